@@ -393,7 +393,7 @@ class Coordinator:
             entries = self._arrivals.enter(now_ns, len(admitted))
             arrivals = []
             for (image, record), (t0_ns, asked_ns) in zip(admitted, entries, strict=True):
-                self.recorder.admitted(image, record, t0_ns, now_ns - asked_ns)
+                record.t0_ns, record.read_ns = t0_ns, now_ns - asked_ns
                 group = None if self._supply is None else self._supply.group_of(image)
                 drawn = self.feed.draw.one(record.shard, record.row)
                 if self.book is not None:

@@ -80,8 +80,7 @@ class ImageBuffer:
         self.clock = clock
         self._next = 0
         self._reading = frozenset(reading)
-        self._records: dict[int, ImageRecord] = {}
-        self._cells: dict[int, np.ndarray] = {}  # of those that came without and were shrunk since
+        self.images: dict[int, ImageRecord] = {}  # in flight: admitted and not released yet
 
     @property
     def exhausted(self) -> bool:
@@ -113,8 +112,7 @@ class ImageBuffer:
         admitted: list[tuple[int, ImageRecord]] = []
         for record in self.reader.take(count):
             number = self._numbers.pop(record.index) if self._numbered else self._next
-            if record.fault is None:
-                self._records[number] = record
+            self.images[number] = record
             admitted.append((number, record))
             self._next = number + 1
         return admitted
@@ -130,13 +128,13 @@ class ImageBuffer:
         tasks = [WireTask(s.task, s.group, s.attempt, s.kind, s.items, by_place) for s in sends]
         if KIND[sends[0].kind].encoded and not by_place:
             return self._pack_encoded(tasks, buffer_for)
-        records = [self._records[image] for send in sends for image, _ in send.items]
+        records = [self.images[image] for send in sends for image, _ in send.items]
         if by_place:
             pixels = [pack_places([(record.shard, record.row) for record in records])]
         else:
             pixels = [_pixels(record) for record in records]
             for task in tasks:  # of an image, or of many of which none is a file
-                task.as_files = self._records[task.items[0][0]].file is not None
+                task.as_files = self.images[task.items[0][0]].file is not None
         items = len(records)
         nbytes = task_message_bytes(len(tasks), items, sum(p.nbytes for p in pixels))
         buffer = buffer_for(nbytes)
@@ -166,24 +164,15 @@ class ImageBuffer:
 
     def _cell(self, image: int) -> np.ndarray:
         """(h, w, C) uint8, what is pasted: from the reader, or shrunk now and kept."""
-        record = self._records[image]
-        if record.cell is not None:
-            return record.cell
-        if image not in self._cells:
-            self._cells[image] = self.encoder.shrink(_pixels(record))
-        return self._cells[image]
+        record = self.images[image]
+        if record.cell is None:
+            record.cell = self.encoder.shrink(_pixels(record))
+        return record.cell
 
     def release(self, images: Iterable[int]) -> None:
-        """No task needs their pixels any more."""
+        """They have their outcome, and no task needs their pixels any more."""
         for image in images:
-            self._records.pop(image, None)
-            if self._cells:
-                self._cells.pop(image, None)
-
-    @property
-    def held(self) -> int:
-        """Images whose pixels, or places, are kept."""
-        return len(self._records)
+            del self.images[image]
 
 
 def _pixels(record: ImageRecord) -> np.ndarray:

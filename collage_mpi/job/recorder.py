@@ -1,17 +1,16 @@
-"""From what happens to the rows of a run.
+"""The rows of a run, from what the coordinator does and hears.
 
-A group's row is written when its last image is resolved (and, if it was closed part-filled,
-the next group is seen), a task's when it has ended and its group is done, since until then
-a held answer of it may still resolve an image. The row of a bundle, whose images may be of several
-groups, is written when it has ended and all its images are resolved.
+The row of a group is written with the last of its images; if the group was closed part-filled, when
+the next group is seen. The row of a task is written when the task has ended and no group of its
+images is open, because until then an answer that is held back may still resolve an image.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -41,30 +40,41 @@ class Writer(Protocol):
     def task(self, row: TaskRow, /) -> None: ...
 
 
-# A task whose compute + held is over this times its draw met no delay of the model: the network
-# computed too long, or the rank was not given its core back in time (docs/stragglers.md).
+# A task that took longer than this times its draw did not meet the delay model alone: the network
+# computed too long, or the operating system gave the rank its core too late (docs/stragglers.md).
 TOLERATED = 1.1
+
+UNFINISHED, LOST = 0, -1  # of a task without an answer, beside the statuses of answers
+OUTCOMES = {
+    UNFINISHED: "unfinished",
+    LOST: "lost",
+    ANSWERED: "answered",
+    FAILED: "failed",
+    SKIPPED: "skipped",
+}
+NO_RESULT = WireResult(0, UNFINISHED)
+NO_SCORE = (0, 0.0)
+NO_REASON = b""  # rows store bytes: with a str the writer would encode it and make the row again
 
 
 class Vectors:
-    """Picks the vector of the answer that resolved an image, which is kept."""
+    """Keeps a vector of each image: that of the answer that resolved it."""
 
     def __init__(
         self, extras: Extras, write: Callable[[int, int, np.ndarray], None], evidence: int = 0
     ) -> None:
-        """`write(shard, row, vector)` keeps it.
-
-        `evidence`: numbers before it that are the scheme's, of an answer that has both.
+        """`write(shard, row, vector)` stores a vector. `evidence`: how many numbers of an answer's
+        vector belong to the scheme and come first.
         """
         self._extras, self._write, self._evidence = extras, write, evidence
         self._decoded: dict[int, np.ndarray] = {}
 
     def decoded(self, image: int, scores: np.ndarray) -> None:
-        """The image's scores, (classes,), as several answers together give them."""
+        """Note the scores of an image, (classes,), that were decoded from several answers."""
         self._decoded[image] = self._extras.pack(scores[None].astype(np.float32))[0]
 
     def keep(self, resolve: Resolve, record: ImageRecord, send: Send, result: WireResult) -> None:
-        """The image is resolved by the task's answer; its row follows."""
+        """Write the vector of an image that the task's answer has resolved."""
         vector = self._decoded.pop(resolve.image, None)
         if vector is None:
             assert result.vectors is not None
@@ -73,115 +83,94 @@ class Vectors:
         self._write(record.shard, record.row, vector)
 
 
-NO_RESULT = WireResult(0, 0)  # of a task that has not ended
-OUTCOMES = {ANSWERED: "answered", FAILED: "failed", SKIPPED: "skipped"}
-
-
-NO_SCORE = (0, 0.0)
-NO_REASON = b""  # as it is stored: of a text the writer makes bytes, and the row anew
-
-
-class _Image(NamedTuple):
-    record: ImageRecord
-    t0_ns: int
-    read_ns: int
-
-
 @dataclass(slots=True)
 class _Task:
     send: Send
     sent_ns: int
-    result: WireResult
+    encode_ns: int  # of a bundle; that of any other task counts for its group
+    result: WireResult  # NO_RESULT until it has ended
     done_ns: int = 0
     decode_ns: int = 0
-    outcome: str = "unfinished"
-    encode_ns: int = 0
-    resolved: int = 0
-    open: int = 0  # of a bundle, images that are not resolved yet
-    waits: bool = False  # for them alone
-    reason: str = ""
+    resolved: int = 0  # images
+    open: int = 0  # groups that it waits for since it has ended
 
 
 @dataclass(slots=True)
 class _Group:
     first: int  # image in cell 0
-    size: int  # images it has, or may have while nothing is known of the next group
+    size: int  # images that it has, or may have as long as the next group is not known
     t0_ns: int
     read_ns: int
     encode_ns: int = 0
-    images: int = 0
+    images: int = 0  # resolved
     last_ns: int = 0
     collage_cells: int = 0
     labels: set[int] = field(default_factory=set)
-    ended: list[_Task] = field(default_factory=list)
+    ended: list[_Task] = field(default_factory=list)  # tasks that wait for it
 
 
 @dataclass
 class Totals:
-    """Counts for the status line and the validity of injected delays."""
+    """Counts for the status line, and for the check of injected delays."""
 
     images: int = 0
     errors: int = 0
     collage: int = 0
-    audited: int = 0  # accepted answers beside which the single network was asked
-    differing: int = 0  # of these, where it gave another class
+    audited: int = (
+        0  # images with an accepted collage answer that the single network classified too
+    )
+    differing: int = 0  # of these, images to which the two networks gave different classes
     drawn_tasks: int = 0
     exceeded: int = 0
 
 
 class Recorder:
-    """Told of every admission, send, end and outcome; writes rows. Times are rank 0's."""
+    """Is told of every send, end and outcome, and writes the rows. All times are rank 0's."""
 
     def __init__(
         self,
         writer: Writer,
+        images: Mapping[int, ImageRecord],
         *,
         start_ns: int,
         group_size: int,
         warmup_groups: int,
         vectors: Vectors | None = None,
     ) -> None:
-        """`vectors` picks what is kept of an image beyond its class, where anything is."""
+        """`images`: the images in flight by id, from their admission until they are released.
+
+        `vectors` keeps what is asked of an image beyond its class.
+        """
         self.totals = Totals()
         self._vectors = vectors
         self._writer = writer
         self._start_ns = start_ns
-        self.began_ns = time.time_ns()  # Unix time of `start_ns`, to lay sessions side by side
+        self.began_ns = time.time_ns()  # Unix time of `start_ns`, to align sessions
         self._group_size = group_size
         self._warmup_groups = warmup_groups
-        self._images: dict[int, _Image] = {}
+        self._images = images
         self._tasks: dict[int, _Task] = {}
         self._groups: dict[int, _Group] = {}
-        # Images that a rank could not read, and whether a rank has found the row itself to be bad
-        self._unread: dict[int, bool] = {}
-        self._bundles: dict[int, list[_Task]] = {}  # unresolved image -> bundles it left in
 
     def warm_up_from(self, group: int) -> None:
         """The session's first group has that number."""
         self._warmup_groups += group
 
-    def admitted(self, image: int, record: ImageRecord, t0_ns: int, read_ns: int) -> None:
-        """An image of the input entered at t0_ns; reading its group took read_ns."""
-        self._images[image] = _Image(record, t0_ns, read_ns)
-
     def sent(self, sends: Sequence[Send], now_ns: int, encodes_ns: Sequence[int]) -> None:
-        """Tasks left in one message; for a collage or a stripe, encoding it took so long."""
+        """Tasks left in one message; pasting each one's collage or stripe took `encodes_ns`."""
         for send, encode_ns in zip(sends, encodes_ns, strict=True):
-            task = self._tasks[send.task] = _Task(send, now_ns, NO_RESULT)
+            self._tasks[send.task] = _Task(send, now_ns, encode_ns if send.bundle else 0, NO_RESULT)
             if send.bundle:
-                task.encode_ns, task.open = encode_ns, len(send.items)
-                for (image, _), place in zip(send.items, send.bundle, strict=True):
-                    self._bundles.setdefault(image, []).append(task)
-                    self._group_of(place[0], image, place[1])
+                for (image, _), (number, cell) in zip(send.items, send.bundle, strict=True):
+                    self._group_of(number, image, cell)
             else:
                 self._group_of(send.group, *send.items[0]).encode_ns += encode_ns
 
     def ended(self, results: Sequence[WireResult], now_ns: int, decode_ns: int) -> None:
-        """Tasks ended on their rank, which has said so in one message."""
+        """Tasks ended on their rank; all their results came in one message."""
         for result in results:
             task = self._tasks[result.task]
-            task.result, task.outcome, task.done_ns = result, OUTCOMES[result.status], now_ns
-            task.decode_ns, task.reason = decode_ns, result.reason
+            task.result, task.done_ns, task.decode_ns = result, now_ns, decode_ns
             if result.unread:
                 self._note_unread(task.send, result.unread)
             if result.drawn_ns > 0 and result.status == ANSWERED:
@@ -191,94 +180,84 @@ class Recorder:
 
     def _note_unread(self, send: Send, unread: Sequence[Unread | None]) -> None:
         for (image, _), why in zip(send.items, unread, strict=True):
-            if why is not None and image in self._images:
-                self._unread[image] = why.of_input or self._unread.get(image, False)
+            record = self._images.get(image)
+            if why is not None and record is not None:
+                record.unread = why.of_input or bool(record.unread)
 
     def settled(self, tasks: Iterable[int]) -> None:
-        """The scheduler has acted on the end of these: file each, or keep it for its group."""
+        """The scheduler has acted on the end of these tasks: write their rows, or keep them for
+        the groups that are open."""
         for task_id in tasks:
             task = self._tasks[task_id]
-            group = self._groups.get(task.send.group)
-            if task.open:
-                task.waits = True
-            elif group is not None and not task.send.bundle:
-                group.ended.append(task)  # a reserved answer may still resolve an image
-            else:
-                self._file(task)
-
-    def _file(self, task: _Task) -> None:
-        del self._tasks[task.send.task]
-        self._write_task(task)
+            numbers = {number for number, _ in task.send.bundle} or {task.send.group}
+            groups = [self._groups[number] for number in numbers if number in self._groups]
+            task.open = len(groups)
+            for group in groups:
+                group.ended.append(task)
+            if not groups:
+                self._write_task(self._tasks.pop(task_id))
 
     def lost(self, rank: int, now_ns: int, why: str) -> None:
         """The rank is gone: its tasks ended without an answer."""
         for task_id, task in list(self._tasks.items()):
-            if task.send.rank == rank and task.outcome == "unfinished":
-                task.outcome, task.done_ns, task.reason = "lost", now_ns, why
+            if task.send.rank == rank and task.result is NO_RESULT:
+                task.result, task.done_ns = WireResult(task_id, LOST, reason=why), now_ns
                 self.settled((task_id,))
 
     def resolved(self, resolve: Resolve, now_ns: int) -> None:
-        """An image has its outcome, known at now_ns, or decided before and audited since."""
+        """An image has its outcome. An audited answer counts from when it was decided."""
         if resolve.decided_ns is not None:
             now_ns = resolve.decided_ns
         group = self._group_of(resolve.group, resolve.image, resolve.cell)
-        image, totals = self._images[resolve.image], self.totals
+        record = self._images[resolve.image]
         task = self._tasks[resolve.tasks[0]] if resolve.tasks else None
-        if resolve.image in self._unread:
-            by_row = task is not None and not KIND[task.send.kind].encoded
-            if resolve.outcome == "error" or (self._unread[resolve.image] and not by_row):
-                # As when rank 0 reads, a row that nobody could read has no label to be trusted.
-                # Neither has a bad row whose stored cell was classified.
-                image = image._replace(record=replace(image.record, label=None))
+        label = _trusted_label(record, resolve, task)
         if self._vectors is not None and task is not None:
-            self._vectors.keep(resolve, image.record, task.send, task.result)
+            self._vectors.keep(resolve, record, task.send, task.result)
         # First: a writer that raises leaves everything as if this had not happened.
-        self._writer.image(self._image_row(resolve, image, task, group, now_ns))
-        del self._images[resolve.image]
-        self._unread.pop(resolve.image, None)
-        if task is not None:  # of several the first: the others resolved images of their own
+        self._writer.image(self._image_row(resolve, record, label, task, group, now_ns))
+        if task is not None:  # if there are several, the others resolved images of their own
             task.resolved += 1
         group.images += 1
-        if now_ns > group.last_ns:
-            group.last_ns = now_ns
-        if image.record.label is not None:
-            group.labels.add(image.record.label)
+        group.last_ns = max(group.last_ns, now_ns)
+        group.collage_cells += resolve.source == COLLAGE
+        if label is not None:
+            group.labels.add(label)
+        self._count(resolve)
+        if group.images == group.size:
+            self._close_group(resolve.group)
+
+    def _count(self, resolve: Resolve) -> None:
+        totals = self.totals
         totals.images += 1
-        if resolve.source == COLLAGE:
-            group.collage_cells += 1
-            totals.collage += 1
+        totals.collage += resolve.source == COLLAGE
         totals.errors += resolve.outcome == "error"
         if resolve.decided_ns is not None and resolve.other and resolve.score:
             totals.audited += 1
             totals.differing += resolve.other.label != resolve.score.label
-        for bundle in self._bundles.pop(resolve.image, ()):
-            bundle.open -= 1
-            if bundle.waits and not bundle.open:
-                self._file(bundle)
-        if group.images == group.size:
-            self._close_group(resolve.group)
 
     def finish(self, now_ns: int) -> None:
-        """File what is left: part-filled groups; tasks without an end, which are censored now."""
+        """Write what is left: groups that are part-filled, and tasks that have not ended, which
+        are censored now."""
         for number in list(self._groups):
             self._close_group(number)
         for task in self._tasks.values():
-            if task.outcome == "unfinished":
+            if task.result is NO_RESULT:
                 task.done_ns = now_ns
             self._write_task(task)
         self._tasks.clear()
 
     def _group_of(self, number: int, image: int, cell: int) -> _Group:
-        """The group, made at the first sight of one of its images.
+        """The group of that number, made when its first image is seen.
 
-        Images and groups are numbered in order of arrival: where the next group begins, this
-        one ends, which tells the size of a group that was closed part-filled.
+        Images and groups are numbered in order of arrival, so a group ends where the next one
+        begins. This gives the size of a group that was closed part-filled.
         """
         group = self._groups.get(number)
         if group is not None:
             return group
         first = image - cell
-        member = self._images.get(first) or self._images[image]  # all one t0 in a closed loop
+        member = self._images.get(first) or self._images[image]  # in a closed loop all have one t0
         group = _Group(first, self._group_size, member.t0_ns, member.read_ns)
         self._groups[number] = group
         following, previous = self._groups.get(number + 1), self._groups.get(number - 1)
@@ -293,10 +272,11 @@ class Recorder:
     def _close_group(self, number: int) -> None:
         group = self._groups.pop(number)
         for task in group.ended:
-            self._tasks.pop(task.send.task, None)
-            self._write_task(task)
+            task.open -= 1
+            if not task.open:
+                self._write_task(self._tasks.pop(task.send.task))
         if group.images == 0:
-            return  # no image of it was resolved: it will be done again
+            return  # the next session does its images
         row = GroupRow(
             group=number,
             images=group.images,
@@ -312,27 +292,32 @@ class Recorder:
         self._writer.group(row)
 
     def _image_row(
-        self, resolve: Resolve, image: _Image, task: _Task | None, group: _Group, now_ns: int
+        self,
+        resolve: Resolve,
+        record: ImageRecord,
+        label: int | None,
+        task: _Task | None,
+        group: _Group,
+        now_ns: int,
     ) -> ImageRow:
-        label, score = resolve.score or NO_SCORE
-        known = image.record.label
+        predicted, score = resolve.score or NO_SCORE
         result = task.result if task is not None else NO_RESULT
         return ImageRow(  # in order: by name it takes twice as long
-            image.record.shard,
-            image.record.row,
+            record.shard,
+            record.row,
             resolve.group,
             resolve.cell,
             SOURCE_CODE[resolve.source],
             resolve.score is not None,  # answered
-            label,  # predicted
+            predicted,
             score,
-            known is not None,  # has_label
-            known if known is not None else 0,
+            label is not None,  # has_label
+            label if label is not None else 0,
             task.send.rank if task is not None else 0,
             task.send.attempt if task is not None else 0,
-            image.t0_ns - self._start_ns,
-            now_ns - image.t0_ns,  # latency_ns
-            image.read_ns + result.read_ns,
+            record.t0_ns - self._start_ns,
+            now_ns - record.t0_ns,  # latency_ns
+            record.read_ns + result.read_ns,
             group.encode_ns + (task.encode_ns if task is not None else 0),
             task.decode_ns if task is not None else 0,
             result.compute_ns,
@@ -359,9 +344,19 @@ class Recorder:
             result.compute_ns,
             result.held_ns,
             result.drawn_ns,
-            OUTCOME_CODE[task.outcome],
+            OUTCOME_CODE[OUTCOMES[result.status]],
             self._writer.session,
             send.group < self._warmup_groups,
-            task.reason or NO_REASON,
+            result.reason or NO_REASON,
         )
         self._writer.task(row)
+
+
+def _trusted_label(record: ImageRecord, resolve: Resolve, task: _Task | None) -> int | None:
+    """The image's label. None if it stands in a row that no rank could read, or in a bad row of
+    which a stored cell was classified, as if rank 0 had read the row."""
+    if record.unread is None:
+        return record.label
+    by_row = task is not None and not KIND[task.send.kind].encoded
+    untrusted = resolve.outcome == "error" or (record.unread and not by_row)
+    return None if untrusted else record.label

@@ -536,8 +536,12 @@ def build_coordinator(
     known = (costs.ratio, costs.batch_costs) if costs is not None else ()
     workers = len(plan.placement.workers)
     scheduler = Scheduler(settings.scheduler_settings(workers, *known), scheme)
+    fingerprints = [info.fingerprint for info in plan.shards.infos]
+    draw = Draw(settings.audit_share, settings.audit_seed, fingerprints)
+    feed = ImageBuffer(reader, encoder, worker_group.session, clock, reading, draw)
     recorder = Recorder(
         writer,
+        feed.images,
         start_ns=clock(),
         group_size=settings.group_size,
         warmup_groups=settings.warm_groups,
@@ -553,9 +557,6 @@ def build_coordinator(
         watch.look(totals.audited, totals.differing)
         told.tell(totals, len(worker_group.detector.timeouts.losses))
 
-    fingerprints = [info.fingerprint for info in plan.shards.infos]
-    draw = Draw(settings.audit_share, settings.audit_seed, fingerprints)
-    feed = ImageBuffer(reader, encoder, worker_group.session, clock, reading, draw)
     book = build_book(plan, alone=supply is None)
     if supply is not None:
         supply.attach(feed, recorder, book)

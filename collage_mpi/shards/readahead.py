@@ -23,7 +23,9 @@ goes through the file in fewer passes."""
 
 @dataclass(slots=True)  # not frozen: that takes four times as long to make
 class ImageRecord:
-    """One image of the input.
+    """One image of the input, from its reading until no task needs it any more.
+
+    The last three attributes are noted by the coordinator while the image is in flight.
 
     Attributes:
         index: global index in the `ShardSet`.
@@ -34,6 +36,10 @@ class ImageRecord:
         fault: why the row cannot be used; None for a good row.
         cell: (cell_px, cell_px, C) uint8, the shrunk image; None if nobody asked for it.
         file: the stored file, in place of pixels, if another rank decodes it.
+        t0_ns: when it was admitted, or was to arrive; its latency counts from then.
+        read_ns: from the request for it until it was read.
+        unread: whether its row is bad, according to a rank that could not read it; None as long
+            as no rank has said so.
     """
 
     index: int
@@ -44,6 +50,9 @@ class ImageRecord:
     fault: str | None = None
     cell: np.ndarray | None = None
     file: bytes | None = None
+    t0_ns: int = 0
+    read_ns: int = 0
+    unread: bool | None = None
 
 
 @dataclass(frozen=True)

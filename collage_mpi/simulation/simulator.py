@@ -19,11 +19,9 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
-
-import numpy as np
 
 from collage_mpi.faults.reply_timeout import SCAN_EVERY_NS, TIMEOUT, ReplyTimeouts, Suspicion
 from collage_mpi.job.recorder import Recorder, Writer
@@ -43,7 +41,6 @@ from collage_mpi.workload.straggler_settings import make_delays
 
 # At equal times answers come before timers, as the scheduler asks; work on ranks is in between.
 ANSWER, RANK, TIMER = 0, 1, 2
-NO_PIXELS = np.empty((0, 0, 0), np.uint8)
 FINGERPRINT = "simulated"  # of the shard that its images would be in
 ANY_SCORE = Score(0, 1.0)
 
@@ -88,8 +85,10 @@ class Simulation:
         self.scheduler = Scheduler(
             settings.scheduler_settings(workers, ratio, self.batch_costs), scheme
         )
+        self._images: dict[int, ImageRecord] = {}  # in flight
         self.recorder = Recorder(
             writer,
+            self._images,
             start_ns=0,
             group_size=settings.group_size,
             warmup_groups=settings.warm_groups,
@@ -114,7 +113,7 @@ class Simulation:
         self._awaited_ns: int | None = None
         self._events: deque[ev.Event] = deque()
         self._dropped_timers: set[int] = set()
-        self._actions = {
+        self._actions: dict[type, Callable[[Any], None]] = {
             ev.Send: lambda a: self._send((a,)),
             ev.SendBatch: lambda a: self._send(a.sends),
             ev.Resolve: lambda a: self.recorder.resolved(a, self._stamp_ns),
@@ -122,7 +121,7 @@ class Simulation:
             ev.Cancel: self._cancel,
             ev.SetTimer: lambda a: self._at(a.at_ns, TIMER, self._timer, a.timer),
             ev.CancelTimer: lambda a: self._dropped_timers.add(a.timer),
-            ev.Release: lambda a: None,
+            ev.Release: self._release,
             ev.Retire: lambda a: None,
             ev.Recall: lambda a: None,
             ev.Finish: self._finished,
@@ -223,8 +222,7 @@ class Simulation:
             for t0_ns, _ in self._arrivals.enter(now_ns, count):
                 image = self._next_image
                 label = None if self._answers is None else self._answers.label(image)
-                record = ImageRecord(image, 0, image, NO_PIXELS, label)
-                self.recorder.admitted(image, record, t0_ns, 0)
+                self._images[image] = ImageRecord(image, 0, image, None, label, t0_ns=t0_ns)
                 drawn = self._draw.one(0, image)
                 self._events.append(ev.ImageArrived(now_ns, image, t0_ns, drawn=drawn))
                 self._next_image += 1
@@ -253,6 +251,10 @@ class Simulation:
     def _cancel(self, action: ev.Cancel) -> None:
         self._free_ns += self.costs.send_ns
         self._at(self._free_ns + self.costs.network_ns, RANK, self._cancelled, action)
+
+    def _release(self, action: ev.Release) -> None:
+        for image in action.images:
+            del self._images[image]
 
     def _finished(self, action: ev.Finish) -> None:
         self.finish = action

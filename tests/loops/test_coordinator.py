@@ -111,7 +111,11 @@ class Job:
             Draw(audit, 0, ("aa",)),
         )
         self.recorder = Recorder(
-            self.writer, start_ns=self.start_ns, group_size=side * side, warmup_groups=1
+            self.writer,
+            self.feed.images,
+            start_ns=self.start_ns,
+            group_size=side * side,
+            warmup_groups=1,
         )
         collages = collages if scheme in ("collage", "cascade") else 0
         self.scheduler = Scheduler(
@@ -154,8 +158,8 @@ class Job:
         )
 
     def _watch(self, recorder: Recorder) -> None:
-        self.most_held = max(self.most_held, self.feed.held)
-        remembered = len(recorder._images) + len(recorder._tasks) + len(recorder._groups)
+        self.most_held = max(self.most_held, len(self.feed.images))
+        remembered = len(self.feed.images) + len(recorder._tasks) + len(recorder._groups)
         self.most_remembered = max(self.most_remembered, remembered)
         assert self.clock.now_ns < self.start_ns + 3600 * 10**9, "an hour has passed: a hang"
 
@@ -194,7 +198,7 @@ class Job:
         finish = self.run()
         assert finish.status == ev.COMPLETE, finish
         assert sorted(row.row for row in self.writer.images) == list(range(len(self.records)))
-        assert self.feed.held == 0
+        assert self.feed.images == {}
         assert not self.coordinator._leaving
 
 
@@ -279,7 +283,7 @@ def test_random_delays_faults_and_absent_cells_lose_nothing(seed):
     )
     assert job.run().status in (ev.COMPLETE, ev.COMPLETE_WITH_ERRORS)
     assert len(job.writer.images) == 60
-    assert job.feed.held == 0
+    assert job.feed.images == {}
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -343,8 +347,7 @@ def test_a_bad_row_is_an_error_row_and_its_neighbours_are_classified():
 @pytest.mark.parametrize(("kind", "label"), [("single", 7), ("collage", None)])
 def test_a_label_that_a_rank_found_bad_is_kept_only_by_who_read_the_row(kind, label):
     writer = ListWriter()
-    recorder = Recorder(writer, start_ns=0, group_size=1, warmup_groups=0)
-    recorder.admitted(0, record(7), 0, 0)
+    recorder = Recorder(writer, {0: record(7)}, start_ns=0, group_size=1, warmup_groups=0)
     for task, of in ((1, "single"), (2, kind)):
         recorder.sent([ev.Send(task, task, of, (ev.Item(0, 0),), 0, task)], 1, [0])
     bad = ev.Unread("checksum does not match its pixels and label", of_input=True)

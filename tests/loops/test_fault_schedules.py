@@ -270,7 +270,7 @@ def play(plan: Plan, folder: Path) -> None:
     results = whole(folder, plan, sessions)
     report = verify_run(folder, results)
     assert report.ok, report.problems
-    assert job.feed.held == 0, "pixels are kept"
+    assert job.feed.images == {}, "pixels are kept"
     adds_up(results)
 
 

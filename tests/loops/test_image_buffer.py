@@ -50,8 +50,7 @@ def test_a_collage_is_pasted_from_cells_made_once(ahead: bool) -> None:
         assert not collage[:, 3:].any()
     assert encoder.shrunk == (0 if ahead else 2)
     feed.release(range(4))
-    assert feed.held == 0
-    assert not feed._cells
+    assert feed.images == {}
 
 
 def test_without_pixels_tasks_name_their_places() -> None:
@@ -67,7 +66,7 @@ def test_without_pixels_tasks_name_their_places() -> None:
     assert packed.encodes_ns == (0, 0)
     assert not packed.pixels
     feed.release(range(3))
-    assert feed.held == 0
+    assert feed.images == {}
 
 
 def test_pixels_go_to_those_that_do_not_read() -> None:
@@ -87,7 +86,7 @@ def test_pixels_go_to_those_that_do_not_read() -> None:
         else:
             assert np.array_equal(payload.reshape(6, 6, 1)[:3, :3], images[1, ::2, ::2])
     feed.release(range(2))
-    assert feed.held == 0
+    assert feed.images == {}
 
 
 @pytest.mark.parametrize("name", ENCODERS)

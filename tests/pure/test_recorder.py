@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from collage_mpi.job.recorder import TOLERATED, Recorder
 from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult
 from collage_mpi.results.rows import KIND_CODE, OUTCOME_CODE, SOURCE_CODE
@@ -30,11 +28,14 @@ class Rows:
 
 def recorder(warmup_groups: int = 0) -> tuple[Rows, Recorder]:
     rows = Rows()
-    return rows, Recorder(rows, start_ns=START_NS, group_size=2, warmup_groups=warmup_groups)
+    return rows, Recorder(rows, {}, start_ns=START_NS, group_size=2, warmup_groups=warmup_groups)
 
 
-def record(image: int, label: int | None) -> ImageRecord:
-    return ImageRecord(image, 4, 50 + image, np.empty((0, 0, 0), np.uint8), label)
+def admit(book: Recorder, image: int, label: int | None, t0_ns: int = 0, read_ns: int = 0) -> None:
+    """As the coordinator does with an image of the input."""
+    record = ImageRecord(image, 4, 50 + image, None, label)
+    record.t0_ns, record.read_ns = START_NS + t0_ns, read_ns
+    book._images[image] = record
 
 
 def send(
@@ -59,8 +60,8 @@ def resolved(
 
 def test_a_group_row_by_row():
     rows, book = recorder(warmup_groups=9)
-    book.admitted(0, record(0, label=6), START_NS + 100, 11)
-    book.admitted(1, record(1, label=7), START_NS + 101, 12)
+    admit(book, 0, 6, 100, 11)
+    admit(book, 1, 7, 101, 12)
     book.sent([send(20, 1, SINGLE, {0: 0}, 9, 1)], START_NS + 110, [0])
     book.sent([send(21, 2, SINGLE, {1: 1}, 9, 1)], START_NS + 120, [0])
     book.sent([send(22, 5, COLLAGE, {0: 0, 1: 1}, 9, 2)], START_NS + 150, [30])
@@ -105,8 +106,8 @@ def bundled(task: int, images: list[int]) -> ev.Send:
 
 def test_an_audited_answer_counts_from_when_it_was_decided():
     rows, book = recorder()
-    book.admitted(0, record(0, label=6), START_NS + 100, 11)
-    book.admitted(1, record(1, label=6), START_NS + 100, 11)
+    admit(book, 0, 6, 100, 11)
+    admit(book, 1, 6, 100, 11)
     book.sent([send(20, 1, SINGLE, {0: 0}, 9, 1)], START_NS + 110, [0])
     ended(book, 300, 17, WireResult(20, ANSWERED, 41, 42, 43))
     audit = {"audited": "done", "other": ev.Score(8, 0.25), "decided_ns": START_NS + 290}
@@ -123,7 +124,7 @@ def test_an_audited_answer_counts_from_when_it_was_decided():
 
 def test_an_audit_that_could_not_be_had_is_told_and_not_counted():
     rows, book = recorder()
-    book.admitted(0, record(0, label=6), START_NS + 100, 11)
+    admit(book, 0, 6, 100, 11)
     book.sent([send(20, 1, SINGLE, {0: 0}, 9, 1)], START_NS + 110, [0])
     ended(book, 300, 17, WireResult(20, ANSWERED, 41, 42, 43))
     kept = resolved(0, COLLAGE, (20,), 0, 6)._replace(audited="failed", decided_ns=START_NS + 290)
@@ -135,7 +136,7 @@ def test_an_audit_that_could_not_be_had_is_told_and_not_counted():
 
 def test_an_audit_of_an_unsure_image_counts_as_none():
     rows, book = recorder()
-    book.admitted(0, record(0, label=6), START_NS + 100, 11)
+    admit(book, 0, 6, 100, 11)
     book.sent([send(20, 1, SINGLE, {0: 0}, 9, 1)], START_NS + 110, [0])
     ended(book, 300, 17, WireResult(20, ANSWERED, 41, 42, 43))
     single = resolved(0, SINGLE, (20,), 0, 6)._replace(audited="done", other=ev.Score(8, 0.25))
@@ -148,7 +149,7 @@ def test_a_bundle_row_by_row():
     """Task 30 answers images of two groups, but for image 1, which task 31 does."""
     rows, book = recorder()
     for image in range(4):
-        book.admitted(image, record(image, label=6), START_NS + 100, 11)
+        admit(book, image, 6, 100, 11)
     book.sent([bundled(30, [0, 1, 2])], START_NS + 110, [30])
     ended(book, 200, 17, WireResult(30, ANSWERED, 41, 42, 0))
     book.resolved(resolved(0, COLLAGE, (30,), 0, 6), START_NS + 210)
@@ -158,37 +159,40 @@ def test_a_bundle_row_by_row():
     assert rows.tasks == [], "image 1 is open, and may yet be resolved by the kept answer"
     ended(book, 300, 1, WireResult(31, ANSWERED, 51, 52, 0))
     book.resolved(resolved(1, SINGLE, (31,), 1, 6), START_NS + 310)
-    assert [(row.task, row.items, row.resolved, row.outcome) for row in rows.tasks] == [
+    book.settled((31,))
+    assert [row.task for row in rows.tasks] == [31], "image 3 of group 10 is open"
+    book.resolved(resolved(3, "error", (), 1, None, "gone")._replace(group=10), START_NS + 320)
+    assert [(row.task, row.items, row.resolved, row.outcome) for row in rows.tasks[1:]] == [
         (30, 3, 2, OUTCOME_CODE["answered"])
     ]
-    book.settled((31,))
-    assert [row.task for row in rows.tasks] == [30, 31]
-    assert [(row.row, row.encode_ns, row.decode_ns, row.rank) for row in rows.images] == [
+    assert [(row.row, row.encode_ns, row.decode_ns, row.rank) for row in rows.images[:3]] == [
         (50, 30, 17, 5),
         (52, 30, 17, 5),
         (51, 0, 1, 1),
     ]
-    assert [(row.group, row.encode_ns, row.collage_cells) for row in rows.groups] == [(9, 0, 1)]
-    assert book._bundles == {}
+    counted = [(row.group, row.encode_ns, row.collage_cells) for row in rows.groups]
+    assert counted == [(9, 0, 1), (10, 0, 1)]
+    assert book._tasks == {}
 
 
-def test_the_row_of_a_bundle_that_resolves_all_its_images_waits_for_no_group():
-    """Of group 9 image 1 is still to come."""
+def test_the_row_of_a_bundle_is_written_at_its_end_where_no_group_of_it_is_open():
     rows, book = recorder()
-    book.admitted(0, record(0, label=6), START_NS, 11)
-    book.sent([bundled(30, [0])], START_NS, [30])
-    ended(book, 200, 17, WireResult(30, ANSWERED))
-    book.resolved(resolved(0, COLLAGE, (30,), 0, 6), START_NS + 210)
+    for image in range(2):
+        admit(book, image, 6)
+    book.sent([bundled(30, [0, 1])], START_NS, [30])
+    for image in range(2):
+        book.resolved(resolved(image, "error", (), image, None, "gone"), START_NS + 175)
+    ended(book, 200, 17, WireResult(30, SKIPPED))
     assert rows.tasks == [], "the scheduler has not said all about it"
     book.settled((30,))
-    assert ([row.task for row in rows.tasks], rows.groups) == ([30], [])
+    assert ([row.task for row in rows.tasks], len(rows.groups)) == ([30], 1)
     assert book._tasks == {}
 
 
 def test_a_bundle_whose_rank_is_lost_is_written_with_the_last_of_its_images():
     rows, book = recorder()
     for image in range(2):
-        book.admitted(image, record(image, label=6), START_NS, 0)
+        admit(book, image, 6)
     book.sent([bundled(30, [0, 1])], START_NS, [0])
     book.lost(5, START_NS + 170, "killed")
     for image in range(2):
@@ -202,7 +206,7 @@ def test_a_bundle_tells_where_a_group_that_was_closed_part_filled_ends():
     """Group 9 has one image, and image 1 is the first of group 10."""
     rows, book = recorder()
     for image in range(2):
-        book.admitted(image, record(image, label=6), START_NS, 0)
+        admit(book, image, 6)
     book.sent([bundled(30, [0, 1])._replace(bundle=((9, 0), (10, 0)))], START_NS, [0])
     ended(book, 200, 17, WireResult(30, ANSWERED))
     book.resolved(resolved(0, COLLAGE, (30,), 0, 6), START_NS + 210)
@@ -212,7 +216,7 @@ def test_a_bundle_tells_where_a_group_that_was_closed_part_filled_ends():
 def test_an_image_may_leave_in_a_second_bundle():
     rows, book = recorder()
     for image in range(2):
-        book.admitted(image, record(image, label=6), START_NS, 0)
+        admit(book, image, 6)
     for task in (30, 31):
         book.sent([bundled(task, [0, 1])], START_NS, [0])
         ended(book, 200, 17, WireResult(task, ANSWERED))
@@ -228,11 +232,11 @@ def test_what_took_as_long_as_it_was_to_is_not_counted_against_a_run():
     _, book = recorder()
     drawn = [(100, 60, 50), (100, 60, 51), (0, 900, 900), (100, 0, 0)]  # ns: drawn, compute, held
     for task, (drawn_ns, compute_ns, held_ns) in enumerate(drawn):
-        book.admitted(task, record(task, None), START_NS, 0)
+        admit(book, task, None)
         book.sent([send(task, 1, SINGLE, {task: task % 2}, task // 2, 1)], START_NS, [0])
         ended(book, 1, 0, WireResult(task, ANSWERED, compute_ns, held_ns, drawn_ns))
     for task, status in enumerate([FAILED, SKIPPED], start=4):
-        book.admitted(task, record(task, None), START_NS, 0)
+        admit(book, task, None)
         book.sent([send(task, 1, SINGLE, {task: task % 2}, task // 2, 1)], START_NS, [0])
         ended(book, 1, 0, WireResult(task, status, 500, 500, 100))
     assert (book.totals.drawn_tasks, book.totals.exceeded) == (3, 1)
@@ -243,13 +247,13 @@ def test_what_is_written_is_forgotten():
     unread = ev.Unread("worn", of_input=True)
     for image in range(4):
         group = 8 + image // 2
-        book.admitted(image, record(image, None), START_NS, 0)
+        admit(book, image, None)
         book.sent([send(image, 1, SINGLE, {image: image % 2}, group, 1)], START_NS, [0])
         ended(book, 1, 0, WireResult(image, FAILED, reason="worn", unread=(unread,)))
         book.settled((image,))
         error = resolved(image, "error", (), image % 2, None, "worn")
         book.resolved(error._replace(group=group), START_NS + 2)
-    assert not any((book._images, book._groups, book._tasks, book._unread))
+    assert not any((book._groups, book._tasks))
 
 
 def test_an_error_row_that_no_rank_could_read_has_no_label():
@@ -257,7 +261,7 @@ def test_an_error_row_that_no_rank_could_read_has_no_label():
     rows, book = recorder()
     whole_file = (ev.Unread("has changed since the job began", of_input=False),)
     for image in range(2):
-        book.admitted(image, record(image, label=6), START_NS, 0)
+        admit(book, image, 6)
         book.sent([send(image, 1, SINGLE, {image: image}, 9, 1)], START_NS, [0])
         ended(book, 1, 0, WireResult(image, FAILED, reason="gone", unread=whole_file))
         book.settled((image,))
@@ -271,8 +275,8 @@ def test_an_error_row_that_no_rank_could_read_has_no_label():
 
 def test_an_error_row_and_what_never_ended():
     rows, book = recorder(warmup_groups=10)
-    book.admitted(0, record(0, label=None), START_NS + 100, 11)
-    book.admitted(1, record(1, label=7), START_NS + 100, 11)
+    admit(book, 0, None, 100, 11)
+    admit(book, 1, 7, 100, 11)
     book.sent([send(20, 1, SINGLE, {0: 0}, 9, 1)], START_NS + 110, [0])
     book.sent([send(21, 2, SINGLE, {1: 1}, 9, 3)], START_NS + 120, [0])
     book.lost(2, START_NS + 170, "killed")

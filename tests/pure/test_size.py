@@ -85,6 +85,7 @@ MODULES = (
 )
 WORDS = (
     26_360,  # the guide, and docs/architecture.md
+    300,  # the architecture says who keeps what of an image and a task
 )
 
 
