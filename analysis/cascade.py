@@ -86,7 +86,7 @@ def networks(folder: Path, precision: str) -> list[Network]:
         name = row["network"]
         with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
             side = int(file["side"])
-        accept = threshold(read_answers(folder / f"{name}.npz", side), name)
+        accept = threshold(name, read_answers(folder / f"{name}.npz", side), side)
         if accept is not None:
             further = row[f"further_{precision}"]
             ratio, cost = float(row[precision]), float(further) if further else None

@@ -84,8 +84,7 @@ def savings_of(path: Path, name: str, ratios: dict[str, float]) -> list[list[str
     except UNREADABLE_OR_GONE as error:
         raise DataFault(f"answers {path} cannot be read: {error}") from error
     known = read_answers(path, side)
-    stages = TwoStages(known.single, first_answers(known), np.array(known.labels), side**2)
-    found = find_savings(stages, ratios["float32"], threshold(stages, name, known))
+    found = find_savings(both(known, side), ratios["float32"], threshold(name, known, side))
     if found is None:
         raise DataFault(f"answers {path} has too few images for a saving")
     points = {"in the file": found["at_threshold"], "no loss": found["no_loss"]}
@@ -103,7 +102,11 @@ def first_answers(known: Answers) -> Sequence[Score | None]:
     return found
 
 
-def threshold(stages: TwoStages, name: str, known: Answers) -> AcceptSpec | None:
+def both(known: Answers, side: int) -> TwoStages:
+    return TwoStages(known.single, first_answers(known), np.array(known.labels), side**2)
+
+
+def threshold(name: str, known: Answers, side: int) -> AcceptSpec | None:
     """From which score on the answers count, what that costs; None where no score does.
 
     Args:
@@ -112,7 +115,7 @@ def threshold(stages: TwoStages, name: str, known: Answers) -> AcceptSpec | None
     """
     if known.backup is None:
         return describe_weights(with_shipped(f"shipped:{name}.safetensors")).accept
-    return choose_threshold(stages, "", TWO_ERRORS)
+    return choose_threshold(both(known, side), "", TWO_ERRORS)
 
 
 def row(at: dict[str, Any], which: str, side: int, ratios: dict[str, float]) -> list[str]:
