@@ -303,7 +303,7 @@ class Judge:
             needed = f"{least_images(asked.agree):,} are needed"
             return None, (
                 f"only {both}, and {needed}. Of the others one network alone gave an answer, as "
-                f"where too few images waited for a collage, or none could; {ALONE}"
+                f"where no rank was left for the other one; {ALONE}"
             )
         found = least_threshold(scores, differs, asked.agree)
         share = 0.0 if found is None else float((scores >= found).mean())

@@ -8,11 +8,17 @@ from collections.abc import Callable, Collection
 from heapq import heapify, heappop, heappush
 from itertools import islice
 from math import inf
+from operator import itemgetter
 
 from collage_mpi.scheduler.state import TaskState
 
+# What waits, by what it waits for. An image that is sent again, or was sent before, goes first; of
+# the others the oldest one, of which those that are FRESH may leave in a bundle.
+AGAIN, LATE, FRESH = range(3)
+EVERYTHING = (AGAIN, LATE, FRESH)
 SPARE = 64  # entries of tasks that are gone, beside one a task that waits
 
+_Entry = tuple[bool, int, int]
 _Place = tuple[float, float, int]  # service time, turn, rank
 
 
@@ -28,8 +34,8 @@ class Backlog:
         self.tasks: dict[int, TaskState] = {}
         # Of these, tasks whose images may leave together in a task of another kind, oldest first.
         self.fresh: dict[int, TaskState] = {}
-        # Heap of (fresh, oldest image, task), of some that are gone too.
-        self._order: list[tuple[bool, int, int]] = []
+        # A heap of each sort, of some tasks that are gone too: (not AGAIN, oldest image, task).
+        self._order: list[list[_Entry]] = [[] for _ in EVERYTHING]
         self._turn = 0  # of equally fast ranks the one that has had room for longest comes first
         self._ranks: dict[int, tuple[int, _Place]] = {}  # with room -> messages it has, its place
         self._levels: list[list[_Place]] = [[]]  # the same, sorted, by messages
@@ -40,50 +46,52 @@ class Backlog:
         """All that wait, in no order."""
         return list(self.tasks.values())
 
-    def add(self, task: TaskState, *, fresh: bool = False, late: bool = False) -> None:
-        """It waits; those that are `fresh`, or `late` as these are, come after all others."""
+    def add(self, task: TaskState, sort: int = AGAIN) -> None:
+        """It waits."""
         self.tasks[task.id] = task
-        if fresh:
+        if sort == FRESH:
             self.fresh[task.id] = task
-        heappush(self._order, (fresh or late, task.images[0].id, task.id))
+        heappush(self._order[sort], (sort != AGAIN, task.images[0].id, task.id))
 
-    def renew(self, fresh: Callable[[TaskState], bool]) -> None:
-        """All that waits is fresh or not anew, the oldest image first."""
+    def renew(self, sort: Callable[[TaskState], int]) -> None:
+        """All that waits is of another sort, the oldest image first."""
         waiting = sorted(self.tasks.values(), key=lambda task: (task.images[0].id, task.id))
         self.clear()
-        self._order.clear()
         for task in waiting:
-            self.add(task, fresh=fresh(task))
+            self.add(task, sort(task))
 
     def forget(self, task: TaskState) -> None:
         """It need not be sent."""
         del self.tasks[task.id]
         self.fresh.pop(task.id, None)
-        if len(self._order) > 2 * len(self.tasks) + SPARE:
-            self._order = [entry for entry in self._order if entry[2] in self.tasks]
-            heapify(self._order)
+        if sum(map(len, self._order)) > 2 * len(self.tasks) + SPARE:
+            for heap in self._order:
+                heap[:] = [entry for entry in heap if entry[2] in self.tasks]
+                heapify(heap)
 
     def clear(self) -> None:
         """Nothing waits any more."""
         self.tasks.clear()
         self.fresh.clear()
+        for heap in self._order:
+            heap.clear()
 
-    def take(self, fits: Callable[[TaskState], bool], *, fresh: bool = True) -> TaskState | None:
-        """The first one that fits, which waits no more; None if none does.
-
-        `fresh`: whether it may be a fresh one.
-        """
+    def take(
+        self, fits: Callable[[TaskState], bool], sorts: Collection[int] = EVERYTHING
+    ) -> TaskState | None:
+        """The first one of these sorts that fits, which waits no more; None if none does."""
         passed, found = [], None
-        while found is None and self._order and (fresh or not self._order[0][0]):
-            entry = heappop(self._order)
+        while found is None and (heaps := [self._order[s] for s in sorts if self._order[s]]):
+            heap = min(heaps, key=itemgetter(0))
+            entry = heappop(heap)
             task = self.tasks.get(entry[2])
             if task is not None and fits(task):
                 found = self.tasks.pop(task.id)
                 self.fresh.pop(task.id, None)
             elif task is not None:
-                passed.append(entry)
-        for entry in passed:
-            heappush(self._order, entry)
+                passed.append((heap, entry))
+        for heap, entry in passed:
+            heappush(heap, entry)
         return found
 
     def take_fresh(self, most: int) -> list[TaskState]:

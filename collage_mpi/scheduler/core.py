@@ -131,6 +131,7 @@ class Scheduler:
         rank.status = RANK[rank.status]["silent"]
         self.retries.suspects[rank.id] = rank
         self.retries.leave(rank, event.why)
+        self._look_at_open_group()
         self.dispatch.serve(everyone=True)
 
     def _on_lost(self, event: ev.RankLost) -> None:
@@ -149,6 +150,7 @@ class Scheduler:
             self.dispatch.end(task, "rank lost")
         self.retries.leave(rank, why)
         self.retries.lost(covered, f"rank {rank.id} was lost: {why}")
+        self._look_at_open_group()
         self.dispatch.serve(everyone=True)
 
     def _recover(self, rank: RankState) -> None:
@@ -183,7 +185,7 @@ class Scheduler:
                 self.endgame.put_off()
         if event.group is not None:
             self.groups.number_from(event.group)
-        self.dispatch.gathering = self._gathers
+        gathers = self.dispatch.gathering = self._gathers or self.dispatch.calibrating
         group = self.groups.open(event.intended_ns)
         if not group.images:
             self.scheme.group_opened(self, group)
@@ -201,13 +203,19 @@ class Scheduler:
         if self.groups.is_full(group):
             self.groups.close(group)
         self.dispatch.gathering = False
-        if self._gathers and self.groups.batch_is_in:
+        if gathers and (self.groups.batch_is_in or not self._gathers):
             self.dispatch.flush()
 
     def _closed(self, group: GroupState) -> None:
         if self._stopping is None:
             self.scheme.group_closed(self, group)
             for image in group.images:
+                self.retries.image(image)
+
+    def _look_at_open_group(self) -> None:
+        """What its images wait for may not come any more."""
+        if self.groups.filling is not None and self._stopping is None:
+            for image in self.groups.filling.images:
                 self.retries.image(image)
 
     def _on_input_paused(self, event: ev.InputPaused) -> None:
@@ -322,6 +330,7 @@ class Scheduler:
     def _on_threshold(self, event: ev.Threshold) -> None:
         self.scheme.judge_by(event.confidence)
         self.dispatch.end_calibration(bundles=event.confidence is not None)
+        self._look_at_open_group()
 
     # ---- outcomes, and what schemes may ask for (schemes.Core) ---------------
 

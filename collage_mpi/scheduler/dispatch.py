@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from collage_mpi.kinds import KIND, SINGLE
 from collage_mpi.scheduler import events as ev
-from collage_mpi.scheduler.backlog import Backlog
+from collage_mpi.scheduler.backlog import AGAIN, EVERYTHING, FRESH, LATE, Backlog
 from collage_mpi.scheduler.events import Action, Item
 from collage_mpi.scheduler.rank_speed import Health, Paces
 from collage_mpi.scheduler.state import ImageState, Message, Pool, RankState, TaskState
@@ -81,7 +81,7 @@ class Dispatch:
         # Where ranks pull it is asked who has nothing, never who has least: messages will do
         self._counts_tasks = health is not None or not pulls
         self.gathering = False  # whether the tasks that are made wait for others
-        self.calibrating = False  # only drawn images may leave in a bundle
+        self.calibrating = False  # drawn images alone may leave in a bundle, and have to
         self._ended_bundles = False  # none may, while a rank takes images by themselves
         self.actions: list[Action] = []
         self.released: list[int] = []  # images whose pixels nobody needs any more, to be told
@@ -233,16 +233,20 @@ class Dispatch:
         self, order: Order, images: list[ImageState], avoid: Collection[int] = ()
     ) -> TaskState | None:
         """A task to the first rank of the kind that has room and is not to be avoided."""
-        fresh = self._bundles(order.attempt, images)
-        if not self._may_wait(order.kind, avoid, fresh):
+        sort = self._sort(order.attempt, images)
+        if not self._may_wait(order.kind, avoid, sort == FRESH):
             return None
-        return self._wait(order, images, avoid, fresh=fresh)
+        return self._wait(order, images, avoid, sort)
 
-    def _bundles(self, attempt: int, images: list[ImageState]) -> bool:
-        """Whether the task may leave in a bundle: it is its image's first."""
-        if not self.bundling or attempt > 1 or images[0].bundled:
-            return False
-        return images[0].drawn or not (self.calibrating and self.has_rank(self.main))
+    def _sort(self, attempt: int, images: list[ImageState]) -> int:
+        """Of a task that waits: it may leave in a bundle if it is its image's first."""
+        if attempt > 1 or images[0].bundled:
+            return AGAIN
+        if self.bundling and not (
+            self.calibrating and self.has_rank(self.main) and not images[0].drawn
+        ):
+            return FRESH
+        return LATE if self.calibrating else AGAIN
 
     @property
     def bundling(self) -> bool:
@@ -250,6 +254,14 @@ class Dispatch:
         if self.bundle is None:
             return False
         return not (self._ended_bundles and self.has_rank(self.main))
+
+    @property
+    def pairing(self) -> bool:
+        """Whether an image that may leave in a bundle leaves in no other way: both networks are to
+        classify the images that choose a threshold."""
+        return (
+            self.calibrating and self.bundle is not None and self.has_rank(self.bundle.order.kind)
+        )
 
     def first_to_finish(self, kind: str, count: int) -> list[int]:
         """The ranks that would finish a task of the kind first; () if ranks are not watched."""
@@ -340,12 +352,10 @@ class Dispatch:
         order: Order,
         images: list[ImageState],
         avoid: Collection[int],
-        *,
-        fresh: bool = False,
+        sort: int = AGAIN,
     ) -> TaskState:
         task = self._new(order, images, self._unbound, avoid)
-        first = order.attempt == 1 and not images[0].bundled
-        self._backlogs[order.kind].add(task, fresh=fresh, late=self.calibrating and first)
+        self._backlogs[order.kind].add(task, sort)
         if self.gathering:
             self._just_made.append(task)
         else:
@@ -380,8 +390,11 @@ class Dispatch:
         self._try_again()
         while task.id in backlog.tasks:
             barred = self._barred(task)
-            rank = backlog.pick(barred, self._limit_ns(task, barred))
-            if rank is None and self.bundling and self._is_fresh(task):
+            fresh = self.bundling and self._is_fresh(task)
+            rank = None
+            if not (fresh and self.pairing):
+                rank = backlog.pick(barred, self._limit_ns(task, barred))
+            if rank is None and fresh:
                 rank = self._pick_for_bundle()
             if rank is None or not self._pull(self.ranks[rank]):
                 return
@@ -399,12 +412,13 @@ class Dispatch:
         answer, or a failure, has left to be sent alone."""
         if self.bundle is not None:
             main = self._backlogs[self.main]
-            tasks = self._take(main, rank, fresh=False) if rank.id in main else []
+            tasks = self._take(main, rank, (AGAIN,)) if rank.id in main else []
             tasks = tasks or self._take_bundles(self.bundle, rank)
             if tasks:
                 return tasks
+        sorts = (AGAIN, LATE) if self.pairing else EVERYTHING
         for backlog in self._backlogs.values():
-            if rank.id in backlog and (tasks := self._take(backlog, rank)):
+            if rank.id in backlog and (tasks := self._take(backlog, rank, sorts)):
                 return tasks
         return []
 
@@ -416,7 +430,7 @@ class Dispatch:
         if self.bundle is None:
             return
         self.calibrating, self._ended_bundles = False, not bundles
-        self._backlogs[self.main].renew(lambda task: self._bundles(task.attempt, task.images))
+        self._backlogs[self.main].renew(lambda task: self._sort(task.attempt, task.images))
         for rank in sorted(self.ranks.values(), key=self._pace_ns):
             self.pump(rank)
 
@@ -445,6 +459,8 @@ class Dispatch:
             assert self._paces is not None
             tasks = self._paces.meanwhile(bundle.order.kind, rank) if bundle.patient else 1
             return ceil(bundle.most * max(1.0, tasks))
+        if self.pairing:
+            return 1
         if not bundle.beyond_idle:
             return bundle.least
         assert self._paces is not None
@@ -481,9 +497,9 @@ class Dispatch:
         quick = self._paces.has_quick(task.kind, barred)
         return self._paces.limit_ns(task.kind) if quick else inf
 
-    def _take(self, backlog: Backlog, rank: RankState, *, fresh: bool = True) -> list[TaskState]:
+    def _take(self, backlog: Backlog, rank: RankState, sorts: Collection[int]) -> list[TaskState]:
         """The next batch for the rank; of less than a batch for each idle rank its share."""
-        waiting = len(backlog.tasks) - (0 if fresh else len(backlog.fresh))
+        waiting = len(backlog.tasks) - (0 if FRESH in sorts else len(backlog.fresh))
         share = min(self.batch, -(-waiting // max(1, backlog.idle)))
         tasks: list[TaskState] = []
 
@@ -495,7 +511,7 @@ class Dispatch:
 
         alone = False
         while len(tasks) < share and not alone:
-            task = backlog.take(fits, fresh=fresh)
+            task = backlog.take(fits, sorts)
             if task is None:
                 break
             alone = share > 1 and _has_failed(task)

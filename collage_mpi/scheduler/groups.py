@@ -58,11 +58,21 @@ class Groups:
             return self.filling
         group = self.filling = GroupState(self._next_group, t0_ns)
         self._next_group += 1
-        linger_ns = self.settings.linger_ns
+        linger_ns = self._linger_ns()
         if linger_ns is not None:
             at_ns = self._dispatch.now_ns + linger_ns
             self._timers.set(at_ns, partial(self.cut_short, group), group)
         return group
+
+    def _linger_ns(self) -> int | None:
+        """How long the group that begins may wait for further images.
+
+        While a threshold is chosen, images wait for their group: no longer than half their timeout.
+        """
+        linger_ns, timeout_ns = self.settings.linger_ns, self.settings.image_timeout_ns
+        if not self._dispatch.calibrating or timeout_ns is None:
+            return linger_ns
+        return timeout_ns // 2 if linger_ns is None else min(linger_ns, timeout_ns // 2)
 
     def place(self, image_id: int, group: GroupState, t0_ns: int) -> ImageState:
         """The image in the group's next cell."""

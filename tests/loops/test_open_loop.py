@@ -7,6 +7,9 @@ import pytest
 from fakes import MS
 from test_coordinator import Job
 
+from collage_mpi.job.calibration import Asked, Judge
+from collage_mpi.results.rows import AUDIT_CODE
+from collage_mpi.scheduler.events import DONE
 from collage_mpi.workload.arrivals import OpenLoop, poisson_times_ns
 
 
@@ -51,3 +54,22 @@ def test_rank_0_wakes_for_the_next_arrival():
     job = open_job(times_ns, scheme="none")
     job.complete()
     assert all(row.latency_ns < 4 * MS for row in job.writer.images)
+
+
+def test_at_a_low_load_the_images_that_choose_a_threshold_meet_both_networks():
+    """They come one by one, at 0.3 of what the ranks can serve, and wait for their collage."""
+    times_ns = poisson_times_ns(0.3 * 4 / 0.004, 1, 120)  # 4 ranks, 4 ms an image
+    cluster = {"service_ns": lambda rank, task: 4 * MS}
+    layout = {"singles": 3, "placement": "fastest", "together": False, "depth": 50, "credit": 1}
+    job = open_job(times_ns, scheme="cascade", calibration=40, cluster=cluster, **layout)
+    judge = Judge(Asked(agree=0.9, wanted=40, calibration=40, images=120, cells=4, ratio=0.5))
+    book, noted = job.coordinator.book, []
+    book.tell(judge.hear)
+    judge.begin(lambda: job.recorder.totals.images, book.heard.append, noted.append)
+    job.complete()
+    rows = sorted(job.writer.images, key=lambda row: row.row)
+    assert [row.audited for row in rows[:40]] == [AUDIT_CODE[DONE]] * 40
+    assert [each["confidence"] for each in noted[-1]] == [0.8999]
+    waits_ns = [row.latency_ns for row in rows[:40]]
+    assert max(waits_ns) > 8 * MS, "of the two networks"
+    assert max(waits_ns) < times_ns[39] / 4, "none waits for the whole calibration"

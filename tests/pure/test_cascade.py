@@ -11,8 +11,8 @@ from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import PARITY
 from collage_mpi.results import summarise
 from collage_mpi.results.rows import KIND_CODE, SOURCE_CODE
-from collage_mpi.scheduler.backlog import Backlog
-from collage_mpi.scheduler.events import Score
+from collage_mpi.scheduler.backlog import AGAIN, FRESH, LATE, Backlog
+from collage_mpi.scheduler.events import ImageArrived, InputPaused, Score
 from collage_mpi.scheduler.state import GroupState, ImageState, RankState, TaskState
 from collage_mpi.settings.placement import placement
 from collage_mpi.settings.run_settings import RunSettings
@@ -876,27 +876,27 @@ def test_at_the_accept_deadline_a_decided_image_keeps_its_source():
 
 def test_until_a_threshold_is_told_only_drawn_images_are_collaged_and_none_is_sure():
     job = cascade(singles=1, calibrate=True, side=2, depth=9)
-    job.arrive(5)
+    job.arrive(4)
     job.arrive(4, drawn=True)
     assert out(job) == [(1, SINGLE, [0])]
     end(job, 1)
-    assert out(job) == [(1, COLLAGE, [5, 6, 7, 8])]
+    assert out(job) == [(1, COLLAGE, [4, 5, 6, 7])]
     end(job, 1)
-    assert not job.resolved.keys() & {5, 6, 7, 8}
-    for image in (5, 6, 7, 8):
+    assert not job.resolved.keys() & {4, 5, 6, 7}
+    for image in (4, 5, 6, 7):
         assert out(job) == [(1, SINGLE, [image])]
         end(job, 1)
         assert (job.resolved[image].source, job.resolved[image].other.score) == (SINGLE, 0.9)
-    for image in (1, 2, 3, 4):
+    for image in (1, 2, 3):
         assert out(job) == [(1, SINGLE, [image])]
         end(job, 1)
     job.threshold(0.5)
     job.arrive(1)
     job.arrive(4)
     end(job, 1)
-    assert out(job) == [(1, COLLAGE, [10, 11, 12, 13])]
-    end(job, 1, unsure=frozenset({11}))
-    assert job.resolved[11].source == COLLAGE
+    assert out(job) == [(1, COLLAGE, [9, 10, 11, 12])]
+    end(job, 1, unsure=frozenset({10}))
+    assert job.resolved[10].source == COLLAGE
 
 
 def test_a_threshold_is_for_the_answers_that_come_after_it():
@@ -1119,7 +1119,124 @@ def test_what_waits_is_sorted_by_age_when_it_is_sorted_anew():
     backlog, rank, group = Backlog(), RankState(1, frozenset(), "", 1), GroupState(0, 0)
     images = [ImageState(image, group, image, 0) for image in (5, 3, 4)]
     for task, image in enumerate(images):
-        backlog.add(TaskState(task, SINGLE, SINGLE, rank, [image], 1), late=True)
-    backlog.renew(lambda task: task.images[0].id != 4)
+        backlog.add(TaskState(task, SINGLE, SINGLE, rank, [image], 1), LATE)
+    backlog.renew(lambda task: AGAIN if task.images[0].id == 4 else FRESH)
     assert [task.images[0].id for task in backlog.take_fresh(9)] == [3, 5]
     assert list(backlog.tasks) == [2], "image 4 waits alone"
+
+
+# ---- images that choose a threshold wait for a whole collage, also where ranks are idle ---------
+
+
+def held(**settings) -> Harness:
+    """A single and a collage rank are idle, and two images that choose a threshold wait."""
+    layout = {"placement": "fixed", "singles": 1, "collages": 1}
+    job = cascade(**{**layout, "calibrate": True, "side": 2, "depth": 9, **settings})
+    job.arrive(2, drawn=True)
+    assert out(job) == []
+    return job
+
+
+def together(job: Harness) -> None:
+    """What waited leaves as a collage, and the job comes to its end."""
+    assert out(job)[0] == (2, COLLAGE, [0, 1])
+    job.run_out()
+    assert [job.resolved[image].audited for image in (0, 1)] == ["done", "done"]
+
+
+def alone(job: Harness) -> None:
+    """What waited leaves, each image by itself, and the job comes to its end."""
+    assert out(job) == [(1, SINGLE, [0])]
+    end(job, 1)
+    assert out(job) == [(1, SINGLE, [1])]
+    job.run_out()
+    assert {job.resolved[image].outcome for image in (0, 1)} == {"ok"}
+
+
+@pytest.mark.parametrize("placement", ["fixed", "fastest"])
+def test_images_that_choose_a_threshold_wait_for_a_whole_collage(placement):
+    job = held(placement=placement)
+    job.arrive(2, drawn=True)
+    assert [(kind, images) for _, kind, images in out(job)] == [(COLLAGE, [0, 1, 2, 3])]
+    job.arrive(3, drawn=True)
+    assert len(job.live) == 1
+
+
+def test_they_wait_for_no_more_once_one_comes_that_does_not_choose():
+    job = held()
+    job.arrive(1)
+    assert out(job)[1:] == [(1, SINGLE, [2])]
+    together(job)
+
+
+def test_they_wait_for_no_more_when_no_rank_could_take_a_collage():
+    job = held()
+    job.suspect(2)
+    assert out(job) == [], "it has nothing to answer, so it is not silent"
+    job.lose(2)
+    alone(job)
+
+
+def test_they_wait_for_no_more_when_the_last_collage_rank_is_silent():
+    job = held(singles=1)
+    job.arrive(2, drawn=True)
+    job.arrive(2, drawn=True)
+    assert out(job) == [(2, COLLAGE, [0, 1, 2, 3])]
+    job.suspect(2)
+    for image in range(6):
+        assert out(job)[-1] == (1, SINGLE, [image])
+        end(job, 1)
+
+
+def test_they_go_on_waiting_when_a_retired_collage_rank_is_recalled():
+    job = held(collages=2, max_failures=1)
+    job.arrive(2, drawn=True)
+    job.fail(job.task_of(0, COLLAGE))
+    assert job.retired == {2}
+    job.arrive(2, drawn=True)
+    job.lose(3)
+    assert job.retired == set()
+    job.arrive(2, drawn=True)
+    assert out(job)[-1] == (2, COLLAGE, [4, 5, 6, 7])
+
+
+def test_they_wait_for_no_more_when_the_input_pauses():
+    job = held()
+    job.feed(InputPaused(job.now_ns))
+    together(job)
+
+
+def test_they_wait_for_no_more_when_the_input_closes():
+    job = held()
+    job.close()
+    together(job)
+
+
+def test_they_wait_for_no_more_once_the_threshold_is_known():
+    job = held()
+    job.threshold(0.5)
+    alone(job)
+
+
+@pytest.mark.parametrize(("linger", "waited"), [(None, 40), (60, 40), (30, 30)])
+def test_they_wait_half_as_long_as_they_may_take_at_most(linger, waited):
+    linger_ns = None if linger is None else linger * MS
+    job = held(image_timeout_ns=80 * MS, linger_ns=linger_ns)
+    job.fire(min(job.timers, key=lambda timer: job.timers[timer]))
+    assert job.now_ns == waited * MS
+    together(job)
+
+
+def test_after_a_stop_they_are_left_to_the_next_session():
+    job = held()
+    job.stop()
+    assert (out(job), job.finish.status) == ([], "incomplete")
+
+
+def test_one_that_cannot_be_read_holds_up_no_others():
+    job = held()
+    job.arrived |= {2}
+    job.admitted -= 1
+    job.feed(ImageArrived(job.now_ns, 2, job.now_ns, fault="worn", drawn=True))
+    job.arrive(1, drawn=True)
+    assert out(job) == [(2, COLLAGE, [0, 1, 3])]

@@ -10,7 +10,7 @@ import pytest
 from scheduler_harness import Harness
 from test_simulator import FREE, Rows, play
 
-from collage_mpi.scheduler.backlog import SPARE, Backlog
+from collage_mpi.scheduler.backlog import AGAIN, FRESH, LATE, SPARE, Backlog
 from collage_mpi.scheduler.schemes import ASSIGNMENTS, SCHEMES
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.simulator import Simulation
@@ -296,7 +296,7 @@ def test_what_waits_no_more_is_cleared_from_the_order_now_and_then():
         task = SimpleNamespace(id=number, images=[SimpleNamespace(id=number)])
         backlog.add(task)
         backlog.forget(task)
-        lengths.append(len(backlog._order))
+        lengths.append(len(backlog._order[AGAIN]))
     assert max(lengths) == SPARE
     assert lengths.count(0) == 2
 
@@ -306,7 +306,7 @@ def backlog_of(*tasks: tuple[int, bool]) -> Backlog:
     backlog = Backlog()
     for number, (image, fresh) in enumerate(tasks):
         task = SimpleNamespace(id=number, images=[SimpleNamespace(id=image)])
-        backlog.add(task, fresh=fresh)
+        backlog.add(task, FRESH if fresh else AGAIN)
     return backlog
 
 
@@ -319,11 +319,23 @@ def test_fresh_tasks_come_after_all_others():
 
 def test_without_fresh_ones_the_first_that_fits_is_taken_or_none():
     backlog = backlog_of((0, True), (5, False), (4, False))
-    assert backlog.take(lambda task: task.id == 0, fresh=False) is None
-    assert backlog.take(lambda task: task.id == 1, fresh=False).id == 1
-    assert backlog.take(bool, fresh=False).id == 2
-    assert backlog.take(bool, fresh=False) is None
+    assert backlog.take(lambda task: task.id == 0, (AGAIN,)) is None
+    assert backlog.take(lambda task: task.id == 1, (AGAIN,)).id == 1
+    assert backlog.take(bool, (AGAIN,)).id == 2
+    assert backlog.take(bool, (AGAIN,)) is None
     assert [*backlog.tasks] == [*backlog.fresh] == [0]
+
+
+def test_of_two_sorts_the_oldest_image_goes_first_after_those_that_are_sent_again():
+    backlog = backlog_of((3, True), (9, False), (5, True))
+    late = SimpleNamespace(id=3, images=[SimpleNamespace(id=4)])
+    backlog.add(late, LATE)
+    taken = [backlog.take(bool) for _ in range(4)]
+    assert [task.images[0].id for task in taken] == [9, 3, 4, 5]
+    backlog = backlog_of((3, True))
+    backlog.add(late, LATE)
+    assert backlog.take(bool, (AGAIN, LATE)) is late
+    assert backlog.take(bool, (AGAIN, LATE)) is None
 
 
 def test_the_oldest_fresh_tasks_are_taken_together():

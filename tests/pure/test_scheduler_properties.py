@@ -15,6 +15,7 @@ from scheduler_harness import Harness
 
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.schemes import ASSIGNMENTS, PLACEMENTS, SCHEMES
+from collage_mpi.scheduler.transitions import OPEN
 
 MS = 1_000_000
 
@@ -195,12 +196,22 @@ class SchedulerMachine(RuleBasedStateMachine):
                 barred = others | (tried if ready - others - tried else set())
                 slow = {r for r in room if dispatch.bundling and dispatch._is_slow(kind, r)}
                 held_back = slow if slow and dispatch._paces.has_quick(kind, barred) else set()
-                if task.id not in gathered:
+                if task.id not in gathered and not (bundle and dispatch.pairing):
                     assert not room - barred - held_back
             if dispatch.bundle and kind == "single" and not gathered:
                 collages = dispatch._backlogs[dispatch.bundle.order.kind]
                 for rank in [r for r in dispatch.ranks if r in collages]:
                     assert len(backlog.fresh) < dispatch._least(dispatch.bundle, rank)
+
+    @invariant()
+    def an_image_without_a_task_waits_for_its_group_or_a_timer(self):
+        if not hasattr(self, "job") or self.job.finish or self.job.scheduler.dispatch.closed:
+            return
+        scheduler = self.job.scheduler
+        group = scheduler.groups.filling
+        for image in group.images if group and scheduler.dispatch.bundle else ():
+            waits = image.status == OPEN and not image.tasks
+            assert not waits or scheduler.scheme.covers_later(scheduler, group)
 
     @invariant()
     def paces_are_those_of_the_ranks_that_take_work(self):

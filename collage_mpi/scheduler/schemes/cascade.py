@@ -14,7 +14,7 @@ from collage_mpi.scheduler.policies import AUTO, Confident
 from collage_mpi.scheduler.schemes.base import Core, Scheme, register
 from collage_mpi.scheduler.schemes.settings import SchemeSettings
 from collage_mpi.scheduler.settings import SchedulerSettings
-from collage_mpi.scheduler.state import ImageState, TaskState
+from collage_mpi.scheduler.state import GroupState, ImageState, TaskState
 
 LEAST = 3  # images: of two the second one would wait for less than a collage takes
 
@@ -69,6 +69,22 @@ class CascadeScheme(Scheme):
         most = settings.group_size
         order, open_loop = Order(self.first, self.first), not settings.together
         return Bundle(order, min(least, most), most, self._beyond_idle, patient=open_loop)
+
+    def image_arrived(self, core: Core, image: ImageState) -> None:
+        """While a threshold is chosen, this image may end the wait of those before it."""
+        if core.dispatch.calibrating:
+            for each in image.group.images:
+                core.reconsider(each)
+        else:
+            super().image_arrived(core, image)
+
+    def covers_later(self, core: Core, group: GroupState) -> bool:
+        """While a threshold is chosen, the images that choose it wait for a whole collage of them.
+
+        Else most of them would go alone where ranks are idle, and be classified by one network.
+        """
+        waits = core.dispatch.pairing and not group.closed
+        return waits and all(image.drawn for image in group.images)
 
     def answered(
         self,
