@@ -139,15 +139,19 @@ class Doctor:
 
     def _try_ranks(self, facts: Facts) -> None:
         """Start a small job, unless this process is a rank itself."""
-        from collage_mpi.doctor.checks_software import choose_launcher
         from collage_mpi.doctor.checks_world import check_trial
         from collage_mpi.doctor.examine import can_meet
 
-        launcher = choose_launcher(facts.mpi, self._wanted)
-        if self._args.no_launch or launcher is None or not can_meet(facts):
+        if self._args.no_launch or not can_meet(facts):
             return
-        from collage_mpi.doctor.trial import try_ranks
+        from collage_mpi.doctor.checks_software import choose_launcher
+        from collage_mpi.doctor.ranks import try_ranks
+        from collage_mpi.launch.mpiexec import NoLauncher
 
+        try:
+            launcher = choose_launcher(facts)
+        except NoLauncher:  # a finding says so
+            return
         asked = self._wanted.ranks or TRIAL_RANKS
         trial = try_ranks(launcher, asked, self._wanted.device)
         finding = check_trial(trial)
@@ -157,7 +161,7 @@ class Doctor:
 
     def _judge(self, facts: Facts, world: World) -> None:
         from collage_mpi.doctor.checks_world import check_world, roles
-        from collage_mpi.doctor.rankmap import map_lines, render_map
+        from collage_mpi.doctor.screen import map_lines, render_map
 
         self._world = world
         self._say(list(check_world(facts, world)))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from collage_mpi.doctor.checks_machine import RESULT_BYTES_PER_IMAGE, size_text
-from collage_mpi.doctor.folder import free_bytes
+from collage_mpi.doctor.gather import free_bytes
 from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.job.handshake import handshake, refuse_other_networks, service_costs, welcomes

@@ -1,10 +1,11 @@
-"""Checks of this host: cores, shared memory, limits, clock, output folder, input, Slurm."""
+"""Checks of this host: cores, shared memory, limits, output folder, input, Slurm, GPUs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from collage_mpi.doctor.facts import BAD, OK, WARN, Facts, Finding, Folder
+from collage_mpi.doctor.facts import BAD, OK, WARN, Facts, Finding, Folder, Gpus
+from collage_mpi.system.environment import visible_entries
 from collage_mpi.system.printable import counted
 
 MIB = 1 << 20
@@ -19,7 +20,6 @@ RESULT_BYTES_PER_IMAGE = 500  # rows of image, tasks and group are 197 + 2 x 166
 DISK_BAD_BYTES = 64 * MIB
 DISK_WARN_BYTES = 1024 * MIB
 FILES_BASE, FILES_PER_RANK = 256, 8  # pipes and sockets of the launcher and of rank 0
-CLOCK_WARN_NS = 10_000
 
 
 def check_cores(facts: Facts) -> Iterator[Finding]:
@@ -107,23 +107,6 @@ def check_open_files(facts: Facts) -> Iterator[Finding]:
         yield Finding("open files", OK, f"up to {machine.files_soft}")
 
 
-def check_clock(facts: Facts) -> Iterator[Finding]:
-    """The clock of all latencies never goes back and has fine steps."""
-    clock = facts.machine.clock
-    if not clock.monotonic:
-        yield Finding("clock", BAD, "not monotonic", "run on a host with CLOCK_MONOTONIC")
-    elif clock.step_ns > CLOCK_WARN_NS:
-        yield Finding(
-            "clock",
-            WARN,
-            f"monotonic, but in steps of {clock.step_ns / 1e3:.0f} us, so latencies are no finer "
-            "than that",
-            "see /sys/devices/system/clocksource: tsc is fine, others are slow",
-        )
-    else:
-        yield Finding("clock", OK, f"monotonic, steps of {clock.step_ns} ns")
-
-
 def check_folder(facts: Facts) -> Iterator[Finding]:
     """Results can be written, with room for them."""
     folder = facts.folder
@@ -167,7 +150,7 @@ def _room(folder: Folder, where: str, facts: Facts) -> Finding:
 
 
 def check_hdf5(facts: Facts) -> Iterator[Finding]:
-    """HDF5 files can be written where results go, and locked there."""
+    """HDF5 files can be written where results go."""
     folder = facts.folder
     if folder is None or not folder.hdf5_tried:
         return
@@ -179,16 +162,8 @@ def check_hdf5(facts: Facts) -> Iterator[Finding]:
             "export HDF5_USE_FILE_LOCKING=FALSE; if that does not help, put the shards on "
             "another file system",
         )
-    elif folder.lock_error is not None:
-        yield Finding(
-            "HDF5 locks",
-            WARN,
-            f"do not work in {folder.tested} ({folder.lock_error}). collage_mpi does without; "
-            "other programs may fail",
-            "export HDF5_USE_FILE_LOCKING=FALSE",
-        )
     else:
-        yield Finding("HDF5", OK, f"files can be written, locked and read in {folder.tested}")
+        yield Finding("HDF5", OK, f"files can be written and read in {folder.tested}")
 
 
 def check_shards(facts: Facts) -> Iterator[Finding]:
@@ -244,6 +219,80 @@ def _slurm_parts(slurm: Mapping[str, str]) -> str:
         (get("SLURM_RESTART_COUNT"), "restart {}"),
     ]
     return "".join(", " + text.format(value) for value, text in parts if value)
+
+
+def check_gpus(facts: Facts) -> Iterator[Finding]:
+    """What the driver has, what is visible, what torch can use."""
+    gpus = facts.gpus
+    required = facts.wanted.device == "cuda"
+    there = max(len(gpus.installed), gpus.driver_count or 0, gpus.torch_count or 0)
+    if facts.wanted.device == "cpu" or there == 0:
+        yield _no_gpu(gpus, required)
+        return
+    severe = BAD if required else WARN
+    name = f"{gpus.installed[0]}" if gpus.installed else "GPU"
+    shown = _visible_count(gpus, there)
+    if gpus.visible and shown < there:
+        variable, value = gpus.visible
+        yield Finding(
+            "GPUs",
+            severe if shown == 0 else WARN,
+            f"{there} x {name}, but {variable}={value!r} leaves {shown} visible",
+            f"unset {variable}; under Slurm ask with --gpus-per-node",
+        )
+    elif shown < there:
+        yield Finding(
+            "GPUs",
+            severe,
+            f"nvidia-smi lists {there}, this process sees {shown}: its job did not ask for more",
+            "ask for them: --gpus-per-node=N (Slurm), --gpus all (Docker)",
+        )
+    if shown > 0:
+        yield _torch_and(gpus, shown, name, severe)
+
+
+def _visible_count(gpus: Gpus, there: int) -> int:
+    """GPUs that this process may use: as the driver says, else as the environment variable says."""
+    if gpus.driver_count is not None:
+        return gpus.driver_count
+    entries = visible_entries(gpus.visible[1] if gpus.visible else None)
+    return there if entries is None else min(there, len(entries))
+
+
+def _no_gpu(gpus: Gpus, required: bool) -> Finding:
+    if required:
+        return Finding(
+            "GPUs",
+            BAD,
+            "--device cuda, but neither the driver nor torch shows a GPU",
+            "ask for GPUs (--gpus-per-node=N, --gpus all), or use --device cpu",
+        )
+    hidden = f" ({gpus.visible[0]}={gpus.visible[1]!r})" if gpus.visible else ""
+    return Finding("GPUs", OK, f"none used{hidden}: networks run on the CPU")
+
+
+def _torch_and(gpus: Gpus, shown: int, name: str, severe: str) -> Finding:
+    build = gpus.torch_build
+    if build is None:
+        return Finding(
+            "GPUs", OK, f"{shown} x {name}; torch, which would use them, is not installed"
+        )
+    if build == "cpu":
+        return Finding(
+            "GPUs",
+            severe,
+            f"{shown} x {name}, but this torch is a CPU build: networks would run on the CPU",
+            "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126",
+        )
+    if (gpus.torch_count or 0) < shown:
+        return Finding(
+            "GPUs",
+            severe,
+            f"the driver shows {shown} x {name}, torch ({build}) sees {gpus.torch_count or 0}",
+            "the driver may be older than torch's CUDA: compare nvidia-smi, and install a torch "
+            "built for it (https://pytorch.org/get-started/previous-versions)",
+        )
+    return Finding("GPUs", OK, f"{shown} x {name}, torch {build} sees them")
 
 
 def size_text(nbytes: int) -> str:

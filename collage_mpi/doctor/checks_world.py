@@ -19,7 +19,7 @@ from collage_mpi.doctor.facts import (
     WantedJob,
     World,
 )
-from collage_mpi.doctor.rankmap import numbers_text
+from collage_mpi.doctor.screen import numbers_text
 from collage_mpi.encoding.grid import MAX_SIDE, MIN_SIDE
 from collage_mpi.errors import CollageError
 from collage_mpi.kinds import SINGLE

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 from collage_mpi.doctor import checks_machine as machine
 from collage_mpi.doctor import checks_software as software
-from collage_mpi.doctor.checks_gpus import check_gpus
 from collage_mpi.doctor.facts import BAD, Facts, Finding
 
 CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
@@ -15,12 +14,11 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     software.check_library,
     software.check_launcher,
     software.check_fault_tolerance,
-    check_gpus,
+    machine.check_gpus,
     machine.check_cores,
     machine.check_threads,
     machine.check_shared_memory,
     machine.check_open_files,
-    machine.check_clock,
     machine.check_folder,
     machine.check_hdf5,
     machine.check_shards,

@@ -63,7 +63,6 @@ class Python:
 
     version: str
     executable: str
-    minimum: str | None = None
 
 
 @dataclass(frozen=True)
@@ -125,14 +124,6 @@ class Gpus:
 
 
 @dataclass(frozen=True)
-class Clock:
-    """The clock that latencies are read from."""
-
-    monotonic: bool
-    step_ns: int  # the smallest step seen between two readings
-
-
-@dataclass(frozen=True)
 class HostFacts:
     """This host, as far as this process may use it.
 
@@ -148,8 +139,6 @@ class HostFacts:
     cores: int
     ranks_here: int
     ranks_told: bool
-    root: bool
-    clock: Clock
     threads: Mapping[str, str] = field(default_factory=dict)
     shm_free_bytes: int | None = None
     files_soft: int | None = None
@@ -169,7 +158,6 @@ class Folder:
         holds: "run" (unfinished), "complete", or None.
         hdf5_tried: whether HDF5 was tried; it needs h5py and a writable folder.
         hdf5_error: why an HDF5 file cannot be written and read as collage_mpi does it.
-        lock_error: why it cannot be done with HDF5's own locks.
     """
 
     path: str
@@ -182,7 +170,6 @@ class Folder:
     holds: str | None = None
     hdf5_tried: bool = False
     hdf5_error: str | None = None
-    lock_error: str | None = None
 
 
 @dataclass(frozen=True)

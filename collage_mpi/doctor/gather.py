@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import resource
 import shutil
@@ -13,17 +14,18 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from collage_mpi.doctor.facts import (
     NO_ANSWER,
-    Clock,
     Facts,
     Folder,
     Gpus,
@@ -35,14 +37,14 @@ from collage_mpi.doctor.facts import (
     ShardCount,
     WantedJob,
 )
-from collage_mpi.doctor.folder import free_bytes, scratch_in
 from collage_mpi.launch.mpiexec import (
     THREAD_VARIABLES,
     Mpi,
     abi_of,
+    available,
     inspect_launcher,
-    launcher_candidates,
 )
+from collage_mpi.results.file_names import MANIFEST, MARKER
 from collage_mpi.system.environment import (
     VISIBLE_VARIABLES,
     allocated_hosts,
@@ -83,24 +85,26 @@ def gather(
     """All facts of this process. It takes as long as `import torch`, at most PROBE_LIMIT_S."""
     with ThreadPoolExecutor() as pool, scratch_in(out) as (folder, scratch):
         probes = {name: pool.submit(probe, "package", name) for name in PACKAGES}
-        launchers = pool.submit(_launchers, wanted)
+        launchers = pool.submit(lambda: tuple(available(wanted.mpi, wanted.mpiexec)))
+        typed = pool.submit(_typed_by_hand)
         smi = pool.submit(nvidia_smi)
         driver = pool.submit(probe, "rank")
         ulfm = pool.submit(ompi_has_ulfm)
         opened = pool.submit(probe, "shards", json.dumps(list(shards))) if shards else None
         hdf5 = pool.submit(probe, "hdf5", str(scratch)) if scratch else None
-        locking = {"HDF5_USE_FILE_LOCKING": "TRUE"}
-        locks = pool.submit(probe, "locks", str(scratch), locking) if scratch else None
         found = {name: future.result() for name, future in probes.items()}
-        if hdf5 is not None and locks is not None and found["h5py"].get("version"):
-            errors = {"hdf5_error": hdf5.result(), "lock_error": locks.result()}
-            folder["hdf5_tried"] = True
-            folder = folder | {name: answer.get("error") for name, answer in errors.items()}
+        if hdf5 is not None and found["h5py"].get("version"):
+            folder = {**folder, "hdf5_tried": True, "hdf5_error": hdf5.result().get("error")}
         return Facts(
             wanted=wanted,
-            python=_python(),
+            python=Python(platform.python_version(), sys.executable),
             packages=tuple(_package(name, found[name]) for name in PACKAGES),
-            mpi=_mpi(found["mpi4py"], launchers.result(), ulfm.result(), environ),
+            mpi=replace(
+                _mpi(found["mpi4py"], environ),
+                launchers=launchers.result(),
+                on_path=typed.result(),
+                ulfm=ulfm.result(),
+            ),
             gpus=_gpus(found["torch"], driver.result(), smi.result(), environ),
             machine=machine_facts(wanted, environ),
             folder=Folder(**folder),
@@ -109,7 +113,7 @@ def gather(
         )
 
 
-def probe(task: str, argument: str = "", env: Mapping[str, str] | None = None) -> dict[str, Any]:
+def probe(task: str, argument: str = "") -> dict[str, Any]:
     """The answer of one `collage_mpi.doctor.probe`; {"error": ...} if it crashed or hung."""
     command = [*own_command("collage_mpi.doctor.probe"), task, argument]
     try:
@@ -120,7 +124,6 @@ def probe(task: str, argument: str = "", env: Mapping[str, str] | None = None) -
             errors="replace",
             timeout=PROBE_LIMIT_S,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **(env or {})},
         )
     except subprocess.TimeoutExpired:
         return {"error": f"{NO_ANSWER} {PROBE_LIMIT_S:.0f} s"}
@@ -130,15 +133,6 @@ def probe(task: str, argument: str = "", env: Mapping[str, str] | None = None) -
         return dict(json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, ValueError):
         return {"error": (done.stderr.strip().splitlines() or ["it said nothing"])[-1]}
-
-
-def _python() -> Python:
-    version = ".".join(map(str, sys.version_info[:3]))
-    try:
-        minimum = str(metadata.metadata("collage-mpi")["Requires-Python"]).lstrip(">= ")
-    except (metadata.PackageNotFoundError, KeyError):
-        minimum = None
-    return Python(version, sys.executable, minimum)
 
 
 def _package(name: str, answer: Mapping[str, Any]) -> Package:
@@ -153,18 +147,6 @@ def minimums() -> dict[str, str]:
         return {}
     found = (re.match(r"([\w-]+)>=([\d.]+)\s*$", line) for line in lines)
     return {match.group(1): match.group(2) for match in found if match}
-
-
-def _launchers(wanted: WantedJob) -> tuple[tuple[Mpi, ...], Mpi | None]:
-    """Available launchers, best first, and the one that is run when typed by hand."""
-    if wanted.mpiexec is not None:
-        path = shutil.which(wanted.mpiexec)
-        paths = [Path(path)] if path else []
-    else:
-        paths = list(launcher_candidates())
-    inspected = tuple(mpi for path in paths if (mpi := inspect_launcher(path)) is not None)
-    typed = shutil.which("mpiexec")
-    return inspected, inspect_launcher(Path(typed)) if typed else None
 
 
 def ompi_has_ulfm() -> bool | None:
@@ -199,23 +181,21 @@ def _tool(command: Sequence[str]) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def _mpi(
-    answer: Mapping[str, Any],
-    launchers: tuple[tuple[Mpi, ...], Mpi | None],
-    ulfm: bool | None,
-    environ: Mapping[str, str],
-) -> MpiFacts:
+def _mpi(answer: Mapping[str, Any], environ: Mapping[str, str]) -> MpiFacts:
+    """What is known without asking launchers; `answer` is that of a probe of mpi4py."""
     return MpiFacts(
         library=library_of(answer),
         library_error=answer.get("library_error"),
         overrides={name: environ[name] for name in MPI4PY_VARIABLES if name in environ},
-        launchers=launchers[0],
-        on_path=launchers[1],
         started_by=started_by(environ),
         pmix=over_pmix(environ),
         under_launcher=launcher_size(environ) is not None,
-        ulfm=ulfm,
     )
+
+
+def _typed_by_hand() -> Mpi | None:
+    path = shutil.which("mpiexec")
+    return inspect_launcher(Path(path)) if path else None
 
 
 def library_of(answer: Mapping[str, Any]) -> Library | None:
@@ -254,8 +234,6 @@ def machine_facts(wanted: WantedJob, environ: Mapping[str, str] = os.environ) ->
         cores=allowed_cores(environ),
         ranks_here=here or -(-(world or DEFAULT_RANKS) // allocated_hosts(environ)),
         ranks_told=world is not None,
-        root=os.geteuid() == 0,
-        clock=_clock(),
         threads={name: environ[name] for name in THREAD_VARIABLES if name in environ},
         shm_free_bytes=free_bytes(Path("/dev/shm")),
         files_soft=soft,
@@ -263,9 +241,68 @@ def machine_facts(wanted: WantedJob, environ: Mapping[str, str] = os.environ) ->
     )
 
 
-def _clock() -> Clock:
-    readings = [time.monotonic_ns() for _ in range(2000)]
-    steps = [b - a for a, b in pairwise(readings)]
-    smallest = min((step for step in steps if step > 0), default=10**9)
-    sound = time.get_clock_info("monotonic").monotonic and min(steps) >= 0
-    return Clock(sound, smallest)
+def free_bytes(path: Path) -> int | None:
+    """Free space for this user on the file system of `path`; None if `path` does not exist."""
+    try:
+        space = os.statvfs(path)
+    except OSError:
+        return None
+    return space.f_bavail * space.f_frsize
+
+
+@contextmanager
+def scratch_in(out: Path | None) -> Iterator[tuple[dict[str, Any], Path | None]]:
+    """Facts of the output folder, and a temporary folder in it for further tests."""
+    path = (out or Path()).absolute()
+    tested = path
+    while not tested.exists() and tested != tested.parent:
+        tested = tested.parent
+    facts: dict[str, Any] = {"path": str(out or path), "tested": str(tested)}
+    facts |= {"named": out is not None, "free_bytes": free_bytes(tested)}
+    facts |= {"kind": file_system(tested), "holds": _holds(path)}
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix=".collage-mpi-doctor-", dir=tested))
+    except OSError as error:
+        yield facts | {"error": f"{error.strerror} ({tested})"}, None
+        return
+    try:
+        try:
+            facts["sync_ms"] = _write_a_part(scratch)
+        except OSError as error:
+            yield facts | {"error": f"{error.strerror} ({tested})"}, None
+        else:
+            yield facts, scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_a_part(scratch: Path) -> float:
+    """Write, sync and rename 64 KiB as results do: milliseconds. Raises OSError."""
+    began_s = time.monotonic()
+    with (scratch / "part.tmp").open("wb") as file:
+        file.write(bytes(1 << 16))
+        file.flush()
+        os.fsync(file.fileno())
+    (scratch / "part.tmp").rename(scratch / "part")
+    return (time.monotonic() - began_s) * 1e3
+
+
+def _holds(out: Path) -> str | None:
+    if (out / MARKER).exists():
+        return "complete"
+    return "run" if (out / MANIFEST).exists() else None
+
+
+def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str | None:
+    """The kind of file system of a path, e.g. `nfs4`; None if unknown."""
+    try:
+        lines = [line.split() for line in mounts.read_text(errors="replace").split("\n")]
+    except OSError:
+        return None
+    resolved = str(path.resolve()) + "/"
+    found = [
+        (len(words[1]), words[2])
+        for words in lines
+        if len(words) > 2 and resolved.startswith(words[1].rstrip("/") + "/")
+    ]
+    return max(found)[1] if found else None

@@ -1,5 +1,5 @@
 """Tries one thing that may crash or hang, in a process of its own, and prints a JSON object: import
-torch, h5py or mpi4py, write and lock an HDF5 file, or count GPUs.
+torch, h5py or mpi4py, write an HDF5 file, or count GPUs.
 
 Usage: python -m collage_mpi.doctor.probe TASK [ARGUMENT]
 """
@@ -129,18 +129,6 @@ def probe_hdf5(folder: str) -> dict[str, Any]:
     return {}
 
 
-def probe_locks(folder: str) -> dict[str, Any]:
-    """Write and read an HDF5 file like most programs, with HDF5_USE_FILE_LOCKING=TRUE."""
-    import h5py
-
-    path = Path(folder) / "locked.h5"
-    with h5py.File(path, "w") as file:
-        file["numbers"] = list(range(10))
-    with h5py.File(path, "r") as file:
-        _ = file["numbers"][9]
-    return {}
-
-
 def probe_shards(paths: str) -> dict[str, Any]:
     """Open shards, given as a JSON list of files and folders: counts of files and images."""
     from collage_mpi.shards import ShardSet
@@ -153,7 +141,6 @@ TASKS: dict[str, Callable[[str], dict[str, Any]]] = {
     "package": probe_package,
     "rank": probe_rank,
     "hdf5": probe_hdf5,
-    "locks": probe_locks,
     "shards": probe_shards,
 }
 

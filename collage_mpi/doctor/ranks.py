@@ -1,11 +1,12 @@
 """The ranks of a world report to rank 0 where they are, by point-to-point messages with time
-limits.
+limits. The ranks may be a small job that the doctor starts as `launch` would.
 
 Usage, as a program of its own: python -m collage_mpi.doctor.ranks LIMIT_S DEVICE
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -19,10 +20,13 @@ from typing import Any
 
 from collage_mpi import __version__
 from collage_mpi.doctor.checks_software import launcher_fits
-from collage_mpi.doctor.facts import MpiFacts, Rank, WantedJob, World
+from collage_mpi.doctor.facts import MpiFacts, Rank, Trial, WantedJob, World
 from collage_mpi.doctor.gather import library_of, probe, started_by
-from collage_mpi.doctor.rankmap import numbers_text
+from collage_mpi.doctor.screen import numbers_text
 from collage_mpi.errors import EnvironmentFault, ExitCode
+from collage_mpi.launch.ending import TIME_LIMIT
+from collage_mpi.launch.mpiexec import Mpi, build_command, site_here
+from collage_mpi.launch.supervisor import Limits, Supervisor
 from collage_mpi.system.environment import (
     allowed_cores,
     assign_device,
@@ -36,12 +40,17 @@ from collage_mpi.system.environment import (
     visible_entries,
 )
 from collage_mpi.system.launchers import over_pmix
+from collage_mpi.system.process_tree import own_command
 
 REPORT_BYTES = 4096
 MEET_LIMIT_S = 60.0  # for the others' reports, under a launcher
 START_LIMIT_S = 90  # for MPI_Init, which waits for all ranks
 VERDICT_LIMIT_S = 180.0  # a rank waits for rank 0, which imports torch meanwhile
 MARK = "collage-mpi doctor world: "
+
+# Of a trial: a rank is 0.5 s of one core.
+BASE_LIMIT_S, LIMIT_PER_RANK_S, LONGEST_LIMIT_S = 10.0, 1.0, 120.0
+OUTPUT_LINES = 12
 
 
 def describe_rank(
@@ -207,6 +216,33 @@ def open_meeting(wanted: WantedJob) -> Meeting | None:
         return Meeting(wanted.device, answer)
     except ImportError:  # numpy is missing or broken
         return None
+
+
+def try_ranks(mpi: Mpi, ranks: int, device: str) -> Trial:
+    """Start `ranks` ranks that report and end; it takes at most the limit and some seconds."""
+    limit_s = min(LONGEST_LIMIT_S, BASE_LIMIT_S + LIMIT_PER_RANK_S * ranks)
+    program = (*own_command("collage_mpi.doctor.ranks"), f"{limit_s:g}", device)
+    plan = build_command(mpi, ranks, program, site_here())
+    out, err = io.StringIO(), io.StringIO()
+    began_s = time.monotonic()
+    ending = Supervisor(plan, Limits(limit_s), out, err).run()
+    lines = out.getvalue().splitlines()
+    worlds = [json.loads(line[len(MARK) :]) for line in lines if line.startswith(MARK)]
+    other = [line for line in lines if not line.startswith(MARK)] + err.getvalue().splitlines()
+    return Trial(
+        asked=ranks,
+        seconds=time.monotonic() - began_s,
+        world=_world(worlds[0]) if worlds else None,
+        singletons=len(worlds) if len(worlds) > 1 else 0,
+        output=tuple(text for line in other if (text := line.strip(" -=")))[:OUTPUT_LINES],
+        exit_code=ending.launcher,
+        timed_out=ending.cut is TIME_LIMIT,
+    )
+
+
+def _world(values: dict[str, Any]) -> World:
+    ranks = tuple(Rank(**rank) for rank in values.pop("ranks"))
+    return World(**{**values, "ranks": ranks, "missing": tuple(values["missing"])})
 
 
 def _until(done: Callable[[], bool], look: Callable[[], bool], limit_s: float) -> bool:

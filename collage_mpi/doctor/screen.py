@@ -1,16 +1,18 @@
-"""Prints the doctor's findings: one verdict and fix a line, the map of the ranks, the
-conclusion.
+"""Prints the doctor's findings: one verdict and fix a line, the conclusion, and the map of the
+ranks on one screen, on which ranks and hosts that are alike share a line.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TextIO
 
-from collage_mpi.doctor.facts import BAD, OK, WARN, Finding
+from collage_mpi.doctor.facts import BAD, OK, WARN, Finding, Rank
 from collage_mpi.system.environment import launcher_size
 from collage_mpi.system.printable import counted
 
@@ -18,6 +20,7 @@ COLOURS = {OK: "\033[32m", WARN: "\033[33m", BAD: "\033[1;31m"}
 PLAIN = "\033[0m"
 NAME_WIDTH = 11
 PLAIN_WIDTH = 100  # of a file or a pipe
+MOST_LINES = 16  # of the map
 
 
 class Screen:
@@ -73,3 +76,130 @@ class Screen:
             self.line(f"{counted(bad, 'fault')}{noted}: do what `fix` says, and ask again")
         else:
             self.line(f"no fault{noted}. Next: {next_step}")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the map: ranks that are alike, on one host or on several hosts that are alike."""
+
+    ranks: str
+    hosts: str
+    role: str
+    devices: str
+    threads: str
+    cores: str
+
+
+HEADER = Line("ranks", "host", "holds", "device", "threads", "cores")
+
+
+def map_lines(ranks: Sequence[Rank], roles: Sequence[str]) -> list[Line]:
+    """The map, in rank order.
+
+    Args:
+        ranks: the reports, any order.
+        roles: what each rank of the world holds, e.g. "single", by rank.
+    """
+    on_host: dict[tuple[str, str], list[Rank]] = {}
+    for rank in sorted(ranks, key=lambda rank: rank.rank):
+        on_host.setdefault((rank.host, roles[rank.rank]), []).append(rank)
+    alike: dict[tuple[str, ...], list[list[Rank]]] = {}
+    for (_, role), group in on_host.items():
+        looks = (
+            role,
+            devices_text([device_label(rank) for rank in group]),
+            ",".join(sorted({str(rank.threads) for rank in group})),
+            ",".join(sorted({str(rank.cores) for rank in group})),
+            str(len(group)),
+        )
+        alike.setdefault(looks, []).append(group)
+    return [_line(looks, groups) for looks, groups in alike.items()]
+
+
+def _line(looks: tuple[str, ...], groups: list[list[Rank]]) -> Line:
+    role, devices, threads, cores, count = looks
+    numbers = sorted(rank.rank for group in groups for rank in group)
+    hosts = hosts_text(group[0].host for group in groups)
+    if len(groups) > 1:
+        hosts += f" ({count} each)"
+    return Line(numbers_text(numbers), hosts, role, devices, threads, cores)
+
+
+def render_map(lines: Sequence[Line], most: int = MOST_LINES) -> list[str]:
+    """The map as aligned columns, cut to `most` lines."""
+    rows = [_cells(HEADER), *(_cells(line) for line in lines[:most])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    text = [
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    if len(lines) > most:
+        text.append(f"... {len(lines) - most} more lines; --json has every rank")
+    return text
+
+
+def _cells(line: Line) -> tuple[str, ...]:
+    return (line.ranks, line.hosts, line.role, line.devices, line.threads, line.cores)
+
+
+def numbers_text(numbers: Sequence[int], most_parts: int = 4) -> str:
+    """Ascending numbers as `0, 2-9, 11-99/8` (from 11 to 99 in steps of 8).
+
+    More than `most_parts` parts are cut short to `0..99 (40)`, with the count in brackets.
+    """
+    parts: list[str] = []
+    left = list(numbers)
+    while left:
+        step = left[1] - left[0] if len(left) > 1 else 1
+        end = 1
+        while end < len(left) and left[end] - left[end - 1] == step:
+            end += 1
+        if end < 3 and step != 1:
+            end = 1
+        first, last = left[0], left[end - 1]
+        span = f"{first}-{last}" + (f"/{step}" if step > 1 else "")
+        parts.append(str(first) if end == 1 else span)
+        left = left[end:]
+    if len(parts) > most_parts:
+        return f"{numbers[0]}..{numbers[-1]} ({len(numbers)})"
+    return ", ".join(parts)
+
+
+def hosts_text(hosts: Iterable[str]) -> str:
+    """Host names as `node[01-04]` if they differ only in their last number."""
+    names = list(dict.fromkeys(hosts))
+    if len(names) == 1:
+        return names[0]
+    found = [re.fullmatch(r"(.*?)(\d+)(\D*)", name) for name in names]
+    stems = {(m.group(1), len(m.group(2)), m.group(3)) for m in found if m}
+    if all(found) and len(stems) == 1:
+        ((stem, digits, tail),) = stems
+        parts = numbers_text(sorted(int(m.group(2)) for m in found if m))
+        padded = re.sub(r"\d+", lambda m: m.group().zfill(digits), parts)
+        if ".." not in parts and "/" not in parts:
+            return f"{stem}[{padded.replace(', ', ',')}]{tail}"
+    return f"{names[0]} .. {names[-1]}, {len(names)} hosts"
+
+
+def device_label(rank: Rank) -> str:
+    """`cuda:1`, or `GPU 3` if CUDA_VISIBLE_DEVICES gives the device another number."""
+    if rank.device is None:
+        return "none"
+    if rank.gpu is None or rank.device in ("cpu", f"cuda:{rank.gpu}"):
+        return rank.device
+    return f"GPU {rank.gpu[:12]}"
+
+
+def devices_text(devices: Sequence[str]) -> str:
+    """Devices in rank order as `cpu`, `cuda:0-7`, `cuda:0-1 x4` (each of them four times)."""
+    kinds = sorted(set(devices))
+    numbers = [int(d[5:]) for d in devices if d.startswith("cuda:")]
+    if len(numbers) != len(devices):
+        return ", ".join(kinds[:4]) + (", ..." if len(kinds) > 4 else "")
+    used = sorted(set(numbers))
+    counts = {numbers.count(number) for number in used}
+    times = (
+        ""
+        if counts == {1}
+        else f" x{min(counts)}" + ("" if len(counts) == 1 else f"-{max(counts)}")
+    )
+    return f"cuda:{numbers_text(used).replace(' ', '')}{times}"

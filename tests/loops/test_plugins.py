@@ -164,7 +164,7 @@ def test_entry_points_are_not_read_for_names_that_are_known(monkeypatch, tmp_pat
 
     monkeypatch.setattr(plugins, "offered", read)
     assert main([*SIMULATE, "collage", "--out", str(tmp_path / "run")]) == 0
-    monkeypatch.setattr(mpiexec, "mpi4py_abi", lambda: "mpich")
+    monkeypatch.setattr(mpiexec, "mpi4py_library", lambda: "MPICH 5.0.2")
     program = tmp_path / "mpiexec"
     program.write_text("#!/bin/sh\necho HYDRA build details: Version: 5.0.2")
     program.chmod(0o755)
@@ -180,7 +180,7 @@ def test_a_launcher_of_another_package_starts_ranks_that_know_their_place(
         "[collage_mpi.launchers]\nrelay = relay_module:Relay\n",
         relay_module=LAUNCHER,
     )
-    monkeypatch.setattr(mpiexec, "mpi4py_abi", lambda: "mpich")
+    monkeypatch.setattr(mpiexec, "mpi4py_library", lambda: "MPICH 5.0.2")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     program, script = tmp_path / "relayrun", tmp_path / "script.py"
     program.write_text(RELAYRUN.format(python=sys.executable))

@@ -622,7 +622,7 @@ def launched(tmp_path: Path, monkeypatch, hang: int) -> int:
     """The code of a launch whose first `hang` starts hang; how often it started is in tmp_path."""
     monkeypatch.setattr(startup, "TELL_AFTER_S", 0.2)
     monkeypatch.setattr(command, "START_LIMIT_S", 4.0)  # a busy machine starts slowly
-    monkeypatch.setattr(mpiexec, "mpi4py_abi", lambda: "mpich")
+    monkeypatch.setattr(mpiexec, "mpi4py_library", lambda: "MPICH 5.0.2")
     program = tmp_path / "mpiexec"
     program.write_text(LAUNCHER.format(python=sys.executable, folder=str(tmp_path), hang=hang))
     program.chmod(0o755)
@@ -647,7 +647,7 @@ def test_a_start_that_hangs_again_is_given_up(tmp_path, monkeypatch, capsys):
 
 def test_a_start_is_tried_once_more_only_within_the_time_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "START_LIMIT_S", 600.0)
-    monkeypatch.setattr(mpiexec, "mpi4py_abi", lambda: "mpich")
+    monkeypatch.setattr(mpiexec, "mpi4py_library", lambda: "MPICH 5.0.2")
     program = tmp_path / "mpiexec"
     program.write_text(LAUNCHER.format(python=sys.executable, folder=str(tmp_path), hang=9))
     program.chmod(0o755)

@@ -324,9 +324,9 @@ def test_json_under_a_launcher_has_every_rank(mpiexec, patient):
 
 DEAF = """
 import time
-from collage_mpi.doctor.facts import Wanted
+from collage_mpi.doctor.facts import WantedJob
 from collage_mpi.doctor.ranks import open_meeting
-meeting = open_meeting(Wanted())
+meeting = open_meeting(WantedJob())
 if meeting.rank == 2:
     time.sleep(600)
 if meeting.rank:

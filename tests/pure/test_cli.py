@@ -51,7 +51,7 @@ def test_an_mpi4py_that_does_not_come_back_is_one_message(monkeypatch):
     monkeypatch.setattr(mpiexec, "PROBE_TIMEOUT_S", 0.1)
     monkeypatch.setattr(mpiexec, "PROBE", "import time; time.sleep(600)")
     with pytest.raises(EnvironmentFault, match=r"mpi4py was not imported within 0\.1 s"):
-        mpiexec.mpi4py_abi()
+        mpiexec.mpi4py_library()
 
 
 def interrupted(*_args: object) -> None:

@@ -32,7 +32,6 @@ from collage_mpi.doctor.facts import (
     BAD,
     OK,
     WARN,
-    Clock,
     Facts,
     Finding,
     Folder,
@@ -48,16 +47,15 @@ from collage_mpi.doctor.facts import (
     WantedJob,
     World,
 )
-from collage_mpi.doctor.folder import file_system
-from collage_mpi.doctor.gather import started_by
-from collage_mpi.doctor.rankmap import (
+from collage_mpi.doctor.gather import file_system, started_by
+from collage_mpi.doctor.screen import (
+    Screen,
     devices_text,
     hosts_text,
     map_lines,
     numbers_text,
     render_map,
 )
-from collage_mpi.doctor.screen import Screen
 from collage_mpi.launch.mpiexec import Mpi
 
 MPICH = Mpi(Path("/v/bin/mpiexec"), "mpich", "5.0.2")
@@ -66,11 +64,11 @@ INTEL = Mpi(Path("/opt/intel/bin/mpiexec"), "intel", "2021.14")
 
 SOUND = Facts(
     wanted=WantedJob(),
-    python=Python("3.11.7", "/v/bin/python", "3.10"),
+    python=Python("3.11.7", "/v/bin/python"),
     packages=(Package("numpy", "1.26", "2.4.6"), Package("mpi4py", "4.0.3", "4.1.2")),
     mpi=MpiFacts(library=Library("mpich", "MPICH 5.0.2"), launchers=(MPICH,), on_path=MPICH),
     gpus=Gpus(torch_build="cpu", torch_count=0),
-    machine=HostFacts("vm", 16, 11, True, False, Clock(True, 50), {}, 1 << 34, 4096, 4096),
+    machine=HostFacts("vm", 16, 11, True, {}, 1 << 34, 4096, 4096),
     folder=Folder("/out", "/out", True, None, 1.0, 1 << 40, "ext4", hdf5_tried=True),
 )
 
@@ -100,10 +98,6 @@ def test_a_sound_machine_has_no_fault_and_no_fix():
 
 # (what is changed, which line says so, how badly, what is found, what the fix names)
 FAULTS = {
-    "python too old": (
-        {"python": {"version": "3.9.2"}},
-        ("python", BAD, "needs 3.10", "3.10"),
-    ),
     "torch missing": (
         {"packages": (Package("torch", "2.6"),)},
         ("torch", BAD, "not installed", "pip install 'torch>=2.6'"),
@@ -208,14 +202,6 @@ FAULTS = {
         {"machine": {"files_soft": 256, "files_hard": 256}},
         ("open files", BAD, "at most 256", "hard limit"),
     ),
-    "clock that goes back": (
-        {"machine": {"clock": Clock(False, 50)}},
-        ("clock", BAD, "not monotonic", "CLOCK_MONOTONIC"),
-    ),
-    "coarse clock": (
-        {"machine": {"clock": Clock(True, 4_000_000)}},
-        ("clock", WARN, "4000 us", "clocksource"),
-    ),
     "unwritable output": (
         {"folder": {"error": "Permission denied (/)"}},
         ("output", BAD, "Permission denied", "another --out"),
@@ -235,10 +221,6 @@ FAULTS = {
     "a run is there": (
         {"folder": {"holds": "run"}},
         ("output", WARN, "unfinished run", "--resume"),
-    ),
-    "HDF5 locks": (
-        {"folder": {"lock_error": "errno = 37", "kind": "nfs"}},
-        ("HDF5 locks", WARN, "errno = 37", "HDF5_USE_FILE_LOCKING=FALSE"),
     ),
     "HDF5 at all": (
         {"folder": {"hdf5_error": "errno = 37"}},
@@ -577,7 +559,7 @@ class Terminal(io.StringIO):
 
 def shown(stream: io.StringIO, columns: int, monkeypatch, environ=None) -> list[str]:
     monkeypatch.setenv("COLUMNS", str(columns))
-    parts, _ = FAULTS["HDF5 locks"]
+    parts, _ = FAULTS["too many threads"]
     findings = examine(changed(**parts))
     screen = Screen(stream, environ or {})
     screen.findings(findings)
@@ -615,7 +597,7 @@ def test_small_readers(tmp_path):
 
 def test_nothing_heavy_is_imported():
     program = (
-        "import sys, collage_mpi.commands.doctor, collage_mpi.doctor.trial\n"
+        "import sys, collage_mpi.commands.doctor, collage_mpi.doctor.ranks\n"
         "heavy = {'torch', 'h5py', 'mpi4py', 'numpy', 'rich'}\n"
         "assert not heavy & {name.partition('.')[0] for name in sys.modules}"
     )

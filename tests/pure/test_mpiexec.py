@@ -136,39 +136,39 @@ def test_identify(text, known):
     assert mpiexec.identify(text) == known
 
 
-def found_here(monkeypatch, launchers: list[Mpi], abi: str) -> None:
+def found_here(monkeypatch, launchers: list[Mpi], library: str) -> None:
     paths = [mpi.mpiexec for mpi in launchers]
     monkeypatch.setattr(mpiexec, "launcher_candidates", lambda programs: iter(paths))
     by_path = {m.mpiexec: m for m in launchers}
     monkeypatch.setattr(mpiexec, "inspect_launcher", lambda path, want: by_path.get(path))
-    monkeypatch.setattr(mpiexec, "mpi4py_abi", lambda: abi)
+    monkeypatch.setattr(mpiexec, "mpi4py_library", lambda: library)
 
 
 SYSTEM = Mpi(Path("/usr/bin/mpiexec"), "openmpi", "4.1.4")
 
 
 def test_the_one_that_mpi4py_loads_is_taken(monkeypatch):
-    found_here(monkeypatch, [MPICH, SYSTEM], "openmpi")
+    found_here(monkeypatch, [MPICH, SYSTEM], "Open MPI 4.1.4")
     assert mpiexec.find_mpi() == SYSTEM
-    found_here(monkeypatch, [MPICH, SYSTEM], "mpich")
+    found_here(monkeypatch, [MPICH, SYSTEM], "MPICH 5.0.2")
     assert mpiexec.find_mpi() == MPICH
 
 
 def test_intel_launches_what_speaks_mpichs_abi(monkeypatch):
-    found_here(monkeypatch, [INTEL], "mpich")
+    found_here(monkeypatch, [INTEL], "MPICH 5.0.2")
     assert mpiexec.find_mpi("intel") == INTEL
 
 
 def test_no_mpi_says_what_to_install(monkeypatch):
-    found_here(monkeypatch, [], "mpich")
+    found_here(monkeypatch, [], "MPICH 5.0.2")
     with pytest.raises(EnvironmentFault, match="pip install 'mpich>=") as caught:
         mpiexec.find_mpi()
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
 
 
 def test_a_launcher_that_does_not_fit_is_refused(monkeypatch):
-    found_here(monkeypatch, [SYSTEM], "mpich")
-    with pytest.raises(EnvironmentFault, match="mpi4py loads an mpich library"):
+    found_here(monkeypatch, [SYSTEM], "MPICH 5.0.2")
+    with pytest.raises(EnvironmentFault, match="mpi4py loads MPICH 5"):
         mpiexec.find_mpi()
     with pytest.raises(EnvironmentFault, match=r"at hand: openmpi 4\.1\.4"):
         mpiexec.find_mpi("mpich")
