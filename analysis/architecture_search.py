@@ -23,8 +23,7 @@ from typing import Any
 
 from collage_mpi.cli import main as collage_mpi
 from collage_mpi.errors import CollageError, DataFault, UsageError
-from collage_mpi.models.architecture import stages_text, stem_text
-from collage_mpi.models.presets import PRESETS, preset
+from collage_mpi.models.architecture import PRESETS, preset, stages_text, stem_text
 from collage_mpi.models.weights import describe_weights
 
 

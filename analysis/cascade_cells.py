@@ -28,7 +28,8 @@ from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.kinds import COLLAGE, SINGLE
-from collage_mpi.models import Predictor, load_predictor
+from collage_mpi.models import load_predictor
+from collage_mpi.models.info import Predictor
 from collage_mpi.models.weights import describe_weights
 from collage_mpi.settings.shipped import with_shipped
 from collage_mpi.shards import ShardSet

@@ -24,8 +24,10 @@ import numpy as np
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import CollageError
-from collage_mpi.models import PLAIN, NetworkInfo, Predictor, Tuning, describe, load_predictor
+from collage_mpi.models import describe, load_predictor
+from collage_mpi.models.info import Loading, NetworkInfo, Predictor
 from collage_mpi.models.predictor import usable_device
+from collage_mpi.models.tuning import PLAIN, Tuning
 from collage_mpi.shards import ShardSet
 
 WARM = 5  # calls before those that count
@@ -91,7 +93,7 @@ def rows(args: argparse.Namespace, kind: str, spec: str, shards: ShardSet) -> It
     ]
     for tuning in ways:
         try:
-            tuned = load_predictor(spec, kind, device=args.device, tuning=tuning)
+            tuned = load_predictor(spec, kind, Loading(device=args.device, tuning=tuning))
         except CollageError as error:
             yield f"{kind:<8} {tuning!s:<40} {error}"
             continue

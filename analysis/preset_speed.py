@@ -27,17 +27,21 @@ import numpy as np
 import torch
 
 from collage_mpi.errors import CollageError
-from collage_mpi.models import PLAIN, Architecture, Predictor, Tuning, describe, load_predictor
-from collage_mpi.models.backbone import Backbone, read_architecture
-from collage_mpi.models.collage_net import build_network
-from collage_mpi.models.heads import HeadSpec
-from collage_mpi.models.presets import (
+from collage_mpi.models import describe, load_predictor
+from collage_mpi.models.architecture import (
     BY_SIDE,
     REFERENCE_BACKBONES,
     REFERENCE_COLLAGE_PX,
     REFERENCE_HEAD,
+    Architecture,
+    Backbone,
     preset,
+    read_architecture,
 )
+from collage_mpi.models.collage_net import build_network
+from collage_mpi.models.info import Loading, Predictor
+from collage_mpi.models.specs import HeadSpec
+from collage_mpi.models.tuning import PLAIN, Tuning
 from collage_mpi.models.weights import save_weights
 
 WAYS = {
@@ -97,7 +101,7 @@ def predictor_of(
     tensors = {name: t.numpy() for name, t in network.state_dict().items() if t.is_floating_point()}
     path = folder / "network.safetensors"
     info = save_weights(path, tensors, record)
-    return load_predictor(str(path), info.kind, tuning=tuning, device=device)
+    return load_predictor(str(path), info.kind, Loading(tuning=tuning, device=device))
 
 
 def least_ms(predictor: Predictor, batch: np.ndarray, calls: int, device: str) -> float:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
-from collage_mpi.models.accept_spec import AcceptSpec
+from collage_mpi.models.specs import AcceptSpec
 from collage_mpi.models.weights import describe_weights
 from collage_mpi.scheduler.events import Score
 from collage_mpi.settings.shipped import with_shipped

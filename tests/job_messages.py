@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collage_mpi.encoding.vectors import Extras
 from collage_mpi.job.messages import Hello, Welcome
-from collage_mpi.models import PLAIN
+from collage_mpi.models.tuning import PLAIN
 from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.workload.straggler_settings import StragglerSettings
 

@@ -18,7 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from collage_mpi.models import PLAIN, load_predictor
+from collage_mpi.models import load_predictor
+from collage_mpi.models.info import Loading
+from collage_mpi.models.tuning import PLAIN
 from collage_mpi.settings.shipped import with_shipped
 from collage_mpi.shards import ShardSet
 
@@ -69,7 +71,7 @@ class Worker:
     def __init__(self, args: argparse.Namespace, number: int) -> None:
         network = with_shipped(args.network)
         self._predictor = load_predictor(
-            network, "single", tuning=replace(PLAIN, precision="auto")
+            network, "single", Loading(tuning=replace(PLAIN, precision="auto"))
         )  # as a rank does
         self._images = Images(args) if args.source == "workers" else None
         self._each_s = args.service_ms / 1e3 * (args.slow if number == 1 else 1.0)

@@ -19,7 +19,7 @@ from collage_mpi.system.progress import advancing
 if TYPE_CHECKING:
     import numpy as np
 
-    from collage_mpi.models import Geometry, NetworkInfo
+    from collage_mpi.models.info import Geometry, NetworkInfo
     from collage_mpi.models.predictor import TorchPredictor
 
 
@@ -170,8 +170,10 @@ def _check_save(args: argparse.Namespace) -> None:
 
 
 def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
-    from collage_mpi.models import describe, is_own, load_predictor
+    from collage_mpi.models import describe, load_predictor
     from collage_mpi.models.fit import check_fit, check_parity
+    from collage_mpi.models.info import Loading
+    from collage_mpi.models.own import is_own
     from collage_mpi.shards import ShardSet
     from collage_mpi.training.report import make_report
 
@@ -188,16 +190,14 @@ def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
     shards = ShardSet.open(args.shards)
     try:
         check_fit(infos, shards.shape, shards.class_names, args.shards, args.side, args.cell_px)
+        how = Loading(
+            device=args.device,
+            threads=args.threads,
+            tuning=replace(PLAIN, precision=args.precision),
+            geometry=_geometry(args, shards, infos),
+        )
         predictors: dict[str, Any] = {
-            kind: load_predictor(
-                spec,
-                KIND[kind].network,
-                device=args.device,
-                threads=args.threads,
-                tuning=replace(PLAIN, precision=args.precision),
-                geometry=_geometry(args, shards, infos),
-            )
-            for kind, spec in specs.items()
+            kind: load_predictor(spec, KIND[kind].network, how) for kind, spec in specs.items()
         }
         answers, labels = _answers(args, shards, predictors)
         if CODED in answers:
@@ -225,7 +225,7 @@ def _geometry(args: argparse.Namespace, shards: Any, infos: list[NetworkInfo]) -
     """The shapes and classes that a user's own network is told. The class names may come from the
     other network.
     """
-    from collage_mpi.models import Geometry
+    from collage_mpi.models.info import Geometry
 
     labels = shards.labels()
     names = shards.class_names or next((info.class_names for info in infos), None)
@@ -241,7 +241,7 @@ def _answers(
 
     from collage_mpi.encoding import BERRUT
     from collage_mpi.encoding.decode import decode
-    from collage_mpi.models import ParitySpec
+    from collage_mpi.models.specs import ParitySpec
     from collage_mpi.training.answers import save_answers
     from collage_mpi.training.measure import (
         QUICK_SIDE,

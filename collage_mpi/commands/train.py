@@ -14,25 +14,25 @@ from typing import TYPE_CHECKING, Any
 from collage_mpi.encoding import ENCODERS, SUMMED
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import COLLAGE, NETWORKS, PARITY, SINGLE
-from collage_mpi.models.architecture import NORMS, default_architecture
-from collage_mpi.models.heads import HEADS, YOLO, HeadSpec
-from collage_mpi.models.presets import (
+from collage_mpi.models.architecture import (
     BY_SIDE,
+    NORMS,
     PRESETS,
     REFERENCE,
     REFERENCE_BACKBONES,
     REFERENCE_COLLAGE_PX,
     REFERENCE_HEAD,
+    default_architecture,
     preset,
 )
+from collage_mpi.models.specs import HEADS, YOLO, HeadSpec
 from collage_mpi.settings.flags import add_flags, group_of
 from collage_mpi.settings.shipped import path_argument
 from collage_mpi.system.fields import about, default_of
 from collage_mpi.training.settings import DISTILLATION, GRID, TRAINING, TrainSettings, flagged
 
 if TYPE_CHECKING:
-    from collage_mpi.models.architecture import Architecture
-    from collage_mpi.models.backbone import Backbone
+    from collage_mpi.models.architecture import Architecture, Backbone
     from collage_mpi.models.info import NetworkInfo
     from collage_mpi.training.peers import Peers
     from collage_mpi.training.records import TrainData
@@ -354,7 +354,7 @@ def teacher_of(args: argparse.Namespace) -> Path | None:
 
 def settings_of(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettings:
     """The settings that the flags give, for images of a shape (H, W, C)."""
-    from collage_mpi.models.parity_spec import ParitySpec
+    from collage_mpi.models.specs import ParitySpec
     from collage_mpi.models.weights import describe_weights
 
     path = teacher_of(args)
@@ -385,8 +385,7 @@ def settings_of(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettin
 
 def architecture_of(args: argparse.Namespace) -> Architecture | Backbone:
     """The network that the flags name. Raises UsageError if they contradict each other."""
-    from collage_mpi.models.architecture import parse_stages, parse_stem
-    from collage_mpi.models.backbone import Backbone
+    from collage_mpi.models.architecture import Backbone, parse_stages, parse_stem
 
     name = getattr(args, "preset", None)
     backbone = REFERENCE_BACKBONES[args.kind] if name == REFERENCE else args.backbone

@@ -16,7 +16,7 @@ from collage_mpi.settings.shipped import file_argument, path_argument
 from collage_mpi.system.progress import advancing
 
 if TYPE_CHECKING:
-    from collage_mpi.models import NetworkInfo
+    from collage_mpi.models.info import NetworkInfo
     from collage_mpi.training.threshold import TwoStages
 
 # Of torchvision's own weights: mean and std of ImageNet's pixels / 255.
@@ -172,6 +172,7 @@ def _ask_both(
 
     from collage_mpi.models import load_predictor
     from collage_mpi.models.fit import check_fit
+    from collage_mpi.models.info import Loading
     from collage_mpi.shards import ShardSet
     from collage_mpi.training.measure import answers_of, images_a_call
     from collage_mpi.training.threshold import TwoStages, require_images
@@ -182,10 +183,9 @@ def _ask_both(
         if labels is None:
             raise DataFault("the shards have no labels; a threshold needs labelled shards")
         require_images(len(labels))
-        tuning = replace(PLAIN, precision=args.precision)
+        how = Loading(device=args.device, tuning=replace(PLAIN, precision=args.precision))
         networks: list[Any] = [
-            load_predictor(spec, KIND[each].network, device=args.device, tuning=tuning)
-            for each, spec in specs.items()
+            load_predictor(spec, KIND[each].network, how) for each, spec in specs.items()
         ]
         answers = []
         for each, network in zip(specs, networks, strict=True):
@@ -196,7 +196,7 @@ def _ask_both(
 
 def _import(args: argparse.Namespace) -> int:
     from collage_mpi.commands.prep_rows import class_names
-    from collage_mpi.models.backbone import Backbone
+    from collage_mpi.models.architecture import Backbone
     from collage_mpi.models.foreign_weights import import_weights
 
     if args.out.exists():

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from collage_mpi.models.accept_spec import AcceptSpec
+from collage_mpi.models.specs import AcceptSpec
 from collage_mpi.results.agreement import (
     differing_interval,
     least_counted,

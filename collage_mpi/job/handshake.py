@@ -20,7 +20,7 @@ from collage_mpi.job.plan import Plan, check_top_k
 from collage_mpi.job.row_reader import described
 from collage_mpi.job.worker_group import FEW_ROUNDS, MEASURE_ROUNDS, WorkerGroup
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
-from collage_mpi.models import is_own
+from collage_mpi.models.own import is_own
 from collage_mpi.models.tuning import told_tunings
 from collage_mpi.mpi.answers import answer_message_bytes
 from collage_mpi.mpi.protocol import UP_BYTES

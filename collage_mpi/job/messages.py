@@ -22,7 +22,8 @@ import numpy as np
 from collage_mpi.encoding.vectors import Extras
 from collage_mpi.errors import CollageError
 from collage_mpi.faults.tcp_link import Offer
-from collage_mpi.models import ParitySpec, Tuning
+from collage_mpi.models.specs import ParitySpec
+from collage_mpi.models.tuning import Tuning
 from collage_mpi.mpi.protocol import CONTROL_BYTES, WireFault, pack_control, unpack_control
 from collage_mpi.system.pidfd import ProcessId
 from collage_mpi.workload.background_load import Burn

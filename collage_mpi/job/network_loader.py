@@ -10,20 +10,15 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
 
 from collage_mpi.encoding.vectors import EMBEDDINGS
 from collage_mpi.job.messages import Welcome
 from collage_mpi.kinds import KIND
-from collage_mpi.models import (
-    Geometry,
-    NullPredictor,
-    Predictor,
-    Tuning,
-    is_own,
-    load_predictor,
-)
-from collage_mpi.models.null import NULL_CLASSES
+from collage_mpi.models import load_predictor
+from collage_mpi.models.info import Geometry, Loading, Predictor
+from collage_mpi.models.null import NULL_CLASSES, NullPredictor
+from collage_mpi.models.own import is_own
 from collage_mpi.system.environment import (
     assign_device,
     local_gpu_rank,
@@ -40,7 +35,7 @@ class NetworkLoader:
         """`team`: ranks of each of several teams, 0 of one."""
         self.rank, self.team = rank, team
         self.world_size = world_size
-        self._loaded: dict[tuple[Any, ...], Predictor] = {}
+        self._loaded: dict[tuple[str, str, Loading], Predictor] = {}
 
     def __call__(self, spec: str, kind: str, welcome: Welcome) -> Predictor:
         """The predictor of a network spec, for ranks of the kind.
@@ -49,37 +44,28 @@ class NetworkLoader:
             UsageError, EnvironmentFault, DataFault: as `models.load_predictor`.
         """
         kind = KIND[kind].network
-        geometry = (welcome.image_shape, welcome.side, welcome.cell_px, welcome.classes)
         told = spec == "null" or is_own(spec)  # others know their shapes
-        embed = welcome.extras.save == EMBEDDINGS
-        key = (spec, kind, welcome.device, welcome.tuning, embed, *(geometry if told else ()))
-        if key not in self._loaded:
+        shapes = (welcome.image_shape, welcome.side, welcome.cell_px, welcome.classes)
+        how = Loading(
+            device=welcome.device,
+            tuning=welcome.tuning,
+            geometry=Geometry(*shapes) if told else None,
+            embed=welcome.extras.save == EMBEDDINGS,
+        )
+        if (spec, kind, how) not in self._loaded:
             with uncollected():
-                self._loaded[key] = self._load(
-                    spec, kind, welcome.device, welcome.tuning, geometry, embed
-                )
-        return self._loaded[key]
+                self._loaded[spec, kind, how] = self._load(spec, kind, how)
+        return self._loaded[spec, kind, how]
 
-    def _load(
-        self,
-        spec: str,
-        kind: str,
-        device: str,
-        tuning: Tuning,
-        geometry: tuple[Any, int, int, int | None],
-        embed: bool,
-    ) -> Predictor:
-        if spec == "null" and not embed:
-            return NullPredictor(kind, *geometry[:3], geometry[3] or NULL_CLASSES)
+    def _load(self, spec: str, kind: str, how: Loading) -> Predictor:
+        if spec == "null" and not how.embed:
+            assert how.geometry is not None
+            known = how.geometry
+            classes = known.classes or NULL_CLASSES
+            return NullPredictor(kind, known.image_shape, known.side, known.cell_px, classes)
         threads = threads_per_rank(local_size() or self.world_size)
         return load_predictor(
-            spec,
-            kind,
-            device=self._device(device),
-            threads=threads,
-            tuning=tuning,
-            geometry=Geometry(*geometry),
-            embed=embed,
+            spec, kind, replace(how, device=self._device(how.device), threads=threads)
         )
 
     def _device(self, device: str) -> str:

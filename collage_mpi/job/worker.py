@@ -34,7 +34,7 @@ from collage_mpi.job.encoders import make_encoder
 from collage_mpi.job.messages import Hello, Measured, Message, Rank0, Start, Welcome
 from collage_mpi.job.row_reader import Inputs, RowReader, Wanted, decoded
 from collage_mpi.kinds import KIND, SPARE_KINDS, TABLE
-from collage_mpi.models import Predictor
+from collage_mpi.models.info import Predictor
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult, in_messages, pack_results
 from collage_mpi.mpi.tasks import WireTask, unpack_cancel, unpack_files, unpack_places, unpack_tasks

@@ -1,48 +1,16 @@
-"""The networks: their facts, and predictors that are ready to answer. Importing this package
-imports neither torch nor numpy; `load_predictor` imports torch if the network has weights.
+"""Describes a network, and makes it ready to answer. Importing this package imports neither torch
+nor numpy; `load_predictor` imports torch if the network has weights.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import PARITY, SINGLE
 
 if TYPE_CHECKING:
-    from collage_mpi.models.architecture import Architecture
-    from collage_mpi.models.info import NetworkInfo, Predictor
-    from collage_mpi.models.null import NullPredictor
-    from collage_mpi.models.own import is_own
-    from collage_mpi.models.own_info import Geometry
-    from collage_mpi.models.parity_spec import ParitySpec
-    from collage_mpi.models.tuning import PLAIN, Tuning
-
-_HOMES = {
-    "Architecture": "architecture",
-    "Geometry": "own_info",
-    "NetworkInfo": "info",
-    "NullPredictor": "null",
-    "ParitySpec": "parity_spec",
-    "Predictor": "info",
-    "PLAIN": "tuning",
-    "Tuning": "tuning",
-    "is_own": "own",
-}
-
-__all__ = [
-    "PLAIN",
-    "Architecture",
-    "Geometry",
-    "NetworkInfo",
-    "NullPredictor",
-    "ParitySpec",
-    "Predictor",
-    "Tuning",
-    "describe",
-    "is_own",
-    "load_predictor",
-]
+    from collage_mpi.models.info import Loading, NetworkInfo, Predictor
 
 
 def describe(spec: str, kind: str) -> NetworkInfo | None:
@@ -76,38 +44,26 @@ def describe(spec: str, kind: str) -> NetworkInfo | None:
     return describe_weights(spec, kind)
 
 
-def load_predictor(
-    spec: str,
-    kind: str,
-    *,
-    device: str = "cpu",
-    threads: int = 1,
-    tuning: Tuning | None = None,
-    geometry: Geometry | None = None,
-    embed: bool = False,
-) -> Predictor:
+def load_predictor(spec: str, kind: str, how: Loading | None = None) -> Predictor:
     """Build the network and make it ready to predict.
 
     Args:
         spec: path of a safetensors file, "null[:key=value,...]", or MODULE:FUNCTION.
         kind: one of NETWORKS.
-        device: "cpu", "cuda" or "cuda:N".
-        threads: threads torch may use on the CPU, at least 1.
-        tuning: precision, layout and launching of kernels; plain float32 by default.
-        geometry: shapes and classes for a user's own network; other networks know them.
-        embed: whether embeddings are wanted as well.
+        how: where and how it runs; on one thread of the CPU, in float32, by default.
 
     Raises:
         UsageError, EnvironmentFault, DataFault: as `describe`; also for a device that is
             missing or too small, tensors that do not fit the architecture or are not
             finite, or a network without embeddings if they are wanted.
     """
-    from collage_mpi.models.info import check_kind
+    from collage_mpi.models.info import Loading, check_kind
     from collage_mpi.models.null import is_null, parse_null
     from collage_mpi.models.own import is_own, load_own
 
     check_kind(kind)
-    if embed and (is_null(spec) or kind != SINGLE):
+    how = how or Loading()
+    if how.embed and (is_null(spec) or kind != SINGLE):
         raise UsageError(
             f"--{kind} {spec}: this network gives no embeddings; --save embeddings is for single "
             "networks with weights, and for your own that give them"
@@ -117,24 +73,9 @@ def load_predictor(
     if is_own(spec):
         if kind == PARITY:
             raise UsageError(f"{spec}: a parity network is trained, and so has weights; name them")
-        if geometry is None:
+        if how.geometry is None:
             raise UsageError(f"{spec}: a network of your own cannot be used here; name weights")
-        how: dict[str, Any] = {"device": device, "threads": threads, "tuning": tuning}
-        return load_own(spec, kind, geometry, embed=embed, **how)
+        return load_own(spec, kind, how.geometry, how)
     from collage_mpi.models.predictor import TorchPredictor
 
-    return TorchPredictor.load(
-        spec, kind, device=device, threads=threads, tuning=tuning, embed=embed
-    )
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'collage_mpi.models' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"collage_mpi.models.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return TorchPredictor.load(spec, kind, how)

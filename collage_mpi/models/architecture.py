@@ -1,4 +1,6 @@
-"""The settings of a residual network, typed and checked, in a module that needs no torch."""
+"""The settings of a network's layers, typed and checked without torch: a residual network, a
+network of another library by name, and the presets for collage networks.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.kinds import PARITY, SINGLE
+from collage_mpi.kinds import COLLAGE, PARITY, SINGLE
+from collage_mpi.models.specs import YOLO, HeadSpec
 
 NORMS = ("batch", "group")
 MAX_WIDTH, MAX_BLOCKS, MAX_STRIDE, MAX_STAGES, MAX_KERNEL = 4096, 64, 4, 8, 15
@@ -153,3 +156,90 @@ def default_architecture(kind: str, width: int | None = None, norm: str = "batch
 def _within(name: str, value: object, largest: int) -> None:
     if type(value) is not int or not 1 <= value <= largest:
         raise UsageError(f"{name} is {value!r}; it needs a whole number from 1 to {largest}")
+
+
+EFFICIENTNET_LITE = "efficientnet-lite"
+# What each has; torchvision is asked itself.
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "torchvision": (),
+    EFFICIENTNET_LITE: ("lite0", "lite0_16"),
+    "darknet": ("tiny",),
+}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network by its name in a library.
+
+    Attributes:
+        name: "torchvision:resnet34", or any other that `torchvision.models` lists;
+            "efficientnet-lite:lite0" and "darknet:tiny", which are built here.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        library, _, network = self.name.partition(":")
+        known = LIBRARIES.get(library)
+        named = re.fullmatch(r"[a-z0-9_]{1,64}", network) and (not known or network in known)
+        if known is None or not named:
+            others = [f"{of}:{name}" for of, names in LIBRARIES.items() for name in names]
+            raise UsageError(
+                f"backbone {self.name!r:.80}; needed: torchvision:NAME, such as "
+                f"torchvision:resnet34, or {' or '.join(others)}"
+            )
+
+    @property
+    def library(self) -> str:
+        """The library's name."""
+        return self.name.partition(":")[0]
+
+    @property
+    def network(self) -> str:
+        """The name without its library."""
+        return self.name.partition(":")[2]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dict for JSON; `read_architecture` reads it back."""
+        return {"backbone": self.name}
+
+
+def read_architecture(record: Any) -> Architecture | Backbone:
+    """The settings of a network from their dict form. Raises DataFault."""
+    if not isinstance(record, Mapping) or "backbone" not in record:
+        return Architecture.from_dict(record)
+    try:
+        if set(record) != {"backbone"} or not isinstance(record["backbone"], str):
+            raise UsageError("it needs exactly the key backbone, a name")
+        return Backbone(record["backbone"])
+    except UsageError as error:
+        raise DataFault(f"the architecture record cannot be built: {error}") from error
+
+
+# All halve the resolution in the stem and again after a first stage: a cell of 28 px becomes
+# 7 x 7, which pools without overlap into its neighbours. The wide stage costs most.
+PRESETS: dict[str, tuple[int, tuple[Stage, ...]]] = {  # stem channels, stages
+    "accurate": (48, (Stage(48, 1), Stage(128, 2, 2))),
+    "balanced": (32, (Stage(32, 1), Stage(96, 2, 2))),
+    "fast": (32, (Stage(32, 1), Stage(64, 2, 2))),
+    "fastest": (32, (Stage(64, 2, 2),)),
+}
+# The best below 1.5 x the single network's service time, on 28 px images with the default single.
+BY_SIDE = {2: "accurate", 3: "accurate", 4: "balanced", 5: "fast"}
+
+
+# The set-up of the paper (arXiv 1904.12222): ResNet-34 at 224 px for singles; for the collage a
+# network like YOLOv3-tiny at 416 px, 13 x 13 squares of three anchors. Cells are whole pixels: 138,
+# 104 and 83 for side 3, 4 and 5, so the collage has 414, 416 and 415, 13 squares in any case.
+REFERENCE = "reference"
+REFERENCE_BACKBONES = {SINGLE: "torchvision:resnet34", COLLAGE: "darknet:tiny"}
+REFERENCE_COLLAGE_PX = 416
+REFERENCE_HEAD = HeadSpec(YOLO, anchors=((1.0, 1.0), (0.5, 0.5), (2.0, 2.0)), across=13)
+
+
+def preset(name: str, norm: str = "batch") -> Architecture:
+    """The architecture of that name. Raises UsageError, which lists the known names."""
+    if name not in PRESETS:
+        raise UsageError(f"preset {name!r}; the presets are {', '.join(PRESETS)}")
+    stem_width, stages = PRESETS[name]
+    return Architecture(stem_width, 4, 2, stages, norm)

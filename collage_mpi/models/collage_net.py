@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from collage_mpi.errors import UsageError
-from collage_mpi.models.architecture import Architecture
-from collage_mpi.models.backbone import Backbone
-from collage_mpi.models.heads import APART, YOLO, HeadSpec
+from collage_mpi.models.architecture import Architecture, Backbone
 from collage_mpi.models.resnet import ConvNorm, ResNet, Trunk
+from collage_mpi.models.specs import APART, YOLO, HeadSpec
 
 
 class CollageNet(nn.Module):

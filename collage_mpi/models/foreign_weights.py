@@ -4,6 +4,7 @@ and stored in this package's format.
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,42 @@ from torch import Tensor
 
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.kinds import SINGLE
-from collage_mpi.models.backbone import EFFICIENTNET_LITE, Backbone
+from collage_mpi.models.architecture import EFFICIENTNET_LITE, Backbone
+from collage_mpi.models.backbones import renamed
 from collage_mpi.models.collage_net import check_pixels
 from collage_mpi.models.info import NetworkInfo
-from collage_mpi.models.lite import renamed
-from collage_mpi.models.torch_file import load_tensors
+from collage_mpi.models.resnet import COUNTER, stored_arrays
 from collage_mpi.models.vision import VisionSingle
 from collage_mpi.models.weights import save_weights, sha256_of_file
 from collage_mpi.system.files import require_regular
+
+
+def load_tensors(file: Path) -> Any:
+    """Tensors and plain values of the file. torch's restricted unpickler runs no code of the file.
+
+    Raises:
+        EnvironmentFault: the file cannot be read.
+        DataFault: the file holds more than tensors, is damaged, or is no file of torch.save.
+    """
+    import torch
+
+    try:
+        require_regular(file)
+        with file.open("rb") as stream:
+            return torch.load(stream, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise EnvironmentFault(f"{file}: cannot be read: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), "")
+        raise DataFault(
+            f"{file} holds more than tensors, and loading it would run code of its maker "
+            f"({reason.strip()[:160] or 'a pickled object'}). It is not loaded. Where it was made, "
+            "save the tensors alone: torch.save(model.state_dict(), FILE)"
+        ) from error
+    except Exception as error:  # damaged bytes lead the unpickler to any of them, IndexError too
+        detail = " ".join(str(error).split())[:200]
+        raise DataFault(f"{file} is no file of torch.save, or damaged: {detail}") from error
+
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema")  # of training checkpoints
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
@@ -59,11 +88,6 @@ def import_weights(
         raise DataFault(
             f"{file} is of {classes} classes; {len(names)} names are given: give one for each"
         )
-    tensors = {
-        f"trunk.{name}": tensor.float().contiguous().numpy()
-        for name, tensor in state.items()
-        if not name.endswith("num_batches_tracked")
-    }
     record = {
         "kind": SINGLE,
         "architecture": backbone.to_dict(),
@@ -77,7 +101,7 @@ def import_weights(
         "temperature": 1.0,
         "imported": {"file": file.name, "sha256": sha256_of_file(file)},
     }
-    return save_weights(out, tensors, record)
+    return save_weights(out, stored_arrays(state, "trunk."), record)
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
@@ -134,13 +158,12 @@ def _network_for(
 def _check_fits(
     file: Path, state: dict[str, Tensor], network: VisionSingle, backbone: Backbone
 ) -> None:
-    needed = {n: t for n, t in network.trunk.state_dict().items() if not n.endswith("_tracked")}
+    needed = {n: t for n, t in network.trunk.state_dict().items() if not n.endswith(COUNTER)}
     missing = [name for name in needed if name not in state]
-    unknown = [n for n in state if n not in needed and not n.endswith("num_batches_tracked")]
-    aux = [name for name in unknown if name.lower().startswith("aux")]  # of training only
-    for name in aux:
+    unknown = [n for n in state if n not in needed and not n.endswith(COUNTER)]
+    for name in [name for name in unknown if name.lower().startswith("aux")]:  # of training only
         del state[name]
-    unknown = [name for name in unknown if name not in aux]
+        unknown.remove(name)
     shapes = [
         f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in needed.items()

@@ -1,5 +1,5 @@
-"""What the rest of the package knows about a network: `NetworkInfo` and the `Predictor`
-interface.
+"""What the rest of the package knows about a network: its facts, what a user's own network is told,
+and the interface of a network that is ready to answer.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from collage_mpi.encoding.vectors import MOST_EMBEDDING
 from collage_mpi.errors import UsageError
-from collage_mpi.kinds import NETWORKS
-from collage_mpi.models.accept_spec import AcceptSpec
-from collage_mpi.models.heads import HeadSpec
-from collage_mpi.models.parity_spec import ParitySpec
+from collage_mpi.kinds import COLLAGE, NETWORKS, SINGLE
+from collage_mpi.models.specs import AcceptSpec, HeadSpec, ParitySpec
+from collage_mpi.models.tuning import Tuning
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,6 +77,26 @@ class NetworkInfo:
         return self.metadata["height"], self.metadata["width"], self.shape[2]
 
 
+@dataclass(frozen=True)
+class Loading:
+    """Where a network runs, how, and what it gives.
+
+    Attributes:
+        device: "cpu", "cuda" or "cuda:N".
+        threads: threads torch may use on the CPU, at least 1.
+        tuning: precision, layout and launching of kernels. None: as in PLAIN, and the network is
+            not tried before its first batch.
+        geometry: shapes and classes for a user's own network; other networks know them.
+        embed: whether embeddings are wanted as well.
+    """
+
+    device: str = "cpu"
+    threads: int = 1
+    tuning: Tuning | None = None
+    geometry: Geometry | None = None
+    embed: bool = False
+
+
 class Predictor(Protocol):
     """A network that is ready to answer."""
 
@@ -110,3 +130,63 @@ def check_kind(kind: str) -> None:
     """Raise UsageError unless kind is one of NETWORKS."""
     if kind not in NETWORKS:
         raise UsageError(f"a network is of kind {kind!r}; the kinds are {', '.join(NETWORKS)}")
+
+
+TOLERANCE = 0.01  # of probabilities and their sum: 16-bit formats round
+HOW = "docs/images.md (A network of your own) has an example"
+
+
+def embedding_length(origin: str, embeddings: np.ndarray) -> int:
+    """Length d of embeddings (n, d). Raises UsageError if it is zero or too long to send."""
+    length = int(embeddings.shape[1])
+    if not 1 <= length <= MOST_EMBEDDING:
+        raise UsageError(
+            f"{origin} gives embeddings of {length:,} numbers; 1 to {MOST_EMBEDDING:,} can be kept"
+        )
+    return length
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a network without a weights file must be told.
+
+    Attributes:
+        image_shape: (H, W, C) of an image.
+        side, cell_px: of the collage.
+        classes: at least 1; None if the network's first answer decides.
+    """
+
+    image_shape: tuple[int, int, int]
+    side: int
+    cell_px: int
+    classes: int | None
+
+    def input_shape(self, kind: str) -> tuple[int, int, int]:
+        """(H, W, C) of one input of the kind's network."""
+        if kind == SINGLE:
+            return self.image_shape
+        px = self.side * self.cell_px
+        return (px, px, self.image_shape[2])
+
+    def cells(self, kind: str) -> int:
+        """Answers per input."""
+        return 1 if kind == SINGLE else self.side * self.side
+
+
+def own_info(spec: str, kind: str, geometry: Geometry, fingerprint: str) -> NetworkInfo:
+    """The facts of a user's own network, in the form of a weights file's."""
+    collage = kind == COLLAGE
+    channels = geometry.image_shape[2]
+    return NetworkInfo(
+        kind=kind,
+        architecture={"function": spec},
+        shape=geometry.input_shape(kind),
+        side=geometry.side if collage else None,
+        cell_px=geometry.cell_px if collage else None,
+        class_names=tuple(str(number) for number in range(geometry.classes or 0)),
+        fingerprint=fingerprint,
+        metadata={
+            "normalisation": {"mean": [0.0] * channels, "std": [1.0] * channels},
+            "temperature": 1.0,
+        },
+    )

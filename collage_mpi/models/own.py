@@ -30,15 +30,15 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, UsageError
-from collage_mpi.models.info import Predictor
-from collage_mpi.models.own_info import (
+from collage_mpi.models.info import (
     HOW,
     TOLERANCE,
     Geometry,
+    Loading,
+    Predictor,
     embedding_length,
     own_info,
 )
-from collage_mpi.models.tuning import Tuning
 
 UNKNOWN_CLASSES = (
     "classes is None where nobody names the classes and no label shows how many there are: "
@@ -60,16 +60,7 @@ def is_own(spec: str) -> bool:
     return not spec.startswith("torchvision:") and not Path(spec).exists()
 
 
-def load_own(
-    spec: str,
-    kind: str,
-    geometry: Geometry,
-    *,
-    device: str = "cpu",
-    threads: int = 1,
-    tuning: Tuning | None = None,
-    embed: bool = False,
-) -> Predictor:
+def load_own(spec: str, kind: str, geometry: Geometry, how: Loading) -> Predictor:
     """Call the user's function and make a predictor of its result.
 
     Raises:
@@ -84,7 +75,7 @@ def load_own(
         "side": geometry.side,
         "cell_px": geometry.cell_px,
         "classes": geometry.classes,
-        "device": device,
+        "device": how.device,
     }
     try:
         made = function(**told)
@@ -97,15 +88,13 @@ def load_own(
             f"{told_error(error)}. {unknown}{HOW}"
         ) from error
     if callable(getattr(made, "predict", None)):
-        predictor = OwnPredictor(spec, kind, geometry, made, device)
-        predictor.first_call(embed)
+        predictor = OwnPredictor(spec, kind, geometry, made, how.device)
+        predictor.first_call(how.embed)
         return predictor
     if "torch" in sys.modules and isinstance(made, sys.modules["torch"].nn.Module):
         from collage_mpi.models.own_module import module_predictor
 
-        return module_predictor(
-            spec, kind, geometry, made, device=device, threads=threads, tuning=tuning, embed=embed
-        )
+        return module_predictor(spec, kind, geometry, made, how)
     raise UsageError(
         f"{spec} returned a {type(made).__name__}; needed: a torch.nn.Module, or an object with "
         f"predict(batch). {HOW}"

@@ -9,21 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.models.own_info import HOW, TOLERANCE, Geometry, own_info
+from collage_mpi.models.info import HOW, TOLERANCE, Geometry, Loading, own_info
 from collage_mpi.models.predictor import TorchPredictor, told_if_it_does_not_fit, usable_device
 from collage_mpi.models.tuning import PLAIN, Tuning
 
 
 def module_predictor(
-    spec: str,
-    kind: str,
-    geometry: Geometry,
-    module: nn.Module,
-    *,
-    device: str,
-    threads: int,
-    tuning: Tuning | None = None,
-    embed: bool = False,
+    spec: str, kind: str, geometry: Geometry, module: nn.Module, how: Loading
 ) -> TorchPredictor:
     """The module as a predictor, called once to check that its answers fit.
 
@@ -35,16 +27,16 @@ def module_predictor(
         DataFault: its output has a wrong shape, or is probabilities already.
         EnvironmentFault: the device is missing, or the module fails in this precision.
     """
-    torch.set_num_threads(max(1, threads))
+    torch.set_num_threads(max(1, how.threads))
     info = own_info(spec, kind, geometry, fingerprint_of(spec, module))
-    shaped = _Shaped(spec, module, geometry.cells(kind), geometry.classes, embed)
-    place, chosen = usable_device(device), _as_said(tuning or PLAIN)
+    shaped = _Shaped(spec, module, geometry.cells(kind), geometry.classes, how.embed)
+    place, chosen = usable_device(how.device), _as_said(how.tuning or PLAIN)
     with told_if_it_does_not_fit(info, shaped, place, chosen):
-        predictor = TorchPredictor(info, shaped, place, chosen, embed)
+        predictor = TorchPredictor(info, shaped, place, chosen, how.embed)
         if geometry.classes is None:
             predictor.outputs(info.noise())  # which tells how many there are
             info = own_info(spec, kind, replace(geometry, classes=shaped.classes), info.fingerprint)
-            predictor = TorchPredictor(info, shaped, place, chosen, embed)
+            predictor = TorchPredictor(info, shaped, place, chosen, how.embed)
         predictor.first_call()
         _check_logits(spec, predictor.outputs(info.noise()))
     return predictor

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
-from collage_mpi.models.backbone import Backbone, read_architecture
+from collage_mpi.models.architecture import Backbone, read_architecture
 from collage_mpi.models.collage_net import build_network
-from collage_mpi.models.info import NetworkInfo
+from collage_mpi.models.info import Loading, NetworkInfo, embedding_length
 from collage_mpi.models.launching import make_launcher
-from collage_mpi.models.own_info import embedding_length
 from collage_mpi.models.reading import reading_of
-from collage_mpi.models.resnet import channels_last, fold_norms
+from collage_mpi.models.resnet import COUNTER, channels_last, fold_norms
 from collage_mpi.models.tuning import PLAIN, Tuning, memory_fault
 from collage_mpi.models.weights import describe_weights, read_tensors
 from collage_mpi.system.printable import counted
@@ -96,29 +95,20 @@ class TorchPredictor:
         self.temperature = float(info.metadata["temperature"])
 
     @classmethod
-    def load(
-        cls,
-        spec: str,
-        kind: str,
-        *,
-        device: str = "cpu",
-        threads: int = 1,
-        tuning: Tuning | None = None,
-        embed: bool = False,
-    ) -> TorchPredictor:
+    def load(cls, spec: str, kind: str, how: Loading | None = None) -> TorchPredictor:
         """Read a weights file and place the network; see `models.load_predictor`."""
+        how = how or Loading()
         info = describe_weights(spec, kind)
         tensors = read_tensors(info)
-        torch.set_num_threads(max(1, threads))
+        torch.set_num_threads(max(1, how.threads))
         architecture = read_architecture(info.architecture)
         with torch.device("meta"):
             network = build_network(
                 architecture, info.shape[2], len(info.class_names), info.side, info.head
             )
         state = {name: torch.from_numpy(array) for name, array in tensors.items()}
-        # counters of the batch norms play no part in inference and are not stored
         for name in network.state_dict():
-            if name.endswith("num_batches_tracked"):
+            if name.endswith(COUNTER):
                 state[name] = torch.zeros((), dtype=torch.int64)
         try:
             network.load_state_dict(state, assign=True)
@@ -131,11 +121,11 @@ class TorchPredictor:
             from collage_mpi.models.vision import fold_pairs
 
             fold_pairs(network.eval())
-        place = usable_device(device)
-        with told_if_it_does_not_fit(info, network, place, tuning):
-            network = WithEmbedding(network) if embed else network
-            predictor = cls(info, network, place, tuning, embed)
-            if tuning is not None or embed:
+        place = usable_device(how.device)
+        with told_if_it_does_not_fit(info, network, place, how.tuning):
+            network = WithEmbedding(network) if how.embed else network
+            predictor = cls(info, network, place, how.tuning, how.embed)
+            if how.tuning is not None or how.embed:
                 predictor.first_call()
         return predictor
 

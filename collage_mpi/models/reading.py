@@ -1,4 +1,6 @@
-"""Turns a network's outputs into scores, by one interface for every head."""
+"""Turns a network's outputs into scores, by one interface for every head. Boxes of a yolo head
+become answers of cells by the rules of the paper (arXiv 1904.12222).
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,102 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from collage_mpi.models.boxes import boxes_from_map, cells_from_boxes
-from collage_mpi.models.heads import YOLO, HeadSpec
 from collage_mpi.models.info import NetworkInfo
+from collage_mpi.models.specs import YOLO, HeadSpec
+
+CONFIDENCE = 0.3  # a box with a lower score is none
+OVERLAP = 0.45  # of two boxes of a class that overlap more, the weaker is dropped
+
+
+def cells_from_boxes(boxes: np.ndarray, scores: np.ndarray, side: int) -> np.ndarray:
+    """The answers of one collage's cells.
+
+    Each box that passes the threshold goes to the cell with the largest Jaccard index. If a cell
+    has several boxes, the one with the highest score gives the class and the scores.
+
+    Args:
+        boxes: (m, 4) float, in cells.
+        scores: (m, classes) float32, objectness times the probability of each class.
+        side: cells along an edge.
+
+    Returns:
+        (side*side, classes) float32: the winner's scores; zeros for a cell without a box (absent).
+    """
+    cells = np.zeros((side * side, scores.shape[1]), dtype=np.float32)
+    best = scores.max(axis=1)  # (m,)
+    with np.errstate(invalid="ignore"):
+        passed = (best >= CONFIDENCE) & np.isfinite(boxes).all(axis=1) & np.isfinite(best)
+    boxes, scores, best = boxes[passed], scores[passed], best[passed]
+    kept = suppress(boxes, best, scores.argmax(axis=1))
+    boxes, scores, best = boxes[kept], scores[kept], best[kept]
+    shared = jaccard(boxes, cell_boxes(side))  # (m, cells)
+    within = shared.max(axis=1, initial=0.0) > 0  # a box beside the collage is in no cell
+    rising = np.argsort(best[within], kind="stable")  # the last to write a cell is the best
+    owner = shared[within].argmax(axis=1)
+    cells[owner[rising]] = scores[within][rising]
+    return cells
+
+
+def suppress(boxes: np.ndarray, confidence: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """(m,) bool: the boxes that remain after greedy non-maximum suppression within each class.
+
+    Args:
+        boxes: (m, 4); confidence: (m,); classes: (m,) int.
+    """
+    rivals = (jaccard(boxes, boxes) > OVERLAP) & (classes[:, None] == classes)  # (m, m)
+    kept = np.ones(len(boxes), dtype=bool)
+    order = np.argsort(-confidence, kind="stable")
+    for place, number in enumerate(order):
+        if kept[number]:
+            kept[order[place + 1 :]] &= ~rivals[number, order[place + 1 :]]
+    return kept
+
+
+def jaccard(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(m, k) intersection over union of (m, 4) and (k, 4) boxes."""
+    low = np.maximum(one[:, None, :2], other[None, :, :2])
+    high = np.minimum(one[:, None, 2:], other[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=2)  # (m, k)
+    areas = [np.clip(b[:, 2:] - b[:, :2], 0, None).prod(axis=1) for b in (one, other)]
+    union = areas[0][:, None] + areas[1] - shared
+    found: np.ndarray = shared / np.maximum(union, 1e-12)
+    return found
+
+
+def cell_boxes(side: int) -> np.ndarray:
+    """(side*side, 4) float64: the box of each cell."""
+    rows, columns = np.divmod(np.arange(side * side), side)
+    return np.stack([columns, rows, columns + 1, rows + 1], axis=1).astype(np.float64)
+
+
+def boxes_from_map(
+    raw: np.ndarray, side: int, anchors: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The boxes in a yolo head's map: (m, 4) boxes, (m,) objectness, (m, classes) logits.
+
+    A box's centre lies within its square; its size is its anchor's times exp(t), as in YOLOv3
+    (arXiv 1804.02767).
+
+    Args:
+        raw: (rows, columns, anchors, 5 + classes) float32: tx, ty, tw, th, objectness, classes.
+        side: cells along an edge.
+        anchors: (anchors, 2) widths and heights in cells.
+    """
+    rows, columns = raw.shape[:2]
+    corner = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=2)  # (rows, cols, 2)
+    centre = (corner[:, :, None] + sigmoid(raw[..., :2])) * (side / np.array([columns, rows]))
+    half = anchors * np.exp(np.clip(raw[..., 2:4], -8, 8)) / 2
+    boxes = np.concatenate([centre - half, centre + half], axis=3)  # (rows, columns, anchors, 4)
+    return (
+        boxes.reshape(-1, 4),
+        sigmoid(raw[..., 4]).reshape(-1),
+        raw[..., 5:].reshape(-1, raw.shape[3] - 5),
+    )
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """The logistic function, without overflow."""
+    return 0.5 * (1 + np.tanh(0.5 * x))
 
 
 class Reading(Protocol):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from collage_mpi.models.architecture import Architecture
+
+COUNTER = "num_batches_tracked"  # of a batch norm: plays no part in inference, is not stored
 
 
 class ConvNorm(nn.Module):
@@ -29,7 +34,7 @@ class ConvNorm(nn.Module):
             self.norm = nn.Identity()
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions and a shortcut, which has a 1 x 1 convolution if the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, *, stride: int, norm: str) -> None:
@@ -62,7 +67,7 @@ class Trunk(nn.Module):
         for stage in architecture.stages:
             for number in range(stage.blocks):
                 stride = stage.stride if number == 0 else 1
-                blocks.append(Block(width, stage.width, stride=stride, norm=norm))
+                blocks.append(ResidualBlock(width, stage.width, stride=stride, norm=norm))
                 width = stage.width
         self.blocks = nn.Sequential(*blocks)
 
@@ -97,6 +102,15 @@ def channels_last(network: nn.Module) -> nn.Module:
     """Lay the convolutions' weights out channels-last: faster on the CPU and with tensor cores."""
     found: torch.nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return found
+
+
+def stored_arrays(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, np.ndarray]:
+    """The float32 arrays of a state dict that a weights file keeps, each name with the prefix."""
+    return {
+        prefix + name: tensor.float().contiguous().numpy()
+        for name, tensor in state.items()
+        if not name.endswith(COUNTER)
+    }
 
 
 def _norm(name: str, channels: int) -> nn.Module:

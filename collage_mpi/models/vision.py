@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.models.backbone import Backbone
-from collage_mpi.models.darknet import Tiny
-from collage_mpi.models.lite import Lite0
+from collage_mpi.models.architecture import Backbone
+from collage_mpi.models.backbones import Lite0, Tiny
 from collage_mpi.system.extras import pip_line
 
 # The modules that lead from an image to its last feature map, in order; the first line of

@@ -18,11 +18,9 @@ from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.stripe import make_stripe_encoder
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.kinds import COLLAGE, NETWORKS, PARITY
-from collage_mpi.models.accept_spec import AcceptSpec
-from collage_mpi.models.backbone import read_architecture
-from collage_mpi.models.heads import HeadSpec
+from collage_mpi.models.architecture import read_architecture
 from collage_mpi.models.info import NetworkInfo
-from collage_mpi.models.parity_spec import ParitySpec
+from collage_mpi.models.specs import AcceptSpec, HeadSpec, ParitySpec
 from collage_mpi.system.files import require_regular, save_file
 
 FORMAT = "collage-mpi weights"

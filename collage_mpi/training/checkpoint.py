@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.models.torch_file import load_tensors
+from collage_mpi.models.foreign_weights import load_tensors
 from collage_mpi.system.files import save_file
 
 VERSION = 2

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from collage_mpi.kinds import SINGLE
-from collage_mpi.models.info import NetworkInfo
+from collage_mpi.models.info import Loading, NetworkInfo
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.models.reading import GridReading, Reading
+from collage_mpi.models.resnet import stored_arrays
 from collage_mpi.models.weights import save_weights
 from collage_mpi.training.batches import plain_batches
 from collage_mpi.training.calibration import (
@@ -47,12 +48,7 @@ def store(
     Args:
         facts: what only the caller knows: class names, sources, command, versions.
     """
-    state = trained.network.state_dict()
-    tensors = {
-        name: tensor.contiguous().numpy()
-        for name, tensor in state.items()
-        if not name.endswith("num_batches_tracked")
-    }
+    tensors = stored_arrays(trained.network.state_dict())
     record = _record(trained, settings, data, facts)
     info = save_weights(out, tensors, record)
     held = _look(out, settings, data)
@@ -117,8 +113,9 @@ def held_savings(
     """
     if len(data.held_labels) < LEAST_IMAGES:
         return None, ""
-    one = TorchPredictor.load(str(single), SINGLE, device=device, threads=threads)
-    asked = TorchPredictor.load(str(first.path), first.kind, device=device, threads=threads)
+    how = Loading(device=device, threads=threads)
+    one = TorchPredictor.load(str(single), SINGLE, how)
+    asked = TorchPredictor.load(str(first.path), first.kind, how)
     images, order = _InMemory(data.held_images), np.arange(len(data.held_labels))
     alone, early = (answers_of(network, images, order) for network in (one, asked))
     at_once = images_a_call(first)
@@ -167,7 +164,9 @@ def _record(
 
 @torch.inference_mode()
 def _look(out: Path, settings: TrainSettings, data: TrainData) -> Held:
-    predictor = TorchPredictor.load(str(out), settings.kind, threads=torch.get_num_threads())
+    predictor = TorchPredictor.load(
+        str(out), settings.kind, Loading(threads=torch.get_num_threads())
+    )
     batches = plain_batches(data.held_images, data.held_labels, settings)
     labels = [batch.labels[batch.present] for batch in batches]
     outputs, reading = [predictor.outputs(batch.pixels) for batch in batches], predictor.reading

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import SINGLE
 from collage_mpi.models.collage_net import build_network
+from collage_mpi.models.info import Loading
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.models.tuning import PLAIN
 from collage_mpi.models.weights import describe_weights
@@ -149,7 +150,9 @@ def _features(
         PLAIN, precision=resolve_precision(settings.precision, torch.device(machine.device))
     )
     below = TorchPredictor.load(
-        str(init), SINGLE, device=machine.device, threads=machine.threads, tuning=tuning, embed=True
+        str(init),
+        SINGLE,
+        Loading(device=machine.device, threads=machine.threads, tuning=tuning, embed=True),
     )
     features = _look(below, parts, settings.flips)
     buffer = io.BytesIO()

@@ -20,8 +20,8 @@ from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.stripe import BerrutEncoder, StripeEncoder, make_stripe_encoder
 from collage_mpi.models.info import NetworkInfo, Predictor
 from collage_mpi.models.own import OwnPredictor
-from collage_mpi.models.parity_spec import ParitySpec
 from collage_mpi.models.predictor import TorchPredictor
+from collage_mpi.models.specs import ParitySpec
 
 SINGLE_BATCH = 64
 QUICK_SIDE = 3  # a batch for a quick network has as many images as a collage of that side

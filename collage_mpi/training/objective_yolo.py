@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from collage_mpi.models.boxes import jaccard
-from collage_mpi.models.heads import HeadSpec
-from collage_mpi.models.reading import YoloReading
+from collage_mpi.models.reading import YoloReading, jaccard
+from collage_mpi.models.specs import HeadSpec
 from collage_mpi.training.batches import Batch
 from collage_mpi.training.objective import Objective
 

@@ -12,6 +12,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from collage_mpi.errors import UsageError
+from collage_mpi.models.resnet import COUNTER
 from collage_mpi.training.settings import TrainSettings
 
 MOMENTUM = 0.9
@@ -69,7 +70,7 @@ def start_from(network: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> t
         if name in state and state[name].shape == array.shape
     }
     for name, tensor in state.items():
-        counter = name.endswith("num_batches_tracked")
+        counter = name.endswith(COUNTER)
         needed = name.startswith("trunk.") and not name.startswith(heads) and not counter
         if needed and name not in fitting:
             have = tensors[name].shape if name in tensors else "nothing"
@@ -79,7 +80,7 @@ def start_from(network: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> t
                 "--backbone"
             )
     network.load_state_dict(fitting, strict=False)
-    counted = [name for name in state if not name.endswith("num_batches_tracked")]
+    counted = [name for name in state if not name.endswith(COUNTER)]
     return sum(name in fitting for name in counted), len(counted)
 
 

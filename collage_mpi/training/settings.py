@@ -8,11 +8,9 @@ from functools import partial
 from typing import Any
 
 from collage_mpi.kinds import COLLAGE, PARITY, SINGLE
-from collage_mpi.models.architecture import Architecture
-from collage_mpi.models.backbone import Backbone
-from collage_mpi.models.heads import HeadSpec
+from collage_mpi.models.architecture import Architecture, Backbone
 from collage_mpi.models.info import check_kind
-from collage_mpi.models.parity_spec import ParitySpec
+from collage_mpi.models.specs import HeadSpec, ParitySpec
 from collage_mpi.system.fields import Settings, about, setting
 
 TRAINING, DISTILLATION, GRID = "training", "distillation", "grid"  # groups of --help

@@ -12,7 +12,7 @@ import torch
 
 from collage_mpi.kinds import SINGLE
 from collage_mpi.models.fit import check_fit
-from collage_mpi.models.info import NetworkInfo
+from collage_mpi.models.info import Loading, NetworkInfo
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.models.weights import describe_weights
 from collage_mpi.system.files import UNREADABLE_OR_GONE, require_regular, save_file
@@ -82,7 +82,7 @@ def teacher_views(
 
 
 def _compute(path: Path, images: np.ndarray, mirror: bool, device: str, threads: int) -> np.ndarray:
-    teacher = TorchPredictor.load(str(path), SINGLE, device=device, threads=threads)
+    teacher = TorchPredictor.load(str(path), SINGLE, Loading(device=device, threads=threads))
     rows = np.empty((len(images), 2 if mirror else 1, teacher.classes), dtype=np.float32)
     steps = -(-len(images) // BATCH)
     kind = torch.device(device).type

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault
-from collage_mpi.models.accept_spec import AcceptSpec
+from collage_mpi.models.specs import AcceptSpec
 from collage_mpi.system.terminal import make_table, to_text
 from collage_mpi.training.answers import Answers, right
 

@@ -15,15 +15,16 @@ from collage_mpi.cli import main
 from collage_mpi.commands.train import architecture_of, default_cell_px, head_of
 from collage_mpi.errors import DataFault, ExitCode, UsageError
 from collage_mpi.models import describe, load_predictor
-from collage_mpi.models.backbone import Backbone, read_architecture
-from collage_mpi.models.collage_net import build_network
-from collage_mpi.models.heads import HeadSpec
-from collage_mpi.models.presets import (
+from collage_mpi.models.architecture import (
     REFERENCE_BACKBONES,
     REFERENCE_COLLAGE_PX,
     REFERENCE_HEAD,
+    Backbone,
     preset,
+    read_architecture,
 )
+from collage_mpi.models.collage_net import build_network
+from collage_mpi.models.specs import HeadSpec
 from collage_mpi.models.weights import read_tensors
 from collage_mpi.shards import write_shard
 from collage_mpi.training.parts import start_from

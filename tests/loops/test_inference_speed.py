@@ -14,7 +14,9 @@ import pytest
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.models import PLAIN, Tuning, load_predictor
+from collage_mpi.models import load_predictor
+from collage_mpi.models.info import Loading
+from collage_mpi.models.tuning import PLAIN, Tuning
 from collage_mpi.shards import ShardSet
 
 torch = pytest.importorskip("torch")
@@ -37,7 +39,7 @@ def inputs() -> dict[str, np.ndarray]:
 
 
 def predictor_of(kind: str, tuning: Tuning | None, device: str = "cpu") -> Any:
-    return load_predictor(str(DATA / WEIGHTS[kind]), kind, tuning=tuning, device=device)
+    return load_predictor(str(DATA / WEIGHTS[kind]), kind, Loading(tuning=tuning, device=device))
 
 
 def agreement(kind: str, batch: np.ndarray, tuned: Any, size: int) -> tuple[float, float]:

@@ -13,7 +13,8 @@ import pytest
 from collage_mpi.cli import main
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import ExitCode
-from collage_mpi.models import Geometry, load_predictor
+from collage_mpi.models import load_predictor
+from collage_mpi.models.info import Geometry, Loading
 from collage_mpi.shards import ShardSet
 
 HERE = Path(__file__).parents[2] / "data_prep" / "photos"
@@ -79,7 +80,7 @@ def test_a_pretrained_network_of_ones_own(
     monkeypatch.setenv("PHOTOS_WEIGHTS", str(tmp_path))
     spec = f"{HERE / 'efficientnet_lite.py'}:network"
     geometry = Geometry((112, 112, 3), side=2, cell_px=56, classes=3)
-    scores = load_predictor(spec, "single", geometry=geometry).predict(images)
+    scores = load_predictor(spec, "single", Loading(geometry=geometry)).predict(images)
     assert (scores[:, 0].argmax(1) == labels).mean() > 0.8  # of pictures it learned from
-    answers = load_predictor(spec, "collage", geometry=geometry)
+    answers = load_predictor(spec, "collage", Loading(geometry=geometry))
     assert answers.predict(np.zeros((1, 112, 112, 3), np.uint8)).shape == (1, 4, 3)

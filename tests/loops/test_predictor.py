@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.models import Architecture, load_predictor
-from collage_mpi.models.architecture import Stage
+from collage_mpi.models import load_predictor
+from collage_mpi.models.architecture import Architecture, Stage
+from collage_mpi.models.info import Loading
 from collage_mpi.models.weights import METADATA_KEY, save_weights
 
 torch = pytest.importorskip("torch")
@@ -56,7 +57,7 @@ def test_an_embedding_is_what_the_last_layer_is_given(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     network = make_weights(path)
     batch = np.random.default_rng(0).integers(0, 256, (3, 12, 12, 1), np.uint8)
-    predictor = load_predictor(str(path), "single", embed=True)
+    predictor = load_predictor(str(path), "single", Loading(embed=True))
     plain = load_predictor(str(path), "single")
     assert (predictor.embedding, plain.embedding) == (16, None)
     scores, embeddings = predictor.embed(batch)
@@ -67,10 +68,10 @@ def test_an_embedding_is_what_the_last_layer_is_given(tmp_path: Path) -> None:
     np.testing.assert_allclose(scores, plain.predict(batch), atol=1e-6)
     np.testing.assert_allclose(predictor.predict(batch), scores, atol=1e-6)
     with pytest.raises(UsageError, match="gives no embeddings"):
-        load_predictor("null", "single", embed=True)
+        load_predictor("null", "single", Loading(embed=True))
     make_weights(tmp_path / "c.safetensors", 2)
     with pytest.raises(UsageError, match="gives no embeddings"):
-        load_predictor(str(tmp_path / "c.safetensors"), "collage", embed=True)
+        load_predictor(str(tmp_path / "c.safetensors"), "collage", Loading(embed=True))
 
 
 @pytest.mark.parametrize("side", [None, 2, 3, 5])
@@ -141,4 +142,4 @@ def test_a_device_that_is_not_there_is_told(tmp_path: Path) -> None:
     make_weights(tmp_path / "w")
     for device in ("cuda:99", "nonsense"):
         with pytest.raises(EnvironmentFault, match="--device"):
-            load_predictor(str(tmp_path / "w"), "single", device=device)
+            load_predictor(str(tmp_path / "w"), "single", Loading(device=device))

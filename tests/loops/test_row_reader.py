@@ -29,7 +29,8 @@ from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.messages import End, Fault, Hello, Shards
 from collage_mpi.job.row_reader import RowReader, described
 from collage_mpi.kinds import KIND
-from collage_mpi.models import NullPredictor, ParitySpec
+from collage_mpi.models.null import NullPredictor
+from collage_mpi.models.specs import ParitySpec
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED
 from collage_mpi.mpi.tasks import WireTask, pack_file, pack_places

@@ -12,6 +12,7 @@ import pytest
 
 from collage_mpi.cli import main
 from collage_mpi.models import describe, load_predictor
+from collage_mpi.models.info import Loading
 from collage_mpi.models.weights import describe_weights, read_tensors, save_weights
 from collage_mpi.shards import write_shard
 from collage_mpi.simulation.replayed_answers import read_answers
@@ -89,9 +90,10 @@ def test_a_threshold_goes_into_the_weights(
 ) -> None:
     asked = []
 
-    def load(*words: Any, **how: Any) -> Any:
-        asked.append(how["tuning"].precision)
-        return load_predictor(*words, **how)
+    def load(spec: str, kind: str, how: Loading) -> Any:
+        assert how.tuning is not None
+        asked.append(how.tuning.precision)
+        return load_predictor(spec, kind, how)
 
     monkeypatch.setattr("collage_mpi.models.load_predictor", load)
     test, out = make_shard(tmp_path / "test.h5", 2000, 1), tmp_path / "out.safetensors"

@@ -33,7 +33,8 @@ from collage_mpi.job.messages import (
 )
 from collage_mpi.job.worker import RING_SPARE, Worker, _outcome_of
 from collage_mpi.kinds import KIND
-from collage_mpi.models import NullPredictor, ParitySpec
+from collage_mpi.models.null import NullPredictor
+from collage_mpi.models.specs import ParitySpec
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult
 from collage_mpi.mpi.tasks import WireTask

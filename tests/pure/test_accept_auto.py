@@ -11,7 +11,7 @@ from scheduler_harness import Harness
 from collage_mpi import cli, models
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.job.plan import make_plan, with_accept_of
-from collage_mpi.models.accept_spec import AcceptSpec
+from collage_mpi.models.specs import AcceptSpec
 from collage_mpi.models.weights import describe_weights, with_accept
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.settings.shipped import with_shipped

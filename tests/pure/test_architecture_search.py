@@ -12,8 +12,7 @@ import pytest
 from collage_mpi.commands.parser import build_parser
 from collage_mpi.commands.train import settings_of
 from collage_mpi.errors import UsageError
-from collage_mpi.models.architecture import Stage, default_architecture
-from collage_mpi.models.presets import BY_SIDE, PRESETS, preset
+from collage_mpi.models.architecture import BY_SIDE, PRESETS, Stage, default_architecture, preset
 
 
 @pytest.fixture(scope="module")

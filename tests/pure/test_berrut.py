@@ -18,7 +18,7 @@ from collage_mpi.encoding.berrut import (
 from collage_mpi.encoding.decode import decode_parity, parity_scores
 from collage_mpi.encoding.stripe import BerrutEncoder
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.models import ParitySpec
+from collage_mpi.models.specs import ParitySpec
 
 SHAPE = (5, 4, 3)
 

@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as hnp
 
 from collage_mpi.encoding.decode import decode
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.models.boxes import (
+from collage_mpi.models.architecture import REFERENCE_HEAD
+from collage_mpi.models.reading import (
     CONFIDENCE,
     OVERLAP,
     boxes_from_map,
@@ -19,8 +20,7 @@ from collage_mpi.models.boxes import (
     jaccard,
     suppress,
 )
-from collage_mpi.models.heads import HeadSpec
-from collage_mpi.models.presets import REFERENCE_HEAD
+from collage_mpi.models.specs import HeadSpec
 
 
 def cells(*found: tuple[list[float], list[float]], side: int = 2) -> list[tuple[int, float] | None]:

@@ -12,8 +12,12 @@ from typing import Any
 import pytest
 
 from collage_mpi.commands.parser import build_parser
-from collage_mpi.models.architecture import parse_stages, stages_text
-from collage_mpi.models.presets import REFERENCE_BACKBONES, REFERENCE_HEAD
+from collage_mpi.models.architecture import (
+    REFERENCE_BACKBONES,
+    REFERENCE_HEAD,
+    parse_stages,
+    stages_text,
+)
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "analysis" / "model_cards.py"

@@ -17,8 +17,8 @@ from collage_mpi.encoding import ENCODERS, MAX_K, MIN_K, SUMMED
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
 from collage_mpi.job.messages import TYPES, Bye, Leave, Measured, Rank0, Start, Stop, Welcome
-from collage_mpi.models import ParitySpec, Tuning
-from collage_mpi.models.tuning import COMPILES, LAYOUTS, PRECISIONS
+from collage_mpi.models.specs import ParitySpec
+from collage_mpi.models.tuning import COMPILES, LAYOUTS, PRECISIONS, Tuning
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.system.pidfd import LARGEST_PID, ProcessId

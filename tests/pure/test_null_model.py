@@ -12,7 +12,8 @@ from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.decode import decode
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import UsageError
-from collage_mpi.models import NullPredictor, describe, load_predictor
+from collage_mpi.models import describe, load_predictor
+from collage_mpi.models.null import NullPredictor
 
 
 def test_single_answers_by_pixel() -> None:

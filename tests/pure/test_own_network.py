@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.models import PLAIN, Geometry, describe, is_own, load_predictor
-from collage_mpi.models.own import find_function
+from collage_mpi.models import describe, load_predictor
+from collage_mpi.models.info import Geometry, Loading
+from collage_mpi.models.own import find_function, is_own
+from collage_mpi.models.tuning import PLAIN
 
 GEOMETRY = Geometry((8, 8, 3), side=2, cell_px=6, classes=5)
 
@@ -131,8 +133,8 @@ def test_which_specs_are_own(spec: str, expected: bool) -> None:
 
 def test_a_predictor_is_told_its_shapes_and_asked(own: str) -> None:
     assert describe(f"{own}:network", "single") is None
-    collage = load_predictor(f"{own}:network", "collage", geometry=GEOMETRY)
-    single = load_predictor(f"{own}:network", "single", geometry=GEOMETRY)
+    collage = load_predictor(f"{own}:network", "collage", Loading(geometry=GEOMETRY))
+    single = load_predictor(f"{own}:network", "single", Loading(geometry=GEOMETRY))
     told = find_function(f"{own}:network").__globals__["TOLD"]
     assert told == [
         ("collage", (12, 12, 3), 2, 6, 5, "cpu"),
@@ -151,12 +153,12 @@ def test_a_module_by_name_from_the_current_folder(
     monkeypatch.chdir(Path(own).parent)
     monkeypatch.syspath_prepend("")  # removes what the search adds
     for kind, cells in (("single", 1), ("collage", 4)):
-        predictor = load_predictor("my_net:module", kind, geometry=GEOMETRY)
+        predictor = load_predictor("my_net:module", kind, Loading(geometry=GEOMETRY))
         batch = np.zeros((3, *GEOMETRY.input_shape(kind)), np.uint8)
         scores = predictor.predict(batch)
         assert scores.shape == (3, cells, 5)
         np.testing.assert_allclose(scores.sum(2), 1, rtol=1e-5)
-        again = load_predictor("my_net:module", kind, geometry=GEOMETRY)
+        again = load_predictor("my_net:module", kind, Loading(geometry=GEOMETRY))
         assert again.fingerprint == predictor.fingerprint
 
 
@@ -190,25 +192,25 @@ def test_its_folder_comes_last_once_it_is_imported(
 )
 def test_what_is_no_network(own: str, name: str, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
-        load_predictor(f"{own}:{name}", "single", geometry=GEOMETRY)
+        load_predictor(f"{own}:{name}", "single", Loading(geometry=GEOMETRY))
 
 
 def test_answers_of_another_shape_and_modules_that_break(own: str, tmp_path: Path) -> None:
     with pytest.raises(DataFault, match=r"predict gave \(1, 7, 2\); needed: \(1, 1, 5\)"):
-        load_predictor(f"{own}:wrong", "single", geometry=GEOMETRY)
+        load_predictor(f"{own}:wrong", "single", Loading(geometry=GEOMETRY))
     with pytest.raises(UsageError, match="cannot be imported: ModuleNotFoundError"):
-        load_predictor("no_such_module_here:f", "single", geometry=GEOMETRY)
+        load_predictor("no_such_module_here:f", "single", Loading(geometry=GEOMETRY))
     bad = tmp_path / "bad.py"
     bad.write_text("\n1 / 0")
     with pytest.raises(UsageError, match=rf"ZeroDivisionError: .*\({bad}, line 2\)"):
-        load_predictor(f"{bad}:f", "single", geometry=GEOMETRY)
+        load_predictor(f"{bad}:f", "single", Loading(geometry=GEOMETRY))
     slip = tmp_path / "slip.py"
     slip.write_text("import json\n\ndef f(**told):\n    return json.loads(netz)")
     with pytest.raises(UsageError, match=rf"NameError: name 'netz' .*\({slip}, line 4\)"):
-        load_predictor(f"{slip}:f", "single", geometry=GEOMETRY)
+        load_predictor(f"{slip}:f", "single", Loading(geometry=GEOMETRY))
     slip.with_name("deep.py").write_text("import json\ndef f(**told): json.loads('[')")
     with pytest.raises(UsageError, match=r"JSONDecodeError: .*deep\.py, line 2\)"):
-        load_predictor(f"{slip.with_name('deep.py')}:f", "single", geometry=GEOMETRY)
+        load_predictor(f"{slip.with_name('deep.py')}:f", "single", Loading(geometry=GEOMETRY))
     with pytest.raises(UsageError, match="cannot be used here"):
         load_predictor(f"{own}:network", "single")
 
@@ -225,24 +227,24 @@ def test_scores_that_are_no_probabilities_are_refused_at_once(
     own: str, name: str, found: str
 ) -> None:
     with pytest.raises(DataFault, match=f"{name}: predict gave {found}.*Apply softmax"):
-        load_predictor(f"{own}:{name}", "single", geometry=GEOMETRY)
+        load_predictor(f"{own}:{name}", "single", Loading(geometry=GEOMETRY))
 
 
 def test_scores_that_are_nan_are_not_taken_for_logits(own: str) -> None:
     with pytest.raises(DataFault, match="not_finite: predict gave scores that are NaN") as caught:
-        load_predictor(f"{own}:not_finite", "single", geometry=GEOMETRY)
+        load_predictor(f"{own}:not_finite", "single", Loading(geometry=GEOMETRY))
     assert "softmax" not in str(caught.value)
 
 
 def test_cells_without_an_answer_and_rounding_are_believed(own: str) -> None:
     for name in ("no_answer", "rounded"):
-        load_predictor(f"{own}:{name}", "single", geometry=GEOMETRY)
+        load_predictor(f"{own}:{name}", "single", Loading(geometry=GEOMETRY))
 
 
 def test_a_module_that_gives_probabilities_is_refused(own: str) -> None:
     for kind in ("single", "collage"):
         with pytest.raises(DataFault, match=r"softmax_twice: the network gave probab.*Leave out"):
-            load_predictor(f"{own}:softmax_twice", kind, geometry=GEOMETRY)
+            load_predictor(f"{own}:softmax_twice", kind, Loading(geometry=GEOMETRY))
 
 
 def test_a_module_that_works_in_float32_only_says_so(own: str) -> None:
@@ -250,8 +252,7 @@ def test_a_module_that_works_in_float32_only_says_so(own: str) -> None:
         load_predictor(
             f"{own}:float32_only",
             "single",
-            geometry=GEOMETRY,
-            tuning=replace(PLAIN, precision=precision),
+            Loading(geometry=GEOMETRY, tuning=replace(PLAIN, precision=precision)),
         )
     for how, says in (
         (
@@ -264,7 +265,7 @@ def test_a_module_that_works_in_float32_only_says_so(own: str) -> None:
         ),
     ):
         with pytest.raises(EnvironmentFault, match=says):
-            load_predictor(f"{own}:float32_only", "single", geometry=GEOMETRY, tuning=how)
+            load_predictor(f"{own}:float32_only", "single", Loading(geometry=GEOMETRY, tuning=how))
 
 
 def test_a_network_of_ones_own_says_that_it_has_embeddings_by_giving_them(own: str) -> None:
@@ -272,7 +273,7 @@ def test_a_network_of_ones_own_says_that_it_has_embeddings_by_giving_them(own: s
     means = batch.mean((1, 2))
 
     def load(name: str, embed: bool = True):
-        return load_predictor(f"{own}:{name}", "single", geometry=GEOMETRY, embed=embed)
+        return load_predictor(f"{own}:{name}", "single", Loading(geometry=GEOMETRY, embed=embed))
 
     module = load("embedder")
     assert module.embedding == 3
@@ -331,10 +332,10 @@ def test_the_first_answer_tells_how_many_classes_there_are(
     names = ("object", "listed", "square") + (("embeds",) if kind == "single" else ())
     for name in names:
         embed = name == "embeds"
-        made = load_predictor(f"{path}:{name}", kind, geometry=unknown, embed=embed)
+        made = load_predictor(f"{path}:{name}", kind, Loading(geometry=unknown, embed=embed))
         assert made.classes == 7
         scores = made.embed(batch)[0] if embed else made.predict(batch)
         assert scores.shape == (3, cells, 7)
     told = Geometry((8, 8, 3), side=2, cell_px=6, classes=None)
     with pytest.raises(UsageError, match=r"classes=None.*--class-names-file FILE names them"):
-        load_predictor(f"{path}:needs", kind, geometry=told)
+        load_predictor(f"{path}:needs", kind, Loading(geometry=told))

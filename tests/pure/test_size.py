@@ -30,7 +30,6 @@ LONG = {  # up to tens
     "job/session._run_plan": 120,
     "job/session.build_coordinator": 70,
     "job/team_session.TeamSession.run": 60,
-    "models/foreign_weights.import_weights": 60,
     "results/status.metrics": 60,
     "results/writer.RunWriter.reopen": 60,
     "settings/placement.placement": 70,
@@ -45,9 +44,6 @@ MANY_ARGUMENTS = {
     "job/lead.Lead.__init__": 8,
     "job/session.build_coordinator": 12,
     "job/worker.Worker.__init__": 7,
-    "models/__init__.load_predictor": 7,
-    "models/own.load_own": 7,
-    "models/own_module.module_predictor": 8,
     "mpi/protocol.put_header": 7,
     "mpi/transport.ReceiveRing.__init__": 8,
     "scheduler/state.TaskState.__init__": 7,
@@ -62,7 +58,6 @@ MANY_ARGUMENTS = {
 }
 SHARED_NAMES = {
     "Batch",
-    "Block",
     "CoordinatorMonitor",
     "Core",
     "Groups",

@@ -14,7 +14,7 @@ from pathlib import Path
 def install(folder: Path, rank: str) -> None:
     (folder / f"rank-{rank}.pid").write_text(str(os.getpid()))
     from collage_mpi.job import coordinator, main
-    from collage_mpi.models import NullPredictor
+    from collage_mpi.models.null import NullPredictor
     from collage_mpi.results import row_sink
 
     def mark_first(owner, name, mark, wanted=lambda *args: True):

@@ -1,6 +1,6 @@
-"""EfficientNet-Lite0 as torch modules whose norms can be folded (Tan and Le 2019, arXiv 1905.11946,
-in its form for plain processors: ReLU6, no squeeze and excitation). It can be cut off at a
-sixteenth of the picture's size, and reads weights of the package efficientnet-lite-pytorch.
+"""The networks of other libraries that are built here, so that their norms can be folded:
+EfficientNet-Lite0 (Tan and Le 2019, arXiv 1905.11946, in its form for plain processors: ReLU6, no
+squeeze and excitation) and the trunk of YOLOv3-tiny (Redmon and Farhadi 2018, arXiv 1804.02767).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SameConvNorm(ConvNorm):
         return super().forward(F.pad(x, self.pads) if self.pads else x)
 
 
-class Block(nn.Module):
+class LiteBlock(nn.Module):
     """A 1 x 1 convolution that widens, a depthwise convolution, and a 1 x 1 one that narrows."""
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int, widen: int) -> None:
@@ -67,7 +67,7 @@ class Block(nn.Module):
 
 
 class Widened(nn.Module):
-    """The first third of a `Block` under the same name, at which a network is cut off."""
+    """The first third of a `LiteBlock` under the same name, at which a network is cut off."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Lite0(nn.Module):
         for count, kernel, first, widen, outputs in STAGES[:stages]:
             for place in range(count):
                 stride = first if place == 0 else 1
-                blocks.append(Block(width, outputs, kernel=kernel, stride=stride, widen=widen))
+                blocks.append(LiteBlock(width, outputs, kernel=kernel, stride=stride, widen=widen))
                 width = outputs
         features, self.head = FEATURES, nn.Sequential()
         if stages < len(STAGES):
@@ -128,3 +128,49 @@ def _ours(name: str) -> str:
         return f"blocks.{number}.{_CONVS[part]}.conv.{kind}"
     norms = dict(zip(("_bn0", "_bn1", "_bn2"), _CONVS.values(), strict=True))
     return f"blocks.{number}.{norms.get(part, part)}.norm.{kind}"
+
+
+# (channels, kernel, whether the map is halved behind it): 416 px become 13 x 13
+TINY_LAYERS = (
+    (16, 3, True),
+    (32, 3, True),
+    (64, 3, True),
+    (128, 3, True),
+    (256, 3, True),
+    (512, 3, False),
+    (1024, 3, False),
+    (256, 1, False),
+    (512, 3, False),
+)
+LEAK = 0.1
+
+
+class DarknetLayer(nn.Module):
+    """A convolution with its norm and leaky ReLU, and max pooling if the map is halved."""
+
+    def __init__(self, inputs: int, outputs: int, *, kernel: int, halved: bool) -> None:
+        super().__init__()
+        self.conv = ConvNorm(inputs, outputs, kernel=kernel, stride=1, norm="batch")
+        self.halved = halved
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = F.leaky_relu_(self.conv(x), LEAK)
+        # what is left over at an odd edge is pooled too: 414 px become 13 squares, as 416 do
+        return F.max_pool2d(found, 2, ceil_mode=True) if self.halved else found
+
+
+class Tiny(nn.Module):
+    """YOLOv3-tiny's trunk with a classifier: (n, 3, H, W) -> (n, classes) logits."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        width, layers = 3, []
+        for outputs, kernel, halved in TINY_LAYERS:
+            layers.append(DarknetLayer(width, outputs, kernel=kernel, halved=halved))
+            width = outputs
+        self.layers = nn.Sequential(*layers)
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.classifier(self.layers(x).mean(dim=(2, 3)))
+        return found
