@@ -30,6 +30,7 @@ from collage_mpi.results.rows import KIND_CODE, SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.replayed_answers import read_answers
 from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
+from collage_mpi.training.threshold import saving_of
 from collage_mpi.workload.straggler_settings import make_delays
 
 Json = dict[str, Any]
@@ -56,17 +57,20 @@ class Network:
     """A network that has a threshold, and is asked first: by collages, or a quick one by batches.
 
     Attributes:
-        name: of its answers; a collage network's file is shipped:NAME.safetensors.
+        name: of its answers.
         side: cells along an edge; a quick network's batch has as many images.
         ratio: service time of a collage, or of that batch, over the single's for an image.
         confidence: the score from which on an answer counts.
         further: what a further image of a batch takes over the first; None for a collage network.
+        saving: images a rank-second over those of the single network, on the groups that did not
+            choose the score.
     """
 
     name: str
     side: int
     ratio: float
     confidence: float
+    saving: float
     further: float | None = None
 
     @property
@@ -90,7 +94,8 @@ def networks(folder: Path, precision: str) -> list[Network]:
         if accept is not None:
             further = row[f"further_{precision}"]
             ratio, cost = float(row[precision]), float(further) if further else None
-            found.append(Network(name, side, ratio, accept.confidence, cost))
+            saving = saving_of(ratio, side**2, accept.share)
+            found.append(Network(name, side, ratio, accept.confidence, saving, cost))
     return found
 
 
@@ -106,7 +111,7 @@ class Entry:
 
 def entries(found: list[Network]) -> list[Entry]:
     """Baselines first."""
-    best = next(network for network in found if network.name.endswith("balanced"))
+    best = max((n for n in found if n.further is None), key=lambda network: network.saving)
 
     def entry(name: str, network: Network = best, ranks: int | None = None, **flags: Any) -> Entry:
         return Entry(name, network, tuple(flags.items()), ranks)

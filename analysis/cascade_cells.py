@@ -1,13 +1,15 @@
-"""Sure cells by the number of images in a collage, for each shipped Fashion-MNIST collage network.
+"""Sure cells by the number of images in a collage, of the shipped networks or of others.
 
     python analysis/cascade_cells.py --out analysis/answers/cells.npz    # nine minutes of CPU time
     python analysis/cascade_cells.py --from analysis/answers/cells.npz   # the table again, no data
+    python analysis/cascade_cells.py --shards val/*.h5 --single single.safetensors \
+        --network 'side3 60px=lite0_16_side3_60px.threshold.safetensors' --out cells.npz
 
-For k from 1 to all cells of a collage, the 10,000 test images fill the first k cells of collages in
-file order, as the job fills them, and the other cells are blank; images that are left over stay
-out. Counted are the sure cells (score at or above the threshold in the network's file), how many of
-them are right, and how often the single network is right on the same images. Networks answer in
-float32 on one thread.
+For k from 1 to all cells of a collage, the images fill the first k cells of collages in file order,
+as the job fills them, and the other cells are blank; images that are left over stay out. Without
+`--shards` they are the 10,000 test images of Fashion-MNIST. Counted are the sure cells (score at or
+above the threshold in the network's file), how many of them are right, and how often the single
+network is right on the same images. Networks answer in float32 on one thread.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ from pathlib import Path
 
 import numpy as np
 
+from collage_mpi import kinds
 from collage_mpi.cli import main as collage_mpi
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
-from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Predictor
 from collage_mpi.models.weights import describe_weights
@@ -38,7 +40,11 @@ from collage_mpi.system.files import UNREADABLE, save_file
 DATA = Path("/usr/share/datasets/fashion-mnist")
 PACKAGE = "dataset-fashion-mnist"
 CLASSES = Path(__file__).parents[1] / "data_prep" / "fashion_classes.txt"
-NETWORKS = ("side3", "side3_balanced", "side3_yolo", "side4", "side5")
+SINGLE = "shipped:fashion_single.safetensors"
+NETWORKS = [
+    f"{name}=shipped:fashion_collage_{name}.safetensors"
+    for name in ("side3", "side3_balanced", "side3_yolo", "side4", "side5")
+]
 BATCH = 32  # collages
 
 
@@ -63,10 +69,12 @@ def main(words: Sequence[str] | None = None) -> int:
     source.add_argument("--out", type=Path, metavar="FILE.npz", help="count, and write this file")
     source.add_argument("--from", type=Path, dest="kept", metavar="FILE.npz", help="read this file")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the data set's files")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--shards", nargs="+", help="labelled images, instead of --data")
+    parser.add_argument("--single", default=SINGLE, metavar="WEIGHTS")
+    parser.add_argument("--network", action="append", metavar="NAME=WEIGHTS", help="with threshold")
     args = parser.parse_args(words)
     try:
-        found = read(args.kept) if args.kept else count_all(args.data, args.networks)
+        found = read(args.kept) if args.kept else count_all(args)
         if args.out:
             save(args.out, found)
     except CollageError as error:
@@ -76,15 +84,15 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def count_all(data: Path, names: Sequence[str]) -> dict[str, Cells]:
-    """Network -> its counts on the test images."""
-    images, labels = test_images(data)
-    single = load_predictor(with_shipped("shipped:fashion_single.safetensors"), SINGLE)
+def count_all(args: argparse.Namespace) -> dict[str, Cells]:
+    """Network -> its counts on the images."""
+    images, labels = read_images(args.shards) if args.shards else test_images(args.data)
+    single = load_predictor(with_shipped(args.single), kinds.SINGLE)
     parts = [single.predict(images[at : at + BATCH])[:, 0] for at in range(0, len(images), BATCH)]
     alone = np.concatenate(parts)  # (n, classes)
     found = {}
-    for name in names:
-        found[name] = count(name, images, labels, alone)
+    for name, _, weights in (network.partition("=") for network in args.network or NETWORKS):
+        found[name] = count(with_shipped(weights), images, labels, alone)
         print(f"{name}: {len(found[name].counts)} sizes of collage counted", file=sys.stderr)
     return found
 
@@ -104,30 +112,36 @@ def test_images(folder: Path) -> tuple[np.ndarray, np.ndarray]:
             code = collage_mpi(words)
         if code != 0:
             raise DataFault(f"{folder} could not be made into a shard: the message is above")
-        shards = ShardSet.open([Path(out) / "t10k.h5"])
-        try:
-            images, labels = shards.read(np.arange(len(shards)))
-        finally:
-            shards.close()
-    assert labels is not None
+        return read_images([str(Path(out) / "t10k.h5")])
+
+
+def read_images(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(n, H, W, C) uint8 and (n,) int64 of shards."""
+    shards = ShardSet.open([Path(path) for path in paths])
+    try:
+        images, labels = shards.read(np.arange(len(shards)))
+    finally:
+        shards.close()
+    if labels is None:
+        raise DataFault(f"{paths[0]} has no labels: accuracy needs them")
     return images, labels
 
 
-def count(name: str, images: np.ndarray, labels: np.ndarray, alone: np.ndarray) -> Cells:
+def count(path: str, images: np.ndarray, labels: np.ndarray, alone: np.ndarray) -> Cells:
     """One network's counts.
 
     Args:
+        path: the network's weights.
         images, labels: (n, H, W, C) uint8 and (n,) int64.
         alone: (n, classes) scores of the single network.
     """
-    path = with_shipped(f"shipped:fashion_collage_{name}.safetensors")
-    info, predictor = describe_weights(path), load_predictor(path, COLLAGE)
+    info, predictor = describe_weights(path), load_predictor(path, kinds.COLLAGE)
     assert info.side is not None
     assert info.cell_px is not None
     encoder = Encoder(Grid(info.side, info.cell_px), images.shape[1:])
     scores = {k: answers(predictor, encoder, images, k) for k in range(1, info.cells + 1)}
     if info.accept is None:
-        raise DataFault(f"{name} has no threshold: collage-mpi weights threshold finds one")
+        raise DataFault(f"{path} has no threshold: collage-mpi weights threshold finds one")
     threshold = info.accept.confidence
     single_right = alone.argmax(1) == labels
     rows = [counted(scores[k], labels, single_right, threshold) for k in sorted(scores)]

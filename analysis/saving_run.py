@@ -1,6 +1,8 @@
 """Processor time of real jobs, the cascade beside the single network on as many ranks.
 
     python analysis/saving_run.py t10k/shard.h5 --out saving_run.csv
+    python analysis/saving_run.py val/*.h5 --single single.safetensors \
+        --collage side3_60px=lite0_16_side3_60px.threshold.safetensors --out photographs.csv
 
 Each setting in turn, without injected delays. Processor seconds are those between the first task
 and the last row: of the workers together, and of rank 0. It wants an idle machine, Linux and MPICH.
@@ -16,30 +18,40 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from startup_cost import cpu_s
 
+from collage_mpi.models.weights import describe_weights
+from collage_mpi.settings.shipped import with_shipped
 from collage_mpi.system.process_tree import family_of, process_table
 
 LOOK_EVERY_S = 0.01
-SINGLE = ["--single", "shipped:fashion_single.safetensors"]
-NETWORKS = ("side3_balanced", "side5", "side3_yolo", "side3")
+SINGLE = "shipped:fashion_single.safetensors"
+NETWORKS = [
+    f"{name}=shipped:fashion_collage_{name}.safetensors"
+    for name in ("side3_balanced", "side5", "side3_yolo", "side3")
+]
 BATCHES = (1, 8)
 DEPTH = ("--depth", "64")  # groups in flight, so that no rank waits for work
 
 
-def settings() -> dict[str, list[str]]:
-    """name -> flags: at each batch the single network alone, then each cascade."""
+def settings(single: str, networks: Sequence[str]) -> dict[str, list[str]]:
+    """name -> flags: at each batch the single network alone, then each cascade.
+
+    Args:
+        single: its weights.
+        networks: NAME=WEIGHTS of collage networks.
+    """
     found = {}
     for batch in BATCHES:
-        common = [*DEPTH, "--batch", str(batch)]
+        common = [*DEPTH, "--batch", str(batch), "--single", single]
         found[f"none, batch {batch}"] = ["--scheme", "none", *common]
-        for name in NETWORKS:
-            collage = f"shipped:fashion_collage_{name}.safetensors"
+        for name, _, collage in (network.partition("=") for network in networks):
             flags = ["--scheme", "cascade", "--collage", collage, *common]
-            flags += ["--side", name[4], "--audit", "0"]
+            flags += ["--side", str(describe_weights(with_shipped(collage)).side), "--audit", "0"]
             found[f"{name}, batch {batch}"] = flags
     return found
 
@@ -90,7 +102,7 @@ def measure(shards: list[str], flags: list[str], ranks: int, limit: int | None) 
     """One job: images, seconds, accuracy."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        run = ["run", "--shards", *shards, *SINGLE, *flags, "--out", str(out)]
+        run = ["run", "--shards", *shards, *flags, "--out", str(out)]
         run += [] if limit is None else ["--limit", str(limit)]
         run += ["--singles", str(ranks - 1)] if "none" in flags else []
         job = subprocess.Popen(
@@ -145,10 +157,12 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=3, help="of the world, rank 0 included")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--single", default=SINGLE, metavar="WEIGHTS")
+    parser.add_argument("--collage", action="append", metavar="NAME=WEIGHTS")
     args = parser.parse_args()
     rows = []
     for repeat in range(args.repeats):
-        for name, flags in settings().items():
+        for name, flags in settings(args.single, args.collage or NETWORKS).items():
             found = measure(args.shards, flags, args.ranks, args.limit)
             rows.append({"setting": name, "repeat": repeat, **found})
             with args.out.open("w", newline="") as file:

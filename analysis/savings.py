@@ -3,11 +3,12 @@
     python analysis/savings.py    # a second; needs no data set and no network's call
 
 For each file of `evaluate --save-answers` in analysis/answers: the saving at the threshold in the
-network's weights file and at no loss (`collage_mpi.training.threshold`), as a table in Markdown. A
-quick network's file does not come with the package: its threshold is the score that `weights
+network's weights file and at no loss (`collage_mpi.training.threshold`), as a table in Markdown. Of
+a network whose file does not come with the package the threshold is the score that `weights
 threshold --errors 2` finds by these answers. The ratios of service times are those of
 analysis/answers/ratios.csv, in float32 and in bfloat16: of a collage, or of a quick network's batch
-of as many images, over the single network's for an image. The answers are float32.
+of as many images, over the single network's for an image. The answers of analysis/answers are
+float32, those of its folder photographs are bfloat16, as ranks answer there.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.models.specs import AcceptSpec
 from collage_mpi.models.weights import describe_weights
 from collage_mpi.scheduler.events import Score
@@ -110,12 +111,14 @@ def threshold(name: str, known: Answers, side: int) -> AcceptSpec | None:
     """From which score on the answers count, what that costs; None where no score does.
 
     Args:
-        name: of a collage network's file, shipped:NAME.safetensors.
-        known: the answers of both networks, which say whether the first is a collage network.
+        name: of the first network's file, if that comes with the package: shipped:NAME.safetensors.
+        known: the answers of both networks.
+        side: cells along an edge of a collage, or the square root of a batch's images.
     """
-    if known.backup is None:
+    try:
         return describe_weights(with_shipped(f"shipped:{name}.safetensors")).accept
-    return choose_threshold(both(known, side), "", TWO_ERRORS)
+    except UsageError:  # it does not come with the package
+        return choose_threshold(both(known, side), "", TWO_ERRORS)
 
 
 def row(at: dict[str, Any], which: str, side: int, ratios: dict[str, float]) -> list[str]:
