@@ -12,8 +12,8 @@ from enum import IntEnum
 class ExitCode(IntEnum):
     """What the process tells its caller (C7)."""
 
-    COMPLETE = 0
-    DEFECT = 1  # an unexpected exception: a bug of ours
+    COMPLETE = 0  # every image has its row
+    DEFECT = 1  # an unexpected exception: a defect of this package
     USAGE = 2  # a wrong flag, setting or combination of them
     ENVIRONMENT = 3  # no MPI, wrong world size, unreadable or unwritable files
     DATA = 4  # damaged or mismatched input: shards, weights, traces, results

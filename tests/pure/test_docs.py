@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from collage_mpi.commands import COMMANDS
 from collage_mpi.commands.parser import build_parser
+from collage_mpi.errors import ExitCode
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
@@ -58,6 +60,14 @@ def test_a_report_opens_with_its_result(page):
     first = page.read_text().split("\n\n")[1]
     assert first[0] not in "#|`!<-", f"{page.name} opens with {first[:20]!r}"
     assert len(re.findall(r"[.](?=\*|\s|$)", first)) == 3, f"{page.name} needs three sentences"
+
+
+def test_every_exit_code_is_explained():
+    page = (ROOT / "docs" / "faults.md").read_text()
+    said = {int(code) for code in re.findall(r"^\| (\d) \|", page, re.M)}
+    assert said | {ExitCode.DEFECT} == set(ExitCode)
+    commented = re.findall(r"= \d  # \w", inspect.getsource(ExitCode))  # the site's table
+    assert len(commented) == len(ExitCode)
 
 
 def test_files_that_a_change_touches_are_there():

@@ -1,4 +1,5 @@
-"""What mkdocs does not know of these pages: diagrams without a script, the help of every command.
+"""What mkdocs does not know of these pages: diagrams without a script, the help of every command,
+every setting and every exit code.
 
 Mermaid's script is 3.5 MB and lives on a CDN; a page that opens from disk has neither, so a diagram
 is a picture in diagrams/, named after the text it was drawn from. A new text is drawn when mermaidx
@@ -8,7 +9,9 @@ is there (pip install mermaidx), and else it is a warning, which --strict refuse
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
+import inspect
 import logging
 import os
 import re
@@ -17,6 +20,10 @@ from typing import Any
 
 from collage_mpi.commands import COMMANDS
 from collage_mpi.commands.parser import build_parser
+from collage_mpi.errors import ExitCode
+from collage_mpi.settings.flags import flag, shown_default
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.system.fields import about
 
 HERE = Path(__file__).parents[1]
 FENCE = re.compile(r"^```mermaid\n(.*?)^```$", re.M | re.S)
@@ -50,7 +57,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     def shown(match: re.Match[str]) -> str:
         return f"![diagram]({os.path.relpath(picture(match[1]), folder)}){{.diagram}}"
 
-    return FENCE.sub(shown, markdown).replace("<!-- commands -->", commands())
+    text = FENCE.sub(shown, markdown)
+    for mark, written in MADE.items():
+        if mark in text:
+            text = text.replace(mark, written())
+    return text
 
 
 def on_page_content(html: str, **_: Any) -> str:
@@ -74,6 +85,24 @@ def commands() -> str:
     )
 
 
+def settings() -> str:
+    """A table of each group of settings, from their declarations."""
+    groups: dict[str, list[str]] = {}
+    for spec in dataclasses.fields(RunSettings):
+        known = about(spec)
+        cells = (f"`{flag(spec)}`", shown_default(spec, spec.default), known.help)
+        row = " | ".join(cell.replace("|", "\\|") for cell in cells)
+        groups.setdefault(known.group, []).append(f"| {row} |")
+    head = "| setting | default | what it does |\n|---|---|---|\n"
+    return "\n\n".join(f"## {name}\n\n{head}" + "\n".join(rows) for name, rows in groups.items())
+
+
+def exit_codes() -> str:
+    """The exit codes with the comments that explain them."""
+    rows = re.findall(r"= (\d)  # (.*)", inspect.getsource(ExitCode))
+    return "| code | meaning |\n|---|---|\n" + "\n".join(f"| {n} | {text} |" for n, text in rows)
+
+
 def helps(parser: argparse.ArgumentParser, name: str) -> str:
     """The help of a command, and below it that of its own subcommands."""
     actions = parser._actions
@@ -83,3 +112,10 @@ def helps(parser: argparse.ArgumentParser, name: str) -> str:
     parts = [f"```text\n{parser.format_help().strip()}\n```"]
     parts += [helps(child, f"{name} {word}") for each in below for word, child in each.items()]
     return "\n\n".join(parts)
+
+
+MADE = {
+    "<!-- commands -->": commands,
+    "<!-- settings -->": settings,
+    "<!-- exit codes -->": exit_codes,
+}
