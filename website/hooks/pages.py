@@ -94,7 +94,10 @@ def settings() -> str:
         row = " | ".join(cell.replace("|", "\\|") for cell in cells)
         groups.setdefault(known.group, []).append(f"| {row} |")
     head = "| setting | default | what it does |\n|---|---|---|\n"
-    return "\n\n".join(f"## {name[:1].upper()}{name[1:]}\n\n{head}" + "\n".join(rows) for name, rows in groups.items())
+    return "\n\n".join(
+        f"## {name[:1].upper()}{name[1:]}\n\n{head}" + "\n".join(rows)
+        for name, rows in groups.items()
+    )
 
 
 def exit_codes() -> str:
