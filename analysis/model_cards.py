@@ -103,6 +103,7 @@ def render_card(report: Report, kind: str) -> str:
     ratio = report.get(f"{kind}_over_single")
     parts = [
         f"# {card_name(entry)}",
+        _opening(entry, ratio),
         "Made by `analysis/model_cards.py` from the JSON of `collage-mpi evaluate`; do not edit.",
         "## What it is",
         _table(["", ""], _what(entry)),
@@ -120,6 +121,17 @@ def render_card(report: Report, kind: str) -> str:
         _confusion(entry),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _opening(entry: Mapping[str, Any], ratio: Mapping[str, float] | None) -> str:
+    """What the network is worth, in three sentences."""
+    right = f"{entry['accuracy']:.2%} of {entry['images']:,} images were classified correctly"
+    answers = (entry["side"] or 1) ** 2
+    call = f"A call answers {answers} image{'s' * (answers > 1)} and takes {_ms(entry)} ms"
+    if ratio:
+        right += f", {ratio['accuracy_points']:+.2f} points compared with the single network"
+        call += f", {ratio['service']:.2f} times as long as a call of the single network"
+    return f"{right}. {call}. The expected calibration error of the scores is {entry['ece']:.4f}."
 
 
 def render_index(reports: Sequence[Report]) -> str:

@@ -16,9 +16,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
 PAGES += [ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("jobs/slurm/*.md"))]
 PAGES += sorted(ROOT.glob("analysis/reports/**/*.md"))
-REPORTS = [p for p in PAGES if p.parent.name == "reports"] + [
-    ROOT / "analysis/reports/cards/README.md"
-]
+REPORTS = [page for page in PAGES if "reports" in page.parts]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
