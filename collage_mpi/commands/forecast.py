@@ -38,6 +38,7 @@ from collage_mpi.job.session import (
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import KIND, SINGLE, SPARE_KINDS
 from collage_mpi.models.tuning import NO_TUNING
+from collage_mpi.results.folder import check_place
 from collage_mpi.results.manifest import held, read_manifest
 from collage_mpi.results.writer import RunWriter
 from collage_mpi.settings.run_settings import RunSettings
@@ -113,7 +114,7 @@ def forecast(
                 return ExitCode.COMPLETE
             order = not_done(plan, RunWriter.done(out, manifest, retry_errors=retry_errors))
         else:
-            RunWriter.check_place(out, shared=settings.shared_out == "on")
+            check_place(out, shared=settings.shared_out == "on")
         encoder = build_encoder(plan)
         read_ns = _read_ns(plan, encoder, order)
         if worker_group is None:

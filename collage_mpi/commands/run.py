@@ -146,11 +146,11 @@ def _check_out(settings: RunSettings, resume: bool) -> None:
     """Raise if a run in the output folder would be refused, or another job writes there."""
     from collage_mpi.job.resume import has_run
     from collage_mpi.results.claim import LOOK_S, Patience, find_writer, held_by
-    from collage_mpi.results.writer import RunWriter
+    from collage_mpi.results.folder import check_place
 
     out = Path(settings.out)
     if not (resume and has_run(settings.out)):
-        RunWriter.check_place(out, shared=settings.shared_out == "on")
+        check_place(out, shared=settings.shared_out == "on")
         return
     writer, _ = find_writer(out, Patience(still_s=LOOK_S))
     if writer is not None:

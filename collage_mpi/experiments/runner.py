@@ -17,13 +17,14 @@ from collage_mpi.errors import CollageError, ExitCode, UsageError
 from collage_mpi.experiments.spec import Experiment, Point
 from collage_mpi.job.inputs import digests, named_files
 from collage_mpi.results.file_names import MANIFEST, MARKER
-from collage_mpi.results.folder import is_whole
 from collage_mpi.results.manifest import (
     COMPLETE,
     differences,
     other_content,
     read_manifest,
 )
+from collage_mpi.results.reader import known_run
+from collage_mpi.results.tally import Inventory
 from collage_mpi.settings.run_settings import PATH_SETTINGS, RunSettings
 from collage_mpi.shards import inspect_shards
 from collage_mpi.shards.reader import expand_paths
@@ -64,7 +65,7 @@ def state(point: Point, out: Path) -> str:
         return NEW
     found = read_manifest(folder) if alone is None else alone
     marked = (folder / MARKER).exists() and found.get("status") in COMPLETE
-    done = alone is not None or (marked and is_whole(folder, found))
+    done = alone is not None or (marked and Inventory(known_run(folder, found)).whole)
     changed = differences(found, _asked(found, point, out, done)) + _other_input(found, point)
     if changed:
         listed = "\n  ".join(changed)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collage_mpi.results.comparison import compare, render_comparison
     from collage_mpi.results.export import export_run
     from collage_mpi.results.names import ImageNames, image_names
-    from collage_mpi.results.reader import Results, input_digest, read_results
+    from collage_mpi.results.reader import Results, read_results
     from collage_mpi.results.render import render_summary
     from collage_mpi.results.rows import (
         GROUP_ROW,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _HOME = {
     **dict.fromkeys(("compare", "render_comparison"), "comparison"),
     "export_run": "export",
-    **dict.fromkeys(("Results", "input_digest", "read_results"), "reader"),
+    **dict.fromkeys(("Results", "read_results"), "reader"),
     "render_summary": "render",
     **dict.fromkeys(("GROUP_ROW", "IMAGE_ROW", "KEY_ROW", "TASK_ROW"), "rows"),
     **dict.fromkeys(("KINDS", "OUTCOMES", "SOURCES", "wait_ns"), "rows"),
@@ -64,7 +64,6 @@ __all__ = [
     "compare",
     "export_run",
     "image_names",
-    "input_digest",
     "read_results",
     "render_comparison",
     "render_summary",

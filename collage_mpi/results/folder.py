@@ -1,11 +1,8 @@
-"""What a run's folder holds, for who writes to it: parts, their rows, what is missing.
-
-Owns: sweeping leftovers, which rows are there, which sessions vouch for theirs.
-Does not know: who writes when, statistics.
-"""
+"""Whether a folder may become a run's, and what a kill left in it."""
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import re
@@ -13,10 +10,9 @@ import shlex
 import stat
 from pathlib import Path
 
-import numpy as np
-
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.results import parts, vectors
+from collage_mpi.results.claim import LOOK_S, Patience, find_writer, held_by
 from collage_mpi.results.file_names import (
     MANIFEST,
     MARKER,
@@ -27,11 +23,6 @@ from collage_mpi.results.file_names import (
     SUMMARY,
     VECTORS_FOLDER,
 )
-from collage_mpi.results.manifest import Json
-from collage_mpi.results.reader import StoredRun, keys_of
-from collage_mpi.results.rows import IMAGES, KEY_ROW, TABLES
-from collage_mpi.results.tally import Inventory
-from collage_mpi.results.vectors import of_parts
 from collage_mpi.system.files import remove_leftovers
 
 
@@ -85,64 +76,53 @@ def swept(out: Path) -> Path:
     return directory
 
 
-def parts_of(out: Path, manifest: Json) -> list[parts.PartName]:
-    """The parts that count; [] where somebody has removed them with their folder.
+def refuse_a_run(out: Path) -> None:
+    """Raise EnvironmentFault where `out` holds a run, or rows of one."""
+    if (out / MANIFEST).exists():
+        raise EnvironmentFault(
+            f"{out}: holds a run already. Choose another --out, or go on with it: run --resume."
+        )
+    if (out / PARTS_FOLDER).exists() and parts.list_parts(out / PARTS_FOLDER):
+        raise EnvironmentFault(
+            f"{out}: holds rows of a run whose {MANIFEST} is gone. Restore it from a copy, or "
+            "choose another --out."
+        )
 
-    Raises:
-        EnvironmentFault: the folder cannot be read.
-    """
-    directory = out / PARTS_FOLDER
+
+def check_place(out: Path, *, shared: bool = False) -> None:
+    """Raise EnvironmentFault where a new run cannot be made, as far as is known without writing."""
     try:
-        found = list(filter(parts.counting(manifest), parts.list_parts(directory)))
-        return of_parts(out, found, manifest)
-    except FileNotFoundError:
-        return []
+        refuse_foreign(out, shared)
+        refuse_a_run(out)
+        there = out.absolute()
+        while not _is_there(there):
+            there = there.parent
+        check_free(out, there)
     except OSError as error:
-        raise EnvironmentFault(f"{directory}: cannot be read: {error.strerror or error}") from error
+        raise no_place(out, error) from error
 
 
-def stored(out: Path, manifest: Json) -> StoredRun:
-    """The run in `out` by what its writer knows of it, not yet complete. Raises as `parts_of`."""
-    return StoredRun(out, manifest, False, tuple(parts_of(out, manifest)))
-
-
-def done_keys(run: StoredRun, *, answered: bool) -> np.ndarray:
-    """Keys of the images that have a row, or an answer, (k,) of KEY_ROW.
-
-    Raises:
-        DataFault: a part is damaged.
-    """
-    keys = [np.empty(0, KEY_ROW)]
-    for rows in run.chunks(IMAGES):
-        keys.append(keys_of(rows[rows["answered"]] if answered else rows))
-    return np.concatenate(keys)
-
-
-def is_whole(out: Path, manifest: Json) -> bool:
-    """Whether every image has a row on the disk, and every session all that it vouches for.
-
-    Where the status says that there are no error rows, none stands either: those of a retry
-    that was killed are vouched for by nobody.
-
-    Raises:
-        DataFault: a part is damaged.
-    """
-    found = Inventory(stored(out, manifest))
-    if found.input.missing or (manifest.get("status") == "complete" and found.errors):
+def _is_there(path: Path) -> bool:
+    """Raises OSError where it cannot be made either: a name too long, below a file."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
         return False
-    return not any(_lost_rows(entry, found) for entry in manifest.get("sessions") or [])
+    return True
 
 
-def _lost_rows(entry: Json, found: Inventory) -> bool:
-    """Whether a session lacks rows that it once recorded: a part was moved away."""
-    counts = entry.get("rows")
-    return counts is not None and any(
-        found.rows[table.name, entry["session"]] != counts[table.name] for table in TABLES
-    )
+def check_free(out: Path, there: Path) -> None:
+    """Raise EnvironmentFault where another job writes to `out`, looked for LOOK_S long; OSError
+    where this user may not write to `there`, the part of it that exists."""
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "it is no folder", there)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"no right to write to {there}")
+    writer, _ = find_writer(out, Patience(still_s=LOOK_S))
+    if writer is not None:
+        raise held_by(out, writer)
 
 
-def mark_lost_rows(sessions: list[Json], found: Inventory) -> None:
-    """A session that has lost rows stops vouching for them."""
-    for entry in sessions:
-        if _lost_rows(entry, found):
-            entry["rows"] = None
+def no_place(out: Path, error: OSError) -> EnvironmentFault:
+    what = "is a file" if os.path.isfile(out) else f"cannot be written: {error.strerror or error}"
+    return EnvironmentFault(f"{out}: {what}; --out needs a folder that you may write to")

@@ -1,8 +1,5 @@
 """Parts that teams have written and the lead publishes: what lies in `pending/` no reader sees.
 
-Owns: the thread that moves parts to their place, taking over what a lost lead left unpublished.
-Does not know: leases, messages, which parts are to be published.
-
 One process alone, that with the run's claim, makes a part count, by a rename. So whatever a
 team does that was given up and comes back, it writes no row of the run.
 """
@@ -13,19 +10,17 @@ import json
 import os
 import queue
 import shutil
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
+from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.results import parts
-from collage_mpi.results.buffers import unwritable
 from collage_mpi.results.file_names import PARTS_FOLDER, PENDING_FOLDER, VECTORS_FOLDER
-from collage_mpi.results.reader import keys_of
-from collage_mpi.results.rows import IMAGES, TABLES
+from collage_mpi.results.row_sink import InOrder
+from collage_mpi.results.rows import IMAGES, TABLES, flat_keys
 from collage_mpi.results.vectors import extras_of, vectors_name
 from collage_mpi.system.files import sync_directory
 
@@ -47,17 +42,14 @@ def publish(out: Path, part: str, vectors: str | None, check: Callable[[], objec
     sync_directory(out / PARTS_FOLDER)
 
 
-class Publisher:
-    """Publishes parts in order, off the lead's loop; after a failure it only empties its queue."""
+class Publisher(InOrder[tuple[str, int, int]]):
+    """Publishes parts (table, session, number) in order, off the lead's loop."""
 
     def __init__(self, out: Path, manifest: Mapping[str, Any], check: Callable[[], object]) -> None:
         """`check`: raises once the folder is not ours to write to any more."""
-        self.fault: CollageError | None = None
         self._out, self._check = out, check
         self._vectors = bool(extras_of(manifest))
-        self._queue: queue.SimpleQueue[tuple[str, int, int] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="collage-mpi teams", daemon=True)
-        self._thread.start()
+        super().__init__("collage-mpi teams", queue.Queue())
 
     def put(self, table: str, session: int, number: int) -> None:
         """The part is to count. Raises the fault of an earlier one."""
@@ -65,31 +57,23 @@ class Publisher:
             raise self.fault
         self._queue.put((table, session, number))
 
-    def end(self) -> None:
-        """Publish what was put."""
-        self._queue.put(None)
-        self._thread.join()
+    def path_of(self, thing: tuple[str, int, int]) -> Path:
+        """See `InOrder`."""
+        table, session, number = thing
+        return parts.part_path(self._out / PARTS_FOLDER, _TABLE[table], session, number)
 
-    def _work(self) -> None:
-        while (asked := self._queue.get()) is not None:
-            if self.fault is None:
-                self.fault = self._fault_of(*asked)
-
-    def _fault_of(self, table: str, session: int, number: int) -> CollageError | None:
-        part = parts.part_path(Path(), _TABLE[table], session, number).name
+    def do(self, thing: tuple[str, int, int]) -> None:
+        """See `InOrder`."""
+        table, session, number = thing
+        part = self.path_of(thing).name
         vectors = vectors_name(session, number) if table == IMAGES.name and self._vectors else None
         try:
             publish(self._out, part, vectors, self._check)
-        except CollageError as error:
-            return error
-        except FileNotFoundError:
-            return EnvironmentFault(
+        except FileNotFoundError as error:
+            raise EnvironmentFault(
                 f"{self._out / PENDING_FOLDER / part}: not there, though a team has written it: "
                 "--out must be in a file system that the hosts of all coordinators share"
-            )
-        except OSError as error:
-            return unwritable(self._out / PARTS_FOLDER / part, error)
-        return None
+            ) from error
 
 
 def entry_path(out: Path, session: int) -> Path:
@@ -140,12 +124,12 @@ def adopt(out: Path, manifest: Mapping[str, Any], held: Callable[[], np.ndarray]
         return
     counts, keep = parts.counting(manifest), bool(extras_of(manifest))
     listed = list(filter(counts, parts.list_parts(folder)))
-    known = set(_flat(held()).tolist()) if listed else set()
+    known = set(flat_keys(held()).tolist()) if listed else set()
     for part in listed:
         vectors = None
         if part.table == IMAGES.name:
             try:
-                keys = _flat(keys_of(parts.read_part(part.path, IMAGES))).tolist()
+                keys = flat_keys(parts.read_part(part.path, IMAGES)).tolist()
             except DataFault:
                 continue  # damaged: its images are done again
             vectors = vectors_name(part.session, part.number) if keep else None
@@ -155,12 +139,6 @@ def adopt(out: Path, manifest: Mapping[str, Any], held: Callable[[], np.ndarray]
             known.update(keys)
         publish(out, part.path.name, vectors, lambda: None)
     clear(out)
-
-
-def _flat(keys: np.ndarray) -> np.ndarray:
-    """(k,) of KEY_ROW as (k,) uint64: a shard has fewer than 2^40 rows."""
-    flat: np.ndarray = keys["shard"].astype(np.uint64) << np.uint64(40)
-    return flat | keys["row"].astype(np.uint64)
 
 
 def clear(out: Path) -> None:

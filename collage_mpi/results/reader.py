@@ -1,13 +1,7 @@
-"""Reading a run back: all parts, checked, as three arrays and a manifest.
-
-Owns: `Results`, what is measured and what is warm-up, the label of a run in legends, the
-digest of an input's keys.
-Does not know: statistics, whether the rows add up (verify).
-"""
+"""Reading a run back: a part at a time (`StoredRun`), or all rows in memory (`Results`)."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -30,6 +24,7 @@ from collage_mpi.results.rows import (
     TASKS,
     TableLayout,
     columns_of,
+    flat_keys,
 )
 from collage_mpi.results.vectors import (
     arrow_vectors,
@@ -151,6 +146,12 @@ class StoredRun(Run):
         mine = (part.path for part in self.parts if part.table == table.name)
         return sum(path.stat().st_size // size for path in mine if path.exists())
 
+    def done_keys(self, *, answered: bool) -> np.ndarray:
+        """Keys of the images that have a row, or an answer, (k,) of KEY_ROW. Raises as `pieces`."""
+        rows = self.chunks(IMAGES)
+        keys = [keys_of(some[some["answered"]] if answered else some) for some in rows]
+        return np.concatenate([np.empty(0, KEY_ROW), *keys])
+
     def _stored(self, path: Path, table: TableLayout) -> np.ndarray:
         return _checked_codes(path, parts.read_part(path, table), table)
 
@@ -165,30 +166,27 @@ class StoredRun(Run):
 
     @cached_property
     def _mended(self) -> np.ndarray:
-        """The error rows that do not stand, (m,) of shard, row and session: see `standing`."""
+        """The error rows that do not stand, (m,) of _ATTEMPT: see `standing`."""
         mine = [part for part in self.parts if part.table == IMAGES.name]
         named = {part.session for part in mine}
         if len(named) < 2 and 0 not in named:
             return np.empty(0, _ATTEMPT)
-        errors = [np.empty(0, _ATTEMPT)]
-        for part in mine:
-            rows = self._stored(part.path, IMAGES)
-            errors.append(columns_of(rows[rows["source"] == SOURCE_CODE["error"]], _ATTEMPT))
-        found = np.unique(np.concatenate(errors))
-        keys = np.unique(found[["shard", "row"]])
-        last = np.zeros(len(keys), found["session"].dtype)  # the last session with a row of each
-        for part in mine if len(keys) else ():
-            rows = columns_of(self._stored(part.path, IMAGES), _ATTEMPT)
-            place = np.searchsorted(keys, rows[["shard", "row"]])
-            known = place < len(keys)
-            known[known] = keys[place[known]] == rows[["shard", "row"]][known]
-            np.maximum.at(last, place[known], rows["session"][known])
-        place = np.searchsorted(keys, found[["shard", "row"]])
-        mended: np.ndarray = found[found["session"] != last[place]]
+
+        def attempts() -> Iterator[np.ndarray]:
+            return (columns_of(self._stored(part.path, IMAGES), _ATTEMPT) for part in mine)
+
+        failed = [flat_keys(rows[rows["source"] == SOURCE_CODE["error"]]) for rows in attempts()]
+        keys = np.unique(np.concatenate(failed))
+        tried = [np.empty(0, _ATTEMPT)]
+        if len(keys):
+            tried += [rows[np.isin(flat_keys(rows), keys)] for rows in attempts()]
+        found = np.concatenate(tried)
+        mended: np.ndarray = found[~standing(found)]
         return mended
 
 
-_ATTEMPT = np.dtype([("shard", "<u4"), ("row", "<u8"), ("session", "<u2")])
+# What tells which error rows stand, of every row of an image that has one.
+_ATTEMPT = np.dtype([(name, IMAGES.dtype[name]) for name in ("shard", "row", "session", "source")])
 
 
 @dataclass(frozen=True)
@@ -338,12 +336,9 @@ def read_results(path: Path | str) -> Results:
         EnvironmentFault: there is no run, or it cannot be read.
         DataFault: the manifest or a part is damaged, or holds unknown codes.
     """
-    path = Path(path)
-    complete = (path / MARKER).exists()  # first: a job may close while its rows are read
-    manifest = read_manifest(path)
-    found = read_parts(path, manifest)
-    rows = {table.name: _rows(found, table) for table in TABLES}
-    return results_of(path, manifest, rows, complete=complete)
+    run = open_run(path)
+    rows = {table.name: _rows(run.parts, table) for table in TABLES}
+    return results_of(run.path, run.manifest, rows, complete=run.complete)
 
 
 def open_run(path: Path | str) -> StoredRun:
@@ -351,7 +346,14 @@ def open_run(path: Path | str) -> StoredRun:
     path = Path(path)
     complete = (path / MARKER).exists()  # first: a job may close while its rows are read
     manifest = read_manifest(path)
-    return StoredRun(path, manifest, complete, tuple(read_parts(path, manifest)))
+    return StoredRun(path, manifest, complete, read_parts(path, manifest))
+
+
+def known_run(path: Path, manifest: Json) -> StoredRun:
+    """The run in `path` by what its writer knows of it, not yet complete, and without rows where
+    somebody has removed the folder of its parts. Raises as read_results."""
+    there = (path / PARTS_FOLDER).exists()
+    return StoredRun(path, manifest, False, read_parts(path, manifest) if there else ())
 
 
 def standing(images: np.ndarray) -> np.ndarray:
@@ -361,7 +363,7 @@ def standing(images: np.ndarray) -> np.ndarray:
     aside: where one has a row after it, both stand, and are doubles.
 
     Args:
-        images: (n,) of IMAGE_ROW, every row of a run.
+        images: (n,) with shard, row, session and source, every row of an image that has any.
     """
     stand = np.ones(len(images), bool)
     errors = np.flatnonzero(images["source"] == SOURCE_CODE["error"])
@@ -385,12 +387,12 @@ def results_of(
     return Results(path, manifest, images[stand], groups, tasks, complete, images[~stand])
 
 
-def read_parts(path: Path, manifest: Json) -> list[parts.PartName]:
+def read_parts(path: Path, manifest: Json) -> tuple[parts.PartName, ...]:
     """The parts of the run in `path` that count. Raises as read_results."""
     directory = path / PARTS_FOLDER
     try:
-        found = list(filter(parts.counting(manifest), parts.list_parts(directory)))
-        return of_parts(path, found, manifest)
+        found = filter(parts.counting(manifest), parts.list_parts(directory))
+        return tuple(of_parts(path, list(found), manifest))
     except FileNotFoundError as error:
         raise DataFault(f"{directory}: missing, so the run has no rows. Restore it.") from error
     except OSError as error:
@@ -416,41 +418,4 @@ def _checked_codes(path: Path, rows: np.ndarray, table: TableLayout) -> np.ndarr
 
 def keys_of(images: np.ndarray) -> np.ndarray:
     """The (shard, row) keys of image rows, (n,) of KEY_ROW."""
-    keys = np.empty(len(images), KEY_ROW)
-    keys["shard"], keys["row"] = images["shard"], images["row"]
-    return keys
-
-
-def sorted_keys(images: np.ndarray) -> np.ndarray:
-    """The keys of image rows in ascending order, (n,) of KEY_ROW."""
-    return keys_of(images[np.lexsort((images["row"], images["shard"]))])
-
-
-def inside_input(keys: np.ndarray, manifest: Json) -> np.ndarray:
-    """(n,) bool: which keys, (n,) of KEY_ROW, are of the input, as far as the manifest tells."""
-    counts = np.array([shard["count"] for shard in manifest["shards"]], np.uint64)
-    inside = keys["shard"] < len(counts)
-    inside[inside] = keys["row"][inside] < counts[keys["shard"][inside]]
-    limit = manifest.get("limit")
-    if limit is not None and manifest.get("order") == "file":
-        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.float64)
-        known = keys[inside]
-        inside[inside] = starts[known["shard"]] + known["row"].astype(np.float64) < limit
-    return inside
-
-
-def missing_images(keys: np.ndarray, manifest: Json) -> int:
-    """How many images of the input have none of the keys, (n,) of KEY_ROW."""
-    return int(max(0, manifest["rows"] - len(np.unique(keys[inside_input(keys, manifest)]))))
-
-
-def input_digest(shard: np.ndarray, row: np.ndarray) -> str:
-    """SHA-256 over the sorted keys of an input: what the rows of a run must add up to.
-
-    Args:
-        shard: (n,) shard numbers, 0 to 2**32 - 1.
-        row: (n,) rows within their shards.
-    """
-    keys = np.empty(len(shard), KEY_ROW)
-    keys["shard"], keys["row"] = shard, row
-    return hashlib.sha256(sorted_keys(keys).tobytes()).hexdigest()
+    return columns_of(images, KEY_ROW)

@@ -1,8 +1,5 @@
-"""The three tables of a run: what a row holds, its binary layout and its codes.
-
-Owns: the columns of images, groups and tasks, the names behind the codes, and the
-residual `wait_ns`.
-Does not know: files, threads, statistics, who fills a row.
+"""The three tables of a run: what a row of images, groups or tasks holds, its binary layout and its
+codes.
 
 A row is written by `struct` and read by numpy: both layouts come from one list per
 table, so they cannot drift apart. `struct` because it is what keeps a row near one
@@ -238,6 +235,12 @@ def columns_of(rows: np.ndarray, dtype: np.dtype) -> np.ndarray:
     for name in dtype.names or ():
         found[name] = rows[name]
     return found
+
+
+def flat_keys(rows: np.ndarray) -> np.ndarray:
+    """(n,) uint64, shard and row in one number: no shard has 2**40 rows."""
+    found: np.ndarray = rows["shard"].astype(np.uint64) << np.uint64(40)
+    return found | rows["row"].astype(np.uint64)
 
 
 def reason_bytes(text: str | bytes) -> bytes:

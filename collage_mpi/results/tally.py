@@ -57,6 +57,7 @@ class Inventory:
         self.rows: Counter[tuple[str, int]] = Counter()
         self.errors = 0
         self.input = InputMarks(run.manifest, run.rows_of(IMAGES))
+        self._manifest = run.manifest
         for table in TABLES:
             for rows in run.chunks(table):
                 self._count(table, rows)
@@ -67,6 +68,24 @@ class Inventory:
                     also(table, rows)
         for piece in run.mended_pieces():
             self._count(IMAGES, piece())
+
+    @property
+    def whole(self) -> bool:
+        """Whether every image has a row, and every session all rows that it vouches for.
+
+        Where the status says that there are no error rows, none stands either: those of a retry
+        that was killed are vouched for by nobody.
+        """
+        if self.input.missing or (self._manifest.get("status") == "complete" and self.errors):
+            return False
+        return not any(map(self.lacks_rows, self._manifest.get("sessions") or []))
+
+    def lacks_rows(self, session: Json) -> bool:
+        """Whether a session, by its entry in the manifest, lost rows: a part was moved away."""
+        said, number = session.get("rows"), session["session"]
+        return said is not None and any(
+            self.rows[table.name, number] != said[table.name] for table in TABLES
+        )
 
     def all(self, table: str) -> int:
         """How many rows a table has."""

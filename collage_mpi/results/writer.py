@@ -1,20 +1,8 @@
-"""Writing a run: rows in on rank 0's hot path, parts out on a thread of their own.
-
-Owns: create, reopen, close; when a run is complete.
-Does not know: the scheduler, statistics, threads (buffers and claim have theirs).
-
-A row costs about 1 us as a tuple and 4 us by field names: it is packed into a
-preallocated buffer. Full buffers
-(at a `tick` those older than `flush_s` too) go to the thread, whose work (CRC, write, fsync of 4 to
-8 ms) releases the interpreter lock, so rank 0 keeps polling. When the disk is so slow
-that the queue fills, the caller waits: bounded memory comes first.
-"""
+"""Writes a run: creates its folder or goes on with it, closes it, and says when it is complete."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -25,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
+from collage_mpi.errors import CollageError, UsageError
 from collage_mpi.results import parts
-from collage_mpi.results.buffers import unwritable
-from collage_mpi.results.claim import LOOK_S, PATIENT, Claim, Patience, find_writer, held_by
+from collage_mpi.results.claim import PATIENT, Claim, Patience
 from collage_mpi.results.file_names import (
     MANIFEST,
     MARKER,
@@ -37,11 +24,10 @@ from collage_mpi.results.file_names import (
     VECTORS_FOLDER,
 )
 from collage_mpi.results.folder import (
-    done_keys,
-    is_whole,
-    mark_lost_rows,
+    check_free,
+    no_place,
+    refuse_a_run,
     refuse_foreign,
-    stored,
     swept,
 )
 from collage_mpi.results.manifest import (
@@ -58,10 +44,11 @@ from collage_mpi.results.manifest import (
     to_go_on,
     write_manifest,
 )
+from collage_mpi.results.marks import InputMarks
 from collage_mpi.results.parts import sessions_of
 from collage_mpi.results.pending import Publisher, adopt, clear
-from collage_mpi.results.reader import missing_images
-from collage_mpi.results.row_sink import RowSink
+from collage_mpi.results.reader import known_run
+from collage_mpi.results.row_sink import RowSink, unwritable
 from collage_mpi.results.rows import IMAGES
 from collage_mpi.results.status import StatusFiles
 from collage_mpi.results.tally import Inventory, Tally
@@ -105,24 +92,18 @@ class RunWriter(RowSink):
         try:
             out.mkdir(parents=True, exist_ok=True)
             refuse_foreign(out, _is_shared(full))
-            if (out / MANIFEST).exists():
-                raise _holds_a_run(out)
+            refuse_a_run(out)
             with _claimed(out, patience) as claim:
-                directory = swept(out)  # a kill before the manifest was written
-                if (out / MANIFEST).exists():
-                    raise _holds_a_run(out)
-                if parts.list_parts(directory):
-                    raise _lacks_a_manifest(out)
+                swept(out)  # a kill before the manifest was written
+                refuse_a_run(out)
                 remove_orphans(out, ())
-                if extras_of(full):
-                    (out / VECTORS_FOLDER).mkdir(exist_ok=True)
                 if full.get("teams"):
                     clear(out)  # of a run that is gone
-                    (out / PENDING_FOLDER).mkdir(exist_ok=True)
+                _make_folders(out, full)
                 write_manifest(out, full, claim.check)
                 return cls(out, full, claim, **options)
         except OSError as error:
-            raise _no_place(out, error) from error
+            raise no_place(out, error) from error
 
     @classmethod
     def reopen(
@@ -153,29 +134,20 @@ class RunWriter(RowSink):
             with _claimed(out, patience) as claim:
                 directory = swept(out)  # before it is read: see claim.py
                 before, full = _next_session(out, manifest)
-                # A manifest restored from an older copy knows less than the parts' names.
-                last = max((part.session for part in parts.list_parts(directory)), default=0)
-                full["session"] = max(full["session"], last + 1)
-                earlier = before.get("launches") or []
-                own = [[full["session"], full["teams"]]] if full.get("teams") else []
-                if earlier or own:
-                    full["launches"] = [*earlier, *own]
+                _number_session(full, before, directory)
                 check_manifest(full, str(out / MANIFEST))
-                adopt(out, before, lambda: done_keys(stored(out, before), answered=False))
-                run = stored(out, before)
-                here = run.parts
-                full["accepted"] = parts.describe(here)
-                mark_lost_rows(full["sessions"], Inventory(run))
-                done = done_keys(run, answered=retry_errors)
-                if missing_images(done, full):
+                adopt(out, before, lambda: known_run(out, before).done_keys(answered=False))
+                run = known_run(out, before)
+                full["accepted"] = parts.describe(run.parts)
+                _mark_lost_rows(full["sessions"], Inventory(run))
+                done = run.done_keys(answered=retry_errors)
+                if _missing(done, full):
                     claim.check()
                     (out / MARKER).unlink(missing_ok=True)
                 write_manifest(out, full, claim.check)
                 if extras_of(full):  # after the manifest, which says what counts
-                    (out / VECTORS_FOLDER).mkdir(exist_ok=True)
-                    remove_orphans(out, (part for part in here if part.table == IMAGES.name))
-                if full.get("teams"):
-                    (out / PENDING_FOLDER).mkdir(exist_ok=True)
+                    remove_orphans(out, (part for part in run.parts if part.table == IMAGES.name))
+                _make_folders(out, full)
                 writer = cls(out, full, claim, **options)
         except OSError as error:
             raise unwritable(out, error) from error
@@ -202,7 +174,11 @@ class RunWriter(RowSink):
         same = not differences(before, _prepared(manifest, session=1, sessions=[]))
         marked = (out / MARKER).exists() and before.get("status") in COMPLETE
         marked = marked and not (retry_errors and before["status"] != "complete")
-        return before["status"] if same and marked and is_whole(out, before) else None
+        return (
+            before["status"]
+            if same and marked and Inventory(known_run(out, before)).whole
+            else None
+        )
 
     @classmethod
     def done(
@@ -216,26 +192,10 @@ class RunWriter(RowSink):
         """
         before, _ = _next_session(out, manifest)
         try:
-            _check_free(out, out)
+            check_free(out, out)
         except OSError as error:
             raise unwritable(out, error) from error
-        return done_keys(stored(out, before), answered=retry_errors)
-
-    @classmethod
-    def check_place(cls, out: Path, *, shared: bool = False) -> None:
-        """Raise EnvironmentFault where `create` would, as far as that is known without writing."""
-        try:
-            refuse_foreign(out, shared)
-            if (out / MANIFEST).exists():
-                raise _holds_a_run(out)
-            if (out / PARTS_FOLDER).exists() and parts.list_parts(out / PARTS_FOLDER):
-                raise _lacks_a_manifest(out)
-            there = out.absolute()
-            while not _is_there(there):
-                there = there.parent
-            _check_free(out, there)
-        except OSError as error:
-            raise _no_place(out, error) from error
+        return known_run(out, before).done_keys(answered=retry_errors)
 
     def discard(self) -> None:
         """Take back a run that has no rows: the folder is as it was, or gone if it is empty."""
@@ -327,7 +287,7 @@ class RunWriter(RowSink):
         lacking = None
         try:
             if fault is None:
-                found = Tally(stored(self.out, self.manifest))
+                found = Tally(known_run(self.out, self.manifest))
                 lacking = self._lacking(found) if status in COMPLETE else None
                 if status == "complete" and found.inventory.errors:
                     status = "complete_with_errors"
@@ -368,7 +328,7 @@ class RunWriter(RowSink):
             worlds = ((team["final"] or {}).get("world") or [] for team in others)
             self.manifest["world"] = [*(final.get("world") or []), *chain(*worlds)]
         if found is not None:
-            mark_lost_rows(self.manifest["sessions"], found.inventory)
+            _mark_lost_rows(self.manifest["sessions"], found.inventory)
         self.manifest = _as_read(self.manifest)
         write_manifest(self.out, self.manifest, self._claim.check)
         if status in COMPLETE:
@@ -378,7 +338,7 @@ class RunWriter(RowSink):
     def _summarise(self, found: Tally) -> None:
         from collage_mpi.results.summary import save_summary, summarise
 
-        run = stored(self.out, self.manifest)
+        run = known_run(self.out, self.manifest)
         run = replace(run, complete=self.manifest["status"] in COMPLETE)
         self.summary = summarise(run, found)
         save_summary(self.summary, self.out, self._claim.check)
@@ -391,6 +351,39 @@ def _prepared(manifest: Mapping[str, Any], *, session: int, sessions: list[Any])
     if given.get("teams"):
         given["launches"] = [[session, given["teams"]]]
     return _as_read(given)
+
+
+def _make_folders(out: Path, manifest: Json) -> None:
+    if extras_of(manifest):
+        (out / VECTORS_FOLDER).mkdir(exist_ok=True)
+    if manifest.get("teams"):
+        (out / PENDING_FOLDER).mkdir(exist_ok=True)
+
+
+def _number_session(full: Json, before: Json, directory: Path) -> None:
+    """The session comes after all that left a part, and its launch after the earlier ones.
+
+    A manifest that was restored from an older copy knows less than the names of the parts.
+    """
+    last = max((part.session for part in parts.list_parts(directory)), default=0)
+    full["session"] = max(full["session"], last + 1)
+    own = [[full["session"], full["teams"]]] if full.get("teams") else []
+    launches = [*(before.get("launches") or []), *own]
+    if launches:
+        full["launches"] = launches
+
+
+def _mark_lost_rows(sessions: list[Json], found: Inventory) -> None:
+    """A session that has lost rows stops vouching for them."""
+    for entry in filter(found.lacks_rows, sessions):
+        entry["rows"] = None
+
+
+def _missing(done: np.ndarray, manifest: Json) -> int:
+    """How many images of the input are not among the keys, (n,) of KEY_ROW."""
+    marks = InputMarks(manifest, len(done))
+    marks.add(done)
+    return marks.missing
 
 
 def _is_shared(manifest: Mapping[str, Any]) -> bool:
@@ -440,42 +433,3 @@ def _claimed(out: Path, patience: Patience) -> Iterator[Claim]:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _is_there(path: Path) -> bool:
-    """Raises OSError where it cannot be made either: a name too long, below a file."""
-    try:
-        path.lstat()
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _check_free(out: Path, there: Path) -> None:
-    """Raise EnvironmentFault where another job writes to `out`, looked for LOOK_S long; OSError
-    where this user may not write to `there`, the part of it that exists."""
-    if not there.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, "it is no folder", there)
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, f"no right to write to {there}")
-    writer, _ = find_writer(out, Patience(still_s=LOOK_S))
-    if writer is not None:
-        raise held_by(out, writer)
-
-
-def _no_place(out: Path, error: OSError) -> EnvironmentFault:
-    what = "is a file" if os.path.isfile(out) else f"cannot be written: {error.strerror or error}"
-    return EnvironmentFault(f"{out}: {what}; --out needs a folder that you may write to")
-
-
-def _lacks_a_manifest(out: Path) -> EnvironmentFault:
-    return EnvironmentFault(
-        f"{out}: holds rows of a run whose {MANIFEST} is gone. Restore it from a copy, or choose "
-        "another --out."
-    )
-
-
-def _holds_a_run(out: Path) -> EnvironmentFault:
-    return EnvironmentFault(
-        f"{out}: holds a run already. Choose another --out, or go on with it: run --resume."
-    )

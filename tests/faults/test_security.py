@@ -28,6 +28,7 @@ from collage_mpi.mpi.answers import ANSWERED, WireResult, pack_results, unpack_r
 from collage_mpi.mpi.tasks import WireTask, pack_cancel, pack_tasks, unpack_cancel, unpack_tasks
 from collage_mpi.prep.plan import shard_paths
 from collage_mpi.results import RunWriter, export_run, read_results, verify_run
+from collage_mpi.results.folder import check_place
 from collage_mpi.scheduler.events import Score
 from collage_mpi.shards import write_shard
 from collage_mpi.slurm.job_script import KINDS, SlurmSettings, render
@@ -153,7 +154,7 @@ def ways_in(out: Path, rows: int, **settings: Any) -> list[Callable[[], object]]
     full = manifest(rows)
     full["settings"] |= settings
     return [
-        lambda: RunWriter.check_place(out, shared=bool(settings)),
+        lambda: check_place(out, shared=bool(settings)),
         lambda: RunWriter.create(out, full),
         lambda: RunWriter.reopen(out, full),
         lambda: RunWriter.finished(out, full),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 
 from collage_mpi.results import Results, RunWriter
-from collage_mpi.results.buffers import PartThread
-from collage_mpi.results.rows import TABLES
+from collage_mpi.results.row_sink import PartThread, _Part
+from collage_mpi.results.rows import KEY_ROW, TABLES
 from collage_mpi.results.vectors import extras_of
 from collage_mpi.system import files
 
@@ -252,10 +253,18 @@ class InlineThread(PartThread):
         self.fault = None
         self._written = lambda *part: None
         self._directory, self._session, self._check = directory, session, check
-        self._numbers = {t.name: 1 for t in TABLES}
+        self._numbers = {t.name: 0 for t in TABLES}
 
     def put(self, table: Any, payload: memoryview, before: Any = None) -> None:
-        self._write(table, self._number(table), payload, before)
+        self._numbers[table.name] += 1
+        self.do(_Part(table, self._numbers[table.name], payload, before))
 
     def end(self) -> None:
         pass
+
+
+def input_digest(shard: np.ndarray, row: np.ndarray) -> str:
+    """SHA-256 over the sorted keys of an input, (n,) each: what rows of a run must add up to."""
+    keys = np.empty(len(shard), KEY_ROW)
+    keys["shard"], keys["row"] = shard, row
+    return hashlib.sha256(np.sort(keys, order=["shard", "row"]).tobytes()).hexdigest()

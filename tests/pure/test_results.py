@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from results_harness import COLLAGE_RANK, fill, locate, make_run, manifest, valid
+from results_harness import COLLAGE_RANK, fill, input_digest, locate, make_run, manifest, valid
 
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
@@ -24,7 +24,6 @@ from collage_mpi.results import (
     RunWriter,
     compare,
     export_run,
-    input_digest,
     parts,
     read_results,
     render_comparison,

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from job_messages import HELLO
+from results_harness import input_digest
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.job import plan as plan_module
@@ -27,7 +28,7 @@ from collage_mpi.job.session import (
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import save_weights
 from collage_mpi.mpi.tasks import cancel_message_bytes
-from collage_mpi.results import RunWriter, input_digest
+from collage_mpi.results import RunWriter
 from collage_mpi.results.claim import read_claims
 from collage_mpi.results.rows import KEY_ROW
 from collage_mpi.settings.run_settings import RunSettings

@@ -29,7 +29,6 @@ from collage_mpi.mpi.answers import ANSWERED, WireResult, in_messages, pack_resu
 from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.results import (
     RunWriter,
-    buffers,
     export_run,
     read_results,
     row_sink,
@@ -239,7 +238,7 @@ def test_what_waits_for_a_slow_disk_is_bounded_by_its_bytes(tmp_path, monkeypatc
     assert vectors.nbytes == 1000
     assert beside.take().nbytes == 0
     rows = memoryview(bytearray(500))[:10]  # part-filled, and held as a whole
-    monkeypatch.setattr(buffers, "QUEUE_BYTES", 2000)
+    monkeypatch.setattr(row_sink, "QUEUE_BYTES", 2000)
     begun, go_on = threading.Event(), threading.Event()
 
     def slow(number: int) -> None:
@@ -247,7 +246,7 @@ def test_what_waits_for_a_slow_disk_is_bounded_by_its_bytes(tmp_path, monkeypatc
         go_on.wait(10)
         raise OSError(28, "No space left on device")
 
-    thread = buffers.PartThread(tmp_path, 1, lambda: None)
+    thread = row_sink.PartThread(tmp_path, 1, lambda: None)
     thread.put(IMAGES, rows, Write(0, slow))
     assert begun.wait(10)
     waiting = thread._queue
