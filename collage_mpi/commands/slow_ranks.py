@@ -18,7 +18,7 @@ from collage_mpi.system.printable import say
 if TYPE_CHECKING:
     from collage_mpi.results import Results
     from collage_mpi.results.slow_ranks import Recurrence, Speed
-    from collage_mpi.simulation.without import Pace, Without
+    from collage_mpi.simulation.without import RunPace, Without
 
 SHOWN = 12  # of a run's ranks, GPUs or hosts; slow ones are all shown
 
@@ -254,7 +254,7 @@ def _print_without(found: Without) -> None:
 
     say(f"\nHad they been like their peers (simulated, {found.images:,} images of the run):")
     table = make_table("", "images/s", "group P50 ms", "group P99 ms")
-    named: dict[str, Pace] = {
+    named: dict[str, RunPace] = {
         "measured": found.measured,
         "simulated as it was": found.simulated,
         "simulated without": found.without,

@@ -12,7 +12,7 @@ import numpy as np
 from collage_mpi.results.parts import began_ns, launch_of
 from collage_mpi.results.reader import Results
 from collage_mpi.results.statistics import PERCENTILES, percentile_name
-from collage_mpi.results.tally import Groups, Tally
+from collage_mpi.results.tally import GroupTally, Tally
 from collage_mpi.results.timeline import STRAGGLER, Timeline, look_of, looks, make_timeline
 
 STEPS = 1200  # of a curve: half of them by share, half by the logarithm of the tail
@@ -44,7 +44,7 @@ def chart_data(
     }
 
 
-def _curve(groups: Groups) -> Json:
+def _curve(groups: GroupTally) -> Json:
     """The distribution of group latencies: steps (ms, share done) and its percentiles."""
     sample = groups.latency_ms
     x_ms, below = sample.steps()

@@ -1,14 +1,12 @@
-"""The manifest: what a run was asked to do, by whom, and how far its sessions came.
-
-Owns: manifest.json (read, check, write), the COMPLETE marker, which settings a resumed
-session must share with the first.
-Does not know: rows, threads, statistics.
+"""The manifest: what a run was asked to do, how far its sessions came, and what a session that goes
+on with it must share with them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -279,11 +277,24 @@ def readable(value: Any) -> Any:
 
 def to_go_on(manifest: Mapping[str, Any], out: Path, flag: str = "--resume") -> str:
     """The command that goes on with the run in `out`, on as many ranks as it had."""
-    ranks = len(manifest.get("world") or ()) or "RANKS"
-    if (manifest.get("teams") or 1) > 1:  # of which some may never have come
-        ranks = RunSettings.from_mapping(recorded_settings(manifest)).launch_size
+    ranks = _ranks(manifest) or "RANKS"
     shared = " --shared-out on" if recorded_settings(manifest).get("shared_out") == "on" else ""
     return f"collage-mpi launch -n {ranks} -- run {flag} --out {shlex.quote(str(out))}{shared}"
+
+
+def _ranks(manifest: Mapping[str, Any]) -> int:
+    """How many ranks the run had; 0 where that is not known.
+
+    Of several teams some may never have come, so their world is told by the first team's
+    placement, such as "0 coordinator, 1-9 single, 10 collage": all teams are as large.
+    """
+    teams = manifest.get("teams") or 1
+    if teams == 1:
+        return len(manifest.get("world") or ())
+    ranks = re.findall(r"\b\d{1,6}\b", str(manifest.get("placement") or ""))
+    if ranks:
+        return int(teams * (1 + max(map(int, ranks))))
+    return RunSettings.from_mapping(recorded_settings(manifest)).launch_size
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

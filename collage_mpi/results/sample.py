@@ -30,7 +30,7 @@ _BLOCK = 1 << 15  # values in time order that tell how long slow spells last
 _ENOUGH_RANKS = 1 << 17  # from here on the normal approximation tells ranks of a percentile
 
 
-class Sample:
+class BoundedSample:
     """Values of one kind, added some at a time."""
 
     def __init__(self, bound: int | None) -> None:
@@ -165,7 +165,7 @@ class Sample:
         self._bins = found, weights
 
 
-class TimedSample(Sample):
+class TimedSample(BoundedSample):
     """A sample whose order in time counts: (n,) values with their sessions, times and numbers."""
 
     def __init__(self, bound: int | None) -> None:

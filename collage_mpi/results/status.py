@@ -1,8 +1,5 @@
 """How a running job stands, in its folder: status.json for people, status.prom for Prometheus.
 
-Owns: both files' content, the thread that writes them, reading one back.
-Does not know: what a job is (job/status tells), terminals, how a status is watched (watch).
-
 Rank 0's loop hands over a snapshot every few seconds; a thread makes text of it and writes
 it, so a slow disk costs the loop nothing, and a snapshot that comes while one is written
 replaces what waits. Files are renamed into place, under the session's claim. A status that
@@ -213,60 +210,47 @@ def add_service_times(ranks: list[Json], tasks: np.ndarray) -> None:
 # ---- Prometheus -------------------------------------------------------------
 
 
+# name, what it says, and its key in a status; "_total" is for what only grows within a session.
+_METRICS = (
+    ("running", "1 while a job writes to the run, 0 once it has ended.", "running"),
+    ("complete", "1 once every image has its row.", "complete"),
+    ("status_timestamp_seconds", "When this was written, Unix time.", "written_s"),
+    ("elapsed_seconds", "Since the session began.", "elapsed_s"),
+    ("images_expected", "Images of the session.", "total"),
+    ("images_total", "Images with an outcome in the session.", "done"),
+    ("image_errors_total", "Images that became error rows.", "errors"),
+    ("collage_answers_total", "Images that a collage answered.", "by_collage"),
+    ("audits_total", "Accepted answers that were audited.", "audited"),
+    (
+        "audits_differing_total",
+        "Of these, where the single network named another class.",
+        "differing",
+    ),
+)
+# name, what it says, the key of a rank's record and what it is divided by.
+_RANK_METRICS = (
+    ("rank_service_seconds", "Median service time of recent answers.", "service_ms", 1e3),
+    ("rank_tasks", "Tasks that the rank has or that wait for it.", "tasks", 1),
+)
+
+
 def metrics(status: Json) -> Iterator[str]:
     """The status in the text format of Prometheus (0.0.4), for node_exporter's textfile collector.
 
-    Base units, `_total` for what only grows within a session, one HELP and TYPE a name; no time
-    stamps, which that collector refuses.
+    Base units, one HELP and TYPE a name; no time stamps, which that collector refuses.
     """
-    run = {"run": status["out"]}
-    state, ranks = status["state"], status["ranks"]
-    ended = state in STATUSES
-    singles = [
-        (
-            "running",
-            "gauge",
-            "1 while a job writes to the run, 0 once it has ended.",
-            int(not ended),
-        ),
-        ("complete", "gauge", "1 once every image has its row.", int(state in COMPLETE)),
-        (
-            "status_timestamp_seconds",
-            "gauge",
-            "When this was written, Unix time.",
-            status["written_s"],
-        ),
-        ("elapsed_seconds", "gauge", "Since the session began.", status["elapsed_s"]),
-        ("images_expected", "gauge", "Images of the session.", status["total"]),
-        ("images_total", "counter", "Images with an outcome in the session.", status["done"]),
-        ("image_errors_total", "counter", "Images that became error rows.", status.get("errors")),
-        (
-            "collage_answers_total",
-            "counter",
-            "Images that a collage answered.",
-            status.get("by_collage"),
-        ),
-        ("audits_total", "counter", "Accepted answers that were audited.", status.get("audited")),
-        (
-            "audits_differing_total",
-            "counter",
-            "Of these, where the single network named another class.",
-            status.get("differing"),
-        ),
-    ]
-    for name, kind, about, value in singles:
-        if value is not None:
-            yield from _metric(name, kind, about, [(run, value)])
+    run, ranks, state = {"run": status["out"]}, status["ranks"], status["state"]
+    known = {**status, "running": state not in STATUSES, "complete": state in COMPLETE}
+    for name, about, key in _METRICS:
+        if known.get(key) is not None:
+            yield from _metric(name, about, [(run, known[key])])
     states = sorted({rank["state"] for rank in ranks} | {"ready", "lost"})
     counts = [({**run, "state": s}, sum(rank["state"] == s for rank in ranks)) for s in states]
-    yield from _metric("ranks", "gauge", "Worker ranks by state.", counts)
-    for name, key, scale, about in (
-        ("rank_service_seconds", "service_ms", 1e3, "Median service time of recent answers."),
-        ("rank_tasks", "tasks", 1, "Tasks that the rank has or that wait for it."),
-    ):
+    yield from _metric("ranks", "Worker ranks by state.", counts)
+    for name, about, key, scale in _RANK_METRICS:
         values = [(_labels(run, r), r[key] / scale) for r in ranks if r.get(key) is not None]
         if values:
-            yield from _metric(name, "gauge", about, values)
+            yield from _metric(name, about, values)
 
 
 def _labels(run: Mapping[str, str], rank: Json) -> dict[str, str]:
@@ -275,9 +259,9 @@ def _labels(run: Mapping[str, str], rank: Json) -> dict[str, str]:
 
 
 def _metric(
-    name: str, kind: str, about: str, values: Sequence[tuple[Mapping[str, str], Any]]
+    name: str, about: str, values: Sequence[tuple[Mapping[str, str], Any]]
 ) -> Iterator[str]:
-    name = f"collage_mpi_{name}"
+    name, kind = f"collage_mpi_{name}", "counter" if name.endswith("_total") else "gauge"
     yield f"# HELP {name} {about}\n# TYPE {name} {kind}\n"
     for labels, value in values:
         inside = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
@@ -310,7 +294,7 @@ def read_status(run: Path) -> Json:
         found = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise DataFault(f"{path}: damaged: {error}") from error
-    wrong = _wrong(found)
+    wrong = _wrong(found, _CHECKS, _NUMBERS)
     if wrong:
         raise DataFault(
             f"{path}: damaged: {wrong}; {path.name} of this version is written by a job"
@@ -338,49 +322,42 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-_RANK: dict[str, Callable[[Any], bool]] = {
+_Checks = dict[str, Callable[[Any], bool]]
+_RANK: _Checks = {
     "rank": is_int,
     "host": _is_text,
     "kinds": lambda v: isinstance(v, list) and all(kind in KINDS for kind in v),
     "state": _is_text,
 }
-_CHECKS: dict[str, Callable[[Any], bool]] = {
+_CHECKS: _Checks = {
     "format": lambda v: v == FORMAT,
     "version": lambda v: v == VERSION,
     "state": lambda v: v in STATES,
     **dict.fromkeys(("count", "total", "before", "done", "session", "pid"), is_int),
     **dict.fromkeys(("every_s", "elapsed_s", "written_s"), _is_number),
     **dict.fromkeys(("label", "host", "written", "run_id", "out"), _is_text),
-    "ranks": lambda v: isinstance(v, list) and not any(map(_wrong_rank, v)),
+    "ranks": lambda v: (
+        isinstance(v, list) and not any(_wrong(one, _RANK, _RANK_NUMBERS) for one in v)
+    ),
 }
-_OPTIONAL = (
+# Numbers that may be missing, or not be known.
+_NUMBERS = (
     "images_per_s",
     "images_per_s_lately",
     "left_s",
-    "errors",
-    "by_collage",
-    "audited",
-    "differing",
+    *("errors", "by_collage", "audited", "differing"),
 )
-_OPTIONAL_RANK = ("service_ms", "answers", "tasks")
+_RANK_NUMBERS: tuple[str, ...] = ("service_ms", "answers", "tasks")
 
 
-def _wrong(found: Any) -> str | None:
-    """What is wrong with a status, or None."""
-    return _lacks(found, _CHECKS, _OPTIONAL)
-
-
-def _wrong_rank(found: Any) -> str | None:
-    return _lacks(found, _RANK, _OPTIONAL_RANK)
-
-
-def _lacks(found: Any, checks: Mapping[str, Callable[[Any], bool]], optional: Any) -> str | None:
+def _wrong(found: Any, checks: _Checks, numbers: Sequence[str]) -> str | None:
+    """What is wrong with a status, or with the record of a rank; None if nothing is."""
     if not isinstance(found, dict):
         return "no object"
     for key, right in checks.items():
         if not right(found.get(key)):
             return f"{key} is missing or of another type"
-    for key in optional:
+    for key in numbers:
         if not (found.get(key) is None or _is_number(found[key])):
             return f"{key} is no number"
     return None

@@ -33,7 +33,7 @@ from collage_mpi.results.statistics import (
     support_needed,
     wilson_interval,
 )
-from collage_mpi.results.tally import Groups, Images, Tally, Tasks
+from collage_mpi.results.tally import GroupTally, ImageTally, Tally, TaskTally
 from collage_mpi.system.files import write_atomic, writing
 
 SERVED_SHARE = 0.95  # of what an open loop offers; below it is overloaded
@@ -163,7 +163,7 @@ def _in_ms(spread: Spread, groups: int) -> Json:
     }
 
 
-def _parts_ms(images: Images) -> Json:
+def _parts_ms(images: ImageTally) -> Json:
     """Median and mean of each part over answered images; encode over those of encoded tasks."""
     return {
         name: {"n": sample.n, "median": sample.median, "mean": sample.mean}
@@ -171,7 +171,7 @@ def _parts_ms(images: Images) -> Json:
     }
 
 
-def _accuracy(images: Images) -> Json:
+def _accuracy(images: ImageTally) -> Json:
     """Accuracy over the labelled images, an error row counting as wrong, and by source."""
     labelled, right = images.right.tolist()
     by_source = {
@@ -188,7 +188,7 @@ def _share(correct: int, n: int) -> Json:
     return {"n": n, "correct": correct, "accuracy": accuracy, "ci95": ci and list(ci)}
 
 
-def _audit(run: Run, images: Images) -> Json | None:
+def _audit(run: Run, images: ImageTally) -> Json | None:
     """How often accepted answers are the single network's too; None where nothing was audited."""
     audited, differing = (sum(counts[i] for counts in images.audits.values()) for i in (0, 1))
     if not audited + images.unaudited:
@@ -217,7 +217,7 @@ def _agreement(audited: int, differing: int) -> Json:
     }
 
 
-def _predictions(run: Run, images: Images) -> Json | None:
+def _predictions(run: Run, images: ImageTally) -> Json | None:
     """Of a run without labels: counts and mean scores a class, and examples from all over.
 
     Returns:
@@ -330,7 +330,7 @@ def _measured_by_session(run: Run) -> Iterator[tuple[int, np.ndarray]]:
             yield session, measured[measured["session"] == session]
 
 
-def ranks_used(run: Run, tasks: Tasks) -> dict[str, int]:
+def ranks_used(run: Run, tasks: TaskTally) -> dict[str, int]:
     """Ranks of the world: all, its coordinators, and those that hold each kind."""
     world = run.manifest.get("world")
     if not world:  # interrupted before the world was recorded: those that were sent a task
@@ -347,7 +347,7 @@ def ranks_used(run: Run, tasks: Tasks) -> dict[str, int]:
     return {**found, **{name: len(ranks) for name, ranks in kinds.items()}}
 
 
-def _measured_span_s(run: Run, groups: Groups) -> float:
+def _measured_span_s(run: Run, groups: GroupTally) -> float:
     """Seconds from the first measured release to the last measured end of each launch, added.
 
     The sessions of a launch's teams ran side by side, each from the Unix time that it began at.
@@ -396,7 +396,7 @@ def _lost_ranks(run: Run) -> list[Json]:
     return [loss for final in finals for loss in final.get("lost") or []]
 
 
-def _first_errors(run: Run, images: Images) -> dict[str, Json]:
+def _first_errors(run: Run, images: ImageTally) -> dict[str, Json]:
     """Reason of error rows -> shard (its path) and row of the first such image."""
     shards = run.manifest["shards"]
     found = {}
@@ -407,7 +407,7 @@ def _first_errors(run: Run, images: Images) -> dict[str, Json]:
     return found
 
 
-def _errors(images: Images) -> dict[str, int]:
+def _errors(images: ImageTally) -> dict[str, int]:
     """Reasons of error rows and how often, the commonest ten."""
     commonest = sorted(images.reasons.items(), key=lambda item: (-item[1], item[0]))[:10]
     return {reason.decode("utf-8", "replace"): n for reason, n in commonest}

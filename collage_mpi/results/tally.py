@@ -32,7 +32,7 @@ from collage_mpi.results.rows import (
     ran_together,
     wait_ns,
 )
-from collage_mpi.results.sample import Sample, TimedSample
+from collage_mpi.results.sample import BoundedSample, TimedSample
 
 PARTS = ("read", "encode", "wait", "compute", "held", "decode")
 EXAMPLES = 5
@@ -102,13 +102,13 @@ class Tally:
 
     def __init__(self, run: Run) -> None:
         """Read the run. Raises as `read_results`."""
-        self.groups, self.images, self.tasks = Groups(run), Images(run), Tasks(run)
+        self.groups, self.images, self.tasks = GroupTally(run), ImageTally(run), TaskTally(run)
         adds = {"groups": self.groups.add, "images": self.images.add, "tasks": self.tasks.add}
         self.inventory = Inventory(run, lambda table, rows: adds[table.name](rows))
         self.tasks.finish()
 
 
-class Groups:
+class GroupTally:
     """Of groups.
 
     Attributes:
@@ -169,7 +169,7 @@ _OF_SESSION = (1 << 47) - 1
 _IN_TIME = np.dtype([(name, GROUPS.dtype[name]) for name in ("session", "t0_ns", "group")])
 
 
-class Images:
+class ImageTally:
     """Of images; times and shares of measured ones alone.
 
     Attributes:
@@ -194,9 +194,9 @@ class Images:
         self.reasons: Counter[bytes] = Counter()
         self.first: dict[bytes, np.void] = {}
         self.right = np.zeros((2, len(SOURCES)), np.int64)  # labelled, right
-        self.latency_ms = Sample(run.bound)
+        self.latency_ms = BoundedSample(run.bound)
         self._samples = SessionMarks(run.rows_of(GROUPS))
-        self.parts_ms = {name: Sample(run.bound) for name in PARTS}
+        self.parts_ms = {name: BoundedSample(run.bound) for name in PARTS}
         self.by_kind = dict.fromkeys(SHARED_KINDS, 0)
         self.classes: dict[int, list[float]] = defaultdict(lambda: [0, 0.0])
         self.examples = _Examples(run.manifest)
@@ -297,7 +297,7 @@ class _Examples:
         return [found[at] for at in sorted(found)]
 
 
-class Tasks:
+class TaskTally:
     """Of measured tasks.
 
     Attributes:

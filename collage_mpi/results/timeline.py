@@ -74,7 +74,7 @@ def look_of(bar: Bar) -> str:
 
 
 @dataclass(frozen=True)
-class Release:
+class GroupRelease:
     """A group's release and its last answer, in ns since the session began."""
 
     group: int
@@ -93,7 +93,7 @@ class Timeline:
 
     ranks: Mapping[int, str]
     bars: tuple[Bar, ...]
-    releases: tuple[Release, ...]
+    releases: tuple[GroupRelease, ...]
 
     @property
     def begin_ns(self) -> int:
@@ -147,7 +147,7 @@ def make_timeline(run: Results, first: int, last: int, session: int = 1) -> Time
             _bars(np.sort(shown, order=("rank", "done_ns", "sent_ns", "task")), tasks, session)
         ),
         releases=tuple(
-            Release(int(g["group"]), int(g["t0_ns"]), end, int(g["collage_cells"]))
+            GroupRelease(int(g["group"]), int(g["t0_ns"]), end, int(g["collage_cells"]))
             for g, end in releases
         ),
     )

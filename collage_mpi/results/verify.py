@@ -122,7 +122,7 @@ def verify_run(path: Path | str, run: Run | None = None) -> VerifyReport:
     return report
 
 
-class _Found:
+class _FoundRows:
     """What one pass over the rows found, before it is judged.
 
     Attributes:
@@ -200,7 +200,7 @@ def _add_by_rank(sums: Counter[int], ranks: np.ndarray, more: np.ndarray | None 
 
 
 def _check(report: VerifyReport, run: Run) -> None:
-    found = _Found(run)
+    found = _FoundRows(run)
     report.rows, report.expected = found.inventory.input.rows, run.manifest["rows"]
     report.to_go_on = to_go_on(run.manifest, report.path)
     if "simulated" in run.manifest:

@@ -20,7 +20,7 @@ import numpy as np
 from collage_mpi.kinds import BACKUP, CODED, COLLAGE, PARITY
 from collage_mpi.results import Results
 from collage_mpi.results.statistics import percentile, support_needed
-from collage_mpi.results.tally import Tasks
+from collage_mpi.results.tally import TaskTally
 from collage_mpi.scheduler.schemes import scheme_class
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
@@ -213,9 +213,9 @@ def simulated_one(question: Question, flags: Json) -> Candidate:
     )
 
 
-def _tasks(run: Results) -> Tasks:
+def _tasks(run: Results) -> TaskTally:
     """What its tasks come to."""
-    found = Tasks(run)
+    found = TaskTally(run)
     found.add(run.tasks)
     found.finish()
     return found

@@ -1,9 +1,4 @@
-"""Simulated runs: one or many, with rows on disk or a summary alone, beside a real run.
-
-Owns: what can be simulated, the folder of a simulated run, seeds in parallel processes, the
-comparison with a real run.
-Does not know: virtual time (simulator does), flags.
-"""
+"""Simulated runs: one or many, with rows on disk or a summary alone, or like a real run."""
 
 from __future__ import annotations
 
@@ -37,7 +32,7 @@ from collage_mpi.settings.profiles import over_recorded
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs, costs_of
 from collage_mpi.simulation.replayed_answers import Answers, read_answers
-from collage_mpi.simulation.simulator import FINGERPRINT, Simulation
+from collage_mpi.simulation.simulator import FINGERPRINT, Simulated, Simulation
 from collage_mpi.system.fields import AUTO
 from collage_mpi.system.files import UNREADABLE_OR_GONE, write_atomic, writing
 from collage_mpi.workload.service_times import DelayModel
@@ -81,16 +76,10 @@ class SimulatedJob:
 
     def simulation(self, writer: Writer, answers: Answers | None) -> Simulation:
         """Ready to run."""
-        return Simulation(
-            self.effective,
-            self.images,
-            self.costs,
-            writer,
-            self.ratio,
-            answers,
-            batch_costs=self.batch_costs,
-            delays=self.delays,
+        simulated = Simulated(
+            self.effective, self.images, self.costs, self.ratio, self.batch_costs, self.delays
         )
+        return Simulation(simulated, writer, answers)
 
     @cached_property
     def effective(self) -> RunSettings:
@@ -407,8 +396,8 @@ def _final(simulation: Simulation) -> Json:
     world = [{"rank": rank, "kinds": sorted(s.kinds)} for rank, s in simulation.ranks.items()]
     return {
         "world": [{"rank": 0, "kinds": []}, *world],
-        "cost_ratio": simulation.ratio,
-        "batch_costs": simulation.batch_costs,
+        "cost_ratio": simulation.simulated.ratio,
+        "batch_costs": dict(simulation.simulated.batch_costs),
         "placement": simulation.placement.describe(),
     }
 

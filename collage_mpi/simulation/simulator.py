@@ -1,13 +1,12 @@
 """The same scheduler on virtual time: a discrete-event simulation of a run.
 
-Owns: virtual time, the model of workers (first come, first served; what is cancelled
-is skipped) and of rank 0 as a serial server with stated costs.
 It shares the scheduler, the delay models and the rows with a real run, so that verify, summary and
 figures read both alike.
 
 The model: rank 0 does one thing at a time. It takes an answer `receive_ns` after it has
 come and it is free; a message sent occupies it for `send_ns`, a collage or a stripe for
-`encode_ns` more. A message travels for `network_ns`. A rank's service time is its draw, times
+`encode_ns` more. A rank does its messages in the order in which they come, and skips what is
+cancelled. A message travels for `network_ns`. A rank's service time is its draw, times
 the cost ratio on a rank of another kind; without a delay model it is `single_ns`. The tasks of
 a message are one batch: what was cancelled is left out of it, the largest draw counts, times
 what such a batch takes over one input. What it answers is replayed from a file of the networks'
@@ -57,33 +56,41 @@ class _Rank:
     answered: int = 0  # tasks
 
 
-class Simulation:
-    """One run on virtual time."""
+@dataclass(frozen=True)
+class Simulated:
+    """What is simulated.
 
-    def __init__(
-        self,
-        settings: RunSettings,
-        images: int,
-        costs: Costs,
-        writer: Writer,
-        ratio: float,
-        answers: Answers | None = None,
-        *,
-        batch_costs: Mapping[str, float] | None = None,
-        delays: DelayModel | None = None,
-    ) -> None:
-        """`ratio` is the scheme's other network's service time over the single's; by kind,
-        `batch_costs` is what a further input of a batch takes over the first; `delays` in place
-        of the settings' model."""
-        self.batch_costs = dict(batch_costs or {})
-        self.settings, self.images, self.costs, self.ratio = settings, images, costs, ratio
+    Attributes:
+        ratio: the scheme's other network's service time over the single's.
+        batch_costs: by kind, what a further input of a batch takes over the first.
+        delays: in place of the settings' model.
+    """
+
+    settings: RunSettings
+    images: int
+    costs: Costs
+    ratio: float = 1.0
+    batch_costs: Mapping[str, float] = field(default_factory=dict)
+    delays: DelayModel | None = None
+
+
+class Simulation:
+    """One run on virtual time.
+
+    Attributes:
+        finish: how it ended; stopped: why, once `stop` was called.
+    """
+
+    def __init__(self, what: Simulated, writer: Writer, answers: Answers | None = None) -> None:
+        """Ready to run; rows go to `writer`."""
+        self.simulated, self._answers = what, answers
+        self.settings = settings = what.settings
         self.placement = settings.place(settings.world_size)
         kinds = self.placement.kinds
         self.ranks = {rank: _Rank(rank, kinds[rank]) for rank in self.placement.workers}
-        scheme = make_scheme(replace(settings.scheme_settings(), decode=self._decode))
-        workers = len(self.ranks)
         self.scheduler = Scheduler(
-            settings.scheduler_settings(workers, ratio, self.batch_costs), scheme
+            settings.scheduler_settings(len(self.ranks), what.ratio, dict(what.batch_costs)),
+            make_scheme(replace(settings.scheme_settings(), decode=self._decode)),
         )
         self._images: dict[int, ImageRecord] = {}  # in flight
         self.recorder = Recorder(
@@ -94,26 +101,24 @@ class Simulation:
             warmup_groups=settings.warm_groups,
         )
         self.finish: ev.Finish | None = None
-        self.stopped: str | None = None  # why, once `stop` was called
-        self._answers = answers
+        self.stopped: str | None = None
         self._draw = Draw(settings.audit_share, settings.audit_seed, (FINGERPRINT,))
         self._stripe_kind = CODED if settings.uses(CODED) else PARITY
-        self._delays = delays or make_delays(settings, by_image=settings.draws_by_image)
+        self._delays = what.delays or make_delays(settings, by_image=settings.draws_by_image)
         # Without a rank that may fall silent nobody need listen for it.
         self._timeouts = make_timeouts(settings, self.ranks) if settings.dead_ranks else None
-        self._injected = delays is not None or settings.straggler != "none"
         self._heap: list[tuple[int, int, int, Any, Any]] = []
         self._sequence = 0
         self._free_ns = 0  # when rank 0 has done what it is doing
         self._stamp_ns = 0
         self._next_image = 0
         self._input_closed = False
-        times_ns = settings.arrival_times_ns(images)  # (images,) int64
+        times_ns = settings.arrival_times_ns(what.images)  # (images,) int64
         self._arrivals: Arrivals = ClosedLoop() if times_ns is None else OpenLoop(times_ns)
         self._awaited_ns: int | None = None
         self._events: deque[ev.Event] = deque()
         self._dropped_timers: set[int] = set()
-        self._actions: dict[type, Callable[[Any], None]] = {
+        self._actions: dict[type, Callable[[Any], object]] = {
             ev.Send: lambda a: self._send((a,)),
             ev.SendBatch: lambda a: self._send(a.sends),
             ev.Resolve: lambda a: self.recorder.resolved(a, self._stamp_ns),
@@ -121,10 +126,10 @@ class Simulation:
             ev.Cancel: self._cancel,
             ev.SetTimer: lambda a: self._at(a.at_ns, TIMER, self._timer, a.timer),
             ev.CancelTimer: lambda a: self._dropped_timers.add(a.timer),
+            ev.Finish: self._finished,
             ev.Release: self._release,
             ev.Retire: lambda a: None,
             ev.Recall: lambda a: None,
-            ev.Finish: self._finished,
         }
 
     def run(self) -> ev.Finish:
@@ -183,7 +188,7 @@ class Simulation:
             self._take(now_ns, rank, result)
 
     def _take(self, now_ns: int, rank: int, result: WireResult) -> None:
-        self._free_ns += self.costs.receive_ns
+        self._free_ns += self.simulated.costs.receive_ns
         self.recorder.ended((result,), now_ns, 0)
         if result.status == SKIPPED:
             self._handle(ev.Skipped(now_ns, result.task, rank))
@@ -218,7 +223,7 @@ class Simulation:
 
     def _let_in(self, now_ns: int) -> None:
         """Images that are due by now arrive; the next one that comes by its time is awaited."""
-        while count := min(self._arrivals.due(now_ns), self.images - self._next_image):
+        while count := min(self._arrivals.due(now_ns), self.simulated.images - self._next_image):
             for t0_ns, _ in self._arrivals.enter(now_ns, count):
                 image = self._next_image
                 label = None if self._answers is None else self._answers.label(image)
@@ -226,7 +231,7 @@ class Simulation:
                 drawn = self._draw.one(0, image)
                 self._events.append(ev.ImageArrived(now_ns, image, t0_ns, drawn=drawn))
                 self._next_image += 1
-        if self._next_image == self.images and not self._input_closed:
+        if self._next_image == self.simulated.images and not self._input_closed:
             self._input_closed = True
             self._events.append(ev.InputClosed(now_ns))
         next_ns = self._arrivals.next_ns(now_ns)
@@ -240,17 +245,17 @@ class Simulation:
 
     def _send(self, sends: Sequence[ev.Send]) -> None:
         """One message."""
-        encode_ns = self.costs.encode_ns if KIND[sends[0].kind].encoded else 0
-        self._free_ns += self.costs.send_ns + len(sends) * encode_ns
+        encode_ns = self.simulated.costs.encode_ns if KIND[sends[0].kind].encoded else 0
+        self._free_ns += self.simulated.costs.send_ns + len(sends) * encode_ns
         if self._timeouts is not None:
             self._timeouts.sent(sends[0].rank, self._free_ns, len(sends))
         self.recorder.sent(sends, self._free_ns, (encode_ns,) * len(sends))
         self._events.append(ev.SendDone(self._stamp_ns, tuple(send.task for send in sends)))
-        self._at(self._free_ns + self.costs.network_ns, RANK, self._arrives, sends)
+        self._at(self._free_ns + self.simulated.costs.network_ns, RANK, self._arrives, sends)
 
     def _cancel(self, action: ev.Cancel) -> None:
-        self._free_ns += self.costs.send_ns
-        self._at(self._free_ns + self.costs.network_ns, RANK, self._cancelled, action)
+        self._free_ns += self.simulated.costs.send_ns
+        self._at(self._free_ns + self.simulated.costs.network_ns, RANK, self._cancelled, action)
 
     def _release(self, action: ev.Release) -> None:
         for image in action.images:
@@ -311,16 +316,17 @@ class Simulation:
     def _reply(self, at_ns: int, rank: _Rank, results: list[WireResult]) -> None:
         if rank.cancelled:
             rank.cancelled.difference_update(result.task for result in results)
-        self._at(at_ns + self.costs.network_ns, ANSWER, self._answer, (rank.id, results))
+        self._at(at_ns + self.simulated.costs.network_ns, ANSWER, self._answer, (rank.id, results))
 
     def _service_ns(self, sends: Sequence[ev.Send], at_ns: int) -> int:
         """Of tasks of one kind, run as a batch."""
         rank, kind = sends[0].rank, sends[0].kind
-        ratio = self.ratio if kind in SPARE_KINDS else 1.0
+        model = self.simulated
+        ratio = model.ratio if kind in SPARE_KINDS else 1.0
         inputs = sum(len(s.items) for s in sends) if KIND[kind].batched else len(sends)
-        factor = ratio * batch_factor(inputs, self.batch_costs.get(kind, 1.0))
-        if not self._injected:
-            return round(self.costs.single_ns * factor)
+        factor = ratio * batch_factor(inputs, model.batch_costs.get(kind, 1.0))
+        if model.delays is None and self.settings.straggler == "none":
+            return round(model.costs.single_ns * factor)
         keys = [(send.group, send.items[0].image, send.attempt) for send in sends]
         return service_ns(self._delays, rank, keys, at_ns, factor)
 

@@ -31,7 +31,7 @@ _NO_MODEL = {"straggler": "none", "slow_ranks": (), "dead_ranks": (), "burn_rank
 
 
 @dataclass(frozen=True)
-class Pace:
+class RunPace:
     """Of a run or a simulation; None where its groups are too few to say.
 
     Attributes:
@@ -53,9 +53,9 @@ class Without:
     """
 
     images: int
-    measured: Pace
-    simulated: Pace
-    without: Pace
+    measured: RunPace
+    simulated: RunPace
+    without: RunPace
 
 
 def without_slow(run: Results, speeds: Sequence[Speed], images: int = MOST_IMAGES) -> Without:
@@ -123,6 +123,6 @@ def _replayed(
     return Delays(draw, 1.0, {}, {}, by_image=job.settings.draws_by_image)
 
 
-def _pace(summary: Json) -> Pace:
+def _pace(summary: Json) -> RunPace:
     group = summary["latency"]["group"]
-    return Pace(summary["price"]["images_per_s"], group["p50_ms"], group["p99_ms"])
+    return RunPace(summary["price"]["images_per_s"], group["p50_ms"], group["p99_ms"])

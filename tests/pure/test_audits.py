@@ -12,7 +12,7 @@ from collage_mpi.results import read_results, render_summary, summarise, verify_
 from collage_mpi.results.draw import NO_DRAW, Draw, draw_of
 from collage_mpi.results.export import export_run
 from collage_mpi.results.rows import AUDITS, KEY_ROW, SOURCE_CODE
-from collage_mpi.results.tally import Images
+from collage_mpi.results.tally import ImageTally
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.runs import SimulatedJob, simulate, simulate_in_memory
 
@@ -133,7 +133,7 @@ def test_an_audit_that_could_not_be_had_is_counted_apart(answers: str):
 def test_audits_are_counted_over_all_that_is_read_of_a_run(answers: str, first: str):
     run = simulate_in_memory(simulated(answers, audit=1.0))
     run.images["source"][run.images["source"] == SOURCE_CODE["collage"]] = SOURCE_CODE[first]
-    in_two = Images(run)
+    in_two = ImageTally(run)
     in_two.add(run.images[:300])
     in_two.add(run.images[300:])
     assert in_two.audits == {0: [500, 0], 1: [100, 100]}

@@ -22,7 +22,7 @@ from collage_mpi.results.excerpt import excerpt
 from collage_mpi.results.marks import keys_digest
 from collage_mpi.results.reader import Run, StoredRun, open_run
 from collage_mpi.results.rows import IMAGES, TableLayout
-from collage_mpi.results.sample import Sample, TimedSample
+from collage_mpi.results.sample import BoundedSample, TimedSample
 from collage_mpi.results.statistics import PERCENTILES, describe, percentile_name, quantile_interval
 from collage_mpi.results.tally import Tally
 
@@ -69,7 +69,7 @@ def close_to(found: Any, exact: Any, rel: float) -> bool:
 @pytest.mark.parametrize("n", [100, 101, 200_000])
 def test_a_sample_beyond_its_bound_is_right_to_a_twentieth_of_a_percent(n: int) -> None:
     values = np.concatenate([RNG.lognormal(3, 1, n - 2), [-4.0, 0.0]])
-    drawn = Sample(n // 2)
+    drawn = BoundedSample(n // 2)
     for some in np.array_split(values, 7):
         drawn.add(some)
     exact = describe(values)
@@ -86,7 +86,7 @@ def test_a_sample_beyond_its_bound_is_right_to_a_twentieth_of_a_percent(n: int) 
 
 def test_a_sample_within_its_bound_is_exact() -> None:
     values = RNG.lognormal(3, 1, 1000)
-    drawn = Sample(1000)
+    drawn = BoundedSample(1000)
     for some in np.array_split(values, 3):
         drawn.add(some)
     assert drawn.exact

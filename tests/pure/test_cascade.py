@@ -18,7 +18,7 @@ from collage_mpi.settings.placement import placement
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.replayed_answers import Answers
 from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
-from collage_mpi.simulation.simulator import Simulation
+from collage_mpi.simulation.simulator import Simulated, Simulation
 
 SURE, UNSURE = 0.9, 0.5  # of the harness, around a confidence of 0.8
 
@@ -640,7 +640,7 @@ def play(images: int, unsure: int = 3, **settings) -> Rows:
     cells = [Score(0, UNSURE if cell < unsure else SURE) for cell in range(n)]
     answers = Answers(job.side, ("a",), [0] * n, [Score(0, 1.0)] * n, cells)
     rows = Rows()
-    Simulation(job, images, FREE, rows, 1.0, answers).run()
+    Simulation(Simulated(job, images, FREE), rows, answers).run()
     return rows
 
 

@@ -18,7 +18,7 @@ from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.plan import make_plan
 from collage_mpi.job.session import build_encoder, make_manifest
 from collage_mpi.models.tuning import NO_TUNING
-from collage_mpi.results import RunWriter, writer
+from collage_mpi.results import RunWriter
 from collage_mpi.results.claim import Holder
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead, reader, write_shard
@@ -109,7 +109,7 @@ def test_a_folder_without_rights_is_told(shard, tmp_path, capsys, monkeypatch):
 
 
 def test_a_folder_that_another_job_writes_to_is_told(shard, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(writer, "find_writer", lambda *_: (Holder("h", 7), {}))
+    monkeypatch.setattr(folder, "find_writer", lambda *_: (Holder("h", 7), {}))
     assert dry_run("--shards", shard, *NULL, "--out", tmp_path / "out") == 3
     assert "another job is writing here (host h, pid 7)" in capsys.readouterr().err
 

@@ -207,3 +207,5 @@ def test_the_command_to_go_on_is_for_all_teams(tmp_path):
     known = {"settings": settings, "teams": 3, "world": [{"rank": 0}] * 6}  # the third never came
     assert "launch -n 18 -- run --resume" in to_go_on(known, tmp_path)
     assert "launch -n 6 " in to_go_on({**known, "teams": None}, tmp_path)
+    placed = {**known, "teams": 2, "placement": "0 coordinator, 1 single+collage"}
+    assert "launch -n 4 " in to_go_on(placed, tmp_path)  # the world it had, not the usual one

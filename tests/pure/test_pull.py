@@ -13,7 +13,7 @@ from test_simulator import FREE, Rows, play
 from collage_mpi.scheduler.backlog import AGAIN, FRESH, LATE, SPARE, Backlog
 from collage_mpi.scheduler.schemes import ASSIGNMENTS, SCHEMES
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.simulator import Simulation
+from collage_mpi.simulation.simulator import Simulated, Simulation
 
 MS = 1_000_000
 
@@ -127,7 +127,7 @@ def test_by_default_all_ranks_work_whichever_is_slow():
         job = RunSettings(scheme="none", warmup_groups=0, **slow)
         assert (job.paced, job.endgame) == (True, "on")
         rows = Rows()
-        Simulation(job, 5400, FREE, rows, 1.0).run()
+        Simulation(Simulated(job, 5400, FREE), rows).run()
         ends = [group.t0_ns + group.latency_ns for group in rows.groups]
         ideal_ns = 5400 * 100 * MS / (8 + 1 / factor)
         assert max(ends) <= ideal_ns / 0.95, factor

@@ -15,7 +15,7 @@ from collage_mpi.results.rows import KINDS, SOURCES
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import simulate
-from collage_mpi.simulation.simulator import Simulation
+from collage_mpi.simulation.simulator import Simulated, Simulation
 from collage_mpi.workload.straggler_settings import make_delays
 
 FREE = Costs(receive_ns=0, send_ns=0, encode_ns=0, network_ns=0)
@@ -40,7 +40,8 @@ def play(groups: int, ratio: float = 1.0, costs: Costs = FREE, **settings) -> Ro
     rows = Rows()
     job = paper(warmup_groups=0, **settings)
     further = job.batch_costs()
-    Simulation(job, groups * job.group_size, costs, rows, ratio, batch_costs=further).run()
+    simulated = Simulated(job, groups * job.group_size, costs, ratio, further or {})
+    Simulation(simulated, rows).run()
     return rows
 
 
@@ -228,7 +229,7 @@ def test_every_scheme_answers_every_image_in_batches(scheme, shape):
     )
     rows = Rows()
     images = 4 * 25 + 3
-    finish = Simulation(job, images, FREE, rows, 1.0, batch_costs=job.batch_costs()).run()
+    finish = Simulation(Simulated(job, images, FREE, batch_costs=job.batch_costs()), rows).run()
     assert finish.status == "complete"
     assert sorted(row.row for row in rows.images) == list(range(images))
 

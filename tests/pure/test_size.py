@@ -30,10 +30,7 @@ LONG = {  # up to tens
     "job/session._run_plan": 120,
     "job/session.build_coordinator": 70,
     "job/team_session.TeamSession.run": 60,
-    "results/status.metrics": 60,
-    "results/writer.RunWriter.reopen": 60,
     "settings/placement.placement": 70,
-    "simulation/simulator.Simulation.__init__": 70,
     "training/report.make_report": 70,
 }
 MANY_ARGUMENTS = {
@@ -51,7 +48,6 @@ MANY_ARGUMENTS = {
     "shards/readahead.ReadAhead.__init__": 8,
     "shards/writer.ShardWriter.__init__": 7,
     "shards/writer.write_shard": 7,
-    "simulation/simulator.Simulation.__init__": 8,
     "training/measure.predict_parity": 8,
     "training/report.make_report": 8,
     "training/teacher.teacher_views": 7,
@@ -60,17 +56,11 @@ SHARED_NAMES = {
     "Batch",
     "CoordinatorMonitor",
     "Core",
-    "Groups",
-    "Images",
     "Lease",
-    "Pace",
-    "Release",
     "Run",
-    "Sample",
     "Shards",
     "Supply",
     "Told",
-    "_Found",
 }
 MODULES = (
     307,  # when they were first counted
