@@ -6,7 +6,7 @@
 Owns: the grid, the table (STEM.csv, to which each result is added as it comes: typed again the
 command goes on), which candidate a cell shows, the figure. Does not know: service times and
 candidates (regimes), how they are simulated (simulation/advice), how a trace is placed
-(workload/tail). Some 10 minutes of one core; with a whole STEM.csv seconds.
+(workload/trace). Some 10 minutes of one core; with a whole STEM.csv seconds.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ from collage_mpi.simulation.advice import (
     simulated_one,
 )
 from collage_mpi.system.files import write_atomic
-from collage_mpi.workload.tail import Tail, measure_tail
-from collage_mpi.workload.trace import load_trace
+from collage_mpi.workload.trace import Tail, load_trace, measure_tail
 
 SIDE, SPARE = 3, 2
 PLACEMENTS, GROUPS = 11, 50  # 550 groups in all: a P99 wants 368

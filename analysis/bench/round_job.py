@@ -22,7 +22,7 @@ from round_settings import BenchSettings
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import ExitCode
-from collage_mpi.faults.coordinator_monitor import CoordinatorMonitor
+from collage_mpi.faults.process_monitor import CoordinatorMonitor
 from collage_mpi.job.handshake import roll_call, welcomes
 from collage_mpi.job.network_loader import NetworkLoader
 from collage_mpi.job.plan import Plan, make_plan

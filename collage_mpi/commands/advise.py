@@ -18,7 +18,7 @@ from collage_mpi.system.printable import say
 if TYPE_CHECKING:
     from collage_mpi.results import Results
     from collage_mpi.simulation.advice import Candidate, Question
-    from collage_mpi.workload.tail import Tail
+    from collage_mpi.workload.trace import Tail
 
 Json = dict[str, Any]
 
@@ -140,7 +140,7 @@ def _chosen(
 
 def _as_json(args: argparse.Namespace, question: Question, found: list[Candidate]) -> Json:
     from collage_mpi.simulation.advice import points_lost
-    from collage_mpi.workload.tail import measure_tail
+    from collage_mpi.workload.trace import measure_tail
 
     best, served = _chosen(args, question, found)
     tail = measure_tail(question.times_s)
@@ -155,7 +155,7 @@ def _as_json(args: argparse.Namespace, question: Question, found: list[Candidate
 
 
 def _print_all(args: argparse.Namespace, question: Question, found: list[Candidate]) -> None:
-    from collage_mpi.workload.tail import measure_tail
+    from collage_mpi.workload.trace import measure_tail
 
     best, served = _chosen(args, question, found)
     _print_few(question)

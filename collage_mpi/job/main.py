@@ -15,8 +15,7 @@ from types import FrameType
 from typing import Any
 
 from collage_mpi.errors import ExitCode
-from collage_mpi.faults.coordinator_monitor import CoordinatorMonitor
-from collage_mpi.faults.process_monitor import ProcessMonitor
+from collage_mpi.faults.process_monitor import CoordinatorMonitor, ProcessMonitor
 from collage_mpi.job.network_loader import NetworkLoader
 from collage_mpi.job.team import LeadLink
 from collage_mpi.job.worker import Worker

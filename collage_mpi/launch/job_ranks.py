@@ -18,7 +18,7 @@ LOOK_AT_START_S = 0.3  # Python alone takes longer to begin
 LONGEST_LOOK_S = 2.0  # of a longer gap between looks launch was stopped itself
 
 
-class Kin:
+class RankProcesses:
     """The processes of a job's ranks: ask who is `lost` while MPI starts, `meet` them once it is
     up, and `look` now and then.
 

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import IO, Any, TextIO, cast
 
 from collage_mpi.launch.ending import TIME_LIMIT, Cut, Ending, Reached, never_up, stood_still
-from collage_mpi.launch.job_ranks import LOOK_AT_START_S, LOOK_EVERY_S, Kin
+from collage_mpi.launch.job_ranks import LOOK_AT_START_S, LOOK_EVERY_S, RankProcesses
 from collage_mpi.launch.mpi_banners import BannerFilter
 from collage_mpi.launch.mpiexec import LaunchPlan
 from collage_mpi.launch.scratch import VARIABLE, held, note_signal
@@ -51,8 +51,8 @@ class Limits:
     Attributes:
         timeout_s: for the whole job.
         start_limit_s: until rank 0 says anything. A rank that dies before MPI is up leaves the
-            others waiting in MPI_Init, deaf to signals. None where nobody may ever say anything,
-            as in a user's script.
+            others waiting in MPI_Init, where no signal reaches them. None where nobody may ever
+            say anything, as in a user's script.
         leave_grace_s: from rank 0's last word, or its end, until the ranks that are left are
             killed. A launcher that makes nothing of lost ranks waits for a stopped one for ever.
         stop_grace_s: from the request to stop until the job is killed.
@@ -94,7 +94,7 @@ class Supervisor:
         self._ending = Ending(0, reached=Reached.NO_RANK if listens else Reached.RANKS)
         # Known by this word even when the launcher has been killed: nobody's children then.
         self._word = f"{JOB_VARIABLE}={uuid.uuid4().hex}"
-        self._kin = Kin(self._word)
+        self._seen = RankProcesses(self._word)
         self._last_words: dict[int | None, str] = {}  # of ranks that rank 0 speaks for, by rank
         self._until_s = self._kill_at_s = math.inf  # the time limit; when the job is killed
         self._look_at_s = 0.0  # when to look at the ranks' processes again
@@ -113,7 +113,7 @@ class Supervisor:
                 self._follow()
             finally:
                 end_family(self._process, grace_s=0.0, word=self._word)
-                self._kin.tidy()
+                self._seen.tidy()
                 guard.sweep = self._limits.start_limit_s is not None and not self._start.up
                 self._display.close()
         self._ending.launcher = self._process.returncode
@@ -186,15 +186,19 @@ class Supervisor:
         elif self._start.watched and self._ending.stopped_by is None:
             # A rank whose shell or proxy was killed ends without their word.
             self._look_at_s = now_s + LOOK_AT_START_S
-            rank = self._kin.lost()
+            rank = self._seen.lost()
             if rank is not None:
                 self._start.has_ended(Death(None, rank))
 
     def _look_at_rank_0(self, now_s: float) -> None:
         """End a job whose rank 0 is stopped for good, since its ranks wait for it, and a launcher
         that goes on without ranks: MPICH's waits for the rest of a stranger's message."""
-        before_s, still_s, pid = self._kin.still_s, self._kin.look(now_s), self._kin.rank_0
-        if self._kin.gone_s >= LEAVE_GRACE_S and self._kill_at_s == math.inf:
+        before_s, still_s, pid = (
+            self._seen.still_s,
+            self._seen.look(now_s),
+            self._seen.rank_0,
+        )
+        if self._seen.gone_s >= LEAVE_GRACE_S and self._kill_at_s == math.inf:
             self.say("all ranks have ended, their launcher has not: it is ended")
             self._kill_at_s = now_s
         if before_s < STILL_NOTICE_S <= still_s:
@@ -232,11 +236,11 @@ class Supervisor:
         """One line of output has arrived, without its newline."""
         rest, statuses = split_statuses(text, self._plan.env.get(STATUS_VARIABLE))
         for status in statuses:
-            self._heed(status)
+            self._act_on(status)
         if rest.strip() or not statuses:
             self.show(filtered.feed(rest), target)
 
-    def _heed(self, status: dict[str, Any]) -> None:
+    def _act_on(self, status: dict[str, Any]) -> None:
         """What the shell around a rank, a rank, or rank 0 has to say."""
         match status:
             case {"ended": int(rank)}:
@@ -254,7 +258,7 @@ class Supervisor:
     def _heed_rank_0(self, status: dict[str, Any]) -> None:
         if not self._start.up:
             self._start.up = True
-            self._kin.meet()
+            self._seen.meet()
         match status:
             case {"up": _}:
                 self._ending.reached = Reached.BEGUN

@@ -1,20 +1,80 @@
-"""The settings of how groups follow each other, and of how the job survives lost ranks."""
+"""The settings of when images come, of how groups follow each other, and of how the job survives
+lost ranks.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from collage_mpi.errors import UsageError
 from collage_mpi.system.fields import AUTO, Settings, setting
-from collage_mpi.workload.arrival_settings import ArrivalSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ARRIVALS = ("closed", "poisson", "file")
+# model -> the setting that it alone needs, and an example
+_NEEDS = {"poisson": ("rate", "--rate 200"), "file": ("arrival_file", "--arrival-file F")}
 
 MOST_BATCH = 1024  # larger batches gain nothing that is known
 MOST_TEAMS = 4096  # of a run's 65,535 sessions each team of a launch is one
 
 _pace = partial(setting, group="pace")
 _survival = partial(setting, group="lost ranks, progress")
+
+
+@dataclass(frozen=True, repr=False)
+class ArrivalSettings(Settings):
+    """When images come. See each field's help line."""
+
+    arrivals: str = _pace(
+        "closed",
+        "when images come in. closed: when earlier groups end. poisson, file: at given times, "
+        "whether earlier groups have ended or not (open loop)",
+        choices=ARRIVALS,
+    )
+    rate: float | None = _pace(None, "arrivals poisson: images a second", at_least=1e-6)
+    arrival_seed: int = _pace(
+        0, "arrivals poisson: seed of the arrival times", at_least=0, at_most=math.inf
+    )
+    arrival_file: str | None = _pace(
+        None,
+        "arrivals file: arrival times in seconds since the start, as .npy or as text with one "
+        "number a line",
+        metavar="FILE",
+    )
+
+    def _check(self) -> None:
+        for model, (name, example) in _NEEDS.items():
+            given = getattr(self, name) is not None
+            if given != (self.arrivals == model):
+                problem = f"{name} needs arrivals {model}" if given else f"{name} is missing"
+                raise UsageError(
+                    f"arrivals {self.arrivals}: {problem}: --arrivals {model} {example}"
+                )
+
+    @property
+    def open_loop(self) -> bool:
+        """Whether images come at given times."""
+        return self.arrivals != "closed"
+
+    def arrival_times_ns(self, images: int) -> np.ndarray | None:
+        """(images,) int64 ns since the start, non-decreasing; None in a closed loop.
+
+        Raises:
+            EnvironmentFault, DataFault: as `arrivals.load_times_ns`.
+        """
+        if not self.open_loop:
+            return None
+        from collage_mpi.workload.arrivals import load_times_ns, poisson_times_ns
+
+        if self.arrivals == "poisson":
+            return poisson_times_ns(self.rate or 0.0, self.arrival_seed, images)
+        return load_times_ns(self.arrival_file or "", images)
 
 
 @dataclass(frozen=True, repr=False)

@@ -8,10 +8,11 @@ compute time included. docs/stragglers.md has each model's formula and key.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from collage_mpi.errors import UsageError
 from collage_mpi.system.fields import Settings, setting
@@ -19,6 +20,8 @@ from collage_mpi.system.printable import counted
 from collage_mpi.workload import service_times
 from collage_mpi.workload.background_load import MOST as MOST_BURNING
 from collage_mpi.workload.service_times import Body, DelayModel, Delays, RankDeath, Spells
+
+Value = TypeVar("Value")
 
 _USUAL = "median {0.straggler_median_ms:g} ms, sigma {0.straggler_sigma:g}"
 _SLOW = "{0.straggler_slow_factor:g}x"
@@ -124,32 +127,30 @@ class StragglerSettings(Settings):
     )
 
     def _check(self) -> None:
-        for rank, factor in self.slowed().items():
-            if rank < 1 or not (math.isfinite(factor) and 0 < factor <= 1e6):
-                raise UsageError(
-                    f"slow rank {rank}:{factor:g}; it needs a worker rank (1 or more) "
-                    "and a positive factor, as in 3:5"
-                )
-        if self.straggler == "none" and self.slow_ranks:
+        if self.slowed() and self.straggler == "none":
             raise UsageError("slow ranks need a straggler model to slow: --straggler pinned")
-        for rank in self.dying():
-            if rank < 1:
-                raise UsageError(f"dead rank {rank}; it needs a worker rank, 1 or more")
+        self.dying()
         self.burning()
         if self.straggler == "trace" and not self.trace_file:
             raise UsageError("straggler model trace needs a file: --trace-file TIMES.npy")
 
     def slowed(self) -> dict[int, float]:
         """Rank -> factor on its draws."""
-        return dict(parse_slow(text) for text in self.slow_ranks)
+        needs = "RANK:FACTOR, a worker rank (1 or more) and a positive factor, as in 3:5"
+        return _by_rank("slow", self.slow_ranks, needs, _factor)
 
     def dying(self) -> dict[int, RankDeath]:
         """Rank -> when it stops answering."""
-        return dict(parse_dead(text) for text in self.dead_ranks)
+        needs = (
+            "RANK:SECONDSs or RANK:TASKS for a worker rank (1 or more), as in 3:2.5s (answers "
+            "nothing from then) or 3:20 (nothing after 20 tasks)"
+        )
+        return _by_rank("dead", self.dead_ranks, needs, _death)
 
     def burning(self) -> dict[int, int]:
         """Rank -> cores kept busy next to it."""
-        return dict(parse_burn(text) for text in self.burn_ranks)
+        needs = f"RANK:CORES, a worker rank and 1 to {MOST_BURNING} cores, as in 3:2"
+        return _by_rank("burn", self.burn_ranks, needs, _cores)
 
     def check_slow_ranks(self, world_size: int) -> None:
         """Raise UsageError if a slow, dead or burnt rank is not in the world."""
@@ -215,41 +216,37 @@ def make_delays(settings: StragglerSettings, *, by_image: bool = False) -> Delay
     return Delays(body, s.time_scale, s.slowed(), s.dying(), by_image=by_image)
 
 
-def parse_slow(text: str) -> tuple[int, float]:
-    """Read RANK:FACTOR. Raises UsageError for any other form."""
-    rank, _, factor = text.partition(":")
-    try:
-        return int(rank), float(factor)
-    except ValueError:
-        raise UsageError(f"slow rank {text!r}; it needs RANK:FACTOR, as in 3:5") from None
-
-
-def parse_dead(text: str) -> tuple[int, RankDeath]:
-    """Read RANK:SECONDSs or RANK:TASKS. Raises UsageError for any other form."""
-    rank, _, when = text.partition(":")
-    try:
-        if when.endswith("s"):
-            at_s = float(when[:-1])
-            if not 0 <= at_s <= 1e9:
+def _by_rank(
+    what: str, texts: Sequence[str], needs: str, read: Callable[[str], Value]
+) -> dict[int, Value]:
+    """Read texts of the form RANK:VALUE. Raises UsageError for another form, or no worker rank."""
+    found = {}
+    for text in texts:
+        rank, _, value = text.partition(":")
+        try:
+            if int(rank) < 1:
                 raise ValueError
-            return int(rank), RankDeath(at_s=at_s)
-        if not when.isdecimal():
-            raise ValueError
-        return int(rank), RankDeath(tasks=int(when))
-    except ValueError:
-        raise UsageError(
-            f"dead rank {text!r}; it needs RANK:SECONDSs or RANK:TASKS, as in 3:2.5s (answers "
-            "nothing from then) or 3:20 (nothing after 20 tasks)"
-        ) from None
+            found[int(rank)] = read(value)
+        except ValueError:
+            raise UsageError(f"{what} rank {text!r}; it needs {needs}") from None
+    return found
 
 
-def parse_burn(text: str) -> tuple[int, int]:
-    """Read RANK:CORES. Raises UsageError for any other form."""
-    rank, _, cores = text.partition(":")
-    known = rank.isdecimal() and cores.isdecimal()
-    if not known or int(rank) < 1 or not 1 <= int(cores) <= MOST_BURNING:
-        raise UsageError(
-            f"burn rank {text!r}; it needs RANK:CORES, a worker rank and 1 to {MOST_BURNING} "
-            "cores, as in 3:2"
-        )
-    return int(rank), int(cores)
+def _within(number: float, least: float, most: float) -> float:
+    if not least <= number <= most:
+        raise ValueError
+    return number
+
+
+def _factor(text: str) -> float:
+    return _within(float(text), 1e-300, 1e6)
+
+
+def _death(text: str) -> RankDeath:
+    if text.endswith("s"):
+        return RankDeath(at_s=_within(float(text[:-1]), 0, 1e9))
+    return RankDeath(tasks=int(_within(int(text), 0, math.inf)))
+
+
+def _cores(text: str) -> int:
+    return int(_within(int(text), 1, MOST_BURNING))

@@ -30,7 +30,7 @@ from collage_mpi.job import messages as said
 from collage_mpi.job.row_reader import RowReader, described
 from collage_mpi.job.team import Dismissed, LeadLink
 from collage_mpi.launch.ending import exit_code
-from collage_mpi.launch.job_ranks import Kin
+from collage_mpi.launch.job_ranks import RankProcesses
 from collage_mpi.launch.mpiexec import LaunchPlan
 from collage_mpi.launch.supervisor import Limits, Supervisor
 from collage_mpi.mpi import protocol as wire
@@ -266,7 +266,7 @@ def _lines() -> list[Reader]:
         variables = {environment.STATUS_VARIABLE: STATUS_WORD}
         plan = LaunchPlan(("true",), FAMILIES["mpich"], variables, ranks=4)
         job = Supervisor(plan, Limits(start_limit_s=9.0), io.StringIO(), io.StringIO())
-        job._kin.meet = lambda: None  # looks at the processes of this machine
+        job._seen.meet = lambda: None  # looks at the processes of this machine
         for text in raw.split(b"\n"):
             job.line(text.decode(errors="replace"), job._out, _filter(job))
         job._display.close()
@@ -375,7 +375,7 @@ def _surroundings(folder: Path) -> list[Reader]:
         environment.available_bytes(hosts / "meminfo", hosts)
 
     def looked() -> None:
-        kin = Kin("JOB=x", proc)
+        kin = RankProcesses("JOB=x", proc)
         kin.meet()
         kin.look(1.0), kin.rank_0
 

@@ -21,8 +21,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from collage_mpi.faults import tcp_link
-from collage_mpi.faults.coordinator_monitor import CoordinatorMonitor
-from collage_mpi.faults.process_monitor import STRANGERS, ProcessMonitor
+from collage_mpi.faults.process_monitor import STRANGERS, CoordinatorMonitor, ProcessMonitor
 from collage_mpi.faults.tcp_link import TcpLink
 from collage_mpi.system import hard_exit, pidfd
 from collage_mpi.system.pidfd import ProcessId, this_process, watch_process

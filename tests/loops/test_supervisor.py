@@ -22,7 +22,7 @@ from collage_mpi.commands import launch as command
 from collage_mpi.job.main import StopFlag
 from collage_mpi.launch import ending, mpiexec, startup, supervisor
 from collage_mpi.launch.ending import TIME_LIMIT, Ending, exit_code, never_up
-from collage_mpi.launch.job_ranks import Kin
+from collage_mpi.launch.job_ranks import RankProcesses
 from collage_mpi.launch.mpiexec import LaunchPlan
 from collage_mpi.launch.scratch import PREFIX, VARIABLE, held, note_signal, sweep
 from collage_mpi.launch.supervisor import Limits, Supervisor
@@ -149,7 +149,7 @@ def test_a_rank_that_is_gone_before_mpi_is_up_ends_the_start_though_nobody_tells
     monkeypatch, tmp_path
 ):
     """As when the shell around it was killed, or the proxy that its last word goes through."""
-    seen, look = tmp_path / "seen", Kin.lost
+    seen, look = tmp_path / "seen", RankProcesses.lost
 
     def lost(kin):
         found = look(kin)
@@ -158,7 +158,7 @@ def test_a_rank_that_is_gone_before_mpi_is_up_ends_the_start_though_nobody_tells
         return found
 
     monkeypatch.setattr(startup, "END_GRACE_S", 0.3)
-    monkeypatch.setattr(Kin, "lost", lost)
+    monkeypatch.setattr(RankProcesses, "lost", lost)
     rank = f"import os, time\nwhile not os.path.exists({str(seen)!r}):\n    time.sleep(0.05)"
     made, _, _ = job(
         "import os, subprocess, sys, time\n"
@@ -179,7 +179,7 @@ def test_a_rank_that_is_gone_before_mpi_is_up_ends_the_start_though_nobody_tells
 def test_who_is_gone_is_looked_for_in_every_mode_until_the_job_stops(
     leave_grace_s, stopped_by, ended, monkeypatch
 ):
-    monkeypatch.setattr(Kin, "lost", lambda _: 1)
+    monkeypatch.setattr(RankProcesses, "lost", lambda _: 1)
     made, _, _ = job("", start_limit_s=600.0, leave_grace_s=leave_grace_s)
     made._ending.stopped_by = stopped_by
     made._look_at_processes(time.monotonic())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from collage_mpi.launch import job_ranks
-from collage_mpi.launch.job_ranks import LONGEST_LOOK_S, Kin
+from collage_mpi.launch.job_ranks import LONGEST_LOOK_S, RankProcesses
 from collage_mpi.system import hard_exit
 
 WORD = "COLLAGE_MPI_JOB=abc"
@@ -47,8 +47,8 @@ def proc(tmp_path):
     return found
 
 
-def met(proc: Proc) -> Kin:
-    found = Kin(WORD, proc.folder)
+def met(proc: Proc) -> RankProcesses:
+    found = RankProcesses(WORD, proc.folder)
     found.meet()
     found.look(0.0)
     return found
@@ -59,7 +59,7 @@ def test_rank_0_is_neither_the_shell_around_it_nor_its_child(proc):
 
 
 def test_a_rank_is_lost_once_it_has_no_process_left(proc):
-    found = Kin(WORD, proc.folder)
+    found = RankProcesses(WORD, proc.folder)
     assert [found.lost(), found.lost()] == [None, None]
     for pid in (20, 22, 31):  # the shell, a child, and rank 1, which has another by then
         shutil.rmtree(proc.folder / str(pid))
@@ -102,7 +102,7 @@ def test_all_are_gone_when_none_is_left(proc):
     found.look(2.0)
     found.look(3600.0)
     assert found.gone_s == 1.0 + LONGEST_LOOK_S
-    nobody = Kin("COLLAGE_MPI_JOB=none", proc.folder)
+    nobody = RankProcesses("COLLAGE_MPI_JOB=none", proc.folder)
     nobody.look(1.0)
     assert nobody.gone_s == 0.0
 
@@ -120,7 +120,7 @@ def test_the_time_that_launch_was_stopped_itself_does_not_count(proc):
 
 
 def test_where_rank_0_is_elsewhere_nothing_is_said_of_it(proc):
-    found = Kin("COLLAGE_MPI_JOB=other", proc.folder)
+    found = RankProcesses("COLLAGE_MPI_JOB=other", proc.folder)
     found.meet()
     assert found.rank_0 is None
     assert found.look(1.0) == 0.0

@@ -17,7 +17,7 @@ from collage_mpi.models import describe
 from collage_mpi.settings.shipped import with_shipped
 from collage_mpi.simulation.advice import Question, simulated, simulated_one
 from collage_mpi.training.answers import save_answers
-from collage_mpi.workload.tail import Tail, measure_tail
+from collage_mpi.workload.trace import Tail, measure_tail
 
 ANALYSIS = Path(__file__).parents[2] / "analysis"
 

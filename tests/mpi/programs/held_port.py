@@ -12,14 +12,14 @@ import time
 from pathlib import Path
 
 from collage_mpi import cli, models
-from collage_mpi.faults import coordinator_monitor, process_monitor, tcp_link
+from collage_mpi.faults import process_monitor, tcp_link
 from collage_mpi.system.environment import launcher_rank
 
 FOLDER, RANKS, ARGUMENTS = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 RANK = launcher_rank()
 opened, connect, predict = (
     tcp_link.TcpLink.__init__,
-    coordinator_monitor.connect,
+    process_monitor.connect,
     models.NullPredictor.predict,
 )
 
@@ -47,6 +47,6 @@ def slow(self, batch):
 
 process_monitor.GREETING_LIMIT_NS //= 5
 tcp_link.TcpLink.__init__ = told
-coordinator_monitor.connect = patient
+process_monitor.connect = patient
 models.NullPredictor.predict = slow
 sys.exit(cli.main(ARGUMENTS))

@@ -313,7 +313,7 @@ def apart():
     pidfd.this_process = elsewhere
     for module in (
         sys.modules["collage_mpi.job.worker_group"],
-        sys.modules["collage_mpi.faults.coordinator_monitor"],
+        sys.modules["collage_mpi.faults.process_monitor"],
     ):
         module.this_process = elsewhere
 
