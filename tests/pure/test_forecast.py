@@ -18,7 +18,7 @@ from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.plan import make_plan
 from collage_mpi.job.session import build_encoder, make_manifest
 from collage_mpi.models.tuning import NO_TUNING
-from collage_mpi.results import RunWriter
+from collage_mpi.results import RunWriter, folder
 from collage_mpi.results.claim import Holder
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead, reader, write_shard
