@@ -61,7 +61,7 @@ class Echo:
 
     def send_task(self, rank: int, buffer: np.ndarray, nbytes: int, token: int | None) -> None:
         message = buffer[:nbytes]
-        if read_header(message)["type"] == CANCEL:
+        if read_header(message).type == CANCEL:
             return
         if not self.messages:
             self.first = message.copy()

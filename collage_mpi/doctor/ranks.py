@@ -187,9 +187,9 @@ class Meeting:
 
     def _ring(self, peer: int) -> Any:
         from collage_mpi.mpi.protocol import TAG_CONTROL
-        from collage_mpi.mpi.transport import ReceiveRing
+        from collage_mpi.mpi.transport import Inbox, ReceiveRing
 
-        return ReceiveRing(self._comm, self._mpi, peer, TAG_CONTROL, REPORT_BYTES, 1)
+        return ReceiveRing(self._comm, self._mpi, Inbox(peer, TAG_CONTROL, REPORT_BYTES, 1))
 
     def _send(self, peer: int, content: dict[str, Any]) -> None:
         from collage_mpi.mpi.protocol import TAG_CONTROL

@@ -300,10 +300,10 @@ class Coordinator:
     def _received(self, arrival: Received) -> None:
         start_ns = self.clock()
         header = wire.read_header(arrival.message)
-        if header["session"] != self.session:
+        if header.session != self.session:
             return  # a straggler's answer to a session that is over
-        if header["type"] != wire.ANSWERS:
-            raise wire.WireFault(f"rank {arrival.rank} sent type {header['type']} in mid-run")
+        if header.type != wire.ANSWERS:
+            raise wire.WireFault(f"rank {arrival.rank} sent type {header.type} in mid-run")
         results = unpack_results(arrival.message)
         decode_ns = self.clock() - start_ns
         services_ns = [result.compute_ns + result.held_ns for result in results]

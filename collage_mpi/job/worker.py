@@ -206,7 +206,7 @@ class Worker:
     # ---- control ------------------------------------------------------------
 
     def _control(self, message: np.ndarray) -> None:
-        number, told = wire.read_header(message)["session"], messages.unpack(message, 0)
+        number, told = wire.read_header(message).session, messages.unpack(message, 0)
         if isinstance(told, Rank0):
             self._monitor.meet(told.host, told.process, told.tcp_link)
             self._tell(messages.Here())
@@ -348,9 +348,9 @@ class Worker:
         for message in self.endpoint.poll_tasks():
             header = wire.read_header(message)
             session = self.session
-            if session is None or header["session"] != session.number:
+            if session is None or header.session != session.number:
                 continue
-            if header["type"] == wire.CANCEL:
+            if header.type == wire.CANCEL:
                 # Behind its task on the same channel: one that is not open has ended.
                 session.cancelled.update(session.open.intersection(unpack_cancel(message)))
             else:

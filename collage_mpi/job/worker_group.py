@@ -320,7 +320,7 @@ class WorkerGroup:
     def _said(self, arrival: Received) -> Message | None:
         """A control message of this session; anything else is a late answer."""
         header = wire.read_header(arrival.message)
-        if header["session"] != self.session or header["type"] != wire.CONTROL:
+        if header.session != self.session or header.type != wire.CONTROL:
             return None
         return messages.unpack(arrival.message, arrival.rank)
 

@@ -1,11 +1,9 @@
 """Answers as they travel from a worker to rank 0.
 
-Owns: the bytes of ANSWERS messages, and their checks.
-Does not know: MPI objects, what an answer is good for.
-
-Vectors travel under schemes that decode an image from the answers of others (parity): what
-the network gave for each of its inputs. Where ranks read the images, a record says of each that
-was not read whose fault that is, and the reasons are lines of text.
+Vectors travel where a scheme decodes an image from the answers of others (parity: what the network
+gave for each of its inputs), and where values beyond the class are kept. Where ranks read the
+images, the records of images that were not read say whose fault that is, and each has a line of
+text for the reason.
 """
 
 from __future__ import annotations
@@ -23,8 +21,8 @@ from collage_mpi.mpi.protocol import (
     Header,
     WireFault,
     packer,
-    put_header,
     read_header,
+    write,
 )
 from collage_mpi.scheduler.events import Score, Unread
 
@@ -33,14 +31,14 @@ REASON_BYTES = 480
 
 RESULT = np.dtype(
     [
-        # A WireResult's first fields, in their order; a new one stands here and there.
+        # The first fields of a WireResult, in its order. A new field needs its line in both.
         ("task", "<i8"),
         ("status", "u1"),
         ("compute_ns", "<i8"),
         ("held_ns", "<i8"),
         ("drawn_ns", "<i8"),
         ("read_ns", "<i8"),
-        # How much of the rest of the message is its own.
+        # How much of the rest of the message belongs to the result.
         ("n_cells", "<u4"),
         ("reason_bytes", "<u2"),
         ("n_vectors", "<u4"),
@@ -48,7 +46,7 @@ RESULT = np.dtype(
 )
 CELL = np.dtype([("label", "<i4"), ("score", "<f4"), ("state", "u1"), ("reserved", "u1", (3,))])
 ABSENT, PRESENT, UNREAD, BAD_ROW = range(4)  # a cell's states; the last two were not read
-LOST_REASON = "it could not be read"  # where there was no room for more
+LOST_REASON = "it could not be read"  # if the message had no room for the reason
 
 VECTOR = np.dtype("<f4")
 
@@ -64,13 +62,14 @@ class WireResult:
         status: ANSWERED, FAILED or SKIPPED.
         compute_ns: time in the network, GPU synchronised.
         held_ns: injected delay on top of it.
-        drawn_ns: service time that the delay model asked for, 0 without one.
-        read_ns: waiting until its rank had read its images, where it did.
+        drawn_ns: service time that the delay model asked for, 0 without a model.
+        read_ns: how long the network waited until its rank had read the images.
         cells: one record per item, None where the network gave none; () unless answered.
-        unread: one an item if any of its images was not read: of an answered one those that are
-            blank, whose cells do not travel; () otherwise. `reason` is then that of the first.
-        vectors: (n, floats) float32, one an input of the network, where the scheme decodes from
-            them; None otherwise. Of a message's results all have as many floats.
+        reason: why it failed; the first reason of `unread`, if there is one.
+        unread: () if all images were read, otherwise one per item. Of an answered task these are
+            the images that were blank for the network; their cells do not travel.
+        vectors: (n, floats) float32, one per input of the network; None if nothing needs them.
+            All vectors of a message have the same length.
     """
 
     task: int
@@ -86,12 +85,12 @@ class WireResult:
 
 
 def in_messages(results: Sequence[WireResult], room: int = UP_BYTES) -> list[list[WireResult]]:
-    """The results, in order, in as few parts as fit ANSWERS messages of `room` bytes."""
+    """Split the results, in order, into as few parts as fit ANSWERS messages of `room` bytes."""
     parts: list[list[WireResult]] = []
     free = 0
     for result in results:
         needed = _bytes_of(result)
-        if needed > free:  # the first one, too: none is of no bytes
+        if needed > free:  # also for the first result: none takes 0 bytes
             parts.append([])
             free = room - HEADER.itemsize
         parts[-1].append(result)
@@ -106,47 +105,41 @@ def answer_message_bytes(items: int, vectors: int, floats: int) -> int:
 
 
 def _bytes_of(result: WireResult) -> int:
-    """Its part of a message."""
     vectors = 0 if result.vectors is None else result.vectors.size * VECTOR.itemsize
-    cells = max(len(result.cells), len(result.unread)) * CELL.itemsize
-    return RESULT.itemsize + cells + vectors + len(_text(result))
+    return RESULT.itemsize + _count(result) * CELL.itemsize + vectors + len(_text(result))
+
+
+def _count(result: WireResult) -> int:
+    """How many cell records it takes."""
+    return max(len(result.cells), len(result.unread))
 
 
 def pack_results(out: np.ndarray, session: int, results: Sequence[WireResult]) -> int:
     """Write an ANSWERS message into `out` and return its length in bytes.
 
     Raises:
-        WireFault: it does not fit `out`.
+        WireFault: the message does not fit `out`.
     """
     reasons = [_text(result) for result in results]
-    n_cells = sum(max(len(result.cells), len(result.unread)) for result in results)
-    total = HEADER.itemsize + sum(map(_bytes_of, results))
-    vectors = [result.vectors for result in results if result.vectors is not None]
+    vectors = [
+        np.ascontiguousarray(each.vectors, VECTOR) for each in results if each.vectors is not None
+    ]
+    records = [
+        _RESULT.pack(
+            *_said(result),
+            _count(result),
+            len(reason),
+            0 if result.vectors is None else len(result.vectors),
+        )
+        for result, reason in zip(results, reasons, strict=True)
+    ]
+    cells = [_CELL.pack(*cell) for result in results for cell in _cells(result)]
+    text = np.frombuffer(b"".join(reasons), np.uint8)
     floats = vectors[0].shape[1] if vectors else 0
-    if total > out.nbytes:
-        raise WireFault(f"an answer of {total} bytes for a buffer of {out.nbytes}")
-    data = out.data
-    sizes = len(results), n_cells, sum(map(len, reasons))
-    at = put_header(data, ANSWERS, session, *sizes, floats)
-    for result, reason in zip(results, reasons, strict=True):
-        rows = 0 if result.vectors is None else len(result.vectors)
-        count = max(len(result.cells), len(result.unread))
-        _RESULT.pack_into(data, at, *_said(result), count, len(reason), rows)
-        at += _RESULT.size
-    for result in results:
-        for cell in result.cells:
-            label, score = cell if cell is not None else (0, 0.0)
-            _CELL.pack_into(data, at, label, score, PRESENT if cell is not None else ABSENT)
-            at += _CELL.size
-        if result.unread:
-            at = _put_unread(data, at - len(result.cells) * _CELL.size, result)
-    for array in vectors:  # (n, floats) float32
-        out[at : at + array.size * VECTOR.itemsize].view(VECTOR)[:] = array.reshape(-1)
-        at += array.size * VECTOR.itemsize
-    for reason in reasons:
-        out[at : at + len(reason)] = np.frombuffer(reason, np.uint8)
-        at += len(reason)
-    return at
+    header = Header(ANSWERS, session, len(results), len(cells), text.nbytes, floats)
+    return write(
+        out, header, b"".join(records + cells), [*(each.view(np.uint8) for each in vectors), text]
+    )
 
 
 def unpack_results(message: np.ndarray) -> list[WireResult]:
@@ -156,13 +149,13 @@ def unpack_results(message: np.ndarray) -> list[WireResult]:
         WireFault: sizes that do not add up or an unknown status.
     """
     header = read_header(message)
-    n_results, n_cells = header["n_tasks"], header["n_items"]
+    n_results, n_cells = header.n_tasks, header.n_items
     cells_at = HEADER.itemsize + n_results * _RESULT.size
     vectors_at = cells_at + n_cells * _CELL.size
-    reasons_at = message.nbytes - header["payload_bytes"]
+    reasons_at = message.nbytes - header.payload_bytes
     if not vectors_at <= reasons_at:
         raise WireFault(f"an ANSWERS message of {message.nbytes} bytes does not match its counts")
-    data = message.data  # slices of it take a third of the time that those of an array do
+    data = message.data  # slicing it takes a third of the time of slicing an array
     records = list(_RESULT.iter_unpack(data[HEADER.itemsize : cells_at]))
     vectors = _vectors(message[vectors_at:reasons_at], sum(r[-1] for r in records), header)
     cells = [
@@ -193,8 +186,8 @@ def unpack_results(message: np.ndarray) -> list[WireResult]:
 
 
 def _vectors(raw: np.ndarray, count: int, header: Header) -> np.ndarray | None:
-    """(count, floats) float32, a view; None where there are none. Raises WireFault: other bytes."""
-    if raw.nbytes != count * header["n_floats"] * VECTOR.itemsize:
+    """(count, floats) float32, a view; None without vectors. Raises WireFault on another size."""
+    if raw.nbytes != count * header.n_floats * VECTOR.itemsize:
         raise WireFault(f"{raw.nbytes} bytes of vectors do not match the counts of their message")
     return raw.view(VECTOR).reshape(count, -1) if raw.nbytes else None
 
@@ -206,20 +199,18 @@ def _text(result: WireResult) -> bytes:
     return text.encode("utf-8", "replace")[:REASON_BYTES]
 
 
-def _put_unread(data: memoryview, at: int, result: WireResult) -> int:
-    """Mark the records, from `at` on, of items that were not read; where the next one begins.
-
-    A failed task has no others.
-    """
+def _cells(result: WireResult) -> list[tuple[int, float, int]]:
+    """What the network says of each item, and the state of its record."""
+    found = [(0, 0.0, ABSENT) if cell is None else (*cell, PRESENT) for cell in result.cells]
+    found = found or [(0, 0.0, ABSENT)] * len(result.unread)  # it has failed
     for place, why in enumerate(result.unread):
-        if why is not None or not result.cells:
-            state = ABSENT if why is None else BAD_ROW if why.of_input else UNREAD
-            _CELL.pack_into(data, at + place * _CELL.size, 0, 0.0, state)
-    return at + len(result.unread) * _CELL.size
+        if why is not None:
+            found[place] = (0, 0.0, BAD_ROW if why.of_input else UNREAD)
+    return found
 
 
 def _note_unread(result: WireResult, states: Sequence[int]) -> None:
-    """What the states of its records, and the lines of its reason, say of images not read."""
+    """Set `unread` from the states of the result's records and the lines of its reason."""
     if not any(state >= UNREAD for state in states):
         return
     lines = iter(result.reason.split("\n"))

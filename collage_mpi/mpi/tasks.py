@@ -1,10 +1,7 @@
-"""Tasks as they travel from rank 0 to a worker, and their cancels.
+"""Tasks and cancels as they travel from rank 0 to a worker.
 
-Owns: the bytes of TASKS and CANCEL messages, and their checks.
-Does not know: MPI objects, policy, what the pixels show, files.
-
-A task carries its pixels, or its images' files as they are stored, or names the places in the
-input where its rank reads them.
+A task carries its pixels, or its images' files as they are stored, or names the places in the input
+where its rank reads the images.
 """
 
 from __future__ import annotations
@@ -21,19 +18,20 @@ from collage_mpi.mpi.protocol import (
     CANCEL,
     HEADER,
     TASKS,
+    Header,
     WireFault,
     packer,
-    put_header,
     read_header,
+    write,
 )
 
 TASK = np.dtype(
     [
-        # A WireTask's first fields, in their order; a new one stands here and there.
+        # The first fields of a WireTask, in its order. A new field needs its line in both.
         ("task", "<i8"),
         ("group", "<i8"),
         ("attempt", "<u2"),
-        # The kind's code, what it carries, and how many of the items are its own.
+        # The kind's code, what the task carries, and how many items are its own.
         ("kind", "u1"),
         ("by_place", "?"),
         ("as_files", "?"),
@@ -53,10 +51,10 @@ class WireTask:
     """One task as it travels.
 
     Attributes:
-        items: (image, cell) pairs; of a collage, cells that are not named are blank.
-        by_place: it carries no pixels, but a place an item, also where its rank is to make one
-            picture of them.
-        as_files: it carries a `pack_file` an item.
+        items: (image, cell) pairs. Cells of a collage that are not named are blank.
+        by_place: the task carries no pixels but a place for each item, also if its rank is to
+            make one picture of them.
+        as_files: the task carries a `pack_file` for each item.
     """
 
     task: int
@@ -80,45 +78,45 @@ def pack_tasks(
 
     Args:
         out: (capacity,) uint8.
-        session: number of the session it belongs to.
+        session: number of the session.
         tasks: one or more, of any groups.
-        pixels: the networks' inputs in task order, each a C-contiguous uint8 array:
-            one (H, W, C) per item of a single task, one (P, P, C) per collage task; of a task
-            by place `pack_places` of its items, or of those of all tasks.
+        pixels: the networks' inputs in task order, each a C-contiguous uint8 array: one (H, W, C)
+            for each item of a single task, one (P, P, C) for a collage task. For tasks by place
+            `pack_places` of the items, of one task or of all together.
 
     Raises:
-        WireFault: it does not fit `out`.
+        WireFault: the message does not fit `out`.
     """
-    at = pack_task_records(out, session, tasks, sum(array.nbytes for array in pixels))
-    for array in pixels:
-        out[at : at + array.nbytes] = array.reshape(-1)
-        at += array.nbytes
-    return at
+    payload = sum([array.nbytes for array in pixels])
+    return write(out, _header(session, tasks, payload), _records(tasks), pixels)
 
 
 def pack_task_records(
     out: np.ndarray, session: int, tasks: Sequence[WireTask], payload: int
 ) -> int:
-    """The part of a TASKS message before its pixels; where those, `payload` bytes, begin.
+    """Write a TASKS message without its pixels; the position where those, `payload` bytes, begin.
 
     Raises:
-        WireFault: it does not fit `out`.
+        WireFault: the message does not fit `out` with its pixels.
     """
-    n_items = sum(len(task.items) for task in tasks)
-    total = task_message_bytes(len(tasks), n_items, payload)
+    header = _header(session, tasks, payload)
+    total = task_message_bytes(header.n_tasks, header.n_items, payload)
     if total > out.nbytes:
         raise WireFault(f"a message of {total} bytes for a buffer of {out.nbytes}")
-    data = out.data
-    at = put_header(data, TASKS, session, len(tasks), n_items, payload)
-    for task in tasks:
-        kind = KINDS.index(task.kind)
-        _TASK.pack_into(data, at, *_said(task), kind, task.by_place, task.as_files, len(task.items))
-        at += _TASK.size
-    for task in tasks:
-        for image, cell in task.items:
-            _ITEM.pack_into(data, at, image, cell)
-            at += _ITEM.size
-    return at
+    return write(out, header, _records(tasks))
+
+
+def _header(session: int, tasks: Sequence[WireTask], payload: int) -> Header:
+    return Header(TASKS, session, len(tasks), sum([len(task.items) for task in tasks]), payload)
+
+
+def _records(tasks: Sequence[WireTask]) -> bytes:
+    records = [
+        _TASK.pack(*_said(t), KINDS.index(t.kind), t.by_place, t.as_files, len(t.items))
+        for t in tasks
+    ]
+    records += [_ITEM.pack(image, cell) for task in tasks for image, cell in task.items]
+    return b"".join(records)
 
 
 def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
@@ -134,8 +132,8 @@ def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
         WireFault: the counts do not match the size, or a kind is unknown.
     """
     header = read_header(message)
-    n_tasks, n_items, payload = header["n_tasks"], header["n_items"], header["payload_bytes"]
-    if task_message_bytes(n_tasks, n_items, payload) != message.nbytes:
+    n_tasks, n_items = header.n_tasks, header.n_items
+    if task_message_bytes(n_tasks, n_items, header.payload_bytes) != message.nbytes:
         raise WireFault(f"a TASKS message of {message.nbytes} bytes does not match its counts")
     items_at = HEADER.itemsize + n_tasks * _TASK.size
     pixels_at = items_at + n_items * _ITEM.size
@@ -154,7 +152,7 @@ def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
 
 
 def pack_places(places: Iterable[tuple[int, int]]) -> np.ndarray:
-    """(n * PLACE.itemsize,) uint8: what tasks by place carry for n items, of (shard, row) each."""
+    """(n * PLACE.itemsize,) uint8: what tasks by place carry for n items, a (shard, row) each."""
     return np.frombuffer(b"".join(starmap(_PLACE.pack, places)), np.uint8)
 
 
@@ -165,7 +163,7 @@ def unpack_places(payload: np.ndarray) -> list[tuple[int, int]]:
         payload: (n * PLACE.itemsize,) uint8.
 
     Raises:
-        WireFault: of another size.
+        WireFault: the payload has another size.
     """
     if payload.nbytes % _PLACE.size:
         raise WireFault(f"places of {payload.nbytes} bytes; each takes {_PLACE.size}")
@@ -203,15 +201,11 @@ def cancel_message_bytes(tasks: int) -> int:
 
 def pack_cancel(out: np.ndarray, session: int, tasks: Sequence[int]) -> int:
     """Write a CANCEL message for task ids into `out`; return its length in bytes."""
-    at = put_header(out.data, CANCEL, session, len(tasks), 0, 0)
-    end = at + 8 * len(tasks)
-    out[at:end].view("<i8")[:] = tasks
-    return end
+    return write(out, Header(CANCEL, session, len(tasks)), np.array(tasks, "<i8").tobytes())
 
 
 def unpack_cancel(message: np.ndarray) -> list[int]:
     """The task ids of a CANCEL message. Raises WireFault on a wrong size."""
-    header = read_header(message)
-    if message.nbytes != HEADER.itemsize + 8 * header["n_tasks"]:
+    if message.nbytes != cancel_message_bytes(read_header(message).n_tasks):
         raise WireFault(f"a CANCEL message of {message.nbytes} bytes does not match its count")
     return list(message[HEADER.itemsize :].view("<i8").tolist())

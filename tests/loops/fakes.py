@@ -158,8 +158,8 @@ class Cluster:
     def send_task(self, rank: int, buffer: np.ndarray, nbytes: int, token: int | None) -> None:
         message = buffer[:nbytes].copy()
         arrives_ns = self.clock.now_ns + self.wire_ns
-        assert wire.read_header(message)["session"] == SESSION
-        if wire.read_header(message)["type"] == wire.CANCEL:
+        assert wire.read_header(message).session == SESSION
+        if wire.read_header(message).type == wire.CANCEL:
             self.cancels += 1
             for cancelled in unpack_cancel(message):
                 self.cancelled[cancelled] = arrives_ns
@@ -312,10 +312,10 @@ class FakeEndpoint:
 
     def results(self) -> list[WireResult]:
         """All task ends sent so far."""
-        answers = [m for m in self.sent if wire.read_header(m)["type"] == wire.ANSWERS]
+        answers = [m for m in self.sent if wire.read_header(m).type == wire.ANSWERS]
         return [result for message in answers for result in unpack_results(message)]
 
     def told(self) -> list[Message]:
         """All control messages sent so far."""
-        found = [m for m in self.sent if wire.read_header(m)["type"] == wire.CONTROL]
+        found = [m for m in self.sent if wire.read_header(m).type == wire.CONTROL]
         return [messages.unpack(message, self.rank) for message in found]

@@ -15,6 +15,7 @@ from collage_mpi.mpi.protocol import CONTROL_BYTES, TAG_CONTROL, TAG_TASK, TAG_U
 from collage_mpi.mpi.transport import (
     CoordinatorTransport,
     Gone,
+    Inbox,
     PendingSends,
     RankFailure,
     Received,
@@ -176,7 +177,7 @@ def test_a_buffer_is_used_again_for_messages_of_its_size_only():
 
 def test_a_send_that_fails_is_told_and_its_buffer_is_never_used_again():
     comm = Comm()
-    sends = PendingSends(comm, MpiError)
+    sends = PendingSends(comm, (MpiError,))
     first, second = (sends.buffer(8) for _ in range(2))
     comm.refuse = {2}
     sends.post(2, TAG_TASK, first, 8, token=5)
@@ -208,7 +209,7 @@ def test_in_a_plain_world_an_error_is_not_caught():
 @pytest.mark.parametrize("lends", [False, True])
 def test_messages_are_exact_in_order_and_the_callers_own(lends):
     comm, now = Comm(), iter(range(100, 200))
-    ring = ReceiveRing(comm, MPI, 1, TAG_UP, 16, 2, lambda: next(now), lends=lends)
+    ring = ReceiveRing(comm, MPI, Inbox(1, TAG_UP, 16, 2), lambda: next(now), lends=lends)
     assert len(comm.posted(1, TAG_UP)) == 2
     assert ring.take() is None
     texts = [b"first", b"", b"sixteen bytes ok", b"4th", b"fifth"]
@@ -227,7 +228,7 @@ def test_messages_are_exact_in_order_and_the_callers_own(lends):
 def test_a_ring_that_copies_posts_the_same_buffers_and_one_that_lends_gives_them_away():
     for lends in (False, True):
         comm = Comm()
-        ring = ReceiveRing(comm, MPI, 1, TAG_UP, 16, 2, lends=lends)
+        ring = ReceiveRing(comm, MPI, Inbox(1, TAG_UP, 16, 2), lends=lends)
         first = comm.receives[0].buffer
         comm.deliver(1, TAG_UP, b"x")
         message = ring.take()
@@ -238,7 +239,7 @@ def test_a_ring_that_copies_posts_the_same_buffers_and_one_that_lends_gives_them
 
 def test_only_the_oldest_receive_is_tested():
     comm = Comm()
-    ring = ReceiveRing(comm, MPI, 1, TAG_UP, 16, 3)
+    ring = ReceiveRing(comm, MPI, Inbox(1, TAG_UP, 16, 3))
     comm.receives[1].message = b"later"  # MPI would not: it matches in the order of posting
     assert ring.take() is None
     assert [request.tests for request in comm.receives] == [1, 0, 0]
@@ -246,7 +247,7 @@ def test_only_the_oldest_receive_is_tested():
 
 def test_close_withdraws_every_receive():
     comm = Comm()
-    ring = ReceiveRing(comm, MPI, 1, TAG_UP, 16, 3)
+    ring = ReceiveRing(comm, MPI, Inbox(1, TAG_UP, 16, 3))
     comm.deliver(1, TAG_UP, b"x")
     ring.take()
     ring.close()
@@ -372,7 +373,7 @@ def test_in_a_plain_world_a_lost_rank_is_a_defect():
 
 def worker(fault_tolerant: bool = False) -> tuple[Comm, WorkerTransport]:
     comm = Comm(3, rank=2)
-    return comm, WorkerTransport(comm, MPI, lambda: 5, fault_tolerant=fault_tolerant)
+    return comm, WorkerTransport(comm, MPI, fault_tolerant=fault_tolerant)
 
 
 def test_a_worker_hears_and_answers_rank_0():
@@ -446,7 +447,7 @@ def test_a_lost_rank_0_is_told_as_that_where_it_may_be_lost(how):
 
 def test_buffers_of_requests_to_a_lost_rank_are_kept_and_those_of_others_go_on():
     comm = Comm()
-    sends = PendingSends(comm, MpiError)
+    sends = PendingSends(comm, (MpiError,))
     buffers = [sends.buffer(8) for _ in range(2)]
     for rank, buffer in enumerate(buffers, start=1):
         sends.post(rank, TAG_TASK, buffer, 8, token=rank)

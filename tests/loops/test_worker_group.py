@@ -59,7 +59,7 @@ class Workers:
         message = buffer[:nbytes]
         told = messages.unpack(message, 0)
         self.told.append((rank, told))
-        session = int(wire.read_header(message)["session"])
+        session = int(wire.read_header(message).session)
         reply = self.answer(rank, told)
         if reply is not None:
             self.push(rank, session, reply)

@@ -41,8 +41,6 @@ MANY_ARGUMENTS = {
     "job/lead.Lead.__init__": 8,
     "job/session.build_coordinator": 12,
     "job/worker.Worker.__init__": 7,
-    "mpi/protocol.put_header": 7,
-    "mpi/transport.ReceiveRing.__init__": 8,
     "scheduler/state.TaskState.__init__": 7,
     "settings/placement.placement": 8,
     "shards/readahead.ReadAhead.__init__": 8,
