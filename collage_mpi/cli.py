@@ -19,7 +19,7 @@ from collage_mpi.system.environment import launcher_rank
 from collage_mpi.system.hard_exit import leave_if_armed
 from collage_mpi.system.launchers import VARIABLE, launcher_of
 from collage_mpi.system.limits import fault_of
-from collage_mpi.system.progress import report_fault
+from collage_mpi.system.progress import report
 from collage_mpi.system.tell import SafeStream, abandon, let_rank_0_speak, tell, told_on_stderr
 
 
@@ -79,4 +79,4 @@ def _last_word(message: str, level: int) -> None:
     """Rank 0 prints why it fails. The others tell launch, which prints it if a rank fails alone."""
     tell(message, level)
     if launcher_rank() not in (None, 0):
-        report_fault(message)
+        report(fault=message, rank=launcher_rank())

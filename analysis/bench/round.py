@@ -127,7 +127,6 @@ def _as_ranks(args: argparse.Namespace, settings: BenchSettings) -> int:
     from round_report import full_report
 
     from collage_mpi.mpi.transport import guarded, open_world
-    from collage_mpi.system.progress import report_exit
 
     comm, mpi = open_world()
     size, launched = comm.Get_size(), launcher_size()
@@ -151,7 +150,7 @@ def _as_ranks(args: argparse.Namespace, settings: BenchSettings) -> int:
         elif report is not None:
             _tell(args, full_report(settings, [report]))
         if report is not None:
-            report_exit(0)
+            report(exit=0)
         return int(ExitCode.COMPLETE)
 
     return guarded(comm, work)

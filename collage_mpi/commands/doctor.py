@@ -117,7 +117,7 @@ class Doctor:
     def _look(self, meeting: Meeting | None = None) -> int:
         from collage_mpi.doctor.examine import examine
         from collage_mpi.doctor.gather import gather
-        from collage_mpi.system.progress import report_exit
+        from collage_mpi.system.progress import report
 
         world = meeting.gather() if meeting else None
         facts = gather(self._wanted, self._args.out, self._args.shards)
@@ -128,7 +128,7 @@ class Doctor:
             self._try_ranks(facts)
         code = self._end(facts)
         if meeting is not None and world is not None:
-            report_exit(code)
+            report(exit=code)
             meeting.dismiss(code, world)
         return code
 
@@ -161,12 +161,12 @@ class Doctor:
 
     def _judge(self, facts: Facts, world: World) -> None:
         from collage_mpi.doctor.checks_world import check_world, roles
-        from collage_mpi.doctor.screen import map_lines, render_map
+        from collage_mpi.doctor.screen import map_lines
 
         self._world = world
         self._say(list(check_world(facts, world)))
         if self._screen and world.size > 1:
-            self._screen.map(render_map(map_lines(world.ranks, roles(self._wanted, world.size))))
+            self._screen.map(map_lines(world.ranks, roles(self._wanted, world.size)))
 
     def _end(self, facts: Facts) -> int:
         from collage_mpi.doctor.examine import is_bad

@@ -9,7 +9,6 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TextIO
 
 from collage_mpi.doctor.facts import BAD, OK, WARN, Finding, Rank
@@ -78,23 +77,11 @@ class Screen:
             self.line(f"no fault{noted}. Next: {next_step}")
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line of the map: ranks that are alike, on one host or on several hosts that are alike."""
-
-    ranks: str
-    hosts: str
-    role: str
-    devices: str
-    threads: str
-    cores: str
+HEADER = ("ranks", "host", "holds", "device", "threads", "cores")
 
 
-HEADER = Line("ranks", "host", "holds", "device", "threads", "cores")
-
-
-def map_lines(ranks: Sequence[Rank], roles: Sequence[str]) -> list[Line]:
-    """The map, in rank order.
+def map_lines(ranks: Sequence[Rank], roles: Sequence[str], most: int = MOST_LINES) -> list[str]:
+    """The map in rank order, as aligned columns, cut to `most` lines.
 
     Args:
         ranks: the reports, any order.
@@ -113,32 +100,23 @@ def map_lines(ranks: Sequence[Rank], roles: Sequence[str]) -> list[Line]:
             str(len(group)),
         )
         alike.setdefault(looks, []).append(group)
-    return [_line(looks, groups) for looks, groups in alike.items()]
+    rows = [HEADER, *(_row(looks, groups) for looks, groups in list(alike.items())[:most])]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    text = [
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    if len(alike) > most:
+        text.append(f"... {len(alike) - most} more lines; --json has every rank")
+    return text
 
 
-def _line(looks: tuple[str, ...], groups: list[list[Rank]]) -> Line:
-    role, devices, threads, cores, count = looks
+def _row(looks: tuple[str, ...], groups: list[list[Rank]]) -> tuple[str, ...]:
+    *shown, count = looks
     numbers = sorted(rank.rank for group in groups for rank in group)
     hosts = hosts_text(group[0].host for group in groups)
     if len(groups) > 1:
         hosts += f" ({count} each)"
-    return Line(numbers_text(numbers), hosts, role, devices, threads, cores)
-
-
-def render_map(lines: Sequence[Line], most: int = MOST_LINES) -> list[str]:
-    """The map as aligned columns, cut to `most` lines."""
-    rows = [_cells(HEADER), *(_cells(line) for line in lines[:most])]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    text = [
-        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-    if len(lines) > most:
-        text.append(f"... {len(lines) - most} more lines; --json has every rank")
-    return text
-
-
-def _cells(line: Line) -> tuple[str, ...]:
-    return (line.ranks, line.hosts, line.role, line.devices, line.threads, line.cores)
+    return (numbers_text(numbers), hosts, *shown)
 
 
 def numbers_text(numbers: Sequence[int], most_parts: int = 4) -> str:

@@ -41,7 +41,7 @@ from collage_mpi.system.environment import (
 from collage_mpi.system.limits import fault_of
 from collage_mpi.system.printable import numbered
 from collage_mpi.system.process_tree import STOP_SIGNALS
-from collage_mpi.system.progress import report_exit, report_there, report_up
+from collage_mpi.system.progress import report
 from collage_mpi.system.tell import tell
 
 StopReason = Callable[[], str | None]
@@ -94,7 +94,7 @@ def run_world(
     if tolerant:
         hard_exit.arm()
         atexit.register(hard_exit.remove_shared_memory)  # of a script that leaves in its own way
-    report_there(launcher_rank() or 0)
+    report(there=launcher_rank() or 0)
     comm, mpi = open_world(fault_tolerant=tolerant)
     if not tolerant and comm.Get_size() > 1:
         hard_exit.finalize_by(mpi.Finalize)
@@ -109,7 +109,7 @@ def run_world(
         own = range(coordinator + 1, coordinator + each)
         if rank and team_body is not None:
             return world.work_as_team(own, team_body)
-        report_up()
+        report(up=True)
         worker_group = world.group(own)
         if each < size:
             worker_group.others = world.group(range(each, size, each))
@@ -216,7 +216,7 @@ class _World:
         limit_s = SHORT_STOP_S if self.tolerant else STOP_LIMIT_S
         silent = worker_group.stop(code, limit_s)
         if self.comm.Get_rank() == 0:
-            report_exit(code)
+            report(exit=int(code))
         if silent:
             how = "left behind" if self.tolerant else "ending the job by force"
             ranks = numbered("rank", silent)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from collage_mpi.system.environment import mpi_rank
 from collage_mpi.system.hard_exit import UCX, shared_memory, unlink
+from collage_mpi.system.pidfd import stat_of
 from collage_mpi.system.process_tree import holders_of
 
 LOOK_EVERY_S = 1.0
@@ -45,9 +46,9 @@ class RankProcesses:
                 continue
             ranks[pid] = rank
             self._files.update(shared_memory(self._proc / str(pid) / "maps", UCX))
-            name, _, fields = self._stat(pid).rpartition(")")
-            parents[pid] = int(fields.split()[1]) if fields else 0
-            if name.endswith("(sh"):
+            name, fields = self._stat(pid)
+            parents[pid] = int(fields[1])
+            if name == "sh":
                 shells.add(pid)
         own = parents.keys() - shells
         self._ranks = {pid: ranks[pid] for pid in own if parents[pid] not in own}
@@ -67,7 +68,7 @@ class RankProcesses:
     def look(self, now_s: float) -> float:
         """For how long, in s, rank 0 has been stopped while another rank of this host was not."""
         gap_s, self._looked_s = now_s - self._looked_s, now_s
-        state = {pid: self._stat(pid).rpartition(")")[2][1:2] for pid in self._ranks}
+        state = {pid: self._stat(pid)[1][0] for pid in self._ranks}
         alone = any(state[pid] not in ("T", "t", "Z", "") for pid in state if self._ranks[pid] > 0)
         pid = self.rank_0
         # Not t: somebody looks at it with a debugger.
@@ -82,11 +83,11 @@ class RankProcesses:
         """They are gone: remove what they had in shared memory and could not."""
         unlink(self._files)
 
-    def _stat(self, pid: int) -> str:
+    def _stat(self, pid: int) -> tuple[str, list[str]]:
         try:
-            return (self._proc / str(pid) / "stat").read_text(errors="replace")
+            return stat_of(pid, self._proc)
         except OSError:
-            return ""  # it has ended
+            return "", ["", "0"]  # it has ended
 
     def _environment(self, pid: int) -> dict[str, str]:
         try:

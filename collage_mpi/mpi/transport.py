@@ -25,7 +25,7 @@ from collage_mpi.mpi.protocol import CONTROL_BYTES, TAG_CONTROL, TAG_TASK, TAG_U
 from collage_mpi.system.extras import PACKAGES, pip_line
 from collage_mpi.system.hard_exit import leave
 from collage_mpi.system.limits import limit_met
-from collage_mpi.system.progress import report_exit
+from collage_mpi.system.progress import report
 from collage_mpi.system.tell import tell
 
 Clock = Callable[[], int]
@@ -434,7 +434,7 @@ def guarded(comm: Any, body: Callable[[], int], *, fault_tolerant: bool = False)
             code, detail = fault.exit_code, f" {fault}"
         tell(f"collage-mpi: {where} failed:{detail}", logging.CRITICAL, any_rank=True)
         if not fault_tolerant or comm.Get_rank() == 0:
-            report_exit(int(code))  # the launcher's own code may be any
+            report(exit=int(code))  # the launcher's own code may be any
         if not fault_tolerant:
             abort(comm, int(code))
             raise

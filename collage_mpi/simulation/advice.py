@@ -26,7 +26,7 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.replayed_answers import Answers
 from collage_mpi.simulation.runs import SimulatedJob, check_job, simulate_in_memory
-from collage_mpi.workload.service_times import Delays, trace_rows
+from collage_mpi.workload.service_times import DelayModel, trace_rows
 
 MOST_GROUPS = 200  # of a placement
 GAIN = 1.05  # what gains less than this over a simpler one is not worth its ranks
@@ -174,7 +174,7 @@ def _job(question: Question, flags: Json, seed: int) -> SimulatedJob:
         settings = replace(settings, cost_ratio=1.0)  # the single network itself
     body = trace_rows(seed, question.times_s)
     by_image = settings.draws_by_image if question.by_image is None else question.by_image
-    delays = Delays(body, 1.0, {}, {}, by_image=by_image)
+    delays = DelayModel(body, 1.0, {}, {}, by_image=by_image)
     images = question.groups * settings.group_size
     first = seed * images
     return SimulatedJob(

@@ -24,7 +24,7 @@ from collage_mpi.results.manifest import Json
 from collage_mpi.results.slow_ranks import Speed, service_times_ns
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import SimulatedJob, check_job, like, simulate_in_memory
-from collage_mpi.workload.service_times import Delays, Moment
+from collage_mpi.workload.service_times import DelayModel, Moment
 
 MOST_IMAGES = 9_000  # simulated: some seconds; what a longer run is worth is in its rates
 _NO_MODEL = {"straggler": "none", "slow_ranks": (), "dead_ranks": (), "burn_ranks": ()}
@@ -113,14 +113,14 @@ def _times_s(run: Results, job: SimulatedJob) -> dict[int, np.ndarray]:
 
 def _replayed(
     times_s: Mapping[int, np.ndarray], slow: Mapping[int, float], job: SimulatedJob
-) -> Delays:
+) -> DelayModel:
     """Each rank's own times, by the number of the group (or the image) that it is sent."""
 
     def draw(moment: Moment) -> float:
         mine = times_s[moment.rank]
         return float(mine[moment.group % len(mine)]) / slow.get(moment.rank, 1.0)
 
-    return Delays(draw, 1.0, {}, {}, by_image=job.settings.draws_by_image)
+    return DelayModel(draw, 1.0, {}, {}, by_image=job.settings.draws_by_image)
 
 
 def _pace(summary: Json) -> RunPace:

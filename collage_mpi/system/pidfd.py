@@ -111,7 +111,7 @@ def has_ended(process: ProcessId) -> bool | None:
     if here is None or here.machine != process.machine:
         return None
     try:
-        fields = _stat(str(process.pid))
+        _, fields = stat_of(process.pid)
     except OSError:
         try:
             os.kill(process.pid, 0)
@@ -125,10 +125,13 @@ def has_ended(process: ProcessId) -> bool | None:
 
 def _started(pid: str) -> int:
     """Start time in clock ticks since boot. Raises OSError if the process has gone."""
-    return int(_stat(pid)[19])
+    return int(stat_of(pid)[1][19])
 
 
-def _stat(pid: str) -> list[str]:
-    """The fields of /proc/PID/stat from the state on. Raises OSError if the process has gone."""
-    # "pid (name) state ppid ...": the name may hold anything; the start time is field 22.
-    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+def stat_of(pid: int | str, proc: Path = Path("/proc")) -> tuple[str, list[str]]:
+    """The name of a process, and the fields of its stat from the state on: state, parent, group,
+    session, ...; the start time is the twentieth. Raises OSError if the process has gone.
+    """
+    # "pid (name) state ppid ...": the name may hold anything.
+    head, _, fields = (proc / f"{pid}/stat").read_text(errors="replace").rpartition(")")
+    return head.partition("(")[2], fields.split()

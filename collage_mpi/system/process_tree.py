@@ -13,9 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from collage_mpi.system.pidfd import stat_of
 
 # MPICH's proxy tells a rank's process group of another rank's death by it; the library handles
 # it in the rank itself.
@@ -36,14 +38,11 @@ def own_command(module: str = "collage_mpi") -> tuple[str, ...]:
 def process_table(proc: Path = Path("/proc")) -> dict[int, tuple[int, int]]:
     """Live processes as {pid: (parent, session)} without zombies; {} without /proc."""
     table: dict[int, tuple[int, int]] = {}
-    for entry in proc.glob("[0-9]*/stat"):
-        try:
-            # "pid (name) state ppid pgrp session ...": the name may hold anything.
-            fields = entry.read_text(errors="replace").rpartition(")")[2].split()
-        except OSError:
-            continue  # it ended while we looked
-        if len(fields) > 3 and fields[0] not in "ZX":
-            table[int(entry.parent.name)] = (int(fields[1]), int(fields[3]))
+    for entry in proc.glob("[0-9]*"):
+        with suppress(OSError):  # it ended while we looked
+            state, parent, _, session = stat_of(entry.name, proc)[1][:4]
+            if state not in "ZX":
+                table[int(entry.name)] = (int(parent), int(session))
     return table
 
 
@@ -71,11 +70,9 @@ def holders_of(word: str, proc: Path = Path("/proc")) -> set[int]:
     """
     found = set()
     for pid in process_table(proc):
-        try:
+        with suppress(OSError):  # it has ended, or is another user's
             if word.encode() in (proc / str(pid) / "environ").read_bytes().split(b"\0"):
                 found.add(pid)
-        except OSError:
-            continue  # it has ended, or is another user's
     return found
 
 
@@ -144,15 +141,14 @@ def end_family(
         known |= holders_of(word)
     if process.poll() is None and grace_s > 0:
         process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=grace_s)
-        except subprocess.TimeoutExpired:
-            pass
     for _ in range(LOOKS):
         table = process_table()
         known = {pid for root in {*known, process.pid} for pid in family_of(root, table)}
         for pid in known:
-            _kill(pid)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.poll()  # reaps it, so that its own entry goes
         if not known:
             break
@@ -160,10 +156,3 @@ def end_family(
     if process.poll() is None:
         process.kill()
         process.wait()
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from collage_mpi.system.environment import launcher_rank, status_word
+from collage_mpi.system.environment import status_word
 from collage_mpi.system.printable import printable
 from collage_mpi.system.tell import SafeStream, tell
 
@@ -162,38 +162,19 @@ def status_line(status: dict[str, Any], word: str) -> str:
     return mark_of(word) + json.dumps(status, separators=(",", ":"), default=float)
 
 
-def report_there(rank: int, stream: TextIO | None = None) -> None:
-    """Tell launch that this rank begins to start MPI. It is the only report of ranks other
-    than 0.
+def report(stream: TextIO | None = None, **status: Any) -> None:
+    """Tell launch something of this rank, in one piece. It does nothing without a launch.
+
+    Args:
+        stream: where to; None: stderr.
+        status: `there=RANK`: this rank begins to start MPI; the only report of ranks other than 0.
+            `up=True`: MPI has started, so every rank is there. `fault=MESSAGE, rank=RANK`: this
+            rank's error message, which launch prints if only this rank has ended; normally rank 0
+            prints for all. `exit=CODE`: what rank 0 is about to leave with. Launchers mix the codes
+            of several ranks, and some give 0 for a job whose rank 0 was killed.
     """
-    _report({"there": rank}, stream)
-
-
-def report_up(stream: TextIO | None = None) -> None:
-    """Tell launch that MPI has started, so every rank is there."""
-    _report({"up": True}, stream)
-
-
-def report_fault(message: str, stream: TextIO | None = None) -> None:
-    """Give launch this rank's error message. Normally rank 0 prints for all ranks; launch prints
-    this message if only this rank has ended.
-    """
-    _report({"fault": message, "rank": launcher_rank()}, stream)
-
-
-def report_exit(code: int, stream: TextIO | None = None) -> None:
-    """Tell launch the exit code of rank 0, just before rank 0 leaves with it.
-
-    Launchers mix the codes of several ranks, and some give 0 for a job whose rank 0 was killed. It
-    does nothing without a launch.
-    """
-    _report({"exit": int(code)}, stream)
-
-
-def _report(status: dict[str, Any], stream: TextIO | None) -> None:
-    """Write in one piece: `print` writes the newline separately if Python does not buffer."""
     word = status_word()
-    if word is not None:
+    if word is not None:  # `print` writes the newline separately if Python does not buffer
         stream = stream or sys.stderr
         stream.write(f"{status_line(status, word)}\n")
         stream.flush()

@@ -33,30 +33,24 @@ class Arrivals(Protocol):
 
     def start(self, now_ns: int) -> None:
         """The job begins."""
-        ...
 
     def admit(self, now_ns: int, images: int) -> None:
         """The scheduler takes this many more images."""
-        ...
 
     @property
     def waiting(self) -> bool:
         """Whether any image may enter now, or later by time alone."""
-        ...
 
     def due(self, now_ns: int) -> int:
         """How many of the next images may enter now."""
-        ...
 
     def enter(self, now_ns: int, images: int) -> Iterator[Entry]:
         """Let the next images enter, at most as many as are due."""
-        ...
 
     def next_ns(self, now_ns: int) -> int | None:
         """When the next image is due by time alone; None if one is due now or more than time is
         needed.
         """
-        ...
 
 
 class ClosedLoop:

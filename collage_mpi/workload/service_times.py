@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from statistics import NormalDist
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,22 +97,10 @@ class RankDeath:
         return f"{self.at_s:g}s" if self.at_s is not None else str(self.tasks)
 
 
-class DelayModel(Protocol):
-    """Draws service times, keyed by a task's group, or by its first image if `by_image`."""
-
-    by_image: bool
-
-    def draw_ns(self, rank: int, group: int, attempt: int, at_ns: int = 0) -> int:
-        """Service time of a single image on the rank, in ns; 0 injects nothing."""
-        ...
-
-    def dead(self, rank: int, at_ns: int, answered: int) -> bool:
-        """Whether the rank has stopped answering."""
-        ...
-
-
-class Delays:
-    """A model's draws times the scale and the rank's own factor, and the ranks that die."""
+class DelayModel:
+    """A model's draws times the scale and the rank's own factor, and the ranks that die. Draws are
+    keyed by a task's group, or by its first image if `by_image`.
+    """
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from collage_mpi.system.fields import Settings, setting
 from collage_mpi.system.printable import counted
 from collage_mpi.workload import service_times
 from collage_mpi.workload.background_load import MOST as MOST_BURNING
-from collage_mpi.workload.service_times import Body, DelayModel, Delays, RankDeath, Spells
+from collage_mpi.workload.service_times import Body, DelayModel, RankDeath, Spells
 
 Value = TypeVar("Value")
 
@@ -213,7 +213,7 @@ def make_delays(settings: StragglerSettings, *, by_image: bool = False) -> Delay
         "trace": trace,
     }
     body = bodies[s.straggler]()
-    return Delays(body, s.time_scale, s.slowed(), s.dying(), by_image=by_image)
+    return DelayModel(body, s.time_scale, s.slowed(), s.dying(), by_image=by_image)
 
 
 def _by_rank(

@@ -38,9 +38,7 @@ def world(monkeypatch) -> Callable[[int], World]:
         monkeypatch.setattr(transport.time, "sleep", lambda s: made.done.append(("pause", s)))
         monkeypatch.setattr(transport.os, "kill", lambda pid, by: made.done.append(("kill", by)))
         monkeypatch.setattr(transport, "leave", lambda code: made.done.append(("leave", code)))
-        monkeypatch.setattr(
-            transport, "report_exit", lambda code: made.done.append(("report", code))
-        )
+        monkeypatch.setattr(transport, "report", lambda exit: made.done.append(("report", exit)))
         return made
 
     return make

@@ -54,7 +54,6 @@ from collage_mpi.doctor.screen import (
     hosts_text,
     map_lines,
     numbers_text,
-    render_map,
 )
 from collage_mpi.launch.mpiexec import Mpi
 
@@ -498,7 +497,7 @@ def test_a_trial_of_singletons():
 
 def test_the_map_of_one_host_is_a_line_a_role():
     ranks = [rank(number) for number in range(11)]
-    text = render_map(map_lines(ranks, roles(WantedJob(), 11)))
+    text = map_lines(ranks, roles(WantedJob(), 11))
     assert [line.split() for line in text[1:]] == [
         ["0", "n1", "coordinator", "cpu", "1", "16"],
         ["1-9", "n1", "single", "cpu", "1", "16"],
@@ -513,7 +512,7 @@ def test_a_thousand_ranks_fit_on_one_screen(cyclic):
         host = number % 126 if cyclic else number // 8
         device = f"cuda:{number // 126 if cyclic else number % 8}"
         ranks.append(rank(number, f"n{host + 1:03d}", device=device))
-    text = render_map(map_lines(ranks, roles(WantedJob(), 1002)))
+    text = map_lines(ranks, roles(WantedJob(), 1002))
     assert len(text) < 12
     assert max(map(len, text)) <= 78  # and two of margin
 

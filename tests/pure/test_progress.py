@@ -21,8 +21,7 @@ from collage_mpi.system.progress import (
     WaitReporter,
     mark_of,
     plain_line,
-    report_exit,
-    report_there,
+    report,
     split_statuses,
     status_line,
 )
@@ -216,11 +215,11 @@ def test_bar_leaves_one_line_a_phase():
 def test_exit_is_reported_only_to_a_launcher_of_ours(monkeypatch):
     stream = io.StringIO()
     monkeypatch.delenv(STATUS_VARIABLE, raising=False)
-    report_exit(6, stream)
+    report(stream, exit=6)
     assert stream.getvalue() == ""
     monkeypatch.setenv(STATUS_VARIABLE, WORD)
-    report_there(3, stream)
-    report_exit(6, stream)
+    report(stream, there=3)
+    report(stream, exit=6)
     lines = stream.getvalue().splitlines()
     assert [split_statuses(line, WORD) for line in lines] == [
         ("", [{"there": 3}]),

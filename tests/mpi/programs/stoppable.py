@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from mpi4py import MPI
 
-from collage_mpi.system.progress import StatusReporter, report_exit
+from collage_mpi.system.progress import StatusReporter, report
 
 comm = MPI.COMM_WORLD
 stop: list[int] = []
@@ -34,7 +34,7 @@ if comm.rank == 0:
     for peer in range(1, comm.size):
         comm.Send(word, peer)
     print("collage-mpi run: stopped", file=sys.stderr, flush=True)
-    report_exit(6)
+    report(exit=6)
 else:
     comm.Send(word, 0)
     request = comm.Irecv(word, 0)
