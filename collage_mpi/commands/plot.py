@@ -207,7 +207,7 @@ def _points(args: argparse.Namespace) -> Sequence[Path]:
     rows = choose(read_points(args.points), args.where)
     if args.kind == "heat":
         first, more = gain_title(args.value), " and their 10-90 % range"
-        axes = {"value": args.value, "across": args.across, "down": args.down}
+        axes = {"value": args.value, "axes": (args.across, args.down)}
         draw: Callable[..., list[Path]] = plot_heat
     else:
         axes = {"series": args.series, "panels": args.panels}

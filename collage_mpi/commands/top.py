@@ -14,7 +14,7 @@ from collage_mpi.system.printable import counted, say
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from collage_mpi.results.watch import View
+    from collage_mpi.results.status import View
 
 LOOK_EVERY_S = 1.0
 SLOW = 2.0  # times the median of the others of its kinds: of a few answers, so no small number
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Show the run until its job has ended, or once."""
-    from collage_mpi.results.watch import ENDED, Watch
+    from collage_mpi.results.status import ENDED, Watch
 
     if args.ranks is not None and args.ranks < 0:
         raise UsageError(f"--ranks is {args.ranks}; it needs a number of ranks, 0 or more")
@@ -67,7 +67,7 @@ def _follow(args: argparse.Namespace, watch: Any, view: View) -> View:
 
     from rich.live import Live
 
-    from collage_mpi.results.watch import ENDED
+    from collage_mpi.results.status import ENDED
     from collage_mpi.system.terminal import Printable
 
     if not sys.stdout.isatty():  # a line drawn over another would be two lines there
@@ -130,7 +130,7 @@ def drawn(run: Path, view: View, ranks: int, *, once: bool = False) -> Renderabl
 
 def life_line(view: View, *, once: bool = False) -> str:
     """Whether the job lives, and how old its status is."""
-    from collage_mpi.results.watch import DEAD, ENDED, SILENT
+    from collage_mpi.results.status import DEAD, ENDED, SILENT
     from collage_mpi.system.progress import minutes
 
     status = view.status
@@ -167,7 +167,7 @@ def progress_line(status: Json) -> str:
 
 def rates_line(view: View) -> str:
     """Images a second, the time left, and the collage share."""
-    from collage_mpi.results.watch import ENDED
+    from collage_mpi.results.status import ENDED
     from collage_mpi.system.progress import minutes
 
     status, parts = view.status, []

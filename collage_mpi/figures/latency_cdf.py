@@ -71,11 +71,11 @@ def plot_latency_cdf(
         raise UsageError(f"latency per {per!r} is unknown; choose group or image")
     if not runs:
         raise UsageError("no runs to draw; name at least one run directory")
-    pyplot = style.pyplot()
+    pyplot = style.pyplot()  # first: it may be missing
     names = names or _legends(runs)
     curves = [_curve(run, per, name) for run, name in zip(runs, names, strict=True)]
     with pyplot.rc_context(style.STYLE):
-        figure = _draw(pyplot, curves, title or _title(runs, per), per)
+        figure = _draw(curves, title or _title(runs, per), per)
         png, pdf = style.save(figure, Path(out_stem), dpi)
     table = png.with_suffix(".csv")
     columns = ("run", "legend", "per", "latency_ms", "share_done", "share_waiting")
@@ -123,7 +123,7 @@ def _curve(run: Results, per: str, name: str) -> _Curve:
     return _Curve(f"{name} | {n}{flags}", values_ms, x_ms, share, independent, path)
 
 
-def _draw(pyplot: Any, curves: list[_Curve], title: str, per: str) -> Any:
+def _draw(curves: list[_Curve], title: str, per: str) -> Any:
     first, *rest = title.split("\n")
     heading = textwrap.wrap(first, 76) or [""]  # bold: 0.1 inch a letter
     under = [line for part in rest for line in textwrap.wrap(part, 108)]
@@ -132,14 +132,9 @@ def _draw(pyplot: Any, curves: list[_Curve], title: str, per: str) -> Any:
     texts = [textwrap.fill(curve.name, 118) for curve in curves]
     bottom_in = 0.68 + 0.18 * sum(text.count("\n") + 1 for text in texts)
     height_in = top_in + 3.1 + bottom_in
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(8.6, height_in))
-    figure.subplots_adjust(
-        left=0.075,
-        right=0.95,
-        wspace=0.3,
-        top=1 - top_in / height_in,
-        bottom=bottom_in / height_in,
-    )
+    margins_in = (0.645, 0.43, top_in, bottom_in)
+    figure, grid = style.subplots((8.6, height_in), margins_in, (1, 2), wspace=0.3)
+    left, right = grid[0]
     for i, curve in enumerate(curves):
         look = {
             "color": COLOURS[i % len(COLOURS)],
@@ -204,7 +199,7 @@ def _finish(left: Any, right: Any, curves: list[_Curve], per: str) -> None:
         for q in wanted:
             if most >= support_needed(q):
                 _guide(axes, q, 1 - q if axes is right else q)
-    _plain_shares(right)
+    style.plain_numbers(right.yaxis, ".12g")
 
 
 def _guide(axes: Any, q: float, y: float) -> None:
@@ -225,31 +220,19 @@ def _guide(axes: Any, q: float, y: float) -> None:
 
 def _x_axis(axes: Any, curves: list[_Curve]) -> None:
     """Latency in ms, logarithmic where the ranges need it, with plain numbers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     low = min(float(curve.x_ms[0]) for curve in curves)
     high = max(float(curve.x_ms[-1]) for curve in curves)
     axes.set_xlabel("latency, ms (log scale)" if _is_log(low, high) else "latency, ms")
     if _is_log(low, high):
         axes.set_xscale("log")
         axes.set_xlim(low / 1.12, high * 1.25)
-        subs = (1.0, 2.0, 5.0) if high / low < 2000 else (1.0,)
-        axes.xaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=30))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
+        style.numbers_on_log_axis(axes.xaxis, (1, 2, 5) if high / low < 2000 else (1,))
     else:
         axes.set_xlim(0, high * 1.08 if high > 0 else 1.0)
 
 
 def _is_log(low: float, high: float) -> bool:
     return low > 0 and high / low > _LOG_RANGE
-
-
-def _plain_shares(axes: Any) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.12g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _steps(curves: list[_Curve], per: str) -> Iterator[tuple[str, ...]]:

@@ -5,7 +5,7 @@ point has a number that the legend explains.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import numpy as np
 
 from collage_mpi.errors import UsageError
 from collage_mpi.figures import style
-from collage_mpi.figures.labels import NEAR, free_offsets
 from collage_mpi.figures.points_csv import AXIS, Row, axis_labels, frontier, need
 from collage_mpi.scheduler.schemes import SCHEME_NAMES, scheme_class
 
@@ -22,6 +21,15 @@ _HEADING_IN = 6.4  # a heading's longest line needs so much
 _LEAST_MS = 1.0  # on a logarithmic axis: what is less is drawn here, no two runs differ in it
 _TAILS = (("p99", "group P99, ms (log)"), ("std", "standard deviation, ms (log)"))
 _OTHER = ("#7F7F7F", "h")
+SPARE = 2  # points with more worker ranks than side x side and these are drawn hollow
+
+_OFFSETS = (8.5, 10.0, 12.0, 15.0, 19.0, 24.0, 30.0, 37.0, 45.0, 54.0)  # points, to the number
+_MARKER_HALF = 3.6  # points
+_ANGLES = np.deg2rad([30, 150, 330, 210, 90, 270, 0, 180, 60, 120, 300, 240, 15, 165, 345, 195])
+_CANDIDATES = np.array(  # from a marker to its number, the nearest first
+    [(r * np.cos(angle), r * np.sin(angle)) for r in _OFFSETS for angle in _ANGLES]
+)
+NEAR = _OFFSETS[2]  # a number further off wants a line to its marker
 
 
 @dataclass(frozen=True)
@@ -50,16 +58,15 @@ def plot_against_ranks(
         EnvironmentFault: matplotlib is missing, or the files cannot be written.
     """
     names, columns = _columns(rows, series, panels)
-    pyplot = style.pyplot()
-    with pyplot.rc_context(style.STYLE):
-        figure, grid, height_in = _figure(pyplot, len(columns), 2, names, title)
+    with style.pyplot().rc_context(style.STYLE):
+        figure, grid, height_in = _figure(len(columns), 2, names, title)
         for column, panel in enumerate(columns):
             for axes, (name, label) in zip(grid[:, column], _TAILS, strict=True):
                 points = [
                     (n, need(row, "ranks") - 1, _floored(need(row, f"{name}_ms")), _bar(row, name))
                     for n, row in panel.rows
                 ]
-                _scatter(axes, points, names, lambda row: False, panel)
+                _scatter(axes, points, names)
                 axes.set_yscale("log")
                 _plain(axes.yaxis)
                 _number(axes, points, names)
@@ -72,42 +79,29 @@ def plot_against_ranks(
 
 
 def plot_frontier(
-    rows: Sequence[Row],
-    out_stem: Path,
-    *,
-    series: str,
-    panels: str,
-    title: str,
-    spare: int = 2,
-    dpi: int = 200,
+    rows: Sequence[Row], out_stem: Path, *, series: str, panels: str, title: str, dpi: int = 200
 ) -> list[Path]:
     """Accuracy against P99, a panel a choice, with the frontier of all points in it.
 
+    Points with more worker ranks than side x side + SPARE are drawn hollow.
+
     Args: as `plot_against_ranks`.
-        spare: points with more worker ranks than side x side + spare are drawn hollow.
 
     Raises: as `plot_against_ranks`.
     """
     names, columns = _columns(rows, series, panels)
-    pyplot = style.pyplot()
-    with pyplot.rc_context(style.STYLE):
-        figure, grid, height_in = _figure(pyplot, len(columns), 1, names, title)
+    with style.pyplot().rc_context(style.STYLE):
+        figure, grid, height_in = _figure(len(columns), 1, names, title)
         for axes, panel in zip(grid[0], columns, strict=True):
             p99 = [need(row, "p99_ms") for _, row in panel.rows]
             accuracy = [100 * need(row, "accuracy") for _, row in panel.rows]
             best = frontier(p99, accuracy)
-            axes.plot(
-                [p99[i] for i in best],
-                [accuracy[i] for i in best],
-                drawstyle="steps-post",
-                color="0.6",
-                linewidth=1.2,
-                zorder=1,
-            )
+            line = {"drawstyle": "steps-post", "color": "0.6", "linewidth": 1.2, "zorder": 1}
+            axes.plot([p99[i] for i in best], [accuracy[i] for i in best], **line)
             points = [
                 (n, x, y, None) for (n, _), x, y in zip(panel.rows, p99, accuracy, strict=True)
             ]
-            _scatter(axes, points, names, _more_than(spare), panel)
+            _scatter(axes, points, names, {n for n, row in panel.rows if _is_larger(row)})
             axes.set_xscale("log")
             _plain(axes.xaxis)
             _number(axes, points, names)
@@ -123,8 +117,7 @@ def plot_heat(
     out_stem: Path,
     *,
     value: str,
-    across: str,
-    down: str,
+    axes: tuple[str, str],
     title: str,
     dpi: int = 200,
 ) -> list[Path]:
@@ -133,39 +126,34 @@ def plot_heat(
     Args:
         rows: one a cell.
         value: column, such as "p99_vs_replicate".
-        across, down: axes of the map.
+        axes: of the experiment: the one across the map, and the one down.
 
     Raises: as `plot_against_ranks`.
     """
+    across, down = axes
     xs, ys = axis_labels(rows, across), axis_labels(rows, down)
     cells = {(row[AXIS + across], row[AXIS + down]): row for row in rows}
     if len(cells) < len(rows):
         raise UsageError(f"several points in one cell of {across} x {down}: choose with --where")
-    gains = np.array([[need(cells[x, y], value) for x in xs] for y in ys])  # (down, across)
-    pyplot = style.pyplot()
+    gains = np.log2([[need(cells[x, y], value) for x in xs] for y in ys])  # (down, across)
     labels = [textwrap.fill(y, 24) for y in ys]
     longest = max(len(line) for label in labels for line in label.split("\n"))
     top_in, left_in = 0.55 + 0.16 * title.count("\n"), 0.3 + 0.085 * longest
     height_in = top_in + 0.55 * len(ys) + 0.62
     width_in = max(left_in + 1.35 * len(xs) + 0.15, _HEADING_IN)
-    with pyplot.rc_context(style.STYLE):
-        figure, axes = pyplot.subplots(figsize=(width_in, height_in))
-        figure.subplots_adjust(
-            left=left_in / width_in,
-            right=1 - 0.15 / width_in,
-            top=1 - top_in / height_in,
-            bottom=0.62 / height_in,
-        )
-        limit = max(abs(np.log2(gains)).max(), 0.1)
-        axes.imshow(np.log2(gains), cmap="PRGn", vmin=-limit, vmax=limit, aspect="auto")
+    with style.pyplot().rc_context(style.STYLE):
+        margins_in = (left_in, 0.15, top_in, 0.62)
+        figure, grid = style.subplots((width_in, height_in), margins_in)
+        limit, chart = max(abs(gains).max(), 0.1), grid[0, 0]
+        chart.imshow(gains, cmap="PRGn", vmin=-limit, vmax=limit, aspect="auto")
         for j, y in enumerate(ys):
             for i, x in enumerate(xs):
-                _cell(axes, i, j, cells[x, y], value, abs(np.log2(gains[j, i])) > 0.7 * limit)
-        axes.set_xticks(range(len(xs)), xs)
-        axes.set_yticks(range(len(ys)), labels)
-        axes.set_xlabel(across)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
+                _cell(chart, i, j, cells[x, y], value, abs(gains[j, i]) > 0.7 * limit)
+        chart.set_xticks(range(len(xs)), xs)
+        chart.set_yticks(range(len(ys)), labels)
+        chart.set_xlabel(across)
+        chart.tick_params(length=0)
+        chart.spines[:].set_visible(False)
         style.heading(figure, title, height_in)
         return style.save(figure, Path(out_stem), dpi)
 
@@ -195,40 +183,20 @@ def _columns(rows: Sequence[Row], series: str, panels: str) -> tuple[list[str], 
     return names, columns
 
 
-def _figure(
-    pyplot: Any, columns: int, lines: int, names: Sequence[str], title: str
-) -> tuple[Any, Any, float]:
-    legend_lines = -(-len(names) // 3)
+def _figure(columns: int, lines: int, names: Sequence[str], title: str) -> tuple[Any, Any, float]:
     top_in = 0.62 + 0.16 * title.count("\n")
-    bottom_in = 0.62 + 0.17 * legend_lines
+    bottom_in = 0.62 + 0.17 * -(-len(names) // 3)
     height_in = top_in + 2.75 * lines + 0.1 * (lines - 1) + bottom_in
-    width_in = 1.1 + 2.75 * max(columns, 2)
-    figure, grid = pyplot.subplots(
-        lines, columns, figsize=(width_in, height_in), squeeze=False, sharex="col"
-    )
-    figure.subplots_adjust(
-        left=0.74 / width_in,
-        right=1 - 0.24 / width_in,
-        top=1 - top_in / height_in,
-        bottom=bottom_in / height_in,
-        wspace=0.24,
-        hspace=0.08,
-    )
-    _legend(figure, names)
-    return figure, grid, height_in
-
-
-def _legend(figure: Any, names: Sequence[str]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = []
-    for n, name in enumerate(names):
-        colour, marker = _look(name)
-        look: dict[str, Any] = {"marker": marker, "color": colour, "linestyle": ""}
-        handles.append(Line2D([], [], label=f"{n + 1}  {name}", markersize=5, **look))
+    size_in, margins_in = (1.1 + 2.75 * max(columns, 2), height_in), (0.74, 0.24, top_in, bottom_in)
+    spaces = {"wspace": 0.24, "hspace": 0.08}
+    figure, grid = style.subplots(size_in, margins_in, (lines, columns), sharex="col", **spaces)
+    handles = [style.mark(f"{n + 1}  {name}", *_look(name)) for n, name in enumerate(names)]
+    for handle in handles:
+        handle.set_markersize(5)
     figure.legend(
         handles=handles, loc="lower left", ncols=3, fontsize=7.6, bbox_to_anchor=(0.02, 0.0)
     )
+    return figure, grid, height_in
 
 
 def _look(name: str) -> tuple[str, str]:
@@ -240,18 +208,13 @@ def _look(name: str) -> tuple[str, str]:
 
 
 def _scatter(
-    axes: Any,
-    points: Sequence[Point],
-    names: Sequence[str],
-    hollow: Callable[[Row], bool],
-    panel: Panel,
+    axes: Any, points: Sequence[Point], names: Sequence[str], hollow: Collection[int] = ()
 ) -> None:
-    rows = dict(panel.rows)
     for n, x, y, bar in points:
         colour, marker = _look(names[n])
         if bar is not None:
             axes.plot([x, x], bar, color=colour, linewidth=0.8, alpha=0.5, zorder=1)
-        face = "white" if hollow(rows[n]) else colour
+        face = "white" if n in hollow else colour
         axes.plot(x, y, marker=marker, color=colour, mfc=face, markersize=6, linestyle="", zorder=2)
     axes.margins(0.12)
     axes.grid(color="0.92", linewidth=0.6)
@@ -295,22 +258,52 @@ def _floored(value_ms: float) -> float:
     return max(value_ms, _LEAST_MS)
 
 
-def _more_than(spare: int) -> Callable[[Row], bool]:
-    def hollow(row: Row) -> bool:
-        return need(row, "ranks") - 1 > need(row, "side") ** 2 + spare
-
-    return hollow
+def _is_larger(row: Row) -> bool:
+    return need(row, "ranks") - 1 > need(row, "side") ** 2 + SPARE
 
 
 def _plain(axis: Any) -> None:
     """Plain numbers 1, 2, 5, 10 ... on a logarithmic axis; even steps if the axis is short."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import MaxNLocator
 
     low, high = sorted(axis.get_view_interval())
     if high < 2 * low:
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        style.plain_numbers(axis, ",.6g")
     else:
-        subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if high < 10 * low else (1.0, 2.0, 5.0)
-        axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=20))
-    axis.set_minor_formatter(NullFormatter())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        near = high < 10 * low
+        style.numbers_on_log_axis(axis, (1, 1.5, 2, 3, 5, 7) if near else (1, 2, 5))
+
+
+def free_offsets(
+    places: np.ndarray, digits: Sequence[int], frame: np.ndarray
+) -> list[tuple[float, float]]:
+    """Where each marker's number goes: near it, clear of all markers and numbers, inside the frame.
+
+    Markers with most neighbours are placed first. If no place is free, the least covered one is
+    used.
+
+    Args:
+        places: (n, 2) of the markers, in points.
+        digits: of each number.
+        frame: (2, 2) lower left and upper right.
+
+    Returns:
+        The offset from each marker to the middle of its number, in points.
+    """
+    halves = np.array([[2.3 * count + 1.0, 4.2] for count in digits])  # (n, 2) of the numbers
+    distances = np.hypot(*(places[:, None] - places[None]).transpose(2, 0, 1))  # (n, n)
+    order = np.argsort(-(distances < 3 * _OFFSETS[0]).sum(axis=1), kind="stable")
+    taken: dict[int, np.ndarray] = {}
+    found: dict[int, tuple[float, float]] = {}
+    for i in order.tolist():
+        spots = places[i] + _CANDIDATES  # (candidates, 2)
+        on_markers = np.abs(spots[:, None] - places) < halves[i] + _MARKER_HALF
+        covered = on_markers.all(axis=2).sum(axis=1)
+        for j, spot in taken.items():
+            covered += (np.abs(spots - spot) < halves[i] + halves[j]).all(axis=1)
+        inside = (spots - halves[i] > frame[0]) & (spots + halves[i] < frame[1])
+        best = int(np.argmin(covered + 10 * ~inside.all(axis=1)))  # the first of the best
+        taken[i] = spots[best]
+        found[i] = (float(_CANDIDATES[best][0]), float(_CANDIDATES[best][1]))
+    return [found[i] for i in range(len(places))]

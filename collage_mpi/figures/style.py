@@ -4,6 +4,7 @@ module alone imports matplotlib, late and with a backend that needs no display.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,55 @@ def pyplot() -> Any:
     from matplotlib import pyplot
 
     return pyplot
+
+
+def subplots(
+    size_in: tuple[float, float],
+    margins_in: tuple[float, float, float, float],
+    shape: tuple[int, int] = (1, 1),
+    **more: Any,
+) -> tuple[Any, Any]:
+    """A figure and its (rows, columns) axes; margins are left, right, top and bottom, in inches.
+
+    Args:
+        more: of the figure (sharex, sharey), or of the spaces between axes (wspace, hspace).
+    """
+    (width, height), (left, right, top, bottom) = size_in, margins_in
+    spaces = {name: more.pop(name) for name in ("wspace", "hspace") if name in more}
+    figure, grid = pyplot().subplots(*shape, figsize=size_in, squeeze=False, **more)
+    figure.subplots_adjust(
+        left=left / width,
+        right=1 - right / width,
+        top=1 - top / height,
+        bottom=bottom / height,
+        **spaces,
+    )
+    return figure, grid
+
+
+def plain_numbers(axis: Any, form: str) -> None:
+    """Numbers as they are, without powers of ten; none between the major ticks."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format(value, form)))
+
+
+def numbers_on_log_axis(axis: Any, subs: Sequence[float]) -> None:
+    """Ticks at these parts of each power of ten."""
+    from matplotlib.ticker import LogLocator
+
+    axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=30))
+    plain_numbers(axis, ",.12g")
+
+
+def mark(label: str, colour: str, marker: str, face: str | None = None, line: str = "") -> Any:
+    """A marker for a legend, filled unless `face` says otherwise."""
+    from matplotlib.lines import Line2D
+
+    look: dict[str, Any] = {"color": colour, "marker": marker, "mfc": face or colour}
+    look["linestyle"] = line
+    return Line2D([], [], label=label, **look)
 
 
 def save(figure: Any, out_stem: Path, dpi: int = 200) -> list[Path]:

@@ -157,14 +157,11 @@ def plot_throughput(
     bottom_in = 0.66 + 0.18 * len(series)
     height_in = top_in + 3.0 + bottom_in
     with pyplot.rc_context(style.STYLE):
-        figure, panels = pyplot.subplots(1, 2, figsize=(8.6, height_in), sharey=True)
-        figure.subplots_adjust(
-            left=0.085,
-            right=0.985,
-            top=1 - top_in / height_in,
-            bottom=bottom_in / height_in,
-            wspace=0.06,
+        margins_in = (0.73, 0.13, top_in, bottom_in)
+        figure, grid = style.subplots(
+            (8.6, height_in), margins_in, (1, 2), sharey=True, wspace=0.06
         )
+        panels = grid[0]
         for axes, per in zip(panels, PERS, strict=True):
             for number, name in enumerate(series):
                 _line(axes, [p for p in points if p.series == name], per, number)
@@ -203,18 +200,11 @@ def _line(axes: Any, points: Sequence[BatchPoint], per: str, number: int) -> Non
 
 
 def _legend(figure: Any, series: Sequence[str]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = []
+    sides: tuple[list[Any], list[Any]] = ([], [])
     for number, name in enumerate(series):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        for label, line, face in (
-            (f"{name}: P50", "-", colour),
-            (f"{name}: P99, where enough batches ran", ":", "white"),
-        ):
-            look: dict[str, Any] = {"color": colour, "marker": marker, "mfc": face}
-            look |= {"linestyle": line, "markersize": 6}
-            handles.append(Line2D([], [], label=label, **look))
-    # matplotlib fills columns: P50 left, P99 right
-    handles = handles[::2] + handles[1::2]
+        median, tail = f"{name}: P50", f"{name}: P99, where enough batches ran"
+        sides[0].append(style.mark(median, colour, marker, line="-"))
+        sides[1].append(style.mark(tail, colour, marker, "white", ":"))
+    handles = [*sides[0], *sides[1]]  # matplotlib fills columns: P50 left, P99 right
     figure.legend(handles=handles, loc="lower left", ncols=2, bbox_to_anchor=(0.04, 0.0))

@@ -32,11 +32,9 @@ def plot_timeline(timeline: Timeline, out_stem: Path, title: str, dpi: int = 200
     under = title.count("\n")
     height_in = 1.75 + 0.16 * under + 0.24 * len(rows)
     with pyplot.rc_context(style.STYLE):
-        figure, axes = pyplot.subplots(figsize=(8.6, height_in))
-        top_in = 0.5 + 0.16 * under
-        figure.subplots_adjust(
-            left=0.095, right=0.985, top=1 - top_in / height_in, bottom=0.95 / height_in
-        )
+        margins_in = (0.82, 0.13, 0.5 + 0.16 * under, 0.95)
+        figure, grid = style.subplots((8.6, height_in), margins_in)
+        axes = grid[0, 0]
         colours = {look: colour for look, (colour, _) in looks(timeline).items()}
         for bar in timeline.bars:
             _draw_bar(axes, bar, rows[bar.rank], timeline, colours[look_of(bar)])

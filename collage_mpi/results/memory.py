@@ -1,69 +1,18 @@
-"""Rows kept in memory instead of on disk: a million images are summarised in seconds.
-
-Owns: packing rows without their reasons, and the Results that they make.
-Does not know: files, who writes rows, statistics.
-"""
+"""Rows kept in memory instead of on disk: a million images are summarised in seconds."""
 
 from __future__ import annotations
 
-import struct
+from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from collage_mpi.errors import CollageError
 from collage_mpi.results.manifest import Json
 from collage_mpi.results.reader import Results
-from collage_mpi.results.rows import (
-    GROUPS,
-    IMAGES,
-    REASON_BYTES,
-    TASKS,
-    GroupRow,
-    ImageRow,
-    TableLayout,
-    TaskRow,
-    reason_bytes,
-)
-
-
-class _Rows:
-    """One table's rows, packed. Reasons, which few rows have, are kept aside."""
-
-    def __init__(self, table: TableLayout) -> None:
-        self._packed = bytearray()
-        self._reasons: dict[int, bytes] = {}
-        self._has_reason = table.has_reason
-        fmt, self._dtype = table.packer.format, table.dtype
-        if table.has_reason:  # the last column, "...96s": one byte here
-            fmt = fmt.removesuffix(f"{REASON_BYTES}s") + "x"
-            self._dtype = _with_reason(table.dtype, 1)
-        self._packer = struct.Struct(fmt)
-        assert self._packer.size == self._dtype.itemsize
-
-    def add(self, row: tuple[Any, ...]) -> None:
-        if self._has_reason:
-            if row[-1]:
-                self._reasons[len(self._packed) // self._packer.size] = reason_bytes(row[-1])
-            row = row[:-1]
-        self._packed += self._packer.pack(*row)
-
-    def array(self) -> np.ndarray:
-        """(n,) with the table's columns; reasons only as long as the longest."""
-        rows = np.frombuffer(self._packed, self._dtype)
-        if not self._reasons:
-            return rows
-        longest = max(map(len, self._reasons.values()))
-        wide = rows.astype(_with_reason(self._dtype, longest))
-        for place, reason in self._reasons.items():
-            wide["reason"][place] = reason
-        return wide
-
-
-def _with_reason(dtype: np.dtype, nbytes: int) -> np.dtype:
-    names = dtype.names or ()
-    fields = [(name, dtype[name] if name != "reason" else f"S{nbytes}") for name in names]
-    return np.dtype(fields)
+from collage_mpi.results.row_sink import ROWS_PER_PART, Buffer
+from collage_mpi.results.rows import TABLES, TableLayout
+from collage_mpi.results.vectors import Write
 
 
 class MemoryWriter:
@@ -72,21 +21,40 @@ class MemoryWriter:
     session = 1
 
     def __init__(self) -> None:
-        self._images, self._groups, self._tasks = map(_Rows, (IMAGES, GROUPS, TASKS))
-
-    def image(self, row: ImageRow) -> None:
-        """Keep one image's row."""
-        self._images.add(row)
-
-    def group(self, row: GroupRow) -> None:
-        """Keep one group's row."""
-        self._groups.add(row)
-
-    def task(self, row: TaskRow) -> None:
-        """Keep one task's row."""
-        self._tasks.add(row)
+        self._kept = _KeptParts()
+        self._buffers = {each.name: Buffer(each, self._kept, ROWS_PER_PART) for each in TABLES}
+        self.image, self.group, self.task = (buffer.add for buffer in self._buffers.values())
 
     def results(self, path: Path, manifest: Json) -> Results:
         """What was written, as if it were read back from `path`."""
-        images, groups, tasks = (rows.array() for rows in (self._images, self._groups, self._tasks))
+        for buffer in self._buffers.values():
+            buffer.hand_over()
+        images, groups, tasks = map(self._kept.rows, TABLES)
         return Results(path, manifest, images, groups, tasks, complete=True)
+
+
+class _KeptParts:
+    """Parts with reasons only as long as the longest: few rows have one."""
+
+    fault: CollageError | None = None
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[np.ndarray]] = defaultdict(list)
+
+    def put(self, table: TableLayout, payload: memoryview, before: Write | None = None) -> None:
+        rows = np.frombuffer(payload, table.dtype)
+        longest = int(np.char.str_len(rows["reason"]).max()) if table.has_reason else 0
+        self._parts[table.name].append(rows.astype(_narrow(table, longest)))
+
+    def rows(self, table: TableLayout) -> np.ndarray:
+        """(n,) with the columns of a table."""
+        found = self._parts.pop(table.name, [np.empty(0, _narrow(table, 0))])
+        widest = max((part.dtype for part in found), key=lambda dtype: dtype.itemsize)
+        return np.concatenate([part.astype(widest, copy=False) for part in found])
+
+
+def _narrow(table: TableLayout, longest: int) -> np.dtype:
+    """The columns of a table with reasons of so many bytes."""
+    names = table.dtype.names or ()
+    reason = f"S{max(1, longest)}"
+    return np.dtype([(n, reason if n == "reason" else table.dtype[n]) for n in names])

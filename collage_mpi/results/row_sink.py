@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -170,13 +170,21 @@ class PartThread(InOrder[_Part]):
         self._written(table, number, payload)
 
 
+class TakesParts(Protocol):
+    """Where the rows of full buffers go."""
+
+    fault: CollageError | None
+
+    def put(self, table: TableLayout, payload: memoryview, before: Write | None = None) -> None: ...
+
+
 class Buffer:
     """The rows of one table that are not yet a part."""
 
     def __init__(
         self,
         table: TableLayout,
-        thread: PartThread,
+        thread: TakesParts,
         rows: int,
         beside: Beside | None = None,
     ) -> None:

@@ -501,8 +501,7 @@ def _simulation(folder: Path) -> list[Reader]:
     from collage_mpi.commands.top import drawn
     from collage_mpi.results.file_names import LATENCIES, STATUS, SUMMARY
     from collage_mpi.results.rows import TASK_ROW
-    from collage_mpi.results.status import StatusFiles
-    from collage_mpi.results.watch import Watch
+    from collage_mpi.results.status import StatusFiles, Watch
     from collage_mpi.simulation.costs import FORMAT, VERSION, Costs, read_costs
     from collage_mpi.simulation.replayed_answers import read_answers
     from collage_mpi.simulation.runs import read_latencies_ns, read_summary

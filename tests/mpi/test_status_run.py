@@ -13,7 +13,7 @@ from collage_mpi.errors import CollageError
 from collage_mpi.results import verify_run
 from collage_mpi.results.reader import read_results
 from collage_mpi.results.slow_ranks import rank_speeds
-from collage_mpi.results.watch import ALIVE, ENDED, View, Watch
+from collage_mpi.results.status import ALIVE, ENDED, View, Watch
 from collage_mpi.shards import write_shard
 
 pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi]

@@ -25,9 +25,8 @@ from collage_mpi.figures.timeline import plot_timeline
 from collage_mpi.report.page import render_page
 from collage_mpi.results import Results, compare, read_results, render_comparison, summarise
 from collage_mpi.results.render import render_summary
-from collage_mpi.results.status import metrics
+from collage_mpi.results.status import ALIVE, View, metrics
 from collage_mpi.results.timeline import make_timeline
-from collage_mpi.results.watch import ALIVE, View
 from collage_mpi.system.terminal import to_text
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -324,5 +323,5 @@ def test_the_figures_of_points(figures: list[str], tmp_path: Path) -> None:
     axes = {"series": "scheme", "panels": "side", "title": titled("A title", rows)}
     plot_against_ranks(rows, tmp_path / "r", **axes)
     plot_frontier(rows, tmp_path / "f", **axes)
-    plot_heat(rows, tmp_path / "h", value="p99_vs_none", across="side", down="scheme", title="Heat")
+    plot_heat(rows, tmp_path / "h", value="p99_vs_none", axes=("side", "scheme"), title="Heat")
     check("figure_points.txt", "\n".join(figures), tmp_path)

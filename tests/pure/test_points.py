@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.experiments.spec import expand
-from collage_mpi.figures.labels import free_offsets
+from collage_mpi.figures.points import free_offsets
 from collage_mpi.figures.points_csv import axis_labels, choose, frontier, need, read_points
 
 SCRIPT = Path(__file__).parents[2] / "analysis" / "points.py"

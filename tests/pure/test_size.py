@@ -35,8 +35,6 @@ LONG = {  # up to tens
 }
 MANY_ARGUMENTS = {
     "commands/launch.launch_ranks": 7,
-    "figures/points.plot_frontier": 7,
-    "figures/points.plot_heat": 7,
     "job/coordinator.Coordinator.__init__": 14,  # the pairs of answers that choose a threshold
     "job/lead.Lead.__init__": 8,
     "job/session.build_coordinator": 12,

@@ -22,8 +22,19 @@ from collage_mpi.results import RunWriter, verify_run
 from collage_mpi.results.claim import LOOK_S, STILL_S, read_claims
 from collage_mpi.results.file_names import METRICS, STATUS
 from collage_mpi.results.rows import OUTCOME_CODE, TASK_ROW
-from collage_mpi.results.status import StatusFiles, add_service_times, metrics, read_status
-from collage_mpi.results.watch import ALIVE, DEAD, ENDED, SILENT, UNKNOWN, View, Watch
+from collage_mpi.results.status import (
+    ALIVE,
+    DEAD,
+    ENDED,
+    SILENT,
+    UNKNOWN,
+    StatusFiles,
+    View,
+    Watch,
+    add_service_times,
+    metrics,
+    read_status,
+)
 from collage_mpi.system.terminal import to_text
 
 FACTS = {"run_id": "r", "session": 1, "label": "collage, first", "total": 90, "before": 10}
