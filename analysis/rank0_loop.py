@@ -25,14 +25,12 @@ from types import SimpleNamespace
 import numpy as np
 
 from collage_mpi.faults.failure_detector import FailureDetector
-from collage_mpi.job.coordinator import ReadyRank
+from collage_mpi.job.handshake import ServiceCosts
+from collage_mpi.job.lead import build_lead
+from collage_mpi.job.messages import Hello
 from collage_mpi.job.plan import make_plan
-from collage_mpi.job.session import (
-    build_coordinator,
-    build_encoder,
-    make_manifest,
-    open_reader,
-)
+from collage_mpi.job.provenance import make_manifest
+from collage_mpi.job.session import Audience, TeamSession
 from collage_mpi.mpi.answers import ANSWERED, WireResult, pack_results
 from collage_mpi.mpi.protocol import CANCEL, read_header
 from collage_mpi.mpi.tasks import unpack_tasks
@@ -42,9 +40,10 @@ from collage_mpi.scheduler.events import Score
 from collage_mpi.settings.profiles import with_profile
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
-from collage_mpi.system.progress import StatusLines, StatusReporter
+from collage_mpi.system.progress import NoLines
 
 SESSION = 1
+EVERY_S = 1e9  # seconds between two lines on how it stands: none come
 IMAGES = 450  # distinct ones, again and again: 68 MB
 
 
@@ -90,27 +89,54 @@ class Echo:
         sent = () if token is None else (Sent(token, now_ns),)
         return [Received(rank, message, now_ns), *sent]
 
+    def expect(self, nbytes: int) -> None:
+        """Any message has room."""
+
     def drop(self, rank: int) -> None:
         raise AssertionError(f"rank {rank} is lost")
+
+
+def hello(rank: int) -> Hello:
+    return Hello(
+        host="",
+        pid=rank,
+        kinds=("single",),
+        devices=("cpu",),
+        tuning={},
+        fingerprints={},
+        service_ns={},
+        longest_ns=0,
+        classes={},
+        embedding=None,
+        cannot_read="",
+    )
 
 
 def cost_us(given: dict, images: int, profile: cProfile.Profile | None) -> tuple[float, float]:
     """(of the process, of the loop's thread) CPU us an image of one run."""
     asked = RunSettings.from_mapping(with_profile(given, "here"))
-    workers, echo = range(1, asked.singles + 1), Echo()
+    workers, echo, now_ns = range(1, asked.singles + 1), Echo(), time.monotonic_ns()
     plan = make_plan(asked, asked.singles + 1)
     plan = replace(plan, order=np.arange(images, dtype=np.int64) % IMAGES)
-    detector = FailureDetector(workers, time.monotonic_ns())
-    group = SimpleNamespace(transport=echo, session=SESSION, detector=detector)
-    writer, encoder = RunWriter.create(Path(asked.out), make_manifest(plan)), build_encoder(plan)
-    status = StatusReporter(None, "loop", lines=StatusLines(""), every_s=float("inf"))
-    ready = [ReadyRank(rank, frozenset({"single"}), "") for rank in workers]
+    group = SimpleNamespace(
+        transport=echo,
+        session=SESSION,
+        detector=FailureDetector(workers, now_ns),
+        present=workers,
+        welcome=lambda *told: {rank: hello(rank) for rank in workers},
+        start=lambda *told: None,
+        end=lambda: None,
+    )
+    nobody = SimpleNamespace(ranks=(), transport=Echo(), detector=FailureDetector((), now_ns))
+    writer, lacking = RunWriter.create(Path(asked.out), make_manifest(plan)), np.ones(images, bool)
+    lead = build_lead(plan, nobody, writer, lacking, lambda: None)
+    files = writer.publish({"label": "loop", "total": images, "before": 0}, EVERY_S)
+    audience = Audience(files, lacking, lines=NoLines())
     process_ns, thread_ns = time.process_time_ns(), time.thread_time_ns()
-    reading = workers if asked.by_place else ()
-    with open_reader(plan, plan.order, encoder, reading) as reader:
-        parts = plan, group, writer, encoder, reader, lambda: None, status
-        run = build_coordinator(*parts, reading=reading).run
-        finish = profile.runcall(run, ready) if profile else run(ready)
+    with TeamSession(plan, group, lead, writer, audience, lambda: None) as session:
+        session.make_ready()
+        work = (ServiceCosts({}, {}, 1.0, None, {}),)
+        finish = profile.runcall(session.work, *work) if profile else session.work(*work)
         thread_ns = time.thread_time_ns() - thread_ns
         process_ns = time.process_time_ns() - process_ns
     ranks_ns = echo.ranks_ns()
@@ -131,7 +157,7 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, help="write that of the loop's last run there")
     args = parser.parse_args()
     common = {"scheme": "none", "single": "null", "singles": 9, "profile": "throughput"}
-    common["device"] = "cpu"
+    common |= {"device": "cpu", "status_every_s": EVERY_S}
     with tempfile.TemporaryDirectory() as folder:
         shard = Path(folder) / "images.h5"
         pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, args.px, args.px, 3), np.uint8)

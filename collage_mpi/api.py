@@ -28,8 +28,7 @@ def run(settings: RunSettings, *, resume: bool = False, retry_errors: bool = Fal
         UsageError: a second call in a world that survives lost ranks.
     """
     from collage_mpi.job.main import run_world
-    from collage_mpi.job.session import run_session
-    from collage_mpi.job.team_session import run_team
+    from collage_mpi.job.run import run_session, run_team
     from collage_mpi.system import hard_exit
 
     if hard_exit.armed():

@@ -10,6 +10,8 @@ next. Job and bare loops have a communicator each: their messages cannot mix.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +22,14 @@ from round_report import VARIANTS, Block, RoundMeter, world_report
 from round_settings import BenchSettings
 
 from collage_mpi.encoding.collage import Encoder
-from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import ExitCode
 from collage_mpi.faults.process_monitor import CoordinatorMonitor
-from collage_mpi.job.handshake import roll_call, welcomes
+from collage_mpi.job.handshake import ServiceCosts
+from collage_mpi.job.lead import build_lead
 from collage_mpi.job.network_loader import NetworkLoader
 from collage_mpi.job.plan import Plan, make_plan
-from collage_mpi.job.session import build_coordinator, build_encoder, make_manifest
+from collage_mpi.job.provenance import make_manifest
+from collage_mpi.job.session import Audience, TeamSession
 from collage_mpi.job.worker import Worker
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi.transport import CoordinatorTransport, WorkerTransport, library_version
@@ -36,14 +39,16 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import CellMaker, ImageRecord, ReadAhead, write_shard
 from collage_mpi.shards.cells import add_cells
 from collage_mpi.system.hard_exit import leave
-from collage_mpi.system.progress import StatusLines, StatusReporter
+from collage_mpi.system.progress import NoLines, StatusReporter
 
 if TYPE_CHECKING:
     from cProfile import Profile
 
+    from collage_mpi.job.coordinator import Coordinator
     from collage_mpi.job.image_buffer import Reader
 
 IMAGES = 128  # distinct ones, used again and again: 19 MB at 224 px, beyond most caches
+EVERY_S = 1e9  # seconds between two lines on how a block stands: none come
 GRACE_MS = 60_000.0  # the collage never wins: all nine single answers are always awaited
 
 
@@ -133,6 +138,7 @@ def bench_plan(world: World, folder: Path) -> Plan:
         between="drain",
         device="cpu",
         warmup_groups=settings.warmup,
+        status_every_s=EVERY_S,
     )
     plan = make_plan(asked, world.size)
     order = np.arange(settings.played_rounds * settings.grid.cells, dtype=np.int64) % IMAGES
@@ -140,12 +146,19 @@ def bench_plan(world: World, folder: Path) -> Plan:
 
 
 class MemoryReader:
-    """Images and their cells that are there already, in the order of a plan."""
+    """Images and their cells that are there already."""
 
-    def __init__(self, images: np.ndarray, cells: np.ndarray, order: np.ndarray) -> None:
-        """Images: (n, H, W, C) uint8; cells: theirs; order: (k,) indices into both."""
-        self._images, self._cells, self._order = images, cells, order.tolist()
+    cells_ns = 0
+
+    def __init__(self, images: np.ndarray, cells: np.ndarray) -> None:
+        """Images: (n, H, W, C) uint8; cells: theirs."""
+        self._images, self._cells = images, cells
+        self._order: list[int] = []
         self._next = 0
+
+    def add(self, order: np.ndarray) -> None:
+        """Append (k,) indices of images to what is taken."""
+        self._order += order.tolist()
 
     @property
     def remaining(self) -> int:
@@ -176,20 +189,8 @@ class MeteredReader:
         self._reader, self._meter, self._group_size = reader, meter, group_size
         self._taken = 0
 
-    @property
-    def remaining(self) -> int:
-        """Images not yet taken."""
-        return self._reader.remaining
-
-    @property
-    def ready(self) -> int:
-        """Images that can be had at once."""
-        return self._reader.ready
-
-    @property
-    def failed(self) -> bool:
-        """Whether the reader has met a failure."""
-        return self._reader.failed
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reader, name)
 
     def take(self, n: int) -> list[ImageRecord]:
         """The next images; right after the coordinator has read t0."""
@@ -198,6 +199,38 @@ class MeteredReader:
         records = self._reader.take(n)
         self._taken += len(records)
         return records
+
+
+class MeteredSession(TeamSession):
+    """A team's session whose reader is metered.
+
+    Attributes:
+        meter: begins a round with each group.
+        images: (n, H, W, C) uint8 in memory; None to read them from the shards.
+        stored: whether their cells are read from the shards too.
+    """
+
+    meter: RoundMeter
+    images: np.ndarray | None = None
+    stored = False
+
+    @contextmanager
+    def open_reader(self) -> Iterator[Reader]:
+        """The images in memory, or those of the shards."""
+        plan, encoder, size = self.plan, self.encoder, self.plan.settings.group_size
+        if self.images is not None:
+            made = MemoryReader(self.images, encoder.shrink(self.images))
+            yield MeteredReader(made, self.meter, size)
+            return
+        maker = CellMaker(encoder.shrink, plan.grid.cell_px if self.stored else None)
+        with ReadAhead(plan.shards, plan.order[:0], cells=maker, growing=True) as reader:
+            yield MeteredReader(reader, self.meter, size)
+
+    def build_coordinator(self) -> Coordinator:
+        """The loop; its polls are counted by the meter."""
+        coordinator = super().build_coordinator()
+        self.meter.polls = coordinator.polls
+        return coordinator
 
 
 class JobBlock:
@@ -211,49 +244,35 @@ class JobBlock:
         plan = self.plan
         if name == "job-carry":
             plan = replace(plan, settings=replace(plan.settings, between="carry", accept="first"))
-        encoder = build_encoder(plan)
-        worker_group = WorkerGroup(CoordinatorTransport(self.world.job_comm, self.world.mpi))
+        worker_group = self._group(None)
         try:
-            profile = self.world.profile if name == "job-memory" else None
-            if name == "job-memory":
-                cells = encoder.shrink(self.images)
-                reader_here = MemoryReader(self.images, cells, plan.order)
-                meter = self._run(plan, worker_group, encoder, reader_here, profile)
-            else:
-                stored = plan.grid.cell_px if name == "job-cells" and encoder.resizes else None
-                maker = CellMaker(encoder.shrink, stored)
-                with ReadAhead(plan.shards, plan.order, cells=maker) as reader:
-                    meter = self._run(plan, worker_group, encoder, reader, profile)
+            meter = self._run(plan, worker_group, name)
         finally:
             worker_group.stop(0)
         groups = read_results(self.out).groups
         measured = np.sort(groups, order="group")[self.world.settings.warmup : -1]
         return meter.block(measured["encode_ns"])
 
-    def _run(
-        self,
-        plan: Plan,
-        worker_group: WorkerGroup,
-        encoder: AnyEncoder,
-        reader: Reader,
-        profile: Profile | None,
-    ) -> RoundMeter:
+    def _group(self, ranks: Sequence[int] | None) -> WorkerGroup:
+        transport = CoordinatorTransport(self.world.job_comm, self.world.mpi, workers=ranks)
+        return WorkerGroup(transport)
+
+    def _run(self, plan: Plan, worker_group: WorkerGroup, name: str) -> RoundMeter:
         worker_group.greet()
-        hellos = worker_group.welcome(welcomes(plan, encoder))
-        worker_group.start(1.0)
         writer = RunWriter.create(self.out, make_manifest(plan))
-        meter = RoundMeter(self.world.settings)
-        metered = MeteredReader(reader, meter, plan.settings.group_size)
-        quiet = StatusReporter(None, "job", lines=StatusLines(""), every_s=float("inf"))
-        coordinator = build_coordinator(
-            plan, worker_group, writer, encoder, metered, lambda: None, quiet
-        )
-        meter.polls = coordinator.polls
-        ready, _ = roll_call(plan, worker_group, hellos)
-        if profile is not None:
-            finish = profile.runcall(coordinator.run, ready)
-        else:
-            finish = coordinator.run(ready)
+        lacking, never = np.ones(len(plan.order), bool), lambda: None
+        lead = build_lead(plan, self._group(()), writer, lacking, never)
+        facts = {"label": name, "total": len(plan.order), "before": 0}
+        audience = Audience(writer.publish(facts, EVERY_S), lacking, lines=NoLines())
+        with MeteredSession(plan, worker_group, lead, writer, audience, never) as session:
+            session.meter = meter = RoundMeter(self.world.settings)
+            profile = None
+            if name == "job-memory":
+                session.images, profile = self.images, self.world.profile
+            session.stored = name == "job-cells" and session.encoder.resizes
+            session.make_ready()
+            work = (ServiceCosts({}, {}, 1.0, None, {}),)
+            finish = profile.runcall(session.work, *work) if profile else session.work(*work)
         writer.close(finish.status)
         assert finish.status == COMPLETE, finish
         return meter

@@ -27,14 +27,10 @@ from collage_mpi.job.plan import (
     warn_of_one_class_groups,
     with_every_answer,
 )
+from collage_mpi.job.provenance import make_manifest
 from collage_mpi.job.resume import has_run
-from collage_mpi.job.session import (
-    build_encoder,
-    make_manifest,
-    not_done,
-    open_reader,
-    warn_of_bad_shards,
-)
+from collage_mpi.job.run import warn_of_bad_shards
+from collage_mpi.job.session import build_encoder, open_reader
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import KIND, SINGLE, SPARE_KINDS
 from collage_mpi.models.tuning import NO_TUNING
@@ -112,7 +108,8 @@ def forecast(
             if RunWriter.finished(out, manifest, retry_errors=retry_errors):
                 say(f"{out}: every image has its row already; nothing would be done")
                 return ExitCode.COMPLETE
-            order = not_done(plan, RunWriter.done(out, manifest, retry_errors=retry_errors))
+            done = RunWriter.done(out, manifest, retry_errors=retry_errors)
+            order = plan.order[plan.lacking(done)]
         else:
             check_place(out, shared=settings.shared_out == "on")
         encoder = build_encoder(plan)
@@ -148,8 +145,8 @@ def _read_ns(plan: Plan, encoder: AnyEncoder, order: np.ndarray) -> float:
 
 
 def _read(plan: Plan, order: np.ndarray, encoder: AnyEncoder) -> None:
-    alone = replace(plan, settings=replace(plan.settings, teams=1))  # else images come later
-    with open_reader(alone, order, encoder, ()) as reader:
+    with open_reader(plan, encoder, ()) as reader:
+        reader.add(order)
         while reader.take(len(order)):
             pass
 

@@ -89,7 +89,7 @@ def execute(args: argparse.Namespace) -> int:
     def team_body(
         worker_group: WorkerGroup, link: LeadLink, stop_reason: Callable[[], str | None]
     ) -> int:
-        from collage_mpi.job.team_session import run_team
+        from collage_mpi.job.run import run_team
 
         return run_team(settings_of, worker_group, link, stop_reason)
 
@@ -216,7 +216,7 @@ def run_and_tell(
     retry_errors: bool = False,
 ) -> int:
     """Run one session on rank 0, print its summary and save it as summary.json."""
-    from collage_mpi.job.session import run_session
+    from collage_mpi.job.run import run_session
     from collage_mpi.results import render_summary, summarise
     from collage_mpi.results.manifest import COMPLETE, read_manifest, to_go_on
     from collage_mpi.results.reader import open_run

@@ -126,7 +126,7 @@ def run_all(
     time_scale: float,
 ) -> int:
     """On rank 0: every scheme under each load, one after the other on the same ranks."""
-    from collage_mpi.job.session import run_session
+    from collage_mpi.job.run import run_session
 
     ratios: dict[str, float] = {}  # measured under the first load, and kept for the second
     for load in LOADS:

@@ -195,7 +195,7 @@ def run_points(
     Finished runs are skipped, unfinished ones are resumed. It ends at the first run that stays
     incomplete, because that run was stopped or its ranks are gone.
     """
-    from collage_mpi.job.session import run_session
+    from collage_mpi.job.run import run_session
 
     worst = ExitCode.COMPLETE
     for number, point in enumerate(points, start=1):

@@ -1,9 +1,4 @@
-"""Rank 0's loop: events in, actions out.
-
-Owns: the order of events, timers, the clock's stamps, what each action means here.
-Does not know: pixels (image_buffer does), networks, rows (recorder does), who is sent what (the
-scheduler does).
-"""
+"""A coordinator's loop: events in, actions out. It keeps the order of events, timers and stamps."""
 
 from __future__ import annotations
 
@@ -16,9 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from collage_mpi.job.calibration import PairBook
+from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.recorder import Recorder
+from collage_mpi.job.team import Supply
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult, unpack_results
 from collage_mpi.mpi.tasks import cancel_message_bytes, pack_cancel
@@ -36,28 +32,42 @@ DROPPED_TIMERS = 64  # kept in the heap at least; a timer a group would fill it 
 class Transport(Protocol):
     """What the loop needs of the transport; tests give it a scripted one."""
 
-    def poll(self) -> list[Received | Sent | Gone]: ...
+    def poll(self) -> Sequence[Received | Sent | Gone]: ...
     def buffer(self, nbytes: int) -> np.ndarray: ...
     def send_task(self, rank: int, buffer: np.ndarray, nbytes: int, token: int | None) -> None: ...
     def drop(self, rank: int) -> None: ...
 
 
 class Ranks(Protocol):
-    """What the loop needs of the watch over ranks."""
-
-    def sent(self, rank: int, now_ns: int, tasks: int) -> None: ...
-    def heard(self, rank: int, now_ns: int, service_ns: list[int]) -> None: ...
-    def gone(self, found: Gone) -> None: ...
-    def look(self, now_ns: int) -> list[ev.RankSuspected | ev.RankLost]: ...
-
-
-class Supply(Protocol):
-    """Where the images of one team of several come from, and whom it tells of its rows."""
+    """What the loop needs of its ranks: a `WorkerGroup`, or what stands for one."""
 
     @property
-    def paused(self) -> bool: ...
-    def look(self, now_ns: int, unresolved: int) -> bool: ...
-    def group_of(self, image: int) -> int: ...
+    def session(self) -> int: ...
+    @property
+    def transport(self) -> Transport: ...
+    @property
+    def detector(self) -> FailureDetector: ...
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What the loop goes by.
+
+    Attributes:
+        credit: messages that a rank may have at once.
+        clock: monotonic ns.
+        backoff: how to wait while nothing happens.
+        arrivals: when images enter.
+        stop_reason: says why to stop, or None.
+        report: called every REPORT_EVERY_NS, and when all is done.
+    """
+
+    credit: int
+    clock: Callable[[], int]
+    backoff: Backoff
+    arrivals: Arrivals
+    stop_reason: Callable[[], str | None]
+    report: Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -133,44 +143,23 @@ class Coordinator:
     def __init__(
         self,
         scheduler: Scheduler,
-        transport: Transport,
+        ranks: Ranks,
         feed: ImageBuffer,
         recorder: Recorder,
-        ranks: Ranks,
-        *,
-        session: int,
-        credit: int,
-        clock: Callable[[], int],
-        backoff: Backoff,
-        stop_reason: Callable[[], str | None] = lambda: None,
-        report: Callable[[Recorder], None] = lambda recorder: None,
-        arrivals: Arrivals | None = None,
-        supply: Supply | None = None,
-        book: PairBook | None = None,
+        supply: Supply,
+        settings: LoopSettings,
     ) -> None:
-        """`arrivals` are a closed loop by default; with a `supply` they are. `book` takes what both
-        networks say of an image, where a threshold is chosen by it.
-
-        `stop_reason()` says why to stop, or None; `report` is called every REPORT_EVERY_NS, and
-        when all is done.
-        """
-        self.scheduler = scheduler
-        self.transport = transport
-        self.feed = feed
-        self.recorder = recorder
-        self.ranks = ranks
-        self.session = session
-        self.credit = credit
-        self.clock = clock
-        self.backoff = backoff
+        """`supply` is attached to `feed` and `recorder` already."""
+        self.scheduler, self.feed, self.recorder = scheduler, feed, recorder
+        self.transport, self.ranks, self.session = ranks.transport, ranks.detector, ranks.session
+        self.credit, self.clock, self.backoff = settings.credit, settings.clock, settings.backoff
         self.polls = PollWatch()
         self.work = WorkMeter()
         self.finish: ev.Finish | None = None
         self.retired: dict[int, str] = {}
-        self._stop_reason = stop_reason
+        self._stop_reason, self._report = settings.stop_reason, settings.report
         self._stopped = False
         self._input_closed = False
-        self._report = report
         self._report_at_ns = 0
         # Events that came together, each while others were dealt with
         self._events: deque[Sequence[ev.Event]] = deque()
@@ -179,9 +168,8 @@ class Coordinator:
         self._cancels: dict[int, list[int]] = {}  # by rank, not sent yet
         self._timers: list[tuple[int, int]] = []  # heap of (at_ns, timer)
         self._dropped_timers: set[int] = set()
-        self._arrivals: Arrivals = arrivals or ClosedLoop()
+        self._arrivals = settings.arrivals
         self._supply, self._paused = supply, False
-        self.book = book
         self._letting_in = False
         self._last_ns = 0
         self._stamp_ns = 0
@@ -218,9 +206,9 @@ class Coordinator:
                     self.backoff.reset()
                 else:
                     self._pause()
-            if self.book is not None:
-                self.book.look()
-            self._report(self.recorder)
+            if self._supply.book is not None:
+                self._supply.book.look()
+            self._report()
         finally:
             # Also after an error: groups and tasks must match the images.
             self.recorder.finish(self.clock())
@@ -230,14 +218,10 @@ class Coordinator:
     def _pause(self) -> None:
         """Wait a little; where no image is in hand for the lead alone, which is heard so often."""
         in_hand = self.scheduler.groups.unresolved or self.feed.reader.remaining
-        if self._supply is None or in_hand:
+        if in_hand or self._input_closed:
             self.backoff.pause(self._until_timer_ns())
         else:
             self.backoff.rest(REST_NS)
-
-    def report(self) -> None:
-        """Tell how far the job is."""
-        self._report(self.recorder)
 
     def turn(self) -> bool:
         """Poll once and act; answers before losses before timers. Whether anything happened."""
@@ -256,10 +240,7 @@ class Coordinator:
                 self.ranks.gone(arrival)
         for sign in signs:
             self._missed(sign)
-        if self._supply is not None:
-            self._hear_of_supply(self._supply, now_ns)
-        if self.book is not None:
-            self._judge(self.book)
+        self._hear_of_supply(now_ns)
         arrived = self._let_in() if self._arrivals.waiting else False
         fired = self._fire_timers()
         reason = None if self._stopped else self._stop_reason()
@@ -270,7 +251,7 @@ class Coordinator:
             self._send_cancels()
         if now_ns >= self._report_at_ns:
             self._report_at_ns = now_ns + REPORT_EVERY_NS
-            self._report(self.recorder)
+            self._report()
         return bool(found or signs) or arrived or fired or reason is not None
 
     # ---- events -------------------------------------------------------------
@@ -325,21 +306,19 @@ class Coordinator:
             self.recorder.lost(sign.rank, sign.now_ns, sign.why)
             self.transport.drop(sign.rank)
 
-    def _hear_of_supply(self, supply: Supply, now_ns: int) -> None:
-        """Images may have been granted; the latency of those that were awaited counts from now."""
-        dry = self.feed.reader.remaining == 0
-        if supply.look(now_ns, self.scheduler.groups.unresolved) and dry:
+    def _hear_of_supply(self, now_ns: int) -> None:
+        """Images may have been granted, and the threshold may be another from now on."""
+        supply = self._supply
+        if supply.book is not None:
+            supply.book.look()
+        if supply.look(now_ns, self.scheduler.groups.unresolved):
             assert isinstance(self._arrivals, ClosedLoop)
-            self._arrivals.granted(self.clock())
+            self._arrivals.granted(self.clock())  # latencies of awaited images count from now
         if supply.paused and not self._paused:
             self._handle(ev.InputPaused(self.clock()))
         self._paused = supply.paused
-
-    def _judge(self, book: PairBook) -> None:
-        """Say what both networks said; the threshold may be another from now on."""
-        book.look()
-        while book.heard:
-            self._handle(ev.Threshold(self.clock(), book.heard.pop(0)))
+        while supply.book is not None and supply.book.heard:
+            self._handle(ev.Threshold(self.clock(), supply.book.heard.pop(0)))
 
     def _fire_timers(self) -> bool:
         fired = False
@@ -394,10 +373,10 @@ class Coordinator:
             arrivals = []
             for (image, record), (t0_ns, asked_ns) in zip(admitted, entries, strict=True):
                 record.t0_ns, record.read_ns = t0_ns, now_ns - asked_ns
-                group = None if self._supply is None else self._supply.group_of(image)
+                group = self._supply.group_of(image)
                 drawn = self.feed.draw.one(record.shard, record.row)
-                if self.book is not None:
-                    drawn |= self.book.calibrates(image, record.index)
+                if self._supply.book is not None:
+                    drawn |= self._supply.book.calibrates(image, record.index)
                 fault = record.fault or ""
                 arrivals.append(ev.ImageArrived(now_ns, image, t0_ns, fault, group, drawn))
             self._handle(*arrivals)
@@ -435,8 +414,8 @@ class Coordinator:
             self.work.sent(self.clock() - start_ns, ())
 
     def _resolve(self, action: ev.Resolve) -> None:
-        if self.book is not None:
-            self.book.resolved(action)
+        if self._supply.book is not None:
+            self._supply.book.resolved(action)
         self.recorder.resolved(action, self._stamp_ns)
 
     def _recall(self, action: ev.Recall) -> None:

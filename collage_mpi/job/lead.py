@@ -1,8 +1,7 @@
 """The lead: what rank 0 does for all teams, beside being the coordinator of the first one.
 
-Owns: what teams are told and when, which are there, given up or done, that a part is published
-only while its lease is its team's.
-Does not know: tasks, ranks of other teams, how leases are cut (scheduler/leases), files.
+Every run has a lead. Where team 0 is the only team, the lead grants it everything in one lease at
+once, and its rows need no publishing.
 """
 
 from __future__ import annotations
@@ -10,9 +9,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.job import messages
@@ -30,23 +31,44 @@ from collage_mpi.job.messages import (
     Ready,
     SetThreshold,
 )
+from collage_mpi.job.plan import Plan
+from collage_mpi.job.recorder import Totals
+from collage_mpi.job.team import ALIVE_EVERY_NS, order_digest, ranges_of
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.mpi.transport import Gone, Received
 from collage_mpi.results.pending import Publisher, read_entry
 from collage_mpi.results.rows import IMAGES, TABLES
+from collage_mpi.results.writer import RunWriter
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import RankLost
-from collage_mpi.scheduler.leases import LeaseBook, count
+from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings, count
 from collage_mpi.system.backoff import GROUP_BACKOFF, Backoff
 from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
 
 LOOK_EVERY_NS = 1_000_000
+# Images: what is done again when a coordinator is lost, and the length of a message.
+LARGEST_LEASE = 2048
 LOOK_REST = 20  # looks take a twentieth of the time at most, however many teams there are,
 LONGEST_REST_NS = 1_000_000_000  # but a process that was suspended in one looks again soon
 TABLE_NAMES = frozenset(table.name for table in TABLES)
 _FAULTS = {int(error.exit_code): error for error in (UsageError, EnvironmentFault, DataFault)}
+
+
+@dataclass(frozen=True)
+class LeadSettings:
+    """What the lead is told once.
+
+    Attributes:
+        session: of team 0; those of the other teams follow.
+        batch: groups of a unit of the book of leases.
+        late_s: how long after the start the job waits for a team that has not come.
+    """
+
+    session: int
+    batch: int
+    late_s: float
 
 
 @dataclass
@@ -95,35 +117,35 @@ class Lead:
         self,
         others: WorkerGroup,
         book: LeaseBook,
-        publisher: Publisher,
-        session: int,
-        *,
-        batch: int,
-        late_s: float,
+        publisher: Publisher | None,
+        settings: LeadSettings,
         stop_reason: Callable[[], str | None],
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """`others`: the coordinators of the other teams; `session` of team 0, others follow.
-
-        `batch`: groups of a unit of the book. `late_s`: how long after the start a team may come
-        for whose sake the job waits.
-        """
+        """`others`: the coordinators of the other teams; without any there is no `publisher`."""
         self.unread = 0
         self.inbox: deque[Message] = deque()
         self._judge: Callable[[Iterable[Pair]], None] = lambda pairs: None
         self._threshold: SetThreshold | None = None
         self._others, self._book, self._publisher = others, book, publisher
-        self._batch, self._stop_reason, self._clock = batch, stop_reason, clock
+        self._settings, self._why_stop, self._clock = settings, stop_reason, clock
         self.teams = [
-            Team(number, rank, session + number) for number, rank in enumerate((0, *others.ranks))
+            Team(number, rank, settings.session + number)
+            for number, rank in enumerate((0, *others.ranks))
         ]
         self._by_rank = {team.rank: team for team in self.teams}
+        self._own: Callable[[], Progress] = lambda: Progress(0, 0, 0)  # team 0's
         self._start: messages.Start | None = None
         self._networks: Mapping[str, str] = {}
         self._waiting: list[tuple[Team, Ready]] = []  # until the costs are known
         self._halted = False
-        self._late_ns = int(late_s * 1e9)  # from the start on: when that is
+        self._late_ns = int(settings.late_s * 1e9)  # from the start on: when that is
         self._look_at_ns = 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether team 0 is the only team."""
+        return len(self.teams) == 1
 
     # ---- what team 0 needs of a link ----------------------------------------
 
@@ -136,18 +158,38 @@ class Lead:
         self.look()
         return self.inbox.popleft() if self.inbox else None
 
+    lost = None
+
+    def stop_reason(self) -> str | None:
+        """Never any: team 0 hears of a signal by itself."""
+        return None
+
+    def follow(self, progress: Callable[[], Progress]) -> None:
+        """From now on `progress` tells how far team 0 is."""
+        self._own = progress
+
+    def totals(self, own: Totals) -> Totals:
+        """Those of all teams; `own`: team 0's."""
+        others = asdict(self.progress)
+        return replace(own, **{name: getattr(own, name) + n for name, n in others.items()})
+
     # ---- the course of a job ------------------------------------------------
 
     def begin(self, run_id: str, order: str) -> None:
-        """The run is claimed: teams may make ready."""
+        """The run is claimed: teams may make ready. A team alone gets its images at once, so that
+        the first of them are read while its ranks load."""
         for team in self.teams[1:]:
             self._tell(team, Begin(team.session, run_id, order))
+        if self.alone:
+            self._join(self.teams[0])
+            self._grant()
 
     def start(self, start: messages.Start, networks: Mapping[str, str]) -> None:
         """What networks cost is known, and what team 0 holds: leases go out from now on."""
         self._start, self._networks = start, networks
         self._late_ns += self._clock()
-        self._join(self.teams[0])
+        if not self.alone:
+            self._join(self.teams[0])
         self._look_at_ns = 0
         self.look()
 
@@ -181,7 +223,7 @@ class Lead:
         for sign in signs:
             if isinstance(sign, RankLost):
                 self._give_up(self._by_rank[sign.rank], sign.why)
-        reason = None if self._halted else self._stop_reason()
+        reason = None if self._halted else self._why_stop()
         if reason is not None:
             self._halted = True
             for team in self.teams[1:]:
@@ -192,7 +234,8 @@ class Lead:
                 self._welcome(team, ready)
         self._grant()
         rest_ns = min(LOOK_REST * (self._clock() - now_ns), LONGEST_REST_NS)
-        self._look_at_ns = now_ns + max(LOOK_EVERY_NS, rest_ns)
+        least_ns = LONGEST_REST_NS if self.alone else LOOK_EVERY_NS  # alone there is nobody to hear
+        self._look_at_ns = now_ns + max(least_ns, rest_ns)
 
     def wait(self, report: Callable[[], object]) -> None:
         """Until no team is awaited; `report` is called again and again."""
@@ -227,24 +270,30 @@ class Lead:
         return Progress(*map(sum, zip(*map(astuple, all_of), strict=True)))
 
     @property
-    def status(self) -> str:
-        """Of the launch, once no team is at work; what no team could read is told apart."""
-        return ev.COMPLETE if self._book.finished else ev.INCOMPLETE
+    def images(self) -> int:
+        """How many images have their outcome, in all teams."""
+        return self._own().images + self.progress.images
 
     @property
-    def reason(self) -> str:
-        """Why it is incomplete."""
-        said = (team.done.reason for team in self.teams if team.done and team.done.reason)
-        return next(said, "no team is left to do the rest")
+    def finish(self) -> ev.Finish:
+        """How the launch has ended, once no team is at work, and why if it is incomplete. Images
+        that no team could read are told apart."""
+        ended = [team.done for team in self.teams if team.done]
+        if self.alone and ended:
+            return ev.Finish(ended[0].status, ended[0].reason)
+        if self._book.finished:
+            return ev.Finish(ev.COMPLETE, "")
+        said = (done.reason for done in ended if done.reason)
+        return ev.Finish(ev.INCOMPLETE, next(said, "no team is left to do the rest"))
 
     @property
-    def lost(self) -> list[str]:
+    def lost_shards(self) -> list[str]:
         """Why shards were not read in full, where that left an image without a row."""
         ended = [team.done for team in self.teams if team.done]
         return [why for done in ended for why in done.lost] if self.unread else []
 
     @property
-    def changed(self) -> list[str]:
+    def changed_shards(self) -> list[str]:
         """Shards that have changed, as teams met them."""
         return [why for team in self.teams if team.done for why in team.done.changed]
 
@@ -332,6 +381,7 @@ class Lead:
             if not self._book.commit(team.number, part.epoch, ranges):
                 return
             team.published += count(ranges)
+        assert self._publisher is not None
         self._publisher.put(part.table, team.session, part.number)
 
     def _judge_rest(self, team: Team, idle: Idle) -> None:
@@ -402,12 +452,13 @@ class Lead:
                 lease = self._book.grant(team.number)
                 team.lease, team.lulled = lease.number, False
                 places = messages.packed_ranges(lease.ranges)
-                first = lease.first_group * self._batch
+                first = lease.first_group * self._settings.batch
                 self._tell(team, messages.Lease(lease.number, lease.epoch, first, places))
-            if not self._book.left_for(team.number) and not team.lulled:
+            # A team alone has nobody to take over from: it has all that there will be.
+            if not self.alone and not self._book.left_for(team.number) and not team.lulled:
                 team.lulled = True
                 self._tell(team, messages.Lull())
-            if self._book.finished and not team.closed:
+            if (self.alone or self._book.finished) and not team.closed:
                 team.closed = True
                 self._tell(team, messages.Close())
 
@@ -416,3 +467,34 @@ class Lead:
             self._others.tell(team.rank, message)
         else:
             self.inbox.append(message)
+
+
+def build_lead(
+    plan: Plan,
+    others: WorkerGroup,
+    writer: RunWriter,
+    lacking: np.ndarray,
+    stop_reason: Callable[[], str | None],
+) -> Lead:
+    """The lead of a run that is claimed; the other teams make ready from now on.
+
+    `lacking`: (n,) bool, which of the plan's images have no row.
+    """
+    settings = plan.settings
+    timeout_s = settings.reply_timeout_s
+    if timeout_s is not None:  # of a coordinator, which is heard but so often
+        timeout_s = max(timeout_s, 2 * ALIVE_EVERY_NS / 1e9)
+    # Silence is seen in any world, and what a team has not said to be done is waited for.
+    others.detector.tolerate(settings.on_rank_loss != "abort", timeout_s, all_needed=True)
+    unit = settings.batch * settings.group_size
+    largest = max(1, LARGEST_LEASE // unit)
+    an_image_a_rank = -(-len(plan.placement.workers) // unit)
+    leases = LeaseSettings(unit, smallest=min(an_image_a_rank, largest), largest=largest)
+    if not others.ranks:
+        everything = max(1, -(-len(plan.order) // unit))
+        leases = LeaseSettings(unit, smallest=everything, largest=everything)
+    book = LeaseBook(leases, len(plan.order), done=ranges_of(np.flatnonzero(~lacking)))
+    told = LeadSettings(writer.session, settings.batch, settings.start_timeout_s)
+    lead = Lead(others, book, writer.publisher, told, stop_reason)
+    lead.begin(writer.manifest["run_id"], order_digest(plan) if others.ranks else "")
+    return lead

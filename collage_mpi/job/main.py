@@ -110,13 +110,11 @@ def run_world(
         if rank and team_body is not None:
             return world.work_as_team(own, team_body)
         report(up=True)
-        worker_group = world.group(own)
-        if each < size:
-            worker_group.others = world.group(range(each, size, each))
-            worker_group.others.transport.expect(CONTROL_BYTES)
+        worker_group, others = world.group(own), world.group(range(each, size, each))
+        others.transport.expect(CONTROL_BYTES)
+        worker_group.others = others
         code = world.coordinate(worker_group, body)
-        if worker_group.others is not None:
-            world.part(worker_group.others, code)
+        world.part(others, code)
         world.part(worker_group, code)
         return code
 
@@ -143,7 +141,7 @@ class _World:
     def group(self, ranks: Sequence[int]) -> WorkerGroup:
         """The ranks that this one coordinates, told where it is."""
         process_monitor = None
-        if self.tolerant:
+        if self.tolerant and ranks:
             size = self.comm.Get_size()
             process_monitor = ProcessMonitor(
                 size, one_host=local_size() == size, interface=told_interface(), ranks=ranks

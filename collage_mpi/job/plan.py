@@ -66,6 +66,19 @@ class Plan:
         return self.settings.calibration_images(len(self.order))
 
     @property
+    def starts(self) -> np.ndarray:
+        """(shards + 1,) int64: the global index of each shard's first row, and the end."""
+        return np.cumsum([0, *(info.count for info in self.shards.infos)], dtype=np.int64)
+
+    def lacking(self, done: np.ndarray) -> np.ndarray:
+        """(n,) bool: the images of the order without a row; done: (k,) of (shard u4, row u8)."""
+        if not len(done):
+            return np.ones(len(self.order), bool)
+        finished = self.starts[done["shard"]] + done["row"].astype(np.int64)
+        lacking: np.ndarray = ~np.isin(self.order, finished)
+        return lacking
+
+    @property
     def networks(self) -> dict[str, str]:
         """Network spec of each kind that the scheme uses."""
         settings = self.settings

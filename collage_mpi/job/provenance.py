@@ -1,8 +1,6 @@
-"""By what a session was made: the command as typed, where, and the versions of what ran.
+"""What a run's manifest says: what was asked, what it was made from and by whom, who took part.
 
-Owns: what a manifest says of that.
-Does not know: settings, ranks but rank 0. Versions are read from packages' metadata: nothing
-heavy is imported for them.
+Versions are read from packages' metadata, so that nothing heavy is imported for them.
 """
 
 from __future__ import annotations
@@ -11,12 +9,25 @@ import os
 import platform
 import socket
 import sys
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from collage_mpi import __version__
+from collage_mpi.job.inputs import digests, named_files
+from collage_mpi.job.messages import Hello
+from collage_mpi.job.plan import Plan
+from collage_mpi.job.recorder import Totals
+from collage_mpi.job.session import TeamSession
+from collage_mpi.results.marks import keys_digest
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.system.backoff import COORDINATOR_BACKOFF, WORKER_BACKOFF
 
+LARGEST_EXCEEDED_SHARE = 0.01  # of tasks that took longer than their draw and what is tolerated
 PACKAGES = ("numpy", "torch", "mpi4py", "h5py")
 
 
@@ -54,3 +65,101 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def make_manifest(plan: Plan) -> dict[str, Any]:
+    """What the run was asked to do, for its manifest."""
+    settings = plan.settings
+    return {
+        "run_id": uuid.uuid4().hex,
+        "settings": (plan.asked or settings).to_dict(),
+        "inputs": digests(named_files(settings)),
+        "shards": [
+            {"path": str(info.path), "fingerprint": info.fingerprint, "count": info.count}
+            for info in plan.shards.infos
+        ],
+        "bad_shards": [{"path": str(bad.path), "reason": bad.reason} for bad in plan.shards.bad],
+        "rows": len(plan.order),
+        "order": settings.order,
+        "limit": settings.limit,
+        "input_digest": keys_digest(plan.order, plan.starts),
+        "class_names": list(plan.class_names) if plan.class_names else None,
+        **settings.labels(),
+        "mode": settings.mode,
+        "open_loop": settings.open_loop,
+        "batch": settings.batch,
+        "side": settings.side,
+        "straggler": settings.describe_delays(),
+        "placement": plan.placement.describe(),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "warmup_groups": settings.warm_groups,
+        **({"extras": asdict(settings.extras)} if settings.extras else {}),
+        **({"teams": settings.teams} if settings.teams > 1 else {}),
+        **settings.audit_facts(),
+    }
+
+
+def final_facts(session: TeamSession, job: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a session only at its end, for the manifest; `job`: as of `job_facts`."""
+    plan, coordinator, costs = session.plan, session.coordinator, session.costs
+    return {
+        "world": [
+            {
+                "rank": plan.placement.coordinator,
+                "host": job["host"],
+                "pid": job["pid"],
+                "kinds": [],
+                "role": "coordinator",
+            },
+            *({"rank": rank, **_member(hello)} for rank, hello in sorted(session.hellos.items())),
+        ],
+        "cost_ratio": costs.ratio,
+        "cost_ratio_interval": costs.interval,
+        "batch_costs": costs.batch_costs,
+        "idle_service_ns": costs.idle_ns,
+        "idle_batch_ns": costs.batch_ns,
+        "rank0": coordinator.work.means(),
+        "poll": {
+            "longest_gap_ns": coordinator.polls.longest_ns,
+            "polls": coordinator.polls.polls,
+            "coordinator_backoff": asdict(COORDINATOR_BACKOFF),
+            "worker_backoff": asdict(WORKER_BACKOFF),
+        },
+        "validity": validity(coordinator.recorder.totals, plan.settings),
+        "retired": coordinator.retired,
+        **({"began_ns": coordinator.recorder.began_ns} if plan.settings.teams > 1 else {}),
+    }
+
+
+def validity(totals: Totals, settings: RunSettings) -> dict[str, Any]:
+    """Whether the injected delays were those of the model (docs/stragglers.md).
+
+    Burnt ranks are meant to be slower than their draws: with them there is no such rule.
+    """
+    share = totals.exceeded / totals.drawn_tasks if totals.drawn_tasks else 0.0
+    return {
+        "valid": share <= LARGEST_EXCEEDED_SHARE or bool(settings.burn_ranks),
+        "exceeded": totals.exceeded,
+        "tasks": totals.drawn_tasks,
+        "share": share,
+    }
+
+
+def planned_world(plan: Plan, team: int) -> list[dict[str, Any]]:
+    """The ranks of a team that did not tell of them itself."""
+    settings = plan.settings
+    placed = settings.place_team(settings.teams * plan.placement.world_size, team, None)
+    ranks = [{"rank": rank, "kinds": sorted(held)} for rank, held in placed.of_rank.items()]
+    return [{"rank": placed.coordinator, "kinds": [], "role": "coordinator"}, *ranks]
+
+
+def _member(hello: Hello) -> dict[str, Any]:
+    return {
+        "host": hello.host,
+        "pid": hello.pid,
+        "kinds": hello.kinds,
+        "devices": hello.devices,
+        "tuning": hello.tuning,
+        "fingerprints": hello.fingerprints,
+        "service_ns": hello.service_ns,
+    }

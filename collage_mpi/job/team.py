@@ -1,7 +1,6 @@
 """A team's end of what it and the lead say: images come as leases, parts go to be published.
 
-Owns: the link to the lead and its loss, which leases are in hand, what of the rows was told.
-Does not know: other teams, who gets which lease (job/lead), schemes, how rows are written.
+Team 0 calls the lead, which is in its process; the other teams send messages (`LeadLink`).
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import cached_property
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.job import messages
 from collage_mpi.job.calibration import Pair, PairBook
-from collage_mpi.job.image_buffer import ImageBuffer
+from collage_mpi.job.image_buffer import ImageBuffer, Reader
 from collage_mpi.job.messages import (
     Close,
     Halt,
@@ -31,12 +31,11 @@ from collage_mpi.job.messages import (
     SetThreshold,
 )
 from collage_mpi.job.plan import Plan
-from collage_mpi.job.recorder import Recorder
+from collage_mpi.job.recorder import Recorder, Totals
 from collage_mpi.job.worker import CoordinatorMonitor, Endpoint
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import RankFailure
 from collage_mpi.results.row_sink import RowSink
-from collage_mpi.shards import ReadAhead
 from collage_mpi.system.backoff import GROUP_BACKOFF, Backoff
 
 LOOK_EVERY_NS = 1_000_000  # at the lead's messages: it is two leases ahead
@@ -62,18 +61,31 @@ class LeadLost(CollageError):
 
 
 class Link(Protocol):
-    """What a team needs of its connection to the lead."""
+    """What a team needs of its connection to the lead.
 
+    Attributes:
+        lost: why the lead can no longer be heard, or None; costs no look.
+    """
+
+    @property
+    def lost(self) -> str | None: ...
     def say(self, message: Message) -> None: ...
     def hear(self) -> Message | None: ...
+    def stop_reason(self) -> str | None:
+        """For loops that wait for others: why not to go on, or None."""
+        ...
+
+    def follow(self, progress: Callable[[], Progress]) -> None:
+        """From now on `progress` tells how far the team is."""
+        ...
+
+    def totals(self, own: Totals) -> Totals:
+        """The totals of all teams as far as they are known here, given the team's own."""
+        ...
 
 
 class LeadLink:
-    """Another team's connection to the lead, by messages.
-
-    Attributes:
-        progress: how far the team is, told twice a second.
-    """
+    """Another team's connection to the lead, by messages. Progress is told twice a second."""
 
     def __init__(
         self,
@@ -81,7 +93,7 @@ class LeadLink:
         monitor: CoordinatorMonitor,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self.progress: Callable[[], Progress] = lambda: Progress(0, 0, 0)
+        self._progress: Callable[[], Progress] = lambda: Progress(0, 0, 0)
         self.gone = threading.Event()  # set by whoever notices first that the lead is lost
         self._endpoint, self._monitor, self._clock = endpoint, monitor, clock
         self._alive_ns = 0
@@ -92,6 +104,14 @@ class LeadLink:
         if not self.gone.is_set():
             buffer = self._endpoint.buffer(wire.CONTROL_BYTES)
             self._endpoint.send(buffer, messages.pack(buffer, 0, message))
+
+    def follow(self, progress: Callable[[], Progress]) -> None:
+        """From now on `progress` tells how far the team is."""
+        self._progress = progress
+
+    def totals(self, own: Totals) -> Totals:
+        """The team's own: it knows of no other team."""
+        return own
 
     def hear(self) -> Message | None:
         """What the lead has said next, or None.
@@ -157,7 +177,7 @@ class LeadLink:
             return None
         if self._clock() >= self._alive_ns:
             self._alive_ns = self._clock() + ALIVE_EVERY_NS
-            self.say(self.progress())
+            self.say(self._progress())
         try:
             message = self._endpoint.poll_control()
         except RankFailure:
@@ -180,28 +200,47 @@ class LeadLink:
 class Supply:
     """The leases of a team in its coordinator's loop."""
 
-    def __init__(self, link: Link, plan: Plan, reader: ReadAhead, rows: RowSink) -> None:
+    def __init__(self, link: Link, plan: Plan, reader: Reader, rows: RowSink) -> None:
         """`reader` has no image yet, and takes more."""
         self.halted: str | None = None  # why the lead has told to stop
+        self.book: PairBook | None = None
         self._link, self._plan, self._reader, self._rows = link, plan, reader, rows
         self._size = plan.settings.group_size
-        self._places = Places(plan)
+        # Of several teams no two may use one number; one team counts its images and groups.
+        self._numbered = plan.settings.teams > 1
         self._look_at_ns = 0
         self._given = 0  # images so far
+        self._new: deque[tuple[Lease, np.ndarray]] = deque()  # heard of, and their images
         self._waiting: deque[tuple[int, int]] = deque()  # leases not begun, images given before
         self._lease, self._epoch = -1, 0  # the last one, and whose it is
-        self._lull = self._flushed = self._told = False
+        self._lull = self._flushed = self._told = self._closed = False
+        self._warm = False  # whether it is known from which group on the warm-up counts
 
     def attach(self, feed: ImageBuffer, recorder: Recorder, book: PairBook | None = None) -> None:
         """Where its images come in, who counts them, and who pairs the answers for them."""
-        self._feed, self._recorder, self._book = feed, recorder, book
+        self._feed, self._recorder, self.book = feed, recorder, book
         if book is not None:
             book.tell(self._say_pairs)
         feed.grow()
+        self._introduce()
 
-    def group_of(self, image: int) -> int:
-        """The number of an image's group: images are numbered by it and by their cell."""
-        return image // self._size
+    def hear(self) -> bool:
+        """Take what the lead has said; whether images have come, or the end of them.
+
+        Before `attach` the reader begins to read what has come.
+        """
+        came = False
+        while (said := self._link.hear()) is not None:
+            came |= self._take(said)
+        return came
+
+    @cached_property
+    def _places(self) -> Places:
+        return Places(self._plan)
+
+    def group_of(self, image: int) -> int | None:
+        """The group's number if the lease gives it: images are numbered by group and cell."""
+        return image // self._size if self._numbered else None
 
     @property
     def paused(self) -> bool:
@@ -216,16 +255,16 @@ class Supply:
         return Progress(*told)
 
     def look(self, now_ns: int, unresolved: int) -> bool:
-        """Hear and tell; whether images have come, or the end of them.
+        """Hear and tell; whether images have come where none was left, or the end of them.
 
         `unresolved`: images in the job.
         """
         if now_ns < self._look_at_ns:
             return False
         self._look_at_ns = now_ns + LOOK_EVERY_NS
-        came = False
-        while (said := self._link.hear()) is not None:
-            came |= self._take(said)
+        dry = self._reader.remaining == 0
+        came = self.hear() and dry
+        self._introduce()
         while self._waiting and self._given - self._reader.remaining > self._waiting[0][1]:
             self._link.say(messages.Begun(self._waiting.popleft()[0]))
         self.tell_of_parts()
@@ -256,32 +295,43 @@ class Supply:
         if isinstance(said, Lease):
             self._add(said)
         elif isinstance(said, Close):
-            self._feed.close()
+            self._closed = True
         elif isinstance(said, Lull):
             self._lull = True
         elif isinstance(said, Halt):
             self.halted = said.reason
-        elif isinstance(said, SetThreshold) and self._book is not None:
-            self._book.heard.append(said.confidence)
+        elif isinstance(said, SetThreshold) and self.book is not None:
+            self.book.heard.append(said.confidence)
         return isinstance(said, Lease | Close)
 
     def _say_pairs(self, pairs: tuple[Pair, ...]) -> None:
         for start in range(0, len(pairs), PAIRS_A_MESSAGE):
             self._link.say(messages.Pairs(pairs[start : start + PAIRS_A_MESSAGE]))
+        self._look_at_ns = 0  # they may have settled a threshold
 
     def _add(self, lease: Lease) -> None:
-        if self._lease < 0:
-            self._recorder.warm_up_from(lease.first_group)
         self._lease, self._epoch = lease.number, lease.epoch
         self._lull = self._flushed = self._told = False
-        ranges = [np.arange(*each) for each in messages.unpacked_ranges(lease.places)]
-        indices = self._plan.order[np.concatenate(ranges)]  # (k,) int64
-        self._feed.number(indices.tolist(), lease.first_group * self._size)
-        if self._book is not None:
-            self._book.expect(indices.tolist())
+        ranges = messages.unpacked_ranges(lease.places)
+        indices = np.concatenate([self._plan.order[start:stop] for start, stop in ranges])
+        self._new.append((lease, indices))  # (k,) int64
         self._waiting.append((lease.number, self._given))
         self._given += len(indices)
         self._reader.add(indices)
+
+    def _introduce(self) -> None:
+        """Tell those who are attached of the images that were heard of."""
+        while self._new:
+            lease, indices = self._new.popleft()
+            if not self._warm:
+                self._warm = True
+                self._recorder.warm_up_from(lease.first_group)
+            if self._numbered:
+                self._feed.number(indices.tolist(), lease.first_group * self._size)
+            if self.book is not None:
+                self.book.expect(indices.tolist())
+        if self._closed:
+            self._feed.close()
 
 
 class Places:

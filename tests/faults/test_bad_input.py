@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode
-from collage_mpi.job.session import judge_input
+from collage_mpi.job.run import judge_input
 from collage_mpi.results import read_results, verify_run
 from collage_mpi.results.manifest import differences
 from collage_mpi.shards import ReadAhead, ShardSet, as_before, guard, write_shard

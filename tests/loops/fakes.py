@@ -83,6 +83,9 @@ class ListReader:
         read = (self._clock.now_ns - self._start_ns) // self._every_ns * self._batch
         return min(len(self._left), read - self._taken)
 
+    def add(self, order: np.ndarray) -> None:
+        """Does nothing: it has its images."""
+
     def take(self, n: int) -> list[ImageRecord]:
         if self.failed:
             raise OSError("the disk is gone")
@@ -100,6 +103,7 @@ class ListWriter:
         self.images: list[Any] = []
         self.groups: list[Any] = []
         self.tasks: list[Any] = []
+        self.pending: deque[Any] = deque()  # parts to be published: none, of a team alone
 
     def image(self, row: Any) -> None:
         self.images.append(row)
@@ -118,6 +122,27 @@ Behave = Callable[[int, WireTask, list[int]], "WireResult | None"]
 def truthful(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
     """Every item's class is its top-left pixel."""
     return WireResult(task.task, ANSWERED, cells=tuple(Score(p, 0.9) for p in pixels))
+
+
+class LoneLead:
+    """The lead of one team as the team knows it: all images in one lease, then the end.
+
+    Args:
+        images: how many.
+    """
+
+    lost = None
+
+    def __init__(self, images: int) -> None:
+        self.said: list[Message] = []
+        everything = messages.Lease(0, 1, 0, messages.packed_ranges([(0, images)]))
+        self.told: deque[Message] = deque([*([everything] if images else []), messages.Close()])
+
+    def say(self, message: Message) -> None:
+        self.said.append(message)
+
+    def hear(self) -> Message | None:
+        return self.told.popleft() if self.told else None
 
 
 class Cluster:

@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Collection
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from fakes import (
     Cluster,
     ListReader,
     ListWriter,
+    LoneLead,
     record,
     truthful,
 )
@@ -32,9 +34,16 @@ from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job.calibration import Asked, Judge, PairBook
-from collage_mpi.job.coordinator import REPORT_EVERY_NS, Coordinator, ReadyRank, WorkMeter
+from collage_mpi.job.coordinator import (
+    REPORT_EVERY_NS,
+    Coordinator,
+    LoopSettings,
+    ReadyRank,
+    WorkMeter,
+)
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.recorder import Recorder
+from collage_mpi.job.team import Supply
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult
 from collage_mpi.mpi.tasks import WireTask
@@ -45,6 +54,7 @@ from collage_mpi.scheduler import Scheduler, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.core import ProtocolViolation
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
+from collage_mpi.workload.arrivals import ClosedLoop
 
 
 class Deaths:
@@ -140,26 +150,36 @@ class Job:
         held = [set(kinds) if placement == "fastest" else {kind} for kind in kinds]
         self.ready = [ReadyRank(r, frozenset(k), "host") for r, k in enumerate(held, start=1)]
         self.most_held = self.most_remembered = 0
+        self.link = LoneLead(len(self.records))
+        plan = SimpleNamespace(
+            order=np.arange(len(self.records)),
+            settings=SimpleNamespace(group_size=side * side, teams=1),
+        )
+        self.supply = Supply(self.link, plan, self.feed.reader, self.writer)
+        self.supply.hear()
+        book = PairBook(range(calibration)) if calibration else None
+        self.supply.attach(self.feed, self.recorder, book)
         self.coordinator = Coordinator(
             self.scheduler,
-            self.cluster,
+            SimpleNamespace(transport=self.cluster, detector=self.detector, session=SESSION),
             self.feed,
             self.recorder,
-            self.detector,
-            session=SESSION,
-            credit=credit,
-            clock=self.clock,
-            backoff=Backoff(COORDINATOR_BACKOFF, self.clock.sleep),
-            stop_reason=lambda: (
-                "asked" if stop_at_ns is not None and self.clock.now_ns >= stop_at_ns else None
+            self.supply,
+            LoopSettings(
+                credit=credit,
+                clock=self.clock,
+                backoff=Backoff(COORDINATOR_BACKOFF, self.clock.sleep),
+                arrivals=ClosedLoop(),
+                stop_reason=lambda: (
+                    "asked" if stop_at_ns is not None and self.clock.now_ns >= stop_at_ns else None
+                ),
+                report=self._watch,
             ),
-            report=self._watch,
-            book=PairBook(range(calibration)) if calibration else None,
         )
 
-    def _watch(self, recorder: Recorder) -> None:
+    def _watch(self) -> None:
         self.most_held = max(self.most_held, len(self.feed.images))
-        remembered = len(self.feed.images) + len(recorder._tasks) + len(recorder._groups)
+        remembered = len(self.feed.images) + len(self.recorder._tasks) + len(self.recorder._groups)
         self.most_remembered = max(self.most_remembered, remembered)
         assert self.clock.now_ns < self.start_ns + 3600 * 10**9, "an hour has passed: a hang"
 
@@ -234,7 +254,7 @@ def test_every_image_gets_its_own_answer_once(images, scheme, shape):
 def test_the_images_that_both_networks_classify_first_choose_the_threshold(cells_differ, chosen):
     """None is accepted before, and none after where the networks differ."""
     job = Job(120, scheme="cascade", placement="fastest", calibration=40)
-    book = job.coordinator.book
+    book = job.supply.book
     judge = Judge(Asked(agree=0.9, wanted=40, calibration=40, images=120, cells=4, ratio=0.5))
 
     def hear(pairs):
@@ -486,7 +506,7 @@ def test_memory_is_that_of_the_groups_in_flight():
 def test_timers_of_groups_that_are_done_leave_memory():
     job = Job(3000, image_timeout_ns=10**15)
     largest = []
-    job.coordinator._report = lambda recorder: largest.append(len(job.coordinator._timers))
+    job.coordinator._report = lambda: largest.append(len(job.coordinator._timers))
     job.complete()
     assert max(largest) < 200
 
@@ -515,8 +535,8 @@ def test_part_filled_groups_are_written_when_they_are_done():
     written: list[int] = []
     plain = job.coordinator._report
 
-    def report(recorder: Recorder) -> None:
-        plain(recorder)
+    def report() -> None:
+        plain()
         written.append(len(job.writer.groups))
 
     job.coordinator._report = report
@@ -666,7 +686,7 @@ def test_tasks_that_took_longer_than_their_draw_are_counted(took):
 
 def test_reports_are_made_now_and_then_and_at_the_end():
     job, told = Job(37, scheme="none"), []
-    job.coordinator._report = lambda recorder: told.append((recorder.totals.images, job.clock()))
+    job.coordinator._report = lambda: told.append((job.recorder.totals.images, job.clock()))
     job.complete()
     assert told[-1][0] == 37
     between_ns = np.diff([at_ns for _, at_ns in told[:-1]])
@@ -728,6 +748,7 @@ class Leases:
     """A supply of `size` records at a time, a lull before each; each begins a group of its own."""
 
     EVERY_NS = 500 * MS
+    book = None
 
     def __init__(self, job: Job, size: int) -> None:
         self.reader, self.feed, self.clock = job.feed.reader, job.feed, job.clock
@@ -860,6 +881,8 @@ def test_ranks_that_are_lost_before_it_begins_are_done_without():
 
 class LateLease:
     """A supply with one more lease, of `more`, at a time; then the input is closed."""
+
+    book = None
 
     def __init__(self, job: Job, at_ns: int, more: list[Any]) -> None:
         self._reader, self._feed, self._at_ns, self._more = job.feed.reader, job.feed, at_ns, more

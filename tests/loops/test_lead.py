@@ -14,7 +14,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode
 from collage_mpi.faults.failure_detector import FailureDetector, RankGone
 from collage_mpi.job import messages
 from collage_mpi.job.calibration import Pair
-from collage_mpi.job.lead import Lead
+from collage_mpi.job.lead import Lead, LeadSettings, build_lead
 from collage_mpi.job.messages import (
     Begin,
     Begun,
@@ -33,7 +33,7 @@ from collage_mpi.job.messages import (
     Start,
     Stop,
 )
-from collage_mpi.job.session import build_lead
+from collage_mpi.job.recorder import Totals
 from collage_mpi.job.status import ranks_of_others
 from collage_mpi.job.team import ranges_of
 from collage_mpi.mpi import protocol as wire
@@ -42,6 +42,7 @@ from collage_mpi.mpi.transport import Gone, Received
 from collage_mpi.results.pending import entry_path, status_folder
 from collage_mpi.results.rows import TASK_ROW
 from collage_mpi.results.status import StatusFiles
+from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings
 
 MS = 1_000_000
@@ -96,11 +97,9 @@ class Play:
             self.others,
             book,
             self.published,
-            session=5,
-            batch=2,
-            late_s=2.0,
-            stop_reason=lambda: self.stop,
-            clock=self.clock,
+            LeadSettings(session=5, batch=2, late_s=2.0),
+            lambda: self.stop,
+            self.clock,
         )
 
     def look(self, ms: int = 2) -> None:
@@ -160,6 +159,73 @@ def test_a_lease_begun_makes_room_for_another(play):
     play.lead.say(Begun(0))
     play.look()
     assert len(play.told(0, Lease)) == 3
+
+
+class Lone(Play):
+    """A lead of one team: there is no other coordinator, and nobody who publishes parts."""
+
+    def __init__(self, images: int = 16, done=()) -> None:
+        self.clock = Clock()
+        self.others = Others(self.clock, ())
+        self.stop = None
+        leases = LeaseSettings(4, smallest=images, largest=images)
+        self.lead = Lead(
+            self.others,
+            LeaseBook(leases, images, done=done),
+            None,
+            LeadSettings(session=5, batch=2, late_s=2.0),
+            lambda: self.stop,
+            self.clock,
+        )
+
+
+def test_a_team_alone_gets_all_that_is_left_and_the_end_of_the_input_before_it_is_ready():
+    play = Lone(done=[(3, 5), (9, 10)])
+    play.lead.begin("run", "digest")
+    lease, close = play.lead.inbox
+    assert messages.unpacked_ranges(lease.places) == [(0, 3), (5, 9), (10, 16)]
+    assert (lease.first_group, close) == (0, Close())
+    play.lead.start(START, {"single": "aa"})
+    play.lead.say(Begun(lease.number))
+    play.look(2000)
+    assert len(play.lead.inbox) == 2  # no lull: no image may come back
+
+
+def test_of_a_job_with_nothing_left_a_team_alone_hears_the_end_at_once():
+    play = Lone(images=4, done=[(0, 4)])
+    play.lead.begin("run", "digest")
+    assert list(play.lead.inbox) == [Close()]
+
+
+@pytest.mark.parametrize("status", ["complete", "complete_with_errors", "incomplete"])
+def test_a_job_of_one_team_ends_as_the_team_says_and_waits_for_nobody(status):
+    play = Lone()
+    play.lead.begin("run", "digest")
+    play.lead.start(START, {})
+    play.lead.say(Done(status, "why", (), ()))
+    play.lead.wait(lambda: pytest.fail("nobody is awaited"))
+    assert play.lead.finish == ev.Finish(status, "why")
+    assert (play.lead.unread, play.lead.lost_shards) == (0, [])
+
+
+def test_a_lead_of_one_team_looks_for_others_once_a_second_at_most():
+    play, polls = Lone(), []
+    play.others.poll = lambda: polls.append(play.clock.now_ns) or []
+    play.lead.begin("run", "digest")
+    play.lead.start(START, {})
+    for _ in range(2500):
+        play.clock.now_ns += MS
+        play.lead.hear()
+    assert len(polls) == 3
+
+
+def test_totals_are_those_of_all_teams(play):
+    start(play, 4)
+    play.says(4, Progress(3, 1, 2, 1, 1))
+    play.lead.follow(lambda: Progress(5, 0, 0))
+    own = Totals(images=5, exceeded=7)
+    assert play.lead.totals(own) == Totals(8, 1, 2, 1, 1, exceeded=7)
+    assert play.lead.images == 8
 
 
 def test_pairs_of_all_teams_go_to_the_judge_and_its_threshold_to_all_teams(play):
@@ -310,12 +376,12 @@ def test_what_no_team_can_read_is_counted_once_each_has_tried_it(play, caplog):
     play.lead.say(Idle(again.number))
     play.look()
     assert play.told(0, Close) == play.told(4, Close) == []  # team 2 may come yet
-    assert (play.lead.unread, play.lead.status) == (0, "incomplete")
+    assert (play.lead.unread, play.lead.finish.status) == (0, "incomplete")
     play.look(LATE_MS)
     assert play.told(0, Close) == play.told(4, Close) == [Close()]
-    assert (play.lead.unread, play.lead.status) == (4, "complete")
+    assert (play.lead.unread, play.lead.finish.status) == (4, "complete")
     play.says(4, Done("complete", "", ("its disk",), ("another",)))
-    assert (play.lead.lost, play.lead.changed) == (["its disk"], ["another"])
+    assert (play.lead.lost_shards, play.lead.changed_shards) == (["its disk"], ["another"])
 
 
 def test_a_team_that_comes_late_tries_what_no_other_could_read(play):
@@ -333,7 +399,7 @@ def test_a_team_that_comes_late_tries_what_no_other_could_read(play):
     assert play.told(8, Close) == []
     play.says(8, play.part(8, lease))
     assert play.told(0, Close) == play.told(4, Close) == play.told(8, Close) == [Close()]
-    assert (play.lead.unread, play.lead.status) == (0, "complete")
+    assert (play.lead.unread, play.lead.finish.status) == (0, "complete")
 
 
 def test_what_another_team_has_read_is_no_loss(play):
@@ -341,7 +407,7 @@ def test_what_another_team_has_read_is_no_loss(play):
     does_its_leases(play, 0)
     assert play.told(4, Close) == [Close()]
     play.says(4, Done("complete", "", ("its disk",), ()))
-    assert (play.lead.unread, play.lead.lost, play.lead.status) == (0, [], "complete")
+    assert (play.lead.unread, play.lead.lost_shards, play.lead.finish.status) == (0, [], "complete")
 
 
 def test_where_no_other_is_left_a_team_does_the_rest_but_not_what_it_could_not_read(play):
@@ -371,7 +437,7 @@ def test_of_a_job_that_is_stopped_nothing_counts_as_unread(play, caplog):
     play.look()
     play.lead.say(Idle(play.told(0, Lease)[-1].number))
     play.look()
-    assert (play.lead.unread, play.lead.status) == (0, "incomplete")
+    assert (play.lead.unread, play.lead.finish.status) == (0, "incomplete")
     assert "other teams try" not in caplog.text
 
 
@@ -391,7 +457,7 @@ def test_what_a_team_says_after_it_was_missed_changes_nothing(play):
     play.says(4, Fault("disk full", int(ExitCode.ENVIRONMENT)))
     play.says(4, Begun(first.number), Idle(second.number), Done("complete", "", (), ()))
     assert (play.lead.unread, play.lead.teams[1].done) == (0, None)
-    assert play.lead.status == "incomplete"
+    assert play.lead.finish.status == "incomplete"
 
 
 @pytest.mark.parametrize(
@@ -416,10 +482,10 @@ def test_a_team_is_ready_once_also_before_the_costs_are_known(play):
 
 def test_why_a_launch_is_incomplete_is_the_first_reason_that_a_team_gave(play):
     start(play, 4, 8)
-    assert play.lead.reason == "no team is left to do the rest"
+    assert play.lead.finish.reason == "no team is left to do the rest"
     play.says(4, Done("complete", "", (), ()))
     play.says(8, Done("incomplete", "no rank is left", (), ()))
-    assert play.lead.reason == "no rank is left"
+    assert play.lead.finish.reason == "no rank is left"
 
 
 def test_a_team_that_is_given_up_is_told_with_what_it_had(play, caplog):
@@ -486,7 +552,7 @@ def test_what_is_left_when_all_teams_have_gone_is_not_called_unread(play):
     play.says(4, Done("incomplete", "no rank is left", (), ()))
     play.lead.say(Done("incomplete", "no rank is left", (), ()))
     play.look(LATE_MS)
-    assert (play.lead.unread, play.lead.status) == (0, "incomplete")
+    assert (play.lead.unread, play.lead.finish.status) == (0, "incomplete")
     assert not play.lead.awaits_teams
 
 
@@ -527,7 +593,7 @@ def test_a_team_that_is_lost_after_it_gave_up_a_rest_leaves_no_more_to_others(pl
 def test_a_team_that_ends_early_leaves_the_rest_to_others(play):
     start(play, 4)
     play.lead.say(Done("incomplete", "no rank is left", (), ()))
-    assert play.lead.reason == "no rank is left"
+    assert play.lead.finish.reason == "no rank is left"
     for lease in play.told(4, Lease):
         play.says(4, Begun(lease.number))
     places = [lease.places for lease in play.told(4, Lease)[2:]]
@@ -577,7 +643,7 @@ def test_the_end_waits_for_teams_at_work_and_for_late_ones_while_something_is_le
     play.lead.say(Done("incomplete", "", (), ()))
     play.lead.wait(report)
     assert 6 <= len(turns) <= 8  # rank 8 might still have come
-    assert play.lead.changed == ["a shard"]
+    assert play.lead.changed_shards == ["a shard"]
 
 
 def test_ranks_of_other_teams_are_those_that_they_tell_of(play, tmp_path):
@@ -665,7 +731,7 @@ def test_what_the_lead_of_a_plan_goes_by(timeout_s, heard_ns):
         shards=SimpleNamespace(infos=[]),
     )
     writer = SimpleNamespace(publisher=Published(), session=5, manifest={"run_id": "r"})
-    lead = build_lead(plan, others, writer, np.array([2, 0]), lambda: None)
+    lead = build_lead(plan, others, writer, np.array([False, False, True, True]), lambda: None)
     assert others.detector.keep_going
     assert others.detector.all_needed
     assert others.detector.timeouts.reply_timeout_ns == heard_ns  # they speak twice a second

@@ -63,7 +63,7 @@ def test_at_a_low_load_the_images_that_choose_a_threshold_meet_both_networks():
     layout = {"singles": 3, "placement": "fastest", "together": False, "depth": 50, "credit": 1}
     job = open_job(times_ns, scheme="cascade", calibration=40, cluster=cluster, **layout)
     judge = Judge(Asked(agree=0.9, wanted=40, calibration=40, images=120, cells=4, ratio=0.5))
-    book, noted = job.coordinator.book, []
+    book, noted = job.supply.book, []
     book.tell(judge.hear)
     judge.begin(lambda: job.recorder.totals.images, book.heard.append, noted.append)
     job.complete()

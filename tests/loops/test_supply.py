@@ -17,6 +17,7 @@ from collage_mpi.job.calibration import Pair, PairBook
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.messages import Begin, Begun, Close, Halt, Idle, Lease, Lull, Part, Progress
 from collage_mpi.job.recorder import Totals
+from collage_mpi.job.run import TeamRun, manifest_of, run_team
 from collage_mpi.job.team import (
     LEAD_LOST,
     Dismissed,
@@ -25,7 +26,6 @@ from collage_mpi.job.team import (
     Supply,
     order_digest,
 )
-from collage_mpi.job.team_session import TeamSession, manifest_of, run_team
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import RankFailure
 from collage_mpi.results import RunWriter
@@ -93,7 +93,7 @@ class Team:
 
     def __init__(self) -> None:
         infos = [SimpleNamespace(count=4), SimpleNamespace(count=4)]
-        settings = SimpleNamespace(group_size=2)
+        settings = SimpleNamespace(group_size=2, teams=2)
         shards = SimpleNamespace(infos=infos)
         self.plan = SimpleNamespace(settings=settings, order=ORDER, shards=shards)
         self.link, self.reader, self.rows = Link(), Reader(), Rows()
@@ -340,7 +340,7 @@ def test_what_is_heard_while_something_else_is_waited_for_is_kept(link):
 
 
 def test_a_sign_of_life_twice_a_second(link):
-    link.progress = lambda: Progress(7, 0, 0)
+    link.follow(lambda: Progress(7, 0, 0))
     for _ in range(1100):  # two ticks of 1 ms each or so
         link.hear()
     said = link._endpoint.said
@@ -394,16 +394,16 @@ def test_a_team_whose_images_have_another_order_than_the_lead_s_does_not_begin(
         asked.append((size, team))
         return plan
 
-    monkeypatch.setattr("collage_mpi.job.team_session.make_plan", make_plan)
+    monkeypatch.setattr("collage_mpi.job.run.make_plan", make_plan)
     begin = Begin(2, "r", order_digest(plan) if same else "another")
     group = SimpleNamespace(transport=SimpleNamespace(size=8))
     link = SimpleNamespace(stop_reason=lambda: None)
     made = (SimpleNamespace(out=tmp_path), group, link, begin, lambda: None)
     if same:
-        TeamSession(*made)
+        TeamRun(*made)
     else:
         with pytest.raises(EnvironmentFault, match="of rank 4 are not those of rank 0"):
-            TeamSession(*made)
+            TeamRun(*made)
     assert (asked, bool(closed)) == ([(8, 1)], not same)
 
 
@@ -426,7 +426,7 @@ def test_a_team_that_cannot_say_how_it_stands_works_on(tmp_path):
     """Its folder is gone: the disk is full, or somebody removed it."""
     begin, told = Begin(2, "r", "d"), manifest(4, teams=2, run_id="r")
     session = SimpleNamespace(_manifest=told, _begin=begin, out=tmp_path / "gone")
-    TeamSession._status(session, 5.0).end("complete")
+    TeamRun._status(session, 5.0).end("complete")
 
 
 # ---- the scheduler ----------------------------------------------------------

@@ -18,7 +18,7 @@ from test_lead import MS, READY, START, Others, Published
 
 from collage_mpi.errors import ExitCode
 from collage_mpi.job.image_buffer import ImageBuffer
-from collage_mpi.job.lead import Lead
+from collage_mpi.job.lead import Lead, LeadSettings
 from collage_mpi.job.messages import Done, Fault, Message
 from collage_mpi.job.team import Supply
 from collage_mpi.mpi.transport import Gone
@@ -162,7 +162,7 @@ class TeamPlay:
         self.others = Others(self.clock, tuple(4 * team for team in range(1, teams)))
         self.published = Published()
         self.plan = SimpleNamespace(
-            settings=SimpleNamespace(group_size=2),
+            settings=SimpleNamespace(group_size=2, teams=2),
             order=np.arange(self.images),
             shards=SimpleNamespace(infos=[SimpleNamespace(count=self.images)]),
         )
@@ -172,11 +172,9 @@ class TeamPlay:
             self.others,
             book,
             self.published,
-            session=5,
-            batch=size // 2,
-            late_s=LATE_S,
-            stop_reason=lambda: None,
-            clock=self.clock,
+            LeadSettings(session=5, batch=size // 2, late_s=LATE_S),
+            lambda: None,
+            self.clock,
         )
         self.lead.begin("run", "digest")
         self.players = [Player(self, team) for team in range(teams)]
@@ -214,6 +212,6 @@ def test_what_a_team_that_stays_can_read_is_done_and_nothing_twice(request):
         for player in stayed:
             readable = lacking - player.reader.unreadable
             assert not readable, f"play {seed}: team {player.rank // 4} could read {readable}"
-        complete = lead.status == "complete"
+        complete = lead.finish.status == "complete"
         assert complete == (lead.unread == len(lacking)), f"play {seed}"
         assert complete or not stayed, f"play {seed}"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from collage_mpi.errors import UsageError
-from collage_mpi.job import session
+from collage_mpi.job import run as runs
 from collage_mpi.job.calibration import (
     AgreementWatch,
     Asked,
@@ -178,19 +178,18 @@ def test_rows_give_the_same_pairs() -> None:
 def test_a_session_reads_what_an_earlier_one_wrote_of_the_calibration(monkeypatch) -> None:
     """Rows are known by shard and row; places are those in the order."""
     order = np.array([5, 2, 6, 0, 1, 3, 4])  # of shards of four and three images
-    infos = [SimpleNamespace(count=4), SimpleNamespace(count=3)]
     plan = SimpleNamespace(
         order=order,
         calibration=3,
         settings=SimpleNamespace(out="out"),
-        shards=SimpleNamespace(infos=infos),
+        starts=np.array([0, 4, 7]),
     )
     rows = np.zeros(4, IMAGES.dtype)
     rows["shard"], rows["row"] = [0, 1, 0, 1], [0, 1, 2, 0]  # of indices 0, 5, 2 and 4
     rows["audited"], rows["other_score"] = AUDIT_CODE[DONE], [0.5, 0.625, 0.25, 0.75]
     run = SimpleNamespace(chunks=lambda table: [rows[:2], rows[2:]])
-    monkeypatch.setattr(session, "open_run", lambda out: run)
-    found = session.pairs_before(plan)
+    monkeypatch.setattr(runs, "open_run", lambda out: run)
+    found = runs.pairs_before(plan)
     assert found == [Pair(0, 0.625, differs=False), Pair(1, 0.25, differs=False)]
 
 
@@ -297,7 +296,7 @@ def test_a_batch_pays_by_what_all_its_images_take_and_a_collage_by_one_input(sch
         settings=RunSettings(scheme=scheme, agree=0.98), calibration=450, order=np.arange(1_000)
     )
     costs = ServiceCosts({}, {}, 0.5, None, {"backup": 0.1})
-    judge = session.build_judge(plan, {}, costs)
+    judge = runs.build_judge(plan, {}, costs)
     assert judge is not None
     assert judge.asked.ratio == pytest.approx(ratio)
 

@@ -16,7 +16,8 @@ from collage_mpi.commands.forecast import Timings, _as_measured, _lines, _simula
 from collage_mpi.commands.launch import output_folder
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.plan import make_plan
-from collage_mpi.job.session import build_encoder, make_manifest
+from collage_mpi.job.provenance import make_manifest
+from collage_mpi.job.session import build_encoder
 from collage_mpi.models.tuning import NO_TUNING
 from collage_mpi.results import RunWriter, folder
 from collage_mpi.results.claim import Holder

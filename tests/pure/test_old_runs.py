@@ -19,8 +19,8 @@ import pytest
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault
 from collage_mpi.job.plan import make_plan
+from collage_mpi.job.provenance import make_manifest
 from collage_mpi.job.resume import resumed_settings
-from collage_mpi.job.session import make_manifest
 from collage_mpi.results import RunWriter, parts, read_results, verify_run
 from collage_mpi.results.manifest import differences, read_manifest, recorded_settings
 from collage_mpi.results.rows import GROUPS, IMAGES, TABLES, TASKS, TableLayout

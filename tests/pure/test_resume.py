@@ -23,9 +23,8 @@ from collage_mpi.experiments.spec import expand
 from collage_mpi.job.handshake import ServiceCosts, refuse_other_networks
 from collage_mpi.job.inputs import digests
 from collage_mpi.job.plan import make_plan
-from collage_mpi.job.provenance import command_line, job_facts
+from collage_mpi.job.provenance import command_line, job_facts, make_manifest
 from collage_mpi.job.resume import fitted, resumed_settings
-from collage_mpi.job.session import make_manifest
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import describe_weights, save_weights
 from collage_mpi.results import RunWriter, export_run, read_results, summarise, verify_run

@@ -17,14 +17,10 @@ from collage_mpi.job import plan as plan_module
 from collage_mpi.job.handshake import check_same_weights, counted_classes, welcomes
 from collage_mpi.job.messages import Hello
 from collage_mpi.job.plan import make_plan, warn_of_one_class_groups
+from collage_mpi.job.provenance import make_manifest, validity
 from collage_mpi.job.recorder import Totals
-from collage_mpi.job.session import (
-    build_encoder,
-    make_manifest,
-    not_done,
-    run_session,
-    validity,
-)
+from collage_mpi.job.run import run_session
+from collage_mpi.job.session import build_encoder
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import save_weights
 from collage_mpi.mpi.tasks import cancel_message_bytes
@@ -171,10 +167,9 @@ def test_what_is_left_is_what_has_no_row(shards, order, limit):
     plan = plan_of(shards, order=order, limit=limit)
     located = [plan.shards.locate(int(i)) for i in plan.order]
     done = np.array(located[::2], KEY_ROW)
-    left = not_done(plan, done)
-    assert list(left) == list(plan.order[1::2])
-    assert list(not_done(plan, np.empty(0, KEY_ROW))) == list(plan.order)
-    assert len(not_done(plan, np.array(located, KEY_ROW))) == 0
+    assert list(plan.order[plan.lacking(done)]) == list(plan.order[1::2])
+    assert plan.lacking(np.empty(0, KEY_ROW)).all()
+    assert not plan.lacking(np.array(located, KEY_ROW)).any()
 
 
 def test_the_manifest_expects_the_rows_of_the_plan(shards):

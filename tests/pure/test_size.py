@@ -25,19 +25,12 @@ LONG = {  # up to tens
     "commands/evaluate._print_table": 70,
     "commands/prep_pictures._common": 110,
     "commands/train._common": 80,
-    "job/coordinator.Coordinator.__init__": 70,
     "job/plan.make_plan": 80,
-    "job/session._run_plan": 120,
-    "job/session.build_coordinator": 70,
-    "job/team_session.TeamSession.run": 60,
     "settings/placement.placement": 70,
     "training/report.make_report": 70,
 }
 MANY_ARGUMENTS = {
     "commands/launch.launch_ranks": 7,
-    "job/coordinator.Coordinator.__init__": 14,  # the pairs of answers that choose a threshold
-    "job/lead.Lead.__init__": 8,
-    "job/session.build_coordinator": 12,
     "job/worker.Worker.__init__": 7,
     "scheduler/state.TaskState.__init__": 7,
     "settings/placement.placement": 8,
@@ -55,7 +48,6 @@ SHARED_NAMES = {
     "Lease",
     "Run",
     "Shards",
-    "Supply",
     "Told",
 }
 MODULES = (

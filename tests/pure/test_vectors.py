@@ -23,8 +23,9 @@ from collage_mpi.encoding.vectors import MOST_EMBEDDING, Extras
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.handshake import answer_bytes, check_same_embedding
 from collage_mpi.job.plan import make_plan
+from collage_mpi.job.provenance import make_manifest
 from collage_mpi.job.recorder import Vectors
-from collage_mpi.job.session import build_encoder, make_manifest, parity_decoder
+from collage_mpi.job.session import build_encoder, parity_decoder
 from collage_mpi.mpi.answers import ANSWERED, WireResult, in_messages, pack_results, unpack_results
 from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.results import (

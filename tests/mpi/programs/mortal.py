@@ -22,7 +22,7 @@ from pathlib import Path
 
 from collage_mpi import cli, models
 from collage_mpi.faults import failure_detector, process_monitor
-from collage_mpi.job import main, network_loader, session, worker, worker_group
+from collage_mpi.job import main, network_loader, run, worker, worker_group
 from collage_mpi.mpi import transport
 from collage_mpi.system import hard_exit, pidfd
 from collage_mpi.system.environment import launcher_rank
@@ -326,7 +326,7 @@ for death in DEATHS:
         globals()[moment](noted(globals()[how]), int(count[0]) if count else 1)
 worker_group.HERE_LIMIT_S, main.SHORT_STOP_S = 5.0, 2.0
 # The claim of a rank 0 that died apart: nobody holds it, and it need not be watched for 30 s.
-session.Patience = functools.partial(session.Patience, still_s=3.0)
+run.Patience = functools.partial(run.Patience, still_s=3.0)
 note_losses()
 if ":nap" in sys.argv[2]:
     note_given_up()

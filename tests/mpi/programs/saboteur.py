@@ -13,7 +13,7 @@ import numpy as np
 
 from collage_mpi import cli, models, results
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.job import coordinator, network_loader, session, worker, worker_group
+from collage_mpi.job import coordinator, network_loader, run, worker, worker_group
 from collage_mpi.mpi import protocol, transport
 from collage_mpi.results import row_sink
 from collage_mpi.scheduler import Scheduler
@@ -98,7 +98,7 @@ def predict():
 
 
 def plan():
-    session.run_session.__globals__["make_plan"] = boom
+    run.run_session.__globals__["make_plan"] = boom
 
 
 def loop():

@@ -1,0 +1,460 @@
+"""A run from its settings to its results: on rank 0, and on the coordinators of other teams.
+
+Each of them drives a `TeamSession` for its own team. Rank 0 also does what is the run's and not a
+team's: it claims the output, leads the teams, chooses thresholds and closes the run.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
+from collage_mpi.job.calibration import Asked, Judge, Pair, pairs_of
+from collage_mpi.job.handshake import (
+    ServiceCosts,
+    refuse_other_networks,
+    service_costs,
+    tell_tunings,
+)
+from collage_mpi.job.lead import build_lead
+from collage_mpi.job.messages import Begin, Done, Fault, Ready, Start
+from collage_mpi.job.plan import Plan, make_plan, warn_of_one_class_groups
+from collage_mpi.job.provenance import final_facts, job_facts, make_manifest, planned_world
+from collage_mpi.job.resume import has_run
+from collage_mpi.job.session import Audience, TeamSession
+from collage_mpi.job.status import ranks_of_others
+from collage_mpi.job.team import Dismissed, LeadLink, LeadLost, order_digest
+from collage_mpi.job.worker_group import WorkerGroup
+from collage_mpi.kinds import KIND
+from collage_mpi.results import RunWriter
+from collage_mpi.results.claim import Patience
+from collage_mpi.results.manifest import KEPT_KEYS, held, plain, read_manifest
+from collage_mpi.results.parts import sessions_of
+from collage_mpi.results.pending import entry_path, status_folder
+from collage_mpi.results.reader import label_of, open_run
+from collage_mpi.results.row_sink import RowSink
+from collage_mpi.results.rows import IMAGES
+from collage_mpi.results.status import StatusFiles
+from collage_mpi.scheduler import events as ev
+from collage_mpi.scheduler.settings import batch_factor
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.shards import ShardSet
+from collage_mpi.system.files import write_atomic
+from collage_mpi.system.limits import fault_of
+from collage_mpi.system.progress import NoLines
+from collage_mpi.system.tell import tell
+
+StopReason = Callable[[], str | None]
+LATE_FILE_S = 90.0  # a file server shows what another host has made up to a minute late
+
+EXIT_CODES = {
+    ev.COMPLETE: ExitCode.COMPLETE,
+    ev.COMPLETE_WITH_ERRORS: ExitCode.COMPLETE_WITH_ERRORS,
+    ev.INCOMPLETE: ExitCode.INCOMPLETE,
+}
+
+
+@dataclass(frozen=True)
+class SessionOutcome:
+    """How a session ended."""
+
+    status: str  # of the whole run: errors of a resumed run's earlier sessions count
+    reason: str
+    out: Path
+    input_faults: tuple[str, ...] = ()  # shards that were not read in full, or have changed
+    summary: dict[str, Any] | None = None  # of the run; None where nothing was left to do
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The exit code that tells it; bad input outranks all but being stopped."""
+        return ExitCode.DATA if self.input_faults else EXIT_CODES[self.status]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """How a session of a run is asked for.
+
+    Attributes:
+        resume: go on with the run in the settings' `out`, if one was begun there.
+        retry_errors: likewise, and do the images of error rows again.
+        stop_reason: says why to stop, or None.
+        phase: names the session in progress lines; "" for its scheme.
+    """
+
+    resume: bool = False
+    retry_errors: bool = False
+    stop_reason: StopReason = lambda: None
+    phase: str = ""
+
+
+def run_session(
+    settings: RunSettings,
+    worker_group: WorkerGroup,
+    *,
+    resume: bool = False,
+    retry_errors: bool = False,
+    stop_reason: StopReason = lambda: None,
+    phase: str = "",
+) -> SessionOutcome:
+    """One session of a run, on rank 0 of a world that is up: plan, start, classify, close.
+
+    Args:
+        resume: go on with the run in the settings' `out`, if one was begun there.
+        retry_errors: likewise, and do the images of error rows again.
+        stop_reason: says why to stop, or None.
+        phase: names the session in progress lines; "" for its scheme.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: something does not fit or fails; rows
+            written before are kept.
+    """
+    settings.require_inputs()
+    resume = (resume or retry_errors) and has_run(settings.out)
+    known = read_manifest(Path(settings.out)) if resume else {}
+    plan = make_plan(settings, worker_group.transport.size, known.get("shards"))
+    try:
+        ask = Ask(resume, retry_errors, stop_reason, phase)
+        return LeadRun(plan, worker_group, known, ask).outcome()
+    finally:
+        plan.shards.close()
+
+
+class LeadRun:
+    """Rank 0's part of a session of a run."""
+
+    def __init__(
+        self, plan: Plan, worker_group: WorkerGroup, known: Mapping[str, Any], ask: Ask
+    ) -> None:
+        """`known`: the manifest that the run has from earlier sessions; {} of a new run."""
+        self.plan, self.worker_group, self.known, self.ask = plan, worker_group, known, ask
+        self.out = Path(plan.settings.out)
+        self.job = job_facts(worker_group.transport.library)
+        self._judge: Judge | None = None
+
+    def outcome(self) -> SessionOutcome:
+        """Run it to its end."""
+        warn_of_one_class_groups(self.plan)
+        warn_of_bad_shards(self.plan.shards)
+        # The output is claimed before 10 ranks load their weights: a bad --out fails at once.
+        status = self._claim()
+        if status is not None:
+            return SessionOutcome(status, "every image had its row already", self.out)
+        writer, final = self.writer, dict[str, Any]()
+        status = ev.INCOMPLETE
+        try:
+            finish, final = self._classify()
+            status, faults = self._judge_input(finish.status)
+        except CollageError as error:
+            mistaken = error.exit_code is not ExitCode.INCOMPLETE  # that one is to be resumed
+            if mistaken and not self.ask.resume and not writer.written:
+                writer.discard()  # the corrected command may use the same --out
+            raise
+        finally:
+            groups = self.worker_group, self.worker_group.others
+            lost = [each for group in groups if group for each in group.detector.describe()]
+            lacking = writer.close(status, summary=True, **final, lost=lost, job=self.job)
+        status, reason = writer.manifest["status"], lacking or finish.reason
+        return SessionOutcome(status, reason, self.out, faults, writer.summary)
+
+    def _claim(self) -> str | None:
+        """Begin the run or go on with it; its status if nothing is left to do."""
+        ask, out, plan = self.ask, self.out, self.plan
+        manifest = {**make_manifest(plan), "job": self.job}
+        patience = Patience(stop_reason=ask.stop_reason, tell=tell)
+        done = np.empty(0)
+        if not ask.resume:
+            self.writer = RunWriter.create(out, manifest, patience=patience)
+        else:
+            status = RunWriter.finished(out, manifest, retry_errors=ask.retry_errors)
+            if status is not None:
+                return status
+            manifest |= {key: self.known[key] for key in KEPT_KEYS if key in self.known}
+            manifest["scheme"] = _one_after_the_other(self.known.get("scheme"), manifest["scheme"])
+            self.writer, done = RunWriter.reopen(
+                out, manifest, retry_errors=ask.retry_errors, patience=patience
+            )
+        self.lacking = plan.lacking(done)
+        self.label = label_of(manifest)
+        return None
+
+    def _classify(self) -> tuple[ev.Finish, dict[str, Any]]:
+        """Lead the teams and be the first of them; how it ended, and what the manifest is to have
+        of it."""
+        plan, ask, writer, group = self.plan, self.ask, self.writer, self.worker_group
+        total = int(np.count_nonzero(self.lacking))
+        facts = {"label": self.label, "total": total, "before": len(plan.order) - total}
+        files = writer.publish(facts, plan.settings.status_every_s)
+        assert group.others is not None
+        lead = self.lead = build_lead(plan, group.others, writer, self.lacking, ask.stop_reason)
+        audience = Audience(files, self.lacking, ask.phase)
+        with TeamSession(plan, group, lead, writer, audience, ask.stop_reason) as session:
+            networks = session.make_ready()
+            costs = self._costs(session, networks)
+            lead.start(Start(costs.ratio, costs.batch_costs), networks)
+            self._begin_to_judge(costs)
+            files.include(partial(ranks_of_others, self.out, lead, self._world_of))
+            finish = session.work(costs)
+            lead.say(Done(finish.status, finish.reason, (), ()))
+            lead.wait(session.report)
+            session.publish()  # how each team has ended
+        final = {**final_facts(session, self.job), **session.facts()}
+        writer.teams = lead.entries(self.out, self._world_of)
+        if self._judge is not None:
+            self._judge.count(lead.images)
+            final["thresholds"] = self._judge.entries()
+        return lead.finish, final
+
+    def _costs(self, session: TeamSession, networks: Mapping[str, str]) -> ServiceCosts:
+        """What the networks cost in this run, measured by team 0 for all."""
+        tell_tunings(self.plan, session.hellos)
+        refuse_other_networks(self.plan, session.hellos, held(self.known))
+        costs = service_costs(self.plan, self.worker_group).as_known(self.known)
+        self.writer.note(
+            networks=networks,
+            cost_ratio=costs.ratio,
+            cost_ratio_interval=costs.interval,
+            batch_costs=costs.batch_costs,
+        )
+        return costs
+
+    def _begin_to_judge(self, costs: ServiceCosts) -> None:
+        """Pairs go to the judge, and its thresholds to all coordinators."""
+        judge, lead = build_judge(self.plan, self.known, costs), self.lead
+        self._judge = judge
+        if judge is not None:
+            lead.tell_pairs(judge.hear)
+            note = lambda entries: self.writer.note(thresholds=entries)  # noqa: E731
+            judge.begin(lambda: lead.images, lead.set_threshold, note)
+
+    def _judge_input(self, status: str) -> tuple[str, tuple[str, ...]]:
+        """The session's status and what of the input to tell, of all teams."""
+        lead = self.lead
+        read_by_others = not lead.alone and not lead.unread
+        status, faults = judge_input(self.plan.shards, status, read_by_others=read_by_others)
+        faults = tuple(dict.fromkeys([*faults, *lead.lost_shards, *lead.changed_shards]))
+        return ev.INCOMPLETE if lead.unread else status, faults
+
+    def _world_of(self, team: int) -> list[dict[str, Any]]:
+        return planned_world(self.plan, team)
+
+
+def build_judge(plan: Plan, known: Mapping[str, Any], costs: ServiceCosts) -> Judge | None:
+    """What chooses the threshold that keeps `agree`, where that is asked for.
+
+    `known`: the manifest that the run had before this session, {} if there was none.
+    """
+    settings = plan.settings
+    if settings.agree is None:
+        return None
+    first = settings.judged
+    inputs = settings.group_size if KIND[first].batched else 1
+    factor = batch_factor(inputs, costs.batch_costs.get(first, 1.0))
+    asked = Asked(
+        settings.agree,
+        settings.calibration_size,
+        plan.calibration,
+        len(plan.order),
+        settings.group_size,
+        costs.ratio * factor,
+    )
+    before = known.get("thresholds") or ()
+    interrupted = known and not before
+    return Judge(asked, before, pairs_before(plan) if interrupted else ())
+
+
+def pairs_before(plan: Plan) -> list[Pair]:
+    """Of the images that choose the threshold, those that earlier sessions wrote rows of."""
+    chosen = plan.order[: plan.calibration]  # (k,) int64
+    by_index, starts = np.argsort(chosen), plan.starts
+    found = []
+    for rows in open_run(plan.settings.out).chunks(IMAGES):
+        indices = starts[rows["shard"]] + rows["row"].astype(np.int64)
+        theirs = np.isin(indices, chosen)
+        at = np.searchsorted(chosen, indices[theirs], sorter=by_index)
+        found += pairs_of(rows[theirs], by_index[at])
+    return found
+
+
+def warn_of_bad_shards(shards: ShardSet) -> None:
+    """Tell at once, not only at the end, what the run will do without."""
+    for reason in _unread(shards):
+        tell(f"warning: {reason}\n  The rest is done, and the exit code will be 4.")
+
+
+def judge_input(
+    shards: ShardSet, status: str, *, read_by_others: bool = False
+) -> tuple[str, tuple[str, ...]]:
+    """The session's status and what to tell, after all was done that could be done.
+
+    `read_by_others`: other teams have read what this process could not read any more.
+
+    Without all of its shards a run is incomplete; one that was stopped says just that.
+    """
+    if status == ev.INCOMPLETE:
+        return status, ()
+    unread = _unread(shards, read_by_others)
+    return ev.INCOMPLETE if unread else status, (*unread, *changes(shards))
+
+
+def changes(shards: ShardSet) -> list[str]:
+    """Shards that are not what they were at the start."""
+    return [
+        f"{why}; its rows are those of the file as it was at the start"
+        for why in shards.changed().values()
+    ]
+
+
+def _unread(shards: ShardSet, read_by_others: bool = False) -> tuple[str, ...]:
+    lost = () if read_by_others else shards.lost.values()
+    return (*(shard.reason for shard in shards.bad), *lost)
+
+
+def _one_after_the_other(before: str | None, now: str) -> str:
+    """The label of a run whose sessions had other numbers of ranks: "N = 9 then N = 4"."""
+    return now if before is None or before.split(" then ")[-1] == now else f"{before} then {now}"
+
+
+# ---- the other teams --------------------------------------------------------
+
+
+def run_team(
+    settings_of: Callable[[], RunSettings],
+    worker_group: WorkerGroup,
+    link: LeadLink,
+    stop_reason: StopReason,
+) -> int:
+    """Another team's part of a run, on its coordinator; the exit code that the lead gave.
+
+    Args:
+        settings_of: makes the run's settings, once its manifest is there.
+    """
+    try:
+        begin = link.wait_for(Begin, stop_reason)
+        team = TeamRun(settings_of(), worker_group, link, begin, stop_reason)
+        try:
+            team.run()
+        finally:
+            team.plan.shards.close()
+    except Dismissed as told:
+        return int(told.exit_code)
+    except Exception as error:
+        fault = fault_of(error)
+        if fault is None:
+            raise
+        link.say(Fault(str(fault)[:2000], int(fault.exit_code)))
+    return link.wait_for_the_end()
+
+
+def manifest_of(
+    out: Path, begin: Begin, why_stop: StopReason, late_s: float = LATE_FILE_S
+) -> dict[str, Any]:
+    """That of the run which the lead has begun, as soon as it is seen here.
+
+    Raises:
+        EnvironmentFault: there is none after that time, or that of another run.
+        LeadLost: the job is to stop.
+        CollageError: it cannot be read.
+    """
+    until_s = time.monotonic() + late_s
+    while True:
+        late = time.monotonic() > until_s
+        reason = why_stop()
+        if reason is not None:
+            raise LeadLost(reason)
+        try:
+            found = read_manifest(out)
+            if found["run_id"] == begin.run_id and begin.session in sessions_of(found):
+                return found
+        except CollageError:
+            if late:
+                raise
+        if late:
+            raise EnvironmentFault(
+                f"{out}: holds another run here than where the lead is: --out must be in a "
+                "file system that the hosts of all coordinators share"
+            )
+        time.sleep(0.2)
+
+
+class TeamRun:
+    """What the coordinator of another team does beside its session: it hears of the run, and hands
+    over what the manifest is to have of the team."""
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        worker_group: WorkerGroup,
+        link: LeadLink,
+        begin: Begin,
+        stop_reason: StopReason,
+    ) -> None:
+        self._worker_group, self._link, self._begin = worker_group, link, begin
+        self._stop_reason = stop_reason
+        self.out = Path(settings.out)
+        self._manifest = manifest_of(self.out, begin, self._why_stop)
+        team = begin.session - self._manifest["session"]
+        size = worker_group.transport.size
+        self.plan: Plan = make_plan(settings, size, self._manifest["shards"], team=team)
+        if order_digest(self.plan) != begin.order:
+            self.plan.shards.close()
+            raise EnvironmentFault(
+                f"the shards or settings of rank {self.plan.placement.coordinator} are not those "
+                "of rank 0: they give the images another order"
+            )
+
+    def run(self) -> None:
+        """Classify what the lead grants, until it says that all is done."""
+        plan, group, link = self.plan, self._worker_group, self._link
+        rows = RowSink(self.out, self._manifest, self._begin.session)
+        files = self._status(plan.settings.status_every_s)
+        audience = Audience(files, np.ones(len(plan.order), bool), lines=NoLines())
+        with TeamSession(plan, group, link, rows, audience, self._stop_reason) as session:
+            link.say(Ready(session.make_ready()))
+            start = link.wait_for(Start, self._stop_reason)
+            costs = ServiceCosts({}, {}, start.cost_ratio, None, start.batch_costs)
+            finish = session.work(costs)
+            session.publish()
+            files.end(finish.status)
+            link.say(session.supply.progress)
+            final = final_facts(session, job_facts(group.transport.library))
+            final |= {**session.facts(), "lost": group.detector.describe()}
+            self._leave(rows, finish.status, final)
+        lost, changed = (
+            tuple(text[:500] for text in texts[:20])
+            for texts in (list(plan.shards.lost.values()), changes(plan.shards))
+        )
+        link.say(Done(finish.status, finish.reason, lost, changed))
+
+    def _status(self, every_s: float) -> StatusFiles:
+        """How the team stands, for the lead."""
+        manifest, session = self._manifest, self._begin.session
+        folder = status_folder(self.out, session)
+        with suppress(OSError):  # it can be done without
+            folder.mkdir(exist_ok=True)
+        facts = {
+            "run_id": manifest["run_id"],
+            "session": session,
+            "label": label_of(manifest),
+            "total": manifest["rows"],
+            "before": 0,
+        }
+        return StatusFiles(folder, facts, every_s, lambda: None)
+
+    def _leave(self, rows: RowSink, status: str, final: dict[str, Any]) -> None:
+        """What the manifest is to have of the session, which may be more than a message holds."""
+        session = self._begin.session
+        entry = {"session": session, "status": status, "rows": rows.counts, "final": final}
+        text = json.dumps(entry, default=plain).encode()
+        write_atomic(entry_path(self.out, session), (text,))
+
+    def _why_stop(self) -> str | None:
+        return self._link.stop_reason() or self._stop_reason()
