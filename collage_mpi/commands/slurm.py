@@ -13,7 +13,7 @@ from collage_mpi.system.files import writing
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `slurm render`, with a flag for every setting."""
     from collage_mpi.settings.flags import add_flags
-    from collage_mpi.slurm.job_script import KINDS, SlurmSettings
+    from collage_mpi.slurm import KINDS, SlurmSettings
 
     kinds = parser.add_subparsers(dest="action", metavar="render", required=True)
     child = kinds.add_parser("render", help="print a job script")
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Print the script, or write it."""
     from collage_mpi.settings.flags import given_settings
-    from collage_mpi.slurm.job_script import SlurmSettings, render
+    from collage_mpi.slurm import SlurmSettings, render
 
     text = render(args.kind, SlurmSettings.from_mapping(*given_settings(args, SlurmSettings)))
     if args.out is None:

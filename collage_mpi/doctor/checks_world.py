@@ -221,7 +221,7 @@ def check_host_cores(ranks: Sequence[Rank]) -> Iterator[Finding]:
         by_host.setdefault(rank.host, []).append(rank)
     for host, group in by_host.items():
         together = set().union(*(expand_numbers(rank.affinity) for rank in group))
-        crowd = [rank for rank in group if int(rank.omp or 0) > 1]
+        threaded = [rank for rank in group if int(rank.omp or 0) > 1]
         threads = sum(int(rank.omp or 1) for rank in group)
         most = max(rank.host_cores for rank in group)
         if together and len(together) < min(len(group), most):
@@ -232,7 +232,7 @@ def check_host_cores(ranks: Sequence[Rank]) -> Iterator[Finding]:
                 "Open MPI: --bind-to none; srun: --cpus-per-task=C or --cpu-bind=none",
             )
             return
-        if crowd and together and threads > len(together):
+        if threaded and together and threads > len(together):
             fair = max(1, len(together) // len(group))
             yield Finding(
                 "threads",

@@ -22,7 +22,7 @@ from collage_mpi.faults.tcp_link import Offer, TcpLink, connect, ended
 from collage_mpi.system.pidfd import ProcessId, ProcessWatch, this_process, watch_process
 from collage_mpi.system.tell import tell
 
-# In time that rank 0 watched: while it opens its shards, say, nobody has been let in.
+# Counted in time that rank 0 watches: while it opens its shards it accepts nobody.
 GREETING_LIMIT_NS = 10 * SECOND_NS  # a worker greets as soon as it is connected
 PORT_LIMIT_NS = 300 * SECOND_NS  # a rank connects as soon as MPI is up
 AGAIN_NS = SECOND_NS  # until the port is looked at again, when no descriptor was left
@@ -126,9 +126,9 @@ class ProcessMonitor:
         if self._again_ns and now_ns >= self._again_ns:
             self._again_ns = 0
             self._watch(self._tcp_link.listener.fileno(), self._accept)
-        crowd = len(self._strangers) - self._size - STRANGERS
+        surplus = len(self._strangers) - self._size - STRANGERS
         for number, (line, until_ns) in enumerate(list(self._strangers.items())):
-            if number < crowd or now_ns > until_ns:
+            if number < surplus or now_ns > until_ns:
                 self._turn_away(line)
         if not self._awaited or now_ns > PORT_LIMIT_NS:
             self._close_port()
@@ -161,7 +161,7 @@ class ProcessMonitor:
         line.close()
 
     def _greet(self, line: socket.socket) -> Ended | None:
-        """Identify the rank of a new connection; close a stranger's."""
+        """Identify the rank of a new connection; close that of a stranger."""
         greeting = self._tcp_link.greeted(line)
         rank = greeting["rank"] if greeting else 0
         if greeting is None or rank not in self._ranks or rank in self._lines:

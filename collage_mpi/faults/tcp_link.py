@@ -76,7 +76,7 @@ class TcpLink:
         return line
 
     def greeted(self, line: socket.socket) -> dict[str, Any] | None:
-        """The rank that has connected, read from a readable connection; None for a stranger."""
+        """The greeting of the rank that has connected; None if it is no rank of this job."""
         try:
             return read_greeting(line.recv(GREETING_BYTES), self.token)
         except OSError:

@@ -1,26 +1,37 @@
-"""How a launched job ended, and the exit code and the line that follow from it."""
+"""How a launched job ended, and the exit code and the line that follow from it. Also takes what
+launchers print when a rank ends badly out of the output. If a rank has said what is wrong, the
+launcher's fifteen lines about it are dropped; otherwise they are all there is, and are shown last.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
 from collage_mpi.errors import ExitCode
 from collage_mpi.launch.startup import BUS_ERROR, SIGNAL_NAMES
-from collage_mpi.system.launchers import Death
+from collage_mpi.system.launchers import Death, Launcher
 
 _KNOWN_CODES = frozenset(map(int, ExitCode))
 _COMPLETE_CODES = (int(ExitCode.COMPLETE), int(ExitCode.COMPLETE_WITH_ERRORS))
 _INCOMPLETE = "the job is incomplete. Go on with the same command and --resume"
 
+# Our own message, as the command line prints it: "collage-mpi run: ...".
+MESSAGE = re.compile(r"collage-mpi \w+: |This is a defect of collage-mpi")
+FAILED = re.compile(r"collage-mpi: rank \d+ .* failed:")  # printed by a rank that fails
+
+_RULE = re.compile(r"\s*(-{20,}|={20,})\s*$")
+_LONGEST = 40  # lines; a banner without its closing rule must not swallow the output
+
 
 class Reached(Enum):
-    """How far a job came, as far as launch has heard of it."""
+    """How far the job came, as reported to launch."""
 
-    NO_RANK = auto()  # launch listened for ranks and heard none
-    RANKS = auto()  # ranks may have started; nobody has said that MPI is up
-    BEGUN = auto()  # rank 0 has said that MPI is up
+    NO_RANK = auto()  # no rank has reported
+    RANKS = auto()  # ranks may have started, but MPI has not
+    BEGUN = auto()  # rank 0 has reported that MPI is up
 
 
 @dataclass(frozen=True)
@@ -30,8 +41,8 @@ class Cut:
     Attributes:
         code: the exit code that follows.
         note: the line that explains it.
-        hung: of a start that hung though no rank had ended, which ranks are missing. Another
-            start may succeed.
+        hung: the missing ranks of a start that hung although no rank had ended; None for any
+            other reason. A second start may succeed.
     """
 
     code: ExitCode
@@ -43,12 +54,12 @@ TIME_LIMIT = Cut(ExitCode.INCOMPLETE, "the time limit (--timeout) ended the job:
 
 
 def stood_still(pid: int | None) -> Cut:
-    """Rank 0's process was stopped for too long while other ranks waited for it."""
+    """The reason if rank 0 was stopped for too long while other ranks waited for it."""
     return Cut(ExitCode.INCOMPLETE, f"rank 0 (pid {pid}) was stopped for good: {_INCOMPLETE}")
 
 
 def never_up(missing: str, *, hung: bool) -> Cut:
-    """MPI did not come up in time on all ranks; `missing` says which ranks the others wait for."""
+    """The reason if MPI did not start in time; `missing` says which ranks the others wait for."""
     note = f"MPI did not come up on all ranks in time: {missing}; collage-mpi doctor says more"
     return Cut(ExitCode.ENVIRONMENT, note, missing if hung else None)
 
@@ -59,11 +70,11 @@ class Ending:
 
     Attributes:
         launcher: the launcher's exit code, negative for a signal, as subprocess says it.
-        reported: the code rank 0 said it would leave with; None if it said nothing.
+        reported: the exit code that rank 0 reported; None if it reported none.
         stopped_by: the first signal that asked the job to stop.
         cut: why launch ended the job; None if launch did not.
-        died: the process that ended the job, as its launcher or the shell around it says.
-        failed: whether a rank has said that it failed, and why.
+        died: the process that ended the job, as reported by its launcher or the shell around it.
+        failed: whether a rank has printed why it failed.
     """
 
     launcher: int
@@ -87,16 +98,16 @@ def exit_code(
     must_report: bool = False,
     earlier: str | None = None,
 ) -> tuple[int, str | None]:
-    """The code to leave with, and a line that explains it if the job's own output did not.
+    """The exit code, and a line that explains it if the output of the job did not.
 
-    The launcher's code alone is not trusted: rank 0's word comes first, and a run that
-    says complete must have its marker. The code is an `ExitCode`, or 128 and the number of the
+    The launcher's code alone is not reliable: the code that rank 0 reported comes first, and a
+    complete run must have its marker. The result is an `ExitCode`, or 128 plus the number of the
     signal that stopped the launch before the job had begun.
 
     Args:
         marker: the file in `--out` that says that the run is complete; None without `--out`.
-        must_report: the launcher makes nothing of lost ranks, so a job whose rank 0 has not said
-            its code is incomplete.
+        must_report: the launcher tolerates lost ranks, so a job is incomplete if rank 0 has not
+            reported a code.
         earlier: what `marker_text` said before the job.
     """
     cut, code, note = ending.cut, ending.reported, None
@@ -106,7 +117,7 @@ def exit_code(
         text = marker_text(marker) if ending.begun else None
         if text is not None and text != earlier:  # the job had just completed the run
             return _marked_code(text), f"{_who_ended(ending)}, after the run was complete"
-        code, note = _without_a_word(ending, must_report)
+        code, note = _unreported(ending, must_report)
     if code in _COMPLETE_CODES and marker is not None and not marker.exists():
         return int(ExitCode.INCOMPLETE), (
             f"the launcher says {code}, but {marker.parent} has no {marker.name} marker: "
@@ -116,7 +127,7 @@ def exit_code(
 
 
 def script_code(ending: Ending) -> tuple[int, str | None]:
-    """The code of a user's own script: what it left with, or, for 0, what its run ended with."""
+    """The exit code of a user's script; if that is 0, the code that its run reported."""
     if ending.cut is not None or ending.launcher < 0:
         return exit_code(ending, None)
     note = None if ending.died is None else _who_ended(ending)
@@ -136,8 +147,8 @@ def _marked_code(text: str) -> int:
     return int(ExitCode.COMPLETE_WITH_ERRORS if with_errors else ExitCode.COMPLETE)
 
 
-def _without_a_word(ending: Ending, must_report: bool) -> tuple[int, str | None]:
-    """The code of a job whose rank 0 has not said its own: launchers have codes of their own."""
+def _unreported(ending: Ending, must_report: bool) -> tuple[int, str | None]:
+    """The exit code of a job whose rank 0 has reported none."""
     code, death, incomplete = ending.launcher, ending.died, int(ExitCode.INCOMPLETE)
     if ending.begun or (must_report and code in _COMPLETE_CODES):
         return incomplete, None if ending.failed else f"{_who_ended(ending)}: {_INCOMPLETE}"
@@ -161,10 +172,57 @@ def _who_ended(ending: Ending) -> str:
     if death is None and code < 0:
         return f"the launcher was ended by {SIGNAL_NAMES.get(-code, f'signal {-code}')}"
     if death is None or death.code is None:
-        return f"a rank has ended without a word (the launcher's code is {code})"
+        return f"a rank has ended without a message (the launcher's code is {code})"
     who = "a rank" if death.rank is None else f"rank {death.rank}"
     who += "" if death.pid is None else f" (pid {death.pid})"
     name = SIGNAL_NAMES.get(death.code - 128)
     how = f"was ended by {name}" if name else f"has ended with code {death.code}"
     full = f" ({BUS_ERROR}: collage-mpi doctor says more)" if name == "SIGBUS" else ""
     return f"{who} {how}{full}"
+
+
+class BannerFilter:
+    """Takes launchers' banners out of a stream of lines and holds them back until `finish`."""
+
+    def __init__(self, launcher: Launcher) -> None:
+        self._first_line = re.compile(launcher.banner)
+        self._lone_line = re.compile(launcher.lone_line)
+        self.explained = self.failed = False
+        self._rule: str | None = None
+        self._banner: list[str] | None = None
+        self._held: list[str] = []
+
+    def feed(self, line: str) -> list[str]:
+        """The lines to show now that `line` has arrived. Lines come without newline."""
+        if MESSAGE.match(line):
+            self.explained = True
+        self.failed = self.failed or FAILED.match(line) is not None
+        if self._banner is not None:
+            self._continue_banner(line)
+            return []
+        if self._rule is not None:
+            rule, self._rule = self._rule, None
+            if self._first_line.match(line):
+                self._banner = [rule, line]
+                return []
+            return [rule, *self.feed(line)]
+        if _RULE.match(line):
+            self._rule = line
+            return []
+        if self._lone_line.match(line):
+            self._held.append(line)
+            return []
+        return [line]
+
+    def finish(self) -> list[str]:
+        """The lines that were held back. Call it once, at the end of the stream."""
+        left = [*self._held, *(self._banner or []), *([self._rule] if self._rule else [])]
+        self._held, self._banner, self._rule = [], None, None
+        return left
+
+    def _continue_banner(self, line: str) -> None:
+        assert self._banner is not None
+        self._banner.append(line)
+        if _RULE.match(line) or len(self._banner) >= _LONGEST:
+            self._held += self._banner
+            self._banner = None

@@ -1,8 +1,8 @@
-"""The ranks of a job on this host, as launch sees them from outside: which process is which rank,
-for how long rank 0 alone has stood still or all have been gone, what they had in shared memory.
+"""The processes of a job's ranks on this host: which process is which rank, how long rank 0 has
+been stopped or all ranks have been gone, and which shared memory they used.
 
-A job that is suspended stands still as a whole, and goes on when it is woken: so rank 0 counts as
-stopped only while other ranks are not, and while launch, which is suspended with them, looks.
+A suspended job stops as a whole, together with launch, and goes on later. So rank 0 counts as
+stopped only while other ranks of the host are running and launch looks.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collage_mpi.system.process_tree import holders_of
 
 LOOK_EVERY_S = 1.0
 LOOK_AT_START_S = 0.3  # Python alone takes longer to begin
-LONGEST_LOOK_S = 2.0  # of a longer gap between looks launch was stopped itself
+LONGEST_LOOK_S = 2.0  # if a gap is longer, launch was stopped itself
 
 
 class RankProcesses:
-    """The processes of a job's ranks: ask who is `lost` while MPI starts, `meet` them once it is
-    up, and `look` now and then.
+    """The processes of a job's ranks. Ask for `lost` ranks while MPI starts, call `meet` once MPI
+    is up, and then `look` now and then.
 
     Args:
         word: NAME=value in the environment of all of them.
@@ -38,7 +38,7 @@ class RankProcesses:
         self.still_s = self.gone_s = 0.0
 
     def meet(self) -> None:
-        """Find out who they are and what they have mapped."""
+        """Find the processes, their ranks, and the shared memory that they have mapped."""
         ranks, shells, parents = {}, set(), {}
         for pid in holders_of(self._word, self._proc):
             rank = mpi_rank(self._environment(pid))
@@ -54,7 +54,7 @@ class RankProcesses:
         self._ranks = {pid: ranks[pid] for pid in own if parents[pid] not in own}
 
     def lost(self) -> int | None:
-        """Meet them again: the lowest rank that was there, and twice in turn has no process."""
+        """Look again; returns the lowest rank that had a process and now twice has none."""
         missing, there = self._missing, {*self._ranks.values()}
         self.meet()
         self._missing = (there | missing) - {*self._ranks.values()}
@@ -62,11 +62,11 @@ class RankProcesses:
 
     @property
     def rank_0(self) -> int | None:
-        """Rank 0's process, where it is on this host."""
+        """The process of rank 0, if it is on this host."""
         return next((pid for pid, rank in self._ranks.items() if rank == 0), None)
 
     def look(self, now_s: float) -> float:
-        """For how long, in s, rank 0 has been stopped while another rank of this host was not."""
+        """Seconds for which rank 0 has been stopped while another rank of this host was running."""
         gap_s, self._looked_s = now_s - self._looked_s, now_s
         state = {pid: self._stat(pid)[1][0] for pid in self._ranks}
         alone = any(state[pid] not in ("T", "t", "Z", "") for pid in state if self._ranks[pid] > 0)
@@ -80,7 +80,7 @@ class RankProcesses:
         return self.still_s
 
     def tidy(self) -> None:
-        """They are gone: remove what they had in shared memory and could not."""
+        """Remove the shared memory that ended ranks have left."""
         unlink(self._files)
 
     def _stat(self, pid: int) -> tuple[str, list[str]]:

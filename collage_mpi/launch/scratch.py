@@ -33,7 +33,7 @@ def held(folder: str | None) -> Iterator[tuple[int, ...]]:
     try:
         os.mkdir(folder, 0o700)
         lock = os.open(Path(folder) / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
-    except OSError:  # a full disk, say: the launcher will say so, if it needs the folder
+    except OSError:  # such as a full disk; the launcher reports it if it needs the folder
         yield ()
         return
     try:

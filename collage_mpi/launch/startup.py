@@ -1,5 +1,5 @@
-"""The time until MPI is up on all ranks: which ranks are there, what to print, and when the start
-has failed.
+"""The start of a job, until MPI is up on all ranks: which ranks are there, what to print, and when
+the start has failed.
 """
 
 from __future__ import annotations
@@ -55,21 +55,22 @@ class Startup:
 
     @property
     def ended_by(self) -> Death | None:
-        """The rank whose end ended the job: one that a signal killed before MPI was up, or that
-        left while MPI was to come up. None also where nobody has told the rank's code."""
+        """The rank that ended the job: a signal killed it before MPI was up, or it left while the
+        others waited for MPI. None if there is no such rank, or its exit code is unknown.
+        """
         death = self.ended
         if death is None or death.code is None:
             return None
         return death if death.by_signal or self.watched else None
 
     def has_ended(self, death: Death) -> None:
-        """A rank has ended. MPI that is not up yet stays down, unless it was about to come up."""
+        """A rank has ended. Without it MPI cannot start, unless it was just about to."""
         if not self.up and self.ended in (None, Death(None, death.rank)):
             self.ended = death
             self._at_most(END_GRACE_S)
 
     def too_late(self, now_s: float) -> bool:
-        """Whether MPI will not come up any more."""
+        """Whether the time for the start is over."""
         return self.watched and now_s > self._until_s
 
     def was_suspended(self, gap_s: float) -> None:

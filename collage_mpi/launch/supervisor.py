@@ -1,4 +1,6 @@
-"""Run one launched job to its end: its output, its signals, its limits; leave nothing behind."""
+"""Runs one launched job to its end: passes on its output and signals, keeps its limits, and leaves
+no process or file of it behind.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,16 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import IO, Any, TextIO, cast
 
-from collage_mpi.launch.ending import TIME_LIMIT, Cut, Ending, Reached, never_up, stood_still
+from collage_mpi.launch.ending import (
+    TIME_LIMIT,
+    BannerFilter,
+    Cut,
+    Ending,
+    Reached,
+    never_up,
+    stood_still,
+)
 from collage_mpi.launch.job_ranks import LOOK_AT_START_S, LOOK_EVERY_S, RankProcesses
-from collage_mpi.launch.mpi_banners import BannerFilter
 from collage_mpi.launch.mpiexec import LaunchPlan
 from collage_mpi.launch.scratch import VARIABLE, held, note_signal
 from collage_mpi.launch.startup import Startup
@@ -53,8 +62,8 @@ class Limits:
         start_limit_s: until rank 0 says anything. A rank that dies before MPI is up leaves the
             others waiting in MPI_Init, where no signal reaches them. None where nobody may ever
             say anything, as in a user's script.
-        leave_grace_s: from rank 0's last word, or its end, until the ranks that are left are
-            killed. A launcher that makes nothing of lost ranks waits for a stopped one for ever.
+        leave_grace_s: from the exit code that rank 0 reports, or its end, until the other ranks
+            are killed. A launcher that tolerates lost ranks would wait for a stopped one for ever.
         stop_grace_s: from the request to stop until the job is killed.
     """
 
@@ -70,7 +79,7 @@ class Supervisor:
     Args:
         out, err: where the ranks' output goes; the display is drawn on err.
         clock: monotonic seconds.
-        signals: numbers of signals that have come and are still to be passed on.
+        signals: numbers of received signals that have not been passed on yet.
     """
 
     def __init__(
@@ -84,7 +93,7 @@ class Supervisor:
     ) -> None:
         self._plan, self._limits, self._clock = plan, limits, clock
         self.launcher = plan.launcher
-        # A log's full disk, or a reader that has gone, is no reason to end a job.
+        # If a disk is full or a reader has gone, output is dropped and the job goes on.
         self._out = cast(TextIO, SafeStream(out or sys.stdout))
         self._err = cast(TextIO, SafeStream(err or sys.stderr))
         self._display = display_for(self._err)
@@ -92,15 +101,15 @@ class Supervisor:
         self._start = Startup(plan.ranks, limits.start_limit_s, clock)
         listens = limits.start_limit_s is not None
         self._ending = Ending(0, reached=Reached.NO_RANK if listens else Reached.RANKS)
-        # Known by this word even when the launcher has been killed: nobody's children then.
+        # Its processes are found by this word even if the launcher has been killed.
         self._word = f"{JOB_VARIABLE}={uuid.uuid4().hex}"
-        self._seen = RankProcesses(self._word)
+        self._ranks = RankProcesses(self._word)
         self._last_words: dict[int | None, str] = {}  # of ranks that rank 0 speaks for, by rank
         self._until_s = self._kill_at_s = math.inf  # the time limit; when the job is killed
         self._look_at_s = 0.0  # when to look at the ranks' processes again
 
     def run(self) -> Ending:
-        """Start the job, follow it to its end, leave nothing of it behind."""
+        """Start the job, follow it to its end, and remove what it left."""
         grace_s, scratch = round(self._limits.stop_grace_s), self._plan.scratch
         with (
             handled_by(self._signals.append),
@@ -113,14 +122,14 @@ class Supervisor:
                 self._follow()
             finally:
                 end_family(self._process, grace_s=0.0, word=self._word)
-                self._seen.tidy()
+                self._ranks.tidy()
                 guard.sweep = self._limits.start_limit_s is not None and not self._start.up
                 self._display.close()
         self._ending.launcher = self._process.returncode
         return self._ending
 
     def _follow(self) -> None:
-        """Until the launcher has ended and its output is passed on."""
+        """Pass on output until the launcher has ended."""
         pipes = ((self._process.stdout, self._out), (self._process.stderr, self._err))
         streams = [_Stream(pipe, target, self) for pipe, target in pipes if pipe is not None]
         now_s = self._clock()
@@ -144,8 +153,8 @@ class Supervisor:
             self._tell_who_ended(held)
 
     def _look(self, now_s: float, gap_s: float) -> None:
-        """What is to be done now; the last look was `gap_s` ago."""
-        if gap_s > ASLEEP_S:  # no time that the ranks took
+        """Do what is due now; the last look was `gap_s` ago."""
+        if gap_s > ASLEEP_S:  # launch was suspended with the ranks: this time does not count
             self._start.was_suspended(gap_s)
             self._kill_at_s += gap_s
         self._pass_signals(now_s)
@@ -179,26 +188,24 @@ class Supervisor:
         self._kill_at_s = now_s
 
     def _look_at_processes(self, now_s: float) -> None:
-        """Look at the ranks of this host, as processes; not at their start while the job stops."""
+        """Look at the processes of this host's ranks; not at their start while the job stops."""
         if self._start.up:
             self._look_at_s = now_s + LOOK_EVERY_S
             self._look_at_rank_0(now_s)
         elif self._start.watched and self._ending.stopped_by is None:
-            # A rank whose shell or proxy was killed ends without their word.
+            # If the shell or proxy of a rank was killed, nobody reports the end of the rank.
             self._look_at_s = now_s + LOOK_AT_START_S
-            rank = self._seen.lost()
+            rank = self._ranks.lost()
             if rank is not None:
                 self._start.has_ended(Death(None, rank))
 
     def _look_at_rank_0(self, now_s: float) -> None:
-        """End a job whose rank 0 is stopped for good, since its ranks wait for it, and a launcher
-        that goes on without ranks: MPICH's waits for the rest of a stranger's message."""
-        before_s, still_s, pid = (
-            self._seen.still_s,
-            self._seen.look(now_s),
-            self._seen.rank_0,
-        )
-        if self._seen.gone_s >= LEAVE_GRACE_S and self._kill_at_s == math.inf:
+        """End a job whose rank 0 stays stopped, because its ranks wait for it. Also end a launcher
+        that outlives all ranks: MPICH's waits for the rest of a message from an unknown sender.
+        """
+        before_s, still_s = self._ranks.still_s, self._ranks.look(now_s)
+        pid = self._ranks.rank_0
+        if self._ranks.gone_s >= LEAVE_GRACE_S and self._kill_at_s == math.inf:
             self.say("all ranks have ended, their launcher has not: it is ended")
             self._kill_at_s = now_s
         if before_s < STILL_NOTICE_S <= still_s:
@@ -210,7 +217,7 @@ class Supervisor:
             self._cut(stood_still(pid), now_s)
 
     def _look_at_start(self, now_s: float) -> None:
-        """A start that takes long is told of; one that takes too long is ended."""
+        """Report a start that takes long, and end one that takes too long."""
         news = self._start.news(now_s)
         if news is not None:
             self.say(news)
@@ -219,8 +226,9 @@ class Supervisor:
             self._cut(never_up(missing, hung=hung), now_s)
 
     def _tell_who_ended(self, held: Sequence[str]) -> None:
-        """No rank has said what ended the job: the rank that left first does, or the launcher by
-        its banners, which are shown where they name no process that was killed."""
+        """Find out what ended the job if no rank has said it: from the rank that left first, else
+        from the launcher's banners. Banners that do not name a killed process are shown.
+        """
         first = self._start.ended_by
         if first is not None and self._ending.stopped_by is None:
             self._ending.died = first
@@ -241,7 +249,7 @@ class Supervisor:
             self.show(filtered.feed(rest), target)
 
     def _act_on(self, status: dict[str, Any]) -> None:
-        """What the shell around a rank, a rank, or rank 0 has to say."""
+        """Act on a report of a rank or of the shell around it."""
         match status:
             case {"ended": int(rank)}:
                 self._has_ended(Death(status.get("code", 0), rank))
@@ -253,12 +261,12 @@ class Supervisor:
             case {"fault": str(text)}:
                 self._last_words.setdefault(status.get("rank"), text)
             case _:
-                self._heed_rank_0(status)
+                self._act_on_rank_0(status)
 
-    def _heed_rank_0(self, status: dict[str, Any]) -> None:
+    def _act_on_rank_0(self, status: dict[str, Any]) -> None:
         if not self._start.up:
             self._start.up = True
-            self._seen.meet()
+            self._ranks.meet()
         match status:
             case {"up": _}:
                 self._ending.reached = Reached.BEGUN
@@ -269,7 +277,7 @@ class Supervisor:
                 self._display.show(status)
 
     def _has_ended(self, death: Death) -> None:
-        """A rank has ended. If it is rank 0 the others leave, all but one that is stopped."""
+        """A rank has ended. If it is rank 0, the others have `leave_grace_s` to leave."""
         if death.rank == 0 and self._start.up:
             self._let_others_leave()
             if death.code:
@@ -285,7 +293,7 @@ class Supervisor:
             self._display.show({**self._start.status(), "passing": True})
 
     def say(self, message: str) -> None:
-        """A line of launch's own."""
+        """Print a message of launch itself."""
         self._display.clear()
         print(f"collage-mpi launch: {message}", file=self._err, flush=True)
 
@@ -306,7 +314,7 @@ class _Stream:
         self.filter = BannerFilter(job.launcher)
 
     def read(self) -> bool:
-        """Take what is there; False at the end of the stream."""
+        """Read what has arrived; False at the end of the stream."""
         data = os.read(self.fd, 65536)
         text = data.replace(b"\0", b"")  # prterun ends its MPI_ABORT banner with one
         *lines, self._rest = (self._rest + text).split(b"\n")
@@ -314,7 +322,7 @@ class _Stream:
         return bool(data)
 
     def finish(self) -> list[str]:
-        """Take the last line, which may have no newline; give the banners that were held back."""
+        """Pass on a last line without a newline; returns the banners that were held back."""
         self._take([self._rest] if self._rest else [])
         return self.filter.finish()
 
@@ -337,7 +345,7 @@ def _started(plan: LaunchPlan, word: str) -> subprocess.Popen[bytes]:
 
 
 def _die_with_parent() -> Callable[[], object]:
-    """So that a killed launch leaves no job behind: the launcher gets SIGTERM then."""
+    """Let the kernel send SIGTERM to the launcher if this process is killed."""
     pr_set_pdeathsig = 1
     prctl = ctypes.CDLL(None).prctl  # looked up before the fork
     return lambda: prctl(pr_set_pdeathsig, int(signal.SIGTERM), 0, 0, 0)
@@ -345,13 +353,13 @@ def _die_with_parent() -> Callable[[], object]:
 
 @contextmanager
 def handled_by(note: Callable[[int], object]) -> Iterator[None]:
-    """Signals are noted, not acted on, while a job runs, and until what it was is said."""
+    """Within this context signals are only noted."""
 
     def handle(number: int, _frame: FrameType | None) -> None:
         note(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # they are the main thread's to take
+        yield  # only the main thread may set handlers
         return
     old = {number: signal.signal(number, handle) for number in FORWARDED}
     try:

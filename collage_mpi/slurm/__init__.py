@@ -1,1 +1,327 @@
-"""Job scripts for Slurm."""
+"""Renders Slurm job scripts from settings and the templates in templates/. The scripts in
+jobs/slurm are rendered with the default settings; a test compares them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from collage_mpi.errors import UsageError
+from collage_mpi.settings.redundancy import RankSettings
+from collage_mpi.system.fields import Settings, same, setting
+
+DEFAULT_SETUP = ("# module load <your MPI>", 'source "${CM_VENV:-.venv}/bin/activate"')
+_TEMPLATES = Path(__file__).with_name("templates")  # shell, with @NAMES@ where settings go
+RUN_KINDS = ("run_one_node", "run_nodes", "run_het", "run_teams", "run_teams_het", "sweep")
+HET_KINDS = ("run_het", "run_teams_het")  # coordinators have nodes of their own
+TEAM_KINDS = ("run_teams", "run_teams_het")
+
+_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+_COMMENT_COLUMN = 38
+
+
+@dataclass(frozen=True)
+class ScriptKind:
+    """One kind of script: its file and its own defaults.
+
+    Attributes:
+        file: name in jobs/slurm, and in templates/.
+        nodes: for the ranks with networks.
+        gpus_per_node: None: one for each rank of the fullest node.
+        time: time limit, as Slurm writes it.
+        array: task numbers, or None for a job that is no array.
+    """
+
+    file: str
+    nodes: int = 1
+    gpus_per_node: int | None = 0
+    time: str = "02:00:00"
+    array: str | None = None
+
+
+KINDS: dict[str, ScriptKind] = {
+    "prepare": ScriptKind("prepare.sbatch", time="00:20:00", array="0-1"),
+    "train": ScriptKind("train.sbatch", gpus_per_node=4, time="04:00:00", array="0-1"),
+    "run_one_node": ScriptKind("run_one_node.sbatch", gpus_per_node=4),
+    "run_nodes": ScriptKind("run_nodes.sbatch", nodes=4, gpus_per_node=None),
+    "run_het": ScriptKind("run_het.sbatch", nodes=3, gpus_per_node=None),
+    "run_teams": ScriptKind("run_teams.sbatch", nodes=4, gpus_per_node=4),
+    "run_teams_het": ScriptKind("run_teams_het.sbatch", nodes=2, gpus_per_node=4),
+    "sweep": ScriptKind("sweep.sbatch", nodes=4, gpus_per_node=None, array="0-11"),
+    "analyse": ScriptKind("analyse.sbatch", time="00:20:00"),
+    "chain": ScriptKind("chain.sh"),
+}
+
+
+_ARRAY_NOTE = {
+    "prepare": "training and test images",
+    "train": "single classifier and collage-CNN",
+    "sweep": "points of the file; 0-11%2: two at a time",
+}
+
+
+@dataclass(frozen=True, repr=False)
+class SlurmSettings(Settings):
+    """The settings of a job script. See each field's help line.
+
+    Raises:
+        UsageError: a value that Slurm or the job could not take.
+    """
+
+    account: str = setting("<account>", "account that pays for the job")
+    partition: str = setting("<partition>", "partition with the nodes")
+    nodes: int | None = setting(
+        None,
+        "number of nodes for the ranks with networks",
+        unset="depends on the script",
+        at_least=1,
+    )
+    gpus_per_node: int | None = setting(
+        None,
+        "GPUs of each node, shared by its ranks; 0 for none",
+        unset="one for each rank",
+        at_least=0,
+    )
+    cpus_per_task: int = setting(4, "cores of each rank", at_least=1)
+    coordinator_cpus: int = setting(8, "cores of each coordinator in run_*het", at_least=1)
+    teams: int | None = setting(
+        None,
+        "number of teams in run_teams*, each with a coordinator",
+        unset="one for each node",
+        at_least=1,
+    )
+    time: str | None = setting(None, "time limit, e.g. 02:00:00", unset="depends on the script")
+    mem_per_cpu: str | None = setting(
+        None, "memory for each core, e.g. 4G", unset="the default of the site"
+    )
+    array: str | None = setting(
+        None, "indices of the array tasks, e.g. 0-11%2", unset="depends on the script"
+    )
+    side: int = same(RankSettings, "side")
+    singles: int | None = same(RankSettings, "singles")
+    collage_ranks: int = same(RankSettings, "collage_ranks")
+    launcher: str = setting(
+        "pmix", "how the ranks are started", choices=("pmix", "pmi2", "mpiexec")
+    )
+    setup: tuple[str, ...] = setting(
+        DEFAULT_SETUP,
+        "shell line that makes collage-mpi and its MPI available, such as 'module load openmpi'",
+        metavar="LINE",
+        repeated=True,
+    )
+    directives: tuple[str, ...] = setting(
+        (),
+        "additional #SBATCH option, e.g. --qos=long",
+        metavar="LINE",
+        flag="--directive",
+        repeated=True,
+    )
+
+    def _check(self) -> None:
+        if self.collage_ranks < 1:
+            raise UsageError(f"collage_ranks is {self.collage_ranks}; it needs at least 1")
+        for name in ("account", "partition", "time", "mem_per_cpu", "array"):
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch(r"[^\s#]+", value):
+                raise UsageError(f"{name} is {value!r}; it needs one word")
+        for line in self.directives:
+            if not re.fullmatch(r"-[^\x00-\x1f]+", line):
+                raise UsageError(f"directive {line!r}; it needs an option of sbatch: --qos=long")
+        if self.time is not None:
+            hours(self.time)
+
+    @property
+    def workers(self) -> int:
+        """Ranks that hold a network."""
+        return (self.side**2 if self.singles is None else self.singles) + self.collage_ranks
+
+
+@dataclass(frozen=True)
+class ScriptLayout:
+    """Numbers that follow from the settings for one kind of script.
+
+    Attributes:
+        nodes: for the ranks with networks.
+        teams: each has a coordinator; 1 without teams.
+        tasks_per_node: task slots of each node; the last may stay unused.
+        gpus_per_node: of each node.
+        limit_hours: the time limit.
+    """
+
+    nodes: int
+    teams: int
+    tasks_per_node: int
+    gpus_per_node: int
+    limit_hours: float
+
+
+def layout(kind: str, settings: SlurmSettings) -> ScriptLayout:
+    """Tasks and GPUs of a node. Tasks are given per node, not in total, because a requeued job
+    keeps that number.
+
+    (With --ntasks=11 --nodes=4 Slurm packs 7, 2, 1, 1. Adding --ntasks-per-node=3 spreads them, but
+    the requeued job is then told 12 tasks.)
+    """
+    defaults = KINDS[kind]
+    nodes = settings.nodes or defaults.nodes
+    if kind == "run_one_node" and nodes != 1:
+        raise UsageError(f"nodes is {nodes} for run_one_node; use run_nodes")
+    teams = _teams(kind, settings, nodes)
+    ranks = settings.workers + (kind not in HET_KINDS)  # of a team, on the nodes with networks
+    if kind not in RUN_KINDS:
+        tasks = 1
+    elif teams > nodes:
+        tasks = ranks * (teams // nodes)
+    else:
+        tasks = -(-ranks // (nodes // teams))
+    gpus = settings.gpus_per_node
+    if gpus is None or kind in ("prepare", "analyse"):
+        gpus = tasks if defaults.gpus_per_node is None else defaults.gpus_per_node
+    return ScriptLayout(nodes, teams, tasks, gpus, hours(settings.time or defaults.time))
+
+
+def _teams(kind: str, settings: SlurmSettings, nodes: int) -> int:
+    """Number of teams on these nodes: whole nodes a team, or whole teams a node."""
+    if kind not in TEAM_KINDS:
+        if settings.teams is not None:
+            raise UsageError(f"teams is {settings.teams} for {kind}; use {' or '.join(TEAM_KINDS)}")
+        return 1
+    teams = settings.teams or nodes
+    if nodes % teams and (kind in HET_KINDS or teams % nodes):
+        whole = "whole nodes a team" + ("" if kind in HET_KINDS else ", or whole teams a node")
+        raise UsageError(f"teams is {teams} on {nodes} nodes; {kind} needs {whole}: change one")
+    return teams
+
+
+def hours(text: str) -> float:
+    """A Slurm time limit in hours: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    found = _TIME.fullmatch(text)
+    if not found:
+        raise UsageError(f"time is {text!r}; it needs the form HH:MM:SS or D-HH:MM:SS")
+    days, *rest = found.groups()
+    numbers = [int(part) for part in rest if part is not None]
+    unit_s = 60.0 if days is None and len(numbers) < 3 else 3600.0
+    seconds = sum(number * unit_s / 60**place for place, number in enumerate(numbers))
+    return float(int(days or 0) * 24 + seconds / 3600)
+
+
+def render(kind: str, settings: SlurmSettings | None = None) -> str:
+    """The text of a job script.
+
+    Raises:
+        UsageError: an unknown kind, or settings that this kind cannot take.
+    """
+    settings = settings or SlurmSettings()
+    if kind not in KINDS:
+        raise UsageError(f"{kind!r} is not a job script. Known are: {', '.join(KINDS)}")
+    if settings.array is not None and KINDS[kind].array is None:
+        known = ", ".join(name for name, of in KINDS.items() if of.array)
+        raise UsageError(f"array is {settings.array!r} for {kind}; it is for {known}")
+    if kind in HET_KINDS and settings.launcher == "mpiexec":
+        raise UsageError(f"{kind} cannot use launcher mpiexec: only srun spans all parts")
+    plan = layout(kind, settings)
+    tokens = {
+        "DIRECTIVES": "\n".join(_directives(kind, settings, plan)),
+        "COST": _cost(kind, settings, plan),
+        "SETUP": "\n".join(settings.setup),
+        "LAUNCHER": settings.launcher,
+        "SIDE": str(settings.side),
+        "SINGLES": "$((side * side))" if settings.singles is None else str(settings.singles),
+        "COLLAGE_RANKS": str(settings.collage_ranks),
+        "TEAMS": str(plan.teams),
+        "RANKS": "teams * (1 + singles + collage_ranks)"
+        if kind in TEAM_KINDS
+        else "1 + singles + collage_ranks",
+    }
+    return re.sub(r"@([A-Z_]+)@", lambda found: tokens[found[1]], _template(KINDS[kind].file))
+
+
+def _template(file: str) -> str:
+    """A template; each line `@include OTHER@` is replaced by the other template."""
+    text = (_TEMPLATES / file).read_text("utf-8")
+    return re.sub(r"^@include (\S+)@\n", lambda found: _template(found[1]), text, flags=re.M)
+
+
+def _cost(kind: str, settings: SlurmSettings, plan: ScriptLayout) -> str:
+    cores = plan.nodes * plan.tasks_per_node * settings.cpus_per_task * _processes(kind, plan)
+    cores += settings.coordinator_cpus * plan.teams * (kind in HET_KINDS)
+    each = " a task" if KINDS[kind].array else ""
+    gpus = plan.nodes * plan.gpus_per_node
+    if gpus:
+        return f"at most {gpus * plan.limit_hours:g} GPU hours{each} ({gpus} GPUs, {cores} cores)"
+    return f"at most {cores * plan.limit_hours:g} core hours{each} ({cores} cores)"
+
+
+def _directives(kind: str, settings: SlurmSettings, plan: ScriptLayout) -> list[str]:
+    array = settings.array or KINDS[kind].array
+    log = "%x-%A_%a.log" if array else "%x-%j.log"
+    lines = [_line(f"--job-name={kind}", "as squeue shows it"), *_site(kind, settings)]
+    if array:
+        lines.append(_line(f"--array={array}", _ARRAY_NOTE[kind]))
+    lines += [
+        _line("--requeue", "start again after a node failed or a preemption"),
+        _line("--open-mode=append", "the log of a second start follows the first's"),
+        _line(f"--output={log}", "in the folder of the submission"),
+        *(_line(option, "your own") for option in settings.directives),
+    ]
+    if kind == "train" or kind in RUN_KINDS:
+        why = "120 s before the limit: the shell below passes it on"
+        lines.append(_line("--signal=B:USR2@120", why))
+    cores = settings.cpus_per_task * _processes(kind, plan)
+    if kind not in HET_KINDS:
+        return [
+            *lines,
+            *_part(settings, plan.nodes, plan.tasks_per_node, cores, plan.gpus_per_node),
+        ]
+    next_part = ["#SBATCH hetjob", *_site(kind, settings)]
+    nodes = plan.nodes // plan.teams
+    for team in range(plan.teams):
+        lines += next_part if team else []
+        lines += _part(settings, 1, 1, settings.coordinator_cpus, 0)
+        lines += next_part
+        lines += _part(settings, nodes, plan.tasks_per_node, cores, plan.gpus_per_node)
+    return lines
+
+
+def _processes(kind: str, plan: ScriptLayout) -> int:
+    """Processes in one task: torchrun is one task and starts a process for each GPU."""
+    return max(1, plan.gpus_per_node) if kind == "train" else 1
+
+
+def _site(kind: str, settings: SlurmSettings) -> list[str]:
+    return [
+        _line(f"--account={settings.account}", "site: who pays"),
+        _line(f"--partition={settings.partition}", "site: where such nodes are"),
+        _line(f"--time={settings.time or KINDS[kind].time}", "the limit; what is done is kept"),
+    ]
+
+
+def _part(settings: SlurmSettings, nodes: int, tasks: int, cores: int, gpus: int) -> list[str]:
+    """The options of one part of the job; a heterogeneous job has two such parts a team."""
+    lines = [
+        _line(
+            f"--nodes={nodes}", "all on one node" if nodes == 1 else "the ranks are spread evenly"
+        ),
+        _line(
+            f"--ntasks-per-node={tasks}",
+            "one process there" if tasks == 1 else "slots for the 1 + N + M ranks",
+        ),
+        _line(f"--cpus-per-task={cores}", "cores of each, which are its threads"),
+    ]
+    if settings.mem_per_cpu:
+        lines.append(_line(f"--mem-per-cpu={settings.mem_per_cpu}", "memory of each core"))
+    if gpus:
+        lines.append(
+            _line(f"--gpus-per-node={gpus}", "all ranks there see all; each takes its own")
+        )
+    return lines
+
+
+def _line(option: str, why: str = "") -> str:
+    return f"#SBATCH {option:<{_COMMENT_COLUMN - 8}} # {why}" if why else f"#SBATCH {option}"

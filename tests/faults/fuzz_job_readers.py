@@ -266,7 +266,7 @@ def _lines() -> list[Reader]:
         variables = {environment.STATUS_VARIABLE: STATUS_WORD}
         plan = LaunchPlan(("true",), FAMILIES["mpich"], variables, ranks=4)
         job = Supervisor(plan, Limits(start_limit_s=9.0), io.StringIO(), io.StringIO())
-        job._seen.meet = lambda: None  # looks at the processes of this machine
+        job._ranks.meet = lambda: None  # looks at the processes of this machine
         for text in raw.split(b"\n"):
             job.line(text.decode(errors="replace"), job._out, _filter(job))
         job._display.close()
@@ -298,7 +298,7 @@ def _lines() -> list[Reader]:
 
 
 def _filter(job: Supervisor) -> Any:
-    from collage_mpi.launch.mpi_banners import BannerFilter
+    from collage_mpi.launch.ending import BannerFilter
 
     return BannerFilter(job.launcher)
 

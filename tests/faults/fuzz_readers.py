@@ -48,7 +48,7 @@ from collage_mpi.results.rows import TABLES
 from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import costs_of
-from collage_mpi.slurm.job_script import SlurmSettings, render
+from collage_mpi.slurm import SlurmSettings, render
 from collage_mpi.workload.trace import load_trace
 
 USER = (CollageError,)

@@ -31,7 +31,7 @@ from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.pending import entry_path, read_entry
 from collage_mpi.scheduler.events import Unread
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.slurm.job_script import SlurmSettings
+from collage_mpi.slurm import SlurmSettings
 from collage_mpi.system.hard_exit import shared_memory
 from collage_mpi.system.progress import split_statuses, status_line
 from collage_mpi.training.checkpoint import VERSION, load_checkpoint

@@ -31,7 +31,7 @@ from collage_mpi.results import RunWriter, export_run, read_results, verify_run
 from collage_mpi.results.folder import check_place
 from collage_mpi.scheduler.events import Score
 from collage_mpi.shards import write_shard
-from collage_mpi.slurm.job_script import KINDS, SlurmSettings, render
+from collage_mpi.slurm import KINDS, SlurmSettings, render
 
 pytestmark = pytest.mark.faults
 

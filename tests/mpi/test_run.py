@@ -20,7 +20,7 @@ import pytest
 from conftest import RANKS_LIMIT_S, codes, run_many, run_ranks
 
 from collage_mpi.errors import ExitCode
-from collage_mpi.launch.mpi_banners import BannerFilter
+from collage_mpi.launch.ending import BannerFilter
 from collage_mpi.results import KINDS, OUTCOMES, SOURCES, read_results, verify_run
 from collage_mpi.shards import write_shard
 from collage_mpi.system.launchers import FAMILIES

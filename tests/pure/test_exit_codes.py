@@ -130,7 +130,7 @@ def test_complete_needs_the_marker(tmp_path):
         (
             Ending(15, reached=BEGUN),
             6,
-            "a rank has ended without a word (the launcher's code is 15)",
+            "a rank has ended without a message (the launcher's code is 15)",
         ),
         (
             Ending(1, died=Death(1, 3)),

@@ -29,3 +29,10 @@ def test_no_message_asks_for_this_package_from_an_index():
         text = path.read_text("utf-8")
         assert "collage-mpi[" not in text, path
         assert "pip install collage-mpi" not in text, path
+
+
+def test_the_sdist_holds_tests_docs_and_what_they_read():
+    told = (ROOT / "MANIFEST.in").read_text("utf-8").split()
+    for name in ("tests", "docs", "analysis", "jobs", "containers", "CHANGELOG.md", "mkdocs.yml"):
+        assert name in told
+        assert (ROOT / name).exists()

@@ -16,7 +16,7 @@ from collage_mpi.errors import UsageError
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.settings.flags import flag, shown_default
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.slurm.job_script import SlurmSettings
+from collage_mpi.slurm import SlurmSettings
 from collage_mpi.system.fields import (
     About,
     Settings,

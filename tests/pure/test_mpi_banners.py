@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collage_mpi.launch.mpi_banners import BannerFilter
+from collage_mpi.launch.ending import BannerFilter
 from collage_mpi.system.launchers import FAMILIES, Death
 
 RULE = "-" * 74

@@ -13,7 +13,7 @@ import pytest
 
 from collage_mpi.cli import main
 from collage_mpi.errors import UsageError
-from collage_mpi.slurm.job_script import (
+from collage_mpi.slurm import (
     HET_KINDS,
     KINDS,
     RUN_KINDS,

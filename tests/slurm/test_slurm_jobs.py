@@ -18,7 +18,7 @@ from slurm_cluster import ROOT, Cluster, cluster
 
 from collage_mpi.launch.mpiexec import Mpi
 from collage_mpi.results import verify_run
-from collage_mpi.slurm.job_script import SlurmSettings, render
+from collage_mpi.slurm import SlurmSettings, render
 
 pytest_plugins = ["second_try"]
 WHY_NOT = missing()
