@@ -13,13 +13,12 @@ from collage_mpi.settings.redundancy import RankSettings
 from collage_mpi.system.fields import Settings, same, setting
 
 DEFAULT_SETUP = ("# module load <your MPI>", 'source "${CM_VENV:-.venv}/bin/activate"')
-_TEMPLATES = Path(__file__).with_name("templates")  # shell, with @NAMES@ where settings go
+_TEMPLATES = Path(__file__).with_name("templates")  # shell, for jinja
 RUN_KINDS = ("run_one_node", "run_nodes", "run_het", "run_teams", "run_teams_het", "sweep")
 HET_KINDS = ("run_het", "run_teams_het")  # coordinators have nodes of their own
 TEAM_KINDS = ("run_teams", "run_teams_het")
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
-_COMMENT_COLUMN = 38
 
 
 @dataclass(frozen=True)
@@ -225,103 +224,37 @@ def render(kind: str, settings: SlurmSettings | None = None) -> str:
         raise UsageError(f"array is {settings.array!r} for {kind}; it is for {known}")
     if kind in HET_KINDS and settings.launcher == "mpiexec":
         raise UsageError(f"{kind} cannot use launcher mpiexec: only srun spans all parts")
-    plan = layout(kind, settings)
-    tokens = {
-        "DIRECTIVES": "\n".join(_directives(kind, settings, plan)),
-        "COST": _cost(kind, settings, plan),
-        "SETUP": "\n".join(settings.setup),
-        "LAUNCHER": settings.launcher,
-        "SIDE": str(settings.side),
-        "SINGLES": "$((side * side))" if settings.singles is None else str(settings.singles),
-        "COLLAGE_RANKS": str(settings.collage_ranks),
-        "TEAMS": str(plan.teams),
-        "RANKS": "teams * (1 + singles + collage_ranks)"
-        if kind in TEAM_KINDS
-        else "1 + singles + collage_ranks",
-    }
-    return re.sub(r"@([A-Z_]+)@", lambda found: tokens[found[1]], _template(KINDS[kind].file))
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    defaults, plan = KINDS[kind], layout(kind, settings)
+    # torchrun is one task and starts a process for each GPU.
+    cores = settings.cpus_per_task * (max(1, plan.gpus_per_node) if kind == "train" else 1)
+    return environment.get_template(defaults.file).render(
+        kind=kind,
+        s=settings,
+        plan=plan,
+        cores=cores,
+        cost=_cost(kind, settings, plan, cores),
+        array=settings.array or defaults.array,
+        array_note=_ARRAY_NOTE.get(kind),
+        time=settings.time or defaults.time,
+        stoppable=kind == "train" or kind in RUN_KINDS,
+        het=kind in HET_KINDS,
+        teamed=kind in TEAM_KINDS,
+    )
 
 
-def _template(file: str) -> str:
-    """A template; each line `@include OTHER@` is replaced by the other template."""
-    text = (_TEMPLATES / file).read_text("utf-8")
-    return re.sub(r"^@include (\S+)@\n", lambda found: _template(found[1]), text, flags=re.M)
-
-
-def _cost(kind: str, settings: SlurmSettings, plan: ScriptLayout) -> str:
-    cores = plan.nodes * plan.tasks_per_node * settings.cpus_per_task * _processes(kind, plan)
+def _cost(kind: str, settings: SlurmSettings, plan: ScriptLayout, cores_of_task: int) -> str:
+    cores = plan.nodes * plan.tasks_per_node * cores_of_task
     cores += settings.coordinator_cpus * plan.teams * (kind in HET_KINDS)
     each = " a task" if KINDS[kind].array else ""
     gpus = plan.nodes * plan.gpus_per_node
     if gpus:
         return f"at most {gpus * plan.limit_hours:g} GPU hours{each} ({gpus} GPUs, {cores} cores)"
     return f"at most {cores * plan.limit_hours:g} core hours{each} ({cores} cores)"
-
-
-def _directives(kind: str, settings: SlurmSettings, plan: ScriptLayout) -> list[str]:
-    array = settings.array or KINDS[kind].array
-    log = "%x-%A_%a.log" if array else "%x-%j.log"
-    lines = [_line(f"--job-name={kind}", "as squeue shows it"), *_site(kind, settings)]
-    if array:
-        lines.append(_line(f"--array={array}", _ARRAY_NOTE[kind]))
-    lines += [
-        _line("--requeue", "start again after a node failed or a preemption"),
-        _line("--open-mode=append", "the log of a second start follows the first's"),
-        _line(f"--output={log}", "in the folder of the submission"),
-        *(_line(option, "your own") for option in settings.directives),
-    ]
-    if kind == "train" or kind in RUN_KINDS:
-        why = "120 s before the limit: the shell below passes it on"
-        lines.append(_line("--signal=B:USR2@120", why))
-    cores = settings.cpus_per_task * _processes(kind, plan)
-    if kind not in HET_KINDS:
-        return [
-            *lines,
-            *_part(settings, plan.nodes, plan.tasks_per_node, cores, plan.gpus_per_node),
-        ]
-    next_part = ["#SBATCH hetjob", *_site(kind, settings)]
-    nodes = plan.nodes // plan.teams
-    for team in range(plan.teams):
-        lines += next_part if team else []
-        lines += _part(settings, 1, 1, settings.coordinator_cpus, 0)
-        lines += next_part
-        lines += _part(settings, nodes, plan.tasks_per_node, cores, plan.gpus_per_node)
-    return lines
-
-
-def _processes(kind: str, plan: ScriptLayout) -> int:
-    """Processes in one task: torchrun is one task and starts a process for each GPU."""
-    return max(1, plan.gpus_per_node) if kind == "train" else 1
-
-
-def _site(kind: str, settings: SlurmSettings) -> list[str]:
-    return [
-        _line(f"--account={settings.account}", "site: who pays"),
-        _line(f"--partition={settings.partition}", "site: where such nodes are"),
-        _line(f"--time={settings.time or KINDS[kind].time}", "the limit; what is done is kept"),
-    ]
-
-
-def _part(settings: SlurmSettings, nodes: int, tasks: int, cores: int, gpus: int) -> list[str]:
-    """The options of one part of the job; a heterogeneous job has two such parts a team."""
-    lines = [
-        _line(
-            f"--nodes={nodes}", "all on one node" if nodes == 1 else "the ranks are spread evenly"
-        ),
-        _line(
-            f"--ntasks-per-node={tasks}",
-            "one process there" if tasks == 1 else "slots for the 1 + N + M ranks",
-        ),
-        _line(f"--cpus-per-task={cores}", "cores of each, which are its threads"),
-    ]
-    if settings.mem_per_cpu:
-        lines.append(_line(f"--mem-per-cpu={settings.mem_per_cpu}", "memory of each core"))
-    if gpus:
-        lines.append(
-            _line(f"--gpus-per-node={gpus}", "all ranks there see all; each takes its own")
-        )
-    return lines
-
-
-def _line(option: str, why: str = "") -> str:
-    return f"#SBATCH {option:<{_COMMENT_COLUMN - 8}} # {why}" if why else f"#SBATCH {option}"

@@ -1,5 +1,5 @@
 # --- one world over all parts: pmix is Open MPI's, pmi2 is MPICH's and Intel MPI's ------------
-@include srun_het.sh@
+{% include "srun_het.sh" %}
 launch=("${srun[@]}")
 for ((part = 0; part < SLURM_HET_SIZE; part++)); do
     ((part == 0)) || launch+=("${words[@]}" :)   # of the part before; the last part's come below

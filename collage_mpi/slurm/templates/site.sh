@@ -1,2 +1,2 @@
 # --- site: what makes collage-mpi and its MPI available -------------------------------------
-@SETUP@
+{{ s.setup | join("\n") }}
