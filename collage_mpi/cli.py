@@ -10,10 +10,9 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib import import_module
 
 from collage_mpi.commands import COMMANDS
-from collage_mpi.commands.parser import build_parser
+from collage_mpi.commands.parser import read_command
 from collage_mpi.errors import ExitCode
 from collage_mpi.system.environment import launcher_rank
 from collage_mpi.system.hard_exit import leave_if_armed
@@ -51,12 +50,8 @@ def _main(argv: list[str]) -> int:
     try:
         if VARIABLE in os.environ:  # a launcher that cannot be loaded is told of
             launcher_of(os.environ[VARIABLE])
-        parser = build_parser(command)
-        if parser.help_if_bare(argv):
-            return 0
-        args = parser.parse_args(argv)
-        module = import_module(f"collage_mpi.commands.{COMMANDS[args.command][0]}")
-        return int(module.execute(args))
+        chosen, args = read_command(argv)
+        return int(chosen.execute(args))
     except KeyboardInterrupt:
         _last_word(f"{name}: interrupted", logging.ERROR)
         return 130

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import math
 import shlex
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from collage_mpi.commands.parser import Command
 from collage_mpi.errors import UsageError
-from collage_mpi.settings.shipped import file_argument, with_shipped
+from collage_mpi.settings.flags import Arguments, switch
+from collage_mpi.settings.shipped import with_shipped
+from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.printable import say
 
 if TYPE_CHECKING:
@@ -23,90 +25,71 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument(
-        "source",
-        type=file_argument,
+@dataclass(frozen=True, kw_only=True)
+class AdviseArguments(Arguments):
+    """What advise takes."""
+
+    source: str = setting(
+        REQUIRED,
+        "service times: a trace (.npy from `trace record`, in seconds) or the folder of a finished "
+        "run",
         metavar="TRACE|RUN",
-        help="service times: a trace (.npy from `trace record`, in seconds) or the folder of a "
-        "finished run",
+        positional=True,
+        shipped=True,
     )
-    parser.add_argument(
-        "--side", type=int, help="cells along an edge of the collage (default: as in the run, or 3)"
+    side: int | None = setting(
+        None, "cells along an edge of the collage", unset="as in the run, or 3"
     )
-    parser.add_argument(
-        "--spare",
-        type=int,
-        default=2,
-        metavar="M",
-        help="how many ranks there are beyond the single ranks (default: %(default)s)",
+    spare: int = setting(
+        2, "how many ranks there are beyond the single ranks", metavar="M", at_least=1
     )
-    parser.add_argument(
-        "--cost-ratio",
-        type=float,
-        help="service time of the collage network divided by that of the single network (default: "
-        "as in the run, or 1)",
+    cost_ratio: float | None = setting(
+        None,
+        "service time of the collage network divided by that of the single network",
+        unset="as in the run, or 1",
     )
-    parser.add_argument(
-        "--batch-cost",
-        type=float,
-        help="time of each further image of a batch divided by that of the first one (default: as "
-        "in the run, or 1, with which a batch saves nothing)",
+    batch_cost: float | None = setting(
+        None,
+        "time of each further image of a batch divided by that of the first one",
+        unset="as in the run, or 1, with which a batch saves nothing",
     )
-    parser.add_argument(
-        "--answers",
-        type=file_argument,
+    answers: str | None = setting(
+        None,
+        "file of `evaluate --save-answers`, from which the accuracy of each scheme is computed",
         metavar="FILE",
-        help="file of `evaluate --save-answers`, from which the accuracy of each scheme is "
-        "computed",
+        shipped=True,
     )
-    parser.add_argument(
-        "--collage",
-        type=file_argument,
+    collage: str | None = setting(
+        None,
+        "weights of the collage network whose answers --answers holds; scheme cascade takes the "
+        "threshold in this file",
+        unset="the run's network",
         metavar="FILE",
-        help="weights of the collage network whose answers --answers holds; scheme cascade takes "
-        "the threshold in this file (default: the run's network)",
+        shipped=True,
     )
-    parser.add_argument(
-        "--rate",
-        type=float,
+    rate: float | None = setting(
+        None,
+        "simulate an open loop, in which R images a second arrive",
+        unset="a closed loop, in which the next group enters when a rank has nothing to do",
         metavar="R",
-        help="simulate an open loop, in which R images a second arrive (default: a closed loop, in "
-        "which the next group enters when a rank has nothing to do)",
+        above=0,
     )
-    parser.add_argument(
-        "--points",
-        type=float,
-        default=0.2,
-        help="largest loss of accuracy to accept, in points (default: %(default)s)",
+    points: float = setting(0.2, "largest loss of accuracy to accept, in points")
+    placements: int = setting(12, "how many times the ranks are drawn from the trace", at_least=1)
+    groups: int | None = setting(
+        None,
+        "groups simulated for each placement",
+        unset="as many as a rank has service times, from 33 to 200",
+        at_least=3,
     )
-    parser.add_argument(
-        "--placements",
-        type=int,
-        default=12,
-        help="how many times the ranks are drawn from the trace (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--groups",
-        type=int,
-        help="groups simulated for each placement (default: as many as a rank has service times, "
-        "from 33 to 200)",
-    )
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.epilog = (
-        "Every scheme is simulated with the same service times. The table shows each scheme's "
-        "P99 latency (of a group, with --rate of an image), the gain over scheme none, images a "
-        "second, and its price: ranks, wasted work and accuracy (docs/simulator.md)."
-    )
+    json: bool = switch("print everything as JSON")
 
 
-def execute(args: argparse.Namespace) -> int:
+def execute(args: AdviseArguments) -> int:
     """Simulate the candidates, print the table and the one to choose."""
     from collage_mpi.simulation.advice import candidates, simulated
     from collage_mpi.system.progress import advancing
 
-    _check_numbers(args)
     question = _question(args)
     schemes = len(candidates(question, question.load_answers()))
     with advancing(schemes, "simulating", unit="schemes", bar=False) as advance:
@@ -118,17 +101,8 @@ def execute(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_numbers(args: argparse.Namespace) -> None:
-    """Raises UsageError."""
-    for name, least in (("spare", 1), ("placements", 1), ("groups", 3)):
-        if (given := getattr(args, name)) is not None and given < least:
-            raise UsageError(f"--{name} is {given}; it needs a number from {least}")
-    if args.rate is not None and not 0 < args.rate < math.inf:
-        raise UsageError(f"--rate is {args.rate:g}; it needs a positive number of images a second")
-
-
 def _chosen(
-    args: argparse.Namespace, question: Question, found: list[Candidate]
+    args: AdviseArguments, question: Question, found: list[Candidate]
 ) -> tuple[Candidate, Candidate | None]:
     """That of the shortest tail, and in closed loop that of the most images a second."""
     from collage_mpi.simulation.advice import best_of, more
@@ -138,7 +112,7 @@ def _chosen(
     return best_of(found, most, args.points), served
 
 
-def _as_json(args: argparse.Namespace, question: Question, found: list[Candidate]) -> Json:
+def _as_json(args: AdviseArguments, question: Question, found: list[Candidate]) -> Json:
     from collage_mpi.simulation.advice import points_lost
     from collage_mpi.workload.trace import measure_tail
 
@@ -154,7 +128,7 @@ def _as_json(args: argparse.Namespace, question: Question, found: list[Candidate
     }
 
 
-def _print_all(args: argparse.Namespace, question: Question, found: list[Candidate]) -> None:
+def _print_all(args: AdviseArguments, question: Question, found: list[Candidate]) -> None:
     from collage_mpi.workload.trace import measure_tail
 
     best, served = _chosen(args, question, found)
@@ -174,7 +148,7 @@ def _print_all(args: argparse.Namespace, question: Question, found: list[Candida
         say(f"\n{_command(served, question.side, args.collage)}")
 
 
-def _question(args: argparse.Namespace) -> Question:
+def _question(args: AdviseArguments) -> Question:
     from collage_mpi.simulation.advice import Question, groups_of
     from collage_mpi.workload.trace import load_trace
 
@@ -354,3 +328,12 @@ def _command(best: Candidate, side: int, collage: str | None) -> str:
     named = {COLLAGE: shlex.quote(collage or "W")}
     networks = " ".join(f"--{kind} {named.get(kind, 'W')}" for kind in NETWORKS if kind in needs)
     return f"collage-mpi launch -n {best.ranks} -- run --shards ... {networks} {flags} --out DIR"
+
+
+COMMAND = Command(
+    execute,
+    AdviseArguments,
+    epilog="Every scheme is simulated with the same service times. The table shows each scheme's "
+    "P99 latency (of a group, with --rate of an image), the gain over scheme none, images a "
+    "second, and its price: ranks, wasted work and accuracy (docs/simulator.md).",
+)

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `bench costs`."""
-    kinds = parser.add_subparsers(dest="bench", metavar="BENCH", required=True)
-    line = (
-        "show how long rank 0's steps and the messages took in a finished real run, for simulate "
-        "--costs"
-    )
-    costs = kinds.add_parser("costs", help=line, description=line[0].upper() + line[1:] + ".")
-    costs.add_argument("run", metavar="RUN", help="folder of the run")
-    costs.add_argument("--out", metavar="FILE", help="also write them to this file, as JSON")
+from collage_mpi.commands.parser import Command, Commands
+from collage_mpi.settings.flags import Arguments
+from collage_mpi.system.fields import REQUIRED, setting
 
 
-def execute(args: argparse.Namespace) -> int:
+@dataclass(frozen=True, kw_only=True)
+class CostsArguments(Arguments):
+    """What `bench costs` takes."""
+
+    run: str = setting(REQUIRED, "folder of the run", metavar="RUN", positional=True)
+    out: str | None = setting(None, "also write them to this file, as JSON", metavar="FILE")
+
+
+def costs(args: CostsArguments) -> int:
     """Print the costs of a run, and write them to a file if one is named."""
     from collage_mpi.results import read_results
     from collage_mpi.simulation.costs import costs_of, save_costs
 
     run = read_results(args.run)
-    costs = costs_of(run)
-    print(costs.describe())
+    found = costs_of(run)
+    print(found.describe())
     if args.out:
-        save_costs(Path(args.out), costs, f"{run.label}, {len(run.tasks):,} tasks")
+        save_costs(Path(args.out), found, f"{run.label}, {len(run.tasks):,} tasks")
         print(f"wrote {args.out}: collage-mpi simulate --costs {args.out} ...")
     return 0
+
+
+COSTS = Command(
+    costs,
+    CostsArguments,
+    "show how long rank 0's steps and the messages took in a finished real run, for simulate "
+    "--costs",
+)
+COMMAND = Commands("BENCH", {"costs": COSTS})

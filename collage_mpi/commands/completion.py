@@ -6,30 +6,30 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 
+from collage_mpi.commands.parser import Command, build_parser
 from collage_mpi.errors import EnvironmentFault
+from collage_mpi.settings.flags import Arguments
 from collage_mpi.system.extras import pip_line
+from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.tell import SafeStream
 
 SHELLS = ("bash", "zsh", "fish", "tcsh")
 FILES = ("PATH", "FILE", "DIR", "W", "RUN")  # metavars of what may be a file or a folder
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("shell", choices=SHELLS, help="the shell to print the script for")
-    parser.epilog = (
-        "bash: collage-mpi completion bash > ~/.local/share/bash-completion/completions/collage-mpi"
-        "; zsh: ... zsh > ~/.zfunc/_collage-mpi, and fpath=(~/.zfunc $fpath) before compinit in "
-        "~/.zshrc; fish: ... fish > "
-        f"~/.config/fish/completions/collage-mpi.fish. Needs shtab: {pip_line('completion')}."
+@dataclass(frozen=True, kw_only=True)
+class CompletionArguments(Arguments):
+    """What completion takes."""
+
+    shell: str = setting(
+        REQUIRED, "the shell to print the script for", choices=SHELLS, positional=True
     )
 
 
-def execute(args: argparse.Namespace) -> int:
+def execute(args: CompletionArguments) -> int:
     """Print the script."""
-    from collage_mpi.commands.parser import build_parser
-
     try:
         import shtab
     except ImportError as error:
@@ -54,3 +54,14 @@ def _complete_files(parser: argparse.ArgumentParser, how: object) -> None:
                 _complete_files(child, how)
         elif action.metavar in FILES:
             action.complete = how  # type: ignore[attr-defined]
+
+
+COMMAND = Command(
+    execute,
+    CompletionArguments,
+    epilog="bash: collage-mpi completion bash > "
+    "~/.local/share/bash-completion/completions/collage-mpi; zsh: ... zsh > "
+    "~/.zfunc/_collage-mpi, and fpath=(~/.zfunc $fpath) before compinit in ~/.zshrc; fish: ... "
+    "fish > ~/.config/fish/completions/collage-mpi.fish. Needs shtab: "
+    f"{pip_line('completion')}.",
+)

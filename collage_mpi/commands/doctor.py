@@ -6,17 +6,17 @@ import argparse
 import json
 import socket
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from collage_mpi.commands.parser import add_mpi_flag
-from collage_mpi.errors import ExitCode, UsageError
-from collage_mpi.settings.flags import add_flags
+from collage_mpi.commands.parser import Command, MpiArguments
+from collage_mpi.errors import ExitCode
+from collage_mpi.settings.flags import add_flags, switch
+from collage_mpi.settings.inputs import NetworkSettings
 from collage_mpi.settings.pace import SurvivalSettings
 from collage_mpi.settings.redundancy import RANKS, RankSettings
-from collage_mpi.settings.shipped import file_argument
-from collage_mpi.system.fields import names
+from collage_mpi.system.fields import names, same, setting
 
 if TYPE_CHECKING:
     from collage_mpi.doctor.facts import Facts, Finding, WantedJob, World
@@ -24,62 +24,49 @@ if TYPE_CHECKING:
     from collage_mpi.doctor.screen import Screen
 
 TRIAL_RANKS = 2
-OF_RUN = (*names(RankSettings), "teams")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of doctor."""
-    parser.epilog = (
-        "Run alone, doctor examines this host and starts two ranks as a test. `collage-mpi "
-        "launch -n 11 -- doctor`, `mpiexec -n 11 collage-mpi doctor` and `srun -n 11 collage-mpi "
-        "doctor` also show which rank is where. The exit code is 0, or 3 if a job would probably "
-        "not run."
+@dataclass(frozen=True, kw_only=True)
+class DoctorArguments(MpiArguments):
+    """What doctor takes, beside settings of a run."""
+
+    out: Path | None = setting(None, "results folder that the run will use", metavar="DIR")
+    shards: tuple[str, ...] = setting(
+        (), "shards that the run will read", metavar="PATH", shipped=True
     )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="results folder that the run will use"
+    ranks: int | None = setting(
+        None,
+        "number of ranks to start as a test",
+        unset=str(TRIAL_RANKS),
+        metavar="RANKS",
+        flag="-n --ranks",
+        at_least=1,
     )
-    parser.add_argument(
-        "--shards",
-        type=file_argument,
-        nargs="+",
-        default=[],
-        metavar="PATH",
-        help="shards that the run will read",
-    )
-    parser.add_argument(
-        "-n", "--ranks", type=int, help="number of ranks to start as a test (default: 2)"
-    )
+    device: str = same(NetworkSettings, "device", group="")
+    mpiexec: str | None = setting(None, "launcher to use", unset="search for one", metavar="PATH")
+    no_launch: bool = switch("do not start any ranks")
+    json: bool = switch("print everything as JSON")
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `run` that say which ranks there are."""
     parser.add_argument_group(
         RANKS,
-        "The same flags as for `run`. Without --side and --singles, doctor chooses values "
-        "that fit the number of ranks.",
+        "The same flags as for `run`. Without --side and --singles, doctor chooses values that fit "
+        "the number of ranks.",
     )
     add_flags(parser, RankSettings)
     add_flags(parser, SurvivalSettings, ["teams"])
-    parser.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="device that the workers run their networks on (default: %(default)s)",
-    )
-    add_mpi_flag(parser)
-    parser.add_argument(
-        "--mpiexec", metavar="PATH", help="launcher to use (default: search for one)"
-    )
-    parser.add_argument("--no-launch", action="store_true", help="do not start any ranks")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
-def execute(args: argparse.Namespace) -> int:
+def execute(args: DoctorArguments) -> int:
     """Run all checks; the exit code says whether a job can be expected to run."""
     from collage_mpi.doctor.facts import WantedJob
     from collage_mpi.system.environment import launcher_rank, launcher_size
 
-    if args.ranks is not None and args.ranks < 1:
-        raise UsageError(f"-n {args.ranks}: at least 1 rank")
     wanted = WantedJob(
         ranks=args.ranks,
-        run={name: value for name, value in vars(args).items() if name in OF_RUN},
+        run=args.given,
         device=args.device,
         mpi=args.mpi,
         mpiexec=args.mpiexec,
@@ -92,7 +79,7 @@ def execute(args: argparse.Namespace) -> int:
 class Doctor:
     """The doctor in the process that prints: alone, or rank 0 of a world."""
 
-    def __init__(self, wanted: WantedJob, args: argparse.Namespace) -> None:
+    def __init__(self, wanted: WantedJob, args: DoctorArguments) -> None:
         from collage_mpi.doctor.screen import Screen
 
         self._wanted, self._args = wanted, args
@@ -208,3 +195,14 @@ def _as_another_rank(wanted: WantedJob) -> int:
         # would kill that one if we left with a code of ours.
         return int(ExitCode.COMPLETE)
     return meeting.guard(meeting.report)
+
+
+COMMAND = Command(
+    execute,
+    DoctorArguments,
+    more=add_run_flags,
+    epilog="Run alone, doctor examines this host and starts two ranks as a test. `collage-mpi "
+    "launch -n 11 -- doctor`, `mpiexec -n 11 collage-mpi doctor` and `srun -n 11 collage-mpi "
+    "doctor` also show which rank is where. The exit code is 0, or 3 if a job would probably not "
+    "run.",
+)

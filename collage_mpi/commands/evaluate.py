@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from dataclasses import replace
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from collage_mpi.commands.parser import Command
 from collage_mpi.encoding import MAX_K, MIN_K
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.kinds import BACKUP, CODED, COLLAGE, KIND, NETWORK_SETTINGS, PARITY, SINGLE
 from collage_mpi.models.tuning import PLAIN, PRECISIONS
-from collage_mpi.settings.shipped import file_argument, path_argument
+from collage_mpi.settings.flags import Arguments, switch
+from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.printable import counted
 from collage_mpi.system.progress import advancing
 
@@ -21,90 +25,73 @@ if TYPE_CHECKING:
 
     from collage_mpi.models.info import Geometry, NetworkInfo
     from collage_mpi.models.predictor import TorchPredictor
+    from collage_mpi.models.specs import ParitySpec
+
+Entry = dict[str, Any]  # of the report: a network, or a ratio
+Row = tuple[str, Callable[[Entry], str], Callable[[Entry], str] | None]
+
+FIRST = "the first network"  # that is asked: one of two kinds
+_weights = partial(setting, None, metavar="WEIGHTS", shipped=True)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument(
-        "--shards", type=path_argument, nargs="+", required=True, help="labelled shards"
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments(Arguments):
+    """What evaluate takes."""
+
+    shards: tuple[Path, ...] = setting(REQUIRED, "labelled shards", shipped=True)
+    single: str | None = _weights("weights of the single network")
+    collage: str | None = _weights("weights of the collage-CNN", either=FIRST)
+    backup: str | None = _weights(
+        "or of a quick single network, that scheme cascade-batch asks first", either=FIRST
     )
-    parser.add_argument(
-        "--single", type=file_argument, metavar="WEIGHTS", help="weights of the single network"
+    parity: str | None = _weights(
+        "weights of a parity network; it needs --single with the network that it was trained for"
     )
-    first = parser.add_mutually_exclusive_group()
-    first.add_argument(
-        "--collage", type=file_argument, metavar="WEIGHTS", help="weights of the collage-CNN"
-    )
-    first.add_argument(
-        "--backup",
-        type=file_argument,
-        metavar="WEIGHTS",
-        help="or of a quick single network, that scheme cascade-batch asks first",
-    )
-    parser.add_argument(
-        "--parity",
-        type=file_argument,
-        metavar="WEIGHTS",
-        help="weights of a parity network; it needs --single with the network that it was trained "
-        "for",
-    )
-    parser.add_argument(
-        "--approx-k",
-        type=int,
+    approx_k: int | None = setting(
+        None,
+        "also measure what scheme approx decodes from stripes of K images; it uses the single "
+        "network",
         metavar="K",
-        help="also measure what scheme approx decodes from stripes of K images; it uses the "
-        "single network",
+        at_least=MIN_K,
+        at_most=MAX_K,
     )
-    parser.add_argument(
-        "--side",
-        type=int,
-        help="check that the collage network has this many cells along an edge; the batches of a "
-        "quick network have side x side images (default: that of the collage network, else 3)",
+    side: int | None = setting(
+        None,
+        "check that the collage network has this many cells along an edge; the batches of a quick "
+        "network have side x side images",
+        unset="that of the collage network, else 3",
     )
-    parser.add_argument(
-        "--cell-px",
-        type=int,
-        help="height and width of a cell in pixels, for a collage network of your own (default: "
-        "the images' height)",
+    cell_px: int | None = setting(
+        None,
+        "height and width of a cell in pixels, for a collage network of your own",
+        unset="the images' height",
     )
-    parser.add_argument(
-        "--shuffle",
-        type=int,
+    shuffle: int | None = setting(
+        None,
+        "shuffle the images before they are grouped, with this seed",
+        unset="the order of the files",
         metavar="SEED",
-        help="shuffle the images before they are grouped, with this seed (default: the order of "
-        "the files)",
     )
-    parser.add_argument("--limit", type=int, help="use only the first LIMIT images of the order")
-    parser.add_argument(
-        "--calls",
-        type=int,
-        default=300,
-        help="number of timed calls of each network (default: %(default)s)",
+    limit: int | None = setting(
+        None, "use only the first N images of the order", at_least=1, at_most=math.inf
     )
-    parser.add_argument(
-        "--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--threads", type=int, default=1, help="number of CPU threads (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--precision",
+    calls: int = setting(300, "number of timed calls of each network", at_least=1)
+    device: str = setting("cpu", "cpu, cuda or cuda:N", metavar="DEVICE")
+    threads: int = setting(1, "number of CPU threads", at_least=1)
+    precision: str = setting(
+        PLAIN.precision,
+        "number format of the networks. auto: the same choice as the ranks of `run` make",
         choices=PRECISIONS,
-        default="float32",
-        help="number format of the networks. auto: the same choice as the ranks of `run` make "
-        "(default: %(default)s)",
     )
-    parser.add_argument(
-        "--save-answers",
-        type=Path,
+    save_answers: Path | None = setting(
+        None,
+        "write every network's class and score for each image to this file, for simulate --answers",
         metavar="FILE.npz",
-        help="write every network's class and score for each image to this file, for simulate "
-        "--answers",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    json: bool = switch("print JSON instead of the table")
 
 
-def execute(args: argparse.Namespace) -> int:
+def execute(args: EvaluateArguments) -> int:
     """Measure and print."""
     given = {kind: getattr(args, kind) for kind in NETWORK_SETTINGS}
     specs = {kind: spec for kind, spec in given.items() if spec is not None}
@@ -117,14 +104,8 @@ def execute(args: argparse.Namespace) -> int:
         )
     if args.approx_k is not None and SINGLE not in specs:
         raise UsageError("--approx-k needs --single: the single network answers for the stripes")
-    if args.approx_k is not None and not MIN_K <= args.approx_k <= MAX_K:
-        raise UsageError(f"--approx-k is {args.approx_k}; it needs {MIN_K} to {MAX_K}")
-    for name in ("calls", "threads", "limit"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name} is {value}; it needs a number from 1")
     if args.save_answers is not None:
-        _check_save(args)
+        _check_save(args, args.save_answers)
     report = _measure(args, specs)
     if args.json:
         print(json.dumps(report, indent=2))
@@ -154,22 +135,22 @@ def _warn_of_weak_collage(networks: dict[str, dict[str, Any]]) -> None:
         )
 
 
-def _check_save(args: argparse.Namespace) -> None:
+def _check_save(args: EvaluateArguments, path: Path) -> None:
     if args.single is None or (args.collage is None and args.backup is None):
         raise UsageError(
             "--save-answers needs two networks: give --single, and --collage or --backup"
         )
     if args.shuffle is not None:
         raise UsageError("--save-answers keeps the file order: leave out --shuffle")
-    if args.save_answers.suffix != ".npz":
-        raise UsageError(f"--save-answers {args.save_answers}: the name must end in .npz")
-    if not args.save_answers.parent.is_dir():
+    if path.suffix != ".npz":
+        raise UsageError(f"--save-answers {path}: the name must end in .npz")
+    if not path.parent.is_dir():
         raise EnvironmentFault(
-            f"{args.save_answers.parent} is not a directory. Create it, or change --save-answers"
+            f"{path.parent} is not a directory. Create it, or change --save-answers"
         )
 
 
-def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
+def _measure(args: EvaluateArguments, specs: dict[str, str]) -> dict[str, Any]:
     from collage_mpi.models import describe, load_predictor
     from collage_mpi.models.fit import check_fit, check_parity
     from collage_mpi.models.info import Loading
@@ -186,9 +167,8 @@ def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
             raise UsageError(f"--{kind} {spec}: a null network has nothing to evaluate")
     single = None if SINGLE not in specs else describe(specs[SINGLE], SINGLE)
     for info in infos:
-        check_parity(info, single, args.single)
-    shards = ShardSet.open(args.shards)
-    try:
+        check_parity(info, single, args.single or "")
+    with ShardSet.open(args.shards) as shards:
         check_fit(infos, shards.shape, shards.class_names, args.shards, args.side, args.cell_px)
         how = Loading(
             device=args.device,
@@ -203,8 +183,6 @@ def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
         if CODED in answers:
             predictors[CODED] = predictors[SINGLE]
         read = shards.infos
-    finally:
-        shards.close()
     with advancing(args.calls, "timing", unit="calls", bar=False) as advance:
         report = make_report(
             predictors,
@@ -221,7 +199,7 @@ def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
     return report
 
 
-def _geometry(args: argparse.Namespace, shards: Any, infos: list[NetworkInfo]) -> Geometry:
+def _geometry(args: EvaluateArguments, shards: Any, infos: list[NetworkInfo]) -> Geometry:
     """The shapes and classes that a user's own network is told. The class names may come from the
     other network.
     """
@@ -234,21 +212,14 @@ def _geometry(args: argparse.Namespace, shards: Any, infos: list[NetworkInfo]) -
 
 
 def _answers(
-    args: argparse.Namespace, shards: Any, predictors: dict[str, TorchPredictor]
+    args: EvaluateArguments, shards: Any, predictors: dict[str, TorchPredictor]
 ) -> tuple[dict[str, list[tuple[int, float] | None]], np.ndarray]:
     """kind -> n answers, and (n,) labels, for the same images in the same order."""
     import numpy as np
 
-    from collage_mpi.encoding import BERRUT
     from collage_mpi.encoding.decode import decode
-    from collage_mpi.models.specs import ParitySpec
     from collage_mpi.training.answers import save_answers
-    from collage_mpi.training.measure import (
-        QUICK_SIDE,
-        answers_of,
-        predict_parity,
-        single_scores,
-    )
+    from collage_mpi.training.measure import QUICK_SIDE, answers_of, predict_parity, single_scores
 
     order = np.arange(len(shards))
     if args.shuffle is not None:
@@ -267,14 +238,7 @@ def _answers(
         side = predictors[kind].info.side or side or QUICK_SIDE
         with advancing(len(order), kind) as advance:
             answers[kind] = answers_of(predictors[kind], shards, order, advance)
-    codes = {}  # kind -> which network answers, to what, the temperature of what is decoded
-    if PARITY in predictors:
-        parity = predictors[PARITY]
-        assert parity.info.parity is not None
-        codes[PARITY] = parity, parity.info.parity, parity.temperature
-    if args.approx_k is not None:
-        spec = ParitySpec(args.approx_k, BERRUT, "logits", predictors[SINGLE].info.fingerprint)
-        codes[CODED] = predictors[SINGLE], spec, 1.0
+    codes = _codes(args, predictors)
     for kind, code in codes.items():
         group = None if side is None else side**2
         with advancing(len(order), kind) as advance:
@@ -287,6 +251,26 @@ def _answers(
     return answers, labels[order]
 
 
+def _codes(
+    args: EvaluateArguments, predictors: dict[str, TorchPredictor]
+) -> dict[str, tuple[TorchPredictor, ParitySpec, float]]:
+    """Kind -> the network that answers for stripes, which stripes, and the temperature of what is
+    decoded.
+    """
+    from collage_mpi.encoding import BERRUT
+    from collage_mpi.models.specs import ParitySpec
+
+    codes = {}
+    if PARITY in predictors:
+        parity = predictors[PARITY]
+        assert parity.info.parity is not None
+        codes[PARITY] = parity, parity.info.parity, parity.temperature
+    if args.approx_k is not None:
+        spec = ParitySpec(args.approx_k, BERRUT, "logits", predictors[SINGLE].info.fingerprint)
+        codes[CODED] = predictors[SINGLE], spec, 1.0
+    return codes
+
+
 def _print_table(report: dict[str, Any]) -> None:
     from collage_mpi.system.terminal import make_table, to_text
     from collage_mpi.training.threshold import told_savings
@@ -295,35 +279,10 @@ def _print_table(report: dict[str, Any]) -> None:
     ratios = {k: r for k in networks if (r := report.get(f"{k}_over_single")) is not None}
     titles = [_title(kind, entry) for kind, entry in networks.items()]
     table = make_table("", *titles, *(f"{kind} : single" for kind in ratios))
-    for title, cell, ratio_cell in (
-        ("images", lambda e: f"{e['images']:,}", lambda r: ""),
-        (
-            "accuracy",
-            lambda e: f"{e['accuracy']:.2%}",
-            lambda r: f"{r['accuracy_points']:+.2f} points",
-        ),
-        *_place_rows(networks),
-        ("no answer", lambda e: f"{e['absent']:.2%}", lambda r: ""),
-        ("calibration error", lambda e: f"{e['ece']:.4f}", lambda r: ""),
-        ("MFLOP a call", lambda e: _shown(e["flops"], "{:.0f}", 1e6), lambda r: _shown(r["flops"])),
-        (
-            "parameters",
-            lambda e: _shown(e["parameters"], "{:,.0f}"),
-            lambda r: _shown(r["parameters"]),
-        ),
-        (
-            "service time, ms",
-            lambda e: f"{e['service_ns'] / 1e6:.2f}",
-            lambda r: f"{r['service']:.2f}",
-        ),
-        (
-            "  10-90 %, ms",
-            lambda e: f"{e['service_p10_ns'] / 1e6:.2f}-{e['service_p90_ns'] / 1e6:.2f}",
-            lambda r: "",
-        ),
-    ):
+    places = networks.get(COLLAGE, {}).get("places", {})
+    for title, cell, ratio_cell in (*ROWS[:2], *map(_place_row, places), *ROWS[2:]):
         row = [title, *(cell(entry) for entry in networks.values())]
-        table.add_row(*row, *(ratio_cell(ratio) for ratio in ratios.values()))
+        table.add_row(*row, *(ratio_cell(ratio) if ratio_cell else "" for ratio in ratios.values()))
     print(to_text(table))
     print(
         f"Service time: median of {report['calls']} calls of batch 1, networks in turn, on "
@@ -369,15 +328,37 @@ def _shown(value: float | None, form: str = "{:.2f}", unit: float = 1) -> str:
     return "n/a" if value is None else form.format(value / unit)
 
 
-def _place_rows(networks: dict[str, dict[str, Any]]) -> list[Any]:
+def _place_row(place: str) -> Row:
     from collage_mpi.training.judge import AT
 
-    places = networks.get(COLLAGE, {}).get("places", {})
-    return [
-        (
-            f"  {AT[place]}",
-            lambda e, p=place: f"{e['places'][p]['accuracy']:.2%}" if "places" in e else "",
-            lambda r: "",
-        )
-        for place in places
-    ]
+    def accuracy(entry: Entry) -> str:
+        return f"{entry['places'][place]['accuracy']:.2%}" if "places" in entry else ""
+
+    return f"  {AT[place]}", accuracy, None
+
+
+# of the table: title, the cell of a network, that of its ratio to the single network
+ROWS: tuple[Row, ...] = (
+    ("images", lambda e: f"{e['images']:,}", None),
+    ("accuracy", lambda e: f"{e['accuracy']:.2%}", lambda r: f"{r['accuracy_points']:+.2f} points"),
+    ("no answer", lambda e: f"{e['absent']:.2%}", None),
+    ("calibration error", lambda e: f"{e['ece']:.4f}", None),
+    ("MFLOP a call", lambda e: _shown(e["flops"], "{:.0f}", 1e6), lambda r: _shown(r["flops"])),
+    (
+        "parameters",
+        lambda e: _shown(e["parameters"], "{:,.0f}"),
+        lambda r: _shown(r["parameters"]),
+    ),
+    (
+        "service time, ms",
+        lambda e: f"{e['service_ns'] / 1e6:.2f}",
+        lambda r: f"{r['service']:.2f}",
+    ),
+    (
+        "  10-90 %, ms",
+        lambda e: f"{e['service_p10_ns'] / 1e6:.2f}-{e['service_p90_ns'] / 1e6:.2f}",
+        None,
+    ),
+)
+
+COMMAND = Command(execute, EvaluateArguments)

@@ -2,69 +2,52 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from collage_mpi.commands.parser import add_mpi_flag
+from collage_mpi.commands.parser import Command, MpiArguments
 from collage_mpi.errors import ExitCode, UsageError
+from collage_mpi.settings.flags import switch
 from collage_mpi.system.environment import launcher_size, processes_wanted
+from collage_mpi.system.fields import REQUIRED, setting
 
 if TYPE_CHECKING:
     from collage_mpi.experiments.spec import Experiment, Point
     from collage_mpi.job.worker_group import WorkerGroup
 
+TASK = "what is done"  # one of them
 _GOES_ON = (int(ExitCode.COMPLETE), int(ExitCode.COMPLETE_WITH_ERRORS))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.epilog = (
-        "In a Slurm array, run: collage-mpi experiment FILE --index $SLURM_ARRAY_TASK_ID --out "
-        "DIR, and afterwards the same with --table. If a command is repeated, it skips the runs "
-        "that are done."
+@dataclass(frozen=True, kw_only=True)
+class ExperimentArguments(MpiArguments):
+    """What experiment takes."""
+
+    file: Path = setting(
+        REQUIRED, "experiment file: .toml, .yaml or .json", metavar="FILE", positional=True
     )
-    parser.add_argument(
-        "file", type=Path, metavar="FILE", help="experiment file: .toml, .yaml or .json"
+    out: Path | None = setting(None, "folder for the runs and for table.csv", metavar="DIR")
+    list: bool = switch("print the index, name and number of ranks of each point", either=TASK)
+    index: str | None = setting(
+        None, "run only these points, for example 3, 0-5 or 0-5,9", metavar="I", either=TASK
     )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for the runs and for table.csv"
+    table: bool = switch(
+        "do not run anything; make the table of the runs that are there", either=TASK
     )
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "--list",
-        action="store_true",
-        help="print the index, name and number of ranks of each point",
-    )
-    what.add_argument(
-        "--index", metavar="I", help="run only these points, for example 3, 0-5 or 0-5,9"
-    )
-    what.add_argument(
-        "--table",
-        action="store_true",
-        help="do not run anything; make the table of the runs that are there",
-    )
-    parser.add_argument(
-        "--set",
-        dest="sets",
-        action="append",
-        default=[],
+    sets: tuple[str, ...] = setting(
+        (),
+        "replace a value of the file: a setting of [base], or how, repeat, groups, images, ...",
         metavar="KEY=VALUE",
-        help="replace a value of the file: a setting of [base], or how, repeat, groups, images, "
-        "...",
+        flag="--set",
+        repeated=True,
     )
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        metavar="N",
-        help="number of runs simulated at the same time (default: all cores)",
-    )
-    add_mpi_flag(parser)
+    jobs: int | None = setting(None, "number of runs simulated at the same time", unset="all cores")
 
 
-def execute(args: argparse.Namespace) -> int:
+def execute(args: ExperimentArguments) -> int:
     """List the points, make the table, or run the points that are not done."""
     from collage_mpi.experiments.spec import parse_indices, read_experiment
 
@@ -80,15 +63,25 @@ def execute(args: argparse.Namespace) -> int:
         return _table(experiment, args.out)
     if (launcher_size() or 1) > 1:
         return _as_ranks(experiment, points, args.out)
-    code = _by_hand(args, experiment, points)
-    return (
-        code if args.index is not None or code not in _GOES_ON else _tabled(experiment, args, code)
-    )
-
-
-def _tabled(experiment: Experiment, args: argparse.Namespace, code: int) -> int:
-    _table(experiment, args.out)
+    code = _by_hand(args, args.out, experiment, points)
+    if args.index is None and code in _GOES_ON:
+        _table(experiment, args.out)
     return code
+
+
+def ranks_needed(args: ExperimentArguments) -> list[int]:
+    """The numbers of ranks that the chosen runs need, ascending."""
+    from collage_mpi.experiments.spec import parse_indices, read_experiment
+
+    experiment = read_experiment(args.file, args.sets)
+    if experiment.how != "run":
+        raise UsageError(
+            f"how = {experiment.how!r} needs no ranks: type the command without launch"
+        )
+    points = experiment.points
+    if args.index is not None:
+        points = tuple(points[i] for i in parse_indices(args.index, len(points)))
+    return sorted({point.ranks for point in points})
 
 
 def _list(experiment: Experiment) -> int:
@@ -124,26 +117,38 @@ def _as_ranks(experiment: Experiment, points: Sequence[Point], out: Path) -> int
     return run_world("experiment", body)
 
 
-def _by_hand(args: argparse.Namespace, experiment: Experiment, points: Sequence[Point]) -> int:
+def _by_hand(
+    args: ExperimentArguments, out: Path, experiment: Experiment, points: Sequence[Point]
+) -> int:
     """Start ranks for the points that are not done, as few times as the world sizes allow."""
     from collage_mpi.commands.launch import launch_ranks
     from collage_mpi.experiments.runner import DONE, check_plans, launches, simulate_points, state
     from collage_mpi.experiments.spec import format_indices
 
-    todo = [point for point in points if state(point, args.out) != DONE]
+    todo = [point for point in points if state(point, out) != DONE]
     if len(todo) < len(points):
         print(f"{len(points) - len(todo)} of {len(points)} runs are done already", flush=True)
     if experiment.how == "simulate":
-        simulate_points(experiment, todo, args.out, processes_wanted("--jobs", args.jobs))
+        simulate_points(experiment, todo, out, processes_wanted("--jobs", args.jobs))
         return 0
-    check_plans(todo, args.out)
+    check_plans(todo, out)
     worst = 0
     for ranks, members in launches(todo):
         chosen = format_indices([point.index for point in members])
-        words = ["experiment", str(args.file), "--out", str(args.out), "--index", chosen]
+        words = ["experiment", str(args.file), "--out", str(out), "--index", chosen]
         words += [word for text in args.sets for word in ("--set", text)]
         code = launch_ranks(ranks, words, mpi=args.mpi)
         if code not in _GOES_ON:
             return code
         worst = max(worst, code)
     return worst
+
+
+COMMAND = Command(
+    execute,
+    ExperimentArguments,
+    ranks=ranks_needed,
+    epilog="In a Slurm array, run: collage-mpi experiment FILE --index $SLURM_ARRAY_TASK_ID --out "
+    "DIR, and afterwards the same with --table. If a command is repeated, it skips the runs that "
+    "are done.",
+)

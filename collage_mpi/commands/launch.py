@@ -11,17 +11,21 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.commands import COMMANDS
-from collage_mpi.commands.parser import add_mpi_flag, build_parser
+from collage_mpi.commands.parser import Command, MpiArguments, read_command
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
+from collage_mpi.settings.flags import switch
+from collage_mpi.system.fields import setting
 from collage_mpi.system.printable import did_you_mean
 
 if TYPE_CHECKING:
-    from collage_mpi.launch.mpiexec import LaunchPlan
+    from collage_mpi.commands.run import RunArguments
+    from collage_mpi.launch.mpiexec import LaunchPlan, Mpi
+    from collage_mpi.system.launchers.base import Site
 
 WORLD_COMMANDS = ("run", "demo", "experiment")  # a coordinator and workers
 START_LIMIT_S = 600.0  # until MPI is up on all ranks: imports from a cold, shared file system
@@ -29,38 +33,38 @@ STARTS = 2  # a start that hung is tried once more
 EXAMPLE = "collage-mpi launch -n 11 -- run --shards DIR --out OUT"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of launch."""
-    parser.usage = "collage-mpi launch [-n RANKS] [options] -- COMMAND [arguments of COMMAND]"
-    parser.epilog = f"e.g. {EXAMPLE}, or collage-mpi launch -n 11 -- script.py"
-    parser.add_argument(
-        "-n",
-        "--ranks",
-        type=int,
-        help="number of ranks, e.g. 11 (default: as many as the settings of run, demo or "
-        "experiment need)",
+@dataclass(frozen=True, kw_only=True)
+class LaunchArguments(MpiArguments):
+    """What launch takes."""
+
+    ranks: int | None = setting(
+        None,
+        "number of ranks, e.g. 11",
+        unset="as many as the settings of run, demo or experiment need",
+        metavar="RANKS",
+        flag="-n --ranks",
     )
-    add_mpi_flag(parser)
-    parser.add_argument(
-        "--mpiexec", metavar="PATH", help="launcher to use (default: search for one)"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the command line but do not run it"
-    )
-    parser.add_argument(
-        "--on-rank-loss",
+    mpiexec: str | None = setting(None, "launcher to use", unset="search for one", metavar="PATH")
+    dry_run: bool = switch("print the command line but do not run it")
+    on_rank_loss: str | None = setting(
+        None,
+        "what to do when a rank is lost. continue: start the ranks so that the job survives it. "
+        "abort: end the job",
+        unset="the command's own --on-rank-loss or its --settings file, else abort",
         choices=("continue", "abort"),
-        help="what to do when a rank is lost. continue: start the ranks so that the job survives "
-        "it. abort: end the job (default: the command's own --on-rank-loss or its --settings "
-        "file, else abort)",
     )
-    parser.add_argument(
-        "--timeout",
-        type=float,
+    timeout: float | None = setting(
+        None,
+        "end the job after this many seconds; it then counts as incomplete",
+        unset="no limit",
         metavar="SECONDS",
-        help="end the job after this many seconds; it then counts as incomplete (default: no "
-        "limit)",
+        above=0,
+        at_most=math.inf,
     )
+
+
+def add_words(parser: argparse.ArgumentParser) -> None:
+    """Add the command line that follows launch's own flags."""
     parser.add_argument(
         "words",
         nargs=argparse.REMAINDER,
@@ -70,23 +74,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def execute(args: argparse.Namespace) -> int:
+def execute(args: LaunchArguments) -> int:
     """Start the ranks and wait; the exit code is the job's own."""
-    words = args.words[1:] if args.words[:1] == ["--"] else args.words
+    words = args.given["words"]
+    words = words[1:] if words[:1] == ["--"] else words
     if words and words[0] in COMMANDS and {"-h", "--help"} & {*words}:
-        build_parser(words[0]).parse_args(words)  # says it once, without ranks, and leaves
-    if args.timeout is not None and args.timeout <= 0:
-        raise UsageError(f"--timeout is {args.timeout:g}; it needs a number of seconds above 0")
+        read_command(words)  # says it once, without ranks, and leaves
     _check_words(words)
     _check_not_a_rank()
+    ranks = check_before_ranks(words, args.ranks, dry_run=args.dry_run)
+    tolerant = wanted_on_loss(words, args.on_rank_loss) == "continue"
+    if args.dry_run:
+        print(shell_line(args, ranks, words, tolerant))
+        return 0
     return launch_ranks(
-        check_before_ranks(words, args.ranks, dry_run=args.dry_run),
+        ranks,
         words,
         mpi=args.mpi,
         mpiexec=args.mpiexec,
         timeout_s=args.timeout,
-        dry_run=args.dry_run,
-        fault_tolerant=wanted_on_loss(words, args.on_rank_loss) == "continue",
+        fault_tolerant=tolerant,
     )
 
 
@@ -109,13 +116,14 @@ def check_before_ranks(words: Sequence[str], ranks: int | None, *, dry_run: bool
         if ranks is None:
             raise UsageError(f"-n is missing: how many ranks to start, e.g. {EXAMPLE}")
         return ranks
-    args = build_parser(words[0]).parse_args(words)  # says what is wrong, and leaves
+    command, args = read_command(words)  # says what is wrong, and leaves
     if words[0] == "run":
         from collage_mpi.commands.run import check_before_ranks as check_run
         from collage_mpi.system.environment import allocated_hosts
 
         return check_run(args, ranks, files=not dry_run and allocated_hosts() == 1)
-    needed = _ranks_of_demo(args) if words[0] == "demo" else _ranks_of_experiment(args)
+    assert command.ranks is not None
+    needed = command.ranks(args)
     if ranks not in (None, *needed):
         listed = " or ".join(map(str, needed))
         raise UsageError(f"-n is {ranks}; {words[0]} needs {listed} ranks here")
@@ -128,28 +136,6 @@ def check_before_ranks(words: Sequence[str], ranks: int | None, *, dry_run: bool
     return needed[0] if ranks is None else ranks
 
 
-def _ranks_of_demo(args: argparse.Namespace) -> list[int]:
-    from collage_mpi.experiments.demo import RANKS, check_before
-
-    check_before(Path(args.out), args.groups, args.time_scale)
-    return [RANKS]
-
-
-def _ranks_of_experiment(args: argparse.Namespace) -> list[int]:
-    from collage_mpi.experiments.spec import parse_indices, read_experiment
-
-    experiment = read_experiment(args.file, args.sets)
-    if experiment.how != "run":
-        raise UsageError(
-            f"how = {experiment.how!r} needs no ranks: type the command without launch"
-        )
-    points = experiment.points
-    chosen: Sequence[int] = range(len(points))
-    if args.index is not None:
-        chosen = parse_indices(args.index, len(points))
-    return sorted({points[i].ranks for i in chosen})
-
-
 def launch_ranks(
     ranks: int,
     words: Sequence[str],
@@ -157,7 +143,6 @@ def launch_ranks(
     mpi: str = "auto",
     mpiexec: str | None = None,
     timeout_s: float | None = None,
-    dry_run: bool = False,
     fault_tolerant: bool = False,
 ) -> int:
     """Start `ranks` ranks of `collage-mpi WORDS...`, draw progress, return the exit code.
@@ -169,36 +154,44 @@ def launch_ranks(
         mpi: "auto" or a family of `collage_mpi.system.launchers.FAMILIES`.
         mpiexec: launcher to use; None to search for one.
         timeout_s: None for no limit.
-        dry_run: print the command line and run nothing.
         fault_tolerant: the job survives lost ranks.
 
     Raises:
         UsageError: nothing to run, not a command, or ranks < 1.
         EnvironmentFault: no fitting MPI, or this process is a rank already.
     """
-    from collage_mpi.launch.mpiexec import build_command, find_mpi, site_here
+    from collage_mpi.launch.mpiexec import find_mpi, site_here
     from collage_mpi.system.environment import STATUS_VARIABLE
+
+    extra = {STATUS_VARIABLE: uuid.uuid4().hex}
+    plan = _plan(ranks, words, find_mpi(mpi, mpiexec), site_here(), extra, fault_tolerant)
+    return _follow(plan, words, math.inf if timeout_s is None else timeout_s, fault_tolerant)
+
+
+def shell_line(args: LaunchArguments, ranks: int, words: Sequence[str], tolerant: bool) -> str:
+    """A command line to paste that starts the ranks. Nobody would read their status lines."""
+    from collage_mpi.launch.mpiexec import find_mpi, site_here
+
+    found = find_mpi(args.mpi, args.mpiexec)
+    return _plan(ranks, words, found, site_here(scratch=False), {}, tolerant).shell_line()
+
+
+def _plan(
+    ranks: int,
+    words: Sequence[str],
+    mpi: Mpi,
+    site: Site,
+    extra: Mapping[str, str],
+    fault_tolerant: bool,
+) -> LaunchPlan:
+    from collage_mpi.launch.mpiexec import build_command
     from collage_mpi.system.process_tree import own_command
 
     _check_words(words)
     _check_not_a_rank()
-    found = find_mpi(mpi, mpiexec)
     program = (sys.executable, *words) if _is_script(words) else (*own_command(), *words)
-    extra = {"PYTHONUNBUFFERED": "1"}
-    if not dry_run:  # a line to paste has nobody who reads status lines
-        extra[STATUS_VARIABLE] = uuid.uuid4().hex
-    plan = build_command(
-        found,
-        ranks,
-        program,
-        site_here(scratch=not dry_run),
-        extra_env=extra,
-        fault_tolerant=fault_tolerant,
-    )
-    if dry_run:
-        print(plan.shell_line())
-        return 0
-    return _follow(plan, words, math.inf if timeout_s is None else timeout_s, fault_tolerant)
+    extra = {"PYTHONUNBUFFERED": "1", **extra}
+    return build_command(mpi, ranks, program, site, extra_env=extra, fault_tolerant=fault_tolerant)
 
 
 def _follow(plan: LaunchPlan, words: Sequence[str], timeout_s: float, fault_tolerant: bool) -> int:
@@ -240,9 +233,9 @@ def output_folder(words: Sequence[str]) -> Path | None:
     """The `--out` of a `run`, in which launch looks for the completion marker; None if there is
     none.
     """
-    writes = bool(words) and words[0] == "run" and "--dry-run" not in words
-    value = _flag(words, "--out") if writes else None
-    return None if value is None else Path(value)
+    args = _run_of(words)
+    out = None if args is None or args.dry_run else args.given.get("out")
+    return None if out is None else Path(out)
 
 
 def wanted_on_loss(words: Sequence[str], own: str | None = None) -> str | None:
@@ -252,50 +245,36 @@ def wanted_on_loss(words: Sequence[str], own: str | None = None) -> str | None:
     Raises:
         UsageError: launch's flag is given with a command that has no workers to lose.
     """
-    if _is_script(words):
+    if own == "continue" and not _is_script(words) and words[0] not in WORLD_COMMANDS:
+        raise UsageError(f"--on-rank-loss continue is for {', '.join(WORLD_COMMANDS)}")
+    args = _run_of(words)
+    if own is not None or args is None:
         return own
-    if not words or words[0] not in WORLD_COMMANDS:
-        if own == "continue":
-            raise UsageError(f"--on-rank-loss continue is for {', '.join(WORLD_COMMANDS)}")
-        return own
-    if own is not None:
-        return own
-    flag, file = _flag(words, "--on-rank-loss"), _flag(words, "--settings")
-    if flag is not None:
-        return flag
     try:
-        value = _settings_of(file, words).get("on_rank_loss")
+        value = _settings_of(args).get("on_rank_loss")
     except CollageError:
         return None  # the ranks will say what is wrong with it
     return value if isinstance(value, str) else None
 
 
-def _settings_of(file: str | None, words: Sequence[str]) -> Mapping[str, Any]:
-    """The settings that the ranks will read below their flags: those of the resumed run, then the
-    file's.
-    """
-    found: dict[str, Any] = {}
-    out = output_folder(words)
-    if out is not None and {"--resume", "--retry-errors"} & set(words):
-        from collage_mpi.results.file_names import MANIFEST
-        from collage_mpi.results.manifest import read_manifest
+def _settings_of(args: RunArguments) -> Mapping[str, Any]:
+    """The settings that the ranks will read: those of the resumed run, the file's, the flags'."""
+    from collage_mpi.job.resume import has_run
+    from collage_mpi.results.manifest import read_manifest
+    from collage_mpi.settings.flags import over_file
 
-        if (out / MANIFEST).exists():
-            found |= read_manifest(out).get("settings") or {}
-    if file is not None:
-        from collage_mpi.settings.files import read_settings_file
-
-        found |= read_settings_file(Path(file))
-    return found
+    given, _ = over_file(args.given)
+    if "on_rank_loss" in given or not (args.resumes and has_run(str(given.get("out", "")))):
+        return given
+    return (read_manifest(Path(given["out"])).get("settings") or {}) | given
 
 
-def _flag(words: Sequence[str], name: str) -> str | None:
-    for index, word in enumerate(words):
-        if word == name and index + 1 < len(words):
-            return words[index + 1]
-        if word.startswith(f"{name}="):
-            return word.partition("=")[2]
-    return None
+def _run_of(words: Sequence[str]) -> RunArguments | None:
+    """The arguments of a `run`; None of another command."""
+    if not words or words[0] != "run":
+        return None
+    args: RunArguments = read_command(words)[1]
+    return args
 
 
 def _is_script(words: Sequence[str]) -> bool:
@@ -328,3 +307,12 @@ def _check_not_a_rank() -> None:
             "  collage-mpi launch -n 11 -- run ...\n"
             "  mpiexec -n 11 collage-mpi run ..."
         )
+
+
+COMMAND = Command(
+    execute,
+    LaunchArguments,
+    more=add_words,
+    usage="collage-mpi launch [-n RANKS] [options] -- COMMAND [arguments of COMMAND]",
+    epilog=f"e.g. {EXAMPLE}, or collage-mpi launch -n 11 -- script.py",
+)

@@ -4,19 +4,69 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
-from typing import TextIO
+from typing import Any, TextIO
 
 from collage_mpi import __version__
 from collage_mpi.commands import COMMANDS
 from collage_mpi.errors import ExitCode
+from collage_mpi.settings.flags import Arguments, add_flags
 from collage_mpi.system.environment import telling_rank
+from collage_mpi.system.fields import setting
 from collage_mpi.system.launchers import MPIS
 from collage_mpi.system.printable import did_you_mean, printable
 from collage_mpi.system.tell import SafeStream, let_rank_0_speak
 
+CHOSEN = "chosen"  # the parser's attribute that holds the command
 MOST_USAGE_LINES = 8  # of a usage shown with an error: more would hide the message
+
+
+@dataclass(frozen=True, kw_only=True)
+class MpiArguments(Arguments):
+    """What the commands take that start ranks."""
+
+    mpi: str = setting("auto", "which MPI to use. auto: the one that mpi4py loads", choices=MPIS)
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command, or one of its subcommands, takes and does.
+
+    Attributes:
+        execute: does it; takes what was typed and returns an exit code.
+        takes: its arguments.
+        line: of a subcommand, in the help of its command. Those of commands are in COMMANDS.
+        more: adds the flags of other classes, whose values are `Arguments.given`.
+        ranks: of a command that launch starts on ranks: how many it needs, after its checks.
+        details: added to its description.
+        epilog, usage: as in argparse.
+    """
+
+    execute: Callable[[Any], int]
+    takes: type[Arguments] = Arguments
+    line: str = ""
+    more: Callable[[argparse.ArgumentParser], None] | None = None
+    ranks: Callable[[Any], list[int]] | None = None
+    details: str = ""
+    epilog: str | None = None
+    usage: str | None = None
+
+
+@dataclass(frozen=True)
+class Commands:
+    """A command that has subcommands, by their names.
+
+    Attributes:
+        metavar: what its subcommands are called in its help.
+    """
+
+    metavar: str
+    each: Mapping[str, Command | Commands]
+    line: str = ""
+    details: str = ""
+    epilog: str | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,21 +107,6 @@ class _Parser(argparse.ArgumentParser):
         hint = did_you_mean(flag or "", self._option_string_actions, 1).replace("'", "")
         return f"unrecognized arguments: {' '.join(words)}{hint}"
 
-    def help_if_bare(self, words: Sequence[str]) -> bool:
-        """Print the help of a command whose subcommand is missing; returns whether it was
-        printed.
-        """
-        parser: argparse.ArgumentParser = self
-        for word in [*words, None]:
-            found = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-            if word is None and found:
-                parser.print_help()
-                return True
-            if not found or word not in found[0].choices:
-                return False
-            parser = found[0].choices[word]
-        return False
-
 
 def build_parser(command: str | None = None, *, whole: bool = False) -> _Parser:
     """The parser of all commands, with the full arguments of one command only, or of all."""
@@ -81,20 +116,54 @@ def build_parser(command: str | None = None, *, whole: bool = False) -> _Parser:
         epilog="Start with: collage-mpi demo --out demo-out",
     )
     parser.add_argument("--version", action="version", version=f"collage-mpi {__version__}")
-    sub = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    sub = _subcommands(parser, "COMMAND")
     for name, (module, line) in COMMANDS.items():
-        child = sub.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
+        child = sub.add_parser(name, help=line, description=_sentence(line))
         if whole or name == command:
-            import_module(f"collage_mpi.commands.{module}").add_arguments(child)
+            _fill(child, import_module(f"collage_mpi.commands.{module}").COMMAND)
     return parser
 
 
-def add_mpi_flag(parser: argparse.ArgumentParser) -> None:
-    """--mpi, of the commands that start ranks."""
-    # Added to the parser itself, argparse would list the choices at once: see `plugins.Names`.
-    parser._optionals.add_argument(
-        "--mpi",
-        choices=MPIS,
-        default="auto",
-        help="which MPI to use. auto: the one that mpi4py loads (default)",
-    )
+def _fill(parser: argparse.ArgumentParser, command: Command | Commands) -> None:
+    parser.epilog = command.epilog
+    if isinstance(command, Commands):
+        sub = _subcommands(parser, command.metavar)
+        for name, each in command.each.items():
+            told = f"{_sentence(each.line)} {each.details}".rstrip()
+            _fill(sub.add_parser(name, help=each.line, description=told), each)
+        return
+    parser.usage = command.usage
+    add_flags(parser, command.takes)
+    if command.more is not None:
+        command.more(parser)
+    parser.set_defaults(**{CHOSEN: command})
+
+
+def _subcommands(
+    parser: argparse.ArgumentParser, metavar: str
+) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+    """Subcommands of a command. Without one of them it prints its help."""
+
+    def show_help(_: Arguments) -> int:
+        parser.print_help()
+        return 0
+
+    parser.set_defaults(**{CHOSEN: Command(show_help)})
+    return parser.add_subparsers(metavar=metavar)
+
+
+def _sentence(line: str) -> str:
+    return f"{line[0].upper()}{line[1:]}."
+
+
+def read_command(words: Sequence[str]) -> tuple[Command, Any]:
+    """The command that was typed, and its arguments: an object of its `takes`.
+
+    Raises:
+        SystemExit: words that cannot be read, or that ask for help.
+        UsageError: a value that is out of bounds.
+    """
+    name = next((word for word in words if word in COMMANDS), None)
+    values = vars(build_parser(name).parse_args(words))
+    command: Command = values.pop(CHOSEN)
+    return command, command.takes.read(values)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from collage_mpi.commands.parser import Command, Commands
 from collage_mpi.errors import UsageError
+from collage_mpi.settings.flags import Arguments
 from collage_mpi.system.extras import pip_line
+from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.printable import say
 
 if TYPE_CHECKING:
@@ -18,67 +20,97 @@ if TYPE_CHECKING:
     from collage_mpi.results import Results
 
 FLOOR = "what is below 1 ms is drawn at 1"
-POINTS = {
-    "ranks": "P99 and standard deviation against worker ranks",
-    "frontier": "accuracy against P99, with the frontier of all points",
-    "heat": "a gain over two axes",
-}
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One figure: its line of help, its arguments, and the function that draws it."""
+@dataclass(frozen=True, kw_only=True)
+class FigureArguments(Arguments):
+    """What every figure takes."""
 
-    help: str
-    arguments: Callable[[argparse.ArgumentParser], None]
-    draw: Callable[[argparse.Namespace], Sequence[Path]]
+    out: Path = setting(REQUIRED, "path of the files to write, without suffix", metavar="STEM")
+    title: str | None = setting(None, "lines above the figure", metavar="TITLE")
+    dpi: int = setting(200, "dots per inch of the PNG")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add a subcommand for each figure."""
-    parser.epilog = (
-        f"Figures need matplotlib: {pip_line('plot')}. For example: collage-mpi plot "
-        "cdf runs/none runs/collage --out figures/tail"
+@dataclass(frozen=True, kw_only=True)
+class CdfArguments(FigureArguments):
+    """What `plot cdf` takes."""
+
+    runs: tuple[Path, ...] = setting(REQUIRED, "run directories", metavar="RUN", positional=True)
+    per: str = setting("group", "whose latency is drawn", choices=("group", "image"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimelineArguments(FigureArguments):
+    """What `plot timeline` takes."""
+
+    run: Path = setting(REQUIRED, "run directory, with its rows", metavar="RUN", positional=True)
+    groups: str = setting(REQUIRED, "first and last group", metavar="A-B")
+    session: int = setting(1, "which session of a run that was resumed or has several teams")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThroughputArguments(FigureArguments):
+    """What `plot throughput` takes."""
+
+    runs: tuple[Path, ...] = setting(
+        REQUIRED,
+        "run directories. A folder that is not a run is skipped, so runs/batches/* works",
+        metavar="RUN",
+        positional=True,
     )
-    figures = parser.add_subparsers(dest="figure", metavar="FIGURE", required=True)
-    for name, figure in FIGURES.items():
-        line = figure.help
-        figure.arguments(
-            figures.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
-        )
 
 
-def execute(args: argparse.Namespace) -> int:
-    """Draw, and print the names of the files."""
-    for path in FIGURES[args.figure].draw(args):
+@dataclass(frozen=True, kw_only=True)
+class PointsArguments(FigureArguments):
+    """What every figure of an experiment's points takes."""
+
+    points: tuple[Path, ...] = setting(
+        REQUIRED, "files of points that experiments wrote", metavar="POINTS.csv", positional=True
+    )
+    where: tuple[str, ...] = setting(
+        (),
+        "keep only the points with this label. Several labels of one axis mean any of them",
+        metavar="AXIS=LABEL",
+        repeated=True,
+    )
+
+    def rows(self) -> list[Row]:
+        """The points that are drawn."""
+        from collage_mpi.figures.points_csv import choose, read_points
+
+        return choose(read_points(self.points), self.where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesArguments(PointsArguments):
+    """What `plot points ranks` and `plot points frontier` take."""
+
+    series: str = setting(
+        REQUIRED, "axis whose values are drawn as numbered series", metavar="AXIS"
+    )
+    panels: str = setting(REQUIRED, "axis whose values get a panel each", metavar="AXIS")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatArguments(PointsArguments):
+    """What `plot points heat` takes."""
+
+    value: str = setting(REQUIRED, "column with the gain", metavar="COLUMN")
+    across: str = setting(REQUIRED, "axis from left to right", metavar="AXIS")
+    down: str = setting(REQUIRED, "axis from top to bottom", metavar="AXIS")
+
+
+def _drawn(paths: Sequence[Path]) -> int:
+    """Print the names of the files."""
+    for path in paths:
         say(str(path))
     return 0
-
-
-def _add_out(parser: argparse.ArgumentParser, title: str) -> None:
-    parser.add_argument(
-        "--out",
-        required=True,
-        type=Path,
-        metavar="STEM",
-        help="path of the files to write, without suffix",
-    )
-    parser.add_argument("--title", help=title)
-    parser.add_argument(
-        "--dpi", type=int, default=200, metavar="N", help="dots per inch of the PNG"
-    )
 
 
 # ---- cdf ----------------------------------------------------------------------
 
 
-def _cdf_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
-    parser.add_argument("--per", choices=("group", "image"), default="group")
-    _add_out(parser, "first lines above the figure")
-
-
-def _cdf(args: argparse.Namespace) -> Sequence[Path]:
+def cdf(args: CdfArguments) -> int:
     """Draw the runs in one figure and print their table. The first run is the baseline of all
     ratios.
     """
@@ -87,37 +119,25 @@ def _cdf(args: argparse.Namespace) -> Sequence[Path]:
 
     runs = [read_results(path) for path in args.runs]
     print(render_comparison(compare(runs, per=args.per)))
-    return plot_latency_cdf(runs, args.out, per=args.per, title=args.title, dpi=args.dpi)
+    return _drawn(plot_latency_cdf(runs, args.out, per=args.per, title=args.title, dpi=args.dpi))
 
 
 # ---- timeline -----------------------------------------------------------------
 
 
-def _timeline_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="run directory, with its rows")
-    parser.add_argument("--groups", required=True, metavar="A-B", help="first and last group")
-    parser.add_argument(
-        "--session",
-        type=int,
-        default=1,
-        metavar="N",
-        help="which session of a run that was resumed or has several teams",
-    )
-    _add_out(parser, "lines above the figure")
-
-
-def _timeline(args: argparse.Namespace) -> Sequence[Path]:
+def timeline(args: TimelineArguments) -> int:
+    """Draw some groups of a run, and write them for Perfetto."""
     from collage_mpi.figures.timeline import plot_timeline
     from collage_mpi.results import read_results
     from collage_mpi.results.timeline import make_timeline, write_trace
 
     run = read_results(args.run)
     first, last = parse_groups(args.groups)
-    timeline = make_timeline(run, first, last, args.session)
+    made = make_timeline(run, first, last, args.session)
     title = args.title or _timeline_title(run, first, last)
     trace = args.out.with_name(args.out.name + ".trace.json")
-    write_trace(trace, timeline)
-    return (*plot_timeline(timeline, args.out, title, args.dpi), trace)
+    write_trace(trace, made)
+    return _drawn([*plot_timeline(made, args.out, title, args.dpi), trace])
 
 
 def parse_groups(text: str) -> tuple[int, int]:
@@ -137,13 +157,7 @@ def _timeline_title(run: Results, first: int, last: int) -> str:
 # ---- throughput ---------------------------------------------------------------
 
 
-def _throughput_arguments(parser: argparse.ArgumentParser) -> None:
-    line = "run directories. A folder that is not a run is skipped, so runs/batches/* works"
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=line)
-    _add_out(parser, "first lines above the figure")
-
-
-def _throughput(args: argparse.Namespace) -> Sequence[Path]:
+def throughput(args: ThroughputArguments) -> int:
     """Draw a line for each scheme and mode with a point for each batch size, the median of repeated
     runs; print the table.
     """
@@ -155,7 +169,7 @@ def _throughput(args: argparse.Namespace) -> Sequence[Path]:
     points = batch_points(runs)
     print(render_batches(points))
     title = args.title or _throughput_title(runs)
-    return plot_throughput(points, args.out, title=title, dpi=args.dpi)
+    return _drawn(plot_throughput(points, args.out, title=title, dpi=args.dpi))
 
 
 def _throughput_title(runs: Sequence[Results]) -> str:
@@ -174,50 +188,38 @@ def _throughput_title(runs: Sequence[Results]) -> str:
 # ---- points -------------------------------------------------------------------
 
 
-def _points_arguments(parser: argparse.ArgumentParser) -> None:
-    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
-    for name, line in POINTS.items():
-        one = kinds.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
-        one.add_argument("points", nargs="+", type=Path, metavar="POINTS.csv")
-        where = "keep only the points with this label. Several labels of one axis mean any of them"
-        one.add_argument("--where", action="append", default=[], metavar="AXIS=LABEL", help=where)
-        if name == "heat":
-            one.add_argument(
-                "--value", required=True, metavar="COLUMN", help="column with the gain"
-            )
-            one.add_argument("--across", required=True, metavar="AXIS")
-            one.add_argument("--down", required=True, metavar="AXIS")
-        else:
-            one.add_argument(
-                "--series",
-                required=True,
-                metavar="AXIS",
-                help="axis whose values are drawn as numbered series",
-            )
-            one.add_argument(
-                "--panels", required=True, metavar="AXIS", help="axis whose values get a panel each"
-            )
-        _add_out(one, "first line of the title")
+def ranks(args: SeriesArguments) -> int:
+    """Draw P99 and its spread against the number of worker ranks."""
+    from collage_mpi.figures.points import plot_against_ranks
+
+    rows = args.rows()
+    title = titled(args.title or "Tail against ranks", rows) + f", bars 10-90 %; {FLOOR}"
+    axes = {"series": args.series, "panels": args.panels, "title": title}
+    return _drawn(plot_against_ranks(rows, args.out, **axes, dpi=args.dpi))
 
 
-def _points(args: argparse.Namespace) -> Sequence[Path]:
-    from collage_mpi.figures.points import plot_against_ranks, plot_frontier, plot_heat
-    from collage_mpi.figures.points_csv import choose, read_points
+def frontier(args: SeriesArguments) -> int:
+    """Draw accuracy against P99, with the frontier of all points."""
+    from collage_mpi.figures.points import plot_frontier
 
-    rows = choose(read_points(args.points), args.where)
-    if args.kind == "heat":
-        first, more = gain_title(args.value), " and their 10-90 % range"
-        axes = {"value": args.value, "axes": (args.across, args.down)}
-        draw: Callable[..., list[Path]] = plot_heat
-    else:
-        axes = {"series": args.series, "panels": args.panels}
-        if args.kind == "ranks":
-            first, more, draw = "Tail against ranks", f", bars 10-90 %; {FLOOR}", plot_against_ranks
-        else:
-            first, draw = "Accuracy against tail", plot_frontier
-            more = "; line: frontier; hollow: over N + 2 worker ranks"
-    title = titled(args.title or first, rows) + more
-    return draw(rows, args.out, title=title, dpi=args.dpi, **axes)
+    rows = args.rows()
+    more = "; line: frontier; hollow: over N + 2 worker ranks"
+    title = titled(args.title or "Accuracy against tail", rows) + more
+    paths = plot_frontier(
+        rows, args.out, series=args.series, panels=args.panels, title=title, dpi=args.dpi
+    )
+    return _drawn(paths)
+
+
+def heat(args: HeatArguments) -> int:
+    """Draw a gain over two axes."""
+    from collage_mpi.figures.points import plot_heat
+
+    rows = args.rows()
+    title = titled(args.title or gain_title(args.value), rows) + " and their 10-90 % range"
+    axes = (args.across, args.down)
+    paths = plot_heat(rows, args.out, title=title, dpi=args.dpi, value=args.value, axes=axes)
+    return _drawn(paths)
 
 
 def titled(first: str, rows: Sequence[Row]) -> str:
@@ -238,24 +240,41 @@ def gain_title(value: str) -> str:
     return f"{figure} of {baseline} over {figure} of each: above 1 is better" if found else value
 
 
-FIGURES = {
-    "cdf": Figure(
-        "draw the latency distributions of several runs in one figure and print a table",
-        _cdf_arguments,
-        _cdf,
-    ),
-    "timeline": Figure(
-        "draw some groups of a run, with ranks as rows and tasks as bars; also writes a trace "
-        "for Perfetto",
-        _timeline_arguments,
-        _timeline,
-    ),
-    "throughput": Figure(
-        "draw throughput against latency of runs with several batch sizes",
-        _throughput_arguments,
-        _throughput,
-    ),
-    "points": Figure(
-        "draw the points of an experiment: ranks, frontier or heat", _points_arguments, _points
-    ),
-}
+COMMAND = Commands(
+    "FIGURE",
+    {
+        "cdf": Command(
+            cdf,
+            CdfArguments,
+            "draw the latency distributions of several runs in one figure and print a table",
+        ),
+        "timeline": Command(
+            timeline,
+            TimelineArguments,
+            "draw some groups of a run, with ranks as rows and tasks as bars; also writes a trace "
+            "for Perfetto",
+        ),
+        "throughput": Command(
+            throughput,
+            ThroughputArguments,
+            "draw throughput against latency of runs with several batch sizes",
+        ),
+        "points": Commands(
+            "KIND",
+            {
+                "ranks": Command(
+                    ranks, SeriesArguments, "P99 and standard deviation against worker ranks"
+                ),
+                "frontier": Command(
+                    frontier,
+                    SeriesArguments,
+                    "accuracy against P99, with the frontier of all points",
+                ),
+                "heat": Command(heat, HeatArguments, "a gain over two axes"),
+            },
+            "draw the points of an experiment: ranks, frontier or heat",
+        ),
+    },
+    epilog=f"Figures need matplotlib: {pip_line('plot')}. For example: collage-mpi plot cdf "
+    "runs/none runs/collage --out figures/tail",
+)

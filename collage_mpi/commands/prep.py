@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collage_mpi.commands import prep_hdf5, prep_pictures, prep_shards
-from collage_mpi.commands.prep_rows import RowsToWrite, check_prefix, class_names, pick_rows
-from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.commands.parser import Command, Commands
+from collage_mpi.commands.prep_pictures import IMAGES, TAR
+from collage_mpi.commands.prep_rows import RowsArguments, RowsToWrite
+from collage_mpi.commands.prep_tables import (
+    Hdf5Arguments,
+    ShardsArguments,
+    rows_of_hdf5,
+    rows_of_shards,
+)
+from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.settings.flags import switch
+from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.progress import advancing
 
 if TYPE_CHECKING:
@@ -18,88 +26,36 @@ if TYPE_CHECKING:
 
     from collage_mpi.shards import ShardWriter
 
-ROWS_PER_SHARD = 10_000
 BATCH = 1_000
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add a subcommand for each kind of input."""
-    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
-    images = kinds.add_parser(
-        "images", help="from folders of JPEG, PNG and other pictures, one folder a class"
-    )
-    prep_pictures.add_images(images)
-    tar = kinds.add_parser("tar", help="from tar files of pictures (WebDataset's layout)")
-    prep_pictures.add_tar(tar)
-    hdf5 = kinds.add_parser("hdf5", help="from other programs' HDF5 files")
-    prep_hdf5.add_arguments(hdf5)
-    _shared(hdf5)
-    shards = kinds.add_parser(
-        "shards", help="from shards, with another size, storage, order or other labels"
-    )
-    prep_shards.add_arguments(shards)
-    _shared(shards)
-    idx = kinds.add_parser("idx", help="from IDX files, gzip or plain (MNIST, Fashion-MNIST)")
-    idx.add_argument(
-        "--images", type=Path, required=True, metavar="FILE", help="IDX file of the images"
-    )
-    idx.add_argument("--labels", type=Path, metavar="FILE", help="IDX file of the labels")
-    idx.add_argument(
-        "--transpose", action="store_true", help="swap rows and columns of each image (EMNIST)"
-    )
-    _shared(idx)
+@dataclass(frozen=True, kw_only=True)
+class IdxArguments(RowsArguments):
+    """What `prep idx` takes."""
+
+    images: Path = setting(REQUIRED, "IDX file of the images", metavar="FILE")
+    labels: Path | None = setting(None, "IDX file of the labels", metavar="FILE")
+    transpose: bool = switch("swap rows and columns of each image (EMNIST)")
 
 
-def _shared(parser: argparse.ArgumentParser) -> None:
-    """The flags of `prep idx`, `prep hdf5` and `prep shards`."""
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for the shards"
-    )
-    parser.add_argument(
-        "--prefix", default="shard", help="start of the file names (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--rows-per-shard",
-        type=int,
-        default=ROWS_PER_SHARD,
-        metavar="N",
-        help="images in each file (default: %(default)s). If all images fit into one file, its "
-        "name is PREFIX.h5",
-    )
-    names = parser.add_mutually_exclusive_group()
-    names.add_argument("--class-names", metavar="A,B,C", help="names of classes 0, 1, ...")
-    names.add_argument(
-        "--class-names-file",
-        type=Path,
-        metavar="FILE",
-        help="text file with the class names in order, one a line",
-    )
-    parser.add_argument("--source", help="where the images come from (default: the file's name)")
-    parser.add_argument(
-        "--seed",
-        type=int,
-        metavar="N",
-        help="shuffle the rows with this seed (default: the order of the file)",
-    )
-    parser.add_argument(
-        "--limit", type=int, metavar="N", help="write only the first N images, after shuffling"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace existing shards with this prefix"
-    )
+def from_idx(args: IdxArguments) -> int:
+    """Write the shards of IDX files."""
+    return write_all(args, read_table(args))
 
 
-def execute(args: argparse.Namespace) -> int:
-    """Write the shards; returns 0, or 5 if pictures were left out."""
-    if args.kind in ("images", "tar"):
-        return prep_pictures.execute(args)
-    check_numbers(args)
-    tables = {"hdf5": prep_hdf5.table_of, "shards": prep_shards.table_of}
-    with tables[args.kind](args) if args.kind in tables else nullcontext(read_table(args)) as table:
+def from_hdf5(args: Hdf5Arguments) -> int:
+    """Write the shards of another program's HDF5 file."""
+    with rows_of_hdf5(args) as table:
         return write_all(args, table)
 
 
-def write_all(args: argparse.Namespace, table: RowsToWrite) -> int:
+def from_shards(args: ShardsArguments) -> int:
+    """Write shards from shards."""
+    with rows_of_shards(args) as table:
+        return write_all(args, table)
+
+
+def write_all(args: RowsArguments, table: RowsToWrite) -> int:
     """Write the shards of a table and print a summary; returns 0."""
     from collage_mpi.prep.plan import shard_paths
 
@@ -117,7 +73,7 @@ def write_all(args: argparse.Namespace, table: RowsToWrite) -> int:
     return 0
 
 
-def read_table(args: argparse.Namespace) -> RowsToWrite:
+def read_table(args: IdxArguments) -> RowsToWrite:
     """Read and check the IDX files.
 
     Raises:
@@ -128,7 +84,7 @@ def read_table(args: argparse.Namespace) -> RowsToWrite:
     from collage_mpi.prep.idx import read_idx
     from collage_mpi.shards.schema import label_problem
 
-    names = class_names(args)
+    names = args.names()
     images = read_idx(args.images)
     if images.ndim == 3:
         images = images[..., None]  # (n, H, W, 1)
@@ -150,17 +106,8 @@ def read_table(args: argparse.Namespace) -> RowsToWrite:
         raise DataFault(f"{args.labels}: {wrong}")
     stem = args.images.name.removesuffix(".gz")
     return RowsToWrite(
-        images, labels, pick_rows(len(images), args), stem, names, args.source or stem
+        images, labels, args.pick_rows(len(images)), stem, names, args.source or stem
     )
-
-
-def check_numbers(args: argparse.Namespace) -> None:
-    """Raise UsageError for a number or a prefix that cannot work."""
-    for flag in ("rows_per_shard", "limit"):
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise UsageError(f"--{flag.replace('_', '-')} {value}: needed: at least 1")
-    check_prefix(args.prefix)
 
 
 def split_rows(rows: np.ndarray, rows_per_shard: int) -> list[np.ndarray]:
@@ -216,3 +163,21 @@ def _writer(path: Path, table: RowsToWrite, count: int) -> ShardWriter:
     if table.fit is not None:
         return EncodedWriter(path, table.fit, **common)
     return ShardWriter(path, (height, width, channels), count=count, **common)
+
+
+COMMAND = Commands(
+    "KIND",
+    {
+        "images": IMAGES,
+        "tar": TAR,
+        "hdf5": Command(from_hdf5, Hdf5Arguments, "from other programs' HDF5 files"),
+        "shards": Command(
+            from_shards,
+            ShardsArguments,
+            "from shards, with another size, storage, order or other labels",
+        ),
+        "idx": Command(
+            from_idx, IdxArguments, "from IDX files, gzip or plain (MNIST, Fashion-MNIST)"
+        ),
+    },
+)

@@ -4,16 +4,21 @@ or srun each rank makes its own shards without any messages, so MPI itself is no
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from collage_mpi.commands.parser import Command
+from collage_mpi.commands.prep_rows import ClassNamesArguments, check_prefix
 from collage_mpi.errors import ExitCode
+from collage_mpi.settings.flags import switch
+from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.progress import advancing
 from collage_mpi.system.tell import tell
 
@@ -28,151 +33,143 @@ if TYPE_CHECKING:
     from collage_mpi.prep.work import ShardReport
 
 
-def add_images(parser: argparse.ArgumentParser) -> None:
-    """The flags of `prep images`."""
-    parser.add_argument(
-        "root",
-        type=Path,
-        metavar="DIR",
-        help="folder that holds one folder of pictures for each class, or pictures without classes",
-    )
-    _common(parser)
+_pictures = partial(setting, group="pictures")
+_order = partial(setting, group="order and classes")
+_shards = partial(setting, group="shards")
 
 
-def add_tar(parser: argparse.ArgumentParser) -> None:
-    """The flags of `prep tar`."""
-    parser.add_argument(
-        "tars",
-        type=Path,
-        nargs="+",
-        metavar="TAR",
-        help="tar files that hold key.jpg with key.cls or key.json",
-    )
-    parser.add_argument(
-        "--label-key",
-        metavar="KEY",
-        help="key of the label in the .json files (default: cls, label or class)",
-    )
-    parser.add_argument(
-        "--picture", metavar="EXT", help="ending of the picture file, if a key has several pictures"
-    )
-    _common(parser)
+@dataclass(frozen=True, kw_only=True)
+class PicturesArguments(ClassNamesArguments):
+    """What `prep images` and `prep tar` take."""
 
-
-def _common(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_argument_group("pictures")
-    what.add_argument(
-        "--size",
-        type=int,
-        default=224,
-        metavar="PX",
-        help="height and width of the images (default: %(default)s)",
-    )
-    what.add_argument(
-        "--fit",
+    size: int = _pictures(224, "height and width of the images", metavar="PX")
+    fit: str = _pictures(
+        "crop",
+        "crop keeps the middle of the picture, letterbox keeps all of it between bars",
         choices=("crop", "letterbox"),
-        default="crop",
-        help="crop keeps the middle of the picture, letterbox keeps all of it between bars "
-        "(default: %(default)s)",
     )
-    what.add_argument(
-        "--resize",
-        type=int,
-        metavar="PX",
-        help="with crop: length of the shorter edge before the crop (default: --size)",
+    resize: int | None = _pictures(
+        None, "with crop: length of the shorter edge before the crop", unset="--size", metavar="PX"
     )
-    what.add_argument(
-        "--enlarge",
-        action="store_true",
-        help="also take pictures that are smaller than --size (default: list them and leave them "
-        "out)",
+    enlarge: bool = switch(
+        "also take pictures that are smaller than --size (default: list them and leave them out)",
+        group="pictures",
     )
-    what.add_argument(
-        "--channels",
-        type=int,
-        choices=(1, 3),
-        default=3,
-        help="3 for colour, 1 for grey (default: %(default)s)",
-    )
-    what.add_argument(
-        "--unreadable",
+    channels: int = _pictures(3, "3 for colour, 1 for grey", choices=(1, 3))
+    unreadable: str = _pictures(
+        "skip",
+        "what to do with damaged pictures and labels. skip: list them, leave them out and end with "
+        "exit code 5. stop: end at the first one",
         choices=("skip", "stop"),
-        default="skip",
-        help="what to do with damaged pictures and labels. skip: list them, leave them out and "
-        "end with exit code 5. stop: end at the first one (default: %(default)s)",
     )
-    what.add_argument(
-        "--limit", type=int, metavar="N", help="take only the first N pictures, after shuffling"
+    limit: int | None = _pictures(None, "take only the first N pictures, after shuffling")
+    seed: int = _order(0, "seed of the shuffle")
+    in_order: bool = switch(
+        "keep the pictures sorted by name instead of shuffled", group="order and classes"
     )
-    order = parser.add_argument_group("order and classes")
-    order.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="seed of the shuffle (default: %(default)s)",
+    val_share: float = _order(
+        0.0, "share of the pictures that are written to OUT/val; 0 writes none"
     )
-    order.add_argument(
-        "--in-order",
-        action="store_true",
-        help="keep the pictures sorted by name instead of shuffled",
-    )
-    order.add_argument(
-        "--val-share",
-        type=float,
-        default=0.0,
-        metavar="X",
-        help="share of the pictures that are written to OUT/val (default: none)",
-    )
-    names = order.add_mutually_exclusive_group()
-    names.add_argument("--class-names", metavar="A,B,C", help="names of the classes in order")
-    names.add_argument(
-        "--class-names-file",
-        type=Path,
-        metavar="FILE",
-        help="text file with the class names in order, one a line",
-    )
-    out = parser.add_argument_group("shards")
-    out.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards")
-    out.add_argument(
-        "--prefix", default="shard", help="start of the file names (default: %(default)s)"
-    )
-    out.add_argument(
-        "--images-per-shard",
-        type=int,
-        default=2000,
-        metavar="N",
-        help="images in each file (default: %(default)s)",
-    )
-    out.add_argument(
-        "--store",
+    out: Path = setting(REQUIRED, "folder for the shards", metavar="DIR", group="shards")
+    prefix: str = _shards("shard", "start of the file names")
+    images_per_shard: int = _shards(2000, "images in each file")
+    store: str = _shards(
+        "raw",
+        "raw stores pixels. encoded stores the picture files unchanged, which is smaller but "
+        "slower to read",
         choices=("raw", "encoded"),
-        default="raw",
-        help="raw stores pixels. encoded stores the picture files unchanged, which is smaller but "
-        "slower to read (default: %(default)s)",
     )
-    out.add_argument("--source", help="where the pictures come from (default: the folder's name)")
-    out.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace existing shards that were made with other settings",
+    source: str | None = _shards(None, "where the pictures come from", unset="the folder's name")
+    overwrite: bool = switch(
+        "replace existing shards that were made with other settings", group="shards"
     )
-    out.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="number of processes (default: one for each available core)",
-    )
+    workers: int | None = _shards(None, "number of processes", unset="one for each available core")
+
+    @property
+    def from_path(self) -> Path:
+        """The folder, or the first tar file."""
+        raise NotImplementedError
+
+    def listing(self) -> Listing:
+        """The pictures that are there."""
+        raise NotImplementedError
+
+    def recipe(self) -> Recipe:
+        """How shards are made from them."""
+        from collage_mpi.prep.plan import Recipe
+        from collage_mpi.shards.pictures import Fit
+
+        check_prefix(self.prefix)
+        return Recipe(
+            fit=Fit(self.size, self.fit, self.resize, self.channels),
+            store=self.store,
+            images_per_shard=self.images_per_shard,
+            seed=None if self.in_order else self.seed,
+            val_share=self.val_share,
+            limit=self.limit,
+            unreadable=self.unreadable,
+            enlarge=self.enlarge,
+            source=self.source or os.path.basename(os.path.realpath(self.from_path)),
+        )
 
 
-def execute(args: argparse.Namespace) -> int:
+@dataclass(frozen=True, kw_only=True)
+class ImagesArguments(PicturesArguments):
+    """What `prep images` takes."""
+
+    root: Path = setting(
+        REQUIRED,
+        "folder that holds one folder of pictures for each class, or pictures without classes",
+        metavar="DIR",
+        positional=True,
+    )
+
+    @property
+    def from_path(self) -> Path:
+        return self.root
+
+    def listing(self) -> Listing:
+        from collage_mpi.prep.listing import list_folder
+
+        return list_folder(self.root, self.names())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TarArguments(PicturesArguments):
+    """What `prep tar` takes."""
+
+    tars: tuple[Path, ...] = setting(
+        REQUIRED,
+        "tar files that hold key.jpg with key.cls or key.json",
+        metavar="TAR",
+        positional=True,
+    )
+    label_key: str | None = setting(
+        None, "key of the label in the .json files", unset="cls, label or class", metavar="KEY"
+    )
+    picture: str | None = setting(
+        None, "ending of the picture file, if a key has several pictures", metavar="EXT"
+    )
+
+    @property
+    def from_path(self) -> Path:
+        return self.tars[0]
+
+    def listing(self) -> Listing:
+        from collage_mpi.prep.tars import list_tars
+
+        names, files = self.names(), list(self.tars)
+        return list_tars(files, names, label_key=self.label_key, picture=self.picture)
+
+
+def execute(args: PicturesArguments) -> int:
     """Make this process's shards; returns 0, or 5 if pictures were left out."""
     from collage_mpi.prep.plan import clear_strangers, plan_shards
     from collage_mpi.prep.pool import make_shards
     from collage_mpi.system.environment import launcher_rank, launcher_size, processes_wanted
 
     rank, size = launcher_rank() or 0, launcher_size() or 1
-    recipe, listing = _recipe(args), _listing(args)
+    recipe, listing = args.recipe(), args.listing()
     for warning in listing.warnings:
         tell(f"warning: {warning}")
     jobs = plan_shards(listing, recipe, args.out, args.prefix)
@@ -186,37 +183,6 @@ def execute(args: argparse.Namespace) -> int:
     _tell(reports, jobs, listing, time.monotonic() - started_s, rank if size > 1 else None)
     left_out = sum(report.unreadable for report in reports)
     return int(ExitCode.COMPLETE_WITH_ERRORS if left_out else ExitCode.COMPLETE)
-
-
-def _recipe(args: argparse.Namespace) -> Recipe:
-    from collage_mpi.commands.prep_rows import check_prefix
-    from collage_mpi.prep.plan import Recipe
-    from collage_mpi.shards.pictures import Fit
-
-    check_prefix(args.prefix)
-    given = args.root if args.kind == "images" else args.tars[0]
-    return Recipe(
-        fit=Fit(args.size, args.fit, args.resize, args.channels),
-        store=args.store,
-        images_per_shard=args.images_per_shard,
-        seed=None if args.in_order else args.seed,
-        val_share=args.val_share,
-        limit=args.limit,
-        unreadable=args.unreadable,
-        enlarge=args.enlarge,
-        source=args.source or os.path.basename(os.path.realpath(given)),
-    )
-
-
-def _listing(args: argparse.Namespace) -> Listing:
-    from collage_mpi.commands.prep_rows import class_names
-    from collage_mpi.prep.listing import list_folder
-    from collage_mpi.prep.tars import list_tars
-
-    names = class_names(args)
-    if args.kind == "images":
-        return list_folder(args.root, names)
-    return list_tars(args.tars, names, label_key=args.label_key, picture=args.picture)
 
 
 def _tell(
@@ -281,3 +247,9 @@ def _sigterm_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+IMAGES = Command(
+    execute, ImagesArguments, "from folders of JPEG, PNG and other pictures, one folder a class"
+)
+TAR = Command(execute, TarArguments, "from tar files of pictures (WebDataset's layout)")

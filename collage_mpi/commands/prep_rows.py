@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from collage_mpi.errors import UsageError
+from collage_mpi.settings.flags import Arguments, switch
+from collage_mpi.system.fields import REQUIRED, setting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,25 +48,66 @@ class RowsToWrite:
         return [self.ids[row] for row in rows.tolist()]
 
 
-def class_names(args: argparse.Namespace) -> tuple[str, ...] | None:
-    """The names from either flag, or None. Raises UsageError, EnvironmentFault."""
-    from collage_mpi.shards.class_names import read_class_names, told_apart
+@dataclass(frozen=True, kw_only=True)
+class ClassNamesArguments(Arguments):
+    """The class names, in one of two ways."""
 
-    if args.class_names is not None:
-        return told_apart([name.strip() for name in args.class_names.split(",")])
-    return None if args.class_names_file is None else read_class_names(args.class_names_file)
+    class_names: str | None = setting(
+        None, "names of classes 0, 1, ...", metavar="A,B,C", either="class names"
+    )
+    class_names_file: Path | None = setting(
+        None,
+        "text file with the class names in order, one a line",
+        metavar="FILE",
+        either="class names",
+    )
+
+    def names(self) -> tuple[str, ...] | None:
+        """The names from either flag, or None. Raises UsageError, EnvironmentFault."""
+        from collage_mpi.shards.class_names import read_class_names, told_apart
+
+        if self.class_names is not None:
+            return told_apart([name.strip() for name in self.class_names.split(",")])
+        return None if self.class_names_file is None else read_class_names(self.class_names_file)
 
 
-def pick_rows(count: int, args: argparse.Namespace) -> np.ndarray:
-    """(m,) rows to write in order: shuffled with --seed, cut with --limit."""
-    import numpy as np
+@dataclass(frozen=True, kw_only=True)
+class RowsArguments(ClassNamesArguments):
+    """What `prep idx`, `prep hdf5` and `prep shards` take of the shards that they make."""
 
-    rows = np.arange(count)
-    if args.seed is not None:
-        if args.seed < 0:
-            raise UsageError(f"--seed is {args.seed}; it needs 0 or more")
-        rows = np.random.default_rng(args.seed).permutation(count)
-    return rows[: args.limit]
+    out: Path = setting(REQUIRED, "folder for the shards", metavar="DIR")
+    prefix: str = setting("shard", "start of the file names")
+    rows_per_shard: int = setting(
+        10_000,
+        "images in each file. If all images fit into one file, its name is PREFIX.h5",
+        at_least=1,
+        at_most=math.inf,
+    )
+    source: str | None = setting(None, "where the images come from", unset="the file's name")
+    seed: int | None = setting(
+        None,
+        "shuffle the rows with this seed",
+        unset="the order of the file",
+        at_least=0,
+        at_most=math.inf,
+    )
+    limit: int | None = setting(
+        None, "write only the first N images, after shuffling", at_least=1, at_most=math.inf
+    )
+    overwrite: bool = switch("replace existing shards with this prefix")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_prefix(self.prefix)
+
+    def pick_rows(self, count: int) -> np.ndarray:
+        """(m,) rows to write in order: shuffled with --seed, cut with --limit."""
+        import numpy as np
+
+        rows = np.arange(count)
+        if self.seed is not None:
+            rows = np.random.default_rng(self.seed).permutation(count)
+        return rows[: self.limit]
 
 
 def check_prefix(prefix: str) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from collage_mpi.commands.parser import Command
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.results.file_names import REPORT
-from collage_mpi.settings.flags import add_setting_flags, given_settings
+from collage_mpi.settings.flags import Arguments, add_setting_flags, over_file, switch
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.environment import launcher_size
 from collage_mpi.system.printable import counted, say
@@ -21,46 +22,36 @@ if TYPE_CHECKING:
     from collage_mpi.job.worker_group import WorkerGroup
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every setting."""
-    parser.usage = (
-        "collage-mpi run --shards PATH ... --single W --collage W --out DIR [more settings]"
+@dataclass(frozen=True, kw_only=True)
+class RunArguments(Arguments):
+    """What run takes, beside its settings."""
+
+    resume: bool = switch(
+        "continue the run in --out where it stopped, with the settings that it was started with. "
+        "If there is no run yet, start it"
     )
-    parser.epilog = (
-        "Start it with: collage-mpi launch -n 11 -- run --shards test.h5 "
-        "--single single.safetensors --collage collage.safetensors --out runs/first"
+    retry_errors: bool = switch(
+        "like --resume, and also classify the images again whose rows are errors"
     )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue the run in --out where it stopped, with the settings that it was started "
-        "with. If there is no run yet, start it",
+    report: bool = switch(
+        "when the job ends, also write the report page OUT/report.html. `collage-mpi report OUT` "
+        "writes the same page at any time"
     )
-    parser.add_argument(
-        "--retry-errors",
-        action="store_true",
-        help="like --resume, and also classify the images again whose rows are errors",
+    dry_run: bool = switch(
+        "check everything, time the networks, print what would be done and how long it would take, "
+        "and write nothing. This works under launch and without ranks"
     )
-    parser.add_argument(
-        "--report",
-        action="store_true",
-        help="when the job ends, also write the report page OUT/report.html. `collage-mpi report "
-        "OUT` writes the same page at any time",
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check everything, time the networks, print what would be done and how long it would "
-        "take, and write nothing. This works under launch and without ranks",
-    )
-    add_setting_flags(parser)
+
+    @property
+    def resumes(self) -> bool:
+        """Whether a run that is there goes on."""
+        return self.resume or self.retry_errors
 
 
-def execute(args: argparse.Namespace) -> int:
+def execute(args: RunArguments) -> int:
     """Run; rank 0 prints the summary."""
-    given, source = given_settings(args)
-    resume = args.resume or args.retry_errors
-    settings = None if resume else RunSettings.from_mapping(given, source)
+    given, source = over_file(args.given)
+    settings = None if args.resumes else RunSettings.from_mapping(given, source)
     if args.dry_run and launcher_size() in (None, 1):
         from collage_mpi.job.resume import resumed_settings
 
@@ -75,7 +66,7 @@ def execute(args: argparse.Namespace) -> int:
         if args.dry_run:
             return _forecast(found, worker_group, args, stop_reason)
         code = run_and_tell(
-            found, worker_group, stop_reason, resume=resume, retry_errors=args.retry_errors
+            found, worker_group, stop_reason, resume=args.resumes, retry_errors=args.retry_errors
         )
         if args.report:
             write_page(Path(found.out))
@@ -97,7 +88,7 @@ def execute(args: argparse.Namespace) -> int:
     return run_world("run", body, teams=teams, team_body=team_body)
 
 
-def check_before_ranks(args: argparse.Namespace, ranks: int | None, *, files: bool = True) -> int:
+def check_before_ranks(args: RunArguments, ranks: int | None, *, files: bool = True) -> int:
     """Check everything about a run that one process can see before its ranks start; returns how
     many ranks it needs.
 
@@ -112,9 +103,8 @@ def check_before_ranks(args: argparse.Namespace, ranks: int | None, *, files: bo
     from collage_mpi.job.plan import check_without_images
     from collage_mpi.job.resume import fitted, has_run, resumed_settings
 
-    given, source = given_settings(args)
-    resume = args.resume or args.retry_errors
-    if not resume:
+    given, source = over_file(args.given)
+    if not args.resumes:
         settings = RunSettings.from_mapping(given, source)
         settings.require_inputs()
     else:
@@ -129,7 +119,7 @@ def check_before_ranks(args: argparse.Namespace, ranks: int | None, *, files: bo
     if files:
         check_without_images(settings, size)
         _check_shards(settings)
-        _check_out(settings, resume)
+        _check_out(settings, args.resumes)
     return size
 
 
@@ -186,7 +176,7 @@ def write_page(out: Path) -> None:
 def _forecast(
     settings: RunSettings,
     worker_group: WorkerGroup | None,
-    args: argparse.Namespace,
+    args: RunArguments,
     stop_reason: Callable[[], str | None] = lambda: None,
 ) -> int:
     from collage_mpi.commands.forecast import forecast
@@ -195,7 +185,7 @@ def _forecast(
     code = forecast(
         settings,
         worker_group,
-        resume=args.resume or args.retry_errors,
+        resume=args.resumes,
         retry_errors=args.retry_errors,
         stop_reason=stop_reason,
         say=say,
@@ -254,3 +244,13 @@ def tell_of_input(faults: Sequence[str]) -> None:
         "Mend or copy them, then the same command with --resume does what is left.",
         logging.ERROR,
     )
+
+
+COMMAND = Command(
+    execute,
+    RunArguments,
+    more=add_setting_flags,
+    usage="collage-mpi run --shards PATH ... --single W --collage W --out DIR [more settings]",
+    epilog="Start it with: collage-mpi launch -n 11 -- run --shards test.h5 "
+    "--single single.safetensors --collage collage.safetensors --out runs/first",
+)

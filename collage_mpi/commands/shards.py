@@ -2,68 +2,68 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from collage_mpi.commands.parser import Command, Commands
 from collage_mpi.errors import DataFault, ExitCode, UsageError
-from collage_mpi.settings.shipped import path_argument
+from collage_mpi.settings.flags import Arguments, switch
+from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.printable import say
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `shards inspect`, `shards verify` and `shards add-cells`."""
-    tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
-    lines = {
-        "inspect": "print what the shards hold: images, shape, classes, source, fingerprint",
-        "verify": "read everything and check it: checksums of files and rows, structure, labels",
-    }
-    for name, line in lines.items():
-        child = tasks.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
-        child.add_argument(
-            "paths",
-            nargs="+",
-            type=path_argument,
-            metavar="PATH",
-            help="shard files, or folders of *.h5",
-        )
-        child.add_argument("--json", action="store_true", help="print JSON, one object a line")
-    line = (
-        "copy the shards and store each image's cell next to it, so that jobs need not shrink "
-        "the images"
+@dataclass(frozen=True, kw_only=True)
+class ReadArguments(Arguments):
+    """What `shards inspect` and `shards verify` take."""
+
+    paths: tuple[Path, ...] = setting(
+        REQUIRED, "shard files, or folders of *.h5", positional=True, shipped=True
     )
-    cells = tasks.add_parser("add-cells", help=line, description=line[0].upper() + line[1:] + ".")
-    cells.add_argument(
-        "paths",
-        nargs="+",
-        type=path_argument,
-        metavar="PATH",
-        help="shard files, or folders that hold shard files",
+    json: bool = switch("print JSON, one object a line")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddCellsArguments(Arguments):
+    """What `shards add-cells` takes."""
+
+    paths: tuple[Path, ...] = setting(
+        REQUIRED, "shard files, or folders that hold shard files", positional=True, shipped=True
     )
-    cells.add_argument(
-        "--cell-px",
-        type=int,
-        required=True,
+    cell_px: int = setting(
+        REQUIRED,
+        "height and width of a cell in pixels, as the collage network needs it",
         metavar="N",
-        help="height and width of a cell in pixels, as the collage network needs it",
     )
-    cells.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for the copies"
-    )
+    out: Path = setting(REQUIRED, "folder for the copies", metavar="DIR")
 
 
-def execute(args: argparse.Namespace) -> int:
-    """Returns 0, or the code DATA if any shard is bad."""
+def inspect(args: ReadArguments) -> int:
+    """Print what each shard holds; returns 0, or the code DATA if any is bad."""
+    return _each(inspect_one, args)
+
+
+def verify(args: ReadArguments) -> int:
+    """Print the problems of each shard; returns 0, or the code DATA if any is bad."""
+    return _each(verify_one, args)
+
+
+def _each(one: Callable[[Path, bool], bool], args: ReadArguments) -> int:
     from collage_mpi.shards.reader import expand_paths
 
-    if args.task == "add-cells":
-        for path in expand_paths(args.paths):
-            add_cells_to(path, args.out, args.cell_px)
-        return int(ExitCode.COMPLETE)
-    one = inspect_one if args.task == "inspect" else verify_one
     results = [one(path, args.json) for path in expand_paths(args.paths)]
     return int(ExitCode.COMPLETE if all(results) else ExitCode.DATA)
+
+
+def add_cells(args: AddCellsArguments) -> int:
+    """Write copies of the shards with cells."""
+    from collage_mpi.shards.reader import expand_paths
+
+    for path in expand_paths(args.paths):
+        add_cells_to(path, args.out, args.cell_px)
+    return 0
 
 
 def inspect_one(path: Path, as_json: bool) -> bool:
@@ -142,3 +142,26 @@ def verify_one(path: Path, as_json: bool) -> bool:
 def _shorten(names: tuple[str, ...], most: int = 12) -> str:
     more = f", ... and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+COMMAND = Commands(
+    "TASK",
+    {
+        "inspect": Command(
+            inspect,
+            ReadArguments,
+            "print what the shards hold: images, shape, classes, source, fingerprint",
+        ),
+        "verify": Command(
+            verify,
+            ReadArguments,
+            "read everything and check it: checksums of files and rows, structure, labels",
+        ),
+        "add-cells": Command(
+            add_cells,
+            AddCellsArguments,
+            "copy the shards and store each image's cell next to it, so that jobs need not shrink "
+            "the images",
+        ),
+    },
+)

@@ -4,7 +4,6 @@ and prints `--exclude` for Slurm.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import sys
@@ -13,6 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from collage_mpi.commands.parser import Command
+from collage_mpi.settings.flags import Arguments, switch
+from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.printable import say
 
 if TYPE_CHECKING:
@@ -23,33 +25,25 @@ if TYPE_CHECKING:
 SHOWN = 12  # of a run's ranks, GPUs or hosts; slow ones are all shown
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
-    parser.add_argument(
-        "--over",
-        type=float,
-        default=1.2,
+@dataclass(frozen=True, kw_only=True)
+class SlowRanksArguments(Arguments):
+    """What slow-ranks takes."""
+
+    runs: tuple[Path, ...] = setting(REQUIRED, "folders of runs", metavar="RUN", positional=True)
+    over: float = setting(
+        1.2,
+        "a rank counts as slow if it takes more than FACTOR times as long as its peers, with "
+        "confidence",
         metavar="FACTOR",
-        help="a rank counts as slow if it takes more than FACTOR times as long as its peers, with "
-        "confidence (default: %(default)s)",
     )
-    parser.add_argument(
-        "--no-simulation",
-        action="store_true",
-        help="do not simulate how the run would have gone without its slow ranks",
+    no_simulation: bool = switch(
+        "do not simulate how the run would have gone without its slow ranks"
     )
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.epilog = (
-        "The table shows the median service time of each rank divided by that of the other ranks "
-        "of its kind. The 95 % confidence intervals hold for all ranks of a run together "
-        "(docs/results.md). With several runs, the hosts that are slow again and again are "
-        "listed as well. The exit code is 0 even if there are slow ranks."
-    )
+    json: bool = switch("print everything as JSON")
 
 
 @dataclass(frozen=True)
-class _Found:
+class _RunSpeeds:
     """One run: its speeds, and how it would have gone without the slow ranks, or why that is
     unknown.
     """
@@ -60,13 +54,13 @@ class _Found:
     refused: str | None = None
 
 
-def execute(args: argparse.Namespace) -> int:
+def execute(args: SlowRanksArguments) -> int:
     """Compare, simulate, print."""
     from collage_mpi.results.slow_ranks import rank_speeds, recurrences
 
     found = []
     for run in _read_each(args.runs):
-        found.append(_simulated(_Found(run, rank_speeds(run, args.over)), args.no_simulation))
+        found.append(_simulated(_RunSpeeds(run, rank_speeds(run, args.over)), args.no_simulation))
     hosts = recurrences([item.speeds for item in found if not _on_purpose(item.run)])
     exclude, why_not = _exclude(found, hosts)
     if args.json:
@@ -105,7 +99,7 @@ def _read_each(paths: Sequence[Path]) -> Iterator[Results]:
             yield run
 
 
-def _simulated(found: _Found, never: bool) -> _Found:
+def _simulated(found: _RunSpeeds, never: bool) -> _RunSpeeds:
     """Add a simulation of the run without its slow ranks, if it has any."""
     from collage_mpi.errors import CollageError
 
@@ -114,9 +108,9 @@ def _simulated(found: _Found, never: bool) -> _Found:
     from collage_mpi.simulation.without import without_slow
 
     try:
-        return _Found(found.run, found.speeds, without_slow(found.run, found.speeds))
+        return _RunSpeeds(found.run, found.speeds, without_slow(found.run, found.speeds))
     except CollageError as error:
-        return _Found(found.run, found.speeds, refused=str(error))
+        return _RunSpeeds(found.run, found.speeds, refused=str(error))
 
 
 def _on_purpose(run: Results) -> bool:
@@ -125,7 +119,9 @@ def _on_purpose(run: Results) -> bool:
     return injected(run)
 
 
-def _exclude(found: Sequence[_Found], hosts: Sequence[Recurrence]) -> tuple[list[str], list[str]]:
+def _exclude(
+    found: Sequence[_RunSpeeds], hosts: Sequence[Recurrence]
+) -> tuple[list[str], list[str]]:
     from collage_mpi.results.slow_ranks import hosts_to_exclude
 
     slow = {host for item in found for host in hosts_to_exclude(item.speeds)}
@@ -154,7 +150,7 @@ def _node(host: str) -> str:
 
 
 def _as_json(
-    found: Sequence[_Found], hosts: Sequence[Recurrence], exclude: list[str]
+    found: Sequence[_RunSpeeds], hosts: Sequence[Recurrence], exclude: list[str]
 ) -> dict[str, Any]:
     runs = [
         {
@@ -176,7 +172,7 @@ def _as_json(
 # ---- what is printed --------------------------------------------------------
 
 
-def _print_run(found: _Found, *, brief: bool) -> None:
+def _print_run(found: _RunSpeeds, *, brief: bool) -> None:
     """Print the ranks, GPUs and hosts of a run; with `brief` only the slow ones."""
     from collage_mpi.system.terminal import to_text
 
@@ -276,3 +272,13 @@ def _print_hosts(hosts: Sequence[Recurrence]) -> None:
         )
     if slow:
         say(f"\n{to_text(table)}")
+
+
+COMMAND = Command(
+    execute,
+    SlowRanksArguments,
+    epilog="The table shows the median service time of each rank divided by that of the other "
+    "ranks of its kind. The 95 % confidence intervals hold for all ranks of a run together "
+    "(docs/results.md). With several runs, the hosts that are slow again and again are listed as "
+    "well. The exit code is 0 even if there are slow ranks.",
+)

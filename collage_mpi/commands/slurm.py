@@ -5,39 +5,35 @@ one.
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
+from collage_mpi.commands.parser import Command, Commands
+from collage_mpi.settings.flags import Arguments, add_flags, add_settings_file, over_file
+from collage_mpi.slurm import KINDS, SlurmSettings, render
+from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.files import writing
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `slurm render`, with a flag for every setting."""
-    from collage_mpi.settings.flags import add_flags
-    from collage_mpi.slurm import KINDS, SlurmSettings
+@dataclass(frozen=True, kw_only=True)
+class RenderArguments(Arguments):
+    """What `slurm render` takes, beside the settings of a job script."""
 
-    kinds = parser.add_subparsers(dest="action", metavar="render", required=True)
-    child = kinds.add_parser("render", help="print a job script")
-    child.add_argument("kind", choices=tuple(KINDS), help="kind of job script")
-    child.add_argument(
-        "--settings", type=Path, metavar="FILE", help="file with settings: .toml, .yaml or .json"
-    )
-    child.add_argument(
-        "--out", type=Path, metavar="FILE", help="file to write the script to (default: print it)"
-    )
-    add_flags(child, SlurmSettings)
-    child.epilog = (
-        "For example: collage-mpi slurm render run_nodes --account proj1 --partition gpu "
-        "--nodes 3 --gpus-per-node 4 --setup 'module load openmpi' "
-        "--setup 'source .venv/bin/activate' --out my_run.sbatch"
+    kind: str = setting(REQUIRED, "kind of job script", choices=tuple(KINDS), positional=True)
+    out: Path | None = setting(
+        None, "file to write the script to", unset="print it", metavar="FILE"
     )
 
 
-def execute(args: argparse.Namespace) -> int:
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for every setting of a job script."""
+    add_settings_file(parser)
+    add_flags(parser, SlurmSettings)
+
+
+def execute(args: RenderArguments) -> int:
     """Print the script, or write it."""
-    from collage_mpi.settings.flags import given_settings
-    from collage_mpi.slurm import SlurmSettings, render
-
-    text = render(args.kind, SlurmSettings.from_mapping(*given_settings(args, SlurmSettings)))
+    text = render(args.kind, SlurmSettings.from_mapping(*over_file(args.given)))
     if args.out is None:
         print(text, end="")
         return 0
@@ -47,3 +43,15 @@ def execute(args: argparse.Namespace) -> int:
         args.out.chmod(mode | (mode & 0o444) >> 2)  # whoever may read it may run it, as umask says
     print(args.out)
     return 0
+
+
+RENDER = Command(
+    execute,
+    RenderArguments,
+    "print a job script",
+    add_settings,
+    epilog="For example: collage-mpi slurm render run_nodes --account proj1 --partition gpu "
+    "--nodes 3 --gpus-per-node 4 --setup 'module load openmpi' "
+    "--setup 'source .venv/bin/activate' --out my_run.sbatch",
+)
+COMMAND = Commands("render", {"render": RENDER})

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from bisect import bisect_left
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collage_mpi.errors import ExitCode, UsageError
+from collage_mpi.commands.parser import Command
+from collage_mpi.errors import ExitCode
+from collage_mpi.settings.flags import Arguments, switch
+from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.printable import counted, say
 
 if TYPE_CHECKING:
@@ -24,31 +27,26 @@ _HEAD_LINES = 9  # around the table of ranks
 Json = dict[str, Any]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument(
-        "run", type=Path, metavar="RUN", help="results folder of the job (its --out)"
+@dataclass(frozen=True, kw_only=True)
+class TopArguments(Arguments):
+    """What top takes."""
+
+    run: Path = setting(
+        REQUIRED, "results folder of the job (its --out)", metavar="RUN", positional=True
     )
-    parser.add_argument("--once", action="store_true", help="print the state once and exit")
-    parser.add_argument(
-        "--ranks",
-        type=int,
-        metavar="N",
-        help="number of ranks to show (default: as many as fit; lost and slow ranks come first)",
-    )
-    parser.epilog = (
-        "top reads status.json from the results folder, over any file system that it shares with "
-        "the job. It opens no port and no connection. Ctrl-C ends the view and not the job. The "
-        "exit code is 0; 6 if the job was killed or seems to be; 3 if there is no run."
+    once: bool = switch("print the state once and exit")
+    ranks: int | None = setting(
+        None,
+        "number of ranks to show",
+        unset="as many as fit; lost and slow ranks come first",
+        at_least=0,
     )
 
 
-def execute(args: argparse.Namespace) -> int:
+def execute(args: TopArguments) -> int:
     """Show the run until its job has ended, or once."""
     from collage_mpi.results.status import ENDED, Watch
 
-    if args.ranks is not None and args.ranks < 0:
-        raise UsageError(f"--ranks is {args.ranks}; it needs a number of ranks, 0 or more")
     watch = Watch(args.run)
     view = watch.look()
     if args.once:
@@ -61,7 +59,7 @@ def execute(args: argparse.Namespace) -> int:
     return int(ExitCode.INCOMPLETE if view.lost and view.life != ENDED else ExitCode.COMPLETE)
 
 
-def _follow(args: argparse.Namespace, watch: Any, view: View) -> View:
+def _follow(args: TopArguments, watch: Any, view: View) -> View:
     """Show the run again and again until the job has ended or counts as dead."""
     import sys
 
@@ -91,7 +89,7 @@ def _follow(args: argparse.Namespace, watch: Any, view: View) -> View:
             view = watch.look()
 
 
-def _text(args: argparse.Namespace, view: View, *, once: bool = False) -> str:
+def _text(args: TopArguments, view: View, *, once: bool = False) -> str:
     from collage_mpi.system.terminal import to_text
 
     ranks = 20 if args.ranks is None else args.ranks
@@ -255,3 +253,12 @@ def _number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.3g}"
+
+
+COMMAND = Command(
+    execute,
+    TopArguments,
+    epilog="top reads status.json from the results folder, over any file system that it shares "
+    "with the job. It opens no port and no connection. Ctrl-C ends the view and not the job. The "
+    "exit code is 0; 6 if the job was killed or seems to be; 3 if there is no run.",
+)

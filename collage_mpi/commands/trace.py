@@ -4,11 +4,15 @@ trace.
 
 from __future__ import annotations
 
-import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from collage_mpi.commands.parser import Command, Commands
+from collage_mpi.errors import UsageError
+from collage_mpi.settings.flags import Arguments
+from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.files import writing
 
 if TYPE_CHECKING:
@@ -17,50 +21,38 @@ if TYPE_CHECKING:
     from collage_mpi.workload.fitting import FittedModel
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `trace record` and `trace fit`."""
-    parser.epilog = (
-        "For example: collage-mpi trace record runs/real --out times.npy; then "
-        "collage-mpi trace fit times.npy, or run --straggler trace --trace-file times.npy"
+@dataclass(frozen=True, kw_only=True)
+class RecordArguments(Arguments):
+    """What `trace record` takes."""
+
+    runs: tuple[str, ...] = setting(REQUIRED, "folders of runs", metavar="RUN", positional=True)
+    out: str = setting(REQUIRED, "trace file to write, .npy", metavar="FILE")
+    min_tasks: int = setting(1, "leave out ranks that did fewer tasks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitArguments(Arguments):
+    """What `trace fit` takes."""
+
+    file: str = setting(
+        REQUIRED,
+        "trace file: .npy of shape (machines, requests), in seconds",
+        metavar="TRACE",
+        positional=True,
     )
-    kinds = parser.add_subparsers(dest="trace", metavar="WHAT", required=True)
-    line = "make a trace of the service times of the single ranks in finished runs"
-    record = kinds.add_parser("record", help=line, description=line[0].upper() + line[1:] + ".")
-    record.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
-    record.add_argument("--out", required=True, metavar="FILE", help="trace file to write, .npy")
-    record.add_argument(
-        "--min-tasks",
-        type=int,
-        default=1,
-        metavar="N",
-        help="leave out ranks that did fewer tasks (default: %(default)s)",
+    row: int | None = setting(
+        None, "fit only this machine of the trace", unset="all machines together", metavar="R"
     )
-    line = "fit delay models to a trace and print the flags that inject such delays"
-    fit = kinds.add_parser("fit", help=line, description=line[0].upper() + line[1:] + ".")
-    fit.add_argument(
-        "file", metavar="TRACE", help="trace file: .npy of shape (machines, requests), in seconds"
-    )
-    fit.add_argument(
-        "--row",
-        type=int,
-        metavar="R",
-        help="fit only this machine of the trace (default: all machines together)",
-    )
-    fit.add_argument("--model", metavar="MODEL", help="fit only this model (default: all models)")
-    fit.add_argument(
-        "--out",
+    model: str | None = setting(None, "fit only this model", unset="all models", metavar="MODEL")
+    out: str | None = setting(
+        None,
+        "write the settings of the best fit to this .toml file, for --settings",
         metavar="FILE",
-        help="write the settings of the best fit to this .toml file, for --settings",
     )
 
 
-def execute(args: argparse.Namespace) -> int:
-    """Record or fit."""
-    return _record(args) if args.trace == "record" else _fit(args)
-
-
-def _record(args: argparse.Namespace) -> int:
-    from collage_mpi.errors import UsageError
+def record(args: RecordArguments) -> int:
+    """Make a trace of runs, and describe it."""
     from collage_mpi.results import read_results
     from collage_mpi.results.recorded_trace import record_trace
     from collage_mpi.workload.trace import save_trace
@@ -83,8 +75,8 @@ def _record(args: argparse.Namespace) -> int:
     return 0
 
 
-def _fit(args: argparse.Namespace) -> int:
-    from collage_mpi.errors import UsageError
+def fit(args: FitArguments) -> int:
+    """Fit models to a trace, the best first."""
     from collage_mpi.workload.fitting import fit_trace
     from collage_mpi.workload.trace import load_trace
 
@@ -95,14 +87,14 @@ def _fit(args: argparse.Namespace) -> int:
         times_s = times_s[args.row : args.row + 1]
     fits = fit_trace(times_s)
     if args.model is not None:
-        known = [fit.model for fit in fits]
-        fits = [fit for fit in fits if fit.model == args.model]
+        known = [each.model for each in fits]
+        fits = [each for each in fits if each.model == args.model]
         if not fits:
             raise UsageError(f"--model {args.model}: this trace was fitted by {', '.join(known)}")
     print(_describe(times_s))
     print("KS: largest distance between the distributions, 0 is the same, 1 the farthest\n")
-    for fit in fits:
-        print(f"{fit.model:<10} KS {fit.ks:.3f}   {fit.flags()}")
+    for each in fits:
+        print(f"{each.model:<10} KS {each.ks:.3f}   {each.flags()}")
     if args.out:
         _write(Path(args.out), fits[0], args.file)
         print(f"\nwrote {args.out}: collage-mpi run --settings {args.out} ...")
@@ -127,7 +119,6 @@ def _describe(times_s: np.ndarray) -> str:
 
 
 def _write(path: Path, fit: FittedModel, source: str) -> None:
-    from collage_mpi.errors import UsageError
 
     if path.suffix != ".toml":
         raise UsageError(f"--out is {path}; it needs a name that ends in .toml")
@@ -138,3 +129,22 @@ def _write(path: Path, fit: FittedModel, source: str) -> None:
     ]
     with writing(path), path.open("x", encoding="utf-8") as file:
         file.write("\n".join(lines) + "\n")
+
+
+COMMAND = Commands(
+    "WHAT",
+    {
+        "record": Command(
+            record,
+            RecordArguments,
+            "make a trace of the service times of the single ranks in finished runs",
+        ),
+        "fit": Command(
+            fit,
+            FitArguments,
+            "fit delay models to a trace and print the flags that inject such delays",
+        ),
+    },
+    epilog="For example: collage-mpi trace record runs/real --out times.npy; then collage-mpi "
+    "trace fit times.npy, or run --straggler trace --trace-file times.npy",
+)

@@ -7,13 +7,15 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from collage_mpi.commands.parser import Command, Commands
 from collage_mpi.encoding import ENCODERS, SUMMED
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.kinds import COLLAGE, NETWORKS, PARITY, SINGLE
+from collage_mpi.kinds import COLLAGE, PARITY, SINGLE
 from collage_mpi.models.architecture import (
     BY_SIDE,
     NORMS,
@@ -26,9 +28,8 @@ from collage_mpi.models.architecture import (
     preset,
 )
 from collage_mpi.models.specs import HEADS, YOLO, HeadSpec
-from collage_mpi.settings.flags import add_flags, group_of
-from collage_mpi.settings.shipped import path_argument
-from collage_mpi.system.fields import about, default_of
+from collage_mpi.settings.flags import Arguments, add_flags, switch
+from collage_mpi.system.fields import REQUIRED, about, default_of, same, setting
 from collage_mpi.training.settings import DISTILLATION, GRID, TRAINING, TrainSettings, flagged
 
 if TYPE_CHECKING:
@@ -39,188 +40,162 @@ if TYPE_CHECKING:
     from collage_mpi.training.sources import Sources
 
 SPLIT = ("shard_fingerprints", "limit", "seed", "validation_share")  # what decides it, in a record
-DEFAULT = "(default: %(default)s)"
+WIDTHS = f"{default_architecture(SINGLE).stem_width}; collage: by --side"
+
+_network = partial(setting, group="network")
+_training = partial(setting, group=TRAINING)
+_stripe = partial(setting, group="stripe")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags; the kinds of network differ in defaults and in a few flags."""
-    parser.epilog = (
-        "To train with several processes: torchrun --standalone --nproc-per-node=2 -m "
-        "collage_mpi train single --shards train.h5 --out single.safetensors"
-    )
-    kinds = parser.add_subparsers(dest="kind", metavar="|".join(NETWORKS), required=True)
-    single = kinds.add_parser(SINGLE, help="the single classifier, which classifies one image")
-    collage = kinds.add_parser(
-        COLLAGE, help="the collage-CNN, which classifies side*side images at once"
-    )
-    parity = kinds.add_parser(
-        PARITY,
-        help="the parity network of ParM, which takes k images at once and can replace one missing "
-        "answer",
-    )
-    for kind, child in kinds.choices.items():
-        _common(child, kind)
-    for kind, child in ((SINGLE, single), (COLLAGE, collage)):
-        _distillation(child, kind)
-    single.add_argument(
-        "--preset",
-        choices=(REFERENCE,),
-        help="train a predefined network: resnet34, for images of 224 px",
-    )
-    _settings(collage, COLLAGE, GRID)
-    grid = group_of(collage, GRID)
-    grid.add_argument(
-        "--head",
-        choices=HEADS,
-        help=f"how the network answers for the cells (default: {HeadSpec.name}; {YOLO} with "
-        f"--preset {REFERENCE})",
-    )
-    grid.add_argument(
-        "--preset",
-        choices=(*PRESETS, REFERENCE),
-        help="train a predefined network (default: by side; see docs/weights.md)",
-    )
-    _stripe(parity)
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments(Arguments):
+    """What train takes for every kind of network, beside the settings of a training."""
 
+    titles = ("files", "network", TRAINING)
+    kind: ClassVar[str]
+    preset: str | None = None
+    head: str | None = None
+    teacher: Path | None = None
+    teacher_cache: Path | None = None
 
-def _stripe(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("stripe")
-    group.add_argument(
-        "--single",
-        type=path_argument,
-        required=True,
-        metavar="WEIGHTS",
-        help="the single network whose answers the parity network learns to sum. The parity "
-        "network works with no other single network",
+    shards: tuple[Path, ...] = setting(REQUIRED, "labelled shards", shipped=True, group="files")
+    out: Path = setting(REQUIRED, "weights file to write", metavar="FILE", group="files")
+    checkpoint: Path | None = setting(
+        None, "checkpoint file", unset="OUT.checkpoint", metavar="FILE", group="files"
     )
-    group.add_argument(
-        "--k", type=int, default=3, metavar="N", help=f"number of images in a stripe {DEFAULT}"
+    resume: bool = switch("continue from the checkpoint", group="files")
+    log: Path | None = setting(
+        None, "CSV log with one line for each epoch", unset="OUT.csv", metavar="CSV", group="files"
     )
-    group.add_argument(
-        "--encoder",
-        choices=ENCODERS,
-        default="concat",
-        help=f"how the images of a stripe become one input {DEFAULT}",
+    tensorboard: Path | None = setting(
+        None, "also write events for TensorBoard to this folder", metavar="DIR", group="files"
     )
-    group.add_argument(
-        "--summed",
-        choices=SUMMED,
-        default="logits",
-        help=f"which part of the answers is summed {DEFAULT}",
+    width: int | None = _network(None, "channels of the first stage", unset=WIDTHS)
+    stem: str | None = _network(
+        None, "stem of the network as channels x kernel / stride, such as 64x4/2", metavar="WxK/S"
     )
-    _teacher_cache(group)
-
-
-def _common(parser: argparse.ArgumentParser, kind: str) -> None:
-    files = parser.add_argument_group("files")
-    files.add_argument(
-        "--shards",
-        type=path_argument,
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="labelled shards",
+    stages: str | None = _network(
+        None,
+        'stages of the network as WIDTHxBLOCKS[/STRIDE],... such as "48x1,96x2/2"',
+        metavar="STAGES",
     )
-    files.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="weights file to write"
-    )
-    files.add_argument(
-        "--checkpoint",
-        type=Path,
-        metavar="FILE",
-        help="checkpoint file (default: OUT.checkpoint)",
-    )
-    files.add_argument("--resume", action="store_true", help="continue from the checkpoint")
-    files.add_argument(
-        "--log",
-        type=Path,
-        metavar="CSV",
-        help="CSV log with one line for each epoch (default: OUT.csv)",
-    )
-    files.add_argument(
-        "--tensorboard",
-        type=Path,
-        metavar="DIR",
-        help="also write events for TensorBoard to this folder",
-    )
-    net = parser.add_argument_group("network")
-    width = "by --side" if kind == COLLAGE else default_architecture(kind).stem_width
-    net.add_argument(
-        "--width", type=int, metavar="N", help=f"channels of the first stage (default: {width})"
-    )
-    net.add_argument(
-        "--stem",
-        metavar="WxK/S",
-        help="stem of the network as channels x kernel / stride, such as 64x4/2",
-    )
-    net.add_argument(
-        "--stages", help='stages of the network as WIDTHxBLOCKS[/STRIDE],... such as "48x1,96x2/2"'
-    )
-    net.add_argument(
-        "--norm", choices=NORMS, default=NORMS[0], help=f"kind of normalisation {DEFAULT}"
-    )
-    net.add_argument(
-        "--backbone",
+    norm: str = _network(NORMS[0], "kind of normalisation", choices=NORMS)
+    backbone: str | None = _network(
+        None,
+        "use a known network instead: torchvision:resnet34, efficientnet-lite:lite0 and others. A "
+        "collage network takes only its trunk",
         metavar="LIBRARY:NAME",
-        help="use a known network instead: torchvision:resnet34, efficientnet-lite:lite0 and "
-        "others. A collage network takes only its trunk",
     )
-    net.add_argument(
-        "--init",
-        type=path_argument,
+    init: Path | None = setting(
+        None,
+        "weights file to start from; it must have the same trunk, for any side",
         metavar="WEIGHTS",
-        help="weights file to start from; it must have the same trunk, for any side",
+        shipped=True,
+        group="network",
     )
-    _settings(parser, kind, TRAINING)
-    fit = group_of(parser, TRAINING)
-    fit.add_argument(
-        "--limit", type=int, metavar="N", help="use only the first N images, for a quick try"
-    )
-    fit.add_argument("--device", default="cpu", help=f"cpu, cuda or cuda:N {DEFAULT}")
-    fit.add_argument(
-        "--threads",
-        type=int,
-        default=1,
-        metavar="N",
-        help=f"number of CPU threads of each process {DEFAULT}",
-    )
+    limit: int | None = _training(None, "use only the first N images, for a quick try")
+    device: str = _training("cpu", "cpu, cuda or cuda:N", metavar="DEVICE")
+    threads: int = _training(1, "number of CPU threads of each process", at_least=1)
+
+    def said(self, name: str) -> Any:
+        """A setting of the training: as given, or the default of this kind."""
+        return self.given.get(name, default_of(TrainSettings, name, self.kind))
+
+    def beside(self, ending: str) -> Path:
+        """A file beside the weights."""
+        return self.out.with_name(self.out.name + ending)
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """The checkpoint, given or default."""
+        return self.checkpoint or self.beside(".checkpoint")
 
 
-def _settings(parser: argparse.ArgumentParser, kind: str, group: str) -> None:
-    add_flags(parser, TrainSettings, [spec.name for spec in flagged(kind, group)], kind)
-
-
-def _distillation(parser: argparse.ArgumentParser, kind: str) -> None:
-    group = group_of(parser, DISTILLATION)
-    group.add_argument(
-        "--teacher",
-        type=path_argument,
+@dataclass(frozen=True, kw_only=True)
+class _TaughtArguments(TrainArguments):
+    teacher: Path | None = setting(
+        None,
+        "single network whose answers are learned as well",
         metavar="WEIGHTS",
-        help="single network whose answers are learned as well",
+        shipped=True,
+        group=DISTILLATION,
     )
-    _settings(parser, kind, DISTILLATION)
-    _teacher_cache(group)
-
-
-def _teacher_cache(group: argparse._ActionsContainer) -> None:
-    group.add_argument(
-        "--teacher-cache",
-        type=Path,
+    teacher_cache: Path | None = setting(
+        None,
+        "file that keeps the answers of the teacher",
+        unset="OUT.teacher.npz",
         metavar="NPZ",
-        help="file that keeps the answers of the teacher (default: OUT.teacher.npz)",
+        group=DISTILLATION,
     )
 
 
-def execute(args: argparse.Namespace) -> int:
+@dataclass(frozen=True, kw_only=True)
+class TrainSingleArguments(_TaughtArguments):
+    """What `train single` takes."""
+
+    kind = SINGLE
+    preset: str | None = setting(
+        None, "train a predefined network: resnet34, for images of 224 px", choices=(REFERENCE,)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCollageArguments(_TaughtArguments):
+    """What `train collage` takes."""
+
+    kind = COLLAGE
+    head: str | None = setting(
+        None,
+        "how the network answers for the cells",
+        unset=f"{HeadSpec.name}; {YOLO} with --preset {REFERENCE}",
+        choices=HEADS,
+        group=GRID,
+    )
+    preset: str | None = setting(
+        None,
+        "train a predefined network",
+        unset="by side; see docs/weights.md",
+        choices=(*PRESETS, REFERENCE),
+        group=GRID,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainParityArguments(TrainArguments):
+    """What `train parity` takes."""
+
+    kind = PARITY
+    teacher: Path = setting(
+        REQUIRED,
+        "the single network whose answers the parity network learns to sum. The parity network "
+        "works with no other single network",
+        metavar="WEIGHTS",
+        flag="--single",
+        shipped=True,
+        group="stripe",
+    )
+    k: int = _stripe(3, "number of images in a stripe")
+    encoder: str = _stripe(
+        "concat", "how the images of a stripe become one input", choices=ENCODERS
+    )
+    summed: str = _stripe("logits", "which part of the answers is summed", choices=SUMMED)
+    teacher_cache: Path | None = same(_TaughtArguments, "teacher_cache", group="stripe")
+
+
+def add_settings(parser: argparse.ArgumentParser, kind: str) -> None:
+    """Add a flag for every setting of the training of a kind."""
+    specs = flagged(kind, GRID, TRAINING, DISTILLATION)
+    add_flags(parser, TrainSettings, [spec.name for spec in specs], kind)
+
+
+def execute(args: TrainArguments) -> int:
     """Train, write the weights, and print their accuracy."""
-    if args.threads < 1:
-        raise UsageError(f"--threads is {args.threads}; it needs a number from 1")
     if args.out.exists() and not args.resume:
         raise UsageError(
             f"{args.out} exists. Choose another --out, remove the file, or continue its training "
             "with --resume"
         )
-    checkpoint = checkpoint_of(args)
+    checkpoint = args.checkpoint_file
     if checkpoint.exists() and not args.resume:
         raise UsageError(
             f"{checkpoint} exists from an earlier training. Continue that training with "
@@ -233,7 +208,7 @@ def execute(args: argparse.Namespace) -> int:
     return together(args.device, lambda peers: _train(args, peers))
 
 
-def _train(args: argparse.Namespace, peers: Peers) -> int:
+def _train(args: TrainArguments, peers: Peers) -> int:
     from collage_mpi.models.predictor import usable_device
     from collage_mpi.training.finish import store
     from collage_mpi.training.last_layer import train_last_layer
@@ -245,15 +220,15 @@ def _train(args: argparse.Namespace, peers: Peers) -> int:
 
     if peers.lead and not args.out.parent.is_dir():
         raise EnvironmentFault(f"{args.out.parent} is not a directory. Create it, or change --out")
-    check_batch(args.batch, peers.size)
+    check_batch(args.said("batch"), peers.size)
     data, facts, settings = load(sources_of(args), lambda shape: settings_of(args, shape), peers)
     usable_device(peers.device)
-    checkpoint = checkpoint_of(args)
-    log = args.log or args.out.with_name(args.out.name + ".csv")
+    checkpoint = args.checkpoint_file
+    log = args.log or args.beside(".csv")
     on_epoch = epoch_logger(log, args.tensorboard) if peers.lead else None
     machine = Machine(peers.device, args.threads, checkpoint, args.resume, peers, on_epoch)
     if settings.layers == "last":
-        cache = args.out.with_name(args.out.name + ".features.npz")
+        cache = args.beside(".features.npz")
         trained = train_last_layer(data, settings, machine, args.init, cache)
         _tell(args, store(args.out, trained, settings, data, facts))
         return 0
@@ -278,11 +253,11 @@ def _train(args: argparse.Namespace, peers: Peers) -> int:
     return 0
 
 
-def _tell(args: argparse.Namespace, info: NetworkInfo) -> None:
+def _tell(args: TrainArguments, info: NetworkInfo) -> None:
     print(f"{args.out}: {_worth(args.kind, info.metadata)}, sha256 {info.fingerprint[:12]}")
 
 
-def _saving(args: argparse.Namespace, info: NetworkInfo, data: TrainData, device: str) -> str:
+def _saving(args: TrainArguments, info: NetworkInfo, data: TrainData, device: str) -> str:
     """What the network saves compared with its teacher, on the validation images."""
     from collage_mpi.models.weights import describe_weights
     from collage_mpi.training.finish import held_savings
@@ -326,51 +301,35 @@ def _worth(kind: str, metadata: dict[str, Any]) -> str:
     return f"{found}, temperature {metadata['temperature']}, {error}"
 
 
-def checkpoint_of(args: argparse.Namespace) -> Path:
-    """The path of the checkpoint, given or default."""
-    given: Path | None = args.checkpoint
-    return given or args.out.with_name(args.out.name + ".checkpoint")
-
-
-def sources_of(args: argparse.Namespace) -> Sources:
+def sources_of(args: TrainArguments) -> Sources:
     """The files that the flags name."""
     from collage_mpi.training.sources import Sources
 
     return Sources(
-        shards=args.shards,
+        shards=list(args.shards),
         limit=args.limit,
-        teacher=teacher_of(args),
-        teacher_cache=args.teacher_cache or args.out.with_name(args.out.name + ".teacher.npz"),
+        teacher=args.teacher,
+        teacher_cache=args.teacher_cache or args.beside(".teacher.npz"),
         init=args.init,
         threads=args.threads,
     )
 
 
-def teacher_of(args: argparse.Namespace) -> Path | None:
-    """The single network whose answers are learned, if there is one."""
-    teacher: Path | None = args.single if args.kind == PARITY else args.teacher
-    return teacher
-
-
-def settings_of(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettings:
+def settings_of(args: TrainArguments, shape: tuple[int, ...]) -> TrainSettings:
     """The settings that the flags give, for images of a shape (H, W, C)."""
     from collage_mpi.models.specs import ParitySpec
     from collage_mpi.models.weights import describe_weights
 
-    path = teacher_of(args)
-    teacher = None if path is None else describe_weights(path, SINGLE)
+    teacher = None if args.teacher is None else describe_weights(args.teacher, SINGLE)
     init = None if args.init is None else describe_weights(args.init)
     parity = None
-    if args.kind == PARITY:
+    if isinstance(args, TrainParityArguments):
         assert teacher is not None
         parity = ParitySpec(args.k, args.encoder, args.summed, teacher.fingerprint)
-    # What the kind has no flag for is as its default says.
     chosen = {
-        spec.name: getattr(args, spec.name, default_of(TrainSettings, spec.name, args.kind))
-        for spec in fields(TrainSettings)
-        if about(spec).group
+        spec.name: args.said(spec.name) for spec in fields(TrainSettings) if about(spec).group
     }
-    if args.kind == COLLAGE and args.cell_px is None:
+    if args.kind == COLLAGE and chosen["cell_px"] is None:
         chosen["cell_px"] = default_cell_px(args, int(shape[0]))
     return TrainSettings(
         args.kind,
@@ -383,11 +342,11 @@ def settings_of(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettin
     )
 
 
-def architecture_of(args: argparse.Namespace) -> Architecture | Backbone:
+def architecture_of(args: TrainArguments) -> Architecture | Backbone:
     """The network that the flags name. Raises UsageError if they contradict each other."""
     from collage_mpi.models.architecture import Backbone, parse_stages, parse_stem
 
-    name = getattr(args, "preset", None)
+    name = args.preset
     backbone = REFERENCE_BACKBONES[args.kind] if name == REFERENCE else args.backbone
     given = {
         "--backbone": args.backbone,
@@ -402,7 +361,7 @@ def architecture_of(args: argparse.Namespace) -> Architecture | Backbone:
     if backbone is not None:
         return Backbone(backbone)
     if args.kind == COLLAGE and name is None and args.width is None:
-        name = BY_SIDE.get(args.side)
+        name = BY_SIDE.get(args.said("side"))
     architecture = (
         default_architecture(args.kind, args.width, args.norm)
         if name is None
@@ -415,23 +374,46 @@ def architecture_of(args: argparse.Namespace) -> Architecture | Backbone:
     return architecture
 
 
-def head_of(args: argparse.Namespace) -> HeadSpec:
+def head_of(args: TrainArguments) -> HeadSpec:
     """The head that the flags name; for other kinds of network a default without effect."""
-    name: str | None = getattr(args, "head", None)
+    name = args.head
     reference = args.kind == COLLAGE and args.preset == REFERENCE
     if reference and name in (None, YOLO):
-        if args.side > REFERENCE_HEAD.across:
+        side = args.said("side")
+        if side > REFERENCE_HEAD.across:
             raise UsageError(
                 f"--preset reference has {REFERENCE_HEAD.across} squares an edge, too few for "
-                f"--side {args.side}: choose a smaller side, or --head grid"
+                f"--side {side}: choose a smaller side, or --head grid"
             )
         return REFERENCE_HEAD
     return HeadSpec() if name is None else HeadSpec(name)
 
 
-def default_cell_px(args: argparse.Namespace, image_px: int) -> int:
+def default_cell_px(args: TrainArguments, image_px: int) -> int:
     """The default height and width of a cell: the image's own, or the reference's share."""
-    if getattr(args, "preset", None) == REFERENCE:
-        side: int = args.side
+    if args.preset == REFERENCE:
+        side: int = args.said("side")
         return REFERENCE_COLLAGE_PX // side
     return image_px
+
+
+COMMAND = Commands(
+    "single|collage|parity",
+    {
+        takes.kind: Command(execute, takes, line, partial(add_settings, kind=takes.kind))
+        for takes, line in (
+            (TrainSingleArguments, "the single classifier, which classifies one image"),
+            (
+                TrainCollageArguments,
+                "the collage-CNN, which classifies side*side images at once",
+            ),
+            (
+                TrainParityArguments,
+                "the parity network of ParM, which takes k images at once and can replace one "
+                "missing answer",
+            ),
+        )
+    },
+    epilog="To train with several processes: torchrun --standalone --nproc-per-node=2 -m "
+    "collage_mpi train single --shards train.h5 --out single.safetensors",
+)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from collage_mpi.commands.parser import Command
+from collage_mpi.settings.flags import Arguments, switch
+from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.printable import say
 
 if TYPE_CHECKING:
@@ -16,18 +18,15 @@ if TYPE_CHECKING:
 _SHOWN = 20  # problems printed; the rest is counted
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="run directories")
-    parser.add_argument("--json", action="store_true", help="print the reports as JSON")
-    parser.epilog = (
-        "Exit codes: 0, every image has exactly one row (error rows are counted and allowed). 6, "
-        "rows are missing: resume the run, or wait for the job that is writing to it. 4, the run "
-        "is damaged or inconsistent. 3, there is no run."
-    )
+@dataclass(frozen=True, kw_only=True)
+class VerifyArguments(Arguments):
+    """What verify takes."""
+
+    runs: tuple[Path, ...] = setting(REQUIRED, "run directories", metavar="DIR", positional=True)
+    json: bool = switch("print the reports as JSON")
 
 
-def execute(args: argparse.Namespace) -> int:
+def execute(args: VerifyArguments) -> int:
     """Verify each run. The exit code is that of the worst: damaged, then incomplete."""
     from collage_mpi.results.verify import verify_run
 
@@ -59,3 +58,12 @@ def _print(report: VerifyReport) -> None:
         say(f"  a job is writing here ({report.writing}): look again when it has ended")
     elif report.status == "incomplete":
         say(f"  to go on: {report.to_go_on}")
+
+
+COMMAND = Command(
+    execute,
+    VerifyArguments,
+    epilog="Exit codes: 0, every image has exactly one row (error rows are counted and allowed). "
+    "6, rows are missing: resume the run, or wait for the job that is writing to it. 4, the run is "
+    "damaged or inconsistent. 3, there is no run.",
+)

@@ -2,133 +2,101 @@
 
 from __future__ import annotations
 
-import argparse
-import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from collage_mpi.commands.parser import Command, Commands
+from collage_mpi.commands.prep_rows import ClassNamesArguments
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
 from collage_mpi.models.tuning import PLAIN, PRECISIONS
-from collage_mpi.settings.shipped import file_argument, path_argument
+from collage_mpi.settings.flags import Arguments
+from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.progress import advancing
 
 if TYPE_CHECKING:
     from collage_mpi.models.info import NetworkInfo
     from collage_mpi.training.threshold import TwoStages
 
+FIRST = "the first network"  # that is asked: one of two kinds
 # Of torchvision's own weights: mean and std of ImageNet's pixels / 255.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `weights import` and `weights threshold`."""
-    tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
-    line = "import a single network of another library from its .pth, .pt or .safetensors file"
-    child = tasks.add_parser("import", help=line, description=line[0].upper() + line[1:] + ".")
-    child.add_argument(
-        "file", type=Path, metavar="FILE", help="file with a state dict; nothing in it is executed"
-    )
-    child.add_argument(
-        "--backbone",
-        required=True,
-        metavar="LIBRARY:NAME",
-        help="such as torchvision:resnet34 or efficientnet-lite:lite0",
-    )
-    child.add_argument(
-        "--out", type=Path, required=True, metavar="FILE.safetensors", help="weights file to write"
-    )
-    child.add_argument(
-        "--size",
-        type=int,
-        default=224,
-        metavar="PX",
-        help="height and width of the images that the network takes (default: %(default)s)",
-    )
-    names = child.add_mutually_exclusive_group()
-    names.add_argument("--class-names", metavar="A,B,C", help="names of classes 0, 1, ...")
-    names.add_argument(
-        "--class-names-file",
-        type=Path,
+@dataclass(frozen=True, kw_only=True)
+class ImportArguments(ClassNamesArguments):
+    """What `weights import` takes."""
+
+    file: Path = setting(
+        REQUIRED,
+        "file with a state dict; nothing in it is executed",
         metavar="FILE",
-        help="text file with the class names in order, one a line",
+        positional=True,
     )
-    child.add_argument(
-        "--mean",
+    backbone: str = setting(
+        REQUIRED, "such as torchvision:resnet34 or efficientnet-lite:lite0", metavar="LIBRARY:NAME"
+    )
+    out: Path = setting(REQUIRED, "weights file to write", metavar="FILE.safetensors")
+    size: int = setting(224, "height and width of the images that the network takes", metavar="PX")
+    mean: str | None = setting(
+        None,
+        "mean of the pixels / 255 that the network was trained on",
+        unset="ImageNet's",
         metavar="R,G,B",
-        help="mean of the pixels / 255 that the network was trained on (default: ImageNet's)",
     )
-    child.add_argument(
-        "--std",
+    std: str | None = setting(
+        None,
+        "standard deviation of the pixels / 255 that the network was trained on",
+        unset="ImageNet's",
         metavar="R,G,B",
-        help="standard deviation of the pixels / 255 that the network was trained on (default: "
-        "ImageNet's)",
     )
 
-    _add_threshold(tasks)
 
+@dataclass(frozen=True, kw_only=True)
+class ThresholdArguments(Arguments):
+    """What `weights threshold` takes."""
 
-def _add_threshold(tasks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    line = "find the score from which a network's answers count, for its weights file"
-    child = tasks.add_parser(
-        "threshold",
-        help=line,
-        description=f"{line[0].upper()}{line[1:]}. The score is chosen on one half of labelled "
-        "images that neither network was trained on, and measured on the other half. `run` uses "
-        "it by default.",
+    shards: tuple[Path, ...] = setting(REQUIRED, "labelled shards", shipped=True)
+    single: str = setting(REQUIRED, "the single network", metavar="W", shipped=True)
+    collage: str | None = setting(
+        None, "the collage network", metavar="W", shipped=True, either=FIRST
     )
-    child.add_argument(
-        "--shards", type=path_argument, nargs="+", required=True, help="labelled shards"
+    backup: str | None = setting(
+        None, "or a quick single network", metavar="W", shipped=True, either=FIRST
     )
-    child.add_argument(
-        "--single", type=file_argument, required=True, metavar="W", help="the single network"
+    out: Path | None = setting(
+        None, "weights file to write", unset="the file of --collage or --backup", metavar="FILE"
     )
-    first = child.add_mutually_exclusive_group(required=True)
-    first.add_argument("--collage", type=file_argument, metavar="W", help="the collage network")
-    first.add_argument(
-        "--backup", type=file_argument, metavar="W", help="or a quick single network"
-    )
-    child.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="weights file to write (default: the file of --collage or --backup)",
-    )
-    child.add_argument(
-        "--aim",
+    aim: str = setting(
+        "share",
+        "what the threshold optimises. share: as many answers as possible count, for a loss of at "
+        "most 0.1 points of accuracy. accuracy: the answers count that give the highest accuracy; "
+        "for a network that is worse than the single network but better where its score is high",
         choices=("share", "accuracy"),
-        default="share",
-        help="what the threshold optimises. share: as many answers as possible count, for a loss "
-        "of at most 0.1 points of accuracy. accuracy: the answers count that give the highest "
-        "accuracy; for a network that is worse than the single network but better where its score "
-        "is high (default: %(default)s)",
     )
-    child.add_argument(
-        "--errors",
-        type=float,
-        default=1.0,
+    errors: float = setting(
+        1.0,
+        "standard errors that are added to the loss when the score is chosen; more are safer, and "
+        "fewer answers count",
         metavar="N",
-        help="standard errors that are added to the loss when the score is chosen; more are safer, "
-        "and fewer answers count (default: %(default)g)",
+        at_least=0,
     )
-    child.add_argument("--device", default="cpu", help="cpu, cuda (default: %(default)s)")
-    child.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="float32",
-        help="number format of the networks (default: %(default)s)",
-    )
+    device: str = setting("cpu", "cpu, cuda", metavar="DEVICE")
+    precision: str = setting(PLAIN.precision, "number format of the networks", choices=PRECISIONS)
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """Kind -> weights, the single network's first. Raises UsageError."""
+        if self.collage is None and self.backup is None:
+            raise UsageError("--collage or --backup is missing: the network to find a score for")
+        kind, given = (BACKUP, self.backup) if self.collage is None else (COLLAGE, self.collage)
+        return {SINGLE: self.single, kind: str(given)}
 
 
-def execute(args: argparse.Namespace) -> int:
-    """Convert, or measure, and say what was made."""
-    return _threshold(args) if args.task == "threshold" else _import(args)
-
-
-def _threshold(args: argparse.Namespace) -> int:
-    from collage_mpi.models import describe
+def threshold(args: ThresholdArguments) -> int:
+    """Choose a network's threshold, write it into its file, and say what it is worth."""
     from collage_mpi.models.weights import with_accept
     from collage_mpi.training.measure import service_ratio
     from collage_mpi.training.threshold import (
@@ -139,19 +107,11 @@ def _threshold(args: argparse.Namespace) -> int:
         told_savings,
     )
 
-    kind = BACKUP if args.collage is None else COLLAGE
-    specs = {SINGLE: args.single, kind: getattr(args, kind)}
-    single, first = (describe(spec, KIND[each].network) for each, spec in specs.items())
-    if single is None or first is None:
-        raise UsageError("a threshold is for networks with weights files: name two")
-    if single.fingerprint == first.fingerprint:
-        raise UsageError(f"--{kind} {specs[kind]} is the --single itself: name another network")
-    if not 0 <= args.errors < math.inf:
-        raise UsageError(f"--errors is {args.errors:g}; it needs a number from 0")
-    stages, (alone, asked) = _ask_both(args, specs, [single, first])
+    single, first = _described(args.networks)
+    stages, (alone, asked) = _ask_both(args, [single, first])
     aim = Aim(share=args.aim == "share", errors=args.errors)
     found = choose_threshold(stages, single.fingerprint, aim)
-    made = with_accept(first, found, args.out or Path(specs[kind]))
+    made = with_accept(first, found, args.out or Path([*args.networks.values()][1]))
     print(
         f"{made.path}: answers count from a score of {found.confidence:g}, chosen with "
         f"{told_errors(args.errors)}, which changes accuracy "
@@ -164,8 +124,21 @@ def _threshold(args: argparse.Namespace) -> int:
     return 0
 
 
+def _described(specs: Mapping[str, str]) -> tuple[NetworkInfo, NetworkInfo]:
+    """The single network and the other one. Raises UsageError if one of them will not do."""
+    from collage_mpi.models import describe
+
+    single, first = (describe(spec, KIND[kind].network) for kind, spec in specs.items())
+    if single is None or first is None:
+        raise UsageError("a threshold is for networks with weights files: name two")
+    if single.fingerprint == first.fingerprint:
+        kind, spec = [*specs.items()][1]
+        raise UsageError(f"--{kind} {spec} is the --single itself: name another network")
+    return single, first
+
+
 def _ask_both(
-    args: argparse.Namespace, specs: dict[str, str], infos: Sequence[NetworkInfo]
+    args: ThresholdArguments, infos: Sequence[NetworkInfo]
 ) -> tuple[TwoStages, list[Any]]:
     """The answers of both networks to all images of the shards, and the networks."""
     import numpy as np
@@ -184,18 +157,17 @@ def _ask_both(
             raise DataFault("the shards have no labels; a threshold needs labelled shards")
         require_images(len(labels))
         how = Loading(device=args.device, tuning=replace(PLAIN, precision=args.precision))
-        networks: list[Any] = [
-            load_predictor(spec, KIND[each].network, how) for each, spec in specs.items()
-        ]
+        networks: list[Any] = []
         answers = []
-        for each, network in zip(specs, networks, strict=True):
-            with advancing(len(shards), each) as advance:
-                answers.append(answers_of(network, shards, np.arange(len(shards)), advance))
+        for kind, spec in args.networks.items():
+            networks.append(load_predictor(spec, KIND[kind].network, how))
+            with advancing(len(shards), kind) as advance:
+                answers.append(answers_of(networks[-1], shards, np.arange(len(shards)), advance))
     return TwoStages(answers[0], answers[1], labels, images_a_call(infos[1])), networks
 
 
-def _import(args: argparse.Namespace) -> int:
-    from collage_mpi.commands.prep_rows import class_names
+def import_file(args: ImportArguments) -> int:
+    """Convert another library's weights, and say what was made."""
     from collage_mpi.models.architecture import Backbone
     from collage_mpi.models.foreign_weights import import_weights
 
@@ -210,7 +182,7 @@ def _import(args: argparse.Namespace) -> int:
         Backbone(args.backbone),
         args.out,
         size_px=args.size,
-        class_names=class_names(args),
+        class_names=args.names(),
         normalisation={
             "mean": _numbers("--mean", args.mean, IMAGENET_MEAN),
             "std": _numbers("--std", args.std, IMAGENET_STD),
@@ -231,3 +203,22 @@ def _numbers(flag: str, text: str | None, default: tuple[float, ...]) -> list[fl
     if len(values) != 3:
         raise UsageError(f"{flag} is {text!r}; it needs three numbers, such as 0.485,0.456,0.406")
     return values
+
+
+COMMAND = Commands(
+    "TASK",
+    {
+        "import": Command(
+            import_file,
+            ImportArguments,
+            "import a single network of another library from its .pth, .pt or .safetensors file",
+        ),
+        "threshold": Command(
+            threshold,
+            ThresholdArguments,
+            "find the score from which a network's answers count, for its weights file",
+            details="The score is chosen on one half of labelled images that neither network was "
+            "trained on, and measured on the other half. `run` uses it by default.",
+        ),
+    },
+)

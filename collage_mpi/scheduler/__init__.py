@@ -10,8 +10,6 @@ from collage_mpi.scheduler.policies import (
     Confident,
     First,
     Grace,
-    PolicySettings,
-    make_policy,
 )
 from collage_mpi.scheduler.schemes import Scheme, SchemeSettings, make_scheme
 from collage_mpi.scheduler.settings import SchedulerSettings, batch_factor
@@ -21,12 +19,10 @@ __all__ = [
     "Confident",
     "First",
     "Grace",
-    "PolicySettings",
     "Scheduler",
     "SchedulerSettings",
     "Scheme",
     "SchemeSettings",
     "batch_factor",
-    "make_policy",
     "make_scheme",
 ]

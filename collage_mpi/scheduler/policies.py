@@ -168,37 +168,3 @@ def make_delay(what: str, fixed_ns: int | None, quantile: float | None) -> Delay
     if fixed_ns is None and quantile is None:
         raise UsageError(f"{what} needs a time: --{what}-ms 150, or --{what}-quantile 0.95")
     return Delay(fixed_ns, quantile)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicySettings:
-    """What the accept policies are made from; times in ns since a group's t0.
-
-    Attributes:
-        name: one of POLICIES, or AUTO.
-        grace_ns, grace_quantile: when the collage counts (grace).
-        confidence: the least score that counts at once (confident).
-        deadline_ns, deadline_quantile: when an unsure cell counts (confident).
-    """
-
-    name: str
-    grace_ns: int | None
-    grace_quantile: float | None
-    confidence: float
-    deadline_ns: int | None
-    deadline_quantile: float | None
-
-
-def make_policy(settings: PolicySettings) -> AcceptPolicy:
-    """The policy of the settings. Raises UsageError for a name that is none."""
-    if settings.name in ("first", AUTO):
-        return First(settings.name)
-    if settings.name == "backup":
-        return Backup()
-    if settings.name == "grace":
-        return Grace(make_delay("grace", settings.grace_ns, settings.grace_quantile))
-    if settings.name == "confident":
-        given = (settings.deadline_ns, settings.deadline_quantile)
-        deadline = None if given == (None, None) else make_delay("accept-deadline", *given)
-        return Confident(settings.confidence, deadline)
-    raise UsageError(f"accept policy is {settings.name!r}; known are: {', '.join(POLICIES)}")

@@ -12,10 +12,12 @@ from collage_mpi.scheduler.policies import (
     AUTO,
     POLICIES,
     AcceptPolicy,
+    Backup,
+    Confident,
     Delay,
-    PolicySettings,
+    First,
+    Grace,
     make_delay,
-    make_policy,
 )
 from collage_mpi.system.fields import Settings, setting
 
@@ -99,17 +101,15 @@ class AcceptSettings(Settings):
             )
 
     def accept_policy(self) -> AcceptPolicy:
-        """The accept policy of the collage."""
-        return make_policy(
-            PolicySettings(
-                name=self.accept if self.agree is None else "confident",
-                grace_ns=_ms_to_ns(self.grace_ms),
-                grace_quantile=self.grace_quantile,
-                confidence=self.confidence,
-                deadline_ns=_ms_to_ns(self.accept_deadline_ms),
-                deadline_quantile=self.accept_deadline_quantile,
-            )
-        )
+        """The accept policy of the collage. Raises UsageError if it needs a time and has none."""
+        name = self.accept if self.agree is None else "confident"
+        if name == "grace":
+            return Grace(make_delay("grace", _ms_to_ns(self.grace_ms), self.grace_quantile))
+        if name == "confident":
+            given = _ms_to_ns(self.accept_deadline_ms), self.accept_deadline_quantile
+            late = None if given == (None, None) else make_delay("accept-deadline", *given)
+            return Confident(self.confidence, late)
+        return Backup() if name == "backup" else First(name)
 
 
 @dataclass(frozen=True, repr=False)

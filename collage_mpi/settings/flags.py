@@ -1,22 +1,87 @@
 """Command-line flags made from the fields of settings classes: their names, types, help and
-groups.
+groups. `--help` imports this module, so what only runs take is imported where it is used.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import typing
-from collections.abc import Callable, Iterable
-from dataclasses import Field, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from collage_mpi.settings.files import read_settings_file
-from collage_mpi.settings.profiles import PROFILE, PROFILES
-from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.system.fields import AUTO, Settings, about, default_of, names, unit
+from collage_mpi.settings.shipped import file_argument, path_argument
+from collage_mpi.system.fields import (
+    AUTO,
+    REQUIRED,
+    Settings,
+    about,
+    check_value,
+    default_of,
+    setting,
+    unit,
+)
 
-_METAVARS = {int: "N", float: "X", str: "WORD"}
+if TYPE_CHECKING:
+    from collage_mpi.settings.run_settings import RunSettings
+
+Values = dict[str, Any]  # settings by their names, as they were given
+A = TypeVar("A", bound="Arguments")
+
+SETTINGS = "settings"  # the flag that names a file of them
+SWITCH = "switch"
+_METAVARS = {int: "N", float: "X", str: "WORD", Path: "PATH"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The base of what a command takes: its fields are `setting`s, declared as those of a run.
+
+    Attributes:
+        titles: of the groups of --help that come first.
+        given: settings of other classes whose flags the command has too, if they were given.
+
+    Raises:
+        UsageError: a value that is out of bounds.
+    """
+
+    titles: ClassVar[tuple[str, ...]] = ()
+    given: Values = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for spec in own_fields(type(self)):
+            check_value(spec, getattr(self, spec.name), _called(spec))
+
+    @classmethod
+    def read(cls: type[A], values: Mapping[str, Any]) -> A:
+        """Build from what argparse found; what is no field of this class is `given`."""
+        own = {spec.name for spec in own_fields(cls)}
+        mine = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+            if name in own
+        }
+        return cls(given={name: values[name] for name in values.keys() - own}, **mine)
+
+
+def own_fields(of: type[Arguments] | type[Settings]) -> list[Field[Any]]:
+    """The fields that have a flag or a place in the command line. Of `Arguments`, the fields that
+    a class declares itself come before those that it inherits.
+    """
+    specs = [spec for spec in fields(of) if "about" in spec.metadata]
+    if not issubclass(of, Arguments):
+        return specs
+    bases = reversed([*enumerate(of.__mro__)])
+    place = {name: i for i, base in bases for name in vars(base).get("__annotations__", ())}
+    return sorted(specs, key=lambda spec: place[spec.name])
+
+
+def switch(help_line: str, **about: Any) -> Any:
+    """A field of `Arguments` that a flag without a value turns on."""
+    return setting(False, help_line, metavar=SWITCH, **about)
 
 
 class _Lines(argparse.HelpFormatter):
@@ -29,10 +94,11 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for every setting of a run, --profile, and --settings FILE. Flags win over the
     file.
     """
+    from collage_mpi.settings.profiles import PROFILE, PROFILES
+    from collage_mpi.settings.run_settings import RunSettings
+
     parser.formatter_class = _Lines
-    parser.add_argument(
-        "--settings", metavar="FILE", help="file with settings: .toml, .yaml or .json"
-    )
+    add_settings_file(parser)
     lines = (f"{name}: {profile.says}" for name, profile in PROFILES.items())
     parser.add_argument_group("profiles", "\n".join(lines)).add_argument(
         "--" + PROFILE,
@@ -44,34 +110,52 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, RunSettings)
 
 
+def add_settings_file(parser: argparse.ArgumentParser) -> None:
+    """Add --settings FILE."""
+    parser.add_argument(
+        "--" + SETTINGS,
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="file with settings: .toml, .yaml or .json",
+    )
+
+
 def add_flags(
     parser: argparse.ArgumentParser,
-    of: type[Settings],
+    of: type[Settings] | type[Arguments],
     only: Iterable[str] | None = None,
-    kind: str | None = None,
+    kind: str = "",
 ) -> None:
     """Add a flag for each field, in its group. A flag that is not given sets no attribute.
 
     Args:
         of: the class.
         only: these fields, in the class's order; None: all of them.
-        kind: of network, whose defaults the flags have; they are set if a flag is not given.
+        kind: of network, whose defaults --help shows.
     """
+    for title in of.titles if issubclass(of, Arguments) else ():
+        group_of(parser, title)
     hints = typing.get_type_hints(of)
-    specs = {spec.name: spec for spec in fields(of)}
+    specs = {spec.name: spec for spec in own_fields(of)}
+    groups: dict[str, argparse._ActionsContainer] = {}  # by the word of `either`
     for name in specs if only is None else only:
-        default = default_of(of, name, kind or "")
-        options = _options(specs[name], hints[name], default)
-        if kind is None:
-            options["default"] = argparse.SUPPRESS
-        known = about(specs[name])
-        group_of(parser, known.group).add_argument(flag(specs[name]), dest=name, **options)
+        spec, known = specs[name], about(specs[name])
+        options = _options(spec, hints[name], default_of(of, name, kind))
+        group = group_of(parser, known.group)
+        if known.either:
+            if known.either not in groups:
+                groups[known.either] = group.add_mutually_exclusive_group()
+            group = groups[known.either]
+        if known.positional:
+            parser.add_argument(name, **options)
+        else:
+            group.add_argument(*flag(spec).split(), dest=name, **options)
 
 
 def group_of(parser: argparse.ArgumentParser, title: str) -> argparse._ActionsContainer:
-    """The group of --help with that title, created if it is missing; "" is the parser itself."""
-    if not title:
-        return parser
+    """The group of --help with that title, created if it is missing; "" is that of the options."""
+    if not title:  # not the parser itself, which would list all choices at once: `plugins.Names`
+        return parser._optionals
     groups = (group for group in parser._action_groups if group.title == title)
     return next(groups, None) or parser.add_argument_group(title)
 
@@ -81,9 +165,14 @@ def flag(spec: Field[Any]) -> str:
     return about(spec).flag or "--" + spec.name.replace("_", "-")
 
 
+def _called(spec: Field[Any]) -> str:
+    known = about(spec)
+    return known.metavar if known.positional else flag(spec).split()[-1]
+
+
 def shown_default(spec: Field[Any], default: Any) -> str:
     """A default as --help shows it, with its unit; "" if there is none."""
-    if default in (None, "") or isinstance(default, tuple):
+    if default in (None, "", REQUIRED) or isinstance(default, tuple):
         return about(spec).unset
     if isinstance(default, bool):
         return "yes" if default else "no"
@@ -94,18 +183,24 @@ def shown_default(spec: Field[Any], default: Any) -> str:
 def _options(spec: Field[Any], hint: Any, default: Any) -> dict[str, Any]:
     known, args = about(spec), [arg for arg in typing.get_args(hint) if arg is not type(None)]
     of_type = args[0] if args else hint
-    told = shown_default(spec, default)
+    told = "" if known.metavar == SWITCH else shown_default(spec, default)
     text = known.help + ("; may be given several times" if known.repeated else "")
     options: dict[str, Any] = {
-        "default": default,
+        "default": argparse.SUPPRESS,
         "help": (f"{text} (default: {told})" if told else text).replace("%", "%%"),
     }
+    if spec.default is REQUIRED and not known.positional:
+        options["required"] = True
+    if known.metavar == SWITCH:
+        return {**options, "action": "store_true"}
     if of_type is bool:
         return {**options, "action": argparse.BooleanOptionalAction}
     if known.repeated:
         options["action"] = "append"
     elif typing.get_origin(hint) is tuple:
         options["nargs"] = "+"
+    if known.shipped:
+        options["type"] = path_argument if of_type is Path else file_argument
     elif of_type is not str:
         options["type"] = _or_auto(of_type) if known.auto else of_type
     if known.choices:
@@ -136,19 +231,18 @@ def flags_of(settings: Settings) -> list[str]:
     return words
 
 
-def settings_from_args(args: argparse.Namespace) -> RunSettings:
-    """The effective settings: defaults, then the profile, then the file, then the flags."""
-    return RunSettings.from_mapping(*given_settings(args))
+def given_run(given: Mapping[str, Any]) -> RunSettings:
+    """The settings of a run: defaults, then the profile, then the file, then the flags."""
+    from collage_mpi.settings.run_settings import RunSettings
+
+    return RunSettings.from_mapping(*over_file(given))
 
 
-def given_settings(
-    args: argparse.Namespace, of: type[Settings] = RunSettings
-) -> tuple[dict[str, Any], str]:
-    """The settings that were given, flags over the file, and their source for messages."""
-    values: dict[str, Any] = {}
-    source = "flags"
-    if getattr(args, "settings", None):
-        values = read_settings_file(Path(args.settings))
-        source = str(args.settings)
-    known = {*names(of), PROFILE}
-    return values | {key: value for key, value in vars(args).items() if key in known}, source
+def over_file(given: Mapping[str, Any]) -> tuple[Values, str]:
+    """The settings that were given, flags over the file that --settings names, and their source
+    for messages.
+    """
+    values = {name: value for name, value in given.items() if name != SETTINGS}
+    if not given.get(SETTINGS):
+        return values, "flags"
+    return read_settings_file(Path(given[SETTINGS])) | values, str(given[SETTINGS])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import COLLAGE, KIND, SINGLE
@@ -45,6 +45,10 @@ class Placement:
         """Ranks that hold `kind`, ascending."""
         return tuple(rank for rank, held in self.of_rank.items() if kind in held)
 
+    def all_hold(self, kinds: frozenset[str]) -> Placement:
+        """The same ranks, where each that holds a network holds these kinds."""
+        return replace(self, kinds=tuple(kinds if held else held for held in self.kinds))
+
     def describe(self) -> str:
         """One line for a log: `0 coordinator, 1-9 single, 10 collage`."""
         parts = [f"{self.coordinator} coordinator"]
@@ -59,6 +63,11 @@ class Placement:
         return ", ".join(parts)
 
 
+def one_world(world_size: int, launcher_size: int | None) -> bool:
+    """Whether the ranks that the launcher started are one world of several ranks."""
+    return world_size > 1 and (launcher_size or world_size) == world_size
+
+
 def placement(
     world_size: int,
     singles: int | None,
@@ -66,13 +75,9 @@ def placement(
     *,
     side: int,
     scheme: str = "collage",
-    layout: str = "fixed",
-    any_size: bool = False,
     launcher_size: int | None = None,
 ) -> Placement:
     """Rank 0 is the coordinator, ranks 1..N are single, then come the ranks of each further kind.
-
-    With layout fastest, all ranks but rank 0 hold all kinds.
 
     A scheme without further kinds needs no collage rank. Worlds of 1+N and of 1+N+M ranks are both
     right then, and in the larger one the last M ranks stay idle. If a scheme does not use single
@@ -85,8 +90,6 @@ def placement(
             that the scheme needs.
         side: cells along an edge of the collage; only the default of N and messages use it.
         scheme: name of the scheme.
-        layout: one of PLACEMENTS.
-        any_size: with layout fastest, accept a world of any size.
         launcher_size: ranks that the launcher says it started; None outside a launcher.
 
     Raises:
@@ -94,9 +97,6 @@ def placement(
         EnvironmentFault: the world has the wrong size, or is N worlds of one rank.
     """
     needs = scheme_class(scheme).needs
-    one_world = world_size > 1 and (launcher_size or world_size) == world_size
-    if any_size and one_world:
-        return Placement((frozenset(), *[needs] * (world_size - 1)))
     n_single = side * side if singles is None else singles
     if n_single < 1:
         raise UsageError(f"--singles {n_single}: at least one single rank is needed")
@@ -108,7 +108,7 @@ def placement(
     least = 1 + n_single * (SINGLE in needs) + len(beside)
     most = 1 + n_single + (len(beside) or ranks[COLLAGE])
     needed = least if beside else most  # what to launch
-    if not one_world:
+    if not one_world(world_size, launcher_size):
         raise _one_world_is_missing(world_size, launcher_size, needed)
     if world_size not in (least, most):
         counts = {SINGLE: n_single, **others} if SINGLE in needs else others
@@ -116,8 +116,6 @@ def placement(
         raise _wrong_size(world_size, who, counts, scheme)
     n_first = n_single if SINGLE in needs or world_size > least else 0
     held = [needs & {SINGLE}] * n_first + beside
-    if layout == "fastest":
-        held = [needs if kinds else kinds for kinds in held]
     idle = [frozenset[str]()] * (world_size - 1 - len(held))
     return Placement((frozenset(), *held, *idle))
 

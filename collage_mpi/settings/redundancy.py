@@ -21,7 +21,7 @@ from collage_mpi.scheduler.schemes import (
     tell_nothing,
 )
 from collage_mpi.settings.acceptance import AcceptSettings, LateSettings
-from collage_mpi.settings.placement import Placement, placement
+from collage_mpi.settings.placement import Placement, one_world, placement
 from collage_mpi.system.fields import Settings, setting
 from collage_mpi.system.printable import counted
 
@@ -215,16 +215,18 @@ class RankSettings(Settings):
         Raises:
             UsageError, EnvironmentFault: as `placement.placement`.
         """
-        return placement(
+        needs = scheme_class(self.scheme).needs
+        if self.any_size and one_world(world_size, launcher_size):
+            return Placement((frozenset(), *[needs] * (world_size - 1)))
+        placed = placement(
             world_size,
             self.n_singles if self._takes("replicas") else self.singles,
             {kind: self.n_ranks(kind) for kind in KINDS if kind != SINGLE},
             side=self.side,
             scheme=self.scheme,
-            layout=self.layout,
-            any_size=self.any_size,
             launcher_size=launcher_size,
         )
+        return placed.all_hold(needs) if self.layout == "fastest" else placed
 
 
 @dataclass(frozen=True, repr=False)

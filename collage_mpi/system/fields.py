@@ -17,6 +17,7 @@ from collage_mpi.errors import UsageError
 from collage_mpi.system.printable import did_you_mean, shown
 
 AUTO = "auto"
+REQUIRED: Any = dataclasses.MISSING  # the default of a setting that must be given
 LARGEST = 1e9  # of a number that names no bound of its own: times then fit 63 bits of ns
 T = TypeVar("T", bound="Settings")
 UNITS = {"_ms": "ms", "_s": "s", "_px": "px", "_us": "us"}  # by which names end
@@ -31,7 +32,7 @@ class About:
         group: the title under which --help shows it.
         at_least, above, below, at_most: bounds of a number. `at_most` is LARGEST if only a lower
             bound is given.
-        choices: the texts that are allowed.
+        choices: the values that are allowed.
         unset: what None stands for, in words.
         metavar: the name of its value in --help; by default its unit or type.
         flag: the flag, if it does not follow from the name.
@@ -39,6 +40,9 @@ class About:
         kinds: the kinds of network that have it as a flag; empty: all of them.
         by_kind: kind of network -> its default, if that differs from the field's own.
         auto: the word auto stands for the default.
+        positional: it is given by its place in the command line, not by a flag.
+        either: of the settings that share this word, only one may be given.
+        shipped: a file that may be named shipped:NAME.
     """
 
     help: str
@@ -47,7 +51,7 @@ class About:
     above: float | None = None
     below: float | None = None
     at_most: float | None = None
-    choices: Collection[str] = ()
+    choices: Collection[Any] = ()
     unset: str = ""
     metavar: str = ""
     flag: str = ""
@@ -55,6 +59,9 @@ class About:
     kinds: tuple[str, ...] = ()
     by_kind: Mapping[str, Any] = field(default_factory=dict)
     auto: bool = False
+    positional: bool = False
+    either: str = ""
+    shipped: bool = False
 
     @property
     def bounded(self) -> bool:
@@ -102,15 +109,20 @@ def unit(name: str) -> str:
     return next((said for suffix, said in UNITS.items() if name.endswith(suffix)), "")
 
 
-def check_value(spec: Field[Any], value: Any) -> None:
-    """Raise UsageError unless the value is within the field's bounds, or one of its choices."""
+def check_value(spec: Field[Any], value: Any, name: str = "") -> None:
+    """Raise UsageError unless the value is within the field's bounds, or one of its choices.
+
+    Args:
+        name: what the message calls the setting; by default the field's own name.
+    """
     if value is None:
         return
-    known = about(spec)
+    known, name = about(spec), name or spec.name
     if known.choices and value not in known.choices:
-        raise UsageError(f"{spec.name} is {shown(value)}; known are: {', '.join(known.choices)}")
+        listed = ", ".join(map(str, known.choices))
+        raise UsageError(f"{name} is {shown(value)}; known are: {listed}")
     if known.bounded and (wanted := known.wants(value)):
-        raise UsageError(f"{spec.name} is {shown(value, 40)}; it needs {wanted}")
+        raise UsageError(f"{name} is {shown(value, 40)}; it needs {wanted}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -170,13 +182,14 @@ def names(part: type[Settings]) -> tuple[str, ...]:
     return tuple(spec.name for spec in fields(part))
 
 
-def same(part: type[Settings], name: str) -> Any:
-    """A copy of a field that another class declares."""
+def same(part: type[Any], name: str, **changed: Any) -> Any:
+    """A copy of a field that another class declares, but for what is changed of its `About`."""
     spec = part.__dataclass_fields__[name]
-    return field(default=spec.default, metadata=spec.metadata)
+    told = dataclasses.replace(about(spec), **changed)
+    return field(default=spec.default, metadata={"about": told})
 
 
-def default_of(part: type[Settings], name: str, kind: str = "") -> Any:
+def default_of(part: type[Any], name: str, kind: str = "") -> Any:
     """A field's default, or the default for that kind of network if it has its own."""
     spec = part.__dataclass_fields__[name]
     return about(spec).by_kind.get(kind, spec.default)

@@ -16,7 +16,6 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -414,7 +413,7 @@ def _other_columns(rng: random.Random, raw: bytes) -> bytes:
 
 def _tables(folder: Path) -> list[Reader]:
     """Text of other programs: points of an experiment, names of classes, a file of checksums."""
-    from collage_mpi.commands.prep_rows import class_names
+    from collage_mpi.commands.prep_rows import ClassNamesArguments
     from collage_mpi.figures.points_csv import choose, frontier, need, read_points
     from collage_mpi.shards.schema import read_sidecar, sidecar_path
 
@@ -428,7 +427,7 @@ def _tables(folder: Path) -> list[Reader]:
         )
 
     def names(path: Path) -> None:
-        class_names(SimpleNamespace(class_names=None, class_names_file=path))
+        ClassNamesArguments(class_names_file=path).names()
 
     shard = folder / "beside.h5"
     line = f"{'ab' * 32}  beside.h5\n".encode()

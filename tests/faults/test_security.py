@@ -9,7 +9,6 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -249,12 +248,8 @@ def test_an_experiments_points_stay_in_its_folder(tmp_path: Path, name: str) -> 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_prefix_is_the_start_of_a_file_name(tmp_path: Path, name: str) -> None:
-    args = SimpleNamespace(
-        rows_per_shard=5, limit=None, prefix=name, class_names=None, class_names_file=None,
-        images=tmp_path / "none.idx", labels=None,
-    )  # fmt: skip
     with pytest.raises(CollageError):  # refused, or no further than the images, which are not there
-        prep.read_table(args)
+        prep.from_idx(prep.IdxArguments(prefix=name, images=tmp_path / "none.idx", out=tmp_path))
     if "/" not in name and not name.startswith("."):
         assert all(path.parent == tmp_path for path in shard_paths(tmp_path, name, 20, 5))
 

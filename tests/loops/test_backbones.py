@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from collage_mpi.cli import main
+from collage_mpi.commands.parser import read_command
 from collage_mpi.commands.train import architecture_of, default_cell_px, head_of
 from collage_mpi.errors import DataFault, ExitCode, UsageError
 from collage_mpi.models import describe, load_predictor
@@ -204,29 +205,27 @@ def test_train_from_imported_weights(
     assert main(["train", "single", *wrong, f"--out={tmp_path / 'x'}"]) == ExitCode.USAGE
 
 
+def typed(*words: str) -> Any:
+    """The arguments of a `train` that was typed."""
+    return read_command(["train", words[0], "--shards", "a", "--out", "b", *words[1:]])[1]
+
+
 def test_the_reference_preset() -> None:
-    import argparse
-
-    from collage_mpi.commands.train import add_arguments
-
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    base = ["--shards", "a", "--out", "b"]
     sizes = {}
     for side in (3, 4, 5):
-        args = parser.parse_args(["collage", *base, "--preset=reference", f"--side={side}"])
+        args = typed("collage", "--preset=reference", f"--side={side}")
         assert architecture_of(args) == Backbone("darknet:tiny")
         sizes[side] = default_cell_px(args, 224)
         head = head_of(args)
         assert (head.name, head.map_size(side), len(head.anchors)) == ("yolo", 13, 3)
     assert sizes == {3: 138, 4: 104, 5: 83}
-    plain = parser.parse_args(["collage", *base, "--preset=reference", "--head=grid"])
+    plain = typed("collage", "--preset=reference", "--head=grid")
     assert head_of(plain).name == "grid"
-    single = parser.parse_args(["single", *base, "--preset=reference"])
+    single = typed("single", "--preset=reference")
     assert architecture_of(single) == Backbone("torchvision:resnet34")
-    for flags in (["--width=8"], ["--stem=8x3"], ["--backbone=torchvision:resnet18"]):
+    for flag in ("--width=8", "--stem=8x3", "--backbone=torchvision:resnet18"):
         with pytest.raises(UsageError, match="give only one of them"):
-            architecture_of(parser.parse_args(["single", *base, "--preset=reference", *flags]))
+            architecture_of(typed("single", "--preset=reference", flag))
 
 
 @pytest.mark.parametrize("side", [3, 4, 5])

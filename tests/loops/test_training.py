@@ -676,10 +676,10 @@ def _results(row: dict[str, float]) -> dict[str, float]:
 
 
 def _arguments(shard: Path, out: Path, *more: str) -> Any:
-    from collage_mpi.commands.parser import build_parser
+    from collage_mpi.commands.parser import read_command
 
     words = ["train", "single", "--shards", str(shard), "--out", str(out), *NET]
-    return build_parser("train").parse_args(
+    _, args = read_command(
         [
             *words,
             "--epochs",
@@ -693,3 +693,4 @@ def _arguments(shard: Path, out: Path, *more: str) -> Any:
             *more,
         ]
     )
+    return args

@@ -7,11 +7,9 @@ Does not know: how a test chooses what happens next.
 from __future__ import annotations
 
 from collage_mpi.scheduler import (
-    PolicySettings,
     Scheduler,
     SchedulerSettings,
     SchemeSettings,
-    make_policy,
     make_scheme,
 )
 from collage_mpi.scheduler import events as ev
@@ -19,6 +17,7 @@ from collage_mpi.scheduler.policies import AcceptPolicy, Delay
 from collage_mpi.scheduler.schemes import scheme_class, tell_nothing
 from collage_mpi.scheduler.state import ImageState
 from collage_mpi.scheduler.transitions import PARKED, RESERVED, SHAKEN
+from collage_mpi.settings.acceptance import AcceptSettings
 
 SINGLE, COLLAGE, PARITY = "single", "collage", "parity"
 BACKUP, CODED = "backup", "coded"
@@ -34,10 +33,24 @@ def value(image: int) -> int:
 WORN = ev.Unread("worn", of_input=True)  # why a row cannot be used
 
 
-def policy_of(name: str, **changes: object) -> AcceptPolicy:
+def policy_of(
+    name: str,
+    *,
+    confidence: float = 0.8,
+    grace_ns: int | None = None,
+    deadline_ns: int | None = None,
+    **quantiles: float | None,
+) -> AcceptPolicy:
     """The accept policy of that name, made from few settings."""
-    none = dict.fromkeys(("grace_ns", "grace_quantile", "deadline_ns", "deadline_quantile"))
-    return make_policy(PolicySettings(**{"name": name, **none, "confidence": 0.8, **changes}))
+    settings = AcceptSettings(
+        accept=name,
+        confidence=confidence,
+        grace_ms=None if grace_ns is None else grace_ns / MS,
+        grace_quantile=quantiles.get("grace_quantile"),
+        accept_deadline_ms=None if deadline_ns is None else deadline_ns / MS,
+        accept_deadline_quantile=quantiles.get("deadline_quantile"),
+    )
+    return settings.accept_policy()
 
 
 def scheme_settings(name: str, **changes: object) -> SchemeSettings:

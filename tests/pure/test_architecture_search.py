@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from collage_mpi.commands.parser import build_parser
+from collage_mpi.commands.parser import read_command
 from collage_mpi.commands.train import settings_of
 from collage_mpi.errors import UsageError
 from collage_mpi.models.architecture import BY_SIDE, PRESETS, Stage, default_architecture, preset
@@ -29,7 +29,7 @@ def search() -> ModuleType:
 
 def settings(*words: str):  # type: ignore[no-untyped-def]
     line = ["train", "collage", "--shards", "a.h5", "--out", "w", *words]
-    return settings_of(build_parser("train").parse_args(line), (28, 28, 1))
+    return settings_of(read_command(line)[1], (28, 28, 1))
 
 
 def test_a_side_has_its_network_unless_another_is_said() -> None:

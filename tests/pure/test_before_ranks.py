@@ -29,7 +29,12 @@ def started(monkeypatch, tmp_path) -> list[int]:
         found.append(ranks)
         return 0
 
+    def show(_, ranks, words, tolerant):
+        found.append(ranks)
+        return ""
+
     monkeypatch.setattr(launch, "launch_ranks", start)
+    monkeypatch.setattr(launch, "shell_line", show)
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from collage_mpi.commands.parser import build_parser
+from collage_mpi.commands.parser import read_command
 from collage_mpi.models.architecture import (
     REFERENCE_BACKBONES,
     REFERENCE_HEAD,
@@ -123,22 +123,21 @@ def test_a_card_says_what_was_measured() -> None:
 def test_the_command_of_a_card_can_be_typed(kind: str) -> None:
     command = cards.train_command(make_report()["networks"][kind]).replace("\\\n", " ")
     words = command.split()[1:]
-    args = build_parser("train").parse_args(words)
-    assert (args.kind, args.epochs, args.seed, args.ema) == (kind, 7, 1, 0.998)
-    assert args.keep == "last"  # what a record that does not say so means
-    assert (args.stem, args.stages, args.flips) == ("8x4/2", "8x1,16x2/2", False)
-    assert (args.teacher, args.distill_weight) == (Path("single.safetensors"), 0.5)
+    _, args = read_command(words)
+    epochs, seed, ema, flips = map(args.said, ("epochs", "seed", "ema", "flips"))
+    assert (args.kind, epochs, seed, ema) == (kind, 7, 1, 0.998)
+    assert args.said("keep") == "last"  # what a record that does not say so means
+    assert (args.stem, args.stages, flips) == ("8x4/2", "8x1,16x2/2", False)
+    assert (args.teacher, args.said("distill_weight")) == (Path("single.safetensors"), 0.5)
     if kind == "collage":
-        assert (args.side, args.head, args.blank_share) == (2, "yolo", 0.25)
+        assert (args.said("side"), args.head, args.said("blank_share")) == (2, "yolo", 0.25)
 
 
 def test_the_reference_network_s_command_is_its_preset() -> None:
     entry = make_report()["networks"]["collage"]
     entry["architecture"] = {"backbone": REFERENCE_BACKBONES["collage"]}
     entry["head"] = REFERENCE_HEAD.to_dict()
-    args = build_parser("train").parse_args(
-        cards.train_command(entry).replace("\\\n", " ").split()[1:]
-    )
+    _, args = read_command(cards.train_command(entry).replace("\\\n", " ").split()[1:])
     assert (args.preset, args.head, args.backbone) == ("reference", None, None)
 
 
@@ -150,7 +149,7 @@ def test_a_card_s_command_leaves_out_what_its_kind_has_by_default() -> None:
         words = cards.train_command(entry).replace("\\\n", " ").split()[1:]
         assert ("--lr" in words) == said
         assert "--shift-px" not in words
-        assert build_parser("train").parse_args(words).learning_rate == rate
+        assert read_command(words)[1].said("learning_rate") == rate
 
 
 def test_the_table_has_each_network_once() -> None:

@@ -8,13 +8,11 @@ from scheduler_harness import BACKUP, COLLAGE, MS, SINGLE, Harness
 from test_simulator import FREE, Rows
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.kinds import PARITY
 from collage_mpi.results import summarise
 from collage_mpi.results.rows import KIND_CODE, SOURCE_CODE
 from collage_mpi.scheduler.backlog import AGAIN, FRESH, LATE, Backlog
 from collage_mpi.scheduler.events import ImageArrived, InputPaused, Score
 from collage_mpi.scheduler.state import GroupState, ImageState, RankState, TaskState
-from collage_mpi.settings.placement import placement
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.replayed_answers import Answers
 from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
@@ -593,7 +591,7 @@ def test_its_ranks_hold_both_networks_and_any_number_will_do():
     apart = RunSettings(scheme="cascade", placement="fixed", side=2)
     assert apart.place(6).describe() == "0 coordinator, 1-4 single, 5 collage"
     with pytest.raises(EnvironmentFault, match="the world has 4 ranks"):
-        placement(4, None, {COLLAGE: 1, PARITY: 1}, side=2, scheme="collage", layout="fastest")
+        RunSettings(side=2, placement="fastest").place(4)
     assert run.groups_in_flight(30) == 31, "a group for each rank there is"
 
 

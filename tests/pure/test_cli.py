@@ -59,7 +59,7 @@ def interrupted(*_args: object) -> None:
 
 
 def test_an_interrupt_is_a_word_however_early_it_comes(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "build_parser", interrupted)
+    monkeypatch.setattr(cli, "read_command", interrupted)
     assert cli.main(["prep"]) == 130
     assert capsys.readouterr().err == "collage-mpi prep: interrupted\n"
 

@@ -65,13 +65,11 @@ def test_settings_of_a_kind_are_there():
 
 
 def test_every_kind_of_network_is_trained_and_evaluated_and_its_ranks_are_asked_of_the_doctor():
-    parsers = {command: ArgumentParser() for command in (train, evaluate, doctor)}
-    for command, parser in parsers.items():
-        command.add_arguments(parser)
-    trained = next(a for a in parsers[train]._actions if a.dest == "kind")
-    assert tuple(trained.choices) == kinds.NETWORKS == ("single", "collage", "parity")
-    assert set(kinds.NETWORKS) <= {action.dest for action in parsers[evaluate]._actions}
-    assert {kind.ranks for kind in kinds.TABLE} <= {a.dest for a in parsers[doctor]._actions}
+    assert tuple(train.COMMAND.each) == kinds.NETWORKS == ("single", "collage", "parity")
+    assert set(kinds.NETWORKS) <= {spec.name for spec in fields(evaluate.EvaluateArguments)}
+    parser = ArgumentParser()
+    doctor.add_run_flags(parser)
+    assert {kind.ranks for kind in kinds.TABLE} <= {action.dest for action in parser._actions}
 
 
 def test_figures_tell_kinds_and_states_apart():

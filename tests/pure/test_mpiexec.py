@@ -186,7 +186,6 @@ def test_a_launcher_given_by_path_must_be_one(tmp_path):
     [
         (("run", "--out", "a"), Path("a")),
         (("run", "--side", "3", "--out=b"), Path("b")),
-        (("run", "--out"), None),
         (("run",), None),
         (("demo", "--out", "a"), None),
         ((), None),

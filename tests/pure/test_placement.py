@@ -6,6 +6,7 @@ import pytest
 
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.settings.placement import Placement, placement
+from collage_mpi.settings.run_settings import RunSettings
 
 
 def test_the_default_is_one_coordinator_nine_singles_one_collage():
@@ -47,9 +48,9 @@ def test_parity_ranks_come_after_the_singles():
 
 
 def test_with_fastest_every_rank_holds_both_networks():
-    found = placement(12, None, {"collage": 2}, side=3, layout="fastest")
+    found = RunSettings(collage_ranks=2, placement="fastest").place(12)
     assert found.ranks_of("collage") == found.ranks_of("single") == tuple(range(1, 12))
-    only = placement(3, None, {"collage": 2}, side=3, scheme="collage-only", layout="fastest")
+    only = RunSettings(scheme="collage-only", collage_ranks=2, placement="fastest").place(3)
     assert only.describe() == "0 coordinator, 1-2 collage"
 
 

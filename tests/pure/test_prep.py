@@ -90,7 +90,7 @@ def test_overwrite_removes_shards_of_another_number(tmp_path: Path, idx: list[st
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
-        (["--limit=0"], ExitCode.USAGE, "--limit 0"),
+        (["--limit=0"], ExitCode.USAGE, "--limit is 0; it needs at least 1"),
         (["--rows-per-shard=-1"], ExitCode.USAGE, "at least 1"),
         (["--prefix=a/b"], ExitCode.USAGE, "--prefix"),
         (["--seed=-1"], ExitCode.USAGE, "--seed"),

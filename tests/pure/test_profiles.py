@@ -16,7 +16,7 @@ from collage_mpi.errors import UsageError
 from collage_mpi.experiments.spec import expand
 from collage_mpi.job.resume import resumed_settings
 from collage_mpi.results.file_names import MANIFEST
-from collage_mpi.settings.flags import add_setting_flags, flags_of, settings_from_args
+from collage_mpi.settings.flags import add_setting_flags, flags_of, given_run
 from collage_mpi.settings.pace import PaceSettings
 from collage_mpi.settings.profiles import PROFILES, Computed
 from collage_mpi.settings.redundancy import RedundancySettings
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(*argv: str) -> RunSettings:
-    return settings_from_args(parser().parse_args(argv))
+    return given_run(vars(parser().parse_args(argv)))
 
 
 def of(profile: str, **given) -> RunSettings:

@@ -17,7 +17,7 @@ from paper import paper
 from collage_mpi.cli import main
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.settings.files import read_settings_file
-from collage_mpi.settings.flags import add_setting_flags, flags_of, settings_from_args
+from collage_mpi.settings.flags import add_setting_flags, flags_of, given_run
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.fields import about
 
@@ -25,7 +25,7 @@ from collage_mpi.system.fields import about
 def parse(*argv: str) -> RunSettings:
     parser = argparse.ArgumentParser()
     add_setting_flags(parser)
-    return settings_from_args(parser.parse_args(argv))
+    return given_run(vars(parser.parse_args(argv)))
 
 
 def test_flags_win_over_the_file(tmp_path):

@@ -12,7 +12,7 @@ from collage_mpi.figures.points import _look
 from collage_mpi.kinds import BACKUP, CODED, COLLAGE, KINDS, PARITY, SINGLE
 from collage_mpi.models.tuning import Tuning
 from collage_mpi.scheduler import SchedulerSettings, SchemeSettings, make_scheme
-from collage_mpi.scheduler.policies import Delay, PolicySettings
+from collage_mpi.scheduler.policies import Delay
 from collage_mpi.scheduler.schemes import SCHEMES, Scheme, base, scheme_class
 from collage_mpi.settings.placement import placement
 
@@ -113,7 +113,7 @@ def test_hedging_needs_a_time(name):
         make_scheme(asked(name, hedge_delay=None))
 
 
-@pytest.mark.parametrize("settings", [SchemeSettings, PolicySettings, Tuning])
+@pytest.mark.parametrize("settings", [SchemeSettings, Tuning])
 def test_only_the_settings_of_a_run_have_defaults(settings):
     assert [each.name for each in fields(settings) if each.default is not MISSING] == []
     with pytest.raises(TypeError, match="positional"):

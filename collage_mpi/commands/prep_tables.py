@@ -1,0 +1,219 @@
+"""The tables of `collage-mpi prep hdf5`, rows of other programs' HDF5 files, and of `prep shards`,
+rows of shards that get another size, storage, order or labels.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from collage_mpi.commands.prep_rows import RowsArguments, RowsToWrite
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.settings.flags import switch
+from collage_mpi.system.fields import REQUIRED, setting
+
+if TYPE_CHECKING:
+    from collage_mpi.shards import ShardSet
+    from collage_mpi.shards.foreign import Layout, Told
+    from collage_mpi.shards.pictures import Fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResizeArguments(RowsArguments):
+    """The size of the new images."""
+
+    size: int | None = setting(
+        None, "resize the images to PX x PX", unset="keep their size", metavar="PX"
+    )
+    fit: str = setting(
+        "crop",
+        "with --size: crop keeps the middle of the image, letterbox keeps all of it between bars",
+        choices=("crop", "letterbox"),
+    )
+
+    def resized(self, channels: int) -> Fit | None:
+        """How images get their size; None if they keep it."""
+        from collage_mpi.shards.pictures import Fit
+
+        return None if self.size is None else Fit(self.size, self.fit, None, channels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hdf5Arguments(ResizeArguments):
+    """What `prep hdf5` takes."""
+
+    file: Path = setting(
+        REQUIRED, "HDF5 file; FILE::GROUP for one group of it", metavar="FILE", positional=True
+    )
+    images: str | None = setting(
+        None, "dataset of images", unset="found by its name", metavar="NAME"
+    )
+    labels: str | None = setting(
+        None,
+        "dataset of labels (default: found by its name), or FILE or FILE::DATASET of another file "
+        "(HDF5 or .npy), or none",
+        metavar="NAME",
+    )
+    shape: str | None = setting(
+        None,
+        "shape of an image, such as 28,28, if the images are stored as flat rows",
+        metavar="H,W[,C]",
+    )
+    transpose: bool = switch("swap rows and columns of each image (EMNIST)")
+    axes: str | None = setting(
+        None, "order of the axes", unset="found from the shape", choices=("NHWC", "NCHW")
+    )
+    range: str | None = setting(
+        None, "values that are scaled to 0 and 255", unset="0:1 for floats", metavar="LOW:HIGH"
+    )
+
+
+@contextmanager
+def rows_of_hdf5(args: Hdf5Arguments) -> Iterator[RowsToWrite]:
+    """The rows of the file, while it is open.
+
+    Raises:
+        UsageError, DataFault, EnvironmentFault: the file cannot be understood or read.
+    """
+    from collage_mpi.shards.check import opened
+    from collage_mpi.shards.contents import ForeignFault
+    from collage_mpi.shards.foreign import find_layout, is_foreign
+    from collage_mpi.shards.hdf5 import H5_LOCK
+
+    try:
+        with H5_LOCK, opened(args.file, cache_bytes=64 << 20) as file:
+            if not is_foreign(file):
+                raise UsageError(_is_shard(args))
+            try:
+                elsewhere = _labels_elsewhere(args.labels, file)
+                layout = find_layout(file, args.file, _told(args, elsewhere))
+                table = _hdf5_table(args, file, layout, elsewhere)
+            except ForeignFault as fault:
+                raise DataFault(f"{args.file}: {fault}") from fault
+            yield table
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise EnvironmentFault(f"{args.file}: cannot be read: {reason}") from error
+
+
+def _is_shard(args: Hdf5Arguments) -> str:
+    words = ["collage-mpi", "prep", "shards", str(args.file), "--out", str(args.out)]
+    words += [] if args.size is None else ["--size", str(args.size)]
+    return (
+        f"{args.file} is already a shard and can be used unchanged. To make shards of another "
+        f"size or storage, or with other labels, from it: `{shlex.join(words)}`"
+    )
+
+
+def _told(args: Hdf5Arguments, elsewhere: bool) -> Told:
+    from collage_mpi.prep.arrays import parse_shape
+    from collage_mpi.shards.foreign import NO_LABELS, Told
+
+    labels = NO_LABELS if elsewhere else args.labels
+    shape = None if args.shape is None else parse_shape(args.shape)
+    return Told(args.images, labels, args.axes or "", shape, args.transpose)
+
+
+def _labels_elsewhere(labels: str | None, file: Any) -> bool:
+    """Whether --labels names another file instead of a dataset of this one."""
+    from collage_mpi.shards.schema import PART_MARK
+
+    if labels is None or labels in file:
+        return False
+    return PART_MARK in labels or os.path.isfile(labels)
+
+
+def _hdf5_table(args: Hdf5Arguments, file: Any, layout: Layout, elsewhere: bool) -> RowsToWrite:
+    from collage_mpi.prep.arrays import PixelRows, labels_for, parse_range, read_labels
+    from collage_mpi.shards.foreign import class_names_of
+
+    dataset = file[layout.images]
+    if layout.columns:
+        dataset = dataset[...].T  # at once: a column lies all over the file
+    bounds = None if args.range is None else parse_range(args.range)
+    channels = layout.image_shape(dataset.shape)[2]
+    images = PixelRows(dataset, layout, bounds, args.resized(channels))
+    names, labels = args.names() or class_names_of(file), None
+    if elsewhere and args.labels is not None:
+        labels, names = labels_for(len(images), read_labels(args.labels), names, args.labels)
+    elif layout.labels is not None:
+        where = f"{args.file}: dataset {layout.labels!r}"
+        labels, names = labels_for(len(images), file[layout.labels][...], names, where)
+    source = args.source or f"{args.file.name}, dataset {layout.images}"
+    return RowsToWrite(images, labels, args.pick_rows(len(images)), layout.images, names, source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardsArguments(ResizeArguments):
+    """What `prep shards` takes."""
+
+    paths: tuple[Path, ...] = setting(
+        REQUIRED, "shard files, or folders that hold shard files", positional=True
+    )
+    channels: int | None = setting(
+        None, "with --size: 3 for colour, 1 for grey", unset="as in the shards", choices=(1, 3)
+    )
+    store: str = setting(
+        "raw",
+        "raw stores pixels. encoded keeps stored files unchanged and stores pixels as PNG",
+        choices=("raw", "encoded"),
+    )
+    labels: str | None = setting(
+        None,
+        "file of other labels in the order of the images: .npy, or HDF5 as FILE or FILE::DATASET",
+        metavar="FILE",
+    )
+
+
+@contextmanager
+def rows_of_shards(args: ShardsArguments) -> Iterator[RowsToWrite]:
+    """The rows of the shards, while they are open.
+
+    Raises:
+        UsageError, DataFault, EnvironmentFault: the shards cannot be made, understood or read.
+    """
+    from collage_mpi.prep.reshard import opened_as
+    from collage_mpi.shards import inspect_shard
+    from collage_mpi.shards.reader import expand_paths
+    from collage_mpi.shards.schema import split_part
+
+    paths = expand_paths(args.paths)
+    folders = {os.path.dirname(os.path.realpath(split_part(path)[0])) for path in paths}
+    if os.path.realpath(args.out) in folders:  # the new ones would lie among the old
+        raise UsageError(
+            f"--out {args.out} is the folder of the shards to read; choose another folder"
+        )
+    fit = None
+    if args.size is not None:
+        fit = args.resized(args.channels or inspect_shard(paths[0]).channels)
+    elif args.channels is not None:
+        raise UsageError("--channels needs --size")
+    with opened_as(paths, fit) as shards:
+        yield _shards_table(args, shards, fit)
+
+
+def _shards_table(args: ShardsArguments, shards: ShardSet, fit: Fit | None) -> RowsToWrite:
+    from collage_mpi.prep.arrays import labels_for, read_labels
+    from collage_mpi.prep.reshard import ShardRows, ids_of, stored_fit
+    from collage_mpi.shards.schema import label_problem
+
+    names, labels = args.names() or shards.class_names, shards.labels()
+    if args.labels is not None:
+        labels, names = labels_for(len(shards), read_labels(args.labels), names, args.labels)
+    wrong = None if labels is None else label_problem(labels, names)
+    if wrong:
+        raise DataFault(f"{args.paths[0]}: {wrong}")
+    return RowsToWrite(
+        ShardRows(shards, fit),
+        labels,
+        args.pick_rows(len(shards)),
+        ids_of(shards),
+        names,
+        args.source or shards.infos[0].source,
+        stored_fit(shards, fit) if args.store == "encoded" else None,
+    )
