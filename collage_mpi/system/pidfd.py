@@ -8,6 +8,7 @@ compared after the pidfd is open; from then on the kernel keeps the pid unique.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Mapping
@@ -133,5 +134,8 @@ def stat_of(pid: int | str, proc: Path = Path("/proc")) -> tuple[str, list[str]]
     session, ...; the start time is the twentieth. Raises OSError if the process has gone.
     """
     # "pid (name) state ppid ...": the name may hold anything.
-    head, _, fields = (proc / f"{pid}/stat").read_text(errors="replace").rpartition(")")
+    text = (proc / f"{pid}/stat").read_text(errors="replace")
+    if not text:  # opened before its end, read after it
+        raise ProcessLookupError(errno.ESRCH, "the process has gone", str(pid))
+    head, _, fields = text.rpartition(")")
     return head.partition("(")[2], fields.split()

@@ -83,6 +83,14 @@ def test_rank_0_stands_still_while_another_rank_does_not(proc):
     assert found.look(4.0) == 0.0
 
 
+def test_a_rank_that_ends_while_it_is_looked_at_ends_no_watch(proc):
+    found = met(proc)
+    (proc.folder / "31" / "stat").write_text("")
+    assert found.look(1.0) == 0.0
+    found.meet()
+    assert found.rank_0 == 21
+
+
 @pytest.mark.parametrize("others", ["T", "Z"])
 def test_a_job_that_is_suspended_or_over_as_a_whole_does_not_stand_still(proc, others):
     found = met(proc)

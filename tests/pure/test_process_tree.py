@@ -62,3 +62,10 @@ def test_a_process_may_have_any_name(tmp_path):
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "stat").write_bytes(b"7 (caf\xe9) S 1 7 7")
     assert process_table(tmp_path) == {7: (1, 7)}
+
+
+def test_a_process_that_ends_while_its_file_is_read_is_left_out(tmp_path):
+    for pid, text in ((7, "7 (rank) S 1 7 7"), (8, "")):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_text(text)
+    assert process_table(tmp_path) == {7: (1, 7)}
