@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from collage_mpi.errors import CollageError
 from collage_mpi.report.tables import name_or_number
-from collage_mpi.results.names import find_shards, image_names
+from collage_mpi.results.names import from_shards, image_names
 from collage_mpi.results.reader import Results, Run
 from collage_mpi.results.rows import IMAGES, SOURCES
 from collage_mpi.system.printable import counted
@@ -98,29 +97,21 @@ def _pixels(
     run: Run, chosen: np.ndarray, shards: Sequence[Path | str] | None
 ) -> tuple[dict[int, np.ndarray], tuple[str, ...]]:
     """Place in `chosen` -> (H, W, C) uint8 for readable images, and the reasons for the others."""
-    from collage_mpi.shards import ShardSet
+    from collage_mpi.shards import ShardInfo, ShardSet
+
+    def read(number: int, info: ShardInfo) -> dict[int, np.ndarray]:
+        places = np.flatnonzero(chosen["shard"] == number)
+        with ShardSet([info]) as source:
+            images, _, good = source.read_checked(chosen["row"][places].astype(np.int64))
+        return {p: images[i] for i, p in enumerate(places.tolist()) if good[i]}
 
     entries = run.manifest["shards"]
     numbers = np.unique(chosen["shard"]).tolist()
-    infos, why = find_shards([entries[number]["path"] for number in numbers], shards)
-    found: dict[int, np.ndarray] = {}
-    missing = []
-    for number in numbers:
-        path, info = entries[number]["path"], infos.get(entries[number]["fingerprint"])
-        if info is None:
-            missing.append(why.get(path) or f"{path}: is not there as the run read it")
-            continue
-        places = np.flatnonzero(chosen["shard"] == number)
-        try:
-            with ShardSet([info]) as source:
-                read, _, good = source.read_checked(chosen["row"][places].astype(np.int64))
-        except (CollageError, IndexError) as error:
-            missing.append(str(error))
-            continue
-        found |= {p: read[i] for i, p in enumerate(places.tolist()) if good[i]}
+    found, missing = from_shards({number: entries[number] for number in numbers}, shards, read)
+    pixels = {place: image for of in found.values() for place, image in of.items()}
     if not missing:
-        return found, ()
-    return found, (
+        return pixels, ()
+    return pixels, (
         f"No pictures of {counted(len(missing), 'shard')}: {missing[0]}. --shards PATH says "
         "where they are now.",
     )

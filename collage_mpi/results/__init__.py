@@ -1,7 +1,6 @@
 """Results: a row for every image, group and task of a run, and what can be read from them.
 
-Owns: the public names of this package, resolved on first use.
-Does not know: networks, images.
+The public names are resolved on first use.
 """
 
 from __future__ import annotations
@@ -10,68 +9,46 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collage_mpi.results.comparison import compare, render_comparison
-    from collage_mpi.results.export import export_run
-    from collage_mpi.results.names import ImageNames, image_names
-    from collage_mpi.results.reader import Results, read_results
-    from collage_mpi.results.render import render_summary
-    from collage_mpi.results.rows import (
-        GROUP_ROW,
-        IMAGE_ROW,
-        KEY_ROW,
-        KINDS,
-        OUTCOMES,
-        SOURCES,
-        TASK_ROW,
-        GroupRow,
-        ImageRow,
-        TaskRow,
-        wait_ns,
-    )
-    from collage_mpi.results.summary import summarise, write_summary
-    from collage_mpi.results.verify import VerifyReport, verify_run
-    from collage_mpi.results.writer import RunWriter
+    from collage_mpi.results.comparison import compare as compare
+    from collage_mpi.results.comparison import render_comparison as render_comparison
+    from collage_mpi.results.export import export_run as export_run
+    from collage_mpi.results.names import ImageNames as ImageNames
+    from collage_mpi.results.names import image_names as image_names
+    from collage_mpi.results.reader import Results as Results
+    from collage_mpi.results.reader import read_results as read_results
+    from collage_mpi.results.render import render_summary as render_summary
+    from collage_mpi.results.rows import GROUP_ROW as GROUP_ROW
+    from collage_mpi.results.rows import IMAGE_ROW as IMAGE_ROW
+    from collage_mpi.results.rows import KEY_ROW as KEY_ROW
+    from collage_mpi.results.rows import KINDS as KINDS
+    from collage_mpi.results.rows import OUTCOMES as OUTCOMES
+    from collage_mpi.results.rows import SOURCES as SOURCES
+    from collage_mpi.results.rows import TASK_ROW as TASK_ROW
+    from collage_mpi.results.rows import GroupRow as GroupRow
+    from collage_mpi.results.rows import ImageRow as ImageRow
+    from collage_mpi.results.rows import TaskRow as TaskRow
+    from collage_mpi.results.rows import wait_ns as wait_ns
+    from collage_mpi.results.summary import summarise as summarise
+    from collage_mpi.results.summary import write_summary as write_summary
+    from collage_mpi.results.verify import VerifyReport as VerifyReport
+    from collage_mpi.results.verify import verify_run as verify_run
+    from collage_mpi.results.writer import RunWriter as RunWriter
 
-_HOME = {
-    **dict.fromkeys(("compare", "render_comparison"), "comparison"),
-    "export_run": "export",
-    **dict.fromkeys(("Results", "read_results"), "reader"),
-    "render_summary": "render",
-    **dict.fromkeys(("GROUP_ROW", "IMAGE_ROW", "KEY_ROW", "TASK_ROW"), "rows"),
-    **dict.fromkeys(("KINDS", "OUTCOMES", "SOURCES", "wait_ns"), "rows"),
-    **dict.fromkeys(("GroupRow", "ImageRow", "TaskRow"), "rows"),
-    **dict.fromkeys(("summarise", "write_summary"), "summary"),
-    **dict.fromkeys(("VerifyReport", "verify_run"), "verify"),
-    **dict.fromkeys(("ImageNames", "image_names"), "names"),
-    "RunWriter": "writer",
+_NAMES = {  # module -> its public names
+    "comparison": "compare render_comparison",
+    "export": "export_run",
+    "names": "ImageNames image_names",
+    "reader": "Results read_results",
+    "render": "render_summary",
+    "rows": "GROUP_ROW IMAGE_ROW KEY_ROW TASK_ROW KINDS OUTCOMES SOURCES wait_ns "
+    "GroupRow ImageRow TaskRow",
+    "summary": "summarise write_summary",
+    "verify": "VerifyReport verify_run",
+    "writer": "RunWriter",
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
-__all__ = [
-    "GROUP_ROW",
-    "IMAGE_ROW",
-    "KEY_ROW",
-    "KINDS",
-    "OUTCOMES",
-    "SOURCES",
-    "TASK_ROW",
-    "GroupRow",
-    "ImageNames",
-    "ImageRow",
-    "Results",
-    "RunWriter",
-    "TaskRow",
-    "VerifyReport",
-    "compare",
-    "export_run",
-    "image_names",
-    "read_results",
-    "render_comparison",
-    "render_summary",
-    "summarise",
-    "verify_run",
-    "wait_ns",
-    "write_summary",
-]
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

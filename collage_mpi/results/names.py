@@ -1,18 +1,15 @@
 """Which file got which class: names for the numbers in a run's rows.
 
-Owns: class names, shard names and ids of image rows; where ids are looked for.
-Does not know: export formats, how a shard is read safely.
-
 Ids lie in the shards and not in the run. A shard's are taken where its fingerprint is that of
 the run: the same file, wherever it is now.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,6 +19,7 @@ from collage_mpi.results.manifest import Json
 if TYPE_CHECKING:
     from collage_mpi.shards import ShardInfo
 
+_T = TypeVar("_T")
 NAME_COLUMNS = ("id", "shard_name", "predicted_name", "label_name")
 
 
@@ -107,30 +105,42 @@ def _ids(
     from collage_mpi.shards.ids import read_ids
 
     sought = {number: entry for number, entry in known.items() if entry.get("path")}
-    infos, why = find_shards([entry["path"] for entry in sought.values()], shards)
-    ids, missing, bare = {}, [], 0
-    for number, entry in sought.items():
-        info = infos.get(entry["fingerprint"])
-        if info is None:
-            missing.append(why.get(entry["path"]) or _not_found(entry["path"], shards, why))
-            continue
-        try:
-            own = read_ids(info)
-        except CollageError as error:
-            missing.append(str(error))
-            continue
-        bare += own is None
-        if own is not None:
-            ids[number] = own
+    found, missing = from_shards(sought, shards, lambda _, info: read_ids(info))
+    ids = {number: own for number, own in found.items() if own is not None}
     notes = []
     if missing:
         notes.append(
             f"no ids of {len(missing):,} of {len(sought):,} shards: {missing[0]}. --shards PATH "
             "says where they are now"
         )
-    if bare:
-        notes.append(f"{bare:,} of {len(sought):,} shards hold no ids")
+    if len(ids) < len(found):
+        notes.append(f"{len(found) - len(ids):,} of {len(sought):,} shards hold no ids")
     return ids, tuple(notes)
+
+
+def from_shards(
+    entries: Mapping[int, Json],
+    shards: Sequence[Path | str] | None,
+    read: Callable[[int, ShardInfo], _T],
+) -> tuple[dict[int, _T], list[str]]:
+    """What `read` finds in the shards of a run, by number; and why nothing is found in others.
+
+    Args:
+        entries: number -> entry in the manifest, with a path.
+        shards: files and folders to look in instead, as in `image_names`.
+    """
+    infos, why = find_shards([entry["path"] for entry in entries.values()], shards)
+    found, missing = {}, []
+    for number, entry in entries.items():
+        info = infos.get(entry["fingerprint"])
+        if info is None:
+            missing.append(why.get(entry["path"]) or _not_found(entry["path"], shards, why))
+            continue
+        try:
+            found[number] = read(number, info)
+        except (CollageError, IndexError) as error:
+            missing.append(str(error))
+    return found, missing
 
 
 def _not_found(path: str, shards: Sequence[Path | str] | None, why: dict[str, str]) -> str:
