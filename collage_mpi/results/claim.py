@@ -1,8 +1,5 @@
 """Who may write to a run's folder: one claim at a time, and how a dead one is told.
 
-Owns: the claim file, its heartbeat, the judgement of others' claims, the check before a write.
-Does not know: what is written, sessions.
-
 A claim is a file `claim-N` made with O_EXCL, which holds on file servers too. It begins with a
 counter that a thread of its holder moves on every second; behind it stands who that is. No
 clocks of two machines are compared, nor file times: a claim is dead when its counter has stood

@@ -1,9 +1,4 @@
-"""A run's rows for other tools: CSV, Parquet or HDF5.
-
-Owns: the exported columns (names for codes, classes and images, absent values left empty,
-wait_ns added) and the three file formats.
-Does not know: how a run is verified; it exports incomplete runs as well.
-"""
+"""A run's rows for other tools: CSV, Parquet or HDF5."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""What the files of a run and of an experiment are called.
-
-Owns: the names, which never change: runs of older versions are read by them.
+"""What the files of a run and of an experiment are called. The names never change: runs of older
+versions are read by them.
 """
 
 from __future__ import annotations

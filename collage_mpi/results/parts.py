@@ -1,8 +1,5 @@
 """Parts: the append-only files of a run's rows.
 
-Owns: the names of parts, the format of one, how damage in it is found, which of them count.
-Does not know: who writes when, what the columns mean, the manifest's other keys.
-
 A part is a plain `.npy` file (numpy.load reads it) with 20 bytes behind the array: a
 mark, the length and the CRC-32 of all that came before. The checksum travels in the
 same file, so one rename commits both, and there is no moment at which a kill leaves

@@ -1,7 +1,4 @@
-"""A trace of service times made from finished runs: what their single ranks took.
-
-Owns: which of a run's tasks enter a trace.
-"""
+"""A trace of service times made from finished runs: what their single ranks took."""
 
 from __future__ import annotations
 

@@ -236,8 +236,11 @@ class Buffer:
 
 
 class Pending(NamedTuple):
-    """A part of a team that is on the disk and that no reader sees yet; `images`: its rows, (n,)
-    of IMAGE_ROW, where they are of images."""
+    """A part of a team that is on the disk and that no reader sees yet.
+
+    Attributes:
+        images: its rows, (n,) of IMAGE_ROW; None of other tables.
+    """
 
     table: str
     number: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import numpy as np
 
@@ -57,6 +57,18 @@ _STRUCT_OF = {
 }
 
 
+# What a column holds, and how it is stored; one of plain `int` is int64.
+U1 = Annotated[int, "<u1"]
+U2 = Annotated[int, "<u2"]
+U4 = Annotated[int, "<u4"]
+U8 = Annotated[int, "<u8"]
+I2 = Annotated[int, "<i2"]
+I4 = Annotated[int, "<i4"]
+F4 = Annotated[float, "<f4"]
+Flag = Annotated[bool, "?"]
+Reason = Annotated[bytes | str, f"S{REASON_BYTES}"]
+
+
 class ImageRow(NamedTuple):
     """One image of the input and what became of it (C4). All `_ns` are rank 0's clock.
 
@@ -64,18 +76,18 @@ class ImageRow(NamedTuple):
     `answered`; `label` only where `has_label`; `other` and `other_score` only where `audited`.
     """
 
-    shard: int
-    row: int
+    shard: U4
+    row: U8
     group: int
-    cell: int
-    source: int  # index into SOURCES
-    answered: bool
-    predicted: int
-    score: float
-    has_label: bool
-    label: int
-    rank: int
-    attempt: int
+    cell: I2
+    source: U1  # index into SOURCES
+    answered: Flag
+    predicted: I4
+    score: F4
+    has_label: Flag
+    label: I4
+    rank: I4
+    attempt: U1
     t0_ns: int  # since the session began
     latency_ns: int
     read_ns: int
@@ -83,27 +95,27 @@ class ImageRow(NamedTuple):
     decode_ns: int
     compute_ns: int  # compute and held: of the answering task
     held_ns: int
-    session: int
-    warmup: bool
-    audited: int  # index into AUDITS
-    other: int  # class that the other network gave, whose answer does not count
-    other_score: float
-    reason: bytes | str
+    session: U2
+    warmup: Flag
+    audited: U1  # index into AUDITS
+    other: I4  # class that the other network gave, whose answer does not count
+    other_score: F4
+    reason: Reason
 
 
 class GroupRow(NamedTuple):
     """One group of images: released together, done when its last image is resolved."""
 
     group: int
-    images: int
+    images: I4
     t0_ns: int
     latency_ns: int
     read_ns: int
     encode_ns: int
-    classes: int  # distinct labels in the group, 0 where the input has none
-    collage_cells: int  # images that the collage resolved
-    session: int
-    warmup: bool
+    classes: I4  # distinct labels in the group, 0 where the input has none
+    collage_cells: I4  # images that the collage resolved
+    session: U2
+    warmup: Flag
 
 
 class TaskRow(NamedTuple):
@@ -113,21 +125,21 @@ class TaskRow(NamedTuple):
     """
 
     task: int
-    rank: int
-    kind: int  # index into KINDS
+    rank: I4
+    kind: U1  # index into KINDS
     group: int
-    attempt: int
-    items: int
-    resolved: int  # images it resolved (parity: not those its answer only helped to decode)
+    attempt: U1
+    items: U2
+    resolved: U2  # images it resolved (parity: not those its answer only helped to decode)
     sent_ns: int
     done_ns: int
     compute_ns: int
     held_ns: int
     drawn_ns: int
-    outcome: int  # index into OUTCOMES
-    session: int
-    warmup: bool
-    reason: bytes | str
+    outcome: U1  # index into OUTCOMES
+    session: U2
+    warmup: Flag
+    reason: Reason
 
 
 # What a row given by field names may leave out. Session is not here: the writer knows it.
@@ -138,55 +150,6 @@ _MAY_OMIT: dict[str, Any] = {
     **dict.fromkeys(("has_label", "warmup"), False),
     "collage_cells": 0,
     "reason": b"",
-}
-
-# Columns that came after version 0.1.0: what they hold in the rows of runs made before.
-_LATER: dict[type, dict[str, Any]] = {
-    ImageRow: dict.fromkeys(("audited", "other", "other_score"), 0),
-    GroupRow: {},
-    TaskRow: {},
-}
-
-_REASON = f"S{REASON_BYTES}"
-
-_TYPES: dict[type, dict[str, str]] = {
-    ImageRow: {
-        "shard": "<u4",
-        "row": "<u8",
-        "cell": "<i2",
-        "source": "<u1",
-        "answered": "?",
-        "predicted": "<i4",
-        "score": "<f4",
-        "has_label": "?",
-        "label": "<i4",
-        "rank": "<i4",
-        "attempt": "<u1",
-        "session": "<u2",
-        "warmup": "?",
-        "audited": "<u1",
-        "other": "<i4",
-        "other_score": "<f4",
-        "reason": _REASON,
-    },
-    GroupRow: {
-        "images": "<i4",
-        "classes": "<i4",
-        "collage_cells": "<i4",
-        "session": "<u2",
-        "warmup": "?",
-    },
-    TaskRow: {
-        "rank": "<i4",
-        "kind": "<u1",
-        "attempt": "<u1",
-        "items": "<u2",
-        "resolved": "<u2",
-        "outcome": "<u1",
-        "session": "<u2",
-        "warmup": "?",
-        "reason": _REASON,
-    },
 }
 
 
@@ -204,22 +167,25 @@ class TableLayout:
     has_reason: bool
 
 
-def _table(name: str, row: type, coded: dict[str, dict[str, int]]) -> TableLayout:
-    """Derive both layouts from the row class; a column not listed in _TYPES is int64."""
-    fields: tuple[str, ...] = row._fields  # type: ignore[attr-defined]
-    types = [_TYPES[row].get(field, "<i8") for field in fields]
-    dtype = np.dtype(list(zip(fields, types, strict=True)))
+def _table(
+    name: str, row: type, coded: dict[str, dict[str, int]], later: dict[str, Any]
+) -> TableLayout:
+    """Derive both layouts from the row class."""
+    hints = get_type_hints(row, include_extras=True)
+    types = [getattr(hint, "__metadata__", ("<i8",))[0] for hint in hints.values()]
+    dtype = np.dtype(list(zip(hints, types, strict=True)))
     packer = struct.Struct("<" + "".join(_STRUCT_OF[code] for code in types))
     assert packer.size == dtype.itemsize
     required = {"rank"} if row is TaskRow else set()
-    defaults = {key: _MAY_OMIT[key] for key in fields if key in _MAY_OMIT and key not in required}
-    has_reason = fields[-1] == "reason"
-    return TableLayout(name, row, dtype, packer, coded, defaults, _LATER[row], has_reason)
+    defaults = {key: _MAY_OMIT[key] for key in hints if key in _MAY_OMIT and key not in required}
+    return TableLayout(name, row, dtype, packer, coded, defaults, later, "reason" in hints)
 
 
-IMAGES = _table("images", ImageRow, {"source": SOURCE_CODE, "audited": AUDIT_CODE})
-GROUPS = _table("groups", GroupRow, {})
-TASKS = _table("tasks", TaskRow, {"kind": KIND_CODE, "outcome": OUTCOME_CODE})
+# The columns that came after version 0.1.0 hold 0 in the rows of runs made before.
+_AUDITED = dict.fromkeys(("audited", "other", "other_score"), 0)
+IMAGES = _table("images", ImageRow, {"source": SOURCE_CODE, "audited": AUDIT_CODE}, _AUDITED)
+GROUPS = _table("groups", GroupRow, {}, {})
+TASKS = _table("tasks", TaskRow, {"kind": KIND_CODE, "outcome": OUTCOME_CODE}, {})
 TABLES = (IMAGES, GROUPS, TASKS)
 
 IMAGE_ROW = IMAGES.dtype

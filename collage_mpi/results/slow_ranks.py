@@ -1,9 +1,5 @@
 """Which ranks, GPUs and hosts of a run were slower than their peers, by how much, how surely.
 
-Owns: whose service times are compared with whose, the interval, the verdict, which hosts
-another job had better leave out.
-Does not know: what the run would have taken without them (simulation/without).
-
 A rank's level is the median of its service times (compute and held of each message, over what a
 batch of that size takes); its peers' is the median of the levels of the other ranks that hold
 the same kind of network. Their ratio says how many times slower it was, and does not ask how
@@ -50,14 +46,14 @@ class Speed:
     Attributes:
         unit: "rank", "gpu" or "host".
         name: "rank 3", "node7 cuda:1", "node7".
-        ranks: that it is, or that are on it.
+        ranks: the rank itself, or all ranks on the GPU or host.
         host: None where the run does not tell.
         messages: answered, of measured groups; a batch is one.
-        samples: independent service times that they are worth, over its ranks.
+        samples: how many independent service times the messages of all its ranks are worth.
         unanswered: tasks that failed, were lost or had no end yet.
         median_ms: of its service times, of a single input; None without any.
-        peers: ranks that it is compared with.
-        ratio: its level over theirs; None where either is not known.
+        peers: number of ranks that it is compared with.
+        ratio: its level divided by theirs; None where either is not known.
         interval: of the ratio, simultaneous over the run (95 %); None where samples are too few.
         slow: the whole interval lies above `over`, and the ratio does in each third of the run.
     """

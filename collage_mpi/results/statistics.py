@@ -1,8 +1,5 @@
 """Statistics of latencies: what a sample can support, and nothing more.
 
-Owns: percentiles with their support rule and intervals, spread, the empirical distribution.
-Does not know: runs, files, figures, where the numbers come from.
-
 A percentile q is printed only where n >= ln(0.025) / ln(q): below that the sample's
 maximum lies under the true quantile with more than 2.5 % probability, and no upper
 confidence bound exists. n counts *groups*: images of one group share their release and

@@ -1,8 +1,5 @@
 """The summary of one run: latency, its parts, accuracy, and the price (C8).
 
-Owns: which rows enter which number, and the layout of summary.json.
-Does not know: how it is printed (render), other runs (comparison).
-
 Warm-up groups enter no time, share or price; accuracy is that of all labelled images. Times
 in the summary are ms or s and say so in their names; a number the sample cannot support is None,
 with the n it needs.

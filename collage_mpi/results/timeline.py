@@ -1,9 +1,5 @@
 """What each rank did when, from the rows of a run; also as Chrome trace events.
 
-Owns: bars of service and of waiting, what counts as a straggler, how a bar is called and
-coloured, the trace's JSON.
-Does not know: how bars are drawn, statistics.
-
 A bar is as long as the rank's own clock said (compute + held). Where it lies is rank 0's: it
 ends when the answer was noticed, or, as a rank does one thing at a time, when the rank's next
 one began if that was earlier. So it lies late by the answer's way and rank 0's polling.

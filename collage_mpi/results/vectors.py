@@ -1,9 +1,5 @@
 """What is kept of images beyond their class, as Parquet beside the rows: a file for each part.
 
-Owns: the names of these files, their columns, writing one, reading one, which parts of images have
-theirs.
-Does not know: which answer a vector came with, when a part is written, statistics.
-
 `vectors/vectors-SSSS-NNNNNN.parquet` belongs to `parts/images-SSSS-NNNNNN.npy`: it holds the
 answered images of that part in their order, and is there first. So a row that is on the disk has
 its vector, whenever a kill comes; a part of images whose file here is gone does not count, and

@@ -1,8 +1,5 @@
 """Proof that a run holds every image exactly once, and that its three tables agree.
 
-Owns: the checks and their wording.
-Does not know: shards (it trusts the fingerprints in the manifest), statistics.
-
 Groups and tasks are checked for sessions that closed: a killed session may have lost
 the last seconds of any table, and its lost images were done again by the next one.
 """

@@ -1,8 +1,5 @@
 """Which scheme to choose: the candidates, simulated on service times that a user measured.
 
-Owns: which schemes are compared on N + spare ranks, what each gains and costs, which is advised.
-Does not know: flags, how it is printed, virtual time.
-
 All candidates meet the same times on the same ranks: a placement, which machine is which rank, is
 drawn anew for each repeat. Percentiles are of the groups of all placements together, and in open
 loop of their images.

@@ -1,8 +1,4 @@
-"""What things take on rank 0 and on the way: stated, read from a file, or from a real run.
-
-Owns: the costs of a simulation, their file, how they are measured from a run's rows.
-Does not know: the simulator, how a run measures its own rank 0 (coordinator).
-"""
+"""What things take on rank 0 and on the way: stated, read from a file, or from a real run."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Real answers for a simulation: what the networks said of the same images.
-
-Owns: reading and checking the file of `evaluate --save-answers`, which row an image takes.
-Does not know: networks, how the file was made, when an answer comes.
-"""
+"""Real answers for a simulation: what the networks said of the same images."""
 
 from __future__ import annotations
 

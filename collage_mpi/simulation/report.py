@@ -1,8 +1,4 @@
-"""A simulation beside a real run.
-
-Owns: which numbers are shown.
-Does not know: how a number came about.
-"""
+"""A simulation beside a real run."""
 
 from __future__ import annotations
 

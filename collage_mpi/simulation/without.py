@@ -1,8 +1,5 @@
 """What a run would have taken had its slow ranks been like their peers.
 
-Owns: the replay of a run's own service times, and the two simulations that are compared.
-Does not know: which ranks are slow (results/slow_ranks).
-
 Both simulations replay what each rank was seen to take, in its order, under the run's settings
 and rank 0's costs; in the second one the times of a slow rank are divided by how many times
 slower than its peers it was. What the first one says against the run itself tells how far to

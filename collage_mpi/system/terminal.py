@@ -8,28 +8,18 @@ import io
 import sys
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from collage_mpi.system.environment import launcher_rank
 from collage_mpi.system.printable import printable
+from collage_mpi.system.table import Table
 
 
-def make_table(*columns: str) -> Table:
-    """A table without lines: names on the left, numbers on the right. Without columns it has no
-    header.
+def make_table(*columns: str) -> RichTable:
+    """A table without lines, for rows to be added: names on the left, numbers on the right. Without
+    columns it has no header.
     """
-    table = Table(
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-        header_style="bold",
-        show_header=bool(columns),
-        title_justify="left",
-        title_style="bold",
-    )
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i > 0)
-    return table
+    return Table(columns, ()).drawn()
 
 
 def to_text(renderable: RenderableType, width: int | None = None) -> str:
