@@ -26,7 +26,7 @@ from collage_mpi.errors import ExitCode
 from collage_mpi.faults.process_monitor import CoordinatorMonitor
 from collage_mpi.job.handshake import ServiceCosts
 from collage_mpi.job.lead import build_lead
-from collage_mpi.job.network_loader import NetworkLoader
+from collage_mpi.job.networks import NetworkLoader
 from collage_mpi.job.plan import Plan, make_plan
 from collage_mpi.job.provenance import make_manifest
 from collage_mpi.job.session import Audience, TeamSession

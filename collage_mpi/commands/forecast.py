@@ -20,7 +20,7 @@ from collage_mpi.doctor.gather import free_bytes
 from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.job.handshake import handshake, refuse_other_networks, service_costs, welcomes
-from collage_mpi.job.network_loader import NetworkLoader, gpus_here
+from collage_mpi.job.networks import NetworkLoader, gpus_here
 from collage_mpi.job.plan import (
     Plan,
     make_plan,

@@ -16,7 +16,7 @@ from typing import Any
 
 from collage_mpi.errors import ExitCode
 from collage_mpi.faults.process_monitor import CoordinatorMonitor, ProcessMonitor
-from collage_mpi.job.network_loader import NetworkLoader
+from collage_mpi.job.networks import NetworkLoader
 from collage_mpi.job.team import LeadLink
 from collage_mpi.job.worker import Worker
 from collage_mpi.job.worker_group import STOP_LIMIT_S, WorkerGroup
@@ -188,7 +188,7 @@ class _World:
         leave = _end_alone if coordinator else partial(hard_exit.leave, ExitCode.INCOMPLETE)
         monitor = CoordinatorMonitor(rank, leave, coordinator)
         try:
-            code = Worker(transport, loader, monitor=monitor, stays=not self.tolerant).serve()
+            code = Worker(transport, loader, monitor=monitor).serve()
         except RankFailure:
             leave()
         transport.close()

@@ -1,12 +1,7 @@
-"""The images of tasks by place, read on the rank that computes them.
+"""The images of tasks by place, read on the rank that computes on them.
 
-Owns: the input's description as it travels, the check at the start that this host has the same
-input, the thread that reads, and pastes, while the network computes, which images could not be
-read and why.
-Does not know: messages, networks, how a shard is read (shards/), a picture is pasted (encoding/).
-
-Files are opened here without a process apart: rank 0's has opened the same bytes, which stamp or
-SHA-256 tell before HDF5 sees them.
+A thread reads the images, and pastes them, while the network computes. Files are opened in this
+process: rank 0 has opened the same bytes, which their stamp or SHA-256 shows before HDF5 sees them.
 """
 
 from __future__ import annotations
@@ -34,7 +29,7 @@ if TYPE_CHECKING:
     from collage_mpi.shards.reader import ShardSet
 
 Place = tuple[int, int]  # shard number, row
-Faults = list[Unread | None]  # one an image
+Faults = tuple[Unread | None, ...]  # one per image; () if all were read
 
 
 class Wanted(NamedTuple):
@@ -45,14 +40,14 @@ class Wanted(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What a network is given for tasks, (n, H, W, C) uint8 each, and each one's faults."""
+    """What a network is given for each task, (n, H, W, C) uint8, and the faults of each task."""
 
     arrays: list[np.ndarray]
     faults: list[Faults]
 
 
 def described(shards: ShardSet) -> list[str]:
-    """A JSON text a shard: what a rank needs to read it. Of one that is lost, nothing to check."""
+    """A JSON text per shard: what a rank needs to read it. A lost shard has no stamp to check."""
     return [
         json.dumps(
             replace(
@@ -68,10 +63,10 @@ def described(shards: ShardSet) -> list[str]:
 
 
 def decoded(parts: Sequence[np.ndarray | list[bytes]], fit: Fit) -> Inputs:
-    """What tasks carried: pixels as they are, files decoded, an input each."""
+    """What tasks carried: pixels as they are, files decoded."""
     arrays, faults = [], []
     for part in parts:
-        own: Faults = [None] * len(part)
+        own: list[Unread | None] = [None] * len(part)
         if isinstance(part, list):
             found = np.zeros((len(part), *fit.shape), np.uint8)
             for i, data in enumerate(part):
@@ -81,7 +76,7 @@ def decoded(parts: Sequence[np.ndarray | list[bytes]], fit: Fit) -> Inputs:
                     own[i] = Unread(f"cannot be decoded: {error}", of_input=True)
             part = found
         arrays.append(part)
-        faults.append(own)
+        faults.append(_if_any(own))
     return Inputs(arrays, faults)
 
 
@@ -89,19 +84,19 @@ class RowReader:
     """The job's input as this host has it.
 
     Args:
-        descriptions: of all shards, as `described` made them, in their order.
-        hash_limit_bytes: a file of another stamp than rank 0's that is larger is taken for another
-            one; None hashes any.
+        descriptions: of all shards in order, as `described` made them.
+        hash_limit_bytes: a file with another stamp than rank 0's is hashed up to this size, and
+            taken for another file if it is larger; None hashes files of any size.
 
     Raises:
         EnvironmentFault: this host cannot open a shard, or has another file under its name.
-        WireFault: a description is none.
+        WireFault: a description cannot be read.
     """
 
     def __init__(self, descriptions: Sequence[str], hash_limit_bytes: int | None = None) -> None:
         from collage_mpi.shards.reader import ShardSet
 
-        self._thread = ThreadPoolExecutor(1, "read")  # made at its first use
+        self._thread = ThreadPoolExecutor(1, "read")  # its thread starts at the first use
         try:
             self._shards = ShardSet(
                 [ShardInfo.from_json(json.loads(text)) for text in descriptions]
@@ -118,21 +113,21 @@ class RowReader:
             raise WireFault(f"rank 0 sent a shard that cannot be: {error!r}") from error
 
     def begin(self, tasks: Sequence[Wanted], encoder: AnyEncoder | None) -> Future[Inputs]:
-        """Begin to make `inputs`, in a thread, in the order of these calls."""
+        """Begin to make `inputs` in the thread, in the order of these calls."""
         return self._thread.submit(self.inputs, tasks, encoder)
 
     def inputs(self, tasks: Sequence[Wanted], encoder: AnyEncoder | None) -> Inputs:
-        """The tasks' images, an input each; with an encoder one picture a task, in which the
-        cells of those that cannot be read are blank.
+        """The images of each task. With an encoder one picture per task, in which the cells of
+        images that cannot be read are blank.
 
         Raises:
-            WireFault: there is no such place.
+            WireFault: the input has no such place.
         """
         places = [place for task in tasks for place in task.places]
         images, faults = self.read(places) if encoder is None else self._cells(places, encoder)
         ends = list(accumulate(len(task.places) for task in tasks))
         parts = [slice(end - len(t.places), end) for t, end in zip(tasks, ends, strict=True)]
-        own = [faults[part] for part in parts]
+        own = [_if_any(faults[part]) for part in parts]
         if encoder is None:
             return Inputs([images[part] for part in parts], own)
         pictures = np.empty((len(tasks), 1, *encoder.input_shape), np.uint8)
@@ -141,19 +136,21 @@ class RowReader:
             paste_group(encoder, ((n, None if why else cell) for n, cell, why in each), out[0])
         return Inputs(list(pictures), own)
 
-    def _cells(self, places: Sequence[Place], encoder: AnyEncoder) -> tuple[np.ndarray, Faults]:
-        """(n, h, w, C) uint8: as stored, or shrunk from the images; and faults as `read`."""
+    def _cells(
+        self, places: Sequence[Place], encoder: AnyEncoder
+    ) -> tuple[np.ndarray, list[Unread | None]]:
+        """(n, h, w, C) uint8, as stored or shrunk from the images; and faults as from `read`."""
         maker = make_cell_maker(encoder, self._shards.cell_sizes)
         if maker.stored_px is None:
-            pixels, faults = self.read(places)
-            return maker.shrink(pixels), faults
+            pixels, found = self.read(places)
+            return maker.shrink(pixels), found
         indices = np.array([self._index(*place) for place in places], dtype=np.int64)
         try:
             cells, good = self._shards.read_cells(indices, maker.stored_px)
-        except ShardFault:  # of some of them, maybe: `read` finds out
+        except ShardFault:  # perhaps of some images only: `read` finds out
             cells = np.zeros((len(places), *encoder.cell_shape), np.uint8)
             good = np.zeros(len(places), bool)
-        faults = [None] * len(places)
+        faults: list[Unread | None] = [None] * len(places)
         missing = np.flatnonzero(~good).tolist()
         if missing:
             pixels, found = self.read([places[i] for i in missing])
@@ -162,14 +159,15 @@ class RowReader:
                 faults[i] = why
         return cells, faults
 
-    def read(self, places: Sequence[Place]) -> tuple[np.ndarray, Faults]:
+    def read(self, places: Sequence[Place]) -> tuple[np.ndarray, list[Unread | None]]:
         """The images at these places, checked.
 
         Returns:
-            (n, H, W, C) uint8, zeros where one is not usable, and why it is not, or None.
+            (n, H, W, C) uint8, zeros for an image that cannot be used; and for each image None, or
+            why it cannot.
 
         Raises:
-            WireFault: there is no such place.
+            WireFault: the input has no such place.
         """
         indices = np.array([self._index(*place) for place in places], dtype=np.int64)
         try:
@@ -178,7 +176,7 @@ class RowReader:
             if len(places) == 1:
                 none = np.zeros((1, *self._shards.shape), np.uint8)
                 return none, [Unread(str(fault), of_input=False)]
-            # of some other's shard, maybe: one by one
+            # perhaps the fault of another image's shard: one by one
             each = [self.read([place]) for place in places]
             return np.concatenate([own for own, _ in each]), [why for _, (why,) in each]
         faults = [
@@ -188,7 +186,7 @@ class RowReader:
         return pixels, faults
 
     def close(self) -> None:
-        """Close the files, once what is being read has been; what waits is given up."""
+        """Close the files after the reading that has begun; what waits is given up."""
         self._thread.shutdown(cancel_futures=True)
         self._shards.close()
 
@@ -197,3 +195,7 @@ class RowReader:
         if shard >= len(infos) or row >= infos[shard].count:
             raise WireFault(f"row {row} of shard {shard}: there is no such place in the input")
         return self._shards.span(shard)[0] + row
+
+
+def _if_any(faults: Sequence[Unread | None]) -> Faults:
+    return tuple(faults) if any(faults) else ()

@@ -32,7 +32,7 @@ from collage_mpi.job.messages import (
 )
 from collage_mpi.job.plan import Plan
 from collage_mpi.job.recorder import Recorder, Totals
-from collage_mpi.job.worker import CoordinatorMonitor, Endpoint
+from collage_mpi.job.worker import Endpoint, Rank0Watch
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import RankFailure
 from collage_mpi.results.row_sink import RowSink
@@ -90,7 +90,7 @@ class LeadLink:
     def __init__(
         self,
         endpoint: Endpoint,
-        monitor: CoordinatorMonitor,
+        monitor: Rank0Watch,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._progress: Callable[[], Progress] = lambda: Progress(0, 0, 0)

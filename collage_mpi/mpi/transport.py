@@ -329,7 +329,7 @@ class WorkerTransport:
         coordinator: int = 0,
     ) -> None:
         self.rank: int = comm.Get_rank()
-        self.coordinator = coordinator
+        self.coordinator, self.fault_tolerant = coordinator, fault_tolerant
         self._comm, self._mpi = comm, mpi
         self._errors = _rank_errors(mpi, fault_tolerant)
         self._sends = PendingSends(comm, self._errors)

@@ -293,6 +293,7 @@ class FakeEndpoint:
         self.control: deque[np.ndarray] = deque()
         self.inbox: deque[np.ndarray] = deque()
         self.sent: list[np.ndarray] = []
+        self.fault_tolerant = True
         self.ring: tuple[int, int] | None = None  # (nbytes, slots)
         self.at_poll: Callable[[], None] = lambda: None
 

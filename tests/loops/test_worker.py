@@ -31,7 +31,8 @@ from collage_mpi.job.messages import (
     Stop,
     Welcome,
 )
-from collage_mpi.job.worker import RING_SPARE, Worker, _outcome_of
+from collage_mpi.job.networks import result_of
+from collage_mpi.job.worker import RING_SPARE, Worker
 from collage_mpi.kinds import KIND
 from collage_mpi.models.null import NullPredictor
 from collage_mpi.models.specs import ParitySpec
@@ -410,7 +411,7 @@ def test_stop_is_acknowledged_and_its_code_is_the_rank_s():
 
 def test_in_a_plain_world_it_stays_until_all_have_said_goodbye():
     bench = Bench(start=False)
-    bench.worker._stays = True
+    bench.endpoint.fault_tolerant = False
     bench.endpoint.tell(Stop(3), session=0)
     bench.run()
     assert bench.endpoint.told() == [Bye()]
@@ -828,8 +829,8 @@ def test_the_parity_network_is_held_by_its_cost_ratio():
 def test_a_coded_image_s_scores_travel_as_a_single_s_and_a_parity_network_s_as_they_are(kind):
     scores = np.array([[[0.75, 0.25]]], np.float32)
     task = WireTask(1, 0, 1, kind, ((0, 0), (1, 1)))
-    cells, said = _outcome_of(task, scores, "logits")
-    assert cells == (None, None)
+    result = result_of(task, scores, "logits")
+    assert result.cells == (None, None)
     assert np.array_equal(
-        said, summands(scores[:, 0], "logits") if kind == "coded" else scores[:, 0]
+        result.vectors, summands(scores[:, 0], "logits") if kind == "coded" else scores[:, 0]
     )

@@ -38,7 +38,7 @@ SAME: dict[tuple[str, str], str] = {
         "FOR_EVER_NS = 1 << (61)  # of the clock: a dead rank's hold",
     ): "73 years",
     (
-        "collage_mpi/job/worker.py",
+        "collage_mpi/job/networks.py",
         "said = scores[:, (-1)]  # (1, classes)",
     ): "of a stripe there is one row of scores",
     (

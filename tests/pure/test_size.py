@@ -23,7 +23,6 @@ LONG = {  # up to tens
     "training/report.make_report": 70,
 }
 MANY_ARGUMENTS = {
-    "job/worker.Worker.__init__": 7,
     "scheduler/state.TaskState.__init__": 7,
     "shards/readahead.ReadAhead.__init__": 8,
     "shards/writer.ShardWriter.__init__": 7,
@@ -33,8 +32,6 @@ MANY_ARGUMENTS = {
     "training/teacher.teacher_views": 7,
 }
 SHARED_NAMES = {
-    "Batch",
-    "CoordinatorMonitor",
     "Core",
     "Lease",
     "Run",

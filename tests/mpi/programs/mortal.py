@@ -22,7 +22,7 @@ from pathlib import Path
 
 from collage_mpi import cli, models
 from collage_mpi.faults import failure_detector, process_monitor
-from collage_mpi.job import main, network_loader, run, worker, worker_group
+from collage_mpi.job import main, networks, run, worker, worker_group
 from collage_mpi.mpi import transport
 from collage_mpi.system import hard_exit, pidfd
 from collage_mpi.system.environment import launcher_rank
@@ -157,11 +157,11 @@ def start(act, count):
 
 
 def load(act, count):
-    before(network_loader.NetworkLoader, "__call__", act, count)
+    before(networks.NetworkLoader, "__call__", act, count)
 
 
 def warm(act, count):
-    before(worker.Worker, "_service_ns", act, count)
+    before(networks.Networks, "service_ns", act, count)
 
 
 def measure(act, count):

@@ -13,7 +13,7 @@ import numpy as np
 
 from collage_mpi import cli, models, results
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.job import coordinator, network_loader, run, worker, worker_group
+from collage_mpi.job import coordinator, networks, run, worker, worker_group
 from collage_mpi.mpi import protocol, transport
 from collage_mpi.results import row_sink
 from collage_mpi.scheduler import Scheduler
@@ -72,7 +72,7 @@ def at_real(batch, act, count):
 
 
 def load():
-    network_loader.NetworkLoader.__call__ = boom
+    networks.NetworkLoader.__call__ = boom
 
 
 def receive():

@@ -7,8 +7,8 @@ import gc
 import pytest
 from job_messages import WELCOME
 
-from collage_mpi.job import network_loader
-from collage_mpi.job.network_loader import NetworkLoader, uncollected
+from collage_mpi.job import networks
+from collage_mpi.job.networks import NetworkLoader, uncollected
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def thawed():
 def test_nothing_is_collected_while_a_network_is_loaded(monkeypatch, thawed):
     collected = []
     monkeypatch.setattr(
-        network_loader, "load_predictor", lambda *a, **k: collected.append(gc.isenabled()) or "it"
+        networks, "load_predictor", lambda *a, **k: collected.append(gc.isenabled()) or "it"
     )
     load = NetworkLoader(1, 3)
     assert [load("w.safetensors", "single", WELCOME) for _ in range(2)] == ["it", "it"]

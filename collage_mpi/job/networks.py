@@ -1,0 +1,282 @@
+"""A worker's networks: loaded on this rank's device, tried out and timed, and asked."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import accumulate
+
+import numpy as np
+
+from collage_mpi.encoding.decode import decode, summands
+from collage_mpi.encoding.vectors import EMBEDDINGS
+from collage_mpi.errors import EnvironmentFault
+from collage_mpi.job.messages import Measured, Welcome
+from collage_mpi.kinds import KIND, TABLE
+from collage_mpi.models import load_predictor
+from collage_mpi.models.info import Geometry, Loading, Predictor
+from collage_mpi.models.null import NULL_CLASSES, NullPredictor
+from collage_mpi.models.own import is_own
+from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult
+from collage_mpi.mpi.tasks import WireTask
+from collage_mpi.scheduler.events import Score
+from collage_mpi.system.environment import (
+    assign_device,
+    local_gpu_rank,
+    local_size,
+    threads_per_rank,
+    visible_devices,
+)
+
+NOT_FINITE = "the network's scores are not finite (NaN or infinite)"
+# Of torch (out of memory; a GPU that fails, since torch 2.8), and Python's own.
+DEVICE_ERRORS = ("OutOfMemoryError", "AcceleratorError", "MemoryError")
+MEASURED_RUNS = 5  # in a round; few, because the networks take turns
+# A slow network, or a busy host, is measured for no longer than this: 5 calls of a network that
+# takes 8 s (417 px on a crowded core) are 40 s in which all other ranks wait.
+MEASURED_NS, LEAST_MEASURED = 2_000_000_000, 2
+
+# (network spec, kind, welcome) -> predictor
+Loader = Callable[[str, str, Welcome], Predictor]
+Clock = Callable[[], int]
+
+
+class NetworkLoader:
+    """Loads each network once, however many sessions use it."""
+
+    def __init__(self, rank: int, world_size: int, team: int = 0) -> None:
+        """`team`: how many ranks each team has; 0 for a single team."""
+        self.rank, self.team = rank, team
+        self.world_size = world_size
+        self._loaded: dict[tuple[str, str, Loading], Predictor] = {}
+
+    def __call__(self, spec: str, kind: str, welcome: Welcome) -> Predictor:
+        """The predictor of a network spec, for ranks of the kind.
+
+        Raises:
+            UsageError, EnvironmentFault, DataFault: as `models.load_predictor`.
+        """
+        kind = KIND[kind].network
+        told = spec == "null" or is_own(spec)  # weights files know their shapes
+        shapes = (welcome.image_shape, welcome.side, welcome.cell_px, welcome.classes)
+        how = Loading(
+            device=welcome.device,
+            tuning=welcome.tuning,
+            geometry=Geometry(*shapes) if told else None,
+            embed=welcome.extras.save == EMBEDDINGS,
+        )
+        if (spec, kind, how) not in self._loaded:
+            with uncollected():
+                self._loaded[spec, kind, how] = self._load(spec, kind, how)
+        return self._loaded[spec, kind, how]
+
+    def _load(self, spec: str, kind: str, how: Loading) -> Predictor:
+        if spec == "null" and not how.embed:
+            assert how.geometry is not None
+            known = how.geometry
+            classes = known.classes or NULL_CLASSES
+            return NullPredictor(kind, known.image_shape, known.side, known.cell_px, classes)
+        threads = threads_per_rank(local_size() or self.world_size)
+        return load_predictor(
+            spec, kind, replace(how, device=self._device(how.device), threads=threads)
+        )
+
+    def _device(self, device: str) -> str:
+        if device == "cpu":
+            return "cpu"
+        import torch
+
+        from collage_mpi.models.predictor import usable_device
+
+        gpus = torch.cuda.device_count()
+        chosen = assign_device(
+            local_gpu_rank(self.rank, team=self.team), visible_devices(), device, gpus
+        )
+        usable_device(chosen)  # torch's current device from now on, also for a user's own network
+        return chosen
+
+
+class Networks:
+    """The networks of a session, by kind.
+
+    Args:
+        clock, cpu_clock: in ns; `cpu_clock` counts the processor time of this process.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: as `load`.
+    """
+
+    def __init__(self, welcome: Welcome, load: Loader, clock: Clock, cpu_clock: Clock) -> None:
+        self._welcome = welcome
+        self._summed = None if welcome.parity is None else welcome.parity.summed
+        self._clock, self._cpu_clock = clock, cpu_clock
+        encoded, image = welcome.encoded_shape, welcome.image_shape
+        self.input_shapes = {kind.name: encoded if kind.encoded else image for kind in TABLE}
+        self.predictors = {
+            kind: load(spec, kind, welcome) for kind, spec in welcome.networks.items()
+        }
+
+    def warm_up(self) -> tuple[dict[str, int], int]:
+        """Run each network with one input and with batches: the ns of one input by kind, and the
+        longest time of any batch.
+
+        Raises:
+            EnvironmentFault: a batch does not fit the device.
+        """
+        for kind in self.predictors:
+            for _ in range(self._welcome.warmup_tasks):
+                self.service_ns(kind, 1)
+        single_ns = {kind: self.service_ns(kind, 3) for kind in self.predictors}
+        batch_ns = [self._try_batches(kind) for kind in self.predictors]
+        return single_ns, max([*batch_ns, *single_ns.values()], default=0)
+
+    def service_ns(self, kind: str, runs: int, batch: int = 1) -> int:
+        """Median time of the kind's network for so many inputs."""
+        return int(statistics.median(wall for wall, _ in self._times_ns(kind, runs, batch)))
+
+    def measured(self, kind: str, batch: int) -> Measured:
+        """What rank 0 asks for before the tasks come, while the other ranks wait."""
+        times = self._times_ns(kind, MEASURED_RUNS, batch)
+        on_cpu = self.predictors[kind].device == "cpu"
+        cpu_ns = int(statistics.median(cpu for _, cpu in times)) if on_cpu else None
+        return Measured(min(wall for wall, _ in times), cpu_ns)
+
+    def _times_ns(self, kind: str, runs: int, batch: int) -> list[tuple[int, int]]:
+        """Of each call the time on the clock, and the processor time."""
+        inputs = np.zeros((batch, *self.input_shapes[kind]), np.uint8)  # (n, H, W, C) uint8
+        times: list[tuple[int, int]] = []
+        until_ns = self._clock() + MEASURED_NS
+        while len(times) < runs and (self._clock() < until_ns or len(times) < LEAST_MEASURED):
+            start_ns, cpu_ns = self._clock(), self._cpu_clock()
+            self.predictors[kind].predict(inputs)
+            cpu_ns = self._cpu_clock() - cpu_ns
+            times.append((self._clock() - start_ns, cpu_ns))
+        return times
+
+    def _try_batches(self, kind: str) -> int:
+        """Run batches of 2, 4, 8 ... up to the largest, which warms them up; ns of the last."""
+        took_ns, fits = 0, 1
+        while fits < self._welcome.batch:
+            size = min(2 * fits, self._welcome.batch)
+            try:
+                took_ns = self.service_ns(kind, 1, size)
+            except Exception as error:
+                if not is_of_device(error):
+                    raise
+                advice = "" if KIND[kind].batched else f": --batch {fits}"
+                raise EnvironmentFault(
+                    f"its device cannot run the {kind} network with a batch of {size} "
+                    f"({type(error).__name__}: {error}); {fits} fit{advice}"
+                ) from error
+            fits = size
+        return took_ns
+
+    def ask(self, tasks: Sequence[WireTask], inputs: Sequence[np.ndarray]) -> list[WireResult]:
+        """The answers to tasks of one kind, as one batch. An exception fails a task, not the job.
+
+        A batch that raises is run again task by task. So a bad input fails no other task, nor does
+        a batch that does not fit the device's memory now. A task also fails if none of its rows of
+        scores is finite: a GPU that has begun to compute nonsense is found by its failures.
+
+        Args:
+            inputs: of each task, (n, H, W, C) uint8.
+        """
+        try:
+            batch = inputs[0] if len(inputs) == 1 else np.concatenate(inputs)  # (n, H, W, C)
+            predictor, embeddings = self.predictors[tasks[0].kind], None
+            if self._welcome.extras.save == EMBEDDINGS:
+                scores, embeddings = predictor.embed(batch)
+            else:
+                scores = predictor.predict(batch)  # (n, cells, classes)
+            results = []
+            for task, part, end in zip(tasks, inputs, accumulate(map(len, inputs)), strict=True):
+                own = slice(end - len(part), end)
+                given = None if embeddings is None else embeddings[own]
+                results.append(self._result(task, scores[own], given))
+            return results
+        except Exception as error:
+            if len(tasks) == 1:
+                return [failed(tasks[0], f"{type(error).__name__}: {error}")]
+        return [self.ask([task], [own])[0] for task, own in zip(tasks, inputs, strict=True)]
+
+    def _result(
+        self, task: WireTask, scores: np.ndarray, embeddings: np.ndarray | None
+    ) -> WireResult:
+        """The answer to a task, with the vectors that the scheme and the user want."""
+        result = result_of(task, scores, self._summed)
+        extras = self._welcome.extras
+        if not extras or result.status == FAILED or not KIND[task.kind].resolves:
+            return result
+        flat = scores.reshape(-1, scores.shape[-1])  # (n or cells, classes)
+        asked = flat[[cell for _, cell in task.items]] if KIND[task.kind].encoded else flat
+        kept = extras.pack(asked, embeddings)  # (items, floats)
+        said = [] if result.vectors is None else [result.vectors]
+        result.vectors = np.concatenate([*said, kept], axis=1)
+        return result
+
+
+def result_of(task: WireTask, scores: np.ndarray, summed: str | None) -> WireResult:
+    """The records of a task's items; the task has failed if no row of its scores is finite.
+
+    The scores of a parity network resolve no image by themselves and travel as they are. The scores
+    of a coded image travel in the same form as those of a single image.
+
+    Args:
+        scores: (n, 1, classes) for a single task or a batch, a row per item; (1, cells, classes)
+            for a collage, a row per cell; (1, 1, classes) for a stripe.
+        summed: in which form the answer to a single image carries its scores for the decoding of
+            others; None if it does not.
+    """
+    kind = KIND[task.kind]
+    if not kind.resolves:
+        said = scores[:, 0]  # (1, classes)
+        if not np.isfinite(scores).all():
+            return failed(task, NOT_FINITE)
+        if kind.runs is not None and summed is not None:
+            said = summands(said, summed)
+        return WireResult(task.task, ANSWERED, cells=(None,) * len(task.items), vectors=said)
+    flat = scores.reshape(-1, scores.shape[-1])  # (n or cells, classes)
+    records = [None if found is None else Score(*found) for found in decode(flat)]
+    if not any(records) and not np.isfinite(flat).all(axis=1).any():
+        return failed(task, NOT_FINITE)
+    places = [cell for _, cell in task.items] if kind.encoded else range(len(task.items))
+    vectors = None if summed is None else summands(scores[:, 0], summed)
+    cells = tuple([records[place] for place in places])
+    return WireResult(task.task, ANSWERED, cells=cells, vectors=vectors)
+
+
+def failed(task: WireTask, reason: str) -> WireResult:
+    """The answer to a task that cannot be done."""
+    return WireResult(task.task, FAILED, reason=reason)
+
+
+def is_of_device(error: Exception) -> bool:
+    """Whether a device or its memory is at fault. By name, because torch may not be loaded."""
+    return any(base.__name__ in DEVICE_ERRORS for base in type(error).__mro__)
+
+
+def gpus_here() -> int:
+    """GPUs that this process sees."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Hide what is made inside from Python's cycle collector, now and later.
+
+    torch alone makes 165,000 objects that stay. Visiting them again and again takes a tenth of
+    torch's import, and each full collection during the job would stop the rank for 0.08 s.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if collects:
+            gc.enable()
