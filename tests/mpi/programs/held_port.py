@@ -11,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from collage_mpi import cli, models
+from collage_mpi import cli
 from collage_mpi.faults import process_monitor, tcp_link
+from collage_mpi.models.null import NullPredictor
 from collage_mpi.system.environment import launcher_rank
 
 FOLDER, RANKS, ARGUMENTS = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
@@ -20,7 +21,7 @@ RANK = launcher_rank()
 opened, connect, predict = (
     tcp_link.TcpLink.__init__,
     process_monitor.connect,
-    models.NullPredictor.predict,
+    NullPredictor.predict,
 )
 
 
@@ -48,5 +49,5 @@ def slow(self, batch):
 process_monitor.GREETING_LIMIT_NS //= 5
 tcp_link.TcpLink.__init__ = told
 process_monitor.connect = patient
-models.NullPredictor.predict = slow
+NullPredictor.predict = slow
 sys.exit(cli.main(ARGUMENTS))

@@ -20,9 +20,10 @@ import sys
 import time
 from pathlib import Path
 
-from collage_mpi import cli, models
+from collage_mpi import cli
 from collage_mpi.faults import failure_detector, process_monitor
 from collage_mpi.job import main, networks, run, worker, worker_group
+from collage_mpi.models.null import NullPredictor
 from collage_mpi.mpi import transport
 from collage_mpi.system import hard_exit, pidfd
 from collage_mpi.system.environment import launcher_rank
@@ -190,7 +191,7 @@ def receive(act, count):
 
 
 def compute(act, count):
-    before(models.NullPredictor, "predict", act, count, lambda self, batch: batch.any())
+    before(NullPredictor, "predict", act, count, lambda self, batch: batch.any())
 
 
 def reply(act, count):
@@ -239,7 +240,7 @@ def in_turn():
     calls = {int(rank): int((*more, 1)[0]) for rank, moment, _, *more in told if moment in AT_WORK}
     mine = calls.pop(RANK, 1 << 30)
     first = [Path(FOLDER, f"{rank}.death") for rank, call in calls.items() if call < mine]
-    plain = models.NullPredictor.predict
+    plain = NullPredictor.predict
 
     def predict(self, batch):
         until_s = time.monotonic() + WAIT_LIMIT_S
@@ -248,7 +249,7 @@ def in_turn():
             time.sleep(0.002)
         return plain(self, batch)
 
-    models.NullPredictor.predict = predict
+    NullPredictor.predict = predict
 
 
 def noted(act):

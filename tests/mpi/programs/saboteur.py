@@ -11,9 +11,10 @@ import time
 
 import numpy as np
 
-from collage_mpi import cli, models, results
+from collage_mpi import cli, results
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job import coordinator, networks, run, worker, worker_group
+from collage_mpi.models.null import NullPredictor
 from collage_mpi.mpi import protocol, transport
 from collage_mpi.results import row_sink
 from collage_mpi.scheduler import Scheduler
@@ -57,7 +58,7 @@ def at_images(act):
 def at_task(act, count=5):
     """Act at a worker's count-th task."""
     patch(
-        models.NullPredictor,
+        NullPredictor,
         "predict",
         lambda self, batch: at_real(batch, act, count),
     )
@@ -94,7 +95,7 @@ def leave():
 
 def predict():
     """Soft: it never works on this rank."""
-    patch(models.NullPredictor, "predict", lambda self, batch: boom() if batch.any() else None)
+    patch(NullPredictor, "predict", lambda self, batch: boom() if batch.any() else None)
 
 
 def plan():
@@ -165,18 +166,18 @@ def freeze():
 
 def slow():
     """Every prediction takes 20 ms of sleep, so that something is always under way."""
-    patch(models.NullPredictor, "predict", lambda self, batch: time.sleep(0.02))
+    patch(NullPredictor, "predict", lambda self, batch: time.sleep(0.02))
 
 
 def foreign():
     """This rank's weights are others than everybody else's."""
-    plain = models.NullPredictor.__init__
+    plain = NullPredictor.__init__
 
     def other(self, *args):
         plain(self, *args)
         self.fingerprint = "f" * 64
 
-    models.NullPredictor.__init__ = other
+    NullPredictor.__init__ = other
 
 
 def version():
