@@ -1,9 +1,10 @@
-"""The start of a session's ranks: what each is told, who is there, how fast its networks are."""
+"""The start of a session's ranks: what each rank is told, which are ready, how fast they are."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,11 +34,11 @@ from collage_mpi.system.tell import tell
 from collage_mpi.workload.background_load import Burn
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
-MEASURABLE_NS = 50_000  # a network faster than this is a null network: no costs to measure
+MEASURABLE_NS = 50_000  # only null networks are faster; they have no costs to measure
 
 PLAIN_LAUNCH = (
-    "warning: --on-rank-loss continue needs a launch that leaves the other ranks alone when one "
-    "dies, and this is none: a lost rank ends the job (--resume goes on). Start it with\n"
+    "warning: --on-rank-loss continue needs a launch that keeps the other ranks when one dies. "
+    "This launch does not: a lost rank ends the job (--resume goes on). Start it with\n"
     "  collage-mpi launch -n {ranks} --on-rank-loss continue -- run ...\n"
     "which adds what mpiexec needs; --dry-run shows the line. srun cannot do it."
 )
@@ -52,43 +53,47 @@ def handshake(
     """Welcome all ranks and wait until they are ready; their hellos, by rank.
 
     Raises:
-        UsageError, EnvironmentFault, DataFault: what a rank cannot do, or ranks differ.
-        RankGone: too few are there to begin.
+        UsageError, EnvironmentFault, DataFault: a rank cannot work, or ranks differ.
+        RankGone: too few ranks are left to begin.
     """
-    settings, detector = plan.settings, worker_group.detector
-    goes_on = detector.fault_tolerant and settings.on_rank_loss != "abort"
-    detector.tolerate(goes_on, settings.reply_timeout_s)
-    if settings.on_rank_loss == "continue" and not detector.fault_tolerant:
-        tell(PLAIN_LAUNCH.format(ranks=worker_group.transport.size))
+    settings = plan.settings
+    _tolerate_losses(plan, worker_group)
     worker_group.transport.expect(answer_bytes(plan, encoder))
-    loading = WaitReporter(
+    reporter = WaitReporter(
         len(worker_group.present),
         "loading networks",
         NoLines() if plan.placement.coordinator > 0 else None,
         every_s=settings.status_every_s,
         unit="ranks",
     )
-    try:
-        hellos = worker_group.welcome(
-            welcomes(plan, encoder),
-            settings.start_timeout_s,
-            interrupted,
-            loading.update,
-            shards_in_messages(described(plan.shards)) if settings.by_place else (),
-        )
-    finally:
-        loading.close()
-    check_same_weights(hellos, plan.networks)
-    check_same_embedding(hellos)
-    if plan.classes is None:
-        check_top_k(settings, counted_classes(hellos, plan.networks))
-    warn_of_mixed_tuning(hellos)
+    shards = shards_in_messages(described(plan.shards)) if settings.by_place else ()
+    told, limit_s = welcomes(plan, encoder), settings.start_timeout_s
+    with closing(reporter):
+        hellos = worker_group.welcome(told, limit_s, interrupted, reporter.update, shards)
+    _check_hellos(plan, hellos)
     _require_quorum(plan, worker_group)
     return hellos
 
 
+def _tolerate_losses(plan: Plan, worker_group: WorkerGroup) -> None:
+    """Say whether the job goes on without lost ranks."""
+    settings, detector = plan.settings, worker_group.detector
+    goes_on = detector.fault_tolerant and settings.on_rank_loss != "abort"
+    detector.tolerate(goes_on, settings.reply_timeout_s)
+    if settings.on_rank_loss == "continue" and not detector.fault_tolerant:
+        tell(PLAIN_LAUNCH.format(ranks=worker_group.transport.size))
+
+
+def _check_hellos(plan: Plan, hellos: Mapping[int, Hello]) -> None:
+    check_same_weights(hellos, plan.networks)
+    check_same_embedding(hellos)
+    if plan.classes is None:
+        check_top_k(plan.settings, counted_classes(hellos, plan.networks))
+    warn_of_mixed_tuning(hellos)
+
+
 def readers(plan: Plan, hellos: Mapping[int, Hello]) -> frozenset[int]:
-    """The ranks that read their images themselves; of the others the user is told."""
+    """The ranks that read their images themselves. The user is told which ranks cannot."""
     if not plan.settings.by_place:
         return frozenset()
     lacking: dict[str, list[int]] = {}
@@ -103,7 +108,7 @@ def readers(plan: Plan, hellos: Mapping[int, Hello]) -> frozenset[int]:
 def roll_call(
     plan: Plan, worker_group: WorkerGroup, hellos: Mapping[int, Hello]
 ) -> tuple[list[ReadyRank], dict[int, str]]:
-    """The ranks that are ready, and those of the plan that are lost, with the reason."""
+    """The ranks that are ready, and the lost ranks of the plan with the reason."""
     losses = worker_group.detector.timeouts.losses
     workers = plan.placement.workers
     ready = [
@@ -115,7 +120,7 @@ def roll_call(
 
 
 def _require_quorum(plan: Plan, worker_group: WorkerGroup) -> None:
-    """At least one single rank, or one of each kind where the scheme uses no single ranks."""
+    """Raise RankGone without a single rank; if the scheme uses none, without a rank of a kind."""
     kinds = make_scheme(plan.settings.scheme_settings()).kinds
     for kind in {SINGLE} & kinds or kinds:
         if not set(plan.placement.ranks_of(kind)) & set(worker_group.present):
@@ -126,9 +131,10 @@ def _require_quorum(plan: Plan, worker_group: WorkerGroup) -> None:
 
 
 def check_same_weights(hellos: Mapping[int, Hello], specs: Mapping[str, str]) -> None:
-    """Raise DataFault unless all ranks that hold a network hold the same one.
+    """Raise DataFault unless all ranks that hold a network hold the same weights.
 
-    `specs`: kind -> its network as it is named; kinds that run the same one are to hold the same.
+    Args:
+        specs: kind -> the name of its network. Kinds with the same network and name are compared.
     """
     first: dict[tuple[str, str], tuple[int, str]] = {}  # network, spec -> (rank, fingerprint)
     for rank, hello in sorted(hellos.items()):
@@ -144,7 +150,7 @@ def check_same_weights(hellos: Mapping[int, Hello], specs: Mapping[str, str]) ->
 
 
 def same_advice(spec: str) -> str:
-    """What makes all ranks hold the same network of this name."""
+    """What the user can do so that all ranks hold the same network."""
     if is_own(spec):
         return (
             f"{spec} makes other weights on each rank; let it load them from a file, or seed its "
@@ -154,7 +160,7 @@ def same_advice(spec: str) -> str:
 
 
 def check_same_embedding(hellos: Mapping[int, Hello]) -> None:
-    """Raise DataFault unless all ranks that give embeddings give as many numbers."""
+    """Raise DataFault if ranks give embeddings of different lengths."""
     found = {hello.embedding: rank for rank, hello in sorted(hellos.items()) if hello.embedding}
     if len(found) > 1:
         told = ", ".join(f"{numbers} on rank {rank}" for numbers, rank in found.items())
@@ -164,10 +170,11 @@ def check_same_embedding(hellos: Mapping[int, Hello]) -> None:
 
 
 def counted_classes(hellos: Mapping[int, Hello], specs: Mapping[str, str]) -> int | None:
-    """How many classes the user's own networks tell apart, by their first answers; None without.
+    """How many classes the user's own networks tell apart, by their first answers; None if there
+    are no such networks.
 
     Raises:
-        DataFault: not all of them as many.
+        DataFault: they tell apart different numbers of classes.
     """
     found = {
         classes: (kind, rank)
@@ -186,10 +193,12 @@ def counted_classes(hellos: Mapping[int, Hello], specs: Mapping[str, str]) -> in
 def refuse_other_networks(
     plan: Plan, hellos: Mapping[int, Hello], known: Mapping[str, str]
 ) -> None:
-    """Raise UsageError where a user's own network is another than in the run's earlier sessions.
+    """Raise UsageError if a user's own network differs from the one in earlier sessions of the run.
+
+    Weights files were compared before ranks loaded them.
 
     Args:
-        known: kind -> fingerprint then. Weights files were compared before ranks loaded them.
+        known: kind -> fingerprint in the earlier sessions.
     """
     for kind, spec in plan.networks.items():
         found = {h.fingerprints[kind] for h in hellos.values() if kind in h.fingerprints}
@@ -202,7 +211,7 @@ def refuse_other_networks(
 
 
 def tell_tunings(plan: Plan, hellos: Mapping[int, Hello]) -> None:
-    """Say how the networks run, and that this was chosen for the user where it was."""
+    """Say in which number format the networks run, and what decided it."""
     found = told_tunings(hello.tuning for _, hello in sorted(hellos.items()))
     if not found:
         return
@@ -215,7 +224,7 @@ def tell_tunings(plan: Plan, hellos: Mapping[int, Hello]) -> None:
 
 
 def warn_of_mixed_tuning(hellos: Mapping[int, Hello]) -> None:
-    """Ranks on unlike devices may run one network in unlike precisions: say so."""
+    """Warn if a network runs in different precisions, as ranks on different devices may."""
     found: dict[str, dict[str, list[int]]] = {}  # kind -> tuning -> ranks
     for rank, hello in sorted(hellos.items()):
         for kind, how in hello.tuning.items():
@@ -230,7 +239,7 @@ def warn_of_mixed_tuning(hellos: Mapping[int, Hello]) -> None:
 
 
 def _burn(settings: StragglerSettings, rank: int) -> Burn | None:
-    """What burns beside the rank."""
+    """The processes that burn the rank's cores; None for most ranks."""
     cores, share = settings.burning().get(rank), settings.straggler_slow_share
     if cores is None:
         return None
@@ -239,13 +248,22 @@ def _burn(settings: StragglerSettings, rank: int) -> Burn | None:
 
 def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
     """What each rank is told at the start of the session."""
-    settings, batch = plan.settings, plan.settings.batch
-    image_bytes = int(np.prod(plan.shards.shape))
-    encoded_bytes = int(np.prod(encoder.input_shape))
-    if settings.pixels == "workers":
-        image_bytes, encoded_bytes = PLACE.itemsize, PLACE.itemsize * encoder.places
-    most = max(settings.most_inputs(kind) for kind in plan.networks)
-    common = Welcome(
+    settings, common = plan.settings, _welcome(plan, encoder)
+    return {
+        rank: replace(
+            common,
+            networks={kind: plan.networks[kind] for kind in sorted(held)},
+            batch=max([settings.batch, *map(settings.most_inputs, held)]),
+            burn=_burn(settings, rank),
+        )
+        for rank, held in plan.placement.of_rank.items()
+    }
+
+
+def _welcome(plan: Plan, encoder: AnyEncoder) -> Welcome:
+    """What all ranks are told alike."""
+    settings = plan.settings
+    return Welcome(
         networks={},
         image_shape=plan.shards.shape,
         encoded_shape=encoder.input_shape,
@@ -255,12 +273,8 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
         device=settings.device,
         tuning=settings.tuning(),
         credit=settings.messages,
-        batch=batch,
-        task_bytes=max(
-            task_message_bytes(batch, most, most * (image_bytes + FILE.itemsize)),
-            task_message_bytes(batch, batch * encoder.places, batch * encoded_bytes),
-            cancel_message_bytes(settings.messages * batch),
-        ),
+        batch=settings.batch,
+        task_bytes=_task_bytes(plan, encoder),
         answer_bytes=answer_bytes(plan, encoder),
         extras=settings.extras,
         parity=plan.parity,
@@ -270,23 +284,29 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
         burn=None,
         fit=plan.shards.fit,
         must_read=settings.pixels == "workers",
-        ranks=plan.settings.teams * plan.placement.world_size,
+        ranks=settings.teams * plan.placement.world_size,
     )
-    return {
-        rank: replace(
-            common,
-            networks={kind: plan.networks[kind] for kind in sorted(held)},
-            batch=max([batch, *map(settings.most_inputs, held)]),
-            burn=_burn(settings, rank),
-        )
-        for rank, held in plan.placement.of_rank.items()
-    }
+
+
+def _task_bytes(plan: Plan, encoder: AnyEncoder) -> int:
+    """Room for any message of tasks or cancels."""
+    settings, batch = plan.settings, plan.settings.batch
+    image_bytes = int(np.prod(plan.shards.shape))
+    encoded_bytes = int(np.prod(encoder.input_shape))
+    if settings.pixels == "workers":
+        image_bytes, encoded_bytes = PLACE.itemsize, PLACE.itemsize * encoder.places
+    most = max(settings.most_inputs(kind) for kind in plan.networks)
+    return max(
+        task_message_bytes(batch, most, most * (image_bytes + FILE.itemsize)),
+        task_message_bytes(batch, batch * encoder.places, batch * encoded_bytes),
+        cancel_message_bytes(settings.messages * batch),
+    )
 
 
 def answer_bytes(plan: Plan, encoder: AnyEncoder) -> int:
-    """Room for a message of answers: of one task at least, with vectors where they travel."""
+    """Room for a message of answers: at least for one task, with its vectors if there are any."""
     extras = plan.settings.extras
-    # An answer to a group has one for each image, any other for its one.
+    # An answer to a group has a vector for each image, any other answer has one.
     by_group = plan.settings.uses(COLLAGE) or plan.settings.uses(BACKUP)
     cells = encoder.places if by_group else 1
     vectors = cells if extras else 0 if plan.parity is None else 1
@@ -297,14 +317,14 @@ def answer_bytes(plan: Plan, encoder: AnyEncoder) -> int:
 
 @dataclass(frozen=True)
 class ServiceCosts:
-    """What networks take, measured one rank after the other while all others wait.
+    """Service times of the networks, measured one rank after the other while all others wait.
 
     Attributes:
-        idle_ns: kind -> one input.
-        batch_ns: kind -> a whole batch; without those for which that is one.
-        ratio: one input of the other network over a single image.
-        interval: of that, 95 %; None where it was not measured.
-        batch_costs: kind -> a further input of a batch over the first; likewise.
+        idle_ns: kind -> time of one input.
+        batch_ns: kind -> time of a whole batch, for kinds with batches of several inputs.
+        ratio: time of one input of the scheme's other network over that of a single image.
+        interval: 95 % confidence interval of the ratio; None if it was not measured.
+        batch_costs: kind -> time of each further input of a batch over that of the first.
     """
 
     idle_ns: dict[str, int]
@@ -314,9 +334,9 @@ class ServiceCosts:
     batch_costs: dict[str, float]
 
     def as_known(self, manifest: Mapping[str, Any]) -> ServiceCosts:
-        """With the costs that an earlier session of the run injected by: one run, one ratio.
+        """With the costs of an earlier session instead, so that a run injects by one ratio.
 
-        The last session may have been killed: what an earlier one closed with counts then.
+        If the last session was killed, the session before it that was closed counts.
         """
         finals = [entry.get("final") or {} for entry in manifest.get("sessions") or []]
         known: dict[str, Any] = {}
@@ -334,7 +354,7 @@ class ServiceCosts:
 
 
 def service_costs(plan: Plan, worker_group: WorkerGroup) -> ServiceCosts:
-    """Measure them. What the settings say wins; a null network has no costs of its own."""
+    """Measure the costs. Those in the settings win; null networks have none of their own."""
     settings = plan.settings
     who = {kind: plan.placement.ranks_of(kind) for kind in plan.networks}
     networks = tuple(plan.networks.items())
