@@ -33,6 +33,11 @@ class Encoder:
         threads: cores that shrinking may use, set for the whole process; None keeps torch's
             own setting.
 
+    Attributes:
+        places: how many images a picture holds.
+        cell_shape, input_shape: of a shrunk image and of a picture, (h, w, C).
+        resizes: whether shrinking changes an image.
+
     Raises:
         DataFault: a shape that cannot be encoded.
     """
@@ -41,21 +46,13 @@ class Encoder:
         if len(shape) != 3 or min(shape) < 1 or shape[2] not in (1, 3):
             raise DataFault(f"images are {shape}; a collage needs (H, W, C) with C = 1 or 3")
         self.grid = grid
+        self.places = grid.cells
         self.shape = tuple(shape)
         self.cell_shape = (grid.cell_px, grid.cell_px, shape[2])
+        self.input_shape = (grid.px, grid.px, shape[2])
         self.resizes = self.shape != self.cell_shape
         self._threads = threads
         self._boxes = [grid.box(cell) for cell in range(grid.cells)]
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """The shape of a collage: (side*cell_px, side*cell_px, C)."""
-        return self.grid.px, self.grid.px, self.shape[2]
-
-    @property
-    def places(self) -> int:
-        """Images that a collage holds."""
-        return self.grid.cells
 
     def encode(
         self, images: Sequence[np.ndarray | None], out: np.ndarray | None = None
@@ -81,8 +78,8 @@ class Encoder:
         """Like `encode` for images that are already shrunk to cells of (cell_px, cell_px, C)
         uint8.
         """
-        if len(cells) > self.grid.cells:
-            raise DataFault(f"{len(cells)} images for the {self.grid.cells} cells of a collage")
+        if len(cells) > self.places:
+            raise DataFault(f"{len(cells)} images for the {self.places} cells of a collage")
         if out is None:
             out = np.empty(self.input_shape, dtype=np.uint8)
         elif out.shape != self.input_shape or out.dtype != np.uint8:

@@ -9,7 +9,7 @@ from math import isfinite
 
 import numpy as np
 
-from collage_mpi.encoding.berrut import missing_weights
+from collage_mpi.encoding.stripe import missing_weights
 from collage_mpi.errors import DataFault
 
 FLOOR = 1e-3  # probabilities below count as this: how small they are is noise in a sum of logs
@@ -94,7 +94,7 @@ def decode_parity(
 
     ParM (SOSP 2019), section 3: the decoder is a subtraction. The score is the softmax of the
     difference at the temperature that was fitted to it. If the stripe is Berrut's, the answer is
-    the interpolant at the place of the missing image (`berrut`).
+    the interpolant at the place of the missing image (`stripe`).
 
     Args:
         total: (classes,) float32, the network's answer for the stripe.

@@ -4,19 +4,29 @@ pasted together.
 
 `sum` is the mean of the k images, pixel by pixel. `concat` lays the k shrunk images side by side in
 a picture of about one image's size; a collage encoder does this. Both are from ParM (Kosaian,
-Rashmi and Venkataraman, "Parity Models", SOSP 2019), and an absent image is blank in both. The
-third encoder is that of ApproxIFER (`berrut`), which codes only the images that are there.
+Rashmi and Venkataraman, "Parity Models", SOSP 2019), and an absent image is blank in both.
+
+The third encoder, `berrut`, is that of ApproxIFER (Soleymani et al., AAAI 2022, arXiv 2109.09868),
+which codes only the images that are there. A curve u(z) passes through image i at z = a_i, and the
+network's answers along the curve, f(u(z)), are interpolated in the same way. The interpolant of
+Berrut (1988) through values y at nodes t, with signs that alternate in the order of the nodes, has
+no pole on the line:
+
+    r(z) = sum_i (-1)^i y_i / (z - t_i)  /  sum_i (-1)^i / (z - t_i)
+
+The paper codes every query. Here the code is systematic: all queries but one are the images
+themselves, so an answer that is there loses nothing.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
-from collage_mpi.encoding import BERRUT, ENCODERS, MAX_K, MIN_K
-from collage_mpi.encoding.berrut import coding_weights
+from collage_mpi.encoding import ENCODERS, MAX_K, MIN_K
 from collage_mpi.encoding.collage import BLANK, Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import DataFault, UsageError
@@ -40,32 +50,40 @@ class _WholeImages:
         """Returns the images unchanged."""
         return images
 
+    def paste(
+        self, cells: Sequence[np.ndarray | None], out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Combine at most k images (H, W, C) uint8, or None, into `out`, a new array if None."""
+        if len(cells) > self.places:
+            raise DataFault(f"{len(cells)} images for a stripe of {self.places}")
+        there = [cell for cell in cells if cell is not None]
+        for cell in there:
+            if cell.shape != self.shape or cell.dtype != np.uint8:
+                raise DataFault(f"an image is {cell.shape} {cell.dtype}; needed {self.shape} uint8")
+        out = np.empty(self.shape, np.uint8) if out is None else out
+        np.copyto(out, self._combined(there), casting="unsafe")
+        return out
+
+    def _combined(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """(H, W, C), values of 0 to 255."""
+        raise NotImplementedError
+
 
 class SumEncoder(_WholeImages):
     """The rounded mean of k images. An absent image counts as black, so that the divisor is always
     k.
     """
 
-    name = "sum"
-
     def __init__(self, k: int, shape: tuple[int, int, int]) -> None:
         super().__init__(k, shape)
         self._total = np.empty(shape, np.uint16)
 
-    def paste(
-        self, cells: Sequence[np.ndarray | None], out: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Put at most k images (H, W, C) uint8, or None, into `out`, a new array if None."""
-        _check(cells, self.places, self.cell_shape)
-        out = np.empty(self.input_shape, np.uint8) if out is None else out
+    def _combined(self, images: Sequence[np.ndarray]) -> np.ndarray:
         total = self._total
         total.fill(self.places // 2)  # so that the division rounds
-        for cell in cells:
-            if cell is not None:
-                np.add(total, cell, out=total)
-        np.floor_divide(total, self.places, out=total)
-        np.copyto(out, total, casting="unsafe")
-        return out
+        for image in images:
+            np.add(total, image, out=total)
+        return np.floor_divide(total, self.places, out=total)
 
     def paste_many(self, cells: np.ndarray) -> np.ndarray:
         """(n, k, H, W, C) uint8, absent ones blank -> (n, H, W, C) uint8."""
@@ -74,7 +92,7 @@ class SumEncoder(_WholeImages):
         return found
 
 
-class ConcatEncoder:
+class ConcatEncoder(Encoder):
     """k images shrunk to the cells of the smallest square grid that holds them.
 
     The picture is as large as an image, except for pixels that the grid does not divide. Cells
@@ -84,39 +102,71 @@ class ConcatEncoder:
         k: images of a full stripe.
         shape: (H, W, C) of the images.
         threads: cores that shrinking may use; see `Encoder`.
-    """
 
-    name = "concat"
+    Raises:
+        DataFault: the images are too small.
+    """
 
     def __init__(self, k: int, shape: tuple[int, int, int], threads: int | None = None) -> None:
         side = math.isqrt(k - 1) + 1
         cell_px = min(shape[:2]) // side
         if cell_px < 1:
             raise DataFault(f"images of {shape} are too small for {side} x {side} in one picture")
-        self.places, self.shape = k, shape
-        self._encoder = Encoder(Grid(side, cell_px), shape, threads)
-        self.cell_shape = self._encoder.cell_shape
-        self.input_shape = self._encoder.input_shape
-        self.resizes = self._encoder.resizes
-
-    def shrink(self, images: np.ndarray) -> np.ndarray:
-        """(..., H, W, C) uint8 -> (..., cell_px, cell_px, C) uint8; see `Encoder.shrink`."""
-        return self._encoder.shrink(images)
-
-    def paste(
-        self, cells: Sequence[np.ndarray | None], out: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Put at most k shrunk images, or None, into `out`, a new array if None."""
-        _check(cells, self.places, self.cell_shape)
-        return self._encoder.paste(cells, out)
+        super().__init__(Grid(side, cell_px), shape, threads)
+        self.places = k
 
     def paste_many(self, cells: np.ndarray) -> np.ndarray:
         """(n, k, cell_px, cell_px, C) uint8, absent ones blank -> (n, P, P, C) uint8."""
-        n, side, (px, _, channels) = len(cells), self._encoder.grid.side, self.cell_shape
+        n, side, (px, _, channels) = len(cells), self.grid.side, self.cell_shape
         filled = np.full((n, side * side, px, px, channels), BLANK, np.uint8)
         filled[:, : self.places] = cells
         rows = filled.reshape(n, side, side, px, px, channels).transpose(0, 1, 3, 2, 4, 5)
         return np.ascontiguousarray(rows).reshape(n, *self.input_shape)
+
+
+def interpolation_weights(nodes: np.ndarray, at: float) -> np.ndarray:
+    """(n,) float64 with sum 1: the weight of each node's value in the interpolant at a point.
+
+    Args:
+        nodes: (n,) float64, all different, in any order.
+        at: the point; at a node only that node counts.
+    """
+    weights = np.zeros(len(nodes))
+    distances = at - nodes
+    if not distances.all():
+        weights[distances == 0] = 1.0
+        return weights
+    order = np.argsort(-nodes)
+    weights[order] = np.where(np.arange(len(nodes)) % 2, -1.0, 1.0) / distances[order]
+    weights /= weights.sum()
+    return weights
+
+
+def positions(n: int) -> tuple[np.ndarray, float]:
+    """(n,) float64, the images' positions, descending: Chebyshev points of the first kind. And the
+    position of the coded image, midway (in angle) between the two images in the middle, so that it
+    never falls on an image.
+    """
+    angles = (2 * np.arange(n) + 1) * np.pi / (2 * n)
+    return np.cos(angles), float(np.cos(np.pi * (n // 2) / n))
+
+
+@lru_cache
+def coding_weights(n: int) -> np.ndarray:
+    """(n,) float64: the weights of n images in the coded image. The array is shared; do not change
+    it.
+    """
+    return interpolation_weights(*positions(n))
+
+
+@lru_cache
+def missing_weights(n: int, place: int) -> np.ndarray:
+    """(n,) float64: the weights of the answers from which the answer of image `place` of n follows:
+    those of the n - 1 others, in order, then that of the coded image. The array is shared; do not
+    change it.
+    """
+    images, coded = positions(n)
+    return interpolation_weights(np.append(np.delete(images, place), coded), images[place])
 
 
 class BerrutEncoder(_WholeImages):
@@ -124,21 +174,12 @@ class BerrutEncoder(_WholeImages):
     and clipped to black and white.
     """
 
-    name = BERRUT
-
-    def paste(
-        self, cells: Sequence[np.ndarray | None], out: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Put images (H, W, C) uint8, None for absent ones, into `out`, a new array if None."""
-        _check(cells, self.places, self.cell_shape)
-        out = np.empty(self.input_shape, np.uint8) if out is None else out
-        there = [cell for cell in cells if cell is not None]
+    def _combined(self, images: Sequence[np.ndarray]) -> np.ndarray:
         total = np.full(self.shape, 0.5, np.float32)  # so that the conversion rounds
-        weights = coding_weights(len(there)) if there else ()
-        for cell, weight in zip(there, weights, strict=True):
-            total += np.float32(weight) * cell
-        np.copyto(out, total.clip(0, 255, out=total), casting="unsafe")
-        return out
+        weights = coding_weights(len(images)) if images else ()
+        for image, weight in zip(images, weights, strict=True):
+            total += np.float32(weight) * image
+        return total.clip(0, 255, out=total)
 
 
 StripeEncoder = SumEncoder | ConcatEncoder
@@ -172,11 +213,3 @@ def make_stripe_encoder(
     if not MIN_K <= k <= MAX_K:
         raise UsageError(f"parity k is {k}; a stripe needs {MIN_K} to {MAX_K} images")
     return SumEncoder(k, shape) if name == "sum" else ConcatEncoder(k, shape, threads)
-
-
-def _check(cells: Sequence[np.ndarray | None], k: int, shape: tuple[int, ...]) -> None:
-    if len(cells) > k:
-        raise DataFault(f"{len(cells)} images for a stripe of {k}")
-    for cell in cells:
-        if cell is not None and (cell.shape != shape or cell.dtype != np.uint8):
-            raise DataFault(f"an image is {cell.shape} {cell.dtype}; needed {shape} uint8")

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collage_mpi.encoding.berrut import (
+from collage_mpi.encoding.decode import decode_parity, parity_scores
+from collage_mpi.encoding.stripe import (
+    BerrutEncoder,
     coding_weights,
     interpolation_weights,
     missing_weights,
     positions,
 )
-from collage_mpi.encoding.decode import decode_parity, parity_scores
-from collage_mpi.encoding.stripe import BerrutEncoder
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.models.specs import ParitySpec
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from results_harness import InlineThread, Kill, fill, kill_at, make_run, manifest
 
-from collage_mpi.encoding.berrut import missing_weights
 from collage_mpi.encoding.decode import decode, decode_parity, parity_scores
+from collage_mpi.encoding.stripe import missing_weights
 from collage_mpi.encoding.vectors import MOST_EMBEDDING, Extras
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.handshake import answer_bytes, check_same_embedding
