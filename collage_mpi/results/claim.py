@@ -259,7 +259,6 @@ def _no_claims(out: Path) -> list[Path]:
 
 
 def _may_be_file(path: Path) -> bool:
-    """True for one that is gone as well."""
     return path.is_file() or not os.path.lexists(path)
 
 

@@ -119,7 +119,7 @@ def paired_accuracy(run: Run, baseline: Run) -> Json:
 
 
 def _unpaired(summary: Json) -> Json:
-    """Of the first run, which is its own baseline."""
+    """The pair of the first run, which is its own baseline."""
     found = summary["accuracy"]["overall"]
     return {
         "n": found["n"],
@@ -183,7 +183,6 @@ def render_comparison(entries: Sequence[Json], *, width: int | None = None) -> s
 
 
 def _tables(entries: Sequence[Json], names: Sequence[str]) -> tuple[Table, Table]:
-    """Latency, and accuracy and price."""
     shares = shares_shown([entry["price"] for entry in entries])
     named = list(enumerate(zip(names, entries, strict=True)))
     latency = [

@@ -1,7 +1,7 @@
-"""Which images are drawn: of their accepted answers another network is asked too.
+"""Draws the images whose accepted answer another network checks.
 
-A draw depends on the seed and the image's key alone, so that every session and whoever reads the
-rows draw alike.
+A draw depends on the seed and the image's key alone. So every session draws the same images, and
+so does whoever reads the rows.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ class Draw:
         return self.share > 0 and _mixed(self._words[shard] ^ _mixed(row)) / 2**64 < self.share
 
     def some(self, images: np.ndarray) -> np.ndarray:
-        """Which of these are: (n,) of a dtype with `shard` and `row` -> (n,) bool."""
+        """Which images are drawn, (n,) bool.
+
+        Args:
+            images: (n,) of a dtype with `shard` and `row`.
+        """
         if not self.share:
             return np.zeros(len(images), bool)
         words = np.array(self._words, np.uint64)[images["shard"]]  # (n,)

@@ -117,7 +117,7 @@ def _is_accepted(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    """One that can be shown and reckoned with: no NaN, nothing of 400 digits."""
+    """A number that can be shown and computed with: no NaN, nothing of 400 digits."""
     return isinstance(value, int | float) and value is not True and -1e18 < value < 1e18
 
 
@@ -358,7 +358,7 @@ def held(manifest: Mapping[str, Any]) -> Json:
 
 
 def recorded_settings(manifest: Mapping[str, Any]) -> Json:
-    """The settings of a run as it recorded them or did them, but for numbers without a use.
+    """The settings of a run as it recorded them, without the numbers that its scheme does not use.
 
     Version 0.1.0 let one stand that is out of bounds where the scheme does not use it.
     """
@@ -372,7 +372,7 @@ def recorded_settings(manifest: Mapping[str, Any]) -> Json:
 
 
 def _settings(manifest: Mapping[str, Any]) -> Json:
-    """The settings of a run; one that came after it was made has its default."""
+    """The settings of a run. A setting that is younger than the run has its default."""
     return {**RunSettings().to_dict(), **recorded_settings(manifest)}
 
 

@@ -168,7 +168,7 @@ def keys_digest(order: np.ndarray, starts: np.ndarray) -> str:
 
 
 def _hash_of(runs: Iterable[np.ndarray], starts: np.ndarray) -> hashlib._Hash:
-    """Of the keys of images, which come in ascending order."""
+    """The hash of the keys of images, which come in ascending order."""
     found = hashlib.sha256()
     for places in runs:
         shard = np.searchsorted(starts, places, side="right") - 1

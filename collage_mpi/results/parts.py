@@ -37,7 +37,7 @@ _LARGEST_BYTES = 1 << 30  # a part is about 1 MB: anything like this is foreign
 
 
 class PartName(NamedTuple):
-    """A part, in the order of writing. Versions before this one named no session: 0."""
+    """A part; parts sort in the order of writing. Parts of version 0.1.0 name no session: 0."""
 
     session: int
     number: int  # from 1, in its session and table
@@ -90,7 +90,7 @@ def counting(manifest: Mapping[str, Any]) -> Callable[[PartName], bool]:
 
 
 def sessions_of(manifest: Mapping[str, Any]) -> range:
-    """Those of the last launch: one for each of its teams."""
+    """The sessions of the last launch: one for each of its teams."""
     first: int = manifest["session"]
     return range(first, first + (manifest.get("teams") or 1))
 

@@ -77,17 +77,17 @@ class Publisher(InOrder[tuple[str, int, int]]):
 
 
 def entry_path(out: Path, session: int) -> Path:
-    """Where a team says, when it has ended, what the manifest is to have of its session."""
+    """The file in which a team that has ended leaves its session's entry for the manifest."""
     return out / PENDING_FOLDER / f"session-{session:04d}.json"
 
 
 def status_folder(out: Path, session: int) -> Path:
-    """Where a team says how it stands, for the lead to tell of all ranks in one status."""
+    """The folder of a team's own status, which the lead reads for the status of the whole run."""
     return out / PENDING_FOLDER / f"status-{session:04d}"
 
 
 def read_entry(out: Path, session: int) -> Any:
-    """It, as the team wrote it.
+    """The entry of a session, as its team wrote it.
 
     Raises:
         EnvironmentFault: it cannot be read.
@@ -108,13 +108,13 @@ def read_entry(out: Path, session: int) -> Any:
 def adopt(out: Path, manifest: Mapping[str, Any], held: Callable[[], np.ndarray]) -> None:
     """Publish what teams of an earlier launch had written when they lost their lead.
 
-    To be called under the claim. A part of which an image has its row already is dropped: it is
-    of a team that had been given up.
+    To be called under the claim. A part is dropped if one of its images has a row already: its team
+    had been given up.
 
     Args:
         manifest: of that launch.
-        held: gives (k,) of KEY_ROW, what has a row; asked once the parts are listed, so that a
-            lead that comes to its last rename now only makes one of them vanish.
+        held: gives the keys of the images that have a row, (k,) of KEY_ROW. It is called after the
+            parts are listed, so that a late rename by the former lead only removes a listed part.
 
     Raises:
         OSError, CollageError: as `publish`.
@@ -142,5 +142,5 @@ def adopt(out: Path, manifest: Mapping[str, Any], held: Callable[[], np.ndarray]
 
 
 def clear(out: Path) -> None:
-    """Nothing that is left there will count."""
+    """Remove the folder: nothing that is left there will count."""
     shutil.rmtree(out / PENDING_FOLDER, ignore_errors=True)

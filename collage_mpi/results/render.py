@@ -103,7 +103,7 @@ def warnings(summary: Json) -> list[str]:
 
 
 def _place(first: Json | None, n: int) -> str:
-    """Where an error row is, or the first of several."""
+    """The place of an error row, or of the first of several."""
     if first is None:
         return ""
     return f" ({'first: ' if n > 1 else ''}row {first['row']:,} of {first['shard']})"
@@ -136,7 +136,7 @@ def _loss(loss: Json) -> str:
 
 
 def _latency_table(summary: Json) -> Table:
-    """A line a statistic: it fits 80 columns whatever the numbers."""
+    """A statistic a line, so that the table fits 80 columns whatever the numbers."""
     group, image = both = [summary["latency"][per] for per in ("group", "image")]
     rows: list[Sequence[Value]] = []
     for name in _STATISTICS:
@@ -261,7 +261,7 @@ def unlike_teams(summary: Json) -> list[str]:
 
 
 def _price_table(summary: Json) -> Table:
-    """A figure a line, and behind it what it is about."""
+    """A figure a line, followed by what it is about."""
     price, arrivals = summary["price"], summary.get("arrivals")
     shares, warm = shares_shown([price]), summary["rows"]["warmup_groups"]
     ranks = [f"{price['single_ranks']} hold the single network"]
@@ -295,7 +295,7 @@ def _price_table(summary: Json) -> Table:
 
 
 def _cost_ratio(price: Json) -> list[Sequence[Value]]:
-    """A line where service times were injected by it."""
+    """The cost ratio, if service times were injected with it."""
     multiplied = [kind for kind in SPARE_KINDS if price[f"{kind}_ranks"]]
     if price["cost_ratio"] is None or not price["injected"] or not multiplied:
         return []

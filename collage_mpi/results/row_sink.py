@@ -74,7 +74,7 @@ class InOrder(Generic[_T]):
             self._queue.task_done()
 
     def _fault_of(self, thing: _T) -> CollageError | None:
-        """Do it; what kept it from being done."""
+        """Do it; why that failed, or None."""
         try:
             self.do(thing)
         except CollageError as error:
@@ -364,7 +364,7 @@ class RowSink:
         self.pending.append(Pending(table.name, number, images))
 
     def _row(self, table: TableLayout, fields: dict[str, Any]) -> tuple[Any, ...]:
-        """Fields by name to a row: names to codes, this session as the default."""
+        """A row from fields by name. Names become codes; the session is this one by default."""
         for column, codes in table.coded.items():
             value = fields.get(column)
             if type(value) is str:

@@ -214,7 +214,7 @@ def service_times_ns(
 
 
 def _levels(run: Results) -> list[_Level]:
-    """One for each rank on each host and each kind that it answered for."""
+    """A level for each rank on each host, and for each kind that the rank answered for."""
     worlds = _worlds(run)
     times: dict[_Place, list[np.ndarray]] = defaultdict(list)
     for (rank, session, kind), times_ns in service_times_ns(run).items():
@@ -247,7 +247,7 @@ def _levels(run: Results) -> list[_Level]:
 
 
 def _unanswered(tasks: np.ndarray) -> dict[tuple[int, str], int]:
-    """(rank, kind) -> tasks without an answer that nobody had taken back."""
+    """(rank, kind) -> tasks without an answer that were not cancelled."""
     mine = tasks[np.isin(tasks["outcome"], UNANSWERED)]
     pairs, counts = np.unique(mine[["rank", "kind"]], return_counts=True)
     known = zip(pairs, counts, strict=True)
@@ -348,13 +348,12 @@ def _median(levels: Iterable[_Level]) -> float | None:
 
 
 def _ends(levels: Sequence[_Level]) -> Ends:
-    """Between what their median lies, while each lies between its own ends."""
+    """The ends between which their median lies, if each level lies between its own ends."""
     low, high = np.median([level.ends_ns for level in levels if level.ends_ns], axis=0)
     return float(low), float(high)
 
 
 def _thirds(times_ns: np.ndarray) -> tuple[float, ...]:
-    """Medians of the first, second and last third of a rank's service times."""
     return tuple(float(np.median(part)) for part in np.array_split(times_ns, 3))
 
 

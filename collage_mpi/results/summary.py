@@ -46,7 +46,7 @@ def summarise(run: Run, tally: Tally | None = None) -> Json:
     Works on incomplete runs too: `complete` says which it is.
 
     Args:
-        run: in memory, or on the disk, of which no more than a part is held at a time.
+        run: in memory or on the disk. Of a run on the disk one part at a time is held.
         tally: of the run, where it was made already.
     """
     manifest = run.manifest
@@ -285,7 +285,7 @@ def _price(run: Run, tally: Tally) -> Json:
 
 
 def _injected(manifest: Json) -> bool:
-    """Whether service times were drawn; all of them are in a simulation."""
+    """Whether service times were drawn; in a simulation all of them are."""
     drawn = (manifest.get("settings") or {}).get("straggler") != "none"
     return drawn or "simulated" in manifest
 
@@ -320,7 +320,7 @@ def _arrivals(run: Run) -> Json | None:
 
 
 def _measured_by_session(run: Run) -> Iterator[tuple[int, np.ndarray]]:
-    """Rows of measured images, some of a session at a time."""
+    """The rows of measured images, in pieces that belong to one session each."""
     for rows in run.chunks(IMAGES):
         measured = rows[~rows["warmup"]]
         for session in np.unique(measured["session"]).tolist():
@@ -388,7 +388,6 @@ def _number(value: object) -> int:
 
 
 def _lost_ranks(run: Run) -> list[Json]:
-    """The ranks that were lost in any session."""
     finals = [entry.get("final") or {} for entry in run.manifest.get("sessions") or []]
     return [loss for final in finals for loss in final.get("lost") or []]
 

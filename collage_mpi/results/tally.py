@@ -1,7 +1,7 @@
 """What the rows of a run add up to, taken in one pass over them: counts, sums and samples.
 
-A run on the disk is read a part at a time. What is held of it does not grow with the run, but for
-a bit a group.
+A run on the disk is read a part at a time. What is held of it does not grow with the run, except
+for one bit a group.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class ImageTally:
         right: source -> labelled images, right ones.
         latency_ms: of measured images; independent: samples that they are worth.
         parts_ms: name -> that part of the latency, of measured answers.
-        measured, resolved: measured rows, answered ones; by_kind: of these by who answered.
+        measured: measured rows; resolved: those with an answer; by_kind: those by who answered.
         classes: class -> answers, the sum of their scores.
         examples: rows from all over the input, that are answered.
         audits: accepted class -> audits, those where the other network named another class.

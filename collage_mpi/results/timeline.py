@@ -215,7 +215,7 @@ def _ends_ns(tasks: np.ndarray) -> list[int]:
 
 
 def _message(task: np.ndarray) -> tuple[int, int, int]:
-    """What tasks that ran together share."""
+    """Rank, time of sending and time of the answer: tasks of one message share them."""
     return int(task["rank"]), int(task["sent_ns"]), int(task["done_ns"])
 
 
@@ -268,7 +268,6 @@ def _task_events(bar: Bar) -> Iterator[Json]:
 
 
 def _named(pid: int, tid: int | None, name: str) -> Json:
-    """The name of a process, or of one of its threads."""
     what = "process_name" if tid is None else "thread_name"
     return {"ph": "M", "pid": pid, "tid": tid or 0, "name": what, "args": {"name": name}}
 

@@ -4,7 +4,7 @@
 answered images of that part in their order, and is there first. So a row that is on the disk has
 its vector, whenever a kill comes; a part of images whose file here is gone does not count, and
 `--resume` does its images again; a file here whose part never came is removed by the next
-session. What the folder holds while a run goes on is therefore each image once.
+session. So while a run goes on, its folder holds each image once.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def vectors_name(session: int, number: int) -> str:
 
 
 def vectors_path(out: Path, session: int, number: int) -> Path:
-    """Where it lies."""
+    """The path of that file in a run's folder."""
     return out / VECTORS_FOLDER / vectors_name(session, number)
 
 
@@ -79,13 +79,15 @@ class Beside:
         self._vectors: list[np.ndarray] = []
 
     def add(self, shard: int, row: int, vector: np.ndarray) -> None:
-        """The vector, (floats,) float32, of the next answered image; copied: it may be a view of
-        a whole message."""
+        """Take the vector, (floats,) float32, of the next answered image.
+
+        It is copied, because it may be a view of a whole message.
+        """
         self._keys.append((shard, row))
         self._vectors.append(vector.copy())
 
     def take(self) -> Write:
-        """What writes these, off the hot path; they are forgotten here."""
+        """What writes the vectors taken so far, off the hot path. The next part begins empty."""
         keys, vectors = self._keys, self._vectors
         self._keys, self._vectors = [], []
 
@@ -206,7 +208,7 @@ def matrix_of(column: Any) -> np.ndarray:
 
 
 def arrow_vectors(out: Path, found: Iterable[PartName], manifest: Mapping[str, Any]) -> Any:
-    """Those of all answered images as one pyarrow.Table, in the order of their rows.
+    """The vectors of all answered images as one pyarrow.Table, in the order of the image rows.
 
     Args:
         found: the run's parts that count.

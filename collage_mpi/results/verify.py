@@ -123,7 +123,7 @@ class _FoundRows:
     """What one pass over the rows found, before it is judged.
 
     Attributes:
-        answers: sentence -> image rows of which it is true.
+        answers: sentence -> number of image rows that it is true of.
         negative: image rows whose parts exceed their latency.
         sessions: of those that closed, by number.
     """
@@ -159,7 +159,7 @@ class _Session:
 
     Attributes:
         twice: group rows, and task rows, whose number another one has.
-        tasks: sentence -> rows of tasks of which it is true.
+        tasks: sentence -> number of task rows that it is true of.
         by_image, by_task: rank -> images that rows, and tasks, say it answered.
         groups: the least and the largest number of a group in its rows.
     """
@@ -242,7 +242,7 @@ def _check_vectors(run: Run, report: VerifyReport) -> None:
 
 
 def _look_for_a_writer(report: VerifyReport) -> None:
-    """A run that a job is writing to is not to be resumed."""
+    """If a job is writing to the run, say so instead of how to resume it."""
     writer, _ = find_writer(report.path, Patience(still_s=LOOK_S))
     if writer is None:
         return
@@ -402,7 +402,7 @@ class _Grouped:
         self._pieces = [(-math.inf, math.inf, piece) for piece in pieces]
 
     def rows(self, first: int, end: int) -> np.ndarray:
-        """Those of groups `first` to `end`, without `end`, (n,) of the dtype."""
+        """The rows of groups `first` to `end - 1`, (n,) of the dtype."""
         found = [np.empty(0, self._dtype)]
         for i, (low, high, piece) in enumerate(self._pieces):
             if low >= end or high < first:
@@ -464,7 +464,7 @@ def _tell(report: VerifyReport, found: Counter[str]) -> None:
 
 
 def _conclude(run: Run, report: VerifyReport) -> None:
-    """Incomplete is a state of its own; anything else that is wrong is damage."""
+    """Set the status: a run can be incomplete; anything else that is wrong is damage."""
     if report.problems:
         return
     manifest_status = run.manifest.get("status")

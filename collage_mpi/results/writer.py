@@ -374,7 +374,7 @@ def _number_session(full: Json, before: Json, directory: Path) -> None:
 
 
 def _mark_lost_rows(sessions: list[Json], found: Inventory) -> None:
-    """A session that has lost rows stops vouching for them."""
+    """Of a session that has lost rows, forget how many it had written."""
     for entry in filter(found.lacks_rows, sessions):
         entry["rows"] = None
 
@@ -392,7 +392,7 @@ def _is_shared(manifest: Mapping[str, Any]) -> bool:
 
 
 def _as_read(manifest: Mapping[str, Any]) -> Json:
-    """The manifest as a reader will find it, refused here rather than there."""
+    """The manifest as a reader will find it. What a reader would refuse is refused here."""
     found = readable(json.loads(json.dumps(manifest, default=plain)))
     return check_manifest(found, "the run's manifest")
 
@@ -422,7 +422,7 @@ def _next_session(out: Path, manifest: Mapping[str, Any]) -> tuple[Json, Json]:
 
 @contextmanager
 def _claimed(out: Path, patience: Patience) -> Iterator[Claim]:
-    """The folder's claim; given back if what is done under it fails."""
+    """The folder's claim. It is given back if the work under it fails."""
     claim = Claim.take(out, patience)
     try:
         yield claim

@@ -211,7 +211,6 @@ def simulated_one(question: Question, flags: Json) -> Candidate:
 
 
 def _tasks(run: Results) -> TaskTally:
-    """What its tasks come to."""
     found = TaskTally(run)
     found.add(run.tasks)
     found.finish()

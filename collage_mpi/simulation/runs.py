@@ -179,7 +179,7 @@ def check_job(job: SimulatedJob) -> None:
 
 
 def _check_answers(job: SimulatedJob, answers: Answers) -> None:
-    """They are of what the scheme needs. Raises DataFault."""
+    """Raise DataFault if the file lacks answers that the scheme needs."""
     settings = job.settings
     for kind in (COLLAGE, BACKUP):
         if settings.uses(kind) and getattr(answers, kind) is None:
@@ -214,7 +214,7 @@ def simulate(
     Raises:
         UsageError, EnvironmentFault, DataFault: as `check_job`; an output folder that
             cannot be written or holds a run.
-        KeyboardInterrupt: as ever, but after the rows so far were closed as an incomplete run.
+        KeyboardInterrupt: on Ctrl-C, after the rows so far were closed as an incomplete run.
     """
     _refuse_a_run(out)
     job = SimulatedJob(replace(settings, out=str(out)), images, costs or Costs(), answers)
@@ -244,8 +244,8 @@ def _refuse_a_run(out: Path) -> None:
 
 @contextmanager
 def _stopped_by_interrupt(simulation: Simulation) -> Iterator[None]:
-    """A first Ctrl-C ends the simulation between two events, so that its tables agree; a
-    second one is as ever. Only the main thread hears of it."""
+    """The first Ctrl-C ends the simulation between two events, so that its tables agree. The
+    second one interrupts at once. Only the main thread is told of a signal."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -300,7 +300,7 @@ def run_job(job: SimulatedJob) -> Json:
 
 
 def _save(out: Path, summary: Json, latencies_ns: np.ndarray) -> None:
-    """The summary last: where it is, the run is done."""
+    """Write the latencies, then the summary: a folder with a summary is a finished run."""
     buffer = io.BytesIO()
     np.save(buffer, latencies_ns)
     text = json.dumps(summary, indent=1, default=plain)

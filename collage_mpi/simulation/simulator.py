@@ -105,7 +105,7 @@ class Simulation:
         self._draw = Draw(settings.audit_share, settings.audit_seed, (FINGERPRINT,))
         self._stripe_kind = CODED if settings.uses(CODED) else PARITY
         self._delays = what.delays or make_delays(settings, by_image=settings.draws_by_image)
-        # Without a rank that may fall silent nobody need listen for it.
+        # Silence is watched only where a rank may fall silent.
         self._timeouts = make_timeouts(settings, self.ranks) if settings.dead_ranks else None
         self._heap: list[tuple[int, int, int, Any, Any]] = []
         self._sequence = 0
@@ -163,7 +163,7 @@ class Simulation:
         self._drain()
 
     def _drain(self) -> None:
-        """Feed what waits, and what that causes, in order."""
+        """Give the scheduler the events that wait, and those that they cause, in order."""
         while self._events:
             current = self._events[0]
             if self.finish is None:
@@ -173,7 +173,7 @@ class Simulation:
             self._events.popleft()
 
     def _begin(self, at_ns: int) -> int:
-        """When rank 0 turns to something that came at at_ns."""
+        """The time at which rank 0 begins with something that came at `at_ns`."""
         self._free_ns = max(self._free_ns, at_ns)
         return self._free_ns
 
@@ -203,7 +203,7 @@ class Simulation:
             self._handle(ev.TimerFired(self._begin(at_ns), timer))
 
     def _scan(self, at_ns: int, timeouts: ReplyTimeouts) -> None:
-        """Silent ranks, and those that are to be counted as lost."""
+        """Tell the scheduler which ranks are silent, and which count as lost."""
         now_ns = self._begin(at_ns)
         for sign in timeouts.overdue(now_ns):
             if isinstance(sign, Suspicion):
@@ -244,7 +244,6 @@ class Simulation:
         self._drain()
 
     def _send(self, sends: Sequence[ev.Send]) -> None:
-        """One message."""
         encode_ns = self.simulated.costs.encode_ns if KIND[sends[0].kind].encoded else 0
         self._free_ns += self.simulated.costs.send_ns + len(sends) * encode_ns
         if self._timeouts is not None:
@@ -300,7 +299,7 @@ class Simulation:
         return self._answers.cells(send.kind, send.items)
 
     def _decode(self, image: int, place: int, evidence: Any, others: Sequence[Any]) -> Score | None:
-        """What a stripe's answer says of the only image that is not known of it."""
+        """The answer for the one image of a stripe that the other answers leave open."""
         if self._answers is None:
             return ANY_SCORE
         return self._answers.decoded(self._stripe_kind, image)
@@ -319,7 +318,7 @@ class Simulation:
         self._at(at_ns + self.simulated.costs.network_ns, ANSWER, self._answer, (rank.id, results))
 
     def _service_ns(self, sends: Sequence[ev.Send], at_ns: int) -> int:
-        """Of tasks of one kind, run as a batch."""
+        """How long a rank takes for tasks of one kind that it runs as a batch."""
         rank, kind = sends[0].rank, sends[0].kind
         model = self.simulated
         ratio = model.ratio if kind in SPARE_KINDS else 1.0
@@ -332,6 +331,6 @@ class Simulation:
 
 
 def make_timeouts(settings: RunSettings, ranks: Iterable[int]) -> ReplyTimeouts:
-    """Who listens for silent ranks, from time 0."""
+    """The reply timeouts of the ranks, from time 0."""
     patience_s = settings.reply_timeout_s
     return ReplyTimeouts(ranks, 0, None if patience_s is None else round(patience_s * 1e9))
