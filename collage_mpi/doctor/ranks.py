@@ -42,7 +42,7 @@ from collage_mpi.system.environment import (
 from collage_mpi.system.launchers import over_pmix
 from collage_mpi.system.process_tree import own_command
 
-REPORT_BYTES = 4096
+TAG_REPORT = 1
 MEET_LIMIT_S = 60.0  # for the others' reports, under a launcher
 START_LIMIT_S = 90  # for MPI_Init, which waits for all ranks
 VERDICT_LIMIT_S = 180.0  # a rank waits for rank 0, which imports torch meanwhile
@@ -113,7 +113,7 @@ class Meeting:
         Raises:
             ImportError, RuntimeError: MPI cannot be loaded (then `answer` says why).
         """
-        from collage_mpi.mpi.transport import PendingSends, open_world
+        from collage_mpi.mpi.transport import open_world
 
         signal.alarm(START_LIMIT_S)  # the process dies of it: nothing else ends MPI_Init
         self._comm, self._mpi = open_world()
@@ -121,7 +121,7 @@ class Meeting:
         self.rank: int = self._comm.Get_rank()
         self.size: int = self._comm.Get_size()
         self._mine = describe_rank(self.rank, self.size, device, answer)
-        self._sends = PendingSends(self._comm)
+        self._sends: list[Any] = []  # requests, each of which keeps its message
 
     def guard(self, body: Callable[[], int]) -> int:
         """Run `body`; an exception ends the whole world, which would otherwise wait for this
@@ -134,25 +134,20 @@ class Meeting:
     def gather(self, limit_s: float = MEET_LIMIT_S) -> World:
         """On rank 0: the reports that arrive within limit_s."""
         began_s = time.monotonic()
-        rings = {rank: self._ring(rank) for rank in range(1, self.size)}
         reports = {0: self._mine}
 
         def look() -> bool:
-            found = False
-            for rank in list(rings):
-                message = rings[rank].take()
-                if message is not None:
-                    rings.pop(rank).close()
-                    reports[rank] = Rank(**json.loads(message.tobytes()))
-                    found = True
-            return found
+            arrived = self._take()
+            if arrived is not None:
+                reports[arrived[0]] = Rank(**arrived[1])
+            return arrived is not None
 
-        _until(lambda: not rings, look, limit_s)
+        _until(lambda: len(reports) == self.size, look, limit_s)
         return World(
             size=self.size,
             launcher_size=launcher_size(),
             ranks=tuple(reports[rank] for rank in sorted(reports)),
-            missing=tuple(sorted(rings)),
+            missing=tuple(sorted({*range(self.size)} - reports.keys())),
             seconds=time.monotonic() - began_s,
         )
 
@@ -164,41 +159,38 @@ class Meeting:
             self._comm.Abort(code)
         for rank in range(1, self.size):
             self._send(rank, {"code": code})
-        _until(lambda: not len(self._sends), lambda: bool(self._sends.reap()), MEET_LIMIT_S)
+        _until(lambda: self._mpi.Request.Testall(self._sends), lambda: False, MEET_LIMIT_S)
 
     def report(self, limit_s: float = VERDICT_LIMIT_S) -> int:
         """On the others: report to rank 0, and leave with the exit code that it sends."""
-        ring = self._ring(0)
         self._send(0, asdict(self._mine))
         said: list[int] = []
 
         def look() -> bool:
-            self._sends.reap()
-            message = ring.take()
-            if message is not None:
-                said.append(int(json.loads(message.tobytes())["code"]))
-            return message is not None
+            self._mpi.Request.Testall(self._sends)
+            arrived = self._take()
+            if arrived is not None:
+                said.append(int(arrived[1]["code"]))
+            return arrived is not None
 
         if not _until(lambda: bool(said), look, limit_s):
             print(f"rank {self.rank}: no word from rank 0 in {limit_s:g} s", file=sys.stderr)
             os._exit(int(ExitCode.ENVIRONMENT))  # MPI cannot end without rank 0
-        ring.close()
         return said[0]
 
-    def _ring(self, peer: int) -> Any:
-        from collage_mpi.mpi.protocol import TAG_CONTROL
-        from collage_mpi.mpi.transport import Inbox, ReceiveRing
-
-        return ReceiveRing(self._comm, self._mpi, Inbox(peer, TAG_CONTROL, REPORT_BYTES, 1))
+    def _take(self) -> tuple[int, Any] | None:
+        """The next message that has arrived, behind its sender."""
+        status = self._mpi.Status()
+        message = self._comm.Improbe(tag=TAG_REPORT, status=status)
+        if message is None:
+            return None
+        data = bytearray(status.Get_count())
+        message.Recv(data)
+        return status.Get_source(), json.loads(data)
 
     def _send(self, peer: int, content: dict[str, Any]) -> None:
-        from collage_mpi.mpi.protocol import TAG_CONTROL
-
         data = json.dumps(content).encode()
-        assert len(data) <= REPORT_BYTES, len(data)
-        buffer = self._sends.buffer(REPORT_BYTES)
-        buffer[: len(data)] = list(data)
-        self._sends.post(peer, TAG_CONTROL, buffer, len(data))
+        self._sends.append(self._comm.Isend(data, peer, TAG_REPORT))
 
 
 def open_meeting(wanted: WantedJob) -> Meeting | None:

@@ -322,7 +322,7 @@ def test_json_under_a_launcher_has_every_rank(mpiexec, patient):
     assert len({rank["software"] for rank in world["ranks"]}) == 1
 
 
-DEAF = """
+SILENT = """
 import time
 from collage_mpi.doctor.facts import WantedJob
 from collage_mpi.doctor.ranks import open_meeting
@@ -338,7 +338,7 @@ meeting.dismiss(3, world)
 
 
 def test_a_rank_that_does_not_report_is_named_and_holds_nobody(mpiexec):
-    done = mpiexec(4, ["-c", DEAF], timeout=60)
+    done = mpiexec(4, ["-c", SILENT], timeout=60)
     assert done.returncode != 0
     assert "missing 2" in done.stdout
 
