@@ -28,7 +28,7 @@ def run(settings: RunSettings, *, resume: bool = False, retry_errors: bool = Fal
         UsageError: a second call in a world that survives lost ranks.
     """
     from collage_mpi.job.main import run_world
-    from collage_mpi.job.run import run_session, run_team
+    from collage_mpi.job.run import Ask, run_session, run_team
     from collage_mpi.system import hard_exit
 
     if hard_exit.armed():
@@ -40,9 +40,7 @@ def run(settings: RunSettings, *, resume: bool = False, retry_errors: bool = Fal
     code = run_world(
         "run",
         lambda worker_group, stop: int(
-            run_session(
-                settings, worker_group, resume=resume, retry_errors=retry_errors, stop_reason=stop
-            ).exit_code
+            run_session(settings, worker_group, Ask(stop, resume, retry_errors)).exit_code
         ),
         teams=settings.teams,
         team_body=lambda worker_group, link, stop: run_team(

@@ -206,14 +206,13 @@ def run_and_tell(
     retry_errors: bool = False,
 ) -> int:
     """Run one session on rank 0, print its summary and save it as summary.json."""
-    from collage_mpi.job.run import run_session
+    from collage_mpi.job.run import Ask, run_session
     from collage_mpi.results import render_summary, summarise
     from collage_mpi.results.manifest import COMPLETE, read_manifest, to_go_on
     from collage_mpi.results.reader import open_run
 
-    outcome = run_session(
-        settings, worker_group, resume=resume, retry_errors=retry_errors, stop_reason=stop_reason
-    )
+    ask = Ask(stop_reason, resume=resume, retry_errors=retry_errors)
+    outcome = run_session(settings, worker_group, ask)
     summary = outcome.summary or summarise(open_run(outcome.out))
     print(render_summary(summary), flush=True)
     proof = ""

@@ -126,7 +126,7 @@ def run_all(
     time_scale: float,
 ) -> int:
     """On rank 0: every scheme under each load, one after the other on the same ranks."""
-    from collage_mpi.job.run import run_session
+    from collage_mpi.job.run import Ask, run_session
 
     ratios: dict[str, float] = {}  # measured under the first load, and kept for the second
     for load in LOADS:
@@ -134,7 +134,7 @@ def run_all(
             settings = demo_settings(out, load, scheme, groups, time_scale)
             settings = replace(settings, device=device, cost_ratio=ratios.get(scheme))
             name = f"{load}, {scheme}"
-            outcome = run_session(settings, worker_group, stop_reason=stop_reason, phase=name)
+            outcome = run_session(settings, worker_group, Ask(stop_reason, phase=name))
             if outcome.exit_code:
                 return int(outcome.exit_code)
             if settings.uses_collage and outcome.summary is not None:
@@ -258,7 +258,7 @@ def _tables(waiting: Sequence[Json], arriving: Sequence[Json], rate: float) -> s
 
 def _costs(manifests: Sequence[Json]) -> str:
     """What injected times of collages are multiplied by. The networks' times on the clock are
-    not told: other work makes their ratio another one (job/cost_ratio)."""
+    not told: other work makes their ratio another one (`ratio_of` in job/handshake)."""
     ratios = []
     for name, manifest in zip(NAMES, manifests, strict=True):
         if interval := manifest.get("cost_ratio_interval"):

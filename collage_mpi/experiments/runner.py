@@ -195,7 +195,7 @@ def run_points(
     Finished runs are skipped, unfinished ones are resumed. It ends at the first run that stays
     incomplete, because that run was stopped or its ranks are gone.
     """
-    from collage_mpi.job.run import run_session
+    from collage_mpi.job.run import Ask, run_session
 
     worst = ExitCode.COMPLETE
     for number, point in enumerate(points, start=1):
@@ -204,9 +204,7 @@ def run_points(
             continue
         settings = point.settings_in(out)
         print(f"[{number}/{len(points)}] {point.name}", flush=True)
-        outcome = run_session(
-            settings, worker_group, resume=found == STARTED, stop_reason=stop_reason
-        )
+        outcome = run_session(settings, worker_group, Ask(stop_reason, resume=found == STARTED))
         print(f"[{number}/{len(points)}] {outcome.status}: {_in_a_line(settings)}", flush=True)
         if outcome.exit_code is ExitCode.INCOMPLETE:
             print(f"incomplete: {outcome.reason}; the same command goes on", flush=True)

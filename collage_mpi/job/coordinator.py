@@ -7,18 +7,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-
-from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.recorder import Recorder
 from collage_mpi.job.team import Supply
+from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult, unpack_results
 from collage_mpi.mpi.tasks import cancel_message_bytes, pack_cancel
-from collage_mpi.mpi.transport import Gone, Received, Sent
+from collage_mpi.mpi.transport import Received, Sent
 from collage_mpi.scheduler import Scheduler
 from collage_mpi.scheduler import events as ev
 from collage_mpi.system.backoff import Backoff
@@ -27,26 +25,6 @@ from collage_mpi.workload.arrivals import Arrivals, ClosedLoop
 REPORT_EVERY_NS = 10_000_000  # what a report costs is nothing beside so much work
 REST_NS = 1_000_000  # of a team without images; a poll every 0.2 ms took 12 % of a core
 DROPPED_TIMERS = 64  # kept in the heap at least; a timer a group would fill it for an hour
-
-
-class Transport(Protocol):
-    """What the loop needs of the transport; tests give it a scripted one."""
-
-    def poll(self) -> Sequence[Received | Sent | Gone]: ...
-    def buffer(self, nbytes: int) -> np.ndarray: ...
-    def send_task(self, rank: int, buffer: np.ndarray, nbytes: int, token: int | None) -> None: ...
-    def drop(self, rank: int) -> None: ...
-
-
-class Ranks(Protocol):
-    """What the loop needs of its ranks: a `WorkerGroup`, or what stands for one."""
-
-    @property
-    def session(self) -> int: ...
-    @property
-    def transport(self) -> Transport: ...
-    @property
-    def detector(self) -> FailureDetector: ...
 
 
 @dataclass(frozen=True)
@@ -143,7 +121,7 @@ class Coordinator:
     def __init__(
         self,
         scheduler: Scheduler,
-        ranks: Ranks,
+        worker_group: WorkerGroup,
         feed: ImageBuffer,
         recorder: Recorder,
         supply: Supply,
@@ -151,7 +129,8 @@ class Coordinator:
     ) -> None:
         """`supply` is attached to `feed` and `recorder` already."""
         self.scheduler, self.feed, self.recorder = scheduler, feed, recorder
-        self.transport, self.ranks, self.session = ranks.transport, ranks.detector, ranks.session
+        self.transport, self.ranks = worker_group.transport, worker_group.detector
+        self.session = worker_group.session
         self.credit, self.clock, self.backoff = settings.credit, settings.clock, settings.backoff
         self.polls = PollWatch()
         self.work = WorkMeter()

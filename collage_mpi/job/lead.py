@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,9 @@ from collage_mpi.job.team import ALIVE_EVERY_NS, order_digest, ranges_of
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.mpi.transport import Gone, Received
-from collage_mpi.results.pending import Publisher, read_entry
+from collage_mpi.results.pending import Publisher, read_entry, status_folder
 from collage_mpi.results.rows import IMAGES, TABLES
+from collage_mpi.results.status import read_status
 from collage_mpi.results.writer import RunWriter
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import RankLost
@@ -498,3 +499,21 @@ def build_lead(
     lead = Lead(others, book, writer.publisher, told, stop_reason)
     lead.begin(writer.manifest["run_id"], order_digest(plan) if others.ranks else "")
     return lead
+
+
+def ranks_of_others(
+    out: Path, lead: Lead, world_of: Callable[[int], list[dict[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    """The ranks of the other teams, as each has last said in a status of its own.
+
+    Those of a team that was given up are lost: where it has said nothing `world_of` tells them.
+    """
+    for team in lead.teams[1:]:
+        try:
+            ranks = read_status(status_folder(out, team.session))["ranks"]
+        except CollageError:
+            ranks = []  # it has none yet
+        if team.gone is not None:
+            ranks = ranks or [{"host": "", **rank} for rank in world_of(team.number)[1:]]
+            ranks = [{**rank, "state": "lost", "tasks": 0, "why": team.gone} for rank in ranks]
+        yield from ranks

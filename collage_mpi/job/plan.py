@@ -1,8 +1,4 @@
-"""What a run will do, every piece checked against every other before anything starts.
-
-Owns: the checks of settings, world, shards and networks; the order of the images.
-Does not know: what ranks answer, how results are written.
-"""
+"""What a run will do, every piece checked against every other before anything starts."""
 
 from __future__ import annotations
 
@@ -113,39 +109,45 @@ def make_plan(
     networks = check_without_images(settings, world_size)
     for network in networks.values():
         read_tensors(network)  # damage is found here, before any rank has loaded torch
-    single, collage, parity = (networks.get(kind) for kind in (SINGLE, COLLAGE, PARITY))
     shards = ShardSet.open(
         [Path(path) for path in settings.shards], skip_bad=settings.bad_shards == "skip"
     )
-    if known_shards is not None:
-        shards = as_before(shards, known_shards)
     try:
-        names = check_fit(
-            networks.values(),
-            shards.shape,
-            shards.class_names,
-            settings.shards,
-            settings.side,
-            settings.cell_px,
-        )
-        if settings.class_names_file is not None:
-            names = _named_by_file(Path(settings.class_names_file), shards, names)
-        cell_px = settings.cell_px if collage is None else collage.cell_px
-        grid = Grid(settings.side, cell_px or shards.shape[0])
-        _check_sizes(shards, grid, settings)
-        warn_of_weak_collage(single, collage)
-        order = run_order(settings, shards)
-        settings.arrival_times_ns(len(order))  # reads the file: a bad one ends here
+        if known_shards is not None:
+            shards = as_before(shards, known_shards)
+        return _fitted(settings, placement, networks, shards)
     except BaseException:
         shards.close()
         raise
+
+
+def _fitted(
+    settings: RunSettings,
+    placement: Placement,
+    networks: Mapping[str, NetworkInfo],
+    shards: ShardSet,
+) -> Plan:
+    """The plan, where shards, networks and settings fit each other; raises as `make_plan`."""
+    single, collage = networks.get(SINGLE), networks.get(COLLAGE)
+    names = check_fit(
+        networks.values(),
+        shards.shape,
+        shards.class_names,
+        settings.shards,
+        settings.side,
+        settings.cell_px,
+    )
+    if settings.class_names_file is not None:
+        names = _named_by_file(Path(settings.class_names_file), shards, names)
+    cell_px = settings.cell_px if collage is None else collage.cell_px
+    grid = Grid(settings.side, cell_px or shards.shape[0])
+    _check_sizes(shards, grid, settings)
+    warn_of_weak_collage(single, collage)
+    order = run_order(settings, shards)
+    settings.arrival_times_ns(len(order))  # reads the file: a bad one ends here
     classes = len(names) if names else _unnamed_classes(settings, shards)
-    try:
-        check_top_k(settings, classes)
-        _require_classes(settings, classes)
-    except UsageError:
-        shards.close()
-        raise
+    check_top_k(settings, classes)
+    _require_classes(settings, classes)
     known = with_accept_of(settings, single, networks.get(settings.judged))
     if known.accept == "backup" != settings.accept:
         tell(
@@ -155,17 +157,24 @@ def make_plan(
             logging.INFO,
         )
     by_file = collage.accept if collage is not None and known.accept != settings.accept else None
-    plan = Plan(known, shards, order, grid, placement, names, classes, asked=settings)
-    plan = replace(plan, by_file=by_file)
+    decoding = _decoding(settings, networks)
+    facts = known, shards, order, grid, placement, names, classes
+    return Plan(*facts, *decoding, asked=settings, by_file=by_file)
+
+
+def _decoding(
+    settings: RunSettings, networks: Mapping[str, NetworkInfo]
+) -> tuple[ParitySpec | None, float]:
+    """By what answers are decoded, and the temperature of their network."""
+    single, parity = networks.get(SINGLE), networks.get(PARITY)
     if settings.uses(CODED):
         of = settings.single if single is None else single.fingerprint
-        return replace(plan, parity=ParitySpec(settings.n_stripe, BERRUT, "logits", of))
+        return ParitySpec(settings.n_stripe, BERRUT, "logits", of), 1.0
     if not settings.uses(PARITY):
-        return plan
+        return None, 1.0
     if parity is None:  # a null network: what it is to learn nobody has written down
-        return replace(plan, parity=ParitySpec(settings.n_stripe, *NULL_PARITY))
-    temperature = float(parity.metadata["temperature"])
-    return replace(plan, parity=parity.parity, parity_temperature=temperature)
+        return ParitySpec(settings.n_stripe, *NULL_PARITY), 1.0
+    return parity.parity, float(parity.metadata["temperature"])
 
 
 def check_without_images(settings: RunSettings, world_size: int) -> dict[str, NetworkInfo]:

@@ -25,13 +25,12 @@ from collage_mpi.job.handshake import (
     service_costs,
     tell_tunings,
 )
-from collage_mpi.job.lead import build_lead
+from collage_mpi.job.lead import build_lead, ranks_of_others
 from collage_mpi.job.messages import Begin, Done, Fault, Ready, Start
 from collage_mpi.job.plan import Plan, make_plan, warn_of_one_class_groups
 from collage_mpi.job.provenance import final_facts, job_facts, make_manifest, planned_world
 from collage_mpi.job.resume import has_run
 from collage_mpi.job.session import Audience, TeamSession
-from collage_mpi.job.status import ranks_of_others
 from collage_mpi.job.team import Dismissed, LeadLink, LeadLost, order_digest
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import KIND
@@ -84,45 +83,33 @@ class Ask:
     """How a session of a run is asked for.
 
     Attributes:
+        stop_reason: says why to stop, or None.
         resume: go on with the run in the settings' `out`, if one was begun there.
         retry_errors: likewise, and do the images of error rows again.
-        stop_reason: says why to stop, or None.
         phase: names the session in progress lines; "" for its scheme.
     """
 
+    stop_reason: StopReason = lambda: None
     resume: bool = False
     retry_errors: bool = False
-    stop_reason: StopReason = lambda: None
     phase: str = ""
 
 
 def run_session(
-    settings: RunSettings,
-    worker_group: WorkerGroup,
-    *,
-    resume: bool = False,
-    retry_errors: bool = False,
-    stop_reason: StopReason = lambda: None,
-    phase: str = "",
+    settings: RunSettings, worker_group: WorkerGroup, ask: Ask | None = None
 ) -> SessionOutcome:
     """One session of a run, on rank 0 of a world that is up: plan, start, classify, close.
-
-    Args:
-        resume: go on with the run in the settings' `out`, if one was begun there.
-        retry_errors: likewise, and do the images of error rows again.
-        stop_reason: says why to stop, or None.
-        phase: names the session in progress lines; "" for its scheme.
 
     Raises:
         UsageError, EnvironmentFault, DataFault: something does not fit or fails; rows
             written before are kept.
     """
     settings.require_inputs()
-    resume = (resume or retry_errors) and has_run(settings.out)
+    ask = ask or Ask()
+    resume = (ask.resume or ask.retry_errors) and has_run(settings.out)
     known = read_manifest(Path(settings.out)) if resume else {}
     plan = make_plan(settings, worker_group.transport.size, known.get("shards"))
     try:
-        ask = Ask(resume, retry_errors, stop_reason, phase)
         return LeadRun(plan, worker_group, known, ask).outcome()
     finally:
         plan.shards.close()
@@ -155,7 +142,7 @@ class LeadRun:
             status, faults = self._judge_input(finish.status)
         except CollageError as error:
             mistaken = error.exit_code is not ExitCode.INCOMPLETE  # that one is to be resumed
-            if mistaken and not self.ask.resume and not writer.written:
+            if mistaken and not self.known and not writer.written:
                 writer.discard()  # the corrected command may use the same --out
             raise
         finally:
@@ -171,7 +158,7 @@ class LeadRun:
         manifest = {**make_manifest(plan), "job": self.job}
         patience = Patience(stop_reason=ask.stop_reason, tell=tell)
         done = np.empty(0)
-        if not ask.resume:
+        if not self.known:
             self.writer = RunWriter.create(out, manifest, patience=patience)
         else:
             status = RunWriter.finished(out, manifest, retry_errors=ask.retry_errors)

@@ -16,6 +16,7 @@ import numpy as np
 from collage_mpi.encoding import BERRUT
 from collage_mpi.encoding.decode import decode_parity, parity_scores
 from collage_mpi.encoding.stripe import AnyEncoder
+from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job.calibration import AgreementWatch, PairBook
 from collage_mpi.job.coordinator import Coordinator, LoopSettings
 from collage_mpi.job.encoders import make_cell_maker, make_encoder
@@ -23,18 +24,18 @@ from collage_mpi.job.handshake import ServiceCosts, handshake, readers, roll_cal
 from collage_mpi.job.image_buffer import ImageBuffer, Reader
 from collage_mpi.job.messages import Hello
 from collage_mpi.job.plan import Plan
-from collage_mpi.job.recorder import Recorder, Vectors
-from collage_mpi.job.status import Told, snapshot
+from collage_mpi.job.recorder import Recorder, Totals, Vectors
 from collage_mpi.job.team import Link, Supply
 from collage_mpi.job.worker_group import WorkerGroup
-from collage_mpi.kinds import KIND
+from collage_mpi.kinds import COLLAGE, KIND
 from collage_mpi.results.draw import Draw
 from collage_mpi.results.row_sink import RowSink
-from collage_mpi.results.status import StatusFiles
+from collage_mpi.results.status import ENDING, RUNNING, StatusFiles
 from collage_mpi.scheduler import Scheduler, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.schemes import Decode
+from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
 from collage_mpi.system.progress import StatusLines, StatusReporter
@@ -284,3 +285,65 @@ def parity_decoder(plan: Plan, vectors: Vectors | None = None) -> Decode:
         return None if found is None else Score(*found)
 
     return decode
+
+
+class Told:
+    """How far the job is, for people. As in the summary, rate and share leave the warm-up out."""
+
+    def __init__(self, status: StatusReporter, settings: RunSettings) -> None:
+        self._status = status
+        self._warmup = settings.teams * settings.warm_groups * settings.group_size
+        self._collages = settings.uses(COLLAGE)
+        self._before = Totals()  # of the warm-up
+
+    def tell(self, totals: Totals, lost_ranks: int) -> None:
+        """Of all images of the session so far."""
+        if self._before.images < self._warmup <= totals.images:
+            self._before = replace(totals)
+            self._status.begin(totals.images)
+        fields: dict[str, Any] = {}
+        if self._collages:
+            measured = max(1, totals.images - self._before.images)
+            share = (totals.collage - self._before.collage) / measured
+            fields["collage_share"] = f"{100 * share:.1f} %"
+        if lost_ranks:
+            fields["lost_ranks"] = lost_ranks
+        self._status.update(totals.images, **fields)
+
+
+def snapshot(
+    scheduler: Scheduler, totals: Totals, detector: FailureDetector, total: int
+) -> dict[str, Any]:
+    """Progress, and every rank with its state and how many tasks it has.
+
+    Args:
+        totals: of images so far.
+        total: images of the session.
+    """
+    lost = {loss["rank"]: loss for loss in detector.describe()}
+    ranks: list[dict[str, Any]] = [
+        {
+            "rank": rank.id,
+            "host": rank.host,
+            "kinds": sorted(rank.kinds),
+            "state": rank.status,
+            "tasks": rank.load,
+        }
+        for rank in scheduler.dispatch.ranks.values()
+    ]
+    for rank, loss in lost.items():
+        if rank not in scheduler.dispatch.ranks:  # before it was ready
+            seen = {"rank": rank, "host": loss["host"], "kinds": loss["kinds"]}
+            ranks.append({**seen, "state": "lost", "tasks": 0})
+    for record in ranks:
+        if record["rank"] in lost:
+            record["why"] = lost[record["rank"]]["why"]
+    return {
+        "state": ENDING if totals.images >= total else RUNNING,
+        "done": totals.images,
+        "errors": totals.errors,
+        "by_collage": totals.collage,
+        "audited": totals.audited,
+        "differing": totals.differing,
+        "ranks": ranks,
+    }

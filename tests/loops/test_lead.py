@@ -14,7 +14,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode
 from collage_mpi.faults.failure_detector import FailureDetector, RankGone
 from collage_mpi.job import messages
 from collage_mpi.job.calibration import Pair
-from collage_mpi.job.lead import Lead, LeadSettings, build_lead
+from collage_mpi.job.lead import Lead, LeadSettings, build_lead, ranks_of_others
 from collage_mpi.job.messages import (
     Begin,
     Begun,
@@ -34,7 +34,6 @@ from collage_mpi.job.messages import (
     Stop,
 )
 from collage_mpi.job.recorder import Totals
-from collage_mpi.job.status import ranks_of_others
 from collage_mpi.job.team import ranges_of
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.protocol import WireFault

@@ -16,8 +16,7 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCo
 from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
-from collage_mpi.job.cost_ratio import ratio_among, shortest_ns
-from collage_mpi.job.handshake import service_costs
+from collage_mpi.job.handshake import ratio_among, service_costs, shortest_ns
 from collage_mpi.job.messages import (
     Bye,
     Fault,

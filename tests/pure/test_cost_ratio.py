@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from collage_mpi.job.cost_ratio import Measured, ratio_of
+from collage_mpi.job.handshake import ratio_of
+from collage_mpi.job.messages import Measured
 
 
 def test_processor_time_counts_and_not_what_others_took() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collage_mpi.job.recorder import Totals
-from collage_mpi.job.status import Told
+from collage_mpi.job.session import Told
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.environment import STATUS_VARIABLE
 from collage_mpi.system.progress import (
