@@ -44,7 +44,7 @@ class Pair(NamedTuple):
     differs: bool
 
 
-class Shards(Protocol):
+class LabelledShards(Protocol):
     """What a `PairBook` needs of a `ShardSet`."""
 
     lost: dict[int, str]
@@ -73,7 +73,7 @@ class PairBook:
         heard: thresholds that were decided and not yet acted upon.
     """
 
-    def __init__(self, calibration: Sequence[int], shards: Shards | None = None) -> None:
+    def __init__(self, calibration: Sequence[int], shards: LabelledShards | None = None) -> None:
         """`calibration`: indices of its images, in order; `shards` that hold them."""
         self.heard: list[float | None] = []
         self._shards, self._lost = shards, 0  # how many lost ones were looked at
@@ -115,7 +115,7 @@ class PairBook:
             pairs, self._pairs = self._pairs, []
             self._say(tuple(pairs))
 
-    def _miss(self, shards: Shards) -> None:
+    def _miss(self, shards: LabelledShards) -> None:
         """A shard can no longer be read: its images that have not come in are not waited for."""
         self._lost = len(shards.lost)
         missing = [index for index in self._awaited if shards.locate(index)[0] in shards.lost]

@@ -1,8 +1,4 @@
-"""How a job's images become cells, collages and stripes, on whichever rank pastes them.
-
-Owns: which encoder serves a job, what it may take of the host, whether stored cells are used.
-Does not know: who reads, messages.
-"""
+"""How a job's images become cells, collages and stripes, on any rank that pastes them."""
 
 from __future__ import annotations
 
@@ -20,15 +16,15 @@ from collage_mpi.system.environment import local_size, threads_per_rank
 def make_encoder(
     grid: Grid, shape: tuple[int, int, int], parity: ParitySpec | None, ranks: int
 ) -> AnyEncoder:
-    """The encoder of stripes under schemes parity and approx, else of collages.
+    """The encoder of stripes for the schemes parity and approx, otherwise of collages.
 
-    It takes as many cores as any rank of this host may.
+    It uses as many cores as each rank of this host may use.
 
     Args:
         grid: of a collage.
         shape: (H, W, C) of the images.
-        parity: how answers are decoded from those of others, where they are.
-        ranks: of the world.
+        parity: how answers are decoded from those of others; None without such a scheme.
+        ranks: of the world, which are taken for those of this host if no launcher says more.
     """
     threads = threads_per_rank(local_size() or ranks)
     if parity is not None and parity.encoder == BERRUT:
@@ -39,11 +35,11 @@ def make_encoder(
 
 
 def make_cell_maker(encoder: AnyEncoder, stored_px: Collection[int]) -> CellMaker:
-    """How the images' cells are made: read, where the shards store those that fit the network.
+    """How the images' cells are made. They are read if the shards store cells that fit the network.
 
     Args:
-        encoder: what they are for.
-        stored_px: edges of the cells that all shards store.
+        encoder: pastes the cells.
+        stored_px: sizes of the cells that all shards store.
     """
     height, width, _ = encoder.cell_shape
     px = height if height == width else None

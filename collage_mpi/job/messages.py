@@ -1,11 +1,9 @@
-"""What rank 0 and the workers tell each other besides tasks and answers.
+"""The control messages: what rank 0, the workers and other teams tell each other besides tasks and
+answers, as JSON.
 
-Owns: the control messages and all their fields, as JSON and back.
-Does not know: who sends which when, what follows from one, how the bytes travel.
-
-Here alone a field is declared; whoever sends or reads one names an attribute. A message lacks no
-field and has no other, each of its type: anything else is refused with WireFault, which names the
-rank and the field. Records of other modules travel as they are declared there.
+Each field is declared here once. A message with a missing field, an unknown field or a wrong type
+is refused with WireFault, which names the rank and the field. Records of other modules travel as
+they are declared there.
 """
 
 from __future__ import annotations
@@ -30,18 +28,18 @@ from collage_mpi.workload.background_load import Burn
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
 Shape = tuple[int, int, int]  # (H, W, C)
-SHARDS_FRAME_BYTES = 128  # of a message of them: header, and JSON around the texts
+SHARDS_FRAME_BYTES = 128  # of a message of shards: its header, and the JSON around the texts
 
 # ---- down: rank 0 to a worker -----------------------------------------------
 
 
 @dataclass(frozen=True)
 class Rank0:
-    """Who and where rank 0 is, so that no rank outlives it for long; answered by Here.
+    """Who and where rank 0 is, so that no rank outlives it for long. The answer is Here.
 
     Attributes:
-        process: None where the system does not tell.
-        tcp_link: where to connect; None where the launcher ends all ranks with any of them.
+        process: None if the system does not tell.
+        tcp_link: where to connect; None if the launcher ends all ranks when one ends.
     """
 
     host: str
@@ -51,10 +49,10 @@ class Rank0:
 
 @dataclass(frozen=True)
 class Shards:
-    """The input, or the next part of it, for ranks that read it themselves; before the welcome.
+    """The input, or its next part, for ranks that read it themselves. It comes before the welcome.
 
     Attributes:
-        descriptions: a text a shard (`row_reader.described`).
+        descriptions: a text per shard (`row_reader.described`).
     """
 
     descriptions: tuple[str, ...]
@@ -62,25 +60,26 @@ class Shards:
 
 @dataclass(frozen=True, kw_only=True)
 class Welcome:
-    """A session begins, and this is the rank's part; answered by Hello, or by Fault.
+    """A session begins; what the rank has to do in it. The answer is Hello, or Fault.
 
     Attributes:
         networks: kind -> what the rank loads.
-        image_shape, encoded_shape: of one input: (H, W, C) of a single network, (P, P, C) of
-            one for collages or stripes.
-        side, cell_px, classes: of a network that does not know them itself; classes is None
-            where the network alone knows how many there are.
-        credit: messages of tasks that may be under way to the rank.
-        batch: inputs of one message, at most.
-        task_bytes, answer_bytes: of a message of tasks, and of answers, at most.
+        image_shape, encoded_shape: of one input, (H, W, C) of a single network and (P, P, C) of a
+            network for collages or stripes.
+        side, cell_px, classes: for networks that do not know them; classes is None if only the
+            network knows how many there are.
+        credit: how many messages of tasks may be under way to the rank.
+        batch: the most inputs of one message.
+        task_bytes, answer_bytes: the longest message of tasks, and of answers.
         extras: what an answer carries of each image beyond its class.
-        parity: how answers are decoded from those of others; None where none are.
-        warmup_tasks: of each network, before it is ready.
-        draws_by_image: of injected delays: by an image's number, not its group's.
-        burn: what burns beside the rank.
-        fit: how files become images, where tasks may carry them (`pictures.Fit`).
-        must_read: whether a rank whose host has not the shards cannot work; else it says so.
-        ranks: of the world, which share the cores where no launcher says how many are on a host.
+        parity: how answers are decoded from those of others; None without such a scheme.
+        warmup_tasks: how often each network is run before the rank is ready.
+        draws_by_image: whether injected delays are drawn by image number instead of group number.
+        burn: the processes that burn the rank's cores.
+        fit: how files become images, if tasks may carry files (`pictures.Fit`).
+        must_read: whether a rank fails if its host does not have the shards. Otherwise its hello
+            says so.
+        ranks: of the world. They share the cores if no launcher says how many are on a host.
     """
 
     networks: dict[str, str]
@@ -108,7 +107,8 @@ class Welcome:
 
 @dataclass(frozen=True)
 class Measure:
-    """Time the kind's network with so many inputs, the other ranks waiting; see Measured."""
+    """Time the kind's network with so many inputs, while the other ranks wait. The answer is
+    Measured."""
 
     kind: str
     batch: int
@@ -119,8 +119,8 @@ class Start:
     """Tasks may come: the delay model's time begins.
 
     Attributes:
-        cost_ratio: what a collage or a stripe takes over a single image.
-        batch_costs: kind -> what a further input of a batch takes over the first.
+        cost_ratio: service time of a collage or a stripe over that of a single image.
+        batch_costs: kind -> time of each further input of a batch over that of the first.
     """
 
     cost_ratio: float
@@ -134,17 +134,17 @@ class End:
 
 @dataclass(frozen=True)
 class Stop:
-    """The job is over, with this exit code for all ranks; answered by Bye."""
+    """The job is over, with this exit code for all ranks. The answer is Bye."""
 
     exit_code: int
 
 
 @dataclass(frozen=True)
 class Leave:
-    """Of a plain world: all have said Bye, MPI may end.
+    """All have said Bye, so MPI may end. Only in a world that is not fault-tolerant.
 
-    No rank is in MPI_Finalize before it is sure that all will come: Open MPI's launcher hangs or
-    crashes at times when such a job is aborted (3 of 100; 5.0.11, in PMIx).
+    No rank enters MPI_Finalize before it is certain that all ranks will: if such a job is aborted,
+    Open MPI's launcher sometimes hangs or crashes (3 of 100 times; 5.0.11, in PMIx).
     """
 
 
@@ -153,7 +153,7 @@ class Leave:
 
 @dataclass(frozen=True)
 class Here:
-    """MPI works, and so does this rank."""
+    """This rank has started, and MPI works."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,13 +161,13 @@ class Hello:
     """The rank's networks are loaded and warm.
 
     Attributes:
-        devices: that they are on.
-        tuning, fingerprints: by kind, of its network.
-        service_ns: kind -> one input, while other ranks may be at work too.
-        longest_ns: of any batch that was tried.
-        classes: by kind, how many its network tells apart.
-        embedding: how many numbers of an image it gives; None where it was asked for none.
-        cannot_read: why it must be sent pixels, where it was told of shards; "" else.
+        devices: of the networks.
+        tuning, fingerprints: of each kind's network.
+        service_ns: kind -> time of one input, while other ranks may be at work too.
+        longest_ns: the longest time of any batch that was tried.
+        classes: kind -> how many classes its network tells apart.
+        embedding: the length of an image's embedding; None if none is wanted.
+        cannot_read: why the rank must be sent pixels although it was told of shards, or "".
     """
 
     host: str
@@ -185,7 +185,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class Fault:
-    """What keeps the rank from working, and the exit code that tells its sort."""
+    """What keeps the rank from working, and the exit code for it."""
 
     message: str
     exit_code: int
@@ -196,8 +196,8 @@ class Measured:
     """A few calls of a network in a row.
 
     Attributes:
-        service_ns: the shortest of them on the clock.
-        cpu_ns: processor time of the usual one, the median; None where a GPU does the work.
+        service_ns: the shortest time on the clock.
+        cpu_ns: the median processor time; None if a GPU does the work.
     """
 
     service_ns: int
@@ -206,20 +206,20 @@ class Measured:
 
 @dataclass(frozen=True)
 class Bye:
-    """The rank ends now; in a plain world, when it is told to leave."""
+    """The rank ends now; in a world that is not fault-tolerant, when it is told to leave."""
 
 
-# ---- down: the lead to a team's coordinator, which hears Rank0, Start and Stop too -----------
+# ---- down: the lead to a team's coordinator, which also gets Rank0, Start and Stop -----------
 
 
 @dataclass(frozen=True)
 class Begin:
-    """A run begins, and the team is a session of it; answered by Ready, or by Fault.
+    """A run begins, and the team is a session of it. The answer is Ready, or Fault.
 
     Attributes:
-        session: of the team's rows.
-        run_id: of the manifest, by which a team knows that it sees the lead's folder.
-        order: digest of the job's order, which both make from the settings.
+        session: number of the team's rows.
+        run_id: from the manifest. It shows that a team sees the same folder as the lead.
+        order: digest of the job's order, which lead and team both make from the settings.
     """
 
     session: int
@@ -229,11 +229,11 @@ class Begin:
 
 @dataclass(frozen=True)
 class Lease:
-    """Images that this team alone writes rows of, while the epoch lasts.
+    """Images of which only this team writes rows, as long as the epoch lasts.
 
     Attributes:
-        number: of the lease, growing.
-        first_group: number of their first group; see `scheduler/leases`.
+        number: of the lease; numbers grow.
+        first_group: number of the first group; see `scheduler/leases`.
         places: positions in the job's order, as `packed_ranges`.
     """
 
@@ -245,34 +245,38 @@ class Lease:
 
 @dataclass(frozen=True)
 class Lull:
-    """Nothing is left to give, until a team is lost or all is done; answered by Idle."""
+    """No lease is left to give. One may still come if a team is lost. The answer is Idle."""
 
 
 @dataclass(frozen=True)
 class Close:
-    """No further image will come; answered by Done."""
+    """No further image will come. The answer is Done."""
 
 
 @dataclass(frozen=True)
 class Halt:
-    """Stop as if a signal had come; answered by Done."""
+    """Stop as if a signal had come. The answer is Done."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class SetThreshold:
-    """From now on cells of at least this score count; None: nothing is collaged any more."""
+    """From now on a cell counts if its score is at least this; None: make no more collages."""
 
     confidence: float | None
 
 
-# ---- up: a team's coordinator to the lead, which says Here, Fault and Bye too ----------------
+# ---- up: a team's coordinator to the lead; it also says Here, Fault and Bye ------------------
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The team's ranks are there; kind -> fingerprint of its network."""
+    """The team's ranks are ready.
+
+    Attributes:
+        fingerprints: kind -> fingerprint of its network.
+    """
 
     fingerprints: dict[str, str]
 
@@ -286,7 +290,11 @@ class Begun:
 
 @dataclass(frozen=True)
 class Part:
-    """A part is on the disk and may be published; `places` of one of images, as `packed_ranges`."""
+    """A part is on the disk and may be published.
+
+    Attributes:
+        places: of a part of images, as `packed_ranges`.
+    """
 
     table: str
     number: int
@@ -296,10 +304,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the team is: a sign of life, too.
+    """How far the team is. It is a heartbeat, too.
 
-    Images that have an outcome, errors, images that a collage answered, audits, and those of them
-    where the networks differ.
+    Attributes:
+        images: that have an outcome.
+        collage: images that a collage answered.
+        audited, differing: audits, and those in which the networks gave different classes.
     """
 
     images: int
@@ -318,19 +328,20 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Idle:
-    """All of the leases up to that number that could be read has its rows, in parts told of."""
+    """All readable images of the leases up to that number have their rows, in parts that the team
+    has reported."""
 
     lease: int
 
 
 @dataclass(frozen=True)
 class Done:
-    """The team has ended and all its parts were told of; more stands in a file of it.
+    """The team has ended and has reported all its parts. Its own file says more.
 
     Attributes:
-        status: of the scheduler's Finish, reason likewise.
-        lost: why shards were not read in full, which another team may have read.
-        changed: shards that are not as they were at the start.
+        status, reason: of the scheduler's Finish.
+        lost: why shards were not read in full. Another team may have read them.
+        changed: shards that have changed since the start.
     """
 
     status: str
@@ -350,17 +361,17 @@ TYPES: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in get_args(
 
 
 def pack(out: np.ndarray, session: int, message: Message) -> int:
-    """Write a control message into `out`, (capacity,) uint8; its length in bytes.
+    """Write a control message into `out`, (capacity,) uint8, and return its length in bytes.
 
     Raises:
-        WireFault: it does not fit `out`.
+        WireFault: the message does not fit `out`.
     """
     content = {"what": type(message).__name__.lower(), **asdict(message)}
     return pack_control(out, session, json.dumps(content).encode())
 
 
 def shards_in_messages(descriptions: Sequence[str]) -> list[Shards]:
-    """The descriptions, in order, in as few messages as have room for them."""
+    """The descriptions, in order, in as few messages as possible."""
     parts: list[list[str]] = []
     free = 0
     for text in descriptions:
@@ -374,8 +385,8 @@ def shards_in_messages(descriptions: Sequence[str]) -> list[Shards]:
 
 
 def packed_ranges(ranges: Iterable[tuple[int, int]]) -> tuple[int, ...]:
-    """[start, stop) ranges, in order: of each how far it lies behind the last one's stop, and how
-    long it is. Short numbers: a part of 4,096 images without two neighbours fits a message."""
+    """[start, stop) ranges in order, as pairs of numbers: the gap to the range before, and the
+    length. The numbers are short, so a part of 4,096 images without neighbours fits a message."""
     packed, at = [], 0
     for start, stop in ranges:
         packed += [start - at, stop - start]
@@ -384,7 +395,7 @@ def packed_ranges(ranges: Iterable[tuple[int, int]]) -> tuple[int, ...]:
 
 
 def unpacked_ranges(packed: Sequence[int]) -> list[tuple[int, int]]:
-    """The ranges again."""
+    """The ranges of `packed_ranges`."""
     ranges, at = [], 0
     for gap, length in zip(packed[::2], packed[1::2], strict=True):
         ranges.append((at + gap, at + gap + length))
@@ -396,7 +407,7 @@ def unpack(data: np.ndarray, rank: int) -> Message:
     """The control message that has come from a rank, (n,) uint8.
 
     Raises:
-        WireFault: bytes that are none, or a message that this version does not know as it is.
+        WireFault: the bytes are no control message, or this version does not know it in this form.
     """
     try:
         content = json.loads(unpack_control(data))
@@ -411,7 +422,7 @@ def unpack(data: np.ndarray, rank: int) -> Message:
 
 
 def _record(kind: type[Any], values: dict[str, Any], name: str) -> Any:
-    """A dataclass of exactly these fields. Raises ValueError, naming the field."""
+    """The dataclass with these fields and no others. Raises ValueError, which names the field."""
     hints = get_type_hints(kind)
     lacking, foreign = hints.keys() - values, values.keys() - hints
     if lacking or foreign:
@@ -426,7 +437,7 @@ def _record(kind: type[Any], values: dict[str, Any], name: str) -> Any:
 
 
 def _read(hint: Any, value: Any, name: str) -> Any:
-    """What JSON gave, as its type says. Raises ValueError, naming the field."""
+    """The value of JSON in its declared type. Raises ValueError, which names the field."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):  # X | None
         return None if value is None else _read(inner[0], value, name)
@@ -447,7 +458,7 @@ def _read(hint: Any, value: Any, name: str) -> Any:
 
 
 def _key(hint: type[Any], text: str, name: str) -> Any:
-    """A mapping's key: JSON makes text of a number. Raises ValueError, naming the field."""
+    """A mapping's key, of which JSON makes text. Raises ValueError, which names the field."""
     try:
         return hint(text)
     except ValueError:

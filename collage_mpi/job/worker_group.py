@@ -30,11 +30,11 @@ HERE_LIMIT_S = 30.0  # MPI is up, and the answer is the first thing a rank does
 HELLO_LIMIT_S = 600.0  # loading weights from a cold, shared file system
 MEASURE_LIMIT_S = 120.0
 STOP_LIMIT_S = 60.0  # a rank may be loading its weights, or in the midst of a network
-SILENT_STOP_S = 5.0  # and one that has owed an answer for too long has had its time
-MEASURE_ROUNDS = 15  # where delays are multiplied by what is found
-FEW_ROUNDS = 3  # where it is only recorded
+SILENT_STOP_S = 5.0  # a rank that has been silent for too long gets less
+MEASURE_ROUNDS = 15  # if injected delays are multiplied by the result
+FEW_ROUNDS = 3  # if the result is only recorded
 MEASURE_ENOUGH_S = 20.0  # slow networks get fewer rounds
-# What a rank owes when its control message of a sort does not come.
+# How a message says which control message has not come.
 OWED: dict[type[Message], str] = {
     Here: "sign of life",
     Hello: "hello",
@@ -48,13 +48,13 @@ Answer = TypeVar("Answer", Here, Hello, Measured, Bye)
 
 @dataclass
 class _Wait(Generic[Answer]):
-    """A wait for one control message of a sort from each of some ranks.
+    """A wait for one control message of a type from each of some ranks.
 
     Attributes:
-        what: the sort.
-        missing: ranks that have neither answered nor said what they cannot do, and are not lost.
-        interrupted: a reason to end the wait and the job, or None.
-        heard: told again and again how many ranks have answered.
+        what: the type.
+        missing: ranks that are not lost and have sent neither the answer nor a fault.
+        interrupted: says why to end the wait and the job, or None.
+        heard: is called often with the number of ranks that have answered.
         answers, faults: by rank.
     """
 
@@ -77,7 +77,8 @@ class WorkerGroup:
         process_monitor: Monitor | None = None,
         name: str = "run",
     ) -> None:
-        """`clock` in seconds; `process_monitor` in a fault-tolerant world; the command's `name`."""
+        """`clock` in seconds; `process_monitor` only in a fault-tolerant world; `name`: of the
+        command, for messages."""
         self.transport = transport
         self.others: WorkerGroup | None = None  # of the lead: the other teams' coordinators
         self.session = 0
@@ -89,12 +90,12 @@ class WorkerGroup:
 
     @property
     def ranks(self) -> Sequence[int]:
-        """Every rank that works for this one, lost ones too."""
+        """All ranks that this one coordinates, lost ranks too."""
         return self.transport.workers
 
     @property
     def present(self) -> list[int]:
-        """Those that are not lost."""
+        """The ranks that are not lost."""
         return self.detector.timeouts.present
 
     def greet(self) -> None:
@@ -111,16 +112,17 @@ class WorkerGroup:
         heard: Callable[[int], object] = lambda count: None,
         shards: Sequence[Shards] = (),
     ) -> dict[int, Hello]:
-        """Begin a session: tell each rank what it is; their hellos, by rank.
+        """Begin a session: welcome each rank; the hellos by rank.
 
-        `shards` go to all ranks first, where they read the input.
-        `heard` is told again and again how many ranks are ready.
-        When the job goes on without lost ranks, so does this: whoever has not said hello
-        within the limit, or cannot work on its host where others can, is lost.
+        If the job goes on without lost ranks, a rank is lost that does not say hello within the
+        limit, or cannot work on its host where others can.
+
+        Args:
+            heard: is called often with the number of ranks that are ready.
+            shards: go to all ranks first, if they read the input.
 
         Raises:
-            UsageError, EnvironmentFault, DataFault: what a rank could not do; with the
-                rank and its host named.
+            UsageError, EnvironmentFault, DataFault: what a rank could not do, and on which host.
         """
         self.detector.begin({rank: welcome.networks for rank, welcome in welcomes.items()})
         if self.session == 0 and self.detector.keep_going:
@@ -136,10 +138,8 @@ class WorkerGroup:
         return hellos
 
     def measure(self, rank: int, kind: str, batch: int = 1) -> Measured | None:
-        """Idle service time of a kind's network on a rank, the others waiting.
-
-        None when the rank is lost meanwhile and the job goes on.
-        """
+        """Service time of a kind's network on a rank while the other ranks wait; None if the rank
+        is lost and the job goes on."""
         self.tell(rank, messages.Measure(kind, batch))
         return self._collect(_Wait(Measured, {rank}), MEASURE_LIMIT_S).get(rank)
 
@@ -152,14 +152,14 @@ class WorkerGroup:
     ) -> dict[str, list[Measured]]:
         """Idle service times by kind, the kinds measured in turn.
 
-        Sessions with the same networks share one measurement: their injected delays are then
+        Sessions with the same networks share one measurement, so that their injected delays are
         the same.
 
         Args:
-            who: ranks that may be measured for each kind; the first that is not lost is.
-            networks: what they are, to know them again.
+            who: kind -> ranks that hold its network; the first rank that is not lost is measured.
+            networks: what a later session is compared by.
             batches: kind -> inputs of a task.
-            rounds: at most; slow networks get fewer.
+            rounds: the most rounds; slow networks get fewer.
         """
         key = (networks, *batches.items(), rounds)
         if key not in self._measured:
@@ -176,7 +176,7 @@ class WorkerGroup:
         return self._measured[key]
 
     def _measure_any(self, ranks: Collection[int], kind: str, batch: int) -> Measured | None:
-        """The service time on the first of the ranks that lives to tell it."""
+        """The service time on the first of the ranks that answers."""
         alive = (rank for rank in ranks if rank in self.present)
         measured = (self.measure(rank, kind, batch) for rank in alive)
         return next((each for each in measured if each is not None), None)
@@ -193,12 +193,12 @@ class WorkerGroup:
             self.tell(rank, messages.End())
 
     def stop(self, exit_code: int, limit_s: float = STOP_LIMIT_S) -> list[int]:
-        """Everybody ends with this exit code.
+        """All ranks end with this exit code.
 
         Returns:
-            The ranks that did not say that they end within limit_s, and in a plain world those
-            that were given up: with one of them MPI itself could not end. A rank that has
-            ended without a word is none of them.
+            The ranks that did not say goodbye within limit_s. In a plain world also the ranks that
+            were given up before, because MPI could not end with one of them. Ranks that have
+            ended without a message are not among them.
         """
         if self._stopped:
             return []
@@ -222,7 +222,7 @@ class WorkerGroup:
         return []
 
     def _not_parting(self, limit_s: float) -> set[int]:
-        """Ranks that do not say goodbye in their time."""
+        """The ranks that do not say goodbye in time."""
         silent = set(self.detector.timeouts.silent)
         others = _Wait(Bye, set(self.present) - silent)
         self._gather(others, limit_s)
@@ -240,7 +240,7 @@ class WorkerGroup:
         """The answers, by rank.
 
         Raises:
-            CollageError: a rank's fault; EnvironmentFault when the time is over.
+            CollageError: a rank's fault, or EnvironmentFault if the time is over.
         """
         self._gather(wait, limit_s)
         if self.detector.keep_going:
@@ -255,7 +255,7 @@ class WorkerGroup:
         return wait.answers
 
     def _go_on_without(self, wait: _Wait[Answer], limit_s: float) -> None:
-        """Those that are silent or cannot work are lost. Raises a fault that all ranks have."""
+        """Ranks that are silent or cannot work are lost. Raises the fault if all ranks have one."""
         if wait.faults and not wait.answers:
             raise next(iter(wait.faults.values()))
         silent = f"no {OWED[wait.what]} within {limit_s:g} s"
@@ -268,7 +268,7 @@ class WorkerGroup:
     def _gather(self, wait: _Wait[Answer], limit_s: float) -> None:
         """Take what comes until no rank is missing or the time is over.
 
-        The time that rank 0 watched: a job that was suspended meanwhile has not used it up.
+        Only time in which rank 0 watched counts, so a suspended job does not use it up.
         """
         watch = self.detector.timeouts.watch
         until_ns = watch.watched_ns + _ns(limit_s)
@@ -283,7 +283,7 @@ class WorkerGroup:
                 raise _Interrupted(reason)
 
     def _turn(self, wait: _Wait[Answer]) -> bool:
-        """Poll once; whether a message has come."""
+        """Poll once; whether a message came."""
         signs = self.detector.look(_ns(self._clock()))
         found = self.transport.poll()
         for arrival in found:
@@ -298,7 +298,7 @@ class WorkerGroup:
         return any(isinstance(arrival, Received) for arrival in found)
 
     def _take(self, arrival: Received, wait: _Wait[Answer]) -> None:
-        """A message that may be the one that is waited for."""
+        """Note a message, if it is an answer that is waited for."""
         rank = arrival.rank
         self.detector.heard(rank, _ns(self._clock()), ())
         said = self._said(arrival)
@@ -311,14 +311,14 @@ class WorkerGroup:
         wait.missing.discard(rank)
 
     def _borne(self, rank: int, told: Fault) -> CollageError:
-        """What a rank cannot do, where the job goes on without the rank; else it is raised."""
+        """The fault of a rank, if the job can go on without the rank; otherwise it is raised."""
         fault = _FAULTS.get(told.exit_code, EnvironmentFault)(f"rank {rank}: {told.message}")
         if self.detector.keep_going and isinstance(fault, EnvironmentFault):
             return fault
         raise fault
 
     def _said(self, arrival: Received) -> Message | None:
-        """A control message of this session; anything else is a late answer."""
+        """The control message, if it is one of this session; anything else is a late answer."""
         header = wire.read_header(arrival.message)
         if header.session != self.session or header.type != wire.CONTROL:
             return None

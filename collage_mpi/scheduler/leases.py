@@ -38,7 +38,7 @@ class LeaseSettings:
 
 
 @dataclass(frozen=True)
-class Lease:
+class GrantedLease:
     """Positions that one team alone may write rows of, while its epoch lasts.
 
     Attributes:
@@ -146,7 +146,7 @@ class LeaseBook:
         """Whether to grant it a lease now."""
         return len(self._in(team).waiting) < self.settings.ahead and self.left_for(team) > 0
 
-    def grant(self, team: int) -> Lease:
+    def grant(self, team: int) -> GrantedLease:
         """A lease for it.
 
         Raises:
@@ -158,7 +158,7 @@ class LeaseBook:
         groups = -(-_groups(left, settings.group_size) // (settings.share * len(self._teams)))
         groups = min(max(groups, settings.smallest), settings.largest)
         first, ranges = self._take(to, team, groups * settings.group_size)
-        lease = Lease(self._leases, team, to.epoch, first, ranges)
+        lease = GrantedLease(self._leases, team, to.epoch, first, ranges)
         self._leases += 1
         to.held = _merged([*to.held, *ranges])
         to.waiting.add(lease.number)

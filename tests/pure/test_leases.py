@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from collage_mpi.scheduler.leases import Lease, LeaseBook, LeaseSettings, Range, count
+from collage_mpi.scheduler.leases import GrantedLease, LeaseBook, LeaseSettings, Range, count
 
 BY_FOUR = LeaseSettings(group_size=4, share=2, largest=100)
 TEAMS = range(4)
@@ -106,7 +106,7 @@ class LeaseMachine(RuleBasedStateMachine):
         else:
             first = self.beyond
             self.beyond += -(-len(taken) // size)
-        assert lease == Lease(self.number, team, self.epochs[team], first, lease.ranges)
+        assert lease == GrantedLease(self.number, team, self.epochs[team], first, lease.ranges)
         for each in taken:
             pool.remove(each)
         self.number += 1

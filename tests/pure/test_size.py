@@ -32,9 +32,7 @@ MANY_ARGUMENTS = {
 }
 SHARED_NAMES = {
     "Core",
-    "Lease",
     "Run",
-    "Shards",
     "Told",
 }
 MODULES = (
