@@ -332,6 +332,11 @@ def other_content(key: str, before: tuple[Any, str], now: tuple[Any, str]) -> li
     return [] if had == has else [line]
 
 
+def finals(manifest: Mapping[str, Any]) -> list[Json]:
+    """What is known of each session since it ended; {} of one that was killed."""
+    return [entry.get("final") or {} for entry in manifest.get("sessions") or []]
+
+
 def content_of(manifest: Mapping[str, Any]) -> Json:
     """Setting -> SHA-256 of the file that it named.
 
@@ -346,8 +351,7 @@ def held(manifest: Mapping[str, Any]) -> Json:
 
     Version 0.1.0 wrote it for sessions that closed alone, rank by rank.
     """
-    finals = [entry.get("final") or {} for entry in manifest.get("sessions") or []]
-    worlds = [final.get("world") or [] for final in finals]
+    worlds = [final.get("world") or [] for final in finals(manifest)]
     told = {
         kind: fingerprint
         for world in (*worlds, manifest.get("world") or [])

@@ -13,7 +13,7 @@ import numpy as np
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.results import parts
 from collage_mpi.results.file_names import MARKER, PARTS_FOLDER
-from collage_mpi.results.manifest import Json, read_manifest, readable
+from collage_mpi.results.manifest import Json, finals, read_manifest, readable
 from collage_mpi.results.rows import (
     GROUPS,
     IMAGES,
@@ -91,8 +91,8 @@ class Run:
     @property
     def invalid(self) -> bool:
         """The straggler injection broke its rule in some session (docs/stragglers.md)."""
-        finals = [entry.get("final") or {} for entry in self.manifest.get("sessions") or []]
-        found = [self.manifest.get("validity"), *(final.get("validity") for final in finals)]
+        told = (final.get("validity") for final in finals(self.manifest))
+        found = [self.manifest.get("validity"), *told]
         return any(isinstance(item, dict) and item.get("valid") is False for item in found)
 
     @property

@@ -18,7 +18,7 @@ from collage_mpi.kinds import COLLAGE, KINDS
 from collage_mpi.models.tuning import told_tunings
 from collage_mpi.results.agreement import differing_interval
 from collage_mpi.results.file_names import SUMMARY
-from collage_mpi.results.manifest import is_int, plain, readable
+from collage_mpi.results.manifest import finals, is_int, plain, readable
 from collage_mpi.results.names import class_name
 from collage_mpi.results.parts import began_ns, launch_of
 from collage_mpi.results.reader import Run
@@ -82,9 +82,7 @@ def summarise(run: Run, tally: Tally | None = None) -> Json:
 
 def _tunings(run: Run) -> str:
     """How the networks ran in all sessions, in words; "" of null networks and simulations."""
-    manifest = run.manifest
-    finals = [entry.get("final") or {} for entry in manifest.get("sessions") or []]
-    worlds = [found.get("world") or [] for found in (*finals, manifest)]
+    worlds = [found.get("world") or [] for found in (*finals(run.manifest), run.manifest)]
     return told_tunings(member.get("tuning") or {} for world in worlds for member in world)
 
 
@@ -370,8 +368,8 @@ def _rank0(run: Run) -> Json:
 def _validity(run: Run) -> Json:
     """The injection rule over all sessions; None where nothing was injected or recorded."""
     manifest = run.manifest
-    finals = [entry.get("final") or {} for entry in manifest.get("sessions") or []]
-    found = [final["validity"] for final in finals if isinstance(final.get("validity"), dict)]
+    told = (final.get("validity") for final in finals(manifest))
+    found = [validity for validity in told if isinstance(validity, dict)]
     if not found and manifest.get("validity"):
         found = [manifest["validity"]]
     if not found:
@@ -388,8 +386,7 @@ def _number(value: object) -> int:
 
 
 def _lost_ranks(run: Run) -> list[Json]:
-    finals = [entry.get("final") or {} for entry in run.manifest.get("sessions") or []]
-    return [loss for final in finals for loss in final.get("lost") or []]
+    return [loss for final in finals(run.manifest) for loss in final.get("lost") or []]
 
 
 def _first_errors(run: Run, images: ImageTally) -> dict[str, Json]:

@@ -174,11 +174,8 @@ class RunWriter(RowSink):
         same = not differences(before, _prepared(manifest, session=1, sessions=[]))
         marked = (out / MARKER).exists() and before.get("status") in COMPLETE
         marked = marked and not (retry_errors and before["status"] != "complete")
-        return (
-            before["status"]
-            if same and marked and Inventory(known_run(out, before)).whole
-            else None
-        )
+        whole = same and marked and Inventory(known_run(out, before)).whole
+        return before["status"] if whole else None
 
     @classmethod
     def done(
