@@ -329,10 +329,10 @@ def snapshot(
             "state": rank.status,
             "tasks": rank.load,
         }
-        for rank in scheduler.dispatch.ranks.values()
+        for rank in scheduler.dispatch.ranks.known.values()
     ]
     for rank, loss in lost.items():
-        if rank not in scheduler.dispatch.ranks:  # before it was ready
+        if rank not in scheduler.dispatch.ranks.known:  # before it was ready
             seen = {"rank": rank, "host": loss["host"], "kinds": loss["kinds"]}
             ranks.append({**seen, "state": "lost", "tasks": 0})
     for record in ranks:

@@ -1,33 +1,31 @@
-"""What waits for any rank of a kind, oldest image first, and the ranks of it that have room, the
-least busy first and of these the fastest."""
+"""Tasks that wait for any rank of their kind, and what a rank with room takes of them."""
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections.abc import Callable, Collection
+from collections import defaultdict
+from collections.abc import Callable, Collection, Set
+from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import islice
-from math import inf
-from operator import itemgetter
 
-from collage_mpi.scheduler.state import TaskState
+from collage_mpi.scheduler.ranks import ReadyRanks
+from collage_mpi.scheduler.state import ImageState, Order, RankState, TaskState
+from collage_mpi.scheduler.tasks import TaskBook
 
-# What waits, by what it waits for. An image that is sent again, or was sent before, goes first; of
-# the others the oldest one, of which those that are FRESH may leave in a bundle.
+# A task that waits is of one of three sorts. Of an image that was sent before it goes first. Of the
+# others the oldest image goes first; those that are FRESH may leave in a bundle.
 AGAIN, LATE, FRESH = range(3)
 EVERYTHING = (AGAIN, LATE, FRESH)
 SPARE = 64  # entries of tasks that are gone, beside one a task that waits
 
+NO_RANKS: frozenset[int] = frozenset()
 _Entry = tuple[bool, int, int]
-_Place = tuple[float, float, int]  # service time, turn, rank
 
 
 class Backlog:
-    """Tasks bound to no rank yet.
+    """Tasks of one kind that are bound to no rank yet, oldest image first.
 
-    A task is taken in O(log tasks) amortised, a rank with room found in O(credit): both pass
-    over those alone that may not go together, which for a rank are the tasks of images that it
-    has or has failed, and for a task the ranks that have or have failed its images.
+    A task is taken in O(log tasks) amortised, past those alone that the rank may not take.
     """
 
     def __init__(self) -> None:
@@ -36,15 +34,6 @@ class Backlog:
         self.fresh: dict[int, TaskState] = {}
         # A heap of each sort, of some tasks that are gone too: (not AGAIN, oldest image, task).
         self._order: list[list[_Entry]] = [[] for _ in EVERYTHING]
-        self._turn = 0  # of equally fast ranks the one that has had room for longest comes first
-        self._ranks: dict[int, tuple[int, _Place]] = {}  # with room -> messages it has, its place
-        self._levels: list[list[_Place]] = [[]]  # the same, sorted, by messages
-
-    # ---- tasks --------------------------------------------------------------
-
-    def waiting(self) -> list[TaskState]:
-        """All that wait, in no order."""
-        return list(self.tasks.values())
 
     def add(self, task: TaskState, sort: int = AGAIN) -> None:
         """It waits."""
@@ -82,7 +71,7 @@ class Backlog:
         """The first one of these sorts that fits, which waits no more; None if none does."""
         passed, found = [], None
         while found is None and (heaps := [self._order[s] for s in sorts if self._order[s]]):
-            heap = min(heaps, key=itemgetter(0))
+            heap = min(heaps)
             entry = heappop(heap)
             task = self.tasks.get(entry[2])
             if task is not None and fits(task):
@@ -101,44 +90,140 @@ class Backlog:
             self.forget(task)
         return taken
 
-    # ---- ranks --------------------------------------------------------------
 
-    def __contains__(self, rank: int) -> bool:
-        return rank in self._ranks
+class PullQueue:
+    """Tasks that no rank has: a rank that has room pulls those that have waited longest.
 
-    @property
-    def idle(self) -> int:
-        """Ranks without a message."""
-        return len(self._levels[0])
+    A message takes up to `batch` tasks of one kind; of fewer each idle rank gets its share.
+    """
 
-    def idle_within(self, limit_ns: float) -> int:
-        """Those of them that are not slower than the limit."""
-        return bisect_left(self._levels[0], (limit_ns, inf, 0))
+    def __init__(self, tasks: TaskBook, ranks: ReadyRanks, batch: int) -> None:
+        self.backlogs: defaultdict[str, Backlog] = defaultdict(Backlog)
+        self._tasks, self._ranks, self._batch = tasks, ranks, batch
+        self._nobody = RankState(0, frozenset(), "", 0)  # whose the tasks are while they wait
 
-    def room(self, rank: int, messages: int, pace_ns: float) -> None:
-        """The rank, of that running service time, has room beside so many messages."""
-        self.no_room(rank)
-        while len(self._levels) <= messages:
-            self._levels.append([])
-        self._turn += 1
-        place = (pace_ns, self._turn, rank)
-        insort(self._levels[messages], place)
-        self._ranks[rank] = messages, place
+    def add(
+        self, order: Order, images: list[ImageState], avoid: Collection[int] = ()
+    ) -> TaskState | None:
+        """A task that waits for a rank that is not in `avoid`; None if none may come."""
+        sort = self._sort(order.attempt, images[0])
+        if not self._may_wait(order.kind, avoid, sort):
+            return None
+        task = self._tasks.make(order, images, self._nobody, avoid)
+        self.backlogs[order.kind].add(task, sort)
+        return task
 
-    def no_room(self, rank: int) -> None:
-        """It takes nothing, for now or for good."""
-        found = self._ranks.pop(rank, None)
-        if found is not None:
-            level = self._levels[found[0]]
-            del level[bisect_left(level, found[1])]
+    def offer(self, task: TaskState) -> None:
+        """Let ranks with room pull until the task has left, or none of them may take it."""
+        while task.id in self.backlogs[task.kind].tasks:
+            rank = self._taker(task)
+            if rank is None or not self.pull(self._ranks.known[rank]):
+                return
 
-    def pick(self, avoid: Collection[int], limit_ns: float = inf) -> int | None:
-        """The rank with room and the fewest messages, of these the fastest, that is not in
-        `avoid` nor slower than the limit; or None."""
-        for level in self._levels:
-            for pace_ns, _, rank in level:
-                if pace_ns > limit_ns:
+    def serve(self, *, everyone: bool = False) -> None:
+        """What a rank may take may have changed by more than its room."""
+
+    def pull(self, rank: RankState) -> bool:
+        """Send the rank a message of what waits longest; whether there was any, and room for it."""
+        tasks = [] if self._tasks.closed else self._next(rank)
+        if tasks:
+            self._tasks.send(rank, tasks)
+            self._ranks.load_changed(rank)
+        return bool(tasks)
+
+    def forget(self, task: TaskState) -> bool:
+        """The task need not be sent; whether it waited here."""
+        waited = task.rank is self._nobody
+        if waited:
+            self.backlogs[task.kind].forget(task)
+        return waited
+
+    def waiting(self) -> list[TaskState]:
+        """All tasks that wait."""
+        return [task for backlog in self.backlogs.values() for task in backlog.tasks.values()]
+
+    def clear(self) -> list[TaskState]:
+        """Nothing waits any more; what did."""
+        waited = self.waiting()
+        for backlog in self.backlogs.values():
+            backlog.clear()
+        return waited
+
+    def stranded(self, kinds: Collection[str]) -> list[TaskState]:
+        """A rank of these kinds has left: tasks that no other rank may take, taken out; the others
+        may now go to ranks that failed their image."""
+        waiting = [task for task in self.waiting() if task.kind in kinds]
+        stranded = [t for t in waiting if not self._may_wait(t.kind, held_by(t), self._sort_of(t))]
+        for task in self._tasks.withdraw(stranded):
+            self.backlogs[task.kind].forget(task)
+        for task in waiting:
+            self.offer(task)
+        return stranded
+
+    def barred(self, task: TaskState) -> Set[int]:
+        """Ranks that the task must not go to now: those that failed its images are better than
+        none."""
+        if len(task.images) == 1 and not task.avoid:
+            image = task.images[0]
+            if len(image.tasks) == 1 and not image.tried:
+                return NO_RANKS  # it is its image's first
+        held = held_by(task)
+        tried = held.union(*(image.tried for image in task.images))
+        return tried if self._ranks.of(task.kind).has_other(tried) else held
+
+    def _sort(self, attempt: int, image: ImageState) -> int:
+        """Of a task of the image that comes to wait."""
+        return AGAIN
+
+    def _sort_of(self, task: TaskState) -> int:
+        """Of a task that waits."""
+        return FRESH if task.id in self.backlogs[task.kind].fresh else AGAIN
+
+    def _may_wait(self, kind: str, avoid: Collection[int], sort: int) -> bool:
+        """Whether a rank that takes work may come to take such a task."""
+        return self._ranks.of(kind).has_other(avoid)
+
+    def _taker(self, task: TaskState) -> int | None:
+        """A rank with room that may pull until the task has left."""
+        return self._ranks.room(task.kind).pick(self.barred(task))
+
+    def _fits(self, rank: RankState, task: TaskState) -> bool:
+        return rank.id not in self.barred(task)
+
+    def _next(self, rank: RankState) -> list[TaskState]:
+        """Up to a batch of tasks of one kind for a rank."""
+        for kind in self.backlogs:
+            if rank.id in self._ranks.room(kind) and (tasks := self._take(kind, rank)):
+                return tasks
+        return []
+
+    def _take(
+        self, kind: str, rank: RankState, sorts: Collection[int] = EVERYTHING
+    ) -> list[TaskState]:
+        """The next batch for the rank; of less than a batch for each idle rank its share."""
+        backlog = self.backlogs[kind]
+        waiting = len(backlog.tasks) - (0 if FRESH in sorts else len(backlog.fresh))
+        share = min(self._batch, -(-waiting // max(1, self._ranks.room(kind).idle)))
+        tasks: list[TaskState] = []
+        while len(tasks) < share and (task := backlog.take(partial(self._fits, rank), sorts)):
+            if share > 1 and has_failed(task):
+                if tasks:
+                    backlog.add(task)
                     break
-                if rank not in avoid:
-                    return rank
-        return None
+                share = 1
+            task.rank = rank
+            tasks.append(task)
+        return tasks
+
+
+def has_failed(task: TaskState) -> bool:
+    """An image of it may fail again, kill its rank even: it takes no others along."""
+    for image in task.images:  # noqa: SIM110 - `any` takes three times as long
+        if image.failures:
+            return True
+    return False
+
+
+def held_by(task: TaskState) -> set[int]:
+    """Ranks that have its images already, and those that it has to avoid."""
+    return {other.rank.id for image in task.images for other in image.tasks}.union(task.avoid)

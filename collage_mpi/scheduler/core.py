@@ -19,6 +19,7 @@ from collage_mpi.scheduler.events import Action, Event, Score
 from collage_mpi.scheduler.groups import Groups
 from collage_mpi.scheduler.quantiles import RunningQuantile
 from collage_mpi.scheduler.rank_speed import Health, Paces
+from collage_mpi.scheduler.ranks import ReadyRanks
 from collage_mpi.scheduler.retries import NOBODY, Retries
 from collage_mpi.scheduler.schemes import Later, Scheme
 from collage_mpi.scheduler.settings import SECOND_NS, SchedulerSettings
@@ -27,6 +28,7 @@ from collage_mpi.scheduler.state import (
     ImageState,
     RankState,
     TaskState,
+    Turn,
 )
 from collage_mpi.scheduler.timers import Timers
 from collage_mpi.scheduler.transitions import IMAGE, LOST, RANK, READY, SILENT
@@ -46,19 +48,19 @@ class Scheduler:
         health = Health(*costs) if scheme.watches_health else None
         pulls = scheme.assign == "pull"
         bundle = scheme.bundle(settings)
-        self.dispatch = Dispatch(
-            scheme.main,
-            health,
-            settings.batch,
-            pulls=pulls,
-            paces=Paces(*costs) if pulls else None,
-            bundle=bundle,
-        )
+        self.turn = Turn()
+        ranks = ReadyRanks(self.turn, health, Paces(*costs) if pulls else None, pulls=pulls)
+        self.dispatch = Dispatch(self.turn, ranks, scheme.main, settings.batch, bundle)
         self.latencies = RunningQuantile()  # of single answers, late ones too
         self._keeps_latencies = scheme.asks_latencies
-        self.timers = Timers(self.dispatch)
+        self.timers = Timers(self.turn)
         self.groups = Groups(
-            settings, self.dispatch, self.timers, closed=self._closed, timed_out=self._give_up
+            settings,
+            self.turn,
+            self.dispatch,
+            self.timers,
+            closed=self._closed,
+            timed_out=self._give_up,
         )
         self.retries = Retries(self, settings)
         self.endgame = EndGame(self.dispatch, settings.max_attempts) if settings.endgame else None
@@ -70,7 +72,8 @@ class Scheduler:
         self._ending = False
         self._finished = False
         self._paused = False  # no image is left to come, for all that is known
-        self.dispatch.calibrating = scheme.calibrate
+        if self.dispatch.bundles is not None:
+            self.dispatch.bundles.calibrating = scheme.calibrate
         self._gathers = settings.together and (settings.batch > 1 or bundle is not None)
         self._handlers: dict[type, Callable[..., None]] = {
             ev.RankReady: self._on_rank_ready,
@@ -95,22 +98,22 @@ class Scheduler:
             ProtocolViolation: time runs backwards, an id is unknown or used twice,
                 or an event follows Finish.
         """
-        dispatch, handlers = self.dispatch, self._handlers
-        actions = dispatch.actions = []
+        turn, handlers = self.turn, self._handlers
+        actions = turn.actions = []
         for event in events:
-            if event.now_ns < dispatch.now_ns:
-                raise ProtocolViolation(f"time runs back: {event.now_ns} < {dispatch.now_ns}")
+            if event.now_ns < turn.now_ns:
+                raise ProtocolViolation(f"time runs back: {event.now_ns} < {turn.now_ns}")
             if self._finished:
                 raise ProtocolViolation(f"event after Finish: {event}")
-            dispatch.now_ns = event.now_ns
+            turn.now_ns = event.now_ns
             handlers[type(event)](event)
         self._admit()
         nothing_left = self.groups.input_closed or self._paused
         if self.endgame is not None and nothing_left and self._stopping is None:
             self.endgame.copy(self.groups.in_flight.values())
-        if dispatch.released:
-            actions.append(ev.Release(tuple(dispatch.released)))
-            dispatch.released.clear()
+        if turn.released:
+            actions.append(ev.Release(tuple(turn.released)))
+            turn.released.clear()
         self._maybe_finish()
         return actions
 
@@ -125,18 +128,18 @@ class Scheduler:
         self.dispatch.pump(rank)
 
     def _on_suspected(self, event: ev.RankSuspected) -> None:
-        rank = self.dispatch.ranks.get(event.rank)
+        rank = self.dispatch.ranks.known.get(event.rank)
         if rank is None or "silent" not in RANK[rank.status] or not rank.outstanding:
             return  # a rank that owes nothing is not silent: its last answer has just come
         rank.status = RANK[rank.status]["silent"]
         self.retries.suspects[rank.id] = rank
         self.retries.leave(rank, event.why)
         self._look_at_open_group()
-        self.dispatch.serve(everyone=True)
+        self.dispatch.pulled.serve(everyone=True)
 
     def _on_lost(self, event: ev.RankLost) -> None:
         self._reported.add(event.rank)
-        rank = self.dispatch.ranks.get(event.rank)
+        rank = self.dispatch.ranks.known.get(event.rank)
         if rank is not None and rank.status != LOST:
             self._lose(rank, event.why)
         if len(self._reported) >= self.settings.ranks and not self._anybody_alive():
@@ -147,11 +150,11 @@ class Scheduler:
         self.retries.suspects.pop(rank.id, None)
         covered = list(rank.outstanding.values())
         for task in covered:
-            self.dispatch.end(task, "rank lost")
+            self.dispatch.tasks.end(task, "rank lost")
         self.retries.leave(rank, why)
         self.retries.lost(covered, f"rank {rank.id} was lost: {why}")
         self._look_at_open_group()
-        self.dispatch.serve(everyone=True)
+        self.dispatch.pulled.serve(everyone=True)
 
     def _recover(self, rank: RankState) -> None:
         if rank.status in SILENT:
@@ -161,14 +164,14 @@ class Scheduler:
                 self._enter(rank)
 
     def _enter(self, rank: RankState) -> None:
-        self.dispatch.enter(rank)
-        self.dispatch.serve(everyone=True)
+        self.dispatch.ranks.enter(rank)
+        self.dispatch.pulled.serve(everyone=True)
         self.retries.ranks_changed()
 
     def _anybody_alive(self) -> bool:
         return any(
             rank.status != LOST and rank.kinds & self.scheme.kinds
-            for rank in self.dispatch.ranks.values()
+            for rank in self.dispatch.ranks.known.values()
         )
 
     # ---- images and groups --------------------------------------------------
@@ -192,7 +195,7 @@ class Scheduler:
         image = self.groups.place(event.image, group, event.intended_ns)
         image.drawn = event.drawn
         if event.fault:
-            self.dispatch.skip_turn(SINGLE)
+            self.dispatch.ranks.of(SINGLE).skip_turn()
             self.error(image, event.fault)
         elif self._stopping is None:
             self.scheme.image_arrived(self, image)
@@ -230,7 +233,7 @@ class Scheduler:
             return  # what was not answered in time will be done again, by the next session
         limit_ns = self.settings.image_timeout_ns or 0
         for image in group.images:
-            if image.resolved or image.t0_ns + limit_ns > self.dispatch.now_ns:
+            if image.resolved or image.t0_ns + limit_ns > self.turn.now_ns:
                 continue
             if image.reserve is not None:
                 self._use_reserve(image)
@@ -246,14 +249,14 @@ class Scheduler:
     # ---- tasks --------------------------------------------------------------
 
     def _on_send_done(self, event: ev.SendDone) -> None:
-        self.dispatch.send_done(event.tasks)
+        self.dispatch.tasks.send_done(event.tasks)
 
     def _terminal(self, task_id: int, rank_id: int, how: str) -> TaskState:
         """The task that a terminal event names, now over."""
-        task = self.dispatch.tasks.get(task_id)
+        task = self.dispatch.tasks.out.get(task_id)
         if task is None or task.rank.id != rank_id:
             raise ProtocolViolation(f"rank {rank_id} ends task {task_id}, which it does not have")
-        self.dispatch.end(task, how)
+        self.dispatch.tasks.end(task, how)
         return task
 
     def _on_answered(self, event: ev.Answered) -> None:
@@ -263,7 +266,7 @@ class Scheduler:
                 f"task {task.id} has {len(task.items)} items, its answer {len(event.cells)} cells"
             )
         task.rank.failures = 0
-        self.dispatch.observe(task, event.compute_ns + event.held_ns)
+        self.dispatch.tasks.observe(task, event.compute_ns + event.held_ns)
         if task.kind == SINGLE:
             self._observe(task)
         cells, unread = _without_unread(task, event) if event.unread else (event.cells, ())
@@ -273,7 +276,7 @@ class Scheduler:
         if unread:
             self.retries.unread(task, unread)
         if unread or None in cells:
-            self.dispatch.serve(everyone=True)
+            self.dispatch.pulled.serve(everyone=True)
         self._alive(task.rank)
 
     def _absent(self, task: TaskState, cells: Sequence[Score | None]) -> None:
@@ -298,13 +301,14 @@ class Scheduler:
             task.rank.status = RANK[task.rank.status]["failing"]
             why = f"{task.rank.failures} failures in a row, the last: {event.reason}"
             self.retries.leave(task.rank, why)
-            self.dispatch.actions.append(ev.Retire(task.rank.id, why))
-        self.dispatch.serve(everyone=True)
+            self.turn.actions.append(ev.Retire(task.rank.id, why))
+        self.dispatch.pulled.serve(everyone=True)
         self._alive(task.rank)
 
     def _dispensable(self, rank: RankState) -> bool:
         """Another ready rank can do each kind that this one does."""
-        return rank.status == READY and all(self.dispatch.count(kind) > 1 for kind in rank.kinds)
+        count = self.dispatch.ranks.count
+        return rank.status == READY and all(count(kind) > 1 for kind in rank.kinds)
 
     def _on_skipped(self, event: ev.Skipped) -> None:
         task = self._terminal(event.task, event.rank, "skipped")
@@ -315,7 +319,7 @@ class Scheduler:
     def _observe(self, task: TaskState) -> None:
         if self._keeps_latencies:
             for image in task.images:
-                self.latencies.add(self.dispatch.now_ns - image.t0_ns)
+                self.latencies.add(self.turn.now_ns - image.t0_ns)
 
     def _alive(self, rank: RankState) -> None:
         """What the rank said has been dealt with: it takes more, if it was silent again."""
@@ -323,7 +327,7 @@ class Scheduler:
             self._recover(rank)
         if rank.messages < rank.credit:
             self.dispatch.pump(rank)
-            self.dispatch.serve()
+            self.dispatch.pulled.serve()
             if self._stopping is None:
                 self.scheme.rank_free(self)
 
@@ -347,7 +351,7 @@ class Scheduler:
         if not image.drawn:
             self.accept(image, task, score)
             return
-        image.decided_ns = self.dispatch.now_ns
+        image.decided_ns = self.turn.now_ns
         self.keep(image, task, score)
         asked = any(other.kind == self.dispatch.main for other in image.tasks)
         if image.reserve is not None and not asked:  # it would wait for its timer alone
@@ -426,7 +430,7 @@ class Scheduler:
         )
         if image.drawn:
             resolve = _with_audit(resolve, image, other)
-        self.dispatch.actions.append(resolve)
+        self.turn.actions.append(resolve)
         self.dispatch.resolved(image)
         self.retries.forget(image)
         self.scheme.resolved(image)
@@ -461,7 +465,7 @@ class Scheduler:
             return
         if self._stopping is None and not self._done():
             return
-        if not self.dispatch.tasks and not self._reserved:
+        if not self.dispatch.tasks.out and not self._reserved:
             self._finish()
         elif self._stopping is None and not self._ending:
             self._ending = True
@@ -476,9 +480,9 @@ class Scheduler:
         self._finished = True
         if self._done():
             status = ev.COMPLETE_WITH_ERRORS if self._errors else ev.COMPLETE
-            self.dispatch.actions.append(ev.Finish(status, ""))
+            self.turn.actions.append(ev.Finish(status, ""))
         else:
-            self.dispatch.actions.append(ev.Finish(ev.INCOMPLETE, self._stopping or ""))
+            self.turn.actions.append(ev.Finish(ev.INCOMPLETE, self._stopping or ""))
 
 
 def _with_audit(resolve: ev.Resolve, image: ImageState, other: Score | None) -> ev.Resolve:

@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from heapq import heappop, heapreplace
 
 from collage_mpi.kinds import SINGLE
-from collage_mpi.scheduler.dispatch import Dispatch, Order
-from collage_mpi.scheduler.state import GroupState, ImageState
+from collage_mpi.scheduler.dispatch import Dispatch
+from collage_mpi.scheduler.state import GroupState, ImageState, Order
 
 MOST_COPIES = 8  # of an image: all of them on slow ranks is as good as impossible
 MOST_ATTEMPTS = 255  # one byte of a row
@@ -42,7 +42,7 @@ class EndGame:
         """
         if self._order is None:
             self._order = [(0, image.id, image) for group in groups for image in group.images]
-        while self._order and self._dispatch.has_idle(self._dispatch.main):
+        while self._order and self._dispatch.ranks.has_idle(self._dispatch.main):
             copies, number, image = self._order[0]
             if image.copies > copies:  # with another of its group
                 heapreplace(self._order, (image.copies, number, image))
@@ -53,7 +53,7 @@ class EndGame:
         well = not image.failures and not image.losses
         few = image.copies < MOST_COPIES and image.sends < self._most_sends
         tasks = image.tasks  # none of one that is resolved
-        if self._dispatch.bundle is not None:  # what waits does so for a bundle, or a quicker rank
+        if self._dispatch.bundles is not None:  # what waits does so for a bundle, or a quicker rank
             tasks = [task for task in tasks if task.sent]
         return well and few and bool(tasks)
 

@@ -13,7 +13,7 @@ from functools import partial
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.dispatch import Dispatch
 from collage_mpi.scheduler.settings import SchedulerSettings
-from collage_mpi.scheduler.state import GroupState, ImageState
+from collage_mpi.scheduler.state import GroupState, ImageState, Turn
 from collage_mpi.scheduler.timers import Timers
 
 
@@ -22,7 +22,8 @@ class Groups:
 
     Args:
         settings: group size, depth, drain, linger and image timeout.
-        dispatch: where Admit goes.
+        turn: where Admit goes.
+        dispatch: what is sent, and who is idle.
         timers: linger, image timeout, the longest drain.
         closed: called with a group that has all its images, some unresolved.
         timed_out: called with a group when the image timeout of some of its images is over.
@@ -31,6 +32,7 @@ class Groups:
     def __init__(
         self,
         settings: SchedulerSettings,
+        turn: Turn,
         dispatch: Dispatch,
         timers: Timers,
         closed: Callable[[GroupState], None],
@@ -41,7 +43,7 @@ class Groups:
         self.unresolved = 0  # images
         self.in_flight: dict[int, GroupState] = {}  # closed, with unresolved images
         self.input_closed = False
-        self._dispatch, self._timers = dispatch, timers
+        self._turn, self._dispatch, self._timers = turn, dispatch, timers
         self._closed, self._timed_out = closed, timed_out
         self._step = settings.admitted_together
         self._depth = settings.depth * self._step
@@ -60,7 +62,7 @@ class Groups:
         self._next_group += 1
         linger_ns = self._linger_ns()
         if linger_ns is not None:
-            at_ns = self._dispatch.now_ns + linger_ns
+            at_ns = self._turn.now_ns + linger_ns
             self._timers.set(at_ns, partial(self.cut_short, group), group)
         return group
 
@@ -149,7 +151,7 @@ class Groups:
         lacking = -self._promised % self.settings.group_size
         if lacking:
             self._promised += lacking
-            self._dispatch.actions.append(ev.Admit(lacking))
+            self._turn.actions.append(ev.Admit(lacking))
 
     def let_go(self) -> None:
         """What is gathered waits for no further image."""
@@ -180,7 +182,7 @@ class Groups:
                 missing = min(missing, step) if self._wanted() else 0
         if missing > 0:
             self._promised += missing * size
-            self._dispatch.actions.append(ev.Admit(missing * size))
+            self._turn.actions.append(ev.Admit(missing * size))
 
     def _wanted(self) -> bool:
         """Whether a rank has nothing to do: whatever waits it may not take."""
@@ -189,7 +191,7 @@ class Groups:
 
     def _drained(self, silent_tasks: Callable[[], int]) -> bool:
         """Whether all ranks are idle; those that are silent, or take for ever, do not count."""
-        if not self._drain_over and len(self._dispatch.tasks) > silent_tasks():
+        if not self._drain_over and len(self._dispatch.tasks.out) > silent_tasks():
             if self._cancel_drain is None:
                 self._cancel_drain = self._timers.start(self.settings.end_ns, self._stop_draining)
             return False

@@ -35,9 +35,8 @@ from typing import Protocol
 from collage_mpi.kinds import SINGLE
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler import schemes
-from collage_mpi.scheduler.dispatch import Order
 from collage_mpi.scheduler.settings import SchedulerSettings
-from collage_mpi.scheduler.state import ImageState, RankState, TaskState
+from collage_mpi.scheduler.state import ImageState, Order, RankState, TaskState, Turn
 from collage_mpi.scheduler.transitions import (
     ANSWERED,
     IMAGE,
@@ -57,6 +56,7 @@ class Core(schemes.Core, Protocol):
     """What second chances need of the scheduler."""
 
     scheme: schemes.Scheme
+    turn: Turn
 
     def stop(self, reason: str) -> None:
         """End the job as incomplete."""
@@ -100,20 +100,20 @@ class Retries:
     def _recall_retired(self, gone: RankState) -> None:
         """A retired rank is better than none: the last of a kind works again."""
         for kind in gone.kinds:
-            if self.core.dispatch.count(kind) == 0:
-                for rank in self.core.dispatch.ranks.values():
+            if self.core.dispatch.ranks.count(kind) == 0:
+                for rank in self.core.dispatch.ranks.known.values():
                     resting = rank.status == RETIRED
                     if resting and kind in rank.kinds and rank is not gone:
                         rank.status = RANK[rank.status]["recalled"]
                         rank.failures = 0
-                        self.core.dispatch.actions.append(ev.Recall(rank.id))
-                        self.core.dispatch.enter(rank)
+                        self.core.turn.actions.append(ev.Recall(rank.id))
+                        self.core.dispatch.ranks.enter(rank)
                         self.core.dispatch.pump(rank)
                         break
 
     def lost(self, tasks: list[TaskState], why: str) -> None:
         """A rank was lost, and these tasks with it, which are over."""
-        self._lost_ns = self.core.dispatch.now_ns
+        self._lost_ns = self.core.turn.now_ns
         for task in tasks:
             if task.kind == self.core.scheme.main:
                 for image in task.images:
@@ -146,7 +146,8 @@ class Retries:
             if failed and task.kind == main and not task.spare:
                 image.failures += 1
         # Its images are sent alone now, where a rank takes such.
-        bundled = self.core.dispatch.bundle is not None and self.core.dispatch.count(main) > 0
+        dispatch = self.core.dispatch
+        bundled = dispatch.bundles is not None and dispatch.ranks.count(main) > 0
         if task.kind != main and not bundled and task.attempt < self.max_attempts:
             self._again(task, images)
         for image in images:
@@ -172,7 +173,7 @@ class Retries:
     def _again(self, task: TaskState, images: list[ImageState]) -> None:
         """The same collage once more, for what neither is held nor has another copy out."""
         images = [i for i in images if not i.held and not _covered(i, {task.kind})]
-        if not images or self.core.dispatch.closed:
+        if not images or self.core.dispatch.tasks.closed:
             return
         order = Order(task.kind, task.source, task.attempt + 1)
         holders = _holders(images)
@@ -191,7 +192,7 @@ class Retries:
 
     def image(self, image: ImageState) -> None:
         """See the table above. Nothing for an image that is resolved or well cared for."""
-        if image.status in ANSWERED or self.core.dispatch.closed:
+        if image.status in ANSWERED or self.core.dispatch.tasks.closed:
             return
         scheme = self.core.scheme
         if _covered(image, scheme.kinds) or scheme.covers_later(self.core, image.group):
@@ -228,7 +229,7 @@ class Retries:
 
     def _at(self, hosts: Collection[str]) -> list[int]:
         """The ranks of these hosts."""
-        return [rank.id for rank in self.core.dispatch.ranks.values() if rank.host in hosts]
+        return [rank.id for rank in self.core.dispatch.ranks.known.values() if rank.host in hosts]
 
     def _together(self, image: ImageState) -> list[ImageState]:
         """Another collage takes along whatever else of its group is in need."""
@@ -248,7 +249,7 @@ class Retries:
     def _anybody(self) -> bool:
         """Whether a rank that the scheme can use is ready or may become so."""
         kinds = self.core.scheme.kinds
-        return any(self.core.dispatch.count(kind) or self._silent(kind) for kind in kinds)
+        return any(self.core.dispatch.ranks.count(kind) or self._silent(kind) for kind in kinds)
 
     # ---- parking ------------------------------------------------------------
 
@@ -286,7 +287,7 @@ class Retries:
         for image in parked.values():
             if image.status != PARKED:
                 continue
-            if any(self.core.dispatch.count(kind) for kind in self.core.scheme.kinds):
+            if any(self.core.dispatch.ranks.count(kind) for kind in self.core.scheme.kinds):
                 self.core.error(
                     image, image.reason or "every rank that could classify it is silent"
                 )
@@ -319,7 +320,7 @@ class Retries:
         return self._lost_ns + self._calm_ns
 
     def _now_ns(self) -> int:
-        return self.core.dispatch.now_ns
+        return self.core.turn.now_ns
 
 
 def _look_at(image: ImageState) -> None:

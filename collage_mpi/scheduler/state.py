@@ -1,17 +1,42 @@
-"""What the scheduler remembers of images, groups, tasks and ranks.
-
-Owns: the mutable records and the two ways to choose a rank in O(1).
-Does not know: schemes, policies, when anything happens.
-"""
+"""What the scheduler remembers of images, groups, tasks and ranks, and what it is to do now."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from itertools import chain
+from typing import NamedTuple
 
-from collage_mpi.scheduler.events import Item, Score
+from collage_mpi.scheduler.events import Action, Item, Score
 from collage_mpi.scheduler.transitions import OPEN, READY, SETTLED, WAITING
+
+
+class Turn:
+    """The present time, and what the scheduler is to do about the events at hand.
+
+    Attributes:
+        actions: in order.
+        released: images whose pixels nobody needs any more.
+    """
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+        self.actions: list[Action] = []
+        self.released: list[int] = []
+
+
+class Order(NamedTuple):
+    """What sort of task is wanted.
+
+    Attributes:
+        source: what an image that the task resolves is said to be resolved by.
+        spare: a copy that counts as no attempt, and is cancelled first.
+    """
+
+    kind: str
+    source: str
+    attempt: int = 1
+    spare: bool = False
 
 
 class ImageState:
@@ -111,27 +136,22 @@ class TaskState:
     def __init__(
         self,
         task: int,
-        kind: str,
-        source: str,
+        order: Order,
         rank: RankState,
         images: list[ImageState],
-        attempt: int,
         avoid: Collection[int] = (),
     ) -> None:
         self.id = task
-        self.kind = kind
-        self.source = source  # what an image that it resolves is said to be resolved by
+        self.kind, self.source, self.attempt, self.spare = order
         self.rank = rank
         self.status = WAITING
         self.avoid = avoid  # ranks that it must not go to while it is bound to none
         self.images = images
         self.items: tuple[Item, ...] = ()
         self.group = images[0].group
-        self.attempt = attempt
         self.pending = len(images)  # of these, not yet resolved
         self.message: Message | None = None  # that it left in
         self.send_done = False
-        self.spare = False  # a copy that counts as no attempt, and is cancelled first
 
     @property
     def sent(self) -> bool:
@@ -201,99 +221,3 @@ class RankState:
             return True
         gathered = self.gathered.get(task.kind)
         return gathered is not None and gathered.pop(task.id, None) is not None
-
-
-class Pool:
-    """The ready ranks of one kind, chosen round-robin or by least load.
-
-    `pick_next` walks the ranks in order, so that image i of a full group goes
-    to the i-th rank. `pick_least` takes the least loaded; buckets by load make
-    it O(1) amortised, since a load changes by one at a time.
-    """
-
-    def __init__(self) -> None:
-        self._order: list[int] = []
-        self._cursor = 0
-        self._load: dict[int, int] = {}
-        self._levels: list[dict[int, None]] = [{}]
-        self._lowest = 0  # no rank has a smaller load
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __contains__(self, rank: int) -> bool:
-        return rank in self._load
-
-    def add(self, rank: int, load: int) -> None:
-        """Enter a ready rank. O(number of ranks), rare."""
-        self._order = sorted({*self._order, rank})
-        self._load[rank] = load
-        self._level(load)[rank] = None
-
-    def discard(self, rank: int) -> None:
-        """Take a rank out, if it is in. O(number of ranks), rare."""
-        if rank in self._load:
-            del self._levels[self._load.pop(rank)][rank]
-            self._order.remove(rank)
-
-    def change(self, rank: int, load: int) -> None:
-        """Note a rank's new load, if it is in."""
-        if rank in self._load:
-            del self._levels[self._load[rank]][rank]
-            self._load[rank] = load
-            self._level(load)[rank] = None
-
-    def has_other(self, ranks: Collection[int]) -> bool:
-        """Whether there is a rank that is not one of these."""
-        if not ranks:
-            return bool(self._order)
-        return len(self._order) > sum(rank in self._load for rank in ranks)
-
-    def pick_next(self, avoid: Collection[int] = ()) -> int | None:
-        """The next rank in turn that is not in `avoid`, or None if there is none."""
-        for _ in range(len(self._order)):
-            rank = self._order[self._cursor % len(self._order)]
-            self._cursor = (self._cursor + 1) % len(self._order)
-            if rank not in avoid:
-                return rank
-        return None
-
-    def pick_spread(self, copies: int) -> list[int]:
-        """`copies` different ranks (fewer if there are fewer) for one image, in turn.
-
-        The ranks are taken as `copies` rows: the next one of the first row, and those
-        under it, so that first copies go where they would go without the others.
-        """
-        copies = min(copies, len(self._order))
-        if copies == 0:
-            return []
-        stride = len(self._order) // copies
-        place = self._cursor % stride
-        self._cursor = place + 1
-        return [self._order[place + row * stride] for row in range(copies)]
-
-    def pick_idle(self, avoid: Collection[int] = ()) -> int | None:
-        """A rank with nothing outstanding or queued that is not in `avoid`, or None."""
-        return next((rank for rank in self._levels[0] if rank not in avoid), None)
-
-    def pick_least(self, avoid: Collection[int] = ()) -> int | None:
-        """The least loaded rank not in `avoid`, longest unchanged first, or None."""
-        if not self._order:
-            return None
-        while not self._levels[self._lowest]:
-            self._lowest += 1
-        for load in range(self._lowest, len(self._levels)):
-            for rank in self._levels[load]:
-                if rank not in avoid:
-                    return rank
-        return None
-
-    def skip_turn(self) -> None:
-        """The next rank in turn stands aside: its image needs none."""
-        self._cursor += 1
-
-    def _level(self, load: int) -> dict[int, None]:
-        self._lowest = min(self._lowest, load)
-        while len(self._levels) <= load:
-            self._levels.append({})
-        return self._levels[load]

@@ -10,15 +10,14 @@ from collections.abc import Callable
 from functools import partial
 
 from collage_mpi.scheduler import events as ev
-from collage_mpi.scheduler.dispatch import Dispatch
-from collage_mpi.scheduler.state import GroupState
+from collage_mpi.scheduler.state import GroupState, Turn
 
 
 class Timers:
-    """Asks for timers through `dispatch.actions`; a stale one changes nothing."""
+    """Asks for timers through `turn.actions`; a stale one changes nothing."""
 
-    def __init__(self, dispatch: Dispatch) -> None:
-        self._dispatch = dispatch
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
         self._calls: dict[int, Callable[[], None]] = {}
         self._next = 0
 
@@ -29,17 +28,17 @@ class Timers:
         self._calls[timer] = call
         if group is not None:
             group.timers.add(timer)
-        self._dispatch.actions.append(ev.SetTimer(timer, max(at_ns, self._dispatch.now_ns)))
+        self._turn.actions.append(ev.SetTimer(timer, max(at_ns, self._turn.now_ns)))
         return timer
 
     def start(self, delay_ns: int, call: Callable[[], None]) -> Callable[[], None]:
         """Call `delay_ns` from now; the result cancels it."""
-        return partial(self.cancel, self.set(self._dispatch.now_ns + delay_ns, call))
+        return partial(self.cancel, self.set(self._turn.now_ns + delay_ns, call))
 
     def cancel(self, timer: int) -> None:
         """It need not fire, if it has not yet."""
         if self._calls.pop(timer, None) is not None:
-            self._dispatch.actions.append(ev.CancelTimer(timer))
+            self._turn.actions.append(ev.CancelTimer(timer))
 
     def drop(self, group: GroupState) -> None:
         """The group is done: its timers need not fire."""

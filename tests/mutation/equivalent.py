@@ -62,15 +62,15 @@ SAME: dict[tuple[str, str], str] = {
         "lags = int(noise[0]) if len(noise) else len(sums) - (0)",
     ): "a slice ends where its array does",
     (
-        "collage_mpi/scheduler/dispatch.py",
+        "collage_mpi/scheduler/backlog.py",
         "if (not task.avoid):",
     ): "where one of a collage's images is fresh all are, for ranks of the collage's kind",
     (
-        "collage_mpi/scheduler/dispatch.py",
-        "alone = share > (0) and _has_failed(task)",
+        "collage_mpi/scheduler/backlog.py",
+        "if share > (0) and has_failed(task):",
     ): "a share of one ends with its first task anyway",
     (
-        "collage_mpi/scheduler/dispatch.py",
+        "collage_mpi/scheduler/tasks.py",
         "if (task.pending <= len(task.images)):  # what was resolved while it waited: a blank cell",
     ): "where none is resolved all stay",
     (

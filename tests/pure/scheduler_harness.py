@@ -228,7 +228,7 @@ class Harness:
             assert self.admitted > 0, "it was not asked for (C6)"
             self.admitted -= 1
             # Images are drawn where a first stage is asked, and nowhere else
-            drawn = drawn and self.scheduler.dispatch.bundle is not None
+            drawn = drawn and self.scheduler.dispatch.bundles is not None
             self.drawn |= {image} if drawn else set()
             self.feed(ev.ImageArrived(self.now_ns, image, self.now_ns, drawn=drawn))
 

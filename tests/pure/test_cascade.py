@@ -12,7 +12,7 @@ from collage_mpi.results import summarise
 from collage_mpi.results.rows import KIND_CODE, SOURCE_CODE
 from collage_mpi.scheduler.backlog import AGAIN, FRESH, LATE, Backlog
 from collage_mpi.scheduler.events import ImageArrived, InputPaused, Score
-from collage_mpi.scheduler.state import GroupState, ImageState, RankState, TaskState
+from collage_mpi.scheduler.state import GroupState, ImageState, Order, RankState, TaskState
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.replayed_answers import Answers
 from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
@@ -337,7 +337,7 @@ def test_a_slow_rank_that_is_at_work_is_not_taken_for_one_that_is_long_idle():
     assert [rank for rank, _, _ in out(job)] == [1, 2]
     job.now_ns += 10**12
     job.arrive(2)
-    assert job.scheduler.dispatch._paces.service_ns(2) == 30 * MS
+    assert job.scheduler.dispatch.ranks.paces.service_ns(2) == 30 * MS
 
 
 def test_an_idle_rank_that_failed_an_image_keeps_it_from_no_other_rank():
@@ -484,14 +484,14 @@ def test_what_waited_for_a_collage_rank_that_is_lost_waits_for_a_silent_single_r
     job.arrive(2)
     assert out(job)[1:] == [(2, COLLAGE, [1])] or out(job)[1:] == [(2, COLLAGE, [0])]
     job.lose(2)
-    assert not list(job.scheduler.dispatch.waiting())
+    assert job.scheduler.dispatch.waiting() == []
 
 
 def test_after_a_stop_nothing_waits():
     job = cascade(singles=1)
     job.arrive(9)
     job.stop()
-    assert not list(job.scheduler.dispatch.waiting())
+    assert job.scheduler.dispatch.waiting() == []
 
 
 def test_a_collage_says_how_fast_its_rank_is_by_its_cost():
@@ -520,7 +520,7 @@ def test_a_collage_says_how_fast_its_rank_is_by_its_cost():
     ],
 )
 def test_more_images_must_wait_where_a_collage_takes_longer(settings, least):
-    bundle = cascade(**settings).scheduler.dispatch.bundle
+    bundle = cascade(**settings).scheduler.dispatch.bundles.bundle
     assert (bundle.least, bundle.most) == (least, 9)
 
 
@@ -765,8 +765,8 @@ def test_a_failure_looks_at_what_waits_only_where_a_rank_has_room():
     job.arrive(2)
     job.arrive(300)
     asked = []
-    before = job.scheduler.dispatch._barred
-    job.scheduler.dispatch._barred = lambda task: asked.append(task) or before(task)
+    before = job.scheduler.dispatch.pulled.barred
+    job.scheduler.dispatch.pulled.barred = lambda task: asked.append(task) or before(task)
     job.fail(job.task_of(0))
     assert len(asked) < 20
 
@@ -1117,7 +1117,7 @@ def test_what_waits_is_sorted_by_age_when_it_is_sorted_anew():
     backlog, rank, group = Backlog(), RankState(1, frozenset(), "", 1), GroupState(0, 0)
     images = [ImageState(image, group, image, 0) for image in (5, 3, 4)]
     for task, image in enumerate(images):
-        backlog.add(TaskState(task, SINGLE, SINGLE, rank, [image], 1), LATE)
+        backlog.add(TaskState(task, Order(SINGLE, SINGLE), rank, [image]), LATE)
     backlog.renew(lambda task: AGAIN if task.images[0].id == 4 else FRESH)
     assert [task.images[0].id for task in backlog.take_fresh(9)] == [3, 5]
     assert list(backlog.tasks) == [2], "image 4 waits alone"

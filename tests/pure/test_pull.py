@@ -11,6 +11,7 @@ from scheduler_harness import Harness
 from test_simulator import FREE, Rows, play
 
 from collage_mpi.scheduler.backlog import AGAIN, FRESH, LATE, SPARE, Backlog
+from collage_mpi.scheduler.ranks import Room
 from collage_mpi.scheduler.schemes import ASSIGNMENTS, SCHEMES
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.simulator import Simulated, Simulation
@@ -347,27 +348,27 @@ def test_the_oldest_fresh_tasks_are_taken_together():
 
 
 def test_ranks_with_fewer_messages_come_first_then_faster_ones_then_those_that_wait_longest():
-    backlog = Backlog()
+    room = Room()
     for rank, messages, pace_ns in ((4, 1, 1), (9, 0, 20), (2, 0, 20), (3, 0, 30), (1, 2, 0)):
-        backlog.room(rank, messages, pace_ns)
-    assert backlog.idle == 3
-    assert [backlog.idle_within(limit_ns) for limit_ns in (19, 20, 29, 30)] == [0, 2, 2, 3]
+        room.add(rank, messages, pace_ns)
+    assert room.idle == 3
+    assert [room.idle_within(limit_ns) for limit_ns in (19, 20, 29, 30)] == [0, 2, 2, 3]
     picked = []
-    while (rank := backlog.pick(picked)) is not None:
+    while (rank := room.pick(picked)) is not None:
         picked.append(rank)
     assert picked == [9, 2, 3, 4, 1]
-    assert backlog.pick({9}, 20) == 2
-    assert backlog.pick({9, 2}, 20) == 4, "rank 3 is slower than that"
-    backlog.room(9, 0, 20)  # again, and so behind rank 2
-    assert backlog.pick(()) == 2
-    backlog.no_room(2)
-    backlog.no_room(2)
-    assert (backlog.pick(()), backlog.idle, 2 in backlog) == (9, 2, False)
+    assert room.pick({9}, 20) == 2
+    assert room.pick({9, 2}, 20) == 4, "rank 3 is slower than that"
+    room.add(9, 0, 20)  # again, and so behind rank 2
+    assert room.pick(()) == 2
+    room.discard(2)
+    room.discard(2)
+    assert (room.pick(()), room.idle, 2 in room) == (9, 2, False)
 
 
 def test_to_clear_the_order_leaves_what_waits():
     backlog = backlog_of(*((10**6 - number, number % 2 == 1) for number in range(3 * SPARE)))
-    for task in backlog.waiting()[2:]:
+    for task in list(backlog.tasks.values())[2:]:
         backlog.forget(task)
     assert [backlog.take(bool).id for _ in range(2)] == [0, 1]
 
@@ -375,4 +376,4 @@ def test_to_clear_the_order_leaves_what_waits():
 def test_of_what_is_cleared_nothing_waits():
     backlog = backlog_of((0, True), (1, False))
     backlog.clear()
-    assert (backlog.waiting(), backlog.take_fresh(2), backlog.take(bool)) == ([], [], None)
+    assert (backlog.tasks, backlog.take_fresh(2), backlog.take(bool)) == ({}, [], None)

@@ -10,27 +10,37 @@ from hypothesis import strategies as st
 
 from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.scheduler import events as ev
-from collage_mpi.scheduler.dispatch import Dispatch, Order
+from collage_mpi.scheduler.dispatch import Dispatch
 from collage_mpi.scheduler.rank_speed import PROBE_AFTER, WINDOW, Health, Pace, Paces
-from collage_mpi.scheduler.state import GroupState, ImageState, RankState
+from collage_mpi.scheduler.ranks import ReadyRanks
+from collage_mpi.scheduler.state import GroupState, ImageState, Order, RankState, Turn
 from collage_mpi.scheduler.transitions import RESOLVED
 
 MS = 1_000_000
 BOTH = frozenset({SINGLE, COLLAGE})
 
 
+def new_dispatch(
+    health: Health | None = None, paces: Paces | None = None, batch: int = 1
+) -> Dispatch:
+    """One without ranks; they pull if there are `paces`."""
+    turn = Turn()
+    ranks = ReadyRanks(turn, health, paces, pulls=paces is not None)
+    return Dispatch(turn, ranks, batch=batch)
+
+
 def dispatch_of(n: int, costs: dict[str, float] | None = None) -> Dispatch:
     """`n` ranks that hold both networks."""
-    dispatch = Dispatch(health=Health(costs or {}))
-    dispatch.now_ns = 10**15  # a clock begins anywhere
+    dispatch = new_dispatch(Health(costs or {}))
+    dispatch.turn.now_ns = 10**15  # a clock begins anywhere
     for rank in range(1, n + 1):
-        dispatch.enter(RankState(rank, BOTH, "host", 2))
+        dispatch.ranks.enter(RankState(rank, BOTH, "host", 2))
     return dispatch
 
 
 def give(dispatch: Dispatch, rank: int, kind: str = SINGLE):
     """One task to this very rank."""
-    others = set(dispatch.ranks) - {rank}
+    others = set(dispatch.ranks.known) - {rank}
     image = ImageState(0, GroupState(0, 0), 0, 0)
     return dispatch.to_least(Order(kind, kind), [image], others)
 
@@ -38,9 +48,9 @@ def give(dispatch: Dispatch, rank: int, kind: str = SINGLE):
 def served(dispatch: Dispatch, rank: int, service_ns: int, kind: str = SINGLE) -> None:
     """The rank has done one task in that time."""
     task = give(dispatch, rank, kind)
-    dispatch.now_ns += service_ns
-    dispatch.end(task, "answered")
-    dispatch.observe(task, service_ns)
+    dispatch.turn.now_ns += service_ns
+    dispatch.tasks.end(task, "answered")
+    dispatch.tasks.observe(task, service_ns)
 
 
 def test_one_slow_answer_says_little_and_half_a_window_says_all():
@@ -58,36 +68,37 @@ def test_a_collage_counts_by_its_cost():
     dispatch = dispatch_of(2, {COLLAGE: 2.0})
     served(dispatch, 1, 200 * MS, COLLAGE)
     served(dispatch, 2, 120 * MS)
-    assert dispatch.health.service_ns(1) == 100 * MS
-    assert dispatch.health.pick(SINGLE, dispatch.now_ns) == 1
+    assert dispatch.ranks.health.service_ns(1) == 100 * MS
+    assert dispatch.ranks.health.pick(SINGLE, dispatch.turn.now_ns) == 1
 
 
 def test_a_batch_says_how_long_it_took_once_when_its_last_task_ends():
-    dispatch = Dispatch(health=Health({}, {SINGLE: 0.5}, 2), batch=2)
-    dispatch.enter(RankState(1, BOTH, "host", 1))
+    dispatch = new_dispatch(Health({}, {SINGLE: 0.5}, 2), batch=2)
+    dispatch.ranks.enter(RankState(1, BOTH, "host", 1))
     alone = give(dispatch, 1)
     first, second = give(dispatch, 1), give(dispatch, 1)
-    dispatch.end(alone, "answered")
-    dispatch.observe(alone, 100 * MS)
-    dispatch.pump(dispatch.ranks[1])
-    dispatch.end(first, "answered")
-    dispatch.observe(first, 900 * MS)
-    assert dispatch.health.service_ns(1) == 100 * MS
-    dispatch.end(second, "answered")
-    dispatch.observe(second, 90 * MS)
-    assert dispatch.health.service_ns(1) == 60 * MS, "two take 1.5 times as long as one"
-    assert dispatch.health._typical.service_ns == 60 * MS
+    dispatch.tasks.end(alone, "answered")
+    dispatch.tasks.observe(alone, 100 * MS)
+    dispatch.pump(dispatch.ranks.known[1])
+    dispatch.tasks.end(first, "answered")
+    dispatch.tasks.observe(first, 900 * MS)
+    assert dispatch.ranks.health.service_ns(1) == 100 * MS
+    dispatch.tasks.end(second, "answered")
+    dispatch.tasks.observe(second, 90 * MS)
+    assert dispatch.ranks.health.service_ns(1) == 60 * MS, "two take 1.5 times as long as one"
+    assert dispatch.ranks.health._typical.service_ns == 60 * MS
 
 
 def paces_of(*ms: float, kinds: tuple[frozenset[str], ...] = ()) -> Paces:
     """Ranks 1, 2, ... with these service times; of a rank with 0 none is known."""
-    dispatch = Dispatch(paces=Paces({}), pulls=True)
+    dispatch = new_dispatch(paces=Paces({}))
     for rank, service_ms in enumerate(ms, start=1):
         state = RankState(rank, kinds[rank - 1] if kinds else BOTH, "host", 2)
-        dispatch.enter(state)
-        task = dispatch._new(Order(SINGLE, SINGLE), [ImageState(0, GroupState(0, 0), 0, 0)], state)
-        dispatch._paces.observe(task, int(service_ms * MS))
-    return dispatch._paces
+        dispatch.ranks.enter(state)
+        image = ImageState(0, GroupState(0, 0), 0, 0)
+        task = dispatch.tasks.make(Order(SINGLE, SINGLE), [image], state)
+        dispatch.ranks.paces.observe(task, int(service_ms * MS))
+    return dispatch.ranks.paces
 
 
 @pytest.mark.parametrize(
@@ -150,7 +161,8 @@ def test_a_late_answer_of_a_rank_that_left_says_how_fast_it_is_when_it_comes_bac
     rank = paces._ranks[1]
     paces.leave(rank)
     paces.leave(rank)
-    task = Dispatch()._new(Order(SINGLE, SINGLE), [ImageState(0, GroupState(0, 0), 0, 0)], rank)
+    image = ImageState(0, GroupState(0, 0), 0, 0)
+    task = new_dispatch().tasks.make(Order(SINGLE, SINGLE), [image], rank)
     assert not paces.observe(task, 0)
     assert paces.observe(task, 50 * MS)
     assert paces.limit_ns(SINGLE) == 15 * MS, "of ranks 2 and 3"
@@ -163,16 +175,16 @@ def test_a_watched_rank_that_comes_back_was_not_idle_for_all_that_time():
     dispatch = dispatch_of(2)
     served(dispatch, 1, 100 * MS)
     served(dispatch, 2, 300 * MS)
-    dispatch.leave(dispatch.ranks[2])
-    dispatch.now_ns += (PROBE_AFTER + 1) * 300 * MS
-    dispatch.enter(dispatch.ranks[2])
-    assert dispatch.health.pick(SINGLE, dispatch.now_ns) == 1
+    dispatch.leave(dispatch.ranks.known[2])
+    dispatch.turn.now_ns += (PROBE_AFTER + 1) * 300 * MS
+    dispatch.ranks.enter(dispatch.ranks.known[2])
+    assert dispatch.ranks.health.pick(SINGLE, dispatch.turn.now_ns) == 1
 
 
 def test_where_watched_ranks_pull_the_fastest_comes_first():
-    dispatch = Dispatch(health=Health({}), pulls=True, paces=Paces({}))
+    dispatch = new_dispatch(Health({}), Paces({}))
     for rank in (1, 2):
-        dispatch.enter(RankState(rank, BOTH, "host", 2))
+        dispatch.ranks.enter(RankState(rank, BOTH, "host", 2))
     served(dispatch, 1, 300 * MS)
     served(dispatch, 2, 100 * MS)
     image = ImageState(0, GroupState(0, 0), 0, 0)
@@ -225,8 +237,8 @@ def test_an_answer_that_names_no_time_says_nothing():
     dispatch = dispatch_of(1)
     for took_ns in (0, 100 * MS, 0):
         served(dispatch, 1, took_ns)
-    assert dispatch.health.service_ns(1) == 100 * MS
-    assert dispatch.health._typical.service_ns == 100 * MS
+    assert dispatch.ranks.health.service_ns(1) == 100 * MS
+    assert dispatch.ranks.health._typical.service_ns == 100 * MS
 
 
 def test_a_busy_fast_rank_may_finish_before_an_idle_slow_one():
@@ -234,24 +246,24 @@ def test_a_busy_fast_rank_may_finish_before_an_idle_slow_one():
     served(dispatch, 1, 100 * MS)
     served(dispatch, 2, 300 * MS)
     assert dispatch.to_best(Order(SINGLE, SINGLE), [ImageState(0, GroupState(0, 0), 0, 0)])
-    assert dispatch.health.pick(SINGLE, dispatch.now_ns) == 1  # 200 ms against 300
+    assert dispatch.ranks.health.pick(SINGLE, dispatch.turn.now_ns) == 1  # 200 ms against 300
     give(dispatch, 1)
     give(dispatch, 1)
-    assert dispatch.health.pick(SINGLE, dispatch.now_ns) == 2  # 400 against 300
+    assert dispatch.ranks.health.pick(SINGLE, dispatch.turn.now_ns) == 2  # 400 against 300
 
 
 def test_what_waits_counts_by_its_share_of_a_batch():
     """A whole batch of 4 takes 2.5 times as long as one: each of those that wait 0.625."""
-    dispatch = Dispatch(health=Health({}, {SINGLE: 0.5}, 4), batch=4)
+    dispatch = new_dispatch(Health({}, {SINGLE: 0.5}, 4), batch=4)
     for rank in (1, 2):
-        dispatch.enter(RankState(rank, BOTH, "host", 1))
+        dispatch.ranks.enter(RankState(rank, BOTH, "host", 1))
     served(dispatch, 1, 100 * MS)
     served(dispatch, 2, 300 * MS)
     give(dispatch, 1)
     give(dispatch, 1)
-    assert dispatch.health.pick(SINGLE, dispatch.now_ns) == 1  # 262.5 ms against 300
+    assert dispatch.ranks.health.pick(SINGLE, dispatch.turn.now_ns) == 1  # 262.5 ms against 300
     give(dispatch, 1)
-    assert dispatch.health.pick(SINGLE, dispatch.now_ns) == 2  # 325
+    assert dispatch.ranks.health.pick(SINGLE, dispatch.turn.now_ns) == 2  # 325
 
 
 def test_what_is_overdue_is_expected_to_take_as_long_again():
@@ -259,21 +271,21 @@ def test_what_is_overdue_is_expected_to_take_as_long_again():
     served(dispatch, 1, 100 * MS)
     served(dispatch, 2, 300 * MS)
     give(dispatch, 1)
-    dispatch.now_ns += 90 * MS
-    assert dispatch.health.pick(SINGLE, dispatch.now_ns) == 1
-    dispatch.now_ns += 410 * MS
-    assert dispatch.health.pick(SINGLE, dispatch.now_ns) == 2
-    assert dispatch.health.first(SINGLE, 3, dispatch.now_ns) == [2, 1]
+    dispatch.turn.now_ns += 90 * MS
+    assert dispatch.ranks.health.pick(SINGLE, dispatch.turn.now_ns) == 1
+    dispatch.turn.now_ns += 410 * MS
+    assert dispatch.ranks.health.pick(SINGLE, dispatch.turn.now_ns) == 2
+    assert dispatch.ranks.health.first(SINGLE, 3, dispatch.turn.now_ns) == [2, 1]
 
 
 def test_a_slow_rank_that_was_left_alone_is_tried_again():
     dispatch = dispatch_of(2)
     served(dispatch, 1, 100 * MS)
     served(dispatch, 2, 300 * MS)
-    assert dispatch.health.pick(SINGLE, dispatch.now_ns) == 1
-    dispatch.now_ns += (PROBE_AFTER + 1) * 300 * MS
-    assert dispatch.health.pick(SINGLE, dispatch.now_ns) == 2
-    assert dispatch.health.pick(SINGLE, dispatch.now_ns, avoid={2}) == 1
+    assert dispatch.ranks.health.pick(SINGLE, dispatch.turn.now_ns) == 1
+    dispatch.turn.now_ns += (PROBE_AFTER + 1) * 300 * MS
+    assert dispatch.ranks.health.pick(SINGLE, dispatch.turn.now_ns) == 2
+    assert dispatch.ranks.health.pick(SINGLE, dispatch.turn.now_ns, avoid={2}) == 1
 
 
 def test_a_rank_that_nothing_is_known_of_gets_one_task():
@@ -291,12 +303,12 @@ def test_the_order_is_that_of_a_scan(data):
     dispatch = dispatch_of(
         data.draw(st.integers(1, 5)), {COLLAGE: data.draw(st.sampled_from([1.0, 1.5]))}
     )
-    health = dispatch.health
-    for rank in dispatch.ranks:
+    health = dispatch.ranks.health
+    for rank in dispatch.ranks.known:
         served(dispatch, rank, data.draw(st.integers(1, 300)) * MS)
     live: list = []
     for _ in range(data.draw(st.integers(1, 40))):
-        dispatch.now_ns += data.draw(st.integers(0, 80)) * MS
+        dispatch.turn.now_ns += data.draw(st.integers(0, 80)) * MS
         what = data.draw(st.sampled_from(["give", "end", "leave", "resolve"]))
         if what == "give":
             kind = data.draw(st.sampled_from([SINGLE, COLLAGE]))
@@ -304,12 +316,12 @@ def test_the_order_is_that_of_a_scan(data):
             if rank:
                 live.append(give(dispatch, rank, kind))
         elif what == "leave" and len(health._ranks) > 1 and data.draw(st.booleans()):
-            dispatch.leave(dispatch.ranks[data.draw(st.sampled_from(sorted(health._ranks)))])
-        sent = [task for task in live if task.id in dispatch.tasks]
+            dispatch.leave(dispatch.ranks.known[data.draw(st.sampled_from(sorted(health._ranks)))])
+        sent = [task for task in live if task.id in dispatch.tasks.out]
         if what == "end" and sent:
             task = data.draw(st.sampled_from(sent))
-            dispatch.end(task, "answered")
-            dispatch.observe(task, data.draw(st.integers(0, 300)) * MS)
+            dispatch.tasks.end(task, "answered")
+            dispatch.tasks.observe(task, data.draw(st.integers(0, 300)) * MS)
             dispatch.pump(task.rank)
         elif what == "resolve" and sent:
             task = data.draw(st.sampled_from(sent))
@@ -318,21 +330,23 @@ def test_the_order_is_that_of_a_scan(data):
                 dispatch.resolved(task.images[0])
         for kind in BOTH:
             check(dispatch, health, kind)
-    assert all(isinstance(action, ev.Send | ev.Cancel | ev.Release) for action in dispatch.actions)
+    assert all(
+        isinstance(action, ev.Send | ev.Cancel | ev.Release) for action in dispatch.turn.actions
+    )
 
 
 def check(dispatch: Dispatch, health: Health, kind: str) -> None:
     def finish(rank: int) -> float:
-        state, pace = dispatch.ranks[rank], health._paces[rank]
+        state, pace = dispatch.ranks.known[rank], health._paces[rank]
         if not state.load:
-            return dispatch.now_ns + pace.service_ns * health._costs.get(kind, 1.0)
-        return health._finish_ns(state, kind, dispatch.now_ns)
+            return dispatch.turn.now_ns + pace.service_ns * health._costs.get(kind, 1.0)
+        return health._finish_ns(state, kind, dispatch.turn.now_ns)
 
     ranks = sorted(health._ranks)
-    found = health.first(kind, len(ranks), dispatch.now_ns)
+    found = health.first(kind, len(ranks), dispatch.turn.now_ns)
     assert sorted(found) == ranks
     times = [finish(rank) for rank in found]
     assert times == sorted(times)
-    idle = [finish(rank) for rank in ranks if not dispatch.ranks[rank].load]
-    picked = health.pick_idle(kind, dispatch.now_ns)
+    idle = [finish(rank) for rank in ranks if not dispatch.ranks.known[rank].load]
+    picked = health.pick_idle(kind, dispatch.turn.now_ns)
     assert (None if picked is None else finish(picked)) == min(idle, default=None)

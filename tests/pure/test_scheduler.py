@@ -1173,9 +1173,9 @@ def test_what_is_gathered_when_the_job_stops_waits_for_no_rank():
     job = Harness(side=2, singles=1, collages=0, scheme="none", batch=4)
     job.start()
     job.arrive(1)
-    assert not job.scheduler.dispatch.has_idle(SINGLE)
+    assert not job.scheduler.dispatch.ranks.has_idle(SINGLE)
     job.stop()
-    assert job.scheduler.dispatch.has_idle(SINGLE)
+    assert job.scheduler.dispatch.ranks.has_idle(SINGLE)
 
 
 def test_linger_sends_what_has_come_of_a_batch():

@@ -54,8 +54,8 @@ def test_what_is_resolved_before_the_batch_leaves_is_left_out():
 def test_a_message_of_batches_has_the_inputs_of_all():
     job = job_of(batch=2, together=True)
     dispatch = job.scheduler.dispatch
-    (batch,) = {task.message for task in dispatch.tasks.values() if task.kind == BACKUP}
-    (single,) = {task.message for task in dispatch.ranks[1].outstanding.values()}
+    (batch,) = {task.message for task in dispatch.tasks.out.values() if task.kind == BACKUP}
+    (single,) = {task.message for task in dispatch.ranks.known[1].outstanding.values()}
     assert isinstance(batch, Message)
     assert (batch.left, batch.inputs) == (2, 8)
     assert (single.left, single.inputs) == (2, 2)

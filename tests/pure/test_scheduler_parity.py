@@ -191,7 +191,7 @@ def test_a_parity_task_that_is_lost_while_the_job_stops_is_not_made_again():
     job = started(2)
     job.stop()
     job.lose(5)
-    assert not any(list(rank.waiting()) for rank in job.scheduler.dispatch.ranks.values())
+    assert not any(list(rank.waiting()) for rank in job.scheduler.dispatch.ranks.known.values())
 
 
 def test_a_parity_answer_is_known_to_say_nothing_when_the_others_are_there():

@@ -157,18 +157,18 @@ class SchedulerMachine(RuleBasedStateMachine):
     def loads_are_counted(self):
         if not hasattr(self, "job"):
             return
-        dispatch = self.job.scheduler.dispatch
-        for pool in dispatch._pools.values():
+        ranks = self.job.scheduler.dispatch.ranks
+        for pool in ranks._pools.values():
             for rank, load in pool._load.items():
-                now = dispatch.ranks[rank].load
+                now = ranks.known[rank].load
                 # Ranks that pull are only asked whether they have nothing to do.
-                assert load == now if dispatch._counts_tasks else (load == 0) == (now == 0)
+                assert load == now if ranks._counts_tasks else (load == 0) == (now == 0)
 
     @invariant()
     def nothing_waits_for_a_batch_that_is_in(self):
         if hasattr(self, "job") and self.job.finish is None:
             scheduler = self.job.scheduler
-            ranks = scheduler.dispatch.ranks.values()
+            ranks = scheduler.dispatch.ranks.known.values()
             gathered = any(any(rank.gathered.values()) for rank in ranks)
             assert not (gathered and scheduler.groups.batch_is_in)
 
@@ -177,60 +177,63 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "job") or self.job.finish is not None:
             return
         dispatch = self.job.scheduler.dispatch
+        ranks, bundles = dispatch.ranks, dispatch.bundles
         gathered = {task.id for task in dispatch._just_made}
-        for kind, backlog in dispatch._backlogs.items():
-            ready = {r for r in dispatch._pools[kind]._order if kind in dispatch.ranks[r].kinds}
-            room = {r for r in ready if dispatch.ranks[r].messages < dispatch.ranks[r].credit}
-            places = [(n, place) for n, level in enumerate(backlog._levels) for place in level]
-            assert sorted(places) == places == sorted(backlog._ranks.values())
+        for kind, backlog in list(dispatch.pulled.backlogs.items()):
+            ready = {r for r in ranks.of(kind)._order if kind in ranks.known[r].kinds}
+            room = {r for r in ready if ranks.known[r].messages < ranks.known[r].credit}
+            found = ranks.room(kind)
+            places = [(n, place) for n, level in enumerate(found._levels) for place in level]
+            assert sorted(places) == places == sorted(found._ranks.values())
             assert {place[2] for _, place in places} == room
             for messages, (pace_ns, _, rank) in places:
-                assert messages == dispatch.ranks[rank].messages
-                assert pace_ns == (dispatch._paces.service_ns(rank) if dispatch._paces else 0.0)
-            for task in backlog.waiting():
-                bundle = dispatch.bundle if task.id in backlog.fresh else None
+                assert messages == ranks.known[rank].messages
+                assert pace_ns == (ranks.paces.service_ns(rank) if ranks.paces else 0.0)
+            for task in backlog.tasks.values():
+                fresh = bundles is not None and task.id in backlog.fresh
                 alone = ready - {*task.avoid}
-                assert alone or (bundle and dispatch.count(bundle.order.kind)), "for nobody"
+                assert alone or (fresh and ranks.count(bundles.bundle.order.kind)), "for nobody"
                 others = {t.rank.id for i in task.images for t in i.tasks} | {*task.avoid}
                 tried = {r for i in task.images for r in i.tried}
                 barred = others | (tried if ready - others - tried else set())
-                slow = {r for r in room if dispatch.bundling and dispatch._is_slow(kind, r)}
-                held_back = slow if slow and dispatch._paces.has_quick(kind, barred) else set()
-                if task.id not in gathered and not (bundle and dispatch.pairing):
+                bundling = bundles is not None and bundles.bundling
+                slow = {r for r in room if bundling and bundles.is_slow(kind, r)}
+                held_back = slow if slow and ranks.paces.has_quick(kind, barred) else set()
+                if task.id not in gathered and not (fresh and bundles.pairing):
                     assert not room - barred - held_back
-            if dispatch.bundle and kind == "single" and not gathered:
-                collages = dispatch._backlogs[dispatch.bundle.order.kind]
-                for rank in [r for r in dispatch.ranks if r in collages]:
-                    assert len(backlog.fresh) < dispatch._least(dispatch.bundle, rank)
+            if bundles and kind == "single" and not gathered:
+                collages = ranks.room(bundles.bundle.order.kind)
+                for rank in [r for r in ranks.known if r in collages]:
+                    assert len(backlog.fresh) < bundles.least(rank)
 
     @invariant()
     def an_image_without_a_task_waits_for_its_group_or_a_timer(self):
-        if not hasattr(self, "job") or self.job.finish or self.job.scheduler.dispatch.closed:
+        if not hasattr(self, "job") or self.job.finish or self.job.scheduler.dispatch.tasks.closed:
             return
         scheduler = self.job.scheduler
         group = scheduler.groups.filling
-        for image in group.images if group and scheduler.dispatch.bundle else ():
+        for image in group.images if group and scheduler.dispatch.bundles else ():
             waits = image.status == OPEN and not image.tasks
             assert not waits or scheduler.scheme.covers_later(scheduler, group)
 
     @invariant()
     def paces_are_those_of_the_ranks_that_take_work(self):
-        dispatch = self.job.scheduler.dispatch if hasattr(self, "job") else None
-        paces = dispatch._paces if dispatch else None
+        ranks = self.job.scheduler.dispatch.ranks if hasattr(self, "job") else None
+        paces = ranks.paces if ranks else None
         for kind, entries in paces._by_pace.items() if paces else ():
-            ready = dispatch._pools[kind]._order
+            ready = ranks.of(kind)._order
             assert entries == sorted((paces.service_ns(rank), rank) for rank in ready)
 
     @invariant()
     def ranks_are_sorted_once(self):
-        health = self.job.scheduler.dispatch.health if hasattr(self, "job") else None
+        health = self.job.scheduler.dispatch.ranks.health if hasattr(self, "job") else None
         for kind in health._changed if health else ():
-            dispatch = self.job.scheduler.dispatch
-            order = health._sorted(kind, dispatch.now_ns)
+            ranks = self.job.scheduler.dispatch.ranks
+            order = health._sorted(kind, ranks.now_ns)
             entries = [*order._idle, *order._busy]
-            assert sorted(rank for _, rank in entries) == dispatch._pools[kind]._order
+            assert sorted(rank for _, rank in entries) == ranks.of(kind)._order
             busy = {rank for _, rank in order._busy}
-            assert busy == {r for _, r in entries if dispatch.ranks[r].load}
+            assert busy == {r for _, r in entries if ranks.known[r].load}
 
     def teardown(self):
         if hasattr(self, "job"):
@@ -248,9 +251,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.job.finish.status != ev.INCOMPLETE:
             assert not getattr(scheduler.scheme, "_stripes", None)
         if not self.job.live:
-            assert not any(rank.messages for rank in scheduler.dispatch.ranks.values())
+            assert not any(rank.messages for rank in scheduler.dispatch.ranks.known.values())
         if not self.job.live:
-            assert not scheduler.dispatch.tasks
+            assert not scheduler.dispatch.tasks.out
 
 
 SchedulerMachine.TestCase.settings = settings(

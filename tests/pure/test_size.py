@@ -22,7 +22,6 @@ LONG = {  # up to tens
     "training/report.make_report": 70,
 }
 MANY_ARGUMENTS = {
-    "scheduler/state.TaskState.__init__": 7,
     "shards/readahead.ReadAhead.__init__": 8,
     "shards/writer.ShardWriter.__init__": 7,
     "shards/writer.write_shard": 7,

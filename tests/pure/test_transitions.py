@@ -76,7 +76,8 @@ def test_what_is_not_in_the_table_raises() -> None:
 
 def image_0(job: Harness) -> str:
     """The status of image 0, which has its outcome later than all else here."""
-    (group,) = {task.group for task in job.scheduler.dispatch.tasks.values() if not task.group.id}
+    tasks = job.scheduler.dispatch.tasks.out.values()
+    (group,) = {task.group for task in tasks if not task.group.id}
     return group.images[0].status
 
 

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from collage_mpi.kinds import COLLAGE, RESOLVING_KINDS, SINGLE
-from collage_mpi.scheduler.dispatch import Bundle, Dispatch, Order
+from collage_mpi.scheduler.bundles import Bundle
+from collage_mpi.scheduler.dispatch import Dispatch
 from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.quantiles import RunningQuantile
 from collage_mpi.scheduler.schemes.settings import SchemeSettings
 from collage_mpi.scheduler.settings import SchedulerSettings
-from collage_mpi.scheduler.state import GroupState, ImageState, TaskState
+from collage_mpi.scheduler.state import GroupState, ImageState, Order, TaskState
 
 ASSIGNMENTS = ("turn", "least", "finish", "pull")
 ASSIGNED = {

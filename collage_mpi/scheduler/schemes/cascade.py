@@ -8,13 +8,13 @@ from math import inf
 from typing import Any, ClassVar
 
 from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE
-from collage_mpi.scheduler.dispatch import Bundle, Order
+from collage_mpi.scheduler.bundles import Bundle
 from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.policies import AUTO, Confident
 from collage_mpi.scheduler.schemes.base import Core, Scheme, register
 from collage_mpi.scheduler.schemes.settings import SchemeSettings
 from collage_mpi.scheduler.settings import SchedulerSettings
-from collage_mpi.scheduler.state import GroupState, ImageState, TaskState
+from collage_mpi.scheduler.state import GroupState, ImageState, Order, TaskState
 
 LEAST = 3  # images: of two the second one would wait for less than a collage takes
 
@@ -83,7 +83,8 @@ class CascadeScheme(Scheme):
 
         Else most of them would go alone where ranks are idle, and be classified by one network.
         """
-        waits = core.dispatch.pairing and not group.closed
+        bundles = core.dispatch.bundles
+        waits = bundles is not None and bundles.pairing and not group.closed
         return waits and all(image.drawn for image in group.images)
 
     def answered(

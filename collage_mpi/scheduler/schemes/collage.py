@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from collage_mpi.kinds import COLLAGE, SINGLE
-from collage_mpi.scheduler.dispatch import Order
 from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.schemes.base import WHOLE, Core, Scheme, register
 from collage_mpi.scheduler.schemes.copies import HedgeScheme
 from collage_mpi.scheduler.schemes.settings import SchemeSettings
-from collage_mpi.scheduler.state import GroupState, ImageState, TaskState
+from collage_mpi.scheduler.state import GroupState, ImageState, Order, TaskState
 
 
 @register
@@ -51,7 +50,7 @@ class CollageScheme(Scheme):
     def group_opened(self, core: Core, group: GroupState) -> None:
         """The fastest ranks are kept for the collage."""
         if self.fastest:
-            group.apart = frozenset(core.dispatch.first_to_finish(COLLAGE, self.copies))
+            group.apart = frozenset(core.dispatch.ranks.first_to_finish(COLLAGE, self.copies))
 
     def group_closed(self, core: Core, group: GroupState) -> None:
         """The images not yet resolved, as one collage, to the best collage ranks, or to the
@@ -92,7 +91,7 @@ class CollageScheme(Scheme):
 
     def covers_later(self, core: Core, group: GroupState) -> bool:
         """The collage of an open group is still to come."""
-        return not group.closed and core.dispatch.has_rank(COLLAGE)
+        return not group.closed and core.dispatch.ranks.count(COLLAGE) > 0
 
 
 @register

@@ -11,7 +11,6 @@ from collections import OrderedDict
 
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import BACKUP, SINGLE
-from collage_mpi.scheduler.dispatch import Order
 from collage_mpi.scheduler.policies import Delay
 from collage_mpi.scheduler.schemes.base import (
     ASSIGNED,
@@ -23,7 +22,7 @@ from collage_mpi.scheduler.schemes.base import (
     register,
 )
 from collage_mpi.scheduler.schemes.settings import SchemeSettings
-from collage_mpi.scheduler.state import GroupState, ImageState
+from collage_mpi.scheduler.state import GroupState, ImageState, Order
 
 BATCH = Order(BACKUP, BACKUP)
 
@@ -90,12 +89,13 @@ class Hedger:
 
     def copy(self, core: Core) -> None:
         """Copies of the late images, oldest first, while ranks are idle."""
-        copied = []
+        copied, dispatch = [], core.dispatch
         for image in self._late.values():
-            if self._hedges + 1 > self.budget * self._images or not core.dispatch.has_idle(SINGLE):
+            spent = self._hedges + 1 > self.budget * self._images
+            if spent or not dispatch.ranks.has_idle(SINGLE):
                 break
             avoid = {task.rank.id for task in image.tasks} | image.tried
-            if core.dispatch.to_idle(HEDGE, [image], avoid) is not None:
+            if dispatch.to_idle(HEDGE, [image], avoid) is not None:
                 self._hedges += 1
                 copied.append(image.id)
         for image_id in copied:
@@ -162,4 +162,4 @@ class BatchBackupScheme(Scheme):
 
     def covers_later(self, core: Core, group: GroupState) -> bool:
         """The batch of an open group is still to come."""
-        return not group.closed and core.dispatch.has_rank(BACKUP)
+        return not group.closed and core.dispatch.ranks.count(BACKUP) > 0

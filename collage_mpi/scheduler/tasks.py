@@ -1,0 +1,127 @@
+"""Tasks from their making to their end: the messages they leave in, and the pixels they need."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from collage_mpi.kinds import KIND
+from collage_mpi.scheduler import events as ev
+from collage_mpi.scheduler.events import Item
+from collage_mpi.scheduler.ranks import ReadyRanks
+from collage_mpi.scheduler.state import ImageState, Message, Order, RankState, TaskState, Turn
+from collage_mpi.scheduler.transitions import IMAGE, RESOLVED, SETTLED, TASK
+
+
+class TaskBook:
+    """Makes tasks, sends them, and ends them.
+
+    Attributes:
+        out: task -> its record, from its send to its terminal event.
+        closed: nothing is sent any more.
+    """
+
+    def __init__(self, turn: Turn, ranks: ReadyRanks, main: str, mixed: str | None) -> None:
+        """`main`: the kind whose tasks are an image's attempts; `mixed`: the kind whose tasks may
+        hold images of several groups."""
+        self.out: dict[int, TaskState] = {}
+        self.closed = False
+        self._turn, self._ranks = turn, ranks
+        self._main, self._mixed = main, mixed
+        self._next = 0
+
+    def make(
+        self,
+        order: Order,
+        images: list[ImageState],
+        rank: RankState,
+        avoid: Collection[int] = (),
+    ) -> TaskState:
+        """A task that waits."""
+        task = TaskState(self._next, order, rank, images, avoid)
+        self._next += 1
+        for image in images:
+            image.tasks.append(task)
+            if order.kind == self._main:
+                image.sends += 1
+        return task
+
+    def withdraw(self, waited: list[TaskState]) -> list[TaskState]:
+        """These wait no more, and were never sent."""
+        for task in waited:
+            task.status = TASK[task.status]["withdrawn"]
+            _forget(task)
+            for image in task.images:
+                image.sends -= task.kind == self._main
+        return waited
+
+    def send(self, rank: RankState, tasks: list[TaskState]) -> None:
+        """Send these to the rank in one message."""
+        self._ranks.begins(rank)
+        message = Message(len(tasks), len(tasks))
+        sends = [self._leave(task, message) for task in tasks]
+        if KIND[sends[0].kind].batched:
+            message.inputs = sum(len(send.items) for send in sends)
+        self._turn.actions.append(sends[0] if len(sends) == 1 else ev.SendBatch(tuple(sends)))
+
+    def _leave(self, task: TaskState, message: Message) -> ev.Send:
+        if task.pending < len(task.images):  # what was resolved while it waited: a blank cell
+            task.images = [image for image in task.images if image.status not in SETTLED]
+        mixed = task.kind == self._mixed
+        places = enumerate(task.images)
+        task.items = tuple([Item(image.id, i if mixed else image.cell) for i, image in places])
+        task.message = message
+        task.status = TASK[task.status]["leaves"]
+        task.rank.outstanding[task.id] = task
+        self.out[task.id] = task
+        for image in task.images:
+            image.holders += 1
+        bundle = tuple([(i.group.id, i.cell) for i in task.images]) if mixed else ()
+        return ev.Send(
+            task.id, task.rank.id, task.kind, task.items, task.group.id, task.attempt, bundle
+        )
+
+    def send_done(self, tasks: Iterable[int]) -> None:
+        """The tasks' pixels have left."""
+        for task_id in tasks:
+            task = self.out.get(task_id)
+            if task is not None and not task.send_done:
+                self._let_go(task)
+
+    def end(self, task: TaskState, how: str) -> None:
+        """A terminal event: the task is over."""
+        task.status = TASK[task.status][how]
+        assert task.message is not None
+        del self.out[task.id]
+        del task.rank.outstanding[task.id]
+        task.message.left -= 1
+        self._ranks.ended(task.rank, message=task.message.left == 0)
+        _forget(task)
+        if not task.send_done:
+            self._let_go(task)
+
+    def observe(self, task: TaskState, service_ns: int) -> None:
+        """The task was answered, its message after so long at work: once for a message."""
+        paces = self._ranks.paces
+        if paces is None or task.message is None or task.message.left:
+            return
+        if paces.observe(task, service_ns):
+            self._ranks.room_changed(task.rank)
+
+    def release(self, image: ImageState) -> None:
+        """It is resolved: nobody needs its pixels, unless a send still reads them."""
+        if image.holders == 0:
+            image.status = IMAGE[image.status]["let go"]
+            self._turn.released.append(image.id)
+
+    def _let_go(self, task: TaskState) -> None:
+        task.send_done = True
+        for image in task.images:
+            image.holders -= 1
+            if image.status == RESOLVED:
+                self.release(image)
+
+
+def _forget(task: TaskState) -> None:
+    for image in task.images:
+        if task in image.tasks:
+            image.tasks.remove(task)
