@@ -16,8 +16,8 @@ from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.dispatch import Dispatch
 from collage_mpi.scheduler.endgame import EndGame
 from collage_mpi.scheduler.events import Action, Event, Score
-from collage_mpi.scheduler.groups import Groups
-from collage_mpi.scheduler.quantiles import RunningQuantile
+from collage_mpi.scheduler.groups import Groups, Timers
+from collage_mpi.scheduler.policies import RunningQuantile
 from collage_mpi.scheduler.rank_speed import Health, Paces
 from collage_mpi.scheduler.ranks import ReadyRanks
 from collage_mpi.scheduler.retries import NOBODY, Retries
@@ -30,7 +30,6 @@ from collage_mpi.scheduler.state import (
     TaskState,
     Turn,
 )
-from collage_mpi.scheduler.timers import Timers
 from collage_mpi.scheduler.transitions import IMAGE, LOST, RANK, READY, SILENT
 
 

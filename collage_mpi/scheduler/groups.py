@@ -1,9 +1,4 @@
-"""Images into groups, and how many may come in: back-pressure is pull.
-
-Owns: which group an image belongs to, when a group is full or closed, when the groups of a
-batch are in, Admit (C6).
-Does not know: tasks, schemes, what becomes of an image.
-"""
+"""Images into groups, how many may come in (C6), and timers, which end with their group."""
 
 from __future__ import annotations
 
@@ -14,7 +9,46 @@ from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.dispatch import Dispatch
 from collage_mpi.scheduler.settings import SchedulerSettings
 from collage_mpi.scheduler.state import GroupState, ImageState, Turn
-from collage_mpi.scheduler.timers import Timers
+
+
+class Timers:
+    """Asks for timers through `turn.actions`; a stale one changes nothing."""
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+        self._calls: dict[int, Callable[[], None]] = {}
+        self._next = 0
+
+    def set(self, at_ns: int, call: Callable[[], None], group: GroupState | None = None) -> int:
+        """Call at or after `at_ns`; a group's timers end with it. Its id."""
+        timer = self._next
+        self._next += 1
+        self._calls[timer] = call
+        if group is not None:
+            group.timers.add(timer)
+        self._turn.actions.append(ev.SetTimer(timer, max(at_ns, self._turn.now_ns)))
+        return timer
+
+    def start(self, delay_ns: int, call: Callable[[], None]) -> Callable[[], None]:
+        """Call `delay_ns` from now; the result cancels it."""
+        return partial(self.cancel, self.set(self._turn.now_ns + delay_ns, call))
+
+    def cancel(self, timer: int) -> None:
+        """It need not fire, if it has not yet."""
+        if self._calls.pop(timer, None) is not None:
+            self._turn.actions.append(ev.CancelTimer(timer))
+
+    def drop(self, group: GroupState) -> None:
+        """The group is done: its timers need not fire."""
+        for timer in sorted(group.timers):
+            self.cancel(timer)
+        group.timers.clear()
+
+    def fire(self, timer: int) -> None:
+        """It is due."""
+        call = self._calls.pop(timer, None)
+        if call is not None:
+            call()
 
 
 class Groups:

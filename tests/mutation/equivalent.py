@@ -86,7 +86,7 @@ SAME: dict[tuple[str, str], str] = {
         "self._lost_ns = (-1)  # when a rank was lost last",
     ): "read only when a rank was lost, which sets it",
     (
-        "collage_mpi/scheduler/timers.py",
+        "collage_mpi/scheduler/groups.py",
         "self._next = (1)",
     ): "a timer's number is a name",
     (

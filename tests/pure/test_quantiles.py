@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collage_mpi.scheduler.quantiles import MIN_COUNT, RunningQuantile
+from collage_mpi.scheduler.policies import MIN_COUNT, RunningQuantile
 
 
 @given(

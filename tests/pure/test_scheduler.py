@@ -11,7 +11,7 @@ from scheduler_harness import COLLAGE, MS, SINGLE, Harness, started
 
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.core import ProtocolViolation
-from collage_mpi.scheduler.quantiles import RunningQuantile
+from collage_mpi.scheduler.policies import RunningQuantile
 from collage_mpi.scheduler.transitions import PARKED
 
 

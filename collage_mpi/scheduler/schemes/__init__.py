@@ -12,8 +12,17 @@ from importlib import import_module
 
 from collage_mpi.errors import UsageError
 from collage_mpi.plugins import Names
-from collage_mpi.scheduler.schemes.base import ASSIGNMENTS, REGISTERED, Core, Later, Scheme
-from collage_mpi.scheduler.schemes.settings import NOT_TAKEN, Decode, SchemeSettings, tell_nothing
+from collage_mpi.scheduler.schemes.base import (
+    ASSIGNMENTS,
+    NOT_TAKEN,
+    REGISTERED,
+    Core,
+    Decode,
+    Later,
+    Scheme,
+    SchemeSettings,
+    tell_nothing,
+)
 
 __all__ = [
     "ASSIGNMENTS",

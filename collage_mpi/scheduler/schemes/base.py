@@ -1,20 +1,16 @@
-"""What a scheme is, and the one without redundancy.
-
-Owns: the interface between the core and the schemes, the register of these; scheme `none`.
-Does not know: credit, queues, lost ranks, retries (the core does those).
-"""
+"""What a scheme is and is made from, and the scheme without redundancy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from collage_mpi.kinds import COLLAGE, RESOLVING_KINDS, SINGLE
 from collage_mpi.scheduler.bundles import Bundle
 from collage_mpi.scheduler.dispatch import Dispatch
 from collage_mpi.scheduler.events import Score
-from collage_mpi.scheduler.quantiles import RunningQuantile
-from collage_mpi.scheduler.schemes.settings import SchemeSettings
+from collage_mpi.scheduler.policies import AcceptPolicy, Delay, First, RunningQuantile
 from collage_mpi.scheduler.settings import SchedulerSettings
 from collage_mpi.scheduler.state import GroupState, ImageState, Order, TaskState
 
@@ -30,6 +26,57 @@ PLAIN = Order(SINGLE, SINGLE)
 REPLICA = Order(SINGLE, "replica")
 HEDGE = Order(SINGLE, "hedge")
 WHOLE = Order(COLLAGE, COLLAGE)
+
+
+# (image, its place in the task that was encoded, evidence of that task, evidence of each other
+# image in it, in order) -> the image's record, or None where they say nothing
+Decode = Callable[[int, int, Any, Sequence[Any]], Score | None]
+
+
+def tell_nothing(image: int, place: int, evidence: Any, others: Sequence[Any]) -> None:
+    """A `Decode` for whoever has no evidence: nothing is decoded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchemeSettings:
+    """What the schemes are made from; each takes those that it names in `takes`.
+
+    Bounds and choices are checked where users give the values (settings/redundancy).
+
+    Attributes:
+        name: one of SCHEMES.
+        assign: one of ASSIGNMENTS, for first copies.
+        policy: when a collage's answer counts.
+        collage_copies: ranks that get the same collage.
+        replicas: ranks that get the same image.
+        hedge_delay: when an image is late.
+        hedge_budget: copies allowed per image, 0..1.
+        placement: one of PLACEMENTS: collages to ranks of their own, or to the fastest of ranks
+            that hold both networks.
+        parity_k: images of a stripe.
+        decode: how an image's record is made from the answers of others.
+        bundle_from: images that must wait for a collage (cascade); None: as many as pay.
+        beyond_idle: idle ranks are counted off them.
+        calibrate: no cell is sure, and only drawn images are collaged, until a threshold is told.
+    """
+
+    name: str
+    assign: str
+    policy: AcceptPolicy
+    collage_copies: int
+    replicas: int
+    hedge_delay: Delay | None
+    hedge_budget: float
+    placement: str
+    parity_k: int
+    decode: Decode
+    bundle_from: int | None
+    beyond_idle: bool
+    calibrate: bool
+
+
+# What a scheme that builds on another works with, of the settings that only the other one takes.
+NOT_TAKEN: Mapping[str, Any] = {"assign": "turn", "policy": First(), "placement": "fixed"}
 
 
 class Core(Protocol):

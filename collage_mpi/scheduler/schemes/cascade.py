@@ -11,8 +11,7 @@ from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE
 from collage_mpi.scheduler.bundles import Bundle
 from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.policies import AUTO, Confident
-from collage_mpi.scheduler.schemes.base import Core, Scheme, register
-from collage_mpi.scheduler.schemes.settings import SchemeSettings
+from collage_mpi.scheduler.schemes.base import Core, Scheme, SchemeSettings, register
 from collage_mpi.scheduler.settings import SchedulerSettings
 from collage_mpi.scheduler.state import GroupState, ImageState, Order, TaskState
 

@@ -11,9 +11,8 @@ from typing import Any
 
 from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.scheduler.events import Score
-from collage_mpi.scheduler.schemes.base import WHOLE, Core, Scheme, register
+from collage_mpi.scheduler.schemes.base import WHOLE, Core, Scheme, SchemeSettings, register
 from collage_mpi.scheduler.schemes.copies import HedgeScheme
-from collage_mpi.scheduler.schemes.settings import SchemeSettings
 from collage_mpi.scheduler.state import GroupState, ImageState, Order, TaskState
 
 

@@ -19,9 +19,9 @@ from collage_mpi.scheduler.schemes.base import (
     REPLICA,
     Core,
     Scheme,
+    SchemeSettings,
     register,
 )
-from collage_mpi.scheduler.schemes.settings import SchemeSettings
 from collage_mpi.scheduler.state import GroupState, ImageState, Order
 
 BATCH = Order(BACKUP, BACKUP)

@@ -13,8 +13,7 @@ from typing import Any, ClassVar
 
 from collage_mpi.kinds import CODED, PARITY, SINGLE
 from collage_mpi.scheduler.events import Score
-from collage_mpi.scheduler.schemes.base import Core, Scheme, register
-from collage_mpi.scheduler.schemes.settings import SchemeSettings
+from collage_mpi.scheduler.schemes.base import Core, Scheme, SchemeSettings, register
 from collage_mpi.scheduler.state import GroupState, ImageState, Order, TaskState
 from collage_mpi.scheduler.transitions import SILENT
 
