@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from collage_mpi.scheduler.leases import Lease, LeaseBook, LeaseSettings, Range
+from collage_mpi.scheduler.leases import GrantedLease, LeaseBook, LeaseSettings, Range
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF as PAUSES
 
@@ -117,7 +117,7 @@ class _Team:
         self.busy_ns = 0
         self.rank_free_ns = [0] * workers
         self.idle = deque(worker for _ in range(CREDIT) for worker in range(workers))
-        self.leases: deque[Lease] = deque()  # not begun
+        self.leases: deque[GrantedLease] = deque()  # not begun
         self.ranges: deque[Range] = deque()  # of the one begun
         self.out = self.done = 0  # images
         self.rows: list[int] = []  # positions, not yet in a part
@@ -135,7 +135,7 @@ class TeamsModel:
             for n in range(world.teams)
         ]
         self._heap: list[tuple[int, ...]] = []
-        self.leases: dict[int, Lease] = {}
+        self.leases: dict[int, GrantedLease] = {}
         self.parts: list[list[Range]] = []
         mean_ns, sigma = world.costs.single_ns, world.sigma
         normal = np.random.default_rng(world.seed).standard_normal(world.images)
