@@ -292,7 +292,7 @@ def test_of_a_run_with_a_slow_rank_no_time_is_left_out(tmp_path):
         (["--spare", "0"], 2, "--spare is 0; it needs at least 1"),
         (["--placements", "0"], 2, "at least 1"),
         (["--groups", "2"], 2, "at least 3"),
-        (["--rate", "0"], 2, "--rate is 0; it needs a positive number"),
+        (["--rate", "0"], 2, "--rate is 0.0; it needs a positive number"),
         (["--collage", "null"], 2, "--collage null has no threshold, which scheme cascade needs"),
         (["--collage", "gone.safetensors"], 3, "gone.safetensors"),
         (["--side", "2", "--collage", BALANCED], 2, "is of side 3; the comparison is of side 2"),
