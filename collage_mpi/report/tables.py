@@ -188,7 +188,7 @@ def ranks(run: Results, answered: Collection[int] = ()) -> tuple[str, list[Table
     tables = [_by_rank(run, [speed for speed in speeds if speed.unit == "rank"])]
     wider = [speed for speed in speeds if speed.unit != "rank" and speed.ratio is not None]
     if wider:
-        rows = [[s.name, s.kind, len(s.ranks), _against(s)] for s in wider[:MOST_RANKS]]
+        rows = [[one.name, one.kind, len(one.ranks), _against(one)] for one in wider[:MOST_RANKS]]
         columns = ("", "network", Column("ranks", ","), "x their peers")
         tables.append(Table(columns, rows, "By GPU and host", _slowest_of(wider)))
     return _named(run, speeds, answered), tables
