@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from collage_mpi.models import describe
-from collage_mpi.settings.shipped import with_shipped
+from collage_mpi.settings.files import with_shipped
 from collage_mpi.shards import write_shard
 from collage_mpi.shards.encoded import EncodedWriter
 from collage_mpi.shards.pictures import Fit

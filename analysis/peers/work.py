@@ -21,7 +21,7 @@ import numpy as np
 from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Loading
 from collage_mpi.models.tuning import PLAIN
-from collage_mpi.settings.shipped import with_shipped
+from collage_mpi.settings.files import with_shipped
 from collage_mpi.shards import ShardSet
 
 SOURCES = ("memory", "sender", "workers")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from collage_mpi.commands.parser import Command
 from collage_mpi.errors import UsageError
+from collage_mpi.settings.files import with_shipped
 from collage_mpi.settings.flags import Arguments, switch
-from collage_mpi.settings.shipped import with_shipped
 from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.printable import say
 

@@ -32,7 +32,7 @@ Key = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
-class Run:
+class PointRun:
     """A finished run of a point.
 
     Attributes:
@@ -46,13 +46,13 @@ class Run:
     latencies_ms: np.ndarray | None
 
 
-def aggregate(experiment: Experiment, runs: Iterable[Run]) -> list[Json]:
+def aggregate(experiment: Experiment, runs: Iterable[PointRun]) -> list[Json]:
     """One row a point: its repeats together, compared with the experiment's baselines.
 
     A gain `p99_vs_B` is B's figure divided by this point's, so 2 means half of B's. It is taken for
     each placement, over the seeds that both have. Accuracy differences are for the same images.
     """
-    families: dict[str, list[Run]] = {}
+    families: dict[str, list[PointRun]] = {}
     for run in runs:
         families.setdefault(run.point.family, []).append(run)
     places = {_place(members[0].point): members for members in families.values()}
@@ -79,7 +79,7 @@ def _moved(point: Point, axis: str | None, choice: str) -> Key | None:
     return tuple({**point.draft.axes, axis: choice}.items())
 
 
-def _own(family: str, runs: Sequence[Run], settings: Sequence[str]) -> Json:
+def _own(family: str, runs: Sequence[PointRun], settings: Sequence[str]) -> Json:
     first = runs[0]
     row: Json = {
         "name": family,
@@ -100,7 +100,7 @@ def _own(family: str, runs: Sequence[Run], settings: Sequence[str]) -> Json:
     return row | {name: _mean(run.row[name] for run in runs) for name in MEANS}
 
 
-def _compared(choice: str, runs: Sequence[Run], bases: Sequence[Run]) -> Json:
+def _compared(choice: str, runs: Sequence[PointRun], bases: Sequence[PointRun]) -> Json:
     theirs = {base.point.draft.seed: base for base in bases}
     pairs = [(r, theirs[r.point.draft.seed]) for r in runs if r.point.draft.seed in theirs]
     row: Json = {}
@@ -117,7 +117,7 @@ def _compared(choice: str, runs: Sequence[Run], bases: Sequence[Run]) -> Json:
     return row
 
 
-def pooled(name: str, runs: Sequence[Run]) -> float | None:
+def pooled(name: str, runs: Sequence[PointRun]) -> float | None:
     """A statistic over the groups of all runs together, in ms; None where it is unsupported."""
     samples = [run.latencies_ms for run in runs if run.latencies_ms is not None]
     if not samples or len(samples) < len(runs):
@@ -129,7 +129,7 @@ def pooled(name: str, runs: Sequence[Run]) -> float | None:
     return percentile(values, _Q[name], sum(-(-len(sample) // together) for sample in samples))
 
 
-def _pooled_range(runs: Sequence[Run]) -> tuple[float | None, float | None]:
+def _pooled_range(runs: Sequence[PointRun]) -> tuple[float | None, float | None]:
     """The range of 95 % of pooled P99s if whole placements are drawn again, with replacement.
 
     It is too narrow for a 95 % interval if few placements differ much (docs/experiments.md).

@@ -33,9 +33,8 @@ from collage_mpi.experiments.grid import (
     safe,
     table,
 )
-from collage_mpi.settings.files import read_settings_file
+from collage_mpi.settings.files import read_settings_file, with_shipped
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.settings.shipped import with_shipped
 from collage_mpi.system.printable import did_you_mean, shown
 
 if TYPE_CHECKING:

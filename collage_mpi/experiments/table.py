@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.experiments.aggregate import MEANS, STATISTICS, Run, aggregate
+from collage_mpi.experiments.aggregate import MEANS, STATISTICS, PointRun, aggregate
 from collage_mpi.experiments.runner import DONE, NEW, state, summary_alone
 from collage_mpi.experiments.spec import Experiment, Point
 from collage_mpi.kinds import SHARED_KINDS
@@ -84,7 +84,7 @@ def render_point(row: Json) -> str:
     return f"{to_text(table)}\n\n{to_text(means)}\n\n{row['groups']:,} groups"
 
 
-def read_runs(experiment: Experiment, out: Path) -> tuple[list[Run], list[Point]]:
+def read_runs(experiment: Experiment, out: Path) -> tuple[list[PointRun], list[Point]]:
     """The runs that are there, and the points that have none yet."""
     runs, missing = [], []
     for point in experiment.points:
@@ -95,7 +95,7 @@ def read_runs(experiment: Experiment, out: Path) -> tuple[list[Run], list[Point]
     return runs, missing
 
 
-def _read_run(experiment: Experiment, point: Point, folder: Path) -> Run:
+def _read_run(experiment: Experiment, point: Point, folder: Path) -> PointRun:
     summary = summary_alone(folder)
     if summary is not None:
         latencies_ns = read_latencies_ns(folder)
@@ -103,7 +103,7 @@ def _read_run(experiment: Experiment, point: Point, folder: Path) -> Run:
         results = read_results(folder)
         summary, latencies_ns = summarise(results), results.measured_groups["latency_ns"]
     latencies_ms = None if latencies_ns is None else np.asarray(latencies_ns) / 1e6
-    return Run(point, _row(experiment, point, summary), latencies_ms)
+    return PointRun(point, _row(experiment, point, summary), latencies_ms)
 
 
 def _row(experiment: Experiment, point: Point, summary: Json) -> Json:

@@ -12,8 +12,7 @@ from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from collage_mpi.settings.files import read_settings_file
-from collage_mpi.settings.shipped import file_argument, path_argument
+from collage_mpi.settings.files import file_argument, path_argument, read_settings_file
 from collage_mpi.system.fields import (
     AUTO,
     REQUIRED,

@@ -27,12 +27,12 @@ from collage_mpi.kinds import (
 from collage_mpi.models.tuning import Tuning
 from collage_mpi.scheduler import SchedulerSettings
 from collage_mpi.scheduler.schemes import scheme_class
+from collage_mpi.settings.files import with_shipped
 from collage_mpi.settings.inputs import InputSettings, NetworkSettings
 from collage_mpi.settings.pace import PaceSettings, SurvivalSettings
 from collage_mpi.settings.placement import Placement
 from collage_mpi.settings.profiles import PROFILE, profile_of, with_profile
 from collage_mpi.settings.redundancy import RedundancySettings
-from collage_mpi.settings.shipped import with_shipped
 from collage_mpi.system.fields import AUTO, names
 from collage_mpi.workload.straggler_settings import StragglerSettings
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from collage_mpi.experiments.aggregate import Run, aggregate
+from collage_mpi.experiments.aggregate import PointRun, aggregate
 from collage_mpi.experiments.spec import Experiment, expand
 from collage_mpi.kinds import SHARED_KINDS
 from collage_mpi.results.statistics import describe
@@ -30,7 +30,7 @@ def experiment(**more: Any) -> Experiment:
     )
 
 
-def run_of(point: Any, latencies_ms: np.ndarray, accuracy: float = 0.9) -> Run:
+def run_of(point: Any, latencies_ms: np.ndarray, accuracy: float = 0.9) -> PointRun:
     found = describe(latencies_ms)
     row = {
         "how": "simulate",
@@ -48,10 +48,10 @@ def run_of(point: Any, latencies_ms: np.ndarray, accuracy: float = 0.9) -> Run:
         "ranks": 11,
         "valid": None,
     }
-    return Run(point, row, latencies_ms)
+    return PointRun(point, row, latencies_ms)
 
 
-def runs(found: Experiment, groups: int = 400) -> list[Run]:
+def runs(found: Experiment, groups: int = 400) -> list[PointRun]:
     """Way b takes half as long as a; placement (seed) k is k + 1 times slower than 0."""
     made = []
     for point in found.points:
@@ -104,7 +104,7 @@ def test_what_the_sample_does_not_support_is_absent() -> None:
     row = aggregate(found, two)[1]
     assert row["p99_ms"] is not None
     assert row["p99_low_ms"] is None  # a range of two placements
-    bare = [Run(run.point, run.row, None) for run in runs(found)]
+    bare = [PointRun(run.point, run.row, None) for run in runs(found)]
     assert aggregate(found, bare)[1]["p99_pooled_ms"] is None
 
 

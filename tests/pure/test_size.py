@@ -31,7 +31,6 @@ MANY_ARGUMENTS = {
 }
 SHARED_NAMES = {
     "Core",
-    "Run",
     "Told",
 }
 MODULES = (
