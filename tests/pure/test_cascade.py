@@ -1160,6 +1160,17 @@ def test_images_that_choose_a_threshold_wait_for_a_whole_collage(placement):
     assert len(job.live) == 1
 
 
+def test_a_single_rank_that_has_room_takes_none_of_them_by_itself():
+    job = held()
+    job.arrive(2, drawn=True)
+    job.arrive(1)
+    job.arrive(3, drawn=True)
+    end(job, 1)
+    assert out(job) == [(2, COLLAGE, [0, 1, 2, 3])]
+    end(job, 2)
+    assert sorted(out(job)) == [(1, SINGLE, [0]), (2, COLLAGE, [5, 6, 7])]
+
+
 def test_they_wait_for_no_more_once_one_comes_that_does_not_choose():
     job = held()
     job.arrive(1)
