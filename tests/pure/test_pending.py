@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,23 @@ def test_what_is_pending_no_reader_sees_until_it_is_published(tmp_path):
     assert set(read_results(out).images["session"]) == {1, 2}
     assert read_manifest(out)["world"] == 2 * FULL["world"]
     assert not (out / "pending").exists()
+
+
+def test_a_team_is_idle_when_all_that_it_handed_over_is_on_the_disk(tmp_path):
+    out = tmp_path / "run"
+    lead = RunWriter.create(out, FULL)
+    disk = threading.Event()
+    rows = RowSink(out, read_manifest(out), 2, disk.wait)
+    assert rows.idle
+    fill(rows, FULL, list(range(27, 54)))
+    rows.flush()
+    assert not rows.idle
+    assert not rows.pending
+    disk.set()
+    while not rows.idle:  # at most for the time limit of a test
+        os.sched_yield()
+    assert {part.table for part in rows.pending} == {"images", "groups", "tasks"}
+    assert (rows.drain(), lead.drain()) == (None, None)
 
 
 def test_what_teams_left_stays_until_the_run_is_marked(tmp_path, monkeypatch):
