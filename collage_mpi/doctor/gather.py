@@ -53,7 +53,7 @@ from collage_mpi.system.environment import (
     local_size,
 )
 from collage_mpi.system.launchers import over_pmix, starter
-from collage_mpi.system.process_tree import own_command
+from collage_mpi.system.process_tree import ask, own_command
 
 PACKAGES = ("numpy", "h5py", "isal", "mpi4py", "torch", "pillow", "safetensors", "rich")
 PROBE_LIMIT_S = 60.0  # torch from a cold network file system
@@ -117,14 +117,7 @@ def probe(task: str, argument: str = "") -> dict[str, Any]:
     """The answer of one `collage_mpi.doctor.probe`; {"error": ...} if it crashed or hung."""
     command = [*own_command("collage_mpi.doctor.probe"), task, argument]
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=PROBE_LIMIT_S,
-            stdin=subprocess.DEVNULL,
-        )
+        done = ask(command, PROBE_LIMIT_S)
     except subprocess.TimeoutExpired:
         return {"error": f"{NO_ANSWER} {PROBE_LIMIT_S:.0f} s"}
     if done.returncode < 0:
@@ -168,14 +161,7 @@ def nvidia_smi() -> tuple[str, ...]:
 def _tool(command: Sequence[str]) -> str:
     """The output of a command-line tool; "" if it fails."""
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TOOL_LIMIT_S,
-            stdin=subprocess.DEVNULL,
-        )
+        done = ask(command, TOOL_LIMIT_S)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode == 0 else ""

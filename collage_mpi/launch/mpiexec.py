@@ -20,6 +20,7 @@ from collage_mpi.launch.scratch import PREFIX
 from collage_mpi.system.environment import STATUS_VARIABLE
 from collage_mpi.system.extras import PACKAGES, pip_line
 from collage_mpi.system.launchers import FAMILIES, VARIABLE, Launcher, Site, launcher_of
+from collage_mpi.system.process_tree import ask
 
 PROBE_TIMEOUT_S = 60.0  # a cold start on a busy machine; --version itself is 20 ms
 
@@ -185,13 +186,7 @@ def inspect_launcher(path: Path, want: str = "auto") -> Mpi | None:
     Of the launchers of other packages, only the one that is wanted is known.
     """
     try:
-        done = subprocess.run(
-            [str(path), "--version"],
-            capture_output=True,
-            text=True,
-            timeout=PROBE_TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
-        )
+        done = ask([str(path), "--version"], PROBE_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired):
         return None
     added = [] if want in ("auto", *FAMILIES) else [launcher_of(want)]
@@ -289,13 +284,7 @@ def mpi4py_library() -> str:
         EnvironmentFault: mpi4py is missing, finds no MPI library, or does not come back.
     """
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", PROBE],
-            capture_output=True,
-            text=True,
-            timeout=PROBE_TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
-        )
+        done = ask([sys.executable, "-c", PROBE], PROBE_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
         raise EnvironmentFault(
             f"mpi4py was not imported within {PROBE_TIMEOUT_S:g} s, which takes 0.1 s where all is "

@@ -35,6 +35,22 @@ def own_command(module: str = "collage_mpi") -> tuple[str, ...]:
     return sys.executable, str(Path(__file__).with_name("start.py")), module
 
 
+def ask(command: Sequence[str], limit_s: float) -> subprocess.CompletedProcess[str]:
+    """Run a short command without input, and keep what it prints.
+
+    Raises:
+        OSError, subprocess.TimeoutExpired: it cannot be started, or takes longer than `limit_s`.
+    """
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=limit_s,
+        stdin=subprocess.DEVNULL,
+    )
+
+
 def process_table(proc: Path = Path("/proc")) -> dict[int, tuple[int, int]]:
     """Live processes as {pid: (parent, session)} without zombies; {} without /proc."""
     table: dict[int, tuple[int, int]] = {}
