@@ -156,7 +156,7 @@ def _measure(args: EvaluateArguments, specs: dict[str, str]) -> dict[str, Any]:
     from collage_mpi.models.info import Loading
     from collage_mpi.models.own import is_own
     from collage_mpi.shards import ShardSet
-    from collage_mpi.training.report import make_report
+    from collage_mpi.training.report import AskedNetworks, make_report
 
     infos = []
     for kind, spec in specs.items():
@@ -184,16 +184,9 @@ def _measure(args: EvaluateArguments, specs: dict[str, str]) -> dict[str, Any]:
             predictors[CODED] = predictors[SINGLE]
         read = shards.infos
     with advancing(args.calls, "timing", unit="calls", bar=False) as advance:
-        report = make_report(
-            predictors,
-            answers,
-            labels,
-            calls=args.calls,
-            order="file" if args.shuffle is None else f"shuffle:{args.shuffle}",
-            shards=read,
-            advance=advance,
-            side=args.side,
-        )
+        asked = AskedNetworks(predictors, answers, labels, args.side)
+        order = "file" if args.shuffle is None else f"shuffle:{args.shuffle}"
+        report = make_report(asked, args.calls, order, read, advance)
     if CODED in answers:
         report["networks"][CODED]["k"] = args.approx_k
     return report
@@ -218,8 +211,14 @@ def _answers(
     import numpy as np
 
     from collage_mpi.encoding.decode import decode
-    from collage_mpi.training.answers import save_answers
-    from collage_mpi.training.measure import QUICK_SIDE, answers_of, predict_parity, single_scores
+    from collage_mpi.training.judge import save_answers
+    from collage_mpi.training.measure import (
+        QUICK_SIDE,
+        AskedImages,
+        answers_of,
+        predict_parity,
+        single_scores,
+    )
 
     order = np.arange(len(shards))
     if args.shuffle is not None:
@@ -231,18 +230,19 @@ def _answers(
     answers = {}
     if SINGLE in predictors:
         with advancing(len(order), SINGLE) as advance:
-            scores = single_scores(predictors[SINGLE], shards, order, advance)
+            scores = single_scores(predictors[SINGLE], AskedImages(shards, order, advance))
         answers[SINGLE] = decode(scores)
     side: int | None = args.side
     for kind in {COLLAGE, BACKUP} & predictors.keys():
         side = predictors[kind].info.side or side or QUICK_SIDE
         with advancing(len(order), kind) as advance:
-            answers[kind] = answers_of(predictors[kind], shards, order, advance)
+            answers[kind] = answers_of(predictors[kind], AskedImages(shards, order, advance))
     codes = _codes(args, predictors)
     for kind, code in codes.items():
         group = None if side is None else side**2
         with advancing(len(order), kind) as advance:
-            answers[kind] = predict_parity(*code, scores, shards, order, group, advance)
+            asked = AskedImages(shards, order, advance)
+            answers[kind] = predict_parity(*code, scores, asked, group)
     if args.save_answers is not None:
         assert side is not None
         names = predictors[SINGLE].info.class_names

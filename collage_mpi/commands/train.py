@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from collage_mpi.models.architecture import Architecture, Backbone
     from collage_mpi.models.info import NetworkInfo
     from collage_mpi.training.peers import Peers
-    from collage_mpi.training.records import TrainData
-    from collage_mpi.training.sources import Sources
+    from collage_mpi.training.sources import Sources, TrainData
 
 SPLIT = ("shard_fingerprints", "limit", "seed", "validation_share")  # what decides it, in a record
 WIDTHS = f"{default_architecture(SINGLE).stem_width}; collage: by --side"
@@ -212,10 +211,10 @@ def _train(args: TrainArguments, peers: Peers) -> int:
     from collage_mpi.models.predictor import usable_device
     from collage_mpi.training.finish import store
     from collage_mpi.training.last_layer import train_last_layer
-    from collage_mpi.training.logs import epoch_logger
     from collage_mpi.training.loop import Trainer
+    from collage_mpi.training.parts import TrainingMachine
     from collage_mpi.training.peers import check_batch
-    from collage_mpi.training.records import Machine
+    from collage_mpi.training.progress import epoch_logger
     from collage_mpi.training.sources import load
 
     if peers.lead and not args.out.parent.is_dir():
@@ -226,7 +225,7 @@ def _train(args: TrainArguments, peers: Peers) -> int:
     checkpoint = args.checkpoint_file
     log = args.log or args.beside(".csv")
     on_epoch = epoch_logger(log, args.tensorboard) if peers.lead else None
-    machine = Machine(peers.device, args.threads, checkpoint, args.resume, peers, on_epoch)
+    machine = TrainingMachine(peers.device, args.threads, checkpoint, args.resume, peers, on_epoch)
     if settings.layers == "last":
         cache = args.beside(".features.npz")
         trained = train_last_layer(data, settings, machine, args.init, cache)

@@ -147,7 +147,7 @@ def _ask_both(
     from collage_mpi.models.fit import check_fit
     from collage_mpi.models.info import Loading
     from collage_mpi.shards import ShardSet
-    from collage_mpi.training.measure import answers_of, images_a_call
+    from collage_mpi.training.measure import AskedImages, answers_of, images_a_call
     from collage_mpi.training.threshold import TwoStages, require_images
 
     with ShardSet.open(args.shards) as shards:
@@ -162,7 +162,8 @@ def _ask_both(
         for kind, spec in args.networks.items():
             networks.append(load_predictor(spec, KIND[kind].network, how))
             with advancing(len(shards), kind) as advance:
-                answers.append(answers_of(networks[-1], shards, np.arange(len(shards)), advance))
+                images = AskedImages(shards, np.arange(len(shards)), advance)
+                answers.append(answers_of(networks[-1], images))
     return TwoStages(answers[0], answers[1], labels, images_a_call(infos[1])), networks
 
 

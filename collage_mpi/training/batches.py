@@ -17,7 +17,7 @@ from collage_mpi.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainBatch:
     """Inputs of one step.
 
     Attributes:
@@ -86,7 +86,9 @@ class BatchMaker:
         """Images, collages or stripes in a step."""
         return self.per_step // self.settings.cells
 
-    def make(self, chosen: np.ndarray, epoch: int, step: int, part: slice = slice(None)) -> Batch:
+    def make(
+        self, chosen: np.ndarray, epoch: int, step: int, part: slice = slice(None)
+    ) -> TrainBatch:
         """The augmented batch of the chosen images. Some cells are blanked at random.
 
         Args:
@@ -107,10 +109,12 @@ class BatchMaker:
         labels, mirrored = self.labels[shown], moves[2, own].reshape(-1, cells)
         images[~present.reshape(-1)] = BLANK
         pixels = together(images, settings.side, self.stripes)
-        return Batch(pixels, labels, present, step_cells, shown, mirrored)
+        return TrainBatch(pixels, labels, present, step_cells, shown, mirrored)
 
 
-def plain_batches(images: np.ndarray, labels: np.ndarray, settings: TrainSettings) -> list[Batch]:
+def plain_batches(
+    images: np.ndarray, labels: np.ndarray, settings: TrainSettings
+) -> list[TrainBatch]:
     """All images in order, without augmentation. The last input is filled up with blank cells."""
     stripes = stripes_of(settings, images.shape[1:])
     images, cells = shrink_all(images, settings), settings.cells
@@ -125,7 +129,7 @@ def plain_batches(images: np.ndarray, labels: np.ndarray, settings: TrainSetting
     parts = [slice(at, at + n) for at in range(0, rows, n)]
     plain = np.zeros((rows, cells), np.int64)
     return [
-        Batch(pixels[p], filled[p], present[p], int(present[p].sum()), shown[p], plain[p])
+        TrainBatch(pixels[p], filled[p], present[p], int(present[p].sum()), shown[p], plain[p])
         for p in parts
     ]
 

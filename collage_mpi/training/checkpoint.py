@@ -1,19 +1,54 @@
-"""Checkpoints of a training run. They are written atomically, and a resumed run is checked to have
-the same settings and data.
+"""Stops a training run after the current step when a signal comes, and goes on from the checkpoint
+that it left. Checkpoints are written atomically, and a resumed run is checked to have the same
+settings and data.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import signal
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 
-from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.models.foreign_weights import load_tensors
 from collage_mpi.system.files import save_file
+from collage_mpi.system.process_tree import STOP_SIGNALS
+
+
+class TrainingStopped(CollageError):
+    """A signal came. The finished steps are in the checkpoint."""
+
+    exit_code = ExitCode.INCOMPLETE
+
+
+class StopSignals:
+    """Context manager; `reason` names the signal that came, if any.
+
+    A second Ctrl-C ends the process at once, as without this.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def __enter__(self) -> StopSignals:
+        self._before = {
+            number: signal.signal(number, self._caught) or signal.SIG_DFL for number in STOP_SIGNALS
+        }
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        self.reason = signal.Signals(number).name
+        signal.signal(signal.SIGINT, self._before[signal.SIGINT])
+
 
 VERSION = 2
 

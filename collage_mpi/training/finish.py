@@ -18,16 +18,17 @@ from collage_mpi.models.reading import GridReading, Reading
 from collage_mpi.models.resnet import stored_arrays
 from collage_mpi.models.weights import save_weights
 from collage_mpi.training.batches import plain_batches
-from collage_mpi.training.calibration import (
+from collage_mpi.training.judge import (
     accuracy,
     answered,
     calibration_error,
     fit_temperature,
 )
-from collage_mpi.training.measure import answers_of, images_a_call, service_ratio
-from collage_mpi.training.objective_parity import ParityObjective
-from collage_mpi.training.records import TrainData, Trained
+from collage_mpi.training.measure import AskedImages, answers_of, images_a_call, service_ratio
+from collage_mpi.training.objective import ParityObjective
+from collage_mpi.training.parts import Trained
 from collage_mpi.training.settings import TrainSettings
+from collage_mpi.training.sources import TrainData
 from collage_mpi.training.threshold import LEAST_IMAGES, TwoStages, find_savings
 
 MIN_FOR_TEMPERATURE = 100  # held-out images; with fewer the fit is noise and 1.0 stays
@@ -116,8 +117,8 @@ def held_savings(
     how = Loading(device=device, threads=threads)
     one = TorchPredictor.load(str(single), SINGLE, how)
     asked = TorchPredictor.load(str(first.path), first.kind, how)
-    images, order = _InMemory(data.held_images), np.arange(len(data.held_labels))
-    alone, early = (answers_of(network, images, order) for network in (one, asked))
+    images = AskedImages(_InMemory(data.held_images), np.arange(len(data.held_labels)))
+    alone, early = answers_of(one, images), answers_of(asked, images)
     at_once = images_a_call(first)
     ratio, timed = service_ratio(one, asked, at_once)
     return find_savings(TwoStages(alone, early, data.held_labels, at_once), ratio), timed

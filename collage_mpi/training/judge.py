@@ -1,15 +1,170 @@
-"""What answers are worth: accuracy, overall, by place in the collage and by class, and
-calibration.
+"""What answers of networks are worth: accuracy, overall, by place in the collage and by class, and
+whether scores mean what they say; and the file of `evaluate --save-answers`, which a simulation
+replays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from collage_mpi.training.calibration import bins, calibration_error
+from collage_mpi.kinds import SINGLE
+from collage_mpi.system.files import save_file
+
+VERSION = 1
+
+Answers = Sequence[tuple[int, float] | None]
+
+
+def save_answers(
+    path: Path,
+    side: int,
+    labels: np.ndarray,
+    answers: Mapping[str, Answers],
+    class_names: Sequence[str],
+    stripes: Mapping[str, int] = MappingProxyType({}),
+) -> None:
+    """Write an .npz of plain arrays (no pickle) about n images in file order.
+
+    Image i is cell i % side**2 of group i // side**2. The last group has blank cells.
+
+    Arrays:
+        version, side: int, no dimension.
+        labels: (n,) int64.
+        single_class, single_score: (n,) int16 and float32.
+        collage_class, collage_score: the same for the image's cell; meaningless where absent.
+        collage_absent: (n,) bool, the collage network gave no answer for the cell. Only with a
+            collage network. backup_class and so on are the same for a quick network.
+        class_names: (k,) unicode.
+        parity_class, parity_score, parity_absent: the answer decoded for the image if all other
+            images of its stripe have answers; parity_k: int, images of a stripe. Only with a
+            parity network. coded_class and so on are the same for scheme approx.
+
+    Args:
+        labels: (n,) int64.
+        answers: by kind, n answers of single and of each other kind; scores are calibrated
+            probabilities.
+        stripes: kind that decodes from stripes -> images of a stripe.
+
+    Raises:
+        EnvironmentFault: the file cannot be written.
+    """
+    columns: dict[str, Any] = {f"{kind}_k": k for kind, k in stripes.items()}
+    for kind, each in answers.items():
+        names = (f"{kind}_class", f"{kind}_score", f"{kind}_absent")
+        columns |= dict(zip(names, _columns(each), strict=True))
+    del columns[f"{SINGLE}_absent"]  # it always answers
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        version=VERSION,
+        side=side,
+        labels=labels.astype(np.int64),
+        class_names=np.array(list(class_names), dtype=np.str_),
+        **columns,
+    )
+    save_file(path, buffer.getvalue())
+
+
+def right(answers: Answers, labels: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether each answer equals the label. A missing answer is wrong."""
+    return np.array(
+        [
+            answer is not None and answer[0] == label
+            for answer, label in zip(answers, labels, strict=True)
+        ],
+        dtype=bool,
+    )
+
+
+def _columns(answers: Answers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n,) int16 classes, (n,) float32 scores, (n,) bool absent."""
+    filled = [answer or (0, 0.0) for answer in answers]
+    classes = np.array([label for label, _ in filled], dtype=np.int16)
+    scores = np.array([score for _, score in filled], dtype=np.float32)
+    return classes, scores, np.array([answer is None for answer in answers], dtype=bool)
+
+
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Answers with about the same score: how many, their mean score, and the share that is
+    right.
+    """
+
+    count: int
+    score: float
+    accuracy: float
+
+
+def fit_temperature(scores_at: Callable[[float], np.ndarray], labels: np.ndarray) -> float:
+    """The temperature from 0.2 to 5 that minimises the log loss, searched in steps of 8 %, then 1
+    %.
+
+    Temperature scaling: Guo et al. 2017, arXiv 1706.04599.
+
+    Args:
+        scores_at: (n, classes) float probabilities at a temperature; zeros where absent.
+        labels: (n,) int64.
+    """
+
+    def best(candidates: np.ndarray) -> float:
+        losses = [log_loss(scores_at(float(t)), labels) for t in candidates]
+        return float(candidates[int(np.argmin(losses))])
+
+    rough = best(np.exp(np.arange(np.log(0.2), np.log(5.0) + 1e-9, 0.08)))
+    return round(best(rough * np.exp(np.arange(-0.08, 0.081, 0.01))), 4)
+
+
+def log_loss(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of -log of the label's score. A missing answer counts as a guess among all classes."""
+    own = scores[np.arange(len(labels)), labels]
+    own = np.where(answered(scores), np.maximum(own, 1e-9), 1 / scores.shape[1])
+    return float(-np.log(own).mean())
+
+
+def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Share of (n, classes) scores whose highest is the label's. A missing answer is wrong."""
+    return float(((scores.argmax(1) == labels) & answered(scores)).mean())
+
+
+def answered(scores: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether a row of (n, classes) scores is an answer, as `decode` sees it."""
+    found: np.ndarray = np.isfinite(scores).all(axis=1) & (scores.max(axis=1) > 0)
+    return found
+
+
+def bins(top: np.ndarray, right: np.ndarray, count: int = BINS) -> list[Bin]:
+    """Answers by score, in `count` equal intervals from 0 to 1. Empty intervals are left out.
+
+    Args:
+        top: (n,) float, the score of each answer.
+        right: (n,) bool.
+    """
+    place = np.clip((top * count).astype(np.int64), 0, count - 1)
+    found = []
+    for number in np.unique(place):
+        mine = place == number
+        found.append(Bin(int(mine.sum()), float(top[mine].mean()), float(right[mine].mean())))
+    return found
+
+
+def calibration_error(top: np.ndarray, right: np.ndarray, count: int = BINS) -> float:
+    """Expected calibration error: mean distance of score and accuracy over the bins' answers.
+
+    0.0 when there are no answers.
+    """
+    total = max(1, len(top))
+    return sum(b.count * abs(b.score - b.accuracy) for b in bins(top, right, count)) / total
+
 
 PLACES = ("corner", "edge", "centre")
 AT = {"corner": "at a corner", "edge": "at an edge", "centre": "in the centre"}

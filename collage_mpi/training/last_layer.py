@@ -5,10 +5,8 @@ over the features takes seconds.
 
 from __future__ import annotations
 
-import io
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,17 +22,26 @@ from collage_mpi.models.info import Loading
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.models.tuning import PLAIN
 from collage_mpi.models.weights import describe_weights
-from collage_mpi.system.files import UNREADABLE_OR_GONE, require_regular, save_file
-from collage_mpi.training.parts import make_optimizer, resolve_precision, start_from
-from collage_mpi.training.progress import TrainingProgress
-from collage_mpi.training.records import Machine, TrainData, Trained
+from collage_mpi.training.parts import (
+    Trained,
+    TrainingMachine,
+    make_optimizer,
+    resolve_precision,
+    start_from,
+)
 from collage_mpi.training.settings import TrainSettings, learning_rate_at
+from collage_mpi.training.sources import TrainData
+from collage_mpi.training.views import calls_of, each_view, kept_in
 
 CALL = 16  # images a call: at 128 px half again as fast as 64, whose maps leave the cache
 
 
 def train_last_layer(
-    data: TrainData, settings: TrainSettings, machine: Machine, init: Path | None, cache: Path
+    data: TrainData,
+    settings: TrainSettings,
+    machine: TrainingMachine,
+    init: Path | None,
+    cache: Path,
 ) -> Trained:
     """The network of `init` with a new last layer, trained by SGD on the features below it.
 
@@ -53,16 +60,9 @@ def train_last_layer(
     began_s = time.monotonic()
     torch.set_num_threads(machine.threads)
     torch.manual_seed(settings.seed)
-    network = build_network(settings.architecture, data.images.shape[3], data.classes, None)
-    assert data.first_weights is not None
     if data.first_normalisation is None:
         raise UsageError(f"--init {init}: its images have other channels than those of the shards")
-    start_from(network, data.first_weights)
-    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise UsageError("--layers last needs a network whose last layer is linear")
-    layer = layers[-1]
-    layer.reset_parameters()
+    network, layer = _with_new_layer(data, settings)
     views = _features(data, settings, machine, init, cache)  # (images, views, features)
     used, held = views[: len(data.images)], views[len(data.images) :, 0]
     optimizer = make_optimizer(layer, settings)
@@ -82,6 +82,18 @@ def train_last_layer(
     spent_s = time.monotonic() - began_s
     normalisation = data.first_normalisation
     return Trained(network.eval(), normalisation, history, spent_s, "float32", best[1])
+
+
+def _with_new_layer(data: TrainData, settings: TrainSettings) -> tuple[nn.Module, nn.Linear]:
+    """The network with the first weights, and its last layer with random ones."""
+    network = build_network(settings.architecture, data.images.shape[3], data.classes, None)
+    assert data.first_weights is not None
+    start_from(network, data.first_weights)
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise UsageError("--layers last needs a network whose last layer is linear")
+    layers[-1].reset_parameters()
+    return network, layers[-1]
 
 
 def _epoch(
@@ -132,42 +144,23 @@ def _judge(layer: nn.Module, held: np.ndarray, data: TrainData) -> dict[str, flo
 
 
 def _features(
-    data: TrainData, settings: TrainSettings, machine: Machine, init: Path, cache: Path
+    data: TrainData, settings: TrainSettings, machine: TrainingMachine, init: Path, cache: Path
 ) -> np.ndarray:
     """(images, views, features) float16 of the training images, then of the validation images."""
     fingerprint = describe_weights(init, SINGLE).fingerprint
     parts = [data.images, data.held_images]
     chosen = [settings.seed, settings.validation_share, settings.flips]
     identity = json.dumps([fingerprint, *chosen, *map(len, parts), *data.origin])
-    try:
-        require_regular(cache)
-        with np.load(cache, allow_pickle=False) as kept:
-            if str(kept["identity"]) == identity:
-                return np.array(kept["features"])
-    except UNREADABLE_OR_GONE:
-        pass  # not there yet, or damaged: computed again
-    tuning = replace(
-        PLAIN, precision=resolve_precision(settings.precision, torch.device(machine.device))
-    )
-    below = TorchPredictor.load(
-        str(init),
-        SINGLE,
-        Loading(device=machine.device, threads=machine.threads, tuning=tuning, embed=True),
-    )
-    features = _look(below, parts, settings.flips)
-    buffer = io.BytesIO()
-    np.savez(buffer, identity=np.array(identity), features=features)
-    save_file(cache, buffer.getvalue())
-    return features
 
+    def compute() -> np.ndarray:
+        precision = resolve_precision(settings.precision, torch.device(machine.device))
+        tuning = replace(PLAIN, precision=precision)
+        how = Loading(machine.device, machine.threads, tuning, embed=True)
+        below = TorchPredictor.load(str(init), SINGLE, how)
 
-def _look(below: TorchPredictor, parts: Sequence[np.ndarray], mirror: bool) -> np.ndarray:
-    calls = [part[at : at + CALL] for part in parts for at in range(0, len(part), CALL)]
-    rows = []
-    with TrainingProgress(len(calls), 0, CALL) as progress:
-        for number, images in enumerate(calls):
-            views = [images, images[:, :, ::-1]] if mirror else [images]
-            each = [below.embed(np.ascontiguousarray(view))[1] for view in views]
-            rows.append(np.stack(each, axis=1).astype(np.float16))  # (n, views, features)
-            progress.step(number + 1, "features of the images")
-    return np.concatenate(rows)
+        def look(images: np.ndarray) -> np.ndarray:
+            return below.embed(images)[1].astype(np.float16)
+
+        return each_view(calls_of(parts, CALL), look, settings.flips, "features of the images")
+
+    return kept_in(cache, identity, compute)

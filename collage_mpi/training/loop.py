@@ -16,12 +16,23 @@ from torch import Tensor
 from collage_mpi.errors import DataFault
 from collage_mpi.models.collage_net import build_network, check_pixels
 from collage_mpi.models.resnet import channels_last
-from collage_mpi.training.batches import Batch, BatchMaker, plain_batches
-from collage_mpi.training.checkpoint import load_checkpoint, save_checkpoint
-from collage_mpi.training.objective import Distilled, Labels, Objective
-from collage_mpi.training.objective_parity import ParityObjective
-from collage_mpi.training.objective_yolo import YoloObjective
+from collage_mpi.training.batches import BatchMaker, TrainBatch, plain_batches
+from collage_mpi.training.checkpoint import (
+    StopSignals,
+    TrainingStopped,
+    load_checkpoint,
+    save_checkpoint,
+)
+from collage_mpi.training.objective import (
+    Distilled,
+    Labels,
+    Objective,
+    ParityObjective,
+    YoloObjective,
+)
 from collage_mpi.training.parts import (
+    Trained,
+    TrainingMachine,
     make_optimizer,
     pixel_statistics,
     resolve_precision,
@@ -29,9 +40,8 @@ from collage_mpi.training.parts import (
     start_from,
 )
 from collage_mpi.training.progress import TrainingProgress
-from collage_mpi.training.records import Machine, TrainData, Trained
 from collage_mpi.training.settings import TrainSettings, learning_rate_at
-from collage_mpi.training.stop import StopSignals, TrainingStopped
+from collage_mpi.training.sources import TrainData
 
 CHECKPOINT_EVERY_S = 60.0
 
@@ -47,7 +57,7 @@ class Trainer:
         self,
         data: TrainData,
         settings: TrainSettings,
-        machine: Machine,
+        machine: TrainingMachine,
         objective: Objective | None = None,
     ) -> None:
         torch.set_num_threads(machine.threads)
@@ -190,7 +200,7 @@ class Trainer:
             )
         )
 
-    def _step(self, batch: Batch) -> float:
+    def _step(self, batch: TrainBatch) -> float:
         settings = self.settings
         rate = learning_rate_at(self.done, self.steps, settings.learning_rate, settings.schedule)
         for group in self.optimizer.param_groups:
@@ -210,12 +220,12 @@ class Trainer:
         self.done += 1
         return value
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: TrainBatch) -> Tensor:
         """This process's part of the step's mean loss over cells that are not blank."""
         total = self.objective.loss(self._forward(self.model, batch), batch)
         return total / torch.tensor(float(max(1, batch.step_cells)), device=self.device)
 
-    def _forward(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def _forward(self, model: torch.nn.Module, batch: TrainBatch) -> Tensor:
         pixels = torch.from_numpy(batch.pixels).to(self.device).permute(0, 3, 1, 2)
         normalised = (pixels.float() / 255 - self._mean) / self._std
         enabled = self.precision == "bfloat16"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from collage_mpi.encoding import BERRUT
@@ -27,13 +26,14 @@ SINGLE_BATCH = 64
 QUICK_SIDE = 3  # a batch for a quick network has as many images as a collage of that side
 RATIO_CALLS = 100  # timed calls of each network where a command has no --calls
 Advance = Callable[[int], None]  # told how many more images, or calls, are done
+Decoded = list[tuple[int, float] | None]  # (class, score) of each image; None without an answer
 
 
 def _silent(more: int) -> None:
     """Tell nobody."""
 
 
-class Images(Protocol):
+class ImageSource(Protocol):
     """What the measuring functions need of a `ShardSet`."""
 
     shape: tuple[int, int, int]
@@ -41,6 +41,25 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]: ...
+
+
+@dataclass(frozen=True)
+class AskedImages:
+    """The images that networks are asked about.
+
+    Attributes:
+        images: where they are read.
+        order: (n,) int64, which of them, in the order of the answers.
+        advance: told how many more images are done.
+    """
+
+    images: ImageSource
+    order: np.ndarray
+    advance: Advance = _silent
+
+    def read(self, part: slice) -> np.ndarray:
+        """(m, H, W, C) uint8: the pixels of a part of the order."""
+        return self.images.read(self.order[part])[0]
 
 
 @dataclass(frozen=True)
@@ -53,29 +72,27 @@ class ServiceTime:
     calls: int
 
 
-def single_scores(
-    predictor: Predictor, images: Images, order: np.ndarray, advance: Advance = _silent
-) -> np.ndarray:
-    """(n, classes) float32 probabilities, one row an image, in the given order."""
-    scores = np.empty((len(order), predictor.classes), np.float32)
-    for at in range(0, len(order), SINGLE_BATCH):
-        pixels, _ = images.read(order[at : at + SINGLE_BATCH])
+def single_scores(predictor: Predictor, asked: AskedImages) -> np.ndarray:
+    """(n, classes) float32 probabilities, one row an image."""
+    scores = np.empty((len(asked.order), predictor.classes), np.float32)
+    for at in range(0, len(scores), SINGLE_BATCH):
+        pixels = asked.read(slice(at, at + SINGLE_BATCH))
         scores[at : at + len(pixels)] = predictor.predict(pixels)[:, 0]
-        advance(len(pixels))
+        asked.advance(len(pixels))
     return scores
 
 
-def answers_of(
-    predictor: TorchPredictor | OwnPredictor,
-    images: Images,
-    order: np.ndarray,
-    advance: Advance = _silent,
-) -> list[tuple[int, float] | None]:
-    """One answer for each image, in the given order, by a single network or a collage network."""
+def answers_of(predictor: TorchPredictor | OwnPredictor, asked: AskedImages) -> Decoded:
+    """One answer for each image by a single network or a collage network."""
     side, cell_px = predictor.info.side, predictor.info.cell_px
     if side is None or cell_px is None:
-        return decode(single_scores(predictor, images, order, advance))
-    return predict_collage(predictor, Grid(side, cell_px), images, order, advance)
+        return decode(single_scores(predictor, asked))
+    answers: Decoded = []
+    for collage, used in collages(Grid(side, cell_px), asked):
+        scores = predictor.predict(collage[None])  # (1, cells, classes)
+        answers += decode(scores[0])[:used]
+        asked.advance(used)
+    return answers
 
 
 def images_a_call(info: NetworkInfo, side: int | None = None) -> int:
@@ -92,11 +109,9 @@ def predict_parity(
     spec: ParitySpec,
     temperature: float,
     scores: np.ndarray,
-    images: Images,
-    order: np.ndarray,
+    asked: AskedImages,
     group: int | None = None,
-    advance: Advance = _silent,
-) -> list[tuple[int, float] | None]:
+) -> Decoded:
     """The answer decoded for each image as if only its own answer were missing from its stripe.
 
     The pictures are made by the encoder that the job uses.
@@ -105,21 +120,19 @@ def predict_parity(
         predictor: answers for stripes: a parity network, or the single network.
         spec: how stripes are made and decoded.
         temperature: of the decoded scores.
-        scores: (n, classes) probabilities of the single network, in the given order.
+        scores: (n, classes) probabilities of the single network for the same images.
         group: images of a group, which a stripe does not leave; None: all are one group.
     """
-    coded = spec.encoder == BERRUT
+    coded, shape = spec.encoder == BERRUT, asked.images.shape
     encoder: StripeEncoder | BerrutEncoder = (
-        BerrutEncoder(spec.k, images.shape)
-        if coded
-        else make_stripe_encoder(spec.encoder, spec.k, images.shape)
+        BerrutEncoder(spec.k, shape) if coded else make_stripe_encoder(spec.encoder, spec.k, shape)
     )
     each = summands(scores, spec.summed)  # (n, classes)
-    answers: list[tuple[int, float] | None] = []
-    stripes = list(stripes_of(len(order), spec.k, group))
+    answers: Decoded = []
+    stripes = list(stripes_of(len(asked.order), spec.k, group))
     for at in range(0, len(stripes), SINGLE_BATCH):
         part = stripes[at : at + SINGLE_BATCH]
-        pictures = [_picture(encoder, images, order[stripe]) for stripe in part]
+        pictures = [encoder.paste(list(encoder.shrink(asked.read(stripe)))) for stripe in part]
         totals = predictor.predict(np.stack(pictures))[:, 0]  # (stripes, classes)
         if coded:
             totals = summands(totals, spec.summed)
@@ -129,15 +142,8 @@ def predict_parity(
                 others = known[:missing] + known[missing + 1 :]
                 place = missing if coded else None
                 answers.append(decode_parity(total, others, temperature, place))
-        advance(sum(stripe.stop - stripe.start for stripe in part))
+        asked.advance(sum(stripe.stop - stripe.start for stripe in part))
     return answers
-
-
-def _picture(
-    encoder: StripeEncoder | BerrutEncoder, images: Images, chosen: np.ndarray
-) -> np.ndarray:
-    pixels, _ = images.read(chosen)
-    return encoder.paste(list(encoder.shrink(pixels)))
 
 
 def stripes_of(count: int, k: int, group: int | None) -> Iterator[slice]:
@@ -148,36 +154,16 @@ def stripes_of(count: int, k: int, group: int | None) -> Iterator[slice]:
             yield slice(at, min(at + k, end))
 
 
-def predict_collage(
-    predictor: Predictor,
-    grid: Grid,
-    images: Images,
-    order: np.ndarray,
-    advance: Advance = _silent,
-) -> list[tuple[int, float] | None]:
-    """One answer for each image. Groups are side*side images in the given order; the last has
-    blanks.
+def collages(grid: Grid, asked: AskedImages) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields (collage, number of images in it): side*side images in order, the last has blanks.
 
-    The collages are made by the encoder that the job uses.
+    The encoder that the job uses makes them. The array is reused for the next one.
     """
-    answers: list[tuple[int, float] | None] = []
-    for collage, used in collages(grid, images, order):
-        scores = predictor.predict(collage[None])  # (1, cells, classes)
-        answers += decode(scores[0])[:used]
-        advance(used)
-    return answers
-
-
-def collages(grid: Grid, images: Images, order: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields (collage, number of images in it), group by group. The array is reused for the next
-    one.
-    """
-    encoder = Encoder(grid, images.shape)
+    encoder = Encoder(grid, asked.images.shape)
     collage = np.empty(encoder.input_shape, dtype=np.uint8)
-    for at in range(0, len(order), grid.cells):
-        chosen = order[at : at + grid.cells]
-        pixels, _ = images.read(chosen)
-        yield encoder.paste(list(encoder.shrink(pixels)), out=collage), len(chosen)
+    for at in range(0, len(asked.order), grid.cells):
+        pixels = asked.read(slice(at, at + grid.cells))
+        yield encoder.paste(list(encoder.shrink(pixels)), out=collage), len(pixels)
 
 
 def count_flops(predictor: TorchPredictor | OwnPredictor) -> int | None:
@@ -247,11 +233,6 @@ def service_ratio(
     one, whole = service_times([single, first], RATIO_CALLS, inputs=inputs)
     how = f"median of {RATIO_CALLS} calls, {first.tuning}, on {first.device}"
     return whole.median_ns / one.median_ns, how
-
-
-def torch_threads() -> int:
-    """Threads that torch uses on the CPU."""
-    return torch.get_num_threads()
 
 
 def processor_name() -> str:

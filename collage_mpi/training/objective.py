@@ -1,5 +1,6 @@
-"""The `Objective` interface, which gives the loss of a network's outputs on a batch, and two
-objectives: labels, and labels together with a teacher's answers.
+"""What a training minimises: the `Objective` interface, which gives the loss of a network's outputs
+on a batch, with labels, a teacher's answers, the sums of a parity network, and the boxes of a yolo
+head.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from collage_mpi.training.batches import Batch
+from collage_mpi.models.reading import YoloReading, jaccard
+from collage_mpi.models.specs import HeadSpec
+from collage_mpi.training.batches import TrainBatch
 
 
 class Objective(Protocol):
     """What the training loop minimises; the same loop trains every network of this package."""
 
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+    def loss(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
         """Sum of the losses of the batch's cells that are not blank. The loop divides by their
         number.
 
@@ -26,7 +29,7 @@ class Objective(Protocol):
         """
         ...
 
-    def logits(self, outputs: Tensor, batch: Batch) -> Tensor:
+    def logits(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
         """(n, cells, classes) float32; their softmax are the answers, for validation.
 
         A row of NaN is a cell without an answer.
@@ -44,7 +47,7 @@ class Labels:
     def __init__(self, smoothing: float = 0.0) -> None:
         self.smoothing = smoothing
 
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+    def loss(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
         labels = torch.from_numpy(batch.labels).to(outputs.device)
         each = F.cross_entropy(
             outputs.flatten(0, 1),
@@ -54,7 +57,7 @@ class Labels:
         )
         return (each * present_of(batch, outputs)).sum()
 
-    def logits(self, outputs: Tensor, batch: Batch) -> Tensor:
+    def logits(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
         return outputs
 
 
@@ -77,7 +80,7 @@ class Distilled:
         self.labels, self.weight, self.temperature = labels, weight, temperature
         self._teacher = torch.from_numpy(np.asarray(teacher_logits, dtype=np.float32))
 
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+    def loss(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
         rows = torch.from_numpy(batch.chosen).flatten()
         taught = (self._teacher[rows].to(outputs.device) / self.temperature).log_softmax(1)
         own = (outputs.flatten(0, 1) / self.temperature).log_softmax(1)  # (n*cells, classes)
@@ -85,10 +88,103 @@ class Distilled:
         soft = (each * present_of(batch, outputs)).sum() * self.temperature**2
         return (1 - self.weight) * self.labels.loss(outputs, batch) + self.weight * soft
 
-    def logits(self, outputs: Tensor, batch: Batch) -> Tensor:
+    def logits(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
         return outputs
 
 
-def present_of(batch: Batch, outputs: Tensor) -> Tensor:
+def present_of(batch: TrainBatch, outputs: Tensor) -> Tensor:
     """(n*cells,) float32 on the outputs' device: 1 for a cell with an image, 0 for a blank one."""
     return torch.from_numpy(batch.present).to(outputs.device, torch.float32).flatten()
+
+
+class ParityObjective:
+    """Mean squared error to the sum of the summands (ParM, SOSP 2019, section 3.3).
+
+    A blank image adds nothing to the sum. Stripes have blanks if they are the last of a job, or if
+    images are resolved before their stripe is sent.
+
+    Args:
+        taught: (n, views, classes) float32, the summands of each training image, and of its
+            mirror image if training mirrors.
+        held: (m, views, classes), the same for the validation images.
+    """
+
+    def __init__(self, taught: np.ndarray, held: np.ndarray) -> None:
+        self._taught, self._held = (torch.from_numpy(np.asarray(t)) for t in (taught, held))
+
+    def loss(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
+        total = _of_cells(self._taught, batch).sum(1).to(outputs.device)  # (n, classes)
+        return ((outputs[:, 0] - total) ** 2).mean(1).sum()
+
+    def logits(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
+        """(n, cells, classes): for each image, the stripe's answer minus the summands of the
+        others.
+        """
+        each = _of_cells(self._held, batch).to(outputs.device)  # (n, cells, classes)
+        return outputs - (each.sum(1, keepdim=True) - each)
+
+
+def _of_cells(table: Tensor, batch: TrainBatch) -> Tensor:
+    """(n, cells, classes): the row of each cell's image, zeros for a blank cell."""
+    rows = table[torch.from_numpy(batch.chosen), torch.from_numpy(batch.mirrored)]
+    return rows * torch.from_numpy(batch.present).to(torch.float32)[..., None]
+
+
+BOX_WEIGHT = 5.0
+# Most squares hold no centre: they count half, as in YOLO (arXiv 1506.02640).
+EMPTY_WEIGHT = 0.5
+
+
+class YoloObjective:
+    """Loss of boxes, objectness and classes together.
+
+    For each cell, the square with the cell's centre answers, with the anchor that is most like a
+    cell.
+
+    Args:
+        classes: what is learned of the class logits of the answering boxes.
+    """
+
+    def __init__(self, classes: Objective, head: HeadSpec, side: int) -> None:
+        self.classes = classes
+        self.reading = YoloReading(head, side)
+        anchors = np.array(head.anchors)  # (anchors, 2)
+        self.anchor = likest_anchor(anchors)
+        width, height = anchors[self.anchor]
+        centre = (np.arange(side) + 0.5) * head.map_size(side) / side  # of a cell, in squares
+        square = centre.astype(np.int64)
+        self.rows = torch.from_numpy(np.repeat(square, side))  # (cells,)
+        self.columns = torch.from_numpy(np.tile(square, side))
+        across, down = np.tile(centre - square, side), np.repeat(centre - square, side)
+        edges = np.full((2, side * side), [[-np.log(width)], [-np.log(height)]])  # of one cell
+        self.boxes = torch.from_numpy(
+            np.stack([across, down, *edges], axis=1)
+        ).float()  # (cells, 4)
+
+    def loss(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
+        present = torch.from_numpy(batch.present).to(outputs.device, torch.float32)  # (n, cells)
+        own = outputs[:, self.rows, self.columns, self.anchor]  # (n, cells, 5 + classes)
+        found = torch.cat([own[..., :2].sigmoid(), own[..., 2:4]], dim=2)
+        boxes = ((found - self.boxes.to(outputs.device)) ** 2).sum(2) * present
+        objectness = outputs[..., 4]
+        wanted = torch.zeros_like(objectness)
+        wanted[:, self.rows, self.columns, self.anchor] = present
+        each = F.binary_cross_entropy_with_logits(objectness, wanted, reduction="none")
+        objects = each * torch.where(wanted > 0, 1.0, EMPTY_WEIGHT)
+        return (
+            self.classes.loss(own[..., 5:].contiguous(), batch)
+            + BOX_WEIGHT * boxes.sum()
+            + objects.sum()
+        )
+
+    def logits(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
+        scores = torch.from_numpy(self.reading.scores(outputs, 1.0))  # (n, cells, classes)
+        absent = scores.amax(2, keepdim=True) <= 0
+        return torch.where(absent, torch.nan, scores.clamp_min(1e-9).log())
+
+
+def likest_anchor(anchors: np.ndarray) -> int:
+    """The index among (anchors, 2) widths and heights of the box that is most like a cell."""
+    boxes = np.concatenate([-anchors / 2, anchors / 2], axis=1)
+    cell = np.array([[-0.5, -0.5, 0.5, 0.5]])
+    return int(jaccard(boxes, cell)[:, 0].argmax())

@@ -1,10 +1,11 @@
-"""The parts of the training loop: optimizer, running average of the weights, pixel statistics, and
-the choice of precision.
+"""The parts of the training loop: the machine that it runs on and what it makes, optimizer, running
+average of the weights, pixel statistics, and the choice of precision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,53 @@ from torch.optim.swa_utils import AveragedModel
 
 from collage_mpi.errors import UsageError
 from collage_mpi.models.resnet import COUNTER
+from collage_mpi.training.peers import ALONE, Peers
 from collage_mpi.training.settings import TrainSettings
 
 MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class TrainingMachine:
+    """What may change between sessions of one run.
+
+    Attributes:
+        device: of this process.
+        threads: CPU threads of this process.
+        checkpoint: written by the lead, read by all; None for none.
+        resume: whether to continue from the checkpoint.
+        peers: the processes that share the steps.
+        on_epoch: called with the history after each epoch, on the lead.
+    """
+
+    device: str = "cpu"
+    threads: int = 1
+    checkpoint: Path | None = None
+    resume: bool = False
+    peers: Peers = ALONE
+    on_epoch: Callable[[list[dict[str, float]]], None] | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The result of a training run.
+
+    Attributes:
+        network: in eval mode, on the CPU.
+        normalisation: mean and std of the training pixels / 255, per channel, or those that
+            the first weights were trained with.
+        history: one record an epoch.
+        seconds: spent over all sessions.
+        precision: what "auto" became.
+        epoch: whose weights were kept.
+    """
+
+    network: torch.nn.Module
+    normalisation: dict[str, list[float]]
+    history: list[dict[str, float]]
+    seconds: float
+    precision: str
+    epoch: int
 
 
 def make_optimizer(network: torch.nn.Module, settings: TrainSettings) -> torch.optim.SGD:

@@ -1,10 +1,17 @@
-"""Progress of a training run: a bar on a terminal, or a line every few seconds elsewhere."""
+"""What a training run tells while it runs: a bar on a terminal, or a line every few seconds
+elsewhere, and logs with one record an epoch. Each epoch writes the whole history, so the log of a
+resumed run has no gap.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
+from collage_mpi.errors import EnvironmentFault
+from collage_mpi.system.files import save_records
 from collage_mpi.system.progress import minutes
 
 LINE_EVERY_S = 20.0
@@ -67,3 +74,45 @@ def _bar(steps: int, done: int):  # type: ignore[no-untyped-def]  # rich is impo
     bar = Progress(BarColumn(), TextColumn("{task.percentage:>5.1f} %  {task.description}"))
     bar.add_task("starting", total=steps, completed=done)
     return bar
+
+
+History = list[dict[str, float]]
+
+
+def epoch_logger(table: Path, events: Path | None) -> Callable[[History], None]:
+    """A function to call with the history after each epoch.
+
+    Args:
+        table: CSV file to write.
+        events: folder for TensorBoard, or None.
+
+    Raises:
+        EnvironmentFault: TensorBoard is asked for and not installed.
+    """
+    write_events = None if events is None else _tensorboard(events)
+
+    def log(history: History) -> None:
+        save_records(table, history)
+        if write_events is not None:
+            write_events(history[-1])
+
+    return log
+
+
+def _tensorboard(folder: Path) -> Callable[[dict[str, float]], None]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise EnvironmentFault(
+            "--tensorboard needs the package tensorboard, which is not installed: pip install "
+            "tensorboard, or leave it out (the CSV log is written anyway)"
+        ) from error
+    writer = SummaryWriter(str(folder))
+
+    def write(row: dict[str, float]) -> None:
+        for name, value in row.items():
+            if name != "epoch":
+                writer.add_scalar(name, value, int(row["epoch"]))
+        writer.flush()
+
+    return write

@@ -5,6 +5,7 @@ their cost.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,61 +15,57 @@ from collage_mpi import __version__
 from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE, SPARE_KINDS
 from collage_mpi.models.own import OwnPredictor
 from collage_mpi.models.predictor import TorchPredictor
-from collage_mpi.training.answers import Answers, right
-from collage_mpi.training.judge import judge
+from collage_mpi.training.judge import Answers, judge, right
 from collage_mpi.training.measure import (
     count_flops,
     count_parameters,
     images_a_call,
     processor_name,
     service_times,
-    torch_threads,
 )
 from collage_mpi.training.threshold import TwoStages, find_savings
 
 
+@dataclass(frozen=True)
+class AskedNetworks:
+    """Networks and their answers to the same images.
+
+    Attributes:
+        predictors: kind -> network.
+        answers: kind -> n answers, in the order of the labels.
+        labels: (n,) int64.
+        side: of the job; the batch of a quick network has side x side images. None: a default.
+    """
+
+    predictors: Mapping[str, TorchPredictor | OwnPredictor]
+    answers: Mapping[str, Answers]
+    labels: np.ndarray
+    side: int | None = None
+
+    def at_once(self, kind: str) -> int:
+        """Images that the network of a kind answers at a call if a cascade asks it first."""
+        return images_a_call(self.predictors[kind].info, self.side)
+
+
 def make_report(
-    predictors: Mapping[str, TorchPredictor | OwnPredictor],
-    answers: Mapping[str, Answers],
-    labels: np.ndarray,
-    *,
+    asked: AskedNetworks,
     calls: int,
     order: str,
     shards: Sequence[Any],
     advance: Callable[[int], None] = lambda calls: None,
-    side: int | None = None,
 ) -> dict[str, Any]:
     """The report as plain values; the networks are timed here.
 
     Args:
-        predictors: kind -> network.
-        answers: kind -> n answers, in the order of the labels.
-        labels: (n,) int64.
         calls: timed calls a network.
         order: of the images, as the user gave it.
         shards: their infos: path, source, fingerprint.
         advance: called with how many more rounds of timed calls are made.
-        side: of the job; the batch of a quick network has side x side images.
     """
-    timed, sizes = list(predictors.values()), [1] * len(predictors)
-    if BACKUP in predictors:  # once more, with a batch
-        timed.append(predictors[BACKUP])
-        sizes.append(images_a_call(predictors[BACKUP].info, side))
-    times = service_times(timed, calls, advance, sizes)
-    networks: dict[str, dict[str, Any]] = {}
-    for (kind, predictor), time in zip(predictors.items(), times, strict=False):
-        networks[kind] = {
-            **_facts(predictor),
-            **judge(answers[kind], labels, predictor.classes, predictor.info.side),
-            "service_ns": time.median_ns,
-            "service_p10_ns": time.p10_ns,
-            "service_p90_ns": time.p90_ns,
-        }
-    if BACKUP in predictors:
-        networks[BACKUP] |= {"batch": sizes[-1], "batch_service_ns": times[-1].median_ns}
+    networks = _networks(asked, calls, advance)
     report: dict[str, Any] = {
-        "device": next(iter(predictors.values())).device,
-        "threads": torch_threads(),
+        "device": next(iter(asked.predictors.values())).device,
+        "threads": torch.get_num_threads(),
         "calls": calls,
         "order": order,
         "flops_counted_by": "torch.utils.flop_counter (2 per multiply-accumulate)",
@@ -79,21 +76,53 @@ def make_report(
         "versions": {"collage_mpi": __version__, "torch": torch.__version__},
         "networks": networks,
     }
-    correct = {kind: right(each, labels) for kind, each in answers.items()}
-    for kind in SPARE_KINDS:
-        if {SINGLE, kind} <= set(networks):
-            report[f"{kind}_over_single"] = _ratios(networks, correct, kind)
-    first = next((kind for kind in (COLLAGE, BACKUP) if kind in networks), None)
-    if SINGLE in networks and first is not None:
-        took_ns = networks[first].get("batch_service_ns", networks[first]["service_ns"])
-        known, single = predictors[first].info.accept, predictors[SINGLE].info.fingerprint
-        at_once = images_a_call(predictors[first].info, side)
-        report["saving"] = find_savings(
-            TwoStages(answers[SINGLE], answers[first], labels, at_once),
-            took_ns / networks[SINGLE]["service_ns"],
-            known if known is not None and known.single == single else None,
-        )
+    if SINGLE in networks:
+        correct = {kind: right(each, asked.labels) for kind, each in asked.answers.items()}
+        for kind in SPARE_KINDS:
+            if kind in networks:
+                report[f"{kind}_over_single"] = _ratios(networks, correct, kind)
+        first = next((kind for kind in (COLLAGE, BACKUP) if kind in networks), None)
+        if first is not None:
+            report["saving"] = _saving(asked, networks, first)
     return report
+
+
+def _networks(
+    asked: AskedNetworks, calls: int, advance: Callable[[int], None]
+) -> dict[str, dict[str, Any]]:
+    """kind -> facts, accuracy and service time of its network."""
+    predictors, answers = asked.predictors, asked.answers
+    timed, sizes = list(predictors.values()), [1] * len(predictors)
+    if BACKUP in predictors:  # once more, with a batch
+        timed.append(predictors[BACKUP])
+        sizes.append(asked.at_once(BACKUP))
+    times = service_times(timed, calls, advance, sizes)
+    networks: dict[str, dict[str, Any]] = {}
+    for (kind, predictor), time in zip(predictors.items(), times, strict=False):
+        networks[kind] = {
+            **_facts(predictor),
+            **judge(answers[kind], asked.labels, predictor.classes, predictor.info.side),
+            "service_ns": time.median_ns,
+            "service_p10_ns": time.p10_ns,
+            "service_p90_ns": time.p90_ns,
+        }
+    if BACKUP in predictors:
+        networks[BACKUP] |= {"batch": sizes[-1], "batch_service_ns": times[-1].median_ns}
+    return networks
+
+
+def _saving(
+    asked: AskedNetworks, networks: Mapping[str, Mapping[str, Any]], first: str
+) -> dict[str, Any] | None:
+    """What the network of kind `first` saves before the single network."""
+    answers, single = asked.answers, asked.predictors[SINGLE].info.fingerprint
+    took_ns = networks[first].get("batch_service_ns", networks[first]["service_ns"])
+    known = asked.predictors[first].info.accept
+    return find_savings(
+        TwoStages(answers[SINGLE], answers[first], asked.labels, asked.at_once(first)),
+        took_ns / networks[SINGLE]["service_ns"],
+        known if known is not None and known.single == single else None,
+    )
 
 
 def _facts(predictor: TorchPredictor | OwnPredictor) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,42 @@ import numpy as np
 
 from collage_mpi.encoding.decode import summands
 from collage_mpi.errors import DataFault
+from collage_mpi.models.info import Loading
 from collage_mpi.models.weights import describe_weights, read_tensors
 from collage_mpi.shards import ShardSet
 from collage_mpi.training.batches import split
 from collage_mpi.training.peers import Arrays, Peers, read_once
-from collage_mpi.training.records import TrainData
 from collage_mpi.training.settings import TrainSettings
-from collage_mpi.training.teacher import check_teacher, teacher_logits, teacher_views
+from collage_mpi.training.views import check_teacher, kept_in, teacher_logits, teacher_views
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """The training and the validation images, in memory.
+
+    Attributes:
+        images, labels: (n, H, W, C) uint8 and (n,) int64 to train on.
+        held_images, held_labels: for validation.
+        classes: number of classes.
+        origin: fingerprints of the shards, which identify the data on resume.
+        teacher_logits: (n, classes) float32 for the images to train on, or None.
+        summands, held_summands: (n, views, classes) float32 of both parts. A parity network
+            learns their sums; None for other networks.
+        first_weights: tensors to start from, or None for random ones.
+        first_normalisation: mean and std of pixels / 255 that belong to them, or None.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    held_images: np.ndarray
+    held_labels: np.ndarray
+    classes: int
+    origin: tuple[str, ...] = ()
+    teacher_logits: np.ndarray | None = None
+    summands: np.ndarray | None = None
+    held_summands: np.ndarray | None = None
+    first_weights: Mapping[str, np.ndarray] | None = None
+    first_normalisation: dict[str, list[float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -134,17 +164,14 @@ def _ask_teacher(
     facts: dict[str, Any],
 ) -> np.ndarray:
     """(n, views, classes) float32: the teacher's answers for every image of the shards."""
-    assert sources.teacher is not None
-    check_teacher(sources.teacher, images.shape[1:], facts["class_names"])
-    facts["teacher_weights"] = sources.teacher.name
-    return teacher_views(
-        sources.teacher,
-        images,
-        mirror=settings.flips,
-        cache=sources.teacher_cache,
-        origin=_origin(facts),
-        device=peers.device,
-        threads=sources.threads,
+    path = sources.teacher
+    assert path is not None
+    info = check_teacher(path, images.shape[1:], facts["class_names"])
+    facts["teacher_weights"] = path.name
+    mirror, how = settings.flips, Loading(peers.device, sources.threads)
+    identity = json.dumps(["views", info.fingerprint, mirror, len(images), *_origin(facts)])
+    return kept_in(
+        sources.teacher_cache, identity, lambda: teacher_views(path, images, mirror, how)
     )
 
 

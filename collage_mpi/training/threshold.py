@@ -14,7 +14,7 @@ import numpy as np
 from collage_mpi.errors import DataFault
 from collage_mpi.models.specs import AcceptSpec
 from collage_mpi.system.terminal import make_table, to_text
-from collage_mpi.training.answers import Answers, right
+from collage_mpi.training.judge import Answers, right
 
 MOST_POINTS = 0.1  # percentage points of accuracy
 LEAST_IMAGES = 2000  # in all: a smaller half tells nothing of a tenth of a point

@@ -450,7 +450,7 @@ def _training(folder: Path) -> list[Reader]:
 
     from collage_mpi.models.foreign_weights import read_state
     from collage_mpi.training.checkpoint import load_checkpoint, save_checkpoint
-    from collage_mpi.training.teacher import _read
+    from collage_mpi.training.views import read_views
 
     identity = {"seed": 1}
     network = torch.nn.Linear(3, 2)
@@ -481,7 +481,7 @@ def _training(folder: Path) -> list[Reader]:
         Reader("safetensors of other programs, header", [foreign],
                _from_file(folder / "w.safetensors", read_state), USER, _header_change),
         Reader("cache of a teacher", [cache],
-               _from_file(folder / "teacher.npz", lambda p: _read(p, "[1]")), USER),
+               _from_file(folder / "teacher.npz", lambda p: read_views(p, "[1]")), USER),
     ]  # fmt: skip
 
 
@@ -505,7 +505,7 @@ def _simulation(folder: Path) -> list[Reader]:
     from collage_mpi.simulation.replayed_answers import read_answers
     from collage_mpi.simulation.runs import read_latencies_ns, read_summary
     from collage_mpi.system.terminal import to_text
-    from collage_mpi.training.answers import save_answers
+    from collage_mpi.training.judge import save_answers
     from collage_mpi.workload.arrivals import load_times_ns
 
     given = [(1, 0.5)] * 12

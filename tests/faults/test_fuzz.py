@@ -89,7 +89,6 @@ NOT_TRIED = {
     ("system/environment", "_pbs_hosts"): "a file of PBS, words only",
     ("system/limits", "_descriptors_of_all"): KERNEL,
     ("system/limits", "_sizes_bytes"): KERNEL,
-    ("training/last_layer", "_features"): "as the cache of a teacher",
     ("training/measure", "processor_name"): KERNEL,
     ("training/parts", "resolve_precision"): KERNEL,
     ("training/peers", "read_once"): "memory of its own process on the host",

@@ -374,7 +374,7 @@ def test_the_last_layer_alone_learns(
     assert info is not None
     assert info.metadata["training"]["validation_accuracy"] == 1.0
     with np.load(cache) as kept:
-        assert kept["features"].shape == (120, 2, 1280)
+        assert kept["views"].shape == (120, 2, 1280)
     assert train() == looked_ns
     cache.write_bytes(b"damaged")
     assert train() > looked_ns

@@ -347,7 +347,7 @@ def test_a_parity_training_goes_on_where_it_stopped(
 
 
 def test_an_absent_cell_is_marked_in_the_saved_answers(tmp_path: Path) -> None:
-    from collage_mpi.training.answers import save_answers
+    from collage_mpi.training.judge import save_answers
 
     answers = {"single": [(1, 0.5), (2, 0.75)], "collage": [None, (2, 0.25)]}
     save_answers(tmp_path / "a.npz", 2, np.array([1, 2]), answers, NAMES)
@@ -421,8 +421,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(
 ) -> None:
     from collage_mpi.commands import train as command
     from collage_mpi.training.loop import Trainer
+    from collage_mpi.training.parts import TrainingMachine
     from collage_mpi.training.peers import ALONE
-    from collage_mpi.training.records import Machine
     from collage_mpi.training.sources import load
 
     more = ["--teacher", str(weights["single"]), "--ema", "0.9"] if distilled else []
@@ -431,14 +431,14 @@ def test_a_killed_run_goes_on_to_the_same_weights(
         command.sources_of(args), lambda shape: command.settings_of(args, shape), ALONE
     )
     assert (data.teacher_logits is not None) == distilled
-    whole = Trainer(data, settings, Machine()).run()
+    whole = Trainer(data, settings, TrainingMachine()).run()
 
     checkpoint = tmp_path / "checkpoint"
-    first = Trainer(data, settings, Machine(checkpoint=checkpoint))
+    first = Trainer(data, settings, TrainingMachine(checkpoint=checkpoint))
     for step in range(7):  # in the middle of the first epoch
         first._step(first.maker.make(first.maker.order(0)[step], 0, step))
     first._save()
-    second = Trainer(data, settings, Machine(checkpoint=checkpoint, resume=True))
+    second = Trainer(data, settings, TrainingMachine(checkpoint=checkpoint, resume=True))
     assert second.done == 7
     resumed = second.run()
     for name, value in whole.network.state_dict().items():

@@ -29,7 +29,7 @@ from collage_mpi.simulation.advice import (
 )
 from collage_mpi.simulation.replayed_answers import Answers
 from collage_mpi.simulation.runs import simulate
-from collage_mpi.training.answers import save_answers
+from collage_mpi.training.judge import save_answers
 
 FEW = ["--side", "2", "--placements", "4", "--groups", "130"]
 PLAIN = Candidate({"scheme": "none"}, "none", 10, 100.0, 1000.0, 0.95, 0.0, lossless=True)

@@ -108,9 +108,8 @@ def test_what_training_asks_for_is_read_as_each_cells_answer(head: HeadSpec, sid
     """The outputs of loss nothing decode into every cell's own class, on 13 x 13 squares too."""
     torch = pytest.importorskip("torch")
     from collage_mpi.models.reading import YoloReading
-    from collage_mpi.training.batches import Batch
-    from collage_mpi.training.objective import Labels
-    from collage_mpi.training.objective_yolo import YoloObjective
+    from collage_mpi.training.batches import TrainBatch
+    from collage_mpi.training.objective import Labels, YoloObjective
 
     cells, classes, edge = side * side, side * side + 1, head.map_size(side)
     objective = YoloObjective(Labels(), head, side)
@@ -124,7 +123,7 @@ def test_what_training_asks_for_is_read_as_each_cells_answer(head: HeadSpec, sid
     outputs[(*square, slice(5, None))] = 30 * torch.eye(classes)[wanted[0]]
     here = np.ones((1, cells), dtype=bool)
     pixels = np.zeros((1, 1, 1, 1), np.uint8)
-    batch = Batch(pixels, wanted, here, cells, wanted, np.zeros((1, cells), np.int64))
+    batch = TrainBatch(pixels, wanted, here, cells, wanted, np.zeros((1, cells), np.int64))
     assert float(objective.loss(outputs, batch)) < 1e-4
     scores = YoloReading(head, side).scores(outputs, 1.0)[0]
     assert scores.argmax(1).tolist() == wanted[0].tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from collage_mpi.training.calibration import (
+from collage_mpi.training.judge import (
     accuracy,
     answered,
     bins,

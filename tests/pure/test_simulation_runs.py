@@ -25,7 +25,7 @@ from collage_mpi.simulation.costs import Costs, costs_of, read_costs, save_costs
 from collage_mpi.simulation.replayed_answers import read_answers
 from collage_mpi.simulation.report import compare, render_comparison
 from collage_mpi.simulation.runs import SimulatedJob, like, run_job, simulate, simulate_in_memory
-from collage_mpi.training.answers import save_answers
+from collage_mpi.training.judge import save_answers
 
 COLLAGE = SOURCE_CODE["collage"]
 

@@ -9,23 +9,26 @@ import pytest
 
 from collage_mpi.errors import UsageError
 from collage_mpi.models.architecture import default_architecture
-from collage_mpi.training.batches import Batch
+from collage_mpi.training.batches import TrainBatch
 from collage_mpi.training.settings import TrainSettings, learning_rate_at
 
 torch = pytest.importorskip("torch")
 
-from collage_mpi.training.logs import epoch_logger  # noqa: E402
-from collage_mpi.training.objective import Distilled, Labels  # noqa: E402
-from collage_mpi.training.objective_parity import ParityObjective  # noqa: E402
+from collage_mpi.training.objective import (  # noqa: E402
+    Distilled,
+    Labels,
+    ParityObjective,
+)
 from collage_mpi.training.parts import running_average  # noqa: E402
+from collage_mpi.training.progress import epoch_logger  # noqa: E402
 
 MIRRORED = np.array([[0, 1]])  # image 1 is
 
 
-def make_batch(present: list[bool]) -> Batch:
+def make_batch(present: list[bool]) -> TrainBatch:
     """One collage of two cells that show images 3 and 1, of classes 2 and 0."""
     blank = np.zeros((1, 2, 4, 1), np.uint8)
-    return Batch(
+    return TrainBatch(
         blank, np.array([[2, 0]]), np.array([present]), sum(present), np.array([[3, 1]]), MIRRORED
     )
 
