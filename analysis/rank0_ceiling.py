@@ -28,10 +28,11 @@ from bench.round_settings import BenchSettings
 from PIL import Image
 
 from collage_mpi.encoding.collage import Encoder
-from collage_mpi.shards import CellMaker, ReadAhead, ShardSet, write_shard
+from collage_mpi.shards import ReadAhead, ShardSet, write_shard
 from collage_mpi.shards.cells import add_cells
-from collage_mpi.shards.encoded import EncodedWriter
-from collage_mpi.shards.pictures import Fit
+from collage_mpi.shards.pictures import PictureFit
+from collage_mpi.shards.readahead import CellMaker, ImageParts
+from collage_mpi.shards.writer import EncodedWriter
 
 IMAGES = {28: 9_000, 224: 450}
 REPEATS = 5
@@ -54,7 +55,7 @@ def reader_us(path: Path, encoder: Encoder, stored_px: int | None) -> float:
         for _ in range(REPEATS):
             start_ns = time.process_time_ns()
             maker = CellMaker(encoder.shrink, stored_px)
-            with ReadAhead(shards, np.arange(len(shards)), cells=maker) as reader:
+            with ReadAhead(shards, np.arange(len(shards)), parts=ImageParts(cells=maker)) as reader:
                 while reader.take(9):
                     pass
             best = min(best, (time.process_time_ns() - start_ns) / len(shards) / 1e3)
@@ -95,7 +96,7 @@ def storages(px: int, folder: Path) -> Iterator[Storage]:
     for name, size in (("JPEG 224 x 224", (224, 224)), ("JPEG 500 x 375", PHOTO)):
         files = photographs(IMAGES[px], size)
         path = folder / f"{size[0]}.h5"
-        with EncodedWriter(path, Fit(px)) as writer:
+        with EncodedWriter(path, PictureFit(px)) as writer:
             writer.append_files(files)
         size_bytes = float(np.mean([len(data) for data in files]))
         yield Storage(name, size_bytes, reader_us(path, encoder, None))

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from collage_mpi.shards import ReadAhead, ShardSet, write_shard
+from collage_mpi.shards import ReadAhead, ShardSet, ShardWriter
 
 CASES = {
     (28, 28, 1): (20_000, (1, 16, 334, 2048)),
@@ -62,7 +62,8 @@ def rows(folder: Path) -> Iterator[tuple[object, ...]]:
         images = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
         for chunk in chunks:
             path = folder / f"{shape[0]}-{chunk}.h5"
-            write_shard(path, images, np.zeros(count, dtype=np.int64), chunk_rows=chunk)
+            with ShardWriter(path, shape, rows_per_chunk=chunk) as writer:
+                writer.append(images, np.zeros(count, dtype=np.int64))
             in_order, shuffled = np.arange(count), rng.permutation(count)
             with ShardSet.open([path]) as shards:
                 rates = [
@@ -82,12 +83,12 @@ def raw_against_encoded(folder: Path, root: Path, px: int, limit: int) -> None:
     from collage_mpi.prep.listing import list_folder
     from collage_mpi.prep.plan import Recipe, plan_shards
     from collage_mpi.prep.work import make_shard
-    from collage_mpi.shards.pictures import Fit
+    from collage_mpi.shards.pictures import PictureFit
 
     listing = list_folder(root)
     print("stored   images  MB on disk  64 in order  ahead in order  ahead shuffled  (images/s)")
     for store in ("raw", "encoded"):
-        recipe = Recipe(Fit(px), store, images_per_shard=limit, limit=limit)
+        recipe = Recipe(PictureFit(px), store, images_per_shard=limit, limit=limit)
         (job,) = plan_shards(listing, recipe, folder, store)
         report = make_shard(job)
         in_order = np.arange(report.images)

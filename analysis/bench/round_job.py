@@ -36,8 +36,9 @@ from collage_mpi.mpi.transport import CoordinatorTransport, WorkerTransport, lib
 from collage_mpi.results import RunWriter, read_results
 from collage_mpi.scheduler.events import COMPLETE
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.shards import CellMaker, ImageRecord, ReadAhead, write_shard
+from collage_mpi.shards import ReadAhead, write_shard
 from collage_mpi.shards.cells import add_cells
+from collage_mpi.shards.readahead import CellMaker, ImageParts, ImageRecord
 from collage_mpi.system.hard_exit import leave
 from collage_mpi.system.progress import NoLines, StatusReporter
 
@@ -223,7 +224,8 @@ class MeteredSession(TeamSession):
             yield MeteredReader(made, self.meter, size)
             return
         maker = CellMaker(encoder.shrink, plan.grid.cell_px if self.stored else None)
-        with ReadAhead(plan.shards, plan.order[:0], cells=maker, growing=True) as reader:
+        parts = ImageParts(cells=maker)
+        with ReadAhead(plan.shards, plan.order[:0], parts=parts, growing=True) as reader:
             yield MeteredReader(reader, self.meter, size)
 
     def build_coordinator(self) -> Coordinator:

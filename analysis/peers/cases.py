@@ -17,8 +17,8 @@ from PIL import Image
 from collage_mpi.models import describe
 from collage_mpi.settings.files import with_shipped
 from collage_mpi.shards import write_shard
-from collage_mpi.shards.encoded import EncodedWriter
-from collage_mpi.shards.pictures import Fit
+from collage_mpi.shards.pictures import PictureFit
+from collage_mpi.shards.writer import EncodedWriter
 
 HERE, WORKERS = Path(__file__).parent, 8
 BIN = Path(sys.executable).parent
@@ -170,7 +170,7 @@ def make_shard(case: Case, path: Path, count: int, classes: tuple[str, ...] | No
         stream = io.BytesIO()
         Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8)).save(stream, "JPEG")
         files.append(stream.getvalue())
-    with EncodedWriter(path, Fit(case.px), class_names=classes) as writer:
+    with EncodedWriter(path, PictureFit(case.px), class_names=classes) as writer:
         writer.append_files([files[i % len(files)] for i in range(count)], labels)
 
 

@@ -157,12 +157,14 @@ def write_rows(
 
 def _writer(path: Path, table: RowsToWrite, count: int) -> ShardWriter:
     from collage_mpi.shards import EncodedWriter, ShardWriter
+    from collage_mpi.shards.schema import chunk_rows
 
-    height, width, channels = table.images.shape[1:]
     common: dict[str, Any] = {"class_names": table.class_names, "source": table.source}
     if table.fit is not None:
         return EncodedWriter(path, table.fit, **common)
-    return ShardWriter(path, (height, width, channels), count=count, **common)
+    height, width, channels = table.images.shape[1:]
+    rows = chunk_rows(height * width * channels, count)
+    return ShardWriter(path, (height, width, channels), rows_per_chunk=rows, **common)
 
 
 COMMAND = Commands(

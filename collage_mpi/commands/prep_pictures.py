@@ -97,11 +97,11 @@ class PicturesArguments(ClassNamesArguments):
     def recipe(self) -> Recipe:
         """How shards are made from them."""
         from collage_mpi.prep.plan import Recipe
-        from collage_mpi.shards.pictures import Fit
+        from collage_mpi.shards.pictures import PictureFit
 
         check_prefix(self.prefix)
         return Recipe(
-            fit=Fit(self.size, self.fit, self.resize, self.channels),
+            fit=PictureFit(self.size, self.fit, self.resize, self.channels),
             store=self.store,
             images_per_shard=self.images_per_shard,
             seed=None if self.in_order else self.seed,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from collage_mpi.prep.arrays import PixelRows
     from collage_mpi.prep.reshard import ShardRows
-    from collage_mpi.shards.pictures import Fit
+    from collage_mpi.shards.pictures import PictureFit
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class RowsToWrite:
     ids: str | Sequence[str]
     class_names: tuple[str, ...] | None
     source: str
-    fit: Fit | None = None
+    fit: PictureFit | None = None
 
     def ids_at(self, rows: np.ndarray) -> list[str]:
         """The ids of some rows."""

@@ -19,8 +19,8 @@ from collage_mpi.system.fields import REQUIRED, setting
 
 if TYPE_CHECKING:
     from collage_mpi.shards import ShardSet
-    from collage_mpi.shards.foreign import Layout, Told
-    from collage_mpi.shards.pictures import Fit
+    from collage_mpi.shards.foreign import ArrayLayout, LayoutHints
+    from collage_mpi.shards.pictures import PictureFit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +36,11 @@ class ResizeArguments(RowsArguments):
         choices=("crop", "letterbox"),
     )
 
-    def resized(self, channels: int) -> Fit | None:
+    def resized(self, channels: int) -> PictureFit | None:
         """How images get their size; None if they keep it."""
-        from collage_mpi.shards.pictures import Fit
+        from collage_mpi.shards.pictures import PictureFit
 
-        return None if self.size is None else Fit(self.size, self.fit, None, channels)
+        return None if self.size is None else PictureFit(self.size, self.fit, None, channels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +110,13 @@ def _is_shard(args: Hdf5Arguments) -> str:
     )
 
 
-def _told(args: Hdf5Arguments, elsewhere: bool) -> Told:
+def _told(args: Hdf5Arguments, elsewhere: bool) -> LayoutHints:
     from collage_mpi.prep.arrays import parse_shape
-    from collage_mpi.shards.foreign import NO_LABELS, Told
+    from collage_mpi.shards.foreign import NO_LABELS, LayoutHints
 
     labels = NO_LABELS if elsewhere else args.labels
     shape = None if args.shape is None else parse_shape(args.shape)
-    return Told(args.images, labels, args.axes or "", shape, args.transpose)
+    return LayoutHints(args.images, labels, args.axes or "", shape, args.transpose)
 
 
 def _labels_elsewhere(labels: str | None, file: Any) -> bool:
@@ -128,7 +128,9 @@ def _labels_elsewhere(labels: str | None, file: Any) -> bool:
     return PART_MARK in labels or os.path.isfile(labels)
 
 
-def _hdf5_table(args: Hdf5Arguments, file: Any, layout: Layout, elsewhere: bool) -> RowsToWrite:
+def _hdf5_table(
+    args: Hdf5Arguments, file: Any, layout: ArrayLayout, elsewhere: bool
+) -> RowsToWrite:
     from collage_mpi.prep.arrays import PixelRows, labels_for, parse_range, read_labels
     from collage_mpi.shards.foreign import class_names_of
 
@@ -197,7 +199,7 @@ def rows_of_shards(args: ShardsArguments) -> Iterator[RowsToWrite]:
         yield _shards_table(args, shards, fit)
 
 
-def _shards_table(args: ShardsArguments, shards: ShardSet, fit: Fit | None) -> RowsToWrite:
+def _shards_table(args: ShardsArguments, shards: ShardSet, fit: PictureFit | None) -> RowsToWrite:
     from collage_mpi.prep.arrays import labels_for, read_labels
     from collage_mpi.prep.reshard import ShardRows, ids_of, stored_fit
     from collage_mpi.shards.schema import label_problem

@@ -26,7 +26,7 @@ from collage_mpi.results.manifest import (
 from collage_mpi.results.reader import known_run
 from collage_mpi.results.tally import Inventory
 from collage_mpi.settings.run_settings import PATH_SETTINGS, RunSettings
-from collage_mpi.shards import inspect_shards
+from collage_mpi.shards.guard import inspect_shards
 from collage_mpi.shards.reader import expand_paths
 from collage_mpi.shards.schema import Stamp, stamp_of
 from collage_mpi.simulation.costs import Costs, read_costs

@@ -9,7 +9,7 @@ from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.stripe import AnyEncoder, BerrutEncoder, make_stripe_encoder
 from collage_mpi.models.specs import ParitySpec
-from collage_mpi.shards import CellMaker
+from collage_mpi.shards.readahead import CellMaker
 from collage_mpi.system.environment import local_size, threads_per_rank
 
 

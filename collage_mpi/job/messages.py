@@ -76,7 +76,7 @@ class Welcome:
         warmup_tasks: how often each network is run before the rank is ready.
         draws_by_image: whether injected delays are drawn by image number instead of group number.
         burn: the processes that burn the rank's cores.
-        fit: how files become images, if tasks may carry files (`pictures.Fit`).
+        fit: how files become images, if tasks may carry files (`pictures.PictureFit`).
         must_read: whether a rank fails if its host does not have the shards. Otherwise its hello
             says so.
         ranks: of the world. They share the cores if no launcher says how many are on a host.

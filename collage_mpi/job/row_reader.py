@@ -21,7 +21,7 @@ from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.encoders import make_cell_maker
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.scheduler.events import Unread
-from collage_mpi.shards.pictures import Fit, UnreadablePicture, picture_pixels
+from collage_mpi.shards.pictures import PictureFit, UnreadablePicture, picture_pixels
 from collage_mpi.shards.schema import ShardFault, ShardInfo
 from collage_mpi.system.environment import local_size, threads_per_rank
 
@@ -62,7 +62,7 @@ def described(shards: ShardSet) -> list[str]:
     ]
 
 
-def decoded(parts: Sequence[np.ndarray | list[bytes]], fit: Fit) -> Inputs:
+def decoded(parts: Sequence[np.ndarray | list[bytes]], fit: PictureFit) -> Inputs:
     """What tasks carried: pixels as they are, files decoded."""
     arrays, faults = [], []
     for part in parts:

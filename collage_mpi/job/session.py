@@ -37,6 +37,7 @@ from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.schemes import Decode
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead
+from collage_mpi.shards.readahead import ImageParts
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
 from collage_mpi.system.progress import StatusLines, StatusReporter
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
@@ -248,14 +249,12 @@ def open_reader(plan: Plan, encoder: AnyEncoder, reading: Collection[int]) -> Re
     kinds = [KIND[kind] for rank in others for kind in plan.placement.of_rank[rank]]
     pasted = any(kind.encoded for kind in kinds)
     batched = any(kind.batched for kind in kinds)
-    return ReadAhead(
-        plan.shards,
-        plan.order[:0],
+    parts = ImageParts(
         cells=make_cell_maker(encoder, plan.shards.cell_sizes) if pasted else None,
         pixels=bool(others),
         files=not (pasted or batched) and plan.shards.fit is not None,
-        growing=True,
     )
+    return ReadAhead(plan.shards, plan.order[:0], parts=parts, growing=True)
 
 
 def build_book(plan: Plan) -> PairBook | None:

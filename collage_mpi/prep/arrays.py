@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.shards.advice import range_of
 from collage_mpi.shards.check import opened
-from collage_mpi.shards.contents import ForeignFault
-from collage_mpi.shards.foreign import Layout, find_labels
+from collage_mpi.shards.contents import ForeignFault, range_of
+from collage_mpi.shards.foreign import ArrayLayout, find_labels
 from collage_mpi.shards.hdf5 import H5_LOCK
-from collage_mpi.shards.pictures import Fit, fit_pixels
+from collage_mpi.shards.pictures import PictureFit, fit_pixels
 from collage_mpi.shards.schema import CHANNELS, label_problem
 from collage_mpi.system.files import UNREADABLE
 
@@ -36,7 +35,11 @@ class PixelRows:
     """
 
     def __init__(
-        self, dataset: Any, layout: Layout, bounds: tuple[float, float] | None, fit: Fit | None
+        self,
+        dataset: Any,
+        layout: ArrayLayout,
+        bounds: tuple[float, float] | None,
+        fit: PictureFit | None,
     ) -> None:
         self.dataset, self.layout, self.fit = dataset, layout, fit
         self.bounds = _bounds(dataset, layout) if bounds is None else bounds
@@ -193,7 +196,7 @@ def parse_range(text: str) -> tuple[float, float]:
     return bounds
 
 
-def _bounds(dataset: Any, layout: Layout) -> tuple[float, float]:
+def _bounds(dataset: Any, layout: ArrayLayout) -> tuple[float, float]:
     if dataset.dtype in (np.uint8, np.uint16):
         return (0.0, float(np.iinfo(dataset.dtype).max))
     if dataset.dtype.kind in "iuf":

@@ -15,7 +15,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.prep.listing import Listing, Member
-from collage_mpi.shards.pictures import Fit
+from collage_mpi.shards.pictures import PictureFit
 from collage_mpi.shards.schema import sidecar_path
 from collage_mpi.system.files import writing
 
@@ -40,7 +40,7 @@ class Recipe:
         source: where the pictures come from, in words.
     """
 
-    fit: Fit
+    fit: PictureFit
     store: str = "raw"
     images_per_shard: int = 2000
     seed: int | None = 0

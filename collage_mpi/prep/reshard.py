@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from collage_mpi.errors import UsageError
-from collage_mpi.shards.ids import read_ids
-from collage_mpi.shards.pictures import Fit, fit_pixels, parse_fit
+from collage_mpi.shards.openshard import read_ids
+from collage_mpi.shards.pictures import PictureFit, fit_pixels, parse_fit
 from collage_mpi.shards.reader import ShardSet
 from collage_mpi.shards.schema import split_part
 
@@ -29,7 +29,7 @@ class ShardRows:
         fit: size to make of the images, or None to keep theirs.
     """
 
-    def __init__(self, shards: ShardSet, fit: Fit | None) -> None:
+    def __init__(self, shards: ShardSet, fit: PictureFit | None) -> None:
         self._shards = shards
         self._fit = None if _all_encoded(shards) else fit  # those are decoded to that size
         self.shape = (len(shards), *(shards.shape if fit is None else fit.shape))
@@ -50,7 +50,7 @@ class ShardRows:
 
 
 @contextmanager
-def opened_as(paths: Sequence[Path], fit: Fit | None) -> Iterator[ShardSet]:
+def opened_as(paths: Sequence[Path], fit: PictureFit | None) -> Iterator[ShardSet]:
     """Open the shards; encoded ones are read as if they had been made with `fit`.
 
     Raises:
@@ -67,7 +67,7 @@ def opened_as(paths: Sequence[Path], fit: Fit | None) -> Iterator[ShardSet]:
         yield shards
 
 
-def stored_fit(shards: ShardSet, fit: Fit | None) -> Fit:
+def stored_fit(shards: ShardSet, fit: PictureFit | None) -> PictureFit:
     """How a reader will make pixels of the images once they are stored encoded.
 
     Raises:
@@ -84,7 +84,7 @@ def stored_fit(shards: ShardSet, fit: Fit | None) -> Fit:
             "say --size, or --store raw"
         )
     (known,) = fits
-    return parse_fit(known) if known else Fit(height, channels=channels)
+    return parse_fit(known) if known else PictureFit(height, channels=channels)
 
 
 def ids_of(shards: ShardSet) -> list[str]:

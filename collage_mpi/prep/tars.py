@@ -22,7 +22,7 @@ LARGEST_CLASS = 2**31 - 1  # results keep a label as int32
 
 
 @dataclass(frozen=True)
-class Sample:
+class TarSample:
     """A picture and the class that its tar file gives: a number, a name, or nothing."""
 
     member: Member
@@ -51,7 +51,7 @@ def list_tars(
         DataFault: damaged, compressed or cut off; labels that cannot be understood. A picture
             whose own label cannot be read is listed with that `fault`, unless all are so.
     """
-    samples: list[Sample] = []
+    samples: list[TarSample] = []
     for path in paths:
         try:
             samples += _samples(path, label_key, picture)
@@ -73,7 +73,7 @@ def list_tars(
     )
 
 
-def _samples(path: Path, label_key: str | None, picture: str | None) -> Iterator[Sample]:
+def _samples(path: Path, label_key: str | None, picture: str | None) -> Iterator[TarSample]:
     pictures: dict[str, tuple[str, Member]] = {}  # key -> (extension, where)
     answers: dict[str, int | str] = {}
     faults: dict[str, str] = {}  # key -> why its label cannot be read
@@ -96,7 +96,7 @@ def _samples(path: Path, label_key: str | None, picture: str | None) -> Iterator
                 if answer is not None:
                     answers[key] = answer
     for key, (_, member) in pictures.items():
-        yield Sample(replace(member, fault=faults.get(key)), answers.get(key))
+        yield TarSample(replace(member, fault=faults.get(key)), answers.get(key))
 
 
 def _headers(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
@@ -196,7 +196,7 @@ def _answer_in(name: str, record: object, label_key: str | None) -> int | str | 
 
 
 def _resolve(
-    samples: Sequence[Sample], names: Sequence[str] | None
+    samples: Sequence[TarSample], names: Sequence[str] | None
 ) -> tuple[list[int | None], tuple[str, ...] | None]:
     without = [sample.member.id for sample in samples if sample.answer is None]
     if len(without) == len(samples):

@@ -4,6 +4,7 @@ already.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,10 @@ import numpy as np
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.prep.listing import Member
 from collage_mpi.prep.plan import ShardJob, names_of, remove_shard, unreadable_path
-from collage_mpi.shards.encoded import EncodedWriter
 from collage_mpi.shards.hdf5 import H5_LOCK, open_file
 from collage_mpi.shards.pictures import TooSmall, UnreadablePicture, picture_pixels
-from collage_mpi.shards.schema import read_sidecar, sha256_of
-from collage_mpi.shards.writer import ShardWriter
+from collage_mpi.shards.schema import chunk_rows, read_sidecar, sha256_of
+from collage_mpi.shards.writer import EncodedWriter, ShardWriter
 from collage_mpi.system.files import remove_leftovers, write_atomic, writing
 
 BATCH = 64  # pictures in memory at once
@@ -145,7 +145,8 @@ def _writer(job: ShardJob) -> ShardWriter:
     }
     if recipe.store == "encoded":
         return EncodedWriter(job.path, recipe.fit, **common)
-    return ShardWriter(job.path, recipe.fit.shape, count=len(job.members), **common)
+    rows = chunk_rows(math.prod(recipe.fit.shape), len(job.members))
+    return ShardWriter(job.path, recipe.fit.shape, rows_per_chunk=rows, **common)
 
 
 def _append(

@@ -17,7 +17,7 @@ from collage_mpi.errors import CollageError
 from collage_mpi.results.manifest import Json
 
 if TYPE_CHECKING:
-    from collage_mpi.shards import ShardInfo
+    from collage_mpi.shards.schema import ShardInfo
 
 _T = TypeVar("_T")
 NAME_COLUMNS = ("id", "shard_name", "predicted_name", "label_name")
@@ -102,7 +102,7 @@ def _ids(
     known: dict[int, Json], shards: Sequence[Path | str] | None
 ) -> tuple[dict[int, list[str]], tuple[str, ...]]:
     """Shard number -> its ids in the order of its rows, and lines on those without."""
-    from collage_mpi.shards.ids import read_ids
+    from collage_mpi.shards.openshard import read_ids
 
     sought = {number: entry for number, entry in known.items() if entry.get("path")}
     found, missing = from_shards(sought, shards, lambda _, info: read_ids(info))
@@ -159,9 +159,9 @@ def find_shards(
         paths: where the shards of a run were.
         shards: files and folders to look in instead, as in `image_names`.
     """
-    from collage_mpi.shards import ShardInfo
     from collage_mpi.shards.guard import examine_shards
     from collage_mpi.shards.reader import expand_paths
+    from collage_mpi.shards.schema import ShardInfo
 
     files = [Path(path) for path in paths] if shards is None else expand_paths(shards)
     found = examine_shards(files)

@@ -6,46 +6,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from collage_mpi.shards.schema import FORMAT, VERSION, ShardInfo
-
 if TYPE_CHECKING:
-    from collage_mpi.shards.encoded import EncodedWriter
-    from collage_mpi.shards.guard import inspect_shard, inspect_shards, verify_shard
-    from collage_mpi.shards.readahead import CellMaker, ImageRecord, ReadAhead
-    from collage_mpi.shards.reader import ShardSet
-    from collage_mpi.shards.resumed import as_before
-    from collage_mpi.shards.writer import ShardWriter, write_shard
+    from collage_mpi.shards.guard import inspect_shard as inspect_shard
+    from collage_mpi.shards.guard import verify_shard as verify_shard
+    from collage_mpi.shards.readahead import ReadAhead as ReadAhead
+    from collage_mpi.shards.reader import ShardSet as ShardSet
+    from collage_mpi.shards.writer import EncodedWriter as EncodedWriter
+    from collage_mpi.shards.writer import ShardWriter as ShardWriter
+    from collage_mpi.shards.writer import write_shard as write_shard
 
 _HOMES = {
-    "CellMaker": "readahead",
-    "EncodedWriter": "encoded",
-    "ImageRecord": "readahead",
+    "EncodedWriter": "writer",
     "ReadAhead": "readahead",
     "ShardSet": "reader",
     "ShardWriter": "writer",
-    "as_before": "resumed",
     "inspect_shard": "guard",
-    "inspect_shards": "guard",
     "verify_shard": "guard",
     "write_shard": "writer",
 }
-
-__all__ = [
-    "FORMAT",
-    "VERSION",
-    "CellMaker",
-    "EncodedWriter",
-    "ImageRecord",
-    "ReadAhead",
-    "ShardInfo",
-    "ShardSet",
-    "ShardWriter",
-    "as_before",
-    "inspect_shard",
-    "inspect_shards",
-    "verify_shard",
-    "write_shard",
-]
 
 
 def __getattr__(name: str) -> Any:
@@ -54,7 +32,3 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(f"collage_mpi.shards.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

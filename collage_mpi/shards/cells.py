@@ -7,6 +7,7 @@ cells never differ.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -86,7 +87,7 @@ def _write(
         if old in file:  # of another filter
             del file[old]
     row = (px, px, shards.shape[2])
-    chunk = (chunk_rows(int(np.prod(row)), count), *row)
+    chunk = (chunk_rows(math.prod(row), count), *row)
     cells = file.create_dataset(name, (count, *row), np.uint8, chunks=chunk)
     text = import_h5py().string_dtype("utf-8", len(FILTER))
     cells.attrs["filter"] = np.array(FILTER.encode(), dtype=text)

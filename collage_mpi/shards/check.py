@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import stat
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ import numpy as np
 
 from collage_mpi.encoding.collage import FILTER
 from collage_mpi.errors import DataFault
-from collage_mpi.shards.contents import ForeignFault
-from collage_mpi.shards.foreign import Layout, is_foreign, understand
+from collage_mpi.shards.contents import ForeignFault, stored_in_full
+from collage_mpi.shards.foreign import ArrayLayout, is_foreign, understand
 from collage_mpi.shards.hdf5 import H5_LOCK, import_h5py, open_file
 from collage_mpi.shards.pictures import UnreadablePicture, parse_fit, picture_pixels
 from collage_mpi.shards.schema import (
@@ -44,21 +44,6 @@ MAX_PROBLEMS = 20
 LARGEST_FILE_BYTES = 1 << 30  # of one encoded image
 
 
-@dataclass(frozen=True)
-class Description:
-    """What a sound shard says about itself, without its fingerprint."""
-
-    count: int
-    shape: tuple[int, int, int]
-    class_names: tuple[str, ...] | None
-    has_labels: bool
-    source: str
-    cell_sizes: tuple[int, ...] = ()
-    storage: str = "images"
-    fit: str | None = None
-    layout: dict[str, Any] | None = None
-
-
 def inspect_here(path: Path, *, hash_file: bool) -> ShardInfo:
     """Check the structure in this process and describe the shard.
 
@@ -82,23 +67,7 @@ def inspect_here(path: Path, *, hash_file: bool) -> ShardInfo:
         )
         raise DataFault(f"{path}: {hash_mismatch(path)} {more}")
     with H5_LOCK, opened(path) as file:
-        about = describe(file, path)
-    return ShardInfo(
-        path=path,
-        count=about.count,
-        height=about.shape[0],
-        width=about.shape[1],
-        channels=about.shape[2],
-        class_names=about.class_names,
-        has_labels=about.has_labels,
-        source=about.source,
-        fingerprint=actual,
-        cell_sizes=about.cell_sizes,
-        stamp=stamp,
-        storage=about.storage,
-        fit=about.fit,
-        layout=about.layout,
-    )
+        return replace(describe(file, path), fingerprint=actual, stamp=stamp)
 
 
 def verify_here(path: Path) -> list[str]:
@@ -113,14 +82,14 @@ def verify_here(path: Path) -> list[str]:
         with H5_LOCK, opened(path) as file:
             about = describe(file, path, for_verify=True)
             if about.layout is not None:
-                return _foreign_problems(file, path, Layout.from_json(about.layout), problems)
+                return _foreign_problems(file, path, ArrayLayout.from_json(about.layout), problems)
             problems += _row_problems(file, about)
     except DataFault as fault:
         problems.append(str(fault).removeprefix(f"{path}: "))
     return problems
 
 
-def _foreign_problems(file: Any, path: Path, layout: Layout, problems: list[str]) -> list[str]:
+def _foreign_problems(file: Any, path: Path, layout: ArrayLayout, problems: list[str]) -> list[str]:
     """Reads the whole file. Only its SHA-256 can prove the file of another program."""
     images = file[layout.images]
     rows = max(1, BLOCK_BYTES // max(1, images[0].size))
@@ -160,8 +129,8 @@ def opened(path: Path, *, cache_bytes: int = 0) -> Any:
         raise DataFault(f"{path}: cannot be opened as HDF5: {error}. {HOW_TO_MAKE}") from error
 
 
-def describe(file: Any, path: Path, *, for_verify: bool = False) -> Description:
-    """Check attributes, datasets, storage and labels of an open file.
+def describe(file: Any, path: Path, *, for_verify: bool = False) -> ShardInfo:
+    """Check attributes, datasets, storage and labels of an open file. The fingerprint stays empty.
 
     With `for_verify` the range of the labels is not checked here, because the caller lists every
     problem.
@@ -171,7 +140,7 @@ def describe(file: Any, path: Path, *, for_verify: bool = False) -> Description:
     """
     try:
         if is_foreign(file):
-            return _describe_foreign(file, path)
+            return understand(file, path)
         if split_part(path)[1]:
             raise DataFault("a shard of this package is used as a whole")
         _check_format(file)
@@ -195,20 +164,20 @@ def describe(file: Any, path: Path, *, for_verify: bool = False) -> Description:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
         detail = f"{type(error).__name__}: {error}"
         raise DataFault(f"{path}: damaged HDF5 structure ({detail}). {HOW_TO_MAKE}") from error
-    return Description(shape[0], shape[1:], names, has_labels, source, cells, storage, fit)
-
-
-def _describe_foreign(file: Any, path: Path) -> Description:
-    found = understand(file, path)
-    layout, name = found.layout, split_part(path)[0].name
-    return Description(
-        count=found.count,
-        shape=found.shape,
-        class_names=found.class_names,
-        has_labels=layout.labels is not None,
-        source=f"{name}, dataset {layout.images}",
-        storage="foreign",
-        layout=layout.to_json(),
+    count, height, width, channels = shape
+    return ShardInfo(
+        path=path,
+        count=count,
+        height=height,
+        width=width,
+        channels=channels,
+        class_names=names,
+        has_labels=has_labels,
+        source=source,
+        fingerprint="",
+        cell_sizes=cells,
+        storage=storage,
+        fit=fit,
     )
 
 
@@ -274,10 +243,9 @@ def _dataset(file: Any, name: str, dtype: type, dims: int) -> Any:
 
 def _check_storage(images: Any, file_bytes: int) -> None:
     """Walk the chunk index: every row must be stored, and nothing past the end of the file."""
+    if not stored_in_full(images, file_bytes):
+        raise DataFault("the images are not stored in full: truncated")
     if images.chunks is None:
-        start = images.id.get_offset()
-        if start is None or start + images.size > file_bytes:
-            raise DataFault("the images are not stored in full: truncated")
         return
     rows = images.chunks[0]
     if images.chunks[1:] != images.shape[1:]:
@@ -355,7 +323,7 @@ def _text(value: Any) -> str:
     raise DataFault(f"expected text, found {type(value).__name__}")
 
 
-def _row_problems(file: Any, about: Description) -> list[str]:
+def _row_problems(file: Any, about: ShardInfo) -> list[str]:
     try:
         labels = file["labels"][...] if about.has_labels else None  # (n,) int64
         if about.storage == "encoded":
@@ -387,7 +355,7 @@ def _bad_rows(file: Any, name: str, stored: np.ndarray, labels: np.ndarray | Non
     return _first([f"row {row}: checksum does not match {what}" for row in bad])
 
 
-def _bad_files(file: Any, about: Description, labels: np.ndarray | None) -> list[str]:
+def _bad_files(file: Any, about: ShardInfo, labels: np.ndarray | None) -> list[str]:
     """Rows of encoded images whose checksum does not match, or that cannot be decoded."""
     stored, ends = file["crc32"][...], file["ends"][...]  # (n,) uint32, (n,) int64
     fit = parse_fit(about.fit or "")

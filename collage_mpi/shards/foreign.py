@@ -12,17 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.shards.advice import convert, flags_for, range_flag, range_of
 from collage_mpi.shards.contents import (
     ForeignFault,
+    convert,
     datasets,
+    flags_for,
     groups_below,
     listed,
     own_dataset,
+    range_flag,
+    range_of,
+    stored_in_full,
     what,
 )
 from collage_mpi.shards.hdf5 import import_h5py
-from collage_mpi.shards.schema import CHANNELS, PART_MARK, label_problem, split_part
+from collage_mpi.shards.schema import CHANNELS, PART_MARK, ShardInfo, label_problem, split_part
 
 IMAGE_NAMES = ("images", "imgs", "image", "x", "data")
 LABEL_NAMES = ("labels", "label", "y", "targets", "target")
@@ -31,7 +35,7 @@ NO_LABELS = "none"  # what to say for labels where those that are there are not 
 
 
 @dataclass(frozen=True)
-class Layout:
+class ArrayLayout:
     """Where images and labels lie in a file of another program.
 
     Attributes:
@@ -56,7 +60,7 @@ class Layout:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Layout:
+    def from_json(cls, record: dict[str, Any]) -> ArrayLayout:
         """Rebuild what `to_json` wrote."""
         flat = record.get("flat")
         fixed = {"unused": tuple(record["unused"]), "flat": None if flat is None else tuple(flat)}
@@ -89,7 +93,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Told:
+class LayoutHints:
     """What the user said about a file. What is empty is found by name and shape.
 
     Attributes:
@@ -104,23 +108,14 @@ class Told:
     transposed: bool = False
 
 
-@dataclass(frozen=True)
-class Foreign:
-    """A file of another program that can be used directly."""
-
-    layout: Layout
-    count: int
-    shape: tuple[int, int, int]
-    class_names: tuple[str, ...] | None
-
-
 def is_foreign(file: Any) -> bool:
     """Whether an open file does not claim to be a shard of this package."""
     return "format" not in file.attrs and "crc32" not in file
 
 
-def understand(file: Any, path: Path) -> Foreign:
-    """Find images and labels and check that they can be used.
+def understand(file: Any, path: Path) -> ShardInfo:
+    """Find images and labels, check that they can be used, and describe them. The fingerprint stays
+    empty.
 
     Args:
         file: the open `h5py.File`.
@@ -133,22 +128,35 @@ def understand(file: Any, path: Path) -> Foreign:
     images = file[layout.images]
     if images.dtype != np.uint8:
         raise ForeignFault(_not_uint8(images, layout, path))
-    _check_stored(images, split_part(path)[0].stat().st_size)
+    if not stored_in_full(images, split_part(path)[0].stat().st_size):
+        raise ForeignFault(f"dataset {images.name!r} is not stored in full: truncated")
     images[0], images[-1]  # a filter that is missing here shows now
     names = class_names_of(file)
     if layout.labels is not None:
         _check_labels(file[layout.labels], len(images), layout, path, names)
-    shape = tuple(int(size) for size in images.shape)
-    return Foreign(layout, shape[0], layout.image_shape(shape), names)
+    height, width, channels = layout.image_shape(images.shape)
+    return ShardInfo(
+        path=path,
+        count=len(images),
+        height=int(height),
+        width=int(width),
+        channels=int(channels),
+        class_names=names,
+        has_labels=layout.labels is not None,
+        source=f"{split_part(path)[0].name}, dataset {layout.images}",
+        fingerprint="",
+        storage="foreign",
+        layout=layout.to_json(),
+    )
 
 
-def find_layout(file: Any, path: Path, told: Told | None = None) -> Layout:
+def find_layout(file: Any, path: Path, told: LayoutHints | None = None) -> ArrayLayout:
     """The datasets of images and labels, found by name, and the axes, found by shape.
 
     Raises:
         ForeignFault: there are none, or several.
     """
-    told = told or Told()
+    told = told or LayoutHints()
     part = split_part(path)[1].strip("/")
     images = told.images or _the_images(file, path, part)
     item = own_dataset(file, images)
@@ -168,7 +176,7 @@ def find_layout(file: Any, path: Path, told: Told | None = None) -> Layout:
         axes = told.axes or _axes(item, images, labels, path)
     else:
         raise ForeignFault(_not_images(file, images, labels, path))
-    return Layout(images, labels, axes, unused, told.shape, told.transposed, columns)
+    return ArrayLayout(images, labels, axes, unused, told.shape, told.transposed, columns)
 
 
 def find_labels(file: Any, path: Path) -> Any:
@@ -308,7 +316,7 @@ def _axes(item: Any, images: str, labels: str | None, path: Path) -> str:
     return "NHWC" if last else "NCHW"
 
 
-def _not_uint8(images: Any, layout: Layout, path: Path) -> str:
+def _not_uint8(images: Any, layout: ArrayLayout, path: Path) -> str:
     low, high = range_of(images)
     flags = range_flag(images)
     if flags:
@@ -327,7 +335,7 @@ def _not_uint8(images: Any, layout: Layout, path: Path) -> str:
 
 
 def _check_labels(
-    labels: Any, count: int, layout: Layout, path: Path, names: tuple[str, ...] | None
+    labels: Any, count: int, layout: ArrayLayout, path: Path, names: tuple[str, ...] | None
 ) -> None:
     if labels.shape[:1] != (count,) or labels.size != count or labels.dtype.kind not in "iu":
         other = labels.shape[:1] == (count,) and labels.ndim <= 2  # names, one-hot, floats
@@ -344,16 +352,6 @@ def _check_labels(
     wrong = label_problem(labels[...].reshape(-1).astype(np.int64), names)
     if wrong:
         raise ForeignFault(f"dataset {layout.labels!r}: {wrong}")
-
-
-def _check_stored(images: Any, file_bytes: int) -> None:
-    """Check that nothing lies past the end of the file. Rows that were never written read as the
-    fill value.
-    """
-    if images.chunks is None:
-        start = images.id.get_offset()
-        if start is None or start + images.size > file_bytes:
-            raise ForeignFault(f"dataset {images.name!r} is not stored in full: truncated")
 
 
 def class_names_of(file: Any) -> tuple[str, ...] | None:

@@ -14,8 +14,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.shards.check import opened
-from collage_mpi.shards.encoded import read_files
-from collage_mpi.shards.foreign import Layout
+from collage_mpi.shards.foreign import ArrayLayout
 from collage_mpi.shards.hdf5 import H5_LOCK, cause_of
 from collage_mpi.shards.pictures import UnreadablePicture, parse_fit, picture_pixels
 from collage_mpi.shards.schema import (
@@ -49,7 +48,7 @@ class OpenShard:
     Attributes:
         crc32: (n,) uint32.
         labels: (n,) int64, or None.
-        row_faults: row -> why it holds no picture, for rows read so far.
+        row_faults: row -> why it cannot be used, for rows read so far.
         decoders: cores that may decode pictures, at most MOST_DECODERS are used; None for all.
     """
 
@@ -134,16 +133,19 @@ class OpenShard:
         except (OSError, RuntimeError) as error:
             raise EnvironmentFault(f"{self.path}: can no longer be read: {error}") from error
 
-    def read_singly(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> dict[int, str]:
-        """Like `read_into`, row by row; returns place -> reason for rows that cannot be read."""
-        failed = {}
-        for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+    def read_singly(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> list[int]:
+        """Like `read_into`, row by row; returns the places of rows that cannot be read."""
+        failed = []
+        for at, place in enumerate(places.tolist()):
             try:
-                with H5_LOCK:
-                    out[place] = self._arranged(self._images[row][None])[0]
-            except (OSError, RuntimeError) as error:
-                failed[place] = f"cannot be read: {cause_of(error)}"
+                self.read_into(out, places[at : at + 1], rows[at : at + 1])
+            except EnvironmentFault as error:
+                self._note_unread(int(rows[at]), error)
+                failed.append(place)
         return failed
+
+    def _note_unread(self, row: int, error: EnvironmentFault) -> None:
+        self.row_faults[row] = f"cannot be read: {cause_of(error.__cause__ or error)}"
 
     def close(self) -> None:
         with H5_LOCK:
@@ -160,7 +162,7 @@ class ForeignShard(OpenShard):
     """Like `OpenShard`, for a file of another program: other names and axes, no checksums."""
 
     def __init__(self, info: ShardInfo) -> None:
-        self._layout = Layout.from_json(info.layout or {})
+        self._layout = ArrayLayout.from_json(info.layout or {})
         self.pixels_in = self._layout.images
         super().__init__(info)
 
@@ -221,41 +223,33 @@ class EncodedShard(OpenShard):
         each = map if threads == 1 else _pool(threads).map  # handing over takes 5 % of decoding
         deque(each(self._decode, spots, rows.tolist(), files), maxlen=0)  # raises what one raised
 
-    def read_files(self, rows: np.ndarray) -> list[bytes]:
-        """The files of ascending `rows`, checked. Raises DataFault, EnvironmentFault."""
-        files = self._files(rows)
-        for row, data in zip(rows.tolist(), files, strict=True):
-            if not self._is_sound(row, data):
-                raise DataFault(f"{self.path}: row {row}: {BAD_FILE}")
-        return files
-
-    def read_singly(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> dict[int, str]:
-        """Like `read_into`, row by row; returns place -> reason for rows that cannot be read."""
-        failed = {}
-        for at, place in enumerate(places.tolist()):
-            try:
-                self.read_into(out, places[at : at + 1], rows[at : at + 1])
-            except EnvironmentFault as error:
-                failed[place] = f"cannot be read: {cause_of(error.__cause__ or error)}"
-        return failed
-
     def sound(self, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(m,) bool: whether the rows, as read, are pictures."""
         return np.array([row not in self.row_faults for row in rows.tolist()], dtype=bool)
 
-    def checked_files(self, rows: np.ndarray) -> list[bytes | None]:
-        """Like `read_files`, with None for a file whose checksum does not match; `row_faults` has
-        it.
+    def files(self, rows: np.ndarray) -> list[bytes | None]:
+        """The files of ascending `rows`; None where the checksum does not match, which is noted in
+        `row_faults`.
         """
+        return [
+            data if self._is_sound(row, data) else None
+            for row, data in zip(rows.tolist(), self._files(rows), strict=True)
+        ]
+
+    def files_singly(self, rows: np.ndarray) -> list[bytes | None]:
+        """Like `files`, row by row; None also for a file that cannot be read."""
         found: list[bytes | None] = []
-        for row, data in zip(rows.tolist(), self._files(rows), strict=True):
-            sound = self._is_sound(row, data)
-            found.append(data if sound else None)
-            if not sound:
-                self.row_faults[row] = BAD_FILE
+        for at, row in enumerate(rows.tolist()):
+            try:
+                found += self.files(rows[at : at + 1])
+            except EnvironmentFault as error:
+                self._note_unread(row, error)
+                found.append(None)
         return found
 
     def _files(self, rows: np.ndarray) -> list[bytes]:
+        for row in rows.tolist() if self.row_faults else ():
+            self.row_faults.pop(row, None)
         try:
             return read_files(self._images, self._ends, rows)
         except (OSError, RuntimeError) as error:
@@ -263,13 +257,59 @@ class EncodedShard(OpenShard):
 
     def _is_sound(self, row: int, data: bytes) -> bool:
         tag = None if self.labels is None else int(self.labels[row])
-        return bool(row_crc32(data, tag) == self.crc32[row])
+        sound = bool(row_crc32(data, tag) == self.crc32[row])
+        if not sound:
+            self.row_faults[row] = BAD_FILE
+        return sound
 
     def _decode(self, out: np.ndarray, row: int, data: bytes) -> None:
         if not self._is_sound(row, data):
-            self.row_faults[row] = BAD_FILE
             return
         try:
             out[...] = picture_pixels(data, self._fit)
         except UnreadablePicture as error:
             self.row_faults[row] = f"cannot be decoded: {error}"
+
+
+def read_files(encoded: Any, ends: np.ndarray, rows: np.ndarray) -> list[bytes]:
+    """The bytes of ascending `rows`. Neighbouring rows are read together.
+
+    Args:
+        encoded: the open dataset.
+        ends: (n,) int64, of all images in the shard.
+        rows: (m,) int64; repeats are allowed.
+    """
+    starts = np.where(rows > 0, ends[rows - 1], 0).tolist()  # of these rows: a shard has many
+    stops = ends[rows].tolist()
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    found: list[bytes] = []
+    for first, end in pairwise([0, *breaks.tolist(), len(rows)]):
+        low = starts[first]
+        with H5_LOCK:
+            block = encoded[low : stops[end - 1]].tobytes()
+        found += [block[starts[i] - low : stops[i] - low] for i in range(first, end)]
+    return found
+
+
+def read_ids(info: ShardInfo) -> list[str] | None:
+    """The n ids of a shard in the order of its rows, or None if it has none.
+
+    Raises:
+        DataFault: the dataset does not hold n texts.
+        EnvironmentFault: the shard can no longer be read.
+    """
+    if info.storage == "foreign":
+        return None
+    try:
+        with H5_LOCK, opened(info.path) as file:
+            values = file["ids"][...] if "ids" in file else None
+    except (OSError, RuntimeError, KeyError) as error:
+        raise EnvironmentFault(f"{info.path}: can no longer be read: {error}") from error
+    if values is None:
+        return None
+    if values.shape != (info.count,) or values.dtype.kind not in "SOU":
+        raise DataFault(
+            f"{info.path}: dataset ids is {values.dtype} {values.shape}; needed: {info.count} texts"
+        )
+    texts = values.tolist()
+    return [t.decode("utf-8", "replace") if isinstance(t, bytes) else str(t) for t in texts]

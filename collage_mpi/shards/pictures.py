@@ -35,7 +35,7 @@ class TooSmall(UnreadablePicture):
 
 
 @dataclass(frozen=True)
-class Fit:
+class PictureFit:
     """How a picture of any size becomes one of `px` x `px`.
 
     Attributes:
@@ -75,12 +75,12 @@ class Fit:
         return f"{self.mode} {self.px} x {self.px} x {self.channels}{resized}"
 
 
-def parse_fit(text: str) -> Fit:
-    """Read what `Fit.text` writes. Raises DataFault."""
+def parse_fit(text: str) -> PictureFit:
+    """Read what `PictureFit.text` writes. Raises DataFault."""
     words = text.split()
     try:
         resize_px = int(words[7]) if len(words) == 8 and words[6] == "from" else None
-        fit = Fit(int(words[1]), words[0], resize_px, int(words[5]))
+        fit = PictureFit(int(words[1]), words[0], resize_px, int(words[5]))
     except (IndexError, ValueError, UsageError) as error:
         raise DataFault(f"fit is {text!r:.80}; needed: such as 'crop 224 x 224 x 3'") from error
     if fit.text() != text:
@@ -88,7 +88,7 @@ def parse_fit(text: str) -> Fit:
     return fit
 
 
-def picture_pixels(data: bytes, fit: Fit, *, enlarge: bool = True) -> np.ndarray:
+def picture_pixels(data: bytes, fit: PictureFit, *, enlarge: bool = True) -> np.ndarray:
     """Decode, turn upright, resize.
 
     Args:
@@ -127,7 +127,7 @@ def picture_pixels(data: bytes, fit: Fit, *, enlarge: bool = True) -> np.ndarray
         raise UnreadablePicture(f"{type(error).__name__}: {detail:.160}") from error
 
 
-def fit_pixels(image: np.ndarray, fit: Fit) -> np.ndarray:
+def fit_pixels(image: np.ndarray, fit: PictureFit) -> np.ndarray:
     """(H, W, C) uint8 -> (px, px, C) uint8, as `picture_pixels` does; C as fit.channels says."""
     from PIL import Image
 
@@ -135,7 +135,7 @@ def fit_pixels(image: np.ndarray, fit: Fit) -> np.ndarray:
     return _fitted(_plain(Image.fromarray(plain), fit.channels), fit)
 
 
-def _refuse_small(size: tuple[int, int], fit: Fit) -> None:
+def _refuse_small(size: tuple[int, int], fit: PictureFit) -> None:
     if fit.mode == "letterbox":
         edge, needed, which = max(size), fit.px, "longer"
     else:
@@ -147,7 +147,7 @@ def _refuse_small(size: tuple[int, int], fit: Fit) -> None:
         )
 
 
-def _draft(picture: Any, fit: Fit) -> None:
+def _draft(picture: Any, fit: PictureFit) -> None:
     """Let libjpeg shrink while it decodes, if the picture is much larger than needed."""
     if picture.format not in ("JPEG", "MPO"):
         return
@@ -197,7 +197,7 @@ def _on_paper(picture: Picture) -> Picture:
     return Image.alpha_composite(paper, clear).convert("RGB")
 
 
-def _fitted(picture: Picture, fit: Fit) -> np.ndarray:
+def _fitted(picture: Picture, fit: PictureFit) -> np.ndarray:
     """(px, px, C) uint8: resized in one pass, cropped or put between bars."""
     from PIL import Image
 

@@ -68,6 +68,21 @@ class CellMaker:
     stored_px: int | None = None
 
 
+@dataclass(frozen=True)
+class ImageParts:
+    """What is read of each image.
+
+    Attributes:
+        cells: how to make its cell; None for a job without collages.
+        pixels: read pixels as well; otherwise only labels, as the shard has them, unchecked.
+        files: keep encoded images as files if the files are smaller than the pixels.
+    """
+
+    cells: CellMaker | None = None
+    pixels: bool = True
+    files: bool = False
+
+
 class ReadAhead:
     """Yields the images of `order`, reading up to `batch * ahead` of them in advance.
 
@@ -79,9 +94,7 @@ class ReadAhead:
         order: (n,) global indices in the order they are wanted.
         batch: images read at a time.
         ahead: batches kept ready.
-        cells: how to make each image's cell; None for a job without collages.
-        pixels: read pixels as well; otherwise only labels, as the shard has them, unchecked.
-        files: keep encoded images as files if the files are smaller than the pixels.
+        parts: what is read of each image.
         growing: images may be added to `order` until `close`.
     """
 
@@ -91,18 +104,14 @@ class ReadAhead:
         order: np.ndarray | Sequence[int],
         batch: int = 64,
         ahead: int = 4,
-        cells: CellMaker | None = None,
-        *,
-        pixels: bool = True,
-        files: bool = False,
+        parts: ImageParts = ImageParts(),
         growing: bool = False,
     ) -> None:
         if batch < 1 or ahead < 1:
             raise ValueError(f"batch {batch} and ahead {ahead} must be at least 1")
         self.cells_ns = 0  # time of the thread spent on cells, shrunk or read
         self._shards = shards
-        self._cells = cells
-        self._pixels, self._files = pixels, files
+        self._parts = parts
         self._order = np.array(order, dtype=np.int64)
         self._growing = growing
         self._batch = batch
@@ -222,15 +231,16 @@ class ReadAhead:
             return self._batch * min(WINDOW, batches)
 
     def _read(self, chosen: np.ndarray) -> list[ImageRecord]:
-        if not self._pixels:
+        if not self._parts.pixels:
             return self._named(chosen)
-        if self._files:
+        if self._parts.files:
             return self._as_stored(chosen)
         return self._decoded(chosen)
 
     def _decoded(self, chosen: np.ndarray) -> list[ImageRecord]:
         pixels, labels, good = self._shards.read_checked(chosen)
-        cells = None if self._cells is None else self._make_cells(self._cells, chosen, pixels)
+        maker = self._parts.cells
+        cells = None if maker is None else self._make_cells(maker, chosen, pixels)
         records = []
         for place, index in enumerate(chosen.tolist()):
             shard, row = self._shards.locate(index)

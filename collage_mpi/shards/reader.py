@@ -15,7 +15,6 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.shards.guard import examine_shards, inspect_shards
-from collage_mpi.shards.hdf5 import cause_of
 from collage_mpi.shards.openshard import EncodedShard, OpenShard, open_shard
 from collage_mpi.shards.schema import (
     BadShard,
@@ -124,9 +123,7 @@ class ShardSet:
         """
         pixels, labels, good = self.read_checked(indices)
         if not good.all():
-            index = int(np.asarray(indices)[np.argmin(good)])
-            shard, row = self.locate(index)
-            raise DataFault(f"{self.infos[shard].path}: row {row}: {self.row_fault(index)}")
+            raise self._bad_row(int(np.asarray(indices)[np.argmin(good)]))
         return pixels, labels
 
     def read_checked(
@@ -145,10 +142,15 @@ class ShardSet:
         for shard, places in self._by_shard(wanted):
             rows = wanted[places] - self._starts[shard]  # ascending
             with self._lock:
-                source, failed = self._fill(shard, pixels, places, rows)
+                source = self._opened(shard)
+                failed: list[int] = []
+                try:
+                    source.read_into(pixels, places, rows)
+                except EnvironmentFault:
+                    source = self._reopened(shard)
+                    failed = source.read_singly(pixels, places, rows)
                 good[places] = source.sound(pixels, places, rows)
-                for row, why in source.row_faults.items():
-                    self._row_faults[int(self._starts[shard]) + row] = why
+                self._note_faults(shard, source)
             good[failed] = False
             if labels is not None and source.labels is not None:
                 labels[places] = source.labels[rows]
@@ -157,7 +159,7 @@ class ShardSet:
 
     @property
     def fit(self) -> str | None:
-        """How all images are decoded (`pictures.Fit`); None unless all are stored encoded."""
+        """How all images are decoded, a `PictureFit`; None unless all are stored encoded."""
         kinds = {(info.storage, info.fit) for info in self.infos}
         return self.infos[0].fit if len(kinds) == 1 and self.infos[0].storage == "encoded" else None
 
@@ -198,21 +200,14 @@ class ShardSet:
         return cells, readable & (rows_crc32(cells, None) == stored)
 
     def read_files(self, indices: np.ndarray | Sequence[int]) -> list[bytes]:
-        """The stored files of `indices`; all shards must be encoded.
-
-        Raises:
-            DataFault: a row's checksum does not match; names file and row.
-            ShardFault: a file can no longer be read, or has been replaced or changed.
-        """
-        wanted = np.asarray(indices, dtype=np.int64)
-        found: dict[int, bytes] = {}
-        for shard, places in self._by_shard(wanted):
-            with self._lock:
-                source = self._opened(shard)
-                assert isinstance(source, EncodedShard)
-                files = source.read_files(wanted[places] - self._starts[shard])
-            found.update(zip(places.tolist(), files, strict=True))
-        return [found[place] for place in range(len(wanted))]
+        """The stored files of `indices`; all shards must be encoded. Raises like `read`."""
+        found = []
+        files, _ = self.read_files_checked(indices)
+        for index, data in zip(np.asarray(indices).tolist(), files, strict=True):
+            if data is None:
+                raise self._bad_row(index)
+            found.append(data)
+        return found
 
     def read_files_checked(
         self, indices: np.ndarray | Sequence[int]
@@ -226,9 +221,15 @@ class ShardSet:
         for shard, places in self._by_shard(wanted):
             rows = wanted[places] - self._starts[shard]  # ascending
             with self._lock:
-                source, found = self._take_files(shard, rows)
-                for row, why in source.row_faults.items():
-                    self._row_faults[int(self._starts[shard]) + row] = why
+                source = self._opened(shard)
+                assert isinstance(source, EncodedShard)
+                try:
+                    found = source.files(rows)
+                except EnvironmentFault:
+                    source = self._reopened(shard)
+                    assert isinstance(source, EncodedShard)
+                    found = source.files_singly(rows)
+                self._note_faults(shard, source)
             for place, data in zip(places.tolist(), found, strict=True):
                 files[place] = data
         return files, self.labels_at(wanted)
@@ -239,6 +240,10 @@ class ShardSet:
         Only the cause is returned, because a row of the results names shard and row itself.
         """
         return self._row_faults.get(index, "checksum does not match its pixels and label")
+
+    def _bad_row(self, index: int) -> DataFault:
+        shard, row = self.locate(index)
+        return DataFault(f"{self.infos[shard].path}: row {row}: {self.row_fault(index)}")
 
     def changed(self) -> dict[int, str]:
         """Shards whose file is not the one that was read: shard number -> what is wrong.
@@ -348,46 +353,18 @@ class ShardSet:
             self.lost[number] = str(error)
             raise ShardFault(number, str(error)) from error
 
-    def _fill(
-        self, number: int, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray
-    ) -> tuple[OpenShard, list[int]]:
-        """Read ascending rows of a shard to `pixels[places]`; returns the places that stay unread.
+    def _reopened(self, number: int) -> OpenShard:
+        """The shard, opened again after a failure, to be read row by row.
 
-        After a failure the file is opened again and read once more. If that works and the file is
-        unchanged, only single rows are damaged; otherwise the shard is lost.
+        If the file can be opened and is unchanged, only single rows are damaged; otherwise the
+        shard is lost.
         """
-        source = self._opened(number)
-        try:
-            source.read_into(pixels, places, rows)
-            return source, []
-        except EnvironmentFault:
-            self._open.pop(number).close()
-        source = self._opened(number)
-        failed = source.read_singly(pixels, places, rows)
-        for place, why in failed.items():
-            row = int(rows[np.flatnonzero(places == place)[0]])
-            self._row_faults[int(self._starts[number]) + row] = why
-        return source, list(failed)
+        self._open.pop(number).close()
+        return self._opened(number)
 
-    def _take_files(self, number: int, rows: np.ndarray) -> tuple[EncodedShard, list[bytes | None]]:
-        """The files of ascending rows of an encoded shard; retried once like `_fill`."""
-        source = self._opened(number)
-        assert isinstance(source, EncodedShard)
-        try:
-            return source, source.checked_files(rows)
-        except EnvironmentFault:
-            self._open.pop(number).close()
-        source = self._opened(number)
-        assert isinstance(source, EncodedShard)
-        found: list[bytes | None] = []
-        for row in rows:
-            try:
-                found += source.checked_files(np.array([row]))
-            except EnvironmentFault as error:
-                found.append(None)
-                why = cause_of(error.__cause__ or error)
-                self._row_faults[int(self._starts[number] + row)] = f"cannot be read: {why}"
-        return source, found
+    def _note_faults(self, number: int, source: OpenShard) -> None:
+        for row, why in source.row_faults.items():
+            self._row_faults[int(self._starts[number]) + row] = why
 
     def _check_same(self, number: int) -> None:
         """Raise unless the file is the one that was checked, by its stamp or its SHA-256."""

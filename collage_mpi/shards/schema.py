@@ -52,8 +52,8 @@ class ShardInfo:
         storage: "images" (pixels), "encoded" (JPEG, PNG and so on, decoded when read), or
             "foreign": another program's file, without checksums.
         fit: of encoded images, how pictures become (height, width, channels); see
-            `pictures.Fit`.
-        layout: of foreign files, where images and labels are; see `foreign.Layout`.
+            `pictures.PictureFit`.
+        layout: of foreign files, where images and labels are; see `foreign.ArrayLayout`.
     """
 
     path: Path
@@ -134,10 +134,8 @@ def chunk_rows(row_bytes: int, count: int | None = None) -> int:
             one is not mostly padding.
     """
     rows = max(1, CHUNK_BYTES // row_bytes)
-    if count is None:
-        return rows
-    chunks = -(-count // rows)
-    return -(-count // chunks)
+    chunks = -(-count // rows) if count else 0
+    return -(-count // chunks) if count else rows
 
 
 def row_crc32(pixels: bytes | memoryview, label: int | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault
 from collage_mpi.shards.hdf5 import H5_LOCK, FileToWrite, create_file, text_array
-from collage_mpi.shards.pictures import Fit
+from collage_mpi.shards.pictures import PictureFit
 from collage_mpi.shards.schema import (
     CHANNELS,
     FORMAT,
@@ -20,9 +21,12 @@ from collage_mpi.shards.schema import (
     chunk_rows,
     label_problem,
     publish,
+    row_crc32,
     rows_crc32,
 )
 from collage_mpi.system.files import temporary_name, writing
+
+BYTES_PER_CHUNK = 1 << 20  # of encoded images, which may lie across two
 
 
 class ShardWriter:
@@ -36,7 +40,7 @@ class ShardWriter:
         shape: (H, W, C) of one image, C = 1 or 3.
         class_names: the names of labels 0, 1, ...
         source: where the images come from, in words.
-        count: expected number of images, if known; only used to even out the chunks.
+        rows_per_chunk: images of a chunk; None: as many as `chunk_rows` says.
         recipe: identifies how the shard was made; kept as an attribute.
 
     Raises:
@@ -45,7 +49,7 @@ class ShardWriter:
     """
 
     storage = "images"
-    fit: Fit | None = None
+    fit: PictureFit | None = None
 
     def __init__(
         self,
@@ -54,7 +58,6 @@ class ShardWriter:
         *,
         class_names: Sequence[str] | None = None,
         source: str = "",
-        count: int | None = None,
         rows_per_chunk: int | None = None,
         recipe: str = "",
     ) -> None:
@@ -68,7 +71,7 @@ class ShardWriter:
         self._ids: list[str] = []
         self._crcs: list[np.ndarray] = []
         self._temporary = temporary_name(self.path)
-        rows = rows_per_chunk or chunk_rows(int(np.prod(self.shape)), count)
+        rows = rows_per_chunk or chunk_rows(math.prod(self.shape))
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = FileToWrite(self._temporary, "w+")
@@ -224,6 +227,87 @@ class ShardWriter:
         self._stream.close()
 
 
+class EncodedWriter(ShardWriter):
+    """Appends picture files unchanged, which are decoded when they are read. Everything else is as
+    in `ShardWriter`.
+
+    The bytes of all images lie end to end in one dataset, and `ends` gives the end of each. HDF5's
+    own variable-length type would put them into a heap that has no checksum and is read one image
+    at a time.
+
+    Args:
+        path: the shard.
+        fit: how a reader makes pixels of the files.
+        class_names: as for `ShardWriter`.
+        source: as for `ShardWriter`.
+        recipe: as for `ShardWriter`.
+    """
+
+    storage = "encoded"
+
+    def __init__(
+        self,
+        path: Path | str,
+        fit: PictureFit,
+        *,
+        class_names: Sequence[str] | None = None,
+        source: str = "",
+        recipe: str = "",
+    ) -> None:
+        self.fit = self._fit = fit
+        self._ends: list[np.ndarray] = []
+        self._nbytes = 0
+        super().__init__(path, fit.shape, class_names=class_names, source=source, recipe=recipe)
+
+    def append_files(
+        self,
+        files: Sequence[bytes],
+        labels: np.ndarray | Sequence[int] | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> None:
+        """Add pictures. The caller must know that they can be decoded.
+
+        Args:
+            files: the bytes of n files, none empty.
+            labels: as for `ShardWriter.append`.
+            ids: as for `ShardWriter.append`.
+
+        Raises:
+            DataFault: an empty file, or labels or ids that do not fit.
+            EnvironmentFault: the disk is full or gone.
+        """
+        if not files:
+            return
+        if not all(files):
+            raise DataFault(f"{self.path}: an encoded image of 0 bytes")
+        tags = self._admit(len(files), labels, ids)
+        self._store(np.frombuffer(b"".join(files), dtype=np.uint8), "encoded", self._nbytes)
+        ends = self._nbytes + np.cumsum([len(data) for data in files], dtype=np.int64)
+        self._ends.append(ends)
+        self._nbytes = int(ends[-1])
+        plain = [None] * len(files) if tags is None else tags.tolist()
+        crcs = [row_crc32(data, tag) for data, tag in zip(files, plain, strict=True)]
+        self._count_in(np.array(crcs, dtype=np.uint32), tags, ids)
+
+    def append(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | Sequence[int] | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> None:
+        """Always raises DataFault, because this shard takes files and no pixels."""
+        raise DataFault(f"{self.path}: a shard of encoded images takes files, not pixels")
+
+    def _create_pixels(self, file: Any, rows: int) -> None:
+        file.create_dataset(
+            "encoded", shape=(0,), maxshape=(None,), chunks=(BYTES_PER_CHUNK,), dtype=np.uint8
+        )
+
+    def _write_more(self, file: Any) -> None:
+        file.create_dataset("ends", data=np.concatenate(self._ends))  # (n,) int64
+        file.attrs["fit"] = text_array([self._fit.text()])[0]
+
+
 def write_shard(
     path: Path | str,
     images: np.ndarray,
@@ -232,25 +316,16 @@ def write_shard(
     *,
     class_names: Sequence[str] | None = None,
     source: str = "",
-    chunk_rows: int | None = None,
 ) -> ShardInfo:
     """Write one shard from arrays in memory; see `ShardWriter` for arguments and errors."""
     pixels = np.asarray(images)
-    shape = (*pixels.shape[1:3], 1) if pixels.ndim == 3 else tuple(pixels.shape[1:])
-    writer = ShardWriter(
-        path,
-        shape,
-        class_names=class_names,
-        source=source,
-        count=len(pixels) or None,
-        rows_per_chunk=chunk_rows,
-    )
-    try:
+    shape = _checked_shape((*pixels.shape[1:3], 1) if pixels.ndim == 3 else pixels.shape[1:])
+    rows = chunk_rows(math.prod(shape), len(pixels))
+    with ShardWriter(
+        path, shape, class_names=class_names, source=source, rows_per_chunk=rows
+    ) as writer:
         writer.append(pixels, labels, ids)
         return writer.close()
-    except BaseException:
-        writer.abandon()
-        raise
 
 
 def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:

@@ -33,7 +33,7 @@ from collage_mpi.launch.mpiexec import find_mpi
 from collage_mpi.results import SOURCES, VerifyReport, read_results, verify_run
 from collage_mpi.results.file_names import PARTS_FOLDER
 from collage_mpi.results.parts import list_parts
-from collage_mpi.shards import write_shard
+from collage_mpi.shards import ShardWriter
 from collage_mpi.system.process_tree import end_family, holders_of
 
 INSIDE = Path(__file__).parent / "inside"
@@ -89,7 +89,8 @@ def make_shards(folder: Path, prefix: str) -> None:
         images = np.random.default_rng(shard).integers(0, 256, (ROWS, 8, 8, 1), dtype=np.uint8)
         images[:, 0, 0, 0] = labels
         names, path = [f"class {i}" for i in range(CLASSES)], folder / f"{prefix}{shard}.h5"
-        write_shard(path, images, labels, class_names=names, chunk_rows=16)
+        with ShardWriter(path, (8, 8, 1), class_names=names, rows_per_chunk=16) as writer:
+            writer.append(images, labels)
 
 
 class Job:

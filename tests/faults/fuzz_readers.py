@@ -554,7 +554,7 @@ def _pictures(folder: Path) -> list[Reader]:
     from PIL import Image
 
     from collage_mpi.prep.tars import list_tars
-    from collage_mpi.shards.pictures import Fit, UnreadablePicture, picture_pixels
+    from collage_mpi.shards.pictures import PictureFit, UnreadablePicture, picture_pixels
 
     pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     files = []
@@ -569,7 +569,7 @@ def _pictures(folder: Path) -> list[Reader]:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    fit = Fit(px=8, mode="letterbox", channels=3)
+    fit = PictureFit(px=8, mode="letterbox", channels=3)
     path = folder / "p.tar"
     return [
         Reader("pictures", files, lambda raw: picture_pixels(raw, fit), (UnreadablePicture,)),

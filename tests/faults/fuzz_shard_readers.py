@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from chunked import write_chunked
 from fuzz import Reader, damage
 
 from collage_mpi.errors import CollageError
@@ -30,12 +31,10 @@ def shard_readers(folder: Path) -> list[Reader]:
     """Many in one input: the child that looks first takes half a second to start."""
     import h5py
 
-    from collage_mpi.shards import write_shard
-
     images = np.random.default_rng(0).integers(0, 256, (20, 3, 3, 1), dtype=np.uint8)
     labels = np.arange(20) % 3
     own, other = folder / "s.h5", folder / "other.h5"
-    write_shard(own, images, labels, class_names=["a", "b", "c"], source="s", chunk_rows=6)
+    write_chunked(own, 6, images, labels, class_names=["a", "b", "c"], source="s")
     with h5py.File(other, "w") as file:
         file["images"], file["labels"] = images, labels
     truth = images, labels

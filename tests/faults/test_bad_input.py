@@ -8,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chunked import write_chunked
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode
 from collage_mpi.job.run import judge_input
 from collage_mpi.results import read_results, verify_run
 from collage_mpi.results.manifest import differences
-from collage_mpi.shards import ReadAhead, ShardSet, as_before, guard, write_shard
+from collage_mpi.shards import ReadAhead, ShardSet, guard
 from collage_mpi.shards import reader as shards_reader
 from collage_mpi.shards.openshard import OpenShard
+from collage_mpi.shards.resumed import as_before
 from collage_mpi.shards.schema import BadShard, ShardFault
 
 pytestmark = pytest.mark.faults
@@ -29,7 +31,7 @@ def make_shard(path: Path, first: int = 0, rows: int = ROWS) -> Path:
     labels = np.arange(first, first + rows) % 251
     images = np.random.default_rng(first).integers(0, 256, (rows, 6, 6, 1), dtype=np.uint8)
     images[:, 0, 0, 0] = labels
-    write_shard(path, images, labels, class_names=NAMES, chunk_rows=4)
+    write_chunked(path, 4, images, labels, class_names=NAMES)
     return path
 
 

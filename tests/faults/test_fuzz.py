@@ -83,7 +83,7 @@ NOT_TRIED = {
     ("results/row_sink", "recent"): OWN,
     ("results/export", "_to_hdf5"): "a manifest as it is: manifests are tried",
     ("results/memory", "put"): OWN,
-    ("shards/encoded", "append_files"): "pictures' bytes as they are: pictures are tried",
+    ("shards/writer", "append_files"): "pictures' bytes as they are: pictures are tried",
     ("shards/guard", "main"): "its parent's paths; shards are tried",
     ("shards/schema", "sha256_of"): "any bytes have a hash",
     ("system/environment", "_pbs_hosts"): "a file of PBS, words only",

@@ -39,7 +39,8 @@ from collage_mpi.shards import ReadAhead, ShardSet, write_shard
 from collage_mpi.shards import reader as shards_reader
 from collage_mpi.shards.cells import add_cells
 from collage_mpi.shards.check import inspect_here
-from collage_mpi.shards.pictures import Fit
+from collage_mpi.shards.pictures import PictureFit
+from collage_mpi.shards.readahead import ImageParts
 
 HOST = socket.gethostname()
 LABELS = np.arange(10)
@@ -324,7 +325,7 @@ def give_group(
 def as_rank_0_would(shards: ShardSet, encoder: AnyEncoder, items: dict[int, int]) -> np.ndarray:
     """The message's pixels where rank 0 reads; items: cell -> index of its image."""
     maker = make_cell_maker(encoder, shards.cell_sizes)
-    with ReadAhead(shards, sorted(items.values()), cells=maker) as reader:
+    with ReadAhead(shards, sorted(items.values()), parts=ImageParts(cells=maker)) as reader:
         feed = ImageBuffer(reader, encoder, 1, lambda: 0)
         ids = {}
         while len(ids) < len(items):
@@ -446,7 +447,7 @@ def picture(value: int, kind: str = "PNG") -> bytes:
 
 
 def test_files_are_decoded_where_they_are_computed_on() -> None:
-    bench = Bench(batch=4, fit=Fit(SHAPE[0], channels=1).text())
+    bench = Bench(batch=4, fit=PictureFit(SHAPE[0], channels=1).text())
     tasks = [WireTask(i, i, 1, "single", ((i, 0),), as_files=i != 1) for i in range(4)]
     carried = [
         pack_file(picture(5)),

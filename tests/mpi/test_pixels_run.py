@@ -17,7 +17,7 @@ from test_run import QUICK, check_run, make_shard, one_message
 from collage_mpi.errors import ExitCode
 from collage_mpi.results import OUTCOMES, read_results, verify_run
 from collage_mpi.shards import EncodedWriter
-from collage_mpi.shards.pictures import Fit
+from collage_mpi.shards.pictures import PictureFit
 
 pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi]
 
@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_shard(folder / "a.h5", 0, 70)
     make_shard(folder / "b.h5", 70, 53)
     for name in ("c", "d"):
-        with EncodedWriter(folder / f"{name}.h5", Fit(32), source="made up") as writer:
+        with EncodedWriter(folder / f"{name}.h5", PictureFit(32), source="made up") as writer:
             files = [picture(ord(name) + k) for k in range(20)]
             writer.append_files(files, [k % 2 for k in range(20)], [f"{k}.jpg" for k in range(20)])
     return folder

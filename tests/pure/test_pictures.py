@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.shards.pictures import Fit, TooSmall, UnreadablePicture, parse_fit, picture_pixels
+from collage_mpi.shards.pictures import (
+    PictureFit,
+    TooSmall,
+    UnreadablePicture,
+    parse_fit,
+    picture_pixels,
+)
 
 HALVES = np.zeros((20, 40, 3), np.uint8)  # left red, right blue: a rotation is seen
 HALVES[:, :20], HALVES[:, 20:] = (250, 0, 0), (0, 0, 250)
@@ -45,7 +51,7 @@ def test_every_mode_gives_the_same_picture(mode: str, kind: str, channels: int) 
     else:
         first = Image.fromarray(grey) if mode == "P" else Image.fromarray(grey).convert("RGB")
         picture = first.convert(mode)  # a palette of greys; of colours it would be dithered
-    pixels = picture_pixels(file_of(picture, kind), Fit(64, channels=channels))
+    pixels = picture_pixels(file_of(picture, kind), PictureFit(64, channels=channels))
     assert pixels.shape == (64, 64, channels)
     assert pixels.dtype == np.uint8
     middle = grey[:, 96:160, None].astype(int)
@@ -57,17 +63,17 @@ def test_every_mode_gives_the_same_picture(mode: str, kind: str, channels: int) 
 
 def test_16_bits_are_scaled_not_cut() -> None:
     deep = np.array([[0, 257, 65535, 32768]], dtype=np.uint16)
-    pixels = picture_pixels(file_of(Image.fromarray(deep)), Fit(4, "letterbox", channels=1))
+    pixels = picture_pixels(file_of(Image.fromarray(deep)), PictureFit(4, "letterbox", channels=1))
     assert pixels[1].ravel().tolist() == [0, 1, 255, 128]
 
 
 def test_transparent_is_white_and_palettes_may_be_so() -> None:
     clear = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
-    assert (picture_pixels(file_of(clear), Fit(8)) == 255).all()
+    assert (picture_pixels(file_of(clear), PictureFit(8)) == 255).all()
     palette = Image.new("P", (8, 8), 0)
     palette.putpalette([10, 20, 30] + [0] * 765)
-    assert (picture_pixels(file_of(palette, transparency=0), Fit(8)) == 255).all()
-    assert picture_pixels(file_of(palette), Fit(8))[0, 0].tolist() == [10, 20, 30]
+    assert (picture_pixels(file_of(palette, transparency=0), PictureFit(8)) == 255).all()
+    assert picture_pixels(file_of(palette), PictureFit(8))[0, 0].tolist() == [10, 20, 30]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -85,29 +91,29 @@ def test_exif_turns_it_upright(orientation: int) -> None:
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    pixels = picture_pixels(file_of(stored, "JPEG", exif=exif, quality=95), Fit(20))
+    pixels = picture_pixels(file_of(stored, "JPEG", exif=exif, quality=95), PictureFit(20))
     assert pixels[10, 2, 0] > 200
     assert pixels[10, 17, 2] > 200
 
 
 def test_damaged_exif_costs_nothing() -> None:
     data = file_of(Image.fromarray(HALVES), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
-    assert picture_pixels(data, Fit(20)).shape == (20, 20, 3)
+    assert picture_pixels(data, PictureFit(20)).shape == (20, 20, 3)
 
 
 def test_crop_takes_the_middle_and_resize_shrinks_what_it_takes() -> None:
     wide = np.zeros((64, 192), np.uint8)
     wide[:, 64:128] = np.arange(64) * 4
-    plain = picture_pixels(file_of(Image.fromarray(wide)), Fit(64, channels=1))
+    plain = picture_pixels(file_of(Image.fromarray(wide)), PictureFit(64, channels=1))
     assert (plain[..., 0] == wide[:, 64:128]).all()
-    part = picture_pixels(file_of(Image.fromarray(wide)), Fit(32, "crop", 64, 1))
+    part = picture_pixels(file_of(Image.fromarray(wide)), PictureFit(32, "crop", 64, 1))
     assert (part[..., 0] == wide[16:48, 80:112]).all()  # 32 of the 64 px it is resized to
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (640, 480), (33, 31)])
 @pytest.mark.parametrize("mode", ["crop", "letterbox"])
 def test_any_size(size: tuple[int, int], mode: str) -> None:
-    pixels = picture_pixels(file_of(Image.new("RGB", size, (9, 99, 199))), Fit(32, mode))
+    pixels = picture_pixels(file_of(Image.new("RGB", size, (9, 99, 199))), PictureFit(32, mode))
     assert pixels.shape == (32, 32, 3)
     inside = pixels[pixels.any(axis=2)]
     assert np.abs(inside.astype(int) - (9, 99, 199)).max() <= 1
@@ -123,8 +129,8 @@ def test_a_large_jpeg_is_shrunk_while_it_is_decoded_and_looks_the_same() -> None
     random = np.random.default_rng(0)
     small = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
     large = small.resize((1200, 1200), Image.Resampling.BICUBIC)
-    fast = picture_pixels(file_of(large, "JPEG", quality=95), Fit(32))
-    exact = picture_pixels(file_of(large), Fit(32))
+    fast = picture_pixels(file_of(large, "JPEG", quality=95), PictureFit(32))
+    exact = picture_pixels(file_of(large), PictureFit(32))
     assert np.abs(fast.astype(int) - exact).max() <= 8
 
 
@@ -141,13 +147,13 @@ def test_a_large_jpeg_is_shrunk_while_it_is_decoded_and_looks_the_same() -> None
 )
 def test_what_cannot_be_read_is_told(data: bytes, words: str) -> None:
     with pytest.raises(UnreadablePicture, match=words):
-        picture_pixels(data, Fit(8))
+        picture_pixels(data, PictureFit(8))
 
 
 def test_a_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UnreadablePicture, match="decompression bomb"):
-        picture_pixels(file_of(Image.new("L", (40, 40))), Fit(8))
+        picture_pixels(file_of(Image.new("L", (40, 40))), PictureFit(8))
 
 
 @settings(max_examples=150, deadline=None)
@@ -159,13 +165,19 @@ def test_damaged_bytes_give_pixels_or_a_fault(data: st.DataObject) -> None:
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(raw)))
     with suppress(UnreadablePicture):  # nothing else may come out
-        assert picture_pixels(bytes(raw[:cut]), Fit(16)).shape == (16, 16, 3)
+        assert picture_pixels(bytes(raw[:cut]), PictureFit(16)).shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize(
-    "fit", [Fit(224), Fit(224, "letterbox"), Fit(64, "crop", 72, 1), Fit(1, channels=1)]
+    "fit",
+    [
+        PictureFit(224),
+        PictureFit(224, "letterbox"),
+        PictureFit(64, "crop", 72, 1),
+        PictureFit(1, channels=1),
+    ],
 )
-def test_a_fit_is_text_and_back(fit: Fit) -> None:
+def test_a_fit_is_text_and_back(fit: PictureFit) -> None:
     assert parse_fit(fit.text()) == fit
 
 
@@ -186,21 +198,23 @@ def test_settings_that_cannot_work() -> None:
         {"px": 8, "mode": "letterbox", "resize_px": 9},
     ):
         with pytest.raises(UsageError):
-            Fit(**wrong)  # type: ignore[arg-type]
+            PictureFit(**wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("fit", "size", "small"),
     [
-        (Fit(8), (8, 30), False),
-        (Fit(8), (7, 30), True),
-        (Fit(8, resize_px=10), (9, 30), True),
-        (Fit(8, resize_px=10), (10, 30), False),
-        (Fit(8, "letterbox"), (2, 8), False),
-        (Fit(8, "letterbox"), (2, 7), True),
+        (PictureFit(8), (8, 30), False),
+        (PictureFit(8), (7, 30), True),
+        (PictureFit(8, resize_px=10), (9, 30), True),
+        (PictureFit(8, resize_px=10), (10, 30), False),
+        (PictureFit(8, "letterbox"), (2, 8), False),
+        (PictureFit(8, "letterbox"), (2, 7), True),
     ],
 )
-def test_which_pictures_would_be_enlarged(fit: Fit, size: tuple[int, int], small: bool) -> None:
+def test_which_pictures_would_be_enlarged(
+    fit: PictureFit, size: tuple[int, int], small: bool
+) -> None:
     data = file_of(Image.new("RGB", size))
     assert picture_pixels(data, fit).shape == fit.shape
     if not small:

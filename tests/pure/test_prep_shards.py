@@ -17,8 +17,8 @@ from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.models.fit import check_fit
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.shards import EncodedWriter, ShardSet, inspect_shard, verify_shard, write_shard
-from collage_mpi.shards.ids import read_ids
-from collage_mpi.shards.pictures import Fit, fit_pixels, picture_pixels
+from collage_mpi.shards.openshard import read_ids
+from collage_mpi.shards.pictures import PictureFit, fit_pixels, picture_pixels
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (7, 12, 12, 3), dtype=np.uint8)
@@ -39,7 +39,7 @@ def raw(tmp_path: Path) -> Path:
 @pytest.fixture
 def encoded(tmp_path: Path) -> Path:
     """A shard of PNG files of 20 x 16, to be read as 12 x 12."""
-    with EncodedWriter(tmp_path / "enc/e.h5", Fit(12), class_names=NAMES) as writer:
+    with EncodedWriter(tmp_path / "enc/e.h5", PictureFit(12), class_names=NAMES) as writer:
         writer.append_files(FILES, LABELS, IDS)
     return tmp_path / "enc"
 
@@ -68,7 +68,7 @@ def test_resized_images_keep_ids_labels_names_and_source(raw: Path) -> None:
         assert shards.class_names == NAMES
         assert [info.source for info in shards.infos] == ["my camera"] * 2
         ids = [one for info in shards.infos for one in read_ids(info) or []]
-    np.testing.assert_array_equal(images, [fit_pixels(image, Fit(5)) for image in IMAGES])
+    np.testing.assert_array_equal(images, [fit_pixels(image, PictureFit(5)) for image in IMAGES])
     assert labels is not None
     assert labels.tolist() == LABELS.tolist()
     assert ids == [*IDS[:4], "b.h5:0", "b.h5:1", "b.h5:2"]
@@ -88,13 +88,13 @@ def test_to_encoded_and_back_loses_nothing(raw: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "fit"),
     [
-        ([], Fit(12)),
-        (["--size=6"], Fit(6)),
-        (["--size=6", "--fit=letterbox", "--channels=1"], Fit(6, "letterbox", None, 1)),
+        ([], PictureFit(12)),
+        (["--size=6"], PictureFit(6)),
+        (["--size=6", "--fit=letterbox", "--channels=1"], PictureFit(6, "letterbox", None, 1)),
     ],
 )
 def test_encoded_images_are_decoded_anew_or_kept(
-    encoded: Path, store: str, flags: list[str], fit: Fit
+    encoded: Path, store: str, flags: list[str], fit: PictureFit
 ) -> None:
     with make(encoded, f"--store={store}", *flags) as shards:
         expected = [picture_pixels(data, fit) for data in FILES]

@@ -12,17 +12,19 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from chunked import write_chunked
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.shards import ShardInfo, ShardSet, ShardWriter, write_shard
+from collage_mpi.shards import ShardSet, ShardWriter, write_shard
 from collage_mpi.shards import reader as reader_module
 from collage_mpi.shards.check import inspect_here
 from collage_mpi.shards.reader import expand_paths
 from collage_mpi.shards.schema import (
     ShardFault,
+    ShardInfo,
     chunk_rows,
     read_sidecar,
     row_crc32,
@@ -58,9 +60,7 @@ def test_what_is_written_is_read(tmp_path: Path, data: st.DataObject) -> None:
     ids = data.draw(st.none() | st.just([f"é{k}" for k in range(shape[0])]))
     rows = data.draw(st.none() | st.integers(1, 20))
     path = tmp_path / "a.h5"
-    info = write_shard(
-        path, images, labels, ids, class_names=names, source="söurce", chunk_rows=rows
-    )
+    info = write_chunked(path, rows, images, labels, ids, class_names=names, source="söurce")
     assert inspect_here(path, hash_file=True) == info
     assert info == ShardInfo.from_json(info.to_json())
     with open_here(path) as shards:
@@ -83,7 +83,7 @@ def test_any_rows_in_any_order(tmp_path: Path, counts: list[int], picks: list[in
     starts = np.cumsum([0, *counts])
     paths = [tmp_path / f"{k}.h5" for k in range(len(counts))]
     for path, start, stop in zip(paths, starts, starts[1:], strict=False):
-        write_shard(path, images[start:stop], labels[start:stop], chunk_rows=4)
+        write_chunked(path, 4, images[start:stop], labels[start:stop])
     wanted = np.array(picks, dtype=np.int64) % total
     with open_here(*paths) as shards:
         assert len(shards) == total
@@ -199,7 +199,7 @@ def test_chunk_rule(row_bytes: int, count: int | None, rows: int) -> None:
 
 def test_many_chunks_open_fast(tmp_path: Path) -> None:
     """One pass over the chunk index; one look-up a chunk took over a minute here."""
-    write_shard(tmp_path / "a.h5", make_images(20_000, (1, 1, 1)), chunk_rows=1)
+    write_chunked(tmp_path / "a.h5", 1, make_images(20_000, (1, 1, 1)))
     start = time.perf_counter()
     inspect_here(tmp_path / "a.h5", hash_file=False)
     assert time.perf_counter() - start < 10

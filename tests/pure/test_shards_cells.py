@@ -12,9 +12,10 @@ from collage_mpi.cli import main
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.shards import CellMaker, ReadAhead, ShardSet, verify_shard, write_shard
+from collage_mpi.shards import ReadAhead, ShardSet, verify_shard, write_shard
 from collage_mpi.shards.cells import add_cells
 from collage_mpi.shards.check import inspect_here
+from collage_mpi.shards.readahead import CellMaker, ImageParts
 
 pytest.importorskip("torch")
 
@@ -35,7 +36,7 @@ def stored(tmp_path: Path) -> Path:
 def records_of(path: Path, maker: CellMaker | None, order: list[int]) -> list:
     with (
         ShardSet([inspect_here(path, hash_file=True)]) as shards,
-        ReadAhead(shards, order, batch=5, cells=maker) as reader,
+        ReadAhead(shards, order, batch=5, parts=ImageParts(cells=maker)) as reader,
     ):
         records = []
         while taken := reader.take(4):

@@ -23,10 +23,11 @@ from collage_mpi.shards import (
 )
 from collage_mpi.shards.check import inspect_here, verify_here
 from collage_mpi.shards.openshard import EncodedShard
-from collage_mpi.shards.pictures import Fit, picture_pixels
+from collage_mpi.shards.pictures import PictureFit, picture_pixels
+from collage_mpi.shards.readahead import ImageParts
 from collage_mpi.shards.schema import row_crc32
 
-FIT = Fit(16)
+FIT = PictureFit(16)
 
 
 def files(count: int) -> list[bytes]:
@@ -91,7 +92,7 @@ def test_damage_is_told_by_row_and_costs_no_other(tmp_path: Path) -> None:
         with pytest.raises(DataFault, match="row 4: cannot be decoded"):
             shards.read([3, 4])
     with ShardSet([inspect_here(path, hash_file=True)]) as shards:
-        with ReadAhead(shards, range(6), files=True) as reader:
+        with ReadAhead(shards, range(6), parts=ImageParts(files=True)) as reader:
             records = [record for _ in range(6) for record in reader.take(1)]
         assert [r.fault is None for r in records] == [True, False, True, True, False, True]
         assert str(records[1].fault) == "checksum does not match its bytes and label"
@@ -107,7 +108,7 @@ def test_files_are_left_as_they_are_where_they_are_smaller(
     order = [5, 0, 1, 2, 2, 7, 6]
     with ShardSet([inspect_here(path, hash_file=False)]) as shards:
         monkeypatch.setattr(readahead.math, "prod", lambda shape: limit)
-        with ReadAhead(shards, order, batch=4, files=True) as reader:
+        with ReadAhead(shards, order, batch=4, parts=ImageParts(files=True)) as reader:
             records = [record for _ in order for record in reader.take(1)]
         assert shards.fit == FIT.text()
     assert [r.index for r in records] == order
@@ -211,7 +212,7 @@ def test_pictures_are_the_same_however_many_decode(
     with ShardSet.open([write(tmp_path / "a.h5", data)]) as shards:
         shards.decoders, by = decoders, set()
 
-        def noted(one: bytes, fit: Fit) -> np.ndarray:
+        def noted(one: bytes, fit: PictureFit) -> np.ndarray:
             by.add(threading.current_thread().name.partition("_")[0])
             return picture_pixels(one, fit)
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from chunked import write_chunked
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
-from collage_mpi.shards import ShardSet, inspect_shard, inspect_shards, verify_shard, write_shard
+from collage_mpi.shards import ShardSet, inspect_shard, verify_shard
 from collage_mpi.shards import guard as guard_module
+from collage_mpi.shards.guard import inspect_shards
 from collage_mpi.shards.schema import sidecar_path
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 3, 3, 1), dtype=np.uint8)
@@ -24,7 +26,7 @@ NAMES = ("a", "b", "c")
 
 
 def make_shard(folder: Path, name: str = "good.h5") -> Path:
-    write_shard(folder / name, IMAGES, LABELS, class_names=NAMES, source="s", chunk_rows=6)
+    write_chunked(folder / name, 6, IMAGES, LABELS, class_names=NAMES, source="s")
     return folder / name
 
 

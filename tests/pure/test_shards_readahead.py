@@ -16,6 +16,7 @@ from collage_mpi.results.rows import reason_bytes
 from collage_mpi.shards import ReadAhead, ShardSet, write_shard
 from collage_mpi.shards.check import inspect_here
 from collage_mpi.shards.hdf5 import cause_of
+from collage_mpi.shards.readahead import ImageParts
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 3), dtype=np.uint8)
 LABELS = np.arange(50) % 7
@@ -65,7 +66,7 @@ def test_places_and_labels_alone_read_no_pixels(
 ) -> None:
     monkeypatch.setattr(ShardSet, "read_checked", None)
     order = [30, 3, 19, 20, 49, 3]
-    with ReadAhead(shards, order, batch=2, pixels=False) as reader:
+    with ReadAhead(shards, order, batch=2, parts=ImageParts(pixels=False)) as reader:
         records = [record for _ in order for record in reader.take(1)]
     assert [(r.index, r.shard, r.row) for r in records] == [(i, *shards.locate(i)) for i in order]
     assert [r.label for r in records] == [LABELS[i] for i in order]
@@ -75,7 +76,10 @@ def test_places_and_labels_alone_read_no_pixels(
 def test_without_labels_a_lost_shard_is_noticed_all_the_same(tmp_path: Path) -> None:
     infos = [write_shard(tmp_path / name, IMAGES[:5], None) for name in ("a.h5", "b.h5")]
     (tmp_path / "a.h5").unlink()
-    with ShardSet(infos) as opened, ReadAhead(opened, range(10), pixels=False) as reader:
+    with (
+        ShardSet(infos) as opened,
+        ReadAhead(opened, range(10), parts=ImageParts(pixels=False)) as reader,
+    ):
         records = [record for _ in range(5) for record in reader.take(1)]
         assert reader.take(1) == []
     assert [(r.shard, r.row, r.label) for r in records] == [(1, row, None) for row in range(5)]
