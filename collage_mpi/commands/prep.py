@@ -80,8 +80,7 @@ def read_table(args: IdxArguments) -> RowsToWrite:
         UsageError: a number or name that cannot work.
         DataFault: files that are damaged or do not fit together.
     """
-    from collage_mpi.prep.arrays import squeezed
-    from collage_mpi.prep.idx import read_idx
+    from collage_mpi.prep.arrays import read_idx, squeezed
     from collage_mpi.shards.schema import label_problem
 
     names = args.names()

@@ -105,8 +105,9 @@ def _title(network: NetworkInfo) -> str:
 
 def _remake(paths: Sequence[Path | str], shape: tuple[int, int, int]) -> str:
     if not paths or shape[0] != shape[1]:
-        return "make the shards anew in that shape, or train for this one"
-    return f"`{remake_command(paths, shape)}` makes such, or train for this shape"
+        return "make shards of that shape, or train a network for this one"
+    made = remake_command(paths, shape)
+    return f"`{made}` makes shards of that shape, or train a network for this one"
 
 
 def class_mismatch(where: str, names: Sequence[str], elsewhere: str, others: Sequence[str]) -> str:

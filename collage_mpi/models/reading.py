@@ -13,7 +13,7 @@ from torch import Tensor
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.specs import YOLO, HeadSpec
 
-CONFIDENCE = 0.3  # a box with a lower score is none
+CONFIDENCE = 0.3  # a box with a lower score is dropped
 OVERLAP = 0.45  # of two boxes of a class that overlap more, the weaker is dropped
 
 

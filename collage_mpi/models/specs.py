@@ -4,7 +4,8 @@ parity network was made for, and the score from which a network's answers may co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +16,17 @@ from collage_mpi.kinds import SINGLE
 GRID, APART, YOLO = "grid", "apart", "yolo"
 HEADS = (GRID, APART, YOLO)
 MAX_ANCHORS, MAX_SQUARES, MAX_ACROSS = 8, 8, 64
+
+
+@contextmanager
+def _reading(what: str, record: Any) -> Iterator[None]:
+    """Turns whatever is wrong with a record into a DataFault that names it."""
+    try:
+        if not isinstance(record, Mapping):
+            raise TypeError(f"it is a {type(record).__name__}, not a table")
+        yield
+    except (TypeError, ValueError, UsageError) as error:
+        raise DataFault(f"the {what} record {record!r:.120} cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -70,15 +82,11 @@ class HeadSpec:
         """Read the dict form; a record without a head means a grid. Raises DataFault."""
         if record is None:
             return cls()
-        try:
-            if not isinstance(record, Mapping):
-                raise TypeError(f"it is a {type(record).__name__}, not a table")
+        with _reading("head", record):
             values = dict(record)
             if "anchors" in values:
                 values["anchors"] = tuple((float(w), float(h)) for w, h in values["anchors"])
             return cls(**values)
-        except (TypeError, ValueError, UsageError) as error:
-            raise DataFault(f"the head record {record!r:.120} cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -118,14 +126,10 @@ class ParitySpec:
     @classmethod
     def from_dict(cls, record: Any) -> ParitySpec:
         """Read the dict form, of a trained network. Raises DataFault."""
-        try:
-            if not isinstance(record, Mapping):
-                raise TypeError(f"it is a {type(record).__name__}, not a table")
+        with _reading("parity", record):
             if record.get("encoder") == BERRUT:
                 raise TypeError(f"no network is trained for encoder {BERRUT}")
             return cls(**record)
-        except (TypeError, UsageError) as error:
-            raise DataFault(f"the parity record cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -162,12 +166,8 @@ class AcceptSpec:
     @classmethod
     def from_dict(cls, record: Any) -> AcceptSpec:
         """Read the dict form. Raises DataFault."""
-        try:
-            if not isinstance(record, Mapping):
-                raise TypeError(f"it is a {type(record).__name__}, not a table")
+        with _reading("accept", record):
             found = cls(**record)
-        except TypeError as error:
-            raise DataFault(f"the accept record cannot be read: {error}") from error
         unknown = {name for name in ("agreeing", "errors") if getattr(found, name) is None}
         numbers = [n for name, n in vars(found).items() if name not in {SINGLE, *unknown}]
         if any(type(n) not in (int, float) or not abs(n) < 1e18 for n in numbers):

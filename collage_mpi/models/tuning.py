@@ -102,14 +102,20 @@ def bfloat16_pays(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     with AVX512-BF16 on AMD's Zen 5; slower on an Intel processor limited to AVX512-BF16. False if
     it is unknown (not Linux).
     """
+    found = processor_facts(cpuinfo)
+    flags = found.get("flags", "").split()
+    amd = found.get("vendor_id") == "AuthenticAMD"
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and amd)
+
+
+def processor_facts(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+    """What Linux says of the first core, such as `flags` and `model name`; {} on other systems."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
-        return False
-    facts = dict(reversed([line.partition(":")[::2] for line in lines]))  # the first core's
-    found = {name.strip(): value.split() for name, value in facts.items()}
-    flags, vendor = found.get("flags", []), found.get("vendor_id", [])
-    return "amx_bf16" in flags or ("avx512_bf16" in flags and vendor == ["AuthenticAMD"])
+        return {}
+    pairs = (line.partition(":")[::2] for line in reversed(lines))
+    return {name.strip(): value.strip() for name, value in pairs}
 
 
 def memory_fault(

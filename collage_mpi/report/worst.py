@@ -97,7 +97,8 @@ def _pixels(
     run: Run, chosen: np.ndarray, shards: Sequence[Path | str] | None
 ) -> tuple[dict[int, np.ndarray], tuple[str, ...]]:
     """Place in `chosen` -> (H, W, C) uint8 for readable images, and the reasons for the others."""
-    from collage_mpi.shards.schema import ShardInfo, ShardSet
+    from collage_mpi.shards import ShardSet
+    from collage_mpi.shards.schema import ShardInfo
 
     def read(number: int, info: ShardInfo) -> dict[int, np.ndarray]:
         places = np.flatnonzero(chosen["shard"] == number)

@@ -173,20 +173,6 @@ def tile(images: np.ndarray, side: int) -> np.ndarray:
     return np.ascontiguousarray(collages).reshape(-1, side * px, side * px, channels)
 
 
-def augment(
-    images: np.ndarray, random: np.random.Generator, *, flips: bool, shift_px: int
-) -> np.ndarray:
-    """Mirror half of the images and shift each by up to shift_px, filling with BLANK.
-
-    Args:
-        images: (n, H, W, C) uint8; not changed.
-
-    Returns:
-        A new array of the same shape.
-    """
-    return move(images, draw_moves(random, len(images), flips, shift_px), shift_px)
-
-
 def draw_moves(random: np.random.Generator, n: int, flips: bool, shift_px: int) -> np.ndarray:
     """(3, n) int64: first row and first column of each image, 0 .. 2*shift_px, and 1 if it is
     mirrored.

@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +20,7 @@ from collage_mpi.models.info import NetworkInfo, Predictor
 from collage_mpi.models.own import OwnPredictor
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.models.specs import ParitySpec
+from collage_mpi.models.tuning import processor_facts
 
 SINGLE_BATCH = 64
 QUICK_SIDE = 3  # a batch for a quick network has as many images as a collage of that side
@@ -237,9 +237,4 @@ def service_ratio(
 
 def processor_name() -> str:
     """The processor's model as Linux names it, or the machine's architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return processor_facts().get("model name") or platform.machine()

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from collage_mpi.errors import UsageError
 from collage_mpi.models.resnet import COUNTER
+from collage_mpi.models.tuning import processor_facts
 from collage_mpi.training.peers import ALONE, Peers
 from collage_mpi.training.settings import TrainSettings
 
@@ -161,9 +162,6 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
         return wanted
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return "float32"
+    flags = processor_facts().get("flags", "").split()
     native = "amx_bf16" in flags or "avx512_bf16" in flags
     return "bfloat16" if native else "float32"

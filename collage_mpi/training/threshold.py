@@ -77,7 +77,7 @@ class TwoStages:
         return half
 
     def best_score(self, aim: Aim) -> float | None:
-        """The score for the aim, or None if there is none."""
+        """The score for the aim; None if no score reaches it."""
         scores, lost = self.scores[self.chooses], self.lost[self.chooses]
         order = np.argsort(-scores, kind="stable")
         at, so_far = scores[order], np.cumsum(lost[order])  # (m,) from the surest on

@@ -30,8 +30,7 @@ from collage_mpi.experiments.spec import _with_set, expand, read_experiment
 from collage_mpi.job.resume import resumed_settings
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import METADATA_KEY, describe_weights, read_tensors
-from collage_mpi.prep.arrays import read_labels, to_labels
-from collage_mpi.prep.idx import read_idx
+from collage_mpi.prep.arrays import read_idx, read_labels, to_labels
 from collage_mpi.report.page import render_page
 from collage_mpi.results import (
     RunWriter,

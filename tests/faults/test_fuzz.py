@@ -74,7 +74,7 @@ NOT_TRIED = {
     ("doctor/ranks", "try_ranks"): CHILD,
     ("launch/scratch", "noted_signal"): "any text that is no signal's name is none",
     ("launch/ending", "marker_text"): "any text is a marker",
-    ("models/tuning", "bfloat16_pays"): KERNEL,
+    ("models/tuning", "processor_facts"): KERNEL,
     ("models/weights", "sha256_of_file"): "any bytes have a hash",
     ("plugins", "offered"): "what pip installed; tests/loops/test_plugins breaks it",
     ("prep/work", "read_member"): "bytes of a picture: pictures are tried",
@@ -89,8 +89,6 @@ NOT_TRIED = {
     ("system/environment", "_pbs_hosts"): "a file of PBS, words only",
     ("system/limits", "_descriptors_of_all"): KERNEL,
     ("system/limits", "_sizes_bytes"): KERNEL,
-    ("training/measure", "processor_name"): KERNEL,
-    ("training/parts", "resolve_precision"): KERNEL,
     ("training/peers", "read_once"): "memory of its own process on the host",
 }
 READS = re.compile(
