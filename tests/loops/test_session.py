@@ -1,0 +1,159 @@
+"""A team's whole session without MPI: its ranks answer at once, its rows come to the disk."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from job_messages import HELLO
+
+from collage_mpi.errors import EnvironmentFault
+from collage_mpi.faults.failure_detector import FailureDetector
+from collage_mpi.job.handshake import ServiceCosts
+from collage_mpi.job.lead import build_lead
+from collage_mpi.job.plan import make_plan
+from collage_mpi.job.provenance import make_manifest
+from collage_mpi.job.session import Audience, TeamSession
+from collage_mpi.mpi.answers import ANSWERED, WireResult, pack_results
+from collage_mpi.mpi.protocol import CANCEL, read_header
+from collage_mpi.mpi.tasks import unpack_tasks
+from collage_mpi.mpi.transport import Received, Sent
+from collage_mpi.results import RunWriter, read_results
+from collage_mpi.scheduler.events import Score
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.shards import write_shard
+from collage_mpi.system.progress import NoLines
+
+SESSION, IMAGES = 3, 22
+COSTS = ServiceCosts({}, {}, 1.0, None, {})
+
+
+class Ranks:
+    """Stands for the workers and their transport; each answers at the next poll."""
+
+    size, library, session = 3, "none", SESSION
+
+    def __init__(self, ranks=(1, 2)) -> None:
+        self.ranks = self.present = tuple(ranks)
+        self.transport = self
+        self.detector = FailureDetector(ranks, 0)
+        self.found: deque = deque()
+        self.calls: list[str] = []
+        self.session_of: TeamSession | None = None
+
+    def expect(self, nbytes) -> None:
+        pass
+
+    def welcome(self, *told):
+        opened = "supply" in vars(self.session_of)
+        self.calls.append("welcome, reading" if opened else "welcome")
+        return {rank: replace(HELLO, classes={}, cannot_read="") for rank in self.ranks}
+
+    def start(self, ratio, batch_costs) -> None:
+        self.calls.append("start")
+
+    def end(self) -> None:
+        self.calls.append("end")
+
+    def buffer(self, nbytes):
+        return np.zeros(nbytes, np.uint8)
+
+    def send_task(self, rank, buffer, nbytes, token) -> None:
+        message = buffer[:nbytes]
+        if read_header(message).type == CANCEL:
+            return
+        tasks, _ = unpack_tasks(message)
+        cells = (Score(3, 0.5),)
+        ends = [WireResult(t.task, ANSWERED, 9, cells=cells * len(t.items)) for t in tasks]
+        room = np.zeros(1 << 16, np.uint8)
+        self.found.append((token, rank, room[: pack_results(room, SESSION, ends)]))
+
+    def poll(self):
+        if not self.found:
+            return []
+        token, rank, message = self.found.popleft()
+        sent = () if token is None else (Sent(token, 1),)
+        return [Received(rank, message, 1), *sent]
+
+
+class Made:
+    """A run of one team over 22 images, and its session."""
+
+    def __init__(self, folder, lacking=None, **settings) -> None:
+        write_shard(folder / "a.h5", np.zeros((IMAGES, 6, 6, 1), np.uint8), np.arange(IMAGES) % 10)
+        common = {"scheme": "none", "single": "null", "singles": 2, "side": 2, "out": "out"}
+        asked = RunSettings(shards=(str(folder / "a.h5"),), **{**common, **settings})
+        self.plan = make_plan(replace(asked, out=str(folder / "out")), 3, launched=False)
+        self.writer = RunWriter.create(folder / "out", make_manifest(self.plan))
+        lacking = np.ones(IMAGES, bool) if lacking is None else lacking
+        self.lead = build_lead(self.plan, Ranks(()), self.writer, lacking, lambda: None)
+        files = self.writer.publish({"label": "l", "total": IMAGES, "before": 0}, 5.0)
+        self.group = Ranks()
+        audience = Audience(files, lacking, lines=NoLines())
+        self.session = TeamSession(
+            self.plan, self.group, self.lead, self.writer, audience, lambda: None
+        )
+        self.group.session_of = self.session
+
+    def close(self, status: str) -> None:
+        self.writer.close(status)
+        self.plan.shards.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "welcome", "read_by"),
+    [
+        ({}, "welcome, reading", [0]),
+        ({"pixels": "workers"}, "welcome", [1, 2]),
+        ({"arrivals": "poisson", "rate": 1e6}, "welcome, reading", [0]),
+    ],
+    ids=["closed loop", "workers read", "open loop"],
+)
+def test_the_session_of_one_team_writes_a_row_an_image_in_order(
+    tmp_path, settings, welcome, read_by
+):
+    made = Made(tmp_path, **settings)
+    with made.session as session:
+        assert session.make_ready() == HELLO.fingerprints
+        finish = session.work(COSTS)
+    assert (finish.status, made.group.calls) == ("complete", [welcome, "start", "end"])
+    assert session.facts()["read_by"] == read_by
+    made.close(finish.status)
+    rows = np.sort(read_results(tmp_path / "out").images, order="row")
+    assert rows["row"].tolist() == list(range(IMAGES))
+    assert rows["group"].tolist() == [row // 4 for row in range(IMAGES)]
+    assert made.lead.images == IMAGES
+
+
+def test_a_session_that_goes_on_does_what_is_left_and_counts_its_groups_from_0(tmp_path):
+    lacking = np.ones(IMAGES, bool)
+    lacking[[0, 1, 2, 9, 10, 21]] = False
+    made = Made(tmp_path, lacking)
+    with made.session as session:
+        session.make_ready()
+        finish = session.work(COSTS)
+    made.close("incomplete")
+    rows = np.sort(read_results(tmp_path / "out").images, order="row")
+    assert finish.status == "complete"
+    assert rows["row"].tolist() == np.flatnonzero(lacking).tolist()
+    assert rows["group"].tolist() == [place // 4 for place in range(16)]
+
+
+def test_what_kept_a_row_from_the_disk_is_raised_before_the_lead_hears_of_an_end(tmp_path):
+    made = Made(tmp_path)
+    made.session.rows = SimpleNamespace(
+        **{name: getattr(made.writer, name) for name in ("image", "group", "task", "tick")},
+        recent_tasks=made.writer.recent_tasks,
+        pending=deque(),
+        session=1,
+        drain=lambda: EnvironmentFault("disk full"),
+    )
+    with made.session as session:
+        session.make_ready()
+        with pytest.raises(EnvironmentFault, match="disk full"):
+            session.work(COSTS)
+    assert made.group.calls[-1] == "end"
+    made.close("incomplete")
