@@ -71,7 +71,8 @@ def _is_session(value: object) -> bool:
     return is_int(value) and 1 <= value < 65_535  # type: ignore[operator]  # a u2 column
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
+    """True for a string."""
     return isinstance(value, str)
 
 
@@ -102,7 +103,7 @@ def _fields(**checks: Callable[[object], bool]) -> Callable[[object], bool]:
 
 
 def _is_rank(value: object) -> bool:
-    kinds = _optional(_list_of(_is_text))
+    kinds = _optional(_list_of(is_text))
     texts = _optional(_texts)
     return _fields(rank=_is_count, kinds=kinds, fingerprints=texts, tuning=texts)(value)
 
@@ -116,34 +117,34 @@ def _is_accepted(value: object) -> bool:
     return _dict_of(_dict_of(_list_of(_is_range)))(value)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
     """A number that can be shown and computed with: no NaN, nothing of 400 digits."""
-    return isinstance(value, int | float) and value is not True and -1e18 < value < 1e18
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18
 
 
 def _is_interval(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
 
 
 def _is_numbers(value: object) -> bool:
-    return isinstance(value, dict) and all(map(_is_number, value.values()))
+    return isinstance(value, dict) and all(map(is_number, value.values()))
 
 
-_SHARD = _fields(path=_optional(_is_text), fingerprint=_is_text, count=_is_count)
-_BAD_SHARD = _fields(path=_is_text, reason=_is_text)
+_SHARD = _fields(path=_optional(is_text), fingerprint=is_text, count=_is_count)
+_BAD_SHARD = _fields(path=is_text, reason=is_text)
 _SESSION = _fields(
     session=_is_count,
-    status=_is_text,
+    status=is_text,
     rows=_optional(_fields(images=_is_count, groups=_is_count, tasks=_is_count)),
     final=_optional(_fields(world=_optional(_list_of(_is_rank)))),
 )
 
 _THRESHOLD = _fields(
-    confidence=_optional(_is_number), audited=_is_count, differing=_is_count, images=_is_count
+    confidence=_optional(is_number), audited=_is_count, differing=_is_count, images=_is_count
 )
 
 _REQUIRED: dict[str, tuple[Callable[[object], bool], str]] = {
-    "run_id": (_is_text, "a string"),
+    "run_id": (is_text, "a string"),
     "session": (_is_session, "a number of the session, from 1"),
     "shards": (_list_of(_SHARD), "a list of {path, fingerprint, count}"),
     "rows": (_is_count, "the number of images expected"),
@@ -152,33 +153,33 @@ _OPTIONAL: dict[str, tuple[Callable[[object], bool], str]] = {
     "settings": (_is_dict, "an object"),
     "inputs": (_texts, "an object of SHA-256"),
     "networks": (_texts, "an object of SHA-256"),
-    "order": (_is_text, "file or shuffle:SEED"),
+    "order": (is_text, "file or shuffle:SEED"),
     "limit": (_is_count, "a number of images"),
     "teams": (_is_count, "a number of teams"),
-    "audit": (_fields(share=_is_number, seed=_is_count), "{share, seed} of audits"),
+    "audit": (_fields(share=is_number, seed=_is_count), "{share, seed} of audits"),
     "launches": (_list_of(_is_range), "[[first session, teams], ...] of launches of several teams"),
-    "input_digest": (_is_text, "a SHA-256"),
-    "class_names": (_list_of(_is_text), "a list of names"),
-    "scheme": (_is_text, "a string"),
-    "accept": (_is_text, "a string"),
-    "mode": (_is_text, "a string"),
+    "input_digest": (is_text, "a SHA-256"),
+    "class_names": (_list_of(is_text), "a list of names"),
+    "scheme": (is_text, "a string"),
+    "accept": (is_text, "a string"),
+    "mode": (is_text, "a string"),
     "side": (_is_count, "an integer"),
-    "straggler": (_is_text, "one line of text"),
-    "job": (_fields(folder=_optional(_is_text)), "an object with the folder it ran in"),
+    "straggler": (is_text, "one line of text"),
+    "job": (_fields(folder=_optional(is_text)), "an object with the folder it ran in"),
     "world": (_list_of(_is_rank), "a list of {rank, host, kinds, ...}"),
-    "started": (_is_text, "a time"),
+    "started": (is_text, "a time"),
     "warmup_groups": (_is_count, "a number of groups"),
-    "status": (_is_text, "a status"),
+    "status": (is_text, "a status"),
     "sessions": (_list_of(_SESSION), "a list of sessions"),
     "bad_shards": (_list_of(_BAD_SHARD), "a list of {path, reason}"),
-    "cost_ratio": (_is_number, "a number"),
+    "cost_ratio": (is_number, "a number"),
     "cost_ratio_interval": (_is_interval, "two numbers"),
     "batch_costs": (_is_numbers, "an object of numbers"),
     "thresholds": (_list_of(_THRESHOLD), "a list of {confidence, audited, differing, images}"),
     "poll": (_is_dict, "an object"),
     "validity": (_is_dict, "an object"),
     "lost": (_list_of(_is_dict), "a list of lost ranks"),
-    "extras": (_fields(top_k=_optional(_is_count), save=_is_text), "{top_k, save}"),
+    "extras": (_fields(top_k=_optional(_is_count), save=is_text), "{top_k, save}"),
     "accepted": (_is_accepted, "session -> table -> [[first, last], ...] of parts"),
 }
 

@@ -25,7 +25,16 @@ import numpy as np
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.results.claim import LOOK_S, STILL_S, Holder, read_claims
 from collage_mpi.results.file_names import MANIFEST, METRICS, STATUS
-from collage_mpi.results.manifest import COMPLETE, STATUSES, Json, is_int, plain, readable
+from collage_mpi.results.manifest import (
+    COMPLETE,
+    STATUSES,
+    Json,
+    is_int,
+    is_number,
+    is_text,
+    plain,
+    readable,
+)
 from collage_mpi.results.rows import KINDS, OUTCOME_CODE
 from collage_mpi.system.files import write_atomic
 from collage_mpi.system.tell import tell
@@ -316,28 +325,20 @@ def _no_status(run: Path) -> EnvironmentFault:
     )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
 _Checks = dict[str, Callable[[Any], bool]]
 _RANK: _Checks = {
     "rank": is_int,
-    "host": _is_text,
+    "host": is_text,
     "kinds": lambda v: isinstance(v, list) and all(kind in KINDS for kind in v),
-    "state": _is_text,
+    "state": is_text,
 }
 _CHECKS: _Checks = {
     "format": lambda v: v == FORMAT,
     "version": lambda v: v == VERSION,
     "state": lambda v: v in STATES,
     **dict.fromkeys(("count", "total", "before", "done", "session", "pid"), is_int),
-    **dict.fromkeys(("every_s", "elapsed_s", "written_s"), _is_number),
-    **dict.fromkeys(("label", "host", "written", "run_id", "out"), _is_text),
+    **dict.fromkeys(("every_s", "elapsed_s", "written_s"), is_number),
+    **dict.fromkeys(("label", "host", "written", "run_id", "out"), is_text),
     "ranks": lambda v: (
         isinstance(v, list) and not any(_wrong(one, _RANK, _RANK_NUMBERS) for one in v)
     ),
@@ -360,7 +361,7 @@ def _wrong(found: Any, checks: _Checks, numbers: Sequence[str]) -> str | None:
         if not right(found.get(key)):
             return f"{key} is missing or of another type"
     for key in numbers:
-        if not (found.get(key) is None or _is_number(found[key])):
+        if not (found.get(key) is None or is_number(found[key])):
             return f"{key} is no number"
     return None
 
