@@ -1,8 +1,4 @@
-"""The pure scheduler: events in, actions out.
-
-Owns: who is sent what, which answer resolves which image, timers, credit, lost
-ranks. Both the MPI coordinator and the simulator drive this same code.
-"""
+"""The pure scheduler: events in, actions out. The coordinator and the simulator drive this code."""
 
 from collage_mpi.scheduler.core import Scheduler
 from collage_mpi.scheduler.policies import (

@@ -1,9 +1,5 @@
-"""The scheduler's core: what each event means, outcomes, the end.
-
-Owns: the state of the job and its eight invariants (docs/architecture.md).
-Does not know: which rank is chosen and when a task leaves (dispatch), which group an image
-belongs to and how many come in (groups), what becomes of an image whose task failed (retries),
-what redundancy a scheme adds, when a collage's answer counts.
+"""What each event means, outcomes, the end: the scheduler and its eight invariants
+(docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -124,7 +120,7 @@ class Scheduler:
         rank = RankState(event.rank, event.kinds, event.host, event.credit)
         self._reported.add(rank.id)
         self._enter(rank)
-        self.dispatch.pump(rank)
+        self._alive(rank)
 
     def _on_suspected(self, event: ev.RankSuspected) -> None:
         rank = self.dispatch.ranks.known.get(event.rank)
@@ -134,7 +130,6 @@ class Scheduler:
         self.retries.suspects[rank.id] = rank
         self.retries.leave(rank, event.why)
         self._look_at_open_group()
-        self.dispatch.pulled.serve(everyone=True)
 
     def _on_lost(self, event: ev.RankLost) -> None:
         self._reported.add(event.rank)
@@ -153,7 +148,6 @@ class Scheduler:
         self.retries.leave(rank, why)
         self.retries.lost(covered, f"rank {rank.id} was lost: {why}")
         self._look_at_open_group()
-        self.dispatch.pulled.serve(everyone=True)
 
     def _recover(self, rank: RankState) -> None:
         if rank.status in SILENT:
@@ -164,7 +158,6 @@ class Scheduler:
 
     def _enter(self, rank: RankState) -> None:
         self.dispatch.ranks.enter(rank)
-        self.dispatch.pulled.serve(everyone=True)
         self.retries.ranks_changed()
 
     def _anybody_alive(self) -> bool:
@@ -436,7 +429,7 @@ class Scheduler:
         if image.reserve is not None:
             self._reserved -= 1
         self.groups.resolved(image)
-        for each in self.scheme.bereft(image):
+        for each in self.scheme.dependents(image):
             self.retries.image(each)
 
     # ---- timers and the end -------------------------------------------------

@@ -1,8 +1,5 @@
 """The end game: when no image is left to come, idle ranks copy those that are still out.
 
-Owns: which image gets the next copy.
-Does not know: how an image's first tasks are made, second chances.
-
 Robust dynamic load balancing (rDLB; Mohammed, Cavelan and Ciorba, arXiv 1905.08073). A rank with
 nothing to do gets the oldest of the images that have the fewest copies, so that a slow rank holds
 nobody. A copy is of the scheme's main kind, has an attempt of its own and no part in max_attempts.

@@ -1,8 +1,5 @@
 """The scheduler's vocabulary: the events it is fed and the actions it returns.
 
-Owns: these records and nothing else.
-Does not know: what causes an event or how an action is carried out.
-
 Ids (image, group, task, timer) are integers that only grow and are never
 reused. Every event carries `now_ns`, which never decreases.
 """
@@ -68,9 +65,9 @@ class ImageArrived(NamedTuple):
 
 
 class InputPaused(NamedTuple):
-    """No image is left to come, for all that is known; one that comes all the same ends that.
+    """No image is left to come, as far as is known. An image that comes later ends the pause.
 
-    What was gathered leaves as it is, and idle ranks copy what is out.
+    Tasks that wait for others of their batch leave, and idle ranks copy what is out.
     """
 
     now_ns: int

@@ -1,8 +1,5 @@
 """The lead's book of leases: which team has which part of the job's order, what of it is written.
 
-Owns: leases and their sizes, the teams' epochs, what is committed.
-Does not know: messages, files, clocks; how a team is found to be lost; what it does with a lease.
-
 Sizes are those of guided self-scheduling (Polychronopoulos and Kuck, IEEE Trans. Computers 36,
 1987): a share of what is left, so large at first and a group at the end. Exactly once: a position
 is to be granted, held by one team, or committed, and moves by `grant`, `commit`, `lost` alone.

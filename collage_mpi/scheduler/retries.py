@@ -1,15 +1,12 @@
 """Second chances: what becomes of an image whose task failed, was lost, or is silent.
 
-Owns: retries, the move of tasks that were never sent, parking while ranks are silent, calm.
-Does not know: groups' timers, what an answer means, how a job ends.
-
 What is done for an unresolved image, the first line that fits:
 
     a held answer                                     its timer will resolve it
     a task on a rank that is not silent               wait for it (a parity task is no such: its
                                                       answer alone resolves nothing)
     the scheme will still make one                    wait for it
-    one failure left, so far it only lost ranks       wait until none was lost for calm_ns
+    one failure left, so far it only lost ranks       wait until none was lost for settle_ns
     failures left, a ready main rank without it       one more task
     answers that may yet resolve it together          wait for them (parity)
     a task of it on a silent rank, or what it takes
@@ -21,7 +18,7 @@ What is done for an unresolved image, the first line that fits:
 Main is the scheme's kind of rank for a second chance: single, or collage where there is no
 other. Silence is no failure: only failures and losses count against max_attempts. Ranks that
 die together may each have been sent the image of the one before, which is not to blame for it:
-hence the wait for calm. An image that does kill its ranks kills no more of them for it.
+hence the wait. An image that does kill its ranks kills no more of them for it.
 
 What one host could not read another is asked to, where there is one, and the error row names all.
 """
@@ -39,11 +36,11 @@ from collage_mpi.scheduler.settings import SchedulerSettings
 from collage_mpi.scheduler.state import ImageState, Order, RankState, TaskState, Turn
 from collage_mpi.scheduler.transitions import (
     ANSWERED,
+    DEFERRED,
     IMAGE,
     PARKED,
     RANK,
     RETIRED,
-    SHAKEN,
     SILENT,
     SUSPECTED,
 )
@@ -78,11 +75,11 @@ class Retries:
         self.core = core
         self.max_attempts = settings.max_attempts
         self.suspects: dict[int, RankState] = {}
-        self._park_ns, self._calm_ns = settings.park_ns, settings.calm_ns
+        self._park_ns, self._settle_ns = settings.park_ns, settings.settle_ns
         self._parked: dict[int, ImageState] = {}
         self._cancel_timer: Callable[[], None] | None = None
-        self._shaken: dict[int, ImageState] = {}  # wait for calm
-        self._calm_awaited = False
+        self._deferred: dict[int, ImageState] = {}  # wait until no rank was lost for a while
+        self._deferral_timed = False
         self._lost_ns = 0  # when a rank was lost last
 
     # ---- ranks --------------------------------------------------------------
@@ -198,8 +195,8 @@ class Retries:
         if _covered(image, scheme.kinds) or scheme.covers_later(self.core, image.group):
             return
         failures_left = image.failures < self.max_attempts
-        if failures_left and self._shaky(image):
-            self._wait_for_calm(image)
+        if failures_left and self._losses_may_be_to_blame(image):
+            self._defer(image)
             return
         if failures_left and self._retry(image):
             return
@@ -262,7 +259,7 @@ class Retries:
 
     def forget(self, image: ImageState) -> None:
         """The image is resolved."""
-        self._shaken.pop(image.id, None)
+        self._deferred.pop(image.id, None)
         if self._parked.pop(image.id, None) is not None and not self._parked:
             self._cancel()
 
@@ -294,30 +291,32 @@ class Retries:
             else:
                 self.core.stop("every rank that could classify an image is silent")
 
-    # ---- calm ---------------------------------------------------------------
+    # ---- deferring ----------------------------------------------------------
 
-    def _shaky(self, image: ImageState) -> bool:
+    def _losses_may_be_to_blame(self, image: ImageState) -> bool:
         last = image.failures == self.max_attempts - 1
-        return last and 0 < image.failures <= image.losses and self._calm_at_ns() > self._now_ns()
+        return (
+            last and 0 < image.failures <= image.losses and self._settled_at_ns() > self._now_ns()
+        )
 
-    def _wait_for_calm(self, image: ImageState) -> None:
-        if image.status != SHAKEN:
+    def _defer(self, image: ImageState) -> None:
+        if image.status != DEFERRED:
             image.status = IMAGE[image.status]["losses"]
-        self._shaken[image.id] = image
-        if not self._calm_awaited:
-            self._calm_awaited = True
-            self.core.start_timer(self._calm_at_ns() - self._now_ns(), self._is_calm)
+        self._deferred[image.id] = image
+        if not self._deferral_timed:
+            self._deferral_timed = True
+            self.core.start_timer(self._settled_at_ns() - self._now_ns(), self._end_deferral)
 
-    def _is_calm(self) -> None:
+    def _end_deferral(self) -> None:
         """No rank has been lost for some time, unless one has since: then wait on."""
-        self._calm_awaited = False
-        shaken, self._shaken = self._shaken, {}
-        for image in shaken.values():
+        self._deferral_timed = False
+        deferred, self._deferred = self._deferred, {}
+        for image in deferred.values():
             _look_at(image)
             self.image(image)
 
-    def _calm_at_ns(self) -> int:
-        return self._lost_ns + self._calm_ns
+    def _settled_at_ns(self) -> int:
+        return self._lost_ns + self._settle_ns
 
     def _now_ns(self) -> int:
         return self.core.turn.now_ns
@@ -325,7 +324,7 @@ class Retries:
 
 def _look_at(image: ImageState) -> None:
     """What it waited for has come, unless an answer was before."""
-    if image.status in (PARKED, SHAKEN):
+    if image.status in (PARKED, DEFERRED):
         image.status = IMAGE[image.status]["looked at"]
 
 

@@ -1,8 +1,4 @@
-"""What the scheduler is told once.
-
-Owns: its settings, in its units.
-Does not know: how a user says them.
-"""
+"""What the scheduler is told once, in its own units."""
 
 from __future__ import annotations
 
@@ -49,7 +45,7 @@ class SchedulerSettings:
             further groups come in (drain).
         stop_ns: how long answers under way are waited for after StopRequested.
         park_ns: how long images wait when every capable rank is suspected.
-        calm_ns: before the last try of an image that has only lost ranks so far, none may have
+        settle_ns: before the last try of an image that has only lost ranks so far, none may have
             been lost for so long.
     """
 
@@ -71,7 +67,7 @@ class SchedulerSettings:
     end_ns: int = 30 * SECOND_NS
     stop_ns: int = 5 * SECOND_NS
     park_ns: int = 30 * SECOND_NS
-    calm_ns: int = SECOND_NS
+    settle_ns: int = SECOND_NS
 
     @property
     def late_ns(self) -> int:

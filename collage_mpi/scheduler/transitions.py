@@ -1,9 +1,8 @@
 """What may become of a task, an image and a rank: each as a table, state -> what happens -> state.
 
-Owns: the states, and which may follow which. The rest of the scheduler changes a status only by
-looking it up here (`task.status = TASK[task.status]["leaves"]`), so that what is not in a table
-raises. docs/architecture.md draws the tables.
-Does not know: when anything happens, what else is to be done then.
+The rest of the scheduler changes a status only by looking it up here
+(`task.status = TASK[task.status]["leaves"]`), so that what is not in a table raises.
+docs/architecture.md draws the tables.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ TASK = _table(
 
 # ---- an image, from its arrival --------------------------------------------------
 
-OPEN, RESERVED, PARKED, SHAKEN = "open", "reserved", "parked", "shaken"
+OPEN, RESERVED, PARKED, DEFERRED = "open", "reserved", "parked", "deferred"
 RESOLVED, RELEASED = "resolved", "released"
 
 IMAGE = _table(
@@ -64,7 +63,7 @@ IMAGE = _table(
         OPEN: {
             "held": RESERVED,  # it has an answer that counts later
             "silence": PARKED,  # every rank that could resolve it is silent
-            "losses": SHAKEN,  # its last try waits until no rank was lost for a while
+            "losses": DEFERRED,  # its last try waits until no rank was lost for a while
             "accepted": RESOLVED,
             "given up": RESOLVED,  # an error row
         },
@@ -72,12 +71,12 @@ IMAGE = _table(
         PARKED: {
             "looked at": OPEN,  # a rank has come
             "held": RESERVED,
-            "losses": SHAKEN,
+            "losses": DEFERRED,
             "accepted": RESOLVED,
             "given up": RESOLVED,
         },
-        SHAKEN: {
-            "looked at": OPEN,  # it is calm
+        DEFERRED: {
+            "looked at": OPEN,  # no rank was lost for a while
             "held": RESERVED,
             "silence": PARKED,
             "accepted": RESOLVED,

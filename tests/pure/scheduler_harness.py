@@ -16,7 +16,7 @@ from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.policies import AcceptPolicy, Delay
 from collage_mpi.scheduler.schemes import scheme_class, tell_nothing
 from collage_mpi.scheduler.state import ImageState
-from collage_mpi.scheduler.transitions import PARKED, RESERVED, SHAKEN
+from collage_mpi.scheduler.transitions import DEFERRED, PARKED, RESERVED
 from collage_mpi.settings.acceptance import AcceptSettings
 
 SINGLE, COLLAGE, PARITY = "single", "collage", "parity"
@@ -482,7 +482,7 @@ class Harness:
         queued = list(self.scheduler.dispatch.waiting())
         waiting = {image.id for task in queued if task.kind not in DECODE for image in task.images}
         unresolved = self.arrived - self.resolved.keys()
-        timed = {i for i in unresolved if self.states[i].status in (RESERVED, PARKED, SHAKEN)}
+        timed = {i for i in unresolved if self.states[i].status in (RESERVED, PARKED, DEFERRED)}
         # One of a stripe may wait for another, which waits for its timer.
         known = covered | waiting | timed
         covered |= self._solvable(known, [t for t in queued if t.kind in DECODE])

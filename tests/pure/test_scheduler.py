@@ -1234,7 +1234,7 @@ def held(job: Harness, image: int) -> bool:
 
 def test_before_its_last_try_an_image_waits_until_no_more_ranks_die():
     """Each of them may have been dead when it was sent the image: it is not to blame."""
-    job = started(scheme="none", collages=0, singles=4, calm_ns=1000 * MS)
+    job = started(scheme="none", collages=0, singles=4, settle_ns=1000 * MS)
     for _ in range(2):
         job.lose(job.live[job.task_of(0)].rank)
     assert not held(job, 0)

@@ -122,7 +122,7 @@ def test_only_the_settings_of_a_run_have_defaults(settings):
 
 def test_the_defaults_of_the_scheduler_are_of_what_no_setting_says():
     known = {each.name for each in fields(SchedulerSettings) if each.default is not MISSING}
-    assert known == {"max_failures", "end_ns", "stop_ns", "park_ns", "calm_ns"}
+    assert known == {"max_failures", "end_ns", "stop_ns", "park_ns", "settle_ns"}
 
 
 @pytest.mark.parametrize("name", SCHEMES)

@@ -19,7 +19,7 @@ class Model:
 
     def __init__(self, **kwargs) -> None:
         self.limit = kwargs["max_attempts"]
-        self.job = Harness(collages=0, credit=PLENTY, max_failures=PLENTY, calm_ns=0, **kwargs)
+        self.job = Harness(collages=0, credit=PLENTY, max_failures=PLENTY, settle_ns=0, **kwargs)
         self.job.start()
         self.failures: Counter[int] = Counter()  # tasks of an image that failed or were lost
         self.silences: Counter[int] = Counter()  # that fell silent with their rank

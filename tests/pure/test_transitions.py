@@ -167,37 +167,37 @@ def an_image_is_given_up_while_it_is_parked() -> None:
     assert job.resolved[0].outcome == "error"
 
 
-def shaken(**more: object) -> Harness:
+def deferred(**more: object) -> Harness:
     """Image 0 was lost with rank 1 and has one try left; rank 2 and 3 have it and are silent."""
     job = started(scheme="none", singles=3, credit=9, max_attempts=2, **more)
     for rank in (1, 2, 3):
         job.suspect(rank)
     assert image_0(job) == transitions.PARKED
     job.lose(1)
-    assert image_0(job) == transitions.SHAKEN
+    assert image_0(job) == transitions.DEFERRED
     return job
 
 
 def an_image_waits_for_calm() -> None:
-    job = shaken()
-    calm_ns = job.now_ns + job.scheduler.settings.calm_ns
-    job.fire(next(timer for timer, at_ns in job.timers.items() if at_ns == calm_ns))
+    job = deferred()
+    settle_ns = job.now_ns + job.scheduler.settings.settle_ns
+    job.fire(next(timer for timer, at_ns in job.timers.items() if at_ns == settle_ns))
     assert image_0(job) == transitions.PARKED
-    job = shaken()
+    job = deferred()
     job.answer(job.task_of(0))
-    job = shaken(image_timeout_ns=MS)
+    job = deferred(image_timeout_ns=MS)
     job.fire(min(job.timers, key=job.timers.__getitem__))
     assert job.resolved[0].outcome == "error"
 
 
-def another_try_fails_before_it_is_calm() -> None:
-    job = shaken()
+def another_try_fails_before_it_end_deferral() -> None:
+    job = deferred()
     job.fail(job.task_of(0))
     assert image_0(job) == transitions.PARKED
 
 
 def an_answer_to_be_held_comes_from_a_silent_collage_rank() -> None:
-    for max_attempts, status in ((1, transitions.PARKED), (2, transitions.SHAKEN)):
+    for max_attempts, status in ((1, transitions.PARKED), (2, transitions.DEFERRED)):
         job = started(policy="grace", grace_ns=100 * MS, singles=1, max_attempts=max_attempts)
         job.lose(1)
         job.suspect(2)
@@ -219,7 +219,7 @@ SCENARIOS: list[Callable[[], None]] = [
     silent_ranks_come_back_or_are_lost,
     an_image_is_given_up_while_it_is_parked,
     an_image_waits_for_calm,
-    another_try_fails_before_it_is_calm,
+    another_try_fails_before_it_end_deferral,
     an_answer_to_be_held_comes_from_a_silent_collage_rank,
 ]
 

@@ -246,8 +246,8 @@ class Scheme:
         """
         return False
 
-    def bereft(self, image: ImageState) -> Iterable[ImageState]:
-        """The image is resolved: those that waited for its own answer and will not have it."""
+    def dependents(self, image: ImageState) -> Iterable[ImageState]:
+        """The unresolved images that needed this one's own answer, which will not come now."""
         return ()
 
     def retry(self, image: ImageState) -> Order:

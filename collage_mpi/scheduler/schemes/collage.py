@@ -1,8 +1,4 @@
-"""The group's collage beside its singles, alone, or with second copies of what is late.
-
-Owns: schemes `collage`, `collage-only` and `collage-hedge`.
-Does not know: when a collage's answer counts (the policies), credit, queues, lost ranks.
-"""
+"""The group's collage beside its singles, alone, or with second copies of what is late."""
 
 from __future__ import annotations
 

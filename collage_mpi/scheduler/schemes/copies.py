@@ -1,9 +1,4 @@
-"""Copies of an image on further ranks: at once, when the first is late, or with all its group.
-
-Owns: schemes `replicate`, `hedge` and `batch-backup`, and the rule by which a late image gets its
-copy.
-Does not know: credit, queues, lost ranks, retries (the core does those).
-"""
+"""Copies of an image on further ranks: at once, when the first is late, or with all its group."""
 
 from __future__ import annotations
 

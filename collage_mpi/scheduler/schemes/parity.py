@@ -1,9 +1,6 @@
 """Singles, and for each k of them one task of their stripe that makes up for the slowest.
 
-Owns: schemes `parity` and `approx`: which images make a stripe, which answers decode which image
-together.
-Does not know: what evidence is and how it is decoded (a function it is given does),
-credit, queues, retries, lost ranks (the core does those).
+A function that the scheme is given knows what evidence is and how it is decoded.
 """
 
 from __future__ import annotations
@@ -136,7 +133,7 @@ class ParityScheme(Scheme):
                 for each in stripe.images:
                     self._stripes.pop(each.id, None)
 
-    def bereft(self, image: ImageState) -> Iterable[ImageState]:
+    def dependents(self, image: ImageState) -> Iterable[ImageState]:
         """Without its own answer it helps none of its stripe."""
         stripe = self._stripes.get(image.id)
         if stripe is None or image.id in stripe.known:
