@@ -1,9 +1,5 @@
-"""The images of a run between the shards and the wire.
-
-Owns: which image has which id, the pixels (or places) and cells of images in flight, packing
-tasks.
-Does not know: who is sent what and why, answers.
-"""
+"""The images in flight, between the shards and the wire: their ids, their pixels (or places) and
+cells, and the tasks that are packed from them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""The content of the files that settings name: what a run was made from, whatever it is called.
+"""Which settings name files that decide the rows, and the SHA-256 of these files.
 
-Owns: which settings name files that decide the rows, and their SHA-256.
-Does not know: shards (they have fingerprints of their own), what is in the files, manifests.
+Shards are not among them: they have fingerprints of their own.
 """
 
 from __future__ import annotations

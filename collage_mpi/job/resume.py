@@ -1,9 +1,5 @@
-"""The settings of a session that goes on: what the run's manifest knows, and what is given anew.
-
-Owns: whether there is a run to go on with, which of its settings are taken, what another
-world size means.
-Does not know: which differences are refused (results/manifest), ranks, rows.
-"""
+"""The settings of a session that goes on: those of the run's manifest, with the given ones over
+them. `results/manifest` says which differences are refused."""
 
 from __future__ import annotations
 
