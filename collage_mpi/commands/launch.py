@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from collage_mpi.commands import COMMANDS
 from collage_mpi.commands.parser import Command, MpiArguments, read_command
@@ -251,22 +251,9 @@ def wanted_on_loss(words: Sequence[str], own: str | None = None) -> str | None:
     if own is not None or args is None:
         return own
     try:
-        value = _settings_of(args).get("on_rank_loss")
+        return args.settings(None).on_rank_loss
     except CollageError:
         return None  # the ranks will say what is wrong with it
-    return value if isinstance(value, str) else None
-
-
-def _settings_of(args: RunArguments) -> Mapping[str, Any]:
-    """The settings that the ranks will read: those of the resumed run, the file's, the flags'."""
-    from collage_mpi.job.resume import has_run
-    from collage_mpi.results.manifest import read_manifest
-    from collage_mpi.settings.flags import over_file
-
-    given, _ = over_file(args.given)
-    if "on_rank_loss" in given or not (args.resumes and has_run(str(given.get("out", "")))):
-        return given
-    return (read_manifest(Path(given["out"])).get("settings") or {}) | given
 
 
 def _run_of(words: Sequence[str]) -> RunArguments | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from collage_mpi.commands.parser import Command
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode, UsageError
@@ -47,45 +47,59 @@ class RunArguments(Arguments):
         """Whether a run that is there goes on."""
         return self.resume or self.retry_errors
 
+    def settings(self, world_size: int | None) -> RunSettings:
+        """The settings of the run; of a run that goes on, those that it was started with.
+
+        Args:
+            world_size: that a run that goes on shall fit; None for as many ranks as it had.
+
+        Raises:
+            UsageError, EnvironmentFault, DataFault: they cannot be read, or contradict each other.
+        """
+        given, source = over_file(self.given)
+        if not self.resumes:
+            return RunSettings.from_mapping(given, source)
+        from collage_mpi.job.resume import resumed_settings
+
+        return resumed_settings(given, source, world_size)
+
+    @property
+    def teams(self) -> int:
+        """The teams of the run. Every rank must know them before rank 0 has read a run that goes
+        on.
+        """
+        try:
+            return self.settings(None).teams
+        except CollageError:
+            if self.resumes:
+                return 1  # rank 0 will meet it again, and tell
+            raise
+
 
 def execute(args: RunArguments) -> int:
     """Run; rank 0 prints the summary."""
-    given, source = over_file(args.given)
-    settings = None if args.resumes else RunSettings.from_mapping(given, source)
     if args.dry_run and launcher_size() in (None, 1):
-        from collage_mpi.job.resume import resumed_settings
-
-        found = settings or resumed_settings(given, source, None)
-        return _forecast(found, None, args)
+        return _forecast(args.settings(None), None, args)
     from collage_mpi.job.main import run_world
 
     def body(worker_group: WorkerGroup, stop_reason: Callable[[], str | None]) -> int:
-        from collage_mpi.job.resume import resumed_settings
-
-        found = settings or resumed_settings(given, source, worker_group.transport.size)
+        settings = args.settings(worker_group.transport.size)
         if args.dry_run:
-            return _forecast(found, worker_group, args, stop_reason)
-        code = run_and_tell(
-            found, worker_group, stop_reason, resume=args.resumes, retry_errors=args.retry_errors
-        )
+            return _forecast(settings, worker_group, args, stop_reason)
+        how = {"resume": args.resumes, "retry_errors": args.retry_errors}
+        code = run_and_tell(settings, worker_group, stop_reason, **how)
         if args.report:
-            write_page(Path(found.out))
+            write_page(Path(settings.out))
         return code
-
-    def settings_of() -> RunSettings:
-        from collage_mpi.job.resume import resumed_settings
-
-        return settings or resumed_settings(given, source, launcher_size())
 
     def team_body(
         worker_group: WorkerGroup, link: LeadLink, stop_reason: Callable[[], str | None]
     ) -> int:
         from collage_mpi.job.run import run_team
 
-        return run_team(settings_of, worker_group, link, stop_reason)
+        return run_team(lambda: args.settings(launcher_size()), worker_group, link, stop_reason)
 
-    teams = settings.teams if settings is not None else _teams_of(given, source)
-    return run_world("run", body, teams=teams, team_body=team_body)
+    return run_world("run", body, teams=args.teams, team_body=team_body)
 
 
 def check_before_ranks(args: RunArguments, ranks: int | None, *, files: bool = True) -> int:
@@ -101,16 +115,13 @@ def check_before_ranks(args: RunArguments, ranks: int | None, *, files: bool = T
         EnvironmentFault, DataFault: a file is missing, damaged, or in use.
     """
     from collage_mpi.job.plan import check_without_images
-    from collage_mpi.job.resume import fitted, has_run, resumed_settings
+    from collage_mpi.job.resume import fitted, has_run
 
-    given, source = over_file(args.given)
+    settings = args.settings(None)
     if not args.resumes:
-        settings = RunSettings.from_mapping(given, source)
         settings.require_inputs()
-    else:
-        settings = resumed_settings(given, source, None)
-        if ranks is not None and "singles" not in given and has_run(settings.out):
-            settings = fitted(settings, ranks // settings.teams)
+    elif ranks is not None and "singles" not in over_file(args.given)[0] and has_run(settings.out):
+        settings = fitted(settings, ranks // settings.teams)
     size = settings.launch_size if ranks is None else ranks
     try:
         settings.place_team(size, 0, None)
@@ -145,16 +156,6 @@ def _check_out(settings: RunSettings, resume: bool) -> None:
     writer, _ = find_writer(out, Patience(still_s=LOOK_S))
     if writer is not None:
         raise held_by(out, writer)
-
-
-def _teams_of(given: Mapping[str, Any], source: str) -> int:
-    """The teams of a resumed run. Every rank must know them before rank 0 has read the run."""
-    from collage_mpi.job.resume import resumed_settings
-
-    try:
-        return resumed_settings(given, source, None).teams
-    except CollageError:
-        return 1  # rank 0 will meet it again, and tell
 
 
 def write_page(out: Path) -> None:
