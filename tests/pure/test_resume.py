@@ -30,7 +30,7 @@ from collage_mpi.models.weights import describe_weights, save_weights
 from collage_mpi.results import RunWriter, export_run, read_results, summarise, verify_run
 from collage_mpi.results.file_names import MARKER
 from collage_mpi.results.manifest import differences, held, read_manifest
-from collage_mpi.results.reader import standing
+from collage_mpi.results.reader import open_run, standing
 from collage_mpi.results.rows import IMAGES, SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
@@ -260,6 +260,17 @@ def test_a_retrys_row_stands_for_the_error_row(tmp_path: Path) -> None:
     assert session(out, []) == "complete"  # the errors are mended for good
     (images, *_) = export_run(read_results(out), "csv", tmp_path)
     assert len(images.read_text().splitlines()) == 19
+
+
+def test_so_it_does_where_parts_name_no_session(tmp_path: Path) -> None:
+    """As those of version 0.1.0: their rows alone tell that several sessions wrote them."""
+    session(tmp_path / "run", list(range(18)), {3})
+    session(tmp_path / "run", [3], retry_errors=True)
+    run = open_run(tmp_path / "run")
+    run = dataclasses.replace(run, parts=tuple(part._replace(session=0) for part in run.parts))
+    rows = np.concatenate(list(run.chunks(IMAGES)))
+    assert (len(rows), bool(rows["answered"].all())) == (18, True)
+    assert [len(piece()) for piece in run.mended_pieces()] == [1, 0]
 
 
 def test_a_retry_that_was_cut_off_loses_nothing(tmp_path: Path) -> None:
