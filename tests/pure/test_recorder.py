@@ -273,6 +273,21 @@ def test_an_error_row_that_no_rank_could_read_has_no_label():
     assert labels == [(False, False, 0), (True, True, 6)]
 
 
+def test_a_row_that_one_rank_found_bad_stays_so():
+    """Whatever other ranks say after it: a stored cell that is classified keeps no label."""
+    rows, book = recorder()
+    admit(book, 0, 6)
+    for task, of_input in enumerate((False, True, False)):
+        why = (ev.Unread("worn", of_input=of_input),)
+        book.sent([send(task, 1, SINGLE, {0: 0}, 9, 1)], START_NS, [0])
+        ended(book, 1, 0, WireResult(task, FAILED, reason="worn", unread=why))
+        book.settled((task,))
+    book.sent([send(3, 2, COLLAGE, {0: 0}, 9, 2)], START_NS, [0])
+    ended(book, 2, 0, WireResult(3, ANSWERED))
+    book.resolved(resolved(0, COLLAGE, (3,), 0, 6), START_NS + 3)
+    assert [(row.answered, row.has_label) for row in rows.images] == [(True, False)]
+
+
 def test_an_error_row_and_what_never_ended():
     rows, book = recorder(warmup_groups=10)
     admit(book, 0, None, 100, 11)
