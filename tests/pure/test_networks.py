@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import pytest
 from job_messages import WELCOME
 
+from collage_mpi.encoding.vectors import EMBEDDINGS
 from collage_mpi.job import networks
 from collage_mpi.job.networks import NetworkLoader, uncollected
 
@@ -28,6 +30,27 @@ def test_nothing_is_collected_while_a_network_is_loaded(monkeypatch, thawed):
     assert [load("w.safetensors", "single", WELCOME) for _ in range(2)] == ["it", "it"]
     assert collected == [False]  # once
     assert gc.isenabled()
+
+
+def test_a_network_is_loaded_as_the_welcome_says_and_again_where_it_must_be_told_shapes(
+    monkeypatch, thawed
+):
+    asked = []
+    monkeypatch.setattr(
+        networks, "load_predictor", lambda spec, kind, how: asked.append((spec, how)) or "it"
+    )
+    monkeypatch.setattr(networks, "threads_per_rank", lambda ranks: 5)
+    load = NetworkLoader(1, 3)
+    extras = replace(WELCOME.extras, save=EMBEDDINGS)
+    for side in (2, 3):
+        for spec in ("w.safetensors", "mine:net"):
+            load(spec, "single", replace(WELCOME, side=side, extras=extras))
+    assert [(spec, how.geometry and how.geometry.side) for spec, how in asked] == [
+        ("w.safetensors", None),
+        ("mine:net", 2),
+        ("mine:net", 3),
+    ]
+    assert {(how.embed, how.threads, how.device) for _, how in asked} == {(True, 5, "cpu")}
 
 
 def test_what_a_network_brings_is_not_looked_at_again(thawed):
