@@ -120,7 +120,7 @@ class Scheduler:
         rank = RankState(event.rank, event.kinds, event.host, event.credit)
         self._reported.add(rank.id)
         self._enter(rank)
-        self._alive(rank)
+        self.dispatch.pump(rank)
 
     def _on_suspected(self, event: ev.RankSuspected) -> None:
         rank = self.dispatch.ranks.known.get(event.rank)
@@ -130,6 +130,7 @@ class Scheduler:
         self.retries.suspects[rank.id] = rank
         self.retries.leave(rank, event.why)
         self._look_at_open_group()
+        self.dispatch.pulled.serve(everyone=True)
 
     def _on_lost(self, event: ev.RankLost) -> None:
         self._reported.add(event.rank)
@@ -148,6 +149,7 @@ class Scheduler:
         self.retries.leave(rank, why)
         self.retries.lost(covered, f"rank {rank.id} was lost: {why}")
         self._look_at_open_group()
+        self.dispatch.pulled.serve(everyone=True)
 
     def _recover(self, rank: RankState) -> None:
         if rank.status in SILENT:
@@ -158,6 +160,7 @@ class Scheduler:
 
     def _enter(self, rank: RankState) -> None:
         self.dispatch.ranks.enter(rank)
+        self.dispatch.pulled.serve(everyone=True)
         self.retries.ranks_changed()
 
     def _anybody_alive(self) -> bool:

@@ -49,7 +49,7 @@ NOBODY = "no rank is left that could classify an image"
 NAMED_HOSTS = 3  # of those that could not read an image: a row's reason is short
 
 
-class Core(schemes.Core, Protocol):
+class RetryCore(schemes.Core, Protocol):
     """What second chances need of the scheduler."""
 
     scheme: schemes.Scheme
@@ -71,7 +71,7 @@ class Core(schemes.Core, Protocol):
 class Retries:
     """Keeps the promise of progress (invariant 4)."""
 
-    def __init__(self, core: Core, settings: SchedulerSettings) -> None:
+    def __init__(self, core: RetryCore, settings: SchedulerSettings) -> None:
         self.core = core
         self.max_attempts = settings.max_attempts
         self.suspects: dict[int, RankState] = {}

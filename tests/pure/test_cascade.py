@@ -1249,12 +1249,3 @@ def test_one_that_cannot_be_read_holds_up_no_others():
     job.feed(ImageArrived(job.now_ns, 2, job.now_ns, fault="worn", drawn=True))
     job.arrive(1, drawn=True)
     assert out(job) == [(2, COLLAGE, [0, 1, 3])]
-
-
-def test_a_silent_rank_that_is_retired_when_it_fails_is_sent_nothing_more():
-    job = cascade(singles=3, max_failures=1)
-    job.arrive(3 + 2)
-    job.suspect(1)
-    job.fail(job.task_of(0))
-    assert job.retired == {1}
-    assert {send.rank for send in job.live.values()} == {2, 3}

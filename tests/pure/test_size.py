@@ -21,9 +21,7 @@ HOW = "make it smaller, or write a line in tests/pure/test_size.py with the reas
 LONG = {  # up to tens
 }
 MANY_ARGUMENTS = {}
-SHARED_NAMES = {
-    "Core",
-}
+SHARED_NAMES: set[str] = set()
 MODULES = (
     263,  # when each had become a concept of its own
     1,  # launch/ending: the exit code is worked out without processes and streams
