@@ -54,6 +54,18 @@ def test_what_has_failed_leaves_alone():
     assert images == [[0, 1, 2, 3], [0], [2], [4, 5, 6, 7]]
 
 
+def test_what_has_failed_waits_on_when_an_older_image_leaves_without_it():
+    job = started(singles=2, credit=1, batch=2)
+    job.arrive(job.admitted)
+    job.answer(job.task_of(0))
+    job.suspect(1)
+    job.fail(job.task_of(3))
+    job.answer(job.task_of(2))
+    job.answer(first_task(job, 2))
+    images = [[send.items[0].image for send in sends] for sends in job.messages]
+    assert images[:4] == [[0, 1], [2, 3], [1], [3]]
+
+
 @pytest.mark.parametrize("scheme", ["none", "collage"])
 def test_the_images_of_a_batch_are_neighbours(scheme):
     """So that a rank that reads them finds them in one place of a shard."""
