@@ -363,5 +363,5 @@ def test_too_few_images_are_told_of_before_a_network_runs(tmp_path, monkeypatch,
     words += ["--collage", "shipped:fashion_collage_side3.safetensors"]
     assert cli.main(words) == 4
     assert "20 labelled images: a threshold needs 2,000" in capsys.readouterr().err
-    assert cli.main([*words, "--errors", "-1"]) == 2
-    assert "--errors is -1; it needs at least 0" in capsys.readouterr().err
+    assert cli.main([*words, "--errors", "-0.5"]) == 2
+    assert "--errors is -0.5; it needs at least 0" in capsys.readouterr().err
