@@ -175,7 +175,7 @@ def test_auto_sends_pixels_to_who_has_not_the_input(rank, more, mpiexec, program
     assert found.manifest["sessions"][-1]["final"]["read_by"] == sorted({0, 1, 2, 3, 4} - {rank})
     own = found.images["rank"] == rank
     assert own.any()
-    assert set(found.images["rank"]) > {rank}
+    assert set(found.tasks["rank"]) > {rank}
 
 
 def test_a_copy_on_the_hosts_own_disk_will_do(mpiexec, programs, data, tmp_path):
