@@ -78,6 +78,7 @@ class PairBook:
         self.heard: list[float | None] = []
         self._shards, self._lost = shards, 0  # how many lost ones were looked at
         self._say: Callable[[tuple[Pair, ...]], None] | None = None
+        self._indices = np.asarray(calibration, np.int64)
         self._places = {index: place for place, index in enumerate(calibration)}
         self._awaited: dict[int, int] = {}  # of these, images that are to come in here
         self._open: dict[int, int] = {}  # image of the calibration -> its place
@@ -87,9 +88,10 @@ class PairBook:
         """From now on `say` takes the pairs, in `look`."""
         self._say = say
 
-    def expect(self, indices: Iterable[int]) -> None:
-        """Images of these indices are to come in here."""
-        self._awaited.update((i, self._places[i]) for i in indices if i in self._places)
+    def expect(self, indices: np.ndarray) -> None:
+        """Images of these indices, (k,) int64, are to come in here: a lease, or the whole job."""
+        mine = self._indices[np.isin(self._indices, indices)]
+        self._awaited.update((index, self._places[index]) for index in mine.tolist())
         self._lost = 0
 
     def calibrates(self, image: int, index: int) -> bool:

@@ -329,7 +329,7 @@ class Supply:
             if self._numbered:
                 self._feed.number(indices.tolist(), lease.first_group * self._size)
             if self.book is not None:
-                self.book.expect(indices.tolist())
+                self.book.expect(indices)
         if self._closed:
             self._feed.close()
 

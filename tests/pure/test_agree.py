@@ -141,7 +141,7 @@ def test_images_of_a_shard_that_is_lost_are_not_waited_for() -> None:
     shards = SimpleNamespace(lost={}, locate=lambda index: divmod(index, 100))
     book = PairBook([40, 140, 150, 240, 260], shards)
     book.tell(said.extend)
-    book.expect([40, 140, 150, 160])
+    book.expect(np.array([40, 140, 150, 160]))
     assert book.calibrates(1, 150)
     book.look()
     assert said == []
@@ -150,10 +150,10 @@ def test_images_of_a_shard_that_is_lost_are_not_waited_for() -> None:
     book.look()
     assert said == [Pair(1, None, differs=False)]  # 150 had come in by then
     shards.lost[2] = "gone"
-    book.expect([240])  # it is lost already; 260 another team may read
+    book.expect(np.array([240]))  # it is lost already; 260 another team may read
     book.look()
     assert said[1:] == [Pair(3, None, differs=False)]
-    book.expect([260])  # now this one is a lease of this team
+    book.expect(np.array([260]))  # now this one is a lease of this team
     book.look()
     assert said[2:] == [Pair(4, None, differs=False)]
 
