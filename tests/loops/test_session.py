@@ -157,3 +157,23 @@ def test_what_kept_a_row_from_the_disk_is_raised_before_the_lead_hears_of_an_end
             session.work(COSTS)
     assert made.group.calls[-1] == "end"
     made.close("incomplete")
+
+
+def test_of_what_is_left_in_an_open_loop_the_first_image_comes_at_once(tmp_path):
+    lacking = np.arange(IMAGES) > 19
+    made = Made(tmp_path, lacking, arrivals="poisson", rate=0.01)
+    arrivals = made.session._arrivals()
+    arrivals.start(0)
+    arrivals.admit(0, 2)
+    assert arrivals.due(0) == 1
+    made.close("incomplete")
+
+
+def test_a_session_that_the_lead_halts_ends_with_the_reason(tmp_path):
+    made = Made(tmp_path)
+    with made.session as session:
+        session.make_ready()
+        session.supply.halted = "stopped by SIGTERM"
+        finish = session.work(COSTS)
+    assert (finish.status, finish.reason) == ("incomplete", "stopped by SIGTERM")
+    made.close(finish.status)
