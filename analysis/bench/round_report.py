@@ -264,8 +264,7 @@ _RATIOS = {
 
 
 def _world_lines(world: dict[str, Any]) -> list[str]:
-    from collage_mpi.results.render import optional
-    from collage_mpi.system.terminal import make_table, to_text
+    from collage_mpi.system.table import Column, Table, to_text
 
     down = world["down_bytes_per_round"] / 1e6
     head = (
@@ -273,14 +272,15 @@ def _world_lines(world: dict[str, Any]) -> list[str]:
         f"{down:.2f} MB down a round; {world['mpi']}; load {world['load_before'][0]:.1f} before, "
         f"{world['load_after'][0]:.1f} after"
     )
-    titles = [title for title, _, _ in _COLUMNS]
-    table = make_table("", *titles, *_RATIOS, "p50 of blocks")
-    for name, found in world["variants"].items():
-        blocks = found["block_p50_ms"]
-        table.add_row(
+    titles = [Column(title, form) for title, form, _ in _COLUMNS]
+    ratios = [Column(title, ".2f") for title in _RATIOS]
+    rows = [
+        [
             name,
-            *(optional(found[key], form) for _, form, key in _COLUMNS),
-            *(optional(found[base][key], ".2f") for base, key in _RATIOS.values()),
-            f"{min(blocks):.2f}-{max(blocks):.2f}",
-        )
-    return [head, to_text(table, _WIDTH)]
+            *(found[key] for _, _, key in _COLUMNS),
+            *(found[base][key] for base, key in _RATIOS.values()),
+            f"{min(found['block_p50_ms']):.2f}-{max(found['block_p50_ms']):.2f}",
+        ]
+        for name, found in world["variants"].items()
+    ]
+    return [head, to_text(Table(["", *titles, *ratios, "p50 of blocks"], rows), _WIDTH)]

@@ -255,24 +255,24 @@ def _print_tail(tail: Tail) -> None:
 
 def _print_table(found: list[Candidate], rate: float | None) -> None:
     from collage_mpi.simulation.advice import points_lost, sooner
-    from collage_mpi.system.terminal import make_table, to_text
+    from collage_mpi.system.table import Table, to_text
 
     plain = found[0]
     names = ("scheme", "ranks", "P50, ms", "P99, ms", "gain", "images/s", "points lost", "wasted")
-    table = make_table(*names)
-    for one in found:
-        lost = points_lost(one, plain)
-        table.add_row(
+    rows = [
+        (
             one.label,
-            f"{one.ranks}",
+            one.ranks,
             _ms(one.p50_ms),
             _ms(one.p99_ms),
             f"{sooner(one, plain):.2f} x" if one.p99_ms and plain.p99_ms else "n/a",
             f"{one.images_per_s:.4g}",
-            "?" if lost is None else f"{lost:.2f}",
+            "?" if (lost := points_lost(one, plain)) is None else f"{lost:.2f}",
             f"{one.wasted:.1%}",
         )
-    print(to_text(table))
+        for one in found
+    ]
+    print(to_text(Table(names, rows)))
     whose = "Latency of a group."
     if rate is not None:
         whose = f"Open loop: {rate:g} images a second arrive. Latency of an image."

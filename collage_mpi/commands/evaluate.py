@@ -152,8 +152,7 @@ def _check_save(args: EvaluateArguments, path: Path) -> None:
 
 def _measure(args: EvaluateArguments, specs: dict[str, str]) -> dict[str, Any]:
     from collage_mpi.models import describe, load_predictor
-    from collage_mpi.models.fit import check_fit, check_parity
-    from collage_mpi.models.info import Loading
+    from collage_mpi.models.info import Loading, check_fit, check_parity
     from collage_mpi.models.own import is_own
     from collage_mpi.shards import ShardSet
     from collage_mpi.training.report import AskedNetworks, make_report
@@ -272,18 +271,19 @@ def _codes(
 
 
 def _print_table(report: dict[str, Any]) -> None:
-    from collage_mpi.system.terminal import make_table, to_text
+    from collage_mpi.system.table import Table, to_text
     from collage_mpi.training.threshold import told_savings
 
     networks = report["networks"]
     ratios = {k: r for k in networks if (r := report.get(f"{k}_over_single")) is not None}
     titles = [_title(kind, entry) for kind, entry in networks.items()]
-    table = make_table("", *titles, *(f"{kind} : single" for kind in ratios))
+    columns = ("", *titles, *(f"{kind} : single" for kind in ratios))
+    rows = []
     places = networks.get(COLLAGE, {}).get("places", {})
     for title, cell, ratio_cell in (*ROWS[:2], *map(_place_row, places), *ROWS[2:]):
-        row = [title, *(cell(entry) for entry in networks.values())]
-        table.add_row(*row, *(ratio_cell(ratio) if ratio_cell else "" for ratio in ratios.values()))
-    print(to_text(table))
+        beside = [ratio_cell(ratio) if ratio_cell else "" for ratio in ratios.values()]
+        rows.append([title, *map(cell, networks.values()), *beside])
+    print(to_text(Table(columns, rows)))
     print(
         f"Service time: median of {report['calls']} calls of batch 1, networks in turn, on "
         f"{report['device']} with {counted(report['threads'], 'thread')}, {_tunings(networks)}. "

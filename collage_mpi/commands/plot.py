@@ -16,7 +16,7 @@ from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.printable import say
 
 if TYPE_CHECKING:
-    from collage_mpi.figures.points_csv import Row
+    from collage_mpi.figures.points import Row
     from collage_mpi.results import Results
 
 FLOOR = "what is below 1 ms is drawn at 1"
@@ -76,7 +76,7 @@ class PointsArguments(FigureArguments):
 
     def rows(self) -> list[Row]:
         """The points that are drawn."""
-        from collage_mpi.figures.points_csv import choose, read_points
+        from collage_mpi.figures.points import choose, read_points
 
         return choose(read_points(self.points), self.where)
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from collage_mpi.commands.parser import Command, Commands
 from collage_mpi.commands.prep_pictures import IMAGES, TAR
-from collage_mpi.commands.prep_rows import RowsArguments, RowsToWrite
 from collage_mpi.commands.prep_tables import (
     Hdf5Arguments,
+    RowsArguments,
+    RowsToWrite,
     ShardsArguments,
     rows_of_hdf5,
     rows_of_shards,
@@ -139,7 +140,7 @@ def write_rows(
     path: Path, table: RowsToWrite, rows: np.ndarray, advance: Callable[[int], None]
 ) -> None:
     """Write one shard of the table's `rows`; `advance` is called after each batch."""
-    from collage_mpi.prep.reshard import ShardRows
+    from collage_mpi.prep.arrays import ShardRows
     from collage_mpi.shards import EncodedWriter
 
     with _writer(path, table, len(rows)) as writer:

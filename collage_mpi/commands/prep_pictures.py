@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from collage_mpi.commands.parser import Command
-from collage_mpi.commands.prep_rows import ClassNamesArguments, check_prefix
+from collage_mpi.commands.prep_tables import ClassNamesArguments, check_prefix
 from collage_mpi.errors import ExitCode
 from collage_mpi.settings.flags import switch
 from collage_mpi.system.fields import REQUIRED, setting
@@ -165,7 +165,7 @@ class TarArguments(PicturesArguments):
 def execute(args: PicturesArguments) -> int:
     """Make this process's shards; returns 0, or 5 if pictures were left out."""
     from collage_mpi.prep.plan import clear_strangers, plan_shards
-    from collage_mpi.prep.pool import make_shards
+    from collage_mpi.prep.work import make_shards
     from collage_mpi.system.environment import launcher_rank, launcher_size, processes_wanted
 
     rank, size = launcher_rank() or 0, launcher_size() or 1

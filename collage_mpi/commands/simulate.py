@@ -148,7 +148,7 @@ def _costs(args: SimulateArguments, run: Results | None = None) -> Costs:
 
 def _like(args: SimulateArguments, path: str) -> int:
     from collage_mpi.results import read_results, summarise
-    from collage_mpi.simulation.report import compare, render_comparison
+    from collage_mpi.simulation.beside import compare, render_comparison
     from collage_mpi.simulation.runs import like, run_job
 
     for flag, value in (("seeds", args.seeds), ("settings", args.given.get(SETTINGS))):

@@ -20,7 +20,8 @@ from collage_mpi.system.printable import say
 if TYPE_CHECKING:
     from collage_mpi.results import Results
     from collage_mpi.results.slow_ranks import Recurrence, Speed
-    from collage_mpi.simulation.without import RunPace, Without
+    from collage_mpi.simulation.beside import RunPace, Without
+    from collage_mpi.system.table import Table, Value
 
 SHOWN = 12  # of a run's ranks, GPUs or hosts; slow ones are all shown
 
@@ -105,7 +106,7 @@ def _simulated(found: _RunSpeeds, never: bool) -> _RunSpeeds:
 
     if never or not any(speed.slow for speed in found.speeds):
         return found
-    from collage_mpi.simulation.without import without_slow
+    from collage_mpi.simulation.beside import without_slow
 
     try:
         return _RunSpeeds(found.run, found.speeds, without_slow(found.run, found.speeds))
@@ -174,7 +175,7 @@ def _as_json(
 
 def _print_run(found: _RunSpeeds, *, brief: bool) -> None:
     """Print the ranks, GPUs and hosts of a run; with `brief` only the slow ones."""
-    from collage_mpi.system.terminal import to_text
+    from collage_mpi.system.table import to_text
 
     say(f"{found.run.path}: {found.run.label}")
     if _on_purpose(found.run):
@@ -204,35 +205,20 @@ def _print_run(found: _RunSpeeds, *, brief: bool) -> None:
         say(f"  not simulated without them: {found.refused}")
 
 
-def _table(unit: str, speeds: Sequence[Speed]) -> Any:
-    from collage_mpi.system.terminal import make_table
+def _table(unit: str, speeds: Sequence[Speed]) -> Table:
+    from collage_mpi.system.table import Column, Table
 
     hosts = unit == "rank" and any(speed.host for speed in speeds)
-    columns = [
-        unit,
-        *(["host"] if hosts else []),
-        "kind",
-        "median ms",
-        "x peers",
-        "95 %",
-        "answers",
-    ]
-    table = make_table(*columns, "")
+    named = [unit, *(["host"] if hosts else []), "kind"]
+    rows = []
     for speed in speeds:
         where = [speed.host or "?"] if hosts else []
         name = speed.name if unit != "rank" or not _gpu(speed) else f"{speed.name} {speed.device}"
-        low, high = speed.interval or (None, None)
-        table.add_row(
-            name,
-            *where,
-            speed.kind,
-            _number(speed.median_ms),
-            _number(speed.ratio),
-            "n/a" if low is None else f"{_number(low)} to {_number(high)}",
-            f"{speed.messages:,}",
-            "SLOW" if speed.slow else "",
-        )
-    return table
+        figures = map(_number, (speed.median_ms, speed.ratio))
+        ends = None if speed.interval is None else " to ".join(map(_number, speed.interval))
+        slow = "SLOW" if speed.slow else ""
+        rows.append([name, *where, speed.kind, *figures, ends, speed.messages, slow])
+    return Table([*named, "median ms", "x peers", "95 %", Column("answers", ","), ""], rows)
 
 
 def _gpu(speed: Speed) -> bool:
@@ -246,32 +232,30 @@ def _number(value: float | None) -> str:
 
 
 def _print_without(found: Without) -> None:
-    from collage_mpi.system.terminal import make_table, to_text
+    from collage_mpi.system.table import Table, to_text
 
     say(f"\nHad they been like their peers (simulated, {found.images:,} images of the run):")
-    table = make_table("", "images/s", "group P50 ms", "group P99 ms")
     named: dict[str, RunPace] = {
         "measured": found.measured,
         "simulated as it was": found.simulated,
         "simulated without": found.without,
     }
-    for name, pace in named.items():
-        table.add_row(name, *map(_number, (pace.images_per_s, pace.p50_ms, pace.p99_ms)))
-    say(to_text(table))
+    rows = [
+        [name, *map(_number, (pace.images_per_s, pace.p50_ms, pace.p99_ms))]
+        for name, pace in named.items()
+    ]
+    say(to_text(Table(("", "images/s", "group P50 ms", "group P99 ms"), rows)))
 
 
 def _print_hosts(hosts: Sequence[Recurrence]) -> None:
-    from collage_mpi.system.terminal import make_table, to_text
+    from collage_mpi.system.table import Table, to_text
 
-    table = make_table("host", "runs", "slow in", "x peers there", "")
-    slow = [host for host in hosts if host.slow]
-    for host in slow:
+    rows: list[list[Value]] = []
+    for host in (host for host in hosts if host.slow):
         ratios = ", ".join(map(_number, sorted(host.ratios, reverse=True)[:4]))
-        table.add_row(
-            host.host, str(host.runs), str(host.slow), ratios, "AGAIN" if host.again else ""
-        )
-    if slow:
-        say(f"\n{to_text(table)}")
+        rows.append([host.host, host.runs, host.slow, ratios, "AGAIN" if host.again else ""])
+    if rows:
+        say(f"\n{to_text(Table(('host', 'runs', 'slow in', 'x peers there', ''), rows))}")
 
 
 COMMAND = Command(

@@ -66,7 +66,7 @@ def _follow(args: TopArguments, watch: Any, view: View) -> View:
     from rich.live import Live
 
     from collage_mpi.results.status import ENDED
-    from collage_mpi.system.terminal import Printable
+    from collage_mpi.system.table import Printable
 
     if not sys.stdout.isatty():  # a line drawn over another would be two lines there
         told = None
@@ -90,7 +90,7 @@ def _follow(args: TopArguments, watch: Any, view: View) -> View:
 
 
 def _text(args: TopArguments, view: View, *, once: bool = False) -> str:
-    from collage_mpi.system.terminal import to_text
+    from collage_mpi.system.table import to_text
 
     ranks = 20 if args.ranks is None else args.ranks
     return to_text(drawn(args.run, view, ranks, once=once))
@@ -192,9 +192,9 @@ def _table(ranks: list[Json], most: int) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    from collage_mpi.system.terminal import make_table
+    from collage_mpi.system.table import Table
 
-    table = make_table("rank", "host", "kind", "state", "open", "service ms", "x peers", "")
+    rows = []
     slower = beside_peers(ranks)
     order = sorted(
         ranks,
@@ -204,20 +204,15 @@ def _table(ranks: list[Json], most: int) -> RenderableType:
         ratio, enough = slower[rank["rank"]], (rank.get("answers") or 0) >= LEAST_ANSWERS
         wrong = "" if rank["state"] == "ready" else str(rank.get("why") or "")[:40]
         slow = ratio is not None and ratio >= SLOW and enough
-        table.add_row(
-            str(rank["rank"]),
-            rank["host"],
-            "+".join(rank["kinds"]),
-            rank["state"].upper() if wrong else rank["state"].replace("_", " "),
-            _number(rank.get("tasks")),
-            _number(rank.get("service_ms")),
-            _number(ratio),
-            wrong or ("SLOW" if slow else ""),
-        )
+        state = rank["state"].upper() if wrong else rank["state"].replace("_", " ")
+        figures = map(_number, (rank.get("tasks"), rank.get("service_ms"), ratio))
+        kinds, last = "+".join(rank["kinds"]), wrong or ("SLOW" if slow else "")
+        rows.append((str(rank["rank"]), rank["host"], kinds, state, *figures, last))
+    columns = ("rank", "host", "kind", "state", "open", "service ms", "x peers", "")
     counts = [f"{sum(r['state'] == s for r in ranks):,} {s}" for s in _states(ranks)]
     hidden = len(ranks) - min(most, len(ranks))
     left = f"; {hidden:,} not shown" if hidden else ""
-    return Group(table, Text(f"{len(ranks):,} ranks: {', '.join(counts)}{left}"))
+    return Group(Table(columns, rows), Text(f"{len(ranks):,} ranks: {', '.join(counts)}{left}"))
 
 
 def _states(ranks: list[Json]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.commands.parser import Command, Commands
-from collage_mpi.commands.prep_rows import ClassNamesArguments
+from collage_mpi.commands.prep_tables import ClassNamesArguments
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
 from collage_mpi.models.tuning import PLAIN, PRECISIONS
@@ -144,8 +144,7 @@ def _ask_both(
     import numpy as np
 
     from collage_mpi.models import load_predictor
-    from collage_mpi.models.fit import check_fit
-    from collage_mpi.models.info import Loading
+    from collage_mpi.models.info import Loading, check_fit
     from collage_mpi.shards import ShardSet
     from collage_mpi.training.measure import AskedImages, answers_of, images_a_call
     from collage_mpi.training.threshold import TwoStages, require_images

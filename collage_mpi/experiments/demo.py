@@ -230,25 +230,23 @@ def _tables(waiting: Sequence[Json], arriving: Sequence[Json], rate: float) -> s
 
     from collage_mpi.results.comparison import latency_cell
     from collage_mpi.results.render import points
-    from collage_mpi.system.terminal import make_table, to_text
+    from collage_mpi.system.table import Column, Table, Value, to_text
 
     answers = ("accuracy", "gained", "lost")
-    pace = make_table("all images wait", "images/s", "rank-s/image", "P95, ms", *answers)
-    tail = make_table(f"{rate:.0f} images a second arrive", "P50, ms", "P95, ms", *answers)
+    rows: tuple[list[list[Value]], ...] = ([], [])
     paces = _paces(waiting)
-    for table, entries in ((pace, waiting), (tail, arriving)):
+    for table, entries in zip(rows, (waiting, arriving), strict=True):
         for i, (name, entry) in enumerate(zip(NAMES, entries, strict=True)):
             price, paired = entry["price"]["rank_seconds_per_image"], entry["paired"]
-            rates = f"{paces[i]:.1f} ({paces[i] / paces[0]:.2f}x)", f"{price:.4f}"
+            rates = f"{paces[i]:.1f} ({paces[i] / paces[0]:.2f}x)", price
             p50, p95 = (latency_cell(entry, key, i == 0) for key in ("p50", "p95"))
-            table.add_row(
-                name + (" (INVALID)" if entry["invalid"] else ""),
-                *(rates if table is pace else (p50,)),
-                p95,
-                points(entry["accuracy"]),
-                str(paired["only_this"]),
-                str(paired["only_baseline"]),
-            )
+            row = [name + (" (INVALID)" if entry["invalid"] else "")]
+            row += [*(rates if entries is waiting else (p50,)), p95, points(entry["accuracy"])]
+            table.append([*row, paired["only_this"], paired["only_baseline"]])
+    price = Column("rank-s/image", ".4f")
+    pace = Table(("all images wait", "images/s", price, "P95, ms", *answers), rows[0])
+    arrive = f"{rate:.0f} images a second arrive"
+    tail = Table((arrive, "P50, ms", "P95, ms", *answers), rows[1])
     below = (
         "(x): the ratio to none. gained: images on which the scheme is right and none is wrong; "
         f"lost: the reverse; of {waiting[0]['labelled']:,} images."

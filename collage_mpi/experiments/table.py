@@ -1,9 +1,15 @@
-"""Writes the results of an experiment: table.csv with a line a run, points.csv with a line a
-point.
+"""Writes the results of an experiment: table.csv with a line a run, points.csv with a line a point
+and its statistics over the point's repeats: medians, ranges, gains, pooled figures
+(docs/experiments.md).
+
+A seed is a *placement*: which machine is which rank. It is the unit of replication. A percentile or
+a gain is taken for each placement; then come the median over placements and their 10-90 % range.
+Beside them stands the pooled figure, of the groups of all placements together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +17,168 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.experiments.aggregate import MEANS, STATISTICS, PointRun, aggregate
 from collage_mpi.experiments.runner import DONE, NEW, state, summary_alone
 from collage_mpi.experiments.spec import Experiment, Point
 from collage_mpi.kinds import SHARED_KINDS
 from collage_mpi.results import read_results, summarise
 from collage_mpi.results.file_names import POINTS, TABLE
-from collage_mpi.results.render import optional
+from collage_mpi.results.statistics import PERCENTILES, percentile, percentile_name
 from collage_mpi.simulation.runs import read_latencies_ns
 from collage_mpi.system.files import save_records
-from collage_mpi.system.terminal import make_table, to_text
+from collage_mpi.system.table import Column, Table, to_text
+
+STATISTICS = (*(percentile_name(q) for q in PERCENTILES), "std")
+COMPARED = ("p50", "p99", "std")
+LEAST_FOR_RANGE = 5  # placements; a 10-90 % range of fewer says nothing
+SEEDS = ("straggler_seed", "arrival_seed")  # what repeats differ in
+_Q = {percentile_name(q): q for q in PERCENTILES}
+_SHARES = tuple(f"{kind}_share" for kind in SHARED_KINDS)
+MEANS = (*_SHARES, "wasted_work", "rank_seconds_per_image", "cost_ratio")
+_REPLICATES, _BOOTSTRAP_SEED = 400, 20190426
+
+Json = dict[str, Any]
+Key = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class PointRun:
+    """A finished run of a point.
+
+    Attributes:
+        point: of the experiment.
+        row: its line of table.csv.
+        latencies_ms: (groups,) of its measured groups; None where only a summary was kept.
+    """
+
+    point: Point
+    row: Mapping[str, Any]
+    latencies_ms: np.ndarray | None
+
+
+def aggregate(experiment: Experiment, runs: Iterable[PointRun]) -> list[Json]:
+    """One row a point: its repeats together, compared with the experiment's baselines.
+
+    A gain `p99_vs_B` is B's figure divided by this point's, so 2 means half of B's. It is taken for
+    each placement, over the seeds that both have. Accuracy differences are for the same images.
+    """
+    families: dict[str, list[PointRun]] = {}
+    for run in runs:
+        families.setdefault(run.point.family, []).append(run)
+    places = {_place(members[0].point): members for members in families.values()}
+    settings = [key for key in experiment.varied if key not in SEEDS]
+    rows = []
+    for family, members in families.items():
+        row = _own(family, members, settings)
+        for choice in experiment.baselines.choices:
+            place = _moved(members[0].point, experiment.baselines.axis, choice)
+            row |= _compared(choice, members, places.get(place, []) if place else [])
+        rows.append(row)
+    return rows
+
+
+def _place(point: Point) -> Key:
+    """The point's choices on the axes of the grid; a [[point]] has its own name."""
+    return tuple(point.draft.axes.items()) or (("", point.family),)
+
+
+def _moved(point: Point, axis: str | None, choice: str) -> Key | None:
+    """The place with another choice on one axis; None for a [[point]], which has no axes."""
+    if axis not in point.draft.axes:
+        return None
+    return tuple({**point.draft.axes, axis: choice}.items())
+
+
+def _own(family: str, runs: Sequence[PointRun], settings: Sequence[str]) -> Json:
+    first = runs[0]
+    row: Json = {
+        "name": family,
+        "how": first.row["how"],
+        **{f"axis:{axis}": label for axis, label in first.point.draft.axes.items()},
+        **{key: first.row[key] for key in settings},
+        "placements": len(runs),
+        "invalid": sum(run.row["valid"] is False for run in runs),
+        "groups": sum(run.row["groups"] for run in runs),
+        "ranks": first.row["ranks"],
+    }
+    for name in STATISTICS:
+        values = _known(run.row[f"{name}_ms"] for run in runs)
+        row |= _spread(f"{name}_ms", values, of=len(runs))
+        row[f"{name}_pooled_ms"] = pooled(name, runs)
+    row["p99_pooled_low_ms"], row["p99_pooled_high_ms"] = _pooled_range(runs)
+    row["accuracy"] = _mean(run.row["accuracy"] for run in runs)
+    return row | {name: _mean(run.row[name] for run in runs) for name in MEANS}
+
+
+def _compared(choice: str, runs: Sequence[PointRun], bases: Sequence[PointRun]) -> Json:
+    theirs = {base.point.draft.seed: base for base in bases}
+    pairs = [(r, theirs[r.point.draft.seed]) for r in runs if r.point.draft.seed in theirs]
+    row: Json = {}
+    for name in COMPARED:
+        both = [(r.row[f"{name}_ms"], b.row[f"{name}_ms"]) for r, b in pairs]
+        gains = [base / own for own, base in both if own and base is not None]
+        row |= _spread(f"{name}_vs_{choice}", gains, of=len(runs))
+        own, base = (pooled(name, [pair[i] for pair in pairs]) for i in (0, 1))
+        row[f"{name}_pooled_vs_{choice}"] = base / own if own and base is not None else None
+    paired = [(r.row["accuracy"], b.row["accuracy"]) for r, b in pairs]
+    row[f"accuracy_vs_{choice}"] = _mean(
+        None if own is None or base is None else own - base for own, base in paired
+    )
+    return row
+
+
+def pooled(name: str, runs: Sequence[PointRun]) -> float | None:
+    """A statistic over the groups of all runs together, in ms; None where it is unsupported."""
+    samples = [run.latencies_ms for run in runs if run.latencies_ms is not None]
+    if not samples or len(samples) < len(runs):
+        return None
+    values = np.concatenate(samples)  # (groups of all runs,)
+    if name == "std":
+        return float(values.std(ddof=1)) if len(values) > 1 else None
+    together = runs[0].point.settings.released_together  # groups let in at a time
+    return percentile(values, _Q[name], sum(-(-len(sample) // together) for sample in samples))
+
+
+def _pooled_range(runs: Sequence[PointRun]) -> tuple[float | None, float | None]:
+    """The range of 95 % of pooled P99s if whole placements are drawn again, with replacement.
+
+    It is too narrow for a 95 % interval if few placements differ much (docs/experiments.md).
+    """
+    samples = [run.latencies_ms for run in runs if run.latencies_ms is not None]
+    if len(samples) < max(len(runs), LEAST_FOR_RANGE) or pooled("p99", runs) is None:
+        return None, None
+    rng = np.random.default_rng(_BOOTSTRAP_SEED)
+    found = []
+    for _ in range(_REPLICATES):
+        drawn = rng.integers(len(samples), size=len(samples))
+        values = np.concatenate([samples[i] for i in drawn])
+        found.append(np.quantile(values, 0.99, method="inverted_cdf"))
+    low, high = np.quantile(found, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _spread(name: str, values: Sequence[float], of: int) -> Json:
+    """Median and 10-90 % range under `name`, `name`_low and `name`_high.
+
+    The median needs a value from every placement: without the worst one it would be too good.
+    """
+    median = float(np.median(values)) if values and len(values) == of else None
+    low, high = (
+        (float(q) for q in np.quantile(values, (0.1, 0.9)))
+        if median is not None and len(values) >= LEAST_FOR_RANGE
+        else (None, None)
+    )
+    stem, unit = (name[:-3], "_ms") if name.endswith("_ms") else (name, "")
+    return {name: median, f"{stem}_low{unit}": low, f"{stem}_high{unit}": high}
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = _known(values)
+    return float(np.mean(known)) if known else None
+
 
 LATENCY = ("p50_ms", "p95_ms", "p99_ms", "p99.9_ms", "std_ms", "over_3_medians")
 PRICE = (
@@ -31,8 +189,6 @@ PRICE = (
     "rank_seconds_per_image",
     "images_per_s",
 )
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -74,14 +230,17 @@ def write_tables(experiment: Experiment, out: Path) -> Tables:
 
 def render_point(row: Json) -> str:
     """A line of points.csv as text, with the figures over its placements."""
-    table = make_table(f"over {row['placements']} seeds", "median", "10 %", "90 %", "pooled")
-    for name in STATISTICS:
-        keys = ("_ms", "_low_ms", "_high_ms", "_pooled_ms")
-        table.add_row(f"{name}_ms", *(optional(row[name + key], ".5g") for key in keys))
-    means = make_table("", "mean")
-    for name in ("accuracy", *MEANS):
-        means.add_row(name, optional(row[name], ".5g"))
+    keys = ("_ms", "_low_ms", "_high_ms", "_pooled_ms")
+    table = Table(
+        (f"over {row['placements']} seeds", *_numbers("median", "10 %", "90 %", "pooled")),
+        [[f"{name}_ms", *(row[name + key] for key in keys)] for name in STATISTICS],
+    )
+    means = Table(("", *_numbers("mean")), [[name, row[name]] for name in ("accuracy", *MEANS)])
     return f"{to_text(table)}\n\n{to_text(means)}\n\n{row['groups']:,} groups"
+
+
+def _numbers(*labels: str) -> list[Column]:
+    return [Column(label, ".5g") for label in labels]
 
 
 def read_runs(experiment: Experiment, out: Path) -> tuple[list[PointRun], list[Point]]:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from collage_mpi.faults.reply_timeout import SECOND_NS, WatchedTime
 from collage_mpi.faults.tcp_link import Offer, TcpLink, connect, ended
-from collage_mpi.system.pidfd import ProcessId, ProcessWatch, this_process, watch_process
+from collage_mpi.system.process_tree import ProcessId, ProcessWatch, this_process, watch_process
 from collage_mpi.system.tell import tell
 
 # Counted in time that rank 0 watches: while it opens its shards it accepts nobody.

@@ -19,8 +19,7 @@ from collage_mpi.results import Results, summarise
 from collage_mpi.results.render import points as share_text
 from collage_mpi.results.render import supported
 from collage_mpi.system.files import save_records
-from collage_mpi.system.table import Column, Table, Value
-from collage_mpi.system.terminal import to_text
+from collage_mpi.system.table import Column, Table, Value, to_text
 
 PERS = ("group", "image")
 TAIL = "p99"
@@ -132,7 +131,7 @@ def render_batches(points: Sequence[BatchPoint]) -> str:
     latencies = [f"{per} {name.upper()}" for per, name in keys]
     columns = ["", "batch", "images/s", *latencies]
     batches = Column("batches", ",.0f")
-    return to_text(Table([*columns, batches, "runs", "accuracy"], rows).drawn(), 150)
+    return to_text(Table([*columns, batches, "runs", "accuracy"], rows), 150)
 
 
 def plot_throughput(

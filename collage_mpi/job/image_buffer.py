@@ -19,7 +19,7 @@ from collage_mpi.mpi.tasks import (
     pack_tasks,
     task_message_bytes,
 )
-from collage_mpi.results.draw import NO_DRAW, Draw
+from collage_mpi.results.agreement import NO_DRAW, Draw
 from collage_mpi.scheduler.events import Send
 from collage_mpi.shards.readahead import ImageRecord
 

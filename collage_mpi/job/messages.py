@@ -23,7 +23,7 @@ from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.models.specs import ParitySpec
 from collage_mpi.models.tuning import Tuning
 from collage_mpi.mpi.protocol import CONTROL_BYTES, WireFault, pack_control, unpack_control
-from collage_mpi.system.pidfd import ProcessId
+from collage_mpi.system.process_tree import ProcessId
 from collage_mpi.workload.background_load import Burn
 from collage_mpi.workload.straggler_settings import StragglerSettings
 

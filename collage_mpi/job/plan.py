@@ -17,8 +17,7 @@ from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.job.calibration import calibration_first
 from collage_mpi.kinds import CODED, COLLAGE, KIND, KINDS, PARITY, SINGLE
 from collage_mpi.models import describe
-from collage_mpi.models.fit import check_fit, check_parity, class_mismatch
-from collage_mpi.models.info import NetworkInfo
+from collage_mpi.models.info import NetworkInfo, check_fit, check_parity, class_mismatch
 from collage_mpi.models.null import NULL_CLASSES, is_null
 from collage_mpi.models.own import is_own
 from collage_mpi.models.specs import AcceptSpec, ParitySpec

@@ -38,7 +38,7 @@ from collage_mpi.shards.pictures import parse_fit
 from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
 from collage_mpi.system.hard_exit import remove_shared_memory
 from collage_mpi.system.limits import limit_met
-from collage_mpi.system.pidfd import ProcessId
+from collage_mpi.system.process_tree import ProcessId
 from collage_mpi.workload.background_load import Burners
 from collage_mpi.workload.service_times import DelayModel, service_ns
 from collage_mpi.workload.straggler_settings import make_delays

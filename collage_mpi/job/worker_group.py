@@ -23,8 +23,8 @@ from collage_mpi.mpi.transport import CoordinatorTransport, Gone, Received
 from collage_mpi.scheduler.events import RankLost
 from collage_mpi.system.backoff import GROUP_BACKOFF, Backoff
 from collage_mpi.system.hard_exit import remove_shared_memory
-from collage_mpi.system.pidfd import this_process
 from collage_mpi.system.printable import numbered
+from collage_mpi.system.process_tree import this_process
 
 HERE_LIMIT_S = 30.0  # MPI is up, and the answer is the first thing a rank does
 HELLO_LIMIT_S = 600.0  # loading weights from a cold, shared file system

@@ -11,7 +11,7 @@ from enum import Enum, auto
 from pathlib import Path
 
 from collage_mpi.errors import ExitCode
-from collage_mpi.launch.startup import BUS_ERROR, SIGNAL_NAMES
+from collage_mpi.launch.job_ranks import BUS_ERROR, SIGNAL_NAMES
 from collage_mpi.system.launchers import Death, Launcher
 
 _KNOWN_CODES = frozenset(map(int, ExitCode))

@@ -1,5 +1,6 @@
-"""The processes of a job's ranks on this host: which process is which rank, how long rank 0 has
-been stopped or all ranks have been gone, and which shared memory they used.
+"""A job's ranks as launch sees them. `Startup` follows the start until MPI is up on all of them.
+`RankProcesses` follows their processes on this host: which process is which rank, how long rank 0
+has been stopped or all ranks have been gone, and which shared memory they used.
 
 A suspended job stops as a whole, together with launch, and goes on later. So rank 0 counts as
 stopped only while other ranks of the host are running and launch looks.
@@ -7,12 +8,122 @@ stopped only while other ranks of the host are running and launch looks.
 
 from __future__ import annotations
 
+import math
+import signal
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 from collage_mpi.system.environment import mpi_rank
 from collage_mpi.system.hard_exit import UCX, shared_memory, unlink
-from collage_mpi.system.pidfd import stat_of
-from collage_mpi.system.process_tree import holders_of
+from collage_mpi.system.launchers import Death
+from collage_mpi.system.printable import numbered
+from collage_mpi.system.process_tree import holders_of, stat_of
+
+TELL_AFTER_S = 30.0  # and again after twice as long, and so on
+INIT_LIMIT_S = 120.0  # for MPI to be up once all ranks have begun to start it: it takes some 1 s
+END_GRACE_S = 10.0  # for MPI to be up after all, once a rank has ended before it was
+MOST_NAMED = 12
+
+BUS_ERROR = "/dev/shm may be full"  # the messages of one host lie there
+SIGNAL_NAMES = {int(number): number.name for number in signal.Signals}
+
+
+class Startup:
+    """The state of a start.
+
+    Args:
+        ranks: of the world.
+        limit_s: time until rank 0 must report that MPI is up, or send anything else that
+            launch listens for. None if it is unknown whether a report will come (a user's
+            script); then the limit counts from the moment at which a rank reports that it
+            begins to start MPI.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, ranks: int, limit_s: float | None, clock: Callable[[], float]) -> None:
+        self.up = False
+        self.there: set[int] = set()  # ranks whose Python runs and begins to start MPI
+        self.ended: Death | None = None  # the first rank that ended before MPI was up
+        self._ranks, self._clock, self._began_s = ranks, clock, clock()
+        self._limited = limit_s is not None
+        self._until_s = math.inf if limit_s is None else self._began_s + limit_s
+        self._tell_after_s = TELL_AFTER_S
+
+    @property
+    def watched(self) -> bool:
+        """Whether MPI is expected to come up and has not yet."""
+        return not self.up and (self._limited or bool(self.there))
+
+    def arrived(self, rank: int) -> None:
+        """A rank begins to start MPI. Once all ranks do, MPI is up within moments."""
+        self.there.add(rank)
+        if len(self.there) >= self._ranks:
+            self._at_most(INIT_LIMIT_S)
+
+    @property
+    def ended_by(self) -> Death | None:
+        """The rank that ended the job: a signal killed it before MPI was up, or it left while the
+        others waited for MPI. None if there is no such rank, or its exit code is unknown.
+        """
+        death = self.ended
+        if death is None or death.code is None:
+            return None
+        return death if death.by_signal or self.watched else None
+
+    def has_ended(self, death: Death) -> None:
+        """A rank has ended. Without it MPI cannot start, unless it was just about to."""
+        if not self.up and self.ended in (None, Death(None, death.rank)):
+            self.ended = death
+            self._at_most(END_GRACE_S)
+
+    def too_late(self, now_s: float) -> bool:
+        """Whether the time for the start is over."""
+        return self.watched and now_s > self._until_s
+
+    def was_suspended(self, gap_s: float) -> None:
+        """Launch was suspended together with the ranks, so this time does not count."""
+        self._began_s += gap_s
+        self._until_s += gap_s
+
+    def news(self, now_s: float) -> str | None:
+        """What to print, now and then, about a start that takes long."""
+        waited_s = now_s - self._began_s
+        if not self.watched or waited_s < self._tell_after_s:
+            return None
+        self._tell_after_s = 2 * waited_s
+        return f"MPI is not up after {waited_s:.0f} s: {self.who_is_missing()}"
+
+    def status(self) -> dict[str, Any]:
+        """For the display."""
+        there = len(self.there)
+        return {"phase": "starting", "done": there, "total": self._ranks, "unit": "ranks"}
+
+    def who_is_missing(self) -> str:
+        """The ranks that the others wait for, in words."""
+        if self.ended is not None:
+            rank, code = self.ended.rank, self.ended.code
+            if code is None:
+                return f"rank {rank} has ended before it"
+            how = SIGNAL_NAMES.get(code - 128, f"code {code}")
+            full = f": {BUS_ERROR}" if how == "SIGBUS" else ""
+            return f"rank {rank} has ended before it ({how}{full})"
+        missing = [rank for rank in range(self._ranks) if rank not in self.there]
+        if not missing:
+            return f"all {self._ranks} ranks have begun to start it, and wait for each other"
+        return (
+            f"{len(self.there)} of {self._ranks} ranks are there; nothing yet of "
+            f"{_some(missing)}: dead, hung or slow to import"
+        )
+
+    def _at_most(self, seconds: float) -> None:
+        self._until_s = min(self._until_s, self._clock() + seconds)
+
+
+def _some(ranks: Collection[int]) -> str:
+    told, more = numbered("rank", list(ranks)[:MOST_NAMED]), len(ranks) - MOST_NAMED
+    return told if more <= 0 else f"{told} and {more} more"
+
 
 LOOK_EVERY_S = 1.0
 LOOK_AT_START_S = 0.3  # Python alone takes longer to begin

@@ -29,10 +29,9 @@ from collage_mpi.launch.ending import (
     never_up,
     stood_still,
 )
-from collage_mpi.launch.job_ranks import LOOK_AT_START_S, LOOK_EVERY_S, RankProcesses
+from collage_mpi.launch.job_ranks import LOOK_AT_START_S, LOOK_EVERY_S, RankProcesses, Startup
 from collage_mpi.launch.mpiexec import LaunchPlan
 from collage_mpi.launch.scratch import VARIABLE, held, note_signal
-from collage_mpi.launch.startup import Startup
 from collage_mpi.system.environment import STATUS_VARIABLE
 from collage_mpi.system.launchers import Death
 from collage_mpi.system.process_tree import end_family, guarded

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from collage_mpi.errors import UsageError
 from collage_mpi.models.architecture import Architecture, Backbone
-from collage_mpi.models.resnet import ConvNorm, ResNet, Trunk
+from collage_mpi.models.backbones import ConvNorm, ResNet, Trunk
 from collage_mpi.models.specs import APART, YOLO, HeadSpec
 
 

@@ -14,10 +14,9 @@ from torch import Tensor
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.kinds import SINGLE
 from collage_mpi.models.architecture import EFFICIENTNET_LITE, Backbone
-from collage_mpi.models.backbones import renamed
+from collage_mpi.models.backbones import COUNTER, renamed, stored_arrays
 from collage_mpi.models.collage_net import check_pixels
 from collage_mpi.models.info import NetworkInfo
-from collage_mpi.models.resnet import COUNTER, stored_arrays
 from collage_mpi.models.vision import VisionSingle
 from collage_mpi.models.weights import save_weights, sha256_of_file
 from collage_mpi.system.files import require_regular

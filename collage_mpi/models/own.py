@@ -92,7 +92,7 @@ def load_own(spec: str, kind: str, geometry: Geometry, how: Loading) -> Predicto
         predictor.first_call(how.embed)
         return predictor
     if "torch" in sys.modules and isinstance(made, sys.modules["torch"].nn.Module):
-        from collage_mpi.models.own_module import module_predictor
+        from collage_mpi.models.predictor import module_predictor
 
         return module_predictor(spec, kind, geometry, made, how)
     raise UsageError(

@@ -18,8 +18,7 @@ from typing import Any
 from collage_mpi import __version__
 from collage_mpi.errors import UsageError
 from collage_mpi.report import tables
-from collage_mpi.report.charts import chart_data, excerpt
-from collage_mpi.report.worst import worst_images
+from collage_mpi.report.charts import chart_data, excerpt, worst_images
 from collage_mpi.results.comparison import compare, notes
 from collage_mpi.results.manifest import readable
 from collage_mpi.results.reader import Run, distinct, open_run

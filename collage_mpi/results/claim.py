@@ -26,7 +26,7 @@ from pathlib import Path
 from platform import node
 
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
-from collage_mpi.system.pidfd import ProcessId, has_ended, this_process
+from collage_mpi.system.process_tree import ProcessId, has_ended, this_process
 
 BEAT_S = 1.0
 # Thirty beats. File servers pause for seconds, not for so long, and Linux asks them anew at

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from collage_mpi.results.reader import Run, distinct
@@ -21,8 +21,7 @@ from collage_mpi.results.render import (
 )
 from collage_mpi.results.rows import IMAGES
 from collage_mpi.results.summary import summarise
-from collage_mpi.system.table import ABSENT, Table
-from collage_mpi.system.terminal import to_text, usable_width
+from collage_mpi.system.table import ABSENT, Table, to_text, usable_width
 
 STATISTICS = ("p50", "p95", "p99", "p99.9", "std")
 
@@ -172,7 +171,7 @@ def render_comparison(entries: Sequence[Json], *, width: int | None = None) -> s
     """
     width = usable_width(width)
     names = [_name(entry) for entry in entries]
-    drawn = [table.drawn() for table in _tables(entries, names)]
+    drawn: Sequence[RenderableType] = _tables(entries, names)
     above: list[Text] = []
     if max(map(len, to_text(Group(*drawn), _WIDE).splitlines())) > width:
         above = [Text(f"{i}  {name}") for i, name in enumerate(names, start=1)] + [Text("")]

@@ -11,8 +11,7 @@ from rich.text import Text
 from collage_mpi.kinds import COLLAGE, KIND, SHARED_KINDS, SINGLE, SPARE_KINDS
 from collage_mpi.results.agreement import ADVICE, weaker_by
 from collage_mpi.system.printable import counted
-from collage_mpi.system.table import ABSENT, Column, Table, Value
-from collage_mpi.system.terminal import to_text
+from collage_mpi.system.table import ABSENT, Column, Table, Value, to_text
 
 _MOST_CLASSES = 10  # of a run without labels; all are in summary.json
 _STATISTICS = ("p50", "p95", "p99", "p99.9")
@@ -29,15 +28,15 @@ def render_summary(summary: Json, *, width: int | None = None) -> str:
             Text(_title(summary), style="bold"),
             *(Text(line, style="bold red") for line in warnings(summary)),
             "",
-            _latency_table(summary).drawn(),
+            _latency_table(summary),
             *unlike_teams(summary),
             "",
-            _parts_table(summary).drawn(),
+            _parts_table(summary),
             "",
-            _accuracy_table(summary).drawn(),
+            _accuracy_table(summary),
             *_audit(summary.get("audit")),
             "",
-            _price_table(summary).drawn(),
+            _price_table(summary),
             *_predictions(summary),
         ),
         width,
@@ -217,11 +216,11 @@ def _predictions(summary: Json) -> list[RenderableType]:
         rest = sum(one["n"] for one in more)
         rows.append([f"{len(more):,} other classes", rest, points(rest / found["n"]), ""])
     rows.append(["all", found["n"], "", found["mean_score"]])
-    table = Table(("predictions (no labels)", n, "share", score), rows).drawn()
+    table = Table(("predictions (no labels)", n, "share", score), rows)
     examples = Table(
         ("such as", "shard", Column("row", ","), Column("score", ".3f")),
         [[_class(one), one["shard"], one["row"], one["score"]] for one in found["examples"]],
-    ).drawn()
+    )
     line = f"collage-mpi export {summary['run']} --to csv writes a line an image, with its id"
     return ["", table, "", examples, "", Text(line, no_wrap=True, overflow="ignore")]
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
 from collage_mpi.kinds import COLLAGE
+from collage_mpi.results.agreement import Draw, draw_of
 from collage_mpi.results.claim import LOOK_S, Patience, find_writer
-from collage_mpi.results.draw import Draw, draw_of
 from collage_mpi.results.file_names import PARTS_FOLDER
 from collage_mpi.results.manifest import COMPLETE, Json, to_go_on
 from collage_mpi.results.marks import InputMarks, Marks

@@ -26,7 +26,7 @@ from collage_mpi.faults.reply_timeout import SCAN_EVERY_NS, TIMEOUT, ReplyTimeou
 from collage_mpi.job.recorder import Recorder, Writer
 from collage_mpi.kinds import CODED, KIND, PARITY, SPARE_KINDS
 from collage_mpi.mpi.answers import ANSWERED, SKIPPED, WireResult
-from collage_mpi.results.draw import Draw
+from collage_mpi.results.agreement import Draw
 from collage_mpi.scheduler import Scheduler, batch_factor, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Score

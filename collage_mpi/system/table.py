@@ -1,12 +1,20 @@
-"""One table for all that stands in rows and columns: in a terminal, in Markdown, on a page."""
+"""One table for all that stands in rows and columns: in a terminal, in Markdown, on a page. Also
+other text for a terminal or a log. rich is imported late: the doctor must run without it.
+"""
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from collage_mpi.system.environment import launcher_rank
+from collage_mpi.system.printable import printable
+
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.table import Table as RichTable
 
 ABSENT = "n/a"
@@ -125,6 +133,9 @@ class Table:
             table.add_row(*row)
         return table
 
+    def __rich__(self) -> RichTable:
+        return self.drawn()
+
     def markdown(self) -> str:
         """For a report: numbers end at the right."""
         heads = self.heads
@@ -132,3 +143,44 @@ class Table:
         rows = [[column.label for column in heads], rule, *self.texts()]
         lines = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows)
         return "\n".join(f"| {line} |" for line in lines)
+
+
+def to_text(renderable: RenderableType, width: int | None = None) -> str:
+    """Anything that rich can draw, as text; plain if stdout is not a terminal of the user's.
+
+    Open MPI gives every rank a pseudo-terminal of 80 columns, which does not count as one.
+    """
+    from rich.console import Console
+
+    tty = _is_users_terminal()
+    out = io.StringIO()
+    wide = usable_width(width)
+    console = Console(
+        file=out, force_terminal=tty, no_color=not tty, width=wide, markup=False, highlight=False
+    )
+    console.print(Printable(renderable), crop=False)  # a command with a long path stays one line
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+class Printable:
+    """A renderable whose texts are freed of control characters before they are coloured."""
+
+    def __init__(self, renderable: RenderableType) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self._renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+def usable_width(width: int | None = None) -> int:
+    """Columns to fill: the given number, the terminal's, or 120 without a terminal."""
+    if width or not _is_users_terminal():
+        return width or 120
+    from rich.console import Console
+
+    return Console().width
+
+
+def _is_users_terminal() -> bool:
+    return sys.stdout.isatty() and launcher_rank() is None

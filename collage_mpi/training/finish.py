@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from collage_mpi.kinds import SINGLE
+from collage_mpi.models.backbones import stored_arrays
 from collage_mpi.models.info import Loading, NetworkInfo
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.models.reading import GridReading, Reading
-from collage_mpi.models.resnet import stored_arrays
 from collage_mpi.models.weights import save_weights
 from collage_mpi.training.batches import plain_batches
 from collage_mpi.training.judge import (

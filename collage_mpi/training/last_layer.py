@@ -30,8 +30,7 @@ from collage_mpi.training.parts import (
     start_from,
 )
 from collage_mpi.training.settings import TrainSettings, learning_rate_at
-from collage_mpi.training.sources import TrainData
-from collage_mpi.training.views import calls_of, each_view, kept_in
+from collage_mpi.training.sources import TrainData, calls_of, each_view, kept_in
 
 CALL = 16  # images a call: at 128 px half again as fast as 64, whose maps leave the cache
 

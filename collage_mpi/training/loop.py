@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from collage_mpi.errors import DataFault
+from collage_mpi.models.backbones import channels_last
 from collage_mpi.models.collage_net import build_network, check_pixels
-from collage_mpi.models.resnet import channels_last
 from collage_mpi.training.batches import BatchMaker, TrainBatch, plain_batches
 from collage_mpi.training.checkpoint import (
     StopSignals,

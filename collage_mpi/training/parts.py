@@ -13,7 +13,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from collage_mpi.errors import UsageError
-from collage_mpi.models.resnet import COUNTER
+from collage_mpi.models.backbones import COUNTER
 from collage_mpi.models.tuning import processor_facts
 from collage_mpi.training.peers import ALONE, Peers
 from collage_mpi.training.settings import TrainSettings

@@ -13,7 +13,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault
 from collage_mpi.models.specs import AcceptSpec
-from collage_mpi.system.terminal import make_table, to_text
+from collage_mpi.system.table import Table, to_text
 from collage_mpi.training.judge import Answers, right
 
 MOST_POINTS = 0.1  # percentage points of accuracy
@@ -244,14 +244,19 @@ def told_savings(found: Mapping[str, Any] | None, timed: str) -> str:
     if found is None:
         need = f"{LEAST_IMAGES:,} labelled images, half of them to choose a score"
         return f"Saving at no loss: n/a (it needs {need} and half to measure what that costs)."
-    table = make_table("sure from a score of", "sure answers", "points beside the single", "saving")
-    for at in found["curve"]:
-        changed = f"{at['points']:+.2f} ({at['two_errors']:.2f})"
-        row = (f"{at['confidence']:.4f}", f"{at['share']:.1%}", changed, f"{at['saving']:.2f} x")
-        table.add_row(*row)
+    columns = ("sure from a score of", "sure answers", "points beside the single", "saving")
+    rows = [
+        (
+            f"{at['confidence']:.4f}",
+            f"{at['share']:.1%}",
+            f"{at['points']:+.2f} ({at['two_errors']:.2f})",
+            f"{at['saving']:.2f} x",
+        )
+        for at in found["curve"]
+    ]
     ratio = f"{found['ratio']:.2f}"
     lines = [
-        to_text(table),
+        to_text(Table(columns, rows)),
         f"Saving: images a rank-second over scheme none, 1 / ({ratio} / {found['cells']} + share "
         f"of answers that are not sure). {found['cells']} images at once take {ratio} times as "
         "long as one by the single network "

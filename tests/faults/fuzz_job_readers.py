@@ -55,7 +55,7 @@ from collage_mpi.scheduler.events import Score, Unread
 from collage_mpi.shards import write_shard
 from collage_mpi.system import environment
 from collage_mpi.system.launchers import FAMILIES, LAUNCHERS, starter
-from collage_mpi.system.pidfd import ProcessId, watch_process
+from collage_mpi.system.process_tree import ProcessId, watch_process
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
 Change = Callable[[random.Random, bytes], bytes]

@@ -412,8 +412,8 @@ def _other_columns(rng: random.Random, raw: bytes) -> bytes:
 
 def _tables(folder: Path) -> list[Reader]:
     """Text of other programs: points of an experiment, names of classes, a file of checksums."""
-    from collage_mpi.commands.prep_rows import ClassNamesArguments
-    from collage_mpi.figures.points_csv import choose, frontier, need, read_points
+    from collage_mpi.commands.prep_tables import ClassNamesArguments
+    from collage_mpi.figures.points import choose, frontier, need, read_points
     from collage_mpi.shards.schema import read_sidecar, sidecar_path
 
     rows = ["name,placements,ranks,axis:scheme,group_p99_ms", "a,3,10,none,5.5", "b,3,11,collage,"]
@@ -449,7 +449,7 @@ def _training(folder: Path) -> list[Reader]:
 
     from collage_mpi.models.foreign_weights import read_state
     from collage_mpi.training.checkpoint import load_checkpoint, save_checkpoint
-    from collage_mpi.training.views import read_views
+    from collage_mpi.training.sources import read_views
 
     identity = {"seed": 1}
     network = torch.nn.Linear(3, 2)
@@ -503,7 +503,7 @@ def _simulation(folder: Path) -> list[Reader]:
     from collage_mpi.simulation.costs import FORMAT, VERSION, Costs, read_costs
     from collage_mpi.simulation.replayed_answers import read_answers
     from collage_mpi.simulation.runs import read_latencies_ns, read_summary
-    from collage_mpi.system.terminal import to_text
+    from collage_mpi.system.table import to_text
     from collage_mpi.training.judge import save_answers
     from collage_mpi.workload.arrivals import load_times_ns
 

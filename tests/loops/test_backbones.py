@@ -65,7 +65,7 @@ def imported(pth: Path, out: Path, *flags: str) -> int:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_single_and_collage_share_their_trunk(name: str) -> None:
-    from collage_mpi.models.resnet import fold_norms
+    from collage_mpi.models.backbones import fold_norms
     from collage_mpi.models.vision import fold_pairs
 
     torch.manual_seed(0)

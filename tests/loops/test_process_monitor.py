@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from collage_mpi.faults import tcp_link
 from collage_mpi.faults.process_monitor import STRANGERS, CoordinatorMonitor, ProcessMonitor
 from collage_mpi.faults.tcp_link import TcpLink
-from collage_mpi.system import hard_exit, pidfd
-from collage_mpi.system.pidfd import ProcessId, this_process, watch_process
+from collage_mpi.system import hard_exit, process_tree
+from collage_mpi.system.process_tree import ProcessId, this_process, watch_process
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pidfd and epoll are Linux's")
 LIMIT_S = 10.0
@@ -35,7 +35,7 @@ def child():
     """A process that does nothing, and what names it."""
     process = subprocess.Popen(["sleep", "60"])
     machine = this_process().machine
-    started = pidfd._started(str(process.pid))
+    started = process_tree._started(str(process.pid))
     yield process, ProcessId(machine, process.pid, started)
     process.kill()
     process.wait()
@@ -303,7 +303,7 @@ def test_without_a_descriptor_the_port_is_not_looked_at_for_a_while(slow_monitor
 
 def test_no_descriptor_to_look_at_a_process_by_is_no_end_of_it(child, monkeypatch):
     _, name = child
-    real = pidfd._started
+    real = process_tree._started
     none_left = OSError(errno.EMFILE, "Too many open files")
 
     def started(pid):
@@ -311,7 +311,7 @@ def test_no_descriptor_to_look_at_a_process_by_is_no_end_of_it(child, monkeypatc
             return real(pid)
         raise none_left
 
-    monkeypatch.setattr(pidfd, "_started", started)
+    monkeypatch.setattr(process_tree, "_started", started)
     assert watch_process(name) is None
 
 

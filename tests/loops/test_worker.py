@@ -40,7 +40,7 @@ from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult
 from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
-from collage_mpi.system.pidfd import ProcessId
+from collage_mpi.system.process_tree import ProcessId
 from collage_mpi.workload.straggler_settings import StragglerSettings, make_delays
 
 SIDE = 2

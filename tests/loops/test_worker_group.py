@@ -36,7 +36,7 @@ from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import Gone, Received, Sent
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, GROUP_BACKOFF, Backoff
-from collage_mpi.system.pidfd import this_process
+from collage_mpi.system.process_tree import this_process
 
 
 class Workers:

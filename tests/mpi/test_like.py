@@ -9,8 +9,8 @@ import pytest
 
 from collage_mpi.results import read_results, summarise
 from collage_mpi.shards import write_shard
+from collage_mpi.simulation.beside import compare
 from collage_mpi.simulation.costs import costs_of
-from collage_mpi.simulation.report import compare
 from collage_mpi.simulation.runs import like, run_job
 
 pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi]

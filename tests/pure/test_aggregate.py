@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from collage_mpi.experiments.aggregate import PointRun, aggregate
 from collage_mpi.experiments.spec import Experiment, expand
+from collage_mpi.experiments.table import PointRun, aggregate
 from collage_mpi.kinds import SHARED_KINDS
 from collage_mpi.results.statistics import describe
 

@@ -9,7 +9,7 @@ import pytest
 from test_simulator import FREE
 
 from collage_mpi.results import read_results, render_summary, summarise, verify_run
-from collage_mpi.results.draw import NO_DRAW, Draw, draw_of
+from collage_mpi.results.agreement import NO_DRAW, Draw, draw_of
 from collage_mpi.results.export import export_run
 from collage_mpi.results.rows import AUDITS, KEY_ROW, SOURCE_CODE
 from collage_mpi.results.tally import ImageTally

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from results_harness import as_two_teams, fill, input_digest, make_run, manifest
 
-from collage_mpi.report.charts import chart_data, excerpt
+from collage_mpi.report.charts import _chosen, chart_data, excerpt
 from collage_mpi.report.page import render_page
 from collage_mpi.report.tables import confusions, ranks
-from collage_mpi.report.worst import _chosen
 from collage_mpi.results import Results, RunWriter, read_results, sample, summarise, verify_run
 from collage_mpi.results.marks import keys_digest
 from collage_mpi.results.reader import Run, StoredRun, open_run

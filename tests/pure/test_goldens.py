@@ -18,8 +18,7 @@ from collage_mpi.commands.plot import _throughput_title, _timeline_title, titled
 from collage_mpi.commands.top import drawn
 from collage_mpi.figures import style
 from collage_mpi.figures.latency_cdf import plot_latency_cdf
-from collage_mpi.figures.points import plot_against_ranks, plot_frontier, plot_heat
-from collage_mpi.figures.points_csv import read_points
+from collage_mpi.figures.points import plot_against_ranks, plot_frontier, plot_heat, read_points
 from collage_mpi.figures.throughput import batch_points, plot_throughput, render_batches
 from collage_mpi.figures.timeline import plot_timeline
 from collage_mpi.report.page import render_page
@@ -27,7 +26,7 @@ from collage_mpi.results import Results, compare, read_results, render_compariso
 from collage_mpi.results.render import render_summary
 from collage_mpi.results.status import ALIVE, View, metrics
 from collage_mpi.results.timeline import make_timeline
-from collage_mpi.system.terminal import to_text
+from collage_mpi.system.table import to_text
 
 GOLDEN = Path(__file__).parent / "golden"
 

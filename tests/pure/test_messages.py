@@ -21,7 +21,7 @@ from collage_mpi.models.specs import ParitySpec
 from collage_mpi.models.tuning import COMPILES, LAYOUTS, PRECISIONS, Tuning
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.protocol import WireFault
-from collage_mpi.system.pidfd import LARGEST_PID, ProcessId
+from collage_mpi.system.process_tree import LARGEST_PID, ProcessId
 from collage_mpi.workload.background_load import Burn
 from collage_mpi.workload.straggler_settings import MODELS, StragglerSettings
 

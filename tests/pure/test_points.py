@@ -13,8 +13,14 @@ from hypothesis import strategies as st
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.experiments.spec import expand
-from collage_mpi.figures.points import free_offsets
-from collage_mpi.figures.points_csv import axis_labels, choose, frontier, need, read_points
+from collage_mpi.figures.points import (
+    axis_labels,
+    choose,
+    free_offsets,
+    frontier,
+    need,
+    read_points,
+)
 
 SCRIPT = Path(__file__).parents[2] / "analysis" / "points.py"
 HEAD = "name,how,axis:side,axis:scheme,side,placements,groups,ranks,accuracy,p99_ms,p99_low_ms,"

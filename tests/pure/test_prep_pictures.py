@@ -403,7 +403,7 @@ def test_an_interrupt_of_the_pool_is_noted_and_raised_between_its_calls(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Raised within `wait`, it left locks taken: the command then hung at its end, now and then."""
-    from collage_mpi.prep import pool
+    from collage_mpi.prep import work
 
     story: list[str] = []
 
@@ -412,7 +412,7 @@ def test_an_interrupt_of_the_pool_is_noted_and_raised_between_its_calls(
         story.append("wait ended")
         return set(), futures
 
-    monkeypatch.setattr(pool, "wait", interrupted_wait)
+    monkeypatch.setattr(work, "wait", interrupted_wait)
     before = signal.getsignal(signal.SIGTERM)
     flags = ["prep", "images", str(tree), "--size=8", "--images-per-shard=8", "--workers=2"]
     assert main([*flags, f"--out={tmp_path / 'out'}"]) == 130

@@ -14,8 +14,7 @@ from PIL import Image
 
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, ExitCode
-from collage_mpi.models.fit import check_fit
-from collage_mpi.models.info import NetworkInfo
+from collage_mpi.models.info import NetworkInfo, check_fit
 from collage_mpi.shards import EncodedWriter, ShardSet, inspect_shard, verify_shard, write_shard
 from collage_mpi.shards.openshard import read_ids
 from collage_mpi.shards.pictures import PictureFit, fit_pixels, picture_pixels

@@ -17,8 +17,8 @@ from collage_mpi.cli import main
 from collage_mpi.shards import write_shard
 from collage_mpi.system.printable import counted, did_you_mean, numbered, printable, shown
 from collage_mpi.system.progress import plain_line
+from collage_mpi.system.table import to_text
 from collage_mpi.system.tell import tell, told_on_stderr
-from collage_mpi.system.terminal import to_text
 
 HOSTILE = "cat\x1b[2J\x9b2J\u202egod\r"
 SHOWN = r"cat\x1b[2J\x9b2J\u202egod\x0d"

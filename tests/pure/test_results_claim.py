@@ -38,7 +38,7 @@ from collage_mpi.results.claim import (
     find_writer,
 )
 from collage_mpi.system import files
-from collage_mpi.system.pidfd import has_ended, this_process
+from collage_mpi.system.process_tree import has_ended, this_process
 
 ROWS = 27
 WHO = ("host", "pid", "process", "token")
@@ -127,7 +127,7 @@ def test_any_claim_is_read(raw: bytes, who: dict[str, Any]) -> None:
 def test_the_claim_of_a_process_of_this_machine_that_has_ended_is_dead_at_once(
     tmp_path: Path,
 ) -> None:
-    program = "import json\nfrom collage_mpi.system.pidfd import this_process as t\n"
+    program = "import json\nfrom collage_mpi.system.process_tree import this_process as t\n"
     program += "print(json.dumps(t().to_dict()))"
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     process = json.loads(said.stdout)

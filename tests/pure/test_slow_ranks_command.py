@@ -17,8 +17,8 @@ from collage_mpi.errors import DataFault
 from collage_mpi.results import Results
 from collage_mpi.results.slow_ranks import rank_speeds
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.simulation.beside import without_slow
 from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
-from collage_mpi.simulation.without import without_slow
 
 
 def simulated(images: int = 1350, **settings: Any) -> Results:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collage_mpi.launch.startup import END_GRACE_S, INIT_LIMIT_S, Startup
+from collage_mpi.launch.job_ranks import END_GRACE_S, INIT_LIMIT_S, Startup
 from collage_mpi.system.launchers import Death
 
 

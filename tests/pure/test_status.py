@@ -35,7 +35,7 @@ from collage_mpi.results.status import (
     metrics,
     read_status,
 )
-from collage_mpi.system.terminal import to_text
+from collage_mpi.system.table import to_text
 
 FACTS = {"run_id": "r", "session": 1, "label": "collage, first", "total": 90, "before": 10}
 NO_TASKS = np.empty(0, TASK_ROW)

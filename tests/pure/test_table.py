@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collage_mpi.system.table import Cell, Column, Table
-from collage_mpi.system.terminal import to_text
+from collage_mpi.system.table import Cell, Column, Table, to_text
 
 TABLE = Table(
     ("", Column("P99", ".1f", " ms"), "note"),
@@ -18,7 +17,7 @@ def test_numbers_are_written_as_their_column_says():
 
 
 def test_a_terminal_shows_the_caption_in_the_corner_or_above():
-    wide = to_text(TABLE.drawn(), 80).splitlines()
+    wide = to_text(TABLE, 80).splitlines()
     assert wide == ["latency        P99  note", "a|b      1234.6 ms  slow", "c              n/a"]
     narrow = to_text(TABLE.drawn(narrow=True), 80).splitlines()
     assert narrow[:2] == ["latency", "           P99  note"]
@@ -26,7 +25,7 @@ def test_a_terminal_shows_the_caption_in_the_corner_or_above():
 
 def test_a_table_without_labels_has_no_header():
     table = Table([Column(left=True)] * 2, [["tasks", "4"]])
-    assert to_text(table.drawn(), 80) == "tasks  4"
+    assert to_text(table, 80) == "tasks  4"
 
 
 def test_markdown_keeps_the_cells_apart():

@@ -25,7 +25,7 @@ from collage_mpi.faults import failure_detector, process_monitor
 from collage_mpi.job import main, networks, run, worker, worker_group
 from collage_mpi.models.null import NullPredictor
 from collage_mpi.mpi import transport
-from collage_mpi.system import hard_exit, pidfd
+from collage_mpi.system import hard_exit, process_tree
 from collage_mpi.system.environment import launcher_rank
 
 FOLDER, DEATHS, ARGUMENTS = Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3:]
@@ -306,12 +306,12 @@ def only_processes():
 
 
 def apart():
-    plain = pidfd.this_process
+    plain = process_tree.this_process
 
     def elsewhere():
         return dataclasses.replace(plain(), machine=f"machine {RANK}")
 
-    pidfd.this_process = elsewhere
+    process_tree.this_process = elsewhere
     for module in (
         sys.modules["collage_mpi.job.worker_group"],
         sys.modules["collage_mpi.faults.process_monitor"],

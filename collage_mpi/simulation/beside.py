@@ -1,9 +1,10 @@
-"""What a run would have taken had its slow ranks been like their peers.
+"""A run beside its simulations: their figures side by side (`compare`), and what the run would have
+taken had its slow ranks been like their peers (`without_slow`).
 
-Both simulations replay what each rank was seen to take, in its order, under the run's settings
-and rank 0's costs; in the second one the times of a slow rank are divided by how many times
-slower than its peers it was. What the first one says against the run itself tells how far to
-trust the second. Losses of ranks are not replayed.
+For the second, both simulations replay what each rank was seen to take, in its order, under the
+run's settings and rank 0's costs; in one of them the times of a slow rank are divided by how many
+times slower than its peers it was. What the other one says against the run itself tells how far to
+trust it. Losses of ranks are not replayed.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from collage_mpi.errors import DataFault
-from collage_mpi.kinds import SPARE_KINDS
+from collage_mpi.kinds import SHARED_KINDS, SPARE_KINDS
 from collage_mpi.results import Results, summarise
 from collage_mpi.results.manifest import Json
+from collage_mpi.results.render import shares_shown
 from collage_mpi.results.slow_ranks import Speed, service_times_ns
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import SimulatedJob, check_job, like, simulate_in_memory
+from collage_mpi.system.table import Column, Table, to_text
 from collage_mpi.workload.service_times import DelayModel, Moment
 
 MOST_IMAGES = 9_000  # simulated: some seconds; what a longer run is worth is in its rates
@@ -123,3 +127,54 @@ def _replayed(
 def _pace(summary: Json) -> RunPace:
     group = summary["latency"]["group"]
     return RunPace(summary["price"]["images_per_s"], group["p50_ms"], group["p99_ms"])
+
+
+# name, where in a summary; what a simulation must tell of a real run comes first
+_SIDES = (
+    ("group p50, ms", ("latency", "group", "p50_ms")),
+    ("group p99, ms", ("latency", "group", "p99_ms")),
+    *((f"{kind} share", ("price", f"{kind}_share")) for kind in SHARED_KINDS),
+    ("skipped tasks", ("price", "skipped_tasks")),
+    ("group p95, ms", ("latency", "group", "p95_ms")),
+    ("group std, ms", ("latency", "group", "std_ms")),
+    ("image p50, ms", ("latency", "image", "p50_ms")),
+    ("image p99, ms", ("latency", "image", "p99_ms")),
+    ("late answers", ("price", "late_answers")),
+    ("wasted work", ("price", "wasted_work")),
+    ("images/s", ("price", "images_per_s")),
+)
+
+
+def compare(real: Json, simulated: Json) -> list[Json]:
+    """name, real, simulated and their ratio (None where there is none), the figures that a
+    simulation must tell first."""
+    found = []
+    shares = [f"{kind}_share" for kind in shares_shown([real["price"], simulated["price"]])]
+    for name, path in _SIDES:
+        if path[-1].endswith("_share") and path[-1] not in shares:
+            continue
+        ours, theirs = _at(simulated, path), _at(real, path)
+        ratio = ours / theirs if ours is not None and theirs else None
+        found.append({"name": name, "real": theirs, "simulated": ours, "ratio": ratio})
+    return found
+
+
+def render_comparison(entries: Sequence[Json]) -> str:
+    """The comparison as text."""
+    rows = [
+        [entry["name"], _shown(entry["real"]), _shown(entry["simulated"]), entry["ratio"]]
+        for entry in entries
+    ]
+    ratio = Column("simulated / real", ".3f")
+    return to_text(Table(("", "real", "simulated", ratio), rows))
+
+
+def _at(summary: Mapping[str, Any], path: Sequence[str]) -> float | None:
+    value: Any = summary
+    for key in path:
+        value = value[key]
+    return None if value is None else float(value)
+
+
+def _shown(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
