@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collage_mpi.results import read_results
     from collage_mpi.settings.run_settings import RunSettings
 
-__version__ = "0.2.0.dev0"
+__version__ = "1.0.0"
 
 _PUBLIC = {
     "RunSettings": "collage_mpi.settings.run_settings",

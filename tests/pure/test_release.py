@@ -1,0 +1,104 @@
+"""What a release says of itself: one version, one date, one address, and links that lead on."""
+
+from __future__ import annotations
+
+import io
+import runpy
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+import release
+
+ROOT = Path(__file__).parents[2]
+SETUP = runpy.run_path(str(ROOT / "setup.py"))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the files that a release is named in."""
+    for name in (*release.VERSIONS, *release.ADDRESSES, "pyproject.toml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def change(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_all_files_agree_on_version_date_and_address() -> None:
+    assert release.disagreements() == []
+    assert release.changes((ROOT / "CHANGELOG.md").read_text(), release.version())
+
+
+@pytest.mark.parametrize("name", release.VERSIONS)
+def test_a_file_of_another_version_is_named(tree: Path, name: str) -> None:
+    change(tree / name, release.version(), "9.9.9")
+    [told] = release.disagreements(tree)
+    assert f"'{name}': '9.9.9'" in told
+
+
+@pytest.mark.parametrize("name", release.DATES)
+def test_a_file_of_another_date_is_named(tree: Path, name: str) -> None:
+    change(tree / name, release.found(release.DATES)[name] or "", "2031-01-01")
+    [told] = release.disagreements(tree)
+    assert f"'{name}': '2031-01-01'" in told
+
+
+def test_an_address_is_in_every_file_or_in_none(tree: Path) -> None:
+    (old,) = {release.address(tree)}
+    change(tree / "pyproject.toml", old, "https://example.org/c")
+    wrong = release.disagreements(tree)
+    assert len(wrong) == len(release.ADDRESSES)
+    assert all("https://example.org/c" in line for line in wrong)
+
+
+def test_the_section_of_a_version_ends_where_the_next_begins() -> None:
+    text = "# C\n\n## 1.0.0 (2026-01-02)\n\n- a\n\n### b\n\n- c\n\n## 0.1.0\n\n- d\n"
+    assert release.changes(text, "1.0.0") == "- a\n\n### b\n\n- c"
+    assert release.changes(text, "2.0.0") == ""
+
+
+def test_readme_links_lead_to_the_repository_at_the_version() -> None:
+    text = "[a](docs/a.md#b) ![p](i.png) [w](https://x.org/y) [h](#here)"
+    assert SETUP["absolute"](text, "https://r.org/c", "1.0.0") == (
+        "[a](https://r.org/c/blob/v1.0.0/docs/a.md#b) ![p](https://r.org/c/raw/v1.0.0/i.png) "
+        "[w](https://x.org/y) [h](#here)"
+    )
+
+
+def test_every_link_of_the_rendered_readme_leads_to_the_tree() -> None:
+    text = SETUP["readme"]()
+    assert f"{release.address()}/raw/v{release.version()}/docs/images/" in text
+    assert list(release.dead_links(text, release.address(), release.version(), ROOT)) == []
+
+
+@pytest.mark.parametrize("target", ["docs/none.md", "README.md#no-such-heading"])
+def test_a_link_that_leads_nowhere_is_named(target: str) -> None:
+    link = f"https://r.org/c/blob/v1.0.0/{target}"
+    found = release.dead_links(f"[x]({link}) [y](docs/z.md)", "https://r.org/c", "1.0.0", ROOT)
+    assert list(found) == [link, "docs/z.md"]
+
+
+def test_an_archive_has_the_same_bytes_whatever_the_files_modes_and_dates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "315532800")
+    made = []
+    for name, mode in (("a", 0o600), ("b", 0o664)):
+        folder = tmp_path / name
+        (folder / "c-1").mkdir(parents=True)
+        for file in ("z", "a"):
+            (folder / "c-1" / file).write_text("same")
+            (folder / "c-1" / file).chmod(mode)
+        monkeypatch.chdir(folder)
+        packed = SETUP["SameBytes"].make_archive(None, "c", "gztar", base_dir="c-1")
+        made.append((folder / packed).read_bytes())
+    assert made[0] == made[1]
+    with tarfile.open(fileobj=io.BytesIO(made[0])) as archive:
+        assert archive.getnames() == ["c-1/a", "c-1/z"]
+        assert {(m.mode, m.uid, m.mtime) for m in archive} == {(0o644, 0, 315532800)}
