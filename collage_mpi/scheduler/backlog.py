@@ -128,7 +128,8 @@ class PullQueue:
         tasks = [] if self._tasks.closed else self._next(rank)
         if tasks:
             self._tasks.send(rank, tasks)
-            self._ranks.load_changed(rank)
+            if self._ranks.counts_tasks or rank.messages == 1:
+                self._ranks.load_changed(rank)
         return bool(tasks)
 
     def forget(self, task: TaskState) -> bool:
@@ -163,10 +164,8 @@ class PullQueue:
     def barred(self, task: TaskState) -> Set[int]:
         """Ranks that the task must not go to now: those that failed its images are better than
         none."""
-        if len(task.images) == 1 and not task.avoid:
-            image = task.images[0]
-            if len(image.tasks) == 1 and not image.tried:
-                return NO_RANKS  # it is its image's first
+        if is_first(task):
+            return NO_RANKS
         held = held_by(task)
         tried = held.union(*(image.tried for image in task.images))
         return tried if self._ranks.of(task.kind).has_other(tried) else held
@@ -185,10 +184,11 @@ class PullQueue:
 
     def _taker(self, task: TaskState) -> int | None:
         """A rank with room that may pull until the task has left."""
-        return self._ranks.room(task.kind).pick(self.barred(task))
+        room = self._ranks.room(task.kind)
+        return room.pick(self.barred(task)) if room else None
 
     def _fits(self, rank: RankState, task: TaskState) -> bool:
-        return rank.id not in self.barred(task)
+        return is_first(task) or rank.id not in self.barred(task)
 
     def _next(self, rank: RankState) -> list[TaskState]:
         """Up to a batch of tasks of one kind for a rank."""
@@ -214,6 +214,12 @@ class PullQueue:
             task.rank = rank
             tasks.append(task)
         return tasks
+
+
+def is_first(task: TaskState) -> bool:
+    """Whether it is of one image, the first of its tasks, and barred to no rank."""
+    image = task.images[0]
+    return not (task.avoid or image.tried) and len(image.tasks) == 1 == len(task.images)
 
 
 def has_failed(task: TaskState) -> bool:

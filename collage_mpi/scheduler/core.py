@@ -26,7 +26,7 @@ from collage_mpi.scheduler.state import (
     TaskState,
     Turn,
 )
-from collage_mpi.scheduler.transitions import IMAGE, LOST, RANK, READY, SILENT
+from collage_mpi.scheduler.transitions import IMAGE, LOST, OPEN, RANK, READY, SILENT
 
 
 class ProtocolViolation(Exception):
@@ -74,16 +74,16 @@ class Scheduler:
             ev.RankReady: self._on_rank_ready,
             ev.ImageArrived: self._on_image_arrived,
             ev.InputPaused: self._on_input_paused,
-            ev.InputClosed: self._on_input_closed,
-            ev.StopRequested: self._on_stop,
-            ev.SendDone: self._on_send_done,
+            ev.InputClosed: lambda event: self.groups.end_input(),
+            ev.StopRequested: lambda event: self.stop(event.reason),
+            ev.SendDone: lambda event: self.dispatch.tasks.send_done(event.tasks),
             ev.Answered: self._on_answered,
             ev.Failed: self._on_failed,
             ev.Skipped: self._on_skipped,
             ev.RankSuspected: self._on_suspected,
             ev.RankLost: self._on_lost,
             ev.Threshold: self._on_threshold,
-            ev.TimerFired: self._on_timer,
+            ev.TimerFired: lambda event: self.timers.fire(event.timer),
         }
 
     def handle(self, *events: Event) -> list[Action]:
@@ -102,14 +102,17 @@ class Scheduler:
                 raise ProtocolViolation(f"event after Finish: {event}")
             turn.now_ns = event.now_ns
             handlers[type(event)](event)
-        self._admit()
-        nothing_left = self.groups.input_closed or self._paused
-        if self.endgame is not None and nothing_left and self._stopping is None:
-            self.endgame.copy(self.groups.in_flight.values())
+        groups = self.groups
+        if self._stopping is None:
+            if len(self._reported) >= self.settings.ranks:
+                groups.admit(self.retries.silent_tasks)
+            if self.endgame is not None and (groups.input_closed or self._paused):
+                self.endgame.copy(groups.in_flight.values())
         if turn.released:
             actions.append(ev.Release(tuple(turn.released)))
             turn.released.clear()
-        self._maybe_finish()
+        if self._stopping is not None or not groups.unresolved:
+            self._maybe_finish()
         return actions
 
     # ---- ranks --------------------------------------------------------------
@@ -183,14 +186,15 @@ class Scheduler:
                 self.endgame.put_off()
         if event.group is not None:
             self.groups.number_from(event.group)
-        gathers = self.dispatch.gathering = self._gathers or self.dispatch.calibrating
-        group = self.groups.open(event.intended_ns)
+        groups, dispatch = self.groups, self.dispatch
+        gathers = dispatch.gathering = self._gathers or dispatch.calibrating
+        group = groups.filling or groups.open(event.intended_ns)
         if not group.images:
             self.scheme.group_opened(self, group)
-        image = self.groups.place(event.image, group, event.intended_ns)
+        image = groups.place(event.image, group, event.intended_ns)
         image.drawn = event.drawn
         if event.fault:
-            self.dispatch.ranks.of(SINGLE).skip_turn()
+            dispatch.ranks.of(SINGLE).skip_turn()
             self.error(image, event.fault)
         elif self._stopping is None:
             self.scheme.image_arrived(self, image)
@@ -198,11 +202,11 @@ class Scheduler:
                 self.retries.image(image)
         if self._stopping is None:
             self.scheme.image_placed(self, image)
-        if self.groups.is_full(group):
-            self.groups.close(group)
-        self.dispatch.gathering = False
-        if gathers and (self.groups.batch_is_in or not self._gathers):
-            self.dispatch.flush()
+        if len(group.images) == self.settings.group_size:
+            groups.close(group)
+        dispatch.gathering = False
+        if gathers and (groups.batch_is_in or not self._gathers):
+            dispatch.flush()
 
     def _closed(self, group: GroupState) -> None:
         if self._stopping is None:
@@ -220,9 +224,6 @@ class Scheduler:
         self._paused = True
         self.groups.pause()
 
-    def _on_input_closed(self, event: ev.InputClosed) -> None:
-        self.groups.end_input()
-
     def _give_up(self, group: GroupState) -> None:
         if self._stopping is not None:
             return  # what was not answered in time will be done again, by the next session
@@ -237,33 +238,27 @@ class Scheduler:
                 self.error(image, f"no answer within {limit_ns / SECOND_NS:g} s{because}")
         self.groups.cut_short(group)  # those that came later, if any, wait for no others
 
-    def _admit(self) -> None:
-        if self._stopping is None and len(self._reported) >= self.settings.ranks:
-            self.groups.admit(self.retries.silent_tasks)
-
     # ---- tasks --------------------------------------------------------------
 
-    def _on_send_done(self, event: ev.SendDone) -> None:
-        self.dispatch.tasks.send_done(event.tasks)
-
-    def _terminal(self, task_id: int, rank_id: int, how: str) -> TaskState:
+    def _terminal(self, task_id: int, rank_id: int, how: str, service_ns: int = 0) -> TaskState:
         """The task that a terminal event names, now over."""
         task = self.dispatch.tasks.out.get(task_id)
         if task is None or task.rank.id != rank_id:
             raise ProtocolViolation(f"rank {rank_id} ends task {task_id}, which it does not have")
-        self.dispatch.tasks.end(task, how)
+        self.dispatch.tasks.end(task, how, service_ns)
+        if self._keeps_latencies and task.kind == SINGLE and how != "failed":
+            for image in task.images:  # of a skipped one it would have taken at least as long
+                self.latencies.add(self.turn.now_ns - image.t0_ns)
         return task
 
     def _on_answered(self, event: ev.Answered) -> None:
-        task = self._terminal(event.task, event.rank, "answered")
+        service_ns = event.compute_ns + event.held_ns
+        task = self._terminal(event.task, event.rank, "answered", service_ns)
         if len(event.cells) != len(task.items):
             raise ProtocolViolation(
                 f"task {task.id} has {len(task.items)} items, its answer {len(event.cells)} cells"
             )
         task.rank.failures = 0
-        self.dispatch.tasks.observe(task, event.compute_ns + event.held_ns)
-        if task.kind == SINGLE:
-            self._observe(task)
         cells, unread = _without_unread(task, event) if event.unread else (event.cells, ())
         self.scheme.answered(self, task, cells, event.now_ns, event.evidence)
         if None in cells:
@@ -306,15 +301,7 @@ class Scheduler:
         return rank.status == READY and all(count(kind) > 1 for kind in rank.kinds)
 
     def _on_skipped(self, event: ev.Skipped) -> None:
-        task = self._terminal(event.task, event.rank, "skipped")
-        if task.kind == SINGLE:
-            self._observe(task)  # censored: it would have taken at least as long
-        self._alive(task.rank)
-
-    def _observe(self, task: TaskState) -> None:
-        if self._keeps_latencies:
-            for image in task.images:
-                self.latencies.add(self.turn.now_ns - image.t0_ns)
+        self._alive(self._terminal(event.task, event.rank, "skipped").rank)
 
     def _alive(self, rank: RankState) -> None:
         """What the rank said has been dealt with: it takes more, if it was silent again."""
@@ -417,7 +404,7 @@ class Scheduler:
         *,
         other: Score | None = None,
     ) -> None:
-        given_up = score is None
+        given_up, before = score is None, image.status
         image.status = IMAGE[image.status]["given up" if given_up else "accepted"]
         outcome = "error" if given_up else "ok"
         resolve = ev.Resolve(
@@ -427,25 +414,15 @@ class Scheduler:
             resolve = _with_audit(resolve, image, other)
         self.turn.actions.append(resolve)
         self.dispatch.resolved(image)
-        self.retries.forget(image)
-        self.scheme.resolved(image)
+        if before != OPEN:  # it may wait for ranks
+            self.retries.forget(image)
         if image.reserve is not None:
             self._reserved -= 1
         self.groups.resolved(image)
-        for each in self.scheme.dependents(image):
+        for each in self.scheme.resolved(image):
             self.retries.image(each)
 
     # ---- timers and the end -------------------------------------------------
-
-    def start_timer(self, delay_ns: int, call: Callable[[], None]) -> Callable[[], None]:
-        """Call after so long; the result cancels it."""
-        return self.timers.start(delay_ns, call)
-
-    def _on_timer(self, event: ev.TimerFired) -> None:
-        self.timers.fire(event.timer)
-
-    def _on_stop(self, event: ev.StopRequested) -> None:
-        self.stop(event.reason)
 
     def stop(self, reason: str) -> None:
         """No further sends; what is under way may still answer for `stop_ns`."""

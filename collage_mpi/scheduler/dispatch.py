@@ -220,8 +220,9 @@ class Dispatch:
         """Send what waits for the rank, then what waits for any, up to its credit."""
         if rank.messages < rank.credit:
             self._bound.send(rank)
-            while self.ranks.pulls and self.pulled.pull(rank):
-                pass
+            if self.ranks.pulls:
+                while rank.messages < rank.credit and self.pulled.pull(rank):
+                    pass
 
     # ---- what needs no task any more ----------------------------------------
 

@@ -89,9 +89,7 @@ class Groups:
     # ---- membership ---------------------------------------------------------
 
     def open(self, t0_ns: int) -> GroupState:
-        """The group that the next image belongs to; its clock starts with its first one."""
-        if self.filling is not None:
-            return self.filling
+        """A group that the next images belong to; its clock starts with its first one."""
         group = self.filling = GroupState(self._next_group, t0_ns)
         self._next_group += 1
         linger_ns = self._linger_ns()
@@ -122,10 +120,6 @@ class Groups:
         group.unresolved += 1
         self.unresolved += 1
         return image
-
-    def is_full(self, group: GroupState) -> bool:
-        """Whether it holds all the images that it can."""
-        return len(group.images) == self.settings.group_size
 
     @property
     def batch_is_in(self) -> bool:

@@ -77,15 +77,15 @@ class Paces:
         """It takes no more work."""
         self._idle.pop(rank.id, None)
         if self._ranks.pop(rank.id, None) is not None:
-            self._unsort(rank)
+            self._unsort(rank, self._paces[rank.id].service_ns)
 
     def _sort(self, rank: RankState) -> None:
         entry = (self._paces[rank.id].service_ns, rank.id)
         for kind in rank.kinds:
             insort(self._by_pace[kind], entry)
 
-    def _unsort(self, rank: RankState) -> None:
-        entry = (self._paces[rank.id].service_ns, rank.id)
+    def _unsort(self, rank: RankState, service_ns: float) -> None:
+        entry = (service_ns, rank.id)
         for kind in rank.kinds:
             entries = self._by_pace[kind]
             del entries[bisect_left(entries, entry)]
@@ -141,7 +141,7 @@ class Paces:
         if not slow or now_ns - since_ns <= PROBE_AFTER * pace.service_ns:
             self._idle[rank_id] = since_ns
             return None
-        self._unsort(rank)
+        self._unsort(rank, pace.service_ns)
         self._paces[rank_id] = Pace()
         self._sort(rank)
         return rank
@@ -150,13 +150,11 @@ class Paces:
         """An answer says how long the rank was at work on it; whether it says anything."""
         if service_ns <= 0:
             return False
-        rank = task.rank
-        entered = rank.id in self._ranks
-        if entered:
-            self._unsort(rank)
-        pace = self._paces[rank.id]
+        rank, pace = task.rank, self._paces[task.rank.id]
+        before_ns = pace.service_ns
         pace.observe(service_ns / self._message_cost(task))
-        if entered:
+        if pace.service_ns != before_ns and rank.id in self._ranks:
+            self._unsort(rank, before_ns)
             self._sort(rank)
         return True
 

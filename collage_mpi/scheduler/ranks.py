@@ -8,7 +8,7 @@ from collections.abc import Collection
 from math import inf
 
 from collage_mpi.scheduler.rank_speed import Health, Paces
-from collage_mpi.scheduler.state import RankState, Turn
+from collage_mpi.scheduler.state import RankState, TaskState, Turn
 
 _Place = tuple[float, float, int]  # service time, turn, rank
 
@@ -123,6 +123,9 @@ class Room:
     def __contains__(self, rank: int) -> bool:
         return rank in self._ranks
 
+    def __len__(self) -> int:
+        return len(self._ranks)
+
     @property
     def idle(self) -> int:
         """Ranks without a message."""
@@ -169,6 +172,8 @@ class ReadyRanks:
         known: rank -> its record.
         health: their order of finish, where it is watched; `paces`: their service times.
         pulls: whether a task is bound to no rank until one has room for it.
+        counts_tasks: whether it is asked which rank has least to do. Where ranks pull it is only
+            asked which rank has nothing, which its messages say.
     """
 
     def __init__(
@@ -182,8 +187,7 @@ class ReadyRanks:
         self.known: dict[int, RankState] = {}
         self.health, self.paces, self.pulls = health, health or paces, pulls
         self._turn = turn
-        # Where ranks pull it is asked who has nothing, never who has least: messages will do
-        self._counts_tasks = health is not None or not pulls
+        self.counts_tasks = health is not None or not pulls
         self._pools: defaultdict[str, RankPool] = defaultdict(RankPool)
         self._rooms: defaultdict[str, Room] = defaultdict(Room)
 
@@ -245,29 +249,35 @@ class ReadyRanks:
 
     def begins(self, rank: RankState) -> None:
         """The rank is sent one more message."""
-        if self.health is not None and not rank.outstanding:
+        if self.health is not None and not rank.messages:
             self.health.turned(rank, self.now_ns)
         rank.messages += 1
         if self.paces is not None:
             self.paces.busy(rank.id)
         self.room_changed(rank)
 
-    def ended(self, rank: RankState, *, message: bool) -> None:
-        """A task of the rank is over, and its message with it if `message`."""
-        if message:
+    def ended(self, task: TaskState, service_ns: int) -> None:
+        """The task is over; with the last one of a message its rank has one less, and was at work
+        on it for so long, if that is known."""
+        rank = task.rank
+        over = task.message is not None and not task.message.left
+        if over:
             rank.messages -= 1
-            if self.paces is not None and not rank.messages:
-                self.paces.idle(rank.id, self.now_ns)
+            if self.paces is not None:
+                self.paces.observe(task, service_ns)
+                if not rank.messages:
+                    self.paces.idle(rank.id, self.now_ns)
             self.room_changed(rank)
         if self.health is not None:
             self.health.turned(rank, self.now_ns)
-        if message or self._counts_tasks:
+        if self.counts_tasks or (over and not rank.messages):
             self.load_changed(rank)
 
     def load_changed(self, rank: RankState) -> None:
         """What the rank has to do is more or less."""
+        load = rank.load
         for kind in rank.kinds:
-            self._pools[kind].change(rank.id, rank.load)
+            self._pools[kind].change(rank.id, load)
         if self.health is not None:
             self.health.changed(rank)
 
@@ -275,8 +285,9 @@ class ReadyRanks:
         """Its number of messages, its service time or whether it takes work has changed."""
         if not self.pulls:
             return
+        has_room = rank.messages < rank.credit
         for kind in rank.kinds:
-            if rank.messages < rank.credit and rank.id in self._pools[kind]:
+            if has_room and rank.id in self._pools[kind]:
                 self._rooms[kind].add(rank.id, rank.messages, self.pace_ns(rank.id))
             else:
                 self._rooms[kind].discard(rank.id)

@@ -32,6 +32,7 @@ from typing import Protocol
 from collage_mpi.kinds import SINGLE
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler import schemes
+from collage_mpi.scheduler.groups import Timers
 from collage_mpi.scheduler.settings import SchedulerSettings
 from collage_mpi.scheduler.state import ImageState, Order, RankState, TaskState, Turn
 from collage_mpi.scheduler.transitions import (
@@ -54,6 +55,7 @@ class RetryCore(schemes.Core, Protocol):
 
     scheme: schemes.Scheme
     turn: Turn
+    timers: Timers
 
     def stop(self, reason: str) -> None:
         """End the job as incomplete."""
@@ -63,9 +65,41 @@ class RetryCore(schemes.Core, Protocol):
         """Give the image up."""
         ...
 
-    def start_timer(self, delay_ns: int, call: Callable[[], None]) -> Callable[[], None]:
-        """Call after so long; the result cancels it."""
-        ...
+
+class Waiting:
+    """Images that wait for the ranks to change, until a timer fires that all of them share."""
+
+    def __init__(self, timers: Timers, over: Callable[[], None]) -> None:
+        """`over` is called when the timer has fired."""
+        self.images: dict[int, ImageState] = {}
+        self._timers, self._over = timers, over
+        self._cancel: Callable[[], None] | None = None
+
+    def add(self, image: ImageState, delay_ns: int) -> None:
+        """It waits with the others; if it is the first one, for so long."""
+        self.images[image.id] = image
+        if self._cancel is None:
+            self._cancel = self._timers.start(delay_ns, self._fired)
+
+    def take(self) -> list[ImageState]:
+        """All of them, which wait no more unless they are added again."""
+        images, self.images = list(self.images.values()), {}
+        return images
+
+    def forget(self, image: ImageState) -> None:
+        """It does not wait any more, if it did."""
+        if self.images.pop(image.id, None) is not None:
+            self.settle()
+
+    def settle(self) -> None:
+        """Without images the timer need not fire."""
+        if not self.images and self._cancel is not None:
+            self._cancel()
+            self._cancel = None
+
+    def _fired(self) -> None:
+        self._cancel = None
+        self._over()
 
 
 class Retries:
@@ -76,10 +110,8 @@ class Retries:
         self.max_attempts = settings.max_attempts
         self.suspects: dict[int, RankState] = {}
         self._park_ns, self._settle_ns = settings.park_ns, settings.settle_ns
-        self._parked: dict[int, ImageState] = {}
-        self._cancel_timer: Callable[[], None] | None = None
-        self._deferred: dict[int, ImageState] = {}  # wait until no rank was lost for a while
-        self._deferral_timed = False
+        self._parked = Waiting(core.timers, self._give_up)  # for silent ranks
+        self._deferred = Waiting(core.timers, self._end_deferral)  # until ranks are lost no more
         self._lost_ns = 0  # when a rank was lost last
 
     # ---- ranks --------------------------------------------------------------
@@ -248,40 +280,44 @@ class Retries:
         kinds = self.core.scheme.kinds
         return any(self.core.dispatch.ranks.count(kind) or self._silent(kind) for kind in kinds)
 
-    # ---- parking ------------------------------------------------------------
+    # ---- waiting for the ranks ----------------------------------------------
 
     def _park(self, image: ImageState) -> None:
         if image.status != PARKED:
             image.status = IMAGE[image.status]["silence"]
-        self._parked[image.id] = image
-        if self._cancel_timer is None:
-            self._cancel_timer = self.core.start_timer(self._park_ns, self._over)
+        self._deferred.forget(image)
+        self._parked.add(image, self._park_ns)
+
+    def _defer(self, image: ImageState) -> None:
+        if image.status != DEFERRED:
+            image.status = IMAGE[image.status]["losses"]
+        self._parked.forget(image)
+        self._deferred.add(image, self._settled_at_ns() - self._now_ns())
 
     def forget(self, image: ImageState) -> None:
         """The image is resolved."""
-        self._deferred.pop(image.id, None)
-        if self._parked.pop(image.id, None) is not None and not self._parked:
-            self._cancel()
+        self._parked.forget(image)
+        self._deferred.forget(image)
 
     def ranks_changed(self) -> None:
         """A rank came, recovered or was lost: look at the parked images again."""
-        parked, self._parked = self._parked, {}
-        for image in parked.values():
-            _look_at(image)
+        self._look_at(self._parked.take())
+        self._parked.settle()
+
+    def _end_deferral(self) -> None:
+        """No rank has been lost for some time, unless one has since: then wait on."""
+        self._look_at(self._deferred.take())
+
+    def _look_at(self, images: list[ImageState]) -> None:
+        """What they waited for has come, unless an answer was before."""
+        for image in images:
+            if image.status in (PARKED, DEFERRED):
+                image.status = IMAGE[image.status]["looked at"]
             self.image(image)
-        if not self._parked:
-            self._cancel()
 
-    def _cancel(self) -> None:
-        if self._cancel_timer is not None:
-            self._cancel_timer()
-            self._cancel_timer = None
-
-    def _over(self) -> None:
+    def _give_up(self) -> None:
         """Waited long enough for silent ranks."""
-        self._cancel_timer = None
-        parked, self._parked = self._parked, {}
-        for image in parked.values():
+        for image in self._parked.take():
             if image.status != PARKED:
                 continue
             if any(self.core.dispatch.ranks.count(kind) for kind in self.core.scheme.kinds):
@@ -291,41 +327,17 @@ class Retries:
             else:
                 self.core.stop("every rank that could classify an image is silent")
 
-    # ---- deferring ----------------------------------------------------------
-
     def _losses_may_be_to_blame(self, image: ImageState) -> bool:
         last = image.failures == self.max_attempts - 1
         return (
             last and 0 < image.failures <= image.losses and self._settled_at_ns() > self._now_ns()
         )
 
-    def _defer(self, image: ImageState) -> None:
-        if image.status != DEFERRED:
-            image.status = IMAGE[image.status]["losses"]
-        self._deferred[image.id] = image
-        if not self._deferral_timed:
-            self._deferral_timed = True
-            self.core.start_timer(self._settled_at_ns() - self._now_ns(), self._end_deferral)
-
-    def _end_deferral(self) -> None:
-        """No rank has been lost for some time, unless one has since: then wait on."""
-        self._deferral_timed = False
-        deferred, self._deferred = self._deferred, {}
-        for image in deferred.values():
-            _look_at(image)
-            self.image(image)
-
     def _settled_at_ns(self) -> int:
         return self._lost_ns + self._settle_ns
 
     def _now_ns(self) -> int:
         return self.core.turn.now_ns
-
-
-def _look_at(image: ImageState) -> None:
-    """What it waited for has come, unless an answer was before."""
-    if image.status in (PARKED, DEFERRED):
-        image.status = IMAGE[image.status]["looked at"]
 
 
 def _covered(image: ImageState, kinds: Collection[str]) -> bool:

@@ -87,25 +87,19 @@ class TaskBook:
             if task is not None and not task.send_done:
                 self._let_go(task)
 
-    def end(self, task: TaskState, how: str) -> None:
-        """A terminal event: the task is over."""
+    def end(self, task: TaskState, how: str, service_ns: int = 0) -> None:
+        """A terminal event: the task is over, its message after so long at work if it is known."""
         task.status = TASK[task.status][how]
-        assert task.message is not None
+        message = task.message
+        assert message is not None
         del self.out[task.id]
         del task.rank.outstanding[task.id]
-        task.message.left -= 1
-        self._ranks.ended(task.rank, message=task.message.left == 0)
+        message.left -= 1
+        if not message.left or self._ranks.counts_tasks:
+            self._ranks.ended(task, service_ns)
         _forget(task)
         if not task.send_done:
             self._let_go(task)
-
-    def observe(self, task: TaskState, service_ns: int) -> None:
-        """The task was answered, its message after so long at work: once for a message."""
-        paces = self._ranks.paces
-        if paces is None or task.message is None or task.message.left:
-            return
-        if paces.observe(task, service_ns):
-            self._ranks.room_changed(task.rank)
 
     def release(self, image: ImageState) -> None:
         """It is resolved: nobody needs its pixels, unless a send still reads them."""

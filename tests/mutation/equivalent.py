@@ -63,10 +63,6 @@ SAME: dict[tuple[str, str], str] = {
     ): "a slice ends where its array does",
     (
         "collage_mpi/scheduler/backlog.py",
-        "if (not task.avoid):",
-    ): "where one of a collage's images is fresh all are, for ranks of the collage's kind",
-    (
-        "collage_mpi/scheduler/backlog.py",
         "if share > (0) and has_failed(task):",
     ): "a share of one ends with its first task anyway",
     (

@@ -49,8 +49,7 @@ def served(dispatch: Dispatch, rank: int, service_ns: int, kind: str = SINGLE) -
     """The rank has done one task in that time."""
     task = give(dispatch, rank, kind)
     dispatch.turn.now_ns += service_ns
-    dispatch.tasks.end(task, "answered")
-    dispatch.tasks.observe(task, service_ns)
+    dispatch.tasks.end(task, "answered", service_ns)
 
 
 def test_one_slow_answer_says_little_and_half_a_window_says_all():
@@ -77,14 +76,11 @@ def test_a_batch_says_how_long_it_took_once_when_its_last_task_ends():
     dispatch.ranks.enter(RankState(1, BOTH, "host", 1))
     alone = give(dispatch, 1)
     first, second = give(dispatch, 1), give(dispatch, 1)
-    dispatch.tasks.end(alone, "answered")
-    dispatch.tasks.observe(alone, 100 * MS)
+    dispatch.tasks.end(alone, "answered", 100 * MS)
     dispatch.pump(dispatch.ranks.known[1])
-    dispatch.tasks.end(first, "answered")
-    dispatch.tasks.observe(first, 900 * MS)
+    dispatch.tasks.end(first, "answered", 900 * MS)
     assert dispatch.ranks.health.service_ns(1) == 100 * MS
-    dispatch.tasks.end(second, "answered")
-    dispatch.tasks.observe(second, 90 * MS)
+    dispatch.tasks.end(second, "answered", 90 * MS)
     assert dispatch.ranks.health.service_ns(1) == 60 * MS, "two take 1.5 times as long as one"
     assert dispatch.ranks.health._typical.service_ns == 60 * MS
 
@@ -320,8 +316,7 @@ def test_the_order_is_that_of_a_scan(data):
         sent = [task for task in live if task.id in dispatch.tasks.out]
         if what == "end" and sent:
             task = data.draw(st.sampled_from(sent))
-            dispatch.tasks.end(task, "answered")
-            dispatch.tasks.observe(task, data.draw(st.integers(0, 300)) * MS)
+            dispatch.tasks.end(task, "answered", data.draw(st.integers(0, 300)) * MS)
             dispatch.pump(task.rank)
         elif what == "resolve" and sent:
             task = data.draw(st.sampled_from(sent))

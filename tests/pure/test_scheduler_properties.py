@@ -162,7 +162,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             for rank, load in pool._load.items():
                 now = ranks.known[rank].load
                 # Ranks that pull are only asked whether they have nothing to do.
-                assert load == now if ranks._counts_tasks else (load == 0) == (now == 0)
+                assert load == now if ranks.counts_tasks else (load == 0) == (now == 0)
 
     @invariant()
     def nothing_waits_for_a_batch_that_is_in(self):

@@ -232,8 +232,10 @@ class Scheme:
     def rank_free(self, core: Core) -> None:
         """A rank has ended a task and was given what waited for it."""
 
-    def resolved(self, image: ImageState) -> None:
-        """An image has its outcome, from whomever."""
+    def resolved(self, image: ImageState) -> Iterable[ImageState]:
+        """An image has its outcome, from whomever; the unresolved images that needed its own
+        answer, which will not come now."""
+        return ()
 
     def covers_later(self, core: Core, group: GroupState) -> bool:
         """Whether a task still to be made will cover the group's images."""
@@ -245,10 +247,6 @@ class Scheme:
         Those of silent ranks count only if `silent`.
         """
         return False
-
-    def dependents(self, image: ImageState) -> Iterable[ImageState]:
-        """The unresolved images that needed this one's own answer, which will not come now."""
-        return ()
 
     def retry(self, image: ImageState) -> Order:
         """What to try next for an image that nobody is at work on."""

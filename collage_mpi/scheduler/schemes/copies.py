@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import BACKUP, SINGLE
@@ -132,9 +133,10 @@ class HedgeScheme(Scheme):
         """An idle rank may take a copy."""
         self.hedger.copy(core)
 
-    def resolved(self, image: ImageState) -> None:
+    def resolved(self, image: ImageState) -> Iterable[ImageState]:
         """Nobody waits for a copy of it."""
         self.hedger.forget(image)
+        return super().resolved(image)
 
 
 @register

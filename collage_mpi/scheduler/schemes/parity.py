@@ -124,19 +124,16 @@ class ParityScheme(Scheme):
             else:
                 core.accept_from(missing, task, tuple(single for single, _ in others), score)
 
-    def resolved(self, image: ImageState) -> None:
-        """A stripe without unresolved images is forgotten."""
+    def resolved(self, image: ImageState) -> Iterable[ImageState]:
+        """Without its own answer it helps none of its stripe, which is forgotten with the last."""
         stripe = self._stripes.get(image.id)
-        if stripe is not None:
-            stripe.unresolved -= 1
-            if stripe.unresolved == 0:
-                for each in stripe.images:
-                    self._stripes.pop(each.id, None)
-
-    def dependents(self, image: ImageState) -> Iterable[ImageState]:
-        """Without its own answer it helps none of its stripe."""
-        stripe = self._stripes.get(image.id)
-        if stripe is None or image.id in stripe.known:
+        if stripe is None:
+            return ()
+        stripe.unresolved -= 1
+        if stripe.unresolved == 0:
+            for each in stripe.images:
+                self._stripes.pop(each.id, None)
+        if image.id in stripe.known:
             return ()
         return [other for other in stripe.images if not other.resolved]
 
