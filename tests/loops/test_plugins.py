@@ -109,7 +109,7 @@ def test_a_name_that_nobody_adds_is_an_error_that_lists_all(install, capsys):
     assert "theirs" in capsys.readouterr().err
     with pytest.raises(UsageError, match=r"known are: none, .*approx, theirs$"):
         scheme_class("nine")
-    with pytest.raises(UsageError, match=r"known are: auto, openmpi, mpich, intel, pals$"):
+    with pytest.raises(UsageError, match=r"known are: auto, openmpi, mpich, intel, flux, pals$"):
         launcher_of("nine")
 
 

@@ -29,6 +29,16 @@ PALS_PLACE = {"PALS_RANKID": "5", "PALS_LOCAL_RANKID": "2", "PALS_NODEID": "1"}
 PALS = {**PALS_PLACE, "PMI_RANK": "5", "PMI_SIZE": "11", "PMI_LOCAL_SIZE": "3"}
 PALS_PMIX = {**PALS_PLACE, "PALS_LOCAL_SIZE": "3", "PALS_PMI": "pmix", "PMIX_RANK": "5"}
 CRAY_SRUN = {**PALS, "SLURM_PROCID": "5", "SLURM_STEP_ID": "0", "SLURM_NODEID": "1"}
+# Flux with the PMI that it has by default; its instance may be within a job of Slurm's.
+FLUX = {
+    "FLUX_TASK_RANK": "5",
+    "FLUX_JOB_SIZE": "11",
+    "FLUX_JOB_NNODES": "2",
+    "FLUX_TASK_LOCAL_ID": "0",
+    "PMI_RANK": "5",
+    "PMI_SIZE": "11",
+    "FLUX_URI": "local:///run/flux/local",
+}
 BATCH_SCRIPT = {"SLURM_PROCID": "0", "SLURM_NTASKS": "11", "SLURM_LOCALID": "0"}
 
 
@@ -44,6 +54,10 @@ BATCH_SCRIPT = {"SLURM_PROCID": "0", "SLURM_NTASKS": "11", "SLURM_LOCALID": "0"}
         (PALS_PMIX, 5, None, 2, 3),
         ({**PALS_PMIX, "COLLAGE_MPI_PALS_SIZE": "11"}, 5, 11, 2, 3),
         (CRAY_SRUN, 5, 11, 2, 3),
+        (FLUX, 5, 11, 0, None),
+        ({**FLUX, "FLUX_JOB_SIZE": "12", "PMI_SIZE": "12"}, 5, 12, 0, 6),
+        ({**FLUX, "SLURM_PROCID": "0", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}, 5, 11, 0, None),
+        ({**FLUX, **MPICH}, 3, 11, 3, 11),
         (BATCH_SCRIPT, 0, None, 0, None),
         ({"PMI_RANK": "-1", "PMI_SIZE": ""}, None, None, None, None),
     ],

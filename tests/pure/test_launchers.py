@@ -5,14 +5,14 @@ from __future__ import annotations
 import signal
 
 import pytest
-from test_environment import MPICH, OPENMPI, PALS
+from test_environment import FLUX, MPICH, OPENMPI, PALS
 
 from collage_mpi.system.environment import fault_tolerant_launch
-from collage_mpi.system.launchers import FAMILIES, LAUNCHERS, MPIS, first_number
+from collage_mpi.system.launchers import FAMILIES, LAUNCHERS, MPIS, Death, first_number
 
 
 def test_launch_offers_what_it_can_start_and_srun_is_not_of_those():
-    assert set(MPIS) == {"auto", "mpich", "openmpi", "intel", "pals"}
+    assert set(MPIS) == {"auto", "mpich", "openmpi", "intel", "flux", "pals"}
     assert {launcher.name for launcher in LAUNCHERS} - set(MPIS) == {"srun"}
 
 
@@ -21,6 +21,7 @@ def test_a_stop_is_passed_on_by_the_signal_that_the_launcher_forwards():
         "mpich": signal.SIGTERM,
         "intel": signal.SIGTERM,
         "openmpi": signal.SIGUSR2,
+        "flux": signal.SIGTERM,
         "pals": signal.SIGTERM,
     }
 
@@ -40,14 +41,35 @@ def test_who_says_that_ranks_outlive_each_other(environ, outlives):
 
 
 @pytest.mark.parametrize(
-    ("name", "environ"), [("mpich", MPICH), ("intel", MPICH), ("openmpi", OPENMPI), ("pals", PALS)]
+    ("name", "environ"),
+    [
+        ("mpich", MPICH),
+        ("intel", MPICH),
+        ("openmpi", OPENMPI),
+        ("pals", PALS),
+        ("flux", FLUX),
+    ],
 )
 def test_each_reads_its_own_variables(name, environ):
     assert FAMILIES[name].size(environ) == 11
-    assert first_number(FAMILIES[name].ranks, environ) == (5 if name == "pals" else 3)
+    assert first_number(FAMILIES[name].ranks, environ) == (5 if name in ("pals", "flux") else 3)
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS, ids=lambda launcher: launcher.name)
 def test_what_is_said_of_how_it_outlives_ranks_is_whole(launcher):
     assert launcher.tolerant_flags or not launcher.tolerant_how
     assert bool(launcher.by_pmix) == bool(launcher.by_pmi) == (launcher.wire_up == "either")
+
+
+@pytest.mark.parametrize(
+    ("text", "death"),
+    [
+        ("0.1s: flux-shell[0]: x\nflux-job: task(s) exited with exit code 4\n", Death(4)),
+        ("flux-job: task(s) Killed\n", Death(137)),
+        ("flux-job: task(s) Segmentation fault\n", Death(139)),
+        ("flux-job: task(s) left for the sea\n", Death(None)),
+        ("flux-job: waiting\n", None),
+    ],
+)
+def test_how_a_rank_ended_as_flux_says_it(text, death):
+    assert FAMILIES["flux"].death(text) == death

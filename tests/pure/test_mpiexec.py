@@ -80,6 +80,13 @@ def test_pals_spreads_ranks_and_binds_them_to_nothing():
         build_command(PALS, 11, PROGRAM, Site(cores=16), fault_tolerant=True)
 
 
+def test_flux_is_told_that_ranks_share_cores_and_gpus():
+    plan = build_command(Mpi(Path("/usr/bin/flux"), "flux", "0.50.0"), 11, PROGRAM, Site(cores=16))
+    flags = ("run", "-o", "cpu-affinity=off", "-o", "gpu-affinity=off")
+    assert plan.argv == ("/usr/bin/flux", *flags, "-n", "11", *PROGRAM)
+    assert set(plan.env) == set(mpiexec.THREAD_VARIABLES)  # it may start ranks on other hosts
+
+
 @pytest.mark.parametrize("mpi", [MPICH, OPENMPI, INTEL, PALS])
 def test_several_hosts_keep_their_network_and_slots(mpi):
     plan = build_command(
@@ -128,6 +135,7 @@ def test_the_shell_line_can_be_pasted():
             ("intel", "2021.14"),
         ),
         ("mpiexec version 1.8.0 revision 3f1a\n", ("pals", "1.8.0")),
+        ("commands:    \t\t0.50.0\nlibflux-core:\t\t0.50.0\n", ("flux", "0.50.0")),
         ("ls (GNU coreutils) 9.1\n", None),
         ("", None),
     ],

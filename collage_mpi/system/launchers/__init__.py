@@ -12,6 +12,7 @@ from functools import cache
 from collage_mpi.errors import CollageError, UsageError
 from collage_mpi.plugins import Names
 from collage_mpi.system.launchers.base import Death, Launcher, Site, first_number
+from collage_mpi.system.launchers.flux import Flux
 from collage_mpi.system.launchers.mpich import Intel, Mpich
 from collage_mpi.system.launchers.openmpi import OpenMpi
 from collage_mpi.system.launchers.pals import Pals
@@ -35,8 +36,9 @@ SRUN = Srun()
 
 # Where several have left their variables the first counts: one that starts its ranks through
 # another comes before it. Slurm is last of those: mpiexec inside an sbatch script also shows the
-# script's own SLURM_PROCID=0 to every rank. On a Cray Slurm sets PALS's variables as well.
-LAUNCHERS: tuple[Launcher, ...] = (OpenMpi(), Mpich(), Intel(), SRUN, Pals())
+# script's own SLURM_PROCID=0 to every rank. On a Cray Slurm sets PALS's variables as well. Flux may
+# run within a job of Slurm's, and mpiexec within one of Flux's.
+LAUNCHERS: tuple[Launcher, ...] = (OpenMpi(), Mpich(), Intel(), Flux(), SRUN, Pals())
 
 FAMILIES = {launcher.name: launcher for launcher in LAUNCHERS if launcher.versions}
 MPIS = Names("launcher", "collage_mpi.launchers", Launcher, ("auto", *FAMILIES))  # of --mpi
