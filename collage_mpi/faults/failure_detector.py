@@ -45,6 +45,7 @@ class FailureDetector:
         all_needed: whether a rank that stays silent counts as lost even without `keep_going`,
             because no other rank can do its work.
         leaving: whether ranks are expected to end now.
+        sent: see `ReplyTimeouts`.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class FailureDetector:
         messages.
         """
         self.timeouts = ReplyTimeouts(ranks, now_ns)
+        self.sent = self.timeouts.sent
         self.keep_going = self.all_needed = False
         self.leaving = False
         self._monitor = process_monitor
@@ -101,14 +103,11 @@ class FailureDetector:
         self._hosts[rank] = host
         self.timeouts.served(longest_ns)
 
-    def sent(self, rank: int, now_ns: int, tasks: int = 1) -> None:
-        """This many tasks were sent to the rank."""
-        self.timeouts.sent(rank, now_ns, tasks)
-
     def heard(self, rank: int, now_ns: int, service_ns: Collection[int]) -> None:
         """A message came from the rank, with the ends of tasks that took this long each."""
         self.timeouts.heard(rank, now_ns, len(service_ns))
-        self.timeouts.served(max(service_ns, default=0))
+        if service_ns:
+            self.timeouts.served(max(service_ns))
 
     def gone(self, found: Gone) -> None:
         """MPI reports the rank as lost; the next `look` returns it."""

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.recorder import Recorder
@@ -48,8 +48,7 @@ class LoopSettings:
     report: Callable[[], object]
 
 
-@dataclass(frozen=True)
-class ReadyRank:
+class ReadyRank(NamedTuple):
     """A worker that said hello."""
 
     rank: int
@@ -174,9 +173,7 @@ class Coordinator:
         self.work.begin()
         self._arrivals.start(self.clock())
         for worker in ready:
-            now_ns = self.clock()
-            kinds = worker.kinds
-            self._handle(ev.RankReady(now_ns, worker.rank, kinds, worker.host, self.credit))
+            self._handle(ev.RankReady(self.clock(), *worker, self.credit))
         for rank, why in (lost or {}).items():
             self._handle(ev.RankLost(self.clock(), rank, why))
         try:
@@ -211,17 +208,18 @@ class Coordinator:
         if found:
             self.work.receive_ns += self.clock() - now_ns
         for arrival in found:
-            if isinstance(arrival, Sent):
-                self._handle(ev.SendDone(arrival.at_ns, self._leaving.pop(arrival.token)))
-            elif isinstance(arrival, Received):
+            if isinstance(arrival, Received):
                 self._received(arrival)
+            elif isinstance(arrival, Sent):
+                self._handle(ev.SendDone(arrival.at_ns, self._leaving.pop(arrival.token)))
             else:
                 self.ranks.gone(arrival)
         for sign in signs:
             self._missed(sign)
-        self._hear_of_supply(now_ns)
+        if now_ns >= self._supply.look_at_ns:
+            self._hear_of_supply(now_ns)
         arrived = self._let_in() if self._arrivals.waiting else False
-        fired = self._fire_timers()
+        fired = self._fire_timers() if self._timers else False
         reason = None if self._stopped else self._stop_reason()
         if reason is not None:
             self._stopped = True
@@ -237,11 +235,10 @@ class Coordinator:
 
     def _handle(self, *events: ev.Event) -> None:
         """Feed one event, or several of one moment, and whatever their actions cause, in order."""
+        self._events.append(events)
         if self._handling:
-            self._events.append(events)
             return  # the loop below, further up the stack, takes them
         self._handling = True
-        self._act_upon(events)
         while self._events:
             self._act_upon(self._events.popleft())
         self._handling = False
@@ -264,7 +261,7 @@ class Coordinator:
             return  # a straggler's answer to a session that is over
         if header.type != wire.ANSWERS:
             raise wire.WireFault(f"rank {arrival.rank} sent type {header.type} in mid-run")
-        results = unpack_results(arrival.message)
+        results = unpack_results(arrival.message, header)
         decode_ns = self.clock() - start_ns
         services_ns = [result.compute_ns + result.held_ns for result in results]
         self.ranks.heard(arrival.rank, arrival.at_ns, services_ns)
@@ -293,11 +290,15 @@ class Coordinator:
         if supply.look(now_ns, self.scheduler.groups.unresolved):
             assert isinstance(self._arrivals, ClosedLoop)
             self._arrivals.granted(self.clock())  # latencies of awaited images count from now
-        if supply.paused and not self._paused:
-            self._handle(ev.InputPaused(self.clock()))
-        self._paused = supply.paused
+        self._note_pause()
         while supply.book is not None and supply.book.heard:
             self._handle(ev.Threshold(self.clock(), supply.book.heard.pop(0)))
+
+    def _note_pause(self) -> None:
+        paused = self._supply.paused
+        if paused and not self._paused:
+            self._handle(ev.InputPaused(self.clock()))
+        self._paused = paused
 
     def _fire_timers(self) -> bool:
         fired = False
@@ -350,10 +351,11 @@ class Coordinator:
             now_ns = self.clock()
             entries = self._arrivals.enter(now_ns, len(admitted))
             arrivals = []
+            draw = self.feed.draw
             for (image, record), (t0_ns, asked_ns) in zip(admitted, entries, strict=True):
                 record.t0_ns, record.read_ns = t0_ns, now_ns - asked_ns
                 group = self._supply.group_of(image)
-                drawn = self.feed.draw.one(record.shard, record.row)
+                drawn = draw.share > 0 and draw.one(record.shard, record.row)
                 if self._supply.book is not None:
                     drawn |= self._supply.book.calibrates(image, record.index)
                 fault = record.fault or ""
@@ -363,6 +365,8 @@ class Coordinator:
         if self.feed.exhausted and not self._input_closed:
             self._input_closed = True
             self._handle(ev.InputClosed(self.clock()))
+        if arrived:
+            self._note_pause()
         self._letting_in = False
         return arrived
 

@@ -208,7 +208,7 @@ class Supply:
         self._size = plan.settings.group_size
         # Of several teams no two may use one number; one team counts its images and groups.
         self._numbered = plan.settings.teams > 1
-        self._look_at_ns = 0
+        self.look_at_ns = 0
         self._given = 0  # images so far
         self._new: deque[tuple[Lease, np.ndarray]] = deque()  # heard of, and their images
         self._waiting: deque[tuple[int, int]] = deque()  # leases not begun, images given before
@@ -255,13 +255,12 @@ class Supply:
         return Progress(*told)
 
     def look(self, now_ns: int, unresolved: int) -> bool:
-        """Hear and tell; whether images have come where none was left, or the end of them.
+        """Hear and tell, from `look_at_ns` on; whether images have come where none was left, or the
+        end of them.
 
         `unresolved`: images in the job.
         """
-        if now_ns < self._look_at_ns:
-            return False
-        self._look_at_ns = now_ns + LOOK_EVERY_NS
+        self.look_at_ns = now_ns + LOOK_EVERY_NS
         dry = self._reader.remaining == 0
         came = self.hear() and dry
         self._introduce()
@@ -307,7 +306,7 @@ class Supply:
     def _say_pairs(self, pairs: tuple[Pair, ...]) -> None:
         for start in range(0, len(pairs), PAIRS_A_MESSAGE):
             self._link.say(messages.Pairs(pairs[start : start + PAIRS_A_MESSAGE]))
-        self._look_at_ns = 0  # they may have settled a threshold
+        self.look_at_ns = 0  # they may have settled a threshold
 
     def _add(self, lease: Lease) -> None:
         self._lease, self._epoch = lease.number, lease.epoch

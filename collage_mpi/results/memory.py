@@ -22,7 +22,7 @@ class MemoryWriter:
 
     def __init__(self) -> None:
         self._kept = _KeptParts()
-        self._buffers = {each.name: Buffer(each, self._kept, ROWS_PER_PART) for each in TABLES}
+        self._buffers = {t.name: Buffer(t, self._kept, ROWS_PER_PART, self.session) for t in TABLES}
         self.image, self.group, self.task = (buffer.add for buffer in self._buffers.values())
 
     def results(self, path: Path, manifest: Json) -> Results:

@@ -23,7 +23,7 @@ from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.results import parts
 from collage_mpi.results.file_names import PARTS_FOLDER, PENDING_FOLDER, VECTORS_FOLDER
 from collage_mpi.results.manifest import Json
-from collage_mpi.results.rows import GROUPS, IMAGES, TABLES, TASKS, TableLayout, reason_bytes
+from collage_mpi.results.rows import IMAGES, TABLES, TableLayout, reason_bytes
 from collage_mpi.results.vectors import Beside, Write, extras_of
 
 ROWS_PER_PART = 4096  # about 0.8 MB of images
@@ -186,10 +186,12 @@ class Buffer:
         table: TableLayout,
         thread: TakesParts,
         rows: int,
+        session: int,
         beside: Beside | None = None,
     ) -> None:
         """`beside` is what else is written with each part, before it."""
         self.table, self.beside = table, beside
+        self._session = session
         self.total = 0  # rows taken in this session
         self._thread = thread
         self._size = table.packer.size
@@ -203,8 +205,18 @@ class Buffer:
         self._bytes = bytearray(self._capacity)
         self._used = 0
 
-    def add(self, row: tuple[Any, ...]) -> None:
-        """Pack one row; about a microsecond."""
+    def add(self, row: tuple[Any, ...] | None = None, /, **fields: Any) -> None:
+        """Pack one row, about a microsecond: a tuple in the order of the table's row class, or
+        its fields by name.
+
+        By name, a code may be given as what it stands for, and `session` defaults to this one.
+
+        Raises:
+            EnvironmentFault: an earlier part could not be written (disk full...).
+            struct.error, TypeError: a value does not fit its column.
+        """
+        if row is None:
+            row = self._row(fields)
         if self._has_reason and type(row[-1]) is str:
             row = (*row[:-1], reason_bytes(row[-1]))
         self._pack_into(self._bytes, self._used, *row)
@@ -214,6 +226,15 @@ class Buffer:
             self.hand_over()
         elif self._thread.fault is not None:
             raise self._thread.fault
+
+    def _row(self, fields: dict[str, Any]) -> tuple[Any, ...]:
+        table = self.table
+        for column, codes in table.coded.items():
+            value = fields.get(column)
+            if type(value) is str:
+                fields[column] = codes[value]
+        found: tuple[Any, ...] = table.row(**{"session": self._session, **table.defaults, **fields})
+        return found
 
     def hand_over(self) -> None:
         """Give the filled part of the buffer to the thread and take a new one."""
@@ -252,6 +273,7 @@ class RowSink:
 
     Attributes:
         pending: parts of a run of several teams, as they come on the disk.
+        image, group, task: record one; see `Buffer.add`.
     """
 
     def __init__(
@@ -286,10 +308,12 @@ class RowSink:
                 table,
                 self._thread,
                 rows_per_part,
+                session,
                 self._vectors if table is IMAGES else None,
             )
             for table in TABLES
         )
+        self.image, self.group, self.task = self._images.add, self._groups.add, self._tasks.add
         self._flush_ns = int(flush_s * 1e9)
         self._flushed_ns = time.monotonic_ns()
 
@@ -314,29 +338,10 @@ class RowSink:
         """A copy of the latest task rows, (n,) of TASK_ROW: some seconds' or 4,096 and more."""
         return self._tasks.recent()
 
-    def image(self, row: tuple[Any, ...] | None = None, /, **fields: Any) -> None:
-        """Record one image: an ImageRow (or a tuple in its order), or its fields by name.
-
-        By name, `source` may be a name of SOURCES and `session` defaults to this one.
-
-        Raises:
-            EnvironmentFault: an earlier part could not be written (disk full...).
-            struct.error, TypeError: a value does not fit its column.
-        """
-        self._images.add(row if row is not None else self._row(IMAGES, fields))
-
     def vector(self, shard: int, row: int, vector: np.ndarray) -> None:
         """What is kept of an answered image, (floats,) float32: before its own row."""
         assert self._vectors is not None
         self._vectors.add(shard, row, vector)
-
-    def group(self, row: tuple[Any, ...] | None = None, /, **fields: Any) -> None:
-        """Record one group: a GroupRow, or its fields by name. Raises as `image`."""
-        self._groups.add(row if row is not None else self._row(GROUPS, fields))
-
-    def task(self, row: tuple[Any, ...] | None = None, /, **fields: Any) -> None:
-        """Record one task: a TaskRow, or its fields by name. Raises as `image`."""
-        self._tasks.add(row if row is not None else self._row(TASKS, fields))
 
     def tick(self) -> None:
         """Hand over what was buffered when it is `flush_s` old. To be called again and again."""
@@ -362,12 +367,3 @@ class RowSink:
     def _wait_for_lead(self, table: TableLayout, number: int, payload: memoryview) -> None:
         images = np.frombuffer(payload, table.dtype) if table is IMAGES else None
         self.pending.append(Pending(table.name, number, images))
-
-    def _row(self, table: TableLayout, fields: dict[str, Any]) -> tuple[Any, ...]:
-        """A row from fields by name. Names become codes; the session is this one by default."""
-        for column, codes in table.coded.items():
-            value = fields.get(column)
-            if type(value) is str:
-                fields[column] = codes[value]
-        found: tuple[Any, ...] = table.row(**{"session": self.session, **table.defaults, **fields})
-        return found

@@ -28,6 +28,7 @@ from collage_mpi.mpi.tasks import (
     unpack_tasks,
 )
 from collage_mpi.mpi.transport import Received, Sent
+from collage_mpi.results.rows import GroupRow, ImageRow, TaskRow
 from collage_mpi.scheduler.events import Score
 from collage_mpi.shards.readahead import ImageRecord
 
@@ -106,13 +107,13 @@ class ListWriter:
         self.pending: deque[Any] = deque()  # parts to be published: none, of a team alone
 
     def image(self, row: Any) -> None:
-        self.images.append(row)
+        self.images.append(ImageRow(*row))
 
     def group(self, row: Any) -> None:
-        self.groups.append(row)
+        self.groups.append(GroupRow(*row))
 
     def task(self, row: Any) -> None:
-        self.tasks.append(row)
+        self.tasks.append(TaskRow(*row))
 
 
 # (rank, task, its images' top-left pixels) -> the task's end, or None: it never answers

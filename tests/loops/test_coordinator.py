@@ -749,6 +749,7 @@ class Leases:
 
     EVERY_NS = 500 * MS
     book = None
+    look_at_ns = 0
 
     def __init__(self, job: Job, size: int) -> None:
         self.reader, self.feed, self.clock = job.feed.reader, job.feed, job.clock
@@ -883,6 +884,7 @@ class LateLease:
     """A supply with one more lease, of `more`, at a time; then the input is closed."""
 
     book = None
+    look_at_ns = 0
 
     def __init__(self, job: Job, at_ns: int, more: list[Any]) -> None:
         self._reader, self._feed, self._at_ns, self._more = job.feed.reader, job.feed, at_ns, more

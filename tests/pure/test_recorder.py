@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collage_mpi.job.recorder import TOLERATED, Recorder
 from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult
-from collage_mpi.results.rows import KIND_CODE, OUTCOME_CODE, SOURCE_CODE
+from collage_mpi.results.rows import (
+    KIND_CODE,
+    OUTCOME_CODE,
+    SOURCE_CODE,
+    GroupRow,
+    ImageRow,
+    TaskRow,
+)
 from collage_mpi.scheduler import events as ev
 from collage_mpi.shards.readahead import ImageRecord
 
@@ -19,11 +26,15 @@ class Rows:
 
     def __init__(self) -> None:
         self.images, self.groups, self.tasks = [], [], []
-        self.image, self.group, self.task = (
-            self.images.append,
-            self.groups.append,
-            self.tasks.append,
-        )
+
+    def image(self, row: tuple) -> None:
+        self.images.append(ImageRow(*row))
+
+    def group(self, row: tuple) -> None:
+        self.groups.append(GroupRow(*row))
+
+    def task(self, row: tuple) -> None:
+        self.tasks.append(TaskRow(*row))
 
 
 def recorder(warmup_groups: int = 0) -> tuple[Rows, Recorder]:

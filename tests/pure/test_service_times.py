@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from paper import paper
 
 from collage_mpi.errors import UsageError
+from collage_mpi.results.rows import TaskRow
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.simulator import Simulated, Simulation
@@ -164,7 +165,8 @@ class Tasks:
 
     group = image
 
-    def task(self, row):
+    def task(self, columns):
+        row = TaskRow(*columns)
         if row.drawn_ns:
             self.drawn[row.rank, row.group, row.attempt] = row.drawn_ns
 

@@ -11,7 +11,7 @@ from paper import paper
 from collage_mpi.cli import main
 from collage_mpi.errors import UsageError
 from collage_mpi.results import read_results, verify_run
-from collage_mpi.results.rows import KINDS, SOURCES
+from collage_mpi.results.rows import KINDS, SOURCES, GroupRow, ImageRow, TaskRow
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import simulate
@@ -29,11 +29,15 @@ class Rows:
 
     def __init__(self):
         self.images, self.groups, self.tasks = [], [], []
-        self.image, self.group, self.task = (
-            self.images.append,
-            self.groups.append,
-            self.tasks.append,
-        )
+
+    def image(self, row: tuple) -> None:
+        self.images.append(ImageRow(*row))
+
+    def group(self, row: tuple) -> None:
+        self.groups.append(GroupRow(*row))
+
+    def task(self, row: tuple) -> None:
+        self.tasks.append(TaskRow(*row))
 
 
 def play(groups: int, ratio: float = 1.0, costs: Costs = FREE, **settings) -> Rows:
