@@ -210,8 +210,11 @@ def hours(text: str) -> float:
     return float(int(days or 0) * 24 + seconds / 3600)
 
 
-def render(kind: str, settings: SlurmSettings | None = None) -> str:
+def render(kind: str, settings: SlurmSettings | None = None, file: str | None = None) -> str:
     """The text of a job script.
+
+    Args:
+        file: where the script will stand, as its header names it; None: where it is shipped.
 
     Raises:
         UsageError: an unknown kind, or settings that this kind cannot take.
@@ -235,12 +238,16 @@ def render(kind: str, settings: SlurmSettings | None = None) -> str:
     defaults, plan = KINDS[kind], layout(kind, settings)
     # torchrun is one task and starts a process for each GPU.
     cores = settings.cpus_per_task * (max(1, plan.gpus_per_node) if kind == "train" else 1)
+    file = file or f"jobs/slurm/{defaults.file}"
     return environment.get_template(defaults.file).render(
         kind=kind,
+        file=file,
+        beside=file[: file.rfind("/") + 1],
         s=settings,
         plan=plan,
         cores=cores,
         cost=_cost(kind, settings, plan, cores),
+        shares=_shares(kind, settings, plan, cores),
         array=settings.array or defaults.array,
         array_note=_ARRAY_NOTE.get(kind),
         time=settings.time or defaults.time,
@@ -258,3 +265,14 @@ def _cost(kind: str, settings: SlurmSettings, plan: ScriptLayout, cores_of_task:
     if gpus:
         return f"at most {gpus * plan.limit_hours:g} GPU hours{each} ({gpus} GPUs, {cores} cores)"
     return f"at most {cores * plan.limit_hours:g} core hours{each} ({cores} cores)"
+
+
+def _shares(kind: str, settings: SlurmSettings, plan: ScriptLayout, cores_of_task: int) -> str:
+    """How many workers a GPU has, and how much memory each task."""
+    said = ""
+    if kind in RUN_KINDS and plan.gpus_per_node:
+        workers = -(-plan.tasks_per_node // plan.gpus_per_node)
+        said = f"At most {workers} rank{'s' * (workers > 1)} to a GPU. "
+    if settings.mem_per_cpu:
+        return f"{said}Memory of a task: {cores_of_task} x {settings.mem_per_cpu}"
+    return f"{said}Memory: the site's default; render --mem-per-cpu asks for more"

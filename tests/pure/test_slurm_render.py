@@ -137,7 +137,13 @@ def started(script: str, folder: Path, **env: str) -> list[str]:
     srun = folder / "srun"
     srun.write_text('#!/bin/bash\nprintf "%s\\n" "$@" > words\n')
     srun.chmod(0o755)
-    job = {"SLURM_JOB_NAME": "j", "SLURM_JOB_ID": "7", "PATH": f"{folder}:{os.environ['PATH']}"}
+    job = {
+        "SLURM_JOB_NAME": "j",
+        "SLURM_JOB_ID": "7",
+        "CM_DATA": "d",
+        "CM_WEIGHTS": "w",
+        "PATH": f"{folder}:{os.environ['PATH']}",
+    }
     subprocess.run(
         ["bash", "-s", "--", "--limit", "9"],
         input=script, text=True, check=True, timeout=30, cwd=folder, env={**job, **env},
@@ -151,8 +157,8 @@ def test_a_world_of_teams_is_started_part_by_part(tmp_path: Path) -> None:
     words = started(script, tmp_path, SLURM_HET_SIZE="4", **cores)
     assert words[:3] == ["--mpi=pmix", "--kill-on-bad-exit=0", "--wait=60"]
     parts = " ".join(words[3:]).split(" : ")
-    run = "run --resume --shards data/fashion-mnist/test --single weights/single.safetensors"
-    run += " --collage weights/collage.safetensors --out runs/j-7 --side 3 --singles 4"
+    run = "run --resume --shards d/test --single w/single.safetensors"
+    run += " --collage w/collage.safetensors --out runs/j-7 --side 3 --singles 4"
     run += " --collage-ranks 1 --teams 2 --limit 9"
     assert parts == [
         f"--het-group={part} --ntasks={tasks} --cpus-per-task={8 + part} collage-mpi {run}"
@@ -167,6 +173,40 @@ def test_a_world_of_teams_is_started_at_once(tmp_path: Path) -> None:
         "--mpi=pmix", "--ntasks=66", "--kill-on-bad-exit=0", "--wait=60", "collage-mpi",
     ]  # fmt: skip
     assert words[-4:] == ["--teams", "6", "--limit", "9"]
+
+
+@pytest.mark.parametrize("kind", [*RUN_KINDS[:-1], "prepare", "train", "chain"])
+def test_an_input_that_nobody_named_ends_the_job(kind: str, tmp_path: Path) -> None:
+    """No script falls back to the files of somebody else's folder."""
+    script = render(kind, SlurmSettings(setup=("true",)))
+    job = {"SLURM_ARRAY_TASK_ID": "0", "SLURM_HET_SIZE": "2", "PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        ["bash", "-s"], input=script, text=True, check=False, timeout=30, cwd=tmp_path, env=job,
+        capture_output=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.split(": set CM_")[0]) == (2, "no input")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_header_names_its_own_file_and_those_beside_it() -> None:
+    text = render("sweep", file="site/mine.sbatch")
+    assert "sbatch --array=0-11 site/mine.sbatch " in text
+    assert "site/analyse.sbatch runs/sweep-JOB" in text
+    assert "jobs/slurm" not in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "said"),
+    [
+        ("run_one_node", SlurmSettings(), "At most 3 ranks to a GPU. Memory: the site's default"),
+        ("run_nodes", SlurmSettings(), "At most 1 rank to a GPU. Memory"),
+        ("run_nodes", SITE, "At most 2 ranks to a GPU. Memory of a task: 8 x 2G"),
+        ("run_nodes", SlurmSettings(gpus_per_node=0), "Memory: the site's default; render --mem"),
+        ("prepare", SlurmSettings(mem_per_cpu="1G"), "Memory of a task: 4 x 1G"),
+    ],
+)
+def test_ranks_to_a_gpu_and_memory_are_told(kind: str, settings: SlurmSettings, said: str) -> None:
+    assert f"\n# {said}" in render(kind, settings)
 
 
 @pytest.mark.parametrize(
@@ -233,12 +273,13 @@ def test_command_takes_a_file_and_flags_win(tmp_path: Path) -> None:
     expected = SlurmSettings(
         account="proj1", nodes=3, setup=("module load mpich",), directives=("--qos=long",)
     )
-    assert out.read_text() == render("run_nodes", expected)
+    assert out.read_text() == render("run_nodes", expected, str(out))
+    assert f"#   sbatch {out}\n" in out.read_text()
 
 
 def test_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["slurm", "render", "analyse"]) == 0
-    assert capsys.readouterr().out == render("analyse")
+    assert capsys.readouterr().out == render("analyse", file="analyse.sbatch")
 
 
 def test_a_wrong_flag_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,7 @@ pytestmark = [
 ]
 
 DEMO = str(files("collage_mpi") / "data" / "fashion_demo.h5")
+SINGLE = str(files("collage_mpi") / "data" / "fashion_single.safetensors")
 NULL = {"CM_SHARDS": DEMO, "CM_SINGLE": "null", "CM_COLLAGE": "null"}
 SHORT = ("--limit", "90")
 ROWS = 270
@@ -220,6 +221,27 @@ def test_signalled_job_is_requeued_and_completes(slurm: Cluster, pmi: str, launc
     run = slurm.folder / f"runs/run_nodes-{job}"
     assert exact(run, ROWS)
     assert json.loads((run / "manifest.json").read_text())["session"] == 2
+
+
+@pytest.mark.any_mpi
+def test_what_is_staged_is_read_by_each_node_and_survives_a_requeue(
+    slurm: Cluster, pmi: str
+) -> None:
+    """Each virtual node has a /dev/shm of its own."""
+    given = {**NULL, "CM_SINGLE": SINGLE, "CM_STAGE": "/dev/shm", "SECONDS": "15"}
+    job = slurm.submit("run_nodes.sbatch", *lasting(4.0), CM_LAUNCHER=pmi, **given)
+    log = slurm.log("run_nodes", job)
+    slurm.wait_for_text(log, r"\d+ of 270 images")
+    slurm.command("scancel", "--batch", "--signal=USR2", job)
+    facts = slurm.wait(job)
+    text = log.read_text()
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), text[-3000:]
+    stage = f"/dev/shm/collage-mpi-{job}"
+    assert text.count(f"staged to {stage} on 4 nodes") == 2
+    assert exact(slurm.folder / f"runs/run_nodes-{job}", ROWS)
+    manifest = json.loads((slurm.folder / f"runs/run_nodes-{job}/manifest.json").read_text())
+    assert [shard["path"] for shard in manifest["shards"]] == [f"{stage}/fashion_demo.h5"]
+    assert "rank 0 sends" not in text  # every host reads its own copy
 
 
 def test_node_that_goes_down_costs_no_row(slurm: Cluster, pmi: str) -> None:

@@ -3,13 +3,20 @@
 #
 #   prepare (array) -> train (array) -> run without the collage, run with it -> analyse both
 #
-#   jobs/slurm/chain.sh                             # arguments go to both runs
+#   CM_IDX_DIR=idx CM_DATA=data {{ file }}   # arguments go to both runs
 #
-# CM_PREPARE_ARGS, CM_TRAIN_ARGS, CM_FLAGS (of every sbatch) may hold more words; CM_DATA,
-# CM_WEIGHTS, CM_RUNS (folders), CM_VENV, CM_LAUNCHER, ... are the jobs' own; SBATCH_ACCOUNT and
-# SBATCH_PARTITION are read by sbatch and replace the scripts' <account> and <partition>.
+# CM_IDX_DIR has the IDX files. CM_PREPARE_ARGS, CM_TRAIN_ARGS, CM_FLAGS (of every sbatch) may
+# hold more words; CM_DATA, CM_WEIGHTS, CM_RUNS (folders), CM_VENV, CM_LAUNCHER, ... are the jobs'
+# own; SBATCH_ACCOUNT and SBATCH_PARTITION are read by sbatch and replace the scripts' <account>
+# and <partition>.
 # A job whose predecessor failed is removed; nothing waits for ever.
 set -euo pipefail
+
+if [[ -z ${CM_IDX_DIR:-} || -z ${CM_DATA:-} ]]; then
+    echo "no input: set CM_IDX_DIR (the IDX files) and CM_DATA (the shards' folder)" >&2
+    exit 2
+fi
+export CM_WEIGHTS=${CM_WEIGHTS:-weights}   # train writes there, the runs read there
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 submit() {   # prints the job's number; federated clusters append ;CLUSTER
