@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.system.fields import REQUIRED, setting
 
@@ -181,24 +181,19 @@ def rows_of_hdf5(args: Hdf5Arguments) -> Iterator[RowsToWrite]:
         UsageError, DataFault, EnvironmentFault: the file cannot be understood or read.
     """
     from collage_mpi.shards.check import opened
-    from collage_mpi.shards.contents import ForeignFault
+    from collage_mpi.shards.contents import named_faults
     from collage_mpi.shards.foreign import find_layout, is_foreign
     from collage_mpi.shards.hdf5 import H5_LOCK
+    from collage_mpi.system.files import reading
 
-    try:
-        with H5_LOCK, opened(args.file, cache_bytes=64 << 20) as file:
-            if not is_foreign(file):
-                raise UsageError(_is_shard(args))
-            try:
-                elsewhere = _labels_elsewhere(args.labels, file)
-                layout = find_layout(file, args.file, _told(args, elsewhere))
-                table = _hdf5_table(args, file, layout, elsewhere)
-            except ForeignFault as fault:
-                raise DataFault(f"{args.file}: {fault}") from fault
-            yield table
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise EnvironmentFault(f"{args.file}: cannot be read: {reason}") from error
+    with reading(args.file), H5_LOCK, opened(args.file, cache_bytes=64 << 20) as file:
+        if not is_foreign(file):
+            raise UsageError(_is_shard(args))
+        with named_faults(args.file):
+            elsewhere = _labels_elsewhere(args.labels, file)
+            layout = find_layout(file, args.file, _told(args, elsewhere))
+            table = _hdf5_table(args, file, layout, elsewhere)
+        yield table
 
 
 def _is_shard(args: Hdf5Arguments) -> str:

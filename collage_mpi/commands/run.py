@@ -136,11 +136,11 @@ def check_before_ranks(args: RunArguments, ranks: int | None, *, files: bool = T
 
 def _check_shards(settings: RunSettings) -> None:
     """Raise if a path of the shards does not exist; rank 0 checks what is in the files."""
+    from collage_mpi.system.files import reading
+
     for path in settings.shards:
-        try:
+        with reading(path):
             Path(path).stat()
-        except OSError as error:
-            raise EnvironmentFault(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _check_out(settings: RunSettings, resume: bool) -> None:

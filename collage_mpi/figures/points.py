@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.figures import style
 from collage_mpi.scheduler.schemes import SCHEME_NAMES, scheme_class
+from collage_mpi.system.files import reading
 
 AXIS = "axis:"
 Row = dict[str, Any]
@@ -30,15 +31,11 @@ def read_points(paths: Sequence[Path]) -> list[Row]:
     """
     rows: list[Row] = []
     for path in paths:
-        try:
-            with open(path, newline="", encoding="utf-8") as file:
-                found = list(csv.DictReader(file))
-        except OSError as error:
-            raise EnvironmentFault(f"{path}: cannot be read: {error.strerror or error}") from error
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataFault(
-                f"{path}: damaged ({error}); make it again: experiment --table"
-            ) from error
+        with (
+            reading(path, "damaged, make it again with experiment --table"),
+            open(path, newline="", encoding="utf-8") as file,
+        ):
+            found = list(csv.DictReader(file))
         if not found or not {"name", "placements", "ranks"} <= found[0].keys():
             raise DataFault(f"{path}: no points of an experiment: name its points.csv")
         rows += [{key: _value(key, text) for key, text in row.items()} for row in found]

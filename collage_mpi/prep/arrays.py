@@ -21,16 +21,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.shards.check import opened
-from collage_mpi.shards.contents import ForeignFault, range_of
+from collage_mpi.shards.contents import named_faults, range_of
 from collage_mpi.shards.foreign import ArrayLayout, find_labels
 from collage_mpi.shards.hdf5 import H5_LOCK
 from collage_mpi.shards.openshard import read_ids
 from collage_mpi.shards.pictures import PictureFit, fit_pixels, parse_fit
 from collage_mpi.shards.reader import ShardSet
 from collage_mpi.shards.schema import CHANNELS, label_problem, split_part
-from collage_mpi.system.files import UNREADABLE
+from collage_mpi.system.files import reading
 
 
 class PixelRows:
@@ -171,17 +171,11 @@ def read_labels(text: str) -> np.ndarray:
         EnvironmentFault: the file cannot be read.
     """
     path = Path(text)
-    try:
+    with reading(path, "no labels can be read of it"):
         if path.suffix == ".npy":
             return np.asarray(np.load(path, allow_pickle=False))
-        with H5_LOCK, opened(path) as file:
+        with named_faults(path), H5_LOCK, opened(path) as file:
             return np.asarray(find_labels(file, path)[...])
-    except ForeignFault as fault:
-        raise DataFault(f"{path}: {fault}") from fault
-    except UNREADABLE as error:
-        raise DataFault(f"{path}: no labels can be read of it: {error}") from error
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:
@@ -243,18 +237,16 @@ def read_idx(path: Path | str) -> np.ndarray:
         DataFault: not IDX, cut short, or with extra bytes.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as raw:
-            zipped = raw.read(2) == GZIP_MAGIC
-            raw.seek(0)
-            if not zipped:
-                return _parse(raw, path)
+    with reading(path), path.open("rb") as raw:
+        zipped = raw.read(2) == GZIP_MAGIC
+        raw.seek(0)
+        if not zipped:
+            return _parse(raw, path)
+        try:
             with gzip.open(raw, "rb") as stream:
                 return _parse(stream, path)  # type: ignore[arg-type]
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise DataFault(f"{path}: damaged gzip file: {error}. Fetch it again.") from error
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be read: {error.strerror or error}") from error
+        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+            raise DataFault(f"{path}: damaged gzip file: {error}. Fetch it again.") from error
 
 
 def _parse(stream: BinaryIO, path: Path) -> np.ndarray:

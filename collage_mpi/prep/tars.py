@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.errors import DataFault
 from collage_mpi.prep.listing import Listing, Member, name_text
 from collage_mpi.shards.pictures import SUFFIXES
+from collage_mpi.system.files import reading
 
 LABEL_KEYS = ("cls", "label", "class", "class_name")  # of a .json, the first that is there
 LARGEST_LABEL_BYTES = 1 << 20
@@ -53,11 +54,8 @@ def list_tars(
     """
     samples: list[TarSample] = []
     for path in paths:
-        try:
+        with reading(path):
             samples += _samples(path, label_key, picture)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise EnvironmentFault(f"{path}: cannot be read: {reason}") from error
     if not samples:
         raise DataFault(f"{paths[0]}: no picture in it. Pictures end in {', '.join(SUFFIXES)}.")
     good = [sample for sample in samples if sample.member.fault is None]

@@ -19,7 +19,7 @@ from collage_mpi.kinds import NETWORK_SETTINGS, TABLE
 from collage_mpi.results.file_names import MANIFEST
 from collage_mpi.settings.run_settings import NOT_OF_ROWS, RunSettings
 from collage_mpi.system.fields import about
-from collage_mpi.system.files import write_atomic
+from collage_mpi.system.files import reading, write_atomic
 from collage_mpi.system.printable import shown, storable
 
 FORMAT = "collage-mpi run"
@@ -219,25 +219,18 @@ def read_manifest(out: Path) -> Json:
         DataFault: the manifest is damaged.
     """
     path = out / MANIFEST
-    try:
-        size_bytes = path.stat().st_size
+    with reading(path, "damaged, no JSON; restore it from a copy"):
+        try:
+            size_bytes = path.stat().st_size
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise EnvironmentFault(
+                f"{out}: no run here ({MANIFEST} not found). Name a directory that "
+                "`collage-mpi run --out DIR` made."
+            ) from error
         if size_bytes > _LARGEST_BYTES:
             raise DataFault(f"{path}: {size_bytes} bytes, far too large for a manifest.")
-        text = path.read_bytes().decode("utf-8")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise EnvironmentFault(
-            f"{out}: no run here ({MANIFEST} not found). Name a directory that "
-            "`collage-mpi run --out DIR` made."
-        ) from error
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataFault(f"{path}: damaged, not UTF-8 text. Restore it from a copy.") from error
-    try:
-        found = json.loads(text)
+        found = json.loads(path.read_bytes())
         json.dumps(found, ensure_ascii=False).encode()  # no half characters to print later
-    except (ValueError, RecursionError) as error:
-        raise DataFault(f"{path}: damaged, not JSON ({error}). Restore it from a copy.") from error
     return check_manifest(found, str(path))
 
 

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.errors import DataFault
 from collage_mpi.results.rows import TableLayout
-from collage_mpi.system.files import UNREADABLE, write_atomic
+from collage_mpi.system.files import UNREADABLE, reading, write_atomic
 
 Accepted = dict[str, dict[str, list[list[int]]]]
 
@@ -153,12 +153,10 @@ def read_part(path: Path, table: TableLayout) -> np.ndarray:
             know, or lacks some that have no default.
         EnvironmentFault: it cannot be read.
     """
-    try:
+    with reading(path):
         if path.stat().st_size > _LARGEST_BYTES:
             raise DataFault(f"{path}: far too large for a part of a run. {_advice(path)}")
         raw = path.read_bytes()
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be read: {error.strerror or error}") from error
     return _as_now(path, _stored_rows(path, _checked_body(path, raw)), table)
 
 

@@ -22,7 +22,7 @@ from collage_mpi.results.file_names import PARTS_FOLDER, PENDING_FOLDER, VECTORS
 from collage_mpi.results.row_sink import InOrder
 from collage_mpi.results.rows import IMAGES, TABLES, flat_keys
 from collage_mpi.results.vectors import extras_of, vectors_name
-from collage_mpi.system.files import sync_directory
+from collage_mpi.system.files import reading, sync_directory
 
 _TABLE = {table.name: table for table in TABLES}
 
@@ -94,14 +94,11 @@ def read_entry(out: Path, session: int) -> Any:
         DataFault: it is damaged.
     """
     path = entry_path(out, session)
-    try:
+    wrong = "damaged; go on with --resume: the rows are there"
+    with reading(path, wrong):
         found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError):
-        found = None
     if not isinstance(found, dict) or found.get("session") != session:
-        raise DataFault(f"{path}: damaged; go on with --resume: the rows are there")
+        raise DataFault(f"{path}: {wrong}")
     return found
 
 

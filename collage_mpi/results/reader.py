@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.results import parts
 from collage_mpi.results.file_names import MARKER, PARTS_FOLDER
 from collage_mpi.results.manifest import Json, finals, read_manifest, readable
@@ -33,6 +33,7 @@ from collage_mpi.results.vectors import (
     of_parts,
     require_pyarrow,
 )
+from collage_mpi.system.files import reading
 
 if TYPE_CHECKING:
     from collage_mpi.results.names import ImageNames
@@ -390,13 +391,11 @@ def results_of(
 def read_parts(path: Path, manifest: Json) -> tuple[parts.PartName, ...]:
     """The parts of the run in `path` that count. Raises as read_results."""
     directory = path / PARTS_FOLDER
-    try:
+    if not directory.exists():
+        raise DataFault(f"{directory}: missing, so the run has no rows. Restore it.")
+    with reading(directory):
         found = filter(parts.counting(manifest), parts.list_parts(directory))
         return tuple(of_parts(path, list(found), manifest))
-    except FileNotFoundError as error:
-        raise DataFault(f"{directory}: missing, so the run has no rows. Restore it.") from error
-    except OSError as error:
-        raise EnvironmentFault(f"{directory}: cannot be read: {error.strerror or error}") from error
 
 
 def _rows(found: Sequence[parts.PartName], table: TableLayout) -> np.ndarray:

@@ -36,7 +36,7 @@ from collage_mpi.results.manifest import (
     readable,
 )
 from collage_mpi.results.rows import KINDS, OUTCOME_CODE
-from collage_mpi.system.files import write_atomic
+from collage_mpi.system.files import reading, write_atomic
 from collage_mpi.system.tell import tell
 
 FORMAT, VERSION = "collage-mpi status", 1
@@ -294,17 +294,10 @@ def read_status(run: Path) -> Json:
         DataFault: it is damaged.
     """
     path = run / STATUS
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(_LARGEST_BYTES)
-    except FileNotFoundError:
-        raise _no_status(run) from None
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be read: {error.strerror or error}") from error
-    try:
-        found = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise DataFault(f"{path}: damaged: {error}") from error
+    if not path.exists():
+        raise _no_status(run)
+    with reading(path, "damaged"), open(path, "rb") as file:
+        found = json.loads(file.read(_LARGEST_BYTES))
     wrong = _wrong(found, _CHECKS, _NUMBERS)
     if wrong:
         raise DataFault(

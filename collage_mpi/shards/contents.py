@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,15 @@ MAX_GROUPS = 1000
 
 class ForeignFault(DataFault):
     """The file of another program was not understood; the message says what to type."""
+
+
+@contextmanager
+def named_faults(path: Path | str) -> Iterator[None]:
+    """Puts the name of the file before what a ForeignFault says of it."""
+    try:
+        yield
+    except ForeignFault as fault:
+        raise DataFault(f"{path}: {fault}") from fault
 
 
 def own_dataset(file: Any, name: str) -> Any:

@@ -6,16 +6,29 @@ import io
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from collage_mpi.errors import DataFault
+from collage_mpi.errors import DataFault, EnvironmentFault
 
 H5_LOCK = threading.RLock()
 """Held around every h5py call of this package: libhdf5 is not safe for two threads."""
+
+
+@contextmanager
+def still_reading(path: Path | str) -> Iterator[None]:
+    """Holds the lock; what h5py raises inside for a file that was good before becomes an
+    EnvironmentFault.
+    """
+    try:
+        with H5_LOCK:
+            yield
+    except (OSError, RuntimeError, KeyError) as error:
+        raise EnvironmentFault(f"{path}: can no longer be read: {error}") from error
 
 
 def import_h5py() -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.shards.check import opened
 from collage_mpi.shards.foreign import ArrayLayout
-from collage_mpi.shards.hdf5 import H5_LOCK, cause_of
+from collage_mpi.shards.hdf5 import H5_LOCK, cause_of, still_reading
 from collage_mpi.shards.pictures import UnreadablePicture, parse_fit, picture_pixels
 from collage_mpi.shards.schema import (
     ShardInfo,
@@ -59,18 +59,15 @@ class OpenShard:
         self.path = info.path
         self.row_faults: dict[int, str] = {}
         self._cells_crc32: dict[int, np.ndarray] = {}
-        try:
-            with H5_LOCK:
-                self._file: Any = opened(info.path)
-                if _wants_cache(self._file[self.pixels_in]):
-                    self._file.close()
-                    self._file = opened(info.path, cache_bytes=FILTER_CACHE_BYTES)
-                self._images = self._file[self.pixels_in]
-                self.labels = self._read_labels() if info.has_labels else None  # (n,) int64
-                self.crc32 = self._read_crc32(info)  # (n,) uint32
-                stored = self._stored(info)
-        except (OSError, RuntimeError, KeyError) as error:
-            raise EnvironmentFault(f"{info.path}: can no longer be read: {error}") from error
+        with still_reading(info.path):
+            self._file: Any = opened(info.path)
+            if _wants_cache(self._file[self.pixels_in]):
+                self._file.close()
+                self._file = opened(info.path, cache_bytes=FILTER_CACHE_BYTES)
+            self._images = self._file[self.pixels_in]
+            self.labels = self._read_labels() if info.has_labels else None  # (n,) int64
+            self.crc32 = self._read_crc32(info)  # (n,) uint32
+            stored = self._stored(info)
         if self._images.shape != stored or len(self.crc32) != info.count:
             raise DataFault(f"{info.path}: has changed since it was checked. Start again.")
         wrong = None if self.labels is None else label_problem(self.labels, info.class_names)
@@ -105,11 +102,8 @@ class OpenShard:
     def cells_crc32(self, px: int) -> np.ndarray:
         """(n,) uint32: the checksums of the stored cells, read once."""
         if px not in self._cells_crc32:
-            try:
-                with H5_LOCK:
-                    self._cells_crc32[px] = self._file[f"{cells_name(px)}_crc32"][...]
-            except (OSError, RuntimeError, KeyError) as error:
-                raise EnvironmentFault(f"{self.path}: can no longer be read: {error}") from error
+            with still_reading(self.path):
+                self._cells_crc32[px] = self._file[f"{cells_name(px)}_crc32"][...]
         return self._cells_crc32[px]
 
     def read_into(
@@ -121,17 +115,12 @@ class OpenShard:
         order, where h5py's index lists read 12,000 (analysis/reports/shards.md).
         """
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-        try:
-            with H5_LOCK:
-                source = self._images if dataset == "images" else self._file[dataset]
-                for start, stop in pairwise([0, *breaks.tolist(), len(rows)]):
-                    first = int(rows[start])
-                    block = source[first : first + stop - start]
-                    out[places[start:stop]] = (
-                        block if dataset != "images" else self._arranged(block)
-                    )
-        except (OSError, RuntimeError) as error:
-            raise EnvironmentFault(f"{self.path}: can no longer be read: {error}") from error
+        with still_reading(self.path):
+            source = self._images if dataset == "images" else self._file[dataset]
+            for start, stop in pairwise([0, *breaks.tolist(), len(rows)]):
+                first = int(rows[start])
+                block = source[first : first + stop - start]
+                out[places[start:stop]] = block if dataset != "images" else self._arranged(block)
 
     def read_singly(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> list[int]:
         """Like `read_into`, row by row; returns the places of rows that cannot be read."""
@@ -250,10 +239,8 @@ class EncodedShard(OpenShard):
     def _files(self, rows: np.ndarray) -> list[bytes]:
         for row in rows.tolist() if self.row_faults else ():
             self.row_faults.pop(row, None)
-        try:
+        with still_reading(self.path):
             return read_files(self._images, self._ends, rows)
-        except (OSError, RuntimeError) as error:
-            raise EnvironmentFault(f"{self.path}: can no longer be read: {error}") from error
 
     def _is_sound(self, row: int, data: bytes) -> bool:
         tag = None if self.labels is None else int(self.labels[row])
@@ -300,11 +287,8 @@ def read_ids(info: ShardInfo) -> list[str] | None:
     """
     if info.storage == "foreign":
         return None
-    try:
-        with H5_LOCK, opened(info.path) as file:
-            values = file["ids"][...] if "ids" in file else None
-    except (OSError, RuntimeError, KeyError) as error:
-        raise EnvironmentFault(f"{info.path}: can no longer be read: {error}") from error
+    with still_reading(info.path), opened(info.path) as file:
+        values = file["ids"][...] if "ids" in file else None
     if values is None:
         return None
     if values.shape != (info.count,) or values.dtype.kind not in "SOU":

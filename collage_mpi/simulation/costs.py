@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.errors import DataFault
 from collage_mpi.kinds import SINGLE
 from collage_mpi.system.fields import setting
-from collage_mpi.system.files import require_regular
+from collage_mpi.system.files import reading, require_regular
 
 if TYPE_CHECKING:
     from collage_mpi.results import Results
@@ -52,13 +52,9 @@ def read_costs(path: Path) -> Costs:
         from collage_mpi.results import read_results
 
         return costs_of(read_results(path))
-    try:
+    with reading(f"costs {path}", "no JSON"):
         require_regular(path)
         content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EnvironmentFault(f"costs {path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataFault(f"costs {path} is no JSON: {error}") from error
     return _checked(content, path)
 
 

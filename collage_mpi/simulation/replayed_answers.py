@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.errors import DataFault
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, TABLE
 from collage_mpi.scheduler.events import Item, Score
-from collage_mpi.system.files import UNREADABLE, require_regular
+from collage_mpi.system.files import reading, require_regular
 
 VERSION = 1
 # name -> kinds of dtype, dimensions
@@ -82,7 +82,7 @@ def read_answers(path: Path, side: int) -> Answers:
         EnvironmentFault: it cannot be read.
         DataFault: another file, damaged, of another side, or without one full group.
     """
-    try:
+    with reading(f"answers {path}", "no file of evaluate --save-answers"):
         require_regular(path)
         file = np.load(path, allow_pickle=False)
         if isinstance(file, np.ndarray):
@@ -92,12 +92,6 @@ def read_answers(path: Path, side: int) -> Answers:
             for kind in _OTHERS:
                 if any(f"{kind}_{what}" in file for what in ("class", "score", "absent", "k")):
                     arrays |= {name: file[name] for name in (*_arrays_of(kind), *_k_of(kind))}
-    except OSError as error:
-        raise EnvironmentFault(
-            f"answers {path} cannot be read: {error.strerror or error}"
-        ) from error
-    except UNREADABLE as error:
-        raise DataFault(f"answers {path} is no file of evaluate --save-answers: {error}") from error
     _check(arrays, path, side)
     n = len(arrays["labels"]) // side**2 * side**2  # images in full groups
     if n == 0:

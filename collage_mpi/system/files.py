@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from collage_mpi.errors import CollageError, EnvironmentFault
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.system.printable import cell
 
 SYSTEM_LINKS = Path("/dev")  # stdout and others, which may lead to a file
@@ -29,12 +29,12 @@ TEMP_MARK = ".tmp-"
 _CSV_ROWS = 4096  # in memory as text at a time
 
 # What numpy raises, besides OSError, for damaged .npy and .npz files: found by damaging files
-# (tests/faults/fuzz.py).
+# (tests/faults/fuzz.py). Readers of text, JSON and CSV raise some of them too.
 UNREADABLE: tuple[type[Exception], ...] = (
     *(ValueError, TypeError, SyntaxError, tokenize.TokenError),  # the header is a Python literal
     *(OverflowError, MemoryError),  # shapes that it claims
     *(EOFError, KeyError, RuntimeError, NotImplementedError),  # a .npz: members, methods, keys
-    *(zipfile.BadZipFile, zlib.error, struct.error),
+    *(zipfile.BadZipFile, zlib.error, struct.error, csv.Error),
 )
 
 UNREADABLE_OR_GONE: tuple[type[Exception], ...] = (OSError, *UNREADABLE)
@@ -110,6 +110,25 @@ def require_regular(path: str | Path) -> None:
         raise IsADirectoryError(errno.EISDIR, "it is a folder; a file is needed", str(path))
     what = "FIFO" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
     raise OSError(errno.EINVAL, f"it is a {what}; a regular file is needed", str(path))
+
+
+@contextmanager
+def reading(what: Path | str, damaged: str = "") -> Iterator[None]:
+    """Turns an OSError inside into an EnvironmentFault with the name of the file or folder.
+
+    Args:
+        what: the path, with a word before it where that helps.
+        damaged: if given, what numpy, json and others raise for a damaged file becomes a DataFault
+            that says this of it, and their reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFault(f"{what}: cannot be read: {error.strerror or error}") from error
+    except UNREADABLE as error:
+        if not damaged:
+            raise
+        raise DataFault(f"{what}: {damaged}: {error}") from error
 
 
 @contextmanager

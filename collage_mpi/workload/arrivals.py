@@ -14,8 +14,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.system.files import require_regular
+from collage_mpi.errors import DataFault
+from collage_mpi.system.files import reading, require_regular
 from collage_mpi.workload.trace import load_numbers
 
 LARGEST_S = 1e9
@@ -189,14 +189,8 @@ def load_times_ns(path: str, images: int) -> np.ndarray:
 
 
 def _text(path: str) -> np.ndarray:
-    try:
+    with reading(f"arrival file {path}", "no list of numbers"):
         require_regular(path)
         lines = Path(path).read_text(encoding="utf-8").splitlines()
         words = [line.partition("#")[0].strip() for line in lines]
         return np.array([float(word) for word in words if word])
-    except OSError as error:
-        raise EnvironmentFault(
-            f"arrival file {path} cannot be read: {error.strerror or error}"
-        ) from error
-    except ValueError as error:
-        raise DataFault(f"arrival file {path} is no list of numbers: {error}") from error

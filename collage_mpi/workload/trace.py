@@ -14,7 +14,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.scheduler.rank_speed import WINDOW
-from collage_mpi.system.files import UNREADABLE, require_regular
+from collage_mpi.system.files import reading, require_regular
 from collage_mpi.workload.service_times import LONGEST_S
 
 
@@ -52,16 +52,10 @@ def load_numbers(path: str, what: str) -> np.ndarray:
         EnvironmentFault: the file is missing or unreadable.
         DataFault: not a .npy of numbers; nothing is unpickled.
     """
-    try:
+    with reading(f"{what} {path}", "no .npy file of numbers"):
         require_regular(path)
         # Mapped: what the header claims must be there, before memory is taken for it.
         found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise EnvironmentFault(
-            f"{what} {path} cannot be read: {error.strerror or error}"
-        ) from error
-    except UNREADABLE as error:
-        raise DataFault(f"{what} {path} is no .npy file of numbers: {error}") from error
     if not isinstance(found, np.ndarray):
         found.close()  # an .npz
         raise DataFault(f"{what} {path} is an .npz; it needs one array: numpy.save makes it")
