@@ -193,8 +193,7 @@ def _of_run(path: Path) -> Question:
     from collage_mpi.errors import CollageError, DataFault
     from collage_mpi.kinds import BACKUP, SINGLE
     from collage_mpi.results import read_results
-    from collage_mpi.results.recorded_trace import record_trace
-    from collage_mpi.results.slow_ranks import service_times_ns
+    from collage_mpi.results.slow_ranks import record_trace, service_times_ns
     from collage_mpi.simulation.advice import Question
     from collage_mpi.simulation.costs import Costs, costs_of
 

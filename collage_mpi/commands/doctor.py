@@ -102,8 +102,7 @@ class Doctor:
         return meeting.guard(lambda: self._look(meeting))
 
     def _look(self, meeting: Meeting | None = None) -> int:
-        from collage_mpi.doctor.examine import examine
-        from collage_mpi.doctor.gather import gather
+        from collage_mpi.doctor.gather import examine, gather
         from collage_mpi.system.progress import report
 
         world = meeting.gather() if meeting else None
@@ -127,7 +126,7 @@ class Doctor:
     def _try_ranks(self, facts: Facts) -> None:
         """Start a small job, unless this process is a rank itself."""
         from collage_mpi.doctor.checks_world import check_trial
-        from collage_mpi.doctor.examine import can_meet
+        from collage_mpi.doctor.gather import can_meet
 
         if self._args.no_launch or not can_meet(facts):
             return
@@ -156,7 +155,7 @@ class Doctor:
             self._screen.map(map_lines(world.ranks, roles(self._wanted, world.size)))
 
     def _end(self, facts: Facts) -> int:
-        from collage_mpi.doctor.examine import is_bad
+        from collage_mpi.doctor.gather import is_bad
 
         if self._screen:
             self._screen.verdict(self._findings, self._next_step())
@@ -170,7 +169,7 @@ class Doctor:
         return "collage-mpi launch -n 11 -- doctor (which rank is where)"
 
     def _everything(self, facts: Facts) -> dict[str, object]:
-        from collage_mpi.doctor.examine import is_bad
+        from collage_mpi.doctor.gather import is_bad
 
         told = asdict(facts)
         run = told["wanted"].pop("run")

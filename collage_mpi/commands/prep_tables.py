@@ -71,7 +71,7 @@ class ClassNamesArguments(Arguments):
 
     def names(self) -> tuple[str, ...] | None:
         """The names from either flag, or None. Raises UsageError, EnvironmentFault."""
-        from collage_mpi.shards.class_names import read_class_names, told_apart
+        from collage_mpi.shards.schema import read_class_names, told_apart
 
         if self.class_names is not None:
             return told_apart([name.strip() for name in self.class_names.split(",")])

@@ -54,7 +54,7 @@ class FitArguments(Arguments):
 def record(args: RecordArguments) -> int:
     """Make a trace of runs, and describe it."""
     from collage_mpi.results import read_results
-    from collage_mpi.results.recorded_trace import record_trace
+    from collage_mpi.results.slow_ranks import record_trace
     from collage_mpi.workload.trace import save_trace
 
     if not args.out.endswith(".npy"):

@@ -27,8 +27,8 @@ from collage_mpi.results.vectors import require_pyarrow
 from collage_mpi.settings.placement import Placement
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
-from collage_mpi.shards.class_names import read_class_names
 from collage_mpi.shards.resumed import as_before
+from collage_mpi.shards.schema import read_class_names
 from collage_mpi.system.environment import launcher_size
 from collage_mpi.system.fields import AUTO
 from collage_mpi.system.tell import tell

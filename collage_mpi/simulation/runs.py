@@ -26,8 +26,8 @@ from collage_mpi.models import describe
 from collage_mpi.results import Results, RunWriter, summarise
 from collage_mpi.results.file_names import LATENCIES, MANIFEST, SUMMARY
 from collage_mpi.results.manifest import plain, recorded_settings
-from collage_mpi.results.memory import MemoryWriter
 from collage_mpi.results.reader import open_run
+from collage_mpi.results.row_sink import MemoryWriter
 from collage_mpi.settings.profiles import over_recorded
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs, costs_of

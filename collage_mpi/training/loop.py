@@ -17,12 +17,6 @@ from collage_mpi.errors import DataFault
 from collage_mpi.models.backbones import channels_last
 from collage_mpi.models.collage_net import build_network, check_pixels
 from collage_mpi.training.batches import BatchMaker, TrainBatch, plain_batches
-from collage_mpi.training.checkpoint import (
-    StopSignals,
-    TrainingStopped,
-    load_checkpoint,
-    save_checkpoint,
-)
 from collage_mpi.training.objective import (
     Distilled,
     Labels,
@@ -39,7 +33,13 @@ from collage_mpi.training.parts import (
     running_average,
     start_from,
 )
-from collage_mpi.training.progress import TrainingProgress
+from collage_mpi.training.progress import (
+    StopSignals,
+    TrainingProgress,
+    TrainingStopped,
+    load_checkpoint,
+    save_checkpoint,
+)
 from collage_mpi.training.settings import TrainSettings, learning_rate_at
 from collage_mpi.training.sources import TrainData
 

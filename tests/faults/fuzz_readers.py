@@ -41,8 +41,8 @@ from collage_mpi.results import (
     verify_run,
 )
 from collage_mpi.results.manifest import read_manifest
-from collage_mpi.results.recorded_trace import record_trace
 from collage_mpi.results.rows import TABLES
+from collage_mpi.results.slow_ranks import record_trace
 from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import costs_of
@@ -448,7 +448,7 @@ def _training(folder: Path) -> list[Reader]:
     from safetensors.numpy import save
 
     from collage_mpi.models.foreign_weights import read_state
-    from collage_mpi.training.checkpoint import load_checkpoint, save_checkpoint
+    from collage_mpi.training.progress import load_checkpoint, save_checkpoint
     from collage_mpi.training.sources import read_views
 
     identity = {"seed": 1}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.shards.class_names import read_class_names, told_apart
+from collage_mpi.shards.schema import read_class_names, told_apart
 
 
 def test_doubles_get_their_class_number_and_are_named(tmp_path: Path, caplog) -> None:

@@ -27,7 +27,6 @@ from collage_mpi.doctor.checks_world import (
     expand_numbers,
     roles,
 )
-from collage_mpi.doctor.examine import can_meet, examine, is_bad
 from collage_mpi.doctor.facts import (
     BAD,
     OK,
@@ -47,7 +46,7 @@ from collage_mpi.doctor.facts import (
     WantedJob,
     World,
 )
-from collage_mpi.doctor.gather import file_system, started_by
+from collage_mpi.doctor.gather import can_meet, examine, file_system, is_bad, started_by
 from collage_mpi.doctor.screen import (
     Screen,
     devices_text,

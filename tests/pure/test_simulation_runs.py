@@ -18,7 +18,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.experiments.spec import repeats
 from collage_mpi.job.recorder import Recorder
 from collage_mpi.results import read_results, summarise, verify_run
-from collage_mpi.results.memory import MemoryWriter
+from collage_mpi.results.row_sink import MemoryWriter
 from collage_mpi.results.rows import SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.beside import compare, render_comparison

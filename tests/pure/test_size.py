@@ -23,7 +23,7 @@ LONG = {  # up to tens
 MANY_ARGUMENTS = {}
 SHARED_NAMES: set[str] = set()
 MODULES = (
-    248,  # when each had become a concept of its own
+    243,  # when each had become a concept of its own
     1,  # launch/ending: the exit code is worked out without processes and streams
     1,  # plugins: schemes and launchers of other packages
     1,  # models/part_torch: a sixth of the start of 11 ranks, put back when measured on idle cores

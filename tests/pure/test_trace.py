@@ -10,7 +10,7 @@ import pytest
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault
 from collage_mpi.results import read_results
-from collage_mpi.results.recorded_trace import record_trace
+from collage_mpi.results.slow_ranks import record_trace
 from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
