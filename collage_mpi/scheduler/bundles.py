@@ -84,8 +84,8 @@ class BundleQueue(PullQueue):
     def serve(self, *, everyone: bool = False) -> None:
         """What a rank may not take may have changed: ask the ranks with room, the fastest first.
 
-        Not the slow ones, unless `everyone`: they take what is barred to the others, which
-        changes with a failure or a rank, and whole bundles, which they were offered.
+        Not the slow ones, unless `everyone`: they take what is barred to all quick ranks, and one
+        that enters may make others slow; and whole bundles, which they were offered.
         """
         main = self.backlogs[self._main]
         for kind in (self._main, self._kind):
@@ -185,10 +185,10 @@ class BundleQueue(PullQueue):
 
     def _pick_for_bundle(self) -> int | None:
         """The rank with room that takes what waits as a bundle, where one does: a quick one, else
-        a slow one, which takes only full bundles."""
-        waiting = len(self.backlogs[self._main].fresh)
-        for limit_ns in (self._paces.limit_ns(self._kind), inf):
-            rank = self._ranks.room(self._kind).pick(NO_RANKS, limit_ns)
+        a slow one, which takes only full bundles. Of slow ones the fastest needs the least."""
+        waiting, room = len(self.backlogs[self._main].fresh), self._ranks.room(self._kind)
+        quick = room.pick(NO_RANKS, self._paces.limit_ns(self._kind))
+        for rank in (quick, *room.fastest()):
             if rank is not None and waiting >= self.least(rank):
                 return rank
         return None

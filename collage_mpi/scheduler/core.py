@@ -133,7 +133,6 @@ class Scheduler:
         self.retries.suspects[rank.id] = rank
         self.retries.leave(rank, event.why)
         self._look_at_open_group()
-        self.dispatch.pulled.serve(everyone=True)
 
     def _on_lost(self, event: ev.RankLost) -> None:
         self._reported.add(event.rank)
@@ -152,7 +151,6 @@ class Scheduler:
         self.retries.leave(rank, why)
         self.retries.lost(covered, f"rank {rank.id} was lost: {why}")
         self._look_at_open_group()
-        self.dispatch.pulled.serve(everyone=True)
 
     def _recover(self, rank: RankState) -> None:
         if rank.status in SILENT:
@@ -265,8 +263,6 @@ class Scheduler:
             self._absent(task, cells)
         if unread:
             self.retries.unread(task, unread)
-        if unread or None in cells:
-            self.dispatch.pulled.serve(everyone=True)
         self._alive(task.rank)
 
     def _absent(self, task: TaskState, cells: Sequence[Score | None]) -> None:
@@ -292,7 +288,6 @@ class Scheduler:
             why = f"{task.rank.failures} failures in a row, the last: {event.reason}"
             self.retries.leave(task.rank, why)
             self.turn.actions.append(ev.Retire(task.rank.id, why))
-        self.dispatch.pulled.serve(everyone=True)
         self._alive(task.rank)
 
     def _dispensable(self, rank: RankState) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from math import inf
 
 from collage_mpi.scheduler.rank_speed import Health, Paces
@@ -163,6 +163,10 @@ class Room:
                 if rank not in avoid:
                     return rank
         return None
+
+    def fastest(self) -> Iterator[int]:
+        """Of the ranks with as many messages each the fastest, those with the fewest first."""
+        return (level[0][2] for level in self._levels if level)
 
 
 class ReadyRanks:

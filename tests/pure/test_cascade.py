@@ -330,6 +330,33 @@ def test_a_quick_collage_rank_with_room_goes_before_a_slow_one_that_is_idle():
     assert [rank for rank, _, _ in out(job)] == [1, 1, 2, 2]
 
 
+@pytest.mark.parametrize("go", ["suspect", "lose"])
+def test_a_slow_rank_that_is_idle_hides_no_quicker_one_that_has_room(go):
+    """Ten images wait. Rank 4 has room beside one message, and leaves 13 images to three others,
+    8 to two. Rank 5 is idle, and leaves them all."""
+    job = cascade(singles=5, side=2, credit=2, depth=9)
+    paced(job, *[10 * MS] * 3, 21 * MS, 90 * MS)
+    job.arrive(3 * 2 + 4 + 10)
+    assert [rank for rank, _, _ in out(job)] == [1, 2, 3, 1, 2, 3, 4]
+    getattr(job, go)(3)
+    assert out(job)[-1] == (4, COLLAGE, [15, 16, 17, 18])
+
+
+def test_a_slow_rank_takes_what_is_barred_to_all_that_are_quick_beside_one_that_is_back():
+    job = cascade(singles=4, credit=2, depth=9)
+    paced(job, 10 * MS, 10 * MS, 20 * MS, 90 * MS)
+    job.arrive(2 * 2)
+    job.fail(job.task_of(6))
+    job.arrive(1)
+    end(job, 2, service_ns=10 * MS)
+    job.arrive(2)
+    assert [(rank, *images) for rank, _, images in out(job)] == [(1, 4), (2, 7), (1, 8), (2, 6)]
+    job.suspect(2)
+    assert out(job)[4:] == [(3, SINGLE, [9]), (3, SINGLE, [10])], "quick, as rank 2 is silent"
+    end(job, 2, service_ns=10 * MS)
+    assert out(job)[-1] == (4, SINGLE, [6]), "ranks 1 and 2 may not have it, rank 3 is slow again"
+
+
 def test_a_slow_rank_that_is_at_work_is_not_taken_for_one_that_is_long_idle():
     job = cascade(singles=2)
     paced(job, 10 * MS, 30 * MS)
