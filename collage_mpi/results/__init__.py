@@ -12,22 +12,13 @@ if TYPE_CHECKING:
     from collage_mpi.results.comparison import compare as compare
     from collage_mpi.results.comparison import render_comparison as render_comparison
     from collage_mpi.results.export import export_run as export_run
-    from collage_mpi.results.names import ImageNames as ImageNames
     from collage_mpi.results.names import image_names as image_names
     from collage_mpi.results.reader import Results as Results
     from collage_mpi.results.reader import read_results as read_results
     from collage_mpi.results.render import render_summary as render_summary
-    from collage_mpi.results.rows import GROUP_ROW as GROUP_ROW
-    from collage_mpi.results.rows import IMAGE_ROW as IMAGE_ROW
-    from collage_mpi.results.rows import KEY_ROW as KEY_ROW
     from collage_mpi.results.rows import KINDS as KINDS
     from collage_mpi.results.rows import OUTCOMES as OUTCOMES
     from collage_mpi.results.rows import SOURCES as SOURCES
-    from collage_mpi.results.rows import TASK_ROW as TASK_ROW
-    from collage_mpi.results.rows import GroupRow as GroupRow
-    from collage_mpi.results.rows import ImageRow as ImageRow
-    from collage_mpi.results.rows import TaskRow as TaskRow
-    from collage_mpi.results.rows import wait_ns as wait_ns
     from collage_mpi.results.summary import summarise as summarise
     from collage_mpi.results.summary import write_summary as write_summary
     from collage_mpi.results.verify import VerifyReport as VerifyReport
@@ -37,11 +28,10 @@ if TYPE_CHECKING:
 _NAMES = {  # module -> its public names
     "comparison": "compare render_comparison",
     "export": "export_run",
-    "names": "ImageNames image_names",
+    "names": "image_names",
     "reader": "Results read_results",
     "render": "render_summary",
-    "rows": "GROUP_ROW IMAGE_ROW KEY_ROW TASK_ROW KINDS OUTCOMES SOURCES wait_ns "
-    "GroupRow ImageRow TaskRow",
+    "rows": "KINDS OUTCOMES SOURCES",
     "summary": "summarise write_summary",
     "verify": "VerifyReport verify_run",
     "writer": "RunWriter",

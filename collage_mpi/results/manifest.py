@@ -4,7 +4,6 @@ on with it must share with them.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shlex
@@ -18,7 +17,6 @@ from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.kinds import NETWORK_SETTINGS, TABLE
 from collage_mpi.results.file_names import MANIFEST
 from collage_mpi.settings.run_settings import NOT_OF_ROWS, RunSettings
-from collage_mpi.system.fields import about
 from collage_mpi.system.files import reading, write_atomic
 from collage_mpi.system.printable import shown, storable
 
@@ -44,11 +42,6 @@ FREE_SETTINGS = frozenset(
         *(kind.ranks for kind in TABLE),
         *("image_timeout_s", "max_attempts"),
     }
-)
-# Settings of some schemes and policies alone, whose bounds version 0.1.0 asked of those alone.
-UNUSED_ONCE = (
-    *("replicas", "hedge_ms", "hedge_quantile", "hedge_budget"),
-    *("grace_quantile", "confidence", "accept_deadline_quantile"),
 )
 # Settings that version 0.1.0 did not record, and what it did; of others the default is that.
 YOUNGER = {"endgame": "off", "audit": 0.0}
@@ -356,17 +349,9 @@ def held(manifest: Mapping[str, Any]) -> Json:
 
 
 def recorded_settings(manifest: Mapping[str, Any]) -> Json:
-    """The settings of a run as it recorded them, without the numbers that its scheme does not use.
-
-    Version 0.1.0 let one stand that is out of bounds where the scheme does not use it.
-    """
+    """The settings of a run as it recorded them; {} where it recorded none."""
     found = dict(manifest.get("settings") or {})
-    found = {**YOUNGER, **found} if found else found
-    for spec in dataclasses.fields(RunSettings):
-        value = found.get(spec.name)
-        if spec.name in UNUSED_ONCE and isinstance(value, int | float) and about(spec).wants(value):
-            del found[spec.name]
-    return found
+    return {**YOUNGER, **found} if found else found
 
 
 def _settings(manifest: Mapping[str, Any]) -> Json:

@@ -19,8 +19,6 @@ from results_harness import COLLAGE_RANK, fill, input_digest, locate, make_run, 
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.results import (
-    IMAGE_ROW,
-    ImageRow,
     RunWriter,
     compare,
     export_run,
@@ -30,19 +28,21 @@ from collage_mpi.results import (
     render_summary,
     summarise,
     verify_run,
-    wait_ns,
     write_summary,
 )
 from collage_mpi.results.file_names import MANIFEST, MARKER
 from collage_mpi.results.rows import (
     ENCODED,
+    IMAGE_ROW,
     OUTCOMES,
     REASON_BYTES,
     TABLES,
     TASKS,
+    ImageRow,
     TableLayout,
     ran_together,
     reason_bytes,
+    wait_ns,
 )
 from collage_mpi.results.summary import ranks_used
 from collage_mpi.results.tally import Tally

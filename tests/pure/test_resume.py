@@ -184,20 +184,6 @@ def test_a_setting_that_came_later_had_its_default(ask: Callable[..., Json]) -> 
     assert differences(before, ask()) == []
 
 
-def test_a_number_out_of_bounds_that_0_1_0_had_no_use_for_has_its_default(
-    tmp_path: Path, ask: Callable[..., Json]
-) -> None:
-    before = ask()
-    before["settings"] |= {"replicas": 1, "hedge_quantile": 1.0, "confidence": 95}
-    found = resumed_settings({"out": str(begun(tmp_path / "run", before))}, "flags", 6)
-    assert (found.replicas, found.hedge_quantile, found.confidence) == (2, None, 0.9)
-    assert differences(before, ask()) == []
-    assert differences(before, ask(replicas=3)) == ["settings.replicas: 2 before, 3 now"]
-    before["settings"]["side"] = 99  # what every run uses is not made good
-    with pytest.raises(UsageError, match="side is 99"):
-        resumed_settings({"out": str(begun(tmp_path / "other", before))}, "flags", 6)
-
-
 def test_a_network_of_ones_own_is_held_against_what_its_ranks_told() -> None:
     hellos = {1: HELLO, 2: dataclasses.replace(HELLO, fingerprints={"collage": "c" * 64})}
     plan: Any = SimpleNamespace(
