@@ -28,7 +28,6 @@ class FigureArguments(Arguments):
 
     out: Path = setting(REQUIRED, "path of the files to write, without suffix", metavar="STEM")
     title: str | None = setting(None, "lines above the figure", metavar="TITLE")
-    dpi: int = setting(200, "dots per inch of the PNG")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +118,7 @@ def cdf(args: CdfArguments) -> int:
 
     runs = [read_results(path) for path in args.runs]
     print(render_comparison(compare(runs, per=args.per)))
-    return _drawn(plot_latency_cdf(runs, args.out, per=args.per, title=args.title, dpi=args.dpi))
+    return _drawn(plot_latency_cdf(runs, args.out, per=args.per, title=args.title))
 
 
 # ---- timeline -----------------------------------------------------------------
@@ -137,7 +136,7 @@ def timeline(args: TimelineArguments) -> int:
     title = args.title or _timeline_title(run, first, last)
     trace = args.out.with_name(args.out.name + ".trace.json")
     write_trace(trace, made)
-    return _drawn([*plot_timeline(made, args.out, title, args.dpi), trace])
+    return _drawn([*plot_timeline(made, args.out, title), trace])
 
 
 def parse_groups(text: str) -> tuple[int, int]:
@@ -169,7 +168,7 @@ def throughput(args: ThroughputArguments) -> int:
     points = batch_points(runs)
     print(render_batches(points))
     title = args.title or _throughput_title(runs)
-    return _drawn(plot_throughput(points, args.out, title=title, dpi=args.dpi))
+    return _drawn(plot_throughput(points, args.out, title=title))
 
 
 def _throughput_title(runs: Sequence[Results]) -> str:
@@ -195,7 +194,7 @@ def ranks(args: SeriesArguments) -> int:
     rows = args.rows()
     title = titled(args.title or "Tail against ranks", rows) + f", bars 10-90 %; {FLOOR}"
     axes = {"series": args.series, "panels": args.panels, "title": title}
-    return _drawn(plot_against_ranks(rows, args.out, **axes, dpi=args.dpi))
+    return _drawn(plot_against_ranks(rows, args.out, **axes))
 
 
 def frontier(args: SeriesArguments) -> int:
@@ -205,9 +204,7 @@ def frontier(args: SeriesArguments) -> int:
     rows = args.rows()
     more = "; line: frontier; hollow: over N + 2 worker ranks"
     title = titled(args.title or "Accuracy against tail", rows) + more
-    paths = plot_frontier(
-        rows, args.out, series=args.series, panels=args.panels, title=title, dpi=args.dpi
-    )
+    paths = plot_frontier(rows, args.out, series=args.series, panels=args.panels, title=title)
     return _drawn(paths)
 
 
@@ -218,7 +215,7 @@ def heat(args: HeatArguments) -> int:
     rows = args.rows()
     title = titled(args.title or gain_title(args.value), rows) + " and their 10-90 % range"
     axes = (args.across, args.down)
-    paths = plot_heat(rows, args.out, title=title, dpi=args.dpi, value=args.value, axes=axes)
+    paths = plot_heat(rows, args.out, title=title, value=args.value, axes=axes)
     return _drawn(paths)
 
 

@@ -30,6 +30,7 @@ from collage_mpi.models.architecture import (
 from collage_mpi.models.specs import HEADS, YOLO, HeadSpec
 from collage_mpi.settings.flags import Arguments, add_flags, switch
 from collage_mpi.system.fields import REQUIRED, about, default_of, same, setting
+from collage_mpi.system.files import save_records
 from collage_mpi.training.settings import DISTILLATION, GRID, TRAINING, TrainSettings, flagged
 
 if TYPE_CHECKING:
@@ -65,9 +66,6 @@ class TrainArguments(Arguments):
     resume: bool = switch("continue from the checkpoint", group="files")
     log: Path | None = setting(
         None, "CSV log with one line for each epoch", unset="OUT.csv", metavar="CSV", group="files"
-    )
-    tensorboard: Path | None = setting(
-        None, "also write events for TensorBoard to this folder", metavar="DIR", group="files"
     )
     width: int | None = _network(None, "channels of the first stage", unset=WIDTHS)
     stem: str | None = _network(
@@ -214,7 +212,6 @@ def _train(args: TrainArguments, peers: Peers) -> int:
     from collage_mpi.training.loop import Trainer
     from collage_mpi.training.parts import TrainingMachine
     from collage_mpi.training.peers import check_batch
-    from collage_mpi.training.progress import epoch_logger
     from collage_mpi.training.sources import load
 
     if peers.lead and not args.out.parent.is_dir():
@@ -224,7 +221,7 @@ def _train(args: TrainArguments, peers: Peers) -> int:
     usable_device(peers.device)
     checkpoint = args.checkpoint_file
     log = args.log or args.beside(".csv")
-    on_epoch = epoch_logger(log, args.tensorboard) if peers.lead else None
+    on_epoch = partial(save_records, log) if peers.lead else None
     machine = TrainingMachine(peers.device, args.threads, checkpoint, args.resume, peers, on_epoch)
     if settings.layers == "last":
         cache = args.beside(".features.npz")

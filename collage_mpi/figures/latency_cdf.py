@@ -47,7 +47,6 @@ def plot_latency_cdf(
     per: str = "group",
     title: str | None = None,
     names: Sequence[str] | None = None,
-    dpi: int = 200,
 ) -> list[Path]:
     """Overlay the latency distributions of runs: CDF left, tail (log 1 - F) right.
 
@@ -57,7 +56,6 @@ def plot_latency_cdf(
         per: "group" (release to last image) or "image".
         title: first line above the figure; by default what is shown and the straggler model.
         names: one a run, to replace scheme and mode in the legend.
-        dpi: of the PNG.
 
     Returns:
         The PNG, the PDF and the CSV.
@@ -76,7 +74,7 @@ def plot_latency_cdf(
     curves = [_curve(run, per, name) for run, name in zip(runs, names, strict=True)]
     with pyplot.rc_context(style.STYLE):
         figure = _draw(curves, title or _title(runs, per), per)
-        png, pdf = style.save(figure, Path(out_stem), dpi)
+        png, pdf = style.save(figure, Path(out_stem))
     table = png.with_suffix(".csv")
     columns = ("run", "legend", "per", "latency_ms", "share_done", "share_waiting")
     save_csv(table, columns, _steps(curves, per), line_end="\r\n")

@@ -146,7 +146,7 @@ class Panel:
 
 
 def plot_against_ranks(
-    rows: Sequence[Row], out_stem: Path, *, series: str, panels: str, title: str, dpi: int = 200
+    rows: Sequence[Row], out_stem: Path, *, series: str, panels: str, title: str
 ) -> list[Path]:
     """P99 above, standard deviation below, against worker ranks; one column a panel.
 
@@ -180,11 +180,11 @@ def plot_against_ranks(
             grid[0, column].set_title(panel.title)
             grid[1, column].set_xlabel("worker ranks")
         style.heading(figure, title, height_in)
-        return style.save(figure, Path(out_stem), dpi)
+        return style.save(figure, Path(out_stem))
 
 
 def plot_frontier(
-    rows: Sequence[Row], out_stem: Path, *, series: str, panels: str, title: str, dpi: int = 200
+    rows: Sequence[Row], out_stem: Path, *, series: str, panels: str, title: str
 ) -> list[Path]:
     """Accuracy against P99, a panel a choice, with the frontier of all points in it.
 
@@ -214,7 +214,7 @@ def plot_frontier(
             axes.set_xlabel("group P99, ms (log)")
         grid[0, 0].set_ylabel("accuracy, %")
         style.heading(figure, title, height_in)
-        return style.save(figure, Path(out_stem), dpi)
+        return style.save(figure, Path(out_stem))
 
 
 def plot_heat(
@@ -224,7 +224,6 @@ def plot_heat(
     value: str,
     axes: tuple[str, str],
     title: str,
-    dpi: int = 200,
 ) -> list[Path]:
     """A gain as a heat map: 1 is white, better green, worse purple; medians with 10-90 %.
 
@@ -260,7 +259,7 @@ def plot_heat(
         chart.tick_params(length=0)
         chart.spines[:].set_visible(False)
         style.heading(figure, title, height_in)
-        return style.save(figure, Path(out_stem), dpi)
+        return style.save(figure, Path(out_stem))
 
 
 def _cell(axes: Any, i: int, j: int, row: Row, value: str, strong: bool) -> None:

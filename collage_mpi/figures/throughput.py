@@ -134,9 +134,7 @@ def render_batches(points: Sequence[BatchPoint]) -> str:
     return to_text(Table([*columns, batches, "runs", "accuracy"], rows), 150)
 
 
-def plot_throughput(
-    points: Sequence[BatchPoint], out_stem: Path, *, title: str, dpi: int = 200
-) -> list[Path]:
+def plot_throughput(points: Sequence[BatchPoint], out_stem: Path, *, title: str) -> list[Path]:
     """Images a second against the latency of a group (left) and of an image (right).
 
     Filled markers are medians, hollow ones P99, each with its batch size. Better is up and left.
@@ -172,7 +170,7 @@ def plot_throughput(
         panels[0].set_ylabel("images/s")
         _legend(figure, series)
         style.heading(figure, title, height_in)
-        paths = style.save(figure, out_stem, dpi)
+        paths = style.save(figure, out_stem)
     table = paths[0].with_suffix(".csv")
     save_records(table, [asdict(point) for point in points])
     return [*paths, table]

@@ -13,7 +13,7 @@ _WAIT = "0.7"
 _HEIGHT = 0.66  # of a bar, in rows
 
 
-def plot_timeline(timeline: Timeline, out_stem: Path, title: str, dpi: int = 200) -> list[Path]:
+def plot_timeline(timeline: Timeline, out_stem: Path, title: str) -> list[Path]:
     """Draw bars by rank over ms since the first group's release.
 
     Args:
@@ -41,7 +41,7 @@ def plot_timeline(timeline: Timeline, out_stem: Path, title: str, dpi: int = 200
         _finish(axes, timeline, rows)
         _legend(figure, timeline)
         style.heading(figure, title, height_in)
-        return style.save(figure, Path(out_stem), dpi)
+        return style.save(figure, Path(out_stem))
 
 
 def _draw_bar(axes: Any, bar: Bar, row: int, timeline: Timeline, colour: str) -> None:

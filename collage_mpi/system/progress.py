@@ -386,6 +386,26 @@ def display_for(stream: TextIO) -> Display:
     return BarDisplay(stream) if stream.isatty() else LineDisplay(stream)
 
 
+class Advance:
+    """Counts what is done. Call it with how many more are, and with what else a line shall say."""
+
+    def __init__(
+        self, reporter: StatusReporter | None = None, bar: BarDisplay | None = None, done: int = 0
+    ) -> None:
+        self._reporter, self._bar, self._done = reporter, bar, done
+
+    def __call__(self, more: int, **fields: Any) -> None:
+        self._done += more
+        if self._reporter is not None:
+            self._reporter.update(self._done, **fields)
+
+    def say(self, line: str) -> None:
+        """Print a line that stays above the bar."""
+        if self._bar is not None:
+            self._bar.clear()
+        print(line, flush=True)
+
+
 @contextmanager
 def advancing(
     total: int,
@@ -394,29 +414,23 @@ def advancing(
     unit: str = "images",
     *,
     bar: bool = True,
-) -> Iterator[Callable[[int], None]]:
-    """Shows a count on stderr: a bar on a terminal, a line every few seconds elsewhere.
+    done: int = 0,
+) -> Iterator[Advance]:
+    """Shows a count on stderr: a bar on a terminal, a line every few seconds elsewhere. It shows
+    nothing if the total is 0.
 
     Args:
         bar: False if the thread that draws a bar would disturb what is timed.
-
-    Yields:
-        A function to call with how many more are done; it does nothing if total is 0.
+        done: how many were done before.
     """
     if total == 0:
-        yield lambda more: None
+        yield Advance()
         return
     drawn = _BarLines(BarDisplay(sys.stderr)) if bar and sys.stderr.isatty() else None
     reporter = StatusReporter(total, phase, drawn, every_s=every_s, unit=unit)
-    done = 0
-
-    def advance(more: int) -> None:
-        nonlocal done
-        done += more
-        reporter.update(done)
-
+    reporter.begin(done)
     try:
-        yield advance
+        yield Advance(reporter, None if drawn is None else drawn.display, done)
     finally:
         if drawn is not None:
             drawn.display.clear()

@@ -160,6 +160,6 @@ def _features(
         def look(images: np.ndarray) -> np.ndarray:
             return below.embed(images)[1].astype(np.float16)
 
-        return each_view(calls_of(parts, CALL), look, settings.flips, "features of the images")
+        return each_view(calls_of(parts, CALL), look, settings.flips, "features of")
 
     return kept_in(cache, identity, compute)

@@ -16,7 +16,14 @@ from torch import Tensor
 from collage_mpi.errors import DataFault
 from collage_mpi.models.backbones import channels_last
 from collage_mpi.models.collage_net import build_network, check_pixels
+from collage_mpi.system.progress import Advance, advancing
 from collage_mpi.training.batches import BatchMaker, TrainBatch, plain_batches
+from collage_mpi.training.checkpoint import (
+    StopSignals,
+    TrainingStopped,
+    load_checkpoint,
+    save_checkpoint,
+)
 from collage_mpi.training.objective import (
     Distilled,
     Labels,
@@ -33,17 +40,11 @@ from collage_mpi.training.parts import (
     running_average,
     start_from,
 )
-from collage_mpi.training.progress import (
-    StopSignals,
-    TrainingProgress,
-    TrainingStopped,
-    load_checkpoint,
-    save_checkpoint,
-)
 from collage_mpi.training.settings import TrainSettings, learning_rate_at
 from collage_mpi.training.sources import TrainData
 
 CHECKPOINT_EVERY_S = 60.0
+LINE_EVERY_S = 20.0  # where there is no terminal
 
 
 class Trainer:
@@ -107,11 +108,14 @@ class Trainer:
             DataFault: the loss is no longer finite.
             TrainingStopped: a signal came; the checkpoint is written.
         """
-        quiet = not self.peers.lead
-        shown = TrainingProgress(self.steps, self.done, self.maker.per_step, quiet=quiet)
-        with shown as progress, self._stop:
+        each = self.maker.per_step
+        total = self.steps * each if self.peers.lead else 0  # the others say nothing
+        with (
+            advancing(total, "train", LINE_EVERY_S, done=self.done * each) as advance,
+            self._stop,
+        ):
             while self.done < self.steps:
-                self._epoch(progress)
+                self._epoch(advance)
         self.network.eval()
         if self.best:
             self.network.load_state_dict(self.best)
@@ -136,7 +140,7 @@ class Trainer:
         ranks = [(-row["validation_accuracy"], row["validation_loss"]) for row in self.history]
         return ranks.index(min(ranks)) + 1 if ranks else 0
 
-    def _epoch(self, progress: TrainingProgress) -> None:
+    def _epoch(self, advance: Advance) -> None:
         epoch, first = divmod(self.done, self.maker.steps_per_epoch)
         order = self.maker.order(epoch)
         losses: list[float] = []
@@ -144,8 +148,8 @@ class Trainer:
         self.network.train()
         for step in range(first, len(order)):
             losses.append(self._step(self.maker.make(order[step], epoch, step, self.part)))
-            recent = float(np.mean(losses[-50:]))
-            progress.step(self.done, f"epoch {epoch + 1}/{self.settings.epochs}, loss {recent:.3f}")
+            of = f"{epoch + 1}/{self.settings.epochs}"
+            advance(self.maker.per_step, epoch=of, loss=float(np.mean(losses[-50:])))
             if step + 1 == len(order):
                 break  # no checkpoint between an epoch's last step and its validation
             if self._stopping:
@@ -154,13 +158,11 @@ class Trainer:
                 self._save()
         if self.peers.lead:
             made = (len(order) - first) * self.maker.per_step
-            self._end_epoch(epoch, losses, made / max(1e-9, time.monotonic() - begun), progress)
+            self._end_epoch(epoch, losses, made / max(1e-9, time.monotonic() - begun), advance)
         if self._stopping and self.done < self.steps:
             self._leave()
 
-    def _end_epoch(
-        self, epoch: int, losses: list[float], rate: float, progress: TrainingProgress
-    ) -> None:
+    def _end_epoch(self, epoch: int, losses: list[float], rate: float, advance: Advance) -> None:
         """Validate, keep the best weights, report, and write a checkpoint. `rate` is in images a
         second.
         """
@@ -177,7 +179,7 @@ class Trainer:
         )
         if self._kept_epoch() == epoch + 1:
             self.best = {name: v.detach().clone() for name, v in self.judged.state_dict().items()}
-        progress.note(
+        advance.say(
             f"epoch {epoch + 1}/{self.settings.epochs}: train loss {np.mean(losses):.3f}, "
             f"validation {accuracy:.2%}"
         )

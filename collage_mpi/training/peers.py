@@ -25,7 +25,7 @@ from collage_mpi.system.environment import TorchrunPlace, torchrun_place
 from collage_mpi.system.hard_exit import leave_at_once
 from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
-from collage_mpi.training.progress import TrainingStopped
+from collage_mpi.training.checkpoint import TrainingStopped
 
 # A process waits so long for the others: the lead validates alone, one process a host reads.
 WAIT_LIMIT = timedelta(hours=1)

@@ -24,10 +24,10 @@ from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.models.weights import describe_weights, read_tensors
 from collage_mpi.shards import ShardSet
 from collage_mpi.system.files import UNREADABLE_OR_GONE, require_regular, save_file
+from collage_mpi.system.progress import advancing
 from collage_mpi.training.batches import split
 from collage_mpi.training.parts import resolve_precision
 from collage_mpi.training.peers import Arrays, Peers, read_once
-from collage_mpi.training.progress import TrainingProgress
 from collage_mpi.training.settings import TrainSettings
 
 TEACHER_BATCH = 64
@@ -73,7 +73,7 @@ def teacher_views(path: Path, images: np.ndarray, mirror: bool, how: Loading) ->
 
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
         calls = calls_of([images], TEACHER_BATCH)
-        return each_view(calls, log_probabilities, mirror, "the teacher looks at the images")
+        return each_view(calls, log_probabilities, mirror, "the teacher looks at")
 
 
 def calls_of(parts: Sequence[np.ndarray], batch: int) -> list[np.ndarray]:
@@ -91,7 +91,7 @@ def each_view(
     """
     rows = np.empty(0)
     done = 0
-    with TrainingProgress(len(calls), 0, len(calls[0])) as progress:
+    with advancing(sum(map(len, calls)), text) as advance:
         for number, images in enumerate(calls):
             views = [images, np.ascontiguousarray(images[:, :, ::-1])] if mirror else [images]
             found = np.stack([look(view) for view in views], axis=1)
@@ -99,7 +99,7 @@ def each_view(
                 rows = np.empty((sum(map(len, calls)), *found.shape[1:]), found.dtype)
             rows[done : done + len(images)] = found
             done += len(images)
-            progress.step(number + 1, text)
+            advance(len(images))
     return rows
 
 

@@ -34,7 +34,7 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.slurm import SlurmSettings
 from collage_mpi.system.hard_exit import shared_memory
 from collage_mpi.system.progress import split_statuses, status_line
-from collage_mpi.training.progress import VERSION, load_checkpoint
+from collage_mpi.training.checkpoint import VERSION, load_checkpoint
 from collage_mpi.workload.trace import load_trace
 
 pytestmark = pytest.mark.faults
@@ -82,7 +82,7 @@ NOT_TRIED = {
     ("results/row_sink", "_wait_for_lead"): OWN,
     ("results/row_sink", "recent"): OWN,
     ("results/export", "_to_hdf5"): "a manifest as it is: manifests are tried",
-    ("results/memory", "put"): OWN,
+    ("results/row_sink", "put"): OWN,
     ("shards/writer", "append_files"): "pictures' bytes as they are: pictures are tried",
     ("shards/guard", "main"): "its parent's paths; shards are tried",
     ("shards/schema", "sha256_of"): "any bytes have a hash",

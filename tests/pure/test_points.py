@@ -98,7 +98,7 @@ def test_the_figures(
 ) -> None:
     pytest.importorskip("matplotlib")
     out = str(tmp_path / "sub" / "figure")
-    common = [str(file), "--out", out, "--dpi", "50"]
+    common = [str(file), "--out", out]
     grid = ["--series", "scheme", "--panels", "side"]
     assert script(monkeypatch, "ranks", *common, *grid) == 0
     assert script(monkeypatch, "frontier", *common, *grid) == 0

@@ -217,7 +217,7 @@ def test_the_script_draws_and_says_what_is_wrong(
             runpy.run_path(str(SCRIPT), run_name="__main__")
         return int(left.value.code or 0)
 
-    assert script("--groups", "2-4", "--out", str(tmp_path / "f"), "--dpi", "60") == 0
+    assert script("--groups", "2-4", "--out", str(tmp_path / "f")) == 0
     assert (tmp_path / "f.png").read_bytes()[:4] == b"\x89PNG"
     check_format(json.loads((tmp_path / "f.trace.json").read_text()))
     assert script("--groups", "x", "--out", str(tmp_path / "f")) == 2

@@ -14,13 +14,13 @@ from collage_mpi.training.settings import TrainSettings, learning_rate_at
 
 torch = pytest.importorskip("torch")
 
+from collage_mpi.system.files import save_records  # noqa: E402
 from collage_mpi.training.objective import (  # noqa: E402
     Distilled,
     Labels,
     ParityObjective,
 )
 from collage_mpi.training.parts import running_average  # noqa: E402
-from collage_mpi.training.progress import epoch_logger  # noqa: E402
 
 MIRRORED = np.array([[0, 1]])  # image 1 is
 
@@ -102,7 +102,7 @@ def test_impossible_settings_are_refused(name: str, value: object) -> None:
 
 def test_the_log_is_a_table(tmp_path: Path) -> None:
     history = [{"epoch": 1, "train_loss": 0.5}, {"epoch": 2, "train_loss": 0.25}]
-    epoch_logger(tmp_path / "log.csv", None)(history)  # type: ignore[arg-type]
+    save_records(tmp_path / "log.csv", history)
     assert (tmp_path / "log.csv").read_text() == "epoch,train_loss\n1,0.5\n2,0.25\n"
 
 
