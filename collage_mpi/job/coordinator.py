@@ -218,18 +218,15 @@ class Coordinator:
             self._missed(sign)
         if now_ns >= self._supply.look_at_ns:
             self._hear_of_supply(now_ns)
+            self._look_for_stop()
         arrived = self._let_in() if self._arrivals.waiting else False
         fired = self._fire_timers() if self._timers else False
-        reason = None if self._stopped else self._stop_reason()
-        if reason is not None:
-            self._stopped = True
-            self._handle(ev.StopRequested(self.clock(), reason))
         if self._cancels:
             self._send_cancels()
         if now_ns >= self._report_at_ns:
             self._report_at_ns = now_ns + REPORT_EVERY_NS
             self._report()
-        return bool(found or signs) or arrived or fired or reason is not None
+        return bool(found or signs) or arrived or fired
 
     # ---- events -------------------------------------------------------------
 
@@ -267,7 +264,7 @@ class Coordinator:
         self.ranks.heard(arrival.rank, arrival.at_ns, services_ns)
         before_ns = self.work.send_ns + self.work.encode_ns
         self.recorder.ended(results, arrival.at_ns, decode_ns)
-        self._handle(*[_terminal(arrival, result) for result in results])
+        self._handle(*_ends(arrival, results))
         self.recorder.settled([result.task for result in results])
         if self._cancels:
             self._send_cancels()
@@ -293,6 +290,12 @@ class Coordinator:
         self._note_pause()
         while supply.book is not None and supply.book.heard:
             self._handle(ev.Threshold(self.clock(), supply.book.heard.pop(0)))
+
+    def _look_for_stop(self) -> None:
+        reason = None if self._stopped else self._stop_reason()
+        if reason is not None:
+            self._stopped = True
+            self._handle(ev.StopRequested(self.clock(), reason))
 
     def _note_pause(self) -> None:
         paused = self._supply.paused
@@ -408,13 +411,17 @@ class Coordinator:
         self.finish = action
 
 
-def _terminal(arrival: Received, result: WireResult) -> ev.Event:
-    """The event that a worker's result is."""
-    now_ns, task, rank = arrival.at_ns, result.task, arrival.rank
-    if result.status == ANSWERED:
-        took_ns = result.compute_ns, result.held_ns
-        more = result.vectors, result.unread
-        return ev.Answered(now_ns, task, rank, result.cells, *took_ns, *more)
-    if result.status == FAILED:
-        return ev.Failed(now_ns, task, rank, result.reason, result.unread)
-    return ev.Skipped(now_ns, task, rank)
+def _ends(arrival: Received, results: Sequence[WireResult]) -> list[ev.Event]:
+    """The events that a worker's results are."""
+    rank, _, now_ns = arrival
+    events: list[ev.Event] = []
+    for each in results:
+        if each.status == ANSWERED:
+            took_ns = each.compute_ns, each.held_ns
+            more = each.vectors, each.unread
+            events.append(ev.Answered(now_ns, each.task, rank, each.cells, *took_ns, *more))
+        elif each.status == FAILED:
+            events.append(ev.Failed(now_ns, each.task, rank, each.reason, each.unread))
+        else:
+            events.append(ev.Skipped(now_ns, each.task, rank))
+    return events

@@ -69,19 +69,30 @@ class Backlog:
         self, fits: Callable[[TaskState], bool], sorts: Collection[int] = EVERYTHING
     ) -> TaskState | None:
         """The first one of these sorts that fits, which waits no more; None if none does."""
-        passed, found = [], None
-        while found is None and (heaps := [self._order[s] for s in sorts if self._order[s]]):
-            heap = min(heaps)
+        passed = []
+        found: TaskState | None = None
+        while found is None and (heap := self._first(sorts)):
             entry = heappop(heap)
             task = self.tasks.get(entry[2])
-            if task is not None and fits(task):
+            if task is None:
+                continue
+            if fits(task):
                 found = self.tasks.pop(task.id)
                 self.fresh.pop(task.id, None)
-            elif task is not None:
+            else:
                 passed.append((heap, entry))
         for heap, entry in passed:
             heappush(heap, entry)
         return found
+
+    def _first(self, sorts: Collection[int]) -> list[_Entry]:
+        """The heap of one of these sorts whose first entry comes first; [] if all are empty."""
+        first: list[_Entry] = []
+        for sort in sorts:
+            heap = self._order[sort]
+            if heap and (not first or heap < first):
+                first = heap
+        return first
 
     def take_fresh(self, most: int) -> list[TaskState]:
         """The oldest fresh tasks, up to `most`, which wait no more."""
@@ -164,8 +175,9 @@ class PullQueue:
     def barred(self, task: TaskState) -> Set[int]:
         """Ranks that the task must not go to now: those that failed its images are better than
         none."""
-        if is_first(task):
-            return NO_RANKS
+        image = task.images[0]
+        if not (task.avoid or image.tried) and len(image.tasks) == 1 == len(task.images):
+            return NO_RANKS  # it is its image's first
         held = held_by(task)
         tried = held.union(*(image.tried for image in task.images))
         return tried if self._ranks.of(task.kind).has_other(tried) else held
@@ -180,7 +192,7 @@ class PullQueue:
 
     def _may_wait(self, kind: str, avoid: Collection[int], sort: int) -> bool:
         """Whether a rank that takes work may come to take such a task."""
-        return self._ranks.of(kind).has_other(avoid)
+        return self._ranks.pools[kind].has_other(avoid)
 
     def _taker(self, task: TaskState) -> int | None:
         """A rank with room that may pull until the task has left."""
@@ -188,12 +200,13 @@ class PullQueue:
         return room.pick(self.barred(task)) if room else None
 
     def _fits(self, rank: RankState, task: TaskState) -> bool:
-        return is_first(task) or rank.id not in self.barred(task)
+        return rank.id not in self.barred(task)
 
     def _next(self, rank: RankState) -> list[TaskState]:
         """Up to a batch of tasks of one kind for a rank."""
-        for kind in self.backlogs:
-            if rank.id in self._ranks.room(kind) and (tasks := self._take(kind, rank)):
+        for kind, backlog in self.backlogs.items():
+            waits = backlog.tasks and rank.id in self._ranks.room(kind)
+            if waits and (tasks := self._take(kind, rank)):
                 return tasks
         return []
 
@@ -214,12 +227,6 @@ class PullQueue:
             task.rank = rank
             tasks.append(task)
         return tasks
-
-
-def is_first(task: TaskState) -> bool:
-    """Whether it is of one image, the first of its tasks, and barred to no rank."""
-    image = task.images[0]
-    return not (task.avoid or image.tried) and len(image.tasks) == 1 == len(task.images)
 
 
 def has_failed(task: TaskState) -> bool:

@@ -178,6 +178,7 @@ class ReadyRanks:
         pulls: whether a task is bound to no rank until one has room for it.
         counts_tasks: whether it is asked which rank has least to do. Where ranks pull it is only
             asked which rank has nothing, which its messages say.
+        pools: kind -> the ready ranks that hold a network of it.
     """
 
     def __init__(
@@ -192,14 +193,14 @@ class ReadyRanks:
         self.health, self.paces, self.pulls = health, health or paces, pulls
         self._turn = turn
         self.counts_tasks = health is not None or not pulls
-        self._pools: defaultdict[str, RankPool] = defaultdict(RankPool)
+        self.pools: defaultdict[str, RankPool] = defaultdict(RankPool)
         self._rooms: defaultdict[str, Room] = defaultdict(Room)
 
     def enter(self, rank: RankState) -> None:
         """The rank takes work."""
         self.known[rank.id] = rank
         for kind in sorted(rank.kinds):
-            self._pools[kind].add(rank.id, rank.load)
+            self.pools[kind].add(rank.id, rank.load)
         if self.paces is not None:
             self.paces.enter(rank, self.now_ns)
         self.room_changed(rank)
@@ -207,7 +208,7 @@ class ReadyRanks:
     def leave(self, rank: RankState) -> None:
         """The rank takes no more work."""
         for kind in rank.kinds:
-            self._pools[kind].discard(rank.id)
+            self.pools[kind].discard(rank.id)
         self.room_changed(rank)
         if self.paces is not None:
             self.paces.leave(rank)
@@ -221,7 +222,7 @@ class ReadyRanks:
 
     def of(self, kind: str) -> RankPool:
         """The ready ranks that hold a network of the kind."""
-        return self._pools[kind]
+        return self.pools[kind]
 
     def room(self, kind: str) -> Room:
         """Those of them that have room."""
@@ -229,16 +230,16 @@ class ReadyRanks:
 
     def count(self, kind: str) -> int:
         """How many ready ranks hold a network of the kind."""
-        return len(self._pools[kind])
+        return len(self.pools[kind])
 
     def has_idle(self, kind: str) -> bool:
         """Whether a ready rank of the kind has nothing to do."""
-        return self._pools[kind].pick_idle() is not None
+        return self.pools[kind].pick_idle() is not None
 
     def pick_idle(self, kind: str, avoid: Collection[int]) -> int | None:
         """A rank of the kind that has nothing to do, the fastest where that is watched."""
         if self.health is None:
-            return self._pools[kind].pick_idle(avoid)
+            return self.pools[kind].pick_idle(avoid)
         return self.health.pick_idle(kind, self._turn.now_ns, avoid)
 
     def first_to_finish(self, kind: str, count: int) -> list[int]:
@@ -281,7 +282,7 @@ class ReadyRanks:
         """What the rank has to do is more or less."""
         load = rank.load
         for kind in rank.kinds:
-            self._pools[kind].change(rank.id, load)
+            self.pools[kind].change(rank.id, load)
         if self.health is not None:
             self.health.changed(rank)
 
@@ -291,7 +292,7 @@ class ReadyRanks:
             return
         has_room = rank.messages < rank.credit
         for kind in rank.kinds:
-            if has_room and rank.id in self._pools[kind]:
+            if has_room and rank.id in self.pools[kind]:
                 self._rooms[kind].add(rank.id, rank.messages, self.pace_ns(rank.id))
             else:
                 self._rooms[kind].discard(rank.id)

@@ -67,8 +67,10 @@ class TaskBook:
         if task.pending < len(task.images):  # what was resolved while it waited: a blank cell
             task.images = [image for image in task.images if image.status not in SETTLED]
         mixed = task.kind == self._mixed
-        places = enumerate(task.images)
-        task.items = tuple([Item(image.id, i if mixed else image.cell) for i, image in places])
+        if mixed:
+            task.items = tuple([Item(image.id, place) for place, image in enumerate(task.images)])
+        else:
+            task.items = tuple([Item(image.id, image.cell) for image in task.images])
         task.message = message
         task.status = TASK[task.status]["leaves"]
         task.rank.outstanding[task.id] = task

@@ -158,7 +158,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "job"):
             return
         ranks = self.job.scheduler.dispatch.ranks
-        for pool in ranks._pools.values():
+        for pool in ranks.pools.values():
             for rank, load in pool._load.items():
                 now = ranks.known[rank].load
                 # Ranks that pull are only asked whether they have nothing to do.
