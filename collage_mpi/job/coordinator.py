@@ -151,16 +151,16 @@ class Coordinator:
         self._letting_in = False
         self._last_ns = 0
         self._stamp_ns = 0
-        self._actions: Mapping[type, Callable[[Any], None]] = {
+        self._actions: Mapping[type, Callable[[Any], object]] = {
             ev.Admit: self._admit,
             ev.Send: lambda a: self._send((a,)),
             ev.SendBatch: lambda a: self._send(a.sends),
-            ev.Cancel: self._cancel,
+            ev.Cancel: lambda a: self._cancels.setdefault(a.rank, []).append(a.task),
             ev.Resolve: self._resolve,
             ev.SetTimer: lambda a: heapq.heappush(self._timers, (a.at_ns, a.timer)),
             ev.CancelTimer: self._drop_timer,
             ev.Retire: lambda a: self.retired.update({a.rank: a.reason}),
-            ev.Recall: self._recall,
+            ev.Recall: lambda a: self.retired.pop(a.rank, None),
             ev.Release: lambda a: self.feed.release(a.images),
             ev.Finish: self._finished,
         }
@@ -386,11 +386,8 @@ class Coordinator:
         self.transport.send_task(rank, packed.buffer, packed.nbytes, token)
         self.work.sent(self.clock() - start_ns, packed.encodes_ns)
 
-    def _cancel(self, action: ev.Cancel) -> None:
-        self._cancels.setdefault(action.rank, []).append(action.task)
-
     def _send_cancels(self) -> None:
-        """A message a rank: what follows from one message of answers, or one turn, is together."""
+        """One message a rank, of all cancels that one message of answers or one turn has caused."""
         cancels, self._cancels = self._cancels, {}
         for rank, tasks in cancels.items():
             start_ns = self.clock()
@@ -403,9 +400,6 @@ class Coordinator:
         if self._supply.book is not None:
             self._supply.book.resolved(action)
         self.recorder.resolved(action, self._stamp_ns)
-
-    def _recall(self, action: ev.Recall) -> None:
-        self.retired.pop(action.rank, None)
 
     def _finished(self, action: ev.Finish) -> None:
         self.finish = action

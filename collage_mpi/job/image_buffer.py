@@ -15,7 +15,6 @@ from collage_mpi.mpi.tasks import (
     WireTask,
     pack_file,
     pack_places,
-    pack_task_records,
     pack_tasks,
     task_message_bytes,
 )
@@ -147,11 +146,10 @@ class ImageBuffer:
         now_ns = self.clock()
         shape = self.encoder.input_shape
         each = math.prod(shape)
-        nbytes = task_message_bytes(
-            len(tasks), sum(len(task.items) for task in tasks), len(tasks) * each
-        )
+        items, following = sum(len(task.items) for task in tasks), len(tasks) * each
+        nbytes = task_message_bytes(len(tasks), items, following)
         buffer = buffer_for(nbytes)
-        at = pack_task_records(buffer, self.session, tasks, len(tasks) * each)
+        at = pack_tasks(buffer, self.session, tasks, following=following)
         encodes_ns = []
         for task in tasks:
             cells = ((cell, self._cell(image)) for image, cell in task.items)

@@ -72,9 +72,14 @@ def task_message_bytes(tasks: int, items: int, pixels_bytes: int) -> int:
 
 
 def pack_tasks(
-    out: np.ndarray, session: int, tasks: Sequence[WireTask], pixels: Sequence[np.ndarray]
+    out: np.ndarray,
+    session: int,
+    tasks: Sequence[WireTask],
+    pixels: Sequence[np.ndarray] = (),
+    following: int = 0,
 ) -> int:
-    """Write a TASKS message into `out` and return its length in bytes.
+    """Write a TASKS message into `out` and return its length in bytes, or the position where the
+    `following` bytes of pixels begin, which the caller writes.
 
     Args:
         out: (capacity,) uint8.
@@ -87,36 +92,14 @@ def pack_tasks(
     Raises:
         WireFault: the message does not fit `out`.
     """
-    payload = sum([array.nbytes for array in pixels])
-    return write(out, _header(session, tasks, payload), _records(tasks), pixels)
-
-
-def pack_task_records(
-    out: np.ndarray, session: int, tasks: Sequence[WireTask], payload: int
-) -> int:
-    """Write a TASKS message without its pixels; the position where those, `payload` bytes, begin.
-
-    Raises:
-        WireFault: the message does not fit `out` with its pixels.
-    """
-    header = _header(session, tasks, payload)
-    total = task_message_bytes(header.n_tasks, header.n_items, payload)
-    if total > out.nbytes:
-        raise WireFault(f"a message of {total} bytes for a buffer of {out.nbytes}")
-    return write(out, header, _records(tasks))
-
-
-def _header(session: int, tasks: Sequence[WireTask], payload: int) -> Header:
-    return Header(TASKS, session, len(tasks), sum([len(task.items) for task in tasks]), payload)
-
-
-def _records(tasks: Sequence[WireTask]) -> bytes:
     records = [
         _TASK.pack(*_said(t), KINDS.index(t.kind), t.by_place, t.as_files, len(t.items))
         for t in tasks
     ]
-    records += [_ITEM.pack(image, cell) for task in tasks for image, cell in task.items]
-    return b"".join(records)
+    items = [_ITEM.pack(image, cell) for task in tasks for image, cell in task.items]
+    payload = following + sum([array.nbytes for array in pixels])
+    header = Header(TASKS, session, len(tasks), len(items), payload)
+    return write(out, header, b"".join(records + items), pixels)
 
 
 def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
