@@ -53,7 +53,7 @@ from collage_mpi.results.rows import IMAGES
 from collage_mpi.results.status import StatusFiles
 from collage_mpi.results.tally import Inventory, Tally
 from collage_mpi.results.vectors import extras_of, remove_orphans
-from collage_mpi.system.files import write_atomic
+from collage_mpi.system.files import sync_directory, write_atomic
 
 
 class RunWriter(RowSink):
@@ -144,6 +144,7 @@ class RunWriter(RowSink):
                 if _missing(done, full):
                     claim.check()
                     (out / MARKER).unlink(missing_ok=True)
+                    sync_directory(out)  # a host may lose its power before the next line is whole
                 write_manifest(out, full, claim.check)
                 if extras_of(full):  # after the manifest, which says what counts
                     remove_orphans(out, (part for part in run.parts if part.table == IMAGES.name))

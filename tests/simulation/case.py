@@ -1,0 +1,163 @@
+"""What a seed stands for: a job, its worlds, and what goes wrong in each session."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from tests.faults.chaos_plan import SCHEMES, shape_of_work
+from tests.simulation.inputs import NETWORK, ROWS
+
+# kind of fault -> how often it is drawn, relative to the others
+KINDS = {
+    "kill rank": 8,  # SIGKILL
+    "exit rank": 3,  # it leaves by itself, with a code
+    "stop rank": 3,  # SIGSTOP, for good
+    "delay rank": 4,  # SIGSTOP, and on after a while
+    "kill job": 3,
+    "suspend job": 2,
+    "SIGTERM": 2,
+    "SIGINT": 1,
+    "SIGUSR2": 2,
+    "power loss": 4,  # of a host, with what it had not synced
+    "disk full": 2,  # for a while
+    "disk error": 2,  # one change fails
+    "second launch": 2,  # of the same run, at once
+    "clock jump": 1,  # of a host's wall clock
+    "slow disk": 1,
+}
+# Between sessions, to what is on the disk.
+BETWEEN = ("lose part", "lose marker", "litter")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that goes wrong.
+
+    Attributes:
+        kind: of KINDS.
+        at_ms: since the session's start.
+        rank: whom it meets; of another one the rest of the division by the world's size.
+        for_ms: how long, where it passes.
+        number: code, host or the like, as the kind needs.
+    """
+
+    kind: str
+    at_ms: int
+    rank: int = 0
+    for_ms: int = 0
+    number: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.kind} (rank {self.rank}, {self.for_ms} ms, {self.number}) at {self.at_ms} ms"
+
+
+@dataclass(frozen=True)
+class Session:
+    """One launch of the run.
+
+    Attributes:
+        tolerant: whether the world outlives a lost rank.
+        tells_loss: whether MPI says that a rank is lost.
+        hosts: the ranks lie on so many.
+        between: what happens to the disk before it.
+    """
+
+    tolerant: bool = True
+    tells_loss: bool = True
+    hosts: int = 1
+    singles: int = 3
+    faults: tuple[Fault, ...] = ()
+    between: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A seed's whole story. After its sessions come others without faults, to the run's end."""
+
+    seed: int
+    shards: tuple[str, ...]
+    limit: int
+    collages: int
+    teams: int
+    work: tuple[str, ...]
+    pace: tuple[str, ...]
+    sessions: tuple[Session, ...]
+
+    def ranks(self, session: Session) -> int:
+        """The world's size."""
+        return self.teams * (1 + session.singles + self.collages)
+
+    def words(self, session: Session, folder: str, resume: bool) -> list[str]:
+        """The command line."""
+        words = ["run", "--shards", *(f"{folder}/{name}" for name in self.shards)]
+        words += ["--single", NETWORK, "--collage", f"{NETWORK},side=2", "--side", "2"]
+        words += ["--limit", str(self.limit), "--out", f"{folder}/out", "--teams", str(self.teams)]
+        words += ["--singles", str(session.singles), "--collage-ranks", str(self.collages)]
+        words += ["--on-rank-loss", "continue" if session.tolerant else "abort"]
+        return [*words, *self.work, *self.pace, *(("--resume",) if resume else ())]
+
+
+def draw(seed: int) -> Case:
+    """The case of a seed."""
+    rng = random.Random(f"case {seed}")
+    collages = rng.choice((1, 1, 2))
+    teams = rng.choice((1, 1, 1, 2, 2, 3))
+    shards = tuple(rng.sample(list(ROWS), rng.randint(1, 3)))
+    rows = sum(ROWS[name] for name in shards)
+    median_ms = rng.choice((0, 2, 10, 40))
+    pace = ["--depth", rng.choice(("1", "1", "2", "auto"))]
+    if median_ms:
+        pace += ["--straggler", "lognormal", "--straggler-median-ms", str(median_ms)]
+        pace += ["--straggler-sigma", "0.5", "--straggler-seed", str(rng.randrange(100))]
+    pace += ["--order", rng.choice(("file", f"shuffle:{rng.randrange(9)}"))]
+    pace += (
+        []
+        if teams > 1
+        else rng.choice(([], [], ["--arrivals", "poisson", "--rate", str(rng.choice((50, 400)))]))
+    )
+    timeouts = rng.choice(((), ("2", "20"), ("2", "20"), ("2", "20")))
+    if timeouts:
+        pace += ["--reply-timeout-s", timeouts[0], "--start-timeout-s", timeouts[1]]
+    work = shape_of_work(rng, tuple(SCHEMES), collages)
+    if "cascade" not in work and rng.random() < 0.15:
+        work += ("--save", "scores")
+    sessions = tuple(_session(rng, number) for number in range(rng.choice((1, 1, 2, 3))))
+    limit = rng.choice((rows, rows, rng.randint(1, rows)))
+    return Case(seed, shards, limit, collages, teams, work, tuple(pace), sessions)
+
+
+def _session(rng: random.Random, number: int) -> Session:
+    tolerant = rng.random() < 0.75
+    faults = tuple(_fault(rng) for _ in range(rng.choice((0, 1, 1, 1, 2, 3))))
+    between = tuple(rng.sample(BETWEEN, 1)) if number and rng.random() < 0.3 else ()
+    tells_loss, hosts = rng.random() < 0.5, rng.choice((1, 1, 2, 3))
+    return Session(tolerant, tells_loss, hosts, rng.choice((2, 3, 4)), faults, between)
+
+
+def _fault(rng: random.Random) -> Fault:
+    kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
+    at_ms = rng.choice((rng.randint(0, 500), rng.randint(400, 1500), rng.randint(400, 3000)))
+    for_ms = rng.choice((20, 300, 3000, 40_000))
+    return Fault(kind, at_ms, rng.choice((0, rng.randrange(32))), for_ms, rng.randrange(1000))
+
+
+def simpler(case: Case) -> Iterator[Case]:
+    """Cases with one thing less, the largest steps first."""
+    for number, session in enumerate(case.sessions):
+        rest = case.sessions[:number], case.sessions[number + 1 :]
+        yield replace(case, sessions=(*rest[0], *rest[1]))
+        for without in range(len(session.faults)):
+            faults = session.faults[:without] + session.faults[without + 1 :]
+            less = replace(session, faults=faults)
+            yield replace(case, sessions=(*rest[0], less, *rest[1]))
+        if session.between:
+            yield replace(case, sessions=(*rest[0], replace(session, between=()), *rest[1]))
+        if session.hosts > 1:
+            yield replace(case, sessions=(*rest[0], replace(session, hosts=1), *rest[1]))
+    if case.teams > 1:
+        yield replace(case, teams=1)
+    for limit in (1, case.limit // 2):
+        if 0 < limit < case.limit:
+            yield replace(case, limit=limit)

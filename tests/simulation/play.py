@@ -1,0 +1,291 @@
+"""Plays the cases of seeds: `python -m tests.simulation.play --seeds N --from S [--trace]`.
+
+Each is played to the end of its run, and judged by `laws`. A seed that fails is printed with the
+command that repeats it, and with the simplest case that fails as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tests.simulation import laws, standins, world
+from tests.simulation.case import Case, Fault, Session, draw, simpler
+from tests.simulation.disk import Disk
+from tests.simulation.inputs import ROWS
+from tests.simulation.kernel import FOREVER_NS, MS, SECOND, Host, Kernel
+
+LIMIT_S = 1500  # virtual time in which a job ends after its last fault, start-up limits included
+
+
+@dataclass
+class Played:
+    """What came of a case."""
+
+    faults: list[str] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+    digest: int = 0
+    steps: int = 0
+    codes: list[int | None] = field(default_factory=list)
+
+
+class Play:
+    """One case, played in a folder that is empty but for the shards."""
+
+    def __init__(self, case: Case, folder: str) -> None:
+        self.case, self.folder = case, folder
+        self.kernel = standins.WORLD.kernel = Kernel(f"world {case.seed}")
+        self.disk = standins.WORLD.disk = Disk(folder)
+        self.out = Path(folder) / "out"
+        self.played, self.tell_all = Played(), "SIM_TELL" in os.environ
+        self.hosts = [self._host(number) for number in range(3)]
+        self.harmed = False  # a part was taken away from a run that may be complete
+        self.retried = "--retry-errors" in case.work
+        self.places = [(list(ROWS).index(name), ROWS[name]) for name in case.shards]
+
+    def _host(self, number: int) -> Host:
+        rng = self.kernel.random
+        drift = 1 + rng.choice((0, 1e-4, -1e-4))
+        return Host(f"h{number}", drift, rng.randrange(1 << 44), 1_800_000_000 * SECOND)
+
+    def run(self) -> Played:
+        """All sessions, and others without faults until the run is complete."""
+        try:
+            for session in self.case.sessions:
+                self._between(session)
+                self._session(session)
+                if self.played.faults:
+                    break
+            tries = 0
+            while not self.played.faults and not self._complete() and tries < 4:
+                tries += 1
+                self._session(Session(singles=self.kernel.random.choice((2, 3)), hosts=1))
+            if not self.played.faults and not self._complete():
+                self.played.faults.append("not complete after four sessions without a fault")
+            if not self.played.faults:
+                self._verify()
+        finally:
+            self.played.log += self.kernel.log
+            told = (text for process in self.kernel.processes.values() for text in process.told)
+            text = "\n".join([*self.kernel.log, *told]).replace(self.folder, "")
+            self.played.digest = zlib.crc32(text.encode())
+            self.played.steps = self.kernel.steps
+            self.kernel.close()
+        return self.played
+
+    def _complete(self) -> bool:
+        found = laws.manifest_of(self.out) or {}
+        marked = (self.out / "COMPLETE").exists() and found["status"] in laws.COMPLETE
+        return marked and not self.harmed
+
+    def _session(self, session: Session) -> None:
+        job = self._launch(session)
+        start_ns = self.kernel.now_ns
+        last_ns = start_ns
+        jobs = [job]
+        for fault in session.faults:
+            at_ns = start_ns + fault.at_ms * MS
+            last_ns = max(last_ns, at_ns + fault.for_ms * MS)
+            self.kernel.at(at_ns, lambda fault=fault: self._strike(fault, session, jobs))
+        over = lambda: all(job.over for job in jobs)  # noqa: E731
+        ended = self.kernel.run(over, last_ns + LIMIT_S * SECOND)
+        stopped = any(fault.kind == "stop rank" for fault in session.faults)
+        if not ended and stopped and not session.tolerant:
+            ended = True  # a plain world waits for a stopped rank: its user ends it
+        self.played.faults += self.kernel.violations
+        if not ended:
+            left = [p for job in jobs for p in job.ranks if p.alive]
+            names = ", ".join(f"{p.name} (frozen until {p.frozen_ns / 1e9:g})" for p in left)
+            self.played.faults.append(f"the job has not ended in {LIMIT_S} s: {names}")
+        for each in jobs:
+            each.kill("the session is over")
+        self.disk.full, self.disk.fails, self.disk.slow_ns = False, [], 3 * MS
+        self.played.codes += [each.code for each in jobs]
+        self._judge(session, jobs)
+
+    def _launch(self, session: Session) -> world.Job:
+        size = self.case.ranks(session)
+        share = -(-size // session.hosts)
+        hosts = [self.hosts[rank // share] for rank in range(size)]
+        resume = (self.out / "manifest.json").exists()
+        words = self.case.words(session, self.folder, resume)
+        job = world.Job(self.kernel, hosts, words, session.tolerant, session.tells_loss)
+        job.start()
+        return job
+
+    def _judge(self, session: Session, jobs: list[world.Job]) -> None:
+        code = jobs[0].code
+        self.harmed &= code not in (0, 5)
+        expected = None if self.harmed else self.case.limit
+        faults = laws.broken(self.out, expected, self.places, self.retried)
+        disk = any(fault.kind.startswith("disk") for fault in session.faults)
+        if code == 2 and not disk:
+            faults.append("the case is refused")
+        if code == 0 and not self._complete():
+            faults.append("exit code 0, and no marker")
+        if code == 1 or any(p.code == 1 for job in jobs for p in job.ranks if p.code != -9):
+            told = "".join(t for job in jobs for p in job.ranks for t in p.told)
+            if "Traceback" in told:
+                faults.append("a traceback")
+        if faults or self.tell_all:
+            for job in jobs:
+                for process in job.ranks:
+                    text = "".join(process.told)
+                    self.played.log.append(f"--- {process.name} ({process.code}): {text[-2500:]}")
+        self.played.faults += faults
+
+    def _verify(self) -> None:
+        environ = {"HOME": "/nowhere", "PATH": "/usr/bin"}
+        body = lambda: world.run_command(["verify", str(self.out)])  # noqa: E731
+        process = self.kernel.spawn(self.hosts[0], "verify", body, environ)
+        self.kernel.run(lambda: not process.alive, self.kernel.now_ns + 100 * SECOND)
+        if process.code != 0:
+            self.played.faults.append(f"verify ends with {process.code}: {''.join(process.told)}")
+        self.played.faults += self.kernel.violations
+
+    # ---- faults -------------------------------------------------------------------
+
+    def _strike(self, fault: Fault, session: Session, jobs: list[world.Job]) -> None:
+        kernel, job, kind = self.kernel, jobs[0], fault.kind
+        kernel.log.append(f"{kernel.now_ns / 1e9:.6f} {fault}")
+        process = job.ranks[fault.rank % len(job.ranks)]
+        until_ns = kernel.now_ns + fault.for_ms * MS
+        alive = [each for each in job.ranks if each.alive]
+        if kind == "kill rank" and process.alive:
+            kernel.end(process, -9, wait=False)
+        elif kind == "exit rank" and process.alive:
+            code = (3, 7, 7 if process is job.ranks[0] else 0)[fault.number % 3]
+            kernel.end(process, code, wait=False)
+        elif kind == "stop rank" and process is not job.ranks[0]:  # that one nobody outlives
+            process.frozen_ns = FOREVER_NS
+        elif kind == "delay rank":
+            process.frozen_ns = until_ns
+        elif kind == "suspend job":
+            for each in alive:
+                each.frozen_ns = until_ns
+        elif kind == "kill job":
+            job.kill("the user kills it")
+        elif kind.startswith("SIG"):
+            import signal
+
+            job.kill(f"the user sends {kind}", int(signal.Signals[kind]))
+        elif kind == "power loss":
+            host = self.hosts[fault.number % session.hosts]
+            for each in list(kernel.processes.values()):
+                if each.host is host and each.alive:
+                    kernel.end(each, -9, wait=False)
+            self.disk.power_loss(host)
+        elif kind == "disk full":
+            self.disk.full = True
+            kernel.at(until_ns, lambda: setattr(self.disk, "full", False))
+        elif kind == "disk error":
+            self.disk.fails.append(5)
+        elif kind == "slow disk":
+            self.disk.slow_ns = 400 * MS
+            kernel.at(until_ns, lambda: setattr(self.disk, "slow_ns", 3 * MS))
+        elif kind == "clock jump":
+            host = self.hosts[fault.number % session.hosts]
+            host.wall_ns += (fault.number - 500) * 10 * SECOND
+        elif kind == "second launch" and len(jobs) == 1:
+            jobs.append(self._launch(replace(session, faults=())))
+
+    def _between(self, session: Session) -> None:
+        rng = self.kernel.random
+        for what in session.between:
+            parts = sorted(self.out.glob("parts/*.npy"))
+            if what == "lose marker":
+                (self.out / "COMPLETE").unlink(missing_ok=True)
+            elif what == "litter" and self.out.exists():
+                (self.out / ".manifest.json.tmp-77-0123abcd").write_bytes(b"{")
+            elif what == "lose part" and parts:
+                rng.choice(parts).unlink()
+                self.harmed = True
+
+
+def play(case: Case, inputs: Path) -> Played:
+    """Play a case in a folder of its own."""
+    forget()
+    folder = tempfile.mkdtemp(prefix="simulated-", dir=inputs)
+    place = inputs / "job"  # always the same name: it stands in messages and manifests
+    os.rename(folder, place)
+    try:
+        for name in case.shards:
+            shutil.copy2(inputs / name, place / name)
+            side = inputs / f"{name}.sha256"
+            if side.exists():
+                shutil.copy2(side, place / side.name)
+        return Play(case, str(place)).run()
+    finally:
+        shutil.rmtree(place)
+
+
+def forget() -> None:
+    """Empty the caches of the package: each case begins in new processes."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("collage_mpi"):
+            for value in vars(module).values():
+                if hasattr(value, "cache_clear"):
+                    value.cache_clear()
+    gc.collect()
+
+
+def simplest(case: Case, inputs: Path) -> Case:
+    """A case that fails as well, and of which no simpler one does."""
+    for other in simpler(case):
+        if play(other, inputs).faults:
+            return simplest(other, inputs)
+    return case
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=1, help="how many")
+    parser.add_argument("--from", type=int, default=0, dest="first", help="the first of them")
+    parser.add_argument("--trace", action="store_true", help="print what happened")
+    parser.add_argument("--simplify", action="store_true", help="find the simplest case that fails")
+    told = parser.parse_args()
+    if os.environ.get("PYTHONHASHSEED") != "0":
+        os.environ["PYTHONHASHSEED"] = "0"  # sets have an order, which is to be the same again
+        os.execv(sys.executable, [sys.executable, "-m", "tests.simulation.play", *sys.argv[1:]])
+    base = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    inputs = Path(tempfile.mkdtemp(prefix="simulation-", dir=base))
+    try:
+        command = [sys.executable, "-m", "tests.simulation.inputs", str(inputs)]
+        subprocess.run(command, check=True)
+        world.install()
+        return _play_all(told, inputs)
+    finally:
+        shutil.rmtree(inputs)
+
+
+def _play_all(told: argparse.Namespace, inputs: Path) -> int:
+    began_s, failed, steps = time.monotonic(), [], 0
+    for seed in range(told.first, told.first + told.seeds):
+        case = draw(seed)
+        played = play(case, inputs)
+        steps += played.steps
+        if told.trace:
+            print(case, *played.log, f"codes {played.codes}, digest {played.digest:08x}", sep="\n")
+        if played.faults:
+            failed.append(seed)
+            print(f"seed {seed} failed: {'; '.join(played.faults)[:4000]}")
+            print(f"  again: python -m tests.simulation.play --from {seed} --trace", flush=True)
+            if told.simplify:
+                print(f"  simplest: {simplest(case, inputs)}", flush=True)
+    took_s = time.monotonic() - began_s
+    print(f"{told.seeds} seeds, {len(failed)} failed {failed}; {steps} steps, {took_s:.0f} s")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

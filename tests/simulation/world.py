@@ -1,0 +1,307 @@
+"""Jobs of a simulated world: their processes, the launcher, and who watches whom."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.simulation import disk, network, standins
+from tests.simulation.disk import Disk, SimulatedPath
+from tests.simulation.kernel import FOREVER_NS, MS, SECOND, Host, Kernel, Process
+from tests.simulation.network import Network
+from tests.simulation.standins import StandIn, here, kernel
+
+START_LIMIT_NS = 600 * SECOND
+TOLERANT = {"COLLAGE_MPI_FAULT_TOLERANT": "1"}
+
+
+@dataclass(eq=False)
+class Job:
+    """One launch of the command on some ranks.
+
+    Attributes:
+        code: the launcher's exit code, once all processes have ended.
+    """
+
+    kernel: Kernel
+    hosts: Sequence[Host]
+    words: Sequence[str]
+    tolerant: bool
+    tells_loss: bool = True
+    ranks: list[Process] = field(default_factory=list)
+    code: int | None = None
+
+    def start(self) -> None:
+        """Start the ranks, host by host."""
+        size = len(self.hosts)
+        self.net = Network(self.kernel, size, tells_loss=self.tolerant and self.tells_loss)
+        self.net.abort = self._abort
+        for rank, host in enumerate(self.hosts):
+            local = [r for r, other in enumerate(self.hosts) if other is host]
+            environ = {
+                "PMI_RANK": str(rank),
+                "PMI_SIZE": str(size),
+                "MPI_LOCALRANKID": str(local.index(rank)),
+                "MPI_LOCALNRANKS": str(len(local)),
+                "HYDI_CONTROL_FD": "1",
+                "HOME": "/nowhere",
+                "PATH": "/usr/bin",
+                **(TOLERANT if self.tolerant else {}),
+            }
+            body = lambda: run_command(self.words)  # noqa: E731
+            process = self.kernel.spawn(host, f"rank {rank}", body, environ)
+            process.own["network"] = self.net, rank
+            process.own["job"] = self
+            process.ended.append(self._ended)
+            self.ranks.append(process)
+            self.net.processes[rank] = process
+        self.kernel.after(START_LIMIT_NS, self._check_start)
+
+    def _check_start(self) -> None:
+        """A rank that hangs before MPI is up is waited for by all others: their user ends it."""
+        if len(self.net.up) < len(self.hosts) and not self.over:
+            self.kill("MPI is not up")
+
+    @property
+    def over(self) -> bool:
+        return bool(self.ranks) and not any(
+            process.alive and process.frozen_ns < FOREVER_NS for process in self.ranks
+        )
+
+    def kill(self, why: str, number: int = 9) -> None:
+        """The launcher ends all ranks that are left."""
+        self.kernel.log.append(f"{self.kernel.now_ns / 1e9:.6f} launcher ends all: {why}")
+        for process in self.ranks:
+            if process.alive:
+                self.kernel.signal(process.pid, number)
+
+    def _abort(self, code: int) -> None:
+        if self.code is None:
+            self.code = code
+        self.kernel.after(MS, lambda: self.kill(f"abort with {code}"))
+
+    def _ended(self, process: Process) -> None:
+        """As the launchers do it: in a plain world all end with one that did not end well."""
+        rank, code = self.ranks.index(process), process.code
+        assert code is not None
+        early = rank not in self.net.up or len(self.net.up) < self.net.size
+        badly = code != 0 and rank not in self.net.finalized
+        if self.code is None and code != 0 and (not self.tolerant or rank == 0):
+            self.code = code if code > 0 else 128 - code
+        if (badly and not self.tolerant) or (early and not self.over):
+            pause_ns = self.kernel.random.randint(MS, 3 * SECOND if early else 200 * MS)
+            self.kernel.after(pause_ns, lambda: self.kill(f"rank {rank} ended with {code}"))
+        if self.over and self.code is None:
+            self.code = 0
+
+
+def run_command(words: Sequence[str]) -> int:
+    """The command line, in the process of a rank."""
+    from collage_mpi.cli import main
+
+    try:
+        code = main(list(words))
+    except SystemExit as left:
+        code = int(left.code or 0)
+    if here().own.get("finalize") is not None:
+        here().own["finalize"]()
+    return code
+
+
+# ---- who watches whom -------------------------------------------------------------
+
+
+def this_process() -> Any:
+    from collage_mpi.system.process_tree import ProcessId
+
+    return ProcessId(here().host.name, here().pid, 1)
+
+
+def has_ended(process: Any) -> bool | None:
+    kernel().tick()
+    if process.machine != here().host.name:
+        return None
+    found = kernel().processes.get(process.pid)
+    return found is None or not found.alive
+
+
+class Monitor:
+    """Of a coordinator: it sees the end of its ranks, after a while."""
+
+    def __init__(
+        self, size: int, *, one_host: bool, interface: Any = None, ranks: Collection[int]
+    ) -> None:
+        self._me, (self._net, _) = here(), network.network_of(here())
+        self._found: list[Any] = []
+        for rank in ranks:
+            process = self._net.processes[rank]
+            process.ended.append(lambda ended, rank=rank: self._ended(rank, ended))
+            if not process.alive:
+                self._ended(rank, process)
+
+    def _ended(self, rank: int, process: Process) -> None:
+        from collage_mpi.faults.process_monitor import CONNECTION, PROCESS, WORDS, Ended
+
+        layer = PROCESS if process.host is self._me.host else CONNECTION
+        sign = Ended(rank, layer, WORDS[layer])
+        delay_ns = self._net.kernel.random.randint(0, 50 * MS)
+        self._net.kernel.after(delay_ns, lambda: self._found.append(sign))
+
+    def offer(self) -> Any:
+        from collage_mpi.faults.tcp_link import Offer
+
+        return Offer(("127.0.0.1",), 1, "0" * 32)
+
+    def look(self) -> list[Any]:
+        kernel().tick()
+        found, self._found = self._found, []
+        return found
+
+    def kill(self, rank: int) -> bool:
+        process = self._net.processes[rank]
+        if process.host is not here().host:
+            return False
+        if process.alive:
+            kernel().end(process, -9, wait=False)
+        return True
+
+
+class CoordinatorMonitor:
+    """Of a worker: it sees the end of its coordinator."""
+
+    def __init__(self, rank: int, gone: Callable[[], None], coordinator: int = 0) -> None:
+        self._gone, self._coordinator, self._released = gone, coordinator, False
+
+    def meet(self, host: str, process: Any, offer: Any) -> None:
+        net, _ = network.network_of(here())
+        me, watched = here(), net.processes[self._coordinator]
+        if offer is None and watched.host is not me.host:
+            return
+
+        def leave() -> None:
+            if not self._released and me.alive:
+                kernel().start_thread(me, self._gone, "coordinator gone")
+
+        def ended(process: Process) -> None:
+            kernel().after(kernel().random.randint(0, 50 * MS), leave)
+
+        watched.ended.append(ended)
+        if not watched.alive:
+            ended(watched)
+
+    def release(self) -> None:
+        self._released = True
+
+
+# ---- what of the package is replaced ------------------------------------------------
+
+
+def finalize_by(finalize: Callable[[], object]) -> None:
+    here().own["finalize"] = finalize
+
+
+def leave_world(code: int) -> None:
+    finalize = here().own.get("finalize")
+    if finalize is not None:
+        finalize()
+        standins.leave(code)
+
+
+def arm() -> None:
+    here().own["armed"] = True
+
+
+def leave_if_armed(code: int) -> None:
+    if here().own.get("armed"):
+        standins.leave(code)
+
+
+def install() -> None:
+    """From now on the package is loaded into a simulated world."""
+    import concurrent.futures
+    import platform
+    import shutil
+    import socket
+
+    found_disk = Disk("/")
+    time, threading = standins.make_time(), standins.make_threading()
+    os = standins.make_os(found_disk.names())
+    stream = standins.Stream()
+    modules = {
+        "time": time,
+        "threading": threading,
+        "queue": standins.make_queue(threading, time),
+        "os": os,
+        "signal": standins.make_signal(),
+        "sys": StandIn("sys", sys, stdout=stream, stderr=stream),
+        "pathlib": StandIn("pathlib", None, Path=SimulatedPath),
+        "shutil": StandIn("shutil", shutil, rmtree=_rmtree),
+        "socket": StandIn("socket", socket, gethostname=lambda: here().host.name),
+        "platform": StandIn("platform", platform, node=lambda: here().host.name),
+        "datetime": StandIn(
+            "datetime", sys.modules["datetime"], datetime=standins.SimulatedDatetime
+        ),
+        "uuid": StandIn("uuid", None, uuid4=_uuid4),
+        "atexit": StandIn("atexit", None, register=lambda act: here().at_exit.append(act)),
+        "ctypes": StandIn("ctypes", None, PyDLL=standins.Libc),
+        "gc": StandIn("gc", None, isenabled=lambda: False, disable=_nothing, freeze=_nothing),
+        "concurrent.futures": StandIn(
+            "concurrent.futures",
+            concurrent.futures,
+            Future=standins.Future,
+            ThreadPoolExecutor=standins.ThreadPoolExecutor,
+        ),
+        "mpi4py": None,
+    }
+    changes = {
+        "collage_mpi.system.tell": {"LOGGER": standins.Logger()},
+        "collage_mpi.system.process_tree": {"this_process": this_process, "has_ended": has_ended},
+        "collage_mpi.system.hard_exit": {
+            "arm": arm,
+            "leave_if_armed": leave_if_armed,
+            "finalize_by": finalize_by,
+            "leave_world": leave_world,
+            "leave": standins.leave,
+            "armed": lambda: bool(here().own.get("armed")),
+            "leave_at_once": _nothing,
+            "remove_shared_memory": lambda *args: [],
+        },
+        "collage_mpi.mpi.transport": {"open_world": network.open_world},
+        "collage_mpi.faults.process_monitor": {
+            "ProcessMonitor": Monitor,
+            "CoordinatorMonitor": CoordinatorMonitor,
+        },
+        "collage_mpi.shards.guard": {"_ask": _ask_here},
+    }
+    names = {"open": disk.open_file, "print": _print}
+    standins.install(modules, names, changes)
+    for name in ("cli", "commands.run", "job.main", "job.run", "report.page", "results.verify"):
+        importlib.import_module(f"collage_mpi.{name}")
+
+
+def _nothing(*args: Any) -> None:
+    pass
+
+
+def _rmtree(path: Any, ignore_errors: bool = False) -> None:
+    standins.WORLD.disk.rmtree(path, ignore_errors)
+
+
+def _print(*what: Any, sep: str = " ", end: str = "\n", **how: Any) -> None:
+    standins.Stream().write(sep.join(map(str, what)) + end)
+
+
+def _uuid4() -> Any:
+    import uuid
+
+    return uuid.UUID(bytes=kernel().random.randbytes(16), version=4)
+
+
+def _ask_here(task: str, paths: Sequence[Any], limit_s: float | None) -> list[dict[str, Any]]:
+    """Of `shards.guard`: shards are first opened in this process."""
+    from collage_mpi.shards.guard import _answer
+
+    return [_answer(task, path) for path in paths]
