@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from job_messages import WELCOME
 
 from collage_mpi.encoding.vectors import EMBEDDINGS
 from collage_mpi.job import networks
-from collage_mpi.job.networks import NetworkLoader, uncollected
+from collage_mpi.job.networks import NetworkLoader, joined, uncollected
 from collage_mpi.models.tuning import PLAIN
 
 
@@ -93,3 +94,28 @@ def test_a_collector_that_is_off_stays_off(thawed):
     with uncollected():
         pass
     assert not gc.isenabled()
+
+
+def test_inputs_that_lie_one_behind_another_are_not_copied():
+    message = np.arange(100, dtype=np.uint8)
+    tasks = [message[10 + 12 * i : 22 + 12 * i].reshape(1, 2, 2, 3) for i in range(4)]
+    assert np.shares_memory(joined(tasks), message)
+    assert np.array_equal(joined(tasks), np.concatenate(tasks))
+    images = np.arange(72, dtype=np.uint8).reshape(6, 2, 2, 3)
+    assert np.shares_memory(joined([images[1:3], images[3:4], images[4:]]), images)
+
+
+@pytest.mark.parametrize(
+    "pick",
+    [
+        lambda images: [images[0:1], images[2:3]],  # the task between them was cancelled
+        lambda images: [images[1:2], images[0:1]],
+        lambda images: [images[0:1], images[1:2].copy()],
+        lambda images: [images[0:2:1, ::-1], images[2:3]],
+        lambda images: [images.astype(np.int16)[0:1], images[1:2]],
+    ],
+)
+def test_other_inputs_are_put_together(pick):
+    images = np.arange(48, dtype=np.uint8).reshape(4, 2, 2, 3)
+    assert np.array_equal(joined(pick(images)), np.concatenate(pick(images)))
+    assert not np.shares_memory(joined(pick(images)), images)
