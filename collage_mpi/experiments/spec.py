@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,18 +37,50 @@ from collage_mpi.experiments.grid import (
 )
 from collage_mpi.settings.files import read_settings_file, with_shipped
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.system.fields import Settings, names, setting
 from collage_mpi.system.printable import did_you_mean, shown
 
 if TYPE_CHECKING:
     from collage_mpi.simulation.costs import Costs
     from collage_mpi.simulation.runs import SimulatedJob
 
-HOWS = ("run", "simulate")
-SIMULATED = ("images", "groups", "costs", "answers", "rows")  # keys for how = "simulate" alone
-KEYS = ("name", "how", *SIMULATED, "repeat", "baseline", "base", "grid", "point")
+TABLES = ("repeat", "baseline", "base", "grid", "point")  # keys that expand to the points
 LONGEST_NAME = 180  # characters; file systems take 255 bytes, parts of a run want some
 
 Json = dict[str, Any]
+
+
+@dataclass(frozen=True, repr=False)
+class Head(Settings):
+    """What a file says of the whole experiment."""
+
+    name: str = setting("", "what the experiment is called", unset="the file's name")
+    how: str = setting("run", "how the points are run", choices=("run", "simulate"))
+    images: int | None = setting(None, "images of a run", at_least=1, at_most=math.inf)
+    groups: int | None = setting(
+        None, "in their place: groups beside the warm-up", at_least=1, at_most=math.inf
+    )
+    costs: str | None = setting(None, "file of costs, or the folder of a real run")
+    answers: str | None = setting(None, 'file of `evaluate --save-answers`; "{side}" for the side')
+    rows: bool = setting(True, "write the rows of a simulated run, not only a summary")
+
+    def _check(self) -> None:
+        simulated = ("images", "groups", "costs", "answers")
+        given = [key for key in simulated if getattr(self, key) is not None]
+        given += [] if self.rows else ["rows"]
+        if self.how == "run" and given:
+            raise UsageError(f"{given[0]} is for how = 'simulate' alone")
+        if self.how == "simulate" and len({"images", "groups"}.intersection(given)) != 1:
+            raise UsageError("how = 'simulate' needs images, or groups beside the warm-up")
+        for key in ("costs", "answers"):
+            if (path := getattr(self, key)) is not None:
+                object.__setattr__(self, key, str(with_shipped(path)))
+
+    def images_of(self, settings: RunSettings) -> int | None:
+        """Images of a point; None for real runs, whose shards decide it."""
+        if self.groups is None:
+            return self.images
+        return (self.groups + settings.warm_groups) * settings.group_size
 
 
 @dataclass(frozen=True)
@@ -87,7 +121,7 @@ class Experiment:
 
     Attributes:
         name: of the experiment.
-        how: one of HOWS.
+        how: run or simulate.
         points: in the order of the file.
         baselines: what points are compared with.
         rows: whether a simulated run writes rows, or only a summary.
@@ -137,7 +171,7 @@ def _with_set(document: Mapping[str, Any], text: str, source: str) -> Json:
         value = json.loads(raw)
     except ValueError:
         value = raw
-    if key in (*SIMULATED, "how", "repeat"):
+    if key in (*names(Head), "repeat") and key != "name":
         other = {"images": "groups", "groups": "images"}.get(key)
         return {**{k: v for k, v in document.items() if k != other}, key: value}
     for draft in drafts({**document, "repeat": None}, source):
@@ -157,25 +191,17 @@ def expand(document: Mapping[str, Any], source: str = "experiment") -> Experimen
     Raises:
         UsageError: an unknown key, a value that does not fit, a point that cannot run.
     """
-    _known(document, KEYS, source)
-    how = _one_of(document.get("how", "run"), HOWS, f"{source}: how")
-    size = _size(document, how, source)
-    name = document.get("name", Path(source).stem)
-    if not isinstance(name, str) or not name:
-        raise UsageError(f"{source}: name is {shown(name)}; it needs some text")
+    _known(document, (*names(Head), *TABLES), source)
+    said = {key: value for key, value in document.items() if key not in TABLES}
+    with _named(source):
+        head = Head.from_mapping(said, source)
     base = table(document.get("base", {}), f"{source} [base]")
     found = drafts(document, source)
     baselines = read_baselines(document, found, source)
-    costs, answers = (_path(document.get(key), key, how, source) for key in ("costs", "answers"))
-    points = [
-        dataclasses.replace(_point(index, draft, base, size, source), answers=answers, costs=costs)
-        for index, draft in enumerate(found)
-    ]
+    points = [_point(index, draft, base, head, source) for index, draft in enumerate(found)]
     _check_distinct(points, source)
-    rows = document.get("rows", True)
-    if not isinstance(rows, bool) or (how == "run" and not rows):
-        raise UsageError(f"{source}: rows is true or false, and false for how = 'simulate' alone")
-    return Experiment(name, how, tuple(points), baselines, rows)
+    name = head.name or Path(source).stem
+    return Experiment(name, head.how, tuple(points), baselines, head.rows)
 
 
 def repeats(job: SimulatedJob, seeds: Sequence[int]) -> Experiment:
@@ -257,7 +283,17 @@ def format_indices(indices: Sequence[int]) -> str:
 # ---- one point --------------------------------------------------------------
 
 
-def _point(index: int, draft: Draft, base: Json, size: _Size | None, source: str) -> Point:
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Puts the place in the file before what a setting lacks."""
+    try:
+        yield
+    except CollageError as error:
+        told = str(error)
+        raise UsageError(told if told.startswith(where) else f"{where}: {told}") from error
+
+
+def _point(index: int, draft: Draft, base: Json, head: Head, source: str) -> Point:
     family = draft.label or ("" if draft.seed is not None else "run")
     seed = "" if draft.seed is None else f"seed-{draft.seed}"
     label = "_".join(part for part in (family, seed) if part)
@@ -265,18 +301,16 @@ def _point(index: int, draft: Draft, base: Json, size: _Size | None, source: str
     values = {**base, **draft.values}
     if "out" in values:
         raise UsageError(f"{where}: out is given on the command line: --out DIR")
-    try:
+    with _named(where):
         if isinstance(values.get("singles"), str):
             values["singles"] = _singles(values["singles"], values.get("side", RunSettings.side))
         settings = RunSettings.from_mapping(values, where)
-        if size is None:
+        if head.how == "run":
             dataclasses.replace(settings, out="set later").require_inputs()
         ranks = ranks_needed(settings)
-    except CollageError as error:
-        told = str(error)
-        raise UsageError(told if told.startswith(where) else f"{where}: {told}") from error
-    images = size.images(settings) if size else None
-    return Point(index, safe(label), settings, ranks, images, None, draft, family or "run")
+    images, name = head.images_of(settings), family or "run"
+    found = (index, safe(label), settings, ranks, images, head.answers, draft, name)
+    return Point(*found, head.costs)
 
 
 def _singles(text: str, side: Any) -> Any:
@@ -310,55 +344,8 @@ def _check_distinct(points: Sequence[Point], source: str) -> None:
             seen[key] = point.index
 
 
-# ---- checks of shape --------------------------------------------------------
-
-
 def _known(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     for key in table:
         if key not in known:
             hint = did_you_mean(str(key), known) or f". Known: {', '.join(known)}"
             raise UsageError(f"{where}: unknown key {shown(key)}{hint}")
-
-
-def _one_of(value: Any, known: Sequence[str], where: str) -> str:
-    if value not in known:
-        raise UsageError(f"{where} is {shown(value, 60)}; known are: {', '.join(known)}")
-    return str(value)
-
-
-@dataclass(frozen=True)
-class _Size:
-    """Number of images of a simulated run: given directly, or as groups after the warm-up."""
-
-    key: str
-    count: int
-
-    def images(self, settings: RunSettings) -> int:
-        if self.key == "images":
-            return self.count
-        return (self.count + settings.warm_groups) * settings.group_size
-
-
-def _size(document: Mapping[str, Any], how: str, source: str) -> _Size | None:
-    """None for real runs, whose shards decide it."""
-    given = [key for key in ("images", "groups") if document.get(key) is not None]
-    if how == "run":
-        if given:
-            raise UsageError(f"{source}: {given[0]} is for how = 'simulate'; a run has limit")
-        return None
-    if len(given) != 1 or type(document[given[0]]) is not int or document[given[0]] < 1:
-        raise UsageError(
-            f"{source}: how = 'simulate' needs images, or groups beside the warm-up, a number "
-            "from 1"
-        )
-    return _Size(given[0], document[given[0]])
-
-
-def _path(value: Any, key: str, how: str, source: str) -> str | None:
-    if value is None:
-        return None
-    if how == "run":
-        raise UsageError(f"{source}: {key} is for how = 'simulate'; a run has its own")
-    if not isinstance(value, str) or not value:
-        raise UsageError(f"{source}: {key} is {shown(value, 60)}; it needs a path")
-    return str(with_shipped(value))

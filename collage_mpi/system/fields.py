@@ -231,7 +231,7 @@ def _typed(key: str, value: Any, hint: Any, source: str) -> Any:
             return float(value)
         except OverflowError:
             raise UsageError(f"{source}: {key} is a number of over 300 digits") from None
-    elif hint in (int, str) and type(value) is hint:  # a bool is no int here
+    elif hint in (int, str, bool) and type(value) is hint:  # a bool is no int here
         return value
     wanted = "a list of strings" if origin is tuple else getattr(hint, "__name__", str(hint))
     raise UsageError(f"{source}: {key} is {shown(value)}; it needs {wanted}")
