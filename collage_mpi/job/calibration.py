@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from collage_mpi.job.messages import SetThreshold
 from collage_mpi.models.specs import AcceptSpec
 from collage_mpi.results.agreement import (
     differing_interval,
@@ -22,7 +23,7 @@ from collage_mpi.results.agreement import (
     rules_out,
     step_of,
 )
-from collage_mpi.results.rows import ASKED_FIRST, AUDIT_CODE
+from collage_mpi.results.rows import AUDIT_CODE, cells_of
 from collage_mpi.scheduler.events import DONE, Resolve
 from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
@@ -75,7 +76,7 @@ class PairBook:
 
     def __init__(self, calibration: Sequence[int], shards: LabelledShards | None = None) -> None:
         """`calibration`: indices of its images, in order; `shards` that hold them."""
-        self.heard: list[float | None] = []
+        self.heard: list[SetThreshold] = []
         self._shards, self._lost = shards, 0  # how many lost ones were looked at
         self._say: Callable[[tuple[Pair, ...]], None] | None = None
         self._indices = np.asarray(calibration, np.int64)
@@ -139,13 +140,11 @@ def pairs_of(rows: np.ndarray, places: np.ndarray) -> list[Pair]:
         rows: (n,) of IMAGE_ROW.
         places: (n,) int, theirs.
     """
-    accepted = np.isin(rows["source"], ASKED_FIRST)
-    scores = np.where(accepted, rows["score"], rows["other_score"])
+    scores, differs = cells_of(rows)
     both = rows["audited"] == AUDIT_CODE[DONE]
-    found = zip(places, both, scores, rows["other"] != rows["predicted"], strict=True)
     return [
         Pair(int(place), float(score) if done else None, bool(done and other))
-        for place, done, score, other in found
+        for place, done, score, other in zip(places, both, scores, differs, strict=True)
     ]
 
 
@@ -171,74 +170,65 @@ class Asked:
     ratio: float
 
 
-@dataclass
-class HeldThreshold:
-    """A threshold, and what was counted while it held.
-
-    Attributes:
-        confidence: the least score that counts; None where nothing is collaged.
-        audited, differing: images that both networks classified, and of these the ones whose
-            cell counts and differs.
-        images: that got their outcome.
-    """
-
-    confidence: float | None
-    audited: int = 0
-    differing: int = 0
-    images: int = 0
-
-
 class Judge:
     """Chooses the threshold once all images of the calibration are in, and raises it.
 
     Attributes:
         held: the thresholds so far; the last one holds. Empty during the calibration.
+        audited, differing: since it was decided or the session began, images that both networks
+            classified, and of these the ones whose cell counts and differs.
     """
 
     def __init__(
         self,
         asked: Asked,
+        when: Callable[[], tuple[int, int]],
         before: Sequence[Mapping[str, Any]] = (),
         pairs: Iterable[Pair] = (),
     ) -> None:
-        """`before`: thresholds of earlier sessions, the last of which goes on with an interval of
-        its own; `pairs`: of their calibration, where that was interrupted."""
-        self.asked = asked
-        names = [field.name for field in fields(HeldThreshold)]
-        self.held = [HeldThreshold(**{name: each[name] for name in names}) for each in before]
-        if self.held:
-            self.held.append(HeldThreshold(self.held[-1].confidence))
+        """`when`: tells the session, and the time since it began; `before`: thresholds of earlier
+        sessions, the last of which goes on with an interval of its own; `pairs`: of their
+        calibration, where that was interrupted."""
+        self.asked, self._when = asked, when
+        names = [field.name for field in fields(SetThreshold)]
+        self.held = [SetThreshold(**{name: each[name] for name in names}) for each in before]
         self._calibration: dict[int, Pair] = {}
-        self._counts = no_scores()  # of audits since the last threshold
-        self._images_before = 0
+        self._hold(*[each.confidence for each in self.held[-1:]])
         self.take(pairs)
+
+    def _hold(self, *confidence: float | None) -> None:
+        """From now on this one holds, if any."""
+        self.held += [SetThreshold(each, *self._when()) for each in confidence]
+        self.audited = self.differing = 0
+        self._counts = no_scores()  # of audits, by score
 
     def begin(
         self,
-        images: Callable[[], int],
-        announce: Callable[[float | None], None],
+        announce: Callable[[SetThreshold], None],
         note: Callable[[list[dict[str, Any]]], None],
     ) -> None:
         """Decide from now on, by what `hear` is told.
 
         Args:
-            images: tells how many images of the session have their outcome.
             announce: takes each new threshold.
             note: takes what the manifest is to hold.
         """
-        self._images, self._announce, self._note = images, announce, note
+        self._announce, self._note = announce, note
         if self.held:
-            announce(self.held[-1].confidence)
+            self._tell()
         self.hear(())
+
+    def _tell(self) -> None:
+        self._note(self.entries())
+        self._announce(self.held[-1])
 
     def hear(self, pairs: Iterable[Pair]) -> None:
         """Pairs have come: the threshold may be another from now on."""
         self.take(pairs)
-        why = self.verdict(self._images())
+        why = self.verdict()
         if why is not None:
             tell(f"collage-mpi run: {why}")
-            self._note(self.entries())
-            self._announce(self.held[-1].confidence)
+            self._tell()
 
     def take(self, pairs: Iterable[Pair]) -> None:
         """Pairs have come.
@@ -256,30 +246,18 @@ class Judge:
                     self._calibration[pair.place] = pair
 
     def _audit(self, pair: Pair) -> None:
-        held = self.held[-1]
-        if pair.score is not None and held.confidence is not None:
-            held.audited += 1
-            held.differing += pair.differs and pair.score >= held.confidence
+        confidence = self.held[-1].confidence
+        if pair.score is not None and confidence is not None:
+            self.audited += 1
+            self.differing += pair.differs and pair.score >= confidence
             if pair.score >= 0:
                 self._counts[step_of(pair.score), int(pair.differs)] += 1
 
-    def count(self, images: int) -> None:
-        """So many images of the session have their outcome: fewer than before where a lost team
-        had told of images that others do again."""
-        if self.held:
-            self.held[-1].images = max(0, images - self._images_before)
-
-    def verdict(self, images: int) -> str | None:
-        """Decide anew if it is time to; why `held` has a further threshold, or None.
-
-        `images`: as of `count`.
-        """
-        self.count(images)
+    def verdict(self) -> str | None:
+        """Decide anew if it is time to; why `held` has a further threshold, or None."""
         confidence, why = self._chosen() if not self.held else self._raised()
         if why is not None:
-            self._images_before = images
-            self.held.append(HeldThreshold(confidence))
-            self._counts = no_scores()
+            self._hold(confidence)
             return f"agree {self.asked.agree:g}: {why}"
         return None
 
@@ -323,18 +301,19 @@ class Judge:
         )
 
     def _raised(self) -> tuple[float | None, str | None]:
-        now, most = self.held[-1], 1 - self.asked.agree
-        if now.differing <= most * now.audited or not rules_out(most, now.differing, now.audited):
+        now, audited, differing = self.held[-1].confidence, self.audited, self.differing
+        most = 1 - self.asked.agree
+        if differing <= most * audited or not rules_out(most, differing, audited):
             return None, None
         # Too few to prove a bound, as a rule: what holds for them, and a new interval.
-        found = least_counted(self._counts, int(most * now.audited))
-        low, high = map(_percent, differing_interval(now.differing, now.audited))
+        found = least_counted(self._counts, int(most * audited))
+        low, high = map(_percent, differing_interval(differing, audited))
         if found is None:
             then = f"no higher score keeps the bound; {ALONE}"
         else:
-            then = f"cells count from a score of {found:g} on instead of {now.confidence:g}"
+            then = f"cells count from a score of {found:g} on instead of {now:g}"
         return found, (
-            f"{now.differing:,} of {counted(now.audited, 'audited image')} got another answer than "
+            f"{differing:,} of {counted(audited, 'audited image')} got another answer than "
             f"the single network's (95 % interval {low} to {high}), more than {_percent(most)}: "
             f"{then}"
         )

@@ -289,7 +289,8 @@ class Coordinator:
             self._arrivals.granted(self.clock())  # latencies of awaited images count from now
         self._note_pause()
         while supply.book is not None and supply.book.heard:
-            self._handle(ev.Threshold(self.clock(), supply.book.heard.pop(0)))
+            confidence = supply.book.heard.pop(0).confidence
+            self._handle(ev.Threshold(self.clock(), confidence))
 
     def _look_for_stop(self) -> None:
         reason = None if self._stopped else self._stop_reason()

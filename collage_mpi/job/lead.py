@@ -135,7 +135,6 @@ class Lead:
             for number, rank in enumerate((0, *others.ranks))
         ]
         self._by_rank = {team.rank: team for team in self.teams}
-        self._own: Callable[[], Progress] = lambda: Progress(0, 0, 0)  # team 0's
         self._start: messages.Start | None = None
         self._networks: Mapping[str, str] = {}
         self._waiting: list[tuple[Team, Ready]] = []  # until the costs are known
@@ -166,8 +165,7 @@ class Lead:
         return None
 
     def follow(self, progress: Callable[[], Progress]) -> None:
-        """From now on `progress` tells how far team 0 is."""
-        self._own = progress
+        """Never: `totals` is told how far team 0 is."""
 
     def totals(self, own: Totals) -> Totals:
         """Those of all teams; `own`: team 0's."""
@@ -198,11 +196,11 @@ class Lead:
         """From now on `judge` takes the pairs of all teams."""
         self._judge = judge
 
-    def set_threshold(self, confidence: float | None) -> None:
+    def set_threshold(self, threshold: SetThreshold) -> None:
         """All teams are to go by it, those too that come later."""
-        self._threshold = SetThreshold(confidence)
+        self._threshold = threshold
         for team in (team for team in self.teams if team.at_work):
-            self._tell(team, self._threshold)
+            self._tell(team, threshold)
 
     def look(self) -> None:
         """Take what has come and act upon it, now and then.
@@ -269,11 +267,6 @@ class Lead:
         ]
         all_of = [Progress(0, 0, 0), *found]
         return Progress(*map(sum, zip(*map(astuple, all_of), strict=True)))
-
-    @property
-    def images(self) -> int:
-        """How many images have their outcome, in all teams."""
-        return self._own().images + self.progress.images
 
     @property
     def finish(self) -> ev.Finish:

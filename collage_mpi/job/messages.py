@@ -262,9 +262,17 @@ class Halt:
 
 @dataclass(frozen=True)
 class SetThreshold:
-    """From now on a cell counts if its score is at least this; None: make no more collages."""
+    """From now on a cell counts if its score is at least `confidence`; None: make no more collages.
+
+    The manifest lists these.
+
+    Attributes:
+        session, since_ns: team 0's session that decided it, and when: the time since it began.
+    """
 
     confidence: float | None
+    session: int
+    since_ns: int
 
 
 # ---- up: a team's coordinator to the lead; it also says Here, Fault and Bye ------------------

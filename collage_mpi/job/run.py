@@ -125,7 +125,6 @@ class LeadRun:
         self.plan, self.worker_group, self.known, self.ask = plan, worker_group, known, ask
         self.out = Path(plan.settings.out)
         self.job = job_facts(worker_group.transport.library)
-        self._judge: Judge | None = None
 
     def outcome(self) -> SessionOutcome:
         """Run it to its end."""
@@ -187,7 +186,7 @@ class LeadRun:
             networks = session.make_ready()
             costs = self._costs(session, networks)
             lead.start(Start(costs.ratio, costs.batch_costs), networks)
-            self._begin_to_judge(costs)
+            self._begin_to_judge(session, costs)
             files.include(partial(ranks_of_others, self.out, lead, self._world_of))
             finish = session.work(costs)
             lead.say(Done(finish.status, finish.reason, (), ()))
@@ -195,9 +194,6 @@ class LeadRun:
             session.publish()  # how each team has ended
         final = {**final_facts(session, self.job), **session.facts()}
         writer.teams = lead.entries(self.out, self._world_of)
-        if self._judge is not None:
-            self._judge.count(lead.images)
-            final["thresholds"] = self._judge.entries()
         return lead.finish, final
 
     def _costs(self, session: TeamSession, networks: Mapping[str, str]) -> ServiceCosts:
@@ -213,14 +209,14 @@ class LeadRun:
         )
         return costs
 
-    def _begin_to_judge(self, costs: ServiceCosts) -> None:
+    def _begin_to_judge(self, session: TeamSession, costs: ServiceCosts) -> None:
         """Pairs go to the judge, and its thresholds to all coordinators."""
-        judge, lead = build_judge(self.plan, self.known, costs), self.lead
-        self._judge = judge
+        when = lambda: (self.writer.session, session.elapsed_ns)  # noqa: E731
+        judge = build_judge(self.plan, self.known, costs, when)
         if judge is not None:
-            lead.tell_pairs(judge.hear)
+            self.lead.tell_pairs(judge.hear)
             note = lambda entries: self.writer.note(thresholds=entries)  # noqa: E731
-            judge.begin(lambda: lead.images, lead.set_threshold, note)
+            judge.begin(self.lead.set_threshold, note)
 
     def _judge_input(self, status: str) -> tuple[str, tuple[str, ...]]:
         """The session's status and what of the input to tell, of all teams."""
@@ -234,10 +230,19 @@ class LeadRun:
         return planned_world(self.plan, team)
 
 
-def build_judge(plan: Plan, known: Mapping[str, Any], costs: ServiceCosts) -> Judge | None:
+def build_judge(
+    plan: Plan,
+    known: Mapping[str, Any],
+    costs: ServiceCosts,
+    when: Callable[[], tuple[int, int]],
+) -> Judge | None:
     """What chooses the threshold that keeps `agree`, where that is asked for.
 
-    `known`: the manifest that the run had before this session, {} if there was none.
+    Args:
+        plan: of the run.
+        known: the manifest that the run had before this session, {} if there was none.
+        costs: of the networks.
+        when: as of `Judge`.
     """
     settings = plan.settings
     if settings.agree is None:
@@ -255,7 +260,7 @@ def build_judge(plan: Plan, known: Mapping[str, Any], costs: ServiceCosts) -> Ju
     )
     before = known.get("thresholds") or ()
     interrupted = known and not before
-    return Judge(asked, before, pairs_before(plan) if interrupted else ())
+    return Judge(asked, when, before, pairs_before(plan) if interrupted else ())
 
 
 def pairs_before(plan: Plan) -> list[Pair]:

@@ -90,6 +90,12 @@ class TeamSession(ExitStack):
         self.encoder = build_encoder(plan)
         self.hellos: dict[int, Hello] = {}
         self.reading: frozenset[int] = frozenset()
+        self._start_ns: int | None = None
+
+    @property
+    def elapsed_ns(self) -> int:
+        """Time by the clock that the rows count from; 0 before it has started."""
+        return 0 if self._start_ns is None else time.monotonic_ns() - self._start_ns
 
     def make_ready(self) -> dict[str, str]:
         """Welcome the ranks; kind -> SHA-256 of the network that they hold.
@@ -127,10 +133,11 @@ class TeamSession(ExitStack):
         draw = Draw(settings.audit_share, settings.audit_seed, fingerprints)
         wire = self.worker_group.session
         feed = ImageBuffer(self.reader, self.encoder, wire, clock, self.reading, draw)
+        self._start_ns = clock()
         self.recorder = Recorder(
             self.rows,
             feed.images,
-            start_ns=clock(),
+            start_ns=self._start_ns,
             group_size=settings.group_size,
             warmup_groups=settings.warm_groups,
             vectors=vectors,

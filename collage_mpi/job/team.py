@@ -300,7 +300,7 @@ class Supply:
         elif isinstance(said, Halt):
             self.halted = said.reason
         elif isinstance(said, SetThreshold) and self.book is not None:
-            self.book.heard.append(said.confidence)
+            self.book.heard.append(said)
         return isinstance(said, Lease | Close)
 
     def _say_pairs(self, pairs: tuple[Pair, ...]) -> None:

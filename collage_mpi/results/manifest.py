@@ -133,7 +133,10 @@ _SESSION = _fields(
 )
 
 _THRESHOLD = _fields(
-    confidence=_optional(is_number), audited=_is_count, differing=_is_count, images=_is_count
+    confidence=_optional(is_number),
+    session=_is_count,
+    since_ns=_is_count,
+    **dict.fromkeys(("images", "audited", "differing"), _optional(_is_count)),
 )
 
 _REQUIRED: dict[str, tuple[Callable[[object], bool], str]] = {
@@ -168,7 +171,7 @@ _OPTIONAL: dict[str, tuple[Callable[[object], bool], str]] = {
     "cost_ratio": (is_number, "a number"),
     "cost_ratio_interval": (_is_interval, "two numbers"),
     "batch_costs": (_is_numbers, "an object of numbers"),
-    "thresholds": (_list_of(_THRESHOLD), "a list of {confidence, audited, differing, images}"),
+    "thresholds": (_list_of(_THRESHOLD), "a list of {confidence, session, since_ns, ...}"),
     "poll": (_is_dict, "an object"),
     "validity": (_is_dict, "an object"),
     "lost": (_list_of(_is_dict), "a list of lost ranks"),

@@ -243,6 +243,21 @@ def ran_together(tasks: np.ndarray) -> np.ndarray:
     return sizes
 
 
+def cells_of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The score of each image's cell, accepted or not, and whether the networks name different
+    classes: both mean something where both networks have answered.
+
+    Args:
+        rows: (n,) of IMAGE_ROW.
+
+    Returns:
+        (n,) float32 and (n,) bool.
+    """
+    accepted = np.isin(rows["source"], ASKED_FIRST)
+    scores = np.where(accepted, rows["score"], rows["other_score"])
+    return scores, rows["other"] != rows["predicted"]
+
+
 WAIT_FORMULA = "latency - read - encode (answers of collage or parity tasks only) - compute - held"
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from collage_mpi.kinds import SHARED_KINDS
 from collage_mpi.results.marks import InputMarks, SessionMarks
-from collage_mpi.results.parts import launch_of
+from collage_mpi.results.parts import began_ns, launch_of
 from collage_mpi.results.reader import Run
 from collage_mpi.results.rows import (
     ASKED_FIRST,
@@ -28,6 +28,7 @@ from collage_mpi.results.rows import (
     TABLES,
     TASKS,
     TableLayout,
+    cells_of,
     columns_of,
     ran_together,
     wait_ns,
@@ -103,9 +104,14 @@ class Tally:
     def __init__(self, run: Run) -> None:
         """Read the run. Raises as `read_results`."""
         self.groups, self.images, self.tasks = GroupTally(run), ImageTally(run), TaskTally(run)
-        adds = {"groups": self.groups.add, "images": self.images.add, "tasks": self.tasks.add}
+        self.thresholds = ThresholdTally(run.manifest)
+        adds = {"groups": self.groups.add, "images": self._add_images, "tasks": self.tasks.add}
         self.inventory = Inventory(run, lambda table, rows: adds[table.name](rows))
         self.tasks.finish()
+
+    def _add_images(self, rows: np.ndarray) -> None:
+        self.images.add(rows)
+        self.thresholds.add(rows)
 
 
 class GroupTally:
@@ -295,6 +301,44 @@ class _Examples:
         """In the order of the input, each once."""
         found = {at: row for _, at, row in filter(None, self._found)}
         return [found[at] for at in sorted(found)]
+
+
+class ThresholdTally:
+    """Of the images that got their outcome while each threshold of `--agree` held."""
+
+    def __init__(self, manifest: Json) -> None:
+        self._held = manifest.get("thresholds") or []
+        self._first, self._began_ns = launch_of(manifest), began_ns(manifest)
+        least = (each["confidence"] for each in self._held)
+        # (thresholds + 1,): the first one is that of the calibration
+        self._least = np.array([np.inf, *(np.inf if each is None else each for each in least)])
+        self._counts = np.zeros((len(self._least), 3), np.int64)
+
+    def add(self, rows: np.ndarray) -> None:
+        """Some rows, (n,) of IMAGE_ROW, that stand."""
+        for session in np.unique(rows["session"]).tolist() if self._held else ():
+            mine = rows[rows["session"] == session]
+            at = self._held_at(session, mine["t0_ns"] + mine["latency_ns"])
+            scores, differs = cells_of(mine)
+            both = mine["audited"] == AUDIT_CODE["done"]
+            changed = both & differs & (scores >= self._least[at])
+            for column, which in enumerate((both | True, both, changed)):
+                self._counts[:, column] += np.bincount(at[which], minlength=len(self._least))
+
+    def _held_at(self, session: int, times_ns: np.ndarray) -> np.ndarray:
+        """How many thresholds had been decided at these times of a session, (n,) int64."""
+        first = self._first.get(session, session)  # whose clock the thresholds go by
+        later_ns = self._began_ns.get(session, 0) - self._began_ns.get(first, 0)
+        since_ns = [each["since_ns"] for each in self._held if each["session"] == first]
+        before = sum(each["session"] < first for each in self._held)
+        found: np.ndarray = before + np.searchsorted(since_ns, times_ns + later_ns)
+        return found
+
+    def counts(self) -> list[dict[str, int]]:
+        """Of each threshold: images; audited: images that both networks classified; differing:
+        those of them whose cell counts and names another class than the single network."""
+        names = ("images", "audited", "differing")
+        return [dict(zip(names, each, strict=True)) for each in self._counts[1:].tolist()]
 
 
 class TaskTally:

@@ -285,7 +285,9 @@ class RunWriter(RowSink):
         lacking = None
         try:
             if fault is None:
-                found = Tally(known_run(self.out, self.manifest))
+                ended = [{"session": self.session, "final": final}, *self.teams]
+                sessions = [*self.manifest["sessions"], *ended]  # which say when they began
+                found = Tally(known_run(self.out, {**self.manifest, "sessions": sessions}))
                 lacking = self._lacking(found) if status in COMPLETE else None
                 if status == "complete" and found.inventory.errors:
                     status = "complete_with_errors"
@@ -327,6 +329,10 @@ class RunWriter(RowSink):
             self.manifest["world"] = [*(final.get("world") or []), *chain(*worlds)]
         if found is not None:
             _mark_lost_rows(self.manifest["sessions"], found.inventory)
+            for held, counts in zip(
+                self.manifest.get("thresholds") or (), found.thresholds.counts(), strict=True
+            ):
+                held |= counts
         self.manifest = _as_read(self.manifest)
         write_manifest(self.out, self.manifest, self._claim.check)
         if status in COMPLETE:

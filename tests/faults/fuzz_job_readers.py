@@ -83,8 +83,8 @@ CONTROL: tuple[said.Message, ...] = (
     *(said.Part("images", 1, 1, (0, 4)), said.Part("tasks", 1, 1, ())),
     *(
         said.Progress(8, 1, 3),
-        said.SetThreshold(0.5),
-        said.SetThreshold(None),
+        said.SetThreshold(0.5, 1, 10**9),
+        said.SetThreshold(None, 2, 0),
         said.Pairs(((3, 0.5, True), (None, None, False))),
         said.Idle(1),
         said.Done("complete", "", ("a.h5: cut off",), ("b.h5: replaced",)),

@@ -255,14 +255,15 @@ def test_the_images_that_both_networks_classify_first_choose_the_threshold(cells
     """None is accepted before, and none after where the networks differ."""
     job = Job(120, scheme="cascade", placement="fastest", calibration=40)
     book = job.supply.book
-    judge = Judge(Asked(agree=0.9, wanted=40, calibration=40, images=120, cells=4, ratio=0.5))
+    asked = Asked(agree=0.9, wanted=40, calibration=40, images=120, cells=4, ratio=0.5)
+    judge = Judge(asked, lambda: (1, 0))
 
     def hear(pairs):
         judge.hear(pair._replace(differs=cells_differ) for pair in pairs)
 
     book.tell(hear)
     noted = []
-    judge.begin(lambda: job.recorder.totals.images, book.heard.append, noted.append)
+    judge.begin(book.heard.append, noted.append)
     job.complete()
     first = [row for row in job.writer.images if row.row < 40]
     assert {SOURCES[row.source] for row in first} <= {"single", "endgame"}

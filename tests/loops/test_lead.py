@@ -221,10 +221,8 @@ def test_a_lead_of_one_team_looks_for_others_once_a_second_at_most():
 def test_totals_are_those_of_all_teams(play):
     start(play, 4)
     play.says(4, Progress(3, 1, 2, 1, 1))
-    play.lead.follow(lambda: Progress(5, 0, 0))
     own = Totals(images=5, exceeded=7)
     assert play.lead.totals(own) == Totals(8, 1, 2, 1, 1, exceeded=7)
-    assert play.lead.images == 8
 
 
 def test_pairs_of_all_teams_go_to_the_judge_and_its_threshold_to_all_teams(play):
@@ -235,11 +233,12 @@ def test_pairs_of_all_teams_go_to_the_judge_and_its_threshold_to_all_teams(play)
     play.says(4, Pairs((pair,)))
     play.lead.say(Pairs((pair,)))
     assert heard == [pair, pair]
-    play.lead.set_threshold(0.8)
-    assert play.told(0, SetThreshold) == play.told(4, SetThreshold) == [SetThreshold(0.8)]
+    threshold = SetThreshold(0.8, 1, 70)
+    play.lead.set_threshold(threshold)
+    assert play.told(0, SetThreshold) == play.told(4, SetThreshold) == [threshold]
     assert play.told(8, SetThreshold) == []
     play.says(8, READY)  # it comes late
-    assert play.told(8, SetThreshold) == [SetThreshold(0.8)]
+    assert play.told(8, SetThreshold) == [threshold]
     play.says(8, Fault("disk full", int(ExitCode.ENVIRONMENT)))
     play.says(8, Pairs((pair,)))
     assert len(heard) == 2  # its images are done again

@@ -62,10 +62,11 @@ def test_at_a_low_load_the_images_that_choose_a_threshold_meet_both_networks():
     cluster = {"service_ns": lambda rank, task: 4 * MS}
     layout = {"singles": 3, "placement": "fastest", "together": False, "depth": 50, "credit": 1}
     job = open_job(times_ns, scheme="cascade", calibration=40, cluster=cluster, **layout)
-    judge = Judge(Asked(agree=0.9, wanted=40, calibration=40, images=120, cells=4, ratio=0.5))
+    asked = Asked(agree=0.9, wanted=40, calibration=40, images=120, cells=4, ratio=0.5)
+    judge = Judge(asked, lambda: (1, 0))
     book, noted = job.supply.book, []
     book.tell(judge.hear)
-    judge.begin(lambda: job.recorder.totals.images, book.heard.append, noted.append)
+    judge.begin(book.heard.append, noted.append)
     job.complete()
     rows = sorted(job.writer.images, key=lambda row: row.row)
     assert [row.audited for row in rows[:40]] == [AUDIT_CODE[DONE]] * 40

@@ -133,8 +133,9 @@ def test_pairs_go_to_the_lead_in_messages_that_hold_them_and_its_threshold_comes
     assert len(said) == 3
     for message in team.link.said:
         messages.pack(buffer, 0, message)  # raises where it has no room
-    team.look(messages.SetThreshold(0.8), messages.SetThreshold(None))
-    assert book.heard == [0.8, None]
+    thresholds = [messages.SetThreshold(0.8, 1, 70), messages.SetThreshold(None, 1, 90)]
+    team.look(*thresholds)
+    assert book.heard == thresholds
 
 
 def test_of_the_images_that_choose_a_team_awaits_those_of_its_leases():

@@ -25,6 +25,7 @@ from collage_mpi.job.calibration import (
     pairs_of,
 )
 from collage_mpi.job.handshake import ServiceCosts
+from collage_mpi.job.messages import SetThreshold
 from collage_mpi.job.plan import with_accept_of, with_every_answer
 from collage_mpi.models.specs import AcceptSpec
 from collage_mpi.results.manifest import FORMAT, VERSION, check_manifest
@@ -35,6 +36,11 @@ from collage_mpi.simulation.runs import SimulatedJob
 
 SCORE = Score(3, 0.9)
 ASKED = Asked(agree=0.98, wanted=450, calibration=450, images=10_000, cells=9, ratio=0.6)
+
+
+def at() -> tuple[int, int]:
+    """The session, and when in it."""
+    return 2, 30
 
 
 def cascade(**more) -> RunSettings:
@@ -202,35 +208,35 @@ def calibration(differing: Sequence[int] = (), images: int = 450) -> list[Pair]:
 
 
 def test_nothing_is_decided_before_the_last_image_is_in() -> None:
-    judge = Judge(ASKED)
+    judge = Judge(ASKED, at)
     pairs = calibration()
     judge.take([*pairs[:-1], pairs[0]])  # one again: a lost team's images are done again
-    assert judge.verdict(449) is None
+    assert judge.verdict() is None
     judge.take(pairs[-1:])
-    why = judge.verdict(450) or ""
+    why = judge.verdict() or ""
     assert "score of 0.551 on" in why
     assert "100 % of the cells count, and 0 of these differ" in why
-    assert judge.entries() == [{"confidence": 0.551, "audited": 0, "differing": 0, "images": 0}]
+    assert judge.entries() == [{"confidence": 0.551, "session": 2, "since_ns": 30}]
 
 
 def test_of_an_image_that_comes_again_both_networks_answer_counts_and_it_is_no_audit() -> None:
-    judge = Judge(ASKED)
+    judge = Judge(ASKED, at)
     judge.take([Pair(0, None, differs=False), *calibration()[1:]])
-    assert judge.verdict(0) is not None
-    again = Judge(ASKED)
+    assert judge.verdict() is not None
+    again = Judge(ASKED, at)
     again.take([Pair(0, None, differs=False), *calibration(), Pair(5, None, differs=False)])
-    why = again.verdict(450)
+    why = again.verdict()
     assert why is not None
     assert "450 images went through both" in why
     again.take(calibration())  # a lost team's, done again
-    assert again.held[-1].audited == 0
+    assert again.audited == 0
 
 
 def test_from_149_pairs_on_there_is_a_bound_and_from_more_than_it_costs_on_it_pays() -> None:
     def chosen(pairs: int, ratio: float) -> float | None:
-        judge = Judge(replace(ASKED, ratio=ratio))
+        judge = Judge(replace(ASKED, ratio=ratio), at)
         judge.take([Pair(at, 0.75 if at < pairs else None, differs=False) for at in range(450)])
-        assert judge.verdict(450) is not None
+        assert judge.verdict() is not None
         return judge.held[-1].confidence
 
     assert [chosen(n, 0.6) for n in (148, 149)] == [None, 0.75]
@@ -241,7 +247,7 @@ def test_an_audited_cell_at_the_threshold_counts_and_an_image_without_one_does_n
     judge = judged()
     judge.take([Pair(None, 0.5, differs=True), Pair(None, None, differs=False)])
     judge.take([Pair(None, math.nan, differs=True)])  # it counts nowhere
-    assert (judge.held[-1].audited, judge.held[-1].differing) == (2, 1)
+    assert (judge.audited, judge.differing) == (2, 1)
 
 
 def test_a_raise_leaves_as_many_differing_as_the_bound_allows_and_begins_anew() -> None:
@@ -249,17 +255,17 @@ def test_a_raise_leaves_as_many_differing_as_the_bound_allows_and_begins_anew() 
     differing = [0.625] * 9 + [0.6875] + [0.875] * 2  # 12 of 100, where 2 may
     judge.take([Pair(None, score, differs=True) for score in differing])
     judge.take([Pair(None, 0.75, differs=False)] * 88)
-    assert judge.verdict(100) is not None
+    assert judge.verdict() is not None
     assert judge.held[-1].confidence == 0.75
     judge.take([Pair(None, 0.8125, differs=True)] * 10 + [Pair(None, 0.84375, differs=False)])
-    assert judge.verdict(200) is not None
+    assert judge.verdict() is not None
     assert judge.held[-1].confidence == 0.8437  # the two at 0.875 are of the former interval
 
 
 def test_the_least_score_at_which_three_of_450_differ() -> None:
-    judge = Judge(ASKED)
+    judge = Judge(ASKED, at)
     judge.take(calibration(differing=(100, 200, 300, 400)))
-    why = judge.verdict(450)
+    why = judge.verdict()
     assert judge.held[-1].confidence == pytest.approx(0.601)
     assert why is not None
     assert "88.9 % of the cells count, and 3 of these differ" in why
@@ -279,15 +285,15 @@ def test_the_least_score_at_which_three_of_450_differ() -> None:
     ],
 )
 def test_where_it_does_not_pay_the_single_network_goes_on_alone(asked, pairs, said) -> None:
-    judge = Judge(asked)
+    judge = Judge(asked, at)
     judge.take(pairs)
-    why = judge.verdict(450)
+    why = judge.verdict()
     assert why is not None
     assert said in why
     assert "the single network classifies every image" in why
     assert judge.held[-1].confidence is None
     judge.take([Pair(None, 0.9, differs=True)] * 100)
-    assert judge.verdict(1_000) is None  # nothing is left to be raised
+    assert judge.verdict() is None  # nothing is left to be raised
 
 
 @pytest.mark.parametrize(("scheme", "ratio"), [("cascade", 0.5), ("cascade-batch", 0.9)])
@@ -296,32 +302,33 @@ def test_a_batch_pays_by_what_all_its_images_take_and_a_collage_by_one_input(sch
         settings=RunSettings(scheme=scheme, agree=0.98), calibration=450, order=np.arange(1_000)
     )
     costs = ServiceCosts({}, {}, 0.5, None, {"backup": 0.1})
-    judge = runs.build_judge(plan, {}, costs)
+    judge = runs.build_judge(plan, {}, costs, at)
     assert judge is not None
     assert judge.asked.ratio == pytest.approx(ratio)
 
 
 def test_a_resumed_session_that_has_all_pairs_decides_at_once() -> None:
-    announced: list[float | None] = []
-    judge = Judge(ASKED, pairs=calibration())
-    judge.begin(lambda: 0, announced.append, lambda entries: None)
-    assert announced == [0.551]
+    announced: list[SetThreshold] = []
+    judge = Judge(ASKED, at, pairs=calibration())
+    judge.begin(announced.append, lambda entries: None)
+    assert announced == [SetThreshold(0.551, 2, 30)]
 
 
 # ---- and raised -------------------------------------------------------------
 
 
 def judged(confidence: float = 0.5) -> Judge:
-    return Judge(ASKED, [{"confidence": confidence, "audited": 9, "differing": 9, "images": 99}])
+    held = {"confidence": confidence, "session": 1, "since_ns": 7}
+    return Judge(ASKED, at, [{**held, "audited": 9, "differing": 9, "images": 99}])
 
 
 def test_audits_within_the_bound_raise_nothing() -> None:
     judge = judged()
     for n in range(2_000):  # 1 % differ
         judge.take([Pair(None, 0.9, differs=n % 100 == 99)])
-        assert judge.verdict(n) is None
-    last = {"confidence": 0.5, "audited": 2_000, "differing": 20, "images": 1_999}
-    assert judge.entries()[1:] == [last]
+        assert judge.verdict() is None
+    assert (judge.audited, judge.differing) == (2_000, 20)
+    assert [each.confidence for each in judge.held] == [0.5, 0.5]
 
 
 def test_what_is_kept_of_audits_does_not_grow_with_the_job() -> None:
@@ -330,31 +337,20 @@ def test_what_is_kept_of_audits_does_not_grow_with_the_job() -> None:
     before = len(pickle.dumps(judge))
     judge.take([Pair(None, score / 997, differs=False) for score in range(998)] * 10)
     assert len(pickle.dumps(judge)) < before + 100
-    assert judge.held[-1].audited == 9_982
+    assert judge.audited == 9_982
 
 
 def test_a_network_that_drifts_is_noticed_and_the_threshold_rises_to_what_audits_allow() -> None:
-    judge, rng = judged(), np.random.default_rng(3)
-    for n in range(5_000):  # from 0.5 to 0.8 a fifth differ, above none
+    judge, rng, audits = judged(), np.random.default_rng(3), 0
+    while judge.verdict() is None:  # from 0.5 to 0.8 a fifth differ, above none
         score = float(rng.random()) / 2 + 0.5
         judge.take([Pair(None, score, differs=bool(score < 0.8 and rng.random() < 0.2))])
-        if judge.verdict(n) is not None:
-            break
-    assert n < 300
+        audits += 1
+        assert audits < 300
     raised = judge.held[-1].confidence
     assert raised is not None
     assert 0.6 < raised < 0.9
-    assert (judge.held[-1].audited, judge.held[-2].images) == (0, n)
-
-
-def test_a_lost_team_that_had_told_of_more_images_leaves_a_count_that_can_be_read() -> None:
-    judge = judged()
-    judge.take([Pair(None, 0.9, differs=True)] * 10)
-    assert judge.verdict(1_500) is not None
-    judge.count(600)  # 900 of them are done again by others
-    assert judge.entries()[-1]["images"] == 0
-    manifest = {"format": FORMAT, "version": VERSION, "run_id": "r", "session": 1, "shards": []}
-    assert check_manifest({**manifest, "rows": 0, "thresholds": judge.entries()}, "here")
+    assert judge.audited == 0
 
 
 def test_a_spoiled_network_is_noticed_within_a_few_audits_and_asked_no_more() -> None:
@@ -362,7 +358,7 @@ def test_a_spoiled_network_is_noticed_within_a_few_audits_and_asked_no_more() ->
     whys = []
     for n in range(50):
         judge.take([Pair(None, 0.9, differs=n % 10 > 0)])
-        whys.append(judge.verdict(n))
+        whys.append(judge.verdict())
     first = next(n for n, why in enumerate(whys) if why)
     assert first < 10
     assert "no higher score keeps the bound" in (whys[first] or "")
@@ -372,21 +368,23 @@ def test_a_spoiled_network_is_noticed_within_a_few_audits_and_asked_no_more() ->
 def test_a_cell_below_the_threshold_costs_nothing_however_it_differs() -> None:
     judge = judged()
     judge.take([Pair(None, 0.4, differs=True)] * 1_000)
-    assert judge.verdict(1_000) is None
-    assert judge.held[-1].differing == 0
+    assert judge.verdict() is None
+    assert judge.differing == 0
 
 
 def test_each_decision_is_told_noted_and_announced(caplog) -> None:
     noted, announced = [], []
     judge = judged()
-    judge.begin(lambda: 77, announced.append, noted.append)
-    assert announced == [0.5]  # that of the session before
+    judge.begin(announced.append, noted.append)
+    own = SetThreshold(0.5, 2, 30)  # that of the session before
+    assert announced == [own]
+    manifest = {"format": FORMAT, "version": VERSION, "run_id": "r", "session": 1, "shards": []}
+    assert check_manifest({**manifest, "rows": 0, "thresholds": noted[0]}, "here")
     with caplog.at_level(logging.INFO):
         judge.hear([Pair(None, 0.9, differs=True)] * 30)
-    assert announced == [0.5, None]
+    assert announced == [own, SetThreshold(None, 2, 30)]
     assert "agree 0.98: 30 of 30 audited images" in caplog.text
-    assert noted == [judge.entries()]
-    assert noted[0][1] == {"confidence": 0.5, "audited": 30, "differing": 30, "images": 77}
+    assert noted == [judge.entries()[:2], judge.entries()]
 
 
 # ---- a threshold that was chosen with labels --------------------------------

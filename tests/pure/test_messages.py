@@ -65,7 +65,7 @@ SOUND = {kind: st.from_type(kind) for kind in TYPES.values()} | {
         parity=st.none() | parities,
     ),
     Start: st.builds(Start, numbers, st.dictionaries(st.text(), numbers)),
-    messages.SetThreshold: st.builds(messages.SetThreshold, st.none() | numbers),
+    messages.SetThreshold: st.builds(messages.SetThreshold, st.none() | numbers, ranks, ranks),
     messages.Pairs: st.builds(messages.Pairs, st.lists(pairs).map(tuple)),
 }
 EXAMPLES = [

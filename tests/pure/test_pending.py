@@ -60,9 +60,13 @@ def test_what_is_pending_no_reader_sees_until_it_is_published(tmp_path):
     assert len(read_results(out).images) == 0
     publish_all(lead, lead)
     publish_all(lead, other)
-    lead.teams = [entry(other, began_ns=5_000_000_000)]
+    lead.teams = [entry(other, began_ns=3_000_000_000)]
+    lead.note(thresholds=[{"confidence": None, "session": 1, "since_ns": 0}])
     assert lead.close("complete", world=FULL["world"], began_ns=5_000_000_000) is None
     assert verify_run(out).ok
+    images = read_results(out).images
+    after = images["t0_ns"] + images["latency_ns"] > np.where(images["session"] == 2, 2e9, 0)
+    assert read_manifest(out)["thresholds"][0]["images"] == after.sum() < len(images)
     assert set(read_results(out).images["session"]) == {1, 2}
     assert read_manifest(out)["world"] == 2 * FULL["world"]
     assert not (out / "pending").exists()

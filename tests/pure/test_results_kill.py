@@ -28,6 +28,7 @@ from collage_mpi.results import (
     summarise,
     verify_run,
 )
+from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.rows import IMAGE_ROW, IMAGES
 from collage_mpi.system import files
 
@@ -81,6 +82,37 @@ def _state_after_kill(out: Path) -> str:
     assert after.ok, after.problems
     assert not [path for path in out.rglob("*") if files.TEMP_MARK in path.name]
     return before.status
+
+
+def audited(run: RunWriter, row: int, end_ns: int, score: float) -> None:
+    """A collage's answer that the single network contradicts."""
+    said = {"predicted": 1, "score": score, "audited": "done", "other": 2}
+    times = {"t0_ns": end_ns - 5, "latency_ns": 5}
+    run.image(shard=0, row=row, group=0, cell=0, source="collage", answered=True, **said, **times)
+
+
+def test_after_a_kill_the_counts_of_each_threshold_are_those_of_the_rows(tmp_path: Path) -> None:
+    full = manifest(20)
+    held = [{"confidence": 0.5, "session": 1, "since_ns": 100}]
+    run = RunWriter.create(tmp_path / "run", full)
+    audited(run, 0, 100, 0.9)  # while the threshold was chosen
+    audited(run, 1, 101, 0.9)
+    run.note(thresholds=held)
+    audited(run, 2, 150, 0.4)  # not by the cell's score
+    run.drain()  # and nothing more: it is killed
+    run, done = RunWriter.reopen(tmp_path / "run", {**full, "thresholds": held})
+    assert len(done) == 3
+    held += [{"confidence": 0.5, "session": 2, "since_ns": 0}]
+    held += [{"confidence": 0.7, "session": 2, "since_ns": 200}]
+    audited(run, 3, 150, 0.6)
+    audited(run, 4, 201, 0.6)
+    run.note(thresholds=held)
+    run.close("incomplete")
+    counts = [(2, 2, 1), (1, 1, 1), (1, 1, 0)]
+    assert read_manifest(tmp_path / "run")["thresholds"] == [
+        {**each, "images": images, "audited": audits, "differing": differing}
+        for each, (images, audits, differing) in zip(held, counts, strict=True)
+    ]
 
 
 def test_an_interrupted_run_is_never_complete(
