@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from math import inf
 
 from collage_mpi.scheduler.settings import batch_factor
@@ -20,6 +20,30 @@ from collage_mpi.scheduler.state import RankState, TaskState
 WINDOW = 9  # service times remembered of a rank
 SLOW = 1.5  # times the median pace of the ranks of a kind: a rank beyond it is slow
 PROBE_AFTER = 100  # of its service times idle: a slow rank is tried again
+
+
+class Ranking:
+    """Ranks sorted by a number.
+
+    Attributes:
+        entries: (number, rank), sorted.
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[float, int]] = []
+        self._numbers: dict[int, float] = {}
+
+    def put(self, rank: int, number: float) -> None:
+        """The rank's number is this from now on."""
+        self.discard(rank)
+        insort(self.entries, (number, rank))
+        self._numbers[rank] = number
+
+    def discard(self, rank: int) -> None:
+        """Take the rank out, if it is in."""
+        number = self._numbers.pop(rank, None)
+        if number is not None:
+            del self.entries[bisect_left(self.entries, (number, rank))]
 
 
 class Pace:
@@ -63,8 +87,8 @@ class Paces:
         self._paces: dict[int, Pace] = {}
         self._ranks: dict[int, RankState] = {}
         self._idle: dict[int, int] = {}  # rank -> since when it has nothing to do
-        # kind -> (service time, rank) of those that take work, sorted
-        self._by_pace: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
+        # kind -> those that take work, by service time
+        self._by_pace: defaultdict[str, Ranking] = defaultdict(Ranking)
 
     def enter(self, rank: RankState, now_ns: int) -> None:
         """The rank takes work."""
@@ -76,19 +100,13 @@ class Paces:
     def leave(self, rank: RankState) -> None:
         """It takes no more work."""
         self._idle.pop(rank.id, None)
-        if self._ranks.pop(rank.id, None) is not None:
-            self._unsort(rank, self._paces[rank.id].service_ns)
+        self._ranks.pop(rank.id, None)
+        for kind in rank.kinds:
+            self._by_pace[kind].discard(rank.id)
 
     def _sort(self, rank: RankState) -> None:
-        entry = (self._paces[rank.id].service_ns, rank.id)
         for kind in rank.kinds:
-            insort(self._by_pace[kind], entry)
-
-    def _unsort(self, rank: RankState, service_ns: float) -> None:
-        entry = (service_ns, rank.id)
-        for kind in rank.kinds:
-            entries = self._by_pace[kind]
-            del entries[bisect_left(entries, entry)]
+            self._by_pace[kind].put(rank.id, self._paces[rank.id].service_ns)
 
     def service_ns(self, rank: int) -> float:
         """Running service time of a single image on the rank; 0 until one is known."""
@@ -97,7 +115,7 @@ class Paces:
     def limit_ns(self, kind: str) -> float:
         """The service time beyond which a rank of the kind is slow; without end while less than
         half of them are known."""
-        entries = self._by_pace[kind]
+        entries = self._by_pace[kind].entries
         median_ns = entries[(len(entries) - 1) // 2][0] if entries else 0.0
         return SLOW * median_ns or inf
 
@@ -107,13 +125,13 @@ class Paces:
         The task that each quick rank is at work on already does not count.
         """
         limit_ns = self.limit_ns(kind)
-        quick = bisect_right(self._by_pace[kind], (limit_ns, inf))
+        quick = bisect_right(self._by_pace[kind].entries, (limit_ns, inf))
         return quick * (SLOW * self._paces[rank].service_ns / limit_ns - 1)
 
     def has_quick(self, kind: str, avoid: Collection[int]) -> bool:
         """Whether a rank of the kind that is not slow, nor in `avoid`, takes work."""
         limit_ns = self.limit_ns(kind)
-        quick = bisect_right(self._by_pace[kind], (limit_ns, inf))
+        quick = bisect_right(self._by_pace[kind].entries, (limit_ns, inf))
         for rank in avoid:
             there = rank in self._ranks and kind in self._ranks[rank].kinds
             quick -= there and self._paces[rank].service_ns <= limit_ns
@@ -141,7 +159,6 @@ class Paces:
         if not slow or now_ns - since_ns <= PROBE_AFTER * pace.service_ns:
             self._idle[rank_id] = since_ns
             return None
-        self._unsort(rank, pace.service_ns)
         self._paces[rank_id] = Pace()
         self._sort(rank)
         return rank
@@ -154,7 +171,6 @@ class Paces:
         before_ns = pace.service_ns
         pace.observe(service_ns / self._message_cost(task))
         if pace.service_ns != before_ns and rank.id in self._ranks:
-            self._unsort(rank, before_ns)
             self._sort(rank)
         return True
 
@@ -185,8 +201,11 @@ class Health(Paces):
     ) -> None:
         super().__init__(costs, batch_costs, batch)
         self._typical = Pace()  # of all ranks, for one that has not answered yet
-        self._orders: dict[str, _Order] = {}
-        self._changed: dict[str, set[int]] = {}  # kind -> ranks to be sorted in before a choice
+        # kind -> the idle ranks by service time; the busy ones by when they would be done
+        self._idlers: defaultdict[str, Ranking] = defaultdict(Ranking)
+        self._finishers: defaultdict[str, Ranking] = defaultdict(Ranking)
+        # kind -> ranks to be sorted in before a choice
+        self._changed: defaultdict[str, set[int]] = defaultdict(set)
 
     def enter(self, rank: RankState, now_ns: int) -> None:
         """The rank takes work."""
@@ -197,8 +216,8 @@ class Health(Paces):
         """It takes no more work."""
         super().leave(rank)
         for kind in rank.kinds:
-            if kind in self._orders:
-                self._orders[kind].remove(rank.id)
+            self._idlers[kind].discard(rank.id)
+            self._finishers[kind].discard(rank.id)
             self._changed[kind].discard(rank.id)
 
     # ---- what happens to a rank ---------------------------------------------
@@ -211,7 +230,7 @@ class Health(Paces):
         """What it has to do, or its service time, is another."""
         if rank.id in self._ranks:
             for kind in rank.kinds:
-                self._changed.setdefault(kind, set()).add(rank.id)
+                self._changed[kind].add(rank.id)
 
     def observe(self, task: TaskState, service_ns: int) -> bool:
         """As of `Paces`."""
@@ -225,18 +244,18 @@ class Health(Paces):
 
     def pick(self, kind: str, now_ns: int, avoid: Collection[int] = ()) -> int | None:
         """The rank that would finish one more task of the kind first, or None."""
-        order = self._sorted(kind, now_ns)
-        late = order.slowest_idle()
-        if late is not None and late not in avoid and self._wants_probe(late, now_ns):
-            return late
-        return self._by_finish(order, kind, now_ns, avoid)
+        self._sort_in(kind, now_ns)
+        for _, late in self._idlers[kind].entries[-1:]:  # the slowest one
+            if late not in avoid and self._wants_probe(late, now_ns):
+                return late
+        return self._by_finish(kind, now_ns, avoid)
 
     def first(self, kind: str, count: int, now_ns: int) -> list[int]:
         """The `count` ranks that would finish first, fewer if there are fewer."""
         found: list[int] = []
-        order = self._sorted(kind, now_ns)
+        self._sort_in(kind, now_ns)
         while len(found) < count:
-            rank = self._by_finish(order, kind, now_ns, found)
+            rank = self._by_finish(kind, now_ns, found)
             if rank is None:
                 break
             found.append(rank)
@@ -244,21 +263,23 @@ class Health(Paces):
 
     def pick_idle(self, kind: str, now_ns: int, avoid: Collection[int] = ()) -> int | None:
         """The fastest idle rank, or None."""
-        return next((r for r in self._sorted(kind, now_ns).idle() if r not in avoid), None)
+        self._sort_in(kind, now_ns)
+        return self._fastest_idle(kind, avoid)
 
     def _wants_probe(self, rank: int, now_ns: int) -> bool:
         pace = self._paces[rank]
         return now_ns - pace.begun_ns > PROBE_AFTER * pace.service_ns > 0
 
-    def _by_finish(
-        self, order: _Order, kind: str, now_ns: int, avoid: Collection[int]
-    ) -> int | None:
-        cost = self._costs.get(kind, 1.0)
-        idle = next((r for r in order.idle() if r not in avoid), None)
+    def _fastest_idle(self, kind: str, avoid: Collection[int]) -> int | None:
+        return next((r for _, r in self._idlers[kind].entries if r not in avoid), None)
+
+    def _by_finish(self, kind: str, now_ns: int, avoid: Collection[int]) -> int | None:
+        cost, busy = self._costs.get(kind, 1.0), self._finishers[kind]
+        idle = self._fastest_idle(kind, avoid)
         idle_ns = None if idle is None else now_ns + self._paces[idle].service_ns * cost
         place = 0
-        while (entry := order.busy_at(place)) is not None:
-            at_ns, rank = entry
+        while place < len(busy.entries):
+            at_ns, rank = busy.entries[place]
             if idle_ns is not None and at_ns >= idle_ns:
                 break
             if rank in avoid:
@@ -266,7 +287,7 @@ class Health(Paces):
                 continue
             true_ns = self._finish_ns(self._ranks[rank], kind, now_ns)
             if true_ns > at_ns:  # overdue since it was sorted in
-                order.put_busy(rank, true_ns)
+                busy.put(rank, true_ns)
                 continue
             return rank
         return idle
@@ -289,50 +310,15 @@ class Health(Paces):
         share = self._batch_cost(kind, self._batch) / self._batch  # of a batch
         return free_ns + each_ns * (waiting * share + self._costs.get(kind, 1.0))
 
-    def _sorted(self, kind: str, now_ns: int) -> _Order:
-        """The ranks of the kind, those that have changed since the last choice sorted in."""
-        order = self._orders.setdefault(kind, _Order())
-        changed = self._changed.setdefault(kind, set())
+    def _sort_in(self, kind: str, now_ns: int) -> None:
+        """Sort in the ranks of the kind that have changed since the last choice."""
+        idle, busy, changed = self._idlers[kind], self._finishers[kind], self._changed[kind]
         for rank_id in changed:
             rank = self._ranks[rank_id]
             if rank.load:
-                order.put_busy(rank_id, self._finish_ns(rank, kind, now_ns))
+                idle.discard(rank_id)
+                busy.put(rank_id, self._finish_ns(rank, kind, now_ns))
             else:
-                order.put_idle(rank_id, self._paces[rank_id].service_ns)
+                busy.discard(rank_id)
+                idle.put(rank_id, self._paces[rank_id].service_ns)
         changed.clear()
-        return order
-
-
-class _Order:
-    """The ready ranks of one kind, the idle and the busy ones each sorted by a number."""
-
-    def __init__(self) -> None:
-        self._idle: list[tuple[float, int]] = []
-        self._busy: list[tuple[float, int]] = []
-        self._where: dict[int, tuple[list[tuple[float, int]], tuple[float, int]]] = {}
-
-    def remove(self, rank: int) -> None:
-        if rank in self._where:
-            entries, entry = self._where.pop(rank)
-            del entries[bisect_left(entries, entry)]
-
-    def put_idle(self, rank: int, service_ns: float) -> None:
-        self._put(self._idle, rank, service_ns)
-
-    def put_busy(self, rank: int, finish_ns: float) -> None:
-        self._put(self._busy, rank, finish_ns)
-
-    def _put(self, entries: list[tuple[float, int]], rank: int, key: float) -> None:
-        self.remove(rank)
-        entry = key, rank
-        insort(entries, entry)
-        self._where[rank] = entries, entry
-
-    def idle(self) -> Iterator[int]:
-        return (rank for _, rank in self._idle)
-
-    def slowest_idle(self) -> int | None:
-        return self._idle[-1][1] if self._idle else None
-
-    def busy_at(self, place: int) -> tuple[float, int] | None:
-        return self._busy[place] if place < len(self._busy) else None

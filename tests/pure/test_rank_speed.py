@@ -195,7 +195,7 @@ def test_a_slow_rank_that_was_long_idle_counts_as_one_that_nothing_is_known_of()
     assert paces.forget_one(until_ns + 1).id == 3
     assert (paces.service_ns(3), paces.limit_ns(SINGLE)) == (0, 15 * MS)
     assert paces.forget_one(2 * until_ns) is None, "once"
-    assert paces._by_pace[SINGLE] == [(0, 3), (10 * MS, 1), (10 * MS, 2)]
+    assert paces._by_pace[SINGLE].entries == [(0, 3), (10 * MS, 1), (10 * MS, 2)]
 
 
 def test_idle_ranks_are_looked_at_in_turn_and_quick_busy_and_lost_ones_stay_as_they_are():

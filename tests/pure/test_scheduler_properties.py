@@ -220,19 +220,20 @@ class SchedulerMachine(RuleBasedStateMachine):
     def paces_are_those_of_the_ranks_that_take_work(self):
         ranks = self.job.scheduler.dispatch.ranks if hasattr(self, "job") else None
         paces = ranks.paces if ranks else None
-        for kind, entries in paces._by_pace.items() if paces else ():
+        for kind, found in paces._by_pace.items() if paces else ():
             ready = ranks.of(kind)._order
-            assert entries == sorted((paces.service_ns(rank), rank) for rank in ready)
+            assert found.entries == sorted((paces.service_ns(rank), rank) for rank in ready)
 
     @invariant()
     def ranks_are_sorted_once(self):
         health = self.job.scheduler.dispatch.ranks.health if hasattr(self, "job") else None
         for kind in health._changed if health else ():
             ranks = self.job.scheduler.dispatch.ranks
-            order = health._sorted(kind, ranks.now_ns)
-            entries = [*order._idle, *order._busy]
+            health._sort_in(kind, ranks.now_ns)
+            idle, busy = health._idlers[kind].entries, health._finishers[kind].entries
+            entries = [*idle, *busy]
             assert sorted(rank for _, rank in entries) == ranks.of(kind)._order
-            busy = {rank for _, rank in order._busy}
+            busy = {rank for _, rank in busy}
             assert busy == {r for _, r in entries if ranks.known[r].load}
 
     def teardown(self):
