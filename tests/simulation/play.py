@@ -214,6 +214,8 @@ class Play:
 def play(case: Case, inputs: Path) -> Played:
     """Play a case in a folder of its own."""
     forget()
+    if case.seed % 20 == 0:
+        gc.collect()
     folder = tempfile.mkdtemp(prefix="simulated-", dir=inputs)
     place = inputs / "job"  # always the same name: it stands in messages and manifests
     os.rename(folder, place)
@@ -233,9 +235,8 @@ def forget() -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("collage_mpi"):
             for value in vars(module).values():
-                if hasattr(value, "cache_clear"):
+                if hasattr(value, "cache_clear") and value.__module__ == name:
                     value.cache_clear()
-    gc.collect()
 
 
 def simplest(case: Case, inputs: Path) -> Case:
