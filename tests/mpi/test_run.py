@@ -459,6 +459,7 @@ def wrapped(folder: Path, mpiexec: Path, flags: list[str]) -> Path:
     return script
 
 
+@pytest.mark.any_mpi
 def test_a_rank_that_stops_for_good_cannot_keep_the_job(mpiexec, programs, both, tmp_path):
     """All images have their rows by the collage; the job ends without the frozen rank."""
     run = [*both, "--singles", "3", "--side", "2", "--out", tmp_path / "out"]

@@ -118,6 +118,7 @@ def test_a_lost_coordinators_images_go_to_other_teams(job):
     assert [member["rank"] for member in ranks] == [4, 5, 6, 7]
 
 
+@pytest.mark.any_mpi
 def test_a_lost_worker_is_its_teams_affair(job):
     ended = job("5:receive:kill:3", 2, *SLOW)
     assert ended.code == COMPLETE, ended.said
@@ -134,6 +135,7 @@ def test_a_coordinator_that_stops_is_given_up_and_writes_no_row_when_it_wakes(jo
     assert "team 1 (rank 4) is given up" in ended.said
 
 
+@pytest.mark.any_mpi
 def test_with_abort_a_coordinator_that_stops_ends_the_job(job):
     """Also when all its images are done: it has still to say so."""
     abort = ("--on-rank-loss", "abort", "--reply-timeout-s", "1")
@@ -145,12 +147,14 @@ def test_with_abort_a_coordinator_that_stops_ends_the_job(job):
     check(ended.out)
 
 
+@pytest.mark.any_mpi
 def test_a_team_that_never_comes_is_not_waited_for(job):
     ended = job("4:start:kill", 2)
     assert ended.code == COMPLETE, ended.said
     assert set(check(ended.out).images["session"]) == {1}
 
 
+@pytest.mark.any_mpi
 def test_all_workers_of_a_team_die_and_the_others_do_its_images(job):
     dead = ",".join(f"{rank}:receive:kill:3" for rank in (5, 6, 7))
     ended = job(dead, 2, *SLOW)
@@ -159,12 +163,14 @@ def test_all_workers_of_a_team_die_and_the_others_do_its_images(job):
     assert "Traceback" not in ended.said
 
 
+@pytest.mark.any_mpi
 def test_all_workers_of_the_leads_team_die_and_the_others_do_its_images(job):
     ended = job(ALL_OF_THE_LEAD, 2, *SLOW)
     assert ended.code == COMPLETE, ended.said
     check(ended.out)
 
 
+@pytest.mark.any_mpi
 @pytest.mark.parametrize("death", ["0:others:blind:20", "4:images:blind:20"])
 def test_what_one_team_can_read_no_more_another_reads(job, death):
     ended = job(death, 2, *SLOW)
@@ -175,6 +181,7 @@ def test_what_one_team_can_read_no_more_another_reads(job, death):
     assert "its disk is gone" not in ended.said
 
 
+@pytest.mark.any_mpi
 @pytest.mark.parametrize("other", ["0:others:blind:20", ALL_OF_THE_LEAD])
 def test_what_no_team_can_read_is_lacking_and_resume_reads_it(job, other):
     ended = job(f"4:images:blind:30,{other}", 2, *SLOW)
