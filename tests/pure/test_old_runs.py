@@ -1,8 +1,8 @@
 """Runs of earlier versions: read, proven, exported and gone on with.
 
-`fixtures/run_0_1_0` holds what version 0.1.0 wrote: `complete` of 20 images with one error row
-(row 13 of input.h5 is damaged), `stopped` by a signal after 12. Neither may be made anew: a
-version that cannot read them has lost its users' results.
+`fixtures/run_0_1_0` holds what version 0.1.0 wrote, `fixtures/formats_1_0_0` what 1.0.0 wrote:
+`complete` of 20 images with one error row (row 13 of input.h5 is damaged), `stopped` by a signal
+after 12. None may be made anew: a version that cannot read them has lost its users' results.
 """
 
 from __future__ import annotations
@@ -26,14 +26,22 @@ from collage_mpi.results.manifest import differences, read_manifest, recorded_se
 from collage_mpi.results.rows import GROUPS, IMAGES, TABLES, TASKS, TableLayout
 from collage_mpi.settings.run_settings import RunSettings
 
-OLD = Path(__file__).parent.parent / "fixtures" / "run_0_1_0"
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+OLD, FIRST = FIXTURES / "run_0_1_0", FIXTURES / "formats_1_0_0"
 WORLD = 4
+TASKS_OF = {OLD.name: 24, FIRST.name: 25}
 
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A copy that tests may write to."""
+    """A copy of 0.1.0's that tests may write to."""
     return Path(shutil.copytree(OLD, tmp_path / "old"))
+
+
+@pytest.fixture(params=[OLD, FIRST], ids=lambda folder: folder.name)
+def any_old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The same of each version."""
+    return Path(shutil.copytree(request.param, tmp_path / request.param.name))
 
 
 def manifest_of(settings: RunSettings) -> dict:
@@ -50,11 +58,17 @@ def resumed_manifest(run: Path) -> dict:
     return manifest_of(RunSettings.from_mapping({**settings, **shards}))
 
 
-def test_a_run_of_0_1_0_is_read_proven_and_exported(old: Path) -> None:
-    run = read_results(old / "complete")
-    assert [len(rows) for rows in (run.images, run.groups, run.tasks)] == [20, 5, 24]
-    answered = run.images[run.images["answered"]]
+def test_the_null_network_of_0_1_0_was_right(old: Path) -> None:
+    images = read_results(old / "complete").images
+    answered = images[images["answered"]]
     assert (answered["predicted"] == answered["row"] % 5).all()
+
+
+def test_a_run_of_an_earlier_version_is_read_proven_and_exported(any_old: Path) -> None:
+    old = any_old
+    run = read_results(old / "complete")
+    sizes = [len(rows) for rows in (run.images, run.groups, run.tasks)]
+    assert sizes == [20, 5, TASKS_OF[old.name]]
     assert verify_run(old / "complete").status == "complete_with_errors"
     assert verify_run(old / "stopped").headline == "incomplete: 12 of 20 rows, no doubles"
     assert main(["export", str(old / "complete"), "--to", "csv"]) == 0
@@ -62,7 +76,8 @@ def test_a_run_of_0_1_0_is_read_proven_and_exported(old: Path) -> None:
         assert [row["row"] for row in csv.DictReader(lines) if row["source"] == "error"] == ["13"]
 
 
-def test_a_run_of_0_1_0_is_gone_on_with(old: Path) -> None:
+def test_a_run_of_an_earlier_version_is_gone_on_with(any_old: Path) -> None:
+    old = any_old
     run, done = RunWriter.reopen(old / "stopped", resumed_manifest(old / "stopped"))
     run.close("incomplete")
     assert (run.session, sorted(done["row"].tolist())) == (2, list(range(12)))
