@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ LOOK_EVERY_NS = 1_000_000
 LARGEST_LEASE = 2048
 LOOK_REST = 20  # looks take a twentieth of the time at most, however many teams there are,
 LONGEST_REST_NS = 1_000_000_000  # but a process that was suspended in one looks again soon
+COUNTED = [each.name for each in fields(Progress)]
+_counts = attrgetter(*COUNTED)
 TABLE_NAMES = frozenset(table.name for table in TABLES)
 _FAULTS = {int(error.exit_code): error for error in (UsageError, EnvironmentFault, DataFault)}
 
@@ -141,6 +144,8 @@ class Lead:
         self._halted = False
         self._late_ns = int(settings.late_s * 1e9)  # from the start on: when that is
         self._look_at_ns = 0
+        # Whether anything has happened since that may grant a lease; whether a team may yet come
+        self._news, self._more_may_come = True, True
 
     @property
     def alone(self) -> bool:
@@ -169,8 +174,10 @@ class Lead:
 
     def totals(self, own: Totals) -> Totals:
         """Those of all teams; `own`: team 0's."""
-        others = asdict(self.progress)
-        return replace(own, **{name: getattr(own, name) + n for name, n in others.items()})
+        if self.alone:
+            return own
+        others = zip(COUNTED, _counts(self.progress), strict=True)
+        return replace(own, **{name: getattr(own, name) + n for name, n in others})
 
     # ---- the course of a job ------------------------------------------------
 
@@ -231,7 +238,10 @@ class Lead:
             waiting, self._waiting = self._waiting, []
             for team, ready in waiting:
                 self._welcome(team, ready)
-        self._grant()
+        may_come = bool(self._late)
+        if self._news or may_come != self._more_may_come:
+            self._news, self._more_may_come = False, may_come
+            self._grant()
         rest_ns = min(LOOK_REST * (self._clock() - now_ns), LONGEST_REST_NS)
         least_ns = LONGEST_REST_NS if self.alone else LOOK_EVERY_NS  # alone there is nobody to hear
         self._look_at_ns = now_ns + max(least_ns, rest_ns)
@@ -266,7 +276,7 @@ class Lead:
             for team in self.teams[1:]
         ]
         all_of = [Progress(0, 0, 0), *found]
-        return Progress(*map(sum, zip(*map(astuple, all_of), strict=True)))
+        return Progress(*map(sum, zip(*map(_counts, all_of), strict=True)))
 
     @property
     def finish(self) -> ev.Finish:
@@ -320,6 +330,7 @@ class Lead:
             raise WireFault(f"rank {arrival.rank} sent {name} that cannot be: {error}") from error
 
     def _take(self, team: Team, said: Message) -> None:
+        self._news = True
         if isinstance(said, Progress):
             team.progress = said
         elif isinstance(said, Ready):
@@ -359,7 +370,7 @@ class Lead:
         self._others.detector.sent(team.rank, self._clock())  # a sign of life, from now on
 
     def _join(self, team: Team) -> None:
-        team.ready = True
+        team.ready = self._news = True
         team.epoch = self._book.join(team.number)
         if self._threshold is not None:
             self._tell(team, self._threshold)
@@ -422,7 +433,7 @@ class Lead:
         """
         if team.gone is not None:
             return
-        took, team.gone = team.at_work, why
+        took, team.gone, self._news = team.at_work, why, True
         if not stay:
             # Not its own code: that of the job is told by who sees its end.
             self._tell(team, messages.Stop(int(ExitCode.COMPLETE)))
@@ -445,6 +456,7 @@ class Lead:
             while self._book.wants(team.number):
                 lease = self._book.grant(team.number)
                 team.lease, team.lulled = lease.number, False
+                self._news = True  # less is left for the teams before this one
                 places = messages.packed_ranges(lease.ranges)
                 first = lease.first_group * self._settings.batch
                 self._tell(team, messages.Lease(lease.number, lease.epoch, first, places))
