@@ -123,7 +123,7 @@ def _by_hand(
     """Start ranks for the points that are not done, as few times as the world sizes allow."""
     from collage_mpi.commands.launch import launch_ranks
     from collage_mpi.experiments.runner import DONE, check_plans, launches, simulate_points, state
-    from collage_mpi.experiments.spec import format_indices
+    from collage_mpi.system.printable import numbers_text
 
     todo = [point for point in points if state(point, out) != DONE]
     if len(todo) < len(points):
@@ -134,7 +134,8 @@ def _by_hand(
     check_plans(todo, out)
     worst = 0
     for ranks, members in launches(todo):
-        chosen = format_indices([point.index for point in members])
+        indices = [point.index for point in members]
+        chosen = numbers_text(indices, None, steps=False).replace(" ", "")
         words = ["experiment", str(args.file), "--out", str(out), "--index", chosen]
         words += [word for text in args.sets for word in ("--set", text)]
         code = launch_ranks(ranks, words, mpi=args.mpi)

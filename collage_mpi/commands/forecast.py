@@ -41,7 +41,7 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
 from collage_mpi.system.environment import allowed_cores, available_bytes, local_size
-from collage_mpi.system.printable import counted
+from collage_mpi.system.printable import counted, numbers_text
 
 READ_IMAGES = 512  # read to see how fast that is
 SIMULATED_GROUPS = 200  # of them the time of all is known well enough; a second of computing
@@ -257,7 +257,10 @@ def _lines(
     bad = f", {len(shards.bad)} cannot be read" if shards.bad else ""
     yield "shards", f"{len(shards.infos)} good{bad}; {shape} uint8, {named}"
     for kind, spec in plan.networks.items():
-        where, how = _ranges(plan.placement.ranks_of(kind)), measured.tunings.get(kind, NO_TUNING)
+        where, how = (
+            numbers_text(plan.placement.ranks_of(kind)),
+            measured.tunings.get(kind, NO_TUNING),
+        )
         many = "" if where.isdecimal() else "s"
         yield kind, f"{spec} on rank{many} {where}" + ("" if how == NO_TUNING else f", {how}")
     ranks = f"{len(plan.placement.kinds)}: {plan.placement.describe()}"
@@ -268,12 +271,6 @@ def _lines(
     yield "service", _service(plan, measured)
     yield "time", _time(plan, -(-len(order) // teams), measured, read_ns)
     yield "", "nothing was written"
-
-
-def _ranges(ranks: tuple[int, ...]) -> str:
-    """Ascending numbers, with first and last only for those without a gap."""
-    whole = ranks[-1] - ranks[0] + 1 == len(ranks) > 1
-    return f"{ranks[0]}-{ranks[-1]}" if whole else ", ".join(map(str, ranks))
 
 
 def _output(out: Path, images: int, resume: bool) -> str:

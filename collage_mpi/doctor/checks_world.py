@@ -19,13 +19,12 @@ from collage_mpi.doctor.facts import (
     WantedJob,
     World,
 )
-from collage_mpi.doctor.screen import numbers_text
 from collage_mpi.encoding.grid import MAX_SIDE, MIN_SIDE
 from collage_mpi.errors import CollageError
 from collage_mpi.kinds import SINGLE
 from collage_mpi.settings.placement import Placement
 from collage_mpi.system.launchers import FAMILIES
-from collage_mpi.system.printable import counted
+from collage_mpi.system.printable import counted, numbers_text
 
 if TYPE_CHECKING:
     from collage_mpi.settings.run_settings import RunSettings

@@ -22,7 +22,6 @@ from collage_mpi import __version__
 from collage_mpi.doctor.checks_software import launcher_fits
 from collage_mpi.doctor.facts import MpiFacts, Rank, Trial, WantedJob, World
 from collage_mpi.doctor.gather import library_of, probe, started_by
-from collage_mpi.doctor.screen import numbers_text
 from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.launch.ending import TIME_LIMIT
 from collage_mpi.launch.mpiexec import Mpi, build_command, site_here
@@ -40,6 +39,7 @@ from collage_mpi.system.environment import (
     visible_entries,
 )
 from collage_mpi.system.launchers import over_pmix
+from collage_mpi.system.printable import numbers_text
 from collage_mpi.system.process_tree import own_command
 
 TAG_REPORT = 1
@@ -101,7 +101,7 @@ def _affinity() -> str:
         cores = sorted(os.sched_getaffinity(0))
     except AttributeError:  # macOS
         return ""
-    return numbers_text(cores, most_parts=len(cores)).replace(" ", "")
+    return numbers_text(cores, None).replace(" ", "")
 
 
 class Meeting:

@@ -13,7 +13,7 @@ from typing import TextIO
 
 from collage_mpi.doctor.facts import BAD, OK, WARN, Finding, Rank
 from collage_mpi.system.environment import launcher_size
-from collage_mpi.system.printable import counted
+from collage_mpi.system.printable import counted, numbers_text
 
 COLOURS = {OK: "\033[32m", WARN: "\033[33m", BAD: "\033[1;31m"}
 PLAIN = "\033[0m"
@@ -117,29 +117,6 @@ def _row(looks: tuple[str, ...], groups: list[list[Rank]]) -> tuple[str, ...]:
     if len(groups) > 1:
         hosts += f" ({count} each)"
     return (numbers_text(numbers), hosts, *shown)
-
-
-def numbers_text(numbers: Sequence[int], most_parts: int = 4) -> str:
-    """Ascending numbers as `0, 2-9, 11-99/8` (from 11 to 99 in steps of 8).
-
-    More than `most_parts` parts are cut short to `0..99 (40)`, with the count in brackets.
-    """
-    parts: list[str] = []
-    left = list(numbers)
-    while left:
-        step = left[1] - left[0] if len(left) > 1 else 1
-        end = 1
-        while end < len(left) and left[end] - left[end - 1] == step:
-            end += 1
-        if end < 3 and step != 1:
-            end = 1
-        first, last = left[0], left[end - 1]
-        span = f"{first}-{last}" + (f"/{step}" if step > 1 else "")
-        parts.append(str(first) if end == 1 else span)
-        left = left[end:]
-    if len(parts) > most_parts:
-        return f"{numbers[0]}..{numbers[-1]} ({len(numbers)})"
-    return ", ".join(parts)
 
 
 def hosts_text(hosts: Iterable[str]) -> str:

@@ -269,17 +269,6 @@ def parse_numbers(text: str, count: int, flag: str, known: str) -> list[int]:
     return sorted(found)
 
 
-def format_indices(indices: Sequence[int]) -> str:
-    """The inverse of `parse_indices`, runs of numbers as ranges."""
-    parts: list[list[int]] = []
-    for index in indices:
-        if parts and index == parts[-1][-1] + 1:
-            parts[-1].append(index)
-        else:
-            parts.append([index])
-    return ",".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
-
-
 # ---- one point --------------------------------------------------------------
 
 

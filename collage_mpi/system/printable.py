@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 # Controls (a new line and a tab aside), C1 controls, what turns the direction of text or
@@ -56,6 +56,32 @@ def numbered(thing: str, numbers: Iterable[object]) -> str:
     """`rank 3`, `ranks 1, 3`."""
     told = [str(number) for number in numbers]
     return f"{thing}{'' if len(told) == 1 else 's'} {', '.join(told)}"
+
+
+def numbers_text(numbers: Sequence[int], most_parts: int | None = 4, *, steps: bool = True) -> str:
+    """Ascending numbers as `0, 2-9, 11-99/8` (from 11 to 99 in steps of 8).
+
+    More than `most_parts` parts are cut short to `0..99 (40)`, with the count in brackets.
+
+    Args:
+        steps: False gives only ranges of neighbours.
+    """
+    parts: list[str] = []
+    left = list(numbers)
+    while left:
+        step = left[1] - left[0] if steps and len(left) > 1 else 1
+        end = 1
+        while end < len(left) and left[end] - left[end - 1] == step:
+            end += 1
+        if end < 3 and step != 1:
+            end = 1
+        first, last = left[0], left[end - 1]
+        span = f"{first}-{last}" + (f"/{step}" if step > 1 else "")
+        parts.append(str(first) if end == 1 else span)
+        left = left[end:]
+    if most_parts and len(parts) > most_parts:
+        return f"{numbers[0]}..{numbers[-1]} ({len(numbers)})"
+    return ", ".join(parts)
 
 
 def did_you_mean(word: str, known: Iterable[str], most: int = 3) -> str:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from collage_mpi.system.environment import status_word
 from collage_mpi.system.printable import printable
@@ -253,83 +253,77 @@ def minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-class Display(Protocol):
-    """Shows statuses to a person."""
+class LineDisplay:
+    """Shows statuses to a person: a plain line at the interval of the status, and always the last
+    one of a phase of work.
+    """
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock = stream, clock
+        self._last_s = clock()  # when a line was written
+        self._status: dict[str, Any] | None = None  # not shown yet
+        self._said = ""  # the last line of a wait: nothing is written twice in a row
 
     def show(self, status: dict[str, Any]) -> None:
         """Show a status; cheap enough for every status that arrives."""
+        if self._status and self._status.get("phase") != status.get("phase"):
+            self._leave()
+        self._status = status
+        if status.get("end"):  # its line must come before what the ranks print next
+            self._leave()
+        else:
+            self._draw(status)
 
     def tick(self) -> None:
         """Time has passed."""
+        if self._status is not None:
+            self._draw(self._status)
 
     def clear(self) -> None:
         """Remove what is drawn, because other output follows."""
 
     def close(self) -> None:
         """Show the last status, and end."""
-
-
-class LineDisplay:
-    """Prints a plain line at the interval of the status, and always the last one of a phase of
-    work.
-    """
-
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream, self._clock = stream, clock
-        self._last_s = clock()  # when a line was written
-        self._waiting: dict[str, Any] | None = None
-        self._said = ""  # the last line of a wait: nothing is written twice in a row
-
-    def show(self, status: dict[str, Any]) -> None:
-        if self._waiting and self._waiting.get("phase") != status.get("phase"):
-            self._leave()
-        self._waiting = status
-        if status.get("end"):
-            self._leave()
-        self.tick()
-
-    def tick(self) -> None:
-        if self._waiting is None:
-            return
-        if self._clock() >= self._last_s + self._waiting.get("every_s", PLAIN_EVERY_S):
-            self._write()
-
-    def clear(self) -> None:
-        pass
-
-    def close(self) -> None:
         self._leave()
+
+    def _draw(self, status: dict[str, Any]) -> None:
+        if self._clock() >= self._last_s + status.get("every_s", PLAIN_EVERY_S):
+            self._write(status)
 
     def _leave(self) -> None:
         """End a phase: print its last line, unless it was only a wait."""
-        if self._waiting and not self._waiting.get("passing"):
-            self._write()
-        self._waiting = None
+        self.clear()
+        if self._status and not self._status.get("passing"):
+            self._write(self._status)
+        self._status = None
 
-    def _write(self) -> None:
-        assert self._waiting is not None
-        self._last_s, line = self._clock(), plain_line(self._waiting)
+    def _write(self, status: dict[str, Any]) -> None:
+        self._last_s, line = self._clock(), plain_line(status)
         if line != self._said:
             print(line, file=self._stream, flush=True)
-        self._said, self._waiting = line, None
+        self._said, self._status = line, None
 
 
-class BarDisplay:
-    """A progress bar on a terminal. It is erased before other output and drawn again after it."""
+class BarDisplay(LineDisplay):
+    """A progress bar on a terminal. It is erased before other output and drawn again after it; one
+    line of each phase of work stays.
+    """
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._last: dict[str, Any] | None = None
 
-    def show(self, status: dict[str, Any]) -> None:
-        if self._last and self._last.get("phase") != status.get("phase"):
-            self._leave_line()
-        self._last = status
-        if status.get("end"):  # its line must come before what the ranks print next
-            self._leave_line()
-            return
+    def tick(self) -> None:
+        if self._progress is None:  # other output had come
+            super().tick()
+
+    def clear(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _draw(self, status: dict[str, Any]) -> None:
         total = status.get("total")
         shown = {
             "description": printable(str(status.get("phase", "running"))),
@@ -344,25 +338,6 @@ class BarDisplay:
             self._progress.start()
         else:
             self._progress.update(self._task, **shown)
-
-    def tick(self) -> None:
-        if self._progress is None and self._last is not None:
-            self.show(self._last)  # other output had come
-
-    def clear(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-
-    def close(self) -> None:
-        self._leave_line()
-
-    def _leave_line(self) -> None:
-        """Replace the bar by one line that stays, unless the phase was only a wait."""
-        self.clear()
-        if self._last is not None and not self._last.get("passing"):
-            print(plain_line(self._last), file=self._stream, flush=True)
-        self._last = None
 
     def _new_bar(self) -> Progress:
         from rich.console import Console
@@ -381,7 +356,7 @@ class BarDisplay:
         )
 
 
-def display_for(stream: TextIO) -> Display:
+def display_for(stream: TextIO) -> LineDisplay:
     """A bar if `stream` is a terminal, else plain lines."""
     return BarDisplay(stream) if stream.isatty() else LineDisplay(stream)
 

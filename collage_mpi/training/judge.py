@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -94,17 +93,6 @@ def _columns(answers: Answers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 BINS = 15
 
 
-@dataclass(frozen=True)
-class Bin:
-    """Answers with about the same score: how many, their mean score, and the share that is
-    right.
-    """
-
-    count: int
-    score: float
-    accuracy: float
-
-
 def fit_temperature(scores_at: Callable[[float], np.ndarray], labels: np.ndarray) -> float:
     """The temperature from 0.2 to 5 that minimises the log loss, searched in steps of 8 %, then 1
     %.
@@ -142,8 +130,9 @@ def answered(scores: np.ndarray) -> np.ndarray:
     return found
 
 
-def bins(top: np.ndarray, right: np.ndarray, count: int = BINS) -> list[Bin]:
-    """Answers by score, in `count` equal intervals from 0 to 1. Empty intervals are left out.
+def bins(top: np.ndarray, right: np.ndarray, count: int = BINS) -> list[dict[str, Any]]:
+    """Answers by score, in `count` equal intervals from 0 to 1: how many `answers`, their mean
+    `score`, and their `accuracy`, the share that is right. Empty intervals are left out.
 
     Args:
         top: (n,) float, the score of each answer.
@@ -153,7 +142,8 @@ def bins(top: np.ndarray, right: np.ndarray, count: int = BINS) -> list[Bin]:
     found = []
     for number in np.unique(place):
         mine = place == number
-        found.append(Bin(int(mine.sum()), float(top[mine].mean()), float(right[mine].mean())))
+        means = {"score": float(top[mine].mean()), "accuracy": float(right[mine].mean())}
+        found.append({"answers": int(mine.sum()), **means})
     return found
 
 
@@ -163,7 +153,8 @@ def calibration_error(top: np.ndarray, right: np.ndarray, count: int = BINS) -> 
     0.0 when there are no answers.
     """
     total = max(1, len(top))
-    return sum(b.count * abs(b.score - b.accuracy) for b in bins(top, right, count)) / total
+    found = bins(top, right, count)
+    return float(sum(b["answers"] * abs(b["score"] - b["accuracy"]) for b in found) / total)
 
 
 PLACES = ("corner", "edge", "centre")
@@ -200,10 +191,7 @@ def judge(
         "absent": float((~here).mean()),
         "ece": calibration_error(scores[here], right[here]),
         "mean_score": float(scores[here].mean()) if here.any() else None,
-        "reliability": [
-            {"answers": b.count, "score": b.score, "accuracy": b.accuracy}
-            for b in bins(scores[here], right[here])
-        ],
+        "reliability": bins(scores[here], right[here]),
         "confusion": confusion.tolist(),
     }
     if side is not None:

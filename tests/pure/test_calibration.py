@@ -36,8 +36,8 @@ def test_the_calibration_error_of_a_hand_made_case() -> None:
     right = np.array([True, True, True, False, True, False])
     # 4 answers of score 0.9, 75 % right; 2 of 0.55, 50 % right
     assert calibration_error(top, right) == pytest.approx((4 * 0.15 + 2 * 0.05) / 6)
-    assert [(b.count, b.accuracy) for b in bins(top, right)] == [(2, 0.5), (4, 0.75)]
-    assert bins(np.array([0.0, 1.0]), np.array([True, True]))[-1].score == 1.0
+    assert [(b["answers"], b["accuracy"]) for b in bins(top, right)] == [(2, 0.5), (4, 0.75)]
+    assert bins(np.array([0.0, 1.0]), np.array([True, True]))[-1]["score"] == 1.0
     assert calibration_error(np.zeros(0), np.zeros(0, bool)) == 0.0
 
 

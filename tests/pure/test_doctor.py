@@ -52,9 +52,9 @@ from collage_mpi.doctor.screen import (
     devices_text,
     hosts_text,
     map_lines,
-    numbers_text,
 )
 from collage_mpi.launch.mpiexec import Mpi
+from collage_mpi.system.printable import numbers_text
 
 MPICH = Mpi(Path("/v/bin/mpiexec"), "mpich", "5.0.2")
 OPENMPI = Mpi(Path("/usr/bin/mpiexec"), "openmpi", "4.1.4")
