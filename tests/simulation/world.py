@@ -13,6 +13,7 @@ from tests.simulation.disk import Disk, SimulatedPath
 from tests.simulation.kernel import FOREVER_NS, MS, SECOND, Host, Kernel, Process
 from tests.simulation.network import Network
 from tests.simulation.standins import StandIn, here, kernel
+from tests.simulation.watch import watched
 
 START_LIMIT_NS = 600 * SECOND
 TOLERANT = {"COLLAGE_MPI_FAULT_TOLERANT": "1"}
@@ -274,6 +275,7 @@ def install() -> None:
             "leave_at_once": _nothing,
             "remove_shared_memory": lambda *args: [],
         },
+        "collage_mpi.job.session": {"Scheduler": watched},
         "collage_mpi.mpi.transport": {"open_world": network.open_world},
         "collage_mpi.faults.process_monitor": {
             "ProcessMonitor": Monitor,
