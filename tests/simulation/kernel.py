@@ -18,6 +18,7 @@ import greenlet
 SECOND = 1_000_000_000
 MS = 1_000_000
 FOREVER_NS = 1 << 62
+LONGEST_POLL_NS = 200 * MS
 POLL_NS = 6 * MS  # a wait for less is a poll: it is stretched, and ends early for a message
 
 
@@ -228,7 +229,7 @@ class Kernel:
         process.pollers.append(thread)
         thread.polls += 1
         patience = 1 << min(6, thread.polls // 64)  # else an hour of silence takes an hour
-        self.wait(max(1, for_ns) * self.stretch * patience)
+        self.wait(min(max(1, for_ns) * self.stretch * patience, LONGEST_POLL_NS))
         if thread in process.pollers:
             process.pollers.remove(thread)
 

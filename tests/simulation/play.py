@@ -118,7 +118,8 @@ class Play:
         hosts = [self.hosts[rank // share] for rank in range(size)]
         resume = (self.out / "manifest.json").exists()
         words = self.case.words(session, self.folder, resume)
-        job = world.Job(self.kernel, hosts, words, session.tolerant, session.tells_loss)
+        how = session.tolerant, session.tells_loss, self.case.teams
+        job = world.Job(self.kernel, hosts, words, *how)
         job.start()
         return job
 

@@ -32,6 +32,7 @@ class Job:
     words: Sequence[str]
     tolerant: bool
     tells_loss: bool = True
+    teams: int = 1
     ranks: list[Process] = field(default_factory=list)
     code: int | None = None
 
@@ -68,9 +69,15 @@ class Job:
 
     @property
     def over(self) -> bool:
-        return bool(self.ranks) and not any(
-            process.alive and process.frozen_ns < FOREVER_NS for process in self.ranks
-        )
+        return bool(self.ranks) and not any(map(self._can_end, self.ranks))
+
+    def _can_end(self, process: Process) -> bool:
+        """Whether a process is to end by itself: none does that is stopped for good, nor one whose
+        coordinator is."""
+        team = len(self.ranks) // self.teams
+        rank = self.ranks.index(process)
+        both = process, self.ranks[rank - rank % team]
+        return process.alive and all(each.frozen_ns < FOREVER_NS for each in both)
 
     def kill(self, why: str, number: int = 9) -> None:
         """The launcher ends all ranks that are left."""
@@ -89,7 +96,7 @@ class Job:
         rank, code = self.ranks.index(process), process.code
         assert code is not None
         early = rank not in self.net.up or len(self.net.up) < self.net.size
-        badly = code != 0 and rank not in self.net.finalized
+        badly = rank not in self.net.finalized  # launchers notice it whatever the code
         if self.code is None and code != 0 and (not self.tolerant or rank == 0):
             self.code = code if code > 0 else 128 - code
         if (badly and not self.tolerant) or (early and not self.over):
