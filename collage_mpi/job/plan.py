@@ -243,7 +243,8 @@ def with_accept_of(
         f"scheme {settings.scheme} must know from which score on an answer of --{settings.judged} "
         f"{name} counts, and that network has no threshold for this single network: `collage-mpi "
         f"weights threshold --shards LABELLED --single {settings.single} --{settings.judged} "
-        f"{name}` finds one, or set it by hand: --accept confident --confidence 0.9"
+        f"{name}` finds one, --agree 0.99 lets a run choose it, or set it by hand: --accept "
+        "confident --confidence 0.9"
     )
 
 

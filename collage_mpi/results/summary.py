@@ -264,6 +264,7 @@ def _price(run: Run, tally: Tally) -> Json:
         "wasted_work": tasks.wasted_s / tasks.work_s if tasks.work_s else None,
         "wasted_s": tasks.wasted_s,
         "work_s": tasks.work_s,
+        "work_s_of": {KINDS[code]: float(tasks.work_of[code]) for code in tasks.by_kind},
         "ranks": ranks["all"],
         "coordinators": ranks["coordinators"],
         **{f"{kind}_ranks": ranks[kind] for kind in KINDS},

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.kinds import SHARED_KINDS
+from collage_mpi.kinds import KINDS, SHARED_KINDS
 from collage_mpi.results.marks import InputMarks, SessionMarks
 from collage_mpi.results.parts import began_ns, launch_of
 from collage_mpi.results.reader import Run
@@ -348,6 +348,7 @@ class TaskTally:
         n: rows; by_outcome, by_kind: code -> how many; late: answers that resolved nothing.
         work_s, wasted_s: seconds of work; of tasks that resolved nothing, and in a cascade of the
             images of a task that it did not resolve, since they were sent again.
+        work_of: the seconds of work of each kind's tasks, by its code.
         unfinished_ns: how long those without an end were out.
         ranks: kind's code -> ranks that were sent a task, in warm-up too.
         answered: ranks that answered a measured task.
@@ -359,6 +360,7 @@ class TaskTally:
         self._by_image = str(scheme).startswith("cascade")
         self.n = self.late = self.unfinished_ns = 0
         self.work_s = self.wasted_s = 0.0
+        self.work_of = np.zeros(len(KINDS))
         self.by_outcome: Counter[int] = Counter()
         self.by_kind: Counter[int] = Counter()
         self.ranks: dict[int, set[int]] = defaultdict(set)
@@ -399,6 +401,7 @@ class TaskTally:
     def _add_work(self, rows: np.ndarray) -> None:
         work_s = (rows["compute_ns"] + rows["held_ns"]) / 1e9 / ran_together(rows)  # (n,)
         self.work_s += float(work_s.sum())
+        self.work_of += np.bincount(rows["kind"], work_s, minlength=len(KINDS))
         useless = rows["resolved"] == 0  # (n,)
         if self._by_image:
             useless = 1.0 - rows["resolved"] / np.maximum(rows["items"], 1)
@@ -410,7 +413,7 @@ _OF_WORK = np.dtype(
         (name, TASKS.dtype[name])
         for name in (
             *("session", "rank", "sent_ns", "done_ns"),
-            *("compute_ns", "held_ns", "items", "resolved"),
+            *("compute_ns", "held_ns", "items", "resolved", "kind"),
         )
     ]
 )

@@ -69,7 +69,9 @@ def test_a_cascade_without_a_threshold_is_refused_by_the_commands_that_help(netw
     mine = replace(collage, accept=replace(SPEC, single=single.fingerprint))
     assert resolved(cascade, single, mine) == ("confident", 0.93)
     for other in (replace(collage, accept=SPEC), None):
-        with pytest.raises(UsageError, match=r"weights threshold .* or set it by hand: --accept"):
+        with pytest.raises(
+            UsageError, match=r"weights threshold .*--agree .* or set it by hand: --accept"
+        ):
             with_accept_of(cascade, single, other)
     assert resolved(replace(cascade, single="null"), None, collage) == ("confident", 0.0)
     by_hand = replace(cascade, accept="confident", confidence=0.7)

@@ -711,6 +711,9 @@ def test_the_unsure_part_of_a_collage_is_wasted_work(tmp_path):
     )
     price = summarise(simulate_in_memory(job))["price"]
     assert price["wasted_work"] == pytest.approx(40 / 3 / (40 + 120))
+    work_s = price["work_s_of"]
+    assert work_s[SINGLE] / work_s[COLLAGE] == pytest.approx(120 / 40)
+    assert sum(work_s.values()) == pytest.approx(price["work_s"])
     assert (price["late_answers"], price["collage_share"]) == (0, pytest.approx(2 / 3))
 
 

@@ -200,6 +200,7 @@ def test_every_figure_of_the_summary(tmp_path: Path) -> None:
             "cost_ratio": 1.25, "cost_ratio_ci95": [1.2, 1.3], "injected": True,
             "wasted_work": pytest.approx(wasted_s / work_s),
             "wasted_s": pytest.approx(wasted_s), "work_s": pytest.approx(work_s),
+            "work_s_of": {"single": pytest.approx(0.804), "collage": pytest.approx(0.052)},
             "ranks": 6, "coordinators": 1, "single_ranks": 4, "collage_ranks": 1,
             "parity_ranks": 0, "backup_ranks": 0, "coded_ranks": 0,
             "rank_seconds_per_image": pytest.approx(span_s * 6 / 24),
