@@ -73,44 +73,44 @@ def test_singles_leave_on_arrival_and_the_collage_when_full():
 
 
 @pytest.mark.parametrize("absent", list(product([False, True], repeat=4)))
-@pytest.mark.parametrize("order", list(permutations(range(5))))
-def test_first_answer_wins_in_every_order_of_side_2(order, absent):
+def test_first_answer_wins_in_every_order_of_side_2(absent):
     """All 120 orders of four singles and a collage, with all 16 sets of absent cells."""
-    job = started()
-    job.close()
-    missing = frozenset(i for i in range(4) if absent[i])
-    tasks = [job.task_of(i) for i in range(4)] + [job.task_of(0, COLLAGE)]
-    for position in order:
-        job.answer(tasks[position], missing if position == 4 else frozenset())
-    after_collage = set(order[order.index(4) + 1 :])
-    for image in range(4):
-        by_collage = image in after_collage and not absent[image]
-        assert job.resolved[image].source == (COLLAGE if by_collage else SINGLE)
-        assert job.resolved[image].cell == image
-    assert job.finish == ev.Finish(ev.COMPLETE, "")
-
-
-@pytest.mark.parametrize("order", list(permutations(range(6))))
-def test_grace_in_every_order_of_side_2(order):
-    """Four singles (0-3), the collage (4) and the end of the grace time (5), in every order."""
-    job = started(policy="grace", grace_ns=100 * MS)
-    job.close()
-    tasks = [job.task_of(i) for i in range(4)] + [job.task_of(0, COLLAGE)]
-    open_until = order.index(5)
-    for step, position in enumerate(order):
-        if position == 5:
-            job.now_ns = 100 * MS
-            for timer in [t for t, at in job.timers.items() if at == 100 * MS]:
-                job.fire(timer)
-        elif job.finish is None:
-            job.answer(tasks[position])
+    for order in permutations(range(5)):
+        job = started()
+        job.close()
+        missing = frozenset(i for i in range(4) if absent[i])
+        tasks = [job.task_of(i) for i in range(4)] + [job.task_of(0, COLLAGE)]
+        for position in order:
+            job.answer(tasks[position], missing if position == 4 else frozenset())
+        after_collage = set(order[order.index(4) + 1 :])
         for image in range(4):
-            in_time = order.index(image) <= step
-            counts = order.index(4) <= step and open_until <= step
-            assert (image in job.resolved) == (in_time or counts)
-    for image in range(4):
-        single_at, counts_at = order.index(image), max(order.index(4), open_until)
-        assert job.resolved[image].source == (SINGLE if single_at < counts_at else COLLAGE)
+            by_collage = image in after_collage and not absent[image]
+            assert job.resolved[image].source == (COLLAGE if by_collage else SINGLE)
+            assert job.resolved[image].cell == image
+        assert job.finish == ev.Finish(ev.COMPLETE, "")
+
+
+def test_grace_in_every_order_of_side_2():
+    """Four singles (0-3), the collage (4) and the end of the grace time (5), in every order."""
+    for order in permutations(range(6)):
+        job = started(policy="grace", grace_ns=100 * MS)
+        job.close()
+        tasks = [job.task_of(i) for i in range(4)] + [job.task_of(0, COLLAGE)]
+        open_until = order.index(5)
+        for step, position in enumerate(order):
+            if position == 5:
+                job.now_ns = 100 * MS
+                for timer in [t for t, at in job.timers.items() if at == 100 * MS]:
+                    job.fire(timer)
+            elif job.finish is None:
+                job.answer(tasks[position])
+            for image in range(4):
+                in_time = order.index(image) <= step
+                counts = order.index(4) <= step and open_until <= step
+                assert (image in job.resolved) == (in_time or counts)
+        for image in range(4):
+            single_at, counts_at = order.index(image), max(order.index(4), open_until)
+            assert job.resolved[image].source == (SINGLE if single_at < counts_at else COLLAGE)
 
 
 @pytest.mark.parametrize("n_unsure", range(5))
@@ -139,27 +139,27 @@ def test_confident_in_every_order_of_side_2(n_unsure):
 
 
 @pytest.mark.parametrize("lost", range(1, 6))
-@pytest.mark.parametrize("order", list(permutations(range(5))))
-def test_one_rank_lost_at_every_moment_of_side_2(order, lost):
+def test_one_rank_lost_at_every_moment_of_side_2(lost):
     """Rank `lost` dies at its place in the order instead of answering."""
-    job = started()
-    job.close()
-    tasks = {i + 1: job.task_of(i) for i in range(4)} | {5: job.task_of(0, COLLAGE)}
-    for position in order:
-        rank = position + 1
-        if job.finish is not None:
-            break
-        if rank == lost:
-            job.lose(rank)
-        elif tasks[rank] in job.live:
-            job.answer(tasks[rank])
-    job.run_out()
-    assert job.finish.status == ev.COMPLETE
-    assert all(r.outcome == "ok" for r in job.resolved.values())
-    redone = job.resolved[lost - 1] if lost < 5 else None
-    if redone is not None:
-        before = order.index(lost - 1) < order.index(4)
-        assert redone.source in ({COLLAGE, "retry"} if before else {COLLAGE})
+    for order in permutations(range(5)):
+        job = started()
+        job.close()
+        tasks = {i + 1: job.task_of(i) for i in range(4)} | {5: job.task_of(0, COLLAGE)}
+        for position in order:
+            rank = position + 1
+            if job.finish is not None:
+                break
+            if rank == lost:
+                job.lose(rank)
+            elif tasks[rank] in job.live:
+                job.answer(tasks[rank])
+        job.run_out()
+        assert job.finish.status == ev.COMPLETE
+        assert all(r.outcome == "ok" for r in job.resolved.values())
+        redone = job.resolved[lost - 1] if lost < 5 else None
+        if redone is not None:
+            before = order.index(lost - 1) < order.index(4)
+            assert redone.source in ({COLLAGE, "retry"} if before else {COLLAGE})
 
 
 @pytest.mark.parametrize(
@@ -767,27 +767,27 @@ def test_an_unsure_cell_is_hedged_and_kept():
     assert job.resolved[0].source == "hedge"
 
 
-@pytest.mark.parametrize("order", list(permutations(range(6))))
-def test_collage_hedge_in_every_order_of_side_2(order):
+def test_collage_hedge_in_every_order_of_side_2():
     """Four singles (0-3), the collage (4), the hedge time (5); then the copies answer."""
-    job = started(scheme="collage-hedge", hedge_ns=50 * MS)
-    job.close()
-    tasks = [job.task_of(i) for i in range(4)] + [job.task_of(0, COLLAGE)]
-    for position in order:
-        if position == 5:
-            job.now_ns = 50 * MS
-            for timer in [t for t, at in job.timers.items() if at == 50 * MS]:
-                job.fire(timer)
-        elif job.finish is None and tasks[position] in job.live:
-            job.answer(tasks[position])
-    copies = [s for s in job.sent.values() if s.task > 4]
-    late = {i for i in range(4) if order.index(5) < min(order.index(i), order.index(4))}
-    assert {s.items[0].image for s in copies} <= late
-    for image in range(4):
-        before = order.index(image) < order.index(4)
-        assert job.resolved[image].source == (SINGLE if before else COLLAGE)
-    job.run_out()
-    assert job.finish.status == ev.COMPLETE
+    for order in permutations(range(6)):
+        job = started(scheme="collage-hedge", hedge_ns=50 * MS)
+        job.close()
+        tasks = [job.task_of(i) for i in range(4)] + [job.task_of(0, COLLAGE)]
+        for position in order:
+            if position == 5:
+                job.now_ns = 50 * MS
+                for timer in [t for t, at in job.timers.items() if at == 50 * MS]:
+                    job.fire(timer)
+            elif job.finish is None and tasks[position] in job.live:
+                job.answer(tasks[position])
+        copies = [s for s in job.sent.values() if s.task > 4]
+        late = {i for i in range(4) if order.index(5) < min(order.index(i), order.index(4))}
+        assert {s.items[0].image for s in copies} <= late
+        for image in range(4):
+            before = order.index(image) < order.index(4)
+            assert job.resolved[image].source == (SINGLE if before else COLLAGE)
+        job.run_out()
+        assert job.finish.status == ev.COMPLETE
 
 
 def fastest(**kwargs) -> Harness:
