@@ -29,7 +29,7 @@ from collage_mpi.job.plan import (
 )
 from collage_mpi.job.provenance import make_manifest
 from collage_mpi.job.resume import has_run
-from collage_mpi.job.run import warn_of_bad_shards
+from collage_mpi.job.run import Ask, warn_of_bad_shards
 from collage_mpi.job.session import build_encoder, open_reader
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import KIND, SINGLE, SPARE_KINDS
@@ -74,17 +74,14 @@ class Timings:
 def forecast(
     settings: RunSettings,
     worker_group: WorkerGroup | None,
-    *,
-    resume: bool = False,
-    retry_errors: bool = False,
-    stop_reason: Callable[[], str | None] = lambda: None,
-    say: Callable[[str], None] = print,
+    ask: Ask,
+    say: Callable[[str], None],
 ) -> ExitCode:
     """Check a run as it would be checked, time its networks, and print what it would do.
 
     Args:
         worker_group: the ranks, or None if this process is alone.
-        resume, retry_errors: as `run_session`.
+        ask: as `run_session`.
         say: called with each line.
 
     Returns:
@@ -95,7 +92,7 @@ def forecast(
     """
     settings.require_inputs()
     out = Path(settings.out)
-    resume = (resume or retry_errors) and has_run(settings.out)
+    resume, retry_errors = ask.resume and has_run(settings.out), ask.retry_errors
     known = read_manifest(out) if resume else {}
     size = settings.launch_size if worker_group is None else worker_group.transport.size
     plan = make_plan(settings, size, known.get("shards"), launched=worker_group is not None)
@@ -117,7 +114,7 @@ def forecast(
         if worker_group is None:
             measured = _measured_here(plan, encoder)
         else:
-            measured = _measured_there(plan, encoder, worker_group, held(known), stop_reason)
+            measured = _measured_there(plan, encoder, worker_group, held(known), ask.stop_reason)
         for name, text in _lines(plan, order, measured, read_ns, resume):
             say(f"{name:<10}{text}")
         return ExitCode.DATA if plan.shards.bad else ExitCode.COMPLETE

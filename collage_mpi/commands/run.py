@@ -18,6 +18,7 @@ from collage_mpi.system.environment import launcher_size
 from collage_mpi.system.printable import counted, say
 
 if TYPE_CHECKING:
+    from collage_mpi.job.run import Ask
     from collage_mpi.job.team import LeadLink
     from collage_mpi.job.worker_group import WorkerGroup
 
@@ -46,6 +47,12 @@ class RunArguments(Arguments):
     def resumes(self) -> bool:
         """Whether a run that is there goes on."""
         return self.resume or self.retry_errors
+
+    def ask(self, stop_reason: Callable[[], str | None] = lambda: None) -> Ask:
+        """How a session of the run is asked for."""
+        from collage_mpi.job.run import Ask
+
+        return Ask(stop_reason, resume=self.resumes, retry_errors=self.retry_errors)
 
     def settings(self, world_size: int | None) -> RunSettings:
         """The settings of the run; of a run that goes on, those that it was started with.
@@ -79,15 +86,14 @@ class RunArguments(Arguments):
 def execute(args: RunArguments) -> int:
     """Run; rank 0 prints the summary."""
     if args.dry_run and launcher_size() in (None, 1):
-        return _forecast(args.settings(None), None, args)
+        return _forecast(args, args.settings(None), None, args.ask())
     from collage_mpi.job.main import run_world
 
     def body(worker_group: WorkerGroup, stop_reason: Callable[[], str | None]) -> int:
         settings = args.settings(worker_group.transport.size)
         if args.dry_run:
-            return _forecast(settings, worker_group, args, stop_reason)
-        how = {"resume": args.resumes, "retry_errors": args.retry_errors}
-        code = run_and_tell(settings, worker_group, stop_reason, **how)
+            return _forecast(args, settings, worker_group, args.ask(stop_reason))
+        code = run_and_tell(settings, worker_group, args.ask(stop_reason))
         if args.report:
             write_page(Path(settings.out))
         return code
@@ -175,22 +181,12 @@ def write_page(out: Path) -> None:
 
 
 def _forecast(
-    settings: RunSettings,
-    worker_group: WorkerGroup | None,
-    args: RunArguments,
-    stop_reason: Callable[[], str | None] = lambda: None,
+    args: RunArguments, settings: RunSettings, worker_group: WorkerGroup | None, ask: Ask
 ) -> int:
     from collage_mpi.commands.forecast import forecast
     from collage_mpi.settings.flags import flags_of
 
-    code = forecast(
-        settings,
-        worker_group,
-        resume=args.resumes,
-        retry_errors=args.retry_errors,
-        stop_reason=stop_reason,
-        say=say,
-    )
+    code = forecast(settings, worker_group, ask, say)
     if worker_group is None:
         how = [f"--{n}" for n in ("resume", "retry-errors") if getattr(args, n.replace("-", "_"))]
         words = ["launch", "-n", str(settings.launch_size), "--", "run", *how, *flags_of(settings)]
@@ -198,21 +194,13 @@ def _forecast(
     return int(code)
 
 
-def run_and_tell(
-    settings: RunSettings,
-    worker_group: WorkerGroup,
-    stop_reason: Callable[[], str | None],
-    *,
-    resume: bool = False,
-    retry_errors: bool = False,
-) -> int:
+def run_and_tell(settings: RunSettings, worker_group: WorkerGroup, ask: Ask) -> int:
     """Run one session on rank 0, print its summary and save it as summary.json."""
-    from collage_mpi.job.run import Ask, run_session
+    from collage_mpi.job.run import run_session
     from collage_mpi.results import render_summary, summarise
     from collage_mpi.results.manifest import COMPLETE, read_manifest, to_go_on
     from collage_mpi.results.reader import open_run
 
-    ask = Ask(stop_reason, resume=resume, retry_errors=retry_errors)
     outcome = run_session(settings, worker_group, ask)
     summary = outcome.summary or summarise(open_run(outcome.out))
     print(render_summary(summary), flush=True)
