@@ -24,7 +24,9 @@ from tests.simulation.disk import Disk
 from tests.simulation.inputs import ROWS
 from tests.simulation.kernel import FOREVER_NS, MS, SECOND, Host, Kernel
 
-LIMIT_S = 1500  # virtual time in which a job ends after its last fault, start-up limits included
+# Virtual time in which a job ends after its last fault: with limits of seconds for silence and for
+# start-up a claim is watched for 30 s and a rank awaited for 60; else start-up alone takes 600.
+SOON_S, LATE_S = 150, 1500
 
 
 @dataclass
@@ -97,7 +99,8 @@ class Play:
             last_ns = max(last_ns, at_ns + fault.for_ms * MS)
             self.kernel.at(at_ns, lambda fault=fault: self._strike(fault, session, jobs))
         over = lambda: all(job.over for job in jobs)  # noqa: E731
-        ended = self.kernel.run(over, last_ns + LIMIT_S * SECOND)
+        limit_s = SOON_S if "--reply-timeout-s" in self.case.pace else LATE_S
+        ended = self.kernel.run(over, last_ns + limit_s * SECOND)
         stopped = any(fault.kind == "stop rank" for fault in session.faults)
         if not ended and stopped and not session.tolerant:
             ended = True  # a plain world waits for a stopped rank: its user ends it
@@ -105,7 +108,7 @@ class Play:
         if not ended:
             left = [p for job in jobs for p in job.ranks if p.alive]
             names = ", ".join(f"{p.name} (frozen until {p.frozen_ns / 1e9:g})" for p in left)
-            self.played.faults.append(f"the job has not ended in {LIMIT_S} s: {names}")
+            self.played.faults.append(f"the job has not ended in {limit_s} s: {names}")
         for each in jobs:
             each.kill("the session is over")
         self.disk.full, self.disk.fails, self.disk.slow_ns = False, [], 3 * MS
