@@ -213,7 +213,8 @@ def check_fit(
         shape: (H, W, C) of the images.
         class_names: of the shards, if they have any.
         paths: of the shards, for the command that makes fitting shards from them.
-        side, cell_px: as requested; None takes a collage network's.
+        side: as requested; None takes a collage network's.
+        cell_px: likewise.
 
     Returns:
         The class names that all agree on; None if none has class names.
