@@ -331,12 +331,14 @@ def _check_audits(found: Counter[str], images: np.ndarray, manifest: Json, draw:
 def _unknown_ranks(images: np.ndarray, manifest: Json) -> np.ndarray:
     """Rows whose rank is none of their session's world, (n,) bool.
 
-    A later session may have come up with fewer ranks. One that was killed tells no world.
+    A later session may have come up with fewer ranks, whose world the manifest then has. One that
+    was killed or ended by a fault tells no world.
     """
     unknown = np.zeros(len(images), dtype=bool)
-    for entry in manifest.get("sessions") or []:
-        final = entry.get("final") or {}
-        world = final.get("world") or manifest.get("world")
+    entries = manifest.get("sessions") or []
+    only = manifest.get("world") if len(entries) == 1 else None
+    for entry in entries:
+        world = (entry.get("final") or {}).get("world") or only
         mine = images["session"] == entry["session"]
         if world and mine.any():
             unknown |= mine & ~np.isin(images["rank"], [member["rank"] for member in world])

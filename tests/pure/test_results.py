@@ -665,6 +665,18 @@ def test_a_session_with_fewer_ranks_leaves_the_rows_of_the_others_good(tmp_path:
     assert "unknown rank" in " ".join(verify_run(tmp_path / "run").problems)
 
 
+def test_a_session_that_tells_no_world_is_not_measured_by_a_later_ones(tmp_path: Path) -> None:
+    """As one that ended by a fault, or was killed, when it had more ranks."""
+    full = manifest(18)
+    world = full.pop("world")
+    run = RunWriter.create(tmp_path / "run", full)
+    fill(run, full, range(9))
+    run.close("incomplete")
+    run, _ = RunWriter.reopen(tmp_path / "run", full)
+    run.close("complete", world=world[:2])
+    assert "unknown rank" not in " ".join(verify_run(tmp_path / "run").problems)
+
+
 def test_tasks_of_one_batch_share_its_time() -> None:
     """Two batches of rank 1, one of rank 2; a skipped task ran in none."""
     tasks = np.zeros(6, TASKS.dtype)
