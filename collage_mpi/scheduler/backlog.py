@@ -180,7 +180,7 @@ class PullQueue:
             return NO_RANKS  # it is its image's first
         held = held_by(task)
         tried = held.union(*(image.tried for image in task.images))
-        return tried if self._ranks.of(task.kind).has_other(tried) else held
+        return tried if self._ranks.pools[task.kind].has_other(tried) else held
 
     def _sort(self, attempt: int, image: ImageState) -> int:
         """Of a task of the image that comes to wait."""
@@ -196,7 +196,7 @@ class PullQueue:
 
     def _taker(self, task: TaskState) -> int | None:
         """A rank with room that may pull until the task has left."""
-        room = self._ranks.room(task.kind)
+        room = self._ranks.rooms[task.kind]
         return room.pick(self.barred(task)) if room else None
 
     def _fits(self, rank: RankState, task: TaskState) -> bool:
@@ -205,7 +205,7 @@ class PullQueue:
     def _next(self, rank: RankState) -> list[TaskState]:
         """Up to a batch of tasks of one kind for a rank."""
         for kind, backlog in self.backlogs.items():
-            waits = backlog.tasks and rank.id in self._ranks.room(kind)
+            waits = backlog.tasks and rank.id in self._ranks.rooms[kind]
             if waits and (tasks := self._take(kind, rank)):
                 return tasks
         return []
@@ -216,7 +216,7 @@ class PullQueue:
         """The next batch for the rank; of less than a batch for each idle rank its share."""
         backlog = self.backlogs[kind]
         waiting = len(backlog.tasks) - (0 if FRESH in sorts else len(backlog.fresh))
-        share = min(self._batch, -(-waiting // max(1, self._ranks.room(kind).idle)))
+        share = min(self._batch, -(-waiting // max(1, self._ranks.rooms[kind].idle)))
         tasks: list[TaskState] = []
         while len(tasks) < share and (task := backlog.take(partial(self._fits, rank), sorts)):
             if share > 1 and has_failed(task):

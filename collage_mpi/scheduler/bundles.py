@@ -91,7 +91,7 @@ class BundleQueue(PullQueue):
         for kind in (self._main, self._kind):
             limit_ns = inf if everyone or not self.bundling else self._paces.limit_ns(kind)
             passed: set[int] = set()
-            room = self._ranks.room(kind)
+            room = self._ranks.rooms[kind]
             while main.tasks and (rank := room.pick(passed, limit_ns)) is not None:
                 if not self.pull(self._ranks.known[rank]):
                     passed.add(rank)
@@ -118,7 +118,7 @@ class BundleQueue(PullQueue):
         if not bundle.beyond_idle:
             return bundle.least
         limit_ns = self._paces.limit_ns(self._main)
-        return bundle.least + self._ranks.room(self._main).idle_within(limit_ns)
+        return bundle.least + self._ranks.rooms[self._main].idle_within(limit_ns)
 
     def is_slow(self, kind: str, rank: int) -> bool:
         """Whether the rank is slow beside the others of the kind."""
@@ -142,7 +142,7 @@ class BundleQueue(PullQueue):
         rank = None
         if not (fresh and self.pairing):
             barred = self.barred(task)
-            rank = self._ranks.room(task.kind).pick(barred, self._limit_ns(task, barred))
+            rank = self._ranks.rooms[task.kind].pick(barred, self._limit_ns(task, barred))
         return self._pick_for_bundle() if rank is None and fresh else rank
 
     def _fits(self, rank: RankState, task: TaskState) -> bool:
@@ -159,18 +159,18 @@ class BundleQueue(PullQueue):
         return self._paces.limit_ns(task.kind) if quick else inf
 
     def _next(self, rank: RankState) -> list[TaskState]:
-        again = rank.id in self._ranks.room(self._main)
+        again = rank.id in self._ranks.rooms[self._main]
         tasks = self._take(self._main, rank, (AGAIN,)) if again else []
         tasks = tasks or self._take_bundles(rank)
         sorts = (AGAIN, LATE) if self.pairing else EVERYTHING
         for kind in self.backlogs:
-            if not tasks and rank.id in self._ranks.room(kind):
+            if not tasks and rank.id in self._ranks.rooms[kind]:
                 tasks = self._take(kind, rank, sorts)
         return tasks
 
     def _take_bundles(self, rank: RankState) -> list[TaskState]:
         """Up to a batch of them, whole ones if there are several; [] if too little waits."""
-        bundle, main, room = self.bundle, self.backlogs[self._main], self._ranks.room(self._kind)
+        bundle, main, room = self.bundle, self.backlogs[self._main], self._ranks.rooms[self._kind]
         if not self.bundling or rank.id not in room or len(main.fresh) < self.least(rank.id):
             return []
         share = len(main.fresh) // (bundle.most * max(1, room.idle))
@@ -186,7 +186,7 @@ class BundleQueue(PullQueue):
     def _pick_for_bundle(self) -> int | None:
         """The rank with room that takes what waits as a bundle, where one does: a quick one, else
         a slow one, which takes only full bundles. Of slow ones the fastest needs the least."""
-        waiting, room = len(self.backlogs[self._main].fresh), self._ranks.room(self._kind)
+        waiting, room = len(self.backlogs[self._main].fresh), self._ranks.rooms[self._kind]
         quick = room.pick(NO_RANKS, self._paces.limit_ns(self._kind))
         for rank in (quick, *room.fastest()):
             if rank is not None and waiting >= self.least(rank):

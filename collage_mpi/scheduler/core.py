@@ -192,7 +192,7 @@ class Scheduler:
         image = groups.place(event.image, group, event.intended_ns)
         image.drawn = event.drawn
         if event.fault:
-            dispatch.ranks.of(SINGLE).skip_turn()
+            dispatch.ranks.pools[SINGLE].skip_turn()
             self.error(image, event.fault)
         elif self._stopping is None:
             self.scheme.image_arrived(self, image)

@@ -146,11 +146,11 @@ class Dispatch:
         self, order: Order, images: list[ImageState], avoid: Collection[int] = ()
     ) -> TaskState | None:
         """A task to the next rank of the kind in turn, if there is one not to be avoided."""
-        return self._make(order, images, self.ranks.of(order.kind).pick_next(avoid))
+        return self._make(order, images, self.ranks.pools[order.kind].pick_next(avoid))
 
     def to_spread(self, orders: Sequence[Order], images: list[ImageState]) -> None:
         """One task an order, each to a different rank of the first one's kind, in turn."""
-        pool = self.ranks.of(orders[0].kind)
+        pool = self.ranks.pools[orders[0].kind]
         if self.ranks.pulls:
             for order in orders[: len(pool)]:
                 self.to_any(order, images)
@@ -162,7 +162,7 @@ class Dispatch:
         self, order: Order, images: list[ImageState], avoid: Collection[int]
     ) -> TaskState | None:
         """A task to the least loaded rank of the kind that is not to be avoided."""
-        return self._make(order, images, self.ranks.of(order.kind).pick_least(avoid))
+        return self._make(order, images, self.ranks.pools[order.kind].pick_least(avoid))
 
     def to_idle(
         self, order: Order, images: list[ImageState], avoid: Collection[int]
@@ -219,7 +219,8 @@ class Dispatch:
     def pump(self, rank: RankState) -> None:
         """Send what waits for the rank, then what waits for any, up to its credit."""
         if rank.messages < rank.credit:
-            self._bound.send(rank)
+            if rank.queue:
+                self._bound.send(rank)
             if self.ranks.pulls:
                 while rank.messages < rank.credit and self.pulled.pull(rank):
                     pass

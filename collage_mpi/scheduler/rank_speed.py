@@ -177,7 +177,8 @@ class Paces:
     def _message_cost(self, task: TaskState) -> float:
         """What the message that the task left in takes, over one single image."""
         inputs = 1 if task.message is None else task.message.inputs
-        return self._costs.get(task.kind, 1.0) * self._batch_cost(task.kind, inputs)
+        cost = self._costs.get(task.kind, 1.0)
+        return cost if inputs == 1 else cost * self._batch_cost(task.kind, inputs)
 
     def _batch_cost(self, kind: str, size: int) -> float:
         """A batch over one input."""

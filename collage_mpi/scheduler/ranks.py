@@ -178,7 +178,8 @@ class ReadyRanks:
         pulls: whether a task is bound to no rank until one has room for it.
         counts_tasks: whether it is asked which rank has least to do. Where ranks pull it is only
             asked which rank has nothing, which its messages say.
-        pools: kind -> the ready ranks that hold a network of it.
+        pools: kind -> the ready ranks that hold a network of it; `rooms`: those of them that have
+            room, where ranks pull.
     """
 
     def __init__(
@@ -194,7 +195,7 @@ class ReadyRanks:
         self._turn = turn
         self.counts_tasks = health is not None or not pulls
         self.pools: defaultdict[str, RankPool] = defaultdict(RankPool)
-        self._rooms: defaultdict[str, Room] = defaultdict(Room)
+        self.rooms: defaultdict[str, Room] = defaultdict(Room)
 
     def enter(self, rank: RankState) -> None:
         """The rank takes work."""
@@ -219,14 +220,6 @@ class ReadyRanks:
         return self._turn.now_ns
 
     # ---- who there is -------------------------------------------------------
-
-    def of(self, kind: str) -> RankPool:
-        """The ready ranks that hold a network of the kind."""
-        return self.pools[kind]
-
-    def room(self, kind: str) -> Room:
-        """Those of them that have room."""
-        return self._rooms[kind]
 
     def count(self, kind: str) -> int:
         """How many ready ranks hold a network of the kind."""
@@ -293,6 +286,6 @@ class ReadyRanks:
         has_room = rank.messages < rank.credit
         for kind in rank.kinds:
             if has_room and rank.id in self.pools[kind]:
-                self._rooms[kind].add(rank.id, rank.messages, self.pace_ns(rank.id))
+                self.rooms[kind].add(rank.id, rank.messages, self.pace_ns(rank.id))
             else:
-                self._rooms[kind].discard(rank.id)
+                self.rooms[kind].discard(rank.id)

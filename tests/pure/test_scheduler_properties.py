@@ -180,9 +180,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         ranks, bundles = dispatch.ranks, dispatch.bundles
         gathered = {task.id for task in dispatch._just_made}
         for kind, backlog in list(dispatch.pulled.backlogs.items()):
-            ready = {r for r in ranks.of(kind)._order if kind in ranks.known[r].kinds}
+            ready = {r for r in ranks.pools[kind]._order if kind in ranks.known[r].kinds}
             room = {r for r in ready if ranks.known[r].messages < ranks.known[r].credit}
-            found = ranks.room(kind)
+            found = ranks.rooms[kind]
             places = [(n, place) for n, level in enumerate(found._levels) for place in level]
             assert sorted(places) == places == sorted(found._ranks.values())
             assert {place[2] for _, place in places} == room
@@ -202,7 +202,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 if task.id not in gathered and not (fresh and bundles.pairing):
                     assert not room - barred - held_back
             if bundles and kind == "single" and not gathered:
-                collages = ranks.room(bundles.bundle.order.kind)
+                collages = ranks.rooms[bundles.bundle.order.kind]
                 for rank in [r for r in ranks.known if r in collages]:
                     assert len(backlog.fresh) < bundles.least(rank)
 
@@ -221,7 +221,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         ranks = self.job.scheduler.dispatch.ranks if hasattr(self, "job") else None
         paces = ranks.paces if ranks else None
         for kind, found in paces._by_pace.items() if paces else ():
-            ready = ranks.of(kind)._order
+            ready = ranks.pools[kind]._order
             assert found.entries == sorted((paces.service_ns(rank), rank) for rank in ready)
 
     @invariant()
@@ -232,7 +232,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             health._sort_in(kind, ranks.now_ns)
             idle, busy = health._idlers[kind].entries, health._finishers[kind].entries
             entries = [*idle, *busy]
-            assert sorted(rank for _, rank in entries) == ranks.of(kind)._order
+            assert sorted(rank for _, rank in entries) == ranks.pools[kind]._order
             busy = {rank for _, rank in busy}
             assert busy == {r for _, r in entries if ranks.known[r].load}
 

@@ -13,6 +13,7 @@ from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.policies import AcceptPolicy, Delay, First, RunningQuantile
 from collage_mpi.scheduler.settings import SchedulerSettings
 from collage_mpi.scheduler.state import GroupState, ImageState, Order, TaskState
+from collage_mpi.scheduler.transitions import SETTLED
 
 ASSIGNMENTS = ("turn", "least", "finish", "pull")
 ASSIGNED = {
@@ -226,7 +227,7 @@ class Scheme:
     ) -> None:
         """A task was answered; cells match task.items. Each record resolves its image."""
         for image, cell in zip(task.images, cells, strict=True):
-            if cell is not None and not image.resolved:
+            if cell is not None and image.status not in SETTLED:
                 core.accept(image, task, cell)
 
     def rank_free(self, core: Core) -> None:
