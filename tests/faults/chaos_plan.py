@@ -41,6 +41,8 @@ WEIGHTS = {
     "full /dev/shm": 2,
     "kill wrapper": 2,  # what stands between launch, launcher and ranks
     "kill launch": 2,
+    "few descriptors": 1,  # of each process, from the start
+    "foreign output": 1,  # the folder belongs to another user
     "exit at start": 3,  # a rank leaves by itself, before MPI is up or about then
 }
 EXITS = ("no library", "exit 1", "SIGINT")  # how
@@ -49,6 +51,7 @@ HARMLESS = ("damage part", "lose part", "suspend job", "garbage on ports", "odd 
 # So that an earlier session leaves part of the work to the next.
 ENDS = ("kill rank 0", "kill launcher", "SIGTERM")
 NAMES = ("a b", "-n", "'q' \"$HOME\";#", "ligne\nnouvelle", "caf\udce9", "画像 ü", "\x1b[2J%s{0}")
+DESCRIPTORS = (16, 28, 34, 36, 64)  # MPICH starts with some 32, a job needs some 40
 SHM_KIB = (4, 512, 2048, 8192, 40960)
 # Of a job of several teams, besides: of another team than the lead's.
 TEAM_WEIGHTS = {"kill coordinator": 5, "stop coordinator": 2, "delay coordinator": 1}
@@ -250,6 +253,8 @@ def make_fault(rng: random.Random, kind: str, ranks: tuple[int, int], job_s: flo
         number = round(rng.uniform(0.5, 8.0), 2)
     elif kind == "full /dev/shm":
         number = rng.choice(SHM_KIB)
+    elif kind == "few descriptors":
+        number = rng.choice(DESCRIPTORS)
     elif kind == "exit at start":
         number = rng.randrange(len(EXITS))
     elif kind in ("odd names", "kill wrapper", "damage part", "lose part"):

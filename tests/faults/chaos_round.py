@@ -45,7 +45,11 @@ SESSION_LIMIT_S = 400.0
 LEFTOVER_S = 10.0
 GUARDED_S = 40.0  # of a launch that was killed: its guard gives ranks 20 s
 MOST_SESSIONS = 6
-BEFORE = ("truncate shard before", "disk full", "full /dev/shm", "exit at start")
+BEFORE = (
+    *("truncate shard before", "disk full", "full /dev/shm", "exit at start"),
+    *("few descriptors", "foreign output"),
+)
+STRANGER = 12345  # a user's number
 TICK_S = 0.005
 
 
@@ -110,6 +114,7 @@ class Job:
         self._whole: dict[Path, bytes] = {}
         self._shared_memory = SharedMemory()
         self._second: list[subprocess.Popen] = []
+        self._limits: tuple[str, ...] = ()  # what stands before a command
         self._wounded = False  # a part was taken away
 
     def run(self) -> Verdict:
@@ -167,7 +172,7 @@ class Job:
         self.verdict.commands.append(command)
         with open(stage / "out.txt", "w") as log:
             return subprocess.Popen(
-                self._shared_memory.command(words, self.home),
+                self._shared_memory.command([*self._limits, *words], self.home),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -310,6 +315,13 @@ class Job:
         elif fault.kind == "full /dev/shm":
             if not self._shared_memory.limit(int(fault.number)):
                 return
+        elif fault.kind == "few descriptors":
+            self._limits = ("prlimit", f"--nofile={int(fault.number)}")
+        elif fault.kind == "foreign output":
+            if os.geteuid() != 0:
+                return
+            self.out.mkdir(exist_ok=True)
+            os.chown(self.out, STRANGER, STRANGER)
         else:
             path = self._shard(int(fault.number))
             self._whole.setdefault(path, path.read_bytes())
@@ -335,6 +347,9 @@ class Job:
     def _mend(self) -> None:
         """What a user would do before the next session: copy the shard again, make room."""
         self._shared_memory.limit(None)
+        self._limits = ()
+        if self.out.exists() and self.out.stat().st_uid == STRANGER:
+            os.chown(self.out, os.geteuid(), os.getegid())
         for path, raw in self._whole.items():
             path.write_bytes(raw)
         self._whole.clear()
@@ -402,6 +417,10 @@ class Job:
         if seconds and alone and (not {0, 5} & {*codes} or not {*codes} <= {0, 3, 5}):
             bad.append(f"sessions {number} at once said {codes}")
         told = codes[0] in (0, 5) or (codes[0] in (3, 6) and "/dev/shm" in said)
+        if kinds == {"few descriptors"} and codes[0] not in (0, 3, 5, 6):
+            bad.append(f"session {number} said {codes[0]} with few descriptors: {said[-300:]}")
+        if kinds == {"foreign output"} and "foreign output" in self.verdict.done and codes[0] != 3:
+            bad.append(f"session {number} said {codes[0]} in another user's folder: {said[-300:]}")
         if kinds == {"full /dev/shm"} and not told:
             bad.append(f"session {number} said {codes[0]} with /dev/shm full: {said[-300:]}")
         if {*seconds} <= {int(ExitCode.ENVIRONMENT)}:  # else the run was another's by then
