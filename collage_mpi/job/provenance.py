@@ -28,6 +28,7 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, WORKER_BACKOFF
 
 LARGEST_EXCEEDED_SHARE = 0.01  # of tasks that took longer than their draw and what is tolerated
+BATCH_JOB_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "FLUX_JOB_ID")
 PACKAGES = ("numpy", "torch", "mpi4py", "h5py")
 
 
@@ -43,6 +44,7 @@ def job_facts(mpi_library: str) -> dict[str, Any]:
         "folder": os.getcwd(),
         "host": socket.gethostname(),
         "pid": os.getpid(),
+        "batch_job": next(filter(None, map(os.environ.get, BATCH_JOB_VARIABLES)), None),
         "versions": {
             "collage_mpi": __version__,
             "python": platform.python_version(),

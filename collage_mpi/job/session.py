@@ -39,6 +39,7 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead
 from collage_mpi.shards.readahead import ImageParts
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
+from collage_mpi.system.energy import EnergyMeter
 from collage_mpi.system.progress import StatusLines, StatusReporter
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
 
@@ -91,6 +92,7 @@ class TeamSession(ExitStack):
         self.hellos: dict[int, Hello] = {}
         self.reading: frozenset[int] = frozenset()
         self._start_ns: int | None = None
+        self._energy = self.enter_context(EnergyMeter())
 
     @property
     def elapsed_ns(self) -> int:
@@ -187,12 +189,13 @@ class TeamSession(ExitStack):
         self._audience.files.offer(self._snapshot, now=last)
 
     def facts(self) -> dict[str, Any]:
-        """What the manifest is to have of the session's input."""
+        """What the manifest is to have of the session's input, and of what its host used."""
         ranks, own = set(self.plan.placement.workers), self.plan.placement.coordinator
         some_are_sent = self.reading < ranks
         return {
             "cells_ns": self.reader.cells_ns,  # of the reading thread, all images
             "read_by": sorted({own, *self.reading} if some_are_sent else self.reading),
+            "energy": self._energy.facts(),
         }
 
     # ---- the parts of a session ---------------------------------------------

@@ -17,6 +17,7 @@ from collage_mpi.results.comparison import (
     latency_cell,
     paired_cell,
 )
+from collage_mpi.results.cost import told_energy
 from collage_mpi.results.manifest import recorded_settings
 from collage_mpi.results.names import class_name
 from collage_mpi.results.reader import Results, Run
@@ -78,6 +79,7 @@ def _price(entries: Sequence[Json]) -> list[Row]:
     audits = [entry.get("audit") for entry in entries]
     shares = shares_shown(prices)
     differences = (paired_cell(e, i == 0, f": {e['paired']['why']}") for i, e in enumerate(entries))
+    costs = [entry.get("cost") for entry in entries]
     agreement = ["agreement of audited answers", *(told_audit(a) if a else "" for a in audits)]
     return [
         ["Price"],
@@ -95,6 +97,8 @@ def _price(entries: Sequence[Json]) -> list[Row]:
                 ("cost ratio", "cost_ratio", ".2f"),
             )
         ),
+        *([["node-hours", *(f"{c['node_hours']:.4g}" if c else "" for c in costs)]] * any(costs)),
+        *([["energy per image", *(told_energy(c)[0] if c else "" for c in costs)]] * any(costs)),
         *([key.replace("_", " "), *(price[key] for price in prices)] for key in TASKS_TOLD),
     ]
 

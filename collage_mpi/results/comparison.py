@@ -83,7 +83,7 @@ def _entry(run: Run, summary: Json, first: Run, baseline: Json, per: str) -> Jso
     overall = summary["accuracy"]["overall"]
     entry["accuracy"], entry["labelled"] = overall["accuracy"], overall["n"]
     entry["paired"] = _unpaired(summary) if run is first else paired_accuracy(run, first)
-    entry["price"], entry["audit"] = summary["price"], summary["audit"]
+    entry |= {key: summary[key] for key in ("price", "audit", "cost")}
     entry["unlike_teams"] = unlike_teams(summary)
     return entry
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from collage_mpi.kinds import COLLAGE, KIND, SHARED_KINDS, SINGLE, SPARE_KINDS
 from collage_mpi.results.agreement import ADVICE, weaker_by
+from collage_mpi.results.cost import told_energy
 from collage_mpi.system.printable import counted
 from collage_mpi.system.table import ABSENT, Column, Table, Value, to_text
 
@@ -280,6 +281,11 @@ def _price_table(summary: Json) -> Table:
             f"without the warm-up, {counted(warm, 'group')}" if warm else "",
         ],
     ]
+    if summary.get("cost"):
+        cost = summary["cost"]
+        hosts = counted(cost["hosts"], "host")
+        rows.append(["node-hours", f"{cost['node_hours']:.4g}", f"{hosts}, all sessions"])
+        rows.append(["energy per image", *told_energy(cost)])
     if arrivals is not None:
         served = f"{_per_s(arrivals['served_per_s'])} answered meanwhile"
         waiting = f"{arrivals['waiting_at_the_end']:,} waiting when the last one came"

@@ -17,6 +17,7 @@ import numpy as np
 from collage_mpi.kinds import COLLAGE, KINDS
 from collage_mpi.models.tuning import told_tunings
 from collage_mpi.results.agreement import differing_interval
+from collage_mpi.results.cost import cost_of
 from collage_mpi.results.file_names import SUMMARY
 from collage_mpi.results.manifest import finals, is_int, plain, readable
 from collage_mpi.results.names import class_name
@@ -70,6 +71,7 @@ def summarise(run: Run, tally: Tally | None = None) -> Json:
         "audit": _audit(run, tally.images),
         "predictions": _predictions(run, tally.images),
         "price": _price(run, tally),
+        "cost": cost_of(run, tally.images.n),
         "arrivals": _arrivals(run),
         "rank0": _rank0(run),
         "validity": _validity(run),

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -207,6 +208,35 @@ def test_a_header_names_its_own_file_and_those_beside_it() -> None:
 )
 def test_ranks_to_a_gpu_and_memory_are_told(kind: str, settings: SlurmSettings, said: str) -> None:
     assert f"\n# {said}" in render(kind, settings)
+
+
+@pytest.mark.parametrize(
+    ("job", "told", "said"),
+    [
+        ("7", "7|4|100|6400|1000\n7|4|50|3200|500\n", "9600 core-seconds, energy 1500 J (Cons"),
+        (
+            "7",
+            "7|4|100|6400|1000\n7|4|50|3200|0\n",
+            "0.1667 node-hours, 9600 core-seconds, energy n",
+        ),
+        ("7", "", "core-seconds are not measured here"),
+        (None, "7|4|100|6400|1000\n", "core-seconds are not measured here"),
+    ],
+)
+def test_the_accounting_tells_what_runs_cost(
+    tmp_path: Path, job: str | None, told: str, said: str
+) -> None:
+    """The last part of analyse.sbatch, with a stand-in for sacct."""
+    part = render("analyse").partition("# --- what Slurm's accounting")[2]
+    (tmp_path / "sacct").write_text(f"#!/bin/sh\nprintf '%s' '{told}'\n")
+    (tmp_path / "sacct").chmod(0o755)
+    (tmp_path / "manifest.json").write_text(json.dumps({"job": {"batch_job": job}}))
+    done = subprocess.run(
+        ["bash", "-c", f"set -euo pipefail; runs=({tmp_path})\n#{part}"],
+        capture_output=True, text=True, timeout=30,
+        env={"PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert (done.returncode, said in done.stdout) == (0, True), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

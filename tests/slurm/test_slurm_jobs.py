@@ -147,6 +147,7 @@ def test_sweep_and_its_table(slurm: Cluster, pmi: str) -> None:
     )
     log = slurm.log("analyse", after)
     assert slurm.wait(after)["JobState"] == "COMPLETED", slurm.text(log)
+    assert slurm.text(log).count("energy and core-seconds are not measured here") == 2
     assert slurm.states(job) == {"COMPLETED"}
     assert len((sweep / "table.csv").read_text().splitlines()) == 3
     assert (sweep / "latency.png").exists()

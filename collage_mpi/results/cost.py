@@ -1,0 +1,71 @@
+"""What a run cost: node-hours, and joules where the hosts' counters could be read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from collage_mpi.results.manifest import Json
+from collage_mpi.results.parts import launch_of
+from collage_mpi.results.reader import Run
+
+KINDS_OF_ENERGY = {"cpu_j": "processors", "gpu_j": "GPUs"}
+
+
+def cost_of(run: Run, images: int) -> Json | None:
+    """Node-hours of all sessions, and the energy of the hosts that measured it.
+
+    A host counts once for each launch, though several coordinators may stand on it. Joules an image
+    are told only if every host of every session measured.
+
+    Args:
+        images: of the run, that have a row.
+
+    Returns:
+        None if no session recorded what it used.
+    """
+    launches, told = launch_of(run.manifest), list[tuple[int, set[str], str, Json]]()
+    for entry in run.manifest.get("sessions") or []:
+        final, session = entry.get("final") or {}, entry.get("session")
+        world, energy = final.get("world") or [], final.get("energy")
+        if energy and world:
+            hosts = {str(member.get("host")) for member in world}
+            told.append((launches.get(session, session), hosts, str(world[0].get("host")), energy))
+    if not told:
+        return None
+    seconds: dict[int, float] = {}
+    hosts_of: dict[int, set[str]] = {}
+    used: dict[str, dict[tuple[int, str], float]] = {kind: {} for kind in KINDS_OF_ENERGY}
+    for launch, hosts, host, energy in told:
+        seconds[launch] = max(seconds.get(launch, 0.0), energy["seconds"])
+        hosts_of.setdefault(launch, set()).update(hosts)
+        for kind, of_host in used.items():
+            if energy.get(kind) is not None:
+                of_host[launch, host] = max(of_host.get((launch, host), 0.0), energy[kind])
+    places = {(launch, host) for launch, hosts in hosts_of.items() for host in hosts}
+    measured = {place for of_host in used.values() for place in of_host}
+    joules = {kind: sum(of_host.values()) if of_host else None for kind, of_host in used.items()}
+    whole = measured == places and images > 0
+    return {
+        "node_hours": sum(seconds[launch] * len(hosts_of[launch]) for launch in seconds) / 3600,
+        "hosts": len({host for _, host in places}),
+        "hosts_measured": len({host for _, host in measured}),
+        **joules,
+        "joules_per_image": sum(j or 0.0 for j in joules.values()) / images if whole else None,
+        "missing": {k: text for *_, energy in told for k, text in energy["missing"].items()},
+    }
+
+
+def told_energy(cost: Json) -> list[Any]:
+    """Joules an image, and of what they are: two cells of a table."""
+    known = [
+        f"{cost[kind]:,.0f} J by {name}"
+        for kind, name in KINDS_OF_ENERGY.items()
+        if cost[kind] is not None
+    ]
+    lacking = [f"{KINDS_OF_ENERGY[kind]}: {why}" for kind, why in cost["missing"].items()]
+    if not known:
+        return ["n/a", f"not measured here ({'; '.join(lacking)})"]
+    per_image, hosts = cost["joules_per_image"], cost["hosts"]
+    of_all = f"on {cost['hosts_measured']} of {hosts} hosts" if hosts > 1 else "of the whole host"
+    note = f"{' and '.join(known)}, {of_all}" + (f"; not {'; '.join(lacking)}" if lacking else "")
+    return ["n/a" if per_image is None else f"{per_image:.3g} J", note]

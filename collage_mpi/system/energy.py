@@ -1,0 +1,121 @@
+"""Joules that this host uses: its processors' by RAPL, its NVIDIA GPUs' by NVML.
+
+Both count for the whole host, whoever uses it. A counter that cannot be read is missing, with the
+reason; nothing is estimated.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+POWERCAP = Path("/sys/class/powercap")
+SAMPLE_S = 60.0  # RAPL's counters begin anew after 262 kJ at least: 15 minutes at 290 W
+Counters = dict[str, tuple[float, float]]  # name -> joules now, joules at which it begins anew
+
+
+def rapl(folder: Path = POWERCAP) -> Counters:
+    """A counter for each processor package.
+
+    Raises:
+        OSError: there is none, or only root may read it.
+    """
+    zones = [zone for zone in sorted(folder.glob("intel-rapl:*")) if zone.name.count(":") == 1]
+    if not zones:
+        raise OSError(f"no intel-rapl in {folder}")
+    return {
+        zone.name: (_joules(zone / "energy_uj"), _joules(zone / "max_energy_range_uj"))
+        for zone in zones
+    }
+
+
+def _joules(path: Path) -> float:
+    return int(path.read_text()) / 1e6
+
+
+def nvml() -> Counters:
+    """A counter for each GPU, from Volta on.
+
+    Raises:
+        OSError: no NVIDIA driver, or a GPU without a counter.
+    """
+    library = ctypes.CDLL("libnvidia-ml.so.1")
+
+    def call(name: str, *words: Any) -> None:
+        code = getattr(library, name)(*words)
+        if code:
+            raise OSError(f"{name} returned {code}")
+
+    call("nvmlInit_v2")
+    count = ctypes.c_uint()
+    call("nvmlDeviceGetCount_v2", ctypes.byref(count))
+    found: Counters = {}
+    for number in range(count.value):
+        gpu, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
+        call("nvmlDeviceGetHandleByIndex_v2", number, ctypes.byref(gpu))
+        call("nvmlDeviceGetTotalEnergyConsumption", gpu, ctypes.byref(millijoules))
+        found[f"gpu {number}"] = (millijoules.value / 1e3, 0.0)
+    return found
+
+
+READERS: dict[str, Callable[[], Counters]] = {"cpu_j": rapl, "gpu_j": nvml}
+
+
+class EnergyMeter:
+    """Adds up what the counters have counted since it was made."""
+
+    def __init__(self, readers: dict[str, Callable[[], Counters]] | None = None) -> None:
+        self._began_s = time.monotonic()
+        self._used: dict[str, float] = {}
+        self._missing: dict[str, str] = {}
+        self._last: dict[str, Counters] = {}
+        self._readers = dict(READERS if readers is None else readers)
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self.sample()
+        if self._used:
+            threading.Thread(target=self._keep_sampling, name="energy", daemon=True).start()
+
+    def __enter__(self) -> EnergyMeter:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._over.set()
+
+    def sample(self) -> None:
+        """Add what was used since the last time; a counter that fails is missing from then on."""
+        with self._lock:
+            for kind, read in list(self._readers.items()):
+                try:
+                    now = read()
+                except (OSError, ValueError, AttributeError) as error:
+                    self._missing[kind] = str(error)
+                    self._used.pop(kind, None)
+                    del self._readers[kind]
+                    continue
+                before = self._last.get(kind, now)
+                each = (_since(before.get(name, value), value) for name, value in now.items())
+                self._used[kind] = self._used.get(kind, 0.0) + sum(each)
+                self._last[kind] = now
+
+    def facts(self) -> dict[str, Any]:
+        """Seconds and joules since it was made; None for a kind that cannot be read."""
+        self.sample()
+        return {
+            "seconds": time.monotonic() - self._began_s,
+            **{kind: self._used.get(kind) for kind in READERS},
+            "missing": dict(self._missing),
+        }
+
+    def _keep_sampling(self) -> None:
+        while not self._over.wait(SAMPLE_S):
+            self.sample()
+
+
+def _since(before: tuple[float, float], now: tuple[float, float]) -> float:
+    """Joules between two readings; a counter that has begun anew went past its end once."""
+    used = now[0] - before[0]
+    return used if used >= 0 else used + now[1]

@@ -1,0 +1,99 @@
+"""Joules: counters that begin anew or fail, and what a run of several hosts has cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hand_made import hand_made
+
+from collage_mpi.results import read_results, render_summary, summarise
+from collage_mpi.results.cost import told_energy
+from collage_mpi.system.energy import EnergyMeter, rapl
+
+
+def zone(folder: Path, name: str, joules: float, end: float = 100.0) -> None:
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / name / "energy_uj").write_text(f"{round(joules * 1e6)}\n")
+    (folder / name / "max_energy_range_uj").write_text(f"{round(end * 1e6)}\n")
+
+
+def test_packages_are_counted_and_their_parts_are_not(tmp_path: Path) -> None:
+    zone(tmp_path, "intel-rapl:0", 5)
+    zone(tmp_path, "intel-rapl:0:0", 3)
+    zone(tmp_path, "intel-rapl:1", 7)
+    assert rapl(tmp_path) == {"intel-rapl:0": (5.0, 100.0), "intel-rapl:1": (7.0, 100.0)}
+    with pytest.raises(OSError, match="no intel-rapl"):
+        rapl(tmp_path / "none")
+
+
+def test_a_counter_that_begins_anew_loses_nothing(tmp_path: Path) -> None:
+    zone(tmp_path, "intel-rapl:0", 90)
+    with EnergyMeter({"cpu_j": lambda: rapl(tmp_path)}) as meter:
+        zone(tmp_path, "intel-rapl:0", 97)
+        meter.sample()
+        zone(tmp_path, "intel-rapl:0", 4)
+        assert meter.facts()["cpu_j"] == pytest.approx(14.0)
+
+
+def test_a_counter_that_fails_is_missing_and_not_guessed(tmp_path: Path) -> None:
+    zone(tmp_path, "intel-rapl:0", 1)
+
+    def gone() -> dict[str, tuple[float, float]]:
+        raise OSError("no driver")
+
+    with EnergyMeter({"cpu_j": lambda: rapl(tmp_path), "gpu_j": gone}) as meter:
+        (tmp_path / "intel-rapl:0" / "energy_uj").write_text("")
+        facts = meter.facts()
+    assert (facts["cpu_j"], facts["gpu_j"]) == (None, None)
+    assert facts["missing"]["gpu_j"] == "no driver"
+    assert "cpu_j" in facts["missing"]
+
+
+def energy(seconds: float, cpu_j: float | None, gpu_j: float | None = None) -> dict:
+    missing = {k: "no driver" for k, v in (("cpu_j", cpu_j), ("gpu_j", gpu_j)) if v is None}
+    return {"seconds": seconds, "cpu_j": cpu_j, "gpu_j": gpu_j, "missing": missing}
+
+
+def summary(tmp_path: Path, *told: dict, worlds: tuple[str, ...], launches: list | None = None):
+    """Of a run whose sessions told this; `worlds`: the hosts of each, its coordinator's first."""
+    run = read_results(hand_made(tmp_path / "run", collage=False))
+    run.manifest["sessions"] = [
+        {"session": i + 1, "final": {"energy": each, "world": [{"host": h} for h in hosts.split()]}}
+        for i, (each, hosts) in enumerate(zip(told, worlds, strict=True))
+    ]
+    if launches:
+        run.manifest["launches"] = launches
+    return summarise(run)
+
+
+def test_sessions_add_up_and_images_share(tmp_path: Path) -> None:
+    found = summary(
+        tmp_path, energy(1800, 600.0, 900.0), energy(1800, 200.0, 0.0), worlds=("a", "a")
+    )
+    cost = found["cost"]
+    assert (cost["node_hours"], cost["cpu_j"], cost["gpu_j"]) == (1.0, 800.0, 900.0)
+    assert cost["joules_per_image"] == 1700 / found["rows"]["found"]
+    assert told_energy(cost)[1] == "800 J by processors and 900 J by GPUs, of the whole host"
+
+
+def test_one_host_of_two_is_no_figure_for_an_image(tmp_path: Path) -> None:
+    found = summary(tmp_path, energy(3600, 50.0), worlds=("a b",))
+    assert found["cost"]["node_hours"] == 2.0
+    assert told_energy(found["cost"]) == [
+        "n/a", "50 J by processors, on 1 of 2 hosts; not GPUs: no driver",
+    ]  # fmt: skip
+
+
+def test_coordinators_of_one_host_count_once(tmp_path: Path) -> None:
+    told = energy(60, 50.0, 0.0), energy(90, 70.0, 0.0)
+    cost = summary(tmp_path, *told, worlds=("a", "a"), launches=[[1, 2]])["cost"]
+    assert (cost["cpu_j"], cost["node_hours"]) == (70.0, 90 / 3600)
+
+
+def test_nothing_measured_is_said_and_older_runs_say_nothing(tmp_path: Path) -> None:
+    found = summary(tmp_path, energy(60, None), worlds=("a",))
+    text = render_summary(found)
+    assert "node-hours" in text
+    assert "not measured here (processors: no driver; GPUs: no driver)" in text
+    assert "node-hours" not in render_summary({**found, "cost": None})
