@@ -210,7 +210,7 @@ def _answers(
     import numpy as np
 
     from collage_mpi.encoding.decode import decode
-    from collage_mpi.training.judge import save_answers
+    from collage_mpi.simulation.replayed_answers import save_answers
     from collage_mpi.training.measure import (
         QUICK_SIDE,
         AskedImages,

@@ -1,17 +1,22 @@
-"""Real answers for a simulation: what the networks said of the same images."""
+"""Real answers for a simulation: what the networks said of the same images, in the file of
+`evaluate --save-answers`.
+"""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from collage_mpi.errors import DataFault
-from collage_mpi.kinds import BACKUP, COLLAGE, KIND, TABLE
+from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE, TABLE
 from collage_mpi.scheduler.events import Item, Score
-from collage_mpi.system.files import reading, require_regular
+from collage_mpi.system.files import reading, require_regular, save_file
 
 VERSION = 1
 # name -> kinds of dtype, dimensions
@@ -75,6 +80,55 @@ class Answers:
         return known[(self.start + image) % len(known)]
 
 
+def save_answers(
+    path: Path,
+    side: int,
+    labels: np.ndarray,
+    answers: Mapping[str, Sequence[tuple[int, float] | None]],
+    class_names: Sequence[str],
+    stripes: Mapping[str, int] = MappingProxyType({}),
+) -> None:
+    """Write an .npz of plain arrays (no pickle) about n images in file order.
+
+    Image i is cell i % side**2 of group i // side**2. The last group has blank cells.
+
+    Arrays:
+        version, side: int, no dimension.
+        labels: (n,) int64.
+        single_class, single_score: (n,) int16 and float32.
+        collage_class, collage_score: the same for the image's cell; meaningless where absent.
+        collage_absent: (n,) bool, the collage network gave no answer for the cell. Only with a
+            collage network. backup_class and so on are the same for a quick network.
+        class_names: (k,) unicode.
+        parity_class, parity_score, parity_absent: the answer decoded for the image if all other
+            images of its stripe have answers; parity_k: int, images of a stripe. Only with a
+            parity network. coded_class and so on are the same for scheme approx.
+
+    Args:
+        labels: (n,) int64.
+        answers: by kind, n answers of single and of each other kind; scores are calibrated
+            probabilities.
+        stripes: kind that decodes from stripes -> images of a stripe.
+
+    Raises:
+        EnvironmentFault: the file cannot be written.
+    """
+    columns: dict[str, Any] = {f"{kind}_k": k for kind, k in stripes.items()}
+    for kind, each in answers.items():
+        columns |= dict(zip(_arrays_of(kind), _columns(each), strict=True))
+    del columns[f"{SINGLE}_absent"]  # it always answers
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        version=VERSION,
+        side=side,
+        labels=labels.astype(np.int64),
+        class_names=np.array(list(class_names), dtype=np.str_),
+        **columns,
+    )
+    save_file(path, buffer.getvalue())
+
+
 def read_answers(path: Path, side: int) -> Answers:
     """Read a file of `evaluate --save-answers` for groups of `side` x `side`.
 
@@ -113,6 +167,16 @@ def read_answers(path: Path, side: int) -> Answers:
 
 def _arrays_of(kind: str) -> dict[str, tuple[str, int]]:
     return {f"{kind}_class": ("iu", 1), f"{kind}_score": ("f", 1), f"{kind}_absent": ("b", 1)}
+
+
+def _columns(
+    answers: Sequence[tuple[int, float] | None],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n,) int16 classes, (n,) float32 scores, (n,) bool absent."""
+    filled = [answer or (0, 0.0) for answer in answers]
+    classes = np.array([label for label, _ in filled], dtype=np.int16)
+    scores = np.array([score for _, score in filled], dtype=np.float32)
+    return classes, scores, np.array([answer is None for answer in answers], dtype=bool)
 
 
 def _k_of(kind: str) -> tuple[str, ...]:

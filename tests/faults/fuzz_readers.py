@@ -501,10 +501,9 @@ def _simulation(folder: Path) -> list[Reader]:
     from collage_mpi.results.rows import TASK_ROW
     from collage_mpi.results.status import StatusFiles, Watch
     from collage_mpi.simulation.costs import FORMAT, VERSION, Costs, read_costs
-    from collage_mpi.simulation.replayed_answers import read_answers
+    from collage_mpi.simulation.replayed_answers import read_answers, save_answers
     from collage_mpi.simulation.runs import read_latencies_ns, read_summary
     from collage_mpi.system.table import to_text
-    from collage_mpi.training.judge import save_answers
     from collage_mpi.workload.arrivals import load_times_ns
 
     given = [(1, 0.5)] * 12

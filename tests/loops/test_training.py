@@ -347,7 +347,7 @@ def test_a_parity_training_goes_on_where_it_stopped(
 
 
 def test_an_absent_cell_is_marked_in_the_saved_answers(tmp_path: Path) -> None:
-    from collage_mpi.training.judge import save_answers
+    from collage_mpi.simulation.replayed_answers import save_answers
 
     answers = {"single": [(1, 0.5), (2, 0.75)], "collage": [None, (2, 0.25)]}
     save_answers(tmp_path / "a.npz", 2, np.array([1, 2]), answers, NAMES)

@@ -27,9 +27,8 @@ from collage_mpi.simulation.advice import (
     simulated,
     simulated_one,
 )
-from collage_mpi.simulation.replayed_answers import Answers
+from collage_mpi.simulation.replayed_answers import Answers, save_answers
 from collage_mpi.simulation.runs import simulate
-from collage_mpi.training.judge import save_answers
 
 FEW = ["--side", "2", "--placements", "4", "--groups", "130"]
 PLAIN = Candidate({"scheme": "none"}, "none", 10, 100.0, 1000.0, 0.95, 0.0, lossless=True)
