@@ -123,18 +123,22 @@ def _on_purpose(run: Results) -> bool:
 def _exclude(
     found: Sequence[_RunSpeeds], hosts: Sequence[Recurrence]
 ) -> tuple[list[str], list[str]]:
-    from collage_mpi.results.slow_ranks import hosts_to_exclude
+    from collage_mpi.results.slow_ranks import failing_hosts, hosts_to_exclude
 
     slow = {host for item in found for host in hosts_to_exclude(item.speeds)}
     if all(_on_purpose(item.run) for item in found):
         return [], ["Delays were injected, so the ranks are slow on purpose: no host is to blame."]
     wanted = [r.host for r in hosts if (r.again if len(found) > 1 else r.slow)]
+    failing = {host for item in found for host in failing_hosts(item.run)}
+    wanted += sorted(failing - set(wanted))
     if not wanted:
         once = slow and len(found) > 1
         return [], ["No host is slow again and again: nothing to exclude."] if once else []
     everywhere = {speed.host for item in found for speed in item.speeds}
     if everywhere <= {*wanted, None}:
-        return [], ["Every host has slow ranks, so there is no better host: nothing to exclude."]
+        return [], [
+            "Every host has slow ranks or failing ones, so no host is better: nothing to exclude."
+        ]
     shared = sorted({host for item in found for host in _hosts_of_rank_0(item.run)} & {*wanted})
     notes = [f"{host} also ran rank 0, which uses a core of that host." for host in shared]
     return [_node(host) for host in wanted], notes
@@ -153,11 +157,14 @@ def _node(host: str) -> str:
 def _as_json(
     found: Sequence[_RunSpeeds], hosts: Sequence[Recurrence], exclude: list[str]
 ) -> dict[str, Any]:
+    from collage_mpi.results.slow_ranks import failing_hosts
+
     runs = [
         {
             "run": str(item.run.path),
             "injected": _on_purpose(item.run),
             "speeds": [asdict(speed) for speed in item.speeds],
+            "failing": failing_hosts(item.run),
             "without": item.without and asdict(item.without),
             "not_simulated": item.refused,
         }
@@ -175,6 +182,7 @@ def _as_json(
 
 def _print_run(found: _RunSpeeds, *, brief: bool) -> None:
     """Print the ranks, GPUs and hosts of a run; with `brief` only the slow ones."""
+    from collage_mpi.results.slow_ranks import failing_hosts
     from collage_mpi.system.table import to_text
 
     say(f"{found.run.path}: {found.run.label}")
@@ -199,6 +207,9 @@ def _print_run(found: _RunSpeeds, *, brief: bool) -> None:
     for speed in ranks:
         if speed.interval is None and speed.peers:
             say(f"  {speed.name}: {speed.messages} answers are too few to tell")
+    for host, what in sorted(failing_hosts(found.run).items()):
+        more = f" and {len(what) - SHOWN} more" if len(what) > SHOWN else ""
+        say(f"  FAILING {host}: {'; '.join(what[:SHOWN])}{more}")
     if found.without is not None:
         _print_without(found.without)
     elif found.refused:

@@ -30,8 +30,8 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import KIND, SINGLE
-from collage_mpi.results.manifest import Json, is_int
-from collage_mpi.results.reader import Results
+from collage_mpi.results.manifest import Json, finals, is_int
+from collage_mpi.results.reader import Results, Run
 from collage_mpi.results.rows import KIND_CODE, KINDS, OUTCOME_CODE, ran_together
 from collage_mpi.results.statistics import MISS, quantile_interval
 from collage_mpi.scheduler.settings import batch_factor
@@ -129,6 +129,23 @@ def rank_speeds(run: Results, over: float = OVER) -> list[Speed]:
 def hosts_to_exclude(speeds: Iterable[Speed]) -> list[str]:
     """Hosts that are slow or have a rank or GPU that is: Slurm can leave out no less."""
     return sorted({speed.host for speed in speeds if speed.slow and speed.host is not None})
+
+
+def failing_hosts(run: Run) -> dict[str, list[str]]:
+    """Host -> what failed there: ranks that were lost, or that failed again and again and got no
+    more work. {} where ranks were told to die.
+    """
+    found: dict[str, list[str]] = {}
+    if (run.manifest.get("settings") or {}).get("dead_ranks"):
+        return found
+    for final in finals(run.manifest):
+        hosts = {member.get("rank"): member.get("host") for member in final.get("world") or []}
+        lost = [(each.get("rank"), each.get("why"), "was lost") for each in final.get("lost") or []]
+        retired = (final.get("retired") or {}).items()
+        for rank, why, how in (*lost, *((int(r), why, "kept failing") for r, why in retired)):
+            if hosts.get(rank):
+                found.setdefault(hosts[rank], []).append(f"rank {rank} {how} ({why})")
+    return found
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,30 @@ def test_no_exclude_where_it_would_be_wrong(
     assert "node2 also ran rank 0" in capsys.readouterr().out
 
 
+def failing(**settings: Any) -> Results:
+    """Ranks 3 of node3 and 5 of node5: one was lost, one failed until it got no more work."""
+    run = healthy(settings={"straggler": "none", **settings})
+    final = {
+        "world": run.manifest["world"],
+        "lost": [{"rank": 3, "why": "its link broke"}],
+        "retired": {"5": "CUDA error: uncorrectable ECC error"},
+    }
+    run.manifest["sessions"] = [{"session": 1, "final": final}]
+    return run
+
+
+def test_a_failing_node_is_named_like_a_slow_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(of_files(monkeypatch, {"a": failing()}))
+    out = capsys.readouterr().out
+    assert "FAILING node3: rank 3 was lost (its link broke)" in out
+    assert "FAILING node5: rank 5 kept failing (CUDA error: uncorrectable ECC error)" in out
+    assert "sbatch --exclude=node3,node5\n" in out
+    main(of_files(monkeypatch, {"a": failing(dead_ranks=["3:5"])}))
+    assert "exclude" not in capsys.readouterr().out
+
+
 def test_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run = simulated(900, slow_ranks=["4:5"], scheme="none")
     main([*of_files(monkeypatch, {"a": run, "b": ill(), "c": ill()}), "--json"])
