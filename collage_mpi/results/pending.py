@@ -11,6 +11,7 @@ import os
 import queue
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +130,17 @@ def adopt(out: Path, manifest: Mapping[str, Any], held: Callable[[], np.ndarray]
                 keys = flat_keys(parts.read_part(part.path, IMAGES)).tolist()
             except DataFault:
                 continue  # damaged: its images are done again
+            except EnvironmentFault as error:
+                if isinstance(error.__cause__, FileNotFoundError):
+                    continue  # the former lead has renamed it since it was listed
+                raise
             vectors = vectors_name(part.session, part.number) if keep else None
             whole = vectors is None or (folder / vectors).exists()
             if not whole or not known.isdisjoint(keys):
                 continue
             known.update(keys)
-        publish(out, part.path.name, vectors, lambda: None)
+        with suppress(FileNotFoundError):  # likewise
+            publish(out, part.path.name, vectors, lambda: None)
     clear(out)
 
 

@@ -53,7 +53,7 @@ from collage_mpi.results.rows import IMAGES
 from collage_mpi.results.status import StatusFiles
 from collage_mpi.results.tally import Inventory, Tally
 from collage_mpi.results.vectors import extras_of, remove_orphans
-from collage_mpi.system.files import sync_directory, write_atomic
+from collage_mpi.system.files import make_directory, sync_directory, write_atomic
 
 
 class RunWriter(RowSink):
@@ -90,7 +90,7 @@ class RunWriter(RowSink):
         out = Path(out)
         full = _prepared(manifest, session=1, sessions=[])
         try:
-            out.mkdir(parents=True, exist_ok=True)
+            make_directory(out)
             refuse_foreign(out, _is_shared(full))
             refuse_a_run(out)
             with _claimed(out, patience) as claim:

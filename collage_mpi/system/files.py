@@ -202,6 +202,20 @@ def sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
+def make_directory(directory: Path) -> None:
+    """Make a directory and those above it that are missing, so that a loss of power takes none of
+    them back. One that is there may have been made by a process that ended before it could sync.
+
+    Raises:
+        OSError: as the system says.
+    """
+    missing = [path for path in directory.parents if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in (*missing, directory):
+        with suppress(PermissionError):  # a directory above that may not be read
+            sync_directory(path.parent)
+
+
 def remove_leftovers(directory: Path, ours: str) -> int:
     """Delete temporary files that a killed writer left; returns how many.
 

@@ -10,7 +10,13 @@ import pytest
 
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.system import files
-from collage_mpi.system.files import remove_leftovers, save_csv, save_file, save_records
+from collage_mpi.system.files import (
+    make_directory,
+    remove_leftovers,
+    save_csv,
+    save_file,
+    save_records,
+)
 
 
 def test_records_have_the_columns_of_all_and_none_is_an_empty_field(tmp_path: Path) -> None:
@@ -79,3 +85,12 @@ def test_a_temporary_name_is_one_that_is_swept(tmp_path: Path) -> None:
     files.temporary_name(tmp_path / "b.h5").touch()
     assert remove_leftovers(tmp_path, r"a\.h5") == 1
     assert [path.name.startswith(".b.h5") for path in tmp_path.iterdir()] == [True]
+
+
+def test_each_folder_that_is_made_is_synced_in_the_one_above_it(tmp_path, monkeypatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "sync_directory", synced.append)
+    make_directory(tmp_path / "a" / "b")
+    assert sorted(synced) == [tmp_path, tmp_path / "a"]
+    make_directory(tmp_path / "a" / "b")  # made, perhaps, and never synced
+    assert synced[2:] == [tmp_path / "a"]

@@ -11,7 +11,7 @@ import pytest
 from results_harness import fill, manifest
 
 from collage_mpi.errors import CollageError, EnvironmentFault
-from collage_mpi.results import RunWriter, read_results, summarise, verify_run
+from collage_mpi.results import RunWriter, pending, read_results, summarise, verify_run
 from collage_mpi.results.manifest import read_manifest, to_go_on
 from collage_mpi.results.pending import Publisher
 from collage_mpi.results.row_sink import RowSink
@@ -147,6 +147,31 @@ def test_a_lost_leads_parts_are_adopted_once_and_never_beside_a_row(tmp_path):
     report = verify_run(out)
     assert (report.rows, report.doubles) == (18, 0)
     assert read_manifest(out)["launches"] == [[1, 2], [3, 2]]
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_part_that_the_former_lead_renames_meanwhile_is_no_fault(tmp_path, monkeypatch, read):
+    out = tmp_path / "run"
+    RunWriter.create(out, FULL)._claim.release()
+    team_rows(out, 2, list(range(9)))
+    publish = pending.publish
+
+    def by_the_other(*args):
+        if args[0].name.startswith("images") == read:
+            part = out / "pending" / "images-0002-000001.npy"
+            part.rename(out / "parts" / part.name)
+            monkeypatch.undo()
+        return original(*args)
+
+    original, where = (
+        (pending.parts.read_part, (pending.parts, "read_part"))
+        if read
+        else (publish, (pending, "publish"))
+    )
+    monkeypatch.setattr(*where, by_the_other)
+    writer, done = RunWriter.reopen(out, FULL)
+    assert sorted(done["row"].tolist()) == list(range(9))
+    writer.close("incomplete")
 
 
 def test_what_a_run_that_is_gone_has_left_pending_is_no_part_of_the_next(tmp_path):
