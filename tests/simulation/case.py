@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tests.faults.chaos_plan import SCHEMES, shape_of_work
-from tests.simulation.inputs import NETWORK, ROWS
+from tests.simulation.inputs import HARMS, NETWORK, ROWS
 
 # kind of fault -> how often it is drawn, relative to the others
 KINDS = {
@@ -22,13 +22,20 @@ KINDS = {
     "SIGUSR2": 2,
     "power loss": 4,  # of a host, with what it had not synced
     "disk full": 2,  # for a while
-    "disk error": 2,  # one change fails
+    "disk error": 4,  # one change or read fails, or some of a kind
+    "no descriptor": 1,  # a rank may open no file, for a while
+    "no memory": 1,  # nor has it any for one, or for a thread
     "second launch": 2,  # of the same run, at once
     "clock jump": 1,  # of a host's wall clock
     "slow disk": 1,
+    "damage row": 2,  # of a shard, as the next three
+    "truncate shard": 1,
+    "replace shard": 1,
+    "lose shard": 1,
+    "link shard": 1,  # it is a link from then on, to the same content
 }
 # Between sessions, to what is on the disk.
-BETWEEN = ("lose part", "lose marker", "litter")
+BETWEEN = ("lose part", "lose marker", "litter", "copy parts", *HARMS)
 
 
 @dataclass(frozen=True)
@@ -60,13 +67,18 @@ class Session:
     Attributes:
         tolerant: whether the world outlives a lost rank.
         tells_loss: whether MPI says that a rank is lost.
-        hosts: the ranks lie on so many.
+        hosts: the ranks lie on so many, from this one on.
+        late_ms: the longest time after which another host sees what one does to the files.
+        mends: whether the shards are mended before it.
         between: what happens to the disk before it.
     """
 
     tolerant: bool = True
     tells_loss: bool = True
     hosts: int = 1
+    first: int = 0
+    late_ms: int = 0
+    mends: bool = True
     singles: int = 3
     faults: tuple[Fault, ...] = ()
     between: tuple[str, ...] = ()
@@ -85,18 +97,24 @@ class Case:
     pace: tuple[str, ...]
     sessions: tuple[Session, ...]
 
+    @property
+    def limited(self) -> bool:
+        return self.limit < sum(ROWS[name] for name in self.shards)
+
     def ranks(self, session: Session) -> int:
         """The world's size."""
         return self.teams * (1 + session.singles + self.collages)
 
-    def words(self, session: Session, folder: str, resume: bool) -> list[str]:
-        """The command line."""
+    def words(self, session: Session, folder: str, go_on: tuple[str, ...]) -> list[str]:
+        """The command line. Without a limit a shard that is mended may come to a run later."""
         words = ["run", "--shards", *(f"{folder}/{name}" for name in self.shards)]
         words += ["--single", NETWORK, "--collage", f"{NETWORK},side=2", "--side", "2"]
-        words += ["--limit", str(self.limit), "--out", f"{folder}/out", "--teams", str(self.teams)]
+        if self.limited:
+            words += ["--limit", str(self.limit)]
+        words += ["--out", f"{folder}/out", "--teams", str(self.teams)]
         words += ["--singles", str(session.singles), "--collage-ranks", str(self.collages)]
         words += ["--on-rank-loss", "continue" if session.tolerant else "abort"]
-        return [*words, *self.work, *self.pace, *(("--resume",) if resume else ())]
+        return [*words, *self.work, *self.pace, *go_on]
 
 
 def draw(seed: int) -> Case:
@@ -131,9 +149,11 @@ def draw(seed: int) -> Case:
 def _session(rng: random.Random, number: int) -> Session:
     tolerant = rng.random() < 0.75
     faults = tuple(_fault(rng) for _ in range(rng.choice((0, 1, 1, 1, 2, 3))))
-    between = tuple(rng.sample(BETWEEN, 1)) if number and rng.random() < 0.3 else ()
+    between = tuple(rng.sample(BETWEEN, 1)) if rng.random() < 0.3 else ()
     tells_loss, hosts = rng.random() < 0.5, rng.choice((1, 1, 2, 3))
-    return Session(tolerant, tells_loss, hosts, rng.choice((2, 3, 4)), faults, between)
+    first, late_ms = rng.choice((0, 0, 1)), rng.choice((0, 0, 300, 5000, 40_000))
+    place = hosts, first, late_ms, rng.random() < 0.7
+    return Session(tolerant, tells_loss, *place, rng.choice((2, 3, 4)), faults, between)
 
 
 def _fault(rng: random.Random) -> Fault:
@@ -156,6 +176,8 @@ def simpler(case: Case) -> Iterator[Case]:
             yield replace(case, sessions=(*rest[0], replace(session, between=()), *rest[1]))
         if session.hosts > 1:
             yield replace(case, sessions=(*rest[0], replace(session, hosts=1), *rest[1]))
+        if session.late_ms:
+            yield replace(case, sessions=(*rest[0], replace(session, late_ms=0), *rest[1]))
     if case.teams > 1:
         yield replace(case, teams=1)
     for limit in (1, case.limit // 2):

@@ -1,7 +1,11 @@
-"""Shards for simulated jobs, made once by the package as it is: `python -m ...inputs FOLDER`."""
+"""Shards for simulated jobs, made once by the package as it is: `python -m ...inputs FOLDER`; and
+what happens to them.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,6 +13,7 @@ import numpy as np
 
 PX = 6
 ROWS = {"a.h5": 41, "b.h5": 30, "c.h5": 7}
+HARMS = ("damage row", "truncate shard", "replace shard", "lose shard", "link shard")
 NETWORK = f"null:height={PX},width={PX},cell_px={PX}"
 
 
@@ -17,16 +22,77 @@ def answer(shard: int, row: int) -> int:
     return (7 * shard + 3 * row) % 10
 
 
+def pixels(shard: int) -> np.ndarray:
+    """The images of a shard, (n, PX, PX, 1) uint8; their first pixel says the class."""
+    rows = list(ROWS.values())[shard]
+    images = np.random.default_rng(shard).integers(0, 255, (rows, PX, PX, 1), dtype=np.uint8)
+    classes = np.array([answer(shard, row) for row in range(rows)], np.uint8)
+    images[:, 0, 0, 0] = 10 * np.arange(rows) % 240 + classes
+    return images
+
+
 def make(folder: Path) -> None:
-    """Write the shards."""
+    """Write the shards; and others of their names and sizes, which may take their place."""
     from collage_mpi.shards.writer import write_shard
 
+    (folder / "other").mkdir()
     for shard, (name, rows) in enumerate(ROWS.items()):
         classes = np.array([answer(shard, row) for row in range(rows)])
-        images = np.random.default_rng(shard).integers(0, 255, (rows, PX, PX, 1), dtype=np.uint8)
-        images[:, 0, 0, 0] = 10 * np.arange(rows) % 240 + classes
-        images[:, 0, 0, 0] -= (images[:, 0, 0, 0] - classes.astype(np.uint8)) % 10
-        write_shard(folder / name, images, classes)
+        write_shard(folder / name, pixels(shard), classes)
+        write_shard(folder / "other" / name, pixels(shard)[::-1], classes[::-1])
+
+
+class Shards:
+    """The shards of a job, in a folder of its own.
+
+    Attributes:
+        harmed: the names of those that are not as they were -> which of HARMS it is.
+    """
+
+    def __init__(self, good: Path, folder: Path, names: tuple[str, ...]) -> None:
+        self._good, self._folder, self._names = good, folder, names
+        self.harmed: dict[str, str] = {}
+        for name in names:
+            self._put(good / name, name)
+
+    def _put(self, source: Path, name: str) -> None:
+        """Put a file in the place of another, by a rename."""
+        beside = self._folder / f".{name}.new"
+        shutil.copy2(source, beside)
+        os.replace(beside, self._folder / name)
+        side = source.with_name(f"{name}.sha256")
+        if side.exists():
+            shutil.copy2(side, self._folder / side.name)
+
+    def harm(self, kind: str, number: int) -> None:
+        """Do one of HARMS to the shard and row of a number."""
+        name = self._names[number % len(self._names)]
+        path = self._folder / name
+        if not path.exists() or (kind == "damage row" and name in self.harmed):
+            return
+        self.harmed[name] = kind
+        if kind == "damage row":
+            image = pixels(list(ROWS).index(name))[number % ROWS[name]].tobytes()
+            at = path.read_bytes().index(image)
+            with open(path, "r+b") as file:
+                file.seek(at + number % len(image))
+                file.write(bytes([255 - image[number % len(image)]]))
+        elif kind == "truncate shard":
+            os.truncate(path, path.stat().st_size * (number % 10) // 10)
+        elif kind == "replace shard":
+            self._put(self._good / "other" / name, name)
+        elif kind == "lose shard":
+            path.unlink()
+        else:  # the same file, by a link
+            del self.harmed[name]
+            path.unlink()
+            path.symlink_to(self._good / name)
+
+    def mend(self) -> None:
+        """Put the good ones back."""
+        for name in self.harmed:
+            self._put(self._good / name, name)
+        self.harmed.clear()
 
 
 if __name__ == "__main__":

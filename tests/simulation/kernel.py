@@ -57,6 +57,8 @@ class Process:
         handlers: of signals.
         frozen_ns: until when it is suspended.
         own: state of stand-ins that each process has for itself.
+        reads: files open to be read.
+        most_open, left_open: how many files were open at once, and which at its end.
     """
 
     pid: int
@@ -72,6 +74,9 @@ class Process:
     own: dict[Any, Any] = field(default_factory=dict)
     ended: list[Callable[[Process], object]] = field(default_factory=list)
     descriptors: dict[int, Any] = field(default_factory=dict)
+    reads: dict[int, str] = field(default_factory=dict)
+    most_open: int = 0
+    left_open: list[str] = field(default_factory=list)
 
     @property
     def alive(self) -> bool:
@@ -265,6 +270,8 @@ class Kernel:
         if process.code is None:
             process.code = code
             self.log.append(f"{self.now_ns / 1e9:.6f} {process.name} ended with {code}")
+            opened = [each.path for each in process.descriptors.values()]
+            process.left_open = [*opened, *process.reads.values()]
             for descriptor in list(process.descriptors.values()):
                 descriptor.drop()
             process.descriptors.clear()

@@ -1,41 +1,112 @@
-"""What must be true of a run, whatever went wrong: read from the disk, not from the package."""
+"""What must be true of a run, whatever went wrong: read from the disk, not by the package."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import struct
 import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.simulation.inputs import answer
+from tests.simulation.inputs import ROWS, answer
+from tests.simulation.kernel import Process
 
 TRAILER = struct.Struct("<8sQI")
 COMPLETE = ("complete", "complete_with_errors")
-DECODED = (4, 9)  # sources: made from other answers, which the null network's are not made for
+COLLAGE, PARITY, ERROR, BACKUP, CODED = 1, 4, 6, 8, 9  # sources
+DECODED = (PARITY, CODED)  # made from other answers, which the null network's are not made for
+TABLES = ("images", "groups", "tasks")
+MOST_OPEN = 16  # files of a process at once
+_WORD = (1 << 64) - 1
+
+Json = dict[str, Any]
 
 
-def rows_of(out: Path) -> np.ndarray | None:
-    """The image rows that count, (n,) with the columns shard, row, session, ...; None: no run."""
+@dataclass
+class Run:
+    """What a run's folder holds.
+
+    Attributes:
+        tables: name -> (n,) all rows that count.
+        files: of each part of images that counts: session, number, rows.
+        marked: whether the marker is there.
+    """
+
+    manifest: Json
+    tables: dict[str, np.ndarray] = field(default_factory=dict)
+    files: list[tuple[int, int, np.ndarray]] = field(default_factory=list)
+    marked: bool = False
+
+    @property
+    def images(self) -> np.ndarray:
+        return self.tables["images"]
+
+    @property
+    def lasting(self) -> np.ndarray:
+        """The image rows without those of errors after which a later session wrote another."""
+        rows = self.images
+        if not len(rows) or not (rows["source"] == ERROR).any():
+            return rows
+        last = dict(zip(keys_of(rows), rows["session"].tolist(), strict=True))
+        for key, session in zip(keys_of(rows), rows["session"].tolist(), strict=True):
+            last[key] = max(last[key], session)
+        newest = np.array([last[key] for key in keys_of(rows)])
+        found: np.ndarray = rows[(rows["source"] != ERROR) | (rows["session"] == newest)]
+        return found
+
+    @property
+    def complete(self) -> bool:
+        return self.marked and self.manifest["status"] in COMPLETE
+
+
+def keys_of(rows: np.ndarray) -> list[tuple[int, int]]:
+    """Shard and row of each."""
+    return list(zip(rows["shard"].tolist(), rows["row"].tolist(), strict=True))
+
+
+def run_in(out: Path) -> Run | None:
+    """The run of a folder; None where there is none."""
     try:
         manifest = json.loads((out / "manifest.json").read_bytes())
     except FileNotFoundError:
         return None
-    first, accepted = manifest["session"], manifest["accepted"]
-    last = range(first, first + (manifest.get("teams") or 1))
-    found = []
-    for path in sorted((out / "parts").glob("images-*.npy")):
-        _, session, number = path.stem.split("-")
-        ranges = accepted.get(str(int(session)), {}).get("images", ())
-        if int(session) in last or any(a <= int(number) <= b for a, b in ranges):
-            raw = path.read_bytes()
-            _, length, crc = TRAILER.unpack(raw[-TRAILER.size :])
-            if length != len(raw) - TRAILER.size or zlib.crc32(raw[: -TRAILER.size]) != crc:
-                continue  # damaged on purpose
-            found.append(np.lib.format.read_array(_Bytes(raw), allow_pickle=False))
-    return np.concatenate(found) if found else np.zeros(0, [("shard", "u4"), ("row", "u8")])
+    run = Run(manifest, marked=(out / "COMPLETE").exists())
+    for table in TABLES:
+        found = []
+        for path in sorted((out / "parts").glob(f"{table}-*.npy")):
+            _, session, number = path.stem.split("-")
+            rows = _part(path) if _counts(manifest, table, int(session), int(number)) else None
+            if rows is not None:
+                found.append(rows)
+                if table == "images":
+                    run.files.append((int(session), int(number), rows))
+        none = np.zeros(0, [("shard", "u4"), ("row", "u8"), ("source", "u1"), ("session", "u2")])
+        run.tables[table] = np.concatenate(found) if found else none
+    return run
+
+
+def _counts(manifest: Json, table: str, session: int, number: int) -> bool:
+    first = manifest["session"]
+    ranges = manifest["accepted"].get(str(session), {}).get(table, ())
+    own = first <= session < first + (manifest.get("teams") or 1)
+    return own or any(a <= number <= b for a, b in ranges)
+
+
+def _part(path: Path) -> np.ndarray | None:
+    """The rows of a part; None where it was damaged on purpose."""
+    raw = path.read_bytes()
+    _, length, crc = TRAILER.unpack(raw[-TRAILER.size :])
+    if length != len(raw) - TRAILER.size or zlib.crc32(raw[: -TRAILER.size]) != crc:
+        return None
+    return np.lib.format.read_array(_Bytes(raw), allow_pickle=False)
 
 
 class _Bytes:
@@ -51,45 +122,169 @@ class _Bytes:
         return found
 
 
-def broken(
-    out: Path, expected: int | None, places: list[tuple[int, int]], retried: bool
-) -> list[str]:
-    """Which laws the rows on the disk break.
+def broken(out: Path, run: Run | None, expected: int | None, *, whole: bool) -> list[str]:
+    """Which laws what is on the disk breaks.
 
     Args:
+        run: that in `out`, as `run_in` gave it.
         expected: images of the run; None where a marker may be wrong.
-        places: shard number of the job -> (number of the file, rows).
-        retried: whether error rows may stand beside the rows of a later session.
+        whole: no part was taken away.
     """
-    rows = rows_of(out)
-    marker = out / "COMPLETE"
-    if rows is None:
-        return ["a marker, and no manifest"] if marker.exists() else []
-    faults = []
-    keys = list(zip(rows["shard"].tolist(), rows["row"].tolist(), strict=True))
-    if len(set(keys)) < len(keys) and not retried:
+    if run is None:
+        return ["a marker, and no manifest"] if (out / "COMPLETE").exists() else []
+    keys, faults = keys_of(run.lasting), _wrong_answers(run)
+    if len(set(keys)) < len(keys):
         double = next(key for key in keys if keys.count(key) > 1)
         faults.append(f"{len(keys) - len(set(keys))} doubled rows, of image {double} for one")
-    for row in rows:
-        file, count = places[int(row["shard"])]
-        if int(row["row"]) >= count:
-            faults.append(f"a row of no image: {row}")
-        elif (
-            row["answered"]
-            and row["source"] not in DECODED
-            and int(row["predicted"]) != answer(file, int(row["row"]))
-        ):
-            faults.append(f"another answer than the image's: {row}")
-            break
-    if marker.exists() and expected is not None and len(set(keys)) != expected:
+    if run.marked and expected is not None and len(set(keys)) != expected:
         faults.append(f"a marker, and {len(set(keys))} of {expected} rows")
+    if whole:
+        faults += _sessions(run)
+    if run.manifest.get("extras"):
+        faults += _vectors(out, run)
+    if run.complete and (run.manifest.get("audit") or {}).get("share"):
+        faults += _audits(run)
     return faults
 
 
-def manifest_of(out: Path) -> dict[str, Any] | None:
-    """The run's manifest, or None."""
-    try:
-        found: dict[str, Any] = json.loads((out / "manifest.json").read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    return found
+def _wrong_answers(run: Run) -> list[str]:
+    names = [Path(shard["path"]).name for shard in run.manifest["shards"]]
+    for row in run.images:
+        name, number = names[int(row["shard"])], int(row["row"])
+        if number >= ROWS[name]:
+            return [f"a row of no image: {row}"]
+        right = answer(list(ROWS).index(name), number)
+        decoded = row["source"] in DECODED
+        if row["answered"] and not decoded and int(row["predicted"]) != right:
+            return [f"another answer than the image's: {row}"]
+        if row["answered"] == (row["source"] == ERROR):
+            return [f"answered and an error, or neither: {row}"]
+    return []
+
+
+def _sessions(run: Run) -> list[str]:
+    """The tables of sessions that closed agree."""
+    faults = []
+    for entry in run.manifest["sessions"]:
+        number, said = entry["session"], entry["rows"]
+        if said is None:
+            continue
+        of = {name: rows[rows["session"] == number] for name, rows in run.tables.items()}
+        found = {name: len(rows) for name, rows in of.items()}
+        if found != said:
+            faults.append(f"session {number} has {found} rows and said {said}")
+            continue
+        if not all(found.values()):
+            continue
+        for table, column in (("groups", "group"), ("tasks", "task")):
+            if len(np.unique(of[table][column])) < found[table]:
+                faults.append(f"session {number}: two {table} of one number")
+        images = Counter(of["images"]["group"].tolist())
+        groups = dict(zip(*(of["groups"][n].tolist() for n in ("group", "images")), strict=True))
+        if images != Counter(groups):
+            faults.append(f"session {number}: groups {groups} of images {dict(images)}")
+        answered = of["images"][of["images"]["answered"]]
+        by_task: Counter[int] = Counter()
+        for task in of["tasks"]:
+            by_task[int(task["rank"])] += int(task["resolved"])
+        if +by_task != Counter(answered["rank"].tolist()):
+            faults.append(f"session {number}: ranks resolved {+by_task} of {len(answered)} images")
+    return faults
+
+
+def _vectors(out: Path, run: Run) -> list[str]:
+    """One vector an answered image, beside its part."""
+    import pyarrow.parquet as pq
+
+    for session, number, rows in run.files:
+        path = out / "vectors" / f"vectors-{session:04d}-{number:06d}.parquet"
+        if not path.exists():
+            return [f"no {path.name} beside its part of images"]
+        table = pq.read_table(path, columns=["shard", "row"]).to_pydict()
+        found = list(zip(table["shard"], table["row"], strict=True))
+        if found != keys_of(rows[rows["answered"]]):
+            return [f"{path.name} has {len(found)} vectors of other images than its part"]
+    return []
+
+
+def _audits(run: Run) -> list[str]:
+    """In a complete cascade those accepted answers have an audit that are drawn for it."""
+    audit, shards = run.manifest["audit"], run.manifest["shards"]
+    texts = (f"{audit['seed']}:{shard['fingerprint']}".encode() for shard in shards)
+    words = [int.from_bytes(blake2b(text, digest_size=8).digest(), "little") for text in texts]
+    for row in run.images[np.isin(run.images["source"], (COLLAGE, BACKUP))]:
+        word = _mixed(words[int(row["shard"])] ^ _mixed(int(row["row"])))
+        if (word / 2**64 < audit["share"]) != bool(row["audited"]):
+            return [f"drawn and not audited, or the other way round: {row}"]
+    return []
+
+
+def _mixed(word: int) -> int:
+    """The end of SplitMix64."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        word = (word ^ (word >> shift)) * factor & _WORD
+    return word ^ (word >> 31)
+
+
+def untrue(code: int | None, run: Run | None, expected: int, *, excused: set[int]) -> list[str]:
+    """What an exit code says that is not so.
+
+    Args:
+        excused: codes that what went wrong explains.
+    """
+    errors = 0 if run is None else int((run.lasting["source"] == ERROR).sum())
+    rows = 0 if run is None else len(run.lasting)
+    complete = run is not None and run.complete
+    how = f"exit code {code}, marker {complete}, {rows} of {expected} rows, {errors} errors"
+    status = None if run is None else run.manifest["status"]
+    if code in (0, 5):
+        right = complete and rows == expected and status == COMPLETE[code == 5]
+        return [] if right and bool(errors) == (code == 5) else [f"{how}, status {status}"]
+    if code == 6 and complete:
+        return [how]
+    return [] if code in excused else [f"{how}, and nothing that explains it"]
+
+
+@dataclass
+class Writers:
+    """Who writes to a run's folder: who has a claim, and until the next one has begun.
+
+    Attributes:
+        tell: of a violation.
+        claims: who has made one, in their order.
+        begun: pids of those who have published the manifest since.
+    """
+
+    out: str
+    tell: Callable[[str], object]
+    claims: list[Process] = field(default_factory=list)
+    begun: set[int] = field(default_factory=set)
+
+    def made(self, process: Process, path: str) -> None:
+        """A process has made or renamed a file."""
+        name = os.path.relpath(path, self.out)
+        if re.fullmatch(r"claim-\d+", name):
+            self.claims.append(process)
+        elif not re.match(r"(\.\.|pending|.*/\.|\.)", name):
+            self._published(process, name)
+
+    def _published(self, process: Process, name: str) -> None:
+        if process not in self.claims:
+            self.tell(f"{process.name} ({process.pid}) wrote {name} without a claim")
+            return
+        last = len(self.claims) - 1 - self.claims[::-1].index(process)
+        later = [other for other in self.claims[last + 1 :] if other.pid in self.begun]
+        if later:
+            self.tell(f"{process.name} ({process.pid}) wrote {name} after {later[0].pid} had begun")
+        if name == "manifest.json":
+            self.begun.add(process.pid)
+
+
+def careless(process: Process) -> list[str]:
+    """What a process that has ended in its own way did with files."""
+    faults = []
+    if process.code in (0, 5) and process.left_open:
+        faults.append(f"{process.name} left open: {', '.join(process.left_open[:4])}")
+    if process.most_open > MOST_OPEN:
+        faults.append(f"{process.name} had {process.most_open} files open at once")
+    return faults

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from tests.simulation import laws, standins, world
 from tests.simulation.case import Case, Fault, Session, draw, simpler
-from tests.simulation.disk import Disk
-from tests.simulation.inputs import ROWS
+from tests.simulation.disk import CHANGES, ERRORS, LOOKS, Disk, Failure
+from tests.simulation.inputs import HARMS, Shards
 from tests.simulation.kernel import FOREVER_NS, MS, SECOND, Host, Kernel
 
 # Virtual time in which a job ends after its last fault: with limits of seconds for silence and for
@@ -43,16 +43,18 @@ class Played:
 class Play:
     """One case, played in a folder that is empty but for the shards."""
 
-    def __init__(self, case: Case, folder: str) -> None:
+    def __init__(self, case: Case, folder: str, inputs: Path) -> None:
         self.case, self.folder = case, folder
+        self.shards = Shards(inputs, Path(folder), case.shards)
         self.kernel = standins.WORLD.kernel = Kernel(f"world {case.seed}")
         self.disk = standins.WORLD.disk = Disk(folder)
         self.out = Path(folder) / "out"
         self.played, self.tell_all = Played(), "SIM_TELL" in os.environ
         self.hosts = [self._host(number) for number in range(3)]
         self.harmed = False  # a part was taken away from a run that may be complete
-        self.retried = "--retry-errors" in case.work
-        self.places = [(list(ROWS).index(name), ROWS[name]) for name in case.shards]
+        self.copies: dict[Path, bytes] = {}  # other names of parts -> what they held
+        writers = laws.Writers(str(self.out), self.kernel.violations.append)
+        self.disk.watch = writers.made
 
     def _host(self, number: int) -> Host:
         rng = self.kernel.random
@@ -63,7 +65,6 @@ class Play:
         """All sessions, and others without faults until the run is complete."""
         try:
             for session in self.case.sessions:
-                self._between(session)
                 self._session(session)
                 if self.played.faults:
                     break
@@ -74,6 +75,9 @@ class Play:
             if not self.played.faults and not self._complete():
                 self.played.faults.append("not complete after four sessions without a fault")
             if not self.played.faults:
+                self.disk.settle()
+                for host in self.hosts:  # what an exit code has promised lasts
+                    self.disk.power_loss(host, shared=False)
                 self._verify()
         finally:
             self.played.log += self.kernel.log
@@ -85,15 +89,20 @@ class Play:
         return self.played
 
     def _complete(self) -> bool:
-        found = laws.manifest_of(self.out) or {}
-        marked = (self.out / "COMPLETE").exists() and found["status"] in laws.COMPLETE
-        return marked and not self.harmed
+        run = laws.run_in(self.out)
+        whole = run is not None and run.complete and run.manifest["status"] == "complete"
+        return whole and not self.harmed
 
     def _session(self, session: Session) -> None:
+        self.disk.late_ns = session.late_ms * MS
+        if session.mends:
+            self.shards.mend()
+        self._between(session)
+        self.bad = bool(self.shards.harmed)
         job = self._launch(session)
         start_ns = self.kernel.now_ns
         last_ns = start_ns
-        jobs = [job]
+        jobs = self.jobs = [job]
         for fault in session.faults:
             at_ns = start_ns + fault.at_ms * MS
             last_ns = max(last_ns, at_ns + fault.for_ms * MS)
@@ -102,8 +111,8 @@ class Play:
         limit_s = SOON_S if "--reply-timeout-s" in self.case.pace else LATE_S
         ended = self.kernel.run(over, last_ns + limit_s * SECOND)
         stopped = any(fault.kind == "stop rank" for fault in session.faults)
-        if not ended and stopped and not session.tolerant:
-            ended = True  # a plain world waits for a stopped rank: its user ends it
+        if not ended and stopped and (not session.tolerant or len(job.net.up) < job.net.size):
+            ended = True  # a plain world, and MPI's start, wait for a stopped rank: it is ended
         self.played.faults += self.kernel.violations
         if not ended:
             left = [p for job in jobs for p in job.ranks if p.alive]
@@ -111,31 +120,39 @@ class Play:
             self.played.faults.append(f"the job has not ended in {limit_s} s: {names}")
         for each in jobs:
             each.kill("the session is over")
-        self.disk.full, self.disk.fails, self.disk.slow_ns = False, [], 3 * MS
+        self.disk.mend()
         self.played.codes += [each.code for each in jobs]
         self._judge(session, jobs)
 
     def _launch(self, session: Session) -> world.Job:
         size = self.case.ranks(session)
         share = -(-size // session.hosts)
-        hosts = [self.hosts[rank // share] for rank in range(size)]
-        resume = (self.out / "manifest.json").exists()
-        words = self.case.words(session, self.folder, resume)
+        hosts = [self.hosts[(session.first + rank // share) % 3] for rank in range(size)]
+        run = laws.run_in(self.out)
+        errors = run is not None and run.manifest["status"] == "complete_with_errors"
+        again = errors and not self.shards.harmed
+        go_on = () if run is None else ("--retry-errors",) if again else ("--resume",)
+        words = self.case.words(session, self.folder, go_on)
         how = session.tolerant, session.tells_loss, self.case.teams
         job = world.Job(self.kernel, hosts, words, *how)
         job.start()
         return job
 
     def _judge(self, session: Session, jobs: list[world.Job]) -> None:
-        code = jobs[0].code
+        code, run = jobs[0].code, laws.run_in(self.out)
+        self.bad |= bool(self.shards.harmed)  # nothing is mended while a session goes on
         self.harmed &= code not in (0, 5)
-        expected = None if self.harmed else self.case.limit
-        faults = laws.broken(self.out, expected, self.places, self.retried)
-        disk = any(fault.kind.startswith("disk") for fault in session.faults)
-        if code == 2 and not disk:
+        expected = None if self.harmed or self.bad else self.case.limit
+        faults = laws.broken(self.out, run, expected, whole=not self.harmed)
+        faults += [each for job in jobs for p in job.ranks for each in laws.careless(p)]
+        for path, held in self.copies.items():
+            if path.read_bytes() != held:
+                faults.append(f"{path.name} was written to through another name")
+        if len(jobs) == 1 and code is not None:
+            faults += laws.untrue(code, run, self.case.limit, excused=self._excused(session))
+        replaced = "replace shard" in self.shards.harmed.values()
+        if any(job.code == 2 for job in jobs) and not replaced:
             faults.append("the case is refused")
-        if code == 0 and not self._complete():
-            faults.append("exit code 0, and no marker")
         if code == 1 or any(p.code == 1 for job in jobs for p in job.ranks if p.code != -9):
             told = "".join(t for job in jobs for p in job.ranks for t in p.told)
             if "Traceback" in told:
@@ -146,6 +163,14 @@ class Play:
                     text = "".join(process.told)
                     self.played.log.append(f"--- {process.name} ({process.code}): {text[-2500:]}")
         self.played.faults += faults
+
+    def _excused(self, session: Session) -> set[int]:
+        """Exit codes that what went wrong explains."""
+        if self.bad or self.harmed:
+            return set(range(2, 256))
+        if not session.faults:
+            return set()
+        return {3, 6, *range(7, 256)}
 
     def _verify(self) -> None:
         environ = {"HOME": "/nowhere", "PATH": "/usr/bin"}
@@ -159,6 +184,8 @@ class Play:
     # ---- faults -------------------------------------------------------------------
 
     def _strike(self, fault: Fault, session: Session, jobs: list[world.Job]) -> None:
+        if jobs is not self.jobs:
+            return  # the session is over
         kernel, job, kind = self.kernel, jobs[0], fault.kind
         kernel.log.append(f"{kernel.now_ns / 1e9:.6f} {fault}")
         process = job.ranks[fault.rank % len(job.ranks)]
@@ -183,16 +210,23 @@ class Play:
 
             job.kill(f"the user sends {kind}", int(signal.Signals[kind]))
         elif kind == "power loss":
-            host = self.hosts[fault.number % session.hosts]
+            host = self.hosts[(session.first + fault.number) % 3]
             for each in list(kernel.processes.values()):
                 if each.host is host and each.alive:
                     kernel.end(each, -9, wait=False)
-            self.disk.power_loss(host)
+            self.disk.power_loss(host, shared=session.hosts > 1)
         elif kind == "disk full":
             self.disk.full = True
             kernel.at(until_ns, lambda: setattr(self.disk, "full", False))
         elif kind == "disk error":
-            self.disk.fails.append(5)
+            how = fault.number
+            kinds = ((*CHANGES, *LOOKS), LOOKS, *((each,) for each in CHANGES))
+            failure = Failure(kinds[how % len(kinds)], ERRORS[how % 3], (1, 1, 3, 100)[how % 4])
+            self.disk.fails.append(failure)
+        elif kind in ("no descriptor", "no memory"):
+            process.own[f"{kind} until"] = until_ns
+        elif kind in HARMS:
+            self._harm(kind, fault.number)
         elif kind == "slow disk":
             self.disk.slow_ns = 400 * MS
             kernel.at(until_ns, lambda: setattr(self.disk, "slow_ns", 3 * MS))
@@ -201,6 +235,13 @@ class Play:
             host.wall_ns += (fault.number - 500) * 10 * SECOND
         elif kind == "second launch" and len(jobs) == 1:
             jobs.append(self._launch(replace(session, faults=())))
+
+    def _harm(self, kind: str, number: int) -> None:
+        """Something happens to a shard. A run that begins with another one, or with less of what
+        its limit counts, is another run than that of the case."""
+        begun = (self.out / "manifest.json").exists()
+        if begun or kind == "link shard" or (kind != "replace shard" and not self.case.limited):
+            self.shards.harm(kind, number)
 
     def _between(self, session: Session) -> None:
         rng = self.kernel.random
@@ -213,6 +254,13 @@ class Play:
             elif what == "lose part" and parts:
                 rng.choice(parts).unlink()
                 self.harmed = True
+            elif what == "copy parts" and parts:
+                for path in parts:  # a copy that takes no room
+                    other = Path(self.folder) / f"copy-{len(self.copies)}-{path.name}"
+                    os.link(path, other)
+                    self.copies[other] = path.read_bytes()
+            elif what in HARMS:
+                self._harm(what, rng.randrange(1000))
 
 
 def play(case: Case, inputs: Path) -> Played:
@@ -224,12 +272,7 @@ def play(case: Case, inputs: Path) -> Played:
     place = inputs / "job"  # always the same name: it stands in messages and manifests
     os.rename(folder, place)
     try:
-        for name in case.shards:
-            shutil.copy2(inputs / name, place / name)
-            side = inputs / f"{name}.sha256"
-            if side.exists():
-                shutil.copy2(side, place / side.name)
-        return Play(case, str(place)).run()
+        return Play(case, str(place), inputs).run()
     finally:
         shutil.rmtree(place)
 

@@ -237,6 +237,8 @@ class SimulatedThread:
     def start(self) -> None:
         target, args, kwargs = self._call
         kernel().tick()
+        if kernel().now_ns < here().own.get("no memory until", 0):
+            raise RuntimeError("can't start new thread")
         self._thread = kernel().start_thread(here(), lambda: target(*args, **kwargs), self.name)
 
     def join(self, timeout: float | None = None) -> None:
