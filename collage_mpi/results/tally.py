@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.kinds import KINDS, SHARED_KINDS
+from collage_mpi.results.agreement import draw_of
 from collage_mpi.results.marks import InputMarks, SessionMarks
 from collage_mpi.results.parts import began_ns, launch_of
 from collage_mpi.results.reader import Run
@@ -309,6 +310,7 @@ class ThresholdTally:
     def __init__(self, manifest: Json) -> None:
         self._held = manifest.get("thresholds") or []
         self._first, self._began_ns = launch_of(manifest), began_ns(manifest)
+        self._draw = draw_of(manifest)
         least = (each["confidence"] for each in self._held)
         # (thresholds + 1,): the first one is that of the calibration
         self._least = np.array([np.inf, *(np.inf if each is None else each for each in least)])
@@ -320,7 +322,8 @@ class ThresholdTally:
             mine = rows[rows["session"] == session]
             at = self._held_at(session, mine["t0_ns"] + mine["latency_ns"])
             scores, differs = cells_of(mine)
-            both = mine["audited"] == AUDIT_CODE["done"]
+            # Those that chose a threshold before a kill are asked of both again, and no audits
+            both = (mine["audited"] == AUDIT_CODE["done"]) & self._draw.some(mine)
             changed = both & differs & (scores >= self._least[at])
             for column, which in enumerate((both | True, both, changed)):
                 self._counts[:, column] += np.bincount(at[which], minlength=len(self._least))
@@ -335,8 +338,8 @@ class ThresholdTally:
         return found
 
     def counts(self) -> list[dict[str, int]]:
-        """Of each threshold: images; audited: images that both networks classified; differing:
-        those of them whose cell counts and names another class than the single network."""
+        """Of each threshold: images; audited: drawn images that both networks classified;
+        differing: those of them whose cell counts and names another class than the single one."""
         names = ("images", "audited", "differing")
         return [dict(zip(names, each, strict=True)) for each in self._counts[1:].tolist()]
 

@@ -30,6 +30,7 @@ from collage_mpi.results import (
 )
 from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.rows import IMAGE_ROW, IMAGES
+from collage_mpi.results.tally import ThresholdTally
 from collage_mpi.system import files
 
 ROWS = 27
@@ -92,7 +93,7 @@ def audited(run: RunWriter, row: int, end_ns: int, score: float) -> None:
 
 
 def test_after_a_kill_the_counts_of_each_threshold_are_those_of_the_rows(tmp_path: Path) -> None:
-    full = manifest(20)
+    full = manifest(20, audit={"share": 1.0, "seed": 0})
     held = [{"confidence": 0.5, "session": 1, "since_ns": 100}]
     run = RunWriter.create(tmp_path / "run", full)
     audited(run, 0, 100, 0.9)  # while the threshold was chosen
@@ -113,6 +114,10 @@ def test_after_a_kill_the_counts_of_each_threshold_are_those_of_the_rows(tmp_pat
         {**each, "images": images, "audited": audits, "differing": differing}
         for each, (images, audits, differing) in zip(held, counts, strict=True)
     ]
+    results = read_results(tmp_path / "run")
+    undrawn = ThresholdTally({**results.manifest, "audit": None})
+    undrawn.add(results.images)  # of images that chose the threshold, and are done again
+    assert [each["audited"] for each in undrawn.counts()] == [0, 0, 0]
 
 
 def test_an_interrupted_run_is_never_complete(
