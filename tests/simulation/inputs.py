@@ -83,10 +83,11 @@ class Shards:
             self._put(self._good / "other" / name, name)
         elif kind == "lose shard":
             path.unlink()
-        else:  # the same file, by a link
+        else:  # the same content, by a link
             del self.harmed[name]
             path.unlink()
-            path.symlink_to(self._good / name)
+            shutil.copy2(self._good / name, self._folder / f".{name}.linked")
+            path.symlink_to(self._folder / f".{name}.linked")
 
     def mend(self) -> None:
         """Put the good ones back."""
