@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.simulation.defects import DEFECTS
+
 ROOT = Path(__file__).parents[2]
 EACH = 30
 
 
-def played(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.simulation.play", *words]
+def played(*words: str, module: str = "play") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"tests.simulation.{module}", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
@@ -29,3 +31,20 @@ def test_a_seed_plays_the_same_again() -> None:
     assert digests[0]
     assert digests[1]
     assert digests[0][1] == digests[1][1]
+
+
+def test_the_statements_that_seeds_reach_are_told() -> None:
+    told = played("--from", "0", "--coverage").stdout
+    assert float(re.search(r"^mpi: ([\d.]+) % of \d+ statements$", told, re.MULTILINE)[1]) > 50
+    assert re.search(r"^ *\d+ %  +\d+  job/lead.py +[\d, -]+$", told, re.MULTILINE)
+
+
+def test_a_defect_is_found() -> None:
+    found = played("--seeds", "5", "used again", module="defects")
+    assert found.returncode == 0, found.stderr
+    assert re.search(r"used again .*: seed \d: rank \d+ changed a buffer", found.stdout)
+
+
+def test_defects_lie_where_they_are_meant_to() -> None:
+    for defect in DEFECTS:
+        assert defect.texts()

@@ -44,8 +44,9 @@ class Fault:
 
     Attributes:
         kind: of KINDS.
-        at_ms: since the session's start.
-        rank: whom it meets; of another one the rest of the division by the world's size.
+        at_ms: since the session's start, or since its first task where `at_work`.
+        rank: whom it meets; of another one the rest of the division by the world's size; below 0
+            one of the coordinators.
         for_ms: how long, where it passes.
         number: code, host or the like, as the kind needs.
     """
@@ -55,6 +56,7 @@ class Fault:
     rank: int = 0
     for_ms: int = 0
     number: int = 0
+    at_work: bool = False
 
     def __str__(self) -> str:
         return f"{self.kind} (rank {self.rank}, {self.for_ms} ms, {self.number}) at {self.at_ms} ms"
@@ -71,6 +73,8 @@ class Session:
         late_ms: the longest time after which another host sees what one does to the files.
         mends: whether the shards are mended before it.
         between: what happens to the disk before it.
+        more: words that need not be the same in each session.
+        dry: it is a dry run, which leaves the folder as it is.
     """
 
     tolerant: bool = True
@@ -82,6 +86,8 @@ class Session:
     singles: int = 3
     faults: tuple[Fault, ...] = ()
     between: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+    dry: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,13 @@ class Case:
         """The world's size."""
         return self.teams * (1 + session.singles + self.collages)
 
+    def victim(self, fault: Fault, session: Session) -> int:
+        """The rank that a fault meets."""
+        size = self.ranks(session)
+        if fault.rank < 0:
+            return fault.rank % self.teams * size // self.teams
+        return fault.rank % size
+
     def words(self, session: Session, folder: str, go_on: tuple[str, ...]) -> list[str]:
         """The command line. Without a limit a shard that is mended may come to a run later."""
         words = ["run", "--shards", *(f"{folder}/{name}" for name in self.shards)]
@@ -114,6 +127,7 @@ class Case:
         words += ["--out", f"{folder}/out", "--teams", str(self.teams)]
         words += ["--singles", str(session.singles), "--collage-ranks", str(self.collages)]
         words += ["--on-rank-loss", "continue" if session.tolerant else "abort"]
+        words += [*session.more, *(("--dry-run",) if session.dry else ())]
         return [*words, *self.work, *self.pace, *go_on]
 
 
@@ -161,6 +175,91 @@ def _fault(rng: random.Random) -> Fault:
     at_ms = rng.choice((rng.randint(0, 500), rng.randint(400, 1500), rng.randint(400, 3000)))
     for_ms = rng.choice((20, 300, 3000, 40_000))
     return Fault(kind, at_ms, rng.choice((0, rng.randrange(32))), for_ms, rng.randrange(1000))
+
+
+def wider(case: Case) -> Case:
+    """The case with other settings, of which there are more. Of odd seeds all faults come while
+    ranks work, which is but a part of a session."""
+    rng = random.Random(f"wider {case.seed}")
+    work = (*_redundancy(rng, case.collages), *_kept(rng))
+    pace = (*_delays(rng), *_intake(rng, case.teams))
+    sessions = tuple(_wider_session(rng, each, case.seed % 2 == 1) for each in case.sessions)
+    return replace(case, work=work, pace=pace, sessions=sessions)
+
+
+def _wider_session(rng: random.Random, session: Session, at_work: bool) -> Session:
+    faults = []
+    for fault in session.faults:
+        if fault.kind == "second launch" and rng.random() < 0.6:
+            fault = replace(fault, kind="take-over")
+        if rng.random() < 0.3:
+            fault = replace(fault, rank=-rng.randint(1, 6))
+        if at_work:
+            fault = replace(fault, at_ms=fault.at_ms // 5, at_work=True)
+        faults.append(fault)
+    more = rng.choices(((), ("--report",)), (12, 1))[0]
+    more += rng.choices(((), ("--status-every-s", "0.2")), (4, 1))[0]
+    return replace(session, faults=tuple(faults), more=more, dry=rng.random() < 0.05)
+
+
+def _redundancy(rng: random.Random, collages: int) -> tuple[str, ...]:
+    """The scheme, and which answers count. Of a word that is there twice the last one counts."""
+    words = shape_of_work(rng, tuple(SCHEMES), collages)
+    scheme = words[words.index("--scheme") + 1]
+    if scheme == "cascade" and rng.random() < 0.5:
+        at = words.index("--accept")  # chosen while the job runs instead
+        words = (*words[:at], *words[at + 2 :], "--agree", rng.choice(("0.5", "0.8")))
+        words += ("--audit", rng.choice(("0.2", "0.5", "0")))
+    if scheme == "cascade" and rng.random() < 0.3:
+        words += ("--collage-from", rng.choice(("2", "4")), "--collage-counts", "beyond-idle")
+    if scheme == "cascade" and "--agree" not in words and rng.random() < 0.2:
+        words += ("--scheme", "cascade-batch", "--backup-ranks", str(collages))
+        words += ("--placement", "fixed")
+    if scheme == "hedge" and rng.random() < 0.5:
+        words += ("--hedge-quantile", "0.8")
+    if scheme == "collage" and rng.random() < 0.2:
+        words += rng.choice(
+            (("--accept", "grace", "--grace-quantile", "0.5"), ("--accept", "backup"))
+        )
+    if scheme.startswith("collage") and rng.random() < 0.2:
+        words += ("--linger-ms", "20")
+    return words + rng.choice(((), ("--pixels", "auto"), ("--pixels", "rank0")))
+
+
+def _kept(rng: random.Random) -> tuple[str, ...]:
+    """What is kept of an image, and when it is given up."""
+    words = rng.choices(((), ("--save", "scores"), ("--top-k", "2")), (8, 1, 1))[0]
+    words += rng.choices(((), ("--image-timeout-s", "3")), (12, 1))[0]
+    return words + rng.choices(((), ("--max-attempts", "1")), (12, 1))[0]
+
+
+def _delays(rng: random.Random) -> tuple[str, ...]:
+    """How long ranks take, and from when on they are silent."""
+    median_ms = rng.choice((0, 2, 10, 40))
+    words: tuple[str, ...] = ()
+    if median_ms:
+        model = rng.choice(("lognormal", "lognormal", "pareto", "bimodal", "markov", "pinned"))
+        words = ("--straggler", model, "--straggler-median-ms", str(median_ms))
+        words += ("--straggler-sigma", "0.5", "--straggler-seed", str(rng.randrange(100)))
+    if median_ms and rng.random() < 0.15:
+        words += ("--slow-ranks", f"{rng.randint(1, 2)}:{rng.choice((3, 30))}")
+    timeouts = rng.choice(((), ("2", "20"), ("2", "20"), ("2", "20")))
+    if timeouts:
+        words += ("--reply-timeout-s", timeouts[0], "--start-timeout-s", timeouts[1])
+        if rng.random() < 0.15:
+            words += ("--dead-ranks", f"{rng.randint(1, 3)}:{rng.choice(('1', '6', '0.2s'))}")
+    return words
+
+
+def _intake(rng: random.Random, teams: int) -> tuple[str, ...]:
+    """How images come in."""
+    words = ("--depth", rng.choice(("1", "1", "2", "auto")))
+    words += ("--order", rng.choice(("file", f"shuffle:{rng.randrange(9)}")))
+    words += rng.choices(((), ("--credit", "1"), ("--credit", "3")), (6, 1, 1))[0]
+    if teams == 1 and rng.random() < 0.3:
+        words += ("--arrivals", "poisson", "--rate", rng.choice(("50", "400")))
+        return words + rng.choice(((), ("--window", "8")))
+    return words + rng.choices(((), ("--between", "drain")), (6, 1))[0]
 
 
 def simpler(case: Case) -> Iterator[Case]:

@@ -18,6 +18,7 @@ from tests.simulation.kernel import MS, Kernel, Process, Thread
 from tests.simulation.standins import here, kernel
 
 POISON = 0xA5
+TASKS = 12  # tag of messages with tasks
 
 
 class MPIError(Exception):
@@ -127,6 +128,7 @@ class Network:
         self.processes: dict[int, Process] = {}
         self.abort: Callable[[int], object] = lambda code: None
         self.up: set[int] = set()  # ranks that have called MPI_Init
+        self.at_work: list[Callable[[], object]] = []  # done once, with the first task
         self.finalized: set[int] = set()
         self._gathered: list[Thread] = []
         self._channels: dict[tuple[int, int, int], Channel] = {}
@@ -160,6 +162,9 @@ class Network:
             kernel().wake(self._gathered.pop())
 
     def send(self, send: Send) -> None:
+        if send.tag == TASKS:
+            while self.at_work:
+                self.at_work.pop()()
         channel = self.channel(send.source, send.target, send.tag)
         delay_ns = self.kernel.random.randint(2000, self.slow_ns)
         at_ns = max(self.kernel.now_ns + delay_ns, channel.last_ns + 1)

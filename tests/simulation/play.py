@@ -1,7 +1,8 @@
 """Plays the cases of seeds: `python -m tests.simulation.play --seeds N --from S [--trace]`.
 
 Each is played to the end of its run, and judged by `laws`. A seed that fails is printed with the
-command that repeats it, and with the simplest case that fails as well.
+command that repeats it, and with the simplest case that fails as well. `--coverage` prints which
+statements of the job they reach, as coverage.py finds them with `concurrency = greenlet`.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ import argparse
 import gc
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.simulation import laws, standins, world
-from tests.simulation.case import Case, Fault, Session, draw, simpler
+from tests.simulation.case import Case, Fault, Session, draw, simpler, wider
 from tests.simulation.disk import CHANGES, ERRORS, LOOKS, Disk, Failure
 from tests.simulation.inputs import HARMS, Shards
 from tests.simulation.kernel import FOREVER_NS, MS, SECOND, Host, Kernel
@@ -27,6 +31,8 @@ from tests.simulation.kernel import FOREVER_NS, MS, SECOND, Host, Kernel
 # Virtual time in which a job ends after its last fault: with limits of seconds for silence and for
 # start-up a claim is watched for 30 s and a rank awaited for 60; else start-up alone takes 600.
 SOON_S, LATE_S = 150, 1500
+LONGEST_S = 120  # processor time of one seed: one that loops for ever ends the command
+MEASURED = ("job", "mpi", "results", "faults", "scheduler")
 
 
 @dataclass
@@ -99,6 +105,7 @@ class Play:
             self.shards.mend()
         self._between(session)
         self.bad = bool(self.shards.harmed)
+        before = self._names() if session.dry else set()
         job = self._launch(session)
         start_ns = self.kernel.now_ns
         last_ns = start_ns
@@ -106,7 +113,12 @@ class Play:
         for fault in session.faults:
             at_ns = start_ns + fault.at_ms * MS
             last_ns = max(last_ns, at_ns + fault.for_ms * MS)
-            self.kernel.at(at_ns, lambda fault=fault: self._strike(fault, session, jobs))
+            strike = lambda fault=fault: self._strike(fault, session, jobs)  # noqa: E731
+            if fault.at_work:
+                wait_ns = fault.at_ms * MS
+                job.net.at_work.append(lambda n=wait_ns, act=strike: self.kernel.after(n, act))
+            else:
+                self.kernel.at(at_ns, strike)
         over = lambda: all(job.over for job in jobs)  # noqa: E731
         limit_s = SOON_S if "--reply-timeout-s" in self.case.pace else LATE_S
         ended = self.kernel.run(over, last_ns + limit_s * SECOND)
@@ -123,6 +135,12 @@ class Play:
         self.disk.mend()
         self.played.codes += [each.code for each in jobs]
         self._judge(session, jobs)
+        if session.dry and len(jobs) == 1 and not self._names() <= before:
+            self.played.faults.append("a dry run has made files")
+
+    def _names(self) -> set[str]:
+        """All names below the output folder."""
+        return set(map(str, self.out.rglob("*")))
 
     def _launch(self, session: Session) -> world.Job:
         size = self.case.ranks(session)
@@ -148,7 +166,7 @@ class Play:
         for path, held in self.copies.items():
             if path.read_bytes() != held:
                 faults.append(f"{path.name} was written to through another name")
-        if len(jobs) == 1 and code is not None:
+        if len(jobs) == 1 and code is not None and not session.dry:
             faults += laws.untrue(code, run, self.case.limit, excused=self._excused(session))
         replaced = "replace shard" in self.shards.harmed.values()
         if any(job.code == 2 for job in jobs) and not replaced:
@@ -188,7 +206,7 @@ class Play:
             return  # the session is over
         kernel, job, kind = self.kernel, jobs[0], fault.kind
         kernel.log.append(f"{kernel.now_ns / 1e9:.6f} {fault}")
-        process = job.ranks[fault.rank % len(job.ranks)]
+        process = job.ranks[self.case.victim(fault, session)]
         until_ns = kernel.now_ns + fault.for_ms * MS
         alive = [each for each in job.ranks if each.alive]
         if kind == "kill rank" and process.alive:
@@ -206,8 +224,6 @@ class Play:
         elif kind == "kill job":
             job.kill("the user kills it")
         elif kind.startswith("SIG"):
-            import signal
-
             job.kill(f"the user sends {kind}", int(signal.Signals[kind]))
         elif kind == "power loss":
             host = self.hosts[(session.first + fault.number) % 3]
@@ -233,6 +249,10 @@ class Play:
         elif kind == "clock jump":
             host = self.hosts[fault.number % session.hosts]
             host.wall_ns += (fault.number - 500) * 10 * SECOND
+        elif kind == "take-over" and len(jobs) == 1:
+            for each in alive:
+                each.frozen_ns = until_ns
+            jobs.append(self._launch(replace(session, faults=())))
         elif kind == "second launch" and len(jobs) == 1:
             jobs.append(self._launch(replace(session, faults=())))
 
@@ -265,6 +285,7 @@ class Play:
 
 def play(case: Case, inputs: Path) -> Played:
     """Play a case in a folder of its own."""
+    signal.setitimer(signal.ITIMER_PROF, LONGEST_S)
     forget()
     if case.seed % 20 == 0:
         gc.collect()
@@ -301,25 +322,62 @@ def main() -> int:
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first of them")
     parser.add_argument("--trace", action="store_true", help="print what happened")
     parser.add_argument("--simplify", action="store_true", help="find the simplest case that fails")
+    parser.add_argument("--wide", action="store_true", help="with more settings, see case.wider")
+    parser.add_argument("--coverage", action="store_true", help="print the statements reached")
     told = parser.parse_args()
+    with_fixed_order("tests.simulation.play")
+    with made_inputs() as inputs, reached() if told.coverage else nullcontext():
+        world.install()
+        return _play_all(told, inputs)
+
+
+def with_fixed_order(module: str) -> None:
+    """Start again where sets have no fixed order: it is to be the same again."""
     if os.environ.get("PYTHONHASHSEED") != "0":
-        os.environ["PYTHONHASHSEED"] = "0"  # sets have an order, which is to be the same again
-        os.execv(sys.executable, [sys.executable, "-m", "tests.simulation.play", *sys.argv[1:]])
+        os.environ["PYTHONHASHSEED"] = "0"
+        os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
+
+
+@contextmanager
+def made_inputs() -> Iterator[Path]:
+    """A folder with the shards, in memory where that can be."""
     base = "/dev/shm" if os.path.isdir("/dev/shm") else None
     inputs = Path(tempfile.mkdtemp(prefix="simulation-", dir=base))
     try:
         command = [sys.executable, "-m", "tests.simulation.inputs", str(inputs)]
         subprocess.run(command, check=True)
-        world.install()
-        return _play_all(told, inputs)
+        yield inputs
     finally:
         shutil.rmtree(inputs)
+
+
+@contextmanager
+def reached() -> Iterator[None]:
+    """Print afterwards which statements of the job's parts were reached, and the lines missed."""
+    import coverage
+
+    package = Path(__file__).parents[2] / "collage_mpi"
+    folders = [str(package / folder) for folder in MEASURED]
+    found = coverage.Coverage(data_file=None, source=folders, concurrency="greenlet")
+    found.start()
+    yield
+    found.stop()
+    for folder in MEASURED:
+        lines, all_of, missed_of = [], 0, 0
+        for path in sorted((package / folder).rglob("*.py")):
+            _, statements, _, missed, where = found.analysis2(str(path))
+            all_of, missed_of = all_of + len(statements), missed_of + len(missed)
+            share = 100 * (1 - len(missed) / max(1, len(statements)))
+            name = str(path.relative_to(package))
+            lines.append(f"{share:5.0f} %  {len(statements):4}  {name:32} {where}")
+        share = 100 * (1 - missed_of / max(1, all_of))
+        print(f"{folder}: {share:.1f} % of {all_of} statements", *lines, sep="\n", flush=True)
 
 
 def _play_all(told: argparse.Namespace, inputs: Path) -> int:
     began_s, failed, steps = time.monotonic(), [], 0
     for seed in range(told.first, told.first + told.seeds):
-        case = draw(seed)
+        case = wider(draw(seed)) if told.wide else draw(seed)
         played = play(case, inputs)
         steps += played.steps
         if told.trace:
@@ -327,7 +385,8 @@ def _play_all(told: argparse.Namespace, inputs: Path) -> int:
         if played.faults:
             failed.append(seed)
             print(f"seed {seed} failed: {'; '.join(played.faults)[:4000]}")
-            print(f"  again: python -m tests.simulation.play --from {seed} --trace", flush=True)
+            how = f"{'--wide ' if told.wide else ''}--from {seed} --trace"
+            print(f"  again: python -m tests.simulation.play {how}", flush=True)
             if told.simplify:
                 print(f"  simplest: {simplest(case, inputs)}", flush=True)
     took_s = time.monotonic() - began_s

@@ -494,15 +494,26 @@ def importer(found: dict[str, Any]) -> Callable[..., Any]:
 class Loader(importlib.abc.Loader):
     """Loads a module of the package with other builtins, and changes it afterwards."""
 
-    def __init__(self, real: Any, builtin_names: dict[str, Any], changes: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        real: Any,
+        builtin_names: dict[str, Any],
+        changes: dict[str, Any],
+        instead: dict[str, str],
+    ) -> None:
         self._real, self._builtins, self._changes = real, builtin_names, changes
+        self._instead = instead
 
     def create_module(self, spec: Any) -> Any:
         return None
 
     def exec_module(self, module: types.ModuleType) -> None:
         module.__dict__["__builtins__"] = self._builtins
-        self._real.exec_module(module)
+        text = self._instead.get(module.__name__)
+        if text is None:
+            self._real.exec_module(module)
+        else:
+            exec(compile(text, self._real.path, "exec"), module.__dict__)
         for name, change in self._changes.get(module.__name__, {}).items():
             module.__dict__[name] = change(module.__dict__[name]) if name in WRAPPED else change
 
@@ -513,8 +524,8 @@ class Loader(importlib.abc.Loader):
 class Finder(importlib.abc.MetaPathFinder):
     """Finds the package's modules for `Loader`."""
 
-    def __init__(self, builtin_names: dict[str, Any], changes: dict[str, Any]) -> None:
-        self._told = builtin_names, changes
+    def __init__(self, *told: dict[str, Any]) -> None:
+        self._told = told
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name.partition(".")[0] != PACKAGE:
@@ -525,14 +536,20 @@ class Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-def install(found: dict[str, Any], names: dict[str, Any], changes: dict[str, Any]) -> None:
+def install(
+    found: dict[str, Any],
+    names: dict[str, Any],
+    changes: dict[str, Any],
+    instead: dict[str, str],
+) -> None:
     """From now on the package is loaded so.
 
     Args:
         found: modules by name.
         names: builtins by name.
         changes: module of the package -> what it is to have instead, after it is loaded.
+        instead: module of the package -> the text of a source with a defect.
     """
     assert PACKAGE not in sys.modules, "the package is loaded already"
     told = {**vars(builtins), **names, "__import__": importer(found)}
-    sys.meta_path.insert(0, Finder(told, changes))
+    sys.meta_path.insert(0, Finder(told, changes, instead))

@@ -227,8 +227,12 @@ def leave_if_armed(code: int) -> None:
         standins.leave(code)
 
 
-def install() -> None:
-    """From now on the package is loaded into a simulated world."""
+def install(instead: dict[str, str] | None = None) -> None:
+    """From now on the package is loaded into a simulated world.
+
+    Args:
+        instead: module of the package -> the text of a source with a defect.
+    """
     import argparse
     import concurrent.futures
     import platform
@@ -292,7 +296,7 @@ def install() -> None:
     }
     names = {"open": disk.open_file, "print": _print}
     argparse._ = str  # type: ignore[attr-defined]  # looks for translations on the disk
-    standins.install(modules, names, changes)
+    standins.install(modules, names, changes, instead or {})
     for name in ("cli", "commands.run", "job.main", "job.run", "report.page", "results.verify"):
         importlib.import_module(f"collage_mpi.{name}")
 
