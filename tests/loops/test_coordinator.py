@@ -750,7 +750,6 @@ class Leases:
 
     EVERY_NS = 500 * MS
     book = None
-    look_at_ns = 0
 
     def __init__(self, job: Job, size: int) -> None:
         self.reader, self.feed, self.clock = job.feed.reader, job.feed, job.clock
@@ -762,6 +761,11 @@ class Leases:
     @property
     def paused(self) -> bool:
         return bool(self.left) and self.reader.remaining == 0
+
+    @property
+    def look_at_ns(self) -> int:
+        """Only when a lease comes: a lull is seen without a look."""
+        return self.start_ns + (len(self.granted_ns) + 1) * self.EVERY_NS if self.left else 0
 
     def look(self, now_ns: int, unresolved: int) -> bool:
         number = len(self.granted_ns)
@@ -780,9 +784,25 @@ class Leases:
         return image // self.group_size
 
 
-@pytest.mark.parametrize("scheme", ["none", "collage"])
-def test_a_team_s_images_count_from_their_lease_and_wait_for_no_other(scheme):
-    job = Job(17, scheme=scheme)
+def test_the_lead_is_heard_and_a_stop_looked_for_once_a_ms():
+    job, looks, asked = Job(40, depth=2), [], []
+    hear, stop_reason = job.supply.look, job.coordinator._stop_reason
+
+    def look(now_ns: int, unresolved: int) -> bool:
+        looks.append(now_ns)
+        return hear(now_ns, unresolved)
+
+    job.supply.look = look
+    job.coordinator._stop_reason = lambda: asked.append(0) or stop_reason()
+    job.complete()
+    assert len(looks) > 1
+    assert all(later - earlier >= MS for earlier, later in pairwise(looks))
+    assert len(asked) == len(looks) < job.coordinator.polls.polls
+
+
+@pytest.mark.parametrize(("scheme", "batch"), [("none", 1), ("none", 4), ("collage", 1)])
+def test_a_team_s_images_count_from_their_lease_and_wait_for_no_other(scheme, batch):
+    job = Job(17, scheme=scheme, batch=batch)
     leases = job.coordinator._supply = Leases(job, 6)  # of 4 and 2 images
     job.complete()
     assert len(leases.granted_ns) == 3
