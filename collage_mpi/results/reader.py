@@ -391,9 +391,9 @@ def results_of(
 def read_parts(path: Path, manifest: Json) -> tuple[parts.PartName, ...]:
     """The parts of the run in `path` that count. Raises as read_results."""
     directory = path / PARTS_FOLDER
-    if not directory.exists():
-        raise DataFault(f"{directory}: missing, so the run has no rows. Restore it.")
     with reading(directory):
+        if not directory.exists():
+            raise DataFault(f"{directory}: missing, so the run has no rows. Restore it.")
         found = filter(parts.counting(manifest), parts.list_parts(directory))
         return tuple(of_parts(path, list(found), manifest))
 

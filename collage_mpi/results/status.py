@@ -294,10 +294,11 @@ def read_status(run: Path) -> Json:
         DataFault: it is damaged.
     """
     path = run / STATUS
-    if not path.exists():
-        raise _no_status(run)
-    with reading(path, "damaged"), open(path, "rb") as file:
-        found = json.loads(file.read(_LARGEST_BYTES))
+    with reading(path, "damaged"):
+        if not path.exists():
+            raise _no_status(run)
+        with open(path, "rb") as file:
+            found = json.loads(file.read(_LARGEST_BYTES))
     wrong = _wrong(found, _CHECKS, _NUMBERS)
     if wrong:
         raise DataFault(

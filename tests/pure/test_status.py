@@ -21,6 +21,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.results import RunWriter, verify_run
 from collage_mpi.results.claim import LOOK_S, STILL_S, read_claims
 from collage_mpi.results.file_names import METRICS, STATUS
+from collage_mpi.results.reader import read_parts
 from collage_mpi.results.rows import OUTCOME_CODE, TASK_ROW
 from collage_mpi.results.status import (
     ALIVE,
@@ -461,3 +462,11 @@ def test_a_damaged_status_is_refused(tmp_path: Path, change: dict[str, Any]) -> 
         (tmp_path / STATUS).write_bytes(raw)
         with pytest.raises(DataFault):
             read_status(tmp_path)
+
+
+def test_a_folder_that_the_system_does_not_look_into_is_told_of(tmp_path: Path) -> None:
+    name = tmp_path / ("n" * 300)  # as a server of files that fails
+    with pytest.raises(EnvironmentFault, match="cannot be read: File name too long"):
+        read_status(name)
+    with pytest.raises(EnvironmentFault, match="cannot be read: File name too long"):
+        read_parts(name, manifest(10))
