@@ -220,7 +220,7 @@ class Play:
             process.frozen_ns = until_ns
         elif kind == "suspend job":
             for each in alive:
-                each.frozen_ns = until_ns
+                each.frozen_ns = max(each.frozen_ns, until_ns)
         elif kind == "kill job":
             job.kill("the user kills it")
         elif kind.startswith("SIG"):
