@@ -9,8 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
-from operator import attrgetter
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +53,6 @@ LOOK_EVERY_NS = 1_000_000
 LARGEST_LEASE = 2048
 LOOK_REST = 20  # looks take a twentieth of the time at most, however many teams there are,
 LONGEST_REST_NS = 1_000_000_000  # but a process that was suspended in one looks again soon
-COUNTED = [each.name for each in fields(Progress)]
-_counts = attrgetter(*COUNTED)
 TABLE_NAMES = frozenset(table.name for table in TABLES)
 _FAULTS = {int(error.exit_code): error for error in (UsageError, EnvironmentFault, DataFault)}
 
@@ -176,8 +173,8 @@ class Lead:
         """Those of all teams; `own`: team 0's."""
         if self.alone:
             return own
-        others = zip(COUNTED, _counts(self.progress), strict=True)
-        return replace(own, **{name: getattr(own, name) + n for name, n in others})
+        others = asdict(self.progress)
+        return replace(own, **{name: getattr(own, name) + n for name, n in others.items()})
 
     # ---- the course of a job ------------------------------------------------
 
@@ -276,7 +273,7 @@ class Lead:
             for team in self.teams[1:]
         ]
         all_of = [Progress(0, 0, 0), *found]
-        return Progress(*map(sum, zip(*map(_counts, all_of), strict=True)))
+        return Progress(*map(sum, zip(*map(astuple, all_of), strict=True)))
 
     @property
     def finish(self) -> ev.Finish:

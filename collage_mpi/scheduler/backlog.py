@@ -69,9 +69,10 @@ class Backlog:
         self, fits: Callable[[TaskState], bool], sorts: Collection[int] = EVERYTHING
     ) -> TaskState | None:
         """The first one of these sorts that fits, which waits no more; None if none does."""
-        passed = []
+        passed, order = [], self._order
         found: TaskState | None = None
-        while found is None and (heap := self._first(sorts)):
+        while found is None and (heaps := [order[sort] for sort in sorts if order[sort]]):
+            heap = min(heaps)
             entry = heappop(heap)
             task = self.tasks.get(entry[2])
             if task is None:
@@ -84,15 +85,6 @@ class Backlog:
         for heap, entry in passed:
             heappush(heap, entry)
         return found
-
-    def _first(self, sorts: Collection[int]) -> list[_Entry]:
-        """The heap of one of these sorts whose first entry comes first; [] if all are empty."""
-        first: list[_Entry] = []
-        for sort in sorts:
-            heap = self._order[sort]
-            if heap and (not first or heap < first):
-                first = heap
-        return first
 
     def take_fresh(self, most: int) -> list[TaskState]:
         """The oldest fresh tasks, up to `most`, which wait no more."""
