@@ -97,6 +97,7 @@ class LeadLink:
         self.gone = threading.Event()  # set by whoever notices first that the lead is lost
         self._endpoint, self._monitor, self._clock = endpoint, monitor, clock
         self._alive_ns = 0
+        self._end: int | None = None  # the exit code, once the lead has told the team to leave
         self._heard: deque[Message] = deque()  # while something else was waited for
 
     def say(self, message: Message) -> None:
@@ -175,6 +176,8 @@ class LeadLink:
     def _poll(self) -> Message | None:
         if self.gone.is_set():
             return None
+        if self._end is not None:  # what fails while the team leaves must not hide it
+            raise Dismissed(self._end)
         if self._clock() >= self._alive_ns:
             self._alive_ns = self._clock() + ALIVE_EVERY_NS
             self.say(self._progress())
@@ -193,6 +196,7 @@ class LeadLink:
         if isinstance(said, messages.Stop):
             self._monitor.release()
             self.say(messages.Bye())
+            self._end = said.exit_code
             raise Dismissed(said.exit_code)
         return said
 

@@ -26,6 +26,19 @@ def test_no_law_is_broken(first: int) -> None:
     assert found.returncode == 0, found.stdout + found.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(
+            ("--wide", "--from", "7"), id="the disk fails of a team that is told to leave"
+        ),
+    ],
+)
+def test_what_a_seed_found_is_mended(words: tuple[str, ...]) -> None:
+    found = played(*words)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
 def test_a_seed_plays_the_same_again() -> None:
     digests = [re.search("digest (.*)", played("--from", "45", "--trace").stdout) for _ in range(2)]
     assert digests[0]

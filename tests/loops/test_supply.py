@@ -323,6 +323,9 @@ def test_a_link_meets_the_lead_and_leaves_when_told(link):
     assert link._monitor.calls == ["met node0", "released"]
     said = [type(message) for message in link._endpoint.said]
     assert said == [Progress, messages.Here, messages.Bye]
+    # The disk may fail while the team leaves: it is told again, and awaits no lead that has gone.
+    assert link.wait_for_the_end() == 5
+    assert len(link._endpoint.said) == 3
 
 
 def test_in_a_plain_world_a_coordinator_stays_until_the_lead_has_heard_all(link):

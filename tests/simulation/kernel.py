@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import random
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -151,6 +152,13 @@ class Kernel:
             act()
         return True
 
+    def where(self, process: Process) -> str:
+        """Where the threads of a process wait."""
+        threads = [each for each in self._threads if each.process is process and not each.done]
+        stacks = (traceback.format_stack(each.let.gr_frame)[-9:-2] for each in threads)
+        told = zip(threads, stacks, strict=True)
+        return "\n".join(f"{process.name}, {each.name}:\n{''.join(at)}" for each, at in told)
+
     def close(self) -> None:
         """End every thread that is left, and forget all."""
         for process in self.processes.values():
@@ -204,8 +212,6 @@ class Kernel:
 
     def crashed(self, thread: Thread, error: BaseException) -> None:
         """An exception that nothing handled: in a main thread the process ends by it."""
-        import traceback
-
         text = "".join(traceback.format_exception(error))
         self.violations.append(f"{thread.process.name}, thread {thread.name}: {text}")
         if thread.name == "main":

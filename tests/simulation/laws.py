@@ -265,7 +265,7 @@ class Writers:
         name = os.path.relpath(path, self.out)
         if re.fullmatch(r"claim-\d+", name):
             self.claims.append(process)
-        elif not re.match(r"(\.\.|pending|.*/\.|\.)", name):
+        elif not re.match(r"(\.\.|pending|report\.html|.*/\.|\.)", name):  # which anybody may write
             self._published(process, name)
 
     def _published(self, process: Process, name: str) -> None:

@@ -130,6 +130,7 @@ class Play:
             left = [p for job in jobs for p in job.ranks if p.alive]
             names = ", ".join(f"{p.name} (frozen until {p.frozen_ns / 1e9:g})" for p in left)
             self.played.faults.append(f"the job has not ended in {limit_s} s: {names}")
+            self.played.log += [self.kernel.where(process) for process in left]
         for each in jobs:
             each.kill("the session is over")
         self.disk.mend()
