@@ -274,6 +274,16 @@ def test_what_is_overdue_is_expected_to_take_as_long_again():
     assert dispatch.ranks.health.first(SINGLE, 3, dispatch.turn.now_ns) == [2, 1]
 
 
+def test_a_further_message_makes_an_overdue_task_no_younger():
+    dispatch = dispatch_of(2)
+    served(dispatch, 1, 100 * MS)
+    served(dispatch, 2, 500 * MS)
+    give(dispatch, 1)
+    dispatch.turn.now_ns += 250 * MS
+    give(dispatch, 1)
+    assert dispatch.ranks.health.pick(SINGLE, dispatch.turn.now_ns) == 2  # 650 ms against 500
+
+
 def test_a_slow_rank_that_was_left_alone_is_tried_again():
     dispatch = dispatch_of(2)
     served(dispatch, 1, 100 * MS)
