@@ -375,10 +375,11 @@ class Advance:
             self._reporter.update(self._done, **fields)
 
     def say(self, line: str) -> None:
-        """Print a line that stays above the bar."""
+        """Print a line that stays above the bar; nothing where nothing is shown."""
         if self._bar is not None:
             self._bar.clear()
-        print(line, flush=True)
+        if self._reporter is not None:
+            print(line, flush=True)
 
 
 @contextmanager

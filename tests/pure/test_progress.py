@@ -19,6 +19,7 @@ from collage_mpi.system.progress import (
     StatusLines,
     StatusReporter,
     WaitReporter,
+    advancing,
     mark_of,
     plain_line,
     report,
@@ -305,3 +306,11 @@ def test_a_wait_that_does_not_move_is_told_once(caplog):
     told = ["loading networks: 0 of 10 ranks (0.0 %)", "loading networks: 1 of 10 ranks (10.0 %)"]
     assert stream.getvalue().splitlines() == told
     assert caplog.messages == told
+
+
+def test_one_of_several_trainings_tells_what_stays_and_the_others_nothing(capsys):
+    for total in (10, 0):
+        with advancing(total, "train", bar=False) as advance:
+            advance(5)
+            advance.say("epoch 1")
+    assert capsys.readouterr().out == "epoch 1\n"
