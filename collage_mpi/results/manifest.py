@@ -17,7 +17,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.kinds import NETWORK_SETTINGS, TABLE
 from collage_mpi.results.file_names import MANIFEST
 from collage_mpi.settings.run_settings import NOT_OF_ROWS, RunSettings
-from collage_mpi.system.files import reading, write_atomic
+from collage_mpi.system.files import load_json, reading, write_atomic
 from collage_mpi.system.printable import shown, storable
 
 FORMAT = "collage-mpi run"
@@ -225,7 +225,7 @@ def read_manifest(out: Path) -> Json:
             ) from error
         if size_bytes > _LARGEST_BYTES:
             raise DataFault(f"{path}: {size_bytes} bytes, far too large for a manifest.")
-        found = json.loads(path.read_bytes())
+        found = load_json(path)
         json.dumps(found, ensure_ascii=False).encode()  # no half characters to print later
     return check_manifest(found, str(path))
 

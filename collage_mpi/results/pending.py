@@ -6,7 +6,6 @@ team does that was given up and comes back, it writes no row of the run.
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import shutil
@@ -23,7 +22,7 @@ from collage_mpi.results.file_names import PARTS_FOLDER, PENDING_FOLDER, VECTORS
 from collage_mpi.results.row_sink import InOrder
 from collage_mpi.results.rows import IMAGES, TABLES, flat_keys
 from collage_mpi.results.vectors import extras_of, vectors_name
-from collage_mpi.system.files import reading, sync_directory
+from collage_mpi.system.files import load_json, reading, sync_directory
 
 _TABLE = {table.name: table for table in TABLES}
 
@@ -97,7 +96,7 @@ def read_entry(out: Path, session: int) -> Any:
     path = entry_path(out, session)
     wrong = "damaged; go on with --resume: the rows are there"
     with reading(path, wrong):
-        found = json.loads(path.read_bytes())
+        found = load_json(path)
     if not isinstance(found, dict) or found.get("session") != session:
         raise DataFault(f"{path}: {wrong}")
     return found

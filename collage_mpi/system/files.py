@@ -9,6 +9,7 @@ import csv
 import errno
 import io
 import itertools
+import json
 import os
 import re
 import stat
@@ -129,6 +130,20 @@ def reading(what: Path | str, damaged: str = "") -> Iterator[None]:
         if not damaged:
             raise
         raise DataFault(f"{what}: {damaged}: {error}") from error
+
+
+def load_json(path: Path) -> Any:
+    """What a JSON file holds, whose size was looked at before.
+
+    Raises:
+        ValueError: it is damaged.
+        OSError: as the system says; also where this process has no memory for it, which is no sign
+            of damage.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except MemoryError as error:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path)) from error
 
 
 @contextmanager

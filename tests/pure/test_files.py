@@ -11,7 +11,9 @@ import pytest
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.system import files
 from collage_mpi.system.files import (
+    load_json,
     make_directory,
+    reading,
     remove_leftovers,
     save_csv,
     save_file,
@@ -94,3 +96,17 @@ def test_each_folder_that_is_made_is_synced_in_the_one_above_it(tmp_path, monkey
     assert sorted(synced) == [tmp_path, tmp_path / "a"]
     make_directory(tmp_path / "a" / "b")  # made, perhaps, and never synced
     assert synced[2:] == [tmp_path / "a"]
+
+
+def test_json_that_finds_no_memory_is_not_damaged(tmp_path, monkeypatch) -> None:
+    def no_memory(path: Path) -> bytes:
+        raise MemoryError
+
+    path = tmp_path / "m.json"
+    path.write_text("{}")
+    with reading(path, "damaged"):
+        assert load_json(path) == {}
+    monkeypatch.setattr(Path, "read_bytes", no_memory)
+    told = pytest.raises(EnvironmentFault, match="cannot be read: Cannot allocate")
+    with told, reading(path, "damaged"):
+        load_json(path)
