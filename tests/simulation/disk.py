@@ -28,6 +28,7 @@ from tests.simulation.standins import WORLD, StandIn, here, kernel
 WRITES = os.O_WRONLY | os.O_RDWR
 CHANGES = ("make", "write", "sync", "rename", "remove", "mkdir", "rmdir")
 LOOKS = ("read", "list", "stat")
+LIMITS = ("no descriptor until", "no memory until")  # of a process, in its `own`
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 LARGE_BYTES = 512  # a process without memory has none for so much
 UNSENT_NS = 30 * SECOND  # what is written is sent off by then though the file stays open

@@ -323,4 +323,8 @@ def _ask_here(task: str, paths: Sequence[Any], limit_s: float | None) -> list[di
     """Of `shards.guard`: shards are first opened in this process."""
     from collage_mpi.shards.guard import _answer
 
-    return [_answer(task, path) for path in paths]
+    limits = {name: here().own.pop(name, 0) for name in disk.LIMITS}  # a child has its own
+    try:
+        return [_answer(task, path) for path in paths]
+    finally:
+        here().own.update(limits)
