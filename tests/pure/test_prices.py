@@ -210,6 +210,7 @@ def test_every_figure_of_the_summary(tmp_path: Path) -> None:
             "skipped_tasks": 1, "failed_tasks": 1, "lost_tasks": 1, "unfinished_tasks": 1,
             "unfinished_s": 0.08,
         },
+        "cost": None,
         "arrivals": None,
         "rank0": {"longest_poll_gap_ms": 1.5, "poll": {"longest_gap_ns": 1_500_000}},
         "validity": {"valid": True, "exceeded": 3, "tasks": 1000, "share": 0.003},
