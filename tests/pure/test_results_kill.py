@@ -27,6 +27,7 @@ from collage_mpi.results import (
     row_sink,
     summarise,
     verify_run,
+    writer,
 )
 from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.rows import IMAGE_ROW, IMAGES
@@ -186,6 +187,22 @@ def test_reopen_after_a_damaged_part_was_moved_away(tmp_path: Path) -> None:
     fill(again, manifest(90), range(90))
     again.close("complete")
     assert verify_run(run).ok, verify_run(run).problems
+
+
+def test_a_marker_is_gone_for_good_before_its_run_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_run(tmp_path)
+    next((tmp_path / "parts").glob("images-*")).unlink()
+    synced = []
+
+    def sync(folder: Path) -> None:
+        synced.append((folder, (folder / "COMPLETE").exists(), read_manifest(folder)["session"]))
+
+    monkeypatch.setattr(writer, "sync_directory", sync)
+    again, _ = RunWriter.reopen(tmp_path, manifest(ROWS))
+    assert synced == [(tmp_path, False, 1)]
+    again.close("incomplete")
 
 
 def test_truncated_temporary_files_are_ignored_and_swept(tmp_path: Path) -> None:
