@@ -937,6 +937,20 @@ def test_parking_starts_anew_each_time():
     assert at_ns == 50 * MS > max(first.values())
 
 
+def test_an_image_that_a_silent_rank_answers_after_all_waits_for_no_losses_to_end():
+    job = Harness(scheme="none", collages=0, singles=3, max_attempts=2, settle_ns=1000 * MS)
+    job.start()
+    job.arrive(1)
+    first = job.task_of(0)
+    job.suspect(job.live[first].rank)
+    (again,) = job.live.keys() - {first}
+    before = set(job.timers)
+    job.lose(job.live[again].rank)
+    assert job.timers.keys() - before
+    job.answer(first)
+    assert not job.timers.keys() - before
+
+
 def test_parked_images_are_looked_at_when_the_last_silent_rank_is_lost():
     job = started(singles=1, credit=4)
     job.answer(job.task_of(0, COLLAGE), absent=frozenset({0, 1}))
