@@ -133,6 +133,18 @@ def test_an_audited_answer_counts_from_when_it_was_decided():
     assert (book.totals.audited, book.totals.differing) == (2, 1)
 
 
+def test_a_group_lasts_as_long_as_its_latest_image_whichever_is_told_of_last():
+    rows, book = recorder()
+    admit(book, 0, 6, 100, 11)
+    admit(book, 1, 6, 100, 11)
+    book.sent([send(20, 1, SINGLE, {0: 0, 1: 1}, 9, 1)], START_NS + 110, [0])
+    ended(book, 300, 17, WireResult(20, ANSWERED, 41, 42, 43))
+    book.resolved(resolved(0, SINGLE, (20,), 0, 6), START_NS + 310)
+    audited = resolved(1, COLLAGE, (20,), 1, 6)._replace(audited="failed")
+    book.resolved(audited._replace(decided_ns=START_NS + 290), START_NS + 900)
+    assert rows.groups[0].latency_ns == 210
+
+
 def test_an_audit_that_could_not_be_had_is_told_and_not_counted():
     rows, book = recorder()
     admit(book, 0, 6, 100, 11)
