@@ -37,6 +37,19 @@ def of_sessions(case: Case) -> bool:
     return len(case.sessions) > 1 or bool(case.sessions[0].faults)
 
 
+def team_lost(case: Case) -> bool:
+    """A coordinator is lost, or silent: else no lease goes to another team."""
+    faults = [fault for session in case.sessions for fault in session.faults]
+    lost = ("kill rank", "exit rank", "stop rank", "delay rank")
+    return case.teams > 1 and any(each.rank < 0 and each.kind in lost for each in faults)
+
+
+def taken_over(case: Case) -> bool:
+    """Nobody else writes there in other cases."""
+    faults = [fault for session in case.sessions for fault in session.faults]
+    return any(fault.kind == "take-over" and fault.for_ms > 30_000 for fault in faults)
+
+
 @dataclass(frozen=True)
 class Defect:
     """A change of sources.
@@ -71,7 +84,7 @@ DEFECTS = (
                 "team.lease = lease.number",
             ),
         ),
-        of_teams,
+        team_lost,
     ),
     Defect(
         "a part of an epoch that is over counts",
@@ -88,7 +101,7 @@ DEFECTS = (
             ),
             ("job/lead.py", "            self._others.transport.drop(team.rank)\n", ""),
         ),
-        of_teams,
+        team_lost,
     ),
     Defect(
         "a file is renamed before its content is on the disk",
@@ -124,7 +137,7 @@ DEFECTS = (
                 "        os.replace",
             ),
         ),
-        of_sessions,
+        taken_over,
     ),
     Defect(
         "a rank's loss during the start is not noticed",
