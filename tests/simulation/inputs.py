@@ -68,7 +68,8 @@ class Shards:
         """Do one of HARMS to the shard and row of a number."""
         name = self._names[number % len(self._names)]
         path = self._folder / name
-        if not path.exists() or (kind == "damage row" and name in self.harmed):
+        once = kind in ("damage row", "link shard")  # a second one would mend the first
+        if not path.exists() or (once and name in self.harmed):
             return
         self.harmed[name] = kind
         if kind == "damage row":
