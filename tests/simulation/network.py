@@ -130,6 +130,7 @@ class Network:
         self.up: set[int] = set()  # ranks that have called MPI_Init
         self.at_work: list[Callable[[], object]] = []  # done once, with the first task
         self.finalized: set[int] = set()
+        self.heard: set[tuple[int, int]] = set()  # (receiver, sender) of any message
         self._gathered: list[Thread] = []
         self._channels: dict[tuple[int, int, int], Channel] = {}
         self._reports_ns: dict[tuple[int, int], int] = {}
@@ -198,6 +199,7 @@ class Network:
             if self.alive(receive.target):
                 receive.buffer[: len(send.content)] = np.frombuffer(send.content, np.uint8)
                 receive.nbytes = len(send.content)
+                self.heard.add((receive.target, receive.source))
                 process = self.processes.get(receive.target)
                 if process is not None:
                     self.kernel.news(process)

@@ -69,15 +69,21 @@ class Job:
 
     @property
     def over(self) -> bool:
-        return bool(self.ranks) and not any(map(self._can_end, self.ranks))
+        return bool(self.ranks) and not any(map(self._can_end, range(len(self.ranks))))
 
-    def _can_end(self, process: Process) -> bool:
-        """Whether a process is to end by itself: none does that is stopped for good, nor one whose
-        coordinator is."""
-        team = len(self.ranks) // self.teams
-        rank = self.ranks.index(process)
-        both = process, self.ranks[rank - rank % team]
-        return process.alive and all(each.frozen_ns < FOREVER_NS for each in both)
+    def _can_end(self, rank: int) -> bool:
+        """Whether a rank is to end by itself. None does that is stopped for good, or whose
+        coordinator is, or whose coordinator died before it told where it can be watched: these are
+        the launcher's to end."""
+        process, first = self.ranks[rank], rank - rank % (len(self.ranks) // self.teams)
+        if not process.alive or process.frozen_ns >= FOREVER_NS:
+            return False
+        above = 0 if rank == first else first  # the lead is the coordinators' coordinator
+        if rank == above:
+            return True
+        if self.ranks[above].alive:
+            return self._can_end(above)
+        return (rank, above) in self.net.heard
 
     def kill(self, why: str, number: int = 9) -> None:
         """The launcher ends all ranks that are left."""
@@ -95,7 +101,7 @@ class Job:
         """As the launchers do it: in a plain world all end with one that did not end well."""
         rank, code = self.ranks.index(process), process.code
         assert code is not None
-        early = rank not in self.net.up or len(self.net.up) < self.net.size
+        early = len(self.net.up) < self.net.size
         badly = rank not in self.net.finalized  # launchers notice it whatever the code
         if self.code is None and code != 0 and (not self.tolerant or rank == 0):
             self.code = code if code > 0 else 128 - code
