@@ -173,7 +173,7 @@ def _bars(shown: np.ndarray, tasks: np.ndarray, session: int) -> Iterator[Bar]:
         service = int(_service_ns(row))
         outcome = OUTCOMES[row["outcome"]]
         lane = lanes[_message(row)] if size > 1 else 0
-        lanes[_message(row)] += size > 1 and service > 0
+        lanes[_message(row)] += int(size > 1 and service > 0)
         yield Bar(
             task=int(row["task"]),
             rank=int(row["rank"]),

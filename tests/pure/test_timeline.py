@@ -17,7 +17,7 @@ from results_harness import as_two_teams, make_run
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.figures.timeline import _legend
 from collage_mpi.results import Results, read_results
-from collage_mpi.results.rows import OUTCOME_CODE
+from collage_mpi.results.rows import OUTCOME_CODE, ran_together
 from collage_mpi.results.timeline import (
     STATES,
     Timeline,
@@ -142,6 +142,22 @@ def test_a_bar_is_as_long_as_the_rank_worked_however_late_rank_0_looked(batch: i
     places = [(bar.rank, bar.start_ns, bar.lane) for bar in shared]
     assert len(set(places)) == len(places)
     assert all(bar.lane < bar.lanes for bar in shared)
+
+
+def test_what_ran_beside_a_skipped_task_of_its_message_can_be_written_as_json() -> None:
+    """The report writes bars so: numpy's numbers it cannot."""
+    run = simulated(batch=4)
+    in_order = run.tasks[np.lexsort((run.tasks["task"], run.tasks["sent_ns"]))]
+    in_order["rank"][1:4], in_order["sent_ns"][1:4] = in_order["rank"][0], in_order["sent_ns"][0]
+    for column in ("done_ns", "compute_ns", "held_ns", "outcome"):
+        in_order[column][1:4] = in_order[column][0]
+    first = in_order[0]
+    first["compute_ns"] = first["held_ns"] = 0
+    first["outcome"] = OUTCOME_CODE["skipped"]
+    run = dataclasses.replace(run, tasks=in_order)
+    assert ran_together(in_order)[:4].tolist() == [1, 3, 3, 3]
+    bars = make_timeline(run, 0, 59).bars
+    json.dumps([dataclasses.astuple(bar) for bar in bars])
 
 
 def test_parity_ranks_and_their_answers_are_called_so() -> None:
