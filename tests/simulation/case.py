@@ -184,6 +184,7 @@ def wider(case: Case) -> Case:
     work = (*_redundancy(rng, case.collages), *_kept(rng))
     pace = (*_delays(rng), *_intake(rng, case.teams))
     sessions = tuple(_wider_session(rng, each, case.seed % 2 == 1) for each in case.sessions)
+    sessions = tuple(_stalled(f"{case.seed} {n}", each) for n, each in enumerate(sessions))
     if rng.random() > 0.7:  # else copies at the end make up for a task that is forgotten
         work += ("--endgame", "off")
     return replace(case, work=work, pace=pace, sessions=sessions)
@@ -202,6 +203,16 @@ def _wider_session(rng: random.Random, session: Session, at_work: bool) -> Sessi
     more = rng.choices(((), ("--report",)), (12, 1))[0]
     more += rng.choices(((), ("--status-every-s", "0.2")), (4, 1))[0]
     return replace(session, faults=tuple(faults), more=more, dry=rng.random() < 0.05)
+
+
+def _stalled(seed: str, session: Session) -> Session:
+    """In some sessions what a rank sends is under way for longer than it is waited for."""
+    rng = random.Random(f"stalled {seed}")
+    if rng.random() > 0.2:
+        return session
+    rank, for_ms = rng.choice((-1, -2, rng.randrange(32))), rng.choice((300, 3000, 3000, 40_000))
+    stall = Fault("stall messages", rng.randint(0, 1500), rank, for_ms, at_work=True)
+    return replace(session, faults=(*session.faults, stall))
 
 
 def _redundancy(rng: random.Random, collages: int) -> tuple[str, ...]:

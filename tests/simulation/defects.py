@@ -40,7 +40,7 @@ def of_sessions(case: Case) -> bool:
 def team_lost(case: Case) -> bool:
     """A coordinator is lost, or silent: else no lease goes to another team."""
     faults = [fault for session in case.sessions for fault in session.faults]
-    lost = ("kill rank", "exit rank", "stop rank", "delay rank")
+    lost = ("kill rank", "exit rank", "stop rank", "delay rank", "stall messages")
     return case.teams > 1 and any(each.rank < 0 and each.kind in lost for each in faults)
 
 

@@ -131,6 +131,7 @@ class Network:
         self.at_work: list[Callable[[], object]] = []  # done once, with the first task
         self.finalized: set[int] = set()
         self.heard: set[tuple[int, int]] = set()  # (receiver, sender) of any message
+        self.stalled_ns: dict[int, int] = {}  # sender -> until when its messages go no further
         self._gathered: list[Thread] = []
         self._channels: dict[tuple[int, int, int], Channel] = {}
         self._reports_ns: dict[tuple[int, int], int] = {}
@@ -168,7 +169,8 @@ class Network:
                 self.at_work.pop()()
         channel = self.channel(send.source, send.target, send.tag)
         delay_ns = self.kernel.random.randint(2000, self.slow_ns)
-        at_ns = max(self.kernel.now_ns + delay_ns, channel.last_ns + 1)
+        stalled_ns = self.stalled_ns.get(send.source, 0)
+        at_ns = max(self.kernel.now_ns + delay_ns, channel.last_ns + 1, stalled_ns)
         channel.last_ns = at_ns
         if send.eager:
             self.kernel.after(self.kernel.random.randint(1, delay_ns), send.finish)

@@ -219,6 +219,8 @@ class Play:
             process.frozen_ns = FOREVER_NS
         elif kind == "delay rank":
             process.frozen_ns = until_ns
+        elif kind == "stall messages":
+            job.net.stalled_ns[job.ranks.index(process)] = until_ns
         elif kind == "suspend job":
             for each in alive:
                 each.frozen_ns = max(each.frozen_ns, until_ns)
