@@ -80,6 +80,7 @@ NOT_TRIED = {
     ("prep/work", "read_member"): "bytes of a picture: pictures are tried",
     ("results/claim", "_read"): "bytes of a claim: claims are tried",
     ("results/row_sink", "_wait_for_lead"): OWN,
+    ("system/energy", "_joules"): KERNEL,
     ("results/row_sink", "recent"): OWN,
     ("results/export", "_to_hdf5"): "a manifest as it is: manifests are tried",
     ("results/row_sink", "put"): OWN,
