@@ -208,13 +208,16 @@ def _vectors(out: Path, run: Run) -> list[str]:
 
 
 def _audits(run: Run) -> list[str]:
-    """In a complete cascade those accepted answers have an audit that are drawn for it."""
+    """In a complete cascade those accepted answers have an audit that are drawn for it. Images that
+    choose the threshold of `agree` have one too, wherever they are in the order."""
+    agree = run.manifest["settings"].get("agree") is not None
     audit, shards = run.manifest["audit"], run.manifest["shards"]
     texts = (f"{audit['seed']}:{shard['fingerprint']}".encode() for shard in shards)
     words = [int.from_bytes(blake2b(text, digest_size=8).digest(), "little") for text in texts]
     for row in run.images[np.isin(run.images["source"], (COLLAGE, BACKUP))]:
         word = _mixed(words[int(row["shard"])] ^ _mixed(int(row["row"])))
-        if (word / 2**64 < audit["share"]) != bool(row["audited"]):
+        drawn, audited = word / 2**64 < audit["share"], bool(row["audited"])
+        if drawn > audited or (audited > drawn and not agree):
             return [f"drawn and not audited, or the other way round: {row}"]
     return []
 
