@@ -14,7 +14,7 @@ from tests.simulation.kernel import Host, Process
 from tests.simulation.laws import Writers, untrue
 
 ROOT = Path(__file__).parents[2]
-EACH = 30
+EACH = 100  # a process imports for three seconds
 
 
 def played(*words: str, module: str = "play") -> subprocess.CompletedProcess[str]:
