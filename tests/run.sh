@@ -81,7 +81,7 @@ tests() {
 }
 
 # Two at once where a test starts no ranks; those of a file, which share fixtures, one after another.
-tests mpich tests/pure tests/loops -n 2 --dist loadfile
+tests mpich tests/loops tests/pure -n 2 --dist loadfile
 # Of what starts ranks, that which no MPI changes runs under one of the two. Ranks wait as much as
 # they compute: two jobs at once.
 tests mpich tests/mpi -n 2 --dist loadfile

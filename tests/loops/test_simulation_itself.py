@@ -1,0 +1,85 @@
+"""The simulation of whole jobs itself: what seeds have found, what they reach, what they say."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.defects import DEFECTS
+from tests.simulation.kernel import Host, Process
+from tests.simulation.laws import Writers, untrue
+
+ROOT = Path(__file__).parents[2]
+
+
+def played(*words: str, module: str = "play") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"tests.simulation.{module}", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(
+            ("--wide", "--from", "7"), id="the disk fails of a team that is told to leave"
+        ),
+        pytest.param(("--from", "4"), id="a folder that was made and not synced, for want of room"),
+        pytest.param(("--from", "1020"), id="no memory for a manifest, which is not damaged"),
+    ],
+)
+def test_what_a_seed_found_is_mended(words: tuple[str, ...]) -> None:
+    found = played(*words)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_a_seed_plays_the_same_again() -> None:
+    digests = [re.search("digest (.*)", played("--from", "45", "--trace").stdout) for _ in range(2)]
+    assert digests[0]
+    assert digests[1]
+    assert digests[0][1] == digests[1][1]
+
+
+def test_who_writes_after_the_next_one_has_begun_is_told_of() -> None:
+    told: list[str] = []
+    writers = Writers("/out", told.append)
+    first, second = (Process(pid, Host("h"), "rank 0", {}) for pid in (1, 2))
+    for process, name in (
+        *((first, name) for name in ("claim-1", "manifest.json", "parts/.a.tmp-1", "parts/a.npy")),
+        *((second, name) for name in ("claim-2", ".manifest.json.tmp-2")),
+        (first, "status.json"),
+        (second, "manifest.json"),
+    ):
+        writers.made(process, f"/out/{name}")
+    assert told == []
+    writers.made(first, "/out/parts/b.npy")
+    writers.made(Process(3, Host("h"), "rank 5", {}), "/out/parts/c.npy")
+    assert [text.rpartition(" wrote ")[2] for text in told] == [
+        "parts/b.npy after 2 had begun",
+        "parts/c.npy without a claim",
+    ]
+
+
+@pytest.mark.parametrize(("code", "said"), [(0, 1), (3, 0), (5, 1), (6, 1)])
+def test_an_exit_code_says_what_is_so(code: int, said: int) -> None:
+    assert len(untrue(code, None, 7, excused={3})) == said
+
+
+def test_the_statements_that_seeds_reach_are_told() -> None:
+    told = played("--from", "0", "--coverage").stdout
+    assert float(re.search(r"^mpi: ([\d.]+) % of \d+ statements$", told, re.MULTILINE)[1]) > 50
+    assert re.search(r"^ *\d+ %  +\d+  job/lead.py +[\d, -]+$", told, re.MULTILINE)
+
+
+def test_a_defect_is_found() -> None:
+    found = played("--seeds", "5", "used again", module="defects")
+    assert found.returncode == 0, found.stderr
+    assert re.search(r"used again .*: seed \d: rank \d+ changed a buffer", found.stdout)
+
+
+def test_defects_lie_where_they_are_meant_to() -> None:
+    for defect in DEFECTS:
+        assert defect.texts()
