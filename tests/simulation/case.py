@@ -210,7 +210,8 @@ def _stalled(seed: str, session: Session) -> Session:
     rng = random.Random(f"stalled {seed}")
     if rng.random() > 0.2:
         return session
-    rank, for_ms = rng.choice((-1, -2, rng.randrange(32))), rng.choice((300, 3000, 3000, 40_000))
+    rank = rng.choice((-1, -2, rng.randrange(32)))
+    for_ms = rng.choice((300, 40_000, *(rng.randint(2000, 7000) for _ in range(3))))
     stall = Fault("stall messages", rng.randint(0, 1500), rank, for_ms, at_work=True)
     return replace(session, faults=(*session.faults, stall))
 
