@@ -264,8 +264,8 @@ class Disk:
             self._contents.pop(os.path.abspath(target), None)
 
         def undo() -> None:
-            if not os.path.isfile(target):
-                return
+            if not os.path.isfile(target) or not os.path.isdir(os.path.dirname(source)):
+                return  # the folder that it came from has gone for good
             os.replace(target, source)
             if before is not None:
                 with open(target, "wb") as file:
