@@ -34,6 +34,8 @@ KINDS = {
     "lose shard": 1,
     "link shard": 1,  # it is a link from then on, to the same content
 }
+# A session completes all the same.
+HARMLESS = ("clock jump", "slow disk", "suspend job", "link shard")
 # Between sessions, to what is on the disk.
 BETWEEN = ("lose part", "lose marker", "litter", "copy parts", *HARMS)
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.simulation import laws, standins, world
-from tests.simulation.case import Case, Fault, Session, draw, simpler, wider
+from tests.simulation.case import HARMLESS, Case, Fault, Session, draw, simpler, wider
 from tests.simulation.disk import CHANGES, ERRORS, LOOKS, Disk, Failure
 from tests.simulation.inputs import HARMS, Shards
 from tests.simulation.kernel import FOREVER_NS, MS, SECOND, Host, Kernel
@@ -49,13 +49,14 @@ class Played:
 class Play:
     """One case, played in a folder that is empty but for the shards."""
 
-    def __init__(self, case: Case, folder: str, inputs: Path) -> None:
-        self.case, self.folder = case, folder
+    def __init__(self, case: Case, folder: str, inputs: Path, tell_all: bool) -> None:
+        """`tell_all`: the log has what each rank said, of sessions without a fault too."""
+        self.case, self.folder, self.tell_all = case, folder, tell_all
         self.shards = Shards(inputs, Path(folder), case.shards)
         self.kernel = standins.WORLD.kernel = Kernel(f"world {case.seed}")
         self.disk = standins.WORLD.disk = Disk(folder)
         self.out = Path(folder) / "out"
-        self.played, self.tell_all = Played(), "SIM_TELL" in os.environ
+        self.played = Played()
         self.hosts = [self._host(number) for number in range(3)]
         self.harmed = False  # a part was taken away from a run that may be complete
         self.copies: dict[Path, bytes] = {}  # other names of parts -> what they held
@@ -104,7 +105,7 @@ class Play:
         if session.mends:
             self.shards.mend()
         self._between(session)
-        self.bad = bool(self.shards.harmed)
+        self.bad, self.replaced = bool(self.shards.harmed), self._replaced()
         before = self._names() if session.dry else set()
         job = self._launch(session)
         start_ns = self.kernel.now_ns
@@ -139,6 +140,10 @@ class Play:
         if session.dry and len(jobs) == 1 and not self._names() <= before:
             self.played.faults.append("a dry run has made files")
 
+    def _replaced(self) -> bool:
+        """Whether another shard stands under the name of one: no run goes on with it."""
+        return "replace shard" in self.shards.harmed.values()
+
     def _names(self) -> set[str]:
         """All names below the output folder."""
         return set(map(str, self.out.rglob("*")))
@@ -169,8 +174,7 @@ class Play:
                 faults.append(f"{path.name} was written to through another name")
         if len(jobs) == 1 and code is not None and not session.dry:
             faults += laws.untrue(code, run, self.case.limit, excused=self._excused(session))
-        replaced = "replace shard" in self.shards.harmed.values()
-        if any(job.code == 2 for job in jobs) and not replaced:
+        if any(job.code == 2 for job in jobs) and not (self.replaced or self._replaced()):
             faults.append("the case is refused")
         if code == 1 or any(p.code == 1 for job in jobs for p in job.ranks if p.code != -9):
             told = "".join(t for job in jobs for p in job.ranks for t in p.told)
@@ -187,7 +191,7 @@ class Play:
         """Exit codes that what went wrong explains."""
         if self.bad or self.harmed:
             return set(range(2, 256))
-        if not session.faults:
+        if all(fault.kind in HARMLESS for fault in session.faults):
             return set()
         return {3, 6, *range(7, 256)}
 
@@ -287,7 +291,7 @@ class Play:
                 self._harm(what, rng.randrange(1000))
 
 
-def play(case: Case, inputs: Path) -> Played:
+def play(case: Case, inputs: Path, *, tell_all: bool = False) -> Played:
     """Play a case in a folder of its own."""
     signal.setitimer(signal.ITIMER_PROF, LONGEST_S)
     forget()
@@ -297,7 +301,7 @@ def play(case: Case, inputs: Path) -> Played:
     place = inputs / "job"  # always the same name: it stands in messages and manifests
     os.rename(folder, place)
     try:
-        return Play(case, str(place), inputs).run()
+        return Play(case, str(place), inputs, tell_all).run()
     finally:
         shutil.rmtree(place)
 
@@ -382,7 +386,7 @@ def _play_all(told: argparse.Namespace, inputs: Path) -> int:
     began_s, failed, steps = time.monotonic(), [], 0
     for seed in range(told.first, told.first + told.seeds):
         case = wider(draw(seed)) if told.wide else draw(seed)
-        played = play(case, inputs)
+        played = play(case, inputs, tell_all=told.trace)
         steps += played.steps
         if told.trace:
             print(case, *played.log, f"codes {played.codes}, digest {played.digest:08x}", sep="\n")
