@@ -54,7 +54,7 @@ Json = dict[str, Any]
 class Head(Settings):
     """What a file says of the whole experiment."""
 
-    name: str = setting("", "what the experiment is called", unset="the file's name")
+    name: str | None = setting(None, "what the experiment is called", unset="the file's name")
     how: str = setting("run", "how the points are run", choices=("run", "simulate"))
     images: int | None = setting(None, "images of a run", at_least=1, at_most=math.inf)
     groups: int | None = setting(
@@ -65,6 +65,9 @@ class Head(Settings):
     rows: bool = setting(True, "write the rows of a simulated run, not only a summary")
 
     def _check(self) -> None:
+        for key in ("name", "costs", "answers"):
+            if getattr(self, key) == "":
+                raise UsageError(f"{key} is empty; it needs some text, or must be left out")
         simulated = ("images", "groups", "costs", "answers")
         given = [key for key in simulated if getattr(self, key) is not None]
         given += [] if self.rows else ["rows"]
