@@ -87,20 +87,25 @@ class Header(NamedTuple):
 
 
 def write(
-    out: np.ndarray, header: Header, records: bytes, arrays: Sequence[np.ndarray] = ()
+    out: np.ndarray,
+    header: Header,
+    records: bytes,
+    arrays: Sequence[np.ndarray] = (),
+    following: int = 0,
 ) -> int:
-    """Write a message into `out`, (capacity,) uint8, and return its length in bytes.
+    """Write a message into `out`, (capacity,) uint8, and return how many bytes it has written.
 
     Args:
         records: what follows the header.
         arrays: what follows the records, C-contiguous uint8.
+        following: bytes that the caller writes behind these.
 
     Raises:
         WireFault: the message does not fit `out`.
     """
     head = _HEADER.pack(MAGIC, VERSION, *header) + records
     at = len(head)
-    total = at + sum([array.size for array in arrays])
+    total = at + sum([array.size for array in arrays]) + following
     if total > out.size:
         raise WireFault(f"a message of {total} bytes for a buffer of {out.size}")
     out.data[:at] = head

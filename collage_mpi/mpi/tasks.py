@@ -78,8 +78,8 @@ def pack_tasks(
     pixels: Sequence[np.ndarray] = (),
     following: int = 0,
 ) -> int:
-    """Write a TASKS message into `out` and return its length in bytes, or the position where the
-    `following` bytes of pixels begin, which the caller writes.
+    """Write a TASKS message into `out` and return its length in bytes. The caller writes the
+    `following` bytes of pixels behind that length.
 
     Args:
         out: (capacity,) uint8.
@@ -88,9 +88,10 @@ def pack_tasks(
         pixels: the networks' inputs in task order, each a C-contiguous uint8 array: one (H, W, C)
             for each item of a single task, one (P, P, C) for a collage task. For tasks by place
             `pack_places` of the items, of one task or of all together.
+        following: bytes of further pixels.
 
     Raises:
-        WireFault: the message does not fit `out`.
+        WireFault: the message does not fit `out` with the bytes that follow.
     """
     records = [
         _TASK.pack(*_said(t), KINDS.index(t.kind), t.by_place, t.as_files, len(t.items))
@@ -99,7 +100,7 @@ def pack_tasks(
     items = [_ITEM.pack(image, cell) for task in tasks for image, cell in task.items]
     payload = following + sum([array.nbytes for array in pixels])
     header = Header(TASKS, session, len(tasks), len(items), payload)
-    return write(out, header, b"".join(records + items), pixels)
+    return write(out, header, b"".join(records + items), pixels, following)
 
 
 def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:

@@ -236,6 +236,13 @@ def test_a_message_may_fill_its_buffer_and_no_more_is_written(pack):
         pack(np.zeros(length - 1, np.uint8))
 
 
+def test_room_is_needed_for_the_pixels_that_follow_too():
+    at = pack_tasks(np.zeros(256, np.uint8), 1, [TASK_OF_ONE])
+    assert pack_tasks(np.zeros(at + 9, np.uint8), 1, [TASK_OF_ONE], following=9) == at
+    with pytest.raises(wire.WireFault, match=f"of {at + 9} bytes for a buffer of {at + 8}"):
+        pack_tasks(np.zeros(at + 8, np.uint8), 1, [TASK_OF_ONE], following=9)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "words"), [("n_items", 2, "add up"), ("kind", 99, "kind 99")]
 )
