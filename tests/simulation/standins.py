@@ -15,12 +15,11 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterator, MutableMapping
 from datetime import datetime as real_datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.simulation.kernel import FOREVER_NS, Kernel, Killed, Process, Thread
 
 PACKAGE = "collage_mpi"
-WRAPPED = ("Scheduler",)  # made of what the package has, and not put in its place
 
 
 class World:
@@ -491,6 +490,12 @@ def importer(found: dict[str, Any]) -> Callable[..., Any]:
     return simulated
 
 
+class Around(NamedTuple):
+    """A change that is made of what the package has there."""
+
+    make: Callable[[Any], Any]
+
+
 class Loader(importlib.abc.Loader):
     """Loads a module of the package with other builtins, and changes it afterwards."""
 
@@ -515,7 +520,8 @@ class Loader(importlib.abc.Loader):
         else:
             exec(compile(text, self._real.path, "exec"), module.__dict__)
         for name, change in self._changes.get(module.__name__, {}).items():
-            module.__dict__[name] = change(module.__dict__[name]) if name in WRAPPED else change
+            around = isinstance(change, Around)
+            module.__dict__[name] = change.make(module.__dict__[name]) if around else change
 
     def __getattr__(self, name: str) -> Any:  # what importlib.resources asks
         return getattr(self.__dict__["_real"], name)

@@ -292,7 +292,7 @@ def install(instead: dict[str, str] | None = None) -> None:
             "leave_at_once": _nothing,
             "remove_shared_memory": lambda *args: [],
         },
-        "collage_mpi.job.session": {"Scheduler": watched},
+        "collage_mpi.job.session": {"Scheduler": standins.Around(watched)},
         "collage_mpi.mpi.transport": {"open_world": network.open_world},
         "collage_mpi.faults.process_monitor": {
             "ProcessMonitor": Monitor,
