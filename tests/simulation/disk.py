@@ -172,6 +172,12 @@ class Disk:
         self._late.clear()
         self._kept.clear()
 
+    @property
+    def hides(self) -> bool:
+        """Whether a host may not see now what another one has done."""
+        now_ns = kernel().now_ns
+        return bool(self.late_ns) or any(each.until_ns > now_ns for each in self._late.values())
+
     def late(self, path: Any) -> Late | None:
         """What this host may not know yet of a name."""
         found = self._late.get(os.path.abspath(path)) if self._late else None

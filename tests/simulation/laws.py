@@ -229,11 +229,14 @@ def _mixed(word: int) -> int:
     return word ^ (word >> 31)
 
 
-def untrue(code: int | None, run: Run | None, expected: int, *, excused: set[int]) -> list[str]:
+def untrue(
+    code: int | None, run: Run | None, expected: int, excused: set[int], unseen: bool = False
+) -> list[str]:
     """What an exit code says that is not so.
 
     Args:
         excused: codes that what went wrong explains.
+        unseen: the session's host may not have seen what another one had done.
     """
     errors = 0 if run is None else int((run.lasting["source"] == ERROR).sum())
     rows = 0 if run is None else len(run.lasting)
@@ -243,7 +246,7 @@ def untrue(code: int | None, run: Run | None, expected: int, *, excused: set[int
     if code in (0, 5):
         right = complete and rows == expected and status == COMPLETE[code == 5]
         return [] if right and bool(errors) == (code == 5) else [f"{how}, status {status}"]
-    if code == 6 and complete:
+    if code == 6 and complete and not unseen:
         return [how]
     return [] if code in excused else [f"{how}, and nothing that explains it"]
 

@@ -102,6 +102,7 @@ class Play:
 
     def _session(self, session: Session) -> None:
         self.disk.late_ns = session.late_ms * MS
+        self.unseen = self.disk.hides
         if session.mends:
             self.shards.mend()
         self._between(session)
@@ -173,7 +174,8 @@ class Play:
             if path.read_bytes() != held:
                 faults.append(f"{path.name} was written to through another name")
         if len(jobs) == 1 and code is not None and not session.dry:
-            faults += laws.untrue(code, run, self.case.limit, excused=self._excused(session))
+            known = self.case.limit, self._excused(session), self.unseen
+            faults += laws.untrue(code, run, *known)
         if any(job.code == 2 for job in jobs) and not (self.replaced or self._replaced()):
             faults.append("the case is refused")
         if code == 1 or any(p.code == 1 for job in jobs for p in job.ranks if p.code != -9):
