@@ -25,8 +25,10 @@ def rapl(folder: Path = POWERCAP) -> Counters:
         OSError: there is none, or only root may read it.
     """
     zones = [zone for zone in sorted(folder.glob("intel-rapl:*")) if zone.name.count(":") == 1]
+    # "psys" is a zone beside the packages on some machines, and counts them once more.
+    zones = [zone for zone in zones if (zone / "name").read_text().startswith("package")]
     if not zones:
-        raise OSError(f"no intel-rapl in {folder}")
+        raise OSError(f"no processor package in {folder}")
     return {
         zone.name: (_joules(zone / "energy_uj"), _joules(zone / "max_energy_range_uj"))
         for zone in zones
@@ -91,14 +93,14 @@ class EnergyMeter:
             for kind, read in list(self._readers.items()):
                 try:
                     now = read()
+                    before = self._last.get(kind, now)
+                    used = sum(_since(before.get(name, v), v) for name, v in now.items())
                 except (OSError, ValueError, AttributeError) as error:
                     self._missing[kind] = str(error)
                     self._used.pop(kind, None)
                     del self._readers[kind]
                     continue
-                before = self._last.get(kind, now)
-                each = (_since(before.get(name, value), value) for name, value in now.items())
-                self._used[kind] = self._used.get(kind, 0.0) + sum(each)
+                self._used[kind] = self._used.get(kind, 0.0) + used
                 self._last[kind] = now
 
     def facts(self) -> dict[str, Any]:
@@ -116,6 +118,13 @@ class EnergyMeter:
 
 
 def _since(before: tuple[float, float], now: tuple[float, float]) -> float:
-    """Joules between two readings; a counter that has begun anew went past its end once."""
+    """Joules between two readings; a counter that has begun anew went past its end once.
+
+    Raises:
+        ValueError: it was set back, as by a driver that was loaded again.
+    """
     used = now[0] - before[0]
-    return used if used >= 0 else used + now[1]
+    used += now[1] if used < 0 else 0.0
+    if used < 0:
+        raise ValueError("a counter was set back")
+    return used

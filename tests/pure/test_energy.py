@@ -12,8 +12,11 @@ from collage_mpi.results.cost import told_energy
 from collage_mpi.system.energy import EnergyMeter, rapl
 
 
-def zone(folder: Path, name: str, joules: float, end: float = 100.0) -> None:
+def zone(
+    folder: Path, name: str, joules: float, end: float = 100.0, called: str = "package-0"
+) -> None:
     (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / name / "name").write_text(f"{called}\n")
     (folder / name / "energy_uj").write_text(f"{round(joules * 1e6)}\n")
     (folder / name / "max_energy_range_uj").write_text(f"{round(end * 1e6)}\n")
 
@@ -21,9 +24,10 @@ def zone(folder: Path, name: str, joules: float, end: float = 100.0) -> None:
 def test_packages_are_counted_and_their_parts_are_not(tmp_path: Path) -> None:
     zone(tmp_path, "intel-rapl:0", 5)
     zone(tmp_path, "intel-rapl:0:0", 3)
-    zone(tmp_path, "intel-rapl:1", 7)
+    zone(tmp_path, "intel-rapl:1", 7, called="package-1")
+    zone(tmp_path, "intel-rapl:2", 99, called="psys")  # the packages and the board
     assert rapl(tmp_path) == {"intel-rapl:0": (5.0, 100.0), "intel-rapl:1": (7.0, 100.0)}
-    with pytest.raises(OSError, match="no intel-rapl"):
+    with pytest.raises(OSError, match="no processor package"):
         rapl(tmp_path / "none")
 
 
@@ -48,6 +52,14 @@ def test_a_counter_that_fails_is_missing_and_not_guessed(tmp_path: Path) -> None
     assert (facts["cpu_j"], facts["gpu_j"]) == (None, None)
     assert facts["missing"]["gpu_j"] == "no driver"
     assert "cpu_j" in facts["missing"]
+
+
+def test_a_counter_that_was_set_back_is_missing() -> None:
+    told = iter([9.0, 4.0])
+    with EnergyMeter({"gpu_j": lambda: {"gpu 0": (next(told), 0.0)}}) as meter:
+        facts = meter.facts()
+    assert facts["gpu_j"] is None
+    assert facts["missing"] == {"gpu_j": "a counter was set back"}
 
 
 def energy(seconds: float, cpu_j: float | None, gpu_j: float | None = None) -> dict:
