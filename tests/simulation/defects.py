@@ -167,6 +167,10 @@ DEFECTS = (
         of_teams,
     ),
     Defect(
+        "a rank gets a message beyond its credit",
+        (("scheduler/state.py", "self.credit = credit\n", "self.credit = credit + 1\n"),),
+    ),
+    Defect(
         "a part's name is used twice",
         (
             (
