@@ -22,10 +22,12 @@ import tempfile
 import time
 import venv
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MOST_WHEEL_BYTES = 10_000_000
+NO_NETWORK = r"NewConnectionError|ConnectTimeoutError|No matching distribution found"
 NO_CHECKSUM = "0" * 64  # in recipes/, until the archive is built
 # Who says which version this is: a file, and the pattern whose group is the version.
 VERSIONS = {
@@ -108,11 +110,32 @@ def dead_links(description: str, repository: str, version: str, root: Path) -> I
             yield target
 
 
+def missing(root: Path = ROOT) -> list[str]:
+    """What a release needs that this machine or folder lacks, a line each."""
+    remedies = {
+        "build": "pip install build",
+        "twine": "pip install twine",
+        "ensurepip": "on Debian and Ubuntu apt install python3-venv",
+    }
+    specs = {name: find_spec(name) for name in remedies}
+    # A folder of that name is found as well, but has no origin.
+    lacking = [name for name, spec in specs.items() if spec is None or spec.origin is None]
+    wrong = [f"this Python has no module {name}: {remedies[name]}" for name in lacking]
+    if shutil.which("git") is None:
+        wrong.append("there is no git: install it")
+    elif not (root / ".git").exists():
+        wrong.append(f"{root} is not a git repository: a release is built from a commit")
+    return wrong
+
+
 def run(*words: str | Path, folder: Path | None = None) -> str:
     """The output of a command; it ends the release if it fails."""
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{' '.join(map(str, words))}: {done.stdout}{done.stderr}")
+        told = f"{' '.join(map(str, words))}: {done.stdout}{done.stderr}"
+        if re.search(NO_NETWORK, told):
+            told += "\npip found no index: a release needs a network, or PIP_INDEX_URL"
+        raise SystemExit(told)
     return done.stdout
 
 
@@ -204,7 +227,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder of the archives")
     parser.add_argument("--no-demo", action="store_true", help="install nothing and run no demo")
     given = parser.parse_args()
-    wrong = refusals(given.rehearse)
+    wrong = missing() or refusals(given.rehearse)
     if wrong:
         print("\n".join(wrong), file=sys.stderr)
         return 2
@@ -215,7 +238,7 @@ def main() -> int:
         wheel, archive = (Path(shutil.copy(path, given.out)) for path in build(scratch))
         say("built twice, the same bytes")
         check(archive, wheel, scratch / "first")
-        say("twine is content; every link of the rendered README leads to a file of the tree")
+        say("twine check passes; every link of the rendered README leads to a file of the tree")
         if not given.no_demo:
             try_out(wheel, scratch)
             say("the demo ran from the wheel")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import runpy
 import shutil
+import sys
 import tarfile
 from pathlib import Path
 
@@ -102,3 +103,30 @@ def test_an_archive_has_the_same_bytes_whatever_the_files_modes_and_dates(
     with tarfile.open(fileobj=io.BytesIO(made[0])) as archive:
         assert archive.getnames() == ["c-1/a", "c-1/z"]
         assert {(m.mode, m.uid, m.mtime) for m in archive} == {(0o644, 0, 315532800)}
+
+
+def test_what_the_machine_lacks_is_said_with_its_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    told = release.missing(tmp_path)
+    assert [line.split(": ")[-1] for line in told] == [
+        "pip install build",
+        "pip install twine",
+        "on Debian and Ubuntu apt install python3-venv",
+        "install it",
+    ]
+
+
+def test_a_folder_without_a_commit_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release.shutil, "which", lambda name: "/usr/bin/git")
+    assert release.missing(tmp_path)[-1].startswith(f"{tmp_path} is not a git repository")
+
+
+def test_an_index_that_cannot_be_reached_is_said_to_be_so() -> None:
+    pip = "print('No matching distribution found for setuptools'); raise SystemExit(1)"
+    with pytest.raises(SystemExit, match="a release needs a network"):
+        release.run(sys.executable, "-c", pip)
