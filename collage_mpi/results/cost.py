@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from collage_mpi.results.manifest import Json
-from collage_mpi.results.parts import launch_of
+from collage_mpi.results.parts import launch_of, sessions_of
 from collage_mpi.results.reader import Run
 
 KINDS_OF_ENERGY = {"cpu_j": "processors", "gpu_j": "GPUs"}
 
 
 def cost_of(run: Run, images: int) -> Json | None:
-    """Node-hours of all sessions, and the energy of the hosts that measured it.
+    """Node-hours of the sessions that ended, and the energy of the hosts that measured it.
 
-    A host counts once for each launch, though several coordinators may stand on it. Joules an image
-    are told only if every host of every session measured.
+    A host counts once for each launch, though several coordinators may stand on it. A killed
+    session told nothing. Joules an image are told only if every host of every session measured.
 
     Args:
         images: of the run, that have a row.
@@ -44,15 +44,25 @@ def cost_of(run: Run, images: int) -> Json | None:
     places = {(launch, host) for launch, hosts in hosts_of.items() for host in hosts}
     measured = {place for of_host in used.values() for place in of_host}
     joules = {kind: sum(of_host.values()) if of_host else None for kind, of_host in used.items()}
-    whole = measured == places and images > 0
+    sessions = sessions_of(run.manifest).stop - 1  # killed ones too
+    whole = measured == places and len(told) == sessions and images > 0
     return {
         "node_hours": sum(seconds[launch] * len(hosts_of[launch]) for launch in seconds) / 3600,
+        "sessions": sessions,
+        "sessions_told": len(told),
         "hosts": len({host for _, host in places}),
         "hosts_measured": len({host for _, host in measured}),
         **joules,
         "joules_per_image": sum(j or 0.0 for j in joules.values()) / images if whole else None,
         "missing": {k: text for *_, energy in told for k, text in energy["missing"].items()},
     }
+
+
+def told_sessions(cost: Json) -> str:
+    """Of how many sessions the figures are."""
+    if cost["sessions_told"] == cost["sessions"]:
+        return "all sessions"
+    return f"{cost['sessions_told']} of {cost['sessions']} sessions: the others did not end well"
 
 
 def told_energy(cost: Json) -> list[Any]:

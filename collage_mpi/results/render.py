@@ -10,7 +10,7 @@ from rich.text import Text
 
 from collage_mpi.kinds import COLLAGE, KIND, SHARED_KINDS, SINGLE, SPARE_KINDS
 from collage_mpi.results.agreement import ADVICE, weaker_by
-from collage_mpi.results.cost import told_energy
+from collage_mpi.results.cost import told_energy, told_sessions
 from collage_mpi.system.printable import counted
 from collage_mpi.system.table import ABSENT, Column, Table, Value, to_text
 
@@ -284,7 +284,7 @@ def _price_table(summary: Json) -> Table:
     if summary.get("cost"):
         cost = summary["cost"]
         hosts = counted(cost["hosts"], "host")
-        rows.append(["node-hours", f"{cost['node_hours']:.4g}", f"{hosts}, all sessions"])
+        rows.append(["node-hours", f"{cost['node_hours']:.4g}", f"{hosts}, {told_sessions(cost)}"])
         rows.append(["energy per image", *told_energy(cost)])
     if arrivals is not None:
         served = f"{_per_s(arrivals['served_per_s'])} answered meanwhile"

@@ -67,15 +67,22 @@ def energy(seconds: float, cpu_j: float | None, gpu_j: float | None = None) -> d
     return {"seconds": seconds, "cpu_j": cpu_j, "gpu_j": gpu_j, "missing": missing}
 
 
-def summary(tmp_path: Path, *told: dict, worlds: tuple[str, ...], launches: list | None = None):
+def summary(
+    tmp_path: Path,
+    *told: dict,
+    worlds: tuple[str, ...],
+    launches: list | None = None,
+    session: int = 0,
+):
     """Of a run whose sessions told this; `worlds`: the hosts of each, its coordinator's first."""
     run = read_results(hand_made(tmp_path / "run", collage=False))
     run.manifest["sessions"] = [
         {"session": i + 1, "final": {"energy": each, "world": [{"host": h} for h in hosts.split()]}}
         for i, (each, hosts) in enumerate(zip(told, worlds, strict=True))
     ]
+    run.manifest["session"] = session or len(told)
     if launches:
-        run.manifest["launches"] = launches
+        run.manifest.update(launches=launches, session=1, teams=len(told))
     return summarise(run)
 
 
@@ -95,6 +102,13 @@ def test_one_host_of_two_is_no_figure_for_an_image(tmp_path: Path) -> None:
     assert told_energy(found["cost"]) == [
         "n/a", "50 J by processors, on 1 of 2 hosts; not GPUs: no driver",
     ]  # fmt: skip
+
+
+def test_a_killed_session_used_joules_that_nobody_told(tmp_path: Path) -> None:
+    found = summary(tmp_path, energy(3600, 50.0, 7.0), worlds=("a",), session=2)
+    assert found["cost"]["joules_per_image"] is None
+    assert found["cost"]["node_hours"] == 1.0
+    assert "1 host, 1 of 2 sessions" in render_summary(found)
 
 
 def test_coordinators_of_one_host_count_once(tmp_path: Path) -> None:
