@@ -98,7 +98,8 @@ def _fields(**checks: Callable[[object], bool]) -> Callable[[object], bool]:
 def _is_rank(value: object) -> bool:
     kinds = _optional(_list_of(is_text))
     texts = _optional(_texts)
-    return _fields(rank=_is_count, kinds=kinds, fingerprints=texts, tuning=texts)(value)
+    host = _optional(is_text)
+    return _fields(rank=_is_count, host=host, kinds=kinds, fingerprints=texts, tuning=texts)(value)
 
 
 def _is_range(value: object) -> bool:
@@ -125,11 +126,18 @@ def _is_numbers(value: object) -> bool:
 
 _SHARD = _fields(path=_optional(is_text), fingerprint=is_text, count=_is_count)
 _BAD_SHARD = _fields(path=is_text, reason=is_text)
+_JOULES = _optional(is_number)
+_FINAL = _fields(
+    world=_optional(_list_of(_is_rank)),
+    lost=_optional(_list_of(_is_dict)),
+    retired=_optional(_texts),
+    energy=_optional(_fields(seconds=is_number, cpu_j=_JOULES, gpu_j=_JOULES, missing=_texts)),
+)
 _SESSION = _fields(
     session=_is_count,
     status=is_text,
     rows=_optional(_fields(images=_is_count, groups=_is_count, tasks=_is_count)),
-    final=_optional(_fields(world=_optional(_list_of(_is_rank)))),
+    final=_optional(_FINAL),
 )
 
 _THRESHOLD = _fields(

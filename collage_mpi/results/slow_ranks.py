@@ -139,12 +139,15 @@ def failing_hosts(run: Run) -> dict[str, list[str]]:
     if (run.manifest.get("settings") or {}).get("dead_ranks"):
         return found
     for final in finals(run.manifest):
-        hosts = {member.get("rank"): member.get("host") for member in final.get("world") or []}
-        lost = [(each.get("rank"), each.get("why"), "was lost") for each in final.get("lost") or []]
-        retired = (final.get("retired") or {}).items()
-        for rank, why, how in (*lost, *((int(r), why, "kept failing") for r, why in retired)):
-            if hosts.get(rank):
-                found.setdefault(hosts[rank], []).append(f"rank {rank} {how} ({why})")
+        hosts = {str(rank.get("rank")): rank.get("host") for rank in final.get("world") or []}
+        lost = [(loss.get("rank"), loss.get("why"), "was lost") for loss in final.get("lost") or []]
+        retired = [
+            (rank, why, "kept failing") for rank, why in (final.get("retired") or {}).items()
+        ]
+        for rank, why, how in (*lost, *retired):
+            host = hosts.get(str(rank))
+            if host:
+                found.setdefault(host, []).append(f"rank {rank} {how} ({why})")
     return found
 
 

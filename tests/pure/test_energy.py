@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from hand_made import hand_made
 
+from collage_mpi.errors import DataFault
 from collage_mpi.results import read_results, render_summary, summarise
 from collage_mpi.results.cost import told_energy
+from collage_mpi.results.manifest import read_manifest, write_manifest
 from collage_mpi.system.energy import EnergyMeter, rapl
 
 
@@ -123,3 +125,23 @@ def test_nothing_measured_is_said_and_older_runs_say_nothing(tmp_path: Path) -> 
     assert "node-hours" in text
     assert "not measured here (processors: no driver; GPUs: no driver)" in text
     assert "node-hours" not in render_summary({**found, "cost": None})
+
+
+@pytest.mark.parametrize(
+    "final",
+    [
+        {"energy": [5]},
+        {"energy": {**energy(60, 1.0, 1.0), "seconds": None}},
+        {"energy": {**energy(60, 1.0, 1.0), "cpu_j": "much"}},
+        {"energy": {"seconds": 60}},
+        {"retired": ["5"]},
+        {"world": [{"rank": 0, "host": ["a"]}]},
+    ],
+)
+def test_a_damaged_manifest_is_refused(tmp_path: Path, final: dict) -> None:
+    path = hand_made(tmp_path / "run", collage=False)
+    told = read_manifest(path)
+    told["sessions"][0]["final"] |= final
+    write_manifest(path, told)
+    with pytest.raises(DataFault, match="'sessions' must be a list of sessions"):
+        read_results(path)
