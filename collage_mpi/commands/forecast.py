@@ -92,7 +92,7 @@ def forecast(
     """
     settings.require_inputs()
     out = Path(settings.out)
-    resume, retry_errors = ask.resume and has_run(settings.out), ask.retry_errors
+    resume, retry_errors = ask.resumes and has_run(settings.out), ask.retry_errors
     known = read_manifest(out) if resume else {}
     size = settings.launch_size if worker_group is None else worker_group.transport.size
     plan = make_plan(settings, size, known.get("shards"), launched=worker_group is not None)

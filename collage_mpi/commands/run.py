@@ -52,7 +52,7 @@ class RunArguments(Arguments):
         """How a session of the run is asked for."""
         from collage_mpi.job.run import Ask
 
-        return Ask(stop_reason, resume=self.resumes, retry_errors=self.retry_errors)
+        return Ask(stop_reason, self.resume, self.retry_errors)
 
     def settings(self, world_size: int | None) -> RunSettings:
         """The settings of the run; of a run that goes on, those that it was started with.

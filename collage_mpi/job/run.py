@@ -94,6 +94,11 @@ class Ask:
     retry_errors: bool = False
     phase: str = ""
 
+    @property
+    def resumes(self) -> bool:
+        """Whether a run that is there goes on."""
+        return self.resume or self.retry_errors
+
 
 def run_session(
     settings: RunSettings, worker_group: WorkerGroup, ask: Ask | None = None
@@ -106,7 +111,7 @@ def run_session(
     """
     settings.require_inputs()
     ask = ask or Ask()
-    resume = (ask.resume or ask.retry_errors) and has_run(settings.out)
+    resume = ask.resumes and has_run(settings.out)
     known = read_manifest(Path(settings.out)) if resume else {}
     plan = make_plan(settings, worker_group.transport.size, known.get("shards"))
     try:
