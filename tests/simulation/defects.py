@@ -76,7 +76,7 @@ class Defect:
 
 DEFECTS = (
     Defect(
-        "a lulled team is never lulled again",
+        "a team that was told to pause is never told again",
         (
             (
                 "job/lead.py",
