@@ -111,7 +111,7 @@ def adopt(out: Path, manifest: Mapping[str, Any], held: Callable[[], np.ndarray]
     Args:
         manifest: of that launch.
         held: gives the keys of the images that have a row, (k,) of KEY_ROW. It is called after the
-            parts are listed, so that a late rename by the former lead only removes a listed part.
+            parts are read: a part that the former lead has renamed before is known by then.
 
     Raises:
         OSError, CollageError: as `publish`.
@@ -120,10 +120,9 @@ def adopt(out: Path, manifest: Mapping[str, Any], held: Callable[[], np.ndarray]
     if not folder.is_dir():
         return
     counts, keep = parts.counting(manifest), bool(extras_of(manifest))
-    listed = list(filter(counts, parts.list_parts(folder)))
-    known = set(flat_keys(held()).tolist()) if listed else set()
-    for part in listed:
-        vectors = None
+    listed: list[tuple[parts.PartName, list[int]]] = []
+    for part in filter(counts, parts.list_parts(folder)):
+        keys: list[int] = []
         if part.table == IMAGES.name:
             try:
                 keys = flat_keys(parts.read_part(part.path, IMAGES)).tolist()
@@ -133,6 +132,11 @@ def adopt(out: Path, manifest: Mapping[str, Any], held: Callable[[], np.ndarray]
                 if isinstance(error.__cause__, FileNotFoundError):
                     continue  # the former lead has renamed it since it was listed
                 raise
+        listed.append((part, keys))
+    known = set(flat_keys(held()).tolist()) if listed else set()
+    for part, keys in listed:
+        vectors = None
+        if part.table == IMAGES.name:
             vectors = vectors_name(part.session, part.number) if keep else None
             whole = vectors is None or (folder / vectors).exists()
             if not whole or not known.isdisjoint(keys):

@@ -174,6 +174,26 @@ def test_a_part_that_the_former_lead_renames_meanwhile_is_no_fault(tmp_path, mon
     writer.close("incomplete")
 
 
+def test_rows_that_the_former_lead_publishes_meanwhile_are_not_adopted_twice(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    RunWriter.create(out, FULL)._claim.release()
+    for session in (1, 2):  # one of both teams had been given up
+        team_rows(out, session, list(range(9)))
+    read_part = pending.parts.read_part
+
+    def while_the_other_is_published(path, table):
+        monkeypatch.undo()
+        (other,) = set((out / "pending").glob("images-*.npy")) - {path}
+        other.rename(out / "parts" / other.name)
+        return read_part(path, table)
+
+    monkeypatch.setattr(pending.parts, "read_part", while_the_other_is_published)
+    writer, done = RunWriter.reopen(out, FULL)
+    assert sorted(done["row"].tolist()) == list(range(9))
+    writer.close("incomplete")
+    assert verify_run(out).doubles == 0
+
+
 def test_what_a_run_that_is_gone_has_left_pending_is_no_part_of_the_next(tmp_path):
     out = tmp_path / "run"
     (out / "pending").mkdir(parents=True)
