@@ -126,10 +126,10 @@ def _exclude(
     from collage_mpi.results.slow_ranks import failing_hosts, hosts_to_exclude
 
     slow = {host for item in found for host in hosts_to_exclude(item.speeds)}
-    if all(_on_purpose(item.run) for item in found):
+    failing = {host for item in found for host in failing_hosts(item.run)}
+    if not failing and all(_on_purpose(item.run) for item in found):
         return [], ["Delays were injected, so the ranks are slow on purpose: no host is to blame."]
     wanted = [r.host for r in hosts if (r.again if len(found) > 1 else r.slow)]
-    failing = {host for item in found for host in failing_hosts(item.run)}
     wanted += sorted(failing - set(wanted))
     if not wanted:
         once = slow and len(found) > 1

@@ -150,6 +150,19 @@ def test_a_failing_node_is_named_like_a_slow_one(
     assert "sbatch --exclude=node3,node5\n" in out
     main(of_files(monkeypatch, {"a": failing(dead_ranks=["3:5"])}))
     assert "exclude" not in capsys.readouterr().out
+    main(of_files(monkeypatch, {"a": failing(straggler="pinned")}))
+    out = capsys.readouterr().out
+    assert "sbatch --exclude=node3,node5\n" in out
+    assert "no host is to blame" not in out
+
+
+def test_a_host_that_is_slow_and_fails_is_named_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ill(3)
+    run.manifest["sessions"] = failing().manifest["sessions"]
+    main([*of_files(monkeypatch, {"a": run}), "--no-simulation"])
+    assert "sbatch --exclude=node3,node5\n" in capsys.readouterr().out
 
 
 def test_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
