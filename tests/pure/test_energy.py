@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hand_made import hand_made
 
 from collage_mpi.errors import DataFault
 from collage_mpi.results import read_results, render_summary, summarise
-from collage_mpi.results.cost import told_energy
+from collage_mpi.results.cost import cost_of, told_energy
 from collage_mpi.results.manifest import read_manifest, write_manifest
-from collage_mpi.system.energy import EnergyMeter, rapl
+from collage_mpi.system.energy import EnergyMeter, nvml, rapl
 
 
 def zone(
@@ -62,6 +65,51 @@ def test_a_counter_that_was_set_back_is_missing() -> None:
         facts = meter.facts()
     assert facts["gpu_j"] is None
     assert facts["missing"] == {"gpu_j": "a counter was set back"}
+
+
+def test_the_counter_is_read_again_before_it_can_go_past_its_end_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("collage_mpi.system.energy.SAMPLE_S", 0.001)
+    often = threading.Event()
+    told = itertools.count()
+
+    def read() -> dict[str, tuple[float, float]]:
+        joules = float(next(told))
+        if joules > 3:
+            often.set()
+        return {"intel-rapl:0": (joules, 100.0)}
+
+    with EnergyMeter({"cpu_j": read}):
+        assert often.wait(60)
+
+
+class Driver:
+    """NVIDIA's library with two GPUs that have used 1.5 and 2.5 kJ, or with a fault."""
+
+    def __init__(self, code: int = 0) -> None:
+        self.nvmlInit_v2 = lambda: 0
+        self.code = code
+
+    def nvmlDeviceGetCount_v2(self, count: Any) -> int:
+        count._obj.value = 2
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self, number: int, gpu: Any) -> int:
+        gpu._obj.value = 1 + number
+        return 0
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, gpu: Any, millijoules: Any) -> int:
+        millijoules._obj.value = 500_000 + 1_000_000 * gpu.value
+        return self.code
+
+
+def test_each_gpu_is_counted_in_joules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Driver())
+    assert nvml() == {"gpu 0": (1500.0, 0.0), "gpu 1": (2500.0, 0.0)}
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Driver(code=3))
+    with pytest.raises(OSError, match="nvmlDeviceGetTotalEnergyConsumption returned 3"):
+        nvml()
 
 
 def energy(seconds: float, cpu_j: float | None, gpu_j: float | None = None) -> dict:
@@ -125,6 +173,15 @@ def test_nothing_measured_is_said_and_older_runs_say_nothing(tmp_path: Path) -> 
     assert "node-hours" in text
     assert "not measured here (processors: no driver; GPUs: no driver)" in text
     assert "node-hours" not in render_summary({**found, "cost": None})
+
+
+def test_a_run_without_a_row_has_no_joules_an_image(tmp_path: Path) -> None:
+    run = read_results(hand_made(tmp_path / "run", collage=False))
+    final = {"energy": energy(60, 1.0, 1.0), "world": [{"host": "a"}]}
+    run.manifest["sessions"] = [{"session": 1, "final": final}]
+    cost = cost_of(run, 0)
+    assert cost is not None
+    assert cost["joules_per_image"] is None
 
 
 @pytest.mark.parametrize(

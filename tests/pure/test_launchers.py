@@ -67,6 +67,7 @@ def test_what_is_said_of_how_it_outlives_ranks_is_whole(launcher):
         ("0.1s: flux-shell[0]: x\nflux-job: task(s) exited with exit code 4\n", Death(4)),
         ("flux-job: task(s) Killed\n", Death(137)),
         ("flux-job: task(s) Segmentation fault\n", Death(139)),
+        ("flux-job: task(s) Segmentation fault (core dumped)\n", Death(139)),
         ("flux-job: task(s) left for the sea\n", Death(None)),
         ("flux-job: waiting\n", None),
     ],
