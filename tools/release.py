@@ -189,6 +189,9 @@ def refusals(rehearse: bool) -> list[str]:
         wrong.append(f"{repository} is a placeholder: set Repository in pyproject.toml")
     if run("git", "status", "--porcelain", folder=ROOT).strip():
         wrong.append("the working tree has changes that are not committed")
+    for tag in run("git", "tag", "--points-at", "HEAD", folder=ROOT).split():
+        if re.match(r"v\d", tag) and tag != f"v{version()}":
+            wrong.append(f"the commit has the tag {tag}, but its files say version {version()}")
     if not changes((ROOT / "CHANGELOG.md").read_text("utf-8"), version()):
         wrong.append(f"CHANGELOG.md says nothing of {version()}")
     return wrong
@@ -207,7 +210,7 @@ def check(archive: Path, wheel: Path, tree: Path) -> None:
         raise SystemExit(f"the rendered README has dead links: {', '.join(dead)}")
 
 
-def hand_over(archive: Path, wheel: Path) -> None:
+def hand_over(archive: Path, wheel: Path, rehearse: bool) -> None:
     """The tag's text, the recipes with the checksum, and what to type."""
     out, said = archive.parent, changes((ROOT / "CHANGELOG.md").read_text("utf-8"), version())
     sums = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (archive, wheel)}
@@ -216,8 +219,14 @@ def hand_over(archive: Path, wheel: Path) -> None:
     fill_recipes(sums[archive.name], out)
     for path in (archive, wheel):
         print(f"{path.name}: {path.stat().st_size:,} bytes, SHA-256 {sums[path.name]}")
-    print(f"""The recipes with that checksum are in {out}/recipes. Now, by hand:
-  git tag --sign --file {out}/tag.txt v{version()} && git push origin v{version()}
+    print(f"The recipes with that checksum are in {out}/recipes.")
+    if rehearse:
+        print("This was a rehearsal: upload nothing of it.")
+        return
+    # Without --cleanup git takes the headings of the changes for comments.
+    print(f"""Now, by hand:
+  git tag --sign --cleanup=whitespace --file {out}/tag.txt v{version()}
+  git push origin v{version()}
   twine upload {archive} {wheel}""")
 
 
@@ -242,7 +251,7 @@ def main() -> int:
         if not given.no_demo:
             try_out(wheel, scratch)
             say("the demo ran from the wheel")
-    hand_over(archive, wheel)
+    hand_over(archive, wheel, given.rehearse)
     return 0
 
 

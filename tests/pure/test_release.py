@@ -130,3 +130,25 @@ def test_an_index_that_cannot_be_reached_is_said_to_be_so() -> None:
     pip = "print('No matching distribution found for setuptools'); raise SystemExit(1)"
     with pytest.raises(SystemExit, match="a release needs a network"):
         release.run(sys.executable, "-c", pip)
+
+
+@pytest.mark.parametrize("rehearse", [False, True])
+def test_the_tag_keeps_its_headings_and_a_rehearsal_says_to_upload_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rehearse: bool
+) -> None:
+    made = [tmp_path / "dist" / name for name in ("c.tar.gz", "c.whl")]
+    made[0].parent.mkdir()
+    for path in made:
+        path.write_bytes(b"bytes")
+    release.hand_over(*made, rehearse)
+    told = capsys.readouterr().out
+    assert "\n### " in (made[0].parent / "tag.txt").read_text()
+    assert ("upload nothing" in told) == rehearse
+    assert ("git tag --sign --cleanup=whitespace" in told) == (not rehearse)
+
+
+def test_a_tag_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    tags = f"v{release.version()}\nv9.9.9\nvery-good\n"
+    monkeypatch.setattr(release, "run", lambda *words, folder: tags if "tag" in words else "")
+    told = release.refusals(rehearse=True)
+    assert told == [f"the commit has the tag v9.9.9, but its files say version {release.version()}"]
