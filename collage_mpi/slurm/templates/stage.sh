@@ -1,6 +1,6 @@
 # --- staging: CM_STAGE=/dev/shm, or a node's own disk, has the input on each node first --------
 # Slurm sends each file once, from node to node; each node compares the checksums. The manifest
-# names the copies: what shows images later (report) wants the shards there, or run --shards DIR.
+# names the copies, which are removed at the end: show images with `report --shards DIR`.
 if [[ -n ${CM_STAGE:-} ]]; then
     stage=$CM_STAGE/collage-mpi-$SLURM_JOB_ID
     nodes=(srun --mpi=none --overlap --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1)
