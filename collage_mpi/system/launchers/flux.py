@@ -33,13 +33,13 @@ class Flux(Launcher):
     lone_line = r"flux-job: task\(s\) .+|[\d.]+s: (job\.exception|flux-shell\[\d+\]: FATAL).*"
 
     def local_size(self, environ: Mapping[str, str]) -> int | None:
-        """Known where every node has as many ranks; there is no variable for it."""
+        """Ranks over nodes, because no variable tells it; None if they do not divide."""
         size, nodes = self.size(environ), first_number(_NODES, environ)
         return size // nodes if size and nodes and size % nodes == 0 else None
 
     def flags(self, ranks: int, site: Site, env: Mapping[str, str]) -> list[str]:
-        """Not bound to the one core that each rank is counted for; and every rank sees the GPUs of
-        its node, as under other launchers.
+        """Flux would bind each rank to one core and share the GPUs out. Without that, every rank
+        sees the cores and GPUs of its node, as under other launchers.
         """
         return ["run", "-o", "cpu-affinity=off", "-o", "gpu-affinity=off"]
 
