@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,6 +58,27 @@ def test_rows_are_cut_to_the_shortest_and_short_ones_can_be_left_out(tmp_path, c
     assert [rank for _, rank, _ in kept.short] == [2, 2]
     with pytest.raises(DataFault, match="longer run"):
         record_trace([run], least=10**6)
+
+
+def test_later_sessions_follow_and_what_took_no_time_is_left_out(tmp_path):
+    """Each session has a clock of its own, which begins anew."""
+    job = RunSettings(scheme="none", straggler="lognormal", side=2, warmup_groups=0)
+    simulate(job, tmp_path / "run", 400)
+    run = read_results(tmp_path / "run")
+    whole = record_trace([run])
+    tasks = run.tasks.copy()
+    half = int(np.median(tasks["done_ns"]))
+    later = tasks["done_ns"] > half
+    tasks["session"][later] = 2
+    for clock in ("sent_ns", "done_ns"):
+        tasks[clock][later] -= half
+    found = record_trace([replace(run, tasks=tasks)])
+    assert np.array_equal(found.times_s, whole.times_s)
+    idle = tasks["rank"] == 1
+    tasks["compute_ns"][idle] = tasks["held_ns"][idle] = 0
+    found = record_trace([replace(run, tasks=tasks)])
+    assert [rank for _, rank, _ in found.short] == [1]
+    assert found.times_s.min() > 0
 
 
 @pytest.mark.parametrize("seed", [0, 1])
