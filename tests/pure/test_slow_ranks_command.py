@@ -122,6 +122,10 @@ def test_no_exclude_where_it_would_be_wrong(
     out = capsys.readouterr().out
     assert "Every host has slow ranks" in out
     assert "--exclude" not in out
+    for rank in one.manifest["world"][4:]:
+        rank.pop("host", None)  # a rank whose host is unknown is no better host
+    main([*of_files(monkeypatch, {"a": one}), "--no-simulation"])
+    assert "Every host has slow ranks" in capsys.readouterr().out
     with_rank_0 = ill()
     with_rank_0.manifest["world"].append({"rank": 0, "host": "node2", "kinds": []})
     main([*of_files(monkeypatch, {"a": with_rank_0}), "--no-simulation"])
