@@ -300,6 +300,29 @@ def test_what_a_lost_team_had_goes_to_others_and_what_it_publishes_does_not_coun
     assert play.told(4, Stop) == [Stop(int(ExitCode.COMPLETE))]
 
 
+def test_what_a_lost_team_had_is_granted_though_no_team_says_anything(play):
+    start(play, 4)
+    for lease in play.told(0, Lease):
+        play.lead.say(Begun(lease.number))
+    play.look()
+    play.look()
+    assert len(play.told(0, Lease)) == 2
+    play.others.arrivals.append(Gone(4, "MPI says so", play.clock.now_ns))
+    play.look()
+    play.look()
+    assert play.told(0, Lease)[2:] != []
+
+
+def test_team_0_has_work_though_all_other_teams_were_missed_before_the_start(play):
+    play.clock.now_ns = 2 * LATE_MS * MS  # of a host that has long been up
+    play.lead.begin("run", "digest")
+    for rank in (4, 8):
+        play.says(rank, Fault("disk full", int(ExitCode.ENVIRONMENT)))
+    play.look()
+    play.lead.start(START, {})
+    assert len(play.told(0, Lease)) == 2
+
+
 def test_a_part_of_an_older_epoch_is_not_published(play):
     start(play)
     lease = play.told(0, Lease)[0]

@@ -98,6 +98,15 @@ def test_each_folder_that_is_made_is_synced_in_the_one_above_it(tmp_path, monkey
     assert synced[2:] == [tmp_path / "a"]
 
 
+def test_a_folder_is_made_in_one_that_may_not_be_read(tmp_path, monkeypatch) -> None:
+    def refused(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(files, "sync_directory", refused)
+    make_directory(tmp_path / "a")
+    assert (tmp_path / "a").is_dir()
+
+
 def test_json_that_finds_no_memory_is_not_damaged(tmp_path, monkeypatch) -> None:
     def no_memory(path: Path) -> bytes:
         raise MemoryError

@@ -40,6 +40,14 @@ def test_stripes_are_made_by_arrival_and_leave_when_they_are_full(k):
     assert [i.image for i in job.live[job.task_of(3, PARITY)].items] == STRIPES[k][1]
 
 
+def test_an_answer_of_its_own_leaves_the_others_of_a_stripe_alone(monkeypatch):
+    """Each of them has its task: a look at them all for every answer would be for nothing."""
+    job, looked = started(3), []
+    monkeypatch.setattr(job.scheduler.retries, "image", looked.append)
+    job.answer(job.task_of(0))
+    assert looked == []
+
+
 @pytest.mark.parametrize("k", [2, 3])
 def test_whichever_is_first_resolves_in_every_order_of_a_group(k):
     """An image by its single, or once the parity and all others of its stripe are there."""
