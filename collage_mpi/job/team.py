@@ -310,7 +310,6 @@ class Supply:
     def _say_pairs(self, pairs: tuple[Pair, ...]) -> None:
         for start in range(0, len(pairs), PAIRS_A_MESSAGE):
             self._link.say(messages.Pairs(pairs[start : start + PAIRS_A_MESSAGE]))
-        self.look_at_ns = 0  # they may have settled a threshold
 
     def _add(self, lease: Lease) -> None:
         self._lease, self._epoch = lease.number, lease.epoch
