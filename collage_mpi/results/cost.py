@@ -62,7 +62,7 @@ def told_sessions(cost: Json) -> str:
     """Of how many sessions the figures are."""
     if cost["sessions_told"] == cost["sessions"]:
         return "all sessions"
-    return f"{cost['sessions_told']} of {cost['sessions']} sessions: the others did not end well"
+    return f"{cost['sessions_told']} of {cost['sessions']} sessions; the others told nothing"
 
 
 def told_energy(cost: Json) -> list[Any]:
