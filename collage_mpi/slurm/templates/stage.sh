@@ -14,8 +14,9 @@ if [[ -n ${CM_STAGE:-} ]]; then
             sums+=$(cd "$(dirname "$file")" && sha256sum "${file##*/}")$'\n'
         done
     }
-    if [[ -d $shards ]]; then staged "$shards"/*.h5*; else staged "$shards"; fi
-    shards=$stage
+    if [[ -d $shards ]]; then staged "$shards"/*.h5*; fi
+    if [[ -f $shards ]]; then staged "$shards"; fi
+    if [[ -e $shards ]]; then shards=$stage; fi   # shipped:NAME is on every node
     if [[ -f $single ]]; then staged "$single" && single=$stage/${single##*/}; fi
     if [[ -f $collage ]]; then staged "$collage" && collage=$stage/${collage##*/}; fi
     printf '%s' "$sums" >"$stage/sums"
