@@ -388,7 +388,7 @@ class Coordinator:
         self.work.sent(self.clock() - start_ns, packed.encodes_ns)
 
     def _send_cancels(self) -> None:
-        """One message a rank, of all cancels that one message of answers or one turn has caused."""
+        """Send each rank in one message all cancels of a message of answers, or of a turn."""
         cancels, self._cancels = self._cancels, {}
         for rank, tasks in cancels.items():
             start_ns = self.clock()

@@ -141,7 +141,8 @@ class Lead:
         self._halted = False
         self._late_ns = int(settings.late_s * 1e9)  # from the start on: when that is
         self._look_at_ns = 0
-        # Whether anything has happened since that may grant a lease; whether a team may yet come
+        # Whether a lease may be due, by what has happened since the last were granted; and whether
+        # a team could yet come when they were
         self._news, self._more_may_come = True, True
 
     @property
@@ -167,7 +168,7 @@ class Lead:
         return None
 
     def follow(self, progress: Callable[[], Progress]) -> None:
-        """Never: `totals` is told how far team 0 is."""
+        """Nothing to keep: team 0 tells its totals when it asks for those of all teams."""
 
     def totals(self, own: Totals) -> Totals:
         """Those of all teams; `own`: team 0's."""

@@ -66,7 +66,7 @@ def told_sessions(cost: Json) -> str:
 
 
 def told_energy(cost: Json) -> list[Any]:
-    """Joules an image, and of what they are: two cells of a table."""
+    """Two cells of a table: joules an image, and what of which hosts was measured."""
     known = [
         f"{cost[kind]:,.0f} J by {name}"
         for kind, name in KINDS_OF_ENERGY.items()

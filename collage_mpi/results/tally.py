@@ -322,7 +322,7 @@ class ThresholdTally:
             mine = rows[rows["session"] == session]
             at = self._held_at(session, mine["t0_ns"] + mine["latency_ns"])
             scores, differs = cells_of(mine)
-            # Those that chose a threshold before a kill are asked of both again, and no audits
+            # Images that chose a threshold before a kill go to both again, and are no audits
             both = (mine["audited"] == AUDIT_CODE["done"]) & self._draw.some(mine)
             changed = both & differs & (scores >= self._least[at])
             for column, which in enumerate((both | True, both, changed)):

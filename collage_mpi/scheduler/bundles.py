@@ -84,8 +84,8 @@ class BundleQueue(PullQueue):
     def serve(self, *, everyone: bool = False) -> None:
         """What a rank may not take may have changed: ask the ranks with room, the fastest first.
 
-        Not the slow ones, unless `everyone`: they take what is barred to all quick ranks, and one
-        that enters may make others slow; and whole bundles, which they were offered.
+        Slow ranks are asked only if `everyone`: a rank that enters may make others slow. What slow
+        ranks take beside, tasks barred to all quick ranks and whole bundles, they were offered.
         """
         main = self.backlogs[self._main]
         for kind in (self._main, self._kind):

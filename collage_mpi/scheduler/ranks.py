@@ -165,7 +165,7 @@ class Room:
         return None
 
     def fastest(self) -> Iterator[int]:
-        """Of the ranks with as many messages each the fastest, those with the fewest first."""
+        """For each number of messages the fastest rank with so many, the smallest number first."""
         return (level[0][2] for level in self._levels if level)
 
 
@@ -255,8 +255,10 @@ class ReadyRanks:
         self.room_changed(rank)
 
     def ended(self, task: TaskState, service_ns: int) -> None:
-        """The task is over; with the last one of a message its rank has one less, and was at work
-        on it for so long, if that is known."""
+        """The task is over. With the last task of a message its rank has one message less.
+
+        `service_ns`: how long the rank was at work on the task, 0 if that is not known.
+        """
         rank = task.rank
         over = task.message is not None and not task.message.left
         if over:

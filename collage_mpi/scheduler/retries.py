@@ -76,7 +76,7 @@ class Waiting:
         self._cancel: Callable[[], None] | None = None
 
     def add(self, image: ImageState, delay_ns: int) -> None:
-        """It waits with the others; if it is the first one, for so long."""
+        """The image waits with the others. The first one starts the timer, with this delay."""
         self.images[image.id] = image
         if self._cancel is None:
             self._cancel = self._timers.start(delay_ns, self._fired)
