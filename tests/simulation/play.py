@@ -166,7 +166,7 @@ class Play:
     def _judge(self, session: Session, jobs: list[world.Job]) -> None:
         code, run = jobs[0].code, laws.run_in(self.out)
         self.bad |= bool(self.shards.harmed)  # nothing is mended while a session goes on
-        self.harmed &= code not in (0, 5)
+        self.harmed &= session.dry or code not in (0, 5)  # a dry run mends nothing
         expected = None if self.harmed or self.bad else self.case.limit
         faults = laws.broken(self.out, run, expected, whole=not self.harmed)
         faults += [each for job in jobs for p in job.ranks for each in laws.careless(p)]
