@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +26,28 @@ from collage_mpi.results.rows import IMAGES, TABLES, flat_keys
 from collage_mpi.results.vectors import extras_of, vectors_name
 from collage_mpi.system.files import load_json, reading, sync_directory
 
+_FOLDERS = re.compile(rf"{PENDING_FOLDER}(?:-[0-9a-f]{{8}})?")
 _TABLE = {table.name: table for table in TABLES}
 
 
-def publish(out: Path, part: str, vectors: str | None, check: Callable[[], object]) -> None:
+def publish(part: Path, vectors: str | None, check: Callable[[], object]) -> None:
     """Give a pending part, and before it the file of its vectors, the place where it counts.
+
+    Args:
+        part: in a folder of pending parts.
+        vectors: the name of the file of its vectors, in the same folder.
+        check: raises once the run's folder is not ours to write to any more.
 
     Raises:
         OSError: as the system says.
-        CollageError: of `check`, when the folder is not ours to write to any more.
+        CollageError: of `check`.
     """
     check()
+    out = part.parent.parent
     if vectors is not None:
-        os.rename(out / PENDING_FOLDER / vectors, out / VECTORS_FOLDER / vectors)
+        os.rename(part.with_name(vectors), out / VECTORS_FOLDER / vectors)
         sync_directory(out / VECTORS_FOLDER)
-    os.rename(out / PENDING_FOLDER / part, out / PARTS_FOLDER / part)
+    os.rename(part, out / PARTS_FOLDER / part.name)
     sync_directory(out / PARTS_FOLDER)
 
 
@@ -65,13 +74,13 @@ class Publisher(InOrder[tuple[str, int, int]]):
     def do(self, thing: tuple[str, int, int]) -> None:
         """See `InOrder`."""
         table, session, number = thing
-        part = self.path_of(thing).name
+        part = self._out / PENDING_FOLDER / self.path_of(thing).name
         vectors = vectors_name(session, number) if table == IMAGES.name and self._vectors else None
         try:
-            publish(self._out, part, vectors, self._check)
+            publish(part, vectors, self._check)
         except FileNotFoundError as error:
             raise EnvironmentFault(
-                f"{self._out / PENDING_FOLDER / part}: not there, though a team has written it: "
+                f"{part}: not there, though a team has written it: "
                 "--out must be in a file system that the hosts of all coordinators share"
             ) from error
 
@@ -110,18 +119,17 @@ def adopt(out: Path, manifest: Mapping[str, Any], held: Callable[[], np.ndarray]
 
     Args:
         manifest: of that launch.
-        held: gives the keys of the images that have a row, (k,) of KEY_ROW. It is called after the
-            parts are read: a part that the former lead has renamed before is known by then.
+        held: gives the keys of the images that have a row, (k,) of KEY_ROW. It is called when the
+            folder has a name that the former lead does not know: what the former lead renames
+            comes before that, and has its rows here, or fails.
 
     Raises:
         OSError, CollageError: as `publish`.
     """
-    folder = out / PENDING_FOLDER
-    if not folder.is_dir():
-        return
+    taken = [folder.rename(f"{out / PENDING_FOLDER}-{os.urandom(4).hex()}") for folder in _in(out)]
     counts, keep = parts.counting(manifest), bool(extras_of(manifest))
     listed: list[tuple[parts.PartName, list[int]]] = []
-    for part in filter(counts, parts.list_parts(folder)):
+    for part in filter(counts, chain.from_iterable(map(parts.list_parts, taken))):
         keys: list[int] = []
         if part.table == IMAGES.name:
             try:
@@ -130,7 +138,7 @@ def adopt(out: Path, manifest: Mapping[str, Any], held: Callable[[], np.ndarray]
                 continue  # damaged: its images are done again
             except EnvironmentFault as error:
                 if isinstance(error.__cause__, FileNotFoundError):
-                    continue  # the former lead has renamed it since it was listed
+                    continue  # a file server's list may be older than the file's new name
                 raise
         listed.append((part, keys))
     known = set(flat_keys(held()).tolist()) if listed else set()
@@ -138,15 +146,24 @@ def adopt(out: Path, manifest: Mapping[str, Any], held: Callable[[], np.ndarray]
         vectors = None
         if part.table == IMAGES.name:
             vectors = vectors_name(part.session, part.number) if keep else None
-            whole = vectors is None or (folder / vectors).exists()
+            whole = vectors is None or part.path.with_name(vectors).exists()
             if not whole or not known.isdisjoint(keys):
                 continue
             known.update(keys)
         with suppress(FileNotFoundError):  # likewise
-            publish(out, part.path.name, vectors, lambda: None)
-    clear(out)
+            publish(part.path, vectors, lambda: None)
+    for folder in taken:  # a later holder of the claim has its own
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def clear(out: Path) -> None:
-    """Remove the folder: nothing that is left there will count."""
-    shutil.rmtree(out / PENDING_FOLDER, ignore_errors=True)
+    """Remove what is pending: nothing that is left there will count."""
+    with suppress(OSError):
+        for folder in _in(out):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _in(out: Path) -> list[Path]:
+    """The folders of pending parts: the teams', and those that a session took and left."""
+    found = (path for path in out.iterdir() if _FOLDERS.fullmatch(path.name))
+    return [path for path in found if path.is_dir() and not path.is_symlink()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from results_harness import fill, manifest
 
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.results import RunWriter, pending, read_results, summarise, verify_run
+from collage_mpi.results import writer as writer_module
 from collage_mpi.results.manifest import read_manifest, to_go_on
 from collage_mpi.results.pending import Publisher
 from collage_mpi.results.row_sink import RowSink
@@ -149,49 +151,72 @@ def test_a_lost_leads_parts_are_adopted_once_and_never_beside_a_row(tmp_path):
     assert read_manifest(out)["launches"] == [[1, 2], [3, 2]]
 
 
-@pytest.mark.parametrize("read", [True, False])
-def test_a_part_that_the_former_lead_renames_meanwhile_is_no_fault(tmp_path, monkeypatch, read):
+def test_a_part_that_is_listed_and_gone_is_no_fault(tmp_path, monkeypatch):
     out = tmp_path / "run"
     RunWriter.create(out, FULL)._claim.release()
     team_rows(out, 2, list(range(9)))
-    publish = pending.publish
+    read_part = pending.parts.read_part
 
-    def by_the_other(*args):
-        if args[0].name.startswith("images") == read:
-            part = out / "pending" / "images-0002-000001.npy"
-            part.rename(out / "parts" / part.name)
-            monkeypatch.undo()
-        return original(*args)
+    def renamed_before(path, table):
+        monkeypatch.undo()
+        path.rename(out / "parts" / path.name)
+        return read_part(path, table)
 
-    original, where = (
-        (pending.parts.read_part, (pending.parts, "read_part"))
-        if read
-        else (publish, (pending, "publish"))
-    )
-    monkeypatch.setattr(*where, by_the_other)
+    monkeypatch.setattr(pending.parts, "read_part", renamed_before)
     writer, done = RunWriter.reopen(out, FULL)
     assert sorted(done["row"].tolist()) == list(range(9))
     writer.close("incomplete")
 
 
-def test_rows_that_the_former_lead_publishes_meanwhile_are_not_adopted_twice(tmp_path, monkeypatch):
+FORMER = "images-0002-000001.npy"  # a part that the former lead renames at last
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["adopt", "parts.list_parts", "parts.read_part", "flat_keys", "publish", "shutil.rmtree"],
+)
+def test_what_the_former_lead_publishes_at_last_is_not_adopted_twice(tmp_path, monkeypatch, before):
     out = tmp_path / "run"
     RunWriter.create(out, FULL)._claim.release()
     for session in (1, 2):  # one of both teams had been given up
         team_rows(out, session, list(range(9)))
-    read_part = pending.parts.read_part
+    place = writer_module if before == "adopt" else pending
+    *folders, name = before.split(".")
+    for folder in folders:
+        place = getattr(place, folder)
+    original = getattr(place, name)
 
-    def while_the_other_is_published(path, table):
+    def afterwards(*args, **how):
         monkeypatch.undo()
-        (other,) = set((out / "pending").glob("images-*.npy")) - {path}
-        other.rename(out / "parts" / other.name)
-        return read_part(path, table)
+        with suppress(FileNotFoundError):
+            pending.publish(out / "pending" / FORMER, None, lambda: None)
+        return original(*args, **how)
 
-    monkeypatch.setattr(pending.parts, "read_part", while_the_other_is_published)
+    monkeypatch.setattr(place, name, afterwards)
     writer, done = RunWriter.reopen(out, FULL)
+    assert getattr(place, name) is original
     assert sorted(done["row"].tolist()) == list(range(9))
     writer.close("incomplete")
     assert verify_run(out).doubles == 0
+    assert [path.name for path in out.glob("pending*")] == ["pending"]
+
+
+def test_what_a_session_took_and_left_is_adopted_by_the_next(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    RunWriter.create(out, FULL)._claim.release()
+    team_rows(out, 2, list(range(9)))
+
+    def failing(*args):
+        monkeypatch.undo()
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(pending, "publish", failing)
+    with pytest.raises(EnvironmentFault, match="Input/output"):
+        RunWriter.reopen(out, FULL)
+    assert not (out / "pending").exists()
+    writer, done = RunWriter.reopen(out, FULL)
+    assert sorted(done["row"].tolist()) == list(range(9))
+    writer.close("incomplete")
 
 
 def test_what_a_run_that_is_gone_has_left_pending_is_no_part_of_the_next(tmp_path):

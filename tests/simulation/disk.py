@@ -355,7 +355,7 @@ class Disk:
     def _put(self, descriptor: int, put: Callable[[], int]) -> int:
         path = self._step("write", here().descriptors[descriptor].path)
         self._room(path)
-        if os.fstat(descriptor).st_nlink:
+        if os.path.exists(path):  # neither it nor its folder has another name
             self._written(path)
             self._unsent(path)
         return put()
