@@ -114,7 +114,7 @@ def make_plan(
     )
     try:
         if known_shards is not None:
-            shards = as_before(shards, known_shards)
+            shards = as_before(shards, known_shards, limited=settings.limit is not None)
         return _fitted(settings, placement, networks, shards)
     except BaseException:
         shards.close()

@@ -285,6 +285,11 @@ def warn_of_bad_shards(shards: ShardSet) -> None:
     """Tell at once, not only at the end, what the run will do without."""
     for reason in _unread(shards):
         tell(f"warning: {reason}\n  The rest is done, and the exit code will be 4.")
+    for path in shards.left_out:
+        tell(
+            f"warning: {path}: left out, because the run has a --limit and began without this "
+            "shard. Its images need another --out."
+        )
 
 
 def judge_input(

@@ -43,6 +43,7 @@ class ShardSet:
         class_names: the names of labels 0, 1, ...; None if the shards have none.
         bad: shards that could not be read at the start; their images are not counted.
         lost: shard number -> why, for shards in `infos` that can no longer be read.
+        left_out: shards that a resumed run does not take; see `resumed`.
     """
 
     def __init__(self, infos: Sequence[ShardInfo], bad: Sequence[BadShard] = ()) -> None:
@@ -50,6 +51,7 @@ class ShardSet:
         self.infos = tuple(infos)
         self.bad = tuple(bad)
         self.lost: dict[int, str] = {}
+        self.left_out: tuple[Path, ...] = ()
         self._row_faults: dict[int, str] = {}  # global index -> why; few, or the shard is lost
         self._stamps: list[Stamp | None] = [info.stamp for info in infos]
         self.shape = infos[0].shape

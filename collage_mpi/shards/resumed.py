@@ -15,7 +15,9 @@ from collage_mpi.shards.reader import ShardSet
 from collage_mpi.shards.schema import BadShard, ShardInfo
 
 
-def as_before(shards: ShardSet, known: Sequence[Mapping[str, Any]]) -> ShardSet:
+def as_before(
+    shards: ShardSet, known: Sequence[Mapping[str, Any]], *, limited: bool = False
+) -> ShardSet:
     """The same shards in the order of a run's manifest; new shards come last.
 
     A shard of the run that is bad now keeps its number and its count, and counts as lost.
@@ -23,6 +25,7 @@ def as_before(shards: ShardSet, known: Sequence[Mapping[str, Any]]) -> ShardSet:
     Args:
         shards: as opened for this session; nothing has been read from them.
         known: {path, fingerprint, count} of each shard, in the order of their numbers.
+        limited: new shards are left out, because the first images would be others with them.
 
     Returns:
         `shards` itself if a shard of the run is missing and no bad one takes its place. The
@@ -46,8 +49,9 @@ def as_before(shards: ShardSet, known: Sequence[Mapping[str, Any]]) -> ShardSet:
         lost[number] = stand_in.reason
         infos.append(_unreadable(shards.infos[0], stand_in, entry))
     rest = {id(info) for left in by_content.values() for info in left}
-    infos += [info for info in shards.infos if id(info) in rest]
-    renumbered = ShardSet(infos, bad)
+    new = [info for info in shards.infos if id(info) in rest]
+    renumbered = ShardSet(infos if limited else [*infos, *new], bad)
+    renumbered.left_out = tuple(info.path for info in new) if limited else ()
     renumbered.lost.update(lost)
     return renumbered
 

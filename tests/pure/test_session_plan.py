@@ -19,13 +19,14 @@ from collage_mpi.job.messages import Hello
 from collage_mpi.job.plan import make_plan, warn_of_one_class_groups
 from collage_mpi.job.provenance import make_manifest, validity
 from collage_mpi.job.recorder import Totals
-from collage_mpi.job.run import run_session
+from collage_mpi.job.run import run_session, warn_of_bad_shards
 from collage_mpi.job.session import build_encoder
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import save_weights
 from collage_mpi.mpi.tasks import cancel_message_bytes
 from collage_mpi.results import RunWriter
 from collage_mpi.results.claim import read_claims
+from collage_mpi.results.manifest import differences
 from collage_mpi.results.rows import KEY_ROW
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
@@ -41,9 +42,9 @@ def shards(tmp_path_factory) -> tuple[str, str]:
     return str(folder / "a.h5"), str(folder / "b.h5")
 
 
-def plan_of(shards, world: int = 6, **more):
+def plan_of(shards, world: int = 6, known=None, **more):
     values = {"single": "null", "collage": "null", "out": "out", "side": 2, **more}
-    return make_plan(RunSettings(shards=shards, **values), world)
+    return make_plan(RunSettings(shards=shards, **values), world, known)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,17 @@ def plan_of(shards, world: int = 6, **more):
 def test_what_does_not_fit_is_refused(shards, more, error, says):
     with pytest.raises(error, match=says):
         plan_of(shards, **more)
+
+
+@pytest.mark.parametrize(("limit", "rows"), [(None, 12), (6, 5)])
+def test_a_limited_run_stays_without_a_shard_that_was_mended_later(shards, caplog, limit, rows):
+    at_first = plan_of(shards[:1], limit=limit)
+    plan = plan_of(shards, limit=limit, known=make_manifest(at_first)["shards"])
+    assert len(plan.order) == rows
+    assert differences(make_manifest(at_first), make_manifest(plan)) == [] or limit is None
+    warn_of_bad_shards(plan.shards)
+    told = f"warning: {shards[1]}: left out, because the run has a --limit"
+    assert (told in caplog.text) == (limit is not None)
 
 
 @pytest.mark.parametrize(

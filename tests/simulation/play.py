@@ -25,7 +25,7 @@ from pathlib import Path
 from tests.simulation import laws, standins, world
 from tests.simulation.case import HARMLESS, Case, Fault, Session, draw, simpler, wider
 from tests.simulation.disk import CHANGES, ERRORS, LOOKS, Disk, Failure
-from tests.simulation.inputs import HARMS, Shards
+from tests.simulation.inputs import HARMS, ROWS, Shards
 from tests.simulation.kernel import FOREVER_NS, MS, SECOND, Host, Kernel
 
 # Virtual time in which a job ends after its last fault: with limits of seconds for silence and for
@@ -59,6 +59,7 @@ class Play:
         self.played = Played()
         self.hosts = [self._host(number) for number in range(3)]
         self.harmed = False  # a part was taken away from a run that may be complete
+        self.begun = "", set[str]()  # the run, and shards that were harmed when it began
         self.copies: dict[Path, bytes] = {}  # other names of parts -> what they held
         writers = laws.Writers(str(self.out), self.kernel.violations.append)
         self.disk.watch = writers.made
@@ -167,14 +168,15 @@ class Play:
         code, run = jobs[0].code, laws.run_in(self.out)
         self.bad |= bool(self.shards.harmed)  # nothing is mended while a session goes on
         self.harmed &= session.dry or code not in (0, 5)  # a dry run mends nothing
-        expected = None if self.harmed or self.bad else self.case.limit
+        rows = self._rows(run)
+        expected = None if self.harmed or self.bad else rows
         faults = laws.broken(self.out, run, expected, whole=not self.harmed)
         faults += [each for job in jobs for p in job.ranks for each in laws.careless(p)]
         for path, held in self.copies.items():
             if path.read_bytes() != held:
                 faults.append(f"{path.name} was written to through another name")
         if len(jobs) == 1 and code is not None and not session.dry:
-            known = self.case.limit, self._excused(session), self.unseen
+            known = rows, self._excused(session), self.unseen
             faults += laws.untrue(code, run, *known)
         if any(job.code == 2 for job in jobs) and not (self.replaced or self._replaced()):
             faults.append("the case is refused")
@@ -188,6 +190,18 @@ class Play:
                     text = "".join(process.told)
                     self.played.log.append(f"--- {process.name} ({process.code}): {text[-2500:]}")
         self.played.faults += faults
+
+    def _rows(self, run: laws.Run | None) -> int:
+        """How many rows there are to be. A run with a limit stays without shards that were harmed
+        when it began."""
+        if run is None or not self.case.limited:
+            return self.case.limit
+        if self.begun[0] != run.manifest["run_id"]:
+            self.begun = run.manifest["run_id"], {*self.shards.harmed}
+        names = {Path(shard["path"]).name for shard in run.manifest["shards"]}
+        if not {*self.case.shards} - self.begun[1] <= names <= {*self.case.shards}:
+            self.played.faults.append(f"a run of {sorted(names)}, of {self.case.shards}")
+        return min(self.case.limit, sum(ROWS[name] for name in names))
 
     def _excused(self, session: Session) -> set[int]:
         """Exit codes that what went wrong explains."""
@@ -267,11 +281,11 @@ class Play:
             jobs.append(self._launch(replace(session, faults=())))
 
     def _harm(self, kind: str, number: int) -> None:
-        """Something happens to a shard. A run that begins with another one, or with less of what
-        its limit counts, is another run than that of the case."""
+        """Something happens to a shard. A run that begins with another one is another run than
+        that of the case."""
         run = laws.run_in(self.out)
         begun = run is not None and not run.manifest.get("bad_shards")  # those may still come
-        if begun or kind == "link shard" or (kind != "replace shard" and not self.case.limited):
+        if begun or kind != "replace shard":
             self.shards.harm(kind, number)
 
     def _between(self, session: Session) -> None:
@@ -329,6 +343,7 @@ def simplest(case: Case, inputs: Path) -> Case:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("each", type=int, nargs="*", help="these seeds, and no others")
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first of them")
     parser.add_argument("--trace", action="store_true", help="print what happened")
@@ -387,7 +402,8 @@ def reached() -> Iterator[None]:
 
 def _play_all(told: argparse.Namespace, inputs: Path) -> int:
     began_s, failed, steps = time.monotonic(), [], 0
-    for seed in range(told.first, told.first + told.seeds):
+    seeds = told.each or range(told.first, told.first + told.seeds)
+    for seed in seeds:
         case = wider(draw(seed)) if told.wide else draw(seed)
         played = play(case, inputs, tell_all=told.trace)
         steps += played.steps
@@ -401,7 +417,7 @@ def _play_all(told: argparse.Namespace, inputs: Path) -> int:
             if told.simplify:
                 print(f"  simplest: {simplest(case, inputs)}", flush=True)
     took_s = time.monotonic() - began_s
-    print(f"{told.seeds} seeds, {len(failed)} failed {failed}; {steps} steps, {took_s:.0f} s")
+    print(f"{len(seeds)} seeds, {len(failed)} failed {failed}; {steps} steps, {took_s:.0f} s")
     return bool(failed)
 
 
