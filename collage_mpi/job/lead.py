@@ -33,7 +33,7 @@ from collage_mpi.job.messages import (
 )
 from collage_mpi.job.plan import Plan
 from collage_mpi.job.recorder import Totals
-from collage_mpi.job.team import ALIVE_EVERY_NS, order_digest, ranges_of
+from collage_mpi.job.team import ALIVE_EVERY_NS, Result, order_digest, ranges_of
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.mpi.transport import Gone, Received
@@ -166,6 +166,10 @@ class Lead:
     def stop_reason(self) -> str | None:
         """Never any: team 0 hears of a signal by itself."""
         return None
+
+    def during(self, work: Callable[[], Result]) -> Result:
+        """Do it: nobody watches rank 0 by its silence."""
+        return work()
 
     def follow(self, progress: Callable[[], Progress]) -> None:
         """Nothing to keep: team 0 tells its totals when it asks for those of all teams."""

@@ -425,11 +425,11 @@ class TeamRun:
             costs = ServiceCosts({}, {}, start.cost_ratio, None, start.batch_costs)
             finish = session.work(costs)
             session.publish()
-            files.end(finish.status)
-            link.say(session.supply.progress)
             final = final_facts(session, job_facts(group.transport.library))
             final |= {**session.facts(), "lost": group.detector.describe()}
-            self._leave(rows, finish.status, final)
+            entry = {"status": finish.status, "rows": rows.counts, "final": final}
+            link.during(partial(self._leave, files, entry))
+            link.say(session.supply.progress)
         lost, changed = (
             tuple(text[:500] for text in texts[:20])
             for texts in (list(plan.shards.lost.values()), changes(plan.shards))
@@ -451,11 +451,11 @@ class TeamRun:
         }
         return StatusFiles(folder, facts, every_s, lambda: None)
 
-    def _leave(self, rows: RowSink, status: str, final: dict[str, Any]) -> None:
+    def _leave(self, files: StatusFiles, entry: dict[str, Any]) -> None:
         """What the manifest is to have of the session, which may be more than a message holds."""
+        files.end(entry["status"])
         session = self._begin.session
-        entry = {"session": session, "status": status, "rows": rows.counts, "final": final}
-        text = json.dumps(entry, default=plain).encode()
+        text = json.dumps({"session": session, **entry}, default=plain).encode()
         write_atomic(entry_path(self.out, session), (text,))
 
     def _why_stop(self) -> str | None:

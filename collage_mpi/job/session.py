@@ -171,7 +171,7 @@ class TeamSession(ExitStack):
         ready, lost = roll_call(self.plan, self.worker_group, self.hellos)
         finish = self.coordinator.run(ready, lost)
         self.worker_group.end()
-        fault = self.rows.drain()
+        fault = self._link.during(self.rows.drain)
         if fault is not None:
             raise fault
         self.supply.tell_of_parts()

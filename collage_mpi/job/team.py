@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Protocol, TypeVar
 
@@ -44,6 +45,7 @@ PAIRS_A_MESSAGE = 500  # of some 40 bytes each
 LEAD_LOST = "the lead, rank 0, is lost"
 
 Said = TypeVar("Said", bound=Message)
+Result = TypeVar("Result")
 
 
 class Dismissed(CollageError):
@@ -73,6 +75,10 @@ class Link(Protocol):
     def hear(self) -> Message | None: ...
     def stop_reason(self) -> str | None:
         """For loops that wait for others: why not to go on, or None."""
+        ...
+
+    def during(self, work: Callable[[], Result]) -> Result:
+        """Do what waits for a disk, which may be slow; the lead hears meanwhile of the team."""
         ...
 
     def follow(self, progress: Callable[[], Progress]) -> None:
@@ -131,6 +137,20 @@ class LeadLink:
         while (said := self._poll()) is not None:
             self._heard.append(said)
         return self.lost
+
+    def during(self, work: Callable[[], Result]) -> Result:
+        """Do what waits for a disk, in a thread; the lead hears meanwhile of the team.
+
+        Raises:
+            Dismissed: as `hear`, when the work is done.
+        """
+        backoff = Backoff(GROUP_BACKOFF)
+        with ThreadPoolExecutor(1, "collage-mpi end") as pool:
+            done = pool.submit(work)
+            while not done.done():
+                self.stop_reason()
+                backoff.pause()
+            return done.result()
 
     @property
     def lost(self) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from types import SimpleNamespace
 
@@ -350,6 +351,27 @@ def test_a_sign_of_life_twice_a_second(link):
     said = link._endpoint.said
     assert set(said) == {Progress(7, 0, 0)}
     assert 3 <= len(said) <= 6
+
+
+def test_the_lead_hears_of_a_team_that_waits_for_its_disk():
+    endpoint, monitor, written = Endpoint(), Monitor(), threading.Event()
+    link = LeadLink(endpoint, monitor, Clock(tick_ns=200 * MS))
+    send = endpoint.send
+
+    def heard(*message) -> None:
+        send(*message)
+        if len(endpoint.said) == 3:
+            written.set()
+
+    endpoint.send = heard
+    assert link.during(written.wait)
+    with pytest.raises(ZeroDivisionError):
+        link.during(lambda: 1 / 0)
+    written.clear()
+    monitor.release = written.set
+    endpoint.told.append(messages.Stop(0))
+    with pytest.raises(Dismissed):
+        link.during(written.wait)
 
 
 def test_a_lost_lead_is_a_reason_to_stop_and_is_told_nothing_more(link):
