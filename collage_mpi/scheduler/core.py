@@ -280,14 +280,14 @@ class Scheduler:
 
     def _on_failed(self, event: ev.Failed) -> None:
         task = self._terminal(event.task, event.rank, "failed")
-        self.retries.redo(task, event.reason, event.unread)
-        self._recover(task.rank)
         task.rank.failures += not event.of_input
         if task.rank.failures >= self.settings.max_failures and self._dispensable(task.rank):
             task.rank.status = RANK[task.rank.status]["failing"]
             why = f"{task.rank.failures} failures in a row, the last: {event.reason}"
             self.retries.leave(task.rank, why)
             self.turn.actions.append(ev.Retire(task.rank.id, why))
+        self.retries.redo(task, event.reason, event.unread)
+        self._recover(task.rank)
         self._alive(task.rank)
 
     def _dispensable(self, rank: RankState) -> bool:

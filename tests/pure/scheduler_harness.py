@@ -442,6 +442,9 @@ class Harness:
 
     def _do_retire(self, action: ev.Retire) -> None:
         assert action.rank not in self.retired
+        last = [send for each in self.actions for send in getattr(each, "sends", (each,))]
+        to = {send.rank for send in last if isinstance(send, ev.Send)}
+        assert action.rank not in to, "it gets no new work"
         self.retired.add(action.rank)
 
     def _do_recall(self, action: ev.Recall) -> None:

@@ -394,6 +394,17 @@ def test_a_rank_that_keeps_failing_is_retired_but_never_the_last_one():
     assert job.finish.status == ev.COMPLETE
 
 
+def test_a_rank_that_is_retired_gets_nothing_of_what_it_failed_at_last():
+    job = Harness(scheme="none", collages=0, singles=2, max_failures=2, max_attempts=9, credit=8)
+    job.start()
+    job.arrive(4)
+    for rank in (1, 2, 1):
+        assert job.live[job.task_of(0)].rank == rank
+        job.fail(job.task_of(0))
+    assert job.retired == {1}
+    assert job.live[job.task_of(0)].rank == 2
+
+
 def test_a_suspected_rank_may_answer_late_and_takes_work_again():
     job = started(scheme="none", collages=0)
     first = job.task_of(0)

@@ -192,8 +192,12 @@ def an_image_waits_for_calm() -> None:
 
 def another_try_fails_before_it_end_deferral() -> None:
     job = deferred()
+    settle_ns = job.now_ns + job.scheduler.settings.settle_ns
+    assert settle_ns in job.timers.values()
     job.fail(job.task_of(0))
     assert image_0(job) == transitions.PARKED
+    job.fail(job.task_of(3))  # the other image that rank 1 had
+    assert settle_ns not in job.timers.values(), "it waits for losses no more"
 
 
 def an_answer_to_be_held_comes_from_a_silent_collage_rank() -> None:
