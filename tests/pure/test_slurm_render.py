@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,28 @@ def test_every_script_is_bash_and_has_no_token_left(kind: str, settings: SlurmSe
     assert "set -euo pipefail" in text
     assert max(map(len, text.splitlines())) <= 100
     subprocess.run(["bash", "-n"], input=text, text=True, check=True, timeout=30)
+
+
+STAND_INS = """set -euo pipefail
+sbcast() { cp "${@: -2}"; }
+srun() { while [[ $1 == --* ]]; do shift; done; "$@"; }
+"""
+
+
+def test_staged_weights_of_one_name_keep_apart(tmp_path: Path) -> None:
+    for folder in ("single", "collage", "shards"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "best.h5").write_text(folder)
+    stage = (files("collage_mpi.slurm") / "templates" / "stage.sh").read_text()
+    names = " ".join(f"{n}={tmp_path}/{n}/best.h5" for n in ("single", "collage"))
+    shown = 'cat "$single" "$collage" "$shards"/*.h5; echo "$@"'
+    script = f"{STAND_INS}{names} shards={tmp_path}/shards\n{stage}\n{shown}"
+    given = {"CM_STAGE": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1"}
+    done = subprocess.run(
+        ["bash", "-c", script], env={**os.environ, **given}, capture_output=True, text=True
+    )
+    assert "singlecollageshards--pixels auto" in done.stdout, done.stderr
+    assert not (tmp_path / "collage-mpi-7").exists()
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "chain"])

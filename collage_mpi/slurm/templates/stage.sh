@@ -4,21 +4,25 @@
 if [[ -n ${CM_STAGE:-} ]]; then
     stage=$CM_STAGE/collage-mpi-$SLURM_JOB_ID
     nodes=(srun --mpi=none --overlap --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1)
-    "${nodes[@]}" mkdir -p "$stage"
+    "${nodes[@]}" mkdir -p "$stage/single" "$stage/collage"   # files that may have one name
     trap '"${nodes[@]}" rm -rf "$stage"' EXIT
     sums=
-    staged() {   # staged FILE...: copies; leaves a line of checksum and name for each in $sums
+    staged() {   # staged FOLDER FILE...: copies; leaves checksum and name of each in $sums
         local file
-        for file in "$@"; do
-            sbcast --force --preserve "$file" "$stage/${file##*/}"
-            sums+=$(cd "$(dirname "$file")" && sha256sum "${file##*/}")$'\n'
+        for file in "${@:2}"; do
+            sbcast --force --preserve "$file" "$stage/$1/${file##*/}"
+            sums+="$(sha256sum <"$file" | cut -d ' ' -f 1)  $1/${file##*/}"$'\n'
         done
     }
-    if [[ -d $shards ]]; then staged "$shards"/*.h5*; fi
-    if [[ -f $shards ]]; then staged "$shards"; fi
+    if [[ -d $shards ]]; then staged . "$shards"/*.h5*; fi
+    if [[ -f $shards ]]; then staged . "$shards"; fi
     if [[ -e $shards ]]; then shards=$stage; fi   # shipped:NAME is on every node
-    if [[ -f $single ]]; then staged "$single" && single=$stage/${single##*/}; fi
-    if [[ -f $collage ]]; then staged "$collage" && collage=$stage/${collage##*/}; fi
+    if [[ -f $single ]]; then
+        staged single "$single" && single=$stage/single/${single##*/}
+    fi
+    if [[ -f $collage ]]; then
+        staged collage "$collage" && collage=$stage/collage/${collage##*/}
+    fi
     printf '%s' "$sums" >"$stage/sums"
     sbcast --force "$stage/sums" "$stage/sums.all"
     "${nodes[@]}" sh -c "cd '$stage' && sha256sum --check --quiet --strict sums.all"
