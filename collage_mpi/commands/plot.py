@@ -221,9 +221,11 @@ def heat(args: HeatArguments) -> int:
 
 def titled(first: str, rows: Sequence[Row]) -> str:
     """The title, with the number of placements and groups behind a point below it."""
-    placements = {int(row["placements"]) for row in rows}
-    groups = {int(row["groups"] / row["placements"]) for row in rows}
-    how = {row["how"] for row in rows}
+    from collage_mpi.figures.points import need
+
+    placements = {int(need(row, "placements")) for row in rows}
+    groups = {int(need(row, "groups") / max(1, need(row, "placements"))) for row in rows}
+    how = {row.get("how") for row in rows}
     shown = ["simulated" if how == {"simulate"} else "measured" if how == {"run"} else "mixed"]
     for counts, what in ((placements, "placements"), (groups, "groups each")):
         low, high = min(counts), max(counts)

@@ -5,6 +5,8 @@ point has a number that the legend explains.
 from __future__ import annotations
 
 import csv
+import itertools
+import math
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,9 +94,12 @@ def need(row: Mapping[str, Any], column: str) -> float:
     """The number in a column.
 
     Raises:
-        DataFault: there is none, because the runs were too short or the column is unknown.
+        DataFault: there is none, because the runs were too short or the column is unknown; or the
+            file was changed by hand.
     """
     value = row.get(column)
+    if isinstance(value, str) or (value is not None and not math.isfinite(value)):
+        raise DataFault(f"point {row['name']}: {column} is {value}; a number is needed")
     if not isinstance(value, float):
         raise DataFault(
             f"point {row['name']}: no {column} (a P99 of each placement needs 368 groups; "
@@ -236,9 +241,12 @@ def plot_heat(
     """
     across, down = axes
     xs, ys = axis_labels(rows, across), axis_labels(rows, down)
-    cells = {(row[AXIS + across], row[AXIS + down]): row for row in rows}
+    cells = {(row.get(AXIS + across), row.get(AXIS + down)): row for row in rows}
     if len(cells) < len(rows):
         raise UsageError(f"several points in one cell of {across} x {down}: choose with --where")
+    for x, y in itertools.product(xs, ys):
+        if need(cells.get((x, y), {"name": f"{across}={x}, {down}={y}"}), value) <= 0:
+            raise DataFault(f"{across}={x}, {down}={y}: {value} is no gain, which is above 0")
     gains = np.log2([[need(cells[x, y], value) for x in xs] for y in ys])  # (down, across)
     labels = [textwrap.fill(y, 24) for y in ys]
     longest = max(len(line) for label in labels for line in label.split("\n"))
@@ -266,7 +274,7 @@ def _cell(axes: Any, i: int, j: int, row: Row, value: str, strong: bool) -> None
     colour = "white" if strong else "black"
     axes.text(i, j, f"{need(row, value):.2f}x", ha="center", va="bottom", color=colour, fontsize=11)
     low, high = row.get(f"{value}_low"), row.get(f"{value}_high")
-    if low is not None and high is not None:
+    if isinstance(low, float) and isinstance(high, float):
         text = f"{low:.2f} to {high:.2f}"
         axes.text(i, j + 0.08, text, ha="center", va="top", color=colour, fontsize=7.5)
 
@@ -281,7 +289,7 @@ def _columns(rows: Sequence[Row], series: str, panels: str) -> tuple[list[str], 
     number = {name: n for n, name in enumerate(names)}
     columns = []
     for label in axis_labels(rows, panels):
-        mine = [row for row in rows if row[AXIS + panels] == label]
+        mine = [row for row in rows if row.get(AXIS + panels) == label and row.get(AXIS + series)]
         shown = f"{panels} {label}" if label.isdecimal() else label
         columns.append(Panel(shown, [(number[row[AXIS + series]], row) for row in mine]))
     return names, columns

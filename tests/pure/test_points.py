@@ -111,6 +111,33 @@ def test_the_figures(
     assert "no axis 'x'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("changed", "code", "said"),
+    [
+        ((",14400,", ",many,"), 4, "point side-3_none: groups is many; a number is needed"),
+        ((",24,14400,", ",,14400,"), 4, "point side-3_none: no placements"),
+        ((",24,14400,", ",0,14400,"), 0, ""),
+        ((",14400,", ",nan,"), 4, "groups is nan"),
+        ((",1.0,0.8,1.3", ",-1.0,0.8,1.3"), 4, "side=3, scheme=none: p99_vs_none is no gain"),
+        ((",1.0,0.8,1.3", ",1.0,little,1.3"), 0, ""),
+        (('simulate,3,"replicate"', 'simulate,3,"none"'), 2, "several points"),
+        (('simulate,3,"replicate"', "simulate,,"), 4, "side=3, scheme=replicate: no p99_vs_none"),
+    ],
+)
+def test_a_file_that_was_changed_by_hand_is_told(
+    file: Path, tmp_path: Path, monkeypatch, capsys, changed: tuple[str, str], code: int, said: str
+) -> None:
+    pytest.importorskip("matplotlib")
+    text = file.read_text()
+    assert changed[0] in text
+    file.write_text(text.replace(*changed, 1))
+    common = [str(file), "--out", str(tmp_path / "figure")]
+    heat = ["--value", "p99_vs_none", "--across", "side", "--down", "scheme"]
+    assert script(monkeypatch, "heat", *common, *heat) == code
+    assert said in capsys.readouterr().err
+    script(monkeypatch, "ranks", *common, "--series", "scheme", "--panels", "side")
+
+
 def test_numbers_keep_clear_of_markers_and_of_each_other() -> None:
     rng = np.random.default_rng(3)
     crowd = rng.normal(100, 12, (18, 2))  # 18 markers within some 50 points
