@@ -77,15 +77,14 @@ def launch_run(
         UsageError: settings that cannot be run.
         EnvironmentFault: no fitting MPI, or this process is a rank itself.
     """
-    from collage_mpi.commands.launch import launch_ranks
+    from collage_mpi.commands.launch import LaunchArguments, launch_ranks
     from collage_mpi.settings.flags import flags_of
 
     settings.require_inputs()
     code = launch_ranks(
         settings.launch_size if ranks is None else ranks,
         ["run", *(["--resume"] if resume else []), *flags_of(settings)],
-        mpi=mpi,
-        timeout_s=timeout_s,
+        LaunchArguments(mpi=mpi, timeout=timeout_s),
         fault_tolerant=settings.on_rank_loss == "continue",
     )
     return ExitCode(code) if code in set(ExitCode) else code

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ from collage_mpi.launch.mpiexec import Mpi, build_command, site_here
 from collage_mpi.launch.supervisor import Limits, Supervisor
 from collage_mpi.shards import write_shard
 from collage_mpi.system.environment import STATUS_VARIABLE
-from collage_mpi.system.process_tree import process_table
+from collage_mpi.system.process_tree import own_command, process_table
 
 MORTAL = Path(__file__).parent / "mpi" / "programs" / "mortal.py"
+MODULES = ("collage_mpi.job.run",)  # of a server that forks ranks
 LIMIT_S = 120.0  # a hang; on an idle machine a job takes 3 s
 
 
@@ -81,6 +83,7 @@ def run_mortal(
     out: Path,
     tolerant: bool = True,
     start_limit_s: float | None = None,
+    forked: bool = False,
 ) -> Ended:
     """Run `collage-mpi WORDS` with deaths to its end; nothing of it may be left running.
 
@@ -88,10 +91,14 @@ def run_mortal(
         folder: a new folder for what the ranks note.
         deaths: as mortal.py takes them.
         out: the `--out` among the words.
+        forked: the ranks are forked from a server.
     """
     folder.mkdir()
     program = [sys.executable, str(MORTAL), str(folder), deaths, *words]
     extra = {STATUS_VARIABLE: "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    if forked:
+        program = [*own_command("mortal"), str(folder), deaths, *words]
+        extra["PYTHONPATH"] = f"{MORTAL.parent}:{os.environ.get('PYTHONPATH', '')}"
     plan = build_command(
         mpi,
         ranks,
@@ -100,6 +107,7 @@ def run_mortal(
         extra_env=extra,
         fault_tolerant=tolerant,
     )
+    plan = replace(plan, modules=MODULES if forked else ())
     said = io.StringIO()
     start_s = time.monotonic()
     limits = Limits(LIMIT_S, start_limit_s, 3.0 if tolerant else math.inf)
@@ -107,6 +115,7 @@ def run_mortal(
     wall_s = time.monotonic() - start_s
     assert ending.cut is not TIME_LIMIT, said.getvalue()
     assert running(folder) == []
+    assert forked == any(folder.glob("*.relay"))
     code, note = exit_code(ending, out, must_report=tolerant)
     return Ended(code, said.getvalue() + (note or ""), out, wall_s, folder)
 

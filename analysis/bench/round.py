@@ -96,7 +96,7 @@ def execute(args: argparse.Namespace) -> int:
 def _start_worlds(args: argparse.Namespace, settings: BenchSettings) -> int:
     from round_report import full_report
 
-    from collage_mpi.commands.launch import launch_ranks
+    from collage_mpi.commands.launch import LaunchArguments, launch_ranks
 
     sizes = args.ranks or WORLDS
     for size in sizes:
@@ -110,7 +110,8 @@ def _start_worlds(args: argparse.Namespace, settings: BenchSettings) -> int:
     with tempfile.TemporaryDirectory(prefix="collage-mpi-bench-") as folder:
         for size in sizes:
             found = Path(folder) / f"world-{size}.json"
-            code = launch_ranks(size, [*words, "--collect", str(found)], mpi=args.mpi)
+            command = [*words, "--collect", str(found)]
+            code = launch_ranks(size, command, LaunchArguments(mpi=args.mpi))
             if code:
                 return code
             worlds.append(json.loads(found.read_text()))

@@ -42,13 +42,13 @@ def execute(args: DemoArguments) -> int:
     """Start 11 ranks of this same command, then print the report and draw the figures."""
     if (launcher_size() or 1) > 1:
         return _as_ranks(args)
-    from collage_mpi.commands.launch import launch_ranks
+    from collage_mpi.commands.launch import LaunchArguments, launch_ranks
 
     out = args.out
     check_before(out, args.groups, args.time_scale)
     words = ["demo", "--out", str(out), "--device", args.device, "--groups", str(args.groups)]
     words += ["--time-scale", str(args.time_scale)]
-    code = launch_ranks(RANKS, words, mpi=args.mpi)
+    code = launch_ranks(RANKS, words, LaunchArguments(mpi=args.mpi))
     if code:
         return code
     report, written = tell_and_draw(out)

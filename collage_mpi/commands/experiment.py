@@ -121,7 +121,7 @@ def _by_hand(
     args: ExperimentArguments, out: Path, experiment: Experiment, points: Sequence[Point]
 ) -> int:
     """Start ranks for the points that are not done, as few times as the world sizes allow."""
-    from collage_mpi.commands.launch import launch_ranks
+    from collage_mpi.commands.launch import LaunchArguments, launch_ranks
     from collage_mpi.experiments.runner import DONE, check_plans, launches, simulate_points, state
     from collage_mpi.system.printable import numbers_text
 
@@ -138,7 +138,7 @@ def _by_hand(
         chosen = numbers_text(indices, None, steps=False).replace(" ", "")
         words = ["experiment", str(args.file), "--out", str(out), "--index", chosen]
         words += [word for text in args.sets for word in ("--set", text)]
-        code = launch_ranks(ranks, words, mpi=args.mpi)
+        code = launch_ranks(ranks, words, LaunchArguments(mpi=args.mpi))
         if code not in _GOES_ON:
             return code
         worst = max(worst, code)

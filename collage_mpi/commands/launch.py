@@ -29,7 +29,16 @@ if TYPE_CHECKING:
 
 WORLD_COMMANDS = ("run", "demo", "experiment")  # a coordinator and workers
 START_LIMIT_S = 600.0  # until MPI is up on all ranks: imports from a cold, shared file system
+FEWEST_FORKED = 3  # with two, one rank alone imports torch
 STARTS = 2  # a start that hung is tried once more
+# What ranks with networks of torch import, forked from a server.
+MODULES = (
+    "torch",
+    "h5py",
+    "collage_mpi.commands.run",
+    "collage_mpi.job.run",
+    "collage_mpi.models.predictor",
+)
 EXAMPLE = "collage-mpi launch -n 11 -- run --shards DIR --out OUT"
 
 
@@ -46,6 +55,12 @@ class LaunchArguments(MpiArguments):
     )
     mpiexec: str | None = setting(None, "launcher to use", unset="search for one", metavar="PATH")
     dry_run: bool = switch("print the command line but do not run it")
+    start: str = setting(
+        "auto",
+        "how ranks start. auto: a server imports torch once and forks the ranks, if it can and a "
+        "network needs torch. each: every rank imports for itself. fork: always by the server",
+        choices=("auto", "each", "fork"),
+    )
     on_rank_loss: str | None = setting(
         None,
         "what to do when a rank is lost. continue: start the ranks so that the job survives it. "
@@ -87,14 +102,7 @@ def execute(args: LaunchArguments) -> int:
     if args.dry_run:
         print(shell_line(args, ranks, words, tolerant))
         return 0
-    return launch_ranks(
-        ranks,
-        words,
-        mpi=args.mpi,
-        mpiexec=args.mpiexec,
-        timeout_s=args.timeout,
-        fault_tolerant=tolerant,
-    )
+    return launch_ranks(ranks, words, args, fault_tolerant=tolerant)
 
 
 def check_before_ranks(words: Sequence[str], ranks: int | None, *, dry_run: bool = False) -> int:
@@ -137,13 +145,7 @@ def check_before_ranks(words: Sequence[str], ranks: int | None, *, dry_run: bool
 
 
 def launch_ranks(
-    ranks: int,
-    words: Sequence[str],
-    *,
-    mpi: str = "auto",
-    mpiexec: str | None = None,
-    timeout_s: float | None = None,
-    fault_tolerant: bool = False,
+    ranks: int, words: Sequence[str], how: LaunchArguments, *, fault_tolerant: bool = False
 ) -> int:
     """Start `ranks` ranks of `collage-mpi WORDS...`, draw progress, return the exit code.
 
@@ -151,9 +153,7 @@ def launch_ranks(
         ranks: world size.
         words: a command and its arguments, e.g. ("run", "--shards", "DIR"), or a Python script
             and its arguments.
-        mpi: "auto" or a family of `collage_mpi.system.launchers.FAMILIES`.
-        mpiexec: launcher to use; None to search for one.
-        timeout_s: None for no limit.
+        how: which MPI, how ranks start, and the time limit.
         fault_tolerant: the job survives lost ranks.
 
     Raises:
@@ -164,8 +164,47 @@ def launch_ranks(
     from collage_mpi.system.environment import STATUS_VARIABLE
 
     extra = {STATUS_VARIABLE: uuid.uuid4().hex}
-    plan = _plan(ranks, words, find_mpi(mpi, mpiexec), site_here(), extra, fault_tolerant)
-    return _follow(plan, words, math.inf if timeout_s is None else timeout_s, fault_tolerant)
+    found = find_mpi(how.mpi, how.mpiexec)
+    plan = _plan(ranks, words, found, site_here(), extra, fault_tolerant)
+    if why_not_forked(plan, words, how.start) is None:
+        plan = replace(plan, modules=MODULES)
+    return _follow(plan, words, math.inf if how.timeout is None else how.timeout, fault_tolerant)
+
+
+def why_not_forked(plan: LaunchPlan, words: Sequence[str], start: str) -> str | None:
+    """Why every rank imports torch itself; None if a server forks the ranks.
+
+    Raises:
+        EnvironmentFault: `start` is "fork", and the server cannot.
+    """
+    from collage_mpi.launch.mpiexec import cannot_fork, fork_obstacle
+
+    if start == "each":
+        return "--start each"
+    cannot = cannot_fork(plan.launcher, fork_obstacle())
+    if _is_script(words):
+        cannot = "a script of your own is not imported"
+    if start == "fork":
+        if cannot:
+            raise EnvironmentFault(f"--start fork: {cannot}. Leave the flag out")
+        return None
+    if plan.ranks < FEWEST_FORKED or not _needs_torch(words):
+        return "at most one of them needs torch"
+    return cannot
+
+
+def _needs_torch(words: Sequence[str]) -> bool:
+    """Whether the ranks will import torch, as far as that is known before they start."""
+    from collage_mpi.models.null import is_null
+
+    args = _run_of(words)
+    if args is None:
+        return words[:1] == ["demo"]
+    try:
+        settings = args.settings(None)
+    except CollageError:
+        return False  # the ranks will say what is wrong with it
+    return not all(map(is_null, filter(None, (settings.single, settings.collage))))
 
 
 def shell_line(args: LaunchArguments, ranks: int, words: Sequence[str], tolerant: bool) -> str:
@@ -173,7 +212,11 @@ def shell_line(args: LaunchArguments, ranks: int, words: Sequence[str], tolerant
     from collage_mpi.launch.mpiexec import find_mpi, site_here
 
     found = find_mpi(args.mpi, args.mpiexec)
-    return _plan(ranks, words, found, site_here(scratch=False), {}, tolerant).shell_line()
+    plan = _plan(ranks, words, found, site_here(scratch=False), {}, tolerant)
+    why = why_not_forked(plan, words, args.start)
+    start = f"each rank imports torch itself ({why})" if why else "torch is imported once for all"
+    print(f"collage-mpi launch: {start}", file=sys.stderr)
+    return plan.shell_line()
 
 
 def _plan(

@@ -15,8 +15,8 @@ from collage_mpi.doctor.facts import (
     MpiFacts,
     Package,
 )
-from collage_mpi.launch.mpiexec import INSTALL_MPI, Mpi, NoLauncher, choose_mpi
-from collage_mpi.system.launchers import FAMILIES, by_word
+from collage_mpi.launch.mpiexec import INSTALL_MPI, Mpi, NoLauncher, cannot_fork, choose_mpi
+from collage_mpi.system.launchers import FAMILIES, by_word, launcher_of
 
 SRUN_LINES = "srun --mpi=pmi2 ... (MPICH) or srun --mpi=pmix ... (Open MPI)"
 
@@ -145,7 +145,9 @@ def check_launcher(facts: Facts) -> Iterator[Finding]:
     except NoLauncher as error:
         yield Finding("launcher", BAD, error.found, error.fix)
         return
-    yield Finding("launcher", OK, f"{chosen}: fits the library")
+    why = cannot_fork(launcher_of(chosen.family), mpi.fork_obstacle)
+    start = f"each rank imports torch itself: {why}" if why else "torch is imported once for all"
+    yield Finding("launcher", OK, f"{chosen}: fits the library; {start}")
     if library and mpi.on_path and mpi.on_path.abi != library.abi:
         yield Finding(
             "mpiexec",

@@ -90,6 +90,7 @@ class MpiFacts:
             None if unknown.
         pmix: whether it was started over PMIx.
         under_launcher: whether a launcher started this process.
+        fork_obstacle: why `launch` cannot fork ranks here; None if it can.
         ulfm: whether this Open MPI was built with fault tolerance; None if unknown.
     """
 
@@ -101,6 +102,7 @@ class MpiFacts:
     started_by: str | None = None
     pmix: bool = False
     under_launcher: bool = False
+    fork_obstacle: str | None = None
     ulfm: bool | None = None
 
 

@@ -46,6 +46,7 @@ from collage_mpi.launch.mpiexec import (
     Mpi,
     abi_of,
     available,
+    fork_obstacle,
     inspect_launcher,
 )
 from collage_mpi.results.file_names import MANIFEST, MARKER
@@ -180,6 +181,7 @@ def _mpi(answer: Mapping[str, Any], environ: Mapping[str, str]) -> MpiFacts:
         started_by=started_by(environ),
         pmix=over_pmix(environ),
         under_launcher=launcher_size(environ) is not None,
+        fork_obstacle=fork_obstacle(environ),
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.system.environment import mpi_rank
+from collage_mpi.system.forked import RELAY
 from collage_mpi.system.hard_exit import UCX, shared_memory, unlink
 from collage_mpi.system.launchers import Death
 from collage_mpi.system.printable import numbered
@@ -159,7 +160,7 @@ class RankProcesses:
             self._files.update(shared_memory(self._proc / str(pid) / "maps", UCX))
             name, fields = self._stat(pid)
             parents[pid] = int(fields[1])
-            if name == "sh":
+            if name in ("sh", RELAY):
                 shells.add(pid)
         own = parents.keys() - shells
         self._ranks = {pid: ranks[pid] for pid in own if parents[pid] not in own}

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,9 @@ INSTALL_MPI = (
 
 # Threads of the numeric libraries in each rank: left alone, every rank takes all cores.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+BATCH = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID", "FLUX_URI")
+OPENMP_PLACES = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 
 DATA = Path(__file__).parents[1] / "data"
 TOLERANT_WRAPPER, WRAPPER = DATA / "rank.sh", DATA / "watch.sh"
@@ -76,7 +80,8 @@ class NoLauncher(EnvironmentFault):
 class LaunchPlan:
     """A launcher's command line, the environment variables to add for it, and the number of ranks.
 
-    `scratch` is a folder for the files of the launcher (see `launch.scratch`).
+    `scratch` is a folder for the files of the launcher (see `launch.scratch`). If there are
+    `modules`, a server imports them and forks the ranks (see `system.forked`).
     """
 
     argv: tuple[str, ...]
@@ -84,6 +89,7 @@ class LaunchPlan:
     env: dict[str, str] = field(default_factory=dict)
     ranks: int = 1
     scratch: str | None = None
+    modules: tuple[str, ...] = ()
 
     def shell_line(self) -> str:
         """The plan as one line that can be pasted into a shell."""
@@ -152,6 +158,27 @@ def build_command(
         wrapper = ("sh", str(WRAPPER))
     argv = (str(mpi.mpiexec), *flags, "-n", str(ranks), *wrapper, *program)
     return LaunchPlan(argv, launcher, env, ranks, site.scratch)
+
+
+def cannot_fork(launcher: Launcher, obstacle: str | None) -> str | None:
+    """Why no server can fork the ranks of a launcher; None if one can.
+
+    Args:
+        obstacle: as `fork_obstacle` finds it here.
+    """
+    tried = " and ".join(other.who for other in FAMILIES.values() if other.forks)
+    return obstacle if launcher.forks else f"this was tried with {tried} only"
+
+
+def fork_obstacle(environ: Mapping[str, str] = os.environ) -> str | None:
+    """What keeps a server on this host from forking ranks, whatever their launcher is."""
+    if not hasattr(signal, "pidfd_send_signal"):
+        return "this needs Linux 5.3 or later"
+    if batch := next((name for name in BATCH if name in environ), None):
+        return f"{batch} is set, and in a batch job the rank would not be in its task's cgroup"
+    if places := next((name for name in OPENMP_PLACES if name in environ), None):
+        return f"{places} is set, which OpenMP reads when it is imported"
+    return None
 
 
 def _tolerant_flags(mpi: Mpi) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ from collage_mpi.launch.job_ranks import LOOK_AT_START_S, LOOK_EVERY_S, RankProc
 from collage_mpi.launch.mpiexec import LaunchPlan
 from collage_mpi.launch.scratch import VARIABLE, held, note_signal
 from collage_mpi.system.environment import STATUS_VARIABLE
+from collage_mpi.system.forked import serving
 from collage_mpi.system.launchers import Death
 from collage_mpi.system.process_tree import end_family, guarded
 from collage_mpi.system.progress import display_for, split_statuses
@@ -110,12 +111,14 @@ class Supervisor:
     def run(self) -> Ending:
         """Start the job, follow it to its end, and remove what it left."""
         grace_s, scratch = round(self._limits.stop_grace_s), self._plan.scratch
+        environment = _environment(self._plan, self._word)
         with (
             handled_by(self._signals.append),
             held(scratch) as locks,
             guarded(self._word, grace_s, scratch, locks) as guard,
+            serving(environment, self._plan.modules, self._plan.argv),
         ):
-            self._process = _started(self._plan, self._word)
+            self._process = _started(self._plan, environment)
             self._show_start()
             try:
                 self._follow()
@@ -330,11 +333,15 @@ class _Stream:
             self._job.line(line.decode(errors="replace"), self._target, self.filter)
 
 
-def _started(plan: LaunchPlan, word: str) -> subprocess.Popen[bytes]:
+def _environment(plan: LaunchPlan, word: str) -> dict[str, str]:
     name, _, value = word.partition("=")
+    return {**os.environ, **plan.env, name: value, VARIABLE: plan.scratch or ""}
+
+
+def _started(plan: LaunchPlan, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         plan.argv,
-        env={**os.environ, **plan.env, name: value, VARIABLE: plan.scratch or ""},
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -16,6 +16,13 @@ def main(file: str) -> None:
     import collage_mpi  # noqa: F401  # its modules are found through it from now on
 
     del sys.path[0]
+    import os
+
+    server = os.environ.pop("COLLAGE_MPI_FORK", None)  # its children have no use for it
+    if server is not None:
+        from collage_mpi.system.forked import relay
+
+        relay(server)
     import runpy
 
     module = sys.argv.pop(1)

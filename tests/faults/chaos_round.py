@@ -42,6 +42,7 @@ DECODED = (SOURCES.index("parity"), SOURCES.index("coded"))
 # Of 3 s usually. Late answers take 30 s, silent ranks 5 s; on cores that fifty others wanted a
 # session has taken over 150 s.
 SESSION_LIMIT_S = 400.0
+FORKED_EACH = 3  # one round in three: a server forks the ranks
 LEFTOVER_S = 10.0
 GUARDED_S = 40.0  # of a launch that was killed: its guard gives ranks 20 s
 MOST_SESSIONS = 6
@@ -182,7 +183,8 @@ class Job:
 
     def _words(self) -> list[str]:
         plan = self.plan
-        words = [sys.executable, "-m", "collage_mpi", "launch", "-n", str(plan.ranks), "--", "run"]
+        words = [sys.executable, "-m", "collage_mpi", "launch", "-n", str(plan.ranks)]
+        words += ["--start", "fork" if plan.number % FORKED_EACH == 2 else "auto", "--", "run"]
         words += [f"--shards={self.shards.name}", "--single", "null", "--collage", "null"]
         words += ["--side", "2", "--singles", str(plan.singles), f"--out={self.out.name}"]
         words += ["--collage-ranks", str(plan.collages), *plan.settings]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from collage_mpi.commands.launch import launch_ranks
+from collage_mpi.commands.launch import LaunchArguments, launch_ranks
 from collage_mpi.launch import mpiexec
 from collage_mpi.launch.ending import exit_code
 from collage_mpi.launch.supervisor import Limits, Supervisor
@@ -94,7 +94,8 @@ def pals(tmp_path: Path, monkeypatch):
     def launch(source: str) -> int:
         script = tmp_path / "script.py"
         script.write_text(source)
-        return launch_ranks(3, [str(script), str(tmp_path)], mpi="pals", mpiexec=str(program))
+        how = LaunchArguments(mpi="pals", mpiexec=str(program))
+        return launch_ranks(3, [str(script), str(tmp_path)], how)
 
     return launch
 

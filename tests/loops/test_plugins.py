@@ -12,7 +12,7 @@ from test_pals import PLACES
 
 from collage_mpi import plugins
 from collage_mpi.cli import main
-from collage_mpi.commands.launch import launch_ranks
+from collage_mpi.commands.launch import LaunchArguments, launch_ranks
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.figures.points import _look
 from collage_mpi.launch import mpiexec
@@ -186,7 +186,7 @@ def test_a_launcher_of_another_package_starts_ranks_that_know_their_place(
     program.write_text(RELAYRUN.format(python=sys.executable))
     program.chmod(0o755)
     script.write_text(PLACES)
-    assert launch_ranks(3, [str(script), str(tmp_path)], mpi="relay") == 0
+    assert launch_ranks(3, [str(script), str(tmp_path)], LaunchArguments(mpi="relay")) == 0
     places = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
     assert places == [[rank, 3, rank, None] for rank in range(3)]
 

@@ -626,7 +626,9 @@ def launched(tmp_path: Path, monkeypatch, hang: int) -> int:
     program = tmp_path / "mpiexec"
     program.write_text(LAUNCHER.format(python=sys.executable, folder=str(tmp_path), hang=hang))
     program.chmod(0o755)
-    return command.launch_ranks(2, ["run", "--side", "2"], mpiexec=str(program))
+    return command.launch_ranks(
+        2, ["run", "--side", "2"], command.LaunchArguments(mpiexec=str(program))
+    )
 
 
 def test_a_start_that_hangs_names_who_is_missing_and_is_tried_once_more(
@@ -651,7 +653,8 @@ def test_a_start_is_tried_once_more_only_within_the_time_limit(tmp_path, monkeyp
     program = tmp_path / "mpiexec"
     program.write_text(LAUNCHER.format(python=sys.executable, folder=str(tmp_path), hang=9))
     program.chmod(0o755)
-    assert command.launch_ranks(2, ["run"], mpiexec=str(program), timeout_s=0.5) == 6
+    how = command.LaunchArguments(mpiexec=str(program), timeout=0.5)
+    assert command.launch_ranks(2, ["run"], how) == 6
     assert len(list(tmp_path.glob("start-*"))) <= 1  # none where the cores are busy
 
 

@@ -91,10 +91,14 @@ def test_ranks_die_at_start_up_in_load_on_receipt_and_in_reply(job):
     assert read_summary(ended.out)["lost_ranks"] == found.manifest["lost"]
 
 
-def test_any_kind_of_death_is_survived(job):
+FORKED = pytest.mark.parametrize("forked", [False, True], ids=["started", "forked"])
+
+
+@FORKED
+def test_any_kind_of_death_is_survived(job, forked):
     deaths = "1:measure:kill,2:compute:segv:2,3:compute:leave:3,4:compute:leave0:4,5:reply:throw:5"
     # Where a collage wins nothing is computed; and an image may be lost with each of the five.
-    ended = job(deaths, "--scheme", "none", "--max-attempts", "6", singles=6)
+    ended = job(deaths, "--scheme", "none", "--max-attempts", "6", singles=6, forked=forked)
     found = ended.check()
     assert ended.layers().keys() == {1, 2, 3, 4, 5}
     assert all("lost" in outcomes(found, rank) for rank in (2, 3, 4))
@@ -191,8 +195,9 @@ def test_a_job_that_is_suspended_for_longer_than_the_reply_timeout_loses_nobody(
     assert found.manifest["lost"] == []
 
 
-def test_the_death_of_the_shell_around_a_rank_does_not_end_the_job(job):
-    ended = job("2:receive:bare:3")
+@FORKED
+def test_the_death_of_the_shell_around_a_rank_does_not_end_the_job(job, forked):
+    ended = job("2:receive:bare:3", forked=forked)
     ended.check()
     assert told(ended) <= 1  # Open MPI's daemon takes it for the rank's
 
@@ -276,11 +281,12 @@ def test_a_rank_that_hangs_before_mpi_is_up_cannot_keep_the_others(job):
     assert "MPI did not come up" in ended.said
 
 
+@FORKED
 @pytest.mark.parametrize("tolerant", [True, False])
-def test_when_the_launcher_dies_no_rank_is_left(job, tolerant):
+def test_when_the_launcher_dies_no_rank_is_left(job, tolerant, forked):
     """`running`, which looks after each job, finds nobody."""
     mode = ("--on-rank-loss", "continue") if tolerant else ()
-    ended = job("0:images:orphan:40", *mode, tolerant=tolerant)
+    ended = job("0:images:orphan:40", *mode, tolerant=tolerant, forked=forked)
     assert ended.code == INCOMPLETE, ended.said
     assert "the launcher was ended by SIGKILL" in ended.said
     job("", "--resume", *mode, tolerant=tolerant).check()
@@ -295,10 +301,11 @@ def test_a_rank_0_that_is_stopped_for_good_ends_the_job(job, monkeypatch):
     job("", "--resume").check()
 
 
+@FORKED
 @pytest.mark.parametrize("how", ["kill", "leave"])
-def test_a_rank_that_dies_under_a_plain_launch_is_told_in_one_line(job, mpi, how):
+def test_a_rank_that_dies_under_a_plain_launch_is_told_in_one_line(job, mpi, how, forked):
     """MPICH ends all ranks at once, and does not say which was the first."""
-    ended = job(f"2:receive:{how}:3", tolerant=False)
+    ended = job(f"2:receive:{how}:3", tolerant=False, forked=forked)
     assert ended.code == INCOMPLETE
     assert ("a rank " if mpi.family == "mpich" else "rank 2 ") in ended.said
     assert "the job is incomplete. Go on with the same command and --resume" in ended.said

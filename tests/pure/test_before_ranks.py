@@ -25,7 +25,7 @@ def started(monkeypatch, tmp_path) -> list[int]:
     monkeypatch.chdir(tmp_path)
     found: list[int] = []
 
-    def start(ranks, words, **_):
+    def start(ranks, words, *_, **__):
         found.append(ranks)
         return 0
 

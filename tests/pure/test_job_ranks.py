@@ -54,6 +54,15 @@ def met(proc: Proc) -> RankProcesses:
     return found
 
 
+def test_a_forked_rank_is_not_its_relay(proc):
+    """Its parent is the server."""
+    proc.state(21, "S", 20, name="relay")
+    shutil.rmtree(proc.folder / "22")
+    proc.add(40, 1)
+    proc.add(41, 40, rank=0)
+    assert met(proc).rank_0 == 41
+
+
 def test_rank_0_is_neither_the_shell_around_it_nor_its_child(proc):
     assert met(proc).rank_0 == 21
 

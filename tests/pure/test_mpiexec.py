@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from collage_mpi.commands.launch import launch_ranks, output_folder, wanted_on_loss
+from collage_mpi.commands.launch import (
+    LaunchArguments,
+    launch_ranks,
+    output_folder,
+    wanted_on_loss,
+    why_not_forked,
+)
 from collage_mpi.errors import EnvironmentFault, ExitCode, UsageError
 from collage_mpi.launch import mpiexec
 from collage_mpi.launch.mpiexec import (
@@ -205,7 +212,7 @@ def test_where_the_marker_of_a_run_would_be(words, folder):
 
 def test_a_script_must_be_there(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"none\.py: this script does not exist"):
-        launch_ranks(3, [str(tmp_path / "none.py")])
+        launch_ranks(3, [str(tmp_path / "none.py")], LaunchArguments())
     assert wanted_on_loss(["none.py"], "continue") == "continue"
 
 
@@ -243,3 +250,42 @@ def test_open_mpi_is_told_of_deaths_by_signal_and_of_rank_0s_code(rank, program,
     environ = {"PATH": os.environ["PATH"], "OMPI_COMM_WORLD_RANK": rank}
     words = ["sh", str(TOLERANT_WRAPPER), "sh", "-c", program]
     assert subprocess.run(words, env=environ).returncode == code
+
+
+WORDS = ["run", "--single", "w.safetensors", "--collage", "null", "--shards", "s", "--out", "o"]
+
+
+def why(words=WORDS, family="mpich", ranks=3, start="auto", **environ) -> str | None:
+    plan = mpiexec.LaunchPlan(("mpiexec",), FAMILIES[family], {}, ranks)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (*mpiexec.BATCH, *mpiexec.OPENMP_PLACES):
+            patch.delenv(name, raising=False)
+        for name, value in environ.items():
+            patch.setenv(name, value)
+        return why_not_forked(plan, words, start)
+
+
+def test_ranks_that_need_torch_are_forked():
+    assert why() is why(family="openmpi") is why(["demo", "--out", "o"]) is None
+    assert "one of them" in why(ranks=2)
+    null = [word.replace("w.safetensors", "null") for word in WORDS]
+    assert "one of them" in why(null)
+    assert "one of them" in why(["verify", "o"])
+    assert why(null, start="fork") is None
+    assert why(start="each") == "--start each"
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"family": "intel"}, "Open MPI's mpirun and MPICH's or Intel's mpiexec only"),
+        ({"SLURM_JOB_ID": "7"}, "SLURM_JOB_ID is set"),
+        ({"OMP_PROC_BIND": "close"}, "OMP_PROC_BIND is set"),
+        ({"words": ["program.py"]}, "a script"),
+    ],
+)
+def test_where_no_server_can_fork_ranks_it_is_said(how, said):
+    with pytest.raises(EnvironmentFault, match=re.escape(said)):
+        why(start="fork", **how)
+    if "words" not in how:
+        assert said in why(**how)

@@ -29,6 +29,7 @@ MODULES = (
     1,  # models/part_torch: a sixth of the start of 11 ranks, put back when measured on idle cores
     1,  # job/calibration: a threshold without labels is chosen and raised while the job runs
     2,  # system/energy, results/cost: joules by counter, and what a run cost, which nothing told
+    1,  # system/forked: a start of 11 ranks takes a quarter of its processor time
     1,  # launchers/flux: one more launcher, of which each is a class of its own
 )
 GUIDE_WORDS = (

@@ -66,6 +66,7 @@ class Launcher:
             too, to learn how the hosts reach each other.
         stop_signal: the signal that it passes on to its ranks as a stop.
         tolerant_flags, tolerant_how: what makes it leave the other ranks alone when one dies.
+        forks: whether a rank may be forked elsewhere on its host (`system.forked`).
         banner, lone_line: patterns of its output when a rank ends badly: the first line of a
             text between two rules, and a line that stands alone.
         telltales: its output when ranks do not start, what it means, and the fix.
@@ -91,6 +92,7 @@ class Launcher:
     stop_signal = signal.SIGTERM
     tolerant_flags: tuple[str, ...] = ()
     tolerant_how = ""
+    forks = False
     banner = lone_line = NEVER
     telltales: tuple[tuple[str, str, str], ...] = ()
 

@@ -28,6 +28,7 @@ class Mpich(Launcher):
     devices: tuple[str, ...] = ("UCX_NET_DEVICES",)
     tolerant_flags: tuple[str, ...] = ("-disable-auto-cleanup",)
     tolerant_how = "by MPICH's flag and a wrapper"
+    forks = True
     banner = r"=\s+BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES"
     lone_line = (
         r"\s*Abort\(-?\d+\) on node \d+ \(rank \d+ in comm \d+\): application called MPI_Abort"
@@ -70,3 +71,4 @@ class Intel(Mpich):
     devices = ()
     tolerant_flags = ()
     tolerant_how = ""
+    forks = False

@@ -38,6 +38,7 @@ class OpenMpi(Launcher):
     devices = ("UCX_NET_DEVICES",)
     stop_signal = signal.SIGUSR2
     tolerant_flags = ("--with-ft", "ulfm")
+    forks = True
     banner = (
         r"\s*(prterun|mpirun|mpiexec|orterun) (detected|has exited|noticed)"
         r"|\s*MPI_ABORT was invoked"

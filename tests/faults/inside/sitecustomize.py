@@ -86,8 +86,31 @@ def fill_disk(step: int) -> None:
     files.os = Os()
 
 
-FOLDER, RANK = os.environ.get("CHAOS_FOLDER"), None
-for variable in ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK"):
-    RANK = RANK or os.environ.get(variable)
-if FOLDER and RANK and "collage_mpi" in sys.orig_argv and "run" in sys.orig_argv:
-    install(Path(FOLDER), RANK)
+def rank() -> str | None:
+    names = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
+    return next((os.environ[name] for name in names if name in os.environ), None)
+
+
+def install_in_forked(folder: Path) -> None:
+    """This process forks the ranks."""
+    from collage_mpi.system import forked
+
+    plain = forked._become
+
+    def become(*args) -> None:
+        plain(*args)
+        install(folder, rank())
+
+    forked._become = become
+
+
+FOLDER = os.environ.get("CHAOS_FOLDER")
+if FOLDER and "collage_mpi.system.forked" in sys.orig_argv:
+    install_in_forked(Path(FOLDER))
+elif (
+    FOLDER
+    and rank()
+    and {"collage_mpi", "run"} <= {*sys.orig_argv}
+    and "COLLAGE_MPI_FORK" not in os.environ  # else this is a relay, no rank
+):
+    install(Path(FOLDER), rank())

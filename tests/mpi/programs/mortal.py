@@ -23,26 +23,42 @@ from pathlib import Path
 from collage_mpi import cli
 from collage_mpi.faults import failure_detector, process_monitor
 from collage_mpi.job import main, networks, run, worker, worker_group
+from collage_mpi.launch.supervisor import JOB_VARIABLE
 from collage_mpi.models.null import NullPredictor
 from collage_mpi.mpi import transport
 from collage_mpi.system import hard_exit, process_tree
-from collage_mpi.system.environment import launcher_rank
+from collage_mpi.system.environment import launcher_rank, mpi_rank
+from collage_mpi.system.forked import RELAY
 
 FOLDER, DEATHS, ARGUMENTS = Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3:]
 RANK = launcher_rank()
 
 
 def ranks():
-    """The processes of this job's ranks on this machine."""
+    """The processes of this job's ranks on this machine, with their relays."""
     found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = file.read_bytes().split(b"\0")
-        except OSError:
-            continue  # it ended while we looked
-        if words[1:3] == [sys.argv[0].encode(), str(FOLDER).encode()]:
-            found.append(int(file.parent.name))
+    for pid in process_tree.holders_of(f"{JOB_VARIABLE}={os.environ[JOB_VARIABLE]}"):
+        words = Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
+        rank = mpi_rank(dict(word.split("=", 1) for word in words if "=" in word))
+        if rank is not None and process_tree.stat_of(pid)[0] != "sh":
+            found.append((pid, rank))
     return found
+
+
+def started():
+    """The process that the launcher has started for this rank: its relay, or this one."""
+    own = [pid for pid, rank in ranks() if rank == RANK]
+    return next((p for p in own if process_tree.stat_of(p)[0] == RELAY), os.getpid())
+
+
+def note_relay():
+    """FOLDER/RANK.relay is there if this rank was forked."""
+    if started() != os.getpid():
+        Path(FOLDER, f"{RANK}.relay").touch()
+
+
+def parent(pid):
+    return int(process_tree.stat_of(pid)[1][1])
 
 
 # ---- ways ---------------------------------------------------------------------
@@ -84,9 +100,9 @@ def interrupt():
 
 def orphan():
     """The launcher dies, not this rank; its job cannot end before that is noticed."""
-    pid = os.getppid()
-    while Path(f"/proc/{pid}/comm").read_text().strip() not in ("mpiexec", "mpirun", "prterun"):
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    pid = started()
+    while process_tree.stat_of(pid)[0] not in ("mpiexec", "mpirun", "prterun"):
+        pid = parent(pid)
     os.kill(pid, signal.SIGKILL)
     time.sleep(1.0)
 
@@ -99,12 +115,12 @@ def note_memory():
 
 def bare():
     """The shell around this rank dies, not this rank."""
-    os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(parent(started()), signal.SIGKILL)
 
 
 def suspend():
     """All ranks are stopped for a while, as `scontrol suspend` does; this one wakes first."""
-    pids = " ".join(map(str, ranks()))
+    pids = " ".join(str(pid) for pid, _ in ranks())
     stop = f"kill -STOP {pids}; sleep 3; kill -CONT {os.getpid()}; sleep 0.3; kill -CONT {pids}"
     subprocess.Popen(["sh", "-c", stop], start_new_session=True)
 
@@ -329,6 +345,7 @@ worker_group.HERE_LIMIT_S, main.SHORT_STOP_S = 5.0, 2.0
 # The claim of a rank 0 that died apart: nobody holds it, and it need not be watched for 30 s.
 run.Patience = functools.partial(run.Patience, still_s=3.0)
 note_losses()
+note_relay()
 if ":nap" in sys.argv[2]:
     note_given_up()
 sys.exit(cli.main(ARGUMENTS))
