@@ -20,7 +20,6 @@ from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Geometry, Loading, Predictor
 from collage_mpi.models.null import NULL_CLASSES, NullPredictor
 from collage_mpi.models.own import is_own
-from collage_mpi.models.part_torch import import_part, whole_torch
 from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult
 from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.scheduler.events import Score
@@ -81,10 +80,6 @@ class NetworkLoader:
             classes = known.classes or NULL_CLASSES
             return NullPredictor(kind, known.image_shape, known.side, known.cell_px, classes)
         assert how.tuning is not None  # the welcome says it
-        if is_own(spec) or how.tuning.compile == "torch-compile":
-            whole_torch()
-        else:
-            import_part()
         threads = threads_per_rank(local_size() or self.world_size)
         return load_predictor(
             spec, kind, replace(how, device=self._device(how.device), threads=threads)

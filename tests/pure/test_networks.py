@@ -12,7 +12,6 @@ from job_messages import WELCOME
 from collage_mpi.encoding.vectors import EMBEDDINGS
 from collage_mpi.job import networks
 from collage_mpi.job.networks import NetworkLoader, joined, uncollected
-from collage_mpi.models.tuning import PLAIN
 
 
 @pytest.fixture
@@ -53,27 +52,6 @@ def test_a_network_is_loaded_as_the_welcome_says_and_again_where_it_must_be_told
         ("mine:net", 3),
     ]
     assert {(how.embed, how.threads, how.device) for _, how in asked} == {(True, 5, "cpu")}
-
-
-@pytest.mark.parametrize(
-    ("spec", "compiled", "imports"),
-    [
-        ("w.safetensors", "none", ["part"]),
-        ("w.safetensors", "torch-compile", ["whole"]),
-        ("mine:network", "none", ["whole"]),
-        ("null", "none", []),
-    ],
-)
-def test_all_of_torch_is_there_for_who_compiles_or_brings_a_network(
-    monkeypatch, thawed, spec, compiled, imports
-):
-    found = []
-    monkeypatch.setattr(networks, "load_predictor", lambda *given: "it")
-    monkeypatch.setattr(networks, "import_part", lambda: found.append("part"))
-    monkeypatch.setattr(networks, "whole_torch", lambda: found.append("whole"))
-    welcome = replace(WELCOME, tuning=replace(PLAIN, compile=compiled))
-    NetworkLoader(1, 3)(spec, "single", welcome)
-    assert found == imports
 
 
 def test_what_a_network_brings_is_not_looked_at_again(thawed):

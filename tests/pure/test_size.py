@@ -26,7 +26,6 @@ MODULES = (
     243,  # when each had become a concept of its own
     1,  # launch/ending: the exit code is worked out without processes and streams
     1,  # plugins: schemes and launchers of other packages
-    1,  # models/part_torch: a sixth of the start of 11 ranks, put back when measured on idle cores
     1,  # job/calibration: a threshold without labels is chosen and raised while the job runs
     2,  # system/energy, results/cost: joules by counter, and what a run cost, which nothing told
     1,  # system/forked: a start of 11 ranks takes a quarter of its processor time
