@@ -153,7 +153,7 @@ def _check_save(args: EvaluateArguments, path: Path) -> None:
 def _measure(args: EvaluateArguments, specs: dict[str, str]) -> dict[str, Any]:
     from collage_mpi.models import describe, load_predictor
     from collage_mpi.models.info import Loading, check_fit, check_parity
-    from collage_mpi.models.own import is_own
+    from collage_mpi.models.named import is_foreign
     from collage_mpi.shards import ShardSet
     from collage_mpi.training.report import AskedNetworks, make_report
 
@@ -162,7 +162,7 @@ def _measure(args: EvaluateArguments, specs: dict[str, str]) -> dict[str, Any]:
         info = describe(spec, KIND[kind].network)
         if info is not None:
             infos.append(info)
-        elif not is_own(spec):
+        elif not is_foreign(spec):
             raise UsageError(f"--{kind} {spec}: a null network has nothing to evaluate")
     single = None if SINGLE not in specs else describe(specs[SINGLE], SINGLE)
     for info in infos:

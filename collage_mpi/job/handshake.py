@@ -22,7 +22,7 @@ from collage_mpi.job.plan import Plan, check_top_k
 from collage_mpi.job.row_reader import described
 from collage_mpi.job.worker_group import FEW_ROUNDS, MEASURE_ROUNDS, WorkerGroup
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
-from collage_mpi.models.own import is_own
+from collage_mpi.models.named import is_foreign, is_function
 from collage_mpi.models.tuning import told_tunings
 from collage_mpi.mpi.answers import answer_message_bytes
 from collage_mpi.mpi.protocol import UP_BYTES
@@ -153,7 +153,7 @@ def check_same_weights(hellos: Mapping[int, Hello], specs: Mapping[str, str]) ->
 
 def same_advice(spec: str) -> str:
     """What the user can do so that all ranks hold the same network."""
-    if is_own(spec):
+    if is_function(spec):
         return (
             f"{spec} makes other weights on each rank; let it load them from a file, or seed its "
             "random numbers (torch.manual_seed)"
@@ -172,8 +172,8 @@ def check_same_embedding(hellos: Mapping[int, Hello]) -> None:
 
 
 def counted_classes(hellos: Mapping[int, Hello], specs: Mapping[str, str]) -> int | None:
-    """How many classes the user's own networks tell apart, by their first answers; None if there
-    are no such networks.
+    """How many classes networks of another's making tell apart, by their first answers; None if
+    there are no such networks.
 
     Raises:
         DataFault: they tell apart different numbers of classes.
@@ -182,7 +182,7 @@ def counted_classes(hellos: Mapping[int, Hello], specs: Mapping[str, str]) -> in
         classes: (kind, rank)
         for rank, hello in sorted(hellos.items())
         for kind, classes in hello.classes.items()
-        if is_own(specs.get(kind, ""))
+        if is_foreign(specs.get(kind, ""))
     }
     if len(found) > 1:
         told = ", ".join(f"{n} ({kind}, rank {rank})" for n, (kind, rank) in found.items())
@@ -195,7 +195,8 @@ def counted_classes(hellos: Mapping[int, Hello], specs: Mapping[str, str]) -> in
 def refuse_other_networks(
     plan: Plan, hellos: Mapping[int, Hello], known: Mapping[str, str]
 ) -> None:
-    """Raise UsageError if a user's own network differs from the one in earlier sessions of the run.
+    """Raise UsageError if a network of another's making differs from the one in earlier sessions of
+    the run.
 
     Weights files were compared before ranks loaded them.
 
@@ -204,7 +205,7 @@ def refuse_other_networks(
     """
     for kind, spec in plan.networks.items():
         found = {h.fingerprints[kind] for h in hellos.values() if kind in h.fingerprints}
-        if is_own(spec) and kind in known and found - {known[kind]}:
+        if is_foreign(spec) and kind in known and found - {known[kind]}:
             raise UsageError(
                 f"{plan.settings.out}: cannot resume with another {kind} network: {spec} has "
                 f"fingerprint {known[kind][:12]}... before, {found.pop()[:12]}... now. Make it as "

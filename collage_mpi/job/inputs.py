@@ -10,8 +10,8 @@ from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.kinds import NETWORK_SETTINGS
+from collage_mpi.models.named import is_file
 from collage_mpi.models.null import is_null
-from collage_mpi.models.own import is_own
 from collage_mpi.models.weights import sha256_of_file
 from collage_mpi.settings.run_settings import RunSettings
 
@@ -19,8 +19,8 @@ from collage_mpi.settings.run_settings import RunSettings
 def named_files(settings: RunSettings, *, networks: bool = True) -> dict[str, Path]:
     """Setting -> the file that it names, of those that the run reads.
 
-    A null network and a user's own are no files: they are known by their names, and the
-    latter by the fingerprints that the ranks tell.
+    A null network, a user's function and a network of a library are no files: they are known by
+    their names, and the latter two by the fingerprints that the ranks tell.
 
     Args:
         networks: False for a simulation, which reads none.
@@ -33,7 +33,7 @@ def named_files(settings: RunSettings, *, networks: bool = True) -> dict[str, Pa
     return {
         name: Path(spec)
         for name, spec in named.items()
-        if spec and not (is_null(spec) or is_own(spec))
+        if spec and not is_null(spec) and is_file(spec)
     }
 
 

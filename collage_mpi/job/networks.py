@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,8 +19,8 @@ from collage_mpi.job.messages import Measured, Welcome
 from collage_mpi.kinds import KIND, TABLE
 from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Geometry, Loading, Predictor
+from collage_mpi.models.named import OFFLINE, is_foreign, is_function
 from collage_mpi.models.null import NULL_CLASSES, NullPredictor
-from collage_mpi.models.own import is_own
 from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult
 from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.scheduler.events import Score
@@ -60,7 +61,7 @@ class NetworkLoader:
             UsageError, EnvironmentFault, DataFault: as `models.load_predictor`.
         """
         kind = KIND[kind].network
-        told = spec == "null" or is_own(spec)  # weights files know their shapes
+        told = spec == "null" or is_foreign(spec)  # weights files know their shapes
         shapes = (welcome.image_shape, welcome.side, welcome.cell_px, welcome.classes)
         how = Loading(
             device=welcome.device,
@@ -80,6 +81,8 @@ class NetworkLoader:
             classes = known.classes or NULL_CLASSES
             return NullPredictor(kind, known.image_shape, known.side, known.cell_px, classes)
         assert how.tuning is not None  # the welcome says it
+        if is_foreign(spec) and not is_function(spec):
+            os.environ.setdefault(OFFLINE, "1")  # rank 0 has asked the hub for all
         threads = threads_per_rank(local_size() or self.world_size)
         return load_predictor(
             spec, kind, replace(how, device=self._device(how.device), threads=threads)

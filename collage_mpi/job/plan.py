@@ -13,13 +13,20 @@ import numpy as np
 from collage_mpi.encoding import BERRUT
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.vectors import SCORES
-from collage_mpi.errors import DataFault, UsageError
+from collage_mpi.errors import CollageError, DataFault, UsageError
 from collage_mpi.job.calibration import calibration_first
 from collage_mpi.kinds import CODED, COLLAGE, KIND, KINDS, PARITY, SINGLE
 from collage_mpi.models import describe
-from collage_mpi.models.info import NetworkInfo, check_fit, check_parity, class_mismatch
+from collage_mpi.models.asking import Described, ask
+from collage_mpi.models.info import (
+    Geometry,
+    NetworkInfo,
+    check_fit,
+    check_parity,
+    class_mismatch,
+)
+from collage_mpi.models.named import is_foreign, is_function
 from collage_mpi.models.null import NULL_CLASSES, is_null
-from collage_mpi.models.own import is_own
 from collage_mpi.models.specs import AcceptSpec, ParitySpec
 from collage_mpi.models.weights import read_tensors
 from collage_mpi.results.agreement import ADVICE, weaker_by
@@ -128,6 +135,11 @@ def _fitted(
     shards: ShardSet,
 ) -> Plan:
     """The plan, where shards, networks and settings fit each other; raises as `make_plan`."""
+    collage = networks.get(COLLAGE)
+    cell_px = (settings.cell_px if collage is None else collage.cell_px) or shards.shape[0]
+    geometry = Geometry(shards.shape, settings.side, cell_px, None)
+    asked = _ask_named(settings, geometry)
+    networks = {**networks, **{kind: each.info for kind, each in asked.items()}}
     single, collage = networks.get(SINGLE), networks.get(COLLAGE)
     names = check_fit(
         networks.values(),
@@ -139,15 +151,15 @@ def _fitted(
     )
     if settings.class_names_file is not None:
         names = _named_by_file(Path(settings.class_names_file), shards, names)
-    cell_px = settings.cell_px if collage is None else collage.cell_px
-    grid = Grid(settings.side, cell_px or shards.shape[0])
+    grid = Grid(settings.side, cell_px)
     _check_sizes(shards, grid, settings)
     warn_of_weak_collage(single, collage)
     order = run_order(settings, shards)
     settings.arrival_times_ns(len(order))  # reads the file: a bad one ends here
-    classes = len(names) if names else _unnamed_classes(settings, shards)
+    classes = _count_classes(shards, names, asked)
+    if classes is None:
+        classes = _unnamed_classes(settings, shards, geometry)
     check_top_k(settings, classes)
-    _require_classes(settings, classes)
     known = with_accept_of(settings, single, networks.get(settings.judged))
     if known.accept == "backup" != settings.accept:
         tell(
@@ -194,7 +206,7 @@ def _networks(settings: RunSettings) -> dict[str, NetworkInfo]:
     Raises:
         UsageError, DataFault: as `describe`, or a parity network does not fit the job.
     """
-    if settings.uses(PARITY) and is_own(settings.parity):
+    if settings.uses(PARITY) and is_foreign(settings.parity):
         raise UsageError(
             f"--parity {settings.parity}: a parity network is trained for its single network; "
             "name the weights that collage-mpi train parity wrote"
@@ -273,34 +285,68 @@ def _named_by_file(path: Path, shards: ShardSet, names: tuple[str, ...] | None) 
     return given
 
 
-def _unnamed_classes(settings: RunSettings, shards: ShardSet) -> int | None:
-    """How many classes there are where nobody names them: what networks without weights are told.
+def _ask_named(settings: RunSettings, geometry: Geometry) -> dict[str, Described]:
+    """What the networks of other libraries say of themselves, by kind; see `asking.ask`."""
+    specs = {kind: settings.network(kind) for kind in KINDS if settings.uses(kind)}
+    return {
+        kind: ask(spec, KIND[kind].network, geometry)
+        for kind, spec in specs.items()
+        if is_foreign(spec) and not is_function(spec)
+    }
 
-    None where a network of the user's own alone knows: its first answer tells.
+
+def _count_classes(
+    shards: ShardSet, names: tuple[str, ...] | None, asked: Mapping[str, Described]
+) -> int | None:
+    """How many classes there are by their names and by the networks that were asked.
+
+    Raises:
+        DataFault: they differ, or a label has no class.
     """
-    if not (is_own(settings.single) or is_own(settings.collage)):
-        return NULL_CLASSES
+    told = {f"{kind} network {each.info.origin}": each.classes for kind, each in asked.items()}
+    told = {"the class names": len(names), **told} if names else told
+    if not told:
+        return None
+    (first, number), *others = told.items()
+    for where, other in others:
+        if other != number:
+            raise DataFault(f"{number} classes in {first}, {other} in {where}; they must agree")
+    labels = shards.labels() if asked else None
+    if labels is not None and int(labels.max()) >= number:
+        raise DataFault(f"{number} classes in {first}; the shards have label {labels.max()}")
+    return number
+
+
+def _unnamed_classes(settings: RunSettings, shards: ShardSet, geometry: Geometry) -> int | None:
+    """How many classes there are where nobody says it: what networks without weights are told.
+
+    None where a user's function alone knows, and its first answer on a rank is early enough. It is
+    asked at once if room for all scores, or a code, depends on the number.
+
+    Raises:
+        UsageError: it does not tell.
+    """
+    functions = [kind for kind in (SINGLE, COLLAGE) if is_function(getattr(settings, kind))]
     labels = shards.labels()
-    return None if labels is None else int(labels.max()) + 1
+    if not functions or labels is not None:
+        return NULL_CLASSES if labels is None or not functions else int(labels.max()) + 1
+    needs = f"--save {SCORES}" if settings.save == SCORES else f"--scheme {settings.scheme}"
+    if settings.save != SCORES and not settings.uses(CODED):
+        return None
+    try:
+        return ask(settings.network(functions[0]), functions[0], geometry).classes
+    except CollageError as error:
+        raise UsageError(
+            f"{needs} needs the number of classes at the start, and the shards have neither class "
+            f"names nor labels. The network was asked ({error}): name the classes with "
+            "--class-names-file FILE"
+        ) from error
 
 
 def check_top_k(settings: RunSettings, classes: int | None) -> None:
     """Raise UsageError if more classes are to be kept of an image than there are."""
     if classes is not None and (settings.top_k or 0) > classes:
         raise UsageError(f"top_k is {settings.top_k}; there are {classes} classes")
-
-
-def _require_classes(settings: RunSettings, classes: int | None) -> None:
-    """Raise UsageError where rank 0 needs the number before a network has answered."""
-    for asked, wanted in (
-        (f"--save {SCORES}", settings.save == SCORES),
-        (f"--scheme {settings.scheme}", settings.uses(CODED)),
-    ):
-        if classes is None and wanted:
-            raise UsageError(
-                f"{asked} needs the number of classes at the start, and the shards have neither "
-                "class names nor labels: name the classes with --class-names-file FILE"
-            )
 
 
 def run_order(settings: RunSettings, shards: ShardSet) -> np.ndarray:

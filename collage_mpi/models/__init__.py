@@ -17,29 +17,31 @@ def describe(spec: str, kind: str) -> NetworkInfo | None:
     """The facts of a network, from the header of its weights file; torch is not needed.
 
     Args:
-        spec: path of a safetensors file, "null" (see `null.parse_null`), or a user's own
-            network, MODULE:FUNCTION (see `own`).
+        spec: path of a safetensors file, "null" (see `null.parse_null`), or a network of
+            another's making (see `named`).
         kind: one of NETWORKS, the role of the network.
 
     Returns:
-        The facts, or None for a null network and a user's own network, which are told the
+        The facts, or None for a null network and one of another's making, which are told the
         shapes.
 
     Raises:
-        UsageError: an unknown kind, a malformed null spec, or weights of the other kind.
+        UsageError: an unknown kind or option, a malformed null spec, or weights of the other kind.
         EnvironmentFault: the file is missing or unreadable.
         DataFault: the file does not hold weights of this package.
     """
     from collage_mpi.models.info import check_kind
+    from collage_mpi.models.named import check_named, read_spec
     from collage_mpi.models.null import is_null, parse_null
-    from collage_mpi.models.own import is_own
     from collage_mpi.models.weights import describe_weights
 
     check_kind(kind)
     if is_null(spec):
         parse_null(spec, kind)
         return None
-    if is_own(spec):
+    named = read_spec(spec)
+    if named is not None:
+        check_named(named)
         return None
     return describe_weights(spec, kind)
 
@@ -48,7 +50,7 @@ def load_predictor(spec: str, kind: str, how: Loading | None = None) -> Predicto
     """Build the network and make it ready to predict.
 
     Args:
-        spec: path of a safetensors file, "null[:key=value,...]", or MODULE:FUNCTION.
+        spec: path of a safetensors file, "null[:key=value,...]", or one of `named`.
         kind: one of NETWORKS.
         how: where and how it runs; on one thread of the CPU, in float32, by default.
 
@@ -58,8 +60,8 @@ def load_predictor(spec: str, kind: str, how: Loading | None = None) -> Predicto
             finite, or a network without embeddings if they are wanted.
     """
     from collage_mpi.models.info import Loading, check_kind
+    from collage_mpi.models.named import is_foreign
     from collage_mpi.models.null import is_null, parse_null
-    from collage_mpi.models.own import is_own, load_own
 
     check_kind(kind)
     how = how or Loading()
@@ -70,12 +72,12 @@ def load_predictor(spec: str, kind: str, how: Loading | None = None) -> Predicto
         )
     if is_null(spec):
         return parse_null(spec, kind)
-    if is_own(spec):
+    if is_foreign(spec):
         if kind == PARITY:
             raise UsageError(f"{spec}: a parity network is trained, and so has weights; name them")
-        if how.geometry is None:
-            raise UsageError(f"{spec}: a network of your own cannot be used here; name weights")
-        return load_own(spec, kind, how.geometry, how)
+        from collage_mpi.models.own import load_foreign
+
+        return load_foreign(spec, kind, how)[0]
     from collage_mpi.models.predictor import TorchPredictor
 
     return TorchPredictor.load(spec, kind, how)

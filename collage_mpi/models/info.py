@@ -176,20 +176,52 @@ class Geometry:
         return 1 if kind == SINGLE else self.side * self.side
 
 
-def own_info(spec: str, kind: str, geometry: Geometry, fingerprint: str) -> NetworkInfo:
-    """The facts of a user's own network, in the form of a weights file's."""
+@dataclass(frozen=True)
+class Declared:
+    """What a network without a weights file of this package says of itself; None: it does not say.
+
+    Attributes:
+        class_names: in the order of the scores.
+        shape: (H, W, C) of an image.
+        mean, std: of pixels / 255, one for all channels or one each.
+        resize_px: the shorter edge of a picture before the middle is cut out.
+        fingerprint: SHA-256 of the file, 64 hex digits.
+    """
+
+    class_names: tuple[str, ...] | None = None
+    shape: tuple[int, int, int] | None = None
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    resize_px: int | None = None
+    fingerprint: str | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Declared:
+        """Read it back from JSON, where each tuple is a list."""
+        pairs = values.items()
+        found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in pairs}
+        return cls(**found)
+
+
+def own_info(
+    spec: str, kind: str, geometry: Geometry, fingerprint: str, facts: Declared | None = None
+) -> NetworkInfo:
+    """The facts of a network of another's making, in the form of a weights file's."""
     collage = kind == COLLAGE
     channels = geometry.image_shape[2]
+    facts = facts or Declared()
+    spread = {"mean": [*facts.mean], "std": [*facts.std]}
+    names = facts.class_names or tuple(str(number) for number in range(geometry.classes or 0))
     return NetworkInfo(
         kind=kind,
         architecture={"function": spec},
         shape=geometry.input_shape(kind),
         side=geometry.side if collage else None,
         cell_px=geometry.cell_px if collage else None,
-        class_names=tuple(str(number) for number in range(geometry.classes or 0)),
+        class_names=names,
         fingerprint=fingerprint,
         metadata={
-            "normalisation": {"mean": [0.0] * channels, "std": [1.0] * channels},
+            "normalisation": {k: v * channels if len(v) == 1 else v for k, v in spread.items()},
             "temperature": 1.0,
         },
     )

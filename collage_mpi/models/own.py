@@ -1,5 +1,6 @@
-"""Runs a user's own network: a function MODULE:FUNCTION makes it, and its answers are checked.
-torch is imported only if the network needs it.
+"""Runs networks of another's making: a library loads them (`libraries`), or a user's own function
+MODULE:FUNCTION makes them, and their answers are checked. torch is imported only if the network
+needs it.
 
     def network(kind, shape, side, cell_px, classes, device):
         # single: shape (H, W, C) of an image; collage: (P, P, C), P = side * cell_px
@@ -17,12 +18,12 @@ import hashlib
 import importlib
 import importlib.util
 import os
-import re
 import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,15 +31,18 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, UsageError
+from collage_mpi.kinds import SINGLE
 from collage_mpi.models.info import (
     HOW,
     TOLERANCE,
+    Declared,
     Geometry,
     Loading,
     Predictor,
     embedding_length,
     own_info,
 )
+from collage_mpi.models.named import FUNCTION, check_named, read_spec
 
 UNKNOWN_CLASSES = (
     "classes is None where nobody names the classes and no label shows how many there are: "
@@ -53,21 +57,52 @@ _NOT_THEIRS = (
 )
 
 
-def is_own(spec: str) -> bool:
-    """Whether a network spec is MODULE:FUNCTION or FILE.py:FUNCTION, and not the name of a file."""
-    if not re.fullmatch(r"(?:[\w.]+|.+\.py):[A-Za-z_]\w*", spec) or spec.startswith("null:"):
-        return False
-    return not spec.startswith("torchvision:") and not Path(spec).exists()
-
-
-def load_own(spec: str, kind: str, geometry: Geometry, how: Loading) -> Predictor:
-    """Call the user's function and make a predictor of its result.
+def load_foreign(spec: str, kind: str, how: Loading) -> tuple[Predictor, Declared]:
+    """A predictor of a network of another's making, and what it says of itself.
 
     Raises:
-        UsageError: there is no such module or function, it returns something else, or there
-            are no embeddings and they are wanted.
-        DataFault: the answers have the wrong shape for the kind, or are not probabilities.
+        UsageError: there is no such module, function or option, a function returns something
+            else, or there are no embeddings and they are wanted.
+        EnvironmentFault: a library, a file or the network's weights are missing.
+        DataFault: a file is damaged, or the answers have the wrong shape for the kind, or are
+            not probabilities.
     """
+    named, geometry, facts = read_spec(spec), how.geometry, Declared()
+    if named is None or geometry is None:
+        raise UsageError(f"{spec}: a network of your own cannot be used here; name weights")
+    check_named(named)
+    if named.library == FUNCTION:
+        made = _called(spec, kind, geometry, how)
+    else:
+        from collage_mpi.models.libraries import load_named
+
+        made, facts = load_named(named, how)
+    if facts.shape is not None and kind == SINGLE:
+        geometry = replace(geometry, image_shape=facts.shape)
+    if callable(getattr(made, "predict", None)):
+        predictor = OwnPredictor(spec, kind, geometry, made, how.device)
+        predictor.first_call(how.embed)
+        return predictor, facts
+    if "torch" in sys.modules and isinstance(made, sys.modules["torch"].nn.Module):
+        from collage_mpi.models.predictor import module_predictor
+
+        try:
+            return module_predictor(spec, kind, geometry, made, how, facts), facts
+        except CollageError:
+            raise
+        except Exception as error:  # of the network's own code, or of its library
+            shape = geometry.input_shape(kind)
+            raise DataFault(
+                f"{spec}: asked about noise of {shape} (H, W, C) it raised {told_error(error)}"
+            ) from error
+    raise UsageError(
+        f"{spec} returned a {type(made).__name__}; needed: a torch.nn.Module, or an object with "
+        f"predict(batch). {HOW}"
+    )
+
+
+def _called(spec: str, kind: str, geometry: Geometry, how: Loading) -> Any:
+    """What the user's function returns."""
     function = find_function(spec)
     told = {
         "kind": kind,
@@ -78,7 +113,7 @@ def load_own(spec: str, kind: str, geometry: Geometry, how: Loading) -> Predicto
         "device": how.device,
     }
     try:
-        made = function(**told)
+        return function(**told)
     except CollageError:
         raise
     except Exception as error:
@@ -87,18 +122,6 @@ def load_own(spec: str, kind: str, geometry: Geometry, how: Loading) -> Predicto
             f"{spec}: calling it with {', '.join(f'{k}={v!r}' for k, v in told.items())} raised "
             f"{told_error(error)}. {unknown}{HOW}"
         ) from error
-    if callable(getattr(made, "predict", None)):
-        predictor = OwnPredictor(spec, kind, geometry, made, how.device)
-        predictor.first_call(how.embed)
-        return predictor
-    if "torch" in sys.modules and isinstance(made, sys.modules["torch"].nn.Module):
-        from collage_mpi.models.predictor import module_predictor
-
-        return module_predictor(spec, kind, geometry, made, how)
-    raise UsageError(
-        f"{spec} returned a {type(made).__name__}; needed: a torch.nn.Module, or an object with "
-        f"predict(batch). {HOW}"
-    )
 
 
 def told_error(error: Exception) -> str:

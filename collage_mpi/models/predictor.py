@@ -21,6 +21,7 @@ from collage_mpi.models.collage_net import build_network
 from collage_mpi.models.info import (
     HOW,
     TOLERANCE,
+    Declared,
     Geometry,
     Loading,
     NetworkInfo,
@@ -304,7 +305,7 @@ def usable_device(device: str) -> torch.device:
 
 
 def module_predictor(
-    spec: str, kind: str, geometry: Geometry, module: nn.Module, how: Loading
+    spec: str, kind: str, geometry: Geometry, module: nn.Module, how: Loading, facts: Declared
 ) -> TorchPredictor:
     """The module as a predictor, called once to check that its answers fit.
 
@@ -317,15 +318,21 @@ def module_predictor(
         EnvironmentFault: the device is missing, or the module fails in this precision.
     """
     torch.set_num_threads(max(1, how.threads))
-    info = own_info(spec, kind, geometry, fingerprint_of(spec, module))
+    fingerprint = facts.fingerprint or fingerprint_of(spec, module)
+    info = own_info(spec, kind, geometry, fingerprint, facts)
     shaped = _Shaped(spec, module, geometry.cells(kind), geometry.classes, how.embed)
     place, chosen = usable_device(how.device), _as_said(how.tuning or PLAIN)
     with told_if_it_does_not_fit(info, shaped, place, chosen):
         predictor = TorchPredictor(info, shaped, place, chosen, how.embed)
         if geometry.classes is None:
             predictor.outputs(info.noise())  # which tells how many there are
-            info = own_info(spec, kind, replace(geometry, classes=shaped.classes), info.fingerprint)
+            geometry = replace(geometry, classes=shaped.classes)
+            info = own_info(spec, kind, geometry, fingerprint, facts)
             predictor = TorchPredictor(info, shaped, place, chosen, how.embed)
+        if predictor.classes != geometry.classes:
+            raise DataFault(
+                f"{spec} names {predictor.classes} classes, and its answers have {geometry.classes}"
+            )
         predictor.first_call()
         _check_logits(spec, predictor.outputs(info.noise()))
     return predictor

@@ -97,11 +97,15 @@ class NetworkSettings(Settings):
 
     single: str = _network(
         "",
-        "single classifier: a .safetensors file, shipped:NAME, MODULE:FUNCTION, or null",
+        "single classifier: a .safetensors file, shipped:NAME, timm:NAME, hf:ID, FILE.onnx, "
+        "FILE.pt2, FILE.ts, MODULE:FUNCTION, or null",
         metavar="W",
     )
     collage: str = _network(
-        "", "collage-CNN: a .safetensors file, shipped:NAME, MODULE:FUNCTION, or null", metavar="W"
+        "",
+        "collage-CNN: a .safetensors file, shipped:NAME, FILE.onnx, FILE.pt2, FILE.ts, "
+        "MODULE:FUNCTION, or null",
+        metavar="W",
     )
     parity: str = _network(
         "", "parity network: a .safetensors file, shipped:NAME, or null", metavar="W"

@@ -12,6 +12,9 @@ PACKAGES = {
     "parquet": "pyarrow>=15",
     "pandas": "pandas>=2.0",
     "completion": "shtab>=1.7",
+    "timm": "timm>=1.0.15",
+    "hf": "transformers>=4.50",
+    "onnx": "onnxruntime>=1.18",
     "yaml": "pyyaml>=6.0",
 }
 

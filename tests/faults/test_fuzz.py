@@ -65,6 +65,7 @@ NAMES = (
 
 # What reads bytes, and is tried by no reader: (module, function) -> why not.
 OWN, CHILD, KERNEL = "its own bytes", "what its own child says", "a file of the kernel, words only"
+LIBRARY = "in a process apart, whose death is told: tests/loops/test_libraries"
 NOT_TRIED = {
     ("doctor/gather", "file_system"): KERNEL,
     ("doctor/gather", "probe"): CHILD,
@@ -74,6 +75,13 @@ NOT_TRIED = {
     ("doctor/ranks", "try_ranks"): CHILD,
     ("launch/scratch", "noted_signal"): "any text that is no signal's name is none",
     ("launch/ending", "marker_text"): "any text is a marker",
+    ("models/asking", "_child"): CHILD,
+    ("models/asking", "main"): "its parent's request",
+    **{
+        ("models/libraries", f"load_{name}"): LIBRARY
+        for name in ("timm", "hf", "onnx", "exported", "scripted")
+    },
+    ("models/named", "check_named"): "any bytes are a file",
     ("models/tuning", "processor_facts"): KERNEL,
     ("models/weights", "sha256_of_file"): "any bytes have a hash",
     ("plugins", "offered"): "what pip installed; tests/loops/test_plugins breaks it",
@@ -95,7 +103,8 @@ NOT_TRIED = {
 }
 READS = re.compile(
     r"(^|\.)(loads|json\.load|np\.load|torch\.load|load_file|read_bytes|read_text|ParquetFile"
-    r"|DictReader|File|frombuffer|raw_decode|(tarfile|gzip|Image)\.open)$"
+    r"|DictReader|File|frombuffer|raw_decode|(tarfile|gzip|Image)\.open"
+    r"|(jit|export)\.load|create_model|from_pretrained|InferenceSession)$"
 )
 
 

@@ -12,7 +12,8 @@ import pytest
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.models import describe, load_predictor
 from collage_mpi.models.info import Geometry, Loading
-from collage_mpi.models.own import find_function, is_own
+from collage_mpi.models.named import is_function
+from collage_mpi.models.own import find_function
 from collage_mpi.models.tuning import PLAIN
 
 GEOMETRY = Geometry((8, 8, 3), side=2, cell_px=6, classes=5)
@@ -128,7 +129,7 @@ def own(tmp_path: Path) -> str:
     ],
 )
 def test_which_specs_are_own(spec: str, expected: bool) -> None:
-    assert is_own(spec) is expected
+    assert is_function(spec) is expected
 
 
 def test_a_predictor_is_told_its_shapes_and_asked(own: str) -> None:

@@ -22,6 +22,8 @@ from collage_mpi.job.recorder import Totals
 from collage_mpi.job.run import run_session, warn_of_bad_shards
 from collage_mpi.job.session import build_encoder
 from collage_mpi.models.architecture import default_architecture
+from collage_mpi.models.asking import Described
+from collage_mpi.models.info import Declared, Geometry, own_info
 from collage_mpi.models.weights import save_weights
 from collage_mpi.mpi.tasks import cancel_message_bytes
 from collage_mpi.results import RunWriter
@@ -299,6 +301,64 @@ def test_of_pictures_without_labels_a_network_of_ones_own_tells_the_classes(unla
     plan = plan_of(unlabelled, **OWN, save="scores", class_names_file=str(names))
     assert (plan.classes, plan.class_names) == (3, ("crane (0)", "owl", "crane (2)"))
     assert "class_names_file" in make_manifest(plan)["inputs"]
+
+
+def told(classes: int, names: tuple[str, ...] = (), shape=(6, 6, 1)) -> Described:
+    """What a network of another library says of itself."""
+    geometry = Geometry(shape, 2, 6, None)
+    info = own_info("timm:net", "single", geometry, "f", Declared(names or None))
+    return Described(replace(info, class_names=names), classes, None)
+
+
+def test_a_named_network_tells_the_classes_before_the_session(unlabelled, tmp_path, monkeypatch):
+    named = (str(tmp_path / "named.h5"),)
+    write_shard(named[0], np.zeros((2, 6, 6, 1), np.uint8), np.arange(2), class_names=["a", "b"])
+    asked = []
+    answers = {"timm:net": told(5), "n.onnx": told(3, ("x", "y", "z"))}
+
+    def ask(spec, kind, geometry):
+        asked.append((spec, kind, geometry.image_shape, geometry.classes))
+        return answers[spec]
+
+    monkeypatch.setattr("collage_mpi.job.plan.ask", ask)
+    monkeypatch.setattr("collage_mpi.job.plan.describe", lambda *_: None)
+    alone = {"scheme": "none", "single": "timm:net", "world": 3, "singles": 2}
+    plan = plan_of(unlabelled, **alone, save="scores")
+    assert (plan.classes, plan.class_names) == (5, None)
+    assert asked == [("timm:net", "single", (6, 6, 1), None)]
+    plan = plan_of(unlabelled, **{**alone, "single": "n.onnx"})
+    assert (plan.classes, plan.class_names) == (3, ("x", "y", "z"))
+    with pytest.raises(DataFault, match="2 classes in the shards, 3 in single network timm:net"):
+        plan_of(named, **{**alone, "single": "n.onnx"})
+    with pytest.raises(DataFault, match="2 classes in the class names, 5 in single network timm"):
+        plan_of(named, **alone)
+    answers["timm:net"] = told(5, shape=(8, 8, 3))
+    with pytest.raises(DataFault, match=r"hold images of \(6, 6, 1\).*timm:net needs \(8, 8, 3\)"):
+        plan_of(unlabelled, **alone)
+
+
+def test_the_labels_are_classes_of_a_named_network(tmp_path, monkeypatch):
+    write_shard(tmp_path / "l.h5", np.zeros((2, 6, 6, 1), np.uint8), np.array([0, 4]))
+    monkeypatch.setattr("collage_mpi.job.plan.describe", lambda *_: None)
+    alone = {"scheme": "none", "single": "timm:net", "world": 3, "singles": 2}
+    for classes in (5, 4):
+        monkeypatch.setattr("collage_mpi.job.plan.ask", lambda *_, n=classes: told(n))
+        if classes == 5:
+            assert plan_of((str(tmp_path / "l.h5"),), **alone).classes == 5
+            continue
+        with pytest.raises(DataFault, match=r"4 classes in single .*; the shards have label 4"):
+            plan_of((str(tmp_path / "l.h5"),), **alone)
+
+
+def test_a_users_function_is_asked_where_the_number_counts_at_once(unlabelled, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n"
+        "class Ones:\n"
+        "    def predict(self, batch): return np.ones((len(batch), 1, 4)) / 4\n"
+        "def network(**told): return Ones()\n"
+    )
+    alone = {"scheme": "none", "world": 3, "singles": 2, "save": "scores"}
+    assert plan_of(unlabelled, **alone, single=f"{tmp_path / 'mine.py'}:network").classes == 4
 
 
 def test_names_in_a_file_must_be_those_of_shards_and_labels(shards, tmp_path):

@@ -1,0 +1,109 @@
+"""Asks a network of another program what it is: it is loaded and answers noise in a process apart
+(`python -m collage_mpi.models.asking`), because a damaged file can crash its library.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
+from collage_mpi.models.info import Declared, Geometry, Loading, NetworkInfo, own_info
+from collage_mpi.models.named import OFFLINE, NotInCache
+from collage_mpi.models.own import load_foreign
+from collage_mpi.system.process_tree import STOP_SIGNALS, own_command, sheltered
+from collage_mpi.system.tell import tell
+
+CHILD_COMMAND = own_command("collage_mpi.models.asking")
+LIMIT_S = 1_800.0  # a download of gigabytes included
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a network said of itself, in a process apart."""
+
+    info: NetworkInfo
+    classes: int
+    resize_px: int | None
+
+
+@lru_cache(maxsize=32)
+def ask(spec: str, kind: str, geometry: Geometry) -> Described:
+    """Load a foreign network, let it answer noise, and tell what it is.
+
+    The library's cache is looked into first, and then its hub is asked, so that one process alone
+    fetches what the others find in the cache.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: why it cannot be used.
+    """
+    request = {"spec": spec, "kind": kind, "geometry": asdict(geometry)}
+    told = _child(request, {**os.environ, OFFLINE: os.environ.get(OFFLINE, "1")})
+    if told.get("fault") == NotInCache.__name__ and OFFLINE not in os.environ:
+        tell(f"{spec} is not in the cache of its library: its hub is asked")
+        told = _child(request, dict(os.environ))
+    if "fault" in told:
+        faults = (UsageError, EnvironmentFault, DataFault, NotInCache)
+        raise next(f for f in faults if f.__name__ == told["fault"])(told["message"])
+    facts = Declared.from_dict(told["facts"])
+    known = replace(geometry, image_shape=facts.shape or geometry.image_shape)
+    info = replace(
+        own_info(spec, kind, known, told["fingerprint"], facts),
+        class_names=facts.class_names or (),
+    )
+    return Described(info, told["classes"], facts.resize_px)
+
+
+def _child(request: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
+    """The answer of a process apart; a fault where it died."""
+    with sheltered(*STOP_SIGNALS):
+        child = subprocess.Popen(
+            CHILD_COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+        )
+    try:
+        out, complaint = child.communicate(json.dumps(request).encode(), timeout=LIMIT_S)
+        told: dict[str, Any] = json.loads(out.splitlines()[-1])
+        return told
+    except subprocess.TimeoutExpired:
+        message = f"{request['spec']}: it was not loaded within {LIMIT_S:,.0f} s"
+        return {"fault": EnvironmentFault.__name__, "message": message}
+    except (ValueError, IndexError):
+        last = complaint.decode("utf-8", errors="replace").strip().splitlines()[-1:]
+        message = (
+            f"{request['spec']}: loading it ended a process with exit code {child.returncode} "
+            f"({' '.join(last)[:200] or 'no message'}): the file is damaged, or its library is"
+        )
+        return {"fault": DataFault.__name__, "message": message}
+    finally:
+        child.kill()  # an interrupt here must not leave it behind; no effect once it ended
+
+
+def main() -> int:
+    """The process apart: read a request from stdin, print the answer as a line of JSON."""
+    request = json.load(sys.stdin)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    geometry = Geometry(**{**request["geometry"], "classes": None})
+    shape = tuple(geometry.image_shape)
+    how = Loading(geometry=replace(geometry, image_shape=(shape[0], shape[1], shape[2])))
+    try:
+        predictor, facts = load_foreign(request["spec"], request["kind"], how)
+        said = {"facts": asdict(facts), "classes": predictor.classes}
+        told = {**said, "fingerprint": predictor.fingerprint}
+    except CollageError as fault:
+        told = {"fault": type(fault).__name__, "message": str(fault)}
+    print(json.dumps(told), file=answers, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

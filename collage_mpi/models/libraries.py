@@ -1,0 +1,287 @@
+"""Loads networks of other libraries: timm, transformers, ONNX, torch.export, TorchScript. Each
+loader returns the network, how to call it, and what it says of itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
+from collage_mpi.models.foreign_weights import read_state
+from collage_mpi.models.info import TOLERANCE, Declared, Loading
+from collage_mpi.models.named import NORMS, PREFIXES, Named, NotInCache
+from collage_mpi.models.predictor import WithEmbedding
+from collage_mpi.models.weights import sha256_of_file
+from collage_mpi.shards.schema import told_apart
+
+Made = tuple[nn.Module | None, Callable[[Tensor], Any], Declared]
+ONNX_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+COLOURS = (1, 3)
+RESTRICTED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch.load runs no code of a file then
+LEAST = 1e-30  # of a probability, before its logarithm
+ADVICE = {
+    "timm": "timm:NAME,weights=FILE takes a checkpoint of yours; timm.list_pretrained() has names",
+    "hf": "hf:FOLDER takes what save_pretrained wrote of a network and of its image processor",
+    "scripted": "torch.jit.save makes one",
+    "exported": "torch.export.save makes one",
+    "onnx": "torch.onnx.export makes one",
+}
+
+
+class Called(nn.Module):
+    """A network of another library: (n, C, H, W) float -> (n, classes) or (n, cells, classes)
+    logits.
+
+    One that was made for a batch of one is called picture by picture. Probabilities become their
+    logarithms, of which softmax makes the same probabilities.
+    """
+
+    def __init__(self, network: nn.Module | None, call: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.network, self.call = network, call
+        self.tried = self.batches = self.logs = False
+
+    def train(self, mode: bool = True) -> Called:
+        """Stays as it was loaded: an exported program refuses to change."""
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.tried:
+            self._try(x[:1])
+        parts = [x] if self.batches else torch.split(x, 1)
+        out = torch.cat([_logits(self.call(part)) for part in parts])
+        return out.float().clamp_min(LEAST).log() if self.logs else out
+
+    def _try(self, one: Tensor) -> None:
+        try:
+            out = _logits(self.call(torch.cat([one, one])))
+            self.batches = len(out) == 2
+        except Exception:  # each library has its own for a batch that does not fit
+            out = _logits(self.call(one))
+        if out.dim() > 1 and out.shape[-1] > 1 and float(out.min()) >= 0:
+            self.logs = bool(((out.sum(dim=-1) - 1).abs() <= TOLERANCE).all())
+        self.tried = True
+
+
+def _logits(out: Any) -> Tensor:
+    """The logits among what a network returned: the first tensor, or that of this name."""
+    if isinstance(out, dict):
+        out = out.get("logits", next(iter(out.values())))
+    found: Tensor = out[0] if isinstance(out, tuple | list) else out
+    return found
+
+
+def load_named(named: Named, how: Loading) -> tuple[nn.Module, Declared]:
+    """The network of a spec as a module, and what it says of itself.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: the library cannot load it.
+    """
+    try:
+        network, call, facts = LOADERS[named.library](named, how)
+    except CollageError:
+        raise
+    except Exception as error:  # a library raises what it likes about a name or a damaged file
+        detail = " ".join(str(error).split())[:300]
+        raise DataFault(
+            f"{named.spec}: cannot be loaded ({type(error).__name__}: {detail}). "
+            f"{ADVICE[named.library]}"
+        ) from error
+    if named.norm is not None:
+        facts = replace(facts, mean=named.norm[0], std=named.norm[1])
+    if named.library not in PREFIXES:
+        facts = replace(facts, fingerprint=sha256_of_file(Path(named.name)))
+    module = Called(None if network is None else network.eval(), call)
+    return WithEmbedding(module) if how.embed and named.library in PREFIXES else module, facts
+
+
+@contextmanager
+def _from_hub(named: Named) -> Iterator[None]:
+    """Turns what the libraries raise of a cache and a hub into NotInCache."""
+    try:
+        yield
+    except OSError as error:
+        if Path(named.name.removeprefix("local-dir:")).exists():
+            raise
+        detail = " ".join(str(error).split())[:300]
+        raise NotInCache(
+            f"{named.spec}: its weights are not in the cache of this host (HF_HOME) and do not "
+            f"come from the hub ({detail}). Random weights are never used. {ADVICE[named.library]}"
+        ) from error
+
+
+def load_timm(named: Named, how: Loading) -> Made:
+    """timm's network of this name with its trained weights, or with those of a checkpoint."""
+    import timm
+
+    file = named.option("weights")
+    if file is None:
+        with _from_hub(named):
+            network = timm.create_model(named.name, pretrained=True)
+        names = timm_names(network)
+    else:
+        state, names = read_state(Path(file)), None
+        network = timm.create_model(named.name, pretrained=False)
+        heads = network.pretrained_cfg["classifier"]
+        head = f"{heads if isinstance(heads, str) else heads[0]}.weight"
+        if head not in state:
+            raise DataFault(f"{file} has no {head!r}: it is of another network than {named.name}")
+        network.reset_classifier(len(state[head]))
+        network.load_state_dict(state)
+    told = timm.data.resolve_model_data_config(network)
+    channels, height, width = told["input_size"]
+    facts = Declared(names, (height, width, channels), tuple(told["mean"]), tuple(told["std"]))
+    return network, network, replace(facts, resize_px=int(height / told["crop_pct"]))
+
+
+def timm_names(network: Any) -> tuple[str, ...] | None:
+    """The names of the classes that timm knows of: of its configuration, or ImageNet's."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    told, subset = network.pretrained_cfg, infer_imagenet_subset(network)
+    if told.get("label_names"):
+        words = told.get("label_descriptions") or {}
+        return told_apart([words.get(name, name) for name in told["label_names"]])
+    return told_apart(ImageNetInfo(subset).label_descriptions()) if subset else None
+
+
+def load_hf(named: Named, how: Loading) -> Made:
+    """An image classifier of transformers, from a folder, the cache or the hub."""
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    with _from_hub(named):
+        network, found = AutoModelForImageClassification.from_pretrained(
+            named.name, output_loading_info=True
+        )
+    lacking = [str(key) for name in ("missing", "mismatched") for key in found[f"{name}_keys"]]
+    if lacking:
+        raise DataFault(
+            f"{named.spec} has no weights of {', '.join(sorted(lacking)[:3])}, which would be "
+            "random: name one that was trained to classify"
+        )
+    labels = [str(network.config.id2label[i]) for i in range(network.config.num_labels)]
+    unnamed = all(label == f"LABEL_{i}" for i, label in enumerate(labels))
+    facts = Declared(None if unnamed else told_apart(labels))
+    if named.norm is None:
+        try:
+            told = AutoImageProcessor.from_pretrained(named.name).to_dict()
+        except (OSError, ValueError) as error:
+            raise DataFault(
+                f"{named.spec} has no image processor, which says how pixels are normalised: save "
+                f"it beside the network, or append ,norm={'|'.join(NORMS)}"
+            ) from error
+        facts = processed(facts, told, network.config)
+    return network, lambda x: network(pixel_values=x), facts
+
+
+def processed(facts: Declared, told: dict[str, Any], config: Any) -> Declared:
+    """What an image processor says of size and normalisation."""
+    size, crop = told.get("size") or {}, told.get("crop_size") or {}
+    short = size.get("shortest_edge")
+    resize = int(short / told["crop_pct"]) if short and told.get("crop_pct") else short
+    size = crop if crop and told.get("do_center_crop", True) else size
+    height, width = size.get("height", short), size.get("width", short)
+    if height is not None and width is not None:
+        channels = getattr(config, "num_channels", 3)
+        facts = replace(facts, shape=(height, width, channels), resize_px=resize)
+    times = 255 * told.get("rescale_factor", 1 / 255) if told.get("do_rescale", True) else 255
+    mean, std = told.get("image_mean"), told.get("image_std")
+    if not told.get("do_normalize", True) or mean is None or std is None:
+        mean, std = (0.0,), (1.0,)
+    return replace(facts, mean=tuple(m / times for m in mean), std=tuple(s / times for s in std))
+
+
+def load_onnx(named: Named, how: Loading) -> Made:
+    """An ONNX file, run by onnxruntime."""
+    import onnxruntime
+
+    device, _, number = how.device.partition(":")
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device == "cuda":
+        providers = [("CUDAExecutionProvider", {"device_id": int(number or 0)})]
+        if providers[0][0] not in onnxruntime.get_available_providers():
+            raise EnvironmentFault(
+                f"{named.spec}: this onnxruntime does not run on GPUs: pip install onnxruntime-gpu "
+                "in its place, or --device cpu"
+            )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = max(1, how.threads), 3
+    session = onnxruntime.InferenceSession(named.name, options, providers=providers)
+    given, *more = session.get_inputs()
+    dtype, shape = ONNX_TYPES.get(given.type), given.shape
+    if more or dtype is None or len(shape) != 4:
+        raise DataFault(
+            f"{named.spec} takes {given.type} {shape}{' and more' if more else ''}; needed: one "
+            f"input of pictures (n, C, H, W) or (n, H, W, C), {' or '.join(ONNX_TYPES)}"
+        )
+    last = shape[3] in COLOURS and shape[1] not in COLOURS
+
+    def call(x: Tensor) -> Tensor:
+        pixels = x.permute(0, 2, 3, 1) if last else x
+        pixels = (255 * pixels).round() if dtype is np.uint8 else pixels
+        (out, *_) = session.run(None, {given.name: pixels.cpu().numpy().astype(dtype)})
+        return torch.from_numpy(out).to(x.device)
+
+    return None, call, Declared(shape=_shape(shape if last else [shape[i] for i in (0, 2, 3, 1)]))
+
+
+def load_exported(named: Named, how: Loading) -> Made:
+    """A program of torch.export. Whatever torch unpickles of it, it unpickles without its code."""
+    before = os.environ.get(RESTRICTED)
+    os.environ[RESTRICTED] = "1"
+    try:
+        program = torch.export.load(named.name)
+    finally:
+        del os.environ[RESTRICTED]
+        os.environ.update({} if before is None else {RESTRICTED: before})
+    inputs = program.graph_signature.user_inputs
+    nodes = [node for node in program.graph.nodes if node.name in inputs]
+    shape = list(nodes[0].meta["val"].shape)
+    if how.device != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, how.device)
+    network: Any = program.module()
+    network.eval = lambda: network  # its own raises: it stays in the mode in which it was exported
+    return network, network, Declared(shape=_shape([shape[i] for i in (0, 2, 3, 1)]))
+
+
+def load_scripted(named: Named, how: Loading) -> Made:
+    """A TorchScript file, which says nothing of its pictures."""
+    try:
+        network = torch.jit.load(named.name, map_location=how.device)  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        if "constants.pkl" not in str(error):
+            raise
+        raise DataFault(
+            f"{named.name} is no TorchScript: torch.save pickled it, and to load more than tensors "
+            "runs code of its maker. It is not loaded. Save the network with torch.jit.save or "
+            "torch.export.save; timm:NAME,weights=FILE and `collage-mpi weights import` read "
+            "the tensors of a state dict"
+        ) from error
+    return network, network, Declared()
+
+
+def _shape(axes: Sequence[Any]) -> tuple[int, int, int] | None:
+    """(H, W, C) of axes (n, H, W, C); None where one is free."""
+    _, height, width, channels = axes
+    known = all(type(axis) is int and axis > 0 for axis in (height, width, channels))
+    return (height, width, channels) if known else None
+
+
+LOADERS: dict[str, Callable[[Named, Loading], Made]] = {
+    "timm": load_timm,
+    "hf": load_hf,
+    "onnx": load_onnx,
+    "exported": load_exported,
+    "scripted": load_scripted,
+}

@@ -1,0 +1,112 @@
+"""Networks that other programs made: how they are named, and which library loads each. Importing
+this module imports no library.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.system.extras import pip_line
+from collage_mpi.system.files import require_regular
+
+OFFLINE = "HF_HUB_OFFLINE"  # set to 1: the libraries read the cache and ask no hub
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# Name -> mean and std of pixels / 255, of which a file says nothing.
+NORMS = {"imagenet": IMAGENET, "half": ((0.5,), (0.5,)), "none": ((0.0,), (1.0,))}
+
+FUNCTION = "function"  # MODULE:FUNCTION, the network of a user's own code
+PREFIXES = ("timm", "hf")
+ENDINGS = {
+    ".onnx": "onnx",
+    ".pt2": "exported",
+    **dict.fromkeys((".ts", ".torchscript", ".pt", ".pth"), "scripted"),
+}
+PACKAGES = {"timm": "timm", "hf": "transformers", "onnx": "onnxruntime"}
+OPTIONS = {"timm": ("weights", "norm"), FUNCTION: ()}  # of the others: norm
+
+
+class NotInCache(EnvironmentFault):
+    """The library's cache lacks the network, and the hub was not asked or did not answer."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A spec, read: `name` is what the library is asked for."""
+
+    spec: str
+    library: str
+    name: str
+    options: tuple[tuple[str, str], ...] = ()
+
+    def option(self, key: str) -> str | None:
+        """The value of `,key=value` in the spec."""
+        return dict(self.options).get(key)
+
+    @property
+    def norm(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and std that the spec asks for."""
+        norm = self.option("norm")
+        return None if norm is None else NORMS[norm]
+
+
+def read_spec(spec: str) -> Named | None:
+    """The library of a spec and what it is asked for; None for weights of this package and null."""
+    place, *options = spec.split(",")
+    prefix, _, name = place.partition(":")
+    pairs = tuple((key, value) for key, _, value in (each.partition("=") for each in options))
+    if prefix in PREFIXES and name:
+        return Named(spec, prefix, name, pairs)
+    library = ENDINGS.get(Path(place).suffix.lower())
+    if library is not None:
+        return Named(spec, library, place, pairs)
+    return Named(spec, FUNCTION, spec) if is_function(spec) else None
+
+
+def is_function(spec: str) -> bool:
+    """Whether a network spec is MODULE:FUNCTION or FILE.py:FUNCTION, and not the name of a file."""
+    if not re.fullmatch(r"(?:[\w.]+|.+\.py):[A-Za-z_]\w*", spec) or spec.startswith("null:"):
+        return False
+    prefixed = spec.partition(":")[0] in (*PREFIXES, "torchvision")
+    return not prefixed and not Path(spec).exists()
+
+
+def is_foreign(spec: str) -> bool:
+    """Whether a network is of another program's making, or of the user's own code."""
+    return read_spec(spec) is not None
+
+
+def is_file(spec: str) -> bool:
+    """Whether a network spec is the name of a file and nothing else."""
+    named = read_spec(spec)
+    return named is None or (named.library in ENDINGS.values() and named.name == spec)
+
+
+def check_named(named: Named) -> None:
+    """What can be seen of a network without its library.
+
+    Raises:
+        UsageError: an option that it does not have.
+        EnvironmentFault: the library is not installed, or the file cannot be read.
+    """
+    known = OPTIONS.get(named.library, ("norm",))
+    for key, value in named.options:
+        if key not in known or not value or (key == "norm" and value not in NORMS):
+            raise UsageError(
+                f"{named.spec}: {key}={value} is unknown; it may have "
+                + " and ".join(f"{k}={'|'.join(NORMS) if k == 'norm' else 'FILE'}" for k in known)
+            )
+    package = PACKAGES.get(named.library)
+    if package is not None and find_spec(package) is None:
+        raise EnvironmentFault(f"{named.spec} needs {package}: {pip_line(named.library)}")
+    files = [named.name] if named.library in ENDINGS.values() else []
+    for file in map(Path, filter(None, (*files, named.option("weights")))):
+        try:
+            require_regular(file)
+            file.open("rb").close()
+        except OSError as error:
+            reason = error.strerror or error
+            raise EnvironmentFault(f"network {file}: cannot be read: {reason}") from error

@@ -1,0 +1,315 @@
+"""Networks of other libraries: the same logits as the library's own forward, names, refusals."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from library_files import (
+    CLASSES,
+    PX,
+    save_exported,
+    save_hf,
+    save_onnx,
+    save_scripted,
+    save_timm,
+    tiny,
+)
+
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
+from collage_mpi.models import asking, describe, libraries, load_predictor
+from collage_mpi.models.asking import ask
+from collage_mpi.models.info import Declared, Geometry, Loading
+from collage_mpi.models.named import NORMS, NotInCache, is_foreign, read_spec
+from collage_mpi.models.predictor import TorchPredictor
+from collage_mpi.models.tuning import PLAIN
+
+GEOMETRY = Geometry((PX, PX, 3), side=2, cell_px=PX, classes=None)
+NOISE = np.random.default_rng(1).integers(0, 256, (5, PX, PX, 3), np.uint8)
+
+
+def loaded(spec: object, **more: object) -> TorchPredictor:
+    how = Loading(tuning=PLAIN, geometry=GEOMETRY, **more)  # type: ignore[arg-type]
+    found = load_predictor(str(spec), "single", how)
+    assert isinstance(found, TorchPredictor)
+    return found
+
+
+def pixels(batch: np.ndarray, norm: str = "none") -> torch.Tensor:
+    mean, std = (torch.tensor(each).reshape(1, -1, 1, 1) for each in NORMS[norm])
+    return (torch.from_numpy(batch).permute(0, 3, 1, 2) / 255 - mean) / std
+
+
+def same(predictor: TorchPredictor, expected: torch.Tensor, batch: np.ndarray = NOISE) -> None:
+    """Logits, and so probabilities, are those of the library, up to rounding."""
+    found = predictor.outputs(batch)[:, 0]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    scores = torch.from_numpy(predictor.predict(batch)[:, 0])
+    torch.testing.assert_close(scores, expected.softmax(1), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("spec", "library"),
+    [
+        ("timm:resnet50", "timm"),
+        ("timm:hf-hub:timm/resnet50.a1_in1k", "timm"),
+        ("timm:resnet50,weights=a/b.pth,norm=half", "timm"),
+        ("hf:google/vit-base", "hf"),
+        ("a/net.onnx", "onnx"),
+        ("net.ONNX,norm=imagenet", "onnx"),
+        ("net.pt2", "exported"),
+        ("net.pt", "scripted"),
+        ("my.net:make", "function"),
+        ("net.py:make", "function"),
+        ("net.safetensors", None),
+        ("a,b.safetensors", None),
+        ("torchvision:resnet18", None),
+        ("null:classes=3", None),
+        ("timm:", None),
+    ],
+)
+def test_the_library_of_a_spec(spec: str, library: str | None) -> None:
+    named = read_spec(spec)
+    assert (named and named.library) == library
+    assert is_foreign(spec) is (library is not None)
+
+
+@torch.inference_mode()
+def test_torchscript_and_exported_programs(tmp_path: Path) -> None:
+    files = save_scripted(tmp_path / "n.ts"), save_exported(tmp_path / "n.pt2")
+    for path in (*files, save_exported(tmp_path / "one.pt2", 1)):
+        same(loaded(path), tiny()(pixels(NOISE)))
+        same(loaded(f"{path},norm=imagenet"), tiny()(pixels(NOISE, "imagenet")))
+        assert len(loaded(path).fingerprint) == 64
+    assert libraries.load_exported(read_spec(str(files[1])), Loading())[2].shape == (PX, PX, 3)
+    with pytest.raises(UsageError, match="gives no embeddings"):
+        loaded(files[0], embed=True)
+
+
+@torch.inference_mode()
+def test_onnx(tmp_path: Path) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    path = save_onnx(tmp_path / "n.onnx")
+    given = pixels(NOISE).numpy()
+    (logits,) = ort.InferenceSession(path).run(None, {"pixels": given})
+    same(loaded(path), torch.from_numpy(logits))
+    same(loaded(save_onnx(tmp_path / "one.onnx", batch=1)), torch.from_numpy(logits))
+    same(loaded(save_onnx(tmp_path / "last.onnx", last=True)), torch.from_numpy(logits))
+    bytes_in = loaded(save_onnx(tmp_path / "bytes.onnx", dtype="uint8"))
+    same(bytes_in, torch.from_numpy(255 * logits))
+    soft = loaded(save_onnx(tmp_path / "soft.onnx", softmax=True)).predict(NOISE)[:, 0]
+    np.testing.assert_allclose(soft, torch.from_numpy(logits).softmax(1).numpy(), atol=1e-5)
+
+
+@torch.inference_mode()
+def test_timm_with_a_checkpoint_and_from_a_folder(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    file = save_timm(tmp_path / "w.pth")
+    network = timm.create_model("test_resnet", num_classes=CLASSES, checkpoint_path=file).eval()
+    noise = np.random.default_rng(1).integers(0, 256, (2, 160, 160, 3), np.uint8)
+    expected = network(pixels(noise, "half"))
+    predictor = loaded(f"timm:test_resnet,weights={file}")
+    same(predictor, expected, noise)
+    assert predictor.info.shape == (160, 160, 3)
+    embedding = loaded(f"timm:test_resnet,weights={file}", embed=True).embed(noise)[1]
+    torch.testing.assert_close(
+        torch.from_numpy(embedding), network.forward_head(network.forward_features(
+            pixels(noise, "half")), pre_logits=True), atol=1e-4, rtol=1e-4)  # fmt: skip
+    names = {"label_names": ["n1", "n2", "n3", "n4"], "label_descriptions": {"n1": "one"}}
+    timm.models.save_for_hf(network, tmp_path / "folder", model_config=names)
+    named = loaded(f"timm:local-dir:{tmp_path / 'folder'}")
+    same(named, expected, noise)
+    assert named.info.class_names == ("one", "n2", "n3", "n4")
+    assert libraries.timm_names(timm.create_model("test_resnet"))[134] == "crane (134)"
+    with pytest.raises(DataFault, match=r"cannot be loaded .*state_dict"):
+        loaded(f"timm:test_resnet,weights={save_timm_other(tmp_path)}")
+    with pytest.raises(DataFault, match=r"has no 'fc.weight': it is of another network"):
+        loaded(f"timm:test_resnet,weights={save_state(tmp_path / 'tiny.pth')}")
+    with pytest.raises(DataFault, match=r"cannot be loaded .*Unknown model"):
+        loaded("timm:resnet0")
+
+
+def save_state(path: Path) -> Path:
+    torch.save(tiny().state_dict(), path)
+    return path
+
+
+def save_timm_other(folder: Path) -> Path:
+    torch.save({"fc.weight": torch.zeros(CLASSES, 3)}, folder / "other.pth")
+    return folder / "other.pth"
+
+
+@torch.inference_mode()
+def test_hf(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = save_hf(tmp_path / "net")
+    network = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    given = processor(list(NOISE), return_tensors="pt", input_data_format="channels_last")
+    predictor = loaded(f"hf:{folder}")
+    same(predictor, network(**given).logits)
+    assert predictor.info.class_names == ("a", "b", "c", "d")
+    assert loaded(f"hf:{folder}", embed=True).embed(NOISE)[1].shape == (5, 16)
+    unnamed = save_hf(tmp_path / "unnamed", tuple(f"LABEL_{i}" for i in range(CLASSES)))
+    assert loaded(f"hf:{unnamed}").info.class_names == ("0", "1", "2", "3")
+    with pytest.raises(DataFault, match=r"no weights of classifier.*would be random"):
+        loaded(f"hf:{save_hf(tmp_path / 'headless', head=False)}")
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(DataFault, match=r"no image processor.*norm=imagenet.half.none"):
+        loaded(f"hf:{folder}")
+    same(loaded(f"hf:{folder},norm=half"), network(pixels(NOISE, "half")).logits)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(DataFault, match="cannot be loaded"):
+        loaded(f"hf:{folder},norm=half")
+
+
+@pytest.mark.parametrize(
+    ("told", "shape", "resize_px"),
+    [
+        ({"size": {"height": 32, "width": 48}}, (32, 48, 3), None),
+        ({"size": {"shortest_edge": 9}, "crop_size": {"height": 8, "width": 8}}, (8, 8, 3), 9),
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, (224, 224, 3), 256),
+        ({}, None, None),
+    ],
+)  # fmt: skip
+def test_what_an_image_processor_says(told, shape, resize_px) -> None:
+    facts = libraries.processed(Declared(), told, None)
+    assert (facts.shape, facts.resize_px, facts.mean, facts.std) == (shape, resize_px, (0,), (1,))
+    twice = {**told, "rescale_factor": 2 / 255, "image_mean": [1.0], "image_std": [0.5]}
+    facts = libraries.processed(Declared(), twice, None)
+    assert (facts.mean, facts.std) == ((0.5,), (0.25,))
+    raw = libraries.processed(Declared(), {**twice, "do_rescale": False}, None)
+    assert raw.std == (0.5 / 255,)
+
+
+def test_damaged_and_wrong_files_are_refused(tmp_path: Path) -> None:
+    whole = save_scripted(tmp_path / "n.ts"), save_exported(tmp_path / "n.pt2")
+    for path in whole:
+        cut = tmp_path / f"cut{path.suffix}"
+        cut.write_bytes(path.read_bytes()[:-200])
+        with pytest.raises(DataFault, match=f"{cut}: cannot be loaded"):
+            loaded(cut)
+    torch.save(tiny(), tmp_path / "pickled.pth")
+    torch.save(tiny().state_dict(), tmp_path / "state.pt")
+    for name in ("pickled.pth", "state.pt"):
+        with pytest.raises(DataFault, match=r"torch.save pickled it.*It is not loaded"):
+            loaded(tmp_path / name)
+    torch.jit.script(torch.nn.Flatten()).save(str(tmp_path / "flat.ts"))
+    torch.jit.script(torch.nn.Conv2d(1, 2, 3)).save(str(tmp_path / "grey.ts"))
+    assert loaded(tmp_path / "flat.ts").classes == PX * PX * 3  # what it is nobody can know
+    told = Loading(tuning=PLAIN, geometry=Geometry((PX, PX, 3), 2, PX, CLASSES))
+    with pytest.raises(DataFault, match=r"gave \(1, 2352\); needed: logits .* or \(1, 4\)"):
+        load_predictor(str(tmp_path / "flat.ts"), "single", told)
+    with pytest.raises(DataFault, match=r"noise of \(28, 28, 3\) .* raised RuntimeError"):
+        loaded(tmp_path / "grey.ts")
+    with pytest.raises(DataFault, match=r"gave \(1, 4\); needed: logits \(1, 4, 4\)"):
+        load_predictor(str(whole[0]), "collage", told)
+    with pytest.raises(UsageError, match="a parity network is trained"):
+        load_predictor(str(whole[0]), "parity", told)
+
+
+def test_bad_onnx_files_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    path = save_onnx(tmp_path / "n.onnx")
+    (tmp_path / "cut.onnx").write_bytes(path.read_bytes()[:60])
+    with pytest.raises(DataFault, match=r"cut.onnx: cannot be loaded \(InvalidProtobuf"):
+        loaded(tmp_path / "cut.onnx")
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    onnx.save(model, tmp_path / "int64.onnx")
+    with pytest.raises(DataFault, match=r"takes tensor\(int64\).*needed: one input of pictures"):
+        loaded(tmp_path / "int64.onnx")
+    with pytest.raises(EnvironmentFault, match="onnxruntime-gpu"):
+        libraries.load_onnx(read_spec(str(path)), Loading("cuda:0"))
+
+
+def test_a_program_whose_pickle_would_run_code_runs_none(tmp_path: Path) -> None:
+    import io
+    import os
+    import zipfile
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    bomb = io.BytesIO()
+    torch.save(Evil(), bomb)
+    whole, path = zipfile.ZipFile(save_exported(tmp_path / "n.pt2")), tmp_path / "evil.pt2"
+    pickles = [name for name in whole.namelist() if name.endswith("sample_inputs/model.pt")]
+    if not pickles:
+        pytest.skip("this torch keeps no example inputs there")
+    with zipfile.ZipFile(path, "w") as made:
+        for name in whole.namelist():
+            made.writestr(name, bomb.getvalue() if name in pickles else whole.read(name))
+    with pytest.raises(DataFault, match="cannot be loaded"):
+        loaded(path)
+    assert not (tmp_path / "ran").exists()
+    assert libraries.RESTRICTED not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "said"),
+    [
+        ("n.onnx,norm=other", UsageError, "norm=other is unknown; .*norm=imagenet.half.none"),
+        ("n.onnx,weights=x", UsageError, "weights=x is unknown"),
+        ("timm:resnet18,weights=", UsageError, "weights= is unknown"),
+        ("none.onnx", EnvironmentFault, "network none.onnx: cannot be read: No such file"),
+        ("timm:a,weights=none.pth", EnvironmentFault, "none.pth: cannot be read"),
+    ],
+)
+def test_what_is_seen_without_the_library(
+    spec: str, kind: type[CollageError], said: str, monkeypatch
+) -> None:
+    monkeypatch.setattr("collage_mpi.models.named.find_spec", lambda _: True)
+    with pytest.raises(kind, match=said):
+        describe(spec, "single")
+
+
+def test_a_library_that_is_not_installed(monkeypatch) -> None:
+    monkeypatch.setattr("collage_mpi.models.named.find_spec", lambda _: None)
+    with pytest.raises(EnvironmentFault, match=r"needs transformers: pip install 'transformers>="):
+        describe("hf:a/b", "single")
+
+
+def test_a_network_is_asked_in_a_process_apart(tmp_path: Path, monkeypatch) -> None:
+    path = save_scripted(tmp_path / "n.ts")
+    told = ask(f"{path},norm=half", "single", GEOMETRY)
+    assert (told.classes, told.info.shape, told.info.class_names) == (CLASSES, (PX, PX, 3), ())
+    assert told.info.metadata["normalisation"] == {"mean": [0.5] * 3, "std": [0.5] * 3}
+    monkeypatch.setattr(asking, "CHILD_COMMAND", (sys.executable, "-c", "import os; os.abort()"))
+    with pytest.raises(DataFault, match=r"ended a process with exit code -6.*file is damaged"):
+        ask("crash.ts", "single", GEOMETRY)
+
+
+def test_the_hub_is_asked_by_one_process_and_only_where_the_cache_lacks_it(monkeypatch) -> None:
+    offline = []
+
+    def child(request, environment):
+        offline.append(environment.get("HF_HUB_OFFLINE"))
+        return {"fault": "NotInCache", "message": "not there"}
+
+    monkeypatch.setattr(asking, "_child", child)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with pytest.raises(NotInCache, match="not there"):
+        ask("timm:resnet0", "single", GEOMETRY)
+    assert offline == ["1", None]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(NotInCache):
+        ask("timm:resnet1", "single", GEOMETRY)
+    assert offline == ["1", None, "1"]
+
+
+def test_weights_that_are_not_in_the_cache_are_never_random(tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("timm")
+    pytest.importorskip("transformers")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for spec in ("timm:test_resnet", "hf:microsoft/resnet-18"):
+        with pytest.raises(NotInCache, match=r"Random weights are never used"):
+            loaded(spec)

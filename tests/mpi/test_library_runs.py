@@ -1,0 +1,59 @@
+"""Whole jobs with networks of other libraries: begun, gone on with, refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import codes, run_many
+from library_files import PX, save_onnx, save_timm
+
+from collage_mpi.errors import ExitCode
+from collage_mpi.results import read_results, verify_run
+from collage_mpi.shards import write_shard
+
+pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi, pytest.mark.timeout(300)]
+
+
+def test_networks_of_other_libraries_are_begun_and_gone_on_with(mpi, tmp_path: Path) -> None:
+    """Of pictures without labels: the network alone knows the classes. One shard comes late."""
+    for package in ("timm", "onnxruntime", "onnx"):
+        pytest.importorskip(package)
+    random = np.random.default_rng(0)
+    for px in (PX, 160):
+        for name in ("a", "b"):
+            images = random.integers(0, 256, (4, px, px, 3), np.uint8)
+            write_shard(tmp_path / str(px) / f"{name}.h5", images)
+        (tmp_path / str(px) / "b.h5").rename(tmp_path / f"late-{px}")
+        (tmp_path / str(px) / "b.h5").write_bytes(b"late")
+    file = save_onnx(tmp_path / "n.onnx")
+    (tmp_path / "cut.onnx").write_bytes(file.read_bytes()[:60])
+    common = ["run", "--scheme", "none", "--singles", "2", "--save", "scores", "--batch", "3"]
+    timm = f"timm:test_resnet,weights={save_timm(tmp_path / 'w.pth')}"
+    cases = [
+        [*common, "--shards", str(PX), "--single", "n.onnx", "--out", "onnx"],
+        [*common, "--shards", "160", "--single", timm, "--out", "timm"],
+        [*common, "--shards", str(PX), "--single", "cut.onnx", "--out", "no"],
+    ]
+    *done, broken = run_many(mpi, 3, cases, tmp_path, 200)
+    assert [codes(case) for case in done] == [[ExitCode.DATA] * 3] * 2, done  # for the late shard
+    assert codes(broken) == [ExitCode.DATA] * 3
+    assert "cut.onnx: cannot be loaded" in broken[0]["err"]
+    assert not (tmp_path / "no").exists()
+    assert "Traceback" not in "".join(rank["err"] for rank in broken)
+
+    for px in (PX, 160):
+        os.replace(tmp_path / f"late-{px}", tmp_path / str(px) / "b.h5")
+    save_onnx(file, softmax=True)
+    (tmp_path / "said").rename(tmp_path / "said before")
+    resumed = [["run", "--resume", "--out", name] for name in ("onnx", "timm")]
+    other, done = run_many(mpi, 3, resumed, tmp_path, 200)
+    assert codes(other) == [ExitCode.USAGE] * 3, other
+    assert "cannot resume with other settings" in other[0]["err"]
+    assert codes(done) == [0] * 3, done
+    report, results = verify_run(tmp_path / "timm"), read_results(tmp_path / "timm")
+    assert report.ok, report.problems
+    assert report.vectors == 8
+    assert results.kept("scores").shape == (8, 4)
