@@ -343,8 +343,8 @@ def simplest(case: Case, inputs: Path) -> Case:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("each", type=int, nargs="*", help="these seeds, and no others")
-    parser.add_argument("--seeds", type=int, default=1, help="how many")
+    parser.add_argument("each", type=int, nargs="*", help="these seeds first")
+    parser.add_argument("--seeds", type=int, help="how many follow: 1, or 0 after other seeds")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first of them")
     parser.add_argument("--trace", action="store_true", help="print what happened")
     parser.add_argument("--simplify", action="store_true", help="find the simplest case that fails")
@@ -402,7 +402,8 @@ def reached() -> Iterator[None]:
 
 def _play_all(told: argparse.Namespace, inputs: Path) -> int:
     began_s, failed, steps = time.monotonic(), [], 0
-    seeds = told.each or range(told.first, told.first + told.seeds)
+    count = not told.each if told.seeds is None else told.seeds
+    seeds = (*told.each, *range(told.first, told.first + count))
     for seed in seeds:
         case = wider(draw(seed)) if told.wide else draw(seed)
         played = play(case, inputs, tell_all=told.trace)
