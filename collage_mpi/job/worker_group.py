@@ -206,29 +206,31 @@ class WorkerGroup:
         for rank in self.present:
             self.tell(rank, messages.Stop(int(exit_code)))
         plain = not self.detector.fault_tolerant  # only such a world has an MPI_Finalize ahead
-        stuck = self._not_parting(limit_s)
+        parted = self._goodbyes(limit_s)
+        stuck = set(self.present) - parted
         if plain:
             stuck |= self.detector.timeouts.losses.keys()
         for rank in stuck:
             self.detector.kill(rank)
         if stuck:
             return sorted(stuck)
-        for rank in self.present if plain else ():
+        # All that said goodbye: one that waits behind a slow one may count as silent by now.
+        for rank in sorted(parted) if plain else ():
             self.tell(rank, messages.Leave())
         if not self.transport.flush(limit_s):
-            return self.present
+            return sorted(parted)
         if plain:
             self.transport.close()
         return []
 
-    def _not_parting(self, limit_s: float) -> set[int]:
-        """The ranks that do not say goodbye in time."""
+    def _goodbyes(self, limit_s: float) -> set[int]:
+        """The ranks that say goodbye in time."""
         silent = set(self.detector.timeouts.silent)
         others = _Wait(Bye, set(self.present) - silent)
         self._gather(others, limit_s)
         late = _Wait(Bye, silent - others.answers.keys())
         self._gather(late, min(limit_s, SILENT_STOP_S))
-        return (others.missing | late.missing) & set(self.present)
+        return {*others.answers, *late.answers}
 
     def tell(self, rank: int, message: Message) -> None:
         """Send a control message."""

@@ -218,6 +218,21 @@ def test_a_silent_rank_that_speaks_in_the_end_has_parted():
     assert worker_group.stop(0) == []
 
 
+def test_a_rank_that_waits_behind_a_slow_one_is_told_to_leave_too():
+    workers = Workers(3, polite)
+    worker_group = group_of(workers)
+    heard = worker_group.detector.heard
+
+    def late(rank, *how):
+        heard(rank, *how)
+        if rank == 2:  # by then nothing was heard of rank 1 for too long
+            worker_group.detector.timeouts.part(1)
+
+    worker_group.detector.heard = late
+    assert worker_group.stop(0) == []
+    assert workers.told == [(rank, told) for told in (Stop(0), Leave()) for rank in (1, 2)]
+
+
 def test_messages_that_do_not_leave_are_no_good_end():
     workers = Workers(3, polite)
     workers.flushes = False

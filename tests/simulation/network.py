@@ -157,7 +157,7 @@ class Network:
         come.add(rank)
         me = kernel().current
         assert me is not None
-        if len(come) < self.size:
+        while len(come) < self.size:  # others may have gathered for something else
             self._gathered.append(me)
             kernel().wait()
         while self._gathered:
