@@ -80,9 +80,9 @@ def rows(folder: Path) -> Iterator[tuple[object, ...]]:
 
 def raw_against_encoded(folder: Path, root: Path, px: int, limit: int) -> None:
     """Bytes and read rates of the same pictures stored both ways."""
-    from collage_mpi.prep.listing import list_folder
     from collage_mpi.prep.plan import Recipe, plan_shards
     from collage_mpi.prep.work import make_shard
+    from collage_mpi.shards.listing import list_folder
     from collage_mpi.shards.pictures import PictureFit
 
     listing = list_folder(root)

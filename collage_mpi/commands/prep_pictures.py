@@ -28,9 +28,9 @@ LINE_EVERY_S = 15.0  # between progress lines where there is no terminal
 if TYPE_CHECKING:
     from types import FrameType
 
-    from collage_mpi.prep.listing import Listing
     from collage_mpi.prep.plan import Recipe, ShardJob
     from collage_mpi.prep.work import ShardReport
+    from collage_mpi.shards.members import Listing
 
 
 _pictures = partial(setting, group="pictures")
@@ -129,7 +129,7 @@ class ImagesArguments(PicturesArguments):
         return self.root
 
     def listing(self) -> Listing:
-        from collage_mpi.prep.listing import list_folder
+        from collage_mpi.shards.listing import list_folder
 
         return list_folder(self.root, self.names())
 
@@ -156,7 +156,7 @@ class TarArguments(PicturesArguments):
         return self.tars[0]
 
     def listing(self) -> Listing:
-        from collage_mpi.prep.tars import list_tars
+        from collage_mpi.shards.tars import list_tars
 
         names, files = self.names(), list(self.tars)
         return list_tars(files, names, label_key=self.label_key, picture=self.picture)

@@ -274,9 +274,8 @@ def rows_of_shards(args: ShardsArguments) -> Iterator[RowsToWrite]:
     Raises:
         UsageError, DataFault, EnvironmentFault: the shards cannot be made, understood or read.
     """
-    from collage_mpi.prep.arrays import opened_as
-    from collage_mpi.shards import inspect_shard
-    from collage_mpi.shards.reader import expand_paths
+    from collage_mpi.prep.arrays import channels_of, opened_as
+    from collage_mpi.shards.inputs import expand_paths
     from collage_mpi.shards.schema import split_part
 
     paths = expand_paths(args.paths)
@@ -287,7 +286,7 @@ def rows_of_shards(args: ShardsArguments) -> Iterator[RowsToWrite]:
         )
     fit = None
     if args.size is not None:
-        fit = args.resized(args.channels or inspect_shard(paths[0]).channels)
+        fit = args.resized(args.channels or channels_of(paths[0]))
     elif args.channels is not None:
         raise UsageError("--channels needs --size")
     with opened_as(paths, fit) as shards:
@@ -295,7 +294,7 @@ def rows_of_shards(args: ShardsArguments) -> Iterator[RowsToWrite]:
 
 
 def _shards_table(args: ShardsArguments, shards: ShardSet, fit: PictureFit | None) -> RowsToWrite:
-    from collage_mpi.prep.arrays import ShardRows, ids_of, labels_for, read_labels, stored_fit
+    from collage_mpi.prep.arrays import ShardRows, all_ids, labels_for, read_labels, stored_fit
     from collage_mpi.shards.schema import label_problem
 
     names, labels = args.names() or shards.class_names, shards.labels()
@@ -308,7 +307,7 @@ def _shards_table(args: ShardsArguments, shards: ShardSet, fit: PictureFit | Non
         ShardRows(shards, fit),
         labels,
         args.pick_rows(len(shards)),
-        ids_of(shards),
+        all_ids(shards),
         names,
         args.source or shards.infos[0].source,
         stored_fit(shards, fit) if args.store == "encoded" else None,

@@ -142,11 +142,12 @@ def check_before_ranks(args: RunArguments, ranks: int | None, *, files: bool = T
 
 def _check_shards(settings: RunSettings) -> None:
     """Raise if a path of the shards does not exist; rank 0 checks what is in the files."""
+    from collage_mpi.shards.inputs import place_of
     from collage_mpi.system.files import reading
 
     for path in settings.shards:
         with reading(path):
-            Path(path).stat()
+            place_of(path).stat()
 
 
 def _check_out(settings: RunSettings, resume: bool) -> None:

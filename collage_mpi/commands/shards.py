@@ -51,7 +51,7 @@ def verify(args: ReadArguments) -> int:
 
 
 def _each(one: Callable[[Path, bool], bool], args: ReadArguments) -> int:
-    from collage_mpi.shards.reader import expand_paths
+    from collage_mpi.shards.inputs import expand_paths
 
     results = [one(path, args.json) for path in expand_paths(args.paths)]
     return int(ExitCode.COMPLETE if all(results) else ExitCode.DATA)
@@ -59,7 +59,7 @@ def _each(one: Callable[[Path, bool], bool], args: ReadArguments) -> int:
 
 def add_cells(args: AddCellsArguments) -> int:
     """Write copies of the shards with cells."""
-    from collage_mpi.shards.reader import expand_paths
+    from collage_mpi.shards.inputs import expand_paths
 
     for path in expand_paths(args.paths):
         add_cells_to(path, args.out, args.cell_px)
@@ -68,10 +68,10 @@ def add_cells(args: AddCellsArguments) -> int:
 
 def inspect_one(path: Path, as_json: bool) -> bool:
     """Print what a shard holds; False if it is bad. Raises EnvironmentFault."""
-    from collage_mpi.shards import inspect_shard
+    from collage_mpi.shards.reader import inspect_sources
 
     try:
-        info = inspect_shard(path)
+        [info] = inspect_sources([path])
     except DataFault as fault:
         say(json.dumps({"path": str(path), "problems": [str(fault)]}) if as_json else str(fault))
         return False
@@ -83,7 +83,7 @@ def inspect_one(path: Path, as_json: bool) -> bool:
     say(f"  images       {info.count:,} of {info.height} x {info.width} x {info.channels}")
     if info.fit is not None:
         say(f"  stored       as encoded files, decoded when read: {info.fit}")
-    if info.layout is not None:
+    if info.layout is not None and info.storage == "foreign":
         _tell_layout(info.layout, info.path)
     say(f"  labels       {'yes' if info.has_labels else 'no'}")
     say(f"  classes      {f'{len(names)}: ' + _shorten(names) if names else 'not named'}")
@@ -127,9 +127,9 @@ def add_cells_to(path: Path, out: Path, px: int) -> None:
 
 def verify_one(path: Path, as_json: bool) -> bool:
     """Print a shard's problems; False if there are any. Raises EnvironmentFault."""
-    from collage_mpi.shards import verify_shard
+    from collage_mpi.shards.reader import verify_source
 
-    problems = verify_shard(path)
+    problems = verify_source(path)
     if as_json:
         print(json.dumps({"path": str(path), "problems": problems}))
     else:

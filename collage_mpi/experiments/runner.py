@@ -26,8 +26,8 @@ from collage_mpi.results.manifest import (
 from collage_mpi.results.reader import known_run
 from collage_mpi.results.tally import Inventory
 from collage_mpi.settings.run_settings import PATH_SETTINGS, RunSettings
-from collage_mpi.shards.guard import inspect_shards
-from collage_mpi.shards.reader import expand_paths
+from collage_mpi.shards.inputs import expand_paths
+from collage_mpi.shards.reader import inspect_sources
 from collage_mpi.shards.schema import Stamp, stamp_of
 from collage_mpi.simulation.costs import Costs, read_costs
 from collage_mpi.simulation.runs import (
@@ -111,7 +111,7 @@ def _opened(files: tuple[tuple[Path, Stamp], ...]) -> list[Json]:
     """Cached by the files' state, because points of one experiment share their shards."""
     return [
         {"path": str(info.path), "fingerprint": info.fingerprint, "count": info.count}
-        for info in inspect_shards([path for path, _ in files])
+        for info in inspect_sources([path for path, _ in files])
     ]
 
 

@@ -34,8 +34,10 @@ from collage_mpi.results.vectors import require_pyarrow
 from collage_mpi.settings.placement import Placement
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
+from collage_mpi.shards.inputs import HDF5, expand_paths, source_of
 from collage_mpi.shards.resumed import as_before
 from collage_mpi.shards.schema import read_class_names
+from collage_mpi.shards.source import ReadAs
 from collage_mpi.system.environment import launcher_size
 from collage_mpi.system.fields import AUTO
 from collage_mpi.system.tell import tell
@@ -117,7 +119,9 @@ def make_plan(
     for network in networks.values():
         read_tensors(network)  # damage is found here, before any rank has loaded torch
     shards = ShardSet.open(
-        [Path(path) for path in settings.shards], skip_bad=settings.bad_shards == "skip"
+        [Path(path) for path in settings.shards],
+        skip_bad=settings.bad_shards == "skip",
+        read_as=read_as(settings, networks),
     )
     try:
         if known_shards is not None:
@@ -126,6 +130,29 @@ def make_plan(
     except BaseException:
         shards.close()
         raise
+
+
+def read_as(settings: RunSettings, networks: Mapping[str, NetworkInfo]) -> ReadAs:
+    """How sources that are no shards are read: as the networks need it.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: the class names, or a named network, cannot be
+            read.
+    """
+    known, resize_px = [*networks.values()], None
+    paths = expand_paths(settings.shards)
+    if any(source_of(path)[0].name not in HDF5 for path in paths):
+        shape = settings.picture_shape()
+        cell_px = settings.cell_px or shape[0]
+        asked = _ask_named(settings, Geometry(shape, settings.side, cell_px, None))
+        known += [each.info for each in asked.values()]
+        resize_px = next((each.resize_px for each in asked.values() if each.resize_px), None)
+    images = next((one.image_shape for one in known if one.image_shape), None)
+    names = next((one.class_names for one in known if one.class_names), None)
+    if settings.class_names_file is not None:
+        names = read_class_names(Path(settings.class_names_file))
+    fit = settings.picture_fit(images, resize_px)
+    return ReadAs(fit, names, settings.input_labels == "auto")
 
 
 def _fitted(
@@ -310,7 +337,11 @@ def _count_classes(
     (first, number), *others = told.items()
     for where, other in others:
         if other != number:
-            raise DataFault(f"{number} classes in {first}, {other} in {where}; they must agree")
+            hdf5 = all(info.storage in HDF5 for info in shards.infos)
+            advice = "" if hdf5 else ", or say --input-labels none if folders are no classes"
+            raise DataFault(
+                f"{number} classes in {first}, {other} in {where}; they must agree{advice}"
+            )
     labels = shards.labels() if asked else None
     if labels is not None and int(labels.max()) >= number:
         raise DataFault(f"{number} classes in {first}; the shards have label {labels.max()}")

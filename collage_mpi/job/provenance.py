@@ -25,6 +25,7 @@ from collage_mpi.job.recorder import Totals
 from collage_mpi.job.session import TeamSession
 from collage_mpi.results.marks import keys_digest
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.shards.inputs import HDF5
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, WORKER_BACKOFF
 
 LARGEST_EXCEEDED_SHARE = 0.01  # of tasks that took longer than their draw and what is tolerated
@@ -77,7 +78,12 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
         "settings": (plan.asked or settings).to_dict(),
         "inputs": digests(named_files(settings)),
         "shards": [
-            {"path": str(info.path), "fingerprint": info.fingerprint, "count": info.count}
+            {
+                "path": str(info.path),
+                "fingerprint": info.fingerprint,
+                "count": info.count,
+                **({} if info.storage in HDF5 else {"source": info.storage, "fit": info.fit}),
+            }
             for info in plan.shards.infos
         ],
         "bad_shards": [{"path": str(bad.path), "reason": bad.reason} for bad in plan.shards.bad],

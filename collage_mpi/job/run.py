@@ -36,6 +36,7 @@ from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import KIND
 from collage_mpi.results import RunWriter
 from collage_mpi.results.claim import Patience
+from collage_mpi.results.file_names import INDEX_FOLDER
 from collage_mpi.results.manifest import KEPT_KEYS, held, plain, read_manifest
 from collage_mpi.results.parts import sessions_of
 from collage_mpi.results.pending import entry_path, status_folder
@@ -47,6 +48,7 @@ from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.settings import batch_factor
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
+from collage_mpi.shards.resumed import member_changes
 from collage_mpi.system.files import write_atomic
 from collage_mpi.system.limits import fault_of
 from collage_mpi.system.progress import NoLines
@@ -165,6 +167,8 @@ class LeadRun:
         if not self.known:
             self.writer = RunWriter.create(out, manifest, patience=patience)
         else:
+            for line in member_changes(plan.shards, self.known["shards"], out / INDEX_FOLDER):
+                tell(f"warning: {line}")
             status = RunWriter.finished(out, manifest, retry_errors=ask.retry_errors)
             if status is not None:
                 return status
@@ -173,6 +177,8 @@ class LeadRun:
             self.writer, done = RunWriter.reopen(
                 out, manifest, retry_errors=ask.retry_errors, patience=patience
             )
+        with suppress(OSError):  # workers then list the members themselves
+            plan.shards.save_indexes(out / INDEX_FOLDER)
         self.lacking = plan.lacking(done)
         self.label = label_of(manifest)
         return None

@@ -33,8 +33,8 @@ from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, SKIPPED, WireResult, in_messages, pack_results
 from collage_mpi.mpi.tasks import WireTask, unpack_cancel, unpack_files, unpack_places, unpack_tasks
 from collage_mpi.scheduler import batch_factor
-from collage_mpi.shards.guard import HASH_LIMIT_BYTES
 from collage_mpi.shards.pictures import parse_fit
+from collage_mpi.shards.schema import HASH_LIMIT_BYTES
 from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
 from collage_mpi.system.hard_exit import remove_shared_memory
 from collage_mpi.system.limits import limit_met

@@ -8,14 +8,12 @@ unchanged if they stay encoded. Pixels that become encoded are stored as PNG, wh
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import io
 import math
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,10 +24,11 @@ from collage_mpi.shards.check import opened
 from collage_mpi.shards.contents import named_faults, range_of
 from collage_mpi.shards.foreign import ArrayLayout, find_labels
 from collage_mpi.shards.hdf5 import H5_LOCK
-from collage_mpi.shards.openshard import read_ids
+from collage_mpi.shards.inputs import ids_of
 from collage_mpi.shards.pictures import PictureFit, fit_pixels, parse_fit
 from collage_mpi.shards.reader import ShardSet
 from collage_mpi.shards.schema import CHANNELS, label_problem, split_part
+from collage_mpi.shards.source import DEFAULT_FIT, ReadAs, slices_of
 from collage_mpi.system.files import reading
 
 
@@ -68,9 +67,7 @@ class PixelRows:
         order = np.argsort(rows, kind="stable")
         blocks = []
         ascending = rows[order]
-        breaks = np.flatnonzero(np.diff(ascending) != 1) + 1
-        for start, stop in pairwise([0, *breaks.tolist(), len(rows)]):
-            first = int(ascending[start])
+        for start, stop, first in slices_of(ascending):
             with H5_LOCK:
                 block = self.dataset[first : first + stop - start]
             blocks.append(to_pixels(self.layout.arrange(block), self.bounds, first))
@@ -319,15 +316,19 @@ def opened_as(paths: Sequence[Path], fit: PictureFit | None) -> Iterator[ShardSe
     Raises:
         EnvironmentFault, DataFault: as `ShardSet.open`.
     """
-    with ShardSet.open(paths) as shards:
+    with ShardSet.open(paths, read_as=ReadAs(fit or DEFAULT_FIT)) as shards:
         if fit is None or not _all_encoded(shards):
             yield shards
             return
-        height, width, channels = fit.shape
-        changed = {"height": height, "width": width, "channels": channels, "fit": fit.text()}
-        infos = [dataclasses.replace(info, **changed) for info in shards.infos]  # type: ignore[arg-type]
+        infos = [info.fitted(fit) for info in shards.infos]
     with ShardSet(infos) as shards:
         yield shards
+
+
+def channels_of(path: Path) -> int:
+    """1 or 3. Raises EnvironmentFault, DataFault."""
+    with ShardSet.open([path]) as shards:
+        return shards.shape[2]
 
 
 def stored_fit(shards: ShardSet, fit: PictureFit | None) -> PictureFit:
@@ -350,17 +351,17 @@ def stored_fit(shards: ShardSet, fit: PictureFit | None) -> PictureFit:
     return parse_fit(known) if known else PictureFit(height, channels=channels)
 
 
-def ids_of(shards: ShardSet) -> list[str]:
+def all_ids(shards: ShardSet) -> list[str]:
     """Every image's id, in order; for a shard without ids, its name and the row."""
     found: list[str] = []
     for info in shards.infos:
         name = split_part(info.path)[0].name
-        found += read_ids(info) or [f"{name}:{row}" for row in range(info.count)]
+        found += ids_of(info) or [f"{name}:{row}" for row in range(info.count)]
     return found
 
 
 def _all_encoded(shards: ShardSet) -> bool:
-    return all(info.storage == "encoded" for info in shards.infos)
+    return all(info.fit is not None for info in shards.infos)
 
 
 def _png(image: np.ndarray) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.prep.listing import Listing, Member
+from collage_mpi.shards.members import Listing, Member
 from collage_mpi.shards.pictures import PictureFit
 from collage_mpi.shards.schema import sidecar_path
 from collage_mpi.system.files import writing

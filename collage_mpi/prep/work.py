@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.prep.listing import Member
 from collage_mpi.prep.plan import ShardJob, names_of, remove_shard, unreadable_path
 from collage_mpi.shards.hdf5 import H5_LOCK, open_file
+from collage_mpi.shards.members import Member, read_member
 from collage_mpi.shards.pictures import TooSmall, UnreadablePicture, picture_pixels
 from collage_mpi.shards.schema import chunk_rows, read_sidecar, sha256_of
 from collage_mpi.shards.writer import EncodedWriter, ShardWriter
@@ -32,7 +32,6 @@ from collage_mpi.system.files import remove_leftovers, write_atomic, writing
 from collage_mpi.system.process_tree import sheltered
 
 BATCH = 64  # pictures in memory at once
-LARGEST_PICTURE_BYTES = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -126,23 +125,6 @@ def sweep_drafts(path: Path) -> None:
     if path.parent.is_dir():
         beside = "|".join(re.escape(name.name) for name in names_of(path))
         remove_leftovers(path.parent, beside)
-
-
-def read_member(member: Member) -> bytes:
-    """The picture's bytes. Raises UnreadablePicture."""
-    if member.fault is not None:
-        raise UnreadablePicture(member.fault)
-    if not 0 < member.nbytes <= LARGEST_PICTURE_BYTES:
-        raise UnreadablePicture(f"{member.nbytes:,} bytes")
-    try:
-        with open(member.path, "rb") as stream:
-            stream.seek(member.offset)
-            data = stream.read(member.nbytes)
-    except OSError as error:
-        raise UnreadablePicture(f"cannot be read: {error.strerror}") from error
-    if len(data) < member.nbytes:
-        raise UnreadablePicture(f"{len(data):,} of its {member.nbytes:,} bytes are there")
-    return data
 
 
 def _writer(job: ShardJob) -> ShardWriter:

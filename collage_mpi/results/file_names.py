@@ -10,6 +10,7 @@ SUMMARY = "summary.json"
 STATUS, METRICS = "status.json", "status.prom"  # how a job stands, while it runs and after
 PARTS_FOLDER = "parts"  # the folder of rows
 PENDING_FOLDER = "pending"  # of parts of teams that the lead has not published yet
+INDEX_FOLDER = "index"  # of lists of the members of folders, tar files and others
 VECTORS_FOLDER = "vectors"  # of what is kept beyond a class
 REPORT = "report.html"
 EXPORT = "export"  # a folder, where `export` writes by default

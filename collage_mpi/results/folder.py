@@ -14,6 +14,7 @@ from collage_mpi.errors import EnvironmentFault
 from collage_mpi.results import parts, vectors
 from collage_mpi.results.claim import LOOK_S, Patience, find_writer, held_by
 from collage_mpi.results.file_names import (
+    INDEX_FOLDER,
     MANIFEST,
     MARKER,
     METRICS,
@@ -37,7 +38,8 @@ def refuse_foreign(out: Path, shared: bool) -> None:
     Raises:
         EnvironmentFault: one of them is a link, or belongs to neither this user nor root.
     """
-    for path in (out, *(out / name for name in (PARTS_FOLDER, VECTORS_FOLDER, PENDING_FOLDER))):
+    folders = PARTS_FOLDER, VECTORS_FOLDER, PENDING_FOLDER, INDEX_FOLDER
+    for path in (out, *(out / name for name in folders)):
         try:
             found = path.lstat()
         except OSError:  # what cannot be looked at cannot be opened either
@@ -72,6 +74,8 @@ def swept(out: Path) -> Path:
     for name in (VECTORS_FOLDER, PENDING_FOLDER):
         if (out / name).is_dir():
             remove_leftovers(out / name, f"{parts.OURS}|{vectors.OURS}")
+    if (out / INDEX_FOLDER).is_dir():
+        remove_leftovers(out / INDEX_FOLDER, r"[0-9a-f]{64}\.npz")
     remove_leftovers(out, "|".join(map(re.escape, (MANIFEST, MARKER, SUMMARY, STATUS, METRICS))))
     return directory
 

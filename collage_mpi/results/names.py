@@ -102,10 +102,10 @@ def _ids(
     known: dict[int, Json], shards: Sequence[Path | str] | None
 ) -> tuple[dict[int, list[str]], tuple[str, ...]]:
     """Shard number -> its ids in the order of its rows, and lines on those without."""
-    from collage_mpi.shards.openshard import read_ids
+    from collage_mpi.shards.inputs import ids_of
 
     sought = {number: entry for number, entry in known.items() if entry.get("path")}
-    found, missing = from_shards(sought, shards, lambda _, info: read_ids(info))
+    found, missing = from_shards(sought, shards, lambda _, info: ids_of(info))
     ids = {number: own for number, own in found.items() if own is not None}
     notes = []
     if missing:
@@ -129,18 +129,27 @@ def from_shards(
         entries: number -> entry in the manifest, with a path.
         shards: files and folders to look in instead, as in `image_names`.
     """
-    infos, why = find_shards([entry["path"] for entry in entries.values()], shards)
+    from collage_mpi.shards.pictures import parse_fit
+
+    infos, why = find_shards(list(map(_given, entries.values())), shards)
     found, missing = {}, []
     for number, entry in entries.items():
         info = infos.get(entry["fingerprint"])
         if info is None:
-            missing.append(why.get(entry["path"]) or _not_found(entry["path"], shards, why))
+            missing.append(why.get(_given(entry)) or _not_found(entry["path"], shards, why))
             continue
+        if entry.get("fit"):
+            info = info.fitted(parse_fit(entry["fit"]))
         try:
             found[number] = read(number, info)
         except (CollageError, IndexError) as error:
             missing.append(str(error))
     return found, missing
+
+
+def _given(entry: Json) -> str:
+    """The path as `examine` takes it, with the name of its source."""
+    return f"{entry['source']}:{entry['path']}" if entry.get("source") else entry["path"]
 
 
 def _not_found(path: str, shards: Sequence[Path | str] | None, why: dict[str, str]) -> str:
@@ -159,12 +168,12 @@ def find_shards(
         paths: where the shards of a run were.
         shards: files and folders to look in instead, as in `image_names`.
     """
-    from collage_mpi.shards.guard import examine_shards
-    from collage_mpi.shards.reader import expand_paths
+    from collage_mpi.shards.inputs import examine, expand_paths
     from collage_mpi.shards.schema import ShardInfo
+    from collage_mpi.shards.source import ReadAs
 
     files = [Path(path) for path in paths] if shards is None else expand_paths(shards)
-    found = examine_shards(files)
+    found = examine(files, ReadAs(labels=False))
     infos = {info.fingerprint: info for info in found if isinstance(info, ShardInfo)}
     pairs = zip(files, found, strict=True)
     return infos, {str(path): str(one) for path, one in pairs if isinstance(one, CollageError)}

@@ -148,7 +148,7 @@ def add_flags(
         if known.positional:
             parser.add_argument(name, **options)
         else:
-            group.add_argument(*flag(spec).split(), dest=name, **options)
+            group.add_argument(*spellings(spec), dest=name, **options)
 
 
 def group_of(parser: argparse.ArgumentParser, title: str) -> argparse._ActionsContainer:
@@ -161,12 +161,17 @@ def group_of(parser: argparse.ArgumentParser, title: str) -> argparse._ActionsCo
 
 def flag(spec: Field[Any]) -> str:
     """The flag of a field: `--its-name`, unless the field sets another one."""
-    return about(spec).flag or "--" + spec.name.replace("_", "-")
+    return spellings(spec)[-1]
+
+
+def spellings(spec: Field[Any]) -> list[str]:
+    """All flags of a field; messages name the last one."""
+    return about(spec).flag.split() or ["--" + spec.name.replace("_", "-")]
 
 
 def _called(spec: Field[Any]) -> str:
     known = about(spec)
-    return known.metavar if known.positional else flag(spec).split()[-1]
+    return known.metavar if known.positional else flag(spec)
 
 
 def shown_default(spec: Field[Any], default: Any) -> str:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from collage_mpi.encoding.vectors import SAVES, Extras
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import KIND
 from collage_mpi.models.tuning import COMPILES, LAYOUTS, PRECISIONS, Tuning
-from collage_mpi.system.fields import Settings, setting
+from collage_mpi.system.fields import AUTO, Settings, setting
 
+if TYPE_CHECKING:
+    from collage_mpi.shards.pictures import PictureFit
+
+MOST_PX = 1 << 14  # of a picture
 _setting = partial(setting, group="input and output")
 _network = partial(setting, group="networks")
 
@@ -21,7 +26,42 @@ class InputSettings(Settings):
     """Which images are classified, and where the results go."""
 
     shards: tuple[str, ...] = _setting(
-        (), "shard files, or folders that hold shard files", metavar="PATH"
+        (),
+        "what is classified: shard files, or folders that hold shard files; also folders of "
+        "pictures, text files that name pictures, tar and Parquet files, and Zarr arrays "
+        "(docs/inputs.md)",
+        metavar="PATH",
+        flag="--input --shards",
+    )
+    image_px: int | None = _setting(
+        None,
+        "height and width in pixels to which pictures that are no shards are brought",
+        unset="that of the network, else 224",
+        at_least=1,
+        at_most=MOST_PX,
+    )
+    fit: str = _setting(
+        "crop",
+        "crop keeps the middle of such a picture, letterbox keeps all of it between bars",
+        choices=("crop", "letterbox"),
+    )
+    resize_px: int | None = _setting(
+        None,
+        "with crop: length of the shorter edge before the crop",
+        unset="--image-px",
+        at_least=1,
+        at_most=MOST_PX,
+    )
+    channels: str = _setting(
+        "auto",
+        "3 for colour, 1 for grey. auto: that of the network, else 3",
+        choices=("auto", "1", "3"),
+    )
+    input_labels: str = _setting(
+        "auto",
+        "labels of sources that are no shards. auto: those of the source, if they are there. "
+        "none: no labels",
+        choices=("auto", "none"),
     )
     out: str = _setting("", "folder that the results are written to", metavar="DIR")
     shared_out: str = _setting(
@@ -70,6 +110,30 @@ class InputSettings(Settings):
 
     def _check(self) -> None:
         self.shuffle_seed()
+
+    def picture_shape(self, shape: tuple[int, ...] | None = None) -> tuple[int, int, int]:
+        """(H, W, C) of the images that pictures become; `shape` is what the networks need."""
+        from collage_mpi.shards.pictures import DEFAULT_PX  # late: --help reads this module
+
+        height, width, channels = shape or (DEFAULT_PX, DEFAULT_PX, 3)
+        px = self.image_px or (height if height == width else DEFAULT_PX)
+        return px, px, channels if self.channels == AUTO else int(self.channels)
+
+    def picture_fit(
+        self, shape: tuple[int, ...] | None = None, resize_px: int | None = None
+    ) -> PictureFit:
+        """How pictures become images.
+
+        Args:
+            shape: (H, W, C) that the networks need, if known.
+            resize_px: of the shorter edge before the crop, as the networks have it.
+        """
+        from collage_mpi.shards.pictures import PictureFit  # late: --help reads this module
+
+        px, _, channels = self.picture_shape(shape)
+        theirs = self.resize_px is None and self.fit == "crop" and shape and px == shape[0]
+        resized = resize_px if theirs and px <= (resize_px or 0) else self.resize_px
+        return PictureFit(px, self.fit, resized, channels)
 
     @property
     def by_place(self) -> bool:

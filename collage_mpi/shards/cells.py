@@ -49,7 +49,7 @@ def add_cells(
     if target.exists():
         raise EnvironmentFault(f"{target}: exists. Give another --out, or remove it.")
     with ShardSet.open([path]) as shards:
-        if shards.infos[0].layout is not None:
+        if shards.infos[0].storage not in ("images", "encoded"):
             raise DataFault(
                 f"{path}: is another program's file; `{remake_command([path])}` makes shards of "
                 "it, which can have cells"

@@ -352,7 +352,7 @@ def _bad_rows(file: Any, name: str, stored: np.ndarray, labels: np.ndarray | Non
         wrong = np.flatnonzero(rows_crc32(pixels, tags) != stored[start : start + block])
         bad.extend((wrong + start).tolist())
     what = "its pixels and label" if name == "images" else f"its {name}"
-    return _first([f"row {row}: checksum does not match {what}" for row in bad])
+    return first_of([f"row {row}: checksum does not match {what}" for row in bad])
 
 
 def _bad_files(file: Any, about: ShardInfo, labels: np.ndarray | None) -> list[str]:
@@ -369,9 +369,10 @@ def _bad_files(file: Any, about: ShardInfo, labels: np.ndarray | None) -> list[s
             picture_pixels(data, fit)
         except UnreadablePicture as fault:
             lines.append(f"row {row}: cannot be decoded: {fault}")
-    return _first(lines)
+    return first_of(lines)
 
 
-def _first(lines: list[str]) -> list[str]:
+def first_of(lines: list[str]) -> list[str]:
+    """At most MAX_PROBLEMS lines, and how many more there are."""
     more = len(lines) - MAX_PROBLEMS
     return lines if more <= 0 else [*lines[:MAX_PROBLEMS], f"... and {more} more rows"]

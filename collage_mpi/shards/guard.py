@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
-from collage_mpi.shards.schema import ShardInfo, split_part
+from collage_mpi.shards.schema import HASH_LIMIT_BYTES, ShardInfo, split_part
 from collage_mpi.system.process_tree import STOP_SIGNALS, own_command, sheltered
 
 CHILD_COMMAND = own_command("collage_mpi.shards.guard")
@@ -27,9 +27,6 @@ MEMORY_BYTES = 2 << 30
 START_S = 60.0  # python and h5py from a cold network file system
 BYTES_PER_S = 20e6  # slower than this, hashing and reading count as hung
 DECODE_BYTES_PER_S = 2e6  # and verify decodes encoded images: 20 to 40 MB/s on one core
-HASH_LIMIT_BYTES = 256 << 20
-"""Files up to this size are hashed whole at first open (0.2 s); larger ones are
-trusted to the `.sha256` beside them there, and to the checksum of each row later."""
 
 
 def inspect_shard(path: Path | str, *, limit_s: float | None = None) -> ShardInfo:

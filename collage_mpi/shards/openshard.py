@@ -1,22 +1,19 @@
-"""One shard, open for a job: `OpenShard` for pixels, `EncodedShard` for picture files,
+"""An HDF5 file as a source: `OpenShard` for pixels, `EncodedShard` for picture files, and
 `ForeignShard` for files of other programs.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.errors import DataFault
 from collage_mpi.shards.check import opened
 from collage_mpi.shards.foreign import ArrayLayout
-from collage_mpi.shards.hdf5 import H5_LOCK, cause_of, still_reading
-from collage_mpi.shards.pictures import UnreadablePicture, parse_fit, picture_pixels
+from collage_mpi.shards.guard import inspect_shard
+from collage_mpi.shards.hdf5 import H5_LOCK, still_reading
 from collage_mpi.shards.schema import (
     ShardInfo,
     cells_name,
@@ -24,40 +21,25 @@ from collage_mpi.shards.schema import (
     row_crc32,
     rows_crc32,
 )
-from collage_mpi.system.environment import allowed_cores
+from collage_mpi.shards.source import PictureSource, ReadAs, Source, slices_of
 
-MOST_DECODERS = 4  # threads; beside them are the loop, the writer and other ranks
 BAD_FILE = "checksum does not match its bytes and label"
 FILTER_CACHE_BYTES = 64 << 20  # for shards of others with compressed chunks only
 
 
-def open_shard(info: ShardInfo) -> OpenShard:
-    """Open a shard that was checked before.
-
-    Raises:
-        EnvironmentFault: it can no longer be read.
-        DataFault: it has been replaced or changed.
-    """
-    kinds = {"encoded": EncodedShard, "foreign": ForeignShard}
-    return kinds.get(info.storage, OpenShard)(info)
-
-
-class OpenShard:
+class OpenShard(Source):
     """One open file, with checksums and labels in memory and pixels read on demand.
 
     Attributes:
         crc32: (n,) uint32.
-        labels: (n,) int64, or None.
-        row_faults: row -> why it cannot be used, for rows read so far.
-        decoders: cores that may decode pictures, at most MOST_DECODERS are used; None for all.
     """
 
+    name = "images"
+    suffixes = (".h5",)
     pixels_in = "images"  # the dataset
-    decoders: int | None = None
 
     def __init__(self, info: ShardInfo) -> None:
-        self.path = info.path
-        self.row_faults: dict[int, str] = {}
+        super().__init__(info)
         self._cells_crc32: dict[int, np.ndarray] = {}
         with still_reading(info.path):
             self._file: Any = opened(info.path)
@@ -73,6 +55,11 @@ class OpenShard:
         wrong = None if self.labels is None else label_problem(self.labels, info.class_names)
         if wrong:
             raise DataFault(f"{info.path}: {wrong}")
+
+    @classmethod
+    def describe(cls, path: Path, read_as: ReadAs) -> ShardInfo:
+        """What the file says of itself, checked in a process of its own; see `guard`."""
+        return inspect_shard(path)
 
     def _read_labels(self) -> np.ndarray:
         found: np.ndarray = self._file["labels"][...]
@@ -114,27 +101,16 @@ class OpenShard:
         Neighbouring rows are read as one slice: 200,000 single 28 px rows a second and millions in
         order, where h5py's index lists read 12,000 (analysis/reports/shards.md).
         """
-        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
         with still_reading(self.path):
             source = self._images if dataset == "images" else self._file[dataset]
-            for start, stop in pairwise([0, *breaks.tolist(), len(rows)]):
-                first = int(rows[start])
+            for start, stop, first in slices_of(rows):
                 block = source[first : first + stop - start]
                 out[places[start:stop]] = block if dataset != "images" else self._arranged(block)
 
-    def read_singly(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> list[int]:
-        """Like `read_into`, row by row; returns the places of rows that cannot be read."""
-        failed = []
-        for at, place in enumerate(places.tolist()):
-            try:
-                self.read_into(out, places[at : at + 1], rows[at : at + 1])
-            except EnvironmentFault as error:
-                self._note_unread(int(rows[at]), error)
-                failed.append(place)
-        return failed
-
-    def _note_unread(self, row: int, error: EnvironmentFault) -> None:
-        self.row_faults[row] = f"cannot be read: {cause_of(error.__cause__ or error)}"
+    @classmethod
+    def ids(cls, info: ShardInfo) -> list[str] | None:
+        """The ids in the file; see `read_ids`."""
+        return read_ids(info)
 
     def close(self) -> None:
         with H5_LOCK:
@@ -149,6 +125,8 @@ def _wants_cache(images: Any) -> bool:
 
 class ForeignShard(OpenShard):
     """Like `OpenShard`, for a file of another program: other names and axes, no checksums."""
+
+    name = "foreign"
 
     def __init__(self, info: ShardInfo) -> None:
         self._layout = ArrayLayout.from_json(info.layout or {})
@@ -175,25 +153,11 @@ class ForeignShard(OpenShard):
         return np.ones(len(rows), dtype=bool)
 
 
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that decode pictures. They run in parallel, because Pillow releases the interpreter
-    lock.
-
-    One thread decodes about 500 photographs a second (analysis/reports/benchmarks.md), fewer
-    than rank 0 can feed.
-    """
-    return ThreadPoolExecutor(threads, "decode")
-
-
-class EncodedShard(OpenShard):
+class EncodedShard(PictureSource, OpenShard):
     """Like `OpenShard`, for picture files that are decoded as they are read."""
 
+    name = "encoded"
     pixels_in = "encoded"
-
-    def __init__(self, info: ShardInfo) -> None:
-        super().__init__(info)
-        self._fit = parse_fit(info.fit or "")
 
     def _stored(self, info: ShardInfo) -> tuple[int, ...]:
         self._ends: np.ndarray = self._file["ends"][...]  # (n,) int64
@@ -202,45 +166,17 @@ class EncodedShard(OpenShard):
     def read_into(
         self, out: np.ndarray, places: np.ndarray, rows: np.ndarray, dataset: str = "images"
     ) -> None:
-        """Read and decode ascending `rows` to `out[places]`; bad rows are noted in `row_faults`."""
-        if dataset != "images":
-            super().read_into(out, places, rows, dataset)
-            return
-        files = self._files(rows)
-        spots = [out[place] for place in places.tolist()]
-        threads = min(MOST_DECODERS, self.decoders or allowed_cores())
-        each = map if threads == 1 else _pool(threads).map  # handing over takes 5 % of decoding
-        deque(each(self._decode, spots, rows.tolist(), files), maxlen=0)  # raises what one raised
+        """Decode images, or read cells as they are stored."""
+        of = PictureSource if dataset == "images" else OpenShard
+        of.read_into(self, out, places, rows, dataset)
 
     def sound(self, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(m,) bool: whether the rows, as read, are pictures."""
-        return np.array([row not in self.row_faults for row in rows.tolist()], dtype=bool)
+        return Source.sound(self, pixels, places, rows)
 
-    def files(self, rows: np.ndarray) -> list[bytes | None]:
-        """The files of ascending `rows`; None where the checksum does not match, which is noted in
-        `row_faults`.
-        """
-        return [
-            data if self._is_sound(row, data) else None
-            for row, data in zip(rows.tolist(), self._files(rows), strict=True)
-        ]
-
-    def files_singly(self, rows: np.ndarray) -> list[bytes | None]:
-        """Like `files`, row by row; None also for a file that cannot be read."""
-        found: list[bytes | None] = []
-        for at, row in enumerate(rows.tolist()):
-            try:
-                found += self.files(rows[at : at + 1])
-            except EnvironmentFault as error:
-                self._note_unread(row, error)
-                found.append(None)
-        return found
-
-    def _files(self, rows: np.ndarray) -> list[bytes]:
-        for row in rows.tolist() if self.row_faults else ():
-            self.row_faults.pop(row, None)
+    def _files(self, rows: np.ndarray) -> list[bytes | None]:
         with still_reading(self.path):
-            return read_files(self._images, self._ends, rows)
+            return [*read_files(self._images, self._ends, rows)]
 
     def _is_sound(self, row: int, data: bytes) -> bool:
         tag = None if self.labels is None else int(self.labels[row])
@@ -248,14 +184,6 @@ class EncodedShard(OpenShard):
         if not sound:
             self.row_faults[row] = BAD_FILE
         return sound
-
-    def _decode(self, out: np.ndarray, row: int, data: bytes) -> None:
-        if not self._is_sound(row, data):
-            return
-        try:
-            out[...] = picture_pixels(data, self._fit)
-        except UnreadablePicture as error:
-            self.row_faults[row] = f"cannot be decoded: {error}"
 
 
 def read_files(encoded: Any, ends: np.ndarray, rows: np.ndarray) -> list[bytes]:
@@ -268,9 +196,8 @@ def read_files(encoded: Any, ends: np.ndarray, rows: np.ndarray) -> list[bytes]:
     """
     starts = np.where(rows > 0, ends[rows - 1], 0).tolist()  # of these rows: a shard has many
     stops = ends[rows].tolist()
-    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
     found: list[bytes] = []
-    for first, end in pairwise([0, *breaks.tolist(), len(rows)]):
+    for first, end, _ in slices_of(rows):
         low = starts[first]
         with H5_LOCK:
             block = encoded[low : stops[end - 1]].tobytes()

@@ -21,6 +21,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MODES = ("crop", "letterbox")
 MAX_PX = 1 << 14
+DEFAULT_PX = 224  # where neither the user nor a network says
 PAPER = 255  # what lies under transparent pixels
 BARS = 0  # fills a letterbox; blank cells of a collage have the same value
 DRAFT = 2  # a JPEG is decoded at 1/2, 1/4, 1/8 where that leaves twice the pixels needed

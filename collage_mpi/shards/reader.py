@@ -1,21 +1,30 @@
-"""Several shards as one input: rows are read in any order and checked, and a shard that is lost or
-changes during the job is noticed.
+"""Several sources as one input: rows are read in any order and checked, and a source that is lost
+or changes during the job is noticed. "Shard" here means any source; HDF5 shards are one sort.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
-from collage_mpi.shards.guard import examine_shards, inspect_shards
-from collage_mpi.shards.openshard import EncodedShard, OpenShard, open_shard
+from collage_mpi.shards.check import first_of
+from collage_mpi.shards.guard import verify_shard
+from collage_mpi.shards.inputs import (
+    examine,
+    expand_paths,
+    open_source,
+    place_of,
+    source_class,
+    source_of,
+)
+from collage_mpi.shards.openshard import OpenShard
 from collage_mpi.shards.schema import (
     BadShard,
     ShardFault,
@@ -23,11 +32,11 @@ from collage_mpi.shards.schema import (
     Stamp,
     cells_name,
     rows_crc32,
-    sha256_of,
-    split_part,
     stamp_of,
 )
+from collage_mpi.shards.source import PLAIN, PictureSource, ReadAs, Source
 
+VERIFIED_AT_ONCE = 64  # images
 OPEN_FILES = 64
 """Files kept open at once; opening another takes about a millisecond."""
 
@@ -60,15 +69,22 @@ class ShardSet:
         self.hash_limit_bytes: int | None = None  # of a file, to be hashed when it has changed
         self.decoders: int | None = None  # cores that may decode pictures; None for all
         self._lock = threading.RLock()
-        self._open: OrderedDict[int, OpenShard] = OrderedDict()  # least recently used first
+        self._open: OrderedDict[int, Source] = OrderedDict()  # least recently used first
         self._closed = False
 
     @classmethod
-    def open(cls, paths: Sequence[Path | str], *, skip_bad: bool = False) -> ShardSet:
-        """Check and open shards. A directory stands for its `*.h5` files, sorted.
+    def open(
+        cls,
+        paths: Sequence[Path | str],
+        *,
+        skip_bad: bool = False,
+        read_as: ReadAs = PLAIN,
+    ) -> ShardSet:
+        """Check and open sources; see `inputs.expand_paths` for what a directory stands for.
 
         Args:
             paths: files and directories.
+            read_as: how pictures become images of one size, and their labels class numbers.
             skip_bad: leave out shards that cannot be read, and list them in `bad`. If no shard
                 can be read, the first fault is raised.
 
@@ -78,14 +94,14 @@ class ShardSet:
         """
         files = expand_paths(paths)
         if not skip_bad:
-            return cls(inspect_shards(files))
-        found = examine_shards(files)
+            return cls(inspect_sources(files, read_as))
+        found = examine(files, read_as)
         infos = [item for item in found if isinstance(item, ShardInfo)]
         pairs = zip(files, found, strict=True)
         faults = [(path, item) for path, item in pairs if isinstance(item, CollageError)]
         for path, fault in faults:
             if not infos or not os.path.lexists(
-                split_part(path)[0]
+                place_of(path)
             ):  # no such name: a slip of the user's
                 raise fault
         return cls(infos, [BadShard(path, str(fault)) for path, fault in faults])
@@ -161,9 +177,9 @@ class ShardSet:
 
     @property
     def fit(self) -> str | None:
-        """How all images are decoded, a `PictureFit`; None unless all are stored encoded."""
-        kinds = {(info.storage, info.fit) for info in self.infos}
-        return self.infos[0].fit if len(kinds) == 1 and self.infos[0].storage == "encoded" else None
+        """How all images are decoded, a `PictureFit`; None unless all are picture files."""
+        fits = {info.fit for info in self.infos}
+        return self.infos[0].fit if len(fits) == 1 else None
 
     @property
     def cell_sizes(self) -> frozenset[int]:
@@ -194,6 +210,7 @@ class ShardSet:
             rows = wanted[places] - self._starts[shard]
             with self._lock:
                 source = self._opened(shard)
+                assert isinstance(source, OpenShard)
                 try:
                     source.read_into(cells, places, rows, cells_name(px))
                     stored[places] = source.cells_crc32(px)[rows]
@@ -224,12 +241,12 @@ class ShardSet:
             rows = wanted[places] - self._starts[shard]  # ascending
             with self._lock:
                 source = self._opened(shard)
-                assert isinstance(source, EncodedShard)
+                assert isinstance(source, PictureSource)
                 try:
                     found = source.files(rows)
                 except EnvironmentFault:
                     source = self._reopened(shard)
-                    assert isinstance(source, EncodedShard)
+                    assert isinstance(source, PictureSource)
                     found = source.files_singly(rows)
                 self._note_faults(shard, source)
             for place, data in zip(places.tolist(), found, strict=True):
@@ -306,6 +323,18 @@ class ShardSet:
                 with self._lock:
                     self._opened(number)
 
+    def save_indexes(self, folder: Path) -> None:
+        """Save the lists of members in a folder, where workers find them. Raises OSError."""
+        infos = []
+        for info in self.infos:
+            if info.members is not None:
+                folder.mkdir(exist_ok=True)
+                path = folder.absolute() / f"{info.fingerprint}.npz"
+                info.members.save(path)
+                info = replace(info, index=str(path))
+            infos.append(info)
+        self.infos = tuple(infos)
+
     def close(self) -> None:
         """Close the files; later reads raise. It may be called twice."""
         with self._lock:
@@ -327,7 +356,7 @@ class ShardSet:
         for shard in np.flatnonzero(np.diff(cuts)).tolist():
             yield shard, order[cuts[shard] : cuts[shard + 1]]
 
-    def _shard(self, number: int) -> OpenShard:
+    def _shard(self, number: int) -> Source:
         """The open shard; the caller must hold the lock while it uses the file."""
         if self._closed:
             raise ValueError("this ShardSet is closed")
@@ -335,7 +364,7 @@ class ShardSet:
             if len(self._open) >= OPEN_FILES:
                 self._open.popitem(last=False)[1].close()
             self._check_same(number)
-            self._open[number] = open_shard(self.infos[number])
+            self._open[number] = open_source(self.infos[number])
             self._open[number].decoders = self.decoders
             try:
                 self._check_same(number)  # it may have been replaced just before it was opened
@@ -345,7 +374,7 @@ class ShardSet:
         self._open.move_to_end(number)
         return self._open[number]
 
-    def _opened(self, number: int) -> OpenShard:
+    def _opened(self, number: int) -> Source:
         """Like `_shard`, but a fault marks the shard as lost and is raised as ShardFault."""
         if number in self.lost:
             raise ShardFault(number, self.lost[number])
@@ -355,7 +384,7 @@ class ShardSet:
             self.lost[number] = str(error)
             raise ShardFault(number, str(error)) from error
 
-    def _reopened(self, number: int) -> OpenShard:
+    def _reopened(self, number: int) -> Source:
         """The shard, opened again after a failure, to be read row by row.
 
         If the file can be opened and is unchanged, only single rows are damaged; otherwise the
@@ -364,7 +393,7 @@ class ShardSet:
         self._open.pop(number).close()
         return self._opened(number)
 
-    def _note_faults(self, number: int, source: OpenShard) -> None:
+    def _note_faults(self, number: int, source: Source) -> None:
         for row, why in source.row_faults.items():
             self._row_faults[int(self._starts[number]) + row] = why
 
@@ -381,7 +410,7 @@ class ShardSet:
                 raise EnvironmentFault(
                     f"{info.path}: has another time or inode, and is too large to be hashed here"
                 )
-            same = sha256_of(info.path) == info.fingerprint
+            same = source_class(info.storage).fingerprint(info.path) == info.fingerprint
         except OSError as error:
             raise EnvironmentFault(
                 f"{info.path}: can no longer be read: {error.strerror or error}"
@@ -394,51 +423,35 @@ class ShardSet:
         self._stamps[number] = stamp
 
 
-def expand_paths(paths: Sequence[Path | str]) -> list[Path]:
-    """Files as given, and directories as their `*.h5` files in sorted order.
-
-    A `.sha256` file beside its shard is skipped, because a shell's `train*` names it as well.
+def inspect_sources(paths: Sequence[Path], read_as: ReadAs = PLAIN) -> list[ShardInfo]:
+    """Describe sources.
 
     Raises:
-        EnvironmentFault: a directory without shards, no path, or one given twice.
+        DataFault, EnvironmentFault: the first one that cannot be read.
     """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.suffix == ".sha256" and os.path.isfile(path.with_suffix("")):
-            continue
-        if not os.path.isdir(path):  # no error for names too long and links in a circle
-            files.append(path)
-            continue
-        inside = sorted(item for item in path.glob("*.h5") if not item.name.startswith("."))
-        if not inside:
-            raise EnvironmentFault(f"{path}: no *.h5 file in this directory")
-        _check_complete(inside)
-        files.extend(inside)
-    if not files:
-        raise EnvironmentFault("no shard given; needed: one or more .h5 files or directories")
-    seen: set[str] = set()
-    for file in files:
-        real = os.path.realpath(file)  # Path.resolve raises for a loop of links
-        if real in seen:
-            raise EnvironmentFault(f"{file}: given twice; each shard may appear once")
-        seen.add(real)
-    return files
+    found = examine(paths, read_as)
+    for fault in found:
+        if isinstance(fault, CollageError):
+            raise fault
+    return [info for info in found if isinstance(info, ShardInfo)]
 
 
-def _check_complete(files: Sequence[Path]) -> None:
-    """Refuse a directory that lacks some of `name-00000-of-00006.h5` and its siblings."""
-    found: dict[tuple[str, int], int] = {}
-    for file in files:
-        match = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.h5", file.name)
-        if match:
-            key = (match.group(1), int(match.group(2)))
-            found[key] = found.get(key, 0) + 1
-    for (stem, needed), count in found.items():
-        if count != needed:
-            raise EnvironmentFault(
-                f"{files[0].parent}: {count} of the {needed} shards {stem}-*-of-{needed:05d}.h5 "
-                "are here; copy the others, or name the files one by one to use these"
-            )
+def verify_source(path: Path) -> list[str]:
+    """Everything that is wrong with a source, in a few lines; of a source that is no shard, every
+    image is read.
+
+    Raises:
+        EnvironmentFault: it is missing or unreadable.
+    """
+    if source_of(path)[0] is source_class("images"):
+        return verify_shard(path)
+    bad: list[str] = []
+    with ShardSet(inspect_sources([path])) as source:
+        for start in range(0, len(source), VERIFIED_AT_ONCE):
+            rows = np.arange(start, min(start + VERIFIED_AT_ONCE, len(source)))
+            good = source.read_checked(rows)[2]
+            bad += [f"row {row}: {source.row_fault(row)}" for row in rows[~good].tolist()]
+    return first_of(bad)
 
 
 def _check_alike(infos: Sequence[ShardInfo]) -> None:

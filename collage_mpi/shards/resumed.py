@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from collage_mpi.shards.members import MemberIndex
 from collage_mpi.shards.reader import ShardSet
 from collage_mpi.shards.schema import BadShard, ShardInfo
 
@@ -54,6 +55,26 @@ def as_before(
     renumbered.left_out = tuple(info.path for info in new) if limited else ()
     renumbered.lost.update(lost)
     return renumbered
+
+
+def member_changes(
+    shards: ShardSet, known: Sequence[Mapping[str, Any]], indexes: Path
+) -> list[str]:
+    """How the members of sources differ from what they were when the run began, a line each.
+
+    Args:
+        shards: of this session.
+        known: as of `as_before`.
+        indexes: the folder of the run's lists of members.
+    """
+    lines = []
+    for info, entry in zip(shards.infos, known, strict=False):
+        if info.fingerprint == entry["fingerprint"] or info.members is None:
+            continue
+        before = MemberIndex.load(indexes / f"{entry['fingerprint']}.npz")
+        if before is not None:
+            lines.append(f"{info.path}: {info.members.difference(before)}")
+    return lines
 
 
 def _same_name(bad: Sequence[BadShard], entry: Mapping[str, Any]) -> BadShard | None:

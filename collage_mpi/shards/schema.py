@@ -13,7 +13,7 @@ import re
 import shlex
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ import numpy as np
 from isal.isal_zlib import crc32
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.shards.members import MemberIndex
+from collage_mpi.shards.pictures import PictureFit
 from collage_mpi.system.files import write_atomic
 from collage_mpi.system.tell import tell
 
@@ -36,6 +38,9 @@ than this; beyond it nothing is gained, and a bad chunk takes more images with i
 """
 
 HASH_BLOCK_BYTES = 1 << 20
+HASH_LIMIT_BYTES = 256 << 20
+"""Sources up to this size are hashed whole at first open (0.2 s); larger shards are
+trusted to the `.sha256` beside them there, and to the checksum of each row later."""
 PART_MARK = "::"  # FILE::PART is one group or dataset of another program's file
 
 Stamp = tuple[int, int, int]  # size in bytes, time of the last change in ns, inode
@@ -56,11 +61,14 @@ class ShardInfo:
         fingerprint: SHA-256 of the file, 64 hex digits.
         cell_sizes: sizes in pixels of the cells stored beside the images (see cells.py).
         stamp: what the file system said about the file when it was checked; None if unknown.
-        storage: "images" (pixels), "encoded" (JPEG, PNG and so on, decoded when read), or
-            "foreign": another program's file, without checksums.
+        storage: the `name` of its `Source`: "images" (pixels), "encoded" (JPEG, PNG and so on,
+            decoded when read), "foreign" (another program's HDF5 file, without checksums),
+            "folder" and others.
         fit: of encoded images, how pictures become (height, width, channels); see
             `pictures.PictureFit`.
         layout: of foreign files, where images and labels are; see `foreign.ArrayLayout`.
+        index: file that lists the members of the source; None if there is none.
+        members: the members, in the process that has listed them. They are not sent.
     """
 
     path: Path
@@ -77,15 +85,23 @@ class ShardInfo:
     storage: str = "images"
     fit: str | None = None
     layout: dict[str, Any] | None = field(default=None, hash=False)
+    index: str | None = field(default=None, compare=False)
+    members: MemberIndex | None = field(default=None, compare=False, repr=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of one image."""
         return (self.height, self.width, self.channels)
 
+    def fitted(self, fit: PictureFit) -> ShardInfo:
+        """The same pictures, read as images of another size."""
+        height, width, channels = fit.shape
+        return replace(self, height=height, width=width, channels=channels, fit=fit.text())
+
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values; `from_json` is its inverse."""
         record = dict(self.__dict__)
+        del record["members"]
         record["path"] = str(self.path)
         record["class_names"] = None if self.class_names is None else list(self.class_names)
         return record

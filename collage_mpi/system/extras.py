@@ -10,6 +10,7 @@ PACKAGES = {
     "plot": "matplotlib>=3.8",
     "vision": "torchvision>=0.21",
     "parquet": "pyarrow>=15",
+    "zarr": "zarr>=3.0",
     "pandas": "pandas>=2.0",
     "completion": "shtab>=1.7",
     "timm": "timm>=1.0.15",

@@ -551,8 +551,8 @@ def _pictures(folder: Path) -> list[Reader]:
 
     from PIL import Image
 
-    from collage_mpi.prep.tars import list_tars
     from collage_mpi.shards.pictures import PictureFit, UnreadablePicture, picture_pixels
+    from collage_mpi.shards.tars import list_tars
 
     pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     files = []
@@ -572,4 +572,41 @@ def _pictures(folder: Path) -> list[Reader]:
     return [
         Reader("pictures", files, lambda raw: picture_pixels(raw, fit), (UnreadablePicture,)),
         Reader("tar", [packed.getvalue()], _from_file(path, lambda p: list_tars([p])), USER),
+        *_sources(folder, files),
     ]
+
+
+def _sources(folder: Path, files: list[bytes]) -> list[Reader]:
+    """Sources that are read where they lie, and the list of the members of one."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from collage_mpi.shards import ShardSet
+    from collage_mpi.shards.inputs import ids_of
+    from collage_mpi.shards.members import Member, MemberIndex
+
+    def read(path: Path) -> None:
+        with ShardSet.open([path]) as shards:
+            shards.read_checked(range(min(len(shards), 20)))
+            ids_of(shards.infos[0])
+
+    def look(path: Path) -> None:
+        index = MemberIndex.load(path)
+        if index is not None and len(index):
+            index.name(len(index) - 1)
+
+    images = pa.array([{"bytes": data, "path": "a.jpg"} for data in files])
+    about = {"info": {"features": {"label": {"names": [*"abcdefg"]}}}}
+    table = pa.table({"image": images, "label": pa.array(range(len(files)))})
+    packed = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(about)}), packed)
+    members = [Member("a.jpg", "a.jpg", 3, label=1), Member("b", "b", 0, fault="none")]
+    MemberIndex.of(members, ["a.jpg", "b"]).save(folder / "index.npz")
+    (folder / "a.jpg").write_bytes(files[0])
+    return [
+        Reader("parquet", [packed.getvalue()], _from_file(folder / "p.parquet", read), USER),
+        Reader("list of paths", [b"a.jpg\n\nnone.png\na.jpg\n"],
+               _from_file(folder / "l.txt", read), USER),
+        Reader("list of members", [(folder / "index.npz").read_bytes()],
+               _from_file(folder / "i.npz", look), USER),
+    ]  # fmt: skip

@@ -175,14 +175,14 @@ def test_a_shard_that_is_written_over_in_place_gives_error_rows(tmp_path: Path) 
 
 def test_a_shard_that_is_replaced_while_it_is_opened_is_lost(tmp_path: Path, monkeypatch) -> None:
     """Between the look at its stamp and its opening: labels and pixels would be another file's."""
-    paths, real = make_three(tmp_path), shards_reader.open_shard
+    paths, real = make_three(tmp_path), shards_reader.open_source
 
     def opened(info):
         if info.path == paths[1]:
             os.replace(make_shard(tmp_path / "other.h5", 100), paths[1])
         return real(info)
 
-    monkeypatch.setattr(shards_reader, "open_shard", opened)
+    monkeypatch.setattr(shards_reader, "open_source", opened)
     with ShardSet.open(paths) as shards:
         records = take_all(shards)
         assert [r.shard for r in records] == [0] * ROWS + [2] * ROWS

@@ -60,6 +60,7 @@ NAMES = (
     *("variables, values", "kernel's files of the host", "kernel's files of a process"),
     *("answers .npz", "costs", "costs, values", "status", "status, values"),
     *("arrivals .npy", "arrivals .txt", "latencies", "summary without rows", "pictures", "tar"),
+    *("parquet", "list of paths", "list of members"),
     *(f"{what}{how}" for what in ("shards", "HDF5 of other programs") for how in ("", ", values")),
 )  # fmt: skip
 
@@ -85,7 +86,6 @@ NOT_TRIED = {
     ("models/tuning", "processor_facts"): KERNEL,
     ("models/weights", "sha256_of_file"): "any bytes have a hash",
     ("plugins", "offered"): "what pip installed; tests/loops/test_plugins breaks it",
-    ("prep/work", "read_member"): "bytes of a picture: pictures are tried",
     ("results/claim", "_read"): "bytes of a claim: claims are tried",
     ("results/row_sink", "_wait_for_lead"): OWN,
     ("system/energy", "_joules"): KERNEL,
@@ -93,6 +93,7 @@ NOT_TRIED = {
     ("results/row_sink", "recent"): OWN,
     ("results/export", "_to_hdf5"): "a manifest as it is: manifests are tried",
     ("results/row_sink", "put"): OWN,
+    ("shards/members", "save"): "writes a list that this process has made",
     ("shards/writer", "append_files"): "pictures' bytes as they are: pictures are tried",
     ("shards/guard", "main"): "its parent's paths; shards are tried",
     ("shards/schema", "sha256_of"): "any bytes have a hash",

@@ -12,7 +12,7 @@ import pytest
 from collage_mpi import __main__, cli
 from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.launch import mpiexec
-from collage_mpi.shards.reader import expand_paths
+from collage_mpi.shards.inputs import expand_paths
 from collage_mpi.system import tell
 
 SHARD = Path(cli.__file__).parent / "data" / "fashion_demo.h5"

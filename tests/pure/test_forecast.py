@@ -122,13 +122,13 @@ def test_opening_a_shard_is_no_part_of_reading_an_image(tmp_path, monkeypatch):
     settings = RunSettings(
         shards=(str(tmp_path / "more"),), single="null", scheme="none", side=2, out="out"
     )
-    plan, now_ns, plain = make_plan(settings, 5), [0], reader.open_shard
+    plan, now_ns, plain = make_plan(settings, 5), [0], reader.open_source
 
     def slow(info):
         now_ns[0] += 10**9
         return plain(info)
 
-    monkeypatch.setattr(reader, "open_shard", slow)
+    monkeypatch.setattr(reader, "open_source", slow)
     monkeypatch.setattr(forecast.time, "monotonic_ns", lambda: now_ns[0])
     order = np.random.default_rng(1).permutation(80)
     assert forecast._read_ns(plan, build_encoder(plan), order) == 0

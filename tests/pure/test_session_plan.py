@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from job_messages import HELLO
+from pictures import write_folder
 from results_harness import input_digest
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
@@ -384,3 +385,27 @@ def test_networks_of_ones_own_that_count_otherwise_are_refused():
     assert counted_classes({1: hello(single=7)}, {"single": "null"}) is None
     with pytest.raises(DataFault, match=r"7 \(single, rank 1\), 8 \(collage, rank 2\)"):
         counted_classes({1: hello(single=7), 2: hello(collage=8)}, specs)
+
+
+def test_pictures_are_read_as_a_named_network_wants_them(tmp_path, monkeypatch):
+    write_folder(tmp_path / "photos", 6)
+    photos = (str(tmp_path / "photos"),)
+    monkeypatch.setattr("collage_mpi.job.plan.describe", lambda *_: None)
+    alone = {"scheme": "none", "single": "timm:net", "world": 3, "singles": 2}
+
+    def plan_for(names: tuple[str, ...] = (), classes: int = 3, **more: object):
+        found = replace(told(classes, names, (8, 8, 3)), resize_px=9)
+        monkeypatch.setattr("collage_mpi.job.plan.ask", lambda *_: found)
+        return plan_of(photos, **{**alone, **more})
+
+    plan = plan_for(("cat", "bee", "ant"))
+    assert plan.shards.infos[0].fit == "crop 8 x 8 x 3 from 9"
+    assert plan.shards.labels().tolist() == [2, 2, 1, 1, 0, 0]
+    [entry] = make_manifest(plan)["shards"]
+    assert (entry["source"], entry["fit"]) == ("folder", "crop 8 x 8 x 3 from 9")
+    assert plan_for(("cat", "dog", "elk")).shards.labels() is None
+    assert plan_for(resize_px=12).shards.infos[0].fit == "crop 8 x 8 x 3 from 12"
+    assert plan_for(fit="letterbox").shards.infos[0].fit == "letterbox 8 x 8 x 3"
+    with pytest.raises(DataFault, match=r"5 in single .*--input-labels none if folders are no cl"):
+        plan_for(classes=5)
+    assert plan_for(classes=5, input_labels="none").classes == 5

@@ -21,7 +21,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.shards import ShardSet, ShardWriter, write_shard
 from collage_mpi.shards import reader as reader_module
 from collage_mpi.shards.check import inspect_here
-from collage_mpi.shards.reader import expand_paths
+from collage_mpi.shards.inputs import expand_paths
 from collage_mpi.shards.schema import (
     ShardFault,
     ShardInfo,

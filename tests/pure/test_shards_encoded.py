@@ -216,8 +216,8 @@ def test_pictures_are_the_same_however_many_decode(
             by.add(threading.current_thread().name.partition("_")[0])
             return picture_pixels(one, fit)
 
-        monkeypatch.setattr("collage_mpi.shards.openshard.picture_pixels", noted)
-        monkeypatch.setattr("collage_mpi.shards.openshard.allowed_cores", lambda: 2)
+        monkeypatch.setattr("collage_mpi.shards.source.picture_pixels", noted)
+        monkeypatch.setattr("collage_mpi.shards.source.allowed_cores", lambda: 2)
         pixels, _ = shards.read([5, 0, 1, 6])
     assert np.array_equal(pixels, [picture_pixels(data[i], FIT) for i in (5, 0, 1, 6)])
     assert by == {here if decoders == 1 else "decode"}

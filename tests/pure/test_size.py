@@ -31,6 +31,7 @@ MODULES = (
     1,  # system/forked: a start of 11 ranks takes a quarter of its processor time
     1,  # launchers/flux: one more launcher, of which each is a class of its own
     3,  # models/named, libraries, asking: networks by name; two of them start no library
+    5,  # shards/source, inputs, members, parquet, zarrs: pictures are read where they lie
 )
 GUIDE_WORDS = (
     20_000,  # how to use the package: every page of docs/ but one

@@ -1,15 +1,21 @@
-"""Lists the pictures in folders by class (ImageFolder). Nothing is opened or written here."""
+"""Pictures in folders by class (ImageFolder), and pictures named in a text file: how they are
+listed, and read where they lie.
+"""
 
 from __future__ import annotations
 
 import os
+import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.shards.members import Listing, Member, name_text
 from collage_mpi.shards.pictures import SUFFIXES
-from collage_mpi.system.printable import counted, storable
+from collage_mpi.shards.source import MemberSource, ReadAs
+from collage_mpi.system.printable import counted
 
 HIDDEN, BROKEN, OTHER, TWICE = "hidden", "broken", "other", "twice"
 ENDS = f"not end in {', '.join(SUFFIXES)}"
@@ -25,43 +31,8 @@ SAID = {  # what is said of one, and of several
         "pictures are taken twice, as a link leads to their folder",
     ),
 }
+LISTS = (".txt", ".lst", ".list")  # endings of text files that name pictures
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "dev"}
-
-
-@dataclass(frozen=True)
-class Member:
-    """One picture, not read yet.
-
-    Attributes:
-        id: its place relative to the given folder or file; a name in the results, never a
-            path to write to.
-        path: the file that holds it.
-        nbytes: of the picture.
-        offset: where it starts in that file; 0 for a file of its own.
-        label: class number, or None.
-        fault: why it cannot be used, even if its bytes are sound; None for a good one.
-    """
-
-    id: str
-    path: str
-    nbytes: int
-    offset: int = 0
-    label: int | None = None
-    fault: str | None = None
-
-
-@dataclass(frozen=True)
-class Listing:
-    """All pictures in sorted order. Either all have labels or none has, except pictures with a
-    fault.
-
-    Attributes:
-        warnings: sentences for the user.
-    """
-
-    members: tuple[Member, ...]
-    class_names: tuple[str, ...] | None
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass
@@ -90,17 +61,22 @@ class _Seen:
         )
 
 
-def list_folder(root: Path, names: Sequence[str] | None = None) -> Listing:
+def list_folder(
+    root: Path, names: Sequence[str] | None = None, *, strict: bool = True, labels: bool = True
+) -> Listing:
     """Pictures below `root`. Each folder in it is a class, at any depth; without folders there are
     no labels.
 
     Args:
         root: the folder of class folders, or of pictures.
         names: the classes in order, if they are not the sorted folder names.
+        strict: False takes pictures without labels, with a warning, if the folders are no classes.
+        labels: False takes no labels.
 
     Raises:
         EnvironmentFault: a folder cannot be read.
-        DataFault: no picture, pictures beside class folders, or a folder that is no class.
+        DataFault: no picture; if strict, pictures beside class folders, or a folder that is no
+            class.
     """
     if not os.path.isdir(root):
         raise EnvironmentFault(f"{root}: not a folder. Give the folder that holds class folders.")
@@ -108,42 +84,53 @@ def list_folder(root: Path, names: Sequence[str] | None = None) -> Listing:
     loose, folders = _scan(root, seen)
     found = {entry.name: list(_walk(Path(entry.path), seen)) for entry in folders}
     found = {name: entries for name, entries in found.items() if entries}
-    if loose and found:
-        raise DataFault(
-            f"{root}: holds {counted(len(loose), 'picture')}, such as {loose[0].name!r}, beside "
-            f"{counted(len(found), 'folder')} of pictures; needed: pictures in one folder a class, "
-            "or no folders at all"
-        )
     if not loose and not found:
         raise DataFault(f"{root}: no picture below it. Pictures end in {', '.join(SUFFIXES)}.")
+    known = None if names is None else tuple(names)
+    classes, notes = known, seen.warnings()
+    numbers: dict[str, int | None] = dict.fromkeys(found)
+    if found and labels:
+        why = _no_classes(root, loose, sorted(found), known)
+        if why and strict:
+            raise DataFault(f"{root}: {why}")
+        if why:
+            notes = (f"{root}: {why}. The pictures are read without labels", *notes)
+        else:
+            classes = known or tuple(map(name_text, sorted(found)))
+            notes = (*_warn_of_splits(root, sorted(found)), *notes)
+            numbers |= {name: classes.index(name_text(name)) for name in found}
+    members = [_member(entry, root, None) for entry in loose]
+    for name in sorted(found):
+        members += [_member(entry, root, numbers[name]) for entry in found[name]]
+    names_in_root = tuple(os.path.relpath(member.path, root) for member in members)
+    return Listing(tuple(members), classes, notes, names_in_root)
+
+
+def _no_classes(
+    root: Path,
+    loose: Sequence[os.DirEntry[str]],
+    folders: Sequence[str],
+    names: tuple[str, ...] | None,
+) -> str:
+    """Why the folders are no classes; "" if they are."""
     if loose:
-        known = None if names is None else tuple(names)
-        members = [_member(entry, root, None) for entry in loose]
-        return Listing(tuple(members), known, seen.warnings())
-    classes = _classes(root, sorted(found), names)
-    numbers = {name: number for number, name in enumerate(classes)}
-    members = [
-        _member(entry, root, numbers[name_text(name)])
-        for name in sorted(found)
-        for entry in found[name]
-    ]
-    return Listing(tuple(members), classes, _warn_of_splits(root, classes) + seen.warnings())
-
-
-def _classes(root: Path, folders: Sequence[str], names: Sequence[str] | None) -> tuple[str, ...]:
-    classes = tuple(name_text(name) for name in folders)
-    if names is None:
-        return classes
-    unknown = [name for name in classes if name not in set(names)]
-    if unknown:
-        raise DataFault(
-            f"{root}: folder {unknown[0]!r} is none of the {len(names)} classes named; name it "
-            "too, or move it away"
+        return (
+            f"holds {counted(len(loose), 'picture')}, such as {loose[0].name!r}, beside "
+            f"{counted(len(folders), 'folder')} of pictures; needed: pictures in one folder a "
+            "class, or no folders at all"
         )
-    return tuple(names)
+    known = None if names is None else set(names)
+    unknown = [name for name in map(name_text, folders) if known is not None and name not in known]
+    if not unknown:
+        return ""
+    return (
+        f"folder {unknown[0]!r} is none of the {len(names or ())} classes named; name it too, or "
+        "move it away"
+    )
 
 
-def _warn_of_splits(root: Path, classes: Sequence[str]) -> tuple[str, ...]:
+def _warn_of_splits(root: Path, folders: Sequence[str]) -> tuple[str, ...]:
+    classes = [name_text(name) for name in folders]
     if not {name.lower() for name in classes} <= SPLITS:
         return ()
     first = root / classes[0]
@@ -198,7 +185,7 @@ def _name(entry: os.DirEntry[str]) -> str:
 
 
 def _member(entry: os.DirEntry[str], root: Path, label: int | None) -> Member:
-    name = name_text(Path(entry.path).relative_to(root).as_posix())
+    name = name_text(os.path.relpath(entry.path, root))
     if _is_broken(entry):
         return Member(name, entry.path, 0, 0, label, "a link that leads nowhere")
     return Member(name, entry.path, entry.stat().st_size, 0, label)
@@ -209,6 +196,59 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def name_text(name: str) -> str:
-    """A file's name as text that a shard can hold; other bytes and NUL become \\xNN."""
-    return storable(name).replace("\0", "\\x00")
+class FolderSource(MemberSource):
+    """A folder of pictures: the folders in it are classes, if they can be."""
+
+    name = "folder"
+
+    @classmethod
+    def takes(cls, path: Path) -> bool:
+        return os.path.isdir(path)
+
+    @classmethod
+    def listed(cls, path: Path, read_as: ReadAs) -> Listing:
+        return list_folder(path, read_as.class_names, strict=False, labels=read_as.labels)
+
+    @classmethod
+    def _file(cls, path: Path, name: str) -> str:
+        return os.path.join(path, name)
+
+
+class ListSource(MemberSource):
+    """A text file that names a picture a line, from the folder of the file on."""
+
+    name = "list"
+
+    @classmethod
+    def takes(cls, path: Path) -> bool:
+        return path.suffix.lower() in LISTS and os.path.isfile(path)
+
+    @classmethod
+    def listed(cls, path: Path, read_as: ReadAs) -> Listing:
+        lines = os.fsdecode(path.read_bytes()).splitlines()
+        names = [line.strip() for line in lines if line.strip()]
+        if not names:
+            raise DataFault(f"{path}: names no picture; needed: the path of one a line")
+        members = [_named(cls._file(path, name), name) for name in names]
+        doubles = [name for name, count in Counter(names).items() if count > 1]
+        notes = [
+            f"{path}: {counted(len(names) - len(set(names)), 'line')} for a picture that was named "
+            f"before, such as {name_text(name)}: it is read for each"
+            for name in doubles[:1]
+        ]
+        return Listing(tuple(members), read_as.class_names, tuple(notes), names=tuple(names))
+
+    @classmethod
+    def _file(cls, path: Path, name: str) -> str:
+        return os.path.join(path.parent, name)
+
+
+def _named(file: str, name: str) -> Member:
+    """A picture of a list. One that is not there is listed, so that its row says so."""
+    try:
+        found = os.stat(file)
+    except (OSError, ValueError) as error:  # of a NUL in its name
+        why = getattr(error, "strerror", None) or str(error)
+        return Member(name_text(name), file, 0, fault=f"cannot be read: {why}")
+    fault = None if stat.S_ISREG(found.st_mode) else "a folder, pipe or device, not a file"
+    return Member(name_text(name), file, found.st_size, fault=fault)

@@ -1,5 +1,5 @@
-"""Lists the pictures in tar files with WebDataset's layout. Nothing is extracted: only the place of
-a member's bytes is kept, so its name cannot lead anywhere.
+"""Pictures in tar files with WebDataset's layout: how they are listed, and read where they lie.
+Nothing is extracted: only the place of a member's bytes is kept, so its name cannot lead anywhere.
 """
 
 from __future__ import annotations
@@ -12,14 +12,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 from collage_mpi.errors import DataFault
-from collage_mpi.prep.listing import Listing, Member, name_text
+from collage_mpi.shards.members import Listing, Member, name_text
 from collage_mpi.shards.pictures import SUFFIXES
+from collage_mpi.shards.source import MemberSource, ReadAs
 from collage_mpi.system.files import reading
 
 LABEL_KEYS = ("cls", "label", "class", "class_name")  # of a .json, the first that is there
 LARGEST_LABEL_BYTES = 1 << 20
 BLOCK_BYTES = 512  # of the tar format
 LARGEST_CLASS = 2**31 - 1  # results keep a label as int32
+
+
+class LabelFault(DataFault):
+    """The labels cannot be understood; the pictures may be sound."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ def list_tars(
     *,
     label_key: str | None = None,
     picture: str | None = None,
+    labels: bool = True,
 ) -> Listing:
     """Pictures of tar files, in the order of the files.
 
@@ -46,6 +52,7 @@ def list_tars(
         label_key: key of the label in `.json` members; by default the first of `LABEL_KEYS`
             that is there.
         picture: the extension of the image if a key has several, such as "jpg".
+        labels: False takes no labels.
 
     Raises:
         EnvironmentFault: a file cannot be read.
@@ -56,16 +63,18 @@ def list_tars(
     for path in paths:
         with reading(path):
             samples += _samples(path, label_key, picture)
+    if not labels:
+        samples = [TarSample(replace(one.member, fault=None), None) for one in samples]
     if not samples:
         raise DataFault(f"{paths[0]}: no picture in it. Pictures end in {', '.join(SUFFIXES)}.")
     good = [sample for sample in samples if sample.member.fault is None]
     if not good:
-        raise DataFault(f"{samples[0].member.id}: {samples[0].member.fault}")
+        raise LabelFault(f"{samples[0].member.id}: {samples[0].member.fault}")
     found, classes = _resolve(good, names)
-    labels = iter(found)
+    numbers = iter(found)
     return Listing(
         tuple(
-            s.member if s.member.fault else replace(s.member, label=next(labels)) for s in samples
+            s.member if s.member.fault else replace(s.member, label=next(numbers)) for s in samples
         ),
         classes,
     )
@@ -200,7 +209,7 @@ def _resolve(
     if len(without) == len(samples):
         return [None] * len(samples), None if names is None else tuple(names)
     if without:
-        raise DataFault(
+        raise LabelFault(
             f"{without[0]}: no .cls and no .json with a class beside it; {len(without):,} of "
             f"{len(samples):,} pictures have none. All have a label or none has."
         )
@@ -208,7 +217,7 @@ def _resolve(
     if len(kinds) > 1:
         number = next(s for s in samples if isinstance(s.answer, int))
         name = next(s for s in samples if isinstance(s.answer, str))
-        raise DataFault(
+        raise LabelFault(
             f"{number.member.id} has the class {number.answer} and {name.member.id} "
             f"{name.answer!r}: give all by number or all by name"
         )
@@ -218,7 +227,7 @@ def _resolve(
     numbers: dict[object, int] = {name: number for number, name in enumerate(classes)}
     for sample in samples:
         if sample.answer not in numbers:
-            raise DataFault(
+            raise LabelFault(
                 f"{sample.member.id}: class {sample.answer!r} is none of the {len(classes)} named"
             )
     return [numbers[sample.answer] for sample in samples], classes
@@ -226,3 +235,23 @@ def _resolve(
 
 def _tuple(names: Sequence[str] | None) -> tuple[str, ...] | None:
     return None if names is None else tuple(names)
+
+
+class TarSource(MemberSource):
+    """One tar file."""
+
+    name = "tar"
+    suffixes = (".tar",)
+
+    @classmethod
+    def listed(cls, path: Path, read_as: ReadAs) -> Listing:
+        if not read_as.labels:
+            return list_tars([path], labels=False)
+        try:
+            return list_tars([path], read_as.class_names)
+        except LabelFault as fault:
+            raise DataFault(f"{fault}. --input-labels none takes no labels") from fault
+
+    @classmethod
+    def _file(cls, path: Path, name: str) -> str:
+        return str(path)

@@ -1,0 +1,175 @@
+"""Which source reads a path: the sources of this package, and those that other packages add."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
+from collage_mpi.plugins import Names
+from collage_mpi.shards.guard import examine_shards
+from collage_mpi.shards.listing import is_picture
+from collage_mpi.shards.schema import ShardInfo, split_part
+from collage_mpi.shards.source import ReadAs, Source
+from collage_mpi.system.files import reading
+
+HOMES = {  # in the order in which they are asked whether they take a path
+    "images": "openshard.OpenShard",
+    "tar": "tars.TarSource",
+    "parquet": "parquet.ParquetSource",
+    "zarr": "zarrs.ZarrSource",
+    "list": "listing.ListSource",
+    "folder": "listing.FolderSource",
+    "encoded": "openshard.EncodedShard",
+    "foreign": "openshard.ForeignShard",
+}
+HDF5 = ("images", "encoded", "foreign")  # what the file is, it says itself
+IN_FOLDERS = (".h5", ".tar", ".parquet")  # a folder may hold such files, each a source
+SOURCES = Names("source", "collage_mpi.sources", Source, HOMES)  # type: ignore[type-abstract]
+
+
+@cache
+def source_class(name: str) -> type[Source]:
+    """The source of that name.
+
+    Raises:
+        UsageError: there is none.
+        EnvironmentFault: the package that adds it is broken.
+    """
+    if name in HOMES:
+        module, _, of = HOMES[name].partition(".")
+        own: type[Source] = getattr(import_module(f"collage_mpi.shards.{module}"), of)
+        return own
+    added = SOURCES.load(name)
+    if added is None:
+        raise UsageError(f"source {name!r} is not known; known are {', '.join(SOURCES)}")
+    return added
+
+
+def source_of(path: Path | str) -> tuple[type[Source], Path]:
+    """The source that reads a path, and the path; `NAME:PATH` names the source. HDF5 is what no
+    other source takes.
+    """
+    named = re.fullmatch(r"([a-z][a-z0-9_-]+):([^:].*)", str(path), re.DOTALL)
+    if named and not os.path.lexists(path):
+        return source_class(named[1]), Path(named[2])
+    path = Path(path)
+    own = (source_class(name) for name in HOMES if name not in HDF5[1:])
+    return next((one for one in own if one.takes(path)), source_class("images")), path
+
+
+def place_of(path: Path | str) -> Path:
+    """The file or folder of a source, without the source's name and a part within it."""
+    return split_part(source_of(path)[1])[0]
+
+
+def open_source(info: ShardInfo) -> Source:
+    """Open a source that was described before.
+
+    Raises:
+        EnvironmentFault: it can no longer be read.
+        DataFault: it has been replaced or changed.
+    """
+    return source_class(info.storage)(info)
+
+
+def examine(paths: Sequence[Path], read_as: ReadAs) -> list[ShardInfo | CollageError]:
+    """A description of each source, or why it cannot be read."""
+    pairs = [source_of(path) for path in paths]
+    hdf5 = source_class("images")
+    shards = iter(examine_shards([path for of, path in pairs if of is hdf5]))
+    return [next(shards) if of is hdf5 else _described(of, path, read_as) for of, path in pairs]
+
+
+def _described(source: type[Source], path: Path, read_as: ReadAs) -> ShardInfo | CollageError:
+    try:
+        return source.describe(path, read_as)
+    except (DataFault, EnvironmentFault) as fault:
+        return fault
+
+
+def ids_of(info: ShardInfo) -> list[str] | None:
+    """The names of the images of a source, in the order of its rows; None if it has none.
+
+    Raises:
+        DataFault, EnvironmentFault: they cannot be read.
+    """
+    return source_class(info.storage).ids(info)
+
+
+def expand_paths(paths: Sequence[Path | str]) -> list[Path]:
+    """One path a source. A folder stands for its `*.h5` files, sorted; without them for its `*.tar`
+    or `*.parquet` files; without those for the pictures below it.
+
+    A `.sha256` file beside its shard is skipped, because a shell's `train*` names it as well.
+
+    Raises:
+        EnvironmentFault: a folder without images, no path, or one given twice.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.suffix == ".sha256" and os.path.isfile(path.with_suffix("")):
+            continue
+        # isdir: no error for names too long and links in a circle
+        files += _in_folder(path) if os.path.isdir(path) else [path]
+    if not files:
+        raise EnvironmentFault("no shard given; needed: .h5 files, folders or other sources")
+    seen: set[str] = set()
+    for file in files:
+        real = os.path.realpath(source_of(file)[1])  # Path.resolve raises for a loop of links
+        if real in seen:
+            raise EnvironmentFault(f"{file}: given twice; each source may appear once")
+        seen.add(real)
+    return files
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    if source_of(folder)[0].name != "folder":
+        return [folder]
+    with reading(folder):
+        inside = sorted(item for item in folder.iterdir() if not item.name.startswith("."))
+    found = {end: [one for one in inside if one.name.lower().endswith(end)] for end in IN_FOLDERS}
+    found = {end: files for end, files in found.items() if files}
+    if found:
+        ends = list(found)
+        if len(ends) > 1 and ends[0] != ".h5":
+            raise EnvironmentFault(
+                f"{folder}: holds both {ends[0]} and {ends[1]} files: name those of one sort, such "
+                f"as {found[ends[0]][0]}"
+            )
+        _check_complete(found[ends[0]])
+        return found[ends[0]]
+    if not _has_pictures(folder):
+        raise EnvironmentFault(
+            f"{folder}: no {', '.join(f'*{end}' for end in IN_FOLDERS)} file in this directory, "
+            "and no picture below it"
+        )
+    return [folder]
+
+
+def _has_pictures(folder: Path) -> bool:
+    """Whether a picture lies below the folder, or a link to another folder, which may hold some."""
+    return any(
+        any(map(is_picture, names)) or any(os.path.islink(os.path.join(top, d)) for d in folders)
+        for top, folders, names in os.walk(folder)
+    )
+
+
+def _check_complete(files: Sequence[Path]) -> None:
+    """Refuse a directory that lacks some of `name-00000-of-00006.h5` and its siblings."""
+    found: dict[tuple[str, int], int] = {}
+    for file in files:
+        match = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.h5", file.name)
+        if match:
+            key = (match.group(1), int(match.group(2)))
+            found[key] = found.get(key, 0) + 1
+    for (stem, needed), count in found.items():
+        if count != needed:
+            raise EnvironmentFault(
+                f"{files[0].parent}: {count} of the {needed} shards {stem}-*-of-{needed:05d}.h5 "
+                "are here; copy the others, or name the files one by one to use these"
+            )

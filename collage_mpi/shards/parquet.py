@@ -1,0 +1,243 @@
+"""A Parquet file with a column of picture files, as Hugging Face stores data sets. A row group is
+read as a whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.shards.foreign import IMAGE_NAMES, LABEL_NAMES
+from collage_mpi.shards.members import name_text
+from collage_mpi.shards.schema import (
+    HASH_LIMIT_BYTES,
+    PART_MARK,
+    ShardInfo,
+    label_problem,
+    read_sidecar,
+    sha256_of,
+    split_part,
+)
+from collage_mpi.shards.source import PictureSource, ReadAs, picture_info
+from collage_mpi.system.extras import pip_line
+from collage_mpi.system.files import reading
+
+NAMES = (*IMAGE_NAMES, "img", "picture", "jpg", "jpeg", "png", "bytes", "content")
+LABELS = (*LABEL_NAMES, "cls", "class", "class_name")
+GROUPS_KEPT = 2  # row groups in memory: a batch may lie across two
+FOOTER_BYTES = 8  # at the end of the file: the length of its footer, and a mark
+
+
+class ParquetSource(PictureSource):
+    """One Parquet file; `FILE::COLUMN` names the column."""
+
+    name = "parquet"
+    suffixes = (".parquet",)
+
+    def __init__(self, info: ShardInfo) -> None:
+        super().__init__(info)
+        with _still(info.path):
+            self._file = _opened(info.path)
+        self._column, self._bytes = image_column(self._file.schema_arrow, info.path)
+        meta = self._file.metadata
+        rows = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
+        self._starts = np.cumsum([0, *rows])  # (row groups + 1,)
+        if self._starts[-1] != info.count:
+            raise DataFault(f"{info.path}: has changed since it was checked. Start again.")
+        self._groups: dict[int, Any] = {}  # least recently read first
+        if info.has_labels:
+            self.labels = _labels(self._file, info.path, ReadAs(class_names=info.class_names))[0]
+
+    @classmethod
+    def describe(cls, path: Path, read_as: ReadAs) -> ShardInfo:
+        with reading(split_part(path)[0]), _still(path), _opened(path) as file:
+            image_column(file.schema_arrow, path)
+            if file.metadata.num_rows < 1:
+                raise DataFault(f"{path}: has no rows")
+            labels, names = _labels(file, path, read_as) if read_as.labels else (None, None)
+            info = picture_info(cls, path, read_as, file.metadata.num_rows, cls.fingerprint(path))
+        return replace(
+            info, has_labels=labels is not None, class_names=names or read_as.class_names
+        )
+
+    @classmethod
+    def fingerprint(cls, path: Path) -> str:
+        """Of the bytes, if the file is small or hashed already; else of its footer, which says
+        where each column lies.
+        """
+        file, part = split_part(path)
+        size = file.stat().st_size
+        known = read_sidecar(file) or (sha256_of(file) if size <= HASH_LIMIT_BYTES else None)
+        if known is None:
+            with file.open("rb") as stream:
+                stream.seek(-FOOTER_BYTES, 2)
+                length = int.from_bytes(stream.read(4), "little")
+                stream.seek(max(0, size - FOOTER_BYTES - length))
+                known = hashlib.sha256(b"%d" % size + stream.read()).hexdigest()
+        return hashlib.sha256(f"{known} {part}".encode()).hexdigest()
+
+    @classmethod
+    def ids(cls, info: ShardInfo) -> list[str] | None:
+        """The paths that Hugging Face keeps beside the bytes; None if there are none."""
+        with _still(info.path), _opened(info.path) as file:
+            column, values = image_column(file.schema_arrow, info.path)
+            if column == values or "path" not in _field_names(file.schema_arrow.field(column)):
+                return None
+            found = file.read(columns=[f"{column}.path"]).column(0).combine_chunks().field("path")
+        name = split_part(info.path)[0].name
+        return [name_text(p or f"{name}:{row}") for row, p in enumerate(found.to_pylist())]
+
+    def _files(self, rows: np.ndarray) -> list[bytes | None]:
+        found: list[bytes | None] = []
+        groups = np.searchsorted(self._starts, rows, side="right") - 1
+        for row, group in zip(rows.tolist(), groups.tolist(), strict=True):
+            data = self._group(group)[row - int(self._starts[group])].as_py()
+            if not data:
+                self.row_faults[row] = "holds no bytes (a path beside them is not followed)"
+            found.append(data or None)
+        return found
+
+    def _group(self, number: int) -> Any:
+        """The column of one row group, an Arrow array of bytes. Raises EnvironmentFault."""
+        if number not in self._groups:
+            with _still(self.path):
+                column = self._file.read_row_group(number, columns=[self._bytes]).column(0)
+            values = column.combine_chunks()
+            nested = self._bytes != self._column
+            self._groups[number] = values.field("bytes") if nested else values
+            while len(self._groups) > GROUPS_KEPT:
+                del self._groups[next(iter(self._groups))]
+        return self._groups[number]
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def image_column(schema: Any, path: Path) -> tuple[str, str]:
+    """The column of pictures, and what of it holds their bytes: the column, or a field of it.
+
+    Raises:
+        DataFault: there is none, or several.
+    """
+    part = split_part(path)[1]
+    held = {field.name: _bytes_of(field) for field in schema}
+    listed = ", ".join(f"{field.name} ({field.type!s:.40})" for field in list(schema)[:12])
+    if part and not held.get(part):
+        raise DataFault(
+            f"{path}: {part!r} is no column of pictures, which are binary, or a struct with bytes; "
+            f"the file holds {listed}"
+        )
+    found = [name for name, where in held.items() if where] if not part else [part]
+    known = [name for name in found if name.lower() in NAMES]
+    if len(known) == 1:
+        found = known
+    if len(found) != 1:
+        which = f"may be in {' or '.join(found)}" if found else "are not found"
+        example = f"say which, such as {path}{PART_MARK}{found[0]}" if found else ""
+        advice = example or "needed: one column"
+        raise DataFault(
+            f"{path}: pictures {which}; {advice} of type binary, or of Hugging Face's image type "
+            f"{{bytes, path}}. It holds {listed}"
+        )
+    return found[0], held[found[0]]
+
+
+def _bytes_of(field: Any) -> str:
+    """What to read for the bytes of pictures; "" if the column cannot hold them."""
+    import pyarrow.types as types
+
+    if types.is_binary(field.type) or types.is_large_binary(field.type):
+        return str(field.name)
+    inside = types.is_struct(field.type) and "bytes" in _field_names(field)
+    held = inside and _bytes_of(field.type.field("bytes"))
+    return f"{field.name}.bytes" if held else ""
+
+
+def _field_names(column: Any) -> list[str]:
+    return [column.type.field(i).name for i in range(column.type.num_fields)]
+
+
+def _labels(
+    file: Any, path: Path, read_as: ReadAs
+) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """(n,) int64 class numbers, and the names of the classes; None where there are none.
+
+    Raises:
+        DataFault: the labels cannot be understood.
+    """
+    import pyarrow.types as types
+
+    schema = file.schema_arrow
+    fields = [field for field in schema if field.name.lower() in LABELS]
+    texts = {f.name: types.is_string(f.type) or types.is_large_string(f.type) for f in fields}
+    fields = [f for f in fields if types.is_integer(f.type) or texts[f.name]]
+    if not fields:
+        return None, None
+    name = fields[0].name
+    column = file.read(columns=[name]).column(0)
+    advice = f"column {name!r}; --input-labels none takes no labels"
+    if column.null_count:
+        raise DataFault(f"{path}: {column.null_count:,} rows have no label in {advice}")
+    values, names = column.to_numpy(), _class_names(schema, name)
+    if names and not texts[name] and read_as.class_names not in (None, names):
+        wrong = label_problem(values, names)
+        values = None if wrong else np.array(names, dtype=object)[values]
+    if values is not None and values.dtype != object:
+        labels, names = values.astype(np.int64), names or read_as.class_names
+        wrong = label_problem(labels, names)
+    elif values is not None:
+        names = read_as.class_names or tuple(sorted(set(values)))
+        numbers = {text: number for number, text in enumerate(names)}
+        unknown = next((text for text in values if text not in numbers), None)
+        wrong = None if unknown is None else f"{unknown!r} is none of the {len(names)} classes"
+        labels = np.array([numbers.get(text, 0) for text in values], dtype=np.int64)
+    if wrong:
+        raise DataFault(f"{path}: {wrong}, in {advice}")
+    return labels, names
+
+
+def _class_names(schema: Any, column: str) -> tuple[str, ...] | None:
+    """The names that Hugging Face's `ClassLabel` gives."""
+    try:
+        about = json.loads((schema.metadata or {})[b"huggingface"])
+        names = tuple(map(str, about["info"]["features"][column]["names"]))
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return names if names and all(names) and len(set(names)) == len(names) else None
+
+
+def _opened(path: Path) -> Any:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"{path}: Parquet needs pyarrow, which is not installed: {pip_line('parquet')}"
+        ) from error
+    file = split_part(path)[0]
+    with file.open("rb"):
+        pass  # missing or forbidden: the plain OSError says it better
+    try:
+        return parquet.ParquetFile(file)
+    except (ValueError, OSError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        detail = " ".join(str(error).split())
+        raise DataFault(f"{path}: cannot be opened as Parquet: {detail:.200}. Copy it.") from error
+
+
+@contextmanager
+def _still(path: Path) -> Iterator[None]:
+    """What pyarrow raises for a file that was good before becomes an EnvironmentFault."""
+    try:
+        yield
+    except (DataFault, EnvironmentFault, FileNotFoundError, PermissionError):
+        raise
+    except (OSError, ValueError, NotImplementedError, MemoryError) as error:
+        detail = " ".join(str(error).split())
+        raise EnvironmentFault(f"{path}: cannot be read: {detail:.200}") from error

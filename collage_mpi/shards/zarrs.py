@@ -1,0 +1,189 @@
+"""A Zarr array of images in a folder. Zarr reads a chunk that is not there as blank; here such rows
+are faults, because a lost chunk looks the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.shards.foreign import IMAGE_NAMES, LABEL_NAMES, ArrayLayout
+from collage_mpi.shards.members import Member, MemberIndex
+from collage_mpi.shards.schema import (
+    CHANNELS,
+    PART_MARK,
+    ShardInfo,
+    label_problem,
+    split_part,
+    stamp_of,
+)
+from collage_mpi.shards.source import ReadAs, Source, fingerprint_of, slices_of
+from collage_mpi.system.extras import pip_line
+from collage_mpi.system.files import reading
+
+MARKS = ("zarr.json", ".zarray", ".zgroup")  # of version 3, and of version 2
+ABSENT = "its chunk is not stored: lost, or left out when it was written because it is blank"
+
+
+class ZarrSource(Source):
+    """One array of a Zarr folder, (n, H, W), (n, H, W, C) or (n, C, H, W) uint8."""
+
+    name = "zarr"
+
+    def __init__(self, info: ShardInfo) -> None:
+        super().__init__(info)
+        self._layout = ArrayLayout.from_json(info.layout or {})
+        with _still(info.path):
+            self._images = _node(info.path, self._layout.images)
+            if info.has_labels and self._layout.labels is not None:
+                self.labels = _node(info.path, self._layout.labels)[...].astype(np.int64)
+        found = (self._images.shape[0], *self._layout.image_shape(self._images.shape))
+        if found != (info.count, *info.shape):
+            raise DataFault(f"{info.path}: has changed since it was checked. Start again.")
+
+    @classmethod
+    def takes(cls, path: Path) -> bool:
+        folder = split_part(path)[0]
+        return any(os.path.isfile(os.path.join(folder, mark)) for mark in MARKS)
+
+    @classmethod
+    def describe(cls, path: Path, read_as: ReadAs) -> ShardInfo:
+        folder = split_part(path)[0]
+        with reading(folder), _still(path):
+            layout = find_layout(path)
+            images = _node(path, layout.images)
+            height, width, channels = layout.image_shape(images.shape)
+            names = read_as.class_names
+            if not read_as.labels:
+                layout = replace(layout, labels=None)
+            elif layout.labels is not None:
+                _check_labels(_node(path, layout.labels), images.shape[0], path, names)
+            return ShardInfo(
+                path=path,
+                count=images.shape[0],
+                height=height,
+                width=width,
+                channels=channels,
+                class_names=names,
+                has_labels=layout.labels is not None,
+                source=f"{folder.name}, array {layout.images or '/'}",
+                fingerprint=cls.fingerprint(path),
+                stamp=stamp_of(path),
+                storage=cls.name,
+                layout=layout.to_json(),
+            )
+
+    @classmethod
+    def fingerprint(cls, path: Path) -> str:
+        """Of the names and sizes of all files below the folder; of the bytes too, if few."""
+        folder, part = split_part(path)
+        files = sorted(os.path.join(top, f) for top, _, found in os.walk(folder) for f in found)
+        members = [Member(os.path.relpath(f, folder), f, os.path.getsize(f)) for f in files]
+        index = MemberIndex.of(members, [member.id for member in members])
+        return hashlib.sha256(f"{fingerprint_of(index, members)} {part}".encode()).hexdigest()
+
+    def read_into(
+        self, out: np.ndarray, places: np.ndarray, rows: np.ndarray, dataset: str = "images"
+    ) -> None:
+        """Read ascending `rows` to `out[places]`; rows of absent chunks are noted."""
+        self._forget_faults(rows)
+        with _still(self.path):
+            for start, stop, first in slices_of(rows):
+                block = np.asarray(self._images[first : first + stop - start])
+                out[places[start:stop]] = self._layout.arrange(block)
+            sizes = getattr(self._images, "shards", None) or self._images.chunks  # of files
+            chunks = rows // sizes[0]
+            absent = [
+                number for number in set(chunks.tolist()) if not self._is_stored(number, sizes)
+            ]
+        for row in rows[np.isin(chunks, absent)].tolist():
+            self.row_faults[row] = ABSENT
+
+    def _is_stored(self, number: int, sizes: Sequence[int]) -> bool:
+        """Whether all chunks of some rows are files in the folder."""
+        counts = [-(-n // size) for n, size in zip(self._images.shape, sizes, strict=True)]
+        key_of = self._images.metadata.encode_chunk_key
+        top = os.path.join(split_part(self.path)[0], self._layout.images)
+        keys = (key_of((number, *(int(i) for i in at))) for at in np.ndindex(*counts[1:]))
+        return all(os.path.isfile(os.path.join(top, key)) for key in keys)
+
+
+def find_layout(path: Path) -> ArrayLayout:
+    """The arrays of images and labels, by name, and the axes, by shape.
+
+    Raises:
+        DataFault: there are none, several, or they are of another type.
+    """
+    folder, part = split_part(path)
+    node, group = _node(path), ""
+    arrays = {}
+    if hasattr(node, "arrays"):
+        arrays = {name: array for name, array in node.arrays() if array.ndim}
+        group = part
+        found = [name for name in arrays if name.lower() in IMAGE_NAMES]
+        if len(found) != 1:
+            held = ", ".join(f"{n} ({a.dtype} {a.shape})" for n, a in sorted(arrays.items()))
+            which = f"may be in {' or '.join(found)}" if found else "are not found"
+            raise DataFault(
+                f"{path}: images {which}; it holds {held or 'no array'}: say which, such as "
+                f"{folder}{PART_MARK}images"
+            )
+        images, inside = arrays[found[0]], found[0]
+    else:
+        images, inside = node, part
+    label = next((name for name in sorted(arrays) if name.lower() in LABEL_NAMES), None)
+    axes = _axes(images, path)
+    names = (f"{group}/{name}".strip("/") if name else name for name in (inside, label))
+    return ArrayLayout(next(names) or "", next(names), axes)
+
+
+def _axes(images: Any, path: Path) -> str:
+    shape = images.shape
+    last, first = len(shape) == 4 and shape[3] in CHANNELS, len(shape) == 4 and shape[1] in CHANNELS
+    if images.dtype != np.uint8 or not (len(shape) == 3 or last or first) or min(shape) < 1:
+        raise DataFault(
+            f"{path}: the array is {images.dtype} {shape}; needed: uint8, and (n, height, width), "
+            "(n, height, width, 1 or 3) or (n, 1 or 3, height, width)"
+        )
+    return "NHW" if len(shape) == 3 else "NHWC" if last else "NCHW"
+
+
+def _check_labels(labels: Any, count: int, path: Path, names: tuple[str, ...] | None) -> None:
+    wrong: str | None = f"are {labels.dtype} {labels.shape}; needed: whole numbers ({count},)"
+    if labels.shape == (count,) and labels.dtype.kind in "iu":
+        wrong = label_problem(labels[...].astype(np.int64), names)
+    if wrong:
+        raise DataFault(f"{path}: labels: {wrong}. --input-labels none takes no labels")
+
+
+def _node(path: Path, name: str | None = None) -> Any:
+    try:
+        import zarr
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"{path}: Zarr needs a package that is not installed: {pip_line('zarr')}"
+        ) from error
+    folder, part = split_part(path)
+    return zarr.open(str(folder), path=(part if name is None else name) or None, mode="r")
+
+
+@contextmanager
+def _still(path: Path) -> Iterator[None]:
+    """What Zarr and its codecs raise for damaged files becomes an EnvironmentFault."""
+    try:
+        yield
+    except (DataFault, EnvironmentFault):
+        raise
+    except Exception as error:  # codecs raise nearly anything on damaged chunks
+        detail = " ".join(str(error).split())
+        raise EnvironmentFault(
+            f"{path}: cannot be read: {type(error).__name__}: {detail:.160}"
+        ) from error
