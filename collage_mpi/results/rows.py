@@ -41,6 +41,8 @@ ENCODED = tuple(SOURCE_CODE[name] for name in (*ENCODED_KINDS, KEPT))
 # Sources of answers that are accepted before the single network is asked, where a scheme does so.
 ASKED_FIRST = (SOURCE_CODE[COLLAGE], SOURCE_CODE[BACKUP])
 
+_ENCODED_KIND = np.array([kind in ENCODED_KINDS for kind in KINDS])
+
 REASON_BYTES = 96
 
 _STRUCT_OF = {
@@ -219,18 +221,32 @@ def reason_bytes(text: str | bytes) -> bytes:
     return raw.decode("utf-8", "ignore").encode()
 
 
-def ran_together(tasks: np.ndarray) -> np.ndarray:
+def inputs_of(tasks: np.ndarray) -> np.ndarray:
+    """How many inputs of its network each task was: one an image unless these were encoded.
+
+    Args:
+        tasks: (n,) with the columns kind and items of TASK_ROW.
+
+    Returns:
+        (n,) int64.
+    """
+    items = np.maximum(tasks["items"], 1)
+    return np.where(_ENCODED_KIND[tasks["kind"]], 1, items).astype(np.int64)
+
+
+def ran_together(tasks: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
     """How many tasks ran as one batch with each: those of one message, the skipped left out.
 
-    A task's compute_ns and held_ns are its batch's, so its share is that over this number.
+    A task's compute_ns and held_ns are its batch's: its share is as its share of the inputs.
 
     Args:
         tasks: (n,) of TASK_ROW.
+        own: (n,) int64, what is summed up in place of tasks, such as `inputs_of`.
 
     Returns:
-        (n,) int64, 1 for tasks that did not run.
+        (n,) int64, for tasks that did not run 1, or what is their own.
     """
-    sizes = np.ones(len(tasks), np.int64)
+    sizes = np.ones(len(tasks), np.int64) if own is None else own.copy()
     ran = np.flatnonzero(tasks["compute_ns"] + tasks["held_ns"] > 0)
     keys = [tasks[name][ran] for name in ("session", "rank", "sent_ns", "done_ns")]
     order = np.lexsort(keys)
@@ -239,7 +255,7 @@ def ran_together(tasks: np.ndarray) -> np.ndarray:
         for key in keys:
             new[1:] |= key[order][1:] != key[order][:-1]
         batch = np.cumsum(new)  # (ran,) int64, the number of each one's batch
-        sizes[ran[order]] = np.bincount(batch)[batch]
+        sizes[ran[order]] = np.bincount(batch, sizes[ran[order]]).astype(np.int64)[batch]
     return sizes
 
 

@@ -29,10 +29,10 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.kinds import KIND, SINGLE
+from collage_mpi.kinds import SINGLE
 from collage_mpi.results.manifest import Json, finals, is_int
 from collage_mpi.results.reader import Results, Run
-from collage_mpi.results.rows import KIND_CODE, KINDS, OUTCOME_CODE, ran_together
+from collage_mpi.results.rows import KIND_CODE, KINDS, OUTCOME_CODE, inputs_of, ran_together
 from collage_mpi.results.statistics import MISS, quantile_interval
 from collage_mpi.scheduler.settings import batch_factor
 
@@ -211,13 +211,11 @@ def service_times_ns(
         ratios: kind -> what its times are divided by besides; 1 where not named.
     """
     tasks = run.measured_tasks
-    size = ran_together(tasks)
     service_ns = tasks["compute_ns"] + tasks["held_ns"]
     ran = (tasks["outcome"] == OUTCOME_CODE["answered"]) & (service_ns > 0)
     costs = run.manifest.get("batch_costs") or {}
     further = np.array([float(costs.get(kind, 1.0)) for kind in KINDS])
-    batched = np.array([KIND[kind].batched for kind in KINDS])[tasks["kind"]]
-    inputs = size * np.where(batched, tasks["items"], 1)
+    inputs = ran_together(tasks, inputs_of(tasks))
     factor = batch_factor(inputs, further[tasks["kind"]])  # type: ignore[arg-type]
     factor *= np.array([(ratios or {}).get(kind, 1.0) for kind in KINDS])[tasks["kind"]]
     tasks, scaled_ns = tasks[ran], (service_ns / factor)[ran]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.kinds import KINDS, SHARED_KINDS
+from collage_mpi.kinds import KINDS, SHARED_KINDS, SINGLE
 from collage_mpi.results.agreement import draw_of
 from collage_mpi.results.marks import InputMarks, SessionMarks
 from collage_mpi.results.parts import began_ns, launch_of
@@ -23,6 +23,7 @@ from collage_mpi.results.rows import (
     ENCODED,
     GROUPS,
     IMAGES,
+    KIND_CODE,
     OUTCOME_CODE,
     SOURCE_CODE,
     SOURCES,
@@ -31,6 +32,7 @@ from collage_mpi.results.rows import (
     TableLayout,
     cells_of,
     columns_of,
+    inputs_of,
     ran_together,
     wait_ns,
 )
@@ -402,12 +404,14 @@ class TaskTally:
         self._waiting = []
 
     def _add_work(self, rows: np.ndarray) -> None:
-        work_s = (rows["compute_ns"] + rows["held_ns"]) / 1e9 / ran_together(rows)  # (n,)
+        inputs = inputs_of(rows)  # (n,)
+        share = inputs / np.maximum(ran_together(rows, inputs), 1)
+        work_s = (rows["compute_ns"] + rows["held_ns"]) / 1e9 * share  # (n,)
         self.work_s += float(work_s.sum())
         self.work_of += np.bincount(rows["kind"], work_s, minlength=len(KINDS))
-        useless = rows["resolved"] == 0  # (n,)
-        if self._by_image:
-            useless = 1.0 - rows["resolved"] / np.maximum(rows["items"], 1)
+        by_image = self._by_image | (rows["kind"] == KIND_CODE[SINGLE])
+        part = 1.0 - rows["resolved"] / np.maximum(rows["items"], 1)
+        useless = np.where(by_image, part, rows["resolved"] == 0)  # (n,)
         self.wasted_s += float((work_s * useless).sum())
 
 
