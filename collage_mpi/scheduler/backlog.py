@@ -30,6 +30,7 @@ class Backlog:
 
     def __init__(self) -> None:
         self.tasks: dict[int, TaskState] = {}
+        self.inputs = 0  # of all of them
         # Of these, tasks whose images may leave together in a task of another kind, oldest first.
         self.fresh: dict[int, TaskState] = {}
         # A heap of each sort, of some tasks that are gone too: (not AGAIN, oldest image, task).
@@ -38,6 +39,7 @@ class Backlog:
     def add(self, task: TaskState, sort: int = AGAIN) -> None:
         """It waits."""
         self.tasks[task.id] = task
+        self.inputs += task.inputs
         if sort == FRESH:
             self.fresh[task.id] = task
         heappush(self._order[sort], (sort != AGAIN, task.images[0].id, task.id))
@@ -52,6 +54,7 @@ class Backlog:
     def forget(self, task: TaskState) -> None:
         """It need not be sent."""
         del self.tasks[task.id]
+        self.inputs -= task.inputs
         self.fresh.pop(task.id, None)
         if sum(map(len, self._order)) > 2 * len(self.tasks) + SPARE:
             for heap in self._order:
@@ -61,6 +64,7 @@ class Backlog:
     def clear(self) -> None:
         """Nothing waits any more."""
         self.tasks.clear()
+        self.inputs = 0
         self.fresh.clear()
         for heap in self._order:
             heap.clear()
@@ -79,6 +83,7 @@ class Backlog:
                 continue
             if fits(task):
                 found = self.tasks.pop(task.id)
+                self.inputs -= found.inputs
                 self.fresh.pop(task.id, None)
             else:
                 passed.append((heap, entry))
@@ -97,7 +102,8 @@ class Backlog:
 class PullQueue:
     """Tasks that no rank has: a rank that has room pulls those that have waited longest.
 
-    A message takes up to `batch` tasks of one kind; of fewer each idle rank gets its share.
+    A message takes up to `batch` tasks of one kind, a run counts as one task an image; of fewer
+    each idle rank gets its share.
     """
 
     def __init__(self, tasks: TaskBook, ranks: ReadyRanks, batch: int) -> None:
@@ -207,18 +213,26 @@ class PullQueue:
     ) -> list[TaskState]:
         """The next batch for the rank; of less than a batch for each idle rank its share."""
         backlog = self.backlogs[kind]
-        waiting = len(backlog.tasks) - (0 if FRESH in sorts else len(backlog.fresh))
+        waiting = backlog.inputs - (0 if FRESH in sorts else len(backlog.fresh))
         share = min(self._batch, -(-waiting // max(1, self._ranks.rooms[kind].idle)))
         tasks: list[TaskState] = []
-        while len(tasks) < share and (task := backlog.take(partial(self._fits, rank), sorts)):
-            if share > 1 and has_failed(task):
-                if tasks:
-                    backlog.add(task)
-                    break
-                share = 1
+        while share > 0 and (task := backlog.take(partial(self._fits, rank), sorts)):
+            apart = has_failed(task)
+            if tasks and (apart or (task.inputs > share and not _only(task))):
+                backlog.add(task)
+                break
+            if task.inputs > share and _only(task):
+                rest, task = task, self._tasks.cut(task, share)
+                backlog.add(rest)
+            share = 0 if apart else share - task.inputs
             task.rank = rank
             tasks.append(task)
         return tasks
+
+
+def _only(task: TaskState) -> bool:
+    """Whether its images have no other task."""
+    return len(task.images[0].tasks) == 1
 
 
 def has_failed(task: TaskState) -> bool:

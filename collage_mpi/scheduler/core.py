@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from collage_mpi.kinds import SINGLE
 from collage_mpi.scheduler import events as ev
@@ -177,19 +178,26 @@ class Scheduler:
             raise ProtocolViolation(f"image {event.image} arrived twice or out of order")
         if self.groups.input_closed:
             raise ProtocolViolation(f"image {event.image} arrived after InputClosed")
-        self._last_image = event.image
+        self._last_image = event.image + event.length - 1
         if self._paused:
             self._paused = False
             if self.endgame is not None:
                 self.endgame.put_off()
         if event.group is not None:
             self.groups.number_from(event.group)
+        placed = 0
+        while placed < event.length:
+            placed += self._place(event, placed)
+
+    def _place(self, event: ev.ImageArrived, placed: int) -> int:
+        """Put the images behind the first `placed` ones into a group; how many it had room for."""
         groups, dispatch = self.groups, self.dispatch
         gathers = dispatch.gathering = self._gathers or dispatch.calibrating
         group = groups.filling or groups.open(event.intended_ns)
         if not group.images:
             self.scheme.group_opened(self, group)
-        image = groups.place(event.image, group, event.intended_ns)
+        count = min(event.length - placed, self.settings.group_size - group.size)
+        image = groups.place(event.image + placed, group, event.intended_ns, count)
         image.drawn = event.drawn
         if event.fault:
             dispatch.ranks.pools[SINGLE].skip_turn()
@@ -200,22 +208,23 @@ class Scheduler:
                 self.retries.image(image)
         if self._stopping is None:
             self.scheme.image_placed(self, image)
-        if len(group.images) == self.settings.group_size:
+        if group.size == self.settings.group_size:
             groups.close(group)
         dispatch.gathering = False
         if gathers and (groups.batch_is_in or not self._gathers):
             dispatch.flush()
+        return count
 
     def _closed(self, group: GroupState) -> None:
         if self._stopping is None:
             self.scheme.group_closed(self, group)
-            for image in group.images:
+            for image in list(group.images):
                 self.retries.image(image)
 
     def _look_at_open_group(self) -> None:
         """What its images wait for may not come any more."""
         if self.groups.filling is not None and self._stopping is None:
-            for image in self.groups.filling.images:
+            for image in list(self.groups.filling.images):
                 self.retries.image(image)
 
     def _on_input_paused(self, event: ev.InputPaused) -> None:
@@ -226,7 +235,7 @@ class Scheduler:
         if self._stopping is not None:
             return  # what was not answered in time will be done again, by the next session
         limit_ns = self.settings.image_timeout_ns or 0
-        for image in group.images:
+        for image in list(group.images):
             if image.resolved or image.t0_ns + limit_ns > self.turn.now_ns:
                 continue
             if image.reserve is not None:
@@ -257,12 +266,24 @@ class Scheduler:
                 f"task {task.id} has {len(task.items)} items, its answer {len(event.cells)} cells"
             )
         task.rank.failures = 0
+        if task.images[0].count > 1:
+            if task.images[0].resolved or not (event.unread or None in event.cells):
+                self._run_answered(task, event.cells)
+                return
+            task.take_apart()
         cells, unread = _without_unread(task, event) if event.unread else (event.cells, ())
         self.scheme.answered(self, task, cells, event.now_ns, event.evidence)
         if None in cells:
             self._absent(task, cells)
         if unread:
             self.retries.unread(task, unread)
+        self._alive(task.rank)
+
+    def _run_answered(self, task: TaskState, cells: Sequence[Any]) -> None:
+        """The answer holds for the whole run, unless there was one before."""
+        (run,) = task.images
+        if not run.resolved:
+            self._resolve(run, task.source, (task.id,), cells, "")
         self._alive(task.rank)
 
     def _absent(self, task: TaskState, cells: Sequence[Score | None]) -> None:
@@ -383,6 +404,10 @@ class Scheduler:
 
     def error(self, image: ImageState, reason: str) -> None:
         """Give the image up: an error row, unless an answer was kept for that."""
+        if image.count > 1:
+            for each in image.apart():
+                self.error(each, reason)
+            return
         if image.backup is not None:
             self._use_kept(image)
             return
@@ -394,7 +419,7 @@ class Scheduler:
         image: ImageState,
         source: str,
         tasks: tuple[int, ...],
-        score: Score | None,
+        score: Any,
         reason: str,
         *,
         other: Score | None = None,
@@ -402,12 +427,14 @@ class Scheduler:
         given_up, before = score is None, image.status
         image.status = IMAGE[image.status]["given up" if given_up else "accepted"]
         outcome = "error" if given_up else "ok"
-        resolve = ev.Resolve(
-            image.id, source, tasks, image.group.id, image.cell, score, outcome, reason
-        )
-        if image.drawn:
-            resolve = _with_audit(resolve, image, other)
-        self.turn.actions.append(resolve)
+        where = image.group.id, image.cell
+        if image.count > 1:
+            self.turn.actions.append(ev.ResolveRun(image.id, source, tasks[0], *where, score))
+        else:
+            resolve = ev.Resolve(image.id, source, tasks, *where, score, outcome, reason)
+            if image.drawn:
+                resolve = _with_audit(resolve, image, other)
+            self.turn.actions.append(resolve)
         self.dispatch.resolved(image)
         if before != OPEN:  # it may wait for ranks
             self.retries.forget(image)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from heapq import heappop, heapreplace
+from operator import itemgetter
 
 from collage_mpi.kinds import SINGLE
 from collage_mpi.scheduler.dispatch import Dispatch
@@ -27,6 +28,7 @@ class EndGame:
         self._most_sends = MOST_ATTEMPTS - max_attempts  # those that are left are for retries
         # heap of (copies, number, image) once it begins
         self._order: list[tuple[int, int, ImageState]] | None = None
+        self._cuts = 0  # of runs, by then
 
     def put_off(self) -> None:
         """Images come after all: the next end begins with all that is out then."""
@@ -37,8 +39,9 @@ class EndGame:
 
         `groups`: those with unresolved images, in order.
         """
-        if self._order is None:
-            self._order = [(0, image.id, image) for group in groups for image in group.images]
+        if self._order is None or self._cuts < self._dispatch.tasks.cuts:
+            found = [(image.copies, image.id, image) for group in groups for image in group.images]
+            self._order, self._cuts = sorted(found, key=itemgetter(0, 1)), self._dispatch.tasks.cuts
         while self._order and self._dispatch.ranks.has_idle(self._dispatch.main):
             copies, number, image = self._order[0]
             if image.copies > copies:  # with another of its group

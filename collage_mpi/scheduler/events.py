@@ -6,6 +6,7 @@ reused. Every event carries `now_ns`, which never decreases.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 
@@ -54,6 +55,9 @@ class ImageArrived(NamedTuple):
     lower number that is being filled; None: groups are counted as they are filled.
 
     The single network classifies a `drawn` image too, whatever a collage says of it.
+
+    With a `length` the images whose numbers follow, so many in all, have come too, as a run: what
+    happens to one happens to all of them for as long as it can.
     """
 
     now_ns: int
@@ -62,6 +66,7 @@ class ImageArrived(NamedTuple):
     fault: str = ""
     group: int | None = None
     drawn: bool = False
+    length: int = 1
 
 
 class InputPaused(NamedTuple):
@@ -104,7 +109,7 @@ class Answered(NamedTuple):
     now_ns: int
     task: int
     rank: int
-    cells: tuple[Score | None, ...]
+    cells: Sequence[Score | None]
     compute_ns: int
     held_ns: int
     evidence: Any = None
@@ -250,6 +255,21 @@ class Resolve(NamedTuple):
     decided_ns: int | None = None
 
 
+class ResolveRun(NamedTuple):
+    """The outcome of a run of images, of which `image` is the first: one score an image, all
+    accepted from one task.
+
+    `cell` is that of the first image.
+    """
+
+    image: int
+    source: str
+    task: int
+    group: int
+    cell: int
+    scores: Sequence[Score]
+
+
 class SetTimer(NamedTuple):
     """Feed TimerFired(timer) at or after `at_ns`."""
 
@@ -295,6 +315,7 @@ Action = (
     | SendBatch
     | Cancel
     | Resolve
+    | ResolveRun
     | SetTimer
     | CancelTimer
     | Retire

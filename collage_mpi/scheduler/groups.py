@@ -80,6 +80,7 @@ class Groups:
         self._turn, self._dispatch, self._timers = turn, dispatch, timers
         self._closed, self._timed_out = closed, timed_out
         self._step = settings.admitted_together
+        self._runs = settings.runs
         self._depth = settings.depth * self._step
         self._next_group = 0
         self._promised = 0  # admitted, not yet arrived
@@ -108,23 +109,24 @@ class Groups:
             return linger_ns
         return timeout_ns // 2 if linger_ns is None else min(linger_ns, timeout_ns // 2)
 
-    def place(self, image_id: int, group: GroupState, t0_ns: int) -> ImageState:
-        """The image in the group's next cell."""
-        image = ImageState(image_id, group, len(group.images), t0_ns)
+    def place(self, image_id: int, group: GroupState, t0_ns: int, count: int = 1) -> ImageState:
+        """The image, or a run of so many, in the group's next cells."""
+        image = ImageState(image_id, group, group.size, t0_ns, count)
         limit_ns, last = self.settings.image_timeout_ns, group.images[-1:]
         if limit_ns is not None and (not last or last[0].t0_ns != t0_ns):
             # Images that came together share one timer: in a closed loop, all of a group.
             self._timers.set(t0_ns + limit_ns, partial(self._timed_out, group), group)
-        self._promised -= 1
+        self._promised -= count
         group.images.append(image)
-        group.unresolved += 1
-        self.unresolved += 1
+        group.size += count
+        group.unresolved += count
+        self.unresolved += count
         return image
 
     @property
     def batch_is_in(self) -> bool:
         """Whether no image is awaited that could join the groups of the present batch."""
-        whole = self.filling is None and self._next_group % self.settings.batch == 0
+        whole = self.filling is None and self._next_group % self._step == 0
         return whole or self._promised == 0
 
     def cut_short(self, group: GroupState) -> None:
@@ -149,8 +151,8 @@ class Groups:
     def resolved(self, image: ImageState) -> None:
         """The image has its outcome."""
         group = image.group
-        group.unresolved -= 1
-        self.unresolved -= 1
+        group.unresolved -= image.count
+        self.unresolved -= image.count
         if group.unresolved == 0 and group.closed:
             del self.in_flight[group.id]
             self._timers.drop(group)
@@ -203,8 +205,10 @@ class Groups:
         if drain:
             missing = depth if self._drained(silent_tasks) else 0
         else:
-            filling = len(self.filling.images) if self.filling else 0
-            missing = depth - len(self.in_flight) - -(-(filling + self._promised) // size)
+            # Of a run that is long what is open counts, else every group that is not over.
+            filling = self.filling.size if self.filling else 0
+            there, whole = (self.unresolved, 0) if self._runs else (filling, len(self.in_flight))
+            missing = depth - whole - -(-(there + self._promised) // size)
             missing -= missing % step
             if self.settings.paced:
                 missing = min(missing, step) if self._wanted() else 0

@@ -167,6 +167,7 @@ class Retries:
         """A task failed or was lost (`failed`), or its rank is silent."""
         main = self.core.scheme.main
         images = []
+        task.take_apart()
         for image, why in zip(task.images, unread or repeat(None), strict=False):
             if image.resolved:
                 continue
@@ -225,6 +226,10 @@ class Retries:
             return
         scheme = self.core.scheme
         if _covered(image, scheme.kinds) or scheme.covers_later(self.core, image.group):
+            return
+        if image.count > 1:
+            for each in image.apart():
+                self.image(each)
             return
         failures_left = image.failures < self.max_attempts
         if failures_left and self._losses_may_be_to_blame(image):

@@ -40,13 +40,18 @@ class Order(NamedTuple):
 
 
 class ImageState:
-    """An image between arrival and the end of its last task."""
+    """An image between arrival and the end of its last task, or a run of `count` images.
+
+    The images of a run arrived together, have numbers and cells in sequence, and share all that
+    has happened to them. A run is taken apart before something happens to some of its images only.
+    """
 
     __slots__ = (
         "backup",
         "bundled",
         "cell",
         "copies",
+        "count",
         "decided_ns",
         "drawn",
         "failures",
@@ -64,11 +69,14 @@ class ImageState:
         "tried",
     )
 
-    def __init__(self, image: int, group: GroupState, cell: int, t0_ns: int) -> None:
+    def __init__(
+        self, image: int, group: GroupState, cell: int, t0_ns: int, count: int = 1
+    ) -> None:
         self.id = image
         self.group = group
         self.cell = cell
         self.t0_ns = t0_ns
+        self.count = count
         self.status = OPEN
         self.holders = 0  # sends that still read its pixels
         self.tasks: list[TaskState] = []  # queued or outstanding, covering it
@@ -95,16 +103,46 @@ class ImageState:
         """Whether it has its outcome."""
         return self.status in SETTLED
 
+    def cut(self, count: int) -> ImageState:
+        """Leave the run without its first `count` images; these, to which the same has happened,
+        and which no task has yet."""
+        first = ImageState(self.id, self.group, self.cell, self.t0_ns, count)
+        for name in SHARED:
+            setattr(first, name, getattr(self, name))
+        first.tried = set(self.tried)
+        self.id, self.cell, self.count = self.id + count, self.cell + count, self.count - count
+        images = self.group.images
+        images.insert(images.index(self), first)
+        return first
+
+    def apart(self) -> list[ImageState]:
+        """Each image of the run by itself; its tasks hold these from now on."""
+        cut = [self.cut(1) for _ in range(self.count - 1)]
+        for image in cut:
+            image.tasks = list(self.tasks)
+        for task in self.tasks:
+            at = task.images.index(self)
+            task.images = [*task.images[:at], *cut, *task.images[at:]]
+            task.pending += len(cut)
+        return [*cut, self]
+
+
+# What the images of a run have in common, beside those that are objects of their own.
+SHARED = tuple(
+    sorted({*ImageState.__slots__} - {"cell", "count", "group", "id", "t0_ns", "tasks", "tried"})
+)
+
 
 class GroupState:
     """Images encoded together; membership is by arrival order only."""
 
-    __slots__ = ("apart", "closed", "due", "id", "images", "t0_ns", "timers", "unresolved")
+    __slots__ = ("apart", "closed", "due", "id", "images", "size", "t0_ns", "timers", "unresolved")
 
     def __init__(self, group: int, t0_ns: int) -> None:
         self.id = group
         self.t0_ns = t0_ns
         self.images: list[ImageState] = []
+        self.size = 0  # images that have come
         self.closed = False
         self.apart: frozenset[int] = frozenset()  # ranks that its singles leave alone
         self.unresolved = 0
@@ -122,6 +160,7 @@ class TaskState:
         "group",
         "id",
         "images",
+        "inputs",
         "items",
         "kind",
         "message",
@@ -147,9 +186,10 @@ class TaskState:
         self.status = WAITING
         self.avoid = avoid  # ranks that it must not go to while it is bound to none
         self.images = images
+        self.inputs = images[0].count if len(images) == 1 else 1  # of a batch
         self.items: tuple[Item, ...] = ()
         self.group = images[0].group
-        self.pending = len(images)  # of these, not yet resolved
+        self.pending = len(images)  # images and runs of these, not yet resolved
         self.message: Message | None = None  # that it left in
         self.send_done = False
 
@@ -157,6 +197,12 @@ class TaskState:
     def sent(self) -> bool:
         """Whether it has left."""
         return self.message is not None
+
+    def take_apart(self) -> None:
+        """Each image by itself, of runs that are not resolved."""
+        if self.inputs > 1:
+            parts = [[i] if i.resolved or i.count == 1 else i.apart() for i in self.images]
+            self.images = list(chain.from_iterable(parts))
 
 
 class Message:

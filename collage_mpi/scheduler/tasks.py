@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 from collage_mpi.kinds import KIND
 from collage_mpi.scheduler import events as ev
@@ -18,6 +18,7 @@ class TaskBook:
     Attributes:
         out: task -> its record, from its send to its terminal event.
         closed: nothing is sent any more.
+        cuts: how often a run was cut.
     """
 
     def __init__(self, turn: Turn, ranks: ReadyRanks, main: str, mixed: str | None) -> None:
@@ -25,6 +26,7 @@ class TaskBook:
         hold images of several groups."""
         self.out: dict[int, TaskState] = {}
         self.closed = False
+        self.cuts = 0
         self._turn, self._ranks = turn, ranks
         self._main, self._mixed = main, mixed
         self._next = 0
@@ -45,6 +47,16 @@ class TaskBook:
                 image.sends += 1
         return task
 
+    def cut(self, task: TaskState, count: int) -> TaskState:
+        """Leave a task that waits, the only one of its run, without the run's first `count`
+        images; a task of these."""
+        self.cuts += 1
+        task.inputs -= count
+        images = [task.images[0].cut(count)]
+        images[0].sends -= task.kind == self._main  # what `make` adds was copied
+        order = Order(task.kind, task.source, task.attempt, task.spare)
+        return self.make(order, images, task.rank, task.avoid)
+
     def withdraw(self, waited: list[TaskState]) -> list[TaskState]:
         """These wait no more, and were never sent."""
         for task in waited:
@@ -59,8 +71,8 @@ class TaskBook:
         self._ranks.begins(rank)
         message = Message(len(tasks), len(tasks))
         sends = [self._leave(task, message) for task in tasks]
-        if KIND[sends[0].kind].batched:
-            message.inputs = sum(len(send.items) for send in sends)
+        if not KIND[sends[0].kind].encoded:
+            message.inputs = sum([len(send.items) for send in sends])
         self._turn.actions.append(sends[0] if len(sends) == 1 else ev.SendBatch(tuple(sends)))
 
     def _leave(self, task: TaskState, message: Message) -> ev.Send:
@@ -69,6 +81,8 @@ class TaskBook:
         mixed = task.kind == self._mixed
         if mixed:
             task.items = tuple([Item(image.id, place) for place, image in enumerate(task.images)])
+        elif task.inputs > 1:
+            task.items = tuple([item for image in task.images for item in _items(image)])
         else:
             task.items = tuple([Item(image.id, image.cell) for image in task.images])
         task.message = message
@@ -107,7 +121,7 @@ class TaskBook:
         """It is resolved: nobody needs its pixels, unless a send still reads them."""
         if image.holders == 0:
             image.status = IMAGE[image.status]["let go"]
-            self._turn.released.append(image.id)
+            self._turn.released.extend(range(image.id, image.id + image.count))
 
     def _let_go(self, task: TaskState) -> None:
         task.send_done = True
@@ -115,6 +129,10 @@ class TaskBook:
             image.holders -= 1
             if image.status == RESOLVED:
                 self.release(image)
+
+
+def _items(run: ImageState) -> Iterator[Item]:
+    return map(Item, range(run.id, run.id + run.count), range(run.cell, run.cell + run.count))
 
 
 def _forget(task: TaskState) -> None:

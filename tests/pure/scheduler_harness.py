@@ -15,7 +15,7 @@ from collage_mpi.scheduler import (
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.policies import AcceptPolicy, Delay
 from collage_mpi.scheduler.schemes import scheme_class, tell_nothing
-from collage_mpi.scheduler.state import ImageState
+from collage_mpi.scheduler.state import GroupState, ImageState
 from collage_mpi.scheduler.transitions import DEFERRED, PARKED, RESERVED
 from collage_mpi.settings.acceptance import AcceptSettings
 
@@ -28,6 +28,11 @@ MS = 1_000_000
 def value(image: int) -> int:
     """What stands for the scores of an image: a sum of several tells which they are."""
     return 1 << image
+
+
+def numbers(image: ImageState) -> range:
+    """Of the images of a run."""
+    return range(image.id, image.id + image.count)
 
 
 WORN = ev.Unread("worn", of_input=True)  # why a row cannot be used
@@ -86,6 +91,7 @@ def scheduler_settings(**changes: object) -> SchedulerSettings:
         "image_timeout_ns": None,
         "max_attempts": 3,
         "endgame": False,
+        "runs": False,
     }
     return SchedulerSettings(**{**plain, **changes})
 
@@ -118,6 +124,7 @@ class Harness:
         bundle_from: int | None = None,
         beyond_idle: bool = False,
         calibrate: bool = False,
+        runs: bool = False,
         **settings,
     ) -> None:
         if scheme == "collage-only":
@@ -150,11 +157,16 @@ class Harness:
         )
         self.scheduler = Scheduler(
             scheduler_settings(
-                group_size=side * side, ranks=singles + collages, batch=batch, **settings
+                group_size=side * side * (batch if runs else 1),
+                ranks=singles + collages,
+                batch=batch,
+                runs=runs,
+                **settings,
             ),
             self.scheme,
         )
-        self.states: dict[int, ImageState] = {}  # what the scheduler remembers of each image
+        self.runs = runs
+        self.groups: dict[int, GroupState] = {}
         self._place = self.scheduler.groups.place
         self.scheduler.groups.place = self._placed
         self.now_ns = 0
@@ -201,9 +213,16 @@ class Harness:
         self._check_leaks()
         return self.actions
 
-    def _placed(self, image: int, *more) -> ImageState:
-        state = self.states[image] = self._place(image, *more)
+    def _placed(self, *where) -> ImageState:
+        state = self._place(*where)
+        self.groups[state.group.id] = state.group
         return state
+
+    @property
+    def states(self) -> dict[int, ImageState]:
+        """What the scheduler remembers of each image."""
+        states = [state for group in self.groups.values() for state in group.images]
+        return {image: state for state in states for image in numbers(state)}
 
     def start(self) -> None:
         """All ranks report ready."""
@@ -220,17 +239,19 @@ class Harness:
 
     def arrive(self, count: int, drawn: bool = False) -> None:
         """The next `count` images, all admitted at once (closed loop)."""
-        for _ in range(count):
+        length = count if self.runs else 1
+        for _ in range(count // length):
             if self.finish is not None:
                 return
             image = len(self.arrived)
-            self.arrived.add(image)
-            assert self.admitted > 0, "it was not asked for (C6)"
-            self.admitted -= 1
+            self.arrived.update(range(image, image + length))
+            assert self.admitted >= length, "it was not asked for (C6)"
+            self.admitted -= length
             # Images are drawn where a first stage is asked, and nowhere else
             drawn = drawn and self.scheduler.dispatch.bundles is not None
             self.drawn |= {image} if drawn else set()
-            self.feed(ev.ImageArrived(self.now_ns, image, self.now_ns, drawn=drawn))
+            now_ns = self.now_ns
+            self.feed(ev.ImageArrived(now_ns, image, now_ns, drawn=drawn, length=length))
 
     def threshold(self, confidence: float | None) -> None:
         self.feed(ev.Threshold(self.now_ns, confidence))
@@ -352,16 +373,20 @@ class Harness:
         self._message((send,))
 
     def _do_sendbatch(self, batch: ev.SendBatch) -> None:
-        assert 2 <= len(batch.sends) <= self.batch
+        assert len(batch.sends) >= 2
         assert len({(send.rank, send.kind) for send in batch.sends}) == 1
         self._message(batch.sends)
 
     def _message(self, sends: tuple[ev.Send, ...]) -> None:
         self.messages.append(sends)
+        states = self.states
+        inputs = sum(len(send.items) for send in sends) if self.runs else len(sends)
+        assert inputs <= self.batch
         for send in sends:
             self._task_leaves(send)
-            failed = any(self.states[item.image].failures for item in send.items)
-            assert not failed or len(sends) == 1, "what has failed takes no others along"
+            failed = any(states[item.image].failures for item in send.items)
+            alone = len(sends) == 1 and (len(send.items) == 1 or not self.runs)
+            assert not failed or alone, "what has failed takes no others along"
         rank = sends[0].rank
         out = sum(s[0].rank == rank and any(t.task in self.live for t in s) for s in self.messages)
         assert out <= self.credit, "more messages out than the credit (3)"
@@ -406,6 +431,13 @@ class Harness:
             assert record == action.score, "resolved by an answer that covers it (2)"
         self._check_audit(action)
         self.resolved[action.image] = action
+
+    def _do_resolverun(self, run: ev.ResolveRun) -> None:
+        assert len(run.scores) > 1
+        for place, score in enumerate(run.scores):
+            where = run.group, run.cell + place
+            found = ev.Resolve(run.image + place, run.source, (run.task,), *where, score, "ok", "")
+            self._do_resolve(found)
 
     def _check_audit(self, action: ev.Resolve) -> None:
         """Both networks were asked about it, and said what it says that they said."""
@@ -483,14 +515,15 @@ class Harness:
             for item in send.items
         }
         queued = list(self.scheduler.dispatch.waiting())
-        waiting = {image.id for task in queued if task.kind not in DECODE for image in task.images}
-        unresolved = self.arrived - self.resolved.keys()
-        timed = {i for i in unresolved if self.states[i].status in (RESERVED, PARKED, DEFERRED)}
+        waits = [image for task in queued if task.kind not in DECODE for image in task.images]
+        waiting = {number for image in waits for number in numbers(image)}
+        unresolved, states = self.arrived - self.resolved.keys(), self.states
+        timed = {i for i in unresolved if states[i].status in (RESERVED, PARKED, DEFERRED)}
         # One of a stripe may wait for another, which waits for its timer.
         known = covered | waiting | timed
         covered |= self._solvable(known, [t for t in queued if t.kind in DECODE])
         filling = self.scheduler.groups.filling
-        open_group = {image.id for image in filling.images} if filling else set()
+        open_group = {n for image in filling.images for n in numbers(image)} if filling else set()
         for image in unresolved - covered - waiting - open_group:
             stopping = self.scheduler._stopping is not None
             assert self.timers, f"image {image} is forgotten (4)"
@@ -510,7 +543,7 @@ class Harness:
         assert self.resolved.keys() - self.released <= needed, "pixels leak (7)"
         assert self.scheduler.timers._calls.keys() == self.timers.keys(), "timers leak"
         assert self.scheduler.retries.suspects.keys() == self.suspected, "silent ranks leak"
-        for group in {state.group for state in self.states.values()}:
+        for group in self.groups.values():
             if group.closed and group.unresolved == 0:
                 assert not group.timers, "timers of a group that is done"
 

@@ -299,14 +299,14 @@ def test_the_task_with_the_oldest_image_is_first():
     backlog = Backlog()
     for number, images in enumerate(([5, 6], [1, 8], [2, 3])):
         images = [SimpleNamespace(id=image) for image in images]
-        backlog.add(SimpleNamespace(id=number, images=images))
+        backlog.add(SimpleNamespace(id=number, images=images, inputs=1))
     assert [backlog.take(bool).id for _ in range(3)] == [1, 2, 0]
 
 
 def test_what_waits_no_more_is_cleared_from_the_order_now_and_then():
     backlog, lengths = Backlog(), []
     for number in range(3 * SPARE):
-        task = SimpleNamespace(id=number, images=[SimpleNamespace(id=number)])
+        task = SimpleNamespace(id=number, images=[SimpleNamespace(id=number)], inputs=1)
         backlog.add(task)
         backlog.forget(task)
         lengths.append(len(backlog._order[AGAIN]))
@@ -318,7 +318,7 @@ def backlog_of(*tasks: tuple[int, bool]) -> Backlog:
     """One task an image, fresh or not."""
     backlog = Backlog()
     for number, (image, fresh) in enumerate(tasks):
-        task = SimpleNamespace(id=number, images=[SimpleNamespace(id=image)])
+        task = SimpleNamespace(id=number, images=[SimpleNamespace(id=image)], inputs=1)
         backlog.add(task, FRESH if fresh else AGAIN)
     return backlog
 
@@ -341,7 +341,7 @@ def test_without_fresh_ones_the_first_that_fits_is_taken_or_none():
 
 def test_of_two_sorts_the_oldest_image_goes_first_after_those_that_are_sent_again():
     backlog = backlog_of((3, True), (9, False), (5, True))
-    late = SimpleNamespace(id=3, images=[SimpleNamespace(id=4)])
+    late = SimpleNamespace(id=3, images=[SimpleNamespace(id=4)], inputs=1)
     backlog.add(late, LATE)
     taken = [backlog.take(bool) for _ in range(4)]
     assert [task.images[0].id for task in taken] == [9, 3, 4, 5]
@@ -389,3 +389,52 @@ def test_of_what_is_cleared_nothing_waits():
     backlog = backlog_of((0, True), (1, False))
     backlog.clear()
     assert (backlog.tasks, backlog.take_fresh(2), backlog.take(bool)) == ({}, [], None)
+
+
+def in_runs(**settings) -> Harness:
+    return started(**{"runs": True, "credit": 1, **settings})
+
+
+def test_a_run_is_cut_where_a_message_is_full_and_the_rest_waits():
+    job = in_runs(singles=2, batch=5, depth=1)
+    job.arrive(20)
+    assert [len(sends[0].items) for sends in job.messages] == [5, 5]
+    job.answer(first_task(job, 1))
+    (rest,) = job.messages[2]
+    assert [item.image for item in rest.items] == [10, 11, 12, 13, 14]
+    assert [*job.resolved] == [0, 1, 2, 3, 4]
+
+
+def test_of_a_short_run_each_idle_rank_gets_its_share():
+    job = in_runs(singles=3, batch=8, depth=1)
+    job.arrive(10)
+    job.close()
+    assert [len(sends[0].items) for sends in job.messages] == [4, 3, 3]
+
+
+def test_what_was_cut_off_when_the_end_game_had_begun_is_copied_too():
+    """Rank 1 is slow with what it is given then: the other rank copies it as a whole."""
+    job = in_runs(singles=2, batch=4, depth=1, endgame=True)
+    job.arrive(16)
+    job.close()  # the end game begins while a run waits
+    for rank in (1, 2, 2):
+        job.answer(first_task(job, rank))
+    (copy,) = (send for send in job.live.values() if send.rank == 2)
+    assert (copy.attempt, [item.image for item in copy.items]) == (2, [8, 9, 10, 11])
+    job.answer(first_task(job, 1))
+    assert copy.task in job.cancelled
+    assert len(job.resolved) == 16
+
+
+def test_a_run_that_failed_is_tried_again_image_by_image():
+    job = in_runs(singles=2, batch=3, depth=1)
+    job.arrive(12)
+    job.fail(first_task(job, 1))
+    job.run_out()
+    again = [send for send in job.sent.values() if send.attempt > 1]
+    assert sorted((send.attempt, [i.image for i in send.items]) for send in again) == [
+        (2, [0]),
+        (2, [1]),
+        (2, [2]),
+    ]
+    assert job.finish is None or len(job.resolved) == 12

@@ -263,6 +263,48 @@ SchedulerMachine.TestCase.settings = settings(
 TestSchedulerMachine = SchedulerMachine.TestCase
 
 
+class RunMachine(SchedulerMachine):
+    """The same where images that come together are runs."""
+
+    @initialize(
+        singles=st.integers(1, 5),
+        credit=st.integers(1, 3),
+        batch=st.integers(2, 9),
+        depth=st.integers(1, 3),
+        paced=st.booleans(),
+        drain=st.booleans(),
+        timeout=st.sampled_from([None, 80 * MS]),
+        max_failures=st.integers(1, 4),
+        endgame=st.booleans(),
+        silent_end=st.booleans(),
+    )
+    def begin(self, **settings):
+        plain = {"side": 2, "collages": 0, "scheme": "none", "assign": "pull", "linger": None}
+        super().begin(**plain, runs=True, **settings)
+
+    @invariant()
+    def runs_are_whole_and_counted(self):
+        if not hasattr(self, "job"):
+            return
+        job, scheduler = self.job, self.job.scheduler
+        let_in = scheduler.groups.unresolved + job.admitted
+        assert let_in <= scheduler.settings.depth * scheduler.settings.group_size
+        for group in job.groups.values():
+            numbers = [n for image in group.images for n in range(image.id, image.id + image.count)]
+            assert numbers == list(range(numbers[0], numbers[0] + group.size))
+            assert [image.cell for image in group.images] == [
+                image.id - group.images[0].id for image in group.images
+            ]
+            open_images = sum(i.count for i in group.images if not i.resolved)
+            assert open_images == group.unresolved
+        for backlog in scheduler.dispatch.pulled.backlogs.values():
+            assert backlog.inputs == sum(task.inputs for task in backlog.tasks.values())
+
+
+RunMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestRunMachine = RunMachine.TestCase
+
+
 @given(data=st.data())
 @settings(max_examples=50, deadline=None)
 def test_the_same_events_give_the_same_actions(data):
