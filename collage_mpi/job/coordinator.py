@@ -157,6 +157,7 @@ class Coordinator:
             ev.SendBatch: lambda a: self._send(a.sends),
             ev.Cancel: lambda a: self._cancels.setdefault(a.rank, []).append(a.task),
             ev.Resolve: self._resolve,
+            ev.ResolveRun: lambda a: self.recorder.run_resolved(a, self._stamp_ns),
             ev.SetTimer: lambda a: heapq.heappush(self._timers, (a.at_ns, a.timer)),
             ev.CancelTimer: self._drop_timer,
             ev.Retire: lambda a: self.retired.update({a.rank: a.reason}),
@@ -349,21 +350,9 @@ class Coordinator:
         self._letting_in = True
         arrived = False
         while not self.feed.exhausted and (count := self._arrivals.due(self.clock())):
-            admitted = self.feed.admit(count)
-            if not admitted:
+            arrivals = self._runs(count) if self.scheduler.settings.runs else self._images(count)
+            if not arrivals:
                 break
-            now_ns = self.clock()
-            entries = self._arrivals.enter(now_ns, len(admitted))
-            arrivals = []
-            draw = self.feed.draw
-            for (image, record), (t0_ns, asked_ns) in zip(admitted, entries, strict=True):
-                record.t0_ns, record.read_ns = t0_ns, now_ns - asked_ns
-                group = self._supply.group_of(image)
-                drawn = draw.share > 0 and draw.one(record.shard, record.row)
-                if self._supply.book is not None:
-                    drawn |= self._supply.book.calibrates(image, record.index)
-                fault = record.fault or ""
-                arrivals.append(ev.ImageArrived(now_ns, image, t0_ns, fault, group, drawn))
             self._handle(*arrivals)
             arrived = True
         if self.feed.exhausted and not self._input_closed:
@@ -373,6 +362,35 @@ class Coordinator:
             self._note_pause()
         self._letting_in = False
         return arrived
+
+    def _images(self, count: int) -> list[ev.Event]:
+        """The arrival of the next images, each by itself."""
+        admitted, draw, now_ns = self.feed.admit(count), self.feed.draw, self.clock()
+        entries = self._arrivals.enter(now_ns, len(admitted)) if admitted else ()
+        size = self.scheduler.settings.group_size
+        arrivals: list[ev.Event] = []
+        for (image, record), (t0_ns, asked_ns) in zip(admitted, entries, strict=True):
+            record.t0_ns, record.read_ns = t0_ns, now_ns - asked_ns
+            drawn = draw.share > 0 and draw.one(record.shard, record.row)
+            if self._supply.book is not None:
+                drawn |= self._supply.book.calibrates(image, record.index)
+            fault, group = record.fault or "", self._supply.group_of(image, size)
+            arrivals.append(ev.ImageArrived(now_ns, image, t0_ns, fault, group, drawn))
+        return arrivals
+
+    def _runs(self, count: int) -> list[ev.Event]:
+        """The arrival of the next images, as runs."""
+        found, now_ns = self.feed.admit_runs(count), self.clock()
+        arrivals: list[ev.Event] = []
+        if found:
+            count = sum([run.length for run in found])
+            t0_ns, asked_ns = next(self._arrivals.enter(now_ns, count))
+        for run in found:
+            run.t0_ns, run.read_ns = t0_ns, now_ns - asked_ns
+            group = self._supply.group_of(run.first, self.scheduler.settings.group_size)
+            came = ev.ImageArrived(now_ns, run.first, t0_ns, group=group, length=run.length)
+            arrivals.append(came)
+        return arrivals
 
     def _send(self, sends: Sequence[ev.Send]) -> None:
         """One message; its tasks leave together."""

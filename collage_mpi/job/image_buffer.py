@@ -4,7 +4,10 @@ cells, and the tasks that are packed from them."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -12,6 +15,7 @@ import numpy as np
 from collage_mpi.encoding.stripe import AnyEncoder, paste_group
 from collage_mpi.kinds import KIND
 from collage_mpi.mpi.tasks import (
+    PLACE,
     WireTask,
     pack_file,
     pack_places,
@@ -20,7 +24,7 @@ from collage_mpi.mpi.tasks import (
 )
 from collage_mpi.results.agreement import NO_DRAW, Draw
 from collage_mpi.scheduler.events import Send
-from collage_mpi.shards.readahead import ImageRecord
+from collage_mpi.shards.readahead import Columns, ImageRecord
 
 Clock = Callable[[], int]
 
@@ -37,7 +41,100 @@ class Reader(Protocol):
     @property
     def failed(self) -> bool: ...
     def take(self, n: int) -> list[ImageRecord]: ...
+    def take_columns(self, n: int) -> Columns: ...
     def add(self, order: np.ndarray) -> None: ...
+
+
+@dataclass(slots=True)
+class ImageRun:
+    """Images that came in together, with numbers in sequence; times as of an `ImageRecord`.
+
+    Attributes:
+        length: how many images.
+        end: the number behind the last one's.
+        places: (n,) of PLACE.
+        rows: (n,) of the images' rows, as far as they are known; the recorder's.
+    """
+
+    first: int
+    columns: Columns
+    t0_ns: int = 0
+    read_ns: int = 0
+    length: int = field(init=False)
+    end: int = field(init=False)
+    places: np.ndarray = field(init=False)
+    rows: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        self.length = len(self.columns)
+        self.end = self.first + self.length
+        self.places = np.empty(self.length, PLACE)
+        self.places["shard"], self.places["row"] = self.columns.shard, self.columns.row
+
+    def part(self, first: int, count: int) -> slice:
+        """Where some of the images stand in it."""
+        return slice(first - self.first, first - self.first + count)
+
+
+class InFlight(dict[int, ImageRecord]):
+    """Images by id, from their admission until they are released; one of a run gets its record
+    when it is asked for.
+
+    Attributes:
+        came: whether images came as runs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.came = False
+        self._firsts: list[int] = []  # of the runs, ascending
+        self._runs: dict[int, ImageRun] = {}
+        self._left: dict[int, int] = {}  # images of each run that are in flight
+
+    def add_run(self, run: ImageRun) -> None:
+        """Its numbers are beyond those of all runs before."""
+        self.came = True
+        self._firsts.append(run.first)
+        self._runs[run.first] = run
+        self._left[run.first] = run.length
+
+    def run_of(self, image: int) -> ImageRun:
+        """The run that the image came in with.
+
+        Raises:
+            KeyError: it is not in flight, or came by itself.
+        """
+        at = bisect_right(self._firsts, image) - 1
+        run = self._runs[self._firsts[at]] if at >= 0 else None
+        if run is None or image >= run.end:
+            raise KeyError(image)
+        return run
+
+    def __missing__(self, image: int) -> ImageRecord:
+        run = self.run_of(image)
+        (record,) = run.columns[run.part(image, 1)].records()
+        record.t0_ns, record.read_ns = run.t0_ns, run.read_ns
+        self[image] = record
+        return record
+
+    def release(self, images: Sequence[int]) -> None:
+        """They are in flight no more."""
+        at = 0
+        while at < len(images):
+            if not self._firsts:
+                del self[images[at]]
+                at += 1
+                continue
+            run, start = self.run_of(images[at]), at
+            while at < len(images) and run.first <= images[at] < run.end:
+                at += 1
+            self._left[run.first] -= at - start
+            if not self._left[run.first]:
+                self._firsts.remove(run.first)
+                del self._runs[run.first], self._left[run.first]
+            if self:
+                for image in images[start:at]:
+                    self.pop(image, None)
 
 
 class Packed(NamedTuple):
@@ -78,7 +175,7 @@ class ImageBuffer:
         self.clock = clock
         self._next = 0
         self._reading = frozenset(reading)
-        self.images: dict[int, ImageRecord] = {}  # in flight: admitted and not released yet
+        self.images = InFlight()
 
     @property
     def exhausted(self) -> bool:
@@ -115,6 +212,22 @@ class ImageBuffer:
             self._next = number + 1
         return admitted
 
+    def admit_runs(self, count: int) -> list[ImageRun]:
+        """As `admit` where other ranks read the images: the next ones, as runs."""
+        if not (self.reader.ready or self.reader.failed):
+            return []
+        columns = self.reader.take_columns(count)
+        numbers = np.arange(self._next, self._next + len(columns))
+        if self._numbered:
+            numbers = np.array([self._numbers.pop(index) for index in columns.index.tolist()])
+        ends = [*(np.flatnonzero(np.diff(numbers) > 1) + 1).tolist(), len(numbers)]
+        runs = []
+        for start, end in pairwise([0, *ends]):
+            runs.append(ImageRun(int(numbers[start]), columns[start:end]))
+            self.images.add_run(runs[-1])
+        self._next = runs[-1].end
+        return runs
+
     def pack(self, sends: Sequence[Send], buffer_for: Callable[[int], np.ndarray]) -> Packed:
         """Tasks of one kind as a message, encoded unless they are single images or by place.
 
@@ -126,18 +239,27 @@ class ImageBuffer:
         tasks = [WireTask(s.task, s.group, s.attempt, s.kind, s.items, by_place) for s in sends]
         if KIND[sends[0].kind].encoded and not by_place:
             return self._pack_encoded(tasks, buffer_for)
-        records = [self.images[image] for send in sends for image, _ in send.items]
+        items = sum([len(send.items) for send in sends])
         if by_place:
-            pixels = [pack_places([(record.shard, record.row) for record in records])]
+            pixels = [self._places(send) for send in sends]
         else:
+            records = [self.images[image] for send in sends for image, _ in send.items]
             pixels = [_pixels(record) for record in records]
             for task in tasks:  # of an image, or of many of which none is a file
                 task.as_files = self.images[task.items[0][0]].file is not None
-        items = len(records)
         nbytes = task_message_bytes(len(tasks), items, sum(p.nbytes for p in pixels))
         buffer = buffer_for(nbytes)
         nbytes = pack_tasks(buffer, self.session, tasks, pixels)
         return Packed(buffer, nbytes, (0,) * len(tasks), not by_place)
+
+    def _places(self, send: Send) -> np.ndarray:
+        """Where the images of a task lie, as it travels."""
+        first, count = send.items[0].image, len(send.items)
+        if count > 1 and send.items[-1].image - first == count - 1 and first not in self.images:
+            run = self.images.run_of(first)
+            return run.places[run.part(first, count)].view(np.uint8)
+        records = [self.images[image] for image, _ in send.items]
+        return pack_places([(record.shard, record.row) for record in records])
 
     def _pack_encoded(
         self, tasks: Sequence[WireTask], buffer_for: Callable[[int], np.ndarray]
@@ -166,10 +288,9 @@ class ImageBuffer:
             record.cell = self.encoder.shrink(_pixels(record))
         return record.cell
 
-    def release(self, images: Iterable[int]) -> None:
+    def release(self, images: Sequence[int]) -> None:
         """They have their outcome, and no task needs their pixels any more."""
-        for image in images:
-            del self.images[image]
+        self.images.release(images)
 
 
 def _pixels(record: ImageRecord) -> np.ndarray:

@@ -16,7 +16,7 @@ from collage_mpi.encoding.decode import decode, summands
 from collage_mpi.encoding.vectors import EMBEDDINGS
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.messages import Measured, Welcome
-from collage_mpi.kinds import KIND, TABLE
+from collage_mpi.kinds import KIND, SINGLE, TABLE
 from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Geometry, Loading, Predictor
 from collage_mpi.models.named import OFFLINE, is_foreign, is_function
@@ -181,9 +181,10 @@ class Networks:
     def ask(self, tasks: Sequence[WireTask], inputs: Sequence[np.ndarray]) -> list[WireResult]:
         """The answers to tasks of one kind, as one batch. An exception fails a task, not the job.
 
-        A batch that raises is run again task by task. So a bad input fails no other task, nor does
-        a batch that does not fit the device's memory now. A task also fails if none of its rows of
-        scores is finite: a GPU that has begun to compute nonsense is found by its failures.
+        A batch that raises is run again task by task, and a run image by image. So a bad input
+        fails no other task, nor does a batch that does not fit the device's memory now. A task also
+        fails if none of its rows of scores is finite: a GPU that has begun to compute nonsense is
+        found by its failures.
 
         Args:
             inputs: of each task, (n, H, W, C) uint8.
@@ -202,9 +203,20 @@ class Networks:
                 results.append(self._result(task, scores[own], given))
             return results
         except Exception as error:
-            if len(tasks) == 1:
+            if len(tasks) == 1 and (tasks[0].kind != SINGLE or len(inputs[0]) == 1):
                 return [failed(tasks[0], f"{type(error).__name__}: {error}")]
+        if len(tasks) == 1:
+            return [self._one_by_one(tasks[0], inputs[0])]
         return [self.ask([task], [own])[0] for task, own in zip(tasks, inputs, strict=True)]
+
+    def _one_by_one(self, task: WireTask, inputs: np.ndarray) -> WireResult:
+        """The answer to a run whose batch has raised, without the images that raise alone."""
+        alone = [replace(task, items=(item,)) for item in task.items]
+        found = [self.ask([each], [own[None]])[0] for each, own in zip(alone, inputs, strict=True)]
+        if all(result.status == FAILED for result in found):
+            return failed(task, found[0].reason)
+        cells = tuple(result.cells[0] if result.cells else None for result in found)
+        return WireResult(task.task, ANSWERED, cells=cells)
 
     def _result(
         self, task: WireTask, scores: np.ndarray, embeddings: np.ndarray | None

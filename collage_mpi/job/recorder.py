@@ -8,22 +8,24 @@ images is open, because until then an answer that is held back may still resolve
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from collage_mpi.encoding.vectors import Extras
+from collage_mpi.job.image_buffer import ImageRun, InFlight
 from collage_mpi.kinds import COLLAGE, KIND
-from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult
+from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, Cells, WireResult
 from collage_mpi.results.rows import (
     AUDIT_CODE,
+    IMAGES,
     KIND_CODE,
     OUTCOME_CODE,
     SOURCE_CODE,
 )
-from collage_mpi.scheduler.events import Resolve, Send, Unread
+from collage_mpi.scheduler.events import Resolve, ResolveRun, Send, Unread
 from collage_mpi.shards.readahead import ImageRecord
 
 
@@ -33,6 +35,7 @@ class Writer(Protocol):
     session: int
 
     def image(self, row: tuple[Any, ...], /) -> object: ...
+    def image_rows(self, rows: np.ndarray, /) -> object: ...
     def group(self, row: tuple[Any, ...], /) -> object: ...
     def task(self, row: tuple[Any, ...], /) -> object: ...
 
@@ -134,7 +137,8 @@ class Recorder:
         warmup_groups: int,
         vectors: Vectors | None = None,
     ) -> None:
-        """`images`: the images in flight by id, from their admission until they are released.
+        """`images`: the images in flight by id, from their admission until they are released. If
+        they come as runs, a group of the scheduler is a whole batch, and is not meant here.
 
         `vectors` keeps what is asked of an image beyond its class.
         """
@@ -146,6 +150,7 @@ class Recorder:
         self._group_size = group_size
         self._warmup_groups = warmup_groups
         self._images = images
+        self._runs = images if isinstance(images, InFlight) else InFlight()
         self._tasks: dict[int, _Task] = {}
         self._groups: dict[int, _Group] = {}
 
@@ -157,7 +162,10 @@ class Recorder:
         """Tasks left in one message; pasting each one's collage or stripe took `encodes_ns`."""
         for send, encode_ns in zip(sends, encodes_ns, strict=True):
             self._tasks[send.task] = _Task(send, now_ns, encode_ns if send.bundle else 0, NO_RESULT)
-            if send.bundle:
+            if self._runs.came:
+                for number in self._groups_of(send):
+                    self._group_of(number, send.items[0].image, 0)
+            elif send.bundle:
                 for (image, _), (number, cell) in zip(send.items, send.bundle, strict=True):
                     self._group_of(number, image, cell)
             else:
@@ -187,8 +195,7 @@ class Recorder:
         the groups that are open."""
         for task_id in tasks:
             task = self._tasks[task_id]
-            send = task.send
-            for number in {number for number, _ in send.bundle} if send.bundle else (send.group,):
+            for number in self._groups_of(task.send):
                 group = self._groups.get(number)
                 if group is not None:
                     task.open += 1
@@ -203,8 +210,63 @@ class Recorder:
                 task.result, task.done_ns = WireResult(task_id, LOST, reason=why), now_ns
                 self.settled((task_id,))
 
+    def _groups_of(self, send: Send) -> Collection[int]:
+        """The numbers of the groups that its images belong to."""
+        if self._runs.came:
+            first, last = (send.items[at].image // self._group_size for at in (0, -1))
+            return range(first, last + 1)
+        return {number for number, _ in send.bundle} if send.bundle else (send.group,)
+
+    def run_resolved(self, run: ResolveRun, now_ns: int) -> None:
+        """Images of one task have their outcome."""
+        task, size, first = self._tasks[run.task], self._group_size, run.image
+        came, result = self._runs.run_of(first), task.result
+        part = came.part(first, len(run.scores))
+        if came.rows is None:
+            came.rows = self._rows_of(came)
+        rows = came.rows[part]
+        rows["source"] = SOURCE_CODE[run.source]
+        assert isinstance(result.cells, Cells)
+        said = result.cells.array
+        rows["predicted"], rows["score"] = said["label"], said["score"]
+        rows["rank"], rows["attempt"] = task.send.rank, task.send.attempt
+        rows["latency_ns"] = now_ns - came.t0_ns
+        rows["read_ns"], rows["decode_ns"] = came.read_ns + result.read_ns, task.decode_ns
+        rows["compute_ns"], rows["held_ns"] = result.compute_ns, result.held_ns
+        self._writer.image_rows(rows)  # first: see `resolved`
+        task.resolved += len(rows)
+        self.totals.images += len(rows)
+        labels = [] if came.columns.label is None else came.columns.label[part].tolist()
+        at, end = first, first + len(rows)
+        while at < end:
+            number = at // size
+            group = self._groups.get(number) or self._group_of(number, at, at % size)
+            until = min(end, (number + 1) * size)
+            group.images += until - at
+            group.last_ns = max(group.last_ns, now_ns)
+            group.labels.update(labels[at - first : until - first])
+            if group.images == group.size:
+                self._close_group(number)
+            at = until
+
+    def _rows_of(self, run: ImageRun) -> np.ndarray:
+        """(n,) of IMAGE_ROW with all that does not depend on the answer; the rest is 0."""
+        rows, columns = np.zeros(run.length, IMAGES.dtype), run.columns
+        rows["shard"], rows["row"] = columns.shard, columns.row
+        numbers = np.arange(run.first, run.end)
+        rows["group"], rows["cell"] = np.divmod(numbers, self._group_size)
+        rows["answered"] = True
+        if columns.label is not None:
+            rows["has_label"], rows["label"] = True, columns.label
+        rows["t0_ns"], rows["session"] = run.t0_ns - self._start_ns, self._writer.session
+        rows["warmup"] = rows["group"] < self._warmup_groups
+        return rows
+
     def resolved(self, resolve: Resolve, now_ns: int) -> None:
         """An image has its outcome. An audited answer counts from when it was decided."""
+        if self._runs.came:
+            number, cell = divmod(resolve.image, self._group_size)
+            resolve = resolve._replace(group=number, cell=cell)
         if resolve.decided_ns is not None:
             now_ns = resolve.decided_ns
         group = self._groups.get(resolve.group)
@@ -258,9 +320,16 @@ class Recorder:
         group = self._groups.get(number)
         if group is not None:
             return group
-        first = image - cell
-        member = self._images.get(first) or self._images[image]  # in a closed loop all have one t0
-        group = _Group(first, self._group_size, member.t0_ns, member.read_ns)
+        if self._runs.came:
+            came = self._runs.run_of(image)
+            first = number * self._group_size
+            group = _Group(first, self._group_size, came.t0_ns, came.read_ns)
+        else:
+            first = image - cell
+            member = (
+                self._images.get(first) or self._images[image]
+            )  # in a closed loop all have one t0
+            group = _Group(first, self._group_size, member.t0_ns, member.read_ns)
         self._groups[number] = group
         following, previous = self._groups.get(number + 1), self._groups.get(number - 1)
         if following is not None:
@@ -334,11 +403,12 @@ class Recorder:
 
     def _write_task(self, task: _Task) -> None:
         send, result = task.send, task.result
+        group = send.group if not self._runs.came else send.items[0].image // self._group_size
         row = (  # in the order of TaskRow
             send.task,
             send.rank,
             KIND_CODE[send.kind],
-            send.group,
+            group,
             send.attempt,
             len(send.items),
             task.resolved,
@@ -349,7 +419,7 @@ class Recorder:
             result.drawn_ns,
             OUTCOME_CODE[OUTCOMES[result.status]],
             self._writer.session,
-            send.group < self._warmup_groups,
+            group < self._warmup_groups,
             result.reason or NO_REASON,
         )
         self._writer.task(row)

@@ -130,7 +130,8 @@ class TeamSession(ExitStack):
             vectors = Vectors(settings.extras, self.rows.vector, evidence)
         scheme = replace(settings.scheme_settings(), decode=parity_decoder(plan, vectors))
         workers, costs = len(plan.placement.workers), self.costs
-        asked = settings.scheduler_settings(workers, costs.ratio, costs.batch_costs)
+        runs = settings.runs and self.reading.issuperset(plan.placement.workers)
+        asked = settings.scheduler_settings(workers, costs.ratio, costs.batch_costs, runs=runs)
         fingerprints = [info.fingerprint for info in plan.shards.infos]
         draw = Draw(settings.audit_share, settings.audit_seed, fingerprints)
         wire = self.worker_group.session

@@ -262,9 +262,10 @@ class Supply:
     def _places(self) -> Places:
         return Places(self._plan)
 
-    def group_of(self, image: int) -> int | None:
-        """The group's number if the lease gives it: images are numbered by group and cell."""
-        return image // self._size if self._numbered else None
+    def group_of(self, image: int, size: int) -> int | None:
+        """The number of its group, of that size, if the lease gives it: images are numbered by
+        group and cell."""
+        return image // size if self._numbered else None
 
     @property
     def paused(self) -> bool:

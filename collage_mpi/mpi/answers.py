@@ -8,9 +8,10 @@ text for the reason.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,43 @@ _RESULT, _CELL = map(packer, (RESULT, CELL))
 _said = attrgetter(*(RESULT.names or ())[:-3])
 
 
+class Cells(Sequence[Score | None]):
+    """The records of a task as they travelled, unpacked when they are asked for."""
+
+    def __init__(self, data: memoryview) -> None:
+        """`data`: whole records of CELL."""
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data) // _CELL.size
+
+    def __iter__(self) -> Iterator[Score | None]:
+        return iter(_records(self._data))
+
+    def __contains__(self, record: object) -> bool:
+        if record is None:
+            return not (self.array["state"] == PRESENT).all()
+        return record in _records(self._data)
+
+    def __getitem__(self, place: Any) -> Any:
+        return tuple(_records(self._data))[place]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and _records(self._data) == list(other)
+
+    @property
+    def array(self) -> np.ndarray:
+        """(n,) of CELL, a view."""
+        return np.frombuffer(self._data, CELL)
+
+
+def _records(data: memoryview) -> list[Score | None]:
+    return [
+        Score(label, score) if state == PRESENT else None
+        for label, score, state in _CELL.iter_unpack(data)
+    ]
+
+
 @dataclass(slots=True)
 class WireResult:
     """How one task ended on its rank.
@@ -78,7 +116,7 @@ class WireResult:
     held_ns: int = 0
     drawn_ns: int = 0
     read_ns: int = 0
-    cells: tuple[Score | None, ...] = ()
+    cells: Sequence[Score | None] = ()
     reason: str = ""
     unread: tuple[Unread | None, ...] = ()
     vectors: np.ndarray | None = None
@@ -160,18 +198,15 @@ def unpack_results(message: np.ndarray, header: Header | None = None) -> list[Wi
     vectors = None
     if vectors_at < reasons_at or header.n_floats:
         vectors = _vectors(message[vectors_at:reasons_at], sum([r[-1] for r in records]), header)
-    cells = [
-        Score(label, score) if state == PRESENT else None
-        for label, score, state in _CELL.iter_unpack(data[cells_at:vectors_at])
-    ]
     results, first, text, row = [], 0, reasons_at, 0
     for *said, count, length, rows in records:
         result = WireResult(*said)
-        result.cells = tuple(cells[first : first + count])
+        at = cells_at + first * _CELL.size
+        own = data[at : at + count * _CELL.size]
+        result.cells = Cells(own) if count > 1 else tuple(_records(own))
         if length:
             raw = message[text : text + length].tobytes()
             result.reason = raw.decode("utf-8", "replace")
-            at = cells_at + first * _CELL.size
             states = message[at : at + len(result.cells) * _CELL.size].view(CELL)["state"]
             _note_unread(result, states.tolist())
         if vectors is not None and rows:

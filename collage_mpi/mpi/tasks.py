@@ -41,6 +41,7 @@ TASK = np.dtype(
 ITEM = np.dtype([("image", "<i8"), ("cell", "<u4"), ("reserved", "<u4")])
 PLACE = np.dtype([("shard", "<u4"), ("row", "<u8")])
 FILE = np.dtype([("nbytes", "<u4")])  # before its bytes
+MANY_ITEMS = 16  # from here on numpy packs them sooner
 
 _TASK, _ITEM, _PLACE, _FILE = map(packer, (TASK, ITEM, PLACE, FILE))
 _said = attrgetter(*(TASK.names or ())[:-4])
@@ -97,10 +98,19 @@ def pack_tasks(
         _TASK.pack(*_said(t), KINDS.index(t.kind), t.by_place, t.as_files, len(t.items))
         for t in tasks
     ]
-    items = [_ITEM.pack(image, cell) for task in tasks for image, cell in task.items]
+    count = sum([len(task.items) for task in tasks])
     payload = following + sum([array.nbytes for array in pixels])
-    header = Header(TASKS, session, len(tasks), len(items), payload)
+    header = Header(TASKS, session, len(tasks), count, payload)
+    items = [_packed(task.items) for task in tasks]
     return write(out, header, b"".join(records + items), pixels, following)
+
+
+def _packed(items: Sequence[tuple[int, int]]) -> bytes:
+    if len(items) < MANY_ITEMS:
+        return b"".join([_ITEM.pack(image, cell) for image, cell in items])
+    packed = np.zeros(len(items), ITEM)
+    packed["image"], packed["cell"] = zip(*items, strict=True)
+    return packed.tobytes()
 
 
 def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:

@@ -228,6 +228,20 @@ class Buffer:
         elif self._thread.fault is not None:
             raise self._thread.fault
 
+    def extend(self, rows: np.ndarray) -> None:
+        """Take packed rows, (n,) of the table's dtype. Raises as `add`."""
+        if self._thread.fault is not None:
+            raise self._thread.fault
+        data = memoryview(rows.tobytes())
+        self.total += len(rows)
+        while data:
+            part = data[: self._capacity - self._used]
+            self._bytes[self._used : self._used + len(part)] = part
+            self._used += len(part)
+            data = data[len(part) :]
+            if self._used == self._capacity:
+                self.hand_over()
+
     def _row(self, fields: dict[str, Any]) -> tuple[Any, ...]:
         table = self.table
         for column, codes in table.coded.items():
@@ -274,7 +288,7 @@ class RowSink:
 
     Attributes:
         pending: parts of a run of several teams, as they come on the disk.
-        image, group, task: record one; see `Buffer.add`.
+        image, group, task: record one; see `Buffer.add`. `image_rows` records many.
     """
 
     def __init__(
@@ -315,6 +329,7 @@ class RowSink:
             for table in TABLES
         )
         self.image, self.group, self.task = self._images.add, self._groups.add, self._tasks.add
+        self.image_rows = self._images.extend
         self._flush_ns = int(flush_s * 1e9)
         self._flushed_ns = time.monotonic_ns()
 
@@ -379,6 +394,7 @@ class MemoryWriter:
         self._kept = _KeptParts()
         self._buffers = {t.name: Buffer(t, self._kept, ROWS_PER_PART, self.session) for t in TABLES}
         self.image, self.group, self.task = (buffer.add for buffer in self._buffers.values())
+        self.image_rows = self._buffers[IMAGES.name].extend
 
     def results(self, path: Path, manifest: Json) -> Results:
         """What was written, as if it were read back from `path`."""

@@ -213,8 +213,22 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         batched = [kind for kind in KINDS if self.uses(kind) and self.most_inputs(kind) > 1]
         return dict.fromkeys(batched, cost)
 
+    @property
+    def runs(self) -> bool:
+        """Whether all images of a batch can be sent and answered as runs: the same is wanted of
+        each of them, and nothing is drawn, kept or asked of one image alone.
+        """
+        plain = self.scheme == "none" and self.assign == "pull" and self.straggler == "none"
+        together = self.batch > 1 and not self.open_loop and self.linger_ms is None
+        return plain and together and not self.extras
+
     def scheduler_settings(
-        self, workers: int, ratio: float = 1.0, batch_costs: Mapping[str, float] | None = None
+        self,
+        workers: int,
+        ratio: float = 1.0,
+        batch_costs: Mapping[str, float] | None = None,
+        *,
+        runs: bool = False,
     ) -> SchedulerSettings:
         """What the scheduler of a world, or of one team, is told, in its units.
 
@@ -222,13 +236,14 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             workers: ranks but the coordinator.
             ratio: the collage network's service time over the single one's.
             batch_costs: kind -> what a further input of a batch takes over the first.
+            runs: whether a batch comes in as a run.
         """
 
         def ns(value: float | None, unit: float) -> int | None:
             return None if value is None else round(value * unit)
 
         return SchedulerSettings(
-            group_size=self.group_size,
+            group_size=self.group_size * (self.batch if runs else 1),
             ranks=workers,
             costs=dict.fromkeys(SPARE_KINDS, ratio),
             batch_costs=batch_costs or {},
@@ -241,6 +256,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             image_timeout_ns=ns(self.image_timeout_s, 1e9),
             max_attempts=self.max_attempts,
             endgame=self.endgame == "on",
+            runs=runs,
         )
 
     def digest(self) -> str:

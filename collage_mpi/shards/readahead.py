@@ -55,6 +55,36 @@ class ImageRecord:
     unread: bool | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Images that other ranks read, as columns in the order of the job.
+
+    Attributes:
+        index, shard, row: (n,) int64, as of an `ImageRecord`.
+        label: (n,) int64; None without labels.
+    """
+
+    index: np.ndarray
+    shard: np.ndarray
+    row: np.ndarray
+    label: np.ndarray | None
+
+    def __getitem__(self, some: slice) -> Columns:
+        label = self.label
+        own = None if label is None else label[some]
+        return Columns(self.index[some], self.shard[some], self.row[some], own)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def records(self) -> list[ImageRecord]:
+        """A record of each."""
+        known = [None] * len(self) if self.label is None else self.label.tolist()
+        columns = (column.tolist() for column in (self.index, self.shard, self.row))
+        each = zip(*columns, known, strict=True)
+        return [ImageRecord(index, shard, row, None, label) for index, shard, row, label in each]
+
+
 @dataclass(frozen=True)
 class CellMaker:
     """How images become cells.
@@ -116,7 +146,9 @@ class ReadAhead:
         self._growing = growing
         self._batch = batch
         self._room = batch * ahead
-        self._ready: deque[ImageRecord] = deque()
+        # What was read at a time: records, or columns if other ranks read the pixels.
+        self._stretches: deque[list[ImageRecord] | Columns] = deque()
+        self._ready = 0  # images in them
         self._change = threading.Condition()
         self._taken = 0
         self._failure: Exception | None = None
@@ -132,7 +164,7 @@ class ReadAhead:
     @property
     def ready(self) -> int:
         """Images that `take` would return now without waiting."""
-        return len(self._ready)
+        return self._ready
 
     @property
     def failed(self) -> bool:
@@ -149,17 +181,41 @@ class ReadAhead:
             EnvironmentFault, DataFault: the shards can no longer be read.
             ValueError: after `close`.
         """
+        records: list[ImageRecord] = []
         with self._change:
-            while not (self._ready or self._failure or self._closed or self.remaining == 0):
-                self._change.wait()
-            if self._closed:
-                raise ValueError("this ReadAhead is closed")
-            if self._failure and not self._ready:
-                raise self._failure
-            records = [self._ready.popleft() for _ in range(min(n, len(self._ready)))]
-            self._taken += len(records)
-            self._change.notify_all()
+            self._wait_for_any()
+            while self._ready and len(records) < n:
+                part = self._next(n - len(records))
+                records += part.records() if isinstance(part, Columns) else part
             return records
+
+    def take_columns(self, n: int) -> Columns:
+        """As `take` if other ranks read the pixels: one image or more."""
+        with self._change:
+            self._wait_for_any()
+            part = self._next(n)
+            assert isinstance(part, Columns)
+            return part
+
+    def _wait_for_any(self) -> None:
+        while not (self._ready or self._failure or self._closed or self.remaining == 0):
+            self._change.wait()
+        if self._closed:
+            raise ValueError("this ReadAhead is closed")
+        if self._failure and not self._ready:
+            raise self._failure
+
+    def _next(self, n: int) -> list[ImageRecord] | Columns:
+        """At most `n` images of one stretch."""
+        stretch = self._stretches.popleft()
+        there = len(stretch)
+        if there > n:
+            self._stretches.appendleft(stretch[n:])
+            stretch = stretch[:n]
+        self._ready -= len(stretch)
+        self._taken += len(stretch)
+        self._change.notify_all()
+        return stretch
 
     def add(self, order: np.ndarray) -> None:
         """Append (k,) global indices to the order."""
@@ -171,7 +227,8 @@ class ReadAhead:
         """Stop the thread and wait for its end. It may be called twice."""
         with self._change:
             self._closed = True
-            self._ready.clear()
+            self._stretches.clear()
+            self._ready = 0
             self._change.notify_all()
         self._thread.join()
 
@@ -190,13 +247,15 @@ class ReadAhead:
                     return
                 chosen = self._order[position : position + room]
                 try:
-                    records = self._read(chosen)
+                    stretch = self._read(chosen)
                 except ShardFault as fault:
                     self._leave_out(fault.shard, position)
                     continue
                 position += len(chosen)
                 with self._change:
-                    self._ready.extend(() if self._closed else records)
+                    if not self._closed:
+                        self._stretches.append(stretch)
+                        self._ready += len(chosen)
                     self._change.notify_all()
         except Exception as error:  # handed to the caller of take
             with self._change:
@@ -221,16 +280,16 @@ class ReadAhead:
     def _wait_for_room(self) -> int:
         """How many images to read now, in whole batches; 0 when closed."""
         with self._change:
-            while not self._closed and self._room - len(self._ready) < self._batch:
+            while not self._closed and self._room - self._ready < self._batch:
                 self._change.wait()
             if self._closed:
                 return 0
             if not self._ready:
                 return self._batch  # somebody may be waiting: the smallest step
-            batches = (self._room - len(self._ready)) // self._batch
+            batches = (self._room - self._ready) // self._batch
             return self._batch * min(WINDOW, batches)
 
-    def _read(self, chosen: np.ndarray) -> list[ImageRecord]:
+    def _read(self, chosen: np.ndarray) -> list[ImageRecord] | Columns:
         if not self._parts.pixels:
             return self._named(chosen)
         if self._parts.files:
@@ -258,13 +317,10 @@ class ReadAhead:
             )
         return records
 
-    def _named(self, chosen: np.ndarray) -> list[ImageRecord]:
+    def _named(self, chosen: np.ndarray) -> Columns:
         """Where the images lie, and their labels, without reading pixels."""
         labels = self._shards.labels_at(chosen)
-        known = [None] * len(chosen) if labels is None else labels.tolist()
-        found = (chosen, *self._shards.locate_each(chosen))
-        each = zip(*(one.tolist() for one in found), known, strict=True)
-        return [ImageRecord(index, shard, row, None, label) for index, shard, row, label in each]
+        return Columns(chosen, *self._shards.locate_each(chosen), labels)
 
     def _as_stored(self, chosen: np.ndarray) -> list[ImageRecord]:
         """The images' checked files; pixels if these are smaller than the file."""

@@ -85,6 +85,7 @@ NOT_TRIED = {
     ("models/named", "check_named"): "any bytes are a file",
     ("models/tuning", "processor_facts"): KERNEL,
     ("models/weights", "sha256_of_file"): "any bytes have a hash",
+    ("mpi/answers", "array"): "any bytes of a record are numbers",
     ("plugins", "offered"): "what pip installed; tests/loops/test_plugins breaks it",
     ("results/claim", "_read"): "bytes of a claim: claims are tried",
     ("results/row_sink", "_wait_for_lead"): OWN,
@@ -100,6 +101,7 @@ NOT_TRIED = {
     ("system/environment", "_pbs_hosts"): "a file of PBS, words only",
     ("system/limits", "_descriptors_of_all"): KERNEL,
     ("system/limits", "_sizes_bytes"): KERNEL,
+    ("system/forked", "_become"): "what its own launch says",
     ("training/peers", "read_once"): "memory of its own process on the host",
 }
 READS = re.compile(

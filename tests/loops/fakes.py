@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from collage_mpi.mpi.tasks import (
 from collage_mpi.mpi.transport import Received, Sent
 from collage_mpi.results.rows import GroupRow, ImageRow, TaskRow
 from collage_mpi.scheduler.events import Score
-from collage_mpi.shards.readahead import ImageRecord
+from collage_mpi.shards.readahead import Columns, ImageRecord
 
 MS = 1_000_000
 SESSION = 7
@@ -94,6 +95,12 @@ class ListReader:
         self._taken += len(taken)
         return taken
 
+    def take_columns(self, n: int) -> Columns:
+        taken = self.take(n)
+        columns = [[r.index for r in taken], [r.shard for r in taken], [r.row for r in taken]]
+        labels = np.array([record.label for record in taken], dtype=np.int64)
+        return Columns(*(np.array(column, dtype=np.int64) for column in columns), labels)
+
 
 class ListWriter:
     """Rows in lists."""
@@ -108,6 +115,9 @@ class ListWriter:
 
     def image(self, row: Any) -> None:
         self.images.append(ImageRow(*row))
+
+    def image_rows(self, rows: np.ndarray) -> None:
+        self.images += [ImageRow(*row) for row in rows.tolist()]
 
     def group(self, row: Any) -> None:
         self.groups.append(GroupRow(*row))
@@ -196,7 +206,10 @@ class Cluster:
         assert len({task.kind for task in tasks}) == 1
         self.messages.append((rank, len(tasks)))
         self.tasks += [(rank, task) for task in tasks]
-        parts = np.split(pixels, len(tasks))  # equal: one image or its place, or one collage, each
+        # As much for each item, or one collage a task.
+        items = [len(task.items) if task.kind == "single" else 1 for task in tasks]
+        each = len(pixels) // sum(items)
+        parts = np.split(pixels, [each * count for count in accumulate(items)][:-1])
         batch = [(task, self._corners(task, part)) for task, part in zip(tasks, parts, strict=True)]
         self.queues.setdefault(rank, deque()).append((arrives_ns, batch))
         if token is not None:

@@ -104,9 +104,12 @@ class Job:
         placement: str = "fixed",
         audit: float = 0.0,
         calibration: int = 0,
+        runs: bool = False,
         **settings: Any,
     ) -> None:
         singles = side * side if singles is None else singles
+        reading = range(1, singles + 1) if runs else reading
+        size = side * side * (settings["batch"] if runs else 1)
         self.records = [record(i) for i in range(records)] if type(records) is int else records
         self.clock = Clock()
         self.start_ns = self.clock.now_ns
@@ -129,10 +132,11 @@ class Job:
         )
         collages = collages if scheme in ("collage", "cascade") else 0
         self.scheduler = Scheduler(
-            scheduler_settings(group_size=side * side, ranks=singles + collages, **settings),
+            scheduler_settings(group_size=size, ranks=singles + collages, runs=runs, **settings),
             make_scheme(
                 scheme_settings(
                     scheme,
+                    assign="pull" if runs else "turn",
                     policy=policy_of(policy, grace_ns=grace_ns),
                     collage_copies=copies,
                     placement=placement,
@@ -219,6 +223,7 @@ class Job:
         assert finish.status == ev.COMPLETE, finish
         assert sorted(row.row for row in self.writer.images) == list(range(len(self.records)))
         assert self.feed.images == {}
+        assert not self.feed.images._runs
         assert not self.coordinator._leaving
 
 
@@ -248,6 +253,99 @@ class Job:
 )
 def test_every_image_gets_its_own_answer_once(images, scheme, shape):
     Job(images, scheme=scheme, **shape).complete()
+
+
+RUNS = {"scheme": "none", "runs": True}
+
+
+@pytest.mark.parametrize("images", [0, 1, 3, 5, 16, 37, 200])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"batch": 2},
+        {"batch": 3, "depth": 2, "credit": 1},
+        {"batch": 8, "singles": 3, "depth": 3, "endgame": True},
+        {"batch": 16, "singles": 1},
+        {"batch": 3, "drain": True},
+        {"batch": 5, "every_ns": MS // 4, "reads": 7, "depth": 3, "paced": True},
+    ],
+    ids=str,
+)
+def test_images_in_runs_get_the_rows_that_they_get_one_by_one(images, shape):
+    labelled = [record(i) for i in range(images)]
+    jobs = [Job(labelled, **RUNS, **shape), Job(labelled, scheme="none", **shape)]
+    for job in jobs:
+        job.complete()
+    found = [{row.row: row for row in job.writer.images} for job in jobs]
+    same = "shard", "row", "group", "cell", "answered", "predicted", "score", "has_label", "label"
+    for run, alone in zip(*(sorted(rows.items()) for rows in found), strict=True):
+        assert [getattr(run[1], name) for name in same] == [
+            getattr(alone[1], name) for name in same
+        ]
+        assert (run[1].source, run[1].warmup) == (alone[1].source, alone[1].warmup) or (
+            shape.get("endgame")
+        )
+    groups = [sorted((g.group, g.images, g.classes) for g in job.writer.groups) for job in jobs]
+    assert groups[0] == groups[1]
+    assert sum(task.items for task in jobs[0].writer.tasks) >= images
+    most = max((sum(len(t.items) for t in m) for m in sent_together(jobs[0])), default=0)
+    assert most <= shape["batch"]
+
+
+def sent_together(job: Job) -> list[list[WireTask]]:
+    """The tasks of each message."""
+    tasks = iter(task for _, task in job.cluster.tasks)
+    return [[next(tasks) for _ in range(count)] for _, count in job.cluster.messages]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_what_happens_to_some_images_of_a_run_happens_to_them_alone(seed):
+    chance = random.Random(f"runs {seed}")
+    worn = {i for i in range(150) if chance.random() < 0.05 or 40 <= i < 56}  # whole runs, too
+
+    def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
+        images = [image for image, _ in task.items]
+        unread = tuple(ev.Unread(f"row {i} is worn", True) if i in worn else None for i in images)
+        if any(unread):
+            kind = FAILED if all(unread) else ANSWERED
+            cells = () if kind == FAILED else truthful(rank, task, pixels).cells
+            return WireResult(task.task, kind, cells=cells, unread=unread)
+        if chance.random() < 0.1:
+            return WireResult(task.task, FAILED, reason="boom")
+        result = truthful(rank, task, pixels)
+        cells = tuple(None if chance.random() < 0.02 else cell for cell in result.cells)
+        return dataclasses.replace(result, cells=cells)
+
+    service = {"service_ns": lambda rank, task: int(MS * chance.lognormvariate(0, 1))}
+    job = Job(
+        150,
+        **RUNS,
+        batch=chance.choice([2, 5, 8]),
+        depth=chance.choice([1, 3]),
+        endgame=chance.random() < 0.5,
+        max_failures=100,
+        max_attempts=9,
+        cluster={"behave": behave, **service},
+    )
+    assert job.run().status == (ev.COMPLETE_WITH_ERRORS if worn else ev.COMPLETE)
+    assert sorted(row.row for row in job.writer.images) == list(range(150))
+    errors = {row.row: row for row in job.writer.images if not row.answered}
+    assert errors.keys() == worn
+    assert all(f"row {i} is worn" in str(row.reason) for i, row in errors.items())
+    assert not any(row.has_label for row in errors.values())
+    assert {row.row: (row.group, row.cell) for row in job.writer.images} == {
+        i: divmod(i, 4) for i in range(150)
+    }
+    assert job.feed.images == {}
+    assert not job.feed.images._runs
+
+
+@pytest.mark.parametrize("dies_ms", [0.5, 1.5, 2.5])
+def test_the_run_of_a_lost_rank_is_done_by_others(dies_ms):
+    job = Job(120, **RUNS, batch=8, depth=2, singles=3, deaths={2: dies_ms})
+    job.complete()
+    assert job.sources["retry"] > 0
+    assert all(task.items == 1 for task in job.writer.tasks if task.attempt > 1)
 
 
 @pytest.mark.parametrize(("cells_differ", "chosen"), [(False, 0.8999), (True, None)])
@@ -780,8 +878,8 @@ class Leases:
             self.feed.close()
         return True
 
-    def group_of(self, image: int) -> int:
-        return image // self.group_size
+    def group_of(self, image: int, size: int) -> int:
+        return image // size
 
 
 def test_the_lead_is_heard_and_a_stop_looked_for_once_a_ms():
@@ -920,8 +1018,8 @@ class LateLease:
         self._feed.close()
         return True
 
-    def group_of(self, image: int) -> int:
-        return image // 4
+    def group_of(self, image: int, size: int) -> int:
+        return image // size
 
 
 def sleeps_of(job: Job) -> dict[bool, set[int]]:

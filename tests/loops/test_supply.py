@@ -155,7 +155,7 @@ def test_images_of_a_lease_come_in_its_order_and_by_its_numbers():
     assert team.look(lease(0, 10, (0, 2), (5, 6)))
     admitted = team.feed.admit(9)
     assert [(number, record.index) for number, record in admitted] == [(20, 5), (21, 4), (22, 0)]
-    assert [team.supply.group_of(number) for number, _ in admitted] == [10, 10, 11]
+    assert [team.supply.group_of(number, 2) for number, _ in admitted] == [10, 10, 11]
     assert team.warm == [10]
     team.look(lease(1, 30, (6, 8)))
     assert team.warm == [10]  # of the first one alone

@@ -264,6 +264,27 @@ def test_a_network_that_raises_fails_its_task_not_the_job(error):
     assert fine.cells[0].label == 2
 
 
+@pytest.mark.parametrize("most", [1, 2, 1 << 30])
+def test_a_run_whose_batch_raises_is_asked_image_by_image(most):
+    """Without a record only of the image that the network cannot bear."""
+    bench = Bench()
+    bench.network.most, bench.network.refuses = most, 5
+    classes = [4, 5, 6]
+    pixels = np.zeros((3, *SHAPE), np.uint8)
+    pixels[:, 0, 0, 0] = classes
+    items = tuple((image, image) for image in range(3))
+    bench.endpoint.give([WireTask(0, 0, 1, "single", items)], [pixels])
+    bench.run()
+    (result,) = bench.results
+    assert result.status == ANSWERED
+    assert [cell and cell.label for cell in result.cells] == [4, None, 6]
+    bench.network.error = RuntimeError("CUDA error")
+    bench.endpoint.give([WireTask(1, 0, 1, "single", items)], [pixels])
+    bench.run()
+    assert bench.results[1].status == FAILED
+    assert "CUDA error" in bench.results[1].reason
+
+
 def test_scores_of_a_wrong_shape_fail_the_task():
     bench = Bench("collage")
     bench.network.predict = lambda batch: np.ones((1, 1, 10), np.float32)

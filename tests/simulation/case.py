@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from tests.faults.chaos_plan import SCHEMES, shape_of_work
 from tests.simulation.inputs import HARMS, NETWORK, ROWS
@@ -157,9 +158,25 @@ def draw(seed: int) -> Case:
     work = shape_of_work(rng, tuple(SCHEMES), collages)
     if "cascade" not in work and rng.random() < 0.15:
         work += ("--save", "scores")
+    work, pace = _in_runs(seed, work, pace)
     sessions = tuple(_session(rng, number) for number in range(rng.choice((1, 1, 2, 3))))
     limit = rng.choice((rows, rows, rng.randint(1, rows)))
     return Case(seed, shards, limit, collages, teams, work, tuple(pace), sessions)
+
+
+def _in_runs(
+    seed: int, work: tuple[str, ...], pace: list[str]
+) -> tuple[tuple[str, ...], list[str]]:
+    """Of some seeds the images of a batch come in together, and share what happens to them."""
+    rng = random.Random(f"runs {seed}")
+    if rng.random() > 0.2:
+        return work, pace
+    batch = rng.choice((2, 3, 4, 8))
+    plain = ("--scheme", "none", "--assign", "pull", "--pixels", "workers", "--batch", str(batch))
+    endgame = ("--endgame", rng.choice(("on", "off")))
+    limits = {"--depth", "--order", "--reply-timeout-s", "--start-timeout-s", "--image-timeout-s"}
+    kept = [pair for pair in pairwise(pace) if pair[0] in limits]
+    return (*plain, *endgame), [word for pair in kept for word in pair]
 
 
 def _session(rng: random.Random, number: int) -> Session:

@@ -59,9 +59,10 @@ class Laws:
         if name == "RankReady":
             self.credit[event.rank] = event.credit
         elif name == "ImageArrived":
-            if event.image in self.arrived:
+            run = set(range(event.image, event.image + event.length))
+            if self.arrived & run:
                 self.broken("an image arrives twice", event)
-            self.arrived.add(event.image)
+            self.arrived |= run
             if len(self.arrived) > self.admitted:
                 self.broken("an image arrives that was not admitted", event)
         elif name in ("Answered", "Failed", "Skipped"):
@@ -84,10 +85,12 @@ class Laws:
             self._send(action.sends)
         elif name == "Admit":
             self.admitted += action.images
-        elif name == "Resolve":
-            if action.image in self.resolved or action.image not in self.arrived:
+        elif name in ("Resolve", "ResolveRun"):
+            count = len(action.scores) if name == "ResolveRun" else 1
+            images = set(range(action.image, action.image + count))
+            if images & self.resolved or images - self.arrived:
                 self.broken("not one Resolve an image (2)", action)
-            self.resolved.add(action.image)
+            self.resolved |= images
         elif name == "Release":
             needed = {
                 item.image

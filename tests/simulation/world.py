@@ -293,6 +293,7 @@ def install(instead: dict[str, str] | None = None) -> None:
             "remove_shared_memory": lambda *args: [],
         },
         "collage_mpi.job.session": {"Scheduler": standins.Around(watched)},
+        "collage_mpi.models.null": {"NullPredictor": standins.Around(slow)},
         "collage_mpi.mpi.transport": {"open_world": network.open_world},
         "collage_mpi.faults.process_monitor": {
             "ProcessMonitor": Monitor,
@@ -305,6 +306,18 @@ def install(instead: dict[str, str] | None = None) -> None:
     standins.install(modules, names, changes, instead or {})
     for name in ("cli", "commands.run", "job.main", "job.run", "report.page", "results.verify"):
         importlib.import_module(f"collage_mpi.{name}")
+
+
+def slow(network: type) -> type:
+    """The class of a network that computes for up to 20 ms, if its ranks draw no delays."""
+
+    class Slow(network):  # type: ignore[misc]
+        def predict(self, batch: Any) -> Any:
+            if "--straggler" not in here().own["job"].words:
+                kernel().sleep(kernel().random.randint(0, 20) * MS)
+            return super().predict(batch)
+
+    return Slow
 
 
 def _nothing(*args: Any) -> None:
