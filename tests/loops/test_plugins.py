@@ -15,9 +15,12 @@ from collage_mpi.cli import main
 from collage_mpi.commands.launch import LaunchArguments, launch_ranks
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.figures.points import _look
+from collage_mpi.job.row_reader import RowReader, described
 from collage_mpi.launch import mpiexec
 from collage_mpi.scheduler.schemes import SCHEME_NAMES, SCHEMES, scheme_class
 from collage_mpi.scheduler.schemes.base import REGISTERED
+from collage_mpi.shards import ShardSet
+from collage_mpi.shards.inputs import source_class
 from collage_mpi.system.launchers import VARIABLE, launcher_of, launchers
 
 SCHEME = """
@@ -44,6 +47,21 @@ class Relay(Launcher):
 
     def flags(self, ranks, site, env):
         return ["--spread"]
+"""
+NUMBERS = """
+from collage_mpi.shards.schema import ShardInfo
+from collage_mpi.shards.source import Source
+
+class Numbers(Source):
+    name = "numbers"
+
+    @classmethod
+    def describe(cls, path, read_as):
+        count, about = int(path.read_text()), (None, False, "", cls.fingerprint(path))
+        return ShardInfo(path, count, 2, 2, 1, *about, storage=cls.name)
+
+    def read_into(self, out, places, rows, dataset="images"):
+        out[places] = rows[:, None, None, None]
 """
 RELAYRUN = """#!{python}
 import os, subprocess, sys
@@ -77,7 +95,8 @@ def install(tmp_path, monkeypatch):
         launcher_of.cache_clear()
         for name in REGISTERED.keys() - before:
             del REGISTERED[name]
-        for name in ("theirs_module", "relay_module"):
+        source_class.cache_clear()
+        for name in ("theirs_module", "relay_module", "numbers_module"):
             sys.modules.pop(name, None)
 
     monkeypatch.syspath_prepend(tmp_path)
@@ -100,6 +119,19 @@ def test_a_scheme_of_another_package_is_simulated_and_drawn_and_listed(install, 
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     assert "theirs" in capsys.readouterr().out
+
+
+def test_a_source_of_another_package_is_read_and_inspected(install, capsys, tmp_path):
+    entries = "[collage_mpi.sources]\nnumbers = numbers_module:Numbers\n"
+    install("their-sources", entries, numbers_module=NUMBERS)
+    (tmp_path / "five").write_text("5")
+    with ShardSet.open([f"numbers:{tmp_path / 'five'}"]) as found:
+        assert found.read([4, 1])[0][:, 0, 0, 0].tolist() == [4, 1]
+        reader = RowReader(described(found))
+        assert reader.read([(0, 3)])[0].max() == 3
+        reader.close()
+    assert main(["shards", "inspect", f"numbers:{tmp_path / 'five'}"]) == 0
+    assert "5 of 2 x 2 x 1" in capsys.readouterr().out
 
 
 def test_a_name_that_nobody_adds_is_an_error_that_lists_all(install, capsys):

@@ -20,7 +20,7 @@ from collage_mpi.shards import ShardSet
 from collage_mpi.shards.inputs import expand_paths, ids_of, source_class
 from collage_mpi.shards.members import MemberIndex
 from collage_mpi.shards.pictures import PictureFit, picture_pixels
-from collage_mpi.shards.source import ReadAs, Source
+from collage_mpi.shards.source import ReadAs
 
 AS = ReadAs(FIT)
 PICTURE_KINDS = [kind for kind in KINDS if "zarr" not in kind]
@@ -211,12 +211,16 @@ def test_an_index_is_read_back_and_a_damaged_one_is_not_used(tmp_path, files) ->
 
 
 def test_folders_are_classes_only_if_they_can_be(tmp_path, files, caplog) -> None:
+    read(tmp_path / "photos").close()
+    assert "taken for classes (ant, bee, cat); if they are none, say --input-labels" in caplog.text
+    caplog.clear()
     known = ReadAs(FIT, ("cat", "bee", "ant", "dog"))
     with read(tmp_path / "photos", known) as found:
         assert found.class_names == known.class_names
         assert found.labels().tolist() == [2] * 4 + [1] * 4 + [0] * 4
     with read(tmp_path / "photos", replace(known, labels=False)) as found:
         assert found.labels() is None
+    assert "taken for" not in caplog.text
     with read(tmp_path / "photos", ReadAs(FIT, ("cat", "bee"))) as found:
         assert found.labels() is None
         assert len(found) == COUNT
@@ -365,38 +369,6 @@ def test_a_source_is_named_before_its_path(tmp_path, files) -> None:
         assert len(found) == COUNT
     with pytest.raises(UsageError, match="source 'nosuch' is not known; known are images, tar,"):
         read(f"nosuch:{tmp_path}")
-
-
-class Numbers(Source):
-    """Of a package of its own: as many grey images as its file says."""
-
-    name = "numbers"
-
-    @classmethod
-    def describe(cls, path: Path, read_as: ReadAs):
-        from collage_mpi.shards.schema import ShardInfo
-
-        count = int(path.read_text())
-        return ShardInfo(
-            path, count, 2, 2, 1, None, False, "", cls.fingerprint(path), storage=cls.name
-        )
-
-    def read_into(self, out, places, rows, dataset="images"):
-        out[places] = rows[:, None, None, None]
-
-
-def test_another_package_brings_a_source(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(
-        "collage_mpi.shards.inputs.SOURCES.load",
-        lambda name: Numbers if name == "numbers" else None,
-    )
-    source_class.cache_clear()
-    (tmp_path / "n").write_text("5")
-    with read(f"numbers:{tmp_path / 'n'}") as found:
-        assert found.read([4, 1])[0][:, 0, 0, 0].tolist() == [4, 1]
-        reader = RowReader(described(found))
-        assert reader.read([(0, 3)])[0].max() == 3
-    source_class.cache_clear()
 
 
 @pytest.mark.parametrize("kind", PICTURE_KINDS)
