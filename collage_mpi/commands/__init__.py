@@ -10,6 +10,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "demo",
         "real images under four schemes: tables and a picture from one command",
     ),
+    "classify": (
+        "classify",
+        "the classes of a folder of pictures as a CSV file, by one command; resumable",
+    ),
     "launch": ("launch", "start ranks with the installed MPI, as in: launch -n 11 -- run"),
     "run": ("run", "classify every image of the shards (the job itself; under mpiexec or launch)"),
     "simulate": ("simulate", "simulate a job: any number of ranks, no MPI and no waiting"),

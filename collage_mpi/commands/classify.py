@@ -1,0 +1,146 @@
+"""`collage-mpi classify photos/ --network timm:NAME --out classes.csv`: the classes of a folder of
+pictures by one command. It starts a run on this host, which reads them where they lie, and exports
+its predictions.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from collage_mpi.commands.parser import Command, MpiArguments
+from collage_mpi.errors import ExitCode, UsageError
+from collage_mpi.kinds import SINGLE
+from collage_mpi.settings.inputs import InputSettings, NetworkSettings
+from collage_mpi.system.environment import launcher_size, processes_wanted
+from collage_mpi.system.fields import REQUIRED, same, setting
+from collage_mpi.system.printable import say
+
+USUAL_PX = 224  # of a network that does not say its size
+RUN = ".run"  # after the name of the output: the folder of the run
+FORMATS = ("csv", "parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyArguments(MpiArguments):
+    """What classify takes."""
+
+    pictures: Path = setting(
+        REQUIRED, "folder of pictures, at any depth", metavar="DIR", positional=True
+    )
+    network: str = setting(
+        REQUIRED,
+        "what classifies them: timm:NAME, hf:ID, FILE.onnx, FILE.pt2, FILE.ts, a .safetensors "
+        "file, or MODULE:FUNCTION",
+        metavar="W",
+    )
+    out: Path = setting(
+        REQUIRED,
+        f"file for id, class and score of each picture, .csv or .parquet. FILE{RUN} holds the run; "
+        "the same command goes on there",
+        metavar="FILE",
+    )
+    top_k: int | None = same(InputSettings, "top_k", group="")
+    class_names_file: str | None = same(InputSettings, "class_names_file", group="")
+    size: int | None = setting(
+        None,
+        "height and width of the images",
+        unset=f"what the network says, else {USUAL_PX}",
+        metavar="PX",
+        at_least=1,
+    )
+    device: str = same(NetworkSettings, "device", group="")
+    ranks: int | None = setting(
+        None, "worker ranks", unset="one for each GPU, or for each available core", at_least=1
+    )
+
+    @property
+    def run(self) -> Path:
+        """The folder of the run."""
+        return self.out.with_name(self.out.name + RUN)
+
+
+def execute(args: ClassifyArguments) -> int:
+    """Go on with the run, or begin it, and export what it has when it is done."""
+    from collage_mpi.commands.launch import LaunchArguments, check_before_ranks, launch_ranks
+    from collage_mpi.results.vectors import require_pyarrow
+
+    if (launcher_size() or 1) > 1:
+        raise UsageError("classify starts its ranks itself: call it without mpiexec or srun")
+    if args.out.suffix[1:] not in FORMATS:
+        raise UsageError(f"--out {args.out}: its name must end in .csv or .parquet")
+    if args.top_k or args.out.suffix == ".parquet":
+        require_pyarrow("--top-k, or an --out that ends in .parquet,")
+    words = _run_words(args)
+    code = launch_ranks(check_before_ranks(words, None), words, LaunchArguments(mpi=args.mpi))
+    if code not in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS):
+        if code == ExitCode.INCOMPLETE:
+            say("the same command goes on, and writes the classes when all are there")
+        elif code == ExitCode.USAGE:
+            say(f"for other pictures or networks remove {args.run}, or choose another --out")
+        return code
+    _export(args)
+    return code
+
+
+def _input_words(args: ClassifyArguments) -> list[str]:
+    """How the pictures are read: in the size that the network takes.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: the network cannot be used, or takes no squares.
+    """
+    from collage_mpi.models import describe
+    from collage_mpi.models.asking import ask
+    from collage_mpi.models.info import Geometry
+    from collage_mpi.models.named import is_foreign, is_function
+
+    px = args.size or USUAL_PX
+    info, resize_px = describe(args.network, SINGLE), None
+    if is_foreign(args.network) and not is_function(args.network):
+        told = ask(args.network, SINGLE, Geometry((px, px, 3), 1, px, None))
+        info, resize_px = told.info, told.resize_px
+    height, width, channels = (px, px, 3) if info is None else info.shape
+    if height != width or args.size not in (None, height):
+        raise UsageError(
+            f"--size {px}: {args.network} takes images of {height} x {width} px"
+            + ("" if height == width else "; classify makes squares alone")
+        )
+    words = ["--input", str(args.pictures), "--input-labels", "none", "--pixels", "workers"]
+    words += ["--image-px", str(height), "--channels", str(channels)]
+    return [*words, "--resize-px", str(resize_px)] if resize_px and resize_px > height else words
+
+
+def _run_words(args: ClassifyArguments) -> list[str]:
+    """The run: begun or gone on with, with a rank for each GPU, else for each core."""
+    from collage_mpi.job.networks import gpus_here
+
+    gpus = gpus_here() if args.device != "cpu" else 0
+    singles = args.ranks or gpus or processes_wanted("--ranks", None)
+    words = ["run", "--resume", "--out", str(args.run), *_input_words(args)]
+    words += ["--scheme", "none", "--single", args.network]
+    words += ["--profile", "throughput", "--singles", str(singles), "--device", args.device]
+    for name in ("top_k", "class_names_file"):
+        value = getattr(args, name)
+        words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    return words
+
+
+def _export(args: ClassifyArguments) -> None:
+    from collage_mpi.results.export import export_run
+    from collage_mpi.results.reader import read_results
+    from collage_mpi.system.files import writing
+
+    results = read_results(args.run)
+    (path,) = export_run(results, args.out.suffix[1:], only_predictions=True)
+    with writing(args.out):
+        os.replace(path, args.out)
+    say(f"classes in {args.out}")
+
+
+COMMAND = Command(
+    execute,
+    ClassifyArguments,
+    epilog="e.g. collage-mpi classify photos/ --network timm:mobilenetv3_small_100 --top-k 5 "
+    "--out classes.csv",
+)

@@ -1,0 +1,129 @@
+"""`collage-mpi classify`: from a folder of pictures to a CSV file, begun, gone on with, refused."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from library_files import save_scripted
+from PIL import Image
+
+from collage_mpi.cli import main
+from collage_mpi.commands import classify, launch
+from collage_mpi.errors import ExitCode, UsageError
+from collage_mpi.models.asking import Described
+from collage_mpi.models.info import Declared, Geometry, own_info
+
+NETWORK = "timm:net"
+
+
+def make_pictures(folder: Path) -> Path:
+    """Five pictures in three folders of any depth, and a damaged one."""
+    random = np.random.default_rng(0)
+    for name in ("a.png", "x/b.png", "x/c.png", "x/y/d.png", "z/e.png"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(path)
+    (folder / "z" / "damaged.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    return folder
+
+
+def of(out: Path, **more: object) -> classify.ClassifyArguments:
+    pictures = make_pictures(out.parent / "photos")
+    return classify.ClassifyArguments(
+        **{"pictures": pictures, "network": "null", "out": out, **more}
+    )
+
+
+def says(monkeypatch, declared: Declared) -> None:
+    """What a named network says of itself, without a library."""
+    info = own_info(NETWORK, "single", Geometry(declared.shape, 1, 28, None), "f", declared)
+    told = Described(replace(info, class_names=()), 4, declared.resize_px)
+    monkeypatch.setattr("collage_mpi.models.asking.ask", lambda *_: told)
+    monkeypatch.setattr("collage_mpi.models.named.find_spec", lambda _: True)
+
+
+def test_the_pictures_are_read_as_the_network_takes_them(tmp_path: Path, monkeypatch) -> None:
+    says(monkeypatch, Declared(shape=(224, 224, 3), resize_px=256))
+    words = classify._input_words(of(tmp_path / "c.csv", network=NETWORK))
+    found = dict(zip(words[::2], words[1::2], strict=True))
+    assert found == {
+        "--input": str(tmp_path / "photos"),
+        "--input-labels": "none",
+        "--pixels": "workers",
+        "--image-px": "224",
+        "--channels": "3",
+        "--resize-px": "256",
+    }
+    with pytest.raises(UsageError, match="--size 96: timm:net takes images of 224 x 224 px"):
+        classify._input_words(of(tmp_path / "c.csv", network=NETWORK, size=96))
+    says(monkeypatch, Declared(shape=(224, 96, 3)))
+    with pytest.raises(UsageError, match="classify makes squares alone"):
+        classify._input_words(of(tmp_path / "c.csv", network=NETWORK))
+    assert str(classify.USUAL_PX) in classify._input_words(of(tmp_path / "c.csv"))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "singles"), [(3, "auto", "3"), (3, "cpu", "2"), (0, "auto", "2")]
+)
+def test_a_rank_for_each_gpu_else_for_each_core(
+    gpus: int, device: str, singles: str, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("collage_mpi.job.networks.gpus_here", lambda: gpus)
+    monkeypatch.setattr(classify, "processes_wanted", lambda *_: 2)
+    words = classify._run_words(of(tmp_path / "c.csv", device=device, top_k=3))
+    assert words[words.index("--singles") + 1] == singles
+    assert words[words.index("--top-k") + 1] == "3"
+    assert {"--resume", "none", "throughput"} <= set(words)
+    own = classify._run_words(of(tmp_path / "c.csv", ranks=7))
+    assert own[own.index("--singles") + 1] == "7"
+
+
+@pytest.mark.parametrize(
+    ("out", "network", "code", "said"),
+    [
+        ("c.txt", "null", ExitCode.USAGE, "must end in .csv or .parquet"),
+        ("c.csv", "gone.onnx", ExitCode.ENVIRONMENT, "network gone.onnx: cannot be read"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_made(
+    out: str, network: str, code: int, said: str, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_pictures(tmp_path / "photos")
+    monkeypatch.setattr("collage_mpi.models.named.find_spec", lambda _: True)
+    assert main(["classify", "photos", "--network", network, "--out", out]) == code
+    assert said in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"photos"}
+
+
+@pytest.mark.mpi
+@pytest.mark.any_mpi
+def test_pictures_to_a_csv_file_begun_gone_on_with_and_refused(
+    tmp_path: Path, monkeypatch, capfd
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_pictures(tmp_path / "photos")
+    save_scripted(tmp_path / "n.ts")
+    words = ["classify", "photos", "--network", "n.ts", "--size", "28", "--top-k", "2"]
+    words += ["--out", "c.csv", "--ranks", "2", "--device", "cpu"]
+    with monkeypatch.context() as stopped:
+        stopped.setattr(launch, "launch_ranks", lambda *_: ExitCode.INCOMPLETE)
+        assert main(words) == ExitCode.INCOMPLETE
+    assert "the same command goes on" in capfd.readouterr().out
+    assert not (tmp_path / "c.csv").exists()
+
+    assert main(words) == ExitCode.COMPLETE_WITH_ERRORS, capfd.readouterr().err  # one is damaged
+    rows = [*csv.DictReader((tmp_path / "c.csv").open())]
+    ids = ["a.png", "x/b.png", "x/c.png", "x/y/d.png", "z/damaged.jpg", "z/e.png"]
+    assert [row["id"] for row in rows] == ids
+    assert [bool(row["class"]) for row in rows] == [True] * 4 + [False, True]
+    assert {*rows[0]} == {"id", "class", "score", "class_2", "score_2"}
+    capfd.readouterr()
+
+    (tmp_path / "photos" / "a.png").unlink()
+    assert main(words) == ExitCode.USAGE
+    assert "remove c.csv.run, or choose another --out" in capfd.readouterr().out
