@@ -11,13 +11,11 @@ from pathlib import Path
 
 from collage_mpi.commands.parser import Command, MpiArguments
 from collage_mpi.errors import ExitCode, UsageError
-from collage_mpi.kinds import SINGLE
 from collage_mpi.settings.inputs import InputSettings, NetworkSettings
 from collage_mpi.system.environment import launcher_size, processes_wanted
 from collage_mpi.system.fields import REQUIRED, same, setting
 from collage_mpi.system.printable import say
 
-USUAL_PX = 224  # of a network that does not say its size
 RUN = ".run"  # after the name of the output: the folder of the run
 FORMATS = ("csv", "parquet")
 
@@ -43,13 +41,7 @@ class ClassifyArguments(MpiArguments):
     )
     top_k: int | None = same(InputSettings, "top_k", group="")
     class_names_file: str | None = same(InputSettings, "class_names_file", group="")
-    size: int | None = setting(
-        None,
-        "height and width of the images",
-        unset=f"what the network says, else {USUAL_PX}",
-        metavar="PX",
-        at_least=1,
-    )
+    image_px: int | None = same(InputSettings, "image_px", group="")
     device: str = same(NetworkSettings, "device", group="")
     ranks: int | None = setting(
         None, "worker ranks", unset="one for each GPU, or for each available core", at_least=1
@@ -84,43 +76,17 @@ def execute(args: ClassifyArguments) -> int:
     return code
 
 
-def _input_words(args: ClassifyArguments) -> list[str]:
-    """How the pictures are read: in the size that the network takes.
-
-    Raises:
-        UsageError, EnvironmentFault, DataFault: the network cannot be used, or takes no squares.
-    """
-    from collage_mpi.models import describe
-    from collage_mpi.models.asking import ask
-    from collage_mpi.models.info import Geometry
-    from collage_mpi.models.named import is_foreign, is_function
-
-    px = args.size or USUAL_PX
-    info, resize_px = describe(args.network, SINGLE), None
-    if is_foreign(args.network) and not is_function(args.network):
-        told = ask(args.network, SINGLE, Geometry((px, px, 3), 1, px, None))
-        info, resize_px = told.info, told.resize_px
-    height, width, channels = (px, px, 3) if info is None else info.shape
-    if height != width or args.size not in (None, height):
-        raise UsageError(
-            f"--size {px}: {args.network} takes images of {height} x {width} px"
-            + ("" if height == width else "; classify makes squares alone")
-        )
-    words = ["--input", str(args.pictures), "--input-labels", "none", "--pixels", "workers"]
-    words += ["--image-px", str(height), "--channels", str(channels)]
-    return [*words, "--resize-px", str(resize_px)] if resize_px and resize_px > height else words
-
-
 def _run_words(args: ClassifyArguments) -> list[str]:
     """The run: begun or gone on with, with a rank for each GPU, else for each core."""
     from collage_mpi.job.networks import gpus_here
 
     gpus = gpus_here() if args.device != "cpu" else 0
     singles = args.ranks or gpus or processes_wanted("--ranks", None)
-    words = ["run", "--resume", "--out", str(args.run), *_input_words(args)]
-    words += ["--scheme", "none", "--single", args.network]
+    words = ["run", "--resume", "--out", str(args.run), "--scheme", "none"]
+    words += ["--input", str(args.pictures), "--input-labels", "none", "--pixels", "workers"]
+    words += ["--single", args.network]
     words += ["--profile", "throughput", "--singles", str(singles), "--device", args.device]
-    for name in ("top_k", "class_names_file"):
+    for name in ("top_k", "class_names_file", "image_px"):
         value = getattr(args, name)
         words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
     return words

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,7 @@ from PIL import Image
 
 from collage_mpi.cli import main
 from collage_mpi.commands import classify, launch
-from collage_mpi.errors import ExitCode, UsageError
-from collage_mpi.models.asking import Described
-from collage_mpi.models.info import Declared, Geometry, own_info
-
-NETWORK = "timm:net"
+from collage_mpi.errors import ExitCode
 
 
 def make_pictures(folder: Path) -> Path:
@@ -38,34 +33,6 @@ def of(out: Path, **more: object) -> classify.ClassifyArguments:
     )
 
 
-def says(monkeypatch, declared: Declared) -> None:
-    """What a named network says of itself, without a library."""
-    info = own_info(NETWORK, "single", Geometry(declared.shape, 1, 28, None), "f", declared)
-    told = Described(replace(info, class_names=()), 4, declared.resize_px)
-    monkeypatch.setattr("collage_mpi.models.asking.ask", lambda *_: told)
-    monkeypatch.setattr("collage_mpi.models.named.find_spec", lambda _: True)
-
-
-def test_the_pictures_are_read_as_the_network_takes_them(tmp_path: Path, monkeypatch) -> None:
-    says(monkeypatch, Declared(shape=(224, 224, 3), resize_px=256))
-    words = classify._input_words(of(tmp_path / "c.csv", network=NETWORK))
-    found = dict(zip(words[::2], words[1::2], strict=True))
-    assert found == {
-        "--input": str(tmp_path / "photos"),
-        "--input-labels": "none",
-        "--pixels": "workers",
-        "--image-px": "224",
-        "--channels": "3",
-        "--resize-px": "256",
-    }
-    with pytest.raises(UsageError, match="--size 96: timm:net takes images of 224 x 224 px"):
-        classify._input_words(of(tmp_path / "c.csv", network=NETWORK, size=96))
-    says(monkeypatch, Declared(shape=(224, 96, 3)))
-    with pytest.raises(UsageError, match="classify makes squares alone"):
-        classify._input_words(of(tmp_path / "c.csv", network=NETWORK))
-    assert str(classify.USUAL_PX) in classify._input_words(of(tmp_path / "c.csv"))
-
-
 @pytest.mark.parametrize(
     ("gpus", "device", "singles"), [(3, "auto", "3"), (3, "cpu", "2"), (0, "auto", "2")]
 )
@@ -78,6 +45,7 @@ def test_a_rank_for_each_gpu_else_for_each_core(
     assert words[words.index("--singles") + 1] == singles
     assert words[words.index("--top-k") + 1] == "3"
     assert {"--resume", "none", "throughput"} <= set(words)
+    assert "--image-px" not in words  # that of the network
     own = classify._run_words(of(tmp_path / "c.csv", ranks=7))
     assert own[own.index("--singles") + 1] == "7"
 
@@ -108,7 +76,7 @@ def test_pictures_to_a_csv_file_begun_gone_on_with_and_refused(
     monkeypatch.chdir(tmp_path)
     make_pictures(tmp_path / "photos")
     save_scripted(tmp_path / "n.ts")
-    words = ["classify", "photos", "--network", "n.ts", "--size", "28", "--top-k", "2"]
+    words = ["classify", "photos", "--network", "n.ts", "--image-px", "28", "--top-k", "2"]
     words += ["--out", "c.csv", "--ranks", "2", "--device", "cpu"]
     with monkeypatch.context() as stopped:
         stopped.setattr(launch, "launch_ranks", lambda *_: ExitCode.INCOMPLETE)
