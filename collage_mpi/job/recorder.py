@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -186,9 +187,10 @@ class Recorder:
 
     def _note_unread(self, send: Send, unread: Sequence[Unread | None]) -> None:
         for (image, _), why in zip(send.items, unread, strict=True):
-            record = self._images.get(image)
-            if why is not None and record is not None:
-                record.unread = why.of_input or bool(record.unread)
+            with suppress(KeyError):  # it may be in flight no more
+                if why is not None:
+                    record = self._images[image]  # `get` would make none of an image of a run
+                    record.unread = why.of_input or bool(record.unread)
 
     def settled(self, tasks: Iterable[int]) -> None:
         """The scheduler has acted on the end of these tasks: write their rows, or keep them for

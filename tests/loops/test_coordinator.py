@@ -340,6 +340,17 @@ def test_what_happens_to_some_images_of_a_run_happens_to_them_alone(seed):
     assert not job.feed.images._runs
 
 
+def test_a_bad_row_of_a_run_that_is_sent_but_once_has_no_label():
+    def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
+        worn = [ev.Unread("worn", True) if image in (3, 9) else None for image, _ in task.items]
+        result = truthful(rank, task, pixels)
+        return dataclasses.replace(result, unread=tuple(worn)) if any(worn) else result
+
+    job = Job(20, **RUNS, batch=4, max_attempts=1, cluster={"behave": behave})
+    assert job.run().status == ev.COMPLETE_WITH_ERRORS
+    assert {row.row for row in job.writer.images if not row.has_label} == {3, 9}
+
+
 @pytest.mark.parametrize("dies_ms", [0.5, 1.5, 2.5])
 def test_the_run_of_a_lost_rank_is_done_by_others(dies_ms):
     job = Job(120, **RUNS, batch=8, depth=2, singles=3, deaths={2: dies_ms})
