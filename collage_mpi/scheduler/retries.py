@@ -167,7 +167,7 @@ class Retries:
         """A task failed or was lost (`failed`), or its rank is silent."""
         main = self.core.scheme.main
         images = []
-        task.take_apart()
+        self.core.dispatch.tasks.cuts += task.take_apart()
         for image, why in zip(task.images, unread or repeat(None), strict=False):
             if image.resolved:
                 continue
@@ -228,6 +228,7 @@ class Retries:
         if _covered(image, scheme.kinds) or scheme.covers_later(self.core, image.group):
             return
         if image.count > 1:
+            self.core.dispatch.tasks.cuts += 1
             for each in image.apart():
                 self.image(each)
             return

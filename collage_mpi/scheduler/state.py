@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -106,18 +106,24 @@ class ImageState:
     def cut(self, count: int) -> ImageState:
         """Leave the run without its first `count` images; these, to which the same has happened,
         and which no task has yet."""
-        first = ImageState(self.id, self.group, self.cell, self.t0_ns, count)
-        for name in SHARED:
-            setattr(first, name, getattr(self, name))
-        first.tried = set(self.tried)
-        self.id, self.cell, self.count = self.id + count, self.cell + count, self.count - count
-        images = self.group.images
-        images.insert(images.index(self), first)
-        return first
+        return self._cut([count])[0]
+
+    def _cut(self, counts: Sequence[int]) -> list[ImageState]:
+        cut = []
+        for count in counts:
+            first = ImageState(self.id, self.group, self.cell, self.t0_ns, count)
+            for name in SHARED:
+                setattr(first, name, getattr(self, name))
+            first.tried = set(self.tried)
+            self.id, self.cell, self.count = self.id + count, self.cell + count, self.count - count
+            cut.append(first)
+        at = self.group.images.index(self)
+        self.group.images[at:at] = cut
+        return cut
 
     def apart(self) -> list[ImageState]:
         """Each image of the run by itself; its tasks hold these from now on."""
-        cut = [self.cut(1) for _ in range(self.count - 1)]
+        cut = self._cut([1] * (self.count - 1))
         for image in cut:
             image.tasks = list(self.tasks)
         for task in self.tasks:
@@ -198,11 +204,12 @@ class TaskState:
         """Whether it has left."""
         return self.message is not None
 
-    def take_apart(self) -> None:
-        """Each image by itself, of runs that are not resolved."""
+    def take_apart(self) -> bool:
+        """Each image by itself, of runs that are not resolved; whether there may be such."""
         if self.inputs > 1:
             parts = [[i] if i.resolved or i.count == 1 else i.apart() for i in self.images]
             self.images = list(chain.from_iterable(parts))
+        return self.inputs > 1
 
 
 class Message:

@@ -18,7 +18,7 @@ class TaskBook:
     Attributes:
         out: task -> its record, from its send to its terminal event.
         closed: nothing is sent any more.
-        cuts: how often a run was cut.
+        cuts: how often a run was cut, or taken apart.
     """
 
     def __init__(self, turn: Turn, ranks: ReadyRanks, main: str, mixed: str | None) -> None:

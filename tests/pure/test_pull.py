@@ -438,3 +438,17 @@ def test_a_run_that_failed_is_tried_again_image_by_image():
         (2, [2]),
     ]
     assert job.finish is None or len(job.resolved) == 12
+
+
+def test_the_end_game_copies_each_image_of_a_run_that_was_taken_apart_in_it():
+    job = in_runs(singles=3, batch=3, depth=1, endgame=True)
+    job.arrive(9)
+    job.close()
+    job.suspect(1)  # its images wait for another rank, one by one
+    job.answer(first_task(job, 2))  # which has them now, and is slow
+    job.answer(first_task(job, 3))
+    for image in range(3):
+        copy = first_task(job, 3)
+        assert [item.image for item in job.live[copy].items] == [image]
+        job.answer(copy)
+    assert len(job.resolved) == 9
