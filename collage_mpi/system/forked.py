@@ -19,6 +19,7 @@ from typing import NoReturn
 VARIABLE = "COLLAGE_MPI_FORK"  # the server's socket
 FOLDER_VARIABLE = "COLLAGE_MPI_SCRATCH"  # launch's folder on this host
 ROOM_VARIABLE, ROOM_BYTES = "COLLAGE_MPI_ROOM", 32768  # for what launchers add to an environment
+UNLOCKED = {"HDF5_USE_FILE_LOCKING": "FALSE"}  # read when h5py is imported, see `import_h5py`
 RELAY = "relay"  # the name of the process
 RELAYED = (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 MOST_DESCRIPTORS, MOST_WAITING = 64, 4096
@@ -54,7 +55,7 @@ def serving(
         words = str(listener.fileno()), ",".join(modules), *command
         server = subprocess.Popen(
             [*own_command("collage_mpi.system.forked"), *words],
-            env={**environment, ROOM_VARIABLE: "x" * ROOM_BYTES},
+            env={**UNLOCKED, **environment, ROOM_VARIABLE: "x" * ROOM_BYTES},
             pass_fds=[listener.fileno()],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -187,7 +188,12 @@ class _Server:
         relay_pid = int.from_bytes(
             line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4), "little"
         )
-        rank = os.fork()
+        try:
+            rank = os.fork()
+        except OSError:  # no process or no memory to be had: as without a server
+            for number in (line.detach(), *descriptors):
+                os.close(number)
+            return False
         if rank == 0:
             for each in (self._listener, line, *(other for _, other in self._ranks.values())):
                 each.close()

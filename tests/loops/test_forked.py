@@ -186,6 +186,30 @@ def test_without_a_server_a_rank_starts_by_itself(start, tmp_path):
         assert forked.VARIABLE not in unwanted
 
 
+def test_a_rank_that_cannot_be_forked_starts_by_itself(start, tmp_path):
+    """The others and their exit codes have no part in it."""
+    refuses = (
+        "import os\nreal = os.fork\ndef fork():\n    os.fork = real\n    raise BlockingIOError"
+    )
+    (tmp_path / "refuses.py").write_text(f"{refuses}\nos.fork = fork\n")
+    with serving(tmp_path, ["refuses"]) as environment:
+        forked_too = "sys.exit(4 + ('refuses' in sys.modules))"
+        assert [start(environment, forked_too).wait(60) for _ in range(2)] == [4, 5]
+
+
+@pytest.mark.parametrize(("said", "seen"), [(None, "FALSE"), ("TRUE", "TRUE")])
+def test_hdf5_is_imported_without_locks_unless_the_user_wants_them(
+    start, tmp_path, monkeypatch, said, seen
+):
+    monkeypatch.delenv("HDF5_USE_FILE_LOCKING", raising=False)
+    if said:
+        monkeypatch.setenv("HDF5_USE_FILE_LOCKING", said)
+    (tmp_path / "noted.py").write_text("import os\nLOCKS = os.environ['HDF5_USE_FILE_LOCKING']\n")
+    with serving(tmp_path, ["noted"]) as environment:
+        rank = start(environment, "print(sys.modules['noted'].LOCKS)")
+        assert rank.communicate()[0].strip() == seen
+
+
 def test_the_server_ends_after_launch_and_its_last_rank(start, tmp_path):
     source = (
         "import os, signal, sys; from collage_mpi.system import forked\n"
