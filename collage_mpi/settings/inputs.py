@@ -88,10 +88,11 @@ class InputSettings(Settings):
         metavar="FILE",
     )
     pixels: str = _setting(
-        "rank0",
+        "auto",
         "which ranks read, check and decode the images. rank0: rank 0 does and sends them to the "
         "workers. workers: the workers do; every worker needs the shards at the same path. auto: "
-        "the workers that have the shards at that path do, and rank 0 reads for the others",
+        "the workers that have the shards at that path do, and rank 0 reads for the others; with "
+        "--depth 1 rank 0 reads ahead for all",
         choices=("rank0", "workers", "auto"),
     )
     top_k: int | None = _setting(
@@ -134,11 +135,6 @@ class InputSettings(Settings):
         theirs = self.resize_px is None and self.fit == "crop" and shape and px == shape[0]
         resized = resize_px if theirs and px <= (resize_px or 0) else self.resize_px
         return PictureFit(px, self.fit, resized, channels)
-
-    @property
-    def by_place(self) -> bool:
-        """Whether tasks refer to images by their place in the shards, so that workers read them."""
-        return self.pixels != "rank0"
 
     @property
     def extras(self) -> Extras:

@@ -130,6 +130,14 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
                 )
 
     @property
+    def by_place(self) -> bool:
+        """Whether tasks refer to images by their place in the shards, so that workers read them.
+
+        With one group at a time a worker would read while nobody computes; rank 0 reads ahead.
+        """
+        return self.pixels == "workers" or (self.pixels == "auto" and self.depth != 1)
+
+    @property
     def launch_size(self) -> int:
         """Number of ranks to launch: worlds of exactly the right size, one a team."""
         return self.teams * self.world_size

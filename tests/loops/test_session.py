@@ -106,11 +106,13 @@ class Made:
 @pytest.mark.parametrize(
     ("settings", "welcome", "read_by"),
     [
-        ({}, "welcome, reading", [0]),
-        ({"pixels": "workers"}, "welcome", [1, 2]),
-        ({"arrivals": "poisson", "rate": 1e6}, "welcome, reading", [0]),
+        ({"pixels": "rank0"}, "welcome, reading", [0]),
+        ({"depth": 1}, "welcome, reading", [0]),
+        ({}, "welcome", [1, 2]),
+        ({"pixels": "workers", "depth": 1}, "welcome", [1, 2]),
+        ({"arrivals": "poisson", "rate": 1e6, "pixels": "rank0"}, "welcome, reading", [0]),
     ],
-    ids=["closed loop", "workers read", "open loop"],
+    ids=["rank 0 reads", "a group at a time", "workers can", "workers must", "open loop"],
 )
 def test_the_session_of_one_team_writes_a_row_an_image_in_order(
     tmp_path, settings, welcome, read_by

@@ -204,22 +204,26 @@ HEAVY = {"torch", "torchvision", "h5py", "safetensors", "rich", "PIL", "matplotl
 
 
 @pytest.mark.any_mpi
-@pytest.mark.parametrize("single", ["null", "shipped"])
-def test_a_rank_imports_what_its_part_needs(mpiexec, programs, data, tmp_path, single):
+@pytest.mark.parametrize(
+    ("single", "pixels"), [("null", "rank0"), ("shipped", "rank0"), ("shipped", "auto")]
+)
+def test_a_rank_imports_what_its_part_needs(mpiexec, programs, data, tmp_path, single, pixels):
     shipped = importlib.resources.files("collage_mpi") / "data"
     words = ["--shards", data / "one.h5", "--single", "null"]
     if single != "null":
         shard = shipped / "fashion_demo.h5"
         words = ["--shards", shard, "--single", shipped / "fashion_single.safetensors"]
     words += ["--collage", "null", *SMALL, "--limit", "8", "--out", tmp_path / "out"]
+    words += ["--pixels", pixels]
+    reads = set() if pixels == "rank0" else {"h5py"}
     done = mpiexec(4, [programs / "imported.py", tmp_path, "run", *words], env=QUICK)
     assert done.returncode == 0, done.stderr
     found = [HEAVY & set(json.loads((tmp_path / f"{rank}.json").read_text())) for rank in range(4)]
     assert found[0] - {"safetensors"} == {"h5py", "rich"}  # to read shards, to draw the summary
-    assert found[3] == set()  # the collage rank's network is null in both
+    assert found[3] == reads  # the collage rank's network is null in both
     assert found[1] == found[2]
     assert ("torch" in found[1]) == (single != "null")
-    assert found[1] <= {"torch", "safetensors"}
+    assert reads <= found[1] <= {"torch", "safetensors"} | reads
 
 
 def test_one_single_rank_and_one_image(mpi, data, both, tmp_path):

@@ -120,7 +120,12 @@ def test_opening_a_shard_is_no_part_of_reading_an_image(tmp_path, monkeypatch):
     for name in "bc":  # without labels, which a plan looks at
         write_shard(tmp_path / "more" / f"{name}.h5", np.zeros((40, 6, 6, 1), np.uint8))
     settings = RunSettings(
-        shards=(str(tmp_path / "more"),), single="null", scheme="none", side=2, out="out"
+        shards=(str(tmp_path / "more"),),
+        single="null",
+        scheme="none",
+        side=2,
+        out="out",
+        pixels="rank0",
     )
     plan, now_ns, plain = make_plan(settings, 5), [0], reader.open_source
 
@@ -138,7 +143,13 @@ def test_opening_a_shard_is_no_part_of_reading_an_image(tmp_path, monkeypatch):
 
 def test_reading_is_timed_for_teams_too(shard, monkeypatch):
     settings = RunSettings(
-        shards=(str(shard),), single="null", scheme="none", side=2, out="out", teams=2
+        shards=(str(shard),),
+        single="null",
+        scheme="none",
+        side=2,
+        out="out",
+        teams=2,
+        pixels="rank0",
     )
     plan, read = make_plan(settings, 10), []
     plain = ReadAhead.take
