@@ -143,8 +143,7 @@ def serve(listener: socket.socket, modules: Sequence[str]) -> None:
     import gc
     from importlib import import_module
 
-    for number in RELAYED:
-        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, RELAYED)  # a rank gets what comes before it is ready
     for name in modules:
         import_module(name)
     gc.collect()
@@ -229,6 +228,7 @@ def _become(relay_pid: int, descriptors: Sequence[int], numbers: Sequence[int]) 
     for number in RELAYED:
         usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         signal.signal(number, signal.SIG_IGN if ignored >> (number - 1) & 1 else usual)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, RELAYED)
     os.chdir(f"{proc}/cwd")
     os.sched_setaffinity(0, os.sched_getaffinity(relay_pid))
     with open(f"{proc}/cmdline", "rb") as file, open(f"{proc}/environ", "rb") as other:

@@ -31,6 +31,7 @@ if sys.argv[1:2] == ["see"]:
     seen = {
         "argv": sys.argv, "orig": sys.orig_argv, "name": __name__, "cwd": os.getcwd(),
         "stdin": sys.stdin.read(), "cores": sorted(os.sched_getaffinity(0)),
+        "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
         "ignored": [n for n in range(1, 32) if signal.getsignal(n) is signal.SIG_IGN],
         "environ": {k: v for k, v in os.environ.items() if k != "LC_CTYPE"},
         "inherits": os.get_inheritable(socket),
@@ -144,6 +145,15 @@ def test_a_signal_to_the_relay_reaches_the_rank(start, server):
         relay.send_signal(signal.SIGTERM)
         assert relay.communicate() == ("stopped\n", None)
     assert relay.returncode == 5
+
+
+def test_a_signal_that_comes_before_the_rank_can_handle_it_is_not_lost(start, tmp_path):
+    """As a stop does that the relay was sent while it waited for the server's imports."""
+    early = "    real()\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+    code = f"import os, signal\nreal = os.setsid\ndef setsid():\n{early}os.setsid = setsid\n"
+    (tmp_path / "early.py").write_text(code)
+    with serving(tmp_path, ["early"]) as environment:
+        assert start(environment, "sys.exit(3)").wait(60) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("stopped", [False, True])
