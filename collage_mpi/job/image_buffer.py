@@ -254,8 +254,8 @@ class ImageBuffer:
 
     def _places(self, send: Send) -> np.ndarray:
         """Where the images of a task lie, as it travels."""
-        first, count = send.items[0].image, len(send.items)
-        if count > 1 and send.items[-1].image - first == count - 1 and first not in self.images:
+        first, count = send.items[0][0], len(send.items)
+        if count > 1 and send.items[-1][0] - first == count - 1 and first not in self.images:
             run = self.images.run_of(first)
             return run.places[run.part(first, count)].view(np.uint8)
         records = [self.images[image] for image, _ in send.items]

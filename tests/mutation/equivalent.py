@@ -62,10 +62,6 @@ SAME: dict[tuple[str, str], str] = {
         "lags = int(noise[0]) if len(noise) else len(sums) - (0)",
     ): "a slice ends where its array does",
     (
-        "collage_mpi/scheduler/backlog.py",
-        "if share > (0) and has_failed(task):",
-    ): "a share of one ends with its first task anyway",
-    (
         "collage_mpi/scheduler/tasks.py",
         "if (task.pending <= len(task.images)):  # what was resolved while it waited: a blank cell",
     ): "where none is resolved all stay",
@@ -87,9 +83,8 @@ SAME: dict[tuple[str, str], str] = {
     ): "a timer's number is a name",
     (
         "collage_mpi/shards/reader.py",
-        "return self.infos[0].fit if len(kinds) == 1 "
-        'and self.infos[(-1)].storage == "encoded" else None',
-    ): "of one kind all shards are stored alike",
+        "return self.infos[(-1)].fit if len(fits) == 1 else None",
+    ): "all have the same",
     (
         "collage_mpi/shards/reader.py",
         "labels = np.empty(len(wanted), dtype=np.int64) if self.infos[(-1)].has_labels else None",

@@ -12,7 +12,12 @@ PACKAGE = Path(collage_mpi.__file__).parent
 HOME = Path(file_names.__file__)
 NAMES = {value for key, value in vars(file_names).items() if key.isupper()}
 # A command, a table, a task's images that wait.
-ALSO_A_WORD = {file_names.EXPORT, file_names.VECTORS_FOLDER, file_names.PENDING_FOLDER}
+ALSO_A_WORD = {
+    file_names.EXPORT,
+    file_names.INDEX_FOLDER,
+    file_names.PENDING_FOLDER,
+    file_names.VECTORS_FOLDER,
+}
 
 
 def literals(source: str) -> list[str]:
