@@ -241,10 +241,9 @@ class ImageBuffer:
             return self._pack_encoded(tasks, buffer_for)
         items = sum([len(send.items) for send in sends])
         if by_place:
-            pixels = [self._places(send) for send in sends]
+            pixels = self._places(sends)
         else:
-            records = [self.images[image] for send in sends for image, _ in send.items]
-            pixels = [_pixels(record) for record in records]
+            pixels = [_pixels(self.images[image]) for send in sends for image, _ in send.items]
             for task in tasks:  # of an image, or of many of which none is a file
                 task.as_files = self.images[task.items[0][0]].file is not None
         nbytes = task_message_bytes(len(tasks), items, sum(p.nbytes for p in pixels))
@@ -252,14 +251,19 @@ class ImageBuffer:
         nbytes = pack_tasks(buffer, self.session, tasks, pixels)
         return Packed(buffer, nbytes, (0,) * len(tasks), not by_place)
 
-    def _places(self, send: Send) -> np.ndarray:
-        """Where the images of a task lie, as it travels."""
-        first, count = send.items[0][0], len(send.items)
-        if count > 1 and send.items[-1][0] - first == count - 1 and first not in self.images:
-            run = self.images.run_of(first)
-            return run.places[run.part(first, count)].view(np.uint8)
-        records = [self.images[image] for image, _ in send.items]
-        return pack_places([(record.shard, record.row) for record in records])
+    def _places(self, sends: Sequence[Send]) -> list[np.ndarray]:
+        """Where the images of tasks lie, as they travel."""
+        if self.images.came:
+            return [self._places_of_run(send) for send in sends]
+        records = [self.images[image] for send in sends for image, _ in send.items]
+        return [pack_places([(record.shard, record.row) for record in records])]
+
+    def _places_of_run(self, send: Send) -> np.ndarray:
+        numbers = [image for image, _ in send.items]
+        run = self.images.run_of(numbers[0])
+        if numbers[-1] - numbers[0] == len(numbers) - 1 and numbers[-1] < run.end:
+            return run.places[run.part(numbers[0], len(numbers))].view(np.uint8)
+        return pack_places([(self.images[n].shard, self.images[n].row) for n in numbers])
 
     def _pack_encoded(
         self, tasks: Sequence[WireTask], buffer_for: Callable[[int], np.ndarray]

@@ -101,13 +101,14 @@ def pack_tasks(
     count = sum([len(task.items) for task in tasks])
     payload = following + sum([array.nbytes for array in pixels])
     header = Header(TASKS, session, len(tasks), count, payload)
-    items = [_packed(task.items) for task in tasks]
+    if count < MANY_ITEMS * len(tasks):
+        items = [_ITEM.pack(image, cell) for task in tasks for image, cell in task.items]
+    else:
+        items = [_packed(task.items) for task in tasks]
     return write(out, header, b"".join(records + items), pixels, following)
 
 
 def _packed(items: Sequence[tuple[int, int]]) -> bytes:
-    if len(items) < MANY_ITEMS:
-        return b"".join([_ITEM.pack(image, cell) for image, cell in items])
     packed = np.zeros(len(items), ITEM)
     packed["image"], packed["cell"] = zip(*items, strict=True)
     return packed.tobytes()

@@ -214,10 +214,10 @@ class PullQueue:
         """The next batch for the rank; of less than a batch for each idle rank its share."""
         backlog = self.backlogs[kind]
         waiting = backlog.inputs - (0 if FRESH in sorts else len(backlog.fresh))
-        share = min(self._batch, -(-waiting // max(1, self._ranks.rooms[kind].idle)))
+        share = most = min(self._batch, -(-waiting // max(1, self._ranks.rooms[kind].idle)))
         tasks: list[TaskState] = []
         while share > 0 and (task := backlog.take(partial(self._fits, rank), sorts)):
-            apart = has_failed(task)
+            apart = most > 1 and has_failed(task)
             if tasks and (apart or (task.inputs > share and not _only(task))):
                 backlog.add(task)
                 break

@@ -121,7 +121,10 @@ class TaskBook:
         """It is resolved: nobody needs its pixels, unless a send still reads them."""
         if image.holders == 0:
             image.status = IMAGE[image.status]["let go"]
-            self._turn.released.extend(range(image.id, image.id + image.count))
+            if image.count == 1:
+                self._turn.released.append(image.id)
+            else:
+                self._turn.released.extend(range(image.id, image.id + image.count))
 
     def _let_go(self, task: TaskState) -> None:
         task.send_done = True

@@ -185,8 +185,11 @@ class ReadAhead:
         with self._change:
             self._wait_for_any()
             while self._ready and len(records) < n:
+                if isinstance(self._stretches[0], Columns):
+                    self._stretches[0] = self._stretches[0].records()
                 part = self._next(n - len(records))
-                records += part.records() if isinstance(part, Columns) else part
+                assert isinstance(part, list)
+                records += part
             return records
 
     def take_columns(self, n: int) -> Columns:
