@@ -317,7 +317,8 @@ class RunWriter(RowSink):
 
     def _seal(self, status: str, final: Mapping[str, Any], found: Tally | None) -> None:
         """Manifest first, marker last: the marker is never there without its rows."""
-        written = None if self._thread.fault else self.counts
+        publishing = None if self.publisher is None else self.publisher.fault
+        written = None if self._thread.fault or publishing else self.counts
         entry = {"session": self.session, "status": status, "rows": written, "final": dict(final)}
         entry["ended"] = _now()
         self.manifest.update(final)
