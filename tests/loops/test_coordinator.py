@@ -105,6 +105,7 @@ class Job:
         audit: float = 0.0,
         calibration: int = 0,
         runs: bool = False,
+        assign: str = "turn",
         **settings: Any,
     ) -> None:
         singles = side * side if singles is None else singles
@@ -136,7 +137,7 @@ class Job:
             make_scheme(
                 scheme_settings(
                     scheme,
-                    assign="pull" if runs else "turn",
+                    assign="pull" if runs else assign,
                     policy=policy_of(policy, grace_ns=grace_ns),
                     collage_copies=copies,
                     placement=placement,
@@ -290,6 +291,38 @@ def test_images_in_runs_get_the_rows_that_they_get_one_by_one(images, shape):
     assert sum(task.items for task in jobs[0].writer.tasks) >= images
     most = max((sum(len(t.items) for t in m) for m in sent_together(jobs[0])), default=0)
     assert most <= shape["batch"]
+
+
+def test_all_columns_of_a_run_are_those_of_its_images_one_by_one():
+    """With one batch at a time the same images leave together, at the same moments."""
+
+    def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
+        times = {"compute_ns": 3, "held_ns": 5, "read_ns": 7 * rank}
+        return dataclasses.replace(truthful(rank, task, pixels), **times)
+
+    shape = {"scheme": "none", "singles": 2, "batch": 4, "credit": 1, "assign": "pull"}
+    shape |= {"reading": (1, 2), "every_ns": MS // 8, "reads": 64}
+    jobs = [
+        Job(61, **shape, runs=runs, deaths={2: 6.5}, cluster={"behave": behave})
+        for runs in (True, False)
+    ]
+    for job in jobs:
+        job.complete()
+    runs, alone = ({row.row: row for row in job.writer.images} for job in jobs)
+    assert any(row.read_ns > 7 for row in runs.values())
+    assert {row.attempt for row in runs.values()} == {1, 2}
+    assert runs == alone
+    groups = [sorted(job.writer.groups) for job in jobs]
+    assert groups[0] == groups[1]
+
+
+def test_a_copy_of_a_run_is_the_attempt_that_answered():
+    slow = {"service_ns": lambda rank, task: (50 if rank == 1 else 1) * MS}
+    job = Job(24, **RUNS, batch=4, singles=2, credit=1, endgame=True, cluster=slow)
+    job.complete()
+    copied = [row for row in job.writer.images if SOURCES[row.source] == "endgame"]
+    assert len(copied) == 4
+    assert {(row.rank, row.attempt) for row in copied} == {(2, 2)}
 
 
 def sent_together(job: Job) -> list[list[WireTask]]:

@@ -69,6 +69,19 @@ def test_without_pixels_tasks_name_their_places() -> None:
     assert feed.images == {}
 
 
+@pytest.mark.parametrize("numbers", [(1, 2, 3), (0, 2, 3), (2, 3, 4), (5,)], ids=str)
+def test_places_of_a_run_are_those_of_its_images_with_a_gap_and_over_two_runs(numbers) -> None:
+    records = [ImageRecord(i, i % 2, 7 * i, None, i) for i in range(6)]
+    clock, encoder = Clock(), CountingEncoder(Grid(2, 3), SHAPE)
+    feed = ImageBuffer(ListReader(records, clock), encoder, 5, clock, reading=[1])
+    for count in (4, 2):
+        feed.admit_runs(count)
+    send = Send(0, 1, "single", tuple((number, 0) for number in numbers), 0, 1)
+    packed = feed.pack([send], lambda nbytes: np.zeros(nbytes, np.uint8))
+    _, payload = unpack_tasks(packed.buffer[: packed.nbytes])
+    assert unpack_places(payload) == [(number % 2, 7 * number) for number in numbers]
+
+
 def test_pixels_go_to_those_that_do_not_read() -> None:
     images = np.random.default_rng(0).integers(1, 256, (2, *SHAPE), dtype=np.uint8)
     records = [ImageRecord(i, 3, i, image, None) for i, image in enumerate(images)]

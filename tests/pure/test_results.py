@@ -40,6 +40,7 @@ from collage_mpi.results.rows import (
     TASKS,
     ImageRow,
     TableLayout,
+    inputs_of,
     ran_together,
     reason_bytes,
     wait_ns,
@@ -686,6 +687,9 @@ def test_tasks_of_one_batch_share_its_time() -> None:
     tasks["compute_ns"] = [7, 7, 7, 7, 7, 0]
     assert ran_together(tasks).tolist() == [2, 1, 2, 2, 2, 1]
     assert ran_together(tasks[:0]).tolist() == []
+    tasks["items"] = [3, 4, 5, 2, 0, 9]
+    assert inputs_of(tasks).tolist() == [3, 4, 5, 2, 1, 9]
+    assert ran_together(tasks, inputs_of(tasks)).tolist() == [8, 4, 8, 3, 3, 9]
 
 
 def test_groups_of_a_batch_are_one_sample(tmp_path: Path) -> None:

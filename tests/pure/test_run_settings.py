@@ -403,3 +403,22 @@ def test_run_s_help_begins_with_what_is_needed(capsys):
 )
 def test_flags_made_of_settings_give_them_again(settings):
     assert parse(*flags_of(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"batch": 1},
+        {"scheme": "replicate"},
+        {"assign": "least"},
+        {"straggler": "pinned", "straggler_median_ms": 5.0},
+        {"linger_ms": 3.0},
+        {"arrivals": "poisson", "rate": 9.0},
+        {"top_k": 2},
+    ],
+    ids=str,
+)
+def test_images_are_in_runs_only_where_the_same_is_wanted_of_each(other):
+    plain = {"scheme": "none", "assign": "pull", "batch": 8, "single": "null", "shards": ("a.h5",)}
+    assert RunSettings.from_mapping(plain).runs
+    assert not RunSettings.from_mapping({**plain, **other}).runs
