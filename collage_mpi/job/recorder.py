@@ -139,7 +139,8 @@ class Recorder:
         vectors: Vectors | None = None,
     ) -> None:
         """`images`: the images in flight by id, from their admission until they are released. If
-        they come as runs, a group of the scheduler is a whole batch, and is not meant here.
+        they come as runs, the scheduler's group is a
+        whole batch, and groups of rows follow from the images' numbers.
 
         `vectors` keeps what is asked of an image beyond its class.
         """

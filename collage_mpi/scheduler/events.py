@@ -56,8 +56,8 @@ class ImageArrived(NamedTuple):
 
     The single network classifies a `drawn` image too, whatever a collage says of it.
 
-    With a `length` the images whose numbers follow, so many in all, have come too, as a run: what
-    happens to one happens to all of them for as long as it can.
+    `length` images with consecutive numbers have arrived; `image` is the first. They are one run
+    until something happens to some of them only.
     """
 
     now_ns: int

@@ -104,8 +104,8 @@ class ImageState:
         return self.status in SETTLED
 
     def cut(self, count: int) -> ImageState:
-        """Leave the run without its first `count` images; these, to which the same has happened,
-        and which no task has yet."""
+        """Split off the first `count` images of the run; the result is a run with the same history
+        and no task."""
         return self._cut([count])[0]
 
     def _cut(self, counts: Sequence[int]) -> list[ImageState]:

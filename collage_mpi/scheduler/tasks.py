@@ -48,8 +48,8 @@ class TaskBook:
         return task
 
     def cut(self, task: TaskState, count: int) -> TaskState:
-        """Leave a task that waits, the only one of its run, without the run's first `count`
-        images; a task of these."""
+        """Split off the first `count` images of a waiting task, which must be the only task of its
+        run; the result is a task for them."""
         self.cuts += 1
         task.inputs -= count
         images = [task.images[0].cut(count)]
