@@ -23,13 +23,12 @@ LONG = {  # up to tens
 MANY_ARGUMENTS = {}
 SHARED_NAMES: set[str] = set()
 MODULES = (
-    243,  # when each had become a concept of its own
+    242,  # when each had become a concept of its own
     1,  # launch/ending: the exit code is worked out without processes and streams
     1,  # plugins: schemes and launchers of other packages
     1,  # job/calibration: a threshold without labels is chosen and raised while the job runs
     2,  # system/energy, results/cost: joules by counter, and what a run cost, which nothing told
     1,  # system/forked: a start of 11 ranks takes a quarter of its processor time
-    1,  # launchers/flux: one more launcher, of which each is a class of its own
     1,  # commands/classify: a command is a module
     3,  # models/named, libraries, asking: networks by name; two of them start no library
     5,  # shards/source, inputs, members, parquet, zarrs: pictures are read where they lie

@@ -12,11 +12,9 @@ from functools import cache
 from collage_mpi.errors import CollageError, UsageError
 from collage_mpi.plugins import Names
 from collage_mpi.system.launchers.base import Death, Launcher, Site, first_number
-from collage_mpi.system.launchers.flux import Flux
+from collage_mpi.system.launchers.managers import Flux, Pals, Srun
 from collage_mpi.system.launchers.mpich import Intel, Mpich
 from collage_mpi.system.launchers.openmpi import OpenMpi
-from collage_mpi.system.launchers.pals import Pals
-from collage_mpi.system.launchers.srun import Srun
 
 __all__ = [
     "FAMILIES",
