@@ -109,6 +109,7 @@ def hello(rank: int) -> Hello:
         classes={},
         embedding=None,
         cannot_read="",
+        gpu_trouble="",
     )
 
 

@@ -43,4 +43,5 @@ HELLO = Hello(
     classes={"single": 10},
     embedding=None,
     cannot_read="",
+    gpu_trouble="",
 )

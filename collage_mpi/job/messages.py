@@ -168,6 +168,7 @@ class Hello:
         classes: kind -> how many classes its network tells apart.
         embedding: the length of an image's embedding; None if none is wanted.
         cannot_read: why the rank must be sent pixels although it was told of shards, or "".
+        gpu_trouble: what is wrong with its GPU (`system.nvml`), or "".
     """
 
     host: str
@@ -181,6 +182,7 @@ class Hello:
     classes: dict[str, int]
     embedding: int | None
     cannot_read: str
+    gpu_trouble: str
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,13 @@ from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.scheduler.events import Score
 from collage_mpi.system.environment import (
     assign_device,
+    gpu_entry,
     local_gpu_rank,
     local_size,
     threads_per_rank,
     visible_devices,
 )
+from collage_mpi.system.nvml import gpu_trouble
 
 NOT_FINITE = "the network's scores are not finite (NaN or infinite)"
 # Of torch (out of memory; a GPU that fails, since torch 2.8), and Python's own.
@@ -147,6 +149,12 @@ class Networks:
         on_cpu = self.predictors[kind].device == "cpu"
         cpu_ns = int(statistics.median(cpu for _, cpu in times)) if on_cpu else None
         return Measured(min(wall for wall, _ in times), cpu_ns)
+
+    def gpu_trouble(self) -> str:
+        """What the driver says is wrong with the GPU of these networks, or ""."""
+        devices = sorted({each.device for each in self.predictors.values()})
+        entries = [gpu_entry(device, visible_devices()) for device in devices]
+        return "; ".join(filter(None, (gpu_trouble(entry) for entry in entries if entry)))
 
     def _times_ns(self, kind: str, runs: int, batch: int) -> list[tuple[int, int]]:
         """Of each call the time on the clock, and the processor time."""

@@ -275,6 +275,7 @@ class Worker:
             classes={kind: each.classes for kind, each in held.items()},
             embedding=next((each.embedding for each in held.values()), None),
             cannot_read=cannot_read,
+            gpu_trouble=networks.gpu_trouble(),
         )
 
     def _cannot(self, error: CollageError, number: int) -> None:
@@ -364,6 +365,9 @@ class Worker:
         results = session.networks.ask(tasks, inputs)
         compute_ns = self.clock() - start_ns
         answered = [result for result in results if result.status == ANSWERED]
+        if len(answered) < len(results) and (trouble := session.networks.gpu_trouble()):
+            for result in results:
+                result.reason = f"{trouble}. {result.reason}" if result.reason else ""
         held_ns = drawn_ns = 0
         if answered:
             count = sum(map(len, inputs))

@@ -99,7 +99,8 @@ def _is_rank(value: object) -> bool:
     kinds = _optional(_list_of(is_text))
     texts = _optional(_texts)
     host = _optional(is_text)
-    return _fields(rank=_is_count, host=host, kinds=kinds, fingerprints=texts, tuning=texts)(value)
+    fields = {"fingerprints": texts, "tuning": texts, "gpu_trouble": _optional(is_text)}
+    return _fields(rank=_is_count, host=host, kinds=kinds, **fields)(value)
 
 
 def _is_range(value: object) -> bool:

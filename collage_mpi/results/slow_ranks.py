@@ -30,13 +30,15 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import SINGLE
-from collage_mpi.results.manifest import Json, finals, is_int
-from collage_mpi.results.reader import Results, Run
+from collage_mpi.results.manifest import Json, is_int
+from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import KIND_CODE, KINDS, OUTCOME_CODE, inputs_of, ran_together
 from collage_mpi.results.statistics import MISS, quantile_interval
 from collage_mpi.scheduler.settings import batch_factor
 
 OVER = 1.2  # times its peers: what is less is true of healthy nodes as well
+FAILED = OUTCOME_CODE["failed"]
+MANY_FAILURES = 5  # of one rank; a few may be bad luck
 UNANSWERED = tuple(OUTCOME_CODE[name] for name in ("failed", "lost", "unfinished"))
 Ends = tuple[float, float]
 
@@ -131,24 +133,37 @@ def hosts_to_exclude(speeds: Iterable[Speed]) -> list[str]:
     return sorted({speed.host for speed in speeds if speed.slow and speed.host is not None})
 
 
-def failing_hosts(run: Run) -> dict[str, list[str]]:
-    """Host -> what failed there: ranks that were lost, or that failed again and again and got no
-    more work. {} where ranks were told to die.
+def failing_hosts(run: Results) -> dict[str, list[str]]:
+    """Host -> what failed there: ranks that were lost, that failed again and again, or whose GPU
+    the driver finds faulty or too hot. {} where ranks were told to die.
     """
     found: dict[str, list[str]] = {}
     if (run.manifest.get("settings") or {}).get("dead_ranks"):
         return found
-    for final in finals(run.manifest):
-        hosts = {str(rank.get("rank")): rank.get("host") for rank in final.get("world") or []}
+    for entry in run.manifest.get("sessions") or []:
+        final = entry.get("final") or {}
+        world = {str(rank.get("rank")): rank for rank in final.get("world") or []}
         lost = [(loss.get("rank"), loss.get("why"), "was lost") for loss in final.get("lost") or []]
-        retired = [
-            (rank, why, "kept failing") for rank, why in (final.get("retired") or {}).items()
-        ]
-        for rank, why, how in (*lost, *retired):
-            host = hosts.get(str(rank))
-            if host:
-                found.setdefault(host, []).append(f"rank {rank} {how} ({why})")
+        retired = final.get("retired") or {}
+        failed = {**_often_failed(run.tasks[run.tasks["session"] == entry["session"]]), **retired}
+        again = [(rank, why, "kept failing") for rank, why in failed.items()]
+        told = [(rank, member.get("gpu_trouble") or "") for rank, member in world.items()]
+        bad = [(rank, words, "has a bad GPU") for rank, words in told if words]
+        for rank, why, how in (*lost, *again, *bad):
+            host, what = world.get(str(rank), {}).get("host"), f"rank {rank} {how} ({why})"
+            if host and what not in found.setdefault(host, []):
+                found[host].append(what)
     return found
+
+
+def _often_failed(tasks: np.ndarray) -> dict[str, str]:
+    """Rank -> how many tasks failed there, if that were more than on all other ranks together: a
+    bad input fails wherever it is tried.
+    """
+    ranks, counts = np.unique(tasks[tasks["outcome"] == FAILED]["rank"], return_counts=True)
+    several = len(np.unique(tasks["rank"])) > 2
+    often = (counts >= MANY_FAILURES) & (2 * counts > counts.sum()) & several
+    return {str(r): f"{n:,} failed tasks" for r, n in zip(ranks[often], counts[often], strict=True)}
 
 
 @dataclass(frozen=True)

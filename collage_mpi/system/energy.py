@@ -6,12 +6,13 @@ reason; nothing is estimated.
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from collage_mpi.system.nvml import Nvml
 
 POWERCAP = Path("/sys/class/powercap")
 SAMPLE_S = 60.0  # RAPL's counters begin anew after 262 kJ at least: 15 minutes at 290 W
@@ -45,23 +46,12 @@ def nvml() -> Counters:
     Raises:
         OSError: no NVIDIA driver, or a GPU without a counter.
     """
-    library = ctypes.CDLL("libnvidia-ml.so.1")
-
-    def call(name: str, *words: Any) -> None:
-        code = getattr(library, name)(*words)
-        if code:
-            raise OSError(f"{name} returned {code}")
-
-    call("nvmlInit_v2")
-    count = ctypes.c_uint()
-    call("nvmlDeviceGetCount_v2", ctypes.byref(count))
-    found: Counters = {}
-    for number in range(count.value):
-        gpu, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
-        call("nvmlDeviceGetHandleByIndex_v2", number, ctypes.byref(gpu))
-        call("nvmlDeviceGetTotalEnergyConsumption", gpu, ctypes.byref(millijoules))
-        found[f"gpu {number}"] = (millijoules.value / 1e3, 0.0)
-    return found
+    library = Nvml()
+    counter = "nvmlDeviceGetTotalEnergyConsumption"  # in millijoules
+    return {
+        f"gpu {number}": (library.number(counter, library.gpu(str(number))) / 1e3, 0.0)
+        for number in range(library.count())
+    }
 
 
 READERS: dict[str, Callable[[], Counters]] = {"cpu_j": rapl, "gpu_j": nvml}
@@ -95,7 +85,7 @@ class EnergyMeter:
                     now = read()
                     before = self._last.get(kind, now)
                     used = sum(_since(before.get(name, v), v) for name, v in now.items())
-                except (OSError, ValueError, AttributeError) as error:
+                except (OSError, ValueError) as error:
                     self._missing[kind] = str(error)
                     self._used.pop(kind, None)
                     del self._readers[kind]

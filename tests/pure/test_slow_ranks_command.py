@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from results_harness import make_run
 from test_slow_ranks import a_run
@@ -15,6 +16,7 @@ from collage_mpi.cli import main
 from collage_mpi.commands import slow_ranks as command
 from collage_mpi.errors import DataFault
 from collage_mpi.results import Results
+from collage_mpi.results.rows import OUTCOME_CODE
 from collage_mpi.results.slow_ranks import rank_speeds
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.beside import without_slow
@@ -217,3 +219,38 @@ def test_a_folder_that_is_no_run_is_left_out_where_others_are_runs(tmp_path, cap
     assert main(["slow-ranks", paths[2], paths[0]]) == 3  # the last word is the error
     assert main(["slow-ranks", paths[0], paths[2]]) == 4
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_gpu_that_its_driver_finds_bad_is_named_with_its_node(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = healthy()
+    said = "GPU 0: 2 uncorrectable ECC errors since its reset"
+    run.manifest["world"][1] |= {"gpu_trouble": said}
+    final = {"world": run.manifest["world"]}
+    run.manifest["sessions"] = [{"session": n, "final": final} for n in (1, 2)]
+    main(of_files(monkeypatch, {"a": run}))
+    out = capsys.readouterr().out
+    assert out.count(f"FAILING node2: rank 2 has a bad GPU ({said})\n") == 1
+    assert "sbatch --exclude=node2\n" in out
+
+
+def test_a_rank_where_most_of_the_failed_tasks_were_is_named_although_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tasks fail everywhere if the input is bad: then no node is to blame."""
+    run = healthy()
+    run.manifest["sessions"] = [{"session": 1, "final": {"world": run.manifest["world"]}}]
+
+    def fail(**failures: int) -> str:
+        for rank, count in failures.items():
+            mine = np.flatnonzero(run.tasks["rank"] == int(rank[1:]))
+            run.tasks["outcome"][mine[:count]] = OUTCOME_CODE["failed"]
+        main([*of_files(monkeypatch, {"a": run}), "--no-simulation"])
+        return capsys.readouterr().out
+
+    assert "FAILING" not in fail(r4=4)
+    out = fail(r4=6, r1=3, r2=2)
+    assert "FAILING node4: rank 4 kept failing (6 failed tasks)\n" in out
+    assert "sbatch --exclude=node4\n" in out
+    assert "FAILING" not in fail(r3=1)

@@ -415,6 +415,11 @@ def leave(code: int) -> None:
     kernel().end(here(), int(code))
 
 
+def no_library(name: str) -> None:
+    """What `ctypes.CDLL` finds: no host has a GPU."""
+    raise OSError(f"{name}: cannot open shared object file")
+
+
 class Libc:
     """What `ctypes.PyDLL(None)` gives."""
 
