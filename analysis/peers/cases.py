@@ -42,6 +42,8 @@ PEERS = {
     "static_loader": "torch",
     "parsl_htex": "parsl",
     "ray_actors": "ray",
+    "ray_data": "ray",
+    "daft_udf": "daft",
 }
 # Who reads: "" the images are in memory, "+sender" reads them as it sends, "+workers".
 VARIANTS = {
@@ -50,6 +52,8 @@ VARIANTS = {
     "static_loader": ("", "+workers"),
     "parsl_htex": ("", "+workers"),
     "ray_actors": ("", "+workers"),
+    "ray_data": ("", "+workers"),
+    "daft_udf": ("", "+workers"),
 }
 CHUNKS = {"futures": (1, 8, 32), "bare_mpi": (8, 32), "static_loader": (8,)}  # else 32
 

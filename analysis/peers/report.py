@@ -34,6 +34,8 @@ NAMES = {
     "static_loader": "static + DataLoader",
     "parsl_htex": "Parsl HTEX",
     "ray_actors": "Ray actors",
+    "ray_data": "Ray Data",
+    "daft_udf": "Daft",
     "ours": "none, defaults",
     "ours-paper": "none, paper",
     "ours-batch-1": "none, throughput, batch 1",

@@ -12,8 +12,9 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,17 @@ class Worker:
         return self._predictor.predict(pixels)[:, 0].argmax(axis=-1)
 
 
+def next_number(args: argparse.Namespace) -> int:
+    """The number of a worker whose pool does not tell it: the first one that no other has taken."""
+    for number in count(1):
+        try:
+            Path(args.notes, str(number)).touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return number
+    raise AssertionError
+
+
 def chunks(args: argparse.Namespace) -> list[tuple[int, int]]:
     """(first, stop) of every task, in order."""
     return [(i, min(i + args.chunk, args.images)) for i in range(0, args.images, args.chunk)]
@@ -98,11 +110,11 @@ def start(args: argparse.Namespace) -> float:
     return time.monotonic()
 
 
-def report(start_s: float, classes: Iterable[np.ndarray]) -> None:
+def report(start_s: float, classes: Iterable[Sequence[int] | np.ndarray]) -> None:
     """Print what was done since `start_s`; `classes`: all answers, waited for here."""
     rows = total = 0
     for found in classes:
-        rows, total = rows + len(found), total + int(found.sum())
+        rows, total = rows + len(found), total + int(np.sum(found))
     seconds = time.monotonic() - start_s
     said = {"rows": rows, "class_sum": total, "seconds": seconds, "images_per_s": rows / seconds}
     print(json.dumps(said), flush=True)
