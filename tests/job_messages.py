@@ -19,7 +19,6 @@ WELCOME = Welcome(
     tuning=PLAIN,
     credit=2,
     batch=1,
-    task_bytes=4096,
     answer_bytes=UP_BYTES,
     extras=Extras(),
     parity=None,

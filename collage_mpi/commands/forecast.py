@@ -8,9 +8,10 @@ from __future__ import annotations
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,15 @@ from collage_mpi.doctor.checks_machine import RESULT_BYTES_PER_IMAGE, size_text
 from collage_mpi.doctor.gather import free_bytes
 from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import ExitCode, UsageError
-from collage_mpi.job.handshake import handshake, refuse_other_networks, service_costs, welcomes
-from collage_mpi.job.networks import NetworkLoader, gpus_here
+from collage_mpi.job.handshake import (
+    handshake,
+    most_together,
+    readers,
+    refuse_other_networks,
+    service_costs,
+    welcomes,
+)
+from collage_mpi.job.networks import NetworkLoader, gpus_here, is_of_device
 from collage_mpi.job.plan import (
     Plan,
     make_plan,
@@ -37,6 +45,13 @@ from collage_mpi.models.tuning import NO_TUNING
 from collage_mpi.results.folder import check_place
 from collage_mpi.results.manifest import held, read_manifest
 from collage_mpi.results.writer import RunWriter
+from collage_mpi.settings.batches import (
+    ChosenBatch,
+    ModelTimes,
+    Times,
+    choose_batch,
+    injected_ns,
+)
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
@@ -45,7 +60,9 @@ from collage_mpi.system.printable import counted, numbers_text
 
 READ_IMAGES = 512  # read to see how fast that is
 SIMULATED_GROUPS = 200  # of them the time of all is known well enough; a second of computing
+SIMULATED_BATCHES = 16  # but so many batches: fewer would not show how they follow each other
 TIMED_RUNS, WARM_RUNS = 15, 3
+TIMED_NS = 2_000_000_000  # a slow network is timed by fewer runs
 
 
 @dataclass(frozen=True)
@@ -60,6 +77,7 @@ class Timings:
         who: who measured, in words.
         memory: what is known about memory, in words.
         tunings: kind -> how its network runs, in words.
+        batch: groups that are sent together.
     """
 
     single_ns: int
@@ -69,6 +87,7 @@ class Timings:
     who: str
     memory: str
     tunings: dict[str, str] = field(default_factory=dict)
+    batch: int = 1
 
 
 def forecast(
@@ -112,9 +131,11 @@ def forecast(
         encoder = build_encoder(plan)
         read_ns = _read_ns(plan, encoder, order)
         if worker_group is None:
-            measured = _measured_here(plan, encoder)
+            measured = _measured_here(plan, encoder, len(order))
         else:
-            measured = _measured_there(plan, encoder, worker_group, held(known), ask.stop_reason)
+            asked = held(known), len(order), ask.stop_reason
+            measured = _measured_there(plan, encoder, worker_group, *asked)
+        plan = plan.at_batch(measured.batch)
         for name, text in _lines(plan, order, measured, read_ns, resume):
             say(f"{name:<10}{text}")
         return ExitCode.DATA if plan.shards.bad else ExitCode.COMPLETE
@@ -148,20 +169,20 @@ def _read(plan: Plan, order: np.ndarray, encoder: AnyEncoder) -> None:
             pass
 
 
-def _measured_here(plan: Plan, encoder: AnyEncoder) -> Timings:
+def _measured_here(plan: Plan, encoder: AnyEncoder, images: int) -> Timings:
     """Load each network into this process, as a rank of a job on this host would."""
     workers = plan.placement.workers
     loader, told = NetworkLoader(workers[0], len(plan.placement.kinds)), welcomes(plan, encoder)
     times_ns: dict[str, dict[int, int]] = {}
+    timed: dict[str, Callable[[int], int]] = {}
     rss_bytes: dict[str, int] = {}
     devices, tunings = set(), {}
     for kind, spec in plan.networks.items():
         predictor = loader(spec, kind, told[plan.placement.ranks_of(kind)[0]])
         shape = encoder.input_shape if KIND[kind].encoded else plan.shards.shape
-        times_ns[kind] = {
-            batch: _timed_ns(predictor.predict, np.zeros((batch, *shape), np.uint8))
-            for batch in sorted({1, plan.settings.most_inputs(kind)})
-        }
+        timed[kind] = partial(_timed_ns, predictor.predict, shape)
+        sizes = sorted({1, plan.settings.most_inputs(kind)})
+        times_ns[kind] = {inputs: timed[kind](inputs) for inputs in sizes}
         devices.add(predictor.device.partition(":")[0])
         tunings[kind] = predictor.tuning
         rss_bytes[kind] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -175,16 +196,48 @@ def _measured_here(plan: Plan, encoder: AnyEncoder) -> Timings:
         if needed > there:
             memory += ": TOO LITTLE for all ranks on this host"
     who = f"in this process, on {' and '.join(sorted(devices))}"
+    if plan.settings.batch is None:
+        plan = plan.at_batch(_chosen_here(plan, encoder, images, timed, times_ns).size)
     return replace(_as_measured(plan, times_ns, max(1.0, shared), who, memory), tunings=tunings)
 
 
-def _timed_ns(predict: Callable[[np.ndarray], object], inputs: np.ndarray) -> int:
-    times_ns = []
-    for _ in range(WARM_RUNS + TIMED_RUNS):
+def _chosen_here(
+    plan: Plan,
+    encoder: AnyEncoder,
+    images: int,
+    timed: Mapping[str, Callable[[int], int]],
+    times_ns: dict[str, dict[int, int]],
+) -> ChosenBatch:
+    """The batch that `--batch auto` would choose; `times_ns` gets what is measured for it."""
+    settings = plan.settings
+    alone_ns = {kind: times[1] for kind, times in times_ns.items()}
+    ratio, costs = _ratio(settings, times_ns), settings.batch_costs()
+    grows = alone_ns if settings.batch_cost is None else {}
+    model = ModelTimes(settings, injected_ns(settings), ratio, costs, grows)
+
+    def times_of(size: int) -> Times | None:
+        inputs = model.inputs(size, timed)
+        try:
+            for kind, many in inputs.items():
+                if many not in times_ns[kind]:
+                    times_ns[kind][many] = timed[kind](many)
+        except Exception as error:
+            if not is_of_device(error):
+                raise
+            return None
+        return model.at_least(size, {kind: times_ns[kind][many] for kind, many in inputs.items()})
+
+    reading = plan.placement.workers if settings.by_place else ()
+    return choose_batch(most_together(plan, encoder, images, reading), times_of)
+
+
+def _timed_ns(predict: Callable[[np.ndarray], object], shape: tuple[int, ...], batch: int) -> int:
+    inputs, times_ns = np.zeros((batch, *shape), np.uint8), list[int]()
+    while len(times_ns) < WARM_RUNS + TIMED_RUNS and sum(times_ns) < TIMED_NS:
         start_ns = time.monotonic_ns()
         predict(inputs)
         times_ns.append(time.monotonic_ns() - start_ns)
-    return min(times_ns[WARM_RUNS:])
+    return min(times_ns[WARM_RUNS:] or times_ns)
 
 
 def _as_measured(
@@ -192,8 +245,6 @@ def _as_measured(
 ) -> Timings:
     settings = plan.settings
     first = times_ns.get(SINGLE) or next(iter(times_ns.values()))
-    other = next((t for kind, t in times_ns.items() if kind in SPARE_KINDS), first)
-    ratio = other[1] / first[1] if settings.cost_ratio is None else settings.cost_ratio
     costs = settings.batch_costs()
     if settings.batch_cost is None:
         costs |= {
@@ -201,7 +252,15 @@ def _as_measured(
             for kind, t in times_ns.items()
             if (most := settings.most_inputs(kind)) > 1
         }
-    return Timings(first[1], ratio, costs, shared, who, memory)
+    ratio, batch = _ratio(settings, times_ns), settings.batch_size
+    return Timings(first[1], ratio, costs, shared, who, memory, batch=batch)
+
+
+def _ratio(settings: RunSettings, times_ns: Mapping[str, Mapping[int, int]]) -> float:
+    """The other network's time over the single one's."""
+    first = times_ns.get(SINGLE) or next(iter(times_ns.values()))
+    other = next((t for kind, t in times_ns.items() if kind in SPARE_KINDS), first)
+    return other[1] / first[1] if settings.cost_ratio is None else settings.cost_ratio
 
 
 def _measured_there(
@@ -209,12 +268,14 @@ def _measured_there(
     encoder: AnyEncoder,
     worker_group: WorkerGroup,
     known: dict[str, str],
+    images: int,
     stop_reason: Callable[[], str | None],
 ) -> Timings:
     """Every rank loads its networks; one rank of each kind is timed while the others wait."""
     hellos = handshake(plan, worker_group, encoder, stop_reason)
     refuse_other_networks(plan, hellos, known)
-    costs = service_costs(plan, worker_group)
+    most = most_together(plan, encoder, images, readers(plan, hellos))
+    costs = service_costs(plan, worker_group, most)
     worker_group.end()
     there = available_bytes()
     hosts = Counter(hello.host for hello in hellos.values() if hello.kinds)
@@ -228,7 +289,8 @@ def _measured_there(
     first = costs.idle_ns.get(SINGLE) or next(iter(costs.idle_ns.values()), 0)
     who = f"on a rank of each kind while the others wait; on {named}"
     tunings = {kind: how for hello in hellos.values() for kind, how in hello.tuning.items()}
-    return Timings(first, costs.ratio, costs.batch_costs, shared, who, memory, tunings)
+    times = first, costs.ratio, costs.batch_costs
+    return Timings(*times, shared, who, memory, tunings, costs.batch)
 
 
 def _lines(
@@ -312,7 +374,8 @@ def _time(plan: Plan, images: int, measured: Timings, read_ns: float) -> str:
 
 
 def _simulated_s(plan: Plan, images: int, measured: Timings, share: float) -> float:
-    count = min(images, SIMULATED_GROUPS * plan.settings.group_size)
+    groups = max(SIMULATED_GROUPS, SIMULATED_BATCHES * plan.settings.batch_size)
+    count = min(images, groups * plan.settings.group_size)
     if count == 0:
         return 0.0
     settings = replace(plan.settings, out="", cost_ratio=measured.ratio)
@@ -321,10 +384,10 @@ def _simulated_s(plan: Plan, images: int, measured: Timings, share: float) -> fl
     elif plan.asked and settings.accept == "confident":
         settings = replace(settings, accept=plan.asked.accept)
     costs = Costs(single_ns=max(1, round(measured.single_ns * share)))
-    groups = simulate_in_memory(
+    simulated = simulate_in_memory(
         SimulatedJob(settings, count, costs, measured_batch_costs=measured.batch_costs)
     ).groups
-    return float((groups["t0_ns"] + groups["latency_ns"]).max()) / 1e9 * images / count
+    return float((simulated["t0_ns"] + simulated["latency_ns"]).max()) / 1e9 * images / count
 
 
 def _duration(seconds: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from math import comb
@@ -17,7 +17,7 @@ from collage_mpi.encoding.vectors import NO_SAVE
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.faults.failure_detector import RankGone
 from collage_mpi.job.coordinator import ReadyRank
-from collage_mpi.job.messages import Hello, Measured, Welcome, shards_in_messages
+from collage_mpi.job.messages import Hello, Measured, Start, Welcome, shards_in_messages
 from collage_mpi.job.plan import Plan, check_top_k
 from collage_mpi.job.row_reader import described
 from collage_mpi.job.worker_group import FEW_ROUNDS, MEASURE_ROUNDS, WorkerGroup
@@ -28,6 +28,15 @@ from collage_mpi.mpi.answers import answer_message_bytes
 from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.mpi.tasks import FILE, PLACE, cancel_message_bytes, task_message_bytes
 from collage_mpi.scheduler import make_scheme
+from collage_mpi.settings.batches import (
+    ChosenBatch,
+    ModelTimes,
+    MostGroups,
+    Times,
+    choose_batch,
+    injected_ns,
+    most_groups,
+)
 from collage_mpi.system.fields import AUTO
 from collage_mpi.system.printable import numbered
 from collage_mpi.system.progress import NoLines, WaitReporter
@@ -256,7 +265,7 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
         rank: replace(
             common,
             networks={kind: plan.networks[kind] for kind in sorted(held)},
-            batch=max([settings.batch, *map(settings.most_inputs, held)]),
+            batch=max([settings.batch_size, *map(settings.most_inputs, held)]),
             burn=_burn(settings, rank),
         )
         for rank, held in plan.placement.of_rank.items()
@@ -276,8 +285,7 @@ def _welcome(plan: Plan, encoder: AnyEncoder) -> Welcome:
         device=settings.device,
         tuning=settings.tuning(),
         credit=settings.messages,
-        batch=settings.batch,
-        task_bytes=_task_bytes(plan, encoder),
+        batch=settings.batch_size,
         answer_bytes=answer_bytes(plan, encoder),
         extras=settings.extras,
         parity=plan.parity,
@@ -291,9 +299,15 @@ def _welcome(plan: Plan, encoder: AnyEncoder) -> Welcome:
     )
 
 
-def _task_bytes(plan: Plan, encoder: AnyEncoder) -> int:
+def start_of(plan: Plan, encoder: AnyEncoder, costs: ServiceCosts) -> Start:
+    """What ranks, and other teams, are told when tasks may come; the plan has its batch."""
+    settings = plan.settings
+    return Start(costs.ratio, costs.batch_costs, settings.batch_size, task_bytes(plan, encoder))
+
+
+def task_bytes(plan: Plan, encoder: AnyEncoder) -> int:
     """Room for any message of tasks or cancels."""
-    settings, batch = plan.settings, plan.settings.batch
+    settings, batch = plan.settings, plan.settings.batch_size
     image_bytes = int(np.prod(plan.shards.shape))
     encoded_bytes = int(np.prod(encoder.input_shape))
     if settings.pixels == "workers":
@@ -328,6 +342,8 @@ class ServiceCosts:
         ratio: time of one input of the scheme's other network over that of a single image.
         interval: 95 % confidence interval of the ratio; None if it was not measured.
         batch_costs: kind -> time of each further input of a batch over that of the first.
+        batch: groups that are sent together.
+        chosen: how `--batch auto` came to it; None if it was given.
     """
 
     idle_ns: dict[str, int]
@@ -335,6 +351,8 @@ class ServiceCosts:
     ratio: float
     interval: tuple[float, float] | None
     batch_costs: dict[str, float]
+    batch: int = 1
+    chosen: ChosenBatch | None = None
 
     def as_known(self, manifest: Mapping[str, Any]) -> ServiceCosts:
         """With the costs of an earlier session instead, so that a run injects by one ratio.
@@ -352,13 +370,18 @@ class ServiceCosts:
             self,
             ratio=self.ratio if ratio is None else ratio,
             interval=self.interval if ratio is None else known.get("cost_ratio_interval"),
-            batch_costs=known.get("batch_costs", self.batch_costs),
+            batch_costs={**self.batch_costs, **known.get("batch_costs", {})},
         )
 
 
-def service_costs(plan: Plan, worker_group: WorkerGroup) -> ServiceCosts:
-    """Measure the costs. Those in the settings win; null networks have none of their own."""
-    settings = plan.settings
+def service_costs(
+    plan: Plan, worker_group: WorkerGroup, most: MostGroups | None = None
+) -> ServiceCosts:
+    """Measure the costs. Those in the settings win; null networks have none of their own.
+
+    `most`: the largest batch that `--batch auto` may choose, which needs it.
+    """
+    settings, chosen = plan.settings, None
     who = {kind: plan.placement.ranks_of(kind) for kind in plan.networks}
     networks = tuple(plan.networks.items())
     rounds = FEW_ROUNDS if settings.straggler == "none" else MEASURE_ROUNDS
@@ -371,14 +394,81 @@ def service_costs(plan: Plan, worker_group: WorkerGroup) -> ServiceCosts:
         ratio = settings.cost_ratio
     elif measured is not None and measurable and len(unlike) > 1:
         ratio, interval = measured.median, (measured.low, measured.high)
-    batches = {kind: most for kind in who if (most := settings.most_inputs(kind)) > 1}
+    grows = {} if not measurable or settings.batch_cost is not None else idle_ns
+    if settings.batch is None and most is not None:
+        costs = injected_ns(settings), ratio, settings.batch_costs(), grows
+        trial = _Trial(plan, worker_group, rounds, ModelTimes(settings, *costs))
+        chosen = trial.fitting(choose_batch(most, trial.times_of))
+        settings = settings.at_batch(chosen.size)
+    batches = {kind: many for kind in who if (many := settings.most_inputs(kind)) > 1}
     batch_ns = shortest_ns(worker_group.measure_in_turn(who, networks, batches, rounds))
-    further = {
-        kind: max(0.0, (batch_ns[kind] / idle_ns[kind] - 1) / (batches[kind] - 1))
+    batch_costs = settings.batch_costs() | {
+        kind: max(0.0, (batch_ns[kind] / grows[kind] - 1) / (batches[kind] - 1))
         for kind in batch_ns
-        if measurable and settings.batch_cost is None
+        if kind in grows
     }
-    return ServiceCosts(idle_ns, batch_ns, ratio, interval, {**settings.batch_costs(), **further})
+    return ServiceCosts(
+        idle_ns, batch_ns, ratio, interval, batch_costs, settings.batch_size, chosen
+    )
+
+
+def most_together(
+    plan: Plan, encoder: AnyEncoder, images: int, reading: Collection[int]
+) -> MostGroups:
+    """The largest batch that `--batch auto` may choose.
+
+    Args:
+        images: that are to be done.
+        reading: ranks that read them themselves.
+    """
+    one, placement = plan.settings.at_batch(1), plan.placement
+    image_bytes, encoded_bytes = (
+        int(np.prod(shape)) for shape in (plan.shards.shape, encoder.input_shape)
+    )
+    sent = [
+        encoded_bytes if KIND[kind].encoded else one.most_inputs(kind) * image_bytes
+        for rank in set(placement.workers).difference(reading)
+        for kind in placement.of_rank[rank]
+    ]
+    return most_groups(one, placement, images, max(sent, default=0))
+
+
+class _Trial:
+    """Batches tried while all ranks wait: on one rank of each kind, and the chosen one on all."""
+
+    def __init__(
+        self, plan: Plan, worker_group: WorkerGroup, rounds: int, injected: ModelTimes
+    ) -> None:
+        self._group, self._rounds, self._injected = worker_group, rounds, injected
+        self._networks = tuple(plan.networks.items())
+        self._who = {kind: plan.placement.ranks_of(kind) for kind in plan.networks}
+
+    def times_of(self, size: int) -> Times | None:
+        """By kind, how long a batch of so many groups takes; None if a device has no room."""
+        inputs = self._injected.inputs(size, self._who)
+        found = self._group.measure_in_turn(self._who, self._networks, inputs, self._rounds)
+        if not all(each.fits for times in found.values() for each in times):
+            return None
+        # Another process takes its turns from long calls, so the clock alone favours small batches.
+        took = {
+            k: min(min(m.service_ns, m.cpu_ns or m.service_ns) for m in found[k]) for k in found
+        }
+        return self._injected.at_least(size, took)
+
+    def fitting(self, chosen: ChosenBatch) -> ChosenBatch:
+        """Have every rank try the batch, which warms it up; half of it while one has no room."""
+        while chosen.size > 1 and (full := self._without_room(chosen.size)):
+            size = chosen.size // 2
+            why = f"a batch of {chosen.size} does not fit the memory of {numbered('rank', full)}"
+            chosen = replace(chosen, size=size, why=why, together=self.times_of(size) or {})
+        return chosen
+
+    def _without_room(self, size: int) -> list[int]:
+        full: set[int] = set()
+        for kind, inputs in self._injected.inputs(size, self._who).items():
+            found = self._group.measure_together(self._who[kind], kind, inputs)
+            full.update(rank for rank, measured in found.items() if not measured.fits)
+        return sorted(full)
 
 
 class Ratio(NamedTuple):

@@ -192,6 +192,11 @@ class Lead:
             self._join(self.teams[0])
             self._grant()
 
+    def group_by(self, book: LeaseBook, batch: int) -> None:
+        """The batch is chosen: several teams, of which none has a lease yet, take whole batches."""
+        if not self.alone:
+            self._book, self._settings = book, replace(self._settings, batch=batch)
+
     def start(self, start: messages.Start, networks: Mapping[str, str]) -> None:
         """What networks cost is known, and what team 0 holds: leases go out from now on."""
         self._start, self._networks = start, networks
@@ -494,18 +499,26 @@ def build_lead(
         timeout_s = max(timeout_s, 2 * ALIVE_EVERY_NS / 1e9)
     # Silence is seen in any world, and what a team has not said to be done is waited for.
     others.detector.tolerate(settings.on_rank_loss != "abort", timeout_s, all_needed=True)
-    unit = settings.batch * settings.group_size
-    largest = max(1, LARGEST_LEASE // unit)
-    an_image_a_rank = -(-len(plan.placement.workers) // unit)
-    leases = LeaseSettings(unit, smallest=min(an_image_a_rank, largest), largest=largest)
-    if not others.ranks:
-        everything = max(1, -(-len(plan.order) // unit))
-        leases = LeaseSettings(unit, smallest=everything, largest=everything)
-    book = LeaseBook(leases, len(plan.order), done=ranges_of(np.flatnonzero(~lacking)))
-    told = LeadSettings(writer.session, settings.batch, settings.start_timeout_s)
+    book = build_lease_book(plan, lacking)
+    told = LeadSettings(writer.session, settings.batch_size, settings.start_timeout_s)
     lead = Lead(others, book, writer.publisher, told, stop_reason)
     lead.begin(writer.manifest["run_id"], order_digest(plan) if others.ranks else "")
     return lead
+
+
+def build_lease_book(plan: Plan, lacking: np.ndarray) -> LeaseBook:
+    """What the teams are to do, in whole batches; of a team alone everything is one lease.
+
+    `lacking`: as of `build_lead`.
+    """
+    unit = plan.settings.batch_size * plan.settings.group_size
+    largest = max(1, LARGEST_LEASE // unit)
+    an_image_a_rank = -(-len(plan.placement.workers) // unit)
+    leases = LeaseSettings(unit, smallest=min(an_image_a_rank, largest), largest=largest)
+    if plan.settings.teams == 1:
+        everything = max(1, -(-len(plan.order) // unit))
+        leases = LeaseSettings(unit, smallest=everything, largest=everything)
+    return LeaseBook(leases, len(plan.order), done=ranges_of(np.flatnonzero(~lacking)))
 
 
 def ranks_of_others(

@@ -69,8 +69,8 @@ class Welcome:
         side, cell_px, classes: for networks that do not know them; classes is None if only the
             network knows how many there are.
         credit: how many messages of tasks may be under way to the rank.
-        batch: the most inputs of one message.
-        task_bytes, answer_bytes: the longest message of tasks, and of answers.
+        batch: the most inputs of one message, as far as is known.
+        answer_bytes: the longest message of answers.
         extras: what an answer carries of each image beyond its class.
         parity: how answers are decoded from those of others; None without such a scheme.
         warmup_tasks: how often each network is run before the rank is ready.
@@ -92,7 +92,6 @@ class Welcome:
     tuning: Tuning
     credit: int
     batch: int
-    task_bytes: int
     answer_bytes: int
     extras: Extras
     parity: ParitySpec | None
@@ -121,10 +120,14 @@ class Start:
     Attributes:
         cost_ratio: service time of a collage or a stripe over that of a single image.
         batch_costs: kind -> time of each further input of a batch over that of the first.
+        batch: groups that are sent together.
+        task_bytes: the longest message of tasks.
     """
 
     cost_ratio: float
     batch_costs: dict[str, float]
+    batch: int
+    task_bytes: int
 
 
 @dataclass(frozen=True)
@@ -200,10 +203,12 @@ class Measured:
     Attributes:
         service_ns: the shortest time on the clock.
         cpu_ns: the median processor time; None if a GPU does the work.
+        fits: whether the device has the memory; the times say nothing if not.
     """
 
     service_ns: int
     cpu_ns: int | None
+    fits: bool = True
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,12 @@ class Networks:
 
     def measured(self, kind: str, batch: int) -> Measured:
         """What rank 0 asks for before the tasks come, while the other ranks wait."""
-        times = self._times_ns(kind, MEASURED_RUNS, batch)
+        try:
+            times = self._times_ns(kind, MEASURED_RUNS, batch)
+        except Exception as error:
+            if not is_of_device(error):
+                raise
+            return Measured(0, None, fits=False)
         on_cpu = self.predictors[kind].device == "cpu"
         cpu_ns = int(statistics.median(cpu for _, cpu in times)) if on_cpu else None
         return Measured(min(wall for wall, _ in times), cpu_ns)

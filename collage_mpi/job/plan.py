@@ -75,6 +75,10 @@ class Plan:
         """(shards + 1,) int64: the global index of each shard's first row, and the end."""
         return np.cumsum([0, *(info.count for info in self.shards.infos)], dtype=np.int64)
 
+    def at_batch(self, size: int) -> Plan:
+        """With the batch that was chosen, if it is auto."""
+        return replace(self, settings=self.settings.at_batch(size))
+
     def lacking(self, done: np.ndarray) -> np.ndarray:
         """(n,) bool: the images of the order without a row; done: (k,) of (shard u4, row u8)."""
         if not len(done):
@@ -441,7 +445,7 @@ def _validated(info: NetworkInfo) -> tuple[int, int]:
 
 def _check_sizes(shards: ShardSet, grid: Grid, settings: RunSettings) -> None:
     """What is sent fits a message, and labels fit a row."""
-    batch, nbytes = settings.batch, grid.px * grid.px * shards.shape[2]
+    batch, nbytes = settings.batch_size, grid.px * grid.px * shards.shape[2]
     images = max(settings.most_inputs(kind) for kind in KINDS if settings.uses(kind)) // batch
     largest = max(nbytes, images * int(np.prod(shards.shape)))
     fit = LARGEST_INPUT_BYTES // largest

@@ -93,17 +93,24 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
         "input_digest": keys_digest(plan.order, plan.starts),
         "class_names": list(plan.class_names) if plan.class_names else None,
         **settings.labels(),
-        "mode": settings.mode,
+        **batch_facts(settings),
         "open_loop": settings.open_loop,
-        "batch": settings.batch,
         "side": settings.side,
         "straggler": settings.describe_delays(),
         "placement": plan.placement.describe(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "warmup_groups": settings.warm_groups,
         **({"extras": asdict(settings.extras)} if settings.extras else {}),
         **({"teams": settings.teams} if settings.teams > 1 else {}),
         **settings.audit_facts(),
+    }
+
+
+def batch_facts(settings: RunSettings) -> dict[str, Any]:
+    """What a manifest says of the batch, which `--batch auto` chooses once the ranks are ready."""
+    return {
+        "mode": settings.mode,
+        "batch": settings.batch_size,
+        "warmup_groups": settings.warm_groups,
     }
 
 
@@ -121,6 +128,7 @@ def final_facts(session: TeamSession, job: Mapping[str, Any]) -> dict[str, Any]:
             },
             *({"rank": rank, **_member(hello)} for rank, hello in sorted(session.hellos.items())),
         ],
+        "batch": plan.settings.batch_size,
         "cost_ratio": costs.ratio,
         "cost_ratio_interval": costs.interval,
         "batch_costs": costs.batch_costs,

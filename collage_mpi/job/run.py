@@ -7,6 +7,7 @@ team's: it claims the output, leads the teams, chooses thresholds and closes the
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,14 +22,22 @@ from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
 from collage_mpi.job.calibration import Asked, Judge, Pair, pairs_of
 from collage_mpi.job.handshake import (
     ServiceCosts,
+    most_together,
     refuse_other_networks,
     service_costs,
+    start_of,
     tell_tunings,
 )
-from collage_mpi.job.lead import build_lead, ranks_of_others
+from collage_mpi.job.lead import build_lead, build_lease_book, ranks_of_others
 from collage_mpi.job.messages import Begin, Done, Fault, Ready, Start
 from collage_mpi.job.plan import Plan, make_plan, warn_of_one_class_groups
-from collage_mpi.job.provenance import final_facts, job_facts, make_manifest, planned_world
+from collage_mpi.job.provenance import (
+    batch_facts,
+    final_facts,
+    job_facts,
+    make_manifest,
+    planned_world,
+)
 from collage_mpi.job.resume import has_run
 from collage_mpi.job.session import Audience, TeamSession
 from collage_mpi.job.team import Dismissed, LeadLink, LeadLost, order_digest
@@ -196,7 +205,9 @@ class LeadRun:
         with TeamSession(plan, group, lead, writer, audience, ask.stop_reason) as session:
             networks = session.make_ready()
             costs = self._costs(session, networks)
-            lead.start(Start(costs.ratio, costs.batch_costs), networks)
+            self.plan = plan = plan.at_batch(costs.batch)
+            lead.group_by(build_lease_book(plan, self.lacking), costs.batch)
+            lead.start(start_of(plan, session.encoder, costs), networks)
             self._begin_to_judge(session, costs)
             files.include(partial(ranks_of_others, self.out, lead, self._world_of))
             finish = session.work(costs)
@@ -211,8 +222,13 @@ class LeadRun:
         """What the networks cost in this run, measured by team 0 for all."""
         tell_tunings(self.plan, session.hellos)
         refuse_other_networks(self.plan, session.hellos, held(self.known))
-        costs = service_costs(self.plan, self.worker_group).as_known(self.known)
+        images = int(np.count_nonzero(self.lacking))
+        most = most_together(self.plan, session.encoder, images, session.reading)
+        costs = service_costs(self.plan, self.worker_group, most).as_known(self.known)
+        if costs.chosen is not None:
+            tell(f"{costs.chosen}{before_this(self.known, costs.batch)}", logging.INFO)
         self.writer.note(
+            **batch_facts(self.plan.settings.at_batch(costs.batch)),
             networks=networks,
             cost_ratio=costs.ratio,
             cost_ratio_interval=costs.interval,
@@ -326,6 +342,12 @@ def _unread(shards: ShardSet, read_by_others: bool = False) -> tuple[str, ...]:
     return (*(shard.reason for shard in shards.bad), *lost)
 
 
+def before_this(known: Mapping[str, Any], batch: int) -> str:
+    """What to add where the run had another batch in its session before."""
+    before = known.get("batch", batch)
+    return "" if before == batch else f"; the session before had batch {before}"
+
+
 def _one_after_the_other(before: str | None, now: str) -> str:
     """The label of a run whose sessions had other numbers of ranks: "N = 9 then N = 4"."""
     return now if before is None or before.split(" then ")[-1] == now else f"{before} then {now}"
@@ -428,7 +450,7 @@ class TeamRun:
         with TeamSession(plan, group, link, rows, audience, self._stop_reason) as session:
             link.say(Ready(session.make_ready()))
             start = link.wait_for(Start, self._stop_reason)
-            costs = ServiceCosts({}, {}, start.cost_ratio, None, start.batch_costs)
+            costs = ServiceCosts({}, {}, start.cost_ratio, None, start.batch_costs, start.batch)
             finish = session.work(costs)
             session.publish()
             final = final_facts(session, job_facts(group.transport.library))

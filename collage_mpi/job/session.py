@@ -20,7 +20,7 @@ from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job.calibration import AgreementWatch, PairBook
 from collage_mpi.job.coordinator import Coordinator, LoopSettings
 from collage_mpi.job.encoders import make_cell_maker, make_encoder
-from collage_mpi.job.handshake import ServiceCosts, handshake, readers, roll_call
+from collage_mpi.job.handshake import ServiceCosts, handshake, readers, roll_call, start_of
 from collage_mpi.job.image_buffer import ImageBuffer, Reader
 from collage_mpi.job.messages import Hello
 from collage_mpi.job.plan import Plan
@@ -164,8 +164,8 @@ class TeamSession(ExitStack):
         Raises:
             CollageError: rows could not be written, or the job must not go on.
         """
-        self.costs = costs
-        self.worker_group.start(costs.ratio, costs.batch_costs)
+        self.costs, self.plan = costs, self.plan.at_batch(costs.batch)
+        self.worker_group.start(start_of(self.plan, self.encoder, costs))
         self.coordinator = self.build_coordinator()
         self._link.follow(lambda: self.supply.progress)
         self._begin_to_tell()

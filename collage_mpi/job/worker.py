@@ -218,6 +218,8 @@ class Worker:
             self._tell(self.session.networks.measured(told.kind, told.batch))
         elif isinstance(told, Start) and self.session is not None:
             remove_shared_memory()  # see there: on this host all ranks have it mapped
+            slots = self.session.welcome.credit + RING_SPARE
+            self.endpoint.open_tasks(told.task_bytes, slots)
             self.session.start(told, self.clock())
         elif isinstance(told, messages.End):
             self.endpoint.close_tasks()
@@ -253,7 +255,6 @@ class Worker:
             self._cannot(fault or EnvironmentFault(what), number)
         else:
             self.session = session
-            self.endpoint.open_tasks(welcome.task_bytes, welcome.credit + RING_SPARE)
             self._tell(hello, number)
 
     def _begin(self, session: Session) -> Hello:

@@ -140,8 +140,16 @@ class WorkerGroup:
     def measure(self, rank: int, kind: str, batch: int = 1) -> Measured | None:
         """Service time of a kind's network on a rank while the other ranks wait; None if the rank
         is lost and the job goes on."""
-        self.tell(rank, messages.Measure(kind, batch))
-        return self._collect(_Wait(Measured, {rank}), MEASURE_LIMIT_S).get(rank)
+        return self.measure_together((rank,), kind, batch).get(rank)
+
+    def measure_together(
+        self, ranks: Collection[int], kind: str, batch: int
+    ) -> dict[int, Measured]:
+        """The same on several ranks, which work at the same time; without those that are lost."""
+        asked = set(ranks).intersection(self.present)
+        for rank in sorted(asked):
+            self.tell(rank, messages.Measure(kind, batch))
+        return self._collect(_Wait(Measured, asked), MEASURE_LIMIT_S)
 
     def measure_in_turn(
         self,
@@ -181,11 +189,11 @@ class WorkerGroup:
         measured = (self.measure(rank, kind, batch) for rank in alive)
         return next((each for each in measured if each is not None), None)
 
-    def start(self, cost_ratio: float, batch_costs: Mapping[str, float] | None = None) -> None:
-        """Tasks will follow; see `messages.Start`."""
+    def start(self, start: messages.Start) -> None:
+        """Tasks will follow."""
         remove_shared_memory()  # all have spoken, so that nobody looks for it by name any more
         for rank in self.present:
-            self.tell(rank, messages.Start(cost_ratio, dict(batch_costs or {})))
+            self.tell(rank, start)
 
     def end(self) -> None:
         """The session is over; another may follow."""

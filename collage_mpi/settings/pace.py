@@ -95,10 +95,12 @@ class PaceSettings(ArrivalSettings):
         at_least=1,
         auto=True,
     )
-    batch: int = _pace(
+    batch: int | None = _pace(
         1,
         "groups that are sent together. A rank gets its tasks of all these groups in one message "
-        "and runs them as one batch. auto: 1",
+        "and runs them as one batch. auto: measured at the start, the largest with which the "
+        "images a second still rise",
+        unset=AUTO,
         at_least=1,
         auto=True,
         at_most=MOST_BATCH,
@@ -125,12 +127,17 @@ class PaceSettings(ArrivalSettings):
     @property
     def mode(self) -> str:
         """How groups follow each other, as shown in every table and legend (C6)."""
-        batch = f", batch {self.batch}" if self.batch > 1 else ""
+        batch = "" if self.batch == 1 else f", batch {self.batch or AUTO}"
         if self.arrivals == "poisson":
             return f"open loop, poisson {self.rate:g}/s, seed {self.arrival_seed}{batch}"
         if self.arrivals == "file":
             return f"open loop, times of {Path(self.arrival_file or '').name}{batch}"
         return f"{self.between}, depth {self.depth or AUTO}{batch}"
+
+    @property
+    def batch_size(self) -> int:
+        """Groups of a batch; 1 until `batch auto` is chosen."""
+        return self.batch or 1
 
     @property
     def warm_groups(self) -> int:
@@ -140,7 +147,7 @@ class PaceSettings(ArrivalSettings):
     @property
     def released_together(self) -> int:
         """Groups that come in at the same time, with one t0: a batch in a closed loop."""
-        return 1 if self.open_loop else self.batch
+        return 1 if self.open_loop else self.batch_size
 
 
 @dataclass(frozen=True, repr=False)

@@ -126,7 +126,7 @@ PROFILES: dict[str, Profile] = {
             "assign": "pull",
             "endgame": "on",
             "between": "carry",
-            "batch": 8,  # the largest that analysis/reports/speed.md has, and the fastest
+            "batch": None,  # auto: as the networks like it
             "credit": Computed("2; scheme cascade 1", full_credit),
             "depth": Computed(
                 "2 x `credit` x (single ranks / images of a group), rounded up; more where "

@@ -80,7 +80,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
                 f"teams is {self.teams} with arrivals {self.arrivals}; several teams work only "
                 "in the closed loop, where a team takes images when it has room"
             )
-        if self.teams > 1 and self.batch * self.group_size > MOST_OF_A_LEASE:
+        if self.teams > 1 and self.batch_size * self.group_size > MOST_OF_A_LEASE:
             raise UsageError(
                 f"batch is {self.batch} with teams {self.teams} and side {self.side}: the most is "
                 f"{MOST_OF_A_LEASE // self.group_size}"
@@ -136,6 +136,10 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         With one group at a time a worker would read while nobody computes; rank 0 reads ahead.
         """
         return self.pixels == "workers" or (self.pixels == "auto" and self.depth != 1)
+
+    def at_batch(self, size: int) -> RunSettings:
+        """With the batch that was chosen, if it is auto."""
+        return replace(self, batch=size) if self.batch is None else self
 
     @property
     def launch_size(self) -> int:
@@ -211,14 +215,18 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
 
     def most_inputs(self, kind: str) -> int:
         """Most inputs of a message to a rank of the kind: a batch."""
-        return self.batch * (self.group_size if KIND[kind].batched else 1)
+        return self.batch_size * (self.group_size if KIND[kind].batched else 1)
 
     def batch_costs(self) -> dict[str, float]:
         """By kind, the cost of a further input of a batch if it is not measured: as much as the
         first one, so that a batch gains nothing.
         """
         cost = 1.0 if self.batch_cost is None else self.batch_cost
-        batched = [kind for kind in KINDS if self.uses(kind) and self.most_inputs(kind) > 1]
+        batched = [
+            kind
+            for kind in KINDS
+            if self.uses(kind) and (self.batch is None or self.most_inputs(kind) > 1)
+        ]
         return dict.fromkeys(batched, cost)
 
     @property
@@ -227,7 +235,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         each of them, and nothing is drawn, kept or asked of one image alone.
         """
         plain = self.scheme == "none" and self.assign == "pull" and self.straggler == "none"
-        together = self.batch > 1 and not self.open_loop and self.linger_ms is None
+        together = self.batch_size > 1 and not self.open_loop and self.linger_ms is None
         return plain and together and not self.extras
 
     def scheduler_settings(
@@ -251,11 +259,11 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             return None if value is None else round(value * unit)
 
         return SchedulerSettings(
-            group_size=self.group_size * (self.batch if runs else 1),
+            group_size=self.group_size * (self.batch_size if runs else 1),
             ranks=workers,
             costs=dict.fromkeys(SPARE_KINDS, ratio),
             batch_costs=batch_costs or {},
-            batch=self.batch,
+            batch=self.batch_size,
             together=not self.open_loop,
             depth=self.groups_in_flight(workers),
             paced=self.paced,

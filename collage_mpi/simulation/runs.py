@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,12 @@ from collage_mpi.results.file_names import LATENCIES, MANIFEST, SUMMARY
 from collage_mpi.results.manifest import plain, recorded_settings
 from collage_mpi.results.reader import open_run
 from collage_mpi.results.row_sink import MemoryWriter
+from collage_mpi.settings.batches import (
+    ModelTimes,
+    choose_batch,
+    injected_ns,
+    most_groups,
+)
 from collage_mpi.settings.profiles import over_recorded
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs, costs_of
@@ -83,6 +89,22 @@ class SimulatedJob:
 
     @cached_property
     def effective(self) -> RunSettings:
+        """The settings with what `batch auto` and `accept auto` stand for.
+
+        Raises as `describe`.
+        """
+        settings = self._with_accept
+        if settings.batch is not None:
+            return settings
+        single_ns = injected_ns(settings) or self.costs.single_ns
+        model = ModelTimes(settings, single_ns, self.ratio, self.batch_costs)
+        placement = settings.place(settings.world_size)
+        nothing = dict.fromkeys(sorted(frozenset().union(*placement.kinds)), 0)
+        most = most_groups(settings, placement, self.images)
+        return settings.at_batch(choose_batch(most, partial(model.at_least, took=nothing)).size)
+
+    @property
+    def _with_accept(self) -> RunSettings:
         """The settings with what `accept auto` stands for; `first` where no answers of named
         networks are replayed, as it then makes no difference to accuracy.
 
@@ -378,8 +400,12 @@ def like(
         UsageError, DataFault: its settings are of another version; it measured no costs.
     """
     manifest = run.manifest
-    ratio = {"cost_ratio": manifest.get("cost_ratio"), "out": ""}
-    recorded = {**recorded_settings(manifest), **ratio}
+    recorded = {
+        **recorded_settings(manifest),
+        "cost_ratio": manifest.get("cost_ratio"),
+        "batch": manifest.get("batch"),  # also where auto chose it
+        "out": "",
+    }
     values = over_recorded(recorded, changes, "flags", anew=True)
     settings = RunSettings.from_mapping(values, f"settings of {run.path}")
     batch_costs = manifest.get("batch_costs")
@@ -413,12 +439,12 @@ def _manifest(job: SimulatedJob, answers: Answers | None) -> Json:
         "order": "file",
         **job.effective.labels(),
         **settings.audit_facts(),
-        "mode": f"{settings.mode}, simulated",
+        "mode": f"{job.effective.mode}, simulated",
         "open_loop": settings.open_loop,
-        "batch": settings.batch,
+        "batch": job.effective.batch_size,
         "side": settings.side,
         "straggler": settings.describe_delays(),
-        "warmup_groups": settings.warm_groups,
+        "warmup_groups": job.effective.warm_groups,
         "class_names": list(answers.class_names) if answers else None,
         "simulated": {
             "costs": asdict(job.costs),

@@ -39,7 +39,7 @@ class About:
         repeated: a list whose flag is given once for each value.
         kinds: the kinds of network that have it as a flag; empty: all of them.
         by_kind: kind of network -> its default, if that differs from the field's own.
-        auto: the word auto stands for the default.
+        auto: the word auto stands for None, which is found out later.
         positional: it is given by its place in the command line, not by a flag.
         either: of the settings that share this word, only one may be given.
         shipped: a file that may be named shipped:NAME.
@@ -207,10 +207,10 @@ def _plain(spec: dataclasses.Field[Any], value: Any) -> Any:
 
 def _switch(spec: Field[Any], value: Any) -> Any:
     """`on` or `off` for the booleans that YAML makes of unquoted on and off, if the field has that
-    choice; the default for `auto`, if `auto` stands for the default.
+    choice; None for `auto`, if the field has that word.
     """
     if value == AUTO and about(spec).auto:
-        return spec.default
+        return None
     word = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
     return word if word in about(spec).choices else value
 

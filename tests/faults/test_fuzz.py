@@ -282,7 +282,7 @@ def test_a_description_of_a_shard_that_is_none(raw: bytes) -> None:
 def test_what_a_team_cannot_say_now_is_no_defect_of_the_lead(said) -> None:
     play = Play()
     play.lead.begin("run", "digest")
-    play.lead.start(Start(1.5, {}), {})
+    play.lead.start(Start(1.5, {}, 1, 4096), {})
     play.says(4, Ready({}))
     with pytest.raises(wire.WireFault, match="that cannot be"):
         play.says(4, said)

@@ -14,7 +14,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode
 from collage_mpi.faults.failure_detector import FailureDetector, RankGone
 from collage_mpi.job import messages
 from collage_mpi.job.calibration import Pair
-from collage_mpi.job.lead import Lead, LeadSettings, build_lead, ranks_of_others
+from collage_mpi.job.lead import Lead, LeadSettings, build_lead, build_lease_book, ranks_of_others
 from collage_mpi.job.messages import (
     Begin,
     Begun,
@@ -45,7 +45,7 @@ from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings
 
 MS = 1_000_000
-START, READY = Start(1.5, {}), Ready({"single": "aa"})
+START, READY = Start(1.5, {}, 1, 4096), Ready({"single": "aa"})
 
 
 class Others:
@@ -744,8 +744,9 @@ def test_what_the_lead_of_a_plan_goes_by(timeout_s, heard_ns):
             on_rank_loss="continue",
             reply_timeout_s=timeout_s,
             start_timeout_s=600.0,
-            batch=2,
+            batch_size=2,
             group_size=4,
+            teams=3,
         ),
         placement=SimpleNamespace(workers=range(1, 18)),
         order=np.array([3, 1, 2, 0]),
@@ -759,3 +760,6 @@ def test_what_the_lead_of_a_plan_goes_by(timeout_s, heard_ns):
     assert lead._book.settings.smallest == 3  # units of 8 images: one for each of 17 ranks
     assert lead._book.left == 2
     assert [team.session for team in lead.teams] == [5, 6, 7]
+    plan.settings.batch_size = 1
+    lead.group_by(build_lease_book(plan, np.array([False, False, True, True])), 1)
+    assert (lead._book.settings.smallest, lead._settings.batch) == (5, 1)

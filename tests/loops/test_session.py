@@ -12,10 +12,10 @@ from job_messages import HELLO
 
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.faults.failure_detector import FailureDetector
-from collage_mpi.job.handshake import ServiceCosts
+from collage_mpi.job.handshake import ServiceCosts, task_bytes
 from collage_mpi.job.lead import build_lead
 from collage_mpi.job.plan import make_plan
-from collage_mpi.job.provenance import make_manifest
+from collage_mpi.job.provenance import final_facts, make_manifest
 from collage_mpi.job.session import Audience, TeamSession
 from collage_mpi.mpi.answers import ANSWERED, WireResult, pack_results
 from collage_mpi.mpi.protocol import CANCEL, read_header
@@ -42,6 +42,8 @@ class Ranks:
         self.detector = FailureDetector(ranks, 0)
         self.found: deque = deque()
         self.calls: list[str] = []
+        self.sizes: list[int] = []  # images of each message
+        self.told = None
         self.session_of: TeamSession | None = None
 
     def expect(self, nbytes) -> None:
@@ -52,7 +54,8 @@ class Ranks:
         self.calls.append("welcome, reading" if opened else "welcome")
         return {rank: replace(HELLO, classes={}, cannot_read="") for rank in self.ranks}
 
-    def start(self, ratio, batch_costs) -> None:
+    def start(self, told) -> None:
+        self.told = told
         self.calls.append("start")
 
     def end(self) -> None:
@@ -66,6 +69,7 @@ class Ranks:
         if read_header(message).type == CANCEL:
             return
         tasks, _ = unpack_tasks(message)
+        self.sizes.append(sum(len(task.items) for task in tasks))
         cells = (Score(3, 0.5),)
         ends = [WireResult(t.task, ANSWERED, 9, cells=cells * len(t.items)) for t in tasks]
         room = np.zeros(1 << 16, np.uint8)
@@ -141,6 +145,21 @@ def test_a_session_that_goes_on_does_what_is_left_and_counts_its_groups_from_0(t
     assert finish.status == "complete"
     assert rows["row"].tolist() == np.flatnonzero(lacking).tolist()
     assert rows["group"].tolist() == [place // 4 for place in range(16)]
+
+
+@pytest.mark.parametrize("asked", [None, 2])
+def test_the_batch_that_was_chosen_is_that_of_the_session(tmp_path, asked):
+    made = Made(tmp_path, batch=asked)
+    with made.session as session:
+        session.make_ready()
+        finish = session.work(replace(COSTS, batch=4))
+        size = 4 if asked is None else asked
+        assert (made.group.told.batch, max(made.group.sizes)) == (size, size)
+        assert made.group.told.task_bytes == task_bytes(session.plan, session.encoder)
+        assert final_facts(session, {"host": "h", "pid": 1})["batch"] == size
+    made.close(finish.status)
+    rows = np.sort(read_results(tmp_path / "out").images, order="row")
+    assert rows["warmup"].sum() == 4 * size
 
 
 def test_what_kept_a_row_from_the_disk_is_raised_before_the_lead_hears_of_an_end(tmp_path):

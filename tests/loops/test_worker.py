@@ -43,6 +43,7 @@ from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
 from collage_mpi.system.process_tree import ProcessId
 from collage_mpi.workload.straggler_settings import StragglerSettings, make_delays
 
+TASK_BYTES = 4096
 SIDE = 2
 COLLAGE = (SIDE * SHAPE[0], SIDE * SHAPE[1], 1)
 LOGITS = ParitySpec(3, "sum", "logits", "null")
@@ -113,7 +114,7 @@ class Bench:
 
     def start(self, cost_ratio: float = 1.0) -> None:
         self.endpoint.tell(self.welcome)
-        self.endpoint.tell(Start(cost_ratio, {}))
+        self.endpoint.tell(Start(cost_ratio, {}, 1, TASK_BYTES))
         self.run()
         self.network.calls = 0
 
@@ -361,7 +362,7 @@ def test_tasks_wait_for_the_start():
     bench.single(0, 4)
     bench.run()
     assert bench.results == []
-    bench.endpoint.tell(Start(2.0, {}))
+    bench.endpoint.tell(Start(2.0, {}, 1, TASK_BYTES))
     bench.run()
     assert bench.results[0].cells[0].label == 4
 
@@ -375,6 +376,15 @@ def test_measure_is_answered_with_the_shortest_time_and_the_usual_processor_time
     bench.run()
     assert bench.endpoint.told()[-1] == Measured(2 * MS, MS)
     assert bench.network.calls == 5
+
+
+def test_a_batch_that_the_device_has_no_room_for_is_told_when_it_is_measured():
+    bench = Bench()
+    bench.network.most = 4
+    bench.endpoint.tell(Measure("single", 8))
+    bench.endpoint.tell(Measure("single", 4))
+    bench.run()
+    assert [told.fits for told in bench.endpoint.told()[-2:]] == [False, True]
 
 
 def test_on_a_gpu_there_is_no_processor_time_to_tell():
@@ -415,7 +425,7 @@ def test_a_second_session_starts_clean():
     bench.run()
     assert bench.endpoint.ring is None
     bench.endpoint.tell(bench.welcome, session=SESSION + 1)
-    bench.endpoint.tell(Start(1.0, {}), session=SESSION + 1)
+    bench.endpoint.tell(Start(1.0, {}, 1, TASK_BYTES), session=SESSION + 1)
     bench.run()
     task = WireTask(0, 0, 1, "single", ((0, 0),))
     bench.endpoint.give([task], [np.full(SHAPE, 8, np.uint8)], session=SESSION + 1)
@@ -649,7 +659,7 @@ def test_a_batch_holds_for_its_largest_draw_times_its_cost(cost, kind):
     model = StragglerSettings("lognormal", straggler_median_ms=50.0, straggler_sigma=0.5)
     bench = Bench(kind, start=False, straggler=model, batch=3)
     bench.endpoint.tell(bench.welcome)
-    bench.endpoint.tell(Start(1.5, {kind: cost}))
+    bench.endpoint.tell(Start(1.5, {kind: cost}, 1, TASK_BYTES))
     bench.run()
     shape = SHAPE if kind == "single" else COLLAGE
     tasks = [WireTask(t, 4 + t, 1, kind, ((t, 0),)) for t in range(3)]
@@ -767,7 +777,7 @@ def test_a_group_as_a_batch_holds_for_as_many_inputs_as_it_has(cost, held):
     model = StragglerSettings("pinned", straggler_median_ms=50.0)
     bench = Bench("backup", start=False, straggler=model, batch=8)
     bench.endpoint.tell(bench.welcome)
-    bench.endpoint.tell(Start(1.5, {"backup": cost}))
+    bench.endpoint.tell(Start(1.5, {"backup": cost}, 1, TASK_BYTES))
     bench.run()
     group_batch(bench, 1, [3, 1, 4])
     bench.run()

@@ -16,7 +16,7 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCo
 from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
-from collage_mpi.job.handshake import ratio_among, service_costs, shortest_ns
+from collage_mpi.job.handshake import ServiceCosts, ratio_among, service_costs, shortest_ns
 from collage_mpi.job.messages import (
     Bye,
     Fault,
@@ -34,6 +34,7 @@ from collage_mpi.job.messages import (
 from collage_mpi.job.worker_group import MEASURE_ROUNDS, WorkerGroup
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import Gone, Received, Sent
+from collage_mpi.settings.batches import MostGroups
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, GROUP_BACKOFF, Backoff
 from collage_mpi.system.process_tree import this_process
@@ -503,3 +504,70 @@ def test_a_dead_rank_is_not_told_to_stop_and_one_that_dies_then_has_stopped():
     assert worker_group.stop(0) == []
     assert [rank for rank, _ in workers.told] == [2, 3]
     assert worker_group.detector.timeouts.losses.keys() == {1}
+
+
+def plan_of_batches(images: int = 10**6, **settings) -> SimpleNamespace:
+    ranks = {"single": [1, 2], "collage": [3]}
+    return SimpleNamespace(
+        settings=RunSettings(batch=None, **settings),
+        placement=SimpleNamespace(ranks_of=ranks.get),
+        networks={"single": "w", "collage": "c"},
+    )
+
+
+MANY = MostGroups(256, "the most is 256")
+
+
+def chosen_of(answer, most=MANY, **settings) -> ServiceCosts:
+    workers = Workers(4, answer)
+    group = group_of(workers)
+    group.welcome(welcomes(4))
+    costs = service_costs(plan_of_batches(**settings), group, most)
+    tried = [
+        (rank, told.kind, told.batch) for rank, told in workers.told if isinstance(told, Measure)
+    ]
+    assert costs.batch == costs.chosen.size
+    assert {each[0] for each in tried if each[2] == costs.batch} == {1, 2, 3}  # all have tried it
+    return costs
+
+
+def curve(rank: int, told: Message) -> Message | None:
+    """The single network takes 10 ms and 10 for each image, the collage network 30 for each."""
+    if not isinstance(told, Measure):
+        return polite(rank, told)
+    ms = 10 + 10 * told.batch if told.kind == "single" else 30 * told.batch
+    return Measured(ms * 10**6, None)
+
+
+def test_batch_auto_is_the_known_best_of_the_networks():
+    costs = chosen_of(curve)
+    assert costs.batch == 8
+    assert (costs.batch_ns["single"], costs.batch_costs["collage"]) == (90 * 10**6, 1.0)
+    assert costs.chosen.why == "larger batches do at most 1.02 times its images a second"
+    assert chosen_of(curve, MostGroups(4, "the most is 4")).chosen.why == "the most is 4"
+    slow = chosen_of(curve, straggler="pinned", straggler_median_ms=100.0)
+    assert slow.batch == 2  # 4 collages would take 1.5 x 4 x 100 ms
+
+
+@pytest.mark.parametrize(
+    ("rank", "says"), [(1, "the memory of a device"), (2, "the memory of rank 2")]
+)
+def test_a_batch_that_one_rank_has_no_room_for_is_not_taken(rank, says):
+    def answer(asked: int, told: Message) -> Message | None:
+        if isinstance(told, Measure) and asked == rank and told.batch > 4:
+            return Measured(0, None, fits=False)
+        return curve(asked, told)
+
+    costs = chosen_of(answer)
+    assert (costs.batch, costs.chosen.together["single"]) == (4, 50 * 10**6)
+    assert costs.chosen.why == f"a batch of 8 does not fit {says}"
+
+
+def test_what_other_processes_take_does_not_make_a_batch_small():
+    def loaded(rank: int, told: Message) -> Message | None:
+        found = curve(rank, told)
+        if not isinstance(told, Measure):
+            return found
+        return Measured(found.service_ns * told.batch, found.service_ns)
+
+    assert chosen_of(loaded).batch == 8

@@ -78,12 +78,13 @@ EXAMPLES = [
     ),
     messages.Shards(("{}", "[1]")),
     messages.Measure("single", 4),
-    Start(1.5, {"collage": 0.5}),
+    Start(1.5, {"collage": 0.5}, 8, 4096),
     Stop(6),
     Leave(),
     HELLO,
     messages.Fault("no CUDA device", 3),
     Measured(5, None),
+    Measured(0, None, fits=False),
 ]
 
 
@@ -172,8 +173,8 @@ def test_a_process_that_cannot_be_is_refused():
 
 
 def test_a_whole_number_is_a_float_too():
-    found = changed(Start(1.5, {}), lambda content: content.update(cost_ratio=2))
-    assert repr(found) == "Start(cost_ratio=2.0, batch_costs={})"
+    found = changed(Start(1.5, {}, 1, 4096), lambda content: content.update(cost_ratio=2))
+    assert repr(found) == "Start(cost_ratio=2.0, batch_costs={}, batch=1, task_bytes=4096)"
 
 
 @pytest.mark.parametrize("text", [b'{"what": "helo"}', b'{"what": ["stop"]}', b"{}", b"[3]", b"3"])

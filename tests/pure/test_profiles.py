@@ -219,19 +219,19 @@ def docs_table() -> str:
     others = [profile.sets for name, profile in PROFILES.items() if name != "paper"]
     for key in PROFILES["paper"].sets:
         if any(key in sets for sets in others):
-            cells = (_cell(profile.sets, key) for profile in PROFILES.values())
             spec = defaults[key]
-            auto = about(spec).auto and spec.default is None
-            default = "auto" if auto else _cell({key: spec.default}, key)
-            lines.append(f"| `{key}` | {default} | " + " | ".join(cells) + " |")
+            everyone = ({key: spec.default}, *(profile.sets for profile in PROFILES.values()))
+            lines.append(f"| `{key}` | " + " | ".join(_cell(s, spec) for s in everyone) + " |")
     return "\n".join(lines)
 
 
-def _cell(sets, key: str) -> str:
-    if key not in sets:
+def _cell(sets, spec) -> str:
+    if spec.name not in sets:
         return ""
-    value = sets[key]
-    return value.says if isinstance(value, Computed) else "unset" if value is None else str(value)
+    value = sets[spec.name]
+    if value is None:
+        return "auto" if about(spec).auto else "unset"
+    return value.says if isinstance(value, Computed) else str(value)
 
 
 def test_the_docs_show_what_each_sets():

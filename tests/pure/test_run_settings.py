@@ -244,9 +244,12 @@ def test_depth_auto_follows_the_ranks_where_they_pull(values, paced, depth):
     assert (found.paced, found.groups_in_flight(found.world_size - 1)) == (paced, depth)
 
 
-def test_auto_is_the_default_where_a_setting_has_one():
+def test_auto_is_found_out_later_where_a_setting_has_that_word():
     found = parse("--profile", "throughput", "--depth", "auto", "--batch", "auto")
-    assert (found.depth, found.batch, found.assign) == (None, 1, "pull")
+    assert (found.depth, found.batch, found.assign) == (None, None, "pull")
+    assert (found.batch_size, found.warm_groups, found.runs) == (1, 2, False)
+    assert RunSettings(batch=None).batch_costs() == {"single": 1.0, "collage": 1.0}
+    assert (found.at_batch(8).batch, RunSettings(batch=2).at_batch(8).batch) == (8, 2)
     for words in (["--credit", "auto"], ["--depth", "deep"]):
         with pytest.raises(SystemExit):
             parse(*words)

@@ -15,12 +15,18 @@ from results_harness import input_digest
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.job import plan as plan_module
-from collage_mpi.job.handshake import check_same_weights, counted_classes, welcomes
+from collage_mpi.job.handshake import (
+    check_same_weights,
+    counted_classes,
+    most_together,
+    task_bytes,
+    welcomes,
+)
 from collage_mpi.job.messages import Hello
 from collage_mpi.job.plan import make_plan, warn_of_one_class_groups
 from collage_mpi.job.provenance import make_manifest, validity
 from collage_mpi.job.recorder import Totals
-from collage_mpi.job.run import run_session, warn_of_bad_shards
+from collage_mpi.job.run import before_this, run_session, warn_of_bad_shards
 from collage_mpi.job.session import build_encoder
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.asking import Described
@@ -94,10 +100,23 @@ def test_where_a_rank_may_run_several_images_of_a_group_draws_are_by_image(
     assert plan.settings.labels()["scheme"] == label
 
 
+def test_a_session_says_if_the_one_before_it_had_another_batch():
+    assert before_this({}, 8) == before_this({"batch": 8}, 8) == ""
+    assert before_this({"batch": 4}, 8) == "; the session before had batch 4"
+
+
+def test_the_largest_batch_depends_on_what_rank_0_sends(shards):
+    plan = plan_of(shards, scheme="collage", batch=None)
+    encoder, singles = build_encoder(plan), plan.placement.ranks_of("single")
+    large = replace(plan, shards=SimpleNamespace(shape=(1024, 1024, 3)))
+    for reading, size in ((plan.placement.workers, 1024), (singles, 1024), (singles[1:], 2)):
+        assert most_together(large, encoder, 10**9, reading).size == size
+
+
 def test_a_cancel_of_all_that_a_rank_may_hold_fits_a_message_of_places(shards):
     settings = {"pixels": "workers", "credit": 40, "batch": 3}
-    told = welcomes(plan_of(shards, **settings), build_encoder(plan_of(shards, **settings)))
-    assert {w.task_bytes >= cancel_message_bytes(40 * 3) for w in told.values()} == {True}
+    plan = plan_of(shards, **settings)
+    assert task_bytes(plan, build_encoder(plan)) >= cancel_message_bytes(40 * 3)
 
 
 @pytest.mark.parametrize(

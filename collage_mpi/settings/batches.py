@@ -1,0 +1,176 @@
+"""Which batch `--batch auto` chooses: the largest one with which the images a second still rise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import NamedTuple
+
+from collage_mpi.kinds import SINGLE
+from collage_mpi.scheduler import batch_factor
+from collage_mpi.settings.pace import MOST_BATCH
+from collage_mpi.settings.placement import Placement
+from collage_mpi.settings.run_settings import MOST_OF_A_LEASE, RunSettings
+from collage_mpi.system.printable import counted
+from collage_mpi.workload.straggler_settings import make_delays
+
+GAIN = 1.05  # a larger batch is worth its wait if it makes so many times the images a second
+PATIENCE = 2  # doublings in a row that gain nothing end the search: one may have been disturbed
+# A batch that loses nothing is taken if it takes no longer than this, because rank 0 spends 13 to
+# 16 us an image on a message of 8 images and 4 to 6 us on one of 64.
+SHORT_NS = 20_000_000
+LONG_NS = 500_000_000  # no batch takes longer: the last images of the input wait for one
+BATCHES_A_RANK = 8  # that the input has at least, so that no rank is without work
+MESSAGE_BYTES = 8 << 20  # of pixels that rank 0 sends: it holds four such messages a rank
+DRAWS = 9  # ranks whose injected service time is looked at
+
+Times = Mapping[str, int]  # kind of network -> ns
+
+
+class MostGroups(NamedTuple):
+    """The largest batch that may be chosen, and what speaks against a larger one."""
+
+    size: int
+    why: str
+
+
+def most_groups(
+    settings: RunSettings, placement: Placement, images: int, sent_bytes: int = 0
+) -> MostGroups:
+    """The largest batch that the input and the messages allow.
+
+    Args:
+        placement: of one team.
+        images: of all teams.
+        sent_bytes: what rank 0 sends for the largest task of one group; 0 if workers read.
+    """
+    singles = placement.ranks_of(SINGLE)
+    each = 1 if singles else settings.group_size  # images of a task
+    ranks = settings.teams * len(singles or placement.workers)
+    fits = [
+        MostGroups(MOST_BATCH, f"the most is {MOST_BATCH}"),
+        MostGroups(
+            images // (BATCHES_A_RANK * ranks * each),
+            f"a rank is to get at least {BATCHES_A_RANK} batches of {counted(images, 'image')}",
+        ),
+    ]
+    if settings.teams > 1:
+        most = MOST_OF_A_LEASE // settings.group_size
+        fits.append(MostGroups(most, f"a team takes at most {MOST_OF_A_LEASE} images at a time"))
+    if sent_bytes:
+        most = MESSAGE_BYTES // sent_bytes
+        fits.append(
+            MostGroups(most, f"rank 0 sends at most {MESSAGE_BYTES >> 20} MiB in a message")
+        )
+    return min(fits)
+
+
+@dataclass(frozen=True)
+class ChosenBatch:
+    """A batch, and what decided.
+
+    Attributes:
+        size: groups.
+        why: what speaks against twice as many, in words.
+        alone, together: ns of a batch of one group and of this one, by kind of network.
+    """
+
+    size: int
+    why: str
+    alone: Times
+    together: Times
+
+    def __str__(self) -> str:
+        """The choice in one line."""
+        found = [
+            f"the {kind} network takes {took / 1e6:.3g} ms for a batch and does "
+            f"{self.size * self.alone[kind] / took:.2f} times the images a second of batch 1"
+            for kind, took in self.together.items()
+        ]
+        return "; ".join([f"batch {self.size}, chosen by --batch auto", *found, self.why])
+
+
+def choose_batch(most: MostGroups, times_of: Callable[[int], Times | None]) -> ChosenBatch:
+    """Try 1, 2, 4 ... groups. The smallest batch with nearly the most images a second is chosen,
+    or a larger one that is short and loses nothing.
+
+    Args:
+        most: the largest batch.
+        times_of: the service times of a batch of so many groups; None if it does not fit a device.
+    """
+    tried = {1: times_of(1) or {}}
+    rates = {1: 1.0}  # relative images a second of the ranks
+    size, why = 1, "" if tried[1] else "no service time was measured"
+    while not why and (_is_short(tried[size]) or _best(rates) * 2**PATIENCE > size):
+        if 2 * size > most.size:
+            why = most.why
+            continue
+        took = times_of(2 * size)
+        if took is None:
+            why = f"a batch of {2 * size} does not fit the memory of a device"
+        elif max(took.values()) > LONG_NS:
+            longest = f"{max(took.values()) / 1e6:,.0f} ms, the most is {LONG_NS / 1e6:g}"
+            why = f"a batch of {2 * size} takes {longest}"
+        else:
+            size *= 2
+            tried[size] = took
+            rates[size] = size * len(took) / sum(took[kind] / tried[1][kind] for kind in took)
+    good = [each for each in rates if rates[each] * GAIN > max(rates.values())]
+    short = [each for each in good if _is_short(tried[each])]
+    chosen = max(good[:1] + short)
+    if chosen < size:
+        gain = max(rates[each] for each in rates if each > chosen) / rates[chosen]
+        why = f"larger batches do at most {gain:.2f} times its images a second"
+    return ChosenBatch(chosen, why, tried[1], tried[chosen])
+
+
+def _best(rates: Mapping[int, float]) -> int:
+    return max(rates, key=lambda size: rates[size])
+
+
+def _is_short(took: Times) -> bool:
+    return max(took.values(), default=0) <= SHORT_NS
+
+
+@dataclass(frozen=True)
+class ModelTimes:
+    """How long networks take by a model: the delays that are injected, or those of a simulation.
+
+    Attributes:
+        single_ns: for one image.
+        ratio: of the scheme's other network over the single one.
+        batch_costs: kind -> what a further input of a batch takes over the first one.
+        alone_ns: kind -> measured time of one input; a batch of that kind is longer than one input
+            by as much as was measured.
+    """
+
+    settings: RunSettings
+    single_ns: float
+    ratio: float
+    batch_costs: Mapping[str, float]
+    alone_ns: Times = field(default_factory=dict)
+
+    def inputs(self, size: int, kinds: Iterable[str]) -> dict[str, int]:
+        """Kind -> inputs of a message for a batch of so many groups."""
+        settings = self.settings.at_batch(size)
+        return {kind: settings.most_inputs(kind) for kind in kinds}
+
+    def at_least(self, size: int, took: Times) -> Times:
+        """The measured times of a batch of so many groups, where the model's are not longer."""
+        inputs, found = self.inputs(size, took), {}
+        for kind, took_ns in took.items():
+            factor = batch_factor(inputs[kind], self.batch_costs.get(kind, 1.0))
+            if kind in self.alone_ns:
+                factor = took_ns / self.alone_ns[kind]
+            factor *= 1.0 if kind == SINGLE else self.ratio
+            found[kind] = max(took_ns, round(self.single_ns * factor))
+        return found
+
+
+def injected_ns(settings: RunSettings) -> int:
+    """The median of the service times that the delay model draws; 0 without one."""
+    if settings.straggler == "none":
+        return 0
+    delays = make_delays(settings, by_image=settings.draws_by_image)
+    return round(median(delays.draw_ns(rank, rank, 1, 0) for rank in range(1, DRAWS + 1)))
