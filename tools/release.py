@@ -2,6 +2,7 @@
 
     python tools/release.py                # in the repository, with `pip install build twine`
     python tools/release.py --rehearse     # the same while the repository has no address yet
+    python tools/release.py --address https://HOST/NAME    # only write that address into its files
 
 It refuses a tree whose files do not agree on version, date and address. It builds the committed
 tree twice in different folders and compares the bytes, checks the archives, follows every link of
@@ -48,6 +49,13 @@ ADDRESSES = {
 }
 
 
+# Before which line a file gets its address.
+NEW_LINES = {
+    "CITATION.cff": ("license: ", "repository-code: {}"),
+    "codemeta.json": ('  "license": ', '  "codeRepository": "{}",'),
+}
+
+
 def found(patterns: dict[str, str], root: Path = ROOT) -> dict[str, str | None]:
     """By file, what its pattern finds first; None where it finds nothing."""
     texts = {name: (root / name).read_text("utf-8") for name in patterns}
@@ -59,6 +67,19 @@ def address(root: Path = ROOT) -> str:
     """The repository's address, which pyproject.toml alone decides."""
     told = found({"pyproject.toml": r'^Repository = "(.+)"'}, root)["pyproject.toml"]
     return told or ""
+
+
+def set_address(repository: str, root: Path = ROOT) -> None:
+    """Write the repository's address into each file that names it."""
+    path = root / "pyproject.toml"
+    line = f'Repository = "{repository}"'
+    path.write_text(
+        re.sub('^Repository = ".+"', line, path.read_text("utf-8"), flags=re.M), "utf-8"
+    )
+    for name, (before, form) in NEW_LINES.items():
+        text = re.sub(f"{ADDRESSES[name]}.*\n", "", (root / name).read_text("utf-8"), flags=re.M)
+        added = f"{form.format(repository)}\n{before}"
+        (root / name).write_text(re.sub(f"^{before}", added, text, flags=re.M), "utf-8")
 
 
 def version() -> str:
@@ -186,7 +207,7 @@ def refusals(rehearse: bool) -> list[str]:
     """Why nothing is built, a line each."""
     wrong, repository = disagreements(), address()
     if is_placeholder(repository) and not rehearse:
-        wrong.append(f"{repository} is a placeholder: set Repository in pyproject.toml")
+        wrong.append(f"{repository} is a placeholder: python tools/release.py --address URL")
     if run("git", "status", "--porcelain", folder=ROOT).strip():
         wrong.append("the working tree has changes that are not committed")
     for tag in run("git", "tag", "--points-at", "HEAD", folder=ROOT).split():
@@ -233,9 +254,13 @@ def hand_over(archive: Path, wheel: Path, rehearse: bool) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rehearse", action="store_true", help="accept a placeholder address")
+    parser.add_argument("--address", metavar="URL", help="write the address into its files")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder of the archives")
     parser.add_argument("--no-demo", action="store_true", help="install nothing and run no demo")
     given = parser.parse_args()
+    if given.address:
+        set_address(given.address.rstrip("/"))
+        return 0
     wrong = missing() or refusals(given.rehearse)
     if wrong:
         print("\n".join(wrong), file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import runpy
 import shutil
 import sys
@@ -56,6 +57,17 @@ def test_an_address_is_in_every_file_or_in_none(tree: Path) -> None:
     wrong = release.disagreements(tree)
     assert len(wrong) == len(release.ADDRESSES)
     assert all("https://example.org/c" in line for line in wrong)
+
+
+def test_one_command_writes_the_address_into_every_file(tree: Path) -> None:
+    for repository in ("https://example.org/first", "https://example.org/c"):
+        release.set_address(repository, tree)
+        assert release.address(tree) == repository
+        assert set(release.found(release.ADDRESSES, tree).values()) == {repository}
+        assert release.disagreements(tree) == []
+    json.loads((tree / "codemeta.json").read_text())
+    for name in release.ADDRESSES:
+        assert (tree / name).read_text().count("example.org") == 1
 
 
 def test_the_section_of_a_version_ends_where_the_next_begins() -> None:
@@ -145,6 +157,17 @@ def test_the_tag_keeps_its_headings_and_a_rehearsal_says_to_upload_nothing(
     assert "\n### " in (made[0].parent / "tag.txt").read_text()
     assert ("upload nothing" in told) == rehearse
     assert ("git tag --sign --cleanup=whitespace" in told) == (not rehearse)
+
+
+def test_a_release_is_refused_while_the_address_is_a_placeholder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(release, "run", lambda *words, folder=None: "")
+    monkeypatch.setattr(release, "address", lambda: "https://repository.invalid/c")
+    monkeypatch.setattr(release, "disagreements", list)
+    remedy = "https://repository.invalid/c is a placeholder: python tools/release.py --address URL"
+    assert release.refusals(rehearse=False) == [remedy]
+    assert release.refusals(rehearse=True) == []
 
 
 def test_a_tag_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
