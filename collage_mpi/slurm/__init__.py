@@ -263,8 +263,8 @@ def _cost(kind: str, settings: SlurmSettings, plan: ScriptLayout, cores_of_task:
     each = " a task" if KINDS[kind].array else ""
     gpus = plan.nodes * plan.gpus_per_node
     if gpus:
-        return f"at most {gpus * plan.limit_hours:g} GPU hours{each} ({gpus} GPUs, {cores} cores)"
-    return f"at most {cores * plan.limit_hours:g} core hours{each} ({cores} cores)"
+        return f"at most {gpus * plan.limit_hours:.4g} GPU hours{each} ({gpus} GPUs, {cores} cores)"
+    return f"at most {cores * plan.limit_hours:.4g} core hours{each} ({cores} cores)"
 
 
 def _shares(kind: str, settings: SlurmSettings, plan: ScriptLayout, cores_of_task: int) -> str:

@@ -75,18 +75,36 @@ srun() { while [[ $1 == --* ]]; do shift; done; "$@"; }
 """
 
 
+def stage_files(folder: Path, names: str, shown: str) -> subprocess.CompletedProcess[str]:
+    """Stage to a folder, then run what shows how it stands."""
+    stage = (files("collage_mpi.slurm") / "templates" / "stage.sh").read_text()
+    given = {"CM_STAGE": str(folder), "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1"}
+    script, env = f"{STAND_INS}{names}\n{stage}\n{shown}", {**os.environ, **given}
+    return subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True)
+
+
+def test_one_file_of_any_kind_is_staged_and_a_folder_without_shards_is_refused(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "pictures.tar").write_text("pictures")
+    done = stage_files(
+        tmp_path, f"single=null collage= shards={tmp_path}/in/pictures.tar", "cat $shards"
+    )
+    assert done.stdout.endswith("nodes\npictures"), done.stderr
+    done = stage_files(tmp_path, f"single=null collage= shards={tmp_path}/in", "echo $shards")
+    assert done.returncode == 2
+    assert f"{tmp_path}/in is a folder without *.h5" in done.stderr
+    assert not (tmp_path / "collage-mpi-7").exists()
+
+
 def test_staged_weights_of_one_name_keep_apart(tmp_path: Path) -> None:
     for folder in ("single", "collage", "shards"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "best.h5").write_text(folder)
-    stage = (files("collage_mpi.slurm") / "templates" / "stage.sh").read_text()
     names = " ".join(f"{n}={tmp_path}/{n}/best.h5" for n in ("single", "collage"))
     shown = 'cat "$single" "$collage" "$shards"/*.h5; echo "$@"'
-    script = f"{STAND_INS}{names} shards={tmp_path}/shards\n{stage}\n{shown}"
-    given = {"CM_STAGE": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1"}
-    done = subprocess.run(
-        ["bash", "-c", script], env={**os.environ, **given}, capture_output=True, text=True
-    )
+    done = stage_files(tmp_path, f"{names} shards={tmp_path}/shards", shown)
     assert "singlecollageshards--pixels auto" in done.stdout, done.stderr
     assert not (tmp_path / "collage-mpi-7").exists()
 

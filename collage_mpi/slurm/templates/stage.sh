@@ -14,9 +14,16 @@ if [[ -n ${CM_STAGE:-} ]]; then
             sums+="$(sha256sum <"$file" | cut -d ' ' -f 1)  $1/${file##*/}"$'\n'
         done
     }
-    if [[ -d $shards ]]; then staged . "$shards"/*.h5*; fi
-    if [[ -f $shards ]]; then staged . "$shards"; fi
-    if [[ -e $shards ]]; then shards=$stage; fi   # shipped:NAME is on every node
+    if [[ -d $shards ]] && ! compgen -G "$shards/*.h5" >/dev/null; then
+        echo "CM_STAGE copies files, and $shards is a folder without *.h5: make shards of it" \
+            "(collage-mpi prep), name a tar or Parquet file, or leave CM_STAGE out" >&2
+        exit 2
+    fi
+    if [[ -d $shards ]]; then
+        staged . "$shards"/*.h5* && shards=$stage
+    elif [[ -f $shards ]]; then
+        staged . "$shards" && shards=$stage/${shards##*/}
+    fi   # shipped:NAME is on every node
     if [[ -f $single ]]; then
         staged single "$single" && single=$stage/single/${single##*/}
     fi
