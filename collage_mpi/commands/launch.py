@@ -240,8 +240,9 @@ def _plan(
 def _follow(plan: LaunchPlan, words: Sequence[str], timeout_s: float, fault_tolerant: bool) -> int:
     """Run the plan to its end, and once more if its start hung; returns the exit code."""
     from collage_mpi.launch.ending import exit_code, marker_text, script_code
-    from collage_mpi.launch.supervisor import LEAVE_GRACE_S, Limits, Supervisor, handled_by
+    from collage_mpi.launch.supervisor import FORWARDED, LEAVE_GRACE_S, Limits, Supervisor
     from collage_mpi.results.file_names import MARKER
+    from collage_mpi.system.process_tree import caught
 
     out = output_folder(words)
     marker = None if out is None else out / MARKER
@@ -254,7 +255,7 @@ def _follow(plan: LaunchPlan, words: Sequence[str], timeout_s: float, fault_tole
     )
     until_s = time.monotonic() + timeout_s
     signals: list[int] = []  # not passed on, as they came before a job or after it
-    with handled_by(signals.append):
+    with caught(FORWARDED, signals.append):
         for more in reversed(range(STARTS)):
             left_s = max(0.0, until_s - time.monotonic())
             job = Supervisor(plan, replace(limits, timeout_s=left_s), signals=signals)

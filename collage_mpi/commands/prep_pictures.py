@@ -7,8 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from collage_mpi.commands.prep_tables import ClassNamesArguments, check_prefix
 from collage_mpi.errors import ExitCode
 from collage_mpi.settings.flags import switch
 from collage_mpi.system.fields import REQUIRED, setting
+from collage_mpi.system.process_tree import caught
 from collage_mpi.system.progress import advancing
 from collage_mpi.system.tell import tell
 
@@ -26,8 +26,6 @@ IN_OUT = ("in", "out")
 LINE_EVERY_S = 15.0  # between progress lines where there is no terminal
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from collage_mpi.prep.plan import Recipe, ShardJob
     from collage_mpi.prep.work import ShardReport
     from collage_mpi.shards.members import Listing
@@ -178,7 +176,10 @@ def execute(args: PicturesArguments) -> int:
     started_s = time.monotonic()
     total = sum(len(job.members) for job in own) if rank == 0 else 0
     workers = processes_wanted("--workers", args.workers)
-    with advancing(total, "prep", LINE_EVERY_S) as advance, _sigterm_interrupts():
+    with (
+        advancing(total, "prep", LINE_EVERY_S) as advance,
+        caught((signal.SIGTERM,), _interrupt),
+    ):
         reports = make_shards(own, workers, args.overwrite, advance)
     _tell(reports, jobs, listing, time.monotonic() - started_s, rank if size > 1 else None)
     left_out = sum(report.unreadable for report in reports)
@@ -233,20 +234,9 @@ def pictures(number: int) -> str:
     return "1 picture is" if number == 1 else f"{number:,} pictures are"
 
 
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Within this context a batch system's SIGTERM acts like Ctrl-C: children end, drafts are
-    removed.
-    """
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _interrupt(_: int) -> None:
+    """A batch system's SIGTERM acts like Ctrl-C: children end, and drafts are removed."""
+    raise KeyboardInterrupt
 
 
 IMAGES = Command(

@@ -11,13 +11,10 @@ import selectors
 import signal
 import subprocess
 import sys
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import IO, Any, TextIO, cast
 
 from collage_mpi.launch.ending import (
@@ -35,7 +32,7 @@ from collage_mpi.launch.scratch import VARIABLE, held, note_signal
 from collage_mpi.system.environment import STATUS_VARIABLE
 from collage_mpi.system.forked import serving
 from collage_mpi.system.launchers import Death
-from collage_mpi.system.process_tree import end_family, guarded
+from collage_mpi.system.process_tree import caught, end_family, guarded
 from collage_mpi.system.progress import display_for, split_statuses
 from collage_mpi.system.tell import SafeStream
 
@@ -113,7 +110,7 @@ class Supervisor:
         grace_s, scratch = round(self._limits.stop_grace_s), self._plan.scratch
         environment = _environment(self._plan, self._word)
         with (
-            handled_by(self._signals.append),
+            caught(FORWARDED, self._signals.append),
             held(scratch) as locks,
             guarded(self._word, grace_s, scratch, locks) as guard,
             serving(environment, self._plan.modules, self._plan.argv),
@@ -355,21 +352,3 @@ def _die_with_parent() -> Callable[[], object]:
     pr_set_pdeathsig = 1
     prctl = ctypes.CDLL(None).prctl  # looked up before the fork
     return lambda: prctl(pr_set_pdeathsig, int(signal.SIGTERM), 0, 0, 0)
-
-
-@contextmanager
-def handled_by(note: Callable[[int], object]) -> Iterator[None]:
-    """Within this context signals are only noted."""
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        note(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-    old = {number: signal.signal(number, handle) for number in FORWARDED}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -11,10 +11,9 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from collage_mpi.shards.pictures import TooSmall, UnreadablePicture, picture_pix
 from collage_mpi.shards.schema import chunk_rows, read_sidecar, sha256_of
 from collage_mpi.shards.writer import EncodedWriter, ShardWriter
 from collage_mpi.system.files import remove_leftovers, write_atomic, writing
-from collage_mpi.system.process_tree import sheltered
+from collage_mpi.system.process_tree import caught, sheltered
 
 BATCH = 64  # pictures in memory at once
 
@@ -246,14 +245,17 @@ def _in_processes(
     counter = context.Value("q", 0)
     pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(counter,))
     told = 0
-    with _noted_interrupts() as interrupted:
+    # Interrupts are only noted: an exception while `wait` holds the locks of the futures would
+    # leave them locked, and this process would wait for the pool's thread for ever.
+    interrupts: list[int] = []
+    with caught((signal.SIGINT, signal.SIGTERM), interrupts.append):
         try:
             with sheltered(signal.SIGINT):  # Ctrl-C reaches them too, in the midst of imports
                 futures = [pool.submit(_work, job, overwrite) for job in jobs]
             left: set[Future[ShardReport]] = set(futures)
             while left:
                 ended, left = wait(left, LOOK_S, FIRST_COMPLETED)
-                if interrupted():
+                if interrupts:
                     raise KeyboardInterrupt
                 for future in ended:
                     future.result()  # a failure ends all
@@ -272,26 +274,6 @@ def _in_processes(
             for child in multiprocessing.active_children():
                 child.terminate()
                 child.join()
-
-
-@contextmanager
-def _noted_interrupts() -> Iterator[Callable[[], bool]]:
-    """Within this context SIGINT and SIGTERM are only noted, not raised.
-
-    An exception while `wait` holds the locks of the futures would leave them locked, and this
-    process would wait for the pool's thread for ever.
-    """
-    noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda which, _: noted.append(which)) for number in signals]
-    try:
-        yield lambda: bool(noted)
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _start(counter: Any) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 import json
 import signal
-import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -41,6 +39,7 @@ from collage_mpi.simulation.replayed_answers import Answers, read_answers
 from collage_mpi.simulation.simulator import FINGERPRINT, Simulated, Simulation
 from collage_mpi.system.fields import AUTO
 from collage_mpi.system.files import UNREADABLE_OR_GONE, write_atomic, writing
+from collage_mpi.system.process_tree import caught
 from collage_mpi.workload.service_times import DelayModel
 from collage_mpi.workload.straggler_settings import make_delays
 
@@ -244,9 +243,18 @@ def simulate(
     loaded = job.load_answers()
     writer = RunWriter.create(out, _manifest(job, loaded))
     status, final = "incomplete", {}
+
+    def stop(_: int) -> None:
+        """The first Ctrl-C ends the simulation between two events, so that its tables agree. The
+        second one interrupts at once.
+        """
+        if simulation.stopped is not None:
+            raise KeyboardInterrupt
+        simulation.stop("interrupted")
+
     try:
         simulation = job.simulation(writer, loaded)
-        with _stopped_by_interrupt(simulation):
+        with caught((signal.SIGINT,), stop):
             status = simulation.run().status
         final = _final(simulation)
     finally:
@@ -262,26 +270,6 @@ def _refuse_a_run(out: Path) -> None:
             f"{out} holds a run already: choose another --out, or remove it (a simulation begins "
             "anew)"
         )
-
-
-@contextmanager
-def _stopped_by_interrupt(simulation: Simulation) -> Iterator[None]:
-    """The first Ctrl-C ends the simulation between two events, so that its tables agree. The
-    second one interrupts at once. Only the main thread is told of a signal."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def stop(number: int, frame: object) -> None:
-        simulation.stop("interrupted")
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def simulate_in_memory(job: SimulatedJob) -> Results:

@@ -4,6 +4,7 @@ after each epoch.
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,9 @@ from torch import Tensor
 from collage_mpi.errors import DataFault
 from collage_mpi.models.backbones import channels_last
 from collage_mpi.models.collage_net import build_network, check_pixels
+from collage_mpi.system.process_tree import STOP_SIGNALS, caught
 from collage_mpi.system.progress import Advance, advancing
 from collage_mpi.training.batches import BatchMaker, TrainBatch, plain_batches
-from collage_mpi.training.checkpoint import (
-    StopSignals,
-    TrainingStopped,
-    load_checkpoint,
-    save_checkpoint,
-)
 from collage_mpi.training.objective import (
     Distilled,
     Labels,
@@ -34,12 +30,15 @@ from collage_mpi.training.objective import (
 from collage_mpi.training.parts import (
     Trained,
     TrainingMachine,
+    load_checkpoint,
     make_optimizer,
     pixel_statistics,
     resolve_precision,
     running_average,
+    save_checkpoint,
     start_from,
 )
+from collage_mpi.training.peers import TrainingStopped
 from collage_mpi.training.settings import TrainSettings, learning_rate_at
 from collage_mpi.training.sources import TrainData
 
@@ -94,7 +93,8 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}  # the kept weights, once an epoch is validated
         self.done = 0
-        self._stop, self._stopping = StopSignals(), False  # a signal here; one on any process
+        self._signals: list[int] = []  # that came here
+        self._stopping = False  # a signal came on any process
         self._earlier_s = 0.0
         self._started = self._saved = time.monotonic()
         if machine.resume and machine.checkpoint is not None:
@@ -112,7 +112,7 @@ class Trainer:
         total = self.steps * each if self.peers.lead else 0  # the others say nothing
         with (
             advancing(total, "train", LINE_EVERY_S, done=self.done * each) as advance,
-            self._stop,
+            caught(STOP_SIGNALS, self._caught),
         ):
             while self.done < self.steps:
                 self._epoch(advance)
@@ -127,6 +127,12 @@ class Trainer:
             self.precision,
             self._kept_epoch(),
         )
+
+    def _caught(self, number: int) -> None:
+        """A signal ends the training after the current step, and a second Ctrl-C at once."""
+        if self._signals and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signals.append(number)
 
     @property
     def judged(self) -> torch.nn.Module:
@@ -192,8 +198,9 @@ class Trainer:
         self._save()
         self.peers.totals([0.0], self.device)  # nobody leaves before the checkpoint is written
         where = self.machine.checkpoint
+        reason = signal.Signals(self._signals[-1]).name if self._signals else "a signal"
         raise TrainingStopped(
-            f"stopped by {self._stop.reason or 'a signal'} after step {self.done:,} of "
+            f"stopped by {reason} after step {self.done:,} of "
             f"{self.steps:,}"
             + (
                 ""
@@ -208,7 +215,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self._loss(batch)
-        told = [float(loss.detach()), float(self._stop.reason is not None)]
+        told = [float(loss.detach()), float(bool(self._signals))]
         value, stopping = self.peers.totals(told, self.device)
         self._stopping = stopping > 0
         if not np.isfinite(value):

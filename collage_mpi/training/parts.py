@@ -1,20 +1,25 @@
 """The parts of the training loop: the machine that it runs on and what it makes, optimizer, running
-average of the weights, pixel statistics, and the choice of precision.
+average of the weights, pixel statistics, the choice of precision, and checkpoints.
 """
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from collage_mpi.errors import UsageError
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.models.backbones import COUNTER
+from collage_mpi.models.foreign_weights import load_tensors
 from collage_mpi.models.tuning import processor_facts
+from collage_mpi.system.files import save_file
 from collage_mpi.training.peers import ALONE, Peers
 from collage_mpi.training.settings import TrainSettings
 
@@ -165,3 +170,59 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
     flags = processor_facts().get("flags", "").split()
     native = "amx_bf16" in flags or "avx512_bf16" in flags
     return "bfloat16" if native else "float32"
+
+
+VERSION = 2  # of checkpoints
+
+
+def save_checkpoint(path: Path, state: dict[str, Any], progress: dict[str, Any]) -> None:
+    """Write tensors and progress. If the process is killed, the previous file stays complete.
+
+    Args:
+        state: name -> state dict, of tensors and plain values.
+        progress: plain values: the identity of the run, next step, history, seconds.
+    """
+    buffer = io.BytesIO()
+    torch.save({**state, "version": VERSION, "progress": json.dumps(progress)}, buffer)
+    save_file(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path, identity: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The (state, progress) that `save_checkpoint` wrote.
+
+    Args:
+        identity: settings and data of this run; the checkpoint must have the same.
+
+    Raises:
+        EnvironmentFault: there is no such file.
+        DataFault: the file is not a checkpoint, or is damaged.
+        UsageError: the checkpoint belongs to a run with other settings.
+    """
+    try:
+        state = load_tensors(path)
+    except EnvironmentFault as error:
+        raise EnvironmentFault(f"checkpoint {error}; leave out --resume") from error
+    except DataFault as error:
+        raise DataFault(f"{path} is not a checkpoint, or damaged; leave out --resume") from error
+    if not isinstance(state, dict) or state.get("version") != VERSION:
+        raise DataFault(f"{path} is not a checkpoint of this version; leave out --resume")
+    try:
+        progress = json.loads(state["progress"])
+        saved = dict(progress["identity"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DataFault(f"{path} is not a checkpoint, or damaged; leave out --resume") from error
+    _same_run(path, saved, json.loads(json.dumps(identity)))
+    return state, progress
+
+
+def _same_run(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = [
+        f"{key}: {saved.get(key)!r:.60} then, {now.get(key)!r:.60} now"
+        for key in sorted(saved.keys() | now.keys())
+        if saved.get(key) != now.get(key)
+    ]
+    if changed:
+        raise UsageError(
+            f"checkpoint {path} is of another run ({'; '.join(changed)}): give the same "
+            "settings, or another --checkpoint, or leave out --resume"
+        )

@@ -25,7 +25,6 @@ from collage_mpi.system.environment import TorchrunPlace, torchrun_place
 from collage_mpi.system.hard_exit import leave_at_once
 from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
-from collage_mpi.training.checkpoint import TrainingStopped
 
 # A process waits so long for the others: the lead validates alone, one process a host reads.
 WAIT_LIMIT = timedelta(hours=1)
@@ -34,6 +33,12 @@ QUIET_S = 1.0
 _LOST_WORDS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
 Arrays = dict[str, np.ndarray]
+
+
+class TrainingStopped(CollageError):
+    """A signal came. The finished steps are in the checkpoint."""
+
+    exit_code = ExitCode.INCOMPLETE
 
 
 @dataclass(frozen=True)

@@ -448,7 +448,7 @@ def _training(folder: Path) -> list[Reader]:
     from safetensors.numpy import save
 
     from collage_mpi.models.foreign_weights import read_state
-    from collage_mpi.training.checkpoint import load_checkpoint, save_checkpoint
+    from collage_mpi.training.parts import load_checkpoint, save_checkpoint
     from collage_mpi.training.sources import read_views
 
     identity = {"seed": 1}
