@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -16,7 +15,7 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageE
 from collage_mpi.models.info import Declared, Geometry, Loading, NetworkInfo, own_info
 from collage_mpi.models.named import OFFLINE, NotInCache
 from collage_mpi.models.own import load_foreign
-from collage_mpi.system.process_tree import STOP_SIGNALS, own_command, sheltered
+from collage_mpi.system.process_tree import ask_apart, own_command
 from collage_mpi.system.tell import tell
 
 CHILD_COMMAND = own_command("collage_mpi.models.asking")
@@ -61,30 +60,19 @@ def ask(spec: str, kind: str, geometry: Geometry) -> Described:
 
 def _child(request: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
     """The answer of a process apart; a fault where it died."""
-    with sheltered(*STOP_SIGNALS):
-        child = subprocess.Popen(
-            CHILD_COMMAND,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-        )
-    try:
-        out, complaint = child.communicate(json.dumps(request).encode(), timeout=LIMIT_S)
-        told: dict[str, Any] = json.loads(out.splitlines()[-1])
-        return told
-    except subprocess.TimeoutExpired:
+    said = ask_apart(CHILD_COMMAND, request, LIMIT_S, environment)
+    if said.code is None:
         message = f"{request['spec']}: it was not loaded within {LIMIT_S:,.0f} s"
         return {"fault": EnvironmentFault.__name__, "message": message}
+    try:
+        told: dict[str, Any] = json.loads(said.lines[-1])
+        return told
     except (ValueError, IndexError):
-        last = complaint.decode("utf-8", errors="replace").strip().splitlines()[-1:]
         message = (
-            f"{request['spec']}: loading it ended a process with exit code {child.returncode} "
-            f"({' '.join(last)[:200] or 'no message'}): the file is damaged, or its library is"
+            f"{request['spec']}: loading it ended a process with exit code {said.code} "
+            f"({said.last_word[:200] or 'no message'}): the file is damaged, or its library is"
         )
         return {"fault": DataFault.__name__, "message": message}
-    finally:
-        child.kill()  # an interrupt here must not leave it behind; no effect once it ended
 
 
 def main() -> int:

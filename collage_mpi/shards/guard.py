@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.shards.schema import HASH_LIMIT_BYTES, ShardInfo, split_part
-from collage_mpi.system.process_tree import STOP_SIGNALS, own_command, sheltered
+from collage_mpi.system.process_tree import ask_apart, own_command
 
 CHILD_COMMAND = own_command("collage_mpi.shards.guard")
 MEMORY_BYTES = 2 << 30
@@ -105,41 +104,21 @@ def _run_child(
 ) -> tuple[list[dict[str, Any]], str]:
     request = {"task": task, "paths": [str(path) for path in paths], "cpu_s": int(limit_s) + 5}
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    with sheltered(*STOP_SIGNALS):  # launchers pass them on to a rank's children too
-        child = subprocess.Popen(
-            CHILD_COMMAND,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
+    said = ask_apart(CHILD_COMMAND, request, limit_s, environment)
+    answers = [json.loads(line) for line in said.lines]
+    if said.code == 1 and not answers:
+        raise EnvironmentFault(
+            f"the shard checker `{' '.join(CHILD_COMMAND)}` did not start: "
+            f"{said.last_word or 'no message'}. Is h5py installed and working?"
         )
-    try:
-        out, complaint = child.communicate(json.dumps(request).encode(), timeout=limit_s)
-        death = (
-            f"reading it crashed the HDF5 library (exit code {child.returncode}); "
-            "the file is damaged: copy or make it again"
-        )
-    except subprocess.TimeoutExpired:
-        child.kill()
-        out, complaint = child.communicate()
-        death = (
+    if said.code is None:
+        return answers, (
             f"reading it did not end within {limit_s:g} s; the file is damaged (copy or make "
             "it again) or its file system hangs"
         )
-    finally:
-        child.kill()  # an interrupt here must not leave it behind; no effect once it ended
-    whole = out.split(b"\n")[:-1]  # what follows the last newline was cut off
-    answers = [json.loads(line) for line in whole]
-    if child.returncode == 1 and not answers:
-        _raise_start_failure(complaint)
-    return answers, death
-
-
-def _raise_start_failure(complaint: bytes) -> None:
-    last = complaint.decode("utf-8", errors="replace").strip().splitlines()[-1:]
-    raise EnvironmentFault(
-        f"the shard checker `{' '.join(CHILD_COMMAND)}` did not start: "
-        f"{' '.join(last) or 'no message'}. Is h5py installed and working?"
+    return answers, (
+        f"reading it crashed the HDF5 library (exit code {said.code}); "
+        "the file is damaged: copy or make it again"
     )
 
 

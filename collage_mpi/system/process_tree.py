@@ -11,6 +11,7 @@ open; from then on the kernel keeps the pid unique.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -178,6 +179,46 @@ def ask(command: Sequence[str], limit_s: float) -> subprocess.CompletedProcess[s
         timeout=limit_s,
         stdin=subprocess.DEVNULL,
     )
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a child process said before it ended.
+
+    Attributes:
+        lines: whole lines of its stdout.
+        last_word: the last line of its stderr.
+        code: its exit code; None if the time limit ended it.
+    """
+
+    lines: list[bytes]
+    last_word: str
+    code: int | None
+
+
+def ask_apart(
+    command: Sequence[str], request: Mapping[str, Any], limit_s: float, environment: dict[str, str]
+) -> Said:
+    """Give a child a request as JSON on its stdin, and keep what it says until it has ended."""
+    with sheltered(*STOP_SIGNALS):  # launchers pass them on to a rank's children too
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+        )
+    code = None
+    try:
+        out, complaint = child.communicate(json.dumps(request).encode(), timeout=limit_s)
+        code = child.returncode
+    except subprocess.TimeoutExpired:
+        child.kill()
+        out, complaint = child.communicate()
+    finally:
+        child.kill()  # an interrupt here must not leave it behind; no effect once it ended
+    last = complaint.decode("utf-8", errors="replace").strip().splitlines()[-1:]
+    return Said(out.split(b"\n")[:-1], "".join(last), code)  # what ends in no newline was cut off
 
 
 def process_table(proc: Path = Path("/proc")) -> dict[int, tuple[int, int]]:
