@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.commands.parser import Command
-from collage_mpi.errors import UsageError
+from collage_mpi.errors import CollageError, DataFault, UsageError
+from collage_mpi.kinds import BACKUP, COLLAGE, NETWORKS, SINGLE
+from collage_mpi.models import describe
+from collage_mpi.scheduler.rank_speed import WINDOW
+from collage_mpi.scheduler.schemes import scheme_class
 from collage_mpi.settings.files import with_shipped
 from collage_mpi.settings.flags import Arguments, switch
+from collage_mpi.simulation.costs import Costs, costs_of
 from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.printable import say
+from collage_mpi.system.progress import advancing
+from collage_mpi.system.table import Table, to_text
 
 if TYPE_CHECKING:
     from collage_mpi.results import Results
@@ -88,7 +95,6 @@ class AdviseArguments(Arguments):
 def execute(args: AdviseArguments) -> int:
     """Simulate the candidates, print the table and the one to choose."""
     from collage_mpi.simulation.advice import candidates, simulated
-    from collage_mpi.system.progress import advancing
 
     question = _question(args)
     schemes = len(candidates(question, question.load_answers()))
@@ -170,9 +176,6 @@ def _threshold(weights: str, side: int) -> float:
         UsageError: it has none, or is of another side.
         EnvironmentFault, DataFault: as `describe`.
     """
-    from collage_mpi.kinds import COLLAGE
-    from collage_mpi.models import describe
-
     info = describe(weights, COLLAGE)
     if info is None or info.accept is None:
         raise UsageError(
@@ -190,12 +193,9 @@ def _of_run(path: Path) -> Question:
     """The question with the service times of a run's ranks and the costs that the run measured."""
     import numpy as np
 
-    from collage_mpi.errors import CollageError, DataFault
-    from collage_mpi.kinds import BACKUP, SINGLE
     from collage_mpi.results import read_results
     from collage_mpi.results.slow_ranks import record_trace, service_times_ns
     from collage_mpi.simulation.advice import Question
-    from collage_mpi.simulation.costs import Costs, costs_of
 
     run: Results = read_results(path)
     manifest = run.manifest
@@ -240,8 +240,6 @@ def _print_few(question: Question) -> None:
 
 
 def _print_tail(tail: Tail) -> None:
-    from collage_mpi.scheduler.rank_speed import WINDOW
-
     lasts = "longer than these times go"
     if math.isfinite(tail.spell):
         lasts = f"{tail.spell:.3g} requests, {tail.memories:.2g} x what is remembered of a rank"
@@ -254,7 +252,6 @@ def _print_tail(tail: Tail) -> None:
 
 def _print_table(found: list[Candidate], rate: float | None) -> None:
     from collage_mpi.simulation.advice import points_lost, sooner
-    from collage_mpi.system.table import Table, to_text
 
     plain = found[0]
     names = ("scheme", "ranks", "P50, ms", "P99, ms", "gain", "images/s", "points lost", "wasted")
@@ -318,9 +315,6 @@ def _ms(value: float | None) -> str:
 
 
 def _command(best: Candidate, side: int, collage: str | None) -> str:
-    from collage_mpi.kinds import COLLAGE, NETWORKS
-    from collage_mpi.scheduler.schemes import scheme_class
-
     said = {"side": side, **best.flags}
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in said.items())
     needs = scheme_class(best.flags["scheme"]).needs

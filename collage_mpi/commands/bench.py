@@ -7,6 +7,7 @@ from pathlib import Path
 
 from collage_mpi.commands.parser import Command, Commands
 from collage_mpi.settings.flags import Arguments
+from collage_mpi.simulation.costs import costs_of, save_costs
 from collage_mpi.system.fields import REQUIRED, setting
 
 
@@ -21,7 +22,6 @@ class CostsArguments(Arguments):
 def costs(args: CostsArguments) -> int:
     """Print the costs of a run, and write them to a file if one is named."""
     from collage_mpi.results import read_results
-    from collage_mpi.simulation.costs import costs_of, save_costs
 
     run = read_results(args.run)
     found = costs_of(run)

@@ -9,11 +9,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from collage_mpi.commands.launch import LaunchArguments, check_before_ranks, launch_ranks
 from collage_mpi.commands.parser import Command, MpiArguments
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.settings.inputs import InputSettings, NetworkSettings
 from collage_mpi.system.environment import launcher_size, processes_wanted
 from collage_mpi.system.fields import REQUIRED, same, setting
+from collage_mpi.system.files import writing
 from collage_mpi.system.printable import say
 
 RUN = ".run"  # after the name of the output: the folder of the run
@@ -55,7 +57,6 @@ class ClassifyArguments(MpiArguments):
 
 def execute(args: ClassifyArguments) -> int:
     """Go on with the run, or begin it, and export what it has when it is done."""
-    from collage_mpi.commands.launch import LaunchArguments, check_before_ranks, launch_ranks
     from collage_mpi.results.vectors import require_pyarrow
 
     if (launcher_size() or 1) > 1:
@@ -95,7 +96,6 @@ def _run_words(args: ClassifyArguments) -> list[str]:
 def _export(args: ClassifyArguments) -> None:
     from collage_mpi.results.export import export_run
     from collage_mpi.results.reader import read_results
-    from collage_mpi.system.files import writing
 
     results = read_results(args.run)
     (path,) = export_run(results, args.out.suffix[1:], only_predictions=True)

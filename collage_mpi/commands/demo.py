@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from collage_mpi.commands.launch import LaunchArguments, launch_ranks
 from collage_mpi.commands.parser import Command, MpiArguments
 from collage_mpi.experiments.demo import (
     GROUPS,
@@ -42,7 +43,6 @@ def execute(args: DemoArguments) -> int:
     """Start 11 ranks of this same command, then print the report and draw the figures."""
     if (launcher_size() or 1) > 1:
         return _as_ranks(args)
-    from collage_mpi.commands.launch import LaunchArguments, launch_ranks
 
     out = args.out
     check_before(out, args.groups, args.time_scale)

@@ -10,18 +10,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from collage_mpi import __version__
 from collage_mpi.commands.parser import Command, MpiArguments
+from collage_mpi.doctor.checks_software import choose_launcher
+from collage_mpi.doctor.checks_world import check_trial, check_world, roles
+from collage_mpi.doctor.facts import Facts, Finding, WantedJob, World
+from collage_mpi.doctor.screen import Screen, map_lines
 from collage_mpi.errors import ExitCode
+from collage_mpi.launch.mpiexec import NoLauncher
 from collage_mpi.settings.flags import add_flags, switch
 from collage_mpi.settings.inputs import NetworkSettings
 from collage_mpi.settings.pace import SurvivalSettings
 from collage_mpi.settings.redundancy import RANKS, RankSettings
+from collage_mpi.system.environment import launcher_rank, launcher_size
 from collage_mpi.system.fields import names, same, setting
+from collage_mpi.system.progress import report
 
 if TYPE_CHECKING:
-    from collage_mpi.doctor.facts import Facts, Finding, WantedJob, World
     from collage_mpi.doctor.ranks import Meeting
-    from collage_mpi.doctor.screen import Screen
 
 TRIAL_RANKS = 2
 
@@ -61,9 +67,6 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: DoctorArguments) -> int:
     """Run all checks; the exit code says whether a job can be expected to run."""
-    from collage_mpi.doctor.facts import WantedJob
-    from collage_mpi.system.environment import launcher_rank, launcher_size
-
     wanted = WantedJob(
         ranks=args.ranks,
         run=args.given,
@@ -80,8 +83,6 @@ class Doctor:
     """The doctor in the process that prints: alone, or rank 0 of a world."""
 
     def __init__(self, wanted: WantedJob, args: DoctorArguments) -> None:
-        from collage_mpi.doctor.screen import Screen
-
         self._wanted, self._args = wanted, args
         self._findings: list[Finding] = []
         self._world: World | None = None
@@ -89,9 +90,7 @@ class Doctor:
 
     def run(self) -> int:
         """Run all checks in the order of the screen."""
-        from collage_mpi import __version__
         from collage_mpi.doctor.ranks import open_meeting
-        from collage_mpi.system.environment import launcher_size
 
         if self._screen:
             self._screen.line(f"collage-mpi {__version__} doctor on {socket.gethostname()}")
@@ -103,7 +102,6 @@ class Doctor:
 
     def _look(self, meeting: Meeting | None = None) -> int:
         from collage_mpi.doctor.gather import examine, gather
-        from collage_mpi.system.progress import report
 
         world = meeting.gather() if meeting else None
         facts = gather(self._wanted, self._args.out, self._args.shards)
@@ -125,14 +123,11 @@ class Doctor:
 
     def _try_ranks(self, facts: Facts) -> None:
         """Start a small job, unless this process is a rank itself."""
-        from collage_mpi.doctor.checks_world import check_trial
         from collage_mpi.doctor.gather import can_meet
 
         if self._args.no_launch or not can_meet(facts):
             return
-        from collage_mpi.doctor.checks_software import choose_launcher
         from collage_mpi.doctor.ranks import try_ranks
-        from collage_mpi.launch.mpiexec import NoLauncher
 
         try:
             launcher = choose_launcher(facts)
@@ -146,9 +141,6 @@ class Doctor:
             self._judge(facts, trial.world)
 
     def _judge(self, facts: Facts, world: World) -> None:
-        from collage_mpi.doctor.checks_world import check_world, roles
-        from collage_mpi.doctor.screen import map_lines
-
         self._world = world
         self._say(list(check_world(facts, world)))
         if self._screen and world.size > 1:

@@ -11,21 +11,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.commands.parser import Command
-from collage_mpi.encoding import MAX_K, MIN_K
+from collage_mpi.encoding import BERRUT, MAX_K, MIN_K
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.kinds import BACKUP, CODED, COLLAGE, KIND, NETWORK_SETTINGS, PARITY, SINGLE
+from collage_mpi.models import describe, load_predictor
+from collage_mpi.models.info import Geometry, Loading, NetworkInfo, check_fit, check_parity
+from collage_mpi.models.named import is_foreign
+from collage_mpi.models.specs import ParitySpec
 from collage_mpi.models.tuning import PLAIN, PRECISIONS
 from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.printable import counted
 from collage_mpi.system.progress import advancing
+from collage_mpi.system.table import Table, to_text
+from collage_mpi.system.tell import tell
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from collage_mpi.models.info import Geometry, NetworkInfo
     from collage_mpi.models.predictor import TorchPredictor
-    from collage_mpi.models.specs import ParitySpec
 
 Entry = dict[str, Any]  # of the report: a network, or a ratio
 Row = tuple[str, Callable[[Entry], str], Callable[[Entry], str] | None]
@@ -118,7 +122,6 @@ def execute(args: EvaluateArguments) -> int:
 def _warn_of_weak_collage(networks: dict[str, dict[str, Any]]) -> None:
     """Print the warning to stderr, so that stdout holds only the JSON."""
     from collage_mpi.results.agreement import ADVICE, weaker_by
-    from collage_mpi.system.tell import tell
 
     if not {SINGLE, COLLAGE} <= networks.keys():
         return
@@ -151,9 +154,6 @@ def _check_save(args: EvaluateArguments, path: Path) -> None:
 
 
 def _measure(args: EvaluateArguments, specs: dict[str, str]) -> dict[str, Any]:
-    from collage_mpi.models import describe, load_predictor
-    from collage_mpi.models.info import Loading, check_fit, check_parity
-    from collage_mpi.models.named import is_foreign
     from collage_mpi.shards import ShardSet
     from collage_mpi.training.report import AskedNetworks, make_report
 
@@ -195,8 +195,6 @@ def _geometry(args: EvaluateArguments, shards: Any, infos: list[NetworkInfo]) ->
     """The shapes and classes that a user's own network is told. The class names may come from the
     other network.
     """
-    from collage_mpi.models.info import Geometry
-
     labels = shards.labels()
     names = shards.class_names or next((info.class_names for info in infos), None)
     classes = len(names) if names else 1 + (0 if labels is None else int(labels.max()))
@@ -256,9 +254,6 @@ def _codes(
     """Kind -> the network that answers for stripes, which stripes, and the temperature of what is
     decoded.
     """
-    from collage_mpi.encoding import BERRUT
-    from collage_mpi.models.specs import ParitySpec
-
     codes = {}
     if PARITY in predictors:
         parity = predictors[PARITY]
@@ -271,7 +266,6 @@ def _codes(
 
 
 def _print_table(report: dict[str, Any]) -> None:
-    from collage_mpi.system.table import Table, to_text
     from collage_mpi.training.threshold import told_savings
 
     networks = report["networks"]

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from collage_mpi.commands.launch import LaunchArguments, launch_ranks
 from collage_mpi.commands.parser import Command, MpiArguments
 from collage_mpi.errors import ExitCode, UsageError
+from collage_mpi.experiments.spec import Experiment, Point, parse_indices, read_experiment
 from collage_mpi.settings.flags import switch
 from collage_mpi.system.environment import launcher_size, processes_wanted
 from collage_mpi.system.fields import REQUIRED, setting
+from collage_mpi.system.printable import numbers_text
 
 if TYPE_CHECKING:
-    from collage_mpi.experiments.spec import Experiment, Point
     from collage_mpi.job.worker_group import WorkerGroup
 
 TASK = "what is done"  # one of them
@@ -49,8 +51,6 @@ class ExperimentArguments(MpiArguments):
 
 def execute(args: ExperimentArguments) -> int:
     """List the points, make the table, or run the points that are not done."""
-    from collage_mpi.experiments.spec import parse_indices, read_experiment
-
     experiment = read_experiment(args.file, args.sets)
     if args.list:
         return _list(experiment)
@@ -71,8 +71,6 @@ def execute(args: ExperimentArguments) -> int:
 
 def ranks_needed(args: ExperimentArguments) -> list[int]:
     """The numbers of ranks that the chosen runs need, ascending."""
-    from collage_mpi.experiments.spec import parse_indices, read_experiment
-
     experiment = read_experiment(args.file, args.sets)
     if experiment.how != "run":
         raise UsageError(
@@ -121,9 +119,7 @@ def _by_hand(
     args: ExperimentArguments, out: Path, experiment: Experiment, points: Sequence[Point]
 ) -> int:
     """Start ranks for the points that are not done, as few times as the world sizes allow."""
-    from collage_mpi.commands.launch import LaunchArguments, launch_ranks
     from collage_mpi.experiments.runner import DONE, check_plans, launches, simulate_points, state
-    from collage_mpi.system.printable import numbers_text
 
     todo = [point for point in points if state(point, out) != DONE]
     if len(todo) < len(points):

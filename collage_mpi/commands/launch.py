@@ -13,19 +13,35 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from collage_mpi.commands import COMMANDS
 from collage_mpi.commands.parser import Command, MpiArguments, read_command
+from collage_mpi.commands.run import RunArguments
+from collage_mpi.commands.run import check_before_ranks as check_run
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
+from collage_mpi.launch.ending import exit_code, marker_text, script_code
+from collage_mpi.launch.mpiexec import (
+    LaunchPlan,
+    Mpi,
+    build_command,
+    cannot_fork,
+    find_mpi,
+    fork_obstacle,
+    site_here,
+)
+from collage_mpi.launch.supervisor import FORWARDED, LEAVE_GRACE_S, Limits, Supervisor
+from collage_mpi.results.file_names import MARKER
 from collage_mpi.settings.flags import switch
+from collage_mpi.system.environment import (
+    STATUS_VARIABLE,
+    allocated_hosts,
+    launcher_rank,
+    launcher_size,
+)
 from collage_mpi.system.fields import setting
+from collage_mpi.system.launchers.base import Site
 from collage_mpi.system.printable import did_you_mean
-
-if TYPE_CHECKING:
-    from collage_mpi.commands.run import RunArguments
-    from collage_mpi.launch.mpiexec import LaunchPlan, Mpi
-    from collage_mpi.system.launchers.base import Site
+from collage_mpi.system.process_tree import caught, own_command
 
 WORLD_COMMANDS = ("run", "demo", "experiment")  # a coordinator and workers
 START_LIMIT_S = 600.0  # until MPI is up on all ranks: imports from a cold, shared file system
@@ -126,9 +142,6 @@ def check_before_ranks(words: Sequence[str], ranks: int | None, *, dry_run: bool
         return ranks
     command, args = read_command(words)  # says what is wrong, and leaves
     if words[0] == "run":
-        from collage_mpi.commands.run import check_before_ranks as check_run
-        from collage_mpi.system.environment import allocated_hosts
-
         return check_run(args, ranks, files=not dry_run and allocated_hosts() == 1)
     assert command.ranks is not None
     needed = command.ranks(args)
@@ -160,9 +173,6 @@ def launch_ranks(
         UsageError: nothing to run, not a command, or ranks < 1.
         EnvironmentFault: no fitting MPI, or this process is a rank already.
     """
-    from collage_mpi.launch.mpiexec import find_mpi, site_here
-    from collage_mpi.system.environment import STATUS_VARIABLE
-
     extra = {STATUS_VARIABLE: uuid.uuid4().hex}
     found = find_mpi(how.mpi, how.mpiexec)
     plan = _plan(ranks, words, found, site_here(), extra, fault_tolerant)
@@ -177,8 +187,6 @@ def why_not_forked(plan: LaunchPlan, words: Sequence[str], start: str) -> str | 
     Raises:
         EnvironmentFault: `start` is "fork", and the server cannot.
     """
-    from collage_mpi.launch.mpiexec import cannot_fork, fork_obstacle
-
     if start == "each":
         return "--start each"
     cannot = cannot_fork(plan.launcher, fork_obstacle())
@@ -209,8 +217,6 @@ def _needs_torch(words: Sequence[str]) -> bool:
 
 def shell_line(args: LaunchArguments, ranks: int, words: Sequence[str], tolerant: bool) -> str:
     """A command line to paste that starts the ranks. Nobody would read their status lines."""
-    from collage_mpi.launch.mpiexec import find_mpi, site_here
-
     found = find_mpi(args.mpi, args.mpiexec)
     plan = _plan(ranks, words, found, site_here(scratch=False), {}, tolerant)
     why = why_not_forked(plan, words, args.start)
@@ -227,9 +233,6 @@ def _plan(
     extra: Mapping[str, str],
     fault_tolerant: bool,
 ) -> LaunchPlan:
-    from collage_mpi.launch.mpiexec import build_command
-    from collage_mpi.system.process_tree import own_command
-
     _check_words(words)
     _check_not_a_rank()
     program = (sys.executable, *words) if _is_script(words) else (*own_command(), *words)
@@ -239,11 +242,6 @@ def _plan(
 
 def _follow(plan: LaunchPlan, words: Sequence[str], timeout_s: float, fault_tolerant: bool) -> int:
     """Run the plan to its end, and once more if its start hung; returns the exit code."""
-    from collage_mpi.launch.ending import exit_code, marker_text, script_code
-    from collage_mpi.launch.supervisor import FORWARDED, LEAVE_GRACE_S, Limits, Supervisor
-    from collage_mpi.results.file_names import MARKER
-    from collage_mpi.system.process_tree import caught
-
     out = output_folder(words)
     marker = None if out is None else out / MARKER
     earlier = marker_text(marker)
@@ -329,8 +327,6 @@ def _check_words(words: Sequence[str]) -> None:
 
 
 def _check_not_a_rank() -> None:
-    from collage_mpi.system.environment import launcher_rank, launcher_size
-
     size = launcher_size() or 1
     if size > 1:
         raise EnvironmentFault(

@@ -20,6 +20,7 @@ from collage_mpi.commands.prep_tables import (
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.settings.flags import switch
 from collage_mpi.system.fields import REQUIRED, setting
+from collage_mpi.system.files import writing
 from collage_mpi.system.progress import advancing
 
 if TYPE_CHECKING:
@@ -123,7 +124,6 @@ def clear_old_shards(out: Path, prefix: str, overwrite: bool) -> None:
             folder.
     """
     from collage_mpi.prep.plan import old_shards, remove_shard
-    from collage_mpi.system.files import writing
 
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)

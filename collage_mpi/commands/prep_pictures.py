@@ -17,6 +17,7 @@ from collage_mpi.commands.parser import Command
 from collage_mpi.commands.prep_tables import ClassNamesArguments, check_prefix
 from collage_mpi.errors import ExitCode
 from collage_mpi.settings.flags import switch
+from collage_mpi.system.environment import launcher_rank, launcher_size, processes_wanted
 from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.process_tree import caught
 from collage_mpi.system.progress import advancing
@@ -164,7 +165,6 @@ def execute(args: PicturesArguments) -> int:
     """Make this process's shards; returns 0, or 5 if pictures were left out."""
     from collage_mpi.prep.plan import clear_strangers, plan_shards
     from collage_mpi.prep.work import make_shards
-    from collage_mpi.system.environment import launcher_rank, launcher_size, processes_wanted
 
     rank, size = launcher_rank() or 0, launcher_size() or 1
     recipe, listing = args.recipe(), args.listing()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.system.fields import REQUIRED, setting
+from collage_mpi.system.files import reading
 
 if TYPE_CHECKING:
     import numpy as np
@@ -184,7 +185,6 @@ def rows_of_hdf5(args: Hdf5Arguments) -> Iterator[RowsToWrite]:
     from collage_mpi.shards.contents import named_faults
     from collage_mpi.shards.foreign import find_layout, is_foreign
     from collage_mpi.shards.hdf5 import H5_LOCK
-    from collage_mpi.system.files import reading
 
     with reading(args.file), H5_LOCK, opened(args.file, cache_bytes=64 << 20) as file:
         if not is_foreign(file):

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 
 from collage_mpi.commands.parser import Command
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode, UsageError
+from collage_mpi.results.claim import LOOK_S, Patience, find_writer, held_by
 from collage_mpi.results.file_names import REPORT
-from collage_mpi.settings.flags import Arguments, add_setting_flags, over_file, switch
+from collage_mpi.settings.flags import Arguments, add_setting_flags, flags_of, over_file, switch
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.environment import launcher_size
+from collage_mpi.system.files import reading
 from collage_mpi.system.printable import counted, say
+from collage_mpi.system.tell import tell
 
 if TYPE_CHECKING:
     from collage_mpi.job.run import Ask
@@ -143,7 +146,6 @@ def check_before_ranks(args: RunArguments, ranks: int | None, *, files: bool = T
 def _check_shards(settings: RunSettings) -> None:
     """Raise if a path of the shards does not exist; rank 0 checks what is in the files."""
     from collage_mpi.shards.inputs import place_of
-    from collage_mpi.system.files import reading
 
     for path in settings.shards:
         with reading(path):
@@ -153,7 +155,6 @@ def _check_shards(settings: RunSettings) -> None:
 def _check_out(settings: RunSettings, resume: bool) -> None:
     """Raise if a run in the output folder would be refused, or another job writes there."""
     from collage_mpi.job.resume import has_run
-    from collage_mpi.results.claim import LOOK_S, Patience, find_writer, held_by
     from collage_mpi.results.folder import check_place
 
     out = Path(settings.out)
@@ -170,7 +171,6 @@ def write_page(out: Path) -> None:
     code, which is about the rows.
     """
     from collage_mpi.report.page import write_report
-    from collage_mpi.system.tell import tell
 
     page = out / REPORT
     try:
@@ -185,7 +185,6 @@ def _forecast(
     args: RunArguments, settings: RunSettings, worker_group: WorkerGroup | None, ask: Ask
 ) -> int:
     from collage_mpi.commands.forecast import forecast
-    from collage_mpi.settings.flags import flags_of
 
     code = forecast(settings, worker_group, ask, say)
     if worker_group is None:
@@ -224,8 +223,6 @@ def run_and_tell(settings: RunSettings, worker_group: WorkerGroup, ask: Ask) -> 
 
 def tell_of_input(faults: Sequence[str]) -> None:
     """The last message of a run whose input had errors, and what to do."""
-    from collage_mpi.system.tell import tell
-
     listed = "\n  ".join(faults)
     tell(
         f"collage-mpi run: {counted(len(faults), 'shard')} not read in full, or changed; all "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.commands.parser import Command, Commands
+from collage_mpi.encoding.grid import MIN_SIDE, Grid
 from collage_mpi.errors import DataFault, ExitCode, UsageError
 from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.system.fields import REQUIRED, setting
@@ -113,7 +114,6 @@ def add_cells_to(path: Path, out: Path, px: int) -> None:
     EnvironmentFault.
     """
     from collage_mpi.encoding.collage import Encoder
-    from collage_mpi.encoding.grid import MIN_SIDE, Grid
     from collage_mpi.shards import inspect_shard
     from collage_mpi.shards.cells import add_cells
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from collage_mpi.commands.parser import Command
 from collage_mpi.errors import UsageError
+from collage_mpi.experiments.spec import parse_numbers, repeats
 from collage_mpi.settings.flags import (
     SETTINGS,
     Arguments,
@@ -23,7 +24,8 @@ from collage_mpi.settings.flags import (
     over_file,
     switch,
 )
-from collage_mpi.simulation.costs import Costs
+from collage_mpi.simulation.costs import Costs, costs_of, read_costs
+from collage_mpi.system.environment import processes_wanted
 from collage_mpi.system.fields import about, default_of, setting
 from collage_mpi.system.printable import say
 
@@ -130,8 +132,6 @@ def _job(args: SimulateArguments) -> SimulatedJob:
 
 
 def _costs(args: SimulateArguments, run: Results | None = None) -> Costs:
-    from collage_mpi.simulation.costs import costs_of, read_costs
-
     if args.costs:
         costs = read_costs(Path(args.costs))
     else:
@@ -169,9 +169,7 @@ def _like(args: SimulateArguments, path: str) -> int:
 
 def _seeds(args: SimulateArguments, seeds: str, job: SimulatedJob) -> int:
     from collage_mpi.experiments.runner import simulate_points
-    from collage_mpi.experiments.spec import parse_numbers, repeats
     from collage_mpi.experiments.table import render_point, write_tables
-    from collage_mpi.system.environment import processes_wanted
 
     known = f"seeds are 0 to {MOST_SEEDS - 1}"
     experiment = repeats(job, parse_numbers(seeds, MOST_SEEDS, "--seeds", known))

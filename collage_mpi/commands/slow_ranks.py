@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.commands.parser import Command
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.printable import say
+from collage_mpi.system.table import Column, Table, Value, to_text
 
 if TYPE_CHECKING:
     from collage_mpi.results import Results
     from collage_mpi.results.slow_ranks import Recurrence, Speed
     from collage_mpi.simulation.beside import RunPace, Without
-    from collage_mpi.system.table import Table, Value
 
 SHOWN = 12  # of a run's ranks, GPUs or hosts; slow ones are all shown
 
@@ -84,7 +85,6 @@ def _read_each(paths: Sequence[Path]) -> Iterator[Results]:
     Raises:
         EnvironmentFault, DataFault: of the last path, if none can be read.
     """
-    from collage_mpi.errors import DataFault, EnvironmentFault
     from collage_mpi.results import read_results
 
     good, last = 0, len(paths) - 1
@@ -102,8 +102,6 @@ def _read_each(paths: Sequence[Path]) -> Iterator[Results]:
 
 def _simulated(found: _RunSpeeds, never: bool) -> _RunSpeeds:
     """Add a simulation of the run without its slow ranks, if it has any."""
-    from collage_mpi.errors import CollageError
-
     if never or not any(speed.slow for speed in found.speeds):
         return found
     from collage_mpi.simulation.beside import without_slow
@@ -183,7 +181,6 @@ def _as_json(
 def _print_run(found: _RunSpeeds, *, brief: bool) -> None:
     """Print the ranks, GPUs and hosts of a run; with `brief` only the slow ones."""
     from collage_mpi.results.slow_ranks import failing_hosts
-    from collage_mpi.system.table import to_text
 
     say(f"{found.run.path}: {found.run.label}")
     if _on_purpose(found.run):
@@ -217,8 +214,6 @@ def _print_run(found: _RunSpeeds, *, brief: bool) -> None:
 
 
 def _table(unit: str, speeds: Sequence[Speed]) -> Table:
-    from collage_mpi.system.table import Column, Table
-
     hosts = unit == "rank" and any(speed.host for speed in speeds)
     named = [unit, *(["host"] if hosts else []), "kind"]
     rows = []
@@ -243,8 +238,6 @@ def _number(value: float | None) -> str:
 
 
 def _print_without(found: Without) -> None:
-    from collage_mpi.system.table import Table, to_text
-
     say(f"\nHad they been like their peers (simulated, {found.images:,} images of the run):")
     named: dict[str, RunPace] = {
         "measured": found.measured,
@@ -259,8 +252,6 @@ def _print_without(found: Without) -> None:
 
 
 def _print_hosts(hosts: Sequence[Recurrence]) -> None:
-    from collage_mpi.system.table import Table, to_text
-
     rows: list[list[Value]] = []
     for host in (host for host in hosts if host.slow):
         ratios = ", ".join(map(_number, sorted(host.ratios, reverse=True)[:4]))

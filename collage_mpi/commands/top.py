@@ -13,6 +13,8 @@ from collage_mpi.errors import ExitCode
 from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.printable import counted, say
+from collage_mpi.system.progress import minutes
+from collage_mpi.system.table import Printable, Table, to_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -66,7 +68,6 @@ def _follow(args: TopArguments, watch: Any, view: View) -> View:
     from rich.live import Live
 
     from collage_mpi.results.status import ENDED
-    from collage_mpi.system.table import Printable
 
     if not sys.stdout.isatty():  # a line drawn over another would be two lines there
         told = None
@@ -90,8 +91,6 @@ def _follow(args: TopArguments, watch: Any, view: View) -> View:
 
 
 def _text(args: TopArguments, view: View, *, once: bool = False) -> str:
-    from collage_mpi.system.table import to_text
-
     ranks = 20 if args.ranks is None else args.ranks
     return to_text(drawn(args.run, view, ranks, once=once))
 
@@ -129,7 +128,6 @@ def drawn(run: Path, view: View, ranks: int, *, once: bool = False) -> Renderabl
 def life_line(view: View, *, once: bool = False) -> str:
     """Whether the job lives, and how old its status is."""
     from collage_mpi.results.status import DEAD, ENDED, SILENT
-    from collage_mpi.system.progress import minutes
 
     status = view.status
     where = f"on {status['host']}, pid {status['pid']}, session {status['session']}"
@@ -153,8 +151,6 @@ def life_line(view: View, *, once: bool = False) -> str:
 
 def progress_line(status: Json) -> str:
     """How many images are done, in what time."""
-    from collage_mpi.system.progress import minutes
-
     done, total = status["done"], status["total"]
     share = f" ({100 * done / total:.1f} %)" if total else ""
     before = f"; {status['before']:,} in earlier sessions" if status["before"] else ""
@@ -166,7 +162,6 @@ def progress_line(status: Json) -> str:
 def rates_line(view: View) -> str:
     """Images a second, the time left, and the collage share."""
     from collage_mpi.results.status import ENDED
-    from collage_mpi.system.progress import minutes
 
     status, parts = view.status, []
     rate, lately = status.get("images_per_s"), status.get("images_per_s_lately")
@@ -191,8 +186,6 @@ def _table(ranks: list[Json], most: int) -> RenderableType:
     """
     from rich.console import Group
     from rich.text import Text
-
-    from collage_mpi.system.table import Table
 
     rows = []
     slower = beside_peers(ranks)

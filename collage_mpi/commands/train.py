@@ -24,18 +24,21 @@ from collage_mpi.models.architecture import (
     REFERENCE_BACKBONES,
     REFERENCE_COLLAGE_PX,
     REFERENCE_HEAD,
+    Architecture,
+    Backbone,
     default_architecture,
+    parse_stages,
+    parse_stem,
     preset,
 )
-from collage_mpi.models.specs import HEADS, YOLO, HeadSpec
+from collage_mpi.models.info import NetworkInfo
+from collage_mpi.models.specs import HEADS, YOLO, HeadSpec, ParitySpec
 from collage_mpi.settings.flags import Arguments, add_flags, switch
 from collage_mpi.system.fields import REQUIRED, about, default_of, same, setting
 from collage_mpi.system.files import save_records
 from collage_mpi.training.settings import DISTILLATION, GRID, TRAINING, TrainSettings, flagged
 
 if TYPE_CHECKING:
-    from collage_mpi.models.architecture import Architecture, Backbone
-    from collage_mpi.models.info import NetworkInfo
     from collage_mpi.training.peers import Peers
     from collage_mpi.training.sources import Sources, TrainData
 
@@ -313,7 +316,6 @@ def sources_of(args: TrainArguments) -> Sources:
 
 def settings_of(args: TrainArguments, shape: tuple[int, ...]) -> TrainSettings:
     """The settings that the flags give, for images of a shape (H, W, C)."""
-    from collage_mpi.models.specs import ParitySpec
     from collage_mpi.models.weights import describe_weights
 
     teacher = None if args.teacher is None else describe_weights(args.teacher, SINGLE)
@@ -340,8 +342,6 @@ def settings_of(args: TrainArguments, shape: tuple[int, ...]) -> TrainSettings:
 
 def architecture_of(args: TrainArguments) -> Architecture | Backbone:
     """The network that the flags name. Raises UsageError if they contradict each other."""
-    from collage_mpi.models.architecture import Backbone, parse_stages, parse_stem
-
     name = args.preset
     backbone = REFERENCE_BACKBONES[args.kind] if name == REFERENCE else args.backbone
     given = {

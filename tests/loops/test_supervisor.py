@@ -20,7 +20,7 @@ import pytest
 
 from collage_mpi.commands import launch as command
 from collage_mpi.job.main import StopFlag
-from collage_mpi.launch import ending, job_ranks, mpiexec, supervisor
+from collage_mpi.launch import job_ranks, mpiexec, supervisor
 from collage_mpi.launch.ending import TIME_LIMIT, Ending, exit_code, never_up
 from collage_mpi.launch.job_ranks import RankProcesses
 from collage_mpi.launch.mpiexec import LaunchPlan
@@ -520,7 +520,7 @@ def test_a_signal_that_finds_the_job_over_does_not_change_its_code(monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         return exit_code(*args, **options)
 
-    monkeypatch.setattr(ending, "exit_code", told)
+    monkeypatch.setattr(command, "exit_code", told)
     before = signal.getsignal(signal.SIGTERM)
     assert command._follow(plan, ["show"], math.inf, False) == 5
     assert signal.getsignal(signal.SIGTERM) is before
@@ -539,7 +539,7 @@ def test_a_signal_before_the_job_is_passed_on_to_it(monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
             super().__init__(*args, **options)
 
-    monkeypatch.setattr(supervisor, "Supervisor", Late)
+    monkeypatch.setattr(command, "Supervisor", Late)
     plan = LaunchPlan((sys.executable, "-c", "import time; time.sleep(600)"), MPICH)
     assert command._follow(plan, ["show"], math.inf, False) == 128 + signal.SIGTERM
 
@@ -552,7 +552,7 @@ def test_after_a_signal_between_two_starts_there_is_no_second(monkeypatch):
             return Ending(launcher=1, cut=never_up("rank 1", hung=True))
 
     starts: list[int] = []
-    monkeypatch.setattr(supervisor, "Supervisor", Hung)
+    monkeypatch.setattr(command, "Supervisor", Hung)
     command._follow(LaunchPlan(("true",), MPICH), ["show"], math.inf, False)
     assert starts == [1]
 

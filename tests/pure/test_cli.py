@@ -97,7 +97,7 @@ def test_what_other_ranks_fail_of_is_for_launch_which_speaks_for_one_that_fails_
 
 
 def test_launch_helps_without_ranks(monkeypatch, capsys):
-    monkeypatch.setattr(mpiexec, "find_mpi", interrupted)
+    monkeypatch.setattr("collage_mpi.commands.launch.find_mpi", interrupted)
     with pytest.raises(SystemExit) as caught:
         cli.main(["launch", "-n", "11", "--", "run", "--side", "3", "--help"])
     assert caught.value.code == 0
