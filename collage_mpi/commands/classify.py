@@ -13,7 +13,7 @@ from collage_mpi.commands.launch import LaunchArguments, check_before_ranks, lau
 from collage_mpi.commands.parser import Command, MpiArguments
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.settings.inputs import InputSettings, NetworkSettings
-from collage_mpi.system.environment import launcher_size, processes_wanted
+from collage_mpi.system.environment import launcher_size, processes_here
 from collage_mpi.system.fields import REQUIRED, same, setting
 from collage_mpi.system.files import writing
 from collage_mpi.system.printable import say
@@ -82,7 +82,7 @@ def _run_words(args: ClassifyArguments) -> list[str]:
     from collage_mpi.job.networks import gpus_here
 
     gpus = gpus_here() if args.device != "cpu" else 0
-    singles = args.ranks or gpus or processes_wanted("--ranks", None)
+    singles = args.ranks or gpus or processes_here()
     words = ["run", "--resume", "--out", str(args.run), "--scheme", "none"]
     words += ["--input", str(args.pictures), "--input-labels", "none", "--pixels", "workers"]
     words += ["--single", args.network]

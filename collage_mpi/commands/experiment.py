@@ -13,7 +13,7 @@ from collage_mpi.commands.parser import Command, MpiArguments
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.experiments.spec import Experiment, Point, parse_indices, read_experiment
 from collage_mpi.settings.flags import switch
-from collage_mpi.system.environment import launcher_size, processes_wanted
+from collage_mpi.system.environment import launcher_size, processes_here
 from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.printable import numbers_text
 
@@ -46,7 +46,9 @@ class ExperimentArguments(MpiArguments):
         flag="--set",
         repeated=True,
     )
-    jobs: int | None = setting(None, "number of runs simulated at the same time", unset="all cores")
+    jobs: int | None = setting(
+        None, "number of runs simulated at the same time", unset="all cores", at_least=1
+    )
 
 
 def execute(args: ExperimentArguments) -> int:
@@ -125,7 +127,7 @@ def _by_hand(
     if len(todo) < len(points):
         print(f"{len(points) - len(todo)} of {len(points)} runs are done already", flush=True)
     if experiment.how == "simulate":
-        simulate_points(experiment, todo, out, processes_wanted("--jobs", args.jobs))
+        simulate_points(experiment, todo, out, args.jobs or processes_here())
         return 0
     check_plans(todo, out)
     worst = 0

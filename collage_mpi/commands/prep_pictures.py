@@ -17,7 +17,7 @@ from collage_mpi.commands.parser import Command
 from collage_mpi.commands.prep_tables import ClassNamesArguments, check_prefix
 from collage_mpi.errors import ExitCode
 from collage_mpi.settings.flags import switch
-from collage_mpi.system.environment import launcher_rank, launcher_size, processes_wanted
+from collage_mpi.system.environment import launcher_rank, launcher_size, processes_here
 from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.process_tree import caught
 from collage_mpi.system.progress import advancing
@@ -61,17 +61,22 @@ class PicturesArguments(ClassNamesArguments):
         "exit code 5. stop: end at the first one",
         choices=("skip", "stop"),
     )
-    limit: int | None = _pictures(None, "take only the first N pictures, after shuffling")
-    seed: int = _order(0, "seed of the shuffle")
+    limit: int | None = _pictures(
+        None, "take only the first N pictures, after shuffling", at_least=1
+    )
+    seed: int = _order(0, "seed of the shuffle", at_least=0)
     in_order: bool = switch(
         "keep the pictures sorted by name instead of shuffled", group="order and classes"
     )
     val_share: float = _order(
-        0.0, "share of the pictures that are written to OUT/val; 0 writes none"
+        0.0,
+        "share of the pictures that are written to OUT/val; 0 writes none",
+        at_least=0,
+        below=1,
     )
     out: Path = setting(REQUIRED, "folder for the shards", metavar="DIR", group="shards")
     prefix: str = _shards("shard", "start of the file names")
-    images_per_shard: int = _shards(2000, "images in each file")
+    images_per_shard: int = _shards(2000, "images in each file", at_least=1)
     store: str = _shards(
         "raw",
         "raw stores pixels. encoded stores the picture files unchanged, which is smaller but "
@@ -82,7 +87,9 @@ class PicturesArguments(ClassNamesArguments):
     overwrite: bool = switch(
         "replace existing shards that were made with other settings", group="shards"
     )
-    workers: int | None = _shards(None, "number of processes", unset="one for each available core")
+    workers: int | None = _shards(
+        None, "number of processes", unset="one for each available core", at_least=1
+    )
 
     @property
     def from_path(self) -> Path:
@@ -175,7 +182,7 @@ def execute(args: PicturesArguments) -> int:
     own = jobs[rank::size]
     started_s = time.monotonic()
     total = sum(len(job.members) for job in own) if rank == 0 else 0
-    workers = processes_wanted("--workers", args.workers)
+    workers = args.workers or processes_here()
     with (
         advancing(total, "prep", LINE_EVERY_S) as advance,
         caught((signal.SIGTERM,), _interrupt),

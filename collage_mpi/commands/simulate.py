@@ -25,7 +25,7 @@ from collage_mpi.settings.flags import (
     switch,
 )
 from collage_mpi.simulation.costs import Costs, costs_of, read_costs
-from collage_mpi.system.environment import processes_wanted
+from collage_mpi.system.environment import processes_here
 from collage_mpi.system.fields import about, default_of, setting
 from collage_mpi.system.printable import say
 
@@ -70,7 +70,7 @@ class SimulateArguments(Arguments):
         metavar="A-B",
     )
     jobs: int | None = _setting(
-        None, "number of seeds simulated at the same time", unset="all cores"
+        None, "number of seeds simulated at the same time", unset="all cores", at_least=1
     )
     summary_only: bool = switch(
         "do not write rows. Without --out nothing is written, only printed", group=GROUP
@@ -175,7 +175,7 @@ def _seeds(args: SimulateArguments, seeds: str, job: SimulatedJob) -> int:
     experiment = repeats(job, parse_numbers(seeds, MOST_SEEDS, "--seeds", known))
     with TemporaryDirectory(prefix="collage-mpi-simulate-") as scratch:
         out = Path(job.settings.out or scratch)
-        simulate_points(experiment, experiment.points, out, processes_wanted("--jobs", args.jobs))
+        simulate_points(experiment, experiment.points, out, args.jobs or processes_here())
         found = write_tables(experiment, out)
     print(f"\n{render_point(found.rows[0])}")
     if job.settings.out:

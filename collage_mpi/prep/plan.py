@@ -19,8 +19,6 @@ from collage_mpi.shards.pictures import PictureFit
 from collage_mpi.shards.schema import sidecar_path
 from collage_mpi.system.files import writing
 
-STORES = ("raw", "encoded")
-UNREADABLE = ("skip", "stop")
 RECIPE_VERSION = 1
 
 
@@ -51,18 +49,6 @@ class Recipe:
     source: str = ""
 
     def __post_init__(self) -> None:
-        if self.store not in STORES:
-            raise UsageError(f"store {self.store!r}; known are {', '.join(STORES)}")
-        if self.unreadable not in UNREADABLE:
-            raise UsageError(f"unreadable {self.unreadable!r}; known are {', '.join(UNREADABLE)}")
-        if self.images_per_shard < 1:
-            raise UsageError(f"--images-per-shard {self.images_per_shard}; needed: at least 1")
-        if self.limit is not None and self.limit < 1:
-            raise UsageError(f"--limit {self.limit}; needed: at least 1")
-        if not 0 <= self.val_share < 1:
-            raise UsageError(f"--val-share {self.val_share}; needed: a share from 0 to below 1")
-        if self.seed is not None and self.seed < 0:
-            raise UsageError(f"--seed {self.seed}; needed: 0 or more")
         if self.seed is None and self.val_share:
             raise UsageError("--val-share needs a shuffle: leave --in-order out")
 

@@ -203,18 +203,9 @@ def threads_per_rank(
     return max(1, cores // max(1, ranks_on_host))
 
 
-def processes_wanted(flag: str, given: int | None) -> int:
-    """How many processes of a command work at the same time: the given number, or the available
-    cores.
-
-    Raises:
-        UsageError: the number is below one; `flag` is its flag.
-    """
-    if given is None:
-        return threads_per_rank(local_size() or launcher_size() or 1)
-    if given < 1:
-        raise UsageError(f"{flag} {given}: at least 1 is needed")
-    return given
+def processes_here() -> int:
+    """How many processes a command should use here: one for each core that this process has."""
+    return threads_per_rank(local_size() or launcher_size() or 1)
 
 
 def visible_devices(environ: Mapping[str, str] = os.environ) -> str | None:

@@ -40,7 +40,7 @@ def test_a_rank_for_each_gpu_else_for_each_core(
     gpus: int, device: str, singles: str, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr("collage_mpi.job.networks.gpus_here", lambda: gpus)
-    monkeypatch.setattr(classify, "processes_wanted", lambda *_: 2)
+    monkeypatch.setattr(classify, "processes_here", lambda: 2)
     words = classify._run_words(of(tmp_path / "c.csv", device=device, top_k=3))
     assert words[words.index("--singles") + 1] == singles
     assert words[words.index("--top-k") + 1] == "3"
