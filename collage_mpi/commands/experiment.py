@@ -15,7 +15,7 @@ from collage_mpi.experiments.spec import Experiment, Point, parse_indices, read_
 from collage_mpi.settings.flags import switch
 from collage_mpi.system.environment import launcher_size, processes_here
 from collage_mpi.system.fields import REQUIRED, setting
-from collage_mpi.system.printable import numbers_text
+from collage_mpi.system.printable import numbers_text, some_of
 
 if TYPE_CHECKING:
     from collage_mpi.job.worker_group import WorkerGroup
@@ -98,9 +98,8 @@ def _table(experiment: Experiment, out: Path) -> int:
     print(f"wrote {found.table}: {found.runs} of {len(experiment.points)} runs")
     print(f"wrote {found.points}: what they say together")
     if found.missing:
-        names = ", ".join(point.name for point in found.missing[:5])
-        more = "" if len(found.missing) <= 5 else f" and {len(found.missing) - 5} more"
-        print(f"no run yet: {names}{more}", file=sys.stderr)
+        names = some_of([point.name for point in found.missing], 5)
+        print(f"no run yet: {names}", file=sys.stderr)
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from collage_mpi.errors import UsageError
 from collage_mpi.settings.flags import Arguments
 from collage_mpi.system.extras import pip_line
 from collage_mpi.system.fields import REQUIRED, setting
-from collage_mpi.system.printable import say
+from collage_mpi.system.printable import ranges_in, say
 
 if TYPE_CHECKING:
     from collage_mpi.figures.points import Row
@@ -141,10 +140,10 @@ def timeline(args: TimelineArguments) -> int:
 
 def parse_groups(text: str) -> tuple[int, int]:
     """Read "10-18" or "7". Raises UsageError for any other form."""
-    match = re.fullmatch(r"(\d{1,15})(?:-(\d{1,15}))?", text)
-    if match is None:
+    found = ranges_in(text)
+    if found is None or len(found) > 1:
         raise UsageError(f"--groups {text}: it needs a number or a range, as in 10-18")
-    return int(match[1]), int(match[2] or match[1])
+    return found[0].start, found[0].stop - 1
 
 
 def _timeline_title(run: Results, first: int, last: int) -> str:

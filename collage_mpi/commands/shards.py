@@ -13,7 +13,7 @@ from collage_mpi.encoding.grid import MIN_SIDE, Grid
 from collage_mpi.errors import DataFault, ExitCode, UsageError
 from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.system.fields import REQUIRED, setting
-from collage_mpi.system.printable import say
+from collage_mpi.system.printable import say, some_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def inspect_one(path: Path, as_json: bool) -> bool:
     if info.layout is not None and info.storage == "foreign":
         _tell_layout(info.layout, info.path)
     say(f"  labels       {'yes' if info.has_labels else 'no'}")
-    say(f"  classes      {f'{len(names)}: ' + _shorten(names) if names else 'not named'}")
+    say(f"  classes      {f'{len(names)}: ' + some_of(names, 12) if names else 'not named'}")
     if info.cell_sizes:
         say(f"  cells        stored for {', '.join(map(str, info.cell_sizes))} px")
     say(f"  source       {info.source or 'not given'}")
@@ -137,11 +137,6 @@ def verify_one(path: Path, as_json: bool) -> bool:
         for problem in problems:
             say(f"  {problem}")
     return not problems
-
-
-def _shorten(names: tuple[str, ...], most: int = 12) -> str:
-    more = f", ... and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 COMMAND = Commands(

@@ -16,7 +16,7 @@ from collage_mpi.commands.parser import Command
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.system.fields import REQUIRED, setting
-from collage_mpi.system.printable import say
+from collage_mpi.system.printable import brief, say, some_of
 from collage_mpi.system.table import Column, Table, Value, to_text
 
 if TYPE_CHECKING:
@@ -205,8 +205,7 @@ def _print_run(found: _RunSpeeds, *, brief: bool) -> None:
         if speed.interval is None and speed.peers:
             say(f"  {speed.name}: {speed.messages} answers are too few to tell")
     for host, what in sorted(failing_hosts(found.run).items()):
-        more = f" and {len(what) - SHOWN} more" if len(what) > SHOWN else ""
-        say(f"  FAILING {host}: {'; '.join(what[:SHOWN])}{more}")
+        say(f"  FAILING {host}: {some_of(what, SHOWN, '; ')}")
     if found.without is not None:
         _print_without(found.without)
     elif found.refused:
@@ -220,8 +219,8 @@ def _table(unit: str, speeds: Sequence[Speed]) -> Table:
     for speed in speeds:
         where = [speed.host or "?"] if hosts else []
         name = speed.name if unit != "rank" or not _gpu(speed) else f"{speed.name} {speed.device}"
-        figures = map(_number, (speed.median_ms, speed.ratio))
-        ends = None if speed.interval is None else " to ".join(map(_number, speed.interval))
+        figures = map(brief, (speed.median_ms, speed.ratio))
+        ends = None if speed.interval is None else " to ".join(map(brief, speed.interval))
         slow = "SLOW" if speed.slow else ""
         rows.append([name, *where, speed.kind, *figures, ends, speed.messages, slow])
     return Table([*named, "median ms", "x peers", "95 %", Column("answers", ","), ""], rows)
@@ -229,12 +228,6 @@ def _table(unit: str, speeds: Sequence[Speed]) -> Table:
 
 def _gpu(speed: Speed) -> bool:
     return speed.device not in (None, "cpu")
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "n/a"
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _print_without(found: Without) -> None:
@@ -245,7 +238,7 @@ def _print_without(found: Without) -> None:
         "simulated without": found.without,
     }
     rows = [
-        [name, *map(_number, (pace.images_per_s, pace.p50_ms, pace.p99_ms))]
+        [name, *map(brief, (pace.images_per_s, pace.p50_ms, pace.p99_ms))]
         for name, pace in named.items()
     ]
     say(to_text(Table(("", "images/s", "group P50 ms", "group P99 ms"), rows)))
@@ -254,7 +247,7 @@ def _print_without(found: Without) -> None:
 def _print_hosts(hosts: Sequence[Recurrence]) -> None:
     rows: list[list[Value]] = []
     for host in (host for host in hosts if host.slow):
-        ratios = ", ".join(map(_number, sorted(host.ratios, reverse=True)[:4]))
+        ratios = ", ".join(map(brief, sorted(host.ratios, reverse=True)[:4]))
         rows.append([host.host, host.runs, host.slow, ratios, "AGAIN" if host.again else ""])
     if rows:
         say(f"\n{to_text(Table(('host', 'runs', 'slow in', 'x peers there', ''), rows))}")

@@ -12,7 +12,7 @@ from collage_mpi.commands.parser import Command
 from collage_mpi.errors import ExitCode
 from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.system.fields import REQUIRED, setting
-from collage_mpi.system.printable import counted, say
+from collage_mpi.system.printable import brief, counted, say
 from collage_mpi.system.progress import minutes
 from collage_mpi.system.table import Printable, Table, to_text
 
@@ -198,7 +198,8 @@ def _table(ranks: list[Json], most: int) -> RenderableType:
         wrong = "" if rank["state"] == "ready" else str(rank.get("why") or "")[:40]
         slow = ratio is not None and ratio >= SLOW and enough
         state = rank["state"].upper() if wrong else rank["state"].replace("_", " ")
-        figures = map(_number, (rank.get("tasks"), rank.get("service_ms"), ratio))
+        told = (rank.get("tasks"), rank.get("service_ms"), ratio)
+        figures = (brief(value, "-") for value in told)
         kinds, last = "+".join(rank["kinds"]), wrong or ("SLOW" if slow else "")
         rows.append((str(rank["rank"]), rank["host"], kinds, state, *figures, last))
     columns = ("rank", "host", "kind", "state", "open", "service ms", "x peers", "")
@@ -235,12 +236,6 @@ def _median_without(ordered: list[float], place: int) -> float:
     left = len(ordered) - 1
     middle = [i + (i >= place) for i in ((left - 1) // 2, left // 2)]
     return sum(ordered[i] for i in middle) / 2
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.3g}"
 
 
 COMMAND = Command(

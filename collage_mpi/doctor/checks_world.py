@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from collage_mpi.doctor.checks_software import SRUN_LINES
@@ -24,7 +25,7 @@ from collage_mpi.errors import CollageError
 from collage_mpi.kinds import SINGLE
 from collage_mpi.settings.placement import Placement
 from collage_mpi.system.launchers import FAMILIES
-from collage_mpi.system.printable import counted, numbers_text
+from collage_mpi.system.printable import counted, numbers_text, ranges_in
 
 if TYPE_CHECKING:
     from collage_mpi.settings.run_settings import RunSettings
@@ -219,7 +220,7 @@ def check_host_cores(ranks: Sequence[Rank]) -> Iterator[Finding]:
     for rank in ranks:
         by_host.setdefault(rank.host, []).append(rank)
     for host, group in by_host.items():
-        together = set().union(*(expand_numbers(rank.affinity) for rank in group))
+        together = set().union(*(chain(*ranges_in(rank.affinity) or ()) for rank in group))
         threaded = [rank for rank in group if int(rank.omp or 0) > 1]
         threads = sum(int(rank.omp or 1) for rank in group)
         most = max(rank.host_cores for rank in group)
@@ -240,12 +241,3 @@ def check_host_cores(ranks: Sequence[Rank]) -> Iterator[Finding]:
                 f"export OMP_NUM_THREADS={fair}",
             )
             return
-
-
-def expand_numbers(text: str) -> set[int]:
-    """`0-3,8` as {0, 1, 2, 3, 8}."""
-    numbers: set[int] = set()
-    for part in text.split(",") if text else []:
-        first, _, last = part.partition("-")
-        numbers.update(range(int(first), int(last or first) + 1))
-    return numbers

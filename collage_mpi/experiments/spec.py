@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ from collage_mpi.experiments.grid import (
 from collage_mpi.settings.files import read_settings_file, with_shipped
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.fields import Settings, names, setting
-from collage_mpi.system.printable import did_you_mean, shown
+from collage_mpi.system.printable import did_you_mean, ranges_in, shown
 
 if TYPE_CHECKING:
     from collage_mpi.simulation.costs import Costs
@@ -260,16 +261,12 @@ def parse_numbers(text: str, count: int, flag: str, known: str) -> list[int]:
     Raises:
         UsageError: another form, or no such number.
     """
-    found: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
-        if match is None:
-            raise UsageError(f"{flag} {text}: it needs a number, a range or a list, as in 0-5,9")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if not first <= last < count:
-            raise UsageError(f"{flag} {text}: {known}")
-        found.update(range(first, last + 1))
-    return sorted(found)
+    found = ranges_in(text)
+    if found is None:
+        raise UsageError(f"{flag} {text}: it needs a number, a range or a list, as in 0-5,9")
+    if any(not part or part[-1] >= count for part in found):
+        raise UsageError(f"{flag} {text}: {known}")
+    return sorted({*chain(*found)})
 
 
 # ---- one point --------------------------------------------------------------

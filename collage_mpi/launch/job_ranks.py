@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,16 +114,11 @@ class Startup:
             return f"all {self._ranks} ranks have begun to start it, and wait for each other"
         return (
             f"{len(self.there)} of {self._ranks} ranks are there; nothing yet of "
-            f"{_some(missing)}: dead, hung or slow to import"
+            f"{numbered('rank', missing, MOST_NAMED)}: dead, hung or slow to import"
         )
 
     def _at_most(self, seconds: float) -> None:
         self._until_s = min(self._until_s, self._clock() + seconds)
-
-
-def _some(ranks: Collection[int]) -> str:
-    told, more = numbered("rank", list(ranks)[:MOST_NAMED]), len(ranks) - MOST_NAMED
-    return told if more <= 0 else f"{told} and {more} more"
 
 
 LOOK_EVERY_S = 1.0

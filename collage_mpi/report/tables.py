@@ -35,6 +35,7 @@ from collage_mpi.results.rows import IMAGES
 from collage_mpi.results.slow_ranks import OVER, Speed, injected, rank_speeds, service_times_ns
 from collage_mpi.results.statistics import percentile, support_needed
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.system.printable import some_of
 from collage_mpi.system.table import Cell, Column, Table, Value
 
 MOST_RANKS, MOST_NAMED = 40, 10
@@ -279,7 +280,7 @@ def _named(run: Results, speeds: Sequence[Speed], answered: Collection[int]) -> 
         if one.ranks[0] not in answered
     ]
     slow = _slow_named(run, speeds)
-    return f"{slow} No answer came from {_listed(names)}." if names else slow
+    return f"{slow} No answer came from {some_of(names, MOST_NAMED)}." if names else slow
 
 
 def _slow_named(run: Results, speeds: Sequence[Speed]) -> str:
@@ -295,12 +296,7 @@ def _slow_named(run: Results, speeds: Sequence[Speed]) -> str:
         for s in slow
     ]
     why = " Service times were injected." if injected(run) else ""
-    return f"Slow against its peers: {_listed(named)}.{why}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more
+    return f"Slow against its peers: {some_of(named, MOST_NAMED)}.{why}"
 
 
 def errors(run: Run, summary: Json) -> Table | None:

@@ -17,6 +17,7 @@ import numpy as np
 from collage_mpi.errors import DataFault
 from collage_mpi.shards.hdf5 import import_h5py
 from collage_mpi.shards.schema import CHANNELS, split_part
+from collage_mpi.system.printable import some_of
 
 MAX_LISTED = 8
 DEEPEST = 4  # levels of groups that are looked through: links may lead back up
@@ -96,8 +97,7 @@ def listed(file: Any) -> str:
     """The datasets of the file, in words."""
     groups = groups_below(file)
     found = [f"{name} ({what(item)})" for group in groups for name, item in datasets(file, group)]
-    more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
-    return (", ".join(found[:MAX_LISTED]) + more) or "no dataset"
+    return some_of(found, MAX_LISTED) or "no dataset"
 
 
 def what(item: Any) -> str:

@@ -24,6 +24,7 @@ from collage_mpi.results.render import shares_shown
 from collage_mpi.results.slow_ranks import Speed, service_times_ns
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import SimulatedJob, check_job, like, simulate_in_memory
+from collage_mpi.system.printable import brief
 from collage_mpi.system.table import Column, Table, to_text
 from collage_mpi.workload.service_times import DelayModel, Moment
 
@@ -162,7 +163,7 @@ def compare(real: Json, simulated: Json) -> list[Json]:
 def render_comparison(entries: Sequence[Json]) -> str:
     """The comparison as text."""
     rows = [
-        [entry["name"], _shown(entry["real"]), _shown(entry["simulated"]), entry["ratio"]]
+        [entry["name"], brief(entry["real"]), brief(entry["simulated"]), entry["ratio"]]
         for entry in entries
     ]
     ratio = Column("simulated / real", ".3f")
@@ -174,7 +175,3 @@ def _at(summary: Mapping[str, Any], path: Sequence[str]) -> float | None:
     for key in path:
         value = value[key]
     return None if value is None else float(value)
-
-
-def _shown(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"

@@ -52,10 +52,31 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
-def numbered(thing: str, numbers: Iterable[object]) -> str:
-    """`rank 3`, `ranks 1, 3`."""
+def numbered(thing: str, numbers: Iterable[object], most: int | None = None) -> str:
+    """`rank 3`, `ranks 1, 3`, `ranks 1, 3 and 7 more`."""
     told = [str(number) for number in numbers]
-    return f"{thing}{'' if len(told) == 1 else 's'} {', '.join(told)}"
+    return f"{thing}{'' if len(told) == 1 else 's'} {some_of(told, most or len(told))}"
+
+
+def some_of(names: Sequence[str], most: int, joint: str = ", ") -> str:
+    """`a, b and 3 more`: at most so many names, and how many there are besides."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return joint.join(names[:most]) + more
+
+
+def brief(value: float | None, absent: str = "n/a") -> str:
+    """A figure with three digits, or as a whole number from 1,000 on."""
+    if value is None:
+        return absent
+    return f"{value:,.0f}" if abs(value) >= 999.5 or value == int(value) else f"{value:.3g}"
+
+
+def ranges_in(text: str) -> list[range] | None:
+    """`0-3,8` as the ranges 0 to 3 and 8 to 8; None for a text of another form."""
+    found = [re.fullmatch(r"\s*(\d{1,15})(?:-(\d{1,15}))?\s*", part) for part in text.split(",")]
+    if None in found:
+        return None
+    return [range(int(part[1]), int(part[2] or part[1]) + 1) for part in found if part]
 
 
 def numbers_text(numbers: Sequence[int], most_parts: int | None = 4, *, steps: bool = True) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,6 @@ from collage_mpi.doctor.checks_world import (
     check_software_alike,
     check_trial,
     check_world,
-    expand_numbers,
     roles,
 )
 from collage_mpi.doctor.facts import (
@@ -54,7 +54,7 @@ from collage_mpi.doctor.screen import (
     map_lines,
 )
 from collage_mpi.launch.mpiexec import Mpi
-from collage_mpi.system.printable import numbers_text
+from collage_mpi.system.printable import numbers_text, ranges_in
 
 MPICH = Mpi(Path("/v/bin/mpiexec"), "mpich", "5.0.2")
 OPENMPI = Mpi(Path("/usr/bin/mpiexec"), "openmpi", "4.1.4")
@@ -586,7 +586,7 @@ def test_small_readers(tmp_path):
     assert version_key("2.13.0+cpu") == (2, 13, 0)
     assert version_key("?") == ()
     assert size_text(64 << 20) == "64 MiB"
-    assert expand_numbers("0-2,5") == {0, 1, 2, 5}
+    assert [*chain(*ranges_in("0-2,5"))] == [0, 1, 2, 5]
     mounts = tmp_path / "mounts"
     mounts.write_text(f"a / ext4 rw 0 0\nb {tmp_path} nfs4 rw 0 0\nc {tmp_path}x tmpfs rw 0 0\n")
     assert file_system(tmp_path / "out", mounts) == "nfs4"
