@@ -24,7 +24,7 @@ from collage_mpi.results.file_names import (
     SUMMARY,
     VECTORS_FOLDER,
 )
-from collage_mpi.system.files import remove_leftovers
+from collage_mpi.system.files import remove_leftovers, sync_directory
 
 
 def refuse_foreign(out: Path, shared: bool) -> None:
@@ -78,6 +78,15 @@ def swept(out: Path) -> Path:
         remove_leftovers(out / INDEX_FOLDER, r"[0-9a-f]{64}\.npz")
     remove_leftovers(out, "|".join(map(re.escape, (MANIFEST, MARKER, SUMMARY, STATUS, METRICS))))
     return directory
+
+
+def make_lasting(out: Path) -> None:
+    """Sync what a run's folders list. A session that was killed between a rename and its sync has
+    left names that are seen, and that a loss of power would take back.
+    """
+    for folder in (out / PARTS_FOLDER, out / VECTORS_FOLDER, out):
+        if folder.is_dir():
+            sync_directory(folder)
 
 
 def refuse_a_run(out: Path) -> None:

@@ -25,6 +25,7 @@ from collage_mpi.results.file_names import (
 )
 from collage_mpi.results.folder import (
     check_free,
+    make_lasting,
     no_place,
     refuse_a_run,
     refuse_foreign,
@@ -137,6 +138,7 @@ class RunWriter(RowSink):
                 _number_session(full, before, directory)
                 check_manifest(full, str(out / MANIFEST))
                 adopt(out, before, lambda: known_run(out, before).done_keys(answered=False))
+                make_lasting(out)
                 run = known_run(out, before)
                 full["accepted"] = parts.describe(run.parts)
                 _mark_lost_rows(full["sessions"], Inventory(run))
@@ -166,7 +168,7 @@ class RunWriter(RowSink):
             retry_errors: a run with error rows is not.
 
         Raises:
-            EnvironmentFault: no run in `out`, or it is another user's.
+            EnvironmentFault: no run in `out`, it is another user's, or cannot be synced.
             DataFault: its manifest or a part is damaged.
         """
         out = Path(out)
@@ -175,6 +177,11 @@ class RunWriter(RowSink):
         same = not differences(before, _prepared(manifest, session=1, sessions=[]))
         marked = (out / MARKER).exists() and before.get("status") in COMPLETE
         marked = marked and not (retry_errors and before["status"] != "complete")
+        if same and marked:
+            try:
+                make_lasting(out)  # what is called complete stays so
+            except OSError as error:
+                raise unwritable(out, error) from error
         whole = same and marked and Inventory(known_run(out, before)).whole
         return before["status"] if whole else None
 

@@ -74,10 +74,19 @@ def test_the_statements_that_seeds_reach_are_told() -> None:
     assert re.search(r"^ *\d+ %  +\d+  job/lead.py +[\d, -]+$", told, re.MULTILINE)
 
 
-def test_a_defect_is_found() -> None:
-    found = played("--seeds", "5", "used again", module="defects")
-    assert found.returncode == 0, found.stderr
-    assert re.search(r"used again .*: seed \d: rank \d+ changed a buffer", found.stdout)
+@pytest.mark.parametrize(
+    ("name", "seed", "how"),
+    [
+        ("used again", 0, r"rank \d+ changed a buffer"),
+        ("not on the disk when", 1, "incomplete: 30 of 30 rows"),
+        ("relied on", 164, "a marker, and 0 of 30 rows"),
+        ("lacks rows", 32, "a marker, and 9 of 41 rows"),
+    ],
+)
+def test_a_defect_is_found(name: str, seed: int, how: str) -> None:
+    found = played("--seeds", "2", "--from", str(seed), name, module="defects")
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert re.search(f"{name}.*: seed \\d+: .*{how}", found.stdout)
 
 
 def test_defects_lie_where_they_are_meant_to() -> None:

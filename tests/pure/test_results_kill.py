@@ -20,6 +20,7 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageE
 from collage_mpi.results import (
     RunWriter,
     compare,
+    folder,
     parts,
     read_results,
     render_comparison,
@@ -203,6 +204,35 @@ def test_a_marker_is_gone_for_good_before_its_run_is_another(
     again, _ = RunWriter.reopen(tmp_path, manifest(ROWS))
     assert synced == [(tmp_path, False, 1)]
     again.close("incomplete")
+
+
+def test_what_a_killed_session_named_is_on_the_disk_before_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_run(tmp_path)
+    (tmp_path / "vectors").mkdir()
+    seen, real = [], writer.known_run
+    monkeypatch.setattr(folder, "sync_directory", seen.append)
+    monkeypatch.setattr(writer, "known_run", lambda *of: seen.append("rows") or real(*of))
+    folders = [tmp_path / "parts", tmp_path / "vectors", tmp_path]
+    assert RunWriter.finished(tmp_path, manifest(ROWS)) == "complete"
+    assert seen == [*folders, "rows"]
+    seen.clear()
+    RunWriter.reopen(tmp_path, manifest(ROWS))[0].close("complete")
+    assert seen[:4] == [*folders, "rows"]
+
+
+def test_a_run_that_cannot_be_synced_is_not_called_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_run(tmp_path)
+
+    def fails(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(folder, "sync_directory", fails)
+    with pytest.raises(EnvironmentFault, match="Input/output error"):
+        RunWriter.finished(tmp_path, manifest(ROWS))
 
 
 def test_truncated_temporary_files_are_ignored_and_swept(tmp_path: Path) -> None:

@@ -204,6 +204,7 @@ def wider(case: Case) -> Case:
     pace = (*_delays(rng), *_intake(rng, case.teams))
     sessions = tuple(_wider_session(rng, each, case.seed % 2 == 1) for each in case.sessions)
     sessions = tuple(_stalled(f"{case.seed} {n}", each) for n, each in enumerate(sessions))
+    sessions = tuple(_cut(f"{case.seed} {n}", each) for n, each in enumerate(sessions))
     if rng.random() > 0.7:  # else copies at the end make up for a task that is forgotten
         work += ("--endgame", "off")
     return replace(case, work=work, pace=pace, sessions=sessions)
@@ -233,6 +234,14 @@ def _stalled(seed: str, session: Session) -> Session:
     for_ms = rng.choice((300, 40_000, *(rng.randint(2000, 7000) for _ in range(3))))
     stall = Fault("stall messages", rng.randint(0, 1500), rank, for_ms, at_work=True)
     return replace(session, faults=(*session.faults, stall))
+
+
+def _cut(seed: str, session: Session) -> Session:
+    """In some sessions who has given a file its name ends before that is on the disk."""
+    rng = random.Random(f"cut {seed}")
+    if rng.random() > 0.2:
+        return session
+    return replace(session, faults=(*session.faults, Fault("cut", 0, number=rng.randrange(1000))))
 
 
 def _redundancy(rng: random.Random, collages: int) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Defects put in on purpose, one by one: which seed finds each, or which of drawn mutants.
 
-    python -m tests.simulation.defects [--seeds 1000] [NAME ...]
+    python -m tests.simulation.defects [--seeds 1000] [--from 0] [NAME ...]
     python -m tests.simulation.defects --mutants 60 --draw 7 --seeds 300
 
 A defect lies in a fork that loads the package anew, with another text; no file changes. Seeds whose
@@ -48,6 +48,11 @@ def taken_over(case: Case) -> bool:
     """Nobody else writes there in other cases."""
     faults = [fault for session in case.sessions for fault in session.faults]
     return any(fault.kind == "take-over" and fault.for_ms > 30_000 for fault in faults)
+
+
+def cut(case: Case) -> bool:
+    """A session ends at a rename that it has not synced."""
+    return any(fault.kind == "cut" for session in case.sessions for fault in session.faults)
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,38 @@ DEFECTS = (
     Defect(
         "a file is renamed before its content is on the disk",
         (("system/files.py", "            os.fsync(file.fileno())\n", ""),),
+    ),
+    Defect(
+        "a name is not on the disk when the next thing is done",
+        (
+            (
+                "system/files.py",
+                "        raise\n    sync_directory(path.parent)\n",
+                "        raise\n",
+            ),
+        ),
+    ),
+    Defect(
+        "what an ended session did not sync is relied on",
+        (
+            (
+                "results/folder.py",
+                "        if folder.is_dir():\n            sync",
+                "        if False:\n            sync",
+            ),
+        ),
+        cut,
+    ),
+    Defect(
+        "a run is marked that lacks rows",
+        (
+            (
+                "results/writer.py",
+                "        if status in COMPLETE:\n            line",
+                "        if True:\n            line",
+            ),
+        ),
+        of_sessions,
     ),
     Defect(
         "an answer counts twice after a resume",
@@ -231,6 +268,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="words of the defects' names; by default all")
     parser.add_argument("--seeds", type=int, default=1000, help="how many are tried")
+    parser.add_argument("--from", type=int, default=0, dest="first", help="the first of them")
     parser.add_argument("--mutants", type=int, help="so many mutants instead")
     parser.add_argument("--draw", type=int, default=1, help="seed by which mutants are drawn")
     told = parser.parse_args()
@@ -238,11 +276,11 @@ def main() -> int:
     with made_inputs() as inputs:
         if told.mutants:
             return _judge_mutants(told, inputs)
-        missed = 0
+        missed, seeds = 0, range(told.first, told.first + told.seeds)
         for defect in DEFECTS:
             if told.names and not any(word in defect.name for word in told.names):
                 continue
-            found = first_found(defect.texts(), range(told.seeds), defect.reaches, inputs)
+            found = first_found(defect.texts(), seeds, defect.reaches, inputs)
             missed += found is None
             print(f"{defect.name}: {_told(found)}", flush=True)
     return bool(missed)
@@ -263,11 +301,11 @@ def _judge_mutants(told: argparse.Namespace, inputs: Path) -> int:
         names = [str(file.relative_to(root)) for file in files]
         parts[part] = [mutant for name in names for mutant in mutants_of(name, texts[name])]
     sample = drawn(parts, told.mutants, told.draw, lambda m: m.compiles(texts[m.file]))
-    killed = 0
+    killed, seeds = 0, range(told.first, told.first + told.seeds)
     for mutant in sample[: told.mutants]:
         module = mutant.file.removesuffix(".py").replace("/", ".")
         changed = {module: mutant.applied(texts[mutant.file]).decode()}
-        found = first_found(changed, range(told.seeds), any_case, inputs)
+        found = first_found(changed, seeds, any_case, inputs)
         killed += found is not None
         change = " ".join(mutant.diff(texts[mutant.file]).split())
         print(f"{mutant.key} {mutant.file}:{mutant.line} {change}\n    {_told(found)}", flush=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,21 +18,23 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from tests.simulation import laws, standins, world
 from tests.simulation.case import HARMLESS, Case, Fault, Session, draw, simpler, wider
 from tests.simulation.disk import CHANGES, ERRORS, LOOKS, Disk, Failure
 from tests.simulation.inputs import HARMS, ROWS, Shards
-from tests.simulation.kernel import FOREVER_NS, MS, SECOND, Host, Kernel
+from tests.simulation.kernel import FOREVER_NS, MS, SECOND, Host, Kernel, Process
 
 # Virtual time in which a job ends after its last fault: with limits of seconds for silence and for
 # start-up a claim is watched for 30 s and a rank awaited for 60; else start-up alone takes 600.
 SOON_S, LATE_S = 150, 1500
 LONGEST_S = 120  # processor time of one seed: one that loops for ever ends the command
+CUT_AT = ("COMPLETE", "manifest", "parts/images", "parts/tasks", "parts/groups", "summary", "claim")
 MEASURED = ("job", "mpi", "results", "faults", "scheduler")
 
 
@@ -44,6 +47,21 @@ class Played:
     digest: int = 0
     steps: int = 0
     codes: list[int | None] = field(default_factory=list)
+
+
+@dataclass
+class Cut:
+    """A process ends, or its host, right after it has given a file its name.
+
+    Attributes:
+        name: a pattern of it, below the run's folder.
+        times: how many such files pass before.
+        lose: takes the host's power; None where the process alone ends.
+    """
+
+    name: str
+    times: int
+    lose: Callable[[Host], object] | None
 
 
 class Play:
@@ -61,8 +79,10 @@ class Play:
         self.harmed = False  # a part was taken away from a run that may be complete
         self.begun = "", set[str]()  # the run, and shards that were harmed when it began
         self.copies: dict[Path, bytes] = {}  # other names of parts -> what they held
-        writers = laws.Writers(str(self.out), self.kernel.violations.append)
-        self.disk.watch = writers.made
+        self.promised = False  # by the exit code of the last session, that the run is complete
+        self.cuts: list[Cut] = []
+        self.writers = laws.Writers(str(self.out), self.kernel.violations.append)
+        self.disk.watch = self._made
 
     def _host(self, number: int) -> Host:
         rng = self.kernel.random
@@ -78,14 +98,14 @@ class Play:
                     break
             tries = 0
             while not self.played.faults and not self._complete() and tries < 4:
+                if not tries and self.kernel.random.random() < 0.5:
+                    self._lose_power()
                 tries += 1
                 self._session(Session(singles=self.kernel.random.choice((2, 3)), hosts=1))
             if not self.played.faults and not self._complete():
                 self.played.faults.append("not complete after four sessions without a fault")
             if not self.played.faults:
-                self.disk.settle()
-                for host in self.hosts:  # what an exit code has promised lasts
-                    self.disk.power_loss(host, shared=False)
+                self._lose_power()
                 self._verify()
         finally:
             self.played.log += self.kernel.log
@@ -97,9 +117,19 @@ class Play:
         return self.played
 
     def _complete(self) -> bool:
+        """Whether a session said so: a marker that was not synced may go with the power."""
         run = laws.run_in(self.out)
         whole = run is not None and run.complete and run.manifest["status"] == "complete"
-        return whole and not self.harmed
+        return whole and self.promised and not self.harmed
+
+    def _lose_power(self) -> None:
+        """All hosts lose it: what an exit code has promised lasts, and no law is broken."""
+        self.disk.settle()
+        for host in self.hosts:
+            self.disk.power_loss(host, shared=False)
+        run = laws.run_in(self.out)
+        expected = None if self.harmed or self.shards.harmed else self._rows(run)
+        self.played.faults += laws.broken(self.out, run, expected, whole=not self.harmed)
 
     def _session(self, session: Session) -> None:
         self.disk.late_ns = session.late_ms * MS
@@ -108,6 +138,7 @@ class Play:
             self.shards.mend()
         self._between(session)
         self.bad, self.replaced = bool(self.shards.harmed), self._replaced()
+        self.cuts.clear()
         before = self._names() if session.dry else set()
         job = self._launch(session)
         start_ns = self.kernel.now_ns
@@ -168,6 +199,8 @@ class Play:
         code, run = jobs[0].code, laws.run_in(self.out)
         self.bad |= bool(self.shards.harmed)  # nothing is mended while a session goes on
         self.harmed &= session.dry or code not in (0, 5)  # a dry run mends nothing
+        if not session.dry:
+            self.promised = any(job.code in (0, 5) for job in jobs)
         rows = self._rows(run)
         expected = None if self.harmed or self.bad else rows
         faults = laws.broken(self.out, run, expected, whole=not self.harmed)
@@ -251,10 +284,11 @@ class Play:
             job.kill(f"the user sends {kind}", int(signal.Signals[kind]))
         elif kind == "power loss":
             host = self.hosts[(session.first + fault.number) % 3]
-            for each in list(kernel.processes.values()):
-                if each.host is host and each.alive:
-                    kernel.end(each, -9, wait=False)
-            self.disk.power_loss(host, shared=session.hosts > 1)
+            self._host_lost(host, shared=session.hosts > 1)
+        elif kind == "cut":
+            how, (times, power) = fault.number, divmod(fault.number // len(CUT_AT), 2)
+            lose = lambda host: self._host_lost(host, shared=session.hosts > 1)  # noqa: E731
+            self.cuts.append(Cut(CUT_AT[how % len(CUT_AT)], times % 3, lose if power else None))
         elif kind == "disk full":
             self.disk.full = True
             kernel.at(until_ns, lambda: setattr(self.disk, "full", False))
@@ -279,6 +313,25 @@ class Play:
             jobs.append(self._launch(replace(session, faults=())))
         elif kind == "second launch" and len(jobs) == 1:
             jobs.append(self._launch(replace(session, faults=())))
+
+    def _host_lost(self, host: Host, *, shared: bool) -> None:
+        for each in list(self.kernel.processes.values()):
+            if each.host is host and each.alive:
+                self.kernel.end(each, -9, wait=False)
+        self.disk.power_loss(host, shared=shared)
+
+    def _made(self, process: Process, path: str) -> None:
+        """A process has made or renamed a file, and synced its folder not yet."""
+        self.writers.made(process, path)
+        for cut in self.cuts:
+            if re.match(cut.name, os.path.relpath(path, self.out)):
+                cut.times -= 1
+                if cut.times < 0:
+                    self.cuts.remove(cut)
+                    self.kernel.log.append(f"{self.kernel.now_ns / 1e9:.6f} cut at {cut.name}")
+                    lose, end = cut.lose, partial(self.kernel.end, process, -9, wait=False)
+                    self.kernel.after(0, end if lose is None else partial(lose, process.host))
+                    return
 
     def _harm(self, kind: str, number: int) -> None:
         """Something happens to a shard. A run that begins with another one is another run than
