@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -43,6 +44,7 @@ SHOWN = {  # column -> its form, in the tables by load
     "first_stage": "{:.0%}",
 }
 WARM = 300  # images before the latencies that count
+COSTS = ("float32", "bfloat16", "products")  # columns of ratios.csv: what a collage is said to cost
 DEADLINES_MS = (150, 200, 300)  # swept, not chosen: after it a kept unsure cell answers
 DRAWS = 2750  # service times of a rank by which its capacity is measured
 # Service times that are drawn, as settings of a run; {slow} is a rank that the placement draws.
@@ -234,7 +236,8 @@ def pending(
     """What is not in the table yet."""
     for seed, spec, ranks in product(range(args.placements), args.trace, args.ranks):
         name, _, file = spec.partition("=")
-        for load, entry in product(LOADS, entries(found)):
+        compared = [e for e in entries(found) if not args.only or re.search(args.only, e.name)]
+        for load, entry in product(args.loads, compared):
             key = (name, "closed" if load is None else str(load), str(ranks), entry.name, str(seed))
             grows = entry.name.startswith(("none", "collage, "))
             overload = load is not None and load > 1 and grows
@@ -286,6 +289,11 @@ def tables(rows: list[Json]) -> str:
     return "\n".join(out) + "\n"
 
 
+def as_load(text: str) -> float | None:
+    """A load of the command line; `closed` is the closed loop."""
+    return None if text == "closed" else float(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--answers", type=Path, required=True, help="folder of answers files")
@@ -294,7 +302,9 @@ def main() -> None:
     parser.add_argument("--placements", type=int, default=24)
     parser.add_argument("--images", type=int, default=4500)
     parser.add_argument("--ranks", type=int, nargs="+", default=[11])
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--precision", choices=COSTS, default="float32")
+    parser.add_argument("--loads", type=as_load, nargs="+", default=LOADS, metavar="LOAD")
+    parser.add_argument("--only", metavar="REGEX", help="entries to simulate")
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
     path = args.out.with_suffix(".csv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import importlib.util
 import re
@@ -35,14 +36,20 @@ def test_the_table_of_the_docs_is_what_the_answers_give(capsys):
     assert capsys.readouterr().out in (ROOT / "analysis" / "reports" / "saving.md").read_text()
 
 
-def test_the_float32_ratios_are_those_of_the_cards():
-    for name, ratios in savings.read_ratios(ANSWERS):
-        if name == "fashion_quick":  # it does not come with the package
+def test_the_ratios_are_those_of_the_cards():
+    told = {
+        "float32": r"service time : single's \| \*\*([0-9.]+)\*\*",
+        "products": r"MFLOP : single's \| ([0-9.]+)",
+    }
+    rows = csv.DictReader((ANSWERS / "ratios.csv").open(newline=""))
+    for row in rows:
+        if row["network"] == "fashion_quick":  # it does not come with the package
             continue
-        card = (ROOT / "analysis" / "reports" / "cards" / f"{name}.md").read_text()
-        found = re.search(r"\| service time : single's \| \*\*([0-9.]+)\*\* \|", card)
-        assert found is not None
-        assert ratios["float32"] == float(found[1])
+        card = (ROOT / "analysis" / "reports" / "cards" / f"{row['network']}.md").read_text()
+        for column, pattern in told.items():
+            found = re.search(rf"\| {pattern} \|", card)
+            assert found is not None
+            assert float(row[column]) == float(found[1])
 
 
 def test_the_quick_network_is_asked_in_batches_that_take_as_long_as_measured():
@@ -160,13 +167,20 @@ def test_a_slow_rank_is_drawn_by_the_placement_and_serves_a_sixtieth():
 
 def test_all_of_a_placement_is_simulated_before_the_next():
     found = cascade.networks(ANSWERS, "float32")
-    args = Namespace(placements=2, trace=["spells", "c=c.npy"], ranks=[11, 33], images=9)
+    given = {"placements": 2, "trace": ["spells", "c=c.npy"], "ranks": [11, 33], "images": 9}
+    args = Namespace(**given, loads=cascade.LOADS, only=None)
     work = list(cascade.pending(args, found, "", set()))
     assert [one[4] for one in work] == sorted(one[4] for one in work)
     assert {one[1:3] for one in work} == {("spells", "spells"), ("c.npy", "c")}
     entry, *_ = work[0]
     done = {("spells", "closed", "11", entry.name, "0")}
     assert len(list(cascade.pending(args, found, "", done))) == len(work) - 1
+    args.loads, args.only = [cascade.as_load("closed"), cascade.as_load("0.8")], "^cascade, side5"
+    some = list(cascade.pending(args, found, "", set()))
+    assert {(one[0].name, one[3]) for one in some} == {
+        ("cascade, side5", None),
+        ("cascade, side5", 0.8),
+    }
 
 
 def test_the_tables_have_the_median_and_the_worst_placement():
