@@ -103,7 +103,8 @@ class PullQueue:
     """Tasks that no rank has: a rank that has room pulls those that have waited longest.
 
     A message takes up to `batch` tasks of one kind, a run counts as one task an image; of fewer
-    each idle rank gets its share.
+    each idle rank gets its share. A slow rank gets as many as take it as long as a batch takes the
+    others.
     """
 
     def __init__(self, tasks: TaskBook, ranks: ReadyRanks, batch: int) -> None:
@@ -214,7 +215,10 @@ class PullQueue:
         """The next batch for the rank; of less than a batch for each idle rank its share."""
         backlog = self.backlogs[kind]
         waiting = backlog.inputs - (0 if FRESH in sorts else len(backlog.fresh))
-        share = most = min(self._batch, -(-waiting // max(1, self._ranks.rooms[kind].idle)))
+        share = most = min(
+            self._ranks.portion(kind, rank.id, self._batch),
+            -(-waiting // max(1, self._ranks.rooms[kind].idle)),
+        )
         tasks: list[TaskState] = []
         while share > 0 and (task := backlog.take(partial(self._fits, rank), sorts)):
             apart = most > 1 and has_failed(task)

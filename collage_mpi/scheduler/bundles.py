@@ -175,7 +175,8 @@ class BundleQueue(PullQueue):
             return []
         share = len(main.fresh) // (bundle.most * max(1, room.idle))
         tasks: list[TaskState] = []
-        for _ in range(min(self._batch, max(1, share))):
+        most = self._ranks.portion(self._kind, rank.id, self._batch)
+        for _ in range(min(most, max(1, share))):
             waited = self._tasks.withdraw(main.take_fresh(bundle.most))
             images = sorted((task.images[0] for task in waited), key=lambda image: image.id)
             for image in images:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict, deque
 from collections.abc import Collection, Mapping
-from math import inf
+from math import ceil, inf
 
 from collage_mpi.scheduler.settings import batch_factor
 from collage_mpi.scheduler.state import RankState, TaskState
@@ -20,6 +20,7 @@ from collage_mpi.scheduler.state import RankState, TaskState
 WINDOW = 9  # service times remembered of a rank
 SLOW = 1.5  # times the median pace of the ranks of a kind: a rank beyond it is slow
 PROBE_AFTER = 100  # of its service times idle: a slow rank is tried again
+SLICE_NS = 5_000_000  # work that is not split: a message of its own costs rank 0 some 50 us
 
 
 class Ranking:
@@ -118,6 +119,15 @@ class Paces:
         entries = self._by_pace[kind].entries
         median_ns = entries[(len(entries) - 1) // 2][0] if entries else 0.0
         return SLOW * median_ns or inf
+
+    def portion(self, kind: str, rank: int) -> int:
+        """Tasks of a message for the rank: a batch. For a slow rank as many as take it as long as
+        a batch takes the others, but no fewer than take it SLICE_NS."""
+        pace_ns, limit_ns = self._paces[rank].service_ns, self.limit_ns(kind)
+        if pace_ns <= limit_ns:
+            return self._batch
+        unsplit = ceil(SLICE_NS / (pace_ns * self._costs.get(kind, 1.0)))
+        return min(self._batch, max(int(self._batch * limit_ns / (SLOW * pace_ns)), unsplit))
 
     def meanwhile(self, kind: str, rank: int) -> float:
         """How many tasks of the kind the quick ranks begin while the rank does one.

@@ -243,6 +243,10 @@ class ReadyRanks:
         """Running service time of a single image on the rank; 0 if none is known."""
         return 0.0 if self.paces is None else self.paces.service_ns(rank)
 
+    def portion(self, kind: str, rank: int, batch: int) -> int:
+        """Tasks of a message for the rank, a batch at most."""
+        return batch if batch == 1 or self.paces is None else self.paces.portion(kind, rank)
+
     # ---- what has changed ---------------------------------------------------
 
     def begins(self, rank: RankState) -> None:

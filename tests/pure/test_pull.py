@@ -11,8 +11,10 @@ from scheduler_harness import Harness
 from test_simulator import FREE, Rows, play
 
 from collage_mpi.scheduler.backlog import AGAIN, FRESH, LATE, SPARE, Backlog
+from collage_mpi.scheduler.rank_speed import Paces
 from collage_mpi.scheduler.ranks import Room
 from collage_mpi.scheduler.schemes import ASSIGNMENTS, SCHEMES
+from collage_mpi.scheduler.state import RankState
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.simulator import Simulated, Simulation
 
@@ -410,6 +412,50 @@ def test_of_a_short_run_each_idle_rank_gets_its_share():
     job.arrive(10)
     job.close()
     assert [len(sends[0].items) for sends in job.messages] == [4, 3, 3]
+
+
+def of_paces(unit_ns: int, batch: int = 8, **settings) -> Harness:
+    """Three ranks that have answered a batch each; an image takes them 10, 10 and 40 units."""
+    job = in_runs(singles=3, batch=batch, depth=9, **settings)
+    job.arrive(4 * batch * 9)
+    for rank, units in ((1, 10), (2, 10), (3, 40)):
+        job.answer(first_task(job, rank), service_ns=batch * units * unit_ns)
+    return job
+
+
+def size(job: Harness, rank: int) -> int:
+    return len(job.live[first_task(job, rank)].items)
+
+
+@pytest.mark.parametrize(
+    ("unit_ns", "slow"), [(MS, 2), (MS // 10, 2), (MS // 50, 7), (MS // 99, 8)]
+)
+def test_a_slow_rank_gets_what_takes_it_as_long_as_a_batch_takes_others(unit_ns, slow):
+    """But no fewer than take it 5 ms, which would only cost messages."""
+    job = of_paces(unit_ns)
+    assert [size(job, rank) for rank in (1, 2, 3)] == [8, 8, slow]
+    job.answer(first_task(job, 3), service_ns=slow * 10 * unit_ns)  # the median of two is the lower
+    assert size(job, 3) == 8
+
+
+def test_a_network_that_costs_more_is_split_the_sooner():
+    paces = Paces({"collage": 3.0}, {}, 64)
+    for rank, pace_ns in ((1, 1), (2, 1), (3, MS // 2)):
+        paces.enter(RankState(rank, frozenset({"single", "collage"}), "", 1), 0)
+        paces._paces[rank].observe(pace_ns)
+        paces._sort(paces._ranks[rank])
+    assert [paces.portion(kind, 3) for kind in ("single", "collage")] == [10, 4]
+    assert paces.portion("single", 1) == 64
+
+
+def test_no_slow_rank_keeps_a_whole_batch_when_the_others_are_done():
+    """Without an end game the last rows wait for a rank that is five times slower."""
+    slow = {"straggler": "pinned", "straggler_median_ms": 10.0, "slow_ranks": ("4:5",)}
+    given = {"scheme": "none", "profile": "throughput", "batch": 8, "endgame": "off", **slow}
+    job = RunSettings.from_mapping({**given, "warmup_groups": 0})
+    rows = Rows()
+    Simulation(Simulated(job, 720, FREE), rows).run()
+    assert max(group.t0_ns + group.latency_ns for group in rows.groups) <= 900 * MS  # else 1,200
 
 
 def test_what_was_cut_off_when_the_end_game_had_begun_is_copied_too():
