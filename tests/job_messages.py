@@ -11,6 +11,7 @@ from collage_mpi.workload.straggler_settings import StragglerSettings
 WELCOME = Welcome(
     networks={},
     image_shape=(4, 4, 1),
+    image_dtype="uint8",
     encoded_shape=(8, 8, 1),
     side=2,
     cell_px=4,

@@ -180,7 +180,8 @@ def _measured_here(plan: Plan, encoder: AnyEncoder, images: int) -> Timings:
     for kind, spec in plan.networks.items():
         predictor = loader(spec, kind, told[plan.placement.ranks_of(kind)[0]])
         shape = encoder.input_shape if KIND[kind].encoded else plan.shards.shape
-        timed[kind] = partial(_timed_ns, predictor.predict, shape)
+        dtype = "uint8" if KIND[kind].encoded else plan.shards.dtype
+        timed[kind] = partial(_timed_ns, predictor.predict, np.dtype((dtype, shape)))
         sizes = sorted({1, plan.settings.most_inputs(kind)})
         times_ns[kind] = {inputs: timed[kind](inputs) for inputs in sizes}
         devices.add(predictor.device.partition(":")[0])
@@ -231,8 +232,8 @@ def _chosen_here(
     return choose_batch(most_together(plan, encoder, images, reading), times_of)
 
 
-def _timed_ns(predict: Callable[[np.ndarray], object], shape: tuple[int, ...], batch: int) -> int:
-    inputs, times_ns = np.zeros((batch, *shape), np.uint8), list[int]()
+def _timed_ns(predict: Callable[[np.ndarray], object], item: np.dtype, batch: int) -> int:
+    inputs, times_ns = np.zeros(batch, item), list[int]()
     while len(times_ns) < WARM_RUNS + TIMED_RUNS and sum(times_ns) < TIMED_NS:
         start_ns = time.monotonic_ns()
         predict(inputs)
@@ -314,7 +315,7 @@ def _lines(
     if plan.classes is not None:
         named = f"{plan.classes} classes" + ("" if shards.labels() is None else ", labelled")
     bad = f", {len(shards.bad)} cannot be read" if shards.bad else ""
-    yield "shards", f"{len(shards.infos)} good{bad}; {shape} uint8, {named}"
+    yield "shards", f"{len(shards.infos)} good{bad}; {shape} {shards.dtype}, {named}"
     for kind, spec in plan.networks.items():
         where, how = (
             numbers_text(plan.placement.ranks_of(kind)),

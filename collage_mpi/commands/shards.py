@@ -70,9 +70,10 @@ def add_cells(args: AddCellsArguments) -> int:
 def inspect_one(path: Path, as_json: bool) -> bool:
     """Print what a shard holds; False if it is bad. Raises EnvironmentFault."""
     from collage_mpi.shards.reader import inspect_sources
+    from collage_mpi.shards.source import ANY_ITEMS
 
     try:
-        [info] = inspect_sources([path])
+        [info] = inspect_sources([path], ANY_ITEMS)
     except DataFault as fault:
         say(json.dumps({"path": str(path), "problems": [str(fault)]}) if as_json else str(fault))
         return False
@@ -81,7 +82,8 @@ def inspect_one(path: Path, as_json: bool) -> bool:
         return True
     names = info.class_names
     say(str(info.path))
-    say(f"  images       {info.count:,} of {info.height} x {info.width} x {info.channels}")
+    dtype = "" if info.dtype == "uint8" else f", {info.dtype}"
+    say(f"  images       {info.count:,} of {' x '.join(map(str, info.shape))}{dtype}")
     if info.fit is not None:
         say(f"  stored       as encoded files, decoded when read: {info.fit}")
     if info.layout is not None and info.storage == "foreign":
@@ -114,10 +116,10 @@ def add_cells_to(path: Path, out: Path, px: int) -> None:
     EnvironmentFault.
     """
     from collage_mpi.encoding.collage import Encoder
-    from collage_mpi.shards import inspect_shard
     from collage_mpi.shards.cells import add_cells
+    from collage_mpi.shards.reader import inspect_sources
 
-    shape = inspect_shard(path).shape
+    shape = inspect_sources([path])[0].shape
     encoder = Encoder(Grid(MIN_SIDE, px), shape)
     if not encoder.resizes:
         raise UsageError(f"{path}: its images are {px} px already: a cell is the image itself")

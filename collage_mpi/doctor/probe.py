@@ -132,8 +132,10 @@ def probe_hdf5(folder: str) -> dict[str, Any]:
 def probe_shards(paths: str) -> dict[str, Any]:
     """Open shards, given as a JSON list of files and folders: counts of files and images."""
     from collage_mpi.shards import ShardSet
+    from collage_mpi.shards.source import ANY_ITEMS
 
-    with ShardSet.open([Path(path) for path in json.loads(paths)]) as shards:
+    named = [Path(path) for path in json.loads(paths)]
+    with ShardSet.open(named, read_as=ANY_ITEMS) as shards:
         return {"files": len(shards.infos), "images": len(shards)}
 
 

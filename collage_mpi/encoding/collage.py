@@ -29,7 +29,7 @@ class Encoder:
 
     Args:
         grid: side and cell size.
-        shape: (H, W, C) of the images, C = 1 or 3.
+        shape: (H, W, C) of the images.
         threads: cores that shrinking may use, set for the whole process; None keeps torch's
             own setting.
 
@@ -42,9 +42,9 @@ class Encoder:
         DataFault: a shape that cannot be encoded.
     """
 
-    def __init__(self, grid: Grid, shape: tuple[int, int, int], threads: int | None = None) -> None:
-        if len(shape) != 3 or min(shape) < 1 or shape[2] not in (1, 3):
-            raise DataFault(f"images are {shape}; a collage needs (H, W, C) with C = 1 or 3")
+    def __init__(self, grid: Grid, shape: tuple[int, ...], threads: int | None = None) -> None:
+        if len(shape) != 3 or min(shape) < 1:
+            raise DataFault(f"images are {shape}; a collage needs (H, W, C)")
         self.grid = grid
         self.places = grid.cells
         self.shape = tuple(shape)

@@ -42,7 +42,7 @@ class _WholeImages:
 
     resizes = False
 
-    def __init__(self, k: int, shape: tuple[int, int, int]) -> None:
+    def __init__(self, k: int, shape: tuple[int, ...]) -> None:
         self.places, self.shape = k, shape
         self.cell_shape = self.input_shape = shape
 
@@ -74,7 +74,7 @@ class SumEncoder(_WholeImages):
     k.
     """
 
-    def __init__(self, k: int, shape: tuple[int, int, int]) -> None:
+    def __init__(self, k: int, shape: tuple[int, ...]) -> None:
         super().__init__(k, shape)
         self._total = np.empty(shape, np.uint16)
 
@@ -107,7 +107,7 @@ class ConcatEncoder(Encoder):
         DataFault: the images are too small.
     """
 
-    def __init__(self, k: int, shape: tuple[int, int, int], threads: int | None = None) -> None:
+    def __init__(self, k: int, shape: tuple[int, ...], threads: int | None = None) -> None:
         side = math.isqrt(k - 1) + 1
         cell_px = min(shape[:2]) // side
         if cell_px < 1:
@@ -200,7 +200,7 @@ def paste_group(
 
 
 def make_stripe_encoder(
-    name: str, k: int, shape: tuple[int, int, int], threads: int | None = None
+    name: str, k: int, shape: tuple[int, ...], threads: int | None = None
 ) -> StripeEncoder:
     """The encoder of that name.
 

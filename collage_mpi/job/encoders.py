@@ -14,7 +14,7 @@ from collage_mpi.system.environment import local_size, threads_per_rank
 
 
 def make_encoder(
-    grid: Grid, shape: tuple[int, int, int], parity: ParitySpec | None, ranks: int
+    grid: Grid, shape: tuple[int, ...], parity: ParitySpec | None, ranks: int
 ) -> AnyEncoder:
     """The encoder of stripes for the schemes parity and approx, otherwise of collages.
 
@@ -22,11 +22,13 @@ def make_encoder(
 
     Args:
         grid: of a collage.
-        shape: (H, W, C) of the images.
+        shape: (H, W, C) of the images; others are never pasted.
         parity: how answers are decoded from those of others; None without such a scheme.
         ranks: of the world, which are taken for those of this host if no launcher says more.
     """
     threads = threads_per_rank(local_size() or ranks)
+    height, width, channels = shape if len(shape) == 3 else (1, 1, 1)
+    shape = height, width, channels
     if parity is not None and parity.encoder == BERRUT:
         return BerrutEncoder(parity.k, shape)
     if parity is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -279,6 +280,7 @@ def _welcome(plan: Plan, encoder: AnyEncoder) -> Welcome:
         networks={},
         image_shape=plan.shards.shape,
         encoded_shape=encoder.input_shape,
+        image_dtype=plan.shards.dtype,
         side=plan.grid.side,
         cell_px=plan.grid.cell_px,
         classes=plan.classes,
@@ -308,8 +310,8 @@ def start_of(plan: Plan, encoder: AnyEncoder, costs: ServiceCosts) -> Start:
 def task_bytes(plan: Plan, encoder: AnyEncoder) -> int:
     """Room for any message of tasks or cancels."""
     settings, batch = plan.settings, plan.settings.batch_size
-    image_bytes = int(np.prod(plan.shards.shape))
-    encoded_bytes = int(np.prod(encoder.input_shape))
+    image_bytes = math.prod(plan.shards.shape) * np.dtype(plan.shards.dtype).itemsize
+    encoded_bytes = math.prod(encoder.input_shape) if settings.pastes else 0
     if settings.pixels == "workers":
         image_bytes, encoded_bytes = PLACE.itemsize, PLACE.itemsize * encoder.places
     most = max(settings.most_inputs(kind) for kind in plan.networks)

@@ -27,7 +27,7 @@ from collage_mpi.system.process_tree import ProcessId
 from collage_mpi.workload.background_load import Burn
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
-Shape = tuple[int, int, int]  # (H, W, C)
+Shape = tuple[int, ...]  # such as (H, W, C)
 SHARDS_FRAME_BYTES = 128  # of a message of shards: its header, and the JSON around the texts
 
 # ---- down: rank 0 to a worker -----------------------------------------------
@@ -64,8 +64,9 @@ class Welcome:
 
     Attributes:
         networks: kind -> what the rank loads.
-        image_shape, encoded_shape: of one input, (H, W, C) of a single network and (P, P, C) of a
-            network for collages or stripes.
+        image_shape, encoded_shape: of one input, such as (H, W, C) of a single network and
+            (P, P, C) of a network for collages or stripes.
+        image_dtype: of the values of a single network's input.
         side, cell_px, classes: for networks that do not know them; classes is None if only the
             network knows how many there are.
         credit: how many messages of tasks may be under way to the rank.
@@ -85,6 +86,7 @@ class Welcome:
     networks: dict[str, str]
     image_shape: Shape
     encoded_shape: Shape
+    image_dtype: str
     side: int
     cell_px: int
     classes: int | None

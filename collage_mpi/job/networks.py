@@ -65,10 +65,11 @@ class NetworkLoader:
         kind = KIND[kind].network
         told = spec == "null" or is_foreign(spec)  # weights files know their shapes
         shapes = (welcome.image_shape, welcome.side, welcome.cell_px, welcome.classes)
+        geometry = Geometry(*shapes, welcome.image_dtype)
         how = Loading(
             device=welcome.device,
             tuning=welcome.tuning,
-            geometry=Geometry(*shapes) if told else None,
+            geometry=geometry if told else None,
             embed=welcome.extras.save == EMBEDDINGS,
         )
         if (spec, kind, how) not in self._loaded:
@@ -121,6 +122,8 @@ class Networks:
         self._clock, self._cpu_clock = clock, cpu_clock
         encoded, image = welcome.encoded_shape, welcome.image_shape
         self.input_shapes = {kind.name: encoded if kind.encoded else image for kind in TABLE}
+        dtypes = np.dtype(welcome.image_dtype), np.dtype(np.uint8)
+        self.input_dtypes = {kind.name: dtypes[kind.encoded] for kind in TABLE}
         self.predictors = {
             kind: load(spec, kind, welcome) for kind, spec in welcome.networks.items()
         }
@@ -163,7 +166,7 @@ class Networks:
 
     def _times_ns(self, kind: str, runs: int, batch: int) -> list[tuple[int, int]]:
         """Of each call the time on the clock, and the processor time."""
-        inputs = np.zeros((batch, *self.input_shapes[kind]), np.uint8)  # (n, H, W, C) uint8
+        inputs = np.zeros((batch, *self.input_shapes[kind]), self.input_dtypes[kind])
         times: list[tuple[int, int]] = []
         until_ns = self._clock() + MEASURED_NS
         while len(times) < runs and (self._clock() < until_ns or len(times) < LEAST_MEASURED):
@@ -200,7 +203,7 @@ class Networks:
         found by its failures.
 
         Args:
-            inputs: of each task, (n, H, W, C) uint8.
+            inputs: of each task, (n, H, W, C) uint8 or (n, ...) other items.
         """
         try:
             batch = joined(inputs)
@@ -248,20 +251,24 @@ class Networks:
 
 
 def joined(inputs: Sequence[np.ndarray]) -> np.ndarray:
-    """The inputs of several tasks as one batch, (n, H, W, C) uint8.
+    """The inputs of several tasks as one batch, (n, H, W, C) uint8 or (n, ...) other items.
 
     They are mostly views of one array, the message or what was read for it, and lie there one
-    behind another. Then nothing is copied.
+    behind another. Then nothing is copied, unless the values are not aligned in the message.
     """
-    if len(inputs) == 1:
-        return inputs[0]
+    batch = inputs[0] if len(inputs) == 1 else _joined(inputs)
+    return batch if batch.flags.aligned else batch.copy()
+
+
+def _joined(inputs: Sequence[np.ndarray]) -> np.ndarray:
     base = inputs[0].base
-    if isinstance(base, np.ndarray) and base.dtype == np.uint8 and base.flags.c_contiguous:
+    if isinstance(base, np.ndarray) and base.flags.c_contiguous:
         starts = [_address(own) - _address(base) for own in inputs]
         ends = list(accumulate((own.nbytes for own in inputs), initial=starts[0]))
         views = all(own.base is base and own.flags.c_contiguous for own in inputs)
         if views and starts == ends[:-1]:
-            return base.reshape(-1)[starts[0] : ends[-1]].reshape(-1, *inputs[0].shape[1:])
+            whole = base.reshape(-1).view(np.uint8)[starts[0] : ends[-1]]
+            return whole.view(inputs[0].dtype).reshape(-1, *inputs[0].shape[1:])
     return np.concatenate(inputs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from collage_mpi.models.info import (
     Geometry,
     NetworkInfo,
     check_fit,
+    check_items,
     check_parity,
     class_mismatch,
 )
@@ -31,12 +33,14 @@ from collage_mpi.models.specs import AcceptSpec, ParitySpec
 from collage_mpi.models.weights import read_tensors
 from collage_mpi.results.agreement import ADVICE, weaker_by
 from collage_mpi.results.vectors import require_pyarrow
+from collage_mpi.scheduler.schemes import SCHEMES
 from collage_mpi.settings.placement import Placement
+from collage_mpi.settings.redundancy import pastes
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
 from collage_mpi.shards.inputs import HDF5, expand_paths, source_of
 from collage_mpi.shards.resumed import as_before
-from collage_mpi.shards.schema import read_class_names
+from collage_mpi.shards.schema import CHANNELS, read_class_names
 from collage_mpi.shards.source import ReadAs
 from collage_mpi.system.environment import launcher_size
 from collage_mpi.system.fields import AUTO
@@ -151,12 +155,13 @@ def read_as(settings: RunSettings, networks: Mapping[str, NetworkInfo]) -> ReadA
         asked = _ask_named(settings, Geometry(shape, settings.side, cell_px, None))
         known += [each.info for each in asked.values()]
         resize_px = next((each.resize_px for each in asked.values() if each.resize_px), None)
-    images = next((one.image_shape for one in known if one.image_shape), None)
+    shapes = [one.image_shape for one in known if one.image_shape]
+    images = next((shape for shape in shapes if shape[2] in CHANNELS), None)  # else no pictures
     names = next((one.class_names for one in known if one.class_names), None)
     if settings.class_names_file is not None:
         names = read_class_names(Path(settings.class_names_file))
     fit = settings.picture_fit(images, resize_px)
-    return ReadAs(fit, names, settings.input_labels == "auto")
+    return ReadAs(fit, names, settings.input_labels == "auto", pictures=False)
 
 
 def _fitted(
@@ -166,11 +171,14 @@ def _fitted(
     shards: ShardSet,
 ) -> Plan:
     """The plan, where shards, networks and settings fit each other; raises as `make_plan`."""
-    collage = networks.get(COLLAGE)
-    cell_px = (settings.cell_px if collage is None else collage.cell_px) or shards.shape[0]
-    geometry = Geometry(shards.shape, settings.side, cell_px, None)
-    asked = _ask_named(settings, geometry)
+    _check_pasting(settings, shards)
+    collage, height = networks.get(COLLAGE), shards.shape[0] if len(shards.shape) == 3 else 1
+    cell_px = (settings.cell_px if collage is None else collage.cell_px) or height
+    geometry = Geometry(shards.shape, settings.side, cell_px, None, shards.dtype)
+    asked = _ask_named(settings, geometry, functions=not shards.infos[0].is_picture)
     networks = {**networks, **{kind: each.info for kind, each in asked.items()}}
+    advice = shards.infos[0].no_pictures
+    check_items(networks.values(), shards.dtype, shards.shape, advice)
     single, collage = networks.get(SINGLE), networks.get(COLLAGE)
     names = check_fit(
         networks.values(),
@@ -316,13 +324,30 @@ def _named_by_file(path: Path, shards: ShardSet, names: tuple[str, ...] | None) 
     return given
 
 
-def _ask_named(settings: RunSettings, geometry: Geometry) -> dict[str, Described]:
-    """What the networks of other libraries say of themselves, by kind; see `asking.ask`."""
+def _check_pasting(settings: RunSettings, shards: ShardSet) -> None:
+    """Raise UsageError if the scheme makes one picture of several, and the items are no images."""
+    if not settings.pastes or (shards.dtype == "uint8" and len(shards.shape) == 3):
+        return
+    names = ", ".join(scheme for scheme in SCHEMES if not pastes(scheme))
+    raise UsageError(
+        f"scheme {settings.scheme} pastes several images into one picture, which needs uint8 of "
+        f"(height, width, channels); the source holds items of {shards.dtype} {shards.shape}. "
+        f"Schemes that paste nothing take them: {names}. {shards.infos[0].no_pictures}".strip()
+    )
+
+
+def _ask_named(
+    settings: RunSettings, geometry: Geometry, functions: bool = False
+) -> dict[str, Described]:
+    """What the networks of other libraries say of themselves, by kind; see `asking.ask`.
+
+    With `functions` those of the user's own code are asked as well.
+    """
     specs = {kind: settings.network(kind) for kind in KINDS if settings.uses(kind)}
     return {
         kind: ask(spec, KIND[kind].network, geometry)
         for kind, spec in specs.items()
-        if is_foreign(spec) and not is_function(spec)
+        if is_foreign(spec) and (functions or not is_function(spec))
     }
 
 
@@ -445,9 +470,10 @@ def _validated(info: NetworkInfo) -> tuple[int, int]:
 
 def _check_sizes(shards: ShardSet, grid: Grid, settings: RunSettings) -> None:
     """What is sent fits a message, and labels fit a row."""
-    batch, nbytes = settings.batch_size, grid.px * grid.px * shards.shape[2]
+    batch, nbytes = settings.batch_size, grid.px * grid.px * shards.shape[-1] * settings.pastes
     images = max(settings.most_inputs(kind) for kind in KINDS if settings.uses(kind)) // batch
-    largest = max(nbytes, images * int(np.prod(shards.shape)))
+    item_bytes = math.prod(shards.shape) * np.dtype(shards.dtype).itemsize
+    largest = max(nbytes, images * item_bytes)
     fit = LARGEST_INPUT_BYTES // largest
     if largest > LARGEST_INPUT_BYTES >= nbytes:
         raise UsageError(

@@ -40,7 +40,7 @@ class Wanted(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What a network is given for each task, (n, H, W, C) uint8, and the faults of each task."""
+    """What a network is given for each task, (n, ...) items, and the faults of each task."""
 
     arrays: list[np.ndarray]
     faults: list[Faults]
@@ -163,7 +163,7 @@ class RowReader:
         """The images at these places, checked.
 
         Returns:
-            (n, H, W, C) uint8, zeros for an image that cannot be used; and for each image None, or
+            (n, ...) items, zeros for an image that cannot be used; and for each image None, or
             why it cannot.
 
         Raises:
@@ -174,7 +174,7 @@ class RowReader:
             pixels, _, good = self._shards.read_checked(indices)
         except ShardFault as fault:
             if len(places) == 1:
-                none = np.zeros((1, *self._shards.shape), np.uint8)
+                none = np.zeros((1, *self._shards.shape), self._shards.dtype)
                 return none, [Unread(str(fault), of_input=False)]
             # perhaps the fault of another image's shard: one by one
             each = [self.read([place]) for place in places]

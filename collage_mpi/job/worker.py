@@ -414,8 +414,8 @@ def _read(session: Session, tasks: Sequence[WireTask], payload: np.ndarray) -> F
 def _unpacked(
     session: Session, tasks: Sequence[WireTask], payload: np.ndarray
 ) -> Inputs | Future[Inputs]:
-    """The inputs that the tasks carry, (n, H, W, C) uint8 views each: one per image, or one per
-    collage. Files are decoded in another thread."""
+    """The inputs that the tasks carry, (n, H, W, C) uint8 views each, or of other items: one per
+    image, or one per collage. Files are decoded in another thread."""
     assert session.networks is not None
     parts: list[np.ndarray | list[bytes]] = []
     at = 0
@@ -429,10 +429,11 @@ def _unpacked(
             continue
         count = 1 if KIND[task.kind].encoded else len(task.items)
         shape = session.networks.input_shapes[task.kind]
-        end = at + count * math.prod(shape)
+        dtype = session.networks.input_dtypes[task.kind]
+        end = at + count * math.prod(shape) * dtype.itemsize
         if end > payload.nbytes:
             raise wire.WireFault(f"task {task.task} has fewer pixels than its items need")
-        parts.append(payload[at:end].reshape(count, *shape))
+        parts.append(payload[at:end].view(dtype).reshape(count, *shape))
         at = end
     arrays = [part for part in parts if not isinstance(part, list)]
     if len(arrays) < len(parts):

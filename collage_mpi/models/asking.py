@@ -81,8 +81,7 @@ def main() -> int:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     geometry = Geometry(**{**request["geometry"], "classes": None})
-    shape = tuple(geometry.image_shape)
-    how = Loading(geometry=replace(geometry, image_shape=(shape[0], shape[1], shape[2])))
+    how = Loading(geometry=replace(geometry, image_shape=tuple(geometry.image_shape)))
     try:
         predictor, facts = load_foreign(request["spec"], request["kind"], how)
         said = {"facts": asdict(facts), "classes": predictor.classes}

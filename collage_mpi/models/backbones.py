@@ -105,7 +105,12 @@ def fold_norms(network: nn.Module) -> None:
 
 
 def channels_last(network: nn.Module) -> nn.Module:
-    """Lay the convolutions' weights out channels-last: faster on the CPU and with tensor cores."""
+    """Lay the convolutions' weights out channels-last: faster on the CPU and with tensor cores.
+
+    torch has no such layout for a network that also has convolutions of volumes.
+    """
+    if any(weights.dim() == 5 for weights in network.parameters()):
+        return network
     found: torch.nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return found
 

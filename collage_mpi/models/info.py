@@ -28,8 +28,8 @@ class NetworkInfo:
     Attributes:
         kind: one of NETWORKS.
         architecture: the settings of `Architecture`, as a plain dict.
-        shape: (H, W, C) of one input: (side*cell_px, side*cell_px, C) for a collage network,
-            the encoder's output for a parity network.
+        shape: of one input, such as (H, W, C) of a picture: (side*cell_px, side*cell_px, C) for a
+            collage network, the encoder's output for a parity network.
         side: cells along an edge of the collage; None for other networks.
         cell_px: height and width of a cell in pixels; None for other networks.
         class_names: one name a class, in the order of the scores.
@@ -39,11 +39,12 @@ class NetworkInfo:
         head: how a collage network answers; a grid of one for other networks.
         parity: what a parity network was made for; None for other networks.
         accept: from which score on a collage network's answers may count; None if unknown.
+        dtype: of the values of an input; networks with a weights file take uint8.
     """
 
     kind: str
     architecture: dict[str, Any]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     side: int | None
     cell_px: int | None
     class_names: tuple[str, ...]
@@ -53,6 +54,7 @@ class NetworkInfo:
     head: HeadSpec = field(default_factory=HeadSpec)
     parity: ParitySpec | None = None
     accept: AcceptSpec | None = None
+    dtype: str = "uint8"
 
     @property
     def cells(self) -> int:
@@ -65,14 +67,17 @@ class NetworkInfo:
         return str(self.path or self.architecture.get("function"))
 
     def noise(self) -> np.ndarray:
-        """(1, H, W, C) uint8: an input of noise, used to test a network's answers."""
+        """(1, ...) of the dtype: an input of noise, used to test a network's answers."""
         import numpy as np  # late: --help of train reads this module
 
-        return np.random.default_rng(0).integers(0, 256, (1, *self.shape), np.uint8)
+        noise = np.random.default_rng(0).integers(0, 256, (1, *self.shape), np.uint8)
+        return noise.astype(self.dtype, copy=False)
 
     @property
-    def image_shape(self) -> tuple[int, int, int] | None:
-        """(H, W, C) of the images of a single or parity network; None for a collage network."""
+    def image_shape(self) -> tuple[int, ...] | None:
+        """(H, W, C), or the shape of other items, of a single or parity network; None for a collage
+        network.
+        """
         if self.side is not None:
             return None
         if self.parity is None:
@@ -115,7 +120,7 @@ class Predictor(Protocol):
         """Classify.
 
         Args:
-            batch: (n, H, W, C) uint8.
+            batch: (n, H, W, C) uint8, or (n, ...) of the shape and dtype of other items.
 
         Returns:
             (n, cells, classes) float32 probabilities, complete on return, on a GPU too. A row of
@@ -154,18 +159,20 @@ class Geometry:
     """What a network without a weights file must be told.
 
     Attributes:
-        image_shape: (H, W, C) of an image.
+        image_shape: of an item of the source, such as (H, W, C).
         side, cell_px: of the collage.
         classes: at least 1; None if the network's first answer decides.
+        dtype: of an item's values.
     """
 
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     side: int
     cell_px: int
     classes: int | None
+    dtype: str = "uint8"
 
-    def input_shape(self, kind: str) -> tuple[int, int, int]:
-        """(H, W, C) of one input of the kind's network."""
+    def input_shape(self, kind: str) -> tuple[int, ...]:
+        """Of one input of the kind's network, such as (H, W, C)."""
         if kind == SINGLE:
             return self.image_shape
         px = self.side * self.cell_px
@@ -183,9 +190,11 @@ class Declared:
     Attributes:
         class_names: in the order of the scores.
         shape: (H, W, C) of an image.
-        mean, std: of pixels / 255, one for all channels or one each.
+        mean, std: of pixels / 255, or of the values of items that are not uint8; one for all
+            channels or one each.
         resize_px: the shorter edge of a picture before the middle is cut out.
         fingerprint: SHA-256 of the file, 64 hex digits.
+        channels_first: the items' channels are their first axis, not their last.
     """
 
     class_names: tuple[str, ...] | None = None
@@ -194,6 +203,7 @@ class Declared:
     std: tuple[float, ...] = (1.0,)
     resize_px: int | None = None
     fingerprint: str | None = None
+    channels_first: bool = False
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Declared:
@@ -208,9 +218,7 @@ def own_info(
 ) -> NetworkInfo:
     """The facts of a network of another's making, in the form of a weights file's."""
     collage = kind == COLLAGE
-    channels = geometry.image_shape[2]
     facts = facts or Declared()
-    spread = {"mean": [*facts.mean], "std": [*facts.std]}
     names = facts.class_names or tuple(str(number) for number in range(geometry.classes or 0))
     return NetworkInfo(
         kind=kind,
@@ -221,10 +229,47 @@ def own_info(
         class_names=names,
         fingerprint=fingerprint,
         metadata={
-            "normalisation": {k: v * channels if len(v) == 1 else v for k, v in spread.items()},
+            "normalisation": {"mean": [*facts.mean], "std": [*facts.std]},
             "temperature": 1.0,
+            "channels_first": facts.channels_first,
         },
+        dtype=geometry.dtype,
     )
+
+
+Item = tuple[str, tuple[int, ...]]  # dtype and shape
+
+
+def item_mismatch(found: Item, network: str, needed: Item) -> str:
+    """The message where a network takes other items than the source holds."""
+    held, takes = (f"{dtype} {shape}" for dtype, shape in (found, needed))
+    return f"the source holds items of {held}, the {network} takes {takes}"
+
+
+def check_items(
+    networks: Iterable[NetworkInfo], dtype: str, shape: tuple[int, ...], advice: str
+) -> None:
+    """Check that networks take the items of a source, whatever their type and number of axes.
+
+    Args:
+        networks: all but those that are told what to take.
+        dtype: of the items.
+        shape: likewise.
+        advice: what makes pictures of them, or "".
+
+    Raises:
+        DataFault: both, where they differ.
+    """
+    for network in networks:
+        wanted = network.image_shape or network.shape
+        of_pictures = len(wanted) == len(shape) == 3 and network.dtype == dtype == "uint8"
+        if of_pictures:
+            continue  # `check_fit` compares their sizes
+        if (network.dtype, wanted) != (dtype, shape):
+            raise DataFault(
+                item_mismatch((dtype, shape), _title(network), (network.dtype, wanted))
+                + (f". {advice}" if advice else "")
+            )
 
 
 Shape = tuple[int, ...]
@@ -296,10 +341,10 @@ def _check_images(network: NetworkInfo, shape: Shape, paths: Sequence[Path | str
             f"shards hold images of {shape} (H, W, C), {_title(network)} needs {wanted}: "
             f"{_remake(paths, wanted)}"
         )
-    channels = network.shape[2]
-    if channels != shape[2]:
+    channels = network.shape[-1]
+    if channels != shape[-1]:
         raise DataFault(
-            f"shards hold {counted(shape[2], 'channel')}, {_title(network)} needs {channels}: "
+            f"shards hold {counted(shape[-1], 'channel')}, {_title(network)} needs {channels}: "
             f"{_remake(paths, (shape[0], shape[1], channels))}"
         )
 
@@ -321,8 +366,8 @@ def _title(network: NetworkInfo) -> str:
     return f"{network.kind} network {network.origin}"
 
 
-def _remake(paths: Sequence[Path | str], shape: tuple[int, int, int]) -> str:
-    if not paths or shape[0] != shape[1]:
+def _remake(paths: Sequence[Path | str], shape: tuple[int, ...]) -> str:
+    if not paths or shape[0] != shape[1] or shape[2] not in (1, 3):
         return "make shards of that shape, or train a network for this one"
     from collage_mpi.shards.schema import remake_command  # late: --help reads this module
 

@@ -18,18 +18,19 @@ NULL_CLASSES = 10  # of a null network where nobody says how many
 
 
 class NullPredictor:
-    """Class of a cell = its top-left pixel, channel 0, modulo classes; probability 1 there.
+    """Class of a cell = its top-left pixel, channel 0, modulo classes; probability 1 there. Of
+    other items it is the first value, as a whole number.
 
     Args:
         kind: one of NETWORKS; a parity network reads its picture as a single does.
-        shape: (H, W, C) of one single image; a collage's input follows from the grid.
+        shape: of one item, such as (H, W, C); a collage's input follows from the grid.
         side: cells along an edge of the collage (ignored for a single).
         cell_px: pixels along an edge of a cell (ignored for a single).
         classes: number of classes, at least 1.
     """
 
     def __init__(
-        self, kind: str, shape: tuple[int, int, int], side: int, cell_px: int, classes: int
+        self, kind: str, shape: tuple[int, ...], side: int, cell_px: int, classes: int
     ) -> None:
         check_kind(kind)
         self.kind = kind
@@ -40,20 +41,24 @@ class NullPredictor:
         if kind == COLLAGE:
             grid = Grid(side, cell_px)
             self.cells = grid.cells
-            self.shape = (grid.px, grid.px, shape[2])
+            self.shape: tuple[int, ...] = (grid.px, grid.px, shape[2])
             corners = [grid.box(cell) for cell in range(grid.cells)]
             self._rows = np.array([rows.start for rows, _ in corners])  # (cells,) int64
             self._columns = np.array([columns.start for _, columns in corners])
         else:
             self.cells = 1
             self.shape = shape
-            self._rows = self._columns = np.zeros(1, dtype=np.int64)
         text = f"null {kind} {self.shape} {self.cells} {classes}"
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
-        """Read the answers: (n, H, W, C) uint8 -> (n, cells, classes) float32, one-hot."""
-        corners = batch[:, self._rows, self._columns, 0]  # (n, cells) uint8
+        """Read the answers: (n, H, W, C) uint8, or (n, ...) -> (n, cells, classes), one-hot."""
+        if self.kind == COLLAGE:
+            corners = batch[:, self._rows, self._columns, 0]  # (n, cells) uint8
+        else:
+            corners = batch.reshape(len(batch), -1)[:, :1]
+        if corners.dtype.kind == "f":
+            corners = np.nan_to_num(corners).astype(np.int64)
         scores = np.zeros((corners.size, self.classes), dtype=np.float32)
         for row, value in zip(scores, corners.ravel().tolist(), strict=True):
             row[value % self.classes] = 1.0

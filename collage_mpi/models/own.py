@@ -10,6 +10,12 @@ A Module gets (n, C, H, W) float pixels from 0 to 1 and returns logits: (n, clas
 network; (n, side*side, classes) or (n, classes, side, side) for a collage network. `predict` gets
 (n, H, W, C) uint8 and returns (n, cells, classes) float32 probabilities; a row of zeros is a cell
 without an answer.
+
+The items of a source may also be of another type, or have other axes. `predict` gets them as they
+are, a Module as float32, raw, with the last of three axes or more as the first: (n, C, D, H, W) of
+volumes. Attributes of the Module change that: `input_mean` and `input_std`, which are subtracted
+and divided by (of uint8: pixels / 255), one number or one a channel, and `input_channels = "first"`
+for items (C, ...). With `input_shape` or `input_dtype` of either, other items are refused.
 """
 
 from __future__ import annotations
@@ -40,6 +46,7 @@ from collage_mpi.models.info import (
     Loading,
     Predictor,
     embedding_length,
+    item_mismatch,
     own_info,
 )
 from collage_mpi.models.named import FUNCTION, check_named, read_spec
@@ -48,7 +55,7 @@ UNKNOWN_CLASSES = (
     "classes is None where nobody names the classes and no label shows how many there are: "
     "--class-names-file FILE names them. "
 )
-
+SPREAD = {"mean": 0.0, "std": 1.0}
 
 # Files of this package, of Python's own and of installed ones, and what has no file.
 _NOT_THEIRS = (
@@ -73,6 +80,7 @@ def load_foreign(spec: str, kind: str, how: Loading) -> tuple[Predictor, Declare
     check_named(named)
     if named.library == FUNCTION:
         made = _called(spec, kind, geometry, how)
+        facts = _declared(spec, kind, geometry, made)
     else:
         from collage_mpi.models.libraries import load_named
 
@@ -93,7 +101,8 @@ def load_foreign(spec: str, kind: str, how: Loading) -> tuple[Predictor, Declare
         except Exception as error:  # of the network's own code, or of its library
             shape = geometry.input_shape(kind)
             raise DataFault(
-                f"{spec}: asked about noise of {shape} (H, W, C) it raised {told_error(error)}"
+                f"{spec}: asked about noise of {geometry.dtype} {shape} it raised "
+                f"{told_error(error)}"
             ) from error
     raise UsageError(
         f"{spec} returned a {type(made).__name__}; needed: a torch.nn.Module, or an object with "
@@ -122,6 +131,29 @@ def _called(spec: str, kind: str, geometry: Geometry, how: Loading) -> Any:
             f"{spec}: calling it with {', '.join(f'{k}={v!r}' for k, v in told.items())} raised "
             f"{told_error(error)}. {unknown}{HOW}"
         ) from error
+
+
+def _declared(spec: str, kind: str, geometry: Geometry, made: Any) -> Declared:
+    """What the attributes of a user's network say of its inputs.
+
+    Raises:
+        UsageError: they cannot be read.
+        DataFault: it takes other inputs than there are.
+    """
+    found = geometry.dtype, geometry.input_shape(kind)
+    try:
+        dtype = np.dtype(getattr(made, "input_dtype", found[0])).name
+        needed = dtype, tuple(int(size) for size in getattr(made, "input_shape", found[1]))
+        spread = (np.atleast_1d(getattr(made, f"input_{k}", v)) for k, v in SPREAD.items())
+        mean, std = (tuple(map(float, values)) for values in spread)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"{spec}: its input_shape, input_dtype, input_mean or input_std cannot be read: {error}"
+        ) from error
+    if needed != found:
+        raise DataFault(item_mismatch(found, f"{kind} network {spec}", needed))
+    first = getattr(made, "input_channels", "last") == "first"
+    return Declared(mean=mean, std=std, channels_first=first)
 
 
 def told_error(error: Exception) -> str:
@@ -171,7 +203,7 @@ class OwnPredictor:
         self.info = own_info(spec, kind, geometry, self.fingerprint)
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
-        """(n, H, W, C) uint8 -> (n, cells, classes) float32. Raises DataFault for a wrong shape."""
+        """(n, ...) items -> (n, cells, classes) float32. Raises DataFault for a wrong shape."""
         return self._checked(self.made.predict(batch), batch)
 
     def embed(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -224,7 +224,7 @@ def _info(record: dict[str, Any], fingerprint: str, path: Path | None) -> Networ
     if kind == COLLAGE:
         side, cell_px = _whole(record, "side", 16), _whole(record, "cell_px", MAX_SIDE_PX)
         px = Grid(side, cell_px).px
-        shape = (px, px, channels)
+        shape: tuple[int, ...] = (px, px, channels)
     else:
         height, width = _whole(record, "height", MAX_SIDE_PX), _whole(record, "width", MAX_SIDE_PX)
         shape = (height, width, channels)

@@ -346,6 +346,8 @@ def _pixels(
     from collage_mpi.shards.schema import ShardInfo
 
     def read(number: int, info: ShardInfo) -> dict[int, np.ndarray]:
+        if not info.is_picture:
+            return {}
         places = np.flatnonzero(chosen["shard"] == number)
         with ShardSet([info]) as source:
             images, _, good = source.read_checked(chosen["row"][places].astype(np.int64))

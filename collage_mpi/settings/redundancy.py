@@ -168,6 +168,11 @@ class RankSettings(Settings):
         return self.uses(PARITY) or self.uses(CODED)
 
     @property
+    def pastes(self) -> bool:
+        """Whether the scheme makes one picture of several images."""
+        return pastes(self.scheme)
+
+    @property
     def usual_singles(self) -> int:
         """Default number of single ranks. Scheme replicate needs as many for each copy."""
         return self.group_size * (self.replicas if self._takes("replicas") else 1)
@@ -324,3 +329,8 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
             parts.append("end game")
         accept = self.accept_policy().name if self.agree is None else f"agree {self.agree:g}"
         return {"scheme": ", ".join(parts), **({"accept": accept} if self.takes_policy else {})}
+
+
+def pastes(scheme: str) -> bool:
+    """Whether the scheme of that name makes one picture of several images."""
+    return any(KIND[kind].encoded for kind in scheme_class(scheme).needs)

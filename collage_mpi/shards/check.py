@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import stat
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from collage_mpi.shards.foreign import ArrayLayout, is_foreign, understand
 from collage_mpi.shards.hdf5 import H5_LOCK, import_h5py, open_file
 from collage_mpi.shards.pictures import UnreadablePicture, parse_fit, picture_pixels
 from collage_mpi.shards.schema import (
-    CHANNELS,
+    DTYPES,
     FORMAT,
     VERSION,
     ShardInfo,
@@ -148,11 +149,11 @@ def describe(file: Any, path: Path, *, for_verify: bool = False) -> ShardInfo:
         count = int(file.attrs["count"]) if "count" in file.attrs else None
         pixels = _check_encoded if storage == "encoded" else _check_images
         shape, fit = pixels(file, count, os.path.getsize(path))
-        _rows_of(file, "crc32", np.uint32, shape[0])
+        _rows_of(file, "crc32", "uint32", shape[0])
         names = _class_names(file)
         has_labels = "labels" in file
         if has_labels:
-            wrong = label_problem(_rows_of(file, "labels", np.int64, shape[0]), names)
+            wrong = label_problem(_rows_of(file, "labels", "int64", shape[0]), names)
             if wrong and not for_verify:
                 raise DataFault(wrong)
         source = _text(file.attrs["source"]) if "source" in file.attrs else ""
@@ -164,13 +165,11 @@ def describe(file: Any, path: Path, *, for_verify: bool = False) -> ShardInfo:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
         detail = f"{type(error).__name__}: {error}"
         raise DataFault(f"{path}: damaged HDF5 structure ({detail}). {HOW_TO_MAKE}") from error
-    count, height, width, channels = shape
     return ShardInfo(
         path=path,
-        count=count,
-        height=height,
-        width=width,
-        channels=channels,
+        count=shape[0],
+        shape=shape[1:],
+        dtype="uint8" if storage == "encoded" else file["images"].dtype.name,
         class_names=names,
         has_labels=has_labels,
         source=source,
@@ -183,27 +182,27 @@ def describe(file: Any, path: Path, *, for_verify: bool = False) -> ShardInfo:
 
 def _check_images(
     file: Any, count: int | None, file_bytes: int
-) -> tuple[tuple[int, int, int, int], str | None]:
-    """(n, H, W, C) of stored pixels, after a check that all of them are stored; fit is None."""
-    images = _dataset(file, "images", np.uint8, 4)
-    n, height, width, channels = (int(size) for size in images.shape)
-    if count != n or min(n, height, width) < 1 or channels not in CHANNELS:
+) -> tuple[tuple[int, ...], str | None]:
+    """(n, ...) of stored items, after a check that all of them are stored; fit is None."""
+    images = _dataset(file, "images", DTYPES)
+    shape = tuple(int(size) for size in images.shape)
+    if len(shape) < 2 or count != shape[0] or min(shape) < 1:
         raise DataFault(
             f"attribute count is {count}, dataset images has shape {images.shape}; needed: "
-            "count = n >= 1 and shape (n, height, width, 1 or 3)"
+            "count = n >= 1 and shape (n, ...), such as (n, height, width, channels)"
         )
     _check_storage(images, file_bytes)
-    return (n, height, width, channels), None
+    return shape, None
 
 
 def _check_encoded(
     file: Any, count: int | None, file_bytes: int
-) -> tuple[tuple[int, int, int, int], str | None]:
+) -> tuple[tuple[int, ...], str | None]:
     """(n, H, W, C) of stored files, and how they are decoded, after a check that every file lies
     inside.
     """
-    encoded = _dataset(file, "encoded", np.uint8, 1)
-    ends = _dataset(file, "ends", np.int64, 1)
+    encoded = _dataset(file, "encoded", ["uint8"], 1)
+    ends = _dataset(file, "ends", ["int64"], 1)
     if count is None or count < 1 or ends.shape != (count,):
         raise DataFault(
             f"attribute count is {count}, dataset ends has shape {ends.shape}; needed: "
@@ -227,15 +226,17 @@ def _check_format(file: Any) -> None:
         raise DataFault(f"shard version {version}; this program reads version {VERSION}")
 
 
-def _dataset(file: Any, name: str, dtype: type, dims: int) -> Any:
+def _dataset(file: Any, name: str, dtypes: Sequence[str], dims: int | None = None) -> Any:
     h5py = import_h5py()
     if name not in file:
         raise DataFault(f"has no dataset {name!r}")
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise DataFault(f"dataset {name!r} is a link to elsewhere; a shard holds its own data")
     item = file[name]
-    if not isinstance(item, h5py.Dataset) or item.dtype != dtype or item.ndim != dims:
-        raise DataFault(f"{name!r} must be a dataset of {np.dtype(dtype)} with {dims} axes")
+    of_type = isinstance(item, h5py.Dataset) and item.dtype.name in dtypes
+    if not of_type or dims not in (None, item.ndim):
+        axes = "" if dims is None else f" with {dims} axes"
+        raise DataFault(f"{name!r} must be a dataset of {' or '.join(dtypes)}{axes}")
     if item.is_virtual or item.external:
         raise DataFault(f"dataset {name!r} lies in other files; a shard holds its own data")
     return item
@@ -266,13 +267,13 @@ def _cell_sizes(file: Any, shape: tuple[int, ...], file_bytes: int) -> tuple[int
         if match is None:
             continue
         px = int(match.group(1))
-        cells = _dataset(file, name, np.uint8, 4)
-        if cells.shape != (shape[0], px, px, shape[3]):
+        cells = _dataset(file, name, ["uint8"], 4)
+        if cells.shape != (shape[0], px, px, shape[-1]):
             raise DataFault(
-                f"{name!r} has shape {cells.shape}; needed: {(shape[0], px, px, shape[3])}"
+                f"{name!r} has shape {cells.shape}; needed: {(shape[0], px, px, shape[-1])}"
             )
         _check_storage(cells, file_bytes)
-        _rows_of(file, f"{name}_crc32", np.uint32, shape[0])
+        _rows_of(file, f"{name}_crc32", "uint32", shape[0])
         if _text(cells.attrs["filter"]) == FILTER:
             sizes.append(px)
     return tuple(sorted(sizes))
@@ -298,8 +299,8 @@ def _chunks_of(images: Any) -> tuple[set[int], list[int]]:
     return firsts, ends
 
 
-def _rows_of(file: Any, name: str, dtype: type, count: int) -> np.ndarray:
-    item = _dataset(file, name, dtype, 1)
+def _rows_of(file: Any, name: str, dtype: str, count: int) -> np.ndarray:
+    item = _dataset(file, name, [dtype], 1)
     if item.shape != (count,):
         raise DataFault(f"{name!r} has shape {item.shape}; needed: ({count},)")
     found: np.ndarray = item[...]
@@ -340,11 +341,11 @@ def _row_problems(file: Any, about: ShardInfo) -> list[str]:
 
 
 def _bad_rows(file: Any, name: str, stored: np.ndarray, labels: np.ndarray | None) -> list[str]:
-    """Rows of a dataset (n, H, W, C) uint8 whose CRC-32 differs from the stored one, (n,)
+    """Rows of a dataset (n, ...) whose CRC-32 differs from the stored one, (n,)
     uint32.
     """
     rows = file[name]
-    block = max(1, BLOCK_BYTES // int(np.prod(rows.shape[1:])))
+    block = max(1, BLOCK_BYTES // (rows.dtype.itemsize * int(np.prod(rows.shape[1:]))))
     bad: list[int] = []
     for start in range(0, len(rows), block):
         pixels = rows[start : start + block]  # (b, H, W, C) uint8

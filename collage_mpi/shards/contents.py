@@ -90,7 +90,7 @@ def stored_in_full(images: Any, file_bytes: int) -> bool:
     if images.chunks is not None:
         return True
     start = images.id.get_offset()
-    return start is not None and bool(start + images.size <= file_bytes)
+    return start is not None and bool(start + images.size * images.dtype.itemsize <= file_bytes)
 
 
 def listed(file: Any) -> str:

@@ -5,8 +5,8 @@ Like `check`, it runs in the process of `guard` when a file is first opened.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,18 @@ from collage_mpi.shards.contents import (
     what,
 )
 from collage_mpi.shards.hdf5 import import_h5py
-from collage_mpi.shards.schema import CHANNELS, PART_MARK, ShardInfo, label_problem, split_part
+from collage_mpi.shards.schema import (
+    CHANNELS,
+    DTYPES,
+    PART_MARK,
+    ShardInfo,
+    label_problem,
+    split_part,
+)
 
 IMAGE_NAMES = ("images", "imgs", "image", "x", "data")
 LABEL_NAMES = ("labels", "label", "y", "targets", "target")
+MANY_AXES = range(3, 33)  # 32 is HDF5's most
 MAX_UNUSED = 8  # datasets that are named as not used
 NO_LABELS = "none"  # what to say for labels where those that are there are not wanted
 
@@ -40,7 +48,8 @@ class ArrayLayout:
 
     Attributes:
         images, labels: dataset names with their groups; None: no labels.
-        axes: "NHWC", "NCHW", or "NHW" for grey images without a channel axis.
+        axes: "NHWC", "NCHW", or "NHW" for grey images without a channel axis; "" for items that
+            are no pictures and stay as they are.
         unused: other datasets beside them.
         flat: (H, W, C) of images that are stored as rows of values, in the order of `axes`.
         transposed: rows and columns of each image are swapped.
@@ -66,8 +75,10 @@ class ArrayLayout:
         fixed = {"unused": tuple(record["unused"]), "flat": None if flat is None else tuple(flat)}
         return cls(**{**record, **fixed})
 
-    def image_shape(self, stored: tuple[int, ...]) -> tuple[int, int, int]:
-        """(H, W, C) of one image, from the dataset's shape."""
+    def image_shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """(H, W, C) of one image, or the shape of another item, from the dataset's shape."""
+        if not self.axes:
+            return tuple(int(size) for size in stored[1:])
         if self.flat is not None:
             height, width, channels = self.flat
         elif self.axes == "NHW":
@@ -79,7 +90,7 @@ class ArrayLayout:
         return (width, height, channels) if self.transposed else (height, width, channels)
 
     def arrange(self, block: np.ndarray) -> np.ndarray:
-        """Images as stored -> (n, H, W, C)."""
+        """Images as stored -> (n, H, W, C); other items stay as they are."""
         if self.flat is not None:
             height, width, channels = self.flat
             by_channel = self.axes == "NCHW"
@@ -124,34 +135,54 @@ def understand(file: Any, path: Path) -> ShardInfo:
     Raises:
         ForeignFault: what was found, what is needed, what to type.
     """
-    layout = find_layout(file, path)
+    layout = find_layout(file, path, as_they_are=True)
     images = file[layout.images]
-    if images.dtype != np.uint8:
-        raise ForeignFault(_not_uint8(images, layout, path))
+    no_pictures = "" if layout.axes else _no_pictures(file, layout, path)
+    in_columns = layout.labels is not None and file[layout.labels].size != len(images)
+    if no_pictures and (in_columns or not are_items(images)):
+        raise ForeignFault(no_pictures)
     if not stored_in_full(images, split_part(path)[0].stat().st_size):
         raise ForeignFault(f"dataset {images.name!r} is not stored in full: truncated")
     images[0], images[-1]  # a filter that is missing here shows now
     names = class_names_of(file)
     if layout.labels is not None:
         _check_labels(file[layout.labels], len(images), layout, path, names)
-    height, width, channels = layout.image_shape(images.shape)
     return ShardInfo(
         path=path,
         count=len(images),
-        height=int(height),
-        width=int(width),
-        channels=int(channels),
+        shape=layout.image_shape(images.shape),
+        dtype=images.dtype.name,
         class_names=names,
         has_labels=layout.labels is not None,
         source=f"{split_part(path)[0].name}, dataset {layout.images}",
         fingerprint="",
         storage="foreign",
         layout=layout.to_json(),
+        no_pictures=no_pictures,
     )
 
 
-def find_layout(file: Any, path: Path, told: LayoutHints | None = None) -> ArrayLayout:
+def are_items(array: Any) -> bool:
+    """Whether the rows of an array can be items as they are."""
+    return array.dtype.name in DTYPES and len(array.shape) >= 2 and min(array.shape) >= 1
+
+
+def _no_pictures(file: Any, layout: ArrayLayout, path: Path) -> str:
+    """Why items are no pictures, and what makes pictures of them."""
+    images = file[layout.images]
+    try:
+        axes = _axes(file, layout.images, layout.labels, path)
+    except ForeignFault as fault:
+        return str(fault)
+    return _not_uint8(images, replace(layout, axes=axes), path)
+
+
+def find_layout(
+    file: Any, path: Path, told: LayoutHints | None = None, as_they_are: bool = False
+) -> ArrayLayout:
     """The datasets of images and labels, found by name, and the axes, found by shape.
+
+    With `as_they_are` items that are no pictures have no axes.
 
     Raises:
         ForeignFault: there are none, or several.
@@ -170,12 +201,12 @@ def find_layout(file: Any, path: Path, told: LayoutHints | None = None) -> Array
         own_dataset(file, labels)
     unused = tuple(name for name in beside if name != labels)[:MAX_UNUSED]
     columns = told.shape is not None and _in_columns(item, images, told.shape)
-    if told.shape is not None:
+    if as_they_are and not _as_pictures(item):
+        axes = ""
+    elif told.shape is not None:
         axes = told.axes or "NHWC"
-    elif item.ndim in (3, 4) and min(item.shape) >= 1:
-        axes = told.axes or _axes(item, images, labels, path)
     else:
-        raise ForeignFault(_not_images(file, images, labels, path))
+        axes = _axes(file, images, labels, path, told.axes)
     return ArrayLayout(images, labels, axes, unused, told.shape, told.transposed, columns)
 
 
@@ -211,12 +242,12 @@ def _the_images(file: Any, path: Path, part: str) -> str:
     if part and isinstance(file[part], import_h5py().Dataset):
         return part
     groups = groups_below(file, part)
-    found = _named_so(file, groups, (3, 4)) or _named_so(file, groups, (2,))
+    found = _named_so(file, groups, MANY_AXES) or _named_so(file, groups, (2,))
     if not found:
         raise ForeignFault(
             f"is no shard of this package and no images are found in it: it holds "
-            f"{listed(file)}; looked for: a dataset {', '.join(IMAGE_NAMES)} of 3 or 4 axes, or "
-            f"of 2 with --shape, in any group{_try_another(file, groups, path)}"
+            f"{listed(file)}; looked for: a dataset {', '.join(IMAGE_NAMES)} of 3 axes or more, or "
+            f"of 2, in any group{_try_another(file, groups, path)}"
         )
     if len(found) > 1:
         example = f"{split_part(path)[0]}{PART_MARK}{next(iter(found))}"
@@ -230,7 +261,7 @@ def _the_images(file: Any, path: Path, part: str) -> str:
     return names[0]
 
 
-def _named_so(file: Any, groups: Sequence[str], dims: tuple[int, ...]) -> dict[str, list[str]]:
+def _named_so(file: Any, groups: Sequence[str], dims: Container[int]) -> dict[str, list[str]]:
     """Group -> its numeric datasets with a name for images, for the highest groups that have
     any.
     """
@@ -299,10 +330,23 @@ def _not_images(file: Any, images: str, labels: str | None, path: Path) -> str:
     )
 
 
-def _axes(item: Any, images: str, labels: str | None, path: Path) -> str:
-    if item.ndim == 3:
-        return "NHW"
-    first, last = item.shape[1] in CHANNELS, item.shape[3] in CHANNELS
+def channel_axes(shape: tuple[int, ...]) -> tuple[bool, bool]:
+    """Whether axis 1, and whether the last axis, may be the channels of (n, ...) pictures."""
+    return len(shape) == 4 and shape[1] in CHANNELS, len(shape) == 4 and shape[3] in CHANNELS
+
+
+def _as_pictures(item: Any) -> bool:
+    return item.dtype == np.uint8 and (item.ndim == 3 or any(channel_axes(item.shape)))
+
+
+def _axes(file: Any, images: str, labels: str | None, path: Path, told: str = "") -> str:
+    """The axes of pictures. Raises ForeignFault where the shape is not that of any."""
+    item = file[images]
+    if item.ndim not in (3, 4) or min(item.shape) < 1:
+        raise ForeignFault(_not_images(file, images, labels, path))
+    if told or item.ndim == 3:
+        return told or "NHW"
+    first, last = channel_axes(item.shape)
     if first and last:
         flags = flags_for(item) or ["--axes", "NHWC"]
         raise ForeignFault(

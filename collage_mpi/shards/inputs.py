@@ -78,11 +78,21 @@ def open_source(info: ShardInfo) -> Source:
 
 
 def examine(paths: Sequence[Path], read_as: ReadAs) -> list[ShardInfo | CollageError]:
-    """A description of each source, or why it cannot be read."""
+    """A description of each source, or why it cannot be used."""
     pairs = [source_of(path) for path in paths]
     hdf5 = source_class("images")
     shards = iter(examine_shards([path for of, path in pairs if of is hdf5]))
-    return [next(shards) if of is hdf5 else _described(of, path, read_as) for of, path in pairs]
+    found = [next(shards) if of is hdf5 else _described(of, path, read_as) for of, path in pairs]
+    return [*map(_as_pictures, found)] if read_as.pictures else found
+
+
+def _as_pictures(found: ShardInfo | CollageError) -> ShardInfo | CollageError:
+    if isinstance(found, CollageError) or found.is_picture:
+        return found
+    why = found.no_pictures or (
+        f"its items are {found.dtype} {found.shape}; needed here: uint8 pictures (H, W, 1 or 3)"
+    )
+    return DataFault(f"{found.path}: {why}")
 
 
 def _described(source: type[Source], path: Path, read_as: ReadAs) -> ShardInfo | CollageError:

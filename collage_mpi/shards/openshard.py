@@ -74,7 +74,7 @@ class OpenShard(Source):
         return (info.count, *info.shape)
 
     def _arranged(self, block: np.ndarray) -> np.ndarray:
-        """Rows as stored -> (n, H, W, C)."""
+        """Rows as stored -> (n, ...) items."""
         return block
 
     def sound(self, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -96,7 +96,7 @@ class OpenShard(Source):
     def read_into(
         self, out: np.ndarray, places: np.ndarray, rows: np.ndarray, dataset: str = "images"
     ) -> None:
-        """Read ascending `rows`, repeats allowed, to `out[places]`, (n, H, W, C) uint8.
+        """Read ascending `rows`, repeats allowed, to `out[places]`, (n, ...) items.
 
         Neighbouring rows are read as one slice: 200,000 single 28 px rows a second and millions in
         order, where h5py's index lists read 12,000 (analysis/reports/shards.md).

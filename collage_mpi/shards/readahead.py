@@ -30,8 +30,8 @@ class ImageRecord:
     Attributes:
         index: global index in the `ShardSet`.
         shard, row: where the image is stored.
-        pixels: (H, W, C) uint8, C-contiguous; zeros if there is a `fault`; None if another
-            rank reads the pixels.
+        pixels: (H, W, C) uint8, C-contiguous, or the bytes of another item; zeros if there is a
+            `fault`; None if another rank reads the pixels.
         label: class number; None without labels or with a fault.
         fault: why the row cannot be used; None for a good row.
         cell: (cell_px, cell_px, C) uint8, the shrunk image; None if nobody asked for it.
@@ -301,6 +301,8 @@ class ReadAhead:
 
     def _decoded(self, chosen: np.ndarray) -> list[ImageRecord]:
         pixels, labels, good = self._shards.read_checked(chosen)
+        if pixels.dtype != np.uint8:
+            pixels = pixels.view(np.uint8)  # from here to the network an item is its bytes
         maker = self._parts.cells
         cells = None if maker is None else self._make_cells(maker, chosen, pixels)
         records = []

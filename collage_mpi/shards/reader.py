@@ -34,7 +34,7 @@ from collage_mpi.shards.schema import (
     rows_crc32,
     stamp_of,
 )
-from collage_mpi.shards.source import PLAIN, PictureSource, ReadAs, Source
+from collage_mpi.shards.source import ANY_ITEMS, PLAIN, PictureSource, ReadAs, Source
 
 VERIFIED_AT_ONCE = 64  # images
 OPEN_FILES = 64
@@ -48,7 +48,7 @@ class ShardSet:
 
     Attributes:
         infos: one description a shard, in order.
-        shape: (H, W, C) of every image.
+        shape, dtype: of every item, such as (H, W, C) uint8 of a picture.
         class_names: the names of labels 0, 1, ...; None if the shards have none.
         bad: shards that could not be read at the start; their images are not counted.
         lost: shard number -> why, for shards in `infos` that can no longer be read.
@@ -63,7 +63,7 @@ class ShardSet:
         self.left_out: tuple[Path, ...] = ()
         self._row_faults: dict[int, str] = {}  # global index -> why; few, or the shard is lost
         self._stamps: list[Stamp | None] = [info.stamp for info in infos]
-        self.shape = infos[0].shape
+        self.shape, self.dtype = infos[0].shape, infos[0].dtype
         self.class_names = infos[0].class_names
         self._starts = np.cumsum([0, *(info.count for info in infos)])  # (shards + 1,)
         self.hash_limit_bytes: int | None = None  # of a file, to be hashed when it has changed
@@ -132,7 +132,8 @@ class ShardSet:
             indices: (n,) global indices.
 
         Returns:
-            (n, H, W, C) uint8 and (n,) int64 labels, or None without labels.
+            (n, ...) items, such as (n, H, W, C) uint8, and (n,) int64 labels, or None without
+            labels.
 
         Raises:
             DataFault: a row's checksum does not match; names file and row.
@@ -154,7 +155,7 @@ class ShardSet:
         wanted = np.asarray(indices, dtype=np.int64)
         if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
             raise IndexError(f"images {wanted.min()}..{wanted.max()} of {len(self)}")
-        pixels = np.empty((len(wanted), *self.shape), dtype=np.uint8)
+        pixels = np.empty((len(wanted), *self.shape), dtype=self.dtype)
         labels = np.empty(len(wanted), dtype=np.int64) if self.infos[0].has_labels else None
         good = np.ones(len(wanted), dtype=bool)
         for shard, places in self._by_shard(wanted):
@@ -446,7 +447,7 @@ def verify_source(path: Path) -> list[str]:
     if source_of(path)[0] is source_class("images"):
         return verify_shard(path)
     bad: list[str] = []
-    with ShardSet(inspect_sources([path])) as source:
+    with ShardSet(inspect_sources([path], ANY_ITEMS)) as source:
         for start in range(0, len(source), VERIFIED_AT_ONCE):
             rows = np.arange(start, min(start + VERIFIED_AT_ONCE, len(source)))
             good = source.read_checked(rows)[2]
@@ -457,7 +458,7 @@ def verify_source(path: Path) -> list[str]:
 def _check_alike(infos: Sequence[ShardInfo]) -> None:
     first = infos[0]
     for info in infos[1:]:
-        for what in ("shape", "class_names", "has_labels"):
+        for what in ("shape", "dtype", "class_names", "has_labels"):
             one, other = getattr(first, what), getattr(info, what)
             if one != other:
                 raise DataFault(

@@ -28,7 +28,8 @@ from collage_mpi.system.tell import tell
 
 FORMAT = "collage-mpi shard"
 VERSION = 1
-CHANNELS = (1, 3)
+CHANNELS = (1, 3)  # of pictures
+DTYPES = ("uint8", "uint16", "int16", "float16", "float32")  # of items
 
 CHUNK_BYTES = 256 * 1024
 """A chunk holds about this much: 334 images of 28 x 28, one of 224 x 224 x 3.
@@ -53,8 +54,8 @@ class ShardInfo:
     Attributes:
         path: the file; for one group of another program's file, `FILE::PART`.
         count: images in it, at least 1.
-        height, width: pixels.
-        channels: 1 or 3.
+        shape: of one item, such as (H, W, C) of a picture or (D, H, W, C) of a volume.
+        dtype: of its values, one of DTYPES.
         class_names: the name of label 0, 1, ...; None if the shard has none.
         has_labels: whether every image has a label.
         source: where the images come from, in words.
@@ -69,13 +70,12 @@ class ShardInfo:
         layout: of foreign files, where images and labels are; see `foreign.ArrayLayout`.
         index: file that lists the members of the source; None if there is none.
         members: the members, in the process that has listed them. They are not sent.
+        no_pictures: of items that are no pictures, why, and what makes pictures of them.
     """
 
     path: Path
     count: int
-    height: int
-    width: int
-    channels: int
+    shape: tuple[int, ...]
     class_names: tuple[str, ...] | None
     has_labels: bool
     source: str
@@ -87,16 +87,17 @@ class ShardInfo:
     layout: dict[str, Any] | None = field(default=None, hash=False)
     index: str | None = field(default=None, compare=False)
     members: MemberIndex | None = field(default=None, compare=False, repr=False)
+    dtype: str = "uint8"
+    no_pictures: str = field(default="", compare=False)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of one image."""
-        return (self.height, self.width, self.channels)
+    def is_picture(self) -> bool:
+        """Whether its items are (H, W, C) uint8 with the channels of a picture."""
+        return self.dtype == "uint8" and len(self.shape) == 3 and self.shape[2] in CHANNELS
 
     def fitted(self, fit: PictureFit) -> ShardInfo:
         """The same pictures, read as images of another size."""
-        height, width, channels = fit.shape
-        return replace(self, height=height, width=width, channels=channels, fit=fit.text())
+        return replace(self, shape=fit.shape, fit=fit.text())
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values; `from_json` is its inverse."""
@@ -113,6 +114,7 @@ class ShardInfo:
         fixed = {
             "path": Path(record["path"]),
             "class_names": None if names is None else tuple(names),
+            "shape": tuple(record["shape"]),
             "cell_sizes": tuple(record["cell_sizes"]),
             "stamp": None if record["stamp"] is None else tuple(record["stamp"]),
         }
@@ -174,7 +176,7 @@ def rows_crc32(images: np.ndarray | list[np.ndarray], labels: np.ndarray | None)
     """CRC-32 of every row.
 
     Args:
-        images: (n, H, W, C) uint8, C-contiguous, or n such images.
+        images: (n, ...) items, C-contiguous, or n such items.
         labels: (n,) int64, or None.
 
     Returns:
@@ -247,7 +249,7 @@ def _of_part(digest: str, path: Path) -> str:
     return hashlib.sha256(f"{digest} {part}".encode()).hexdigest() if part else digest
 
 
-def remake_command(paths: Sequence[Path | str], shape: tuple[int, int, int] | None = None) -> str:
+def remake_command(paths: Sequence[Path | str], shape: tuple[int, ...] | None = None) -> str:
     """The command that makes shards of these shards, or of other programs' files.
 
     Args:

@@ -55,14 +55,17 @@ class ReadAs:
         fit: how pictures of any size become images.
         class_names: the classes in order, if the user or a network names them.
         labels: False takes no label from the source.
+        pictures: refuse items that are no pictures.
     """
 
     fit: PictureFit = DEFAULT_FIT
     class_names: tuple[str, ...] | None = None
     labels: bool = True
+    pictures: bool = True
 
 
 PLAIN = ReadAs()
+ANY_ITEMS = ReadAs(pictures=False)
 
 
 class Source(ABC):
@@ -115,7 +118,7 @@ class Source(ABC):
     def read_into(
         self, out: np.ndarray, places: np.ndarray, rows: np.ndarray, dataset: str = "images"
     ) -> None:
-        """Read ascending `rows`, repeats allowed, to `out[places]`, (n, H, W, C) uint8.
+        """Read ascending `rows`, repeats allowed, to `out[places]`, (n, ...) items.
 
         Why a single row cannot be used is noted in `row_faults`.
 
@@ -240,13 +243,10 @@ def picture_info(
     source: type[Source], path: Path, read_as: ReadAs, count: int, fingerprint: str
 ) -> ShardInfo:
     """The description of a source of pictures, without classes and labels."""
-    height, width, channels = read_as.fit.shape
     return ShardInfo(
         path=path,
         count=count,
-        height=height,
-        width=width,
-        channels=channels,
+        shape=read_as.fit.shape,
         class_names=None,
         has_labels=False,
         source=split_part(path)[0].name,

@@ -14,7 +14,7 @@ from collage_mpi.errors import DataFault
 from collage_mpi.shards.hdf5 import H5_LOCK, FileToWrite, create_file, text_array
 from collage_mpi.shards.pictures import PictureFit
 from collage_mpi.shards.schema import (
-    CHANNELS,
+    DTYPES,
     FORMAT,
     VERSION,
     ShardInfo,
@@ -37,14 +37,15 @@ class ShardWriter:
 
     Args:
         path: the shard, usually `something.h5`; an existing one is replaced.
-        shape: (H, W, C) of one image, C = 1 or 3.
+        item: shape (H, W, C) of a uint8 picture, or the dtype of another item, such as
+            `np.dtype((np.uint16, (64, 64, 12)))`; its values are of one of `schema.DTYPES`.
         class_names: the names of labels 0, 1, ...
         source: where the images come from, in words.
         rows_per_chunk: images of a chunk; None: as many as `chunk_rows` says.
         recipe: identifies how the shard was made; kept as an attribute.
 
     Raises:
-        DataFault: a shape or names that a shard cannot hold.
+        DataFault: a shape, dtype or names that a shard cannot hold.
         EnvironmentFault: the folder cannot be written.
     """
 
@@ -54,7 +55,7 @@ class ShardWriter:
     def __init__(
         self,
         path: Path | str,
-        shape: tuple[int, int, int],
+        item: tuple[int, ...] | np.dtype,
         *,
         class_names: Sequence[str] | None = None,
         source: str = "",
@@ -62,7 +63,7 @@ class ShardWriter:
         recipe: str = "",
     ) -> None:
         self.path = Path(path)
-        self.shape = _checked_shape(shape)
+        self.shape, self.dtype = _checked_item(item)
         self.class_names = _checked_names(class_names)
         self.source = source
         self.recipe = recipe
@@ -71,7 +72,8 @@ class ShardWriter:
         self._ids: list[str] = []
         self._crcs: list[np.ndarray] = []
         self._temporary = temporary_name(self.path)
-        rows = rows_per_chunk or chunk_rows(math.prod(self.shape))
+        row_bytes = math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        rows = rows_per_chunk or chunk_rows(row_bytes)
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = FileToWrite(self._temporary, "w+")
@@ -86,7 +88,7 @@ class ShardWriter:
         """Add a batch.
 
         Args:
-            images: (n, H, W, C) uint8, or (n, H, W) if C is 1.
+            images: (n, ...) items, such as (n, H, W, C) uint8; also (n, H, W) if C is 1.
             labels: (n,) integers; either all batches of a shard have labels or none has.
             ids: n strings; either all batches have ids or none has.
 
@@ -94,7 +96,7 @@ class ShardWriter:
             DataFault: a shape, dtype, label or id that does not fit.
             EnvironmentFault: the disk is full or gone.
         """
-        pixels = _checked_images(images, self.shape)
+        pixels = _checked_images(images, self.shape, self.dtype)
         if len(pixels) == 0:
             return
         tags = self._admit(len(pixels), labels, ids)
@@ -120,9 +122,8 @@ class ShardWriter:
         return ShardInfo(
             path=self.path,
             count=self.count,
-            height=self.shape[0],
-            width=self.shape[1],
-            channels=self.shape[2],
+            shape=self.shape,
+            dtype=self.dtype,
             class_names=self.class_names,
             has_labels=bool(self._labels),
             source=self.source,
@@ -159,7 +160,7 @@ class ShardWriter:
             shape=(0, *self.shape),
             maxshape=(None, *self.shape),
             chunks=(rows, *self.shape),
-            dtype=np.uint8,
+            dtype=self.dtype,
         )
 
     def _write_more(self, file: Any) -> None:
@@ -319,22 +320,29 @@ def write_shard(
 ) -> ShardInfo:
     """Write one shard from arrays in memory; see `ShardWriter` for arguments and errors."""
     pixels = np.asarray(images)
-    shape = _checked_shape((*pixels.shape[1:3], 1) if pixels.ndim == 3 else pixels.shape[1:])
-    rows = chunk_rows(math.prod(shape), len(pixels))
+    grey = pixels.ndim == 3 and pixels.dtype == np.uint8
+    item = np.dtype((pixels.dtype, (*pixels.shape[1:3], 1) if grey else pixels.shape[1:]))
+    _checked_item(item)
+    rows = chunk_rows(item.itemsize, len(pixels))
     with ShardWriter(
-        path, shape, class_names=class_names, source=source, rows_per_chunk=rows
+        path, item, class_names=class_names, source=source, rows_per_chunk=rows
     ) as writer:
         writer.append(pixels, labels, ids)
         return writer.close()
 
 
-def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
-    if len(shape) != 3 or min(shape) < 1 or shape[2] not in CHANNELS:
+def _checked_item(item: Sequence[int] | np.dtype) -> tuple[tuple[int, ...], str]:
+    """Its shape, and the name of its dtype."""
+    if isinstance(item, np.dtype):
+        shape, dtype = item.shape, item.base.name
+    else:
+        shape, dtype = tuple(item), "uint8"
+    if not shape or min(shape) < 1 or dtype not in DTYPES:
         raise DataFault(
-            f"images of shape {tuple(shape)}: a shard holds (height, width, channels) "
-            "with 1 or 3 channels"
+            f"items of {dtype} {tuple(shape)}: a shard holds {', '.join(DTYPES)}, such as "
+            "(height, width, channels), and no axis is empty"
         )
-    return (int(shape[0]), int(shape[1]), int(shape[2]))
+    return tuple(map(int, shape)), dtype
 
 
 def _checked_names(names: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -345,14 +353,14 @@ def _checked_names(names: Sequence[str] | None) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _checked_images(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+def _checked_images(images: np.ndarray, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     pixels = np.asarray(images)
-    if pixels.ndim == 3 and shape[2] == 1:
+    if pixels.ndim == 3 and len(shape) == 3 and shape[2] == 1:
         pixels = pixels[..., None]  # (n, H, W, 1)
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != shape:
+    if pixels.dtype != dtype or pixels.shape[1:] != shape:
         raise DataFault(
-            f"images are {pixels.dtype} of shape {pixels.shape}; this shard needs uint8 of "
-            f"shape (n, {shape[0]}, {shape[1]}, {shape[2]})"
+            f"images are {pixels.dtype} of shape {pixels.shape}; this shard needs {dtype} of "
+            f"shape (n, {', '.join(map(str, shape))})"
         )
     return np.ascontiguousarray(pixels)
 

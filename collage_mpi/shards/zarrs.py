@@ -15,10 +15,16 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.shards.foreign import IMAGE_NAMES, LABEL_NAMES, ArrayLayout
+from collage_mpi.shards.foreign import (
+    IMAGE_NAMES,
+    LABEL_NAMES,
+    ArrayLayout,
+    are_items,
+    channel_axes,
+)
 from collage_mpi.shards.members import Member, MemberIndex
 from collage_mpi.shards.schema import (
-    CHANNELS,
+    DTYPES,
     PART_MARK,
     ShardInfo,
     label_problem,
@@ -34,7 +40,9 @@ ABSENT = "its chunk is not stored: lost, or left out when it was written because
 
 
 class ZarrSource(Source):
-    """One array of a Zarr folder, (n, H, W), (n, H, W, C) or (n, C, H, W) uint8."""
+    """One array of a Zarr folder: pictures, (n, H, W), (n, H, W, C) or (n, C, H, W) uint8, or
+    other items as they are.
+    """
 
     name = "zarr"
 
@@ -60,7 +68,6 @@ class ZarrSource(Source):
         with reading(folder), _still(path):
             layout = find_layout(path)
             images = _node(path, layout.images)
-            height, width, channels = layout.image_shape(images.shape)
             names = read_as.class_names
             if not read_as.labels:
                 layout = replace(layout, labels=None)
@@ -69,9 +76,8 @@ class ZarrSource(Source):
             return ShardInfo(
                 path=path,
                 count=images.shape[0],
-                height=height,
-                width=width,
-                channels=channels,
+                shape=layout.image_shape(images.shape),
+                dtype=images.dtype.name,
                 class_names=names,
                 has_labels=layout.labels is not None,
                 source=f"{folder.name}, array {layout.images or '/'}",
@@ -79,6 +85,7 @@ class ZarrSource(Source):
                 stamp=stamp_of(path),
                 storage=cls.name,
                 layout=layout.to_json(),
+                no_pictures="" if layout.axes else _no_pictures(images),
             )
 
     @classmethod
@@ -146,14 +153,19 @@ def find_layout(path: Path) -> ArrayLayout:
 
 
 def _axes(images: Any, path: Path) -> str:
-    shape = images.shape
-    last, first = len(shape) == 4 and shape[3] in CHANNELS, len(shape) == 4 and shape[1] in CHANNELS
-    if images.dtype != np.uint8 or not (len(shape) == 3 or last or first) or min(shape) < 1:
-        raise DataFault(
-            f"{path}: the array is {images.dtype} {shape}; needed: uint8, and (n, height, width), "
-            "(n, height, width, 1 or 3) or (n, 1 or 3, height, width)"
-        )
-    return "NHW" if len(shape) == 3 else "NHWC" if last else "NCHW"
+    if not are_items(images):
+        raise DataFault(f"{path}: {_no_pictures(images)}; or items of {', '.join(DTYPES)}")
+    if images.dtype != np.uint8:
+        return ""
+    first, last = channel_axes(images.shape)
+    return "NHW" if len(images.shape) == 3 else "NHWC" if last else "NCHW" if first else ""
+
+
+def _no_pictures(images: Any) -> str:
+    return (
+        f"the array is {images.dtype} {images.shape}; needed: uint8, and (n, height, width), "
+        "(n, height, width, 1 or 3) or (n, 1 or 3, height, width)"
+    )
 
 
 def _check_labels(labels: Any, count: int, path: Path, names: tuple[str, ...] | None) -> None:

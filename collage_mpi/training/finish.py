@@ -94,8 +94,8 @@ class _InMemory:
     """The validation images, as the measuring functions read images."""
 
     def __init__(self, images: np.ndarray) -> None:
-        height, width, channels = images.shape[1:]
-        self.images, self.shape = images, (height, width, channels)
+        self.images = images
+        self.shape: tuple[int, ...] = images.shape[1:]
 
     def __len__(self) -> int:
         return len(self.images)

@@ -36,7 +36,7 @@ def _silent(more: int) -> None:
 class ImageSource(Protocol):
     """What the measuring functions need of a `ShardSet`."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
 
     def __len__(self) -> int: ...
 

@@ -58,7 +58,7 @@ class Numbers(Source):
     @classmethod
     def describe(cls, path, read_as):
         count, about = int(path.read_text()), (None, False, "", cls.fingerprint(path))
-        return ShardInfo(path, count, 2, 2, 1, *about, storage=cls.name)
+        return ShardInfo(path, count, (2, 2, 1), *about, storage=cls.name)
 
     def read_into(self, out, places, rows, dataset="images"):
         out[places] = rows[:, None, None, None]

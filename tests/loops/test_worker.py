@@ -107,6 +107,7 @@ class Bench:
         self.welcome = replace(
             WELCOME,
             image_shape=SHAPE,
+            image_dtype="uint8",
             **{"encoded_shape": COLLAGE, "networks": {kind: "null"}, **welcome},
         )
         if start:

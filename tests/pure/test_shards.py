@@ -220,8 +220,9 @@ def test_the_same_input_makes_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "more", "words"),
     [
-        (np.zeros((2, 3, 3, 1), dtype=np.float32), {}, "float32"),
-        (np.zeros((2, 3, 3, 2), dtype=np.uint8), {}, "1 or 3 channels"),
+        (np.zeros((2, 3, 3, 1), dtype=np.float64), {}, r"float64 \(3, 3, 1\): a shard holds"),
+        (np.zeros(2, dtype=np.uint8), {}, r"uint8 \(\): a shard holds"),
+        (np.zeros((2, 3, 0), dtype=np.uint16), {}, "no axis is empty"),
         (np.zeros((0, 3, 3, 1), dtype=np.uint8), {}, "at least one image"),
         (make_images(2), {"labels": [0]}, r"shape \(2,\)"),
         (make_images(2), {"labels": [0, -1]}, "negative"),

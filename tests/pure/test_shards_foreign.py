@@ -18,6 +18,7 @@ from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.shards import ReadAhead, ShardSet, inspect_shard, verify_shard, write_shard
 from collage_mpi.shards.check import inspect_here
+from collage_mpi.shards.source import ANY_ITEMS
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.integers(0, 256, (12, 6, 5), dtype=np.uint8)
@@ -128,7 +129,7 @@ def test_what_is_not_uint8_is_refused_with_the_command_that_converts_it(
     pixels = (COLOUR * float(scale)).astype(dtype)
     path = file_of(tmp_path / "a b.h5", {"g/x": pixels, "g/y": LABELS})
     with pytest.raises(DataFault) as caught:
-        inspect_shard(path)
+        ShardSet.open([path])
     message = str(caught.value)
     assert np.dtype(dtype).name in message
     assert "needed: uint8" in message
@@ -147,11 +148,9 @@ def test_what_is_not_uint8_is_refused_with_the_command_that_converts_it(
     ("datasets", "words"),
     [
         ({"pictures": COLOUR}, r"no images are found in it: it holds pictures \(uint8 "),
-        ({"images": COLOUR.reshape(12, -1)}, r"\(12, 90\); needed: .* --shape H,W"),
         ({"images": COLOUR, "x": COLOUR}, "may be in images or x"),
         ({"x": COLOUR, "y": LABELS, "label": LABELS}, "labels may be in label or y"),
         ({"x": np.zeros((4, 3, 8, 3), np.uint8)}, "axis 1 or axis 3.*--axes NHWC"),
-        ({"x": np.zeros((4, 8, 8, 4), np.uint8)}, "1 or 3 channels"),
         ({"x": np.zeros((0, 8, 8, 3), np.uint8)}, "none of them empty"),
         ({"x": COLOUR, "y": LABELS[:5]}, r"'y' is uint8 \(5,\).*needed: whole numbers"),
         ({"x": COLOUR, "y": np.eye(3)[LABELS]}, "one-hot"),
@@ -163,6 +162,32 @@ def test_what_cannot_be_understood(tmp_path: Path, datasets: dict[str, Any], wor
     path = file_of(tmp_path / "a.h5", datasets)
     with pytest.raises(DataFault, match=words):
         inspect_here(path, hash_file=True)
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (COLOUR.reshape(12, -1), r"\(12, 90\); needed: .* --shape H,W"),
+        (np.zeros((4, 8, 8, 4), np.uint8), "1 or 3 channels"),
+        (np.zeros((4, 3, 4, 5, 2), np.float32), r"float32 \(4, 3, 4, 5, 2\); needed: 3 or 4 axes"),
+    ],
+)
+def test_items_that_are_no_pictures_are_for_those_that_take_any(
+    tmp_path: Path, array: np.ndarray, words: str
+) -> None:
+    path = file_of(tmp_path / "a.h5", {"images": array})
+    with pytest.raises(DataFault, match=words):
+        ShardSet.open([path])
+    with ShardSet.open([path], read_as=ANY_ITEMS) as found:
+        assert (found.dtype, found.shape) == (array.dtype.name, array.shape[1:])
+        np.testing.assert_array_equal(found.read_all()[0], array)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int32", "complex64"])
+def test_values_of_other_types_are_refused_everywhere(tmp_path: Path, dtype: str) -> None:
+    path = file_of(tmp_path / "a.h5", {"images": np.zeros((4, 8, 8, 12), dtype)})
+    with pytest.raises(DataFault, match=rf"{dtype}|no images are found"):
+        ShardSet.open([path], read_as=ANY_ITEMS)
 
 
 def test_links_to_elsewhere_are_not_followed(tmp_path: Path) -> None:
@@ -294,7 +319,7 @@ def test_the_command_that_a_refusal_names_works_as_typed(
 ) -> None:
     path = file_of(tmp_path / "a b.h5", datasets)
     with pytest.raises(DataFault) as caught:
-        inspect_shard(path)
+        ShardSet.open([path])
     monkeypatch.chdir(tmp_path)
     assert main(command_in(str(caught.value))) == 0
     with ShardSet.open(["shards"]) as shards:
