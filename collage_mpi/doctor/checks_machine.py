@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from collage_mpi.doctor.facts import BAD, OK, WARN, Facts, Finding, Folder, Gpus
+from collage_mpi.doctor.facts import BAD, WARN, Facts, Finding, Folder, Gpus, bad, ok, warn
 from collage_mpi.system.environment import visible_entries
 from collage_mpi.system.printable import counted
 
@@ -27,17 +27,16 @@ def check_cores(facts: Facts) -> Iterator[Finding]:
     machine = facts.machine
     ranks, cores = machine.ranks_here, machine.cores
     if not machine.ranks_told:
-        yield Finding("cores", OK, f"{cores} usable")
+        yield ok("cores", f"{cores} usable")
     elif ranks > cores:
-        yield Finding(
+        yield warn(
             "cores",
-            WARN,
             f"{ranks} ranks on {cores} cores: a job works, but its latencies are those of ranks "
             "that share cores",
             "for measurements use a host or an allocation with a core for each rank",
         )
     else:
-        yield Finding("cores", OK, f"{cores} usable for {counted(ranks, 'rank')}")
+        yield ok("cores", f"{cores} usable for {counted(ranks, 'rank')}")
 
 
 def check_threads(facts: Facts) -> Iterator[Finding]:
@@ -47,19 +46,18 @@ def check_threads(facts: Facts) -> Iterator[Finding]:
     number = [int(text) for text in machine.threads.values() if text.isdecimal()]
     most = max(number, default=None)
     if most is None:
-        yield Finding("threads", OK, f"OMP_NUM_THREADS is not set: {fair} a rank will be used")
+        yield ok("threads", f"OMP_NUM_THREADS is not set: {fair} a rank will be used")
     elif most > fair:
         names = [name for name, text in machine.threads.items() if text == str(most)]
         supposed = "" if machine.ranks_told else " of a job with side 3"
-        yield Finding(
+        yield warn(
             "threads",
-            WARN,
             f"{names[0]}={most} for each of {machine.ranks_here} ranks{supposed} on "
             f"{machine.cores} cores: they take the cores from each other",
             f"unset {' '.join(names)} and use `collage-mpi launch`, or export {names[0]}={fair}",
         )
     else:
-        yield Finding("threads", OK, ", ".join(f"{k}={v}" for k, v in machine.threads.items()))
+        yield ok("threads", ", ".join(f"{k}={v}" for k, v in machine.threads.items()))
 
 
 def check_shared_memory(facts: Facts) -> Iterator[Finding]:
@@ -85,7 +83,7 @@ def check_shared_memory(facts: Facts) -> Iterator[Finding]:
             "killed jobs: rm -f /dev/shm/mpich_shm_* /dev/shm/sm_segment.*",
         )
     else:
-        yield Finding("/dev/shm", OK, f"{free} free")
+        yield ok("/dev/shm", f"{free} free")
 
 
 def check_open_files(facts: Facts) -> Iterator[Finding]:
@@ -94,17 +92,16 @@ def check_open_files(facts: Facts) -> Iterator[Finding]:
     ranks = max(machine.ranks_here, facts.wanted.ranks or 0)
     needed = FILES_BASE + FILES_PER_RANK * ranks
     if machine.files_soft is None:
-        yield Finding("open files", OK, "no limit")
+        yield ok("open files", "no limit")
     elif machine.files_soft < needed:
         raised = machine.files_hard is None or machine.files_hard >= needed
-        yield Finding(
+        yield bad(
             "open files",
-            BAD,
             f"at most {machine.files_soft}; {ranks} ranks may need {needed}",
             f"ulimit -n {needed}" if raised else "ask the site to raise the hard limit (nofile)",
         )
     else:
-        yield Finding("open files", OK, f"up to {machine.files_soft}")
+        yield ok("open files", f"up to {machine.files_soft}")
 
 
 def check_folder(facts: Facts) -> Iterator[Finding]:
@@ -124,9 +121,8 @@ def check_folder(facts: Facts) -> Iterator[Finding]:
     yield _room(folder, where, facts)
     if folder.named and folder.holds is not None:
         complete = folder.holds == "complete"
-        yield Finding(
+        yield warn(
             "output",
-            WARN,
             f"{where} holds a {'complete' if complete else 'unfinished'} run already",
             "choose another --out" + ("" if complete else ", or go on with run --resume"),
         )
@@ -143,10 +139,10 @@ def _room(folder: Folder, where: str, facts: Facts) -> Finding:
     if images:
         found += f"; {images} images need up to {size_text(needed)}"
     if free < max(DISK_BAD_BYTES, needed):
-        return Finding("output", BAD, found + ": too little", "free space, or choose another --out")
+        return bad("output", found + ": too little", "free space, or choose another --out")
     if free < max(DISK_WARN_BYTES, 2 * needed):
-        return Finding("output", WARN, found + ": little", "free space, or choose another --out")
-    return Finding("output", OK, found)
+        return warn("output", found + ": little", "free space, or choose another --out")
+    return ok("output", found)
 
 
 def check_hdf5(facts: Facts) -> Iterator[Finding]:
@@ -155,15 +151,14 @@ def check_hdf5(facts: Facts) -> Iterator[Finding]:
     if folder is None or not folder.hdf5_tried:
         return
     if folder.hdf5_error is not None:
-        yield Finding(
+        yield bad(
             "HDF5",
-            BAD,
             f"cannot write and read a file in {folder.tested}: {folder.hdf5_error}",
             "export HDF5_USE_FILE_LOCKING=FALSE; if that does not help, put the shards on "
             "another file system",
         )
     else:
-        yield Finding("HDF5", OK, f"files can be written and read in {folder.tested}")
+        yield ok("HDF5", f"files can be written and read in {folder.tested}")
 
 
 def check_shards(facts: Facts) -> Iterator[Finding]:
@@ -173,10 +168,10 @@ def check_shards(facts: Facts) -> Iterator[Finding]:
         return
     if shards.error is not None:
         fix = "name .h5 files or folders of them; see collage-mpi shards verify, collage-mpi prep"
-        yield Finding("shards", BAD, shards.error, fix)
+        yield bad("shards", shards.error, fix)
     else:
-        yield Finding(
-            "shards", OK, f"{counted(shards.files, 'file')} with {counted(shards.images, 'image')}"
+        yield ok(
+            "shards", f"{counted(shards.files, 'file')} with {counted(shards.images, 'image')}"
         )
 
 
@@ -185,23 +180,21 @@ def check_slurm(facts: Facts) -> Iterator[Finding]:
     slurm = facts.slurm
     job = slurm.get("SLURM_JOB_ID")
     if job is None:
-        yield Finding("Slurm", OK, "not in a Slurm job")
+        yield ok("Slurm", "not in a Slurm job")
         return
-    yield Finding("Slurm", OK, f"job {job}{_slurm_parts(slurm)}")
+    yield ok("Slurm", f"job {job}{_slurm_parts(slurm)}")
     in_step = "SLURM_STEP_ID" in slurm
     per_task = slurm.get("SLURM_CPUS_PER_TASK")
     if per_task and not in_step and slurm.get("SRUN_CPUS_PER_TASK") != per_task:
-        yield Finding(
+        yield warn(
             "Slurm cpus",
-            WARN,
             f"--cpus-per-task={per_task} of this job is not passed on to srun",
             f"export SRUN_CPUS_PER_TASK={per_task} before srun",
         )
     # Slurm 24.11 says it in SLURM_TRES_BIND=gres/gpu:per_task:1, older ones in the first.
     if "SLURM_GPUS_PER_TASK" in slurm or "per_task" in slurm.get("SLURM_TRES_BIND", ""):
-        yield Finding(
+        yield warn(
             "Slurm GPUs",
-            WARN,
             "--gpus-per-task hides each rank's GPU from the others, and gives rank 0 one",
             "ask with --gpus-per-node=N: each rank that holds a network takes its own",
         )
@@ -261,22 +254,19 @@ def _visible_count(gpus: Gpus, there: int) -> int:
 
 def _no_gpu(gpus: Gpus, required: bool) -> Finding:
     if required:
-        return Finding(
+        return bad(
             "GPUs",
-            BAD,
             "--device cuda, but neither the driver nor torch shows a GPU",
             "ask for GPUs (--gpus-per-node=N, --gpus all), or use --device cpu",
         )
     hidden = f" ({gpus.visible[0]}={gpus.visible[1]!r})" if gpus.visible else ""
-    return Finding("GPUs", OK, f"none used{hidden}: networks run on the CPU")
+    return ok("GPUs", f"none used{hidden}: networks run on the CPU")
 
 
 def _torch_and(gpus: Gpus, shown: int, name: str, severe: str) -> Finding:
     build = gpus.torch_build
     if build is None:
-        return Finding(
-            "GPUs", OK, f"{shown} x {name}; torch, which would use them, is not installed"
-        )
+        return ok("GPUs", f"{shown} x {name}; torch, which would use them, is not installed")
     if build == "cpu":
         return Finding(
             "GPUs",
@@ -292,7 +282,7 @@ def _torch_and(gpus: Gpus, shown: int, name: str, severe: str) -> Finding:
             "the driver may be older than torch's CUDA: compare nvidia-smi, and install a torch "
             "built for it (https://pytorch.org/get-started/previous-versions)",
         )
-    return Finding("GPUs", OK, f"{shown} x {name}, torch {build} sees them")
+    return ok("GPUs", f"{shown} x {name}, torch {build} sees them")
 
 
 def size_text(nbytes: int) -> str:

@@ -5,16 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from collage_mpi.doctor.facts import (
-    BAD,
-    NO_ANSWER,
-    OK,
-    WARN,
-    Facts,
-    Finding,
-    MpiFacts,
-    Package,
-)
+from collage_mpi.doctor.facts import NO_ANSWER, Facts, Finding, MpiFacts, Package, bad, ok, warn
 from collage_mpi.launch.mpiexec import INSTALL_MPI, Mpi, NoLauncher, cannot_fork, choose_mpi
 from collage_mpi.system.launchers import FAMILIES, by_word, launcher_of
 
@@ -29,7 +20,7 @@ def version_key(text: str) -> tuple[int, ...]:
 
 def check_python(facts: Facts) -> Iterator[Finding]:
     """The interpreter, as information."""
-    yield Finding("python", OK, f"{facts.python.version} ({facts.python.executable})")
+    yield ok("python", f"{facts.python.version} ({facts.python.executable})")
 
 
 def check_packages(facts: Facts) -> Iterator[Finding]:
@@ -40,7 +31,7 @@ def check_packages(facts: Facts) -> Iterator[Finding]:
         names = ", ".join(package.name for package in missing)
         wanted = " ".join(f"'{_wanted(package)}'" for package in missing)
         fix = f"{facts.python.executable} -m pip install {wanted} (is this the right Python?)"
-        yield Finding("packages", BAD, f"not installed: {names}", fix)
+        yield bad("packages", f"not installed: {names}", fix)
     for package in facts.packages:
         problem = _package_problem(package)
         if len(missing) > 1 and package in missing:
@@ -50,7 +41,7 @@ def check_packages(facts: Facts) -> Iterator[Finding]:
         else:
             yield problem
     if good:
-        yield Finding("packages", OK, ", ".join(good))
+        yield ok("packages", ", ".join(good))
 
 
 def _wanted(package: Package) -> str:
@@ -74,19 +65,17 @@ def _how_to_load(package: Package, wanted: str) -> str:
 def _package_problem(package: Package) -> Finding | None:
     wanted = _wanted(package)
     if package.version is None and package.error is None:
-        return Finding(package.name, BAD, "not installed", f"pip install '{wanted}'")
+        return bad(package.name, "not installed", f"pip install '{wanted}'")
     if package.error is not None:
         version = f" {package.version}" if package.version else ""
-        return Finding(
+        return bad(
             package.name,
-            BAD,
             f"{package.name}{version} is installed but does not load: {package.error}",
             _how_to_load(package, wanted),
         )
     if package.minimum and version_key(package.version or "") < version_key(package.minimum):
-        return Finding(
+        return bad(
             package.name,
-            BAD,
             f"{package.version} is too old: {package.minimum} or later is needed",
             f"pip install --upgrade '{wanted}'",
         )
@@ -97,14 +86,14 @@ def check_library(facts: Facts) -> Iterator[Finding]:
     """mpi4py finds an MPI library."""
     mpi = facts.mpi
     if mpi.library is not None:
-        yield Finding("MPI library", OK, f"{mpi.library.name}, loaded by mpi4py")
+        yield ok("MPI library", f"{mpi.library.name}, loaded by mpi4py")
     elif mpi.library_error is not None:
         names = " ".join(mpi.overrides)
         fix = f"unset {names}, or " if names else ""
         found = f"mpi4py cannot load one: {mpi.library_error}"
         if names:
             found += "; set: " + ", ".join(f"{k}={v}" for k, v in mpi.overrides.items())
-        yield Finding("MPI library", BAD, found, fix + INSTALL_MPI)
+        yield bad("MPI library", found, fix + INSTALL_MPI)
 
 
 def launcher_fits(mpi: MpiFacts) -> bool:
@@ -133,9 +122,8 @@ def check_launcher(facts: Facts) -> Iterator[Finding]:
         yield _started_by(mpi)
         return
     if wanted.mpiexec and not mpi.launchers:
-        yield Finding(
+        yield bad(
             "launcher",
-            BAD,
             f"--mpiexec {wanted.mpiexec}: not there, or not an MPI launcher known here",
             "leave --mpiexec out, or name the mpiexec of the MPI that mpi4py loads",
         )
@@ -143,15 +131,14 @@ def check_launcher(facts: Facts) -> Iterator[Finding]:
     try:
         chosen = choose_launcher(facts)
     except NoLauncher as error:
-        yield Finding("launcher", BAD, error.found, error.fix)
+        yield bad("launcher", error.found, error.fix)
         return
     why = cannot_fork(launcher_of(chosen.family), mpi.fork_obstacle)
     start = f"each rank imports torch itself: {why}" if why else "torch is imported once for all"
-    yield Finding("launcher", OK, f"{chosen}: fits the library; {start}")
+    yield ok("launcher", f"{chosen}: fits the library; {start}")
     if library and mpi.on_path and mpi.on_path.abi != library.abi:
-        yield Finding(
+        yield warn(
             "mpiexec",
-            WARN,
             f"typed by hand it is {mpi.on_path}; mpi4py loads {library.name}: every rank would "
             "believe it is 0 of 1",
             f"use `collage-mpi launch`, or {chosen.mpiexec}",
@@ -162,18 +149,16 @@ def _started_by(mpi: MpiFacts) -> Finding:
     launcher = by_word(mpi.started_by)
     who = launcher.who if launcher else "a launcher of unknown make"
     if launcher_fits(mpi):
-        return Finding("launcher", OK, f"started by {who}")
+        return ok("launcher", f"started by {who}")
     assert mpi.library is not None
     if launcher and launcher.by_pmix:
-        return Finding(
+        return bad(
             "launcher",
-            BAD,
             f"{launcher.by_pmix}, but {mpi.library.name} was built without PMIx: it would abort",
             launcher.by_pmi,
         )
-    return Finding(
+    return bad(
         "launcher",
-        BAD,
         f"started by {who}, but mpi4py loads {mpi.library.name}: the ranks cannot meet",
         f"use `collage-mpi launch -n N -- ...`, which finds the mpiexec of {mpi.library.name}",
     )
@@ -198,4 +183,4 @@ def check_fault_tolerance(facts: Facts) -> Iterator[Finding]:
         how = next((family.tolerant_how for family in families if family.tolerant_how), None)
         there = "one ends the job with this MPI; run --resume goes on"
         there = f"{OUTLIVES} ({how})" if how else there
-    yield Finding("lost ranks", OK, there)
+    yield ok("lost ranks", there)

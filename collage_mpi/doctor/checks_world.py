@@ -9,17 +9,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from collage_mpi.doctor.checks_software import SRUN_LINES
-from collage_mpi.doctor.facts import (
-    BAD,
-    OK,
-    WARN,
-    Facts,
-    Finding,
-    Rank,
-    Trial,
-    WantedJob,
-    World,
-)
+from collage_mpi.doctor.facts import Facts, Finding, Rank, Trial, WantedJob, World, bad, ok, warn
 from collage_mpi.encoding.grid import MAX_SIDE, MIN_SIDE
 from collage_mpi.errors import CollageError
 from collage_mpi.kinds import SINGLE
@@ -47,17 +37,16 @@ def check_trial(trial: Trial) -> Finding:
     if trial.singletons > 1 or (trial.world is not None and trial.world.size == 1 < asked):
         return _singletons(name, asked)
     if trial.world is not None and not trial.world.missing and trial.exit_code == 0:
-        return Finding(name, OK, f"{asked} ranks started and met in {trial.seconds:.1f} s")
+        return ok(name, f"{asked} ranks started and met in {trial.seconds:.1f} s")
     text = "\n".join(trial.output)
     for sign, meaning, fix in _TELLTALES:
         if sign in text:
-            return Finding(name, BAD, f"{asked} ranks do not start: {meaning}", fix)
+            return bad(name, f"{asked} ranks do not start: {meaning}", fix)
     last = "; ".join(trial.output[-3:]) or f"exit code {trial.exit_code}"
     if trial.timed_out:
         last = f"not within {trial.seconds:.0f} s" + (f"; {last}" if trial.output else "")
-    return Finding(
+    return bad(
         name,
-        BAD,
         f"{asked} ranks did not meet: {last}",
         "try another network for MPI (export HYDRA_IFACE=lo FI_TCP_IFACE=lo UCX_NET_DEVICES=lo on "
         "one host), or another MPI (--mpi); --no-launch leaves this test out",
@@ -65,9 +54,8 @@ def check_trial(trial: Trial) -> Finding:
 
 
 def _singletons(name: str, asked: int) -> Finding:
-    return Finding(
+    return bad(
         name,
-        BAD,
         f"the launcher started {asked} ranks, but MPI makes each of them rank 0 of 1",
         f"use `collage-mpi launch -n {asked} -- ...`, or {SRUN_LINES}",
     )
@@ -89,11 +77,10 @@ def _met(world: World) -> Finding:
     if not world.missing:
         hosts = len({rank.host for rank in world.ranks})
         where = f"{counted(world.size, 'rank')} on {counted(hosts, 'host')}"
-        return Finding("world", OK, f"{where} met in {world.seconds:.1f} s")
+        return ok("world", f"{where} met in {world.seconds:.1f} s")
     lost, names = len(world.missing), numbers_text(world.missing)
-    return Finding(
+    return bad(
         "world",
-        BAD,
         f"{lost} of {world.size} ranks did not report in {world.seconds:.0f} s: {names}",
         "check that their hosts are up, and that the network between them and rank 0 carries MPI "
         "(firewall, FI_TCP_IFACE, OMPI_MCA_btl_tcp_if_include)",
@@ -144,19 +131,18 @@ def check_size(wanted: WantedJob, size: int) -> Finding:
         needed = f"launch{fix}" if fix else "see collage-mpi run --help"
         if guessed:  # no number of singles fits
             found, needed = f"too few: {counted(size, 'rank')}", _sides_near(wanted, size)
-        return Finding("world size", BAD, found.splitlines()[0], needed)
+        return bad("world size", found.splitlines()[0], needed)
     if guessed and side is None:
         n_single = len(placed.ranks_of(SINGLE))
-        return Finding(
+        return warn(
             "world size",
-            WARN,
             f"{size} ranks: {counted(n_single, 'single rank')} fit no side",
             f"give run --singles {n_single}, or {_sides_near(wanted, size)}",
         )
     teams = wanted.run.get("teams", 1)
     what = "" if teams == 1 else f"{teams} teams, each of "
     what += "" if side is None else f"side {side}: "
-    return Finding("world size", OK, f"{what}{placed.describe()}")
+    return ok("world size", f"{what}{placed.describe()}")
 
 
 def _sides_near(wanted: WantedJob, size: int) -> str:
@@ -177,9 +163,8 @@ def check_software_alike(ranks: Sequence[Rank]) -> Iterator[Finding]:
         return
     usual = counts[0][0]
     other = next(rank for rank in ranks if rank.software != usual)
-    yield Finding(
+    yield bad(
         "software",
-        BAD,
         f"rank {other.rank} on {other.host} has {other.software}, most have {usual}",
         "use one environment for all hosts: on a shared file system, or the same on each",
     )
@@ -191,9 +176,8 @@ def check_shared_gpus(ranks: Sequence[Rank]) -> Iterator[Finding]:
     if without:
         first = without[0]
         more = f" (and {len(without) - 1} more ranks)" if len(without) > 1 else ""
-        yield Finding(
+        yield bad(
             "devices",
-            BAD,
             f"rank {first.rank} on {first.host}{more}: {first.problem}",
             "ask for GPUs with --gpus-per-node, or use --device cpu",
         )
@@ -204,9 +188,8 @@ def check_shared_gpus(ranks: Sequence[Rank]) -> Iterator[Finding]:
     for host, group in by_host.items():
         seen = {rank.visible for rank in group}
         if len(seen) > 1 and all(rank.gpu_count == 1 for rank in group):
-            yield Finding(
+            yield warn(
                 "devices",
-                WARN,
                 f"on {host} each rank sees one GPU of its own: --gpus-per-task hides the others, "
                 "and rank 0 may hold one that it does not use",
                 "ask with --gpus-per-node=N and no --gpus-per-task",
@@ -225,18 +208,16 @@ def check_host_cores(ranks: Sequence[Rank]) -> Iterator[Finding]:
         threads = sum(int(rank.omp or 1) for rank in group)
         most = max(rank.host_cores for rank in group)
         if together and len(together) < min(len(group), most):
-            yield Finding(
+            yield warn(
                 "binding",
-                WARN,
                 f"on {host} {len(group)} ranks are bound to {len(together)} of {most} cores",
                 "Open MPI: --bind-to none; srun: --cpus-per-task=C or --cpu-bind=none",
             )
             return
         if threaded and together and threads > len(together):
             fair = max(1, len(together) // len(group))
-            yield Finding(
+            yield warn(
                 "threads",
-                WARN,
                 f"on {host} {len(group)} ranks run {threads} threads on {len(together)} cores",
                 f"export OMP_NUM_THREADS={fair}",
             )

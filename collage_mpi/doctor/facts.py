@@ -23,6 +23,21 @@ class Finding:
     fix: str | None = None
 
 
+def ok(name: str, found: str) -> Finding:
+    """Something is as it should be."""
+    return Finding(name, OK, found)
+
+
+def warn(name: str, found: str, fix: str) -> Finding:
+    """A job runs, but not as well as it could."""
+    return Finding(name, WARN, found, fix)
+
+
+def bad(name: str, found: str, fix: str) -> Finding:
+    """A job would probably not run."""
+    return Finding(name, BAD, found, fix)
+
+
 @dataclass(frozen=True)
 class WantedJob:
     """The job that the machine is examined for.
