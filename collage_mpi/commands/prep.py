@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from collage_mpi.commands.parser import Command, Commands
 from collage_mpi.commands.prep_pictures import IMAGES, TAR
@@ -17,16 +17,13 @@ from collage_mpi.commands.prep_tables import (
     rows_of_hdf5,
     rows_of_shards,
 )
-from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.errors import DataFault
 from collage_mpi.settings.flags import switch
 from collage_mpi.system.fields import REQUIRED, setting
-from collage_mpi.system.files import writing
 from collage_mpi.system.progress import advancing
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from collage_mpi.shards import ShardWriter
 
 BATCH = 1_000
 
@@ -59,19 +56,16 @@ def from_shards(args: ShardsArguments) -> int:
 
 def write_all(args: RowsArguments, table: RowsToWrite) -> int:
     """Write the shards of a table and print a summary; returns 0."""
-    from collage_mpi.prep.plan import shard_paths
+    from collage_mpi.prep.plan import clear_strangers, shard_paths, told_in
 
+    parts = split_rows(table.rows, args.rows_per_shard)
     paths = shard_paths(args.out, args.prefix, len(table.rows), args.rows_per_shard)
-    clear_old_shards(args.out, args.prefix, args.overwrite)
+    clear_strangers([args.out], (), args.prefix, args.overwrite, sweep=True)
     with advancing(len(table.rows), "prep") as advance:
-        for path, rows in zip(paths, split_rows(table.rows, args.rows_per_shard), strict=True):
+        for path, rows in zip(paths, parts, strict=True):
             write_rows(path, table, rows, advance)
     height, width, channels = table.images.shape[1:]
-    print(
-        f"{len(table.rows):,} images of {height} x {width} x {channels} in {len(paths)} "
-        f"shard{'s' if len(paths) > 1 else ''}: {paths[0]}"
-        + (f" to {paths[-1].name}" if len(paths) > 1 else "")
-    )
+    print(f"{len(table.rows):,} images of {height} x {width} x {channels} {told_in(paths)}")
     return 0
 
 
@@ -82,10 +76,9 @@ def read_table(args: IdxArguments) -> RowsToWrite:
         UsageError: a number or name that cannot work.
         DataFault: files that are damaged or do not fit together.
     """
-    from collage_mpi.prep.arrays import read_idx, squeezed
-    from collage_mpi.shards.schema import label_problem
+    from collage_mpi.prep.arrays import labels_for, read_idx
 
-    names = args.names()
+    names, labels = args.names(), None
     images = read_idx(args.images)
     if images.ndim == 3:
         images = images[..., None]  # (n, H, W, 1)
@@ -96,19 +89,11 @@ def read_table(args: IdxArguments) -> RowsToWrite:
         )
     if args.transpose:
         images = images.swapaxes(1, 2)
-    labels = None if args.labels is None else squeezed(read_idx(args.labels))
-    if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
-        raise DataFault(
-            f"{args.labels}: {labels.dtype} of shape {labels.shape}; {len(images)} images "
-            f"need integers of shape ({len(images)},)"
-        )
-    wrong = None if labels is None else label_problem(labels, names)
-    if wrong:
-        raise DataFault(f"{args.labels}: {wrong}")
+    if args.labels is not None:
+        labels, names = labels_for(len(images), read_idx(args.labels), names, str(args.labels))
     stem = args.images.name.removesuffix(".gz")
-    return RowsToWrite(
-        images, labels, args.pick_rows(len(images)), stem, names, args.source or stem
-    )
+    rows = args.pick_rows(len(images))
+    return RowsToWrite(images, labels, rows, stem, names, args.source or stem)
 
 
 def split_rows(rows: np.ndarray, rows_per_shard: int) -> list[np.ndarray]:
@@ -116,34 +101,16 @@ def split_rows(rows: np.ndarray, rows_per_shard: int) -> list[np.ndarray]:
     return [rows[start : start + rows_per_shard] for start in range(0, len(rows), rows_per_shard)]
 
 
-def clear_old_shards(out: Path, prefix: str, overwrite: bool) -> None:
-    """Remove existing shards that a job would take for part of the new ones, if allowed.
-
-    Raises:
-        EnvironmentFault: there are some and `overwrite` is not given, or the path is not a
-            folder.
-    """
-    from collage_mpi.prep.plan import old_shards, remove_shard
-
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        old = old_shards(out, prefix)
-        if old and not overwrite:
-            raise EnvironmentFault(
-                f"{old[0]}: exists. Give another --out or --prefix, or --overwrite to replace."
-            )
-        for path in old:
-            remove_shard(path)
-
-
 def write_rows(
     path: Path, table: RowsToWrite, rows: np.ndarray, advance: Callable[[int], None]
 ) -> None:
     """Write one shard of the table's `rows`; `advance` is called after each batch."""
     from collage_mpi.prep.arrays import ShardRows
+    from collage_mpi.prep.work import shard_writer
     from collage_mpi.shards import EncodedWriter
 
-    with _writer(path, table, len(rows)) as writer:
+    facts = {"class_names": table.class_names, "source": table.source}
+    with shard_writer(path, table.images.shape[1:], len(rows), table.fit, **facts) as writer:
         for batch in split_rows(rows, BATCH):
             labels = None if table.labels is None else table.labels[batch]
             ids = table.ids_at(batch)
@@ -153,18 +120,6 @@ def write_rows(
             else:
                 writer.append(table.images[batch], labels, ids)
             advance(len(batch))
-
-
-def _writer(path: Path, table: RowsToWrite, count: int) -> ShardWriter:
-    from collage_mpi.shards import EncodedWriter, ShardWriter
-    from collage_mpi.shards.schema import chunk_rows
-
-    common: dict[str, Any] = {"class_names": table.class_names, "source": table.source}
-    if table.fit is not None:
-        return EncodedWriter(path, table.fit, **common)
-    height, width, channels = table.images.shape[1:]
-    rows = chunk_rows(height * width * channels, count)
-    return ShardWriter(path, (height, width, channels), rows_per_chunk=rows, **common)
 
 
 COMMAND = Commands(

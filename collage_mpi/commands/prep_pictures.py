@@ -178,7 +178,9 @@ def execute(args: PicturesArguments) -> int:
     for warning in listing.warnings:
         tell(f"warning: {warning}")
     jobs = plan_shards(listing, recipe, args.out, args.prefix)
-    clear_strangers(jobs, args.prefix, args.overwrite, sweep=rank == 0)
+    paths = [job.path for job in jobs]
+    folders = {path.parent for path in paths}
+    clear_strangers(folders, paths, args.prefix, args.overwrite, sweep=rank == 0)
     own = jobs[rank::size]
     started_s = time.monotonic()
     total = sum(len(job.members) for job in own) if rank == 0 else 0
@@ -200,6 +202,8 @@ def _tell(
     took_s: float,
     rank: int | None,
 ) -> None:
+    from collage_mpi.prep.plan import told_in
+
     who = "" if rank is None else f"rank {rank}: "
     if not reports:
         print(f"{who}there is no shard to make; {len(jobs)} in all", flush=True)
@@ -211,11 +215,9 @@ def _tell(
     if any(member.label is not None for member in listing.members):
         classes = "classes by number" if listing.class_names is None else ""
         classes = classes or f"{len(listing.class_names or ())} classes"
-    paths = [str(report.path) for report in reports]
     lines = [
-        f"{images:,} images of {height} x {width} x {channels}, {classes}, in {len(paths)} "
-        f"shard{'s' if len(paths) > 1 else ''}: {paths[0]}"
-        + (f" to {paths[-1]}" if len(paths) > 1 else "")
+        f"{images:,} images of {height} x {width} x {channels}, {classes}, "
+        + told_in([report.path for report in reports])
     ]
     if len(made) < len(reports):
         lines.append(f"{len(reports) - len(made)} of them were already complete")

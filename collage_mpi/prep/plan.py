@@ -7,7 +7,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from collage_mpi.shards.members import Listing, Member
 from collage_mpi.shards.pictures import PictureFit
 from collage_mpi.shards.schema import sidecar_path
 from collage_mpi.system.files import writing
+from collage_mpi.system.printable import counted
 
 RECIPE_VERSION = 1
 
@@ -145,26 +146,35 @@ def unreadable_path(shard: Path) -> Path:
     return shard.with_name(f"{shard.name}.unreadable.tsv")
 
 
-def clear_strangers(jobs: Sequence[ShardJob], prefix: str, overwrite: bool, sweep: bool) -> None:
-    """Refuse or remove existing shards with this prefix that are not in the plan. They would be
-    taken for part of it.
+def clear_strangers(
+    folders: Iterable[Path], wanted: Collection[Path], prefix: str, overwrite: bool, sweep: bool
+) -> None:
+    """Make the folders, and refuse or remove existing shards with this prefix that are not wanted.
+    They would be taken for part of the new ones.
 
     Args:
-        overwrite: they may be removed.
+        wanted: shards of this preparation, which may be there already.
+        overwrite: the others may be removed.
         sweep: this process is the one that removes them.
 
     Raises:
-        EnvironmentFault: there are some, or the folder cannot be written.
+        EnvironmentFault: there are some, or a folder cannot be written.
     """
-    wanted = {job.path for job in jobs}
-    for folder in sorted({job.path.parent for job in jobs}):
+    for folder in sorted({*folders}):
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             strangers = [path for path in old_shards(folder, prefix) if path not in wanted]
             if strangers and not overwrite:
+                among = f" and is not one of the {len(wanted)} shards of this preparation"
                 raise EnvironmentFault(
-                    f"{strangers[0]}: exists and is not one of the {len(jobs)} shards of this "
-                    "preparation. Give another --out or --prefix, or --overwrite to remove it."
+                    f"{strangers[0]}: exists{among if wanted else ''}. Give another --out or "
+                    "--prefix, or --overwrite to remove it."
                 )
             for path in strangers if sweep else ():
                 remove_shard(path)
+
+
+def told_in(paths: Sequence[Path]) -> str:
+    """`in 3 shards: a.h5 to c.h5`."""
+    last = f" to {paths[-1]}" if len(paths) > 1 else ""
+    return f"in {counted(len(paths), 'shard')}: {paths[0]}{last}"

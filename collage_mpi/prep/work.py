@@ -24,7 +24,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.prep.plan import ShardJob, names_of, remove_shard, unreadable_path
 from collage_mpi.shards.hdf5 import H5_LOCK, open_file
 from collage_mpi.shards.members import Member, read_member
-from collage_mpi.shards.pictures import TooSmall, UnreadablePicture, picture_pixels
+from collage_mpi.shards.pictures import PictureFit, TooSmall, UnreadablePicture, picture_pixels
 from collage_mpi.shards.schema import chunk_rows, read_sidecar, sha256_of
 from collage_mpi.shards.writer import EncodedWriter, ShardWriter
 from collage_mpi.system.files import remove_leftovers, write_atomic, writing
@@ -74,7 +74,14 @@ def make_shard(
         return ShardReport(job.path, False, images, bad, 0, job.path.stat().st_size)
     unreadable: list[tuple[str, str]] = []
     bytes_in = small = 0
-    with writing(job.path), _writer(job) as writer:
+    recipe, count = job.recipe, len(job.members)
+    made = shard_writer(
+        *(job.path, recipe.fit.shape, count, recipe.fit if recipe.store == "encoded" else None),
+        class_names=job.class_names,
+        source=recipe.source,
+        recipe=job.digest,
+    )
+    with writing(job.path), made as writer:
         for start in range(0, len(job.members), BATCH):
             members = job.members[start : start + BATCH]
             nbytes, found = _append(writer, members, job, unreadable)
@@ -126,17 +133,20 @@ def sweep_drafts(path: Path) -> None:
         remove_leftovers(path.parent, beside)
 
 
-def _writer(job: ShardJob) -> ShardWriter:
-    recipe = job.recipe
-    common: dict[str, Any] = {
-        "class_names": job.class_names,
-        "source": recipe.source,
-        "recipe": job.digest,
-    }
-    if recipe.store == "encoded":
-        return EncodedWriter(job.path, recipe.fit, **common)
-    rows = chunk_rows(math.prod(recipe.fit.shape), len(job.members))
-    return ShardWriter(job.path, recipe.fit.shape, rows_per_chunk=rows, **common)
+def shard_writer(
+    path: Path, shape: tuple[int, ...], count: int, fit: PictureFit | None, **facts: Any
+) -> ShardWriter:
+    """What writes a shard of pixels of that shape, or with a `fit` of encoded images.
+
+    Args:
+        count: how many images it will have.
+        facts: class names, source and recipe.
+    """
+    if fit is not None:
+        return EncodedWriter(path, fit, **facts)
+    height, width, channels = shape
+    rows = chunk_rows(math.prod(shape), count)
+    return ShardWriter(path, (height, width, channels), rows_per_chunk=rows, **facts)
 
 
 def _append(
