@@ -13,8 +13,7 @@ from collage_mpi.errors import CollageError, UsageError
 from collage_mpi.plugins import Names
 from collage_mpi.system.launchers.base import Death, Launcher, Site, first_number
 from collage_mpi.system.launchers.managers import Flux, Pals, Srun
-from collage_mpi.system.launchers.mpich import Intel, Mpich
-from collage_mpi.system.launchers.openmpi import OpenMpi
+from collage_mpi.system.launchers.mpis import Intel, Mpich, OpenMpi
 
 __all__ = [
     "FAMILIES",
