@@ -9,7 +9,7 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -115,7 +115,7 @@ def forecast(
     known = read_manifest(out) if resume else {}
     size = settings.launch_size if worker_group is None else worker_group.transport.size
     plan = make_plan(settings, size, known.get("shards"), launched=worker_group is not None)
-    with _closing(plan):
+    with closing(plan.shards):
         warn_of_one_class_groups(plan)
         warn_of_bad_shards(plan.shards)
         order = plan.order
@@ -139,14 +139,6 @@ def forecast(
         for name, text in _lines(plan, order, measured, read_ns, resume):
             say(f"{name:<10}{text}")
         return ExitCode.DATA if plan.shards.bad else ExitCode.COMPLETE
-
-
-@contextmanager
-def _closing(plan: Plan) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        plan.shards.close()
 
 
 def _read_ns(plan: Plan, encoder: AnyEncoder, order: np.ndarray) -> float:

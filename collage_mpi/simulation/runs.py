@@ -44,6 +44,7 @@ from collage_mpi.workload.service_times import DelayModel
 from collage_mpi.workload.straggler_settings import make_delays
 
 Json = dict[str, Any]
+_answers = lru_cache(maxsize=8)(read_answers)
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class SimulatedJob:
         if self.answers is None:
             return None
         side = self.settings.side
-        answers = _cached_answers(answers_file(self.answers, side), side)
+        answers = _answers(Path(answers_file(self.answers, side)), side)
         if self.settings.network(BACKUP) == self.settings.single:  # a batch for the single network
             answers = replace(answers, backup=answers.single)
         return replace(answers, start=-(-self.first // side**2) * side**2)
@@ -163,11 +164,6 @@ def simulated_inputs(settings: RunSettings, answers: str | None) -> dict[str, Pa
     if answers is not None:
         files["answers"] = Path(answers_file(answers, settings.side))
     return files
-
-
-@lru_cache(maxsize=8)
-def _cached_answers(path: str, side: int) -> Answers:
-    return read_answers(Path(path), side)
 
 
 def check_job(job: SimulatedJob) -> None:

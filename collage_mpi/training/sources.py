@@ -233,13 +233,9 @@ def load(
 
 def _read(sources: Sources) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """(images, labels, facts for the record) of all images of the shards, or the first `limit`."""
-    shards = ShardSet.open(sources.shards)
-    try:
-        wanted = len(shards) if sources.limit is None else min(sources.limit, len(shards))
-        images, labels = shards.read(np.arange(wanted))
+    with ShardSet.open(sources.shards) as shards:
+        images, labels = shards.read(np.arange(len(shards))[: sources.limit])
         infos, names = shards.infos, shards.class_names
-    finally:
-        shards.close()
     if labels is None:
         raise DataFault(f"{infos[0].path} has no labels; training needs labelled shards")
     if names is None:
