@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from collage_mpi.doctor.checks_machine import RESULT_BYTES_PER_IMAGE, size_text
-from collage_mpi.doctor.gather import free_bytes
+from collage_mpi.doctor.gather import free_bytes, nearest
 from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.job.handshake import (
@@ -326,10 +326,7 @@ def _lines(
 
 
 def _output(out: Path, images: int, resume: bool) -> str:
-    there = out
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    free = free_bytes(there)
+    free = free_bytes(nearest(out))
     room = "" if free is None else f", {size_text(free)} are free"
     needed = images * RESULT_BYTES_PER_IMAGE
     short = ": TOO LITTLE" if free is not None and free < needed else ""

@@ -43,7 +43,6 @@ from collage_mpi.doctor.facts import (
 )
 from collage_mpi.launch.mpiexec import (
     THREAD_VARIABLES,
-    Mpi,
     abi_of,
     available,
     fork_obstacle,
@@ -65,6 +64,7 @@ PROBE_LIMIT_S = 60.0  # torch from a cold network file system
 TOOL_LIMIT_S = 10.0
 DEFAULT_RANKS = 11  # side 3: what is supposed when nobody says
 
+HOLDS = {MARKER: "complete", MANIFEST: "run"}
 MPI4PY_VARIABLES = ("MPI4PY_MPIABI", "MPI4PY_LIBMPI")
 SLURM_VARIABLES = (
     "SLURM_JOB_ID",
@@ -91,26 +91,36 @@ def gather(
     with ThreadPoolExecutor() as pool, scratch_in(out) as (folder, scratch):
         probes = {name: pool.submit(probe, "package", name) for name in PACKAGES}
         launchers = pool.submit(lambda: tuple(available(wanted.mpi, wanted.mpiexec)))
-        typed = pool.submit(_typed_by_hand)
+        path = shutil.which("mpiexec")
+        typed = pool.submit(inspect_launcher, Path(path)) if path else None
         smi = pool.submit(nvidia_smi)
         driver = pool.submit(probe, "rank")
         ulfm = pool.submit(ompi_has_ulfm)
         opened = pool.submit(probe, "shards", json.dumps(list(shards))) if shards else None
         hdf5 = pool.submit(probe, "hdf5", str(scratch)) if scratch else None
-        found = {name: future.result() for name, future in probes.items()}
+        found, least = {name: each.result() for name, each in probes.items()}, minimums()
         if hdf5 is not None and found["h5py"].get("version"):
             folder = {**folder, "hdf5_tried": True, "hdf5_error": hdf5.result().get("error")}
         return Facts(
             wanted=wanted,
             python=Python(platform.python_version(), sys.executable),
-            packages=tuple(_package(name, found[name]) for name in PACKAGES),
+            packages=tuple(
+                Package(name, least.get(name), told.get("version"), told.get("error"))
+                for name, told in found.items()
+            ),
             mpi=replace(
                 _mpi(found["mpi4py"], environ),
                 launchers=launchers.result(),
-                on_path=typed.result(),
+                on_path=typed.result() if typed else None,
                 ulfm=ulfm.result(),
             ),
-            gpus=_gpus(found["torch"], driver.result(), smi.result(), environ),
+            gpus=Gpus(
+                installed=smi.result(),
+                driver_count=driver.result().get("gpus"),
+                torch_build=found["torch"].get("build"),
+                torch_count=found["torch"].get("count"),
+                visible=next(((n, environ[n]) for n in VISIBLE_VARIABLES if n in environ), None),
+            ),
             machine=machine_facts(wanted, environ),
             folder=Folder(**folder),
             shards=ShardCount(**opened.result()) if opened else None,
@@ -131,10 +141,6 @@ def probe(task: str, argument: str = "") -> dict[str, Any]:
         return dict(json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, ValueError):
         return {"error": (done.stderr.strip().splitlines() or ["it said nothing"])[-1]}
-
-
-def _package(name: str, answer: Mapping[str, Any]) -> Package:
-    return Package(name, minimums().get(name), answer.get("version"), answer.get("error"))
 
 
 def minimums() -> dict[str, str]:
@@ -185,11 +191,6 @@ def _mpi(answer: Mapping[str, Any], environ: Mapping[str, str]) -> MpiFacts:
     )
 
 
-def _typed_by_hand() -> Mpi | None:
-    path = shutil.which("mpiexec")
-    return inspect_launcher(Path(path)) if path else None
-
-
 def library_of(answer: Mapping[str, Any]) -> Library | None:
     """The MPI library in the answer of a probe of mpi4py."""
     if "library" not in answer:
@@ -201,16 +202,6 @@ def started_by(environ: Mapping[str, str] = os.environ) -> str | None:
     """The launcher that started this process, as one word: openmpi, hydra, srun, or None."""
     launcher = starter(environ)
     return None if launcher is None else launcher.word
-
-
-def _gpus(
-    torch: Mapping[str, Any],
-    driver: Mapping[str, Any],
-    installed: tuple[str, ...],
-    environ: Mapping[str, str],
-) -> Gpus:
-    visible = next(((name, environ[name]) for name in VISIBLE_VARIABLES if name in environ), None)
-    return Gpus(installed, driver.get("gpus"), torch.get("build"), torch.get("count"), visible)
 
 
 def machine_facts(wanted: WantedJob, environ: Mapping[str, str] = os.environ) -> HostFacts:
@@ -242,16 +233,20 @@ def free_bytes(path: Path) -> int | None:
     return space.f_bavail * space.f_frsize
 
 
+def nearest(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next((each for each in (path, *path.parents) if each.exists()), path)
+
+
 @contextmanager
 def scratch_in(out: Path | None) -> Iterator[tuple[dict[str, Any], Path | None]]:
     """Facts of the output folder, and a temporary folder in it for further tests."""
     path = (out or Path()).absolute()
-    tested = path
-    while not tested.exists() and tested != tested.parent:
-        tested = tested.parent
+    tested = nearest(path)
     facts: dict[str, Any] = {"path": str(out or path), "tested": str(tested)}
     facts |= {"named": out is not None, "free_bytes": free_bytes(tested)}
-    facts |= {"kind": file_system(tested), "holds": _holds(path)}
+    holds = [word for name, word in HOLDS.items() if (path / name).exists()]
+    facts |= {"kind": file_system(tested), "holds": next(iter(holds), None)}
     try:
         scratch = Path(tempfile.mkdtemp(prefix=".collage-mpi-doctor-", dir=tested))
     except OSError as error:
@@ -277,12 +272,6 @@ def _write_a_part(scratch: Path) -> float:
         os.fsync(file.fileno())
     (scratch / "part.tmp").rename(scratch / "part")
     return (time.monotonic() - began_s) * 1e3
-
-
-def _holds(out: Path) -> str | None:
-    if (out / MARKER).exists():
-        return "complete"
-    return "run" if (out / MANIFEST).exists() else None
 
 
 def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str | None:
