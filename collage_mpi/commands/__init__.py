@@ -1,14 +1,14 @@
 """One module for each command; `collage_mpi.cli` imports only the one that is used.
 
-Each module has `add_arguments(parser)` and `execute(args) -> int` (an exit code). It imports heavy
-packages (torch, h5py, MPI) inside `execute`, so that `--help` answers at once.
+Each module has a `COMMAND`, which says what the command takes and what it does. Heavy packages
+(numpy, torch, h5py, MPI) are imported inside functions, so that `--help` answers at once.
 """
 
 # name -> (module below collage_mpi.commands, line in --help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": (
         "demo",
-        "real images under four schemes: tables and a picture from one command",
+        "classify real images under four schemes; print tables and draw a picture",
     ),
     "classify": (
         "classify",

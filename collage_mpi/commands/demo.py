@@ -59,7 +59,7 @@ def execute(args: DemoArguments) -> int:
 
 
 def ranks_needed(args: DemoArguments) -> list[int]:
-    """How many ranks the demo needs, after what would spoil it late is refused."""
+    """How many ranks the demo needs. Raises as `check_before`."""
     check_before(args.out, args.groups, args.time_scale)
     return [RANKS]
 

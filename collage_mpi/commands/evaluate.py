@@ -46,7 +46,9 @@ class EvaluateArguments(Arguments):
     single: str | None = _weights("weights of the single network")
     collage: str | None = _weights("weights of the collage-CNN", either=FIRST)
     backup: str | None = _weights(
-        "or of a quick single network, that scheme cascade-batch asks first", either=FIRST
+        "in place of --collage: weights of a quick single network, which scheme cascade-batch asks "
+        "first",
+        either=FIRST,
     )
     parity: str | None = _weights(
         "weights of a parity network; it needs --single with the network that it was trained for"

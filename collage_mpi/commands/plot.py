@@ -261,14 +261,14 @@ COMMAND = Commands(
             "KIND",
             {
                 "ranks": Command(
-                    ranks, SeriesArguments, "P99 and standard deviation against worker ranks"
+                    ranks, SeriesArguments, "draw P99 and standard deviation against worker ranks"
                 ),
                 "frontier": Command(
                     frontier,
                     SeriesArguments,
-                    "accuracy against P99, with the frontier of all points",
+                    "draw accuracy against P99, with the frontier of all points",
                 ),
-                "heat": Command(heat, HeatArguments, "a gain over two axes"),
+                "heat": Command(heat, HeatArguments, "draw a gain over two axes as a heat map"),
             },
             "draw the points of an experiment: ranks, frontier or heat",
         ),

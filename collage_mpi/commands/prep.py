@@ -127,14 +127,16 @@ COMMAND = Commands(
     {
         "images": IMAGES,
         "tar": TAR,
-        "hdf5": Command(from_hdf5, Hdf5Arguments, "from other programs' HDF5 files"),
+        "hdf5": Command(from_hdf5, Hdf5Arguments, "make shards from other programs' HDF5 files"),
         "shards": Command(
             from_shards,
             ShardsArguments,
-            "from shards, with another size, storage, order or other labels",
+            "make new shards from shards: another size, storage or order, or other labels",
         ),
         "idx": Command(
-            from_idx, IdxArguments, "from IDX files, gzip or plain (MNIST, Fashion-MNIST)"
+            from_idx,
+            IdxArguments,
+            "make shards from IDX files, gzip or plain (such as MNIST)",
         ),
     },
 )

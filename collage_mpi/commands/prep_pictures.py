@@ -249,6 +249,8 @@ def _interrupt(_: int) -> None:
 
 
 IMAGES = Command(
-    execute, ImagesArguments, "from folders of JPEG, PNG and other pictures, one folder a class"
+    execute,
+    ImagesArguments,
+    "make shards from folders of JPEG, PNG and other pictures, one folder a class",
 )
-TAR = Command(execute, TarArguments, "from tar files of pictures (WebDataset's layout)")
+TAR = Command(execute, TarArguments, "make shards from tar files of pictures (WebDataset's layout)")

@@ -398,15 +398,15 @@ COMMAND = Commands(
     {
         takes.kind: Command(execute, takes, line, partial(add_settings, kind=takes.kind))
         for takes, line in (
-            (TrainSingleArguments, "the single classifier, which classifies one image"),
+            (TrainSingleArguments, "train the single classifier, which classifies one image"),
             (
                 TrainCollageArguments,
-                "the collage-CNN, which classifies side*side images at once",
+                "train a collage-CNN, which classifies side*side images at once",
             ),
             (
                 TrainParityArguments,
-                "the parity network of ParM, which takes k images at once and can replace one "
-                "missing answer",
+                "train the parity network of ParM, which takes k images at once and can replace "
+                "one missing answer",
             ),
         )
     },

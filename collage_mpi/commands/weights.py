@@ -64,7 +64,11 @@ class ThresholdArguments(Arguments):
         None, "the collage network", metavar="W", shipped=True, either=FIRST
     )
     backup: str | None = setting(
-        None, "or a quick single network", metavar="W", shipped=True, either=FIRST
+        None,
+        "in place of --collage: a quick single network",
+        metavar="W",
+        shipped=True,
+        either=FIRST,
     )
     out: Path | None = setting(
         None, "weights file to write", unset="the file of --collage or --backup", metavar="FILE"

@@ -1,22 +1,20 @@
-"""The demo: real images, real networks, a stated model of slow machines, four schemes.
+"""The demo: what it runs, and what it says about the runs. Real images are classified by real
+networks under four schemes, and a stated model makes ranks slow.
 
-Owns: what the demo runs and what it says about it.
-Does not know: how a run works, how a figure is drawn.
+The model is a fit to measured delays: lognormal, with a median of 144 ms and a sigma of 0.22. It is
+the least-squares fit to the 1, 5, 25, 50, 75, 95 and 99 % quantiles of 24 cloud machines that
+served the same network. A 25th machine was five times slower throughout; the one slow rank of the
+demo stands for it. TIME_SCALE shortens all times. All schemes have the same model, the same seed
+and all ten worker ranks.
 
-The delays are a model of measured ones: lognormal, median 144 ms and sigma 0.22, the
-least-squares fit to the 1, 5, 25, 50, 75, 95 and 99 % quantiles of 24 cloud machines
-that served the same network (a 25th was five times slower all along, which is where
-the one slow rank comes from). All times are scaled by TIME_SCALE so that the demo is
-short; all schemes have the same model, the same seed and all ten worker ranks.
+Each scheme runs under two loads. In a batch job all images wait, and the run shows how many images
+a second the ranks answer. In the other runs images arrive at times of their own, at a rate somewhat
+below what ten single ranks can answer, and the run shows how long an image waits.
 
-Each scheme runs under two loads, since they show different things: a batch job, whose images all
-wait, shows how many images a second the ranks answer; images that arrive at times of their own,
-somewhat slower than ten single ranks can answer them, show how long an image waits.
-
-Ten ranks may share two cores, where each waits while others compute, also when its drawn time is
-over. A run is INVALID where over 1 % of the tasks take over a tenth too long, so the draws have to
-be long beside that wait. Six runs each on two cores beside other work (load average 11 to 19) had
-0.2 to 3.3 % such tasks at a scale of 0.5, and 0 to 0.2 % at 0.8.
+Ten ranks may share two cores. A rank then waits while others compute, even if its drawn time is
+over. A run is INVALID if over 1 % of its tasks take over a tenth too long, so draws must be long
+compared with that wait. Six runs each on two busy cores (load average 11 to 19) had 0.2 to 3.3 %
+such tasks at a time scale of 0.5, and 0 to 0.2 % at 0.8.
 """
 
 from __future__ import annotations
@@ -96,7 +94,7 @@ def run_folder(out: Path, load: str, scheme: str) -> Path:
 
 
 def check_before(out: Path, groups: int, time_scale: float) -> None:
-    """Refuse early what would spoil the demo late.
+    """Refuse now what would make the demo fail at its end.
 
     Raises:
         UsageError: too few groups to show any, or a time scale that is none.
@@ -143,7 +141,7 @@ def run_all(
 
 
 def tell_and_draw(out: Path) -> tuple[str, list[Path]]:
-    """After the ranks have ended: what they showed, in words, the picture and the pages.
+    """After the ranks have ended: write the report in words, the picture and the pages.
 
     Returns:
         The report, and the files written.
@@ -182,7 +180,7 @@ def tell_and_draw(out: Path) -> tuple[str, list[Path]]:
 
 
 def _headline(waiting: Sequence[Json], arriving: Sequence[Json], rate: float) -> str:
-    """What follows from the figures; nothing of times where some of them do not count."""
+    """The verdict; it says nothing about times if a run is INVALID."""
     from collage_mpi.results.comparison import INVALID_NOTE
     from collage_mpi.results.render import points
 
@@ -255,8 +253,10 @@ def _tables(waiting: Sequence[Json], arriving: Sequence[Json], rate: float) -> s
 
 
 def _costs(manifests: Sequence[Json]) -> str:
-    """What injected times of collages are multiplied by. The networks' times on the clock are
-    not told: other work makes their ratio another one (`ratio_of` in job/handshake)."""
+    """The factors by which injected times of collages are multiplied. The measured times themselves
+    are not told, because other work on the machine changes their ratio (`ratio_of` in
+    job/handshake).
+    """
     ratios = []
     for name, manifest in zip(NAMES, manifests, strict=True):
         if interval := manifest.get("cost_ratio_interval"):
