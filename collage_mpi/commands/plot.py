@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from collage_mpi.commands.parser import Command, Commands
 from collage_mpi.errors import UsageError
+from collage_mpi.results.file_names import MANIFEST
 from collage_mpi.settings.flags import Arguments
 from collage_mpi.system.extras import pip_line
 from collage_mpi.system.fields import REQUIRED, setting
@@ -161,7 +162,6 @@ def throughput(args: ThroughputArguments) -> int:
     """
     from collage_mpi.figures.throughput import batch_points, plot_throughput, render_batches
     from collage_mpi.results import read_results
-    from collage_mpi.results.file_names import MANIFEST
 
     runs = [read_results(path) for path in args.runs if (path / MANIFEST).exists()]
     points = batch_points(runs)

@@ -11,13 +11,15 @@ from collage_mpi.commands.parser import Command, Commands
 from collage_mpi.commands.prep_tables import ClassNamesArguments
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
+from collage_mpi.models import describe, load_predictor
+from collage_mpi.models.architecture import Backbone
+from collage_mpi.models.info import Loading, NetworkInfo, check_fit
 from collage_mpi.models.tuning import PLAIN, PRECISIONS
 from collage_mpi.settings.flags import Arguments
 from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.progress import advancing
 
 if TYPE_CHECKING:
-    from collage_mpi.models.info import NetworkInfo
     from collage_mpi.training.threshold import TwoStages
 
 FIRST = "the first network"  # that is asked: one of two kinds
@@ -130,8 +132,6 @@ def threshold(args: ThresholdArguments) -> int:
 
 def _described(specs: Mapping[str, str]) -> tuple[NetworkInfo, NetworkInfo]:
     """The single network and the other one. Raises UsageError if one of them will not do."""
-    from collage_mpi.models import describe
-
     single, first = (describe(spec, KIND[kind].network) for kind, spec in specs.items())
     if single is None or first is None:
         raise UsageError("a threshold is for networks with weights files: name two")
@@ -147,8 +147,6 @@ def _ask_both(
     """The answers of both networks to all images of the shards, and the networks."""
     import numpy as np
 
-    from collage_mpi.models import load_predictor
-    from collage_mpi.models.info import Loading, check_fit
     from collage_mpi.shards import ShardSet
     from collage_mpi.training.measure import AskedImages, answers_of, images_a_call
     from collage_mpi.training.threshold import TwoStages, require_images
@@ -172,7 +170,6 @@ def _ask_both(
 
 def import_file(args: ImportArguments) -> int:
     """Convert another library's weights, and say what was made."""
-    from collage_mpi.models.architecture import Backbone
     from collage_mpi.models.foreign_weights import import_weights
 
     if args.out.exists():

@@ -26,6 +26,7 @@ from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.launch.ending import TIME_LIMIT
 from collage_mpi.launch.mpiexec import Mpi, build_command, site_here
 from collage_mpi.launch.supervisor import Limits, Supervisor
+from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
 from collage_mpi.system.environment import (
     allowed_cores,
     assign_device,
@@ -239,8 +240,6 @@ def _world(values: dict[str, Any]) -> World:
 
 def _until(done: Callable[[], bool], look: Callable[[], bool], limit_s: float) -> bool:
     """Poll with a back-off until done or until the time is over; returns whether it is done."""
-    from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
-
     backoff = Backoff(WORKER_BACKOFF)
     until_s = time.monotonic() + limit_s
     while not done():

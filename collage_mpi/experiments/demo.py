@@ -30,6 +30,7 @@ from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.extras import pip_line
+from collage_mpi.system.table import Column, Table, Value, to_text
 
 if TYPE_CHECKING:
     from collage_mpi.job.worker_group import WorkerGroup
@@ -228,7 +229,6 @@ def _tables(waiting: Sequence[Json], arriving: Sequence[Json], rate: float) -> s
 
     from collage_mpi.results.comparison import latency_cell
     from collage_mpi.results.render import points
-    from collage_mpi.system.table import Column, Table, Value, to_text
 
     answers = ("accuracy", "gained", "lost")
     rows: tuple[list[list[Value]], ...] = ([], [])

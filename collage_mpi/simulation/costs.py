@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from collage_mpi.errors import DataFault
 from collage_mpi.kinds import SINGLE
 from collage_mpi.system.fields import setting
-from collage_mpi.system.files import reading, require_regular
+from collage_mpi.system.files import reading, require_regular, save_file
 
 if TYPE_CHECKING:
     from collage_mpi.results import Results
@@ -80,8 +80,6 @@ def save_costs(path: Path, costs: Costs, source: str) -> None:
     Raises:
         EnvironmentFault: the file cannot be written.
     """
-    from collage_mpi.system.files import save_file
-
     content = {"format": FORMAT, "version": VERSION, "measured_on": source, **asdict(costs)}
     save_file(path, json.dumps(content, indent=1).encode(), b"\n")
 
