@@ -15,7 +15,16 @@ from rich.text import Text
 
 from collage_mpi.cli import main
 from collage_mpi.shards import write_shard
-from collage_mpi.system.printable import counted, did_you_mean, numbered, printable, shown
+from collage_mpi.system.printable import (
+    brief,
+    counted,
+    did_you_mean,
+    numbered,
+    printable,
+    ranges_in,
+    shown,
+    some_of,
+)
 from collage_mpi.system.progress import plain_line
 from collage_mpi.system.table import to_text
 from collage_mpi.system.tell import tell, told_on_stderr
@@ -123,3 +132,33 @@ def test_no_message_of_ours_has_a_plural_in_brackets() -> None:
     package = Path(__file__).parents[2] / "collage_mpi"
     lines = [line for path in package.rglob("*.py") for line in path.read_text().splitlines()]
     assert not [line for line in lines if "(s)" in line]
+
+
+def test_many_names_are_cut_short_and_counted() -> None:
+    assert some_of(["a", "b"], 2) == "a, b"
+    assert some_of(["a", "b", "c", "d"], 2, "; ") == "a; b and 2 more"
+    assert some_of([], 2) == ""
+    assert numbered("rank", range(5), 3) == "ranks 0, 1, 2 and 2 more"
+    assert numbered("rank", [7], 3) == "rank 7"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "n/a"),
+        (0, "0"),
+        (150.0, "150"),
+        (0.12345, "0.123"),
+        (99.96, "100"),
+        (999.6, "1,000"),
+        (12345.6, "12,346"),
+    ],
+)
+def test_a_figure_has_three_digits_and_no_exponent(value: float | None, text: str) -> None:
+    assert brief(value) == text
+
+
+def test_ranges_are_read_or_refused() -> None:
+    assert ranges_in("0-3, 8") == [range(4), range(8, 9)]
+    assert ranges_in("3-1") == [range(3, 2)]
+    assert [ranges_in(text) for text in ("", "x", "-1", "1,,2", "1-2-3")] == [None] * 5
