@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +15,6 @@ from collage_mpi.commands.prep_tables import (
     RowsArguments,
     RowsToWrite,
     ShardsArguments,
-    rows_of_hdf5,
-    rows_of_shards,
 )
 from collage_mpi.errors import DataFault
 from collage_mpi.settings.flags import switch
@@ -36,64 +35,41 @@ class IdxArguments(RowsArguments):
     labels: Path | None = setting(None, "IDX file of the labels", metavar="FILE")
     transpose: bool = switch("swap rows and columns of each image (EMNIST)")
 
+    @contextmanager
+    def table(self) -> Iterator[RowsToWrite]:
+        from collage_mpi.prep.arrays import labels_for, read_idx
 
-def from_idx(args: IdxArguments) -> int:
-    """Write the shards of IDX files."""
-    return write_all(args, read_table(args))
+        names, labels = self.names(), None
+        images = read_idx(self.images)
+        if images.ndim == 3:
+            images = images[..., None]  # (n, H, W, 1)
+        if images.ndim != 4 or images.dtype != "uint8" or len(images) == 0:
+            raise DataFault(
+                f"{self.images}: {images.dtype} of shape {images.shape}; images are uint8 of shape "
+                "(n, height, width) or (n, height, width, channels), n >= 1"
+            )
+        if self.transpose:
+            images = images.swapaxes(1, 2)
+        if self.labels is not None:
+            labels, names = labels_for(len(images), read_idx(self.labels), names, str(self.labels))
+        stem = self.images.name.removesuffix(".gz")
+        rows = self.pick_rows(len(images))
+        yield RowsToWrite(images, labels, rows, stem, names, self.source or stem)
 
 
-def from_hdf5(args: Hdf5Arguments) -> int:
-    """Write the shards of another program's HDF5 file."""
-    with rows_of_hdf5(args) as table:
-        return write_all(args, table)
-
-
-def from_shards(args: ShardsArguments) -> int:
-    """Write shards from shards."""
-    with rows_of_shards(args) as table:
-        return write_all(args, table)
-
-
-def write_all(args: RowsArguments, table: RowsToWrite) -> int:
-    """Write the shards of a table and print a summary; returns 0."""
+def execute(args: RowsArguments) -> int:
+    """Write the shards and print a summary; returns 0."""
     from collage_mpi.prep.plan import clear_strangers, shard_paths, told_in
 
-    parts = split_rows(table.rows, args.rows_per_shard)
-    paths = shard_paths(args.out, args.prefix, len(table.rows), args.rows_per_shard)
-    clear_strangers([args.out], (), args.prefix, args.overwrite, sweep=True)
-    with advancing(len(table.rows), "prep") as advance:
-        for path, rows in zip(paths, parts, strict=True):
-            write_rows(path, table, rows, advance)
-    height, width, channels = table.images.shape[1:]
+    with args.table() as table:
+        paths = shard_paths(args.out, args.prefix, len(table.rows), args.rows_per_shard)
+        clear_strangers([args.out], (), args.prefix, args.overwrite, sweep=True)
+        with advancing(len(table.rows), "prep") as advance:
+            for path, rows in zip(paths, split_rows(table.rows, args.rows_per_shard), strict=True):
+                write_rows(path, table, rows, advance)
+        height, width, channels = table.images.shape[1:]
     print(f"{len(table.rows):,} images of {height} x {width} x {channels} {told_in(paths)}")
     return 0
-
-
-def read_table(args: IdxArguments) -> RowsToWrite:
-    """Read and check the IDX files.
-
-    Raises:
-        UsageError: a number or name that cannot work.
-        DataFault: files that are damaged or do not fit together.
-    """
-    from collage_mpi.prep.arrays import labels_for, read_idx
-
-    names, labels = args.names(), None
-    images = read_idx(args.images)
-    if images.ndim == 3:
-        images = images[..., None]  # (n, H, W, 1)
-    if images.ndim != 4 or images.dtype != "uint8" or len(images) == 0:
-        raise DataFault(
-            f"{args.images}: {images.dtype} of shape {images.shape}; images are uint8 of shape "
-            "(n, height, width) or (n, height, width, channels), n >= 1"
-        )
-    if args.transpose:
-        images = images.swapaxes(1, 2)
-    if args.labels is not None:
-        labels, names = labels_for(len(images), read_idx(args.labels), names, str(args.labels))
-    stem = args.images.name.removesuffix(".gz")
-    rows = args.pick_rows(len(images))
-    return RowsToWrite(images, labels, rows, stem, names, args.source or stem)
 
 
 def split_rows(rows: np.ndarray, rows_per_shard: int) -> list[np.ndarray]:
@@ -127,14 +103,14 @@ COMMAND = Commands(
     {
         "images": IMAGES,
         "tar": TAR,
-        "hdf5": Command(from_hdf5, Hdf5Arguments, "make shards from other programs' HDF5 files"),
+        "hdf5": Command(execute, Hdf5Arguments, "make shards from other programs' HDF5 files"),
         "shards": Command(
-            from_shards,
+            execute,
             ShardsArguments,
             "make new shards from shards: another size, storage or order, or other labels",
         ),
         "idx": Command(
-            from_idx,
+            execute,
             IdxArguments,
             "make shards from IDX files, gzip or plain (such as MNIST)",
         ),

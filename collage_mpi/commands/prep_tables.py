@@ -9,7 +9,7 @@ import math
 import os
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,6 +108,15 @@ class RowsArguments(ClassNamesArguments):
         super().__post_init__()
         check_prefix(self.prefix)
 
+    def table(self) -> AbstractContextManager[RowsToWrite]:
+        """The rows to write, while what they are read from is open.
+
+        Raises:
+            UsageError, DataFault, EnvironmentFault: it cannot be understood or read, or shards
+                cannot be made of it.
+        """
+        raise NotImplementedError
+
     def pick_rows(self, count: int) -> np.ndarray:
         """(m,) rows to write in order: shuffled with --seed, cut with --limit."""
         import numpy as np
@@ -173,27 +182,21 @@ class Hdf5Arguments(ResizeArguments):
         None, "values that are scaled to 0 and 255", unset="0:1 for floats", metavar="LOW:HIGH"
     )
 
+    @contextmanager
+    def table(self) -> Iterator[RowsToWrite]:
+        from collage_mpi.shards.check import opened
+        from collage_mpi.shards.contents import named_faults
+        from collage_mpi.shards.foreign import find_layout, is_foreign
+        from collage_mpi.shards.hdf5 import H5_LOCK
 
-@contextmanager
-def rows_of_hdf5(args: Hdf5Arguments) -> Iterator[RowsToWrite]:
-    """The rows of the file, while it is open.
-
-    Raises:
-        UsageError, DataFault, EnvironmentFault: the file cannot be understood or read.
-    """
-    from collage_mpi.shards.check import opened
-    from collage_mpi.shards.contents import named_faults
-    from collage_mpi.shards.foreign import find_layout, is_foreign
-    from collage_mpi.shards.hdf5 import H5_LOCK
-
-    with reading(args.file), H5_LOCK, opened(args.file, cache_bytes=64 << 20) as file:
-        if not is_foreign(file):
-            raise UsageError(_is_shard(args))
-        with named_faults(args.file):
-            elsewhere = _labels_elsewhere(args.labels, file)
-            layout = find_layout(file, args.file, _told(args, elsewhere))
-            table = _hdf5_table(args, file, layout, elsewhere)
-        yield table
+        with reading(self.file), H5_LOCK, opened(self.file, cache_bytes=64 << 20) as file:
+            if not is_foreign(file):
+                raise UsageError(_is_shard(self))
+            with named_faults(self.file):
+                elsewhere = _labels_elsewhere(self.labels, file)
+                layout = find_layout(file, self.file, _told(self, elsewhere))
+                table = _hdf5_table(self, file, layout, elsewhere)
+            yield table
 
 
 def _is_shard(args: Hdf5Arguments) -> str:
@@ -266,31 +269,25 @@ class ShardsArguments(ResizeArguments):
         metavar="FILE",
     )
 
+    @contextmanager
+    def table(self) -> Iterator[RowsToWrite]:
+        from collage_mpi.prep.arrays import channels_of, opened_as
+        from collage_mpi.shards.inputs import expand_paths
+        from collage_mpi.shards.schema import split_part
 
-@contextmanager
-def rows_of_shards(args: ShardsArguments) -> Iterator[RowsToWrite]:
-    """The rows of the shards, while they are open.
-
-    Raises:
-        UsageError, DataFault, EnvironmentFault: the shards cannot be made, understood or read.
-    """
-    from collage_mpi.prep.arrays import channels_of, opened_as
-    from collage_mpi.shards.inputs import expand_paths
-    from collage_mpi.shards.schema import split_part
-
-    paths = expand_paths(args.paths)
-    folders = {os.path.dirname(os.path.realpath(split_part(path)[0])) for path in paths}
-    if os.path.realpath(args.out) in folders:  # the new ones would lie among the old
-        raise UsageError(
-            f"--out {args.out} is the folder of the shards to read; choose another folder"
-        )
-    fit = None
-    if args.size is not None:
-        fit = args.resized(args.channels or channels_of(paths[0]))
-    elif args.channels is not None:
-        raise UsageError("--channels needs --size")
-    with opened_as(paths, fit) as shards:
-        yield _shards_table(args, shards, fit)
+        paths = expand_paths(self.paths)
+        folders = {os.path.dirname(os.path.realpath(split_part(path)[0])) for path in paths}
+        if os.path.realpath(self.out) in folders:  # the new ones would lie among the old
+            raise UsageError(
+                f"--out {self.out} is the folder of the shards to read; choose another folder"
+            )
+        fit = None
+        if self.size is not None:
+            fit = self.resized(self.channels or channels_of(paths[0]))
+        elif self.channels is not None:
+            raise UsageError("--channels needs --size")
+        with opened_as(paths, fit) as shards:
+            yield _shards_table(self, shards, fit)
 
 
 def _shards_table(args: ShardsArguments, shards: ShardSet, fit: PictureFit | None) -> RowsToWrite:

@@ -249,7 +249,7 @@ def test_an_experiments_points_stay_in_its_folder(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_prefix_is_the_start_of_a_file_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(CollageError):  # refused, or no further than the images, which are not there
-        prep.from_idx(prep.IdxArguments(prefix=name, images=tmp_path / "none.idx", out=tmp_path))
+        prep.execute(prep.IdxArguments(prefix=name, images=tmp_path / "none.idx", out=tmp_path))
     if "/" not in name and not name.startswith("."):
         assert all(path.parent == tmp_path for path in shard_paths(tmp_path, name, 20, 5))
 
