@@ -107,7 +107,8 @@ def hello(rank: int) -> Hello:
         service_ns={},
         longest_ns=0,
         classes={},
-        embedding=None,
+        columns=(),
+        answer_bytes=0,
         cannot_read="",
         gpu_trouble="",
     )

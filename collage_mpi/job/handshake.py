@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from collage_mpi.encoding.stripe import AnyEncoder
-from collage_mpi.encoding.vectors import NO_SAVE
+from collage_mpi.encoding.vectors import NO_SAVE, KeptColumn, shown
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.faults.failure_detector import RankGone
 from collage_mpi.job.coordinator import ReadyRank
@@ -25,8 +25,6 @@ from collage_mpi.job.worker_group import FEW_ROUNDS, MEASURE_ROUNDS, WorkerGroup
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
 from collage_mpi.models.named import is_foreign, is_function
 from collage_mpi.models.tuning import told_tunings
-from collage_mpi.mpi.answers import answer_message_bytes
-from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.mpi.tasks import FILE, PLACE, cancel_message_bytes, task_message_bytes
 from collage_mpi.scheduler import make_scheme
 from collage_mpi.settings.batches import (
@@ -70,7 +68,6 @@ def handshake(
     """
     settings = plan.settings
     _tolerate_losses(plan, worker_group)
-    worker_group.transport.expect(answer_bytes(plan, encoder))
     reporter = WaitReporter(
         len(worker_group.present),
         "loading networks",
@@ -84,6 +81,8 @@ def handshake(
         hellos = worker_group.welcome(told, limit_s, interrupted, reporter.update, shards)
     _check_hellos(plan, hellos)
     _require_quorum(plan, worker_group)
+    # No rank says anything between its hello and what it is asked next.
+    worker_group.transport.expect(max(hello.answer_bytes for hello in hellos.values()))
     return hellos
 
 
@@ -97,8 +96,8 @@ def _tolerate_losses(plan: Plan, worker_group: WorkerGroup) -> None:
 
 
 def _check_hellos(plan: Plan, hellos: Mapping[int, Hello]) -> None:
+    kept_columns(hellos)
     check_same_weights(hellos, plan.networks)
-    check_same_embedding(hellos)
     if plan.classes is None:
         check_top_k(plan.settings, counted_classes(hellos, plan.networks))
     warn_of_mixed_tuning(hellos)
@@ -171,14 +170,15 @@ def same_advice(spec: str) -> str:
     return "make the weights the same file on every host"
 
 
-def check_same_embedding(hellos: Mapping[int, Hello]) -> None:
-    """Raise DataFault if ranks give embeddings of different lengths."""
-    found = {hello.embedding: rank for rank, hello in sorted(hellos.items()) if hello.embedding}
+def kept_columns(hellos: Mapping[int, Hello]) -> tuple[KeptColumn, ...]:
+    """What all ranks keep of an image; () for nothing. Raises DataFault if it differs."""
+    found = {hello.columns: rank for rank, hello in sorted(hellos.items()) if hello.columns}
     if len(found) > 1:
-        told = ", ".join(f"{numbers} on rank {rank}" for numbers, rank in found.items())
+        told = "; ".join(f"{shown(columns)} on rank {rank}" for columns, rank in found.items())
         raise DataFault(
-            f"the ranks' networks give embeddings of other lengths ({told}): make them the same"
+            f"the ranks' networks give different values of an image ({told}): make them the same"
         )
+    return next(iter(found), ())
 
 
 def counted_classes(hellos: Mapping[int, Hello], specs: Mapping[str, str]) -> int | None:
@@ -276,6 +276,8 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
 def _welcome(plan: Plan, encoder: AnyEncoder) -> Welcome:
     """What all ranks are told alike."""
     settings = plan.settings
+    # An answer to a group has a vector for each image, any other answer has one.
+    by_group = settings.uses(COLLAGE) or settings.uses(BACKUP)
     return Welcome(
         networks={},
         image_shape=plan.shards.shape,
@@ -288,7 +290,8 @@ def _welcome(plan: Plan, encoder: AnyEncoder) -> Welcome:
         tuning=settings.tuning(),
         credit=settings.messages,
         batch=settings.batch_size,
-        answer_bytes=answer_bytes(plan, encoder),
+        answer_items=encoder.places,
+        answer_vectors=encoder.places if by_group else 1,
         extras=settings.extras,
         parity=plan.parity,
         warmup_tasks=settings.warmup_tasks,
@@ -320,18 +323,6 @@ def task_bytes(plan: Plan, encoder: AnyEncoder) -> int:
         task_message_bytes(batch, batch * encoder.places, batch * encoded_bytes),
         cancel_message_bytes(settings.messages * batch),
     )
-
-
-def answer_bytes(plan: Plan, encoder: AnyEncoder) -> int:
-    """Room for a message of answers: at least for one task, with its vectors if there are any."""
-    extras = plan.settings.extras
-    # An answer to a group has a vector for each image, any other answer has one.
-    by_group = plan.settings.uses(COLLAGE) or plan.settings.uses(BACKUP)
-    cells = encoder.places if by_group else 1
-    vectors = cells if extras else 0 if plan.parity is None else 1
-    classes = plan.classes or 0  # known wherever it counts
-    floats = extras.floats(classes) + (0 if plan.parity is None else classes)
-    return max(UP_BYTES, answer_message_bytes(encoder.places, vectors, floats))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from collage_mpi.encoding.vectors import Extras
+from collage_mpi.encoding.vectors import Extras, KeptColumn
 from collage_mpi.errors import CollageError
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.models.specs import ParitySpec
@@ -71,7 +71,7 @@ class Welcome:
             network knows how many there are.
         credit: how many messages of tasks may be under way to the rank.
         batch: the most inputs of one message, as far as is known.
-        answer_bytes: the longest message of answers.
+        answer_items, answer_vectors: of an answer, the most records of items, and of what is kept.
         extras: what an answer carries of each image beyond its class.
         parity: how answers are decoded from those of others; None without such a scheme.
         warmup_tasks: how often each network is run before the rank is ready.
@@ -94,7 +94,8 @@ class Welcome:
     tuning: Tuning
     credit: int
     batch: int
-    answer_bytes: int
+    answer_items: int
+    answer_vectors: int
     extras: Extras
     parity: ParitySpec | None
     warmup_tasks: int
@@ -171,7 +172,8 @@ class Hello:
         service_ns: kind -> time of one input, while other ranks may be at work too.
         longest_ns: the longest time of any batch that was tried.
         classes: kind -> how many classes its network tells apart.
-        embedding: the length of an image's embedding; None if none is wanted.
+        columns: what its answers carry of each image beyond its class.
+        answer_bytes: the longest message of answers.
         cannot_read: why the rank must be sent pixels although it was told of shards, or "".
         gpu_trouble: what is wrong with its GPU (`system.nvml`), or "".
     """
@@ -185,7 +187,8 @@ class Hello:
     service_ns: dict[str, int]
     longest_ns: int
     classes: dict[str, int]
-    embedding: int | None
+    columns: tuple[KeptColumn, ...]
+    answer_bytes: int
     cannot_read: str
     gpu_trouble: str
 

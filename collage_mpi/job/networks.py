@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
@@ -13,15 +13,16 @@ from itertools import accumulate
 import numpy as np
 
 from collage_mpi.encoding.decode import decode, summands
-from collage_mpi.encoding.vectors import EMBEDDINGS
-from collage_mpi.errors import EnvironmentFault
+from collage_mpi.encoding.vectors import Extras, KeptColumn, layout_of
+from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.job.messages import Measured, Welcome
 from collage_mpi.kinds import KIND, SINGLE, TABLE
 from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Geometry, Loading, Predictor
 from collage_mpi.models.named import OFFLINE, is_foreign, is_function
 from collage_mpi.models.null import NULL_CLASSES, NullPredictor
-from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult
+from collage_mpi.mpi.answers import ANSWERED, FAILED, VECTOR, WireResult, answer_message_bytes
+from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.scheduler.events import Score
 from collage_mpi.system.environment import (
@@ -34,6 +35,7 @@ from collage_mpi.system.environment import (
 )
 from collage_mpi.system.nvml import gpu_trouble
 
+LARGEST_ANSWER_BYTES = 1 << 30  # MPI counts bytes in 31 bits
 NOT_FINITE = "the network's scores are not finite (NaN or infinite)"
 # Of torch (out of memory; a GPU that fails, since torch 2.8), and Python's own.
 DEVICE_ERRORS = ("OutOfMemoryError", "AcceleratorError", "MemoryError")
@@ -70,7 +72,7 @@ class NetworkLoader:
             device=welcome.device,
             tuning=welcome.tuning,
             geometry=geometry if told else None,
-            embed=welcome.extras.save == EMBEDDINGS,
+            save=welcome.extras.save,
         )
         if (spec, kind, how) not in self._loaded:
             with uncollected():
@@ -78,7 +80,7 @@ class NetworkLoader:
         return self._loaded[spec, kind, how]
 
     def _load(self, spec: str, kind: str, how: Loading) -> Predictor:
-        if spec == "null" and not how.embed:
+        if spec == "null" and not Extras(save=how.save).of_network:
             assert how.geometry is not None
             known = how.geometry
             classes = known.classes or NULL_CLASSES
@@ -127,6 +129,36 @@ class Networks:
         self.predictors = {
             kind: load(spec, kind, welcome) for kind, spec in welcome.networks.items()
         }
+        self.columns = self._columns()
+        self._layout = layout_of(self.columns) if self.columns else None
+
+    def _columns(self) -> tuple[KeptColumn, ...]:
+        """What is kept of each image that a network here resolves."""
+        resolve = [each for kind, each in self.predictors.items() if KIND[kind].resolves]
+        if not self._welcome.extras or not resolve:
+            return ()
+        return self._welcome.extras.columns(resolve[0].classes, resolve[0].columns)
+
+    @property
+    def answer_bytes(self) -> int:
+        """The longest message of answers: it has room for one task at least.
+
+        Raises:
+            UsageError: MPI cannot send a message of that length.
+        """
+        welcome, floats = self._welcome, 0
+        if self._layout is not None:
+            floats = self._layout.itemsize // VECTOR.itemsize
+        if welcome.parity is not None:  # before what is kept
+            floats += max(each.classes for each in self.predictors.values())
+        vectors = welcome.answer_vectors if floats else 0
+        nbytes = answer_message_bytes(welcome.answer_items, vectors, floats)
+        if nbytes > LARGEST_ANSWER_BYTES:
+            raise UsageError(
+                f"an answer takes {nbytes:,} bytes, for {vectors} images of a group; the most is "
+                f"{LARGEST_ANSWER_BYTES:,}: choose scheme none, replicate or hedge"
+            )
+        return max(UP_BYTES, nbytes)
 
     def warm_up(self) -> tuple[dict[str, int], int]:
         """Run each network with one input and with batches: the ns of one input by kind, and the
@@ -207,16 +239,13 @@ class Networks:
         """
         try:
             batch = joined(inputs)
-            predictor, embeddings = self.predictors[tasks[0].kind], None
-            if self._welcome.extras.save == EMBEDDINGS:
-                scores, embeddings = predictor.embed(batch)
-            else:
-                scores = predictor.predict(batch)  # (n, cells, classes)
+            # (n, cells, classes), and (n, ...) each
+            scores, given = self.predictors[tasks[0].kind].answer(batch)
             results = []
             for task, part, end in zip(tasks, inputs, accumulate(map(len, inputs)), strict=True):
                 own = slice(end - len(part), end)
-                given = None if embeddings is None else embeddings[own]
-                results.append(self._result(task, scores[own], given))
+                kept = {name: values[own] for name, values in given.items()}
+                results.append(self._result(task, scores[own], kept))
             return results
         except Exception as error:
             if len(tasks) == 1 and (tasks[0].kind != SINGLE or len(inputs[0]) == 1):
@@ -235,16 +264,15 @@ class Networks:
         return WireResult(task.task, ANSWERED, cells=cells)
 
     def _result(
-        self, task: WireTask, scores: np.ndarray, embeddings: np.ndarray | None
+        self, task: WireTask, scores: np.ndarray, given: Mapping[str, np.ndarray]
     ) -> WireResult:
         """The answer to a task, with the vectors that the scheme and the user want."""
         result = result_of(task, scores, self._summed)
-        extras = self._welcome.extras
-        if not extras or result.status == FAILED or not KIND[task.kind].resolves:
+        if self._layout is None or result.status == FAILED or not KIND[task.kind].resolves:
             return result
         flat = scores.reshape(-1, scores.shape[-1])  # (n or cells, classes)
         asked = flat[[cell for _, cell in task.items]] if KIND[task.kind].encoded else flat
-        kept = extras.pack(asked, embeddings)  # (items, floats)
+        kept = self._welcome.extras.pack(self._layout, asked, given)  # (items, floats)
         said = [] if result.vectors is None else [result.vectors]
         result.vectors = np.concatenate([*said, kept], axis=1)
         return result

@@ -62,17 +62,24 @@ class Vectors:
     """Keeps a vector of each image: that of the answer that resolved it."""
 
     def __init__(
-        self, extras: Extras, write: Callable[[int, int, np.ndarray], None], evidence: int = 0
+        self,
+        extras: Extras,
+        layout: np.dtype,
+        write: Callable[[int, int, np.ndarray], None],
+        evidence: int = 0,
     ) -> None:
-        """`write(shard, row, vector)` stores a vector. `evidence`: how many numbers of an answer's
-        vector belong to the scheme and come first.
+        """`write(shard, row, vector)` stores a vector of that layout. `evidence`: how many numbers
+        of an answer's vector belong to the scheme and come first.
         """
-        self._extras, self._write, self._evidence = extras, write, evidence
+        self._extras, self._layout = extras, layout
+        self._write, self._evidence = write, evidence
         self._decoded: dict[int, np.ndarray] = {}
+        self.labelled = extras.classifies  # without a class, a label says nothing of a row
 
     def decoded(self, image: int, scores: np.ndarray) -> None:
         """Note the scores of an image, (classes,), that were decoded from several answers."""
-        self._decoded[image] = self._extras.pack(scores[None].astype(np.float32))[0]
+        packed = self._extras.pack(self._layout, scores[None].astype(np.float32))
+        self._decoded[image] = packed[0]
 
     def keep(self, resolve: Resolve, record: ImageRecord, send: Send, result: WireResult) -> None:
         """Write the vector of an image that the task's answer has resolved."""
@@ -280,8 +287,10 @@ class Recorder:
         label = record.label
         if record.unread is not None:
             label = _trusted_label(record, resolve, task)
-        if self._vectors is not None and task is not None:
-            self._vectors.keep(resolve, record, task.send, task.result)
+        if self._vectors is not None:
+            label = label if self._vectors.labelled else None
+            if task is not None:
+                self._vectors.keep(resolve, record, task.send, task.result)
         # First: a writer that raises leaves everything as if this had not happened.
         self._writer.image(self._image_row(resolve, record, label, task, group, now_ns))
         if task is not None:  # if there are several, the others resolved images of their own

@@ -16,11 +16,19 @@ import numpy as np
 from collage_mpi.encoding import BERRUT
 from collage_mpi.encoding.decode import decode_parity, parity_scores
 from collage_mpi.encoding.stripe import AnyEncoder
+from collage_mpi.encoding.vectors import layout_of
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job.calibration import AgreementWatch, PairBook
 from collage_mpi.job.coordinator import Coordinator, LoopSettings
 from collage_mpi.job.encoders import make_cell_maker, make_encoder
-from collage_mpi.job.handshake import ServiceCosts, handshake, readers, roll_call, start_of
+from collage_mpi.job.handshake import (
+    ServiceCosts,
+    handshake,
+    kept_columns,
+    readers,
+    roll_call,
+    start_of,
+)
 from collage_mpi.job.image_buffer import ImageBuffer, Reader
 from collage_mpi.job.messages import Hello
 from collage_mpi.job.plan import Plan
@@ -127,7 +135,9 @@ class TeamSession(ExitStack):
         vectors = None
         if settings.extras:
             evidence = 0 if plan.parity is None else plan.classes or 0
-            vectors = Vectors(settings.extras, self.rows.vector, evidence)
+            layout = layout_of(kept_columns(self.hellos))
+            self.rows.keep(layout)
+            vectors = Vectors(settings.extras, layout, self.rows.vector, evidence)
         scheme = replace(settings.scheme_settings(), decode=parity_decoder(plan, vectors))
         workers, costs = len(plan.placement.workers), self.costs
         runs = settings.runs and self.reading.issuperset(plan.placement.workers)

@@ -274,7 +274,8 @@ class Worker:
             service_ns=service_ns,
             longest_ns=longest_ns,
             classes={kind: each.classes for kind, each in held.items()},
-            embedding=next((each.embedding for each in held.values()), None),
+            columns=networks.columns,
+            answer_bytes=networks.answer_bytes,
             cannot_read=cannot_read,
             gpu_trouble=networks.gpu_trouble(),
         )
@@ -326,7 +327,8 @@ class Worker:
         ended = [task.task for task in tasks]
         session.open.difference_update(ended)
         session.cancelled.difference_update(ended)
-        room = session.welcome.answer_bytes
+        assert session.networks is not None
+        room = session.networks.answer_bytes
         for part in in_messages(results, room):
             buffer = self.endpoint.buffer(room)
             self.endpoint.send(buffer, pack_results(buffer, session.number, part))

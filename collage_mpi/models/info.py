@@ -5,12 +5,12 @@ together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from collage_mpi.encoding.vectors import MOST_EMBEDDING
+from collage_mpi.encoding.vectors import EMBEDDINGS, NO_SAVE, KeptColumn, layout_of
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import COLLAGE, NETWORKS, SINGLE
 from collage_mpi.models.specs import AcceptSpec, HeadSpec, ParitySpec
@@ -95,14 +95,19 @@ class Loading:
         tuning: precision, layout and launching of kernels. None: as in PLAIN, and the network is
             not tried before its first batch.
         geometry: shapes and classes for a user's own network; other networks know them.
-        embed: whether embeddings are wanted as well.
+        save: what a network is to give beside the scores, one of `vectors.SAVES`.
     """
 
     device: str = "cpu"
     threads: int = 1
     tuning: Tuning | None = None
     geometry: Geometry | None = None
-    embed: bool = False
+    save: str = NO_SAVE
+
+    @property
+    def embed(self) -> bool:
+        """Whether embeddings are wanted as well."""
+        return self.save == EMBEDDINGS
 
 
 class Predictor(Protocol):
@@ -114,7 +119,7 @@ class Predictor(Protocol):
     fingerprint: str
     device: str
     tuning: str  # how it runs, in words
-    embedding: int | None  # numbers of an embedding, where it was loaded to give them
+    columns: tuple[KeptColumn, ...]  # what `answer` gives beside the scores
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
         """Classify.
@@ -129,8 +134,8 @@ class Predictor(Protocol):
         """
         ...
 
-    def embed(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The result of `predict`, and (n, embedding) float32, if `embedding` is a number."""
+    def answer(self, batch: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The result of `predict`, and (n, ...) of each of the `columns`."""
         ...
 
 
@@ -144,14 +149,15 @@ TOLERANCE = 0.01  # of probabilities and their sum: 16-bit formats round
 HOW = "docs/images.md (A network of your own) has an example"
 
 
-def embedding_length(origin: str, embeddings: np.ndarray) -> int:
-    """Length d of embeddings (n, d). Raises UsageError if it is zero or too long to send."""
-    length = int(embeddings.shape[1])
-    if not 1 <= length <= MOST_EMBEDDING:
-        raise UsageError(
-            f"{origin} gives embeddings of {length:,} numbers; 1 to {MOST_EMBEDDING:,} can be kept"
-        )
-    return length
+def columns_of(origin: str, given: Mapping[str, np.ndarray]) -> tuple[KeptColumn, ...]:
+    """The columns of what a network gives beside its scores, (n, ...) each. Raises UsageError for
+    what cannot be kept."""
+    try:
+        found = tuple(KeptColumn.of(name, values) for name, values in given.items())
+        layout_of(found)
+    except UsageError as error:
+        raise UsageError(f"{origin} gives what cannot be kept: {error}") from error
+    return found
 
 
 @dataclass(frozen=True)

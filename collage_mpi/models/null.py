@@ -7,6 +7,7 @@ import hashlib
 import numpy as np
 
 from collage_mpi.encoding.grid import Grid
+from collage_mpi.encoding.vectors import KeptColumn
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import COLLAGE
 from collage_mpi.models.info import check_kind
@@ -37,7 +38,7 @@ class NullPredictor:
         self.classes = classes
         self.device = "cpu"
         self.tuning = NO_TUNING
-        self.embedding: int | None = None
+        self.columns: tuple[KeptColumn, ...] = ()
         if kind == COLLAGE:
             grid = Grid(side, cell_px)
             self.cells = grid.cells
@@ -64,9 +65,9 @@ class NullPredictor:
             row[value % self.classes] = 1.0
         return scores.reshape(len(batch), self.cells, self.classes)
 
-    def embed(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Never called, because `load_predictor` refuses embeddings of a null network."""
-        raise NotImplementedError
+    def answer(self, batch: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The scores alone."""
+        return self.predict(batch), {}
 
 
 def is_null(spec: str) -> bool:

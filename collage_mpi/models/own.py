@@ -16,6 +16,13 @@ are, a Module as float32, raw, with the last of three axes or more as the first:
 volumes. Attributes of the Module change that: `input_mean` and `input_std`, which are subtracted
 and divided by (of uint8: pixels / 255), one number or one a channel, and `input_channels = "first"`
 for items (C, ...). With `input_shape` or `input_dtype` of either, other items are refused.
+
+A class that is mapped over images is asked for no classes:
+
+    class Function:
+        def __init__(self, device): ...
+        def __call__(self, batch):  # items, (n, ...)
+            return a dict of arrays, (n, ...) each
 """
 
 from __future__ import annotations
@@ -27,7 +34,7 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +43,7 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.encoding.vectors import OUTPUTS, KeptColumn, shown
 from collage_mpi.errors import CollageError, DataFault, UsageError
 from collage_mpi.kinds import SINGLE
 from collage_mpi.models.info import (
@@ -45,17 +53,23 @@ from collage_mpi.models.info import (
     Geometry,
     Loading,
     Predictor,
-    embedding_length,
+    columns_of,
     item_mismatch,
     own_info,
 )
-from collage_mpi.models.named import FUNCTION, check_named, read_spec
+from collage_mpi.models.named import FUNCTION, check_named, is_function, read_spec
 
 UNKNOWN_CLASSES = (
     "classes is None where nobody names the classes and no label shows how many there are: "
     "--class-names-file FILE names them. "
 )
 SPREAD = {"mean": 0.0, "std": 1.0}
+
+MAP_HOW = "docs/inputs.md has an example"
+RAGGED = (
+    "Results must be numbers, of one shape for each image: pad them to the longest, and give their "
+    "lengths as another array"
+)
 
 # Files of this package, of Python's own and of installed ones, and what has no file.
 _NOT_THEIRS = (
@@ -87,10 +101,16 @@ def load_foreign(spec: str, kind: str, how: Loading) -> tuple[Predictor, Declare
         made, facts = load_named(named, how)
     if facts.shape is not None and kind == SINGLE:
         geometry = replace(geometry, image_shape=facts.shape)
-    if callable(getattr(made, "predict", None)):
-        predictor = OwnPredictor(spec, kind, geometry, made, how.device)
+    own = MappedFunction if how.save == OUTPUTS else OwnPredictor
+    if callable(getattr(made, own.method, None)):
+        predictor = own(spec, kind, geometry, made, how.device)
         predictor.first_call(how.embed)
         return predictor, facts
+    if own is MappedFunction:
+        raise UsageError(
+            f"{spec} made a {type(made).__name__}, which cannot be called; needed: a class with "
+            f"__init__(device) and __call__(batch), which returns a dict of arrays. {MAP_HOW}"
+        )
     if "torch" in sys.modules and isinstance(made, sys.modules["torch"].nn.Module):
         from collage_mpi.models.predictor import module_predictor
 
@@ -112,7 +132,7 @@ def load_foreign(spec: str, kind: str, how: Loading) -> tuple[Predictor, Declare
 
 def _called(spec: str, kind: str, geometry: Geometry, how: Loading) -> Any:
     """What the user's function returns."""
-    function = find_function(spec)
+    function, maps = find_function(spec), how.save == OUTPUTS
     told = {
         "kind": kind,
         "shape": geometry.input_shape(kind),
@@ -122,14 +142,15 @@ def _called(spec: str, kind: str, geometry: Geometry, how: Loading) -> Any:
         "device": how.device,
     }
     try:
-        return function(**told)
+        return function(how.device) if maps else function(**told)
     except CollageError:
         raise
     except Exception as error:
-        unknown = "" if geometry.classes is not None else UNKNOWN_CLASSES
+        unknown = "" if maps or geometry.classes is not None else UNKNOWN_CLASSES
+        given = {"device": how.device} if maps else told
         raise UsageError(
-            f"{spec}: calling it with {', '.join(f'{k}={v!r}' for k, v in told.items())} raised "
-            f"{told_error(error)}. {unknown}{HOW}"
+            f"{spec}: calling it with {', '.join(f'{k}={v!r}' for k, v in given.items())} raised "
+            f"{told_error(error)}. {unknown}{MAP_HOW if maps else HOW}"
         ) from error
 
 
@@ -185,6 +206,15 @@ def find_function(spec: str) -> Callable[..., Any]:
     return function
 
 
+def check_mapped(spec: str) -> None:
+    """Raise UsageError unless the spec is that of a class whose objects can be called."""
+    if not is_function(spec):
+        raise UsageError(f"{spec} names no class: FILE.py:CLASS or MODULE:CLASS. {MAP_HOW}")
+    made = find_function(spec)
+    if isinstance(made, type) and not any("__call__" in vars(base) for base in made.__mro__):
+        raise UsageError(f"{spec} has no __call__(batch): {MAP_HOW}")
+
+
 class OwnPredictor:
     """A user's predictor with checked answers; see the `Predictor` protocol.
 
@@ -192,12 +222,15 @@ class OwnPredictor:
     hold different weights are noticed.
     """
 
+    method = "predict"  # of the user's object
+
     def __init__(self, spec: str, kind: str, geometry: Geometry, made: Any, device: str) -> None:
         self.spec, self.kind, self.made = spec, kind, made
         self.cells, self.classes = geometry.cells(kind), geometry.classes or 0
         self.device = str(getattr(made, "device", device))
         self.tuning = "its own"
-        self.embedding: int | None = None
+        self.columns: tuple[KeptColumn, ...] = ()
+        self._embeds = False
         told = str(getattr(made, "fingerprint", spec))
         self.fingerprint = hashlib.sha256(told.encode()).hexdigest()
         self.info = own_info(spec, kind, geometry, self.fingerprint)
@@ -206,17 +239,20 @@ class OwnPredictor:
         """(n, ...) items -> (n, cells, classes) float32. Raises DataFault for a wrong shape."""
         return self._checked(self.made.predict(batch), batch)
 
-    def embed(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Like `predict`, and (n, d) float32 embeddings. Raises DataFault for a wrong shape."""
+    def answer(self, batch: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Like `predict`, and (n, d) float32 embeddings, if they are wanted. Raises DataFault for a
+        wrong shape."""
+        if not self._embeds:
+            return self.predict(batch), {}
         scores, embeddings = self.made.embed(batch)
         found = np.asarray(embeddings, dtype=np.float32)
-        length = self.embedding or (found.shape[1] if found.ndim == 2 else 0)
+        (length,) = self.columns[0].shape if self.columns else found.shape[1:2] or (0,)
         if found.shape != (len(batch), length):
             raise DataFault(
                 f"{self.spec}: embed gave embeddings {found.shape}; needed: ({len(batch)}, "
                 f"{length or 'd'})"
             )
-        return self._checked(scores, batch), found
+        return self._checked(scores, batch), {"embedding": found}
 
     def _checked(self, given: Any, batch: np.ndarray) -> np.ndarray:
         scores = np.asarray(given, dtype=np.float32)
@@ -234,6 +270,7 @@ class OwnPredictor:
             DataFault: the answers are not probabilities.
             UsageError: `embed` is missing but wanted, or the embeddings are too long.
         """
+        self._embeds = embed
         if not embed:
             check_probabilities(self.spec, self.predict(self.info.noise()))
             return
@@ -243,9 +280,74 @@ class OwnPredictor:
                 "needs: give it embed(batch), which returns (probabilities as of predict, "
                 f"embeddings (n, d)). {HOW}"
             )
-        scores, found = self.embed(self.info.noise())
+        scores, found = self.answer(self.info.noise())
         check_probabilities(self.spec, scores)
-        self.embedding = embedding_length(self.spec, found)
+        self.columns = columns_of(self.spec, found)
+
+
+class MappedFunction(OwnPredictor):
+    """A user's class whose outputs are kept. As a network it has one class, which is always sure
+    and which no reader of the rows shows. The first outputs say which columns there are."""
+
+    method = "__call__"
+
+    def __init__(self, spec: str, kind: str, geometry: Geometry, made: Any, device: str) -> None:
+        super().__init__(spec, kind, replace(geometry, classes=1), made, device)
+
+    def predict(self, batch: np.ndarray) -> np.ndarray:
+        return self.answer(batch)[0]
+
+    def answer(self, batch: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """(n, 1, 1) ones, and the outputs. Raises DataFault if they are not as they should be."""
+        given = self.made(batch)
+        if not isinstance(given, Mapping) or not given:
+            raise DataFault(
+                f"{self.spec} returned a {type(given).__name__}; needed: a dict of arrays, the "
+                f"first axis of each the images of the batch ({len(batch)})"
+            )
+        found = {str(name): self._array(name, values) for name, values in given.items()}
+        for name, values in found.items():
+            if values.shape[:1] != (len(batch),):
+                raise DataFault(
+                    f"{self.spec}: {name} has the shape {values.shape}; its first axis must be the "
+                    f"images of the batch ({len(batch)})"
+                )
+        columns = columns_of(self.spec, found)
+        if self.columns and {*columns} != {*self.columns}:
+            raise DataFault(
+                f"{self.spec} gave {shown(columns)}; its first outputs were "
+                f"{shown(self.columns)}, and each batch must give the same"
+            )
+        return np.ones((len(batch), 1, 1), np.float32), found
+
+    def _array(self, name: object, values: Any) -> np.ndarray:
+        """Of torch's tensors and of lists too."""
+        try:
+            found = np.asarray(values)
+        except ValueError as error:  # a list of arrays of different shapes
+            raise DataFault(f"{self.spec}: {name} is no array: {error}. {RAGGED}") from error
+        if found.dtype == object:
+            raise DataFault(f"{self.spec}: {name} is an array of objects. {RAGGED}")
+        return found
+
+    def first_call(self, embed: bool = False) -> None:
+        """Learn the columns from what it makes of noise.
+
+        Raises:
+            UsageError, DataFault: what it raised, or outputs that cannot be kept.
+        """
+        noise = self.info.noise()
+        try:
+            self.columns = columns_of(self.spec, self.answer(noise)[1])
+        except CollageError:
+            raise
+        except Exception as error:  # of the user's code
+            raise DataFault(
+                f"{self.spec}: called with noise of {noise.shape} uint8 it raised "
+                f"{told_error(error)}"
+            ) from error
+        known = f"{self.fingerprint} {self.columns}"  # a run that goes on must give the same
+        self.fingerprint = hashlib.sha256(known.encode()).hexdigest()
 
 
 def check_probabilities(spec: str, scores: np.ndarray) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from collage_mpi.encoding.vectors import KeptColumn
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.models.architecture import Backbone, read_architecture
 from collage_mpi.models.backbones import COUNTER, channels_last, fold_norms
@@ -25,7 +26,7 @@ from collage_mpi.models.info import (
     Geometry,
     Loading,
     NetworkInfo,
-    embedding_length,
+    columns_of,
     own_info,
 )
 from collage_mpi.models.launching import make_launcher
@@ -89,7 +90,7 @@ class TorchPredictor:
         self.classes = len(info.class_names)
         self.fingerprint = info.fingerprint
         self.device = str(device)
-        self.embedding: int | None = None  # the first call tells
+        self.columns: tuple[KeptColumn, ...] = ()  # the first call tells
         self._device, self._embeds = device, embed
         fold_norms(network)
         chosen = (tuning or PLAIN).on(device.type)
@@ -160,10 +161,12 @@ class TorchPredictor:
         return self._scores(self._launch(self._checked(batch)))
 
     @torch.inference_mode()
-    def embed(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Like `predict`, and the images' embeddings, (n, d) float32."""
+    def answer(self, batch: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Like `predict`, and the images' embeddings, (n, d) float32, if they are wanted."""
+        if not self._embeds:
+            return self.predict(batch), {}
         found = self._launch(self._checked(batch))  # (n, 1, classes + d)
-        return self._scores(found), found[:, 0, self.classes :].numpy().copy()
+        return self._scores(found), {"embedding": found[:, 0, self.classes :].numpy().copy()}
 
     def _scores(self, found: torch.Tensor) -> np.ndarray:
         logits = found[:, :, : self.classes] if self._embeds else found
@@ -184,10 +187,9 @@ class TorchPredictor:
             EnvironmentFault: the scores are not finite in this precision.
         """
         noise = self.info.noise()
-        found = self.embed(noise) if self._embeds else (self.predict(noise),)
-        if self._embeds:
-            self.embedding = embedding_length(self.info.origin, found[-1])
-        if not all(np.isfinite(each).all() for each in found):
+        scores, given = self.answer(noise)
+        self.columns = columns_of(self.info.origin, given) if given else ()
+        if not all(np.isfinite(each).all() for each in (scores, *given.values())):
             raise EnvironmentFault(
                 f"the {self.kind} network of {self.info.origin} gives no finite scores as "
                 f"{self.tuning} on {self.device}: {_other_than(self._dtype)}"

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from collage_mpi.encoding.vectors import KEYS
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.results import parts
 from collage_mpi.results.file_names import MARKER, PARTS_FOLDER
 from collage_mpi.results.manifest import Json, finals, read_manifest, readable
+from collage_mpi.results.outputs import KeptValues
 from collage_mpi.results.rows import (
     GROUPS,
     IMAGES,
@@ -27,9 +29,9 @@ from collage_mpi.results.rows import (
     flat_keys,
 )
 from collage_mpi.results.vectors import (
+    array_of,
     arrow_vectors,
     extras_of,
-    matrix_of,
     of_parts,
     require_pyarrow,
 )
@@ -245,19 +247,44 @@ class Results(Run):
         found: np.ndarray = self.tasks[~self.tasks["warmup"]]
         return found
 
+    @cached_property
+    def kept_values(self) -> KeptValues:
+        """What the run keeps of its answered images, a file at a time."""
+        return KeptValues(self.path, read_parts(self.path, self.manifest), self.manifest)
+
+    @cached_property
+    def _answered(self) -> np.ndarray:
+        found: np.ndarray = self.images[self.images["answered"]]
+        return found
+
+    def __len__(self) -> int:
+        """The number of answered images. With `[i]`, results are a map-style data set of torch."""
+        return len(self._answered)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """An answered image, in written order: fingerprint and row, its key; class and score, if
+        the run names classes; and what it keeps beyond them, which is read a file at a time."""
+        row = self._answered[range(len(self))[i]]
+        found = {"fingerprint": self.fingerprints[row["shard"]], "row": int(row["row"])}
+        extras = extras_of(self.manifest)
+        if extras.classifies:
+            found |= {"class": int(row["predicted"]), "score": float(row["score"])}
+        return found | (self.kept_values[range(len(self))[i]] if extras else {})
+
     def kept(self, name: str) -> np.ndarray:
-        """(answered images, length): top_classes, top_scores, scores or embedding, in the order
-        of `images[images["answered"]]`.
+        """(answered images, ...): top_classes, top_scores, scores, embedding, or what a mapped
+        function returned under that name, in the order of `images[images["answered"]]`.
 
         Raises:
             UsageError: the run does not keep it.
             EnvironmentFault, DataFault: pyarrow is not installed; a file is damaged or gone.
         """
-        known = extras_of(self.manifest).columns
+        extras = extras_of(self.manifest)
+        table = self.to_arrow("vectors") if extras and name in (extras.names or (name,)) else None
+        known = extras.names if table is None else table.column_names[len(KEYS) :]
         if name not in known:
             raise UsageError(f"the run has no {name}; it has {', '.join(known) or 'none'}")
-        table = self.to_arrow("vectors")
-        found = np.empty((0, 0)) if table is None else matrix_of(table[name])
+        found = np.empty((0, 0)) if table is None else array_of(table[name])
         if len(found) != int(self.images["answered"].sum()):
             raise DataFault(
                 f"{self.path}: {len(found):,} vectors for other rows; collage-mpi verify says more"

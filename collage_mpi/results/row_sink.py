@@ -29,6 +29,7 @@ from collage_mpi.results.vectors import Beside, Write, extras_of
 
 ROWS_PER_PART = 4096  # about 0.8 MB of images
 FLUSH_S = 10.0  # a kill costs the rows of the last ten seconds: they are done again
+VECTORS_PER_PART_BYTES = 32 << 20  # then a part has fewer rows
 QUEUE_BYTES = 64 << 20  # of rows and vectors behind a slow disk, then the caller waits
 INTACT = "All parts written before are intact."
 
@@ -354,9 +355,16 @@ class RowSink:
         """A copy of the latest task rows, (n,) of TASK_ROW: some seconds' or 4,096 and more."""
         return self._tasks.recent()
 
+    def keep(self, layout: np.dtype) -> None:
+        """Vectors have that layout."""
+        assert self._vectors is not None
+        self._vectors.layout = layout
+
     def vector(self, shard: int, row: int, vector: np.ndarray) -> None:
         """What is kept of an answered image, (floats,) float32: before its own row."""
         assert self._vectors is not None
+        if self._vectors.nbytes >= VECTORS_PER_PART_BYTES:
+            self._images.hand_over()
         self._vectors.add(shard, row, vector)
 
     def tick(self) -> None:

@@ -10,13 +10,14 @@ session. So while a run goes on, its folder holds each image once.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from collage_mpi.encoding.vectors import Extras
+from collage_mpi.encoding.vectors import KEYS, OUTPUTS, Extras, unpack
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.results.file_names import VECTORS_FOLDER
 from collage_mpi.results.parts import PartName
@@ -24,8 +25,11 @@ from collage_mpi.results.rows import IMAGES
 from collage_mpi.system.extras import pip_line
 from collage_mpi.system.files import write_atomic
 
+ADVICE = (
+    "Restore it from a copy, or move it away and run again with --resume: its images are then "
+    "done again."
+)
 OURS = r"vectors-(\d{4,5})-(\d{6,18})\.parquet"  # session, number
-KEYS = ("fingerprint", "shard", "row", "session")
 
 
 class Write(NamedTuple):
@@ -73,7 +77,8 @@ class Beside:
     ) -> None:
         """`folder`: where the files go, `session`: whose they are."""
         self._folder, self._session, self._check = folder, session, check
-        self._extras = extras_of(manifest)
+        self.layout: np.dtype | None = None  # until the ranks have told it
+        self.nbytes = 0  # taken so far
         self._fingerprints = [shard["fingerprint"] for shard in manifest["shards"]]
         self._keys: list[tuple[int, int]] = []
         self._vectors: list[np.ndarray] = []
@@ -85,24 +90,26 @@ class Beside:
         """
         self._keys.append((shard, row))
         self._vectors.append(vector.copy())
+        self.nbytes += vector.nbytes
 
     def take(self) -> Write:
         """What writes the vectors taken so far, off the hot path. The next part begins empty."""
-        keys, vectors = self._keys, self._vectors
-        self._keys, self._vectors = [], []
+        keys, vectors, nbytes = self._keys, self._vectors, self.nbytes
+        self._keys, self._vectors, self.nbytes = [], [], 0
 
         def write(number: int) -> None:
             path = self._folder / vectors_name(self._session, number)
             write_atomic(path, (self._parquet(keys, vectors),), replace=False, check=self._check)
 
-        return Write(sum(vector.nbytes for vector in vectors), write)
+        return Write(nbytes, write)
 
     def _parquet(self, keys: list[tuple[int, int]], vectors: list[np.ndarray]) -> memoryview:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        floats = len(vectors[0]) if vectors else 2 * (self._extras.top_k or 0)
-        matrix = np.array(vectors, np.float32).reshape(len(vectors), floats)
+        assert self.layout is not None
+        floats = self.layout.itemsize // 4
+        records = unpack(self.layout, np.array(vectors, np.float32).reshape(len(vectors), floats))
         shards = np.array([shard for shard, _ in keys], np.uint32)
         indices = pa.array(shards.astype(np.int32))
         columns = {
@@ -111,15 +118,30 @@ class Beside:
             "row": pa.array(np.array([row for _, row in keys], np.uint64)),
             "session": pa.array(np.full(len(keys), self._session, np.uint16)),
         }
-        for name, values in self._extras.unpack(matrix).items():
-            offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
-            flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-            columns[name] = pa.ListArray.from_arrays(pa.array(offsets), flat)
-        sink = pa.BufferOutputStream()
-        # A dictionary of floats that are all different would only cost room.
-        how = {"use_dictionary": ["fingerprint"], "write_page_checksum": True}
-        pq.write_table(pa.table(columns), sink, **how)
+        columns |= {name: _as_arrow(records[name]) for name in self.layout.names or ()}
+        table, sink = pa.table(columns), pa.BufferOutputStream()
+        # A dictionary of floats that are all different would only cost room. Of bytes it saves it:
+        # Parquet has none, and stores each in 32 bits.
+        few = [each for each in self.layout.names or () if records[each].dtype.itemsize == 1]
+        pages = ["fingerprint", *few, *(f"{name}.list.element" for name in few)]
+        pq.write_table(table, sink, use_dictionary=pages, write_page_checksum=True)
         return memoryview(sink.getvalue())
+
+
+def _as_arrow(values: np.ndarray) -> Any:
+    """(n, *shape) as numbers, as lists, or as tensors of Arrow's own type, which know their shape:
+    see `array_of`."""
+    import pyarrow as pa
+
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    if values.ndim == 1:
+        return flat
+    if values.ndim == 2:
+        offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+        return pa.ListArray.from_arrays(pa.array(offsets), flat)
+    shape = values.shape[1:]
+    rows = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(shape)))
+    return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(flat.type, shape), rows)
 
 
 def of_parts(out: Path, found: Sequence[PartName], manifest: Mapping[str, Any]) -> list[PartName]:
@@ -150,6 +172,21 @@ def _files(out: Path) -> list[Path]:
     return sorted(path for path in paths if re.fullmatch(OURS, path.name))
 
 
+@contextmanager
+def reading_parquet(path: Path) -> Iterator[None]:
+    """Raise DataFault for a damaged file, and EnvironmentFault for one that cannot be read."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # of a column's name
+        raise DataFault(f"{path}: damaged: {' '.join(str(error).split())}. {ADVICE}") from error
+    except OSError as error:  # pyarrow's own too: a page whose checksum is wrong
+        if error.errno is None:
+            raise DataFault(f"{path}: damaged: {error}. {ADVICE}") from error
+        raise EnvironmentFault(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
 def read_file(path: Path, extras: Extras) -> Any:
     """One file as a pyarrow.Table.
 
@@ -158,32 +195,23 @@ def read_file(path: Path, extras: Extras) -> Any:
         DataFault: it is damaged, or has not the run's columns.
     """
     require_pyarrow(f"reading {path}")
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    advice = (
-        "Restore it from a copy, or move it away and run again with --resume: its images are then "
-        "done again."
-    )
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read()
-    except (pa.ArrowException, UnicodeDecodeError) as error:  # of a column's name
-        raise DataFault(f"{path}: damaged: {' '.join(str(error).split())}. {advice}") from error
-    except OSError as error:  # pyarrow's own too: a page whose checksum is wrong
-        if error.errno is None:
-            raise DataFault(f"{path}: damaged: {error}. {advice}") from error
-        raise EnvironmentFault(f"{path}: cannot be read: {error.strerror or error}") from error
-    if tuple(table.column_names) != (*KEYS, *extras.columns):
-        raise DataFault(f"{path}: has the columns {', '.join(table.column_names)}. {advice}")
+    with reading_parquet(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        table = file.read()
+    names, keys = tuple(table.column_names), len(KEYS)
+    known = names[keys:] if extras.save == OUTPUTS else extras.names  # any, but some
+    if names != (*KEYS, *known) or not known:
+        raise DataFault(f"{path}: has the columns {', '.join(table.column_names)}. {ADVICE}")
     odd = [f"{each.name} of {each.type}" for each in table.schema if not _is_ours(each)]
     if odd:
-        raise DataFault(f"{path}: has the columns {', '.join(odd)}. {advice}")
+        raise DataFault(f"{path}: has the columns {', '.join(odd)}. {ADVICE}")
     return table
 
 
 def _is_ours(column: Any) -> bool:
-    """Whether a pyarrow.Field is of texts, numbers or lists of them, as its name says."""
+    """Whether a pyarrow.Field is of texts, or of what `array_of` takes, as its name says."""
+    import pyarrow as pa
     from pyarrow import types
 
     kind = column.type
@@ -191,20 +219,32 @@ def _is_ours(column: Any) -> bool:
         return bool(types.is_string(kind.value_type if types.is_dictionary(kind) else kind))
     if column.name in KEYS:
         return bool(types.is_integer(kind))
-    inner = kind.value_type if types.is_list(kind) else None
-    return inner is not None and (types.is_integer(inner) or types.is_floating(inner))
+    tensor = isinstance(kind, pa.FixedShapeTensorType)
+    inner = kind.value_type if types.is_list(kind) or tensor else kind
+    return bool(types.is_integer(inner) or types.is_floating(inner) or types.is_boolean(inner))
 
 
-def matrix_of(column: Any) -> np.ndarray:
-    """(n, length) of a column of lists, all as long. Raises DataFault: they are not."""
+def array_of(column: Any) -> np.ndarray:
+    """(n, ...) of a column of numbers, lists or tensors, all of one shape. Raises DataFault: they
+    are not."""
+    import pyarrow as pa
+
     chunks = [chunk for chunk in column.chunks if len(chunk)]
-    lengths = {length for chunk in chunks for length in np.unique(chunk.value_lengths())}
-    if len(lengths) > 1 or 0 in lengths or column.null_count:
+    shape: tuple[int, ...] = ()
+    if isinstance(column.type, pa.FixedShapeTensorType):
+        shape, chunks = tuple(column.type.shape), [chunk.storage for chunk in chunks]
+    elif pa.types.is_list(column.type):
+        lengths = {length for chunk in chunks for length in np.unique(chunk.value_lengths())}
+        if len(lengths) > 1 or 0 in lengths:
+            raise DataFault("vectors of other lengths in one file")
+        shape = tuple(lengths or (0,))
+    if column.null_count:
         raise DataFault("vectors of other lengths in one file")
     # By chunk: the numbers of all may be more than a list's 32-bit offsets reach.
-    flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]
-    found: np.ndarray = np.concatenate(flat).reshape(len(column), -1) if flat else np.empty((0, 0))
-    return found
+    flat = [chunk.flatten() if shape else chunk for chunk in chunks]
+    numbers = [part.to_numpy(zero_copy_only=False) for part in flat]
+    found: np.ndarray = np.concatenate(numbers) if numbers else np.empty(0)
+    return found.reshape(len(column), *shape)
 
 
 def arrow_vectors(out: Path, found: Iterable[PartName], manifest: Mapping[str, Any]) -> Any:
@@ -225,7 +265,10 @@ def arrow_vectors(out: Path, found: Iterable[PartName], manifest: Mapping[str, A
 
     numbers = [(part.session, part.number) for part in found if part.table == IMAGES.name]
     tables = [read_file(vectors_path(out, *number), extras) for number in numbers]
-    return pa.concat_tables(tables) if tables else None
+    try:
+        return pa.concat_tables(tables) if tables else None
+    except pa.ArrowInvalid as error:  # of another run's file, with columns of its own
+        raise DataFault(f"{out}: its files of vectors have different columns: {error}") from error
 
 
 def check_file(path: Path, rows: np.ndarray, manifest: Mapping[str, Any]) -> tuple[int, list[str]]:
@@ -248,10 +291,10 @@ def check_file(path: Path, rows: np.ndarray, manifest: Mapping[str, Any]) -> tup
     fingerprints = np.array([shard["fingerprint"] for shard in manifest["shards"]])
     if not wrong and table["fingerprint"].to_pylist() != fingerprints[answered["shard"]].tolist():
         wrong.append(f"{path}: vectors of other shards than its rows: fingerprint differs")
-    matrices = {name: matrix_of(table[name]) for name in extras.columns}
-    best = matrices.get("top_classes", matrices.get("scores"))
+    arrays = {name: array_of(table[name]) for name in table.column_names[len(KEYS) :]}
+    best = arrays.get("top_classes", arrays.get("scores")) if extras.names else None
     if not wrong and best is not None and len(best):
-        first = best[:, 0] if "top_classes" in matrices else best.argmax(axis=1)
+        first = best[:, 0] if "top_classes" in arrays else best.argmax(axis=1)
         other = int((first != answered["predicted"]).sum())
         if other:
             wrong.append(f"{path}: {other:,} vectors whose best class is not the row's")

@@ -105,7 +105,8 @@ class InputSettings(Settings):
     save: str = _setting(
         "none",
         "keep the scores of all classes, or the network's embedding of each image, in "
-        "OUT/vectors as well. embeddings needs scheme none, replicate or hedge",
+        "OUT/vectors as well. embeddings needs scheme none, replicate or hedge. outputs: keep what "
+        "a class of your own returns, as `collage-mpi map` does",
         choices=SAVES,
     )
 

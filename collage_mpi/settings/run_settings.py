@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from collage_mpi.encoding.vectors import EMBEDDINGS, NO_SAVE
+from collage_mpi.encoding.vectors import EMBEDDINGS, NO_SAVE, OUTPUTS
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import (
     BACKUP,
@@ -24,6 +24,7 @@ from collage_mpi.kinds import (
     SINGLE,
     SPARE_KINDS,
 )
+from collage_mpi.models.named import is_function
 from collage_mpi.models.tuning import Tuning
 from collage_mpi.scheduler import SchedulerSettings
 from collage_mpi.scheduler.schemes import scheme_class
@@ -91,6 +92,20 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
                 f"save is embeddings with scheme {self.scheme}, but the {encoded} network's "
                 "answers have no embedding of a single image: choose --save scores, or scheme "
                 "none, replicate or hedge"
+            )
+        if self.save == OUTPUTS:
+            self._check_map(encoded)
+
+    def _check_map(self, encoded: str | None) -> None:
+        if self.top_k or (self.single and not is_function(self.single)):
+            raise UsageError(
+                f"save is outputs with single {self.single} and top_k {self.top_k}: outputs are "
+                "those of a class of your own, FILE.py:CLASS, which names no classes"
+            )
+        if encoded is not None or self.takes_threshold:
+            raise UsageError(
+                f"scheme {self.scheme} decides by the scores of classes, and a mapped function "
+                "gives none: choose scheme none, replicate, hedge or batch-backup"
             )
 
     @classmethod

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from collage_mpi.encoding.vectors import EMBEDDINGS
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import SINGLE
 from collage_mpi.models.collage_net import build_network
@@ -154,11 +155,11 @@ def _features(
     def compute() -> np.ndarray:
         precision = resolve_precision(settings.precision, torch.device(machine.device))
         tuning = replace(PLAIN, precision=precision)
-        how = Loading(machine.device, machine.threads, tuning, embed=True)
+        how = Loading(machine.device, machine.threads, tuning, save=EMBEDDINGS)
         below = TorchPredictor.load(str(init), SINGLE, how)
 
         def look(images: np.ndarray) -> np.ndarray:
-            return below.embed(images)[1].astype(np.float16)
+            return below.answer(images)[1]["embedding"].astype(np.float16)
 
         return each_view(calls_of(parts, CALL), look, settings.flips, "features of")
 

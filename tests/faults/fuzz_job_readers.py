@@ -24,6 +24,7 @@ from job_messages import HELLO, WELCOME
 from results_harness import fill, manifest
 from test_lead import Play
 
+from collage_mpi.encoding.vectors import KeptColumn
 from collage_mpi.errors import CollageError
 from collage_mpi.faults.tcp_link import Offer, read_greeting
 from collage_mpi.job import messages as said
@@ -67,7 +68,7 @@ STATUS_WORD = "f" * 32
 
 # One of each type, or several; `messages.TYPES` says which there are.
 CONTROL: tuple[said.Message, ...] = (
-    *(HELLO, replace(HELLO, embedding=3), WELCOME),
+    *(HELLO, replace(HELLO, columns=(KeptColumn("embedding", "<f4", (3,)),)), WELCOME),
     replace(WELCOME, networks={"single": "null"}, straggler=StragglerSettings(straggler_seed=3)),
     *(said.Rank0("h", PROCESS, OFFER), said.Rank0("h", None, None), said.Shards(("{}", "{}"))),
     *(

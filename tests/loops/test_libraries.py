@@ -86,7 +86,7 @@ def test_torchscript_and_exported_programs(tmp_path: Path) -> None:
         assert len(loaded(path).fingerprint) == 64
     assert libraries.load_exported(read_spec(str(files[1])), Loading())[2].shape == (PX, PX, 3)
     with pytest.raises(UsageError, match="gives no embeddings"):
-        loaded(files[0], embed=True)
+        loaded(files[0], save="embeddings")
 
 
 @torch.inference_mode()
@@ -115,7 +115,9 @@ def test_timm_with_a_checkpoint_and_from_a_folder(tmp_path: Path) -> None:
     predictor = loaded(f"timm:test_resnet,weights={file}")
     same(predictor, expected, noise)
     assert predictor.info.shape == (160, 160, 3)
-    embedding = loaded(f"timm:test_resnet,weights={file}", embed=True).embed(noise)[1]
+    embedding = loaded(f"timm:test_resnet,weights={file}", save="embeddings").answer(noise)[1][
+        "embedding"
+    ]
     torch.testing.assert_close(
         torch.from_numpy(embedding), network.forward_head(network.forward_features(
             pixels(noise, "half")), pre_logits=True), atol=1e-4, rtol=1e-4)  # fmt: skip
@@ -153,7 +155,7 @@ def test_hf(tmp_path: Path) -> None:
     predictor = loaded(f"hf:{folder}")
     same(predictor, network(**given).logits)
     assert predictor.info.class_names == ("a", "b", "c", "d")
-    assert loaded(f"hf:{folder}", embed=True).embed(NOISE)[1].shape == (5, 16)
+    assert loaded(f"hf:{folder}", save="embeddings").answer(NOISE)[1]["embedding"].shape == (5, 16)
     unnamed = save_hf(tmp_path / "unnamed", tuple(f"LABEL_{i}" for i in range(CLASSES)))
     assert loaded(f"hf:{unnamed}").info.class_names == ("0", "1", "2", "3")
     with pytest.raises(DataFault, match=r"no weights of classifier.*would be random"):

@@ -57,10 +57,12 @@ def test_an_embedding_is_what_the_last_layer_is_given(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     network = make_weights(path)
     batch = np.random.default_rng(0).integers(0, 256, (3, 12, 12, 1), np.uint8)
-    predictor = load_predictor(str(path), "single", Loading(embed=True))
+    predictor = load_predictor(str(path), "single", Loading(save="embeddings"))
     plain = load_predictor(str(path), "single")
-    assert (predictor.embedding, plain.embedding) == (16, None)
-    scores, embeddings = predictor.embed(batch)
+    assert [each.shape for each in predictor.columns] == [(16,)]
+    assert plain.columns == ()
+    scores, given = predictor.answer(batch)
+    embeddings = given["embedding"]
     pixels = (torch.from_numpy(batch).permute(0, 3, 1, 2) / 255 - 0.25) / 0.5
     with torch.no_grad():
         pooled = network.trunk(pixels.float()).mean(dim=(2, 3))
@@ -68,10 +70,10 @@ def test_an_embedding_is_what_the_last_layer_is_given(tmp_path: Path) -> None:
     np.testing.assert_allclose(scores, plain.predict(batch), atol=1e-6)
     np.testing.assert_allclose(predictor.predict(batch), scores, atol=1e-6)
     with pytest.raises(UsageError, match="gives no embeddings"):
-        load_predictor("null", "single", Loading(embed=True))
+        load_predictor("null", "single", Loading(save="embeddings"))
     make_weights(tmp_path / "c.safetensors", 2)
     with pytest.raises(UsageError, match="gives no embeddings"):
-        load_predictor(str(tmp_path / "c.safetensors"), "collage", Loading(embed=True))
+        load_predictor(str(tmp_path / "c.safetensors"), "collage", Loading(save="embeddings"))
 
 
 @pytest.mark.parametrize("side", [None, 2, 3, 5])

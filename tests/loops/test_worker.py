@@ -14,7 +14,7 @@ from fakes import MS, SESSION, SHAPE, Clock, FakeEndpoint, FakeMonitor
 from job_messages import WELCOME
 
 from collage_mpi.encoding.decode import summands
-from collage_mpi.encoding.vectors import Extras
+from collage_mpi.encoding.vectors import Extras, KeptColumn, layout_of, unpack
 from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job.messages import (
@@ -794,12 +794,18 @@ def test_a_backup_rank_whose_device_takes_no_group_says_how_many_fit():
     assert fault.message.endswith("4 fit")
 
 
+def kept_by(bench: Bench) -> np.ndarray:
+    """The record of each image of the first answer."""
+    layout = layout_of(bench.welcome.extras.columns(10))
+    return unpack(layout, bench.results[0].vectors)
+
+
 def test_what_is_kept_of_a_group_as_a_batch_is_of_each_image():
     extras = Extras(top_k=1)
     bench = Bench("backup", extras=extras, batch=8)
     group_batch(bench, 1, [3, 1, 4])
     bench.run()
-    assert extras.unpack(bench.results[0].vectors)["top_classes"].tolist() == [[3], [1], [4]]
+    assert kept_by(bench)["top_classes"].tolist() == [[3], [1], [4]]
 
 
 def test_without_parity_no_vectors_travel():
@@ -814,7 +820,7 @@ def test_the_best_classes_travel_with_a_single_answer_where_they_are_kept():
     bench = Bench(extras=extras)
     bench.single(1, pixel=7)
     bench.run()
-    kept = extras.unpack(bench.results[0].vectors)
+    kept = kept_by(bench)
     assert kept["top_classes"].tolist() == [[7, 0, 1]]  # of equal scores the lowest first
     assert kept["top_scores"].tolist() == [[1, 0, 0]]
     assert kept["scores"].tolist() == [[0] * 7 + [1, 0, 0]]
@@ -831,7 +837,7 @@ def test_a_collage_answer_has_a_vector_for_each_of_its_images_and_no_blank_cell(
     items = ((11, 3), (12, 1))
     bench.endpoint.give([WireTask(1, 0, 1, "collage", items)], [collage])
     bench.run()
-    kept = extras.unpack(bench.results[0].vectors)
+    kept = kept_by(bench)
     assert kept["top_classes"].tolist() == [[8], [6]]
 
 
@@ -852,19 +858,39 @@ def test_under_parity_what_is_kept_stands_behind_what_is_summed():
 
 def test_embeddings_of_a_batch_stay_with_their_images():
     bench = Bench(start=False, batch=3, extras=Extras(save="embeddings"))
-    bench.network.embedding = 2
+    bench.network.columns = (KeptColumn("embedding", "<f4", (2,)),)
 
-    def embed(batch):
+    def answer(batch):
         corners = batch[:, 0, 0, 0].astype(np.float32)
-        return bench.network.predict(batch), np.stack([corners, -corners], axis=1)
+        return bench.network.predict(batch), {"embedding": np.stack([corners, -corners], axis=1)}
 
-    bench.network.embed = embed
+    bench.network.answer = answer
     bench.start()
-    assert bench.endpoint.told()[0].embedding == 2
+    assert bench.endpoint.told()[0].columns == bench.network.columns
     batch_of(bench, [4, 9, 2])
     bench.run()
     vectors = [result.vectors.tolist() for result in bench.results]
     assert vectors == [[[4, -4]], [[9, -9]], [[2, -2]]]
+
+
+def test_of_a_mapped_batch_that_raises_each_image_is_tried_alone_with_its_own_outputs():
+    bench = Bench(start=False, batch=3, extras=Extras(save="outputs"))
+    bench.network.columns = (KeptColumn("twice", "<u2", (2,)),)
+
+    def answer(batch):
+        corners = batch[:, 0, 0, 0].astype(np.uint16)
+        return bench.network.predict(batch), {"twice": np.stack([2 * corners] * 2, axis=1)}
+
+    bench.network.answer = answer
+    bench.start()
+    bench.network.refuses = 9
+    batch_of(bench, [4, 9, 2])
+    bench.run()
+    assert [result.status for result in bench.results] == [ANSWERED, FAILED, ANSWERED]
+    assert bench.results[1].reason == "ValueError: class 9"
+    layout = layout_of(bench.network.columns)
+    kept = [unpack(layout, bench.results[place].vectors)["twice"].tolist() for place in (0, 2)]
+    assert kept == [[[8, 8]], [[4, 4]]]
 
 
 def test_the_parity_network_is_held_by_its_cost_ratio():

@@ -23,7 +23,7 @@ SAME: dict[tuple[str, str], str] = {
     ): "set before the row is written, which names no time before it was sent",
     (
         "collage_mpi/job/recorder.py",
-        "self._decoded[image] = self._extras.pack(scores[None].astype(np.float32))[(-1)]",
+        "self._decoded[image] = packed[(-1)]",
     ): "of one image there is one vector",
     (
         "collage_mpi/job/row_reader.py",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from collage_mpi.encoding.vectors import KeptColumn, layout_of
 from collage_mpi.results import Results, RunWriter
 from collage_mpi.results.row_sink import PartThread, _Part
 from collage_mpi.results.rows import KEY_ROW, TABLES
@@ -103,6 +104,8 @@ def fill(
             latencies.append(latency_ns)
             shard, row = locate(full, index)
             predicted = label if right else (label + 1) % 10
+            if extras_of(full):
+                writer.keep(layout_of_run(full))
             if extras_of(full) and not failed:
                 writer.vector(shard, row, vector_of(full, index, predicted))
             writer.image(
@@ -173,9 +176,26 @@ def fill(
 def vector_of(full: dict[str, Any], index: int, predicted: int) -> np.ndarray:
     """What is kept of an image: its score falls with the distance from the class predicted."""
     scores = 0.5 ** (1 + (np.arange(10) - predicted) % 10) + index * 2.0**-20
-    embedding = np.float32([[index, -index, 0.5]])
-    packed: np.ndarray = extras_of(full).pack(scores[None].astype(np.float32), embedding)[0]
-    return packed
+    given = {
+        "embedding": np.float32([[index, -index, 0.5]]),
+        "mask": np.full((1, 2, 3), index, np.uint8),
+        "share": np.array([index / 2]),
+        "seen": np.array([[index % 2, True]]),
+    }
+    extras, layout = extras_of(full), layout_of_run(full)
+    return extras.pack(layout, scores[None].astype(np.float32), given)[0]
+
+
+def layout_of_run(full: dict[str, Any]) -> np.dtype:
+    """Of the vectors that `vector_of` makes."""
+    extras = extras_of(full)
+    outputs = [
+        KeptColumn("mask", "|u1", (2, 3)),
+        KeptColumn("share", "<f8", ()),
+        KeptColumn("seen", "|b1", (2,)),
+    ]
+    embedding = [KeptColumn("embedding", "<f4", (3,))]
+    return layout_of(extras.columns(10, embedding if extras.classifies else outputs))
 
 
 def make_run(

@@ -42,7 +42,7 @@ def script(tmp_path_factory) -> Path:
     [
         ("verif", {"verify"}),
         ("run --dry", {"--dry-run"}),
-        ("run --save ", {"none", "scores", "embeddings"}),
+        ("run --save ", {"none", "scores", "embeddings", "outputs"}),
         ("run --scheme colla", {"collage", "collage-only", "collage-hedge"}),
         ("export runs --to pa", {"parquet"}),
         ("slurm render run_n", {"run_nodes"}),

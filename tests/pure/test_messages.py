@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from job_messages import HELLO, WELCOME
 
 from collage_mpi.encoding import ENCODERS, MAX_K, MIN_K, SUMMED
+from collage_mpi.encoding.vectors import KeptColumn
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
-from collage_mpi.job.messages import TYPES, Bye, Leave, Measured, Rank0, Start, Stop, Welcome
+from collage_mpi.job.messages import TYPES, Bye, Hello, Leave, Measured, Rank0, Start, Stop, Welcome
 from collage_mpi.models.specs import ParitySpec
 from collage_mpi.models.tuning import COMPILES, LAYOUTS, PRECISIONS, Tuning
 from collage_mpi.mpi import protocol as wire
@@ -54,6 +55,12 @@ parities = st.builds(
     st.text(min_size=1),
 )
 pairs = st.tuples(st.none() | st.integers(0, 10**6), st.none() | numbers, st.booleans())
+columns = st.builds(
+    KeptColumn,
+    st.from_regex(r"x\w{0,63}", fullmatch=True, alphabet=st.characters(codec="ascii")),
+    st.sampled_from(("|b1", "<f2", "<u8")),
+    st.lists(st.integers(1)).map(tuple),
+)
 processes = st.builds(ProcessId, pid=st.integers(1, LARGEST_PID))
 SOUND = {kind: st.from_type(kind) for kind in TYPES.values()} | {
     Rank0: st.builds(Rank0, process=st.none() | processes),
@@ -64,6 +71,7 @@ SOUND = {kind: st.from_type(kind) for kind in TYPES.values()} | {
         burn=st.none() | burns,
         parity=st.none() | parities,
     ),
+    Hello: st.builds(Hello, columns=st.lists(columns).map(tuple)),
     Start: st.builds(Start, numbers, st.dictionaries(st.text(), numbers)),
     messages.SetThreshold: st.builds(messages.SetThreshold, st.none() | numbers, ranks, ranks),
     messages.Pairs: st.builds(messages.Pairs, st.lists(pairs).map(tuple)),

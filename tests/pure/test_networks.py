@@ -51,7 +51,7 @@ def test_a_network_is_loaded_as_the_welcome_says_and_again_where_it_must_be_told
         ("mine:net", 2),
         ("mine:net", 3),
     ]
-    assert {(how.embed, how.threads, how.device) for _, how in asked} == {(True, 5, "cpu")}
+    assert {(how.save, how.threads, how.device) for _, how in asked} == {(EMBEDDINGS, 5, "cpu")}
 
 
 def test_what_a_network_brings_is_not_looked_at_again(thawed):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from collage_mpi.encoding.vectors import KeptColumn
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.models import describe, load_predictor
 from collage_mpi.models.info import Geometry, Loading
@@ -274,23 +275,30 @@ def test_a_network_of_ones_own_says_that_it_has_embeddings_by_giving_them(own: s
     means = batch.mean((1, 2))
 
     def load(name: str, embed: bool = True):
-        return load_predictor(f"{own}:{name}", "single", Loading(geometry=GEOMETRY, embed=embed))
+        return load_predictor(
+            f"{own}:{name}",
+            "single",
+            Loading(geometry=GEOMETRY, save="embeddings" if embed else "none"),
+        )
 
     module = load("embedder")
-    assert module.embedding == 3
-    scores, embeddings = module.embed(batch)
-    np.testing.assert_allclose(embeddings, 2 * means / 255, atol=1e-4)
+    assert module.columns == (KeptColumn("embedding", "<f4", (3,)),)
+    scores, given = module.answer(batch)
+    np.testing.assert_allclose(given["embedding"], 2 * means / 255, atol=1e-4)
     np.testing.assert_allclose(scores, load("embedder", False).predict(batch), atol=1e-6)
     with_method = load("embeds")
-    assert with_method.embedding == 2
-    assert with_method.embed(batch)[1].tolist() == [[pytest.approx(batch.mean())] * 2] * 3
+    assert with_method.columns == (KeptColumn("embedding", "<f4", (2,)),)
+    assert (
+        with_method.answer(batch)[1]["embedding"].tolist()
+        == [[pytest.approx(batch.mean())] * 2] * 3
+    )
     with_method.made.length = 3
     with pytest.raises(DataFault, match=r"embed gave embeddings \(3, 3\); needed: \(3, 2\)"):
-        with_method.embed(batch)
+        with_method.answer(batch)
     for name, says in (
         ("module", r"return \(logits, embeddings\)"),
         ("network", r"give it embed\(batch\)"),
-        ("embeds_nothing", "embeddings of 0 numbers"),
+        ("embeds_nothing", r"embedding.*shape \(0,\).*no value"),
     ):
         with pytest.raises(UsageError, match=says):
             load(name)
@@ -332,10 +340,10 @@ def test_the_first_answer_tells_how_many_classes_there_are(
     batch = np.zeros((3, *unknown.input_shape(kind)), np.uint8)
     names = ("object", "listed", "square") + (("embeds",) if kind == "single" else ())
     for name in names:
-        embed = name == "embeds"
-        made = load_predictor(f"{path}:{name}", kind, Loading(geometry=unknown, embed=embed))
+        save = "embeddings" if name == "embeds" else "none"
+        made = load_predictor(f"{path}:{name}", kind, Loading(geometry=unknown, save=save))
         assert made.classes == 7
-        scores = made.embed(batch)[0] if embed else made.predict(batch)
+        scores = made.answer(batch)[0]
         assert scores.shape == (3, cells, 7)
     told = Geometry((8, 8, 3), side=2, cell_px=6, classes=None)
     with pytest.raises(UsageError, match=r"classes=None.*--class-names-file FILE names them"):

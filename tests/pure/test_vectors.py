@@ -6,6 +6,8 @@ import csv
 import shutil
 import sys
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,17 +17,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from job_messages import HELLO
 from results_harness import InlineThread, Kill, fill, kill_at, make_run, manifest
 
 from collage_mpi.encoding.decode import decode, decode_parity, parity_scores
 from collage_mpi.encoding.stripe import missing_weights
-from collage_mpi.encoding.vectors import MOST_EMBEDDING, Extras
+from collage_mpi.encoding.vectors import Extras, KeptColumn, layout_of, unpack
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.job.handshake import answer_bytes, check_same_embedding
+from collage_mpi.job.handshake import kept_columns, welcomes
+from collage_mpi.job.networks import Networks
 from collage_mpi.job.plan import make_plan
 from collage_mpi.job.provenance import make_manifest
 from collage_mpi.job.recorder import Vectors
 from collage_mpi.job.session import build_encoder, parity_decoder
+from collage_mpi.models.null import NullPredictor
 from collage_mpi.mpi.answers import ANSWERED, WireResult, in_messages, pack_results, unpack_results
 from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.results import (
@@ -63,12 +68,11 @@ def test_what_is_packed_comes_back(scores, data):
     embeddings = np.arange(2 * n, dtype=np.float32).reshape(n, 2)
     for save, saved in (("none", 0), ("scores", classes), ("embeddings", 2)):
         extras = Extras(k, save)
-        vectors = extras.pack(scores, embeddings)
+        layout = layout_of(extras.columns(classes, [KeptColumn.of("embedding", embeddings)]))
+        vectors = extras.pack(layout, scores, {"embedding": embeddings})
         assert vectors.shape == (n, saved + 2 * k)
-        room = MOST_EMBEDDING if save == "embeddings" else saved
-        assert extras.floats(classes) == room + 2 * k
-        found = extras.unpack(vectors)
-        assert tuple(found) == extras.columns
+        found = unpack(layout, vectors)
+        assert layout.names == extras.names
         top = found["top_classes"]
         assert np.array_equal(np.take_along_axis(scores, top, 1), found["top_scores"])
         assert np.array_equal(found["top_scores"], -np.sort(-scores, axis=1)[:, :k])
@@ -83,11 +87,12 @@ def test_what_is_packed_comes_back(scores, data):
 def test_they_travel_as_they_are():
     """Class numbers are bits in floats: no conversion may touch them on their way."""
     extras = Extras(2)
-    vectors = extras.pack(np.float32([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3]]))
+    layout = layout_of(extras.columns(3))
+    vectors = extras.pack(layout, np.float32([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3]]))
     buffer = np.zeros(4096, np.uint8)
     sent = WireResult(1, ANSWERED, cells=((1, 0.7), (0, 0.5)), vectors=vectors)
     (got,) = unpack_results(buffer[: pack_results(buffer, 1, [sent])])
-    assert extras.unpack(got.vectors)["top_classes"].tolist() == [[1, 2], [0, 2]]
+    assert unpack(layout, got.vectors)["top_classes"].tolist() == [[1, 2], [0, 2]]
 
 
 @pytest.fixture
@@ -117,8 +122,14 @@ def test_the_largest_answer_fits_its_message(settings, scheme, world, extras):
     plan = make_plan(settings(scheme=scheme, **extras), world)
     plan.shards.close()
     assert make_manifest(plan)["extras"] == {"top_k": None, "save": "none", **extras}
-    room = answer_bytes(plan, build_encoder(plan))
-    kept = plan.settings.extras.floats(plan.classes)
+    length = [KeptColumn("embedding", "<f4", (9000,))]
+    kept = layout_of(plan.settings.extras.columns(plan.classes, length)).itemsize // 4
+    network = NullPredictor("single", (6, 6, 1), 2, 6, plan.classes)
+    network.columns = tuple(length) if extras["save"] == "embeddings" else ()
+    room = max(
+        Networks(told, lambda *_: network, time.time_ns, time.time_ns).answer_bytes
+        for told in welcomes(plan, build_encoder(plan)).values()
+    )
     items = 4 if scheme in ("collage", "batch-backup") else 1
     floats = kept + (plan.classes if scheme in ("parity", "approx") else 0)
     result = WireResult(1, ANSWERED, cells=((1, 0.5),) * items, reason="x" * 480)
@@ -146,17 +157,21 @@ def test_what_cannot_be_kept_is_refused_before_ranks_load(settings, monkeypatch)
 
 
 def test_ranks_must_give_embeddings_of_one_length():
-    same = {1: SimpleNamespace(embedding=4), 2: SimpleNamespace(embedding=None)}
-    check_same_embedding(same)  # type: ignore[arg-type]
-    with pytest.raises(DataFault, match="4 on rank 1, 5 on rank 3"):
-        check_same_embedding({**same, 3: SimpleNamespace(embedding=5)})  # type: ignore[dict-item]
+    four, five = ((KeptColumn("embedding", "<f4", (length,)),) for length in (4, 5))
+    same = {1: replace(HELLO, columns=four), 2: HELLO}
+    assert kept_columns(same) == four
+    assert kept_columns({2: HELLO}) == ()
+    says = r"embedding <f4 \(4,\) on rank 1; embedding <f4 \(5,\) on rank 3"
+    with pytest.raises(DataFault, match=says):
+        kept_columns({**same, 3: replace(HELLO, columns=five)})
 
 
 def test_an_image_that_parity_decodes_has_the_scores_that_follow(settings):
     plan = make_plan(settings(scheme="parity", parity_k=2, save="scores", top_k=1), 7)
     plan.shards.close()
     kept: list[Any] = []
-    vectors = Vectors(plan.settings.extras, lambda *row: kept.append(row), plan.classes)
+    layout = layout_of(plan.settings.extras.columns(plan.classes))
+    vectors = Vectors(plan.settings.extras, layout, lambda *row: kept.append(row), plan.classes)
     decoder = parity_decoder(plan, vectors)
     total, other = np.float32([1.0, 2.5, 0.5]), np.float32([0.5, 0.5, 0.0])
     behind = np.float32([9, 9, 9, 9, 9])  # what is kept of the other image is no evidence
@@ -166,7 +181,7 @@ def test_an_image_that_parity_decodes_has_the_scores_that_follow(settings):
     task, answer = SimpleNamespace(items=((5, 0),)), WireResult(2, ANSWERED, vectors=total[None])
     vectors.keep(resolve, record, task, answer)  # type: ignore[arg-type]
     ((shard, row, vector),) = kept
-    found = plan.settings.extras.unpack(vector[None])
+    found = unpack(layout, vector[None])
     assert (shard, row) == (1, 8)
     assert found["scores"].sum() == pytest.approx(1)
     assert found["top_classes"].tolist() == [[score.label]]
@@ -196,8 +211,10 @@ def test_a_class_that_parity_decodes_is_the_best_of_what_is_kept():
     """Where two scores are the same once they are kept, both say the first."""
     total = np.float64([0.0, 1.0, 1.0 + 1e-12])  # told apart in float64 alone
     label, _ = decode_parity(total, [], 1.0)
-    kept = Extras(top_k=1).pack(parity_scores(total, [], 1.0)[None].astype(np.float32), None)
-    assert Extras(top_k=1).unpack(kept)["top_classes"].tolist() == [[label]] == [[1]]
+    layout = layout_of(Extras(top_k=1).columns(3))
+    scores = parity_scores(total, [], 1.0)[None].astype(np.float32)
+    kept = Extras(top_k=1).pack(layout, scores)
+    assert unpack(layout, kept)["top_classes"].tolist() == [[label]] == [[1]]
 
 
 # ---- the files ------------------------------------------------------------------
@@ -236,7 +253,7 @@ def test_what_waits_for_a_slow_disk_is_bounded_by_its_bytes(tmp_path, monkeypatc
     assert not beside._vectors[0].any()
     assert beside._vectors[0].base is None
     vectors = beside.take()
-    assert vectors.nbytes == 1000
+    assert (vectors.nbytes, beside.nbytes) == (1000, 0)
     assert beside.take().nbytes == 0
     rows = memoryview(bytearray(500))[:10]  # part-filled, and held as a whole
     monkeypatch.setattr(row_sink, "QUEUE_BYTES", 2000)

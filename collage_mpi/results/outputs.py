@@ -1,0 +1,123 @@
+"""What a run keeps of its answered images, a file at a time, and as arrays of a Zarr group."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.encoding.vectors import KEYS
+from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.results.parts import PartName
+from collage_mpi.results.rows import IMAGES, flat_keys
+from collage_mpi.results.vectors import (
+    array_of,
+    extras_of,
+    read_file,
+    reading_parquet,
+    require_pyarrow,
+    vectors_path,
+)
+from collage_mpi.system.extras import pip_line
+from collage_mpi.system.files import temporary_name
+
+CHUNK_BYTES = 1 << 20  # of a Zarr array, about: whole images
+OF_ROWS = ("shard", "row", "answered")  # columns of image rows, beside what is kept
+
+
+class KeptValues:
+    """What a run keeps of its answered images, in the order of their rows.
+
+    Raises:
+        UsageError: the run keeps nothing.
+        EnvironmentFault, DataFault: as `read_file`.
+    """
+
+    def __init__(self, out: Path, found: Iterable[PartName], manifest: Mapping[str, Any]) -> None:
+        """`found`: the run's parts that count."""
+        self._extras = extras_of(manifest)
+        if not self._extras:
+            raise UsageError("the run has no vectors: it was made without --top-k and --save")
+        require_pyarrow("reading vectors")
+        numbers = [(part.session, part.number) for part in found if part.table == IMAGES.name]
+        self._paths = [vectors_path(out, *number) for number in numbers]
+        self._last: tuple[int, dict[str, np.ndarray]] = (-1, {})
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        """By file, (n, ...) of each kept column, and of the images' shard and row."""
+        return map(self._file, range(len(self._paths)))
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        """What is kept of one answered image, by its number among them."""
+        file = int(np.searchsorted(self._starts, number, side="right")) - 1
+        at = number - int(self._starts[file])
+        return {k: v[at] for k, v in self._file(file).items() if k not in KEYS}
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """(files + 1,) int64: the number of each file's first image, and the end."""
+        import pyarrow.parquet as pq
+
+        counts = [0]
+        for path in self._paths:
+            with reading_parquet(path):
+                counts.append(pq.read_metadata(path).num_rows)
+        return np.cumsum(counts, dtype=np.int64)
+
+    def _file(self, number: int) -> dict[str, np.ndarray]:
+        if self._last[0] != number:
+            table = read_file(self._paths[number], self._extras)
+            names = table.column_names[1:]  # a fingerprint is no number
+            self._last = number, {name: array_of(table[name]) for name in names}
+        return self._last[1]
+
+
+def write_zarr(path: Path, images: np.ndarray, values: Iterable[dict[str, np.ndarray]]) -> None:
+    """Write a Zarr group: an array of each kept column, (images, ...), in the order of the input,
+    and beside them the images' shard, row and whether they were answered. The others are 0.
+
+    Args:
+        images: (n,) of IMAGE_ROW.
+        values: as `KeptValues` gives them.
+
+    Raises:
+        EnvironmentFault: zarr is not installed.
+    """
+    try:
+        import zarr
+    except ImportError as error:
+        raise EnvironmentFault(f"export to zarr needs zarr: {pip_line('zarr')}") from error
+    images = images[np.argsort(flat_keys(images))]
+    keys, temp = flat_keys(images), temporary_name(path)
+    try:
+        group = zarr.open_group(str(temp), mode="w")
+        for name in OF_ROWS:
+            group.create_array(name, data=np.ascontiguousarray(images[name]))
+        for found in values:
+            rows = np.zeros(len(found["row"]), images.dtype)
+            rows["shard"], rows["row"] = found["shard"], found["row"]
+            places = np.searchsorted(keys, flat_keys(rows))
+            order = np.argsort(places)
+            for name, array in found.items():
+                if name not in KEYS:
+                    _array(group, name, len(images), array).oindex[places[order]] = array[order]
+        shutil.rmtree(path, ignore_errors=True)
+        temp.rename(path)
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def _array(group: Any, name: str, n: int, like: np.ndarray) -> Any:
+    """The array of a column, made when its first values come."""
+    if name not in group:
+        each = max(1, like.dtype.itemsize * int(np.prod(like.shape[1:])))
+        chunk = min(n, max(1, CHUNK_BYTES // each))
+        shape = like.shape[1:]
+        group.create_array(
+            name, shape=(n, *shape), chunks=(chunk, *shape), dtype=like.dtype, fill_value=0
+        )
+    return group[name]
