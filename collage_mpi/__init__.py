@@ -16,11 +16,12 @@ __version__ = "1.0.0"
 _PUBLIC = {
     "RunSettings": "collage_mpi.settings.run_settings",
     "launch_run": "collage_mpi.api",
+    "map_batches": "collage_mpi.api",
     "read_results": "collage_mpi.results",
     "run": "collage_mpi.api",
 }
 
-__all__ = ["RunSettings", "__version__", "launch_run", "read_results", "run"]
+__all__ = ["RunSettings", "__version__", "launch_run", "map_batches", "read_results", "run"]
 
 
 def __getattr__(name: str) -> Any:

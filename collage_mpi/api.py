@@ -1,9 +1,18 @@
-"""The Python API of a run: `launch_run` starts its ranks, `run` is called on each of them."""
+"""The Python API of a run: `launch_run` and `map_batches` start its ranks, `run` is called on each
+of them."""
 
 from __future__ import annotations
 
-from collage_mpi.errors import ExitCode, UsageError
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from collage_mpi.errors import EnvironmentFault, ExitCode, UsageError
 from collage_mpi.settings.run_settings import RunSettings
+
+if TYPE_CHECKING:
+    from collage_mpi.results import Results
 
 
 def run(settings: RunSettings, *, resume: bool = False, retry_errors: bool = False) -> ExitCode:
@@ -88,3 +97,58 @@ def launch_run(
         fault_tolerant=settings.on_rank_loss == "continue",
     )
     return ExitCode(code) if code in set(ExitCode) else code
+
+
+def map_batches(
+    function: type | str,
+    *,
+    input: Path | str | Sequence[Path | str],
+    out: Path | str,
+    ranks: int | None = None,
+    mpi: str = "auto",
+    **settings: Any,
+) -> Results:
+    """Map a class over images of any source on this host, like `collage-mpi map`.
+
+    An object of the class is made once a rank, with a device. It is called with batches, (n, H, W,
+    C) uint8, and returns a dict of arrays whose first axis is the batch. A run that is in `out`
+    goes on, with any number of ranks.
+
+    Args:
+        function: the class, or where it is: "FILE.py:CLASS" or "MODULE:CLASS".
+        input: files and folders of images.
+        out: folder of the run.
+        ranks: workers; by default one for each GPU, or for each available core.
+        mpi: as in `collage-mpi launch --mpi`.
+        settings: others of the run, for example `scheme` or `batch`.
+
+    Returns:
+        The results; `complete` says whether all images are done. `kept(NAME)` gives an array of
+        all images, `[i]` what is known of one.
+
+    Raises:
+        UsageError: the class is not at the top of a file; settings that cannot be run.
+        EnvironmentFault: the job ended early; its messages say why.
+    """
+    from collage_mpi.commands.map import MapArguments, execute
+    from collage_mpi.results import read_results
+
+    paths = [input] if isinstance(input, (str, Path)) else input
+    given = {"shards": tuple(map(str, paths)), "out": str(out), **settings}
+    code = execute(MapArguments(function=spec_of(function), ranks=ranks, mpi=mpi, given=given))
+    if code not in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS, ExitCode.INCOMPLETE):
+        raise EnvironmentFault(f"the job of {out} ended with exit code {code}; it said why above")
+    return read_results(out)
+
+
+def spec_of(function: type | str) -> str:
+    """Where ranks find the class. Raises UsageError if they cannot."""
+    if isinstance(function, str):
+        return function
+    file = getattr(inspect.getmodule(function), "__file__", None)
+    if file is None or not function.__qualname__.isidentifier():
+        raise UsageError(
+            f"ranks cannot import {function.__qualname__}: put it at the top of a .py file, and in "
+            "a script let `if __name__ == '__main__':` call map_batches"
+        )
+    return f"{Path(file).resolve()}:{function.__qualname__}"

@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "the classes of a folder of pictures as a CSV file, by one command; resumable",
     ),
     "launch": ("launch", "start ranks with the installed MPI, as in: launch -n 11 -- run"),
+    "map": ("map", "map a class of your own over images: masks, embeddings, any arrays"),
     "run": ("run", "classify every image of the shards (the job itself; under mpiexec or launch)"),
     "simulate": ("simulate", "simulate a job: any number of ranks, no MPI and no waiting"),
     "advise": (

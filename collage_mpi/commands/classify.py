@@ -59,8 +59,6 @@ def execute(args: ClassifyArguments) -> int:
     """Go on with the run, or begin it, and export what it has when it is done."""
     from collage_mpi.results.vectors import require_pyarrow
 
-    if (launcher_size() or 1) > 1:
-        raise UsageError("classify starts its ranks itself: call it without mpiexec or srun")
     if args.out.suffix[1:] not in FORMATS:
         raise UsageError(f"--out {args.out}: its name must end in .csv or .parquet")
     if args.top_k or args.out.suffix == ".parquet":
@@ -79,10 +77,7 @@ def execute(args: ClassifyArguments) -> int:
 
 def _run_words(args: ClassifyArguments) -> list[str]:
     """The run: begun or gone on with, with a rank for each GPU, else for each core."""
-    from collage_mpi.job.networks import gpus_here
-
-    gpus = gpus_here() if args.device != "cpu" else 0
-    singles = args.ranks or gpus or processes_here()
+    singles = ranks_here("classify", args.ranks, args.device)
     words = ["run", "--resume", "--out", str(args.run), "--scheme", "none"]
     words += ["--input", str(args.pictures), "--input-labels", "none", "--pixels", "workers"]
     words += ["--single", args.network]
@@ -91,6 +86,16 @@ def _run_words(args: ClassifyArguments) -> list[str]:
         value = getattr(args, name)
         words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
     return words
+
+
+def ranks_here(command: str, ranks: int | None, device: str) -> int:
+    """How many workers a command starts on this host. Raises UsageError on a rank itself."""
+    from collage_mpi.job.networks import gpus_here
+
+    if (launcher_size() or 1) > 1:
+        raise UsageError(f"{command} starts its ranks itself: call it without mpiexec or srun")
+    gpus = gpus_here() if device != "cpu" else 0
+    return ranks or gpus or processes_here()
 
 
 def _export(args: ClassifyArguments) -> None:

@@ -1,4 +1,4 @@
-"""`collage-mpi export DIR --to csv|parquet|hdf5`: writes a run's rows for other tools."""
+"""`collage-mpi export DIR --to csv|parquet|hdf5|zarr`: writes a run for other tools."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ class ExportArguments(Arguments):
     run: Path = setting(REQUIRED, "run directory", metavar="DIR", positional=True)
     to: str = setting(
         REQUIRED,
-        "csv and parquet write one file for each table, hdf5 writes a single file. parquet needs "
-        f"pyarrow: {pip_line('parquet')}",
-        choices=("csv", "parquet", "hdf5"),
+        "csv and parquet write one file for each table, hdf5 writes a single file. zarr writes "
+        "what the run keeps of each image beyond its row (map, --top-k, --save), in the order of "
+        f"the input. Needed are for parquet {pip_line('parquet')}, for zarr {pip_line('zarr')}",
+        choices=("csv", "parquet", "hdf5", "zarr"),
     )
     out: Path | None = setting(None, "folder to write to", unset="DIR/export", metavar="DIR")
     shards: tuple[Path, ...] = setting(

@@ -343,7 +343,7 @@ class MappedFunction(OwnPredictor):
             raise
         except Exception as error:  # of the user's code
             raise DataFault(
-                f"{self.spec}: called with noise of {noise.shape} uint8 it raised "
+                f"{self.spec}: called with noise of {noise.dtype} {noise.shape} it raised "
                 f"{told_error(error)}"
             ) from error
         known = f"{self.fingerprint} {self.columns}"  # a run that goes on must give the same

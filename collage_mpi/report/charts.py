@@ -26,6 +26,7 @@ from collage_mpi.results.rows import GROUPS, IMAGES, SOURCES, TASKS, TableLayout
 from collage_mpi.results.statistics import PERCENTILES, percentile_name
 from collage_mpi.results.tally import GroupTally, Tally
 from collage_mpi.results.timeline import STRAGGLER, Timeline, look_of, looks, make_timeline
+from collage_mpi.results.vectors import extras_of
 from collage_mpi.system.printable import counted
 
 STEPS = 1200  # of a curve: half of them by share, half by the logarithm of the tail
@@ -295,11 +296,13 @@ def worst_images(run: Run, shards: Sequence[Path | str] | None, most: int) -> Wo
         shards: where the run's shards are now; by default where they were.
 
     Returns:
-        None if no answer is wrong, or the images were simulated.
+        None if no answer is wrong, the images were simulated, or the run names no classes.
 
     Raises:
         EnvironmentFault: `shards` holds nothing.
     """
+    if not extras_of(run.manifest).classifies:
+        return None
     labelled = any(rows["has_label"].any() for rows in run.chunks(IMAGES))
     chosen, n = _chosen(run, labelled, most)
     if not n:

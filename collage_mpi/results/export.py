@@ -1,4 +1,4 @@
-"""A run's rows for other tools: CSV, Parquet or HDF5."""
+"""A run's rows for other tools: CSV, Parquet or HDF5. What it keeps beyond them: Zarr."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ import numpy as np
 
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.results.file_names import EXPORT, MANIFEST
-from collage_mpi.results.names import NAME_COLUMNS, ImageNames, ImageRows, image_names, picked
+from collage_mpi.results.names import (
+    NAME_COLUMNS,
+    ImageNames,
+    ImageRows,
+    classified,
+    image_names,
+    picked,
+)
+from collage_mpi.results.outputs import KeptValues, write_zarr
 from collage_mpi.results.rows import NAMES, TABLES, WAIT_FORMULA, wait_ns
 from collage_mpi.results.vectors import extras_of, require_pyarrow
 from collage_mpi.system.extras import pip_line
@@ -28,6 +36,7 @@ _MASKED = {
     "other": "audited",
     "other_score": "audited",
 }
+_OF_CLASSES = ("predicted", "score")
 # Behind which column of images its name stands.
 _BEHIND = {
     "row": ("id", "shard_name"),
@@ -49,6 +58,8 @@ class AllRows(ImageRows, Protocol):
     @property
     def tasks(self) -> np.ndarray: ...
     def kept(self, name: str, /) -> np.ndarray: ...
+    @property
+    def kept_values(self) -> KeptValues: ...
 
 
 def export_run(
@@ -64,15 +75,15 @@ def export_run(
 
     Args:
         results: any run, complete or not.
-        to: csv, parquet or hdf5.
+        to: csv, parquet or hdf5; zarr for what the run keeps of its images beyond their rows.
         out: directory, made if need be; `export` inside the run directory by default.
         names: of the images; by default `image_names(results)`.
         only_predictions: write `prediction_columns` alone, as csv or parquet.
         raw: write texts in csv as they are (see `save_csv`).
 
     Returns:
-        The files written: images, groups, tasks (.csv, .parquet) or run.h5; manifest.json. Or
-        predictions (.csv, .parquet).
+        The files written: images, groups, tasks (.csv, .parquet), run.h5 or outputs.zarr;
+        manifest.json. Or predictions (.csv, .parquet).
 
     Raises:
         UsageError: an unknown format, or one that does not go with what was asked.
@@ -91,7 +102,7 @@ def export_run(
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         if write is None:
-            files = _to_hdf5(results, out, names)
+            files = [WHOLE[to](results, out, names)]
         elif only_predictions:
             return [write(out / PREDICTIONS, prediction_columns(results, names), raw)]
         else:
@@ -107,7 +118,15 @@ def prediction_columns(results: AllRows, names: ImageNames) -> dict[str, np.ma.M
 
     id: the image's id; shard and row where it has none. class, score: its answer, by name or by
     number, masked where there is none. class_2, score_2, ...: the next best, of a run with top-k.
+
+    Raises:
+        UsageError: the run names no classes.
     """
+    if not extras_of(results.manifest).classifies:
+        raise UsageError(
+            f"{results.path} maps a function, which names no classes: leave out --predictions; "
+            "--to zarr writes what the function returned"
+        )
     images, answered = results.images, results.images["answered"]
     order = np.lexsort((images["row"], images["shard"]))
     places = [f"{shard}:{row}" for shard, row in zip(names.shard_name, images["row"], strict=True)]
@@ -155,6 +174,8 @@ def columns(results: AllRows, table: str, named: ImageNames) -> dict[str, np.ma.
     complete: dict[str, np.ma.MaskedArray] = {}
     for name, values in found.items():
         absent = rows[_MASKED[name]] != 1 if name in _MASKED else False
+        if name in _OF_CLASSES:
+            absent = ~classified(rows, results.manifest)
         complete[name] = np.ma.array(values, mask=absent)
         complete |= {behind: getattr(named, behind) for behind in _BEHIND.get(name, ())}
         if name == "score" and extras_of(results.manifest).top_k:
@@ -288,7 +309,14 @@ def pandas_frame(results: AllRows, table: str, names: ImageNames) -> Any:
     return pd.DataFrame({name: series(name, values) for name, values in found.items()})
 
 
-def _to_hdf5(results: AllRows, out: Path, names: ImageNames) -> list[Path]:
+def _to_zarr(results: AllRows, out: Path, _: ImageNames) -> Path:
+    """A group of arrays: what is kept of the images, in the order of the input."""
+    path = out / "outputs.zarr"
+    write_zarr(path, results.images, results.kept_values)
+    return path
+
+
+def _to_hdf5(results: AllRows, out: Path, names: ImageNames) -> Path:
     """One file, a compound data set a table as on disk; the codes' names as attributes.
 
     Images have the column wait_ns too, which means something only where `answered`.
@@ -310,7 +338,7 @@ def _to_hdf5(results: AllRows, out: Path, names: ImageNames) -> list[Path]:
             file["images"].attrs["wait_ns"] = WAIT_FORMULA
         if stream.failure is not None:
             raise stream.failure
-    return [path]
+    return path
 
 
 def _write_names(file: Any, names: ImageNames) -> None:
@@ -326,14 +354,15 @@ def _write_names(file: Any, names: ImageNames) -> None:
 
 def _completed(results: AllRows) -> np.ndarray:
     """Rows of images with the columns wait_ns, top_classes and top_scores before the reason."""
-    rows = results.images
+    rows, keep = results.images, extras_of(results.manifest)
+    names = [name for name in rows.dtype.names or () if keep.classifies or name not in _OF_CLASSES]
     more: dict[str, np.ndarray] = {"wait_ns": wait_ns(rows)}
-    if extras_of(results.manifest).top_k:
+    if keep.top_k:
         more |= dict(zip(("top_classes", "top_scores"), _top_of(results), strict=True))
-    *most, reason = ((name, rows.dtype[name]) for name in rows.dtype.names or ())
+    *most, reason = ((name, rows.dtype[name]) for name in names)
     added = [(name, values.dtype, values.shape[1:]) for name, values in more.items()]
     found = np.empty(len(rows), np.dtype([*most, *added, reason]))
-    for name in rows.dtype.names or ():
+    for name in names:
         found[name] = rows[name]
     for name, values in more.items():
         found[name] = values
@@ -341,9 +370,13 @@ def _completed(results: AllRows) -> np.ndarray:
 
 
 _Columns = Mapping[str, np.ma.MaskedArray]
+WHOLE: dict[str, Callable[[AllRows, Path, ImageNames], Path]] = {
+    "hdf5": _to_hdf5,
+    "zarr": _to_zarr,
+}
 # What writes a table to a path without its suffix; None: all of a run is one file.
 FORMATS: dict[str, Callable[[Path, _Columns, bool], Path] | None] = {
     "csv": _to_csv,
     "parquet": _to_parquet,
-    "hdf5": None,
+    **dict.fromkeys(WHOLE),
 }

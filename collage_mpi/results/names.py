@@ -15,6 +15,7 @@ import numpy as np
 
 from collage_mpi.errors import CollageError
 from collage_mpi.results.manifest import Json
+from collage_mpi.results.vectors import extras_of
 
 if TYPE_CHECKING:
     from collage_mpi.shards.schema import ShardInfo
@@ -70,7 +71,7 @@ def image_names(results: ImageRows, shards: Sequence[Path | str] | None = None) 
     return ImageNames(
         _ids_of_rows(images, ids),
         picked(_shard_names(entries), images["shard"], np.ones(len(images), bool)),
-        picked(classes, images["predicted"], images["answered"]),
+        picked(classes, images["predicted"], classified(images, results.manifest)),
         picked(classes, images["label"], images["has_label"]),
         notes,
     )
@@ -84,6 +85,12 @@ def picked(
     known = there & (numbers >= 0) & (numbers < len(names))
     found = table[np.where(known, numbers, len(names))]
     return np.ma.array(found, mask=found == None)  # noqa: E711  # elementwise
+
+
+def classified(images: np.ndarray, manifest: Json) -> np.ndarray:
+    """(n,) bool: the images of which the run says a class and its score."""
+    found: np.ndarray = images["answered"] & extras_of(manifest).classifies
+    return found
 
 
 def class_name(names: Sequence[str], number: int) -> str | None:

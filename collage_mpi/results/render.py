@@ -34,7 +34,7 @@ def render_summary(summary: Json, *, width: int | None = None) -> str:
             "",
             _parts_table(summary),
             "",
-            _accuracy_table(summary),
+            _outputs(summary) if summary.get("outputs") else _accuracy_table(summary),
             *_audit(summary.get("audit")),
             "",
             _price_table(summary),
@@ -184,6 +184,13 @@ def _accuracy_table(summary: Json) -> Table:
     if not accuracy["overall"]["n"]:
         rows.append(["no labels" if summary["rows"]["found"] else "no rows", None, 0, ""])
     return Table(("accuracy", "correct", Column("of n", ","), "95 % interval"), rows)
+
+
+def _outputs(summary: Json) -> Text:
+    """Where the results of a mapped function are, in place of an accuracy."""
+    run, n = summary["run"], counted(summary["rows"]["answered"], "image")
+    line = f"outputs of {n} in {run}/vectors; collage-mpi export {run} --to zarr writes arrays"
+    return Text(line, no_wrap=True, overflow="ignore")
 
 
 def told_audit(audit: Json) -> str:

@@ -32,6 +32,7 @@ from collage_mpi.results.statistics import (
     wilson_interval,
 )
 from collage_mpi.results.tally import GroupTally, ImageTally, Tally, TaskTally
+from collage_mpi.results.vectors import extras_of
 from collage_mpi.system.files import write_atomic, writing
 
 SERVED_SHARE = 0.95  # of what an open loop offers; below it is overloaded
@@ -70,6 +71,7 @@ def summarise(run: Run, tally: Tally | None = None) -> Json:
         "accuracy": _accuracy(tally.images),
         "audit": _audit(run, tally.images),
         "predictions": _predictions(run, tally.images),
+        **({"outputs": True} if _maps(run) else {}),
         "price": _price(run, tally),
         "cost": cost_of(run, tally.images.n),
         "arrivals": _arrivals(run),
@@ -220,7 +222,7 @@ def _predictions(run: Run, images: ImageTally) -> Json | None:
     Returns:
         None where some image has a label, none has an answer, or all is simulated.
     """
-    if "simulated" in run.manifest or images.labelled or not images.answered:
+    if "simulated" in run.manifest or images.labelled or not images.answered or _maps(run):
         return None
     names = run.manifest.get("class_names") or []
     classes = [
@@ -239,6 +241,10 @@ def _predictions(run: Run, images: ImageTally) -> Json | None:
         "classes": sorted(classes, key=lambda one: -one["n"]),
         "examples": [_example(run, row, names) for row in images.examples.rows()],
     }
+
+
+def _maps(run: Run) -> bool:
+    return not extras_of(run.manifest).classifies
 
 
 def _example(run: Run, row: Any, names: list[str]) -> Json:

@@ -226,12 +226,20 @@ def _or_auto(of_type: type) -> Callable[[str], Any]:
 
 def flags_of(settings: Settings) -> list[str]:
     """The flags for all values that differ from the defaults."""
-    words: list[str] = []
-    for spec in fields(settings):
-        value = getattr(settings, spec.name)
-        if value == spec.default:
-            continue
-        words += [flag(spec), *value] if isinstance(value, tuple) else [f"{flag(spec)}={value}"]
+    values = {spec.name: getattr(settings, spec.name) for spec in fields(settings)}
+    defaults = {spec.name: spec.default for spec in fields(settings)}
+    return words_of({k: v for k, v in values.items() if v != defaults[k]})
+
+
+def words_of(values: Mapping[str, Any]) -> list[str]:
+    """The flags that give a run these settings, and perhaps a profile."""
+    from collage_mpi.settings.run_settings import RunSettings
+
+    specs, words = {spec.name: spec for spec in fields(RunSettings)}, []
+    for name, value in values.items():
+        word = flag(specs[name]) if name in specs else f"--{name}"
+        many = isinstance(value, (tuple, list))
+        words += [word, *map(str, value)] if many else [f"{word}={value}"]
     return words
 
 

@@ -32,6 +32,7 @@ MODULES = (
     1,  # system/nvml: what the driver says is wrong with a GPU, beside the joules that it counts
     1,  # commands/classify: a command is a module
     1,  # settings/batches: the rule of --batch auto, for a run, its dry run and a simulation
+    2,  # commands/map, results/outputs: functions of any outputs; --help of export needs no arrays
     3,  # models/named, libraries, asking: networks by name; two of them start no library
     5,  # shards/source, inputs, members, parquet, zarrs: pictures are read where they lie
 )

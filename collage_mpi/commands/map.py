@@ -1,0 +1,59 @@
+"""`collage-mpi map FILE.py:CLASS --input ... --out DIR`: a user's class over images of any source,
+on this host. Results of any shape are kept of each image, once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from collage_mpi.commands.classify import ClassifyArguments, ranks_here
+from collage_mpi.commands.launch import LaunchArguments, check_before_ranks, launch_ranks
+from collage_mpi.commands.parser import Command, MpiArguments
+from collage_mpi.encoding.vectors import OUTPUTS
+from collage_mpi.errors import UsageError
+from collage_mpi.settings.flags import add_setting_flags, over_file, switch, words_of
+from collage_mpi.system.fields import REQUIRED, same, setting
+
+ITS_OWN = ("single", "save", "top_k", "singles")  # what map says to run itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapArguments(MpiArguments):
+    """What map takes, beside the settings of its run."""
+
+    function: str = setting(
+        REQUIRED,
+        "class to map, FILE.py:CLASS or MODULE:CLASS: __init__(device), and __call__(batch) of "
+        "images, (n, ...), which returns a dict of arrays whose first axis is the batch",
+        metavar="CLASS",
+        positional=True,
+    )
+    ranks: int | None = same(ClassifyArguments, "ranks")
+    retry_errors: bool = switch("also do the images again whose rows are errors")
+
+
+def execute(args: MapArguments) -> int:
+    """Go on with the run, or begin it."""
+    from collage_mpi.models.own import check_mapped
+
+    given, _ = over_file(args.given)
+    theirs = [name for name in ITS_OWN if name in given]
+    if theirs:
+        raise UsageError(f"map sets {', '.join(theirs)} itself: leave them out, and use --ranks")
+    check_mapped(args.function)
+    singles = ranks_here("map", args.ranks, given.get("device", "auto"))
+    values = {"profile": "throughput", "scheme": "none", **given}
+    values |= {"single": args.function, "save": OUTPUTS, "singles": singles}
+    words = ["run", "--retry-errors" if args.retry_errors else "--resume", *words_of(values)]
+    return launch_ranks(check_before_ranks(words, None), words, LaunchArguments(mpi=args.mpi))
+
+
+COMMAND = Command(
+    execute,
+    MapArguments,
+    more=add_setting_flags,
+    usage="collage-mpi map FILE.py:CLASS --input PATH ... --out DIR [more settings]",
+    epilog="The same command goes on with a run, on any number of ranks. e.g. collage-mpi map "
+    "segment.py:Segment --input photos/ --out runs/masks, then collage-mpi export runs/masks --to "
+    "zarr",
+)

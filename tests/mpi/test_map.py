@@ -1,0 +1,170 @@
+"""A user's class over pictures: killed, gone on with by other numbers of ranks, verified, exported,
+and the same as a loop over the pictures.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import collage_mpi
+from collage_mpi.api import spec_of
+from collage_mpi.cli import main
+from collage_mpi.errors import ExitCode
+from collage_mpi.results import read_results, verify_run
+
+pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi, pytest.mark.timeout(300)]
+
+PX, PICTURES = 16, 160
+CLASSES = """
+import os, signal, time
+from pathlib import Path
+import numpy as np
+
+class Segment:
+    '''Where a picture is brighter than its mean, and a volume that is large for its size.'''
+    def __init__(self, device): self.seen, self.device = 0, device
+    def __call__(self, batch):
+        self.seen += len(batch) if batch.std() else 0  # not those of the warm-up
+        self.die()
+        grey = batch.mean(3)
+        mask = grey > grey.mean((1, 2), keepdims=True)
+        volume = np.broadcast_to(np.float32(grey[:, :1, :1, None]), (len(batch), 64, 64, 64))
+        return {"mask": mask.astype(np.uint8), "share": mask.mean((1, 2)), "volume": volume}
+    def die(self):
+        '''At its 25th image, once so many parts are on the disk.'''
+        parts = os.environ.get("DIE_AT")
+        while parts and self.seen > 24:
+            if len([*Path("out/vectors").glob("*.parquet")]) >= int(parts):
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.01)
+
+class Embed:
+    def __init__(self, device): pass
+    def __call__(self, batch):
+        if (batch[:, 0, 0, 0] == 7).any(): raise ValueError("a seven")
+        return {"embedding": batch.mean((1, 2)).astype(np.float16)}
+"""
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch) -> np.ndarray:
+    """(n, H, W, C) uint8, which lie in photos/, beside the classes."""
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    Path("own.py").write_text(CLASSES)
+    pixels = np.random.default_rng(0).integers(0, 256, (PICTURES, PX, PX, 3), np.uint8)
+    pixels[:, 0, 0, 0] = 8
+    pixels[5, 0, 0, 0] = 7
+    for number, picture in enumerate(pixels):
+        Image.fromarray(picture).save(f"photos/{number:03d}.png")
+    return pixels
+
+
+def classes() -> Any:
+    spec = importlib.util.spec_from_file_location("own", "own.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+COMMON = ["--input", "photos", "--image-px", str(PX), "--device", "cpu"]
+
+
+def test_masks_of_a_job_that_is_killed_twice_are_those_of_a_loop(
+    pictures: np.ndarray, monkeypatch, capfd
+) -> None:
+    words = ["map", "own.py:Segment", *COMMON, "--out", "out"]
+    for ranks, parts in (("3", "1"), ("2", "2")):
+        monkeypatch.setenv("DIE_AT", parts)
+        assert main([*words, "--ranks", ranks]) not in (0, 2, 3, 4, 5), capfd.readouterr().err
+        assert len([*Path("out/vectors").glob("*.parquet")]) >= int(parts)
+    done = len(read_results("out"))
+    assert 0 < done < PICTURES
+    monkeypatch.delenv("DIE_AT")
+    assert main([*words, "--ranks", "4"]) == ExitCode.COMPLETE, capfd.readouterr().err
+    said = capfd.readouterr().out
+    assert "accuracy  " not in said
+    assert "predictions" not in said
+    assert f"outputs of {PICTURES} images in out/vectors" in said
+    report = verify_run("out")
+    assert report.ok, report.problems
+    assert report.headline.endswith(f"no doubles, {PICTURES} vectors")
+    results = read_results("out")
+    assert {*results.images["session"]} == {1, 2, 3}
+    expected = classes().Segment("cpu")(pictures)
+    in_order = np.argsort(results.images["row"])
+    assert np.array_equal(results.kept("mask")[in_order], expected["mask"])
+    one = results[3]
+    assert one.keys() == {"fingerprint", "row", "mask", "share", "volume"}
+    assert np.array_equal(one["mask"], expected["mask"][one["row"]])
+    zarr = pytest.importorskip("zarr")
+    assert main(["export", "out", "--to", "zarr"]) == 0
+    arrays = zarr.open_group("out/export/outputs.zarr", mode="r")
+    for name, values in expected.items():
+        assert arrays[name].dtype == values.dtype
+        assert np.array_equal(arrays[name][:], values)
+
+
+def test_a_hedged_job_keeps_the_first_answers_and_names_what_raised(
+    pictures: np.ndarray, capfd
+) -> None:
+    hedge = ["--scheme", "hedge", "--hedge-ms", "1", "--limit", "40", "--ranks", "3"]
+    words = ["map", "own.py:Embed", *COMMON, *hedge, "--out", "out"]
+    assert main(words) == ExitCode.COMPLETE_WITH_ERRORS, capfd.readouterr().err
+    assert verify_run("out").ok
+    results = read_results("out")
+    (error,) = results.images[~results.images["answered"]]
+    assert error["row"] == 5
+    assert b"ValueError: a seven" in error["reason"]
+    rows = results.images["row"][results.images["answered"]]
+    expected = pictures.mean((1, 2)).astype(np.float16)
+    assert np.array_equal(results.kept("embedding"), expected[rows])
+
+
+def test_a_class_is_mapped_from_python(pictures: np.ndarray, monkeypatch) -> None:
+    module = classes()
+    monkeypatch.setitem(__import__("sys").modules, "own", module)
+    results = collage_mpi.map_batches(
+        module.Embed, input="photos", out="out", ranks=2, image_px=PX, device="cpu", limit=5
+    )
+    assert results.complete
+    assert len(results) == 5
+    assert [results[i]["embedding"].shape for i in range(5)] == [(3,)] * 5
+    assert next(itertools.islice(results, 1))["fingerprint"] == results.fingerprints[0]
+
+
+def test_what_cannot_be_mapped_is_refused_before_ranks_wait(pictures: np.ndarray, capfd) -> None:
+    Path("wrong.py").write_text(
+        "class Silent:\n    def __init__(self, device): pass\n"
+        "class Refuses:\n    def __init__(self, device): raise OSError('no such model')\n"
+        "    def __call__(self, batch): return {}\n"
+        "class Counts(Refuses):\n    def __init__(self, device): pass\n"
+        "    def __call__(self, batch): return [1] * len(batch)\n"
+    )
+    local = type("Local", (), {"__qualname__": "test.<locals>.Local"})
+    for function, code, says in (
+        ("gone.py:Segment", ExitCode.USAGE, "gone.py cannot be imported"),
+        (
+            "own.py:Segments",
+            ExitCode.USAGE,
+            "own.py has no function 'Segments'; it has Path",
+        ),
+        ("wrong.py:Silent", ExitCode.USAGE, "has no __call__(batch)"),
+        ("wrong.py:Refuses", ExitCode.USAGE, "OSError: no such model"),
+        ("own.py", ExitCode.USAGE, "names no class"),
+        ("wrong.py:Counts", ExitCode.DATA, "wrong.py:Counts returned a list; needed: a dict"),
+    ):
+        words = ["map", function, *COMMON, "--out", "out", "--ranks", "2", "--limit", "4"]
+        assert main(words) == code
+        said = capfd.readouterr().err
+        assert says in said
+        assert "Traceback" not in said
+    with pytest.raises(collage_mpi.errors.UsageError, match=r"at the top of a \.py file"):
+        spec_of(local)

@@ -1,0 +1,231 @@
+"""What a mapped function returns: checked, kept beside the rows, read back, exported as Zarr."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from results_harness import make_run
+
+from collage_mpi.encoding.vectors import MOST_BYTES, KeptColumn, layout_of
+from collage_mpi.errors import CollageError, DataFault, UsageError
+from collage_mpi.models import load_predictor
+from collage_mpi.models.info import Geometry, Loading
+from collage_mpi.report.charts import worst_images
+from collage_mpi.results import export_run, read_results, summarise, verify_run
+from collage_mpi.results.render import render_summary
+from collage_mpi.settings.run_settings import RunSettings
+
+GEOMETRY = Geometry((4, 4, 3), side=2, cell_px=4, classes=None)
+OUTPUTS = {"top_k": None, "save": "outputs"}
+FUNCTION = """
+import numpy as np
+
+class Each:
+    def __init__(self, device): self.given, self.device = None, device
+    def __call__(self, batch):
+        return {"mean": batch.mean((1, 2, 3)), "top": batch[:, :2, :, 0]} if self.given is None \\
+            else self.given
+class Lists(Each):
+    def __call__(self, batch): return {"mean": [1.5] * len(batch)}
+class Raises(Each):
+    def __call__(self, batch): raise KeyError("no weights")
+class Empty(Each):
+    def __call__(self, batch): return {"nothing": np.zeros((len(batch), 0))}
+class Named(Each):
+    def __call__(self, batch): return {"row": np.zeros(len(batch))}
+class Text(Each):
+    def __call__(self, batch): return {"caption": ["a cat"] * len(batch)}
+class Large(Each):
+    def __call__(self, batch): return {"volume": np.zeros((len(batch), 1 << 14, 1 << 13), "u1")}
+def plain(device): return lambda batch: {"n": np.ones(len(batch), ">i4")}
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    path = tmp_path / "own.py"
+    path.write_text(FUNCTION)
+    return path
+
+
+def load(own: Path, name: str) -> Any:
+    return load_predictor(f"{own}:{name}", "single", Loading(geometry=GEOMETRY, save="outputs"))
+
+
+def test_a_mapped_class_is_a_network_whose_outputs_are_its_columns(own: Path) -> None:
+    function = load(own, "Each")
+    assert function.columns == (KeptColumn("mean", "<f8", ()), KeptColumn("top", "|u1", (2, 4)))
+    assert (function.classes, function.made.device) == (1, "cpu")
+    batch = np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3)
+    scores, given = function.answer(batch)
+    assert scores.tolist() == [[[1]], [[1]]]
+    assert np.array_equal(function.predict(batch), scores)
+    assert np.array_equal(given["top"], batch[:, :2, :, 0])
+    assert load(own, "Lists").columns == (KeptColumn("mean", "<f8", ()),)
+    assert load(own, "plain").columns == (KeptColumn("n", "<i4", ()),)
+    # Other columns make another network: ranks, and a run that goes on, must have the same.
+    assert load(own, "Each").fingerprint == function.fingerprint
+    assert len({load(own, name).fingerprint for name in ("Each", "Lists", "plain")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([1, 2], "returned a list; needed: a dict of arrays"),
+        ({}, "returned a dict"),
+        ({"mean": np.zeros(3), "top": np.zeros((3, 2, 4), "u1")}, r"mean has the shape \(3,\)"),
+        ({"mean": 1.0}, r"mean has the shape \(\).*images of the batch \(2\)"),
+        ({"mean": [np.zeros(1), np.zeros(2)]}, "mean is no array.*pad them to the longest"),
+        ({"mean": np.array([None, None])}, "mean is an array of objects.*pad them"),
+        (
+            {"mean": np.zeros(2, "f4"), "top": np.zeros((2, 2, 4), "u1")},
+            r"gave mean <f4 \(\), top.*its first outputs were mean <f8",
+        ),
+        ({"mean": np.zeros(2)}, "each batch must give the same"),
+    ],
+)
+def test_outputs_that_are_not_as_they_should_be_are_named(own: Path, given: Any, says: str) -> None:
+    function = load(own, "Each")
+    function.made.given = given
+    with pytest.raises(DataFault, match=says):
+        function.answer(np.zeros((2, 4, 4, 3), np.uint8))
+
+
+def test_another_order_of_the_same_outputs_is_no_change(own: Path) -> None:
+    function = load(own, "Each")
+    function.made.given = {"top": np.ones((2, 2, 4), "u1"), "mean": np.zeros(2)}
+    assert function.answer(np.zeros((2, 4, 4, 3), np.uint8))[1]["top"].all()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("Raises", r"called with noise of uint8 \(1, 4, 4, 3\) it raised KeyError: 'no weights'"),
+        ("Empty", r"'nothing' of <f8 with the shape \(0,\) for an image holds no value"),
+        ("Named", "'row' of .* needs another name"),
+        ("Text", "'caption' of <U5.*cannot be kept: the types that can are booleans, integers"),
+        ("Large", "1 columns of 134,217,728 bytes in all.*at most 67,108,864"),
+        ("gone", "has no function 'gone'"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_when_it_is_loaded(own: Path, name: str, says: str) -> None:
+    with pytest.raises(CollageError, match=says):
+        load(own, name)
+    assert layout_of([KeptColumn("x", "|u1", (MOST_BYTES,))]).itemsize == MOST_BYTES
+
+
+@pytest.mark.parametrize(
+    "scheme", ["collage", "collage-only", "parity", "approx", "cascade", "cascade-batch"]
+)
+def test_a_scheme_that_decides_by_classes_refuses_a_map_by_name(scheme: str) -> None:
+    with pytest.raises(UsageError, match=f"scheme {scheme} decides by the scores of classes"):
+        RunSettings(single="own.py:Each", save="outputs", scheme=scheme)
+
+
+def test_what_a_map_needs_and_cannot_have() -> None:
+    for scheme in ("none", "replicate", "hedge", "batch-backup"):
+        RunSettings(single="own.py:Each", save="outputs", scheme=scheme, hedge_ms=5)
+    for more in ({"single": "a.safetensors"}, {"single": "null"}, {"single": "m:F", "top_k": 1}):
+        with pytest.raises(UsageError, match=r"a class of your own, FILE\.py:CLASS"):
+            RunSettings(save="outputs", scheme="none", **more)
+
+
+# ---- beside the rows ------------------------------------------------------------
+
+
+ERRORS = frozenset((4, 11))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    pytest.importorskip("pyarrow")
+    status = "complete_with_errors"
+    return make_run(tmp_path / "run", 27, extras=OUTPUTS, errors=ERRORS, status=status)
+
+
+def test_outputs_are_read_back_in_their_types_and_shapes(run: Path) -> None:
+    report = verify_run(run)
+    assert report.ok, report.problems
+    assert report.headline.endswith("2 error rows, 25 vectors")
+    results = read_results(run)
+    table = results.to_arrow("vectors")
+    assert str(table.schema.field("mask").type).startswith("extension<arrow.fixed_shape_tensor")
+    assert [str(table.schema.field(name).type) for name in ("share", "seen")] == [
+        "double",
+        "list<element: bool>",
+    ]
+    numbers = np.array([i for i in range(27) if i not in ERRORS])
+    mask = results.kept("mask")
+    assert (mask.dtype, mask.shape) == (np.uint8, (25, 2, 3))
+    assert np.array_equal(mask[:, 1, 2], numbers)
+    assert np.array_equal(results.kept("share"), numbers / 2)
+    assert np.array_equal(results.kept("seen"), np.stack([numbers % 2 == 1, numbers >= 0], 1))
+    with pytest.raises(UsageError, match="the run has no scores; it has mask, share, seen"):
+        results.kept("scores")
+
+
+def test_results_are_a_data_set_of_the_answered_images(run: Path, tmp_path: Path) -> None:
+    results = read_results(run)
+    assert len(results) == 25
+    one = results[4]
+    assert one.keys() == {"fingerprint", "row", "mask", "share", "seen"}
+    assert one["share"] == 2.5  # that of image 5
+    assert results[-1]["share"] == 13
+    with pytest.raises(IndexError):
+        results[25]
+    plain = read_results(make_run(tmp_path / "plain", 9))[2]
+    assert plain.keys() == {"fingerprint", "row", "class", "score"}
+    kept = read_results(make_run(tmp_path / "top", 9, extras={"top_k": 2, "save": "none"}))[2]
+    assert kept["top_classes"][0] == kept["class"]
+
+
+def test_no_reader_shows_a_class_of_a_map(run: Path) -> None:
+    results = read_results(run)
+    with pytest.raises(UsageError, match="leave out --predictions"):
+        export_run(results, "csv", only_predictions=True)
+    path = export_run(results, "csv")[0]
+    for row in csv.DictReader(path.open()):
+        assert (row["predicted"], row["predicted_name"], row["score"]) == ("", "", "")
+    summary = summarise(results)
+    assert summary["predictions"] is None
+    said = render_summary(summary)
+    assert "outputs of 25 images" in said
+    assert "accuracy  " not in said
+    assert worst_images(results, None, 3) is None
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(export_run(results, "hdf5")[0]) as file:
+        assert not {"predicted", "score"} & {*file["images"].dtype.names}
+
+
+def test_zarr_has_the_outputs_in_the_order_of_the_input(run: Path, tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    for _ in range(2):  # the second replaces the first
+        path, _ = export_run(read_results(run), "zarr", tmp_path / "to")
+    group = zarr.open_group(str(path), mode="r")
+    assert {*group} == {"shard", "row", "answered", "mask", "share", "seen"}
+    answered = np.array([i not in ERRORS for i in range(27)])
+    assert np.array_equal(group["answered"][:], answered)
+    assert np.array_equal(group["mask"][:, 0, 0], np.arange(27) * answered)
+    assert np.array_equal(group["share"][:], np.arange(27) * answered / 2)
+    assert group["mask"].dtype == np.uint8
+    keys = group["shard"][:].astype(np.int64) << 40 | group["row"][:].astype(np.int64)
+    assert (np.diff(keys) > 0).all()
+    assert [each.name for each in path.parent.iterdir() if "tmp" in each.name] == []
+
+
+def test_files_of_other_columns_are_damage(run: Path, tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (path,) = (run / "vectors").iterdir()
+    table = parquet.read_table(path)
+    for change, says in (
+        (table.drop_columns(["mask", "share", "seen"]), "has the columns fingerprint"),
+        (table.append_column("text", pyarrow.array(["a"] * 25)), "has the columns text of string"),
+        (table.slice(1), "24 vectors for 25 answered images"),
+    ):
+        parquet.write_table(change, path)
+        report = verify_run(run)
+        assert any(says in problem for problem in report.problems), report.problems
