@@ -18,6 +18,7 @@ import numpy as np
 
 from tests.simulation.inputs import ROWS, answer
 from tests.simulation.kernel import Process
+from tests.simulation.row_laws import wrong_columns
 
 TRAILER = struct.Struct("<8sQI")
 COMPLETE = ("complete", "complete_with_errors")
@@ -139,7 +140,7 @@ def broken(out: Path, run: Run | None, expected: int | None, *, whole: bool) -> 
     if run.marked and expected is not None and len(set(keys)) != expected:
         faults.append(f"a marker, and {len(set(keys))} of {expected} rows")
     if whole:
-        faults += _sessions(run)
+        faults += _sessions(run) or wrong_columns(run)
     if run.manifest.get("extras"):
         faults += _vectors(out, run)
     if run.complete and (run.manifest.get("audit") or {}).get("share"):

@@ -29,6 +29,7 @@ from tests.simulation.case import HARMLESS, Case, Fault, Session, draw, simpler,
 from tests.simulation.disk import CHANGES, ERRORS, LOOKS, Disk, Failure
 from tests.simulation.inputs import HARMS, ROWS, Shards
 from tests.simulation.kernel import FOREVER_NS, MS, SECOND, Host, Kernel, Process
+from tests.simulation.row_laws import wrong_files
 
 # Virtual time in which a job ends after its last fault: with limits of seconds for silence and for
 # start-up a claim is watched for 30 s and a rank awaited for 60; else start-up alone takes 600.
@@ -186,6 +187,7 @@ class Play:
         share = -(-size // session.hosts)
         hosts = [self.hosts[(session.first + rank // share) % 3] for rank in range(size)]
         run = laws.run_in(self.out)
+        self.known = 0 if run is None else run.manifest["session"]
         errors = run is not None and run.manifest["status"] == "complete_with_errors"
         again = errors and not self.shards.harmed
         go_on = () if run is None else ("--retry-errors",) if again else ("--resume",)
@@ -211,6 +213,10 @@ class Play:
         if len(jobs) == 1 and code is not None and not session.dry:
             known = rows, self._excused(session), self.unseen
             faults += laws.untrue(code, run, *known)
+            if code in (0, 5) and not faults and run is not None:
+                calm = {fault.kind for fault in session.faults} <= {*HARMLESS}
+                calm &= run.manifest["session"] > self.known  # else there was nothing to do
+                faults += wrong_files(self.out, run, calm)
         if any(job.code == 2 for job in jobs) and not (self.replaced or self._replaced()):
             faults.append("the case is refused")
         if code == 1 or any(p.code == 1 for job in jobs for p in job.ranks if p.code != -9):

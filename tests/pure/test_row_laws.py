@@ -1,0 +1,112 @@
+"""The laws of the simulated jobs about columns: each slip in a run made by hand is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from collage_mpi.results.rows import GROUP_ROW, IMAGE_ROW, TASK_ROW
+from tests.simulation.inputs import answer
+from tests.simulation.laws import Run, broken
+from tests.simulation.row_laws import wrong_columns, wrong_files
+
+MS = 1_000_000
+
+
+def made() -> Run:
+    """Two images of the first shard, each by a task of its own, as one group."""
+    images, tasks = np.zeros(2, IMAGE_ROW), np.zeros(2, TASK_ROW)
+    for i in range(2):
+        right = {"row": i, "predicted": answer(0, i), "label": answer(0, i), "rank": i + 1}
+        shared = {"attempt": 1, "session": 1, "compute_ns": (i + 1) * MS, "held_ns": MS}
+        image = {"answered": True, "has_label": True, "t0_ns": 5, "latency_ns": 9 * MS}
+        task = {
+            "task": i,
+            "rank": i + 1,
+            "items": 1,
+            "resolved": 1,
+            "sent_ns": 9,
+            "done_ns": 8 * MS,
+        }
+        for row, values in (
+            (images[i], {**right, **shared, **image}),
+            (tasks[i], {**shared, **task}),
+        ):
+            for name, value in values.items():
+                row[name] = value
+    groups = np.zeros(1, GROUP_ROW)
+    groups[0] = (0, 2, 5, 9 * MS, 0, 0, 2, 0, 1, False)
+    world = [{"rank": rank, "kinds": ["single"]} for rank in (1, 2)]
+    rows = {"images": 2, "groups": 1, "tasks": 2}
+    sessions = [{"session": 1, "rows": rows, "final": {"world": world}}]
+    manifest = {
+        "status": "complete",
+        "session": 1,
+        "sessions": sessions,
+        "shards": [{"path": "a.h5"}],
+    }
+    tables = {"images": images, "groups": groups, "tasks": tasks}
+    return Run(manifest, tables, [(1, 1, images)], marked=True)
+
+
+def test_a_marker_has_all_rows(tmp_path: Path) -> None:
+    assert broken(tmp_path, made(), 2, whole=True) == []
+    assert broken(tmp_path, made(), 3, whole=True) == ["a marker, and 2 of 3 rows"]
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value", "said"),
+    [
+        ("images", "label", 9, "another label"),
+        ("images", "has_label", False, "another label"),
+        ("images", "session", 2, "rows of another"),
+        ("images", "rank", 2, "an answer of no task"),
+        ("images", "attempt", 2, "an answer of no task"),
+        ("images", "compute_ns", 3 * MS, "an answer of no task"),
+        ("images", "held_ns", 3 * MS, "an answer of no task"),
+        ("images", "latency_ns", 7 * MS, "before its task was done"),
+        ("images", "read_ns", -1, "read_ns below 0"),
+        ("images", "encode_ns", -1, "encode_ns below 0"),
+        ("images", "decode_ns", -1, "decode_ns below 0"),
+        ("tasks", "sent_ns", -1, "sent before the session"),
+        ("tasks", "done_ns", 8, "ended before it was sent"),
+        ("tasks", "done_ns", MS // 2, "longer than it was out"),
+        ("tasks", "compute_ns", 0, "answered in no time"),
+        ("tasks", "items", 0, "without a unit of work"),
+        ("tasks", "outcome", 2, "failed without a reason"),
+        ("tasks", "rank", 3, r"tasks of ranks \[3\]"),
+        ("groups", "classes", 1, "a group of 2 classes"),
+        ("groups", "t0_ns", 6, "before or after its images"),
+    ],
+)
+def test_a_wrong_column_is_told(table: str, column: str, value: int, said: str) -> None:
+    run = made()
+    assert wrong_columns(run) == []
+    run.tables[table][column][0] = value
+    with pytest.raises(AssertionError, match=said):
+        assert not wrong_columns(run), "; ".join(wrong_columns(run))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("summary", {"rows": {"found": 1, "answered": 2, "errors": 0}}, "summary.json says"),
+        ("summary", {"complete": False}, "summary.json says"),
+        ("status", {"state": "ending"}, "status.json says ending"),
+        ("status", {"session": 2}, "of session 2"),
+        ("status", {"done": 1}, "1 done of 2"),
+    ],
+)
+def test_a_wrong_summary_or_status_is_told(tmp_path: Path, file: str, change: dict, said: str):
+    right = {
+        "summary": {"rows": {"found": 2, "answered": 2, "errors": 0}, "complete": True},
+        "status": {"state": "complete", "session": 1, "done": 2},
+    }
+    for name, values in right.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(values))
+    assert wrong_files(tmp_path, made(), True) == []
+    (tmp_path / f"{file}.json").write_text(json.dumps({**right[file], **change}))
+    assert said in "; ".join(wrong_files(tmp_path, made(), True))

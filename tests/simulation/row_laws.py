@@ -1,0 +1,134 @@
+"""What columns of rows, the summary and the status must say of each other: read from the disk, as
+`laws` reads it. Whole classes of slips are seen here that no count of rows shows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tests.simulation.inputs import ROWS, answer
+
+if TYPE_CHECKING:
+    from tests.simulation.laws import Run
+
+ERROR, ANSWERED, FAILED = 6, 0, 2  # a source, outcomes
+SLACK_NS = 1_000_000  # clocks of hosts run at other rates
+DRIFT = 1e-3
+
+
+def wrong_columns(run: Run) -> list[str]:
+    """Columns that contradict the images, or the rows of other tables."""
+    if not len(run.images):
+        return []
+    faults = [*_labels(run), *_places(run)]
+    closed = {each["session"]: each for each in run.manifest["sessions"] if each["rows"]}
+    for number, entry in closed.items():
+        of = {name: rows[rows["session"] == number] for name, rows in run.tables.items()}
+        if all(map(len, of.values())):
+            told = (*_times(of["tasks"]), *_answers(of), *_groups(of), *_ranks(of, entry))
+            faults += [f"session {number}: {text}" for text in told]
+    return faults
+
+
+def _labels(run: Run) -> Iterator[str]:
+    names = [Path(shard["path"]).name for shard in run.manifest["shards"]]
+    for row in run.images[run.images["answered"]]:
+        right = answer(list(ROWS).index(names[int(row["shard"])]), int(row["row"]))
+        if not row["has_label"] or int(row["label"]) != right:
+            yield f"another label than the image's: {row}"
+
+
+def _places(run: Run) -> Iterator[str]:
+    """A row lies in a part of its session."""
+    for session, number, rows in run.files:
+        if (rows["session"] != session).any():
+            yield f"part {number} of session {session} has rows of another"
+
+
+def _times(tasks: np.ndarray) -> Iterator[str]:
+    """What a rank took lies between sending a task and its answer."""
+    span = tasks["done_ns"] - tasks["sent_ns"]
+    took = tasks["compute_ns"] + tasks["held_ns"]
+    answered = tasks["outcome"] == ANSWERED
+    for what, wrong in (
+        ("ended before it was sent", span < 0),
+        ("sent before the session", tasks["sent_ns"] < 0),
+        ("took longer than it was out", answered & (took > span * (1 + DRIFT) + SLACK_NS)),
+        ("answered in no time", answered & (tasks["compute_ns"] <= 0)),
+        ("without a unit of work", tasks["items"] < 1),
+        ("failed without a reason", (tasks["outcome"] == FAILED) & (tasks["reason"] == b"")),
+    ):
+        if wrong.any():
+            yield f"a task {what}: {tasks[wrong][0]}"
+
+
+def _answers(of: dict[str, np.ndarray]) -> Iterator[str]:
+    """An answer is that of a task of its rank, and has what this took."""
+    tasks, images = of["tasks"], of["images"]
+    names = ("rank", "attempt", "compute_ns", "held_ns")
+    known: dict[tuple[int, ...], int] = {}  # the first of those that took the same
+    for task in tasks[tasks["outcome"] == ANSWERED]:
+        key, done = tuple(task[n].item() for n in names), int(task["done_ns"])
+        known[key] = min(done, known.get(key, done))
+    for row in images[images["answered"]]:
+        done_ns = known.get(tuple(row[n].item() for n in names))
+        if done_ns is None:
+            yield f"an answer of no task: {row}"
+        elif done_ns > row["t0_ns"] + row["latency_ns"]:
+            yield f"an answer before its task was done, at {done_ns}: {row}"
+    parts = ("read_ns", "encode_ns", "decode_ns", "compute_ns", "held_ns", "latency_ns")
+    for name in parts:
+        if (images[name] < 0).any():
+            yield f"{name} below 0"
+
+
+def _groups(of: dict[str, np.ndarray]) -> Iterator[str]:
+    """A group has as many classes as labels, begins with its images, and is read by then."""
+    images = of["images"]
+    for group in of["groups"]:
+        mine = images[images["group"] == group["group"]]
+        labels = set(mine["label"][mine["has_label"]].tolist())
+        if len(labels) != group["classes"]:
+            yield f"a group of {len(labels)} classes: {group}"
+        if mine["t0_ns"].min() != group["t0_ns"]:
+            yield f"a group that begins before or after its images: {group}"
+
+
+def _ranks(of: dict[str, np.ndarray], entry: dict[str, Any]) -> Iterator[str]:
+    """Tasks go to ranks that hold networks, and no rank has two kinds of it at once."""
+    world = (entry.get("final") or {}).get("world") or []
+    workers = {member["rank"] for member in world if member["kinds"]}
+    strange = set(of["tasks"]["rank"].tolist()) - workers
+    if world and strange:
+        yield f"tasks of ranks {sorted(strange)}, which hold no network"
+
+
+def wrong_files(out: Path, run: Run, undisturbed: bool) -> list[str]:
+    """What the summary and the last status say of a run that has ended with its marker.
+
+    `undisturbed`: nothing kept the session from writing its last status.
+    """
+    faults: list[str] = []
+    rows = run.lasting
+    errors = int((rows["source"] == ERROR).sum())
+    right = {"found": len(rows), "answered": len(rows) - errors, "errors": errors}
+    if not (out / "summary.json").exists() and not undisturbed:
+        return []  # a session ended before it, and the next had nothing to do
+    summary = json.loads((out / "summary.json").read_bytes())
+    said = {key: summary["rows"][key] for key in right}
+    if said != right or summary["complete"] is not True:
+        faults.append(f"summary.json says {said}, complete {summary['complete']}; it is {right}")
+    if not undisturbed:
+        return faults
+    status = json.loads((out / "status.json").read_bytes())
+    if status["state"] != run.manifest["status"] or status["session"] != run.manifest["session"]:
+        faults.append(f"status.json says {status['state']} of session {status['session']}")
+    mine = int((run.images["session"] == status["session"]).sum())
+    if (run.manifest.get("teams") or 1) == 1 and status["done"] != mine:
+        faults.append(f"status.json says {status['done']} done of {mine}")
+    return faults
