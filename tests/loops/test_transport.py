@@ -72,8 +72,17 @@ class Status:
         return self.count
 
 
+def some_of(requests: list[Request], statuses: list[Status]) -> list[int]:
+    """Those that are complete, their statuses in front."""
+    own = [Status() for _ in requests]
+    done = [i for i, request in enumerate(requests) if request.Test(own[i])]
+    for place, i in enumerate(done):
+        statuses[place].count = own[i].count
+    return done
+
+
 MPI = SimpleNamespace(
-    BYTE="byte", Status=Status, Exception=MpiError,
+    Request=SimpleNamespace(Testsome=some_of), BYTE="byte", Status=Status, Exception=MpiError,
     Get_library_version=lambda: "Some MPI  v1.2, \x00\nmore\n",
 )  # fmt: skip
 
@@ -359,6 +368,25 @@ def test_what_is_dropped_is_not_waited_for():
     assert transport.flush(5.0)
     assert transport.poll() == []
     assert comm.sends[0].tests == 0
+
+
+def test_in_a_plain_world_one_call_looks_for_the_messages_of_all_ranks(monkeypatch):
+    comm, transport = coordinator(fault_tolerant=False)
+    calls: list[int] = []
+    monkeypatch.setattr(
+        MPI.Request, "Testsome", lambda *args: calls.append(len(args[0])) or some_of(*args)
+    )
+    for source, text in ((3, b"c"), (1, b"aa"), (1, b"b")):
+        comm.deliver(source, TAG_UP, text)
+    found = [(each.rank, each.message.tobytes(), each.at_ns) for each in transport.poll()]
+    assert found == [(1, b"aa", 0), (3, b"c", 0), (1, b"b", 1)]  # the clock is read once a call
+    transport.drop(1)
+    comm.deliver(3, TAG_UP, b"dd")
+    assert [each.message.tobytes() for each in transport.poll()] == [b"dd"]
+    assert calls == [3, 3, 3, 2, 2]
+    transport.expect(UP_BYTES + 1)
+    comm.deliver(2, TAG_UP, b"e")
+    assert [each.message.tobytes() for each in transport.poll()] == [b"e"]
 
 
 def test_in_a_plain_world_a_lost_rank_is_a_defect():

@@ -102,6 +102,18 @@ class Receive:
         kernel().tick()
 
 
+class Request:
+    """What mpi4py calls as a class."""
+
+    @staticmethod
+    def Testsome(requests: list[Receive], statuses: list[Status]) -> list[int]:
+        """Those of the receives that are complete, and their statuses, in front."""
+        done = [place for place, request in enumerate(requests) if request.Test()]
+        for status, place in zip(statuses, done, strict=False):
+            status.nbytes = requests[place].nbytes
+        return done
+
+
 @dataclass
 class Channel:
     """Messages of one sender, receiver and tag."""
@@ -252,6 +264,7 @@ class MPI:
     BYTE = "BYTE"
     ERRORS_RETURN = "ERRORS_RETURN"
     Exception = MPIError
+    Request = Request
     Status = Status
 
     def __init__(self, net: Network, rank: int) -> None:
