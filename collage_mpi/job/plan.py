@@ -175,7 +175,8 @@ def _fitted(
     collage, height = networks.get(COLLAGE), shards.shape[0] if len(shards.shape) == 3 else 1
     cell_px = (settings.cell_px if collage is None else collage.cell_px) or height
     geometry = Geometry(shards.shape, settings.side, cell_px, None, shards.dtype)
-    asked = _ask_named(settings, geometry, functions=not shards.infos[0].is_picture)
+    functions = not shards.infos[0].is_picture and settings.extras.classifies
+    asked = _ask_named(settings, geometry, functions)
     networks = {**networks, **{kind: each.info for kind, each in asked.items()}}
     advice = shards.infos[0].no_pictures
     check_items(networks.values(), shards.dtype, shards.shape, advice)

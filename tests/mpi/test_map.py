@@ -140,6 +140,21 @@ def test_a_class_is_mapped_from_python(pictures: np.ndarray, monkeypatch) -> Non
     assert next(itertools.islice(results, 1))["fingerprint"] == results.fingerprints[0]
 
 
+def test_volumes_are_mapped_too(pictures: np.ndarray) -> None:
+    zarr = pytest.importorskip("zarr")
+    volumes = np.random.default_rng(1).integers(0, 4000, (12, 3, 5, 4, 2), np.uint16)
+    zarr.save_group("volumes.zarr", images=volumes)
+    Path("vol.py").write_text(
+        "class Bright:\n    def __init__(self, device): pass\n"
+        "    def __call__(self, batch): return {'bright': batch > 2000}\n"
+    )
+    how = {"out": "out", "ranks": 2, "device": "cpu"}
+    results = collage_mpi.map_batches("vol.py:Bright", input=["volumes.zarr"], **how)
+    assert results.complete
+    expected = (volumes > 2000)[results.images["row"]]
+    assert np.array_equal(results.kept("bright"), expected)
+
+
 def test_what_cannot_be_mapped_is_refused_before_ranks_wait(pictures: np.ndarray, capfd) -> None:
     Path("wrong.py").write_text(
         "class Silent:\n    def __init__(self, device): pass\n"
