@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -84,13 +85,11 @@ def layout_of(columns: Sequence[KeptColumn]) -> np.dtype:
             f"{len(columns)} columns of {nbytes:,} bytes in all for an image; 1 to {MOST_COLUMNS} "
             f"of at most {MOST_BYTES:,} bytes in all can be kept"
         )
-    packed = np.dtype([(each.name, each.dtype, each.shape) for each in columns])
-    fields = dict(packed.fields or {})
     return np.dtype(
         {
-            "names": list(fields),
-            "formats": [dtype for dtype, *_ in fields.values()],
-            "offsets": [offset for _, offset, *_ in fields.values()],
+            "names": [each.name for each in columns],
+            "formats": [(each.dtype, each.shape) for each in columns],
+            "offsets": [*accumulate((each.nbytes for each in columns[:-1]), initial=0)],
             "itemsize": -(-nbytes // 4) * 4,
         }
     )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.encoding.vectors import KEYS
-from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.results.parts import PartName
 from collage_mpi.results.rows import IMAGES, flat_keys
 from collage_mpi.results.vectors import (
@@ -56,6 +56,16 @@ class KeptValues:
         file = int(np.searchsorted(self._starts, number, side="right")) - 1
         at = number - int(self._starts[file])
         return {k: v[at] for k, v in self._file(file).items() if k not in KEYS}
+
+    def table(self) -> Any:
+        """All of it as one pyarrow.Table; None of a run without rows."""
+        import pyarrow as pa
+
+        tables = [read_file(path, self._extras) for path in self._paths]
+        try:
+            return pa.concat_tables(tables) if tables else None
+        except pa.ArrowInvalid as error:  # of another run's file, with columns of its own
+            raise DataFault(f"files of vectors have different columns: {error}") from error
 
     @cached_property
     def _starts(self) -> np.ndarray:

@@ -30,7 +30,6 @@ from collage_mpi.results.rows import (
 )
 from collage_mpi.results.vectors import (
     array_of,
-    arrow_vectors,
     extras_of,
     of_parts,
     require_pyarrow,
@@ -307,7 +306,7 @@ class Results(Run):
 
         require_pyarrow("to_arrow", "use to_pandas")
         if table == "vectors":
-            return arrow_vectors(self.path, read_parts(self.path, self.manifest), self.manifest)
+            return self.kept_values.table()
         return arrow_table(self, *self._asked(table, names))
 
     def to_pandas(self, table: str = "images", names: ImageNames | None = None) -> Any:

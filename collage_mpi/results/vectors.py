@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from collage_mpi.encoding.vectors import KEYS, OUTPUTS, Extras, unpack
-from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.results.file_names import VECTORS_FOLDER
 from collage_mpi.results.parts import PartName
 from collage_mpi.results.rows import IMAGES
@@ -203,14 +203,16 @@ def read_file(path: Path, extras: Extras) -> Any:
     known = names[keys:] if extras.save == OUTPUTS else extras.names  # any, but some
     if names != (*KEYS, *known) or not known:
         raise DataFault(f"{path}: has the columns {', '.join(table.column_names)}. {ADVICE}")
-    odd = [f"{each.name} of {each.type}" for each in table.schema if not _is_ours(each)]
+    lists = bool(extras.names)
+    odd = [f"{each.name} of {each.type}" for each in table.schema if not _is_ours(each, lists)]
     if odd:
         raise DataFault(f"{path}: has the columns {', '.join(odd)}. {ADVICE}")
     return table
 
 
-def _is_ours(column: Any) -> bool:
-    """Whether a pyarrow.Field is of texts, or of what `array_of` takes, as its name says."""
+def _is_ours(column: Any, lists: bool) -> bool:
+    """Whether a pyarrow.Field is of texts, or of what `array_of` takes, as its name says. With
+    `lists` what is kept must be lists."""
     import pyarrow as pa
     from pyarrow import types
 
@@ -219,6 +221,8 @@ def _is_ours(column: Any) -> bool:
         return bool(types.is_string(kind.value_type if types.is_dictionary(kind) else kind))
     if column.name in KEYS:
         return bool(types.is_integer(kind))
+    if lists and not types.is_list(kind):
+        return False
     tensor = isinstance(kind, pa.FixedShapeTensorType)
     inner = kind.value_type if types.is_list(kind) or tensor else kind
     return bool(types.is_integer(inner) or types.is_floating(inner) or types.is_boolean(inner))
@@ -245,30 +249,6 @@ def array_of(column: Any) -> np.ndarray:
     numbers = [part.to_numpy(zero_copy_only=False) for part in flat]
     found: np.ndarray = np.concatenate(numbers) if numbers else np.empty(0)
     return found.reshape(len(column), *shape)
-
-
-def arrow_vectors(out: Path, found: Iterable[PartName], manifest: Mapping[str, Any]) -> Any:
-    """The vectors of all answered images as one pyarrow.Table, in the order of the image rows.
-
-    Args:
-        found: the run's parts that count.
-
-    Raises:
-        UsageError: the run keeps none.
-        EnvironmentFault, DataFault: as `read_file`.
-    """
-    extras = extras_of(manifest)
-    if not extras:
-        raise UsageError("the run has no vectors: it was made without --top-k and --save")
-    require_pyarrow("reading vectors")
-    import pyarrow as pa
-
-    numbers = [(part.session, part.number) for part in found if part.table == IMAGES.name]
-    tables = [read_file(vectors_path(out, *number), extras) for number in numbers]
-    try:
-        return pa.concat_tables(tables) if tables else None
-    except pa.ArrowInvalid as error:  # of another run's file, with columns of its own
-        raise DataFault(f"{out}: its files of vectors have different columns: {error}") from error
 
 
 def check_file(path: Path, rows: np.ndarray, manifest: Mapping[str, Any]) -> tuple[int, list[str]]:
