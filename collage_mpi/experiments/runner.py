@@ -28,7 +28,8 @@ from collage_mpi.results.tally import Inventory
 from collage_mpi.settings.run_settings import PATH_SETTINGS, RunSettings
 from collage_mpi.shards.inputs import expand_paths
 from collage_mpi.shards.reader import inspect_sources
-from collage_mpi.shards.schema import Stamp, stamp_of
+from collage_mpi.shards.remote import Stamp
+from collage_mpi.shards.schema import stamp_of
 from collage_mpi.simulation.costs import Costs, read_costs
 from collage_mpi.simulation.runs import (
     SimulatedJob,

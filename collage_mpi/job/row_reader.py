@@ -22,6 +22,7 @@ from collage_mpi.job.encoders import make_cell_maker
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.scheduler.events import Unread
 from collage_mpi.shards.pictures import PictureFit, UnreadablePicture, picture_pixels
+from collage_mpi.shards.remote import absolute
 from collage_mpi.shards.schema import ShardFault, ShardInfo
 from collage_mpi.system.environment import local_size, threads_per_rank
 
@@ -52,7 +53,7 @@ def described(shards: ShardSet) -> list[str]:
         json.dumps(
             replace(
                 info,
-                path=info.path.absolute(),  # a launcher may start ranks in other folders
+                path=absolute(info.path),  # a launcher may start ranks in other folders
                 class_names=None,
                 source="",
                 stamp=None if number in shards.lost else info.stamp,

@@ -13,6 +13,7 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageE
 from collage_mpi.plugins import Names
 from collage_mpi.shards.guard import examine_shards
 from collage_mpi.shards.listing import is_picture
+from collage_mpi.shards.remote import HOW, url_of
 from collage_mpi.shards.schema import ShardInfo, split_part
 from collage_mpi.shards.source import ReadAs, Source
 from collage_mpi.system.files import reading
@@ -55,7 +56,7 @@ def source_of(path: Path | str) -> tuple[type[Source], Path]:
     other source takes.
     """
     named = re.fullmatch(r"([a-z][a-z0-9_-]+):([^:].*)", str(path), re.DOTALL)
-    if named and not os.path.lexists(path):
+    if named and not url_of(path) and not os.path.lexists(path):
         return source_class(named[1]), Path(named[2])
     path = Path(path)
     own = (source_class(name) for name in HOMES if name not in HDF5[1:])
@@ -80,9 +81,14 @@ def open_source(info: ShardInfo) -> Source:
 def examine(paths: Sequence[Path], read_as: ReadAs) -> list[ShardInfo | CollageError]:
     """A description of each source, or why it cannot be used."""
     pairs = [source_of(path) for path in paths]
-    hdf5 = source_class("images")
-    shards = iter(examine_shards([path for of, path in pairs if of is hdf5]))
-    found = [next(shards) if of is hdf5 else _described(of, path, read_as) for of, path in pairs]
+    local = [of is source_class("images") and not url_of(path) for of, path in pairs]
+    shards = iter(
+        examine_shards([path for (_, path), own in zip(pairs, local, strict=True) if own])
+    )
+    found = [
+        next(shards) if own else _described(of, path, read_as)
+        for (of, path), own in zip(pairs, local, strict=True)
+    ]
     return [*map(_as_pictures, found)] if read_as.pictures else found
 
 
@@ -96,6 +102,9 @@ def _as_pictures(found: ShardInfo | CollageError) -> ShardInfo | CollageError:
 
 
 def _described(source: type[Source], path: Path, read_as: ReadAs) -> ShardInfo | CollageError:
+    if url_of(path) and not source.remote:
+        sort = "HDF5 shards" if source.name in HDF5 else f"a source {source.name}"
+        return EnvironmentFault(f"{url_of(path)}: {sort} cannot be read by URL: {HOW}")
     try:
         return source.describe(path, read_as)
     except (DataFault, EnvironmentFault) as fault:

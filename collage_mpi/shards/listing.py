@@ -8,12 +8,14 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.shards.members import Listing, Member, name_text
 from collage_mpi.shards.pictures import SUFFIXES
+from collage_mpi.shards.remote import network_faults, opened, stat_of, url_of
 from collage_mpi.shards.source import MemberSource, ReadAs
 from collage_mpi.system.printable import counted
 
@@ -31,6 +33,7 @@ SAID = {  # what is said of one, and of several
         "pictures are taken twice, as a link leads to their folder",
     ),
 }
+ASKED_AT_ONCE = 16  # URLs, whose servers say how large each picture is
 LISTS = (".txt", ".lst", ".list")  # endings of text files that name pictures
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "dev"}
 
@@ -219,21 +222,23 @@ class FolderSource(MemberSource):
 
 
 class ListSource(MemberSource):
-    """A text file that names a picture a line, from the folder of the file on."""
+    """A text file that names a picture a line, from the folder of the file on, or by its URL."""
 
-    name = "list"
+    name, remote = "list", True
 
     @classmethod
     def takes(cls, path: Path) -> bool:
-        return path.suffix.lower() in LISTS and os.path.isfile(path)
+        return path.suffix.lower() in LISTS and bool(url_of(path) or os.path.isfile(path))
 
     @classmethod
     def listed(cls, path: Path, read_as: ReadAs) -> Listing:
-        lines = os.fsdecode(path.read_bytes()).splitlines()
+        with network_faults(path), opened(path) as stream:
+            lines = os.fsdecode(stream.read()).splitlines()
         names = [line.strip() for line in lines if line.strip()]
         if not names:
             raise DataFault(f"{path}: names no picture; needed: the path of one a line")
-        members = [_named(cls._file(path, name), name) for name in names]
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+            members = [*pool.map(_named, [cls._file(path, name) for name in names], names)]
         doubles = [name for name, count in Counter(names).items() if count > 1]
         notes = [
             f"{path}: {counted(len(names) - len(set(names)), 'line')} for a picture that was named "
@@ -244,13 +249,17 @@ class ListSource(MemberSource):
 
     @classmethod
     def _file(cls, path: Path, name: str) -> str:
-        return os.path.join(path.parent, name)
+        return name if url_of(name) else os.path.join(path.parent, name)
 
 
 def _named(file: str, name: str) -> Member:
     """A picture of a list. One that is not there is listed, so that its row says so."""
     try:
+        if url_of(file):
+            return Member(name_text(name), file, stat_of(file)[0])
         found = os.stat(file)
+    except EnvironmentFault as unread:
+        return Member(name_text(name), file, 0, fault=str(unread))
     except (OSError, ValueError) as error:  # of a NUL in its name
         why = getattr(error, "strerror", None) or str(error)
         return Member(name_text(name), file, 0, fault=f"cannot be read: {why}")

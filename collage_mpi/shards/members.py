@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from collage_mpi.shards.pictures import UnreadablePicture
+from collage_mpi.shards.remote import read_range, url_of
 from collage_mpi.system.files import UNREADABLE_OR_GONE, write_atomic
 from collage_mpi.system.printable import counted, storable
 
@@ -44,16 +45,25 @@ class Member:
 
 
 def read_member(member: Member) -> bytes:
-    """The picture's bytes. Raises UnreadablePicture."""
+    """The picture's bytes.
+
+    Raises:
+        UnreadablePicture: they are not those that were listed.
+        EnvironmentFault: the server of a URL does not give them.
+    """
     if member.fault is not None:
         raise UnreadablePicture(member.fault)
     if not 0 < member.nbytes <= LARGEST_PICTURE_BYTES:
         raise UnreadablePicture(f"{member.nbytes:,} bytes")
+    url, more = url_of(member.path), b""
     try:
-        with open(member.path, "rb") as stream:
-            stream.seek(member.offset)
-            data = stream.read(member.nbytes)
-            more = member.offset == 0 and stream.read(1)  # in a tar a header comes first
+        if url:
+            data = read_range(url, member.offset, member.nbytes)
+        else:
+            with open(member.path, "rb") as stream:
+                stream.seek(member.offset)
+                data = stream.read(member.nbytes)
+                more = b"" if member.offset else stream.read(1)  # in a tar a header comes first
     except OSError as error:
         raise UnreadablePicture(f"cannot be read: {error.strerror}") from error
     if len(data) < member.nbytes:

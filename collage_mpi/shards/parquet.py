@@ -17,6 +17,7 @@ import numpy as np
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.shards.foreign import IMAGE_NAMES, LABEL_NAMES
 from collage_mpi.shards.members import name_text
+from collage_mpi.shards.remote import network_faults, opened, stat_of, url_of
 from collage_mpi.shards.schema import (
     HASH_LIMIT_BYTES,
     PART_MARK,
@@ -39,7 +40,7 @@ FOOTER_BYTES = 8  # at the end of the file: the length of its footer, and a mark
 class ParquetSource(PictureSource):
     """One Parquet file; `FILE::COLUMN` names the column."""
 
-    name = "parquet"
+    name, remote = "parquet", True
     suffixes = (".parquet",)
 
     def __init__(self, info: ShardInfo) -> None:
@@ -74,10 +75,11 @@ class ParquetSource(PictureSource):
         where each column lies.
         """
         file, part = split_part(path)
-        size = file.stat().st_size
-        known = read_sidecar(file) or (sha256_of(file) if size <= HASH_LIMIT_BYTES else None)
+        size = stat_of(file)[0]
+        few = url_of(file) is None and size <= HASH_LIMIT_BYTES
+        known = read_sidecar(file) or (sha256_of(file) if few else None)
         if known is None:
-            with file.open("rb") as stream:
+            with network_faults(file), opened(file) as stream:
                 stream.seek(-FOOTER_BYTES, 2)
                 length = int.from_bytes(stream.read(4), "little")
                 stream.seek(max(0, size - FOOTER_BYTES - length))
@@ -222,10 +224,11 @@ def _opened(path: Path) -> Any:
             f"{path}: Parquet needs pyarrow, which is not installed: {pip_line('parquet')}"
         ) from error
     file = split_part(path)[0]
-    with file.open("rb"):
-        pass  # missing or forbidden: the plain OSError says it better
+    stream = opened(file)  # missing or forbidden: the plain OSError says it better
+    if url_of(file) is None:
+        stream.close()
     try:
-        return parquet.ParquetFile(file)
+        return parquet.ParquetFile(file if stream.closed else stream)
     except (ValueError, OSError) as error:  # pyarrow's ArrowInvalid is a ValueError
         detail = " ".join(str(error).split())
         raise DataFault(f"{path}: cannot be opened as Parquet: {detail:.200}. Copy it.") from error
@@ -235,7 +238,8 @@ def _opened(path: Path) -> Any:
 def _still(path: Path) -> Iterator[None]:
     """What pyarrow raises for a file that was good before becomes an EnvironmentFault."""
     try:
-        yield
+        with network_faults(path):
+            yield
     except (DataFault, EnvironmentFault, FileNotFoundError, PermissionError):
         raise
     except (OSError, ValueError, NotImplementedError, MemoryError) as error:

@@ -25,11 +25,11 @@ from collage_mpi.shards.inputs import (
     source_of,
 )
 from collage_mpi.shards.openshard import OpenShard
+from collage_mpi.shards.remote import Stamp
 from collage_mpi.shards.schema import (
     BadShard,
     ShardFault,
     ShardInfo,
-    Stamp,
     cells_name,
     rows_crc32,
     stamp_of,

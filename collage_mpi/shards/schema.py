@@ -23,6 +23,7 @@ from isal.isal_zlib import crc32
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.shards.members import MemberIndex
 from collage_mpi.shards.pictures import PictureFit
+from collage_mpi.shards.remote import Stamp, stat_of
 from collage_mpi.system.files import write_atomic
 from collage_mpi.system.tell import tell
 
@@ -43,8 +44,6 @@ HASH_LIMIT_BYTES = 256 << 20
 """Sources up to this size are hashed whole at first open (0.2 s); larger shards are
 trusted to the `.sha256` beside them there, and to the checksum of each row later."""
 PART_MARK = "::"  # FILE::PART is one group or dataset of another program's file
-
-Stamp = tuple[int, int, int]  # size in bytes, time of the last change in ns, inode
 
 
 @dataclass(frozen=True)
@@ -146,8 +145,7 @@ def split_part(path: Path) -> tuple[Path, str]:
 
 def stamp_of(path: Path) -> Stamp:
     """A stamp that changes when the file is written to or replaced. Raises OSError."""
-    found = split_part(path)[0].stat()
-    return (found.st_size, found.st_mtime_ns, found.st_ino)
+    return stat_of(split_part(path)[0])
 
 
 def chunk_rows(row_bytes: int, count: int | None = None) -> int:

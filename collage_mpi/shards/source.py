@@ -29,6 +29,7 @@ from collage_mpi.shards.pictures import (
     parse_fit,
     picture_pixels,
 )
+from collage_mpi.shards.remote import url_of
 from collage_mpi.shards.schema import (
     HASH_LIMIT_BYTES,
     ShardInfo,
@@ -79,11 +80,13 @@ class Source(ABC):
         suffixes: endings of files that are a source each, for a folder that holds such files.
         labels: (n,) int64, or None.
         row_faults: row -> why it cannot be used, for rows read so far.
+        remote: whether it reads URLs.
         decoders: cores that may decode pictures, at most MOST_DECODERS are used; None for all.
     """
 
     name: ClassVar[str] = ""
     suffixes: ClassVar[tuple[str, ...]] = ()
+    remote: ClassVar[bool] = False
     decoders: int | None = None
 
     def __init__(self, info: ShardInfo) -> None:
@@ -258,7 +261,8 @@ def picture_info(
 
 
 def fingerprint_of(index: MemberIndex, members: Iterable[Member], known: str | None = None) -> str:
-    """64 hex digits for names, places and sizes; for the bytes too, if there are few.
+    """64 hex digits for names, places and sizes; for the bytes too, if there are few and none of
+    them comes from a URL.
 
     Args:
         index: of all members.
@@ -269,7 +273,7 @@ def fingerprint_of(index: MemberIndex, members: Iterable[Member], known: str | N
     if not known and int(index.sizes.sum()) <= HASH_LIMIT_BYTES:
         for member in members:
             with suppress(UnreadablePicture):
-                found.update(read_member(member))
+                found.update(b"" if url_of(member.path) else read_member(member))
     return found.hexdigest()
 
 
@@ -346,7 +350,9 @@ class MemberSource(PictureSource):
             try:
                 found.append(read_member(self._member(self.path, self._members, row)))
             except UnreadablePicture as fault:
-                if not os.path.exists(self.path):  # its file system is gone, not one picture
+                if not (
+                    url_of(self.path) or os.path.exists(self.path)
+                ):  # its file system is gone, not one picture
                     raise EnvironmentFault(f"{self.path}: can no longer be read") from fault
                 self.row_faults[row] = str(fault)
                 found.append(None)

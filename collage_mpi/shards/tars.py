@@ -14,6 +14,7 @@ from typing import BinaryIO
 from collage_mpi.errors import DataFault
 from collage_mpi.shards.members import Listing, Member, name_text
 from collage_mpi.shards.pictures import SUFFIXES
+from collage_mpi.shards.remote import network_faults, opened, stat_of
 from collage_mpi.shards.source import MemberSource, ReadAs
 from collage_mpi.system.files import reading
 
@@ -84,7 +85,7 @@ def _samples(path: Path, label_key: str | None, picture: str | None) -> Iterator
     pictures: dict[str, tuple[str, Member]] = {}  # key -> (extension, where)
     answers: dict[str, int | str] = {}
     faults: dict[str, str] = {}  # key -> why its label cannot be read
-    with path.open("rb") as stream:
+    with network_faults(path), opened(path) as stream:
         for info in _headers(path, stream):
             key, extension = split_key(info.name)
             if f".{extension}".endswith(SUFFIXES):
@@ -110,7 +111,7 @@ def _headers(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """Regular members in order. A tar that ends too early is refused."""
     try:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
-            size = path.stat().st_size
+            size = stat_of(path)[0]
             for info in tar:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep every header
                 if info.offset_data + info.size > size:
@@ -240,7 +241,7 @@ def _tuple(names: Sequence[str] | None) -> tuple[str, ...] | None:
 class TarSource(MemberSource):
     """One tar file."""
 
-    name = "tar"
+    name, remote = "tar", True
     suffixes = (".tar",)
 
     @classmethod

@@ -23,6 +23,7 @@ from collage_mpi.shards.foreign import (
     channel_axes,
 )
 from collage_mpi.shards.members import Member, MemberIndex
+from collage_mpi.shards.remote import is_there, url_of
 from collage_mpi.shards.schema import (
     DTYPES,
     PART_MARK,
@@ -44,7 +45,7 @@ class ZarrSource(Source):
     other items as they are.
     """
 
-    name = "zarr"
+    name, remote = "zarr", True
 
     def __init__(self, info: ShardInfo) -> None:
         super().__init__(info)
@@ -60,6 +61,8 @@ class ZarrSource(Source):
     @classmethod
     def takes(cls, path: Path) -> bool:
         folder = split_part(path)[0]
+        if url_of(folder):
+            return folder.suffix == ".zarr"
         return any(os.path.isfile(os.path.join(folder, mark)) for mark in MARKS)
 
     @classmethod
@@ -90,8 +93,14 @@ class ZarrSource(Source):
 
     @classmethod
     def fingerprint(cls, path: Path) -> str:
-        """Of the names and sizes of all files below the folder; of the bytes too, if few."""
+        """Of the names and sizes of all files below the folder; of the bytes too, if few. Of a URL,
+        where not all can list files, of what describes the array.
+        """
         folder, part = split_part(path)
+        if url_of(folder):
+            with _still(path):
+                about = _node(path, find_layout(path).images).metadata.to_dict()
+            return hashlib.sha256(f"{about} {part}".encode()).hexdigest()
         files = sorted(os.path.join(top, f) for top, _, found in os.walk(folder) for f in found)
         members = [Member(os.path.relpath(f, folder), f, os.path.getsize(f)) for f in files]
         index = MemberIndex.of(members, [member.id for member in members])
@@ -120,7 +129,7 @@ class ZarrSource(Source):
         key_of = self._images.metadata.encode_chunk_key
         top = os.path.join(split_part(self.path)[0], self._layout.images)
         keys = (key_of((number, *(int(i) for i in at))) for at in np.ndindex(*counts[1:]))
-        return all(os.path.isfile(os.path.join(top, key)) for key in keys)
+        return all(is_there(os.path.join(top, key)) for key in keys)
 
 
 def find_layout(path: Path) -> ArrayLayout:
@@ -184,7 +193,9 @@ def _node(path: Path, name: str | None = None) -> Any:
             f"{path}: Zarr needs a package that is not installed: {pip_line('zarr')}"
         ) from error
     folder, part = split_part(path)
-    return zarr.open(str(folder), path=(part if name is None else name) or None, mode="r")
+    return zarr.open(
+        url_of(folder) or str(folder), path=(part if name is None else name) or None, mode="r"
+    )
 
 
 @contextmanager

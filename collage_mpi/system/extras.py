@@ -11,6 +11,7 @@ PACKAGES = {
     "vision": "torchvision>=0.21",
     "parquet": "pyarrow>=15",
     "zarr": "zarr>=3.0",
+    "remote": "fsspec[http]>=2024.6",
     "pandas": "pandas>=2.0",
     "completion": "shtab>=1.7",
     "timm": "timm>=1.0.15",

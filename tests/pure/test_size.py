@@ -35,6 +35,7 @@ MODULES = (
     2,  # commands/map, results/outputs: functions of any outputs; --help of export needs no arrays
     3,  # models/named, libraries, asking: networks by name; two of them start no library
     5,  # shards/source, inputs, members, parquet, zarrs: pictures are read where they lie
+    1,  # shards/remote: one place that opens a path or a URL
 )
 GUIDE_WORDS = (
     20_000,  # how to use the package: every page of docs/ but one

@@ -1,0 +1,127 @@
+"""Files by path or URL: the only access to fsspec. `pathlib` makes one slash of the two of a URL,
+which are put back here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from collage_mpi.errors import CollageError, EnvironmentFault
+from collage_mpi.system.extras import pip_line
+
+Stamp = tuple[int, int, int]  # size in bytes, time of the last change in ns, inode
+PROTOCOLS = "https? s3 gs gcs az abfss? adl r2 oci hf hdfs webhdfs s?ftp memory"
+URL = re.compile(rf"({'|'.join(PROTOCOLS.split())}):/+(?=[^/])")
+PAUSES_S = (0.5, 2.0, 8.0)  # before a request that has failed is made again
+HOW = "copy it to a file system, or mount it. A URL may name a .tar, .parquet or .zarr, or a list"
+
+
+def url_of(path: Path | str) -> str | None:
+    """The URL that a path stands for; None for a path of the file system."""
+    found = URL.match(str(path))
+    return f"{found[1]}://{str(path)[found.end() :]}" if found else None
+
+
+def opened(path: Path | str) -> BinaryIO:
+    """A file to read, in any order. Raises OSError; of a URL EnvironmentFault."""
+    url = url_of(path)
+    if url is None:
+        return open(path, "rb")
+    stream: BinaryIO = _asked(url, lambda system, place: system.open(place, "rb"))
+    return stream
+
+
+def read_range(url: str, start: int, nbytes: int) -> bytes:
+    """Bytes of a URL by one request. Raises EnvironmentFault."""
+    data: bytes = _asked(
+        url, lambda system, place: system.cat_file(place, start=start, end=start + nbytes)
+    )
+    if len(data) > nbytes:
+        raise EnvironmentFault(
+            f"{url}: {len(data):,} bytes came where {nbytes:,} were asked for: its server does not "
+            "serve ranges of bytes, or the file has changed"
+        )
+    return data
+
+
+def stat_of(path: Path | str) -> Stamp:
+    """A stamp that changes when a file is written to or replaced; of a URL by what its server says.
+
+    Raises OSError; of a URL EnvironmentFault.
+    """
+    url = url_of(path)
+    if url is None:
+        found = os.stat(path)
+        return (found.st_size, found.st_mtime_ns, found.st_ino)
+    if url.endswith(".zarr"):
+        return (0, 0, 0)  # a folder, of which not every server says anything
+    about = _asked(url, lambda system, place: system.info(place))
+    said = [str(about[key]) for key in ("ETag", "etag", "mtime", "created") if about.get(key)]
+    digest = hashlib.sha256(" ".join(said[:1]).encode()).digest()
+    return (int(about.get("size") or 0), int.from_bytes(digest[:6], "big"), 0)
+
+
+def is_there(path: Path | str) -> bool:
+    """Whether a file exists. Raises EnvironmentFault where the server of a URL does not answer."""
+    url = url_of(path)
+    if url is None:
+        return os.path.isfile(path)
+    return bool(_asked(url, lambda system, place: system.exists(place)))
+
+
+def absolute(path: Path) -> Path:
+    """The path from the root on; a URL stays as it is."""
+    return path if url_of(path) else path.absolute()
+
+
+def _asked(url: str, ask: Callable[[Any, str], Any]) -> Any:
+    """What the file system of a URL says of the place in it, asked again after a failure.
+
+    Raises:
+        EnvironmentFault: it has failed each time, or there is no such file.
+    """
+    try:
+        import fsspec
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"{url}: URLs need a package that is not installed: {pip_line('remote')}"
+        ) from error
+    for pause_s in PAUSES_S:
+        try:
+            return ask(*fsspec.core.url_to_fs(url))
+        except (FileNotFoundError, PermissionError, ImportError, ValueError):
+            break  # it would fail again
+        except Exception:  # each of the libraries behind a URL has its own
+            time.sleep(pause_s)
+    with network_faults(url):
+        return ask(*fsspec.core.url_to_fs(url))
+
+
+@contextmanager
+def network_faults(path: Path | str) -> Iterator[None]:
+    """What the libraries behind a URL raise becomes an EnvironmentFault; nothing changes for other
+    paths.
+    """
+    try:
+        yield
+    except CollageError:
+        raise
+    except Exception as error:
+        url = url_of(path)
+        if url is None:
+            raise
+        gone = isinstance(error, FileNotFoundError)
+        detail = " ".join(str(error).split())
+        why = (
+            "its server has no such file, or none now"
+            if gone
+            else f"{type(error).__name__}: {detail:.200}"
+        )
+        raise EnvironmentFault(f"{url}: cannot be read: {why}") from error
