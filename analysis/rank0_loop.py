@@ -5,9 +5,11 @@ Does not know: MPI's own cost (`bench/round.py` and the manifest of a run do).
 
     python analysis/rank0_loop.py                         # pixels rank0 and workers, batch 1 and 8
     python analysis/rank0_loop.py --pixels workers --batch 1 --profile loop.pstats
+    python analysis/rank0_loop.py --pixels workers --batch 8 --px 28 --scheme cascade --unsure 0.2
 
 The ranks' part is timed apart and taken away. A poll finds one message at most, the dearest case.
-CPU time, the least of several runs: other work on the machine changes it less than wall time.
+CPU time, the least of several runs: other work on the machine changes it less than wall time. With
+--profile the Python calls an image are counted, those of the ranks' part too.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import cProfile
 import itertools
+import pstats
 import tempfile
 import time
 from collections import deque
@@ -31,9 +34,10 @@ from collage_mpi.job.messages import Hello
 from collage_mpi.job.plan import make_plan
 from collage_mpi.job.provenance import make_manifest
 from collage_mpi.job.session import Audience, TeamSession
+from collage_mpi.kinds import SINGLE
 from collage_mpi.mpi.answers import ANSWERED, WireResult, pack_results
 from collage_mpi.mpi.protocol import CANCEL, read_header
-from collage_mpi.mpi.tasks import unpack_tasks
+from collage_mpi.mpi.tasks import WireTask, unpack_tasks
 from collage_mpi.mpi.transport import Received, Sent
 from collage_mpi.results import RunWriter
 from collage_mpi.scheduler.events import Score
@@ -43,15 +47,20 @@ from collage_mpi.shards import write_shard
 from collage_mpi.system.progress import NoLines
 
 SESSION = 1
+SURE, UNSURE = Score(3, 0.99), Score(3, 0.1)
+GOLDEN = 0.6180339887
 EVERY_S = 1e9  # seconds between two lines on how it stands: none come
+RANKS = 9
 IMAGES = 450  # distinct ones, again and again: 68 MB
 
 
 class Echo:
     """A transport whose ranks answer each message at the next poll but those before it."""
 
-    def __init__(self) -> None:
-        self.messages, self.first = 0, np.empty(0, np.uint8)
+    def __init__(self, unsure: float = 0.0) -> None:
+        """`unsure`: share of a collage's cells that have a low score."""
+        self.ranks_ns = 0  # CPU that the ranks' part took
+        self._unsure = unsure
         self._answers: deque = deque()
         self._room, self._out = np.empty(1 << 21, np.uint8), np.empty(1 << 16, np.uint8)
 
@@ -62,24 +71,27 @@ class Echo:
         message = buffer[:nbytes]
         if read_header(message).type == CANCEL:
             return
-        if not self.messages:
-            self.first = message.copy()
-        self.messages += 1
-        self._answers.append((token, rank, self.answer(message)))
+        start_ns = time.thread_time_ns()
+        answer = self.answer(message)
+        self.ranks_ns += time.thread_time_ns() - start_ns
+        self._answers.append((token, rank, answer))
 
     def answer(self, message: np.ndarray) -> np.ndarray:
         tasks, _ = unpack_tasks(message)
-        cells = (Score(3, 0.5),)
-        results = [WireResult(t.task, ANSWERED, 9, cells=cells * len(t.items)) for t in tasks]
+        results = [
+            WireResult(
+                t.task,
+                ANSWERED,
+                9,
+                cells=[UNSURE if self._is_unsure(t, i) else SURE for i, _ in t.items],
+            )
+            for t in tasks
+        ]
         return self._out[: pack_results(self._out, SESSION, results)].copy()
 
-    def ranks_ns(self) -> int:
-        """CPU that the ranks' part took: that of as many answers to the first message."""
-        start_ns = time.thread_time_ns()
-        for _ in range(self.messages):
-            read_header(self.first)
-            self.answer(self.first)
-        return time.thread_time_ns() - start_ns
+    def _is_unsure(self, task: WireTask, image: int) -> bool:
+        """Spread over the images, so that collages have different numbers of them."""
+        return task.kind != SINGLE and image * GOLDEN % 1 < self._unsure
 
     def poll(self) -> list[Received | Sent]:
         if not self._answers:
@@ -96,11 +108,11 @@ class Echo:
         raise AssertionError(f"rank {rank} is lost")
 
 
-def hello(rank: int) -> Hello:
+def hello(rank: int, kinds: tuple[str, ...]) -> Hello:
     return Hello(
         host="",
         pid=rank,
-        kinds=("single",),
+        kinds=kinds,
         devices=("cpu",),
         tuning={},
         fingerprints={},
@@ -114,18 +126,21 @@ def hello(rank: int) -> Hello:
     )
 
 
-def cost_us(given: dict, images: int, profile: cProfile.Profile | None) -> tuple[float, float]:
+def cost_us(
+    given: dict, images: int, unsure: float, profile: cProfile.Profile | None
+) -> tuple[float, float]:
     """(of the process, of the loop's thread) CPU us an image of one run."""
     asked = RunSettings.from_mapping(with_profile(given, "here"))
-    workers, echo, now_ns = range(1, asked.singles + 1), Echo(), time.monotonic_ns()
-    plan = make_plan(asked, asked.singles + 1)
+    workers, echo, now_ns = range(1, RANKS + 1), Echo(unsure), time.monotonic_ns()
+    plan = make_plan(asked, RANKS + 1)
     plan = replace(plan, order=np.arange(images, dtype=np.int64) % IMAGES)
+    kinds = plan.placement.of_rank
     group = SimpleNamespace(
         transport=echo,
         session=SESSION,
         detector=FailureDetector(workers, now_ns),
         present=workers,
-        welcome=lambda *told: {rank: hello(rank) for rank in workers},
+        welcome=lambda *told: {rank: hello(rank, kinds[rank]) for rank in workers},
         start=lambda *told: None,
         end=lambda: None,
     )
@@ -141,7 +156,7 @@ def cost_us(given: dict, images: int, profile: cProfile.Profile | None) -> tuple
         finish = profile.runcall(session.work, *work) if profile else session.work(*work)
         thread_ns = time.thread_time_ns() - thread_ns
         process_ns = time.process_time_ns() - process_ns
-    ranks_ns = echo.ranks_ns()
+    ranks_ns = echo.ranks_ns
     writer.close(finish.status)
     plan.shards.close()
     assert finish.status == "complete", finish
@@ -153,13 +168,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pixels", nargs="+", default=["rank0", "workers"])
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--scheme", default="none", help="none, cascade or cascade-batch")
+    parser.add_argument("--unsure", type=float, default=0.2, help="share of a collage's cells")
     parser.add_argument("--images", type=int, default=9000, help="a run")
     parser.add_argument("--px", type=int, default=224)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--profile", type=Path, help="write that of the loop's last run there")
     args = parser.parse_args()
-    common = {"scheme": "none", "single": "null", "singles": 9, "profile": "throughput"}
-    common |= {"device": "cpu", "status_every_s": EVERY_S}
+    common = {"scheme": args.scheme, "single": "null", "profile": "throughput"}
+    common |= {"singles": RANKS, "device": "cpu", "status_every_s": EVERY_S}
+    if args.scheme != "none":
+        common |= {"singles": RANKS - 1, "collage_ranks": 1, "collage": "null"}
+        common |= {"accept": "confident", "confidence": 0.5}
     with tempfile.TemporaryDirectory() as folder:
         shard = Path(folder) / "images.h5"
         pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, args.px, args.px, 3), np.uint8)
@@ -170,10 +190,15 @@ def main() -> None:
             for i in range(args.repeats):
                 own = {"pixels": who, "batch": batch, "out": f"{folder}/{who}-{batch}-{i}"}
                 profile = cProfile.Profile() if args.profile else None
-                least = np.minimum(least, cost_us({**common, **own}, args.images, profile))
+                least = np.minimum(
+                    least, cost_us({**common, **own}, args.images, args.unsure, profile)
+                )
                 if profile:
                     profile.dump_stats(args.profile)
-            print(f"pixels {who}, batch {batch}: {least[0]:.1f} us, of it the loop {least[1]:.1f}")
+            said = f"pixels {who}, batch {batch}: {least[0]:.1f} us, of it the loop {least[1]:.1f}"
+            if profile:
+                said += f", {pstats.Stats(profile).total_calls / args.images:.1f} calls"  # type: ignore
+            print(said)
 
 
 if __name__ == "__main__":
