@@ -5,11 +5,13 @@ from __future__ import annotations
 import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from collage_mpi.job.image_buffer import ImageBuffer
+import numpy as np
+
+from collage_mpi.job.image_buffer import ImageBuffer, ImageRun
 from collage_mpi.job.recorder import Recorder
 from collage_mpi.job.team import Supply
 from collage_mpi.job.worker_group import WorkerGroup
@@ -38,6 +40,7 @@ class LoopSettings:
         arrivals: when images enter.
         stop_reason: says why to stop, or None.
         report: called every REPORT_EVERY_NS, and when all is done.
+        runs: whether images come in as runs.
     """
 
     credit: int
@@ -46,6 +49,7 @@ class LoopSettings:
     arrivals: Arrivals
     stop_reason: Callable[[], str | None]
     report: Callable[[], object]
+    runs: bool = False
 
 
 class ReadyRank(NamedTuple):
@@ -136,6 +140,7 @@ class Coordinator:
         self.finish: ev.Finish | None = None
         self.retired: dict[int, str] = {}
         self._stop_reason, self._report = settings.stop_reason, settings.report
+        self._arrive = self._runs if settings.runs else self._images
         self._stopped = False
         self._input_closed = False
         self._report_at_ns = 0
@@ -350,7 +355,7 @@ class Coordinator:
         self._letting_in = True
         arrived = False
         while not self.feed.exhausted and (count := self._arrivals.due(self.clock())):
-            arrivals = self._runs(count) if self.scheduler.settings.runs else self._images(count)
+            arrivals = self._arrive(count)
             if not arrivals:
                 break
             self._handle(*arrivals)
@@ -382,15 +387,32 @@ class Coordinator:
         """The arrival of the next images, as runs."""
         found, now_ns = self.feed.admit_runs(count), self.clock()
         arrivals: list[ev.Event] = []
+        size = self.scheduler.settings.group_size
         if found:
             count = sum([run.length for run in found])
             t0_ns, asked_ns = next(self._arrivals.enter(now_ns, count))
         for run in found:
             run.t0_ns, run.read_ns = t0_ns, now_ns - asked_ns
-            group = self._supply.group_of(run.first, self.scheduler.settings.group_size)
-            came = ev.ImageArrived(now_ns, run.first, t0_ns, group=group, length=run.length)
-            arrivals.append(came)
+            for first, length, drawn in self._stretches(run):
+                group = self._supply.group_of(first, size)
+                arrivals.append(ev.ImageArrived(now_ns, first, t0_ns, "", group, drawn, length))
         return arrivals
+
+    def _stretches(self, run: ImageRun) -> Iterator[tuple[int, int, bool]]:
+        """(first image, how many, whether drawn) of what arrives of it together: a drawn image
+        does so by itself."""
+        book, first = self._supply.book, run.first
+        drawn = self.feed.draw.some(run.places)  # (n,) bool
+        if book is not None:
+            indices = enumerate(run.columns.index.tolist(), first)
+            drawn |= [book.calibrates(image, index) for image, index in indices]
+        for place in np.flatnonzero(drawn).tolist():
+            if first < run.first + place:
+                yield first, run.first + place - first, False
+            yield run.first + place, 1, True
+            first = run.first + place + 1
+        if first < run.end:
+            yield first, run.end - first, False
 
     def _send(self, sends: Sequence[ev.Send]) -> None:
         """One message; its tasks leave together."""

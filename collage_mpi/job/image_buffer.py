@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple, Protocol
@@ -112,21 +112,24 @@ class InFlight(dict[int, ImageRecord]):
 
     def __missing__(self, image: int) -> ImageRecord:
         run = self.run_of(image)
-        (record,) = run.columns[run.part(image, 1)].records()
+        columns, at = run.columns, image - run.first
+        label = None if columns.label is None else int(columns.label[at])
+        index, shard, row = int(columns.index[at]), int(columns.shard[at]), int(columns.row[at])
+        record = ImageRecord(index, shard, row, None, label)
         record.t0_ns, record.read_ns = run.t0_ns, run.read_ns
         self[image] = record
         return record
 
     def release(self, images: Sequence[int]) -> None:
         """They are in flight no more."""
-        at = 0
-        while at < len(images):
+        at, count = 0, len(images)
+        while at < count:
             if not self._firsts:
                 del self[images[at]]
                 at += 1
                 continue
             run, start = self.run_of(images[at]), at
-            while at < len(images) and run.first <= images[at] < run.end:
+            while at < count and run.first <= images[at] < run.end:
                 at += 1
             self._left[run.first] -= at - start
             if not self._left[run.first]:
@@ -254,16 +257,21 @@ class ImageBuffer:
     def _places(self, sends: Sequence[Send]) -> list[np.ndarray]:
         """Where the images of tasks lie, as they travel."""
         if self.images.came:
-            return [self._places_of_run(send) for send in sends]
+            return [part for send in sends for part in self._places_in_runs(send)]
         records = [self.images[image] for send in sends for image, _ in send.items]
         return [pack_places([(record.shard, record.row) for record in records])]
 
-    def _places_of_run(self, send: Send) -> np.ndarray:
+    def _places_in_runs(self, send: Send) -> Iterator[np.ndarray]:
         numbers = [image for image, _ in send.items]
-        run = self.images.run_of(numbers[0])
-        if numbers[-1] - numbers[0] == len(numbers) - 1 and numbers[-1] < run.end:
-            return run.places[run.part(numbers[0], len(numbers))].view(np.uint8)
-        return pack_places([(self.images[n].shard, self.images[n].row) for n in numbers])
+        at = 0
+        while at < len(numbers):
+            first = numbers[at]
+            run = self.images.run_of(first)
+            count = min(len(numbers) - at, run.end - first)
+            if numbers[at + count - 1] != first + count - 1:  # not in sequence
+                count = next(n for n in range(1, count) if numbers[at + n] != first + n)
+            yield run.places[run.part(first, count)].view(np.uint8)
+            at += count
 
     def _pack_encoded(
         self, tasks: Sequence[WireTask], buffer_for: Callable[[int], np.ndarray]

@@ -133,7 +133,12 @@ class Totals:
 
 
 class Recorder:
-    """Is told of every send, end and outcome, and writes the rows. All times are rank 0's."""
+    """Is told of every send, end and outcome, and writes the rows. All times are rank 0's.
+
+    Attributes:
+        by_number: groups of rows follow from the images' numbers, since a group of the scheduler
+            is a whole batch.
+    """
 
     def __init__(
         self,
@@ -145,13 +150,12 @@ class Recorder:
         warmup_groups: int,
         vectors: Vectors | None = None,
     ) -> None:
-        """`images`: the images in flight by id, from their admission until they are released. If
-        they come as runs, the scheduler's group is a
-        whole batch, and groups of rows follow from the images' numbers.
+        """`images`: the images in flight by id, from their admission until they are released.
 
         `vectors` keeps what is asked of an image beyond its class.
         """
         self.totals = Totals()
+        self.by_number = False
         self._vectors = vectors
         self._writer = writer
         self._start_ns = start_ns
@@ -171,12 +175,15 @@ class Recorder:
         """Tasks left in one message; pasting each one's collage or stripe took `encodes_ns`."""
         for send, encode_ns in zip(sends, encodes_ns, strict=True):
             self._tasks[send.task] = _Task(send, now_ns, encode_ns if send.bundle else 0, NO_RESULT)
-            if self._runs.came:
+            if self.by_number:
                 for number in self._groups_of(send):
                     self._group_of(number, send.items[0].image, 0)
             elif send.bundle:
+                before = None
                 for (image, _), (number, cell) in zip(send.items, send.bundle, strict=True):
-                    self._group_of(number, image, cell)
+                    if number != before:
+                        self._group_of(number, image, cell)
+                    before = number
             else:
                 group = self._groups.get(send.group) or self._group_of(send.group, *send.items[0])
                 group.encode_ns += encode_ns
@@ -222,7 +229,7 @@ class Recorder:
 
     def _groups_of(self, send: Send) -> Collection[int]:
         """The numbers of the groups that its images belong to."""
-        if self._runs.came:
+        if self.by_number:
             first, last = (send.items[at].image // self._group_size for at in (0, -1))
             return range(first, last + 1)
         return {number for number, _ in send.bundle} if send.bundle else (send.group,)
@@ -235,9 +242,12 @@ class Recorder:
         if came.rows is None:
             came.rows = self._rows_of(came)
         rows = came.rows[part]
+        if not self.by_number:
+            rows["group"], rows["cell"] = run.group, range(run.cell, run.cell + len(rows))
+            rows["warmup"] = run.group < self._warmup_groups
         rows["source"] = SOURCE_CODE[run.source]
-        assert isinstance(result.cells, Cells)
-        said = result.cells.array
+        assert isinstance(run.scores, Cells)
+        said = run.scores.array
         rows["predicted"], rows["score"] = said["label"], said["score"]
         rows["rank"], rows["attempt"] = task.send.rank, task.send.attempt
         rows["latency_ns"] = now_ns - came.t0_ns
@@ -245,16 +255,21 @@ class Recorder:
         rows["compute_ns"], rows["held_ns"] = result.compute_ns, result.held_ns
         self._writer.image_rows(rows)  # first: see `resolved`
         task.resolved += len(rows)
+        collaged = run.source == COLLAGE
         self.totals.images += len(rows)
+        self.totals.collage += collaged * len(rows)
         labels = [] if came.columns.label is None else came.columns.label[part].tolist()
-        at, end = first, first + len(rows)
-        while at < end:
-            number = at // size
-            group = self._groups.get(number) or self._group_of(number, at, at % size)
-            until = min(end, (number + 1) * size)
+        at = 0
+        while at < len(rows):
+            number, cell = run.group, run.cell
+            if self.by_number:
+                number, cell = divmod(first + at, size)
+            group = self._groups.get(number) or self._group_of(number, first + at, cell)
+            until = min(len(rows), at + size - cell)
             group.images += until - at
+            group.collage_cells += collaged * (until - at)
             group.last_ns = max(group.last_ns, now_ns)
-            group.labels.update(labels[at - first : until - first])
+            group.labels.update(labels[at:until])
             if group.images == group.size:
                 self._close_group(number)
             at = until
@@ -263,18 +278,19 @@ class Recorder:
         """(n,) of IMAGE_ROW with all that does not depend on the answer; the rest is 0."""
         rows, columns = np.zeros(run.length, IMAGES.dtype), run.columns
         rows["shard"], rows["row"] = columns.shard, columns.row
-        numbers = np.arange(run.first, run.end)
-        rows["group"], rows["cell"] = np.divmod(numbers, self._group_size)
+        if self.by_number:
+            numbers = np.arange(run.first, run.end)
+            rows["group"], rows["cell"] = np.divmod(numbers, self._group_size)
+            rows["warmup"] = rows["group"] < self._warmup_groups
         rows["answered"] = True
         if columns.label is not None:
             rows["has_label"], rows["label"] = True, columns.label
         rows["t0_ns"], rows["session"] = run.t0_ns - self._start_ns, self._writer.session
-        rows["warmup"] = rows["group"] < self._warmup_groups
         return rows
 
     def resolved(self, resolve: Resolve, now_ns: int) -> None:
         """An image has its outcome. An audited answer counts from when it was decided."""
-        if self._runs.came:
+        if self.by_number:
             number, cell = divmod(resolve.image, self._group_size)
             resolve = resolve._replace(group=number, cell=cell)
         if resolve.decided_ns is not None:
@@ -332,16 +348,9 @@ class Recorder:
         group = self._groups.get(number)
         if group is not None:
             return group
-        if self._runs.came:
-            came = self._runs.run_of(image)
-            first = number * self._group_size
-            group = _Group(first, self._group_size, came.t0_ns, came.read_ns)
-        else:
-            first = image - cell
-            member = (
-                self._images.get(first) or self._images[image]
-            )  # in a closed loop all have one t0
-            group = _Group(first, self._group_size, member.t0_ns, member.read_ns)
+        first = number * self._group_size if self.by_number else image - cell
+        member = self._member(first, image)
+        group = _Group(first, self._group_size, member.t0_ns, member.read_ns)
         self._groups[number] = group
         following, previous = self._groups.get(number + 1), self._groups.get(number - 1)
         if following is not None:
@@ -351,6 +360,15 @@ class Recorder:
             if previous.images == previous.size:
                 self._close_group(number - 1)
         return group
+
+    def _member(self, first: int, image: int) -> ImageRun | ImageRecord:
+        """Of the group that begins with `first`, whose times are the group's; in a closed loop all
+        have the same."""
+        if not self._runs.came:
+            return self._images.get(first) or self._images[image]
+        with suppress(KeyError):
+            return self._runs.run_of(first)
+        return self._runs.run_of(image)
 
     def _close_group(self, number: int) -> None:
         group = self._groups.pop(number)
@@ -415,7 +433,7 @@ class Recorder:
 
     def _write_task(self, task: _Task) -> None:
         send, result = task.send, task.result
-        group = send.group if not self._runs.came else send.items[0].image // self._group_size
+        group = send.group if not self.by_number else send.items[0].image // self._group_size
         row = (  # in the order of TaskRow
             send.task,
             send.rank,

@@ -155,6 +155,7 @@ class TeamSession(ExitStack):
             warmup_groups=settings.warm_groups,
             vectors=vectors,
         )
+        self.recorder.by_number = asked.whole_batches
         self.supply.attach(feed, self.recorder, build_book(plan))
         loop = LoopSettings(
             credit=settings.messages,
@@ -163,6 +164,7 @@ class TeamSession(ExitStack):
             arrivals=self._arrivals(),
             stop_reason=self._why_stop,
             report=self.report,
+            runs=runs,
         )
         scheduler = Scheduler(asked, make_scheme(scheme))
         return Coordinator(scheduler, self.worker_group, feed, self.recorder, self.supply, loop)

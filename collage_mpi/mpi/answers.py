@@ -74,7 +74,10 @@ class Cells(Sequence[Score | None]):
         return record in _records(self._data)
 
     def __getitem__(self, place: Any) -> Any:
-        return tuple(_records(self._data))[place]
+        if isinstance(place, slice):
+            first, end, _ = place.indices(len(self))
+            return Cells(self._data[first * _CELL.size : end * _CELL.size])
+        return _record(*_CELL.unpack_from(self._data, range(len(self))[place] * _CELL.size))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and _records(self._data) == list(other)
@@ -90,7 +93,10 @@ def _record(label: int, score: float, state: int) -> Score | None:
 
 
 def _records(data: memoryview) -> list[Score | None]:
-    return [_record(*each) for each in _CELL.iter_unpack(data)]
+    return [
+        Score(label, score) if state == PRESENT else None
+        for label, score, state in _CELL.iter_unpack(data)
+    ]
 
 
 @dataclass(slots=True)

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Set
 from functools import partial
 from heapq import heapify, heappop, heappush
-from itertools import islice
 
 from collage_mpi.scheduler.ranks import ReadyRanks
 from collage_mpi.scheduler.state import ImageState, Order, RankState, TaskState
@@ -33,6 +32,7 @@ class Backlog:
         self.inputs = 0  # of all of them
         # Of these, tasks whose images may leave together in a task of another kind, oldest first.
         self.fresh: dict[int, TaskState] = {}
+        self.fresh_inputs = 0
         # A heap of each sort, of some tasks that are gone too: (not AGAIN, oldest image, task).
         self._order: list[list[_Entry]] = [[] for _ in EVERYTHING]
 
@@ -42,6 +42,7 @@ class Backlog:
         self.inputs += task.inputs
         if sort == FRESH:
             self.fresh[task.id] = task
+            self.fresh_inputs += task.inputs
         heappush(self._order[sort], (sort != AGAIN, task.images[0].id, task.id))
 
     def renew(self, sort: Callable[[TaskState], int]) -> None:
@@ -54,7 +55,7 @@ class Backlog:
     def forget(self, task: TaskState) -> None:
         """It need not be sent."""
         del self.tasks[task.id]
-        self.inputs -= task.inputs
+        self._fewer(task, task.inputs)
         self.fresh.pop(task.id, None)
         if sum(map(len, self._order)) > 2 * len(self.tasks) + SPARE:
             for heap in self._order:
@@ -64,15 +65,22 @@ class Backlog:
     def clear(self) -> None:
         """Nothing waits any more."""
         self.tasks.clear()
-        self.inputs = 0
+        self.inputs = self.fresh_inputs = 0
         self.fresh.clear()
         for heap in self._order:
             heap.clear()
 
     def take(
-        self, fits: Callable[[TaskState], bool], sorts: Collection[int] = EVERYTHING
+        self,
+        fits: Callable[[TaskState], bool],
+        sorts: Collection[int] = EVERYTHING,
+        cut: Callable[[TaskState], TaskState] = lambda task: task,
     ) -> TaskState | None:
-        """The first one of these sorts that fits, which waits no more; None if none does."""
+        """The first one of these sorts that fits, which waits no more; None if none does.
+
+        `cut` may split off the first images of a run: the result then is their task, and the rest
+        waits on.
+        """
         passed, order = [], self._order
         found: TaskState | None = None
         while found is None and (heaps := [order[sort] for sort in sorts if order[sort]]):
@@ -82,21 +90,41 @@ class Backlog:
             if task is None:
                 continue
             if fits(task):
-                found = self.tasks.pop(task.id)
-                self.inputs -= found.inputs
-                self.fresh.pop(task.id, None)
+                found = cut(task)
+                self._fewer(task, found.inputs)
+                if found is task:
+                    del self.tasks[task.id]
+                    self.fresh.pop(task.id, None)
+                else:
+                    heappush(heap, (entry[0], task.images[0].id, task.id))
             else:
                 passed.append((heap, entry))
         for heap, entry in passed:
             heappush(heap, entry)
         return found
 
-    def take_fresh(self, most: int) -> list[TaskState]:
-        """The oldest fresh tasks, up to `most`, which wait no more."""
-        taken = list(islice(self.fresh.values(), most))
-        for task in taken:
-            self.forget(task)
+    def take_fresh(
+        self, most: int, cut: Callable[[TaskState, int], TaskState] = lambda task, count: task
+    ) -> list[TaskState]:
+        """The tasks of the oldest fresh images, up to `most`, which wait no more. `cut` splits off
+        the first images of a run."""
+        taken: list[TaskState] = []
+        while most > 0 and self.fresh:
+            task = next(iter(self.fresh.values()))
+            if task.inputs > most:
+                self._fewer(task, most)
+                task = cut(task, most)
+            else:
+                self.forget(task)
+            most -= task.inputs
+            taken.append(task)
         return taken
+
+    def _fewer(self, task: TaskState, inputs: int) -> None:
+        """So many of its images wait no more."""
+        self.inputs -= inputs
+        if task.id in self.fresh:
+            self.fresh_inputs -= inputs
 
 
 class PullQueue:
@@ -106,6 +134,8 @@ class PullQueue:
     each idle rank gets its share. A slow rank gets as many as take it as long as a batch takes the
     others.
     """
+
+    runs_leave = True  # as one task
 
     def __init__(self, tasks: TaskBook, ranks: ReadyRanks, batch: int) -> None:
         self.backlogs: defaultdict[str, Backlog] = defaultdict(Backlog)
@@ -214,20 +244,22 @@ class PullQueue:
     ) -> list[TaskState]:
         """The next batch for the rank; of less than a batch for each idle rank its share."""
         backlog = self.backlogs[kind]
-        waiting = backlog.inputs - (0 if FRESH in sorts else len(backlog.fresh))
+        waiting = backlog.inputs - (0 if FRESH in sorts else backlog.fresh_inputs)
         share = most = min(
             self._ranks.portion(kind, rank.id, self._batch),
             -(-waiting // max(1, self._ranks.rooms[kind].idle)),
         )
         tasks: list[TaskState] = []
-        while share > 0 and (task := backlog.take(partial(self._fits, rank), sorts)):
+
+        def cut(task: TaskState) -> TaskState:
+            width = share if self.runs_leave else 1
+            return self._tasks.cut(task, width) if task.inputs > width and _only(task) else task
+
+        while share > 0 and (task := backlog.take(partial(self._fits, rank), sorts, cut)):
             apart = most > 1 and has_failed(task)
-            if tasks and (apart or (task.inputs > share and not _only(task))):
+            if tasks and (apart or task.inputs > share):
                 backlog.add(task)
                 break
-            if task.inputs > share and _only(task):
-                rest, task = task, self._tasks.cut(task, share)
-                backlog.add(rest)
             share = 0 if apart else share - task.inputs
             task.rank = rank
             tasks.append(task)

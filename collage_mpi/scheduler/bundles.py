@@ -36,9 +36,13 @@ class Bundle(NamedTuple):
 class BundleQueue(PullQueue):
     """A rank takes first what was sent before; else a bundle, if enough waits; else one image.
 
+    A run leaves in bundles alone, or image by image.
+
     Attributes:
         calibrating: drawn images alone may leave in a bundle, and have to.
     """
+
+    runs_leave = False
 
     def __init__(
         self,
@@ -72,14 +76,17 @@ class BundleQueue(PullQueue):
         """From now on any image may leave in a bundle; none while a rank takes images by
         themselves if `bundles` is false. That holds for what waits already, too."""
         self.calibrating, self._ended = False, not bundles
-        self.backlogs[self._main].renew(lambda task: self._sort(task.attempt, task.images[0]))
+        self._renew()
 
     def offer(self, task: TaskState) -> None:
-        """As of any task. A slow rank that has long been idle is taken for one of unknown speed."""
-        rank = self._paces.forget_one(self._ranks.now_ns)
-        if rank is not None:
-            self._ranks.room_changed(rank)
-        super().offer(task)
+        """As of any task. A slow rank that has long been idle is taken for one of unknown speed:
+        an image looks at one idle rank, a run at as many as its images would."""
+        for place in range(task.inputs if self._paces.any_idle else 1):
+            rank = self._paces.forget_one(self._ranks.now_ns)
+            if rank is not None:
+                self._ranks.room_changed(rank)
+            if rank is not None or not place:
+                super().offer(task)
 
     def serve(self, *, everyone: bool = False) -> None:
         """What a rank may not take may have changed: ask the ranks with room, the fastest first.
@@ -96,10 +103,24 @@ class BundleQueue(PullQueue):
                 if not self.pull(self._ranks.known[rank]):
                     passed.add(rank)
         # Where a pace has changed, a slow rank may leave fewer images to the others than before
-        while self.bundle.patient and len(main.fresh) >= self.bundle.most:
+        while self.bundle.patient and main.fresh_inputs >= self.bundle.most:
             rank = self._pick_for_bundle()
             if rank is None or not self.pull(self._ranks.known[rank]):
                 break
+
+    def take_apart(self) -> None:
+        """Of what waits each image has a task of its own."""
+        main = self.backlogs[self._main]
+        parts: list[TaskState] = []
+        for task in main.tasks.values():
+            parts += [self._tasks.cut(task, 1) for _ in range(task.inputs - 1)]
+        for part in parts:
+            main.add(part)
+        if parts:
+            self._renew()
+
+    def _renew(self) -> None:
+        self.backlogs[self._main].renew(lambda task: self._sort(task.attempt, task.images[0]))
 
     def stranded(self, kinds: Collection[str]) -> list[TaskState]:
         """As of any rank; images that waited for a bundle may have to be sent by themselves."""
@@ -171,13 +192,13 @@ class BundleQueue(PullQueue):
     def _take_bundles(self, rank: RankState) -> list[TaskState]:
         """Up to a batch of them, whole ones if there are several; [] if too little waits."""
         bundle, main, room = self.bundle, self.backlogs[self._main], self._ranks.rooms[self._kind]
-        if not self.bundling or rank.id not in room or len(main.fresh) < self.least(rank.id):
+        if not self.bundling or rank.id not in room or main.fresh_inputs < self.least(rank.id):
             return []
-        share = len(main.fresh) // (bundle.most * max(1, room.idle))
+        share = main.fresh_inputs // (bundle.most * max(1, room.idle))
         tasks: list[TaskState] = []
         most = self._ranks.portion(self._kind, rank.id, self._batch)
         for _ in range(min(most, max(1, share))):
-            waited = self._tasks.withdraw(main.take_fresh(bundle.most))
+            waited = self._tasks.withdraw(main.take_fresh(bundle.most, self._tasks.cut))
             images = sorted((task.images[0] for task in waited), key=lambda image: image.id)
             for image in images:
                 image.bundled = True
@@ -187,7 +208,7 @@ class BundleQueue(PullQueue):
     def _pick_for_bundle(self) -> int | None:
         """The rank with room that takes what waits as a bundle, where one does: a quick one, else
         a slow one, which takes only full bundles. Of slow ones the fastest needs the least."""
-        waiting, room = len(self.backlogs[self._main].fresh), self._ranks.rooms[self._kind]
+        waiting, room = self.backlogs[self._main].fresh_inputs, self._ranks.rooms[self._kind]
         quick = room.pick(NO_RANKS, self._paces.limit_ns(self._kind))
         for rank in (quick, *room.fastest()):
             if rank is not None and waiting >= self.least(rank):

@@ -197,6 +197,8 @@ class Scheduler:
         if not group.images:
             self.scheme.group_opened(self, group)
         count = min(event.length - placed, self.settings.group_size - group.size)
+        if dispatch.calibrating:  # each may end the wait of those before it
+            count = 1
         image = groups.place(event.image + placed, group, event.intended_ns, count)
         image.drawn = event.drawn
         if event.fault:
@@ -266,24 +268,15 @@ class Scheduler:
                 f"task {task.id} has {len(task.items)} items, its answer {len(event.cells)} cells"
             )
         task.rank.failures = 0
-        if task.images[0].count > 1:
-            if task.images[0].resolved or not (event.unread or None in event.cells):
-                self._run_answered(task, event.cells)
-                return
+        lacks = None in event.cells
+        if lacks or event.unread:
             task.take_apart()
         cells, unread = _without_unread(task, event) if event.unread else (event.cells, ())
         self.scheme.answered(self, task, cells, event.now_ns, event.evidence)
-        if None in cells:
+        if lacks:
             self._absent(task, cells)
         if unread:
             self.retries.unread(task, unread)
-        self._alive(task.rank)
-
-    def _run_answered(self, task: TaskState, cells: Sequence[Any]) -> None:
-        """The answer holds for the whole run, unless there was one before."""
-        (run,) = task.images
-        if not run.resolved:
-            self._resolve(run, task.source, (task.id,), cells, "")
         self._alive(task.rank)
 
     def _absent(self, task: TaskState, cells: Sequence[Score | None]) -> None:
@@ -336,14 +329,15 @@ class Scheduler:
 
     # ---- outcomes, and what schemes may ask for (schemes.Core) ---------------
 
-    def accept(self, image: ImageState, task: TaskState, score: Score) -> None:
-        """Resolve the image by this answer, now; of one that was decided this is the audit."""
+    def accept(self, image: ImageState, task: TaskState, score: Any) -> None:
+        """Resolve the image by this answer, now; of one that was decided this is the audit. A run
+        by a score an image."""
         if image.decided_ns is not None:
             self._use_kept(image, other=score)
         else:
             self._resolve(image, task.source, (task.id,), score, "")
 
-    def decide(self, image: ImageState, task: TaskState, score: Score) -> None:
+    def decide(self, image: ImageState, task: TaskState, score: Any) -> None:
         """This answer counts from now on, but of a drawn image another network is asked too, and
         it is resolved when that has answered or none can."""
         if not image.drawn:

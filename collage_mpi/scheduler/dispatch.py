@@ -10,7 +10,7 @@ Nothing else waits for a batch to fill.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 
 from collage_mpi.kinds import SINGLE
@@ -18,7 +18,14 @@ from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.backlog import PullQueue, has_failed
 from collage_mpi.scheduler.bundles import Bundle, BundleQueue
 from collage_mpi.scheduler.ranks import ReadyRanks
-from collage_mpi.scheduler.state import ImageState, Order, RankState, TaskState, Turn
+from collage_mpi.scheduler.state import (
+    GroupState,
+    ImageState,
+    Order,
+    RankState,
+    TaskState,
+    Turn,
+)
 from collage_mpi.scheduler.tasks import TaskBook
 from collage_mpi.scheduler.transitions import CANCELLED, TASK
 
@@ -139,6 +146,17 @@ class Dispatch:
             self.bundles.end_calibration(bundles=bundles)
             for rank in sorted(self.ranks.known.values(), key=lambda r: self.ranks.pace_ns(r.id)):
                 self.pump(rank)
+
+    def take_apart(self, groups: Iterable[GroupState]) -> list[GroupState]:
+        """Each image of these groups, which are all, by itself, where a task may not have a run;
+        the groups."""
+        groups = list(groups)
+        if self.bundles is not None:
+            self.bundles.take_apart()
+            for image in [image for group in groups for image in group.images]:
+                if not image.resolved:
+                    image.apart()
+        return groups
 
     # ---- making tasks -------------------------------------------------------
 

@@ -40,6 +40,7 @@ class EndGame:
         `groups`: those with unresolved images, in order.
         """
         if self._order is None or self._cuts < self._dispatch.tasks.cuts:
+            groups = self._dispatch.take_apart(groups)
             found = [(image.copies, image.id, image) for group in groups for image in group.images]
             self._order, self._cuts = sorted(found, key=itemgetter(0, 1)), self._dispatch.tasks.cuts
         while self._order and self._dispatch.ranks.has_idle(self._dispatch.main):

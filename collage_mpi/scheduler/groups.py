@@ -80,7 +80,7 @@ class Groups:
         self._turn, self._dispatch, self._timers = turn, dispatch, timers
         self._closed, self._timed_out = closed, timed_out
         self._step = settings.admitted_together
-        self._runs = settings.runs
+        self._whole_batches = settings.whole_batches
         self._depth = settings.depth * self._step
         self._next_group = 0
         self._promised = 0  # admitted, not yet arrived
@@ -207,7 +207,9 @@ class Groups:
         else:
             # Of a run that is long what is open counts, else every group that is not over.
             filling = self.filling.size if self.filling else 0
-            there, whole = (self.unresolved, 0) if self._runs else (filling, len(self.in_flight))
+            there, whole = filling, len(self.in_flight)
+            if self._whole_batches:
+                there, whole = self.unresolved, 0
             missing = depth - whole - -(-(there + self._promised) // size)
             missing -= missing % step
             if self.settings.paced:

@@ -155,6 +155,11 @@ class Paces:
         """It has."""
         self._idle.pop(rank, None)
 
+    @property
+    def any_idle(self) -> bool:
+        """Whether a rank that takes work has nothing to do."""
+        return bool(self._idle)
+
     def forget_one(self, now_ns: int) -> RankState | None:
         """Look at one idle rank, each in turn. If it is slow and has been idle for PROBE_AFTER of
         its service times, these are forgotten: the rank, if so."""
@@ -165,8 +170,8 @@ class Paces:
         rank = self._ranks.get(rank_id)
         if rank is None:
             return None
-        slow = any(pace.service_ns > self.limit_ns(kind) for kind in rank.kinds)
-        if not slow or now_ns - since_ns <= PROBE_AFTER * pace.service_ns:
+        recent = now_ns - since_ns <= PROBE_AFTER * pace.service_ns
+        if recent or not any(pace.service_ns > self.limit_ns(kind) for kind in rank.kinds):
             self._idle[rank_id] = since_ns
             return None
         self._paces[rank_id] = Pace()

@@ -212,7 +212,12 @@ class Retries:
 
     def _move(self, task: TaskState) -> None:
         """A task that was never sent goes to another rank; it counts as the same attempt."""
-        images = [image for image in task.images if not image.resolved]
+        runs = task.take_apart()
+        self.core.dispatch.tasks.cuts += runs
+        for images in [[image] for image in task.images] if runs else [task.images]:
+            self._move_images(task, [image for image in images if not image.resolved])
+
+    def _move_images(self, task: TaskState, images: list[ImageState]) -> None:
         if images:
             order = Order(task.kind, task.source, task.attempt)
             avoid = _holders(images).union(*(image.tried for image in images))

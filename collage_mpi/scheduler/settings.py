@@ -23,7 +23,7 @@ class SchedulerSettings:
     """What the scheduler is told once.
 
     Attributes:
-        group_size: images of a full group (s*s; with `runs` those of all groups of a batch).
+        group_size: images of a full group (s*s; with `whole_batches` those of a batch's groups).
         ranks: worker ranks that must be ready or lost before the first Admit.
         costs: kind -> its network's service time over the single's, 1 where not named; asked for
             where the ranks' speed is watched, as it is wherever they pull.
@@ -32,7 +32,7 @@ class SchedulerSettings:
         batch: tasks of a kind that leave for a rank in one message, at most.
         together: groups come in by so many (closed loop), and the tasks that a rank gets of
             them leave together; else only what waits for a busy rank does.
-        runs: images that arrive together are one run for as long as the same happens to them.
+        whole_batches: a group is all groups of a batch, so that one run can be all its images.
         depth: groups in flight, or batches of groups that come in together.
         paced: the next of them comes in when a rank has nothing to do; `depth` is the most then.
         drain: release the next groups only when no task is under way at all.
@@ -63,7 +63,7 @@ class SchedulerSettings:
     image_timeout_ns: int | None
     max_attempts: int
     endgame: bool
-    runs: bool
+    whole_batches: bool
     # No setting of a run says these: they are decisions of the scheduler, which tests vary.
     max_failures: int = 5
     end_ns: int = 30 * SECOND_NS
@@ -79,4 +79,4 @@ class SchedulerSettings:
     @property
     def admitted_together(self) -> int:
         """Groups that come in at a time."""
-        return self.batch if self.together and not self.runs else 1
+        return self.batch if self.together and not self.whole_batches else 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from collage_mpi.scheduler.events import Action, Item, Score
 from collage_mpi.scheduler.transitions import OPEN, READY, SETTLED, WAITING
@@ -103,6 +103,11 @@ class ImageState:
         """Whether it has its outcome."""
         return self.status in SETTLED
 
+    @property
+    def cells(self) -> range:
+        """Those of its images."""
+        return range(self.cell, self.cell + self.count)
+
     def cut(self, count: int) -> ImageState:
         """Split off the first `count` images of the run; the result is a run with the same history
         and no task."""
@@ -123,6 +128,8 @@ class ImageState:
 
     def apart(self) -> list[ImageState]:
         """Each image of the run by itself; its tasks hold these from now on."""
+        if self.count == 1:
+            return [self]
         cut = self._cut([1] * (self.count - 1))
         for image in cut:
             image.tasks = list(self.tasks)
@@ -205,11 +212,24 @@ class TaskState:
         return self.message is not None
 
     def take_apart(self) -> bool:
-        """Each image by itself, of runs that are not resolved; whether there may be such."""
-        if self.inputs > 1:
-            parts = [[i] if i.resolved or i.count == 1 else i.apart() for i in self.images]
-            self.images = list(chain.from_iterable(parts))
-        return self.inputs > 1
+        """Each image by itself; whether there were runs."""
+        before = len(self.images)
+        self.images = list(chain.from_iterable([image.apart() for image in self.images]))
+        return len(self.images) > before
+
+    def each(self, cells: Sequence[Score | None]) -> Iterator[tuple[ImageState, Any]]:
+        """Each image with its one of the cells, or run with those of its images."""
+        if len(self.images) == len(cells):  # there is no run
+            yield from zip(self.images, cells, strict=True)
+            return
+        if len(self.images) == 1:
+            yield self.images[0], cells
+            return
+        at = 0
+        for image in self.images:
+            count = image.count  # of which some may be cut off meanwhile
+            yield image, cells[at] if count == 1 else cells[at : at + count]
+            at += count
 
 
 class Message:

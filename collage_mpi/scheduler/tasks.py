@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from itertools import chain, count
 
 from collage_mpi.kinds import KIND
 from collage_mpi.scheduler import events as ev
@@ -80,7 +81,8 @@ class TaskBook:
             task.images = [image for image in task.images if image.status not in SETTLED]
         mixed = task.kind == self._mixed
         if mixed:
-            task.items = tuple([Item(image.id, place) for place, image in enumerate(task.images)])
+            numbers = [range(image.id, image.id + image.count) for image in task.images]
+            task.items = tuple(map(Item, chain.from_iterable(numbers), count()))
         elif task.inputs > 1:
             task.items = tuple([item for image in task.images for item in _items(image)])
         else:
@@ -91,7 +93,7 @@ class TaskBook:
         self.out[task.id] = task
         for image in task.images:
             image.holders += 1
-        bundle = tuple([(i.group.id, i.cell) for i in task.images]) if mixed else ()
+        bundle = tuple([(i.group.id, at) for i in task.images for at in i.cells]) if mixed else ()
         return ev.Send(
             task.id, task.rank.id, task.kind, task.items, task.group.id, task.attempt, bundle
         )
@@ -135,7 +137,7 @@ class TaskBook:
 
 
 def _items(run: ImageState) -> Iterator[Item]:
-    return map(Item, range(run.id, run.id + run.count), range(run.cell, run.cell + run.count))
+    return map(Item, range(run.id, run.id + run.count), run.cells)
 
 
 def _forget(task: TaskState) -> None:

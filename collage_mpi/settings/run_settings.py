@@ -246,12 +246,17 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
 
     @property
     def runs(self) -> bool:
-        """Whether all images of a batch can be sent and answered as runs: the same is wanted of
-        each of them, and nothing is drawn, kept or asked of one image alone.
+        """Whether images that come in together can be sent and answered as runs: the same is wanted
+        of each of them, and no vector is kept.
         """
+        together = not self.open_loop and self.linger_ms is None and not self.extras
+        return together and (self.in_whole_batches or scheme_class(self.scheme).bundles_runs)
+
+    @property
+    def in_whole_batches(self) -> bool:
+        """Whether a run may be one task: no delay is injected for each image."""
         plain = self.scheme == "none" and self.assign == "pull" and self.straggler == "none"
-        together = self.batch_size > 1 and not self.open_loop and self.linger_ms is None
-        return plain and together and not self.extras
+        return plain and self.batch_size > 1
 
     def scheduler_settings(
         self,
@@ -267,14 +272,15 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             workers: ranks but the coordinator.
             ratio: the collage network's service time over the single one's.
             batch_costs: kind -> what a further input of a batch takes over the first.
-            runs: whether a batch comes in as a run.
+            runs: whether images come in as runs.
         """
 
         def ns(value: float | None, unit: float) -> int | None:
             return None if value is None else round(value * unit)
 
+        whole_batches = runs and self.in_whole_batches
         return SchedulerSettings(
-            group_size=self.group_size * (self.batch_size if runs else 1),
+            group_size=self.group_size * (self.batch_size if whole_batches else 1),
             ranks=workers,
             costs=dict.fromkeys(SPARE_KINDS, ratio),
             batch_costs=batch_costs or {},
@@ -287,7 +293,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             image_timeout_ns=ns(self.image_timeout_s, 1e9),
             max_attempts=self.max_attempts,
             endgame=self.endgame == "on",
-            runs=runs,
+            whole_batches=whole_batches,
         )
 
     def digest(self) -> str:

@@ -207,7 +207,7 @@ class Cluster:
         self.messages.append((rank, len(tasks)))
         self.tasks += [(rank, task) for task in tasks]
         # As much for each item, or one collage a task.
-        items = [len(task.items) if task.kind == "single" else 1 for task in tasks]
+        items = [len(t.items) if t.kind == "single" or t.by_place else 1 for t in tasks]
         each = len(pixels) // sum(items)
         parts = np.split(pixels, [each * count for count in accumulate(items)][:-1])
         batch = [(task, self._corners(task, part)) for task, part in zip(tasks, parts, strict=True)]

@@ -109,8 +109,10 @@ class Job:
         **settings: Any,
     ) -> None:
         singles = side * side if singles is None else singles
-        reading = range(1, singles + 1) if runs else reading
-        size = side * side * (settings["batch"] if runs else 1)
+        collages = collages if scheme in ("collage", "cascade") else 0
+        reading = range(1, singles + collages + 1) if runs else reading
+        whole = runs and scheme == "none"
+        size = side * side * (settings["batch"] if whole else 1)
         self.records = [record(i) for i in range(records)] if type(records) is int else records
         self.clock = Clock()
         self.start_ns = self.clock.now_ns
@@ -131,9 +133,11 @@ class Job:
             group_size=side * side,
             warmup_groups=1,
         )
-        collages = collages if scheme in ("collage", "cascade") else 0
+        self.recorder.by_number = whole
         self.scheduler = Scheduler(
-            scheduler_settings(group_size=size, ranks=singles + collages, runs=runs, **settings),
+            scheduler_settings(
+                group_size=size, ranks=singles + collages, whole_batches=whole, **settings
+            ),
             make_scheme(
                 scheme_settings(
                     scheme,
@@ -179,6 +183,7 @@ class Job:
                     "asked" if stop_at_ns is not None and self.clock.now_ns >= stop_at_ns else None
                 ),
                 report=self._watch,
+                runs=runs,
             ),
         )
 
@@ -291,6 +296,65 @@ def test_images_in_runs_get_the_rows_that_they_get_one_by_one(images, shape):
     assert sum(task.items for task in jobs[0].writer.tasks) >= images
     most = max((sum(len(t.items) for t in m) for m in sent_together(jobs[0])), default=0)
     assert most <= shape["batch"]
+
+
+@pytest.mark.parametrize("images", [0, 1, 3, 5, 16, 37, 200])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"batch": 3, "depth": 2, "audit": 0.2},
+        {"batch": 2, "singles": 2, "depth": 3, "endgame": True, "audit": 0.1},
+        {"batch": 4, "depth": 4, "audit": 0.1, "trouble": True, "max_attempts": 9},
+        {"batch": 2, "singles": 2, "depth": 3, "endgame": True, "trouble": True},
+        {"batch": 3, "drain": True},
+        {"batch": 5, "every_ns": MS // 4, "reads": 7, "depth": 9, "paced": True},
+        {"batch": 2, "depth": 3, "deaths": {2: 6.5}, "singles": 3, "collages": 1},
+        {"batch": 2, "depth": 3, "calibration": 8},
+    ],
+    ids=str,
+)
+def test_a_cascade_of_runs_writes_the_rows_of_one_without_them(images, shape):
+    """The same images leave together at the same moments, so all columns are the same, the times
+    too; tasks have other numbers."""
+
+    def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
+        images = [image for image, _ in task.items]
+        cells = [
+            ev.Score(px, 0.5 if i % 4 == 1 else 0.9) for px, i in zip(pixels, images, strict=True)
+        ]
+        found = WireResult(task.task, ANSWERED, cells=cells)
+        found.compute_ns, found.held_ns, found.read_ns = 3, 5, 7 * rank
+        if trouble and images[0] % 7 == 3 and task.attempt == 1:
+            return WireResult(task.task, FAILED, reason="boom")
+        if trouble and task.kind == "collage":
+            found.cells = [
+                None if i % 17 == 2 else cell for i, cell in zip(images, cells, strict=True)
+            ]
+            worn = ev.Unread("worn", True)
+            found.unread = tuple(worn if i % 19 == 3 else None for i in images)
+            found.unread = found.unread if any(found.unread) else ()
+        return found
+
+    def rows(job: Job) -> list[Any]:
+        tasks = [row._replace(task=0) for row in job.writer.tasks]
+        return [job.writer.images, job.writer.groups, tasks]
+
+    shape = {"scheme": "cascade", "placement": "fastest", "policy": "confident", **shape}
+    trouble = shape.pop("trouble", False)
+    jobs = [
+        Job(images, runs=runs, reading=range(1, 10), cluster={"behave": behave}, **shape)
+        for runs in (True, False)
+    ]
+    resolve, lengths = jobs[0].recorder.run_resolved, []
+    jobs[0].recorder.run_resolved = lambda run, now_ns: (
+        lengths.append(len(run.scores)) or resolve(run, now_ns)
+    )
+    for job in jobs:
+        job.complete()
+    for run, alone in zip(*map(rows, jobs), strict=True):
+        assert run == alone
+    assert images < 200 or sum(lengths) > 40 or "calibration" in shape
 
 
 def test_all_columns_of_a_run_are_those_of_its_images_one_by_one():

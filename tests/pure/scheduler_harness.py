@@ -6,6 +6,8 @@ Does not know: how a test chooses what happens next.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 from collage_mpi.scheduler import (
     Scheduler,
     SchedulerSettings,
@@ -91,9 +93,16 @@ def scheduler_settings(**changes: object) -> SchedulerSettings:
         "image_timeout_ns": None,
         "max_attempts": 3,
         "endgame": False,
-        "runs": False,
+        "whole_batches": False,
     }
     return SchedulerSettings(**{**plain, **changes})
+
+
+def outcomes(run: ev.ResolveRun) -> Iterator[ev.Resolve]:
+    """Those of a run's images."""
+    for place, score in enumerate(run.scores):
+        where = run.group, run.cell + place
+        yield ev.Resolve(run.image + place, run.source, (run.task,), *where, score, "ok", "")
 
 
 class Harness:
@@ -132,6 +141,7 @@ class Harness:
         singles = side * side if singles is None else singles
         if scheme in ("parity", "approx"):
             collages = max(1, collages) if parities is None else parities
+        whole_batches = runs and scheme == "none"
         self.scheme = make_scheme(
             scheme_settings(
                 scheme,
@@ -157,15 +167,15 @@ class Harness:
         )
         self.scheduler = Scheduler(
             scheduler_settings(
-                group_size=side * side * (batch if runs else 1),
+                group_size=side * side * (batch if whole_batches else 1),
                 ranks=singles + collages,
                 batch=batch,
-                runs=runs,
+                whole_batches=whole_batches,
                 **settings,
             ),
             self.scheme,
         )
-        self.runs = runs
+        self.runs, self.whole_batches = runs, whole_batches
         self.groups: dict[int, GroupState] = {}
         self._place = self.scheduler.groups.place
         self.scheduler.groups.place = self._placed
@@ -203,10 +213,10 @@ class Harness:
 
     # ---- events -------------------------------------------------------------
 
-    def feed(self, event: ev.Event) -> list[ev.Action]:
-        """Hand one event over, apply and check what comes back."""
-        self.now_ns = event.now_ns
-        self.actions = self.scheduler.handle(event)
+    def feed(self, *events: ev.Event) -> list[ev.Action]:
+        """Hand one event over, or some that came together; apply and check what comes back."""
+        self.now_ns = events[0].now_ns
+        self.actions = self.scheduler.handle(*events)
         for action in self.actions:
             getattr(self, f"_do_{type(action).__name__.lower()}")(action)
         self._check_progress()
@@ -224,6 +234,11 @@ class Harness:
         states = [state for group in self.groups.values() for state in group.images]
         return {image: state for state in states for image in numbers(state)}
 
+    def said(self) -> list[ev.Action]:
+        """What the last events led to, with one outcome an image and tasks by the order in which
+        they were sent."""
+        return list(_told(self.actions, {task: at for at, task in enumerate(self.sent)}))
+
     def start(self) -> None:
         """All ranks report ready."""
         for rank in self.kinds:
@@ -239,7 +254,7 @@ class Harness:
 
     def arrive(self, count: int, drawn: bool = False) -> None:
         """The next `count` images, all admitted at once (closed loop)."""
-        length = count if self.runs else 1
+        length = count if self.runs and not drawn else 1
         for _ in range(count // length):
             if self.finish is not None:
                 return
@@ -380,12 +395,12 @@ class Harness:
     def _message(self, sends: tuple[ev.Send, ...]) -> None:
         self.messages.append(sends)
         states = self.states
-        inputs = sum(len(send.items) for send in sends) if self.runs else len(sends)
+        inputs = sum(len(send.items) for send in sends) if self.whole_batches else len(sends)
         assert inputs <= self.batch
         for send in sends:
             self._task_leaves(send)
             failed = any(states[item.image].failures for item in send.items)
-            alone = len(sends) == 1 and (len(send.items) == 1 or not self.runs)
+            alone = len(sends) == 1 and (len(send.items) == 1 or not self.whole_batches)
             assert not failed or alone, "what has failed takes no others along"
         rank = sends[0].rank
         out = sum(s[0].rank == rank and any(t.task in self.live for t in s) for s in self.messages)
@@ -434,9 +449,7 @@ class Harness:
 
     def _do_resolverun(self, run: ev.ResolveRun) -> None:
         assert len(run.scores) > 1
-        for place, score in enumerate(run.scores):
-            where = run.group, run.cell + place
-            found = ev.Resolve(run.image + place, run.source, (run.task,), *where, score, "ok", "")
+        for found in outcomes(run):
             self._do_resolve(found)
 
     def _check_audit(self, action: ev.Resolve) -> None:
@@ -605,6 +618,71 @@ class Harness:
                 assert not self.closed, "no task, no timer, no Finish: the job hangs"
                 self.close()
         raise AssertionError("the job does not end")
+
+
+def both(name: str, of_task: bool = False) -> Callable[..., None]:
+    """What happens to both of `Twins`; `of_task`: to the tasks that were sent at the same time."""
+
+    def call(job: Twins, *args, **named) -> None:
+        job.alone.now_ns = job.now_ns
+        mapped = [*job.alone.sent][[*job.sent].index(args[0])] if of_task else None
+        getattr(Harness, name)(job, *args, **named)
+        getattr(job.alone, name)(*([mapped, *args[1:]] if of_task else args), **named)
+        assert job.said() == job.alone.said()
+
+    return call
+
+
+class Twins(Harness):
+    """A job with runs, beside one without them that meets the same: what they do is the same but
+    for the numbers of tasks."""
+
+    def __init__(self, **settings) -> None:
+        super().__init__(runs=True, **settings)
+        self.alone = Harness(**settings)
+
+    def arrive(self, count: int, drawn: bool = False) -> None:
+        """All at once: the first one `drawn`, if so, and the others as a run."""
+        first, now_ns, alone = len(self.arrived), self.now_ns, self.alone
+        images = range(first, first + count)
+        for job in (self, alone):
+            job.arrived.update(images)
+            job.drawn.update(images[:drawn])
+            job.admitted -= count
+            job.now_ns = now_ns
+        each = [
+            ev.ImageArrived(now_ns, image, now_ns, drawn=drawn and image == first)
+            for image in images
+        ]
+        rest = ev.ImageArrived(now_ns, first + drawn, now_ns, length=count - drawn)
+        self.feed(*each[:drawn], *([rest] if rest.length else []))
+        alone.feed(*each)
+        assert self.said() == alone.said()
+
+    answer, fail, skip, done_sending = (
+        both(name, of_task=True) for name in ("answer", "fail", "skip", "done_sending")
+    )
+    rank_ready, threshold, close, suspect, lose, fire, stop = (
+        both(name)
+        for name in ("rank_ready", "threshold", "close", "suspect", "lose", "fire", "stop")
+    )
+
+
+def _told(actions: list[ev.Action], tasks: dict[int, int]) -> Iterator[ev.Action]:
+    """See `Harness.said`."""
+    for action in actions:
+        if isinstance(action, ev.ResolveRun):
+            yield from (each._replace(tasks=(tasks[action.task],)) for each in outcomes(action))
+        elif isinstance(action, ev.Resolve):
+            yield action._replace(tasks=tuple(tasks[task] for task in action.tasks))
+        elif isinstance(action, ev.Release):
+            yield ev.Release(tuple(sorted(action.images)))
+        elif isinstance(action, ev.SendBatch):
+            yield ev.SendBatch(tuple(s._replace(task=tasks[s.task]) for s in action.sends))
+        elif isinstance(action, ev.Send | ev.Cancel):
+            yield action._replace(task=tasks[action.task])
+        else:
+            yield action
 
 
 def started(**kwargs) -> Harness:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scheduler_harness import BACKUP, COLLAGE, MS, SINGLE, Harness
+from scheduler_harness import BACKUP, COLLAGE, MS, SINGLE, Harness, Twins
 from test_simulator import FREE, Rows
 
 from collage_mpi.errors import EnvironmentFault, UsageError
@@ -36,6 +36,61 @@ def cascade(**settings) -> Harness:
     job = Harness(**{**given, **settings})
     job.start()
     return job
+
+
+def in_runs(**settings) -> Twins:
+    """The same with runs, where images come in together, beside one without them."""
+    given = {"scheme": "cascade", "policy": "confident", "placement": "fastest", "credit": 1}
+    job = Twins(**{**given, "side": 2, "singles": 2, "collages": 0, "depth": 4, **settings})
+    job.start()
+    return job
+
+
+def test_bundles_are_cut_from_what_came_in_together_with_a_drawn_image_among_it():
+    job = in_runs()
+    job.arrive(2)
+    job.arrive(9, drawn=True)  # 2 by itself, then 3 to 10
+    job.arrive(5)
+    assert [images for _, _, images in out(job)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    end(job, 1, unsure=frozenset({1, 3}))
+    assert [*job.resolved] == [0]  # 1 and 3 wait for a single answer, and 2 for its audit
+    assert (1, SINGLE, [1]) in out(job)
+    end(job, 2)
+    assert {4, 5, 6, 7} <= job.resolved.keys()
+    job.run_out()
+    assert job.finish is None or len(job.resolved) == 16
+
+
+def test_a_run_that_waits_for_no_rank_goes_to_one_that_is_recalled_image_by_image():
+    job = in_runs(max_failures=1)
+    job.arrive(16)
+    (task,) = (task for task, send in job.live.items() if send.rank == 1)
+    job.fail(task)
+    assert job.retired == {1}
+    job.lose(2)
+    assert not job.retired
+    assert out(job) == [(1, SINGLE, [8])]
+    job.run_out()
+
+
+def test_what_waits_in_runs_is_copied_image_by_image_at_the_end():
+    job = in_runs(endgame=True, singles=3, bundle_from=4)
+    job.arrive(16)
+    job.close()
+    for rank in (3, 3, 2):
+        end(job, rank)
+    assert all(image.count == 1 for image in job.states.values() if not image.resolved)
+    job.run_out()
+    assert len(job.resolved) == 16
+
+
+def test_once_nothing_is_collaged_a_run_leaves_image_by_image():
+    job = in_runs(batch=3, singles=1)
+    job.arrive(16)
+    job.threshold(None)
+    job.run_out()
+    last = [send for send in job.sent.values() if send.items[0].image >= 12]
+    assert {(send.kind, len(send.items)) for send in last} == {(SINGLE, 1)}
 
 
 def out(job: Harness) -> list[tuple[int, str, list[int]]]:

@@ -425,3 +425,17 @@ def test_images_are_in_runs_only_where_the_same_is_wanted_of_each(other):
     plain = {"scheme": "none", "assign": "pull", "batch": 8, "single": "null", "shards": ("a.h5",)}
     assert RunSettings.from_mapping(plain).runs
     assert not RunSettings.from_mapping({**plain, **other}).runs
+
+
+@pytest.mark.parametrize(
+    "other", [{"linger_ms": 3.0}, {"arrivals": "poisson", "rate": 9.0}, {"top_k": 2}]
+)
+def test_a_cascade_takes_runs_whose_groups_are_its_collages(other):
+    """Delays and a batch of 1 change nothing: a bundle is one task, in runs or not."""
+    given = {"scheme": "cascade", "single": "null", "collage": "null", "shards": ("a.h5",)}
+    given |= {"straggler": "pinned", "straggler_median_ms": 5.0, "batch": 2}
+    asked = RunSettings.from_mapping(given)
+    assert asked.runs
+    found = asked.scheduler_settings(9, runs=True)
+    assert found == asked.scheduler_settings(9)
+    assert not RunSettings.from_mapping({**given, **other}).runs

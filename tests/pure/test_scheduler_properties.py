@@ -11,7 +11,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from scheduler_harness import Harness
+from scheduler_harness import Harness, Twins
 
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.schemes import ASSIGNMENTS, PLACEMENTS, SCHEMES
@@ -204,7 +204,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if bundles and kind == "single" and not gathered:
                 collages = ranks.rooms[bundles.bundle.order.kind]
                 for rank in [r for r in ranks.known if r in collages]:
-                    assert len(backlog.fresh) < bundles.least(rank)
+                    assert backlog.fresh_inputs < bundles.least(rank)
 
     @invariant()
     def an_image_without_a_task_waits_for_its_group_or_a_timer(self):
@@ -287,8 +287,9 @@ class RunMachine(SchedulerMachine):
         if not hasattr(self, "job"):
             return
         job, scheduler = self.job, self.job.scheduler
-        let_in = scheduler.groups.unresolved + job.admitted
-        assert let_in <= scheduler.settings.depth * scheduler.settings.group_size
+        if job.whole_batches:
+            let_in = scheduler.groups.unresolved + job.admitted
+            assert let_in <= scheduler.settings.depth * scheduler.settings.group_size
         for group in job.groups.values():
             numbers = [n for image in group.images for n in range(image.id, image.id + image.count)]
             assert numbers == list(range(numbers[0], numbers[0] + group.size))
@@ -299,10 +300,51 @@ class RunMachine(SchedulerMachine):
             assert open_images == group.unresolved
         for backlog in scheduler.dispatch.pulled.backlogs.values():
             assert backlog.inputs == sum(task.inputs for task in backlog.tasks.values())
+            assert backlog.fresh_inputs == sum(task.inputs for task in backlog.fresh.values())
+            assert all(
+                i.count == 1 or i.count == t.inputs
+                for t in backlog.tasks.values()
+                for i in t.images
+            )
 
 
 RunMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 TestRunMachine = RunMachine.TestCase
+
+
+class CascadeRunMachine(RunMachine):
+    """A cascade's images in runs, beside the same without runs: the same is sent and resolved."""
+
+    @initialize(
+        scheme=st.sampled_from(["cascade", "cascade-batch"]),
+        singles=st.integers(1, 5),
+        collages=st.integers(0, 3),
+        placement=st.sampled_from(PLACEMENTS),
+        policy=st.sampled_from(["confident", "backup"]),
+        deadline_ns=st.sampled_from([None, 20 * MS]),
+        bundle_from=st.sampled_from([None, 2, 4]),
+        beyond_idle=st.booleans(),
+        credit=st.integers(1, 3),
+        batch=st.integers(1, 4),
+        depth=st.integers(1, 6),
+        paced=st.booleans(),
+        drain=st.booleans(),
+        image_timeout_ns=st.sampled_from([None, 80 * MS]),
+        max_failures=st.integers(1, 4),
+        endgame=st.booleans(),
+        calibrate=st.booleans(),
+        silent_end=st.booleans(),
+    )
+    def begin(self, silent_end, **settings):
+        self.silent_end = silent_end
+        self.job = Twins(side=2, **settings)
+        self.job.start()
+
+
+CascadeRunMachine.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=50, deadline=None
+)
+TestCascadeRunMachine = CascadeRunMachine.TestCase
 
 
 @given(data=st.data())

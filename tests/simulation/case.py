@@ -176,6 +176,15 @@ def _in_runs(
     endgame = ("--endgame", rng.choice(("on", "off")))
     limits = {"--depth", "--order", "--reply-timeout-s", "--start-timeout-s", "--image-timeout-s"}
     kept = [pair for pair in pairwise(pace) if pair[0] in limits]
+    if rng.random() < 0.5:
+        plain += (
+            "--scheme",
+            "cascade",
+            *SCHEMES["cascade"][1],
+            "--audit",
+            rng.choice(("0", "0.1")),
+        )
+        plain += ("--placement", rng.choice(("fixed", "fastest")))
     return (*plain, *endgame), [word for pair in kept for word in pair]
 
 

@@ -86,11 +86,11 @@ class Core(Protocol):
     dispatch: Dispatch
     latencies: RunningQuantile
 
-    def accept(self, image: ImageState, task: TaskState, score: Score) -> None:
-        """Resolve the image by this answer, now."""
+    def accept(self, image: ImageState, task: TaskState, score: Any) -> None:
+        """Resolve the image by this answer, now; a run by a score an image."""
         ...
 
-    def decide(self, image: ImageState, task: TaskState, score: Score) -> None:
+    def decide(self, image: ImageState, task: TaskState, score: Any) -> None:
         """This answer counts from now on; a drawn image is resolved by it once another network
         has answered too, or none can."""
         ...
@@ -153,6 +153,7 @@ class Scheme:
         placement, credit: which ranks hold a second network, and how many messages a rank may
             have at a time, where nobody says it.
         kinds: those needed whose answers resolve images by themselves.
+        bundles_runs: images that come in together may be runs, of which bundles are cut.
         calibrate: only drawn images leave in a bundle until a threshold is told.
     """
 
@@ -166,6 +167,7 @@ class Scheme:
     kept_source: ClassVar[str | None] = None
     placement: ClassVar[str] = "fixed"
     credit: ClassVar[int] = 2
+    bundles_runs: ClassVar[bool] = False
     calibrate = False
 
     def __init__(self, settings: SchemeSettings) -> None:
@@ -226,7 +228,7 @@ class Scheme:
         evidence: Any = None,
     ) -> None:
         """A task was answered; cells match task.items. Each record resolves its image."""
-        for image, cell in zip(task.images, cells, strict=True):
+        for image, cell in task.each(cells):
             if cell is not None and image.status not in SETTLED:
                 core.accept(image, task, cell)
 

@@ -40,6 +40,7 @@ class CascadeScheme(Scheme):
     mark = ("#CC79A7", "*")
     kept_source = "kept"
     placement = "fastest"
+    bundles_runs = True
     credit = 1  # in a rank's second message images would wait where no collage can take them
 
     def __init__(self, settings: SchemeSettings) -> None:
@@ -98,19 +99,45 @@ class CascadeScheme(Scheme):
         if task.kind != self.first:
             super().answered(core, task, cells, now_ns)
             return
-        for image, cell in zip(task.images, cells, strict=True):
+        for image, cell in task.each(cells):
             if cell is None or image.resolved:
                 continue
-            if image.decided_ns is not None:  # this task may have been what its audit waited for
+            if image.count > 1:
+                self._run_answered(core, task, image, cell, now_ns)
+            elif image.decided_ns is not None:  # its audit may have waited for this task
                 core.reconsider(image)
+            else:
+                self._judge(core, task, image, cell, now_ns)
+
+    def _run_answered(
+        self, core: Core, task: TaskState, run: ImageState, cells: Sequence[Score], now_ns: int
+    ) -> None:
+        """Those of it that stand together and are sure are resolved as a run, each other by
+        itself."""
+        scores, accept_at_ns = list(cells), self.policy.accept_at_ns
+        times_ns = [accept_at_ns(run.t0_ns, now_ns, score, core.latencies) for score in scores]
+        sure = [at_ns is not None and at_ns <= now_ns for at_ns in times_ns]
+        start, count = 0, run.count
+        for end in range(1, count + 1):
+            if end < count and sure[start] and sure[end]:
                 continue
-            at_ns = self._sure_at_ns(core, image, cell, now_ns)
-            if at_ns is not None and at_ns <= now_ns:
-                core.decide(image, task, cell)
-                continue
-            core.keep(image, task, cell)
-            if at_ns is not None and not image.resolved and image.reserve is None:
-                core.reserve(image, task, cell, at_ns)
+            part = run if end == count else run.cut(end - start)
+            if end - start > 1:
+                core.accept(part, task, cells[start:end])
+            else:
+                self._judge(core, task, part, scores[start], now_ns)
+            start = end
+
+    def _judge(
+        self, core: Core, task: TaskState, image: ImageState, cell: Score, now_ns: int
+    ) -> None:
+        at_ns = self._sure_at_ns(core, image, cell, now_ns)
+        if at_ns is not None and at_ns <= now_ns:
+            core.decide(image, task, cell)
+            return
+        core.keep(image, task, cell)
+        if at_ns is not None and not image.resolved and image.reserve is None:
+            core.reserve(image, task, cell, at_ns)
 
     def _sure_at_ns(self, core: Core, image: ImageState, cell: Score, now_ns: int) -> int | None:
         if core.dispatch.calibrating:
