@@ -48,11 +48,19 @@ class PointRun:
         point: of the experiment.
         row: its line of table.csv.
         latencies_ms: (groups,) of its measured groups; None where only a summary was kept.
+        batch: groups that were sent together, where the settings leave that to the run.
     """
 
     point: Point
     row: Mapping[str, Any]
     latencies_ms: np.ndarray | None
+    batch: int = 1
+
+    @property
+    def samples(self) -> int:
+        """Measured groups, or their batches where groups were let in together."""
+        together = self.point.settings.at_batch(self.batch).released_together
+        return 0 if self.latencies_ms is None else -(-len(self.latencies_ms) // together)
 
 
 def aggregate(experiment: Experiment, runs: Iterable[PointRun]) -> list[Json]:
@@ -134,8 +142,7 @@ def pooled(name: str, runs: Sequence[PointRun]) -> float | None:
     values = np.concatenate(samples)  # (groups of all runs,)
     if name == "std":
         return float(values.std(ddof=1)) if len(values) > 1 else None
-    together = runs[0].point.settings.released_together  # groups let in at a time
-    return percentile(values, _Q[name], sum(-(-len(sample) // together) for sample in samples))
+    return percentile(values, _Q[name], sum(run.samples for run in runs))
 
 
 def _pooled_range(runs: Sequence[PointRun]) -> tuple[float | None, float | None]:
@@ -262,7 +269,8 @@ def _read_run(experiment: Experiment, point: Point, folder: Path) -> PointRun:
         results = read_results(folder)
         summary, latencies_ns = summarise(results), results.measured_groups["latency_ns"]
     latencies_ms = None if latencies_ns is None else np.asarray(latencies_ns) / 1e6
-    return PointRun(point, _row(experiment, point, summary), latencies_ms)
+    row = _row(experiment, point, summary)
+    return PointRun(point, row, latencies_ms, summary.get("batch") or 1)
 
 
 def _row(experiment: Experiment, point: Point, summary: Json) -> Json:

@@ -60,6 +60,7 @@ def summarise(run: Run, tally: Tally | None = None) -> Json:
         "status": manifest.get("status"),
         "scheme": run.scheme,
         "mode": run.mode,
+        "batch": manifest.get("batch"),
         "side": manifest.get("side"),
         "straggler": manifest.get("straggler"),
         "order": manifest.get("order"),

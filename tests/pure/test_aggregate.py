@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -130,3 +131,11 @@ def test_gains_are_over_seeds_that_both_have() -> None:
     assert row["name"] == "side-2_b"
     assert row["p99_vs_a"] is None  # one of its placements has no partner
     assert row["p99_pooled_vs_a"] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(("asked", "chosen", "samples"), [(1, 8, 400), (4, 8, 100), (None, 8, 50)])
+def test_groups_of_one_batch_are_one_sample_also_where_the_run_chose_it(asked, chosen, samples):
+    run = runs(experiment())[0]
+    settings = replace(run.point.settings, batch=asked)
+    point = replace(run.point, settings=settings)
+    assert replace(run, point=point, batch=chosen).samples == samples
