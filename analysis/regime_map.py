@@ -31,7 +31,6 @@ from collage_mpi.simulation.advice import (
     Candidate,
     Question,
     best_of,
-    points_lost,
     simulated_one,
 )
 from collage_mpi.system.files import write_atomic
@@ -185,7 +184,7 @@ def best_cell(rows: Sequence[Mapping[str, str]], ratio: float, limit: float) -> 
     best = best_of([plain, *others], 1 + SIDE**2 + SPARE, limit)
     families = {entry.name: entry.family for entry in regimes.entries(SIDE**2)}
     gain = plain.p99_ms / best.p99_ms
-    return Cell(best.label, families[best.label], gain, points_lost(best, plain), plain.label)
+    return Cell(best.label, families[best.label], gain, best.points_lost(plain), plain.label)
 
 
 def _candidate(row: Mapping[str, str]) -> Candidate:

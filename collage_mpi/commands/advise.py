@@ -111,22 +111,21 @@ def _chosen(
     args: AdviseArguments, question: Question, found: list[Candidate]
 ) -> tuple[Candidate, Candidate | None]:
     """That of the shortest tail, and in closed loop that of the most images a second."""
-    from collage_mpi.simulation.advice import best_of, more
+    from collage_mpi.simulation.advice import Candidate, best_of
 
     most = 1 + question.side**2 + question.spare
-    served = best_of(found, most, args.points, more) if args.rate is None else None
+    served = best_of(found, most, args.points, Candidate.more) if args.rate is None else None
     return best_of(found, most, args.points), served
 
 
 def _as_json(args: AdviseArguments, question: Question, found: list[Candidate]) -> Json:
-    from collage_mpi.simulation.advice import points_lost
     from collage_mpi.workload.trace import measure_tail
 
     best, served = _chosen(args, question, found)
     tail = measure_tail(question.times_s)
     spell = tail.spell if math.isfinite(tail.spell) else None  # it outlasts the rows
     return {
-        "candidates": [{**asdict(one), "points_lost": points_lost(one, found[0])} for one in found],
+        "candidates": [{**asdict(one), "points_lost": one.points_lost(found[0])} for one in found],
         "best": asdict(best),
         "command": _command(best, question.side, args.collage),
         "most_images": served and asdict(served),
@@ -150,7 +149,12 @@ def _print_all(args: AdviseArguments, question: Question, found: list[Candidate]
     _print_best(found, best, args.points)
     say(f"\n{_command(best, question.side, args.collage)}")
     if served is not None and served not in (found[0], best):
-        _print_most_images(found[0], served)
+        plain = found[0]
+        say(
+            f"\nFor most images a second choose {served.label}: {served.images_per_s:.4g} instead "
+            f"of {plain.images_per_s:.4g} images/s ({served.more(plain):.2f} x), "
+            f"{_price(served, plain)}."
+        )
         say(f"\n{_command(served, question.side, args.collage)}")
 
 
@@ -251,8 +255,6 @@ def _print_tail(tail: Tail) -> None:
 
 
 def _print_table(found: list[Candidate], rate: float | None) -> None:
-    from collage_mpi.simulation.advice import points_lost, sooner
-
     plain = found[0]
     names = ("scheme", "ranks", "P50, ms", "P99, ms", "gain", "images/s", "points lost", "wasted")
     rows = [
@@ -261,9 +263,9 @@ def _print_table(found: list[Candidate], rate: float | None) -> None:
             one.ranks,
             _ms(one.p50_ms),
             _ms(one.p99_ms),
-            f"{sooner(one, plain):.2f} x" if one.p99_ms and plain.p99_ms else "n/a",
+            f"{one.sooner(plain):.2f} x" if one.p99_ms and plain.p99_ms else "n/a",
             f"{one.images_per_s:.4g}",
-            "?" if (lost := points_lost(one, plain)) is None else f"{lost:.2f}",
+            "?" if (lost := one.points_lost(plain)) is None else f"{lost:.2f}",
             f"{one.wasted:.1%}",
         )
         for one in found
@@ -276,37 +278,24 @@ def _print_table(found: list[Candidate], rate: float | None) -> None:
     print(f"{whose} {gain} Ranks: including rank 0.")
     if rate is not None:
         print("A scheme that serves fewer images than arrive gets later as the job gets longer.")
-    if any(points_lost(one, plain) is None for one in found):
+    if any(one.points_lost(plain) is None for one in found):
         print("?: unknown accuracy. Use evaluate --save-answers FILE, then --answers FILE here.")
 
 
 def _print_best(found: list[Candidate], best: Candidate, points: float) -> None:
-    from collage_mpi.simulation.advice import sooner
-
     plain = found[0]
     if best is plain:
         say(f"\nChoose scheme none: no other gains 5 % at {points:g} points or less.")
     else:
         say(
             f"\nChoose {best.label}: P99 {_ms(best.p99_ms)} instead of {_ms(plain.p99_ms)} ms "
-            f"({sooner(best, plain):.2f} x), {_price(best, plain)}."
+            f"({best.sooner(plain):.2f} x), {_price(best, plain)}."
         )
 
 
-def _print_most_images(plain: Candidate, best: Candidate) -> None:
-    from collage_mpi.simulation.advice import more
-
-    say(
-        f"\nFor most images a second choose {best.label}: {best.images_per_s:.4g} instead of "
-        f"{plain.images_per_s:.4g} images/s ({more(best, plain):.2f} x), {_price(best, plain)}."
-    )
-
-
 def _price(best: Candidate, plain: Candidate) -> str:
-    from collage_mpi.simulation.advice import points_lost
-
     ranks = f"on {best.ranks} ranks instead of {plain.ranks}"
-    lost = f"{points_lost(best, plain):.2f} points of accuracy"
+    lost = f"{best.points_lost(plain):.2f} points of accuracy"
     return f"{ranks}, for {lost} and {best.wasted:.0%} wasted work"
 
 

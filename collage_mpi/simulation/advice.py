@@ -96,6 +96,22 @@ class Candidate:
     lossless: bool
     images_per_s: float | None = None
 
+    def points_lost(self, plain: Candidate) -> float | None:
+        """Percentage points of accuracy below the plain candidate's; None if that is unknown."""
+        if self.lossless:
+            return 0.0
+        if self.accuracy is None or plain.accuracy is None:
+            return None
+        return 100 * (plain.accuracy - self.accuracy)
+
+    def sooner(self, other: Candidate) -> float:
+        """How many times lower its P99 is; 0 if one of the two is unknown."""
+        return other.p99_ms / self.p99_ms if self.p99_ms and other.p99_ms else 0.0
+
+    def more(self, other: Candidate) -> float:
+        """How many times as many images it serves in the same time."""
+        return (self.images_per_s or 0.0) / (other.images_per_s or math.inf)
+
 
 def groups_of(times_s: np.ndarray, placements: int) -> int:
     """Groups of a placement, MOST_GROUPS at most: as many as a machine has times, of which more
@@ -224,36 +240,17 @@ def _span_s(run: Results) -> float:
     return float(ends_ns.max() - images["t0_ns"].min()) / 1e9
 
 
-def points_lost(found: Candidate, plain: Candidate) -> float | None:
-    """Percentage points of accuracy below the plain one's; None where that is not known."""
-    if found.lossless:
-        return 0.0
-    if found.accuracy is None or plain.accuracy is None:
-        return None
-    return 100 * (plain.accuracy - found.accuracy)
-
-
-def sooner(one: Candidate, other: Candidate) -> float:
-    """How many times lower its P99 is; 0 where one of them is not known."""
-    return other.p99_ms / one.p99_ms if one.p99_ms and other.p99_ms else 0.0
-
-
-def more(one: Candidate, other: Candidate) -> float:
-    """How many times as many images it serves in the same time."""
-    return (one.images_per_s or 0.0) / (other.images_per_s or math.inf)
-
-
 def best_of(
     found: Sequence[Candidate],
     most_ranks: int,
     points: float,
-    gain: Callable[[Candidate, Candidate], float] = sooner,
+    gain: Callable[[Candidate, Candidate], float] = Candidate.sooner,
 ) -> Candidate:
     """The one to choose: that which gains most on so many ranks and loses no more than `points`; of
     two that are within GAIN the one that comes first, which is the simpler."""
     plain = chosen = found[0]
     for one in found[1:]:
-        lost = points_lost(one, plain)
+        lost = one.points_lost(plain)
         fits = one.ranks <= most_ranks and lost is not None and lost <= points
         if fits and gain(one, chosen) > GAIN:
             chosen = one

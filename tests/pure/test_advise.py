@@ -23,7 +23,6 @@ from collage_mpi.simulation.advice import (
     best_of,
     candidates,
     groups_of,
-    points_lost,
     simulated,
     simulated_one,
 )
@@ -84,8 +83,8 @@ def test_the_fastest_that_costs_no_more_than_may_be_lost():
     sure = replace(first, label="confident", p99_ms=400.0, accuracy=0.949)
     copies = replace(PLAIN, label="replicate", ranks=19, p99_ms=100.0)
     found = [PLAIN, first, sure, copies]
-    assert points_lost(first, PLAIN) == pytest.approx(1)
-    assert points_lost(copies, PLAIN) == 0
+    assert first.points_lost(PLAIN) == pytest.approx(1)
+    assert copies.points_lost(PLAIN) == 0
     assert best_of(found, 12, 0.2) is sure
     assert best_of(found, 12, 1.1) is first
     assert best_of(found, 12, 0.0) is PLAIN
@@ -96,7 +95,7 @@ def test_what_gains_too_little_or_is_not_known_is_not_chosen():
     little = replace(PLAIN, label="hedge", p99_ms=960.0)
     unknown = replace(PLAIN, label="collage", p99_ms=10.0, accuracy=None, lossless=False)
     short = replace(PLAIN, label="short", p99_ms=None)
-    assert points_lost(unknown, PLAIN) is None
+    assert unknown.points_lost(PLAIN) is None
     assert best_of([PLAIN, little, unknown, short], 12, 100) is PLAIN
     assert best_of([PLAIN, replace(little, p99_ms=950.0)], 12, 0) is not PLAIN
 
