@@ -90,6 +90,12 @@ def test_no_batch_is_larger_than_the_input_and_the_messages_allow(
     assert most_groups(settings, placement, images, sent_bytes) == (size, why)
 
 
+def test_without_a_single_rank_a_message_has_a_task_a_group():
+    settings = RunSettings(scheme="collage-only", batch=None)
+    placement = settings.place(settings.world_size)
+    assert most_groups(settings, placement, 720).size == 10 // settings.collage_ranks
+
+
 def test_a_batch_is_as_long_as_the_injected_delays_make_it():
     settings = RunSettings(batch=None, straggler="pinned", straggler_median_ms=20.0)
     assert injected_ns(settings) == 20 * MS
@@ -97,6 +103,7 @@ def test_a_batch_is_as_long_as_the_injected_delays_make_it():
     took = {"single": 4 * MS, "collage": 900 * MS}
     model = ModelTimes(settings, 20 * MS, 1.5, {"single": 0.5})
     assert model.at_least(3, took) == {"single": 40 * MS, "collage": 900 * MS}
+    assert model.at_least(2, {"collage": 0}) == {"collage": 60 * MS}
     grown = ModelTimes(settings, 20 * MS, 1.5, {}, {"single": 2 * MS, "collage": 600 * MS})
     assert grown.at_least(3, took) == {"single": 40 * MS, "collage": 900 * MS}
     assert grown.at_least(3, {"collage": 60 * MS}) == {"collage": 60 * MS}
