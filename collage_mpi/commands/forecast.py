@@ -53,12 +53,15 @@ from collage_mpi.settings.batches import (
     injected_ns,
 )
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.shards import ShardSet
+from collage_mpi.shards.schema import remake_command
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
 from collage_mpi.system.environment import allowed_cores, available_bytes, local_size
 from collage_mpi.system.printable import counted, numbers_text
 
 READ_IMAGES = 512  # read to see how fast that is
+DECODED_IMAGES = 48  # read and decoded on a core, to see whether shards would pay
 SIMULATED_GROUPS = 200  # of them the time of all is known well enough; a second of computing
 SIMULATED_BATCHES = 16  # but so many batches: fewer would not show how they follow each other
 TIMED_RUNS, WARM_RUNS = 15, 3
@@ -321,6 +324,8 @@ def _lines(
     yield "memory", measured.memory
     yield "output", _output(Path(settings.out), len(order), resume)
     yield "service", _service(plan, measured)
+    if any(info.storage != "images" and info.is_picture for info in shards.infos):
+        yield "prep", prep_text(plan, order, measured)
     yield "time", _time(plan, -(-len(order) // teams), measured, read_ns)
     yield "", "nothing was written"
 
@@ -332,6 +337,31 @@ def _output(out: Path, images: int, resume: bool) -> str:
     short = ": TOO LITTLE" if free is not None and free < needed else ""
     begins = "goes on" if resume else "is new"
     return f"{out} {begins}; at most {size_text(needed)} of rows{room}{short}"
+
+
+def prep_text(plan: Plan, order: np.ndarray, measured: Timings) -> str:
+    """What reading and decoding an image takes on a core here, whether that is longer than its
+    network takes, and what makes shards.
+    """
+    settings, chosen = plan.settings, order[:DECODED_IMAGES]
+    with ShardSet(plan.shards.infos) as shards:
+        shards.decoders = 1
+        shards.read_checked(chosen)  # opens them
+        start_ns = time.monotonic_ns()
+        shards.read_checked(chosen)
+        read_ns = (time.monotonic_ns() - start_ns) / max(1, len(chosen))
+    inputs, further = measured.batch, measured.batch_costs.get(SINGLE, 1.0)
+    asked_ns = measured.single_ns * (1 + further * (inputs - 1)) / inputs
+    readers = "each rank" if settings.by_place else "rank 0"
+    ranks = 1 if settings.by_place else settings.teams * len(plan.placement.workers)
+    text = f"reading and decoding takes {read_ns / 1e6:.3g} ms an image on a core here, and "
+    text += f"{readers} reads; the network takes {asked_ns / 1e6:.3g} ms"
+    text += f" on each of {ranks} ranks" if ranks > 1 else ""
+    if read_ns <= asked_ns / ranks:
+        return f"{text}: shards would not pay"
+    height, width, _ = plan.shards.shape
+    shape = plan.shards.shape if height == width else None
+    return f"{text}: shards would pay, `{remake_command(settings.shards, shape)}`"
 
 
 def _service(plan: Plan, measured: Timings) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import write_folder
 from results_harness import manifest
 
 from collage_mpi.cli import main
@@ -208,6 +209,27 @@ def test_the_estimate_is_the_networks_time_over_the_ranks(shard):
     assert "about 50 s with a core or GPU a rank, 4 min where 5.0 share" in told
     # Where reading takes longer than all networks, that is the time.
     assert "about 67 min;" in _time(plan, 4000, measured, read_ns=1e9)
+
+
+def test_it_says_whether_shards_would_pay(shard, tmp_path):
+    photos = write_folder(tmp_path / "photos")[0].parent.parent
+    common = {"single": "null", "scheme": "none", "side": 2, "out": "out", "image_px": 16}
+
+    def told(path: Path, single_ns: int, **more: object) -> str | None:
+        plan = make_plan(RunSettings(shards=(str(path),), **common, **more), 5)
+        measured = Timings(single_ns, 1.0, {}, 1.0, "here", "")
+        lines = dict(_lines(plan, plan.order, measured, 1.0, False))
+        plan.shards.close()
+        return lines.get("prep")
+
+    quick = told(photos, 1)
+    assert "on a core here, and each rank reads; the network takes 1e-06 ms: shards" in quick
+    assert f"shards would pay, `collage-mpi prep shards {photos} --size 16 --channels 3" in quick
+    assert told(photos, 10**12).endswith("network takes 1e+06 ms: shards would not pay")
+    assert "rank 0 reads; the network takes 1e-06 ms on each of 4" in told(
+        photos, 1, pixels="rank0"
+    )
+    assert told(shard, 1) is None
 
 
 def test_the_number_format_of_each_network_is_told(shard):
