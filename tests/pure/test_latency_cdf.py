@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 from results_harness import make_run, valid
 
-from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.figures.latency_cdf import plot_latency_cdf
 from collage_mpi.results import Results, read_results
+
+SCRIPT = Path(__file__).parents[2] / "analysis" / "latency_cdf.py"
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +99,23 @@ def test_nothing_heavy_is_imported() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_command(
-    runs: list[Results], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_script(
+    runs: list[Results],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("matplotlib")
-    out = ["--out", str(tmp_path / "f")]
-    assert main(["plot", "cdf", *(str(run.path) for run in runs), *out]) == 0
-    printed = capsys.readouterr().out
-    assert "f.png" in printed
-    assert "P95" in printed
-    assert main(["plot", "cdf", str(tmp_path), *out]) == 3
+    words = [str(SCRIPT), *(str(run.path) for run in runs), "--out", str(tmp_path / "f")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert done.value.code == 0
+    out = capsys.readouterr().out
+    assert "f.png" in out
+    assert "P95" in out
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(tmp_path), "--out", str(tmp_path / "f")])
+    with pytest.raises(SystemExit) as failed:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert failed.value.code == 3
     assert "no run here" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.experiments.spec import expand
 from collage_mpi.figures.points import (
@@ -21,6 +22,7 @@ from collage_mpi.figures.points import (
     read_points,
 )
 
+SCRIPT = Path(__file__).parents[2] / "analysis" / "points.py"
 HEAD = "name,how,axis:side,axis:scheme,side,placements,groups,ranks,accuracy,p99_ms,p99_low_ms,"
 HEAD += "p99_high_ms,std_ms,std_low_ms,std_high_ms,p99_vs_none,p99_vs_none_low,p99_vs_none_high"
 
@@ -81,23 +83,31 @@ def test_the_frontier_is_what_none_beats(points: list[tuple[int, int]]) -> None:
     assert [costs[i] for i in found] == sorted(costs[i] for i in found)
 
 
-def plotted(*words: str) -> int:
-    return main(["plot", "points", *words])
+def script(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    return int(left.value.code or 0)
 
 
-def test_the_figures(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_figures(
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     pytest.importorskip("matplotlib")
     out = str(tmp_path / "sub" / "figure")
     common = [str(file), "--out", out]
     grid = ["--series", "scheme", "--panels", "side"]
-    assert plotted("ranks", *common, *grid) == 0
-    assert plotted("frontier", *common, *grid) == 0
+    assert script(monkeypatch, "ranks", *common, *grid) == 0
+    assert script(monkeypatch, "frontier", *common, *grid) == 0
     heat = ["--value", "p99_vs_none", "--across", "side", "--down", "scheme"]
-    assert plotted("heat", *common, *heat) == 0
+    assert script(monkeypatch, "heat", *common, *heat) == 0
     for suffix, magic in ((".png", b"\x89PNG"), (".pdf", b"%PDF")):
         assert Path(out + suffix).read_bytes().startswith(magic)
     capsys.readouterr()
-    assert plotted("ranks", *common, "--series", "x", "--panels", "side") == 2
+    assert script(monkeypatch, "ranks", *common, "--series", "x", "--panels", "side") == 2
     assert "no axis 'x'" in capsys.readouterr().err
 
 
@@ -115,7 +125,7 @@ def test_the_figures(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     ],
 )
 def test_a_file_that_was_changed_by_hand_is_told(
-    file: Path, tmp_path: Path, capsys, changed: tuple[str, str], code: int, said: str
+    file: Path, tmp_path: Path, monkeypatch, capsys, changed: tuple[str, str], code: int, said: str
 ) -> None:
     pytest.importorskip("matplotlib")
     text = file.read_text()
@@ -123,9 +133,9 @@ def test_a_file_that_was_changed_by_hand_is_told(
     file.write_text(text.replace(*changed, 1))
     common = [str(file), "--out", str(tmp_path / "figure")]
     heat = ["--value", "p99_vs_none", "--across", "side", "--down", "scheme"]
-    assert plotted("heat", *common, *heat) == code
+    assert script(monkeypatch, "heat", *common, *heat) == code
     assert said in capsys.readouterr().err
-    plotted("ranks", *common, "--series", "scheme", "--panels", "side")
+    script(monkeypatch, "ranks", *common, "--series", "scheme", "--panels", "side")
 
 
 def test_numbers_keep_clear_of_markers_and_of_each_other() -> None:

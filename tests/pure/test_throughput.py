@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
 
-from collage_mpi.cli import main
 from collage_mpi.errors import UsageError
 from collage_mpi.figures.throughput import batch_points, render_batches
 from collage_mpi.results import read_results
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.runs import simulate
 
+SCRIPT = Path(__file__).parents[2] / "analysis" / "throughput_latency.py"
 GROUPS = 96
 
 
@@ -47,11 +49,14 @@ def test_repeats_are_one_point_and_batches_are_counted(runs: Path) -> None:
     assert "(1.00x)" in text
 
 
-def test_the_command_writes_figure_and_table(runs: Path, tmp_path: Path) -> None:
+def test_the_script_writes_figure_and_table(runs: Path, tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("matplotlib")
     out = tmp_path / "figures" / "batches"
-    words = ["plot", "throughput", *map(str, sorted(runs.iterdir())), "--out", str(out)]
-    assert main(words) == 0
+    words = [str(SCRIPT), *map(str, sorted(runs.iterdir())), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert end.value.code == 0
     assert out.with_suffix(".png").stat().st_size > 10_000
     assert out.with_suffix(".pdf").exists()
     rows = list(csv.DictReader(out.with_suffix(".csv").open()))

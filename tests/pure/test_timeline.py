@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import runpy
+import sys
 from itertools import pairwise
 from pathlib import Path
 from unittest.mock import Mock
@@ -12,7 +14,6 @@ import numpy as np
 import pytest
 from results_harness import as_two_teams, make_run
 
-from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.figures.timeline import _legend
 from collage_mpi.results import Results, read_results
@@ -29,6 +30,7 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
 
+SCRIPT = Path(__file__).parents[2] / "analysis" / "timeline.py"
 # Trace Event Format: what an event of each phase must have beside ph, pid, tid and name.
 NEEDED = {"M": {"args"}, "X": {"ts", "dur"}, "b": {"ts", "id", "cat"}, "e": {"ts", "id", "cat"}}
 NEEDED["i"] = {"ts", "s"}
@@ -217,18 +219,24 @@ def test_refusals(run: Results) -> None:
         make_timeline(bare, 0, 3)
 
 
-def test_the_command_draws_and_says_what_is_wrong(
-    run: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_script_draws_and_says_what_is_wrong(
+    run: Results,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("matplotlib")
 
-    def plotted(*words: str) -> int:
-        return main(["plot", "timeline", str(run.path), *words])
+    def script(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(run.path), *words])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        return int(left.value.code or 0)
 
-    assert plotted("--groups", "2-4", "--out", str(tmp_path / "f")) == 0
+    assert script("--groups", "2-4", "--out", str(tmp_path / "f")) == 0
     assert (tmp_path / "f.png").read_bytes()[:4] == b"\x89PNG"
     check_format(json.loads((tmp_path / "f.trace.json").read_text()))
-    assert plotted("--groups", "x", "--out", str(tmp_path / "f")) == 2
+    assert script("--groups", "x", "--out", str(tmp_path / "f")) == 2
     assert "--groups x" in capsys.readouterr().err
 
 
