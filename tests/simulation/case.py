@@ -158,14 +158,14 @@ def draw(seed: int) -> Case:
     work = shape_of_work(rng, tuple(SCHEMES), collages)
     if "cascade" not in work and rng.random() < 0.15:
         work += ("--save", "scores")
-    work, pace = _in_runs(seed, work, pace)
+    work, pace = _in_runs(str(seed), work, pace)
     sessions = tuple(_session(rng, number) for number in range(rng.choice((1, 1, 2, 3))))
     limit = rng.choice((rows, rows, rng.randint(1, rows)))
     return Case(seed, shards, limit, collages, teams, work, tuple(pace), sessions)
 
 
 def _in_runs(
-    seed: int, work: tuple[str, ...], pace: list[str]
+    seed: str, work: tuple[str, ...], pace: list[str]
 ) -> tuple[tuple[str, ...], list[str]]:
     """Of some seeds the images of a batch come in together, and share what happens to them."""
     rng = random.Random(f"runs {seed}")
@@ -216,7 +216,8 @@ def wider(case: Case) -> Case:
     sessions = tuple(_cut(f"{case.seed} {n}", each) for n, each in enumerate(sessions))
     if rng.random() > 0.7:  # else copies at the end make up for a task that is forgotten
         work += ("--endgame", "off")
-    return replace(case, work=work, pace=pace, sessions=sessions)
+    work, in_pace = _in_runs(f"runs of {case.seed}", work, [*pace])
+    return replace(case, work=work, pace=tuple(in_pace), sessions=sessions)
 
 
 def _wider_session(rng: random.Random, session: Session, at_work: bool) -> Session:
