@@ -30,6 +30,7 @@ from collage_mpi.system.tell import tell
 
 Clock = Callable[[], int]
 
+RING_BYTES = 1 << 20  # of the receives from one worker, or one receive if that is longer
 ABORT_PAUSE_S = 0.2  # the last message leaves before the launcher ends everything
 
 # What MPI raises for a lost rank: nothing is caught in a plain world, where it would be a defect.
@@ -256,9 +257,12 @@ class CoordinatorTransport:
         self._sends = PendingSends(comm, self._errors)
         self._dropped: dict[int, ReceiveRing] = {}  # of lost ranks: kept, as MPI knows them
         self._answer_bytes = UP_BYTES
-        self._ring: Callable[[int], ReceiveRing] = lambda rank: ReceiveRing(
-            comm, mpi, Inbox(rank, TAG_UP, self._answer_bytes, slots), clock
-        )
+
+        def ring(rank: int) -> ReceiveRing:
+            few = max(1, min(slots, RING_BYTES // self._answer_bytes))
+            return ReceiveRing(comm, mpi, Inbox(rank, TAG_UP, self._answer_bytes, few), clock)
+
+        self._ring: Callable[[int], ReceiveRing] = ring
         self._rings = {rank: self._ring(rank) for rank in self.workers}
         self._mpi = mpi
         self._look_at_rings()
@@ -318,6 +322,8 @@ class CoordinatorTransport:
                 rank, ring = self._in_turn[place]
                 found.append(Received(rank, ring.taken(status), at_ns))
                 self._oldest[place] = ring.oldest
+            if self._answer_bytes > RING_BYTES:
+                break  # one of each worker, as what is found stays in memory
         return []
 
     def _take_each(self, found: list[Received | Sent | Gone]) -> list[RankFailure]:
@@ -328,6 +334,8 @@ class CoordinatorTransport:
             try:
                 while (message := ring.take()) is not None:
                     found.append(Received(rank, message, ring.taken_ns))
+                    if self._answer_bytes > RING_BYTES:
+                        break
             except self._errors as error:
                 gone.append(RankFailure(rank, error))
         return gone

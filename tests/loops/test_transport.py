@@ -13,6 +13,7 @@ import pytest
 
 from collage_mpi.mpi.protocol import CONTROL_BYTES, TAG_CONTROL, TAG_TASK, TAG_UP, UP_BYTES
 from collage_mpi.mpi.transport import (
+    RING_BYTES,
     CoordinatorTransport,
     Gone,
     Inbox,
@@ -320,6 +321,24 @@ def test_larger_answers_get_larger_receives_smaller_ones_change_nothing():
     assert [f.rank for f in transport.poll()] == [2]
     transport.expect(UP_BYTES + 1)
     assert len(comm.receives) == 13
+
+
+@pytest.mark.parametrize("fault_tolerant", [False, True])
+def test_of_long_answers_one_a_worker_is_in_memory(fault_tolerant, monkeypatch):
+    comm, transport = coordinator(fault_tolerant)
+    transport.expect(RING_BYTES + 1)
+    assert [len(comm.posted(rank, TAG_UP)) for rank in (1, 2, 3)] == [1, 1, 1]
+    post, waiting = comm.Irecv, [b"b", b"c"]
+
+    def into_what_is_posted(buffer: np.ndarray, source: int, tag: int) -> Request:
+        request = post(buffer, source, tag)
+        request.message = waiting.pop(0) if waiting else None
+        return request
+
+    monkeypatch.setattr(comm, "Irecv", into_what_is_posted)
+    comm.deliver(1, TAG_UP, b"a")
+    polls = [[each.message.tobytes() for each in transport.poll()] for _ in range(4)]
+    assert polls == [[b"a"], [b"b"], [b"c"], []]
 
 
 def test_a_rank_that_mpi_calls_lost_is_told_and_left_alone():
