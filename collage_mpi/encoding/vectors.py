@@ -22,6 +22,7 @@ SCORES, EMBEDDINGS, OUTPUTS = "scores", "embeddings", "outputs"
 NO_SAVE = "none"
 SAVES = (NO_SAVE, SCORES, EMBEDDINGS, OUTPUTS)
 KEYS = ("fingerprint", "shard", "row", "session")  # beside the columns, in the files
+TAKEN = (*KEYS, "answered")  # beside them in files and exports
 MOST_BYTES = 64 << 20  # of an image's record: room for one is kept for every message of answers
 MOST_COLUMNS = 64
 DTYPES = "booleans, integers and floats of at most 8 bytes"
@@ -45,10 +46,10 @@ class KeptColumn:
 
     def __post_init__(self) -> None:
         said = f"the column {self.name!r} of {self.dtype} with the shape {self.shape} for an image"
-        if not re.fullmatch(r"[A-Za-z]\w{0,63}", self.name, re.ASCII) or self.name in KEYS:
+        if not re.fullmatch(r"[A-Za-z]\w{0,63}", self.name, re.ASCII) or self.name in TAKEN:
             raise UsageError(
                 f"{said} needs another name: a word of letters, digits and _, and none of "
-                + ", ".join(KEYS)
+                + ", ".join(TAKEN)
             )
         if not re.fullmatch(r"\|[biu]1|<[iuf][248]", self.dtype):
             raise UsageError(f"{said} cannot be kept: the types that can are {DTYPES}")

@@ -108,6 +108,8 @@ def write_zarr(path: Path, images: np.ndarray, values: Iterable[dict[str, np.nda
         for name in OF_ROWS:
             group.create_array(name, data=np.ascontiguousarray(images[name]))
         for found in values:
+            if not len(found["row"]):
+                continue  # the images were all error rows, and nothing tells types and shapes
             rows = np.zeros(len(found["row"]), images.dtype)
             rows["shard"], rows["row"] = found["shard"], found["row"]
             places = np.searchsorted(keys, flat_keys(rows))

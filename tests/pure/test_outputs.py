@@ -16,6 +16,7 @@ from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Geometry, Loading
 from collage_mpi.report.charts import worst_images
 from collage_mpi.results import export_run, read_results, summarise, verify_run
+from collage_mpi.results.outputs import write_zarr
 from collage_mpi.results.render import render_summary
 from collage_mpi.settings.run_settings import RunSettings
 
@@ -37,6 +38,8 @@ class Empty(Each):
     def __call__(self, batch): return {"nothing": np.zeros((len(batch), 0))}
 class Named(Each):
     def __call__(self, batch): return {"row": np.zeros(len(batch))}
+class Counted(Each):
+    def __call__(self, batch): return {"answered": np.zeros(len(batch))}
 class Text(Each):
     def __call__(self, batch): return {"caption": ["a cat"] * len(batch)}
 class Large(Each):
@@ -107,6 +110,7 @@ def test_another_order_of_the_same_outputs_is_no_change(own: Path) -> None:
         ("Raises", r"called with noise of uint8 \(1, 4, 4, 3\) it raised KeyError: 'no weights'"),
         ("Empty", r"'nothing' of <f8 with the shape \(0,\) for an image holds no value"),
         ("Named", "'row' of .* needs another name"),
+        ("Counted", "'answered' of .* needs another name"),
         ("Text", "'caption' of <U5.*cannot be kept: the types that can are booleans, integers"),
         ("Large", "1 columns of 134,217,728 bytes in all.*at most 67,108,864"),
         ("gone", "has no function 'gone'"),
@@ -215,6 +219,16 @@ def test_zarr_has_the_outputs_in_the_order_of_the_input(run: Path, tmp_path: Pat
     keys = group["shard"][:].astype(np.int64) << 40 | group["row"][:].astype(np.int64)
     assert (np.diff(keys) > 0).all()
     assert [each.name for each in path.parent.iterdir() if "tmp" in each.name] == []
+
+
+def test_zarr_of_a_run_with_a_part_of_error_rows_alone(run: Path, tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    results, path = read_results(run), tmp_path / "a.zarr"
+    (values,) = results.kept_values
+    write_zarr(path, results.images, [{name: np.empty((0, 0)) for name in values}, values])
+    group = zarr.open_group(str(path), mode="r")
+    assert [group[name].dtype for name in ("mask", "share", "seen")] == [np.uint8, float, bool]
+    assert group["seen"][:].sum() == 12 + 25
 
 
 def test_files_of_other_columns_are_damage(run: Path, tmp_path: Path) -> None:
