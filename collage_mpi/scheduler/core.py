@@ -269,7 +269,7 @@ class Scheduler:
             )
         task.rank.failures = 0
         lacks = None in event.cells
-        if lacks or event.unread:
+        if lacks:  # as for each image that was not read
             task.take_apart()
         cells, unread = _without_unread(task, event) if event.unread else (event.cells, ())
         self.scheme.answered(self, task, cells, event.now_ns, event.evidence)

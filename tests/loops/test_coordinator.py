@@ -354,6 +354,7 @@ def test_a_cascade_of_runs_writes_the_rows_of_one_without_them(images, shape):
         job.complete()
     for run, alone in zip(*map(rows, jobs), strict=True):
         assert run == alone
+    assert jobs[0].recorder.totals == jobs[1].recorder.totals
     assert images < 200 or sum(lengths) > 40 or "calibration" in shape
 
 

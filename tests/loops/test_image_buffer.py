@@ -10,10 +10,10 @@ from collage_mpi.encoding import ENCODERS
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.stripe import make_stripe_encoder
-from collage_mpi.job.image_buffer import ImageBuffer
+from collage_mpi.job.image_buffer import ImageBuffer, ImageRun
 from collage_mpi.mpi.tasks import unpack_files, unpack_places, unpack_tasks
-from collage_mpi.scheduler.events import Send
-from collage_mpi.shards.readahead import ImageRecord
+from collage_mpi.scheduler.events import Item, Send
+from collage_mpi.shards.readahead import Columns, ImageRecord
 
 SHAPE = (6, 6, 1)
 
@@ -132,3 +132,15 @@ def test_files_travel_as_they_are_beside_pixels() -> None:
     files, nbytes = unpack_files(payload, 1)
     assert files == [b"abc"]
     assert payload[nbytes:].tobytes() == image.tobytes()
+
+
+def test_a_bundle_of_images_that_are_not_in_sequence_names_the_place_of_each():
+    numbers = np.arange(6)
+    buffer = ImageBuffer(None, None, 1, lambda: 0, (1,))
+    for first in (0, 6):
+        columns = Columns(numbers, numbers * 0, 10 + first + numbers, None)
+        buffer.images.add_run(ImageRun(first, columns))
+    wanted = 0, 1, 3, 5, 6, 7
+    send = Send(0, 1, "collage", tuple(Item(n, at) for at, n in enumerate(wanted)), 0, 1)
+    places = np.concatenate(buffer._places([send]))
+    assert unpack_places(places) == [(0, 10 + number) for number in wanted]
