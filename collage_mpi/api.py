@@ -110,8 +110,8 @@ def map_batches(
 ) -> Results:
     """Map a class over images of any source on this host, like `collage-mpi map`.
 
-    An object of the class is made once a rank, with a device. It is called with batches, (n, H, W,
-    C) uint8, and returns a dict of arrays whose first axis is the batch. A run that is in `out`
+    An object of the class is made once a rank, with a device. It is called with batches of images,
+    (n, ...), and returns a dict of arrays whose first axis is the batch. A run that is in `out`
     goes on, with any number of ranks.
 
     Args:

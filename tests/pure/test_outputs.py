@@ -8,16 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from results_harness import make_run
 
-from collage_mpi.encoding.vectors import MOST_BYTES, KeptColumn, layout_of
+from collage_mpi.encoding.vectors import MOST_BYTES, Extras, KeptColumn, layout_of, unpack
 from collage_mpi.errors import CollageError, DataFault, UsageError
 from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Geometry, Loading
 from collage_mpi.report.charts import worst_images
-from collage_mpi.results import export_run, read_results, summarise, verify_run
+from collage_mpi.results import export_run, read_results, row_sink, summarise, verify_run
 from collage_mpi.results.outputs import write_zarr
 from collage_mpi.results.render import render_summary
+from collage_mpi.results.rows import IMAGES
 from collage_mpi.settings.run_settings import RunSettings
 
 GEOMETRY = Geometry((4, 4, 3), side=2, cell_px=4, classes=None)
@@ -148,7 +151,9 @@ ERRORS = frozenset((4, 11))
 def run(tmp_path: Path) -> Path:
     pytest.importorskip("pyarrow")
     status = "complete_with_errors"
-    return make_run(tmp_path / "run", 27, extras=OUTPUTS, errors=ERRORS, status=status)
+    return make_run(
+        tmp_path / "run", 27, extras=OUTPUTS, errors=ERRORS, status=status, labels=False
+    )
 
 
 def test_outputs_are_read_back_in_their_types_and_shapes(run: Path) -> None:
@@ -185,6 +190,19 @@ def test_results_are_a_data_set_of_the_answered_images(run: Path, tmp_path: Path
     assert plain.keys() == {"fingerprint", "row", "class", "score"}
     kept = read_results(make_run(tmp_path / "top", 9, extras={"top_k": 2, "save": "none"}))[2]
     assert kept["top_classes"][0] == kept["class"]
+
+
+def test_large_outputs_make_smaller_parts_which_are_read_as_one(
+    tmp_path: Path, monkeypatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr(row_sink, "VECTORS_PER_PART_BYTES", 100)  # 7 images of 16 bytes
+    run = make_run(tmp_path / "run", 27, extras=OUTPUTS)
+    assert len([*(run / "vectors").iterdir()]) == len([*(run / "parts").glob("images-*")]) == 4
+    assert verify_run(run).ok
+    results = read_results(run)
+    assert [one["share"] for one in results] == [i / 2 for i in range(27)]
+    assert np.array_equal(results.kept("share"), np.arange(27) / 2)
 
 
 def test_no_reader_shows_a_class_of_a_map(run: Path) -> None:
@@ -229,6 +247,26 @@ def test_zarr_of_a_run_with_a_part_of_error_rows_alone(run: Path, tmp_path: Path
     group = zarr.open_group(str(path), mode="r")
     assert [group[name].dtype for name in ("mask", "share", "seen")] == [np.uint8, float, bool]
     assert group["seen"][:].sum() == 12 + 25
+
+
+def test_zarr_takes_answers_in_any_order(tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    images = np.zeros(6, IMAGES.dtype)
+    images["shard"], images["row"] = [1, 0, 0, 1, 0, 1], [2, 1, 0, 0, 2, 1]
+    found = {name: images[name][:5] for name in ("shard", "row")}
+    found["place"] = 10 * found["shard"].astype(np.int64) + found["row"].astype(np.int64)
+    write_zarr(tmp_path / "a.zarr", images, [found])
+    assert zarr.open_group(tmp_path / "a.zarr")["place"][:].tolist() == [0, 1, 2, 10, 0, 12]
+
+
+@given(st.lists(st.sampled_from(("|u1", "<f8", "|b1")), min_size=1, max_size=4))
+def test_records_are_whole_numbers_of_floats(dtypes: list[str]) -> None:
+    columns = [KeptColumn(f"c{i}", dtype, (3,)) for i, dtype in enumerate(dtypes)]
+    layout = layout_of(columns)
+    assert layout.itemsize % 4 == 0
+    given = {each.name: np.arange(6).reshape(2, 3).astype(each.dtype) for each in columns}
+    found = unpack(layout, Extras(save="outputs").pack(layout, np.ones((2, 1)), given))
+    assert all(np.array_equal(found[name], values) for name, values in given.items())
 
 
 def test_files_of_other_columns_are_damage(run: Path, tmp_path: Path) -> None:
