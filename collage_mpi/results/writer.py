@@ -330,7 +330,8 @@ class RunWriter(RowSink):
         entry["ended"] = _now()
         self.manifest.update(final)
         self.manifest["status"] = status
-        others = [{**team, "ended": entry["ended"]} for team in self.teams]
+        lost = {"rows": None} if publishing else {}  # parts of any team may not have come
+        others = [{**team, **lost, "ended": entry["ended"]} for team in self.teams]
         self.manifest["sessions"] = [*self.manifest["sessions"], entry, *others]
         if others:
             worlds = ((team["final"] or {}).get("world") or [] for team in others)

@@ -254,14 +254,16 @@ def test_a_part_that_the_lead_does_not_see_is_told_and_ends_the_job(tmp_path):
     lead = RunWriter.create(out, FULL)
     assert lead.publisher is not None
     lead.publisher.put("images", 2, 7)
-    team_rows(out, 2, list(range(9)))
+    lead.teams = [entry(team_rows(out, 2, list(range(9))))]
     lead.publisher._queue.put(("images", 2, 1))  # behind it: nothing follows a failure
     lead.publisher.end()
     assert not list((out / "parts").iterdir())
     with pytest.raises(EnvironmentFault, match="hosts of all coordinators share"):
         lead.publisher.put("images", 2, 8)
     with pytest.raises(EnvironmentFault, match="images-0002-000007"):
-        lead.close("incomplete")
+        lead.close("incomplete", world=FULL["world"])
+    # No team says that its rows are there.
+    assert [each["rows"] for each in read_manifest(out)["sessions"]] == [None, None]
 
 
 def test_nothing_is_published_without_the_claim(tmp_path):
