@@ -310,11 +310,16 @@ def start_of(plan: Plan, encoder: AnyEncoder, costs: ServiceCosts) -> Start:
     return Start(costs.ratio, costs.batch_costs, settings.batch_size, task_bytes(plan, encoder))
 
 
+def _input_bytes(plan: Plan, encoder: AnyEncoder) -> tuple[int, int]:
+    """Of an item of the source, and of what is pasted of several, if the scheme pastes."""
+    item = math.prod(plan.shards.shape) * np.dtype(plan.shards.dtype).itemsize
+    return item, math.prod(encoder.input_shape) if plan.settings.pastes else 0
+
+
 def task_bytes(plan: Plan, encoder: AnyEncoder) -> int:
     """Room for any message of tasks or cancels."""
     settings, batch = plan.settings, plan.settings.batch_size
-    image_bytes = math.prod(plan.shards.shape) * np.dtype(plan.shards.dtype).itemsize
-    encoded_bytes = math.prod(encoder.input_shape) if settings.pastes else 0
+    image_bytes, encoded_bytes = _input_bytes(plan, encoder)
     if settings.pixels == "workers":
         image_bytes, encoded_bytes = PLACE.itemsize, PLACE.itemsize * encoder.places
     most = max(settings.most_inputs(kind) for kind in plan.networks)
@@ -415,9 +420,7 @@ def most_together(
         reading: ranks that read them themselves.
     """
     one, placement = plan.settings.at_batch(1), plan.placement
-    image_bytes, encoded_bytes = (
-        int(np.prod(shape)) for shape in (plan.shards.shape, encoder.input_shape)
-    )
+    image_bytes, encoded_bytes = _input_bytes(plan, encoder)
     sent = [
         encoded_bytes if KIND[kind].encoded else one.most_inputs(kind) * image_bytes
         for rank in set(placement.workers).difference(reading)

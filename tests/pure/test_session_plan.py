@@ -108,9 +108,14 @@ def test_a_session_says_if_the_one_before_it_had_another_batch():
 def test_the_largest_batch_depends_on_what_rank_0_sends(shards):
     plan = plan_of(shards, scheme="collage", batch=None)
     encoder, singles = build_encoder(plan), plan.placement.ranks_of("single")
-    large = replace(plan, shards=SimpleNamespace(shape=(1024, 1024, 3)))
+    large = replace(plan, shards=SimpleNamespace(shape=(1024, 1024, 3), dtype="uint8"))
     for reading, size in ((plan.placement.workers, 1024), (singles, 1024), (singles[1:], 2)):
         assert most_together(large, encoder, 10**9, reading).size == size
+    items = replace(
+        plan_of(shards, scheme="none", batch=None),
+        shards=SimpleNamespace(shape=(128, 64, 64), dtype="float32"),
+    )
+    assert most_together(items, encoder, 10**9, ()).size == 4  # of 2 MiB each
 
 
 def test_a_cancel_of_all_that_a_rank_may_hold_fits_a_message_of_places(shards):
