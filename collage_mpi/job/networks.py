@@ -14,13 +14,14 @@ import numpy as np
 
 from collage_mpi.encoding.decode import decode, summands
 from collage_mpi.encoding.vectors import Extras, KeptColumn, layout_of
-from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.messages import Measured, Welcome
 from collage_mpi.kinds import KIND, SINGLE, TABLE
 from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Geometry, Loading, Predictor
 from collage_mpi.models.named import OFFLINE, is_foreign, is_function
 from collage_mpi.models.null import NULL_CLASSES, NullPredictor
+from collage_mpi.models.own import told_error
 from collage_mpi.mpi.answers import ANSWERED, FAILED, VECTOR, WireResult, answer_message_bytes
 from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.mpi.tasks import WireTask
@@ -198,15 +199,30 @@ class Networks:
 
     def _times_ns(self, kind: str, runs: int, batch: int) -> list[tuple[int, int]]:
         """Of each call the time on the clock, and the processor time."""
-        inputs = np.zeros((batch, *self.input_shapes[kind]), self.input_dtypes[kind])
+        shape = (1, *self.input_shapes[kind])  # noise, as a user's code may refuse a blank image
+        noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        inputs = np.repeat(noise.astype(self.input_dtypes[kind]), batch, axis=0)
         times: list[tuple[int, int]] = []
         until_ns = self._clock() + MEASURED_NS
         while len(times) < runs and (self._clock() < until_ns or len(times) < LEAST_MEASURED):
             start_ns, cpu_ns = self._clock(), self._cpu_clock()
-            self.predictors[kind].predict(inputs)
+            self._call(kind, inputs)
             cpu_ns = self._cpu_clock() - cpu_ns
             times.append((self._clock() - start_ns, cpu_ns))
         return times
+
+    def _call(self, kind: str, noise: np.ndarray) -> None:
+        """Raises DataFault for what a user's code raises."""
+        try:
+            self.predictors[kind].predict(noise)
+        except Exception as error:
+            spec = self._welcome.networks[kind]
+            if not is_foreign(spec) or is_of_device(error) or isinstance(error, CollageError):
+                raise
+            raise DataFault(
+                f"{spec}: called with noise of {noise.dtype} {noise.shape} it raised "
+                f"{told_error(error)}"
+            ) from error
 
     def _try_batches(self, kind: str) -> int:
         """Run batches of 2, 4, 8 ... up to the largest, which warms them up; ns of the last."""

@@ -122,7 +122,7 @@ class Bench:
     def _load(self, spec: str, kind: str, welcome: Welcome) -> Network:
         if self.load_error is not None:
             raise self.load_error
-        assert (spec, kind) == ("null", self.kind)
+        assert (spec, kind) == (self.welcome.networks[self.kind], self.kind)
         return self.network
 
     def run(self) -> None:
@@ -584,6 +584,24 @@ def test_a_defect_at_the_start_is_no_fault_of_the_device():
     bench.endpoint.tell(bench.welcome)
     with pytest.raises(RuntimeError, match="boom"):
         bench.run()
+
+
+def test_what_a_users_own_code_raises_at_the_start_is_told_to_rank_0():
+    bench = Bench(start=False, networks={"single": "own.py:network"})
+    bench.network.during = lambda: bench.network.sizes[2:] and {}["gone"]
+    bench.endpoint.tell(bench.welcome)
+    bench.run()
+    (fault,) = bench.endpoint.told()
+    assert fault.exit_code == ExitCode.DATA
+    assert "own.py:network: called with noise of uint8 (1, 4, 4, 1) it raised" in fault.message
+    assert "KeyError: 'gone'" in fault.message
+
+
+def test_a_network_is_tried_with_noise_as_blank_images_may_be_refused():
+    bench = Bench(start=False, batch=4)
+    bench.network.refuses = 0
+    bench.start()
+    assert bench.endpoint.told()
 
 
 # ---- batches ----------------------------------------------------------------
