@@ -47,12 +47,13 @@ class Ranks:
         self.session_of: TeamSession | None = None
 
     def expect(self, nbytes) -> None:
-        pass
+        self.expected = nbytes
 
     def welcome(self, *told):
         opened = "supply" in vars(self.session_of)
         self.calls.append("welcome, reading" if opened else "welcome")
-        return {rank: replace(HELLO, classes={}, cannot_read="") for rank in self.ranks}
+        said = replace(HELLO, classes={}, cannot_read="")
+        return {rank: replace(said, answer_bytes=9 - rank) for rank in self.ranks}
 
     def start(self, told) -> None:
         self.told = told
@@ -126,6 +127,7 @@ def test_the_session_of_one_team_writes_a_row_an_image_in_order(
         assert session.make_ready() == HELLO.fingerprints
         finish = session.work(COSTS)
     assert (finish.status, made.group.calls) == ("complete", [welcome, "start", "end"])
+    assert made.group.expected == 8  # the longest answer of any rank
     assert session.facts()["read_by"] == read_by
     made.close(finish.status)
     rows = np.sort(read_results(tmp_path / "out").images, order="row")

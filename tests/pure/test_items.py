@@ -5,6 +5,7 @@ they are, and refused where they do not fit.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, ExitCode, UsageError
 from collage_mpi.job.networks import joined
-from collage_mpi.job.plan import make_plan
+from collage_mpi.job.plan import make_plan, read_as
 from collage_mpi.models import load_predictor
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.info import Geometry, Loading
@@ -128,6 +129,22 @@ def test_who_needs_pictures_refuses_other_items(tmp_path, capsys) -> None:
     cells = ["shards", "add-cells", str(tmp_path / "a.h5"), "--cell-px=2", "--out", str(tmp_path)]
     assert main(cells) == ExitCode.DATA
     assert capsys.readouterr().err.count("needed here: uint8 pictures") == 2
+
+
+def test_shards_of_one_job_hold_items_of_one_type(tmp_path) -> None:
+    paths = [tmp_path / "a.h5", tmp_path / "b.h5"]
+    for path, dtype in zip(paths, ("uint16", "int16"), strict=True):
+        write_shard(path, items(dtype, (4, 5, 12)))
+    with pytest.raises(DataFault, match=r"b\.h5: dtype is int16, but .*a\.h5 has uint16"):
+        ShardSet.open(paths, read_as=ANY_ITEMS)
+
+
+def test_a_network_for_other_items_does_not_say_how_pictures_are_read(tmp_path) -> None:
+    write_shard(tmp_path / "a.h5", items("uint8", (4, 5, 1)))
+    settings = RunSettings(shards=(str(tmp_path / "a.h5"),), single="null", scheme="none", out="o")
+    for channels, shape in ((12, (224, 224, 3)), (3, (32, 32, 3))):
+        info = SimpleNamespace(image_shape=(32, 32, channels), class_names=None)
+        assert read_as(settings, {"single": info}).fit.shape == shape
 
 
 def loaded(tmp_path: Path, name: str, shape: tuple[int, ...], dtype: str):

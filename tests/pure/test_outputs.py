@@ -76,6 +76,8 @@ def test_a_mapped_class_is_a_network_whose_outputs_are_its_columns(own: Path) ->
     # Other columns make another network: ranks, and a run that goes on, must have the same.
     assert load(own, "Each").fingerprint == function.fingerprint
     assert len({load(own, name).fingerprint for name in ("Each", "Lists", "plain")}) == 3
+    type(function.made).__call__ = lambda _, batch: {"mean": batch.mean((1, 2, 3))}
+    assert load(own, "Each").fingerprint != function.fingerprint
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collage_mpi.job.recorder import TOLERATED, Recorder
+import numpy as np
+
+from collage_mpi.encoding.vectors import Extras, KeptColumn, layout_of
+from collage_mpi.job.recorder import TOLERATED, Recorder, Vectors
 from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult
 from collage_mpi.results.rows import (
     KIND_CODE,
@@ -294,6 +297,20 @@ def test_an_error_row_that_no_rank_could_read_has_no_label():
     book.resolved(resolved(1, COLLAGE, (2,), 1, 6), START_NS + 3)
     labels = [(row.answered, row.has_label, row.label) for row in rows.images]
     assert labels == [(False, False, 0), (True, True, 6)]
+
+
+def test_a_row_of_a_mapped_function_has_no_label():
+    extras, layout = Extras(save="outputs"), layout_of([KeptColumn("mask", "<f4", (2,))])
+    kept: list[tuple] = []
+    rows = Rows()
+    vectors = Vectors(extras, layout, lambda *row: kept.append(row))
+    book = Recorder(rows, {}, start_ns=START_NS, group_size=2, warmup_groups=0, vectors=vectors)
+    admit(book, 0, 6)
+    book.sent([send(0, 1, SINGLE, {0: 0}, 9, 1)], START_NS, [0])
+    ended(book, 1, 0, WireResult(0, ANSWERED, vectors=np.ones((1, 2), np.float32)))
+    book.resolved(resolved(0, SINGLE, (0,), 0, 0), START_NS + 3)
+    assert [(row.answered, row.has_label) for row in rows.images] == [(True, False)]
+    assert [(shard, row) for shard, row, _ in kept] == [(4, 50)]
 
 
 def test_a_row_that_one_rank_found_bad_stays_so():

@@ -116,6 +116,7 @@ def test_the_largest_batch_depends_on_what_rank_0_sends(shards):
         shards=SimpleNamespace(shape=(128, 64, 64), dtype="float32"),
     )
     assert most_together(items, encoder, 10**9, ()).size == 4  # of 2 MiB each
+    assert task_bytes(items.at_batch(3), encoder) > 3 * (2 << 20)
 
 
 def test_a_cancel_of_all_that_a_rank_may_hold_fits_a_message_of_places(shards):

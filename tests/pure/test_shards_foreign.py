@@ -18,6 +18,7 @@ from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.shards import ReadAhead, ShardSet, inspect_shard, verify_shard, write_shard
 from collage_mpi.shards.check import inspect_here
+from collage_mpi.shards.contents import stored_in_full
 from collage_mpi.shards.source import ANY_ITEMS
 
 RANDOM = np.random.default_rng(0)
@@ -382,3 +383,11 @@ def test_shapes_that_cannot_be(tmp_path: Path, shape: str, code: int) -> None:
     path = file_of(tmp_path / "a.h5", {"images": COLOUR.reshape(12, 90)})
     words = ["prep", "hdf5", str(path), f"--out={tmp_path / 'o'}", f"--shape={shape}"]
     assert main(words) == code
+
+
+def test_a_dataset_is_stored_in_full_where_the_file_holds_all_its_bytes(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        images = file.create_dataset("images", data=np.ones((4, 5), np.uint16))
+        end = images.id.get_offset() + 40
+        assert stored_in_full(images, end)
+        assert not stored_in_full(images, end - 1)

@@ -17,12 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from job_messages import HELLO
+from job_messages import HELLO, WELCOME
 from results_harness import InlineThread, Kill, fill, kill_at, make_run, manifest
 
 from collage_mpi.encoding.decode import decode, decode_parity, parity_scores
 from collage_mpi.encoding.stripe import missing_weights
-from collage_mpi.encoding.vectors import Extras, KeptColumn, layout_of, unpack
+from collage_mpi.encoding.vectors import MOST_BYTES, Extras, KeptColumn, layout_of, unpack
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.handshake import kept_columns, welcomes
 from collage_mpi.job.networks import Networks
@@ -164,6 +164,21 @@ def test_ranks_must_give_embeddings_of_one_length():
     says = r"embedding <f4 \(4,\) on rank 1; embedding <f4 \(5,\) on rank 3"
     with pytest.raises(DataFault, match=says):
         kept_columns({**same, 3: replace(HELLO, columns=five)})
+
+
+def test_an_answer_has_room_for_what_is_kept_of_each_image_of_a_group():
+    network = NullPredictor("single", (6, 6, 1), 2, 6, 1)
+    shape = {"image_shape": (6, 6, 1), "networks": {"backup": "own.py:Each"}}
+    told = replace(WELCOME, **shape, extras=Extras(save="outputs"), parity=None)
+
+    def room(vectors: int, nbytes: int) -> int:
+        network.columns = (KeptColumn("mask", "|u1", (nbytes,)),)
+        asked = replace(told, answer_vectors=vectors)
+        return Networks(asked, lambda *_: network, time.time_ns, time.time_ns).answer_bytes
+
+    assert 4 * 40_000 < room(4, 40_000) < 5 * 40_000
+    with pytest.raises(UsageError, match="for 17 images of a group; the most is"):
+        room(17, MOST_BYTES)
 
 
 def test_an_image_that_parity_decodes_has_the_scores_that_follow(settings):
