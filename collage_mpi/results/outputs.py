@@ -57,11 +57,15 @@ class KeptValues:
         at = number - int(self._starts[file])
         return {k: v[at] for k, v in self._file(file).items() if k not in KEYS}
 
-    def table(self) -> Any:
-        """All of it as one pyarrow.Table; None of a run without rows."""
+    def table(self, only: str = "") -> Any:
+        """All of it as one pyarrow.Table, or one kept column alone; None of a run without rows."""
         import pyarrow as pa
 
-        tables = [read_file(path, self._extras) for path in self._paths]
+        tables = []
+        for path in self._paths:
+            table = read_file(path, self._extras)
+            one = only in table.column_names[len(KEYS) :]
+            tables.append(table.select([only]) if one else table)
         try:
             return pa.concat_tables(tables) if tables else None
         except pa.ArrowInvalid as error:  # of another run's file, with columns of its own

@@ -279,8 +279,11 @@ class Results(Run):
             EnvironmentFault, DataFault: pyarrow is not installed; a file is damaged or gone.
         """
         extras = extras_of(self.manifest)
-        table = self.to_arrow("vectors") if extras and name in (extras.names or (name,)) else None
-        known = extras.names if table is None else table.column_names[len(KEYS) :]
+        there = extras and name in (extras.names or (name,))
+        table = self.kept_values.table(only=name) if there else None
+        known = extras.names
+        if table is not None:
+            known = tuple(each for each in table.column_names if each not in KEYS)
         if name not in known:
             raise UsageError(f"the run has no {name}; it has {', '.join(known) or 'none'}")
         found = np.empty((0, 0)) if table is None else array_of(table[name])

@@ -18,7 +18,7 @@ from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Geometry, Loading
 from collage_mpi.report.charts import worst_images
 from collage_mpi.results import export_run, read_results, row_sink, summarise, verify_run
-from collage_mpi.results.outputs import write_zarr
+from collage_mpi.results.outputs import KeptValues, write_zarr
 from collage_mpi.results.render import render_summary
 from collage_mpi.results.rows import IMAGES
 from collage_mpi.settings.run_settings import RunSettings
@@ -177,6 +177,24 @@ def test_outputs_are_read_back_in_their_types_and_shapes(run: Path) -> None:
     assert np.array_equal(results.kept("seen"), np.stack([numbers % 2 == 1, numbers >= 0], 1))
     with pytest.raises(UsageError, match="the run has no scores; it has mask, share, seen"):
         results.kept("scores")
+    with pytest.raises(UsageError, match="the run has no row; it has mask, share, seen"):
+        results.kept("row")
+
+
+def test_of_what_is_kept_only_the_column_that_is_asked_for_stays_in_memory(
+    run: Path, monkeypatch
+) -> None:
+    table = KeptValues.table
+    told: list[list[str]] = []
+
+    def seen(*args: Any, **more: Any) -> Any:
+        found = table(*args, **more)
+        told.append(found.column_names)
+        return found
+
+    monkeypatch.setattr(KeptValues, "table", seen)
+    assert read_results(run).kept("share").shape == (25,)
+    assert told == [["share"]]
 
 
 def test_results_are_a_data_set_of_the_answered_images(run: Path, tmp_path: Path) -> None:
