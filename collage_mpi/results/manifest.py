@@ -129,6 +129,7 @@ _SHARD = _fields(path=_optional(is_text), fingerprint=is_text, count=_is_count)
 _BAD_SHARD = _fields(path=is_text, reason=is_text)
 _JOULES = _optional(is_number)
 _FINAL = _fields(
+    batch=_optional(_is_count),
     world=_optional(_list_of(_is_rank)),
     lost=_optional(_list_of(_is_dict)),
     retired=_optional(_texts),
@@ -168,6 +169,7 @@ _OPTIONAL: dict[str, tuple[Callable[[object], bool], str]] = {
     "scheme": (is_text, "a string"),
     "accept": (is_text, "a string"),
     "mode": (is_text, "a string"),
+    "batch": (_is_count, "a number of groups"),
     "side": (_is_count, "an integer"),
     "straggler": (is_text, "one line of text"),
     "job": (_fields(folder=_optional(is_text)), "an object with the folder it ran in"),

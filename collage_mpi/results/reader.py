@@ -104,10 +104,21 @@ class Run:
 
     def samples_of(self, rows: np.ndarray) -> np.ndarray:
         """(n,) int64, which independent sample each row of groups or of images belongs to: its
-        group, or its batch where groups were let in together, which end nearly together too."""
-        together = 1 if self.manifest.get("open_loop") else self.manifest.get("batch") or 1
-        batches = rows["group"] // together
+        group, or its batch where groups were let in together, which end nearly together too. Each
+        session has its own batch; of one that was killed that of the last is taken."""
+        batches = rows["group"].astype(np.int64)
+        if not self.manifest.get("open_loop"):
+            batches //= self._batches_of(rows["session"])
         found: np.ndarray = rows["session"].astype(np.int64) << 47 | (batches & ((1 << 47) - 1))
+        return found
+
+    def _batches_of(self, sessions: np.ndarray) -> np.ndarray:
+        """(n,) int64, groups of a batch of each of the sessions."""
+        found = np.full(len(sessions), self.manifest.get("batch") or 1, np.int64)
+        for entry in self.manifest.get("sessions") or []:
+            own = (entry.get("final") or {}).get("batch")
+            if own:
+                found[sessions == entry["session"]] = own
         return found
 
     def independent(self, rows: np.ndarray) -> int:

@@ -31,6 +31,7 @@ from collage_mpi.results import (
     write_summary,
 )
 from collage_mpi.results.file_names import MANIFEST, MARKER
+from collage_mpi.results.manifest import check_manifest
 from collage_mpi.results.rows import (
     ENCODED,
     IMAGE_ROW,
@@ -701,3 +702,20 @@ def test_groups_of_a_batch_are_one_sample(tmp_path: Path) -> None:
     assert five["p95_ms"] is None
     assert five["p50_ms"] == one["p50_ms"]
     assert "n/a (n=20)" in render_summary(summarise(batches))
+
+
+def test_each_session_has_its_own_batch(tmp_path: Path) -> None:
+    run = read_results(make_run(tmp_path / "run", 900, batch=5, final={"batch": 5}))
+    told = {"session": 2, "final": {"batch": 4}}, {"session": 3, "final": None}
+    own = {**run.manifest, "batch": 2, "sessions": [*run.manifest["sessions"], *told]}
+    resumed = replace(run, manifest=own)
+    groups = run.groups[:20].copy()
+    counts = []
+    for groups["session"] in (1, 2, 3):
+        counts.append(resumed.independent(groups))
+    assert counts == [4, 5, 10]  # the third was killed: the batch of the last is taken
+    alone = {**own, "open_loop": True}
+    assert replace(run, manifest=alone).independent(groups) == 20
+    for damage in ({"batch": "5"}, {"sessions": [{"session": 1, "final": {"batch": []}}]}):
+        with pytest.raises(DataFault, match=next(iter(damage))):
+            check_manifest({**run.manifest, **damage}, "manifest.json")
