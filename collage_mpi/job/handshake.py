@@ -19,7 +19,7 @@ from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.faults.failure_detector import RankGone
 from collage_mpi.job.coordinator import ReadyRank
 from collage_mpi.job.messages import Hello, Measured, Start, Welcome, shards_in_messages
-from collage_mpi.job.plan import Plan, check_top_k
+from collage_mpi.job.plan import LARGEST_INPUT_BYTES, Plan, check_top_k
 from collage_mpi.job.row_reader import described
 from collage_mpi.job.worker_group import FEW_ROUNDS, MEASURE_ROUNDS, WorkerGroup
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
@@ -421,12 +421,17 @@ def most_together(
     """
     one, placement = plan.settings.at_batch(1), plan.placement
     image_bytes, encoded_bytes = _input_bytes(plan, encoder)
-    sent = [
-        encoded_bytes if KIND[kind].encoded else one.most_inputs(kind) * image_bytes
-        for rank in set(placement.workers).difference(reading)
-        for kind in placement.of_rank[rank]
-    ]
-    return most_groups(one, placement, images, max(sent, default=0))
+    held, sent = (
+        [
+            encoded_bytes if KIND[kind].encoded else one.most_inputs(kind) * image_bytes
+            for rank in ranks
+            for kind in placement.of_rank[rank]
+        ]
+        for ranks in (placement.workers, set(placement.workers).difference(reading))
+    )
+    most = most_groups(one, placement, images, max(sent, default=0))
+    why = f"a message has room for {LARGEST_INPUT_BYTES >> 30} GiB"
+    return min(most, MostGroups(LARGEST_INPUT_BYTES // max(held), why))
 
 
 class _Trial:

@@ -24,6 +24,7 @@ LONG_NS = 500_000_000  # no batch takes longer: the last images of the input wai
 BATCHES_A_RANK = 8  # that the input has at least, so that no rank is without work
 MESSAGE_BYTES = 8 << 20  # of pixels that rank 0 sends: it holds four such messages a rank
 DRAWS = 9  # ranks whose injected service time is looked at
+NOTHING = "no service time was measured"  # the ranks may be lost by now
 
 Times = Mapping[str, int]  # kind of network -> ns
 
@@ -101,7 +102,7 @@ def choose_batch(most: MostGroups, times_of: Callable[[int], Times | None]) -> C
     """
     tried = {1: times_of(1) or {}}
     rates = {1: 1.0}  # relative images a second of the ranks
-    size, why = 1, "" if tried[1] else "no service time was measured"
+    size, why = 1, "" if tried[1] else NOTHING
     while not why and (_is_short(tried[size]) or _best(rates) * 2**PATIENCE > size):
         if 2 * size > most.size:
             why = most.why
@@ -109,6 +110,8 @@ def choose_batch(most: MostGroups, times_of: Callable[[int], Times | None]) -> C
         took = times_of(2 * size)
         if took is None:
             why = f"a batch of {2 * size} does not fit the memory of a device"
+        elif not took:
+            why = NOTHING
         elif max(took.values()) > LONG_NS:
             longest = f"{max(took.values()) / 1e6:,.0f} ms, the most is {LONG_NS / 1e6:g}"
             why = f"a batch of {2 * size} takes {longest}"
@@ -164,7 +167,7 @@ class ModelTimes:
             if kind in self.alone_ns:
                 factor = took_ns / self.alone_ns[kind]
             factor *= 1.0 if kind == SINGLE else self.ratio
-            found[kind] = max(took_ns, round(self.single_ns * factor))
+            found[kind] = max(1, took_ns, round(self.single_ns * factor))
         return found
 
 

@@ -66,9 +66,12 @@ def test_one_time_that_was_disturbed_does_not_end_the_search():
     assert choose_batch(MOST, lambda size: {"single": curve[size] * MS}).size == 16
 
 
-def test_where_nothing_was_measured_the_batch_is_1():
-    found = choose_batch(MOST, lambda size: {})
-    assert str(found) == "batch 1, chosen by --batch auto; no service time was measured"
+@pytest.mark.parametrize("found", [{}, {1: {"single": 30 * MS}}], ids=["never", "at first"])
+def test_where_nothing_was_measured_the_batch_is_1(found):
+    """All ranks may be lost while they are timed."""
+    chosen = choose_batch(MOST, lambda size: found.get(size, {}))
+    assert (chosen.size, chosen.why) == (1, "no service time was measured")
+    assert str(chosen).startswith("batch 1, chosen by --batch auto; ")
 
 
 @pytest.mark.parametrize(
@@ -108,6 +111,8 @@ def test_a_batch_is_as_long_as_the_injected_delays_make_it():
     assert grown.at_least(3, took) == {"single": 40 * MS, "collage": 900 * MS}
     assert grown.at_least(3, {"collage": 60 * MS}) == {"collage": 60 * MS}
     assert grown.at_least(3, {"collage": 1800 * MS})["collage"] == 1800 * MS
+    cheap = ModelTimes(settings, 20 * MS, 1e-9, {})
+    assert cheap.at_least(3, {"collage": 0}) == {"collage": 1}  # a time to divide by
 
 
 @pytest.mark.parametrize(

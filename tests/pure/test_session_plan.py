@@ -108,9 +108,16 @@ def test_a_session_says_if_the_one_before_it_had_another_batch():
 def test_the_largest_batch_depends_on_what_rank_0_sends(shards):
     plan = plan_of(shards, scheme="collage", batch=None)
     encoder, singles = build_encoder(plan), plan.placement.ranks_of("single")
-    large = replace(plan, shards=SimpleNamespace(shape=(1024, 1024, 3), dtype="uint8"))
-    for reading, size in ((plan.placement.workers, 1024), (singles, 1024), (singles[1:], 2)):
-        assert most_together(large, encoder, 10**9, reading).size == size
+    who = plan.placement.workers, singles, singles[1:]
+    for edge, sizes in (
+        (512, (1024, 1024, 10)),
+        (1024, (341, 341, 2)),  # 342 of them are more than 1 GiB
+    ):
+        large = replace(plan, shards=SimpleNamespace(shape=(edge, edge, 3), dtype="uint8"))
+        for reading, size in zip(who, sizes, strict=True):
+            assert most_together(large, encoder, 10**9, reading).size == size
+    found = most_together(large, encoder, 10**9, singles)
+    assert found.why == "a message has room for 1 GiB"
     items = replace(
         plan_of(shards, scheme="none", batch=None),
         shards=SimpleNamespace(shape=(128, 64, 64), dtype="float32"),
