@@ -7,12 +7,15 @@ Does not know: disks. The files were just written, so this is the page cache: th
 of HDF5, of the checksums and of this package.
 
     python analysis/shard_read_rates.py
-    python analysis/shard_read_rates.py --pictures DIR    raw against encoded, of your JPEGs
+    python analysis/shard_read_rates.py --pictures DIR    each kind of source, of your pictures
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import os
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +23,12 @@ from pathlib import Path
 
 import numpy as np
 
+from collage_mpi.prep.plan import Recipe, plan_shards
+from collage_mpi.prep.work import make_shard
 from collage_mpi.shards import ReadAhead, ShardSet, ShardWriter
+from collage_mpi.shards.listing import list_folder
+from collage_mpi.shards.pictures import PictureFit
+from collage_mpi.shards.source import ReadAs
 
 CASES = {
     (28, 28, 1): (20_000, (1, 16, 334, 2048)),
@@ -78,41 +86,82 @@ def rows(folder: Path) -> Iterator[tuple[object, ...]]:
             path.unlink()
 
 
-def raw_against_encoded(folder: Path, root: Path, px: int, limit: int) -> None:
-    """Bytes and read rates of the same pictures stored both ways."""
-    from collage_mpi.prep.plan import Recipe, plan_shards
-    from collage_mpi.prep.work import make_shard
-    from collage_mpi.shards.listing import list_folder
-    from collage_mpi.shards.pictures import PictureFit
+def of_each_kind(root: Path, limit: int, fit: PictureFit, folder: Path) -> dict[str, Path]:
+    """The same pictures as a source of each kind, written to `folder`; their names."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import zarr
 
     listing = list_folder(root)
-    print("stored   images  MB on disk  64 in order  ahead in order  ahead shuffled  (images/s)")
-    for store in ("raw", "encoded"):
-        recipe = Recipe(PictureFit(px), store, images_per_shard=limit, limit=limit)
+    paths = [Path(member.path) for member in listing.members[:limit]]
+    kinds = {"files": folder / "files.txt", "tar": folder / "a.tar"}
+    kinds["files"].write_text("".join(f"{path.absolute()}\n" for path in paths))
+    with tarfile.open(kinds["tar"], "w") as tar:
+        for number, path in enumerate(paths):
+            tar.add(path, f"{number:08d}{path.suffix}")
+    kinds["Parquet"] = folder / "a.parquet"
+    column = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
+    pq.write_table(pa.table({"image": column}), kinds["Parquet"], row_group_size=500)
+    for store in ("encoded", "raw"):
+        recipe = Recipe(fit, store, len(paths), seed=None, limit=len(paths), enlarge=True)
         (job,) = plan_shards(listing, recipe, folder, store)
-        report = make_shard(job)
-        in_order = np.arange(report.images)
-        shuffled = np.random.default_rng(0).permutation(report.images)
-        with ShardSet.open([job.path]) as shards:
-            rates = [best_rate(lambda s=shards, o=in_order: read_in_batches(s, o, 64))]
-            rates += [
-                best_rate(lambda s=shards, o=order: read_ahead(s, o))
-                for order in (in_order, shuffled)
-            ]
-        mb = report.bytes_out / 1e6
-        print(f"{store:<8} {report.images:>6} {mb:>11.1f}", *(f"{rate:>13,.0f}" for rate in rates))
+        make_shard(job)
+        kinds[f"{store} shard"] = job.path
+    with ShardSet.open([kinds["raw shard"]]) as shards:
+        pixels = shards.read(np.arange(len(shards)))[0]
+    kinds["Zarr"] = folder / "a.zarr"
+    array = zarr.open_group(kinds["Zarr"], mode="w").create_array(
+        "images", shape=pixels.shape, chunks=(64, *pixels.shape[1:]), dtype=pixels.dtype
+    )
+    array[:] = pixels
+    return kinds
+
+
+def print_each_kind(root: Path, limit: int, px: int) -> None:
+    """Bytes and read rates of the same pictures as a source of each kind, on one core.
+
+    Raises AssertionError: not all kinds give the same pixels.
+    """
+    fit, digests = PictureFit(px), set()
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    with tempfile.TemporaryDirectory() as folder:
+        print("source         images  MB on disk  64 in order  64 shuffled  (images/s)")
+        for kind, path in of_each_kind(root, limit, fit, Path(folder)).items():
+            with ShardSet.open([path], read_as=ReadAs(fit)) as shards:
+                in_order = np.arange(len(shards))
+                shuffled = np.random.default_rng(0).permutation(len(shards))
+                rates = [
+                    best_rate(lambda s=shards, o=order: read_in_batches(s, o, 64))
+                    for order in (in_order, shuffled)
+                ]
+                digests.add(hashlib.sha256(shards.read(in_order)[0]).hexdigest())
+            mb = bytes_of(root if kind == "files" else path, limit) / 1e6
+            print(f"{kind:<14} {len(in_order):>6} {mb:>11.1f}", *(f"{r:>12,.0f}" for r in rates))
+    assert len(digests) == 1, "not all kinds give the same pixels"
+    print(f"SHA-256 of the pixels of each: {digests.pop()}")
+
+
+def bytes_of(path: Path, limit: int) -> int:
+    """What a file, or the files of a folder, take; of pictures the first `limit`."""
+    if path.suffix == ".zarr":
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    if path.is_dir():
+        members = list_folder(path).members[:limit]
+        return sum(member.nbytes for member in members)
+    return path.stat().st_size
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="How fast shards are read.")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="raw against encoded of these")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="DIR", help="each kind of source, of these"
+    )
     parser.add_argument("--size", type=int, default=224, help="px (224)")
     parser.add_argument("--limit", type=int, default=500, help="pictures (500)")
     args = parser.parse_args()
     if args.pictures is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            raw_against_encoded(Path(folder), args.pictures, args.size, args.limit)
+        print_each_kind(args.pictures, args.limit, args.size)
         return
     print("px    chunk  read 64 in order  64 shuffled  1 shuffled  ahead in order  ahead shuffled")
     with tempfile.TemporaryDirectory() as folder:
