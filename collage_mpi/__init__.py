@@ -8,20 +8,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collage_mpi.api import run
-    from collage_mpi.results import read_results
+    from collage_mpi.results import follow, read_results
     from collage_mpi.settings.run_settings import RunSettings
 
 __version__ = "1.0.0"
 
 _PUBLIC = {
     "RunSettings": "collage_mpi.settings.run_settings",
+    "follow": "collage_mpi.results",
     "launch_run": "collage_mpi.api",
     "map_batches": "collage_mpi.api",
     "read_results": "collage_mpi.results",
     "run": "collage_mpi.api",
 }
 
-__all__ = ["RunSettings", "__version__", "launch_run", "map_batches", "read_results", "run"]
+__all__ = [
+    "RunSettings",
+    "__version__",
+    "follow",
+    "launch_run",
+    "map_batches",
+    "read_results",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collage_mpi.results.export import export_run as export_run
     from collage_mpi.results.names import image_names as image_names
     from collage_mpi.results.reader import Results as Results
+    from collage_mpi.results.reader import follow as follow
     from collage_mpi.results.reader import read_results as read_results
     from collage_mpi.results.render import render_summary as render_summary
     from collage_mpi.results.rows import KINDS as KINDS
@@ -29,7 +30,7 @@ _NAMES = {  # module -> its public names
     "comparison": "compare render_comparison",
     "export": "export_run",
     "names": "image_names",
-    "reader": "Results read_results",
+    "reader": "Results follow read_results",
     "render": "render_summary",
     "rows": "KINDS OUTCOMES SOURCES",
     "summary": "summarise write_summary",

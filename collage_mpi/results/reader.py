@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -388,6 +389,48 @@ def open_run(path: Path | str) -> StoredRun:
     complete = (path / MARKER).exists()  # first: a job may close while its rows are read
     manifest = read_manifest(path)
     return StoredRun(path, manifest, complete, read_parts(path, manifest))
+
+
+def follow(path: Path | str, *, every_s: float = 0.5) -> Iterator[dict[str, np.ndarray]]:
+    """The answered images of a run as they are written, from another process than the job's.
+
+    It ends when the job does, or is lost; of a run that has ended it gives all images at once.
+
+    Args:
+        path: folder of the run, which has begun.
+        every_s: how often to look for new images.
+
+    Yields:
+        A batch, (n,) of shard and row, the images' key; class and score, if the run names classes;
+        and (n, ...) of what it keeps beyond them.
+
+    Raises:
+        EnvironmentFault, DataFault: as read_results.
+    """
+    from collage_mpi.results.status import ENDED, Watch
+
+    watch, seen = Watch(Path(path)), set[parts.PartName]()
+    while True:
+        view = watch.look()  # before the rows: the job may end while they are read
+        run = open_run(path)
+        for part in run.parts:
+            if part.table == IMAGES.name and part not in seen:
+                seen.add(part)
+                yield _batch(run, part)
+        if view.life == ENDED or view.lost:
+            return
+        time.sleep(every_s)
+
+
+def _batch(run: StoredRun, part: parts.PartName) -> dict[str, np.ndarray]:
+    rows = parts.read_part(part.path, IMAGES)
+    rows, extras = rows[rows["answered"]], extras_of(run.manifest)
+    found = {"shard": rows["shard"], "row": rows["row"]}
+    if extras.classifies:
+        found |= {"class": rows["predicted"], "score": rows["score"]}
+    for kept in KeptValues(run.path, [part], run.manifest) if extras else ():
+        found |= {name: values for name, values in kept.items() if name not in KEYS}
+    return found
 
 
 def known_run(path: Path, manifest: Json) -> StoredRun:

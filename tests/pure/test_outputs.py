@@ -10,14 +10,23 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from results_harness import make_run
+from results_harness import fill, make_run, manifest
 
 from collage_mpi.encoding.vectors import MOST_BYTES, Extras, KeptColumn, layout_of, unpack
 from collage_mpi.errors import CollageError, DataFault, UsageError
 from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Geometry, Loading
 from collage_mpi.report.charts import worst_images
-from collage_mpi.results import export_run, read_results, row_sink, summarise, verify_run
+from collage_mpi.results import (
+    RunWriter,
+    export_run,
+    follow,
+    read_results,
+    row_sink,
+    summarise,
+    verify_run,
+)
+from collage_mpi.results.claim import Holder
 from collage_mpi.results.outputs import KeptValues, write_zarr
 from collage_mpi.results.render import render_summary
 from collage_mpi.results.rows import IMAGES
@@ -301,3 +310,32 @@ def test_files_of_other_columns_are_damage(run: Path, tmp_path: Path) -> None:
         parquet.write_table(change, path)
         report = verify_run(run)
         assert any(says in problem for problem in report.problems), report.problems
+
+
+@pytest.mark.parametrize("extras", [OUTPUTS, None])
+def test_a_run_is_followed_while_it_is_written(
+    extras: dict[str, Any] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Holder, "ended", False)  # the job would be another process
+    full = manifest(27, extras=extras)
+    writer = RunWriter.create(tmp_path, full)
+    writer.publish({"label": "l", "total": 27, "before": 0}, 5.0)
+    fill(writer, full, range(9))
+    writer.flush()
+    batches = follow(tmp_path, every_s=0.01)
+    seen = [next(batches)]
+    assert sorted(seen[0]["row"].tolist()) == list(range(9))
+    fill(writer, full, range(9, 27), errors=frozenset({20}))
+    writer.close("complete_with_errors")
+    seen += batches  # it ends with the job
+    results = read_results(tmp_path)
+    answered = results.images[results.images["answered"]]
+    expected = {"shard": answered["shard"], "row": answered["row"]}
+    if extras:
+        expected |= {name: results.kept(name) for name in results.kept_values[0]}
+    else:
+        expected |= {"class": answered["predicted"], "score": answered["score"]}
+    assert len(answered) == 26
+    assert seen[0].keys() == expected.keys()
+    for name, values in expected.items():
+        assert np.array_equal(np.concatenate([batch[name] for batch in seen]), values)
