@@ -492,6 +492,15 @@ def test_a_batch_of_collages_leaves_idle_collage_ranks_theirs():
     assert first == [*singles, (2, COLLAGE, 4), (3, COLLAGE, 8), (3, COLLAGE, 12)]
 
 
+def test_a_slow_rank_takes_fewer_collages_of_a_batch():
+    job = cascade(singles=3, batch=4, side=2, depth=99)
+    paced(job, 10 * MS, 10 * MS, 20 * MS)
+    job.arrive(200)
+    for _ in range(2):  # what it took before much waited
+        end(job, 3, service_ns=200 * MS)
+    assert [images[0] for rank, _, images in out(job) if rank == 3] == [13, 17]
+
+
 def test_of_several_idle_ranks_each_takes_its_share_of_what_collages_were_unsure_of():
     """Fresh images do not count: rank 1 takes two of four, with the slow rank 2 idle as well."""
     job = cascade(singles=2, batch=4, side=2)
