@@ -524,6 +524,11 @@ def test_what_the_driver_says_of_a_rank_s_gpu_is_told_at_the_start_and_with_a_fa
     bench.single(1)
     bench.run()
     assert [r.reason for r in bench.results] == [f"{said['1']}. RuntimeError: CUDA error", ""]
+    bench.network.refuses = 6
+    batch_of(bench, [6, 3])
+    bench.run()
+    told = [r.reason for r in bench.results[-2:]]
+    assert told == [f"{said['1']}. ValueError: class 6", ""], "what was answered has no reason"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
