@@ -191,9 +191,10 @@ class PullQueue:
         return waited
 
     def stranded(self, kinds: Collection[str]) -> list[TaskState]:
-        """A rank of these kinds has left: tasks that no other rank may take, taken out; the others
-        may now go to ranks that failed their image."""
+        """A rank of these kinds has left: tasks that no other rank may take, taken out, oldest
+        images first; the others may now go to ranks that failed their image."""
         waiting = [task for task in self.waiting() if task.kind in kinds]
+        waiting.sort(key=lambda task: task.images[0].id)
         stranded = [t for t in waiting if not self._may_wait(t.kind, held_by(t), self._sort_of(t))]
         for task in self._tasks.withdraw(stranded):
             self.backlogs[task.kind].forget(task)

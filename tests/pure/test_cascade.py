@@ -69,7 +69,8 @@ def test_a_run_that_waits_for_no_rank_goes_to_one_that_is_recalled_image_by_imag
     assert job.retired == {1}
     job.lose(2)
     assert not job.retired
-    assert out(job) == [(1, SINGLE, [8])]
+    assert out(job) == [(1, SINGLE, [0])]
+    assert all(job.states[image].count == 1 for image in range(8, 16))
     job.run_out()
 
 

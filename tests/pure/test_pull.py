@@ -36,6 +36,18 @@ def first_task(job: Harness, rank: int) -> int:
     return min(task for task, send in job.live.items() if send.rank == rank)
 
 
+def test_what_no_rank_may_take_any_more_is_moved_oldest_first():
+    """An image that failed came to wait behind younger ones."""
+    job = started(singles=2, credit=1)
+    job.arrive(4)
+    job.fail(first_task(job, 1))
+    for rank in (1, 2):
+        job.suspect(rank)
+    job.answer(first_task(job, 2))
+    assert on(job, 2) == [0]
+    job.run_out()
+
+
 def test_an_image_is_bound_when_a_rank_has_room_oldest_first():
     job = started(singles=2, credit=1, depth=2)
     job.arrive(8)

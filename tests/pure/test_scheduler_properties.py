@@ -201,7 +201,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 held_back = slow if slow and ranks.paces.has_quick(kind, barred) else set()
                 if task.id not in gathered and not (fresh and bundles.pairing):
                     assert not room - barred - held_back
-            if bundles and kind == "single" and not gathered:
+            if bundles and bundles.bundling and kind == "single" and not gathered:
                 collages = ranks.rooms[bundles.bundle.order.kind]
                 for rank in [r for r in ranks.known if r in collages]:
                     assert backlog.fresh_inputs < bundles.least(rank)
