@@ -179,11 +179,9 @@ class Recorder:
                 for number in self._groups_of(send):
                     self._group_of(number, send.items[0].image, 0)
             elif send.bundle:
-                before = None
                 for (image, _), (number, cell) in zip(send.items, send.bundle, strict=True):
-                    if number != before:
+                    if number not in self._groups:
                         self._group_of(number, image, cell)
-                    before = number
             else:
                 group = self._groups.get(send.group) or self._group_of(send.group, *send.items[0])
                 group.encode_ns += encode_ns
@@ -364,11 +362,10 @@ class Recorder:
     def _member(self, first: int, image: int) -> ImageRun | ImageRecord:
         """Of the group that begins with `first`, whose times are the group's; in a closed loop all
         have the same."""
-        if not self._runs.came:
-            return self._images.get(first) or self._images[image]
+        find = self._runs.run_of if self._runs.came else self._images.__getitem__
         with suppress(KeyError):
-            return self._runs.run_of(first)
-        return self._runs.run_of(image)
+            return find(first)
+        return find(image)
 
     def _close_group(self, number: int) -> None:
         group = self._groups.pop(number)

@@ -81,7 +81,7 @@ class BundleQueue(PullQueue):
     def offer(self, task: TaskState) -> None:
         """As of any task. A slow rank that has long been idle is taken for one of unknown speed:
         an image looks at one idle rank, a run at as many as its images would."""
-        for place in range(task.inputs if self._paces.any_idle else 1):
+        for place in range(task.inputs):
             rank = self._paces.forget_one(self._ranks.now_ns)
             if rank is not None:
                 self._ranks.room_changed(rank)

@@ -197,8 +197,6 @@ class Scheduler:
         if not group.images:
             self.scheme.group_opened(self, group)
         count = min(event.length - placed, self.settings.group_size - group.size)
-        if dispatch.calibrating:  # each may end the wait of those before it
-            count = 1
         image = groups.place(event.image + placed, group, event.intended_ns, count)
         image.drawn = event.drawn
         if event.fault:

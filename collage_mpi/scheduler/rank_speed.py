@@ -155,11 +155,6 @@ class Paces:
         """It has."""
         self._idle.pop(rank, None)
 
-    @property
-    def any_idle(self) -> bool:
-        """Whether a rank that takes work has nothing to do."""
-        return bool(self._idle)
-
     def forget_one(self, now_ns: int) -> RankState | None:
         """Look at one idle rank, each in turn. If it is slow and has been idle for PROBE_AFTER of
         its service times, these are forgotten: the rank, if so."""
