@@ -30,7 +30,8 @@ def wrong_columns(run: Run) -> list[str]:
     for number, entry in closed.items():
         of = {name: rows[rows["session"] == number] for name, rows in run.tables.items()}
         if all(map(len, of.values())):
-            told = (*_times(of["tasks"]), *_answers(of), *_groups(of), *_ranks(of, entry))
+            told = (*_times(of["tasks"]), *_answers(of), *_ranks(of, entry))
+            told += tuple(_groups(of, run.manifest["side"] ** 2))
             faults += [f"session {number}: {text}" for text in told]
     return faults
 
@@ -87,9 +88,11 @@ def _answers(of: dict[str, np.ndarray]) -> Iterator[str]:
             yield f"{name} below 0"
 
 
-def _groups(of: dict[str, np.ndarray]) -> Iterator[str]:
-    """A group has as many classes as labels, begins with its images, and is read by then."""
+def _groups(of: dict[str, np.ndarray], cells: int) -> Iterator[str]:
+    """A group has as many classes as labels, begins with its images, and has so many at most."""
     images = of["images"]
+    for row in images[images["cell"] >= cells]:
+        yield f"a group has {cells} cells: {row}"
     for group in of["groups"]:
         mine = images[images["group"] == group["group"]]
         labels = set(mine["label"][mine["has_label"]].tolist())
