@@ -109,7 +109,7 @@ def verify_run(path: Path | str, run: Run | None = None) -> VerifyReport:
     """
     report = VerifyReport(Path(path))
     try:
-        _check(report, run or open_run(path))
+        _check(report, open_run(path) if run is None else run)
     except EnvironmentFault:
         raise
     except CollageError as error:  # of what cannot be read no row is counted

@@ -95,7 +95,7 @@ def test_a_threshold_goes_into_the_weights(
         asked.append(how.tuning.precision)
         return load_predictor(spec, kind, how)
 
-    monkeypatch.setattr("collage_mpi.models.load_predictor", load)
+    monkeypatch.setattr("collage_mpi.commands.weights.load_predictor", load)
     test, out = make_shard(tmp_path / "test.h5", 2000, 1), tmp_path / "out.safetensors"
     words = ["weights", "threshold", "--shards", str(test), "--single", str(weights["single"])]
     words += ["--collage", str(weights["collage"]), "--out", str(out)]
