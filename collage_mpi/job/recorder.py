@@ -216,7 +216,8 @@ class Recorder:
                     task.open += 1
                     group.ended.append(task)
             if not task.open:
-                self._write_task(self._tasks.pop(task_id))
+                self._write_task(task)  # first: see `resolved`
+                del self._tasks[task_id]
 
     def lost(self, rank: int, now_ns: int, why: str) -> None:
         """The rank is gone: its tasks ended without an answer."""
@@ -368,12 +369,16 @@ class Recorder:
         return find(image)
 
     def _close_group(self, number: int) -> None:
-        group = self._groups.pop(number)
-        for task in group.ended:
+        group = self._groups[number]
+        while group.ended:
+            task = group.ended[0]
+            if task.open == 1:
+                self._write_task(task)  # first: see `resolved`
+                del self._tasks[task.send.task]
             task.open -= 1
-            if not task.open:
-                self._write_task(self._tasks.pop(task.send.task))
+            del group.ended[0]
         if group.images == 0:
+            del self._groups[number]
             return  # the next session does its images
         row = (
             number,
@@ -388,6 +393,7 @@ class Recorder:
             number < self._warmup_groups,
         )
         self._writer.group(row)
+        del self._groups[number]
 
     def _image_row(
         self,
