@@ -137,7 +137,7 @@ def _require_quorum(plan: Plan, worker_group: WorkerGroup) -> None:
         if not set(plan.placement.ranks_of(kind)) & set(worker_group.present):
             raise RankGone(
                 f"no {kind} rank is left to begin with; the output is kept: go on with the "
-                "same command and --resume"
+                "same command (run: with --resume)"
             )
 
 

@@ -16,7 +16,7 @@ from collage_mpi.system.launchers import Death, Launcher
 
 _KNOWN_CODES = frozenset(map(int, ExitCode))
 _COMPLETE_CODES = (int(ExitCode.COMPLETE), int(ExitCode.COMPLETE_WITH_ERRORS))
-_INCOMPLETE = "the job is incomplete. Go on with the same command and --resume"
+_INCOMPLETE = "the job is incomplete. Go on with the same command (run: with --resume)"
 
 # Our own message, as the command line prints it: "collage-mpi run: ...".
 MESSAGE = re.compile(r"collage-mpi \w+: |This is a defect of collage-mpi")

@@ -308,7 +308,7 @@ def test_a_rank_that_dies_under_a_plain_launch_is_told_in_one_line(job, mpi, how
     ended = job(f"2:receive:{how}:3", tolerant=False, forked=forked)
     assert ended.code == INCOMPLETE
     assert ("a rank " if mpi.family == "mpich" else "rank 2 ") in ended.said
-    assert "the job is incomplete. Go on with the same command and --resume" in ended.said
+    assert "the job is incomplete. Go on with the same command (run: with --resume)" in ended.said
     assert "BAD TERMINATION" not in ended.said
     assert "prterun" not in ended.said
 
