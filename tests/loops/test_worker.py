@@ -602,8 +602,8 @@ def test_what_a_users_own_code_raises_at_the_start_is_told_to_rank_0():
     assert "KeyError: 'gone'" in fault.message
 
 
-def test_a_network_is_tried_with_noise_as_blank_images_may_be_refused():
-    bench = Bench(start=False, batch=4)
+def test_a_users_network_is_tried_with_noise_as_blank_images_may_be_refused():
+    bench = Bench(start=False, batch=4, networks={"single": "own.py:network"})
     bench.network.refuses = 0
     bench.start()
     assert bench.endpoint.told()

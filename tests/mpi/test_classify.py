@@ -11,7 +11,7 @@ from library_files import save_scripted
 from PIL import Image
 
 from collage_mpi.cli import main
-from collage_mpi.commands import classify, launch
+from collage_mpi.commands import classify
 from collage_mpi.errors import ExitCode
 
 
@@ -79,7 +79,7 @@ def test_pictures_to_a_csv_file_begun_gone_on_with_and_refused(
     words = ["classify", "photos", "--network", "n.ts", "--image-px", "28", "--top-k", "2"]
     words += ["--out", "c.csv", "--ranks", "2", "--device", "cpu"]
     with monkeypatch.context() as stopped:
-        stopped.setattr(launch, "launch_ranks", lambda *_: ExitCode.INCOMPLETE)
+        stopped.setattr(classify, "launch_ranks", lambda *_: ExitCode.INCOMPLETE)
         assert main(words) == ExitCode.INCOMPLETE
     assert "the same command goes on" in capfd.readouterr().out
     assert not (tmp_path / "c.csv").exists()
