@@ -45,6 +45,7 @@ def made() -> Run:
     manifest = {
         "status": "complete",
         "session": 1,
+        "side": 2,
         "sessions": sessions,
         "shards": [{"path": "a.h5"}],
     }
@@ -68,6 +69,7 @@ def test_a_marker_has_all_rows(tmp_path: Path) -> None:
         ("images", "compute_ns", 3 * MS, "an answer of no task"),
         ("images", "held_ns", 3 * MS, "an answer of no task"),
         ("images", "latency_ns", 7 * MS, "before its task was done"),
+        ("images", "cell", 4, "a group has 4 cells"),
         ("images", "read_ns", -1, "read_ns below 0"),
         ("images", "encode_ns", -1, "encode_ns below 0"),
         ("images", "decode_ns", -1, "decode_ns below 0"),
