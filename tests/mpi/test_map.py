@@ -31,7 +31,7 @@ class Segment:
     '''Where a picture is brighter than its mean, and a volume that is large for its size.'''
     def __init__(self, device): self.seen, self.device = 0, device
     def __call__(self, batch):
-        self.seen += len(batch) if batch.std() else 0  # not those of the warm-up
+        self.seen += int((batch[:, 0, 0, 0] < 9).sum())  # not the noise of the warm-up
         self.die()
         grey = batch.mean(3)
         mask = grey > grey.mean((1, 2), keepdims=True)
