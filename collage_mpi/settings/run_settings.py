@@ -246,11 +246,12 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
 
     @property
     def runs(self) -> bool:
-        """Whether images that come in together can be sent and answered as runs: the same is wanted
-        of each of them, and no vector is kept.
+        """Whether images that come in together are sent and answered as runs: the same is wanted of
+        each of them, and no vector is kept. At batch 1 a run costs more than it saves.
         """
-        together = not self.open_loop and self.linger_ms is None and not self.extras
-        return together and (self.in_whole_batches or scheme_class(self.scheme).bundles_runs)
+        alone = self.open_loop or self.linger_ms is not None or self.batch_size == 1
+        bundled = self.in_whole_batches or scheme_class(self.scheme).bundles_runs
+        return bundled and not (alone or self.extras)
 
     @property
     def in_whole_batches(self) -> bool:

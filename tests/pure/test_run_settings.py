@@ -428,10 +428,12 @@ def test_images_are_in_runs_only_where_the_same_is_wanted_of_each(other):
 
 
 @pytest.mark.parametrize(
-    "other", [{"linger_ms": 3.0}, {"arrivals": "poisson", "rate": 9.0}, {"top_k": 2}]
+    "other",
+    [{"batch": 1}, {"linger_ms": 3.0}, {"arrivals": "poisson", "rate": 9.0}, {"top_k": 2}],
+    ids=str,
 )
 def test_a_cascade_takes_runs_whose_groups_are_its_collages(other):
-    """Delays and a batch of 1 change nothing: a bundle is one task, in runs or not."""
+    """Delays change nothing: a bundle is one task, in runs or not."""
     given = {"scheme": "cascade", "single": "null", "collage": "null", "shards": ("a.h5",)}
     given |= {"straggler": "pinned", "straggler_median_ms": 5.0, "batch": 2}
     asked = RunSettings.from_mapping(given)
