@@ -116,6 +116,11 @@ class _Group:
     labels: set[int] = field(default_factory=set)
     ended: list[_Task] = field(default_factory=list)  # tasks that wait for it
 
+    def let_in(self, member: ImageRun | ImageRecord) -> None:
+        """Take the start of an earlier image: the images of a group may be admitted one by one."""
+        if member.t0_ns < self.t0_ns:
+            self.t0_ns, self.read_ns = member.t0_ns, member.read_ns
+
 
 @dataclass
 class Totals:
@@ -265,6 +270,7 @@ class Recorder:
                 number, cell = divmod(first + at, size)
             group = self._groups.get(number) or self._group_of(number, first + at, cell)
             until = min(len(rows), at + size - cell)
+            group.let_in(came)
             group.images += until - at
             group.collage_cells += collaged * (until - at)
             group.last_ns = max(group.last_ns, now_ns)
@@ -310,6 +316,7 @@ class Recorder:
         self._writer.image(self._image_row(resolve, record, label, task, group, now_ns))
         if task is not None:  # if there are several, the others resolved images of their own
             task.resolved += 1
+        group.let_in(record)
         group.images += 1
         if now_ns > group.last_ns:
             group.last_ns = now_ns

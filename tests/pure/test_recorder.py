@@ -111,6 +111,20 @@ def test_a_group_row_by_row():
     assert totals.exceeded == 2
 
 
+def test_a_group_begins_with_the_first_of_its_images_whichever_is_sent_first():
+    rows, book = recorder()
+    admit(book, 0, 6, 100, 11)
+    admit(book, 3, 6, 140, 12)  # those between are of rows that could not be read
+    book.sent([send(20, 2, SINGLE, {3: 1}, 9, 1)], START_NS + 150, [0])
+    book.sent([send(21, 1, SINGLE, {0: 0}, 9, 1)], START_NS + 160, [0])
+    for task, image, cell in ((20, 3, 1), (21, 0, 0)):
+        ended(book, 300 + task, 1, WireResult(task, ANSWERED))
+        book.resolved(resolved(image, SINGLE, (task,), cell, 6), START_NS + 300 + task)
+        book.settled((task,))
+    (group,) = rows.groups
+    assert (group.t0_ns, group.latency_ns, group.read_ns) == (100, 221, 11)
+
+
 def bundled(task: int, images: list[int]) -> ev.Send:
     """A task of images of several groups, the first one group 9."""
     cells = {image: place for place, image in enumerate(images)}
