@@ -5,13 +5,7 @@ An actor that died is started again, and its task with it; the loopback interfac
 
 from __future__ import annotations
 
-import os
-import secrets
-
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else its servers listen to the network
-os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else it leaves one in the home folder
-
+import local_ray  # before ray, whose settings it makes
 import ray
 from ray.util import ActorPool
 from work import Images, Worker, arguments, chunks, report, start
@@ -20,7 +14,7 @@ from work import Images, Worker, arguments, chunks, report, start
 def main() -> None:
     args = arguments()
     images = Images(args)
-    ray.init(num_cpus=args.workers, include_dashboard=False, log_to_driver=False)
+    local_ray.begin(args.workers)
     actor = ray.remote(num_cpus=1, max_restarts=2, max_task_retries=2)(Classifier)
     pool = ActorPool([actor.remote(args, number) for number in range(1, args.workers + 1)])
     one = images.task(0, 1)

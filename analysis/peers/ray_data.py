@@ -5,14 +5,9 @@ The actors start with the work, so the clock starts with the first batch in an a
 
 from __future__ import annotations
 
-import os
-import secrets
 import time
 
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else its servers listen to the network
-os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else it leaves one in the home folder
-
+import local_ray  # before ray, whose settings it makes
 import numpy as np
 import ray
 from work import Images, Worker, arguments, chunks, next_number, report, start
@@ -21,7 +16,7 @@ from work import Images, Worker, arguments, chunks, next_number, report, start
 def main() -> None:
     args = arguments()
     images = Images(args)
-    ray.init(num_cpus=args.workers, include_dashboard=False, log_to_driver=False)
+    local_ray.begin(args.workers)
     ray.data.DataContext.get_current().enable_progress_bars = False
     if args.source == "workers":
         spans = [{"first": first, "stop": stop} for first, stop in chunks(args)]
