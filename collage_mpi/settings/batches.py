@@ -1,4 +1,4 @@
-"""Which batch `--batch auto` chooses: the largest one with which the images a second still rise."""
+"""Which batch `--batch auto` chooses, from the times that batches of 1, 2, 4 ... groups take."""
 
 from __future__ import annotations
 
