@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from unittest.mock import Mock
+
 import numpy as np
+import pytest
 
 from collage_mpi.encoding.vectors import Extras, KeptColumn, layout_of
+from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.recorder import TOLERATED, Recorder, Vectors
 from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult
 from collage_mpi.results.rows import (
@@ -123,6 +128,43 @@ def test_a_group_begins_with_the_first_of_its_images_whichever_is_sent_first():
         book.settled((task,))
     (group,) = rows.groups
     assert (group.t0_ns, group.latency_ns, group.read_ns) == (100, 221, 11)
+
+
+def test_a_late_task_that_could_not_be_taken_is_written_at_the_end(monkeypatch):
+    rows, book = recorder()
+    admit(book, 0, 6)
+    book.sent([send(20, 1, SINGLE, {0: 0}, 9, 1)], START_NS, [0])
+    book.finish(START_NS)  # its group is over
+    book.sent([send(21, 1, SINGLE, {0: 0}, 9, 1)], START_NS, [0])
+    book._groups.clear()
+    ended(book, 300, 1, WireResult(21, ANSWERED))
+    with monkeypatch.context() as full, pytest.raises(EnvironmentFault):
+        full.setattr(rows, "task", Mock(side_effect=EnvironmentFault("no space left")))
+        book.settled((21,))
+    book.finish(START_NS + 400)
+    assert [task.task for task in rows.tasks] == [20, 21]
+
+
+@pytest.mark.parametrize("table", ["task", "group"])
+def test_a_row_that_could_not_be_taken_is_written_at_the_end(table, monkeypatch):
+    rows, book = recorder()
+    for image in (0, 1):
+        admit(book, image, 6)
+        book.sent([send(20 + image, 1, SINGLE, {image: image}, 9, 1)], START_NS, [0])
+    with monkeypatch.context() as full:
+        full.setattr(rows, table, Mock(side_effect=EnvironmentFault("no space left")))
+        for image in (0, 1):
+            ended(book, 300, 1, WireResult(20 + image, ANSWERED))
+            with suppress(EnvironmentFault):
+                book.resolved(resolved(image, SINGLE, (20 + image,), image, 6), START_NS + 300)
+            with suppress(EnvironmentFault):
+                book.settled((20 + image,))
+        with pytest.raises(EnvironmentFault):
+            book.finish(START_NS + 400)
+    book.finish(START_NS + 400)
+    assert [task.task for task in rows.tasks] == [20, 21]
+    assert [task.resolved for task in rows.tasks] == [1, 1]
+    assert [group.group for group in rows.groups] == [9]
 
 
 def bundled(task: int, images: list[int]) -> ev.Send:
