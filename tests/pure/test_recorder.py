@@ -138,9 +138,10 @@ def test_a_late_task_that_could_not_be_taken_is_written_at_the_end(monkeypatch):
     book.sent([send(21, 1, SINGLE, {0: 0}, 9, 1)], START_NS, [0])
     book._groups.clear()
     ended(book, 300, 1, WireResult(21, ANSWERED))
-    with monkeypatch.context() as full, pytest.raises(EnvironmentFault):
+    with monkeypatch.context() as full:
         full.setattr(rows, "task", Mock(side_effect=EnvironmentFault("no space left")))
-        book.settled((21,))
+        with pytest.raises(EnvironmentFault):
+            book.settled((21,))
     book.finish(START_NS + 400)
     assert [task.task for task in rows.tasks] == [20, 21]
 
