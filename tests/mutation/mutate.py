@@ -35,18 +35,9 @@ from mutants import Mutant, drawn, mutants_of
 from trees import ROOT, LinesOfTests, Tree
 
 PARTS = (
-    *("scheduler", "mpi/protocol.py", "mpi/tasks.py", "mpi/answers.py", "mpi/transport.py"),
-    *("job/coordinator.py", "job/recorder.py", "job/worker.py", "job/networks.py"),
-    *(
-        "job/row_reader.py",
-        "results/writer.py",
-        "results/parts.py",
-        "results/verify.py",
-        "results/summary.py",
-    ),
-    *("results/statistics.py", "results/rows.py", "encoding", "shards/reader.py"),
-    *("workload/service_times.py", "simulation/simulator.py", "simulation/costs.py"),
-    *("faults", "models/weights.py"),
+    *("scheduler", "job", "mpi", "results", "faults", "encoding", "shards", "launch"),
+    *("system/files.py", "workload/service_times.py", "models/weights.py"),
+    *("simulation/simulator.py", "simulation/costs.py"),
 )
 CONTROL_EVERY = 25
 
