@@ -11,7 +11,7 @@ import pytest
 from collage_mpi.results.rows import GROUP_ROW, IMAGE_ROW, TASK_ROW
 from tests.simulation.inputs import answer
 from tests.simulation.laws import Run, broken
-from tests.simulation.row_laws import wrong_columns, wrong_files
+from tests.simulation.row_laws import told_batch, wrong_columns, wrong_files
 
 MS = 1_000_000
 
@@ -90,6 +90,35 @@ def test_a_wrong_column_is_told(table: str, column: str, value: int, said: str) 
     run.tables[table][column][0] = value
     with pytest.raises(AssertionError, match=said):
         assert not wrong_columns(run), "; ".join(wrong_columns(run))
+
+
+def test_a_group_may_begin_with_an_image_that_is_left_to_the_next_session() -> None:
+    run = made()
+    run.images["t0_ns"] = 6
+    assert any("before or after its images" in text for text in wrong_columns(run))
+    run.images["cell"] = 1, 2
+    assert wrong_columns(run) == []
+
+
+def test_a_batch_of_several_teams_is_one_teams() -> None:
+    run = made()
+    run.manifest["teams"] = 2
+    run.manifest["sessions"] = [
+        {"session": number, "rows": None, "final": {"batch": 2}} for number in (1, 2, 3)
+    ]
+    run.images["group"] = 4, 5
+    for sessions, wrong in (((1, 1), 0), ((1, 2), 1), ((1, 3), 0)):
+        run.images["session"] = sessions
+        found = [text for text in wrong_columns(run) if text.startswith("batch")]
+        assert found == ["batch 2 of 2 groups is of sessions 1 and 2"] * wrong
+
+
+def test_a_batch_that_is_chosen_is_told() -> None:
+    run = made()
+    assert not list(told_batch(run, ""))  # a session that did not come so far
+    run.manifest["sessions"][0]["final"]["batch"] = 4
+    assert not list(told_batch(run, "batch 4, chosen by --batch auto; why"))
+    assert len(list(told_batch(run, "batch 2, chosen by --batch auto; why"))) == 1
 
 
 @pytest.mark.parametrize(

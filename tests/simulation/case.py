@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from tests.faults.chaos_plan import SCHEMES, shape_of_work
-from tests.simulation.inputs import HARMS, NETWORK, ROWS
+from tests.simulation.inputs import HARMS, NETWORK, PX, ROWS, rows_of
 
 # kind of fault -> how often it is drawn, relative to the others
 KINDS = {
@@ -108,7 +108,11 @@ class Case:
 
     @property
     def limited(self) -> bool:
-        return self.limit < sum(ROWS[name] for name in self.shards)
+        return self.limit < sum(map(rows_of, self.shards))
+
+    @property
+    def measures_batch(self) -> bool:
+        return ("--batch", "auto") in pairwise(self.work)
 
     def ranks(self, session: Session) -> int:
         """The world's size."""
@@ -217,7 +221,26 @@ def wider(case: Case) -> Case:
     if rng.random() > 0.7:  # else copies at the end make up for a task that is forgotten
         work += ("--endgame", "off")
     work, in_pace = _in_runs(f"runs of {case.seed}", work, [*pace])
-    return replace(case, work=work, pace=tuple(in_pace), sessions=sessions)
+    work += _measured_batch(case.seed)
+    case = replace(case, work=work, pace=tuple(in_pace), sessions=sessions)
+    return _with_pictures(case)
+
+
+def _measured_batch(seed: int) -> tuple[str, ...]:
+    """In some cases the batch is chosen once the ranks are ready, in each session anew."""
+    rng = random.Random(f"auto {seed}")
+    if rng.random() > 0.2:
+        return ()
+    return ("--batch", "auto", *rng.choice(((), ("--batch-cost", "0.2"))))
+
+
+def _with_pictures(case: Case) -> Case:
+    """In some cases the images of a shard are read as pictures of a tar file."""
+    if random.Random(f"tar {case.seed}").random() > 0.15:
+        return case
+    shards = (case.shards[0].replace(".h5", ".tar"), *case.shards[1:])
+    form = ("--image-px", str(PX), "--channels", "1")
+    return replace(case, shards=shards, work=(*case.work, *form))
 
 
 def _wider_session(rng: random.Random, session: Session, at_work: bool) -> Session:

@@ -55,6 +55,14 @@ def cut(case: Case) -> bool:
     return any(fault.kind == "cut" for session in case.sessions for fault in session.faults)
 
 
+def measured_batch(case: Case) -> bool:
+    return case.measures_batch
+
+
+def teams_measure_batch(case: Case) -> bool:
+    return case.measures_batch and case.teams > 1
+
+
 @dataclass(frozen=True)
 class Defect:
     """A change of sources.
@@ -214,6 +222,32 @@ DEFECTS = (
                 "results/row_sink.py",
                 "self._numbers[table.name] += 1",
                 "self._numbers[table.name] = 1",
+            ),
+        ),
+    ),
+    Defect(
+        "leases are not of the batch that was chosen",
+        (
+            (
+                "job/run.py",
+                "            lead.group_by(build_lease_book(plan, self.lacking), costs.batch)\n",
+                "",
+            ),
+        ),
+        teams_measure_batch,
+    ),
+    Defect(
+        "the batch that was chosen is not told",
+        (("job/run.py", "        if costs.chosen is not None:\n", "        if False:\n"),),
+        measured_batch,
+    ),
+    Defect(
+        "a whole batch counts as one group",
+        (
+            (
+                "job/session.py",
+                "recorder.by_number = asked.whole_batches",
+                "recorder.by_number = False",
             ),
         ),
     ),

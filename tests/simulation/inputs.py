@@ -1,20 +1,33 @@
 """Shards for simulated jobs, made once by the package as it is: `python -m ...inputs FOLDER`; and
-what happens to them.
+what happens to them. The images of each are there as pictures in a tar file, too.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 PX = 6
 ROWS = {"a.h5": 41, "b.h5": 30, "c.h5": 7}
 HARMS = ("damage row", "truncate shard", "replace shard", "lose shard", "link shard")
 NETWORK = f"null:height={PX},width={PX},cell_px={PX}"
+
+
+def number_of(name: str) -> int:
+    """The number of a shard, in whatever form it is."""
+    return list(ROWS).index(f"{Path(name).stem}.h5")
+
+
+def rows_of(name: str) -> int:
+    """How many images it has."""
+    return list(ROWS.values())[number_of(name)]
 
 
 def answer(shard: int, row: int) -> int:
@@ -40,6 +53,25 @@ def make(folder: Path) -> None:
         classes = np.array([answer(shard, row) for row in range(rows)])
         write_shard(folder / name, pixels(shard), classes)
         write_shard(folder / "other" / name, pixels(shard)[::-1], classes[::-1])
+        tar = Path(name).with_suffix(".tar")
+        _write_tar(folder / tar, pixels(shard), classes)
+        _write_tar(folder / "other" / tar, pixels(shard)[::-1], classes[::-1])
+
+
+def picture(image: np.ndarray) -> bytes:
+    """An image, (PX, PX, 1) uint8, as a file."""
+    stream = io.BytesIO()
+    Image.fromarray(image[:, :, 0]).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _write_tar(path: Path, images: np.ndarray, classes: np.ndarray) -> None:
+    with tarfile.open(path, "w") as tar:
+        for row, (image, label) in enumerate(zip(images, classes.tolist(), strict=True)):
+            for end, data in (("png", picture(image)), ("cls", str(label).encode())):
+                entry = tarfile.TarInfo(f"{row:02}.{end}")
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
 
 
 class Shards:
@@ -64,6 +96,12 @@ class Shards:
         if side.exists():
             shutil.copy2(side, self._folder / side.name)
 
+    def makes_another(self, kind: str, number: int) -> bool:
+        """Whether one of HARMS to that shard is seen when a run goes on: of a small tar file the
+        bytes are part of the fingerprint."""
+        tar = self._names[number % len(self._names)].endswith(".tar")
+        return kind == "replace shard" or (kind == "damage row" and tar)
+
     def harm(self, kind: str, number: int) -> None:
         """Do one of HARMS to the shard and row of a number."""
         name = self._names[number % len(self._names)]
@@ -71,13 +109,16 @@ class Shards:
         once = kind in ("damage row", "link shard")  # a second one would mend the first
         if not path.exists() or (once and name in self.harmed):
             return
-        self.harmed[name] = kind
+        self.harmed[name] = "replace shard" if self.makes_another(kind, number) else kind
         if kind == "damage row":
-            image = pixels(list(ROWS).index(name))[number % ROWS[name]].tobytes()
-            at = path.read_bytes().index(image)
+            image = pixels(number_of(name))[number % rows_of(name)]
+            # of a picture the first byte, without which it is none
+            raw, byte = (picture(image), 0) if path.suffix == ".tar" else (image.tobytes(), number)
+            byte %= len(raw)
+            at = path.read_bytes().index(raw) + byte
             with open(path, "r+b") as file:
-                file.seek(at + number % len(image))
-                file.write(bytes([255 - image[number % len(image)]]))
+                file.seek(at)
+                file.write(bytes([255 - raw[byte]]))
         elif kind == "truncate shard":
             os.truncate(path, path.stat().st_size * (number % 10) // 10)
         elif kind == "replace shard":

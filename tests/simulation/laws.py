@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.simulation.inputs import ROWS, answer
+from tests.simulation.inputs import answer, number_of, rows_of
 from tests.simulation.kernel import Process
 from tests.simulation.row_laws import wrong_columns
 
@@ -152,9 +152,9 @@ def _wrong_answers(run: Run) -> list[str]:
     names = [Path(shard["path"]).name for shard in run.manifest["shards"]]
     for row in run.images:
         name, number = names[int(row["shard"])], int(row["row"])
-        if number >= ROWS[name]:
+        if number >= rows_of(name):
             return [f"a row of no image: {row}"]
-        right = answer(list(ROWS).index(name), number)
+        right = answer(number_of(name), number)
         decoded = row["source"] in DECODED
         if row["answered"] and not decoded and int(row["predicted"]) != right:
             return [f"another answer than the image's: {row}"]

@@ -27,9 +27,9 @@ from pathlib import Path
 from tests.simulation import laws, standins, world
 from tests.simulation.case import HARMLESS, Case, Fault, Session, draw, simpler, wider
 from tests.simulation.disk import CHANGES, ERRORS, LOOKS, Disk, Failure
-from tests.simulation.inputs import HARMS, ROWS, Shards
+from tests.simulation.inputs import HARMS, Shards, rows_of
 from tests.simulation.kernel import FOREVER_NS, MS, SECOND, Host, Kernel, Process
-from tests.simulation.row_laws import wrong_files
+from tests.simulation.row_laws import told_batch, wrong_files
 
 # Virtual time in which a job ends after its last fault: with limits of seconds for silence and for
 # start-up a claim is watched for 30 s and a rank awaited for 60; else start-up alone takes 600.
@@ -213,6 +213,9 @@ class Play:
         if len(jobs) == 1 and code is not None and not session.dry:
             known = rows, self._excused(session), self.unseen
             faults += laws.untrue(code, run, *known)
+            began = run is not None and run.manifest["session"] > self.known
+            if self.case.measures_batch and began:
+                faults += told_batch(run, "".join(jobs[0].ranks[0].told))
             if code in (0, 5) and not faults and run is not None:
                 calm = {fault.kind for fault in session.faults} <= {*HARMLESS}
                 calm &= run.manifest["session"] > self.known  # else there was nothing to do
@@ -240,7 +243,7 @@ class Play:
         names = {Path(shard["path"]).name for shard in run.manifest["shards"]}
         if not {*self.case.shards} - self.begun[1] <= names <= {*self.case.shards}:
             self.played.faults.append(f"a run of {sorted(names)}, of {self.case.shards}")
-        return min(self.case.limit, sum(ROWS[name] for name in names))
+        return min(self.case.limit, sum(map(rows_of, names)))
 
     def _excused(self, session: Session) -> set[int]:
         """Exit codes that what went wrong explains."""
@@ -344,7 +347,7 @@ class Play:
         that of the case."""
         run = laws.run_in(self.out)
         begun = run is not None and not run.manifest.get("bad_shards")  # those may still come
-        if begun or kind != "replace shard":
+        if begun or not self.shards.makes_another(kind, number):
             self.shards.harm(kind, number)
 
     def _between(self, session: Session) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tests.simulation.inputs import ROWS, answer
+from tests.simulation.inputs import answer, number_of
 
 if TYPE_CHECKING:
     from tests.simulation.laws import Run
@@ -25,7 +25,7 @@ def wrong_columns(run: Run) -> list[str]:
     """Columns that contradict the images, or the rows of other tables."""
     if not len(run.images):
         return []
-    faults = [*_labels(run), *_places(run)]
+    faults = [*_labels(run), *_places(run), *_whole_batches(run)]
     closed = {each["session"]: each for each in run.manifest["sessions"] if each["rows"]}
     for number, entry in closed.items():
         of = {name: rows[rows["session"] == number] for name, rows in run.tables.items()}
@@ -39,7 +39,7 @@ def wrong_columns(run: Run) -> list[str]:
 def _labels(run: Run) -> Iterator[str]:
     names = [Path(shard["path"]).name for shard in run.manifest["shards"]]
     for row in run.images[run.images["answered"]]:
-        right = answer(list(ROWS).index(names[int(row["shard"])]), int(row["row"]))
+        right = answer(number_of(names[int(row["shard"])]), int(row["row"]))
         if not row["has_label"] or int(row["label"]) != right:
             yield f"another label than the image's: {row}"
 
@@ -49,6 +49,34 @@ def _places(run: Run) -> Iterator[str]:
     for session, number, rows in run.files:
         if (rows["session"] != session).any():
             yield f"part {number} of session {session} has rows of another"
+
+
+def _whole_batches(run: Run) -> Iterator[str]:
+    """Of a launch of several teams each batch is one team's: of those teams that said how they
+    ended, since what another one had goes on in groups of other numbers."""
+    teams = run.manifest.get("teams") or 1
+    owners: dict[tuple[int, int], int] = {}
+    for entry in run.manifest["sessions"]:
+        number, batch = entry["session"], (entry.get("final") or {}).get("batch")
+        if teams == 1 or not batch or run.manifest.get("open_loop"):
+            continue
+        groups = run.images["group"][run.images["session"] == number].astype(np.int64)
+        for unit in np.unique(groups // batch).tolist():
+            other = owners.setdefault(((number - 1) // teams, unit), number)
+            if other != number:
+                yield f"batch {unit} of {batch} groups is of sessions {other} and {number}"
+
+
+def told_batch(run: Run, text: str) -> Iterator[str]:
+    """The batch that a session says to have chosen, in what rank 0 has told, is the one it has.
+
+    `text`: what was told in the last session.
+    """
+    session = run.manifest["session"]
+    before = {each["session"]: each.get("final") or {} for each in run.manifest["sessions"]}
+    batch = before.get(session, {}).get("batch")
+    if batch is not None and f"batch {batch}, chosen by --batch auto" not in text:
+        yield f"session {session} has batch {batch}, and says nothing of it, or another one"
 
 
 def _times(tasks: np.ndarray) -> Iterator[str]:
@@ -98,7 +126,9 @@ def _groups(of: dict[str, np.ndarray], cells: int) -> Iterator[str]:
         labels = set(mine["label"][mine["has_label"]].tolist())
         if len(labels) != group["classes"]:
             yield f"a group of {len(labels)} classes: {group}"
-        if mine["t0_ns"].min() != group["t0_ns"]:
+        before_ns = mine["t0_ns"].min() - group["t0_ns"]
+        whole = (mine["cell"] == 0).any()  # of a stopped job the next session may do the first one
+        if before_ns < 0 or (whole and before_ns):
             yield f"a group that begins before or after its images: {group}"
 
 

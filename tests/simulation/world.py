@@ -295,6 +295,7 @@ def install(instead: dict[str, str] | None = None) -> None:
         "collage_mpi.job.session": {"Scheduler": standins.Around(watched)},
         "collage_mpi.models.null": {"NullPredictor": standins.Around(slow)},
         "collage_mpi.mpi.transport": {"open_world": network.open_world},
+        "collage_mpi.settings.batches": {"BATCHES_A_RANK": 2},  # a seed has few images
         "collage_mpi.faults.process_monitor": {
             "ProcessMonitor": Monitor,
             "CoordinatorMonitor": CoordinatorMonitor,
