@@ -132,11 +132,13 @@ class InFlight(dict[int, ImageRecord]):
             while at < count and run.first <= images[at] < run.end:
                 at += 1
             self._left[run.first] -= at - start
+            gone: Sequence[int] = images[start:at]
             if not self._left[run.first]:
                 self._firsts.remove(run.first)
                 del self._runs[run.first], self._left[run.first]
+                gone = range(run.first, run.end)  # a late answer may have asked for one again
             if self:
-                for image in images[start:at]:
+                for image in gone:
                     self.pop(image, None)
 
 

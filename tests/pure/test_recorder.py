@@ -10,6 +10,7 @@ import pytest
 
 from collage_mpi.encoding.vectors import Extras, KeptColumn, layout_of
 from collage_mpi.errors import EnvironmentFault
+from collage_mpi.job.image_buffer import ImageRun, InFlight
 from collage_mpi.job.recorder import TOLERATED, Recorder, Vectors
 from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult
 from collage_mpi.results.rows import (
@@ -21,7 +22,7 @@ from collage_mpi.results.rows import (
     TaskRow,
 )
 from collage_mpi.scheduler import events as ev
-from collage_mpi.shards.readahead import ImageRecord
+from collage_mpi.shards.readahead import Columns, ImageRecord
 
 SINGLE, COLLAGE = "single", "collage"
 START_NS = 1_000_000
@@ -337,6 +338,19 @@ def test_what_is_written_is_forgotten():
         error = resolved(image, "error", (), image % 2, None, "worn")
         book.resolved(error._replace(group=group), START_NS + 2)
     assert not any((book._groups, book._tasks))
+
+
+def test_a_late_answer_for_a_released_image_of_a_run_leaves_nothing_behind():
+    images, numbers = InFlight(), np.arange(2)
+    images.add_run(ImageRun(0, Columns(numbers, numbers * 0, numbers, None)))
+    book = Recorder(Rows(), images, start_ns=START_NS, group_size=2, warmup_groups=0)
+    book.sent([send(0, 1, SINGLE, {0: 0, 1: 1}, 0, 1)], START_NS, [0])
+    images.release((0,))
+    unread = ev.Unread("worn", of_input=True)
+    ended(book, 1, 0, WireResult(0, FAILED, reason="worn", unread=(unread, unread)))
+    assert images[1].unread
+    images.release((1,))
+    assert not images
 
 
 def test_an_error_row_that_no_rank_could_read_has_no_label():
