@@ -320,7 +320,7 @@ class Lead:
             if team.done is not None:
                 found.append(read_entry(out, team.session))
             elif team.ready:
-                final = {"world": world_of(team.number)}
+                final = {"world": world_of(team.number), "batch": self._settings.batch}
                 lost = {"status": ev.INCOMPLETE, "rows": None, "final": final}
                 found.append({"session": team.session, **lost})
         return found

@@ -106,7 +106,7 @@ class Run:
     def samples_of(self, rows: np.ndarray) -> np.ndarray:
         """(n,) int64, which independent sample each row of groups or of images belongs to: its
         group, or its batch where groups were let in together, which end nearly together too. Each
-        session has its own batch; of one that was killed that of the last is taken."""
+        session has its own batch."""
         batches = rows["group"].astype(np.int64)
         if not self.manifest.get("open_loop"):
             batches //= self._batches_of(rows["session"])

@@ -419,7 +419,7 @@ def _next_session(out: Path, manifest: Mapping[str, Any]) -> tuple[Json, Json]:
     refuse_foreign(out, _is_shared(manifest))
     before = read_manifest(out)
     next_session = sessions_of(before).stop
-    full = _prepared(manifest, session=next_session, sessions=before.get("sessions") or [])
+    full = _prepared(manifest, session=next_session, sessions=_sessions_until(before))
     changed = differences(before, full)
     if changed:
         listed = "\n  ".join(changed)
@@ -431,6 +431,15 @@ def _next_session(out: Path, manifest: Mapping[str, Any]) -> tuple[Json, Json]:
     full["run_id"] = before["run_id"]
     full["started"] = before.get("started", full["started"])
     return before, full
+
+
+def _sessions_until(before: Json) -> list[Json]:
+    """The sessions of a manifest, with those of the last launch that were killed: they are known by
+    their batch alone, which the next session may choose otherwise."""
+    known = before.get("sessions") or []
+    ended = {entry["session"] for entry in known}
+    killed = {"status": "incomplete", "rows": None, "final": {"batch": before.get("batch") or 1}}
+    return [*known, *({"session": n, **killed} for n in sessions_of(before) if n not in ended)]
 
 
 @contextmanager

@@ -553,7 +553,12 @@ def test_sessions_of_the_manifest_are_of_the_teams_that_began(play, tmp_path):
     entry_path(tmp_path, 6).write_text(json.dumps(own))
     assert play.lead.entries(tmp_path, lambda team: [{"rank": 4 * team}]) == [
         own,
-        {"session": 7, "status": "incomplete", "rows": None, "final": {"world": [{"rank": 8}]}},
+        {
+            "session": 7,
+            "status": "incomplete",
+            "rows": None,
+            "final": {"world": [{"rank": 8}], "batch": 2},
+        },
     ]
     assert Play().lead.entries(tmp_path, lambda team: []) == []
 

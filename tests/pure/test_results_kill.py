@@ -133,6 +133,22 @@ def test_an_interrupted_run_is_never_complete(
     assert "incomplete: 36 of 90 rows, no doubles" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("teams", [None, 2])
+def test_a_killed_session_keeps_its_batch(tmp_path: Path, teams: int | None) -> None:
+    full = manifest(90) | ({} if teams is None else {"teams": teams})
+    for batch in (4, 2, 3):  # each is killed
+        how = RunWriter.reopen if (tmp_path / "run").exists() else RunWriter.create
+        made = how(tmp_path / "run", full)
+        run = made[0] if isinstance(made, tuple) else made
+        run.note(batch=batch)
+        run.drain()
+    told = read_manifest(tmp_path / "run")
+    batches = [entry["final"]["batch"] for entry in told["sessions"]]
+    assert batches == [each for each in (4, 2) for _ in range(teams or 1)]
+    assert [entry["session"] for entry in told["sessions"]] == [*range(1, 1 + len(batches))]
+    assert {entry["rows"] for entry in told["sessions"]} == {None}
+
+
 def test_reopen_goes_on_as_the_next_session(tmp_path: Path) -> None:
     full = manifest(90)
     run = RunWriter.create(tmp_path / "run", full)
