@@ -51,6 +51,9 @@ from collage_mpi.system.energy import EnergyMeter
 from collage_mpi.system.progress import StatusLines, StatusReporter
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
 
+# Images read at a time: with what is sent of them, or places and labels alone, of 32 bytes each
+SENT_BATCH, NAMED_BATCH = 64, 1024
+
 
 @dataclass(frozen=True)
 class Audience:
@@ -277,7 +280,8 @@ def open_reader(plan: Plan, encoder: AnyEncoder, reading: Collection[int]) -> Re
         pixels=bool(others),
         files=not (pasted or batched) and plan.shards.fit is not None,
     )
-    return ReadAhead(plan.shards, plan.order[:0], parts=parts, growing=True)
+    batch = SENT_BATCH if others else NAMED_BATCH
+    return ReadAhead(plan.shards, plan.order[:0], batch, parts=parts, growing=True)
 
 
 def build_book(plan: Plan) -> PairBook | None:
