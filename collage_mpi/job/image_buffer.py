@@ -23,7 +23,7 @@ from collage_mpi.mpi.tasks import (
     task_message_bytes,
 )
 from collage_mpi.results.agreement import NO_DRAW, Draw
-from collage_mpi.scheduler.events import Send
+from collage_mpi.scheduler.events import Items, Send
 from collage_mpi.shards.readahead import Columns, ImageRecord
 
 Clock = Callable[[], int]
@@ -251,8 +251,8 @@ class ImageBuffer:
             pixels = [_pixels(self.images[image]) for send in sends for image, _ in send.items]
             for task in tasks:  # of an image, or of many of which none is a file
                 task.as_files = self.images[task.items[0][0]].file is not None
-        nbytes = task_message_bytes(len(tasks), items, sum(p.nbytes for p in pixels))
-        buffer = buffer_for(nbytes)
+        nbytes = sum([array.nbytes for array in pixels])
+        buffer = buffer_for(task_message_bytes(len(tasks), items, nbytes))
         nbytes = pack_tasks(buffer, self.session, tasks, pixels)
         return Packed(buffer, nbytes, (0,) * len(tasks), not by_place)
 
@@ -264,7 +264,8 @@ class ImageBuffer:
         return [pack_places([(record.shard, record.row) for record in records])]
 
     def _places_in_runs(self, send: Send) -> Iterator[np.ndarray]:
-        numbers = [image for image, _ in send.items]
+        items = send.items
+        numbers = items.images if isinstance(items, Items) else [image for image, _ in items]
         at = 0
         while at < len(numbers):
             first = numbers[at]
@@ -283,8 +284,7 @@ class ImageBuffer:
         shape = self.encoder.input_shape
         each = math.prod(shape)
         items, following = sum(len(task.items) for task in tasks), len(tasks) * each
-        nbytes = task_message_bytes(len(tasks), items, following)
-        buffer = buffer_for(nbytes)
+        buffer = buffer_for(task_message_bytes(len(tasks), items, following))
         at = pack_tasks(buffer, self.session, tasks, following=following)
         encodes_ns = []
         for task in tasks:
@@ -293,7 +293,7 @@ class ImageBuffer:
             at += each
             start_ns, now_ns = now_ns, self.clock()
             encodes_ns.append(now_ns - start_ns)
-        return Packed(buffer, nbytes, tuple(encodes_ns))
+        return Packed(buffer, at, tuple(encodes_ns))
 
     def _cell(self, image: int) -> np.ndarray:
         """(h, w, C) uint8, what is pasted: from the reader, or shrunk now and kept."""

@@ -70,7 +70,8 @@ class Cells(Sequence[Score | None]):
 
     def __contains__(self, record: object) -> bool:
         if record is None:
-            return not (self.array["state"] == PRESENT).all()
+            states = self._data[CELL.fields["state"][1] :: _CELL.size].tobytes()  # type: ignore[index]
+            return states.count(PRESENT) < len(states)
         return record in _records(self._data)
 
     def __getitem__(self, place: Any) -> Any:

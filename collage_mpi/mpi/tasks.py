@@ -24,6 +24,7 @@ from collage_mpi.mpi.protocol import (
     read_header,
     write,
 )
+from collage_mpi.scheduler.events import Items
 
 TASK = np.dtype(
     [
@@ -31,17 +32,17 @@ TASK = np.dtype(
         ("task", "<i8"),
         ("group", "<i8"),
         ("attempt", "<u2"),
-        # The kind's code, what the task carries, and how many items are its own.
+        # The kind's code, what the task carries, and how many records of items are its own.
         ("kind", "u1"),
         ("by_place", "?"),
         ("as_files", "?"),
         ("n_items", "<u4"),
     ]
 )
-ITEM = np.dtype([("image", "<i8"), ("cell", "<u4"), ("reserved", "<u4")])
+# So many images with consecutive numbers in consecutive cells, from these on
+ITEM = np.dtype([("image", "<i8"), ("cell", "<u4"), ("images", "<u4")])
 PLACE = np.dtype([("shard", "<u4"), ("row", "<u8")])
 FILE = np.dtype([("nbytes", "<u4")])  # before its bytes
-MANY_ITEMS = 16  # from here on numpy packs them sooner
 
 _TASK, _ITEM, _PLACE, _FILE = map(packer, (TASK, ITEM, PLACE, FILE))
 _said = attrgetter(*(TASK.names or ())[:-4])
@@ -62,13 +63,13 @@ class WireTask:
     group: int
     attempt: int
     kind: str
-    items: tuple[tuple[int, int], ...]
+    items: Sequence[tuple[int, int]]
     by_place: bool = False
     as_files: bool = False
 
 
 def task_message_bytes(tasks: int, items: int, pixels_bytes: int) -> int:
-    """Size of a TASKS message."""
+    """Size of a TASKS message with a record an item, the most that it takes."""
     return HEADER.itemsize + tasks * TASK.itemsize + items * ITEM.itemsize + pixels_bytes
 
 
@@ -94,24 +95,21 @@ def pack_tasks(
     Raises:
         WireFault: the message does not fit `out` with the bytes that follow.
     """
-    records = [
-        _TASK.pack(*_said(t), KINDS.index(t.kind), t.by_place, t.as_files, len(t.items))
-        for t in tasks
-    ]
+    records, items = [], []
+    for t in tasks:
+        own = _packed(t.items)
+        records.append(_TASK.pack(*_said(t), KINDS.index(t.kind), t.by_place, t.as_files, len(own)))
+        items += own
     count = sum([len(task.items) for task in tasks])
     payload = following + sum([array.nbytes for array in pixels])
     header = Header(TASKS, session, len(tasks), count, payload)
-    if count < MANY_ITEMS * len(tasks):
-        items = [_ITEM.pack(image, cell) for task in tasks for image, cell in task.items]
-    else:
-        items = [_packed(task.items) for task in tasks]
     return write(out, header, b"".join(records + items), pixels, following)
 
 
-def _packed(items: Sequence[tuple[int, int]]) -> bytes:
-    packed = np.zeros(len(items), ITEM)
-    packed["image"], packed["cell"] = zip(*items, strict=True)
-    return packed.tobytes()
+def _packed(items: Sequence[tuple[int, int]]) -> list[bytes]:
+    if isinstance(items, Items):
+        return [_ITEM.pack(*items[0], len(items))]
+    return [_ITEM.pack(image, cell, 1) for image, cell in items]
 
 
 def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
@@ -127,20 +125,24 @@ def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
         WireFault: the counts do not match the size, or a kind is unknown.
     """
     header = read_header(message)
-    n_tasks, n_items = header.n_tasks, header.n_items
-    if task_message_bytes(n_tasks, n_items, header.payload_bytes) != message.nbytes:
+    items_at = HEADER.itemsize + header.n_tasks * _TASK.size
+    pixels_at = message.nbytes - header.payload_bytes
+    if pixels_at < items_at or (pixels_at - items_at) % _ITEM.size:
         raise WireFault(f"a TASKS message of {message.nbytes} bytes does not match its counts")
-    items_at = HEADER.itemsize + n_tasks * _TASK.size
-    pixels_at = items_at + n_items * _ITEM.size
     records = list(_TASK.iter_unpack(message[HEADER.itemsize : items_at].data))
-    if sum(record[-1] for record in records) != n_items:
+    runs = list(_ITEM.iter_unpack(message[items_at:pixels_at].data))
+    own = sum([record[-1] for record in records])
+    if own != len(runs) or sum([images for *_, images in runs]) != header.n_items:
         raise WireFault("the tasks of a message do not add up to its items")
-    pairs = list(_ITEM.iter_unpack(message[items_at:pixels_at].data))
     tasks, first = [], 0
     for *said, kind, by_place, as_files, count in records:
         if kind >= len(KINDS):
             raise WireFault(f"task {said[0]} is of kind {kind}; known are 0 to {len(KINDS) - 1}")
-        items = tuple(pairs[first : first + count])
+        items = tuple(
+            (image + more, cell + more)
+            for image, cell, images in runs[first : first + count]
+            for more in range(images)
+        )
         tasks.append(WireTask(*(*said, KINDS[kind], items, by_place, as_files)))
         first += count
     return tasks, message[pixels_at:]

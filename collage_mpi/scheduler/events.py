@@ -6,7 +6,7 @@ reused. Every event carries `now_ns`, which never decreases.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 
@@ -22,6 +22,29 @@ class Item(NamedTuple):
 
     image: int
     cell: int
+
+
+class Items(Sequence[Item]):
+    """Images with consecutive numbers in consecutive cells, each made when it is asked for."""
+
+    __slots__ = ("cells", "images")
+
+    def __init__(self, image: int, cell: int, count: int) -> None:
+        self.images, self.cells = range(image, image + count), range(cell, cell + count)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[Item]:
+        return map(Item, self.images, self.cells)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return tuple(self)[place]
+        return Item(self.images[place], self.cells[place])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and [*self] == [*other]
 
 
 class Unread(NamedTuple):
@@ -208,7 +231,7 @@ class Send(NamedTuple):
     task: int
     rank: int
     kind: str
-    items: tuple[Item, ...]
+    items: Sequence[Item]
     group: int
     attempt: int
     bundle: tuple[tuple[int, int], ...] = ()

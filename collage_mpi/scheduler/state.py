@@ -200,7 +200,7 @@ class TaskState:
         self.avoid = avoid  # ranks that it must not go to while it is bound to none
         self.images = images
         self.inputs = images[0].count if len(images) == 1 else 1  # of a batch
-        self.items: tuple[Item, ...] = ()
+        self.items: Sequence[Item] = ()
         self.group = images[0].group
         self.pending = len(images)  # images and runs of these, not yet resolved
         self.message: Message | None = None  # that it left in

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from itertools import chain, count
 
 from collage_mpi.kinds import KIND
 from collage_mpi.scheduler import events as ev
-from collage_mpi.scheduler.events import Item
+from collage_mpi.scheduler.events import Item, Items
 from collage_mpi.scheduler.ranks import ReadyRanks
 from collage_mpi.scheduler.state import ImageState, Message, Order, RankState, TaskState, Turn
 from collage_mpi.scheduler.transitions import IMAGE, RESOLVED, SETTLED, TASK
@@ -84,7 +84,8 @@ class TaskBook:
             numbers = [range(image.id, image.id + image.count) for image in task.images]
             task.items = tuple(map(Item, chain.from_iterable(numbers), count()))
         elif task.inputs > 1:
-            task.items = tuple([item for image in task.images for item in _items(image)])
+            runs = [Items(image.id, image.cell, image.count) for image in task.images]
+            task.items = runs[0] if len(runs) == 1 else tuple(chain.from_iterable(runs))
         else:
             task.items = tuple([Item(image.id, image.cell) for image in task.images])
         task.message = message
@@ -134,10 +135,6 @@ class TaskBook:
             image.holders -= 1
             if image.status == RESOLVED:
                 self.release(image)
-
-
-def _items(run: ImageState) -> Iterator[Item]:
-    return map(Item, range(run.id, run.id + run.count), run.cells)
 
 
 def _forget(task: TaskState) -> None:

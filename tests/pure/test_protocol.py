@@ -44,7 +44,7 @@ from collage_mpi.mpi.tasks import (
     unpack_places,
     unpack_tasks,
 )
-from collage_mpi.scheduler.events import Score, Unread
+from collage_mpi.scheduler.events import Items, Score, Unread
 
 ids = st.integers(0, 2**62)
 tasks = st.builds(
@@ -86,7 +86,7 @@ def test_what_travels_changes_only_with_its_version():
     codes = wire.TASKS, wire.CANCEL, wire.ANSWERS, wire.CONTROL, STATUSES
     sizes = wire.CONTROL_BYTES, wire.UP_BYTES  # what the receiver has room for
     digest = zlib.crc32(repr((layouts, codes, sizes)).encode())
-    assert (wire.VERSION, digest) == (6, 1937125358)
+    assert (wire.VERSION, digest) == (7, 2069783881)
 
 
 @given(batch=st.lists(tasks, min_size=1, max_size=4), session=st.integers(0, 9))
@@ -110,6 +110,14 @@ def test_places_travel_instead_of_pixels(named):
     found, payload = unpack_tasks(out[:length])
     assert found == [task]
     assert unpack_places(payload) == named
+
+
+def test_images_in_sequence_take_one_record():
+    task = WireTask(1, 0, 1, "single", Items(7, 2, 5), by_place=True)
+    out = np.zeros(task_message_bytes(1, 1, 0), np.uint8)
+    found, payload = unpack_tasks(out[: pack_tasks(out, 1, [task])])
+    assert found[0].items == tuple((7 + i, 2 + i) for i in range(5))
+    assert not payload.size
 
 
 @given(st.lists(st.binary(max_size=30), min_size=1, max_size=5), st.binary(max_size=3))
