@@ -10,8 +10,8 @@ import pytest
 
 from collage_mpi.results.rows import GROUP_ROW, IMAGE_ROW, TASK_ROW
 from tests.simulation.inputs import answer
-from tests.simulation.laws import Run, broken
-from tests.simulation.row_laws import told_batch, wrong_columns, wrong_files
+from tests.simulation.laws import Run, broken, unwritten
+from tests.simulation.row_laws import OUTCOMES, told_batch, wrong_columns, wrong_export, wrong_files
 
 MS = 1_000_000
 
@@ -121,23 +121,60 @@ def test_a_batch_that_is_chosen_is_told() -> None:
     assert len(list(told_batch(run, "batch 2, chosen by --batch auto; why"))) == 1
 
 
+def test_a_task_without_a_row_is_told() -> None:
+    run = made()
+    assert unwritten(run, [2, None, None]) == []
+    assert unwritten(run, [3, None, None]) == ["team 0 sent 3 tasks and has rows of 2"]
+    run.manifest["teams"] = 2
+    run.manifest["sessions"].append({"session": 2, "rows": {"tasks": 4}})
+    assert unwritten(run, [2, None, 4, None]) == []
+    assert unwritten(run, [None, None, 5, None]) == ["team 1 sent 5 tasks and has rows of 4"]
+
+
+def test_another_export_is_told(tmp_path: Path) -> None:
+    run = made()
+    for name, text in (("images", "0,0\n1,3"), ("groups", "0,0"), ("tasks", "0,0\n1,0")):
+        (tmp_path / f"{name}.csv").write_text(f"row,predicted\n{text}\n")
+    assert list(wrong_export(run, tmp_path)) == []
+    (tmp_path / "images.csv").write_text("row,predicted\n0,0\n1,4\n")
+    (tmp_path / "tasks.csv").write_text("row\n0\n")
+    assert [text[:17] for text in wrong_export(run, tmp_path)] == [
+        "images.csv has ot",
+        "tasks.csv has 1 r",
+    ]
+
+
 @pytest.mark.parametrize(
     ("file", "change", "said"),
     [
         ("summary", {"rows": {"found": 1, "answered": 2, "errors": 0}}, "summary.json says"),
         ("summary", {"complete": False}, "summary.json says"),
+        ("summary", {"accuracy": {"overall": {"correct": 1}}}, "says 1 right answers; it is 2"),
+        ("summary", {"price": {"late_answers": 1}}, "says 1 late answers; it is 0"),
+        ("summary", {"price": {"skipped_tasks": 1}}, "says 1 skipped tasks; it is 0"),
+        ("summary", {"price": {"wasted_s": 2.0}}, "2.0 s were wasted of 1.0"),
         ("status", {"state": "ending"}, "status.json says ending"),
         ("status", {"session": 2}, "of session 2"),
         ("status", {"done": 1}, "1 done of 2"),
     ],
 )
 def test_a_wrong_summary_or_status_is_told(tmp_path: Path, file: str, change: dict, said: str):
+    ends = {f"{name}_tasks": 0 for name in OUTCOMES[1:]}
+    price = {"tasks": 2, "late_answers": 0, "wasted_s": 0.0, "work_s": 1.0, **ends}
     right = {
-        "summary": {"rows": {"found": 2, "answered": 2, "errors": 0}, "complete": True},
+        "summary": {
+            "rows": {"found": 2, "answered": 2, "errors": 0},
+            "complete": True,
+            "accuracy": {"overall": {"correct": 2}},
+            "price": price,
+        },
         "status": {"state": "complete", "session": 1, "done": 2},
     }
     for name, values in right.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(values))
     assert wrong_files(tmp_path, made(), True) == []
-    (tmp_path / f"{file}.json").write_text(json.dumps({**right[file], **change}))
+    for name, value in change.items():
+        was = right[file][name]
+        right[file][name] = {**was, **value} if name == "price" else value
+    (tmp_path / f"{file}.json").write_text(json.dumps(right[file]))
     assert said in "; ".join(wrong_files(tmp_path, made(), True))

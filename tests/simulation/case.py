@@ -95,7 +95,11 @@ class Session:
 
 @dataclass(frozen=True)
 class Case:
-    """A seed's whole story. After its sessions come others without faults, to the run's end."""
+    """A seed's whole story. After its sessions come others without faults, to the run's end.
+
+    Attributes:
+        read: whether commands read the run in the end.
+    """
 
     seed: int
     shards: tuple[str, ...]
@@ -105,6 +109,7 @@ class Case:
     work: tuple[str, ...]
     pace: tuple[str, ...]
     sessions: tuple[Session, ...]
+    read: bool = False
 
     @property
     def limited(self) -> bool:
@@ -218,12 +223,13 @@ def wider(case: Case) -> Case:
     sessions = tuple(_wider_session(rng, each, case.seed % 2 == 1) for each in case.sessions)
     sessions = tuple(_stalled(f"{case.seed} {n}", each) for n, each in enumerate(sessions))
     sessions = tuple(_cut(f"{case.seed} {n}", each) for n, each in enumerate(sessions))
+    sessions = tuple(_failing(f"{case.seed} {n}", each) for n, each in enumerate(sessions))
     if rng.random() > 0.7:  # else copies at the end make up for a task that is forgotten
         work += ("--endgame", "off")
     work, in_pace = _in_runs(f"runs of {case.seed}", work, [*pace])
     work += _measured_batch(case.seed)
     case = replace(case, work=work, pace=tuple(in_pace), sessions=sessions)
-    return _with_pictures(case)
+    return _with_pictures(replace(case, read=case.seed % 4 == 0))
 
 
 def _measured_batch(seed: int) -> tuple[str, ...]:
@@ -275,6 +281,16 @@ def _cut(seed: str, session: Session) -> Session:
     if rng.random() > 0.2:
         return session
     return replace(session, faults=(*session.faults, Fault("cut", 0, number=rng.randrange(1000))))
+
+
+def _failing(seed: str, session: Session) -> Session:
+    """In some sessions the network of a rank raises for a while."""
+    rng = random.Random(f"failing {seed}")
+    if rng.random() > 0.12:
+        return session
+    at_ms, for_ms = rng.randint(0, 300), rng.choice((20, 300, 3000, 40_000))
+    fault = Fault("failing network", at_ms, rng.randrange(32), for_ms, at_work=True)
+    return replace(session, faults=(*session.faults, fault))
 
 
 def _redundancy(rng: random.Random, collages: int) -> tuple[str, ...]:

@@ -193,6 +193,22 @@ def _sessions(run: Run) -> list[str]:
     return faults
 
 
+def unwritten(run: Run | None, sent: list[int | None]) -> list[str]:
+    """Of the last session, team by team, whether each task that was sent has its row.
+
+    `sent`: by rank, as many as its scheduler sent; None of one that sent none.
+    """
+    if run is None:
+        return []
+    rows = {entry["session"]: entry["rows"] for entry in run.manifest["sessions"]}
+    faults = []
+    for team, count in enumerate(sent[:: len(sent) // (run.manifest.get("teams") or 1)]):
+        said = rows.get(run.manifest["session"] + team)
+        if count is not None and said is not None and said["tasks"] != count:
+            faults.append(f"team {team} sent {count} tasks and has rows of {said['tasks']}")
+    return faults
+
+
 def _vectors(out: Path, run: Run) -> list[str]:
     """One vector an answered image, beside its part."""
     import pyarrow.parquet as pq

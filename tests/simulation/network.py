@@ -177,6 +177,7 @@ class Network:
 
     def send(self, send: Send) -> None:
         if send.tag == TASKS:
+            self.processes[send.target].own["has work"] = True
             while self.at_work:
                 self.at_work.pop()()
         channel = self.channel(send.source, send.target, send.tag)

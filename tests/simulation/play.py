@@ -29,7 +29,7 @@ from tests.simulation.case import HARMLESS, Case, Fault, Session, draw, simpler,
 from tests.simulation.disk import CHANGES, ERRORS, LOOKS, Disk, Failure
 from tests.simulation.inputs import HARMS, Shards, rows_of
 from tests.simulation.kernel import FOREVER_NS, MS, SECOND, Host, Kernel, Process
-from tests.simulation.row_laws import told_batch, wrong_files
+from tests.simulation.row_laws import told_batch, wrong_export, wrong_files
 
 # Virtual time in which a job ends after its last fault: with limits of seconds for silence and for
 # start-up a claim is watched for 30 s and a rank awaited for 60; else start-up alone takes 600.
@@ -107,7 +107,7 @@ class Play:
                 self.played.faults.append("not complete after four sessions without a fault")
             if not self.played.faults:
                 self._lose_power()
-                self._verify()
+                self._read()
         finally:
             self.played.log += self.kernel.log
             told = (text for process in self.kernel.processes.values() for text in process.told)
@@ -216,6 +216,7 @@ class Play:
             began = run is not None and run.manifest["session"] > self.known
             if self.case.measures_batch and began:
                 faults += told_batch(run, "".join(jobs[0].ranks[0].told))
+            faults += laws.unwritten(run, [p.own.get("tasks sent") for p in jobs[0].ranks])
             if code in (0, 5) and not faults and run is not None:
                 calm = {fault.kind for fault in session.faults} <= {*HARMLESS}
                 calm &= run.manifest["session"] > self.known  # else there was nothing to do
@@ -254,14 +255,26 @@ class Play:
             return set()
         return {3, 6, *range(7, 256)}
 
-    def _verify(self) -> None:
+    def _read(self) -> None:
+        """Commands read the run, which is complete."""
+        out, written = str(self.out), Path(self.folder) / "export"
+        self._command("verify", out)
+        run = laws.run_in(self.out)
+        if self.case.read and run is not None and not self.played.faults:
+            self._command("slow-ranks", out)
+            self._command("report", out, "--out", f"{self.folder}/report.html")
+            self._command("export", out, "--to", "csv", "--out", str(written))
+            self.played.faults += wrong_export(run, written)
+        self.played.faults += self.kernel.violations
+
+    def _command(self, *words: str) -> None:
         environ = {"HOME": "/nowhere", "PATH": "/usr/bin"}
-        body = lambda: world.run_command(["verify", str(self.out)])  # noqa: E731
-        process = self.kernel.spawn(self.hosts[0], "verify", body, environ)
+        body = lambda: world.run_command(words)  # noqa: E731
+        process = self.kernel.spawn(self.hosts[0], words[0], body, environ)
         self.kernel.run(lambda: not process.alive, self.kernel.now_ns + 100 * SECOND)
         if process.code != 0:
-            self.played.faults.append(f"verify ends with {process.code}: {''.join(process.told)}")
-        self.played.faults += self.kernel.violations
+            told = "".join(process.told)
+            self.played.faults.append(f"{words[0]} ends with {process.code}: {told}")
 
     # ---- faults -------------------------------------------------------------------
 
@@ -284,6 +297,8 @@ class Play:
             process.frozen_ns = until_ns
         elif kind == "stall messages":
             job.net.stalled_ns[job.ranks.index(process)] = until_ns
+        elif kind == "failing network":
+            process.own["fails until"] = until_ns
         elif kind == "suspend job":
             for each in alive:
                 each.frozen_ns = max(each.frozen_ns, until_ns)

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from tests.simulation.inputs import answer, number_of
 if TYPE_CHECKING:
     from tests.simulation.laws import Run
 
+OUTCOMES = ("answered", "skipped", "failed", "lost", "unfinished")
 ERROR, ANSWERED, FAILED = 6, 0, 2  # a source, outcomes
 SLACK_NS = 1_000_000  # clocks of hosts run at other rates
 DRIFT = 1e-3
@@ -77,6 +80,43 @@ def told_batch(run: Run, text: str) -> Iterator[str]:
     batch = before.get(session, {}).get("batch")
     if batch is not None and f"batch {batch}, chosen by --batch auto" not in text:
         yield f"session {session} has batch {batch}, and says nothing of it, or another one"
+
+
+def _price(run: Run, summary: dict[str, Any]) -> Iterator[str]:
+    """The summary counts the answers that are right, and the tasks by how they ended."""
+    rows, tasks = run.lasting, run.tables["tasks"]
+    tasks = tasks[~tasks["warmup"]]
+    ends = {name: int((tasks["outcome"] == code).sum()) for code, name in enumerate(OUTCOMES)}
+    late = (tasks["outcome"] == ANSWERED) & (tasks["resolved"] == 0)
+    right = rows["answered"] & rows["has_label"] & (rows["predicted"] == rows["label"])
+    price = summary["price"]
+    for what, said, found in (
+        ("right answers", summary["accuracy"]["overall"]["correct"], int(right.sum())),
+        ("tasks", price["tasks"], len(tasks)),
+        ("late answers", price["late_answers"], int(late.sum())),
+        *((f"{name} tasks", price[f"{name}_tasks"], ends[name]) for name in OUTCOMES[1:]),
+    ):
+        if said != found:
+            yield f"summary.json says {said} {what}; it is {found}"
+    if not 0 <= price["wasted_s"] <= price["work_s"]:
+        yield f"summary.json says {price['wasted_s']} s were wasted of {price['work_s']}"
+
+
+def wrong_export(run: Run, folder: Path) -> Iterator[str]:
+    """The tables that were exported have the rows of the run, and their answers."""
+    for name, rows in run.tables.items():
+        rows = run.lasting if name == "images" else rows
+        with open(folder / f"{name}.csv", newline="") as file:
+            found = list(csv.DictReader(file))
+        if len(found) != len(rows):
+            yield f"{name}.csv has {len(found)} rows of {len(rows)}"
+        if name == "images":
+            told = Counter((each["row"], each["predicted"]) for each in found)
+            right = Counter(
+                (str(row["row"]), str(row["predicted"]) if row["answered"] else "") for row in rows
+            )
+            if told != right:
+                yield f"images.csv has other answers: {list((told - right).items())[:3]}"
 
 
 def _times(tasks: np.ndarray) -> Iterator[str]:
@@ -156,6 +196,7 @@ def wrong_files(out: Path, run: Run, undisturbed: bool) -> list[str]:
     said = {key: summary["rows"][key] for key in right}
     if said != right or summary["complete"] is not True:
         faults.append(f"summary.json says {said}, complete {summary['complete']}; it is {right}")
+    faults += _price(run, summary)
     if not undisturbed:
         return faults
     status = json.loads((out / "status.json").read_bytes())

@@ -92,21 +92,23 @@ class Laws:
                 self.broken("not one Resolve an image (2)", action)
             self.resolved |= images
         elif name == "Release":
-            needed = {
-                item.image
-                for task, send in self.live.items()
-                if task not in self.left
-                for item in send.items
-            }
             images = set(action.images)
-            if images & (needed | self.released) or images - self.resolved:
+            if images & (self._needed() | self.released) or images - self.resolved:
                 self.broken("pixels go that are needed, or have gone (7)", action)
             self.released |= images
         elif name == "Finish":
             open_images = self.arrived - self.resolved
             if self.finished or (open_images and action.status != "incomplete"):
                 self.broken("Finish before its time (7)", action)
+            kept = self.arrived - self.released - self._needed()
+            if action.status != "incomplete" and kept:
+                self.broken("pixels are kept that nothing needs", kept)
             self.finished = True
+
+    def _needed(self) -> set[int]:
+        """Images of live tasks whose message has not left its buffer."""
+        waiting = (send for task, send in self.live.items() if task not in self.left)
+        return {item.image for send in waiting for item in send.items}
 
     def _send(self, sends: tuple[Any, ...]) -> None:
         rank = sends[0].rank
@@ -118,6 +120,7 @@ class Laws:
                 self.broken("an image is sent that is resolved or unknown (2)", send)
             self.live[send.task] = send
             self.messages[send.task] = sends[0].task
+            kernel().here.own["tasks sent"] = len(self.messages)
         out = {self.messages[task] for task, send in self.live.items() if send.rank == rank}
         if len(out) > self.credit.get(rank, 0):
             self.broken("more messages out than the credit (3)", sends)

@@ -310,12 +310,15 @@ def install(instead: dict[str, str] | None = None) -> None:
 
 
 def slow(network: type) -> type:
-    """The class of a network that computes for up to 20 ms, if its ranks draw no delays."""
+    """The class of a network that computes for up to 20 ms, if its ranks draw no delays, and that
+    fails for a while."""
 
     class Slow(network):  # type: ignore[misc]
         def predict(self, batch: Any) -> Any:
             if "--straggler" not in here().own["job"].words:
                 kernel().sleep(kernel().random.randint(0, 20) * MS)
+            if kernel().now_ns < here().own.get("fails until", 0) and here().own.get("has work"):
+                raise RuntimeError("the network fails")
             return super().predict(batch)
 
     return Slow
