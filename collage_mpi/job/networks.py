@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 
 import numpy as np
@@ -18,7 +19,7 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageE
 from collage_mpi.job.messages import Measured, Welcome
 from collage_mpi.kinds import KIND, SINGLE, TABLE
 from collage_mpi.models import load_predictor
-from collage_mpi.models.info import Geometry, Loading, Predictor
+from collage_mpi.models.info import Answer, Computation, Geometry, Loading, Predictor
 from collage_mpi.models.named import OFFLINE, is_foreign, is_function
 from collage_mpi.models.null import NULL_CLASSES, NullPredictor
 from collage_mpi.models.own import told_error
@@ -243,8 +244,10 @@ class Networks:
             fits = size
         return took_ns
 
-    def ask(self, tasks: Sequence[WireTask], inputs: Sequence[np.ndarray]) -> list[WireResult]:
-        """The answers to tasks of one kind, as one batch. An exception fails a task, not the job.
+    def begin(
+        self, tasks: Sequence[WireTask], inputs: Sequence[np.ndarray]
+    ) -> Computation[list[WireResult]]:
+        """Begin on tasks of one kind, as one batch. An exception fails a task, not the job.
 
         A batch that raises is run again task by task, and a run image by image. So a bad input
         fails no other task, nor does a batch that does not fit the device's memory now. A task also
@@ -255,9 +258,20 @@ class Networks:
             inputs: of each task, (n, H, W, C) uint8 or (n, ...) other items.
         """
         try:
-            batch = joined(inputs)
-            # (n, cells, classes), and (n, ...) each
-            scores, given = self.predictors[tasks[0].kind].answer(batch)
+            begun = self.predictors[tasks[0].kind].begin(joined(inputs))
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            return Computation(partial(self._apart, tasks, inputs, why))
+        return Computation(partial(self._results, tasks, inputs, begun.finish), begun.done)
+
+    def _results(
+        self,
+        tasks: Sequence[WireTask],
+        inputs: Sequence[np.ndarray],
+        finish: Callable[[], Answer],
+    ) -> list[WireResult]:
+        try:
+            scores, given = finish()  # (n, cells, classes), and (n, ...) each
             results = []
             for task, part, end in zip(tasks, inputs, accumulate(map(len, inputs)), strict=True):
                 own = slice(end - len(part), end)
@@ -265,16 +279,26 @@ class Networks:
                 results.append(self._result(task, scores[own], kept))
             return results
         except Exception as error:
-            if len(tasks) == 1 and (tasks[0].kind != SINGLE or len(inputs[0]) == 1):
-                return [failed(tasks[0], f"{type(error).__name__}: {error}")]
-        if len(tasks) == 1:
-            return [self._one_by_one(tasks[0], inputs[0])]
-        return [self.ask([task], [own])[0] for task, own in zip(tasks, inputs, strict=True)]
+            why = f"{type(error).__name__}: {error}"
+        return self._apart(tasks, inputs, why)  # only now: the error holds memory of the batch
+
+    def _apart(
+        self, tasks: Sequence[WireTask], inputs: Sequence[np.ndarray], why: str
+    ) -> list[WireResult]:
+        """The answers to tasks whose batch has raised."""
+        if len(tasks) > 1:
+            return [self._ask(task, own) for task, own in zip(tasks, inputs, strict=True)]
+        if tasks[0].kind != SINGLE or len(inputs[0]) == 1:
+            return [failed(tasks[0], why)]
+        return [self._one_by_one(tasks[0], inputs[0])]
+
+    def _ask(self, task: WireTask, inputs: np.ndarray) -> WireResult:
+        return self.begin([task], [inputs]).finish()[0]
 
     def _one_by_one(self, task: WireTask, inputs: np.ndarray) -> WireResult:
         """The answer to a run whose batch has raised, without the images that raise alone."""
         alone = [replace(task, items=(item,)) for item in task.items]
-        found = [self.ask([each], [own[None]])[0] for each, own in zip(alone, inputs, strict=True)]
+        found = [self._ask(each, own[None]) for each, own in zip(alone, inputs, strict=True)]
         if all(result.status == FAILED for result in found):
             return failed(task, found[0].reason)
         cells = tuple(result.cells[0] if result.cells else None for result in found)

@@ -2,7 +2,8 @@
 
 A worker reports durations only (C3): compute_ns in the network, and held_ns injected on top of it.
 The tasks of a message are one batch. Each task reports the batch's durations, because that is what
-its images waited for.
+its images waited for. While a GPU computes a batch, the next one is begun if it is there; its time
+counts from the end of the batch before it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from collage_mpi.job.messages import Hello, Message, Rank0, Start, Welcome
 from collage_mpi.job.networks import Loader, Networks, failed, is_of_device
 from collage_mpi.job.row_reader import Faults, Inputs, RowReader, Wanted, decoded
 from collage_mpi.kinds import KIND, SPARE_KINDS
+from collage_mpi.models.info import MOST_BEGUN, Computation
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, SKIPPED, WireResult, in_messages, pack_results
 from collage_mpi.mpi.tasks import WireTask, unpack_cancel, unpack_files, unpack_places, unpack_tasks
@@ -45,6 +47,7 @@ from collage_mpi.workload.straggler_settings import make_delays
 
 RING_SPARE = 4  # receives beyond the credit, for cancels
 FOR_EVER_NS = 1 << 62  # of the clock: a dead rank's hold
+LOOK_NS = 50_000  # between looks at a device, and for a batch that it could compute next
 
 
 class Endpoint(Protocol):
@@ -72,6 +75,25 @@ class QueuedTasks(NamedTuple):
     inputs: Inputs | Future[Inputs]
 
 
+class BegunTasks(NamedTuple):
+    """A message's tasks, which a device may be computing.
+
+    Attributes:
+        queued: the tasks, and their inputs.
+        wanted: which of the tasks were not cancelled before.
+        usable: which of these have an image to classify.
+        results: of the usable ones.
+        read_ns, start_ns: how long the network waited for the inputs, and when it was asked.
+    """
+
+    queued: QueuedTasks
+    wanted: list[int]
+    usable: list[int]
+    results: Computation[list[WireResult]]
+    read_ns: int = 0
+    start_ns: int = 0
+
+
 class Rank0Watch(Protocol):
     """What watches rank 0."""
 
@@ -94,7 +116,11 @@ class Session:
         self.encoder: AnyEncoder | None = None  # for tasks by place that need one picture
         self.fit = None if welcome.fit is None else parse_fit(welcome.fit)
         self.decoding = ThreadPoolExecutor(1, "decode")  # its thread starts at the first use
+        self.injects = welcome.straggler.straggler != "none"  # delays
         self.queue: deque[QueuedTasks] = deque()
+        self.begun: deque[BegunTasks] = deque()  # several only while a device computes the first
+        self.most_begun = 1 if self.injects else min(MOST_BEGUN, welcome.credit)
+        self.ended_ns = 0  # when a device's last batch was finished
         self.open: set[int] = set()  # tasks queued or in work
         self.cancelled: set[int] = set()  # of these
 
@@ -136,14 +162,24 @@ class Session:
             self.burners.end()
             self.burners = None
 
-    def drawn_ns(self, rank: int, tasks: Sequence[WireTask], inputs: int, at_ns: int) -> int:
-        """The service time that the delay model asks for a batch begun at at_ns; 0 without one."""
+    def may_begin_another(self) -> bool:
+        """Whether the next batch is ready to be begun while a device computes one."""
+        inputs = self.queue[0].inputs
+        ready = not isinstance(inputs, Future) or inputs.done()
+        return ready and len(self.begun) < self.most_begun
+
+    def drawn_ns(self, rank: int, begun: BegunTasks) -> int:
+        """The service time that the delay model asks for a batch."""
         assert self.told is not None
+        assert isinstance(begun.queued.inputs, Inputs)
+        tasks = [begun.queued.tasks[i] for i in begun.usable]
+        count = sum(len(begun.queued.inputs.arrays[i]) for i in begun.usable)
         kind = tasks[0].kind
         factor = self.told.cost_ratio if kind in SPARE_KINDS else 1.0
-        factor *= batch_factor(inputs, self.told.batch_costs.get(kind, 1.0))
+        factor *= batch_factor(count, self.told.batch_costs.get(kind, 1.0))
         keys = [(task.group, task.items[0][0], task.attempt) for task in tasks]
-        return service_ns(self.delays, rank, keys, at_ns - self.start_ns, factor)
+        at_ns = begun.start_ns - self.start_ns
+        return service_ns(self.delays, rank, keys, at_ns, factor)
 
 
 class Worker:
@@ -185,17 +221,26 @@ class Worker:
 
     def step(self) -> bool:
         """One turn: take what has come and do one piece of work; whether there was any."""
+        session = self.session
         if self._control_waits():
+            while session is not None and session.begun:
+                self._finish(session)
             message, self._next_control = self._next_control, None
             assert message is not None
             self._control(message)
             return True
         self._take_tasks()
-        session = self.session
-        if session is not None and session.queue and session.told is not None:
-            self._work(session, session.queue.popleft())
-            return True
-        return False
+        if session is None or session.told is None:
+            return False
+        if session.queue and (not session.begun or session.may_begin_another()):
+            self._begin_tasks(session, session.queue.popleft())
+        elif not session.begun:
+            return False
+        elif len(session.begun) == session.most_begun or session.begun[0].results.done():
+            self._finish(session)
+        else:
+            self.backoff.rest(LOOK_NS)
+        return True
 
     def _control_waits(self) -> bool:
         if self._next_control is None:
@@ -307,23 +352,32 @@ class Worker:
                 begin = _read if tasks[0].by_place else _unpacked  # the whole message is so
                 session.queue.append(QueuedTasks(tasks, begin(session, tasks, payload)))
 
-    def _work(self, session: Session, queued: QueuedTasks) -> None:
-        """Do the tasks of a message as one batch, without those that are cancelled."""
+    def _begin_tasks(self, session: Session, queued: QueuedTasks) -> None:
+        """Begin on the tasks of a message as one batch, without those that are cancelled; finish
+        them too unless a device computes them."""
         self._take_tasks()  # a cancel may be right behind
         if self._dead(session):
             self._hold(FOR_EVER_NS)
             return
-        tasks = queued.tasks
-        wanted = [i for i, task in enumerate(tasks) if task.task not in session.cancelled]
-        results = [WireResult(t.task, SKIPPED) for t in tasks if t.task in session.cancelled]
+        wanted = [i for i, t in enumerate(queued.tasks) if t.task not in session.cancelled]
+        session.begun.append(self._begin_batch(session, queued, wanted))
+        if session.begun[0].results.done():
+            self._finish(session)
+
+    def _finish(self, session: Session) -> None:
+        """Answer the tasks that were begun first."""
+        begun = session.begun.popleft()
+        tasks, wanted = begun.queued.tasks, begun.wanted
+        results = []
+        if len(wanted) < len(tasks):
+            kept = set(wanted)
+            results = [WireResult(t.task, SKIPPED) for i, t in enumerate(tasks) if i not in kept]
         if wanted:
-            results += self._answers(session, queued, wanted)
+            results += self._answers(session, begun)
             if self._dead(session):
                 self._hold(FOR_EVER_NS)
                 return
             session.answered += len(wanted)
-        elif isinstance(queued.inputs, Future):
-            queued.inputs.cancel()  # if it has not begun
         ended = [task.task for task in tasks]
         session.open.difference_update(ended)
         session.cancelled.difference_update(ended)
@@ -333,48 +387,57 @@ class Worker:
             buffer = self.endpoint.buffer(room)
             self.endpoint.send(buffer, pack_results(buffer, session.number, part))
 
-    def _answers(
-        self, session: Session, queued: QueuedTasks, wanted: Sequence[int]
-    ) -> list[WireResult]:
-        """The answers to those of the tasks that are `wanted`, by their place in the message."""
+    def _begin_batch(self, session: Session, queued: QueuedTasks, wanted: list[int]) -> BegunTasks:
+        """Begin on those of the tasks that are `wanted`, once their inputs are read."""
         start_ns, read_ns, found = self.clock(), 0, queued.inputs
         if isinstance(found, Future):
+            if not wanted:
+                found.cancel()  # if it has not begun
+                return BegunTasks(queued, [], [], Computation(list))
             found = found.result()
             read_ns = self.clock() - start_ns
-        inputs, faults = found
+            queued = QueuedTasks(queued.tasks, found)
         # A picture with some blank cells can be classified; one without any image cannot.
-        usable = [i for i in wanted if not (faults[i] and all(faults[i]))]
-        results = []
-        if usable:
-            results = self._classify(
-                session, [queued.tasks[i] for i in usable], [inputs[i] for i in usable]
-            )
-        answers = dict(zip(usable, results, strict=True))
-        for i in wanted:
-            result = answers.get(i) or failed(queued.tasks[i], "")
-            if faults[i] and (i not in answers or result.status == ANSWERED):
-                result.unread = faults[i]
-                result.reason = next(why.reason for why in faults[i] if why is not None)
-            result.read_ns = read_ns
+        usable = [i for i in wanted if not (found.faults[i] and all(found.faults[i]))]
+        if not usable:
+            return BegunTasks(queued, wanted, [], Computation(list), read_ns)
+        assert session.networks is not None
+        start_ns = self.clock()
+        results = session.networks.begin(
+            [queued.tasks[i] for i in usable], [found.arrays[i] for i in usable]
+        )
+        return BegunTasks(queued, wanted, usable, results, read_ns, start_ns)
+
+    def _answers(self, session: Session, begun: BegunTasks) -> list[WireResult]:
+        """The answers to the wanted tasks."""
+        inputs = begun.queued.inputs
+        assert isinstance(inputs, Inputs)
+        answers = dict(zip(begun.usable, self._classified(session, begun), strict=True))
+        for i in begun.wanted:
+            faults = inputs.faults[i]
+            result = answers.get(i) or failed(begun.queued.tasks[i], "")
+            if faults and (i not in answers or result.status == ANSWERED):
+                result.unread = faults
+                result.reason = next(why.reason for why in faults if why is not None)
+            result.read_ns = begun.read_ns
             answers[i] = result
         return list(answers.values())
 
-    def _classify(
-        self, session: Session, tasks: list[WireTask], inputs: list[np.ndarray]
-    ) -> list[WireResult]:
-        """Ask the network, then hold the answers. If all tasks have failed, nothing is held."""
+    def _classified(self, session: Session, begun: BegunTasks) -> list[WireResult]:
+        """What the network answers, held as long as the delay model wants. If all tasks have
+        failed, nothing is held."""
         assert session.networks is not None
-        start_ns = self.clock()
-        results = session.networks.ask(tasks, inputs)
-        compute_ns = self.clock() - start_ns
+        results = begun.results.finish()
+        # The device computes the batches one after another, and none counts another's time.
+        start_ns, session.ended_ns = max(begun.start_ns, session.ended_ns), self.clock()
+        compute_ns = session.ended_ns - start_ns
         answered = [result for result in results if result.status == ANSWERED]
         if len(answered) < len(results) and (trouble := session.networks.gpu_trouble()):
             for result in results:
                 result.reason = f"{trouble}. {result.reason}" if result.reason else ""
         held_ns = drawn_ns = 0
-        if answered:
-            count = sum(map(len, inputs))
-            drawn_ns = session.drawn_ns(self.endpoint.rank, tasks, count, start_ns)
+        if answered and session.injects:
+            drawn_ns = session.drawn_ns(self.endpoint.rank, begun)
             if drawn_ns > compute_ns:
                 self._hold(start_ns + drawn_ns)
                 held_ns = max(0, self.clock() - start_ns - compute_ns)
@@ -384,6 +447,8 @@ class Worker:
 
     def _dead(self, session: Session) -> bool:
         """Whether the delay model lets this rank answer nothing any more."""
+        if not session.welcome.straggler.dead_ranks:
+            return False
         at_ns = self.clock() - session.start_ns
         return session.delays.dead(self.endpoint.rank, at_ns, session.answered)
 

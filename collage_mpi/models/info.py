@@ -5,10 +5,11 @@ together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from collage_mpi.encoding.vectors import EMBEDDINGS, NO_SAVE, KeptColumn, layout_of
 from collage_mpi.errors import DataFault, UsageError
@@ -19,6 +20,11 @@ from collage_mpi.system.printable import counted
 
 if TYPE_CHECKING:
     import numpy as np
+
+T = TypeVar("T")
+U = TypeVar("U")
+Answer = tuple["np.ndarray", dict[str, "np.ndarray"]]  # scores, and what is given beside them
+MOST_BEGUN = 2  # computations of a network that may be begun and not finished
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,28 @@ class Loading:
         return self.save == EMBEDDINGS
 
 
+def _yes() -> bool:
+    return True
+
+
+@dataclass(slots=True)  # not frozen: see WireTask
+class Computation(Generic[T]):
+    """A result that a device may still be computing.
+
+    Attributes:
+        finish: waits for the result; called once. What a device does not compute by itself is
+            computed here.
+        done: whether `finish` would not wait for a device.
+    """
+
+    finish: Callable[[], T]
+    done: Callable[[], bool] = _yes
+
+    def then(self, work: Callable[[T], U]) -> Computation[U]:
+        """The same, with work on its result."""
+        return Computation(lambda: work(self.finish()), self.done)
+
+
 class Predictor(Protocol):
     """A network that is ready to answer."""
 
@@ -134,9 +162,25 @@ class Predictor(Protocol):
         """
         ...
 
-    def answer(self, batch: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def answer(self, batch: np.ndarray) -> Answer:
         """The result of `predict`, and (n, ...) of each of the `columns`."""
         ...
+
+    def begin(self, batch: np.ndarray) -> Computation[Answer]:
+        """Begin on what `answer` gives; at most MOST_BEGUN before the first of them is finished."""
+        ...
+
+
+class BeginsLater:
+    """A predictor that computes in this process, and so only when its answer is asked for."""
+
+    def answer(self, batch: np.ndarray) -> Answer:
+        """See `Predictor`."""
+        raise NotImplementedError
+
+    def begin(self, batch: np.ndarray) -> Computation[Answer]:
+        """See `Predictor`."""
+        return Computation(partial(self.answer, batch))
 
 
 def check_kind(kind: str) -> None:

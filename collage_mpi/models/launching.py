@@ -1,8 +1,9 @@
-"""Runs a network on host bytes and returns host outputs. On a GPU it uses pinned buffers, one
-stream for the rank, and a CUDA graph for each batch size.
+"""Runs a network on host bytes and returns host outputs. On a GPU it uses pinned buffers, two
+streams for the rank, and a CUDA graph for each batch size.
 
 The job mostly sends batches of one. Launching the hundred or so kernels for it takes longer than
-running them; a graph launches them all at once.
+running them; a graph launches them all at once. The GPU computes one batch while the rank copies
+the next one, and unpacks and packs messages.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from collage_mpi.models.info import MOST_BEGUN, Computation
 
 WARM_CALLS = 3  # before a capture: libraries choose their kernels, and allocate, on first calls
 MOST_SIZES = 16  # batch sizes with buffers and a graph of their own; others are called plainly
@@ -24,10 +28,10 @@ Forward = Callable[[Tensor], Tensor]  # (n, H, W, C) uint8 on the device -> outp
 
 
 class KernelLauncher(Protocol):
-    """One call of the network."""
+    """Begins one call of the network."""
 
-    def __call__(self, batch: np.ndarray) -> Tensor:
-        """(n, H, W, C) uint8 -> outputs on the host, valid until the next call."""
+    def __call__(self, batch: np.ndarray) -> Computation[Tensor]:
+        """(n, H, W, C) uint8 -> outputs on the host, valid until the next call is begun."""
         ...
 
 
@@ -38,43 +42,73 @@ class DirectLauncher:
         self._forward = forward
         self._device = device
 
-    def __call__(self, batch: np.ndarray) -> Tensor:
+    def __call__(self, batch: np.ndarray) -> Computation[Tensor]:
+        return Computation(partial(self.outputs, batch))
+
+    @torch.inference_mode()
+    def outputs(self, batch: np.ndarray) -> Tensor:
+        """The outputs, complete."""
         return self._forward(torch.from_numpy(batch).to(self._device)).cpu()  # .cpu() waits
+
+
+class Event(Protocol):
+    """A point in the work of a stream; see torch.cuda.Event."""
+
+    def wait(self) -> None: ...  # the current stream waits, this process does not
+    def query(self) -> bool: ...
+    def synchronize(self) -> None: ...
 
 
 class Gpu(Protocol):
     """What a launcher needs of a GPU; tests replace it by one in CPU memory."""
 
     def pinned(self, like: Tensor) -> Tensor: ...
-    def stream(self) -> AbstractContextManager[Any]: ...
+    def copying(self) -> AbstractContextManager[Any]: ...
+    def running(self) -> AbstractContextManager[Any]: ...
+    def copy(self, to: Tensor, given: Tensor) -> None: ...
+    def event(self) -> Event: ...
     def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]: ...
     def catch_up(self) -> None: ...
-    def wait(self) -> None: ...
 
 
 class CudaGpu:
-    """A real GPU. Every call of this rank goes to one stream of its own."""
+    """A real GPU. This rank's batches are copied to it in one stream and run in another."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._runs = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         # One pool for all graphs: one runs at a time, and its outputs are copied before the next.
         self._pool = torch.cuda.graph_pool_handle()
 
     def pinned(self, like: Tensor) -> Tensor:
-        """Page-locked host memory with the shape and dtype of `like`, so that copies need no
-        staging.
+        """Page-locked host memory with the shape and dtype of `like`: copies of other memory wait
+        for the stream.
         """
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
-    def stream(self) -> AbstractContextManager[Any]:
-        """Work inside goes to the rank's stream."""
-        return torch.cuda.stream(self._stream)
+    def copying(self) -> AbstractContextManager[Any]:
+        """Work inside goes to the stream of copies to the GPU."""
+        return torch.cuda.stream(self._copies)
+
+    def running(self) -> AbstractContextManager[Any]:
+        """Work inside goes to the stream in which networks run, one after another."""
+        return torch.cuda.stream(self._runs)
+
+    def copy(self, to: Tensor, given: Tensor) -> None:
+        """Copy in the current stream; this process does not wait."""
+        to.copy_(given, non_blocking=True)
+
+    def event(self) -> Event:
+        """The current stream's work so far."""
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        return event
 
     def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """Record `work` as a graph: (launch it, the tensor it writes)."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._runs):
             outputs = work()
         return graph.replay, outputs
 
@@ -83,69 +117,104 @@ class CudaGpu:
 
         torch's streams do not wait for the default stream by themselves.
         """
-        self._stream.wait_stream(torch.cuda.default_stream(self._device))
-
-    def wait(self) -> None:
-        """Wait until the stream is done, so that durations include the GPU's work (C3)."""
-        self._stream.synchronize()
+        self._runs.wait_stream(torch.cuda.default_stream(self._device))
 
 
 @dataclass(frozen=True)
-class _Slot:
-    """The buffers for one batch size, and the work between them."""
+class _HostBuffers:
+    """Of one computation, from when it is begun until it is finished; both pinned."""
 
-    host_in: Tensor  # (n, H, W, C) uint8, pinned
-    device_in: Tensor
-    launch: Callable[[], None]
-    device_out: Tensor
-    host_out: Tensor  # pinned
+    given: Tensor  # (n, H, W, C) uint8
+    found: Tensor
+
+
+class _Captured:
+    """One batch size: its graph, the graph's input and output, and the buffers around them.
+
+    A batch lies in `arrived` while the graph may still run on `given` for the batch before it.
+    """
+
+    def __init__(self, gpu: Gpu, forward: Forward, given: Tensor) -> None:
+        """`given`: (n, H, W, C) uint8 on the device."""
+        self._gpu = gpu
+        gpu.catch_up()
+        with gpu.running():
+            for _ in range(WARM_CALLS):
+                forward(given)
+            self._given, self._arrived = given, torch.empty_like(given)
+            self._taken = gpu.event()  # what has arrived is in `given`
+        self._taken.synchronize()
+        self._launch, self._found = gpu.capture(lambda: forward(given))
+        buffers = (
+            _HostBuffers(gpu.pinned(given), gpu.pinned(self._found)) for _ in range(MOST_BEGUN)
+        )
+        self._free = list(buffers)
+
+    def begin(self, batch: np.ndarray) -> Computation[Tensor]:
+        """Copy the batch to the GPU, run the graph and copy its output back."""
+        gpu, buffers = self._gpu, self._free[-1]
+        buffers.given[: len(batch)].copy_(torch.from_numpy(batch))  # rows beyond: a former batch's
+        with gpu.copying():
+            self._taken.wait()
+            gpu.copy(self._arrived, buffers.given)
+            arrived = gpu.event()
+        with gpu.running():
+            arrived.wait()
+            gpu.copy(self._given, self._arrived)
+            self._taken = gpu.event()
+            self._launch()
+            gpu.copy(buffers.found, self._found)
+            done = gpu.event()
+        self._free.pop()
+
+        def finish() -> Tensor:
+            try:
+                done.synchronize()  # durations include the GPU's work (C3)
+            finally:
+                self._free.append(buffers)
+            return buffers.found[: len(batch)]
+
+        return Computation(finish, partial(_has_ended, done))
+
+
+def _has_ended(event: Event) -> bool:
+    try:
+        return event.query()
+    except RuntimeError:  # a GPU that fails: `synchronize` raises it again
+        return True
 
 
 class GraphLauncher:
-    """On a GPU: copy in, one graph, copy out, wait; all on the rank's stream."""
+    """On a GPU: copy in, one graph, copy out."""
 
     def __init__(self, forward: Forward, device: torch.device, gpu: Gpu) -> None:
         self._forward = forward
         self._device = device
         self._gpu = gpu
         self._plain = DirectLauncher(forward, device)
-        self._slots: dict[int, _Slot] = {}
+        self._captured: dict[int, _Captured] = {}
 
-    def __call__(self, batch: np.ndarray) -> Tensor:
-        n = len(batch)
-        slot = self._slot_for(n)
-        if slot is None:
-            if len(self._slots) == MOST_SIZES:
-                with self._gpu.stream():
-                    return self._plain(batch)
-            slot = self._slots[n] = self._prepare(batch)
-        slot.host_in[:n].copy_(
-            torch.from_numpy(batch)
-        )  # (n, H, W, C); rows beyond: the last call's
-        with self._gpu.stream():
-            slot.device_in.copy_(slot.host_in, non_blocking=True)
-            slot.launch()
-            slot.host_out.copy_(slot.device_out, non_blocking=True)
-        self._gpu.wait()
-        return slot.host_out[:n]
+    @torch.inference_mode()
+    def __call__(self, batch: np.ndarray) -> Computation[Tensor]:
+        captured = self._captured_for(len(batch))
+        if captured is None:
+            if len(self._captured) == MOST_SIZES:
+                return Computation(partial(self._called_plainly, batch))
+            with self._gpu.running():
+                given = torch.from_numpy(batch).to(self._device)
+            captured = self._captured[len(batch)] = _Captured(self._gpu, self._forward, given)
+        return captured.begin(batch)
 
-    def _slot_for(self, n: int) -> _Slot | None:
-        """The smallest slot that holds n and is not mostly padding. A rank warms up with 1, 2, 4,
+    def _captured_for(self, n: int) -> _Captured | None:
+        """The smallest graph that holds n and is not mostly padding. A rank warms up with 1, 2, 4,
         8, ..., and no size between them is captured during a job.
         """
-        fitting = [size for size in self._slots if n <= size <= MOST_PADDED * n]
-        return self._slots[min(fitting)] if fitting else None
+        fitting = [size for size in self._captured if n <= size <= MOST_PADDED * n]
+        return self._captured[min(fitting)] if fitting else None
 
-    def _prepare(self, batch: np.ndarray) -> _Slot:
-        self._gpu.catch_up()
-        with self._gpu.stream():
-            device_in = torch.from_numpy(batch).to(self._device)
-            for _ in range(WARM_CALLS):
-                self._forward(device_in)
-        self._gpu.wait()
-        launch, device_out = self._gpu.capture(lambda: self._forward(device_in))
-        host_in, host_out = self._gpu.pinned(device_in), self._gpu.pinned(device_out)
-        return _Slot(host_in, device_in, launch, device_out, host_out)
+    def _called_plainly(self, batch: np.ndarray) -> Tensor:
+        with self._gpu.running():
+            return self._plain.outputs(batch)
 
 
 def make_launcher(forward: Forward, device: torch.device, how: str) -> KernelLauncher:

@@ -10,7 +10,7 @@ from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.vectors import KeptColumn
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import COLLAGE
-from collage_mpi.models.info import check_kind
+from collage_mpi.models.info import BeginsLater, check_kind
 from collage_mpi.models.tuning import NO_TUNING
 
 # key -> default of "null:key=value,..."
@@ -18,7 +18,7 @@ NULL_DEFAULTS = {"height": 28, "width": 28, "channels": 1, "side": 3, "cell_px":
 NULL_CLASSES = 10  # of a null network where nobody says how many
 
 
-class NullPredictor:
+class NullPredictor(BeginsLater):
     """Class of a cell = its top-left pixel, channel 0, modulo classes; probability 1 there. Of
     other items it is the first value, as a whole number.
 

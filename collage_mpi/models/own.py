@@ -49,6 +49,7 @@ from collage_mpi.kinds import SINGLE
 from collage_mpi.models.info import (
     HOW,
     TOLERANCE,
+    BeginsLater,
     Declared,
     Geometry,
     Loading,
@@ -215,7 +216,7 @@ def check_mapped(spec: str) -> None:
         raise UsageError(f"{spec} has no __call__(batch): {MAP_HOW}")
 
 
-class OwnPredictor:
+class OwnPredictor(BeginsLater):
     """A user's predictor with checked answers; see the `Predictor` protocol.
 
     The fingerprint is the predictor's attribute of that name, if there is one. With it, ranks that

@@ -22,6 +22,8 @@ from collage_mpi.models.collage_net import build_network
 from collage_mpi.models.info import (
     HOW,
     TOLERANCE,
+    Answer,
+    Computation,
     Declared,
     Geometry,
     Loading,
@@ -147,7 +149,6 @@ class TorchPredictor:
                 predictor.first_call()
         return predictor
 
-    @torch.inference_mode()
     def predict(self, batch: np.ndarray) -> np.ndarray:
         """Classify: (n, H, W, C) uint8, or (n, ...) items -> (n, cells, classes) float32
         probabilities.
@@ -158,19 +159,22 @@ class TorchPredictor:
         Raises:
             DataFault: the batch has another shape or dtype than the network was made for.
         """
-        return self._scores(self._launch(self._checked(batch)))
+        return self.answer(batch)[0]
+
+    def answer(self, batch: np.ndarray) -> Answer:
+        """Like `predict`, and the images' embeddings, (n, d) float32, if they are wanted."""
+        return self.begin(batch).finish()
+
+    def begin(self, batch: np.ndarray) -> Computation[Answer]:
+        """Begin on what `answer` gives; a GPU goes on by itself. Raises DataFault as `predict`."""
+        return self._launch(self._checked(batch)).then(self._answered)
 
     @torch.inference_mode()
-    def answer(self, batch: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Like `predict`, and the images' embeddings, (n, d) float32, if they are wanted."""
+    def _answered(self, found: torch.Tensor) -> Answer:
         if not self._embeds:
-            return self.predict(batch), {}
-        found = self._launch(self._checked(batch))  # (n, 1, classes + d)
-        return self._scores(found), {"embedding": found[:, 0, self.classes :].numpy().copy()}
-
-    def _scores(self, found: torch.Tensor) -> np.ndarray:
-        logits = found[:, :, : self.classes] if self._embeds else found
-        return self.reading.scores(logits, self.temperature)
+            return self.reading.scores(found, self.temperature), {}
+        scores = self.reading.scores(found[:, :, : self.classes], self.temperature)
+        return scores, {"embedding": found[:, 0, self.classes :].numpy().copy()}
 
     @torch.inference_mode()
     def outputs(self, batch: np.ndarray) -> torch.Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from importlib.resources import files
 from typing import Any
@@ -15,7 +17,7 @@ from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.models import load_predictor
-from collage_mpi.models.info import Loading
+from collage_mpi.models.info import MOST_BEGUN, Loading
 from collage_mpi.models.tuning import PLAIN, Tuning
 from collage_mpi.shards import ShardSet
 
@@ -68,54 +70,159 @@ def test_a_cpus_answers_are_those_of_float32(inputs: dict, kind: str, precision:
     assert tuned.tuning.startswith(precision)
 
 
-class MemoryGpu:
-    """What a CUDA GPU does, on the CPU; a graph writes where it was captured to write."""
+class Point:
+    """An event of a stream in memory."""
 
-    def __init__(self) -> None:
-        self.captured = self.launched = self.waits = 0
+    def __init__(self, gpu: MemoryGpu) -> None:
+        self.gpu, self.reached = gpu, False
+
+    def wait(self) -> None:
+        self.gpu.put("wait", self.synchronize, lambda: self.reached)
+
+    def query(self) -> bool:
+        for _ in range(self.gpu.random.randrange(4)):
+            self.gpu.step()
+        return self.reached
+
+    def synchronize(self) -> None:
+        while not self.reached:
+            assert self.gpu.step(), "the streams wait for each other"
+
+
+class MemoryGpu:
+    """What a CUDA GPU does, on the CPU: its two streams go on when somebody looks, in an order that
+    a seed draws. A graph writes where it was captured to write. Host memory that a copy has yet to
+    read must not be written."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.random = random.Random(seed)
+        self.captured = self.launched = 0
         self.story: list[str] = []
+        self.streams: dict[str, deque[Any]] = {"copies": deque(), "runs": deque()}
+        self.current = "default"
+        self.hosts: list[Any] = []
+
+    def put(self, name: str, work: Callable[[], None], ready: Any = lambda: True) -> None:
+        self.story.append(f"{self.current}: {name}")
+        self.streams[self.current].append((work, ready))
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """Do the next work of a stream; False if there is none that may be done."""
+        able = [each for each in self.streams.values() if each and each[0][1]()]
+        if able:
+            self.random.choice(able).popleft()[0]()
+        return bool(able)
+
+    @contextmanager
+    def within(self, stream: str) -> Iterator[None]:
+        before, self.current = self.current, stream
+        yield
+        self.current = before
+
+    def copying(self) -> AbstractContextManager[None]:
+        return self.within("copies")
+
+    def running(self) -> AbstractContextManager[None]:
+        return self.within("runs")
 
     def pinned(self, like: Any) -> Any:
-        return torch.full(like.shape, 77, dtype=like.dtype)
+        self.hosts.append(torch.full(like.shape, 77, dtype=like.dtype))
+        return self.hosts[-1]
 
-    def stream(self) -> AbstractContextManager[None]:
-        self.story.append("stream")
-        return nullcontext()
+    def copy(self, to: Any, given: Any) -> None:
+        host = any(each is given for each in self.hosts)
+        before = given.clone() if host else None
+
+        def work() -> None:
+            assert before is None or torch.equal(before, given), "written while in flight"
+            to.copy_(given)
+
+        self.put("copy in" if host else "copy", work)
+
+    def event(self) -> Point:
+        point = Point(self)
+        self.put("event", lambda: setattr(point, "reached", True))
+        return point
 
     def catch_up(self) -> None:
         self.story.append("catch up")
 
     def capture(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        while self.step():  # a capture waits for all that is under way
+            pass
         self.captured += 1
         self.story.append("capture")
         outputs = torch.full_like(work(), 55)
 
         def launch() -> None:
             self.launched += 1
-            outputs.copy_(work())
+            self.put("launch", lambda: outputs.copy_(work()))
 
         return launch, outputs
 
-    def wait(self) -> None:
-        self.waits += 1
-        self.story.append("wait")
+
+def graphed(gpu: MemoryGpu) -> Any:
+    """The single network, as on a GPU."""
+    from collage_mpi.models import launching
+
+    tuned = predictor_of("single", None)
+    tuned._launch = launching.GraphLauncher(tuned._forward, torch.device("cpu"), gpu)
+    return tuned
 
 
 def test_a_graph_a_batch_size_and_the_same_answers(inputs: dict) -> None:
-    from collage_mpi.models import launching
-
     gpu = MemoryGpu()
-    tuned = predictor_of("single", None)
-    tuned._launch = launching.GraphLauncher(tuned._forward, torch.device("cpu"), gpu)
+    tuned = graphed(gpu)
     batch = inputs["single"][:12]
     for size in (1, 4, 1):  # 4 is far from 1: padding would cost more than the capture
         same, apart = agreement("single", batch, tuned, size)
         assert (same, apart < 1e-6) == (1.0, True)
     assert gpu.captured == 2
-    # weights are there, the first calls are over, then the capture, then copy, launch, copy, wait
-    assert gpu.story[:6] == ["catch up", "stream", "wait", "capture", "stream", "wait"]
+    # weights are there, the first calls are over, then the capture, then copy, launch, copy
+    assert gpu.story[:3] == ["catch up", "runs: event", "capture"]
+    assert gpu.story[3:12] == [
+        *("copies: wait", "copies: copy in", "copies: event"),
+        *("runs: wait", "runs: copy", "runs: event", "runs: launch", "runs: copy", "runs: event"),
+    ]
     assert gpu.launched == 12 + 3 + 12
-    assert gpu.waits >= gpu.launched
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_two_batches_in_flight_give_each_its_own_answers(inputs: dict, seed: int) -> None:
+    """Of equal sizes and of different ones, however the GPU's streams take turns."""
+    gpu = MemoryGpu(seed)
+    tuned, plain = graphed(gpu), predictor_of("single", None)
+    images, begun, first = inputs["single"], deque(), 0
+    for size in (1, 2, 2, 1, 2, 4, 3, 4, 2, 1, 1):
+        batch = images[first : first + size]
+        begun.append((batch, tuned.begin(batch)))
+        first += size
+        while len(begun) == MOST_BEGUN or (begun and gpu.random.random() < 0.2):
+            given, computation = begun.popleft()
+            computation.done()
+            scores, _ = computation.finish()
+            np.testing.assert_allclose(scores, plain.predict(given), atol=1e-6)
+    for given, computation in begun:
+        np.testing.assert_allclose(computation.finish()[0], plain.predict(given), atol=1e-6)
+    assert gpu.captured == 3
+
+
+def test_a_gpu_that_fails_says_so_when_the_answer_is_taken(
+    inputs: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(point: Point) -> bool:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    tuned = graphed(MemoryGpu())
+    computation = tuned.begin(inputs["single"][:1])
+    monkeypatch.setattr(Point, "query", broken)
+    monkeypatch.setattr(Point, "synchronize", broken)
+    assert computation.done()
+    with pytest.raises(RuntimeError, match="launch failure"):
+        computation.finish()
+    monkeypatch.undo()
+    assert tuned.predict(inputs["single"][:1]).shape == (1, 1, 10)
 
 
 def test_batch_sizes_beyond_the_most_are_called_plainly(
@@ -125,19 +232,15 @@ def test_batch_sizes_beyond_the_most_are_called_plainly(
 
     monkeypatch.setattr(launching, "MOST_SIZES", 1)
     gpu = MemoryGpu()
-    tuned = predictor_of("single", None)
-    tuned._launch = launching.GraphLauncher(tuned._forward, torch.device("cpu"), gpu)
+    tuned = graphed(gpu)
     for size in (2, 3):
         assert agreement("single", inputs["single"][:6], tuned, size)[0] == 1.0
     assert gpu.captured == 1
 
 
 def test_sizes_between_those_warmed_up_use_their_graphs(inputs: dict) -> None:
-    from collage_mpi.models import launching
-
     gpu = MemoryGpu()
-    tuned = predictor_of("single", None)
-    tuned._launch = launching.GraphLauncher(tuned._forward, torch.device("cpu"), gpu)
+    tuned = graphed(gpu)
     for size in (1, 2, 4, 6):  # as a rank with --batch 6 does
         tuned.predict(inputs["single"][:size])
     for size in (3, 5, 6, 2, 1):
