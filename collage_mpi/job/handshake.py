@@ -440,7 +440,8 @@ class _Trial:
     def __init__(
         self, plan: Plan, worker_group: WorkerGroup, rounds: int, injected: ModelTimes
     ) -> None:
-        self._group, self._rounds, self._injected = worker_group, rounds, injected
+        self._plan, self._group = plan, worker_group
+        self._rounds, self._injected = rounds, injected
         self._networks = tuple(plan.networks.items())
         self._who = {kind: plan.placement.ranks_of(kind) for kind in plan.networks}
 
@@ -458,18 +459,23 @@ class _Trial:
 
     def fitting(self, chosen: ChosenBatch) -> ChosenBatch:
         """Have every rank try the batch, which warms it up; half of it while one has no room."""
-        while chosen.size > 1 and (full := self._without_room(chosen.size)):
+        while chosen.size > 1 and (full := without_room(self._plan, self._group, chosen.size)):
             size = chosen.size // 2
             why = f"a batch of {chosen.size} does not fit the memory of {numbered('rank', full)}"
             chosen = replace(chosen, size=size, why=why, together=self.times_of(size) or {})
         return chosen
 
-    def _without_room(self, size: int) -> list[int]:
-        full: set[int] = set()
-        for kind, inputs in self._injected.inputs(size, self._who).items():
-            found = self._group.measure_together(self._who[kind], kind, inputs)
-            full.update(rank for rank, measured in found.items() if not measured.fits)
-        return sorted(full)
+
+def without_room(plan: Plan, worker_group: WorkerGroup, size: int) -> list[int]:
+    """Have every rank of a team try a batch of so many groups, which warms it up: the ranks that
+    have no room for it."""
+    settings = plan.settings.at_batch(size)
+    full: set[int] = set()
+    for kind in plan.networks:
+        ranks = plan.placement.ranks_of(kind)
+        found = worker_group.measure_together(ranks, kind, settings.most_inputs(kind))
+        full.update(rank for rank, measured in found.items() if not measured.fits)
+    return sorted(full)
 
 
 class Ratio(NamedTuple):

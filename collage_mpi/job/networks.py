@@ -133,6 +133,7 @@ class Networks:
         }
         self.columns = self._columns()
         self._layout = layout_of(self.columns) if self.columns else None
+        self._tried: dict[str, int] = {}  # kind -> the largest batch of `_untried` that was run
 
     def _columns(self) -> tuple[KeptColumn, ...]:
         """What is kept of each image that a network here resolves."""
@@ -183,6 +184,8 @@ class Networks:
     def measured(self, kind: str, batch: int) -> Measured:
         """What rank 0 asks for before the tasks come, while the other ranks wait."""
         try:
+            for size in self._untried(kind, batch):  # the job's last messages may be shorter
+                self.service_ns(kind, 1, size)
             times = self._times_ns(kind, MEASURED_RUNS, batch)
         except Exception as error:
             if not is_of_device(error):
@@ -228,21 +231,27 @@ class Networks:
 
     def _try_batches(self, kind: str) -> int:
         """Run batches of 2, 4, 8 ... up to the largest, which warms them up; ns of the last."""
-        took_ns, fits = 0, 1
-        while fits < self._welcome.batch:
-            size = min(2 * fits, self._welcome.batch)
+        took_ns = 0
+        for size in self._untried(kind, self._welcome.batch):
             try:
                 took_ns = self.service_ns(kind, 1, size)
             except Exception as error:
                 if not is_of_device(error):
                     raise
+                fits = self._tried.get(kind, 1)
                 advice = "" if KIND[kind].batched else f": --batch {fits}"
                 raise EnvironmentFault(
                     f"its device cannot run the {kind} network with a batch of {size} "
                     f"({type(error).__name__}: {error}); {fits} fit{advice}"
                 ) from error
-            fits = size
         return took_ns
+
+    def _untried(self, kind: str, most: int) -> Iterator[int]:
+        """2, 4, 8 ... up to `most` inputs, beyond those that were run before. A GPU has a graph of
+        each, and captures none during the job."""
+        while (fits := self._tried.get(kind, 1)) < most:
+            yield min(2 * fits, most)
+            self._tried[kind] = min(2 * fits, most)
 
     def begin(
         self, tasks: Sequence[WireTask], inputs: Sequence[np.ndarray]

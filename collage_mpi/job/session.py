@@ -28,6 +28,7 @@ from collage_mpi.job.handshake import (
     readers,
     roll_call,
     start_of,
+    without_room,
 )
 from collage_mpi.job.image_buffer import ImageBuffer, Reader
 from collage_mpi.job.messages import Hello
@@ -179,6 +180,8 @@ class TeamSession(ExitStack):
         Raises:
             CollageError: rows could not be written, or the job must not go on.
         """
+        if self.plan.settings.batch is None and costs.chosen is None:  # but by another team
+            without_room(self.plan, self.worker_group, costs.batch)
         self.costs, self.plan = costs, self.plan.at_batch(costs.batch)
         self.worker_group.start(start_of(self.plan, self.encoder, costs))
         self.coordinator = self.build_coordinator()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from job_messages import WELCOME
 
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import EnvironmentFault
+from collage_mpi.job.networks import Networks
 from collage_mpi.models import load_predictor
 from collage_mpi.models.info import MOST_BEGUN, Loading
 from collage_mpi.models.tuning import PLAIN, Tuning
@@ -247,6 +250,23 @@ def test_sizes_between_those_warmed_up_use_their_graphs(inputs: dict) -> None:
         same, apart = agreement("single", inputs["single"][:30], tuned, size)
         assert (same, apart < 1e-6) == (1.0, True)
     assert gpu.captured == 4
+
+
+@pytest.mark.parametrize("batch", [1, 6])
+def test_the_batch_that_is_chosen_has_its_graphs_before_the_job(inputs: dict, batch: int) -> None:
+    """As those up to a batch that was given. So has each shorter message."""
+    gpu = MemoryGpu()
+    shape = inputs["single"].shape[1:]
+    told = replace(WELCOME, image_shape=shape, image_dtype="uint8", networks={"single": "w"})
+    load = lambda *_: graphed(gpu)  # noqa: E731
+    networks = Networks(replace(told, batch=batch), load, time.monotonic_ns, time.monotonic_ns)
+    networks.warm_up()
+    assert gpu.captured == {1: 1, 6: 4}[batch]  # 1; 2, 4, 6
+    networks.measured("single", 13)  # of batch auto
+    assert gpu.captured == {1: 5, 6: 6}[batch]  # 2, 4, 8, 13; 12, 13
+    for size in range(1, 14):
+        networks.service_ns("single", 1, size)
+    assert gpu.captured == {1: 5, 6: 6}[batch]
 
 
 @pytest.mark.parametrize(

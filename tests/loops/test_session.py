@@ -59,6 +59,10 @@ class Ranks:
         self.told = told
         self.calls.append("start")
 
+    def measure_together(self, ranks, kind, batch):
+        self.calls.append(f"{kind} of {batch} on {ranks}")
+        return {}
+
     def end(self) -> None:
         self.calls.append("end")
 
@@ -151,11 +155,14 @@ def test_a_session_that_goes_on_does_what_is_left_and_counts_its_groups_from_0(t
 
 @pytest.mark.parametrize("asked", [None, 2])
 def test_the_batch_that_was_chosen_is_that_of_the_session(tmp_path, asked):
+    """Where another team has chosen it, the ranks try it before the job."""
     made = Made(tmp_path, batch=asked)
     with made.session as session:
         session.make_ready()
         finish = session.work(replace(COSTS, batch=4))
         size = 4 if asked is None else asked
+        tried = ["single of 4 on (1, 2)"] if asked is None else []
+        assert made.group.calls == ["welcome", *tried, "start", "end"]
         assert (made.group.told.batch, max(made.group.sizes)) == (size, size)
         assert made.group.told.task_bytes == task_bytes(session.plan, session.encoder)
         assert final_facts(session, {"host": "h", "pid": 1})["batch"] == size
