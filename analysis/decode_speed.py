@@ -1,4 +1,4 @@
-"""Decoding JPEG files a call: Pillow, torchvision on the CPU, torchvision on a GPU (nvJPEG).
+"""Decoding JPEG files a call: Pillow; torchvision and torchcodec on the CPU and a GPU (nvJPEG).
 
 Owns: the files (made here, of noise smoothed to a photograph's size in bytes), the clock, the
 largest and mean difference of pixels to Pillow's. Does not know: shards, jobs, networks.
@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,8 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
 PX, QUALITY = 224, 90  # some 17 kB a file
+
+Decode = Callable[[Sequence[bytes]], Sequence["np.ndarray | torch.Tensor"]]
 
 
 def make_files(count: int) -> list[bytes]:
@@ -38,12 +42,27 @@ def pillow(files: Sequence[bytes]) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
 
 
-def torchvisions(device: str) -> Callable[[Sequence[bytes]], list[torch.Tensor]]:
+def ways(device: str) -> Iterator[tuple[str, Decode]]:
+    """Each decoder there is, on this device and on the CPU; why torchcodec is none is printed."""
+    yield "Pillow", pillow
+    devices = dict.fromkeys(("cpu", device))
+    for where in devices:
+        yield f"torchvision, {where}", on(where, partial(decode_jpeg, mode=ImageReadMode.RGB))
+    try:
+        from torchcodec import decoders
+    except (ImportError, OSError, RuntimeError) as error:
+        print(f"torchcodec is not measured: {str(error).splitlines()[0]}")
+        return
+    for where in devices:
+        yield f"torchcodec, {where}", on(where, decoders.decode_jpeg)
+
+
+def on(device: str, decoder: Callable[..., Any]) -> Decode:
     """One call for all files; its result is on the device, and there when it returns."""
 
     def decode(files: Sequence[bytes]) -> list[torch.Tensor]:
         raw = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files]
-        found: list[torch.Tensor] = decode_jpeg(raw, mode=ImageReadMode.RGB, device=device)
+        found: list[torch.Tensor] = decoder(raw, device=device)
         if device != "cpu":
             torch.cuda.synchronize()
         return found
@@ -69,17 +88,11 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=20)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    ways: dict[str, Callable[[Sequence[bytes]], Sequence[np.ndarray | torch.Tensor]]] = {
-        "Pillow": pillow,
-        "torchvision, cpu": torchvisions("cpu"),
-    }
-    if args.device != "cpu":
-        ways["torchvision, cuda"] = torchvisions(args.device)
     files = make_files(max(args.batches))
     print(f"{len(files)} files, {sum(map(len, files)) / len(files) / 1e3:.1f} kB each")
     print(f"{'decoder':<20} {'batch':>5} {'ms':>9} {'images/s':>9} {'most off':>9} {'mean off':>9}")
     known = np.stack(pillow(files)).astype(np.int16)  # (n, PX, PX, 3)
-    for name, decode in ways.items():
+    for name, decode in ways(args.device):
         made = decode(files)
         pixels = [
             one.permute(1, 2, 0).cpu().numpy() if isinstance(one, torch.Tensor) else one

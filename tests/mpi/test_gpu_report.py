@@ -38,6 +38,7 @@ def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
         "single   float32, channels-last",
         "reference single, ResNet-34     224     9",
         "reference, side 3               414     1",
+        "one slot  two slots",
         "torchvision, cpu        64",
         "## A job of 2 ranks",
         "36 images",
@@ -49,7 +50,7 @@ def test_what_fails_is_told_and_the_rest_goes_on(tmp_path: Path) -> None:
     done = report(tmp_path / "r", "--device", "cpu", python="false")
     text = (tmp_path / "r" / "report.md").read_text()
     assert done.returncode == 1
-    assert text.count("## ") == text.count("FAILED with code 1") == 6
+    assert text.count("## ") == text.count("FAILED with code 1") == 7
     again = report(tmp_path / "r", "--device", "cpu")
     assert (again.returncode, "exists" in again.stderr) == (2, True)
     assert report(tmp_path / "s", "--device", "tpu").returncode == 2
