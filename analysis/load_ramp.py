@@ -34,7 +34,7 @@ from collage_mpi.workload.arrivals import poisson_times_ns
 
 RANKS = 11  # that classify
 KNOTS = np.array([(0, 0.5), (5, 0.5), (20, 2), (35, 0.5), (60, 0.5)]).T  # s since the start; load
-WINDOW = 100  # images a point of the figure: a P95 wants 72
+STEP, WINDOW = 100, 400  # images between points of the figure, and of a P99, which wants 368
 COLLAGE_NETWORK = "shipped:fashion_collage_side3_balanced.safetensors"
 SCHEMES = {
     "none": ("--scheme", "none", "--singles", str(RANKS)),
@@ -136,10 +136,15 @@ def said_of(name: str, run: Results) -> str:
     )
 
 
+def windows(images: int, size: int) -> np.ndarray:
+    """(points, size) int: numbers of images in a row, a window every STEP images."""
+    return np.arange(0, images - size + 1, STEP)[:, None] + np.arange(size)
+
+
 def draw(
     runs: dict[str, Results], times_s: np.ndarray, time_scale: float, stem: Path
 ) -> list[Path]:
-    """Three panels over the time of arrival: load, share answered by collages, P95."""
+    """Three panels over the time of arrival: load, share answered by collages, P99."""
     pyplot = style.pyplot()
     height_in = 7.0
     with pyplot.rc_context(style.STYLE):
@@ -148,15 +153,15 @@ def draw(
         )
         figure.subplots_adjust(left=0.095, right=0.985, top=0.885, bottom=0.115, hspace=0.14)
         _load(panels[0], times_s, capacity(time_scale))
-        windows = np.arange(len(times_s) // WINDOW * WINDOW).reshape(-1, WINDOW)
-        middle_s = [times_s[window].mean() for window in windows]
+        of_share, of_p99 = (windows(len(times_s), size) for size in (STEP, WINDOW))
         for number, (name, run) in enumerate(runs.items()):
             look: dict[str, Any] = {"color": style.COLOURS[number], "linewidth": 1.5}
             look |= {"linestyle": style.STYLES[number], "label": name + " (INVALID)" * run.invalid}
             late_ms, shared = in_order(run)
-            panels[1].plot(middle_s, [100 * shared[window].mean() for window in windows], **look)
+            panels[1].plot(times_s[of_share].mean(1), 100 * shared[of_share].mean(1), **look)
             panels[2].plot(times_s, late_ms, ".", markersize=1.2, alpha=0.25, color=look["color"])
-            panels[2].plot(middle_s, [percentile(late_ms[w], 0.95) for w in windows], **look)
+            p99_ms = [percentile(late_ms[window], 0.99) for window in of_p99]
+            panels[2].plot(times_s[of_p99].mean(1), p99_ms, **look)
         _label(panels)
         handles = panels[2].get_legend_handles_labels()
         figure.legend(*handles, loc="lower left", ncols=3, bbox_to_anchor=(0.085, 0.0))
@@ -195,8 +200,8 @@ def _title(time_scale: float) -> str:
         f"A load that rises and falls, on {RANKS} real ranks\n"
         "Load: images that come over images that single networks can serve (dashed: 1). Injected "
         f"service times:\nlognormal, median {MEDIAN_MS * time_scale:.0f} ms, sigma {SIGMA:g}; rank "
-        f"{SLOW} is {FACTOR:g} x slower. Below: a dot an image; lines are P95 of {WINDOW} "
-        "images in a row."
+        f"{SLOW} is {FACTOR:g} x slower. Below: a dot an image; lines are P99 of "
+        f"{WINDOW} images in a row."
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from collage_mpi.cli import main
 from collage_mpi.results import Results, read_results
+from collage_mpi.results.statistics import percentile
 from collage_mpi.shards import ShardSet
 
 ANALYSIS = Path(__file__).parents[2] / "analysis"
@@ -108,6 +109,13 @@ def test_images_are_put_in_the_order_in_which_they_came(runs: dict[str, Results]
 
 def with_validity(run: Results, **validity: object) -> Results:
     return replace(run, manifest={**run.manifest, "validity": validity})
+
+
+def test_a_p99_is_of_as_many_images_as_it_needs_a_point_every_hundred() -> None:
+    of_p99 = ramp.windows(1_050, ramp.WINDOW)
+    assert of_p99[:, 0].tolist() == [0, 100, 200, 300, 400, 500, 600]
+    assert of_p99[-1, -1] == 999
+    assert percentile(np.arange(ramp.WINDOW), 0.99) is not None
 
 
 def test_the_figure_is_drawn_and_what_is_invalid_is_said(
