@@ -24,13 +24,12 @@ from typing import NamedTuple
 
 import numpy as np
 from peers.page import write_into
-from savings import ANSWERS, PRECISIONS, first_answers, read_ratios
+from savings import ANSWERS, PRECISIONS, first_answers, read, read_ratios
 
 from collage_mpi.job.calibration import Asked, Judge, Pair, calibration_first
 from collage_mpi.results.agreement import LEVEL, Draw, differing_interval, rules_out
 from collage_mpi.results.statistics import wilson_interval
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.replayed_answers import read_answers
 from collage_mpi.training.threshold import saving_of
 
 AGREES = (0.98, 0.99, 0.995)
@@ -108,15 +107,12 @@ def read_networks(folder: Path) -> list[Network]:
     """Those of ratios.csv in the folder."""
     found = []
     for name, ratios in read_ratios(folder):
-        path = folder / f"{name}.npz"
-        with np.load(path, allow_pickle=False) as file:
-            side = int(file["side"])
-        known = read_answers(path, side)
+        known = read(folder / f"{name}.npz")
         cells = first_answers(known)
         scores = np.array([-1.0 if cell is None else cell.score for cell in cells])
         pairs = zip(cells, known.single, strict=True)
         differs = np.array([cell is not None and cell.label != one.label for cell, one in pairs])
-        found.append(Network(name, side, scores, differs, ratios))
+        found.append(Network(name, known.side, scores, differs, ratios))
     return found
 
 

@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from savings import threshold
+from savings import read, threshold
 
 from collage_mpi.results.rows import KIND_CODE, SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.replayed_answers import read_answers
 from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
 from collage_mpi.training.threshold import saving_of
 from collage_mpi.workload.straggler_settings import make_delays
@@ -90,9 +89,9 @@ def networks(folder: Path, precision: str) -> list[Network]:
     found = []
     for row in csv.DictReader((folder / "ratios.csv").open()):
         name = row["network"]
-        with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
-            side = int(file["side"])
-        accept = threshold(name, read_answers(folder / f"{name}.npz", side), side)
+        known = read(folder / f"{name}.npz")
+        side = known.side
+        accept = threshold(name, known, side)
         if accept is not None:
             further = row[f"further_{precision}"]
             ratio, cost = float(row[precision]), float(further) if further else None

@@ -79,12 +79,8 @@ def read_ratios(folder: Path) -> Iterator[tuple[str, dict[str, float]]]:
 
 def savings_of(path: Path, name: str, ratios: dict[str, float]) -> list[list[str]]:
     """The rows of one network."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            side = int(file["side"])
-    except UNREADABLE_OR_GONE as error:
-        raise DataFault(f"answers {path} cannot be read: {error}") from error
-    known = read_answers(path, side)
+    known = read(path)
+    side = known.side
     found = find_savings(both(known, side), ratios["float32"], threshold(name, known, side))
     if found is None:
         raise DataFault(f"answers {path} has too few images for a saving")
@@ -94,6 +90,16 @@ def savings_of(path: Path, name: str, ratios: dict[str, float]) -> list[list[str
         for which, at in points.items()
         if at is not None
     ]
+
+
+def read(path: Path) -> Answers:
+    """A file of answers, of the side that it has. Raises DataFault, EnvironmentFault."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            side = int(file["side"])
+    except UNREADABLE_OR_GONE as error:
+        raise DataFault(f"answers {path} cannot be read: {error}") from error
+    return read_answers(path, side)
 
 
 def first_answers(known: Answers) -> Sequence[Score | None]:
