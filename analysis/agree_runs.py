@@ -119,7 +119,7 @@ def lost(**_: Any) -> Spoiled:
 
 
 def drift(**_: Any) -> Spoiled:
-    """After a third of the job one cell in six names the next class, as surely as before."""
+    """After a third of 10,000 images one cell in six names the next class, as surely as before."""
 
     def turn(scores: np.ndarray, rng: np.random.Generator, collages: int) -> None:
         if collages > IMAGES / CELLS / WORKERS / 3:
