@@ -187,6 +187,9 @@ class Play:
         share = -(-size // session.hosts)
         hosts = [self.hosts[(session.first + rank // share) % 3] for rank in range(size)]
         run = laws.run_in(self.out)
+        if self._replaced() and (run is None or not len(run.images)):
+            self.shards.mend()  # a run without rows may go: the next one would be of other shards
+            self.bad = self.replaced = True
         self.known = 0 if run is None else run.manifest["session"]
         errors = run is not None and run.manifest["status"] == "complete_with_errors"
         again = errors and not self.shards.harmed
