@@ -403,27 +403,6 @@ def test_names_of_shards_and_folder_may_be_any_bytes(mpiexec, data, tmp_path):
 
 
 @pytest.mark.any_mpi
-def test_a_network_that_fails_on_one_rank_is_retried_elsewhere(mpiexec, programs, both, tmp_path):
-    # Without an end game, in which the other rank may have them before this one has failed.
-    run = [*both, "--scheme", "none", "--endgame", "off", *SMALL, "--out", tmp_path / "out"]
-    done = mpiexec(4, [programs / "saboteur.py", 2, "predict", *run], env=QUICK)
-    assert done.returncode == 0, done.stderr
-    found = check_run(tmp_path / "out")
-    assert counted(found.images, "source", SOURCES)["retry"] > 0
-    assert set(found.images["rank"]) == {1}
-    failed = found.tasks[found.tasks["outcome"] == OUTCOMES.index("failed")]
-    assert set(failed["reason"]) == {b"RuntimeError: boom"}
-
-
-@pytest.mark.any_mpi
-def test_a_collage_rank_that_always_fails_leaves_the_singles(mpiexec, programs, both, tmp_path):
-    run = [*both, *SMALL, "--out", tmp_path / "out"]
-    done = mpiexec(4, [programs / "saboteur.py", 3, "predict", *run], env=QUICK)
-    assert done.returncode == 0, done.stderr
-    assert "collage" not in counted(check_run(tmp_path / "out").images, "source", SOURCES)
-
-
-@pytest.mark.any_mpi
 def test_ranks_with_other_weights_are_refused(mpiexec, programs, both, tmp_path):
     run = [*both, *SMALL, "--out", tmp_path / "out"]
     done = mpiexec(4, [programs / "saboteur.py", 2, "foreign", *run], env=QUICK)
