@@ -466,14 +466,19 @@ class _Trial:
         return chosen
 
 
-def without_room(plan: Plan, worker_group: WorkerGroup, size: int) -> list[int]:
+def without_room(
+    plan: Plan,
+    worker_group: WorkerGroup,
+    size: int,
+    interrupted: Callable[[], str | None] = lambda: None,
+) -> list[int]:
     """Have every rank of a team try a batch of so many groups, which warms it up: the ranks that
-    have no room for it."""
+    have no room for it. `interrupted`: as of `handshake`."""
     settings = plan.settings.at_batch(size)
     full: set[int] = set()
     for kind in plan.networks:
         ranks = plan.placement.ranks_of(kind)
-        found = worker_group.measure_together(ranks, kind, settings.most_inputs(kind))
+        found = worker_group.measure_together(ranks, kind, settings.most_inputs(kind), interrupted)
         full.update(rank for rank, measured in found.items() if not measured.fits)
     return sorted(full)
 

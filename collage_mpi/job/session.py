@@ -181,7 +181,7 @@ class TeamSession(ExitStack):
             CollageError: rows could not be written, or the job must not go on.
         """
         if self.plan.settings.batch is None and costs.chosen is None:  # but by another team
-            without_room(self.plan, self.worker_group, costs.batch)
+            without_room(self.plan, self.worker_group, costs.batch, self._why_not_begin)
         self.costs, self.plan = costs, self.plan.at_batch(costs.batch)
         self.worker_group.start(start_of(self.plan, self.encoder, costs))
         self.coordinator = self.build_coordinator()

@@ -143,13 +143,20 @@ class WorkerGroup:
         return self.measure_together((rank,), kind, batch).get(rank)
 
     def measure_together(
-        self, ranks: Collection[int], kind: str, batch: int
+        self,
+        ranks: Collection[int],
+        kind: str,
+        batch: int,
+        interrupted: Callable[[], str | None] = lambda: None,
     ) -> dict[int, Measured]:
-        """The same on several ranks, which work at the same time; without those that are lost."""
+        """The same on several ranks, which work at the same time; without those that are lost.
+
+        `interrupted`: as of `welcome`.
+        """
         asked = set(ranks).intersection(self.present)
         for rank in sorted(asked):
             self.tell(rank, messages.Measure(kind, batch))
-        return self._collect(_Wait(Measured, asked), MEASURE_LIMIT_S)
+        return self._collect(_Wait(Measured, asked, interrupted), MEASURE_LIMIT_S)
 
     def measure_in_turn(
         self,

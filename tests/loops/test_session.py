@@ -17,6 +17,7 @@ from collage_mpi.job.lead import build_lead
 from collage_mpi.job.plan import make_plan
 from collage_mpi.job.provenance import final_facts, make_manifest
 from collage_mpi.job.session import Audience, TeamSession
+from collage_mpi.job.team import LeadLost
 from collage_mpi.mpi.answers import ANSWERED, WireResult, pack_results
 from collage_mpi.mpi.protocol import CANCEL, read_header
 from collage_mpi.mpi.tasks import unpack_tasks
@@ -59,8 +60,10 @@ class Ranks:
         self.told = told
         self.calls.append("start")
 
-    def measure_together(self, ranks, kind, batch):
+    def measure_together(self, ranks, kind, batch, interrupted):
         self.calls.append(f"{kind} of {batch} on {ranks}")
+        if interrupted() is not None:
+            raise LeadLost(interrupted())
         return {}
 
     def end(self) -> None:
@@ -169,6 +172,16 @@ def test_the_batch_that_was_chosen_is_that_of_the_session(tmp_path, asked):
     made.close(finish.status)
     rows = np.sort(read_results(tmp_path / "out").images, order="row")
     assert rows["warmup"].sum() == 4 * size
+
+
+def test_while_ranks_try_the_batch_the_lead_is_heard(tmp_path):
+    made = Made(tmp_path, batch=None)
+    with made.session as session:
+        session.make_ready()
+        made.lead.stop_reason = lambda: "the lead is lost"
+        with pytest.raises(LeadLost, match="the lead is lost"):
+            session.work(replace(COSTS, batch=4))
+    made.close("incomplete")
 
 
 def test_what_kept_a_row_from_the_disk_is_raised_before_the_lead_hears_of_an_end(tmp_path):
