@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import zlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -311,17 +312,39 @@ def install(instead: dict[str, str] | None = None) -> None:
 
 def slow(network: type) -> type:
     """The class of a network that computes for up to 20 ms, if its ranks draw no delays, and that
-    fails for a while."""
+    fails for a while. In half of the jobs it computes on a device, one batch after another, while
+    its rank does other work."""
+    from collage_mpi.models.info import Computation
 
     class Slow(network):  # type: ignore[misc]
         def predict(self, batch: Any) -> Any:
-            if "--straggler" not in here().own["job"].words:
-                kernel().sleep(kernel().random.randint(0, 20) * MS)
+            kernel().sleep(_service_ns())
+            return self.found(batch)
+
+        def begin(self, batch: Any) -> Any:
+            own = here().own
+            if zlib.crc32(" ".join(own["job"].words).encode()) % 2:
+                return super().begin(batch)
+            free_ns = max(own.get("device free", 0), kernel().now_ns)
+            until_ns = own["device free"] = free_ns + _service_ns()
+
+            def finish() -> Any:
+                kernel().sleep(max(0, until_ns - kernel().now_ns))
+                return self.found(batch), {}
+
+            return Computation(finish, lambda: kernel().now_ns >= until_ns)
+
+        def found(self, batch: Any) -> Any:
             if kernel().now_ns < here().own.get("fails until", 0) and here().own.get("has work"):
                 raise RuntimeError("the network fails")
             return super().predict(batch)
 
     return Slow
+
+
+def _service_ns() -> int:
+    drawn = "--straggler" in here().own["job"].words
+    return 0 if drawn else kernel().random.randint(0, 20) * MS
 
 
 def _nothing(*args: Any) -> None:
