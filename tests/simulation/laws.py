@@ -25,6 +25,9 @@ COMPLETE = ("complete", "complete_with_errors")
 COLLAGE, PARITY, ERROR, BACKUP, CODED = 1, 4, 6, 8, 9  # sources
 DECODED = (PARITY, CODED)  # made from other answers, which the null network's are not made for
 TABLES = ("images", "groups", "tasks")
+_READ = {"shard": "u4", "row": "u8", "source": "u1", "session": "u2"}  # columns, by the laws
+_READ |= {"warmup": "?", "outcome": "u1", "resolved": "u4"}
+NO_ROWS = np.dtype([*_READ.items()])  # of a table without a part
 MOST_OPEN = 16  # files of a process at once
 _WORD = (1 << 64) - 1
 
@@ -89,8 +92,7 @@ def run_in(out: Path) -> Run | None:
                 found.append(rows)
                 if table == "images":
                     run.files.append((int(session), int(number), rows))
-        none = np.zeros(0, [("shard", "u4"), ("row", "u8"), ("source", "u1"), ("session", "u2")])
-        run.tables[table] = np.concatenate(found) if found else none
+        run.tables[table] = np.concatenate(found) if found else np.zeros(0, NO_ROWS)
     return run
 
 
