@@ -13,7 +13,7 @@ import numpy as np
 
 from collage_mpi import cli, results
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.job import coordinator, networks, run, worker, worker_group
+from collage_mpi.job import coordinator, main, networks, run, worker, worker_group
 from collage_mpi.models.null import NullPredictor
 from collage_mpi.mpi import protocol, transport
 from collage_mpi.results import row_sink
@@ -166,7 +166,7 @@ def freeze():
         plain(self, dataclasses.replace(settings, end_ns=500_000_000), scheme)
 
     Scheduler.__init__ = impatient
-    worker_group.WorkerGroup.stop.__defaults__ = (2.0,)
+    main.STOP_LIMIT_S = 2.0
 
 
 def slow():
