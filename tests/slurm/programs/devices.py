@@ -1,20 +1,17 @@
 """Prints what a rank would do with the GPUs it sees: rank, host, device, threads.
 
 Loads neither MPI nor torch: the number of GPUs that torch would count is that of the
-entries its environment shows. Arguments: NAME=VALUE sets a variable of the environment
-first, as a site's prologue would.
+entries its environment shows.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 
 from collage_mpi.system import environment
 
 
 def main() -> None:
-    os.environ.update(word.partition("=")[::2] for word in sys.argv[1:])
     rank = environment.launcher_rank() or 0
     visible = environment.visible_devices()
     count = len(environment.visible_entries(visible) or [])
