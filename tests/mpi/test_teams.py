@@ -7,7 +7,6 @@ means that nothing was mixed up. A team here is a coordinator, two single ranks 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -195,18 +194,13 @@ def test_what_no_team_can_read_is_lacking_and_resume_reads_it(job, other):
     check(ended.out)
 
 
-def test_the_lead_dies_and_what_its_teams_had_is_kept(job, tmp_path):
-    """It is gone on with by as many teams, by more, by one."""
+def test_the_lead_dies_and_what_its_teams_had_is_kept(job):
+    """One team goes on with it."""
     ended = job("0:others:kill:40", 2, *SLOW)
     assert ended.code == INCOMPLETE, ended.said
     assert ended.wall_s < 60
     pending = list((ended.out / "pending").glob("images-*"))
     assert pending, "team 1 has written what it held"
-    ended.out.rename(tmp_path / "left")
-    for teams_after in (2, 3, 1):
-        shutil.rmtree(ended.out, ignore_errors=True)
-        shutil.copytree(tmp_path / "left", ended.out)
-        ended = job("", teams_after, fresh=False)
-        assert ended.code == COMPLETE, ended.said
-        found = check(ended.out)
-        assert 2 in found.images["session"]  # adopted
+    ended = job("", 1, fresh=False)
+    assert ended.code == COMPLETE, ended.said
+    assert 2 in check(ended.out).images["session"]  # adopted
