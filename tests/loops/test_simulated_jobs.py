@@ -14,6 +14,7 @@ FOUND = (1020, 40511, 50448, 101816, 301952, 400130, 2000547, 2007701)
 FOUND_WIDE = (164, 229790, 300632)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "more"), [(0, FOUND), (100, ()), (0, ("--wide", *FOUND_WIDE))], ids=str
 )  # a process imports for three seconds

@@ -77,6 +77,7 @@ def classes() -> Any:
 COMMON = ["--input", "photos", "--image-px", str(PX), "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_masks_of_a_job_that_is_killed_twice_are_those_of_a_loop(
     pictures: np.ndarray, monkeypatch, capfd
 ) -> None:

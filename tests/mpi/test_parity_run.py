@@ -15,7 +15,7 @@ from collage_mpi.results import OUTCOMES, read_results
 from collage_mpi.results.rows import KIND_CODE, SOURCE_CODE
 from collage_mpi.results.verify import verify_run
 
-pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi, pytest.mark.slow, pytest.mark.timeout(420)]
 
 DATA = files("collage_mpi") / "data"
 SLOW = 2  # of three single ranks
