@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             why = report.longrepr[2].removeprefix("Skipped: ").replace("\n", " ")
             meant = "meant" if why.startswith(MEANT) else "unexpected"
             print(meant, why, report.nodeid, sep="\t", file=out)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept() -> Iterator[None]:
+    """A module that is first imported while a name is patched would keep the patch for good."""
+    before = set(sys.modules)
+    yield
+    for name in sorted({name for name in sys.modules if name.startswith("collage_mpi.")} - before):
+        module = sys.modules[name]
+        for line in ast.parse(inspect.getsource(module)).body:
+            for taken in line.names if isinstance(line, ast.ImportFrom) else ():
+                origin, here = sys.modules.get(line.module or ""), taken.asname or taken.name
+                found = getattr(origin, taken.name, None)
+                kept = found is not None and getattr(module, here, found) is not found
+                assert not kept, f"{name} keeps a patched {here}: import it before the patch"
 
 
 MpiExec = Callable[..., "subprocess.CompletedProcess[str]"]

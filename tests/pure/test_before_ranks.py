@@ -9,7 +9,7 @@ import pytest
 
 import collage_mpi
 from collage_mpi import cli
-from collage_mpi.commands import launch
+from collage_mpi.commands import demo, experiment, launch  # noqa: F401  # who take launch_ranks
 
 DATA = Path(collage_mpi.__file__).parent / "data"
 SHARD = str(DATA / "fashion_demo.h5")
