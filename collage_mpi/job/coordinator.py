@@ -231,6 +231,7 @@ class Coordinator:
             self._send_cancels()
         if now_ns >= self._report_at_ns:
             self._report_at_ns = now_ns + REPORT_EVERY_NS
+            self.recorder.write_late()
             self._report()
         return bool(found or signs) or arrived or fired
 

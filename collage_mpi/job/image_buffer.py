@@ -4,7 +4,7 @@ cells, and the tasks that are packed from them."""
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -53,7 +53,6 @@ class ImageRun:
         length: how many images.
         end: the number behind the last one's.
         places: (n,) of PLACE.
-        rows: (n,) of the images' rows, as far as they are known; the recorder's.
     """
 
     first: int
@@ -63,7 +62,6 @@ class ImageRun:
     length: int = field(init=False)
     end: int = field(init=False)
     places: np.ndarray = field(init=False)
-    rows: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.length = len(self.columns)
@@ -122,15 +120,14 @@ class InFlight(dict[int, ImageRecord]):
 
     def release(self, images: Sequence[int]) -> None:
         """They are in flight no more."""
-        at, count = 0, len(images)
-        while at < count:
-            if not self._firsts:
-                del self[images[at]]
-                at += 1
-                continue
+        if not self._firsts:
+            for image in images:
+                del self[image]
+            return
+        images, at = sorted(images), 0
+        while at < len(images):
             run, start = self.run_of(images[at]), at
-            while at < count and run.first <= images[at] < run.end:
-                at += 1
+            at = bisect_left(images, run.end, at)
             self._left[run.first] -= at - start
             gone: Sequence[int] = images[start:at]
             if not self._left[run.first]:

@@ -1,6 +1,7 @@
 """The rows of a run, from what the coordinator does and hears.
 
-The row of a group is written with the last of its images; if the group was closed part-filled, when
+The rows of images that came as runs are written together, some ms later, column by column. The row
+of a group is written with the last of its images; if the group was closed part-filled, when
 the next group is seen. The row of a task is written when the task has ended and no group of its
 images is open, because until then an answer that is held back may still resolve an image.
 """
@@ -18,9 +19,11 @@ import numpy as np
 from collage_mpi.encoding.vectors import Extras
 from collage_mpi.job.image_buffer import ImageRun, InFlight
 from collage_mpi.kinds import COLLAGE, KIND
-from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, Cells, WireResult
+from collage_mpi.mpi.answers import ANSWERED, CELL, FAILED, SKIPPED, Cells, WireResult
+from collage_mpi.mpi.protocol import packer
 from collage_mpi.results.rows import (
     AUDIT_CODE,
+    GROUPS,
     IMAGES,
     KIND_CODE,
     OUTCOME_CODE,
@@ -38,6 +41,7 @@ class Writer(Protocol):
     def image(self, row: tuple[Any, ...], /) -> object: ...
     def image_rows(self, rows: np.ndarray, /) -> object: ...
     def group(self, row: tuple[Any, ...], /) -> object: ...
+    def group_rows(self, rows: np.ndarray, /) -> object: ...
     def task(self, row: tuple[Any, ...], /) -> object: ...
 
 
@@ -53,6 +57,14 @@ OUTCOMES = {
     FAILED: "failed",
     SKIPPED: "skipped",
 }
+# What the rows of a run that one task resolved have in common; `place` is its first image's in the
+# order of groups and cells.
+SAID_COLUMNS = (
+    *("source", "rank", "attempt", "t0_ns", "latency_ns"),
+    *("read_ns", "decode_ns", "compute_ns", "held_ns"),
+)
+SAID = np.dtype([("place", "<i8"), *((name, IMAGES.dtype[name].str) for name in SAID_COLUMNS)])
+_SAID = packer(SAID)
 NO_RESULT = WireResult(0, UNFINISHED)
 NO_SCORE = (0, 0.0)
 NO_REASON = b""  # rows store bytes: with a str the writer would encode it and make the row again
@@ -107,8 +119,8 @@ class _Task:
 class _Group:
     first: int  # image in cell 0
     size: int  # images that it has, or may have as long as the next group is not known
-    t0_ns: int
-    read_ns: int
+    # Of its earliest image: when it was let in, its cell, how long reading it took
+    began: tuple[int, int, int] = (1 << 63, 0, 0)
     encode_ns: int = 0
     images: int = 0  # resolved
     last_ns: int = 0
@@ -116,10 +128,10 @@ class _Group:
     labels: set[int] = field(default_factory=set)
     ended: list[_Task] = field(default_factory=list)  # tasks that wait for it
 
-    def let_in(self, member: ImageRun | ImageRecord) -> None:
+    def let_in(self, *began: int) -> None:
         """Take the start of an earlier image: the images of a group may be admitted one by one."""
-        if member.t0_ns < self.t0_ns:
-            self.t0_ns, self.read_ns = member.t0_ns, member.read_ns
+        if began < self.began:
+            self.began = began  # type: ignore[assignment]
 
 
 @dataclass
@@ -171,6 +183,8 @@ class Recorder:
         self._runs = images if isinstance(images, InFlight) else InFlight()
         self._tasks: dict[int, _Task] = {}
         self._groups: dict[int, _Group] = {}
+        # Of images of runs with an outcome: SAID, cells, the run and where they stand in it
+        self._late: list[tuple[bytes, memoryview, ImageRun, slice]] = []
 
     def warm_up_from(self, group: int) -> None:
         """The session's first group has that number."""
@@ -180,16 +194,13 @@ class Recorder:
         """Tasks left in one message; pasting each one's collage or stripe took `encodes_ns`."""
         for send, encode_ns in zip(sends, encodes_ns, strict=True):
             self._tasks[send.task] = _Task(send, now_ns, encode_ns if send.bundle else 0, NO_RESULT)
-            if self.by_number:
-                for number in self._groups_of(send):
-                    self._group_of(number, send.items[0].image, 0)
-            elif send.bundle:
+            if send.bundle:
                 for (image, _), (number, cell) in zip(send.items, send.bundle, strict=True):
                     if number not in self._groups:
-                        self._group_of(number, image, cell)
-            else:
-                group = self._groups.get(send.group) or self._group_of(send.group, *send.items[0])
-                group.encode_ns += encode_ns
+                        self._group_of(number, image - cell)
+            elif not self.by_number:
+                image, cell = send.items[0]
+                self._group_of(send.group, image - cell).encode_ns += encode_ns
 
     def ended(self, results: Sequence[WireResult], now_ns: int, decode_ns: int) -> None:
         """Tasks ended on their rank; all their results came in one message."""
@@ -232,66 +243,104 @@ class Recorder:
                 self.settled((task_id,))
 
     def _groups_of(self, send: Send) -> Collection[int]:
-        """The numbers of the groups that its images belong to."""
+        """The numbers of the groups that it waits for when it has ended."""
         if self.by_number:
-            first, last = (send.items[at].image // self._group_size for at in (0, -1))
-            return range(first, last + 1)
+            return ()  # an answer is never held back
         return {number for number, _ in send.bundle} if send.bundle else (send.group,)
 
     def run_resolved(self, run: ResolveRun, now_ns: int) -> None:
-        """Images of one task have their outcome."""
-        task, size, first = self._tasks[run.task], self._group_size, run.image
-        came, result = self._runs.run_of(first), task.result
-        part = came.part(first, len(run.scores))
-        if came.rows is None:
-            came.rows = self._rows_of(came)
-        rows = came.rows[part]
-        if not self.by_number:
-            rows["group"], rows["cell"] = run.group, range(run.cell, run.cell + len(rows))
-            rows["warmup"] = run.group < self._warmup_groups
-        rows["source"] = SOURCE_CODE[run.source]
+        """Images of one task have their outcome; `write_late` writes their rows."""
+        task, size, count = self._tasks[run.task], self._group_size, len(run.scores)
+        came, result = self._runs.run_of(run.image), task.result
+        part = came.part(run.image, count)
+        place = run.image if self.by_number else run.group * size + run.cell
+        said = _SAID.pack(
+            place,
+            SOURCE_CODE[run.source],
+            task.send.rank,
+            task.send.attempt,
+            came.t0_ns - self._start_ns,
+            now_ns - came.t0_ns,  # latency_ns
+            came.read_ns + result.read_ns,
+            task.decode_ns,
+            result.compute_ns,
+            result.held_ns,
+        )
         assert isinstance(run.scores, Cells)
-        said = run.scores.array
-        rows["predicted"], rows["score"] = said["label"], said["score"]
-        rows["rank"], rows["attempt"] = task.send.rank, task.send.attempt
-        rows["latency_ns"] = now_ns - came.t0_ns
-        rows["read_ns"], rows["decode_ns"] = came.read_ns + result.read_ns, task.decode_ns
-        rows["compute_ns"], rows["held_ns"] = result.compute_ns, result.held_ns
-        self._writer.image_rows(rows)  # first: see `resolved`
-        task.resolved += len(rows)
-        collaged = run.source == COLLAGE
-        self.totals.images += len(rows)
-        self.totals.collage += collaged * len(rows)
-        labels = [] if came.columns.label is None else came.columns.label[part].tolist()
-        at = 0
-        while at < len(rows):
-            number, cell = run.group, run.cell
-            if self.by_number:
-                number, cell = divmod(first + at, size)
-            group = self._groups.get(number) or self._group_of(number, first + at, cell)
-            until = min(len(rows), at + size - cell)
-            group.let_in(came)
-            group.images += until - at
-            group.collage_cells += collaged * (until - at)
-            group.last_ns = max(group.last_ns, now_ns)
-            group.labels.update(labels[at:until])
-            if group.images == group.size:
-                self._close_group(number)
-            at = until
+        self._late.append((said, run.scores.data, came, part))
+        task.resolved += count
+        self.totals.images += count
+        self.totals.collage += count if run.source == COLLAGE else 0
 
-    def _rows_of(self, run: ImageRun) -> np.ndarray:
-        """(n,) of IMAGE_ROW with all that does not depend on the answer; the rest is 0."""
-        rows, columns = np.zeros(run.length, IMAGES.dtype), run.columns
-        rows["shard"], rows["row"] = columns.shard, columns.row
-        if self.by_number:
-            numbers = np.arange(run.first, run.end)
-            rows["group"], rows["cell"] = np.divmod(numbers, self._group_size)
-            rows["warmup"] = rows["group"] < self._warmup_groups
-        rows["answered"] = True
-        if columns.label is not None:
-            rows["has_label"], rows["label"] = True, columns.label
-        rows["t0_ns"], rows["session"] = run.t0_ns - self._start_ns, self._writer.session
-        return rows
+    def write_late(self) -> None:
+        """Write the rows of the images of runs that have their outcome, column by column."""
+        if not self._late:
+            return
+        answers, cells, runs, parts = zip(*self._late, strict=True)
+        counts = [part.stop - part.start for part in parts]
+        said = np.frombuffer(b"".join(answers), SAID).repeat(counts)  # (n,)
+        rows = np.zeros(len(said), IMAGES.dtype)
+        for name in SAID_COLUMNS:
+            rows[name] = said[name]
+        within = np.arange(len(said)) - np.repeat(np.cumsum(counts) - counts, counts)
+        rows["group"], rows["cell"] = np.divmod(said["place"] + within, self._group_size)
+        rows["warmup"] = rows["group"] < self._warmup_groups
+        found = np.frombuffer(b"".join(cells), CELL)
+        rows["predicted"], rows["score"] = found["label"], found["score"]
+        rows["answered"], rows["session"] = True, self._writer.session
+        each = list(zip(runs, parts, strict=True))
+        where = np.concatenate([run.places[part] for run, part in each])
+        rows["shard"], rows["row"] = where["shard"], where["row"]
+        if runs[0].columns.label is not None:
+            rows["has_label"] = True
+            rows["label"] = np.concatenate([run.columns.label[part] for run, part in each])
+        self._writer.image_rows(rows)  # first: see `resolved`
+        self._late.clear()
+        self._count(rows, np.repeat([run.read_ns for run in runs], counts))
+
+    def _count(self, rows: np.ndarray, read_ns: np.ndarray) -> None:
+        """Count images for their groups, and write the rows of groups that are here as a whole.
+
+        Args:
+            rows: (n,) of IMAGE_ROW.
+            read_ns: (n,) int64, until rank 0 had read what it knows of the image.
+        """
+        order = np.lexsort((rows["cell"], rows["group"]))
+        rows, read_ns = rows[order], read_ns[order]
+        numbers, starts, counts = np.unique(rows["group"], return_index=True, return_counts=True)
+        found = np.zeros(len(numbers), GROUPS.dtype)
+        found["group"], found["images"], found["t0_ns"] = numbers, counts, rows["t0_ns"][starts]
+        found["read_ns"], found["session"] = read_ns[starts], self._writer.session
+        found["warmup"] = numbers < self._warmup_groups
+        last_ns = np.maximum.reduceat(rows["t0_ns"] + rows["latency_ns"], starts)
+        found["latency_ns"] = last_ns - found["t0_ns"]
+        collaged = rows["source"] == SOURCE_CODE[COLLAGE]
+        found["collage_cells"] = np.add.reduceat(collaged, starts, dtype=np.int64)
+        whole = (counts == self._group_size) & ~np.isin(numbers, [*self._groups])
+        labels = rows["label"][starts[whole][:, None] + np.arange(self._group_size)]
+        distinct = np.diff(np.sort(labels), axis=1) != 0
+        found["classes"][whole] = rows["has_label"][starts[whole]] * (1 + distinct.sum(1))
+        self._writer.group_rows(found[whole])
+        self._join(found[~whole], rows, starts[~whole])
+
+    def _join(self, found: np.ndarray, rows: np.ndarray, starts: np.ndarray) -> None:
+        """Count images for groups of which there are others.
+
+        Args:
+            found: (k,) of GROUP_ROW, what is here of each.
+            rows: of the images, by group and cell; `starts`: (k,), where those of each begin.
+        """
+        for part, start in zip(found.tolist(), starts.tolist(), strict=True):
+            number, images, t0_ns, latency_ns, read_ns, *_ = part
+            own = rows[start : start + images]
+            group = self._groups.get(number) or self._group_of(number, number * self._group_size)
+            group.let_in(self._start_ns + t0_ns, int(own["cell"][0]), read_ns)
+            group.images += images
+            group.last_ns = max(group.last_ns, self._start_ns + t0_ns + latency_ns)
+            group.collage_cells += part[7]
+            group.labels.update(own["label"][own["has_label"]].tolist())
+        for number in found["group"].tolist():
+            self._close_if_whole(number)
 
     def resolved(self, resolve: Resolve, now_ns: int) -> None:
         """An image has its outcome. An audited answer counts from when it was decided."""
@@ -302,7 +351,7 @@ class Recorder:
             now_ns = resolve.decided_ns
         group = self._groups.get(resolve.group)
         if group is None:
-            group = self._group_of(resolve.group, resolve.image, resolve.cell)
+            group = self._group_of(resolve.group, resolve.image - resolve.cell)
         record = self._images[resolve.image]
         task = self._tasks[resolve.tasks[0]] if resolve.tasks else None
         label = record.label
@@ -316,7 +365,7 @@ class Recorder:
         self._writer.image(self._image_row(resolve, record, label, task, group, now_ns))
         if task is not None:  # if there are several, the others resolved images of their own
             task.resolved += 1
-        group.let_in(record)
+        group.let_in(record.t0_ns, resolve.cell, record.read_ns)
         group.images += 1
         if now_ns > group.last_ns:
             group.last_ns = now_ns
@@ -331,12 +380,12 @@ class Recorder:
         if resolve.decided_ns is not None and resolve.other and resolve.score:
             totals.audited += 1
             totals.differing += resolve.other.label != resolve.score.label
-        if group.images == group.size:
-            self._close_group(resolve.group)
+        self._close_if_whole(resolve.group)
 
     def finish(self, now_ns: int) -> None:
         """Write what is left: groups that are part-filled, and tasks that have not ended, which
         are censored now."""
+        self.write_late()
         for number in list(self._groups):
             self._close_group(number)
         for task in self._tasks.values():
@@ -345,8 +394,8 @@ class Recorder:
             self._write_task(task)
         self._tasks.clear()
 
-    def _group_of(self, number: int, image: int, cell: int) -> _Group:
-        """The group of that number, made when its first image is seen.
+    def _group_of(self, number: int, first: int) -> _Group:
+        """The group of that number, made when one of its images is seen, which begin with `first`.
 
         Images and groups are numbered in order of arrival, so a group ends where the next one
         begins. This gives the size of a group that was closed part-filled.
@@ -354,26 +403,19 @@ class Recorder:
         group = self._groups.get(number)
         if group is not None:
             return group
-        first = number * self._group_size if self.by_number else image - cell
-        member = self._member(first, image)
-        group = _Group(first, self._group_size, member.t0_ns, member.read_ns)
-        self._groups[number] = group
+        group = self._groups[number] = _Group(first, self._group_size)
         following, previous = self._groups.get(number + 1), self._groups.get(number - 1)
         if following is not None:
             group.size = following.first - first
         if previous is not None:
             previous.size = first - previous.first
-            if previous.images == previous.size:
-                self._close_group(number - 1)
+            self._close_if_whole(number - 1)
         return group
 
-    def _member(self, first: int, image: int) -> ImageRun | ImageRecord:
-        """Of the group that begins with `first`, whose times are the group's; in a closed loop all
-        have the same."""
-        find = self._runs.run_of if self._runs.came else self._images.__getitem__
-        with suppress(KeyError):
-            return find(first)
-        return find(image)
+    def _close_if_whole(self, number: int) -> None:
+        group = self._groups.get(number)
+        if group is not None and group.images == group.size:
+            self._close_group(number)
 
     def _close_group(self, number: int) -> None:
         group = self._groups[number]
@@ -387,12 +429,13 @@ class Recorder:
         if group.images == 0:
             del self._groups[number]
             return  # the next session does its images
+        t0_ns, _, read_ns = group.began
         row = (
             number,
             group.images,
-            group.t0_ns - self._start_ns,
-            group.last_ns - group.t0_ns,  # latency_ns
-            group.read_ns,
+            t0_ns - self._start_ns,
+            group.last_ns - t0_ns,  # latency_ns
+            read_ns,
             group.encode_ns,
             len(group.labels),  # classes
             group.collage_cells,

@@ -308,6 +308,7 @@ class Supply:
         """All that was given is done: its rows go to the disk, and then the lead is told so."""
         if not self._flushed:
             self._flushed = True
+            self._recorder.write_late()
             self._rows.flush()
         elif not self._told and self._rows.idle:
             self._rows.flush()  # of nothing: raises what kept a part from the disk

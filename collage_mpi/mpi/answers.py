@@ -60,33 +60,28 @@ class Cells(Sequence[Score | None]):
 
     def __init__(self, data: memoryview) -> None:
         """`data`: whole records of CELL."""
-        self._data = data
+        self.data = data
 
     def __len__(self) -> int:
-        return len(self._data) // _CELL.size
+        return len(self.data) // _CELL.size
 
     def __iter__(self) -> Iterator[Score | None]:
-        return iter(_records(self._data))
+        return iter(_records(self.data))
 
     def __contains__(self, record: object) -> bool:
         if record is None:
-            states = self._data[CELL.fields["state"][1] :: _CELL.size].tobytes()  # type: ignore[index]
+            states = self.data[CELL.fields["state"][1] :: _CELL.size].tobytes()  # type: ignore[index]
             return states.count(PRESENT) < len(states)
-        return record in _records(self._data)
+        return record in _records(self.data)
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
             first, end, _ = place.indices(len(self))
-            return Cells(self._data[first * _CELL.size : end * _CELL.size])
-        return _record(*_CELL.unpack_from(self._data, range(len(self))[place] * _CELL.size))
+            return Cells(self.data[first * _CELL.size : end * _CELL.size])
+        return _record(*_CELL.unpack_from(self.data, range(len(self))[place] * _CELL.size))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and _records(self._data) == list(other)
-
-    @property
-    def array(self) -> np.ndarray:
-        """(n,) of CELL, a view."""
-        return np.frombuffer(self._data, CELL)
+        return isinstance(other, Sequence) and _records(self.data) == list(other)
 
 
 def _record(label: int, score: float, state: int) -> Score | None:

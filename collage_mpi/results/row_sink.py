@@ -289,7 +289,7 @@ class RowSink:
 
     Attributes:
         pending: parts of a run of several teams, as they come on the disk.
-        image, group, task: record one; see `Buffer.add`. `image_rows` records many.
+        image, group, task: record one; see `Buffer.add`. `image_rows`, `group_rows` record many.
     """
 
     def __init__(
@@ -330,7 +330,7 @@ class RowSink:
             for table in TABLES
         )
         self.image, self.group, self.task = self._images.add, self._groups.add, self._tasks.add
-        self.image_rows = self._images.extend
+        self.image_rows, self.group_rows = self._images.extend, self._groups.extend
         self._flush_ns = int(flush_s * 1e9)
         self._flushed_ns = time.monotonic_ns()
 
@@ -402,7 +402,7 @@ class MemoryWriter:
         self._kept = _KeptParts()
         self._buffers = {t.name: Buffer(t, self._kept, ROWS_PER_PART, self.session) for t in TABLES}
         self.image, self.group, self.task = (buffer.add for buffer in self._buffers.values())
-        self.image_rows = self._buffers[IMAGES.name].extend
+        self.image_rows, self.group_rows, _ = (b.extend for b in self._buffers.values())
 
     def results(self, path: Path, manifest: Json) -> Results:
         """What was written, as if it were read back from `path`."""

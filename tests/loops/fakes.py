@@ -122,6 +122,9 @@ class ListWriter:
     def group(self, row: Any) -> None:
         self.groups.append(GroupRow(*row))
 
+    def group_rows(self, rows: np.ndarray) -> None:
+        self.groups += [GroupRow(*row) for row in rows.tolist()]
+
     def task(self, row: Any) -> None:
         self.tasks.append(TaskRow(*row))
 

@@ -338,7 +338,7 @@ def test_a_cascade_of_runs_writes_the_rows_of_one_without_them(images, shape):
 
     def rows(job: Job) -> list[Any]:
         tasks = [row._replace(task=0) for row in job.writer.tasks]
-        return [job.writer.images, job.writer.groups, tasks]
+        return [sorted(found) for found in (job.writer.images, job.writer.groups, tasks)]
 
     shape = {"scheme": "cascade", "placement": "fastest", "policy": "confident", **shape}
     trouble = shape.pop("trouble", False)

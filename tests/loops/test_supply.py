@@ -69,9 +69,14 @@ class Rows:
     def __init__(self) -> None:
         self.pending: deque[Pending] = deque()
         self.flushes, self.idle = 0, True
+        self.late = True  # rows of images with an outcome that have not come yet
         self.fault: EnvironmentFault | None = None
 
+    def write_late(self) -> None:
+        self.late = False
+
     def flush(self) -> None:
+        assert not self.late
         if self.fault is not None:
             raise self.fault
         self.flushes += 1
@@ -104,6 +109,7 @@ class Team:
         self.recorder = SimpleNamespace(
             warm_up_from=self.warm.append,
             totals=Totals(images=3, errors=1, collage=2),
+            write_late=self.rows.write_late,
         )
         self.supply.attach(self.feed, self.recorder)
         self.now_ns = 0
