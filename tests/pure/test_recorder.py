@@ -12,7 +12,7 @@ from collage_mpi.encoding.vectors import Extras, KeptColumn, layout_of
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.image_buffer import ImageRun, InFlight
 from collage_mpi.job.recorder import TOLERATED, Recorder, Vectors
-from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult
+from collage_mpi.mpi.answers import ANSWERED, CELL, FAILED, SKIPPED, Cells, WireResult
 from collage_mpi.results.rows import (
     KIND_CODE,
     OUTCOME_CODE,
@@ -76,6 +76,31 @@ def resolved(
     return ev.Resolve(
         image, source, tasks, 9, cell, score, "error" if score is None else "ok", reason
     )
+
+
+def test_a_group_that_is_there_as_a_whole_ends_with_the_last_answer():
+    class Writer(Rows):
+        def image_rows(self, rows: np.ndarray) -> None:
+            self.images += [ImageRow(*row) for row in rows.tolist()]
+
+        def group_rows(self, rows: np.ndarray) -> None:
+            self.groups += [GroupRow(*row) for row in rows.tolist()]
+
+    rows, images, four = Writer(), InFlight(), np.arange(4)
+    images.add_run(ImageRun(0, Columns(four, four, four, four), START_NS, 11))
+    book = Recorder(rows, images, start_ns=START_NS, group_size=4, warmup_groups=0)
+    book.by_number = True
+    cells = Cells(memoryview(np.array([(7, 0.5, 1, 0)] * 2, CELL).tobytes()))
+    for task, now_ns in ((0, 900), (1, 300)):
+        items = {2 * task: 0, 2 * task + 1: 1}
+        book.sent([send(task, 1, SINGLE, items, 0, 1)], START_NS, [0])
+        ended(book, now_ns, 1, WireResult(task, ANSWERED))
+        run = ev.ResolveRun(2 * task, SINGLE, task, 0, 0, cells)
+        book.run_resolved(run, START_NS + now_ns)
+    book.write_late()
+    assert [image.latency_ns for image in rows.images] == [900, 900, 300, 300]
+    (group,) = rows.groups
+    assert (group.images, group.t0_ns, group.latency_ns, group.read_ns) == (4, 0, 900, 11)
 
 
 def test_a_group_row_by_row():
