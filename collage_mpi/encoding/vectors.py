@@ -1,17 +1,19 @@
 """What a run may keep of each image beyond its class: named columns, each with a dtype and a shape.
 
 The values of an image are one record of bytes, whose layout the ranks learn when they load their
-networks. A record travels with the answer as float32 numbers, whose bits nothing changes.
+networks. A record travels with the answer as float32 numbers, whose bits nothing changes. Where the
+first dimension of a column varies between images, the record holds its length, and the values
+follow behind the record.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from collage_mpi.errors import UsageError
 
@@ -22,10 +24,14 @@ SCORES, EMBEDDINGS, OUTPUTS = "scores", "embeddings", "outputs"
 NO_SAVE = "none"
 SAVES = (NO_SAVE, SCORES, EMBEDDINGS, OUTPUTS)
 KEYS = ("fingerprint", "shard", "row", "session")  # beside the columns, in the files
-TAKEN = (*KEYS, "answered")  # beside them in files and exports
+TAKEN = (*KEYS, "id", "answered")  # beside them in files and exports
 MOST_BYTES = 64 << 20  # of an image's record: room for one is kept for every message of answers
 MOST_COLUMNS = 64
-DTYPES = "booleans, integers and floats of at most 8 bytes"
+MOST_VARIED_BYTES = 256 << 10  # of a value of any length, unless a user's class says more
+OFFSETS = "_offsets"  # after the name of a column that varies: what Zarr has beside it
+COUNT, VALUES = "count", "values"  # of a column that varies, in a record
+TEXT = "text"  # dtype of a column of texts, which travel as bytes of UTF-8
+DTYPES = "booleans, integers and floats of at most 8 bytes, and lists of texts"
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,10 @@ class KeptColumn:
     """What is kept of each image under one name.
 
     Attributes:
-        dtype: as numpy writes it, little-endian: "<f4", "|u1".
-        shape: of one image's value; () for a single number.
+        dtype: as numpy writes it, little-endian: "<f4", "|u1"; or TEXT.
+        shape: of one image's value; () for a single number. It begins with None where the first
+            dimension varies between images.
+        most_bytes: of such a value. Ranks that expect other lengths still have the same column.
 
     Raises:
         UsageError: it cannot be kept.
@@ -42,7 +50,8 @@ class KeptColumn:
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
+    most_bytes: int = field(default=MOST_VARIED_BYTES, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         said = f"the column {self.name!r} of {self.dtype} with the shape {self.shape} for an image"
@@ -51,20 +60,59 @@ class KeptColumn:
                 f"{said} needs another name: a word of letters, digits and _, and none of "
                 + ", ".join(TAKEN)
             )
-        if not re.fullmatch(r"\|[biu]1|<[iuf][248]", self.dtype):
+        text = self.dtype == TEXT and self.shape == (None,)
+        if not (text or re.fullmatch(r"\|[biu]1|<[iuf][248]", self.dtype)) or None in self.each:
             raise UsageError(f"{said} cannot be kept: the types that can are {DTYPES}")
-        if min(self.shape, default=1) < 1:
+        if min(self.each, default=1) < 1:
             raise UsageError(f"{said} holds no value: leave it out")
 
     @classmethod
-    def of(cls, name: str, values: np.ndarray) -> KeptColumn:
-        """The column of a batch's values, (n, ...)."""
-        return cls(name, values.dtype.newbyteorder("<").str, values.shape[1:])
+    def of(cls, name: str, values: np.ndarray, most_bytes: int = MOST_VARIED_BYTES) -> KeptColumn:
+        """The column of a batch's values, (n, ...): (n,) of objects where each image has an array
+        of its own length, or a text.
+
+        Raises:
+            UsageError: they cannot be kept, or differ in more than their length.
+        """
+        if values.dtype != object:
+            return cls(name, values.dtype.newbyteorder("<").str, values.shape[1:])
+        found = {_varied(name, value, most_bytes) for value in values}
+        if len(found) > 1:
+            raise UsageError(
+                f"{shown(sorted(found, key=repr))}: only the first dimension may differ"
+            )
+        return found.pop()
+
+    @property
+    def varies(self) -> bool:
+        """Whether the first dimension differs between images."""
+        return self.shape[:1] == (None,)
+
+    @property
+    def each(self) -> tuple[int, ...]:
+        """The dimensions that are the same for all images."""
+        return self.shape[self.varies :]  # type: ignore[return-value]
 
     @property
     def nbytes(self) -> int:
-        """Of one image's value."""
-        return int(self.dtype[-1]) * prod(self.shape)
+        """Of one image's value, at most."""
+        return self.most_bytes if self.varies else int(self.dtype[-1]) * prod(self.each)
+
+    @property
+    def format(self) -> Any:
+        """What numpy is told of it in a record: of values that vary their count, and beside it
+        their type in an array without room."""
+        if not self.varies:
+            return (self.dtype, self.each)
+        if self.dtype == TEXT:
+            return [(COUNT, "<u4"), (TEXT, "|u1", (0,))]
+        return [(COUNT, "<u4"), (VALUES, self.dtype, (0, *self.each))]
+
+
+def _varied(name: str, value: Any, most_bytes: int) -> KeptColumn:
+    if isinstance(value, str):
+        return KeptColumn(name, TEXT, (None,), most_bytes)
+    return KeptColumn(name, value.dtype.newbyteorder("<").str, (None, *value.shape[1:]), most_bytes)
 
 
 def shown(columns: Sequence[KeptColumn]) -> str:
@@ -73,7 +121,8 @@ def shown(columns: Sequence[KeptColumn]) -> str:
 
 
 def layout_of(columns: Sequence[KeptColumn]) -> np.dtype:
-    """The record of an image: the columns one behind another, in whole float32 numbers.
+    """The record of an image: the columns one behind another, in whole float32 numbers; of those
+    that vary their counts (see `KeptColumn.format`).
 
     Raises:
         UsageError: there are too many, or they take more than MOST_BYTES.
@@ -86,14 +135,53 @@ def layout_of(columns: Sequence[KeptColumn]) -> np.dtype:
             f"{len(columns)} columns of {nbytes:,} bytes in all for an image; 1 to {MOST_COLUMNS} "
             f"of at most {MOST_BYTES:,} bytes in all can be kept"
         )
+    names = [each.name for each in columns]
+    twice = {f"{each.name}{OFFSETS}" for each in columns if each.varies}.intersection(names)
+    if twice:
+        raise UsageError(f"the column {twice.pop()!r} needs another name: exports make one of it")
+    formats = [np.dtype(each.format) for each in columns]
+    *offsets, end = accumulate((each.itemsize for each in formats), initial=0)
     return np.dtype(
         {
-            "names": [each.name for each in columns],
-            "formats": [(each.dtype, each.shape) for each in columns],
-            "offsets": [*accumulate((each.nbytes for each in columns[:-1]), initial=0)],
-            "itemsize": -(-nbytes // 4) * 4,
+            "names": names,
+            "formats": formats,
+            "offsets": offsets,
+            "itemsize": _whole(end),
         }
     )
+
+
+def most_floats(columns: Sequence[KeptColumn]) -> int:
+    """The longest record of an image with all that follows it, in float32 numbers."""
+    varied = sum(column.nbytes for column in columns if column.varies)
+    return (layout_of(columns).itemsize + _whole(varied)) // 4
+
+
+def _whole(nbytes: int) -> int:
+    """So many bytes, filled up to whole float32 numbers."""
+    return -(-nbytes // 4) * 4
+
+
+def varied_in(layout: np.dtype) -> dict[str, np.dtype]:
+    """The columns whose values follow the record, and their type: (0, ...) of numbers, or (0,)
+    bytes of a text."""
+    fields = {name: layout[name] for name in layout.names or ()}
+    return {name: each[1] for name, each in fields.items() if each.names}
+
+
+def objects(values: Sequence[Any]) -> np.ndarray:
+    """(n,) of them as they are: numpy alone would join arrays of the same shape."""
+    import numpy as np
+
+    found = np.empty(len(values), object)
+    for at, value in enumerate(values):
+        found[at] = value
+    return found
+
+
+def is_text(layout: np.dtype, name: str) -> bool:
+    """Whether the column is one of texts."""
+    return TEXT in (layout[name].names or ())
 
 
 @dataclass(frozen=True)
@@ -148,7 +236,7 @@ class Extras:
         given: Mapping[str, np.ndarray] | None = None,
     ) -> np.ndarray:
         """(n, classes) float32 scores, and (n, ...) of each column that the network gives ->
-        (n, floats) float32.
+        (n, floats) float32, each as long as the longest of them.
 
         Of equal scores the lowest class comes first, as in `decode`.
         """
@@ -159,15 +247,45 @@ class Extras:
             top = np.argsort(-scores, axis=1, kind="stable")[:, : self.top_k].astype(np.int32)
             found["top_classes"] = top
             found["top_scores"] = np.take_along_axis(scores, top, axis=1)
-        records = np.zeros(len(scores), layout)
+        records, tails = np.zeros(len(scores), layout), [b""] * len(scores)
+        varied = varied_in(layout)
         for name in layout.names or ():
-            records[name] = found[name]
-        return records.view(np.float32).reshape(len(records), -1)
+            values: Any = found[name]
+            if name in varied:
+                if is_text(layout, name):
+                    values = [np.frombuffer(text.encode(), np.uint8) for text in values]
+                records[name][COUNT] = [len(value) for value in values]
+                base = varied[name].base
+                own = (np.asarray(value, base).tobytes() for value in values)
+                tails = [tail + more for tail, more in zip(tails, own, strict=True)]
+            else:
+                records[name] = values
+        rows = records.view(np.uint8).reshape(len(records), -1)
+        if varied:
+            longest = _whole(max(map(len, tails), default=0))
+            behind = b"".join(tail.ljust(longest, b"\0") for tail in tails)
+            tail_rows = np.frombuffer(behind, np.uint8).reshape(len(rows), longest)
+            rows = np.concatenate([rows, tail_rows], axis=1)
+        return rows.view(np.float32)
 
 
-def unpack(layout: np.dtype, vectors: np.ndarray) -> np.ndarray:
-    """(n, floats) float32 -> (n,) of the layout: of each image what `pack` was given."""
+def unpack(layout: np.dtype, vectors: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """(floats,) float32 of each of n images -> (n, ...) of each column: what `pack` was given.
+    Of a column that varies these are (n,) objects."""
     import numpy as np
 
-    found: np.ndarray = np.ascontiguousarray(vectors, np.float32).view(layout)[:, 0]
+    floats = layout.itemsize // 4
+    heads = np.array([vector[:floats] for vector in vectors], np.float32).reshape(-1, floats)
+    records, varied = heads.view(layout)[:, 0], varied_in(layout)
+    found = {name: records[name] for name in layout.names or ()}
+    starts = np.full(len(records), layout.itemsize)
+    for name, each in varied.items():
+        counts = records[name][COUNT].astype(np.int64)
+        row_bytes = each.base.itemsize * prod(each.shape[1:])
+        found[name], ends = np.empty(len(records), object), starts + counts * row_bytes
+        for at, (vector, start, end) in enumerate(zip(vectors, starts, ends, strict=True)):
+            raw = vector.view(np.uint8)[start:end]
+            value: Any = raw.view(each.base).reshape(counts[at], *each.shape[1:])
+            found[name][at] = raw.tobytes().decode() if is_text(layout, name) else value
+        starts = ends
     return found

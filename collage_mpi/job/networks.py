@@ -14,7 +14,7 @@ from itertools import accumulate
 import numpy as np
 
 from collage_mpi.encoding.decode import decode, summands
-from collage_mpi.encoding.vectors import Extras, KeptColumn, layout_of
+from collage_mpi.encoding.vectors import Extras, KeptColumn, layout_of, most_floats
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.messages import Measured, Welcome
 from collage_mpi.kinds import KIND, SINGLE, TABLE
@@ -23,7 +23,7 @@ from collage_mpi.models.info import Answer, Computation, Geometry, Loading, Pred
 from collage_mpi.models.named import OFFLINE, is_foreign, is_function
 from collage_mpi.models.null import NULL_CLASSES, NullPredictor
 from collage_mpi.models.own import told_error
-from collage_mpi.mpi.answers import ANSWERED, FAILED, VECTOR, WireResult, answer_message_bytes
+from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult, answer_message_bytes
 from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.scheduler.events import Score
@@ -150,8 +150,8 @@ class Networks:
             UsageError: MPI cannot send a message of that length.
         """
         welcome, floats = self._welcome, 0
-        if self._layout is not None:
-            floats = self._layout.itemsize // VECTOR.itemsize
+        if self.columns:
+            floats = most_floats(self.columns)
         if welcome.parity is not None:  # before what is kept
             floats += max(each.classes for each in self.predictors.values())
         vectors = welcome.answer_vectors if floats else 0

@@ -11,7 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from collage_mpi.encoding.vectors import EMBEDDINGS, NO_SAVE, KeptColumn, layout_of
+from collage_mpi.encoding.vectors import (
+    EMBEDDINGS,
+    MOST_VARIED_BYTES,
+    NO_SAVE,
+    KeptColumn,
+    layout_of,
+)
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import COLLAGE, NETWORKS, SINGLE
 from collage_mpi.models.specs import AcceptSpec, HeadSpec, ParitySpec
@@ -193,11 +199,13 @@ TOLERANCE = 0.01  # of probabilities and their sum: 16-bit formats round
 HOW = "docs/images.md (A network of your own) has an example"
 
 
-def columns_of(origin: str, given: Mapping[str, np.ndarray]) -> tuple[KeptColumn, ...]:
+def columns_of(
+    origin: str, given: Mapping[str, np.ndarray], most_bytes: int = MOST_VARIED_BYTES
+) -> tuple[KeptColumn, ...]:
     """The columns of what a network gives beside its scores, (n, ...) each. Raises UsageError for
     what cannot be kept."""
     try:
-        found = tuple(KeptColumn.of(name, values) for name, values in given.items())
+        found = tuple(KeptColumn.of(name, values, most_bytes) for name, values in given.items())
         layout_of(found)
     except UsageError as error:
         raise UsageError(f"{origin} gives what cannot be kept: {error}") from error

@@ -20,9 +20,10 @@ for items (C, ...). With `input_shape` or `input_dtype` of either, other items a
 A class that is mapped over images is asked for no classes:
 
     class Function:
+        most_bytes = 262_144  # of an array in a list
         def __init__(self, device): ...
         def __call__(self, batch):  # items, (n, ...)
-            return a dict of arrays, (n, ...) each
+            return a dict of arrays, (n, ...) each, or of lists of n arrays or texts
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.encoding.vectors import OUTPUTS, KeptColumn, shown
+from collage_mpi.encoding.vectors import MOST_VARIED_BYTES, OUTPUTS, KeptColumn, objects, shown
 from collage_mpi.errors import CollageError, DataFault, UsageError
 from collage_mpi.kinds import SINGLE
 from collage_mpi.models.info import (
@@ -68,8 +69,8 @@ SPREAD = {"mean": 0.0, "std": 1.0}
 
 MAP_HOW = "docs/inputs.md has an example"
 RAGGED = (
-    "Results must be numbers, of one shape for each image: pad them to the longest, and give their "
-    "lengths as another array"
+    "Results must be numbers of one shape for each image, or a list of an array or a text for each "
+    "image: the arrays may differ in their first dimension alone"
 )
 
 # Files of this package, of Python's own and of installed ones, and what has no file.
@@ -294,6 +295,7 @@ class MappedFunction(OwnPredictor):
 
     def __init__(self, spec: str, kind: str, geometry: Geometry, made: Any, device: str) -> None:
         super().__init__(spec, kind, replace(geometry, classes=1), made, device)
+        self._most_bytes = int(getattr(made, "most_bytes", MOST_VARIED_BYTES))
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
         return self.answer(batch)[0]
@@ -306,14 +308,14 @@ class MappedFunction(OwnPredictor):
                 f"{self.spec} returned a {type(given).__name__}; needed: a dict of arrays, the "
                 f"first axis of each the images of the batch ({len(batch)})"
             )
-        found = {str(name): self._array(name, values) for name, values in given.items()}
+        found = {str(name): self._values(name, values) for name, values in given.items()}
         for name, values in found.items():
             if values.shape[:1] != (len(batch),):
                 raise DataFault(
                     f"{self.spec}: {name} has the shape {values.shape}; its first axis must be the "
                     f"images of the batch ({len(batch)})"
                 )
-        columns = columns_of(self.spec, found)
+        columns = columns_of(self.spec, found, self._most_bytes)
         if self.columns and {*columns} != {*self.columns}:
             raise DataFault(
                 f"{self.spec} gave {shown(columns)}; its first outputs were "
@@ -321,8 +323,20 @@ class MappedFunction(OwnPredictor):
             )
         return np.ones((len(batch), 1, 1), np.float32), found
 
-    def _array(self, name: object, values: Any) -> np.ndarray:
-        """Of torch's tensors and of lists too."""
+    def _values(self, name: object, values: Any) -> np.ndarray:
+        """(n, ...), of torch's tensors and of lists of numbers too. Of a list of arrays or texts
+        (n,) objects."""
+        if _is_varied(values):
+            found = objects([x if isinstance(x, str) else np.asarray(x) for x in values])
+            longest = max(
+                len(each.encode()) if isinstance(each, str) else each.nbytes for each in found
+            )
+            if longest > self._most_bytes:
+                raise DataFault(
+                    f"{self.spec}: {name} of an image takes {longest:,} bytes; the most is "
+                    f"{self._most_bytes:,}, or what the class has as most_bytes"
+                )
+            return found
         try:
             found = np.asarray(values)
         except ValueError as error:  # a list of arrays of different shapes
@@ -339,7 +353,7 @@ class MappedFunction(OwnPredictor):
         """
         noise = self.info.noise()
         try:
-            self.columns = columns_of(self.spec, self.answer(noise)[1])
+            self.columns = columns_of(self.spec, self.answer(noise)[1], self._most_bytes)
         except CollageError:
             raise
         except Exception as error:  # of the user's code
@@ -349,6 +363,14 @@ class MappedFunction(OwnPredictor):
             ) from error
         known = f"{self.fingerprint} {self.columns}"  # a run that goes on must give the same
         self.fingerprint = hashlib.sha256(known.encode()).hexdigest()
+
+
+def _is_varied(values: Any) -> bool:
+    """Whether these are texts, or arrays that may have different lengths, one an image."""
+    if isinstance(values, np.ndarray) and values.dtype.kind not in "OU":
+        return False
+    listed = isinstance(values, (list, tuple, np.ndarray)) and len(values)
+    return bool(listed) and all(isinstance(x, str) or getattr(x, "shape", ()) for x in values)
 
 
 def check_probabilities(spec: str, scores: np.ndarray) -> None:

@@ -43,6 +43,7 @@ RESULT = np.dtype(
         ("n_cells", "<u4"),
         ("reason_bytes", "<u2"),
         ("n_vectors", "<u4"),
+        ("n_floats", "<u4"),  # of each vector
     ]
 )
 CELL = np.dtype([("label", "<i4"), ("score", "<f4"), ("state", "u1"), ("reserved", "u1", (3,))])
@@ -52,7 +53,7 @@ LOST_REASON = "it could not be read"  # if the message had no room for the reaso
 VECTOR = np.dtype("<f4")
 
 _RESULT, _CELL = map(packer, (RESULT, CELL))
-_said = attrgetter(*(RESULT.names or ())[:-3])
+_said = attrgetter(*(RESULT.names or ())[:-4])
 
 
 class Cells(Sequence[Score | None]):
@@ -110,7 +111,6 @@ class WireResult:
         unread: () if all images were read, otherwise one per item. Of an answered task these are
             the images that were blank for the network; their cells do not travel.
         vectors: (n, floats) float32, one per input of the network; None if nothing needs them.
-            All vectors of a message have the same length.
     """
 
     task: int
@@ -170,14 +170,13 @@ def pack_results(out: np.ndarray, session: int, results: Sequence[WireResult]) -
             *_said(result),
             _count(result),
             len(reason),
-            0 if result.vectors is None else len(result.vectors),
+            *((0, 0) if result.vectors is None else result.vectors.shape),
         )
         for result, reason in zip(results, reasons, strict=True)
     ]
     cells = [_CELL.pack(*cell) for result in results for cell in _cells(result)]
     text = np.frombuffer(b"".join(reasons), np.uint8)
-    floats = vectors[0].shape[1] if vectors else 0
-    header = Header(ANSWERS, session, len(results), len(cells), text.nbytes, floats)
+    header = Header(ANSWERS, session, len(results), len(cells), text.nbytes)
     return write(
         out, header, b"".join(records + cells), [*(each.view(np.uint8) for each in vectors), text]
     )
@@ -198,13 +197,10 @@ def unpack_results(message: np.ndarray, header: Header | None = None) -> list[Wi
         raise WireFault(f"an ANSWERS message of {message.nbytes} bytes does not match its counts")
     data = message.data  # slicing it takes a third of the time of slicing an array
     records = list(_RESULT.iter_unpack(data[HEADER.itemsize : cells_at]))
-    if sum([record[-3] for record in records]) != n_cells:
+    if sum([record[-4] for record in records]) != n_cells:
         raise WireFault("the results of a message do not add up to its cells")
-    vectors = None
-    if vectors_at < reasons_at or header.n_floats:
-        vectors = _vectors(message[vectors_at:reasons_at], sum([r[-1] for r in records]), header)
-    results, first, text, row = [], 0, reasons_at, 0
-    for *said, count, length, rows in records:
+    results, first, text, vector = [], 0, reasons_at, vectors_at
+    for *said, count, length, rows, floats in records:
         result = WireResult(*said)
         at = cells_at + first * _CELL.size
         own = data[at : at + count * _CELL.size]
@@ -214,24 +210,21 @@ def unpack_results(message: np.ndarray, header: Header | None = None) -> list[Wi
             result.reason = raw.decode("utf-8", "replace")
             states = message[at : at + len(result.cells) * _CELL.size].view(CELL)["state"]
             _note_unread(result, states.tolist())
-        if vectors is not None and rows:
-            result.vectors = vectors[row : row + rows]
+        if rows:
+            end = vector + rows * floats * VECTOR.itemsize
+            if end > reasons_at:
+                raise WireFault("the vectors of a message do not match its counts")
+            result.vectors = message[vector:end].view(VECTOR).reshape(rows, floats)
+            vector = end
         if result.status not in STATUSES:
             raise WireFault(
                 f"task {result.task} ended with status {result.status}; known are {STATUSES}"
             )
         results.append(result)
-        first, text, row = first + count, text + length, row + rows
-    if text != message.nbytes:
+        first, text = first + count, text + length
+    if text != message.nbytes or vector != reasons_at:
         raise WireFault("the results of a message do not add up")
     return results
-
-
-def _vectors(raw: np.ndarray, count: int, header: Header) -> np.ndarray | None:
-    """(count, floats) float32, a view; None without vectors. Raises WireFault on another size."""
-    if raw.nbytes != count * header.n_floats * VECTOR.itemsize:
-        raise WireFault(f"{raw.nbytes} bytes of vectors do not match the counts of their message")
-    return raw.view(VECTOR).reshape(count, -1) if raw.nbytes else None
 
 
 def _text(result: WireResult) -> bytes:

@@ -20,7 +20,7 @@ import numpy as np
 
 from collage_mpi.errors import EnvironmentFault
 
-VERSION = 7
+VERSION = 8
 MAGIC = 0xC011A6E1
 TAG_CONTROL, TAG_TASK, TAG_UP = 11, 12, 13
 
@@ -40,7 +40,6 @@ HEADER = np.dtype(
         ("n_tasks", "<u4"),
         ("n_items", "<u4"),
         ("payload_bytes", "<u8"),
-        ("n_floats", "<u4"),
     ]
 )
 
@@ -75,7 +74,6 @@ class Header(NamedTuple):
 
     Attributes:
         payload_bytes: of pixels or places, of reasons, of a control message's text.
-        n_floats: of each vector.
     """
 
     type: int
@@ -83,7 +81,6 @@ class Header(NamedTuple):
     n_tasks: int = 0
     n_items: int = 0
     payload_bytes: int = 0
-    n_floats: int = 0
 
 
 def write(

@@ -309,10 +309,10 @@ def pandas_frame(results: AllRows, table: str, names: ImageNames) -> Any:
     return pd.DataFrame({name: series(name, values) for name, values in found.items()})
 
 
-def _to_zarr(results: AllRows, out: Path, _: ImageNames) -> Path:
+def _to_zarr(results: AllRows, out: Path, names: ImageNames) -> Path:
     """A group of arrays: what is kept of the images, in the order of the input."""
     path = out / "outputs.zarr"
-    write_zarr(path, results.images, results.kept_values)
+    write_zarr(path, results.images, names.id, results.kept_values)
     return path
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.encoding.vectors import KEYS
+from collage_mpi.encoding.vectors import KEYS, OFFSETS
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.results.parts import PartName
 from collage_mpi.results.rows import IMAGES, flat_keys
@@ -90,12 +90,21 @@ class KeptValues:
         return self._last[1]
 
 
-def write_zarr(path: Path, images: np.ndarray, values: Iterable[dict[str, np.ndarray]]) -> None:
+def write_zarr(
+    path: Path,
+    images: np.ndarray,
+    ids: np.ma.MaskedArray,
+    values: Iterable[dict[str, np.ndarray]],
+) -> None:
     """Write a Zarr group: an array of each kept column, (images, ...), in the order of the input,
-    and beside them the images' shard, row and whether they were answered. The others are 0.
+    and beside them the images' id, shard, row and whether they were answered. The others are 0.
+
+    Of a column NAME whose values vary in length, the array NAME has the values of all images one
+    behind another, and NAME_offsets, (images + 1,), says where each image's begin and end.
 
     Args:
         images: (n,) of IMAGE_ROW.
+        ids: (n,) text, masked where there is none.
         values: as `KeptValues` gives them.
 
     Raises:
@@ -105,35 +114,78 @@ def write_zarr(path: Path, images: np.ndarray, values: Iterable[dict[str, np.nda
         import zarr
     except ImportError as error:
         raise EnvironmentFault(f"export to zarr needs zarr: {pip_line('zarr')}") from error
-    images = images[np.argsort(flat_keys(images))]
+    in_order = np.argsort(flat_keys(images))
+    images, ids = images[in_order], ids[in_order]
     keys, temp = flat_keys(images), temporary_name(path)
     try:
         group = zarr.open_group(str(temp), mode="w")
         for name in OF_ROWS:
             group.create_array(name, data=np.ascontiguousarray(images[name]))
+        if not np.ma.getmaskarray(ids).all():
+            _array(group, "id", (len(images),), ids)[:] = ids.filled("")
+        offsets = _offsets(values, keys)
+        for name, ends in offsets.items():
+            group.create_array(f"{name}{OFFSETS}", data=ends)
         for found in values:
             if not len(found["row"]):
                 continue  # the images were all error rows, and nothing tells types and shapes
-            rows = np.zeros(len(found["row"]), images.dtype)
-            rows["shard"], rows["row"] = found["shard"], found["row"]
-            places = np.searchsorted(keys, flat_keys(rows))
-            order = np.argsort(places)
-            for name, array in found.items():
-                if name not in KEYS:
-                    _array(group, name, len(images), array).oindex[places[order]] = array[order]
+            _write_file(group, found, keys, offsets)
         shutil.rmtree(path, ignore_errors=True)
         temp.rename(path)
     finally:
         shutil.rmtree(temp, ignore_errors=True)
 
 
-def _array(group: Any, name: str, n: int, like: np.ndarray) -> Any:
+def _write_file(
+    group: Any,
+    found: dict[str, np.ndarray],
+    keys: np.ndarray,
+    offsets: Mapping[str, np.ndarray],
+) -> None:
+    """Put the values of one file's images where they belong."""
+    places = _places(found, keys)
+    order = np.argsort(places)
+    for name, array in found.items():
+        if name in KEYS:
+            continue
+        at, n, own = places[order], len(keys), array[order]
+        if name in offsets:
+            ends = offsets[name]
+            at = np.concatenate([np.arange(ends[k], ends[k + 1]) for k in at])
+            n, own = int(ends[-1]), np.concatenate(list(own))
+        into = _array(group, name, (n, *own.shape[1:]), own)
+        if len(at):
+            into.oindex[at] = own
+
+
+def _array(group: Any, name: str, shape: tuple[int, ...], like: np.ndarray) -> Any:
     """The array of a column, made when its first values come."""
     if name not in group:
-        each = max(1, like.dtype.itemsize * int(np.prod(like.shape[1:])))
-        chunk = min(n, max(1, CHUNK_BYTES // each))
-        shape = like.shape[1:]
-        group.create_array(
-            name, shape=(n, *shape), chunks=(chunk, *shape), dtype=like.dtype, fill_value=0
-        )
+        n, *each = shape
+        chunk = max(1, CHUNK_BYTES // max(1, like.dtype.itemsize * int(np.prod(each))))
+        dtype, fill = (str, "") if like.dtype == object else (like.dtype, 0)
+        chunks = (max(1, min(n, chunk)), *each)
+        group.create_array(name, shape=shape, chunks=chunks, dtype=dtype, fill_value=fill)
     return group[name]
+
+
+def _places(found: dict[str, np.ndarray], keys: np.ndarray) -> np.ndarray:
+    """(n,) where the images of a file stand among the sorted keys of all."""
+    rows = np.zeros(len(found["row"]), IMAGES.dtype)
+    rows["shard"], rows["row"] = found["shard"], found["row"]
+    return np.searchsorted(keys, flat_keys(rows))
+
+
+def _offsets(values: Iterable[dict[str, np.ndarray]], keys: np.ndarray) -> dict[str, np.ndarray]:
+    """Of each column that varies in length, (images + 1,) int64: where each image's values begin,
+    and the end."""
+    counts: dict[str, np.ndarray] = {}
+    for found in values:
+        lists = [name for name, array in found.items() if array.dtype == object and len(array)]
+        varied = [name for name in lists if not isinstance(found[name][0], str)]
+        if len(found["row"]) and not varied:
+            break  # no file has such a column
+        for name in varied:
+            own = counts.setdefault(name, np.zeros(len(keys) + 1, np.int64))
+            own[1 + _places(found, keys)] = [len(value) for value in found[name]]
+    return {name: np.cumsum(own) for name, own in counts.items()}

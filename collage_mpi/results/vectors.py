@@ -12,12 +12,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from collage_mpi.encoding.vectors import KEYS, OUTPUTS, Extras, unpack
+from collage_mpi.encoding.vectors import KEYS, OUTPUTS, Extras, is_text, objects, unpack, varied_in
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.results.file_names import VECTORS_FOLDER
 from collage_mpi.results.parts import PartName
@@ -107,9 +108,9 @@ class Beside:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        assert self.layout is not None
-        floats = self.layout.itemsize // 4
-        records = unpack(self.layout, np.array(vectors, np.float32).reshape(len(vectors), floats))
+        layout = self.layout
+        assert layout is not None
+        records, varied = unpack(layout, vectors), varied_in(layout)
         shards = np.array([shard for shard, _ in keys], np.uint32)
         indices = pa.array(shards.astype(np.int32))
         columns = {
@@ -118,12 +119,19 @@ class Beside:
             "row": pa.array(np.array([row for _, row in keys], np.uint64)),
             "session": pa.array(np.full(len(keys), self._session, np.uint16)),
         }
-        columns |= {name: _as_arrow(records[name]) for name in self.layout.names or ()}
+        for name, values in records.items():
+            if is_text(layout, name):
+                columns[name] = pa.array(values, pa.string())
+            else:
+                like = varied.get(name)
+                columns[name] = _as_arrow(values) if like is None else _as_lists(values, like)
         table, sink = pa.table(columns), pa.BufferOutputStream()
         # A dictionary of floats that are all different would only cost room. Of bytes it saves it:
         # Parquet has none, and stores each in 32 bits.
-        few = [each for each in self.layout.names or () if records[each].dtype.itemsize == 1]
-        pages = ["fingerprint", *few, *(f"{name}.list.element" for name in few)]
+        kinds = {name: varied.get(name, layout[name]) for name in records}
+        few = {name: each.ndim for name, each in kinds.items() if each.base.itemsize == 1}
+        pages = [f"{name}{'.list.element' * k}" for name, n in few.items() for k in range(n + 1)]
+        pages.append("fingerprint")
         pq.write_table(table, sink, use_dictionary=pages, write_page_checksum=True)
         return memoryview(sink.getvalue())
 
@@ -142,6 +150,18 @@ def _as_arrow(values: np.ndarray) -> Any:
     shape = values.shape[1:]
     rows = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(shape)))
     return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(flat.type, shape), rows)
+
+
+def _as_lists(values: np.ndarray, like: np.dtype) -> Any:
+    """(n,) arrays of any length as large lists, whose type says so. `like`: see `varied_in`."""
+    import pyarrow as pa
+
+    flat = np.concatenate([np.empty(like.shape, like.base), *values])
+    offsets = np.cumsum([0, *map(len, values)], dtype=np.int64)
+    inner = pa.array(np.ascontiguousarray(flat).reshape(-1))
+    for size in reversed(like.shape[1:]):
+        inner = pa.FixedSizeListArray.from_arrays(inner, size)
+    return pa.LargeListArray.from_arrays(pa.array(offsets), inner)
 
 
 def of_parts(out: Path, found: Sequence[PartName], manifest: Mapping[str, Any]) -> list[PartName]:
@@ -224,13 +244,16 @@ def _is_ours(column: Any, lists: bool) -> bool:
     if lists and not types.is_list(kind):
         return False
     tensor = isinstance(kind, pa.FixedShapeTensorType)
-    inner = kind.value_type if types.is_list(kind) or tensor else kind
-    return bool(types.is_integer(inner) or types.is_floating(inner) or types.is_boolean(inner))
+    inner = kind.value_type if types.is_list(kind) or tensor or types.is_large_list(kind) else kind
+    while types.is_large_list(kind) and types.is_fixed_size_list(inner):
+        inner = inner.value_type
+    number = types.is_integer(inner) or types.is_floating(inner) or types.is_boolean(inner)
+    return bool(number or types.is_string(kind))
 
 
 def array_of(column: Any) -> np.ndarray:
-    """(n, ...) of a column of numbers, lists or tensors, all of one shape. Raises DataFault: they
-    are not."""
+    """(n, ...) of a column of numbers, lists or tensors, all of one shape; (n,) objects of texts
+    and of large lists. Raises DataFault: they are not."""
     import pyarrow as pa
 
     chunks = [chunk for chunk in column.chunks if len(chunk)]
@@ -244,11 +267,28 @@ def array_of(column: Any) -> np.ndarray:
         shape = tuple(lengths or (0,))
     if column.null_count:
         raise DataFault("vectors of other lengths in one file")
+    if pa.types.is_string(column.type) or pa.types.is_large_list(column.type):
+        return objects([value for chunk in chunks for value in _values_of(chunk)])
     # By chunk: the numbers of all may be more than a list's 32-bit offsets reach.
     flat = [chunk.flatten() if shape else chunk for chunk in chunks]
     numbers = [part.to_numpy(zero_copy_only=False) for part in flat]
-    found: np.ndarray = np.concatenate(numbers) if numbers else np.empty(0)
-    return found.reshape(len(column), *shape)
+    whole: np.ndarray = np.concatenate(numbers) if numbers else np.empty(0)
+    return whole.reshape(len(column), *shape)
+
+
+def _values_of(chunk: Any) -> list[Any]:
+    """The texts of a pyarrow.Array of these, or the arrays of one of large lists."""
+    import pyarrow as pa
+
+    if pa.types.is_string(chunk.type):
+        return list(chunk.to_pylist())
+    inner, shape = chunk.values, []
+    while pa.types.is_fixed_size_list(inner.type):
+        shape.append(inner.type.list_size)
+        inner = inner.flatten()
+    numbers = inner.to_numpy(zero_copy_only=False).reshape(-1, *shape)
+    ends = chunk.offsets.to_numpy()
+    return [numbers[start:end] for start, end in pairwise(ends)]
 
 
 def check_file(path: Path, rows: np.ndarray, manifest: Mapping[str, Any]) -> tuple[int, list[str]]:

@@ -45,6 +45,16 @@ class Segment:
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(0.01)
 
+class Detect(Segment):
+    '''Columns in which a picture is bright: of any number, none of the noise too.'''
+    def __call__(self, batch):
+        self.seen += int((batch[:, 0, 0, 0] < 9).sum())
+        self.die()
+        if any(b[0, 0, 0] == 7 for b in batch): raise ValueError("a seven")
+        rows = [np.flatnonzero(b.mean((0, 2)) > 132) for b in batch]
+        boxes = [np.stack([r, r + 1], 1).astype(np.float32) for r in rows]
+        return {"boxes": boxes, "n": [len(r) for r in rows], "said": [f"{len(r)} ä" for r in rows]}
+
 class Embed:
     def __init__(self, device): pass
     def __call__(self, batch):
@@ -111,6 +121,35 @@ def test_masks_of_a_job_that_is_killed_twice_are_those_of_a_loop(
     for name, values in expected.items():
         assert arrays[name].dtype == values.dtype
         assert np.array_equal(arrays[name][:], values)
+
+
+def test_detections_of_a_job_that_is_killed_are_those_of_a_loop(
+    pictures: np.ndarray, monkeypatch, capfd
+) -> None:
+    words = ["map", "own.py:Detect", *COMMON, "--out", "out"]
+    monkeypatch.setenv("DIE_AT", "1")
+    assert main([*words, "--ranks", "3"]) not in (0, 2, 3, 4, 5), capfd.readouterr().err
+    assert 0 < len(read_results("out")) < PICTURES
+    monkeypatch.delenv("DIE_AT")
+    assert main([*words, "--ranks", "2"]) == ExitCode.COMPLETE_WITH_ERRORS, capfd.readouterr().err
+    report, results = verify_run("out"), read_results("out")
+    assert report.ok, report.problems
+    assert {*results.images["session"]} == {1, 2}
+    done = np.delete(np.arange(PICTURES), 5)
+    expected = classes().Detect("cpu")(pictures[done])
+    order = np.argsort(results.images["row"][results.images["answered"]])
+    assert len({len(boxes) for boxes in expected["boxes"]}) > 2
+    for name, values in expected.items():
+        found = results.kept(name)[order]
+        assert len(found) == len(values)
+        assert all(np.array_equal(a, b) for a, b in zip(found, values, strict=True))
+    zarr = pytest.importorskip("zarr")
+    assert main(["export", "out", "--to", "zarr"]) == 0
+    arrays = zarr.open_group("out/export/outputs.zarr", mode="r")
+    assert np.array_equal(arrays["boxes"][:], np.concatenate(expected["boxes"]))
+    assert np.array_equal(np.diff(arrays["boxes_offsets"][:])[done], expected["n"])
+    assert arrays["id"][:].tolist() == [f"{number:03d}.png" for number in range(PICTURES)]
+    assert arrays["said"][5] == ""
 
 
 def test_a_hedged_job_keeps_the_first_answers_and_names_what_raised(

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import results_harness
 from hypothesis import given
 from hypothesis import strategies as st
 from results_harness import fill, make_run, manifest
 
-from collage_mpi.encoding.vectors import MOST_BYTES, Extras, KeptColumn, layout_of, unpack
+from collage_mpi.encoding.vectors import (
+    MOST_BYTES,
+    Extras,
+    KeptColumn,
+    layout_of,
+    most_floats,
+    objects,
+    unpack,
+)
 from collage_mpi.errors import CollageError, DataFault, UsageError
 from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Geometry, Loading
+from collage_mpi.mpi.answers import (
+    ANSWERED,
+    WireResult,
+    in_messages,
+    pack_results,
+    unpack_results,
+)
+from collage_mpi.mpi.protocol import HEADER, WireFault
 from collage_mpi.report.charts import worst_images
 from collage_mpi.results import (
     RunWriter,
@@ -30,6 +49,7 @@ from collage_mpi.results.claim import Holder
 from collage_mpi.results.outputs import KeptValues, write_zarr
 from collage_mpi.results.render import render_summary
 from collage_mpi.results.rows import IMAGES
+from collage_mpi.scheduler.events import Score
 from collage_mpi.settings.run_settings import RunSettings
 
 GEOMETRY = Geometry((4, 4, 3), side=2, cell_px=4, classes=None)
@@ -52,10 +72,18 @@ class Named(Each):
     def __call__(self, batch): return {"row": np.zeros(len(batch))}
 class Counted(Each):
     def __call__(self, batch): return {"answered": np.zeros(len(batch))}
-class Text(Each):
-    def __call__(self, batch): return {"caption": ["a cat"] * len(batch)}
+class Complex(Each):
+    def __call__(self, batch): return {"z": np.zeros(len(batch), complex)}
 class Large(Each):
     def __call__(self, batch): return {"volume": np.zeros((len(batch), 1 << 14, 1 << 13), "u1")}
+class Boxes(Each):
+    def __call__(self, batch):
+        k = [int(b[0, 0, 0]) % 4 for b in batch]
+        return self.given or {"boxes": [np.ones((i, 2), "f4") for i in k], "said": ["a"] * len(k)}
+class Roomy(Boxes):
+    most_bytes = 80
+class Wide(Boxes):
+    most_bytes = 40 << 20
 def plain(device): return lambda batch: {"n": np.ones(len(batch), ">i4")}
 """
 
@@ -96,8 +124,9 @@ def test_a_mapped_class_is_a_network_whose_outputs_are_its_columns(own: Path) ->
         ({}, "returned a dict"),
         ({"mean": np.zeros(3), "top": np.zeros((3, 2, 4), "u1")}, r"mean has the shape \(3,\)"),
         ({"mean": 1.0}, r"mean has the shape \(\).*images of the batch \(2\)"),
-        ({"mean": [np.zeros(1), np.zeros(2)]}, "mean is no array.*pad them to the longest"),
-        ({"mean": np.array([None, None])}, "mean is an array of objects.*pad them"),
+        ({"mean": [np.zeros(1), np.zeros(2)]}, r"gave mean <f8 \(None,\); its first outputs were"),
+        ({"mean": [[1], [1, 2]]}, "mean is no array.*a list of an array or a text for each image"),
+        ({"mean": np.array([None, None])}, "mean is an array of objects.*numbers of one shape"),
         (
             {"mean": np.zeros(2, "f4"), "top": np.zeros((2, 2, 4), "u1")},
             r"gave mean <f4 \(\), top.*its first outputs were mean <f8",
@@ -110,6 +139,178 @@ def test_outputs_that_are_not_as_they_should_be_are_named(own: Path, given: Any,
     function.made.given = given
     with pytest.raises(DataFault, match=says):
         function.answer(np.zeros((2, 4, 4, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("boxes", "says"),
+    [
+        ([np.ones((1, 2), "f4"), np.ones((1, 3), "f4")], "only the first dimension may differ"),
+        ([np.ones((1, 2), "f4"), np.ones((1, 2), "f8")], "only the first dimension may differ"),
+        ([np.ones((2, 2), "f4")], r"boxes has the shape \(1,\)"),
+        (np.ones((2, 1, 2), "f4"), r"boxes <f4 \(1, 2\).*each batch must give the same"),
+        ([np.ones((11, 2), "f4")] * 2, "boxes of an image takes 88 bytes; the most is 80, or what"),
+    ],
+)
+def test_lists_of_arrays_that_differ_in_more_than_their_length_are_named(
+    own: Path, boxes: Any, says: str
+) -> None:
+    function = load(own, "Roomy")
+    function.made.given = {"boxes": boxes, "said": ["", "b"]}
+    with pytest.raises(CollageError, match=says):
+        function.answer(np.zeros((2, 4, 4, 3), np.uint8))
+    function.made.given["boxes"] = [np.ones((10, 2), ">f4"), np.ones((0, 2), "f4")]
+    given = function.answer(np.zeros((2, 4, 4, 3), np.uint8))[1]
+    assert [len(each) for each in given["boxes"]] == [10, 0]
+
+
+def test_a_list_of_arrays_or_texts_is_a_column_of_any_length(own: Path) -> None:
+    function = load(own, "Boxes")
+    assert function.columns == (
+        KeptColumn("boxes", "<f4", (None, 2)),
+        KeptColumn("said", "text", (None,)),
+    )
+    # More room for longer ones makes no other network: a run goes on with it.
+    roomy = load(own, "Roomy")
+    assert roomy.columns == function.columns
+    assert repr(roomy.columns) == repr(function.columns)  # of which the fingerprint is made
+    assert [each.nbytes for each in roomy.columns] == [80, 80]
+    assert most_floats(roomy.columns) == 2 + 20 + 20
+    with pytest.raises(UsageError, match="2 columns of 83,886,080 bytes in all"):
+        load(own, "Wide")
+
+
+def test_an_export_s_own_names_are_no_columns() -> None:
+    for names in (("boxes", "boxes_offsets"), ("id",)):
+        with pytest.raises(UsageError, match="needs another name"):
+            layout_of([KeptColumn(name, "<f4", (None,)) for name in names])
+
+
+VARIED = [
+    KeptColumn("boxes", "<f4", (None, 2, 3)),
+    KeptColumn("score", "<f8", ()),
+    KeptColumn("seen", "|b1", (None,)),
+    KeptColumn("said", "text", (None,)),
+]
+
+
+def varied_of(lengths: Sequence[int]) -> dict[str, np.ndarray]:
+    """Values of VARIED, which all differ."""
+    arrays = [np.arange(6 * n, dtype=np.float32).reshape(n, 2, 3) + n / 2 for n in lengths]
+    return {
+        "boxes": objects(arrays),
+        "score": np.array(lengths) / 4,
+        "seen": objects([np.arange(n) % 2 == 1 for n in lengths]),
+        "said": objects(["é" * n for n in lengths]),
+    }
+
+
+def same(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> bool:
+    return found.keys() == expected.keys() and all(
+        len(found[name]) == len(values)
+        and all(
+            np.array_equal(a, b) and getattr(a, "dtype", 0) == getattr(b, "dtype", 0)
+            for a, b in zip(found[name], values, strict=True)
+        )
+        for name, values in expected.items()
+    )
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=5))
+def test_what_varies_comes_back_from_its_records(lengths: list[int]) -> None:
+    layout, expected = layout_of(VARIED), varied_of(lengths)
+    vectors = Extras(save="outputs").pack(layout, np.ones((len(lengths), 1)), expected)
+    assert vectors.dtype == np.float32
+    found = unpack(layout, vectors)
+    assert same(found, expected)
+    assert all(each.dtype == np.float32 and each.shape[1:] == (2, 3) for each in found["boxes"])
+
+
+def test_answers_of_several_lengths_share_a_message() -> None:
+    layout, results = layout_of(VARIED), []
+    for task, lengths in enumerate(([0], [7, 2], [1])):
+        vectors = Extras(save="outputs").pack(
+            layout, np.ones((len(lengths), 1)), varied_of(lengths)
+        )
+        cells = tuple(Score(0, 1.0) for _ in lengths)
+        results.append(WireResult(task, ANSWERED, cells=cells, vectors=vectors))
+    out = np.empty(4096, np.uint8)
+    nbytes = pack_results(out, 1, results)
+    found = unpack_results(out[:nbytes].copy())
+    for got, sent in zip(found, results, strict=True):
+        assert np.array_equal(got.vectors.view(np.uint8), sent.vectors.view(np.uint8))
+    for wrong in (nbytes - 4, nbytes + 4):
+        with pytest.raises(WireFault):
+            unpack_results(out[:wrong].copy())
+    room = HEADER.itemsize + max(nbytes // 2, 300)
+    assert [len(part) for part in in_messages(results, room)] == [1, 1, 1]
+
+
+@pytest.fixture
+def varied_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """27 images, image i with i % 5 boxes and so on."""
+    pytest.importorskip("pyarrow")
+    layout = layout_of(VARIED)
+
+    def vector_of(full: Any, index: int, predicted: int) -> np.ndarray:
+        given = varied_of([index % 5])
+        return Extras(save="outputs").pack(layout, np.ones((1, 1), np.float32), given)[0]
+
+    monkeypatch.setattr(results_harness, "layout_of_run", lambda full: layout)
+    monkeypatch.setattr(results_harness, "vector_of", vector_of)
+    monkeypatch.setattr(row_sink, "VECTORS_PER_PART_BYTES", 600)
+    more = {"extras": OUTPUTS, "errors": ERRORS, "status": "complete_with_errors"}
+    return make_run(tmp_path / "run", 27, labels=False, **more)
+
+
+def test_what_varies_is_kept_verified_and_read_back(varied_run: Path) -> None:
+    assert len([*(varied_run / "vectors").iterdir()]) > 1
+    report = verify_run(varied_run)
+    assert report.ok, report.problems
+    results = read_results(varied_run)
+    expected = varied_of([i % 5 for i in range(27) if i not in ERRORS])
+    names = [each.name for each in VARIED]
+    assert same({name: results.kept(name) for name in names}, expected)
+    assert [results[i]["boxes"].shape for i in (0, 1, 4)] == [(0, 2, 3), (1, 2, 3), (0, 2, 3)]
+    assert results[3]["said"] == "ééé"
+    batches = [*results.kept_values]  # what `follow` gives
+    joined = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+    assert same(joined, expected)
+    schema = results.to_arrow("vectors").schema
+    assert str(schema.field("seen").type) == "large_list<element: bool>"
+    assert str(schema.field("said").type) == "string"
+    assert results.to_arrow("vectors")["boxes"][2].as_py()[1] == [[7, 8, 9], [10, 11, 12]]
+
+
+def test_zarr_has_what_varies_one_image_behind_another(varied_run: Path, tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    path, _ = export_run(read_results(varied_run), "zarr", tmp_path / "to")
+    group = zarr.open_group(str(path), mode="r")
+    lengths = [0 if i in ERRORS else i % 5 for i in range(27)]
+    expected = varied_of(lengths)
+    for name in ("boxes", "seen"):
+        ends = group[f"{name}_offsets"][:]
+        assert np.array_equal(ends, np.cumsum([0, *lengths]))
+        values = [group[name][a:b] for a, b in pairwise(ends)]
+        assert same({name: objects(values)}, {name: expected[name]})
+    assert group["said"][:].tolist() == expected["said"].tolist()
+    assert "id" not in group
+
+
+def test_zarr_names_the_images_that_have_ids(tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    images = np.zeros(3, IMAGES.dtype)
+    images["row"] = [2, 0, 1]
+    found = {"shard": images["shard"], "row": images["row"], "n": objects([np.ones(0)] * 3)}
+    ids = np.ma.array(["c.png", "a.png", ""], object, mask=[False, False, True])
+    write_zarr(tmp_path / "a.zarr", images, ids, [found])
+    group = zarr.open_group(tmp_path / "a.zarr")
+    assert group["id"][:].tolist() == ["a.png", "", "c.png"]
+    assert group["n"].shape == (0,)
+    assert group["n_offsets"][:].tolist() == [0] * 4
+
+
+def no_ids(images: np.ndarray) -> np.ma.MaskedArray:
+    return np.ma.array(np.full(len(images), "", object), mask=True)
 
 
 def test_another_order_of_the_same_outputs_is_no_change(own: Path) -> None:
@@ -125,7 +326,7 @@ def test_another_order_of_the_same_outputs_is_no_change(own: Path) -> None:
         ("Empty", r"'nothing' of <f8 with the shape \(0,\) for an image holds no value"),
         ("Named", "'row' of .* needs another name"),
         ("Counted", "'answered' of .* needs another name"),
-        ("Text", "'caption' of <U5.*cannot be kept: the types that can are booleans, integers"),
+        ("Complex", "'z' of <c16.*cannot be kept: the types that can are booleans, integers"),
         ("Large", "1 columns of 134,217,728 bytes in all.*at most 67,108,864"),
         ("gone", "has no function 'gone'"),
     ],
@@ -272,7 +473,12 @@ def test_zarr_of_a_run_with_a_part_of_error_rows_alone(run: Path, tmp_path: Path
     zarr = pytest.importorskip("zarr")
     results, path = read_results(run), tmp_path / "a.zarr"
     (values,) = results.kept_values
-    write_zarr(path, results.images, [{name: np.empty((0, 0)) for name in values}, values])
+    write_zarr(
+        path,
+        results.images,
+        no_ids(results.images),
+        [{name: np.empty((0, 0)) for name in values}, values],
+    )
     group = zarr.open_group(str(path), mode="r")
     assert [group[name].dtype for name in ("mask", "share", "seen")] == [np.uint8, float, bool]
     assert group["seen"][:].sum() == 12 + 25
@@ -284,7 +490,7 @@ def test_zarr_takes_answers_in_any_order(tmp_path: Path) -> None:
     images["shard"], images["row"] = [1, 0, 0, 1, 0, 1], [2, 1, 0, 0, 2, 1]
     found = {name: images[name][:5] for name in ("shard", "row")}
     found["place"] = 10 * found["shard"].astype(np.int64) + found["row"].astype(np.int64)
-    write_zarr(tmp_path / "a.zarr", images, [found])
+    write_zarr(tmp_path / "a.zarr", images, no_ids(images), [found])
     assert zarr.open_group(tmp_path / "a.zarr")["place"][:].tolist() == [0, 1, 2, 10, 0, 12]
 
 
@@ -304,7 +510,7 @@ def test_files_of_other_columns_are_damage(run: Path, tmp_path: Path) -> None:
     table = parquet.read_table(path)
     for change, says in (
         (table.drop_columns(["mask", "share", "seen"]), "has the columns fingerprint"),
-        (table.append_column("text", pyarrow.array(["a"] * 25)), "has the columns text of string"),
+        (table.append_column("text", pyarrow.array([b"a"] * 25)), "has the columns text of binary"),
         (table.slice(1), "24 vectors for 25 answered images"),
     ):
         parquet.write_table(change, path)
