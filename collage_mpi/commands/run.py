@@ -144,12 +144,16 @@ def check_before_ranks(args: RunArguments, ranks: int | None, *, files: bool = T
 
 
 def _check_shards(settings: RunSettings) -> None:
-    """Raise if a path of the shards does not exist; rank 0 checks what is in the files."""
+    """Raise if a path of the shards does not exist; rank 0 asks for URLs, and checks what is in the
+    files."""
     from collage_mpi.shards.inputs import place_of
+    from collage_mpi.shards.remote import url_of
 
     for path in settings.shards:
+        place = place_of(path)
         with reading(path):
-            place_of(path).stat()
+            if url_of(place) is None:
+                place.stat()
 
 
 def _check_out(settings: RunSettings, resume: bool) -> None:

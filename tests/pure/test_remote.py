@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from pictures import make_source, write_folder
 
+from collage_mpi.commands.launch import check_before_ranks
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.job.row_reader import RowReader, described
 from collage_mpi.shards import ShardSet, remote
@@ -180,3 +181,11 @@ def test_a_stamp_follows_what_a_server_says(tmp_path, served) -> None:
     os.utime(tmp_path / "a", ns=(1, 1))
     fsspec.filesystem("http").dircache.clear()
     assert stat_of(f"{served[1]}/a") != before
+
+
+def test_launch_leaves_a_url_to_rank_0(tmp_path: Path) -> None:
+    words = ["run", "--scheme", "none", "--singles", "2", "--single", "null", "--image-px", "8"]
+    words += ["--device", "cpu", "--out", str(tmp_path / "out"), "--input"]
+    assert check_before_ranks([*words, "memory://there/a.tar"], 3) == 3
+    with pytest.raises(EnvironmentFault, match=r"gone\.tar: cannot be read: No such file"):
+        check_before_ranks([*words, str(tmp_path / "gone.tar")], 3)
