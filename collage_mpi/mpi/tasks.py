@@ -127,7 +127,8 @@ def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
     header = read_header(message)
     items_at = HEADER.itemsize + header.n_tasks * _TASK.size
     pixels_at = message.nbytes - header.payload_bytes
-    if pixels_at < items_at or (pixels_at - items_at) % _ITEM.size:
+    whole = pixels_at >= items_at and (pixels_at - items_at) % _ITEM.size == 0
+    if not whole or header.n_items > message.nbytes:  # of each image some bytes travel
         raise WireFault(f"a TASKS message of {message.nbytes} bytes does not match its counts")
     records = list(_TASK.iter_unpack(message[HEADER.itemsize : items_at].data))
     runs = list(_ITEM.iter_unpack(message[items_at:pixels_at].data))

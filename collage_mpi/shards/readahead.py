@@ -19,6 +19,7 @@ from collage_mpi.shards.schema import ShardFault
 WINDOW = 4
 """Batches asked of the shards at once, at most: in shuffled order a larger request, sorted,
 goes through the file in fewer passes."""
+MADE = 64  # records made of columns at a time: the loop that takes an image waits for them
 
 
 @dataclass(slots=True)  # not frozen: that takes four times as long to make
@@ -185,8 +186,11 @@ class ReadAhead:
         with self._change:
             self._wait_for_any()
             while self._ready and len(records) < n:
-                if isinstance(self._stretches[0], Columns):
-                    self._stretches[0] = self._stretches[0].records()
+                first = self._stretches[0]
+                if isinstance(first, Columns):
+                    self._stretches[0] = first[:MADE].records()
+                    if len(first) > MADE:
+                        self._stretches.insert(1, first[MADE:])
                 part = self._next(n - len(records))
                 assert isinstance(part, list)
                 records += part

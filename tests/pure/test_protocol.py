@@ -262,6 +262,15 @@ def test_a_task_that_does_not_add_up_is_refused(field, value, words):
         unpack_tasks(out[:length])
 
 
+def test_a_record_of_more_images_than_the_message_has_bytes_is_refused():
+    """Before a list of them is made, which could take all memory."""
+    items = Items(7, 2, (1 << 32) - 1)
+    out = np.zeros(256, np.uint8)
+    length = pack_tasks(out, 1, [WireTask(1, 0, 1, "single", items, by_place=True)])
+    with pytest.raises(wire.WireFault, match=f"{length} bytes does not match its counts"):
+        unpack_tasks(out[:length])
+
+
 def test_of_a_task_that_was_skipped_nothing_was_measured():
     assert WireResult(1, SKIPPED) == WireResult(1, SKIPPED, 0, 0, 0, 0, (), "", (), None)
 

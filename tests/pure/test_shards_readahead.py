@@ -16,7 +16,7 @@ from collage_mpi.results.rows import reason_bytes
 from collage_mpi.shards import ReadAhead, ShardSet, write_shard
 from collage_mpi.shards.check import inspect_here
 from collage_mpi.shards.hdf5 import cause_of
-from collage_mpi.shards.readahead import ImageParts
+from collage_mpi.shards.readahead import MADE, Columns, ImageParts
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 3), dtype=np.uint8)
 LABELS = np.arange(50) % 7
@@ -71,6 +71,22 @@ def test_places_and_labels_alone_read_no_pixels(
     assert [(r.index, r.shard, r.row) for r in records] == [(i, *shards.locate(i)) for i in order]
     assert [r.label for r in records] == [LABELS[i] for i in order]
     assert all(r.pixels is None and r.fault is None and r.cell is None for r in records)
+
+
+def test_of_a_long_stretch_few_records_are_made_at_a_time(
+    shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    plain = Columns.records
+    monkeypatch.setattr(Columns, "records", lambda self: made.append(len(self)) or plain(self))
+    order = [i % 50 for i in range(3 * MADE)]
+    with ReadAhead(shards, order, batch=2 * MADE, parts=ImageParts(pixels=False)) as reader:
+        records = reader.take(1)
+        assert made == [MADE]
+        while taken := reader.take(MADE - 7):
+            records += taken
+    assert [r.index for r in records] == order
+    assert made == [MADE] * 3
 
 
 def test_without_labels_a_lost_shard_is_noticed_all_the_same(tmp_path: Path) -> None:
