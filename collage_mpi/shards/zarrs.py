@@ -52,7 +52,7 @@ class ZarrSource(Source):
         self._layout = ArrayLayout.from_json(info.layout or {})
         with _still(info.path):
             self._images = _node(info.path, self._layout.images)
-            if info.has_labels and self._layout.labels is not None:
+            if self._layout.labels is not None:
                 self.labels = _node(info.path, self._layout.labels)[...].astype(np.int64)
         found = (self._images.shape[0], *self._layout.image_shape(self._images.shape))
         if found != (info.count, *info.shape):

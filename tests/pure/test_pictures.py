@@ -17,6 +17,7 @@ from collage_mpi.shards.pictures import (
     PictureFit,
     TooSmall,
     UnreadablePicture,
+    fit_pixels,
     parse_fit,
     picture_pixels,
 )
@@ -106,6 +107,9 @@ def test_crop_takes_the_middle_and_resize_shrinks_what_it_takes() -> None:
     wide[:, 64:128] = np.arange(64) * 4
     plain = picture_pixels(file_of(Image.fromarray(wide)), PictureFit(64, channels=1))
     assert (plain[..., 0] == wide[:, 64:128]).all()
+    same = picture_pixels(file_of(Image.fromarray(wide)), PictureFit(64, "crop", 64, 1))
+    assert (same == plain).all()
+    assert (fit_pixels(wide[..., None], PictureFit(64, channels=1)) == plain).all()
     part = picture_pixels(file_of(Image.fromarray(wide)), PictureFit(32, "crop", 64, 1))
     assert (part[..., 0] == wide[16:48, 80:112]).all()  # 32 of the 64 px it is resized to
 

@@ -165,6 +165,20 @@ def test_a_server_that_is_not_there_is_one_sentence(monkeypatch) -> None:
         ShardSet.open(["http://127.0.0.1:1/a.tar"])
 
 
+def test_before_a_server_is_asked_again_there_is_a_pause(monkeypatch) -> None:
+    done: list[float | str] = []
+
+    def ask(system, place):
+        done.append(place)
+        raise RuntimeError("too busy")
+
+    monkeypatch.setattr(remote.time, "sleep", done.append)
+    with pytest.raises(EnvironmentFault, match="too busy"):
+        remote._asked("http://host/a.tar", ask)
+    url = "http://host/a.tar"
+    assert done == [url, 0.5, url, 2.0, url, 8.0, url]
+
+
 def test_which_paths_are_urls() -> None:
     assert url_of(Path("http://host/a//b.tar")) == "http://host/a/b.tar"
     assert url_of("s3://bucket/key") == "s3://bucket/key"

@@ -28,7 +28,7 @@ CELLS = ENCODER.shrink(IMAGES)
 def stored(tmp_path: Path) -> Path:
     """A shard with cells of 5 px."""
     write_shard(tmp_path / "a.h5", IMAGES, np.arange(23) % 4, class_names=list("abcd"), source="s")
-    copy, count = add_cells(tmp_path / "a.h5", tmp_path / "cells", 5, ENCODER.shrink)
+    copy, count = add_cells(tmp_path / "a.h5", tmp_path / "new/cells", 5, ENCODER.shrink)
     assert count == 23
     return copy
 

@@ -17,7 +17,7 @@ import pytest
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.shards import ReadAhead, ShardSet, inspect_shard, verify_shard, write_shard
-from collage_mpi.shards.check import inspect_here
+from collage_mpi.shards.check import inspect_here, verify_here
 from collage_mpi.shards.contents import stored_in_full
 from collage_mpi.shards.source import ANY_ITEMS
 
@@ -197,6 +197,18 @@ def test_links_to_elsewhere_are_not_followed(tmp_path: Path) -> None:
         file["images"] = h5py.ExternalLink(str(other), "/images")
     with pytest.raises(DataFault, match="no images are found"):
         inspect_here(tmp_path / "a.h5", hash_file=True)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        layout = h5py.VirtualLayout(COLOUR.shape, COLOUR.dtype)
+        layout[...] = h5py.VirtualSource(str(other), "images", COLOUR.shape)
+        file.create_virtual_dataset("images", layout)
+    with pytest.raises(DataFault, match="'images' lies in other files: name those instead"):
+        inspect_here(tmp_path / "a.h5", hash_file=True)
+
+
+def test_a_file_of_one_image_is_read_to_its_end(tmp_path: Path) -> None:
+    path = file_of(tmp_path / "a.h5", {"images": COLOUR[:1]})
+    (problem,) = verify_here(path)
+    assert "without checksums" in problem
 
 
 def test_inspect_and_verify_say_that_nothing_proves_it(

@@ -221,11 +221,24 @@ def test_the_child_outlives_what_a_rank_is_told(tmp_path, monkeypatch, number):
     """Launchers tell a rank's process group to stop; MPICH's sends it SIGUSR1 when a rank dies."""
     told = (
         f"import os, signal; os.kill(os.getpid(), signal.{number}); "
-        "from collage_mpi.shards.guard import main; raise SystemExit(main())"
+        "from collage_mpi.shards.guard import main; main()"
     )
     monkeypatch.setattr(guard_module, "CHILD_COMMAND", (sys.executable, "-c", told))
     assert inspect_shard(make_shard(tmp_path)).count == 20
     assert signal.Signals[number] not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_the_clock_ends_a_child_before_its_processor_time_does(tmp_path, monkeypatch):
+    """Only then is the user told that reading did not end, and not of a crash."""
+    limits, plain = [], guard_module.ask_apart
+
+    def ask(words, request, limit_s, environment):
+        limits.append((request["cpu_s"], limit_s))
+        return plain(words, request, limit_s, environment)
+
+    monkeypatch.setattr(guard_module, "ask_apart", ask)
+    assert inspect_shard(make_shard(tmp_path), limit_s=30.0).count == 20
+    assert limits == [(35, 30.0)]
 
 
 def test_memory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

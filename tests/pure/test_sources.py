@@ -20,6 +20,7 @@ from collage_mpi.shards import ShardSet
 from collage_mpi.shards.inputs import expand_paths, ids_of, source_class
 from collage_mpi.shards.members import MemberIndex
 from collage_mpi.shards.pictures import PictureFit, picture_pixels
+from collage_mpi.shards.resumed import member_changes
 from collage_mpi.shards.source import ReadAs
 
 AS = ReadAs(FIT)
@@ -143,14 +144,16 @@ def test_links_hidden_files_and_doubles_are_counted(tmp_path, files, caplog) -> 
     assert "9 pictures are taken twice" in caplog.text
     double = tmp_path / "list.txt"
     double.write_text(
-        "\n".join(["photos/ant/000.png", "", "photos/ant/000.png", "gone.jpg", "photos"])
+        "\n".join(["photos/ant/000.png", "", "photos/ant/000.png", "gone.jpg", "photos", "photos"])
     )
     with read(double) as found:
         assert found.read_checked(np.arange(4))[2].tolist() == [True, True, False, False]
         assert found.row_fault(2) == "cannot be read: No such file or directory"
         assert found.row_fault(3) == "a folder, pipe or device, not a file"
         assert ids_of(found.infos[0])[2] == "gone.jpg"
-    assert "1 line for a picture that was named before, such as photos/ant/000.png" in caplog.text
+    said = "2 lines for a picture that was named before, such as photos/ant/000.png"
+    assert said in caplog.text
+    assert caplog.text.count("that was named before") == 1
 
 
 @pytest.mark.parametrize("kind", ["folder", "list", "tar", "parquet", "zarr3"])
@@ -190,6 +193,20 @@ def test_a_source_above_the_limit_is_known_by_names_and_sizes(tmp_path, files, m
     files[0].write_bytes(picture(0) + b"y")
     with read(tmp_path / "photos") as found:
         assert found.infos[0].fingerprint == other  # of the same size
+
+
+def test_how_members_differ_from_those_at_the_start_is_said_of_what_has_changed(tmp_path, files):
+    with read(tmp_path / "photos") as found:
+        (before,) = found.infos
+        before.members.save(tmp_path / f"{before.fingerprint}.npz")
+        known = [{"fingerprint": before.fingerprint}]
+        assert member_changes(found, known, tmp_path) == []
+    files[0].unlink()
+    with read(tmp_path / "photos") as found:
+        (line,) = member_changes(found, known, tmp_path)
+        assert line.startswith(f"{tmp_path / 'photos'}: ")
+        assert "000" in line
+        assert member_changes(found, known, tmp_path / "nowhere") == []
 
 
 def test_an_index_is_read_back_and_a_damaged_one_is_not_used(tmp_path, files) -> None:
@@ -257,6 +274,18 @@ def test_text_labels_of_parquet_are_classes(tmp_path) -> None:
     with read(path) as found:
         assert found.class_names == ("a", "b", "c")
         assert found.labels().tolist() == [1, 0, 1, 2]
+
+
+def test_of_two_columns_of_labels_the_first_counts(tmp_path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    raw = pa.array([picture(1), picture(2)], pa.binary())
+    pq.write_table(
+        pa.table({"image": raw, "label": [5, 4], "class": [1, 2]}), tmp_path / "a.parquet"
+    )
+    with read(tmp_path / "a.parquet") as found:
+        assert found.labels().tolist() == [5, 4]
 
 
 def test_what_is_wrong_with_a_parquet_file_is_said(tmp_path) -> None:
