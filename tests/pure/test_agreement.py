@@ -42,6 +42,7 @@ def test_the_interval_holds_what_was_seen_and_ends_where_shares_are_ruled_out(
 
 
 def test_the_interval_narrows() -> None:
+    assert differing_interval(7, 7) == pytest.approx((0.132, 1.0), abs=1e-4)
     few, many = differing_interval(5, 500), differing_interval(50, 5_000)
     assert few == pytest.approx((0.0017, 0.0304), abs=1e-4)
     assert many == pytest.approx((0.0059, 0.0156), abs=1e-4)

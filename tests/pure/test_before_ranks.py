@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,18 @@ def test_what_one_process_can_see_is_told_before_any_rank_starts(
     (tmp_path / "two.json").write_text(json.dumps({**POINTS, "grid": {"side": [2, 3]}}))
     assert launched(*words) == code
     assert said in capsys.readouterr().err
+    assert started == []
+
+
+def test_a_folder_where_nothing_may_be_written_is_told_of_before_any_rank_starts(
+    started, tmp_path, monkeypatch, capsys
+):
+    """The tests may run as root, who may write anywhere."""
+    may = os.access
+    refuse = lambda path, mode: not mode & os.W_OK and may(path, mode)  # noqa: E731
+    monkeypatch.setattr("collage_mpi.results.folder.os.access", refuse)
+    assert launched("--", *RUN, "--out", "o") == 3
+    assert "no right to write to" in capsys.readouterr().err
     assert started == []
 
 

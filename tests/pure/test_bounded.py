@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,13 +17,21 @@ from results_harness import as_two_teams, fill, input_digest, make_run, manifest
 from collage_mpi.report.charts import _chosen, chart_data, excerpt
 from collage_mpi.report.page import render_page
 from collage_mpi.report.tables import confusions, ranks
-from collage_mpi.results import Results, RunWriter, read_results, sample, summarise, verify_run
+from collage_mpi.results import (
+    Results,
+    RunWriter,
+    read_results,
+    sample,
+    summarise,
+    verify_run,
+)
+from collage_mpi.results import verify as verify_module
 from collage_mpi.results.marks import keys_digest
 from collage_mpi.results.reader import Run, StoredRun, open_run
-from collage_mpi.results.rows import IMAGES, TableLayout
+from collage_mpi.results.rows import IMAGES, KIND_CODE, TASK_ROW, TableLayout
 from collage_mpi.results.sample import BoundedSample, TimedSample
 from collage_mpi.results.statistics import PERCENTILES, describe, percentile_name, quantile_interval
-from collage_mpi.results.tally import Tally
+from collage_mpi.results.tally import Tally, TaskTally
 
 RNG = np.random.default_rng(22)
 
@@ -161,6 +170,38 @@ def test_a_group_without_a_row_is_found_in_any_window(tmp_path: Path) -> None:
         groups["images"][wrong] += 1
         report = verify_run(run.path, Chopped(replace(run, groups=groups)))
         assert report.problems == ["1 session 1: groups with another number of image rows"]
+
+
+def test_windows_of_groups_hold_what_the_bound_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, held, plain = (
+        read_results(make_run(tmp_path / "run", 900)),
+        [],
+        verify_module._check_groups,
+    )
+
+    def check(found: Any, images: np.ndarray, groups: np.ndarray, of: str) -> None:
+        held.append(len(images))
+        plain(found, images, groups, of)
+
+    monkeypatch.setattr(verify_module, "_check_groups", check)
+    assert verify_run(run.path, Chopped(run)).ok
+    assert sum(held) == 900
+    assert max(held) <= Chopped.bound
+
+
+@pytest.mark.parametrize("done_ns", [(1, 1, 1, 2, 2), (1, 1, 2, 2, 2), (1, 2, 2, 2, 3)])
+def test_tasks_of_a_message_stay_together_where_rows_are_let_go(done_ns: Sequence[int]) -> None:
+    """What a batch took is shared by all its tasks, so none may be counted without the others."""
+    rows = np.zeros(5, TASK_ROW)
+    rows["done_ns"], rows["compute_ns"], rows["items"] = done_ns, 6_000_000_000, 1
+    rows["kind"] = KIND_CODE["single"]
+    of_all = {bound: TaskTally(SimpleNamespace(bound=bound, manifest={})) for bound in (None, 4)}
+    for tally in of_all.values():
+        tally.add(rows)
+        tally.finish()
+    assert of_all[4].work_s == of_all[None].work_s == pytest.approx(6 * len(set(done_ns)))
 
 
 def test_the_report_of_a_long_run_looks_at_some_parts_and_at_all_extremes(tmp_path: Path) -> None:

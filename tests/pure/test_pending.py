@@ -297,6 +297,14 @@ def test_vectors_go_with_their_part(tmp_path):
     assert np.array_equal(read_results(out).kept("top_classes").shape, (9, 2))
 
 
+def test_a_folder_that_is_gone_already_keeps_no_other(tmp_path, monkeypatch):
+    left = tmp_path / "left"
+    left.mkdir()
+    monkeypatch.setattr(pending, "_in", lambda out: [out / "gone", left])
+    pending.clear(tmp_path)
+    assert not left.exists()
+
+
 def test_the_command_to_go_on_is_for_all_teams(tmp_path):
     settings = {"scheme": "collage", "side": 2, "teams": 3}
     known = {"settings": settings, "teams": 3, "world": [{"rank": 0}] * 6}  # the third never came

@@ -32,6 +32,7 @@ from collage_mpi.results import (
 )
 from collage_mpi.results.file_names import MANIFEST, MARKER
 from collage_mpi.results.manifest import check_manifest
+from collage_mpi.results.reader import label_of
 from collage_mpi.results.rows import (
     ENCODED,
     IMAGE_ROW,
@@ -389,6 +390,19 @@ def test_a_run_without_labels_ends_with_its_predictions(tmp_path: Path) -> None:
     )
     assert printed.endswith("--to csv writes a line an image, with its id")
     json.dumps(summary)
+
+
+@pytest.mark.parametrize(
+    ("known", "label"),
+    [
+        ({}, "unknown scheme (mode unknown)"),
+        ({"scheme": "parity", "mode": "carry"}, "parity (carry)"),
+        ({"scheme": "collage", "accept": "grace", "mode": "carry"}, "collage, grace (carry)"),
+        ({"scheme": "none", "accept": "grace", "mode": "drain"}, "none (drain)"),
+    ],
+)
+def test_a_run_is_called_by_what_its_manifest_knows(known: dict, label: str) -> None:
+    assert label_of(known) == label
 
 
 def test_a_run_with_labels_says_nothing_of_predictions(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault
 from collage_mpi.results import read_results
+from collage_mpi.results.rows import KIND_CODE, OUTCOME_CODE
 from collage_mpi.results.slow_ranks import record_trace
 from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
@@ -53,6 +54,10 @@ def test_rows_are_cut_to_the_shortest_and_short_ones_can_be_left_out(tmp_path, c
     all_rows = record_trace([run])
     assert all_rows.times_s.shape[0] == 4
     assert all_rows.cut > 100
+    wanted = (run.measured_tasks["outcome"] == OUTCOME_CODE["answered"]) & (
+        run.measured_tasks["kind"] == KIND_CODE["single"]
+    )
+    assert all_rows.cut + all_rows.times_s.size == wanted.sum()
     kept = record_trace([run, run], least=50)
     assert kept.times_s.shape[0] == 6
     assert [rank for _, rank, _ in kept.short] == [2, 2]
