@@ -163,8 +163,7 @@ class ProcessMonitor:
     def _greet(self, line: socket.socket) -> Ended | None:
         """Identify the rank of a new connection; close that of a stranger."""
         greeting = self._tcp_link.greeted(line)
-        rank = greeting["rank"] if greeting else 0
-        if greeting is None or rank not in self._ranks or rank in self._lines:
+        if not greeting or (rank := greeting["rank"]) not in self._ranks or rank in self._lines:
             self._turn_away(line)
             return None
         del self._strangers[line]

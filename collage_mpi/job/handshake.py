@@ -523,7 +523,7 @@ def ratio_among(rounds: Mapping[str, Sequence[Measured]]) -> Ratio | None:
 def _outside(n: int) -> int:
     """How many of n sorted values lie on either side of the interval of their median."""
     count, below = 0, 1 / 2**n  # chance that the true median is beyond the outermost value
-    while 2 * below <= 1 - SURE and count < (n - 1) // 2:
+    while 2 * below <= 1 - SURE:
         count += 1
         below += comb(n, count) / 2**n
     return max(0, count - 1)

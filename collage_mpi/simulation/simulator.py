@@ -112,7 +112,6 @@ class Simulation:
         self._free_ns = 0  # when rank 0 has done what it is doing
         self._stamp_ns = 0
         self._next_image = 0
-        self._input_closed = False
         times_ns = settings.arrival_times_ns(what.images)  # (images,) int64
         self._arrivals: Arrivals = ClosedLoop() if times_ns is None else OpenLoop(times_ns)
         self._awaited_ns: int | None = None
@@ -231,8 +230,7 @@ class Simulation:
                 drawn = self._draw.one(0, image)
                 self._events.append(ev.ImageArrived(now_ns, image, t0_ns, drawn=drawn))
                 self._next_image += 1
-        if self._next_image == self.simulated.images and not self._input_closed:
-            self._input_closed = True
+        if self._next_image == self.simulated.images:  # to tell it again changes nothing
             self._events.append(ev.InputClosed(now_ns))
         next_ns = self._arrivals.next_ns(now_ns)
         if next_ns is not None and next_ns != self._awaited_ns:

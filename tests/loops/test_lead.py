@@ -690,9 +690,9 @@ def test_ranks_of_other_teams_are_those_that_they_tell_of(play, tmp_path):
     play.look()
     planned = {2: [{"rank": 8, "kinds": []}, {"rank": 9, "kinds": ["collage"]}]}
     lost = list(ranks_of_others(tmp_path, play.lead, planned.get))
-    assert [(r["rank"], r["host"], r["state"], r["why"]) for r in lost] == [
-        (5, "node1", "lost", "MPI says so"),
-        (9, "", "lost", "MPI says so"),
+    assert [(r["rank"], r["host"], r["state"], r["tasks"], r["why"]) for r in lost] == [
+        (5, "node1", "lost", 0, "MPI says so"),
+        (9, "", "lost", 0, "MPI says so"),
     ]
 
 

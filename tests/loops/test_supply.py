@@ -142,7 +142,14 @@ def test_pairs_go_to_the_lead_in_messages_that_hold_them_and_its_threshold_comes
         messages.pack(buffer, 0, message)  # raises where it has no room
     thresholds = [messages.SetThreshold(0.8, 1, 70), messages.SetThreshold(None, 1, 90)]
     team.look(*thresholds)
+    team.look(lease(0, 0, (1, 3)))
     assert book.heard == thresholds
+
+
+def test_a_threshold_says_nothing_to_a_team_that_pairs_no_answers():
+    team = Team()
+    team.look(messages.SetThreshold(0.8, 1, 70))
+    assert team.supply.book is None
 
 
 def test_of_the_images_that_choose_a_team_awaits_those_of_its_leases():

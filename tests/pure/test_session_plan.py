@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from job_messages import HELLO
 from pictures import write_folder
 from results_harness import input_digest
 
+from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.job import plan as plan_module
 from collage_mpi.job.handshake import (
@@ -272,6 +275,40 @@ def test_a_backup_batch_that_no_message_holds_is_refused(shards, monkeypatch):
     with pytest.raises(UsageError, match=r"a message of 9 images takes .* choose a smaller --side"):
         plan_of(shards, 11, scheme="batch-backup", side=3, cell_px=2)
     plan_of(shards, scheme="batch-backup", side=2, cell_px=2).shards.close()
+
+
+def test_what_a_message_and_a_row_just_hold_is_taken(shards, monkeypatch):
+    images = 9 * 36  # bytes
+    monkeypatch.setattr(plan_module, "LARGEST_INPUT_BYTES", images)
+    plan_of(shards, 11, scheme="batch-backup", side=3, cell_px=2).shards.close()
+    monkeypatch.setattr(plan_module, "LARGEST_INPUT_BYTES", images - 1)
+    with pytest.raises(UsageError, match=r"a message of 9 images takes 324 bytes"):
+        plan_of(shards, 11, scheme="batch-backup", side=3, cell_px=2)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_label_has_the_31_bits_of_a_row(shards, more):
+    with plan_of(shards).shards as found:
+        found.labels = lambda: np.array([2**31 - 1 + more])
+        check = partial(plan_module._check_sizes, found, Grid(2, 6), RunSettings(side=2))
+        refused = pytest.raises(
+            DataFault, match=r"the label 2147483648; .* 0 to 2147483647 at most"
+        )
+        with refused if more else nullcontext():
+            check()
+
+
+def test_without_a_collage_a_cell_is_as_large_as_an_image(shards):
+    plan = plan_of(shards, scheme="none")
+    plan.shards.close()
+    assert plan.grid == Grid(2, 6)
+
+
+def test_ranks_are_told_how_many_they_are_in_all_teams(shards):
+    plan = plan_of(shards, 12, teams=2)
+    told = welcomes(plan, build_encoder(plan))
+    plan.shards.close()
+    assert {welcome.ranks for welcome in told.values()} == {12}
 
 
 def test_a_plan_that_fails_leaves_no_file_open(shards):
