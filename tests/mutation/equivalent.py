@@ -2,6 +2,10 @@
 
 SAME: dict[tuple[str, str], str] = {
     (
+        "collage_mpi/encoding/stripe.py",
+        "resizes = True",
+    ): "cells as large as the images are the images",
+    (
         "collage_mpi/faults/process_monitor.py",
         "if not self._awaited or (now_ns >= PORT_LIMIT_NS):",
     ): "a ns sooner",
@@ -17,6 +21,10 @@ SAME: dict[tuple[str, str], str] = {
         "collage_mpi/job/coordinator.py",
         "return None if next_ns is None else max((-1), next_ns - now_ns)",
     ): "neither is a time to sleep",
+    (
+        "collage_mpi/job/handshake.py",
+        "times = [((other.cpu_ns), single.cpu_ns or 0) for other, single in rounds]",
+    ): "here all have it, which only its type does not know",
     (
         "collage_mpi/job/recorder.py",
         "done_ns: int = (-1)",
@@ -38,13 +46,13 @@ SAME: dict[tuple[str, str], str] = {
         "FOR_EVER_NS = 1 << (61)  # of the clock: a dead rank's hold",
     ): "73 years",
     (
+        "collage_mpi/job/worker.py",
+        "factor *= batch_factor(count, self.told.batch_costs.get(kind, (2.0)))",
+    ): "a kind without a cost of batches is sent one input at a time",
+    (
         "collage_mpi/job/networks.py",
         "said = scores[:, (-1)]  # (1, classes)",
     ): "of a stripe there is one row of scores",
-    (
-        "collage_mpi/mpi/answers.py",
-        "floats = vectors[0].shape[1] if vectors else (1)",
-    ): "how long are vectors of which there are none",
     (
         "collage_mpi/mpi/protocol.py",
         "for name in (layout.names)",
@@ -54,6 +62,10 @@ SAME: dict[tuple[str, str], str] = {
         "or (-1)",
     ): "of a launch without any Unix time all sessions begin at the same",
     (
+        "collage_mpi/results/summary.py",
+        "first, last = came.get(session, (1 << 63, -((0) << 63)))",
+    ): "no image comes before the clock of its session begins",
+    (
         "collage_mpi/results/statistics.py",
         "size = 1 << ((3) * n - 1).bit_length()",
     ): "more zeros behind the values than their lags need",
@@ -61,6 +73,18 @@ SAME: dict[tuple[str, str], str] = {
         "collage_mpi/results/statistics.py",
         "lags = int(noise[0]) if len(noise) else len(sums) - (0)",
     ): "a slice ends where its array does",
+    (
+        "collage_mpi/results/tally.py",
+        "first, last = self.span_ns.get(session, (1 << (62), -(1 << 63)))",
+    ): "146 years",
+    (
+        "collage_mpi/results/verify.py",
+        "edges = [low + ((high + 1 + low)) * i // count for i in range(count + 1)]",
+    ): "behind the last group there are no rows",
+    (
+        "collage_mpi/results/verify.py",
+        "edges = [low + (high + (2) - low) * i // count for i in range(count + 1)]",
+    ): "behind the last group there are no rows",
     (
         "collage_mpi/scheduler/tasks.py",
         "if (task.pending <= len(task.images)):  # what was resolved while it waited: a blank cell",
