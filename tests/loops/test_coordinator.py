@@ -189,7 +189,8 @@ class Job:
 
     def _watch(self) -> None:
         self.most_held = max(self.most_held, len(self.feed.images))
-        remembered = len(self.feed.images) + len(self.recorder._tasks) + len(self.recorder._groups)
+        book = self.recorder
+        remembered = len(self.feed.images) + len(book._tasks) + len(book._groups) + len(book._late)
         self.most_remembered = max(self.most_remembered, remembered)
         assert self.clock.now_ns < self.start_ns + 3600 * 10**9, "an hour has passed: a hang"
 
@@ -709,6 +710,16 @@ def test_memory_is_that_of_the_groups_in_flight():
         assert job.most_held <= 30, shape
         assert job.most_remembered <= 60, shape
         assert not job.recorder._tasks
+
+
+@pytest.mark.parametrize("scheme", ["none", "cascade"])
+def test_what_is_written_late_is_written_soon(scheme):
+    """Rows of runs, and with them the tasks and groups that wait for these."""
+    cascade = {"placement": "fastest", "policy": "confident"} if scheme == "cascade" else {}
+    job = Job(3000, scheme=scheme, runs=True, batch=4, **cascade)
+    job.complete()
+    assert job.most_remembered <= 120
+    assert not job.recorder._tasks
 
 
 def test_timers_of_groups_that_are_done_leave_memory():

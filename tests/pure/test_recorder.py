@@ -78,7 +78,12 @@ def resolved(
     )
 
 
-def test_a_group_that_is_there_as_a_whole_ends_with_the_last_answer():
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("before", [0, 6])
+def test_a_group_of_two_runs_is_the_same_written_at_once_or_in_parts(before, labelled):
+    """It begins with its earliest image, which is answered last here. Its number follows from its
+    images' only where there are none `before` that were of a part-filled group."""
+
     class Writer(Rows):
         def image_rows(self, rows: np.ndarray) -> None:
             self.images += [ImageRow(*row) for row in rows.tolist()]
@@ -86,21 +91,32 @@ def test_a_group_that_is_there_as_a_whole_ends_with_the_last_answer():
         def group_rows(self, rows: np.ndarray) -> None:
             self.groups += [GroupRow(*row) for row in rows.tolist()]
 
-    rows, images, four = Writer(), InFlight(), np.arange(4)
-    images.add_run(ImageRun(0, Columns(four, four, four, four), START_NS, 11))
-    book = Recorder(rows, images, start_ns=START_NS, group_size=4, warmup_groups=0)
-    book.by_number = True
     cells = Cells(memoryview(np.array([(7, 0.5, 1, 0)] * 2, CELL).tobytes()))
-    for task, now_ns in ((0, 900), (1, 300)):
-        items = {2 * task: 0, 2 * task + 1: 1}
-        book.sent([send(task, 1, SINGLE, items, 0, 1)], START_NS, [0])
-        ended(book, now_ns, 1, WireResult(task, ANSWERED))
-        run = ev.ResolveRun(2 * task, SINGLE, task, 0, 0, cells)
-        book.run_resolved(run, START_NS + now_ns)
-    book.write_late()
-    assert [image.latency_ns for image in rows.images] == [900, 900, 300, 300]
-    (group,) = rows.groups
-    assert (group.images, group.t0_ns, group.latency_ns, group.read_ns) == (4, 0, 900, 11)
+    for in_parts in (False, True):
+        rows, images = Writer(), InFlight()
+        for first, t0_ns, read_ns in ((0, 0, 22), (2, 50, 11)):
+            first, two = before + first, np.arange(first, first + 2)
+            columns = Columns(two, two, two, two if labelled else None)
+            images.add_run(ImageRun(first, columns, START_NS + t0_ns, read_ns))
+        book = Recorder(rows, images, start_ns=START_NS, group_size=4, warmup_groups=1)
+        book.by_number = not before
+        for task, now_ns in ((1, 300), (0, 900)):
+            at = 2 * task
+            items = {before + at: at, before + at + 1: at + 1}
+            book.sent([send(task, 1, SINGLE, items, 0, 1)], START_NS, [0])
+            ended(book, now_ns, 1, WireResult(task, ANSWERED))
+            source = COLLAGE if task else SINGLE
+            run = ev.ResolveRun(before + at, source, task, 0, at, cells)
+            book.run_resolved(run, START_NS + now_ns)
+            if in_parts:
+                book.write_late()
+        book.write_late()
+        assert [image.latency_ns for image in rows.images] == [250, 250, 900, 900]
+        assert {(image.session, image.warmup) for image in rows.images} == {(3, True)}
+        assert [image.has_label for image in rows.images] == [labelled] * 4
+        assert rows.groups == [GroupRow(0, 4, 0, 900, 22, 0, 4 * labelled, 2, 3, True)]
+        book.finish(START_NS + 999)
+        assert len(rows.groups) == 1
 
 
 def test_a_group_row_by_row():
