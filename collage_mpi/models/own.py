@@ -23,7 +23,8 @@ A class that is mapped over images is asked for no classes:
         most_bytes = 262_144  # of an array in a list
         def __init__(self, device): ...
         def __call__(self, batch):  # items, (n, ...)
-            return a dict of arrays, (n, ...) each, or of lists of n arrays or texts
+            return a dict of arrays, (n, ...) each, or of lists of n arrays or texts; an array
+            without values has the type and the other dimensions too: np.zeros((0, 4), "f4")
 """
 
 from __future__ import annotations
@@ -44,7 +45,14 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.encoding.vectors import MOST_VARIED_BYTES, OUTPUTS, KeptColumn, objects, shown
+from collage_mpi.encoding.vectors import (
+    MOST_BYTES,
+    MOST_VARIED_BYTES,
+    OUTPUTS,
+    KeptColumn,
+    objects,
+    shown,
+)
 from collage_mpi.errors import CollageError, DataFault, UsageError
 from collage_mpi.kinds import SINGLE
 from collage_mpi.models.info import (
@@ -295,7 +303,13 @@ class MappedFunction(OwnPredictor):
 
     def __init__(self, spec: str, kind: str, geometry: Geometry, made: Any, device: str) -> None:
         super().__init__(spec, kind, replace(geometry, classes=1), made, device)
-        self._most_bytes = int(getattr(made, "most_bytes", MOST_VARIED_BYTES))
+        most = getattr(made, "most_bytes", MOST_VARIED_BYTES)
+        if not isinstance(most, (int, np.integer)) or not 0 < most <= MOST_BYTES:
+            raise UsageError(
+                f"{spec}: most_bytes is {most!r}; needed: a whole number from 1 to {MOST_BYTES:,}, "
+                "of the longest array or text in a list"
+            )
+        self._most_bytes = int(most)
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
         return self.answer(batch)[0]
@@ -319,7 +333,8 @@ class MappedFunction(OwnPredictor):
         if self.columns and {*columns} != {*self.columns}:
             raise DataFault(
                 f"{self.spec} gave {shown(columns)}; its first outputs were "
-                f"{shown(self.columns)}, and each batch must give the same"
+                f"{shown(self.columns)}, and each batch must give the same, also where a list has "
+                'nothing of an image: np.zeros((0, 4), "f4")'
             )
         return np.ones((len(batch), 1, 1), np.float32), found
 

@@ -219,6 +219,7 @@ def read_file(path: Path, extras: Extras) -> Any:
 
     with reading_parquet(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         table = file.read()
+        table.validate(full=True)  # texts are UTF-8
     names, keys = tuple(table.column_names), len(KEYS)
     known = names[keys:] if extras.save == OUTPUTS else extras.names  # any, but some
     if names != (*KEYS, *known) or not known:
@@ -265,8 +266,8 @@ def array_of(column: Any) -> np.ndarray:
         if len(lengths) > 1 or 0 in lengths:
             raise DataFault("vectors of other lengths in one file")
         shape = tuple(lengths or (0,))
-    if column.null_count:
-        raise DataFault("vectors of other lengths in one file")
+    if any(map(_nulls_in, chunks)):
+        raise DataFault("nulls among the vectors of a file")
     if pa.types.is_string(column.type) or pa.types.is_large_list(column.type):
         return objects([value for chunk in chunks for value in _values_of(chunk)])
     # By chunk: the numbers of all may be more than a list's 32-bit offsets reach.
@@ -274,6 +275,14 @@ def array_of(column: Any) -> np.ndarray:
     numbers = [part.to_numpy(zero_copy_only=False) for part in flat]
     whole: np.ndarray = np.concatenate(numbers) if numbers else np.empty(0)
     return whole.reshape(len(column), *shape)
+
+
+def _nulls_in(array: Any) -> int:
+    """How many values of a pyarrow.Array, and of its lists, are null."""
+    import pyarrow as pa
+
+    inner = _nulls_in(array.values) if pa.types.is_nested(array.type) else 0
+    return int(array.null_count) + inner
 
 
 def _values_of(chunk: Any) -> list[Any]:

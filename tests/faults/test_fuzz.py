@@ -336,7 +336,7 @@ def test_vectors_whose_columns_are_of_other_types(tmp_path, name, value) -> None
     at = table.column_names.index(name)
     pq.write_table(table.set_column(at, name, pa.array([value] * len(table))), path)
     assert not verify_run(run).ok
-    with pytest.raises(DataFault, match=r"has the columns|other lengths"):
+    with pytest.raises(DataFault, match=r"has the columns|other lengths|nulls"):
         read_results(run).kept("top_classes" if "top" not in name else name)
 
 

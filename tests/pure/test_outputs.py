@@ -64,6 +64,8 @@ class Each:
             else self.given
 class Lists(Each):
     def __call__(self, batch): return {"mean": [1.5] * len(batch)}
+class Scalars(Each):
+    def __call__(self, batch): return {"mean": [np.float64(1.5)] * len(batch)}
 class Raises(Each):
     def __call__(self, batch): raise KeyError("no weights")
 class Empty(Each):
@@ -84,6 +86,8 @@ class Roomy(Boxes):
     most_bytes = 80
 class Wide(Boxes):
     most_bytes = 40 << 20
+class Odd(Boxes):
+    def __init__(self, device): self.given, self.most_bytes = None, MOST
 def plain(device): return lambda batch: {"n": np.ones(len(batch), ">i4")}
 """
 
@@ -108,7 +112,8 @@ def test_a_mapped_class_is_a_network_whose_outputs_are_its_columns(own: Path) ->
     assert scores.tolist() == [[[1]], [[1]]]
     assert np.array_equal(function.predict(batch), scores)
     assert np.array_equal(given["top"], batch[:, :2, :, 0])
-    assert load(own, "Lists").columns == (KeptColumn("mean", "<f8", ()),)
+    for name in ("Lists", "Scalars"):  # one number an image: no list of arrays
+        assert load(own, name).columns == (KeptColumn("mean", "<f8", ()),)
     assert load(own, "plain").columns == (KeptColumn("n", "<i4", ()),)
     # Other columns make another network: ranks, and a run that goes on, must have the same.
     assert load(own, "Each").fingerprint == function.fingerprint
@@ -177,6 +182,22 @@ def test_a_list_of_arrays_or_texts_is_a_column_of_any_length(own: Path) -> None:
     assert most_floats(roomy.columns) == 2 + 20 + 20
     with pytest.raises(UsageError, match="2 columns of 83,886,080 bytes in all"):
         load(own, "Wide")
+
+
+@pytest.mark.parametrize("most", ["0", "-5", "1 << 40", "'many'", "None", "1e6"])
+def test_a_length_that_cannot_be_is_refused(own: Path, most: str) -> None:
+    own.write_text(own.read_text().replace("MOST", most))
+    with pytest.raises(
+        UsageError, match=r"most_bytes is .*; needed: a whole number from 1 to 67,1"
+    ):
+        load(own, "Odd")
+
+
+def test_an_empty_array_of_another_shape_is_told_what_it_lacks(own: Path) -> None:
+    function = load(own, "Boxes")
+    function.made.given = {"boxes": [np.array([])], "said": ["a"]}
+    with pytest.raises(DataFault, match=r"nothing of an image: np\.zeros\(\(0, 4\), \"f4\"\)"):
+        function.answer(np.zeros((1, 4, 4, 3), np.uint8))
 
 
 def test_an_export_s_own_names_are_no_columns() -> None:
@@ -279,6 +300,45 @@ def test_what_varies_is_kept_verified_and_read_back(varied_run: Path) -> None:
     assert str(schema.field("seen").type) == "large_list<element: bool>"
     assert str(schema.field("said").type) == "string"
     assert results.to_arrow("vectors")["boxes"][2].as_py()[1] == [[7, 8, 9], [10, 11, 12]]
+
+
+def in_lists(value: Any, inner: str) -> Any:
+    import pyarrow as pa
+
+    number = pa.float32() if inner != "bool" else pa.bool_()
+    row = pa.list_(number, 2) if inner == "rows" else number
+    return pa.array([value], pa.large_list(row))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "inner", "says"),
+    [
+        ("said", b"\xff", "", "damaged: .*UTF"),
+        ("said", None, "", "nulls"),
+        ("seen", None, "bool", "nulls"),
+        ("seen", [True, None], "bool", "nulls"),
+        ("boxes", [[1, 2], None], "rows", "nulls"),
+        ("boxes", [[1, None]], "rows", "nulls"),
+    ],
+)
+def test_what_varies_and_was_damaged_is_told(
+    varied_run: Path, tmp_path: Path, name: str, value: Any, inner: str, says: str
+) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path = next((varied_run / "vectors").iterdir())
+    table = parquet.read_table(path)
+    one = in_lists(value, inner) if inner else pa.array([value], pa.binary()).view(pa.string())
+    column = pa.chunked_array([one] * len(table))
+    at = table.column_names.index(name)
+    parquet.write_table(table.set_column(at, name, column), path)
+    report = verify_run(varied_run)
+    assert not report.ok
+    with pytest.raises(DataFault, match=says):
+        [*read_results(varied_run).kept_values]
+    with pytest.raises(DataFault, match=says):
+        export_run(read_results(varied_run), "zarr", tmp_path / "to")
 
 
 def test_zarr_has_what_varies_one_image_behind_another(varied_run: Path, tmp_path: Path) -> None:
