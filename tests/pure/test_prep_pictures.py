@@ -279,6 +279,14 @@ def test_tar_files_by_number_and_by_name(tmp_path: Path) -> None:
     assert (images[:, 0, 0, 0] % 3 == labels).all()
 
 
+def test_a_record_without_a_class_is_no_label_unless_its_key_was_named(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "a.tar", {"0.png": picture(0), "0.json": b'{"caption": "x"}'})
+    (member,) = list_tars([path]).members
+    assert (member.label, member.fault) == (None, None)
+    with pytest.raises(DataFault, match="no class under 'kind'"):
+        list_tars([path], label_key="kind")
+
+
 def test_names_in_a_tar_lead_nowhere(tmp_path: Path) -> None:
     inside = tmp_path / "in"
     inside.mkdir()

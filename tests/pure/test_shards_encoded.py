@@ -50,6 +50,12 @@ def write(path: Path, data: list[bytes]) -> Path:
     return path
 
 
+def test_a_shard_may_hold_one_picture(tmp_path: Path) -> None:
+    with EncodedWriter(tmp_path / "a.h5", FIT, class_names=["a"], source="made up") as writer:
+        writer.append_files(files(1), [0], ["p"])
+    assert inspect_here(tmp_path / "a.h5", hash_file=True).count == 1
+
+
 def test_any_order_gives_the_pixels_of_the_files(tmp_path: Path) -> None:
     data = files(8)
     info = inspect_shard(write(tmp_path / "a.h5", data))

@@ -153,8 +153,11 @@ def test_what_is_not_uint8_is_refused_with_the_command_that_converts_it(
         ({"x": COLOUR, "y": LABELS, "label": LABELS}, "labels may be in label or y"),
         ({"x": np.zeros((4, 3, 8, 3), np.uint8)}, "axis 1 or axis 3.*--axes NHWC"),
         ({"x": np.zeros((0, 8, 8, 3), np.uint8)}, "none of them empty"),
-        ({"x": COLOUR, "y": LABELS[:5]}, r"'y' is uint8 \(5,\).*needed: whole numbers"),
-        ({"x": COLOUR, "y": np.eye(3)[LABELS]}, "one-hot"),
+        (
+            {"x": COLOUR, "y": LABELS[:5]},
+            r"'y' is uint8 \(5,\).*needed: whole numbers.* leaves them out",
+        ),
+        ({"x": COLOUR, "y": np.eye(3)[LABELS]}, "takes names and one-hot labels too"),
         ({"x": COLOUR, "y": LABELS.astype(np.int8) - 1}, "negative"),
         ({"x": RANDOM.normal(size=(4, 8, 8))}, "standardised"),
     ],
