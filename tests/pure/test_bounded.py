@@ -20,6 +20,7 @@ from collage_mpi.report.tables import confusions, ranks
 from collage_mpi.results import (
     Results,
     RunWriter,
+    marks,
     read_results,
     sample,
     summarise,
@@ -266,6 +267,13 @@ def test_the_digest_of_an_input_is_taken_a_piece_at_a_time(limit: int) -> None:
     order = np.random.default_rng(1).permutation(200_000)[:limit]
     shard = np.searchsorted(starts, order, side="right") - 1
     assert keys_digest(order, starts) == input_digest(shard, order - starts[shard])
+
+
+def test_the_digest_of_a_run_is_that_of_its_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(marks, "_RUN", 64)
+    assert verify_run(make_run(tmp_path / "run", 900)).ok
 
 
 @pytest.mark.filterwarnings("error")

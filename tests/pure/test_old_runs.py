@@ -100,6 +100,12 @@ def wider(table: TableLayout, **later: object) -> TableLayout:
     return dataclasses.replace(table, dtype=dtype, later={**table.later, **later})
 
 
+def test_no_image_of_an_earlier_version_was_audited() -> None:
+    rows = parts.read_part(OLD / "complete" / "parts" / "images-000001.npy", IMAGES)
+    for name in ("audited", "other", "other_score"):
+        assert not rows[name].any(), name
+
+
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
 def test_a_column_that_came_later_has_its_default(table: TableLayout) -> None:
     path = OLD / "complete" / "parts" / f"{table.name}-000001.npy"

@@ -177,6 +177,17 @@ def test_networks_of_a_run_of_0_1_0_are_known_by_what_its_ranks_held(
     ]
 
 
+@pytest.mark.parametrize(("count", "more"), [(5, []), (6, ["... and 1 more shards"])])
+def test_of_many_shards_that_differ_five_are_named(count: int, more: list[str]) -> None:
+    before, now = (
+        {"shards": [{"path": f"{n}.h5", "fingerprint": of, "count": 3} for n in range(count)]}
+        for of in ("a" * 64, "b" * 64)
+    )
+    lines = differences(before, now)
+    assert [line.partition(":")[0] for line in lines[:5]] == [f"shard {n}.h5" for n in range(5)]
+    assert lines[5:] == more
+
+
 def test_a_setting_that_came_later_had_its_default(ask: Callable[..., Json]) -> None:
     before, now = ask(), ask(grace_quantile=0.5)
     del before["settings"]["grace_quantile"], before["settings"]["slow_ranks"]
