@@ -396,7 +396,7 @@ def shards_in_messages(descriptions: Sequence[str]) -> list[Shards]:
     free = 0
     for text in descriptions:
         needed = len(json.dumps(text)) + len(", ")
-        if not parts or needed > free:
+        if needed > free:  # at first nothing is free
             parts.append([])
             free = CONTROL_BYTES - SHARDS_FRAME_BYTES
         parts[-1].append(text)

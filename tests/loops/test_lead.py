@@ -768,3 +768,6 @@ def test_what_the_lead_of_a_plan_goes_by(timeout_s, heard_ns):
     plan.settings.batch_size = 1
     lead.group_by(build_lease_book(plan, np.array([False, False, True, True])), 1)
     assert (lead._book.settings.smallest, lead._settings.batch) == (5, 1)
+    plan.settings.batch_size = 4096  # a batch is more than the largest lease would be
+    book = build_lease_book(plan, np.array([False, False, True, True]))
+    assert (book.settings.smallest, book.settings.largest) == (1, 1)

@@ -214,6 +214,12 @@ def test_who_need_not_read_says_that_it_cannot(
     assert bench.results[0].cells[0].label == 3
 
 
+@pytest.mark.parametrize("text", ["{}", "[", "[]", '{"path": 3}'])
+def test_a_description_that_is_none_is_a_defect_of_the_wire(text: str) -> None:
+    with pytest.raises(wire.WireFault, match="rank 0 sent a shard that cannot be"):
+        RowReader([text])
+
+
 def test_of_a_shard_that_rank_0_has_lost_nothing_is_asked(shards: ShardSet) -> None:
     shards.infos[0].path.unlink()
     with pytest.raises(EnvironmentFault):

@@ -77,6 +77,13 @@ def test_a_banner_is_dropped_when_a_rank_has_explained_the_failure():
     assert err.getvalue() == "collage-mpi run: why\n"
 
 
+def test_a_banner_is_dropped_when_a_rank_has_said_that_it_failed():
+    said = "collage-mpi: rank 3 on n1 failed: why"
+    made, _, err = job(f"import sys\n{BANNER}\nprint({said!r}, file=sys.stderr)", "openmpi")
+    made.run()
+    assert err.getvalue() == said + "\n"
+
+
 def test_a_banner_is_dropped_when_rank_0_has_said_its_code():
     made, _, err = job(
         f"import sys\n{BANNER}\nprint('@status:w {{\"exit\":6}}', file=sys.stderr); sys.exit(6)",

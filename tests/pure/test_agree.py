@@ -275,7 +275,11 @@ def test_the_least_score_at_which_three_of_450_differ() -> None:
     ("asked", "pairs", "said"),
     [
         (replace(ASKED, calibration=0, images=400), [], "this job has 400 in all: it is too small"),
-        (ASKED, [Pair(at, 0.9, differs=True) for at in range(450)], "0 % of the cells may count"),
+        (
+            ASKED,
+            [Pair(at, 0.9, differs=True) for at in range(450)],
+            "networks, and 0 % of the cells may count",
+        ),
         (
             ASKED,
             [Pair(at, None, differs=False) for at in range(450)],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from collage_mpi.job.handshake import ratio_of
+from collage_mpi.job.handshake import ServiceCosts, ratio_of
 from collage_mpi.job.messages import Measured
 
 
@@ -40,6 +40,13 @@ def test_slow_spells_meet_both_networks() -> None:
     singles = [Measured(0, 300 * p) for p in pace]
     others = [Measured(0, 270 * p) for p in pace]
     assert ratio_of(others, singles) == (0.9, 0.9, 0.9)
+
+
+def test_a_resumed_run_goes_by_the_ratio_of_before_and_its_interval() -> None:
+    measured = ServiceCosts({}, {}, 1.0, (0.9, 1.1), {})
+    assert measured.as_known({}) == measured
+    found = measured.as_known({"cost_ratio": 1.25, "cost_ratio_interval": [1.2, 1.3]})
+    assert (found.ratio, found.interval) == (1.25, [1.2, 1.3])
 
 
 def test_without_rounds_there_is_no_ratio() -> None:

@@ -30,7 +30,7 @@ from collage_mpi.job.plan import make_plan, warn_of_one_class_groups
 from collage_mpi.job.provenance import make_manifest, validity
 from collage_mpi.job.recorder import Totals
 from collage_mpi.job.run import before_this, run_session, warn_of_bad_shards
-from collage_mpi.job.session import build_encoder
+from collage_mpi.job.session import build_encoder, open_reader
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.asking import Described
 from collage_mpi.models.info import Declared, Geometry, own_info
@@ -309,6 +309,16 @@ def test_ranks_are_told_how_many_they_are_in_all_teams(shards):
     told = welcomes(plan, build_encoder(plan))
     plan.shards.close()
     assert {welcome.ranks for welcome in told.values()} == {12}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "files"), [("none", True), ("batch-backup", False), ("collage", False)]
+)
+def test_pictures_go_as_files_where_a_task_has_one_image(scheme, files, tmp_path):
+    write_folder(tmp_path / "photos")
+    plan = plan_of((str(tmp_path / "photos"),), scheme=scheme)
+    with open_reader(plan, build_encoder(plan), ()) as reader:
+        assert reader._parts.files == files
 
 
 def test_a_plan_that_fails_leaves_no_file_open(shards):

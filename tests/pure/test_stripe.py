@@ -33,6 +33,12 @@ def test_the_sum_is_the_rounded_mean_of_k_whoever_is_there(k, present):
     assert np.abs(found - exact).max() <= 0.5
 
 
+def test_the_smallest_images_that_are_pasted_are_as_wide_as_their_side():
+    assert make_stripe_encoder("concat", 4, (2, 3, 1)).cell_shape == (1, 1, 1)
+    with pytest.raises(DataFault, match="too small for 2 x 2"):
+        make_stripe_encoder("concat", 4, (1, 3, 1))
+
+
 def test_256_white_images_are_white():
     encoder = make_stripe_encoder("sum", 256, (1, 1, 1))
     assert encoder.paste([np.full((1, 1, 1), 255, np.uint8)] * 256) == 255
