@@ -26,6 +26,14 @@ SAME: dict[tuple[str, str], str] = {
         "times = [((other.cpu_ns), single.cpu_ns or 0) for other, single in rounds]",
     ): "here all have it, which only its type does not know",
     (
+        "collage_mpi/job/coordinator.py",
+        "drawn = (draw.share >= 0) and draw.one(record.shard, record.row)",
+    ): "of a share of 0 none is drawn",
+    (
+        "collage_mpi/job/coordinator.py",
+        "if (self.feed.exhausted):",
+    ): "that no image comes may be told again, and changes nothing then",
+    (
         "collage_mpi/job/recorder.py",
         "done_ns: int = (-1)",
     ): "set before the row is written, which names no time before it was sent",
@@ -58,6 +66,16 @@ SAME: dict[tuple[str, str], str] = {
         "for name in (layout.names)",
     ): "the names of a record are never none, which only its type allows",
     (
+        "collage_mpi/mpi/answers.py",
+        "found = [((-1), 0.0, ABSENT) "
+        "if cell is None else (*cell, PRESENT) for cell in result.cells]",
+    ): "the class of a cell that is absent is not read",
+    (
+        "collage_mpi/mpi/transport.py",
+        "self._control = ReceiveRing("
+        "comm, mpi, Inbox(coordinator, TAG_CONTROL, CONTROL_BYTES, (3)))",
+    ): "one more receive is ready than needs be",
+    (
         "collage_mpi/results/parts.py",
         "or (-1)",
     ): "of a launch without any Unix time all sessions begin at the same",
@@ -86,6 +104,14 @@ SAME: dict[tuple[str, str], str] = {
         "edges = [low + (high + (2) - low) * i // count for i in range(count + 1)]",
     ): "behind the last group there are no rows",
     (
+        "collage_mpi/results/verify.py",
+        "count = max((2), -(-images // max(1, most)))",
+    ): "each group is in one window, however many there are",
+    (
+        "collage_mpi/results/verify.py",
+        "most = images if run.bound is None else run.bound // (5)",
+    ): "each group is in one window, however many there are",
+    (
         "collage_mpi/scheduler/tasks.py",
         "if (task.pending <= len(task.images)):  # what was resolved while it waited: a blank cell",
     ): "where none is resolved all stay",
@@ -105,6 +131,11 @@ SAME: dict[tuple[str, str], str] = {
         "collage_mpi/scheduler/groups.py",
         "self._next = (1)",
     ): "a timer's number is a name",
+    (
+        "collage_mpi/shards/check.py",
+        "if sizes.min() < 1 or sizes.max() > LARGEST_FILE_BYTES "
+        "or last[-1] != encoded.shape[(-1)]:",
+    ): "it has one axis",
     (
         "collage_mpi/shards/reader.py",
         "return self.infos[(-1)].fit if len(fits) == 1 else None",
