@@ -201,7 +201,7 @@ def test_an_empty_array_of_another_shape_is_told_what_it_lacks(own: Path) -> Non
 
 
 def test_an_export_s_own_names_are_no_columns() -> None:
-    for names in (("boxes", "boxes_offsets"), ("id",)):
+    for names in (("boxes", "boxes_offsets"), ("id",), ("a b",), ("1st",), ("n" * 65,), ("",)):
         with pytest.raises(UsageError, match="needs another name"):
             layout_of([KeptColumn(name, "<f4", (None,)) for name in names])
 
