@@ -232,7 +232,7 @@ class ListSource(MemberSource):
 
     @classmethod
     def listed(cls, path: Path, read_as: ReadAs) -> Listing:
-        with network_faults(path), opened(path) as stream:
+        with network_faults(path), opened(path, in_order=True) as stream:
             lines = os.fsdecode(stream.read()).splitlines()
         names = [line.strip() for line in lines if line.strip()]
         if not names:

@@ -29,12 +29,21 @@ def url_of(path: Path | str) -> str | None:
     return f"{found[1]}://{str(path)[found.end() :]}" if found else None
 
 
-def opened(path: Path | str) -> BinaryIO:
-    """A file to read, in any order. Raises OSError; of a URL EnvironmentFault."""
+def opened(path: Path | str, *, in_order: bool = False) -> BinaryIO:
+    """A file to read, in any order, or from its first byte to its last. Raises OSError; of a URL
+    EnvironmentFault."""
     url = url_of(path)
     if url is None:
         return open(path, "rb")
     stream: BinaryIO = _asked(url, lambda system, place: system.open(place, "rb"))
+    try:
+        stream.seek(0 if in_order else 1)
+        stream.seek(0)
+    except ValueError as error:  # of a stream that the server sends as a whole
+        stream.close()
+        raise EnvironmentFault(
+            f"{url}: its server does not serve ranges of bytes: copy it to a file"
+        ) from error
     return stream
 
 

@@ -148,6 +148,18 @@ def test_a_server_without_ranges_is_told(tmp_path, served) -> None:
         assert "does not serve ranges of bytes" in found.row_fault(3)
 
 
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_server_that_never_had_ranges_is_told_and_lists_are_read(kind, tmp_path, served) -> None:
+    files = write_folder(tmp_path / "photos", 3)
+    path = make_source(kind, tmp_path / "data", files)
+    (tmp_path / "a.txt").write_text("\n".join(map(str, files)))
+    served[0].ranges = False
+    with pytest.raises(EnvironmentFault, match=r"does not serve ranges of bytes: copy it"):
+        ShardSet.open([f"{served[1]}/data/{path.name}"], read_as=READ_AS)
+    with ShardSet.open([f"{served[1]}/a.txt"], read_as=READ_AS) as found:
+        assert found.read_checked(range(3))[2].all()
+
+
 @pytest.mark.parametrize("name", ["a.h5", "photos/", "folder:http://127.0.0.1:1/photos"])
 def test_what_cannot_be_read_by_url_says_what_to_do(name) -> None:
     url = name if ":" in name else f"s3://bucket/{name}"
