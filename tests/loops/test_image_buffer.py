@@ -144,3 +144,15 @@ def test_a_bundle_of_images_that_are_not_in_sequence_names_the_place_of_each():
     send = Send(0, 1, "collage", tuple(Item(n, at) for at, n in enumerate(wanted)), 0, 1)
     places = np.concatenate(buffer._places([send]))
     assert unpack_places(places) == [(0, 10 + number) for number in wanted]
+
+
+def test_images_of_two_runs_are_released_in_any_order():
+    """As the tasks of a message end that were answered together."""
+    numbers = np.arange(6)
+    buffer = ImageBuffer(None, None, 1, lambda: 0, (1,))
+    for first in (0, 6):
+        buffer.images.add_run(ImageRun(first, Columns(numbers, numbers, numbers, None)))
+    buffer.release((7, 1, 0, 6, 3))
+    assert buffer.images._left == {0: 3, 6: 4}
+    buffer.release((10, 2, 4, 11, 5, 9, 8))
+    assert not buffer.images._runs
