@@ -16,7 +16,7 @@ from collage_mpi.job.handshake import ServiceCosts, task_bytes
 from collage_mpi.job.lead import build_lead
 from collage_mpi.job.plan import make_plan
 from collage_mpi.job.provenance import final_facts, make_manifest
-from collage_mpi.job.session import Audience, TeamSession
+from collage_mpi.job.session import NAMED_BATCH, SENT_BATCH, Audience, TeamSession
 from collage_mpi.job.team import LeadLost
 from collage_mpi.mpi.answers import ANSWERED, WireResult, pack_results
 from collage_mpi.mpi.protocol import CANCEL, read_header
@@ -136,6 +136,8 @@ def test_the_session_of_one_team_writes_a_row_an_image_in_order(
     assert (finish.status, made.group.calls) == ("complete", [welcome, "start", "end"])
     assert made.group.expected == 8  # the longest answer of any rank
     assert session.facts()["read_by"] == read_by
+    # Many at a time only of images whose pixels this rank does not hold.
+    assert session.reader._batch == (SENT_BATCH if 0 in read_by else NAMED_BATCH)
     made.close(finish.status)
     rows = np.sort(read_results(tmp_path / "out").images, order="row")
     assert rows["row"].tolist() == list(range(IMAGES))
