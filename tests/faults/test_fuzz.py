@@ -68,6 +68,8 @@ NAMES = (
 OWN, CHILD, KERNEL = "its own bytes", "what its own child says", "a file of the kernel, words only"
 LIBRARY = "in a process apart, whose death is told: tests/loops/test_libraries"
 NOT_TRIED = {
+    ("encoding/vectors", "pack"): "a user's texts as bytes, which they are in this process",
+    ("job/recorder", "write_late"): "rank 0's own rows, from its memory",
     ("doctor/gather", "file_system"): KERNEL,
     ("doctor/gather", "probe"): CHILD,
     ("doctor/probe", "probe_shards"): "its parent's paths; shards are tried",
