@@ -201,7 +201,7 @@ class GraphLauncher:
             if len(self._captured) == MOST_SIZES:
                 return Computation(partial(self._called_plainly, batch))
             with self._gpu.running():
-                given = torch.from_numpy(batch).to(self._device)
+                given = torch.from_numpy(batch).to(self._device, copy=True)
             captured = self._captured[len(batch)] = _Captured(self._gpu, self._forward, given)
         return captured.begin(batch)
 

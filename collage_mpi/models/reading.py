@@ -131,7 +131,9 @@ class SumReading:
     """
 
     def scores(self, outputs: Tensor, temperature: float) -> np.ndarray:
-        return outputs.cpu().numpy()  # .cpu() waits
+        # .cpu() waits; a launcher writes its next outputs where these are
+        sums: np.ndarray = outputs.cpu().numpy().copy()
+        return sums
 
 
 class YoloReading:
