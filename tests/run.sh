@@ -76,24 +76,33 @@ wait "$second" || { echo "FAILED: making .venv-openmpi" >&2; exit 1; }
 
 # tests MPI WORD...: pytest in that environment; what it skips is kept for the end.
 # It leaves with 5 when it collects nothing, so a marker that matches no test fails too.
-# All rings of an environment at one go, two tests at once: ranks wait as much as they compute, and
-# who has no test left takes half of the other's, so that both have work to the end.
+# Each ring is a folder, and a session of its own, so that none meets what another leaves behind.
 skipped=$(mktemp)
 trap 'rm -f "$skipped"' EXIT
-day=$(date -u +%Y%m%d)   # another seed of chaos each day
 tests() {
     local mpi=$1
     shift
-    check "pytest, $mpi: $*" ".venv-$mpi/bin/python" -m pytest -q "$@" -n 2 --dist worksteal \
-        --chaos-seed="$day" --durations=40 --timeout="$TEST_TIMEOUT_S" --skipped="$skipped"
+    check "pytest, $mpi: $*" ".venv-$mpi/bin/python" -m pytest -q "$@" \
+        --durations=10 --timeout="$TEST_TIMEOUT_S" --skipped="$skipped"
 }
 
-# tests/faults: the short suite. The whole of it: pytest tests/faults --chaos-rounds 100 --fuzz 500
-# tests/slurm: real jobs on two virtual clusters. Skipped where Slurm is not installed or nodes
-# cannot be told apart (it takes root).
-tests mpich tests/loops tests/pure tests/mpi tests/faults tests/slurm
-# Of what starts ranks, that which no MPI changes runs under one of the two.
-tests openmpi tests/mpi tests/faults tests/slurm -m "(mpi or slurm) and not any_mpi"
+# Two at once where a test starts no ranks; those of a file, which share fixtures, one after another.
+tests mpich tests/loops tests/pure -n 2 --dist loadfile
+# Of what starts ranks, that which no MPI changes runs under one of the two. Ranks wait as much as
+# they compute: two jobs at once.
+tests mpich tests/mpi -n 2 --dist worksteal
+tests openmpi tests/mpi -m "not any_mpi" -n 2 --dist worksteal
+
+# The short fault suite; another seed of chaos each day. The whole of it:
+# pytest tests/faults --chaos-rounds 100 --fuzz 500
+day=$(date -u +%Y%m%d)
+tests mpich tests/faults --chaos-seed="$day" -n 2 --dist worksteal
+tests openmpi tests/faults -m "mpi and not any_mpi" --chaos-seed="$day" -n 2 --dist worksteal
+
+# Real jobs on two virtual clusters. Skipped where Slurm is not installed or nodes cannot be told
+# apart (it takes root).
+tests mpich tests/slurm -n 2
+tests openmpi tests/slurm -m "not any_mpi" -n 2
 
 say "skipped"
 cut -f 1,2 "$skipped" | sort | uniq -c | sort -rn

@@ -83,7 +83,10 @@ class Player:
         self.feed = ImageBuffer(self.reader, None, self.session, lambda: 0)
         totals = SimpleNamespace(images=0, errors=0, collage=0)
         self.supply.attach(
-            self.feed, SimpleNamespace(warm_up_from=lambda group: None, totals=totals)
+            self.feed,
+            SimpleNamespace(
+                warm_up_from=lambda group: None, write_late=lambda: None, totals=totals
+            ),
         )
         self.unresolved: list[int] = []
         self.comes = draw.randrange(60) if number == 0 or draw.random() < 0.9 else None
