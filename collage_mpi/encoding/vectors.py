@@ -100,8 +100,8 @@ class KeptColumn:
 
     @property
     def format(self) -> Any:
-        """What numpy is told of it in a record: of values that vary their count, and beside it
-        their type in an array without room."""
+        """The numpy format of its field in a record. A column that varies has the count of its
+        values there, and an empty array that tells their type."""
         if not self.varies:
             return (self.dtype, self.each)
         if self.dtype == TEXT:

@@ -52,7 +52,7 @@ from collage_mpi.system.energy import EnergyMeter
 from collage_mpi.system.progress import StatusLines, StatusReporter
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
 
-# Images read at a time: with what is sent of them, or places and labels alone, of 32 bytes each
+# Images read at a time: with their pixels, or only their places and labels (32 bytes an image)
 SENT_BATCH, NAMED_BATCH = 64, 1024
 
 
@@ -180,7 +180,7 @@ class TeamSession(ExitStack):
         Raises:
             CollageError: rows could not be written, or the job must not go on.
         """
-        if self.plan.settings.batch is None and costs.chosen is None:  # but by another team
+        if self.plan.settings.batch is None and costs.chosen is None:  # another team has measured
             without_room(self.plan, self.worker_group, costs.batch, self._why_not_begin)
         self.costs, self.plan = costs, self.plan.at_batch(costs.batch)
         self.worker_group.start(start_of(self.plan, self.encoder, costs))

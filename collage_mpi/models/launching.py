@@ -82,8 +82,8 @@ class CudaGpu:
         self._pool = torch.cuda.graph_pool_handle()
 
     def pinned(self, like: Tensor) -> Tensor:
-        """Page-locked host memory with the shape and dtype of `like`: copies of other memory wait
-        for the stream.
+        """Page-locked host memory with the shape and dtype of `like`. A copy between other host
+        memory and the GPU would make this process wait.
         """
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 

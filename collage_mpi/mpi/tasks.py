@@ -39,7 +39,7 @@ TASK = np.dtype(
         ("n_items", "<u4"),
     ]
 )
-# So many images with consecutive numbers in consecutive cells, from these on
+# One record for several images: their numbers follow each other from `image` on, as do their cells
 ITEM = np.dtype([("image", "<i8"), ("cell", "<u4"), ("images", "<u4")])
 PLACE = np.dtype([("shard", "<u4"), ("row", "<u8")])
 FILE = np.dtype([("nbytes", "<u4")])  # before its bytes
