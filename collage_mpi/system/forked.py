@@ -87,13 +87,17 @@ def relay(server: str) -> None:
         return
     with suppress(OSError), open("/proc/self/comm", "w") as name:
         name.write(RELAY)
+    told, telling = os.pipe()
+    os.set_blocking(telling, False)
+    signal.set_wakeup_fd(telling, warn_on_full_buffer=False)
     for number in RELAYED:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda number, _: _pass_on(rank, number))
+            signal.signal(number, lambda *_: None)  # its number comes through the pipe
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     for number in {life, 0, 1, 2} & {life, *numbers}:  # the launcher sees their end at the rank's
         os.close(number)
-    _end_like(_outcome(line, rank))
+    _pass_signals_on(told, rank)
+    _end_like(_outcome(line))
 
 
 def _descriptors(environ: Mapping[str, str]) -> list[int]:
@@ -107,20 +111,26 @@ def _descriptors(environ: Mapping[str, str]) -> list[int]:
     return found[:MOST_DESCRIPTORS]
 
 
-def _pass_on(rank: int, number: int) -> None:
-    with suppress(ProcessLookupError):
-        signal.pidfd_send_signal(rank, number)
+def _pass_signals_on(told: int, rank: int) -> None:
+    """Send the rank the signals whose numbers come through the pipe `told`, until it has ended.
 
-
-def _outcome(line: socket.socket, rank: int) -> int:
-    """The exit code of the rank; minus the number of the signal that ended it."""
+    If a handler sent them, one that came just before this process began to wait would reach the
+    rank only once the wait was over.
+    """
     import select
 
+    while told in select.select([told, rank], [], [])[0]:
+        for number in os.read(told, 64):
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(rank, number)
+
+
+def _outcome(line: socket.socket) -> int:
+    """The exit code of the rank, which has ended; minus the number of the signal that ended it."""
     with suppress(OSError):
         told = line.recv(16)
         if told:
             return int(told)
-    select.select([rank], [], [])
     return SERVER_GONE
 
 

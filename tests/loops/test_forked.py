@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
 # What a rank sees of itself; with words, what else it does.
 RANK = """
-import json, os, random, signal, sys
+import json, os, random, signal, sys, time
 if sys.argv[1:2] == ["see"]:
     socket = int(os.environ["PMI_FD"])
     os.write(socket, b"here")
@@ -46,7 +46,7 @@ elif sys.argv[1:2] == ["wait"]:
     signal.signal(signal.SIGUSR2, lambda *_: print("heard", flush=True))
     print(os.getpid(), flush=True)
     while True:
-        signal.pause()
+        time.sleep(0.1)  # a signal just before pause() would be handled after it
 else:
     exec(sys.argv[1])
 """
@@ -145,6 +145,24 @@ def test_a_signal_to_the_relay_reaches_the_rank(start, server):
         relay.send_signal(signal.SIGTERM)
         assert relay.communicate() == ("stopped\n", None)
     assert relay.returncode == 5
+
+
+def test_a_signal_that_came_before_the_relay_waits_is_passed_on_and_a_late_one_hurts_nobody():
+    told, telling = os.pipe()
+    rank = subprocess.Popen(["sleep", "600"])
+    pidfd = os.pidfd_open(rank.pid)
+    try:
+        os.write(telling, bytes([signal.SIGTERM]))
+        forked._pass_signals_on(told, pidfd)
+        assert rank.wait(60) == -signal.SIGTERM
+        os.write(telling, bytes([signal.SIGTERM]))
+        forked._pass_signals_on(told, pidfd)
+        assert not select.select([told], [], [], 0)[0]
+    finally:
+        rank.kill()
+        rank.wait()
+        for number in (told, telling, pidfd):
+            os.close(number)
 
 
 def test_a_signal_that_comes_before_the_rank_can_handle_it_is_not_lost(start, tmp_path):
