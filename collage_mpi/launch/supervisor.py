@@ -29,7 +29,7 @@ from collage_mpi.launch.ending import (
 from collage_mpi.launch.job_ranks import LOOK_AT_START_S, LOOK_EVERY_S, RankProcesses, Startup
 from collage_mpi.launch.mpiexec import LaunchPlan
 from collage_mpi.launch.scratch import VARIABLE, held, note_signal
-from collage_mpi.system.environment import STATUS_VARIABLE
+from collage_mpi.system.environment import STATUS_VARIABLE, without_rank
 from collage_mpi.system.forked import serving
 from collage_mpi.system.launchers import Death
 from collage_mpi.system.process_tree import caught, end_family, guarded
@@ -332,7 +332,7 @@ class _Stream:
 
 def _environment(plan: LaunchPlan, word: str) -> dict[str, str]:
     name, _, value = word.partition("=")
-    return {**os.environ, **plan.env, name: value, VARIABLE: plan.scratch or ""}
+    return {**without_rank(os.environ), **plan.env, name: value, VARIABLE: plan.scratch or ""}
 
 
 def _started(plan: LaunchPlan, environment: dict[str, str]) -> subprocess.Popen[bytes]:

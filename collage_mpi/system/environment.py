@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.system.launchers import SRUN, first_number, launchers
+from collage_mpi.system.launchers import SRUN, Launcher, first_number, launchers
 
 # What torchrun tells a training process. RANK alone may be anybody's, and other launchers
 # set it too: these count only where TORCHELASTIC_RUN_ID says that torchrun is there.
@@ -49,8 +49,19 @@ def mpi_rank(environ: Mapping[str, str]) -> int | None:
     """This process's rank as its MPI launcher says. None in a batch script, and in mpiexec
     itself.
     """
-    known = (launcher for launcher in launchers(environ) if launcher.versions)
-    return _first(first_number(launcher.ranks, environ) for launcher in known)
+    return _first(first_number(launcher.ranks, environ) for launcher in _of_mpi(environ))
+
+
+def without_rank(environ: Mapping[str, str]) -> dict[str, str]:
+    """The same for a launcher that this process starts: if another launcher has made this process
+    a rank, the new launcher and its helpers must not be taken for that rank.
+    """
+    told = {name for launcher in _of_mpi(environ) for name in launcher.ranks}
+    return {name: value for name, value in environ.items() if name not in told}
+
+
+def _of_mpi(environ: Mapping[str, str]) -> list[Launcher]:
+    return [launcher for launcher in launchers(environ) if launcher.versions]
 
 
 def _first(numbers: Iterable[int | None]) -> int | None:

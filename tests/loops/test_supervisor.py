@@ -256,7 +256,11 @@ def test_who_does_not_leave_when_rank_0_has_died_is_killed():
     assert note.startswith("rank 0 was ended by SIGKILL: the job is incomplete.")
 
 
-def test_a_job_whose_rank_0_is_stopped_for_good_is_told_and_ended(monkeypatch):
+@pytest.mark.parametrize("outer", [None, "PMI_RANK", "OMPI_COMM_WORLD_RANK"])
+def test_a_job_whose_rank_0_is_stopped_for_good_is_told_and_ended(monkeypatch, outer):
+    """Launch may be a rank of another job itself; its launcher is none of this one's."""
+    if outer is not None:
+        monkeypatch.setenv(outer, "0")
     monkeypatch.setattr(supervisor, "STILL_NOTICE_S", 1.0)
     monkeypatch.setattr(supervisor, "STILL_LIMIT_S", 3.0)
     monkeypatch.setattr(supervisor, "LOOK_EVERY_S", 0.05)
