@@ -39,7 +39,7 @@ from collage_mpi.system.environment import (
     launcher_size,
 )
 from collage_mpi.system.fields import setting
-from collage_mpi.system.launchers.base import Site
+from collage_mpi.system.launchers import Site
 from collage_mpi.system.printable import did_you_mean
 from collage_mpi.system.process_tree import caught, own_command
 

@@ -6,7 +6,7 @@ import pytest
 
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.system import environment
-from collage_mpi.system.launchers.managers import expand_tasks_per_node
+from collage_mpi.system.launchers import expand_tasks_per_node
 
 MPICH = {"PMI_RANK": "3", "PMI_SIZE": "11", "MPI_LOCALRANKID": "3", "MPI_LOCALNRANKS": "11"}
 OPENMPI = {

@@ -1,0 +1,534 @@
+"""The launchers, one class each. Everything that differs between launchers is in its class.
+
+Another installed package may add one by an entry point of the group `collage_mpi.launchers`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+
+from collage_mpi.errors import CollageError, UsageError
+from collage_mpi.plugins import Names
+
+NEVER = r"(?!)"  # matches no line
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the command line depends on besides the MPI.
+
+    Args:
+        cores: cores this process may use.
+        hosts: hosts of the allocation; 1 outside a batch system.
+        root: whether the user is root.
+        loopback: whether the loopback device of this host is called `lo` (Linux).
+        scratch: a folder, which does not exist yet, for the launcher's files during the job.
+        environ: the variables that the user has set; none of them is overridden.
+    """
+
+    cores: int
+    hosts: int = 1
+    root: bool = False
+    loopback: bool = True
+    scratch: str | None = None
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Death:
+    """A process that ended badly. None means unknown; `code` is 128 + the number for a signal."""
+
+    code: int | None = None
+    rank: int | None = None
+    pid: int | None = None
+
+    @property
+    def by_signal(self) -> bool:
+        """Whether it is certain that a signal killed it."""
+        return self.code is not None and self.code > 128
+
+
+class Launcher:
+    """One launcher; a subclass for each, without state.
+
+    Attributes:
+        name: as in `--mpi`.
+        word, who: its name in the doctor's --json, and for people.
+        abi: of the library that its ranks load, "mpich" or "openmpi".
+        wire_up: how its ranks connect: "pmi", "pmix", or "either", decided by PMIX_RANK; then
+            `by_pmix` and `by_pmi` are what to type for each.
+        programs: the names of its command, as searched for on PATH.
+        versions: matches the output of the command with --version, with the version as the group;
+            none if `collage-mpi launch` cannot start ranks with it.
+        marks, hints: variables that show that it started a process: for certain, or if no other
+            launcher is certain.
+        ranks, sizes, local_ranks, local_sizes, host_numbers: the variables that give a rank its
+            number, the world's size, its number and the number of ranks on its host, and the
+            host's number; the first one that is set counts.
+        interfaces, devices: variables that name the network device to use; the first are read
+            too, to learn how the hosts reach each other.
+        stop_signal: the signal that it passes on to its ranks as a stop.
+        tolerant_flags, tolerant_how: what makes it leave the other ranks alone when one dies.
+        forks: whether a rank may be forked elsewhere on its host (`system.forked`).
+        banner, lone_line: patterns of its output when a rank ends badly: the first line of a
+            text between two rules, and a line that stands alone.
+        telltales: its output when ranks do not start, what it means, and the fix.
+    """
+
+    name: str
+    word: str
+    who: str
+    abi = "mpich"
+    wire_up = "pmi"
+    by_pmix = by_pmi = ""
+    programs: tuple[str, ...] = ("mpiexec", "mpirun")
+    versions: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
+    ranks: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
+    local_ranks: tuple[str, ...] = ()
+    local_sizes: tuple[str, ...] = ()
+    host_numbers: tuple[str, ...] = ()
+    interfaces: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    stop_signal = signal.SIGTERM
+    tolerant_flags: tuple[str, ...] = ()
+    tolerant_how = ""
+    forks = False
+    banner = lone_line = NEVER
+    telltales: tuple[tuple[str, str, str], ...] = ()
+
+    def version(self, text: str) -> str | None:
+        """Its version, if `text` is what it prints about itself; else None."""
+        found = (re.search(pattern, text) for pattern in self.versions)
+        return next((match.group(1) for match in found if match), None)
+
+    def started(self, environ: Mapping[str, str]) -> bool:
+        """Whether it certainly started the process with this environment."""
+        return any(name in environ for name in self.marks)
+
+    def size(self, environ: Mapping[str, str]) -> int | None:
+        """The world's size as it tells its ranks."""
+        return first_number(self.sizes, environ)
+
+    def local_size(self, environ: Mapping[str, str]) -> int | None:
+        """How many of its ranks there are on this host."""
+        return first_number(self.local_sizes, environ)
+
+    def tolerates(self, environ: Mapping[str, str]) -> bool:
+        """Whether its own variables say that the death of a rank leaves the others alone."""
+        return False
+
+    def loopback(self) -> dict[str, str]:
+        """Variables that keep a job of one host off the network. The job then starts without a
+        network, behind a firewall, or with an interface that goes away.
+        """
+        return dict.fromkeys((*self.interfaces, *self.devices), "lo")
+
+    def variables(self, ranks: int, site: Site) -> dict[str, str]:
+        """Further variables for `ranks` ranks, unless the user has set them."""
+        return {}
+
+    def flags(self, ranks: int, site: Site, env: Mapping[str, str]) -> list[str]:
+        """The flags before `-n`; `env` is what will be set for the job."""
+        return []
+
+    def death(self, text: str) -> Death | None:
+        """The death that its banners report; None if they report none."""
+        return None
+
+
+def first_number(names: Iterable[str], environ: Mapping[str, str]) -> int | None:
+    """The value of the first of these variables that holds a number."""
+    values = (environ.get(name, "") for name in names)
+    return next((int(value) for value in values if value.isdecimal()), None)
+
+
+def number_in(text: str, pattern: str) -> int | None:
+    """The number that the pattern's group finds."""
+    found = re.search(pattern, text)
+    return int(found.group(1)) if found else None
+
+
+# ---- of an MPI: `mpiexec` of MPICH and Intel MPI, `mpirun` of Open MPI ----------
+
+_SEGV_OR_KILL = 11 | 9
+_MORE_SHM = "docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm"
+_ALLOW_ROOT = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_ALLOW_RUN_AS_ROOT": "1",
+    "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+}
+
+
+class Mpich(Launcher):
+    """`mpiexec` of MPICH (Hydra). It forwards SIGTERM, and dies of SIGUSR2."""
+
+    name = "mpich"
+    word = "hydra"
+    who = "MPICH's or Intel's mpiexec"
+    versions: tuple[str, ...] = (
+        r"HYDRA build details:\s*Version:\s*(\S+)",
+        r"(?:MPICH|MVAPICH)\w*[^\d\n]*([\d.]+\w*)",
+    )
+    marks = ("HYDI_CONTROL_FD", "MPI_LOCALNRANKS")
+    hints = ("PMI_SIZE",)  # srun --mpi=pmi2 sets it too
+    ranks = ("PMI_RANK",)
+    sizes = ("PMI_SIZE",)
+    local_ranks = ("MPI_LOCALRANKID",)
+    local_sizes = ("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE")
+    interfaces = ("FI_TCP_IFACE", "HYDRA_IFACE")
+    devices: tuple[str, ...] = ("UCX_NET_DEVICES",)
+    tolerant_flags: tuple[str, ...] = ("-disable-auto-cleanup",)
+    tolerant_how = "by MPICH's flag and a wrapper"
+    forks = True
+    banner = r"=\s+BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES"
+    lone_line = (
+        r"\s*Abort\(-?\d+\) on node \d+ \(rank \d+ in comm \d+\): application called MPI_Abort"
+        r"|YOUR APPLICATION TERMINATED WITH THE EXIT STRING"
+        r"|This typically refers to a problem with your application"
+        r"|Please see the FAQ page for debugging suggestions"
+    )
+    telltales = (
+        ("not enough space for /dev/shm", "/dev/shm is too small", _MORE_SHM),
+        (
+            "EXIT CODE: 7",
+            "a rank died of a bus error: /dev/shm is full or too small",
+            _MORE_SHM,
+        ),
+        (
+            "unable to find a suitable interface",
+            "the launcher finds no usable network interface",
+            "on one host: export HYDRA_IFACE=lo FI_TCP_IFACE=lo OMPI_MCA_btl_tcp_if_include=lo",
+        ),
+    )
+
+    def death(self, text: str) -> Death | None:
+        """It reports any process that it ended, and all signals ORed into one number. Only what is
+        certain is kept, and no process.
+        """
+        if "BAD TERMINATION" not in text:
+            return None
+        code = number_in(text, r"=   EXIT CODE: (\d+)")
+        signal = number_in(text, r"EXIT STRING: .*\(signal (\d+)\)")
+        if signal is not None:
+            code = 128 + signal if signal in (code, _SEGV_OR_KILL) else None
+        return Death(code)
+
+
+class Intel(Mpich):
+    """`mpiexec` of Intel MPI, which is derived from MPICH. It ends all ranks when one dies."""
+
+    name = "intel"
+    versions = (r"Intel\(R\) MPI Library[^\n]*?Version\s+([\w.]+(?: Update \d+)?)",)
+    devices = ()
+    tolerant_flags = ()
+    tolerant_how = ""
+    forks = False
+
+
+class OpenMpi(Launcher):
+    """`mpirun` of Open MPI, which uses PRRTE from version 5 on. It forwards SIGUSR2, and kills its
+    ranks on SIGTERM.
+    """
+
+    name = "openmpi"
+    word = "openmpi"
+    who = "Open MPI's mpirun"
+    abi = "openmpi"
+    wire_up = "pmix"
+    versions = (
+        r"\((?:Open MPI|OpenRTE|PRRTE|prterun)\)\s*([\w.]+)",
+        r"Open MPI[^\d]*([\d.]+\w*)",
+    )
+    marks = ("OMPI_COMM_WORLD_SIZE",)
+    ranks = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK")
+    sizes = ("OMPI_COMM_WORLD_SIZE",)
+    local_ranks = ("OMPI_COMM_WORLD_LOCAL_RANK",)
+    local_sizes = ("OMPI_COMM_WORLD_LOCAL_SIZE",)
+    # No PRTE_MCA_prte_if_include: with `lo` alone prterun refuses to start, and its own
+    # choice falls back to loopback where there is no network.
+    interfaces = ("OMPI_MCA_btl_tcp_if_include",)
+    devices = ("UCX_NET_DEVICES",)
+    stop_signal = signal.SIGUSR2
+    tolerant_flags = ("--with-ft", "ulfm")
+    forks = True
+    banner = (
+        r"\s*(prterun|mpirun|mpiexec|orterun) (detected|has exited|noticed)"
+        r"|\s*MPI_ABORT was invoked"
+        r"|\s*Primary job +terminated normally"
+    )
+    telltales = (
+        (
+            "attempt to run as root",
+            "Open MPI refuses to start ranks as root",
+            "export " + " ".join(f"{name}={value}" for name, value in _ALLOW_ROOT.items()),
+        ),
+        (
+            "not enough slots",
+            "Open MPI counts fewer slots than ranks",
+            "ask the batch system for as many tasks as ranks, or "
+            "export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe",
+        ),
+    )
+
+    def tolerates(self, environ: Mapping[str, str]) -> bool:
+        """By ULFM, which needs Open MPI's own mpirun; under srun the variable alone means
+        nothing.
+        """
+        told = environ.get("OMPI_MCA_mpi_ft_enable") in ("1", "true")
+        return told and "OMPI_COMM_WORLD_RANK" in environ
+
+    def variables(self, ranks: int, site: Site) -> dict[str, str]:
+        """Permission to run as root, and ranks that yield if they share cores. On one host also a
+        folder of its own: Open MPI names its files by process number, and with old files under a
+        number that comes again "the PMIx server's listener thread failed to start". No TCP on one
+        host: a rank would listen on all interfaces, and wait 2 s for a connection that says
+        nothing.
+        """
+        found = dict(_ALLOW_ROOT) if site.root else {}
+        if site.scratch is not None and site.hosts == 1:
+            found["PRTE_MCA_prte_tmpdir_base"] = site.scratch
+        if site.hosts == 1:
+            found["OMPI_MCA_btl"] = "^tcp"
+        if ranks > site.cores * site.hosts:
+            found["OMPI_MCA_mpi_yield_when_idle"] = "1"  # a spinning rank starves the others
+        return found
+
+    def flags(self, ranks: int, site: Site, env: Mapping[str, str]) -> list[str]:
+        """Slots, binding, and the exported variables (across hosts only; ranks on one host inherit
+        them).
+        """
+        # Slots are counted in physical cores, which `site.cores` may exceed: on one host
+        # oversubscription is always allowed, and means nothing when it does not happen.
+        flags = ["--oversubscribe"] if site.hosts == 1 else []
+        flags += ["--bind-to", "none"]
+        if site.hosts > 1:
+            for name in sorted(env):
+                if not name.startswith(("OMPI_", "PRTE_", "PMIX_")):
+                    flags += ["-x", name]
+        return flags
+
+    def death(self, text: str) -> Death | None:
+        """It reports the process that ended first."""
+        signal = number_in(text, r"exited on\s+signal (\d+)")
+        code = number_in(text, r"Exit code: +(\d+)") if signal is None else 128 + signal
+        rank = number_in(text, r"(?:process rank |Process name: \[.*,)(\d+)")
+        pid = number_in(text, r"with PID ([1-9]\d*) on node")
+        return None if code is None else Death(code, rank, pid)
+
+
+# ---- of a resource manager: Slurm's, Flux's, and PALS under PBS ------------------
+
+_FLUX_NODES = ("FLUX_JOB_NNODES",)
+_SIZE = "COLLAGE_MPI_PALS_SIZE"  # by which launch tells it, as PALS with PMIx does not
+
+
+class Srun(Launcher):
+    """Slurm's `srun`, for ranks of either MPI. Job scripts use it, `collage-mpi launch` never does.
+
+    A batch script has the variables of srun too, but is not in a step.
+    """
+
+    name = "srun"
+    word = "srun"
+    who = "srun"
+    wire_up = "either"
+    by_pmix, by_pmi = "srun --mpi=pmix", "srun --mpi=pmi2 ..."
+    ranks = ("SLURM_PROCID",)
+    sizes = ("SLURM_NTASKS",)
+    local_ranks = ("SLURM_LOCALID",)
+    host_numbers = ("SLURM_NODEID",)  # of the step, or of the script that mpirun was typed in
+
+    def started(self, environ: Mapping[str, str]) -> bool:
+        """Whether this process is in a step."""
+        return environ.get("SLURM_STEP_ID", "").isdecimal()
+
+    def size(self, environ: Mapping[str, str]) -> int | None:
+        """Only inside a step: in a batch script the variable is what was asked for, not what was
+        started.
+        """
+        return super().size(environ) if self.started(environ) else None
+
+    def local_size(self, environ: Mapping[str, str]) -> int | None:
+        """From the step's variables, because there is no variable for it."""
+        if not self.started(environ):
+            return None
+        node = first_number(self.host_numbers, environ) or 0
+        counts = expand_tasks_per_node(environ.get("SLURM_TASKS_PER_NODE", ""))
+        return counts[node] if node < len(counts) else None
+
+
+def expand_tasks_per_node(text: str) -> list[int]:
+    """Slurm's `2(x3),1` as [2, 2, 2, 1]; [] for another form."""
+    counts: list[int] = []
+    for part in text.split(",") if text else []:
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
+        if not found:
+            return []
+        counts += [int(found.group(1))] * int(found.group(2) or 1)
+    return counts
+
+
+class Flux(Launcher):
+    """`flux run` of Flux, the resource manager of LLNL and others.
+
+    It forwards SIGTERM and SIGUSR2, and ends all ranks 30 s after the first has ended.
+    This class has not been tried under Flux. Variables, options, signals and words are those of
+    Flux's own pages and source (github.com/flux-framework/flux-core:
+    doc/man7/flux-environment.rst and flux-shell-options.rst, doc/man1/flux-job.rst,
+    src/common/libjob).
+    """
+
+    name = "flux"
+    word = "flux"
+    who = "flux run"
+    wire_up = "either"
+    by_pmix, by_pmi = "flux run -o pmi=pmix", "flux run ..."
+    programs = ("flux",)
+    versions = (r"\A\s*commands:\s*(\d\S*)\s+libflux-core:",)
+    marks = ("FLUX_TASK_RANK",)
+    ranks = ("FLUX_TASK_RANK",)
+    sizes = ("FLUX_JOB_SIZE",)
+    local_ranks = ("FLUX_TASK_LOCAL_ID",)
+    lone_line = r"flux-job: task\(s\) .+|[\d.]+s: (job\.exception|flux-shell\[\d+\]: FATAL).*"
+
+    def local_size(self, environ: Mapping[str, str]) -> int | None:
+        """Ranks over nodes, because no variable tells it; None if they do not divide."""
+        size, nodes = self.size(environ), first_number(_FLUX_NODES, environ)
+        return size // nodes if size and nodes and size % nodes == 0 else None
+
+    def flags(self, ranks: int, site: Site, env: Mapping[str, str]) -> list[str]:
+        """Flux would bind each rank to one core and share the GPUs out. Without that, every rank
+        sees the cores and GPUs of its node, as under other launchers.
+        """
+        return ["run", "-o", "cpu-affinity=off", "-o", "gpu-affinity=off"]
+
+    def death(self, text: str) -> Death | None:
+        """It says how the worst rank ended: by a code, or by a signal in words."""
+        found = re.search(r"flux-job: task\(s\) (?:exited with exit code (\d+)|(.+))", text)
+        if found is None:
+            return None
+        if found[1]:
+            return Death(int(found[1]))
+        words = found[2].removesuffix(" (core dumped)")
+        numbers = {signal.strsignal(number): 128 + number for number in signal.valid_signals()}
+        return Death(numbers.get(words))
+
+
+class Pals(Launcher):
+    """PALS, the launcher of HPE Cray machines under PBS: `mpiexec`, and `aprun` by hand only.
+
+    It forwards SIGTERM and SIGUSR2. Ranks that survive a lost one are not offered: its
+    --no-abort-on-failure is about ranks that exit, and it has not been tried with a lost rank.
+
+    This class has not been tried on a Cray. Options, variables, exits and signals are those of
+    HPE's own client (github.com/Cray-HPE/craycli: cray/modules/mpiexec/cli.py, cray/pals.py), and
+    options again as a user met them (github.com/mlcommons/storage, pull request 549: PALS 1.7.1).
+    The version is recognised as in github.com/E3SM-Project/mache (mache/parallel/pbs.py: PALS
+    1.8.0). Ranks' variables are those that Slurm sets in the place of PALS
+    (src/plugins/mpi/cray_shasta/mpi_cray_shasta.c), and PALS_LOCAL_SIZE, which users read on
+    Aurora, where PALS_PMI is pmix and nothing gives the size.
+    """
+
+    name = "pals"
+    word = "pals"
+    who = "PALS's mpiexec or aprun"
+    wire_up = "either"
+    by_pmix, by_pmi = "mpiexec --pmi=pmix", "mpiexec --pmi=cray ..."
+    versions = (r"\A\s*mpiexec version (\d\S*)",)
+    marks = ("PALS_RANKID",)
+    ranks = ("PALS_RANKID",)
+    sizes = ("PMI_SIZE", _SIZE)
+    local_ranks = ("PALS_LOCAL_RANKID",)
+    local_sizes = ("PALS_LOCAL_SIZE",)
+    host_numbers = ("PALS_NODEID",)
+    lone_line = r"\S+: (rank \d+|shepherd) (exited with code \d+|died from signal \d+)"
+
+    def variables(self, ranks: int, site: Site) -> dict[str, str]:
+        """The program is not copied to each host, because a copied Python does not find its
+        environment. Output comes in whole lines, because launch looks for status lines in it. The
+        world's size is set as well.
+        """
+        return {"PALS_TRANSFER": "0", "PALS_LINE_BUFFER": "1", _SIZE: str(ranks)}
+
+    def flags(self, ranks: int, site: Site, env: Mapping[str, str]) -> list[str]:
+        """Spread evenly and not bound; otherwise a rank would have a single core."""
+        return ["--ppn", str(-(-ranks // site.hosts)), "--cpu-bind", "none"]
+
+    def death(self, text: str) -> Death | None:
+        """It reports all processes that end badly; first the one for which the others were
+        ended.
+        """
+        found = re.search(r": rank (\d+) (exited with code|died from signal) (\d+)", text)
+        if found is None:
+            return None
+        code = int(found[3]) + (128 if found[2].startswith("died") else 0)
+        return Death(code, int(found[1]))
+
+
+# ---- which of them started a process ---------------------------------------------
+
+SRUN = Srun()
+
+# Where several have left their variables the first counts: one that starts its ranks through
+# another comes before it. Slurm is last of those: mpiexec inside an sbatch script also shows the
+# script's own SLURM_PROCID=0 to every rank. On a Cray Slurm sets PALS's variables as well. Flux may
+# run within a job of Slurm's, and mpiexec within one of Flux's.
+LAUNCHERS: tuple[Launcher, ...] = (OpenMpi(), Mpich(), Intel(), Flux(), SRUN, Pals())
+
+FAMILIES = {launcher.name: launcher for launcher in LAUNCHERS if launcher.versions}
+MPIS = Names("launcher", "collage_mpi.launchers", Launcher, ("auto", *FAMILIES))  # of --mpi
+VARIABLE = "COLLAGE_MPI_LAUNCHER"  # tells ranks which launcher of another package started them
+
+
+@cache
+def launcher_of(name: str) -> Launcher:
+    """The launcher with that name, which may come from another package.
+
+    Raises:
+        UsageError: there is none.
+        EnvironmentFault: the package that adds it is broken.
+    """
+    added = None if name in FAMILIES else MPIS.load(name)
+    if name not in FAMILIES and added is None:
+        raise UsageError(f"there is no launcher {name!r}; known are: {', '.join(MPIS)}")
+    return FAMILIES[name] if added is None else added()
+
+
+def launchers(environ: Mapping[str, str]) -> tuple[Launcher, ...]:
+    """The launchers that may have started the process of this environment.
+
+    One of another package is among them where the environment names it, and is first then. One
+    that cannot be loaded is left out; the command line asks `launcher_of` and says why.
+    """
+    name = environ.get(VARIABLE)
+    try:
+        return (launcher_of(name), *LAUNCHERS) if name and name not in FAMILIES else LAUNCHERS
+    except CollageError:
+        return LAUNCHERS
+
+
+def starter(environ: Mapping[str, str]) -> Launcher | None:
+    """The launcher that started the process with this environment, or None if unknown."""
+    known = launchers(environ)
+    certain = [launcher for launcher in known if launcher.started(environ)]
+    hinted = [it for it in known if any(name in environ for name in it.hints)]
+    return next(iter(certain + hinted), None)
+
+
+def over_pmix(environ: Mapping[str, str]) -> bool:
+    """Whether the ranks connect over PMIx. Most MPICHs are built without it and would abort."""
+    return "PMIX_RANK" in environ
+
+
+def by_word(word: str | None) -> Launcher | None:
+    """The launcher with this name in the doctor's output."""
+    return next((launcher for launcher in launchers(os.environ) if launcher.word == word), None)
