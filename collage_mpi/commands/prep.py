@@ -1,30 +1,285 @@
-"""`collage-mpi prep`: makes shards from pictures, from other formats, and from shards."""
+"""`collage-mpi prep`: makes shards from pictures (`prep_pictures`), from other programs' HDF5 and
+IDX files, and from shards whose images get another size, storage, order or labels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+import os
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from collage_mpi.commands.parser import Command, Commands
+from collage_mpi.commands.parser import ClassNamesArguments, Command, Commands
 from collage_mpi.commands.prep_pictures import IMAGES, TAR
-from collage_mpi.commands.prep_tables import (
-    Hdf5Arguments,
-    RowsArguments,
-    RowsToWrite,
-    ShardsArguments,
-)
-from collage_mpi.errors import DataFault
+from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.settings.flags import switch
 from collage_mpi.system.fields import REQUIRED, setting
+from collage_mpi.system.files import reading
 from collage_mpi.system.progress import advancing
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from collage_mpi.prep.arrays import PixelRows, ShardRows
+    from collage_mpi.shards import ShardSet
+    from collage_mpi.shards.foreign import ArrayLayout, LayoutHints
+    from collage_mpi.shards.pictures import PictureFit
+
 BATCH = 1_000
+
+
+@dataclass(frozen=True)
+class RowsToWrite:
+    """All rows to be written, in order.
+
+    Attributes:
+        images: (n, H, W, C) uint8, or an object that returns such rows when indexed.
+        labels: (n,) integers, or None.
+        rows: (m,) numbers of the rows to write, in this order.
+        ids: of all images, or a text: an id is then this text, a colon, and the image's row.
+        class_names, source: as in a shard.
+        fit: of images that are to be stored encoded; None for pixels.
+    """
+
+    images: np.ndarray | PixelRows | ShardRows
+    labels: np.ndarray | None
+    rows: np.ndarray
+    ids: str | Sequence[str]
+    class_names: tuple[str, ...] | None
+    source: str
+    fit: PictureFit | None = None
+
+    def ids_at(self, rows: np.ndarray) -> list[str]:
+        """The ids of some rows."""
+        if isinstance(self.ids, str):
+            return [f"{self.ids}:{row}" for row in rows.tolist()]
+        return [self.ids[row] for row in rows.tolist()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsArguments(ClassNamesArguments):
+    """What `prep idx`, `prep hdf5` and `prep shards` take of the shards that they make."""
+
+    out: Path = setting(REQUIRED, "folder for the shards", metavar="DIR")
+    prefix: str = setting("shard", "start of the file names")
+    rows_per_shard: int = setting(
+        10_000,
+        "images in each file. If all images fit into one file, its name is PREFIX.h5",
+        at_least=1,
+        at_most=math.inf,
+    )
+    source: str | None = setting(None, "where the images come from", unset="the file's name")
+    seed: int | None = setting(
+        None,
+        "shuffle the rows with this seed",
+        unset="the order of the file",
+        at_least=0,
+        at_most=math.inf,
+    )
+    limit: int | None = setting(
+        None, "write only the first N images, after shuffling", at_least=1, at_most=math.inf
+    )
+    overwrite: bool = switch("replace existing shards with this prefix")
+
+    def table(self) -> AbstractContextManager[RowsToWrite]:
+        """The rows to write, while what they are read from is open.
+
+        Raises:
+            UsageError, DataFault, EnvironmentFault: it cannot be understood or read, or shards
+                cannot be made of it.
+        """
+        raise NotImplementedError
+
+    def pick_rows(self, count: int) -> np.ndarray:
+        """(m,) rows to write in order: shuffled with --seed, cut with --limit."""
+        import numpy as np
+
+        rows = np.arange(count)
+        if self.seed is not None:
+            rows = np.random.default_rng(self.seed).permutation(count)
+        return rows[: self.limit]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResizeArguments(RowsArguments):
+    """The size of the new images."""
+
+    size: int | None = setting(
+        None, "resize the images to PX x PX", unset="keep their size", metavar="PX"
+    )
+    fit: str = setting(
+        "crop",
+        "with --size: crop keeps the middle of the image, letterbox keeps all of it between bars",
+        choices=("crop", "letterbox"),
+    )
+
+    def resized(self, channels: int) -> PictureFit | None:
+        """How images get their size; None if they keep it."""
+        from collage_mpi.shards.pictures import PictureFit
+
+        return None if self.size is None else PictureFit(self.size, self.fit, None, channels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hdf5Arguments(ResizeArguments):
+    """What `prep hdf5` takes."""
+
+    file: Path = setting(
+        REQUIRED, "HDF5 file; FILE::GROUP for one group of it", metavar="FILE", positional=True
+    )
+    images: str | None = setting(
+        None, "dataset of images", unset="found by its name", metavar="NAME"
+    )
+    labels: str | None = setting(
+        None,
+        "dataset of labels (default: found by its name), or FILE or FILE::DATASET of another file "
+        "(HDF5 or .npy), or none",
+        metavar="NAME",
+    )
+    shape: str | None = setting(
+        None,
+        "shape of an image, such as 28,28, if the images are stored as flat rows",
+        metavar="H,W[,C]",
+    )
+    transpose: bool = switch("swap rows and columns of each image (EMNIST)")
+    axes: str | None = setting(
+        None, "order of the axes", unset="found from the shape", choices=("NHWC", "NCHW")
+    )
+    range: str | None = setting(
+        None, "values that are scaled to 0 and 255", unset="0:1 for floats", metavar="LOW:HIGH"
+    )
+
+    @contextmanager
+    def table(self) -> Iterator[RowsToWrite]:
+        from collage_mpi.shards.check import opened
+        from collage_mpi.shards.contents import named_faults
+        from collage_mpi.shards.foreign import find_layout, is_foreign
+        from collage_mpi.shards.hdf5 import H5_LOCK
+
+        with reading(self.file), H5_LOCK, opened(self.file, cache_bytes=64 << 20) as file:
+            if not is_foreign(file):
+                raise UsageError(_is_shard(self))
+            with named_faults(self.file):
+                elsewhere = _labels_elsewhere(self.labels, file)
+                layout = find_layout(file, self.file, _told(self, elsewhere))
+                table = _hdf5_table(self, file, layout, elsewhere)
+            yield table
+
+
+def _is_shard(args: Hdf5Arguments) -> str:
+    words = ["collage-mpi", "prep", "shards", str(args.file), "--out", str(args.out)]
+    words += [] if args.size is None else ["--size", str(args.size)]
+    return (
+        f"{args.file} is already a shard and can be used unchanged. To make shards of another "
+        f"size or storage, or with other labels, from it: `{shlex.join(words)}`"
+    )
+
+
+def _told(args: Hdf5Arguments, elsewhere: bool) -> LayoutHints:
+    from collage_mpi.prep.arrays import parse_shape
+    from collage_mpi.shards.foreign import NO_LABELS, LayoutHints
+
+    labels = NO_LABELS if elsewhere else args.labels
+    shape = None if args.shape is None else parse_shape(args.shape)
+    return LayoutHints(args.images, labels, args.axes or "", shape, args.transpose)
+
+
+def _labels_elsewhere(labels: str | None, file: Any) -> bool:
+    """Whether --labels names another file instead of a dataset of this one."""
+    from collage_mpi.shards.schema import PART_MARK
+
+    if labels is None or labels in file:
+        return False
+    return PART_MARK in labels or os.path.isfile(labels)
+
+
+def _hdf5_table(
+    args: Hdf5Arguments, file: Any, layout: ArrayLayout, elsewhere: bool
+) -> RowsToWrite:
+    from collage_mpi.prep.arrays import PixelRows, labels_for, parse_range, read_labels
+    from collage_mpi.shards.foreign import class_names_of
+
+    dataset = file[layout.images]
+    if layout.columns:
+        dataset = dataset[...].T  # at once: a column lies all over the file
+    bounds = None if args.range is None else parse_range(args.range)
+    channels = layout.image_shape(dataset.shape)[2]
+    images = PixelRows(dataset, layout, bounds, args.resized(channels))
+    names, labels = args.names() or class_names_of(file), None
+    if elsewhere and args.labels is not None:
+        labels, names = labels_for(len(images), read_labels(args.labels), names, args.labels)
+    elif layout.labels is not None:
+        where = f"{args.file}: dataset {layout.labels!r}"
+        labels, names = labels_for(len(images), file[layout.labels][...], names, where)
+    source = args.source or f"{args.file.name}, dataset {layout.images}"
+    return RowsToWrite(images, labels, args.pick_rows(len(images)), layout.images, names, source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardsArguments(ResizeArguments):
+    """What `prep shards` takes."""
+
+    paths: tuple[Path, ...] = setting(
+        REQUIRED, "shard files, or folders that hold shard files", positional=True
+    )
+    channels: int | None = setting(
+        None, "with --size: 3 for colour, 1 for grey", unset="as in the shards", choices=(1, 3)
+    )
+    store: str = setting(
+        "raw",
+        "raw stores pixels. encoded keeps stored files unchanged and stores pixels as PNG",
+        choices=("raw", "encoded"),
+    )
+    labels: str | None = setting(
+        None,
+        "file of other labels in the order of the images: .npy, or HDF5 as FILE or FILE::DATASET",
+        metavar="FILE",
+    )
+
+    @contextmanager
+    def table(self) -> Iterator[RowsToWrite]:
+        from collage_mpi.prep.arrays import channels_of, opened_as
+        from collage_mpi.shards.inputs import expand_paths
+        from collage_mpi.shards.schema import split_part
+
+        paths = expand_paths(self.paths)
+        folders = {os.path.dirname(os.path.realpath(split_part(path)[0])) for path in paths}
+        if os.path.realpath(self.out) in folders:  # the new ones would lie among the old
+            raise UsageError(
+                f"--out {self.out} is the folder of the shards to read; choose another folder"
+            )
+        fit = None
+        if self.size is not None:
+            fit = self.resized(self.channels or channels_of(paths[0]))
+        elif self.channels is not None:
+            raise UsageError("--channels needs --size")
+        with opened_as(paths, fit) as shards:
+            yield _shards_table(self, shards, fit)
+
+
+def _shards_table(args: ShardsArguments, shards: ShardSet, fit: PictureFit | None) -> RowsToWrite:
+    from collage_mpi.prep.arrays import ShardRows, all_ids, labels_for, read_labels, stored_fit
+    from collage_mpi.shards.schema import label_problem
+
+    names, labels = args.names() or shards.class_names, shards.labels()
+    if args.labels is not None:
+        labels, names = labels_for(len(shards), read_labels(args.labels), names, args.labels)
+    wrong = None if labels is None else label_problem(labels, names)
+    if wrong:
+        raise DataFault(f"{args.paths[0]}: {wrong}")
+    return RowsToWrite(
+        ShardRows(shards, fit),
+        labels,
+        args.pick_rows(len(shards)),
+        all_ids(shards),
+        names,
+        args.source or shards.infos[0].source,
+        stored_fit(shards, fit) if args.store == "encoded" else None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from collage_mpi.commands.parser import Command
-from collage_mpi.commands.prep_tables import ClassNamesArguments, check_prefix
+from collage_mpi.commands.parser import ClassNamesArguments, Command
 from collage_mpi.errors import ExitCode
 from collage_mpi.settings.flags import switch
 from collage_mpi.system.environment import launcher_rank, launcher_size, processes_here
@@ -105,7 +104,6 @@ class PicturesArguments(ClassNamesArguments):
         from collage_mpi.prep.plan import Recipe
         from collage_mpi.shards.pictures import PictureFit
 
-        check_prefix(self.prefix)
         return Recipe(
             fit=PictureFit(self.size, self.fit, self.resize, self.channels),
             store=self.store,

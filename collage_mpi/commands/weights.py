@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collage_mpi.commands.parser import Command, Commands
-from collage_mpi.commands.prep_tables import ClassNamesArguments
+from collage_mpi.commands.parser import ClassNamesArguments, Command, Commands
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
 from collage_mpi.models import describe, load_predictor

@@ -117,7 +117,13 @@ def recipe_digest(
 
 
 def shard_paths(out: Path, prefix: str, count: int, rows_per_shard: int) -> list[Path]:
-    """`PREFIX.h5` for one shard, `PREFIX-00000-of-00006.h5` and so on for several."""
+    """`PREFIX.h5` for one shard, `PREFIX-00000-of-00006.h5` and so on for several.
+
+    Raises:
+        UsageError: no file name can start with this prefix.
+    """
+    if not prefix or "/" in prefix or prefix.startswith("."):
+        raise UsageError(f"--prefix is {prefix!r}; it needs the start of a file name")
     shards = -(-count // rows_per_shard)
     if shards == 1:
         return [out / f"{prefix}.h5"]

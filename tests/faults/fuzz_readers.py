@@ -412,7 +412,7 @@ def _other_columns(rng: random.Random, raw: bytes) -> bytes:
 
 def _tables(folder: Path) -> list[Reader]:
     """Text of other programs: points of an experiment, names of classes, a file of checksums."""
-    from collage_mpi.commands.prep_tables import ClassNamesArguments
+    from collage_mpi.commands.parser import ClassNamesArguments
     from collage_mpi.figures.points import choose, frontier, need, read_points
     from collage_mpi.shards.schema import read_sidecar, sidecar_path
 
