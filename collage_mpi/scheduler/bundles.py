@@ -60,6 +60,7 @@ class BundleQueue(PullQueue):
         self._paces = paces
         self._main, self._kind = main, bundle.order.kind
         self._ended = False  # no bundle leaves while a rank takes images by themselves
+        self._looked_ns = -1
 
     @property
     def bundling(self) -> bool:
@@ -79,14 +80,15 @@ class BundleQueue(PullQueue):
         self._renew()
 
     def offer(self, task: TaskState) -> None:
-        """As of any task. A slow rank that has long been idle is taken for one of unknown speed:
-        an image looks at one idle rank, a run at as many as its images would."""
-        for place in range(task.inputs):
-            rank = self._paces.forget_one(self._ranks.now_ns)
+        """As of any task. At each time one idle rank is looked at: a slow one that has long been
+        idle is taken for one of unknown speed."""
+        now_ns = self._ranks.now_ns
+        if self._looked_ns != now_ns:
+            self._looked_ns = now_ns
+            rank = self._paces.forget_one(now_ns)
             if rank is not None:
                 self._ranks.room_changed(rank)
-            if rank is not None or not place:
-                super().offer(task)
+        super().offer(task)
 
     def serve(self, *, everyone: bool = False) -> None:
         """What a rank may not take may have changed: ask the ranks with room, the fastest first.

@@ -94,6 +94,21 @@ def test_once_nothing_is_collaged_a_run_leaves_image_by_image():
     assert {(send.kind, len(send.items)) for send in last} == {(SINGLE, 1)}
 
 
+def test_a_run_makes_no_more_slow_ranks_be_tried_again_than_its_images_would():
+    """One idle rank is looked at for all that comes at a time."""
+    fewer = {"credit": 2, "batch": 2, "depth": 1, "image_timeout_ns": 80 * MS, "max_failures": 1}
+    job = in_runs(scheme="cascade-batch", policy="backup", singles=5, collages=1, **fewer)
+    worn = {"of_input": True}
+    fire = lambda: job.fire(min(job.timers))  # noqa: E731
+    job.arrive(4), fire(), job.arrive(3), job.arrive(1)
+    job.answer(3), job.fail(4, **worn), fire(), job.answer(5), job.answer(6)
+    job.arrive(2, drawn=True), job.fail(7, **worn), fire()
+    job.answer(8), job.fail(9, **worn), job.arrive(2), job.arrive(4), job.answer(10)
+    job.answer(next(task for task, send in job.live.items() if send.kind == BACKUP))
+    job.run_out()
+    assert len(job.resolved) == 16
+
+
 def out(job: Harness) -> list[tuple[int, str, list[int]]]:
     """(rank, kind, images) of what is out, in the order in which it left."""
     return [(s.rank, s.kind, [item.image for item in s.items]) for s in job.live.values()]
