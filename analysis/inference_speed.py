@@ -57,8 +57,8 @@ def inputs_of(info: NetworkInfo, shards: ShardSet, images: int) -> tuple[np.ndar
     if info.side is None or info.cell_px is None:
         return pixels, labels[:, None]
     encoder = Encoder(Grid(info.side, info.cell_px), shards.shape)
-    groups = pixels.reshape(-1, cells, *shards.shape)
-    return np.stack([encoder.encode(list(group)) for group in groups]), labels.reshape(-1, cells)
+    shrunk = encoder.shrink(pixels.reshape(-1, cells, *shards.shape))
+    return np.stack([encoder.paste(list(group)) for group in shrunk]), labels.reshape(-1, cells)
 
 
 def scores_of(predictor: Predictor, batch: np.ndarray, size: int = 20) -> np.ndarray:

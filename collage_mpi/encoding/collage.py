@@ -1,6 +1,5 @@
 """Puts images into one collage. An image is shrunk once, early and in batches (`shrink`, which the
-job calls while it reads ahead); a collage is then only pasted together (`paste`). `encode` does
-both at once.
+job calls while it reads ahead); a collage is then only pasted together (`paste`).
 """
 
 from __future__ import annotations
@@ -54,29 +53,20 @@ class Encoder:
         self._threads = threads
         self._boxes = [grid.box(cell) for cell in range(grid.cells)]
 
-    def encode(
-        self, images: Sequence[np.ndarray | None], out: np.ndarray | None = None
+    def paste(
+        self, cells: Sequence[np.ndarray | None], out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Put images into cells 0, 1, ... row by row; None and missing ones stay blank.
+        """Put shrunk images into cells 0, 1, ... row by row; None and missing ones stay blank.
 
         Args:
-            images: at most side*side arrays (H, W, C) uint8, or None for an absent image.
+            cells: at most side*side arrays (cell_px, cell_px, C) uint8, or None.
             out: (side*cell_px, side*cell_px, C) uint8 to write to; a new array if None.
 
         Returns:
             The collage; `out` if it was given.
 
         Raises:
-            DataFault: too many images, or one of another shape or dtype.
-        """
-        cells = [None if image is None else self.shrink(image) for image in images]
-        return self.paste(cells, out)
-
-    def paste(
-        self, cells: Sequence[np.ndarray | None], out: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Like `encode` for images that are already shrunk to cells of (cell_px, cell_px, C)
-        uint8.
+            DataFault: too many cells, or one of another shape or dtype.
         """
         if len(cells) > self.places:
             raise DataFault(f"{len(cells)} images for the {self.places} cells of a collage")

@@ -1,6 +1,4 @@
-"""The geometry of a collage in one frozen object: side, cell size, and the mapping between index,
-(row, column) and pixels.
-"""
+"""The geometry of a collage in one frozen object: side, cell size, and where each cell lies."""
 
 from __future__ import annotations
 
@@ -40,20 +38,14 @@ class Grid:
         """Height and width of the whole collage in pixels."""
         return self.side * self.cell_px
 
-    def position(self, index: int) -> tuple[int, int]:
-        """(row, column) of a cell. Raises IndexError outside 0 .. cells - 1."""
+    def box(self, index: int) -> tuple[slice, slice]:
+        """The cell's pixels as (rows, columns) slices into a (px, px, C) collage.
+
+        Raises:
+            IndexError: `index` is outside 0 .. cells - 1.
+        """
         if not 0 <= index < self.cells:
             raise IndexError(f"cell {index} of a grid with {self.cells} cells")
-        return divmod(index, self.side)
-
-    def index(self, row: int, column: int) -> int:
-        """The number of the cell at (row, column). Raises IndexError outside the grid."""
-        if not (0 <= row < self.side and 0 <= column < self.side):
-            raise IndexError(f"cell ({row}, {column}) of a {self.side} x {self.side} grid")
-        return row * self.side + column
-
-    def box(self, index: int) -> tuple[slice, slice]:
-        """The cell's pixels as (rows, columns) slices into a (px, px, C) collage."""
-        row, column = self.position(index)
+        row, column = divmod(index, self.side)
         top, left = row * self.cell_px, column * self.cell_px
         return slice(top, top + self.cell_px), slice(left, left + self.cell_px)

@@ -43,7 +43,7 @@ def inputs() -> dict[str, np.ndarray]:
         images, _ = shards.read(np.arange(IMAGES))
     encoder = Encoder(Grid(3, 28), (28, 28, 1))
     groups = images.reshape(-1, 9, 28, 28, 1)
-    return {"single": images, "collage": np.stack([encoder.encode(list(g)) for g in groups])}
+    return {"single": images, "collage": np.stack([encoder.paste(list(g)) for g in groups])}
 
 
 def predictor_of(kind: str, tuning: Tuning | None, device: str = "cpu") -> Any:

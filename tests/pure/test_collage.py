@@ -26,7 +26,7 @@ def test_full_size_cells_are_copied(data: st.DataObject, side: int, px: int, cha
         for here in present
     ]
     out = np.full((grid.px, grid.px, channels), 77, dtype=np.uint8)
-    collage = Encoder(grid, (px, px, channels)).encode(images, out=out)
+    collage = Encoder(grid, (px, px, channels)).paste(images, out=out)
     assert collage is out
     for cell in range(grid.cells):
         image = images[cell] if cell < len(images) else None
@@ -45,7 +45,8 @@ def test_resizing_keeps_a_flat_colour(
     height: int, width: int, px: int, channels: int, value: int
 ) -> None:
     image = np.full((height, width, channels), value, dtype=np.uint8)
-    collage = Encoder(Grid(2, px), image.shape).encode([None, image])
+    encoder = Encoder(Grid(2, px), image.shape)
+    collage = encoder.paste([None, encoder.shrink(image)])
     assert collage.shape == (2 * px, 2 * px, channels)
     assert (collage[:px, px:] == value).all()
     assert (collage[:px, :px] == BLANK).all()
@@ -75,12 +76,9 @@ def test_a_batch_is_its_images_and_pillow_agrees(shape: tuple[int, int, int], px
     assert np.abs(cells[0, 1].squeeze().astype(int) - pillow).max() <= 1
 
 
-def test_pasted_cells_are_the_encoded_images() -> None:
+def test_images_that_are_not_shrunk_are_no_cells() -> None:
     encoder = Encoder(Grid(2, 5), (9, 9, 3))
     images = np.random.default_rng(0).integers(0, 256, (3, 9, 9, 3), dtype=np.uint8)
-    whole = encoder.encode([images[0], None, images[2]])
-    cells = encoder.shrink(images)
-    assert np.array_equal(encoder.paste([cells[0], None, cells[2]]), whole)
     with pytest.raises(DataFault, match="a cell is"):
         encoder.paste([images[0]])
 
@@ -89,12 +87,14 @@ def test_what_does_not_fit_is_refused() -> None:
     encoder = Encoder(Grid(2, 4), (4, 4, 1))
     good = np.zeros((4, 4, 1), dtype=np.uint8)
     with pytest.raises(DataFault, match="5 images for the 4 cells"):
-        encoder.encode([good] * 5)
+        encoder.paste([good] * 5)
     with pytest.raises(DataFault, match="needed"):
-        encoder.encode([np.zeros((4, 5, 1), dtype=np.uint8)])
+        encoder.shrink(np.zeros((4, 5, 1), dtype=np.uint8))
     with pytest.raises(DataFault, match="float32"):
-        encoder.encode([good.astype(np.float32)])
+        encoder.shrink(good.astype(np.float32))
+    with pytest.raises(DataFault, match=r"a cell is .* float32"):
+        encoder.paste([good.astype(np.float32)])
     with pytest.raises(DataFault, match="out is"):
-        encoder.encode([good], out=np.zeros((8, 8, 3), dtype=np.uint8))
+        encoder.paste([good], out=np.zeros((8, 8, 3), dtype=np.uint8))
     with pytest.raises(DataFault, match=r"needs \(H, W, C\)"):
         Encoder(Grid(2, 4), (4, 4))

@@ -21,15 +21,8 @@ def test_boxes_cover_every_pixel_once(grid: Grid) -> None:
     assert (seen == 1).all()
 
 
-@given(grids)
-def test_index_and_position_are_inverse(grid: Grid) -> None:
-    for index in range(grid.cells):
-        assert grid.index(*grid.position(index)) == index
-
-
 def test_cells_run_row_by_row() -> None:
     grid = Grid(3, 28)
-    assert grid.position(5) == (1, 2)
     assert grid.box(5) == (slice(28, 56), slice(56, 84))
 
 
@@ -48,7 +41,4 @@ def test_cells_outside_are_refused() -> None:
     grid = Grid(2, 4)
     for index in (-1, 4):
         with pytest.raises(IndexError):
-            grid.position(index)
-    for row, column in ((-1, 0), (0, 2)):
-        with pytest.raises(IndexError):
-            grid.index(row, column)
+            grid.box(index)

@@ -58,7 +58,7 @@ def test_split_of_too_few_images_is_refused() -> None:
 def test_tile_is_the_encoder() -> None:
     images = np.random.default_rng(0).integers(0, 256, (18, 5, 5, 3), dtype=np.uint8)
     encoder = Encoder(Grid(3, 5), (5, 5, 3))
-    expected = [encoder.encode(list(images[:9])), encoder.encode(list(images[9:]))]
+    expected = [encoder.paste(list(images[:9])), encoder.paste(list(images[9:]))]
     assert (tile(images, 3) == np.stack(expected)).all()
 
 
