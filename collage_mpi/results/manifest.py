@@ -51,17 +51,17 @@ FILE_SETTINGS = (*NETWORK_SETTINGS, "class_names_file", "trace_file", "arrival_f
 Json = dict[str, Any]
 
 
+Check = Callable[[Any], bool]
+
+
 def is_int(value: object) -> bool:
     """True for an integer that is not a bool and fits in 63 bits."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
 
 
-def _is_count(value: object) -> bool:
-    return is_int(value) and value >= 0  # type: ignore[operator]
-
-
-def _is_session(value: object) -> bool:
-    return is_int(value) and 1 <= value < 65_535  # type: ignore[operator]  # a u2 column
+def is_number(value: object) -> bool:
+    """True for a number that can be shown and computed with: no NaN, nothing of 400 digits."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18
 
 
 def is_text(value: object) -> bool:
@@ -69,125 +69,119 @@ def is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def _is_count(value: Any) -> bool:
+    return is_int(value) and value >= 0
+
+
+def _is_session(value: Any) -> bool:
+    return is_int(value) and 1 <= value < 65_535  # a u2 column
+
+
 def _is_dict(value: object) -> bool:
     return isinstance(value, dict)
 
 
-def _texts(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
-
-
-def _optional(check: Callable[[object], bool]) -> Callable[[object], bool]:
+def optional(check: Check) -> Check:
+    """Also true for None, as for a key that is missing."""
     return lambda value: value is None or check(value)
 
 
-def _list_of(check: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, list) and all(check(item) for item in value)
+def list_of(check: Check) -> Check:
+    """True for a list whose items pass."""
+    return lambda value: isinstance(value, list) and all(map(check, value))
 
 
-def _dict_of(check: Callable[[object], bool]) -> Callable[[object], bool]:
+def _dict_of(check: Check) -> Check:
     return lambda value: isinstance(value, dict) and all(map(check, value.values()))
 
 
-def _fields(**checks: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: (
-        isinstance(value, dict) and all(check(value.get(key)) for key, check in checks.items())
+def _pair_of(check: Check) -> Check:
+    return lambda value: list_of(check)(value) and len(value) == 2
+
+
+def wrong_key(value: Mapping[str, Any], checks: Mapping[str, Check]) -> str | None:
+    """The first key whose value does not pass; None if all do."""
+    return next((key for key, check in checks.items() if not check(value.get(key))), None)
+
+
+def fields(**checks: Check) -> Check:
+    """True for an object whose keys pass; it may have others."""
+    return lambda value: isinstance(value, dict) and wrong_key(value, checks) is None
+
+
+_TEXTS = _dict_of(is_text)
+_SHARD = fields(path=optional(is_text), fingerprint=is_text, count=_is_count)
+_WORLD = list_of(
+    fields(
+        rank=_is_count,
+        kinds=optional(list_of(is_text)),
+        **dict.fromkeys(("host", "gpu_trouble"), optional(is_text)),
+        **dict.fromkeys(("fingerprints", "tuning"), optional(_TEXTS)),
     )
-
-
-def _is_rank(value: object) -> bool:
-    kinds = _optional(_list_of(is_text))
-    texts = _optional(_texts)
-    host = _optional(is_text)
-    fields = {"fingerprints": texts, "tuning": texts, "gpu_trouble": _optional(is_text)}
-    return _fields(rank=_is_count, host=host, kinds=kinds, **fields)(value)
-
-
-def _is_range(value: object) -> bool:
-    return _list_of(_is_count)(value) and len(value) == 2  # type: ignore[arg-type]
-
-
-def _is_accepted(value: object) -> bool:
-    """The parts of earlier sessions that count (parts.py)."""
-    return _dict_of(_dict_of(_list_of(_is_range)))(value)
-
-
-def is_number(value: object) -> bool:
-    """A number that can be shown and computed with: no NaN, nothing of 400 digits."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18
-
-
-def _is_interval(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
-
-
-def _is_numbers(value: object) -> bool:
-    return isinstance(value, dict) and all(map(is_number, value.values()))
-
-
-_SHARD = _fields(path=_optional(is_text), fingerprint=is_text, count=_is_count)
-_BAD_SHARD = _fields(path=is_text, reason=is_text)
-_JOULES = _optional(is_number)
-_FINAL = _fields(
-    batch=_optional(_is_count),
-    world=_optional(_list_of(_is_rank)),
-    lost=_optional(_list_of(_is_dict)),
-    retired=_optional(_texts),
-    energy=_optional(_fields(seconds=is_number, cpu_j=_JOULES, gpu_j=_JOULES, missing=_texts)),
 )
-_SESSION = _fields(
+_ENERGY = fields(
+    seconds=is_number, missing=_TEXTS, **dict.fromkeys(("cpu_j", "gpu_j"), optional(is_number))
+)
+_FINAL = fields(
+    batch=optional(_is_count),
+    world=optional(_WORLD),
+    lost=optional(list_of(_is_dict)),
+    retired=optional(_TEXTS),
+    energy=optional(_ENERGY),
+)
+_SESSION = fields(
     session=_is_count,
     status=is_text,
-    rows=_optional(_fields(images=_is_count, groups=_is_count, tasks=_is_count)),
-    final=_optional(_FINAL),
+    rows=optional(fields(images=_is_count, groups=_is_count, tasks=_is_count)),
+    final=optional(_FINAL),
 )
-
-_THRESHOLD = _fields(
-    confidence=_optional(is_number),
+_THRESHOLD = fields(
+    confidence=optional(is_number),
     session=_is_count,
     since_ns=_is_count,
-    **dict.fromkeys(("images", "audited", "differing"), _optional(_is_count)),
+    **dict.fromkeys(("images", "audited", "differing"), optional(_is_count)),
 )
+_RANGES = list_of(_pair_of(_is_count))
 
-_REQUIRED: dict[str, tuple[Callable[[object], bool], str]] = {
+_REQUIRED: dict[str, tuple[Check, str]] = {
     "run_id": (is_text, "a string"),
     "session": (_is_session, "a number of the session, from 1"),
-    "shards": (_list_of(_SHARD), "a list of {path, fingerprint, count}"),
+    "shards": (list_of(_SHARD), "a list of {path, fingerprint, count}"),
     "rows": (_is_count, "the number of images expected"),
 }
-_OPTIONAL: dict[str, tuple[Callable[[object], bool], str]] = {
+_OPTIONAL: dict[str, tuple[Check, str]] = {
     "settings": (_is_dict, "an object"),
-    "inputs": (_texts, "an object of SHA-256"),
-    "networks": (_texts, "an object of SHA-256"),
+    "inputs": (_TEXTS, "an object of SHA-256"),
+    "networks": (_TEXTS, "an object of SHA-256"),
     "order": (is_text, "file or shuffle:SEED"),
     "limit": (_is_count, "a number of images"),
     "teams": (_is_count, "a number of teams"),
-    "audit": (_fields(share=is_number, seed=_is_count), "{share, seed} of audits"),
-    "launches": (_list_of(_is_range), "[[first session, teams], ...] of launches of several teams"),
+    "audit": (fields(share=is_number, seed=_is_count), "{share, seed} of audits"),
+    "launches": (_RANGES, "[[first session, teams], ...] of launches of several teams"),
     "input_digest": (is_text, "a SHA-256"),
-    "class_names": (_list_of(is_text), "a list of names"),
+    "class_names": (list_of(is_text), "a list of names"),
     "scheme": (is_text, "a string"),
     "accept": (is_text, "a string"),
     "mode": (is_text, "a string"),
     "batch": (_is_count, "a number of groups"),
     "side": (_is_count, "an integer"),
     "straggler": (is_text, "one line of text"),
-    "job": (_fields(folder=_optional(is_text)), "an object with the folder it ran in"),
-    "world": (_list_of(_is_rank), "a list of {rank, host, kinds, ...}"),
+    "job": (fields(folder=optional(is_text)), "an object with the folder it ran in"),
+    "world": (_WORLD, "a list of {rank, host, kinds, ...}"),
     "started": (is_text, "a time"),
     "warmup_groups": (_is_count, "a number of groups"),
     "status": (is_text, "a status"),
-    "sessions": (_list_of(_SESSION), "a list of sessions"),
-    "bad_shards": (_list_of(_BAD_SHARD), "a list of {path, reason}"),
+    "sessions": (list_of(_SESSION), "a list of sessions"),
+    "bad_shards": (list_of(fields(path=is_text, reason=is_text)), "a list of {path, reason}"),
     "cost_ratio": (is_number, "a number"),
-    "cost_ratio_interval": (_is_interval, "two numbers"),
-    "batch_costs": (_is_numbers, "an object of numbers"),
-    "thresholds": (_list_of(_THRESHOLD), "a list of {confidence, session, since_ns, ...}"),
+    "cost_ratio_interval": (_pair_of(is_number), "two numbers"),
+    "batch_costs": (_dict_of(is_number), "an object of numbers"),
+    "thresholds": (list_of(_THRESHOLD), "a list of {confidence, session, since_ns, ...}"),
     "poll": (_is_dict, "an object"),
     "validity": (_is_dict, "an object"),
-    "lost": (_list_of(_is_dict), "a list of lost ranks"),
-    "extras": (_fields(top_k=_optional(_is_count), save=is_text), "{top_k, save}"),
-    "accepted": (_is_accepted, "session -> table -> [[first, last], ...] of parts"),
+    "lost": (list_of(_is_dict), "a list of lost ranks"),
+    "extras": (fields(top_k=optional(_is_count), save=is_text), "{top_k, save}"),
+    "accepted": (_dict_of(_dict_of(_RANGES)), "session -> table -> [[first, last], ...] of parts"),
 }
 
 
@@ -208,12 +202,9 @@ def check_manifest(manifest: object, where: str) -> Json:
             f"{where}: version {shown(manifest.get('version'))} found, this collage-mpi reads "
             f"{VERSION}."
         )
-    for key, (check, wanted) in _REQUIRED.items():
-        if not check(manifest.get(key)):
-            raise DataFault(f"{where}: {key!r} must be {wanted}; found {shown(manifest.get(key))}.")
-    for key, (check, wanted) in _OPTIONAL.items():
+    for key, (check, wanted) in {**_REQUIRED, **_OPTIONAL}.items():
         value = manifest.get(key)
-        if value is not None and not check(value):
+        if not check(value) and (value is not None or key in _REQUIRED):
             raise DataFault(f"{where}: {key!r} must be {wanted}; found {shown(value)}.")
     return manifest
 

@@ -28,12 +28,17 @@ from collage_mpi.results.file_names import MANIFEST, METRICS, STATUS
 from collage_mpi.results.manifest import (
     COMPLETE,
     STATUSES,
+    Check,
     Json,
+    fields,
     is_int,
     is_number,
     is_text,
+    list_of,
+    optional,
     plain,
     readable,
+    wrong_key,
 )
 from collage_mpi.results.rows import KINDS, OUTCOME_CODE
 from collage_mpi.system.files import reading, write_atomic
@@ -299,10 +304,11 @@ def read_status(run: Path) -> Json:
             raise _no_status(run)
         with open(path, "rb") as file:
             found = json.loads(file.read(_LARGEST_BYTES))
-    wrong = _wrong(found, _CHECKS, _NUMBERS)
-    if wrong:
+    key = wrong_key(found, _CHECKS) if isinstance(found, dict) else "all of it"
+    if key is not None:
         raise DataFault(
-            f"{path}: damaged: {wrong}; {path.name} of this version is written by a job"
+            f"{path}: damaged: {key} is missing or of another type; {path.name} of this version "
+            "is written by a job"
         )
     return found  # type: ignore[no-any-return]
 
@@ -319,45 +325,23 @@ def _no_status(run: Path) -> EnvironmentFault:
     )
 
 
-_Checks = dict[str, Callable[[Any], bool]]
-_RANK: _Checks = {
+_RANK = {
+    **dict.fromkeys(("host", "state"), is_text),
     "rank": is_int,
-    "host": is_text,
-    "kinds": lambda v: isinstance(v, list) and all(kind in KINDS for kind in v),
-    "state": is_text,
+    "kinds": list_of(lambda kind: kind in KINDS),
+    **dict.fromkeys(("service_ms", "answers", "tasks"), optional(is_number)),
 }
-_CHECKS: _Checks = {
+_CHECKS: dict[str, Check] = {
     "format": lambda v: v == FORMAT,
     "version": lambda v: v == VERSION,
     "state": lambda v: v in STATES,
     **dict.fromkeys(("count", "total", "before", "done", "session", "pid"), is_int),
     **dict.fromkeys(("every_s", "elapsed_s", "written_s"), is_number),
     **dict.fromkeys(("label", "host", "written", "run_id", "out"), is_text),
-    "ranks": lambda v: (
-        isinstance(v, list) and not any(_wrong(one, _RANK, _RANK_NUMBERS) for one in v)
-    ),
+    "ranks": list_of(fields(**_RANK)),
+    **dict.fromkeys(("images_per_s", "images_per_s_lately", "left_s"), optional(is_number)),
+    **dict.fromkeys(("errors", "by_collage", "audited", "differing"), optional(is_number)),
 }
-# Numbers that may be missing, or not be known.
-_NUMBERS = (
-    "images_per_s",
-    "images_per_s_lately",
-    "left_s",
-    *("errors", "by_collage", "audited", "differing"),
-)
-_RANK_NUMBERS: tuple[str, ...] = ("service_ms", "answers", "tasks")
-
-
-def _wrong(found: Any, checks: _Checks, numbers: Sequence[str]) -> str | None:
-    """What is wrong with a status, or with the record of a rank; None if nothing is."""
-    if not isinstance(found, dict):
-        return "no object"
-    for key, right in checks.items():
-        if not right(found.get(key)):
-            return f"{key} is missing or of another type"
-    for key in numbers:
-        if not (found.get(key) is None or is_number(found[key])):
-            return f"{key} is no number"
-    return None
 
 
 # ---- watching ---------------------------------------------------------------
