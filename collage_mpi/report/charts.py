@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 
 from collage_mpi.report.tables import name_or_number
 from collage_mpi.results.names import from_shards, image_names
-from collage_mpi.results.parts import began_ns, launch_of
+from collage_mpi.results.parts import began_ns, beside, launch_of
 from collage_mpi.results.reader import Results, Run
 from collage_mpi.results.rows import GROUPS, IMAGES, SOURCES, TASKS, TableLayout
 from collage_mpi.results.statistics import PERCENTILES, percentile_name
@@ -201,27 +201,17 @@ def excerpt(run: Run, tally: Tally) -> Results:
     """
     rows, bound = run.rows_of(TASKS), run.bound
     every = 1 if bound is None or rows <= bound else -(-2 * rows // bound)
-    groups = _joined(
-        GROUPS,
-        [
-            rows if i % every == 0 else rows[_telling(rows, tally)]
-            for i, rows in enumerate(run.chunks(GROUPS))
-        ],
-    )
+
+    def kept(table: TableLayout, wanted: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        chunks = enumerate(run.chunks(table))
+        some = (rows if i % every == 0 else rows[wanted(rows)] for i, rows in chunks)
+        return np.concatenate([np.empty(0, table.dtype), *some])
+
+    groups = kept(GROUPS, lambda rows: _telling(rows, tally))
     spans_ns = _about(run, groups, tally) if every > 1 else {}
-    tasks = _joined(
-        TASKS,
-        [
-            rows if i % every == 0 else rows[_within(rows, spans_ns)]
-            for i, rows in enumerate(run.chunks(TASKS))
-        ],
-    )
+    tasks = kept(TASKS, lambda rows: _within(rows, spans_ns))
     images = np.empty(0, IMAGES.dtype)
     return Results(run.path, run.manifest, images, groups, tasks, run.complete, every=every)
-
-
-def _joined(table: TableLayout, parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.empty(0, table.dtype), *parts])
 
 
 def _telling(groups: np.ndarray, tally: Tally) -> np.ndarray:
@@ -250,10 +240,8 @@ def _about(run: Run, groups: np.ndarray, tally: Tally) -> dict[int, tuple[int, i
     session = int(near["session"][0])
     first_ns = int(near["t0_ns"].min())
     last_ns = int((near["t0_ns"] + near["latency_ns"]).max())
-    launches, began = launch_of(run.manifest), began_ns(run.manifest)
-    together = [each for each in launches if launches[each] == launches.get(session)] or [session]
-    off_ns = {each: began.get(session, 0) - began.get(each, 0) for each in together}
-    return {each: (first_ns + off, last_ns + off) for each, off in off_ns.items()}
+    later_ns = beside(run.manifest, session).items()
+    return {each: (first_ns - later, last_ns - later) for each, later in later_ns}
 
 
 def _within(tasks: np.ndarray, spans_ns: dict[int, tuple[int, int]]) -> np.ndarray:

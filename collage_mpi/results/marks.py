@@ -1,7 +1,7 @@
-"""Sets of numbers, and of the images of an input, as bits: one a number, whatever names it.
+"""Sets of numbers, and of the images of an input, as one bit a number.
 
-A set takes at most 64 bits for each row that there is. What lies beyond, which only a damaged or
-foreign folder has, is kept as it is.
+A set takes at most 64 bits for each row that there is. Only a damaged or foreign folder has numbers
+beyond; these are kept as Python integers.
 """
 
 from __future__ import annotations
@@ -53,6 +53,13 @@ class Marks:
         self._n += int((~again).sum())
         return again
 
+    def ascending(self) -> Iterator[np.ndarray]:
+        """All numbers in ascending order, (k,) int64 at a time."""
+        for start in range(0, len(self.bits), _RUN // 8):
+            some = np.unpackbits(self.bits[start : start + _RUN // 8], bitorder="little")
+            yield np.flatnonzero(some) + 8 * start
+        yield np.array(sorted(self._beyond), np.int64)
+
 
 class SessionMarks:
     """A set of numbers for each session."""
@@ -93,8 +100,7 @@ class InputMarks:
         self._end = min(starts[-1], limit) if in_order else starts[-1]
         self._expected: int = manifest["rows"]
         self.seen = Marks(min(self._end, _BITS_A_ROW * rows))
-        self._others: set[Key] = set()
-        self._others_inside = 0
+        self._outside: set[Key] = set()
         self.rows = self.doubles = self.foreign = 0
         self.first_double: Key | None = None
         self.first_foreign: Key | None = None
@@ -102,7 +108,7 @@ class InputMarks:
     @property
     def missing(self) -> int:
         """How many images of the input have no row."""
-        return max(0, self._expected - len(self.seen) - self._others_inside)
+        return max(0, self._expected - len(self.seen))
 
     def places(self, images: np.ndarray) -> np.ndarray:
         """(n,) int64, which image of the input each row is about; -1 outside of it."""
@@ -118,29 +124,21 @@ class InputMarks:
         """Take the keys of rows, (n,) with the columns shard and row."""
         places = self.places(images)
         self.rows += len(images)
-        dense = (places >= 0) & (places < self.seen.limit)
+        outside = places < 0
         again = np.zeros(len(images), bool)
-        again[dense] = self.seen.add(places[dense])
-        for i in np.flatnonzero(~dense).tolist():
+        again[~outside] = self.seen.add(places[~outside])
+        for i in np.flatnonzero(outside).tolist():
             key = int(images["shard"][i]), int(images["row"][i])
-            again[i] = key in self._others
-            self._others_inside += places[i] >= 0 and key not in self._others
-            self._others.add(key)
+            again[i] = key in self._outside
+            self._outside.add(key)
         self.doubles += int(again.sum())
-        self.foreign += int((places < 0).sum())
+        self.foreign += int(outside.sum())
         self.first_double = _lowest(self.first_double, images[again])
-        self.first_foreign = _lowest(self.first_foreign, images[places < 0])
+        self.first_foreign = _lowest(self.first_foreign, images[outside])
 
     def digest(self) -> str:
-        """SHA-256 over the sorted keys of all images that have a row: see `input_digest`."""
-        found = _hash_of(self._runs(), self._starts)
-        found.update(np.array(sorted(self._others), KEY_ROW).tobytes())  # they lie behind
-        return found.hexdigest()
-
-    def _runs(self) -> Iterator[np.ndarray]:
-        for start in range(0, len(self.seen.bits), _RUN // 8):
-            some = np.unpackbits(self.seen.bits[start : start + _RUN // 8], bitorder="little")
-            yield np.flatnonzero(some) + 8 * start
+        """SHA-256 over the sorted keys of the input's images that have a row."""
+        return _digest(self.seen.ascending(), self._starts)
 
 
 def _lowest(known: Key | None, images: np.ndarray) -> Key | None:
@@ -164,15 +162,15 @@ def keys_digest(order: np.ndarray, starts: np.ndarray) -> str:
         np.arange(first, min(first + _RUN, len(order))) if whole else order[first : first + _RUN]
         for first in range(0, len(order), _RUN)
     )
-    return _hash_of(runs, starts).hexdigest()
+    return _digest(runs, starts)
 
 
-def _hash_of(runs: Iterable[np.ndarray], starts: np.ndarray) -> hashlib._Hash:
-    """The hash of the keys of images, which come in ascending order."""
+def _digest(runs: Iterable[np.ndarray], starts: np.ndarray) -> str:
+    """SHA-256 over the keys of images, which come in ascending order."""
     found = hashlib.sha256()
     for places in runs:
         shard = np.searchsorted(starts, places, side="right") - 1
         keys = np.empty(len(places), KEY_ROW)
         keys["shard"], keys["row"] = shard, places - starts[shard]
         found.update(keys.tobytes())
-    return found
+    return found.hexdigest()

@@ -116,6 +116,13 @@ def began_ns(manifest: Mapping[str, Any]) -> dict[int, int]:
     }
 
 
+def beside(manifest: Mapping[str, Any], session: int) -> dict[int, int]:
+    """Sessions that ran together with a session, itself too -> how many ns later each began."""
+    launches, began = launch_of(manifest), began_ns(manifest)
+    together = [each for each in launches if launches[each] == launches.get(session)] or [session]
+    return {each: began.get(each, 0) - began.get(session, 0) for each in together}
+
+
 def npy_header(dtype: np.dtype, rows: int) -> bytes:
     """The `.npy` header of a one-dimensional array."""
     out = io.BytesIO()

@@ -18,13 +18,11 @@ from collage_mpi.results.file_names import MARKER, PARTS_FOLDER
 from collage_mpi.results.manifest import Json, finals, read_manifest, readable
 from collage_mpi.results.outputs import KeptValues
 from collage_mpi.results.rows import (
-    GROUPS,
     IMAGES,
     KEY_ROW,
     NAMES,
     SOURCE_CODE,
     TABLES,
-    TASKS,
     TableLayout,
     columns_of,
     flat_keys,
@@ -143,22 +141,22 @@ class StoredRun(Run):
 
     def pieces(self, table: TableLayout) -> Sequence[Callable[[], np.ndarray]]:
         """See `Run`; each raises as `read_results`."""
-        read = self._stored if table is not IMAGES else self._standing
-        mine = [part.path for part in self.parts if part.table == table.name]
-        return [partial(read, path, table) for path in mine]
+        read = _stored if table is not IMAGES else self._standing
+        return [partial(read, path, table) for path in self.paths(table)]
 
     def mended_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
         """See `Run`; each raises as `read_results`."""
-        mine = [part.path for part in self.parts if part.table == IMAGES.name]
-        return [
-            partial(self._standing, path, IMAGES, of=False) for path in mine if len(self._mended)
-        ]
+        paths = self.paths(IMAGES) if len(self._mended) else []
+        return [partial(self._standing, path, IMAGES, of=False) for path in paths]
 
     def rows_of(self, table: TableLayout) -> int:
         """See `Run`: as many as its files have room for."""
         size = table.dtype.itemsize
-        mine = (part.path for part in self.parts if part.table == table.name)
-        return sum(path.stat().st_size // size for path in mine if path.exists())
+        return sum(path.stat().st_size // size for path in self.paths(table) if path.exists())
+
+    def paths(self, table: TableLayout) -> list[Path]:
+        """The parts of a table, in written order."""
+        return [part.path for part in self.parts if part.table == table.name]
 
     def done_keys(self, *, answered: bool) -> np.ndarray:
         """Keys of the images that have a row, or an answer, (k,) of KEY_ROW. Raises as `pieces`."""
@@ -166,11 +164,8 @@ class StoredRun(Run):
         keys = [keys_of(some[some["answered"]] if answered else some) for some in rows]
         return np.concatenate([np.empty(0, KEY_ROW), *keys])
 
-    def _stored(self, path: Path, table: TableLayout) -> np.ndarray:
-        return _checked_codes(path, parts.read_part(path, table), table)
-
     def _standing(self, path: Path, table: TableLayout, *, of: bool = True) -> np.ndarray:
-        rows = self._stored(path, table)
+        rows = _stored(path, table)
         stand = np.ones(len(rows), bool)
         if len(self._mended):
             errors = np.flatnonzero(rows["source"] == SOURCE_CODE["error"])
@@ -181,13 +176,12 @@ class StoredRun(Run):
     @cached_property
     def _mended(self) -> np.ndarray:
         """The error rows that do not stand, (m,) of _ATTEMPT: see `standing`."""
-        mine = [part for part in self.parts if part.table == IMAGES.name]
-        named = {part.session for part in mine}
+        named = {part.session for part in self.parts if part.table == IMAGES.name}
         if len(named) < 2 and 0 not in named:
             return np.empty(0, _ATTEMPT)
 
         def attempts() -> Iterator[np.ndarray]:
-            return (columns_of(self._stored(part.path, IMAGES), _ATTEMPT) for part in mine)
+            return (columns_of(_stored(path, IMAGES), _ATTEMPT) for path in self.paths(IMAGES))
 
         failed = [flat_keys(rows[rows["source"] == SOURCE_CODE["error"]]) for rows in attempts()]
         keys = np.unique(np.concatenate(failed))
@@ -200,7 +194,7 @@ class StoredRun(Run):
 
 
 # What tells which error rows stand, of every row of an image that has one.
-_ATTEMPT = np.dtype([(name, IMAGES.dtype[name]) for name in ("shard", "row", "session", "source")])
+_ATTEMPT = IMAGES.only("shard", "row", "session", "source")
 
 
 @dataclass(frozen=True)
@@ -379,8 +373,15 @@ def read_results(path: Path | str) -> Results:
         DataFault: the manifest or a part is damaged, or holds unknown codes.
     """
     run = open_run(path)
-    rows = {table.name: _rows(run.parts, table) for table in TABLES}
-    return results_of(run.path, run.manifest, rows, complete=run.complete)
+    images, groups, tasks = (
+        np.concatenate(
+            [np.empty(0, table.dtype), *(_stored(path, table) for path in run.paths(table))]
+        )
+        for table in TABLES
+    )
+    stand = standing(images)
+    mended = images[~stand]
+    return Results(run.path, run.manifest, images[stand], groups, tasks, run.complete, mended)
 
 
 def open_run(path: Path | str) -> StoredRun:
@@ -423,7 +424,7 @@ def follow(path: Path | str, *, every_s: float = 0.5) -> Iterator[dict[str, np.n
 
 
 def _batch(run: StoredRun, part: parts.PartName) -> dict[str, np.ndarray]:
-    rows = parts.read_part(part.path, IMAGES)
+    rows = _stored(part.path, IMAGES)
     rows, extras = rows[rows["answered"]], extras_of(run.manifest)
     found = {"shard": rows["shard"], "row": rows["row"]}
     if extras.classifies:
@@ -462,15 +463,6 @@ def standing(images: np.ndarray) -> np.ndarray:
     return stand
 
 
-def results_of(
-    path: Path, manifest: Json, rows: Mapping[str, np.ndarray], *, complete: bool
-) -> Results:
-    """A run of which all rows are in memory, by the names of their tables."""
-    images, groups, tasks = (rows[table.name] for table in (IMAGES, GROUPS, TASKS))
-    stand = standing(images)
-    return Results(path, manifest, images[stand], groups, tasks, complete, images[~stand])
-
-
 def read_parts(path: Path, manifest: Json) -> tuple[parts.PartName, ...]:
     """The parts of the run in `path` that count. Raises as read_results."""
     directory = path / PARTS_FOLDER
@@ -481,14 +473,9 @@ def read_parts(path: Path, manifest: Json) -> tuple[parts.PartName, ...]:
         return tuple(of_parts(path, list(found), manifest))
 
 
-def _rows(found: Sequence[parts.PartName], table: TableLayout) -> np.ndarray:
-    """All rows of one table, (n,) of its dtype. Raises as read_results."""
-    mine = [part.path for part in found if part.table == table.name]
-    read = [_checked_codes(path, parts.read_part(path, table), table) for path in mine]
-    return np.concatenate(read) if read else np.empty(0, table.dtype)
-
-
-def _checked_codes(path: Path, rows: np.ndarray, table: TableLayout) -> np.ndarray:
+def _stored(path: Path, table: TableLayout) -> np.ndarray:
+    """The rows of a part. Raises as read_results."""
+    rows = parts.read_part(path, table)
     for column in table.coded:
         if len(rows) and int(rows[column].max()) >= len(NAMES[column]):
             raise DataFault(

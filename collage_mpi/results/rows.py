@@ -168,6 +168,10 @@ class TableLayout:
     later: dict[str, Any]  # columns that older parts lack, and what to read in their place
     has_reason: bool
 
+    def only(self, *names: str) -> np.dtype:
+        """The dtype of rows that have some of the columns, for `columns_of`."""
+        return np.dtype([(name, self.dtype[name]) for name in names])
+
 
 def _table(
     name: str, row: type, coded: dict[str, dict[str, int]], later: dict[str, Any]

@@ -175,7 +175,7 @@ class GroupTally:
 
 
 _OF_SESSION = (1 << 47) - 1
-_IN_TIME = np.dtype([(name, GROUPS.dtype[name]) for name in ("session", "t0_ns", "group")])
+_IN_TIME = GROUPS.only("session", "t0_ns", "group")
 
 
 class ImageTally:
@@ -415,12 +415,7 @@ class TaskTally:
         self.wasted_s += float((work_s * useless).sum())
 
 
-_OF_WORK = np.dtype(
-    [
-        (name, TASKS.dtype[name])
-        for name in (
-            *("session", "rank", "sent_ns", "done_ns"),
-            *("compute_ns", "held_ns", "items", "resolved", "kind"),
-        )
-    ]
+_OF_WORK = TASKS.only(
+    *("session", "rank", "sent_ns", "done_ns"),
+    *("compute_ns", "held_ns", "items", "resolved", "kind"),
 )

@@ -17,7 +17,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import KIND, KINDS, SINGLE, TABLE
-from collage_mpi.results.parts import began_ns, launch_of
+from collage_mpi.results.parts import beside
 from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import OUTCOMES, ran_together
 from collage_mpi.system.files import write_atomic, writing
@@ -151,13 +151,12 @@ def make_timeline(run: Results, first: int, last: int, session: int = 1) -> Time
 
 def _side_by_side(run: Results, session: int) -> np.ndarray:
     """The tasks of a session and of those that ran at the same time, on the clock of the first."""
-    launches, began = launch_of(run.manifest), began_ns(run.manifest)
-    together = [each for each in launches if launches[each] == launches.get(session)] or [session]
-    tasks = run.tasks[np.isin(run.tasks["session"], together)]
-    for other in together:
+    later_ns = beside(run.manifest, session)
+    tasks = run.tasks[np.isin(run.tasks["session"], list(later_ns))]
+    for other, later in later_ns.items():
         mine = tasks["session"] == other
-        for name in ("sent_ns", "done_ns") if other != session else ():
-            tasks[name][mine] += began[other] - began[session]
+        for name in ("sent_ns", "done_ns"):
+            tasks[name][mine] += later
     return tasks
 
 

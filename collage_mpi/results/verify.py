@@ -387,9 +387,7 @@ def _windows(run: Run, session: _Session, images: int) -> Iterator[tuple[np.ndar
         yield mine.rows(first, end), theirs.rows(first, end)
 
 
-_OF_IMAGE = np.dtype(
-    [(name, IMAGES.dtype[name]) for name in ("group", "source", "t0_ns", "latency_ns", "warmup")]
-)
+_OF_IMAGE = IMAGES.only("group", "source", "t0_ns", "latency_ns", "warmup")
 
 
 class _Grouped:

@@ -29,7 +29,7 @@ from collage_mpi.results import (
 from collage_mpi.results import verify as verify_module
 from collage_mpi.results.marks import keys_digest
 from collage_mpi.results.reader import Run, StoredRun, open_run
-from collage_mpi.results.rows import IMAGES, KIND_CODE, TASK_ROW, TableLayout
+from collage_mpi.results.rows import IMAGES, KEY_ROW, KIND_CODE, TASK_ROW, TableLayout
 from collage_mpi.results.sample import BoundedSample, TimedSample
 from collage_mpi.results.statistics import PERCENTILES, describe, percentile_name, quantile_interval
 from collage_mpi.results.tally import Tally, TaskTally
@@ -276,6 +276,16 @@ def test_the_digest_of_a_run_is_the_same_whatever_is_taken_at_a_time(
     whole = found.digest()
     monkeypatch.setattr(marks, "_RUN", 64)
     assert found.digest() == whole
+
+
+def test_images_beyond_the_bits_count_like_the_others() -> None:
+    shards = [{"count": 1 << 40}, {"count": 9}]
+    found = marks.InputMarks({"shards": shards, "rows": 4}, rows=2)
+    images = np.array([(1, 3), (0, 500), (0, 2), (1, 3)], KEY_ROW)
+    found.add(images)
+    assert (found.rows, found.doubles, found.foreign, found.missing) == (4, 1, 0, 1)
+    assert np.concatenate([*found.seen.ascending()]).tolist() == [2, 500, (1 << 40) + 3]
+    assert found.digest() == input_digest(np.array([0, 0, 1]), np.array([2, 500, 3]))
 
 
 @pytest.mark.filterwarnings("error")
