@@ -1,7 +1,7 @@
 """Where rows go in, of a run or of one of its teams: buffers on the hot path, and a thread that
 writes parts. A simulation keeps its rows in memory instead.
 
-A row costs about 1 us as a tuple and 4 us by field names: it is packed into a preallocated buffer.
+A row costs about 1 us: it is packed into a preallocated buffer.
 Full buffers (at a `tick` those older than `flush_s` too) go to the thread, whose work (CRC, write,
 fsync of 4 to 8 ms) releases the interpreter lock, so rank 0 keeps polling. When the disk is so slow
 that the queue fills, the caller waits: bounded memory comes first.
@@ -188,12 +188,10 @@ class Buffer:
         table: TableLayout,
         thread: TakesParts,
         rows: int,
-        session: int,
         beside: Beside | None = None,
     ) -> None:
         """`beside` is what else is written with each part, before it."""
         self.table, self.beside = table, beside
-        self._session = session
         self.total = 0  # rows taken in this session
         self._thread = thread
         self._size = table.packer.size
@@ -207,18 +205,13 @@ class Buffer:
         self._bytes = bytearray(self._capacity)
         self._used = 0
 
-    def add(self, row: tuple[Any, ...] | None = None, /, **fields: Any) -> None:
-        """Pack one row, about a microsecond: a tuple in the order of the table's row class, or
-        its fields by name.
-
-        By name, a code may be given as what it stands for, and `session` defaults to this one.
+    def add(self, row: tuple[Any, ...]) -> None:
+        """Pack one row, a tuple in the order of the table's row class, in about a microsecond.
 
         Raises:
             EnvironmentFault: an earlier part could not be written (disk full...).
-            struct.error, TypeError: a value does not fit its column.
+            struct.error: a value does not fit its column.
         """
-        if row is None:
-            row = self._row(fields)
         if self._has_reason and type(row[-1]) is str:
             row = (*row[:-1], reason_bytes(row[-1]))
         self._pack_into(self._bytes, self._used, *row)
@@ -242,15 +235,6 @@ class Buffer:
             data = data[len(part) :]
             if self._used == self._capacity:
                 self.hand_over()
-
-    def _row(self, fields: dict[str, Any]) -> tuple[Any, ...]:
-        table = self.table
-        for column, codes in table.coded.items():
-            value = fields.get(column)
-            if type(value) is str:
-                fields[column] = codes[value]
-        found: tuple[Any, ...] = table.row(**{"session": self._session, **table.defaults, **fields})
-        return found
 
     def hand_over(self) -> None:
         """Give the filled part of the buffer to the thread and take a new one."""
@@ -320,13 +304,7 @@ class RowSink:
         if extras_of(manifest):
             self._vectors = Beside(out / vectors, session, manifest, check)
         self._images, self._groups, self._tasks = (
-            Buffer(
-                table,
-                self._thread,
-                rows_per_part,
-                session,
-                self._vectors if table is IMAGES else None,
-            )
+            Buffer(table, self._thread, rows_per_part, self._vectors if table is IMAGES else None)
             for table in TABLES
         )
         self.image, self.group, self.task = self._images.add, self._groups.add, self._tasks.add
@@ -400,7 +378,7 @@ class MemoryWriter:
 
     def __init__(self) -> None:
         self._kept = _KeptParts()
-        self._buffers = {t.name: Buffer(t, self._kept, ROWS_PER_PART, self.session) for t in TABLES}
+        self._buffers = {t.name: Buffer(t, self._kept, ROWS_PER_PART) for t in TABLES}
         self.image, self.group, self.task = (buffer.add for buffer in self._buffers.values())
         self.image_rows, self.group_rows, _ = (b.extend for b in self._buffers.values())
 

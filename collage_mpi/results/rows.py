@@ -144,17 +144,6 @@ class TaskRow(NamedTuple):
     reason: Reason
 
 
-# What a row given by field names may leave out. Session is not here: the writer knows it.
-_MAY_OMIT: dict[str, Any] = {
-    **dict.fromkeys(("predicted", "score", "label", "rank", "attempt", "classes"), 0),
-    **dict.fromkeys(("audited", "other", "other_score"), 0),
-    **dict.fromkeys(("read_ns", "encode_ns", "decode_ns", "compute_ns", "held_ns", "drawn_ns"), 0),
-    **dict.fromkeys(("has_label", "warmup"), False),
-    "collage_cells": 0,
-    "reason": b"",
-}
-
-
 @dataclass(frozen=True)
 class TableLayout:
     """One table: its name in file names, its row class and the two binary layouts."""
@@ -163,8 +152,7 @@ class TableLayout:
     row: type
     dtype: np.dtype
     packer: struct.Struct
-    coded: dict[str, dict[str, int]]  # column -> name -> code
-    defaults: dict[str, Any]  # columns a row given by names may leave out
+    coded: tuple[str, ...]  # columns of codes
     later: dict[str, Any]  # columns that older parts lack, and what to read in their place
     has_reason: bool
 
@@ -173,25 +161,21 @@ class TableLayout:
         return np.dtype([(name, self.dtype[name]) for name in names])
 
 
-def _table(
-    name: str, row: type, coded: dict[str, dict[str, int]], later: dict[str, Any]
-) -> TableLayout:
+def _table(name: str, row: type, later: dict[str, Any]) -> TableLayout:
     """Derive both layouts from the row class."""
     hints = get_type_hints(row, include_extras=True)
     types = [getattr(hint, "__metadata__", ("<i8",))[0] for hint in hints.values()]
     dtype = np.dtype(list(zip(hints, types, strict=True)))
     packer = struct.Struct("<" + "".join(_STRUCT_OF[code] for code in types))
     assert packer.size == dtype.itemsize
-    required = {"rank"} if row is TaskRow else set()
-    defaults = {key: _MAY_OMIT[key] for key in hints if key in _MAY_OMIT and key not in required}
-    return TableLayout(name, row, dtype, packer, coded, defaults, later, "reason" in hints)
+    coded = tuple(column for column in hints if column in NAMES)
+    return TableLayout(name, row, dtype, packer, coded, later, "reason" in hints)
 
 
 # The columns that came after version 0.1.0 hold 0 in the rows of runs made before.
-_AUDITED = dict.fromkeys(("audited", "other", "other_score"), 0)
-IMAGES = _table("images", ImageRow, {"source": SOURCE_CODE, "audited": AUDIT_CODE}, _AUDITED)
-GROUPS = _table("groups", GroupRow, {}, {})
-TASKS = _table("tasks", TaskRow, {"kind": KIND_CODE, "outcome": OUTCOME_CODE}, {})
+IMAGES = _table("images", ImageRow, dict.fromkeys(("audited", "other", "other_score"), 0))
+GROUPS = _table("groups", GroupRow, {})
+TASKS = _table("tasks", TaskRow, {})
 TABLES = (IMAGES, GROUPS, TASKS)
 
 IMAGE_ROW = IMAGES.dtype

@@ -12,6 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rows_by_name import add_group, add_image, add_task
+
 from collage_mpi.results import RunWriter
 
 SIDE, WARM = 2, 2
@@ -80,7 +82,8 @@ def _group(writer: RunWriter, number: int, t0_ns: int, collage: bool) -> int:
         failed = wins and not used
         index = CELLS * number + cell
         took_ns = shared_ns if wins else own_ns[cell]
-        writer.image(
+        add_image(
+            writer,
             shard=0,
             row=index,
             cell=cell,
@@ -108,7 +111,7 @@ def _group(writer: RunWriter, number: int, t0_ns: int, collage: bool) -> int:
         _task(writer, number, 5, "collage", "answered", t0_ns, shared_ns, shared_ns, used)
     latency_ns = shared_ns if collage else own_ns[3]
     cells = {"classes": CELLS, "collage_cells": int(used)}
-    writer.group(images=CELLS, t0_ns=t0_ns, latency_ns=latency_ns, **cells, **common)
+    add_group(writer, images=CELLS, t0_ns=t0_ns, latency_ns=latency_ns, **cells, **common)
     return latency_ns
 
 
@@ -133,7 +136,8 @@ def _task(
     resolved: bool,
 ) -> None:
     compute_ns = min(ran_ns, 5 * MS)
-    writer.task(
+    add_task(
+        writer,
         task=10 * group + rank,
         rank=rank,
         kind=kind,

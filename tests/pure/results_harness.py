@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rows_by_name import add_group, add_image, add_task
 
 from collage_mpi.encoding.vectors import KeptColumn, layout_of
 from collage_mpi.results import Results, RunWriter
@@ -108,7 +109,8 @@ def fill(
                 writer.keep(layout_of_run(full))
             if extras_of(full) and not failed:
                 writer.vector(shard, row, vector_of(full, index, predicted))
-            writer.image(
+            add_image(
+                writer,
                 shard=shard,
                 row=row,
                 cell=cell,
@@ -129,7 +131,8 @@ def fill(
                 reason="crc32 of row wrong" if failed else "",
                 **common,
             )
-            writer.task(
+            add_task(
+                writer,
                 task=task,
                 rank=cell + 1,
                 kind="single",
@@ -146,7 +149,8 @@ def fill(
             )
             task += 1
         if collage:
-            writer.task(
+            add_task(
+                writer,
                 task=task,
                 rank=COLLAGE_RANK,
                 kind=kind,
@@ -162,7 +166,8 @@ def fill(
                 **common,
             )
             task += 1
-        writer.group(
+        add_group(
+            writer,
             images=len(members),
             t0_ns=clock_ns,
             latency_ns=max(latencies),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pictures import write_folder
 from results_harness import manifest
+from rows_by_name import add_image
 
 from collage_mpi.cli import main
 from collage_mpi.commands import forecast
@@ -182,7 +183,7 @@ def test_a_resumed_run_has_what_is_left(shard, tmp_path, capsys):
         error = row < 3
         source = "error" if error else "single"
         times = {"t0_ns": 0, "latency_ns": 1, "group": row // 4, "cell": row % 4}
-        writer.image(shard=0, row=row, source=source, answered=not error, **times)
+        add_image(writer, shard=0, row=row, source=source, answered=not error, **times)
     writer.close("incomplete")
     plan.shards.close()
     before = content(tmp_path)

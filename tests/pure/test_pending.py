@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from results_harness import fill, manifest
+from rows_by_name import add_image
 
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.results import RunWriter, pending, read_results, summarise, verify_run
@@ -133,11 +134,11 @@ def test_a_lost_leads_parts_are_adopted_once_and_never_beside_a_row(tmp_path):
         late = RowSink(out, read_manifest(out), 2)
         late._thread._numbers["images"] = number
         for row in rows:
-            late.image(shard=0, row=row, group=0, cell=0, source="single", answered=True,
+            add_image(late, shard=0, row=row, group=0, cell=0, source="single", answered=True,
                        predicted=0, score=0.5, rank=1, t0_ns=0, latency_ns=1)  # fmt: skip
         late.drain()
     other = RowSink(out, read_manifest(out), 9)
-    other.image(shard=0, row=20, group=0, cell=0, source="single", answered=True,
+    add_image(other, shard=0, row=20, group=0, cell=0, source="single", answered=True,
                 predicted=0, score=0.5, rank=1, t0_ns=0, latency_ns=1)  # fmt: skip
     other.drain()
     lead._claim.release()  # as if the lead had been killed

@@ -8,6 +8,7 @@ from statistics import stdev
 from typing import Any
 
 import pytest
+from rows_by_name import add_group, add_image, add_task
 
 from collage_mpi.results import RunWriter, read_results, verify_run, write_summary
 
@@ -92,7 +93,7 @@ def write(out: Path) -> Path:
     for group, images in enumerate(IMAGES):
         t0_ns, warmup = group * SECOND, group == 0
         for cell, (source, rank, latency, read, decode, compute, held) in enumerate(images):
-            writer.image(
+            add_image(writer,
                 shard=0, row=4 * group + cell, group=group, cell=cell, source=source,
                 answered=source != "error", predicted=int((group, cell) in WRONG), score=0.5,
                 has_label=True, label=0, rank=rank, t0_ns=t0_ns, latency_ns=latency * MS,
@@ -100,14 +101,14 @@ def write(out: Path) -> Path:
                 compute_ns=compute * MS, held_ns=held * MS, warmup=warmup,
                 reason="boom" if source == "error" else "",
             )  # fmt: skip
-        writer.group(
+        add_group(writer,
             group=group, images=4, t0_ns=t0_ns, latency_ns=max(row[2] for row in images) * MS,
             read_ns=images[0][3] * MS, encode_ns=ENCODE_MS[group] * MS, classes=1,
             collage_cells=sum(row[0] == "collage" for row in images), warmup=warmup,
         )  # fmt: skip
     for number, row in enumerate(TASKS):
         rank, kind, group, items, resolved, sent, done, compute, held, outcome = row
-        writer.task(
+        add_task(writer,
             task=number, rank=rank, kind=kind, group=group, attempt=1, items=items,
             resolved=resolved, sent_ns=group * SECOND + sent * MS,
             done_ns=group * SECOND + done * MS, compute_ns=compute * MS, held_ns=held * MS,

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from results_harness import InlineThread, Kill, fill, kill_at, make_run, manifest
+from rows_by_name import add_image
 
 from collage_mpi.cli import main
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
@@ -91,7 +92,9 @@ def audited(run: RunWriter, row: int, end_ns: int, score: float) -> None:
     """A collage's answer that the single network contradicts."""
     said = {"predicted": 1, "score": score, "audited": "done", "other": 2}
     times = {"t0_ns": end_ns - 5, "latency_ns": 5}
-    run.image(shard=0, row=row, group=0, cell=0, source="collage", answered=True, **said, **times)
+    add_image(
+        run, shard=0, row=row, group=0, cell=0, source="collage", answered=True, **said, **times
+    )
 
 
 def test_after_a_kill_the_counts_of_each_threshold_are_those_of_the_rows(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from job_messages import HELLO
 from results_harness import fill, locate
 from results_harness import manifest as rows_manifest
+from rows_by_name import add_image
 
 from collage_mpi.commands.launch import wanted_on_loss
 from collage_mpi.errors import UsageError
@@ -88,7 +89,8 @@ def begun(out: Path, manifest: Json) -> Path:
 def finished(out: Path, manifest: Json) -> Path:
     run = RunWriter.create(out, manifest)
     for row in range(manifest["rows"]):
-        run.image(
+        add_image(
+            run,
             shard=0,
             row=row,
             group=0,
