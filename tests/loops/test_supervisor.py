@@ -1,4 +1,7 @@
-"""A launched job followed to its end, with a small Python program in the launcher's place."""
+"""A launched job followed to its end, with a small Python program in the launcher's place.
+
+The programs sleep for longer than a test may take: whoever waits for one of them fails.
+"""
 
 from __future__ import annotations
 
@@ -107,9 +110,7 @@ def test_the_time_limit_ends_the_job_and_its_children():
         "child.wait()",
         timeout_s=1.0,
     )
-    start_s = time.monotonic()
     outcome = made.run()
-    assert time.monotonic() - start_s < 10
     assert outcome.cut is TIME_LIMIT
     assert exit_code(outcome, None)[0] == 6
     assert int(out.getvalue()) not in process_table()  # a zombie is no process
@@ -117,9 +118,7 @@ def test_the_time_limit_ends_the_job_and_its_children():
 
 def test_a_process_that_outlives_the_launcher_does_not_hold_us():
     made, _, _ = job("import subprocess; subprocess.Popen(['sleep', '600'])")
-    start_s = time.monotonic()
     assert made.run().launcher == 0
-    assert time.monotonic() - start_s < 10
 
 
 def test_a_launcher_that_is_killed_leaves_nobody():
@@ -145,9 +144,7 @@ UP = "print('@status:w {\"up\":true}', file=sys.stderr, flush=True)\n"
 def test_a_rank_that_ends_before_mpi_is_up_ends_the_start(monkeypatch):
     monkeypatch.setattr(job_ranks, "END_GRACE_S", 0.3)
     made, _, _ = job(f"import sys, time\n{ENDED}time.sleep(600)", start_limit_s=600.0)
-    start_s = time.monotonic()
     code, note = exit_code(made.run(), None)
-    assert time.monotonic() - start_s < 30
     assert code == 3
     assert "rank 3 has ended before it (SIGKILL)" in note
 
@@ -249,9 +246,7 @@ def test_who_does_not_leave_when_rank_0_has_died_is_killed():
         f"import signal, sys, time\n{said}signal.signal(15, signal.SIG_IGN)\ntime.sleep(600)",
         leave_grace_s=0.3,
     )
-    start_s = time.monotonic()
     code, note = exit_code(made.run(), None, must_report=True)
-    assert time.monotonic() - start_s < 30
     assert code == 6
     assert note.startswith("rank 0 was ended by SIGKILL: the job is incomplete.")
 
@@ -601,15 +596,11 @@ def test_a_rank_says_which_signal_launch_was_sent_where_it_can(monkeypatch, tmp_
 
 
 def test_a_job_that_does_not_stop_is_ended_after_its_grace():
-    start_s = time.monotonic()
     assert stopped(STUBBORN, signal.SIGTERM, grace_s=0.5) == 143
-    assert time.monotonic() - start_s < 10
 
 
 def test_a_second_signal_ends_it_at_once():
-    start_s = time.monotonic()
-    assert stopped(STUBBORN, signal.SIGINT, signal.SIGINT, grace_s=60.0) == 130
-    assert time.monotonic() - start_s < 10
+    assert stopped(STUBBORN, signal.SIGINT, signal.SIGINT, grace_s=600.0) == 130
 
 
 LAUNCHER = """#!{python}

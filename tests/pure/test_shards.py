@@ -198,11 +198,11 @@ def test_chunk_rule(row_bytes: int, count: int | None, rows: int) -> None:
 
 
 def test_many_chunks_open_fast(tmp_path: Path) -> None:
-    """One pass over the chunk index; one look-up a chunk took over a minute here."""
+    """One pass over the chunk index; one look-up a chunk took over a minute."""
     write_chunked(tmp_path / "a.h5", 1, make_images(20_000, (1, 1, 1)))
-    start = time.perf_counter()
+    start = time.process_time()
     inspect_here(tmp_path / "a.h5", hash_file=False)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_many_long_class_names(tmp_path: Path) -> None:
