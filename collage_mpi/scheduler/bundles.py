@@ -81,13 +81,14 @@ class BundleQueue(PullQueue):
 
     def offer(self, task: TaskState) -> None:
         """As of any task. At each time one idle rank is looked at: a slow one that has long been
-        idle is taken for one of unknown speed."""
+        idle is taken for one of unknown speed, and others may be slow no more by that."""
         now_ns = self._ranks.now_ns
         if self._looked_ns != now_ns:
             self._looked_ns = now_ns
             rank = self._paces.forget_one(now_ns)
             if rank is not None:
                 self._ranks.room_changed(rank)
+                self.serve()
         super().offer(task)
 
     def serve(self, *, everyone: bool = False) -> None:

@@ -830,6 +830,20 @@ def test_a_slow_rank_that_was_long_idle_is_tried_again():
     assert {rank for rank, _, _ in out(job)} == {1, 2, 3}, "it is as quick as the others"
 
 
+def test_where_a_slow_rank_counts_as_unknown_again_so_few_are_known_that_none_is_slow():
+    few = {"collages": 0, "batch": 4, "depth": 1, "image_timeout_ns": 80 * MS}
+    job = in_runs(scheme="cascade-batch", policy="backup", singles=4, drain=True, **few)
+    fire = lambda: job.fire(min(job.timers))  # noqa: E731
+    at_once = {"service_ns": 0}
+    job.arrive(9), fire(), job.arrive(4, drawn=True), job.answer(3), job.answer(2), job.answer(7)
+    job.answer(8, **at_once), job.answer(11, unread=frozenset({9})), job.arrive(1), fire()
+    job.answer(10, **at_once), job.fail(12), fire(), job.answer(13, service_ns=5 * MS), fire()
+    assert {send.rank for send in job.live.values()} == {1, 4}, "2 and 3 are slow: 13 waits"
+    job.fail(14)  # rank 4 has another image
+    assert out(job)[-2:] == [(2, SINGLE, [12]), (3, SINGLE, [13])]
+    job.run_out()
+
+
 def test_where_ranks_are_apart_a_slow_collage_rank_hides_no_quick_one():
     job = cascade(placement="fixed", singles=1, collages=3, credit=2, bundle_from=5)
     job.arrive(12)
