@@ -35,8 +35,8 @@ from collage_mpi.results.agreement import differing_interval
 from collage_mpi.results.file_names import MARKER
 from collage_mpi.results.rows import AUDIT_CODE, SOURCE_CODE
 from collage_mpi.scheduler.events import DONE
-from collage_mpi.settings.files import with_shipped
 from collage_mpi.shards import write_shard
+from collage_mpi.system.fields import with_shipped
 
 IMAGES, CELLS, WORKERS = 10_000, 9, 2
 RANDOM = "random.safetensors"

@@ -33,8 +33,8 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Predictor
 from collage_mpi.models.weights import describe_weights
-from collage_mpi.settings.files import with_shipped
 from collage_mpi.shards import ShardSet
+from collage_mpi.system.fields import with_shipped
 from collage_mpi.system.files import UNREADABLE, save_file
 
 DATA = Path("/usr/share/datasets/fashion-mnist")

@@ -25,7 +25,7 @@ from typing import Any
 from startup_cost import cpu_s
 
 from collage_mpi.models.weights import describe_weights
-from collage_mpi.settings.files import with_shipped
+from collage_mpi.system.fields import with_shipped
 from collage_mpi.system.process_tree import family_of, process_table
 
 LOOK_EVERY_S = 0.01

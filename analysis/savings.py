@@ -26,8 +26,8 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageE
 from collage_mpi.models.specs import AcceptSpec
 from collage_mpi.models.weights import describe_weights
 from collage_mpi.scheduler.events import Score
-from collage_mpi.settings.files import with_shipped
 from collage_mpi.simulation.replayed_answers import Answers, read_answers
+from collage_mpi.system.fields import with_shipped
 from collage_mpi.system.files import UNREADABLE_OR_GONE
 from collage_mpi.training.threshold import (
     Aim,

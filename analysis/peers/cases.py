@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from collage_mpi.models import describe
-from collage_mpi.settings.files import with_shipped
 from collage_mpi.shards import write_shard
 from collage_mpi.shards.pictures import PictureFit
 from collage_mpi.shards.writer import EncodedWriter
+from collage_mpi.system.fields import with_shipped
 
 HERE, WORKERS = Path(__file__).parent, 8
 BIN = Path(sys.executable).parent

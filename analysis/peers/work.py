@@ -22,8 +22,8 @@ import numpy as np
 from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Loading
 from collage_mpi.models.tuning import PLAIN
-from collage_mpi.settings.files import with_shipped
 from collage_mpi.shards import ShardSet
+from collage_mpi.system.fields import with_shipped
 
 SOURCES = ("memory", "sender", "workers")
 

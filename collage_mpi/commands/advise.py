@@ -16,10 +16,9 @@ from collage_mpi.kinds import BACKUP, COLLAGE, NETWORKS, SINGLE
 from collage_mpi.models import describe
 from collage_mpi.scheduler.rank_speed import WINDOW
 from collage_mpi.scheduler.schemes import scheme_class
-from collage_mpi.settings.files import with_shipped
 from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.simulation.costs import Costs, costs_of
-from collage_mpi.system.fields import REQUIRED, setting
+from collage_mpi.system.fields import REQUIRED, setting, with_shipped
 from collage_mpi.system.printable import say
 from collage_mpi.system.progress import advancing
 from collage_mpi.system.table import Table, to_text

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import UsageError
-from collage_mpi.settings.files import SHIPPED
+from collage_mpi.system.fields import SHIPPED
 from collage_mpi.system.printable import shown
 
 MOST_POINTS = 10_000

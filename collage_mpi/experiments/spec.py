@@ -36,7 +36,7 @@ from collage_mpi.experiments.grid import (
     safe,
     table,
 )
-from collage_mpi.settings.files import read_settings_file, with_shipped
+from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.fields import Settings, names, setting
 from collage_mpi.system.printable import did_you_mean, ranges_in, shown
@@ -61,8 +61,10 @@ class Head(Settings):
     groups: int | None = setting(
         None, "in their place: groups beside the warm-up", at_least=1, at_most=math.inf
     )
-    costs: str | None = setting(None, "file of costs, or the folder of a real run")
-    answers: str | None = setting(None, 'file of `evaluate --save-answers`; "{side}" for the side')
+    costs: str | None = setting(None, "file of costs, or the folder of a real run", shipped=True)
+    answers: str | None = setting(
+        None, 'file of `evaluate --save-answers`; "{side}" for the side', shipped=True
+    )
     rows: bool = setting(True, "write the rows of a simulated run, not only a summary")
 
     def _check(self) -> None:
@@ -76,9 +78,6 @@ class Head(Settings):
             raise UsageError(f"{given[0]} is for how = 'simulate' alone")
         if self.how == "simulate" and len({"images", "groups"}.intersection(given)) != 1:
             raise UsageError("how = 'simulate' needs images, or groups beside the warm-up")
-        for key in ("costs", "answers"):
-            if (path := getattr(self, key)) is not None:
-                object.__setattr__(self, key, str(with_shipped(path)))
 
     def images_of(self, settings: RunSettings) -> int | None:
         """Images of a point; None for real runs, whose shards decide it."""

@@ -1,10 +1,7 @@
-"""Files that settings name. Settings files (TOML, YAML, JSON) are read into plain values, and
-`shipped:fashion_single.safetensors` names a file that comes with the package.
-"""
+"""Reads settings files (TOML, YAML, JSON) into plain values."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -16,8 +13,6 @@ from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.system.extras import pip_line
 from collage_mpi.system.files import require_regular
 
-SHIPPED = "shipped:"
-_SUFFIXES = (".h5", ".safetensors", ".npy", ".npz")
 MOST_CHARACTERS = 4_000_000  # of a YAML file with its aliases written out
 
 
@@ -100,36 +95,3 @@ _PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     ".yml": ("YAML", _yaml),
     ".json": ("JSON", json.loads),
 }
-
-
-def with_shipped(value: str) -> str:
-    """`shipped:NAME` as the path of that file; any other value unchanged.
-
-    A name with {side} in it stands for several files and is not checked.
-
-    Raises:
-        UsageError: the package ships no such file; lists the files that it ships.
-    """
-    if not value.startswith(SHIPPED):
-        return value
-    from importlib.resources import files  # 10 ms that most commands need not spend
-
-    data = Path(str(files("collage_mpi") / "data"))
-    names = sorted(p.name for p in data.iterdir() if p.suffix in _SUFFIXES)
-    name = value.removeprefix(SHIPPED)
-    if "{side}" not in name and name not in names:
-        raise UsageError(f"{value}: the package ships {', '.join(names)}")
-    return str(data / name)
-
-
-def file_argument(text: str) -> str:
-    """For argparse: a path as typed, or a shipped file's."""
-    try:
-        return with_shipped(text)
-    except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def path_argument(text: str) -> Path:
-    """For argparse: a Path as typed, or a shipped file's."""
-    return Path(file_argument(text))

@@ -12,7 +12,7 @@ from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from collage_mpi.settings.files import file_argument, path_argument, read_settings_file
+from collage_mpi.settings.files import read_settings_file
 from collage_mpi.system.fields import (
     AUTO,
     REQUIRED,
@@ -20,6 +20,7 @@ from collage_mpi.system.fields import (
     about,
     check_value,
     default_of,
+    located,
     setting,
     unit,
 )
@@ -44,7 +45,7 @@ class Arguments:
         given: settings of other classes whose flags the command has too, if they were given.
 
     Raises:
-        UsageError: a value that is out of bounds.
+        UsageError: a value that is out of bounds, or no file of this package.
     """
 
     titles: ClassVar[tuple[str, ...]] = ()
@@ -52,7 +53,9 @@ class Arguments:
 
     def __post_init__(self) -> None:
         for spec in own_fields(type(self)):
-            check_value(spec, getattr(self, spec.name), _called(spec))
+            value = located(spec, getattr(self, spec.name))
+            object.__setattr__(self, spec.name, value)
+            check_value(spec, value, _called(spec))
 
     @classmethod
     def read(cls: type[A], values: Mapping[str, Any]) -> A:
@@ -203,9 +206,7 @@ def _options(spec: Field[Any], hint: Any, default: Any) -> dict[str, Any]:
         options["action"] = "append"
     elif typing.get_origin(hint) is tuple:
         options["nargs"] = "+"
-    if known.shipped:
-        options["type"] = path_argument if of_type is Path else file_argument
-    elif of_type is not str:
+    if of_type is not str:
         options["type"] = _or_auto(of_type) if known.auto else of_type
     if known.choices:
         return {**options, "choices": known.choices}

@@ -32,6 +32,7 @@ class InputSettings(Settings):
         "(docs/inputs.md)",
         metavar="PATH",
         flag="--input --shards",
+        shipped=True,
     )
     image_px: int | None = _setting(
         None,
@@ -86,6 +87,7 @@ class InputSettings(Settings):
         "text file with the class names in order, one a line. It is needed if neither the shards "
         "nor the networks name the classes",
         metavar="FILE",
+        shipped=True,
     )
     pixels: str = _setting(
         "auto",
@@ -161,15 +163,17 @@ class NetworkSettings(Settings):
         "single classifier: a .safetensors file, shipped:NAME, timm:NAME, hf:ID, FILE.onnx, "
         "FILE.pt2, FILE.ts, MODULE:FUNCTION, or null",
         metavar="W",
+        shipped=True,
     )
     collage: str = _network(
         "",
         "collage-CNN: a .safetensors file, shipped:NAME, FILE.onnx, FILE.pt2, FILE.ts, "
         "MODULE:FUNCTION, or null",
         metavar="W",
+        shipped=True,
     )
     parity: str = _network(
-        "", "parity network: a .safetensors file, shipped:NAME, or null", metavar="W"
+        "", "parity network: a .safetensors file, shipped:NAME, or null", metavar="W", shipped=True
     )
     backup: str = _network(
         "",
@@ -177,6 +181,7 @@ class NetworkSettings(Settings):
         "scheme cascade-batch; it may be smaller than the single network",
         unset="the single network",
         metavar="W",
+        shipped=True,
     )
     cell_px: int | None = _network(
         None,

@@ -46,6 +46,7 @@ class ArrivalSettings(Settings):
         "arrivals file: arrival times in seconds since the start, as .npy or as text with one "
         "number a line",
         metavar="FILE",
+        shipped=True,
     )
 
     def _check(self) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,6 @@ from collage_mpi.kinds import (
     ENCODED_KINDS,
     KIND,
     KINDS,
-    NETWORK_SETTINGS,
     PARITY,
     SINGLE,
     SPARE_KINDS,
@@ -28,20 +27,16 @@ from collage_mpi.models.named import is_function
 from collage_mpi.models.tuning import Tuning
 from collage_mpi.scheduler import SchedulerSettings
 from collage_mpi.scheduler.schemes import scheme_class
-from collage_mpi.settings.files import with_shipped
 from collage_mpi.settings.inputs import InputSettings, NetworkSettings
 from collage_mpi.settings.pace import PaceSettings, SurvivalSettings
 from collage_mpi.settings.placement import Placement
 from collage_mpi.settings.profiles import PROFILE, profile_of, with_profile
 from collage_mpi.settings.redundancy import RedundancySettings
-from collage_mpi.system.fields import AUTO, names
+from collage_mpi.system.fields import AUTO, about, names
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
 # Settings that decide how a job survives and tells, not what its rows are.
 NOT_OF_ROWS = ("out", "shared_out", "bad_shards", *names(SurvivalSettings))
-# They may name a file that comes with the package: shipped:NAME.
-PATH_SETTINGS = ("shards", *NETWORK_SETTINGS, "class_names_file", "trace_file", "arrival_file")
-
 MOST_OF_A_LEASE = 4096  # images of a batch of groups, whose places go in one message
 R = TypeVar("R", bound="RunSettings")
 
@@ -63,15 +58,6 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
     Raises:
         UsageError: a value that is out of range or contradicts another.
     """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in set(names(type(self))).intersection(PATH_SETTINGS):
-            value = getattr(self, name)
-            if isinstance(value, tuple):
-                object.__setattr__(self, name, tuple(map(with_shipped, value)))
-            elif isinstance(value, str):
-                object.__setattr__(self, name, with_shipped(value))
 
     def _check(self) -> None:
         if self.window is not None and self.window < self.group_size:
@@ -301,3 +287,6 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         """A hash of the settings that decide the rows; the output folder does not count."""
         rows = {k: v for k, v in self.to_dict().items() if k not in NOT_OF_ROWS}
         return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
+
+
+PATH_SETTINGS = tuple(spec.name for spec in fields(RunSettings) if about(spec).shipped)

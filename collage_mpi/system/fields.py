@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 from collage_mpi.errors import UsageError
@@ -20,6 +21,7 @@ AUTO = "auto"
 REQUIRED: Any = dataclasses.MISSING  # the default of a setting that must be given
 LARGEST = 1e9  # of a number that names no bound of its own: times then fit 63 bits of ns
 T = TypeVar("T", bound="Settings")
+SHIPPED, DATA = "shipped:", Path(__file__).parents[1] / "data"
 UNITS = {"_ms": "ms", "_s": "s", "_px": "px", "_us": "us"}  # by which names end
 
 
@@ -42,7 +44,7 @@ class About:
         auto: the word auto stands for None, which is found out later.
         positional: it is given by its place in the command line, not by a flag.
         either: of the settings that share this word, only one may be given.
-        shipped: a file that may be named shipped:NAME.
+        shipped: a file, or several, that may be named shipped:NAME.
     """
 
     help: str
@@ -109,6 +111,33 @@ def unit(name: str) -> str:
     return next((said for suffix, said in UNITS.items() if name.endswith(suffix)), "")
 
 
+def with_shipped(value: str) -> str:
+    """`shipped:NAME` as the path of that file of this package; any other value unchanged.
+
+    A name with {side} in it stands for several files and is not checked.
+
+    Raises:
+        UsageError: the package ships no such file; lists the files that it ships.
+    """
+    if not value.startswith(SHIPPED):
+        return value
+    data = (".h5", ".safetensors", ".npy", ".npz")
+    names = sorted(path.name for path in DATA.iterdir() if path.suffix in data)
+    name = value.removeprefix(SHIPPED)
+    if "{side}" not in name and name not in names:
+        raise UsageError(f"{value}: the package ships {', '.join(names)}")
+    return str(DATA / name)
+
+
+def located(spec: Field[Any], value: Any) -> Any:
+    """A field's value, where a file of this package is given by its path."""
+    if value is None or not about(spec).shipped:
+        return value
+    if isinstance(value, tuple):
+        return tuple(located(spec, one) for one in value)
+    return type(value)(with_shipped(os.fspath(value)))
+
+
 def check_value(spec: Field[Any], value: Any, name: str = "") -> None:
     """Raise UsageError unless the value is within the field's bounds, or one of its choices.
 
@@ -138,7 +167,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for spec in fields(self):
-            value = _plain(spec, getattr(self, spec.name))
+            value = located(spec, _plain(spec, getattr(self, spec.name)))
             object.__setattr__(self, spec.name, value)
             check_value(spec, value)
         for part in reversed(type(self).__mro__):

@@ -83,6 +83,7 @@ class StragglerSettings(Settings):
         None,
         "file of measured service times in seconds, .npy of shape (machines, requests) (trace)",
         metavar="FILE",
+        shipped=True,
     )
     trace_draws: str = _setting(
         "rows",

@@ -14,9 +14,9 @@ import pytest
 
 from collage_mpi.kinds import COLLAGE
 from collage_mpi.models import describe
-from collage_mpi.settings.files import with_shipped
 from collage_mpi.simulation.advice import Question, simulated, simulated_one
 from collage_mpi.simulation.replayed_answers import save_answers
+from collage_mpi.system.fields import with_shipped
 from collage_mpi.workload.trace import Tail, measure_tail
 
 ANALYSIS = Path(__file__).parents[2] / "analysis"

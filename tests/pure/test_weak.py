@@ -13,7 +13,7 @@ from collage_mpi.models import describe
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.results.agreement import weaker_by
 from collage_mpi.results.render import render_summary
-from collage_mpi.settings.files import with_shipped
+from collage_mpi.system.fields import with_shipped
 
 
 @pytest.mark.parametrize(
