@@ -84,6 +84,14 @@ class Encoder:
                 raise DataFault(f"a cell is {cell.shape} {cell.dtype}; needed {self.cell_shape}")
         return out
 
+    def paste_many(self, cells: np.ndarray) -> np.ndarray:
+        """(n, places, cell_px, cell_px, C) uint8, absent ones blank -> (n, P, P, C) uint8."""
+        n, side, (px, _, channels) = len(cells), self.grid.side, self.cell_shape
+        filled = np.full((n, side * side, px, px, channels), BLANK, np.uint8)
+        filled[:, : self.places] = cells
+        rows = filled.reshape(n, side, side, px, px, channels).transpose(0, 1, 3, 2, 4, 5)
+        return np.ascontiguousarray(rows).reshape(n, *self.input_shape)
+
     def shrink(self, images: np.ndarray) -> np.ndarray:
         """Images to cells: (..., H, W, C) uint8 -> (..., cell_px, cell_px, C) uint8.
 

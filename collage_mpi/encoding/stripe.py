@@ -27,7 +27,7 @@ from functools import lru_cache
 import numpy as np
 
 from collage_mpi.encoding import ENCODERS, MAX_K, MIN_K
-from collage_mpi.encoding.collage import BLANK, Encoder
+from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import DataFault, UsageError
 
@@ -114,14 +114,6 @@ class ConcatEncoder(Encoder):
             raise DataFault(f"images of {shape} are too small for {side} x {side} in one picture")
         super().__init__(Grid(side, cell_px), shape, threads)
         self.places = k
-
-    def paste_many(self, cells: np.ndarray) -> np.ndarray:
-        """(n, k, cell_px, cell_px, C) uint8, absent ones blank -> (n, P, P, C) uint8."""
-        n, side, (px, _, channels) = len(cells), self.grid.side, self.cell_shape
-        filled = np.full((n, side * side, px, px, channels), BLANK, np.uint8)
-        filled[:, : self.places] = cells
-        rows = filled.reshape(n, side, side, px, px, channels).transpose(0, 1, 3, 2, 4, 5)
-        return np.ascontiguousarray(rows).reshape(n, *self.input_shape)
 
 
 def interpolation_weights(nodes: np.ndarray, at: float) -> np.ndarray:

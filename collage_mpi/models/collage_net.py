@@ -115,7 +115,7 @@ def build_network(
 
 def check_pixels(
     architecture: Architecture | Backbone,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     side: int | None,
     head: HeadSpec | None = None,
 ) -> None:

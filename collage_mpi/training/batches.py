@@ -61,8 +61,8 @@ class BatchMaker:
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, settings: TrainSettings) -> None:
         self.settings = settings
-        self.stripes = stripes_of(settings, images.shape[1:])
-        self.images = shrink_all(images, settings)
+        self.encoder = encoder_of(settings, images.shape[1:])
+        self.images = images if self.encoder is None else self.encoder.shrink(images)
         self.labels = labels
         per_step = settings.batch * settings.cells
         if len(images) < settings.cells:
@@ -108,7 +108,7 @@ class BatchMaker:
         shown = chosen[own].reshape(-1, cells)  # (n, cells)
         labels, mirrored = self.labels[shown], moves[2, own].reshape(-1, cells)
         images[~present.reshape(-1)] = BLANK
-        pixels = together(images, settings.side, self.stripes)
+        pixels = together(images, self.encoder)
         return TrainBatch(pixels, labels, present, step_cells, shown, mirrored)
 
 
@@ -116,14 +116,14 @@ def plain_batches(
     images: np.ndarray, labels: np.ndarray, settings: TrainSettings
 ) -> list[TrainBatch]:
     """All images in order, without augmentation. The last input is filled up with blank cells."""
-    stripes = stripes_of(settings, images.shape[1:])
-    images, cells = shrink_all(images, settings), settings.cells
+    encoder, cells = encoder_of(settings, images.shape[1:]), settings.cells
+    images = images if encoder is None else encoder.shrink(images)
     rows = -(-len(images) // cells)
     present = (np.arange(rows * cells) < len(images)).reshape(rows, cells)
     blanks = rows * cells - len(images)
     images = np.concatenate([images, np.full((blanks, *images.shape[1:]), BLANK, np.uint8)])
     filled = np.concatenate([labels, np.zeros(blanks, np.int64)]).reshape(rows, cells)
-    pixels = together(images, settings.side, stripes)
+    pixels = together(images, encoder)
     shown = np.minimum(np.arange(rows * cells), len(labels) - 1).reshape(rows, cells)
     n = max(1, 256 // cells)
     parts = [slice(at, at + n) for at in range(0, rows, n)]
@@ -134,43 +134,22 @@ def plain_batches(
     ]
 
 
-def shrink_all(images: np.ndarray, settings: TrainSettings) -> np.ndarray:
-    """(n, H, W, C) -> (n, h, w, C), shrunk to cells by the job's own encoder. Images for a single
-    network are unchanged.
+def encoder_of(settings: TrainSettings, shape: tuple[int, ...]) -> Encoder | StripeEncoder | None:
+    """What a job makes collages or stripes of images (H, W, C) with; None if an input of the
+    network is an image.
     """
-    stripes = stripes_of(settings, images.shape[1:])
-    if stripes is not None:
-        return stripes.shrink(images)
+    if settings.parity is not None:
+        return make_stripe_encoder(settings.parity.encoder, settings.parity.k, shape)
     if settings.side is None or settings.cell_px is None:
-        return images
-    encoder = Encoder(Grid(settings.side, settings.cell_px), images.shape[1:])
-    return encoder.shrink(images)
-
-
-def stripes_of(settings: TrainSettings, shape: tuple[int, ...]) -> StripeEncoder | None:
-    """The job's encoder for stripes of images (H, W, C), or None if there are no stripes."""
-    if settings.parity is None:
         return None
-    height, width, channels = shape
-    parity = settings.parity
-    return make_stripe_encoder(parity.encoder, parity.k, (height, width, channels))
+    return Encoder(Grid(settings.side, settings.cell_px), shape)
 
 
-def together(cells: np.ndarray, side: int | None, stripes: StripeEncoder | None) -> np.ndarray:
-    """(n*cells, h, w, C), as `shrink_all` gives them -> (n, H, W, C) inputs of the network."""
-    if side is not None:
-        return tile(cells, side)
-    if stripes is None:
+def together(cells: np.ndarray, encoder: Encoder | StripeEncoder | None) -> np.ndarray:
+    """(n*cells, h, w, C), as the encoder shrinks them -> (n, H, W, C) inputs of the network."""
+    if encoder is None:
         return cells
-    return stripes.paste_many(cells.reshape(-1, stripes.places, *cells.shape[1:]))
-
-
-def tile(images: np.ndarray, side: int) -> np.ndarray:
-    """(n*side*side, P, P, C) -> (n, side*P, side*P, C): `Encoder.encode` for many collages."""
-    _, px, _, channels = images.shape
-    cells = images.reshape(-1, side, side, px, px, channels)  # n, row, column, y, x, C
-    collages = cells.transpose(0, 1, 3, 2, 4, 5)
-    return np.ascontiguousarray(collages).reshape(-1, side * px, side * px, channels)
+    return encoder.paste_many(cells.reshape(-1, encoder.places, *cells.shape[1:]))
 
 
 def draw_moves(random: np.random.Generator, n: int, flips: bool, shift_px: int) -> np.ndarray:
@@ -202,12 +181,12 @@ def move(images: np.ndarray, moves: np.ndarray, shift_px: int) -> np.ndarray:
 def random_presence(
     random: np.random.Generator, n: int, cells: int, blank_share: float
 ) -> np.ndarray:
-    """(n, cells) bool. A share of the rows has 1 .. cells - 1 blank cells, half of these rows at
-    the end.
+    """(n, cells) bool, for 2 cells or more. A share of the rows has 1 .. cells - 1 blank cells. Half
+    of these rows have them at the end.
 
     In a job, the last group is blank at its end, and groups that are sent again are blank anywhere.
     """
-    kept = random.integers(1, cells, n) if cells > 1 else np.ones(n, np.int64)
+    kept = random.integers(1, cells, n)
     rank = np.argsort(random.random((n, cells)), axis=1)  # a random order of the cells
     at_end = random.random(n) < 0.5
     rank[at_end] = np.arange(cells)

@@ -63,15 +63,15 @@ def answered(scores: np.ndarray) -> np.ndarray:
     return found
 
 
-def bins(top: np.ndarray, right: np.ndarray, count: int = BINS) -> list[dict[str, Any]]:
-    """Answers by score, in `count` equal intervals from 0 to 1: how many `answers`, their mean
+def bins(top: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
+    """Answers by score, in BINS equal intervals from 0 to 1: how many `answers`, their mean
     `score`, and their `accuracy`, the share that is right. Empty intervals are left out.
 
     Args:
         top: (n,) float, the score of each answer.
         right: (n,) bool.
     """
-    place = np.clip((top * count).astype(np.int64), 0, count - 1)
+    place = np.clip((top * BINS).astype(np.int64), 0, BINS - 1)
     found = []
     for number in np.unique(place):
         mine = place == number
@@ -80,14 +80,13 @@ def bins(top: np.ndarray, right: np.ndarray, count: int = BINS) -> list[dict[str
     return found
 
 
-def calibration_error(top: np.ndarray, right: np.ndarray, count: int = BINS) -> float:
+def calibration_error(top: np.ndarray, right: np.ndarray) -> float:
     """Expected calibration error: mean distance of score and accuracy over the bins' answers.
 
     0.0 when there are no answers.
     """
-    total = max(1, len(top))
-    found = bins(top, right, count)
-    return float(sum(b["answers"] * abs(b["score"] - b["accuracy"]) for b in found) / total)
+    off = (b["answers"] * abs(b["score"] - b["accuracy"]) for b in bins(top, right))
+    return float(sum(off) / max(1, len(top)))
 
 
 PLACES = ("corner", "edge", "centre")

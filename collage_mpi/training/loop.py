@@ -47,19 +47,9 @@ LINE_EVERY_S = 20.0  # where there is no terminal
 
 
 class Trainer:
-    """One training run; `run` makes all remaining steps.
+    """One training run; `run` makes all remaining steps."""
 
-    Args:
-        objective: what is learned. None: the labels, and the teacher's answers if the data has any.
-    """
-
-    def __init__(
-        self,
-        data: TrainData,
-        settings: TrainSettings,
-        machine: TrainingMachine,
-        objective: Objective | None = None,
-    ) -> None:
+    def __init__(self, data: TrainData, settings: TrainSettings, machine: TrainingMachine) -> None:
         torch.set_num_threads(machine.threads)
         torch.manual_seed(settings.seed)
         self.settings, self.machine, self.data = settings, machine, data
@@ -74,20 +64,17 @@ class Trainer:
         shape = (1, data.images.shape[3], 1, 1)
         self._mean = torch.tensor(self.normalisation["mean"]).reshape(shape).to(self.device)
         self._std = torch.tensor(self.normalisation["std"]).reshape(shape).to(self.device)
-        height, width, channels = data.images.shape[1:]
-        if settings.side is not None and settings.cell_px is not None:
-            height = width = settings.side * settings.cell_px
-        seen = (height, width, channels)
-        check_pixels(settings.architecture, seen, settings.side, settings.head)
-        network = build_network(
-            settings.architecture, channels, data.classes, settings.side, settings.head
-        )
+        encoder, channels = self.maker.encoder, data.images.shape[3]
+        seen = data.images.shape[1:] if encoder is None else encoder.input_shape
+        head = settings.side, settings.head
+        check_pixels(settings.architecture, seen, *head)
+        network = build_network(settings.architecture, channels, data.classes, *head)
         self.taken: tuple[int, int] | None = None  # tensors from first weights, of how many
         if data.first_weights is not None:
             self.taken = start_from(network, data.first_weights)
         self.network = channels_last(network.to(self.device))
         self.optimizer = make_optimizer(self.network, settings)
-        self.objective = objective or make_objective(data, settings)
+        self.objective = make_objective(data, settings)
         self.average = running_average(self.network, settings.ema) if settings.ema else None
         self.steps = settings.epochs * self.maker.steps_per_epoch
         self.history: list[dict[str, float]] = []

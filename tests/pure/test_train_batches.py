@@ -23,7 +23,6 @@ from collage_mpi.training.batches import (
     plain_batches,
     random_presence,
     split,
-    tile,
 )
 from collage_mpi.training.settings import TrainSettings, learning_rate_at
 
@@ -55,11 +54,11 @@ def test_split_of_too_few_images_is_refused() -> None:
         split(3, 0.05, 0)
 
 
-def test_tile_is_the_encoder() -> None:
+def test_many_collages_are_pasted_as_each_alone() -> None:
     images = np.random.default_rng(0).integers(0, 256, (18, 5, 5, 3), dtype=np.uint8)
     encoder = Encoder(Grid(3, 5), (5, 5, 3))
     expected = [encoder.paste(list(images[:9])), encoder.paste(list(images[9:]))]
-    assert (tile(images, 3) == np.stack(expected)).all()
+    assert (encoder.paste_many(images.reshape(2, 9, 5, 5, 3)) == np.stack(expected)).all()
 
 
 @given(seed=st.integers(0, 99), step=st.integers(0, 3))
