@@ -240,7 +240,8 @@ def words_of(values: Mapping[str, Any]) -> list[str]:
     for name, value in values.items():
         word = flag(specs[name]) if name in specs else f"--{name}"
         many = isinstance(value, (tuple, list))
-        words += [word, *map(str, value)] if many else [f"{word}={value}"]
+        one = AUTO if value is None else value
+        words += [word, *map(str, value)] if many else [f"{word}={one}"]
     return words
 
 

@@ -181,8 +181,9 @@ def move(images: np.ndarray, moves: np.ndarray, shift_px: int) -> np.ndarray:
 def random_presence(
     random: np.random.Generator, n: int, cells: int, blank_share: float
 ) -> np.ndarray:
-    """(n, cells) bool, for 2 cells or more. A share of the rows has 1 .. cells - 1 blank cells. Half
-    of these rows have them at the end.
+    """(n, cells) bool, for 2 cells or more: where an image is shown.
+
+    A share of the rows has 1 .. cells - 1 blank cells. Half of these rows have them at the end.
 
     In a job, the last group is blank at its end, and groups that are sent again are blank anywhere.
     """

@@ -132,7 +132,7 @@ def test_values_that_a_depth_cannot_be_made_from_are_told_as_ever():
 
 
 def test_a_launch_from_a_program_passes_the_effective_settings_on():
-    found = of("throughput", batch=1, shards=["x.h5"])
+    found = of("throughput", shards=["x.h5"])
     assert parse(*flags_of(found)) == found
 
 

@@ -402,6 +402,7 @@ def test_run_s_help_begins_with_what_is_needed(capsys):
         RunSettings(shards=("a.h5", "b b.h5"), single="null", out="-odd", limit=7),
         RunSettings(straggler="pareto", straggler_tail=1.1, slow_ranks=("1:2.0", "2:3.0")),
         RunSettings(arrivals="poisson", rate=1 / 3, on_rank_loss="continue", straggler="none"),
+        RunSettings(batch=None),
     ],
 )
 def test_flags_made_of_settings_give_them_again(settings):
