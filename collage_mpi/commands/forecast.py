@@ -8,10 +8,9 @@ from __future__ import annotations
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from collage_mpi.doctor.gather import free_bytes, nearest
 from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.job.handshake import (
+    ServiceCosts,
     handshake,
     most_together,
     readers,
@@ -28,7 +28,8 @@ from collage_mpi.job.handshake import (
     service_costs,
     welcomes,
 )
-from collage_mpi.job.networks import NetworkLoader, gpus_here, is_of_device
+from collage_mpi.job.messages import Measured
+from collage_mpi.job.networks import NetworkLoader, Networks, gpus_here
 from collage_mpi.job.plan import (
     Plan,
     make_plan,
@@ -40,18 +41,11 @@ from collage_mpi.job.resume import has_run
 from collage_mpi.job.run import Ask, warn_of_bad_shards
 from collage_mpi.job.session import build_encoder, open_reader
 from collage_mpi.job.worker_group import WorkerGroup
-from collage_mpi.kinds import KIND, SINGLE, SPARE_KINDS
+from collage_mpi.kinds import SINGLE
 from collage_mpi.models.tuning import NO_TUNING
 from collage_mpi.results.folder import check_place
 from collage_mpi.results.manifest import held, read_manifest
 from collage_mpi.results.writer import RunWriter
-from collage_mpi.settings.batches import (
-    ChosenBatch,
-    ModelTimes,
-    Times,
-    choose_batch,
-    injected_ns,
-)
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
 from collage_mpi.shards.schema import remake_command
@@ -64,8 +58,6 @@ READ_IMAGES = 512  # read to see how fast that is
 DECODED_IMAGES = 48  # read and decoded on a core, to see whether shards would pay
 SIMULATED_GROUPS = 200  # of them the time of all is known well enough; a second of computing
 SIMULATED_BATCHES = 16  # but so many batches: fewer would not show how they follow each other
-TIMED_RUNS, WARM_RUNS = 15, 3
-TIMED_NS = 2_000_000_000  # a slow network is timed by fewer runs
 
 
 @dataclass(frozen=True)
@@ -164,99 +156,61 @@ def _read(plan: Plan, order: np.ndarray, encoder: AnyEncoder) -> None:
             pass
 
 
+class _ThisProcess(WorkerGroup):
+    """In place of the ranks of a team: what they would measure is measured in this process."""
+
+    def __init__(self, plan: Plan, encoder: AnyEncoder) -> None:
+        self._plan, self._clock, self._measured = plan, time.monotonic, {}
+        loader = NetworkLoader(self.present[0], len(plan.placement.kinds))
+        told = welcomes(plan, encoder)
+        self.networks: dict[str, Networks] = {}
+        self.rss_bytes: dict[str, int] = {}  # of this process, once a kind's network has run
+        clocks = time.monotonic_ns, time.process_time_ns
+        for kind, spec in plan.networks.items():
+            welcome = replace(told[plan.placement.ranks_of(kind)[0]], networks={kind: spec})
+            self.networks[kind] = Networks(welcome, loader, *clocks)
+            self.networks[kind].warm_up()
+            self.rss_bytes[kind] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    @property
+    def present(self) -> list[int]:
+        return list(self._plan.placement.workers)
+
+    def measure_together(
+        self,
+        ranks: Collection[int],
+        kind: str,
+        batch: int,
+        interrupted: Callable[[], str | None] = lambda: None,
+    ) -> dict[int, Measured]:
+        return {min(ranks): self.networks[kind].measured(kind, batch)}
+
+
 def _measured_here(plan: Plan, encoder: AnyEncoder, images: int) -> Timings:
     """Load each network into this process, as a rank of a job on this host would."""
-    workers = plan.placement.workers
-    loader, told = NetworkLoader(workers[0], len(plan.placement.kinds)), welcomes(plan, encoder)
-    times_ns: dict[str, dict[int, int]] = {}
-    timed: dict[str, Callable[[int], int]] = {}
-    rss_bytes: dict[str, int] = {}
-    devices, tunings = set(), {}
-    for kind, spec in plan.networks.items():
-        predictor = loader(spec, kind, told[plan.placement.ranks_of(kind)[0]])
-        shape = encoder.input_shape if KIND[kind].encoded else plan.shards.shape
-        dtype = "uint8" if KIND[kind].encoded else plan.shards.dtype
-        timed[kind] = partial(_timed_ns, predictor.predict, np.dtype((dtype, shape)))
-        sizes = sorted({1, plan.settings.most_inputs(kind)})
-        times_ns[kind] = {inputs: timed[kind](inputs) for inputs in sizes}
-        devices.add(predictor.device.partition(":")[0])
-        tunings[kind] = predictor.tuning
-        rss_bytes[kind] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    here, workers = _ThisProcess(plan, encoder), plan.placement.workers
+    predictors = {kind: each.predictors[kind] for kind, each in here.networks.items()}
+    devices = sorted({predictor.device.partition(":")[0] for predictor in predictors.values()})
     ranks = plan.settings.teams * len(workers)
-    shared = ranks / (gpus_here() if devices == {"cuda"} else allowed_cores())
-    needed = sum(max(rss_bytes[k] for k in plan.placement.kinds[rank]) for rank in workers)
+    shared = max(1.0, ranks / (gpus_here() if devices == ["cuda"] else allowed_cores()))
+    needed = sum(max(here.rss_bytes[k] for k in plan.placement.kinds[rank]) for rank in workers)
     needed, there = plan.settings.teams * needed, available_bytes()
     memory = f"at most {size_text(needed)} for {ranks} ranks, measured in this process"
     if there is not None:
         memory += f"; {size_text(there)} available here"
         if needed > there:
             memory += ": TOO LITTLE for all ranks on this host"
-    who = f"in this process, on {' and '.join(sorted(devices))}"
-    if plan.settings.batch is None:
-        plan = plan.at_batch(_chosen_here(plan, encoder, images, timed, times_ns).size)
-    return replace(_as_measured(plan, times_ns, max(1.0, shared), who, memory), tunings=tunings)
+    tunings = {kind: predictor.tuning for kind, predictor in predictors.items()}
+    who = f"in this process, on {' and '.join(devices)}"
+    most = most_together(plan, encoder, images, workers if plan.settings.by_place else ())
+    times, batch = _times(service_costs(plan, here, most))
+    return Timings(*times, shared, who, memory, tunings, batch)
 
 
-def _chosen_here(
-    plan: Plan,
-    encoder: AnyEncoder,
-    images: int,
-    timed: Mapping[str, Callable[[int], int]],
-    times_ns: dict[str, dict[int, int]],
-) -> ChosenBatch:
-    """The batch that `--batch auto` would choose; `times_ns` gets what is measured for it."""
-    settings = plan.settings
-    alone_ns = {kind: times[1] for kind, times in times_ns.items()}
-    ratio, costs = _ratio(settings, times_ns), settings.batch_costs()
-    grows = alone_ns if settings.batch_cost is None else {}
-    model = ModelTimes(settings, injected_ns(settings), ratio, costs, grows)
-
-    def times_of(size: int) -> Times | None:
-        inputs = model.inputs(size, timed)
-        try:
-            for kind, many in inputs.items():
-                if many not in times_ns[kind]:
-                    times_ns[kind][many] = timed[kind](many)
-        except Exception as error:
-            if not is_of_device(error):
-                raise
-            return None
-        return model.at_least(size, {kind: times_ns[kind][many] for kind, many in inputs.items()})
-
-    reading = plan.placement.workers if settings.by_place else ()
-    return choose_batch(most_together(plan, encoder, images, reading), times_of)
-
-
-def _timed_ns(predict: Callable[[np.ndarray], object], item: np.dtype, batch: int) -> int:
-    inputs, times_ns = np.zeros(batch, item), list[int]()
-    while len(times_ns) < WARM_RUNS + TIMED_RUNS and sum(times_ns) < TIMED_NS:
-        start_ns = time.monotonic_ns()
-        predict(inputs)
-        times_ns.append(time.monotonic_ns() - start_ns)
-    return min(times_ns[WARM_RUNS:] or times_ns)
-
-
-def _as_measured(
-    plan: Plan, times_ns: dict[str, dict[int, int]], shared: float, who: str, memory: str
-) -> Timings:
-    settings = plan.settings
-    first = times_ns.get(SINGLE) or next(iter(times_ns.values()))
-    costs = settings.batch_costs()
-    if settings.batch_cost is None:
-        costs |= {
-            kind: max(0.0, (t[most] / t[1] - 1) / (most - 1))
-            for kind, t in times_ns.items()
-            if (most := settings.most_inputs(kind)) > 1
-        }
-    ratio, batch = _ratio(settings, times_ns), settings.batch_size
-    return Timings(first[1], ratio, costs, shared, who, memory, batch=batch)
-
-
-def _ratio(settings: RunSettings, times_ns: Mapping[str, Mapping[int, int]]) -> float:
-    """The other network's time over the single one's."""
-    first = times_ns.get(SINGLE) or next(iter(times_ns.values()))
-    other = next((t for kind, t in times_ns.items() if kind in SPARE_KINDS), first)
-    return other[1] / first[1] if settings.cost_ratio is None else settings.cost_ratio
+def _times(costs: ServiceCosts) -> tuple[tuple[int, float, dict[str, float]], int]:
+    """The first attributes of Timings, and the batch."""
+    single_ns = costs.idle_ns.get(SINGLE) or next(iter(costs.idle_ns.values()), 0)
+    return (single_ns, costs.ratio, costs.batch_costs), costs.batch
 
 
 def _measured_there(
@@ -270,9 +224,6 @@ def _measured_there(
     """Every rank loads its networks; one rank of each kind is timed while the others wait."""
     hellos = handshake(plan, worker_group, encoder, stop_reason)
     refuse_other_networks(plan, hellos, known)
-    most = most_together(plan, encoder, images, readers(plan, hellos))
-    costs = service_costs(plan, worker_group, most)
-    worker_group.end()
     there = available_bytes()
     hosts = Counter(hello.host for hello in hellos.values() if hello.kinds)
     memory = "all ranks have loaded their networks and answered"
@@ -282,11 +233,12 @@ def _measured_there(
     on_cores = (local_size() or sum(hosts.values())) / allowed_cores()
     shared = float(max(gpus.values())) if gpus else max(1.0, on_cores)
     named = ", ".join(f"{host} ({ranks} ranks)" for host, ranks in sorted(hosts.items()))
-    first = costs.idle_ns.get(SINGLE) or next(iter(costs.idle_ns.values()), 0)
     who = f"on a rank of each kind while the others wait; on {named}"
     tunings = {kind: how for hello in hellos.values() for kind, how in hello.tuning.items()}
-    times = first, costs.ratio, costs.batch_costs
-    return Timings(*times, shared, who, memory, tunings, costs.batch)
+    most = most_together(plan, encoder, images, readers(plan, hellos))
+    times, batch = _times(service_costs(plan, worker_group, most))
+    worker_group.end()
+    return Timings(*times, shared, who, memory, tunings, batch)
 
 
 def _lines(

@@ -14,9 +14,11 @@ from rows_by_name import add_image
 
 from collage_mpi.cli import main
 from collage_mpi.commands import forecast
-from collage_mpi.commands.forecast import Timings, _as_measured, _lines, _simulated_s, _time
+from collage_mpi.commands.forecast import Timings, _lines, _measured_here, _simulated_s, _time
 from collage_mpi.commands.launch import output_folder
 from collage_mpi.errors import EnvironmentFault
+from collage_mpi.job.messages import Measured
+from collage_mpi.job.networks import Networks
 from collage_mpi.job.plan import make_plan
 from collage_mpi.job.provenance import make_manifest
 from collage_mpi.job.session import build_encoder
@@ -242,19 +244,24 @@ def test_the_number_format_of_each_network_is_told(shard):
     plan.shards.close()
 
 
-def test_costs_of_a_collage_and_of_a_batch_are_measured_unless_said(shard):
-    times_ns = {"single": {1: 100, 4: 250}, "collage": {1: 150, 4: 600}}
+def test_costs_of_a_collage_and_of_a_batch_are_measured_unless_said(shard, monkeypatch):
+    times_ns = {"single": {1: 100_000, 4: 250_000}, "collage": {1: 150_000, 4: 600_000}}
+
+    def measured(_: Networks, kind: str, batch: int) -> Measured:
+        return Measured(times_ns[kind][batch], times_ns[kind][batch])
+
+    monkeypatch.setattr(Networks, "measured", measured)
 
     def costs(**more):
         names = {"single": "null", "collage": "null", "out": "out"}
         settings = RunSettings(shards=(str(shard),), side=2, batch=4, **names, **more)
         plan = make_plan(settings, 6)
+        found = _measured_here(plan, build_encoder(plan), 40)
         plan.shards.close()
-        found = _as_measured(plan, times_ns, 1.0, "", "")
         return found.single_ns, found.ratio, found.batch_costs["single"]
 
-    assert costs() == (100, 1.5, 0.5)
-    assert costs(cost_ratio=2.0, batch_cost=0.1) == (100, 2.0, 0.1)
+    assert costs() == (100_000, 1.5, 0.5)
+    assert costs(cost_ratio=2.0, batch_cost=0.1) == (100_000, 2.0, 0.1)
 
 
 def test_free_memory_is_the_hosts_or_the_containers(tmp_path):
