@@ -93,7 +93,7 @@ def launch_run(
     code = launch_ranks(
         settings.launch_size if ranks is None else ranks,
         ["run", *(["--resume"] if resume else []), *flags_of(settings)],
-        LaunchArguments(mpi=mpi, timeout=timeout_s),
+        LaunchArguments(ranks=ranks, mpi=mpi, timeout=timeout_s),
         fault_tolerant=settings.on_rank_loss == "continue",
     )
     return ExitCode(code) if code in set(ExitCode) else code

@@ -93,6 +93,7 @@ class EvaluateArguments(Arguments):
         None,
         "write every network's class and score for each image to this file, for simulate --answers",
         metavar="FILE.npz",
+        endings=(".npz",),
     )
     json: bool = switch("print JSON instead of the table")
 
@@ -147,8 +148,6 @@ def _check_save(args: EvaluateArguments, path: Path) -> None:
         )
     if args.shuffle is not None:
         raise UsageError("--save-answers keeps the file order: leave out --shuffle")
-    if path.suffix != ".npz":
-        raise UsageError(f"--save-answers {path}: the name must end in .npz")
     if not path.parent.is_dir():
         raise EnvironmentFault(
             f"{path.parent} is not a directory. Create it, or change --save-answers"

@@ -4,7 +4,6 @@ that start ranks themselves.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import sys
@@ -68,6 +67,7 @@ class LaunchArguments(MpiArguments):
         unset="as many as the settings of run, demo or experiment need",
         metavar="RANKS",
         flag="-n --ranks",
+        at_least=1,
     )
     mpiexec: str | None = setting(None, "launcher to use", unset="search for one", metavar="PATH")
     dry_run: bool = switch("print the command line but do not run it")
@@ -92,27 +92,22 @@ class LaunchArguments(MpiArguments):
         above=0,
         at_most=math.inf,
     )
-
-
-def add_words(parser: argparse.ArgumentParser) -> None:
-    """Add the command line that follows launch's own flags."""
-    parser.add_argument(
-        "words",
-        nargs=argparse.REMAINDER,
+    words: tuple[str, ...] = setting(
+        (),
+        "what every rank runs: a command of collage-mpi with its arguments, or a Python script "
+        "that calls collage_mpi.run",
         metavar="-- COMMAND ...",
-        help="what every rank runs: a command of collage-mpi with its arguments, or a Python "
-        "script that calls collage_mpi.run",
+        positional=True,
+        rest=True,
     )
 
 
 def execute(args: LaunchArguments) -> int:
     """Start the ranks and wait; the exit code is the job's own."""
-    words = args.given["words"]
-    words = words[1:] if words[:1] == ["--"] else words
+    words = args.words[1:] if args.words[:1] == ("--",) else args.words
     if words and words[0] in COMMANDS and {"-h", "--help"} & {*words}:
         read_command(words)  # says it once, without ranks, and leaves
     _check_words(words)
-    _check_not_a_rank()
     ranks = check_before_ranks(words, args.ranks, dry_run=args.dry_run)
     tolerant = wanted_on_loss(words, args.on_rank_loss) == "continue"
     if args.dry_run:
@@ -134,8 +129,8 @@ def check_before_ranks(words: Sequence[str], ranks: int | None, *, dry_run: bool
             command does not determine it.
         EnvironmentFault, DataFault: a file is missing, damaged, or in use.
     """
-    if ranks is not None and (ranks < 1 or dry_run):
-        return ranks  # `build_command` refuses what is no number of ranks
+    if ranks is not None and dry_run:
+        return ranks
     if words[0] not in WORLD_COMMANDS:
         if ranks is None:
             raise UsageError(f"-n is missing: how many ranks to start, e.g. {EXAMPLE}")
@@ -170,7 +165,7 @@ def launch_ranks(
         fault_tolerant: the job survives lost ranks.
 
     Raises:
-        UsageError: nothing to run, not a command, or ranks < 1.
+        UsageError: nothing to run, or not a command.
         EnvironmentFault: no fitting MPI, or this process is a rank already.
     """
     extra = {STATUS_VARIABLE: uuid.uuid4().hex}
@@ -234,7 +229,13 @@ def _plan(
     fault_tolerant: bool,
 ) -> LaunchPlan:
     _check_words(words)
-    _check_not_a_rank()
+    size = launcher_size() or 1
+    if size > 1:
+        raise EnvironmentFault(
+            f"launch is itself rank {launcher_rank()} of {size}. Type either\n"
+            "  collage-mpi launch -n 11 -- run ...\n"
+            "  mpiexec -n 11 collage-mpi run ..."
+        )
     program = (sys.executable, *words) if _is_script(words) else (*own_command(), *words)
     extra = {"PYTHONUNBUFFERED": "1", **extra}
     return build_command(mpi, ranks, program, site, extra_env=extra, fault_tolerant=fault_tolerant)
@@ -326,20 +327,9 @@ def _check_words(words: Sequence[str]) -> None:
         )
 
 
-def _check_not_a_rank() -> None:
-    size = launcher_size() or 1
-    if size > 1:
-        raise EnvironmentFault(
-            f"launch is itself rank {launcher_rank()} of {size}. Type either\n"
-            "  collage-mpi launch -n 11 -- run ...\n"
-            "  mpiexec -n 11 collage-mpi run ..."
-        )
-
-
 COMMAND = Command(
     execute,
     LaunchArguments,
-    more=add_words,
     usage="collage-mpi launch [-n RANKS] [options] -- COMMAND [arguments of COMMAND]",
     epilog=f"e.g. {EXAMPLE}, or collage-mpi launch -n 11 -- script.py",
 )

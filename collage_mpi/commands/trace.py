@@ -26,7 +26,7 @@ class RecordArguments(Arguments):
     """What `trace record` takes."""
 
     runs: tuple[str, ...] = setting(REQUIRED, "folders of runs", metavar="RUN", positional=True)
-    out: str = setting(REQUIRED, "trace file to write, .npy", metavar="FILE")
+    out: Path = setting(REQUIRED, "trace file to write, .npy", metavar="FILE", endings=(".npy",))
     min_tasks: int = setting(1, "leave out ranks that did fewer tasks")
 
 
@@ -44,10 +44,11 @@ class FitArguments(Arguments):
         None, "fit only this machine of the trace", unset="all machines together", metavar="R"
     )
     model: str | None = setting(None, "fit only this model", unset="all models", metavar="MODEL")
-    out: str | None = setting(
+    out: Path | None = setting(
         None,
         "write the settings of the best fit to this .toml file, for --settings",
         metavar="FILE",
+        endings=(".toml",),
     )
 
 
@@ -57,11 +58,9 @@ def record(args: RecordArguments) -> int:
     from collage_mpi.results.slow_ranks import record_trace
     from collage_mpi.workload.trace import save_trace
 
-    if not args.out.endswith(".npy"):
-        raise UsageError(f"--out is {args.out}; it needs a name that ends in .npy")
     runs = [read_results(run) for run in args.runs]
     found = record_trace(runs, args.min_tasks)
-    save_trace(Path(args.out), found.times_s)
+    save_trace(args.out, found.times_s)
     machines, requests = found.times_s.shape
     print(f"wrote {args.out}: {machines} machines, {requests:,} service times each")
     if found.cut:
@@ -96,7 +95,7 @@ def fit(args: FitArguments) -> int:
     for each in fits:
         print(f"{each.model:<10} KS {each.ks:.3f}   {each.flags()}")
     if args.out:
-        _write(Path(args.out), fits[0], args.file)
+        _write(args.out, fits[0], args.file)
         print(f"\nwrote {args.out}: collage-mpi run --settings {args.out} ...")
     return 0
 
@@ -119,9 +118,6 @@ def _describe(times_s: np.ndarray) -> str:
 
 
 def _write(path: Path, fit: FittedModel, source: str) -> None:
-
-    if path.suffix != ".toml":
-        raise UsageError(f"--out is {path}; it needs a name that ends in .toml")
     lines = [f"# {fit.model} fitted to {Path(source).name}, KS distance {fit.ks:.3f}"]
     lines += [
         f"{name} = " + (json.dumps(value) if isinstance(value, str) else f"{value:.6g}")

@@ -39,7 +39,12 @@ class ImportArguments(ClassNamesArguments):
     backbone: str = setting(
         REQUIRED, "such as torchvision:resnet34 or efficientnet-lite:lite0", metavar="LIBRARY:NAME"
     )
-    out: Path = setting(REQUIRED, "weights file to write", metavar="FILE.safetensors")
+    out: Path = setting(
+        REQUIRED,
+        "weights file to write",
+        metavar="FILE.safetensors",
+        endings=(".safetensors",),
+    )
     size: int = setting(224, "height and width of the images that the network takes", metavar="PX")
     mean: str | None = setting(
         None,
@@ -173,8 +178,6 @@ def import_file(args: ImportArguments) -> int:
 
     if args.out.exists():
         raise UsageError(f"{args.out} exists. Choose another --out, or remove the file")
-    if args.out.suffix != ".safetensors":
-        raise UsageError(f"--out {args.out}: the name must end in .safetensors")
     if not args.out.parent.is_dir():
         raise EnvironmentFault(f"{args.out.parent} is not a directory. Create it, or change --out")
     info = import_weights(

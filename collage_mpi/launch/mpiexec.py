@@ -133,13 +133,8 @@ def build_command(
         fault_tolerant: the death of a rank leaves the others alone.
 
     Raises:
-        UsageError: fewer than one rank, or no program.
         EnvironmentFault: this MPI cannot be made fault-tolerant.
     """
-    if ranks < 1:
-        raise UsageError(f"-n {ranks}: the number of ranks must be at least 1")
-    if not program:
-        raise UsageError("nothing to launch: give a command after --, e.g. -- run --shards DIR")
     launcher = launcher_of(mpi.family)
     wanted = _thread_variables(ranks, site)
     if site.hosts == 1 and site.loopback:

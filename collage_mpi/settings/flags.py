@@ -205,7 +205,7 @@ def _options(spec: Field[Any], hint: Any, default: Any) -> dict[str, Any]:
     if known.repeated:
         options["action"] = "append"
     elif typing.get_origin(hint) is tuple:
-        options["nargs"] = "+"
+        options["nargs"] = argparse.REMAINDER if known.rest else "+"
     if of_type is not str:
         options["type"] = _or_auto(of_type) if known.auto else of_type
     if known.choices:

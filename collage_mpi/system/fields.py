@@ -36,6 +36,7 @@ class About:
             bound is given.
         choices: the values that are allowed.
         unset: what None stands for, in words.
+        endings: the name of a file ends in one of them.
         metavar: the name of its value in --help; by default its unit or type.
         flag: the flag, if it does not follow from the name.
         repeated: a list whose flag is given once for each value.
@@ -43,6 +44,7 @@ class About:
         by_kind: kind of network -> its default, if that differs from the field's own.
         auto: the word auto stands for None, which is found out later.
         positional: it is given by its place in the command line, not by a flag.
+        rest: it is all words that follow, whatever they are.
         either: of the settings that share this word, only one may be given.
         shipped: a file, or several, that may be named shipped:NAME.
     """
@@ -62,6 +64,8 @@ class About:
     by_kind: Mapping[str, Any] = field(default_factory=dict)
     auto: bool = False
     positional: bool = False
+    rest: bool = False
+    endings: tuple[str, ...] = ()
     either: str = ""
     shipped: bool = False
 
@@ -152,6 +156,9 @@ def check_value(spec: Field[Any], value: Any, name: str = "") -> None:
         raise UsageError(f"{name} is {shown(value)}; known are: {listed}")
     if known.bounded and (wanted := known.wants(value)):
         raise UsageError(f"{name} is {shown(value, 40)}; it needs {wanted}")
+    if known.endings and not str(value).endswith(known.endings):
+        ends = " or ".join(known.endings)
+        raise UsageError(f"{name} is {shown(str(value))}; it needs a name that ends in {ends}")
 
 
 @dataclass(frozen=True, repr=False)

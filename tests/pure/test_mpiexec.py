@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from collage_mpi.cli import main
 from collage_mpi.commands.launch import (
     LaunchArguments,
     launch_ranks,
@@ -119,10 +120,12 @@ def test_loopback_is_named_lo_on_linux_only():
     assert "lo" not in build_command(MPICH, 3, PROGRAM, Site(4, loopback=False)).env.values()
 
 
-@pytest.mark.parametrize(("ranks", "program"), [(0, PROGRAM), (-1, PROGRAM), (2, ())])
-def test_nothing_to_launch(ranks, program):
-    with pytest.raises(UsageError):
-        build_command(MPICH, ranks, program, Site(cores=2))
+@pytest.mark.parametrize(
+    "words",
+    [("-n", "0", "--", "run"), ("-n", "-1", "--", "run"), ("-n", "2"), ("-n", "2", "--")],
+)
+def test_nothing_to_launch(words):
+    assert main(["launch", *words]) == 2
 
 
 def test_the_shell_line_can_be_pasted():
