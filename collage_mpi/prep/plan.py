@@ -109,10 +109,9 @@ def recipe_digest(
         "store": recipe.store,
         "source": recipe.source,
         "class_names": class_names,
+        "enlarge": recipe.enlarge,
         "members": [(m.id, m.nbytes, m.label) for m in members],
     }
-    if not recipe.enlarge:  # earlier versions enlarged, and had no word for it
-        record["enlarge"] = False
     return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
 

@@ -100,7 +100,7 @@ class SlurmSettings(Settings):
     )
     side: int = same(RankSettings, "side")
     singles: int | None = same(RankSettings, "singles")
-    collage_ranks: int = same(RankSettings, "collage_ranks")
+    collage_ranks: int = same(RankSettings, "collage_ranks", at_least=1)
     launcher: str = setting(
         "pmix", "how the ranks are started", choices=("pmix", "pmi2", "mpiexec")
     )
@@ -119,8 +119,6 @@ class SlurmSettings(Settings):
     )
 
     def _check(self) -> None:
-        if self.collage_ranks < 1:
-            raise UsageError(f"collage_ranks is {self.collage_ranks}; it needs at least 1")
         for name in ("account", "partition", "time", "mem_per_cpu", "array"):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"[^\s#]+", value):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.errors import EnvironmentFault
 from collage_mpi.system.launchers import SRUN, Launcher, first_number, launchers
 
 # What torchrun tells a training process. RANK alone may be anybody's, and other launchers
@@ -33,8 +33,6 @@ CPUS_PER_TASK = "SLURM_CPUS_PER_TASK"
 # What hides GPUs from a process. ROCm applies ROCR_ first and HIP_ within what is left;
 # torch on ROCm reads CUDA_VISIBLE_DEVICES as an alias of HIP_VISIBLE_DEVICES.
 VISIBLE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
-
-DEVICES = ("auto", "cpu", "cuda")
 
 
 def launcher_rank(environ: Mapping[str, str] = os.environ) -> int | None:
@@ -306,11 +304,8 @@ def assign_device(
         gpu_count: GPUs that torch sees in this process.
 
     Raises:
-        UsageError: `device` is not one of DEVICES.
         EnvironmentFault: "cuda" is asked for and no GPU is visible.
     """
-    if device not in DEVICES:
-        raise UsageError(f"--device {device}: allowed are {', '.join(DEVICES)}")
     if local_gpu_rank is None or device == "cpu":
         return "cpu"
     entries = visible_entries(visible)
