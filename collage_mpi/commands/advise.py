@@ -94,15 +94,17 @@ class AdviseArguments(Arguments):
 def execute(args: AdviseArguments) -> int:
     """Simulate the candidates, print the table and the one to choose."""
     from collage_mpi.simulation.advice import candidates, simulated
+    from collage_mpi.workload.trace import measure_tail
 
     question = _question(args)
     schemes = len(candidates(question, question.load_answers()))
     with advancing(schemes, "simulating", unit="schemes", bar=False) as advance:
         found = simulated(question, advance)
+    tail = measure_tail(question.times_s)
     if args.json:
-        print(json.dumps(_as_json(args, question, found), indent=1))
+        print(json.dumps(_as_json(args, question, found, tail), indent=1))
     else:
-        _print_all(args, question, found)
+        _print_all(args, question, found, tail)
     return 0
 
 
@@ -117,11 +119,8 @@ def _chosen(
     return best_of(found, most, args.points), served
 
 
-def _as_json(args: AdviseArguments, question: Question, found: list[Candidate]) -> Json:
-    from collage_mpi.workload.trace import measure_tail
-
+def _as_json(args: AdviseArguments, question: Question, found: list[Candidate], tail: Tail) -> Json:
     best, served = _chosen(args, question, found)
-    tail = measure_tail(question.times_s)
     spell = tail.spell if math.isfinite(tail.spell) else None  # it outlasts the rows
     return {
         "candidates": [{**asdict(one), "points_lost": one.points_lost(found[0])} for one in found],
@@ -132,12 +131,12 @@ def _as_json(args: AdviseArguments, question: Question, found: list[Candidate]) 
     }
 
 
-def _print_all(args: AdviseArguments, question: Question, found: list[Candidate]) -> None:
-    from collage_mpi.workload.trace import measure_tail
-
+def _print_all(
+    args: AdviseArguments, question: Question, found: list[Candidate], tail: Tail
+) -> None:
     best, served = _chosen(args, question, found)
     _print_few(question)
-    _print_tail(measure_tail(question.times_s))
+    _print_tail(tail)
     _print_table(found, args.rate)
     print(f"Simulated: {question.placements} placements of {question.groups:,} groups each.")
     if not any(one.flags["scheme"] == "cascade" for one in found):

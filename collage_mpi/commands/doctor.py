@@ -8,13 +8,14 @@ import socket
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from collage_mpi import __version__
 from collage_mpi.commands.parser import Command, MpiArguments
 from collage_mpi.doctor.checks_software import choose_launcher
 from collage_mpi.doctor.checks_world import check_trial, check_world, roles
 from collage_mpi.doctor.facts import Facts, Finding, WantedJob, World
+from collage_mpi.doctor.gather import can_meet, examine, gather, is_bad
+from collage_mpi.doctor.ranks import Meeting, open_meeting, try_ranks
 from collage_mpi.doctor.screen import Screen, map_lines
 from collage_mpi.errors import ExitCode
 from collage_mpi.launch.mpiexec import NoLauncher
@@ -25,9 +26,6 @@ from collage_mpi.settings.redundancy import RANKS, RankSettings
 from collage_mpi.system.environment import launcher_rank, launcher_size
 from collage_mpi.system.fields import names, same, setting
 from collage_mpi.system.progress import report
-
-if TYPE_CHECKING:
-    from collage_mpi.doctor.ranks import Meeting
 
 TRIAL_RANKS = 2
 
@@ -90,8 +88,6 @@ class Doctor:
 
     def run(self) -> int:
         """Run all checks in the order of the screen."""
-        from collage_mpi.doctor.ranks import open_meeting
-
         if self._screen:
             self._screen.line(f"collage-mpi {__version__} doctor on {socket.gethostname()}")
         # The others meet first, and then wait at rest: in MPI_Init they would spin.
@@ -101,8 +97,6 @@ class Doctor:
         return meeting.guard(lambda: self._look(meeting))
 
     def _look(self, meeting: Meeting | None = None) -> int:
-        from collage_mpi.doctor.gather import examine, gather
-
         world = meeting.gather() if meeting else None
         facts = gather(self._wanted, self._args.out, self._args.shards)
         self._say(examine(facts))
@@ -123,12 +117,8 @@ class Doctor:
 
     def _try_ranks(self, facts: Facts) -> None:
         """Start a small job, unless this process is a rank itself."""
-        from collage_mpi.doctor.gather import can_meet
-
         if self._args.no_launch or not can_meet(facts):
             return
-        from collage_mpi.doctor.ranks import try_ranks
-
         try:
             launcher = choose_launcher(facts)
         except NoLauncher:  # a finding says so
@@ -147,8 +137,6 @@ class Doctor:
             self._screen.map(map_lines(world.ranks, roles(self._wanted, world.size)))
 
     def _end(self, facts: Facts) -> int:
-        from collage_mpi.doctor.gather import is_bad
-
         if self._screen:
             self._screen.verdict(self._findings, self._next_step())
         else:
@@ -161,8 +149,6 @@ class Doctor:
         return "collage-mpi launch -n 11 -- doctor (which rank is where)"
 
     def _everything(self, facts: Facts) -> dict[str, object]:
-        from collage_mpi.doctor.gather import is_bad
-
         told = asdict(facts)
         run = told["wanted"].pop("run")
         told["wanted"] |= {name: run.get(name) for name in (*names(RankSettings), *run)}
@@ -178,8 +164,6 @@ class Doctor:
 
 def _as_another_rank(wanted: WantedJob) -> int:
     """On every rank but 0: report to rank 0 and leave with its exit code."""
-    from collage_mpi.doctor.ranks import open_meeting
-
     meeting = open_meeting(wanted)
     if meeting is None or meeting.rank == 0:
         # No MPI, or one of N singletons: the process with the launcher's 0 says so. Open MPI

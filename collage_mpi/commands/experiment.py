@@ -50,6 +50,13 @@ class ExperimentArguments(MpiArguments):
         None, "number of runs simulated at the same time", unset="all cores", at_least=1
     )
 
+    def chosen(self, experiment: Experiment) -> Sequence[Point]:
+        """The points to run."""
+        points = experiment.points
+        if self.index is None:
+            return points
+        return [points[i] for i in parse_indices(self.index, len(points))]
+
 
 def execute(args: ExperimentArguments) -> int:
     """List the points, make the table, or run the points that are not done."""
@@ -58,9 +65,7 @@ def execute(args: ExperimentArguments) -> int:
         return _list(experiment)
     if args.out is None:
         raise UsageError("--out is missing: a folder for the runs")
-    points: Sequence[Point] = experiment.points
-    if args.index is not None:
-        points = [points[i] for i in parse_indices(args.index, len(points))]
+    points = args.chosen(experiment)
     if args.table:
         return _table(experiment, args.out)
     if (launcher_size() or 1) > 1:
@@ -78,10 +83,7 @@ def ranks_needed(args: ExperimentArguments) -> list[int]:
         raise UsageError(
             f"how = {experiment.how!r} needs no ranks: type the command without launch"
         )
-    points = experiment.points
-    if args.index is not None:
-        points = tuple(points[i] for i in parse_indices(args.index, len(points)))
-    return sorted({point.ranks for point in points})
+    return sorted({point.ranks for point in args.chosen(experiment)})
 
 
 def _list(experiment: Experiment) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +42,8 @@ class AddCellsArguments(Arguments):
     out: Path = setting(REQUIRED, "folder for the copies", metavar="DIR")
 
 
-def inspect(args: ReadArguments) -> int:
-    """Print what each shard holds; returns 0, or the code DATA if any is bad."""
-    return _each(inspect_one, args)
-
-
-def verify(args: ReadArguments) -> int:
-    """Print the problems of each shard; returns 0, or the code DATA if any is bad."""
-    return _each(verify_one, args)
-
-
 def _each(one: Callable[[Path, bool], bool], args: ReadArguments) -> int:
+    """Print something of each shard; returns 0, or the code DATA if any is bad."""
     from collage_mpi.shards.inputs import expand_paths
 
     results = [one(path, args.json) for path in expand_paths(args.paths)]
@@ -59,11 +51,20 @@ def _each(one: Callable[[Path, bool], bool], args: ReadArguments) -> int:
 
 
 def add_cells(args: AddCellsArguments) -> int:
-    """Write copies of the shards with cells."""
+    """Write copies of the shards with cells. Raises UsageError, DataFault, EnvironmentFault."""
+    from collage_mpi.encoding.collage import Encoder
+    from collage_mpi.shards import cells
     from collage_mpi.shards.inputs import expand_paths
+    from collage_mpi.shards.reader import inspect_sources
 
+    px = args.cell_px
     for path in expand_paths(args.paths):
-        add_cells_to(path, args.out, args.cell_px)
+        shape = inspect_sources([path])[0].shape
+        encoder = Encoder(Grid(MIN_SIDE, px), shape)
+        if not encoder.resizes:
+            raise UsageError(f"{path}: its images are {px} px already: a cell is the image itself")
+        copy, count = cells.add_cells(path, args.out, px, encoder.shrink)
+        say(f"{copy}: {count:,} images of {shape[0]} x {shape[1]} with cells of {px} x {px}")
     return 0
 
 
@@ -111,22 +112,6 @@ def _tell_layout(layout: dict[str, Any], path: Path) -> None:
     say(f"               {remake_command([path])}")
 
 
-def add_cells_to(path: Path, out: Path, px: int) -> None:
-    """Write a copy with cells and print its name. Raises UsageError, DataFault,
-    EnvironmentFault.
-    """
-    from collage_mpi.encoding.collage import Encoder
-    from collage_mpi.shards.cells import add_cells
-    from collage_mpi.shards.reader import inspect_sources
-
-    shape = inspect_sources([path])[0].shape
-    encoder = Encoder(Grid(MIN_SIDE, px), shape)
-    if not encoder.resizes:
-        raise UsageError(f"{path}: its images are {px} px already: a cell is the image itself")
-    copy, count = add_cells(path, out, px, encoder.shrink)
-    say(f"{copy}: {count:,} images of {shape[0]} x {shape[1]} with cells of {px} x {px}")
-
-
 def verify_one(path: Path, as_json: bool) -> bool:
     """Print a shard's problems; False if there are any. Raises EnvironmentFault."""
     from collage_mpi.shards.reader import verify_source
@@ -145,12 +130,12 @@ COMMAND = Commands(
     "TASK",
     {
         "inspect": Command(
-            inspect,
+            partial(_each, inspect_one),
             ReadArguments,
             "print what the shards hold: images, shape, classes, source, fingerprint",
         ),
         "verify": Command(
-            verify,
+            partial(_each, verify_one),
             ReadArguments,
             "read everything and check it: checksums of files and rows, structure, labels",
         ),

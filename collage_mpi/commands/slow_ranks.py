@@ -46,24 +46,29 @@ class SlowRanksArguments(Arguments):
 
 @dataclass(frozen=True)
 class _RunSpeeds:
-    """One run: its speeds, and how it would have gone without the slow ranks, or why that is
-    unknown.
+    """One run.
+
+    Attributes:
+        on_purpose: delays were injected, or the run is simulated.
+        failing: host -> what failed there.
+        without: how the run would have gone without its slow ranks; None if it has none.
+        refused: why that could not be simulated.
     """
 
     run: Results
     speeds: list[Speed]
+    on_purpose: bool
+    failing: dict[str, list[str]]
     without: Without | None = None
     refused: str | None = None
 
 
 def execute(args: SlowRanksArguments) -> int:
     """Compare, simulate, print."""
-    from collage_mpi.results.slow_ranks import rank_speeds, recurrences
+    from collage_mpi.results.slow_ranks import recurrences
 
-    found = []
-    for run in _read_each(args.runs):
-        found.append(_simulated(_RunSpeeds(run, rank_speeds(run, args.over)), args.no_simulation))
-    hosts = recurrences([item.speeds for item in found if not _on_purpose(item.run)])
+    found = [_looked_at(run, args) for run in _read_each(args.runs)]
+    hosts = recurrences([item.speeds for item in found if not item.on_purpose])
     exclude, why_not = _exclude(found, hosts)
     if args.json:
         print(json.dumps(_as_json(found, hosts, exclude), indent=1))
@@ -100,32 +105,27 @@ def _read_each(paths: Sequence[Path]) -> Iterator[Results]:
             yield run
 
 
-def _simulated(found: _RunSpeeds, never: bool) -> _RunSpeeds:
-    """Add a simulation of the run without its slow ranks, if it has any."""
-    if never or not any(speed.slow for speed in found.speeds):
-        return found
+def _looked_at(run: Results, args: SlowRanksArguments) -> _RunSpeeds:
+    from collage_mpi.results.slow_ranks import failing_hosts, injected, rank_speeds
     from collage_mpi.simulation.beside import without_slow
 
-    try:
-        return _RunSpeeds(found.run, found.speeds, without_slow(found.run, found.speeds))
-    except CollageError as error:
-        return _RunSpeeds(found.run, found.speeds, refused=str(error))
-
-
-def _on_purpose(run: Results) -> bool:
-    from collage_mpi.results.slow_ranks import injected
-
-    return injected(run)
+    speeds, without, refused = rank_speeds(run, args.over), None, None
+    if not args.no_simulation and any(speed.slow for speed in speeds):
+        try:
+            without = without_slow(run, speeds)
+        except CollageError as error:
+            refused = str(error)
+    return _RunSpeeds(run, speeds, injected(run), failing_hosts(run), without, refused)
 
 
 def _exclude(
     found: Sequence[_RunSpeeds], hosts: Sequence[Recurrence]
 ) -> tuple[list[str], list[str]]:
-    from collage_mpi.results.slow_ranks import failing_hosts, hosts_to_exclude
+    from collage_mpi.results.slow_ranks import hosts_to_exclude
 
     slow = {host for item in found for host in hosts_to_exclude(item.speeds)}
-    failing = {host for item in found for host in failing_hosts(item.run)}
-    if not failing and all(_on_purpose(item.run) for item in found):
+    failing = {host for item in found for host in item.failing}
+    if not failing and all(item.on_purpose for item in found):
         return [], ["Delays were injected, so the ranks are slow on purpose: no host is to blame."]
     wanted = [r.host for r in hosts if (r.again if len(found) > 1 else r.slow)]
     wanted += sorted(failing - set(wanted))
@@ -155,14 +155,12 @@ def _node(host: str) -> str:
 def _as_json(
     found: Sequence[_RunSpeeds], hosts: Sequence[Recurrence], exclude: list[str]
 ) -> dict[str, Any]:
-    from collage_mpi.results.slow_ranks import failing_hosts
-
     runs = [
         {
             "run": str(item.run.path),
-            "injected": _on_purpose(item.run),
+            "injected": item.on_purpose,
             "speeds": [asdict(speed) for speed in item.speeds],
-            "failing": failing_hosts(item.run),
+            "failing": item.failing,
             "without": item.without and asdict(item.without),
             "not_simulated": item.refused,
         }
@@ -180,10 +178,8 @@ def _as_json(
 
 def _print_run(found: _RunSpeeds, *, brief: bool) -> None:
     """Print the ranks, GPUs and hosts of a run; with `brief` only the slow ones."""
-    from collage_mpi.results.slow_ranks import failing_hosts
-
     say(f"{found.run.path}: {found.run.label}")
-    if _on_purpose(found.run):
+    if found.on_purpose:
         say(f"  service times were injected: {found.run.manifest.get('straggler')}")
     for unit in ("rank", "gpu", "host"):
         speeds = [speed for speed in found.speeds if speed.unit == unit]
@@ -204,7 +200,7 @@ def _print_run(found: _RunSpeeds, *, brief: bool) -> None:
     for speed in ranks:
         if speed.interval is None and speed.peers:
             say(f"  {speed.name}: {speed.messages} answers are too few to tell")
-    for host, what in sorted(failing_hosts(found.run).items()):
+    for host, what in sorted(found.failing.items()):
         say(f"  FAILING {host}: {some_of(what, SHOWN, '; ')}")
     if found.without is not None:
         _print_without(found.without)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from bisect import bisect_left
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from collage_mpi.system.table import Printable, Table, to_text
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from collage_mpi.results.status import View
+    from collage_mpi.results.status import View, Watch
 
 LOOK_EVERY_S = 1.0
 SLOW = 2.0  # times the median of the others of its kinds: of a few answers, so no small number
@@ -61,29 +63,23 @@ def execute(args: TopArguments) -> int:
     return int(ExitCode.INCOMPLETE if view.lost and view.life != ENDED else ExitCode.COMPLETE)
 
 
-def _follow(args: TopArguments, watch: Any, view: View) -> View:
+def _follow(args: TopArguments, watch: Watch, view: View) -> View:
     """Show the run again and again until the job has ended or counts as dead."""
-    import sys
-
     from rich.live import Live
 
     from collage_mpi.results.status import ENDED
 
-    if not sys.stdout.isatty():  # a line drawn over another would be two lines there
-        told = None
+    told = None
+    terminal = sys.stdout.isatty()  # elsewhere a line drawn over another would be two lines
+    screen = Live(auto_refresh=False, vertical_overflow="crop") if terminal else nullcontext()
+    with screen as live:
         while True:
-            ends = view.life == ENDED or view.lost
-            if told != (told := _text(args, view)):
+            if live is not None:
+                fits = max(1, live.console.height - _HEAD_LINES)
+                shown = drawn(args.run, view, fits if args.ranks is None else args.ranks)
+                live.update(Printable(shown), refresh=True)
+            elif told != (told := _text(args, view)):
                 say(told)
-            if ends:
-                return view
-            time.sleep(LOOK_EVERY_S)
-            view = watch.look()
-    with Live(auto_refresh=False, vertical_overflow="crop") as live:
-        while True:
-            fits = max(1, live.console.height - _HEAD_LINES)
-            shown = drawn(args.run, view, fits if args.ranks is None else args.ranks)
-            live.update(Printable(shown), refresh=True)
             if view.life == ENDED or view.lost:
                 return view
             time.sleep(LOOK_EVERY_S)
