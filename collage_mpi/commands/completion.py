@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from collage_mpi.commands.parser import Command, build_parser
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.settings.flags import Arguments
-from collage_mpi.system.extras import pip_line
+from collage_mpi.system.extras import optional, pip_line
 from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.tell import SafeStream
 
@@ -30,12 +30,7 @@ class CompletionArguments(Arguments):
 
 def execute(args: CompletionArguments) -> int:
     """Print the script."""
-    try:
-        import shtab
-    except ImportError as error:
-        raise EnvironmentFault(
-            f"completion needs shtab, which is not installed: {pip_line('completion')}"
-        ) from error
+    shtab = optional("shtab", "completion", "completion")
     if args.shell not in shtab.SUPPORTED_SHELLS:
         raise EnvironmentFault(
             f"shtab {shtab.__version__} knows {', '.join(shtab.SUPPORTED_SHELLS)}, not "

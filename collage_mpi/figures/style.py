@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from collage_mpi.errors import EnvironmentFault
-from collage_mpi.system.extras import pip_line
+from collage_mpi.system.extras import optional
 from collage_mpi.system.files import writing
 
 # Okabe and Ito (2008), without the yellow that vanishes on white: told apart with every
@@ -35,13 +34,7 @@ def pyplot() -> Any:
     Raises:
         EnvironmentFault: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise EnvironmentFault(
-            f"the figure needs matplotlib, which is not installed: {pip_line('plot')}"
-        ) from error
-    matplotlib.use("Agg")
+    optional("matplotlib", "plot", "the figure").use("Agg")
     from matplotlib import pyplot
 
     return pyplot

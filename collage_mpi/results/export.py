@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.errors import UsageError
 from collage_mpi.results.file_names import EXPORT, MANIFEST
 from collage_mpi.results.names import (
     NAME_COLUMNS,
@@ -23,7 +23,7 @@ from collage_mpi.results.names import (
 from collage_mpi.results.outputs import KeptValues, write_zarr
 from collage_mpi.results.rows import NAMES, TABLES, WAIT_FORMULA, wait_ns
 from collage_mpi.results.vectors import extras_of, require_pyarrow
-from collage_mpi.system.extras import pip_line
+from collage_mpi.system.extras import optional
 from collage_mpi.system.files import save_csv, temporary_name, write_atomic, writing
 
 # Columns of images that say something only where the mask column is true, or says "done".
@@ -252,16 +252,6 @@ def _to_parquet(path: Path, found: Mapping[str, np.ma.MaskedArray], raw: bool) -
     return path
 
 
-def require_pandas() -> None:
-    """Raise EnvironmentFault where pandas is not installed."""
-    try:
-        import pandas  # noqa: F401
-    except ImportError as error:
-        raise EnvironmentFault(
-            f"to_pandas needs pandas, which is not installed: {pip_line('pandas')}"
-        ) from error
-
-
 def arrow_table(results: AllRows, table: str, names: ImageNames) -> Any:
     """The exported columns of a table as a pyarrow.Table: see `columns`.
 
@@ -291,8 +281,7 @@ def pandas_frame(results: AllRows, table: str, names: ImageNames) -> Any:
     Raises:
         EnvironmentFault: pandas is not installed.
     """
-    require_pandas()
-    import pandas as pd
+    pd = optional("pandas", "pandas", "to_pandas")
 
     def series(name: str, values: np.ma.MaskedArray) -> Any:
         mask = np.ma.getmaskarray(values)

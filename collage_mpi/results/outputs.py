@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.encoding.vectors import KEYS, OFFSETS
-from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.results.parts import PartName
 from collage_mpi.results.rows import IMAGES, flat_keys
 from collage_mpi.results.vectors import (
@@ -22,7 +22,7 @@ from collage_mpi.results.vectors import (
     require_pyarrow,
     vectors_path,
 )
-from collage_mpi.system.extras import pip_line
+from collage_mpi.system.extras import optional
 from collage_mpi.system.files import temporary_name
 
 CHUNK_BYTES = 1 << 20  # of a Zarr array, about: whole images
@@ -110,10 +110,7 @@ def write_zarr(
     Raises:
         EnvironmentFault: zarr is not installed.
     """
-    try:
-        import zarr
-    except ImportError as error:
-        raise EnvironmentFault(f"export to zarr needs zarr: {pip_line('zarr')}") from error
+    zarr = optional("zarr", "zarr", "export to zarr")
     in_order = np.argsort(flat_keys(images))
     images, ids = images[in_order], ids[in_order]
     keys, temp = flat_keys(images), temporary_name(path)

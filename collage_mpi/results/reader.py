@@ -33,6 +33,7 @@ from collage_mpi.results.vectors import (
     of_parts,
     require_pyarrow,
 )
+from collage_mpi.system.extras import optional
 from collage_mpi.system.files import reading
 
 if TYPE_CHECKING:
@@ -325,9 +326,9 @@ class Results(Run):
             UsageError: an unknown table.
             EnvironmentFault: pandas is not installed.
         """
-        from collage_mpi.results.export import pandas_frame, require_pandas
+        from collage_mpi.results.export import pandas_frame
 
-        require_pandas()
+        optional("pandas", "pandas", "to_pandas")
         if table == "vectors":
             return self.to_arrow(table).to_pandas()
         return pandas_frame(self, *self._asked(table, names))

@@ -23,7 +23,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.results.file_names import VECTORS_FOLDER
 from collage_mpi.results.parts import PartName
 from collage_mpi.results.rows import IMAGES
-from collage_mpi.system.extras import pip_line
+from collage_mpi.system.extras import optional
 from collage_mpi.system.files import write_atomic
 
 ADVICE = (
@@ -42,13 +42,7 @@ class Write(NamedTuple):
 
 def require_pyarrow(what: str, other: str = "") -> None:
     """Raise EnvironmentFault where pyarrow is not installed; `other` is what to do without."""
-    try:
-        import pyarrow.parquet  # noqa: F401 - now, not in the thread that first writes one
-    except ImportError as error:
-        raise EnvironmentFault(
-            f"{what} needs pyarrow, which is not installed: {pip_line('parquet')}"
-            + (f", or {other}." if other else "")
-        ) from error
+    optional("pyarrow.parquet", "parquet", what, other)  # now, not in the thread that writes one
 
 
 def extras_of(manifest: Mapping[str, Any]) -> Extras:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.system.extras import pip_line
+from collage_mpi.system.extras import optional
 from collage_mpi.system.files import require_regular
 
 MOST_CHARACTERS = 4_000_000  # of a YAML file with its aliases written out
@@ -33,11 +33,6 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     name, parse = _PARSERS[path.suffix]
     try:
         values = parse(text)
-    except ImportError as error:
-        raise EnvironmentFault(
-            f"settings file {path}: {name} needs a package that is not installed: "
-            f"{pip_line('yaml')}, or write the settings as .toml"
-        ) from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"settings file {path} is no {name}: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -52,7 +47,7 @@ def _toml(text: str) -> Any:
 
 def _yaml(text: str) -> Any:
     """Plain values; the safe loader makes no objects."""
-    yaml = import_module("yaml")
+    yaml = optional("yaml", "yaml", "YAML", "write the settings as .toml")
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()

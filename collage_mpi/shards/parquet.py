@@ -28,7 +28,7 @@ from collage_mpi.shards.schema import (
     split_part,
 )
 from collage_mpi.shards.source import PictureSource, ReadAs, picture_info
-from collage_mpi.system.extras import pip_line
+from collage_mpi.system.extras import optional
 from collage_mpi.system.files import reading
 
 NAMES = (*IMAGE_NAMES, "img", "picture", "jpg", "jpeg", "png", "bytes", "content")
@@ -217,12 +217,7 @@ def _class_names(schema: Any, column: str) -> tuple[str, ...] | None:
 
 
 def _opened(path: Path) -> Any:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise EnvironmentFault(
-            f"{path}: Parquet needs pyarrow, which is not installed: {pip_line('parquet')}"
-        ) from error
+    parquet = optional("pyarrow.parquet", "parquet", str(path))
     file = split_part(path)[0]
     stream = opened(file)  # missing or forbidden: the plain OSError says it better
     if url_of(file) is None:

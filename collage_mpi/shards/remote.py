@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from collage_mpi.errors import CollageError, EnvironmentFault
-from collage_mpi.system.extras import pip_line
+from collage_mpi.system.extras import optional
 
 Stamp = tuple[int, int, int]  # size in bytes, time of the last change in ns, inode
 PROTOCOLS = "https? s3 gs gcs az abfss? adl r2 oci hf hdfs webhdfs s?ftp memory"
@@ -96,12 +96,7 @@ def _asked(url: str, ask: Callable[[Any, str], Any]) -> Any:
     Raises:
         EnvironmentFault: it has failed each time, or there is no such file.
     """
-    try:
-        import fsspec
-    except ImportError as error:
-        raise EnvironmentFault(
-            f"{url}: URLs need a package that is not installed: {pip_line('remote')}"
-        ) from error
+    fsspec = optional("fsspec", "remote", url)
     for pause_s in PAUSES_S:
         try:
             return ask(*fsspec.core.url_to_fs(url))

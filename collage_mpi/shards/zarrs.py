@@ -33,7 +33,7 @@ from collage_mpi.shards.schema import (
     stamp_of,
 )
 from collage_mpi.shards.source import ReadAs, Source, fingerprint_of, slices_of
-from collage_mpi.system.extras import pip_line
+from collage_mpi.system.extras import optional
 from collage_mpi.system.files import reading
 
 MARKS = ("zarr.json", ".zarray", ".zgroup")  # of version 3, and of version 2
@@ -186,12 +186,7 @@ def _check_labels(labels: Any, count: int, path: Path, names: tuple[str, ...] | 
 
 
 def _node(path: Path, name: str | None = None) -> Any:
-    try:
-        import zarr
-    except ImportError as error:
-        raise EnvironmentFault(
-            f"{path}: Zarr needs a package that is not installed: {pip_line('zarr')}"
-        ) from error
+    zarr = optional("zarr", "zarr", str(path))
     folder, part = split_part(path)
     return zarr.open(
         url_of(folder) or str(folder), path=(part if name is None else name) or None, mode="r"

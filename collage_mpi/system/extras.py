@@ -1,8 +1,13 @@
-"""The optional packages (extras), and the command that installs each. The command names the package
-itself, so it works in a checkout and before a release as well.
+"""The optional packages (extras): their import, and the command that installs each. The command
+names the package itself, so it works in a checkout and before a release as well.
 """
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from collage_mpi.errors import EnvironmentFault
 
 PACKAGES = {
     "mpich": "mpich>=4.2",
@@ -24,3 +29,24 @@ PACKAGES = {
 def pip_line(extra: str) -> str:
     """The command that installs an extra of this package."""
     return f"pip install '{PACKAGES[extra]}'"
+
+
+def optional(module: str, extra: str, what: str, other: str = "") -> Any:
+    """A module of an extra.
+
+    Args:
+        what: the thing that needs it, in words.
+        other: what to do without it.
+
+    Raises:
+        EnvironmentFault: it is not installed.
+    """
+    package = module.partition(".")[0]
+    try:
+        import_module(package)
+        return import_module(module)
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"{what} needs {package}, which is not installed: {pip_line(extra)}"
+            + (f", or {other}" if other else "")
+        ) from error
