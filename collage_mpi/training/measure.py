@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from torch.utils.flop_counter import FlopCounterMode
@@ -62,14 +62,12 @@ class AskedImages:
         return self.images.read(self.order[part])[0]
 
 
-@dataclass(frozen=True)
-class ServiceTime:
-    """Durations of one predict call with batch 1, in ns: the median and a robust range."""
+class ServiceTime(NamedTuple):
+    """Durations of one predict call, in ns: a robust range, and the median."""
 
-    median_ns: int
     p10_ns: int
+    median_ns: int
     p90_ns: int
-    calls: int
 
 
 def single_scores(predictor: Predictor, asked: AskedImages) -> np.ndarray:
@@ -88,10 +86,13 @@ def answers_of(predictor: TorchPredictor | OwnPredictor, asked: AskedImages) -> 
     if side is None or cell_px is None:
         return decode(single_scores(predictor, asked))
     answers: Decoded = []
-    for collage, used in collages(Grid(side, cell_px), asked):
-        scores = predictor.predict(collage[None])  # (1, cells, classes)
-        answers += decode(scores[0])[:used]
-        asked.advance(used)
+    encoder = Encoder(Grid(side, cell_px), asked.images.shape)  # as the job has it
+    collage = np.empty(encoder.input_shape, dtype=np.uint8)
+    for at in range(0, len(asked.order), encoder.places):  # the last may have blanks
+        pixels = asked.read(slice(at, at + encoder.places))
+        encoder.paste(list(encoder.shrink(pixels)), out=collage)
+        answers += decode(predictor.predict(collage[None])[0])[: len(pixels)]
+        asked.advance(len(pixels))
     return answers
 
 
@@ -154,18 +155,6 @@ def stripes_of(count: int, k: int, group: int | None) -> Iterator[slice]:
             yield slice(at, min(at + k, end))
 
 
-def collages(grid: Grid, asked: AskedImages) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields (collage, number of images in it): side*side images in order, the last has blanks.
-
-    The encoder that the job uses makes them. The array is reused for the next one.
-    """
-    encoder = Encoder(grid, asked.images.shape)
-    collage = np.empty(encoder.input_shape, dtype=np.uint8)
-    for at in range(0, len(asked.order), grid.cells):
-        pixels = asked.read(slice(at, at + grid.cells))
-        yield encoder.paste(list(encoder.shrink(pixels)), out=collage), len(pixels)
-
-
 def count_flops(predictor: TorchPredictor | OwnPredictor) -> int | None:
     """Floating-point operations for one input, counted by torch.utils.flop_counter.
 
@@ -213,11 +202,8 @@ def service_times(
             if call >= 0:
                 times[number, call] = took
         advance(int(call >= 0))
-    low, middle, high = np.percentile(times, [10, 50, 90], axis=1).astype(np.int64)
-    return [
-        ServiceTime(int(m), int(p10), int(p90), calls)
-        for m, p10, p90 in zip(middle, low, high, strict=True)
-    ]
+    found = np.percentile(times, [10, 50, 90], axis=1).astype(np.int64)  # (3, networks)
+    return [ServiceTime(*each) for each in found.T.tolist()]
 
 
 def service_ratio(

@@ -19,7 +19,7 @@ import torch
 from collage_mpi.encoding.decode import summands
 from collage_mpi.errors import DataFault
 from collage_mpi.kinds import SINGLE
-from collage_mpi.models.info import Loading, NetworkInfo, check_fit
+from collage_mpi.models.info import Loading, check_fit
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.models.weights import describe_weights, read_tensors
 from collage_mpi.shards import ShardSet
@@ -31,18 +31,6 @@ from collage_mpi.training.peers import Arrays, Peers, read_once
 from collage_mpi.training.settings import TrainSettings
 
 TEACHER_BATCH = 64
-
-
-def check_teacher(path: Path, shape: tuple[int, ...], class_names: Sequence[str]) -> NetworkInfo:
-    """The facts of a single network that can teach on these images and classes.
-
-    Raises:
-        EnvironmentFault, DataFault: not weights of a single network, or made for other images
-            or classes.
-    """
-    info = describe_weights(path, SINGLE)
-    check_fit([info], shape, class_names)
-    return info
 
 
 def teacher_logits(views: np.ndarray) -> np.ndarray:
@@ -274,7 +262,8 @@ def _ask_teacher(
     """(n, views, classes) float32: the teacher's answers for every image of the shards."""
     path = sources.teacher
     assert path is not None
-    info = check_teacher(path, images.shape[1:], facts["class_names"])
+    info = describe_weights(path, SINGLE)
+    check_fit([info], images.shape[1:], facts["class_names"])
     facts["teacher_weights"] = path.name
     mirror, how = settings.flips, Loading(peers.device, sources.threads)
     identity = json.dumps(["views", info.fingerprint, mirror, len(images), *_origin(facts)])
