@@ -11,6 +11,7 @@ from collage_mpi.commands.launch import LaunchArguments, launch_ranks
 from collage_mpi.commands.parser import Command, MpiArguments
 from collage_mpi.experiments.demo import (
     GROUPS,
+    LEAST_GROUPS,
     RANKS,
     TIME_SCALE,
     check_before,
@@ -31,7 +32,9 @@ class DemoArguments(MpiArguments):
 
     out: Path = setting(REQUIRED, "folder for the runs and the picture", metavar="DIR")
     device: str = same(NetworkSettings, "device", group="")
-    groups: int = setting(GROUPS, "groups of 9 images a run")
+    groups: int = setting(
+        GROUPS, "groups of 9 images a run, 2 of them to warm up", at_least=LEAST_GROUPS
+    )
     time_scale: float = setting(
         TIME_SCALE,
         "multiply the injected service times by this. If the demo marks its runs as INVALID on "
@@ -45,7 +48,7 @@ def execute(args: DemoArguments) -> int:
         return _as_ranks(args)
 
     out = args.out
-    check_before(out, args.groups, args.time_scale)
+    check_before(out, args.time_scale)
     words = ["demo", "--out", str(out), "--device", args.device, "--groups", str(args.groups)]
     words += ["--time-scale", str(args.time_scale)]
     code = launch_ranks(RANKS, words, LaunchArguments(mpi=args.mpi))
@@ -60,7 +63,7 @@ def execute(args: DemoArguments) -> int:
 
 def ranks_needed(args: DemoArguments) -> list[int]:
     """How many ranks the demo needs. Raises as `check_before`."""
-    check_before(args.out, args.groups, args.time_scale)
+    check_before(args.out, args.time_scale)
     return [RANKS]
 
 

@@ -52,7 +52,7 @@ from collage_mpi.shards.schema import remake_command
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
 from collage_mpi.system.environment import allowed_cores, available_bytes, local_size
-from collage_mpi.system.printable import counted, numbers_text
+from collage_mpi.system.printable import counted, numbers_text, say
 
 READ_IMAGES = 512  # read to see how fast that is
 DECODED_IMAGES = 48  # read and decoded on a core, to see whether shards would pay
@@ -85,18 +85,12 @@ class Timings:
     batch: int = 1
 
 
-def forecast(
-    settings: RunSettings,
-    worker_group: WorkerGroup | None,
-    ask: Ask,
-    say: Callable[[str], None],
-) -> ExitCode:
+def forecast(settings: RunSettings, worker_group: WorkerGroup | None, ask: Ask) -> ExitCode:
     """Check a run as it would be checked, time its networks, and print what it would do.
 
     Args:
         worker_group: the ranks, or None if this process is alone.
         ask: as `run_session`.
-        say: called with each line.
 
     Returns:
         COMPLETE, or DATA if shards cannot be read, as the run would end.

@@ -31,6 +31,7 @@ from collage_mpi.launch.mpiexec import (
 from collage_mpi.launch.supervisor import FORWARDED, LEAVE_GRACE_S, Limits, Supervisor
 from collage_mpi.results.file_names import MARKER
 from collage_mpi.settings.flags import switch
+from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.environment import (
     STATUS_VARIABLE,
     allocated_hosts,
@@ -200,13 +201,9 @@ def _needs_torch(words: Sequence[str]) -> bool:
     """Whether the ranks will import torch, as far as that is known before they start."""
     from collage_mpi.models.null import is_null
 
-    args = _run_of(words)
-    if args is None:
+    settings = _settings_of(words)
+    if settings is None:
         return words[:1] == ["demo"]
-    try:
-        settings = args.settings(None)
-    except CollageError:
-        return False  # the ranks will say what is wrong with it
     return not all(map(is_null, filter(None, (settings.single, settings.collage))))
 
 
@@ -290,13 +287,17 @@ def wanted_on_loss(words: Sequence[str], own: str | None = None) -> str | None:
     """
     if own == "continue" and not _is_script(words) and words[0] not in WORLD_COMMANDS:
         raise UsageError(f"--on-rank-loss continue is for {', '.join(WORLD_COMMANDS)}")
+    settings = _settings_of(words)
+    return own if own is not None or settings is None else settings.on_rank_loss
+
+
+def _settings_of(words: Sequence[str]) -> RunSettings | None:
+    """The settings of a `run`; None of another command, or if the ranks will refuse them."""
     args = _run_of(words)
-    if own is not None or args is None:
-        return own
     try:
-        return args.settings(None).on_rank_loss
+        return None if args is None else args.settings(None)
     except CollageError:
-        return None  # the ranks will say what is wrong with it
+        return None
 
 
 def _run_of(words: Sequence[str]) -> RunArguments | None:

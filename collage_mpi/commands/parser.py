@@ -64,7 +64,6 @@ class Command:
         line: of a subcommand, in the help of its command. Those of commands are in COMMANDS.
         more: adds the flags of other classes, whose values are `Arguments.given`.
         ranks: of a command that launch starts on ranks: how many it needs, after its checks.
-        details: added to its description.
         epilog, usage: as in argparse.
     """
 
@@ -73,7 +72,6 @@ class Command:
     line: str = ""
     more: Callable[[argparse.ArgumentParser], None] | None = None
     ranks: Callable[[Any], list[int]] | None = None
-    details: str = ""
     epilog: str | None = None
     usage: str | None = None
 
@@ -89,7 +87,6 @@ class Commands:
     metavar: str
     each: Mapping[str, Command | Commands]
     line: str = ""
-    details: str = ""
     epilog: str | None = None
 
 
@@ -153,8 +150,8 @@ def _fill(parser: argparse.ArgumentParser, command: Command | Commands) -> None:
     if isinstance(command, Commands):
         sub = _subcommands(parser, command.metavar)
         for name, each in command.each.items():
-            told = f"{_sentence(each.line)} {each.details}".rstrip()
-            _fill(sub.add_parser(name, help=each.line, description=told), each)
+            child = sub.add_parser(name, help=each.line, description=_sentence(each.line))
+            _fill(child, each)
         return
     parser.usage = command.usage
     add_flags(parser, command.takes)

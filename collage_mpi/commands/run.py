@@ -190,7 +190,7 @@ def _forecast(
 ) -> int:
     from collage_mpi.commands.forecast import forecast
 
-    code = forecast(settings, worker_group, ask, say)
+    code = forecast(settings, worker_group, ask)
     if worker_group is None:
         how = [f"--{n}" for n in ("resume", "retry-errors") if getattr(args, n.replace("-", "_"))]
         words = ["launch", "-n", str(settings.launch_size), "--", "run", *how, *flags_of(settings)]

@@ -220,7 +220,7 @@ COMMAND = Commands(
             threshold,
             ThresholdArguments,
             "find the score from which a network's answers count, for its weights file",
-            details="The score is chosen on one half of labelled images that neither network was "
+            epilog="The score is chosen on one half of labelled images that neither network was "
             "trained on, and measured on the other half. `run` uses it by default.",
         ),
     },

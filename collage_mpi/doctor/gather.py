@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -91,8 +90,7 @@ def gather(
     with ThreadPoolExecutor() as pool, scratch_in(out) as (folder, scratch):
         probes = {name: pool.submit(probe, "package", name) for name in PACKAGES}
         launchers = pool.submit(lambda: tuple(available(wanted.mpi, wanted.mpiexec)))
-        path = shutil.which("mpiexec")
-        typed = pool.submit(inspect_launcher, Path(path)) if path else None
+        typed = pool.submit(inspect_launcher, Path(shutil.which("mpiexec") or "mpiexec"))
         smi = pool.submit(nvidia_smi)
         driver = pool.submit(probe, "rank")
         ulfm = pool.submit(ompi_has_ulfm)
@@ -108,10 +106,16 @@ def gather(
                 Package(name, least.get(name), told.get("version"), told.get("error"))
                 for name, told in found.items()
             ),
-            mpi=replace(
-                _mpi(found["mpi4py"], environ),
+            mpi=MpiFacts(
+                library=library_of(found["mpi4py"]),
+                library_error=found["mpi4py"].get("library_error"),
+                overrides={name: environ[name] for name in MPI4PY_VARIABLES if name in environ},
                 launchers=launchers.result(),
-                on_path=typed.result() if typed else None,
+                on_path=typed.result(),
+                started_by=started_by(environ),
+                pmix=over_pmix(environ),
+                under_launcher=launcher_size(environ) is not None,
+                fork_obstacle=fork_obstacle(environ),
                 ulfm=ulfm.result(),
             ),
             gpus=Gpus(
@@ -176,19 +180,6 @@ def _tool(command: Sequence[str]) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode == 0 else ""
-
-
-def _mpi(answer: Mapping[str, Any], environ: Mapping[str, str]) -> MpiFacts:
-    """What is known without asking launchers; `answer` is that of a probe of mpi4py."""
-    return MpiFacts(
-        library=library_of(answer),
-        library_error=answer.get("library_error"),
-        overrides={name: environ[name] for name in MPI4PY_VARIABLES if name in environ},
-        started_by=started_by(environ),
-        pmix=over_pmix(environ),
-        under_launcher=launcher_size(environ) is not None,
-        fork_obstacle=fork_obstacle(environ),
-    )
 
 
 def library_of(answer: Mapping[str, Any]) -> Library | None:

@@ -94,15 +94,13 @@ def run_folder(out: Path, load: str, scheme: str) -> Path:
     return out / load / scheme
 
 
-def check_before(out: Path, groups: int, time_scale: float) -> None:
+def check_before(out: Path, time_scale: float) -> None:
     """Refuse now what would make the demo fail at its end.
 
     Raises:
-        UsageError: too few groups to show any, or a time scale that is none.
+        UsageError: a time scale that is none.
         EnvironmentFault: the output folder holds a demo, or matplotlib is missing.
     """
-    if groups < LEAST_GROUPS:
-        raise UsageError(f"--groups is {groups}; it needs at least {LEAST_GROUPS}: 2 are warm-up")
     if not 0 < time_scale < math.inf:
         raise UsageError(f"--time-scale is {time_scale:g}; it needs a number above 0, such as 1.5")
     if find_spec("matplotlib") is None:

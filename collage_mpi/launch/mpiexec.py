@@ -136,7 +136,8 @@ def build_command(
         EnvironmentFault: this MPI cannot be made fault-tolerant.
     """
     launcher = launcher_of(mpi.family)
-    wanted = _thread_variables(ranks, site)
+    threads = str(max(1, site.cores // -(-ranks // site.hosts)))
+    wanted = dict.fromkeys(THREAD_VARIABLES, threads)
     if site.hosts == 1 and site.loopback:
         wanted.update(launcher.loopback())
     wanted.update(launcher.variables(ranks, site))
@@ -186,12 +187,6 @@ def _tolerant_flags(mpi: Mpi) -> tuple[str, ...]:
             "then ends the job, and --resume goes on"
         )
     return flags
-
-
-def _thread_variables(ranks: int, site: Site) -> dict[str, str]:
-    ranks_on_host = -(-ranks // site.hosts)
-    threads = str(max(1, site.cores // ranks_on_host))
-    return dict.fromkeys(THREAD_VARIABLES, threads)
 
 
 def identify(
