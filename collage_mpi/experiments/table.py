@@ -187,14 +187,10 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-LATENCY = ("p50_ms", "p95_ms", "p99_ms", "p99.9_ms", "std_ms", "over_3_medians")
+LATENCY = (*(f"{name}_ms" for name in STATISTICS), "over_3_medians")
 PRICE = (
-    *(f"{kind}_share" for kind in SHARED_KINDS),
-    "cost_ratio",
-    "wasted_work",
-    "ranks",
-    "rank_seconds_per_image",
-    "images_per_s",
+    *(*_SHARES, "cost_ratio", "wasted_work"),
+    *("ranks", "rank_seconds_per_image", "images_per_s"),
 )
 
 

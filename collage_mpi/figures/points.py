@@ -273,9 +273,8 @@ def plot_heat(
 def _cell(axes: Any, i: int, j: int, row: Row, value: str, strong: bool) -> None:
     colour = "white" if strong else "black"
     axes.text(i, j, f"{need(row, value):.2f}x", ha="center", va="bottom", color=colour, fontsize=11)
-    low, high = row.get(f"{value}_low"), row.get(f"{value}_high")
-    if isinstance(low, float) and isinstance(high, float):
-        text = f"{low:.2f} to {high:.2f}"
+    if ends := _ends(row, f"{value}_low", f"{value}_high"):
+        text = f"{ends[0]:.2f} to {ends[1]:.2f}"
         axes.text(i, j + 0.08, text, ha="center", va="top", color=colour, fontsize=7.5)
 
 
@@ -360,10 +359,13 @@ def _number(axes: Any, points: Sequence[Point], names: Sequence[str]) -> None:
 
 
 def _bar(row: Row, name: str) -> tuple[float, float] | None:
-    low, high = row.get(f"{name}_low_ms"), row.get(f"{name}_high_ms")
-    if isinstance(low, float) and isinstance(high, float):
-        return _floored(low), _floored(high)
-    return None
+    ends = _ends(row, f"{name}_low_ms", f"{name}_high_ms")
+    return ends and (_floored(ends[0]), _floored(ends[1]))
+
+
+def _ends(row: Row, *columns: str) -> tuple[float, float] | None:
+    low, high = (row.get(column) for column in columns)
+    return (low, high) if isinstance(low, float) and isinstance(high, float) else None
 
 
 def _floored(value_ms: float) -> float:

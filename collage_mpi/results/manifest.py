@@ -122,7 +122,11 @@ _WORLD = list_of(
 _ENERGY = fields(
     seconds=is_number, missing=_TEXTS, **dict.fromkeys(("cpu_j", "gpu_j"), optional(is_number))
 )
+_POLL = fields(longest_gap_ns=optional(is_number))
+_VALIDITY = fields(exceeded=optional(_is_count), tasks=optional(_is_count))
 _FINAL = fields(
+    poll=optional(_POLL),
+    validity=optional(_VALIDITY),
     batch=optional(_is_count),
     world=optional(_WORLD),
     lost=optional(list_of(_is_dict)),
@@ -177,8 +181,8 @@ _OPTIONAL: dict[str, tuple[Check, str]] = {
     "cost_ratio_interval": (_pair_of(is_number), "two numbers"),
     "batch_costs": (_dict_of(is_number), "an object of numbers"),
     "thresholds": (list_of(_THRESHOLD), "a list of {confidence, session, since_ns, ...}"),
-    "poll": (_is_dict, "an object"),
-    "validity": (_is_dict, "an object"),
+    "poll": (_POLL, "an object with longest_gap_ns"),
+    "validity": (_VALIDITY, "an object with exceeded and tasks"),
     "lost": (list_of(_is_dict), "a list of lost ranks"),
     "extras": (fields(top_k=optional(_is_count), save=is_text), "{top_k, save}"),
     "accepted": (_dict_of(_dict_of(_RANGES)), "session -> table -> [[first, last], ...] of parts"),

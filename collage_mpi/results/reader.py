@@ -93,9 +93,14 @@ class Run:
     @property
     def invalid(self) -> bool:
         """The straggler injection broke its rule in some session (docs/stragglers.md)."""
-        told = (final.get("validity") for final in finals(self.manifest))
-        found = [self.manifest.get("validity"), *told]
-        return any(isinstance(item, dict) and item.get("valid") is False for item in found)
+        found = [*self.validities, self.manifest.get("validity") or {}]
+        return any(validity.get("valid") is False for validity in found)
+
+    @property
+    def validities(self) -> list[Json]:
+        """What the sessions recorded of the injection, or else the manifest by itself."""
+        told = filter(None, (final.get("validity") for final in finals(self.manifest)))
+        return list(told) or list(filter(None, [self.manifest.get("validity")]))
 
     @property
     def fingerprints(self) -> list[str]:

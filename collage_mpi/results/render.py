@@ -44,9 +44,9 @@ def render_summary(summary: Json, *, width: int | None = None) -> str:
     )
 
 
-def supported(value: float | None, n: int, form: str = ".1f") -> str:
+def supported(value: float | None, n: int) -> str:
     """A number, or why there is none."""
-    return f"{ABSENT} (n={n:,})" if value is None else format(value, form)
+    return f"{ABSENT} (n={n:,})" if value is None else format(value, ".1f")
 
 
 def optional(value: float | None, form: str, unit: str = "") -> str:

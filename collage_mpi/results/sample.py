@@ -69,11 +69,6 @@ class BoundedSample:
         return self._kept is not None
 
     @property
-    def held(self) -> int:
-        """How many numbers are held."""
-        return 2 * len(self._bins[0]) if self._kept is None else sum(map(len, self._kept))
-
-    @property
     def values(self) -> np.ndarray:
         """All values, in the order they came; of an exact sample alone."""
         assert self._kept is not None

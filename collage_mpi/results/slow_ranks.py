@@ -30,7 +30,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import SINGLE
-from collage_mpi.results.manifest import Json, is_int
+from collage_mpi.results.manifest import Json
 from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import KIND_CODE, KINDS, OUTCOME_CODE, inputs_of, ran_together
 from collage_mpi.results.statistics import MISS, quantile_interval
@@ -296,7 +296,7 @@ def _worlds(run: Results) -> dict[int, dict[int, Json]]:
     if not told:  # in memory, or under way: then nothing is told, or of this session alone
         told = {1: run.manifest.get("world")}
     return {
-        session: {member["rank"]: member for member in world if is_int(member.get("rank"))}
+        session: {member["rank"]: member for member in world}
         for session, world in told.items()
         if world
     }

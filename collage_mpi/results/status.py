@@ -123,21 +123,21 @@ class StatusFiles:
 
     def end(self, status: str) -> None:
         """The last word, of STATUSES; the folder is still claimed."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        self._thread.join()
+        self._end_thread()
         with self._guarded():
             self._write({**self._last, "state": status})
 
     def remove(self) -> None:
         """There was no run after all."""
-        with self._changed:
-            self._closed, self._waiting = True, None
-            self._changed.notify()
-        self._thread.join()
+        self._end_thread()
         for name in (STATUS, METRICS):
             (self._out / name).unlink(missing_ok=True)
+
+    def _end_thread(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
 
     def _work(self) -> None:
         while True:

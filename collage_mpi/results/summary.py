@@ -19,7 +19,7 @@ from collage_mpi.models.tuning import told_tunings
 from collage_mpi.results.agreement import differing_interval
 from collage_mpi.results.cost import cost_of
 from collage_mpi.results.file_names import SUMMARY
-from collage_mpi.results.manifest import finals, is_int, plain, readable
+from collage_mpi.results.manifest import finals, plain, readable
 from collage_mpi.results.names import class_name
 from collage_mpi.results.parts import began_ns, launch_of
 from collage_mpi.results.reader import Run
@@ -80,7 +80,7 @@ def summarise(run: Run, tally: Tally | None = None) -> Json:
         "validity": _validity(run),
         "errors": _errors(tally.images),
         "first_errors": _first_errors(run, tally.images),
-        "lost_ranks": _lost_ranks(run),
+        "lost_ranks": [loss for final in finals(manifest) for loss in final.get("lost") or []],
         "networks": _tunings(run),
     }
 
@@ -371,32 +371,18 @@ def _measured_span_s(run: Run, groups: GroupTally) -> float:
 def _rank0(run: Run) -> Json:
     poll = run.manifest.get("poll") or {}
     gap_ns = poll.get("longest_gap_ns")
-    gap_ms = float(gap_ns) / 1e6 if isinstance(gap_ns, int | float) and abs(gap_ns) < 1e18 else None
-    return {"longest_poll_gap_ms": gap_ms, "poll": poll}
+    return {"longest_poll_gap_ms": None if gap_ns is None else gap_ns / 1e6, "poll": poll}
 
 
 def _validity(run: Run) -> Json:
     """The injection rule over all sessions; None where nothing was injected or recorded."""
-    manifest = run.manifest
-    told = (final.get("validity") for final in finals(manifest))
-    found = [validity for validity in told if isinstance(validity, dict)]
-    if not found and manifest.get("validity"):
-        found = [manifest["validity"]]
-    if not found:
+    if not run.validities:
         return {"valid": None, "exceeded": None, "tasks": None, "share": None}
     exceeded, tasks = (
-        sum(_number(item.get(key)) for item in found) for key in ("exceeded", "tasks")
+        sum(v.get(key) or 0 for v in run.validities) for key in ("exceeded", "tasks")
     )
     share = exceeded / tasks if tasks else 0.0
     return {"valid": not run.invalid, "exceeded": exceeded, "tasks": tasks, "share": share}
-
-
-def _number(value: object) -> int:
-    return int(value) if is_int(value) else 0  # type: ignore[call-overload]
-
-
-def _lost_ranks(run: Run) -> list[Json]:
-    return [loss for final in finals(run.manifest) for loss in final.get("lost") or []]
 
 
 def _first_errors(run: Run, images: ImageTally) -> dict[str, Json]:

@@ -22,7 +22,7 @@ from collage_mpi.scheduler.schemes import scheme_class
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.replayed_answers import Answers
-from collage_mpi.simulation.runs import SimulatedJob, check_job, simulate_in_memory
+from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
 from collage_mpi.workload.service_times import DelayModel, trace_rows
 
 MOST_GROUPS = 200  # of a placement
@@ -203,7 +203,6 @@ def simulated_one(question: Question, flags: Json) -> Candidate:
     runs = []
     for seed in range(question.placements):
         job = _job(question, flags, seed)
-        check_job(job)
         runs.append(simulate_in_memory(job))
     settings = job.settings
     price = [_tasks(run) for run in runs]

@@ -23,7 +23,7 @@ from collage_mpi.results.manifest import Json
 from collage_mpi.results.render import shares_shown
 from collage_mpi.results.slow_ranks import Speed, service_times_ns
 from collage_mpi.simulation.costs import Costs
-from collage_mpi.simulation.runs import SimulatedJob, check_job, like, simulate_in_memory
+from collage_mpi.simulation.runs import SimulatedJob, like, simulate_in_memory
 from collage_mpi.system.printable import brief
 from collage_mpi.system.table import Column, Table, to_text
 from collage_mpi.workload.service_times import DelayModel, Moment
@@ -74,7 +74,6 @@ def without_slow(run: Results, speeds: Sequence[Speed], images: int = MOST_IMAGE
     simulated = run.manifest.get("simulated")
     costs = Costs(**simulated["costs"]) if isinstance(simulated, dict) else None
     job = like(run, _NO_MODEL, min(images, run.manifest["rows"]), costs, None)
-    check_job(job)
     times_s = _times_s(run, job)
     paces = [
         _pace(summarise(simulate_in_memory(replace(job, delays=_replayed(times_s, slow, job)))))

@@ -123,13 +123,14 @@ class SimulatedJob:
         if self.answers is None or (settings.judged == BACKUP and first == settings.single):
             return with_every_answer(settings)
         named = settings.single and first
-        if settings.needs_threshold and not named:
-            raise UsageError(
-                f"scheme {settings.scheme} must know from which score on a first answer counts: "
-                f"name the networks of --answers by --single and --{settings.judged}, whose "
-                "threshold it then takes, or set it by --accept confident --confidence 0.9"
-            )
         if not named:
+            if settings.needs_threshold:
+                raise UsageError(
+                    f"scheme {settings.scheme} must know from which score on a first answer "
+                    f"counts: name the networks of --answers by --single and --{settings.judged}, "
+                    "whose threshold it then takes, or set it by --accept confident "
+                    "--confidence 0.9"
+                )
             return with_every_answer(settings)
         single, judged = (
             describe(settings.network(kind), KIND[kind].network)

@@ -6,6 +6,7 @@ process that `workload/service_times` injects.
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.scheduler.rank_speed import WINDOW
-from collage_mpi.system.files import reading, require_regular
+from collage_mpi.system.files import reading, require_regular, save_file
 from collage_mpi.workload.service_times import LONGEST_S
 
 
@@ -70,10 +71,6 @@ def save_trace(path: Path, times_s: np.ndarray) -> None:
     Raises:
         EnvironmentFault: the file exists already, or cannot be written.
     """
-    import io
-
-    from collage_mpi.system.files import save_file
-
     if path.exists():
         raise EnvironmentFault(f"{path} is there already: name another --out, or remove it")
     content = io.BytesIO()
