@@ -200,7 +200,7 @@ class CollageReplicateScheme(ReplicateScheme, CollageScheme):
     takes = ReplicateScheme.takes | CollageScheme.takes
     mark = ("#009E73", "*")
 '''
-OURS = ("collage_mpi", "results_harness", "scheduler_harness")
+OURS = ("collage_mpi", "results_harness", "rows_by_name", "scheduler_harness")
 
 
 def _ours() -> list[str]:
