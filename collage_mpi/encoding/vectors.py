@@ -1,9 +1,9 @@
 """What a run may keep of each image beyond its class: named columns, each with a dtype and a shape.
 
 The values of an image are one record of bytes, whose layout the ranks learn when they load their
-networks. A record travels with the answer as float32 numbers, whose bits nothing changes. Where the
+networks. A record travels with the answer as float32 numbers, whose bits are not changed. If the
 first dimension of a column varies between images, the record holds its length, and the values
-follow behind the record.
+follow after the record.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NO_SAVE = "none"
 SAVES = (NO_SAVE, SCORES, EMBEDDINGS, OUTPUTS)
 KEYS = ("fingerprint", "shard", "row", "session")  # beside the columns, in the files
 TAKEN = (*KEYS, "id", "answered")  # beside them in files and exports
-MOST_BYTES = 64 << 20  # of an image's record: room for one is kept for every message of answers
+MOST_BYTES = 64 << 20  # of an image's record; every message of answers has room for one
 MOST_COLUMNS = 64
 MOST_VARIED_BYTES = 256 << 10  # of a value of any length, unless a user's class says more
 OFFSETS = "_offsets"  # after the name of a column that varies: what Zarr has beside it
@@ -100,8 +100,8 @@ class KeptColumn:
 
     @property
     def format(self) -> Any:
-        """The numpy format of its field in a record. A column that varies has the count of its
-        values there, and an empty array that tells their type."""
+        """The numpy format of its field in a record. If the column varies, the field has the number
+        of values and an empty array of their type."""
         if not self.varies:
             return (self.dtype, self.each)
         if self.dtype == TEXT:
@@ -121,8 +121,8 @@ def shown(columns: Sequence[KeptColumn]) -> str:
 
 
 def layout_of(columns: Sequence[KeptColumn]) -> np.dtype:
-    """The record of an image: the columns one behind another, in whole float32 numbers; of those
-    that vary their counts (see `KeptColumn.format`).
+    """The record of an image: the columns one after another, in whole float32 numbers. Columns that
+    vary have only their counts in it (see `KeptColumn.format`).
 
     Raises:
         UsageError: there are too many, or they take more than MOST_BYTES.
@@ -158,19 +158,19 @@ def most_floats(columns: Sequence[KeptColumn]) -> int:
 
 
 def _whole(nbytes: int) -> int:
-    """So many bytes, filled up to whole float32 numbers."""
+    """A number of bytes, rounded up to whole float32 numbers."""
     return -(-nbytes // 4) * 4
 
 
 def varied_in(layout: np.dtype) -> dict[str, np.dtype]:
-    """The columns whose values follow the record, and their type: (0, ...) of numbers, or (0,)
-    bytes of a text."""
+    """Columns whose values follow the record -> their type: (0, ...) numbers, or (0,) bytes of a
+    text."""
     fields = {name: layout[name] for name in layout.names or ()}
     return {name: each[1] for name, each in fields.items() if each.names}
 
 
 def objects(values: Sequence[Any]) -> np.ndarray:
-    """(n,) of them as they are: numpy alone would join arrays of the same shape."""
+    """(n,) objects. numpy.array would join arrays of the same shape into one."""
     import numpy as np
 
     found = np.empty(len(values), object)
@@ -270,8 +270,8 @@ class Extras:
 
 
 def unpack(layout: np.dtype, vectors: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """(floats,) float32 of each of n images -> (n, ...) of each column: what `pack` was given.
-    Of a column that varies these are (n,) objects."""
+    """(floats,) float32 for each of n images -> (n, ...) for each column, as given to `pack`;
+    (n,) objects for a column that varies."""
     import numpy as np
 
     floats = layout.itemsize // 4

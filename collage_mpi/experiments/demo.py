@@ -95,7 +95,7 @@ def run_folder(out: Path, load: str, scheme: str) -> Path:
 
 
 def check_before(out: Path, time_scale: float) -> None:
-    """Refuse now what would make the demo fail at its end.
+    """Check before the runs what would make the demo fail at its end.
 
     Raises:
         UsageError: a time scale that is none.

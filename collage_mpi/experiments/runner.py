@@ -80,8 +80,8 @@ def state(point: Point, out: Path) -> str:
 def _asked(found: Json, point: Point, out: Path, done: bool) -> Json:
     """The manifest that the point would have now, as far as it can be known without ranks.
 
-    The shards of a finished run are compared here as well; those of an unfinished run are compared
-    by its next session. A file that is gone does not make a result invalid.
+    It includes the shards of a finished run. The shards of an unfinished run are compared by its
+    next session. A file that is gone does not make a result invalid.
     """
     settings = point.settings_in(out)
     simulated = point.images is not None
@@ -109,7 +109,7 @@ def _shards_now(paths: Sequence[str]) -> list[Json] | None:
 
 @lru_cache(maxsize=64)
 def _opened(files: tuple[tuple[Path, Stamp], ...]) -> list[Json]:
-    """Cached by the files' state, because points of one experiment share their shards."""
+    """The shards in files, cached, because points of one experiment share their shards."""
     return [
         {"path": str(info.path), "fingerprint": info.fingerprint, "count": info.count}
         for info in inspect_sources([path for path, _ in files])
@@ -141,7 +141,7 @@ def _costs(point: Point) -> Costs | None:
 
 @lru_cache(maxsize=8)
 def _costs_in(path: Path, stamp: int) -> Costs:
-    """Costs from a file or from a run's folder; the latter takes a while."""
+    """Costs from a file or a run's folder, cached, because to read a run takes a while."""
     return read_costs(path)
 
 
@@ -163,7 +163,7 @@ def summary_alone(folder: Path) -> Json | None:
 
 
 def launches(points: Sequence[Point]) -> Iterator[tuple[int, list[Point]]]:
-    """(ranks, consecutive points that need that many): each is one start of ranks."""
+    """Groups consecutive points by the ranks that they need. Ranks are started once for each."""
     for ranks, members in groupby(points, key=lambda point: point.ranks):
         yield ranks, list(members)
 

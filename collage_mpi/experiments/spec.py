@@ -53,7 +53,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, repr=False)
 class Head(Settings):
-    """What a file says of the whole experiment."""
+    """The keys of a file that are about the whole experiment."""
 
     name: str | None = setting(None, "what the experiment is called", unset="the file's name")
     how: str = setting("run", "how the points are run", choices=("run", "simulate"))
@@ -273,7 +273,7 @@ def parse_numbers(text: str, count: int, flag: str, known: str) -> list[int]:
 
 @contextmanager
 def _named(where: str) -> Iterator[None]:
-    """Puts the place in the file before what a setting lacks."""
+    """Adds the place in the file to the messages of faults."""
     try:
         yield
     except CollageError as error:

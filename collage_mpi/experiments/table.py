@@ -146,7 +146,7 @@ def pooled(name: str, runs: Sequence[PointRun]) -> float | None:
 
 
 def _pooled_range(runs: Sequence[PointRun]) -> tuple[float | None, float | None]:
-    """The range of 95 % of pooled P99s if whole placements are drawn again, with replacement.
+    """The range of 95 % of pooled P99s when whole placements are resampled with replacement.
 
     It is too narrow for a 95 % interval if few placements differ much (docs/experiments.md).
     """

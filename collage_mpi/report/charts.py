@@ -1,10 +1,10 @@
-"""The data of the report's charts, reduced so that the page stays small for runs of any size; the
-rows that charts and tables need of a long run; the worst images with thumbnails: wrong answers with
-the highest scores, or, without labels, answers with the lowest scores.
+"""The data of the report's charts, reduced so that the page stays small for runs of any size. Also
+the worst images with thumbnails: wrong answers with the highest scores or, without labels, answers
+with the lowest scores.
 
-Nothing is smoothed: a drawn point is a step of the distribution, or the median and the slowest of
-neighbouring groups. Of a run of many rows each so many-th part, of some thousand rows, is held;
-besides the slowest group of each other part, and all that lies about the slowest group of all.
+Nothing is smoothed. A drawn point is a step of the distribution, or the median or the slowest of
+neighbouring groups. Of a long run only every n-th part is held (`excerpt`), together with the
+slowest group of each other part and everything near the slowest group of all.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SLICES = 300  # of the run's groups in a row
 GROUPS_SHOWN = 9  # of the timeline, about the slowest one
 RANKS_SHOWN = 40
 BARS = 1500
-ABOUT = 9  # groups before and behind the slowest one of which all is kept
+ABOUT = 9  # groups before and after the slowest one that are kept completely
 
 Json = dict[str, Any]
 
@@ -194,7 +194,7 @@ def _digits(values: Any, digits: int = 6) -> list[float]:
 
 
 def excerpt(run: Run, tally: Tally) -> Results:
-    """Groups and tasks of a run, no images; `every` says which share of its parts.
+    """Groups and tasks of a run, without images. `every` of the result says which share is held.
 
     Raises:
         EnvironmentFault, DataFault: a part cannot be read, or is damaged.
@@ -215,7 +215,7 @@ def excerpt(run: Run, tally: Tally) -> Results:
 
 
 def _telling(groups: np.ndarray, tally: Tally) -> np.ndarray:
-    """The slowest measured group of a part, and those about the slowest of all: (n,) bool."""
+    """The slowest measured group of a part, and groups near the slowest of all: (n,) bool."""
     telling = _near(groups, tally)
     measured = np.flatnonzero(~groups["warmup"])
     if len(measured):
@@ -233,7 +233,7 @@ def _near(groups: np.ndarray, tally: Tally) -> np.ndarray:
 
 
 def _about(run: Run, groups: np.ndarray, tally: Tally) -> dict[int, tuple[int, int]]:
-    """Session -> from when to when, in its own time, what was sent is kept."""
+    """Session -> begin and end, on its own clock, of the time whose tasks are kept."""
     near = groups[_near(groups, tally)]
     if not len(near):
         return {}

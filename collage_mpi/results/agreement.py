@@ -1,10 +1,9 @@
-"""Draws the images whose accepted answer the single network checks, and says from the pairs how
-often accepted answers differ and which threshold keeps that rare; also whether a collage network is
-so much weaker than the single that its answers cost.
+"""Draws the images whose accepted answers the single network checks. From these pairs of answers it
+estimates how often accepted answers differ and which threshold keeps that rare. It also tells if a
+collage network is much weaker than the single network.
 
-A draw depends on the seed and the image's key alone. So every session draws the same images, and so
-does whoever reads the rows. A pair is the collage's cell and the single network's answer for one
-image.
+A draw depends only on the seed and the image's key. So every session, and every reader of the rows,
+draws the same images.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class Draw:
 
 
 def draw_of(manifest: Json) -> Draw:
-    """What a run drew, by its manifest."""
+    """The draw of a run, by its manifest."""
     audit = manifest.get("audit") or {"share": 0.0, "seed": 0}
     fingerprints = [shard["fingerprint"] for shard in manifest["shards"]]
     return Draw(audit["share"], audit["seed"], fingerprints)
@@ -61,7 +60,7 @@ NO_DRAW = Draw(0.0, 0, ())
 
 
 def _mixed(word: Any) -> Any:
-    """The end of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), of an int or a uint64 array."""
+    """The last steps of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), of int or uint64 array."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         word = (word ^ (word >> shift)) * factor & _WORD
     return word ^ (word >> 31)
@@ -80,25 +79,25 @@ ADVICE = (
 
 
 def differing_interval(differing: int, audited: int, level: float = LEVEL) -> tuple[float, float]:
-    """An interval of the share of differing answers that is valid after every answer at once.
+    """An interval of the share of differing answers that may be looked at after every answer.
 
-    Whoever looks after each answer finds the true share outside in at most 1 - level of all runs.
-    A Beta-binomial mixture: Robbins (1970), Annals of Mathematical Statistics 41(5); Howard et al.
-    (2021), Annals of Statistics 49(2). Wider than an interval for one look.
+    In at most 1 - level of all runs the true share is ever outside. This interval is wider than one
+    for a single look. It is a Beta-binomial mixture: Robbins (1970), Annals of Mathematical
+    Statistics 41(5); Howard et al. (2021), Annals of Statistics 49(2).
 
     Args:
         differing: answers that differ, of `audited`.
         level: 0..1.
 
     Returns:
-        low and high, 0..1; (0, 1) where nothing was audited.
+        low and high, 0..1; (0, 1) if nothing was audited.
     """
     seen = differing / audited if audited else 0.5
     return _edge(differing, audited, 0.0, seen, level), _edge(differing, audited, 1.0, seen, level)
 
 
 def rules_out(share: float, differing: int, audited: int, level: float = LEVEL) -> bool:
-    """Whether the interval of `differing_interval` leaves out that share, 0..1."""
+    """Whether a share, 0..1, is outside the interval of `differing_interval`."""
     a, b = PRIOR
     same = audited - differing
     if (share <= 0 and differing) or (share >= 1 and same):
@@ -112,21 +111,21 @@ def rules_out(share: float, differing: int, audited: int, level: float = LEVEL) 
 def least_threshold(
     scores: np.ndarray, differs: np.ndarray, agree: float, level: float = LEVEL
 ) -> float | None:
-    """The least score from which on cells may count, so that few answers change.
+    """The lowest score at which cells may count, so that few answers change.
 
     The share of all images whose cell counts and differs grows as the threshold falls. So the
-    thresholds are tested from the highest downwards, and the first that fails ends the search:
-    this needs no correction for their number (fixed-sequence testing; Angelopoulos et al. 2021,
+    thresholds are tested from the highest downwards, and the first failure ends the search. This
+    needs no correction for the number of tests (fixed-sequence testing; Angelopoulos et al. 2021,
     "Learn then Test", arXiv 2110.01052). Each test is the exact one-sided binomial bound of
-    1 - agree, which takes the images as drawn independently of each other.
+    1 - agree, which assumes that the images are drawn independently.
 
     Args:
-        scores: (n,) float, of the cells; -1 where a cell has no answer.
+        scores: (n,) float, of the cells; -1 if a cell has no answer.
         differs: (n,) bool, whether the cell and the single network name different classes.
         agree: the share of all images whose answer may not change, between 0 and 1.
 
     Returns:
-        A multiple of 0.0001; None where no score does.
+        A multiple of 0.0001; None if no score will do.
     """
     most = most_differing(len(scores), agree, level)
     if most is None:
@@ -137,26 +136,27 @@ def least_threshold(
 
 
 def no_scores() -> np.ndarray:
-    """(steps, 2) int64: by score, how many cells agree and how many differ. None so far."""
+    """(steps, 2) int64 zeros: by score, how many cells agree and how many differ."""
     return np.zeros((SCORE_STEPS + 1, 2), np.int64)
 
 
 def step_of(scores: Any) -> Any:
-    """The rows of `no_scores` for scores from 0 to 1, one or an array."""
+    """The row of `no_scores` for a score from 0 to 1, or for an array of scores."""
     return np.minimum(np.floor(np.asarray(scores, np.float64) * SCORE_STEPS), SCORE_STEPS).astype(
         int
     )
 
 
 def least_counted(counts: np.ndarray, most: int) -> float | None:
-    """The least score from which on at most so many cells differ; see `least_threshold`."""
+    """The lowest score at or above which at most `most` cells differ; see `least_threshold`."""
     differing = counts[::-1, 1].cumsum()[::-1]  # (steps,) from the surest on
     good = np.flatnonzero((counts.sum(axis=1) > 0) & (differing <= most))
     return float(good[0]) / SCORE_STEPS if len(good) else None
 
 
 def most_differing(images: int, agree: float, level: float = LEVEL) -> int | None:
-    """The most differing answers of so many images whose upper bound is 1 - agree; None for none.
+    """The most answers of `images` that may differ so that the upper bound is still 1 - agree. None
+    if not even 0 may.
 
     Raises:
         ValueError: agree is not between 0 and 1.
@@ -171,7 +171,7 @@ def most_differing(images: int, agree: float, level: float = LEVEL) -> int | Non
 
 
 def least_images(agree: float, level: float = LEVEL) -> int:
-    """Images that show an agreement if none of their answers differs: 598 show 0.995."""
+    """How many images show an agreement if none of their answers differs: 0.995 needs 598."""
     return math.ceil(math.log(1 - level) / math.log(agree))
 
 
@@ -182,7 +182,7 @@ def weaker_by(single: tuple[int, int], collage: tuple[int, int]) -> float | None
         single, collage: right answers, and all of them.
 
     Returns:
-        None where the gap is small, or may be chance: the 95 % intervals meet.
+        None if the gap is small, or may be chance because the 95 % intervals meet.
     """
     known, other = wilson_interval(*single), wilson_interval(*collage)
     if known is None or other is None or other[1] >= known[0]:
@@ -192,7 +192,9 @@ def weaker_by(single: tuple[int, int], collage: tuple[int, int]) -> float | None
 
 
 def _edge(differing: int, audited: int, outer: float, inner: float, level: float) -> float:
-    """Where the interval ends between a share outside it, if any is, and one inside it."""
+    """The end of the interval, between the share `outer` and the share `inner` inside it. It is
+    `outer` if that is inside too.
+    """
     if not rules_out(outer, differing, audited, level):
         return outer
     for _ in range(40):  # to 1e-12

@@ -1,15 +1,16 @@
-"""Who may write to a run's folder: one claim at a time, and how a dead one is told.
+"""Who may write to a run's folder: one process at a time, which holds a claim.
 
-A claim is a file `claim-N` made with O_EXCL, which holds on file servers too. It begins with a
-counter that a thread of its holder moves on every second; behind it stands who that is. No
-clocks of two machines are compared, nor file times: a claim is dead when its counter has stood
-still for STILL_S on the clock of the one who watches it, or at once when its process was one of
-this machine and has ended.
+A claim is a file `claim-N`, created with O_EXCL, which works on file servers too. It begins with a
+counter that a thread of the holder increases every second; then it names the holder. The clocks of
+two machines are never compared, nor are file times. A claim is dead when its counter has not
+changed for STILL_S on the watcher's clock, or at once if its process was on this machine and has
+ended.
 
-Who takes over makes `claim-N+1` and removes the older ones. From then on the former holder, if it
-was only suspended, finds its claim gone when it looks, before each rename. What it had ready
-under a temporary name the new holder sweeps (`system.files.remove_leftovers`) before it reads the
-folder: a rename of the former holder comes before that, and is seen, or it fails.
+A process that takes over creates `claim-N+1` and removes the older claims. If the former holder was
+only suspended, it then finds its claim gone, because it looks before each rename. Before the new
+holder reads the folder, it removes the former holder's temporary files
+(`system.files.remove_leftovers`). So a rename by the former holder either came before and is seen,
+or fails.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ BEAT_S = 1.0
 # Thirty beats. File servers pause for seconds, not for so long, and Linux asks them anew at
 # every open. A wrong verdict would end the other session early; it would cost no row.
 STILL_S = 30.0
-LOOK_S = 5.0  # for those who only read: they give no verdict that costs anything
+LOOK_S = 5.0  # for processes that only read: a wrong verdict of theirs costs nothing
 _POLL_S = 0.2
 _TELL_AFTER_S = 2.0  # a live claim moves before that
 
@@ -71,7 +72,7 @@ class Holder:
 
     @classmethod
     def read(cls, content: bytes) -> Holder:
-        """From a claim's content; of one that is damaged or half written nothing is known."""
+        """From a claim's content. Nothing is known of a holder whose claim is damaged."""
         try:
             found = json.loads(content[_COUNTER_BYTES:])
             process = found["process"]
@@ -82,7 +83,7 @@ class Holder:
 
     @property
     def ended(self) -> bool:
-        """Beyond doubt; a claim of this very process is one of an earlier writer, given up."""
+        """Whether the holder has surely ended. This process's own claim is an earlier writer's."""
         if self.process is None:
             return False
         return self.process == this_process() or has_ended(self.process) is True
@@ -90,7 +91,7 @@ class Holder:
 
 @dataclass(frozen=True)
 class Patience:
-    """How a claim is watched; the clock and the pause are a test's own there."""
+    """How a claim is watched. Tests set the clock and the pause."""
 
     still_s: float = STILL_S
     stop_reason: Callable[[], str | None] = lambda: None
@@ -106,7 +107,7 @@ def find_writer(out: Path, patience: Patience) -> tuple[Holder | None, dict[Path
     """Watch the claims in `out` until it is known whether a holder is alive.
 
     Returns:
-        The holder that is, or None; and the claims that were found, path -> content.
+        The living holder, or None; and the claims that were found, path -> content.
     """
     found = read_claims(out)
     waiting = {path: raw for path, raw in found.items() if not Holder.read(raw).ended}
@@ -123,8 +124,8 @@ def find_writer(out: Path, patience: Patience) -> tuple[Holder | None, dict[Path
                 f"counts as dead when it has given none for {patience.still_s:g} s."
             )
         patience.sleep(_POLL_S)
-        # Time through which this process itself was suspended was not watched: a look counts
-        # for one beat at most, and one comes behind all time that counts.
+        # If this process itself was suspended, it did not watch. So a look counts for one beat at
+        # most, and each stretch of time that counts is followed by a look.
         now_s = patience.clock()
         watched_s, looked_s = watched_s + min(now_s - looked_s, BEAT_S), now_s
         now = read_claims(out)
@@ -199,7 +200,7 @@ class Claim:
         return claim
 
     def check(self) -> None:
-        """Prove that the folder is still this session's to write to; some 50 us on a local disk.
+        """Prove that this session may still write to the folder; some 50 us on a local disk.
 
         Raises:
             ClaimLost: another session has taken over.
@@ -223,7 +224,7 @@ class Claim:
         )
 
     def release(self) -> bool:
-        """Give it back; whether it was still this session's."""
+        """Give the claim back. Returns whether this session still held it."""
         self._released.set()
         self._thread.join()
         try:
@@ -239,7 +240,7 @@ class Claim:
         return raw is not None and raw[_COUNTER_BYTES:] == self._identity
 
     def _beat(self) -> None:
-        """Move the counter on, by the open file: it can reach no other claim of that name."""
+        """Increase the counter through the open file, so that no other claim changes."""
         count = 0
         while not self._released.wait(BEAT_S):
             count += 1
@@ -254,7 +255,7 @@ class Claim:
 
 
 def _no_claims(out: Path) -> list[Path]:
-    """What has a claim's name and is no file (a folder, a pipe): it stays, its number is used."""
+    """Folders and pipes with the name of a claim. They stay, and their numbers count as used."""
     return [path for path in out.iterdir() if _NAME.fullmatch(path.name) and not _may_be_file(path)]
 
 
@@ -263,7 +264,7 @@ def _may_be_file(path: Path) -> bool:
 
 
 def _read(path: Path) -> bytes | None:
-    """A claim's content; None where it is gone, or no file: to open a pipe would wait."""
+    """A claim's content; None if it is gone or not a file. Opening a pipe would wait."""
     if not _may_be_file(path):
         return None
     try:

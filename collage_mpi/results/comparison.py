@@ -132,7 +132,7 @@ def _unpaired(summary: Json) -> Json:
 
 
 def _why_unpaired(run: Run, baseline: Run) -> str:
-    """Why two runs share no labelled image: what to look at."""
+    """Why two runs share no labelled image."""
     shared = set(run.fingerprints) & set(baseline.fingerprints)
     if not shared:
         ours, theirs = (_input_of(each) for each in (run, baseline))
@@ -218,7 +218,7 @@ def _n(entry: Json) -> str:
 
 
 def paired_cell(entry: Json, first: bool, why: str) -> str:
-    """The paired difference to the first run, or `why` there is none; nothing in its own column."""
+    """The paired difference to the first run, or `why` there is none; "" for the first run."""
     paired = entry["paired"]
     if first:
         return ""
@@ -239,7 +239,7 @@ def _price_cells(entry: Json, first: bool, shares: Sequence[str]) -> list[str]:
 
 
 def accuracies_of(entries: Sequence[Json]) -> list[str]:
-    """Accuracies over each run's own labelled images; how many these are where runs differ."""
+    """Accuracies over each run's own labelled images, with their number if the runs differ."""
     unlike = len({entry["labelled"] for entry in entries}) > 1
     return [
         points(entry["accuracy"]) + (f" of {entry['labelled']:,}" if unlike else "")
@@ -248,7 +248,7 @@ def accuracies_of(entries: Sequence[Json]) -> list[str]:
 
 
 def _other_images(entry: Json, first: Json) -> str | None:
-    """What to tell where a pair has fewer images than one of its runs: its accuracies differ."""
+    """A note if a pair has fewer images than one of its runs, so that its accuracies differ."""
     paired = entry["paired"]
     if not paired["n"] or entry["labelled"] == first["labelled"] == paired["n"]:
         return None
@@ -261,7 +261,7 @@ def _other_images(entry: Json, first: Json) -> str | None:
 
 
 def notes(entries: Sequence[Json]) -> list[str]:
-    """What has to be known to read a comparison, a line each."""
+    """Lines that explain the figures of a comparison."""
     stragglers = list(dict.fromkeys(entry["straggler"] or "none" for entry in entries))
     lines = []
     if len(entries) > 1:

@@ -14,11 +14,11 @@ KINDS_OF_ENERGY = {"cpu_j": "processors", "gpu_j": "GPUs"}
 def cost_of(run: Run, images: int) -> Json | None:
     """Node-hours of the sessions that ended, and the energy of the hosts that measured it.
 
-    A host counts once for each launch, though several coordinators may stand on it. A killed
-    session told nothing. Joules an image are told only if every host of every session measured.
+    A host counts once for each launch, even if several coordinators run on it. A killed session
+    recorded nothing. Joules per image are given only if every host of every session measured.
 
     Args:
-        images: of the run, that have a row.
+        images: number of images with a row.
 
     Returns:
         None if no session recorded what it used.
@@ -59,14 +59,14 @@ def cost_of(run: Run, images: int) -> Json | None:
 
 
 def told_sessions(cost: Json) -> str:
-    """Of how many sessions the figures are."""
+    """Says how many sessions the figures come from."""
     if cost["sessions_told"] == cost["sessions"]:
         return "all sessions"
     return f"{cost['sessions_told']} of {cost['sessions']} sessions; the others told nothing"
 
 
 def told_energy(cost: Json) -> list[Any]:
-    """Two cells of a table: joules an image, and what of which hosts was measured."""
+    """Two cells of a table: joules per image, and what was measured on which hosts."""
     known = [
         f"{cost[kind]:,.0f} J by {name}"
         for kind, name in KINDS_OF_ENERGY.items()

@@ -1,4 +1,4 @@
-"""A run's rows for other tools: CSV, Parquet or HDF5. What it keeps beyond them: Zarr."""
+"""Exports a run's rows as CSV, Parquet or HDF5, and what it keeps of images beyond them as Zarr."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from collage_mpi.results.vectors import extras_of, require_pyarrow
 from collage_mpi.system.extras import optional
 from collage_mpi.system.files import save_csv, temporary_name, write_atomic, writing
 
-# Columns of images that say something only where the mask column is true, or says "done".
+# Column of images -> the column that is true (or "done") where it has a value.
 _MASKED = {
     "predicted": "answered",
     "score": "answered",
@@ -37,7 +37,7 @@ _MASKED = {
     "other_score": "audited",
 }
 _OF_CLASSES = ("predicted", "score")
-# Behind which column of images its name stands.
+# Column of images -> the columns of names that follow it.
 _BEHIND = {
     "row": ("id", "shard_name"),
     "predicted": ("predicted_name",),
@@ -49,7 +49,7 @@ _CSV_ROWS = 50_000  # rows turned into Python objects at a time: about 200 MB
 
 
 class AllRows(ImageRows, Protocol):
-    """All rows of a run, and what it keeps of its images; `Results` has them."""
+    """All rows of a run and what it keeps of its images: what `Results` has."""
 
     @property
     def path(self) -> Path: ...
@@ -114,10 +114,10 @@ def export_run(
 
 
 def prediction_columns(results: AllRows, names: ImageNames) -> dict[str, np.ma.MaskedArray]:
-    """What the run answered, an image a row in the order of the input: (n,) each.
+    """The answers of the run, (n,) a column, in the order of the input.
 
-    id: the image's id; shard and row where it has none. class, score: its answer, by name or by
-    number, masked where there is none. class_2, score_2, ...: the next best, of a run with top-k.
+    id: the image's id, or its shard and row if it has none. class, score: the answer, by name or
+    number; masked if there is none. class_2, score_2, ...: the next best, of a run with top-k.
 
     Raises:
         UsageError: the run names no classes.
@@ -148,7 +148,7 @@ def prediction_columns(results: AllRows, names: ImageNames) -> dict[str, np.ma.M
 def _class_of(
     named: np.ma.MaskedArray, numbers: np.ndarray, answered: np.ndarray
 ) -> np.ma.MaskedArray:
-    """(n,) text: each class's name, or its number where it has none."""
+    """(n,) text: each class's name, or its number if it has no name."""
     texts = np.where(np.ma.getmaskarray(named), numbers.astype(str).astype(object), named.data)
     return np.ma.array(texts, mask=~answered)
 
@@ -184,7 +184,7 @@ def columns(results: AllRows, table: str, named: ImageNames) -> dict[str, np.ma.
 
 
 def _top_columns(results: AllRows) -> dict[str, np.ma.MaskedArray]:
-    """top_1, top_1_name, top_1_score, top_2, ...: (n,) each, masked where there is no answer."""
+    """top_1, top_1_name, top_1_score, top_2, ...: (n,) each, masked if there is no answer."""
     answered = results.images["answered"]
     classes, scores = _top_of(results)
     found: dict[str, np.ma.MaskedArray] = {}
@@ -223,7 +223,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def _to_csv(path: Path, found: Mapping[str, np.ma.MaskedArray], raw: bool) -> Path:
-    """One file a table; an absent value is an empty field, a flag is 0 or 1."""
+    """Writes one table. An absent value is an empty field; a flag is 0 or 1."""
     path = path.with_suffix(".csv")
     save_csv(path, list(found), _csv_rows(found), line_end="\r\n", raw=raw)
     return path
@@ -242,25 +242,18 @@ def _csv_cells(values: np.ma.MaskedArray) -> list[Any]:
 
 
 def _to_parquet(path: Path, found: Mapping[str, np.ma.MaskedArray], raw: bool) -> Path:
-    """One file a table; an absent value is null, a name is dictionary-encoded."""
+    """Writes one table. An absent value is null; a name is dictionary-encoded."""
     require_pyarrow("export to parquet", "export to csv or hdf5")
     import pyarrow.parquet as pq
 
     path = path.with_suffix(".parquet")
     with _replacing(path) as temp:
-        pq.write_table(_as_arrow(found), temp)
+        pq.write_table(as_arrow(found), temp)
     return path
 
 
-def arrow_table(results: AllRows, table: str, names: ImageNames) -> Any:
-    """The exported columns of a table as a pyarrow.Table: see `columns`.
-
-    An absent value is null, a name is dictionary-encoded. pyarrow must be there.
-    """
-    return _as_arrow(columns(results, table, names))
-
-
-def _as_arrow(found: Mapping[str, np.ma.MaskedArray]) -> Any:
+def as_arrow(found: Mapping[str, np.ma.MaskedArray]) -> Any:
+    """Exported columns as a pyarrow.Table; an absent value is null, a name dictionary-encoded."""
     import pyarrow as pa
 
     arrays = {}
@@ -299,16 +292,16 @@ def pandas_frame(results: AllRows, table: str, names: ImageNames) -> Any:
 
 
 def _to_zarr(results: AllRows, out: Path, names: ImageNames) -> Path:
-    """A group of arrays: what is kept of the images, in the order of the input."""
+    """Writes what is kept of the images as a group of arrays, in the order of the input."""
     path = out / "outputs.zarr"
     write_zarr(path, results.images, names.id, results.kept_values)
     return path
 
 
 def _to_hdf5(results: AllRows, out: Path, names: ImageNames) -> Path:
-    """One file, a compound data set a table as on disk; the codes' names as attributes.
+    """Writes one file with a compound data set for each table. The names of codes are attributes.
 
-    Images have the column wait_ns too, which means something only where `answered`.
+    Images have an additional column wait_ns, which is valid only where `answered`.
     """
     from collage_mpi.shards.hdf5 import H5_LOCK, FileToWrite, create_file
 
@@ -331,7 +324,7 @@ def _to_hdf5(results: AllRows, out: Path, names: ImageNames) -> Path:
 
 
 def _write_names(file: Any, names: ImageNames) -> None:
-    """A group beside the table of images: a data set of text a name, "" where there is none."""
+    """Writes a data set of text for each column of names; "" if an image has no name."""
     from collage_mpi.shards.hdf5 import text_array
 
     for name in NAME_COLUMNS:
@@ -363,7 +356,7 @@ WHOLE: dict[str, Callable[[AllRows, Path, ImageNames], Path]] = {
     "hdf5": _to_hdf5,
     "zarr": _to_zarr,
 }
-# What writes a table to a path without its suffix; None: all of a run is one file.
+# Format -> function that writes a table to a path without suffix; None if a run is one file.
 FORMATS: dict[str, Callable[[Path, _Columns, bool], Path] | None] = {
     "csv": _to_csv,
     "parquet": _to_parquet,

@@ -67,7 +67,9 @@ def _user(uid: int) -> str:
 
 
 def swept(out: Path) -> Path:
-    """The folder of parts, made where it is missing; no half-written file is left in either."""
+    """Removes half-written files from the run's folders; returns the folder of parts, made if it is
+    missing.
+    """
     directory = out / PARTS_FOLDER
     directory.mkdir(exist_ok=True)
     remove_leftovers(directory, parts.OURS)
@@ -81,8 +83,8 @@ def swept(out: Path) -> Path:
 
 
 def make_lasting(out: Path) -> None:
-    """Sync what a run's folders list. A session that was killed between a rename and its sync has
-    left names that are seen, and that a loss of power would take back.
+    """Sync a run's folders. If a session was killed between a rename and the sync of the folder, a
+    loss of power would undo the rename.
     """
     for folder in (out / PARTS_FOLDER, out / VECTORS_FOLDER, out):
         if folder.is_dir():
@@ -116,7 +118,7 @@ def check_place(out: Path, *, shared: bool = False) -> None:
 
 
 def _is_there(path: Path) -> bool:
-    """Raises OSError where it cannot be made either: a name too long, below a file."""
+    """Raises OSError if the path cannot be made: its name is too long, or it is in a file."""
     try:
         path.lstat()
     except FileNotFoundError:

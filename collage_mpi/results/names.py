@@ -1,7 +1,7 @@
 """Which file got which class: names for the numbers in a run's rows.
 
-Ids lie in the shards and not in the run. A shard's are taken where its fingerprint is that of
-the run: the same file, wherever it is now.
+The ids of images are read from the shards, because a run does not store them. A shard may have
+moved: a file with the recorded fingerprint is the same shard.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ImageNames:
         predicted_name, label_name: (n,) text, of the classes.
         notes: lines for the user: why ids are missing.
 
-    What is not known, or does not exist, is masked.
+    A name that is not known is masked.
     """
 
     id: np.ma.MaskedArray
@@ -80,7 +80,7 @@ def image_names(results: ImageRows, shards: Sequence[Path | str] | None = None) 
 def picked(
     names: Sequence[str | None], numbers: np.ndarray, there: np.ndarray
 ) -> np.ma.MaskedArray:
-    """(n,) the name of each number, masked where there is none, or `there` is false."""
+    """(n,) the name of each number; masked if it has no name, or if `there` is false."""
     table = np.array([*names, None], dtype=object)
     known = there & (numbers >= 0) & (numbers < len(names))
     found = table[np.where(known, numbers, len(names))]
@@ -108,7 +108,7 @@ def _shard_names(entries: Sequence[Json]) -> list[str | None]:
 def _ids(
     known: dict[int, Json], shards: Sequence[Path | str] | None
 ) -> tuple[dict[int, list[str]], tuple[str, ...]]:
-    """Shard number -> its ids in the order of its rows, and lines on those without."""
+    """Shard number -> its ids in the order of its rows; and lines about shards without ids."""
     from collage_mpi.shards.inputs import ids_of
 
     sought = {number: entry for number, entry in known.items() if entry.get("path")}
@@ -130,7 +130,7 @@ def from_shards(
     shards: Sequence[Path | str] | None,
     read: Callable[[int, ShardInfo], _T],
 ) -> tuple[dict[int, _T], list[str]]:
-    """What `read` finds in the shards of a run, by number; and why nothing is found in others.
+    """The results of `read` for the shards of a run, by number; and why other shards gave none.
 
     Args:
         entries: number -> entry in the manifest, with a path.
@@ -169,7 +169,7 @@ def _not_found(path: str, shards: Sequence[Path | str] | None, why: dict[str, st
 def find_shards(
     paths: Sequence[str], shards: Sequence[Path | str] | None
 ) -> tuple[dict[str, ShardInfo], dict[str, str]]:
-    """Fingerprint -> shard of those that can be read; path -> why not, of the others.
+    """Fingerprint -> shard for readable files; path -> reason for the others.
 
     Args:
         paths: where the shards of a run were.

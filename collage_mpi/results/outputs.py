@@ -1,4 +1,4 @@
-"""What a run keeps of its answered images, a file at a time, and as arrays of a Zarr group."""
+"""Reads what a run keeps of its answered images, a file at a time, and exports it to Zarr."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class KeptValues:
         return {k: v[at] for k, v in self._file(file).items() if k not in KEYS}
 
     def table(self, only: str = "") -> Any:
-        """All of it as one pyarrow.Table, or one kept column alone; None of a run without rows."""
+        """Everything as one pyarrow.Table, or the column `only`; None if the run has no rows."""
         import pyarrow as pa
 
         tables = []
@@ -96,16 +96,17 @@ def write_zarr(
     ids: np.ma.MaskedArray,
     values: Iterable[dict[str, np.ndarray]],
 ) -> None:
-    """Write a Zarr group: an array of each kept column, (images, ...), in the order of the input,
-    and beside them the images' id, shard, row and whether they were answered. The others are 0.
+    """Write a Zarr group with an array for each kept column, (images, ...), in the order of the
+    input. It also holds each image's id, shard and row, and whether it was answered. The values of
+    images without an answer are 0.
 
-    Of a column NAME whose values vary in length, the array NAME has the values of all images one
-    behind another, and NAME_offsets, (images + 1,), says where each image's begin and end.
+    If the values of a column NAME vary in length, the array NAME holds the values of all images one
+    after another. NAME_offsets, (images + 1,), tells where the values of each image begin and end.
 
     Args:
         images: (n,) of IMAGE_ROW.
         ids: (n,) text, masked where there is none.
-        values: as `KeptValues` gives them.
+        values: a `KeptValues`.
 
     Raises:
         EnvironmentFault: zarr is not installed.
@@ -174,8 +175,8 @@ def _places(found: dict[str, np.ndarray], keys: np.ndarray) -> np.ndarray:
 
 
 def _offsets(values: Iterable[dict[str, np.ndarray]], keys: np.ndarray) -> dict[str, np.ndarray]:
-    """Of each column that varies in length, (images + 1,) int64: where each image's values begin,
-    and the end."""
+    """For each column that varies in length, (images + 1,) int64: where each image's values begin,
+    and the end of the last one."""
     counts: dict[str, np.ndarray] = {}
     for found in values:
         lists = [name for name, array in found.items() if array.dtype == object and len(array)]

@@ -5,10 +5,10 @@ mark, the length and the CRC-32 of all that came before. The checksum travels in
 same file, so one rename commits both, and there is no moment at which a kill leaves
 rows without their checksum or a checksum without its rows.
 
-Names carry the session, so two sessions never meet in one; each team of a launch is a session of
-its own, and all of them are the last ones. When a session goes on with a run
-it says in the manifest which parts of the earlier ones it found (`accepted`). Whatever comes
-later under an earlier session's name does not count: its images were done again.
+A part's name contains its session, so two sessions never write the same file. Each team of a launch
+is a session. When a session goes on with a run, it lists the parts of earlier sessions in the
+manifest (`accepted`). A part of an earlier session that appears later does not count, because its
+images were done again.
 """
 
 from __future__ import annotations

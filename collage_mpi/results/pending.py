@@ -1,7 +1,7 @@
-"""Parts that teams have written and the lead publishes: what lies in `pending/` no reader sees.
+"""Parts that teams have written and that the lead publishes. Readers ignore the folder `pending/`.
 
-One process alone, that with the run's claim, makes a part count, by a rename. So whatever a
-team does that was given up and comes back, it writes no row of the run.
+Only the process with the run's claim makes a part count: it renames the part. So a team that was
+given up and comes back cannot add a row to the run.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def publish(part: Path, vectors: str | None, check: Callable[[], object]) -> Non
 
 
 class Publisher(InOrder[tuple[str, int, int]]):
-    """Publishes parts (table, session, number) in order, off the lead's loop."""
+    """Publishes parts (table, session, number) in order, in a thread of its own."""
 
     def __init__(self, out: Path, manifest: Mapping[str, Any], check: Callable[[], object]) -> None:
         """`check`: raises once the folder is not ours to write to any more."""
@@ -61,7 +61,7 @@ class Publisher(InOrder[tuple[str, int, int]]):
         super().__init__("collage-mpi teams", queue.Queue())
 
     def put(self, table: str, session: int, number: int) -> None:
-        """The part is to count. Raises the fault of an earlier one."""
+        """Queue a part to be published. Raises the fault of an earlier one."""
         if self.fault is not None:
             raise self.fault
         self._queue.put((table, session, number))
@@ -114,14 +114,14 @@ def read_entry(out: Path, session: int) -> Any:
 def adopt(out: Path, manifest: Mapping[str, Any], held: Callable[[], np.ndarray]) -> None:
     """Publish what teams of an earlier launch had written when they lost their lead.
 
-    To be called under the claim. A part is dropped if one of its images has a row already: its team
-    had been given up.
+    The caller holds the claim. A part is dropped if one of its images has a row already, because
+    its team had been given up.
 
     Args:
         manifest: of that launch.
-        held: gives the keys of the images that have a row, (k,) of KEY_ROW. It is called when the
-            folder has a name that the former lead does not know: what the former lead renames
-            comes before that, and has its rows here, or fails.
+        held: returns the keys of the images that have a row, (k,) of KEY_ROW. It is called after
+            the folder was renamed. The former lead does not know the new name, so each of its
+            renames either came before, and its rows are counted here, or fails.
 
     Raises:
         OSError, CollageError: as `publish`.
@@ -157,13 +157,13 @@ def adopt(out: Path, manifest: Mapping[str, Any], held: Callable[[], np.ndarray]
 
 
 def clear(out: Path) -> None:
-    """Remove what is pending: nothing that is left there will count."""
+    """Remove all pending parts. None of them will count."""
     with suppress(OSError):
         for folder in _in(out):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _in(out: Path) -> list[Path]:
-    """The folders of pending parts: the teams', and those that a session took and left."""
+    """The folders of pending parts, also those that an earlier session renamed and left."""
     found = (path for path in out.iterdir() if _FOLDERS.fullmatch(path.name))
     return [path for path in found if path.is_dir() and not path.is_symlink()]

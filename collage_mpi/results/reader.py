@@ -16,6 +16,7 @@ from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.results import parts
 from collage_mpi.results.file_names import MARKER, PARTS_FOLDER
 from collage_mpi.results.manifest import Json, finals, read_manifest, readable
+from collage_mpi.results.marks import SessionMarks
 from collage_mpi.results.outputs import KeptValues
 from collage_mpi.results.rows import (
     IMAGES,
@@ -57,18 +58,21 @@ class Run:
     bound: ClassVar[int | None] = None
 
     def pieces(self, table: TableLayout) -> Sequence[Callable[[], np.ndarray]]:
-        """What gives the rows of a table in written order, (n,) of its dtype at a time.
+        """Functions that return the rows of a table piece by piece, in written order.
 
-        Error rows whose images a later session did again are left out: its rows stand for them.
+        Error rows are left out if a later session did their images again.
+
+        Returns:
+            Each function gives (n,) of the table's dtype.
         """
         raise NotImplementedError
 
     def chunks(self, table: TableLayout) -> Iterator[np.ndarray]:
-        """The rows of a table, as `pieces` gives them."""
+        """The rows of a table, piece by piece: see `pieces`."""
         return (piece() for piece in self.pieces(table))
 
     def mended_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
-        """What gives those error rows, (n,) of IMAGE_ROW at a time."""
+        """Functions that return the error rows that `pieces` leaves out, (n,) of IMAGE_ROW."""
         raise NotImplementedError
 
     def rows_of(self, table: TableLayout) -> int:
@@ -108,17 +112,21 @@ class Run:
         return [shard["fingerprint"] for shard in self.manifest["shards"]]
 
     def samples_of(self, rows: np.ndarray) -> np.ndarray:
-        """(n,) int64, which independent sample each row of groups or of images belongs to: its
-        group, or its batch where groups were let in together, which end nearly together too. Each
-        session has its own batch."""
-        batches = rows["group"].astype(np.int64)
+        """(n,) int64, the number within its session of the independent sample that each row is in.
+
+        A sample is a group. Groups of one batch are one sample, because they are let in together
+        and end nearly together. Each session has its own size of batches.
+
+        Args:
+            rows: (n,) of groups or images.
+        """
+        batches: np.ndarray = rows["group"].astype(np.int64)
         if not self.manifest.get("open_loop"):
             batches //= self._batches_of(rows["session"])
-        found: np.ndarray = rows["session"].astype(np.int64) << 47 | (batches & ((1 << 47) - 1))
-        return found
+        return batches
 
     def _batches_of(self, sessions: np.ndarray) -> np.ndarray:
-        """(n,) int64, groups of a batch of each of the sessions."""
+        """(n,) int64, the number of groups in a batch of each session."""
         found = np.full(len(sessions), self.manifest.get("batch") or 1, np.int64)
         for entry in self.manifest.get("sessions") or []:
             own = (entry.get("final") or {}).get("batch")
@@ -127,13 +135,15 @@ class Run:
         return found
 
     def independent(self, rows: np.ndarray) -> int:
-        """How many independent samples stand behind rows of groups or of images."""
-        return len(np.unique(self.samples_of(rows)))
+        """The number of independent samples in rows of groups or images."""
+        marks = SessionMarks(len(rows))
+        marks.add(rows["session"], self.samples_of(rows))
+        return len(marks)
 
 
 @dataclass(frozen=True)
 class StoredRun(Run):
-    """A run as it lies on disk, whose rows are read a part at a time and not kept.
+    """A run on disk. Its rows are read a part at a time and are not kept in memory.
 
     Attributes:
         parts: those that count, in written order, as they were when the run was opened.
@@ -165,7 +175,10 @@ class StoredRun(Run):
         return [part.path for part in self.parts if part.table == table.name]
 
     def done_keys(self, *, answered: bool) -> np.ndarray:
-        """Keys of the images that have a row, or an answer, (k,) of KEY_ROW. Raises as `pieces`."""
+        """Keys of the images that have a row (or, if `answered`, an answer), (k,) of KEY_ROW.
+
+        Raises as `pieces`.
+        """
         rows = self.chunks(IMAGES)
         keys = [keys_of(some[some["answered"]] if answered else some) for some in rows]
         return np.concatenate([np.empty(0, KEY_ROW), *keys])
@@ -181,7 +194,7 @@ class StoredRun(Run):
 
     @cached_property
     def _mended(self) -> np.ndarray:
-        """The error rows that do not stand, (m,) of _ATTEMPT: see `standing`."""
+        """The error rows that do not count, (m,) of _ATTEMPT: see `standing`."""
         named = {part.session for part in self.parts if part.table == IMAGES.name}
         if len(named) < 2 and 0 not in named:
             return np.empty(0, _ATTEMPT)
@@ -199,7 +212,7 @@ class StoredRun(Run):
         return mended
 
 
-# What tells which error rows stand, of every row of an image that has one.
+# The columns that `standing` needs.
 _ATTEMPT = IMAGES.only("shard", "row", "session", "source")
 
 
@@ -209,9 +222,9 @@ class Results(Run):
 
     Attributes:
         images, groups, tasks: (n,) of IMAGE_ROW, GROUP_ROW, TASK_ROW, in written order.
-        mended: (m,) of IMAGE_ROW, error rows whose images a later session did again: its rows
-            stand for them in `images`.
-        every: which share of a run's parts that is, one in so many (`excerpt`); 1 is all.
+        mended: (m,) of IMAGE_ROW, error rows whose images a later session did again. They are not
+            in `images`.
+        every: one in this many parts of the run is held (`report.charts.excerpt`); 1 is all.
     """
 
     path: Path
@@ -317,12 +330,12 @@ class Results(Run):
             UsageError: an unknown table.
             EnvironmentFault: pyarrow is not installed.
         """
-        from collage_mpi.results.export import arrow_table
+        from collage_mpi.results.export import as_arrow, columns
 
         require_pyarrow("to_arrow", "use to_pandas")
         if table == "vectors":
             return self.kept_values.table()
-        return arrow_table(self, *self._asked(table, names))
+        return as_arrow(columns(self, *self._asked(table, names)))
 
     def to_pandas(self, table: str = "images", names: ImageNames | None = None) -> Any:
         """A table as a pandas.DataFrame; see `to_arrow`. Names are categories.
@@ -348,7 +361,7 @@ class Results(Run):
 
 
 def label_of(manifest: Mapping[str, Any]) -> str:
-    """What a run is called in legends and tables: scheme, policy and mode."""
+    """The name of a run in legends and tables: scheme, policy and mode."""
     return f"{_scheme_of(manifest)} ({_mode_of(manifest)})"
 
 
@@ -364,7 +377,7 @@ def _mode_of(manifest: Mapping[str, Any]) -> str:
 
 
 def distinct(names: Sequence[str], runs: Sequence[Run]) -> list[str]:
-    """Names of runs, those that occur twice with the run's directory behind them."""
+    """Names of runs. A name that several runs have is followed by the run's directory."""
     return [
         name if names.count(name) == 1 else f"{name} [{readable(run.path.name)}]"
         for name, run in zip(names, runs, strict=True)
@@ -399,9 +412,10 @@ def open_run(path: Path | str) -> StoredRun:
 
 
 def follow(path: Path | str, *, every_s: float = 0.5) -> Iterator[dict[str, np.ndarray]]:
-    """The answered images of a run as they are written, from another process than the job's.
+    """Yields the answered images of a run while another process writes them.
 
-    It ends when the job does, or is lost; of a run that has ended it gives all images at once.
+    It ends when the job ends or is lost. If the job has ended already, it yields all images at
+    once.
 
     Args:
         path: folder of the run, which has begun.
@@ -441,17 +455,17 @@ def _batch(run: StoredRun, part: parts.PartName) -> dict[str, np.ndarray]:
 
 
 def known_run(path: Path, manifest: Json) -> StoredRun:
-    """The run in `path` by what its writer knows of it, not yet complete, and without rows where
-    somebody has removed the folder of its parts. Raises as read_results."""
+    """The run in `path` with the manifest that its writer holds. It does not count as complete, and
+    has no rows if somebody has removed the folder of its parts. Raises as read_results."""
     there = (path / PARTS_FOLDER).exists()
     return StoredRun(path, manifest, False, read_parts(path, manifest) if there else ())
 
 
 def standing(images: np.ndarray) -> np.ndarray:
-    """Which rows count, (n,) bool: all but error rows whose image a later session did again.
+    """Which rows count, (n,) bool: all except error rows whose image a later session did again.
 
-    The later row stands whatever it is, an error of its own too. An answer is never put
-    aside: where one has a row after it, both stand, and are doubles.
+    The later row counts even if it is an error row too. An answer always counts: if a later session
+    wrote another row of its image, both count and are doubles.
 
     Args:
         images: (n,) with shard, row, session and source, every row of an image that has any.

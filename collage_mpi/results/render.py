@@ -74,7 +74,7 @@ def _title(summary: Json) -> str:
 
 
 def warnings(summary: Json) -> list[str]:
-    """What keeps the numbers from meaning what they seem to, and what was lost; a line each."""
+    """Lines about what makes the numbers misleading, and about losses."""
     lines = []
     validity = summary["validity"]
     if validity["valid"] is False:
@@ -110,7 +110,7 @@ def _place(first: Json | None, n: int) -> str:
 
 
 def _weak_collage(accuracy: Json) -> list[str]:
-    """What the collage's answers cost where its network is much the weaker one."""
+    """Warns of lost accuracy if the collage network is much weaker than the single network."""
     counts = {k: (row["correct"], row["n"]) for k, row in accuracy["by_source"].items()}
     if not {SINGLE, COLLAGE} <= counts.keys():
         return []
@@ -136,7 +136,7 @@ def _loss(loss: Json) -> str:
 
 
 def _latency_table(summary: Json) -> Table:
-    """A statistic a line, so that the table fits 80 columns whatever the numbers."""
+    """A line for each statistic, so that the table fits in 80 columns."""
     group, image = both = [summary["latency"][per] for per in ("group", "image")]
     rows: list[Sequence[Value]] = []
     for name in _STATISTICS:
@@ -157,7 +157,7 @@ def _over(row: Json) -> str:
 
 
 def _interval(row: Json, name: str) -> str:
-    """Both ends, or what the groups are worth where that is too little; "" without a figure."""
+    """Both ends of the interval; how many samples there are if too few; "" without a figure."""
     ends = row.get(f"{name}_ci95_ms")
     if row[f"{name}_ms"] is None:
         return ""
@@ -210,7 +210,7 @@ def _audit(audit: Json | None) -> list[RenderableType]:
 
 
 def _predictions(summary: Json) -> list[RenderableType]:
-    """What an input without labels gave, where there is no accuracy to tell."""
+    """The predicted classes of an input without labels, in place of an accuracy."""
     found = summary.get("predictions")
     if not found:
         return []
@@ -239,7 +239,7 @@ def _class(one: Json) -> str:
 
 
 def shares_shown(prices: Sequence[Json]) -> list[str]:
-    """Kinds whose share of the images is shown: those that ranks of some run held."""
+    """The kinds whose share is shown, because ranks of some run held them."""
     return [kind for kind in SHARED_KINDS if any(price[f"{kind}_ranks"] for price in prices)]
 
 
@@ -255,7 +255,7 @@ def coordinators(price: Json) -> str:
 
 
 def unlike_teams(summary: Json) -> list[str]:
-    """A line where the medians of teams differ: of two their 95 % intervals do not meet."""
+    """A line if the medians of two teams differ, that is if their 95 % intervals do not meet."""
     known = [team for team in summary.get("teams") or [] if team["p50_ci95_ms"]]
     if not known:
         return []
@@ -268,7 +268,7 @@ def unlike_teams(summary: Json) -> list[str]:
 
 
 def _price_table(summary: Json) -> Table:
-    """A figure a line, followed by what it is about."""
+    """A line for each figure, with an explanation."""
     price, arrivals = summary["price"], summary.get("arrivals")
     shares, warm = shares_shown([price]), summary["rows"]["warmup_groups"]
     ranks = [f"{price['single_ranks']} hold the single network"]

@@ -1,5 +1,5 @@
-"""Where rows go in, of a run or of one of its teams: buffers on the hot path, and a thread that
-writes parts. A simulation keeps its rows in memory instead.
+"""Takes the rows of a session: buffers for the hot path, and a thread that writes them as parts. A
+simulation keeps its rows in memory instead.
 
 A row costs about 1 us: it is packed into a preallocated buffer.
 Full buffers (at a `tick` those older than `flush_s` too) go to the thread, whose work (CRC, write,
@@ -37,14 +37,14 @@ _T = TypeVar("_T")
 
 
 class InOrder(Generic[_T]):
-    """A thread that does one thing after another; after a failure it only empties its queue.
+    """A thread that does queued things in order. After a failure it only empties its queue.
 
     Attributes:
         fault: what failed.
     """
 
     def __init__(self, name: str, waiting: queue.Queue[_T | None]) -> None:
-        """`waiting` bounds how much is ahead."""
+        """Start the thread. `waiting` is the queue and limits its length."""
         self.fault: CollageError | None = None
         self._queue = waiting
         # A daemon: a rank that dies of an exception must not wait for its disk.
@@ -53,7 +53,7 @@ class InOrder(Generic[_T]):
 
     @property
     def idle(self) -> bool:
-        """Whether all that was put is done, or has failed."""
+        """Whether everything that was queued is done or has failed."""
         return self._queue.unfinished_tasks == 0
 
     def end(self) -> None:
@@ -62,11 +62,11 @@ class InOrder(Generic[_T]):
         self._thread.join()
 
     def do(self, thing: _T) -> None:
-        """Do it, in the thread. Raises OSError, CollageError."""
+        """Called in the thread for each queued thing. Raises OSError, CollageError."""
         raise NotImplementedError
 
     def path_of(self, thing: _T) -> Path:
-        """What could not be written if that fails."""
+        """The file to name in the error message if `do` fails."""
         raise NotImplementedError
 
     def _work(self) -> None:
@@ -76,7 +76,7 @@ class InOrder(Generic[_T]):
             self._queue.task_done()
 
     def _fault_of(self, thing: _T) -> CollageError | None:
-        """Do it; why that failed, or None."""
+        """Calls `do` and returns why it failed, or None."""
         try:
             self.do(thing)
         except CollageError as error:
@@ -116,7 +116,7 @@ class _Part(NamedTuple):
 
 
 class _Queue(queue.Queue[_Part | None]):
-    """Of parts, bounded by the bytes that they hold; `queue.Queue` asks these four."""
+    """A queue that is full when its parts hold QUEUE_BYTES. `queue.Queue` calls these methods."""
 
     def _init(self, maxsize: int) -> None:
         super()._init(maxsize)
@@ -155,7 +155,7 @@ class PartThread(InOrder[_Part]):
         super().__init__("collage-mpi rows", _Queue(QUEUE_BYTES))
 
     def put(self, table: TableLayout, payload: memoryview, before: Write | None = None) -> None:
-        """Queue one part, and what is written before it; waits while QUEUE_BYTES are ahead."""
+        """Queue one part, and what is written before it; waits while QUEUE_BYTES are queued."""
         self._numbers[table.name] += 1
         self._queue.put(_Part(table, self._numbers[table.name], payload, before))
 
@@ -164,7 +164,7 @@ class PartThread(InOrder[_Part]):
         return parts.part_path(self._directory, thing.table, self._session, thing.number)
 
     def do(self, thing: _Part) -> None:
-        """What goes with the part is there before it, so a row never stands alone."""
+        """Write the vectors before the part, so that a row never lacks its vector."""
         table, number, payload, before = thing
         if before is not None:
             before.write(number)
@@ -391,7 +391,7 @@ class MemoryWriter:
 
 
 class _KeptParts:
-    """Parts with reasons only as long as the longest: few rows have one."""
+    """Parts in memory. Few rows have a reason, so that column is as short as the longest allows."""
 
     fault: CollageError | None = None
 

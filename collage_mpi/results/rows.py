@@ -1,9 +1,9 @@
-"""The three tables of a run: what a row of images, groups or tasks holds, its binary layout and its
+"""The three tables of a run: the columns of images, groups and tasks, their binary layout and their
 codes.
 
-A row is written by `struct` and read by numpy: both layouts come from one list per
-table, so they cannot drift apart. `struct` because it is what keeps a row near one
-microsecond on rank 0's hot path and refuses a value that does not fit at once.
+Rows are written by `struct` and read by numpy. Both layouts come from the row's class, so that they
+agree. `struct` packs a row in about a microsecond on rank 0's hot path, and refuses a value that
+does not fit at once.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 from collage_mpi.kinds import BACKUP, COLLAGE, ENCODED_KINDS, TABLE
 from collage_mpi.kinds import KINDS as KINDS  # what a row's code stands for
 
-KEPT = "kept"  # a collage's answer that was too unsure to count at once, and counted later
+KEPT = "kept"  # a collage's answer that was not sure enough to count at once but counted later
 
-# The kind whose answer it was, or why it was asked: codes that were given stay.
+# The kind whose answer it was, or why it was asked. Codes never change.
 _SOURCES = {kind.source: kind.name for kind in TABLE}
 _SOURCES |= {2: "replica", 3: "hedge", 5: "retry", 6: "error", 7: "endgame", 10: KEPT}
 SOURCES = tuple(_SOURCES[code] for code in range(len(_SOURCES)))
 OUTCOMES = ("answered", "skipped", "failed", "lost", "unfinished")
-# Of an image drawn for it: whether the single network was asked beside the collage
+# Whether the single network was asked too, for images that were drawn for an audit
 AUDITS = ("", "done", "failed")
 
 # Column that holds codes -> what they stand for
@@ -123,7 +123,7 @@ class GroupRow(NamedTuple):
 class TaskRow(NamedTuple):
     """One send to one rank and how it ended.
 
-    Of an unfinished one `done_ns` is when the session ended: it is censored, and took longer.
+    `done_ns` of an unfinished task is when the session ended, so its time is censored.
     """
 
     task: int
@@ -225,14 +225,14 @@ def inputs_of(tasks: np.ndarray) -> np.ndarray:
 def ran_together(tasks: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
     """How many tasks ran as one batch with each: those of one message, the skipped left out.
 
-    A task's compute_ns and held_ns are its batch's: its share is as its share of the inputs.
+    A task's compute_ns and held_ns are those of its whole batch.
 
     Args:
         tasks: (n,) of TASK_ROW.
-        own: (n,) int64, what is summed up in place of tasks, such as `inputs_of`.
+        own: (n,) int64, numbers to sum up instead of counting tasks, such as `inputs_of`.
 
     Returns:
-        (n,) int64, for tasks that did not run 1, or what is their own.
+        (n,) int64. For tasks that did not run it is 1, or their number in `own`.
     """
     sizes = np.ones(len(tasks), np.int64) if own is None else own.copy()
     ran = np.flatnonzero(tasks["compute_ns"] + tasks["held_ns"] > 0)
@@ -249,7 +249,7 @@ def ran_together(tasks: np.ndarray, own: np.ndarray | None = None) -> np.ndarray
 
 def cells_of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The score of each image's cell, accepted or not, and whether the networks name different
-    classes: both mean something where both networks have answered.
+    classes. Both are valid only if both networks have answered.
 
     Args:
         rows: (n,) of IMAGE_ROW.
@@ -266,12 +266,12 @@ WAIT_FORMULA = "latency - read - encode (answers of collage or parity tasks only
 
 
 def wait_ns(images: np.ndarray) -> np.ndarray:
-    """The part of each image's latency that nothing else explains: a residual (C3).
+    """The part of each image's latency that no other column explains (C3).
 
-    latency - read - encode - compute - held, where encode counts only for answers of the
-    collage or a parity task (a single leaves before those are encoded). It holds the wire, the
-    queues at both ends and the time between two polls. decode_ns is no part of it: a latency
-    ends when the answer's receive is complete, before it is decoded.
+    latency - read - encode - compute - held. Encode counts only for answers of a collage or parity
+    task, because single tasks leave before these are encoded. The rest is the wire, the queues at
+    both ends and the time between two polls. It contains no decode_ns, because a latency ends when
+    the answer is received, before it is decoded.
 
     Args:
         images: (n,) of IMAGE_ROW.

@@ -1,8 +1,8 @@
-"""A sample of numbers: held as it is while it is small, and then as counts.
+"""A sample of numbers in bounded memory: the values themselves, or counts if there are many.
 
-Up to `bound` values every number told is exact. Beyond it values are counted in bins whose width
-is at most 2**-11 (0.05 %) of the value, and a percentile is the middle of its bin. Counts, mean,
-standard deviation and maximum are exact always.
+Up to `bound` values, all statistics are exact. Beyond, values are counted in bins whose width is at
+most 2**-11 (0.05 %) of the value, and a percentile is the middle of its bin. Counts, mean, standard
+deviation and maximum are always exact.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collage_mpi.results.statistics import (
 
 _SHIFT = 52 - 11  # of a float64's mantissa, what is left out of a bin's number
 _BLOCK = 1 << 15  # values in time order that tell how long slow spells last
-_ENOUGH_RANKS = 1 << 17  # from here on the normal approximation tells ranks of a percentile
+_ENOUGH_RANKS = 1 << 17  # from this sample size on, ranks come from the normal approximation
 
 
 class BoundedSample:
@@ -161,7 +161,7 @@ class BoundedSample:
 
 
 class TimedSample(BoundedSample):
-    """A sample whose order in time counts: (n,) values with their sessions, times and numbers."""
+    """A sample whose order in time matters: values with their sessions, times and numbers."""
 
     def __init__(self, bound: int | None) -> None:
         super().__init__(bound)
@@ -170,7 +170,7 @@ class TimedSample(BoundedSample):
         self._in_block = 0
 
     def add_at(self, values: np.ndarray, keys: np.ndarray) -> None:
-        """Add values, and what they are sorted by, (n,) structured: the first field first."""
+        """Add values and the keys to sort them by, (n,) structured; the first field counts most."""
         if self._in_block < _BLOCK:
             self._block.append(values[: _BLOCK - self._in_block])
             self._in_block += len(self._block[-1])

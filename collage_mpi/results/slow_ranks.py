@@ -1,21 +1,21 @@
-"""Which ranks, GPUs and hosts of a run were slower than their peers, by how much, how surely.
+"""Finds ranks, GPUs and hosts that were slower than their peers, with a confidence interval.
 
-A rank's level is the median of its service times (compute and held of each message, over what a
-batch of that size takes); its peers' is the median of the levels of the other ranks that hold
-the same kind of network. Their ratio says how many times slower it was, and does not ask how
-many tasks a rank was given. Up to half of the ranks of a kind may be slow and are found; if
-most are, they are the peers.
+A rank's level is the median of its service times: compute and held of each message, divided by what
+a batch of that size costs. Its peers are the other ranks that hold the same kind of network, and
+their level is the median of their levels. The ratio of the two levels says how many times slower
+the rank was. It does not depend on how many tasks a rank was given. Slow ranks are found if they
+are at most half of the ranks of a kind.
 
-The interval: each level has one from order statistics, of as many values as the rank's own
-are worth where neighbours are alike (`statistics.quantile_interval`), and each of the R of a run
-misses with 0.05 / R at most (Bonferroni), so all hold at once with 95 %. A median of levels lies
-between the median of their low ends and that of their high ends; a ratio lies between low over
-high and high over low. So one homogeneous run in twenty at most has a rank whose interval lies
-above 1, and fewer have one above `over`. That is so while a run is longer than many slow spells;
-a rank that one spell held for most of a short run would pass for slow, so slow is only what was
-so in each third of its messages too.
+The interval of a level comes from order statistics, for as many values as the rank's values are
+worth, since neighbouring values are alike (`statistics.quantile_interval`). With R levels in a run
+each interval misses with probability 0.05 / R at most (Bonferroni), so all hold at once with 95 %.
+The median of several levels lies between the median of their low ends and the median of their high
+ends, and a ratio lies between low / high and high / low. So at most one homogeneous run in twenty
+has a rank whose interval lies above 1. This needs a run that is longer than many slow periods. In
+a short run one slow period could fill most of a rank's time, so a rank only counts as slow if it
+was slow in each third of its messages.
 
-What single ranks took also makes a trace of service times (`record_trace`).
+`record_trace` makes a trace of service times from what single ranks took.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from collage_mpi.results.rows import KIND_CODE, KINDS, OUTCOME_CODE, inputs_of, 
 from collage_mpi.results.statistics import MISS, quantile_interval
 from collage_mpi.scheduler.settings import batch_factor
 
-OVER = 1.2  # times its peers: what is less is true of healthy nodes as well
+OVER = 1.2  # times its peers; healthy nodes differ by less
 FAILED = OUTCOME_CODE["failed"]
 MANY_FAILURES = 5  # of one rank; a few may be bad luck
 UNANSWERED = tuple(OUTCOME_CODE[name] for name in ("failed", "lost", "unfinished"))
@@ -53,13 +53,13 @@ class Speed:
         ranks: the rank itself, or all ranks on the GPU or host.
         host: None where the run does not tell.
         messages: answered, of measured groups; a batch is one.
-        samples: how many independent service times the messages of all its ranks are worth.
+        samples: independent service times that the messages of all its ranks are worth.
         unanswered: tasks that failed, were lost or had no end yet.
         median_ms: of its service times, of a single input; None without any.
         peers: number of ranks that it is compared with.
         ratio: its level divided by theirs; None where either is not known.
         interval: of the ratio, simultaneous over the run (95 %); None where samples are too few.
-        slow: the whole interval lies above `over`, and the ratio does in each third of the run.
+        slow: the whole interval lies above `over`, and so does the ratio of each third of the run.
     """
 
     unit: str
@@ -101,14 +101,14 @@ class _Level(_Place):
 
 
 def rank_speeds(run: Results, over: float = OVER) -> list[Speed]:
-    """Every rank, then every GPU, then every host of a run beside its peers; the slowest first.
+    """Compares every rank, then every GPU, then every host of a run with its peers, slowest first.
 
-    GPUs are told apart where ranks of a host name several; a host with all ranks of a kind
-    has no peers for it. Ranks that answered nothing are there, last and without a ratio.
+    GPUs are compared on hosts whose ranks name several. A host that has all ranks of a kind has no
+    peers for that kind. Ranks that answered nothing come last and have no ratio.
 
     Args:
         run: complete or not; warm-up groups do not count.
-        over: from how many times its peers' level something is called slow.
+        over: a level above this many times the peers' level is called slow.
 
     Raises:
         UsageError: `over` is below 1.
@@ -129,13 +129,13 @@ def rank_speeds(run: Results, over: float = OVER) -> list[Speed]:
 
 
 def hosts_to_exclude(speeds: Iterable[Speed]) -> list[str]:
-    """Hosts that are slow or have a rank or GPU that is: Slurm can leave out no less."""
+    """Hosts that are slow, or that have a slow rank or GPU. Slurm can only exclude whole hosts."""
     return sorted({speed.host for speed in speeds if speed.slow and speed.host is not None})
 
 
 def failing_hosts(run: Results) -> dict[str, list[str]]:
-    """Host -> what failed there: ranks that were lost, that failed again and again, or whose GPU
-    the driver finds faulty or too hot. {} where ranks were told to die.
+    """Host -> what failed there: ranks that were lost or kept failing, and GPUs that the driver
+    reports as faulty or too hot. {} if the run's settings made ranks die.
     """
     found: dict[str, list[str]] = {}
     if (run.manifest.get("settings") or {}).get("dead_ranks"):
@@ -157,8 +157,8 @@ def failing_hosts(run: Results) -> dict[str, list[str]]:
 
 
 def _often_failed(tasks: np.ndarray) -> dict[str, str]:
-    """Rank -> how many tasks failed there, if that were more than on all other ranks together: a
-    bad input fails wherever it is tried.
+    """Rank -> how many tasks failed there, if these are more than half of all failed tasks. A bad
+    input fails on every rank that tries it, so it does not single out a rank.
     """
     ranks, counts = np.unique(tasks[tasks["outcome"] == FAILED]["rank"], return_counts=True)
     several = len(np.unique(tasks["rank"])) > 2
@@ -205,7 +205,7 @@ def recurrences(runs: Sequence[Sequence[Speed]]) -> list[Recurrence]:
 
 
 def injected(run: Results) -> bool:
-    """Whether delays were injected, or all is simulated: then no host is slow of itself."""
+    """Whether delays were injected or the run is simulated, so that no host is to blame."""
     settings = run.manifest.get("settings") or {}
     drawn = settings.get("straggler", "none") != "none" or bool(settings.get("burn_ranks"))
     return drawn or "simulated" in run.manifest
@@ -219,11 +219,11 @@ def service_times_ns(
 ) -> dict[tuple[int, int, str], np.ndarray]:
     """The service times of each rank: (rank, session, kind) -> (n,) float64 ns, by their end.
 
-    One a message that was answered: compute and held, over what a batch of its size takes
-    (`batch_costs` of the manifest; of those without, as many times as it has inputs).
+    There is one for each message that was answered: compute and held, divided by what a batch of
+    its size costs (`batch_costs` of the manifest; without them, by its number of inputs).
 
     Args:
-        ratios: kind -> what its times are divided by besides; 1 where not named.
+        ratios: kind -> what its times are also divided by; 1 for other kinds.
     """
     tasks = run.measured_tasks
     service_ns = tasks["compute_ns"] + tasks["held_ns"]
@@ -249,7 +249,7 @@ def service_times_ns(
 
 
 def _levels(run: Results) -> list[_Level]:
-    """A level for each rank on each host, and for each kind that the rank answered for."""
+    """One level for each rank, host and kind that the rank answered for."""
     worlds = _worlds(run)
     times: dict[_Place, list[np.ndarray]] = defaultdict(list)
     for (rank, session, kind), times_ns in service_times_ns(run).items():
@@ -290,7 +290,7 @@ def _unanswered(tasks: np.ndarray) -> dict[tuple[int, str], int]:
 
 
 def _worlds(run: Results) -> dict[int, dict[int, Json]]:
-    """Session -> rank -> what is known of it; a session that was killed told nothing."""
+    """Session -> rank -> its entry in the manifest. Nothing is known of a killed session."""
     entries = run.manifest.get("sessions") or []
     told = {entry["session"]: (entry.get("final") or {}).get("world") for entry in entries}
     if not told:  # in memory, or under way: then nothing is told, or of this session alone
@@ -319,7 +319,7 @@ _Name = Callable[[_Level], str | None]
 
 
 def _gpu(levels: Sequence[_Level]) -> _Name:
-    """How the GPU of a level is called; None where a host's ranks do not tell them apart."""
+    """Returns the name of a level's GPU, or None if the ranks of a host name only one."""
     named: dict[str | None, set[str | None]] = defaultdict(set)
     for level in levels:
         named[level.host].add(level.device)
@@ -332,7 +332,7 @@ def _gpu(levels: Sequence[_Level]) -> _Name:
 
 
 def _grouped(levels: Sequence[_Level], name: _Name) -> dict[tuple[str, str], list[_Level]]:
-    """(what it is called, kind) -> its levels; those without a name are left out."""
+    """(name, kind) -> the levels of that name. Levels without a name are left out."""
     found: dict[tuple[str, str], list[_Level]] = defaultdict(list)
     for level in levels:
         called = name(level)
@@ -383,7 +383,7 @@ def _median(levels: Iterable[_Level]) -> float | None:
 
 
 def _ends(levels: Sequence[_Level]) -> Ends:
-    """The ends between which their median lies, if each level lies between its own ends."""
+    """The interval of the median of levels that each lie in their own interval."""
     low, high = np.median([level.ends_ns for level in levels if level.ends_ns], axis=0)
     return float(low), float(high)
 
@@ -404,8 +404,8 @@ class Recorded:
 
     Attributes:
         times_s: (machines, requests) float32, seconds.
-        cut: entries left out at the ends of rows to make all as long as the shortest.
-        short: (run, rank, tasks) of ranks with fewer tasks than were asked for: left out.
+        cut: entries that were cut off so that all rows are as long as the shortest one.
+        short: (run, rank, tasks) of ranks that were left out, because they had too few tasks.
     """
 
     times_s: np.ndarray
@@ -416,9 +416,9 @@ class Recorded:
 def record_trace(runs: Sequence[Results], least: int = 1) -> Recorded:
     """The service times that the single ranks of finished runs showed: a row a rank.
 
-    compute + held of each answered task in the order of its end, warm-up groups left
-    out. Collage ranks are left out too: a trace is of single images, and a run multiplies
-    it by the cost ratio for a collage.
+    A row holds compute + held of each answered task in the order of its end, without warm-up
+    groups. Collage ranks are left out, because a trace is of single images: a run multiplies its
+    times by the cost ratio for a collage.
 
     Args:
         runs: at least one; rows follow in the order of runs, then ranks.

@@ -50,7 +50,7 @@ class Interval(NamedTuple):
 
     Attributes:
         samples: independent values that the sample is worth for this percentile.
-        ends: low and high; None where that is fewer than the percentile needs.
+        ends: low and high; None if there are fewer samples than the percentile needs.
     """
 
     samples: int
@@ -59,13 +59,13 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Spread:
-    """One sample of latencies described. Absent (None) means: too few groups.
+    """Describes a sample of latencies. None means that there are too few groups.
 
     Attributes:
         n: values in the sample.
         independent: groups, or batches of them, that they come from.
         percentiles: name ("p99") -> value in the unit of the sample.
-        intervals: name -> 95 % interval within the run, where they were asked for.
+        intervals: name -> 95 % interval within the run, if intervals were asked for.
         std: standard deviation, n - 1 in the denominator.
         over_3_medians: share of values above three times the median.
     """
@@ -110,7 +110,7 @@ def percentile_intervals(values: np.ndarray, independent: int | None = None) -> 
 
     Args:
         values: (n,) in time order.
-        independent: the most that they are worth, such as batches; n by default.
+        independent: the most samples that they are worth, such as batches; n by default.
 
     Returns:
         Percentile name -> interval.
@@ -123,14 +123,14 @@ def percentile_intervals(values: np.ndarray, independent: int | None = None) -> 
 def quantile_interval(values: np.ndarray, q: float, miss: float = MISS) -> Interval:
     """An interval of the q-quantile within one run: order statistics (binomial).
 
-    How many of m independent values lie at or below the q-quantile is binomial, so two of
-    them, by rank, enclose it whatever the distribution. n values of a run are worth m = n / t,
-    where t is the integrated autocorrelation time of "is above": slow spells make neighbours
-    alike. Their spread between placements is larger still.
+    The number of m independent values at or below the q-quantile is binomial. So two of the values,
+    chosen by rank, enclose the quantile for any distribution. Slow periods make neighbouring values
+    alike, so n values of a run are worth only m = n / t, where t is the integrated autocorrelation
+    time of "is above". Between placements the spread is larger still.
 
     Args:
         values: (n,) in time order.
-        miss: the largest probability with which each end may lie on the wrong side.
+        miss: the largest probability that an end lies on the wrong side.
     """
     return _interval(values, np.sort(values), q, len(values), miss)
 
@@ -150,9 +150,9 @@ def _interval(
 def time_above(values: np.ndarray, ordered: np.ndarray, q: float) -> float:
     """Integrated autocorrelation time, in values, of lying above the q-quantile; at least 1.
 
-    Where too few lie above it to tell, that of a lower quantile, down to the median: values
-    stay above that for longer, so the interval becomes rather too wide than too narrow. Lags
-    count until the first correlation that white noise could have, 2 / sqrt(n).
+    If too few values lie above it, a lower quantile is used, down to the median. Values stay above
+    a lower quantile for longer, so the interval becomes too wide rather than too narrow. Lags count
+    until the first correlation that white noise could have, 2 / sqrt(n).
     """
     n = len(values)
     level = max(0.5, min(q, 1 - _ENOUGH_ABOVE / n))
@@ -169,7 +169,7 @@ def time_above(values: np.ndarray, ordered: np.ndarray, q: float) -> float:
 
 
 def binomial_ranks(m: int, q: float, miss: float) -> tuple[int, int]:
-    """Ranks, from 1, of the values of m that enclose the q-quantile, each missing with <= miss.
+    """Ranks, from 1, of two of m values that enclose the q-quantile; each misses it with <= miss.
 
     P(value of rank r <= quantile) = P(at least r of m lie at or below it), B ~ Bin(m, q).
     """

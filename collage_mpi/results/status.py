@@ -1,9 +1,8 @@
-"""How a running job stands, in its folder: status.json for people, status.prom for Prometheus.
+"""The status of a running job, in its folder: status.json for people, status.prom for Prometheus.
 
-Rank 0's loop hands over a snapshot every few seconds; a thread makes text of it and writes
-it, so a slow disk costs the loop nothing, and a snapshot that comes while one is written
-replaces what waits. Files are renamed into place, under the session's claim. A status that
-cannot be written is told once and is no reason to end a job.
+Rank 0's loop hands over a snapshot every few seconds, and a thread writes it, so a slow disk does
+not delay the loop. A new snapshot replaces one that waits. Files are renamed into place, under the
+session's claim. If a status cannot be written, the user is told once and the job goes on.
 """
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ class StatusFiles:
         self._others = others
 
     def begin(self, done: int = 0) -> None:
-        """Images come from now on, or the warm-up is over: the average rate counts from here.
+        """Start the average rate: the first images come now, or the warm-up is over.
 
         Args:
             done: how many images are done.
@@ -109,11 +108,11 @@ class StatusFiles:
         self._began_at = self._clock(), done
 
     def offer(self, snapshot: Callable[[], tuple[Json, np.ndarray]], *, now: bool = False) -> None:
-        """From the loop: take a snapshot if one is due, or `now`; well under 1 us if not.
+        """Called in the loop: take a snapshot if one is due, or `now`. Otherwise well under 1 us.
 
         Args:
-            snapshot: makes one: what to say, with `done` and `ranks`; and recent tasks, (n,) of
-                TASK_ROW, from which ranks get their service times.
+            snapshot: returns what to say, with `done` and `ranks`; and recent tasks, (n,) of
+                TASK_ROW, from which the service times of ranks are taken.
         """
         if now or self._clock() >= self._due_s:
             self._due_s = self._clock() + self._every_s
@@ -122,13 +121,13 @@ class StatusFiles:
                 self._changed.notify()
 
     def end(self, status: str) -> None:
-        """The last word, of STATUSES; the folder is still claimed."""
+        """Write the final status, one of STATUSES. The folder is still claimed."""
         self._end_thread()
         with self._guarded():
             self._write({**self._last, "state": status})
 
     def remove(self) -> None:
-        """There was no run after all."""
+        """Remove the status files of a run that is taken back."""
         self._end_thread()
         for name in (STATUS, METRICS):
             (self._out / name).unlink(missing_ok=True)
@@ -191,7 +190,7 @@ class StatusFiles:
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """What goes wrong with a status, a defect of ours too, is told once and ends no job."""
+        """Tells of the first error of any kind. No error of a status ends the job."""
         try:
             yield
         except Exception as error:
@@ -205,7 +204,7 @@ class StatusFiles:
 
 
 def add_service_times(ranks: list[Json], tasks: np.ndarray) -> None:
-    """Give each rank the median service time of what it answered lately, and how many that were.
+    """Add to each rank the median service time of its recent answers, and their number.
 
     Args:
         ranks: records with `rank`; get `service_ms` (None without answers) and `answers`.
@@ -346,10 +345,9 @@ _CHECKS: dict[str, Check] = {
 
 # ---- watching ---------------------------------------------------------------
 
-# Whether the job of a status lives is judged by two counters that move, or do not: the claim's,
-# which a thread of the job moves on every second whatever the job is doing, and the status's own,
-# which its loop moves on. Both are watched on the watcher's own clock; times that the writer wrote,
-# or a file server, are of other clocks and only shown.
+# Two counters tell whether a job lives: the claim's, which a thread of the job increases every
+# second, and the status's, which its loop increases. Both are watched on the watcher's own clock.
+# Times that the job or a file server wrote come from other clocks and are only shown.
 ENDED, ALIVE, SILENT, DEAD, UNKNOWN = "ended", "alive", "silent", "dead", "unknown"
 _LATE = 3  # intervals of a status: then it is called old
 
@@ -360,11 +358,11 @@ class View:
 
     Attributes:
         status: as `read_status` gives it.
-        life: ENDED: the job has said how. ALIVE: its counter moves. SILENT: it has stood still
-            for LOOK_S and more. DEAD: its process was of this machine and has ended, or nobody
-            claims the folder. UNKNOWN: not watched for long enough.
-        still_s: how long the job's counter has stood still, watched.
-        age_s: how long the status has stood still, watched: at least so old is it.
+        life: ENDED: the job has said how it ended. ALIVE: its counter changes. SILENT: the counter
+            has not changed for LOOK_S or longer. DEAD: its process was on this machine and has
+            ended, or nobody claims the folder. UNKNOWN: not watched for long enough.
+        still_s: how long the watcher has not seen the job's counter change.
+        age_s: how long the watcher has not seen the status change. It is at least this old.
     """
 
     status: Json
@@ -374,17 +372,17 @@ class View:
 
     @property
     def old(self) -> bool:
-        """Whether the status is older than it should be."""
+        """Whether the status should have been updated by now."""
         return self.life in (SILENT, DEAD) or self.age_s > _LATE * self.status["every_s"] + 1
 
     @property
     def lost(self) -> bool:
-        """Whether the job counts as dead: surely, or as another session would judge it."""
+        """Whether the job counts as dead, by the rule by which another session takes over."""
         return self.life == DEAD or self.still_s >= STILL_S
 
 
 class Watch:
-    """Looks at a run again and again."""
+    """Watches a run by repeated looks."""
 
     def __init__(self, run: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._run, self._clock = run, clock
@@ -395,7 +393,7 @@ class Watch:
         self._moves = False
 
     def look(self) -> View:
-        """How the run stands now.
+        """The state of the run now.
 
         Raises:
             EnvironmentFault, DataFault: as `read_status`.

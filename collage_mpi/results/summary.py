@@ -48,8 +48,8 @@ def summarise(run: Run, tally: Tally | None = None) -> Json:
     Works on incomplete runs too: `complete` says which it is.
 
     Args:
-        run: in memory or on the disk. Of a run on the disk one part at a time is held.
-        tally: of the run, where it was made already.
+        run: in memory, or on disk, of which one part at a time is read.
+        tally: of the run, if it was made already.
     """
     manifest = run.manifest
     tally = tally or Tally(run)
@@ -138,7 +138,7 @@ def _latency(tally: Tally) -> Json:
 
 
 def _by_team(run: Run, tally: Tally) -> Json:
-    """Latency per group of each team, where there are several; a team of each launch is one."""
+    """Latency per group of each team, if there are several. Teams of each launch count apart."""
     teams, found = launch_of(run.manifest), []
     for session, first in teams.items():
         latency_ms, samples = tally.groups.of_session[session]
@@ -218,10 +218,10 @@ def _agreement(audited: int, differing: int) -> Json:
 
 
 def _predictions(run: Run, images: ImageTally) -> Json | None:
-    """Of a run without labels: counts and mean scores a class, and examples from all over.
+    """For a run without labels: answers and mean score of each class, and some examples.
 
     Returns:
-        None where some image has a label, none has an answer, or all is simulated.
+        None if an image has a label, none has an answer, or the run is simulated.
     """
     if "simulated" in run.manifest or images.labelled or not images.answered or _maps(run):
         return None

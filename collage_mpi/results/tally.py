@@ -1,7 +1,7 @@
-"""What the rows of a run add up to, taken in one pass over them: counts, sums and samples.
+"""Counts, sums and samples of a run's rows, taken in one pass.
 
-A run on the disk is read a part at a time. What is held of it does not grow with the run, except
-for one bit a group.
+A run on disk is read a part at a time. Memory does not grow with the run, except for one bit a
+group.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from collage_mpi.results.sample import BoundedSample, TimedSample
 
 PARTS = ("read", "encode", "wait", "compute", "held", "decode")
 EXAMPLES = 5
-MOST_REASONS = 4096  # that are told apart; of a reason beyond no count is kept
+MOST_REASONS = 4096  # that are counted; further reasons are not
 
 Json = dict[str, Any]
 
@@ -49,15 +49,15 @@ class Inventory:
     """Which rows a run has.
 
     Attributes:
-        rows: (table, session) -> how many, those included that a later session did again.
-        errors: error rows that stand.
-        input: which images have a row that stands.
+        rows: (table, session) -> how many, also rows of images that a later session did again.
+        errors: error rows that count.
+        input: which images have a row that counts.
     """
 
     def __init__(
         self, run: Run, also: Callable[[TableLayout, np.ndarray], object] | None = None
     ) -> None:
-        """Read the run; `also` is shown the rows that stand. Raises as `read_results`."""
+        """Read the run. `also` is called with the rows that count. Raises as `read_results`."""
         self.rows: Counter[tuple[str, int]] = Counter()
         self.errors = 0
         self.input = InputMarks(run.manifest, run.rows_of(IMAGES))
@@ -75,17 +75,17 @@ class Inventory:
 
     @property
     def whole(self) -> bool:
-        """Whether every image has a row, and every session all rows that it vouches for.
+        """Whether every image has a row, and every session all rows that the manifest lists for it.
 
-        Where the status says that there are no error rows, none stands either: those of a retry
-        that was killed are vouched for by nobody.
+        If the status says that there are no error rows, there must be none. A retry that was killed
+        may have left some, which no session lists.
         """
         if self.input.missing or (self._manifest.get("status") == "complete" and self.errors):
             return False
         return not any(map(self.lacks_rows, self._manifest.get("sessions") or []))
 
     def lacks_rows(self, session: Json) -> bool:
-        """Whether a session, by its entry in the manifest, lost rows: a part was moved away."""
+        """Whether rows of a session are missing, by its entry in the manifest."""
         said, number = session.get("rows"), session["session"]
         return said is not None and any(
             self.rows[table.name, number] != said[table.name] for table in TABLES
@@ -118,13 +118,13 @@ class Tally:
 
 
 class GroupTally:
-    """Of groups.
+    """Sums over groups.
 
     Attributes:
-        n, warmup: rows; those of warm-up groups.
+        n, warmup: rows; rows of warm-up groups.
         latency_ms: of measured groups.
-        independent: samples that they are worth.
-        of_session: session -> the same of its groups alone, where a launch had several teams.
+        independent: independent samples among them.
+        of_session: session -> latencies and samples of its groups, if a launch had several teams.
         span_ns: session -> first release and last end of its measured groups.
         slowest: the measured group that took longest, of GROUP_ROW; None without any.
     """
@@ -149,7 +149,7 @@ class GroupTally:
         return len(self._samples)
 
     def add(self, rows: np.ndarray) -> None:
-        """Some rows, (n,) of GROUP_ROW."""
+        """Add rows, (n,) of GROUP_ROW."""
         self.n += len(rows)
         self.warmup += int(rows["warmup"].sum())
         rows = rows[~rows["warmup"]]
@@ -158,7 +158,7 @@ class GroupTally:
         latency_ms, keys = rows["latency_ns"] / 1e6, columns_of(rows, _IN_TIME)
         samples = self._run.samples_of(rows)
         self.latency_ms.add_at(latency_ms, keys)
-        self._samples.add(rows["session"], samples & _OF_SESSION)
+        self._samples.add(rows["session"], samples)
         slowest = rows[int(np.argmax(rows["latency_ns"]))]
         if self.slowest is None or slowest["latency_ns"] > self.slowest["latency_ns"]:
             self.slowest = slowest.copy()
@@ -171,28 +171,27 @@ class GroupTally:
             if session in self.of_session:
                 sample, marks = self.of_session[session]
                 sample.add_at(latency_ms[mine], keys[mine])
-                marks.add(rows["session"][mine], samples[mine] & _OF_SESSION)
+                marks.add(rows["session"][mine], samples[mine])
 
 
-_OF_SESSION = (1 << 47) - 1
 _IN_TIME = GROUPS.only("session", "t0_ns", "group")
 
 
 class ImageTally:
-    """Of images; times and shares of measured ones alone.
+    """Sums over images. Times and shares are of measured images only.
 
     Attributes:
         n, answered, errors, warmup: rows.
-        sessions: that have any.
-        reasons: of error rows -> how many; first: of each the first row.
-        right: source -> labelled images, right ones.
-        latency_ms: of measured images; independent: samples that they are worth.
+        sessions: those with rows.
+        reasons: reason -> number of error rows; first: reason -> its first row.
+        right: (2, sources) labelled images and right answers, by source.
+        latency_ms: of measured images; independent: independent samples among them.
         parts_ms: name -> that part of the latency, of measured answers.
-        measured: measured rows; resolved: those with an answer; by_kind: those by who answered.
-        classes: class -> answers, the sum of their scores.
-        examples: rows from all over the input, that are answered.
-        audits: accepted class -> audits, those where the other network named another class.
-        unaudited: accepted answers whose audit could not be had.
+        measured: measured rows; resolved: those with an answer; by_kind: kind -> its answers.
+        classes: class -> number of answers, and the sum of their scores.
+        examples: answered images from all over the input.
+        audits: accepted class -> number of audits, and how many named another class.
+        unaudited: accepted answers whose audit failed.
     """
 
     def __init__(self, run: Run) -> None:
@@ -218,7 +217,7 @@ class ImageTally:
         return len(self._samples)
 
     def add(self, rows: np.ndarray) -> None:
-        """Some rows, (n,) of IMAGE_ROW, that stand."""
+        """Add rows that count, (n,) of IMAGE_ROW."""
         answered = rows["answered"]
         self.n += len(rows)
         self.answered += int(answered.sum())
@@ -266,7 +265,7 @@ class ImageTally:
     def _add_measured(self, rows: np.ndarray) -> None:
         self.measured += len(rows)
         self.latency_ms.add(rows["latency_ns"] / 1e6)
-        self._samples.add(rows["session"], self._run.samples_of(rows) & _OF_SESSION)
+        self._samples.add(rows["session"], self._run.samples_of(rows))
         for kind in self.by_kind:
             self.by_kind[kind] += int((rows["source"] == SOURCE_CODE[kind]).sum())
         rows = rows[rows["answered"]]
@@ -278,7 +277,7 @@ class ImageTally:
 
 
 class _Examples:
-    """Answers from all over the input: those next to places that lie evenly in it."""
+    """Answers from all over the input: the nearest ones to evenly spaced places."""
 
     def __init__(self, manifest: Json) -> None:
         counts = [shard["count"] for shard in manifest["shards"]]
@@ -301,13 +300,13 @@ class _Examples:
                 self._found[i] = float(off[nearest]), float(places[nearest]), rows[nearest].copy()
 
     def rows(self) -> list[np.void]:
-        """In the order of the input, each once."""
+        """The answers in the order of the input, without duplicates."""
         found = {at: row for _, at, row in filter(None, self._found)}
         return [found[at] for at in sorted(found)]
 
 
 class ThresholdTally:
-    """Of the images that got their outcome while each threshold of `--agree` held."""
+    """Sums over the images that were resolved while each threshold of `--agree` held."""
 
     def __init__(self, manifest: Json) -> None:
         self._held = manifest.get("thresholds") or []
@@ -319,7 +318,7 @@ class ThresholdTally:
         self._counts = np.zeros((len(self._least), 3), np.int64)
 
     def add(self, rows: np.ndarray) -> None:
-        """Some rows, (n,) of IMAGE_ROW, that stand."""
+        """Add rows that count, (n,) of IMAGE_ROW."""
         for session in np.unique(rows["session"]).tolist() if self._held else ():
             mine = rows[rows["session"] == session]
             at = self._held_at(session, mine["t0_ns"] + mine["latency_ns"])
@@ -340,22 +339,26 @@ class ThresholdTally:
         return found
 
     def counts(self) -> list[dict[str, int]]:
-        """Of each threshold: images; audited: drawn images that both networks classified;
-        differing: those of them whose cell counts and names another class than the single one."""
+        """Counts for each threshold.
+
+        images: all; audited: drawn images that both networks classified; differing: audited images
+        whose cell counts and names another class than the single network.
+        """
         names = ("images", "audited", "differing")
         return [dict(zip(names, each, strict=True)) for each in self._counts[1:].tolist()]
 
 
 class TaskTally:
-    """Of measured tasks.
+    """Sums over measured tasks.
 
     Attributes:
         n: rows; by_outcome, by_kind: code -> how many; late: answers that resolved nothing.
-        work_s, wasted_s: seconds of work; of tasks that resolved nothing, and in a cascade of the
-            images of a task that it did not resolve, since they were sent again.
-        work_of: the seconds of work of each kind's tasks, by its code.
-        unfinished_ns: how long those without an end were out.
-        ranks: kind's code -> ranks that were sent a task, in warm-up too.
+        work_s: seconds of work.
+        wasted_s: seconds of tasks that resolved nothing. In a cascade also the share of images that
+            a task did not resolve, because they were sent again.
+        work_of: (kinds,) seconds of work, by the code of the kind.
+        unfinished_ns: how long unfinished tasks were out.
+        ranks: code of a kind -> ranks that were sent a task of it, also in the warm-up.
         answered: ranks that answered a measured task.
     """
 
@@ -373,7 +376,7 @@ class TaskTally:
         self._waiting: list[np.ndarray] = []
 
     def add(self, rows: np.ndarray) -> None:
-        """Some rows, (n,) of TASK_ROW."""
+        """Add rows, (n,) of TASK_ROW."""
         for kind in np.unique(rows["kind"]).tolist():
             self.ranks[kind].update(np.unique(rows["rank"][rows["kind"] == kind]).tolist())
         rows = rows[~rows["warmup"]]
@@ -399,7 +402,7 @@ class TaskTally:
             self._add_work(waiting[order[:cut]])
 
     def finish(self) -> None:
-        """All rows have come."""
+        """Call when all rows have been added."""
         self._add_work(np.concatenate(self._waiting) if self._waiting else np.empty(0, _OF_WORK))
         self._waiting = []
 

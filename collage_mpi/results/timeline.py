@@ -1,8 +1,8 @@
-"""What each rank did when, from the rows of a run; also as Chrome trace events.
+"""The timeline of ranks and tasks, from the rows of a run; also as Chrome trace events.
 
-A bar is as long as the rank's own clock said (compute + held). Where it lies is rank 0's: it
-ends when the answer was noticed, or, as a rank does one thing at a time, when the rank's next
-one began if that was earlier. So it lies late by the answer's way and rank 0's polling.
+The length of a bar comes from the rank's own clock (compute + held), and its place from rank 0's. A
+bar ends when rank 0 noticed the answer. A rank does one thing at a time, so the bar ends earlier if
+the rank's next bar begins earlier. Bars are late by the answer's travel time and rank 0's polling.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Bar:
     """One task on its rank; times in ns since the session began.
 
     Attributes:
-        team: of several, the number of its session less that of the groups shown.
-        state: of STATES; used: it resolved an image, late: answered, but resolved none.
-        sent_ns, start_ns, end_ns: rank 0 sent it, the rank began, the answer was there.
+        team: the number of its session minus that of the shown groups; not 0 for other teams.
+        state: of STATES. used: it resolved an image. late: it was answered but resolved none.
+        sent_ns, start_ns, end_ns: when rank 0 sent it, the rank began, and the answer came.
         straggler: its service took over three times the median of its kind.
-        lane, lanes: which of how many tasks that ran together as one batch.
+        lane, lanes: its number among the tasks of its batch, and how many these are.
     """
 
     task: int
@@ -84,7 +84,7 @@ class Timeline:
     """Part of a run: the bars of some groups, ascending by rank and time.
 
     Attributes:
-        ranks: rank -> what it is called: "collage 10", "parity 10", else "rank 3".
+        ranks: rank -> its label: "collage 10", "parity 10", or "rank 3".
     """
 
     ranks: Mapping[int, str]
@@ -112,10 +112,10 @@ def looks(timeline: Timeline) -> dict[str, tuple[str, str]]:
 
 
 def make_timeline(run: Results, first: int, last: int, session: int = 1) -> Timeline:
-    """The tasks of groups `first` to `last`, both included, and what else ranks did meanwhile.
+    """The tasks of groups `first` to `last`, both included, and other tasks at the same time.
 
-    Of several teams one has the groups, whose session it is; the ranks of the others are shown
-    beside its own, at its times.
+    If there are several teams, `session` is that of the team with the groups. The ranks of the
+    other teams are shown too, on its clock.
 
     Raises:
         UsageError: no such groups in that session.
@@ -150,7 +150,7 @@ def make_timeline(run: Results, first: int, last: int, session: int = 1) -> Time
 
 
 def _side_by_side(run: Results, session: int) -> np.ndarray:
-    """The tasks of a session and of those that ran at the same time, on the clock of the first."""
+    """The tasks of a session and of sessions beside it, on the clock of that session."""
     later_ns = beside(run.manifest, session)
     tasks = run.tasks[np.isin(run.tasks["session"], list(later_ns))]
     for other, later in later_ns.items():
@@ -192,10 +192,10 @@ def _bars(shown: np.ndarray, tasks: np.ndarray, session: int) -> Iterator[Bar]:
 
 
 def _ends_ns(tasks: np.ndarray) -> list[int]:
-    """When each task's service ended: at the notice, or when its rank's next service began.
+    """When each task's service ended: when rank 0 noticed, or when its rank's next service began.
 
     Args:
-        tasks: (n,) ascending by rank, notice and sending.
+        tasks: (n,) ascending by rank, time of the answer and time of sending.
     """
     ends: list[int] = tasks["done_ns"].tolist()
     last, free_ns = None, 0
@@ -214,7 +214,7 @@ def _ends_ns(tasks: np.ndarray) -> list[int]:
 
 
 def _message(task: np.ndarray) -> tuple[int, int, int]:
-    """Rank, time of sending and time of the answer: tasks of one message share them."""
+    """Rank, time of sending and time of the answer, which tasks of one message share."""
     return int(task["rank"]), int(task["sent_ns"]), int(task["done_ns"])
 
 
@@ -226,9 +226,9 @@ def _service_ns(tasks: np.ndarray) -> np.ndarray:
 def trace_events(timeline: Timeline) -> Json:
     """The timeline in Chrome's Trace Event Format (JSON object), for Perfetto.
 
-    Process 0 holds the groups, process 1 the ranks, a thread a rank. Service is a complete
-    event (X), waiting at the rank an asynchronous one (b, e), since waits may overlap; what
-    was skipped is an instant (i). `ts` and `dur` are microseconds.
+    Process 0 holds the groups. Process 1 holds the ranks, a thread for each. Service is a complete
+    event (X). Waiting at the rank is an asynchronous event (b, e), because waits may overlap. A
+    skipped task is an instant event (i). `ts` and `dur` are microseconds.
     """
     events: list[Json] = [_named(0, None, "groups"), _named(1, None, "ranks")]
     events += [_named(1, rank, name) for rank, name in timeline.ranks.items()]

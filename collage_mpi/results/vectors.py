@@ -1,10 +1,10 @@
-"""What is kept of images beyond their class, as Parquet beside the rows: a file for each part.
+"""Stores what is kept of images beyond their class, as a Parquet file for each part of images.
 
-`vectors/vectors-SSSS-NNNNNN.parquet` belongs to `parts/images-SSSS-NNNNNN.npy`: it holds the
-answered images of that part in their order, and is there first. So a row that is on the disk has
-its vector, whenever a kill comes; a part of images whose file here is gone does not count, and
-`--resume` does its images again; a file here whose part never came is removed by the next
-session. So while a run goes on, its folder holds each image once.
+`vectors/vectors-SSSS-NNNNNN.parquet` belongs to `parts/images-SSSS-NNNNNN.npy`. It holds the
+answered images of that part in their order, and it is written before the part. So every row on the
+disk has its vector, even after a kill. If the file of a part is gone, the part does not count and
+`--resume` does its images again. If a part is missing, the next session removes its file. So each
+image is held once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OURS = r"vectors-(\d{4,5})-(\d{6,18})\.parquet"  # session, number
 
 
 class Write(NamedTuple):
-    """What writes vectors as the part of a number, and the bytes that they are."""
+    """Vectors that are to be written: their size, and a function that takes the part's number."""
 
     nbytes: int
     write: Callable[[int], None]
@@ -70,7 +70,7 @@ class Beside:
         manifest: Mapping[str, Any],
         check: Callable[[], object] | None = None,
     ) -> None:
-        """`folder`: where the files go, `session`: whose they are."""
+        """`folder`: of the files; `session`: its number is in their names."""
         self._folder, self._session, self._check = folder, session, check
         self.layout: np.dtype | None = None  # until the ranks have told it
         self.nbytes = 0  # taken so far
@@ -88,7 +88,7 @@ class Beside:
         self.nbytes += vector.nbytes
 
     def take(self) -> Write:
-        """What writes the vectors taken so far, off the hot path. The next part begins empty."""
+        """The vectors taken so far, to be written in another thread. The next part begins empty."""
         keys, vectors, nbytes = self._keys, self._vectors, self.nbytes
         self._keys, self._vectors, self.nbytes = [], [], 0
 
@@ -131,8 +131,7 @@ class Beside:
 
 
 def _as_arrow(values: np.ndarray) -> Any:
-    """(n, *shape) as numbers, as lists, or as tensors of Arrow's own type, which know their shape:
-    see `array_of`."""
+    """(n, *shape) as an Arrow array of numbers, of lists or of tensors: see `array_of`."""
     import pyarrow as pa
 
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
@@ -147,7 +146,7 @@ def _as_arrow(values: np.ndarray) -> Any:
 
 
 def _as_lists(values: np.ndarray, like: np.dtype) -> Any:
-    """(n,) arrays of any length as large lists, whose type says so. `like`: see `varied_in`."""
+    """(n,) arrays of any length as an Arrow array of large lists. `like`: see `varied_in`."""
     import pyarrow as pa
 
     flat = np.concatenate([np.empty(like.shape, like.base), *values])
@@ -159,7 +158,7 @@ def _as_lists(values: np.ndarray, like: np.dtype) -> Any:
 
 
 def of_parts(out: Path, found: Sequence[PartName], manifest: Mapping[str, Any]) -> list[PartName]:
-    """The parts, without those of images whose vectors are gone."""
+    """The parts, without parts of images whose vectors are gone."""
     if not extras_of(manifest):
         return list(found)
     there = {path.name for path in _files(out)}
@@ -171,7 +170,7 @@ def of_parts(out: Path, found: Sequence[PartName], manifest: Mapping[str, Any]) 
 
 
 def remove_orphans(out: Path, kept: Iterable[PartName]) -> None:
-    """Remove the files whose part of images never came, or does not count."""
+    """Remove the files whose part of images is missing or does not count."""
     wanted = {vectors_path(out, part.session, part.number).name for part in kept}
     for path in _files(out):
         if path.name not in wanted:
@@ -226,8 +225,8 @@ def read_file(path: Path, extras: Extras) -> Any:
 
 
 def _is_ours(column: Any, lists: bool) -> bool:
-    """Whether a pyarrow.Field is of texts, or of what `array_of` takes, as its name says. With
-    `lists` what is kept must be lists."""
+    """Whether a pyarrow.Field has a type that belongs to its name and that `array_of` takes. With
+    `lists`, kept columns must be lists."""
     import pyarrow as pa
     from pyarrow import types
 
@@ -247,8 +246,8 @@ def _is_ours(column: Any, lists: bool) -> bool:
 
 
 def array_of(column: Any) -> np.ndarray:
-    """(n, ...) of a column of numbers, lists or tensors, all of one shape; (n,) objects of texts
-    and of large lists. Raises DataFault: they are not."""
+    """(n, ...) of a column of numbers, lists or tensors, which all have one shape; (n,) objects of
+    a column of texts or large lists. Raises DataFault for any other column."""
     import pyarrow as pa
 
     chunks = [chunk for chunk in column.chunks if len(chunk)]
@@ -280,7 +279,7 @@ def _nulls_in(array: Any) -> int:
 
 
 def _values_of(chunk: Any) -> list[Any]:
-    """The texts of a pyarrow.Array of these, or the arrays of one of large lists."""
+    """The values of a pyarrow.Array of texts or of large lists."""
     import pyarrow as pa
 
     if pa.types.is_string(chunk.type):
@@ -295,10 +294,13 @@ def _values_of(chunk: Any) -> list[Any]:
 
 
 def check_file(path: Path, rows: np.ndarray, manifest: Mapping[str, Any]) -> tuple[int, list[str]]:
-    """What is wrong with the file beside a part of images, (n,) of IMAGE_ROW; and its vectors.
+    """Checks the file that belongs to a part of images, (n,) of IMAGE_ROW.
 
-    It must hold the answered images of the part, each once, in their order, and no others; the
-    best class must be that of the row.
+    The file must hold the answered images of the part, each once, in their order, and no others.
+    The best class must be that of the row.
+
+    Returns:
+        The number of vectors, and what is wrong, a sentence each.
 
     Raises:
         EnvironmentFault, DataFault: as `read_file`.

@@ -52,13 +52,13 @@ class VerifyReport:
     Attributes:
         status: complete, complete_with_errors, incomplete or damaged.
         rows: image rows found; expected: images of the input.
-        doubles: rows whose key another row has too.
+        doubles: rows of images that have an earlier row too.
         missing: images without a row.
-        vectors: of answered images; None where the run keeps none.
-        problems: one sentence each, [] when the run is proven complete.
-        notes: worth knowing, no fault.
+        vectors: of answered images; None if the run keeps none.
+        problems: one sentence each; [] if the run is proven complete.
+        notes: sentences about what is no problem.
         writing: the job that is writing to an unfinished run, as "host h, pid p".
-        to_go_on: what to do about an incomplete one.
+        to_go_on: what to do if the run is incomplete.
     """
 
     path: Path
@@ -120,12 +120,12 @@ def verify_run(path: Path | str, run: Run | None = None) -> VerifyReport:
 
 
 class _FoundRows:
-    """What one pass over the rows found, before it is judged.
+    """Counts from one pass over the rows, for the checks.
 
     Attributes:
-        answers: sentence -> number of image rows that it is true of.
+        answers: sentence -> number of image rows for which it is true.
         negative: image rows whose parts exceed their latency.
-        sessions: of those that closed, by number.
+        sessions: number -> session, of sessions that closed.
     """
 
     def __init__(self, run: Run) -> None:
@@ -155,13 +155,13 @@ class _FoundRows:
 
 
 class _Session:
-    """Of a session that closed: what it said, and what its rows are.
+    """A session that closed: the counts that it wrote, and counts of its rows.
 
     Attributes:
-        twice: group rows, and task rows, whose number another one has.
-        tasks: sentence -> number of task rows that it is true of.
-        by_image, by_task: rank -> images that rows, and tasks, say it answered.
-        groups: the least and the largest number of a group in its rows.
+        twice: table -> group or task rows whose number occurs twice.
+        tasks: sentence -> number of task rows for which it is true.
+        by_image, by_task: rank -> images that it answered, by the image rows and by the task rows.
+        groups: the smallest and the largest group number in its rows.
     """
 
     def __init__(self, run: Run, entry: Json) -> None:
@@ -174,7 +174,7 @@ class _Session:
         self._seen = {table.name: Marks(8 * run.rows_of(table)) for table in (GROUPS, TASKS)}
 
     def add(self, table: TableLayout, rows: np.ndarray) -> None:
-        """Some of its rows."""
+        """Add rows of the session."""
         if table is IMAGES:
             _add_by_rank(self.by_image, rows["rank"][rows["answered"]])
         else:
@@ -252,7 +252,7 @@ def _look_for_a_writer(report: VerifyReport) -> None:
 
 
 def _note_late_parts(run: Run, report: VerifyReport) -> None:
-    """Parts that do not count: their session was taken over, and their images done again."""
+    """Notes parts that do not count, because another session had taken over from theirs."""
     counts = counting(run.manifest)
     late = [part for part in list_parts(run.path / PARTS_FOLDER) if not counts(part)]
     if late:
@@ -263,7 +263,7 @@ def _note_late_parts(run: Run, report: VerifyReport) -> None:
 
 
 def _check_keys(found: InputMarks, manifest: Json, report: VerifyReport) -> None:
-    """Each key once, inside the input; and, if none is missing, exactly the input."""
+    """Each key occurs once and is in the input. If none is missing, the keys are the input."""
     report.doubles, report.missing = found.doubles, found.missing
     if found.first_double is not None:
         first = _name(found.first_double)
@@ -329,10 +329,10 @@ def _check_audits(found: Counter[str], images: np.ndarray, manifest: Json, draw:
 
 
 def _unknown_ranks(images: np.ndarray, manifest: Json) -> np.ndarray:
-    """Rows whose rank is none of their session's world, (n,) bool.
+    """Rows whose rank was not in the world of their session, (n,) bool.
 
-    A later session may have come up with fewer ranks, whose world the manifest then has. One that
-    was killed or ended by a fault tells no world.
+    Each session has its own world, because a later one may have fewer ranks. The world of a session
+    that was killed or failed is not known.
     """
     unknown = np.zeros(len(images), dtype=bool)
     entries = manifest.get("sessions") or []
@@ -346,7 +346,7 @@ def _unknown_ranks(images: np.ndarray, manifest: Json) -> np.ndarray:
 
 
 def _check_session(run: Run, session: _Session, inventory: Inventory, report: VerifyReport) -> None:
-    """A session that closed: its counts, groups against images, tasks against images."""
+    """Checks a closed session: its counts, its groups and its tasks against its images."""
     number, before = session.number, len(report.problems)
     for table in TABLES:
         rows, said = inventory.rows[table.name, number], session.said[table.name]
@@ -373,7 +373,7 @@ def _check_session(run: Run, session: _Session, inventory: Inventory, report: Ve
 
 
 def _windows(run: Run, session: _Session, images: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The session's rows of images and of groups, those of some groups at a time.
+    """Yields the session's rows of images and of groups, for some groups at a time.
 
     Parts come nearly in the order of their groups, so each is read once or twice.
     """
@@ -391,7 +391,7 @@ _OF_IMAGE = IMAGES.only("group", "source", "t0_ns", "latency_ns", "warmup")
 
 
 class _Grouped:
-    """Rows of a session by the numbers of their groups."""
+    """Finds rows of a session by group number."""
 
     def __init__(
         self, pieces: Sequence[Callable[[], np.ndarray]], session: int, dtype: np.dtype
@@ -417,7 +417,7 @@ class _Grouped:
 
 
 def _check_groups(found: Counter[str], images: np.ndarray, groups: np.ndarray, of: str) -> None:
-    """A group row says what its image rows add up to."""
+    """Each group row agrees with its image rows."""
     groups = np.sort(groups, order="group")
     place = np.searchsorted(groups["group"], images["group"])
     known = place < len(groups)
@@ -464,7 +464,7 @@ def _tell(report: VerifyReport, found: Counter[str]) -> None:
 
 
 def _conclude(run: Run, report: VerifyReport) -> None:
-    """Set the status: a run can be incomplete; anything else that is wrong is damage."""
+    """Set the status. Missing rows mean incomplete; any other problem means damaged."""
     if report.problems:
         return
     manifest_status = run.manifest.get("status")

@@ -61,7 +61,7 @@ class RunWriter(RowSink):
     """The one writer of a run directory. Not shared between threads of the caller."""
 
     def __init__(self, out: Path, manifest: Json, claim: Claim, **options: Any) -> None:
-        """Start the thread; use `create` or `reopen`, which prepare the directory."""
+        """Start the thread. Call `create` or `reopen` instead, which prepare the directory."""
         super().__init__(out, manifest, manifest["session"], claim.check, **options)
         self.manifest = manifest
         self._claim = claim
@@ -81,7 +81,7 @@ class RunWriter(RowSink):
         patience: Patience = PATIENT,
         **options: Any,
     ) -> RunWriter:
-        """Begin a new run in `out`, which is made where it does not exist.
+        """Begin a new run in `out`, which is made if it does not exist.
 
         Raises:
             EnvironmentFault: `out` cannot be written, is another user's, holds a run already,
@@ -116,10 +116,10 @@ class RunWriter(RowSink):
         patience: Patience = PATIENT,
         **options: Any,
     ) -> tuple[RunWriter, np.ndarray]:
-        """Go on with the run in `out`: same settings, next session, leftovers repaired.
+        """Go on with the run in `out` in a new session, with the same settings.
 
         Args:
-            retry_errors: images with error rows are not done.
+            retry_errors: images with error rows do not count as done.
 
         Returns:
             The writer, and the keys that are done: (k,) of KEY_ROW (shard u4, row u8).
@@ -165,7 +165,7 @@ class RunWriter(RowSink):
         The rows are counted: a run whose parts were moved away is not complete.
 
         Args:
-            retry_errors: a run with error rows is not.
+            retry_errors: a run with error rows does not count as complete.
 
         Raises:
             EnvironmentFault: no run in `out`, it is another user's, or cannot be synced.
@@ -203,7 +203,7 @@ class RunWriter(RowSink):
         return known_run(out, before).done_keys(answered=retry_errors)
 
     def discard(self) -> None:
-        """Take back a run that has no rows: the folder is as it was, or gone if it is empty."""
+        """Remove a run that has no rows, and its folder if that is then empty."""
         self._closed = True
         self._thread.end()
         if self.publisher is not None:
@@ -225,7 +225,7 @@ class RunWriter(RowSink):
                 self.out.rmdir()
 
     def note(self, **facts: Any) -> None:
-        """Keep in the manifest, at once, what is known when the ranks are ready.
+        """Add facts to the manifest at once, such as those known when the ranks are ready.
 
         Raises:
             EnvironmentFault: it cannot be written.
@@ -237,7 +237,7 @@ class RunWriter(RowSink):
             raise unwritable(self.out, error) from error
 
     def publish(self, facts: Mapping[str, Any], every_s: float) -> StatusFiles:
-        """Tell those who look into the folder how the job stands, from now until `close`.
+        """Write the status of the job into the folder, from now until `close`.
 
         Args:
             facts: of the session: total, before (images with a row already), label.
@@ -248,16 +248,16 @@ class RunWriter(RowSink):
         return self._status
 
     def close(self, status: str, *, summary: bool = False, **final: Any) -> str | None:
-        """Write what is buffered, then the manifest, then (if complete) the marker.
+        """Write the buffered rows, then the manifest, then (if the run is complete) the marker.
 
         A run is complete only if its rows are found on the disk.
 
         Args:
-            status: of this session: complete, complete_with_errors or incomplete. The run's
-                is complete_with_errors too where an earlier session left error rows.
+            status: of this session: complete, complete_with_errors or incomplete. If an earlier
+                session left error rows, the run becomes complete_with_errors.
             summary: write summary.json too.
-            **final: merged into the manifest ("poll", "validity", "world", ...) and kept
-                with this session.
+            **final: merged into the manifest ("poll", "validity", "world", ...) and kept with this
+                session.
 
         Returns:
             Why the run is incomplete although `status` says complete, or None.
@@ -283,7 +283,7 @@ class RunWriter(RowSink):
             self._claim.release()
 
     def _settle(self, status: str, final: Mapping[str, Any], summary: bool) -> str | None:
-        """All that is left to write; what a fault leaves undone is left to the next session."""
+        """Write all that is left. What fails is left to the next session."""
         fault = self.drain()
         if self.publisher is not None:
             self.publisher.end()
@@ -313,7 +313,7 @@ class RunWriter(RowSink):
         return lacking
 
     def _lacking(self, found: Tally) -> str | None:
-        """What to say of images that have no row on the disk; None if there are none."""
+        """A message about images without a row on the disk; None if there are none."""
         missing = found.inventory.input.missing
         if not missing:
             return None
@@ -323,7 +323,7 @@ class RunWriter(RowSink):
         )
 
     def _seal(self, status: str, final: Mapping[str, Any], found: Tally | None) -> None:
-        """Manifest first, marker last: the marker is never there without its rows."""
+        """Write the manifest and then the marker, so that the marker is never without its rows."""
         publishing = None if self.publisher is None else self.publisher.fault
         written = None if self._thread.fault or publishing else self.counts
         entry = {"session": self.session, "status": status, "rows": written, "final": dict(final)}
@@ -358,7 +358,7 @@ class RunWriter(RowSink):
 
 
 def _prepared(manifest: Mapping[str, Any], *, session: int, sessions: list[Any]) -> Json:
-    """The manifest as it will be read back: format, version, session; types checked."""
+    """The manifest with format, version and session, as it will be read back, and checked."""
     own = {"format": FORMAT, "version": VERSION, "session": session, "sessions": sessions}
     given = {"started": _now(), **manifest, **own, "accepted": {}, "status": "incomplete"}
     if given.get("teams"):
@@ -374,9 +374,9 @@ def _make_folders(out: Path, manifest: Json) -> None:
 
 
 def _number_session(full: Json, before: Json, directory: Path) -> None:
-    """The session comes after all that left a part, and its launch after the earlier ones.
+    """Give the session a number above those of all parts, and append its launch.
 
-    A manifest that was restored from an older copy knows less than the names of the parts.
+    A manifest that was restored from an older copy may lack sessions that have parts.
     """
     last = max((part.session for part in parts.list_parts(directory)), default=0)
     full["session"] = max(full["session"], last + 1)
@@ -387,31 +387,31 @@ def _number_session(full: Json, before: Json, directory: Path) -> None:
 
 
 def _mark_lost_rows(sessions: list[Json], found: Inventory) -> None:
-    """Of a session that has lost rows, forget how many it had written."""
+    """Remove the row counts of sessions that have lost rows."""
     for entry in filter(found.lacks_rows, sessions):
         entry["rows"] = None
 
 
 def _missing(done: np.ndarray, manifest: Json) -> int:
-    """How many images of the input are not among the keys, (n,) of KEY_ROW."""
+    """The number of images of the input that are not among the keys, (n,) of KEY_ROW."""
     marks = InputMarks(manifest, len(done))
     marks.add(done)
     return marks.missing
 
 
 def _is_shared(manifest: Mapping[str, Any]) -> bool:
-    """Whether another user's folder may be taken, by the settings of the session that asks."""
+    """Whether the session's settings allow a folder of another user."""
     return bool(manifest["settings"].get("shared_out") == "on")
 
 
 def _as_read(manifest: Mapping[str, Any]) -> Json:
-    """The manifest as a reader will find it. What a reader would refuse is refused here."""
+    """The manifest as a reader will find it, checked as a reader checks it."""
     found = readable(json.loads(json.dumps(manifest, default=plain)))
     return check_manifest(found, "the run's manifest")
 
 
 def _next_session(out: Path, manifest: Mapping[str, Any]) -> tuple[Json, Json]:
-    """The manifest in `out`, and that of a next session with these settings.
+    """The manifest in `out`, and the manifest of a next session with these settings.
 
     Raises:
         UsageError: the settings differ.
@@ -434,8 +434,8 @@ def _next_session(out: Path, manifest: Mapping[str, Any]) -> tuple[Json, Json]:
 
 
 def _sessions_until(before: Json) -> list[Json]:
-    """The sessions of a manifest, with those of the last launch that were killed: they are known by
-    their batch alone, which the next session may choose otherwise."""
+    """The sessions of a manifest, and those of the last launch that were killed. Only the batch of
+    a killed session is known. It is kept, because the next session may choose another."""
     known = before.get("sessions") or []
     ended = {entry["session"] for entry in known}
     killed = {"status": "incomplete", "rows": None, "final": {"batch": before.get("batch") or 1}}
@@ -444,7 +444,7 @@ def _sessions_until(before: Json) -> list[Json]:
 
 @contextmanager
 def _claimed(out: Path, patience: Patience) -> Iterator[Claim]:
-    """The folder's claim. It is given back if the work under it fails."""
+    """Takes the folder's claim, and gives it back if the block fails."""
     claim = Claim.take(out, patience)
     try:
         yield claim

@@ -1,8 +1,8 @@
-"""Which scheme to choose: the candidates, simulated on service times that a user measured.
+"""Simulates candidate schemes on service times that a user measured, to advise which one to choose.
 
-All candidates meet the same times on the same ranks: a placement, which machine is which rank, is
-drawn anew for each repeat. Percentiles are of the groups of all placements together, and in open
-loop of their images.
+All candidates get the same times on the same ranks. Each repeat draws a new placement, that is
+which machine is which rank. Percentiles are taken over the groups of all placements together; in
+open loop, over their images.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
 from collage_mpi.workload.service_times import DelayModel, trace_rows
 
 MOST_GROUPS = 200  # of a placement
-GAIN = 1.05  # what gains less than this over a simpler one is not worth its ranks
+GAIN = 1.05  # a smaller gain over a simpler candidate is not worth the ranks
 FEW_RANKS, FEW_COPIES, COPIES = 3, 2, 4  # of collage-only (analysis/reports/does-it-work.md)
-LATE = 1.3  # medians after its send that a copy without a limit goes out (the same page)
+LATE = 1.3  # medians after the send, when an unlimited hedge sends its copy (the same page)
 Json = dict[str, Any]
 
 
@@ -38,17 +38,17 @@ class Question:
 
     Attributes:
         times_s: (machines, requests) float64, seconds of a single image.
-        side: of the collage; N = side * side single ranks.
+        side: of the collage; there are N = side * side single ranks.
         spare: ranks beyond these that a candidate may use.
-        cost_ratio: collage network's (or parity network's) time over the single's.
-        batch_cost: what a further image of a batch takes over the first.
-        costs: of rank 0 and the way.
-        answers: file of the networks' answers, for accuracies; "{side}" as of a job.
-        placements, groups: simulated: so many groups for each placement.
-        confidence: score from which a cell counts in a cascade; None: it is not compared.
-        rate: images a second that arrive (Poisson); None: the ranks take as many as they can.
-        by_image: a column of the times is an image's (True) or a group's; by default what a run's
-            own trace would be: an image's where a rank may run several of a group.
+        cost_ratio: time of the collage (or parity) network divided by that of the single network.
+        batch_cost: time of each further image of a batch divided by that of the first.
+        costs: of rank 0 and of messages.
+        answers: file of the networks' answers, for accuracies; may contain "{side}".
+        placements, groups: how many placements are simulated, and groups for each.
+        confidence: score from which a cell counts in a cascade; None leaves the cascade out.
+        rate: images a second that arrive (Poisson); None for a closed loop.
+        by_image: whether a column of the times is for an image (True) or for a group. By default it
+            is as in a trace of the same run: for an image if a rank may run several of a group.
     """
 
     times_s: np.ndarray
@@ -65,7 +65,7 @@ class Question:
     by_image: bool | None = None
 
     def load_answers(self) -> Answers | None:
-        """What the networks answered, if that is known.
+        """The answers of the networks, or None if they are not known.
 
         Raises as `SimulatedJob.load_answers`.
         """
@@ -74,16 +74,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A scheme as it would be run, and what the simulations say of it.
+    """A scheme with its settings, and the results of its simulations.
 
     Attributes:
         flags: of `run`, setting -> value.
-        ranks: of its world, rank 0 included.
-        p50_ms, p99_ms: latency of a group, in open loop of an image; None where these are too few.
-        accuracy: over all images; None where no answers are known.
+        ranks: size of its world, rank 0 included.
+        p50_ms, p99_ms: latency of a group, in open loop of an image; None if there are too few.
+        accuracy: over all images; None if no answers are known.
         wasted: share of the work that resolved nothing.
         lossless: every answer is the single network's.
-        images_per_s: served, of all placements together.
+        images_per_s: throughput over all placements.
     """
 
     flags: Json
@@ -105,24 +105,27 @@ class Candidate:
         return 100 * (plain.accuracy - self.accuracy)
 
     def sooner(self, other: Candidate) -> float:
-        """How many times lower its P99 is; 0 if one of the two is unknown."""
+        """The other's P99 divided by this one's; 0 if one of them is unknown."""
         return other.p99_ms / self.p99_ms if self.p99_ms and other.p99_ms else 0.0
 
     def more(self, other: Candidate) -> float:
-        """How many times as many images it serves in the same time."""
+        """This one's throughput divided by the other's."""
         return (self.images_per_s or 0.0) / (other.images_per_s or math.inf)
 
 
 def groups_of(times_s: np.ndarray, placements: int) -> int:
-    """Groups of a placement, MOST_GROUPS at most: as many as a machine has times, of which more
-    would be copies, and enough for a P99 of all placements together, the warm-up left out."""
+    """Groups to simulate for a placement: as many as a machine has times, but at most MOST_GROUPS,
+    and at least enough for a P99 over all placements without their warm-up."""
     enough = -(-support_needed(0.99) // placements) + RunSettings().warm_groups
     return max(enough, min(MOST_GROUPS, len(times_s[0])))
 
 
 def candidates(question: Question, answers: Answers | None) -> list[Json]:
-    """Settings of each, the plain one first; parity and approx where it is known what they decode,
-    or accuracy is not asked for; cascade where it is known which of the collage's answers count."""
+    """The settings of each candidate, the plain one first.
+
+    Parity and approx are among them if the answers say what they decode, or if there are no
+    answers. Cascade is among them if `confidence` says which answers of the collage count.
+    """
     n, spare = question.side**2, question.spare
     more: Json = {"singles": n + spare}
     k = -(-n // spare)
@@ -160,7 +163,7 @@ def candidates(question: Question, answers: Answers | None) -> list[Json]:
 
 
 def simulated(question: Question, advance: Callable[[int], None]) -> list[Candidate]:
-    """All candidates; `advance` is told of each that is done.
+    """Simulate all candidates. `advance(1)` is called after each.
 
     Raises:
         UsageError, EnvironmentFault, DataFault: as `check_job`.
@@ -196,7 +199,7 @@ def _job(question: Question, flags: Json, seed: int) -> SimulatedJob:
 
 
 def simulated_one(question: Question, flags: Json) -> Candidate:
-    """One candidate, of those settings, on all placements.
+    """Simulate one candidate on all placements.
 
     Raises as `simulated`.
     """
@@ -233,7 +236,7 @@ def _tasks(run: Results) -> TaskTally:
 
 
 def _span_s(run: Results) -> float:
-    """From the first image that counts to the last answer."""
+    """Seconds from the first measured image to the last answer."""
     images = run.measured_images
     ends_ns = images["t0_ns"] + images["latency_ns"]
     return float(ends_ns.max() - images["t0_ns"].min()) / 1e9
@@ -245,8 +248,8 @@ def best_of(
     points: float,
     gain: Callable[[Candidate, Candidate], float] = Candidate.sooner,
 ) -> Candidate:
-    """The one to choose: that which gains most on so many ranks and loses no more than `points`; of
-    two that are within GAIN the one that comes first, which is the simpler."""
+    """The candidate to choose: the largest gain with at most `most_ranks` ranks that loses at most
+    `points` of accuracy. Of two within GAIN it takes the first one, which is simpler."""
     plain = chosen = found[0]
     for one in found[1:]:
         lost = one.points_lost(plain)

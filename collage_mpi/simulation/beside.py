@@ -1,10 +1,10 @@
-"""A run beside its simulations: their figures side by side (`compare`), and what the run would have
-taken had its slow ranks been like their peers (`without_slow`).
+"""Compares a run with its simulations (`compare`), and estimates how fast it would have been if its
+slow ranks had been like their peers (`without_slow`).
 
-For the second, both simulations replay what each rank was seen to take, in its order, under the
-run's settings and rank 0's costs; in one of them the times of a slow rank are divided by how many
-times slower than its peers it was. What the other one says against the run itself tells how far to
-trust it. Losses of ranks are not replayed.
+`without_slow` simulates twice. Both simulations replay the measured service times of each rank in
+their order, with the run's settings and rank 0's costs. In one of them the times of slow ranks are
+divided by how many times slower than their peers they were. The other one is compared with the run
+itself, which shows how far to trust the simulation. Losses of ranks are not replayed.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from collage_mpi.system.printable import brief
 from collage_mpi.system.table import Column, Table, to_text
 from collage_mpi.workload.service_times import DelayModel, Moment
 
-MOST_IMAGES = 9_000  # simulated: some seconds; what a longer run is worth is in its rates
+MOST_IMAGES = 9_000  # simulated, which takes some seconds; rates of more images are alike
 _NO_MODEL = {"straggler": "none", "slow_ranks": (), "dead_ranks": (), "burn_ranks": ()}
 
 
 @dataclass(frozen=True)
 class RunPace:
-    """Of a run or a simulation; None where its groups are too few to say.
+    """The pace of a run or a simulation; None if there are too few groups.
 
     Attributes:
         images_per_s: from the first measured release to the last end.
@@ -48,10 +48,10 @@ class RunPace:
 
 @dataclass(frozen=True)
 class Without:
-    """A run, its simulation, and the simulation without what was slow.
+    """The pace of a run, of its simulation, and of the simulation without slow ranks.
 
     Attributes:
-        images: simulated.
+        images: number of simulated images.
     """
 
     images: int
@@ -65,10 +65,10 @@ def without_slow(run: Results, speeds: Sequence[Speed], images: int = MOST_IMAGE
 
     Args:
         speeds: `rank_speeds` of the run.
-        images: simulated at most.
+        images: the most to simulate.
 
     Raises:
-        UsageError, DataFault: it cannot be simulated; the message says why.
+        UsageError, DataFault: the run cannot be simulated; the message says why.
     """
     factors = _factors(speeds)
     simulated = run.manifest.get("simulated")
@@ -83,7 +83,7 @@ def without_slow(run: Results, speeds: Sequence[Speed], images: int = MOST_IMAGE
 
 
 def _factors(speeds: Sequence[Speed]) -> dict[int, float]:
-    """Slow rank, or rank of a slow GPU or host -> how many times slower than its peers it was."""
+    """Rank that is slow, or on a slow GPU or host -> how many times slower than its peers."""
     slow = {rank for speed in speeds if speed.slow for rank in speed.ranks}
     return {
         speed.ranks[0]: max(1.0, speed.ratio)
@@ -93,7 +93,7 @@ def _factors(speeds: Sequence[Speed]) -> dict[int, float]:
 
 
 def _times_s(run: Results, job: SimulatedJob) -> dict[int, np.ndarray]:
-    """Rank -> (n,) float64, what it took for a single image, one after the other.
+    """Rank -> (n,) float64, its service times of a single image, in seconds and in order.
 
     Raises:
         DataFault: a rank of the run answered nothing.
@@ -115,7 +115,7 @@ def _times_s(run: Results, job: SimulatedJob) -> dict[int, np.ndarray]:
 def _replayed(
     times_s: Mapping[int, np.ndarray], slow: Mapping[int, float], job: SimulatedJob
 ) -> DelayModel:
-    """Each rank's own times, by the number of the group (or the image) that it is sent."""
+    """A delay model that replays each rank's own times, by group (or image) number."""
 
     def draw(moment: Moment) -> float:
         mine = times_s[moment.rank]
@@ -129,7 +129,7 @@ def _pace(summary: Json) -> RunPace:
     return RunPace(summary["price"]["images_per_s"], group["p50_ms"], group["p99_ms"])
 
 
-# name, where in a summary; what a simulation must tell of a real run comes first
+# name, path in a summary; figures that a simulation must get right come first
 _SIDES = (
     ("group p50, ms", ("latency", "group", "p50_ms")),
     ("group p99, ms", ("latency", "group", "p99_ms")),
@@ -146,8 +146,8 @@ _SIDES = (
 
 
 def compare(real: Json, simulated: Json) -> list[Json]:
-    """name, real, simulated and their ratio (None where there is none), the figures that a
-    simulation must tell first."""
+    """Figures of both: name, real, simulated and their ratio or None. Those that a simulation must
+    get right come first."""
     found = []
     shares = [f"{kind}_share" for kind in shares_shown([real["price"], simulated["price"]])]
     for name, path in _SIDES:

@@ -1,4 +1,4 @@
-"""What things take on rank 0 and on the way: stated, read from a file, or from a real run."""
+"""The time that rank 0 and messages take: stated, read from a file, or taken from a real run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from collage_mpi.results import Results
 
 FORMAT, VERSION = "collage-mpi costs", 1
-LEAST_TASKS = 20  # that found their rank idle: what a message's way is measured by
+LEAST_TASKS = 20  # sent to an idle rank: the travel time of messages is measured on these
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What things take, in ns. The defaults are a busy two-core host's at 28 px."""
+    """Times in ns. The defaults were measured on a busy two-core host at 28 px."""
 
     receive_ns: int = setting(
         60_000, "time that rank 0 spends on an answer: poll, decode, decide, record"
@@ -85,14 +85,14 @@ def save_costs(path: Path, costs: Costs, source: str) -> None:
 
 
 def costs_of(run: Results) -> Costs:
-    """A real run's own costs.
+    """The costs that a real run measured.
 
-    Receive, send and encode are means that its rank 0 took down. A message's way is half of
-    the median time from send to answer less the rank's own service time (draw or compute, the
-    longer), over tasks that found their rank idle.
+    Receive, send and encode are means that its rank 0 recorded. The travel time of a message is
+    half of the median time from send to answer without the rank's service time (its draw or its
+    compute time, whichever is longer), over tasks that were sent to an idle rank.
 
     Raises:
-        DataFault: the run did not measure them, or has too few such tasks.
+        DataFault: the run did not measure costs, or has too few such tasks.
     """
     rank0, service = run.manifest.get("rank0"), run.manifest.get("idle_service_ns") or {}
     if not isinstance(rank0, dict):

@@ -1,6 +1,4 @@
-"""Real answers for a simulation: what the networks said of the same images, in the file of
-`evaluate --save-answers`.
-"""
+"""Real answers for a simulation, from a file of `evaluate --save-answers`."""
 
 from __future__ import annotations
 
@@ -21,30 +19,30 @@ from collage_mpi.system.files import reading, require_regular, save_file
 VERSION = 1
 # name -> kinds of dtype, dimensions
 _ARRAYS = {
+    **dict.fromkeys(("version", "side"), ("iu", 0)),
     "labels": ("iu", 1),
     "single_class": ("iu", 1),
     "single_score": ("f", 1),
     "class_names": ("U", 1),
 }
-# Of parity and coded answers, where they were evaluated: what is decoded with all others present.
+# Kinds whose answers decode those of others: the file has what is decoded if all others are there.
 _DECODED = tuple(kind.name for kind in TABLE if not kind.resolves)
-_OTHERS = (COLLAGE, BACKUP, *_DECODED)  # of whose answers a file may have none
+_OTHERS = (COLLAGE, BACKUP, *_DECODED)  # a file may lack the answers of these
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Per image of a data set: label, what the single network and its collage's cell say.
+    """For each image of a data set its label and the answers of the networks.
 
-    Image i of a simulation takes row start + i modulo the images in full groups, so that
-    images of a full group were in one collage together.
+    Image i of a simulation takes row start + i, modulo the images in full groups. So the images of
+    a full group were in one collage.
 
     Attributes:
         side: of the collages.
         start: row of the first image, a multiple of side x side.
         labels, single: n each.
-        collage, backup: likewise, where they were evaluated; an answer that was absent is None.
-        degraded: kind whose answers decode those of others -> images of its stripes, and n
-            likewise.
+        collage, backup: n each, or None if they were not evaluated; an absent answer is None.
+        degraded: kind whose answers decode those of others -> images of its stripes, and n answers.
     """
 
     side: int
@@ -61,7 +59,7 @@ class Answers:
         return self.labels[(self.start + image) % len(self.labels)]
 
     def cells(self, kind: str, items: Sequence[Item]) -> tuple[Score | None, ...]:
-        """What the network of the kind says of each item; a parity network alone says nothing."""
+        """The kind's answer for each item; None for a kind whose answers only decode others."""
         if not KIND[kind].resolves:
             return (None,) * len(items)
         known: Sequence[Score | None] | None = getattr(self, kind)
@@ -73,7 +71,7 @@ class Answers:
         return self.degraded[kind][0] if kind in self.degraded else None
 
     def decoded(self, kind: str, image: int) -> Score | None:
-        """What a stripe's answer and those of the others say of an image."""
+        """The answer for an image that is decoded from the other answers of its stripe."""
         if kind not in self.degraded:
             return None
         known = self.degraded[kind][1]
@@ -115,7 +113,8 @@ def save_answers(
     """
     columns: dict[str, Any] = {f"{kind}_k": k for kind, k in stripes.items()}
     for kind, each in answers.items():
-        columns |= dict(zip(_arrays_of(kind), _columns(each), strict=True))
+        names = (f"{kind}_{what}" for what in ("class", "score", "absent"))
+        columns |= dict(zip(names, _columns(each), strict=True))
     del columns[f"{SINGLE}_absent"]  # it always answers
     buffer = io.BytesIO()
     np.savez_compressed(
@@ -142,10 +141,10 @@ def read_answers(path: Path, side: int) -> Answers:
         if isinstance(file, np.ndarray):
             raise ValueError("it holds a single array")
         with file:
-            arrays = {name: file[name] for name in ("version", "side", *_ARRAYS)}
+            arrays = {name: file[name] for name in _ARRAYS}
             for kind in _OTHERS:
                 if any(f"{kind}_{what}" in file for what in ("class", "score", "absent", "k")):
-                    arrays |= {name: file[name] for name in (*_arrays_of(kind), *_k_of(kind))}
+                    arrays |= {name: file[name] for name in _arrays_of(kind)}
     _check(arrays, path, side)
     n = len(arrays["labels"]) // side**2 * side**2  # images in full groups
     if n == 0:
@@ -159,14 +158,17 @@ def read_answers(path: Path, side: int) -> Answers:
         class_names=tuple(arrays["class_names"].tolist()),
         labels=arrays["labels"][:n].tolist(),
         single=_scores(arrays["single_class"], arrays["single_score"], n),
-        degraded={kind: (int(arrays[f"{kind}_k"]), found[kind]) for kind in found if _k_of(kind)},
+        degraded={
+            kind: (int(arrays[f"{kind}_k"]), found[kind]) for kind in _DECODED if kind in found
+        },
         collage=found.get(COLLAGE),
         backup=found.get(BACKUP),
     )
 
 
 def _arrays_of(kind: str) -> dict[str, tuple[str, int]]:
-    return {f"{kind}_class": ("iu", 1), f"{kind}_score": ("f", 1), f"{kind}_absent": ("b", 1)}
+    found = {f"{kind}_class": ("iu", 1), f"{kind}_score": ("f", 1), f"{kind}_absent": ("b", 1)}
+    return found | ({f"{kind}_k": ("iu", 0)} if kind in _DECODED else {})
 
 
 def _columns(
@@ -177,11 +179,6 @@ def _columns(
     classes = np.array([label for label, _ in filled], dtype=np.int16)
     scores = np.array([score for _, score in filled], dtype=np.float32)
     return classes, scores, np.array([answer is None for answer in answers], dtype=bool)
-
-
-def _k_of(kind: str) -> tuple[str, ...]:
-    """The name of the images of a stripe, of a kind whose answers decode those of others."""
-    return (f"{kind}_k",) if kind in _DECODED else ()
 
 
 def _there(arrays: Mapping[str, np.ndarray]) -> list[str]:
@@ -202,28 +199,23 @@ def _scores(classes: np.ndarray, scores: np.ndarray, n: int) -> list[Score]:
 
 
 def _check(arrays: Mapping[str, np.ndarray], path: Path, side: int) -> None:
-    there = _there(arrays)
-    for name in ("version", "side", *(name for kind in there for name in _k_of(kind))):
-        if arrays[name].ndim or arrays[name].dtype.kind not in "iu":
-            raise DataFault(f"answers {path}: {name} is no whole number")
+    there, expected = _there(arrays), dict(_ARRAYS)
+    for kind in there:
+        expected |= _arrays_of(kind)
+    n = len(arrays["labels"]) if arrays["labels"].ndim == 1 else -1
+    for name, (kinds, dimensions) in expected.items():
+        array = arrays[name]
+        sized = not dimensions or name == "class_names" or len(np.atleast_1d(array)) == n
+        if array.dtype.kind not in kinds or array.ndim != dimensions or not sized:
+            needed = f"it does not fit {n} images" if dimensions else "it needs a whole number"
+            found = f"{array.dtype} of shape {array.shape}"
+            raise DataFault(f"answers {path}: {name} is {found}; {needed}")
     if int(arrays["version"]) != VERSION:
         raise DataFault(f"answers {path}: version {int(arrays['version'])}; known is {VERSION}")
     if int(arrays["side"]) != side:
         raise DataFault(
             f"answers {path} are of side {int(arrays['side'])}, the settings say --side {side}"
         )
-    n = len(arrays["labels"]) if arrays["labels"].ndim == 1 else -1
-    expected = dict(_ARRAYS)
-    for kind in there:
-        expected |= _arrays_of(kind)
-    for name, (kinds, dimensions) in expected.items():
-        array = arrays[name]
-        sized = name == "class_names" or len(np.atleast_1d(array)) == n
-        if array.dtype.kind not in kinds or array.ndim != dimensions or not sized:
-            raise DataFault(
-                f"answers {path}: {name} is {array.dtype} of shape {array.shape}; it does not fit "
-                f"{n} images"
-            )
     known = len(arrays["class_names"])
     for name in ("labels", "single_class", *(f"{kind}_class" for kind in there)):
         absent = arrays.get(name.replace("class", "absent"))

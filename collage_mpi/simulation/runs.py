@@ -1,4 +1,4 @@
-"""Simulated runs: one or many, with rows on disk or a summary alone, or like a real run."""
+"""Simulates one or many runs. Each leaves its rows, or only a summary, in its folder."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ class SimulatedJob:
     """One simulation.
 
     Attributes:
-        settings: those of a run; shards, networks and device do not matter. The cost ratio
-            and a batch's cost are 1.0 unless set: there is no network here to measure.
+        settings: of a run; shards, networks and device do not matter. Cost ratio and batch cost are
+            1.0 unless set, because no network is measured.
         images: how many are classified.
-        costs: what things take.
+        costs: of rank 0 and of messages.
         answers: a file of `evaluate --save-answers`; "{side}" in it stands for the side.
-        rows: write a row for every image, group and task; else the summary and the groups'
-            latencies alone.
-        first: the answers' row that the first image takes, whole groups rounded up.
-        measured_batch_costs: by kind, in place of the settings' one.
-        delays: in place of the settings' model.
+        rows: write a row for every image, group and task; otherwise only the summary and the
+            latencies of groups.
+        first: row of the answers that the first image takes, rounded up to whole groups.
+        measured_batch_costs: by kind; used if the settings have no batch cost.
+        delays: replaces the model of the settings.
     """
 
     settings: RunSettings
@@ -75,7 +75,7 @@ class SimulatedJob:
 
     @property
     def batch_costs(self) -> dict[str, float]:
-        """Kind -> what a further input of a batch takes over the first one."""
+        """Kind -> time of each further input of a batch divided by that of the first one."""
         if self.settings.batch_cost is None and self.measured_batch_costs:
             return dict(self.measured_batch_costs)
         return self.settings.batch_costs()
@@ -89,7 +89,7 @@ class SimulatedJob:
 
     @cached_property
     def effective(self) -> RunSettings:
-        """The settings with what `batch auto` and `accept auto` stand for.
+        """The settings with values chosen for `batch auto` and `accept auto`.
 
         Raises as `describe`.
         """
@@ -105,8 +105,8 @@ class SimulatedJob:
 
     @property
     def _with_accept(self) -> RunSettings:
-        """The settings with what `accept auto` stands for; `first` where no answers of named
-        networks are replayed, as it then makes no difference to accuracy.
+        """The settings with a policy chosen for `accept auto`. It is `first` if no answers of named
+        networks are replayed, because the policy then makes no difference to accuracy.
 
         Raises as `describe`.
         """
@@ -140,7 +140,7 @@ class SimulatedJob:
 
     @property
     def ratio(self) -> float:
-        """The scheme's other network's service time over the single's."""
+        """Service time of the scheme's other network divided by that of the single network."""
         return 1.0 if self.settings.cost_ratio is None else self.settings.cost_ratio
 
     def load_answers(self) -> Answers | None:
@@ -155,12 +155,12 @@ class SimulatedJob:
 
 
 def answers_file(name: str, side: int) -> str:
-    """The file that a job's answers of that side are in."""
+    """The file of answers for a side."""
     return name.replace("{side}", str(side))
 
 
 def simulated_inputs(settings: RunSettings, answers: str | None) -> dict[str, Path]:
-    """The files that decide what is simulated, by setting, and the answers."""
+    """Setting -> file for files that change a simulation, and the file of answers."""
     files = named_files(settings, networks=False)
     if answers is not None:
         files["answers"] = Path(answers_file(answers, settings.side))
@@ -168,7 +168,7 @@ def simulated_inputs(settings: RunSettings, answers: str | None) -> dict[str, Pa
 
 
 def check_job(job: SimulatedJob) -> None:
-    """Everything that can be known before it starts.
+    """Check everything that can be known before the simulation starts.
 
     Raises:
         UsageError, EnvironmentFault, DataFault: settings that cannot be simulated, a bad
@@ -270,7 +270,7 @@ def _refuse_a_run(out: Path) -> None:
 
 
 def simulate_in_memory(job: SimulatedJob) -> Results:
-    """The rows of a simulated run, nothing on disk.
+    """Simulate a run and return its rows. Nothing is written to disk.
 
     Raises:
         UsageError, EnvironmentFault, DataFault: as `check_job`.
@@ -284,7 +284,7 @@ def simulate_in_memory(job: SimulatedJob) -> Results:
 
 
 def run_job(job: SimulatedJob) -> Json:
-    """Simulate; leave rows or the summary in the job's `out`, if it has one.
+    """Simulate, and write the rows or the summary to the job's `out`, if it has one.
 
     Returns:
         The summary.
@@ -334,7 +334,7 @@ def read_latencies_ns(folder: Path) -> np.ndarray:
 
 
 def read_summary(folder: Path) -> Json | None:
-    """What a simulation without rows left in a folder; None where there is none.
+    """The summary that a simulation without rows left in a folder, or None.
 
     Raises:
         DataFault: it is damaged.
@@ -354,11 +354,11 @@ def read_summary(folder: Path) -> Json | None:
 def run_jobs(
     jobs: Sequence[SimulatedJob], processes: int = 1
 ) -> Iterator[tuple[SimulatedJob, Json]]:
-    """All jobs, in order, at most so many at a time; each with its summary when it is there.
+    """Simulate the jobs, at most `processes` at a time. Yields each with its summary, in order.
 
     Raises:
-        UsageError, EnvironmentFault, DataFault: of the first job that fails; those begun
-            are finished, the others are not begun.
+        UsageError, EnvironmentFault, DataFault: of the first job that fails. Jobs that have begun
+            are finished, and no others are begun.
     """
     if min(processes, len(jobs)) <= 1:
         for job in jobs:

@@ -46,7 +46,7 @@ ANY_SCORE = Score(0, 1.0)
 
 @dataclass
 class _Rank:
-    """A worker: messages that wait, what is cancelled, whether it is at work."""
+    """A worker rank: its waiting messages and cancelled tasks, and whether it is busy."""
 
     id: int
     kinds: frozenset[str]
@@ -61,9 +61,9 @@ class Simulated:
     """What is simulated.
 
     Attributes:
-        ratio: the scheme's other network's service time over the single's.
-        batch_costs: by kind, what a further input of a batch takes over the first.
-        delays: in place of the settings' model.
+        ratio: service time of the scheme's other network divided by that of the single network.
+        batch_costs: by kind, time of each further input of a batch divided by that of the first.
+        delays: replaces the model of the settings.
     """
 
     settings: RunSettings
@@ -78,7 +78,7 @@ class Simulation:
     """One run on virtual time.
 
     Attributes:
-        finish: how it ended; stopped: why, once `stop` was called.
+        finish: how the run ended; stopped: the reason that `stop` was given.
     """
 
     def __init__(self, what: Simulated, writer: Writer, answers: Answers | None = None) -> None:
@@ -132,7 +132,7 @@ class Simulation:
         }
 
     def run(self) -> ev.Finish:
-        """Everything, from the first admission to the end."""
+        """Simulate from the first admission to the end."""
         for rank, state in self.ranks.items():
             self._handle(ev.RankReady(0, rank, state.kinds, "simulated", self.settings.messages))
         if self._timeouts is not None:
@@ -148,7 +148,7 @@ class Simulation:
         return self.finish
 
     def stop(self, reason: str) -> None:
-        """Let nothing more in; may be called at any moment, as by a signal."""
+        """Admit no more images. A signal handler may call this at any moment."""
         self.stopped = reason
 
     def _at(self, at_ns: int, order: int, call: Any, argument: Any) -> None:
@@ -162,7 +162,7 @@ class Simulation:
         self._drain()
 
     def _drain(self) -> None:
-        """Give the scheduler the events that wait, and those that they cause, in order."""
+        """Give the scheduler the waiting events in order, and the events that they cause."""
         while self._events:
             current = self._events[0]
             if self.finish is None:
@@ -177,7 +177,7 @@ class Simulation:
         return self._free_ns
 
     def _answer(self, at_ns: int, answer: tuple[int, Sequence[WireResult]]) -> None:
-        """A message: all its answers have come at the same time, and are taken in turn."""
+        """Take the answers of a message, which all come at the same time, one after another."""
         rank, results = answer
         now_ns = self._begin(at_ns)
         if self._timeouts is not None:
@@ -221,7 +221,7 @@ class Simulation:
         self._let_in(self._stamp_ns)
 
     def _let_in(self, now_ns: int) -> None:
-        """Images that are due by now arrive; the next one that comes by its time is awaited."""
+        """Images that are due arrive. If the next one has a time of arrival, wait for that time."""
         while count := min(self._arrivals.due(now_ns), self.simulated.images - self._next_image):
             for t0_ns, _ in self._arrivals.enter(now_ns, count):
                 image = self._next_image
@@ -273,7 +273,7 @@ class Simulation:
         self.ranks[cancel.rank].cancelled.add(cancel.task)
 
     def _next_task(self, at_ns: int, rank: _Rank) -> None:
-        """The rank is free: skip what is cancelled, begin the first message that is not."""
+        """The rank is free: it skips cancelled messages and begins the next one."""
         rank.busy = self._delays.dead(rank.id, at_ns, rank.answered)
         while rank.queue and not rank.busy:
             sends = rank.queue.popleft()
@@ -297,7 +297,7 @@ class Simulation:
         return self._answers.cells(send.kind, send.items)
 
     def _decode(self, image: int, place: int, evidence: Any, others: Sequence[Any]) -> Score | None:
-        """The answer for the one image of a stripe that the other answers leave open."""
+        """The answer that is decoded for the one image of a stripe without an answer."""
         if self._answers is None:
             return ANY_SCORE
         return self._answers.decoded(self._stripe_kind, image)
@@ -316,7 +316,7 @@ class Simulation:
         self._at(at_ns + self.simulated.costs.network_ns, ANSWER, self._answer, (rank.id, results))
 
     def _service_ns(self, sends: Sequence[ev.Send], at_ns: int) -> int:
-        """How long a rank takes for tasks of one kind that it runs as a batch."""
+        """The time that a rank takes for tasks of one kind that it runs as a batch."""
         rank, kind = sends[0].rank, sends[0].kind
         model = self.simulated
         ratio = model.ratio if kind in SPARE_KINDS else 1.0
