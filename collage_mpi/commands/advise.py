@@ -111,7 +111,7 @@ def execute(args: AdviseArguments) -> int:
 def _chosen(
     args: AdviseArguments, question: Question, found: list[Candidate]
 ) -> tuple[Candidate, Candidate | None]:
-    """That of the shortest tail, and in closed loop that of the most images a second."""
+    """The candidate with the shortest tail, and in a closed loop that with the most images/s."""
     from collage_mpi.simulation.advice import Candidate, best_of
 
     most = 1 + question.side**2 + question.spare
@@ -172,10 +172,10 @@ def _question(args: AdviseArguments) -> Question:
 
 
 def _threshold(weights: str, side: int) -> float:
-    """The score from which on its answers count.
+    """The score from which on the answers of a collage network count.
 
     Raises:
-        UsageError: it has none, or is of another side.
+        UsageError: the file has no threshold, or is for another side.
         EnvironmentFault, DataFault: as `describe`.
     """
     info = describe(weights, COLLAGE)
@@ -203,19 +203,19 @@ def _of_run(path: Path) -> Question:
     manifest = run.manifest
     try:
         costs = costs_of(run)
-    except DataFault:  # simulated, or cut off: it measured none
+    except DataFault:  # a simulated run, or one that was cut off, has none
         costs = Costs()
     batch = manifest.get("batch_costs") or {}
-    each = sorted(service_times_ns(run).items())  # over what a batch of its size takes
+    each = sorted(service_times_ns(run).items())  # for one input, of whatever batch
     rows = [ns / 1e9 for (_, _, kind), ns in each if kind == SINGLE]
     if not rows:
-        record_trace([run])  # says what is lacking
+        record_trace([run])  # raises, and says what is missing
     side, confidence = int(manifest.get("side") or 3), None
     collage = (manifest.get("settings") or {}).get("collage")
     if collage:
         with contextlib.suppress(CollageError):  # its file may have moved
             confidence = _threshold(with_shipped(str(collage)), side)
-    # A slow rank that pulls has few: they come again, so that each counts alike.
+    # A slow rank that pulls has fewer times. They are repeated, so that every rank counts alike.
     longest = max(map(len, rows))
     return Question(
         np.stack([np.resize(row, longest) for row in rows]),

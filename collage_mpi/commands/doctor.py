@@ -166,8 +166,8 @@ def _as_another_rank(wanted: WantedJob) -> int:
     """On every rank but 0: report to rank 0 and leave with its exit code."""
     meeting = open_meeting(wanted)
     if meeting is None or meeting.rank == 0:
-        # No MPI, or one of N singletons: the process with the launcher's 0 says so. Open MPI
-        # would kill that one if we left with a code of ours.
+        # No MPI, or N worlds of one rank: the process that the launcher calls rank 0 says so.
+        # Open MPI would kill that process if this one left with another exit code.
         return int(ExitCode.COMPLETE)
     return meeting.guard(meeting.report)
 

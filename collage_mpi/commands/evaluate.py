@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Entry = dict[str, Any]  # of the report: a network, or a ratio
 Row = tuple[str, Callable[[Entry], str], Callable[[Entry], str] | None]
 
-FIRST = "the first network"  # that is asked: one of two kinds
+FIRST = "the first network"  # of a cascade: a collage network or a quick single network
 _weights = partial(setting, None, metavar="WEIGHTS", shipped=True)
 
 
@@ -193,8 +193,8 @@ def _measure(args: EvaluateArguments, specs: dict[str, str]) -> dict[str, Any]:
 
 
 def _geometry(args: EvaluateArguments, shards: Any, infos: list[NetworkInfo]) -> Geometry:
-    """The shapes and classes that a user's own network is told. The class names may come from the
-    other network.
+    """The shapes and the number of classes that a user's own network is told. If the shards name no
+    classes, the other network's names count.
     """
     labels = shards.labels()
     names = shards.class_names or next((info.class_names for info in infos), None)
@@ -252,8 +252,8 @@ def _answers(
 def _codes(
     args: EvaluateArguments, predictors: dict[str, TorchPredictor]
 ) -> dict[str, tuple[TorchPredictor, ParitySpec, float]]:
-    """Kind -> the network that answers for stripes, which stripes, and the temperature of what is
-    decoded.
+    """Kind -> the network that is asked about stripes, how stripes are made, and the temperature of
+    the decoded scores.
     """
     codes = {}
     if PARITY in predictors:

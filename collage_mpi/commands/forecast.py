@@ -56,8 +56,8 @@ from collage_mpi.system.printable import counted, numbers_text, say
 
 READ_IMAGES = 512  # read to see how fast that is
 DECODED_IMAGES = 48  # read and decoded on a core, to see whether shards would pay
-SIMULATED_GROUPS = 200  # of them the time of all is known well enough; a second of computing
-SIMULATED_BATCHES = 16  # but so many batches: fewer would not show how they follow each other
+SIMULATED_GROUPS = 200  # enough to estimate the time of all; simulating them takes a second
+SIMULATED_BATCHES = 16  # at least: fewer would not show how batches follow each other
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,9 @@ class Timings:
     """The measured times, and how they were measured.
 
     Attributes:
-        single_ns: an image in the single network, or in the scheme's own network without one.
-        ratio: service time of the other network divided by that.
+        single_ns: time of one image in the single network. If the scheme has no single network,
+            time of one input of its own network.
+        ratio: service time of the other network divided by `single_ns`.
         batch_costs: kind -> time of a further input of a batch divided by that of the first.
         shared: how many ranks share one core, or one GPU, at most; 1.0 if none share.
         who: who measured, in words.
@@ -135,7 +136,7 @@ def _read_ns(plan: Plan, encoder: AnyEncoder, order: np.ndarray) -> float:
     chosen = order[:READ_IMAGES]
     if plan.settings.by_place or not len(chosen):
         return 0.0
-    # An image of each shard first: to open one is once a job, however many images it has.
+    # One image of each shard first, which opens its file: a job does that once.
     _, firsts = np.unique(plan.shards.locate_each(chosen)[0], return_index=True)
     _read(plan, chosen[firsts], encoder)
     start_ns = time.monotonic_ns()

@@ -250,7 +250,7 @@ def _follow(plan: LaunchPlan, words: Sequence[str], timeout_s: float, fault_tole
         LEAVE_GRACE_S if fault_tolerant and not script else math.inf,
     )
     until_s = time.monotonic() + timeout_s
-    signals: list[int] = []  # not passed on, as they came before a job or after it
+    signals: list[int] = []  # that came before a job or after it
     with caught(FORWARDED, signals.append):
         for more in reversed(range(STARTS)):
             left_s = max(0.0, until_s - time.monotonic())

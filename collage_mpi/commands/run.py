@@ -82,7 +82,7 @@ class RunArguments(Arguments):
             return self.settings(None).teams
         except CollageError:
             if self.resumes:
-                return 1  # rank 0 will meet it again, and tell
+                return 1  # rank 0 meets the same error, and prints it
             raise
 
 

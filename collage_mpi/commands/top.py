@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collage_mpi.results.status import View, Watch
 
 LOOK_EVERY_S = 1.0
-SLOW = 2.0  # times the median of the others of its kinds: of a few answers, so no small number
+SLOW = 2.0  # times the median of the ranks of its kinds. Few answers need a large factor
 LEAST_ANSWERS = 5
 _HEAD_LINES = 9  # around the table of ranks
 

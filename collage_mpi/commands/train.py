@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from collage_mpi.training.peers import Peers
     from collage_mpi.training.sources import Sources, TrainData
 
-SPLIT = ("shard_fingerprints", "limit", "seed", "validation_share")  # what decides it, in a record
+# Of a training record: what decides which images are for validation.
+SPLIT = ("shard_fingerprints", "limit", "seed", "validation_share")
 WIDTHS = f"{default_architecture(SINGLE).stem_width}; collage: by --side"
 
 _network = partial(setting, group="network")

@@ -21,7 +21,7 @@ from collage_mpi.system.progress import advancing
 if TYPE_CHECKING:
     from collage_mpi.training.threshold import TwoStages
 
-FIRST = "the first network"  # that is asked: one of two kinds
+FIRST = "the first network"  # of a cascade: a collage network or a quick single network
 # Of torchvision's own weights: mean and std of ImageNet's pixels / 255.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -135,7 +135,7 @@ def threshold(args: ThresholdArguments) -> int:
 
 
 def _described(specs: Mapping[str, str]) -> tuple[NetworkInfo, NetworkInfo]:
-    """The single network and the other one. Raises UsageError if one of them will not do."""
+    """Both networks, the single one first. Raises UsageError if a threshold cannot be for them."""
     single, first = (describe(spec, KIND[kind].network) for kind, spec in specs.items())
     if single is None or first is None:
         raise UsageError("a threshold is for networks with weights files: name two")

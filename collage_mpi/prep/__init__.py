@@ -1,3 +1,3 @@
-"""Turns users' pictures and arrays into shards: `listing` and `tars` find the pictures, `plan`
-assigns them to shards, `work` makes one shard, `pool` runs many at once.
+"""Turns users' pictures and arrays into shards: `plan` assigns pictures to shards, `work` makes
+many shards at once, and `arrays` reads rows of other programs' files and of shards.
 """

@@ -47,7 +47,7 @@ class AcceptSettings(Settings):
     )
     grace_quantile: float | None = _accept(
         None,
-        "accept grace: the same as a running quantile of the singles' latencies. Until 50 "
+        "accept grace: the grace time as a running quantile of the singles' latencies. Until 50 "
         "latencies are known, --grace-ms applies, or accept first without it",
         above=0,
         below=1,
@@ -57,9 +57,9 @@ class AcceptSettings(Settings):
     )
     agree: float | None = _accept(
         None,
-        "scheme cascade: choose the least score that counts without labels, so that at most 1 - A "
-        "of all images get another answer than the single network's (95 % confidence); images that "
-        "both networks classify first choose it, the audits raise it",
+        "scheme cascade: choose the lowest score that counts, without labels. At most 1 - A of all "
+        "images then get another answer than the single network's (95 % confidence). Both networks "
+        "classify the first images, which choose the score; audits may raise it",
         metavar="A",
         above=0,
         below=1,
@@ -84,7 +84,7 @@ class AcceptSettings(Settings):
         at_least=0,
         at_most=1,
     )
-    audit_seed: int = _accept(0, "seed by which those images are drawn", at_least=0)
+    audit_seed: int = _accept(0, "seed by which the audited images are drawn", at_least=0)
 
     def _check(self) -> None:
         if self.agree is not None and self.accept != AUTO:

@@ -21,7 +21,7 @@ PATIENCE = 2  # doublings in a row that gain nothing end the search: one may hav
 # 16 us an image on a message of 8 images and 4 to 6 us on one of 64.
 SHORT_NS = 20_000_000
 LONG_NS = 500_000_000  # no batch takes longer: the last images of the input wait for one
-BATCHES_A_RANK = 8  # that the input has at least, so that no rank is without work
+BATCHES_A_RANK = 8  # the input has at least so many, so that every rank has work
 MESSAGE_BYTES = 8 << 20  # of pixels that rank 0 sends: it holds four such messages a rank
 DRAWS = 9  # ranks whose injected service time is looked at
 NOTHING = "no service time was measured"  # the ranks may be lost by now
@@ -136,14 +136,14 @@ def _is_short(took: Times) -> bool:
 
 @dataclass(frozen=True)
 class ModelTimes:
-    """How long networks take by a model: the delays that are injected, or those of a simulation.
+    """How long networks take by a model, that of injected delays or of a simulation.
 
     Attributes:
         single_ns: for one image.
         ratio: of the scheme's other network over the single one.
         batch_costs: kind -> what a further input of a batch takes over the first one.
-        alone_ns: kind -> measured time of one input; a batch of that kind is longer than one input
-            by as much as was measured.
+        alone_ns: kind -> measured time of one input. For these kinds a batch takes so many times
+            longer than one input as was measured.
     """
 
     settings: RunSettings
@@ -158,7 +158,7 @@ class ModelTimes:
         return {kind: settings.most_inputs(kind) for kind in kinds}
 
     def at_least(self, size: int, took: Times) -> Times:
-        """The measured times of a batch of so many groups, where the model's are not longer."""
+        """By kind, the longer of the measured and the modelled time of a batch of `size` groups."""
         inputs, found = self.inputs(size, took), {}
         for kind, took_ns in took.items():
             factor = batch_factor(inputs[kind], self.batch_costs.get(kind, 1.0))

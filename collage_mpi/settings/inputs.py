@@ -43,7 +43,7 @@ class InputSettings(Settings):
     )
     fit: str = _setting(
         "crop",
-        "crop keeps the middle of such a picture, letterbox keeps all of it between bars",
+        "of pictures that are no shards: crop keeps the middle, letterbox keeps all between bars",
         choices=("crop", "letterbox"),
     )
     resize_px: int | None = _setting(

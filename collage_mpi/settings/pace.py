@@ -99,8 +99,8 @@ class PaceSettings(ArrivalSettings):
     batch: int | None = _pace(
         1,
         "groups that are sent together. A rank gets its tasks of all these groups in one message "
-        "and runs them as one batch. auto: measured at the start, the largest with which the "
-        "images a second still rise",
+        "and runs them as one batch. auto: chosen by measurements at the start, the largest "
+        "batch that still adds images a second",
         unset=AUTO,
         at_least=1,
         auto=True,

@@ -26,7 +26,7 @@ from collage_mpi.system.fields import Settings, setting
 from collage_mpi.system.printable import counted
 
 RANKS = "redundancy and ranks"  # group of --help
-EXPECTED = 9  # differing answers among the images that choose a threshold, if 1 - agree differ
+EXPECTED = 9  # differing answers among the images that choose a threshold for `agree`
 
 _setting = partial(setting, group=RANKS)
 
@@ -254,18 +254,17 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
 
     @property
     def takes_threshold(self) -> bool:
-        """Whether the scheme tells sure answers from others, and may be told another threshold."""
+        """Whether the scheme tells sure answers from others by a threshold that may change."""
         return self._takes("calibrate")
 
     @property
     def needs_threshold(self) -> bool:
-        """Whether the scheme needs the score from which the network's answer counts that it asks
-        first."""
+        """Whether the scheme needs a score from which on the answers of its first network count."""
         return "accept" in scheme_class(self.scheme).only
 
     @property
     def judged(self) -> str:
-        """The kind whose answers the accept policy judges: a quick network's batch, a collage."""
+        """The kind whose answers the accept policy judges: a quick or a collage network."""
         return BACKUP if self.uses(BACKUP) else COLLAGE
 
     @property
@@ -275,7 +274,7 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
         return math.ceil(round(runs, 6)) * self.group_size
 
     def calibration_images(self, images: int) -> int:
-        """How many of so many images do so: none if the job has no more than it takes."""
+        """How many of a job's images choose the threshold; 0 if the job has no more images."""
         return self.calibration_size if self.calibration_size < images else 0
 
     def scheme_settings(self) -> SchemeSettings:

@@ -17,12 +17,12 @@ from collage_mpi.system.launchers import SRUN, Launcher, first_number, launchers
 TORCHRUN_ID = "TORCHELASTIC_RUN_ID"
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 
-# The rank's environment under `collage-mpi launch`: machine-readable progress is wanted, in lines
-# that are marked by this word, which nobody else knows: it is another one in every launch.
+# Set by `collage-mpi launch` for its ranks: status lines begin with this word. Each launch draws
+# another word, so that no other output is taken for a status.
 STATUS_VARIABLE = "COLLAGE_MPI_STATUS"
 
-# A launch whose ranks outlive each other, as data/rank.sh tells them: lost ranks are not the
-# launcher's business there.
+# Set to 1 by data/rank.sh where a rank survives the loss of others: the launcher then does not end
+# the job.
 FAULT_TOLERANT_VARIABLE = "COLLAGE_MPI_FAULT_TOLERANT"
 
 HOSTS_VARIABLES = ("SLURM_JOB_NUM_NODES", "SLURM_NNODES")
@@ -244,7 +244,7 @@ def visible_entries(visible: str | None) -> list[str] | None:
 def gpu_entry(device: str, visible: str | None) -> str | None:
     """The number or the UUID of a torch device's GPU on this host; None for a CPU.
 
-    Without `visible` torch's numbers are taken for the host's: so it is where all GPUs are alike.
+    Without `visible`, torch's numbers count as the host's, which holds where all GPUs are alike.
     """
     name, _, number = device.partition(":")
     entries = visible_entries(visible)

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 FOLDER = "/dev/shm/"
 SHARED = ("/dev/shm/mpich_shm_", "/dev/shm/sm_segment.")  # MPICH's, Open MPI's
-UCX = "/dev/shm/ucx_shm_posix_"  # where /proc is no way to it peers open it by name, late too
+UCX = "/dev/shm/ucx_shm_posix_"  # peers may open it by name, late in a job too
 
 _armed = False
 _finalize: Callable[[], object] | None = None
@@ -50,7 +50,7 @@ def finalize_by(finalize: Callable[[], object]) -> None:
 
 
 def leave_at_once() -> None:
-    """Only the teardown of this process remains, in which torch's threads may abort it."""
+    """From now on `leave_world` skips Python's teardown, in which torch's threads may abort."""
     global _at_once
     _at_once = True
 

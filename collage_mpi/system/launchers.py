@@ -478,10 +478,10 @@ class Pals(Launcher):
 
 SRUN = Srun()
 
-# Where several have left their variables the first counts: one that starts its ranks through
-# another comes before it. Slurm is last of those: mpiexec inside an sbatch script also shows the
-# script's own SLURM_PROCID=0 to every rank. On a Cray Slurm sets PALS's variables as well. Flux may
-# run within a job of Slurm's, and mpiexec within one of Flux's.
+# An environment may have the variables of several launchers: the first of this list counts. A
+# launcher that starts its ranks through another one stands before it. mpiexec inside an sbatch
+# script shows the script's own SLURM_PROCID=0 to every rank. On a Cray Slurm sets PALS's variables
+# as well. Flux may run within a job of Slurm's, and mpiexec within one of Flux's.
 LAUNCHERS: tuple[Launcher, ...] = (OpenMpi(), Mpich(), Intel(), Flux(), SRUN, Pals())
 
 FAMILIES = {launcher.name: launcher for launcher in LAUNCHERS if launcher.versions}

@@ -112,9 +112,10 @@ def did_you_mean(word: str, known: Iterable[str], most: int = 3) -> str:
 
 
 def storable(text: str) -> str:
-    r"""The text as UTF-8 can hold it: a file's name may be any bytes, those that are none as \xe9.
+    r"""The text with bytes that are not UTF-8 as codes, such as \xe9.
 
-    Python holds them as half characters. What is made of them names no file any more.
+    A file's name may hold any bytes, which Python keeps as half characters. The result no longer
+    names the file.
     """
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

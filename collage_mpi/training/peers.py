@@ -26,7 +26,7 @@ from collage_mpi.system.hard_exit import leave_at_once
 from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
 
-# A process waits so long for the others: the lead validates alone, one process a host reads.
+# How long a process waits for the others, such as for the lead, which alone validates.
 WAIT_LIMIT = timedelta(hours=1)
 QUIET_S = 1.0
 # What torch calls a peer that went away: gloo raises plain RuntimeErrors.
@@ -156,7 +156,7 @@ def together(device: str, work: Callable[[Peers], int]) -> int:
     try:
         peers = _start_group(peers, place)
         code = work(peers)
-    except TrainingStopped as stopped:  # of all at once: the lead tells it
+    except TrainingStopped as stopped:  # all processes stop at once, and the lead prints it
         if peers.lead:
             raise
         time.sleep(QUIET_S)
@@ -164,7 +164,7 @@ def together(device: str, work: Callable[[Peers], int]) -> int:
     except Exception as error:
         raise _told_by_one(peers, error) from error
     dist.destroy_process_group()
-    leave_at_once()  # one in some thirty aborts else: "terminate called without an active ..."
+    leave_at_once()  # else one exit in thirty aborts: "terminate called without an active ..."
     return code
 
 
@@ -204,7 +204,7 @@ def _told_by_one(peers: Peers, error: Exception) -> Exception | SystemExit:
     known = isinstance(fault, CollageError)
     leave = SystemExit(int(fault.exit_code if isinstance(fault, CollageError) else ExitCode.DEFECT))
     if not _first_to_fail(peers):
-        time.sleep(QUIET_S)  # torchrun ends all with the first: let the one that speaks speak
+        time.sleep(QUIET_S)  # torchrun ends all with the first: its message comes before
         return leave
     if peers.lead:
         return fault

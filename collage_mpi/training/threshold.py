@@ -26,7 +26,8 @@ class Aim:
     """What a threshold is chosen for.
 
     Attributes:
-        share: most answers count, for a loss of at most most_points. If not, accuracy is highest.
+        share: True if as many answers as possible count, for a loss of at most most_points; False
+            if the answers count that give the highest accuracy.
         most_points: percentage points of accuracy, of all images.
         errors: standard errors that are added to the loss. The score is the lowest of many that
             pass, so that one of them may have passed by luck: more errors make that rarer.
