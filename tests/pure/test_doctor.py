@@ -11,6 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from collage_mpi.commands.doctor import (
+    Screen,
+    devices_text,
+    hosts_text,
+    map_lines,
+)
 from collage_mpi.doctor.checks_machine import size_text
 from collage_mpi.doctor.checks_software import (
     check_fault_tolerance,
@@ -47,12 +53,6 @@ from collage_mpi.doctor.facts import (
     World,
 )
 from collage_mpi.doctor.gather import can_meet, examine, file_system, is_bad, started_by
-from collage_mpi.doctor.screen import (
-    Screen,
-    devices_text,
-    hosts_text,
-    map_lines,
-)
 from collage_mpi.launch.mpiexec import Mpi
 from collage_mpi.system.printable import numbers_text, ranges_in
 
