@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from bisect import bisect_left
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,14 +200,12 @@ def _table(ranks: list[Json], most: int) -> RenderableType:
         kinds, last = "+".join(rank["kinds"]), wrong or ("SLOW" if slow else "")
         rows.append((str(rank["rank"]), rank["host"], kinds, state, *figures, last))
     columns = ("rank", "host", "kind", "state", "open", "service ms", "x peers", "")
-    counts = [f"{sum(r['state'] == s for r in ranks):,} {s}" for s in _states(ranks)]
+    counts = Counter(rank["state"] for rank in ranks)
+    states = sorted(counts, key=lambda state: (state != "ready", state))
+    told_counts = ", ".join(f"{counts[state]:,} {state}" for state in states)
     hidden = len(ranks) - min(most, len(ranks))
     left = f"; {hidden:,} not shown" if hidden else ""
-    return Group(Table(columns, rows), Text(f"{len(ranks):,} ranks: {', '.join(counts)}{left}"))
-
-
-def _states(ranks: list[Json]) -> list[str]:
-    return sorted({rank["state"] for rank in ranks}, key=lambda state: (state != "ready", state))
+    return Group(Table(columns, rows), Text(f"{len(ranks):,} ranks: {told_counts}{left}"))
 
 
 def beside_peers(ranks: list[Json]) -> dict[int, float | None]:

@@ -116,7 +116,9 @@ def exit_code(
     if code not in _KNOWN_CODES:
         text = marker_text(marker) if ending.begun else None
         if text is not None and text != earlier:  # the job had just completed the run
-            return _marked_code(text), f"{_who_ended(ending)}, after the run was complete"
+            wrong = '"complete_with_errors"' in text
+            marked = ExitCode.COMPLETE_WITH_ERRORS if wrong else ExitCode.COMPLETE
+            return int(marked), f"{_who_ended(ending)}, after the run was complete"
         code, note = _unreported(ending, must_report)
     if code in _COMPLETE_CODES and marker is not None and not marker.exists():
         return int(ExitCode.INCOMPLETE), (
@@ -140,11 +142,6 @@ def marker_text(marker: Path | None) -> str | None:
         return None if marker is None else marker.read_text(errors="replace")
     except OSError:
         return None
-
-
-def _marked_code(text: str) -> int:
-    with_errors = '"complete_with_errors"' in text
-    return int(ExitCode.COMPLETE_WITH_ERRORS if with_errors else ExitCode.COMPLETE)
 
 
 def _unreported(ending: Ending, must_report: bool) -> tuple[int, str | None]:

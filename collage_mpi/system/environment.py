@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -183,16 +184,12 @@ def available_bytes(
     used.
     """
     found = []
-    try:
+    with suppress(OSError, KeyError, ValueError, IndexError):
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
         found.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    except (OSError, KeyError, ValueError, IndexError):
-        pass
-    try:
+    with suppress(OSError, ValueError):  # no limit ("max"), or no cgroup v2
         limit, held = (int((cgroup / f"memory.{n}").read_text()) for n in ("max", "current"))
         found.append(max(0, limit - held))
-    except (OSError, ValueError):
-        pass  # no limit ("max"), or no cgroup v2
     return min(found, default=None)
 
 

@@ -73,7 +73,8 @@ def write_atomic(
             check()
         os.replace(temp, path)
     except (Exception, KeyboardInterrupt) as error:
-        _remove(temp)
+        with suppress(OSError):  # its folder may be gone, or read-only
+            temp.unlink()
         if check is not None and isinstance(error, OSError | CollageError):
             check()
         raise
@@ -243,11 +244,3 @@ def remove_leftovers(directory: Path, ours: str) -> int:
     for path in leftovers:
         path.unlink(missing_ok=True)
     return len(leftovers)
-
-
-def _remove(temp: Path) -> None:
-    """Remove a file if possible; its folder may be gone, or read-only."""
-    try:
-        temp.unlink()
-    except OSError:
-        pass

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -80,10 +81,8 @@ def leave(code: int) -> NoReturn:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(OSError, ValueError):  # the reader has gone
             stream.flush()
-        except (OSError, ValueError):
-            pass  # the reader has gone
 
 
 def remove_shared_memory(maps: Path = Path("/proc/self/maps")) -> list[Path]:
@@ -111,7 +110,5 @@ def shared_memory(maps: Path, *more: str) -> list[Path]:
 def unlink(files: Iterable[Path]) -> None:
     """Remove those files that still exist."""
     for file in files:
-        try:
+        with suppress(OSError):  # another rank was first ("... (deleted)")
             file.unlink()
-        except OSError:
-            pass  # another rank was first ("... (deleted)")

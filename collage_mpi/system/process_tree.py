@@ -75,10 +75,8 @@ class ProcessWatch:
 
     def kill(self) -> None:
         """Send SIGKILL; does nothing if the process has ended already."""
-        try:
+        with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
     def close(self) -> None:
         """Give the descriptor back."""
