@@ -29,6 +29,7 @@ from collage_mpi.launch.mpiexec import (
     site_here,
 )
 from collage_mpi.launch.supervisor import FORWARDED, LEAVE_GRACE_S, Limits, Supervisor
+from collage_mpi.models.named import libraries_of
 from collage_mpi.results.file_names import MARKER
 from collage_mpi.settings.flags import switch
 from collage_mpi.settings.run_settings import RunSettings
@@ -45,9 +46,8 @@ from collage_mpi.system.process_tree import caught, own_command
 
 WORLD_COMMANDS = ("run", "demo", "experiment")  # a coordinator and workers
 START_LIMIT_S = 600.0  # until MPI is up on all ranks: imports from a cold, shared file system
-FEWEST_FORKED = 3  # with two, one rank alone imports torch
 STARTS = 2  # a start that hung is tried once more
-# What ranks with networks of torch import, forked from a server.
+# What ranks with networks of torch import, forked from a server; also the library of a network.
 MODULES = (
     "torch",
     "h5py",
@@ -173,7 +173,7 @@ def launch_ranks(
     found = find_mpi(how.mpi, how.mpiexec)
     plan = _plan(ranks, words, found, site_here(), extra, fault_tolerant)
     if why_not_forked(plan, words, how.start) is None:
-        plan = replace(plan, modules=MODULES)
+        plan = replace(plan, modules=(*MODULES, *libraries_of(_networks(words))))
     return _follow(plan, words, math.inf if how.timeout is None else how.timeout, fault_tolerant)
 
 
@@ -192,19 +192,21 @@ def why_not_forked(plan: LaunchPlan, words: Sequence[str], start: str) -> str | 
         if cannot:
             raise EnvironmentFault(f"--start fork: {cannot}. Leave the flag out")
         return None
-    if plan.ranks < FEWEST_FORKED or not _needs_torch(words):
+    networks = _networks(words)
+    asked = bool(libraries_of(networks))  # in one more process
+    if plan.ranks + asked < 3 or not networks:
         return "at most one of them needs torch"
     return cannot
 
 
-def _needs_torch(words: Sequence[str]) -> bool:
-    """Whether the ranks will import torch, as far as that is known before they start."""
+def _networks(words: Sequence[str]) -> list[str]:
+    """The networks that need torch, as far as that is known before the ranks start."""
     from collage_mpi.models.null import is_null
 
     settings = _settings_of(words)
     if settings is None:
-        return words[:1] == ["demo"]
-    return not all(map(is_null, filter(None, (settings.single, settings.collage))))
+        return ["shipped"] if words[:1] == ["demo"] else []
+    return [spec for spec in (settings.single, settings.collage) if spec and not is_null(spec)]
 
 
 def shell_line(args: LaunchArguments, ranks: int, words: Sequence[str], tolerant: bool) -> str:

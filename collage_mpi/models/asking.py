@@ -15,6 +15,8 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageE
 from collage_mpi.models.info import Declared, Geometry, Loading, NetworkInfo, own_info
 from collage_mpi.models.named import OFFLINE, NotInCache
 from collage_mpi.models.own import load_foreign
+from collage_mpi.system.environment import without_rank
+from collage_mpi.system.forked import of_server
 from collage_mpi.system.process_tree import ask_apart, own_command
 from collage_mpi.system.tell import tell
 
@@ -60,6 +62,7 @@ def ask(spec: str, kind: str, geometry: Geometry) -> Described:
 
 def _child(request: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
     """The answer of a process apart; a fault where it died."""
+    environment = {**without_rank(environment), **of_server}
     said = ask_apart(CHILD_COMMAND, request, LIMIT_S, environment)
     if said.code is None:
         message = f"{request['spec']}: it was not loaded within {LIMIT_S:,.0f} s"

@@ -5,6 +5,7 @@ this module imports no library.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,7 @@ ENDINGS = {
     **dict.fromkeys((".ts", ".torchscript", ".pt", ".pth"), "scripted"),
 }
 PACKAGES = {"timm": "timm", "hf": "transformers", "onnx": "onnxruntime"}
+SLOW = {"timm": "timm", "hf": "transformers.models.auto"}  # to import, by seconds
 OPTIONS = {"timm": ("weights", "norm"), FUNCTION: ()}  # of the others: norm
 
 
@@ -64,6 +66,12 @@ def read_spec(spec: str) -> Named | None:
     if library is not None:
         return Named(spec, library, place, pairs)
     return Named(spec, FUNCTION, spec) if is_function(spec) else None
+
+
+def libraries_of(specs: Iterable[str]) -> set[str]:
+    """The modules that take long to import, of the libraries of these networks."""
+    found = filter(None, map(read_spec, specs))
+    return {SLOW[named.library] for named in found if named.library in SLOW}
 
 
 def is_function(spec: str) -> bool:

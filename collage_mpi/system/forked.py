@@ -25,6 +25,7 @@ RELAYED = (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.
 MOST_DESCRIPTORS, MOST_WAITING = 64, 4096
 ARGUMENTS, ENVIRONMENT = slice(45, 47), slice(47, 49)  # where they are, as /proc/PID/stat says
 SERVER_GONE = 1  # the exit code of a rank that nobody could wait for
+of_server: dict[str, str] = {}  # in the environment of a rank's child: the server forks it too
 
 
 @contextmanager
@@ -248,7 +249,7 @@ def _become(relay_pid: int, descriptors: Sequence[int], numbers: Sequence[int]) 
     os.environ.clear()
     for name, _, value in (pair.partition(b"=") for pair in environment.split(b"\0") if pair):
         os.environb[name] = value
-    os.environ.pop(VARIABLE, None)  # children of the rank are no ranks
+    of_server[VARIABLE] = os.environ.pop(VARIABLE)  # most children of the rank are not forked
     _show(line, ARGUMENTS)
     _show(environment, ENVIRONMENT)
     if "numpy" in sys.modules:

@@ -47,6 +47,12 @@ elif sys.argv[1:2] == ["wait"]:
     print(os.getpid(), flush=True)
     while True:
         time.sleep(0.1)  # a signal just before pause() would be handled after it
+elif sys.argv[1:2] == ["ask"]:
+    from collage_mpi.system.forked import of_server
+    from collage_mpi.system.process_tree import ask_apart, own_command
+    for more in ({}, of_server):
+        said = ask_apart([*own_command("a_rank"), "numbers"], {}, 60, {**os.environ, **more})
+        print(said.lines[0].split()[1].decode())
 else:
     exec(sys.argv[1])
 """
@@ -114,6 +120,11 @@ def test_modules_are_imported_once_and_random_numbers_differ(start, server):
     told = [start(server, "numbers").communicate()[0].split() for _ in range(2)]
     assert [each[1] for each in told] == ["True", "True"]
     assert all(a != b for a, b in zip(*(each[2:] for each in told), strict=True))
+
+
+def test_the_server_forks_a_child_of_a_rank_only_if_the_rank_asks_for_it(start, server):
+    """It says whether it found a module imported that it never asked for."""
+    assert start(server, "ask").communicate()[0].split() == ["False", "True"]
 
 
 @pytest.mark.parametrize("how", ["sys.exit(7)", "os._exit(3)", "pass", "os.kill(os.getpid(), 9)",

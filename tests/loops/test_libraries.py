@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -284,6 +285,15 @@ def test_a_network_is_asked_in_a_process_apart(tmp_path: Path, monkeypatch) -> N
     told = ask(f"{path},norm=half", "single", GEOMETRY)
     assert (told.classes, told.info.shape, told.info.class_names) == (CLASSES, (PX, PX, 3), ())
     assert told.info.metadata["normalisation"] == {"mean": [0.5], "std": [0.5]}
+    show = "import os; print(os.environ.get('PMI_RANK'), os.environ['SERVER'])"
+    with monkeypatch.context() as patch:
+        patch.setattr(asking, "CHILD_COMMAND", (sys.executable, "-c", f"{show}; os.abort()"))
+        patch.setitem(asking.of_server, "SERVER", "there")
+        patch.setenv("PMI_RANK", "0")  # launch must not take the process for rank 0
+        seen = []
+        patch.setattr(asking.json, "loads", lambda line: seen.append(line) or {})
+        asking._child({"spec": "n.ts"}, dict(os.environ))
+    assert seen == [b"None there"]
     monkeypatch.setattr(asking, "CHILD_COMMAND", (sys.executable, "-c", "import os; os.abort()"))
     with pytest.raises(DataFault, match=r"ended a process with exit code -6.*file is damaged"):
         ask("crash.ts", "single", GEOMETRY)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from collage_mpi.cli import main
+from collage_mpi.commands import launch
 from collage_mpi.commands.launch import (
     LaunchArguments,
     launch_ranks,
@@ -271,11 +272,28 @@ def why(words=WORDS, family="mpich", ranks=3, start="auto", **environ) -> str | 
 def test_ranks_that_need_torch_are_forked():
     assert why() is why(family="openmpi") is why(["demo", "--out", "o"]) is None
     assert "one of them" in why(ranks=2)
+    named = [word.replace("w.safetensors", "timm:resnet18") for word in WORDS]
+    assert why(named, ranks=2) is None  # rank 0 has the network asked
     null = [word.replace("w.safetensors", "null") for word in WORDS]
     assert "one of them" in why(null)
     assert "one of them" in why(["verify", "o"])
     assert why(null, start="fork") is None
     assert why(start="each") == "--start each"
+
+
+def test_the_server_imports_the_libraries_of_the_networks(monkeypatch):
+    def modules(*words: str) -> set[str]:
+        plans = []
+        monkeypatch.setattr(launch, "_follow", lambda plan, *_: plans.append(plan))
+        launch.launch_ranks(3, words, launch.LaunchArguments())
+        return {*plans[0].modules} - {*launch.MODULES}
+
+    assert modules(*WORDS) == set()
+    assert modules("run", "--single", "timm:resnet18", "--collage", "hf:a/b", *WORDS[5:]) == {
+        "timm",
+        "transformers.models.auto",
+    }
+    assert modules("run", "--single", "n.onnx", *WORDS[3:]) == set()
 
 
 @pytest.mark.parametrize(
