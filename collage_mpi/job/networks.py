@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import statistics
@@ -396,7 +397,12 @@ def is_of_device(error: Exception) -> bool:
 
 
 def gpus_here() -> int:
-    """GPUs that this process sees."""
+    """GPUs that this process sees. Without a driver torch, 2 s to import, is not asked."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        if not os.path.exists("/dev/kfd"):  # AMD's
+            return 0
     import torch
 
     return torch.cuda.device_count()

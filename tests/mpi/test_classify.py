@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from collage_mpi.cli import main
 from collage_mpi.commands import classify
 from collage_mpi.errors import ExitCode
+from collage_mpi.job.networks import gpus_here
 
 
 def make_pictures(folder: Path) -> Path:
@@ -66,6 +68,24 @@ def test_what_cannot_work_is_refused_before_anything_is_made(
     assert main(["classify", "photos", "--network", network, "--out", out]) == code
     assert said in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"photos"}
+
+
+def test_without_a_driver_no_gpu_is_counted_and_torch_is_not_imported(monkeypatch) -> None:
+    def no_driver(name: str) -> None:
+        assert name == "libcuda.so.1"
+        raise OSError(name)
+
+    monkeypatch.setattr("collage_mpi.job.networks.ctypes.CDLL", no_driver)
+    monkeypatch.setitem(sys.modules, "torch", None)  # to import it raises
+    monkeypatch.setattr("os.path.exists", lambda path: False)
+    assert gpus_here() == 0
+    monkeypatch.setattr("os.path.exists", lambda path: path == "/dev/kfd")
+    with pytest.raises(ImportError):
+        gpus_here()
+    monkeypatch.setattr("os.path.exists", lambda path: False)
+    monkeypatch.setattr("collage_mpi.job.networks.ctypes.CDLL", lambda _: None)
+    with pytest.raises(ImportError):
+        gpus_here()
 
 
 @pytest.mark.mpi
