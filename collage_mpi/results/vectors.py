@@ -106,12 +106,15 @@ class Beside:
         assert layout is not None
         records, varied = unpack(layout, vectors), varied_in(layout)
         shards = np.array([shard for shard, _ in keys], np.uint32)
-        indices = pa.array(shards.astype(np.int32))
+        indices = _numbers(shards.astype(np.int32))
+        ends = np.cumsum([0, *map(len, self._fingerprints)], dtype=np.int32)
+        buffers = pa.py_buffer(ends), pa.py_buffer("".join(self._fingerprints).encode())
+        names = pa.StringArray.from_buffers(len(self._fingerprints), *buffers)
         columns = {
-            "fingerprint": pa.DictionaryArray.from_arrays(indices, pa.array(self._fingerprints)),
-            "shard": pa.array(shards),
-            "row": pa.array(np.array([row for _, row in keys], np.uint64)),
-            "session": pa.array(np.full(len(keys), self._session, np.uint16)),
+            "fingerprint": pa.DictionaryArray.from_arrays(indices, names),
+            "shard": _numbers(shards),
+            "row": _numbers(np.array([row for _, row in keys], np.uint64)),
+            "session": _numbers(np.full(len(keys), self._session, np.uint16)),
         }
         for name, values in records.items():
             if is_text(layout, name):
@@ -130,16 +133,28 @@ class Beside:
         return memoryview(sink.getvalue())
 
 
+def _numbers(values: np.ndarray) -> Any:
+    """All values, flat, as a pyarrow.Array. Where pandas is installed, pyarrow.array imports it: a
+    second of processor time.
+    """
+    import pyarrow as pa
+
+    flat = np.ascontiguousarray(values).reshape(-1)
+    data = np.packbits(flat, bitorder="little") if flat.dtype == bool else flat
+    kind = pa.from_numpy_dtype(flat.dtype)
+    return pa.Array.from_buffers(kind, flat.size, [None, pa.py_buffer(data)])
+
+
 def _as_arrow(values: np.ndarray) -> Any:
     """(n, *shape) as an Arrow array of numbers, of lists or of tensors: see `array_of`."""
     import pyarrow as pa
 
-    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    flat = _numbers(values)
     if values.ndim == 1:
         return flat
     if values.ndim == 2:
         offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
-        return pa.ListArray.from_arrays(pa.array(offsets), flat)
+        return pa.ListArray.from_arrays(_numbers(offsets), flat)
     shape = values.shape[1:]
     rows = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(shape)))
     return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(flat.type, shape), rows)
@@ -151,10 +166,10 @@ def _as_lists(values: np.ndarray, like: np.dtype) -> Any:
 
     flat = np.concatenate([np.empty(like.shape, like.base), *values])
     offsets = np.cumsum([0, *map(len, values)], dtype=np.int64)
-    inner = pa.array(np.ascontiguousarray(flat).reshape(-1))
+    inner = _numbers(flat)
     for size in reversed(like.shape[1:]):
         inner = pa.FixedSizeListArray.from_arrays(inner, size)
-    return pa.LargeListArray.from_arrays(pa.array(offsets), inner)
+    return pa.LargeListArray.from_arrays(_numbers(offsets), inner)
 
 
 def of_parts(out: Path, found: Sequence[PartName], manifest: Mapping[str, Any]) -> list[PartName]:
@@ -255,7 +270,7 @@ def array_of(column: Any) -> np.ndarray:
     if isinstance(column.type, pa.FixedShapeTensorType):
         shape, chunks = tuple(column.type.shape), [chunk.storage for chunk in chunks]
     elif pa.types.is_list(column.type):
-        lengths = {length for chunk in chunks for length in np.unique(chunk.value_lengths())}
+        lengths = {n for chunk in chunks for n in chunk.value_lengths().unique().to_pylist()}
         if len(lengths) > 1 or 0 in lengths:
             raise DataFault("vectors of other lengths in one file")
         shape = tuple(lengths or (0,))
@@ -265,7 +280,9 @@ def array_of(column: Any) -> np.ndarray:
         return objects([value for chunk in chunks for value in _values_of(chunk)])
     # By chunk: the numbers of all may be more than a list's 32-bit offsets reach.
     flat = [chunk.flatten() if shape else chunk for chunk in chunks]
-    numbers = [part.to_numpy(zero_copy_only=False) for part in flat]
+    bits = bool(flat) and pa.types.is_boolean(flat[0].type)
+    # `to_numpy`, too, imports pandas.
+    numbers = [p.to_numpy(zero_copy_only=False) if bits else np.from_dlpack(p) for p in flat]
     whole: np.ndarray = np.concatenate(numbers) if numbers else np.empty(0)
     return whole.reshape(len(column), *shape)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -258,6 +259,30 @@ def session(out: Path, full: dict[str, Any], indices: range | list[int], status:
     run = RunWriter.create(out, full, rows_per_part=10)
     fill(run, full, indices)
     run.close(status)
+
+
+def test_what_is_written_and_read_back_does_not_import_pandas(tmp_path):
+    """pyarrow.array imports it: a second of processor time on rank 0."""
+    pytest.importorskip("pandas")
+    program = f"""
+import sys
+import numpy as np
+import pyarrow.parquet as pq
+from pathlib import Path
+from collage_mpi.results.vectors import Beside, array_of
+beside = Beside(Path({str(tmp_path)!r}), 1, {{"shards": [{{"fingerprint": "f"}}]}})
+layout = [("n", "<i4"), ("k", "<f4", (3,)), ("mask", "?", (2, 4)), ("half", "<f2", (2, 2))]
+beside.layout = np.dtype(layout)
+row = np.zeros(1, beside.layout)
+row["n"], row["k"], row["mask"][0, 1, 3], row["half"] = 7, [[1, 2, 3]], True, 0.5
+beside.add(0, 4, np.frombuffer(row.tobytes(), np.float32))
+beside.take().write(1)
+table = pq.ParquetFile(next(Path({str(tmp_path)!r}).iterdir())).read()
+for name in ("n", "k", "half", "mask"):
+    assert name == "mask" or "pandas" not in sys.modules
+    assert (array_of(table[name]) == row[name]).all(), name
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_what_waits_for_a_slow_disk_is_bounded_by_its_bytes(tmp_path, monkeypatch):
