@@ -24,7 +24,6 @@ from collage_mpi.models import describe
 from collage_mpi.results import Results, RunWriter, summarise
 from collage_mpi.results.file_names import LATENCIES, MANIFEST, SUMMARY
 from collage_mpi.results.manifest import plain, recorded_settings
-from collage_mpi.results.reader import open_run
 from collage_mpi.results.row_sink import MemoryWriter
 from collage_mpi.settings.batches import (
     ModelTimes,
@@ -215,27 +214,19 @@ def _check_answers(job: SimulatedJob, answers: Answers) -> None:
             )
 
 
-def simulate(
-    settings: RunSettings,
-    out: Path,
-    images: int,
-    costs: Costs | None = None,
-    answers: str | None = None,
-) -> tuple[str, Path]:
-    """Simulate a run and write its rows to `out`, as a real run would.
-
-    Args: as `SimulatedJob`.
+def simulate(job: SimulatedJob) -> Json:
+    """Simulate a run and write its rows to the job's `out`, as a real run would.
 
     Returns:
-        The status of the job, and `out`.
+        The summary.
 
     Raises:
         UsageError, EnvironmentFault, DataFault: as `check_job`; an output folder that
             cannot be written or holds a run.
         KeyboardInterrupt: on Ctrl-C, after the rows so far were closed as an incomplete run.
     """
+    out = Path(job.settings.out)
     _refuse_a_run(out)
-    job = SimulatedJob(replace(settings, out=str(out)), images, costs or Costs(), answers)
     check_job(job)
     loaded = job.load_answers()
     writer = RunWriter.create(out, _manifest(job, loaded))
@@ -258,7 +249,8 @@ def simulate(
         writer.close(status, summary=True, **final)
     if simulation.stopped is not None:
         raise KeyboardInterrupt(simulation.stopped)
-    return writer.manifest["status"], out
+    assert writer.summary is not None
+    return writer.summary
 
 
 def _refuse_a_run(out: Path) -> None:
@@ -294,8 +286,7 @@ def run_job(job: SimulatedJob) -> Json:
     """
     out = Path(job.settings.out) if job.settings.out else None
     if job.rows and out is not None:
-        simulate(job.settings, out, job.images, job.costs, job.answers)
-        return summarise(open_run(out))
+        return simulate(job)
     if out is not None:
         _refuse_a_run(out)
     results = simulate_in_memory(job)

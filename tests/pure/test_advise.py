@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from paper import paper
+from simulate_to import simulate_to
 
 from collage_mpi.cli import main
 from collage_mpi.commands.advise import _of_run
@@ -27,7 +28,6 @@ from collage_mpi.simulation.advice import (
     simulated_one,
 )
 from collage_mpi.simulation.replayed_answers import Answers, save_answers
-from collage_mpi.simulation.runs import simulate
 
 FEW = ["--side", "2", "--placements", "4", "--groups", "130"]
 PLAIN = Candidate({"scheme": "none"}, "none", 10, 100.0, 1000.0, 0.95, 0.0, lossless=True)
@@ -65,7 +65,7 @@ def test_few_times_are_replayed_no_oftener_than_a_p99_needs(requests, placements
 
 
 def test_a_short_run_is_advised_in_few_groups_and_told_to_be_rough(tmp_path, capsys):
-    simulate(RunSettings(scheme="none", straggler="lognormal"), tmp_path / "run", 90)
+    simulate_to(RunSettings(scheme="none", straggler="lognormal"), tmp_path / "run", 90)
     assert main(["advise", str(tmp_path / "run")]) == 0
     told = capsys.readouterr()
     assert "Simulated: 12 placements of 33 groups each." in told.out
@@ -256,13 +256,13 @@ def test_the_collage_network_of_a_run_is_known(tmp_path):
     shipped = RunSettings(straggler="pinned", accept="first", collage=BALANCED)
     gone = replace(shipped, collage=str(tmp_path / "gone.safetensors"))
     for name, settings, score in (("a", shipped, 0.8515), ("b", gone, None)):
-        simulate(settings, tmp_path / name, 90)
+        simulate_to(settings, tmp_path / name, 90)
         assert _of_run(tmp_path / name).confidence == score
 
 
 def test_a_run_is_asked_of_with_what_it_measured(tmp_path, capsys):
     settings = paper(side=2, scheme="collage", straggler="lognormal", cost_ratio=0.5)
-    simulate(settings, tmp_path / "run", 4 * 60)
+    simulate_to(settings, tmp_path / "run", 4 * 60)
     assert main(["advise", str(tmp_path / "run"), *FEW[2:]]) == 0
     shown = capsys.readouterr().out
     assert "points lost" in shown
@@ -274,7 +274,7 @@ def test_a_run_is_asked_of_with_what_it_measured(tmp_path, capsys):
 
 def test_of_a_run_with_a_slow_rank_no_time_is_left_out(tmp_path):
     settings = RunSettings(scheme="none", side=2, straggler="lognormal", slow_ranks=("2:10",))
-    simulate(settings, tmp_path / "run", 4 * 60)
+    simulate_to(settings, tmp_path / "run", 4 * 60)
     found = read_results(tmp_path / "run").measured_tasks
     found = found[found["outcome"] == OUTCOME_CODE["answered"]]
     most = max(np.unique(found["rank"], return_counts=True)[1])

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paper import paper
+from simulate_to import simulate_to
 
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
@@ -14,7 +15,6 @@ from collage_mpi.experiments.spec import expand
 from collage_mpi.results import read_results, summarise, verify_run
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
-from collage_mpi.simulation.runs import simulate
 from collage_mpi.workload.arrivals import ClosedLoop, OpenLoop, load_times_ns, poisson_times_ns
 
 FREE = Costs(receive_ns=0, send_ns=0, encode_ns=0, network_ns=0)
@@ -62,7 +62,7 @@ def test_a_bad_file_is_one_message_before_anything_starts(content, fault, says, 
         path.write_text(content)
     job = RunSettings(arrivals="file", arrival_file=str(path))
     with pytest.raises(fault, match=says):
-        simulate(job, tmp_path / "out", 3)
+        simulate_to(job, tmp_path / "out", 3)
     assert not (tmp_path / "out").exists()
 
 
@@ -129,7 +129,7 @@ def test_closed_loop_gives_all_of_a_request_its_time():
 def latencies_ms(tmp_path, images: int, costs: Costs = FREE, **settings) -> np.ndarray:
     """(images,) in the order of arrival."""
     job = paper(warmup_groups=0, **settings)
-    status, out = simulate(job, tmp_path / "run", images, costs)
+    status, out = simulate_to(job, tmp_path / "run", images, costs)
     assert status == "complete"
     assert verify_run(out).ok
     rows = np.sort(read_results(out).images, order="row")
@@ -218,7 +218,7 @@ def test_grace_and_image_timeout_count_from_each_image_s_own_arrival(tmp_path):
     )
     assert found == pytest.approx([900, 900, 900, 900])  # the collage's answer is there at 400
     job = RunSettings(scheme="none", image_timeout_s=0.5, warmup_groups=0, **slow, **file)
-    assert simulate(job, tmp_path / "b", 4, FREE)[0] == "complete_with_errors"
+    assert simulate_to(job, tmp_path / "b", 4, FREE)[0] == "complete_with_errors"
     rows = read_results(tmp_path / "b").images
     assert rows["latency_ns"].tolist() == [S_NS // 2] * 4
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from simulate_to import simulate_to
 from test_simulator import FREE
 
 from collage_mpi.results import read_results, render_summary, summarise, verify_run
@@ -14,7 +15,7 @@ from collage_mpi.results.export import export_run
 from collage_mpi.results.rows import AUDITS, KEY_ROW, SOURCE_CODE
 from collage_mpi.results.tally import ImageTally
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.runs import SimulatedJob, simulate, simulate_in_memory
+from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
 
 CELLS, IMAGES = 9, 900
 SURE = {"accept": "confident", "confidence": 0.8, "warmup_groups": 0, "singles": 4}
@@ -157,7 +158,7 @@ def test_the_single_networks_own_batch_is_not_audited():
 
 def stored(answers: str, out: Path) -> Path:
     job = simulated(answers, audit=0.5)
-    simulate(job.settings, out, IMAGES, FREE, answers)
+    simulate_to(job.settings, out, IMAGES, FREE, answers)
     return out
 
 
@@ -198,7 +199,7 @@ def test_verify_misses_no_audit_of_an_image_that_no_collage_answered(answers: st
 
 def test_a_run_says_what_it_drew(answers: str, tmp_path: Path):
     job = simulated(answers, audit=0.5, audit_seed=7)
-    simulate(job.settings, tmp_path / "run", IMAGES, FREE, answers)
+    simulate_to(job.settings, tmp_path / "run", IMAGES, FREE, answers)
     run = read_results(tmp_path / "run")
     drawn = draw_of(run.manifest).some(run.images)
     assert (drawn == Draw(0.5, 7, ("simulated",)).some(run.images)).all()

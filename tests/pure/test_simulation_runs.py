@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from paper import paper
+from simulate_to import simulate_to
 
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
@@ -24,7 +25,7 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.beside import compare, render_comparison
 from collage_mpi.simulation.costs import Costs, costs_of, read_costs, save_costs
 from collage_mpi.simulation.replayed_answers import read_answers, save_answers
-from collage_mpi.simulation.runs import SimulatedJob, like, run_job, simulate, simulate_in_memory
+from collage_mpi.simulation.runs import SimulatedJob, like, run_job, simulate_in_memory
 
 COLLAGE = SOURCE_CODE["collage"]
 
@@ -51,7 +52,7 @@ def test_answers_are_replayed_and_accuracy_follows(tmp_path):
     job = RunSettings(
         side=2, straggler="pinned", slow_ranks=("1:50", "2:50", "3:50", "4:50"), warmup_groups=0
     )
-    status, out = simulate(job, tmp_path / "run", 40, answers=path)
+    status, out = simulate_to(job, tmp_path / "run", 40, answers=path)
     assert status == "complete"
     run = read_results(out)
     rows = np.sort(run.images, order="row")
@@ -76,7 +77,7 @@ def test_what_stripes_decode_is_replayed(tmp_path, scheme, kind):
     path = fill(tmp_path / "a.npz", n, **decoded)
     slow = {"straggler": "pinned", "slow_ranks": ("2:9",)}  # image 1 of each group of four
     settings = paper(scheme=scheme, side=2, warmup_groups=0, **slow)
-    status, out = simulate(settings, tmp_path / "run", n, answers=path)
+    status, out = simulate_to(settings, tmp_path / "run", n, answers=path)
     rows = read_results(out).images
     assert status == "complete"
     decoded = rows[rows["source"] == SOURCE_CODE[kind]]
@@ -87,22 +88,22 @@ def test_what_stripes_decode_is_replayed(tmp_path, scheme, kind):
     assert (singles["predicted"] == singles["label"]).all()
     three = dataclasses.replace(settings, parity_k=3)
     with pytest.raises(DataFault, match="stripes of 2"):
-        simulate(three, tmp_path / "other", n, answers=path)
+        simulate_to(three, tmp_path / "other", n, answers=path)
     with pytest.raises(DataFault, match=f"no {kind} answers"):
-        simulate(settings, tmp_path / "other", n, answers=fill(tmp_path / "b.npz", n))
+        simulate_to(settings, tmp_path / "other", n, answers=fill(tmp_path / "b.npz", n))
 
 
 def test_the_answers_of_a_backup_batch_are_the_single_networks(tmp_path):
     path = fill(tmp_path / "a.npz", 24)
     slow = {"straggler": "pinned", "slow_ranks": ("2:9",), "warmup_groups": 0, "batch_cost": 0.1}
     settings = paper(scheme="batch-backup", side=2, single="s", **slow)
-    _, out = simulate(settings, tmp_path / "run", 24, answers=path)
+    _, out = simulate_to(settings, tmp_path / "run", 24, answers=path)
     rows = read_results(out).images
     backed = rows[rows["source"] == SOURCE_CODE["backup"]]
     assert set(backed["cell"]) == {1}
     assert len(backed) == 6
     assert (backed["predicted"] == backed["label"]).all()
-    simulate(dataclasses.replace(settings, backup="s"), tmp_path / "same", 24, answers=path)
+    simulate_to(dataclasses.replace(settings, backup="s"), tmp_path / "same", 24, answers=path)
 
 
 def test_a_quick_network_answers_first_and_the_single_one_where_it_is_unsure(tmp_path):
@@ -119,7 +120,7 @@ def test_a_quick_network_answers_first_and_the_single_one_where_it_is_unsure(tmp
         scheme="cascade-batch", side=2, single="s", backup="q", accept="confident",
         confidence=0.7, batch_cost=0.1, warmup_groups=0,
     )  # fmt: skip
-    status, out = simulate(settings, tmp_path / "run", n, answers=path)
+    status, out = simulate_to(settings, tmp_path / "run", n, answers=path)
     rows = np.sort(read_results(out).images, order="row")
     assert status == "complete"
     assert (rows["source"] == SOURCE_CODE["backup"]).tolist() == sure.tolist()
@@ -129,7 +130,7 @@ def test_a_quick_network_answers_first_and_the_single_one_where_it_is_unsure(tmp
         other = fill(tmp_path / f"{kind}.npz", n, **arrays)
         asked = dataclasses.replace(settings, scheme=scheme)
         with pytest.raises(DataFault, match=f"no {kind} answers: .* --{kind} W --save-answers"):
-            simulate(asked, tmp_path / "other", n, answers=other)
+            simulate_to(asked, tmp_path / "other", n, answers=other)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,14 @@ def test_a_policy_that_needs_scores_needs_answers(tmp_path, capsys):
 
 
 def test_a_summary_alone_is_that_of_the_rows(tmp_path):
-    job = SimulatedJob(RunSettings(straggler="lognormal", depth=2, image_timeout_s=0.12), 900)
+    settings = RunSettings(straggler="lognormal", depth=2, image_timeout_s=0.12, batch=2)
+    job = SimulatedJob(
+        settings,
+        900,
+        answers=fill(tmp_path / "a.npz", 1200, side=3, single_class=np.arange(1200) // 300),
+        first=459,
+        measured_batch_costs={"single": 0.5, "collage": 0.5},
+    )
     on_disk = run_job(dataclasses.replace(job, settings=RunSettings.from_mapping(
         {**job.settings.to_dict(), "out": str(tmp_path / "rows")})))  # fmt: skip
     alone = summarise(simulate_in_memory(job))
@@ -361,7 +369,7 @@ def as_if_real(tmp_path):
         straggler="lognormal", straggler_sigma=0.4, cost_ratio=1.2, out=str(tmp_path / "run")
     )
     costs = Costs(70_000, 50_000, 90_000, 400_000, 3_000_000)
-    _, out = simulate(settings, tmp_path / "run", 900, costs)
+    _, out = simulate_to(settings, tmp_path / "run", 900, costs)
     path = out / "manifest.json"
     content = json.loads(path.read_text())
     content["rank0"] = {"receive_ns": 70_000.4, "send_ns": 5e4, "encode_ns": 9e4}
@@ -423,7 +431,7 @@ def test_a_simulation_has_no_predictions_to_export(tmp_path, capsys):
 
 
 def test_a_run_that_measured_no_costs_says_so(tmp_path):
-    _, out = simulate(RunSettings(straggler="pinned"), tmp_path / "run", 90)
+    _, out = simulate_to(RunSettings(straggler="pinned"), tmp_path / "run", 90)
     with pytest.raises(DataFault, match="real run"):
         costs_of(read_results(out))
 

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from paper import paper
+from simulate_to import simulate_to
 
 from collage_mpi.cli import main
 from collage_mpi.errors import UsageError
@@ -14,7 +15,6 @@ from collage_mpi.results import read_results, verify_run
 from collage_mpi.results.rows import KINDS, SOURCES, GroupRow, ImageRow, TaskRow
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
-from collage_mpi.simulation.runs import simulate
 from collage_mpi.simulation.simulator import Simulated, Simulation
 from collage_mpi.workload.straggler_settings import make_delays
 
@@ -313,7 +313,7 @@ def test_the_rows_are_those_of_a_run(tmp_path):
     settings = RunSettings(
         straggler="lognormal", depth=2, collage_ranks=2, accept="grace", grace_ms=90
     )
-    status, out = simulate(settings, tmp_path / "run", 100)
+    status, out = simulate_to(settings, tmp_path / "run", 100)
     assert status == "complete"
     report = verify_run(out)
     assert report.ok, report.problems
@@ -374,6 +374,6 @@ def test_where_no_rank_may_be_lost_a_silent_one_is_only_left_out():
 
 def test_what_cannot_be_simulated_is_refused(tmp_path):
     with pytest.raises(UsageError, match="real cores"):
-        simulate(RunSettings(burn_ranks=("1:1",)), tmp_path / "x", 9)
+        simulate_to(RunSettings(burn_ranks=("1:1",)), tmp_path / "x", 9)
     with pytest.raises(UsageError, match="teams is 3; a simulation needs 1"):
-        simulate(RunSettings(teams=3), tmp_path / "x", 9)
+        simulate_to(RunSettings(teams=3), tmp_path / "x", 9)

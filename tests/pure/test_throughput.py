@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from simulate_to import simulate_to
 
 from collage_mpi.errors import UsageError
 from collage_mpi.figures.throughput import batch_points, render_batches
 from collage_mpi.results import read_results
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.runs import simulate
 
 SCRIPT = Path(__file__).parents[2] / "analysis" / "throughput_latency.py"
 GROUPS = 96
@@ -28,7 +28,7 @@ def runs(tmp_path_factory) -> Path:
         for seed in (1, 2):
             settings = RunSettings(batch=batch, straggler_seed=seed, **common)
             images = 4 * (GROUPS * batch + settings.warm_groups)
-            simulate(settings, folder / f"{batch}-{seed}", images)
+            simulate_to(settings, folder / f"{batch}-{seed}", images)
     (folder / "table.csv").write_text("no run\n")
     return folder
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from simulate_to import simulate_to
 
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault
@@ -16,7 +17,6 @@ from collage_mpi.results.slow_ranks import record_trace
 from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
-from collage_mpi.simulation.runs import simulate
 from collage_mpi.workload.fitting import fit_trace, ks_distance
 from collage_mpi.workload.straggler_settings import StragglerSettings, make_delays
 from collage_mpi.workload.trace import load_trace
@@ -35,7 +35,7 @@ def test_a_recorded_run_is_the_trace_that_it_followed(trace, tmp_path):
         scheme="none", side=2, between="drain", warmup_groups=3, straggler="trace",
         trace_file=str(trace), straggler_seed=2, assign="turn", endgame="off",
     )  # fmt: skip
-    simulate(job, tmp_path / "run", 4 * 30, Costs())
+    simulate_to(job, tmp_path / "run", 4 * 30, Costs())
     assert main(["trace", "record", str(tmp_path / "run"), "--out", str(tmp_path / "r.npy")]) == 0
     found = load_trace(str(tmp_path / "r.npy"))
     draw = make_delays(job).draw_ns
@@ -43,13 +43,13 @@ def test_a_recorded_run_is_the_trace_that_it_followed(trace, tmp_path):
     assert found == pytest.approx(np.array(expected), rel=1e-6)
     # the recorded trace drives a run in its turn
     again = RunSettings(straggler="trace", trace_file=str(tmp_path / "r.npy"), side=2)
-    assert simulate(again, tmp_path / "again", 40)[0] == "complete"
+    assert simulate_to(again, tmp_path / "again", 40)[0] == "complete"
     assert main(["trace", "record", str(tmp_path / "run"), "--out", str(tmp_path / "r.npy")]) == 3
 
 
 def test_rows_are_cut_to_the_shortest_and_short_ones_can_be_left_out(tmp_path, capsys):
     job = RunSettings(straggler="pinned", slow_ranks=("2:30",), side=2, warmup_groups=0)
-    simulate(job, tmp_path / "run", 400)
+    simulate_to(job, tmp_path / "run", 400)
     run = read_results(tmp_path / "run")
     all_rows = record_trace([run])
     assert all_rows.times_s.shape[0] == 4
@@ -68,7 +68,7 @@ def test_rows_are_cut_to_the_shortest_and_short_ones_can_be_left_out(tmp_path, c
 def test_later_sessions_follow_and_what_took_no_time_is_left_out(tmp_path):
     """Each session has a clock of its own, which begins anew."""
     job = RunSettings(scheme="none", straggler="lognormal", side=2, warmup_groups=0)
-    simulate(job, tmp_path / "run", 400)
+    simulate_to(job, tmp_path / "run", 400)
     run = read_results(tmp_path / "run")
     whole = record_trace([run])
     tasks = run.tasks.copy()
