@@ -29,6 +29,7 @@ HERE = Path(__file__).parents[1]
 FENCE = re.compile(r"^```mermaid\n(.*?)^```$", re.M | re.S)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*(?=[^<>]*</code>)")
 SHORT_CELL = re.compile(r"<td(?=[^>]*>(?:<\w+>)?[^<]{1,20}(?:</\w+>[^<]{0,14})?</td>)")
+TESTS_CELL = re.compile(r"<td(?=[^>]*><code>tests/)")
 log = logging.getLogger("mkdocs.hooks")
 
 
@@ -65,10 +66,14 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Flags and short cells stay on a line: a browser would break them at their hyphens."""
+    """Flags and short cells stay on a line: a browser would break them at their hyphens.
+
+    Cells of tests' names break anywhere, so that what a reader looks for has the width.
+    """
     prose = re.split(r"(<pre.*?</pre>)", html, flags=re.S)  # every second one is a block of code
     for i in range(0, len(prose), 2):
         prose[i] = SHORT_CELL.sub('<td class="short"', prose[i])
+        prose[i] = TESTS_CELL.sub('<td class="tests"', prose[i])
         prose[i] = FLAG.sub(r'<span class="short">\g<0></span>', prose[i])
     return "".join(prose)
 
