@@ -61,6 +61,7 @@ class BundleQueue(PullQueue):
         self._main, self._kind = main, bundle.order.kind
         self._ended = False  # no bundle leaves while a rank takes images by themselves
         self._looked_ns = -1
+        self._tried: list[TaskState] = []  # tasks that wait, and a few more, of images that failed
 
     @property
     def bundling(self) -> bool:
@@ -79,6 +80,15 @@ class BundleQueue(PullQueue):
         self.calibrating, self._ended = False, not bundles
         self._renew()
 
+    def add(
+        self, order: Order, images: list[ImageState], avoid: Collection[int] = ()
+    ) -> TaskState | None:
+        """As of any task."""
+        task = super().add(order, images, avoid)
+        if task is not None and images[0].tried:
+            self._tried.append(task)
+        return task
+
     def offer(self, task: TaskState) -> None:
         """As of any task. At each time one idle rank is looked at: a slow one that has long been
         idle is taken for one of unknown speed, and others may be slow no more by that."""
@@ -94,10 +104,14 @@ class BundleQueue(PullQueue):
     def serve(self, *, everyone: bool = False) -> None:
         """What a rank may not take may have changed: ask the ranks with room, the fastest first.
 
-        Slow ranks are asked only if `everyone`: a rank that enters may make others slow. What slow
-        ranks take beside, tasks barred to all quick ranks and whole bundles, they were offered.
+        Slow ranks are asked only if `everyone`: a rank that enters may make others slow. Beside,
+        they take whole bundles, and what is barred to all quick ranks, of which there may be fewer
+        now.
         """
         main = self.backlogs[self._main]
+        self._tried = [task for task in self._tried if task.id in main.tasks]
+        for task in self._tried:
+            super().offer(task)
         for kind in (self._main, self._kind):
             limit_ns = inf if everyone or not self.bundling else self._paces.limit_ns(kind)
             passed: set[int] = set()

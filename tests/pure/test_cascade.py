@@ -844,6 +844,20 @@ def test_where_a_slow_rank_counts_as_unknown_again_so_few_are_known_that_none_is
     job.run_out()
 
 
+def test_what_is_barred_to_all_ranks_that_are_still_quick_goes_to_a_slow_one_at_once():
+    job = cascade(singles=4)
+    paced(job, 10 * MS, 20 * MS, 18 * MS, 90 * MS)
+    job.arrive(3)
+    assert out(job) == [(1, SINGLE, [4]), (3, SINGLE, [5]), (2, SINGLE, [6])]
+    job.fail(job.task_of(4))
+    end(job, 3, service_ns=0)
+    job.fail(job.task_of(4))  # rank 3 had it, and rank 2 alone is to have it now
+    job.arrive(2)
+    assert out(job) == [(2, SINGLE, [6]), (1, SINGLE, [7]), (3, SINGLE, [8])]
+    end(job, 3, service_ns=9 * MS)  # beside which rank 2 is slow
+    assert out(job)[2:] == [(4, SINGLE, [4])]
+
+
 def test_where_ranks_are_apart_a_slow_collage_rank_hides_no_quick_one():
     job = cascade(placement="fixed", singles=1, collages=3, credit=2, bundle_from=5)
     job.arrive(12)
