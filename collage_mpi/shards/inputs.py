@@ -13,7 +13,7 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageE
 from collage_mpi.plugins import Names
 from collage_mpi.shards.guard import examine_shards
 from collage_mpi.shards.listing import is_picture
-from collage_mpi.shards.remote import HOW, url_of
+from collage_mpi.shards.remote import HOW, path_of, url_of
 from collage_mpi.shards.schema import ShardInfo, split_part
 from collage_mpi.shards.source import ReadAs, Source
 from collage_mpi.system.files import reading
@@ -57,8 +57,8 @@ def source_of(path: Path | str) -> tuple[type[Source], Path]:
     """
     named = re.fullmatch(r"([a-z][a-z0-9_-]+):([^:].*)", str(path), re.DOTALL)
     if named and not url_of(path) and not os.path.lexists(path):
-        return source_class(named[1]), Path(named[2])
-    path = Path(path)
+        return source_class(named[1]), path_of(named[2])
+    path = path_of(path)
     own = (source_class(name) for name in HOMES if name not in HDF5[1:])
     return next((one for one in own if one.takes(path)), source_class("images")), path
 
@@ -103,8 +103,7 @@ def _as_pictures(found: ShardInfo | CollageError) -> ShardInfo | CollageError:
 
 def _described(source: type[Source], path: Path, read_as: ReadAs) -> ShardInfo | CollageError:
     if url_of(path) and not source.remote:
-        sort = "HDF5 shards" if source.name in HDF5 else f"a source {source.name}"
-        return EnvironmentFault(f"{url_of(path)}: {sort} cannot be read by URL: {HOW}")
+        return EnvironmentFault(f"{path}: this source cannot be read by URL: {HOW}")
     try:
         return source.describe(path, read_as)
     except (DataFault, EnvironmentFault) as fault:
@@ -130,7 +129,7 @@ def expand_paths(paths: Sequence[Path | str]) -> list[Path]:
         EnvironmentFault: a folder without images, no path, or one given twice.
     """
     files: list[Path] = []
-    for path in map(Path, paths):
+    for path in map(path_of, paths):
         if path.suffix == ".sha256" and os.path.isfile(path.with_suffix("")):
             continue
         # isdir: no error for names too long and links in a circle

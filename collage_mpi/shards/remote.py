@@ -1,6 +1,4 @@
-"""Files by path or URL: the only access to fsspec. `pathlib` makes one slash of the two of a URL,
-which are put back here.
-"""
+"""Files by path or URL: the only access to fsspec."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any, BinaryIO
 
 from collage_mpi.errors import CollageError, EnvironmentFault
@@ -27,6 +25,18 @@ def url_of(path: Path | str) -> str | None:
     """The URL that a path stands for; None for a path of the file system."""
     found = URL.match(str(path))
     return f"{found[1]}://{str(path)[found.end() :]}" if found else None
+
+
+class UrlPath(PosixPath):
+    """A path that stands for a URL. `pathlib` makes one slash of the two, which are put back."""
+
+    def __str__(self) -> str:
+        return url_of(super().__str__()) or super().__str__()
+
+
+def path_of(text: Path | str) -> Path:
+    """The path that a text names; a URL stays one in messages and records."""
+    return UrlPath(text) if url_of(text) else Path(text)
 
 
 def opened(path: Path | str, *, in_order: bool = False) -> BinaryIO:

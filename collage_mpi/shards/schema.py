@@ -23,7 +23,7 @@ from isal.isal_zlib import crc32
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.shards.members import MemberIndex
 from collage_mpi.shards.pictures import PictureFit
-from collage_mpi.shards.remote import Stamp, stat_of
+from collage_mpi.shards.remote import Stamp, path_of, stat_of
 from collage_mpi.system.files import write_atomic
 from collage_mpi.system.tell import tell
 
@@ -111,7 +111,7 @@ class ShardInfo:
         """Rebuild what `to_json` wrote."""
         names = record["class_names"]
         fixed = {
-            "path": Path(record["path"]),
+            "path": path_of(record["path"]),
             "class_names": None if names is None else tuple(names),
             "shape": tuple(record["shape"]),
             "cell_sizes": tuple(record["cell_sizes"]),
@@ -140,7 +140,7 @@ class ShardFault(EnvironmentFault):
 def split_part(path: Path) -> tuple[Path, str]:
     """`FILE::PART` as the file and its part; the part is "" if none is given."""
     file, mark, part = str(path).partition(PART_MARK)
-    return (Path(file), part) if mark else (path, "")
+    return (path_of(file), part) if mark else (path, "")
 
 
 def stamp_of(path: Path) -> Stamp:

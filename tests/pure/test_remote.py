@@ -15,9 +15,10 @@ from collage_mpi.commands.launch import check_before_ranks
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.job.row_reader import RowReader, described
 from collage_mpi.shards import ShardSet, remote
-from collage_mpi.shards.inputs import source_of
+from collage_mpi.shards.inputs import expand_paths, source_of
 from collage_mpi.shards.pictures import PictureFit
-from collage_mpi.shards.remote import stat_of, url_of
+from collage_mpi.shards.remote import path_of, stat_of, url_of
+from collage_mpi.shards.schema import ShardInfo, split_part
 from collage_mpi.shards.source import ReadAs
 
 fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed")
@@ -114,6 +115,8 @@ def test_workers_read_urls_and_ask_a_server_again(tmp_path, served, monkeypatch)
     handler, url = served
     path = make_source("tar", tmp_path / "data", write_folder(tmp_path / "photos", COUNT))
     with ShardSet.open([f"{url}/data/{path.name}"], read_as=READ_AS) as shards:
+        record = shards.infos[0].to_json()
+        assert record["path"] == str(ShardInfo.from_json(record).path) == f"{url}/data/{path.name}"
         expected = shards.read_all()[0]
         shards.save_indexes(tmp_path / "index")
         reader = RowReader(described(shards))
@@ -189,6 +192,15 @@ def test_before_a_server_is_asked_again_there_is_a_pause(monkeypatch) -> None:
         remote._asked("http://host/a.tar", ask)
     url = "http://host/a.tar"
     assert done == [url, 0.5, url, 2.0, url, 8.0, url]
+
+
+def test_a_url_keeps_its_slashes_in_messages() -> None:
+    with pytest.raises(EnvironmentFault, match=r"^http://host/a\.tar: given twice"):
+        expand_paths([Path("http://host/a.tar")] * 2)
+    of, path = source_of("zarr:http://host/a.zarr::images")
+    assert (of.name, str(path)) == ("zarr", "http://host/a.zarr::images")
+    assert str(split_part(path)[0]) == "http://host/a.zarr"
+    assert str(path_of("a//b.tar")) == "a/b.tar"
 
 
 def test_which_paths_are_urls() -> None:
