@@ -18,11 +18,11 @@ from typing import Any
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.kinds import COLLAGE, PARITY, SINGLE
 from collage_mpi.models.architecture import stages_text, stem_text
-from collage_mpi.settings.flags import flag
-from collage_mpi.system.fields import default_of
+from collage_mpi.settings.flags import flag, own_fields
+from collage_mpi.system.fields import about, default_of
 from collage_mpi.system.files import save_file, writing
 from collage_mpi.training.judge import AT
-from collage_mpi.training.settings import DISTILLATION, TRAINING, TrainSettings, flagged
+from collage_mpi.training.settings import DISTILLATION, TRAINING, TrainSettings
 from collage_mpi.training.threshold import told_errors
 
 Report = Mapping[str, Any]
@@ -218,7 +218,10 @@ def train_command(entry: Mapping[str, Any]) -> str:
         words.append(f"--teacher {training.get('teacher_weights', 'single.safetensors')}")
     if training.get("init") is not None:
         words.append(f"--init {training.get('init_weights', 'first.safetensors')}")
-    for spec in flagged(kind, TRAINING, *([DISTILLATION] if taught else [])):
+    groups = [TRAINING, *([DISTILLATION] if taught else [])]
+    for spec in own_fields(TrainSettings):
+        if about(spec).group not in groups or kind not in (about(spec).kinds or (kind,)):
+            continue
         value, default = training.get(spec.name), default_of(TrainSettings, spec.name, kind)
         if spec.name in _SAID_APART or value is None:
             continue

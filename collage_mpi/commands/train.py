@@ -4,7 +4,6 @@ processes.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 from dataclasses import dataclass, fields, replace
@@ -36,7 +35,7 @@ from collage_mpi.models.specs import HEADS, YOLO, HeadSpec, ParitySpec
 from collage_mpi.settings.flags import Arguments, add_flags, switch
 from collage_mpi.system.fields import REQUIRED, about, default_of, same, setting
 from collage_mpi.system.files import save_records
-from collage_mpi.training.settings import DISTILLATION, GRID, TRAINING, TrainSettings, flagged
+from collage_mpi.training.settings import DISTILLATION, GRID, TRAINING, TrainSettings
 
 if TYPE_CHECKING:
     from collage_mpi.training.peers import Peers
@@ -181,12 +180,6 @@ class TrainParityArguments(TrainArguments):
     )
     summed: str = _stripe("logits", "which part of the answers is summed", choices=SUMMED)
     teacher_cache: Path | None = same(_TaughtArguments, "teacher_cache", group="stripe")
-
-
-def add_settings(parser: argparse.ArgumentParser, kind: str) -> None:
-    """Add a flag for every setting of the training of a kind."""
-    specs = flagged(kind, GRID, TRAINING, DISTILLATION)
-    add_flags(parser, TrainSettings, [spec.name for spec in specs], kind)
 
 
 def execute(args: TrainArguments) -> int:
@@ -397,7 +390,9 @@ def default_cell_px(args: TrainArguments, image_px: int) -> int:
 COMMAND = Commands(
     "single|collage|parity",
     {
-        takes.kind: Command(execute, takes, line, partial(add_settings, kind=takes.kind))
+        takes.kind: Command(
+            execute, takes, line, partial(add_flags, of=TrainSettings, kind=takes.kind)
+        )
         for takes, line in (
             (TrainSingleArguments, "train the single classifier, which classifies one image"),
             (

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -125,23 +125,24 @@ def add_settings_file(parser: argparse.ArgumentParser) -> None:
 def add_flags(
     parser: argparse.ArgumentParser,
     of: type[Settings] | type[Arguments],
-    only: Iterable[str] | None = None,
+    only: Collection[str] = (),
     kind: str = "",
 ) -> None:
     """Add a flag for each field, in its group. A flag that is not given sets no attribute.
 
     Args:
         of: the class.
-        only: these fields, in the class's order; None: all of them.
-        kind: of network, whose defaults --help shows.
+        only: these fields; none: all of them.
+        kind: of network: its flags, with its defaults in --help; "": all flags.
     """
     for title in of.titles if issubclass(of, Arguments) else ():
         group_of(parser, title)
     hints = typing.get_type_hints(of)
-    specs = {spec.name: spec for spec in own_fields(of)}
     groups: dict[str, argparse._ActionsContainer] = {}  # by the word of `either`
-    for name in specs if only is None else only:
-        spec, known = specs[name], about(specs[name])
+    for spec in own_fields(of):
+        name, known = spec.name, about(spec)
+        if (only and name not in only) or (kind and kind not in (known.kinds or (kind,))):
+            continue
         options = _options(spec, hints[name], default_of(of, name, kind))
         group = group_of(parser, known.group)
         if known.either:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from collage_mpi.kinds import COLLAGE, PARITY, SINGLE
 from collage_mpi.models.architecture import Architecture, Backbone
 from collage_mpi.models.info import check_kind
 from collage_mpi.models.specs import HeadSpec, ParitySpec
-from collage_mpi.system.fields import Settings, about, setting
+from collage_mpi.system.fields import Settings, setting
 
 TRAINING, DISTILLATION, GRID = "training", "distillation", "grid"  # groups of --help
 
@@ -151,12 +151,6 @@ class TrainSettings(Settings):
     def record(self) -> dict[str, Any]:
         """The settings as plain values, for JSON and checkpoints."""
         return {**asdict(self), "head": self.head.to_dict()}
-
-
-def flagged(kind: str, *groups: str) -> list[Field[Any]]:
-    """The settings of the given groups that a kind of network has as flags."""
-    known = ((spec, about(spec)) for spec in fields(TrainSettings))
-    return [spec for spec, of in known if of.group in groups and kind in (of.kinds or (kind,))]
 
 
 def learning_rate_at(step: int, steps: int, peak: float, schedule: str = "one-cycle") -> float:

@@ -14,7 +14,7 @@ import pytest
 from collage_mpi.commands.parser import build_parser
 from collage_mpi.errors import UsageError
 from collage_mpi.models.architecture import default_architecture
-from collage_mpi.settings.flags import flag, shown_default
+from collage_mpi.settings.flags import add_flags, flag, shown_default
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.slurm import SlurmSettings
 from collage_mpi.system.fields import (
@@ -26,13 +26,7 @@ from collage_mpi.system.fields import (
     setting,
     unit,
 )
-from collage_mpi.training.settings import (
-    DISTILLATION,
-    GRID,
-    TRAINING,
-    TrainSettings,
-    flagged,
-)
+from collage_mpi.training.settings import TrainSettings
 
 CLASSES = {"run": RunSettings, "simulate": RunSettings, "slurm render": SlurmSettings}
 TRAINED = ("single", "collage", "parity")
@@ -128,10 +122,10 @@ def test_help_shows_each_setting_as_its_field_says_it(command: str) -> None:
 
 
 def test_a_kind_of_network_has_no_flag_that_means_nothing_to_it() -> None:
-    has = {
-        kind: {spec.name for spec in flagged(kind, TRAINING, GRID, DISTILLATION)}
-        for kind in TRAINED
-    }
+    has = {}
+    for kind in TRAINED:
+        add_flags(parser := argparse.ArgumentParser(), TrainSettings, kind=kind)
+        has[kind] = {action.dest for action in parser._actions}
     grid, taught = {"side", "cell_px"}, {"distill_weight", "distill_temperature"}
     assert has["collage"] - has["single"] == grid | {"blank_share"}
     assert has["collage"] - has["parity"] == grid | taught
