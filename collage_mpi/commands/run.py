@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from collage_mpi.commands.parser import Command
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode, UsageError
-from collage_mpi.results.claim import LOOK_S, Patience, find_writer, held_by
 from collage_mpi.results.file_names import REPORT
 from collage_mpi.settings.flags import Arguments, add_setting_flags, flags_of, over_file, switch
 from collage_mpi.settings.run_settings import RunSettings
@@ -159,15 +158,12 @@ def _check_shards(settings: RunSettings) -> None:
 def _check_out(settings: RunSettings, resume: bool) -> None:
     """Raise if a run in the output folder would be refused, or another job writes there."""
     from collage_mpi.job.resume import has_run
-    from collage_mpi.results.folder import check_place
+    from collage_mpi.results.folder import check_place, refuse_writer
 
-    out = Path(settings.out)
-    if not (resume and has_run(settings.out)):
-        check_place(out, shared=settings.shared_out == "on")
-        return
-    writer, _ = find_writer(out, Patience(still_s=LOOK_S))
-    if writer is not None:
-        raise held_by(out, writer)
+    if resume and has_run(settings.out):
+        refuse_writer(Path(settings.out))
+    else:
+        check_place(Path(settings.out), shared=settings.shared_out == "on")
 
 
 def write_page(out: Path) -> None:

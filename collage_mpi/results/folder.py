@@ -127,12 +127,17 @@ def _is_there(path: Path) -> bool:
 
 
 def check_free(out: Path, there: Path) -> None:
-    """Raise EnvironmentFault where another job writes to `out`, looked for LOOK_S long; OSError
-    where this user may not write to `there`, the part of it that exists."""
+    """Raise EnvironmentFault where another job writes to `out`; OSError where this user may not
+    write to `there`, the part of it that exists."""
     if not there.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "it is no folder", there)
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, f"no right to write to {there}")
+    refuse_writer(out)
+
+
+def refuse_writer(out: Path) -> None:
+    """Raise EnvironmentFault where another job writes to `out`, looked for LOOK_S long."""
     writer, _ = find_writer(out, Patience(still_s=LOOK_S))
     if writer is not None:
         raise held_by(out, writer)

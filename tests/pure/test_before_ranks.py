@@ -97,7 +97,7 @@ def test_a_folder_where_nothing_may_be_written_is_told_of_before_any_rank_starts
 
 def test_a_run_that_another_job_goes_on_with_is_told_of_too(started, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("collage_mpi.job.resume.has_run", lambda out: True)
-    monkeypatch.setattr("collage_mpi.commands.run.find_writer", lambda *_: ("node 7, pid 9", {}))
+    monkeypatch.setattr("collage_mpi.results.folder.find_writer", lambda *_: ("node 7, pid 9", {}))
     monkeypatch.setattr(
         "collage_mpi.job.resume.resumed_settings",
         lambda given, source, ranks: collage_mpi.RunSettings.from_mapping(given, source),
