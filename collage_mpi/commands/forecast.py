@@ -53,6 +53,7 @@ from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
 from collage_mpi.system.environment import allowed_cores, available_bytes, local_size
 from collage_mpi.system.printable import counted, numbers_text, say
+from collage_mpi.system.progress import minutes
 
 READ_IMAGES = 512  # read to see how fast that is
 DECODED_IMAGES = 48  # read and decoded on a core, to see whether shards would pay
@@ -330,9 +331,9 @@ def _time(plan: Plan, images: int, measured: Timings, read_ns: float) -> str:
         )
     except UsageError as error:
         return f"no estimate: {error}"
-    text = f"about {_duration(least)}"
+    text = f"about {minutes(least)}"
     if most > 1.1 * least:
-        text += f" with a core or GPU a rank, {_duration(most)} where {measured.shared:.1f} share"
+        text += f" with a core or GPU a rank, {minutes(most)} where {measured.shared:.1f} share"
     if plan.settings.needs_threshold:
         text += ", if the first answers are sure of every image"
     return f"{text}; start-up not counted; simulated from these service times and rank 0's " + (
@@ -355,10 +356,3 @@ def _simulated_s(plan: Plan, images: int, measured: Timings, share: float) -> fl
         SimulatedJob(settings, count, costs, measured_batch_costs=measured.batch_costs)
     ).groups
     return float((simulated["t0_ns"] + simulated["latency_ns"]).max()) / 1e9 * images / count
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.2g} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

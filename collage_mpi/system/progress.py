@@ -249,7 +249,7 @@ def _left(status: dict[str, Any], unit: str) -> str | None:
 def minutes(seconds: float) -> str:
     """A duration for people: "45 s", "12 min", "3.1 h"."""
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.2g} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
