@@ -23,9 +23,10 @@ from collage_mpi.results.manifest import (
     other_content,
     read_manifest,
 )
-from collage_mpi.results.reader import known_run
+from collage_mpi.results.reader import known_run, open_run
+from collage_mpi.results.summary import summarise
 from collage_mpi.results.tally import Inventory
-from collage_mpi.settings.run_settings import PATH_SETTINGS, RunSettings
+from collage_mpi.settings.run_settings import PATH_SETTINGS
 from collage_mpi.shards.inputs import expand_paths
 from collage_mpi.shards.reader import inspect_sources
 from collage_mpi.shards.remote import Stamp
@@ -206,7 +207,8 @@ def run_points(
         settings = point.settings_in(out)
         print(f"[{number}/{len(points)}] {point.name}", flush=True)
         outcome = run_session(settings, worker_group, Ask(stop_reason, resume=found == STARTED))
-        print(f"[{number}/{len(points)}] {outcome.status}: {_in_a_line(settings)}", flush=True)
+        summary = outcome.summary or summarise(open_run(outcome.out))
+        print(f"[{number}/{len(points)}] {outcome.status}: {_told(summary)}", flush=True)
         if outcome.exit_code is ExitCode.INCOMPLETE:
             print(f"incomplete: {outcome.reason}; the same command goes on", flush=True)
             return int(outcome.exit_code)
@@ -242,13 +244,6 @@ def simulate_points(
     for number, (job, summary) in enumerate(run_jobs(jobs, processes), start=1):
         name = Path(job.settings.out).name
         print(f"[{number}/{len(todo)}] {name}: {_told(summary)}", flush=True)
-
-
-def _in_a_line(settings: RunSettings) -> str:
-    from collage_mpi.results import summarise
-    from collage_mpi.results.reader import open_run
-
-    return _told(summarise(open_run(settings.out)))
 
 
 def _told(summary: Json) -> str:

@@ -220,15 +220,17 @@ def write_tables(experiment: Experiment, out: Path) -> Tables:
     Raises:
         EnvironmentFault: there is no run, or a file cannot be written.
     """
-    runs, missing = read_runs(experiment, out)
-    if not runs:
+    states = [(point, state(point, out)) for point in experiment.points]
+    missing = [point for point, found in states if found == NEW]
+    begun = [(point, found) for point, found in states if found != NEW]
+    if not begun:
         raise EnvironmentFault(f"{out} holds no run of this experiment yet: leave out --table")
-    rows = [run.row for run in runs]
-    save_records(out / TABLE, rows)
-    done = [run for run in runs if state(run.point, out) == DONE]
+    runs = [_read_run(experiment, point, out / point.name) for point, _ in begun]
+    save_records(out / TABLE, [run.row for run in runs])
+    done = [run for run, (_, found) in zip(runs, begun, strict=True) if found == DONE]
     points = aggregate(experiment, done)
     save_records(out / POINTS, points)
-    return Tables(out / TABLE, out / POINTS, points, len(rows), missing)
+    return Tables(out / TABLE, out / POINTS, points, len(runs), missing)
 
 
 def render_point(row: Json) -> str:
@@ -244,17 +246,6 @@ def render_point(row: Json) -> str:
 
 def _numbers(*labels: str) -> list[Column]:
     return [Column(label, ".5g") for label in labels]
-
-
-def read_runs(experiment: Experiment, out: Path) -> tuple[list[PointRun], list[Point]]:
-    """The runs that are there, and the points that have none yet."""
-    runs, missing = [], []
-    for point in experiment.points:
-        if state(point, out) == NEW:
-            missing.append(point)
-        else:
-            runs.append(_read_run(experiment, point, out / point.name))
-    return runs, missing
 
 
 def _read_run(experiment: Experiment, point: Point, folder: Path) -> PointRun:

@@ -24,6 +24,7 @@ Json = dict[str, Any]
 
 def render_summary(summary: Json, *, width: int | None = None) -> str:
     """The summary as text, coloured only where stdout is a terminal."""
+    audit = summary.get("audit")
     return to_text(
         Group(
             Text(_title(summary), style="bold"),
@@ -35,7 +36,7 @@ def render_summary(summary: Json, *, width: int | None = None) -> str:
             _parts_table(summary),
             "",
             _outputs(summary) if summary.get("outputs") else _accuracy_table(summary),
-            *_audit(summary.get("audit")),
+            *(["", f"agreement: {told_audit(audit)}"] if audit else []),
             "",
             _price_table(summary),
             *_predictions(summary),
@@ -203,10 +204,6 @@ def told_audit(audit: Json) -> str:
         f"{points(audit['agreement'])} of {audit['audited']:,} accepted answers that were audited "
         f"are the single network's too (95 % interval {100 * low:.2f}-{100 * high:.2f} %){lacking}"
     )
-
-
-def _audit(audit: Json | None) -> list[RenderableType]:
-    return ["", f"agreement: {told_audit(audit)}"] if audit else []
 
 
 def _predictions(summary: Json) -> list[RenderableType]:
