@@ -40,7 +40,7 @@ class KeptColumn:
 
     Attributes:
         dtype: as numpy writes it, little-endian: "<f4", "|u1"; or TEXT.
-        shape: of one image's value; () for a single number. It begins with None where the first
+        shape: of one image's value; () for a single number. It begins with None if the first
             dimension varies between images.
         most_bytes: of such a value. Ranks that expect other lengths still have the same column.
 

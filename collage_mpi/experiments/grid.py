@@ -166,7 +166,7 @@ def _with_seed(draft: Draft, seed: int | None, source: str) -> Draft:
 
 
 def _seeds(repeat: Any, source: str) -> list[int | None]:
-    """Seeds of the injected service times; [None] where the file has no repeat."""
+    """Seeds of the injected service times; [None] if the file has no repeat."""
     if repeat is None:
         return [None]
     if isinstance(repeat, int) and not isinstance(repeat, bool) and 1 <= repeat <= MOST_POINTS:

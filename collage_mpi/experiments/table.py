@@ -47,7 +47,7 @@ class PointRun:
     Attributes:
         point: of the experiment.
         row: its line of table.csv.
-        latencies_ms: (groups,) of its measured groups; None where only a summary was kept.
+        latencies_ms: (groups,) of its measured groups; None if only a summary was kept.
         batch: groups that were sent together, where the settings leave that to the run.
     """
 
@@ -135,7 +135,7 @@ def _compared(choice: str, runs: Sequence[PointRun], bases: Sequence[PointRun]) 
 
 
 def pooled(name: str, runs: Sequence[PointRun]) -> float | None:
-    """A statistic over the groups of all runs together, in ms; None where it is unsupported."""
+    """A statistic over the groups of all runs together, in ms; None if it is unsupported."""
     samples = [run.latencies_ms for run in runs if run.latencies_ms is not None]
     if not samples or len(samples) < len(runs):
         return None

@@ -138,7 +138,7 @@ def find_writer(out: Path, patience: Patience) -> tuple[Holder | None, dict[Path
 
 
 def read_claims(out: Path) -> dict[Path, bytes]:
-    """The claims in `out`, path -> content; {} where there is no such folder."""
+    """The claims in `out`, path -> content; {} if there is no such folder."""
     claims = {}
     try:
         for path in out.iterdir():

@@ -44,14 +44,14 @@ def compare(
     Args:
         runs: at least one.
         per: "group" or "image", whose latency.
-        summaries: of the runs, where they were made already.
+        summaries: of the runs, if they were made already.
 
     Returns:
         Per run: name, run, label, scheme, mode, straggler, invalid, complete, n, groups,
         independent (groups, or batches), `<stat>_ms` and `<stat>_ratio` (this run / first
         run, below 1 is faster) for p50, p95, p99, p99.9 and std, accuracy, labelled (images
         that it is of), paired {n, accuracy, baseline, difference, only_this, only_baseline,
-        why}, the price, and unlike_teams: lines to tell where teams differ. None where the samples
+        why}, the price, and unlike_teams: lines about teams that differ. None if the samples
         do not support it.
     """
     summaries = summaries or [summarise(run) for run in runs]

@@ -92,7 +92,7 @@ def make_lasting(out: Path) -> None:
 
 
 def refuse_a_run(out: Path) -> None:
-    """Raise EnvironmentFault where `out` holds a run, or rows of one."""
+    """Raise EnvironmentFault if `out` holds a run, or rows of one."""
     if (out / MANIFEST).exists():
         raise EnvironmentFault(
             f"{out}: holds a run already. Choose another --out, or go on with it: run --resume."
@@ -105,7 +105,7 @@ def refuse_a_run(out: Path) -> None:
 
 
 def check_place(out: Path, *, shared: bool = False) -> None:
-    """Raise EnvironmentFault where a new run cannot be made, as far as is known without writing."""
+    """Raise EnvironmentFault if a new run cannot be made, as far as is known without writing."""
     try:
         refuse_foreign(out, shared)
         refuse_a_run(out)
@@ -127,7 +127,7 @@ def _is_there(path: Path) -> bool:
 
 
 def check_free(out: Path, there: Path) -> None:
-    """Raise EnvironmentFault where another job writes to `out`; OSError where this user may not
+    """Raise EnvironmentFault if another job writes to `out`; OSError if this user may not
     write to `there`, the part of it that exists."""
     if not there.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "it is no folder", there)
@@ -137,7 +137,7 @@ def check_free(out: Path, there: Path) -> None:
 
 
 def refuse_writer(out: Path) -> None:
-    """Raise EnvironmentFault where another job writes to `out`, looked for LOOK_S long."""
+    """Raise EnvironmentFault if another job writes to `out`, looked for LOOK_S long."""
     writer, _ = find_writer(out, Patience(still_s=LOOK_S))
     if writer is not None:
         raise held_by(out, writer)

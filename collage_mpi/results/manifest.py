@@ -1,5 +1,5 @@
-"""The manifest: what a run was asked to do, how far its sessions came, and what a session that goes
-on with it must share with them.
+"""The manifest: what a run was asked to do, how far its sessions came, and what later sessions must
+have in common with them.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ STATUSES = (*COMPLETE, "incomplete")
 
 _LARGEST_BYTES = 64 << 20  # a world of 10,000 ranks is about 3 MB
 
-# What decides the rows, beside the settings: a session that changes one of these is another run.
+# These decide the rows, beside the settings. A session that changes one of them is another run.
 SAME_KEYS = ("shards", "rows", "order", "limit", "input_digest", "class_names")
-# Of these, what a shard adds that could not be read in an earlier session and now can.
+# Those of them that grow when a shard can be read now and could not in an earlier session.
 GROWING_KEYS = frozenset({"shards", "rows", "input_digest"})
-# What the first ranks to be ready told, and later sessions keep.
+# Facts that the first session measured or was told by its ranks, and that later sessions keep.
 KEPT_KEYS = ("networks", "cost_ratio", "cost_ratio_interval", "batch_costs", "thresholds")
 MOST_SHARD_LINES = 5
-# Settings that a later session may change: where, how loud, by how many ranks, how often an image
+# Settings that a later session may change: paths, output, numbers of ranks, and how often an image
 # is tried. Shards are compared by content, so they may have moved.
 FREE_SETTINGS = frozenset(
     {
@@ -43,9 +43,9 @@ FREE_SETTINGS = frozenset(
         *("image_timeout_s", "max_attempts"),
     }
 )
-# Settings that version 0.1.0 did not record, and what it did; of others the default is that.
+# Settings that version 0.1.0 did not have -> how it worked, if that is not today's default.
 YOUNGER = {"endgame": "off", "audit": 0.0}
-# Settings that name files: another path is the same where the content is.
+# Settings that name files. Two paths are the same if their content is.
 FILE_SETTINGS = (*NETWORK_SETTINGS, "class_names_file", "trace_file", "arrival_file")
 
 Json = dict[str, Any]
@@ -250,7 +250,7 @@ def write_manifest(
 
 
 def plain(value: object) -> object:
-    """What JSON cannot say by itself: numpy scalars and arrays, paths."""
+    """Converts numpy scalars, arrays and paths for JSON."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -261,7 +261,8 @@ def plain(value: object) -> object:
 
 
 def readable(value: Any) -> Any:
-    """JSON whose texts can be stored and shown (`storable`): no path of a manifest is opened."""
+    """JSON with texts that can be stored and shown (`storable`). Paths may differ, so do not open
+    them."""
     if isinstance(value, str):
         return value if value.isascii() else storable(value)
     if isinstance(value, list):
@@ -279,10 +280,10 @@ def to_go_on(manifest: Mapping[str, Any], out: Path, flag: str = "--resume") -> 
 
 
 def _ranks(manifest: Mapping[str, Any]) -> int:
-    """How many ranks the run had; 0 where that is not known.
+    """How many ranks the run had; 0 if that is not known.
 
-    Of several teams some may never have come, so their world is told by the first team's
-    placement, such as "0 coordinator, 1-9 single, 10 collage": all teams are as large.
+    If there are several teams, some may never have started. All teams have the same size, so it is
+    taken from the placement of the first, such as "0 coordinator, 1-9 single, 10 collage".
     """
     teams = manifest.get("teams") or 1
     if teams == 1:
@@ -294,9 +295,9 @@ def _ranks(manifest: Mapping[str, Any]) -> int:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What a resumed session would change, one line each; [] when it may go on.
+    """What a resumed session would change, one line each; [] if it may go on.
 
-    Both come from JSON, so tuples and lists compare equal.
+    Both come from JSON, so they have lists and no tuples.
     """
     lines = []
     grown = _mended(before, now)
@@ -329,7 +330,7 @@ def other_content(key: str, before: tuple[Any, str], now: tuple[Any, str]) -> li
 
 
 def finals(manifest: Mapping[str, Any]) -> list[Json]:
-    """What is known of each session since it ended; {} of one that was killed."""
+    """What each session recorded at its end; {} for a session that was killed."""
     return [entry.get("final") or {} for entry in manifest.get("sessions") or []]
 
 
@@ -358,18 +359,18 @@ def held(manifest: Mapping[str, Any]) -> Json:
 
 
 def recorded_settings(manifest: Mapping[str, Any]) -> Json:
-    """The settings of a run as it recorded them; {} where it recorded none."""
+    """The settings of a run as it recorded them; {} if it recorded none."""
     found = dict(manifest.get("settings") or {})
     return {**YOUNGER, **found} if found else found
 
 
 def _settings(manifest: Mapping[str, Any]) -> Json:
-    """The settings of a run. A setting that is younger than the run has its default."""
+    """The settings of a run. Settings that are newer than the run have their defaults."""
     return {**RunSettings().to_dict(), **recorded_settings(manifest)}
 
 
 def _mended(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether the input is the former one and, behind it, shards that could not be read then."""
+    """Whether the input is the former one followed by shards that could not be read then."""
     more = len(now["shards"]) - len(before["shards"])
     known = now["shards"][: len(before["shards"])]
     return (
@@ -380,7 +381,7 @@ def _mended(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def _other_shards(before: list[Json], now: list[Json]) -> list[str]:
-    """Lines for the shards that differ. One may move: its content is its identity."""
+    """Lines about shards that differ. A shard may move, because its content identifies it."""
     lines = []
     if len(before) != len(now):
         lines.append(f"shards: {len(before)} before, {len(now)} now")

@@ -94,7 +94,7 @@ def classified(images: np.ndarray, manifest: Json) -> np.ndarray:
 
 
 def class_name(names: Sequence[str], number: int) -> str | None:
-    """The name of a class; None where it has none."""
+    """The name of a class; None if it has none."""
     return names[number] if 0 <= number < len(names) else None
 
 

@@ -105,7 +105,7 @@ def write_zarr(
 
     Args:
         images: (n,) of IMAGE_ROW.
-        ids: (n,) text, masked where there is none.
+        ids: (n,) text, masked if there is none.
         values: a `KeptValues`.
 
     Raises:

@@ -31,12 +31,12 @@ _TABLE = {table.name: table for table in TABLES}
 
 
 def publish(part: Path, vectors: str | None, check: Callable[[], object]) -> None:
-    """Give a pending part, and before it the file of its vectors, the place where it counts.
+    """Move a pending part to the folder of parts that count, and the file of its vectors before it.
 
     Args:
         part: in a folder of pending parts.
         vectors: the name of the file of its vectors, in the same folder.
-        check: raises once the run's folder is not ours to write to any more.
+        check: raises once this session may not write to the run's folder any more.
 
     Raises:
         OSError: as the system says.
@@ -55,7 +55,7 @@ class Publisher(InOrder[tuple[str, int, int]]):
     """Publishes parts (table, session, number) in order, in a thread of its own."""
 
     def __init__(self, out: Path, manifest: Mapping[str, Any], check: Callable[[], object]) -> None:
-        """`check`: raises once the folder is not ours to write to any more."""
+        """`check` raises once this session may not write to the folder any more."""
         self._out, self._check = out, check
         self._vectors = bool(extras_of(manifest))
         super().__init__("collage-mpi teams", queue.Queue())

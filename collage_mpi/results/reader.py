@@ -42,13 +42,13 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A run, complete or not, by its manifest; where its rows are, a subclass knows.
+    """A run, complete or not. Subclasses say how its rows are read.
 
     Attributes:
         path: the run directory.
         manifest: checked contents of manifest.json.
         complete: the COMPLETE marker is there (C7).
-        bound: the most rows or values that a statistic may hold at once; None where all rows are
+        bound: the most rows or values that a statistic may hold at once; None if all rows are
             in memory anyway.
     """
 

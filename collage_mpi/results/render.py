@@ -231,7 +231,7 @@ def _predictions(summary: Json) -> list[RenderableType]:
 
 
 def _class(one: Json) -> str:
-    """A class by its name, or its number where it has none."""
+    """A class by its name, or its number if it has no name."""
     return str(one["class"]) if one["name"] is None else str(one["name"])
 
 
@@ -241,7 +241,7 @@ def shares_shown(prices: Sequence[Json]) -> list[str]:
 
 
 def share_of(price: Json, kind: str) -> str:
-    """The share of images that a kind resolved; empty where no rank held it."""
+    """The share of images that a kind resolved; empty if no rank held it."""
     return points(price[f"{kind}_share"]) if price[f"{kind}_ranks"] else ""
 
 

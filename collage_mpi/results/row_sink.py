@@ -138,8 +138,8 @@ class _Queue(queue.Queue[_Part | None]):
 class PartThread(InOrder[_Part]):
     """Writes parts.
 
-    `check` raises once the parts are not this session's to write any more; `written` is called
-    with each part that is on the disk: its table, its number and its packed rows.
+    `check` raises once this session may not write parts any more. `written` is called for each part
+    that is on the disk, with its table, its number and its packed rows.
     """
 
     def __init__(
@@ -250,8 +250,8 @@ class Buffer:
             raise self._thread.fault
 
     def recent(self) -> np.ndarray:
-        """A copy of the last rows, (n,) of the table's dtype, in their order: at least as many as
-        a buffer holds, where so many have come."""
+        """A copy of the last rows, (n,) of the table's dtype, in their order: at least as many as a
+        buffer holds, or all rows if there are fewer."""
         both = bytes(self._recent) + memoryview(self._bytes)[: self._used]
         return np.frombuffer(both, self.table.dtype)
 
@@ -291,7 +291,7 @@ class RowSink:
         Args:
             manifest: of the run; one of several teams has its parts published by the lead.
             session: this one's number.
-            check: raises once the parts are not this session's to write any more.
+            check: raises once this session may not write parts any more.
         """
         self.out = out
         self.session = session
@@ -334,19 +334,19 @@ class RowSink:
         return self._tasks.recent()
 
     def keep(self, layout: np.dtype) -> None:
-        """Vectors have that layout."""
+        """Set the layout of vectors."""
         assert self._vectors is not None
         self._vectors.layout = layout
 
     def vector(self, shard: int, row: int, vector: np.ndarray) -> None:
-        """What is kept of an answered image, (floats,) float32: before its own row."""
+        """Take what is kept of an answered image, (floats,) float32. Call this before `image`."""
         assert self._vectors is not None
         if self._vectors.nbytes >= VECTORS_PER_PART_BYTES:
             self._images.hand_over()
         self._vectors.add(shard, row, vector)
 
     def tick(self) -> None:
-        """Hand over what was buffered when it is `flush_s` old. To be called again and again."""
+        """Hand over buffered rows if they are `flush_s` old. Call this regularly."""
         if time.monotonic_ns() - self._flushed_ns > self._flush_ns:
             self.flush()
 
@@ -357,7 +357,7 @@ class RowSink:
         self._flushed_ns = time.monotonic_ns()
 
     def drain(self) -> CollageError | None:
-        """Hand over the rest, end the thread; the fault of any write, if there was one."""
+        """Hand over the rest and end the thread. Returns the fault of a write, if there was one."""
         fault: CollageError | None = None
         try:
             self.flush()
@@ -372,7 +372,7 @@ class RowSink:
 
 
 class MemoryWriter:
-    """Takes rows as RunWriter does; some 200 bytes an image with its tasks."""
+    """Takes rows as RunWriter does, and keeps some 200 bytes for an image with its tasks."""
 
     session = 1
 
@@ -383,7 +383,7 @@ class MemoryWriter:
         self.image_rows, self.group_rows, _ = (b.extend for b in self._buffers.values())
 
     def results(self, path: Path, manifest: Json) -> Results:
-        """What was written, as if it were read back from `path`."""
+        """The rows as a run, as if it had been read from `path`."""
         for buffer in self._buffers.values():
             buffer.hand_over()
         images, groups, tasks = map(self._kept.rows, TABLES)
@@ -411,7 +411,7 @@ class _KeptParts:
 
 
 def _narrow(table: TableLayout, longest: int) -> np.dtype:
-    """The columns of a table with reasons of so many bytes."""
+    """The dtype of a table with reasons of `longest` bytes."""
     names = table.dtype.names or ()
     reason = f"S{max(1, longest)}"
     return np.dtype([(n, reason if n == "reason" else table.dtype[n]) for n in names])

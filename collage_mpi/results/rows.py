@@ -114,7 +114,7 @@ class GroupRow(NamedTuple):
     latency_ns: int
     read_ns: int
     encode_ns: int
-    classes: I4  # distinct labels in the group, 0 where the input has none
+    classes: I4  # distinct labels in the group, 0 if the input has none
     collage_cells: I4  # images that the collage resolved
     session: U2
     warmup: Flag

@@ -51,14 +51,14 @@ class Speed:
         unit: "rank", "gpu" or "host".
         name: "rank 3", "node7 cuda:1", "node7".
         ranks: the rank itself, or all ranks on the GPU or host.
-        host: None where the run does not tell.
+        host: None if the run does not tell.
         messages: answered, of measured groups; a batch is one.
         samples: independent service times that the messages of all its ranks are worth.
         unanswered: tasks that failed, were lost or had no end yet.
         median_ms: of its service times, of a single input; None without any.
         peers: number of ranks that it is compared with.
-        ratio: its level divided by theirs; None where either is not known.
-        interval: of the ratio, simultaneous over the run (95 %); None where samples are too few.
+        ratio: its level divided by theirs; None if either is not known.
+        interval: of the ratio, simultaneous over the run (95 %); None if samples are too few.
         slow: the whole interval lies above `over`, and so does the ratio of each third of the run.
     """
 

@@ -32,7 +32,7 @@ def support_needed(q: float, miss: float = MISS) -> int:
 
 
 def percentile(values: np.ndarray, q: float, independent: int | None = None) -> float | None:
-    """The smallest value x with F(x) >= q, or None where the sample cannot support it.
+    """The smallest value x with F(x) >= q, or None if the sample cannot support it.
 
     Args:
         values: (n,) any numeric dtype.

@@ -36,8 +36,8 @@ from collage_mpi.results.vectors import extras_of
 from collage_mpi.system.files import write_atomic, writing
 
 SERVED_SHARE = 0.95  # of what an open loop offers; below it is overloaded
-AUDITS_BY_CLASS = 500  # from so many on they are told by class
-ENOUGH_IMAGES = 200  # below, those still under way at the end weigh too much to say so
+AUDITS_BY_CLASS = 500  # from this number on, audits are shown by class
+ENOUGH_IMAGES = 200  # with fewer, images under way at the end weigh too much to say overloaded
 
 Json = dict[str, Any]
 
@@ -148,7 +148,7 @@ def _by_team(run: Run, tally: Tally) -> Json:
 
 
 def _in_ms(spread: Spread, groups: int) -> Json:
-    """A spread of ms values as JSON, None where unsupported."""
+    """A spread of ms values as JSON, None if unsupported."""
     return {
         "n": spread.n,
         "groups": groups,
@@ -189,7 +189,7 @@ def _share(correct: int, n: int) -> Json:
 
 
 def _audit(run: Run, images: ImageTally) -> Json | None:
-    """How often accepted answers are the single network's too; None where nothing was audited."""
+    """How often accepted answers are the single network's too; None if nothing was audited."""
     audited, differing = (sum(counts[i] for counts in images.audits.values()) for i in (0, 1))
     if not audited + images.unaudited:
         return None
@@ -301,7 +301,7 @@ def _injected(manifest: Json) -> bool:
 def _arrivals(run: Run) -> Json | None:
     """An open loop's offered and served rate; None in a closed loop.
 
-    Served: answers within the time in which images came. It is overloaded where that is
+    Served: answers within the time in which images came. The run is overloaded if that is
     less than 95 % of what was offered: its latencies then grow with the length of the run.
     """
     if not run.manifest.get("open_loop"):
@@ -375,7 +375,7 @@ def _rank0(run: Run) -> Json:
 
 
 def _validity(run: Run) -> Json:
-    """The injection rule over all sessions; None where nothing was injected or recorded."""
+    """The injection rule over all sessions; None if nothing was injected or recorded."""
     if not run.validities:
         return {"valid": None, "exceeded": None, "tasks": None, "share": None}
     exceeded, tasks = (

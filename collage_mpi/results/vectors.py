@@ -41,7 +41,7 @@ class Write(NamedTuple):
 
 
 def require_pyarrow(what: str, other: str = "") -> None:
-    """Raise EnvironmentFault where pyarrow is not installed; `other` is what to do without."""
+    """Raise EnvironmentFault if pyarrow is not installed; `other` is what to do without."""
     optional("pyarrow.parquet", "parquet", what, other)  # now, not in the thread that writes one
 
 

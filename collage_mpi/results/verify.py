@@ -102,7 +102,7 @@ def verify_run(path: Path | str, run: Run | None = None) -> VerifyReport:
 
     Args:
         path: the run directory.
-        run: what `open_run` or `read_results` gave of it, where that was done already.
+        run: what `open_run` or `read_results` gave of it, if the run was opened already.
 
     Raises:
         EnvironmentFault: there is no run in `path`, or it cannot be read.

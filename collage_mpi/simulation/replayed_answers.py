@@ -67,7 +67,7 @@ class Answers:
         return tuple(known[(self.start + image) % len(known)] for image, _ in items)
 
     def k_of(self, kind: str) -> int | None:
-        """Images of the kind's stripes; None where it was not evaluated."""
+        """Images of the kind's stripes; None if it was not evaluated."""
         return self.degraded[kind][0] if kind in self.degraded else None
 
     def decoded(self, kind: str, image: int) -> Score | None:
