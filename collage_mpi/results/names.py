@@ -136,9 +136,16 @@ def from_shards(
         entries: number -> entry in the manifest, with a path.
         shards: files and folders to look in instead, as in `image_names`.
     """
+    from collage_mpi.shards.inputs import examine, expand_paths
     from collage_mpi.shards.pictures import parse_fit
+    from collage_mpi.shards.schema import ShardInfo
+    from collage_mpi.shards.source import ReadAs
 
-    infos, why = find_shards(list(map(_given, entries.values())), shards)
+    paths = map(_given, entries.values())
+    files = list(map(Path, paths)) if shards is None else expand_paths(shards)
+    examined = dict(zip(files, examine(files, ReadAs(labels=False)), strict=True))
+    infos = {one.fingerprint: one for one in examined.values() if isinstance(one, ShardInfo)}
+    why = {str(p): str(one) for p, one in examined.items() if isinstance(one, CollageError)}
     found, missing = {}, []
     for number, entry in entries.items():
         info = infos.get(entry["fingerprint"])
@@ -164,26 +171,6 @@ def _not_found(path: str, shards: Sequence[Path | str] | None, why: dict[str, st
         return f"{path}: is not the file that the run read: its SHA-256 is another"
     unread = f" ({next(iter(why.values()))})" if why else ""
     return f"{path}: no file given has its SHA-256{unread}"
-
-
-def find_shards(
-    paths: Sequence[str], shards: Sequence[Path | str] | None
-) -> tuple[dict[str, ShardInfo], dict[str, str]]:
-    """Fingerprint -> shard for readable files; path -> reason for the others.
-
-    Args:
-        paths: where the shards of a run were.
-        shards: files and folders to look in instead, as in `image_names`.
-    """
-    from collage_mpi.shards.inputs import examine, expand_paths
-    from collage_mpi.shards.schema import ShardInfo
-    from collage_mpi.shards.source import ReadAs
-
-    files = [Path(path) for path in paths] if shards is None else expand_paths(shards)
-    found = examine(files, ReadAs(labels=False))
-    infos = {info.fingerprint: info for info in found if isinstance(info, ShardInfo)}
-    pairs = zip(files, found, strict=True)
-    return infos, {str(path): str(one) for path, one in pairs if isinstance(one, CollageError)}
 
 
 def _ids_of_rows(images: np.ndarray, ids: dict[int, list[str]]) -> np.ma.MaskedArray:

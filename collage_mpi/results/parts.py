@@ -33,6 +33,10 @@ _TRAILER = struct.Struct("<8sQI")  # mark, bytes before the trailer, their CRC-3
 _MARK = b"CMPIcrc1"
 OURS = r"(images|groups|tasks)-(?:(\d{4,5})-)?(\d{6,18})\.npy"  # table, session, number
 _NAME = re.compile(OURS)
+ADVICE = (
+    "Restore it from a copy, or move it away and run again with --resume: its images are then "
+    "done again."
+)
 _LARGEST_BYTES = 1 << 30  # a part is about 1 MB: anything like this is foreign
 
 
@@ -162,7 +166,7 @@ def read_part(path: Path, table: TableLayout) -> np.ndarray:
     """
     with reading(path):
         if path.stat().st_size > _LARGEST_BYTES:
-            raise DataFault(f"{path}: far too large for a part of a run. {_advice(path)}")
+            raise DataFault(f"{path}: far too large for a part of a run. {ADVICE}")
         raw = path.read_bytes()
     return _as_now(path, _stored_rows(path, _checked_body(path, raw)), table)
 
@@ -206,21 +210,12 @@ def _as_now(path: Path, rows: np.ndarray, table: TableLayout) -> np.ndarray:
 def _checked_body(path: Path, raw: bytes) -> bytes:
     """The bytes before the trailer, when length and checksum agree."""
     if len(raw) < _TRAILER.size:
-        raise DataFault(f"{path}: only {len(raw)} bytes, truncated. {_advice(path)}")
+        raise DataFault(f"{path}: only {len(raw)} bytes, truncated. {ADVICE}")
     mark, length, crc = _TRAILER.unpack(raw[-_TRAILER.size :])
     body = raw[: -_TRAILER.size]
     if mark != _MARK or length != len(body):
-        raise DataFault(f"{path}: truncated or not a part of a run. {_advice(path)}")
+        raise DataFault(f"{path}: truncated or not a part of a run. {ADVICE}")
     found = zlib.crc32(body)
     if found != crc:
-        raise DataFault(
-            f"{path}: damaged (CRC-32 {found:08x} found, {crc:08x} recorded). {_advice(path)}"
-        )
+        raise DataFault(f"{path}: damaged (CRC-32 {found:08x} found, {crc:08x} recorded). {ADVICE}")
     return body
-
-
-def _advice(path: Path) -> str:
-    return (
-        "Restore it from a copy, or move it away and run again with --resume: "
-        "the images whose rows it held are then done again."
-    )

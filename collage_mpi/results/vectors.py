@@ -21,15 +21,11 @@ import numpy as np
 from collage_mpi.encoding.vectors import KEYS, OUTPUTS, Extras, is_text, objects, unpack, varied_in
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.results.file_names import VECTORS_FOLDER
-from collage_mpi.results.parts import PartName
+from collage_mpi.results.parts import ADVICE, PartName
 from collage_mpi.results.rows import IMAGES
 from collage_mpi.system.extras import optional
 from collage_mpi.system.files import write_atomic
 
-ADVICE = (
-    "Restore it from a copy, or move it away and run again with --resume: its images are then "
-    "done again."
-)
 OURS = r"vectors-(\d{4,5})-(\d{6,18})\.parquet"  # session, number
 
 
