@@ -70,8 +70,8 @@ class PollWatch:
 
     def polled(self, now_ns: int) -> None:
         """Rank 0 polls now."""
-        if self._last_ns is not None:
-            self.longest_ns = max(self.longest_ns, now_ns - self._last_ns)
+        if self._last_ns is not None and now_ns - self._last_ns > self.longest_ns:
+            self.longest_ns = now_ns - self._last_ns
         self._last_ns = now_ns
         self.polls += 1
 
@@ -167,7 +167,7 @@ class Coordinator:
             ev.CancelTimer: self._drop_timer,
             ev.Retire: lambda a: self.retired.update({a.rank: a.reason}),
             ev.Recall: lambda a: self.retired.pop(a.rank, None),
-            ev.Release: lambda a: self.feed.release(a.images),
+            ev.Release: lambda a: self.feed.images.release(a.images),
             ev.Finish: self._finished,
         }
 
@@ -239,10 +239,11 @@ class Coordinator:
 
     def _handle(self, *events: ev.Event) -> None:
         """Feed one event, or several of one moment, and whatever their actions cause, in order."""
-        self._events.append(events)
         if self._handling:
+            self._events.append(events)
             return  # the loop below, further up the stack, takes them
         self._handling = True
+        self._act_upon(events)
         while self._events:
             self._act_upon(self._events.popleft())
         self._handling = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple, Protocol
@@ -52,7 +52,7 @@ class ImageRun:
     Attributes:
         length: how many images.
         end: the number behind the last one's.
-        places: (n,) of PLACE.
+        places: (n,) of PLACE; `data`: their bytes.
     """
 
     first: int
@@ -62,16 +62,22 @@ class ImageRun:
     length: int = field(init=False)
     end: int = field(init=False)
     places: np.ndarray = field(init=False)
+    data: bytes = field(init=False)
 
     def __post_init__(self) -> None:
         self.length = len(self.columns)
         self.end = self.first + self.length
         self.places = np.empty(self.length, PLACE)
         self.places["shard"], self.places["row"] = self.columns.shard, self.columns.row
+        self.data = self.places.tobytes()
 
     def part(self, first: int, count: int) -> slice:
         """Where some of the images stand in it."""
         return slice(first - self.first, first - self.first + count)
+
+    def data_of(self, part: slice) -> bytes:
+        """The places of that part, as they travel."""
+        return self.data[part.start * PLACE.itemsize : part.stop * PLACE.itemsize]
 
 
 class InFlight(dict[int, ImageRecord]):
@@ -119,7 +125,7 @@ class InFlight(dict[int, ImageRecord]):
         return record
 
     def release(self, images: Sequence[int]) -> None:
-        """They are in flight no more."""
+        """They have their outcome, and no task needs their pixels any more."""
         if not self._firsts:
             for image in images:
                 del self[image]
@@ -219,13 +225,14 @@ class ImageBuffer:
         if not (self.reader.ready or self.reader.failed):
             return []
         columns = self.reader.take_columns(count)
-        numbers = np.arange(self._next, self._next + len(columns))
+        numbers: Sequence[int] = range(self._next, self._next + len(columns))
+        ends = [len(columns)]
         if self._numbered:
-            numbers = np.array([self._numbers.pop(index) for index in columns.index.tolist()])
-        ends = [*(np.flatnonzero(np.diff(numbers) > 1) + 1).tolist(), len(numbers)]
+            numbers = [self._numbers.pop(index) for index in columns.index.tolist()]
+            ends = [*(np.flatnonzero(np.diff(numbers) > 1) + 1).tolist(), *ends]
         runs = []
         for start, end in pairwise([0, *ends]):
-            runs.append(ImageRun(int(numbers[start]), columns[start:end]))
+            runs.append(ImageRun(numbers[start], columns[start:end]))
             self.images.add_run(runs[-1])
         self._next = runs[-1].end
         return runs
@@ -237,41 +244,39 @@ class ImageBuffer:
             sends: what the scheduler wants sent together.
             buffer_for: gives a (capacity,) uint8 buffer for a number of bytes.
         """
-        by_place = sends[0].rank in self._reading
-        tasks = [WireTask(s.task, s.group, s.attempt, s.kind, s.items, by_place) for s in sends]
-        if KIND[sends[0].kind].encoded and not by_place:
+        kind, by_place = sends[0].kind, sends[0].rank in self._reading
+        tasks = [WireTask(s.task, s.group, s.attempt, kind, s.items, by_place) for s in sends]
+        if KIND[kind].encoded and not by_place:
             return self._pack_encoded(tasks, buffer_for)
-        items = sum([len(send.items) for send in sends])
+        items = sum([len(task.items) for task in tasks])
         if by_place:
-            pixels = self._places(sends)
-        else:
-            pixels = [_pixels(self.images[image]) for send in sends for image, _ in send.items]
-            for task in tasks:  # of an image, or of many of which none is a file
-                task.as_files = self.images[task.items[0][0]].file is not None
+            places = b"".join([self._places(task.items) for task in tasks])
+            buffer = buffer_for(task_message_bytes(len(tasks), items, len(places)))
+            nbytes = pack_tasks(buffer, self.session, tasks, places)
+            return Packed(buffer, nbytes, (0,) * len(tasks), pixels=False)
+        pixels = [_pixels(self.images[image]) for task in tasks for image, _ in task.items]
+        for task in tasks:  # of an image, or of many of which none is a file
+            task.as_files = self.images[task.items[0][0]].file is not None
         nbytes = sum([array.nbytes for array in pixels])
         buffer = buffer_for(task_message_bytes(len(tasks), items, nbytes))
-        nbytes = pack_tasks(buffer, self.session, tasks, pixels)
-        return Packed(buffer, nbytes, (0,) * len(tasks), not by_place)
+        return Packed(buffer, pack_tasks(buffer, self.session, tasks, pixels), (0,) * len(tasks))
 
-    def _places(self, sends: Sequence[Send]) -> list[np.ndarray]:
-        """Where the images of tasks lie, as they travel."""
-        if self.images.came:
-            return [part for send in sends for part in self._places_in_runs(send)]
-        records = [self.images[image] for send in sends for image, _ in send.items]
-        return [pack_places([(record.shard, record.row) for record in records])]
-
-    def _places_in_runs(self, send: Send) -> Iterator[np.ndarray]:
-        items = send.items
-        numbers = items.images if isinstance(items, Items) else [image for image, _ in items]
-        at = 0
+    def _places(self, items: Sequence[tuple[int, int]]) -> bytes:
+        """Where images lie, as they travel."""
+        if not self.images.came:
+            records = [self.images[image] for image, _ in items]
+            return pack_places([(record.shard, record.row) for record in records])
+        numbers = items.images if type(items) is Items else [image for image, _ in items]
+        at, found = 0, []
         while at < len(numbers):
             first = numbers[at]
             run = self.images.run_of(first)
             count = min(len(numbers) - at, run.end - first)
             if numbers[at + count - 1] != first + count - 1:  # not in sequence
                 count = next(n for n in range(1, count) if numbers[at + n] != first + n)
-            yield run.places[run.part(first, count)].view(np.uint8)
+            found.append(run.data_of(run.part(first, count)))
             at += count
+        return b"".join(found)
 
     def _pack_encoded(
         self, tasks: Sequence[WireTask], buffer_for: Callable[[int], np.ndarray]
@@ -298,10 +303,6 @@ class ImageBuffer:
         if record.cell is None:
             record.cell = self.encoder.shrink(_pixels(record))
         return record.cell
-
-    def release(self, images: Sequence[int]) -> None:
-        """They have their outcome, and no task needs their pixels any more."""
-        self.images.release(images)
 
 
 def _pixels(record: ImageRecord) -> np.ndarray:

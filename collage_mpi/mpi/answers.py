@@ -196,33 +196,30 @@ def unpack_results(message: np.ndarray, header: Header | None = None) -> list[Wi
     if not vectors_at <= reasons_at:
         raise WireFault(f"an ANSWERS message of {message.nbytes} bytes does not match its counts")
     data = message.data  # slicing it takes a third of the time of slicing an array
-    records = list(_RESULT.iter_unpack(data[HEADER.itemsize : cells_at]))
-    if sum([record[-4] for record in records]) != n_cells:
-        raise WireFault("the results of a message do not add up to its cells")
-    results, first, text, vector = [], 0, reasons_at, vectors_at
-    for *said, count, length, rows, floats in records:
-        result = WireResult(*said)
-        at = cells_at + first * _CELL.size
-        own = data[at : at + count * _CELL.size]
+    results, at, text, vector = [], cells_at, reasons_at, vectors_at
+    for *said, count, length, rows, floats in _RESULT.iter_unpack(data[HEADER.itemsize : cells_at]):
+        result, end = WireResult(*said), at + count * _CELL.size
+        if end > vectors_at:
+            raise WireFault("the results of a message do not add up to its cells")
+        own = data[at:end]
         result.cells = Cells(own) if count != 1 else (_record(*_CELL.unpack(own)),)
         if length:
             raw = message[text : text + length].tobytes()
             result.reason = raw.decode("utf-8", "replace")
-            states = message[at : at + len(result.cells) * _CELL.size].view(CELL)["state"]
-            _note_unread(result, states.tolist())
+            _note_unread(result, message[at:end].view(CELL)["state"].tolist())
         if rows:
-            end = vector + rows * floats * VECTOR.itemsize
-            if end > reasons_at:
+            last = vector + rows * floats * VECTOR.itemsize
+            if last > reasons_at:
                 raise WireFault("the vectors of a message do not match its counts")
-            result.vectors = message[vector:end].view(VECTOR).reshape(rows, floats)
-            vector = end
+            result.vectors = message[vector:last].view(VECTOR).reshape(rows, floats)
+            vector = last
         if result.status not in STATUSES:
             raise WireFault(
                 f"task {result.task} ended with status {result.status}; known are {STATUSES}"
             )
         results.append(result)
-        first, text = first + count, text + length
-    if text != message.nbytes or vector != reasons_at:
+        at, text = end, text + length
+    if (at, vector, text) != (vectors_at, reasons_at, message.nbytes):
         raise WireFault("the results of a message do not add up")
     return results
 

@@ -85,7 +85,7 @@ class Header(NamedTuple):
 
 def write(
     out: np.ndarray,
-    header: Header,
+    header: tuple[int, ...],
     records: bytes,
     arrays: Sequence[np.ndarray] = (),
     following: int = 0,
@@ -93,6 +93,7 @@ def write(
     """Write a message into `out`, (capacity,) uint8, and return how many bytes it has written.
 
     Args:
+        header: the fields of a `Header`.
         records: what follows the header.
         arrays: what follows the records, C-contiguous uint8.
         following: bytes that the caller writes behind these.

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import starmap
-from operator import attrgetter
 
 import numpy as np
 
@@ -18,7 +17,6 @@ from collage_mpi.mpi.protocol import (
     CANCEL,
     HEADER,
     TASKS,
-    Header,
     WireFault,
     packer,
     read_header,
@@ -28,7 +26,8 @@ from collage_mpi.scheduler.events import Items
 
 TASK = np.dtype(
     [
-        # The first fields of a WireTask, in its order. A new field needs its line in both.
+        # The first fields of a WireTask, in its order. A new field needs its line in both, and in
+        # `pack_tasks`.
         ("task", "<i8"),
         ("group", "<i8"),
         ("attempt", "<u2"),
@@ -45,7 +44,6 @@ PLACE = np.dtype([("shard", "<u4"), ("row", "<u8")])
 FILE = np.dtype([("nbytes", "<u4")])  # before its bytes
 
 _TASK, _ITEM, _PLACE, _FILE = map(packer, (TASK, ITEM, PLACE, FILE))
-_said = attrgetter(*(TASK.names or ())[:-4])
 
 
 @dataclass(slots=True)  # not frozen: that takes four times as long to make
@@ -77,7 +75,7 @@ def pack_tasks(
     out: np.ndarray,
     session: int,
     tasks: Sequence[WireTask],
-    pixels: Sequence[np.ndarray] = (),
+    pixels: Sequence[np.ndarray] | bytes = (),
     following: int = 0,
 ) -> int:
     """Write a TASKS message into `out` and return its length in bytes. The caller writes the
@@ -89,27 +87,28 @@ def pack_tasks(
         tasks: one or more, of any groups.
         pixels: the networks' inputs in task order, each a C-contiguous uint8 array: one (H, W, C)
             for each item of a single task, one (P, P, C) for a collage task. For tasks by place
-            `pack_places` of the items, of one task or of all together.
+            the bytes that `pack_places` makes of all their items.
         following: bytes of further pixels.
 
     Raises:
         WireFault: the message does not fit `out` with the bytes that follow.
     """
-    records, items = [], []
+    places, arrays = (pixels, ()) if isinstance(pixels, bytes) else (b"", pixels)
+    records: list[bytes] = []
+    items: list[bytes] = []
+    count = 0
     for t in tasks:
-        own = _packed(t.items)
-        records.append(_TASK.pack(*_said(t), KINDS.index(t.kind), t.by_place, t.as_files, len(own)))
-        items += own
-    count = sum([len(task.items) for task in tasks])
-    payload = following + sum([array.nbytes for array in pixels])
-    header = Header(TASKS, session, len(tasks), count, payload)
-    return write(out, header, b"".join(records + items), pixels, following)
-
-
-def _packed(items: Sequence[tuple[int, int]]) -> list[bytes]:
-    if isinstance(items, Items):
-        return [_ITEM.pack(*items[0], len(items))]
-    return [_ITEM.pack(image, cell, 1) for image, cell in items]
+        own, before = t.items, len(items)
+        if type(own) is Items:
+            items.append(_ITEM.pack(own.images[0], own.cells[0], len(own)))
+        else:
+            items += [_ITEM.pack(image, cell, 1) for image, cell in own]
+        kind, carries = KINDS.index(t.kind), (t.by_place, t.as_files)
+        records.append(_TASK.pack(t.task, t.group, t.attempt, kind, *carries, len(items) - before))
+        count += len(own)
+    payload = following + len(places) + sum([array.nbytes for array in arrays])
+    head = TASKS, session, len(tasks), count, payload
+    return write(out, head, b"".join([*records, *items, places]), arrays, following)
 
 
 def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
@@ -149,9 +148,9 @@ def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
     return tasks, message[pixels_at:]
 
 
-def pack_places(places: Iterable[tuple[int, int]]) -> np.ndarray:
-    """(n * PLACE.itemsize,) uint8: what tasks by place carry for n items, a (shard, row) each."""
-    return np.frombuffer(b"".join(starmap(_PLACE.pack, places)), np.uint8)
+def pack_places(places: Iterable[tuple[int, int]]) -> bytes:
+    """What tasks by place carry for n items, a (shard, row) each: n * PLACE.itemsize bytes."""
+    return b"".join(starmap(_PLACE.pack, places))
 
 
 def unpack_places(payload: np.ndarray) -> list[tuple[int, int]]:
@@ -199,7 +198,7 @@ def cancel_message_bytes(tasks: int) -> int:
 
 def pack_cancel(out: np.ndarray, session: int, tasks: Sequence[int]) -> int:
     """Write a CANCEL message for task ids into `out`; return its length in bytes."""
-    return write(out, Header(CANCEL, session, len(tasks)), np.array(tasks, "<i8").tobytes())
+    return write(out, (CANCEL, session, len(tasks), 0, 0), np.array(tasks, "<i8").tobytes())
 
 
 def unpack_cancel(message: np.ndarray) -> list[int]:

@@ -142,7 +142,8 @@ def _messages() -> list[Reader]:
         WireResult(2, FAILED, reason="out of memory"),
         WireResult(3, FAILED, unread=(Unread("worn", of_input=True),)),
     ]
-    pixels = [np.zeros((4, 4, 1), np.uint8), np.zeros((12, 12, 1), np.uint8), pack_places([(1, 2)])]
+    place = np.frombuffer(pack_places([(1, 2)]), np.uint8)
+    pixels = [np.zeros((4, 4, 1), np.uint8), np.zeros((12, 12, 1), np.uint8), place]
     cases = (
         ("tasks", unpack_tasks, [_packed(pack_tasks, tasks, pixels)]),
         ("results", unpack_results, [_packed(pack_results, results)]),

@@ -49,7 +49,7 @@ def test_a_collage_is_pasted_from_cells_made_once(ahead: bool) -> None:
         assert np.array_equal(collage[3:, :3], images[3, ::2, ::2])
         assert not collage[:, 3:].any()
     assert encoder.shrunk == (0 if ahead else 2)
-    feed.release(range(4))
+    feed.images.release(range(4))
     assert feed.images == {}
 
 
@@ -65,7 +65,7 @@ def test_without_pixels_tasks_name_their_places() -> None:
     assert unpack_places(payload) == [(0, 14), (1, 7)]
     assert packed.encodes_ns == (0, 0)
     assert not packed.pixels
-    feed.release(range(3))
+    feed.images.release(range(3))
     assert feed.images == {}
 
 
@@ -80,6 +80,15 @@ def test_places_of_a_run_are_those_of_its_images_with_a_gap_and_over_two_runs(nu
     packed = feed.pack([send], lambda nbytes: np.zeros(nbytes, np.uint8))
     _, payload = unpack_tasks(packed.buffer[: packed.nbytes])
     assert unpack_places(payload) == [(number % 2, 7 * number) for number in numbers]
+
+
+def test_a_run_ends_where_a_number_is_left_out() -> None:
+    records = [ImageRecord(i, 0, i, None, i) for i in range(5)]
+    clock, encoder = Clock(), CountingEncoder(Grid(2, 3), SHAPE)
+    feed = ImageBuffer(ListReader(records, clock), encoder, 5, clock, reading=[1])
+    feed.number([0, 1], 4)
+    feed.number([2, 3, 4], 7)
+    assert [(run.first, run.length) for run in feed.admit_runs(5)] == [(4, 2), (7, 3)]
 
 
 def test_pixels_go_to_those_that_do_not_read() -> None:
@@ -98,7 +107,7 @@ def test_pixels_go_to_those_that_do_not_read() -> None:
             assert payload.tobytes() == images[1].tobytes()
         else:
             assert np.array_equal(payload.reshape(6, 6, 1)[:3, :3], images[1, ::2, ::2])
-    feed.release(range(2))
+    feed.images.release(range(2))
     assert feed.images == {}
 
 
@@ -142,7 +151,7 @@ def test_a_bundle_of_images_that_are_not_in_sequence_names_the_place_of_each():
         buffer.images.add_run(ImageRun(first, columns))
     wanted = 0, 1, 3, 5, 6, 7
     send = Send(0, 1, "collage", tuple(Item(n, at) for at, n in enumerate(wanted)), 0, 1)
-    places = np.concatenate(buffer._places([send]))
+    places = np.frombuffer(buffer._places(send.items), np.uint8)
     assert unpack_places(places) == [(0, 10 + number) for number in wanted]
 
 
@@ -152,7 +161,7 @@ def test_images_of_two_runs_are_released_in_any_order():
     buffer = ImageBuffer(None, None, 1, lambda: 0, (1,))
     for first in (0, 6):
         buffer.images.add_run(ImageRun(first, Columns(numbers, numbers, numbers, None)))
-    buffer.release((7, 1, 0, 6, 3))
+    buffer.images.release((7, 1, 0, 6, 3))
     assert buffer.images._left == {0: 3, 6: 4}
-    buffer.release((10, 2, 4, 11, 5, 9, 8))
+    buffer.images.release((10, 2, 4, 11, 5, 9, 8))
     assert not buffer.images._runs

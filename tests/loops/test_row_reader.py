@@ -72,7 +72,7 @@ def reading(shards: ShardSet, **welcome: object) -> Bench:
 
 def give(bench: Bench, *places: tuple[int, int]) -> None:
     tasks = [WireTask(i, i, 1, "single", ((i, 0),), by_place=True) for i in range(len(places))]
-    bench.endpoint.give(tasks, [pack_places(places)])
+    bench.endpoint.give(tasks, pack_places(places))
     bench.run()
 
 
@@ -123,7 +123,7 @@ def test_the_next_message_is_read_while_the_network_computes(
     bench.network.during = look
     for task, place in ((0, (0, 1)), (1, (1, 1))):
         sent = WireTask(task, task, 1, "single", ((task, 0),), by_place=True)
-        bench.endpoint.give([sent], [pack_places([place])])
+        bench.endpoint.give([sent], pack_places([place]))
     bench.run()
     assert [result.cells[0].label for result in bench.results] == [1, 6]
 
@@ -134,7 +134,7 @@ def test_what_is_cancelled_before_its_turn_is_not_read(
     bench, queued = reading(shards), Future[Any]()
     monkeypatch.setattr(RowReader, "begin", lambda rows, *asked: queued)
     task = WireTask(0, 0, 1, "single", ((0, 0),), by_place=True)
-    bench.endpoint.give([task], [pack_places([(0, 1)])])
+    bench.endpoint.give([task], pack_places([(0, 1)]))
     bench.endpoint.cancel(0)
     bench.run()
     assert [result.status for result in bench.results] == [SKIPPED]
@@ -324,7 +324,7 @@ def give_group(
 ) -> None:
     items = tuple((10 + i, cell) for i, cell in enumerate(cells))
     sent = WireTask(task, 0, 1, kind, items, by_place=True)
-    bench.endpoint.give([sent], [pack_places(places)])
+    bench.endpoint.give([sent], pack_places(places))
     bench.run()
 
 

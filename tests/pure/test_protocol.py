@@ -105,7 +105,7 @@ def test_places_travel_instead_of_pixels(named):
     items = tuple((i, 0) for i in range(len(named)))
     task = WireTask(1, 0, 1, "single", items, by_place=True)
     out = np.zeros(1024, np.uint8)
-    length = pack_tasks(out, 1, [task], [pack_places(named)])
+    length = pack_tasks(out, 1, [task], pack_places(named))
     assert length == task_message_bytes(1, len(named), len(named) * PLACE.itemsize)
     found, payload = unpack_tasks(out[:length])
     assert found == [task]
@@ -118,6 +118,16 @@ def test_images_in_sequence_take_one_record():
     found, payload = unpack_tasks(out[: pack_tasks(out, 1, [task])])
     assert found[0].items == tuple((7 + i, 2 + i) for i in range(5))
     assert not payload.size
+
+
+def test_images_in_sequence_are_a_tuple_of_items_to_whoever_asks():
+    items, each = Items(7, 2, 5), tuple((7 + i, 2 + i) for i in range(5))
+    assert (*items,) == each == items
+    assert [*items.images] == [image for image, _ in each]
+    assert [items[place] for place in (0, 4, -1)] == [each[place] for place in (0, 4, -1)]
+    assert items[1:-1] == each[1:-1]
+    with pytest.raises(IndexError):
+        items[5]
 
 
 @given(st.lists(st.binary(max_size=30), min_size=1, max_size=5), st.binary(max_size=3))
@@ -269,6 +279,14 @@ def test_a_record_of_more_images_than_the_message_has_bytes_is_refused():
     length = pack_tasks(out, 1, [WireTask(1, 0, 1, "single", items, by_place=True)])
     with pytest.raises(wire.WireFault, match=f"{length} bytes does not match its counts"):
         unpack_tasks(out[:length])
+
+
+def test_an_answer_of_more_cells_than_its_message_has_is_refused():
+    out = np.zeros(256, np.uint8)
+    length = pack_results(out, 1, [WireResult(1, SKIPPED)])
+    out[wire.HEADER.itemsize : length].view(RESULT)["n_cells"] = 1
+    with pytest.raises(wire.WireFault, match="add up to its cells"):
+        unpack_results(out[:length])
 
 
 def test_of_a_task_that_was_skipped_nothing_was_measured():
