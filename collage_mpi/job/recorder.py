@@ -21,6 +21,7 @@ from collage_mpi.job.image_buffer import ImageRun, InFlight
 from collage_mpi.kinds import COLLAGE, KIND
 from collage_mpi.mpi.answers import ANSWERED, CELL, FAILED, SKIPPED, Cells, WireResult
 from collage_mpi.mpi.protocol import packer
+from collage_mpi.mpi.tasks import PLACE
 from collage_mpi.results.rows import (
     AUDIT_CODE,
     GROUPS,
@@ -289,7 +290,7 @@ class Recorder:
         rows["predicted"], rows["score"] = found["label"], found["score"]
         rows["answered"], rows["session"] = True, self._writer.session
         each = list(zip(runs, parts, strict=True))
-        where = np.concatenate([run.places[part] for run, part in each])
+        where = np.frombuffer(b"".join([run.data_of(part) for run, part in each]), PLACE)
         rows["shard"], rows["row"] = where["shard"], where["row"]
         if runs[0].columns.label is not None:
             rows["has_label"] = True
@@ -306,33 +307,34 @@ class Recorder:
             read_ns: (n,) int64, until rank 0 had read what it knows of the image.
         """
         order = np.lexsort((rows["cell"], rows["group"]))
-        rows, read_ns = rows[order], read_ns[order]
-        numbers, starts, counts = np.unique(rows["group"], return_index=True, return_counts=True)
+        group, label = rows["group"][order], rows["label"][order]
+        numbers, starts, counts = np.unique(group, return_index=True, return_counts=True)
+        first = order[starts]  # image of each group
         found = np.zeros(len(numbers), GROUPS.dtype)
-        found["group"], found["images"], found["t0_ns"] = numbers, counts, rows["t0_ns"][starts]
-        found["read_ns"], found["session"] = read_ns[starts], self._writer.session
+        found["group"], found["images"], found["t0_ns"] = numbers, counts, rows["t0_ns"][first]
+        found["read_ns"], found["session"] = read_ns[first], self._writer.session
         found["warmup"] = numbers < self._warmup_groups
-        last_ns = np.maximum.reduceat(rows["t0_ns"] + rows["latency_ns"], starts)
+        last_ns = np.maximum.reduceat((rows["t0_ns"] + rows["latency_ns"])[order], starts)
         found["latency_ns"] = last_ns - found["t0_ns"]
-        collaged = rows["source"] == SOURCE_CODE[COLLAGE]
+        collaged = (rows["source"] == SOURCE_CODE[COLLAGE])[order]
         found["collage_cells"] = np.add.reduceat(collaged, starts, dtype=np.int64)
         whole = (counts == self._group_size) & ~np.isin(numbers, [*self._groups])
-        labels = rows["label"][starts[whole][:, None] + np.arange(self._group_size)]
+        labels = label[starts[whole][:, None] + np.arange(self._group_size)]
         distinct = np.diff(np.sort(labels), axis=1) != 0
-        found["classes"][whole] = rows["has_label"][starts[whole]] * (1 + distinct.sum(1))
+        found["classes"][whole] = rows["has_label"][first[whole]] * (1 + distinct.sum(1))
         self._writer.group_rows(found[whole])
-        self._join(found[~whole], rows, starts[~whole])
+        own = np.split(order, starts[1:])  # of each group, by cell
+        self._join(found[~whole], [rows[own[at]] for at in np.flatnonzero(~whole)])
 
-    def _join(self, found: np.ndarray, rows: np.ndarray, starts: np.ndarray) -> None:
+    def _join(self, found: np.ndarray, rows: Sequence[np.ndarray]) -> None:
         """Count images for groups of which there are others.
 
         Args:
             found: (k,) of GROUP_ROW, what is here of each.
-            rows: of the images, by group and cell; `starts`: (k,), where those of each begin.
+            rows: of the images of each, by cell.
         """
-        for part, start in zip(found.tolist(), starts.tolist(), strict=True):
+        for part, own in zip(found.tolist(), rows, strict=True):
             number, images, t0_ns, latency_ns, read_ns, *_ = part
-            own = rows[start : start + images]
             group = self._groups.get(number) or self._group_of(number, number * self._group_size)
             group.let_in(self._start_ns + t0_ns, int(own["cell"][0]), read_ns)
             group.images += images
