@@ -117,8 +117,12 @@ class ImageState:
         cut = []
         for count in counts:
             first = ImageState(self.id, self.group, self.cell, self.t0_ns, count)
-            for name in SHARED:
-                setattr(first, name, getattr(self, name))
+            first.status, first.reason, first.hosts = self.status, self.reason, self.hosts
+            first.holders, first.sends, first.copies = self.holders, self.sends, self.copies
+            first.failures, first.losses = self.failures, self.losses
+            first.bundled, first.drawn = self.bundled, self.drawn
+            first.backup, first.reserve = self.backup, self.reserve
+            first.decided_ns = self.decided_ns
             first.tried = set(self.tried)
             self.id, self.cell, self.count = self.id + count, self.cell + count, self.count - count
             cut.append(first)
@@ -138,12 +142,6 @@ class ImageState:
             task.images = [*task.images[:at], *cut, *task.images[at:]]
             task.pending += len(cut)
         return [*cut, self]
-
-
-# What the images of a run have in common, beside those that are objects of their own.
-SHARED = tuple(
-    sorted({*ImageState.__slots__} - {"cell", "count", "group", "id", "t0_ns", "tasks", "tried"})
-)
 
 
 class GroupState:

@@ -12,6 +12,7 @@ from scheduler_harness import COLLAGE, MS, SINGLE, Harness, started
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.core import ProtocolViolation
 from collage_mpi.scheduler.policies import RunningQuantile
+from collage_mpi.scheduler.state import GroupState, ImageState
 from collage_mpi.scheduler.transitions import PARKED
 
 
@@ -51,6 +52,24 @@ def test_the_reason_of_an_image_is_its_single_s_or_else_the_first():
     ):
         note(image, SimpleNamespace(kind=kind, rank=SimpleNamespace(id=5)), reason)
         assert image.reason == kept
+
+
+def test_what_is_cut_off_a_run_shares_all_that_has_happened_to_it():
+    group = GroupState(0, 5)
+    run = ImageState(7, group, 2, 5, 6)
+    group.images.append(run)
+    own = {"cell", "count", "group", "id", "t0_ns", "tasks", "tried"}
+    for name in {*ImageState.__slots__} - own:
+        setattr(run, name, object())
+    run.tried, run.tasks = {3}, [object()]
+    first = run.cut(2)
+    assert (first.id, first.cell, first.count, first.t0_ns, first.tasks) == (7, 2, 2, 5, [])
+    assert (run.id, run.cell, run.count) == (9, 4, 4)
+    assert group.images == [first, run]
+    assert first.tried == run.tried
+    assert first.tried is not run.tried
+    for name in {*ImageState.__slots__} - own:
+        assert getattr(first, name) is getattr(run, name), name
 
 
 def test_a_lost_rank_at_start_counts_as_reported():
