@@ -235,7 +235,7 @@ class PullQueue:
     def _next(self, rank: RankState) -> list[TaskState]:
         """Up to a batch of tasks of one kind for a rank."""
         for kind, backlog in self.backlogs.items():
-            waits = backlog.tasks and rank.id in self._ranks.rooms[kind]
+            waits = backlog.tasks and rank.id in self._ranks.pools[kind]
             if waits and (tasks := self._take(kind, rank)):
                 return tasks
         return []
@@ -246,15 +246,16 @@ class PullQueue:
         """The next batch for the rank; of less than a batch for each idle rank its share."""
         backlog = self.backlogs[kind]
         waiting = backlog.inputs - (0 if FRESH in sorts else backlog.fresh_inputs)
-        share = most = min(
-            self._ranks.portion(kind, rank.id, self._batch),
-            -(-waiting // max(1, self._ranks.rooms[kind].idle)),
-        )
+        share = self._ranks.portion(kind, rank.id, self._batch)
+        if waiting < share * self._ranks.count(kind):  # else there is enough for all
+            share = min(share, -(-waiting // max(1, self._ranks.rooms[kind].idle)))
+        most = share
         tasks: list[TaskState] = []
 
         def cut(task: TaskState) -> TaskState:
             width = share if self.runs_leave else 1
-            return self._tasks.cut(task, width) if task.inputs > width and _only(task) else task
+            alone = len(task.images[0].tasks) == 1  # no other task has its images
+            return self._tasks.cut(task, width) if alone and task.inputs > width else task
 
         while share > 0 and (task := backlog.take(partial(self._fits, rank), sorts, cut)):
             apart = most > 1 and has_failed(task)
@@ -265,11 +266,6 @@ class PullQueue:
             task.rank = rank
             tasks.append(task)
         return tasks
-
-
-def _only(task: TaskState) -> bool:
-    """Whether its images have no other task."""
-    return len(task.images[0].tasks) == 1
 
 
 def has_failed(task: TaskState) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from math import inf
 
 from collage_mpi.scheduler.rank_speed import Health, Paces
@@ -178,8 +178,7 @@ class ReadyRanks:
         pulls: whether a task is bound to no rank until one has room for it.
         counts_tasks: whether it is asked which rank has least to do. Where ranks pull it is only
             asked which rank has nothing, which its messages say.
-        pools: kind -> the ready ranks that hold a network of it; `rooms`: those of them that have
-            room, where ranks pull.
+        pools: kind -> the ready ranks that hold a network of it.
     """
 
     def __init__(
@@ -195,7 +194,8 @@ class ReadyRanks:
         self._turn = turn
         self.counts_tasks = health is not None or not pulls
         self.pools: defaultdict[str, RankPool] = defaultdict(RankPool)
-        self.rooms: defaultdict[str, Room] = defaultdict(Room)
+        self._rooms: defaultdict[str, Room] = defaultdict(Room)
+        self._changed: dict[int, RankState] = {}  # whose room is looked at before it is asked for
 
     def enter(self, rank: RankState) -> None:
         """The rank takes work."""
@@ -287,11 +287,19 @@ class ReadyRanks:
 
     def room_changed(self, rank: RankState) -> None:
         """Its number of messages, its service time or whether it takes work has changed."""
-        if not self.pulls:
-            return
-        has_room = rank.messages < rank.credit
-        for kind in rank.kinds:
-            if has_room and rank.id in self.pools[kind]:
-                self.rooms[kind].add(rank.id, rank.messages, self.pace_ns(rank.id))
-            else:
-                self.rooms[kind].discard(rank.id)
+        if self.pulls:
+            self._changed.pop(rank.id, None)  # of ranks that are equal the last to change is last
+            self._changed[rank.id] = rank
+
+    @property
+    def rooms(self) -> Mapping[str, Room]:
+        """Kind -> the ready ranks that hold a network of it and have room, where ranks pull."""
+        if self._changed:
+            changed, self._changed = self._changed, {}
+            for rank in changed.values():
+                for kind in rank.kinds:
+                    if rank.messages < rank.credit and rank.id in self.pools[kind]:
+                        self._rooms[kind].add(rank.id, rank.messages, self.pace_ns(rank.id))
+                    else:
+                        self._rooms[kind].discard(rank.id)
+        return self._rooms

@@ -12,9 +12,9 @@ from test_simulator import FREE, Rows, play
 
 from collage_mpi.scheduler.backlog import AGAIN, FRESH, LATE, SPARE, Backlog
 from collage_mpi.scheduler.rank_speed import Paces
-from collage_mpi.scheduler.ranks import Room
+from collage_mpi.scheduler.ranks import ReadyRanks, Room
 from collage_mpi.scheduler.schemes import ASSIGNMENTS, SCHEMES
-from collage_mpi.scheduler.state import RankState
+from collage_mpi.scheduler.state import RankState, Turn
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.simulator import Simulated, Simulation
 
@@ -390,6 +390,25 @@ def test_ranks_with_fewer_messages_come_first_then_faster_ones_then_those_that_w
     room.discard(2)
     room.discard(2)
     assert (room.pick(()), room.idle, 2 in room) == (9, 2, False)
+
+
+def test_of_ranks_whose_room_has_changed_the_last_one_to_change_is_last():
+    ranks = ReadyRanks(Turn(), pulls=True)
+    found = [RankState(number, frozenset({"single"}), "", 2) for number in (1, 2, 3)]
+    for rank in found:
+        ranks.enter(rank)
+    ranks.room_changed(found[0])
+    room = ranks.rooms["single"]
+    assert [room.pick(()), room.pick({2}), room.pick({2, 3})] == [2, 3, 1]
+    found[1].messages = 2
+    ranks.room_changed(found[1])
+    assert ranks.rooms["single"].pick(()) == 3
+
+
+def test_where_ranks_do_not_pull_nobody_keeps_their_room():
+    ranks = ReadyRanks(Turn())
+    ranks.enter(RankState(1, frozenset({"single"}), "", 2))
+    assert not ranks.rooms
 
 
 def test_to_clear_the_order_leaves_what_waits():
