@@ -141,9 +141,9 @@ def from_shards(
     from collage_mpi.shards.schema import ShardInfo
     from collage_mpi.shards.source import ReadAs
 
-    paths = map(_given, entries.values())
-    files = list(map(Path, paths)) if shards is None else expand_paths(shards)
-    examined = dict(zip(files, examine(files, ReadAs(labels=False)), strict=True))
+    files: Sequence[Path | str] = [*map(_given, entries.values())]
+    files = files if shards is None else expand_paths(shards)
+    examined = dict(zip(files, examine(files, ReadAs(labels=False, pictures=False)), strict=True))
     infos = {one.fingerprint: one for one in examined.values() if isinstance(one, ShardInfo)}
     why = {str(p): str(one) for p, one in examined.items() if isinstance(one, CollageError)}
     found, missing = {}, []

@@ -78,7 +78,7 @@ def open_source(info: ShardInfo) -> Source:
     return source_class(info.storage)(info)
 
 
-def examine(paths: Sequence[Path], read_as: ReadAs) -> list[ShardInfo | CollageError]:
+def examine(paths: Sequence[Path | str], read_as: ReadAs) -> list[ShardInfo | CollageError]:
     """A description of each source, or why it cannot be used."""
     pairs = [source_of(path) for path in paths]
     local = [of is source_class("images") and not url_of(path) for of, path in pairs]

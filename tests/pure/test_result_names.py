@@ -15,16 +15,24 @@ from results_harness import make_run
 
 from collage_mpi.cli import main
 from collage_mpi.results import export_run, image_names, read_results
-from collage_mpi.shards import inspect_shard, write_shard
+from collage_mpi.shards import ShardSet, remote, write_shard
+from collage_mpi.shards.source import ANY_ITEMS
 
 ROWS = 18
 IDS = [f"cats/{number}.jpg" for number in range(ROWS // 2)]
 
 
-def shard(path: Path, ids: list[str] | None, seed: int) -> dict[str, Any]:
-    pixels = np.random.default_rng(seed).integers(0, 256, (ROWS // 2, 4, 4, 1), dtype=np.uint8)
+def shard(
+    path: Path,
+    ids: list[str] | None,
+    seed: int,
+    each: tuple[int, ...] = (4, 4, 1),
+    dtype: str = "u1",
+) -> dict[str, Any]:
+    pixels = np.random.default_rng(seed).integers(0, 256, (ROWS // 2, *each), dtype)
     write_shard(path, pixels, ids=ids)
-    info = inspect_shard(path)
+    with ShardSet.open([path], read_as=ANY_ITEMS) as found:
+        (info,) = found.infos
     return {"path": str(path), "fingerprint": info.fingerprint, "count": info.count}
 
 
@@ -50,6 +58,20 @@ def test_names_stand_beside_the_rows(run: Path) -> None:
     assert names.predicted_name.tolist() == expected
     assert names.label_name[0] == f"class {results.images['label'][0]}"
     assert names.notes == ("1 of 2 shards hold no ids",)
+
+
+def test_items_that_are_no_pictures_have_names_too(tmp_path: Path) -> None:
+    items = shard(tmp_path / "a.h5", IDS, 1, (2, 4, 4, 12), "u2")
+    names = image_names(read_results(make_run(tmp_path / "run", ROWS // 2, shards=[items])))
+    assert (names.id.tolist(), names.notes) == (IDS, ())
+
+
+def test_why_the_ids_of_a_url_are_not_there(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(remote, "PAUSES_S", ())
+    given = {"path": "http://127.0.0.1:1/a.tar", "fingerprint": "f" * 64, "count": ROWS}
+    for name, entry in (("url", given), ("named", {**given, "source": "tar"})):
+        notes = image_names(read_results(make_run(tmp_path / name, ROWS, shards=[entry]))).notes
+        assert "http://127.0.0.1:1/a.tar: cannot be read: " in notes[0]
 
 
 def test_csv_has_them(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
