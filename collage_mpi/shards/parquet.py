@@ -226,7 +226,9 @@ def _opened(path: Path) -> Any:
         return parquet.ParquetFile(file if stream.closed else stream)
     except (ValueError, OSError) as error:  # pyarrow's ArrowInvalid is a ValueError
         detail = " ".join(str(error).split())
-        raise DataFault(f"{path}: cannot be opened as Parquet: {detail:.200}. Copy it.") from error
+        raise DataFault(
+            f"{path}: cannot be opened as Parquet ({detail:.200}): copy it again"
+        ) from error
 
 
 @contextmanager
