@@ -6,6 +6,8 @@ Does not know: MPI's own cost (`bench/round.py` and the manifest of a run do).
     python analysis/rank0_loop.py                         # pixels rank0 and workers, batch 1 and 8
     python analysis/rank0_loop.py --pixels workers --batch 1 --profile loop.pstats
     python analysis/rank0_loop.py --pixels workers --batch 8 --px 28 --scheme cascade --unsure 0.2
+    python analysis/rank0_loop.py --pixels workers --batch 64 --px 28 --ranks 1024 --repeats 1 \
+        --images 10000000                             # its memory
 
 The ranks' part is timed apart and taken away. A poll finds one message at most, the dearest case.
 CPU time, the least of several runs: other work on the machine changes it less than wall time. With
@@ -23,6 +25,7 @@ import time
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from types import SimpleNamespace
 
 import numpy as np
@@ -131,8 +134,9 @@ def cost_us(
 ) -> tuple[float, float]:
     """(of the process, of the loop's thread) CPU us an image of one run."""
     asked = RunSettings.from_mapping(with_profile(given, "here"))
-    workers, echo, now_ns = range(1, RANKS + 1), Echo(unsure), time.monotonic_ns()
-    plan = make_plan(asked, RANKS + 1)
+    echo, now_ns = Echo(unsure), time.monotonic_ns()
+    plan = make_plan(asked, asked.world_size)
+    workers = plan.placement.workers
     plan = replace(plan, order=np.arange(images, dtype=np.int64) % IMAGES)
     kinds = plan.placement.of_rank
     group = SimpleNamespace(
@@ -172,13 +176,14 @@ def main() -> None:
     parser.add_argument("--unsure", type=float, default=0.2, help="share of a collage's cells")
     parser.add_argument("--images", type=int, default=9000, help="a run")
     parser.add_argument("--px", type=int, default=224)
+    parser.add_argument("--ranks", type=int, default=RANKS, help="with a network")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--profile", type=Path, help="write that of the loop's last run there")
     args = parser.parse_args()
     common = {"scheme": args.scheme, "single": "null", "profile": "throughput"}
-    common |= {"singles": RANKS, "device": "cpu", "status_every_s": EVERY_S}
+    common |= {"singles": args.ranks, "device": "cpu", "status_every_s": EVERY_S}
     if args.scheme != "none":
-        common |= {"singles": RANKS - 1, "collage_ranks": 1, "collage": "null"}
+        common |= {"singles": args.ranks - 1, "collage_ranks": 1, "collage": "null"}
         common |= {"accept": "confident", "confidence": 0.5}
     with tempfile.TemporaryDirectory() as folder:
         shard = Path(folder) / "images.h5"
@@ -196,6 +201,7 @@ def main() -> None:
                 if profile:
                     profile.dump_stats(args.profile)
             said = f"pixels {who}, batch {batch}: {least[0]:.1f} us, of it the loop {least[1]:.1f}"
+            said += f", memory so far {getrusage(RUSAGE_SELF).ru_maxrss >> 10} MiB"
             if profile:
                 said += f", {pstats.Stats(profile).total_calls / args.images:.1f} calls"  # type: ignore
             print(said)
