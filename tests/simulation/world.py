@@ -259,7 +259,7 @@ def install(instead: dict[str, str] | None = None) -> None:
         "os": os,
         "signal": standins.make_signal(),
         "sys": StandIn("sys", sys, stdout=stream, stderr=stream),
-        "pathlib": StandIn("pathlib", None, Path=SimulatedPath),
+        "pathlib": StandIn("pathlib", None, Path=SimulatedPath, PosixPath=SimulatedPath),
         "shutil": StandIn("shutil", shutil, rmtree=_rmtree),
         "socket": StandIn("socket", socket, gethostname=lambda: here().host.name),
         "platform": StandIn("platform", platform, node=lambda: here().host.name),
