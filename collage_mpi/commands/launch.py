@@ -205,7 +205,7 @@ def _networks(words: Sequence[str]) -> list[str]:
 
     settings = _settings_of(words)
     if settings is None:
-        return ["shipped"] if words[:1] == ["demo"] else []
+        return ["shipped"] if "demo" in words[:1] else []
     return [spec for spec in (settings.single, settings.collage) if spec and not is_null(spec)]
 
 

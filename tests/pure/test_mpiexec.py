@@ -270,7 +270,7 @@ def why(words=WORDS, family="mpich", ranks=3, start="auto", **environ) -> str | 
 
 
 def test_ranks_that_need_torch_are_forked():
-    assert why() is why(family="openmpi") is why(["demo", "--out", "o"]) is None
+    assert why() is why(family="openmpi") is why(("demo", "--out", "o")) is None
     assert "one of them" in why(ranks=2)
     named = [word.replace("w.safetensors", "timm:resnet18") for word in WORDS]
     assert why(named, ranks=2) is None  # rank 0 has the network asked
