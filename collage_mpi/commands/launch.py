@@ -108,7 +108,7 @@ def execute(args: LaunchArguments) -> int:
     words = args.words[1:] if args.words[:1] == ("--",) else args.words
     if words and words[0] in COMMANDS and {"-h", "--help"} & {*words}:
         read_command(words)  # says it once, without ranks, and leaves
-    _check_words(words)
+    _check_startable(words)
     ranks = check_before_ranks(words, args.ranks, dry_run=args.dry_run)
     tolerant = wanted_on_loss(words, args.on_rank_loss) == "continue"
     if args.dry_run:
@@ -227,14 +227,7 @@ def _plan(
     extra: Mapping[str, str],
     fault_tolerant: bool,
 ) -> LaunchPlan:
-    _check_words(words)
-    size = launcher_size() or 1
-    if size > 1:
-        raise EnvironmentFault(
-            f"launch is itself rank {launcher_rank()} of {size}. Type either\n"
-            "  collage-mpi launch -n 11 -- run ...\n"
-            "  mpiexec -n 11 collage-mpi run ..."
-        )
+    _check_startable(words)
     program = (sys.executable, *words) if _is_script(words) else (*own_command(), *words)
     extra = {"PYTHONUNBUFFERED": "1", **extra}
     return build_command(mpi, ranks, program, site, extra_env=extra, fault_tolerant=fault_tolerant)
@@ -314,7 +307,15 @@ def _is_script(words: Sequence[str]) -> bool:
     return bool(words) and words[0].endswith(".py")
 
 
-def _check_words(words: Sequence[str]) -> None:
+def _check_startable(words: Sequence[str]) -> None:
+    """Raise unless the words can be started, and by this process."""
+    size = launcher_size() or 1
+    if size > 1:
+        raise EnvironmentFault(
+            f"launch is itself rank {launcher_rank()} of {size}. Type either\n"
+            "  collage-mpi launch -n 11 -- run ...\n"
+            "  mpiexec -n 11 collage-mpi run ..."
+        )
     if not words:
         raise UsageError(f"nothing to launch: give a command after --, e.g. {EXAMPLE}")
     if _is_script(words):

@@ -281,6 +281,13 @@ def test_ranks_that_need_torch_are_forked():
     assert why(start="each") == "--start each"
 
 
+def test_a_rank_that_would_launch_is_refused_before_its_words_are_checked(monkeypatch, capsys):
+    monkeypatch.setenv("PMI_RANK", "0")
+    monkeypatch.setenv("PMI_SIZE", "2")
+    assert main(["launch", "-n", "2", "--", *WORDS]) == ExitCode.ENVIRONMENT
+    assert "launch is itself rank 0 of 2" in capsys.readouterr().err
+
+
 def test_the_server_imports_the_libraries_of_the_networks(monkeypatch):
     def modules(*words: str) -> set[str]:
         plans = []
