@@ -14,6 +14,7 @@ from pictures import make_source, write_folder
 from collage_mpi.commands.launch import check_before_ranks
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.job.row_reader import RowReader, described
+from collage_mpi.results.names import from_shards
 from collage_mpi.shards import ShardSet, remote
 from collage_mpi.shards.inputs import expand_paths, source_of
 from collage_mpi.shards.pictures import PictureFit
@@ -178,6 +179,14 @@ def test_a_server_that_is_not_there_is_one_sentence(monkeypatch) -> None:
         (EnvironmentFault, DataFault), match=r"http://127\.0\.0\.1:1/a\.tar: cannot"
     ):
         ShardSet.open(["http://127.0.0.1:1/a.tar"])
+
+
+@pytest.mark.parametrize("source", [None, "tar"])
+def test_names_say_why_a_url_gives_none(source, monkeypatch) -> None:
+    monkeypatch.setattr(remote, "PAUSES_S", (0,))
+    entry = {"path": "http://127.0.0.1:1/a.tar", "fingerprint": "0", "source": source}
+    _, (why,) = from_shards({0: entry}, None, lambda _, info: info)
+    assert why.startswith("http://127.0.0.1:1/a.tar: cannot be read")
 
 
 def test_before_a_server_is_asked_again_there_is_a_pause(monkeypatch) -> None:
