@@ -21,6 +21,7 @@ from collage_mpi.experiments.spec import (
     parse_indices,
     read_experiment,
 )
+from collage_mpi.experiments.table import write_tables
 from collage_mpi.results import verify_run
 from collage_mpi.system.printable import numbers_text
 
@@ -335,6 +336,7 @@ def test_a_simulation_that_was_cut_off_or_has_other_input(
     manifest = json.loads((out / "run" / "manifest.json").read_text())
     unclosed = json.dumps({**manifest, "status": "incomplete"})
     (out / "run" / "manifest.json").write_text(unclosed)  # killed as it went on
+    assert write_tables(read_experiment(file, []), out).rows == []
     assert main(words) == 0
     assert verify_run(out / "run").ok
     next((out / "run" / "parts").glob("images-*")).unlink()  # the marker is not believed

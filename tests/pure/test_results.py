@@ -436,8 +436,11 @@ def test_validity_is_summed_over_sessions(tmp_path: Path) -> None:
     writer, _ = RunWriter.reopen(tmp_path / "run", full)
     fill(writer, full, range(9, 18))
     writer.close("complete", validity=valid(0))
-    validity = summarise(read_results(tmp_path / "run"))["validity"]
+    run = read_results(tmp_path / "run")
+    validity = summarise(run)["validity"]
     assert validity == {"valid": False, "exceeded": 50, "tasks": 2000, "share": 0.025}
+    alone = replace(run, manifest={**run.manifest, "sessions": [], "validity": valid(20)})
+    assert summarise(alone)["validity"]["exceeded"] == 20
 
 
 def test_comparison_is_paired_on_the_same_images(tmp_path: Path) -> None:
@@ -721,6 +724,10 @@ def test_each_session_has_its_own_batch(tmp_path: Path) -> None:
     assert counts == [4, 5, 10]  # the third was killed: the batch of the last is taken
     alone = {**own, "open_loop": True}
     assert replace(run, manifest=alone).independent(groups) == 20
-    for damage in ({"batch": "5"}, {"sessions": [{"session": 1, "final": {"batch": []}}]}):
+    for damage in (
+        {"batch": "5"},
+        {"rows": None},
+        {"sessions": [{"session": 1, "final": {"batch": []}}]},
+    ):
         with pytest.raises(DataFault, match=next(iter(damage))):
             check_manifest({**run.manifest, **damage}, "manifest.json")
