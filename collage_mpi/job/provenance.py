@@ -26,7 +26,7 @@ from collage_mpi.job.session import TeamSession
 from collage_mpi.results.marks import keys_digest
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.inputs import HDF5
-from collage_mpi.system.backoff import WORKER_BACKOFF
+from collage_mpi.system.backoff import COORDINATOR_BACKOFF, WORKER_BACKOFF
 
 LARGEST_EXCEEDED_SHARE = 0.01  # of tasks that took longer than their draw and what is tolerated
 BATCH_JOB_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "FLUX_JOB_ID")
@@ -138,7 +138,7 @@ def final_facts(session: TeamSession, job: Mapping[str, Any]) -> dict[str, Any]:
         "poll": {
             "longest_gap_ns": coordinator.polls.longest_ns,
             "polls": coordinator.polls.polls,
-            "coordinator_backoff": coordinator.backoff.describe(),
+            "coordinator_backoff": asdict(COORDINATOR_BACKOFF),
             "worker_backoff": asdict(WORKER_BACKOFF),
         },
         "validity": validity(coordinator.recorder.totals, plan.settings),

@@ -47,7 +47,7 @@ from collage_mpi.scheduler.schemes import Decode
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead
 from collage_mpi.shards.readahead import ImageParts
-from collage_mpi.system.backoff import COORDINATOR_BACKOFF, WORKER_BACKOFF, Backoff
+from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
 from collage_mpi.system.energy import EnergyMeter
 from collage_mpi.system.progress import StatusLines, StatusReporter
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
@@ -164,7 +164,7 @@ class TeamSession(ExitStack):
         loop = LoopSettings(
             credit=settings.messages,
             clock=clock,
-            backoff=Backoff(WORKER_BACKOFF if settings.in_whole_batches else COORDINATOR_BACKOFF),
+            backoff=Backoff(COORDINATOR_BACKOFF),
             arrivals=self._arrivals(),
             stop_reason=self._why_stop,
             report=self.report,

@@ -19,7 +19,7 @@ GAIN = 1.05  # a larger batch is worth its wait if it makes so many times the im
 PATIENCE = 2  # doublings in a row that gain nothing end the search: one may have been disturbed
 # A batch that loses nothing is taken if it takes no longer than this, because rank 0 spends 13 to
 # 16 us an image on a message of 8 images and 4 to 6 us on one of 64.
-SHORT_NS = 50_000_000
+SHORT_NS = 20_000_000
 LONG_NS = 500_000_000  # no batch takes longer: the last images of the input wait for one
 BATCHES_A_RANK = 8  # the input has at least so many, so that every rank has work
 MESSAGE_BYTES = 8 << 20  # of pixels that rank 0 sends: it holds four such messages a rank
