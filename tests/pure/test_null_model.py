@@ -30,7 +30,7 @@ def test_single_answers_by_pixel() -> None:
 def test_collage_agrees_with_single_on_each_cell() -> None:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (9, 5, 5, 1), dtype=np.uint8)
-    collage = Encoder(Grid(3, 5), (5, 5, 1)).encode(list(images))
+    collage = Encoder(Grid(3, 5), (5, 5, 1)).paste(list(images))
     many = NullPredictor("collage", (5, 5, 1), 3, 5, 7).predict(collage[None])
     one = NullPredictor("single", (5, 5, 1), 3, 5, 7).predict(images)
     assert decode(many[0]) == decode(one[:, 0])

@@ -28,7 +28,7 @@ MODULES = (
     1,  # plugins: schemes and launchers of other packages
     1,  # job/calibration: a threshold without labels is chosen and raised while the job runs
     2,  # system/energy, results/cost: joules by counter, and what a run cost, which nothing told
-    1,  # system/forked: a start of 11 ranks takes a quarter of its processor time
+    1,  # system/forked: a start of 11 ranks takes 0.29 of its processor time
     1,  # system/nvml: what the driver says is wrong with a GPU, beside the joules that it counts
     1,  # commands/classify: a command is a module
     1,  # settings/batches: the rule of --batch auto, for a run, its dry run and a simulation

@@ -51,7 +51,7 @@ def test_concat_is_a_small_collage_with_the_rest_blank(k):
     side = 2 if k < 5 else 3
     collage = Encoder(Grid(side, 8 // side), SHAPE)
     found = encoder.paste(list(encoder.shrink(images)))
-    assert np.array_equal(found, collage.encode(list(images)))
+    assert np.array_equal(found, collage.paste(list(collage.shrink(images))))
     assert found.shape == encoder.input_shape == (8 // side * side, 8 // side * side, 3)
 
 
