@@ -42,6 +42,12 @@ class Rows:
     def group(self, row: tuple) -> None:
         self.groups.append(GroupRow(*row))
 
+    def image_rows(self, rows: np.ndarray) -> None:
+        self.images += [ImageRow(*row) for row in rows.tolist()]
+
+    def group_rows(self, rows: np.ndarray) -> None:
+        self.groups += [GroupRow(*row) for row in rows.tolist()]
+
     def task(self, row: tuple) -> None:
         self.tasks.append(TaskRow(*row))
 
@@ -84,16 +90,9 @@ def test_a_group_of_two_runs_is_the_same_written_at_once_or_in_parts(before, lab
     """It begins with its earliest image, which is answered last here. Its number follows from its
     images' only where there are none `before` that were of a part-filled group."""
 
-    class Writer(Rows):
-        def image_rows(self, rows: np.ndarray) -> None:
-            self.images += [ImageRow(*row) for row in rows.tolist()]
-
-        def group_rows(self, rows: np.ndarray) -> None:
-            self.groups += [GroupRow(*row) for row in rows.tolist()]
-
     cells = Cells(memoryview(np.array([(7, 0.5, 1, 0)] * 2, CELL).tobytes()))
     for in_parts in (False, True):
-        rows, images = Writer(), InFlight()
+        rows, images = Rows(), InFlight()
         for first, t0_ns, read_ns in ((0, 0, 22), (2, 50, 11)):
             first, two = before + first, np.arange(first, first + 2)
             columns = Columns(two, two, two, two if labelled else None)
@@ -117,6 +116,28 @@ def test_a_group_of_two_runs_is_the_same_written_at_once_or_in_parts(before, lab
         assert rows.groups == [GroupRow(0, 4, 0, 900, 22, 0, 4 * labelled, 2, 3, True)]
         book.finish(START_NS + 999)
         assert len(rows.groups) == 1
+
+
+def test_groups_are_told_apart_whichever_is_answered_first():
+    rows, images = Rows(), InFlight()
+    cells = Cells(memoryview(np.array([(7, 0.5, 1, 0)] * 2, CELL).tobytes()))
+    book = Recorder(rows, images, start_ns=START_NS, group_size=2, warmup_groups=1)
+    for first in (0, 2):
+        two = np.arange(first, first + 2)
+        run = ImageRun(first, Columns(two, two, two, two), START_NS + 10 * first, 5 + first)
+        images.add_run(run)
+    for group, source, now_ns in ((1, COLLAGE, 300), (0, SINGLE, 900)):
+        items = {2 * group: 0, 2 * group + 1: 1}
+        book.sent([send(group, 1, SINGLE, items, group, 1)], START_NS, [0])
+        ended(book, now_ns, 1, WireResult(group, ANSWERED))
+        run = ev.ResolveRun(2 * group, source, group, group, 0, cells)
+        book.run_resolved(run, START_NS + now_ns)
+    book.write_late()
+    assert [image.group for image in rows.images] == [1, 1, 0, 0]
+    assert rows.groups == [
+        GroupRow(0, 2, 0, 900, 5, 0, 2, 0, 3, True),
+        GroupRow(1, 2, 20, 280, 7, 0, 2, 2, 3, False),
+    ]
 
 
 def test_a_group_row_by_row():
