@@ -830,6 +830,26 @@ def test_a_slow_rank_that_was_long_idle_is_tried_again():
     assert {rank for rank, _, _ in out(job)} == {1, 2, 3}, "it is as quick as the others"
 
 
+def test_one_idle_rank_is_looked_at_each_time_however_many_images_come(monkeypatch):
+    job, looked = cascade(singles=3), []
+    monkeypatch.setattr(job.scheduler.dispatch.ranks.paces, "forget_one", looked.append)
+    for now_ns in (5 * MS, 6 * MS):
+        job.now_ns = now_ns
+        job.arrive(3)
+    assert looked == [5 * MS, 6 * MS]
+
+
+def test_an_image_that_failed_is_not_kept_in_mind_once_it_has_left():
+    job = cascade(singles=2)
+    job.arrive(2)
+    job.fail(job.task_of(0))
+    assert job.scheduler.dispatch.bundles._tried
+    end(job, 2)
+    assert (2, SINGLE, [0]) in out(job)
+    end(job, 2)
+    assert not job.scheduler.dispatch.bundles._tried
+
+
 def test_where_a_slow_rank_counts_as_unknown_again_so_few_are_known_that_none_is_slow():
     few = {"collages": 0, "batch": 4, "depth": 1, "image_timeout_ns": 80 * MS}
     job = in_runs(scheme="cascade-batch", policy="backup", singles=4, drain=True, **few)
