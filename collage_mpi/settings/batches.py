@@ -103,9 +103,7 @@ def choose_batch(most: MostGroups, times_of: Callable[[int], Times | None]) -> C
     tried = {1: times_of(1) or {}}
     rates = {1: 1.0}  # relative images a second of the ranks
     size, why = 1, "" if tried[1] else NOTHING
-    while not why and (
-        _is_short(tried[size]) or max(rates, key=lambda size: rates[size]) * 2**PATIENCE > size
-    ):
+    while not why and (_is_short(tried[size]) or _best(rates) * 2**PATIENCE > size):
         if 2 * size > most.size:
             why = most.why
             continue
@@ -128,6 +126,10 @@ def choose_batch(most: MostGroups, times_of: Callable[[int], Times | None]) -> C
         gain = max(rates[each] for each in rates if each > chosen) / rates[chosen]
         why = f"larger batches do at most {gain:.2f} times its images a second"
     return ChosenBatch(chosen, why, tried[1], tried[chosen])
+
+
+def _best(rates: Mapping[int, float]) -> int:
+    return max(rates, key=lambda size: rates[size])
 
 
 def _is_short(took: Times) -> bool:
