@@ -306,7 +306,7 @@ def test_a_rank_0_that_is_stopped_for_good_ends_the_job(job, monkeypatch):
 def test_a_rank_that_dies_under_a_plain_launch_is_told_in_one_line(job, mpi, how, forked):
     """MPICH ends all ranks at once, and does not say which was the first."""
     ended = job(f"2:receive:{how}:3", tolerant=False, forked=forked)
-    assert ended.code == INCOMPLETE
+    assert ended.code == INCOMPLETE, ended.said
     assert ("a rank " if mpi.family == "mpich" else "rank 2 ") in ended.said
     assert "the job is incomplete. Go on with the same command (run: with --resume)" in ended.said
     assert "BAD TERMINATION" not in ended.said

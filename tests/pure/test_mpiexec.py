@@ -233,6 +233,26 @@ def test_a_plain_launch_is_told_how_each_rank_ended_and_so_is_its_launcher(progr
     assert done.stderr == f'said\n@status:w {{"ended": 3, "code": {told}}}\n'
 
 
+@pytest.mark.parametrize(
+    ("code", "connection", "stays"),
+    [(0, {"PMI_FD": "9"}, False), (4, {}, False), (4, {"PMI_FD": "9"}, True)],
+)
+def test_the_shell_of_a_rank_that_left_with_an_error_stays_a_moment_under_mpich(
+    tmp_path, code, connection, stays
+):
+    """MPICH's launcher, woken by its word, must not find that it has ended already."""
+    said, said_by_then = tmp_path / "said", tmp_path / "said_by_then"
+    sleep = tmp_path / "sleep"
+    sleep.write_text(f"#!/bin/sh\ncp {said} {said_by_then}\n")
+    sleep.chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", STATUS_VARIABLE: "w", **connection}
+    with said.open("w") as stderr:
+        words = ["sh", str(WRAPPER), "sh", "-c", f"exit {code}"]
+        assert subprocess.run(words, env=environ, stderr=stderr).returncode == code
+    assert said_by_then.exists() == stays
+    assert not stays or said_by_then.read_text() == said.read_text() != ""
+
+
 def test_the_shell_that_tells_is_there_only_where_launch_listens():
     site = Site(cores=2)
     listens = build_command(MPICH, 3, PROGRAM, site, extra_env={STATUS_VARIABLE: "w"})
