@@ -259,13 +259,13 @@ def tables(rows: list[Json]) -> str:
     names = list(dict.fromkeys(row["entry"] for row in rows))
     loads = [str(load) for load in LOADS if load is not None]
     for trace, ranks in dict.fromkeys((row["trace"], str(row["ranks"])) for row in rows):
-        out += [f"\n{trace}, {ranks} ranks: closed loop\n"]
-        out += ["| | images/s over `none` pull (10-90 %) | points | P50, P99, ms | group's P99 |"]
-        out += ["|---|---|---|---|---|"]
-        base = cells[trace, ranks, "closed", "none, pull"]["images_per_s"]
+        base = cells.get((trace, ranks, "closed", "none, pull"), {}).get("images_per_s")
+        if base:
+            row = "| | images/s over `none` pull (10-90 %) | points | P50, P99, ms | group's P99 |"
+            out += [f"\n{trace}, {ranks} ranks: closed loop\n", row, "|---|---|---|---|---|"]
         for name in names:
             key = (trace, ranks, "closed", name)
-            if key not in cells:
+            if not base or key not in cells:
                 continue
             ratio = [rate / base[seed] for seed, rate in cells[key]["images_per_s"].items()]
             low, mid, high = np.quantile(ratio, [0.1, 0.5, 0.9])

@@ -196,3 +196,6 @@ def test_the_tables_have_the_median_and_the_worst_placement():
     assert "| cascade | 6.00 (6.00-6.00) | +12.00 | 12, 12 | 12 |" in told
     assert "c, 11 ranks: group_p99_ms by load, median (worst)" in told
     assert "| cascade |  | 12 (18) |  |  |  |" in told
+    told = cascade.tables([row for row in rows if row["load"] != "closed"])
+    assert "closed loop" not in told
+    assert "| cascade |  | 12 (18) |  |  |  |" in told
