@@ -9,8 +9,9 @@ import math
 import os
 import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -173,8 +174,9 @@ class Settings:
     """
 
     def __post_init__(self) -> None:
+        hints = _hints(type(self))
         for spec in fields(self):
-            value = located(spec, _plain(spec, getattr(self, spec.name)))
+            value = located(spec, _typed(spec, getattr(self, spec.name), hints[spec.name]))
             object.__setattr__(self, spec.name, value)
             check_value(spec, value)
         for part in reversed(type(self).__mro__):
@@ -203,14 +205,16 @@ class Settings:
             UsageError: an unknown key (named, with the nearest known ones), a value of the wrong
                 type, or any other error of the class.
         """
-        hints = typing.get_type_hints(cls)
-        known = names(cls)
+        known, hints, specs = names(cls), _hints(cls), cls.__dataclass_fields__
         for key in values:
             if key not in known:
                 hint = did_you_mean(str(key), known) or "; the command's --help lists them all"
                 raise UsageError(f"{source}: unknown setting {shown(key)}{hint}")
-        given = {key: _switch(cls.__dataclass_fields__[key], v) for key, v in values.items()}
-        return cls(**{key: _typed(key, v, hints[key], source) for key, v in given.items()})
+        try:
+            given = {key: _typed(specs[key], value, hints[key]) for key, value in values.items()}
+        except UsageError as error:
+            raise UsageError(f"{source}: {error}") from error
+        return cls(**given)
 
 
 def names(part: type[Settings]) -> tuple[str, ...]:
@@ -231,14 +235,8 @@ def default_of(part: type[Any], name: str, kind: str = "") -> Any:
     return about(spec).by_kind.get(kind, spec.default)
 
 
-def _plain(spec: dataclasses.Field[Any], value: Any) -> Any:
-    """Paths as text, and a tuple of texts if the field is a tuple. Raises UsageError."""
-    if not isinstance(spec.default, tuple):
-        return os.fspath(value) if isinstance(value, os.PathLike) else value
-    parts = [value] if isinstance(value, (str, os.PathLike)) else value
-    if isinstance(parts, (list, tuple)) and all(isinstance(p, (str, os.PathLike)) for p in parts):
-        return tuple(map(os.fspath, parts))
-    raise UsageError(f"{spec.name} is {value!r}; it needs {about(spec).metavar}, or a list")
+# class -> name -> type of each field, inherited ones too
+_hints: Callable[[Any], dict[str, Any]] = cache(typing.get_type_hints)
 
 
 def _switch(spec: Field[Any], value: Any) -> Any:
@@ -251,23 +249,32 @@ def _switch(spec: Field[Any], value: Any) -> Any:
     return word if word in about(spec).choices else value
 
 
-def _typed(key: str, value: Any, hint: Any, source: str) -> Any:
-    """The value as the field's type. Integers are accepted as floats. Raises UsageError."""
-    origin = typing.get_origin(hint)
+def _typed(spec: Field[Any], value: Any, hint: Any) -> Any:
+    """The value as the type of a setting: a path as text, one text as a tuple of it, and an integer
+    as a float where the setting has that type. Raises UsageError.
+    """
+    if "about" not in spec.metadata:
+        return value
+    origin, value = typing.get_origin(hint), _switch(spec, value)
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
         hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
     if origin is tuple:
-        parts = [value] if isinstance(value, str) else value
-        if isinstance(parts, (list, tuple)) and all(isinstance(part, str) for part in parts):
-            return tuple(parts)
+        parts = [value] if isinstance(value, (str, os.PathLike)) else value
+        texts = isinstance(parts, (list, tuple))
+        if texts and all(isinstance(part, (str, os.PathLike)) for part in parts):
+            return tuple(map(os.fspath, parts))
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         try:
             return float(value)
         except OverflowError:
-            raise UsageError(f"{source}: {key} is a number of over 300 digits") from None
+            raise UsageError(f"{spec.name} is a number of over 300 digits") from None
+    elif hint is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
     elif hint in (int, str, bool) and type(value) is hint:  # a bool is no int here
         return value
-    wanted = "a list of strings" if origin is tuple else getattr(hint, "__name__", str(hint))
-    raise UsageError(f"{source}: {key} is {shown(value)}; it needs {wanted}")
+    known = about(spec)
+    several = "a list of strings" if known.repeated else f"{known.metavar}, or a list of strings"
+    wanted = several if origin is tuple else getattr(hint, "__name__", str(hint))
+    raise UsageError(f"{spec.name} is {shown(value)}; it needs {wanted}")

@@ -66,6 +66,29 @@ def test_what_is_no_shard_is_told(given):
         RunSettings(shards=given)
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"single": 5}, "single is 5; it needs str"),
+        ({"single": None}, "single is None; it needs str"),
+        ({"side": "3"}, "side is '3'; it needs int"),
+        ({"side": True}, "side is True; it needs int"),
+        ({"confidence": "high"}, "confidence is 'high'; it needs float"),
+    ],
+)
+def test_a_value_of_another_type_is_told_in_python_too(given, says):
+    with pytest.raises(UsageError, match=f"^{says}$"):
+        RunSettings(**given)
+    with pytest.raises(UsageError, match=f"^job.toml: {says}$"):
+        RunSettings.from_mapping(given, "job.toml")
+
+
+def test_python_takes_the_words_and_numbers_that_a_file_takes():
+    found = RunSettings(depth="auto", batch="auto", endgame=False, confidence=1)
+    assert (found.depth, found.batch, found.endgame) == (None, None, "off")
+    assert type(found.confidence) is float
+
+
 def test_a_repr_shows_what_is_not_the_default():
     found = RunSettings(shards="x.h5", side=4)
     assert repr(found) == "RunSettings(shards=('x.h5',), side=4)"
