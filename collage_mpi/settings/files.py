@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +28,10 @@ def read_settings_file(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise EnvironmentFault(f"settings file {path} cannot be read: {error}") from error
-    name, parse = _PARSERS[path.suffix]
+    name, module, parse = _PARSERS[path.suffix]
+    parser = optional(module, "yaml", f"settings file {path}", "write the settings as .toml")
     try:
-        values = parse(text)
+        values = parse(parser, text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"settings file {path} is no {name}: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -40,14 +39,12 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     return values
 
 
-def _toml(text: str) -> Any:
-    name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
-    return import_module(name).loads(text)
+def _loads(parser: Any, text: str) -> Any:
+    return parser.loads(text)
 
 
-def _yaml(text: str) -> Any:
+def _yaml(yaml: Any, text: str) -> Any:
     """Plain values; the safe loader makes no objects."""
-    yaml = optional("yaml", "yaml", "YAML", "write the settings as .toml")
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
@@ -83,10 +80,10 @@ def _check_aliases(node: Any, sizes: dict[int, int | None]) -> int:
     return size
 
 
-# ending -> (the format's name, its parser: ValueError for what is not of the format)
-_PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    ".toml": ("TOML", _toml),
-    ".yaml": ("YAML", _yaml),
-    ".yml": ("YAML", _yaml),
-    ".json": ("JSON", json.loads),
+# ending -> the format's name, the module that parses it, and how: ValueError for another format
+_PARSERS: dict[str, tuple[str, str, Callable[[Any, str], Any]]] = {
+    ".toml": ("TOML", "tomllib" if sys.version_info >= (3, 11) else "tomli", _loads),
+    ".yaml": ("YAML", "yaml", _yaml),
+    ".yml": ("YAML", "yaml", _yaml),
+    ".json": ("JSON", "json", _loads),
 }

@@ -213,7 +213,8 @@ def test_on_and_off_need_no_quotes_in_yaml(tmp_path):
 def test_yaml_without_its_package_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
     (tmp_path / "job.yml").write_text("side: 4\n")
-    with pytest.raises(EnvironmentFault, match=r"pip install 'pyyaml>=6.0', or write .* \.toml"):
+    says = r"job\.yml needs yaml, .*: pip install 'pyyaml>=6.0', or write .* \.toml"
+    with pytest.raises(EnvironmentFault, match=says):
         read_settings_file(tmp_path / "job.yml")
 
 
