@@ -9,7 +9,7 @@ import shlex
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from collage_mpi.commands.parser import Command, Commands
 from collage_mpi.encoding import ENCODERS, SUMMED
@@ -17,7 +17,6 @@ from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import COLLAGE, PARITY, SINGLE
 from collage_mpi.models.architecture import (
     BY_SIDE,
-    NORMS,
     PRESETS,
     REFERENCE,
     REFERENCE_BACKBONES,
@@ -32,83 +31,18 @@ from collage_mpi.models.architecture import (
 )
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.specs import HEADS, YOLO, HeadSpec, ParitySpec
-from collage_mpi.settings.flags import Arguments, add_flags, switch
-from collage_mpi.system.fields import REQUIRED, about, default_of, same, setting
-from collage_mpi.system.files import save_records
-from collage_mpi.training.settings import DISTILLATION, GRID, TRAINING, TrainSettings
+from collage_mpi.settings.flags import add_flags
+from collage_mpi.system.fields import REQUIRED, about, same, setting
+from collage_mpi.training.settings import DISTILLATION, GRID, TrainArguments, TrainSettings
 
 if TYPE_CHECKING:
     from collage_mpi.training.peers import Peers
-    from collage_mpi.training.sources import Sources, TrainData
+    from collage_mpi.training.sources import TrainData
 
 # Of a training record: what decides which images are for validation.
 SPLIT = ("shard_fingerprints", "limit", "seed", "validation_share")
-WIDTHS = f"{default_architecture(SINGLE).stem_width}; collage: by --side"
 
-_network = partial(setting, group="network")
-_training = partial(setting, group=TRAINING)
 _stripe = partial(setting, group="stripe")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainArguments(Arguments):
-    """What train takes for every kind of network, beside the settings of a training."""
-
-    titles = ("files", "network", TRAINING)
-    kind: ClassVar[str]
-    preset: str | None = None
-    head: str | None = None
-    teacher: Path | None = None
-    teacher_cache: Path | None = None
-
-    shards: tuple[Path, ...] = setting(REQUIRED, "labelled shards", shipped=True, group="files")
-    out: Path = setting(REQUIRED, "weights file to write", metavar="FILE", group="files")
-    checkpoint: Path | None = setting(
-        None, "checkpoint file", unset="OUT.checkpoint", metavar="FILE", group="files"
-    )
-    resume: bool = switch("continue from the checkpoint", group="files")
-    log: Path | None = setting(
-        None, "CSV log with one line for each epoch", unset="OUT.csv", metavar="CSV", group="files"
-    )
-    width: int | None = _network(None, "channels of the first stage", unset=WIDTHS)
-    stem: str | None = _network(
-        None, "stem of the network as channels x kernel / stride, such as 64x4/2", metavar="WxK/S"
-    )
-    stages: str | None = _network(
-        None,
-        'stages of the network as WIDTHxBLOCKS[/STRIDE],... such as "48x1,96x2/2"',
-        metavar="STAGES",
-    )
-    norm: str = _network(NORMS[0], "kind of normalisation", choices=NORMS)
-    backbone: str | None = _network(
-        None,
-        "use a known network instead: torchvision:resnet34, efficientnet-lite:lite0 and others. A "
-        "collage network takes only its trunk",
-        metavar="LIBRARY:NAME",
-    )
-    init: Path | None = setting(
-        None,
-        "weights file to start from; it must have the same trunk, for any side",
-        metavar="WEIGHTS",
-        shipped=True,
-        group="network",
-    )
-    limit: int | None = _training(None, "use only the first N images, for a quick try")
-    device: str = _training("cpu", "cpu, cuda or cuda:N", metavar="DEVICE")
-    threads: int = _training(1, "number of CPU threads of each process", at_least=1)
-
-    def said(self, name: str) -> Any:
-        """A setting of the training: as given, or the default of this kind."""
-        return self.given.get(name, default_of(TrainSettings, name, self.kind))
-
-    def beside(self, ending: str) -> Path:
-        """A file beside the weights."""
-        return self.out.with_name(self.out.name + ending)
-
-    @property
-    def checkpoint_file(self) -> Path:
-        """The checkpoint, given or default."""
-        return self.checkpoint or self.beside(".checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,25 +141,19 @@ def _train(args: TrainArguments, peers: Peers) -> int:
     from collage_mpi.training.finish import store
     from collage_mpi.training.last_layer import train_last_layer
     from collage_mpi.training.loop import Trainer
-    from collage_mpi.training.parts import TrainingMachine
     from collage_mpi.training.peers import check_batch
     from collage_mpi.training.sources import load
 
     if peers.lead and not args.out.parent.is_dir():
         raise EnvironmentFault(f"{args.out.parent} is not a directory. Create it, or change --out")
     check_batch(args.said("batch"), peers.size)
-    data, facts, settings = load(sources_of(args), lambda shape: settings_of(args, shape), peers)
+    data, facts, settings = load(args, lambda shape: settings_of(args, shape), peers)
     usable_device(peers.device)
-    checkpoint = args.checkpoint_file
-    log = args.log or args.beside(".csv")
-    on_epoch = partial(save_records, log) if peers.lead else None
-    machine = TrainingMachine(peers.device, args.threads, checkpoint, args.resume, peers, on_epoch)
     if settings.layers == "last":
-        cache = args.beside(".features.npz")
-        trained = train_last_layer(data, settings, machine, args.init, cache)
+        trained = train_last_layer(data, settings, args, peers)
         _tell(args, store(args.out, trained, settings, data, facts))
         return 0
-    trainer = Trainer(data, settings, machine)
+    trainer = Trainer(data, settings, args, peers)
     if not peers.lead:
         trainer.run()
         return 0
@@ -236,7 +164,7 @@ def _train(args: TrainArguments, peers: Peers) -> int:
     print(
         f"{args.kind}: {weights:,} parameters, {len(data.images):,} images to train on, "
         f"{len(data.held_images):,} to validate, {settings.epochs} epochs, {shared}"
-        f"{trainer.precision}, checkpoint {checkpoint}",
+        f"{trainer.precision}, checkpoint {args.checkpoint_file}",
         flush=True,
     )
     info = store(args.out, trainer.run(), settings, data, facts)
@@ -292,20 +220,6 @@ def _worth(kind: str, metadata: dict[str, Any]) -> str:
         return f"{found}, temperature 1.0 ({few})"
     error = f"calibration error {training['validation_ece']:.4f}"
     return f"{found}, temperature {metadata['temperature']}, {error}"
-
-
-def sources_of(args: TrainArguments) -> Sources:
-    """The files that the flags name."""
-    from collage_mpi.training.sources import Sources
-
-    return Sources(
-        shards=list(args.shards),
-        limit=args.limit,
-        teacher=args.teacher,
-        teacher_cache=args.teacher_cache or args.beside(".teacher.npz"),
-        init=args.init,
-        threads=args.threads,
-    )
 
 
 def settings_of(args: TrainArguments, shape: tuple[int, ...]) -> TrainSettings:

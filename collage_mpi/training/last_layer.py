@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,14 +22,15 @@ from collage_mpi.models.info import Loading
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.models.tuning import PLAIN
 from collage_mpi.models.weights import describe_weights
+from collage_mpi.system.files import save_records
 from collage_mpi.training.parts import (
     Trained,
-    TrainingMachine,
     make_optimizer,
     resolve_precision,
     start_from,
 )
-from collage_mpi.training.settings import TrainSettings, learning_rate_at
+from collage_mpi.training.peers import Peers
+from collage_mpi.training.settings import TrainArguments, TrainSettings
 from collage_mpi.training.sources import TrainData, calls_of, each_view, kept_in
 
 CALL = 16  # images a call: at 128 px half again as fast as 64, whose maps leave the cache
@@ -39,31 +39,30 @@ CALL = 16  # images a call: at 128 px half again as fast as 64, whose maps leave
 def train_last_layer(
     data: TrainData,
     settings: TrainSettings,
-    machine: TrainingMachine,
-    init: Path | None,
-    cache: Path,
+    args: TrainArguments,
+    peers: Peers,
 ) -> Trained:
-    """The network of `init` with a new last layer, trained by SGD on the features below it.
+    """The network of --init with a new last layer, trained by SGD on the features below it.
 
-    Args:
-        init: weights of a single network on images of this shape.
-        cache: an .npz of the features. It is read if it belongs to these weights and images,
-            and written otherwise.
+    The features are kept in OUT.features.npz. It is read if it belongs to these weights and images,
+    and written otherwise.
 
     Raises:
         UsageError: there are no first weights, several processes, or a teacher, which is not
             supported here.
         EnvironmentFault: the cache cannot be written.
     """
-    if init is None or machine.peers.size > 1 or settings.teacher is not None:
+    if args.init is None or peers.size > 1 or settings.teacher is not None:
         raise UsageError("--layers last needs --init, one process and no --teacher")
     began_s = time.monotonic()
-    torch.set_num_threads(machine.threads)
+    torch.set_num_threads(args.threads)
     torch.manual_seed(settings.seed)
     if data.first_normalisation is None:
-        raise UsageError(f"--init {init}: its images have other channels than those of the shards")
+        raise UsageError(
+            f"--init {args.init}: its images have other channels than those of the shards"
+        )
     network, layer = _with_new_layer(data, settings)
-    views = _features(data, settings, machine, init, cache)  # (images, views, features)
+    views = _features(data, settings, args, peers)  # (images, views, features)
     used, held = views[: len(data.images)], views[len(data.images) :, 0]
     optimizer = make_optimizer(layer, settings)
     history: list[dict[str, float]] = []
@@ -76,8 +75,7 @@ def train_last_layer(
         if settings.keep == "last" or not len(held) or accuracy > best[0]:
             state = {name: value.clone() for name, value in layer.state_dict().items()}
             best = (accuracy, epoch + 1, state)
-        if machine.on_epoch is not None:
-            machine.on_epoch(history)
+        save_records(args.log_file, history)
     layer.load_state_dict(best[2])
     spent_s = time.monotonic() - began_s
     normalisation = data.first_normalisation
@@ -109,12 +107,7 @@ def _epoch(
     steps = -(-len(views) // settings.batch)
     total = 0.0
     for step, rows in enumerate(np.array_split(random.permutation(len(views)), steps)):
-        rate = learning_rate_at(
-            epoch * steps + step,
-            settings.epochs * steps,
-            settings.learning_rate,
-            settings.schedule,
-        )
+        rate = settings.learning_rate_at(epoch * steps + step, settings.epochs * steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
         shown = views[rows, random.integers(0, views.shape[1], len(rows))]  # (n, features)
@@ -144,23 +137,24 @@ def _judge(layer: nn.Module, held: np.ndarray, data: TrainData) -> dict[str, flo
 
 
 def _features(
-    data: TrainData, settings: TrainSettings, machine: TrainingMachine, init: Path, cache: Path
+    data: TrainData, settings: TrainSettings, args: TrainArguments, peers: Peers
 ) -> np.ndarray:
     """(images, views, features) float16 of the training images, then of the validation images."""
-    fingerprint = describe_weights(init, SINGLE).fingerprint
+    assert args.init is not None
+    fingerprint, init = describe_weights(args.init, SINGLE).fingerprint, str(args.init)
     parts = [data.images, data.held_images]
     chosen = [settings.seed, settings.validation_share, settings.flips]
     identity = json.dumps([fingerprint, *chosen, *map(len, parts), *data.origin])
 
     def compute() -> np.ndarray:
-        precision = resolve_precision(settings.precision, torch.device(machine.device))
+        precision = resolve_precision(settings.precision, torch.device(peers.device))
         tuning = replace(PLAIN, precision=precision)
-        how = Loading(machine.device, machine.threads, tuning, save=EMBEDDINGS)
-        below = TorchPredictor.load(str(init), SINGLE, how)
+        how = Loading(peers.device, args.threads, tuning, save=EMBEDDINGS)
+        below = TorchPredictor.load(init, SINGLE, how)
 
         def look(images: np.ndarray) -> np.ndarray:
             return below.answer(images)[1]["embedding"].astype(np.float16)
 
         return each_view(calls_of(parts, CALL), look, settings.flips, "features of")
 
-    return kept_in(cache, identity, compute)
+    return kept_in(args.beside(".features.npz"), identity, compute)

@@ -17,6 +17,7 @@ from torch import Tensor
 from collage_mpi.errors import DataFault
 from collage_mpi.models.backbones import channels_last
 from collage_mpi.models.collage_net import build_network, check_pixels
+from collage_mpi.system.files import save_records
 from collage_mpi.system.process_tree import STOP_SIGNALS, caught
 from collage_mpi.system.progress import Advance, advancing
 from collage_mpi.training.batches import BatchMaker, TrainBatch, plain_batches
@@ -29,7 +30,6 @@ from collage_mpi.training.objective import (
 )
 from collage_mpi.training.parts import (
     Trained,
-    TrainingMachine,
     load_checkpoint,
     make_optimizer,
     pixel_statistics,
@@ -38,8 +38,8 @@ from collage_mpi.training.parts import (
     save_checkpoint,
     start_from,
 )
-from collage_mpi.training.peers import TrainingStopped
-from collage_mpi.training.settings import TrainSettings, learning_rate_at
+from collage_mpi.training.peers import Peers, TrainingStopped
+from collage_mpi.training.settings import TrainArguments, TrainSettings
 from collage_mpi.training.sources import TrainData
 
 CHECKPOINT_EVERY_S = 60.0
@@ -49,12 +49,13 @@ LINE_EVERY_S = 20.0  # where there is no terminal
 class Trainer:
     """One training run; `run` makes all remaining steps."""
 
-    def __init__(self, data: TrainData, settings: TrainSettings, machine: TrainingMachine) -> None:
-        torch.set_num_threads(machine.threads)
+    def __init__(
+        self, data: TrainData, settings: TrainSettings, args: TrainArguments, peers: Peers
+    ) -> None:
+        torch.set_num_threads(args.threads)
         torch.manual_seed(settings.seed)
-        self.settings, self.machine, self.data = settings, machine, data
-        self.peers = machine.peers
-        self.device = torch.device(machine.device)
+        self.settings, self.args, self.data = settings, args, data
+        self.peers, self.device = peers, torch.device(peers.device)
         self.maker = BatchMaker(data.images, data.labels, settings)
         self.part = self.peers.part(self.maker.inputs_per_step)
         lead = self.peers.lead  # it alone validates
@@ -84,8 +85,8 @@ class Trainer:
         self._stopping = False  # a signal came on any process
         self._earlier_s = 0.0
         self._started = self._saved = time.monotonic()
-        if machine.resume and machine.checkpoint is not None:
-            self._restore(machine.checkpoint)
+        if args.resume:
+            self._restore(args.checkpoint_file)
         self.model = self.peers.wrap(self.network, self.device)  # its backward adds up all parts
 
     def run(self) -> Trained:
@@ -177,28 +178,21 @@ class Trainer:
             f"validation {accuracy:.2%}"
         )
         self._save()
-        if self.machine.on_epoch is not None:
-            self.machine.on_epoch(self.history)
+        if self.peers.lead:
+            save_records(self.args.log_file, self.history)
 
     def _leave(self) -> None:
         """End after a signal. All processes call this after the same step."""
         self._save()
         self.peers.totals([0.0], self.device)  # nobody leaves before the checkpoint is written
-        where = self.machine.checkpoint
         reason = signal.Signals(self._signals[-1]).name if self._signals else "a signal"
         raise TrainingStopped(
-            f"stopped by {reason} after step {self.done:,} of "
-            f"{self.steps:,}"
-            + (
-                ""
-                if where is None
-                else f"; checkpoint {where} is written: go on with the same command and --resume"
-            )
+            f"stopped by {reason} after step {self.done:,} of {self.steps:,}; checkpoint "
+            f"{self.args.checkpoint_file} is written: go on with the same command and --resume"
         )
 
     def _step(self, batch: TrainBatch) -> float:
-        settings = self.settings
-        rate = learning_rate_at(self.done, self.steps, settings.learning_rate, settings.schedule)
+        rate = self.settings.learning_rate_at(self.done, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self._loss(batch)
@@ -253,7 +247,7 @@ class Trainer:
         return self._earlier_s + time.monotonic() - self._started
 
     def _save(self) -> None:
-        if self.machine.checkpoint is None or not self.peers.lead:
+        if not self.peers.lead:
             return
         progress = {
             "identity": self._identity(),
@@ -261,7 +255,7 @@ class Trainer:
             "history": self.history,
             "seconds": self._seconds(),
         }
-        save_checkpoint(self.machine.checkpoint, self._state(), progress)
+        save_checkpoint(self.args.checkpoint_file, self._state(), progress)
         self._saved = time.monotonic()
 
     def _state(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Labels:
         smoothing: share of the target spread over all classes (arXiv 1512.00567).
     """
 
-    def __init__(self, smoothing: float = 0.0) -> None:
+    def __init__(self, smoothing: float) -> None:
         self.smoothing = smoothing
 
     def loss(self, outputs: Tensor, batch: TrainBatch) -> Tensor:

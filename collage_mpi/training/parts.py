@@ -1,12 +1,12 @@
-"""The parts of the training loop: the machine that it runs on and what it makes, optimizer, running
-average of the weights, pixel statistics, the choice of precision, and checkpoints.
+"""The parts of the training loop: what it makes, optimizer, running average of the weights, pixel
+statistics, the choice of precision, and checkpoints.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,31 +20,9 @@ from collage_mpi.models.backbones import COUNTER
 from collage_mpi.models.foreign_weights import load_tensors
 from collage_mpi.models.tuning import processor_facts
 from collage_mpi.system.files import save_file
-from collage_mpi.training.peers import ALONE, Peers
 from collage_mpi.training.settings import TrainSettings
 
 MOMENTUM = 0.9
-
-
-@dataclass(frozen=True)
-class TrainingMachine:
-    """What may change between sessions of one run.
-
-    Attributes:
-        device: of this process.
-        threads: CPU threads of this process.
-        checkpoint: written by the lead, read by all; None for none.
-        resume: whether to continue from the checkpoint.
-        peers: the processes that share the steps.
-        on_epoch: called with the history after each epoch, on the lead.
-    """
-
-    device: str = "cpu"
-    threads: int = 1
-    checkpoint: Path | None = None
-    resume: bool = False
-    peers: Peers = ALONE
-    on_epoch: Callable[[list[dict[str, float]]], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,26 @@
-"""The settings of a training run, and the learning rate that follows from them."""
+"""What `train` takes: the settings of a training, the learning rate that follows from them, and the
+files and the machine of a run.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 from collage_mpi.kinds import COLLAGE, PARITY, SINGLE
-from collage_mpi.models.architecture import Architecture, Backbone
+from collage_mpi.models.architecture import NORMS, Architecture, Backbone, default_architecture
 from collage_mpi.models.info import check_kind
 from collage_mpi.models.specs import HeadSpec, ParitySpec
-from collage_mpi.system.fields import Settings, setting
+from collage_mpi.settings.flags import Arguments, switch
+from collage_mpi.system.fields import REQUIRED, Settings, default_of, setting
 
 TRAINING, DISTILLATION, GRID = "training", "distillation", "grid"  # groups of --help
+WIDTHS = f"{default_architecture(SINGLE).stem_width}; collage: by --side"
 
+_network = partial(setting, group="network")
 _training = partial(setting, group=TRAINING)
 _distillation = partial(setting, group=DISTILLATION, kinds=(SINGLE, COLLAGE))
 _grid = partial(setting, group=GRID, kinds=(COLLAGE,))
@@ -152,24 +158,94 @@ class TrainSettings(Settings):
         """The settings as plain values, for JSON and checkpoints."""
         return {**asdict(self), "head": self.head.to_dict()}
 
+    def learning_rate_at(self, step: int, steps: int) -> float:
+        """The learning rate at a step.
 
-def learning_rate_at(step: int, steps: int, peak: float, schedule: str = "one-cycle") -> float:
-    """The learning rate at a step.
+        one-cycle (Smith 2018, arXiv 1803.09820): linearly up from peak/20 in the first fifth, then
+        a cosine down to peak/1000. cosine (Loshchilov and Hutter 2016, arXiv 1608.03983): the same,
+        but only a twentieth of the steps goes up. constant: a twentieth of the steps goes up, then
+        the rate stays at the peak.
 
-    one-cycle (Smith 2018, arXiv 1803.09820): linearly up from peak/20 in the first fifth, then a
-    cosine down to peak/1000. cosine (Loshchilov and Hutter 2016, arXiv 1608.03983): the same, but
-    only a twentieth of the steps goes up. constant: a twentieth of the steps goes up, then the rate
-    stays at the peak.
+        Args:
+            step: 0 .. steps - 1.
+            steps: steps of the whole training.
+        """
+        rising = 0.2 if self.schedule == "one-cycle" else 0.05
+        fraction = step / max(1, steps - 1)
+        if fraction < rising:
+            return self.learning_rate * (0.05 + 0.95 * fraction / rising)
+        if self.schedule == "constant":
+            return self.learning_rate
+        cosine = 0.5 * (1 + math.cos(math.pi * (fraction - rising) / (1 - rising)))
+        return self.learning_rate * (0.001 + 0.999 * cosine)
 
-    Args:
-        step: 0 .. steps - 1.
-        steps: steps of the whole training.
-    """
-    rising = 0.2 if schedule == "one-cycle" else 0.05
-    fraction = step / max(1, steps - 1)
-    if fraction < rising:
-        return peak * (0.05 + 0.95 * fraction / rising)
-    if schedule == "constant":
-        return peak
-    cosine = 0.5 * (1 + math.cos(math.pi * (fraction - rising) / (1 - rising)))
-    return peak * (0.001 + 0.999 * cosine)
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments(Arguments):
+    """What train takes for every kind of network, beside the settings of a training."""
+
+    titles = ("files", "network", TRAINING)
+    kind: ClassVar[str]
+    preset: str | None = None
+    head: str | None = None
+    teacher: Path | None = None
+    teacher_cache: Path | None = None
+
+    shards: tuple[Path, ...] = setting(REQUIRED, "labelled shards", shipped=True, group="files")
+    out: Path = setting(REQUIRED, "weights file to write", metavar="FILE", group="files")
+    checkpoint: Path | None = setting(
+        None, "checkpoint file", unset="OUT.checkpoint", metavar="FILE", group="files"
+    )
+    resume: bool = switch("continue from the checkpoint", group="files")
+    log: Path | None = setting(
+        None, "CSV log with one line for each epoch", unset="OUT.csv", metavar="CSV", group="files"
+    )
+    width: int | None = _network(None, "channels of the first stage", unset=WIDTHS)
+    stem: str | None = _network(
+        None, "stem of the network as channels x kernel / stride, such as 64x4/2", metavar="WxK/S"
+    )
+    stages: str | None = _network(
+        None,
+        'stages of the network as WIDTHxBLOCKS[/STRIDE],... such as "48x1,96x2/2"',
+        metavar="STAGES",
+    )
+    norm: str = _network(NORMS[0], "kind of normalisation", choices=NORMS)
+    backbone: str | None = _network(
+        None,
+        "use a known network instead: torchvision:resnet34, efficientnet-lite:lite0 and others. A "
+        "collage network takes only its trunk",
+        metavar="LIBRARY:NAME",
+    )
+    init: Path | None = setting(
+        None,
+        "weights file to start from; it must have the same trunk, for any side",
+        metavar="WEIGHTS",
+        shipped=True,
+        group="network",
+    )
+    limit: int | None = _training(None, "use only the first N images, for a quick try")
+    device: str = _training("cpu", "cpu, cuda or cuda:N", metavar="DEVICE")
+    threads: int = _training(1, "number of CPU threads of each process", at_least=1)
+
+    def said(self, name: str) -> Any:
+        """A setting of the training: as given, or the default of this kind."""
+        return self.given.get(name, default_of(TrainSettings, name, self.kind))
+
+    def beside(self, ending: str) -> Path:
+        """A file beside the weights."""
+        return self.out.with_name(self.out.name + ending)
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """The checkpoint, given or default."""
+        return self.checkpoint or self.beside(".checkpoint")
+
+    @property
+    def log_file(self) -> Path:
+        """The log, given or default."""
+        return self.log or self.beside(".csv")
+
+    @property
+    def teacher_file(self) -> Path:
+        """What keeps the teacher's answers, given or default."""
+        return self.teacher_cache or self.beside(".teacher.npz")

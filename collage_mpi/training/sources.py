@@ -28,7 +28,7 @@ from collage_mpi.system.progress import advancing
 from collage_mpi.training.batches import split
 from collage_mpi.training.parts import resolve_precision
 from collage_mpi.training.peers import Arrays, Peers, read_once
-from collage_mpi.training.settings import TrainSettings
+from collage_mpi.training.settings import TrainArguments, TrainSettings
 
 TEACHER_BATCH = 64
 
@@ -150,29 +150,8 @@ class TrainData:
     first_normalisation: dict[str, list[float]] | None = None
 
 
-@dataclass(frozen=True)
-class Sources:
-    """The files of a training run.
-
-    Attributes:
-        shards: labelled shards.
-        limit: use only this many of their first images; None for all.
-        teacher: weights of a single network whose answers are learned, or None.
-        teacher_cache: where the teacher's answers are kept.
-        init: weights to start from, or None.
-        threads: CPU threads for the teacher.
-    """
-
-    shards: list[Path]
-    limit: int | None
-    teacher: Path | None
-    teacher_cache: Path
-    init: Path | None
-    threads: int = 1
-
-
 def load(
-    sources: Sources, settings_for: Callable[[tuple[int, ...]], TrainSettings], peers: Peers
+    args: TrainArguments, settings_for: Callable[[tuple[int, ...]], TrainSettings], peers: Peers
 ) -> tuple[TrainData, dict[str, Any], TrainSettings]:
     """Training data, read once a host; facts for the record; settings.
 
@@ -185,7 +164,7 @@ def load(
     """
 
     def read() -> tuple[Arrays, dict[str, Any]]:
-        images, labels, facts = _read(sources)
+        images, labels, facts = _read(args)
         settings = settings_for(images.shape[1:])
         used, held = split(len(images), settings.validation_share, settings.seed)
         arrays = {
@@ -194,8 +173,8 @@ def load(
             "held_images": images[held],
             "held_labels": labels[held],
         }
-        if sources.teacher is not None:
-            views = _ask_teacher(sources, settings, peers, images, facts)
+        if args.teacher is not None:
+            views = _ask_teacher(args, settings, peers, images, facts)
             arrays |= _taught(views, settings, used, held)
         return arrays, facts
 
@@ -203,12 +182,12 @@ def load(
     if peers.size > 1:
         facts["processes"] = peers.size
     first = normalisation = None
-    if sources.init is not None:
-        info = describe_weights(sources.init)
+    if args.init is not None:
+        info = describe_weights(args.init)
         first = read_tensors(info)
         if info.shape[2] == arrays["images"].shape[3]:
             normalisation = info.metadata["normalisation"]
-        facts["init_weights"] = sources.init.name
+        facts["init_weights"] = args.init.name
     data = TrainData(
         **arrays,
         classes=len(facts["class_names"]),
@@ -219,10 +198,10 @@ def load(
     return data, facts, settings_for(arrays["images"].shape[1:])
 
 
-def _read(sources: Sources) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+def _read(args: TrainArguments) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """(images, labels, facts for the record) of all images of the shards, or the first `limit`."""
-    with ShardSet.open(sources.shards) as shards:
-        images, labels = shards.read(np.arange(len(shards))[: sources.limit])
+    with ShardSet.open(args.shards) as shards:
+        images, labels = shards.read(np.arange(len(shards))[: args.limit])
         infos, names = shards.infos, shards.class_names
     if labels is None:
         raise DataFault(f"{infos[0].path} has no labels; training needs labelled shards")
@@ -237,7 +216,7 @@ def _read(sources: Sources) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         "class_names": list(names),
         "sources": [info.source for info in infos],
         "shard_fingerprints": [info.fingerprint for info in infos],
-        "limit": sources.limit,
+        "limit": args.limit,
     }
     return images, labels, facts
 
@@ -253,23 +232,21 @@ def _taught(
 
 
 def _ask_teacher(
-    sources: Sources,
+    args: TrainArguments,
     settings: TrainSettings,
     peers: Peers,
     images: np.ndarray,
     facts: dict[str, Any],
 ) -> np.ndarray:
     """(n, views, classes) float32: the teacher's answers for every image of the shards."""
-    path = sources.teacher
+    path = args.teacher
     assert path is not None
     info = describe_weights(path, SINGLE)
     check_fit([info], images.shape[1:], facts["class_names"])
     facts["teacher_weights"] = path.name
-    mirror, how = settings.flips, Loading(peers.device, sources.threads)
+    mirror, how = settings.flips, Loading(peers.device, args.threads)
     identity = json.dumps(["views", info.fingerprint, mirror, len(images), *_origin(facts)])
-    return kept_in(
-        sources.teacher_cache, identity, lambda: teacher_views(path, images, mirror, how)
-    )
+    return kept_in(args.teacher_file, identity, lambda: teacher_views(path, images, mirror, how))
 
 
 def _origin(facts: dict[str, Any]) -> tuple[str, ...]:

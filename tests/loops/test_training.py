@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -421,24 +422,21 @@ def test_a_killed_run_goes_on_to_the_same_weights(
 ) -> None:
     from collage_mpi.commands import train as command
     from collage_mpi.training.loop import Trainer
-    from collage_mpi.training.parts import TrainingMachine
     from collage_mpi.training.peers import ALONE
     from collage_mpi.training.sources import load
 
     more = ["--teacher", str(weights["single"]), "--ema", "0.9"] if distilled else []
     args = _arguments(shard, tmp_path / "w.safetensors", *more)
-    data, _, settings = load(
-        command.sources_of(args), lambda shape: command.settings_of(args, shape), ALONE
-    )
+    data, _, settings = load(args, lambda shape: command.settings_of(args, shape), ALONE)
     assert (data.teacher_logits is not None) == distilled
-    whole = Trainer(data, settings, TrainingMachine()).run()
+    whole = Trainer(data, settings, args, ALONE).run()
 
-    checkpoint = tmp_path / "checkpoint"
-    first = Trainer(data, settings, TrainingMachine(checkpoint=checkpoint))
+    args = replace(args, checkpoint=tmp_path / "checkpoint")
+    first = Trainer(data, settings, args, ALONE)
     for step in range(7):  # in the middle of the first epoch
         first._step(first.maker.make(first.maker.order(0)[step], 0, step))
     first._save()
-    second = Trainer(data, settings, TrainingMachine(checkpoint=checkpoint, resume=True))
+    second = Trainer(data, settings, replace(args, resume=True), ALONE)
     assert second.done == 7
     resumed = second.run()
     for name, value in whole.network.state_dict().items():

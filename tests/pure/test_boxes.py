@@ -112,7 +112,7 @@ def test_what_training_asks_for_is_read_as_each_cells_answer(head: HeadSpec, sid
     from collage_mpi.training.objective import Labels, YoloObjective
 
     cells, classes, edge = side * side, side * side + 1, head.map_size(side)
-    objective = YoloObjective(Labels(), head, side)
+    objective = YoloObjective(Labels(0.0), head, side)
     outputs = torch.zeros(1, edge, edge, len(head.anchors), 5 + classes)
     outputs[..., 4] = -20
     square = (0, objective.rows, objective.columns, objective.anchor)

@@ -24,7 +24,7 @@ from collage_mpi.training.batches import (
     random_presence,
     split,
 )
-from collage_mpi.training.settings import TrainSettings, learning_rate_at
+from collage_mpi.training.settings import TrainSettings
 
 
 def make_settings(kind: str = "collage", **changes: object) -> TrainSettings:
@@ -142,14 +142,15 @@ def test_collage_cells_are_shrunk_once() -> None:
 
 
 def test_one_cycle_rises_then_falls() -> None:
-    rates = [learning_rate_at(step, 100, 0.1) for step in range(100)]
+    rate_at = make_settings("single", learning_rate=0.1).learning_rate_at
+    rates = [rate_at(step, 100) for step in range(100)]
     top = int(np.argmax(rates))
     assert 15 <= top <= 25
     assert max(rates) == pytest.approx(0.1, rel=0.02)
     assert (np.diff(rates[: top + 1]) > 0).all()
     assert (np.diff(rates[top:]) < 0).all()
     assert rates[-1] == pytest.approx(1e-4)
-    assert learning_rate_at(0, 1, 0.1) > 0
+    assert rate_at(0, 1) > 0
 
 
 @pytest.mark.parametrize(

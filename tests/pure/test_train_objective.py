@@ -10,7 +10,7 @@ import pytest
 from collage_mpi.errors import UsageError
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.training.batches import TrainBatch
-from collage_mpi.training.settings import TrainSettings, learning_rate_at
+from collage_mpi.training.settings import TrainSettings
 
 torch = pytest.importorskip("torch")
 
@@ -35,9 +35,9 @@ def make_batch(present: list[bool]) -> TrainBatch:
 
 def test_blank_cells_have_no_part_in_the_loss() -> None:
     outputs = torch.tensor([[[0.0, 1.0, 2.0], [9.0, 0.0, 0.0]]])
-    first = Labels().loss(outputs, make_batch([True, False]))
+    first = Labels(0.0).loss(outputs, make_batch([True, False]))
     assert float(first) == pytest.approx(-float(outputs[0, 0].log_softmax(0)[2]))
-    taught = Distilled(Labels(), np.zeros((4, 3), np.float32), 0.5, 2.0)
+    taught = Distilled(Labels(0.0), np.zeros((4, 3), np.float32), 0.5, 2.0)
     outputs[0, 1] = torch.tensor([5.0, -40.0, 0.0])
     one = taught.loss(outputs, make_batch([True, False]))
     outputs[0, 1] = torch.tensor([0.0, 0.0, 7.0])
@@ -47,7 +47,7 @@ def test_blank_cells_have_no_part_in_the_loss() -> None:
 def test_a_teacher_is_asked_about_the_image_in_each_cell() -> None:
     teacher = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     outputs = torch.from_numpy(teacher[[3, 1]])[None].clone()  # what the teacher says of them
-    objective = Distilled(Labels(), teacher, 1.0, 3.0)
+    objective = Distilled(Labels(0.0), teacher, 1.0, 3.0)
     batch = make_batch([True, True])
     assert float(objective.loss(outputs, batch)) == pytest.approx(0, abs=1e-5)
     assert float(objective.loss(outputs.flip(1), batch)) > 0.1
@@ -78,7 +78,10 @@ def test_the_running_average_follows_and_forgets_the_start() -> None:
 
 @pytest.mark.parametrize("schedule", ["one-cycle", "cosine", "constant"])
 def test_a_schedule_warms_up_to_the_peak(schedule: str) -> None:
-    rates = [learning_rate_at(step, 200, 0.3, schedule) for step in range(200)]
+    settings = TrainSettings(
+        "single", default_architecture("single"), learning_rate=0.3, schedule=schedule
+    )
+    rates = [settings.learning_rate_at(step, 200) for step in range(200)]
     assert rates[0] == pytest.approx(0.015)
     assert max(rates) == pytest.approx(0.3, rel=1e-3)
     assert rates[-1] == pytest.approx(0.3 if schedule == "constant" else 0.0003)
