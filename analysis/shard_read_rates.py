@@ -103,7 +103,17 @@ def of_each_kind(root: Path, limit: int, fit: PictureFit, folder: Path) -> dict[
     column = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
     pq.write_table(pa.table({"image": column}), kinds["Parquet"], row_group_size=500)
     for store in ("encoded", "raw"):
-        recipe = Recipe(fit, store, len(paths), seed=None, limit=len(paths), enlarge=True)
+        recipe = Recipe(
+            fit=fit,
+            store=store,
+            images_per_shard=len(paths),
+            seed=None,
+            val_share=0.0,
+            limit=len(paths),
+            unreadable="skip",
+            enlarge=True,
+            source="",
+        )
         (job,) = plan_shards(listing, recipe, folder, store)
         make_shard(job)
         kinds[f"{store} shard"] = job.path

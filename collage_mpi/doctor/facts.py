@@ -50,11 +50,11 @@ class WantedJob:
         mpi, mpiexec: as of `launch`.
     """
 
-    ranks: int | None = None
-    run: Mapping[str, Any] = field(default_factory=dict)
-    device: str = "auto"
-    mpi: str = "auto"
-    mpiexec: str | None = None
+    ranks: int | None
+    run: Mapping[str, Any]
+    device: str
+    mpi: str
+    mpiexec: str | None
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,7 @@ NAMES = [name for name, _ in SCHEMES.values()]
 Json = dict[str, Any]
 
 
-def demo_settings(
-    out: Path, load: str, scheme: str, groups: int = GROUPS, time_scale: float = TIME_SCALE
-) -> RunSettings:
+def demo_settings(out: Path, load: str, scheme: str, groups: int, time_scale: float) -> RunSettings:
     """The settings of one of the demo's runs, on the shipped images and networks."""
     arriving = {"arrivals": "poisson", "rate": arrivals_per_s(time_scale)}
     return RunSettings.from_mapping(

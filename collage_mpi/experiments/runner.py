@@ -217,7 +217,7 @@ def run_points(
 
 
 def simulate_points(
-    experiment: Experiment, points: Sequence[Point], out: Path, processes: int = 1
+    experiment: Experiment, points: Sequence[Point], out: Path, processes: int
 ) -> None:
     """Simulate every point. A simulation that was interrupted starts again.
 

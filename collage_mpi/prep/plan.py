@@ -23,7 +23,7 @@ from collage_mpi.system.printable import counted
 RECIPE_VERSION = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How every picture is treated, and how the shards are cut.
 
@@ -40,14 +40,14 @@ class Recipe:
     """
 
     fit: PictureFit
-    store: str = "raw"
-    images_per_shard: int = 2000
-    seed: int | None = 0
-    val_share: float = 0.0
-    limit: int | None = None
-    unreadable: str = "skip"
-    enlarge: bool = False
-    source: str = ""
+    store: str
+    images_per_shard: int
+    seed: int | None
+    val_share: float
+    limit: int | None
+    unreadable: str
+    enlarge: bool
+    source: str
 
     def __post_init__(self) -> None:
         if self.seed is None and self.val_share:

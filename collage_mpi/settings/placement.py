@@ -74,7 +74,7 @@ def placement(
     ranks: Mapping[str, int],
     *,
     side: int,
-    scheme: str = "collage",
+    scheme: str,
     launcher_size: int | None = None,
 ) -> Placement:
     """Rank 0 is the coordinator, ranks 1..N are single, then come the ranks of each further kind.

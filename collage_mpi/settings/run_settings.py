@@ -248,8 +248,8 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
     def scheduler_settings(
         self,
         workers: int,
-        ratio: float = 1.0,
-        batch_costs: Mapping[str, float] | None = None,
+        ratio: float,
+        batch_costs: Mapping[str, float],
         *,
         runs: bool = False,
     ) -> SchedulerSettings:
@@ -270,7 +270,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             group_size=self.group_size * (self.batch_size if whole_batches else 1),
             ranks=workers,
             costs=dict.fromkeys(SPARE_KINDS, ratio),
-            batch_costs=batch_costs or {},
+            batch_costs=batch_costs,
             batch=self.batch_size,
             together=not self.open_loop,
             depth=self.groups_in_flight(workers),

@@ -342,9 +342,7 @@ def read_summary(folder: Path) -> Json | None:
     return summary
 
 
-def run_jobs(
-    jobs: Sequence[SimulatedJob], processes: int = 1
-) -> Iterator[tuple[SimulatedJob, Json]]:
+def run_jobs(jobs: Sequence[SimulatedJob], processes: int) -> Iterator[tuple[SimulatedJob, Json]]:
     """Simulate the jobs, at most `processes` at a time. Yields each with its summary, in order.
 
     Raises:

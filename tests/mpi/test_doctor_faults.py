@@ -325,7 +325,7 @@ SILENT = """
 import time
 from collage_mpi.doctor.facts import WantedJob
 from collage_mpi.doctor.ranks import open_meeting
-meeting = open_meeting(WantedJob())
+meeting = open_meeting(WantedJob(None, {}, "auto", "auto", None))
 if meeting.rank == 2:
     time.sleep(600)
 if meeting.rank:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +16,32 @@ from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
 from collage_mpi.workload.straggler_settings import make_delays
 
 OUT = Path("demo")
+settings_of = partial(demo.demo_settings, groups=demo.GROUPS, time_scale=demo.TIME_SCALE)
 CALL_S, CORES = 0.004, 2  # processor time of a network in float32, and what ten ranks share
 LONGEST_S, FIXED_S = 120, 40  # of all, and to start the ranks, to load networks and to draw
 SLOW_COLLAGE = 1.5  # the least kind ratio of the two networks that was seen
 
 
 def test_draws_are_long_beside_what_ten_ranks_compute_on_two_cores() -> None:
-    delays = make_delays(demo.demo_settings(OUT, "waiting", "paper"))
+    delays = make_delays(settings_of(OUT, "waiting", "paper"))
     draws_ns = [delays.draw_ns(rank, group, 1) for rank in range(1, 11) for group in range(74)]
     assert np.quantile(draws_ns, 0.01) / 1e9 >= 3 * 10 * CALL_S / CORES
 
 
 def test_ranks_compute_in_the_precision_that_they_take_by_default() -> None:
-    assert demo.demo_settings(OUT, "waiting", "none").precision == "auto"
+    assert settings_of(OUT, "waiting", "none").precision == "auto"
 
 
 @pytest.mark.parametrize("load", demo.LOADS)
 @pytest.mark.parametrize("scheme", demo.SCHEMES)
 def test_no_scheme_leaves_a_rank_of_the_demo_without_a_network(load: str, scheme: str) -> None:
-    placed = demo.demo_settings(OUT, load, scheme).place(demo.RANKS)
+    placed = settings_of(OUT, load, scheme).place(demo.RANKS)
     assert placed.workers == tuple(range(1, 11))
 
 
 def test_the_second_load_is_what_its_title_says_whatever_the_time_scale() -> None:
     for scale in (0.75, 1.5):
-        settings = demo.demo_settings(OUT, "arriving", "none", time_scale=scale)
+        settings = settings_of(OUT, "arriving", "none", time_scale=scale)
         delays = make_delays(settings)
         per_s = [1e9 / np.mean([delays.draw_ns(r, g, 1) for g in range(500)]) for r in range(1, 11)]
         assert settings.rate == pytest.approx(demo.LOAD * sum(per_s), rel=0.03)
@@ -49,7 +51,7 @@ def test_the_eight_runs_take_less_than_the_page_says() -> None:
     took_s = 0.0
     for load in demo.LOADS:
         for scheme in demo.SCHEMES:
-            settings = demo.demo_settings(OUT, load, scheme)
+            settings = settings_of(OUT, load, scheme)
             answers = None
             if settings.uses_collage:
                 settings = replace(settings, cost_ratio=SLOW_COLLAGE)

@@ -60,8 +60,15 @@ MPICH = Mpi(Path("/v/bin/mpiexec"), "mpich", "5.0.2")
 OPENMPI = Mpi(Path("/usr/bin/mpiexec"), "openmpi", "4.1.4")
 INTEL = Mpi(Path("/opt/intel/bin/mpiexec"), "intel", "2021.14")
 
+
+def wanted_job(**given: object) -> WantedJob:
+    """The job that a user wants who gives no more than this."""
+    plain = {"ranks": None, "run": {}, "device": "auto", "mpi": "auto", "mpiexec": None}
+    return WantedJob(**{**plain, **given})
+
+
 SOUND = Facts(
-    wanted=WantedJob(),
+    wanted=wanted_job(),
     python=Python("3.11.7", "/v/bin/python"),
     packages=(Package("numpy", "1.26", "2.4.6"), Package("mpi4py", "4.0.3", "4.1.2")),
     mpi=MpiFacts(library=Library("mpich", "MPICH 5.0.2"), launchers=(MPICH,), on_path=MPICH),
@@ -362,36 +369,36 @@ def test_a_world_of_eleven_is_side_three():
 @pytest.mark.parametrize(
     ("wanted", "size", "verdict", "fix"),
     [
-        (WantedJob(run=dict(side=3)), 8, BAD, "launch with -n 11"),
-        (WantedJob(run=dict(singles=4)), 8, BAD, "launch with -n 6"),
-        (WantedJob(run=dict(singles=6)), 8, OK, None),
-        (WantedJob(), 8, WARN, "-n 11 (side 3)"),
-        (WantedJob(), 3, WARN, "--singles 1, or launch -n 6 (side 2)"),
-        (WantedJob(), 1, BAD, "-n 11"),
-        (WantedJob(), 2, BAD, "-n 11"),
-        (WantedJob(run=dict(singles=0)), 2, BAD, "run --help"),
-        (WantedJob(run=dict(collage_ranks=2)), 12, OK, None),
-        (WantedJob(run=dict(side=3, scheme="parity")), 13, OK, None),
-        (WantedJob(run=dict(side=3, scheme="parity", parity_k=9)), 11, OK, None),
-        (WantedJob(run=dict(scheme="parity")), 13, OK, None),
-        (WantedJob(run=dict(side=3)), 13, BAD, "launch with -n 11"),
-        (WantedJob(run=dict(side=3, scheme="parity")), 12, BAD, "launch with -n 13"),
-        (WantedJob(run=dict(side=3, scheme="replicate")), 19, OK, None),
-        (WantedJob(run=dict(side=3, scheme="replicate")), 11, BAD, "launch with -n 19"),
-        (WantedJob(run=dict(side=3, scheme="replicate", replicas=3)), 28, OK, None),
-        (WantedJob(run=dict(side=3, scheme="none")), 10, OK, None),
+        (wanted_job(run=dict(side=3)), 8, BAD, "launch with -n 11"),
+        (wanted_job(run=dict(singles=4)), 8, BAD, "launch with -n 6"),
+        (wanted_job(run=dict(singles=6)), 8, OK, None),
+        (wanted_job(), 8, WARN, "-n 11 (side 3)"),
+        (wanted_job(), 3, WARN, "--singles 1, or launch -n 6 (side 2)"),
+        (wanted_job(), 1, BAD, "-n 11"),
+        (wanted_job(), 2, BAD, "-n 11"),
+        (wanted_job(run=dict(singles=0)), 2, BAD, "run --help"),
+        (wanted_job(run=dict(collage_ranks=2)), 12, OK, None),
+        (wanted_job(run=dict(side=3, scheme="parity")), 13, OK, None),
+        (wanted_job(run=dict(side=3, scheme="parity", parity_k=9)), 11, OK, None),
+        (wanted_job(run=dict(scheme="parity")), 13, OK, None),
+        (wanted_job(run=dict(side=3)), 13, BAD, "launch with -n 11"),
+        (wanted_job(run=dict(side=3, scheme="parity")), 12, BAD, "launch with -n 13"),
+        (wanted_job(run=dict(side=3, scheme="replicate")), 19, OK, None),
+        (wanted_job(run=dict(side=3, scheme="replicate")), 11, BAD, "launch with -n 19"),
+        (wanted_job(run=dict(side=3, scheme="replicate", replicas=3)), 28, OK, None),
+        (wanted_job(run=dict(side=3, scheme="none")), 10, OK, None),
         (
-            WantedJob(run=dict(scheme="replicate")),
+            wanted_job(run=dict(scheme="replicate")),
             18,
             WARN,
             "--singles 17, or launch -n 9 (side 2)",
         ),
-        (WantedJob(run=dict(scheme="replicate", replicas=4)), 2, BAD, "launch -n 17 (side 2)"),
-        (WantedJob(run=dict(side=3, scheme="collage-only", collage_ranks=2)), 3, OK, None),
-        (WantedJob(run=dict(side=3, scheme="parity", parity_k=10)), 11, BAD, "run --help"),
-        (WantedJob(run=dict(teams=4, side=3)), 44, OK, None),
-        (WantedJob(run=dict(teams=2, side=2)), 8, BAD, "launch with -n 12"),
-        (WantedJob(run=dict(teams=2)), 8, WARN, "--singles 2, or launch -n 12 (side 2)"),
+        (wanted_job(run=dict(scheme="replicate", replicas=4)), 2, BAD, "launch -n 17 (side 2)"),
+        (wanted_job(run=dict(side=3, scheme="collage-only", collage_ranks=2)), 3, OK, None),
+        (wanted_job(run=dict(side=3, scheme="parity", parity_k=10)), 11, BAD, "run --help"),
+        (wanted_job(run=dict(teams=4, side=3)), 44, OK, None),
+        (wanted_job(run=dict(teams=2, side=2)), 8, BAD, "launch with -n 12"),
+        (wanted_job(run=dict(teams=2)), 8, WARN, "--singles 2, or launch -n 12 (side 2)"),
     ],
 )
 def test_the_size_must_fit(wanted, size, verdict, fix):
@@ -401,7 +408,7 @@ def test_the_size_must_fit(wanted, size, verdict, fix):
 
 
 def test_of_several_teams_each_has_its_coordinator_in_the_map():
-    wanted = WantedJob(run=dict(teams=2, side=2))
+    wanted = wanted_job(run=dict(teams=2, side=2))
     assert roles(wanted, 12) == ["coordinator", *["single"] * 4, "collage"] * 2
     found = check_size(wanted, 12).found
     assert found == "2 teams, each of side 2: 0 coordinator, 1-4 single, 5 collage"
@@ -409,9 +416,9 @@ def test_of_several_teams_each_has_its_coordinator_in_the_map():
 
 def test_the_map_names_parity_ranks_and_ranks_that_hold_both():
     assert (
-        roles(WantedJob(run=dict(side=3, scheme="parity")), 13)[9:] == ["single"] + ["parity"] * 3
+        roles(wanted_job(run=dict(side=3, scheme="parity")), 13)[9:] == ["single"] + ["parity"] * 3
     )
-    both = roles(WantedJob(run=dict(side=3, placement="fastest")), 11)
+    both = roles(wanted_job(run=dict(side=3, placement="fastest")), 11)
     assert both == ["coordinator"] + ["single+collage"] * 10
 
 
@@ -496,7 +503,7 @@ def test_a_trial_of_singletons():
 
 def test_the_map_of_one_host_is_a_line_a_role():
     ranks = [rank(number) for number in range(11)]
-    text = map_lines(ranks, roles(WantedJob(), 11))
+    text = map_lines(ranks, roles(wanted_job(), 11))
     assert [line.split() for line in text[1:]] == [
         ["0", "n1", "coordinator", "cpu", "1", "16"],
         ["1-9", "n1", "single", "cpu", "1", "16"],
@@ -511,7 +518,7 @@ def test_a_thousand_ranks_fit_on_one_screen(cyclic):
         host = number % 126 if cyclic else number // 8
         device = f"cuda:{number // 126 if cyclic else number % 8}"
         ranks.append(rank(number, f"n{host + 1:03d}", device=device))
-    text = map_lines(ranks, roles(WantedJob(), 1002))
+    text = map_lines(ranks, roles(wanted_job(), 1002))
     assert len(text) < 12
     assert max(map(len, text)) <= 78  # and two of margin
 

@@ -10,7 +10,7 @@ from collage_mpi.settings.run_settings import RunSettings
 
 
 def test_the_default_is_one_coordinator_nine_singles_one_collage():
-    found = placement(11, None, {"collage": 1}, side=3)
+    found = placement(11, None, {"collage": 1}, side=3, scheme="collage")
     assert found.world_size == 11
     assert found.kinds[0] == frozenset()
     assert found.ranks_of("single") == tuple(range(1, 10))
@@ -114,17 +114,17 @@ def test_a_wrong_world_says_what_to_type(world, singles, collages, scheme, messa
 
 def test_one_process_alone_is_told_how_to_launch():
     with pytest.raises(EnvironmentFault, match=r"on its own.*\n.*launch -n 11 -- run"):
-        placement(1, None, {"collage": 1}, side=3)
+        placement(1, None, {"collage": 1}, side=3, scheme="collage")
 
 
 def test_singletons_are_told_apart_from_a_small_world():
     with pytest.raises(
         EnvironmentFault, match="started 11 ranks, but MPI says this is rank 0 of 1"
     ):
-        placement(1, None, {"collage": 1}, side=3, launcher_size=11)
+        placement(1, None, {"collage": 1}, side=3, scheme="collage", launcher_size=11)
 
 
 @pytest.mark.parametrize(("singles", "collages"), [(0, 1), (-1, 1), (9, 0), (9, -1)])
 def test_impossible_numbers(singles, collages):
     with pytest.raises(UsageError):
-        placement(11, singles, {"collage": collages}, side=3)
+        placement(11, singles, {"collage": collages}, side=3, scheme="collage")

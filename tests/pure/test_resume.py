@@ -467,7 +467,7 @@ def test_a_simulated_point_of_other_files_is_refused(tmp_path: Path, rows: bool)
         {"how": "simulate", "groups": 3, "rows": rows, "costs": str(costs), "base": base}
     )
     (point,) = found.points
-    simulate_points(found, found.points, tmp_path)
+    simulate_points(found, found.points, tmp_path, 1)
     assert state(point, tmp_path) == DONE
     times(trace, 2.0)
     with pytest.raises(UsageError, match=r"trace_file .*SHA-256"):

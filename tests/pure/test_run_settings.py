@@ -463,6 +463,6 @@ def test_a_cascade_takes_runs_whose_groups_are_its_collages(other):
     given |= {"straggler": "pinned", "straggler_median_ms": 5.0, "batch": 2}
     asked = RunSettings.from_mapping(given)
     assert asked.runs
-    found = asked.scheduler_settings(9, runs=True)
-    assert found == asked.scheduler_settings(9)
+    found = asked.scheduler_settings(9, 1.0, {}, runs=True)
+    assert found == asked.scheduler_settings(9, 1.0, {})
     assert not RunSettings.from_mapping({**given, **other}).runs

@@ -234,7 +234,7 @@ def test_the_manifest_expects_the_rows_of_the_plan(shards):
 
 def test_times_reach_the_scheduler_in_ns():
     settings = RunSettings(linger_ms=1.5, image_timeout_s=2.0, between="drain", side=3)
-    found = settings.scheduler_settings(10)
+    found = settings.scheduler_settings(10, 1.0, {})
     assert (found.linger_ns, found.image_timeout_ns, found.drain) == (1_500_000, 2 * 10**9, True)
     assert found.group_size == 9
 
