@@ -33,6 +33,7 @@ from collage_mpi.simulation.advice import (
     best_of,
     simulated_one,
 )
+from collage_mpi.simulation.costs import Costs
 from collage_mpi.system.files import write_atomic
 from collage_mpi.workload.trace import Tail, load_trace, measure_tail
 
@@ -113,12 +114,17 @@ def simulate_places(places: Iterator[Place], answers: str, table: Path) -> None:
 
 def _row(place: Place, entry: Entry, ratio: float | str, answers: str) -> dict[str, Any]:
     question = Question(
-        place.times_s,
+        times_s=place.times_s,
         side=SIDE,
+        spare=0,
         cost_ratio=float(ratio or 1.0),
+        batch_cost=1.0,
+        costs=Costs(),
         answers=answers,
         placements=PLACEMENTS,
         groups=GROUPS,
+        confidence=None,
+        rate=None,
         by_image=True,
     )
     found = simulated_one(question, entry.flags)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import shlex
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,14 @@ if TYPE_CHECKING:
     from collage_mpi.workload.trace import Tail
 
 Json = dict[str, Any]
+# What a question takes where neither a flag nor a run says another value.
+UNKNOWN: Json = {
+    "side": 3,
+    "cost_ratio": 1.0,
+    "batch_cost": 1.0,
+    "costs": Costs(),
+    "confidence": None,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,14 +169,19 @@ def _question(args: AdviseArguments) -> Question:
     from collage_mpi.workload.trace import load_trace
 
     path = Path(args.source)
-    question = _of_run(path) if path.is_dir() else Question(load_trace(args.source))
-    names = ("side", "cost_ratio", "batch_cost")
-    said = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    known = _of_run(path) if path.is_dir() else {**UNKNOWN, "times_s": load_trace(args.source)}
+    said = {name: getattr(args, name) for name in ("side", "cost_ratio", "batch_cost")}
+    known |= {name: value for name, value in said.items() if value is not None}
     if args.collage is not None:
-        said["confidence"] = _threshold(args.collage, args.side or question.side)
-    given = {name: getattr(args, name) for name in ("spare", "answers", "placements", "rate")}
-    groups = args.groups or groups_of(question.times_s, args.placements)
-    return replace(question, **given, **said, groups=groups)
+        known["confidence"] = _threshold(args.collage, known["side"])
+    return Question(
+        **known,
+        spare=args.spare,
+        answers=args.answers,
+        placements=args.placements,
+        groups=args.groups or groups_of(known["times_s"], args.placements),
+        rate=args.rate,
+    )
 
 
 def _threshold(weights: str, side: int) -> float:
@@ -191,40 +204,32 @@ def _threshold(weights: str, side: int) -> float:
     return info.accept.confidence
 
 
-def _of_run(path: Path) -> Question:
-    """The question with the service times of a run's ranks and the costs that the run measured."""
+def _of_run(path: Path) -> Json:
+    """Of a question, the service times of a run's ranks, and what else the run says."""
     import numpy as np
 
     from collage_mpi.results import read_results
     from collage_mpi.results.slow_ranks import record_trace, service_times_ns
-    from collage_mpi.simulation.advice import Question
 
     run: Results = read_results(path)
-    manifest = run.manifest
-    try:
-        costs = costs_of(run)
-    except DataFault:  # a simulated run, or one that was cut off, has none
-        costs = Costs()
+    manifest, known = run.manifest, {**UNKNOWN}
+    with contextlib.suppress(DataFault):  # a simulated run, or one that was cut off, has none
+        known["costs"] = costs_of(run)
+    for name in ("side", "cost_ratio"):
+        known[name] = manifest.get(name) or known[name]
     batch = manifest.get("batch_costs") or {}
+    known["batch_cost"] = batch.get(BACKUP, batch.get(SINGLE, known["batch_cost"]))
     each = sorted(service_times_ns(run).items())  # for one input, of whatever batch
     rows = [ns / 1e9 for (_, _, kind), ns in each if kind == SINGLE]
     if not rows:
         record_trace([run])  # raises, and says what is missing
-    side, confidence = int(manifest.get("side") or 3), None
     collage = (manifest.get("settings") or {}).get("collage")
     if collage:
         with contextlib.suppress(CollageError):  # its file may have moved
-            confidence = _threshold(with_shipped(str(collage)), side)
+            known["confidence"] = _threshold(with_shipped(str(collage)), known["side"])
     # A slow rank that pulls has fewer times. They are repeated, so that every rank counts alike.
     longest = max(map(len, rows))
-    return Question(
-        np.stack([np.resize(row, longest) for row in rows]),
-        side=side,
-        cost_ratio=float(manifest.get("cost_ratio") or 1.0),
-        batch_cost=float(batch.get(BACKUP, batch.get(SINGLE, 1.0))),
-        costs=costs,
-        confidence=confidence,
-    )
+    return {**known, "times_s": np.stack([np.resize(row, longest) for row in rows])}
 
 
 def _print_few(question: Question) -> None:

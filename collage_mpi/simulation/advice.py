@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ LATE = 1.3  # medians after the send, when an unlimited hedge sends its copy (th
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Question:
     """What is compared.
 
@@ -52,16 +52,16 @@ class Question:
     """
 
     times_s: np.ndarray
-    side: int = 3
-    spare: int = 2
-    cost_ratio: float = 1.0
-    batch_cost: float = 1.0
-    costs: Costs = field(default_factory=Costs)
-    answers: str | None = None
-    placements: int = 12
-    groups: int = 200
-    confidence: float | None = None
-    rate: float | None = None
+    side: int
+    spare: int
+    cost_ratio: float
+    batch_cost: float
+    costs: Costs
+    answers: str | None
+    placements: int
+    groups: int
+    confidence: float | None
+    rate: float | None
     by_image: bool | None = None
 
     def load_answers(self) -> Answers | None:

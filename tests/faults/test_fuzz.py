@@ -347,7 +347,7 @@ def test_a_run_that_does_not_say_its_side_is_advised_as_one_of_three(tmp_path) -
     found = read_manifest(run)
     del found["side"]
     (run / "manifest.json").write_text(json.dumps(found))
-    assert _of_run(run).side == 3
+    assert _of_run(run)["side"] == 3
 
 
 def test_damage_is_the_same_for_the_same_seed(readers) -> None:

@@ -10,16 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from paper import paper
-from simulate_to import simulate_to
+from simulate_to import question_of, simulate_to
 
 from collage_mpi.cli import main
-from collage_mpi.commands.advise import _of_run
+from collage_mpi.commands.advise import AdviseArguments, _question
 from collage_mpi.results import read_results
 from collage_mpi.results.rows import OUTCOME_CODE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.advice import (
     Candidate,
-    Question,
     _job,
     best_of,
     candidates,
@@ -101,7 +100,7 @@ def test_what_gains_too_little_or_is_not_known_is_not_chosen():
 
 
 def test_all_but_the_last_have_the_ranks_that_were_asked_for():
-    question = Question(slow_machine(), side=2, spare=2, placements=1, groups=3)
+    question = question_of(slow_machine(), side=2, spare=2, placements=1, groups=3)
     found = simulated(question, lambda more: None)
     few = [one.ranks for one in found if one.flags.get("collage_ranks") == 3]
     assert few == [4]  # collage-only is compared on three ranks too
@@ -110,7 +109,7 @@ def test_all_but_the_last_have_the_ranks_that_were_asked_for():
 
 
 def test_stripes_are_compared_where_it_is_known_what_they_decode():
-    question = Question(slow_machine(), side=2, spare=2)
+    question = question_of(slow_machine(), side=2, spare=2)
     said = Answers(2, ("a",), [0] * 4, [], degraded={"coded": (2, [])})
     names = [flags["scheme"] for flags in candidates(question, said)]
     assert ("approx" in names, "parity" in names) == (True, False)
@@ -122,7 +121,7 @@ def test_stripes_are_compared_where_it_is_known_what_they_decode():
 
 
 def test_without_answers_of_a_collage_no_collage_is_compared():
-    question = Question(slow_machine(), side=2, spare=2, confidence=0.9)
+    question = question_of(slow_machine(), side=2, spare=2, confidence=0.9)
     quick = Answers(2, ("a",), [0] * 4, [], backup=[])
     names = {flags["scheme"] for flags in candidates(question, quick)}
     assert names == {"none", "hedge", "batch-backup", "cascade-batch", "replicate"}
@@ -245,7 +244,7 @@ def test_without_a_threshold_a_cascade_is_not_compared_and_that_is_said(tmp_path
 
 
 def test_in_open_loop_a_latency_is_an_images_and_each_placement_has_arrivals_of_its_own(tmp_path):
-    question = Question(np.full((12, 300), 0.1), placements=2, groups=30, rate=20.0)
+    question = question_of(np.full((12, 300), 0.1), placements=2, groups=30, rate=20.0)
     found = simulated_one(question, {"scheme": "none"})
     assert found.p50_ms == pytest.approx(100, rel=0.05)  # nine images take 450 ms to come
     seeds = [_job(question, {"scheme": "none"}, seed).settings.arrival_seed for seed in (0, 1)]
@@ -257,7 +256,7 @@ def test_the_collage_network_of_a_run_is_known(tmp_path):
     gone = replace(shipped, collage=str(tmp_path / "gone.safetensors"))
     for name, settings, score in (("a", shipped, 0.8515), ("b", gone, None)):
         simulate_to(settings, tmp_path / name, 90)
-        assert _of_run(tmp_path / name).confidence == score
+        assert _question(AdviseArguments(source=str(tmp_path / name))).confidence == score
 
 
 def test_a_run_is_asked_of_with_what_it_measured(tmp_path, capsys):
@@ -278,7 +277,7 @@ def test_of_a_run_with_a_slow_rank_no_time_is_left_out(tmp_path):
     found = read_results(tmp_path / "run").measured_tasks
     found = found[found["outcome"] == OUTCOME_CODE["answered"]]
     most = max(np.unique(found["rank"], return_counts=True)[1])
-    times_s = _of_run(tmp_path / "run").times_s
+    times_s = _question(AdviseArguments(source=str(tmp_path / "run"))).times_s
     assert times_s.shape == (4, most)
     medians = sorted(np.median(times_s, axis=1))
     assert medians[3] > 5 * medians[2]

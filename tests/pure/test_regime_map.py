@@ -11,10 +11,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from simulate_to import question_of
 
 from collage_mpi.kinds import COLLAGE
 from collage_mpi.models import describe
-from collage_mpi.simulation.advice import Question, simulated, simulated_one
+from collage_mpi.simulation.advice import simulated, simulated_one
 from collage_mpi.simulation.replayed_answers import save_answers
 from collage_mpi.system.fields import with_shipped
 from collage_mpi.workload.trace import Tail, measure_tail
@@ -81,7 +82,7 @@ def test_a_slow_request_is_as_slow_as_the_weight_says(regimes):
 def test_all_but_replication_have_as_many_ranks(regimes):
     times_s = np.full((40, 40), 0.1)
     for entry in regimes.entries(9):
-        question = Question(times_s, placements=1, groups=3)
+        question = question_of(times_s, placements=1, groups=3)
         if entry.flags.get("accept") == "confident":
             continue  # needs answers
         ranks = simulated_one(question, entry.flags).ranks
@@ -208,7 +209,7 @@ def once(simulate):
 
 def p99_ms(regime_map: ModuleType, times_s: np.ndarray, names: list[str]) -> dict[str, float]:
     each = {entry.name: entry for entry in regime_map.regimes.entries(9)}
-    question = Question(times_s, placements=12, groups=35, by_image=True)
+    question = question_of(times_s, placements=12, groups=35, by_image=True)
     return {name: simulated_one(question, each[name].flags).p99_ms for name in names}
 
 
@@ -229,7 +230,7 @@ def test_of_requests_slow_by_themselves_nothing_can_be_known(regime_map):
 def test_advise_sees_the_same_on_the_same_times(regime_map):
     """What both simulate alike has the same P99 to the digit."""
     times_s = regime_map.regimes.service_times(27.0, 5.0, 9)
-    question = Question(times_s, placements=12, groups=35)
+    question = question_of(times_s, placements=12, groups=35)
     advised = simulated(question, lambda more: None)
     by_flags = {str(sorted(one.flags.items())): one for one in advised}
     finish = {"scheme": "none", "singles": 11, "assign": "finish"}
