@@ -12,6 +12,7 @@ import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
 from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -235,6 +236,8 @@ def default_of(part: type[Any], name: str, kind: str = "") -> Any:
     return about(spec).by_kind.get(kind, spec.default)
 
 
+# The type of a setting -> what is brought to that type; a bool is no number here.
+_TAKES: dict[type, Any] = {int: Integral, float: Real, str: (str, os.PathLike), bool: bool}
 # class -> name -> type of each field, inherited ones too
 _hints: Callable[[Any], dict[str, Any]] = cache(typing.get_type_hints)
 
@@ -250,8 +253,8 @@ def _switch(spec: Field[Any], value: Any) -> Any:
 
 
 def _typed(spec: Field[Any], value: Any, hint: Any) -> Any:
-    """The value as the type of a setting: a path as text, one text as a tuple of it, and an integer
-    as a float where the setting has that type. Raises UsageError.
+    """The value as the type of a setting: a path as text, one text as a tuple of it, an integer as
+    a float, and numpy's numbers as Python's. Raises UsageError.
     """
     if "about" not in spec.metadata:
         return value
@@ -265,15 +268,11 @@ def _typed(spec: Field[Any], value: Any, hint: Any) -> Any:
         texts = isinstance(parts, (list, tuple))
         if texts and all(isinstance(part, (str, os.PathLike)) for part in parts):
             return tuple(map(os.fspath, parts))
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    elif isinstance(value, _TAKES.get(hint, ())) and isinstance(value, bool) == (hint is bool):
         try:
-            return float(value)
+            return os.fspath(value) if hint is str else hint(value)
         except OverflowError:
             raise UsageError(f"{spec.name} is a number of over 300 digits") from None
-    elif hint is str and isinstance(value, os.PathLike):
-        return os.fspath(value)
-    elif hint in (int, str, bool) and type(value) is hint:  # a bool is no int here
-        return value
     known = about(spec)
     several = "a list of strings" if known.repeated else f"{known.metavar}, or a list of strings"
     wanted = several if origin is tuple else getattr(hint, "__name__", str(hint))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,6 +88,10 @@ def test_python_takes_the_words_and_numbers_that_a_file_takes():
     found = RunSettings(depth="auto", batch="auto", endgame=False, confidence=1)
     assert (found.depth, found.batch, found.endgame) == (None, None, "off")
     assert type(found.confidence) is float
+    counted = RunSettings(limit=np.int64(9), confidence=np.float32(0.5))
+    assert repr(counted) == "RunSettings(limit=9, confidence=0.5)"
+    with pytest.raises(UsageError, match=r"limit is .*9\.0.*; it needs int"):
+        RunSettings(limit=np.float64(9.0))
 
 
 def test_a_repr_shows_what_is_not_the_default():
