@@ -16,7 +16,6 @@ from collage_mpi.encoding.stripe import AnyEncoder, paste_group
 from collage_mpi.kinds import KIND
 from collage_mpi.mpi.tasks import (
     PLACE,
-    WireTask,
     pack_file,
     pack_places,
     pack_tasks,
@@ -245,21 +244,21 @@ class ImageBuffer:
             buffer_for: gives a (capacity,) uint8 buffer for a number of bytes.
         """
         kind, by_place = sends[0].kind, sends[0].rank in self._reading
-        tasks = [WireTask(s.task, s.group, s.attempt, kind, s.items, by_place) for s in sends]
         if KIND[kind].encoded and not by_place:
-            return self._pack_encoded(tasks, buffer_for)
-        items = sum([len(task.items) for task in tasks])
+            return self._pack_encoded(sends, buffer_for)
         if by_place:
-            places = b"".join([self._places(task.items) for task in tasks])
-            buffer = buffer_for(task_message_bytes(len(tasks), items, len(places)))
-            nbytes = pack_tasks(buffer, self.session, tasks, places)
-            return Packed(buffer, nbytes, (0,) * len(tasks), pixels=False)
-        pixels = [_pixels(self.images[image]) for task in tasks for image, _ in task.items]
-        for task in tasks:  # of an image, or of many of which none is a file
-            task.as_files = self.images[task.items[0][0]].file is not None
+            places = b"".join([self._places(send.items) for send in sends])
+            items = len(places) // PLACE.itemsize
+            buffer = buffer_for(task_message_bytes(len(sends), items, len(places)))
+            nbytes = pack_tasks(buffer, self.session, sends, places)
+            return Packed(buffer, nbytes, (0,) * len(sends), pixels=False)
+        pixels = [_pixels(self.images[image]) for send in sends for image, _ in send.items]
+        # a task is of an image, or of many of which none is a file
+        files = [send.task for send in sends if self.images[send.items[0][0]].file is not None]
         nbytes = sum([array.nbytes for array in pixels])
-        buffer = buffer_for(task_message_bytes(len(tasks), items, nbytes))
-        return Packed(buffer, pack_tasks(buffer, self.session, tasks, pixels), (0,) * len(tasks))
+        buffer = buffer_for(task_message_bytes(len(sends), len(pixels), nbytes))
+        nbytes = pack_tasks(buffer, self.session, sends, pixels, as_files=files)
+        return Packed(buffer, nbytes, (0,) * len(sends))
 
     def _places(self, items: Sequence[tuple[int, int]]) -> bytes:
         """Where images lie, as they travel."""
@@ -279,7 +278,7 @@ class ImageBuffer:
         return b"".join(found)
 
     def _pack_encoded(
-        self, tasks: Sequence[WireTask], buffer_for: Callable[[int], np.ndarray]
+        self, tasks: Sequence[Send], buffer_for: Callable[[int], np.ndarray]
     ) -> Packed:
         """Pasted where they are sent from."""
         now_ns = self.clock()

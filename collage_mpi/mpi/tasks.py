@@ -6,7 +6,7 @@ where its rank reads the images.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import starmap
 
@@ -22,7 +22,7 @@ from collage_mpi.mpi.protocol import (
     read_header,
     write,
 )
-from collage_mpi.scheduler.events import Items
+from collage_mpi.scheduler.events import Items, Send
 
 TASK = np.dtype(
     [
@@ -74,9 +74,10 @@ def task_message_bytes(tasks: int, items: int, pixels_bytes: int) -> int:
 def pack_tasks(
     out: np.ndarray,
     session: int,
-    tasks: Sequence[WireTask],
+    tasks: Sequence[Send | WireTask],
     pixels: Sequence[np.ndarray] | bytes = (),
     following: int = 0,
+    as_files: Collection[int] = (),
 ) -> int:
     """Write a TASKS message into `out` and return its length in bytes. The caller writes the
     `following` bytes of pixels behind that length.
@@ -86,14 +87,15 @@ def pack_tasks(
         session: number of the session.
         tasks: one or more, of any groups.
         pixels: the networks' inputs in task order, each a C-contiguous uint8 array: one (H, W, C)
-            for each item of a single task, one (P, P, C) for a collage task. For tasks by place
-            the bytes that `pack_places` makes of all their items.
+            for each item of a single task, one (P, P, C) for a collage task. If it is bytes, as
+            `pack_places` makes of all items, the tasks are by place.
         following: bytes of further pixels.
+        as_files: numbers of the tasks whose pixels are a `pack_file` for each item.
 
     Raises:
         WireFault: the message does not fit `out` with the bytes that follow.
     """
-    places, arrays = (pixels, ()) if isinstance(pixels, bytes) else (b"", pixels)
+    places, arrays = (pixels, ()) if isinstance(pixels, bytes) else (None, pixels)
     records: list[bytes] = []
     items: list[bytes] = []
     count = 0
@@ -103,12 +105,13 @@ def pack_tasks(
             items.append(_ITEM.pack(own.images[0], own.cells[0], len(own)))
         else:
             items += [_ITEM.pack(image, cell, 1) for image, cell in own]
-        kind, carries = KINDS.index(t.kind), (t.by_place, t.as_files)
+        kind, carries = KINDS.index(t.kind), (places is not None, t.task in as_files)
         records.append(_TASK.pack(t.task, t.group, t.attempt, kind, *carries, len(items) - before))
         count += len(own)
-    payload = following + len(places) + sum([array.nbytes for array in arrays])
+    named = places or b""
+    payload = following + len(named) + sum([array.nbytes for array in arrays])
     head = TASKS, session, len(tasks), count, payload
-    return write(out, head, b"".join([*records, *items, places]), arrays, following)
+    return write(out, head, b"".join([*records, *items, named]), arrays, following)
 
 
 def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:

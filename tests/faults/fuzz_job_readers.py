@@ -135,7 +135,7 @@ def _messages() -> list[Reader]:
     tasks = [
         WireTask(1, 0, 1, "single", ((0, 0),)),
         WireTask(2, 0, 1, "collage", tuple((i, i) for i in range(9))),
-        WireTask(3, 0, 1, "single", ((2, 0),), by_place=True),
+        WireTask(3, 0, 1, "single", ((2, 0),)),
     ]
     results = [
         WireResult(1, ANSWERED, 10, 5, 7, cells=(Score(3, 0.5), None)),

@@ -346,7 +346,8 @@ class FakeEndpoint:
     def give(self, tasks: list[WireTask], pixels: list[np.ndarray], session: int = SESSION) -> None:
         """A task message from rank 0."""
         out = np.zeros(65536, np.uint8)
-        self.inbox.append(out[: pack_tasks(out, session, tasks, pixels)])
+        files = [task.task for task in tasks if task.as_files]
+        self.inbox.append(out[: pack_tasks(out, session, tasks, pixels, as_files=files)])
 
     def cancel(self, *tasks: int, session: int = SESSION) -> None:
         """A cancel message from rank 0."""

@@ -61,7 +61,6 @@ tasks = st.builds(
     attempt=st.integers(1, 60),
     kind=st.sampled_from(KINDS),
     items=st.lists(st.tuples(ids, st.just(0)), min_size=1, max_size=9).map(tuple),
-    by_place=st.booleans(),
     as_files=st.booleans(),
 )
 places = st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)), max_size=9)
@@ -89,11 +88,14 @@ def test_what_travels_changes_only_with_its_version():
     assert (wire.VERSION, digest) == (8, 3873737774)
 
 
-@given(batch=st.lists(tasks, min_size=1, max_size=4), session=st.integers(0, 9))
+@given(
+    batch=st.lists(tasks, min_size=1, max_size=4, unique_by=lambda task: task.task),
+    session=st.integers(0, 9),
+)
 def test_tasks_of_several_groups_travel_together(batch, session):
     pixels = [np.full((2, 3, 1), i, np.uint8) for i in range(len(batch))]
-    out = np.zeros(4096, np.uint8)
-    length = pack_tasks(out, session, batch, pixels)
+    out, files = np.zeros(4096, np.uint8), [task.task for task in batch if task.as_files]
+    length = pack_tasks(out, session, batch, pixels, as_files=files)
     found, payload = unpack_tasks(out[:length])
     assert found == batch
     assert payload.tobytes() == b"".join(p.tobytes() for p in pixels)
@@ -115,8 +117,9 @@ def test_places_travel_instead_of_pixels(named):
 def test_images_in_sequence_take_one_record():
     task = WireTask(1, 0, 1, "single", Items(7, 2, 5), by_place=True)
     out = np.zeros(task_message_bytes(1, 1, 0), np.uint8)
-    found, payload = unpack_tasks(out[: pack_tasks(out, 1, [task])])
+    found, payload = unpack_tasks(out[: pack_tasks(out, 1, [task], b"")])
     assert found[0].items == tuple((7 + i, 2 + i) for i in range(5))
+    assert found[0].by_place
     assert not payload.size
 
 
@@ -276,7 +279,7 @@ def test_a_record_of_more_images_than_the_message_has_bytes_is_refused():
     """Before a list of them is made, which could take all memory."""
     items = Items(7, 2, (1 << 32) - 1)
     out = np.zeros(256, np.uint8)
-    length = pack_tasks(out, 1, [WireTask(1, 0, 1, "single", items, by_place=True)])
+    length = pack_tasks(out, 1, [WireTask(1, 0, 1, "single", items)])
     with pytest.raises(wire.WireFault, match=f"{length} bytes does not match its counts"):
         unpack_tasks(out[:length])
 
