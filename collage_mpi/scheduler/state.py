@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -215,14 +215,13 @@ class TaskState:
         self.images = list(chain.from_iterable([image.apart() for image in self.images]))
         return len(self.images) > before
 
-    def each(self, cells: Sequence[Score | None]) -> Iterator[tuple[ImageState, Any]]:
+    def each(self, cells: Sequence[Score | None]) -> Iterable[tuple[ImageState, Any]]:
         """Each image with its one of the cells, or run with those of its images."""
         if len(self.images) == len(cells):  # there is no run
-            yield from zip(self.images, cells, strict=True)
-            return
-        if len(self.images) == 1:
-            yield self.images[0], cells
-            return
+            return zip(self.images, cells, strict=True)
+        return [(self.images[0], cells)] if len(self.images) == 1 else self._each_run(cells)
+
+    def _each_run(self, cells: Sequence[Score | None]) -> Iterator[tuple[ImageState, Any]]:
         at = 0
         for image in self.images:
             count = image.count  # of which some may be cut off meanwhile
@@ -235,9 +234,9 @@ class Message:
 
     __slots__ = ("inputs", "left")
 
-    def __init__(self, tasks: int, inputs: int) -> None:
+    def __init__(self, tasks: int) -> None:
         self.left = tasks  # not over yet
-        self.inputs = inputs
+        self.inputs = 0  # of its network
 
 
 class RankState:

@@ -70,10 +70,8 @@ class TaskBook:
     def send(self, rank: RankState, tasks: list[TaskState]) -> None:
         """Send these to the rank in one message."""
         self._ranks.begins(rank)
-        message = Message(len(tasks), len(tasks))
+        message = Message(len(tasks))
         sends = [self._leave(task, message) for task in tasks]
-        if not KIND[sends[0].kind].encoded:
-            message.inputs = sum([len(send.items) for send in sends])
         self._turn.actions.append(sends[0] if len(sends) == 1 else ev.SendBatch(tuple(sends)))
 
     def _leave(self, task: TaskState, message: Message) -> ev.Send:
@@ -89,6 +87,7 @@ class TaskBook:
         else:
             task.items = tuple([Item(image.id, image.cell) for image in task.images])
         task.message = message
+        message.inputs += 1 if KIND[task.kind].encoded else len(task.items)
         task.status = TASK[task.status]["leaves"]
         task.rank.outstanding[task.id] = task
         self.out[task.id] = task
