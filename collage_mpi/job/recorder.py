@@ -323,8 +323,8 @@ class Recorder:
         distinct = np.diff(np.sort(labels), axis=1) != 0
         found["classes"][whole] = rows["has_label"][first[whole]] * (1 + distinct.sum(1))
         self._writer.group_rows(found[whole])
-        own = np.split(order, starts[1:])  # of each group, by cell
-        self._join(found[~whole], [rows[own[at]] for at in np.flatnonzero(~whole)])
+        parts = zip(starts[~whole].tolist(), counts[~whole].tolist(), strict=True)
+        self._join(found[~whole], [rows[order[at : at + count]] for at, count in parts])
 
     def _join(self, found: np.ndarray, rows: Sequence[np.ndarray]) -> None:
         """Count images for groups of which there are others.

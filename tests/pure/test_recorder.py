@@ -124,8 +124,8 @@ def test_groups_are_told_apart_whichever_is_answered_first():
     book = Recorder(rows, images, start_ns=START_NS, group_size=2, warmup_groups=1)
     for first in (0, 2):
         two = np.arange(first, first + 2)
-        run = ImageRun(first, Columns(two, two, two, two), START_NS + 10 * first, 5 + first)
-        images.add_run(run)
+        columns = Columns(two, two, two, np.maximum(two, 2))
+        images.add_run(ImageRun(first, columns, START_NS + 10 * first, 5 + first))
     for group, source, now_ns in ((1, COLLAGE, 300), (0, SINGLE, 900)):
         items = {2 * group: 0, 2 * group + 1: 1}
         book.sent([send(group, 1, SINGLE, items, group, 1)], START_NS, [0])
@@ -135,7 +135,7 @@ def test_groups_are_told_apart_whichever_is_answered_first():
     book.write_late()
     assert [image.group for image in rows.images] == [1, 1, 0, 0]
     assert rows.groups == [
-        GroupRow(0, 2, 0, 900, 5, 0, 2, 0, 3, True),
+        GroupRow(0, 2, 0, 900, 5, 0, 1, 0, 3, True),
         GroupRow(1, 2, 20, 280, 7, 0, 2, 2, 3, False),
     ]
 
