@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -97,3 +100,45 @@ def test_other_inputs_are_put_together(pick):
     images = np.arange(48, dtype=np.uint8).reshape(4, 2, 2, 3)
     assert np.array_equal(joined(pick(images)), np.concatenate(pick(images)))
     assert not np.shares_memory(joined(pick(images)), images)
+
+
+FAULTS_OF_A_BATCH = """
+import resource, sys
+import numpy as np
+from collage_mpi.job.networks import NetworkLoader
+
+if sys.argv[1:]:
+    NetworkLoader(1, 2)
+for batch in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    layers = [np.ones(size, np.uint8) for size in (40_000_000, 20_000_000, 300_000)]
+    del layers
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_a_worker_keeps_the_memory_of_a_batch_for_the_next():
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("glibc alone has these settings")
+    command = [sys.executable, "-c", FAULTS_OF_A_BATCH]
+    plain, worker = (
+        int(subprocess.run([*command, *words], capture_output=True, check=True).stdout)
+        for words in ([], ["worker"])
+    )
+    assert 5 * worker < plain
+
+
+def test_older_c_libraries_keep_smaller_blocks_and_others_have_no_such_setting(monkeypatch):
+    told = []
+
+    class Old:
+        @staticmethod
+        def mallopt(what, nbytes):
+            told.append((what, nbytes))
+            return nbytes <= 1 << 25 or what == -1
+
+    monkeypatch.setattr(networks.ctypes, "CDLL", lambda name: Old)
+    networks.keep_freed_memory()
+    assert told == [(-1, 2**31 - 1), (-3, 1 << 30), (-3, 1 << 25)]
+    monkeypatch.setattr(networks.ctypes, "CDLL", lambda name: object())
+    networks.keep_freed_memory()
