@@ -43,9 +43,9 @@ NOT_FINITE = "the network's scores are not finite (NaN or infinite)"
 # Of torch (out of memory; a GPU that fails, since torch 2.8), and Python's own.
 DEVICE_ERRORS = ("OutOfMemoryError", "AcceleratorError", "MemoryError")
 MEASURED_RUNS = 5  # in a round; few, because the networks take turns
-# A slow network, or a busy host, is measured for no longer than this: 5 calls of a network that
-# takes 8 s (417 px on a crowded core) are 40 s in which all other ranks wait.
-MEASURED_NS, LEAST_MEASURED = 2_000_000_000, 2
+# Long calls are made less often, because all other ranks wait: 15 calls of each batch that `--batch
+# auto` tried took as long as 2,000 pictures.
+MEASURED_NS, LEAST_MEASURED = 100_000_000, 2
 # glibc's mallopt: what is kept when it is freed (malloc.h), and bytes. Older ones take 32 MiB.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES, KEPT_BLOCK_BYTES = (1 << 31) - 1, (1 << 30, 1 << 25)
