@@ -7,21 +7,25 @@ excitation) and the trunk of YOLOv3-tiny (Redmon and Farhadi 2018, arXiv 1804.02
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from collage_mpi.models.architecture import Architecture
 
+SAME = 1e-3  # of the largest output: by so much may it change when norms are folded
 COUNTER = "num_batches_tracked"  # of a batch norm: plays no part in inference, is not stored
 
 
 class ConvNorm(nn.Module):
-    """Convolution and norm, without the activation. A batch norm can be folded away."""
+    """Convolution and norm, without the activation."""
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int, norm: str) -> None:
         super().__init__()
@@ -32,12 +36,6 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.norm(self.conv(x))
         return found
-
-    def fold(self) -> None:
-        """Fold a batch norm into the convolution; the module must be in eval mode."""
-        if isinstance(self.norm, nn.BatchNorm2d):
-            self.conv = fuse_conv_bn_eval(self.conv, self.norm)
-            self.norm = nn.Identity()
 
 
 class ResidualBlock(nn.Module):
@@ -96,12 +94,78 @@ class ResNet(nn.Module):
         return found
 
 
-def fold_norms(network: nn.Module) -> None:
-    """Fold every batch norm in the network, which is put in eval mode first."""
-    network.eval()
-    for module in network.modules():
-        if isinstance(module, ConvNorm):
-            module.fold()
+def fold_norms(network: nn.Module, one: Tensor) -> int:
+    """Fold each batch norm into the convolution whose output it gets; returns how many.
+
+    The network is put in eval mode and asked about `one`, a batch of one, which shows what follows
+    what. It stays as it was if it cannot be asked here, or answers otherwise once it is folded.
+    """
+    norms = [m for m in network.eval().modules() if isinstance(m, _BatchNorm)]
+    pairs, answer = _pairs(network, norms, one.to(norms[0].running_mean)) if norms else ([], None)
+    if not pairs or answer is None:
+        return 0
+    names = {module: name for name, module in network.named_modules()}
+    before = [(conv, conv.weight, conv.bias) for conv, _ in pairs]
+    for conv, norm in pairs:
+        rest = [*norm.children()]  # of timm's norms: their activation
+        network.set_submodule(names[norm], nn.Sequential(*rest) if rest else nn.Identity())
+        told = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *told)
+    folded = _asked(network, one.to(norms[0].running_mean))
+    if folded is not None and all(
+        bool((new - old).abs().max() <= SAME * old.abs().max())
+        for new, old in zip(folded, answer, strict=True)
+    ):
+        return len(pairs)
+    for (conv, weight, bias), (_, norm) in zip(before, pairs, strict=True):
+        network.set_submodule(names[norm], norm)
+        conv.weight, conv.bias = weight, bias
+    return 0
+
+
+def _pairs(
+    network: nn.Module, norms: Sequence[nn.Module], one: Tensor
+) -> tuple[list[tuple[Any, Any]], list[Tensor] | None]:
+    """(convolution, norm) where all outputs of one are all inputs of the other; and the answer."""
+    last: tuple[Any, Any] = None, None  # convolution that was called, and its output
+    calls = Counter[nn.Module]()
+    met: list[tuple[Any, nn.Module]] = []
+
+    def note(conv: nn.Module, given: Any, out: Any) -> None:
+        nonlocal last
+        last = conv, out
+        calls[conv] += 1
+
+    def meet(norm: nn.Module, given: tuple[Any, ...]) -> None:
+        met.append((last[0] if given[0] is last[1] else None, norm))
+
+    convs = [m for m in network.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)]
+    hooks = [norm.register_forward_pre_hook(meet) for norm in norms]
+    # One whose weights are made anew at each call has them in no parameter, or a hook.
+    hooks += [
+        conv.register_forward_hook(note)
+        for conv in convs
+        if "weight" in conv._parameters and not conv._forward_pre_hooks
+    ]
+    answer = _asked(network, one)
+    for hook in hooks:
+        hook.remove()
+    uses = Counter(norm for _, norm in met)
+    return [
+        (conv, norm)
+        for (conv, norm), times in Counter(met).items()
+        if conv is not None and times == uses[norm] == calls[conv]
+    ], answer
+
+
+def _asked(network: nn.Module, one: Tensor) -> list[Tensor] | None:
+    """The outputs of a network; None if it raises, of which its first call will tell."""
+    try:
+        with torch.inference_mode():
+            found = network(one)
+    except Exception:  # of a user's code
+        return None
+    return [*found] if isinstance(found, tuple) else [found]
 
 
 def channels_last(network: nn.Module) -> nn.Module:

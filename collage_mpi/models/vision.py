@@ -5,14 +5,11 @@ this package do not need it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.models.architecture import Backbone
@@ -104,25 +101,6 @@ class ConvTrunk(nn.Module):
 
 
 _WITH_CLASSES = (nn.Linear, nn.Conv2d)
-
-
-def fold_pairs(network: nn.Module) -> int:
-    """Fold each batch norm that follows its convolution into it; returns how many.
-
-    In eval mode only. A pair is two neighbours in a Sequential, or convK and bnK of one module.
-    """
-    folded = 0
-    for module in network.modules():
-        children = list(module.named_children())
-        for (first, conv), (second, norm) in pairwise(children):
-            named = re.fullmatch(r"conv(\d+)", first) and second == first.replace("conv", "bn")
-            if not (named or isinstance(module, nn.Sequential)):
-                continue
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(module, first, fuse_conv_bn_eval(conv, norm))
-                setattr(module, second, nn.Identity())
-                folded += 1
-    return folded
 
 
 def _three(x: Tensor) -> Tensor:

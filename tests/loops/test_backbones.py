@@ -66,7 +66,6 @@ def imported(pth: Path, out: Path, *flags: str) -> int:
 @pytest.mark.parametrize("name", NAMES)
 def test_single_and_collage_share_their_trunk(name: str) -> None:
     from collage_mpi.models.backbones import fold_norms
-    from collage_mpi.models.vision import fold_pairs
 
     torch.manual_seed(0)
     single = build_network(Backbone(name), 3, 7, None)
@@ -83,13 +82,96 @@ def test_single_and_collage_share_their_trunk(name: str) -> None:
     assert needed - taken == (2 if name == "torchvision:mobilenet_v3_small" else 0)
     with torch.inference_mode():
         before = single.eval()(x)
-        if name.startswith("torchvision:"):
-            assert fold_pairs(single) >= 20
-        fold_norms(single)
+        norms = sum(isinstance(m, torch.nn.BatchNorm2d) for m in single.modules())
+        assert fold_norms(single, x[:1]) == norms >= 8
         assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in single.modules())
         torch.testing.assert_close(single(x), before, rtol=1e-3, atol=1e-4)
         assert before.shape == (2, 1, 7)
         assert collage(torch.randn(2, 3, 139, 139)).shape == (2, 9, 7)
+
+
+class Paired(torch.nn.Module):
+    """Two convolutions, each with its norm; `told` says what makes folding one of them wrong."""
+
+    def __init__(self, told: str = "") -> None:
+        super().__init__()
+        self.told, self.calls = told, 0
+        self.a, self.b = torch.nn.Conv2d(3, 4, 1, bias=False), torch.nn.Conv2d(4, 4, 3)
+        self.norms = torch.nn.ModuleList(torch.nn.BatchNorm2d(4) for _ in range(2))
+        for norm in self.norms:
+            torch.nn.init.uniform_(norm.running_var, 0.5, 2)
+            torch.nn.init.normal_(norm.running_mean)
+        if told == "made anew":
+            torch.nn.utils.parametrizations.weight_norm(self.a)
+        if told == "hooked":
+            self.a.register_forward_pre_hook(lambda module, given: None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.told == "raises":
+            raise ValueError("not here")
+        first = self.a(x)
+        y = self.norms[0](first.clone() if self.told == "copied" else first)
+        if self.told == "read twice":
+            y = y + 3 * first
+        if self.told == "two inputs":
+            y = y + self.norms[0](x[:, [0, 1, 2, 0]])
+        if self.told == "called twice":
+            y = y + self.a(-x)
+        return self.norms[1](self.b(torch.relu_(y)))
+
+
+@pytest.mark.parametrize(
+    ("told", "folded"),
+    [
+        ("", 2),
+        ("made anew", 1),
+        ("hooked", 1),
+        ("copied", 1),
+        ("two inputs", 1),
+        ("called twice", 1),
+        ("read twice", 0),
+        ("raises", 0),
+    ],
+)
+def test_a_norm_is_folded_only_where_the_answers_stay(told: str, folded: int) -> None:
+    from collage_mpi.models.backbones import fold_norms
+
+    torch.manual_seed(0)
+    network, x = Paired(told).eval(), torch.randn(2, 3, 8, 8)
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    before = None if told == "raises" else network(x)
+    assert fold_norms(network, x[:1]) == folded
+    left = sum(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules())
+    assert left == 2 - folded
+    hooks = [h for m in network.modules() for h in (*m._forward_hooks, *m._forward_pre_hooks)]
+    assert len(hooks) == (told == "hooked")
+    if before is not None:
+        torch.testing.assert_close(network(x), before, rtol=1e-4, atol=1e-5)
+    if not folded:
+        assert network.state_dict().keys() == state.keys()
+        assert all(torch.equal(network.state_dict()[name], state[name]) for name in state)
+
+
+def test_norms_of_timm_leave_their_activations() -> None:
+    from collage_mpi.models.backbones import fold_norms
+
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network, x = timm.create_model("test_efficientnet").eval(), torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        before = network(x)
+        assert fold_norms(network, x[:1]) == 13
+        assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules())
+        torch.testing.assert_close(network(x), before, rtol=1e-3, atol=1e-4)
+
+
+def test_a_network_without_norms_is_not_asked() -> None:
+    from collage_mpi.models.backbones import fold_norms
+
+    network = Paired()
+    network.norms = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
+    assert (fold_norms(network, torch.zeros(1, 3, 8, 8)), network.calls) == (0, 0)
 
 
 def test_what_is_no_backbone() -> None:
