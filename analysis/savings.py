@@ -8,7 +8,7 @@ a network whose file does not come with the package the threshold is the score t
 threshold --errors 2` finds by these answers. The ratios of service times are those of
 analysis/answers/ratios.csv, in float32 and in bfloat16: of a collage, or of a quick network's batch
 of as many images, over the single network's for an image. The answers of analysis/answers are
-float32, those of its folder photographs are bfloat16, as ranks answer there.
+float32, those of its folders photographs and cifar10 are bfloat16, as ranks answer there.
 """
 
 from __future__ import annotations
