@@ -455,6 +455,8 @@ def test_the_last_layer_alone_learns(
     info = describe(str(out), "single")
     assert info is not None
     assert info.metadata["training"]["validation_accuracy"] == 1.0
+    log = tmp_path / "out.safetensors.csv"
+    assert log.read_text().count("\n") == 10  # a line an epoch, below the names
     with np.load(cache) as kept:
         assert kept["views"].shape == (120, 2, 1280)
     assert train() == looked_ns
