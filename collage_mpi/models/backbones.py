@@ -100,7 +100,8 @@ def fold_norms(network: nn.Module, one: Tensor) -> int:
     The network is put in eval mode and asked about `one`, a batch of one, which shows what follows
     what. It stays as it was if it cannot be asked here, or answers otherwise once it is folded.
     """
-    norms = [m for m in network.eval().modules() if isinstance(m, _BatchNorm)]
+    kept = [m for m in network.eval().modules() if isinstance(m, _BatchNorm)]
+    norms = [norm for norm in kept if norm.running_mean is not None]  # not of each batch anew
     pairs, answer = _pairs(network, norms, one.to(norms[0].running_mean)) if norms else ([], None)
     if not pairs or answer is None:
         return 0
@@ -159,13 +160,14 @@ def _pairs(
 
 
 def _asked(network: nn.Module, one: Tensor) -> list[Tensor] | None:
-    """The outputs of a network; None if it raises, of which its first call will tell."""
+    """The outputs of a network. None if it raises or gives no tensors; its first call will tell."""
     try:
         with torch.inference_mode():
             found = network(one)
     except Exception:  # of a user's code
         return None
-    return [*found] if isinstance(found, tuple) else [found]
+    outputs = [*found] if isinstance(found, tuple) else [found]
+    return outputs if all(isinstance(output, Tensor) for output in outputs) else None
 
 
 def channels_last(network: nn.Module) -> nn.Module:
