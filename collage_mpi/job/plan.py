@@ -147,7 +147,7 @@ def read_as(settings: RunSettings, networks: Mapping[str, NetworkInfo]) -> ReadA
         UsageError, EnvironmentFault, DataFault: the class names, or a named network, cannot be
             read.
     """
-    known, resize_px = [*networks.values()], None
+    known, resize_px, by = [*networks.values()], None, None
     paths = expand_paths(settings.shards)
     if any(source_of(path)[0].name not in HDF5 for path in paths):
         shape = settings.picture_shape()
@@ -155,12 +155,13 @@ def read_as(settings: RunSettings, networks: Mapping[str, NetworkInfo]) -> ReadA
         asked = _ask_named(settings, Geometry(shape, settings.side, cell_px, None))
         known += [each.info for each in asked.values()]
         resize_px = next((each.resize_px for each in asked.values() if each.resize_px), None)
+        by = next((each.filter for each in asked.values() if each.filter), None)
     shapes = [one.image_shape for one in known if one.image_shape]
     images = next((shape for shape in shapes if shape[2] in CHANNELS), None)  # else no pictures
     names = next((one.class_names for one in known if one.class_names), None)
     if settings.class_names_file is not None:
         names = read_class_names(Path(settings.class_names_file))
-    fit = settings.picture_fit(images, resize_px)
+    fit = settings.picture_fit(images, resize_px, by)
     return ReadAs(fit, names, settings.input_labels == "auto", pictures=False)
 
 

@@ -31,6 +31,7 @@ class Described:
     info: NetworkInfo
     classes: int
     resize_px: int | None
+    filter: str | None = None
 
 
 @lru_cache(maxsize=32)
@@ -57,7 +58,7 @@ def ask(spec: str, kind: str, geometry: Geometry) -> Described:
         own_info(spec, kind, known, told["fingerprint"], facts),
         class_names=facts.class_names or (),
     )
-    return Described(info, told["classes"], facts.resize_px)
+    return Described(info, told["classes"], facts.resize_px, facts.filter)
 
 
 def _child(request: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:

@@ -251,6 +251,7 @@ class Declared:
         mean, std: of pixels / 255, or of the values of items that are not uint8; one for all
             channels or one each.
         resize_px: the shorter edge of a picture before the middle is cut out.
+        filter: by which a picture is resized, as `PictureFit` has it.
         fingerprint: SHA-256 of the file, 64 hex digits.
         channels_first: the items' channels are their first axis, not their last.
     """
@@ -260,6 +261,7 @@ class Declared:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     resize_px: int | None = None
+    filter: str | None = None
     fingerprint: str | None = None
     channels_first: bool = False
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
@@ -21,11 +22,13 @@ from collage_mpi.models.info import TOLERANCE, Declared, Loading
 from collage_mpi.models.named import NORMS, PREFIXES, Named, NotInCache
 from collage_mpi.models.predictor import WithEmbedding
 from collage_mpi.models.weights import sha256_of_file
+from collage_mpi.shards.pictures import FILTERS
 from collage_mpi.shards.schema import told_apart
 
 Made = tuple[nn.Module | None, Callable[[Tensor], Any], Declared]
 ONNX_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 COLOURS = (1, 3)
+FILTER_NUMBERS = {int(Image.Resampling[name.upper()]): name for name in FILTERS}
 RESTRICTED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch.load runs no code of a file then
 LEAST = 1e-30  # of a probability, before its logarithm
 ADVICE = {
@@ -140,7 +143,8 @@ def load_timm(named: Named, how: Loading) -> Made:
     told = timm.data.resolve_model_data_config(network)
     channels, height, width = told["input_size"]
     facts = Declared(names, (height, width, channels), tuple(told["mean"]), tuple(told["std"]))
-    return network, network, replace(facts, resize_px=int(height / told["crop_pct"]))
+    by = told["interpolation"] if told["interpolation"] in FILTERS else None  # not "random"
+    return network, network, replace(facts, resize_px=int(height / told["crop_pct"]), filter=by)
 
 
 def timm_names(network: Any) -> tuple[str, ...] | None:
@@ -193,6 +197,9 @@ def processed(facts: Declared, told: dict[str, Any], config: Any) -> Declared:
     if height is not None and width is not None:
         channels = getattr(config, "num_channels", 3)
         facts = replace(facts, shape=(height, width, channels), resize_px=resize)
+    number = told.get("resample")
+    if number in FILTER_NUMBERS:
+        facts = replace(facts, filter=FILTER_NUMBERS[number])
     times = 255 * told.get("rescale_factor", 1 / 255) if told.get("do_rescale", True) else 255
     mean, std = told.get("image_mean"), told.get("image_std")
     if not told.get("do_normalize", True) or mean is None or std is None:

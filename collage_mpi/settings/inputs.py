@@ -124,20 +124,27 @@ class InputSettings(Settings):
         return px, px, channels if self.channels == AUTO else int(self.channels)
 
     def picture_fit(
-        self, shape: tuple[int, ...] | None = None, resize_px: int | None = None
+        self,
+        shape: tuple[int, ...] | None = None,
+        resize_px: int | None = None,
+        by: str | None = None,
     ) -> PictureFit:
         """How pictures become images.
 
         Args:
             shape: (H, W, C) that the networks need, if known.
             resize_px: of the shorter edge before the crop, as the networks have it.
+            by: the filter by which the networks want pictures resized, if they say so.
         """
-        from collage_mpi.shards.pictures import PictureFit  # late: --help reads this module
+        from collage_mpi.shards.pictures import (  # late: --help reads this module
+            FILTERS,
+            PictureFit,
+        )
 
         px, _, channels = self.picture_shape(shape)
         theirs = self.resize_px is None and self.fit == "crop" and shape and px == shape[0]
         resized = resize_px if theirs and px <= (resize_px or 0) else self.resize_px
-        return PictureFit(px, self.fit, resized, channels)
+        return PictureFit(px, self.fit, resized, channels, by or FILTERS[0])
 
     @property
     def extras(self) -> Extras:

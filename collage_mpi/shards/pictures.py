@@ -6,6 +6,7 @@ both give the same pixels under the same Pillow.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MODES = ("crop", "letterbox")
+FILTERS = ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming")  # of Pillow
 MAX_PX = 1 << 14
 DEFAULT_PX = 224  # where neither the user nor a network says
 PAPER = 255  # what lies under transparent pixels
 BARS = 0  # fills a letterbox; blank cells of a collage have the same value
+FIT_TEXT = re.compile(r"(\w+) (\d+) x \d+ x (\d+)(?: from (\d+))?(?: by (\w+))?")
 DRAFT = 2  # a JPEG is decoded at 1/2, 1/4, 1/8 where that leaves twice the pixels needed
 
 
@@ -46,18 +49,22 @@ class PictureFit:
         resize_px: length of the shorter edge before the crop; `px` unless given. 256 for 224
             is how networks trained on ImageNet are usually measured.
         channels: 3, or 1 for grey.
+        filter: by which a picture is resized, one of FILTERS.
     """
 
     px: int
     mode: str = "crop"
     resize_px: int | None = None
     channels: int = 3
+    filter: str = FILTERS[0]
 
     def __post_init__(self) -> None:
         if not 1 <= self.px <= MAX_PX:
             raise UsageError(f"size {self.px} px; needed: 1 to {MAX_PX}")
         if self.mode not in MODES:
             raise UsageError(f"fit {self.mode!r}; known are {', '.join(MODES)}")
+        if self.filter not in FILTERS:
+            raise UsageError(f"filter {self.filter!r}; known are {', '.join(FILTERS)}")
         if self.channels not in (1, 3):
             raise UsageError(f"{self.channels} channels; needed: 1 or 3")
         if self.resize_px is not None and not self.px <= self.resize_px <= MAX_PX:
@@ -73,16 +80,18 @@ class PictureFit:
     def text(self) -> str:
         """The text for a file's attribute; `parse_fit` reads it back."""
         resized = f" from {self.resize_px}" if self.resize_px is not None else ""
-        return f"{self.mode} {self.px} x {self.px} x {self.channels}{resized}"
+        by = f" by {self.filter}" if self.filter != FILTERS[0] else ""
+        return f"{self.mode} {self.px} x {self.px} x {self.channels}{resized}{by}"
 
 
 def parse_fit(text: str) -> PictureFit:
     """Read what `PictureFit.text` writes. Raises DataFault."""
-    words = text.split()
+    found = FIT_TEXT.fullmatch(text)
     try:
-        resize_px = int(words[7]) if len(words) == 8 and words[6] == "from" else None
-        fit = PictureFit(int(words[1]), words[0], resize_px, int(words[5]))
-    except (IndexError, ValueError, UsageError) as error:
+        mode, px, channels, resize_px, by = found.groups() if found else ("", 0, 0, None, None)
+        resized = None if resize_px is None else int(resize_px)
+        fit = PictureFit(int(px), mode, resized, int(channels), by or FILTERS[0])
+    except (ValueError, UsageError) as error:
         raise DataFault(f"fit is {text!r:.80}; needed: such as 'crop 224 x 224 x 3'") from error
     if fit.text() != text:
         raise DataFault(f"fit is {text!r:.80}; needed: such as 'crop 224 x 224 x 3'")
@@ -208,14 +217,14 @@ def _fitted(picture: Picture, fit: PictureFit) -> np.ndarray:
         scale = fit.px / max(width, height)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         left, top = (fit.px - size[0]) // 2, (fit.px - size[1]) // 2
-        small = picture.resize(size, Image.Resampling.BILINEAR)
+        small = picture.resize(size, Image.Resampling[fit.filter.upper()])
         inside = pixels[top : top + size[1], left : left + size[0]]
         inside[...] = np.asarray(small).reshape(inside.shape)
         return pixels
     edge = min(width, height) * fit.px / (fit.resize_px or fit.px)  # of the square that is kept
     x, y = (width - edge) / 2, (height - edge) / 2
     box = (x, y, x + edge, y + edge)
-    # Pillow's bilinear widens with the scale when shrinking: it averages, as area does
-    small = picture.resize((fit.px, fit.px), Image.Resampling.BILINEAR, box=box)
+    # Pillow's filters widen with the scale when shrinking: they average, as area does
+    small = picture.resize((fit.px, fit.px), Image.Resampling[fit.filter.upper()], box=box)
     pixels[...] = np.asarray(small).reshape(fit.shape)
     return pixels

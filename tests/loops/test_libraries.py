@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from library_files import (
     save_timm,
     tiny,
 )
+from PIL import Image
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.models import asking, describe, libraries, load_predictor
@@ -27,6 +29,7 @@ from collage_mpi.models.info import Declared, Geometry, Loading
 from collage_mpi.models.named import NORMS, NotInCache, is_foreign, read_spec
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.models.tuning import PLAIN
+from collage_mpi.shards.pictures import PictureFit, picture_pixels
 
 GEOMETRY = Geometry((PX, PX, 3), side=2, cell_px=PX, classes=None)
 NOISE = np.random.default_rng(1).integers(0, 256, (5, PX, PX, 3), np.uint8)
@@ -141,6 +144,28 @@ def save_state(path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("ratio", [(2, 2), (3, 2), (2, 5)])
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "mobilenetv3_small_100"])
+def test_pictures_are_what_timms_own_transform_makes(name, ratio, tmp_path: Path) -> None:
+    """Where it rounds no edge: this package cuts exact boxes. At the edge its filter sees more."""
+    timm = pytest.importorskip("timm")
+    network = timm.create_model(name, num_classes=CLASSES)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    config = timm.data.resolve_model_data_config(network)
+    theirs = timm.data.create_transform(**{**config, "mean": (0, 0, 0), "std": (1, 1, 1)})
+    named = read_spec(f"timm:{name},weights={tmp_path / 'w.pth'}")
+    facts = libraries.load_named(named, Loading())[1]
+    fit = PictureFit(facts.shape[0], resize_px=facts.resize_px, filter=facts.filter)
+    noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    picture = Image.fromarray(noise).resize([each * facts.resize_px for each in ratio])
+    picture.save(stream := BytesIO(), "PNG")
+    found, wanted = picture_pixels(stream.getvalue(), fit), 255 * theirs(picture)
+    inner = slice(4, -4)
+    np.testing.assert_allclose(
+        found[inner, inner], wanted.permute(1, 2, 0)[inner, inner], atol=1e-3
+    )
+
+
 def save_timm_other(folder: Path) -> Path:
     torch.save({"fc.weight": torch.zeros(CLASSES, 3)}, folder / "other.pth")
     return folder / "other.pth"
@@ -183,6 +208,9 @@ def test_hf(tmp_path: Path) -> None:
 def test_what_an_image_processor_says(told, shape, resize_px) -> None:
     facts = libraries.processed(Declared(), told, None)
     assert (facts.shape, facts.resize_px, facts.mean, facts.std) == (shape, resize_px, (0,), (1,))
+    assert facts.filter is None
+    for number, name in ((0, "nearest"), (2, "bilinear"), (3, "bicubic"), (9, None)):
+        assert libraries.processed(Declared(), {**told, "resample": number}, None).filter == name
     twice = {**told, "rescale_factor": 2 / 255, "image_mean": [1.0], "image_std": [0.5]}
     facts = libraries.processed(Declared(), twice, None)
     assert (facts.mean, facts.std) == ((0.5,), (0.25,))

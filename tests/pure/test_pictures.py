@@ -179,14 +179,34 @@ def test_damaged_bytes_give_pixels_or_a_fault(data: st.DataObject) -> None:
         PictureFit(224, "letterbox"),
         PictureFit(64, "crop", 72, 1),
         PictureFit(1, channels=1),
+        PictureFit(224, resize_px=256, filter="bicubic"),
+        PictureFit(8, "letterbox", filter="lanczos"),
     ],
 )
 def test_a_fit_is_text_and_back(fit: PictureFit) -> None:
     assert parse_fit(fit.text()) == fit
 
 
+def test_a_letterbox_is_made_by_the_filter_too() -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    fit = PictureFit(16, "letterbox", filter="bicubic")
+    wanted = np.asarray(picture.resize((16, 16), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(picture_pixels(file_of(picture, "PNG"), fit), wanted)
+    with pytest.raises(UsageError, match="known are bilinear, bicubic"):
+        PictureFit(16, filter="random")
+
+
 @pytest.mark.parametrize(
-    "text", ["", "crop", "crop 8 x 9 x 3", "zoom 8 x 8 x 3", "crop 8 x 8 x 2", "crop 8 x 8 x 3 "]
+    "text",
+    [
+        "",
+        "crop",
+        "crop 8 x 9 x 3",
+        "zoom 8 x 8 x 3",
+        "crop 8 x 8 x 2",
+        "crop 8 x 8 x 3 by zoom",
+        "crop 8 x 8 x 3 ",
+    ],
 )
 def test_another_text_is_no_fit(text: str) -> None:
     with pytest.raises(DataFault, match="such as"):

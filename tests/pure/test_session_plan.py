@@ -473,18 +473,18 @@ def test_pictures_are_read_as_a_named_network_wants_them(tmp_path, monkeypatch):
     alone = {"scheme": "none", "single": "timm:net", "world": 3, "singles": 2}
 
     def plan_for(names: tuple[str, ...] = (), classes: int = 3, **more: object):
-        found = replace(told(classes, names, (8, 8, 3)), resize_px=9)
+        found = replace(told(classes, names, (8, 8, 3)), resize_px=9, filter="bicubic")
         monkeypatch.setattr("collage_mpi.job.plan.ask", lambda *_: found)
         return plan_of(photos, **{**alone, **more})
 
     plan = plan_for(("cat", "bee", "ant"))
-    assert plan.shards.infos[0].fit == "crop 8 x 8 x 3 from 9"
+    assert plan.shards.infos[0].fit == "crop 8 x 8 x 3 from 9 by bicubic"
     assert plan.shards.labels().tolist() == [2, 2, 1, 1, 0, 0]
     [entry] = make_manifest(plan)["shards"]
-    assert (entry["source"], entry["fit"]) == ("folder", "crop 8 x 8 x 3 from 9")
+    assert (entry["source"], entry["fit"]) == ("folder", "crop 8 x 8 x 3 from 9 by bicubic")
     assert plan_for(("cat", "dog", "elk")).shards.labels() is None
-    assert plan_for(resize_px=12).shards.infos[0].fit == "crop 8 x 8 x 3 from 12"
-    assert plan_for(fit="letterbox").shards.infos[0].fit == "letterbox 8 x 8 x 3"
+    assert plan_for(resize_px=12).shards.infos[0].fit == "crop 8 x 8 x 3 from 12 by bicubic"
+    assert plan_for(fit="letterbox").shards.infos[0].fit == "letterbox 8 x 8 x 3 by bicubic"
     with pytest.raises(DataFault, match=r"5 in single .*--input-labels none if folders are no cl"):
         plan_for(classes=5)
     assert plan_for(classes=5, input_labels="none").classes == 5
