@@ -418,7 +418,7 @@ def keep_freed_memory() -> None:
     glibc gives large blocks back to the kernel, which fills their pages with zeros when they are
     used again: up to 900 page faults an image, a third of a small network's processor time.
     """
-    with suppress(AttributeError):  # another C library
+    with suppress(AttributeError, OSError):  # another C library, or none that can be opened
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
         any(mallopt(M_MMAP_THRESHOLD, nbytes) for nbytes in KEPT_BLOCK_BYTES)

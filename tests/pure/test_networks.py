@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -141,4 +142,6 @@ def test_older_c_libraries_keep_smaller_blocks_and_others_have_no_such_setting(m
     networks.keep_freed_memory()
     assert told == [(-1, 2**31 - 1), (-3, 1 << 30), (-3, 1 << 25)]
     monkeypatch.setattr(networks.ctypes, "CDLL", lambda name: object())
+    networks.keep_freed_memory()
+    monkeypatch.setattr(networks.ctypes, "CDLL", Mock(side_effect=OSError("a static build")))
     networks.keep_freed_memory()
