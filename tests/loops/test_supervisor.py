@@ -263,6 +263,7 @@ def test_a_job_whose_rank_0_is_stopped_for_good_is_told_and_ended(monkeypatch, o
         "import os, signal, subprocess, sys, time\n"
         "for rank in '01':\n"
         "    child = subprocess.Popen(['sleep', '600'], env={**os.environ, 'PMI_RANK': rank})\n"
+        "    while not open(f'/proc/{child.pid}/environ').read(): time.sleep(0.01)\n"  # starting
         "    if rank == '0': os.kill(child.pid, signal.SIGSTOP)\n"
         f"{UP}"
         "time.sleep(600)"
@@ -429,6 +430,8 @@ def test_the_guard_ends_a_job_where_there_is_no_shared_memory_to_look_at(tmp_pat
     word = f"COLLAGE_MPI_JOB={tmp_path}"
     name, _, value = word.partition("=")
     left = subprocess.Popen(["sleep", "600"], env={**os.environ, name: value})
+    while not Path(f"/proc/{left.pid}/environ").read_bytes():
+        time.sleep(0.01)  # it is empty while the program starts
     words = ["sh", str(GUARD), word, "0", "", str(tmp_path / "none"), str(tmp_path)]
     subprocess.run(words, stdin=subprocess.DEVNULL)
     assert left.wait() == -signal.SIGKILL
