@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from collage_mpi.models.architecture import Architecture
 
-SAME = 1e-3  # of the largest output: by so much may it change when norms are folded
+SAME = 1e-3  # of an input's largest output: by so much may its outputs change by folding
 COUNTER = "num_batches_tracked"  # of a batch norm: plays no part in inference, is not stored
 
 
@@ -94,80 +95,85 @@ class ResNet(nn.Module):
         return found
 
 
-def fold_norms(network: nn.Module, one: Tensor) -> int:
+def fold_norms(network: nn.Module, shape: tuple[int, ...]) -> int:
     """Fold each batch norm into the convolution whose output it gets; returns how many.
 
-    The network is put in eval mode and asked about `one`, a batch of one, which shows what follows
-    what. It stays as it was if it cannot be asked here, or answers otherwise once it is folded.
+    The network is put in eval mode. A copy is asked about noise of `shape` (C, H, W), which shows
+    which convolution feeds which norm. The network stays as it was if the copy cannot be asked, or
+    if its answers change once its norms are folded.
     """
-    kept = [m for m in network.eval().modules() if isinstance(m, _BatchNorm)]
-    norms = [norm for norm in kept if norm.running_mean is not None]  # not of each batch anew
-    pairs, answer = _pairs(network, norms, one.to(norms[0].running_mean)) if norms else ([], None)
-    if not pairs or answer is None:
+    if not any(isinstance(module, _BatchNorm) for module in network.eval().modules()):
         return 0
-    names = {module: name for name, module in network.named_modules()}
-    before = [(conv, conv.weight, conv.bias) for conv, _ in pairs]
-    for conv, norm in pairs:
+    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.cat([noise, 8 * noise])  # what is clipped or capped differs
+    try:
+        tried = deepcopy(network)  # modules may keep what they made at their first call
+        pairs, before = _pairs(tried, noise)
+        _fold(tried, pairs)
+        after = _outputs(tried, noise)
+    except Exception:  # of a library's code
+        return 0
+    if not bool(((after - before).abs() <= SAME * before.abs().amax(1, True)).all()):
+        return 0
+    _fold(network, pairs)
+    return len(pairs)
+
+
+def _fold(network: nn.Module, pairs: Sequence[tuple[str, str]]) -> None:
+    for first, second in pairs:
+        conv: Any = network.get_submodule(first)
+        norm: Any = network.get_submodule(second)
         rest = [*norm.children()]  # of timm's norms: their activation
-        network.set_submodule(names[norm], nn.Sequential(*rest) if rest else nn.Identity())
+        owner, _, name = second.rpartition(".")
+        left = nn.Sequential(*rest) if rest else nn.Identity()
+        setattr(network.get_submodule(owner), name, left)
         told = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *told)
-    folded = _asked(network, one.to(norms[0].running_mean))
-    if folded is not None and all(
-        bool((new - old).abs().max() <= SAME * old.abs().max())
-        for new, old in zip(folded, answer, strict=True)
-    ):
-        return len(pairs)
-    for (conv, weight, bias), (_, norm) in zip(before, pairs, strict=True):
-        network.set_submodule(names[norm], norm)
-        conv.weight, conv.bias = weight, bias
-    return 0
 
 
-def _pairs(
-    network: nn.Module, norms: Sequence[nn.Module], one: Tensor
-) -> tuple[list[tuple[Any, Any]], list[Tensor] | None]:
+def _pairs(network: nn.Module, noise: Tensor) -> tuple[list[tuple[str, str]], Tensor]:
     """(convolution, norm) where all outputs of one are all inputs of the other; and the answer."""
-    last: tuple[Any, Any] = None, None  # convolution that was called, and its output
+    last: tuple[Any, Any, int] = None, None, 0  # convolution that was called, and its output
     calls = Counter[nn.Module]()
     met: list[tuple[Any, nn.Module]] = []
 
     def note(conv: nn.Module, given: Any, out: Any) -> None:
         nonlocal last
-        last = conv, out
+        last = conv, out, out._version
         calls[conv] += 1
 
     def meet(norm: nn.Module, given: tuple[Any, ...]) -> None:
-        met.append((last[0] if given[0] is last[1] else None, norm))
+        conv, out, version = last
+        unchanged = given[0] is out and out._version == version  # by nothing in place
+        met.append((conv if unchanged else None, norm))
 
-    convs = [m for m in network.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)]
-    hooks = [norm.register_forward_pre_hook(meet) for norm in norms]
-    # One whose weights are made anew at each call has them in no parameter, or a hook.
-    hooks += [
-        conv.register_forward_hook(note)
-        for conv in convs
-        if "weight" in conv._parameters and not conv._forward_pre_hooks
-    ]
-    answer = _asked(network, one)
+    names = {module: name for name, module in network.named_modules()}
+    hooks = []
+    for module in names:
+        if module._forward_hooks or module._forward_pre_hooks:
+            continue  # somebody else sees what goes in or comes out
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            hooks.append(module.register_forward_pre_hook(meet))
+        # Its weights may also be made anew at each call. Then they are no parameter.
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and "weight" in module._parameters:
+            hooks.append(module.register_forward_hook(note))
+    answer = _outputs(network, noise)
     for hook in hooks:
         hook.remove()
     uses = Counter(norm for _, norm in met)
     return [
-        (conv, norm)
+        (names[conv], names[norm])
         for (conv, norm), times in Counter(met).items()
         if conv is not None and times == uses[norm] == calls[conv]
     ], answer
 
 
-def _asked(network: nn.Module, one: Tensor) -> list[Tensor] | None:
-    """The outputs of a network. None if it raises or gives no tensors; its first call will tell."""
-    try:
-        with torch.inference_mode():
-            found = network(one)
-    except Exception:  # of a user's code
-        return None
-    outputs = [*found] if isinstance(found, tuple) else [found]
-    return outputs if all(isinstance(output, Tensor) for output in outputs) else None
+def _outputs(network: nn.Module, noise: Tensor) -> Tensor:
+    """(n, outputs) of a network, which may be those of transformers."""
+    with torch.inference_mode(False), torch.no_grad():  # tensors then count changes in place
+        found = network(noise)
+    outputs: Tensor = getattr(found, "logits", found)
+    return outputs.flatten(1)
 
 
 def channels_last(network: nn.Module) -> nn.Module:

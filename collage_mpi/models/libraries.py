@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
+from collage_mpi.models.backbones import fold_norms
 from collage_mpi.models.foreign_weights import read_state
 from collage_mpi.models.info import TOLERANCE, Declared, Loading
 from collage_mpi.models.named import NORMS, PREFIXES, Named, NotInCache
@@ -103,6 +104,8 @@ def load_named(named: Named, how: Loading) -> tuple[nn.Module, Declared]:
         facts = replace(facts, mean=named.norm[0], std=named.norm[1])
     if named.library not in PREFIXES:
         facts = replace(facts, fingerprint=sha256_of_file(Path(named.name)))
+    if network is not None and named.library in PREFIXES and facts.shape is not None:
+        fold_norms(network, (facts.shape[2], *facts.shape[:2]))
     module = Called(None if network is None else network.eval(), call)
     return WithEmbedding(module) if how.embed and named.library in PREFIXES else module, facts
 

@@ -94,15 +94,7 @@ class TorchPredictor:
         self.device = str(device)
         self.columns: tuple[KeptColumn, ...] = ()  # the first call tells
         self._device, self._embeds = device, embed
-        values = info.metadata["normalisation"]
-        shape = (1, -1, *(1 for _ in info.shape[1:]))
-        mean = torch.tensor(values["mean"], dtype=torch.float32).reshape(shape)
-        std = torch.tensor(values["std"], dtype=torch.float32).reshape(shape)
-        full = 255.0 if info.dtype == "uint8" else 1.0  # mean and std are those of pixels / 255
-        self._moves = len(info.shape) >= 3 and not info.metadata.get("channels_first")
-        self._scale, self._shift = 1.0 / (full * std), -mean / std
-        fold_norms(network, self._normalised(torch.from_numpy(info.noise())))
-        self._scale, self._shift = self._scale.to(device), self._shift.to(device)
+        network.eval()
         chosen = (tuning or PLAIN).on(device.type)
         self.tuning = str(chosen)
         self._dtype: torch.dtype = getattr(torch, chosen.precision)
@@ -111,6 +103,14 @@ class TorchPredictor:
         network = network.to(device, self._dtype)
         self.network = channels_last(network) if chosen.channels_last == "on" else network
         self._launch = make_launcher(self._forward, device, chosen.compile)
+        values = info.metadata["normalisation"]
+        shape = (1, -1, *(1 for _ in info.shape[1:]))
+        mean = torch.tensor(values["mean"], dtype=torch.float32).reshape(shape)
+        std = torch.tensor(values["std"], dtype=torch.float32).reshape(shape)
+        full = 255.0 if info.dtype == "uint8" else 1.0  # mean and std are those of pixels / 255
+        self._moves = len(info.shape) >= 3 and not info.metadata.get("channels_first")
+        self._scale = (1.0 / (full * std)).to(device)
+        self._shift = (-mean / std).to(device)
         self.reading = reading_of(info)
         self.temperature = float(info.metadata["temperature"])
 
@@ -137,6 +137,7 @@ class TorchPredictor:
             raise DataFault(
                 f"weights {spec} do not fit their own architecture: {detail}"
             ) from error
+        fold_norms(network, (info.shape[2], *info.shape[:2]))
         place = usable_device(how.device)
         with told_if_it_does_not_fit(info, network, place, how.tuning):
             network = WithEmbedding(network) if how.embed else network
@@ -206,13 +207,11 @@ class TorchPredictor:
             batch = batch.copy()
         return batch
 
-    def _normalised(self, batch: torch.Tensor) -> torch.Tensor:
-        pixels = (batch.movedim(-1, 1) if self._moves else batch).float()  # (n, C, H, W)
-        return torch.addcmul(self._shift, pixels, self._scale)
-
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
         """(n, H, W, C) uint8, or other items, on the device -> float32 outputs there."""
-        found = self.network(self._normalised(batch).to(self._dtype))
+        pixels = (batch.movedim(-1, 1) if self._moves else batch).float()  # (n, C, H, W)
+        normalised = torch.addcmul(self._shift, pixels, self._scale).to(self._dtype)
+        found = self.network(normalised)
         if self._embeds:  # one tensor for the launcher: (n, 1, classes + d)
             logits, features = found
             return torch.cat([logits.float(), features.float()[:, None]], dim=2)
