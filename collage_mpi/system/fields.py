@@ -276,4 +276,6 @@ def _typed(spec: Field[Any], value: Any, hint: Any) -> Any:
     known = about(spec)
     several = "a list of strings" if known.repeated else f"{known.metavar}, or a list of strings"
     wanted = several if origin is tuple else getattr(hint, "__name__", str(hint))
+    if known.choices:
+        wanted = f"one of {', '.join(map(str, known.choices))}"
     raise UsageError(f"{spec.name} is {shown(value)}; it needs {wanted}")

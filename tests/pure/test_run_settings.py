@@ -72,6 +72,7 @@ def test_what_is_no_shard_is_told(given):
     [
         ({"single": 5}, "single is 5; it needs str"),
         ({"single": None}, "single is None; it needs str"),
+        ({"endgame": 3}, "endgame is 3; it needs one of off, on"),
         ({"side": "3"}, "side is '3'; it needs int"),
         ({"side": True}, "side is True; it needs int"),
         ({"confidence": "high"}, "confidence is 'high'; it needs float"),
@@ -211,7 +212,7 @@ def test_on_and_off_need_no_quotes_in_yaml(tmp_path):
     assert (found.endgame, found.channels_last) == ("on", "off")
     for text in ("scheme: on", "compile: on", "straggler: off", "out: off", "depth: on"):
         file.write_text(text)
-        with pytest.raises(UsageError, match=r"is (True|False); it needs (str|int)"):
+        with pytest.raises(UsageError, match=r"is (True|False); it needs (str|int|one of)"):
             parse("--settings", str(file))
 
 
