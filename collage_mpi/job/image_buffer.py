@@ -254,7 +254,7 @@ class ImageBuffer:
             return Packed(buffer, nbytes, (0,) * len(sends), pixels=False)
         pixels = [_pixels(self.images[image]) for send in sends for image, _ in send.items]
         # a task is of an image, or of many of which none is a file
-        files = [send.task for send in sends if self.images[send.items[0][0]].file is not None]
+        files = {send.task for send in sends if self.images[send.items[0][0]].file is not None}
         nbytes = sum([array.nbytes for array in pixels])
         buffer = buffer_for(task_message_bytes(len(sends), len(pixels), nbytes))
         nbytes = pack_tasks(buffer, self.session, sends, pixels, as_files=files)

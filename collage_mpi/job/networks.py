@@ -46,7 +46,7 @@ MEASURED_RUNS = 5  # in a round; few, because the networks take turns
 # Long calls are made less often, because all other ranks wait: 15 calls of each batch that `--batch
 # auto` tried took as long as 2,000 pictures.
 MEASURED_NS, LEAST_MEASURED = 100_000_000, 2
-# glibc's mallopt: what is kept when it is freed (malloc.h), and bytes. Older ones take 32 MiB.
+# Names in glibc's malloc.h, and bytes. A glibc that refuses the first block size takes 32 MiB.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES, KEPT_BLOCK_BYTES = (1 << 31) - 1, (1 << 30, 1 << 25)
 

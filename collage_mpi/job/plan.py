@@ -154,8 +154,8 @@ def read_as(settings: RunSettings, networks: Mapping[str, NetworkInfo]) -> ReadA
         cell_px = settings.cell_px or shape[0]
         asked = _ask_named(settings, Geometry(shape, settings.side, cell_px, None))
         known += [each.info for each in asked.values()]
-        resize_px = next((each.resize_px for each in asked.values() if each.resize_px), None)
-        by = next((each.filter for each in asked.values() if each.filter), None)
+        told = next((each for each in asked.values() if each.resize_px), None)
+        resize_px, by = (told.resize_px, told.filter) if told else (None, None)
     shapes = [one.image_shape for one in known if one.image_shape]
     images = next((shape for shape in shapes if shape[2] in CHANNELS), None)  # else no pictures
     names = next((one.class_names for one in known if one.class_names), None)
