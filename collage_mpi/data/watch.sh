@@ -17,8 +17,8 @@ if [ "$code" -gt 128 ]; then
     trap - HUP INT TERM USR1 USR2
     kill "-$((code - 128))" $$
 fi
-# MPICH's launcher ends the other ranks of one that left with an error when it sees that rank's
-# connection close. If it sees the end of the process first, as it does where our word has just woken
-# it, it lets them wait.
+# When a rank leaves with an error, MPICH's launcher ends the others as soon as the connection of that
+# rank closes. If the launcher finds the ended process first, the others go on. The word above wakes
+# the launcher, so this process must outlast that look.
 [ "$code" -gt 0 ] && [ -n "$PMI_FD" ] && { sleep 0.2 || sleep 1; }
 exit "$code"
