@@ -112,7 +112,7 @@ if sys.argv[1:]:
     NetworkLoader(1, 2)
 for batch in range(3):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    layers = [np.ones(size, np.uint8) for size in (20_000_000, 20_000_000, 20_000_000, 20_000_000, 300_000)]
+    layers = [np.ones(size, np.uint8) for size in [20_000_000] * 4 + [300_000]]
     del layers
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
