@@ -196,6 +196,8 @@ class Networks:
             if not is_of_device(error):
                 raise
             return Measured(0, None, fits=False)
+        finally:
+            give_memory_back()  # the job's own batches may be far smaller than those tried
         on_cpu = self.predictors[kind].device == "cpu"
         cpu_ns = int(statistics.median(cpu for _, cpu in times)) if on_cpu else None
         return Measured(min(wall for wall, _ in times), cpu_ns)
@@ -422,6 +424,12 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
         any(mallopt(M_MMAP_THRESHOLD, nbytes) for nbytes in KEPT_BLOCK_BYTES)
+
+
+def give_memory_back() -> None:
+    """Give the kernel what `keep_freed_memory` has kept until now."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

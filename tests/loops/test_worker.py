@@ -17,6 +17,7 @@ from collage_mpi.encoding.decode import summands
 from collage_mpi.encoding.vectors import Extras, KeptColumn, layout_of, unpack
 from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.faults.tcp_link import Offer
+from collage_mpi.job import networks
 from collage_mpi.job.messages import (
     Bye,
     End,
@@ -379,13 +380,16 @@ def test_measure_is_answered_with_the_shortest_time_and_the_usual_processor_time
     assert bench.network.calls == 5
 
 
-def test_a_batch_that_the_device_has_no_room_for_is_told_when_it_is_measured():
+def test_a_batch_that_the_device_has_no_room_for_is_told_when_it_is_measured(monkeypatch):
+    given_back: list[int] = []
+    monkeypatch.setattr(networks, "give_memory_back", lambda: given_back.append(1))
     bench = Bench()
     bench.network.most = 4
     bench.endpoint.tell(Measure("single", 8))
     bench.endpoint.tell(Measure("single", 4))
     bench.run()
     assert [told.fits for told in bench.endpoint.told()[-2:]] == [False, True]
+    assert len(given_back) == 2
 
 
 def test_on_a_gpu_there_is_no_processor_time_to_tell():

@@ -103,6 +103,34 @@ def test_other_inputs_are_put_together(pick):
     assert not np.shares_memory(joined(pick(images)), images)
 
 
+KEPT_AFTER_A_TRIAL = """
+import resource
+import numpy as np
+from pathlib import Path
+from collage_mpi.job.networks import give_memory_back, keep_freed_memory
+
+def resident_mb():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20
+
+keep_freed_memory()
+before = resident_mb()
+layers = [np.ones(20_000_000, np.uint8) for _ in range(10)]
+del layers
+kept = resident_mb() - before
+give_memory_back()
+print(kept, resident_mb() - before)
+"""
+
+
+def test_what_a_trial_of_large_batches_took_is_given_back():
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("glibc alone has these settings")
+    command = [sys.executable, "-c", KEPT_AFTER_A_TRIAL]
+    kept_mb, left_mb = map(int, subprocess.check_output(command).split())
+    assert kept_mb > 150
+    assert left_mb < 20
+
+
 FAULTS_OF_A_BATCH = """
 import resource, sys
 import numpy as np
