@@ -127,8 +127,10 @@ def test_a_cascade_chooses_its_threshold_and_all_teams_go_by_it(mpiexec, data, t
     run = read_results(tmp_path / "out")
     (held,) = run.manifest["thresholds"]
     assert 0 < held["confidence"] <= 1
-    assert 0 < held["images"] <= 90  # of the 540 these do not choose
     both = run.images["audited"] == 1
+    collaged = (run.images["source"] == SOURCES.index("collage")) & ~both
+    # Of the 540 images 90 do not choose. Ranks that wait meanwhile may classify them singly.
+    assert collaged.sum() <= held["images"] <= 90
     assert both.sum() >= 440  # of the 450 that choose
     assert (run.images["other"][both] == run.images["label"][both]).all()
     assert verify_run(tmp_path / "out").ok
