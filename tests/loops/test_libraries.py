@@ -144,6 +144,11 @@ def save_state(path: Path) -> Path:
     return path
 
 
+def norms_of(network: torch.nn.Module) -> list[torch.nn.Module]:
+    """Batch norms that are not folded."""
+    return [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+
+
 @pytest.mark.parametrize("ratio", [(2, 2), (3, 2), (2, 5)])
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "mobilenetv3_small_100"])
 def test_pictures_are_what_timms_own_transform_makes(name, ratio, tmp_path: Path) -> None:
@@ -154,7 +159,8 @@ def test_pictures_are_what_timms_own_transform_makes(name, ratio, tmp_path: Path
     config = timm.data.resolve_model_data_config(network)
     theirs = timm.data.create_transform(**{**config, "mean": (0, 0, 0), "std": (1, 1, 1)})
     named = read_spec(f"timm:{name},weights={tmp_path / 'w.pth'}")
-    facts = libraries.load_named(named, Loading())[1]
+    loaded_network, facts = libraries.load_named(named, Loading())
+    assert not norms_of(loaded_network)
     fit = PictureFit(facts.shape[0], resize_px=facts.resize_px, filter=facts.filter)
     noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
     picture = Image.fromarray(noise).resize([each * facts.resize_px for each in ratio])
@@ -180,6 +186,8 @@ def test_hf(tmp_path: Path) -> None:
     given = processor(list(NOISE), return_tensors="pt", input_data_format="channels_last")
     predictor = loaded(f"hf:{folder}")
     same(predictor, network(**given).logits)
+    assert not norms_of(predictor.network)
+    assert ask(f"hf:{folder}", "single", GEOMETRY).filter == "bilinear"
     assert predictor.info.class_names == ("a", "b", "c", "d")
     assert loaded(f"hf:{folder}", save="embeddings").answer(NOISE)[1]["embedding"].shape == (5, 16)
     unnamed = save_hf(tmp_path / "unnamed", tuple(f"LABEL_{i}" for i in range(CLASSES)))
