@@ -43,8 +43,8 @@ NOT_FINITE = "the network's scores are not finite (NaN or infinite)"
 # Of torch (out of memory; a GPU that fails, since torch 2.8), and Python's own.
 DEVICE_ERRORS = ("OutOfMemoryError", "AcceleratorError", "MemoryError")
 MEASURED_RUNS = 5  # in a round; few, because the networks take turns
-# Long calls are made less often, because all other ranks wait: 15 calls of each batch that `--batch
-# auto` tried took as long as 2,000 pictures.
+# No round is longer, but for two calls: all other ranks wait, and `--batch auto` measures batches
+# that are far larger than the one it takes.
 MEASURED_NS, LEAST_MEASURED = 100_000_000, 2
 # Names in glibc's malloc.h, and bytes. A glibc that refuses the first block size takes 32 MiB.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
