@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -386,8 +387,8 @@ def pack(out: np.ndarray, session: int, message: Message) -> int:
     Raises:
         WireFault: the message does not fit `out`.
     """
-    content = {"what": type(message).__name__.lower(), **asdict(message)}
-    return pack_control(out, session, json.dumps(content).encode())
+    content = {"what": type(message).__name__.lower(), **_fields(message)}
+    return pack_control(out, session, json.dumps(content, default=_fields).encode())
 
 
 def shards_in_messages(descriptions: Sequence[str]) -> list[Shards]:
@@ -441,9 +442,21 @@ def unpack(data: np.ndarray, rank: int) -> Message:
         raise WireFault(f"rank {rank} sent {error}") from error
 
 
-def _record(kind: type[Any], values: dict[str, Any], name: str) -> Any:
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """The types of a dataclass by field. To evaluate them takes longer than the rest of a
+    message."""
+    return get_type_hints(kind)
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    """What travels of a dataclass, by name."""
+    return {each.name: getattr(record, each.name) for each in fields(record)}
+
+
+def _record(kind: Any, values: dict[str, Any], name: str) -> Any:
     """The dataclass with these fields and no others. Raises ValueError, which names the field."""
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     lacking, foreign = hints.keys() - values, values.keys() - hints
     if lacking or foreign:
         how = [f"without {each}" for each in sorted(lacking)]
@@ -458,11 +471,13 @@ def _record(kind: type[Any], values: dict[str, Any], name: str) -> Any:
 
 def _read(hint: Any, value: Any, name: str) -> Any:
     """The value of JSON in its declared type. Raises ValueError, which names the field."""
+    if type(value) is hint:
+        return value
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):  # X | None
         return None if value is None else _read(inner[0], value, name)
     if isinstance(value, dict) and is_dataclass(hint):
-        return _record(hint, value, name)  # type: ignore[arg-type]
+        return _record(hint, value, name)
     if isinstance(value, dict) and origin in (dict, Mapping):
         named, each = inner
         return {_key(named, k, name): _read(each, v, f"{name}.{k}") for k, v in value.items()}
@@ -470,8 +485,6 @@ def _read(hint: Any, value: Any, name: str) -> Any:
         hints = inner[:1] * len(value) if inner[-1] is ... else inner
         if len(hints) == len(value):
             return tuple(_read(each, one, name) for each, one in zip(hints, value, strict=True))
-    if type(value) is hint:
-        return value
     if hint is float and type(value) is int and abs(value) < 1 << 53:
         return float(value)
     raise ValueError(f"{name} = {reprlib.repr(value)}; needed: {getattr(hint, '__name__', hint)}")
