@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
+from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE
 from collage_mpi.models.specs import AcceptSpec
 from collage_mpi.models.weights import describe_weights
 from collage_mpi.scheduler.events import Score
@@ -104,13 +105,11 @@ def read(path: Path) -> Answers:
 
 def first_answers(known: Answers) -> Sequence[Score | None]:
     """Those of the quick network, or of the collage network."""
-    found = known.collage if known.backup is None else known.backup
-    assert found is not None
-    return found
+    return known.known[BACKUP if BACKUP in known.known else COLLAGE]
 
 
 def both(known: Answers, side: int) -> TwoStages:
-    return TwoStages(known.single, first_answers(known), np.array(known.labels), side**2)
+    return TwoStages(known.known[SINGLE], first_answers(known), np.array(known.labels), side**2)
 
 
 def threshold(name: str, known: Answers, side: int) -> AcceptSpec | None:

@@ -154,10 +154,10 @@ def candidates(question: Question, answers: Answers | None) -> list[Json]:
     if answers is not None and question.confidence is not None:
         sure["confidence"] = question.confidence
         found.insert(-1, {**collages, **sure, "scheme": "cascade"})
-    if answers is not None and answers.collage is None:  # they are of a quick network
+    if answers is not None and COLLAGE not in answers.known:  # they are of a quick network
         found = [one for one in found if COLLAGE not in scheme_class(one["scheme"]).needs]
     for scheme, kind in (("parity", PARITY), ("approx", CODED)):
-        if 2 <= k <= n and (answers is None or answers.k_of(kind) == k):
+        if 2 <= k <= n and (answers is None or answers.stripes.get(kind) == k):
             found.insert(-1, {"scheme": scheme, **stripes})
     return found
 

@@ -21,8 +21,6 @@ VERSION = 1
 _ARRAYS = {
     **dict.fromkeys(("version", "side"), ("iu", 0)),
     "labels": ("iu", 1),
-    "single_class": ("iu", 1),
-    "single_score": ("f", 1),
     "class_names": ("U", 1),
 }
 # Kinds whose answers decode those of others: the file has what is decoded if all others are there.
@@ -39,19 +37,18 @@ class Answers:
 
     Attributes:
         side: of the collages.
+        labels: n classes.
+        known: kind that was evaluated -> n answers; an absent answer is None. Of a kind whose
+            answers decode those of others it is the answer that is decoded for the image.
+        stripes: kind that decodes from stripes -> images of a stripe.
         start: row of the first image, a multiple of side x side.
-        labels, single: n each.
-        collage, backup: n each, or None if they were not evaluated; an absent answer is None.
-        degraded: kind whose answers decode those of others -> images of its stripes, and n answers.
     """
 
     side: int
     class_names: tuple[str, ...]
     labels: Sequence[int]
-    single: Sequence[Score]
-    collage: Sequence[Score | None] | None = None
-    backup: Sequence[Score | None] | None = None
-    degraded: Mapping[str, tuple[int, Sequence[Score | None]]] = field(default_factory=dict)
+    known: Mapping[str, Sequence[Score | None]]
+    stripes: Mapping[str, int] = field(default_factory=dict)
     start: int = 0
 
     def label(self, image: int) -> int:
@@ -60,22 +57,13 @@ class Answers:
 
     def cells(self, kind: str, items: Sequence[Item]) -> tuple[Score | None, ...]:
         """The kind's answer for each item; None for a kind whose answers only decode others."""
-        if not KIND[kind].resolves:
-            return (None,) * len(items)
-        known: Sequence[Score | None] | None = getattr(self, kind)
-        assert known is not None  # `runs` has asked for a kind that is there
-        return tuple(known[(self.start + image) % len(known)] for image, _ in items)
+        resolves = KIND[kind].resolves
+        return tuple(self.answer(kind, image) if resolves else None for image, _ in items)
 
-    def k_of(self, kind: str) -> int | None:
-        """Images of the kind's stripes; None if it was not evaluated."""
-        return self.degraded[kind][0] if kind in self.degraded else None
-
-    def decoded(self, kind: str, image: int) -> Score | None:
-        """The answer for an image that is decoded from the other answers of its stripe."""
-        if kind not in self.degraded:
-            return None
-        known = self.degraded[kind][1]
-        return known[(self.start + image) % len(known)]
+    def answer(self, kind: str, image: int) -> Score | None:
+        """What `known` has for an image; None if the kind was not evaluated."""
+        known = self.known.get(kind)
+        return known[(self.start + image) % len(known)] if known else None
 
 
 def save_answers(
@@ -113,8 +101,10 @@ def save_answers(
     """
     columns: dict[str, Any] = {f"{kind}_k": k for kind, k in stripes.items()}
     for kind, each in answers.items():
-        names = (f"{kind}_{what}" for what in ("class", "score", "absent"))
-        columns |= dict(zip(names, _columns(each), strict=True))
+        filled = [answer or (0, 0.0) for answer in each]
+        columns[f"{kind}_class"] = np.array([label for label, _ in filled], dtype=np.int16)
+        columns[f"{kind}_score"] = np.array([score for _, score in filled], dtype=np.float32)
+        columns[f"{kind}_absent"] = np.array([answer is None for answer in each], dtype=bool)
     del columns[f"{SINGLE}_absent"]  # it always answers
     buffer = io.BytesIO()
     np.savez_compressed(
@@ -141,7 +131,7 @@ def read_answers(path: Path, side: int) -> Answers:
         if isinstance(file, np.ndarray):
             raise ValueError("it holds a single array")
         with file:
-            arrays = {name: file[name] for name in _ARRAYS}
+            arrays = {name: file[name] for name in (*_ARRAYS, *_arrays_of(SINGLE))}
             for kind in _OTHERS:
                 if any(f"{kind}_{what}" in file for what in ("class", "score", "absent", "k")):
                     arrays |= {name: file[name] for name in _arrays_of(kind)}
@@ -152,50 +142,31 @@ def read_answers(path: Path, side: int) -> Answers:
             f"answers {path} has {len(arrays['labels'])} images; a group of side {side} needs "
             f"{side**2}"
         )
-    found = {kind: _where_present(arrays, kind, n) for kind in _there(arrays)}
+    there = _there(arrays)
     return Answers(
         side=side,
         class_names=tuple(arrays["class_names"].tolist()),
         labels=arrays["labels"][:n].tolist(),
-        single=_scores(arrays["single_class"], arrays["single_score"], n),
-        degraded={
-            kind: (int(arrays[f"{kind}_k"]), found[kind]) for kind in _DECODED if kind in found
-        },
-        collage=found.get(COLLAGE),
-        backup=found.get(BACKUP),
+        known={kind: _scores(arrays, kind, n) for kind in there},
+        stripes={kind: int(arrays[f"{kind}_k"]) for kind in there if kind in _DECODED},
     )
 
 
 def _arrays_of(kind: str) -> dict[str, tuple[str, int]]:
-    found = {f"{kind}_class": ("iu", 1), f"{kind}_score": ("f", 1), f"{kind}_absent": ("b", 1)}
+    found = {f"{kind}_class": ("iu", 1), f"{kind}_score": ("f", 1)}
+    found |= {} if kind == SINGLE else {f"{kind}_absent": ("b", 1)}
     return found | ({f"{kind}_k": ("iu", 0)} if kind in _DECODED else {})
 
 
-def _columns(
-    answers: Sequence[tuple[int, float] | None],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(n,) int16 classes, (n,) float32 scores, (n,) bool absent."""
-    filled = [answer or (0, 0.0) for answer in answers]
-    classes = np.array([label for label, _ in filled], dtype=np.int16)
-    scores = np.array([score for _, score in filled], dtype=np.float32)
-    return classes, scores, np.array([answer is None for answer in answers], dtype=bool)
-
-
 def _there(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    return [kind for kind in _OTHERS if f"{kind}_class" in arrays]
+    return [kind for kind in (SINGLE, *_OTHERS) if f"{kind}_class" in arrays]
 
 
-def _where_present(arrays: Mapping[str, np.ndarray], kind: str, n: int) -> list[Score | None]:
-    scores = _scores(arrays[f"{kind}_class"], arrays[f"{kind}_score"], n)
-    absent = arrays[f"{kind}_absent"][:n].tolist()
-    return [None if gone else score for gone, score in zip(absent, scores, strict=True)]
-
-
-def _scores(classes: np.ndarray, scores: np.ndarray, n: int) -> list[Score]:
-    return [
-        Score(label, score)
-        for label, score in zip(classes[:n].tolist(), scores[:n].tolist(), strict=True)
-    ]
+def _scores(arrays: Mapping[str, np.ndarray], kind: str, n: int) -> list[Score | None]:
+    absent = arrays.get(f"{kind}_absent", np.zeros(n, bool))
+    columns = (arrays[f"{kind}_class"], arrays[f"{kind}_score"], absent)
+    rows = zip(*(column[:n].tolist() for column in columns), strict=True)
+    return [None if gone else Score(label, score) for label, score, gone in rows]
 
 
 def _check(arrays: Mapping[str, np.ndarray], path: Path, side: int) -> None:
@@ -217,7 +188,7 @@ def _check(arrays: Mapping[str, np.ndarray], path: Path, side: int) -> None:
             f"answers {path} are of side {int(arrays['side'])}, the settings say --side {side}"
         )
     known = len(arrays["class_names"])
-    for name in ("labels", "single_class", *(f"{kind}_class" for kind in there)):
+    for name in ("labels", *(f"{kind}_class" for kind in there)):
         absent = arrays.get(name.replace("class", "absent"))
         chosen = arrays[name] if name == "labels" or absent is None else arrays[name][~absent]
         if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < known:

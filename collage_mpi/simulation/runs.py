@@ -149,7 +149,7 @@ class SimulatedJob:
         side = self.settings.side
         answers = _answers(Path(answers_file(self.answers, side)), side)
         if self.settings.network(BACKUP) == self.settings.single:  # a batch for the single network
-            answers = replace(answers, backup=answers.single)
+            answers = replace(answers, known={**answers.known, BACKUP: answers.known[SINGLE]})
         return replace(answers, start=-(-self.first // side**2) * side**2)
 
 
@@ -199,13 +199,13 @@ def _check_answers(job: SimulatedJob, answers: Answers) -> None:
     """Raise DataFault if the file lacks answers that the scheme needs."""
     settings = job.settings
     for kind in (COLLAGE, BACKUP):
-        if settings.uses(kind) and getattr(answers, kind) is None:
+        if settings.uses(kind) and kind not in answers.known:
             raise DataFault(
                 f"answers {job.answers} hold no {kind} answers: collage-mpi evaluate --single W "
                 f"--{kind} W --save-answers FILE writes them"
             )
     for kind, flag in ((PARITY, "--parity W"), (CODED, f"--approx-k {settings.n_stripe}")):
-        k = answers.k_of(kind)
+        k = answers.stripes.get(kind)
         if settings.uses(kind) and k != settings.n_stripe:
             found = f"no {kind} answers" if k is None else f"stripes of {k}"
             raise DataFault(

@@ -300,7 +300,7 @@ class Simulation:
         """The answer that is decoded for the one image of a stripe without an answer."""
         if self._answers is None:
             return ANY_SCORE
-        return self._answers.decoded(self._stripe_kind, image)
+        return self._answers.answer(self._stripe_kind, image)
 
     def _done(self, at_ns: int, done: tuple[_Rank, list[WireResult], int]) -> None:
         rank, results, answered = done

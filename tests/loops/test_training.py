@@ -163,11 +163,9 @@ def test_a_quick_network_gets_a_threshold_and_its_answers_are_saved(
     )
     assert found["at_threshold"]["share"] == pytest.approx(made.accept.share, abs=0.05)
     saved = read_answers(tmp_path / "a.npz", 2)
-    assert saved.collage is None
-    assert saved.backup is not None
-    right = np.mean(
-        [a is not None and a[0] == b for a, b in zip(saved.backup, saved.labels, strict=True)]
-    )
+    assert set(saved.known) == {"single", "backup"}
+    pairs = zip(saved.known["backup"], saved.labels, strict=True)
+    right = np.mean([a is not None and a[0] == b for a, b in pairs])
     assert right == pytest.approx(entry["accuracy"], abs=1e-3)
     words.remove("--json")
     assert main([*words, "2"]) == 0

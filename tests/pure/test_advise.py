@@ -110,11 +110,11 @@ def test_all_but_the_last_have_the_ranks_that_were_asked_for():
 
 def test_stripes_are_compared_where_it_is_known_what_they_decode():
     question = question_of(slow_machine(), side=2, spare=2)
-    said = Answers(2, ("a",), [0] * 4, [], degraded={"coded": (2, [])})
+    said = Answers(2, ("a",), [0] * 4, {"single": [], "coded": []}, {"coded": 2})
     names = [flags["scheme"] for flags in candidates(question, said)]
     assert ("approx" in names, "parity" in names) == (True, False)
     assert {"parity", "approx"} <= {flags["scheme"] for flags in candidates(question, None)}
-    other = replace(said, degraded={"coded": (3, [])})
+    other = replace(said, stripes={"coded": 3})
     assert "approx" not in [flags["scheme"] for flags in candidates(question, other)]
     one = [flags["scheme"] for flags in candidates(replace(question, spare=9), None)]
     assert "parity" not in one  # a stripe of one image would be a copy
@@ -122,10 +122,11 @@ def test_stripes_are_compared_where_it_is_known_what_they_decode():
 
 def test_without_answers_of_a_collage_no_collage_is_compared():
     question = question_of(slow_machine(), side=2, spare=2, confidence=0.9)
-    quick = Answers(2, ("a",), [0] * 4, [], backup=[])
+    quick = Answers(2, ("a",), [0] * 4, {"single": [], "backup": []})
     names = {flags["scheme"] for flags in candidates(question, quick)}
     assert names == {"none", "hedge", "batch-backup", "cascade-batch", "replicate"}
-    names = {flags["scheme"] for flags in candidates(question, replace(quick, collage=[]))}
+    both = replace(quick, known={**quick.known, "collage": []})
+    names = {flags["scheme"] for flags in candidates(question, both)}
     assert {"cascade", "collage", "collage-only"} < names
 
 

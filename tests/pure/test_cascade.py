@@ -743,7 +743,8 @@ def play(images: int, unsure: int = 3, **settings) -> Rows:
     job = RunSettings(**{"scheme": "cascade", **sure, **settings})
     n = job.group_size
     cells = [Score(0, UNSURE if cell < unsure else SURE) for cell in range(n)]
-    answers = Answers(job.side, ("a",), [0] * n, [Score(0, 1.0)] * n, cells)
+    known = {"single": [Score(0, 1.0)] * n, "collage": cells}
+    answers = Answers(job.side, ("a",), [0] * n, known)
     rows = Rows()
     Simulation(Simulated(job, images, FREE), rows, answers).run()
     return rows

@@ -116,17 +116,16 @@ def test_the_price_names_the_kind_that_cost_more(tmp_path, kind):
 def test_an_answer_that_resolves_nothing_alone_holds_no_record():
     said = Score(3, 0.5)
     other, decoded = Score(1, 0.5), Score(2, 0.5)
-    degraded = {"coded": (2, [decoded] * 4)}
     quick = Score(0, 0.5)
-    answers = Answers(2, ("a",), [0] * 4, [said] * 4, [other] * 4, [quick] * 4, degraded)
+    known = {"single": said, "collage": other, "backup": quick, "coded": decoded}
+    answers = Answers(2, ("a",), [0] * 4, {kind: [one] * 4 for kind, one in known.items()})
     assert answers.cells("parity", [(0, 0), (1, 1)]) == (None, None)
     assert answers.cells("coded", [(0, 0), (1, 1)]) == (None, None)
     assert answers.cells("single", [(0, 0)]) == (said,)
     assert answers.cells("backup", [(0, 0)]) == (quick,)
     assert answers.cells("collage", [(0, 0)]) == (other,)
-    assert answers.decoded("coded", 1) == decoded
-    assert answers.decoded("parity", 1) is None
-    assert (answers.k_of("coded"), answers.k_of("parity")) == (2, None)
+    assert answers.answer("coded", 1) == decoded
+    assert answers.answer("parity", 1) is None
 
 
 def _spelt(node: ast.AST) -> bool:

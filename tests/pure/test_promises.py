@@ -99,7 +99,7 @@ def test_networks_are_read_and_answer_as_they_did() -> None:
 def test_numbers_for_simulations_are_read() -> None:
     assert load_trace(str(KEPT / "trace.npy")).shape == (2, 3)
     answers = read_answers(KEPT / "answers.npz", 2)
-    assert (answers.side, len(answers.single), answers.collage is None) == (2, 40, False)
+    assert (answers.side, len(answers.known["single"]), "collage" in answers.known) == (2, 40, True)
 
 
 def test_files_of_settings_are_read() -> None:

@@ -163,8 +163,8 @@ def test_it_reads_what_evaluate_saves(tmp_path):
     )
     found = read_answers(tmp_path / "a.npz", 3)
     assert len(found.labels) == 9
-    assert found.collage[0] is None
-    assert found.single[4] == (1, 0.5)
+    assert found.known["collage"][0] is None
+    assert found.known["single"][4] == (1, 0.5)
     assert found.label(11) == 2
 
 
