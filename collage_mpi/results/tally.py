@@ -36,7 +36,7 @@ from collage_mpi.results.rows import (
     ran_together,
     wait_ns,
 )
-from collage_mpi.results.sample import BoundedSample, TimedSample
+from collage_mpi.results.statistics import BoundedSample, TimedSample
 
 PARTS = ("read", "encode", "wait", "compute", "held", "decode")
 EXAMPLES = 5

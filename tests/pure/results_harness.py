@@ -15,6 +15,7 @@ from collage_mpi.encoding.vectors import KeptColumn, layout_of
 from collage_mpi.results import Results, RunWriter
 from collage_mpi.results.row_sink import PartThread, _Part
 from collage_mpi.results.rows import KEY_ROW, TABLES
+from collage_mpi.results.statistics import Spread, TimedSample
 from collage_mpi.results.vectors import extras_of
 from collage_mpi.system import files
 
@@ -293,3 +294,10 @@ def input_digest(shard: np.ndarray, row: np.ndarray) -> str:
     keys = np.empty(len(shard), KEY_ROW)
     keys["shard"], keys["row"] = shard, row
     return hashlib.sha256(np.sort(keys, order=["shard", "row"]).tobytes()).hexdigest()
+
+
+def described(values: np.ndarray, independent: int | None = None) -> Spread:
+    """What a sample that holds all values says of them, with intervals: they are in time order."""
+    sample = TimedSample(None)
+    sample.add_at(values, np.arange(len(values)).astype([("at", "<i8")]))
+    return sample.spread(len(values) if independent is None else independent)

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from results_harness import described
 
 from collage_mpi.experiments.spec import Experiment, expand
 from collage_mpi.experiments.table import PointRun, aggregate
 from collage_mpi.kinds import SHARED_KINDS
-from collage_mpi.results.statistics import describe
 
 SEEDS = 6
 
@@ -32,7 +32,7 @@ def experiment(**more: Any) -> Experiment:
 
 
 def run_of(point: Any, latencies_ms: np.ndarray, accuracy: float = 0.9) -> PointRun:
-    found = describe(latencies_ms)
+    found = described(latencies_ms)
     row = {
         "how": "simulate",
         "side": point.settings.side,

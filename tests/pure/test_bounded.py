@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from results_harness import as_two_teams, fill, input_digest, make_run, manifest
+from results_harness import as_two_teams, described, fill, input_digest, make_run, manifest
 
 from collage_mpi.report.charts import _chosen, chart_data, excerpt
 from collage_mpi.report.page import render_page
@@ -22,7 +22,7 @@ from collage_mpi.results import (
     RunWriter,
     marks,
     read_results,
-    sample,
+    statistics,
     summarise,
     verify_run,
 )
@@ -30,8 +30,13 @@ from collage_mpi.results import verify as verify_module
 from collage_mpi.results.marks import keys_digest
 from collage_mpi.results.reader import Run, StoredRun, open_run
 from collage_mpi.results.rows import IMAGES, KEY_ROW, KIND_CODE, TASK_ROW, TableLayout
-from collage_mpi.results.sample import BoundedSample, TimedSample
-from collage_mpi.results.statistics import PERCENTILES, describe, percentile_name, quantile_interval
+from collage_mpi.results.statistics import (
+    PERCENTILES,
+    BoundedSample,
+    TimedSample,
+    percentile_name,
+    quantile_interval,
+)
 from collage_mpi.results.tally import Tally, TaskTally
 
 RNG = np.random.default_rng(22)
@@ -80,7 +85,7 @@ def test_a_sample_beyond_its_bound_is_right_to_a_twentieth_of_a_percent(n: int) 
     drawn = BoundedSample(n // 2)
     for some in np.array_split(values, 7):
         drawn.add(some)
-    exact = describe(values)
+    exact = described(values)
     found = drawn.spread(n)
     assert (drawn.exact, found.n, found.maximum) == (False, n, exact.maximum)
     for name in ("percentiles", "mean", "std"):
@@ -98,7 +103,7 @@ def test_a_sample_within_its_bound_is_exact() -> None:
     for some in np.array_split(values, 3):
         drawn.add(some)
     assert drawn.exact
-    assert drawn.spread(1000) == describe(values)
+    assert drawn.spread(1000) == replace(described(values), intervals={})
     x, below = drawn.steps()
     assert (list(x), below[-1]) == (sorted(values), 1000)
 
@@ -240,7 +245,7 @@ def test_the_end_the_proof_and_the_report_hold_no_more_of_a_longer_run(
     With wider bins, so that the shorter run has met most of them too.
     """
     monkeypatch.setattr(StoredRun, "bound", 512)
-    monkeypatch.setattr(sample, "_SHIFT", 49)
+    monkeypatch.setattr(statistics, "_SHIFT", 49)
     ends, pages = [], []
     for rows in (3_600, 36_000):
         full = manifest(rows)

@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from results_harness import described
 
 from collage_mpi.results.statistics import (
     PERCENTILES,
     Interval,
     binomial_ranks,
-    describe,
     ecdf,
     percentile,
-    percentile_intervals,
     percentile_name,
     support_needed,
     wilson_interval,
@@ -67,33 +66,33 @@ def test_ecdf_rises_to_one(values: list[float]) -> None:
 
 def test_describe() -> None:
     values = np.array([1.0] * 99 + [10.0])
-    spread = describe(values)
+    spread = described(values)
     assert spread.percentiles == {"p50": 1.0, "p95": 1.0, "p99": None, "p99.9": None}
     assert spread.over_3_medians == pytest.approx(0.01)
     assert spread.std == pytest.approx(values.std(ddof=1))
-    empty = describe(np.empty(0))
+    empty = described(np.empty(0))
     assert (empty.n, empty.mean, empty.std, empty.maximum, empty.over_3_medians) == (
         (0,) + (None,) * 4
     )
-    assert describe(np.array([5.0])).std is None
-    assert describe(np.array([5.0, 6.0]), independent=1).std is None
-    assert describe(np.array([5.0, 7.0])).std == pytest.approx(2.0**0.5)
+    assert described(np.array([5.0])).std is None
+    assert described(np.array([5.0, 6.0]), independent=1).std is None
+    assert described(np.array([5.0, 7.0])).std == pytest.approx(2.0**0.5)
 
 
 def test_intervals_are_of_measured_values_and_absent_below_their_support() -> None:
     values = np.random.default_rng(5).exponential(1.0, 400)
-    found = percentile_intervals(values)
+    found = described(values).intervals
     assert found["p99.9"] == Interval(found["p99.9"].samples, None)
     for name in ("p50", "p95"):
         low, high = found[name].ends or (0, 0)
         assert {low, high} <= set(values.tolist())
-        assert low < describe(values).percentiles[name] < high  # type: ignore[operator]
-    assert {interval.ends for interval in percentile_intervals(values[:5]).values()} == {None}
-    assert percentile_intervals(np.empty(0))["p50"] == Interval(0, None)
-    alike = percentile_intervals(np.full(100, 7.0))
+        assert low < described(values).percentiles[name] < high  # type: ignore[operator]
+    assert {interval.ends for interval in described(values[:5]).intervals.values()} == {None}
+    assert described(np.empty(0)).intervals["p50"] == Interval(0, None)
+    alike = described(np.full(100, 7.0)).intervals
     assert alike["p95"] == Interval(100, (7.0, 7.0))
     # 80 batches of 5 groups that end together are worth no more than 80 values
-    batches = percentile_intervals(np.repeat(values[:80], 5), independent=80)
+    batches = described(np.repeat(values[:80], 5), independent=80).intervals
     assert 40 < batches["p50"].samples <= 80
 
 
@@ -132,9 +131,7 @@ def test_95_percent_intervals_cover_95_percent(
 ) -> None:
     rng = np.random.default_rng(2026)
     true = math.exp(0.5 * NormalDist().inv_cdf(q))
-    found = [
-        percentile_intervals(lognormal(rng, n, memory))[percentile_name(q)] for _ in range(400)
-    ]
+    found = [described(lognormal(rng, n, memory)).intervals[percentile_name(q)] for _ in range(400)]
     ends = [interval.ends for interval in found if interval.ends is not None]
     assert len(ends) > 0.9 * len(found)
     share = sum(low <= true <= high for low, high in ends) / len(ends)
@@ -145,10 +142,10 @@ def test_where_neighbours_are_alike_a_sample_is_worth_less() -> None:
     rng = np.random.default_rng(6)
     spells = np.repeat(rng.exponential(1.0, 40), 25)  # slow for long, not for one group
     alone = rng.permutation(spells)
-    together, apart = (percentile_intervals(v)["p50"] for v in (spells, alone))
+    together, apart = (described(v).intervals["p50"] for v in (spells, alone))
     assert together.samples < 80 < 500 < apart.samples
-    assert percentile_intervals(spells)["p95"].ends is None  # 40 spells cannot support it
-    assert percentile_intervals(alone)["p95"].ends is not None
+    assert described(spells).intervals["p95"].ends is None  # 40 spells cannot support it
+    assert described(alone).intervals["p95"].ends is not None
 
 
 def test_wilson() -> None:
