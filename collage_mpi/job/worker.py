@@ -35,7 +35,7 @@ from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, SKIPPED, WireResult, in_messages, pack_results
 from collage_mpi.mpi.tasks import WireTask, unpack_cancel, unpack_files, unpack_places, unpack_tasks
 from collage_mpi.scheduler import batch_factor
-from collage_mpi.shards.pictures import parse_fit
+from collage_mpi.shards.pictures import import_decoders, parse_fit
 from collage_mpi.shards.schema import HASH_LIMIT_BYTES
 from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
 from collage_mpi.system.hard_exit import remove_shared_memory
@@ -305,6 +305,8 @@ class Worker:
     def _begin(self, session: Session) -> Hello:
         descriptions, self._told_shards = self._told_shards, []
         cannot_read = session.read_rows(descriptions) if descriptions else ""
+        if session.fit is not None:
+            import_decoders()  # now, not while the first images wait
         networks = Networks(session.welcome, self.load, self.clock, self.cpu_clock)
         session.networks = networks
         service_ns, longest_ns = networks.warm_up()

@@ -471,6 +471,19 @@ def test_files_are_decoded_where_they_are_computed_on() -> None:
     assert why.reason.startswith("cannot be decoded: ")
 
 
+def test_a_rank_that_will_decode_has_its_decoders_when_it_says_hello(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[list[object]] = []
+    for fit in (None, PictureFit(SHAPE[0], channels=1).text()):
+        bench = Bench(start=False, fit=fit)
+        monkeypatch.setattr(
+            worker, "import_decoders", lambda own=bench: told.append(own.endpoint.told())
+        )
+        bench.start()
+    assert told == [[]]  # once, and nothing was said before
+
+
 def test_files_without_a_fit_are_a_defect_of_the_wire() -> None:
     bench = Bench()
     task = WireTask(0, 0, 1, "single", ((0, 0),), as_files=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -246,3 +248,18 @@ def test_which_pictures_would_be_enlarged(
         return
     with pytest.raises(TooSmall, match=rf"{size[0]} x {size[1]} pixels.*--enlarge"):
         picture_pixels(data, fit, enlarge=False)
+
+
+def test_the_first_picture_imports_nothing_more() -> None:
+    program = """if True:
+        import sys
+        from collage_mpi.shards.pictures import PictureFit, import_decoders, picture_pixels
+        before = set(sys.modules)
+        import_decoders()
+        imported = set(sys.modules)
+        picture_pixels(sys.stdin.buffer.read(), PictureFit(8))
+        print("PIL" in imported - before, *set(sys.modules) - imported)
+    """
+    data = file_of(colour("RGB"), "JPEG")
+    done = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True)
+    assert done.stdout.decode().split() == ["True"], done.stderr
