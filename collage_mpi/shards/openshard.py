@@ -86,26 +86,30 @@ class OpenShard(Source):
         found: np.ndarray = rows_crc32(own, tags) == self.crc32[rows]
         return found
 
-    def cells_crc32(self, px: int) -> np.ndarray:
-        """(n,) uint32: the checksums of the stored cells, read once."""
-        if px not in self._cells_crc32:
-            with still_reading(self.path):
-                self._cells_crc32[px] = self._file[f"{cells_name(px)}_crc32"][...]
-        return self._cells_crc32[px]
-
-    def read_into(
-        self, out: np.ndarray, places: np.ndarray, rows: np.ndarray, dataset: str = "images"
-    ) -> None:
+    def read_into(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
         """Read ascending `rows`, repeats allowed, to `out[places]`, (n, ...) items.
 
         Neighbouring rows are read as one slice: 200,000 single 28 px rows a second and millions in
         order, where h5py's index lists read 12,000 (analysis/reports/shards.md).
         """
         with still_reading(self.path):
-            source = self._images if dataset == "images" else self._file[dataset]
             for start, stop, first in slices_of(rows):
-                block = source[first : first + stop - start]
-                out[places[start:stop]] = block if dataset != "images" else self._arranged(block)
+                out[places[start:stop]] = self._arranged(self._images[first : first + stop - start])
+
+    def read_cells(
+        self, px: int, out: np.ndarray, places: np.ndarray, rows: np.ndarray
+    ) -> np.ndarray:
+        """Read stored cells of `px` pixels as `read_into` reads items; (m,) uint32, their
+        checksums.
+        """
+        with still_reading(self.path):
+            cells = self._file[cells_name(px)]
+            for start, stop, first in slices_of(rows):
+                out[places[start:stop]] = cells[first : first + stop - start]
+            if px not in self._cells_crc32:
+                self._cells_crc32[px] = self._file[f"{cells_name(px)}_crc32"][...]
+        found: np.ndarray = self._cells_crc32[px][rows]
+        return found
 
     @classmethod
     def ids(cls, info: ShardInfo) -> list[str] | None:
@@ -162,13 +166,6 @@ class EncodedShard(PictureSource, OpenShard):
     def _stored(self, info: ShardInfo) -> tuple[int, ...]:
         self._ends: np.ndarray = self._file["ends"][...]  # (n,) int64
         return (int(self._ends[-1]),)
-
-    def read_into(
-        self, out: np.ndarray, places: np.ndarray, rows: np.ndarray, dataset: str = "images"
-    ) -> None:
-        """Decode images, or read cells as they are stored."""
-        of = PictureSource if dataset == "images" else OpenShard
-        of.read_into(self, out, places, rows, dataset)
 
     def sound(self, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(m,) bool: whether the rows, as read, are pictures."""

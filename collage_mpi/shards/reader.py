@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.shards.check import first_of
 from collage_mpi.shards.guard import verify_shard
+from collage_mpi.shards.hdf5 import cause_of
 from collage_mpi.shards.inputs import (
     examine,
     expand_paths,
@@ -30,7 +31,6 @@ from collage_mpi.shards.schema import (
     BadShard,
     ShardFault,
     ShardInfo,
-    cells_name,
     rows_crc32,
     stamp_of,
 )
@@ -158,18 +158,15 @@ class ShardSet:
         pixels = np.empty((len(wanted), *self.shape), dtype=self.dtype)
         labels = np.empty(len(wanted), dtype=np.int64) if self.infos[0].has_labels else None
         good = np.ones(len(wanted), dtype=bool)
+
+        def read(source: Source, places: np.ndarray, rows: np.ndarray) -> None:
+            source.read_into(pixels, places, rows)
+
         for shard, places in self._by_shard(wanted):
             rows = wanted[places] - self._starts[shard]  # ascending
             with self._lock:
-                source = self._opened(shard)
-                failed: list[int] = []
-                try:
-                    source.read_into(pixels, places, rows)
-                except EnvironmentFault:
-                    source = self._reopened(shard)
-                    failed = source.read_singly(pixels, places, rows)
+                source, failed = self._read(shard, places, rows, read)
                 good[places] = source.sound(pixels, places, rows)
-                self._note_faults(shard, source)
             good[failed] = False
             if labels is not None and source.labels is not None:
                 labels[places] = source.labels[rows]
@@ -213,8 +210,7 @@ class ShardSet:
                 source = self._opened(shard)
                 assert isinstance(source, OpenShard)
                 try:
-                    source.read_into(cells, places, rows, cells_name(px))
-                    stored[places] = source.cells_crc32(px)[rows]
+                    stored[places] = source.read_cells(px, cells, places, rows)
                 except EnvironmentFault:
                     readable[places] = False
         return cells, readable & (rows_crc32(cells, None) == stored)
@@ -238,20 +234,15 @@ class ShardSet:
         """
         wanted = np.asarray(indices, dtype=np.int64)
         files: list[bytes | None] = [None] * len(wanted)
-        for shard, places in self._by_shard(wanted):
-            rows = wanted[places] - self._starts[shard]  # ascending
-            with self._lock:
-                source = self._opened(shard)
-                assert isinstance(source, PictureSource)
-                try:
-                    found = source.files(rows)
-                except EnvironmentFault:
-                    source = self._reopened(shard)
-                    assert isinstance(source, PictureSource)
-                    found = source.files_singly(rows)
-                self._note_faults(shard, source)
-            for place, data in zip(places.tolist(), found, strict=True):
+
+        def read(source: Source, places: np.ndarray, rows: np.ndarray) -> None:
+            assert isinstance(source, PictureSource)
+            for place, data in zip(places.tolist(), source.files(rows), strict=True):
                 files[place] = data
+
+        for shard, places in self._by_shard(wanted):
+            with self._lock:
+                self._read(shard, places, wanted[places] - self._starts[shard], read)
         return files, self.labels_at(wanted)
 
     def row_fault(self, index: int) -> str:
@@ -385,18 +376,37 @@ class ShardSet:
             self.lost[number] = str(error)
             raise ShardFault(number, str(error)) from error
 
-    def _reopened(self, number: int) -> Source:
-        """The shard, opened again after a failure, to be read row by row.
+    def _read(
+        self,
+        number: int,
+        places: np.ndarray,
+        rows: np.ndarray,
+        read: Callable[[Source, np.ndarray, np.ndarray], None],
+    ) -> tuple[Source, list[int]]:
+        """Read ascending `rows` of a shard to `places`: all at once, or after a failure row by row.
 
-        If the file can be opened and is unchanged, only single rows are damaged; otherwise the
-        shard is lost.
+        If the file can be opened again and is unchanged, only single rows are damaged; otherwise
+        the shard is lost.
+
+        Returns:
+            The open shard, and the places of rows that cannot be read.
         """
-        self._open.pop(number).close()
-        return self._opened(number)
-
-    def _note_faults(self, number: int, source: Source) -> None:
+        source, failed = self._opened(number), []
+        try:
+            read(source, places, rows)
+        except EnvironmentFault:
+            self._open.pop(number).close()
+            source = self._opened(number)
+            for at, row in enumerate(rows.tolist()):
+                try:
+                    read(source, places[at : at + 1], rows[at : at + 1])
+                except EnvironmentFault as error:
+                    why = cause_of(error.__cause__ or error)
+                    source.row_faults[row] = f"cannot be read: {why}"
+                    failed.append(int(places[at]))
         for row, why in source.row_faults.items():
             self._row_faults[int(self._starts[number]) + row] = why
+        return source, failed
 
     def _check_same(self, number: int) -> None:
         """Raise unless the file is the one that was checked, by its stamp or its SHA-256."""

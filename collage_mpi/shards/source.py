@@ -20,7 +20,6 @@ from typing import ClassVar
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.shards.hdf5 import cause_of
 from collage_mpi.shards.members import Listing, Member, MemberIndex, read_member
 from collage_mpi.shards.pictures import (
     DEFAULT_PX,
@@ -118,15 +117,10 @@ class Source(ABC):
         return sha256_of(path)
 
     @abstractmethod
-    def read_into(
-        self, out: np.ndarray, places: np.ndarray, rows: np.ndarray, dataset: str = "images"
-    ) -> None:
+    def read_into(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
         """Read ascending `rows`, repeats allowed, to `out[places]`, (n, ...) items.
 
         Why a single row cannot be used is noted in `row_faults`.
-
-        Args:
-            dataset: "images", or stored cells, which only HDF5 shards have.
 
         Raises:
             EnvironmentFault: the source, or one of the rows, can no longer be read.
@@ -135,20 +129,6 @@ class Source(ABC):
     def sound(self, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(m,) bool: whether `pixels[places]`, as read from `rows`, can be used."""
         return np.array([row not in self.row_faults for row in rows.tolist()], dtype=bool)
-
-    def read_singly(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> list[int]:
-        """Like `read_into`, row by row; returns the places of rows that cannot be read."""
-        failed = []
-        for at, place in enumerate(places.tolist()):
-            try:
-                self.read_into(out, places[at : at + 1], rows[at : at + 1])
-            except EnvironmentFault as error:
-                self._note_unread(int(rows[at]), error)
-                failed.append(place)
-        return failed
-
-    def _note_unread(self, row: int, error: EnvironmentFault) -> None:
-        self.row_faults[row] = f"cannot be read: {cause_of(error.__cause__ or error)}"
 
     def _forget_faults(self, rows: np.ndarray) -> None:
         """The rows are read again: what was wrong then may be mended."""
@@ -203,9 +183,7 @@ class PictureSource(Source):
         """Whether the bytes are those that were written; if not, `row_faults` says so."""
         return True
 
-    def read_into(
-        self, out: np.ndarray, places: np.ndarray, rows: np.ndarray, dataset: str = "images"
-    ) -> None:
+    def read_into(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
         """Read and decode ascending `rows` to `out[places]`; bad rows are noted in `row_faults`."""
         self._forget_faults(rows)
         files = self._files(rows)
@@ -221,17 +199,6 @@ class PictureSource(Source):
             data if data is not None and self._is_sound(row, data) else None
             for row, data in zip(rows.tolist(), self._files(rows), strict=True)
         ]
-
-    def files_singly(self, rows: np.ndarray) -> list[bytes | None]:
-        """Like `files`, row by row; None also for a file that cannot be read."""
-        found: list[bytes | None] = []
-        for at, row in enumerate(rows.tolist()):
-            try:
-                found += self.files(rows[at : at + 1])
-            except EnvironmentFault as error:
-                self._note_unread(row, error)
-                found.append(None)
-        return found
 
     def _decode(self, out: np.ndarray, row: int, data: bytes | None) -> None:
         if data is None or not self._is_sound(row, data):

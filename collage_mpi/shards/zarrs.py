@@ -106,9 +106,7 @@ class ZarrSource(Source):
         index = MemberIndex.of(members, [member.id for member in members])
         return hashlib.sha256(f"{fingerprint_of(index, members)} {part}".encode()).hexdigest()
 
-    def read_into(
-        self, out: np.ndarray, places: np.ndarray, rows: np.ndarray, dataset: str = "images"
-    ) -> None:
+    def read_into(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
         """Read ascending `rows` to `out[places]`; rows of absent chunks are noted."""
         self._forget_faults(rows)
         with _still(self.path):

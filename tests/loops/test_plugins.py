@@ -60,7 +60,7 @@ class Numbers(Source):
         count, about = int(path.read_text()), (None, False, "", cls.fingerprint(path))
         return ShardInfo(path, count, (2, 2, 1), *about, storage=cls.name)
 
-    def read_into(self, out, places, rows, dataset="images"):
+    def read_into(self, out, places, rows):
         out[places] = rows[:, None, None, None]
 """
 RELAYRUN = """#!{python}
