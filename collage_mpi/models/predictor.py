@@ -169,8 +169,8 @@ class TorchPredictor:
     @torch.inference_mode()
     def _answered(self, found: torch.Tensor) -> Answer:
         if not self._embeds:
-            return self.reading.scores(found, self.temperature), {}
-        scores = self.reading.scores(found[:, :, : self.classes], self.temperature)
+            return self.reading(found, self.temperature), {}
+        scores = self.reading(found[:, :, : self.classes], self.temperature)
         return scores, {"embedding": found[:, 0, self.classes :].numpy().copy()}
 
     @torch.inference_mode()

@@ -4,7 +4,8 @@ become answers of cells by the rules of the paper (arXiv 1904.12222).
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -108,61 +109,42 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(0.5 * x))
 
 
-class Reading(Protocol):
-    """How the outputs of a network are read."""
-
-    def scores(self, outputs: Tensor, temperature: float) -> np.ndarray:
-        """(n, cells, classes) float32 probabilities; a row of zeros for a cell without an
-        answer.
-        """
-        ...
+# How the outputs of a network are read, at a temperature: (n, cells, classes) float32
+# probabilities; a row of zeros for a cell without an answer.
+Reading = Callable[[Tensor, float], np.ndarray]
 
 
-class GridReading:
-    """A single classifier's outputs, or a grid head's: (n, cells, classes) logits."""
-
-    def scores(self, outputs: Tensor, temperature: float) -> np.ndarray:
-        return torch.softmax(outputs / temperature, dim=2).cpu().numpy()  # .cpu() waits
+def grid_scores(outputs: Tensor, temperature: float) -> np.ndarray:
+    """Of a single classifier's outputs, or a grid head's: (n, cells, classes) logits."""
+    return torch.softmax(outputs / temperature, dim=2).cpu().numpy()  # .cpu() waits
 
 
-class SumReading:
-    """The outputs of a parity network: (n, 1, classes) sums, which are not scores and stay
-    unchanged.
-    """
-
-    def scores(self, outputs: Tensor, temperature: float) -> np.ndarray:
-        # .cpu() waits; a launcher writes its next outputs where these are
-        sums: np.ndarray = outputs.cpu().numpy().copy()
-        return sums
+def parity_sums(outputs: Tensor, temperature: float) -> np.ndarray:
+    """The outputs of a parity network, (n, 1, classes), which are not scores and stay unchanged."""
+    # .cpu() waits; a launcher writes its next outputs where these are
+    found: np.ndarray = outputs.cpu().numpy().copy()
+    return found
 
 
-class YoloReading:
-    """A yolo head's outputs: (n, rows, columns, anchors, 5 + classes).
+def yolo_scores(head: HeadSpec, side: int, outputs: Tensor, temperature: float) -> np.ndarray:
+    """Of a yolo head's outputs: (n, rows, columns, anchors, 5 + classes).
 
     The score of a class is the box's objectness times the class's calibrated probability.
     """
-
-    def __init__(self, head: HeadSpec, side: int) -> None:
-        self.side = side
-        self.anchors = np.array(head.anchors)  # (anchors, 2)
-
-    def scores(self, outputs: Tensor, temperature: float) -> np.ndarray:
-        raw = outputs.float().cpu().numpy()
-        return np.stack([self._collage(one, temperature) for one in raw])
-
-    def _collage(self, raw: np.ndarray, temperature: float) -> np.ndarray:
-        boxes, objectness, logits = boxes_from_map(raw, self.side, self.anchors)
+    collages = []
+    for raw in outputs.float().cpu().numpy():
+        boxes, objectness, logits = boxes_from_map(raw, side, np.array(head.anchors))
         scaled = logits / temperature
         powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
         probabilities = powers / powers.sum(axis=1, keepdims=True)  # (m, classes)
-        return cells_from_boxes(boxes, objectness[:, None] * probabilities, self.side)
+        collages.append(cells_from_boxes(boxes, objectness[:, None] * probabilities, side))
+    return np.stack(collages)
 
 
 def reading_of(info: NetworkInfo) -> Reading:
     """How a network is read."""
-    head, side = info.head, info.side
     if info.parity is not None:
-        return SumReading()
-    if side is None or head.name != YOLO:
-        return GridReading()
-    return YoloReading(head, side)
+        return parity_sums
+    if info.side is None or info.head.name != YOLO:
+        return grid_scores
+    return partial(yolo_scores, info.head, info.side)

@@ -15,7 +15,7 @@ from collage_mpi.kinds import SINGLE
 from collage_mpi.models.backbones import stored_arrays
 from collage_mpi.models.info import Loading, NetworkInfo
 from collage_mpi.models.predictor import TorchPredictor
-from collage_mpi.models.reading import GridReading, Reading
+from collage_mpi.models.reading import Reading, grid_scores
 from collage_mpi.models.weights import save_weights
 from collage_mpi.training.batches import plain_batches
 from collage_mpi.training.judge import (
@@ -86,7 +86,7 @@ class Held:
 
     def scores(self, temperature: float) -> np.ndarray:
         """(m, classes) float32 probabilities of the cells with an image."""
-        read = (self.reading.scores(outputs, temperature) for outputs in self.outputs)
+        read = (self.reading(outputs, temperature) for outputs in self.outputs)
         return np.concatenate([s[here] for s, here in zip(read, self.present, strict=True)])
 
 
@@ -174,7 +174,7 @@ def _look(out: Path, settings: TrainSettings, data: TrainData) -> Held:
     if data.summands is not None and data.held_summands is not None:
         decoder = ParityObjective(data.summands, data.held_summands)
         outputs = [decoder.logits(o, batch) for o, batch in zip(outputs, batches, strict=True)]
-        reading = GridReading()
+        reading = grid_scores
     return Held(
         outputs,
         [batch.present for batch in batches],

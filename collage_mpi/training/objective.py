@@ -5,6 +5,7 @@ head.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from collage_mpi.models.reading import YoloReading, jaccard
+from collage_mpi.models.reading import jaccard, yolo_scores
 from collage_mpi.models.specs import HeadSpec
 from collage_mpi.training.batches import TrainBatch
 
@@ -147,7 +148,7 @@ class YoloObjective:
 
     def __init__(self, classes: Objective, head: HeadSpec, side: int) -> None:
         self.classes = classes
-        self.reading = YoloReading(head, side)
+        self.reading = partial(yolo_scores, head, side)
         anchors = np.array(head.anchors)  # (anchors, 2)
         self.anchor = likest_anchor(anchors)
         width, height = anchors[self.anchor]
@@ -178,7 +179,7 @@ class YoloObjective:
         )
 
     def logits(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
-        scores = torch.from_numpy(self.reading.scores(outputs, 1.0))  # (n, cells, classes)
+        scores = torch.from_numpy(self.reading(outputs, 1.0))  # (n, cells, classes)
         absent = scores.amax(2, keepdim=True) <= 0
         return torch.where(absent, torch.nan, scores.clamp_min(1e-9).log())
 

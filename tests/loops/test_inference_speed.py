@@ -27,7 +27,7 @@ from collage_mpi.shards import ShardSet
 
 torch = pytest.importorskip("torch")
 
-from collage_mpi.models.reading import SumReading  # noqa: E402
+from collage_mpi.models.reading import parity_sums  # noqa: E402
 
 IMAGES = 180
 DATA = files("collage_mpi") / "data"
@@ -217,7 +217,7 @@ def test_two_batches_in_flight_give_each_its_own_answers(inputs: dict, seed: int
 def test_a_batch_of_parity_tasks_that_raises_gives_each_its_own_sums(inputs: dict) -> None:
     """They are asked one after another, in the same host buffers."""
     tuned, images = graphed(MemoryGpu()), inputs["single"]
-    tuned.reading = SumReading()
+    tuned.reading = parity_sums
     alone = [tuned.predict(images[at : at + 1])[0].copy() for at in range(2)]
     told = replace(
         WELCOME,

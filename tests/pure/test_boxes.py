@@ -107,7 +107,7 @@ def test_a_map_without_offsets_gives_the_anchors_at_the_squares() -> None:
 def test_what_training_asks_for_is_read_as_each_cells_answer(head: HeadSpec, side: int) -> None:
     """The outputs of loss nothing decode into every cell's own class, on 13 x 13 squares too."""
     torch = pytest.importorskip("torch")
-    from collage_mpi.models.reading import YoloReading
+    from collage_mpi.models.reading import yolo_scores
     from collage_mpi.training.batches import TrainBatch
     from collage_mpi.training.objective import Labels, YoloObjective
 
@@ -125,7 +125,7 @@ def test_what_training_asks_for_is_read_as_each_cells_answer(head: HeadSpec, sid
     pixels = np.zeros((1, 1, 1, 1), np.uint8)
     batch = TrainBatch(pixels, wanted, here, cells, wanted, np.zeros((1, cells), np.int64))
     assert float(objective.loss(outputs, batch)) < 1e-4
-    scores = YoloReading(head, side).scores(outputs, 1.0)[0]
+    scores = yolo_scores(head, side, outputs, 1.0)[0]
     assert scores.argmax(1).tolist() == wanted[0].tolist()
     assert scores.max(1).min() > 0.99
     boxes, objectness, _ = boxes_from_map(outputs[0].numpy(), side, np.array(head.anchors))
