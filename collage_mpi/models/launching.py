@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,14 +25,9 @@ MOST_SIZES = 16  # batch sizes with buffers and a graph of their own; others are
 MOST_PADDED = 2  # a graph serves batches down to this part of its size
 
 Forward = Callable[[Tensor], Tensor]  # (n, H, W, C) uint8 on the device -> outputs there
-
-
-class KernelLauncher(Protocol):
-    """Begins one call of the network."""
-
-    def __call__(self, batch: np.ndarray) -> Computation[Tensor]:
-        """(n, H, W, C) uint8 -> outputs on the host, valid until the next call is begun."""
-        ...
+# Begins one call of the network: (n, H, W, C) uint8 -> outputs on the host, valid until the next
+# call is begun.
+KernelLauncher = Callable[[np.ndarray], Computation[Tensor]]
 
 
 class DirectLauncher:
@@ -51,28 +46,11 @@ class DirectLauncher:
         return self._forward(torch.from_numpy(batch).to(self._device)).cpu()  # .cpu() waits
 
 
-class Event(Protocol):
-    """A point in the work of a stream; see torch.cuda.Event."""
-
-    def wait(self) -> None: ...  # the current stream waits, this process does not
-    def query(self) -> bool: ...
-    def synchronize(self) -> None: ...
-
-
-class Gpu(Protocol):
-    """What a launcher needs of a GPU; tests replace it by one in CPU memory."""
-
-    def pinned(self, like: Tensor) -> Tensor: ...
-    def copying(self) -> AbstractContextManager[Any]: ...
-    def running(self) -> AbstractContextManager[Any]: ...
-    def copy(self, to: Tensor, given: Tensor) -> None: ...
-    def event(self) -> Event: ...
-    def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]: ...
-    def catch_up(self) -> None: ...
-
-
 class CudaGpu:
-    """A real GPU. This rank's batches are copied to it in one stream and run in another."""
+    """What a launcher needs of a GPU; tests replace it by one in CPU memory.
+
+    This rank's batches are copied to it in one stream and run in another.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -99,8 +77,8 @@ class CudaGpu:
         """Copy in the current stream; this process does not wait."""
         to.copy_(given, non_blocking=True)
 
-    def event(self) -> Event:
-        """The current stream's work so far."""
+    def event(self) -> torch.cuda.Event:
+        """The current stream's work so far, for which another stream can wait, or this process."""
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         return event
@@ -134,7 +112,7 @@ class _Captured:
     A batch lies in `arrived` while the graph may still run on `given` for the batch before it.
     """
 
-    def __init__(self, gpu: Gpu, forward: Forward, given: Tensor) -> None:
+    def __init__(self, gpu: CudaGpu, forward: Forward, given: Tensor) -> None:
         """`given`: (n, H, W, C) uint8 on the device."""
         self._gpu = gpu
         gpu.catch_up()
@@ -177,9 +155,9 @@ class _Captured:
         return Computation(finish, partial(_has_ended, done))
 
 
-def _has_ended(event: Event) -> bool:
+def _has_ended(event: torch.cuda.Event) -> bool:
     try:
-        return event.query()
+        return bool(event.query())  # type: ignore[no-untyped-call]
     except RuntimeError:  # a GPU that fails: `synchronize` raises it again
         return True
 
@@ -187,7 +165,7 @@ def _has_ended(event: Event) -> bool:
 class GraphLauncher:
     """On a GPU: copy in, one graph, copy out."""
 
-    def __init__(self, forward: Forward, device: torch.device, gpu: Gpu) -> None:
+    def __init__(self, forward: Forward, device: torch.device, gpu: CudaGpu) -> None:
         self._forward = forward
         self._device = device
         self._gpu = gpu
