@@ -90,20 +90,6 @@ class Held:
         return np.concatenate([s[here] for s, here in zip(read, self.present, strict=True)])
 
 
-class _InMemory:
-    """The validation images, as the measuring functions read images."""
-
-    def __init__(self, images: np.ndarray) -> None:
-        self.images = images
-        self.shape: tuple[int, ...] = images.shape[1:]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, None]:
-        return self.images[indices], None
-
-
 def held_savings(
     single: Path, first: NetworkInfo, data: TrainData, device: str, threads: int
 ) -> tuple[dict[str, Any] | None, str]:
@@ -117,7 +103,7 @@ def held_savings(
     how = Loading(device=device, threads=threads)
     one = TorchPredictor.load(str(single), SINGLE, how)
     asked = TorchPredictor.load(str(first.path), first.kind, how)
-    images = AskedImages(_InMemory(data.held_images), np.arange(len(data.held_labels)))
+    images = AskedImages(data.held_images, np.arange(len(data.held_labels)))
     alone, early = answers_of(one, images), answers_of(asked, images)
     at_once = images_a_call(first)
     ratio, timed = service_ratio(one, asked, at_once)

@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,6 +22,9 @@ from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.models.specs import ParitySpec
 from collage_mpi.models.tuning import processor_facts
 
+if TYPE_CHECKING:
+    from collage_mpi.shards import ShardSet
+
 SINGLE_BATCH = 64
 QUICK_SIDE = 3  # a batch for a quick network has as many images as a collage of that side
 RATIO_CALLS = 100  # timed calls of each network where a command has no --calls
@@ -33,33 +36,30 @@ def _silent(more: int) -> None:
     """Tell nobody."""
 
 
-class ImageSource(Protocol):
-    """What the measuring functions need of a `ShardSet`."""
-
-    shape: tuple[int, ...]
-
-    def __len__(self) -> int: ...
-
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]: ...
-
-
 @dataclass(frozen=True)
 class AskedImages:
     """The images that networks are asked about.
 
     Attributes:
-        images: where they are read.
+        images: the shards, or (n, H, W, C) uint8 in memory.
         order: (n,) int64, which of them, in the order of the answers.
         advance: told how many more images are done.
     """
 
-    images: ImageSource
+    images: ShardSet | np.ndarray
     order: np.ndarray
     advance: Advance = _silent
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(H, W, C)."""
+        return self.images.shape[-3:]
+
     def read(self, part: slice) -> np.ndarray:
         """(m, H, W, C) uint8: the pixels of a part of the order."""
-        return self.images.read(self.order[part])[0]
+        rows = self.order[part]
+        of = self.images
+        return of[rows] if isinstance(of, np.ndarray) else of.read(rows)[0]
 
 
 class ServiceTime(NamedTuple):
@@ -86,7 +86,7 @@ def answers_of(predictor: TorchPredictor | OwnPredictor, asked: AskedImages) -> 
     if side is None or cell_px is None:
         return decode(single_scores(predictor, asked))
     answers: Decoded = []
-    encoder = Encoder(Grid(side, cell_px), asked.images.shape)  # as the job has it
+    encoder = Encoder(Grid(side, cell_px), asked.shape)  # as the job has it
     collage = np.empty(encoder.input_shape, dtype=np.uint8)
     for at in range(0, len(asked.order), encoder.places):  # the last may have blanks
         pixels = asked.read(slice(at, at + encoder.places))
@@ -124,7 +124,7 @@ def predict_parity(
         scores: (n, classes) probabilities of the single network for the same images.
         group: images of a group, which a stripe does not leave; None: all are one group.
     """
-    coded, shape = spec.encoder == BERRUT, asked.images.shape
+    coded, shape = spec.encoder == BERRUT, asked.shape
     encoder: StripeEncoder | BerrutEncoder = (
         BerrutEncoder(spec.k, shape) if coded else make_stripe_encoder(spec.encoder, spec.k, shape)
     )
