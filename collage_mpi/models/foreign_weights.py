@@ -20,6 +20,7 @@ from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.vision import VisionSingle
 from collage_mpi.models.weights import save_weights, sha256_of_file
 from collage_mpi.system.files import require_regular
+from collage_mpi.system.printable import one_line, some_of
 
 
 def load_tensors(file: Path) -> Any:
@@ -45,8 +46,9 @@ def load_tensors(file: Path) -> Any:
             "save the tensors alone: torch.save(model.state_dict(), FILE)"
         ) from error
     except Exception as error:  # damaged bytes lead the unpickler to any of them, IndexError too
-        detail = " ".join(str(error).split())[:200]
-        raise DataFault(f"{file} is no file of torch.save, or damaged: {detail}") from error
+        raise DataFault(
+            f"{file} is no file of torch.save, or damaged: {one_line(error, 200)}"
+        ) from error
 
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema")  # of training checkpoints
@@ -114,10 +116,11 @@ def read_state(file: Path) -> dict[str, Tensor]:
         raise DataFault(f"{file} holds a {type(loaded).__name__}; needed: a state dict")
     state = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
     if len(state) < len(loaded) or not state:
-        others = [str(name) for name in loaded if str(name) not in state]
+        keys = [str(name) for name in loaded]
+        others = [key for key in keys if key not in state]
         raise DataFault(
-            f"{file} holds no state dict: its keys are {_some([str(name) for name in loaded])}; "
-            f"no tensors are {_some(others)}. Save model.state_dict()"
+            f"{file} holds no state dict: its keys are {some_of(keys, MAX_LISTED)}; "
+            f"no tensors are {some_of(others, MAX_LISTED)}. Save model.state_dict()"
         )
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in state):
@@ -147,7 +150,7 @@ def _network_for(
     if head not in state:
         raise DataFault(
             f"{file} has no {head!r}, the last layer of {backbone.name}; it holds "
-            f"{_some(list(state))}: is it of another network?"
+            f"{some_of(list(state), MAX_LISTED)}: is it of another network?"
         )
     classes = int(state[head].shape[0])
     with torch.device("meta"):
@@ -169,14 +172,9 @@ def _check_fits(
         if name in state and state[name].shape != tensor.shape
     ]
     problems = [
-        f"{what}: {_some(names)}"
+        f"{what}: {some_of(names, MAX_LISTED)}"
         for what, names in (("missing", missing), ("unknown", unknown), ("shapes", shapes))
         if names
     ]
     if problems:
         raise DataFault(f"{file} does not fit {backbone.name}: {'; '.join(problems)}")
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return ", ".join(names[:MAX_LISTED]) + more

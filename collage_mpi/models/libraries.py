@@ -25,6 +25,7 @@ from collage_mpi.models.predictor import WithEmbedding
 from collage_mpi.models.weights import sha256_of_file
 from collage_mpi.shards.pictures import FILTERS
 from collage_mpi.shards.schema import told_apart
+from collage_mpi.system.printable import one_line
 
 Made = tuple[nn.Module | None, Callable[[Tensor], Any], Declared]
 ONNX_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
@@ -95,9 +96,8 @@ def load_named(named: Named, how: Loading) -> tuple[nn.Module, Declared]:
     except CollageError:
         raise
     except Exception as error:  # a library raises what it likes about a name or a damaged file
-        detail = " ".join(str(error).split())[:300]
         raise DataFault(
-            f"{named.spec}: cannot be loaded ({type(error).__name__}: {detail}). "
+            f"{named.spec}: cannot be loaded ({type(error).__name__}: {one_line(error)}). "
             f"{ADVICE[named.library]}"
         ) from error
     if named.norm is not None:
@@ -118,10 +118,10 @@ def _from_hub(named: Named) -> Iterator[None]:
     except OSError as error:
         if Path(named.name.removeprefix("local-dir:")).exists():
             raise
-        detail = " ".join(str(error).split())[:300]
         raise NotInCache(
             f"{named.spec}: its weights are not in the cache of this host (HF_HOME) and do not "
-            f"come from the hub ({detail}). Random weights are never used. {ADVICE[named.library]}"
+            f"come from the hub ({one_line(error)}). Random weights are never used. "
+            f"{ADVICE[named.library]}"
         ) from error
 
 

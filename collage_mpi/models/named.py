@@ -12,7 +12,7 @@ from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.system.extras import pip_line
-from collage_mpi.system.files import require_regular
+from collage_mpi.system.files import reading, require_regular
 
 OFFLINE = "HF_HUB_OFFLINE"  # set to 1: the libraries read the cache and ask no hub
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -112,9 +112,6 @@ def check_named(named: Named) -> None:
         raise EnvironmentFault(f"{named.spec} needs {package}: {pip_line(named.library)}")
     files = [named.name] if named.library in ENDINGS.values() else []
     for file in map(Path, filter(None, (*files, named.option("weights")))):
-        try:
+        with reading(f"network {file}"):
             require_regular(file)
             file.open("rb").close()
-        except OSError as error:
-            reason = error.strerror or error
-            raise EnvironmentFault(f"network {file}: cannot be read: {reason}") from error

@@ -35,7 +35,7 @@ from collage_mpi.models.launching import make_launcher
 from collage_mpi.models.reading import reading_of
 from collage_mpi.models.tuning import PLAIN, Tuning, memory_fault
 from collage_mpi.models.weights import describe_weights, read_tensors
-from collage_mpi.system.printable import counted
+from collage_mpi.system.printable import counted, one_line
 
 # What CUDA, cuBLAS and cuDNN say when memory runs out outside torch's own allocator.
 NO_ROOM = ("CUDA error: out of memory", "CUDA out of memory", "STATUS_ALLOC_FAILED")
@@ -133,9 +133,8 @@ class TorchPredictor:
         try:
             network.load_state_dict(state, assign=True)
         except RuntimeError as error:
-            detail = " ".join(str(error).split())[:300]
             raise DataFault(
-                f"weights {spec} do not fit their own architecture: {detail}"
+                f"weights {spec} do not fit their own architecture: {one_line(error)}"
             ) from error
         fold_norms(network, (info.shape[2], *info.shape[:2]))
         place = usable_device(how.device)
@@ -250,15 +249,14 @@ def told_if_it_does_not_fit(
         halved = chosen.precision != "float32" and isinstance(error, RuntimeError)
         if isinstance(error, CollageError) or not (compiled or halved):
             raise
-        detail = " ".join(str(error).split())[:300]
         if not compiled:
             raise EnvironmentFault(
                 f"the {info.kind} network of {info.origin} does not work as {chosen} on {device} "
-                f"({detail}): choose --precision float32"
+                f"({one_line(error)}): choose --precision float32"
             ) from error
         raise EnvironmentFault(
-            f"torch.compile cannot make the {info.kind} network here ({detail}); it needs a C++ "
-            "compiler, on GPUs Triton too: choose --compile auto or none"
+            f"torch.compile cannot make the {info.kind} network here ({one_line(error)}); it needs "
+            "a C++ compiler, on GPUs Triton too: choose --compile auto or none"
         ) from error
 
 

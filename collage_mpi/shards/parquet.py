@@ -30,6 +30,7 @@ from collage_mpi.shards.schema import (
 from collage_mpi.shards.source import PictureSource, ReadAs, picture_info
 from collage_mpi.system.extras import optional
 from collage_mpi.system.files import reading
+from collage_mpi.system.printable import one_line
 
 NAMES = (*IMAGE_NAMES, "img", "picture", "jpg", "jpeg", "png", "bytes", "content")
 LABELS = (*LABEL_NAMES, "cls", "class", "class_name")
@@ -225,9 +226,8 @@ def _opened(path: Path) -> Any:
     try:
         return parquet.ParquetFile(file if stream.closed else stream)
     except (ValueError, OSError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        detail = " ".join(str(error).split())
         raise DataFault(
-            f"{path}: cannot be opened as Parquet ({detail:.200}): copy it again"
+            f"{path}: cannot be opened as Parquet ({one_line(error, 200)}): copy it again"
         ) from error
 
 
@@ -240,5 +240,4 @@ def _still(path: Path) -> Iterator[None]:
     except (DataFault, EnvironmentFault, FileNotFoundError, PermissionError):
         raise
     except (OSError, ValueError, NotImplementedError, MemoryError) as error:
-        detail = " ".join(str(error).split())
-        raise EnvironmentFault(f"{path}: cannot be read: {detail:.200}") from error
+        raise EnvironmentFault(f"{path}: cannot be read: {one_line(error, 200)}") from error

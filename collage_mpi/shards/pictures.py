@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, UsageError
+from collage_mpi.system.printable import one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -140,8 +141,7 @@ def picture_pixels(data: bytes, fit: PictureFit, *, enlarge: bool = True) -> np.
         if isinstance(error, UnidentifiedImageError):
             known = ", ".join(FORMATS)
             raise UnreadablePicture(f"no picture in a known format ({known})") from error
-        detail = " ".join(str(error).split())
-        raise UnreadablePicture(f"{type(error).__name__}: {detail:.160}") from error
+        raise UnreadablePicture(f"{type(error).__name__}: {one_line(error, 160)}") from error
 
 
 def fit_pixels(image: np.ndarray, fit: PictureFit) -> np.ndarray:

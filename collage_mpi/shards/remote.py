@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.system.extras import optional
+from collage_mpi.system.printable import one_line
 
 Stamp = tuple[int, int, int]  # size in bytes, time of the last change in ns, inode
 PROTOCOLS = "https? s3 gs gcs az abfss? adl r2 oci hf hdfs webhdfs s?ftp memory"
@@ -131,11 +132,7 @@ def network_faults(path: Path | str) -> Iterator[None]:
         url = url_of(path)
         if url is None:
             raise
-        gone = isinstance(error, FileNotFoundError)
-        detail = " ".join(str(error).split())
-        why = (
-            "its server has no such file, or none now"
-            if gone
-            else f"{type(error).__name__}: {detail:.200}"
-        )
+        why = f"{type(error).__name__}: {one_line(error, 200)}"
+        if isinstance(error, FileNotFoundError):
+            why = "its server has no such file, or none now"
         raise EnvironmentFault(f"{url}: cannot be read: {why}") from error

@@ -35,6 +35,7 @@ from collage_mpi.shards.schema import (
 from collage_mpi.shards.source import ReadAs, Source, fingerprint_of, slices_of
 from collage_mpi.system.extras import optional
 from collage_mpi.system.files import reading
+from collage_mpi.system.printable import one_line
 
 MARKS = ("zarr.json", ".zarray", ".zgroup")  # of version 3, and of version 2
 ABSENT = "its chunk is not stored: lost, or left out when it was written because it is blank"
@@ -199,7 +200,6 @@ def _still(path: Path) -> Iterator[None]:
     except (DataFault, EnvironmentFault):
         raise
     except Exception as error:  # codecs raise nearly anything on damaged chunks
-        detail = " ".join(str(error).split())
         raise EnvironmentFault(
-            f"{path}: cannot be read: {type(error).__name__}: {detail:.160}"
+            f"{path}: cannot be read: {type(error).__name__}: {one_line(error, 160)}"
         ) from error

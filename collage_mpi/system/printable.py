@@ -64,6 +64,11 @@ def some_of(names: Sequence[str], most: int, joint: str = ", ") -> str:
     return joint.join(names[:most]) + more
 
 
+def one_line(error: object, most: int = 300) -> str:
+    """What an error says, on one line, cut off after `most` characters."""
+    return " ".join(str(error).split())[:most]
+
+
 def brief(value: float | None, absent: str = "n/a") -> str:
     """A figure with three digits, or as a whole number from 1,000 on."""
     if value is None:
