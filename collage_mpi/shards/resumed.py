@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.shards.members import MemberIndex
+from collage_mpi.shards.pictures import parse_fit
 from collage_mpi.shards.reader import ShardSet
 from collage_mpi.shards.schema import BadShard, ShardInfo
 
@@ -21,7 +22,9 @@ def as_before(
 ) -> ShardSet:
     """The same shards in the order of a run's manifest; new shards come last.
 
-    A shard of the run that is bad now keeps its number and its count, and counts as lost.
+    A shard of the run that is bad now keeps its number and its count, and counts as lost. Pictures
+    are made to fit as they were when the run began, even if the network asks for another filter
+    now.
 
     Args:
         shards: as opened for this session; nothing has been read from them.
@@ -41,7 +44,7 @@ def as_before(
     for number, entry in enumerate(known):
         found = by_content[entry["fingerprint"]]
         if found:
-            infos.append(found.popleft())
+            infos.append(_fitted(found.popleft(), entry))
             continue
         stand_in = _same_name(bad, entry)
         if stand_in is None:
@@ -75,6 +78,11 @@ def member_changes(
         if before is not None:
             lines.append(f"{info.path}: {info.members.difference(before)}")
     return lines
+
+
+def _fitted(info: ShardInfo, entry: Mapping[str, Any]) -> ShardInfo:
+    fit = parse_fit(entry["fit"]) if entry.get("fit") else None
+    return info.fitted(fit) if fit is not None and fit.shape == info.shape else info
 
 
 def _same_name(bad: Sequence[BadShard], entry: Mapping[str, Any]) -> BadShard | None:

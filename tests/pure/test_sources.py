@@ -20,7 +20,7 @@ from collage_mpi.shards import ShardSet
 from collage_mpi.shards.inputs import expand_paths, ids_of, source_class
 from collage_mpi.shards.members import MemberIndex
 from collage_mpi.shards.pictures import PictureFit, picture_pixels
-from collage_mpi.shards.resumed import member_changes
+from collage_mpi.shards.resumed import as_before, member_changes
 from collage_mpi.shards.source import ReadAs
 
 AS = ReadAs(FIT)
@@ -419,6 +419,19 @@ def test_pictures_as_prep_makes_them(tmp_path, files) -> None:
     with read(tmp_path / "photos", ReadAs(fit)) as one, ShardSet.open([tmp_path / "out"]) as other:
         assert (one.read_all()[0] == other.read_all()[0]).all()
         assert ids_of(one.infos[0]) == ids_of(other.infos[0])
+
+
+def test_a_run_that_goes_on_resizes_pictures_as_it_began(tmp_path, files) -> None:
+    with read(tmp_path / "photos") as found:
+        (began,), expected = found.infos, found.read_all()[0]
+    known = [{"path": "photos", "fingerprint": began.fingerprint, "count": COUNT, "fit": began.fit}]
+    other = ReadAs(replace(FIT, filter="bicubic"))
+    with as_before(read(tmp_path / "photos", other), known) as again:
+        assert again.fit == began.fit != other.fit.text()
+        assert (again.read_all()[0] == expected).all()
+    larger = ReadAs(PictureFit(20))
+    with as_before(read(tmp_path / "photos", larger), known) as again:
+        assert again.fit == larger.fit.text()  # of another size: the run's settings say so
 
 
 def test_inspect_tells_what_a_source_holds(tmp_path, files, capsys) -> None:
