@@ -104,8 +104,8 @@ class Loading:
     Attributes:
         device: "cpu", "cuda" or "cuda:N".
         threads: threads torch may use on the CPU, at least 1.
-        tuning: precision, layout and launching of kernels. None: as in PLAIN, and the network is
-            not tried before its first batch.
+        tuning: precision, layout and launching of kernels. None: as in PLAIN, the network is not
+            tried before its first batch, and norms of another library's network are not folded.
         geometry: shapes and classes for a user's own network; other networks know them.
         save: what a network is to give beside the scores, one of `vectors.SAVES`.
     """

@@ -104,7 +104,7 @@ def load_named(named: Named, how: Loading) -> tuple[nn.Module, Declared]:
         facts = replace(facts, mean=named.norm[0], std=named.norm[1])
     if named.library not in PREFIXES:
         facts = replace(facts, fingerprint=sha256_of_file(Path(named.name)))
-    if network is not None and named.library in PREFIXES and facts.shape is not None:
+    if network is not None and how.tuning and named.library in PREFIXES and facts.shape:
         fold_norms(network, (facts.shape[2], *facts.shape[:2]))
     module = Called(None if network is None else network.eval(), call)
     return WithEmbedding(module) if how.embed and named.library in PREFIXES else module, facts
