@@ -138,10 +138,11 @@ def build_parser(command: str | None = None, *, whole: bool = False) -> _Parser:
     )
     parser.add_argument("--version", action="version", version=f"collage-mpi {__version__}")
     sub = _subcommands(parser, "COMMAND")
-    for name, (module, line) in COMMANDS.items():
+    for name, line in COMMANDS.items():
         child = sub.add_parser(name, help=line, description=_sentence(line))
         if whole or name == command:
-            _fill(child, import_module(f"collage_mpi.commands.{module}").COMMAND)
+            module = import_module(f"collage_mpi.commands.{name.replace('-', '_')}")
+            _fill(child, module.COMMAND)
     return parser
 
 

@@ -86,7 +86,7 @@ def commands() -> str:
     os.environ["COLUMNS"] = "100"
     return "\n\n".join(
         f"## {name}\n\n{line[0].upper()}{line[1:]}.\n\n" + helps(build_parser(name), name)
-        for name, (_, line) in COMMANDS.items()
+        for name, line in COMMANDS.items()
     )
 
 
