@@ -20,10 +20,10 @@ class Kind:
         code: in messages and rows; a code is never used for another kind.
         source: the code of its answers as an image's source, in rows; likewise.
         ranks: the setting that says how many ranks hold it.
+        colour, legend: in a timeline, of its answers that resolved an image.
         encoded: its input is made of the images of a group. Otherwise each image of a task is
             an input.
         resolves: its answer resolves an image by itself, not only with the answers of others.
-        colour, legend: in a timeline, of its answers that resolved an image.
         share: describes its share of the images, in the table of the price.
         runs: the kind of network that its ranks hold if it has none of its own. Such kinds
             are neither trained nor evaluated.
@@ -34,10 +34,10 @@ class Kind:
     code: int
     source: int
     ranks: str
-    encoded: bool
-    resolves: bool
     colour: str
     legend: str
+    encoded: bool = False
+    resolves: bool = True
     share: str | None = None
     runs: str | None = None
     batched: bool = False
@@ -54,8 +54,6 @@ TABLE = (
         code=0,
         source=0,
         ranks="singles",
-        encoded=False,
-        resolves=True,
         colour="#0072B2",
         legend="single answer that resolved its image",
     ),
@@ -65,7 +63,6 @@ TABLE = (
         source=1,
         ranks="collage_ranks",
         encoded=True,
-        resolves=True,
         colour="#009E73",
         legend="collage answer that resolved images",
         share="of images the collage resolved",
@@ -86,8 +83,6 @@ TABLE = (
         code=3,
         source=8,
         ranks="backup_ranks",
-        encoded=False,
-        resolves=True,
         colour="#332288",
         legend="backup batch that resolved images",
         share="of images a backup batch resolved",
