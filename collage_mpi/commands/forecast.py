@@ -8,9 +8,9 @@ from __future__ import annotations
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -66,25 +66,25 @@ class Timings:
     """The measured times, and how they were measured.
 
     Attributes:
-        single_ns: time of one image in the single network. If the scheme has no single network,
-            time of one input of its own network.
-        ratio: service time of the other network divided by `single_ns`.
-        batch_costs: kind -> time of a further input of a batch divided by that of the first.
         shared: how many ranks share one core, or one GPU, at most; 1.0 if none share.
         who: who measured, in words.
         memory: what is known about memory, in words.
         tunings: kind -> how its network runs, in words.
-        batch: groups that are sent together.
     """
 
-    single_ns: int
-    ratio: float
-    batch_costs: dict[str, float]
+    costs: ServiceCosts
     shared: float
     who: str
     memory: str
-    tunings: dict[str, str] = field(default_factory=dict)
-    batch: int = 1
+    tunings: Mapping[str, str]
+
+    @property
+    def single_ns(self) -> int:
+        """Time of one image in the single network. If the scheme has no single network, time of one
+        input of its own network.
+        """
+        idle_ns = self.costs.idle_ns
+        return idle_ns.get(SINGLE) or next(iter(idle_ns.values()), 0)
 
 
 def forecast(settings: RunSettings, worker_group: WorkerGroup | None, ask: Ask) -> ExitCode:
@@ -126,7 +126,7 @@ def forecast(settings: RunSettings, worker_group: WorkerGroup | None, ask: Ask) 
         else:
             asked = held(known), len(order), ask.stop_reason
             measured = _measured_there(plan, encoder, worker_group, *asked)
-        plan = plan.at_batch(measured.batch)
+        plan = plan.at_batch(measured.costs.batch)
         for name, text in _lines(plan, order, measured, read_ns, resume):
             say(f"{name:<10}{text}")
         return ExitCode.DATA if plan.shards.bad else ExitCode.COMPLETE
@@ -199,14 +199,7 @@ def _measured_here(plan: Plan, encoder: AnyEncoder, images: int) -> Timings:
     tunings = {kind: predictor.tuning for kind, predictor in predictors.items()}
     who = f"in this process, on {' and '.join(devices)}"
     most = most_together(plan, encoder, images, workers if plan.settings.by_place else ())
-    times, batch = _times(service_costs(plan, here, most))
-    return Timings(*times, shared, who, memory, tunings, batch)
-
-
-def _times(costs: ServiceCosts) -> tuple[tuple[int, float, dict[str, float]], int]:
-    """The first attributes of Timings, and the batch."""
-    single_ns = costs.idle_ns.get(SINGLE) or next(iter(costs.idle_ns.values()), 0)
-    return (single_ns, costs.ratio, costs.batch_costs), costs.batch
+    return Timings(service_costs(plan, here, most), shared, who, memory, tunings)
 
 
 def _measured_there(
@@ -232,9 +225,9 @@ def _measured_there(
     who = f"on a rank of each kind while the others wait; on {named}"
     tunings = {kind: how for hello in hellos.values() for kind, how in hello.tuning.items()}
     most = most_together(plan, encoder, images, readers(plan, hellos))
-    times, batch = _times(service_costs(plan, worker_group, most))
+    costs = service_costs(plan, worker_group, most)
     worker_group.end()
-    return Timings(*times, shared, who, memory, tunings, batch)
+    return Timings(costs, shared, who, memory, tunings)
 
 
 def _lines(
@@ -245,25 +238,17 @@ def _lines(
     shape = " x ".join(map(str, shards.shape))
     groups = -(-len(order) // settings.group_size)
     yield "scheme", ", ".join([*labels.values(), settings.mode, settings.describe_delays()])
-    of = (
-        f"{len(order):,} of {counted(len(plan.order), 'image')}"
-        if resume
-        else counted(len(order), "image")
-    )
-    yield (
-        "images",
-        f"{of}, {counted(groups, 'group')} of {settings.group_size}, order {settings.order}",
-    )
+    of = (f"{len(order):,} of " if resume else "") + counted(len(plan.order), "image")
+    grouped = f"{counted(groups, 'group')} of {settings.group_size}"
+    yield "images", f"{of}, {grouped}, order {settings.order}"
     named = "classes by the network's first answer"
     if plan.classes is not None:
         named = f"{plan.classes} classes" + ("" if shards.labels() is None else ", labelled")
     bad = f", {len(shards.bad)} cannot be read" if shards.bad else ""
     yield "shards", f"{len(shards.infos)} good{bad}; {shape} {shards.dtype}, {named}"
     for kind, spec in plan.networks.items():
-        where, how = (
-            numbers_text(plan.placement.ranks_of(kind)),
-            measured.tunings.get(kind, NO_TUNING),
-        )
+        where = numbers_text(plan.placement.ranks_of(kind))
+        how = measured.tunings.get(kind, NO_TUNING)
         many = "" if where.isdecimal() else "s"
         yield kind, f"{spec} on rank{many} {where}" + ("" if how == NO_TUNING else f", {how}")
     ranks = f"{len(plan.placement.kinds)}: {plan.placement.describe()}"
@@ -298,7 +283,7 @@ def prep_text(plan: Plan, order: np.ndarray, measured: Timings) -> str:
         start_ns = time.monotonic_ns()
         shards.read_checked(chosen)
         read_ns = (time.monotonic_ns() - start_ns) / max(1, len(chosen))
-    inputs, further = measured.batch, measured.batch_costs.get(SINGLE, 1.0)
+    inputs, further = measured.costs.batch, measured.costs.batch_costs.get(SINGLE, 1.0)
     asked_ns = measured.single_ns * (1 + further * (inputs - 1)) / inputs
     readers = "each rank" if settings.by_place else "rank 0"
     ranks = 1 if settings.by_place else settings.teams * len(plan.placement.workers)
@@ -316,7 +301,7 @@ def _service(plan: Plan, measured: Timings) -> str:
     kinds = list(plan.networks)
     text = f"{kinds[0]} {measured.single_ns / 1e6:.3g} ms"
     if len(kinds) > 1:
-        text += f", {kinds[1]} {measured.ratio:.2f} times that"
+        text += f", {kinds[1]} {measured.costs.ratio:.2f} times that"
     return f"{text}; measured {measured.who}"
 
 
@@ -346,13 +331,13 @@ def _simulated_s(plan: Plan, images: int, measured: Timings, share: float) -> fl
     count = min(images, groups * plan.settings.group_size)
     if count == 0:
         return 0.0
-    settings = replace(plan.settings, out="", cost_ratio=measured.ratio)
+    settings = replace(plan.settings, out="", cost_ratio=measured.costs.ratio)
     if settings.needs_threshold:  # nothing here knows scores
         settings = with_every_answer(settings)
     elif plan.asked and settings.accept == "confident":
         settings = replace(settings, accept=plan.asked.accept)
     costs = Costs(single_ns=max(1, round(measured.single_ns * share)))
-    simulated = simulate_in_memory(
-        SimulatedJob(settings, count, costs, measured_batch_costs=measured.batch_costs)
-    ).groups
+    batch_costs = measured.costs.batch_costs
+    job = SimulatedJob(settings, count, costs, measured_batch_costs=batch_costs)
+    simulated = simulate_in_memory(job).groups
     return float((simulated["t0_ns"] + simulated["latency_ns"]).max()) / 1e9 * images / count

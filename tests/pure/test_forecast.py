@@ -17,6 +17,7 @@ from collage_mpi.commands import forecast
 from collage_mpi.commands.forecast import Timings, _lines, _measured_here, _simulated_s, _time
 from collage_mpi.commands.launch import output_folder
 from collage_mpi.errors import EnvironmentFault
+from collage_mpi.job.handshake import ServiceCosts
 from collage_mpi.job.messages import Measured
 from collage_mpi.job.networks import Networks
 from collage_mpi.job.plan import make_plan
@@ -36,6 +37,11 @@ NULL = ("--single", "null", "--collage", "null", "--side", "2")
 def shard(tmp_path: Path) -> Path:
     write_shard(tmp_path / "a.h5", np.zeros((40, 6, 6, 1), np.uint8), np.arange(40) % 3)
     return tmp_path / "a.h5"
+
+
+def timings(single_ns: int, shared: float = 1.0, **tunings: str) -> Timings:
+    costs = ServiceCosts({"single": single_ns}, {}, 1.0, None, {})
+    return Timings(costs, shared, "here", "", tunings)
 
 
 def content(folder: Path) -> dict[str, bytes | None]:
@@ -204,7 +210,7 @@ def test_the_estimate_is_the_networks_time_over_the_ranks(shard):
     settings = RunSettings(shards=(str(shard),), single="null", scheme="none", side=2, out="out")
     plan = make_plan(settings, 5)
     plan.shards.close()
-    measured = Timings(50_000_000, 1.0, {}, 5.0, "here", "")
+    measured = timings(50_000_000, 5.0)
     alone, crowded = (_simulated_s(plan, 4000, measured, share) for share in (1.0, 5.0))
     assert alone == pytest.approx(4000 * 0.05 / 4, rel=0.02)
     assert crowded == pytest.approx(5 * alone, rel=0.02)
@@ -220,7 +226,7 @@ def test_it_says_whether_shards_would_pay(shard, tmp_path):
 
     def told(path: Path, single_ns: int, **more: object) -> str | None:
         plan = make_plan(RunSettings(shards=(str(path),), **common, **more), 5)
-        measured = Timings(single_ns, 1.0, {}, 1.0, "here", "")
+        measured = timings(single_ns)
         lines = dict(_lines(plan, plan.order, measured, 1.0, False))
         plan.shards.close()
         return lines.get("prep")
@@ -239,7 +245,7 @@ def test_the_number_format_of_each_network_is_told(shard):
     settings = RunSettings(shards=(str(shard),), single="null", scheme="none", side=2, out="out")
     plan = make_plan(settings, 5)
     for how, end in (("bfloat16, channels-last", "1-4, bfloat16, channels-last"), (NO_TUNING, "4")):
-        measured = Timings(50_000_000, 1.0, {}, 5.0, "here", "", {"single": how})
+        measured = timings(50_000_000, 5.0, single=how)
         assert dict(_lines(plan, plan.order, measured, 1.0, False))["single"].endswith(end)
     plan.shards.close()
 
@@ -258,7 +264,7 @@ def test_costs_of_a_collage_and_of_a_batch_are_measured_unless_said(shard, monke
         plan = make_plan(settings, 6)
         found = _measured_here(plan, build_encoder(plan), 40)
         plan.shards.close()
-        return found.single_ns, found.ratio, found.batch_costs["single"]
+        return found.single_ns, found.costs.ratio, found.costs.batch_costs["single"]
 
     assert costs() == (100_000, 1.5, 0.5)
     assert costs(cost_ratio=2.0, batch_cost=0.1) == (100_000, 2.0, 0.1)
@@ -284,6 +290,6 @@ def test_a_threshold_of_accept_auto_does_not_keep_it_from_an_estimate(shard):
     plan = make_plan(settings, 6)
     plan.shards.close()
     sure = replace(plan, settings=replace(settings, accept="confident", confidence=0.9))
-    measured = Timings(50_000_000, 1.0, {}, 1.0, "here", "")
+    measured = timings(50_000_000)
     assert _time(sure, 4000, measured, 1.0) == _time(plan, 4000, measured, 1.0)
     assert "no estimate" in _time(replace(sure, asked=sure.settings), 4000, measured, 1.0)
