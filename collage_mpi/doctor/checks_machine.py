@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from collage_mpi.doctor.facts import BAD, WARN, Facts, Finding, Folder, Gpus, bad, ok, warn
 from collage_mpi.system.environment import visible_entries
@@ -20,6 +20,15 @@ RESULT_BYTES_PER_IMAGE = 500  # rows of image, tasks and group are 197 + 2 x 166
 DISK_BAD_BYTES = 64 * MIB
 DISK_WARN_BYTES = 1024 * MIB
 FILES_BASE, FILES_PER_RANK = 256, 8  # pipes and sockets of the launcher and of rank 0
+SLURM_PARTS = {  # what is told of a job
+    "SLURM_STEP_ID": "step {}",
+    "SLURM_JOB_NUM_NODES": "nodes {}",
+    "SLURM_NTASKS": "tasks {}",
+    "SLURM_CPUS_PER_TASK": "cpus a task {}",
+    "SLURM_GPUS_ON_NODE": "GPUs on node {}",
+    "SLURM_MPI_TYPE": "--mpi={}",
+    "SLURM_RESTART_COUNT": "restart {}",
+}
 
 
 def check_cores(facts: Facts) -> Iterator[Finding]:
@@ -182,7 +191,8 @@ def check_slurm(facts: Facts) -> Iterator[Finding]:
     if job is None:
         yield ok("Slurm", "not in a Slurm job")
         return
-    yield ok("Slurm", f"job {job}{_slurm_parts(slurm)}")
+    told = (text.format(value) for name, text in SLURM_PARTS.items() if (value := slurm.get(name)))
+    yield ok("Slurm", ", ".join([f"job {job}", *told]))
     in_step = "SLURM_STEP_ID" in slurm
     per_task = slurm.get("SLURM_CPUS_PER_TASK")
     if per_task and not in_step and slurm.get("SRUN_CPUS_PER_TASK") != per_task:
@@ -198,20 +208,6 @@ def check_slurm(facts: Facts) -> Iterator[Finding]:
             "--gpus-per-task hides each rank's GPU from the others, and gives rank 0 one",
             "ask with --gpus-per-node=N: each rank that holds a network takes its own",
         )
-
-
-def _slurm_parts(slurm: Mapping[str, str]) -> str:
-    get = slurm.get
-    parts = [
-        (get("SLURM_STEP_ID"), "step {}"),
-        (get("SLURM_JOB_NUM_NODES"), "nodes {}"),
-        (get("SLURM_NTASKS"), "tasks {}"),
-        (get("SLURM_CPUS_PER_TASK"), "cpus a task {}"),
-        (get("SLURM_GPUS_ON_NODE"), "GPUs on node {}"),
-        (get("SLURM_MPI_TYPE"), "--mpi={}"),
-        (get("SLURM_RESTART_COUNT"), "restart {}"),
-    ]
-    return "".join(", " + text.format(value) for value, text in parts if value)
 
 
 def check_gpus(facts: Facts) -> Iterator[Finding]:

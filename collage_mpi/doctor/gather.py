@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -66,17 +66,8 @@ DEFAULT_RANKS = 11  # side 3: what is supposed when nobody says
 HOLDS = {MARKER: "complete", MANIFEST: "run"}
 MPI4PY_VARIABLES = ("MPI4PY_MPIABI", "MPI4PY_LIBMPI")
 SLURM_VARIABLES = (
-    "SLURM_JOB_ID",
-    "SLURM_STEP_ID",
-    "SLURM_JOB_NUM_NODES",
-    "SLURM_NTASKS",
-    "SLURM_CPUS_PER_TASK",
-    "SRUN_CPUS_PER_TASK",
-    "SLURM_GPUS_ON_NODE",
-    "SLURM_GPUS_PER_TASK",
-    "SLURM_TRES_BIND",
-    "SLURM_MPI_TYPE",
-    "SLURM_RESTART_COUNT",
+    *("SLURM_JOB_ID", "SRUN_CPUS_PER_TASK", "SLURM_GPUS_PER_TASK", "SLURM_TRES_BIND"),
+    *machine.SLURM_PARTS,
 )
 
 
@@ -238,20 +229,16 @@ def scratch_in(out: Path | None) -> Iterator[tuple[dict[str, Any], Path | None]]
     facts |= {"named": out is not None, "free_bytes": free_bytes(tested)}
     holds = [word for name, word in HOLDS.items() if (path / name).exists()]
     facts |= {"kind": file_system(tested), "holds": next(iter(holds), None)}
-    try:
-        scratch = Path(tempfile.mkdtemp(prefix=".collage-mpi-doctor-", dir=tested))
-    except OSError as error:
-        yield facts | {"error": f"{error.strerror} ({tested})"}, None
-        return
-    try:
+    scratch = None
+    with ExitStack() as stack:
         try:
-            facts["sync_ms"] = _write_a_part(scratch)
+            made = tempfile.mkdtemp(prefix=".collage-mpi-doctor-", dir=tested)
+            stack.callback(shutil.rmtree, made, ignore_errors=True)
+            facts["sync_ms"] = _write_a_part(Path(made))
+            scratch = Path(made)
         except OSError as error:
-            yield facts | {"error": f"{error.strerror} ({tested})"}, None
-        else:
-            yield facts, scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            facts["error"] = f"{error.strerror} ({tested})"
+        yield facts, scratch
 
 
 def _write_a_part(scratch: Path) -> float:

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -136,14 +136,9 @@ class Meeting:
         """On rank 0: the reports that arrive within limit_s."""
         began_s = time.monotonic()
         reports = {0: self._mine}
-
-        def look() -> bool:
-            arrived = self._take()
-            if arrived is not None:
-                reports[arrived[0]] = Rank(**arrived[1])
-            return arrived is not None
-
-        _until(lambda: len(reports) == self.size, look, limit_s)
+        arriving = self._messages(limit_s)
+        while len(reports) < self.size and (arrived := next(arriving, None)):
+            reports[arrived[0]] = Rank(**arrived[1])
         return World(
             size=self.size,
             launcher_size=launcher_size(),
@@ -160,34 +155,33 @@ class Meeting:
             self._comm.Abort(code)
         for rank in range(1, self.size):
             self._send(rank, {"code": code})
-        _until(lambda: self._mpi.Request.Testall(self._sends), lambda: False, MEET_LIMIT_S)
+        backoff, until_s = Backoff(WORKER_BACKOFF), time.monotonic() + MEET_LIMIT_S
+        while not self._mpi.Request.Testall(self._sends) and time.monotonic() < until_s:
+            backoff.pause()
 
     def report(self, limit_s: float = VERDICT_LIMIT_S) -> int:
         """On the others: report to rank 0, and leave with the exit code that it sends."""
         self._send(0, asdict(self._mine))
-        said: list[int] = []
-
-        def look() -> bool:
-            self._mpi.Request.Testall(self._sends)
-            arrived = self._take()
-            if arrived is not None:
-                said.append(int(arrived[1]["code"]))
-            return arrived is not None
-
-        if not _until(lambda: bool(said), look, limit_s):
+        verdict = next(self._messages(limit_s), None)
+        if verdict is None:
             print(f"rank {self.rank}: no word from rank 0 in {limit_s:g} s", file=sys.stderr)
             os._exit(int(ExitCode.ENVIRONMENT))  # MPI cannot end without rank 0
-        return said[0]
+        return int(verdict[1]["code"])
 
-    def _take(self) -> tuple[int, Any] | None:
-        """The next message that has arrived, behind its sender."""
-        status = self._mpi.Status()
-        message = self._comm.Improbe(tag=TAG_REPORT, status=status)
-        if message is None:
-            return None
-        data = bytearray(status.Get_count())
-        message.Recv(data)
-        return status.Get_source(), json.loads(data)
+    def _messages(self, limit_s: float) -> Iterator[tuple[int, Any]]:
+        """Each message as it arrives, behind its sender, until the time is over."""
+        backoff, until_s = Backoff(WORKER_BACKOFF), time.monotonic() + limit_s
+        while time.monotonic() < until_s:
+            self._mpi.Request.Testall(self._sends)
+            status = self._mpi.Status()
+            message = self._comm.Improbe(tag=TAG_REPORT, status=status)
+            if message is None:
+                backoff.pause()
+                continue
+            backoff.reset()
+            data = bytearray(status.Get_count())
+            message.Recv(data)
+            yield status.Get_source(), json.loads(data)
 
     def _send(self, peer: int, content: dict[str, Any]) -> None:
         data = json.dumps(content).encode()
@@ -236,20 +230,6 @@ def try_ranks(mpi: Mpi, ranks: int, device: str) -> Trial:
 def _world(values: dict[str, Any]) -> World:
     ranks = tuple(Rank(**rank) for rank in values.pop("ranks"))
     return World(**{**values, "ranks": ranks, "missing": tuple(values["missing"])})
-
-
-def _until(done: Callable[[], bool], look: Callable[[], bool], limit_s: float) -> bool:
-    """Poll with a back-off until done or until the time is over; returns whether it is done."""
-    backoff = Backoff(WORKER_BACKOFF)
-    until_s = time.monotonic() + limit_s
-    while not done():
-        if time.monotonic() > until_s:
-            return False
-        if look():
-            backoff.reset()
-        else:
-            backoff.pause()
-    return True
 
 
 def main() -> int:
