@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.commands.advise import UNKNOWN
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.advice import Question
 from collage_mpi.simulation.costs import Costs
@@ -29,5 +28,5 @@ def simulate_to(
 
 def question_of(times_s: np.ndarray, **given: Any) -> Question:
     """A question of these service times, with the defaults of the command."""
-    plain = {**UNKNOWN, "spare": 2, "answers": None, "placements": 12, "groups": 200, "rate": None}
+    plain = {"spare": 2, "answers": None, "placements": 12, "groups": 200, "rate": None}
     return Question(times_s=times_s, **{**plain, **given})

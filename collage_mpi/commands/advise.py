@@ -17,26 +17,19 @@ from collage_mpi.models import describe
 from collage_mpi.scheduler.rank_speed import WINDOW
 from collage_mpi.scheduler.schemes import scheme_class
 from collage_mpi.settings.flags import Arguments, switch
-from collage_mpi.simulation.costs import Costs, costs_of
+from collage_mpi.simulation.costs import costs_of
 from collage_mpi.system.fields import REQUIRED, setting, with_shipped
 from collage_mpi.system.printable import say
 from collage_mpi.system.progress import advancing
-from collage_mpi.system.table import Table, to_text
+from collage_mpi.system.table import Column, Table, Value, to_text
 
 if TYPE_CHECKING:
-    from collage_mpi.results import Results
+    from collections.abc import Sequence
+
     from collage_mpi.simulation.advice import Candidate, Question
     from collage_mpi.workload.trace import Tail
 
 Json = dict[str, Any]
-# What a question takes where neither a flag nor a run says another value.
-UNKNOWN: Json = {
-    "side": 3,
-    "cost_ratio": 1.0,
-    "batch_cost": 1.0,
-    "costs": Costs(),
-    "confidence": None,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,11 +162,11 @@ def _question(args: AdviseArguments) -> Question:
     from collage_mpi.workload.trace import load_trace
 
     path = Path(args.source)
-    known = _of_run(path) if path.is_dir() else {**UNKNOWN, "times_s": load_trace(args.source)}
+    known: Json = _of_run(path) if path.is_dir() else {"times_s": load_trace(args.source)}
     said = {name: getattr(args, name) for name in ("side", "cost_ratio", "batch_cost")}
     known |= {name: value for name, value in said.items() if value is not None}
     if args.collage is not None:
-        known["confidence"] = _threshold(args.collage, known["side"])
+        known["confidence"] = _threshold(args.collage, known.get("side", Question.side))
     return Question(
         **known,
         spare=args.spare,
@@ -210,23 +203,24 @@ def _of_run(path: Path) -> Json:
 
     from collage_mpi.results import read_results
     from collage_mpi.results.slow_ranks import record_trace, service_times_ns
+    from collage_mpi.simulation.advice import Question
 
-    run: Results = read_results(path)
-    manifest, known = run.manifest, {**UNKNOWN}
+    run = read_results(path)
+    batch = run.manifest.get("batch_costs") or {}
+    told = {**run.manifest, "batch_cost": batch.get(BACKUP, batch.get(SINGLE))}
+    names = ("side", "cost_ratio", "batch_cost")
+    known = {name: told[name] for name in names if told.get(name) is not None}
     with contextlib.suppress(DataFault):  # a simulated run, or one that was cut off, has none
         known["costs"] = costs_of(run)
-    for name in ("side", "cost_ratio"):
-        known[name] = manifest.get(name) or known[name]
-    batch = manifest.get("batch_costs") or {}
-    known["batch_cost"] = batch.get(BACKUP, batch.get(SINGLE, known["batch_cost"]))
     each = sorted(service_times_ns(run).items())  # for one input, of whatever batch
     rows = [ns / 1e9 for (_, _, kind), ns in each if kind == SINGLE]
     if not rows:
         record_trace([run])  # raises, and says what is missing
-    collage = (manifest.get("settings") or {}).get("collage")
+    collage = (run.manifest.get("settings") or {}).get("collage")
     if collage:
         with contextlib.suppress(CollageError):  # its file may have moved
-            known["confidence"] = _threshold(with_shipped(str(collage)), known["side"])
+            side = known.get("side", Question.side)
+            known["confidence"] = _threshold(with_shipped(str(collage)), side)
     # A slow rank that pulls has fewer times. They are repeated, so that every rank counts alike.
     longest = max(map(len, rows))
     return {**known, "times_s": np.stack([np.resize(row, longest) for row in rows])}
@@ -259,21 +253,15 @@ def _print_tail(tail: Tail) -> None:
 
 def _print_table(found: list[Candidate], rate: float | None) -> None:
     plain = found[0]
-    names = ("scheme", "ranks", "P50, ms", "P99, ms", "gain", "images/s", "points lost", "wasted")
-    rows = [
-        (
-            one.label,
-            one.ranks,
-            _ms(one.p50_ms),
-            _ms(one.p99_ms),
-            f"{one.sooner(plain):.2f} x" if one.p99_ms and plain.p99_ms else "n/a",
-            f"{one.images_per_s:.4g}",
-            "?" if (lost := one.points_lost(plain)) is None else f"{lost:.2f}",
-            f"{one.wasted:.1%}",
-        )
-        for one in found
-    ]
-    print(to_text(Table(names, rows)))
+    figures = [Column(name, ".4g") for name in ("P50, ms", "P99, ms")]
+    figures += [Column("gain", ".2f", " x"), Column("images/s", ".4g")]
+    figures += [Column("points lost", ".2f"), Column("wasted", ".1%")]
+    rows: list[Sequence[Value]] = []
+    for one in found:
+        lost = one.points_lost(plain)
+        told = (one.p50_ms, one.p99_ms, one.sooner(plain) or None, one.images_per_s)
+        rows.append((one.label, one.ranks, *told, "?" if lost is None else lost, one.wasted))
+    print(to_text(Table(("scheme", "ranks", *figures), rows)))
     whose = "Latency of a group."
     if rate is not None:
         whose = f"Open loop: {rate:g} images a second arrive. Latency of an image."
@@ -291,7 +279,7 @@ def _print_best(found: list[Candidate], best: Candidate, points: float) -> None:
         say(f"\nChoose scheme none: no other gains 5 % at {points:g} points or less.")
     else:
         say(
-            f"\nChoose {best.label}: P99 {_ms(best.p99_ms)} instead of {_ms(plain.p99_ms)} ms "
+            f"\nChoose {best.label}: P99 {best.p99_ms:.4g} instead of {plain.p99_ms:.4g} ms "
             f"({best.sooner(plain):.2f} x), {_price(best, plain)}."
         )
 
@@ -300,10 +288,6 @@ def _price(best: Candidate, plain: Candidate) -> str:
     ranks = f"on {best.ranks} ranks instead of {plain.ranks}"
     lost = f"{best.points_lost(plain):.2f} points of accuracy"
     return f"{ranks}, for {lost} and {best.wasted:.0%} wasted work"
-
-
-def _ms(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.4g}"
 
 
 def _command(best: Candidate, side: int, collage: str | None) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is compared.
+    """What is compared. The defaults hold where neither a flag nor a run says another value.
 
     Attributes:
         times_s: (machines, requests) float64, seconds of a single image.
@@ -52,15 +52,15 @@ class Question:
     """
 
     times_s: np.ndarray
-    side: int
+    side: int = 3
     spare: int
-    cost_ratio: float
-    batch_cost: float
-    costs: Costs
+    cost_ratio: float = 1.0
+    batch_cost: float = 1.0
+    costs: Costs = field(default_factory=Costs)
     answers: str | None
     placements: int
     groups: int
-    confidence: float | None
+    confidence: float | None = None
     rate: float | None
     by_image: bool | None = None
 
