@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import os
 import select
+import selectors
 import socket
 import threading
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import NamedTuple
 
 from collage_mpi.faults.reply_timeout import SECOND_NS, WatchedTime
@@ -69,11 +71,10 @@ class ProcessMonitor:
         self._watched = WatchedTime(clock())
         self._open, self._again_ns = True, 0
         self._strangers: dict[socket.socket, int] = {}  # until when, the oldest first
-        self._epoll = select.epoll()
+        self._selector = selectors.EpollSelector()  # what to do is the data of each descriptor
         self._processes: dict[int, ProcessWatch] = {}
         self._lines: dict[int, socket.socket] = {}
-        self._acts: dict[int, Callable[[], Ended | None]] = {}  # by descriptor
-        self._watch(self._tcp_link.listener.fileno(), self._accept)
+        self._watch(self._tcp_link.listener, self._accept)
 
     def offer(self) -> Offer:
         """What the workers must know to connect."""
@@ -81,15 +82,12 @@ class ProcessMonitor:
 
     def look(self) -> list[Ended]:
         """Ranks that have ended since the last look; it never blocks."""
-        found = []
-        for descriptor, _ in self._epoll.poll(0):
-            act = self._acts.get(descriptor)
-            result = act() if act is not None else None
-            if result is not None:
-                found.append(result)
+        watched = self._selector.get_map()
+        ready = [key for key, _ in self._selector.select(0)]
+        found = [key.data() for key in ready if watched.get(key.fd) is key]
         if self._open:
             self._drop_strangers(self._watched.look(self._clock()))
-        return found
+        return [ended for ended in found if ended is not None]
 
     def kill(self, rank: int) -> bool:
         """Send SIGKILL to a rank on this machine, without waiting for its end; False if it is
@@ -105,19 +103,14 @@ class ProcessMonitor:
     def close(self) -> None:
         """Stop watching; the workers notice that their connections end."""
         self._close_port()
-        self._epoll.close()
+        self._selector.close()
         for process in self._processes.values():
             process.close()
         for line in self._lines.values():
             line.close()
 
-    def _watch(self, descriptor: int, act: Callable[[], Ended | None]) -> None:
-        self._acts[descriptor] = act
-        self._epoll.register(descriptor, select.EPOLLIN)
-
-    def _forget(self, descriptor: int) -> None:
-        self._epoll.unregister(descriptor)
-        del self._acts[descriptor]
+    def _watch(self, source: socket.socket | int, act: Callable[[], Ended | None]) -> None:
+        self._selector.register(source, selectors.EVENT_READ, act)
 
     def _drop_strangers(self, now_ns: int) -> None:
         """Close connections that have not greeted in time, and the oldest ones if too many wait:
@@ -125,7 +118,7 @@ class ProcessMonitor:
         """
         if self._again_ns and now_ns >= self._again_ns:
             self._again_ns = 0
-            self._watch(self._tcp_link.listener.fileno(), self._accept)
+            self._watch(self._tcp_link.listener, self._accept)
         surplus = len(self._strangers) - self._size - STRANGERS
         for number, (line, until_ns) in enumerate(list(self._strangers.items())):
             if number < surplus or now_ns > until_ns:
@@ -138,7 +131,7 @@ class ProcessMonitor:
             return
         self._open = False
         if not self._again_ns:
-            self._forget(self._tcp_link.listener.fileno())
+            self._selector.unregister(self._tcp_link.listener)
         self._tcp_link.close()
         for line in list(self._strangers):
             self._turn_away(line)
@@ -148,16 +141,16 @@ class ProcessMonitor:
         try:
             line = self._tcp_link.accept()
         except OSError:  # no descriptor is left: the port would be readable at every look
-            self._forget(self._tcp_link.listener.fileno())
+            self._selector.unregister(self._tcp_link.listener)
             self._again_ns = now_ns + AGAIN_NS
             return
         if line is not None:
             self._strangers[line] = now_ns + GREETING_LIMIT_NS
-            self._watch(line.fileno(), lambda: self._greet(line))
+            self._watch(line, lambda: self._greet(line))
 
     def _turn_away(self, line: socket.socket) -> None:
         del self._strangers[line]
-        self._forget(line.fileno())
+        self._selector.unregister(line)
         line.close()
 
     def _greet(self, line: socket.socket) -> Ended | None:
@@ -167,7 +160,7 @@ class ProcessMonitor:
             self._turn_away(line)
             return None
         del self._strangers[line]
-        self._forget(line.fileno())
+        self._selector.unregister(line)
         self._lines[rank] = line
         self._awaited.discard(rank)
         try:
@@ -177,7 +170,7 @@ class ProcessMonitor:
         except ProcessLookupError:
             return Ended(rank, PROCESS, WORDS[PROCESS])
         if process is None:
-            self._watch(line.fileno(), lambda: self._closed(rank, line))
+            self._watch(line, lambda: self._closed(rank, line))
         else:
             self._processes[rank] = process
             self._watch(process.pidfd, lambda: self._process_ended(rank, process.pidfd))
@@ -186,11 +179,11 @@ class ProcessMonitor:
     def _closed(self, rank: int, line: socket.socket) -> Ended | None:
         if not ended(line):
             return None
-        self._forget(line.fileno())
+        self._selector.unregister(line)
         return Ended(rank, CONNECTION, WORDS[CONNECTION])
 
     def _process_ended(self, rank: int, pidfd: int) -> Ended:
-        self._forget(pidfd)
+        self._selector.unregister(pidfd)
         return Ended(rank, PROCESS, WORDS[PROCESS])
 
 
@@ -263,7 +256,5 @@ def _raise_descriptor_limit() -> None:
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        try:
+        with suppress(OSError, ValueError):  # those beyond it are watched by reply_timeout alone
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (OSError, ValueError):
-            pass  # those beyond the limit are watched by reply_timeout alone

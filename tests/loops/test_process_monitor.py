@@ -259,7 +259,7 @@ def test_the_port_closes_when_every_rank_has_connected_or_is_given_up(process_mo
         socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
     assert closed(idle)
     assert not any(closed(line) for line in lines)
-    assert process_monitor._acts.keys() == {
+    assert process_monitor._selector.get_map().keys() == {
         line.fileno() for line in process_monitor._lines.values()
     }
     for line in (idle, *lines):
