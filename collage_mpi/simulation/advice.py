@@ -147,19 +147,18 @@ def candidates(question: Question, answers: Answers | None) -> list[Json]:
         ),
         {**collages, "accept": "first"},
         {**collages, "accept": "first", "placement": "fastest"},
-        {"scheme": "replicate"},
     ]
     if answers is not None:
-        found.insert(-1, {**collages, **sure})
-    if answers is not None and question.confidence is not None:
-        sure["confidence"] = question.confidence
-        found.insert(-1, {**collages, **sure, "scheme": "cascade"})
-    if answers is not None and COLLAGE not in answers.known:  # they are of a quick network
-        found = [one for one in found if COLLAGE not in scheme_class(one["scheme"]).needs]
+        found.append({**collages, **sure})
+        if question.confidence is not None:
+            sure["confidence"] = question.confidence
+            found.append({**collages, **sure, "scheme": "cascade"})
+        if COLLAGE not in answers.known:  # they are of a quick network
+            found = [one for one in found if COLLAGE not in scheme_class(one["scheme"]).needs]
     for scheme, kind in (("parity", PARITY), ("approx", CODED)):
         if 2 <= k <= n and (answers is None or answers.stripes.get(kind) == k):
-            found.insert(-1, {"scheme": scheme, **stripes})
-    return found
+            found.append({"scheme": scheme, **stripes})
+    return [*found, {"scheme": "replicate"}]
 
 
 def simulated(question: Question, advance: Callable[[int], None]) -> list[Candidate]:

@@ -119,23 +119,20 @@ class SimulatedJob:
         if settings.accept != AUTO or not settings.takes_policy:
             return settings
         first = settings.network(settings.judged)
-        if self.answers is None or (settings.judged == BACKUP and first == settings.single):
-            return with_every_answer(settings)
-        named = settings.single and first
-        if not named:
-            if settings.needs_threshold:
-                raise UsageError(
-                    f"scheme {settings.scheme} must know from which score on a first answer "
-                    f"counts: name the networks of --answers by --single and --{settings.judged}, "
-                    "whose threshold it then takes, or set it by --accept confident "
-                    "--confidence 0.9"
-                )
-            return with_every_answer(settings)
-        single, judged = (
-            describe(settings.network(kind), KIND[kind].network)
-            for kind in (SINGLE, settings.judged)
-        )
-        return with_accept_of(settings, single, judged)
+        same = settings.judged == BACKUP and first == settings.single
+        replayed = self.answers is not None and not same
+        if replayed and settings.single and first:
+            kinds = (SINGLE, settings.judged)
+            infos = (describe(settings.network(kind), KIND[kind].network) for kind in kinds)
+            return with_accept_of(settings, *infos)
+        if replayed and settings.needs_threshold:
+            raise UsageError(
+                f"scheme {settings.scheme} must know from which score on a first answer "
+                f"counts: name the networks of --answers by --single and --{settings.judged}, "
+                "whose threshold it then takes, or set it by --accept confident "
+                "--confidence 0.9"
+            )
+        return with_every_answer(settings)
 
     @property
     def ratio(self) -> float:
