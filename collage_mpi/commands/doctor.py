@@ -10,6 +10,7 @@ import shutil
 import socket
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -315,14 +316,10 @@ def devices_text(devices: Sequence[str]) -> str:
     numbers = [int(d[5:]) for d in devices if d.startswith("cuda:")]
     if len(numbers) != len(devices):
         return ", ".join(kinds[:4]) + (", ..." if len(kinds) > 4 else "")
-    used = sorted(set(numbers))
-    counts = {numbers.count(number) for number in used}
-    times = (
-        ""
-        if counts == {1}
-        else f" x{min(counts)}" + ("" if len(counts) == 1 else f"-{max(counts)}")
-    )
-    return f"cuda:{numbers_text(used).replace(' ', '')}{times}"
+    used = Counter(numbers)
+    least, most = min(used.values()), max(used.values())
+    times = f" x{least}" + (f"-{most}" if most > least else "") if most > 1 else ""
+    return f"cuda:{numbers_text(sorted(used)).replace(' ', '')}{times}"
 
 
 COMMAND = Command(
