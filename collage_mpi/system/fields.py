@@ -254,10 +254,12 @@ def _switch(spec: Field[Any], value: Any) -> Any:
 
 def _typed(spec: Field[Any], value: Any, hint: Any) -> Any:
     """The value as the type of a setting: a path as text, one text as a tuple of it, an integer as
-    a float, and numpy's numbers as Python's. Raises UsageError.
+    a float, and numpy's scalars as Python's. Raises UsageError.
     """
     if "about" not in spec.metadata:
         return value
+    if getattr(value, "shape", None) == ():
+        value = value.item()  # of numpy, whose bool_ is neither a bool nor a number
     origin, value = typing.get_origin(hint), _switch(spec, value)
     if origin in (types.UnionType, typing.Union):
         if value is None:

@@ -20,7 +20,7 @@ from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.flags import add_setting_flags, flags_of, given_run
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.system.fields import about
+from collage_mpi.system.fields import Settings, about, setting
 
 
 def parse(*argv: str) -> RunSettings:
@@ -85,6 +85,11 @@ def test_a_value_of_another_type_is_told_in_python_too(given, says):
         RunSettings.from_mapping(given, "job.toml")
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
+class Flipped(Settings):
+    flips: bool = setting(True, "a setting that is yes or no")
+
+
 def test_python_takes_the_words_and_numbers_that_a_file_takes():
     found = RunSettings(depth="auto", batch="auto", endgame=False, confidence=1)
     assert (found.depth, found.batch, found.endgame) == (None, None, "off")
@@ -93,6 +98,10 @@ def test_python_takes_the_words_and_numbers_that_a_file_takes():
     assert repr(counted) == "RunSettings(limit=9, confidence=0.5)"
     with pytest.raises(UsageError, match=r"limit is .*9\.0.*; it needs int"):
         RunSettings(limit=np.float64(9.0))
+    assert RunSettings(endgame=np.False_).endgame == "off"
+    assert Flipped(flips=np.False_).flips is False
+    with pytest.raises(UsageError, match="side is True; it needs int"):
+        RunSettings(side=np.True_)
 
 
 def test_a_repr_shows_what_is_not_the_default():
