@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,10 +29,9 @@ def read_settings_file(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise EnvironmentFault(f"settings file {path} cannot be read: {error}") from error
-    name, module, parse = _PARSERS[path.suffix]
-    parser = optional(module, "yaml", f"settings file {path}", "write the settings as .toml")
+    name, parse = _PARSERS[path.suffix]
     try:
-        values = parse(parser, text)
+        values = parse(text, f"settings file {path}")
     except (ValueError, RecursionError) as error:
         raise UsageError(f"settings file {path} is no {name}: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -39,12 +39,17 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     return values
 
 
-def _loads(parser: Any, text: str) -> Any:
-    return parser.loads(text)
+def _toml(text: str, _: str) -> Any:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:  # installed with this package
+        import tomli as tomllib
+    return tomllib.loads(text)
 
 
-def _yaml(yaml: Any, text: str) -> Any:
+def _yaml(text: str, what: str) -> Any:
     """Plain values; the safe loader makes no objects."""
+    yaml = optional("yaml", "yaml", what, "write the settings as .toml")
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
@@ -80,10 +85,10 @@ def _check_aliases(node: Any, sizes: dict[int, int | None]) -> int:
     return size
 
 
-# ending -> the format's name, the module that parses it, and how: ValueError for another format
-_PARSERS: dict[str, tuple[str, str, Callable[[Any, str], Any]]] = {
-    ".toml": ("TOML", "tomllib" if sys.version_info >= (3, 11) else "tomli", _loads),
-    ".yaml": ("YAML", "yaml", _yaml),
-    ".yml": ("YAML", "yaml", _yaml),
-    ".json": ("JSON", "json", _loads),
+# ending -> the format's name, and what parses a text of the file that messages call `what`
+_PARSERS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
+    ".toml": ("TOML", _toml),
+    ".yaml": ("YAML", _yaml),
+    ".yml": ("YAML", _yaml),
+    ".json": ("JSON", lambda text, _: json.loads(text)),
 }
