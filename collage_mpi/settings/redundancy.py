@@ -21,7 +21,12 @@ from collage_mpi.scheduler.schemes import (
     tell_nothing,
 )
 from collage_mpi.settings.acceptance import AcceptSettings, LateSettings
-from collage_mpi.settings.placement import Placement, one_world, placement
+from collage_mpi.settings.placement import (
+    Placement,
+    one_world,
+    one_world_is_missing,
+    wrong_size,
+)
 from collage_mpi.system.fields import Settings, setting
 from collage_mpi.system.printable import counted
 
@@ -215,23 +220,41 @@ class RankSettings(Settings):
         return usual[kind] if kind in usual else int(getattr(self, KIND[kind].ranks))
 
     def place(self, world_size: int, launcher_size: int | None = None) -> Placement:
-        """Which rank of the world holds what.
+        """Rank 0 is the coordinator, ranks 1..N are single, then come the ranks of each further
+        kind.
+
+        A scheme without further kinds needs no collage rank. Worlds of 1+N and of 1+N+M ranks are
+        both right then, and in the larger one the last M ranks stay idle. If a scheme does not use
+        single ranks, worlds of 1+M and of 1+N+M are right, and the N single ranks stay idle.
+
+        Args:
+            world_size: as MPI says.
+            launcher_size: ranks that the launcher says it started; None outside a launcher.
 
         Raises:
-            UsageError, EnvironmentFault: as `placement.placement`.
+            EnvironmentFault: the world has the wrong size, or is N worlds of one rank.
         """
         needs = scheme_class(self.scheme).needs
-        if self.any_size and one_world(world_size, launcher_size):
+        counts = {kind: self.n_ranks(kind) for kind in KINDS if kind in needs}
+        beside = [
+            frozenset({kind}) for kind, n in counts.items() if kind != SINGLE for _ in range(n)
+        ]
+        most = 1 + self.n_singles + (len(beside) or self.collage_ranks)
+        if not one_world(world_size, launcher_size):
+            needed = self.world_size if beside else most
+            raise one_world_is_missing(world_size, launcher_size, needed)
+        if self.any_size:
             return Placement((frozenset(), *[needs] * (world_size - 1)))
-        placed = placement(
-            world_size,
-            self.n_singles if self._takes("replicas") else self.singles,
-            {kind: self.n_ranks(kind) for kind in KINDS if kind != SINGLE},
-            side=self.side,
-            scheme=self.scheme,
-            launcher_size=launcher_size,
-        )
-        return placed.all_hold(needs) if self.layout == "fastest" else placed
+        if world_size not in (self.world_size, most):
+            usual = self.singles is None and not self._takes("replicas")
+            who = f"--side {self.side}" if usual else f"--singles {self.n_singles}"
+            raise wrong_size(world_size, who, counts, self.scheme)
+        first = self.n_singles if SINGLE in needs or world_size > self.world_size else 0
+        held = [needs & {SINGLE}] * first + beside
+        if self.layout == "fastest":
+            held = [needs if own else own for own in held]
+        idle = [frozenset[str]()] * (world_size - 1 - len(held))
+        return Placement((frozenset(), *held, *idle))
 
 
 @dataclass(frozen=True, repr=False)

@@ -153,10 +153,10 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         Args:
             world_size: ranks of the whole world.
             team: its number, from 0.
-            launcher_size: as in `placement`, of the whole world.
+            launcher_size: as in `place`, of the whole world.
 
         Raises:
-            UsageError, EnvironmentFault: as `placement`; also if the world cannot be split into
+            EnvironmentFault: as `place`; also if the world cannot be split into
                 that many equal teams.
         """
         if self.teams == 1:

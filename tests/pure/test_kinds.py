@@ -7,7 +7,7 @@ import re
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -253,17 +253,21 @@ def test_a_fourth_kind_is_placed_and_its_scheme_is_known():
     from collage_mpi.figures.points import _look
     from collage_mpi.scheduler import make_scheme
     from collage_mpi.scheduler.schemes import SCHEMES
-    from collage_mpi.settings.placement import placement
+    from collage_mpi.settings.redundancy import RankSettings
+    from collage_mpi.system.fields import setting
+
+    @dataclass(frozen=True, repr=False)
+    class Sketched(RankSettings):
+        sketch_ranks: int = setting(2, "ranks that hold the sketch network", at_least=1)
 
     assert SCHEMES[-3:] == ("approx", "sketch", "collage-replicate")
     assert make_scheme(scheme_settings("sketch")).kinds == {"single", "sketch"}
-    ranks = {"collage": 1, "parity": 1, "sketch": 2}
-    found = placement(7, None, ranks, side=2, scheme="sketch")
+    found = Sketched(side=2, scheme="sketch").place(7)
     assert found.describe() == "0 coordinator, 1-4 single, 5-6 sketch"
     with pytest.raises(EnvironmentFault, match=r"2 sketch ranks needs 7 .*4 single \+ 2 sketch"):
-        placement(6, None, ranks, side=2, scheme="sketch")
-    with pytest.raises(UsageError, match="--sketch-ranks 0: --scheme sketch needs at least 1"):
-        placement(6, None, {**ranks, "sketch": 0}, side=2, scheme="sketch")
+        Sketched(side=2, scheme="sketch").place(6)
+    with pytest.raises(UsageError, match="sketch_ranks is 0; it needs at least 1"):
+        Sketched(side=2, scheme="sketch", sketch_ranks=0)
     assert _look("sketch") == ("#F0E442", "*")
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.settings.placement import Placement, placement
+from collage_mpi.settings.placement import Placement
 from collage_mpi.settings.run_settings import RunSettings
 
 
 def test_the_default_is_one_coordinator_nine_singles_one_collage():
-    found = placement(11, None, {"collage": 1}, side=3, scheme="collage")
+    found = RunSettings().place(11)
     assert found.world_size == 11
     assert found.kinds[0] == frozenset()
     assert found.ranks_of("single") == tuple(range(1, 10))
@@ -24,7 +24,7 @@ def test_the_default_is_one_coordinator_nine_singles_one_collage():
     ("world", "idle"), [(10, ()), (11, (10,))], ids=["without", "with the idle rank"]
 )
 def test_scheme_none_needs_no_collage_rank(world, idle):
-    found = placement(world, 9, {"collage": 1}, side=3, scheme="none")
+    found = RunSettings(singles=9, scheme="none").place(world)
     assert found.ranks_of("single") == tuple(range(1, 10))
     assert found.ranks_of("collage") == ()
     assert found.idle == idle
@@ -32,19 +32,20 @@ def test_scheme_none_needs_no_collage_rank(world, idle):
 
 @pytest.mark.parametrize(("world", "idle"), [(3, ()), (12, tuple(range(1, 10)))])
 def test_collages_alone_need_no_single_rank(world, idle):
-    found = placement(world, None, {"collage": 2}, side=3, scheme="collage-only")
+    found = RunSettings(collage_ranks=2, scheme="collage-only").place(world)
     assert found.ranks_of("collage") == (world - 2, world - 1)
     assert found.ranks_of("single") == ()
     assert found.idle == idle
 
 
 def test_parity_ranks_come_after_the_singles():
-    found = placement(13, None, {"collage": 1, "parity": 3}, side=3, scheme="parity")
+    settings = RunSettings(parity_ranks=3, scheme="parity", assign="turn", endgame="off")
+    found = settings.place(13)
     assert found.describe() == "0 coordinator, 1-9 single, 10-12 parity"
     with pytest.raises(EnvironmentFault, match=r"3 parity ranks needs 13 .*launch with -n 13"):
-        placement(11, None, {"collage": 1, "parity": 3}, side=3, scheme="parity")
-    with pytest.raises(UsageError, match="--parity-ranks 0"):
-        placement(10, None, {"collage": 1, "parity": 0}, side=3, scheme="parity")
+        settings.place(11)
+    with pytest.raises(UsageError, match="parity_ranks is 0"):
+        RunSettings(parity_ranks=0, scheme="parity").place(10)
 
 
 def test_with_fastest_every_rank_holds_both_networks():
@@ -52,6 +53,12 @@ def test_with_fastest_every_rank_holds_both_networks():
     assert found.ranks_of("collage") == found.ranks_of("single") == tuple(range(1, 12))
     only = RunSettings(scheme="collage-only", collage_ranks=2, placement="fastest").place(3)
     assert only.describe() == "0 coordinator, 1-2 collage"
+    larger = RunSettings(scheme="collage-only", collage_ranks=2, placement="fastest").place(12)
+    assert larger.describe() == "0 coordinator, 1-9 idle, 10-11 collage"
+
+
+def test_a_cascade_takes_a_world_of_any_size():
+    assert RunSettings(scheme="cascade").place(5).describe() == "0 coordinator, 1-4 single+collage"
 
 
 def test_a_rank_may_hold_both():
@@ -104,27 +111,37 @@ def test_a_rank_may_hold_both():
             "the world has 8 ranks; --side 3 with --scheme none needs 10 (1 coordinator + "
             "9 single): launch with -n 10, or pass --singles 7",
         ),
+        (
+            8,
+            None,
+            1,
+            "replicate",
+            "the world has 8 ranks; --singles 18 with --scheme replicate needs 19 (1 coordinator + "
+            "18 single): launch with -n 19, or pass --singles 7",
+        ),
     ],
 )
 def test_a_wrong_world_says_what_to_type(world, singles, collages, scheme, message):
     with pytest.raises(EnvironmentFault) as caught:
-        placement(world, singles, {"collage": collages}, side=3, scheme=scheme)
+        RunSettings(singles=singles, collage_ranks=collages, scheme=scheme).place(world)
     assert str(caught.value) == message
 
 
 def test_one_process_alone_is_told_how_to_launch():
     with pytest.raises(EnvironmentFault, match=r"on its own.*\n.*launch -n 11 -- run"):
-        placement(1, None, {"collage": 1}, side=3, scheme="collage")
+        RunSettings().place(1)
+    with pytest.raises(EnvironmentFault, match="the job needs 3 ranks"):
+        RunSettings(scheme="collage-only", collage_ranks=2).place(1)
 
 
 def test_singletons_are_told_apart_from_a_small_world():
     with pytest.raises(
         EnvironmentFault, match="started 11 ranks, but MPI says this is rank 0 of 1"
     ):
-        placement(1, None, {"collage": 1}, side=3, scheme="collage", launcher_size=11)
+        RunSettings().place(1, 11)
 
 
 @pytest.mark.parametrize(("singles", "collages"), [(0, 1), (-1, 1), (9, 0), (9, -1)])
 def test_impossible_numbers(singles, collages):
     with pytest.raises(UsageError):
-        placement(11, singles, {"collage": collages}, side=3, scheme="collage")
+        RunSettings(singles=singles, collage_ranks=collages).place(11)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 
 import pytest
 from scheduler_harness import policy_of, scheme_settings
@@ -14,7 +14,8 @@ from collage_mpi.models.tuning import Tuning
 from collage_mpi.scheduler import SchedulerSettings, SchemeSettings, make_scheme
 from collage_mpi.scheduler.policies import Delay
 from collage_mpi.scheduler.schemes import SCHEMES, Scheme, base, scheme_class
-from collage_mpi.settings.placement import placement
+from collage_mpi.settings.redundancy import RankSettings
+from collage_mpi.system.fields import setting
 
 ASKED = scheme_settings(
     "none",
@@ -140,9 +141,13 @@ def test_one_more_scheme_is_one_class():
         name = "spare"
         needs = frozenset({SINGLE, COLLAGE})
 
+    @dataclass(frozen=True, repr=False)
+    class Spared(RankSettings):
+        scheme: str = setting("spare", "one of those that were known when the class was made")
+
     try:
         assert make_scheme(asked("spare")).label == "spare, least loaded"
-        found = placement(7, None, {COLLAGE: 2, PARITY: 1}, side=2, scheme="spare")
+        found = Spared(collage_ranks=2, side=2).place(7)
         assert found.describe() == "0 coordinator, 1-4 single, 5-6 collage"
         with pytest.raises(AssertionError, match="two schemes spare"):
             base.register(Spare)
