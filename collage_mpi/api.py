@@ -90,12 +90,9 @@ def launch_run(
     from collage_mpi.settings.flags import flags_of
 
     settings.require_inputs()
-    code = launch_ranks(
-        settings.launch_size if ranks is None else ranks,
-        ["run", *(["--resume"] if resume else []), *flags_of(settings)],
-        LaunchArguments(ranks=ranks, mpi=mpi, timeout=timeout_s),
-        fault_tolerant=settings.on_rank_loss == "continue",
-    )
+    words = ("run", *(("--resume",) if resume else ()), *flags_of(settings))
+    how = LaunchArguments(words=words, mpi=mpi, timeout=timeout_s)
+    code = launch_ranks(settings.launch_size if ranks is None else ranks, how)
     return ExitCode(code) if code in set(ExitCode) else code
 
 

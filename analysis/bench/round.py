@@ -110,8 +110,8 @@ def _start_worlds(args: argparse.Namespace, settings: BenchSettings) -> int:
     with tempfile.TemporaryDirectory(prefix="collage-mpi-bench-") as folder:
         for size in sizes:
             found = Path(folder) / f"world-{size}.json"
-            command = [*words, "--collect", str(found)]
-            code = launch_ranks(size, command, LaunchArguments(mpi=args.mpi))
+            command = (*words, "--collect", str(found))
+            code = launch_ranks(size, LaunchArguments(words=command, mpi=args.mpi))
             if code:
                 return code
             worlds.append(json.loads(found.read_text()))

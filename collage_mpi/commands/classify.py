@@ -63,8 +63,8 @@ def execute(args: ClassifyArguments) -> int:
         raise UsageError(f"--out {args.out}: its name must end in .csv or .parquet")
     if args.top_k or args.out.suffix == ".parquet":
         require_pyarrow("--top-k, or an --out that ends in .parquet,")
-    words = _run_words(args)
-    code = launch_ranks(check_before_ranks(words, None), words, LaunchArguments(mpi=args.mpi))
+    how = LaunchArguments(words=tuple(_run_words(args)), mpi=args.mpi)
+    code = launch_ranks(check_before_ranks(how), how)
     if code not in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS):
         if code == ExitCode.INCOMPLETE:
             say("the same command goes on, and writes the classes when all are there")

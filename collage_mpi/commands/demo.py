@@ -51,7 +51,7 @@ def execute(args: DemoArguments) -> int:
     check_before(out, args.time_scale)
     words = ["demo", "--out", str(out), "--device", args.device, "--groups", str(args.groups)]
     words += ["--time-scale", str(args.time_scale)]
-    code = launch_ranks(RANKS, words, LaunchArguments(mpi=args.mpi))
+    code = launch_ranks(RANKS, LaunchArguments(words=tuple(words), mpi=args.mpi))
     if code:
         return code
     report, written = tell_and_draw(out)

@@ -137,7 +137,7 @@ def _by_hand(
         chosen = numbers_text(indices, None, steps=False).replace(" ", "")
         words = ["experiment", str(args.file), "--out", str(out), "--index", chosen]
         words += [word for text in args.sets for word in ("--set", text)]
-        code = launch_ranks(ranks, words, LaunchArguments(mpi=args.mpi))
+        code = launch_ranks(ranks, LaunchArguments(words=tuple(words), mpi=args.mpi))
         if code not in _GOES_ON:
             return code
         worst = max(worst, code)

@@ -9,8 +9,9 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from collage_mpi.commands import COMMANDS
@@ -21,7 +22,6 @@ from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.launch.ending import exit_code, marker_text, script_code
 from collage_mpi.launch.mpiexec import (
     LaunchPlan,
-    Mpi,
     build_command,
     cannot_fork,
     find_mpi,
@@ -30,6 +30,7 @@ from collage_mpi.launch.mpiexec import (
 )
 from collage_mpi.launch.supervisor import FORWARDED, LEAVE_GRACE_S, Limits, Supervisor
 from collage_mpi.models.named import libraries_of
+from collage_mpi.models.null import is_null
 from collage_mpi.results.file_names import MARKER
 from collage_mpi.settings.flags import switch
 from collage_mpi.settings.run_settings import RunSettings
@@ -102,149 +103,173 @@ class LaunchArguments(MpiArguments):
         rest=True,
     )
 
+    @property
+    def program(self) -> tuple[str, ...]:
+        """What every rank runs, without the -- before it."""
+        return self.words[1:] if self.words[:1] == ("--",) else self.words
+
+    @property
+    def is_script(self) -> bool:
+        """Whether that is a Python script."""
+        return self.program[:1] != () and self.program[0].endswith(".py")
+
+    @property
+    def in_world(self) -> bool:
+        """Whether that is a command that makes a coordinator and workers of its ranks."""
+        return self.program[:1] != () and self.program[0] in WORLD_COMMANDS
+
+    @cached_property
+    def run(self) -> RunArguments | None:
+        """The arguments of a `run`; None of another command."""
+        return read_command(self.program)[1] if self.program[:1] == ("run",) else None
+
+    @cached_property
+    def settings(self) -> RunSettings | None:
+        """The settings of a `run`; None of another command, or if the ranks will refuse them."""
+        try:
+            return None if self.run is None else self.run.settings(None)
+        except CollageError:
+            return None
+
+    @property
+    def networks(self) -> list[str]:
+        """The networks that need torch, as far as that is known before the ranks start."""
+        if self.settings is None:
+            return ["shipped"] if self.program[:1] == ("demo",) else []
+        named = (self.settings.single, self.settings.collage)
+        return [spec for spec in named if spec and not is_null(spec)]
+
+    @property
+    def out(self) -> Path | None:
+        """The `--out` of a `run`, in which launch looks for the completion marker; None if there is
+        none.
+        """
+        out = None if self.run is None or self.run.dry_run else self.run.given.get("out")
+        return None if out is None else Path(out)
+
+    @property
+    def on_loss(self) -> str | None:
+        """What to do about lost ranks, from the first that says it: launch's own flag, the
+        command's flag, the settings file, or the run that is resumed.
+        """
+        if self.on_rank_loss is not None or self.settings is None:
+            return self.on_rank_loss
+        return self.settings.on_rank_loss
+
+    @property
+    def tolerant(self) -> bool:
+        """Whether the job is to survive lost ranks."""
+        return self.on_loss == "continue"
+
 
 def execute(args: LaunchArguments) -> int:
     """Start the ranks and wait; the exit code is the job's own."""
-    words = args.words[1:] if args.words[:1] == ("--",) else args.words
-    if words and words[0] in COMMANDS and {"-h", "--help"} & {*words}:
-        read_command(words)  # says it once, without ranks, and leaves
-    _check_startable(words)
-    ranks = check_before_ranks(words, args.ranks, dry_run=args.dry_run)
-    tolerant = wanted_on_loss(words, args.on_rank_loss) == "continue"
+    if args.program[:1] and args.program[0] in COMMANDS and {"-h", "--help"} & {*args.program}:
+        read_command(args.program)  # says it once, without ranks, and leaves
+    _check_startable(args)
+    ranks = check_before_ranks(args)
     if args.dry_run:
-        print(shell_line(args, ranks, words, tolerant))
+        print(shell_line(ranks, args))
         return 0
-    return launch_ranks(ranks, words, args, fault_tolerant=tolerant)
+    return launch_ranks(ranks, args)
 
 
-def check_before_ranks(words: Sequence[str], ranks: int | None, *, dry_run: bool = False) -> int:
+def check_before_ranks(how: LaunchArguments) -> int:
     """How many ranks to start, after this process has checked what it can of their command.
 
-    Args:
-        words: a command, or a script, and its arguments.
-        ranks: the number given by the user; None for as many as the command needs.
-        dry_run: nothing will be started; only a missing number is computed.
+    In a dry run nothing will be started, and only a missing number is computed.
 
     Raises:
         UsageError: the arguments do not fit together, or the number is missing and the
             command does not determine it.
         EnvironmentFault, DataFault: a file is missing, damaged, or in use.
     """
-    if ranks is not None and dry_run:
+    ranks = how.ranks
+    if ranks is not None and how.dry_run:
         return ranks
-    if words[0] not in WORLD_COMMANDS:
+    if not how.in_world:
         if ranks is None:
             raise UsageError(f"-n is missing: how many ranks to start, e.g. {EXAMPLE}")
         return ranks
-    command, args = read_command(words)  # says what is wrong, and leaves
-    if words[0] == "run":
-        return check_run(args, ranks, files=not dry_run and allocated_hosts() == 1)
+    if how.run is not None:
+        return check_run(how.run, ranks, files=not how.dry_run and allocated_hosts() == 1)
+    command, args = read_command(how.program)  # says what is wrong, and leaves
     assert command.ranks is not None
     needed = command.ranks(args)
     if ranks not in (None, *needed):
         listed = " or ".join(map(str, needed))
-        raise UsageError(f"-n is {ranks}; {words[0]} needs {listed} ranks here")
+        raise UsageError(f"-n is {ranks}; {how.program[0]} needs {listed} ranks here")
     if ranks is None and len(needed) > 1:
         raise UsageError(
             f"-n is missing: the runs of this experiment need {', '.join(map(str, needed))} "
-            f"ranks. Without launch, collage-mpi {' '.join(words)} starts the right number for "
-            "each run"
+            f"ranks. Without launch, collage-mpi {' '.join(how.program)} starts the right number "
+            "for each run"
         )
     return needed[0] if ranks is None else ranks
 
 
-def launch_ranks(
-    ranks: int, words: Sequence[str], how: LaunchArguments, *, fault_tolerant: bool = False
-) -> int:
-    """Start `ranks` ranks of `collage-mpi WORDS...`, draw progress, return the exit code.
-
-    Args:
-        ranks: world size.
-        words: a command and its arguments, e.g. ("run", "--shards", "DIR"), or a Python script
-            and its arguments.
-        how: which MPI, how ranks start, and the time limit.
-        fault_tolerant: the job survives lost ranks.
+def launch_ranks(ranks: int, how: LaunchArguments) -> int:
+    """Start `ranks` ranks of what `how` says, draw progress, return the exit code.
 
     Raises:
         UsageError: nothing to run, or not a command.
         EnvironmentFault: no fitting MPI, or this process is a rank already.
     """
-    extra = {STATUS_VARIABLE: uuid.uuid4().hex}
-    found = find_mpi(how.mpi, how.mpiexec)
-    plan = _plan(ranks, words, found, site_here(), extra, fault_tolerant)
-    if why_not_forked(plan, words, how.start) is None:
-        plan = replace(plan, modules=(*MODULES, *libraries_of(_networks(words))))
-    return _follow(plan, words, math.inf if how.timeout is None else how.timeout, fault_tolerant)
+    plan = _plan(ranks, how, site_here(), {STATUS_VARIABLE: uuid.uuid4().hex})
+    if why_not_forked(plan, how) is None:
+        plan = replace(plan, modules=(*MODULES, *libraries_of(how.networks)))
+    return _follow(plan, how)
 
 
-def why_not_forked(plan: LaunchPlan, words: Sequence[str], start: str) -> str | None:
+def why_not_forked(plan: LaunchPlan, how: LaunchArguments) -> str | None:
     """Why every rank imports torch itself; None if a server forks the ranks.
 
     Raises:
-        EnvironmentFault: `start` is "fork", and the server cannot.
+        EnvironmentFault: `--start fork`, and the server cannot.
     """
-    if start == "each":
+    if how.start == "each":
         return "--start each"
     cannot = cannot_fork(plan.launcher, fork_obstacle())
-    if _is_script(words):
+    if how.is_script:
         cannot = "a script of your own is not imported"
-    if start == "fork":
+    if how.start == "fork":
         if cannot:
             raise EnvironmentFault(f"--start fork: {cannot}. Leave the flag out")
         return None
-    networks = _networks(words)
-    asked = bool(libraries_of(networks))  # in one more process
-    if plan.ranks + asked < 3 or not networks:
+    asked = bool(libraries_of(how.networks))  # in one more process
+    if plan.ranks + asked < 3 or not how.networks:
         return "at most one of them needs torch"
     return cannot
 
 
-def _networks(words: Sequence[str]) -> list[str]:
-    """The networks that need torch, as far as that is known before the ranks start."""
-    from collage_mpi.models.null import is_null
-
-    settings = _settings_of(words)
-    if settings is None:
-        return ["shipped"] if "demo" in words[:1] else []
-    return [spec for spec in (settings.single, settings.collage) if spec and not is_null(spec)]
-
-
-def shell_line(args: LaunchArguments, ranks: int, words: Sequence[str], tolerant: bool) -> str:
+def shell_line(ranks: int, how: LaunchArguments) -> str:
     """A command line to paste that starts the ranks. Nobody would read their status lines."""
-    found = find_mpi(args.mpi, args.mpiexec)
-    plan = _plan(ranks, words, found, site_here(scratch=False), {}, tolerant)
-    why = why_not_forked(plan, words, args.start)
+    plan = _plan(ranks, how, site_here(scratch=False), {})
+    why = why_not_forked(plan, how)
     start = f"each rank imports torch itself ({why})" if why else "torch is imported once for all"
     print(f"collage-mpi launch: {start}", file=sys.stderr)
     return plan.shell_line()
 
 
-def _plan(
-    ranks: int,
-    words: Sequence[str],
-    mpi: Mpi,
-    site: Site,
-    extra: Mapping[str, str],
-    fault_tolerant: bool,
-) -> LaunchPlan:
-    _check_startable(words)
-    program = (sys.executable, *words) if _is_script(words) else (*own_command(), *words)
+def _plan(ranks: int, how: LaunchArguments, site: Site, extra: Mapping[str, str]) -> LaunchPlan:
+    _check_startable(how)
+    found = find_mpi(how.mpi, how.mpiexec)
+    program = (*((sys.executable,) if how.is_script else own_command()), *how.program)
     extra = {"PYTHONUNBUFFERED": "1", **extra}
-    return build_command(mpi, ranks, program, site, extra_env=extra, fault_tolerant=fault_tolerant)
+    return build_command(found, ranks, program, site, extra_env=extra, fault_tolerant=how.tolerant)
 
 
-def _follow(plan: LaunchPlan, words: Sequence[str], timeout_s: float, fault_tolerant: bool) -> int:
+def _follow(plan: LaunchPlan, how: LaunchArguments) -> int:
     """Run the plan to its end, and once more if its start hung; returns the exit code."""
-    out = output_folder(words)
-    marker = None if out is None else out / MARKER
+    marker = None if how.out is None else how.out / MARKER
     earlier = marker_text(marker)
-    script = _is_script(words)  # it may have more to do once its run is over
+    script = how.is_script  # it may have more to do once its run is over
     limits = Limits(
-        timeout_s,
-        START_LIMIT_S if words[0] in WORLD_COMMANDS else None,
-        LEAVE_GRACE_S if fault_tolerant and not script else math.inf,
+        math.inf if how.timeout is None else how.timeout,
+        START_LIMIT_S if how.in_world else None,
+        LEAVE_GRACE_S if how.tolerant and not script else math.inf,
     )
-    until_s = time.monotonic() + timeout_s
+    until_s = time.monotonic() + limits.timeout_s
     signals: list[int] = []  # that came before a job or after it
     with caught(FORWARDED, signals.append):
         for more in reversed(range(STARTS)):
@@ -258,57 +283,14 @@ def _follow(plan: LaunchPlan, words: Sequence[str], timeout_s: float, fault_tole
         if script:
             code, note = script_code(ending)
         else:
-            code, note = exit_code(ending, marker, must_report=fault_tolerant, earlier=earlier)
+            code, note = exit_code(ending, marker, must_report=how.tolerant, earlier=earlier)
         if note:
             job.say(note)
     return code
 
 
-def output_folder(words: Sequence[str]) -> Path | None:
-    """The `--out` of a `run`, in which launch looks for the completion marker; None if there is
-    none.
-    """
-    args = _run_of(words)
-    out = None if args is None or args.dry_run else args.given.get("out")
-    return None if out is None else Path(out)
-
-
-def wanted_on_loss(words: Sequence[str], own: str | None = None) -> str | None:
-    """What to do about lost ranks, from the first that says it: launch's own flag, the command's
-    flag, the settings file, or the run that is resumed.
-
-    Raises:
-        UsageError: launch's flag is given with a command that has no workers to lose.
-    """
-    if own == "continue" and not _is_script(words) and words[0] not in WORLD_COMMANDS:
-        raise UsageError(f"--on-rank-loss continue is for {', '.join(WORLD_COMMANDS)}")
-    settings = _settings_of(words)
-    return own if own is not None or settings is None else settings.on_rank_loss
-
-
-def _settings_of(words: Sequence[str]) -> RunSettings | None:
-    """The settings of a `run`; None of another command, or if the ranks will refuse them."""
-    args = _run_of(words)
-    try:
-        return None if args is None else args.settings(None)
-    except CollageError:
-        return None
-
-
-def _run_of(words: Sequence[str]) -> RunArguments | None:
-    """The arguments of a `run`; None of another command."""
-    if not words or words[0] != "run":
-        return None
-    args: RunArguments = read_command(words)[1]
-    return args
-
-
-def _is_script(words: Sequence[str]) -> bool:
-    return bool(words) and words[0].endswith(".py")
-
-
-def _check_startable(words: Sequence[str]) -> None:
-    """Raise unless the words can be started, and by this process."""
+def _check_startable(how: LaunchArguments) -> None:
+    """Raise unless the program can be started, and by this process."""
     size = launcher_size() or 1
     if size > 1:
         raise EnvironmentFault(
@@ -316,19 +298,22 @@ def _check_startable(words: Sequence[str]) -> None:
             "  collage-mpi launch -n 11 -- run ...\n"
             "  mpiexec -n 11 collage-mpi run ..."
         )
-    if not words:
+    if not how.program:
         raise UsageError(f"nothing to launch: give a command after --, e.g. {EXAMPLE}")
-    if _is_script(words):
-        if not os.path.isfile(words[0]):
-            raise UsageError(f"{words[0]}: this script does not exist")
+    first = how.program[0]
+    if how.is_script:
+        if not os.path.isfile(first):
+            raise UsageError(f"{first}: this script does not exist")
         return
     allowed = [name for name in COMMANDS if name != "launch"]
-    if words[0] not in allowed:
-        hint = did_you_mean(words[0], allowed) or "."
+    if first not in allowed:
+        hint = did_you_mean(first, allowed) or "."
         raise UsageError(
-            f"{words[0]!r} is not a command of collage-mpi{hint} After -- comes a command "
+            f"{first!r} is not a command of collage-mpi{hint} After -- comes a command "
             f"(collage-mpi --help lists them), e.g. {EXAMPLE}, or a script.py of your own"
         )
+    if how.on_rank_loss == "continue" and not how.in_world:  # it has no workers to lose
+        raise UsageError(f"--on-rank-loss continue is for {', '.join(WORLD_COMMANDS)}")
 
 
 COMMAND = Command(

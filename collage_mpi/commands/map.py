@@ -44,8 +44,9 @@ def execute(args: MapArguments) -> int:
     singles = ranks_here("map", args.ranks, given.get("device", "auto"))
     values = {"profile": "throughput", "scheme": "none", **given}
     values |= {"single": args.function, "save": OUTPUTS, "singles": singles}
-    words = ["run", "--retry-errors" if args.retry_errors else "--resume", *words_of(values)]
-    return launch_ranks(check_before_ranks(words, None), words, LaunchArguments(mpi=args.mpi))
+    words = ("run", "--retry-errors" if args.retry_errors else "--resume", *words_of(values))
+    how = LaunchArguments(words=words, mpi=args.mpi)
+    return launch_ranks(check_before_ranks(how), how)
 
 
 COMMAND = Command(

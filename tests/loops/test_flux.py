@@ -49,7 +49,8 @@ def flux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_ranks_know_their_place(flux: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(PLACES)
-    assert launch_ranks(3, [str(script), str(tmp_path)], LaunchArguments(mpi="flux")) == 0
+    how = LaunchArguments(words=(str(script), str(tmp_path)), mpi="flux")
+    assert launch_ranks(3, how) == 0
     places = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
     assert places == [[0, 3, 0, 3], [1, 3, 1, 3], [2, 3, 2, 3]]
 

@@ -94,8 +94,9 @@ def pals(tmp_path: Path, monkeypatch):
     def launch(source: str) -> int:
         script = tmp_path / "script.py"
         script.write_text(source)
-        how = LaunchArguments(mpi="pals", mpiexec=str(program))
-        return launch_ranks(3, [str(script), str(tmp_path)], how)
+        words = (str(script), str(tmp_path))
+        how = LaunchArguments(words=words, mpi="pals", mpiexec=str(program))
+        return launch_ranks(3, how)
 
     return launch
 

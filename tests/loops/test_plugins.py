@@ -218,7 +218,8 @@ def test_a_launcher_of_another_package_starts_ranks_that_know_their_place(
     program.write_text(RELAYRUN.format(python=sys.executable))
     program.chmod(0o755)
     script.write_text(PLACES)
-    assert launch_ranks(3, [str(script), str(tmp_path)], LaunchArguments(mpi="relay")) == 0
+    how = LaunchArguments(words=(str(script), str(tmp_path)), mpi="relay")
+    assert launch_ranks(3, how) == 0
     places = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
     assert places == [[rank, 3, rank, None] for rank in range(3)]
 

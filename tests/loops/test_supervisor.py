@@ -522,6 +522,9 @@ def test_a_stop_lets_the_job_end_by_itself():
     assert stopped(STOPPABLE, signal.SIGUSR2) == 6
 
 
+SHOW = command.LaunchArguments(words=("show",))
+
+
 def test_a_signal_that_finds_the_job_over_does_not_change_its_code(monkeypatch):
     plan = LaunchPlan((sys.executable, "-c", "raise SystemExit(5)"), MPICH)
 
@@ -531,7 +534,7 @@ def test_a_signal_that_finds_the_job_over_does_not_change_its_code(monkeypatch):
 
     monkeypatch.setattr(command, "exit_code", told)
     before = signal.getsignal(signal.SIGTERM)
-    assert command._follow(plan, ["show"], math.inf, False) == 5
+    assert command._follow(plan, SHOW) == 5
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -550,7 +553,7 @@ def test_a_signal_before_the_job_is_passed_on_to_it(monkeypatch):
 
     monkeypatch.setattr(command, "Supervisor", Late)
     plan = LaunchPlan((sys.executable, "-c", "import time; time.sleep(600)"), MPICH)
-    assert command._follow(plan, ["show"], math.inf, False) == 128 + signal.SIGTERM
+    assert command._follow(plan, SHOW) == 128 + signal.SIGTERM
 
 
 def test_after_a_signal_between_two_starts_there_is_no_second(monkeypatch):
@@ -562,7 +565,7 @@ def test_after_a_signal_between_two_starts_there_is_no_second(monkeypatch):
 
     starts: list[int] = []
     monkeypatch.setattr(command, "Supervisor", Hung)
-    command._follow(LaunchPlan(("true",), MPICH), ["show"], math.inf, False)
+    command._follow(LaunchPlan(("true",), MPICH), SHOW)
     assert starts == [1]
 
 
@@ -631,9 +634,8 @@ def launched(tmp_path: Path, monkeypatch, hang: int) -> int:
     program = tmp_path / "mpiexec"
     program.write_text(LAUNCHER.format(python=sys.executable, folder=str(tmp_path), hang=hang))
     program.chmod(0o755)
-    return command.launch_ranks(
-        2, ["run", "--side", "2"], command.LaunchArguments(mpiexec=str(program))
-    )
+    how = command.LaunchArguments(words=("run", "--side", "2"), mpiexec=str(program))
+    return command.launch_ranks(2, how)
 
 
 def test_a_start_that_hangs_names_who_is_missing_and_is_tried_once_more(
@@ -658,8 +660,8 @@ def test_a_start_is_tried_once_more_only_within_the_time_limit(tmp_path, monkeyp
     program = tmp_path / "mpiexec"
     program.write_text(LAUNCHER.format(python=sys.executable, folder=str(tmp_path), hang=9))
     program.chmod(0o755)
-    how = command.LaunchArguments(mpiexec=str(program), timeout=0.5)
-    assert command.launch_ranks(2, ["run"], how) == 6
+    how = command.LaunchArguments(words=("run",), mpiexec=str(program), timeout=0.5)
+    assert command.launch_ranks(2, how) == 6
     assert len(list(tmp_path.glob("start-*"))) <= 1  # none where the cores are busy
 
 

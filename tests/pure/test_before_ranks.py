@@ -26,11 +26,11 @@ def started(monkeypatch, tmp_path) -> list[int]:
     monkeypatch.chdir(tmp_path)
     found: list[int] = []
 
-    def start(ranks, words, *_, **__):
+    def start(ranks, _):
         found.append(ranks)
         return 0
 
-    def show(_, ranks, words, tolerant):
+    def show(ranks, _):
         found.append(ranks)
         return ""
 
@@ -64,6 +64,7 @@ def launched(*words: str) -> int:
         (("--", *RUN, "--out", "used"), 3, "used: holds a run already"),
         (("--", *RUN, "--trace-file", "nix.npy", "--straggler", "trace", "--out", "o"), 3, "nix"),
         (("--", "verify", "o"), 2, "-n is missing"),
+        (("-n", "2", "--on-rank-loss", "continue", "--", "verify", "o"), 2, "continue is for run"),
         (("-n", "5", "--", "demo", "--out", "o"), 2, "-n is 5; demo needs 11 ranks"),
         (("--", "demo", "--out", "o", "--groups", "1"), 2, "--groups is 1"),
         (("--", "experiment", "bad.toml", "--out", "o"), 2, "bad.toml is no TOML"),

@@ -15,7 +15,7 @@ from rows_by_name import add_image
 from collage_mpi.cli import main
 from collage_mpi.commands import forecast
 from collage_mpi.commands.forecast import Timings, _lines, _measured_here, _simulated_s, _time
-from collage_mpi.commands.launch import output_folder
+from collage_mpi.commands.launch import LaunchArguments
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.handshake import ServiceCosts
 from collage_mpi.job.messages import Measured
@@ -281,8 +281,8 @@ def test_free_memory_is_the_hosts_or_the_containers(tmp_path):
 
 
 def test_launch_looks_for_no_marker_of_a_dry_run():
-    assert output_folder(["run", "--out", "there"]) == Path("there")
-    assert output_folder(["run", "--dry-run", "--out", "there"]) is None
+    assert LaunchArguments(words=("run", "--out", "there")).out == Path("there")
+    assert LaunchArguments(words=("run", "--dry-run", "--out", "there")).out is None
 
 
 def test_a_threshold_of_accept_auto_does_not_keep_it_from_an_estimate(shard):

@@ -11,13 +11,8 @@ import pytest
 
 from collage_mpi.cli import main
 from collage_mpi.commands import launch
-from collage_mpi.commands.launch import (
-    LaunchArguments,
-    launch_ranks,
-    output_folder,
-    wanted_on_loss,
-    why_not_forked,
-)
+from collage_mpi.commands.launch import LaunchArguments, launch_ranks, why_not_forked
+from collage_mpi.commands.parser import read_command
 from collage_mpi.errors import EnvironmentFault, ExitCode, UsageError
 from collage_mpi.launch import mpiexec
 from collage_mpi.launch.mpiexec import (
@@ -211,13 +206,24 @@ def test_a_launcher_given_by_path_must_be_one(tmp_path):
     ],
 )
 def test_where_the_marker_of_a_run_would_be(words, folder):
-    assert output_folder(words) == folder
+    assert LaunchArguments(words=words).out == folder
+
+
+def test_what_a_run_is_to_do_is_read_once(monkeypatch):
+    read: list[tuple[str, ...]] = []
+    monkeypatch.setattr(
+        launch, "read_command", lambda words: read.append(words) or read_command(words)
+    )
+    how = LaunchArguments(words=("--", *WORDS, "--on-rank-loss", "continue"))
+    assert (how.tolerant, how.networks, how.out) == (True, ["w.safetensors"], Path("o"))
+    assert how.run is not None
+    assert read == [how.program]
 
 
 def test_a_script_must_be_there(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"none\.py: this script does not exist"):
-        launch_ranks(3, [str(tmp_path / "none.py")], LaunchArguments())
-    assert wanted_on_loss(["none.py"], "continue") == "continue"
+        launch_ranks(3, LaunchArguments(words=(str(tmp_path / "none.py"),)))
+    assert LaunchArguments(words=("none.py",), on_rank_loss="continue").on_loss == "continue"
 
 
 @pytest.mark.parametrize(
@@ -286,7 +292,7 @@ def why(words=WORDS, family="mpich", ranks=3, start="auto", **environ) -> str | 
             patch.delenv(name, raising=False)
         for name, value in environ.items():
             patch.setenv(name, value)
-        return why_not_forked(plan, words, start)
+        return why_not_forked(plan, LaunchArguments(words=tuple(words), start=start))
 
 
 def test_ranks_that_need_torch_are_forked():
@@ -312,7 +318,7 @@ def test_the_server_imports_the_libraries_of_the_networks(monkeypatch):
     def modules(*words: str) -> set[str]:
         plans = []
         monkeypatch.setattr(launch, "_follow", lambda plan, *_: plans.append(plan))
-        launch.launch_ranks(3, words, launch.LaunchArguments())
+        launch.launch_ranks(3, launch.LaunchArguments(words=words))
         return {*plans[0].modules} - {*launch.MODULES}
 
     assert modules(*WORDS) == set()

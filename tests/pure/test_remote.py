@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pictures import make_source, write_folder
 
-from collage_mpi.commands.launch import check_before_ranks
+from collage_mpi.commands.launch import LaunchArguments, check_before_ranks
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.job.row_reader import RowReader, described
 from collage_mpi.results.names import from_shards
@@ -233,6 +233,10 @@ def test_a_stamp_follows_what_a_server_says(tmp_path, served) -> None:
 def test_launch_leaves_a_url_to_rank_0(tmp_path: Path) -> None:
     words = ["run", "--scheme", "none", "--singles", "2", "--single", "null", "--image-px", "8"]
     words += ["--device", "cpu", "--out", str(tmp_path / "out"), "--input"]
-    assert check_before_ranks([*words, "memory://there/a.tar"], 3) == 3
+
+    def asked(path: str) -> LaunchArguments:
+        return LaunchArguments(ranks=3, words=(*words, path))
+
+    assert check_before_ranks(asked("memory://there/a.tar")) == 3
     with pytest.raises(EnvironmentFault, match=r"gone\.tar: cannot be read: No such file"):
-        check_before_ranks([*words, str(tmp_path / "gone.tar")], 3)
+        check_before_ranks(asked(str(tmp_path / "gone.tar")))

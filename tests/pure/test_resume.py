@@ -17,7 +17,7 @@ from results_harness import fill, locate
 from results_harness import manifest as rows_manifest
 from rows_by_name import add_image
 
-from collage_mpi.commands.launch import wanted_on_loss
+from collage_mpi.commands.launch import LaunchArguments
 from collage_mpi.errors import UsageError
 from collage_mpi.experiments.runner import DONE, _other_answers, simulate_points, state
 from collage_mpi.experiments.spec import expand
@@ -389,17 +389,20 @@ def test_launch_knows_what_a_resumed_run_does_about_lost_ranks(
     tmp_path: Path, ask: Callable[..., Json]
 ) -> None:
     out = begun(tmp_path / "run", ask(on_rank_loss="continue"))
-    words = ["run", "--out", str(out)]
-    assert wanted_on_loss(words) is None  # refused: it holds a run
-    assert wanted_on_loss([*words, "--resume"]) == "continue"
-    assert wanted_on_loss([*words, "--retry-errors"]) == "continue"
-    assert wanted_on_loss([*words, "--resume", "--on-rank-loss", "abort"]) == "abort"
+
+    def on_loss(*more: str, out: str = str(out)) -> str | None:
+        return LaunchArguments(words=("run", "--out", out, *more)).on_loss
+
+    assert on_loss() is None  # refused: it holds a run
+    assert on_loss("--resume") == "continue"
+    assert on_loss("--retry-errors") == "continue"
+    assert on_loss("--resume", "--on-rank-loss", "abort") == "abort"
     file = tmp_path / "s.json"
     file.write_text('{"on_rank_loss": "abort"}')
-    assert wanted_on_loss([*words, "--resume", "--settings", str(file)]) == "abort"
-    assert wanted_on_loss(["run", "--resume", "--out", str(tmp_path / "none")]) is None
+    assert on_loss("--resume", "--settings", str(file)) == "abort"
+    assert on_loss("--resume", out=str(tmp_path / "none")) is None
     (out / "manifest.json").write_text("{}")
-    assert wanted_on_loss([*words, "--resume"]) is None  # the ranks say what is wrong
+    assert on_loss("--resume") is None  # the ranks say what is wrong
 
 
 def test_what_does_not_change_rows_may_change(ask: Callable[..., Json]) -> None:
