@@ -5,7 +5,6 @@ a CSV.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,44 +22,23 @@ from collage_mpi.system.table import Column, Table, Value, to_text
 
 PERS = ("group", "image")
 TAIL = "p99"
+LATENCIES = [(per, name) for per in PERS for name in ("p50", "p95", TAIL)]
 
 
-@dataclass(frozen=True)
-class BatchPoint:
-    """Throughput and latencies of one run, or of several runs with the same settings.
-
-    For several runs each number is the median. A number is None if a run had too few batches for
-    it.
-
-    Attributes:
-        runs: how many.
-        series: scheme and policy, and other settings that distinguish it.
-        batch: groups that travelled together.
-        images_per_s: from the first measured release to the last measured end.
-        batches: independent samples behind the percentiles of a run.
-        batch_cost_single, batch_cost_collage: time of a further input of a batch divided by
-            that of the first one, measured on an idle rank; None if not measured.
-    """
-
-    series: str
-    batch: int
-    runs: int
-    images_per_s: float
-    group_p50_ms: float | None
-    group_p95_ms: float | None
-    group_p99_ms: float | None
-    image_p50_ms: float | None
-    image_p95_ms: float | None
-    image_p99_ms: float | None
-    batches: float
-    accuracy: float | None
-    collage_share: float | None
-    batch_cost_single: float | None
-    batch_cost_collage: float | None
+Json = dict[str, Any]
 
 
-def batch_points(runs: Sequence[Results]) -> list[BatchPoint]:
-    """The runs' points, by series in the order of the runs, then by batch.
+def batch_points(runs: Sequence[Results]) -> list[Json]:
+    """Throughput and latencies of runs, by series in the order of the runs, then by batch.
+
+    Returns:
+        The lines of the CSV. Each is of one run, or of several with the same settings; then each
+        number is the median, or None if a run had too few batches for it. Keys: series (scheme and
+        policy, and other settings that distinguish it), batch (groups that travelled together),
+        runs (how many), images_per_s (from the first measured release to the last measured end),
+        group_p50_ms to image_p99_ms, batches (independent samples behind the percentiles of a
+        run), accuracy, collage_share; batch_cost_single and batch_cost_collage (time of a further
+        input of a batch divided by that of the first one, on an idle rank; None if not measured).
 
     Raises:
         UsageError: no runs.
@@ -68,22 +46,22 @@ def batch_points(runs: Sequence[Results]) -> list[BatchPoint]:
     """
     if not runs:
         raise UsageError("no runs to draw; name at least one run directory")
-    alike: dict[str, dict[int, list[BatchPoint]]] = {}
+    alike: dict[str, dict[int, list[Json]]] = {}
     for point in map(_point, runs):
-        alike.setdefault(point.series, {}).setdefault(point.batch, []).append(point)
+        alike.setdefault(point["series"], {}).setdefault(point["batch"], []).append(point)
     return [_medians(batches[size]) for batches in alike.values() for size in sorted(batches)]
 
 
-def _medians(points: Sequence[BatchPoint]) -> BatchPoint:
-    found: dict[str, Any] = {"runs": len(points)}
-    for name, value in asdict(points[0]).items():
+def _medians(points: Sequence[Json]) -> Json:
+    found = {**points[0], "runs": len(points)}
+    for name, value in points[0].items():
         if name not in ("series", "batch", "runs") and value is not None:
-            values = [getattr(point, name) for point in points]
+            values = [point[name] for point in points]
             found[name] = None if None in values else float(np.median(values))
-    return replace(points[0], **found)
+    return found
 
 
-def _point(run: Results) -> BatchPoint:
+def _point(run: Results) -> Json:
     summary = summarise(run)
     latency, price = summary["latency"], summary["price"]
     if not price["images_per_s"]:
@@ -94,47 +72,42 @@ def _point(run: Results) -> BatchPoint:
     batch = int(run.manifest.get("batch") or 1)
     mode = run.mode.removesuffix(f", batch {batch}")
     costs = run.manifest.get("batch_costs") or {}
-    return BatchPoint(
-        series=f"{run.scheme} ({mode})" + (" (INVALID)" if run.invalid else ""),
-        batch=batch,
-        runs=1,
-        images_per_s=price["images_per_s"],
-        **{
-            f"{per}_{name}_ms": latency[per][f"{name}_ms"]
-            for per in PERS
-            for name in ("p50", "p95", TAIL)
-        },
-        batches=latency["group"]["independent"],
-        accuracy=summary["accuracy"]["overall"]["accuracy"],
-        collage_share=price["collage_share"],
-        batch_cost_single=costs.get(SINGLE),
-        batch_cost_collage=costs.get(COLLAGE),
-    )
+    return {
+        "series": f"{run.scheme} ({mode})" + (" (INVALID)" if run.invalid else ""),
+        "batch": batch,
+        "runs": 1,
+        "images_per_s": price["images_per_s"],
+        **{f"{per}_{name}_ms": latency[per][f"{name}_ms"] for per, name in LATENCIES},
+        "batches": latency["group"]["independent"],
+        "accuracy": summary["accuracy"]["overall"]["accuracy"],
+        "collage_share": price["collage_share"],
+        "batch_cost_single": costs.get(SINGLE),
+        "batch_cost_collage": costs.get(COLLAGE),
+    }
 
 
-def render_batches(points: Sequence[BatchPoint]) -> str:
+def render_batches(points: Sequence[Json]) -> str:
     """The points as text, with the ratio of each throughput to the first of its series."""
-    keys = [(per, name) for per in PERS for name in ("p50", "p95", TAIL)]
     first: dict[str, float] = {}
     rows: list[Sequence[Value]] = []
     for point in points:
-        base, values = first.setdefault(point.series, point.images_per_s), asdict(point)
-        independent = round(point.batches)
+        rate, begins = point["images_per_s"], point["series"] not in first
+        base, independent = first.setdefault(point["series"], rate), round(point["batches"])
         rows.append(
             [
-                *(point.series if base is point.images_per_s else "", point.batch),
-                f"{point.images_per_s:,.0f} ({point.images_per_s / base:.2f}x)",
-                *(supported(values[f"{per}_{name}_ms"], independent) for per, name in keys),
-                *(point.batches, point.runs, share_text(point.accuracy)),
+                *(point["series"] if begins else "", point["batch"]),
+                f"{rate:,.0f} ({rate / base:.2f}x)",
+                *(supported(point[f"{per}_{name}_ms"], independent) for per, name in LATENCIES),
+                *(point["batches"], point["runs"], share_text(point["accuracy"])),
             ]
         )
-    latencies = [f"{per} {name.upper()}" for per, name in keys]
+    latencies = [f"{per} {name.upper()}" for per, name in LATENCIES]
     columns = ["", "batch", "images/s", *latencies]
     batches = Column("batches", ",.0f")
     return to_text(Table([*columns, batches, "runs", "accuracy"], rows), 150)
 
 
-def plot_throughput(points: Sequence[BatchPoint], out_stem: Path, *, title: str) -> list[Path]:
+def plot_throughput(points: Sequence[Json], out_stem: Path, *, title: str) -> list[Path]:
     """Images a second against the latency of a group (left) and of an image (right).
 
     Filled markers are medians, hollow ones P99, each with its batch size. Better is up and left.
@@ -149,7 +122,7 @@ def plot_throughput(points: Sequence[BatchPoint], out_stem: Path, *, title: str)
     """
     pyplot = style.pyplot()
     out_stem = Path(out_stem)
-    series = list(dict.fromkeys(point.series for point in points))
+    series = list(dict.fromkeys(point["series"] for point in points))
     top_in = 0.62 + 0.16 * title.count("\n")
     bottom_in = 0.66 + 0.18 * len(series)
     height_in = top_in + 3.0 + bottom_in
@@ -161,7 +134,7 @@ def plot_throughput(points: Sequence[BatchPoint], out_stem: Path, *, title: str)
         panels = grid[0]
         for axes, per in zip(panels, PERS, strict=True):
             for number, name in enumerate(series):
-                _line(axes, [p for p in points if p.series == name], per, number)
+                _line(axes, [p for p in points if p["series"] == name], per, number)
             axes.set_xlabel(f"latency of {'a group' if per == 'group' else 'an image'}, ms")
             axes.set_xlim(left=0)
             axes.set_ylim(bottom=0)
@@ -172,20 +145,20 @@ def plot_throughput(points: Sequence[BatchPoint], out_stem: Path, *, title: str)
         style.heading(figure, title, height_in)
         paths = style.save(figure, out_stem)
     table = paths[0].with_suffix(".csv")
-    save_records(table, [asdict(point) for point in points])
+    save_records(table, points)
     return [*paths, table]
 
 
-def _line(axes: Any, points: Sequence[BatchPoint], per: str, number: int) -> None:
+def _line(axes: Any, points: Sequence[Json], per: str, number: int) -> None:
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     for name, line, face in (("p50", "-", colour), (TAIL, ":", "white")):
-        known = [(p, ms) for p in points if (ms := asdict(p)[f"{per}_{name}_ms"]) is not None]
-        xs, ys = [ms for _, ms in known], [p.images_per_s for p, _ in known]
+        known = [(p, ms) for p in points if (ms := p[f"{per}_{name}_ms"]) is not None]
+        xs, ys = [ms for _, ms in known], [p["images_per_s"] for p, _ in known]
         look = {"color": colour, "marker": marker, "mfc": face, "markersize": 6, "linewidth": 1.3}
         axes.plot(xs, ys, linestyle=line, **look)
         for (point, _), x, y in zip(known, xs, ys, strict=True):
             axes.annotate(
-                str(point.batch),
+                str(point["batch"]),
                 (x, y),
                 xytext=(0, 7 if number % 2 == 0 else -7),
                 textcoords="offset points",

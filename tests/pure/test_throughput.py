@@ -36,14 +36,14 @@ def runs(tmp_path_factory) -> Path:
 def test_repeats_are_one_point_and_batches_are_counted(runs: Path) -> None:
     found = [read_results(path) for path in sorted(runs.iterdir()) if path.is_dir()]
     one, four = batch_points(found)
-    assert (one.batch, one.runs, one.batches) == (1, 2, GROUPS)
-    assert (four.batch, four.runs, four.batches) == (4, 2, GROUPS)
-    assert four.images_per_s > 2 * one.images_per_s
-    assert four.group_p50_ms > one.group_p50_ms
-    assert one.group_p95_ms is not None  # 96 batches carry a P95, no P99
-    assert four.group_p95_ms is not None
-    assert four.group_p99_ms is None  # 384 groups
-    assert four.image_p99_ms is None
+    assert (one["batch"], one["runs"], one["batches"]) == (1, 2, GROUPS)
+    assert (four["batch"], four["runs"], four["batches"]) == (4, 2, GROUPS)
+    assert four["images_per_s"] > 2 * one["images_per_s"]
+    assert four["group_p50_ms"] > one["group_p50_ms"]
+    assert one["group_p95_ms"] is not None  # 96 batches carry a P95, no P99
+    assert four["group_p95_ms"] is not None
+    assert four["group_p99_ms"] is None  # 384 groups
+    assert four["image_p99_ms"] is None
     text = render_batches([one, four])
     assert "n/a (n=96)" in text
     assert "(1.00x)" in text
