@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,31 +28,6 @@ class Entry(NamedTuple):
     asked_ns: int
 
 
-class Arrivals(Protocol):
-    """Decides which images may enter. Times are those of the driver's clock."""
-
-    def start(self, now_ns: int) -> None:
-        """The job begins."""
-
-    def admit(self, now_ns: int, images: int) -> None:
-        """The scheduler takes this many more images."""
-
-    @property
-    def waiting(self) -> bool:
-        """Whether any image may enter now, or later by time alone."""
-
-    def due(self, now_ns: int) -> int:
-        """How many of the next images may enter now."""
-
-    def enter(self, now_ns: int, images: int) -> Iterator[Entry]:
-        """Let the next images enter, at most as many as are due."""
-
-    def next_ns(self, now_ns: int) -> int | None:
-        """When the next image is due by time alone; None if one is due now or more than time is
-        needed.
-        """
-
-
 class ClosedLoop:
     """Images enter when the scheduler asks for them. Their t0 is that moment, the same for one
     request.
@@ -62,7 +37,7 @@ class ClosedLoop:
         self._wanted: deque[tuple[int, int]] = deque()  # (t0_ns, images)
 
     def start(self, now_ns: int) -> None:
-        """Does nothing."""
+        """The job begins: nothing enters by time alone."""
 
     def admit(self, now_ns: int, images: int) -> None:
         """Note the request, before the images are read (C3)."""
@@ -78,11 +53,11 @@ class ClosedLoop:
         return bool(self._wanted)
 
     def due(self, now_ns: int) -> int:
-        """The rest of the oldest request."""
+        """How many of the next images may enter now: the rest of the oldest request."""
         return self._wanted[0][1] if self._wanted else 0
 
     def enter(self, now_ns: int, images: int) -> Iterator[Entry]:
-        """The images answer the oldest request."""
+        """Let the next images enter, at most as many as are due. They answer the oldest request."""
         t0_ns, wanted = self._wanted.popleft()
         if wanted > images:
             self._wanted.appendleft((t0_ns, wanted - images))
@@ -112,7 +87,7 @@ class OpenLoop:
         self._start_ns = now_ns
 
     def admit(self, now_ns: int, images: int) -> None:
-        """Enlarge the room in the window."""
+        """The scheduler takes this many more images: enlarge the room in the window."""
         self._room += images
 
     @property
@@ -143,6 +118,10 @@ class OpenLoop:
             return None
         at_ns = self._start_ns + int(self._times_ns[self._entered])
         return at_ns if at_ns > now_ns else None
+
+
+# Decides which images may enter. Times are those of the driver's clock.
+Arrivals = ClosedLoop | OpenLoop
 
 
 def poisson_times_ns(rate: float, seed: int, images: int) -> np.ndarray:
