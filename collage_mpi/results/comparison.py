@@ -104,30 +104,35 @@ def paired_accuracy(run: Run, baseline: Run) -> Json:
     names = {name: i for i, name in enumerate(run.fingerprints + baseline.fingerprints)}
     this, that = _right_by_key(run, names), _right_by_key(baseline, names)
     shared, i, j = np.intersect1d(this[0], that[0], return_indices=True)
+    if not len(shared):
+        return _pair(0, None, None, why=_why_unpaired(run, baseline))
     ours, theirs = this[1][i], that[1][j]
-    n = len(shared)
-    return {
-        "n": n,
-        "accuracy": float(ours.mean()) if n else None,
-        "baseline": float(theirs.mean()) if n else None,
-        "difference": float(ours.mean() - theirs.mean()) if n else None,
-        "only_this": int((ours & ~theirs).sum()),
-        "only_baseline": int((theirs & ~ours).sum()),
-        "why": None if n else _why_unpaired(run, baseline),
-    }
+    only = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    return _pair(len(shared), float(ours.mean()), float(theirs.mean()), only)
 
 
 def _unpaired(summary: Json) -> Json:
     """The pair of the first run, which is its own baseline."""
     found = summary["accuracy"]["overall"]
+    n, accuracy = found["n"], found["accuracy"]
+    return _pair(n, accuracy, accuracy, why=None if n else "no labels")
+
+
+def _pair(
+    n: int,
+    ours: float | None,
+    theirs: float | None,
+    only: tuple[int, int] = (0, 0),
+    why: str | None = None,
+) -> Json:
     return {
-        "n": found["n"],
-        "accuracy": found["accuracy"],
-        "baseline": found["accuracy"],
-        "difference": 0.0 if found["n"] else None,
-        "only_this": 0,
-        "only_baseline": 0,
-        "why": None if found["n"] else "no labels",
+        "n": n,
+        "accuracy": ours,
+        "baseline": theirs,
+        "difference": None if ours is None or theirs is None else ours - theirs,
+        "only_this": only[0],
+        "only_baseline": only[1],
+        "why": why,
     }
 
 
