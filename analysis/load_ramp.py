@@ -165,8 +165,7 @@ def draw(
         _label(panels)
         handles = panels[2].get_legend_handles_labels()
         figure.legend(*handles, loc="lower left", ncols=3, bbox_to_anchor=(0.085, 0.0))
-        style.heading(figure, _title(time_scale), height_in)
-        return style.save(figure, stem, dpi=140)
+        return style.save(figure, stem, _title(time_scale), dpi=140)
 
 
 def _load(axes: Any, times_s: np.ndarray, rate: float) -> None:

@@ -74,7 +74,7 @@ def plot_latency_cdf(
     curves = [_curve(run, per, name) for run, name in zip(runs, names, strict=True)]
     with pyplot.rc_context(style.STYLE):
         figure = _draw(curves, title or _title(runs, per), per)
-        png, pdf = style.save(figure, Path(out_stem))
+        png, pdf = style.save(figure, out_stem)
     table = png.with_suffix(".csv")
     columns = ("run", "legend", "per", "latency_ms", "share_done", "share_waiting")
     save_csv(table, columns, _steps(curves, per), line_end="\r\n")

@@ -169,7 +169,7 @@ def plot_against_ranks(
     """
     names, columns = _columns(rows, series, panels)
     with style.pyplot().rc_context(style.STYLE):
-        figure, grid, height_in = _figure(len(columns), 2, names, title)
+        figure, grid = _figure(len(columns), 2, names, title)
         for column, panel in enumerate(columns):
             for axes, (name, label) in zip(grid[:, column], _TAILS, strict=True):
                 points = [
@@ -184,8 +184,7 @@ def plot_against_ranks(
                     axes.set_ylabel(label)
             grid[0, column].set_title(panel.title)
             grid[1, column].set_xlabel("worker ranks")
-        style.heading(figure, title, height_in)
-        return style.save(figure, Path(out_stem))
+        return style.save(figure, out_stem, title)
 
 
 def plot_frontier(
@@ -201,7 +200,7 @@ def plot_frontier(
     """
     names, columns = _columns(rows, series, panels)
     with style.pyplot().rc_context(style.STYLE):
-        figure, grid, height_in = _figure(len(columns), 1, names, title)
+        figure, grid = _figure(len(columns), 1, names, title)
         for axes, panel in zip(grid[0], columns, strict=True):
             p99 = [need(row, "p99_ms") for _, row in panel.rows]
             accuracy = [100 * need(row, "accuracy") for _, row in panel.rows]
@@ -218,8 +217,7 @@ def plot_frontier(
             axes.set_title(panel.title)
             axes.set_xlabel("group P99, ms (log)")
         grid[0, 0].set_ylabel("accuracy, %")
-        style.heading(figure, title, height_in)
-        return style.save(figure, Path(out_stem))
+        return style.save(figure, out_stem, title)
 
 
 def plot_heat(
@@ -266,8 +264,7 @@ def plot_heat(
         chart.set_xlabel(across)
         chart.tick_params(length=0)
         chart.spines[:].set_visible(False)
-        style.heading(figure, title, height_in)
-        return style.save(figure, Path(out_stem))
+        return style.save(figure, out_stem, title)
 
 
 def _cell(axes: Any, i: int, j: int, row: Row, value: str, strong: bool) -> None:
@@ -294,7 +291,7 @@ def _columns(rows: Sequence[Row], series: str, panels: str) -> tuple[list[str], 
     return names, columns
 
 
-def _figure(columns: int, lines: int, names: Sequence[str], title: str) -> tuple[Any, Any, float]:
+def _figure(columns: int, lines: int, names: Sequence[str], title: str) -> tuple[Any, Any]:
     top_in = 0.62 + 0.16 * title.count("\n")
     bottom_in = 0.62 + 0.17 * -(-len(names) // 3)
     height_in = top_in + 2.75 * lines + 0.1 * (lines - 1) + bottom_in
@@ -307,7 +304,7 @@ def _figure(columns: int, lines: int, names: Sequence[str], title: str) -> tuple
     figure.legend(
         handles=handles, loc="lower left", ncols=3, fontsize=7.6, bbox_to_anchor=(0.02, 0.0)
     )
-    return figure, grid, height_in
+    return figure, grid
 
 
 def _look(name: str) -> tuple[str, str]:

@@ -89,12 +89,18 @@ def mark(label: str, colour: str, marker: str, face: str | None = None, line: st
     return Line2D([], [], label=label, **look)
 
 
-def save(figure: Any, out_stem: Path, dpi: int = 200) -> list[Path]:
+def save(figure: Any, out_stem: Path | str, title: str = "", dpi: int = 200) -> list[Path]:
     """Write `out_stem`.png and .pdf, make directories, and close the figure.
+
+    Args:
+        title: for the upper left of the figure. Its first line is bold, the others are grey below.
 
     Raises:
         EnvironmentFault: the files cannot be written.
     """
+    out_stem = Path(out_stem)
+    if title:
+        _head(figure, title)
     paths = [out_stem.with_name(out_stem.name + suffix) for suffix in (".png", ".pdf")]
     try:
         with writing(out_stem):
@@ -106,8 +112,8 @@ def save(figure: Any, out_stem: Path, dpi: int = 200) -> list[Path]:
     return paths
 
 
-def heading(figure: Any, title: str, height_in: float) -> None:
-    """The first line bold, the others grey below it, at the figure's upper left."""
+def _head(figure: Any, title: str) -> None:
+    height_in = figure.get_figheight()
     first, *rest = title.split("\n")
     figure.text(0.012, 1 - 0.1 / height_in, first, va="top", fontsize=11, fontweight="bold")
     under = "\n".join(rest)

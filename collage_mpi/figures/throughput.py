@@ -121,7 +121,6 @@ def plot_throughput(points: Sequence[Json], out_stem: Path, *, title: str) -> li
         EnvironmentFault: matplotlib is missing, or the files cannot be written.
     """
     pyplot = style.pyplot()
-    out_stem = Path(out_stem)
     series = list(dict.fromkeys(point["series"] for point in points))
     top_in = 0.62 + 0.16 * title.count("\n")
     bottom_in = 0.66 + 0.18 * len(series)
@@ -142,8 +141,7 @@ def plot_throughput(points: Sequence[Json], out_stem: Path, *, title: str) -> li
             axes.set_axisbelow(True)
         panels[0].set_ylabel("images/s")
         _legend(figure, series)
-        style.heading(figure, title, height_in)
-        paths = style.save(figure, out_stem)
+        paths = style.save(figure, out_stem, title)
     table = paths[0].with_suffix(".csv")
     save_records(table, points)
     return [*paths, table]

@@ -40,8 +40,7 @@ def plot_timeline(timeline: Timeline, out_stem: Path, title: str) -> list[Path]:
             _draw_bar(axes, bar, rows[bar.rank], timeline, colours[look_of(bar)])
         _finish(axes, timeline, rows)
         _legend(figure, timeline)
-        style.heading(figure, title, height_in)
-        return style.save(figure, Path(out_stem))
+        return style.save(figure, out_stem, title)
 
 
 def _draw_bar(axes: Any, bar: Bar, row: int, timeline: Timeline, colour: str) -> None:
