@@ -65,7 +65,7 @@ def _curve(groups: GroupTally) -> Json:
     x_ms, below = sample.steps()
     share = below / sample.n
     keep = kept_steps(share, sample.n)
-    found = {q: sample.percentile(q, groups.independent) for q in PERCENTILES}
+    found = {q: sample.percentile(q, len(groups.samples)) for q in PERCENTILES}
     return {
         "n": sample.n,
         "ms": _digits(x_ms[keep]),

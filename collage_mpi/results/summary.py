@@ -131,8 +131,8 @@ def _latency(tally: Tally) -> Json:
     """Per group and per image; support is counted in groups, or batches, for both."""
     groups, images = tally.groups, tally.images
     spreads = {
-        "group": groups.latency_ms.spread(groups.independent),
-        "image": images.latency_ms.spread(images.independent),
+        "group": groups.latency_ms.spread(len(groups.samples)),
+        "image": images.latency_ms.spread(len(images.samples)),
     }
     return {per: _in_ms(spread, groups.latency_ms.n) for per, spread in spreads.items()}
 

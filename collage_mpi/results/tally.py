@@ -123,7 +123,7 @@ class GroupTally:
     Attributes:
         n, warmup: rows; rows of warm-up groups.
         latency_ms: of measured groups.
-        independent: independent samples among them.
+        samples: independent samples among them.
         of_session: session -> latencies and samples of its groups, if a launch had several teams.
         span_ns: session -> first release and last end of its measured groups.
         slowest: the measured group that took longest, of GROUP_ROW; None without any.
@@ -134,7 +134,7 @@ class GroupTally:
         self.n = self.warmup = 0
         bound = run.bound and run.bound // 4  # each takes as much as four other values
         self.latency_ms = TimedSample(bound)
-        self._samples = SessionMarks(run.rows_of(GROUPS))
+        self.samples = SessionMarks(run.rows_of(GROUPS))
         teams = launch_of(run.manifest)
         bound = bound and bound // max(1, len(teams))
         self.of_session = {
@@ -142,11 +142,6 @@ class GroupTally:
         }
         self.span_ns: dict[int, tuple[int, int]] = {}
         self.slowest: np.void | None = None
-
-    @property
-    def independent(self) -> int:
-        """See the class."""
-        return len(self._samples)
 
     def add(self, rows: np.ndarray) -> None:
         """Add rows, (n,) of GROUP_ROW."""
@@ -158,7 +153,7 @@ class GroupTally:
         latency_ms, keys = rows["latency_ns"] / 1e6, columns_of(rows, _IN_TIME)
         samples = self._run.samples_of(rows)
         self.latency_ms.add_at(latency_ms, keys)
-        self._samples.add(rows["session"], samples)
+        self.samples.add(rows["session"], samples)
         slowest = rows[int(np.argmax(rows["latency_ns"]))]
         if self.slowest is None or slowest["latency_ns"] > self.slowest["latency_ns"]:
             self.slowest = slowest.copy()
@@ -185,7 +180,7 @@ class ImageTally:
         sessions: those with rows.
         reasons: reason -> number of error rows; first: reason -> its first row.
         right: (2, sources) labelled images and right answers, by source.
-        latency_ms: of measured images; independent: independent samples among them.
+        latency_ms: of measured images; samples: independent samples among them.
         parts_ms: name -> that part of the latency, of measured answers.
         measured: measured rows; resolved: those with an answer; by_kind: kind -> its answers.
         classes: class -> number of answers, and the sum of their scores.
@@ -203,18 +198,13 @@ class ImageTally:
         self.first: dict[bytes, np.void] = {}
         self.right = np.zeros((2, len(SOURCES)), np.int64)  # labelled, right
         self.latency_ms = BoundedSample(run.bound)
-        self._samples = SessionMarks(run.rows_of(GROUPS))
+        self.samples = SessionMarks(run.rows_of(GROUPS))
         self.parts_ms = {name: BoundedSample(run.bound) for name in PARTS}
         self.by_kind = dict.fromkeys(SHARED_KINDS, 0)
         self.classes: dict[int, list[float]] = defaultdict(lambda: [0, 0.0])
         self.examples = _Examples(run.manifest)
         self.audits: dict[int, list[int]] = defaultdict(lambda: [0, 0])
         self.unaudited = 0
-
-    @property
-    def independent(self) -> int:
-        """See the class."""
-        return len(self._samples)
 
     def add(self, rows: np.ndarray) -> None:
         """Add rows that count, (n,) of IMAGE_ROW."""
@@ -265,7 +255,7 @@ class ImageTally:
     def _add_measured(self, rows: np.ndarray) -> None:
         self.measured += len(rows)
         self.latency_ms.add(rows["latency_ns"] / 1e6)
-        self._samples.add(rows["session"], self._run.samples_of(rows))
+        self.samples.add(rows["session"], self._run.samples_of(rows))
         for kind in self.by_kind:
             self.by_kind[kind] += int((rows["source"] == SOURCE_CODE[kind]).sum())
         rows = rows[rows["answered"]]
