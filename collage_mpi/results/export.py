@@ -337,18 +337,16 @@ def _write_names(file: Any, names: ImageNames) -> None:
 def _completed(results: AllRows) -> np.ndarray:
     """Rows of images with the columns wait_ns, top_classes and top_scores before the reason."""
     rows, keep = results.images, extras_of(results.manifest)
-    names = [name for name in rows.dtype.names or () if keep.classifies or name not in _OF_CLASSES]
-    more: dict[str, np.ndarray] = {"wait_ns": wait_ns(rows)}
+    left_out = () if keep.classifies else _OF_CLASSES
+    found = {name: rows[name] for name in rows.dtype.names or () if name not in left_out}
+    reason, found["wait_ns"] = found.pop("reason"), wait_ns(rows)
     if keep.top_k:
-        more |= dict(zip(("top_classes", "top_scores"), _top_of(results), strict=True))
-    *most, reason = ((name, rows.dtype[name]) for name in names)
-    added = [(name, values.dtype, values.shape[1:]) for name, values in more.items()]
-    found = np.empty(len(rows), np.dtype([*most, *added, reason]))
-    for name in names:
-        found[name] = rows[name]
-    for name, values in more.items():
-        found[name] = values
-    return found
+        found |= dict(zip(("top_classes", "top_scores"), _top_of(results), strict=True))
+    found["reason"] = reason
+    whole = np.empty(len(rows), [(name, v.dtype, v.shape[1:]) for name, v in found.items()])
+    for name, values in found.items():
+        whole[name] = values
+    return whole
 
 
 _Columns = Mapping[str, np.ma.MaskedArray]
