@@ -23,7 +23,7 @@ from collage_mpi.results.claim import LOOK_S, Patience, find_writer
 from collage_mpi.results.file_names import PARTS_FOLDER
 from collage_mpi.results.manifest import COMPLETE, Json, to_go_on
 from collage_mpi.results.marks import InputMarks, Marks
-from collage_mpi.results.parts import counting, list_parts, read_part
+from collage_mpi.results.parts import PartName, counting, list_parts, read_part
 from collage_mpi.results.reader import Run, open_run
 from collage_mpi.results.rows import (
     ASKED_FIRST,
@@ -209,18 +209,18 @@ def _check(report: VerifyReport, run: Run) -> None:
         report.notes.append(
             f"{counted(found.negative, 'image')} whose parts exceed their latency (wait < 0)"
         )
+    listed, counts = list_parts(run.path / PARTS_FOLDER), counting(run.manifest)
     if extras_of(run.manifest):
-        _check_vectors(run, report)
+        _check_vectors(run, list(filter(counts, listed)), report)
     for session in found.sessions.values():
         _check_session(run, session, found.inventory, report)
-    _note_late_parts(run, report)
+    _note_late_parts([part for part in listed if not counts(part)], report)
     _conclude(run, report)
 
 
-def _check_vectors(run: Run, report: VerifyReport) -> None:
+def _check_vectors(run: Run, parts: Sequence[PartName], report: VerifyReport) -> None:
     """Every answered image has its vector, once, and nothing else has one."""
-    counts, out, report.vectors = counting(run.manifest), run.path, 0
-    parts = [part for part in list_parts(out / PARTS_FOLDER) if counts(part)]
+    out, report.vectors = run.path, 0
     here = of_parts(out, parts, run.manifest)
     for part in (part for part in parts if part not in here):
         path = vectors_path(out, part.session, part.number)
@@ -251,10 +251,8 @@ def _look_for_a_writer(report: VerifyReport) -> None:
         report.problems = [f"{report.headline}; a job is writing here ({writer})"]
 
 
-def _note_late_parts(run: Run, report: VerifyReport) -> None:
+def _note_late_parts(late: Sequence[PartName], report: VerifyReport) -> None:
     """Notes parts that do not count, because another session had taken over from theirs."""
-    counts = counting(run.manifest)
-    late = [part for part in list_parts(run.path / PARTS_FOLDER) if not counts(part)]
     if late:
         report.notes.append(
             f"{len(late):,} parts are not counted, since another session had gone on before "
