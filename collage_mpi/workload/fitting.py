@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -61,7 +61,9 @@ def fit_trace(times_s: np.ndarray) -> list[FittedModel]:
     if times_s.size < LEAST:
         raise DataFault(f"{times_s.size} service times; a fit needs at least {LEAST}")
     fits = [fit_lognormal(times_s), fit_pareto(times_s)]
-    fits += [fit for fit in (fit_bimodal(times_s), fit_markov(times_s)) if fit is not None]
+    mixture = fit_mixture(np.log(times_s.ravel()))
+    if mixture is not None:
+        fits += [fit_bimodal(times_s, mixture), *fit_markov(times_s, mixture)]
     return sorted(fits, key=lambda fit: fit.ks)
 
 
@@ -69,10 +71,8 @@ def fit_lognormal(times_s: np.ndarray) -> FittedModel:
     """Mean and standard deviation of the logarithms."""
     logs = np.log(times_s.ravel())
     median_s, sigma = math.exp(logs.mean()), float(logs.std())
-    settings = _settings("lognormal", median_s, straggler_sigma=sigma)
-    return FittedModel(
-        "lognormal", settings, ks_distance(times_s, _normal_cdf(math.log(median_s), sigma))
-    )
+    cdf = _normal_cdf(math.log(median_s), sigma)
+    return _fitted(times_s, cdf, "lognormal", median_s, straggler_sigma=sigma)
 
 
 def fit_pareto(times_s: np.ndarray) -> FittedModel:
@@ -81,10 +81,8 @@ def fit_pareto(times_s: np.ndarray) -> FittedModel:
     least = float(x.min())
     spread = float(np.log(x / least).mean())
     tail = min(1 / spread, 1000.0) if spread > 0 else 1000.0
-    settings = _settings("pareto", least * 2 ** (1 / tail), straggler_tail=tail)
-    return FittedModel(
-        "pareto", settings, ks_distance(x, lambda t: 1 - (least / np.maximum(t, least)) ** tail)
-    )
+    below = lambda t: 1 - (least / np.maximum(t, least)) ** tail  # noqa: E731
+    return _fitted(x, below, "pareto", least * 2 ** (1 / tail), straggler_tail=tail)
 
 
 @dataclass(frozen=True)
@@ -158,25 +156,17 @@ def _log_likelihood(logs: np.ndarray, mean: float, sigma: float) -> float:
     )
 
 
-def fit_bimodal(times_s: np.ndarray) -> FittedModel | None:
-    """Each request is slow independently; None without a second mode."""
-    mixture = fit_mixture(np.log(times_s.ravel()))
-    if mixture is None:
-        return None
-    settings = _mixture_settings("bimodal", mixture, mixture.share)
-    return FittedModel("bimodal", settings, ks_distance(times_s, _mixture_cdf(mixture)))
+def fit_bimodal(times_s: np.ndarray, mixture: Mixture) -> FittedModel:
+    """Each request is slow independently."""
+    return _fitted_mixture(times_s, mixture, "bimodal", mixture.share)
 
 
-def fit_markov(times_s: np.ndarray) -> FittedModel | None:
-    """Slow periods along the rows; None without a second mode or without any slow request.
+def fit_markov(times_s: np.ndarray, mixture: Mixture) -> list[FittedModel]:
+    """Slow periods along the rows; [] if no request is slow, or all are.
 
     A machine is assumed to work all the time, one request after the other.
     """
-    logs = np.log(times_s)  # (machines, requests)
-    mixture = fit_mixture(logs.ravel())
-    if mixture is None:
-        return None
-    odds = mixture.log_odds(logs)
+    odds = mixture.log_odds(np.log(times_s))  # (machines, requests)
     slow = odds + math.log(mixture.share / (1 - mixture.share)) > 0
     for _ in range(_VITERBI_ROUNDS):
         before, slow = slow, _viterbi(odds, *_switches(slow))
@@ -184,12 +174,11 @@ def fit_markov(times_s: np.ndarray) -> FittedModel | None:
             break
     spells = int(slow[:, 0].sum() + (slow[:, 1:] & ~slow[:, :-1]).sum())
     if spells == 0 or slow.all():
-        return None
+        return []
     slow_s = float(times_s[slow].sum())
-    settings = _mixture_settings("markov", mixture, slow_s / float(times_s.sum()))
-    settings["straggler_spell_s"] = slow_s / spells
-    requests = Mixture(mixture.low, mixture.high, mixture.sigma, float(slow.mean()))
-    return FittedModel("markov", settings, ks_distance(times_s, _mixture_cdf(requests)))
+    share, spell = slow_s / float(times_s.sum()), {"straggler_spell_s": slow_s / spells}
+    requests = replace(mixture, share=float(slow.mean()))
+    return [_fitted_mixture(times_s, requests, "markov", share, **spell)]
 
 
 def _switches(slow: np.ndarray) -> tuple[float, float]:
@@ -246,20 +235,28 @@ def _normal_cdf(mean: float, sigma: float) -> Cdf:
     return lambda t: np.array([law.cdf(v) for v in np.log(t)])
 
 
-def _mixture_cdf(mixture: Mixture) -> Cdf:
+def _fitted(
+    times_s: np.ndarray, cdf: Cdf, model: str, median_s: float, **more: float
+) -> FittedModel:
+    return FittedModel(
+        model,
+        {"straggler": model, "straggler_median_ms": median_s * 1e3, **more},
+        ks_distance(times_s, cdf),
+    )
+
+
+def _fitted_mixture(
+    times_s: np.ndarray, mixture: Mixture, model: str, share: float, **more: float
+) -> FittedModel:
+    """`share`: of the tasks or of the time that is slow, as the model needs it."""
     low, high = (_normal_cdf(mean, mixture.sigma) for mean in (mixture.low, mixture.high))
-    return lambda t: (1 - mixture.share) * low(t) + mixture.share * high(t)
-
-
-def _settings(model: str, median_s: float, **more: float) -> dict[str, float | str]:
-    return {"straggler": model, "straggler_median_ms": median_s * 1e3, **more}
-
-
-def _mixture_settings(model: str, mixture: Mixture, share: float) -> dict[str, float | str]:
-    return _settings(
+    return _fitted(
+        times_s,
+        lambda t: (1 - mixture.share) * low(t) + mixture.share * high(t),
         model,
         math.exp(mixture.low),
         straggler_sigma=mixture.sigma,
         straggler_slow_share=share,
         straggler_slow_factor=math.exp(mixture.high - mixture.low),
+        **more,
     )
