@@ -8,6 +8,8 @@ import pwd
 import re
 import shlex
 import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault
@@ -106,15 +108,13 @@ def refuse_a_run(out: Path) -> None:
 
 def check_place(out: Path, *, shared: bool = False) -> None:
     """Raise EnvironmentFault if a new run cannot be made, as far as is known without writing."""
-    try:
+    with told_as(no_place, out):
         refuse_foreign(out, shared)
         refuse_a_run(out)
         there = out.absolute()
         while not _is_there(there):
             there = there.parent
         check_free(out, there)
-    except OSError as error:
-        raise no_place(out, error) from error
 
 
 def _is_there(path: Path) -> bool:
@@ -141,6 +141,15 @@ def refuse_writer(out: Path) -> None:
     writer, _ = find_writer(out, Patience(still_s=LOOK_S))
     if writer is not None:
         raise held_by(out, writer)
+
+
+@contextmanager
+def told_as(fault: Callable[[Path, OSError], EnvironmentFault], out: Path) -> Iterator[None]:
+    """Raises `fault(out, error)` in place of an OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise fault(out, error) from error
 
 
 def no_place(out: Path, error: OSError) -> EnvironmentFault:

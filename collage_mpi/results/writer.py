@@ -30,6 +30,7 @@ from collage_mpi.results.folder import (
     refuse_a_run,
     refuse_foreign,
     swept,
+    told_as,
 )
 from collage_mpi.results.manifest import (
     COMPLETE,
@@ -90,7 +91,7 @@ class RunWriter(RowSink):
         """
         out = Path(out)
         full = _prepared(manifest, session=1, sessions=[])
-        try:
+        with told_as(no_place, out):
             make_directory(out)
             refuse_foreign(out, _is_shared(full))
             refuse_a_run(out)
@@ -103,8 +104,6 @@ class RunWriter(RowSink):
                 _make_folders(out, full)
                 write_manifest(out, full, claim.check)
                 return cls(out, full, claim, **options)
-        except OSError as error:
-            raise no_place(out, error) from error
 
     @classmethod
     def reopen(
@@ -131,29 +130,26 @@ class RunWriter(RowSink):
         """
         out = Path(out)
         _next_session(out, manifest)  # what is refused is refused before another job is watched
-        try:
-            with _claimed(out, patience) as claim:
-                directory = swept(out)  # before it is read: see claim.py
-                before, full = _next_session(out, manifest)
-                _number_session(full, before, directory)
-                check_manifest(full, str(out / MANIFEST))
-                adopt(out, before, lambda: known_run(out, before).done_keys(answered=False))
-                make_lasting(out)
-                run = known_run(out, before)
-                full["accepted"] = parts.describe(run.parts)
-                _mark_lost_rows(full["sessions"], Inventory(run))
-                done = run.done_keys(answered=retry_errors)
-                if _missing(done, full):
-                    claim.check()
-                    (out / MARKER).unlink(missing_ok=True)
-                    sync_directory(out)  # a host may lose its power before the next line is whole
-                write_manifest(out, full, claim.check)
-                if extras_of(full):  # after the manifest, which says what counts
-                    remove_orphans(out, (part for part in run.parts if part.table == IMAGES.name))
-                _make_folders(out, full)
-                writer = cls(out, full, claim, **options)
-        except OSError as error:
-            raise unwritable(out, error) from error
+        with told_as(unwritable, out), _claimed(out, patience) as claim:
+            directory = swept(out)  # before it is read: see claim.py
+            before, full = _next_session(out, manifest)
+            _number_session(full, before, directory)
+            check_manifest(full, str(out / MANIFEST))
+            adopt(out, before, lambda: known_run(out, before).done_keys(answered=False))
+            make_lasting(out)
+            run = known_run(out, before)
+            full["accepted"] = parts.describe(run.parts)
+            _mark_lost_rows(full["sessions"], Inventory(run))
+            done = run.done_keys(answered=retry_errors)
+            if _missing(done, full):
+                claim.check()
+                (out / MARKER).unlink(missing_ok=True)
+                sync_directory(out)  # a host may lose its power before the next line is whole
+            write_manifest(out, full, claim.check)
+            if extras_of(full):  # after the manifest, which says what counts
+                remove_orphans(out, (part for part in run.parts if part.table == IMAGES.name))
+            _make_folders(out, full)
+            writer = cls(out, full, claim, **options)
         return writer, done
 
     @classmethod
@@ -176,14 +172,11 @@ class RunWriter(RowSink):
         before = read_manifest(out)
         same = not differences(before, _prepared(manifest, session=1, sessions=[]))
         marked = (out / MARKER).exists() and before.get("status") in COMPLETE
-        marked = marked and not (retry_errors and before["status"] != "complete")
-        if same and marked:
-            try:
-                make_lasting(out)  # what is called complete stays so
-            except OSError as error:
-                raise unwritable(out, error) from error
-        whole = same and marked and Inventory(known_run(out, before)).whole
-        return before["status"] if whole else None
+        if not (same and marked) or (retry_errors and before["status"] != "complete"):
+            return None
+        with told_as(unwritable, out):
+            make_lasting(out)  # what is called complete stays so
+        return before["status"] if Inventory(known_run(out, before)).whole else None
 
     @classmethod
     def done(
@@ -196,10 +189,8 @@ class RunWriter(RowSink):
                 is looked for LOOK_S long.
         """
         before, _ = _next_session(out, manifest)
-        try:
+        with told_as(unwritable, out):
             check_free(out, out)
-        except OSError as error:
-            raise unwritable(out, error) from error
         return known_run(out, before).done_keys(answered=retry_errors)
 
     def discard(self) -> None:
@@ -231,10 +222,8 @@ class RunWriter(RowSink):
             EnvironmentFault: it cannot be written.
         """
         self.manifest = _as_read({**self.manifest, **facts})
-        try:
+        with told_as(unwritable, self.out):
             write_manifest(self.out, self.manifest, self._claim.check)
-        except OSError as error:
-            raise unwritable(self.out, error) from error
 
     def publish(self, facts: Mapping[str, Any], every_s: float) -> StatusFiles:
         """Write the status of the job into the folder, from now until `close`.
