@@ -19,7 +19,7 @@ from collage_mpi.results.render import (
     supported,
     unlike_teams,
 )
-from collage_mpi.results.rows import IMAGES
+from collage_mpi.results.rows import IMAGES, flat_keys
 from collage_mpi.results.summary import summarise
 from collage_mpi.system.table import ABSENT, Table, to_text, usable_width
 
@@ -163,8 +163,7 @@ def _right_by_key(run: Run, names: dict[str, int]) -> tuple[np.ndarray, np.ndarr
     keys, right = [np.empty(0, np.uint64)], [np.empty(0, bool)]
     for images in run.chunks(IMAGES):
         images = images[images["has_label"] & (images["shard"] < len(run.fingerprints))]
-        # Rows of a shard stay far below 2**40 (a shard of 10**12 images does not exist).
-        keys.append(number[images["shard"]] << np.uint64(40) | images["row"])
+        keys.append(flat_keys({"shard": number[images["shard"]], "row": images["row"]}))
         right.append(images["answered"] & (images["predicted"] == images["label"]))
     return np.concatenate(keys), np.concatenate(right)
 

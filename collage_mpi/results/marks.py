@@ -142,11 +142,8 @@ class InputMarks:
 
 
 def _lowest(known: Key | None, images: np.ndarray) -> Key | None:
-    if not len(images):
-        return known
-    first = images[np.lexsort((images["row"], images["shard"]))[0]]
-    key = int(first["shard"]), int(first["row"])
-    return key if known is None else min(known, key)
+    keys = zip(images["shard"].tolist(), images["row"].tolist(), strict=True)
+    return min((*keys, *([known] if known else [])), default=None)
 
 
 def keys_digest(order: np.ndarray, starts: np.ndarray) -> str:

@@ -141,7 +141,7 @@ def _write_file(
     offsets: Mapping[str, np.ndarray],
 ) -> None:
     """Put the values of one file's images where they belong."""
-    places = _places(found, keys)
+    places = np.searchsorted(keys, flat_keys(found))  # among all images
     order = np.argsort(places)
     for name, array in found.items():
         if name in KEYS:
@@ -167,13 +167,6 @@ def _array(group: Any, name: str, shape: tuple[int, ...], like: np.ndarray) -> A
     return group[name]
 
 
-def _places(found: dict[str, np.ndarray], keys: np.ndarray) -> np.ndarray:
-    """(n,) where the images of a file stand among the sorted keys of all."""
-    rows = np.zeros(len(found["row"]), IMAGES.dtype)
-    rows["shard"], rows["row"] = found["shard"], found["row"]
-    return np.searchsorted(keys, flat_keys(rows))
-
-
 def _offsets(values: Iterable[dict[str, np.ndarray]], keys: np.ndarray) -> dict[str, np.ndarray]:
     """For each column that varies in length, (images + 1,) int64: where each image's values begin,
     and the end of the last one."""
@@ -185,5 +178,5 @@ def _offsets(values: Iterable[dict[str, np.ndarray]], keys: np.ndarray) -> dict[
             break  # no file has such a column
         for name in varied:
             own = counts.setdefault(name, np.zeros(len(keys) + 1, np.int64))
-            own[1 + _places(found, keys)] = [len(value) for value in found[name]]
+            own[1 + np.searchsorted(keys, flat_keys(found))] = [len(value) for value in found[name]]
     return {name: np.cumsum(own) for name, own in counts.items()}

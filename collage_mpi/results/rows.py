@@ -9,6 +9,7 @@ does not fit at once.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
@@ -193,7 +194,7 @@ def columns_of(rows: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return found
 
 
-def flat_keys(rows: np.ndarray) -> np.ndarray:
+def flat_keys(rows: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
     """(n,) uint64, shard and row in one number: no shard has 2**40 rows."""
     found: np.ndarray = rows["shard"].astype(np.uint64) << np.uint64(40)
     return found | rows["row"].astype(np.uint64)
