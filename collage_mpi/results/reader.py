@@ -372,8 +372,7 @@ def _scheme_of(manifest: Mapping[str, Any]) -> str:
 
 
 def _mode_of(manifest: Mapping[str, Any]) -> str:
-    mode: str = manifest.get("mode") or "mode unknown"
-    return mode.replace(" depth", ", depth") if ", depth" not in mode else mode
+    return manifest.get("mode") or "mode unknown"
 
 
 def distinct(names: Sequence[str], runs: Sequence[Run]) -> list[str]:

@@ -60,7 +60,7 @@ def _manifest(collage: bool) -> dict[str, Any]:
         "class_names": CLASSES,
         "scheme": scheme,
         "accept": "first" if collage else None,
-        "mode": "carry depth 1",
+        "mode": "carry, depth 1",
         "side": SIDE,
         "straggler": "lognormal, sigma 0.5",
         "world": world,

@@ -41,7 +41,7 @@ def manifest(rows: int, /, **changes: Any) -> dict[str, Any]:
         "class_names": [f"class {i}" for i in range(10)],
         "scheme": "collage",
         "accept": "first",
-        "mode": "carry depth 1",
+        "mode": "carry, depth 1",
         "side": SIDE,
         "straggler": "lognormal, rank 4 five times slower",
         "world": [

@@ -28,7 +28,7 @@ def manifest() -> dict[str, Any]:
         "class_names": ["a", "b"],
         "scheme": "collage",
         "accept": "first",
-        "mode": "carry depth 1",
+        "mode": "carry, depth 1",
         "side": 2,
         "straggler": "lognormal, by hand",
         "world": [
