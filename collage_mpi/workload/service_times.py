@@ -92,10 +92,6 @@ class RankDeath:
             return at_ns >= self.at_s * 1e9
         return self.tasks is not None and answered >= self.tasks
 
-    def describe(self) -> str:
-        """In the form of the flag: 2.5s, or 20."""
-        return f"{self.at_s:g}s" if self.at_s is not None else str(self.tasks)
-
 
 class DelayModel:
     """A model's draws times the scale and the rank's own factor, and the ranks that die. Draws are
