@@ -9,7 +9,6 @@ import itertools
 import math
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -142,14 +141,6 @@ _CANDIDATES = np.array(  # from a marker to its number, the nearest first
 NEAR = _OFFSETS[2]  # a number further off wants a line to its marker
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One panel: a title and the points in it, by number."""
-
-    title: str
-    rows: Sequence[tuple[int, Row]]
-
-
 def plot_against_ranks(
     rows: Sequence[Row], out_stem: Path, *, series: str, panels: str, title: str
 ) -> list[Path]:
@@ -170,11 +161,11 @@ def plot_against_ranks(
     names, columns = _columns(rows, series, panels)
     with style.pyplot().rc_context(style.STYLE):
         figure, grid = _figure(len(columns), 2, names, title)
-        for column, panel in enumerate(columns):
+        for column, (panel, members) in enumerate(columns.items()):
             for axes, (name, label) in zip(grid[:, column], _TAILS, strict=True):
                 points = [
                     (n, need(row, "ranks") - 1, _floored(need(row, f"{name}_ms")), _bar(row, name))
-                    for n, row in panel.rows
+                    for n, row in members
                 ]
                 _scatter(axes, points, names)
                 axes.set_yscale("log")
@@ -182,7 +173,7 @@ def plot_against_ranks(
                 _number(axes, points, names)
                 if column == 0:
                     axes.set_ylabel(label)
-            grid[0, column].set_title(panel.title)
+            grid[0, column].set_title(panel)
             grid[1, column].set_xlabel("worker ranks")
         return style.save(figure, out_stem, title)
 
@@ -201,20 +192,18 @@ def plot_frontier(
     names, columns = _columns(rows, series, panels)
     with style.pyplot().rc_context(style.STYLE):
         figure, grid = _figure(len(columns), 1, names, title)
-        for axes, panel in zip(grid[0], columns, strict=True):
-            p99 = [need(row, "p99_ms") for _, row in panel.rows]
-            accuracy = [100 * need(row, "accuracy") for _, row in panel.rows]
+        for axes, (panel, members) in zip(grid[0], columns.items(), strict=True):
+            p99 = [need(row, "p99_ms") for _, row in members]
+            accuracy = [100 * need(row, "accuracy") for _, row in members]
             best = frontier(p99, accuracy)
             line = {"drawstyle": "steps-post", "color": "0.6", "linewidth": 1.2, "zorder": 1}
             axes.plot([p99[i] for i in best], [accuracy[i] for i in best], **line)
-            points = [
-                (n, x, y, None) for (n, _), x, y in zip(panel.rows, p99, accuracy, strict=True)
-            ]
-            _scatter(axes, points, names, {n for n, row in panel.rows if _is_larger(row)})
+            points = [(n, x, y, None) for (n, _), x, y in zip(members, p99, accuracy, strict=True)]
+            _scatter(axes, points, names, {n for n, row in members if _is_larger(row)})
             axes.set_xscale("log")
             _plain(axes.xaxis)
             _number(axes, points, names)
-            axes.set_title(panel.title)
+            axes.set_title(panel)
             axes.set_xlabel("group P99, ms (log)")
         grid[0, 0].set_ylabel("accuracy, %")
         return style.save(figure, out_stem, title)
@@ -277,17 +266,19 @@ def _cell(axes: Any, i: int, j: int, row: Row, value: str, strong: bool) -> None
 
 # ---- what the scatter figures share -----------------------------------------
 
+Panels = dict[str, Sequence[tuple[int, Row]]]  # title -> its points, each with its number
 Point = tuple[int, float, float, tuple[float, float] | None]  # number, x, y, bar
 
 
-def _columns(rows: Sequence[Row], series: str, panels: str) -> tuple[list[str], list[Panel]]:
+def _columns(rows: Sequence[Row], series: str, panels: str) -> tuple[list[str], Panels]:
+    """The names of the series, and the panels."""
     names = axis_labels(rows, series)
     number = {name: n for n, name in enumerate(names)}
-    columns = []
+    columns: Panels = {}
     for label in axis_labels(rows, panels):
         mine = [row for row in rows if row.get(AXIS + panels) == label and row.get(AXIS + series)]
         shown = f"{panels} {label}" if label.isdecimal() else label
-        columns.append(Panel(shown, [(number[row[AXIS + series]], row) for row in mine]))
+        columns[shown] = [(number[row[AXIS + series]], row) for row in mine]
     return names, columns
 
 
