@@ -18,7 +18,7 @@ from collage_mpi.figures import style
 from collage_mpi.figures.style import COLOURS, MARKERS, STYLES
 from collage_mpi.results.manifest import readable
 from collage_mpi.results.reader import Results, distinct
-from collage_mpi.results.statistics import PERCENTILES, ecdf, percentile, support_needed
+from collage_mpi.results.statistics import PERCENTILES, BoundedSample, support_needed
 from collage_mpi.system.files import save_csv
 
 _LOG_RANGE = 10.0  # x is logarithmic where the largest latency is over 10 x the smallest
@@ -29,7 +29,7 @@ class _Curve:
     """One run's empirical distribution: x ms ascending, share F of values <= x."""
 
     name: str
-    values_ms: np.ndarray
+    sample: BoundedSample
     x_ms: np.ndarray
     share: np.ndarray
     independent: int
@@ -37,7 +37,7 @@ class _Curve:
 
     def at(self, q: float) -> float | None:
         """The percentile, or None if there are too few groups, or batches, for it."""
-        return percentile(self.values_ms, q, self.independent)
+        return self.sample.percentile(q, self.independent)
 
 
 def plot_latency_cdf(
@@ -112,13 +112,14 @@ def _curve(run: Results, per: str, name: str) -> _Curve:
             "leave it out or let it run longer."
         )
     groups = len(run.measured_groups)
-    values_ms = rows["latency_ns"] / 1e6
-    x_ms, share = ecdf(values_ms)
+    sample = BoundedSample(None)
+    sample.add(rows["latency_ns"] / 1e6)
+    x_ms, below = sample.steps()
     n = f"n = {groups:,} groups" if per == "group" else f"n = {len(rows):,} in {groups:,} groups"
     flags = ("" if run.complete else " (INCOMPLETE)") + (" (INVALID)" if run.invalid else "")
     independent = run.independent(run.measured_groups)
     path = readable(str(run.path))
-    return _Curve(f"{name} | {n}{flags}", values_ms, x_ms, share, independent, path)
+    return _Curve(f"{name} | {n}{flags}", sample, x_ms, below / sample.n, independent, path)
 
 
 def _draw(curves: list[_Curve], title: str, per: str) -> Any:
@@ -187,7 +188,7 @@ def _mark(
 
 def _finish(left: Any, right: Any, curves: list[_Curve], per: str) -> None:
     most = max(curve.independent for curve in curves)
-    smallest = min(1.0 / len(curve.values_ms) for curve in curves)
+    smallest = min(1.0 / curve.sample.n for curve in curves)
     left.set(ylim=(0, 1.005), ylabel=f"share of {per}s done")
     left.set_title("Distribution", pad=8)
     right.set(yscale="log", ylim=(smallest / 1.6, 1.05), ylabel=f"share of {per}s still waiting")

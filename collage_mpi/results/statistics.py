@@ -142,16 +142,6 @@ def binomial_ranks(m: int, q: float, miss: float) -> tuple[int, int]:
     return low, high
 
 
-def ecdf(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The empirical distribution function as steps.
-
-    Returns:
-        x: (k,) the distinct values, ascending; F: (k,) share of values <= x, last 1.0.
-    """
-    x, counts = np.unique(values, return_counts=True)
-    return x, np.cumsum(counts) / max(len(values), 1)
-
-
 def wilson_interval(correct: int, n: int) -> tuple[float, float] | None:
     """95 % interval of a share (Wilson 1927), for accuracies; None for n = 0."""
     if n == 0:

@@ -13,9 +13,9 @@ from results_harness import described
 
 from collage_mpi.results.statistics import (
     PERCENTILES,
+    BoundedSample,
     Interval,
     binomial_ranks,
-    ecdf,
     percentile,
     percentile_name,
     support_needed,
@@ -43,13 +43,21 @@ def test_no_percentile_below_its_support() -> None:
     assert percentile(np.arange(720.0), 0.95, independent=71) is None
 
 
+def steps_of(values: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    """The distribution function that a sample draws: values, and the share at or below each."""
+    sample = BoundedSample(None)
+    sample.add(np.array(values))
+    x, below = sample.steps()
+    return x, below / sample.n
+
+
 @given(st.lists(st.integers(0, 50), min_size=6, max_size=200), st.floats(0.01, 0.5))
 def test_percentile_is_the_inverse_of_the_drawn_steps(values: list[int], q: float) -> None:
     found = percentile(np.array(values), q)
     if found is None:
         assert len(values) < support_needed(q)
         return
-    x, share = ecdf(np.array(values))
+    x, share = steps_of(values)
     assert found in x
     assert share[x == found] >= q - 1e-12
     assert (share[x < found] < q + 1e-12).all()
@@ -57,7 +65,7 @@ def test_percentile_is_the_inverse_of_the_drawn_steps(values: list[int], q: floa
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=100))
 def test_ecdf_rises_to_one(values: list[float]) -> None:
-    x, share = ecdf(np.array(values))
+    x, share = steps_of(values)
     assert (np.diff(x) > 0).all()
     assert (np.diff(share) > 0).all()
     assert share[-1] == pytest.approx(1.0)
