@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from collage_mpi.results.manifest import Json
+from collage_mpi.results.manifest import Json, finals
 from collage_mpi.results.parts import launch_of, sessions_of
 from collage_mpi.results.reader import Run
 
@@ -24,8 +24,7 @@ def cost_of(run: Run, images: int) -> Json | None:
         None if no session recorded what it used.
     """
     launches, told = launch_of(run.manifest), list[tuple[int, set[str], str, Json]]()
-    for entry in run.manifest.get("sessions") or []:
-        final, session = entry.get("final") or {}, entry.get("session")
+    for session, final in finals(run.manifest).items():
         world, energy = final.get("world") or [], final.get("energy")
         if energy and world:
             hosts = {str(member.get("host")) for member in world}

@@ -329,9 +329,10 @@ def other_content(key: str, before: tuple[Any, str], now: tuple[Any, str]) -> li
     return [] if had == has else [line]
 
 
-def finals(manifest: Mapping[str, Any]) -> list[Json]:
-    """What each session recorded at its end; {} for a session that was killed."""
-    return [entry.get("final") or {} for entry in manifest.get("sessions") or []]
+def finals(manifest: Mapping[str, Any]) -> dict[int, Json]:
+    """Session -> what it recorded at its end; {} for a session that was killed."""
+    entries = manifest.get("sessions") or []
+    return {entry["session"]: entry.get("final") or {} for entry in entries}
 
 
 def content_of(manifest: Mapping[str, Any]) -> Json:
@@ -348,7 +349,7 @@ def held(manifest: Mapping[str, Any]) -> Json:
 
     Version 0.1.0 wrote it for sessions that closed alone, rank by rank.
     """
-    worlds = [final.get("world") or [] for final in finals(manifest)]
+    worlds = [final.get("world") or [] for final in finals(manifest).values()]
     told = {
         kind: fingerprint
         for world in (*worlds, manifest.get("world") or [])

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from collage_mpi.errors import DataFault
+from collage_mpi.results.manifest import finals
 from collage_mpi.results.rows import TableLayout
 from collage_mpi.system.files import UNREADABLE, reading, write_atomic
 
@@ -111,11 +112,9 @@ def began_ns(manifest: Mapping[str, Any]) -> dict[int, int]:
     By it they lie side by side. A team that was lost has told none: it counts as begun with the
     first.
     """
-    finals = {e["session"]: e.get("final") or {} for e in manifest.get("sessions") or []}
+    began = {session: final.get("began_ns") for session, final in finals(manifest).items()}
     return {
-        session: (finals.get(session) or {}).get("began_ns")
-        or (finals.get(first) or {}).get("began_ns")
-        or 0
+        session: began.get(session) or began.get(first) or 0
         for session, first in launch_of(manifest).items()
     }
 

@@ -103,7 +103,7 @@ class Run:
     @property
     def validities(self) -> list[Json]:
         """What the sessions recorded of the injection, or else the manifest by itself."""
-        told = filter(None, (final.get("validity") for final in finals(self.manifest)))
+        told = filter(None, (final.get("validity") for final in finals(self.manifest).values()))
         return list(told) or list(filter(None, [self.manifest.get("validity")]))
 
     @property
@@ -128,10 +128,9 @@ class Run:
     def _batches_of(self, sessions: np.ndarray) -> np.ndarray:
         """(n,) int64, the number of groups in a batch of each session."""
         found = np.full(len(sessions), self.manifest.get("batch") or 1, np.int64)
-        for entry in self.manifest.get("sessions") or []:
-            own = (entry.get("final") or {}).get("batch")
-            if own:
-                found[sessions == entry["session"]] = own
+        for session, final in finals(self.manifest).items():
+            if final.get("batch"):
+                found[sessions == session] = final["batch"]
         return found
 
     def independent(self, rows: np.ndarray) -> int:

@@ -30,7 +30,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import SINGLE
-from collage_mpi.results.manifest import Json
+from collage_mpi.results.manifest import Json, finals
 from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import KIND_CODE, KINDS, OUTCOME_CODE, inputs_of, ran_together
 from collage_mpi.results.statistics import MISS, quantile_interval
@@ -140,12 +140,11 @@ def failing_hosts(run: Results) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     if (run.manifest.get("settings") or {}).get("dead_ranks"):
         return found
-    for entry in run.manifest.get("sessions") or []:
-        final = entry.get("final") or {}
+    for session, final in finals(run.manifest).items():
         world = {str(rank.get("rank")): rank for rank in final.get("world") or []}
         lost = [(loss.get("rank"), loss.get("why"), "was lost") for loss in final.get("lost") or []]
         retired = final.get("retired") or {}
-        failed = {**_often_failed(run.tasks[run.tasks["session"] == entry["session"]]), **retired}
+        failed = {**_often_failed(run.tasks[run.tasks["session"] == session]), **retired}
         again = [(rank, why, "kept failing") for rank, why in failed.items()]
         told = [(rank, member.get("gpu_trouble") or "") for rank, member in world.items()]
         bad = [(rank, words, "has a bad GPU") for rank, words in told if words]
@@ -291,8 +290,7 @@ def _unanswered(tasks: np.ndarray) -> dict[tuple[int, str], int]:
 
 def _worlds(run: Results) -> dict[int, dict[int, Json]]:
     """Session -> rank -> its entry in the manifest. Nothing is known of a killed session."""
-    entries = run.manifest.get("sessions") or []
-    told = {entry["session"]: (entry.get("final") or {}).get("world") for entry in entries}
+    told = {session: final.get("world") for session, final in finals(run.manifest).items()}
     if not told:  # in memory, or under way: then nothing is told, or of this session alone
         told = {1: run.manifest.get("world")}
     return {

@@ -80,14 +80,16 @@ def summarise(run: Run, tally: Tally | None = None) -> Json:
         "validity": _validity(run),
         "errors": _errors(tally.images),
         "first_errors": _first_errors(run, tally.images),
-        "lost_ranks": [loss for final in finals(manifest) for loss in final.get("lost") or []],
+        "lost_ranks": [
+            loss for final in finals(manifest).values() for loss in final.get("lost") or []
+        ],
         "networks": _tunings(run),
     }
 
 
 def _tunings(run: Run) -> str:
     """How the networks ran in all sessions, in words; "" of null networks and simulations."""
-    worlds = [found.get("world") or [] for found in (*finals(run.manifest), run.manifest)]
+    worlds = [found.get("world") or [] for found in (*finals(run.manifest).values(), run.manifest)]
     return told_tunings(member.get("tuning") or {} for world in worlds for member in world)
 
 

@@ -21,7 +21,7 @@ from collage_mpi.kinds import COLLAGE
 from collage_mpi.results.agreement import Draw, draw_of
 from collage_mpi.results.claim import LOOK_S, Patience, find_writer
 from collage_mpi.results.file_names import PARTS_FOLDER
-from collage_mpi.results.manifest import COMPLETE, Json, to_go_on
+from collage_mpi.results.manifest import COMPLETE, Json, finals, to_go_on
 from collage_mpi.results.marks import InputMarks, Marks
 from collage_mpi.results.parts import PartName, counting, list_parts, read_part
 from collage_mpi.results.reader import Run, open_run
@@ -333,11 +333,11 @@ def _unknown_ranks(images: np.ndarray, manifest: Json) -> np.ndarray:
     that was killed or failed is not known.
     """
     unknown = np.zeros(len(images), dtype=bool)
-    entries = manifest.get("sessions") or []
-    only = manifest.get("world") if len(entries) == 1 else None
-    for entry in entries:
-        world = (entry.get("final") or {}).get("world") or only
-        mine = images["session"] == entry["session"]
+    sessions = finals(manifest)
+    only = manifest.get("world") if len(sessions) == 1 else None
+    for session, final in sessions.items():
+        world = final.get("world") or only
+        mine = images["session"] == session
         if world and mine.any():
             unknown |= mine & ~np.isin(images["rank"], [member["rank"] for member in world])
     return unknown

@@ -77,7 +77,7 @@ SAME: dict[tuple[str, str], str] = {
     ): "one more receive is ready than needs be",
     (
         "collage_mpi/results/parts.py",
-        "or (-1)",
+        "session: began.get(session) or began.get(first) or (-1)",
     ): "of a launch without any Unix time all sessions begin at the same",
     (
         "collage_mpi/results/summary.py",
