@@ -31,26 +31,28 @@ class OpenShard(Source):
     """One open file, with checksums and labels in memory and pixels read on demand.
 
     Attributes:
-        crc32: (n,) uint32.
+        crc32: (n,) uint32; None for a file of another program, which has no checksums.
     """
 
     name = "images"
     suffixes = (".h5",)
-    pixels_in = "images"  # the dataset
+    own = ArrayLayout("images", "labels", "")  # of files of this package
 
     def __init__(self, info: ShardInfo) -> None:
         super().__init__(info)
         self._cells_crc32: dict[int, np.ndarray] = {}
+        self._layout = ArrayLayout.from_json(info.layout) if info.layout else self.own
         with still_reading(info.path):
             self._file: Any = opened(info.path)
-            if _wants_cache(self._file[self.pixels_in]):
+            if _wants_cache(self._file[self._layout.images]):
                 self._file.close()
                 self._file = opened(info.path, cache_bytes=FILTER_CACHE_BYTES)
-            self._images = self._file[self.pixels_in]
-            self.labels = self._read_labels() if info.has_labels else None  # (n,) int64
-            self.crc32 = self._read_crc32(info)  # (n,) uint32
-            stored = self._stored(info)
-        if self._images.shape != stored or len(self.crc32) != info.count:
+            self._images = self._file[self._layout.images]
+            if info.has_labels:  # (n,) int64
+                self.labels = self._file[self._layout.labels][...].reshape(-1).astype(np.int64)
+            self.crc32: Any = None if info.layout else self._file["crc32"][...]
+            as_described = self._is_as_described()
+        if not as_described or (self.crc32 is not None and len(self.crc32) != info.count):
             raise DataFault(f"{info.path}: has changed since it was checked. Start again.")
         wrong = None if self.labels is None else label_problem(self.labels, info.class_names)
         if wrong:
@@ -61,26 +63,17 @@ class OpenShard(Source):
         """What the file says of itself, checked in a process of its own; see `guard`."""
         return inspect_shard(path)
 
-    def _read_labels(self) -> np.ndarray:
-        found: np.ndarray = self._file["labels"][...]
-        return found
-
-    def _read_crc32(self, info: ShardInfo) -> np.ndarray:
-        found: np.ndarray = self._file["crc32"][...]
-        return found
-
-    def _stored(self, info: ShardInfo) -> tuple[int, ...]:
-        """The shape that the dataset must have."""
-        return (info.count, *info.shape)
-
-    def _arranged(self, block: np.ndarray) -> np.ndarray:
-        """Rows as stored -> (n, ...) items."""
-        return block
+    def _is_as_described(self) -> bool:
+        shape = self._images.shape
+        found = (shape[0], *self._layout.image_shape(shape))
+        return found == (self.info.count, *self.info.shape)
 
     def sound(self, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(m,) bool: whether `pixels[places]`, as read from `rows`, are the pixels that were
         written.
         """
+        if self.crc32 is None:
+            return np.ones(len(rows), dtype=bool)
         tags = None if self.labels is None else self.labels[rows]
         own = [pixels[place] for place in places.tolist()]
         found: np.ndarray = rows_crc32(own, tags) == self.crc32[rows]
@@ -94,7 +87,8 @@ class OpenShard(Source):
         """
         with still_reading(self.path):
             for start, stop, first in slices_of(rows):
-                out[places[start:stop]] = self._arranged(self._images[first : first + stop - start])
+                block = self._images[first : first + stop - start]
+                out[places[start:stop]] = self._layout.arrange(block)
 
     def read_cells(
         self, px: int, out: np.ndarray, places: np.ndarray, rows: np.ndarray
@@ -132,40 +126,16 @@ class ForeignShard(OpenShard):
 
     name = "foreign"
 
-    def __init__(self, info: ShardInfo) -> None:
-        self._layout = ArrayLayout.from_json(info.layout or {})
-        self.pixels_in = self._layout.images
-        super().__init__(info)
-
-    def _read_labels(self) -> np.ndarray:
-        found: np.ndarray = self._file[self._layout.labels][...].reshape(-1).astype(np.int64)
-        return found
-
-    def _read_crc32(self, info: ShardInfo) -> np.ndarray:
-        return np.zeros(info.count, dtype=np.uint32)
-
-    def _stored(self, info: ShardInfo) -> tuple[int, ...]:
-        whole = tuple(int(size) for size in self._images.shape)
-        same = self._layout.image_shape(whole) == info.shape and whole[0] == info.count
-        return whole if same else ()
-
-    def _arranged(self, block: np.ndarray) -> np.ndarray:
-        return self._layout.arrange(block)
-
-    def sound(self, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """(m,) bool: always True, because there are no checksums."""
-        return np.ones(len(rows), dtype=bool)
-
 
 class EncodedShard(PictureSource, OpenShard):
     """Like `OpenShard`, for picture files that are decoded as they are read."""
 
     name = "encoded"
-    pixels_in = "encoded"
+    own = ArrayLayout("encoded", "labels", "")
 
-    def _stored(self, info: ShardInfo) -> tuple[int, ...]:
+    def _is_as_described(self) -> bool:
         self._ends: np.ndarray = self._file["ends"][...]  # (n,) int64
-        return (int(self._ends[-1]),)
+        return bool(self._images.shape == (self._ends[-1],))
 
     def sound(self, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(m,) bool: whether the rows, as read, are pictures."""
