@@ -21,7 +21,7 @@ from collage_mpi.kinds import COLLAGE, NETWORKS, PARITY
 from collage_mpi.models.architecture import read_architecture
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.specs import AcceptSpec, HeadSpec, ParitySpec
-from collage_mpi.system.files import require_regular, save_file
+from collage_mpi.system.files import require_regular, save_file, sha256_of_stream
 
 FORMAT = "collage-mpi weights"
 VERSION = 1
@@ -56,7 +56,7 @@ def describe_weights(spec: str | Path, kind: str | None = None) -> NetworkInfo:
             header = _read_header(path, file.read(8), file)
             first = file.tell()
             file.seek(0)
-            fingerprint = _sha256(file)
+            fingerprint = sha256_of_stream(file)
             tensor_bytes = file.tell() - first
     except OSError as error:
         reason = "it is not there" if isinstance(error, FileNotFoundError) else error.strerror
@@ -293,11 +293,4 @@ def _stored(name: str, array: np.ndarray) -> np.ndarray:
 def sha256_of_file(path: Path) -> str:
     """SHA-256 of a file, 64 hex digits. Raises OSError."""
     with path.open("rb") as file:
-        return _sha256(file)
-
-
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    for block in iter(lambda: file.read(1 << 20), b""):
-        digest.update(block)
-    return digest.hexdigest()
+        return sha256_of_stream(file)

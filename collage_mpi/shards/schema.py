@@ -24,7 +24,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.shards.members import MemberIndex
 from collage_mpi.shards.pictures import PictureFit
 from collage_mpi.shards.remote import Stamp, path_of, stat_of
-from collage_mpi.system.files import write_atomic
+from collage_mpi.system.files import sha256_of_stream, write_atomic
 from collage_mpi.system.tell import tell
 
 FORMAT = "collage-mpi shard"
@@ -39,7 +39,6 @@ Measured (analysis/reports/shards.md): one image a chunk reads 28 px images in o
 than this; beyond it nothing is gained, and a bad chunk takes more images with it.
 """
 
-HASH_BLOCK_BYTES = 1 << 20
 HASH_LIMIT_BYTES = 256 << 20
 """Sources up to this size are hashed whole at first open (0.2 s); larger shards are
 trusted to the `.sha256` beside them there, and to the checksum of each row later."""
@@ -235,11 +234,8 @@ def sha256_of(path: Path) -> str:
 
     Raises OSError.
     """
-    digest = hashlib.sha256()
     with split_part(path)[0].open("rb") as stream:
-        while block := stream.read(HASH_BLOCK_BYTES):
-            digest.update(block)
-    return _of_part(digest.hexdigest(), path)
+        return _of_part(sha256_of_stream(stream), path)
 
 
 def _of_part(digest: str, path: Path) -> str:

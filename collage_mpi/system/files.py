@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import io
 import itertools
 import json
@@ -20,7 +21,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.system.printable import cell
@@ -131,6 +132,14 @@ def reading(what: Path | str, damaged: str = "") -> Iterator[None]:
         if not damaged:
             raise
         raise DataFault(f"{what}: {damaged}: {error}") from error
+
+
+def sha256_of_stream(stream: BinaryIO) -> str:
+    """SHA-256 of the rest of an open file, 64 hex digits. Raises OSError."""
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def load_json(path: Path) -> Any:
