@@ -71,6 +71,7 @@ class ShardWriter:
         self._labels: list[np.ndarray] = []
         self._ids: list[str] = []
         self._crcs: list[np.ndarray] = []
+        self._ends: list[np.ndarray] = []  # of files
         self._temporary = temporary_name(self.path)
         row_bytes = math.prod(self.shape) * np.dtype(self.dtype).itemsize
         rows = rows_per_chunk or chunk_rows(row_bytes)
@@ -100,7 +101,7 @@ class ShardWriter:
         if len(pixels) == 0:
             return
         tags = self._admit(len(pixels), labels, ids)
-        self._store(pixels, "images", self.count)
+        self._store(pixels, self.count)
         self._count_in(rows_crc32(pixels, tags), tags, ids)
 
     def close(self) -> ShardInfo:
@@ -149,22 +150,18 @@ class ShardWriter:
             self.close()
 
     def _start_file(self, rows: int) -> Any:
+        """The new file, with an empty dataset for what is appended."""
+        row = () if self.storage == "encoded" else self.shape
         with H5_LOCK:
             file = create_file(self._stream)
-            self._create_pixels(file, rows)
+            file.create_dataset(
+                self.storage,
+                shape=(0, *row),
+                maxshape=(None, *row),
+                chunks=(rows if row else BYTES_PER_CHUNK, *row),
+                dtype=self.dtype,
+            )
         return file
-
-    def _create_pixels(self, file: Any, rows: int) -> None:
-        file.create_dataset(
-            "images",
-            shape=(0, *self.shape),
-            maxshape=(None, *self.shape),
-            chunks=(rows, *self.shape),
-            dtype=self.dtype,
-        )
-
-    def _write_more(self, file: Any) -> None:
-        """Hook for further datasets of a subclass, written at the end."""
 
     def _admit(
         self,
@@ -189,10 +186,10 @@ class ShardWriter:
         self._ids.extend(ids or ())
         self.count += len(crcs)
 
-    def _store(self, block: np.ndarray, name: str, stored: int) -> None:
-        """Append `block` to a dataset that holds `stored` entries along its first axis."""
+    def _store(self, block: np.ndarray, stored: int) -> None:
+        """Append `block` to the dataset, which holds `stored` entries along its first axis."""
         with H5_LOCK:
-            dataset = self._file[name]
+            dataset = self._file[self.storage]
             dataset.resize(stored + len(block), axis=0)
             dataset[stored:] = block
         if self._stream.failure is not None:
@@ -220,7 +217,9 @@ class ShardWriter:
             file.attrs["source"] = text_array([self.source])[0]
             if self.recipe:
                 file.attrs["recipe"] = text_array([self.recipe])[0]
-            self._write_more(file)
+            if self.fit is not None:
+                file.create_dataset("ends", data=np.concatenate(self._ends))  # (n,) int64
+                file.attrs["fit"] = text_array([self.fit.text()])[0]
             file.close()
         if self._stream.failure is not None:
             raise self._stream.failure
@@ -255,8 +254,7 @@ class EncodedWriter(ShardWriter):
         source: str = "",
         recipe: str = "",
     ) -> None:
-        self.fit = self._fit = fit
-        self._ends: list[np.ndarray] = []
+        self.fit = fit
         self._nbytes = 0
         super().__init__(path, fit.shape, class_names=class_names, source=source, recipe=recipe)
 
@@ -282,7 +280,7 @@ class EncodedWriter(ShardWriter):
         if not all(files):
             raise DataFault(f"{self.path}: an encoded image of 0 bytes")
         tags = self._admit(len(files), labels, ids)
-        self._store(np.frombuffer(b"".join(files), dtype=np.uint8), "encoded", self._nbytes)
+        self._store(np.frombuffer(b"".join(files), dtype=np.uint8), self._nbytes)
         ends = self._nbytes + np.cumsum([len(data) for data in files], dtype=np.int64)
         self._ends.append(ends)
         self._nbytes = int(ends[-1])
@@ -298,15 +296,6 @@ class EncodedWriter(ShardWriter):
     ) -> None:
         """Always raises DataFault, because this shard takes files and no pixels."""
         raise DataFault(f"{self.path}: a shard of encoded images takes files, not pixels")
-
-    def _create_pixels(self, file: Any, rows: int) -> None:
-        file.create_dataset(
-            "encoded", shape=(0,), maxshape=(None,), chunks=(BYTES_PER_CHUNK,), dtype=np.uint8
-        )
-
-    def _write_more(self, file: Any) -> None:
-        file.create_dataset("ends", data=np.concatenate(self._ends))  # (n,) int64
-        file.attrs["fit"] = text_array([self._fit.text()])[0]
 
 
 def write_shard(
