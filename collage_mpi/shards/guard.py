@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import stat
 import sys
 from collections.abc import Sequence
@@ -29,33 +30,30 @@ DECODE_BYTES_PER_S = 2e6  # and verify decodes encoded images: 20 to 40 MB/s on 
 
 
 def inspect_shard(path: Path | str, *, limit_s: float | None = None) -> ShardInfo:
-    """Describe one shard after checking it; see `inspect_shards`."""
-    return inspect_shards([Path(path)], limit_s=limit_s)[0]
+    """Describe one shard after checking it.
+
+    Raises:
+        DataFault, EnvironmentFault: as `examine_shards` has it for the file.
+    """
+    [found] = examine_shards([Path(path)], limit_s=limit_s)
+    if isinstance(found, CollageError):
+        raise found
+    return found
 
 
-def inspect_shards(paths: Sequence[Path], *, limit_s: float | None = None) -> list[ShardInfo]:
+def examine_shards(
+    paths: Sequence[Path], *, limit_s: float | None = None
+) -> list[ShardInfo | CollageError]:
     """Describe shards after checking structure and, up to 256 MiB, their SHA-256.
 
     Args:
         paths: the files.
         limit_s: time for all files in seconds; the default grows with their size.
 
-    Raises:
-        DataFault: a file is not a shard, is damaged, or hangs or crashes the HDF5 library.
-        EnvironmentFault: a file is missing or unreadable.
+    Returns:
+        For each file its description, or its fault. DataFault: it is not a shard, is damaged, or
+        hangs or crashes the HDF5 library. EnvironmentFault: it is missing or unreadable.
     """
-    infos = []
-    for found in examine_shards(paths, limit_s=limit_s):
-        if isinstance(found, CollageError):
-            raise found
-        infos.append(found)
-    return infos
-
-
-def examine_shards(
-    paths: Sequence[Path], *, limit_s: float | None = None
-) -> list[ShardInfo | CollageError]:
-    """Like `inspect_shards`, but a file that is bad gives its fault instead of a description."""
     answers = _ask("inspect", paths, limit_s)
     found: list[ShardInfo | CollageError] = []
     for path, answer in zip(paths, answers, strict=True):
@@ -137,10 +135,6 @@ def main() -> None:
 
 
 def _limit_child(cpu_s: int) -> None:
-    try:
-        import resource
-    except ImportError:
-        return  # no such limits on this system: the parent's clock remains
     wanted = ((resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_CPU, cpu_s))
     for limit, value in (*wanted, (resource.RLIMIT_CORE, 0)):
         hard = resource.getrlimit(limit)[1]

@@ -5,7 +5,6 @@ recognised by content.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from collage_mpi.shards.members import MemberIndex
 from collage_mpi.shards.pictures import parse_fit
 from collage_mpi.shards.reader import ShardSet
 from collage_mpi.shards.schema import BadShard, ShardInfo
+from collage_mpi.system.printable import storable
 
 
 def as_before(
@@ -87,12 +87,7 @@ def _fitted(info: ShardInfo, entry: Mapping[str, Any]) -> ShardInfo:
 
 def _same_name(bad: Sequence[BadShard], entry: Mapping[str, Any]) -> BadShard | None:
     name = Path(entry.get("path") or "").name
-    return next((shard for shard in bad if _as_stored(shard.path.name) == name), None)
-
-
-def _as_stored(name: str) -> str:
-    """A text as the manifest stores it: bytes that are not UTF-8 are escaped."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return next((shard for shard in bad if storable(shard.path.name) == name), None)
 
 
 def _unreadable(like: ShardInfo, bad: BadShard, entry: Mapping[str, Any]) -> ShardInfo:

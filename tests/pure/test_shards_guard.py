@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.shards import ShardSet, inspect_shard, verify_shard
 from collage_mpi.shards import guard as guard_module
-from collage_mpi.shards.guard import inspect_shards
 from collage_mpi.shards.schema import sidecar_path
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 3, 3, 1), dtype=np.uint8)
@@ -212,7 +211,7 @@ def test_a_crash_is_blamed_on_its_file_and_the_rest_go_on(
     assert ["info" in answer for answer in answers] == [True, False, True]
     assert "bad.h5: reading it crashed" in answers[1]["problem"]
     with pytest.raises(DataFault, match=r"bad\.h5: reading it crashed"):
-        inspect_shards(paths)
+        inspect_shard(paths[1])
     assert "crashed" in verify_shard(paths[1])[0]
 
 
