@@ -282,13 +282,12 @@ class ShardSet:
         if not self.infos[0].has_labels:
             return None
         found = np.zeros(len(self), dtype=np.int64)
-        with self._lock:
-            for shard in range(len(self.infos)):
-                if shard not in self.lost:
-                    first, end = self._starts[shard : shard + 2]
-                    own = self._opened(shard).labels
-                    assert own is not None
-                    found[first:end] = own
+        for shard in range(len(self.infos)):
+            if shard not in self.lost:
+                rows = np.arange(*self.span(shard))
+                own = self.labels_at(rows)
+                assert own is not None
+                found[rows] = own
         return found
 
     def labels_at(self, indices: np.ndarray | Sequence[int]) -> np.ndarray | None:
