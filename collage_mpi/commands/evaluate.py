@@ -128,11 +128,8 @@ def _warn_of_weak_collage(networks: dict[str, dict[str, Any]]) -> None:
 
     if not {SINGLE, COLLAGE} <= networks.keys():
         return
-    counts = [
-        (round(networks[kind]["accuracy"] * networks[kind]["images"]), networks[kind]["images"])
-        for kind in (SINGLE, COLLAGE)
-    ]
-    gap = weaker_by(counts[0], counts[1])
+    pair = (networks[SINGLE], networks[COLLAGE])
+    gap = weaker_by(*((round(one["accuracy"] * one["images"]), one["images"]) for one in pair))
     if gap is not None:
         tell(
             f"warning: the collage network is right {100 * gap:.1f} points less often than the "
@@ -158,16 +155,13 @@ def _measure(args: EvaluateArguments, specs: dict[str, str]) -> dict[str, Any]:
     from collage_mpi.shards import ShardSet
     from collage_mpi.training.report import AskedNetworks, make_report
 
-    infos = []
+    described = {kind: describe(spec, KIND[kind].network) for kind, spec in specs.items()}
     for kind, spec in specs.items():
-        info = describe(spec, KIND[kind].network)
-        if info is not None:
-            infos.append(info)
-        elif not is_foreign(spec):
+        if described[kind] is None and not is_foreign(spec):
             raise UsageError(f"--{kind} {spec}: a null network has nothing to evaluate")
-    single = None if SINGLE not in specs else describe(specs[SINGLE], SINGLE)
+    infos = [info for info in described.values() if info is not None]
     for info in infos:
-        check_parity(info, single, args.single or "")
+        check_parity(info, described.get(SINGLE), args.single or "")
     with ShardSet.open(args.shards) as shards:
         check_fit(infos, shards.shape, shards.class_names, args.shards, args.side, args.cell_px)
         how = Loading(

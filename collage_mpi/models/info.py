@@ -122,10 +122,6 @@ class Loading:
         return self.save == EMBEDDINGS
 
 
-def _yes() -> bool:
-    return True
-
-
 @dataclass(slots=True)  # not frozen: see WireTask
 class Computation(Generic[T]):
     """A result that a device may still be computing.
@@ -137,7 +133,7 @@ class Computation(Generic[T]):
     """
 
     finish: Callable[[], T]
-    done: Callable[[], bool] = _yes
+    done: Callable[[], bool] = lambda: True
 
     def then(self, work: Callable[[T], U]) -> Computation[U]:
         """The same, with work on its result."""

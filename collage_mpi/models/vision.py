@@ -124,12 +124,9 @@ def _model(backbone: Backbone, classes: int) -> nn.Module:
             f"torchvision has no classifier {backbone.network!r}; near it are "
             f"{', '.join(close[:12]) or ', '.join(known[:12])}"
         )
-    more = {"aux_logits": False, "init_weights": True} if _has_aux(backbone.network) else {}
+    aux = backbone.network in ("googlenet", "inception_v3")
+    more = {"aux_logits": False, "init_weights": True} if aux else {}
     found: torch.nn.Module = models.get_model(
         backbone.network, weights=None, num_classes=classes, **more
     )
     return found
-
-
-def _has_aux(name: str) -> bool:
-    return name in ("googlenet", "inception_v3")

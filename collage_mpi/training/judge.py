@@ -114,20 +114,20 @@ def judge(
     here = np.array([answer is not None for answer in answers], dtype=bool)  # (n,)
     chosen = np.array([a[0] if a else 0 for a in answers], dtype=np.int64)
     scores = np.array([a[1] if a else 0.0 for a in answers], dtype=np.float64)
-    right = here & (chosen == labels)
+    correct = right(answers, labels)
     confusion = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(confusion, (labels[here], chosen[here]), 1)
     report: dict[str, Any] = {
         "images": len(labels),
-        "accuracy": float(right.mean()),
+        "accuracy": float(correct.mean()),
         "absent": float((~here).mean()),
-        "ece": calibration_error(scores[here], right[here]),
+        "ece": calibration_error(scores[here], correct[here]),
         "mean_score": float(scores[here].mean()) if here.any() else None,
-        "reliability": bins(scores[here], right[here]),
+        "reliability": bins(scores[here], correct[here]),
         "confusion": confusion.tolist(),
     }
     if side is not None:
-        report["places"] = by_place(right, side)
+        report["places"] = by_place(correct, side)
     return report
 
 

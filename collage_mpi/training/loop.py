@@ -283,11 +283,10 @@ def make_objective(data: TrainData, settings: TrainSettings) -> Objective:
     """
     if data.summands is not None and data.held_summands is not None:
         return ParityObjective(data.summands, data.held_summands)
-    labels = Labels(settings.label_smoothing)
-    classes: Objective = labels
+    classes = Labels(settings.label_smoothing)
     if data.teacher_logits is not None:
         weight, temperature = settings.distill_weight, settings.distill_temperature
-        classes = Distilled(labels, data.teacher_logits, weight, temperature)
+        classes = Distilled(settings.label_smoothing, data.teacher_logits, weight, temperature)
     if settings.head.name == "yolo" and settings.side is not None:
         return YoloObjective(classes, settings.head, settings.side)
     return classes

@@ -62,23 +62,24 @@ class Labels:
         return outputs
 
 
-class Distilled:
+class Distilled(Labels):
     """Labels, and the probabilities that a teacher gives for the image of each cell.
 
     Hinton et al. 2015 (arXiv 1503.02531): both sides are softened by a temperature t. The factor t
     * t keeps the two parts of the gradient in proportion for every t.
 
     Args:
-        labels: the part of the loss that uses the labels.
+        smoothing: as of `Labels`, for the part of the loss that uses the labels.
         teacher_logits: (images, classes) float32, calibrated, one row a training image.
         weight: of the teacher's part, 0 to 1.
         temperature: t.
     """
 
     def __init__(
-        self, labels: Labels, teacher_logits: np.ndarray, weight: float, temperature: float
+        self, smoothing: float, teacher_logits: np.ndarray, weight: float, temperature: float
     ) -> None:
-        self.labels, self.weight, self.temperature = labels, weight, temperature
+        super().__init__(smoothing)
+        self.weight, self.temperature = weight, temperature
         self._teacher = torch.from_numpy(np.asarray(teacher_logits, dtype=np.float32))
 
     def loss(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
@@ -87,10 +88,7 @@ class Distilled:
         own = (outputs.flatten(0, 1) / self.temperature).log_softmax(1)  # (n*cells, classes)
         each = F.kl_div(own, taught, reduction="none", log_target=True).sum(1)
         soft = (each * present_of(batch, outputs)).sum() * self.temperature**2
-        return (1 - self.weight) * self.labels.loss(outputs, batch) + self.weight * soft
-
-    def logits(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
-        return outputs
+        return (1 - self.weight) * super().loss(outputs, batch) + self.weight * soft
 
 
 def present_of(batch: TrainBatch, outputs: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def test_blank_cells_have_no_part_in_the_loss() -> None:
     outputs = torch.tensor([[[0.0, 1.0, 2.0], [9.0, 0.0, 0.0]]])
     first = Labels(0.0).loss(outputs, make_batch([True, False]))
     assert float(first) == pytest.approx(-float(outputs[0, 0].log_softmax(0)[2]))
-    taught = Distilled(Labels(0.0), np.zeros((4, 3), np.float32), 0.5, 2.0)
+    taught = Distilled(0.0, np.zeros((4, 3), np.float32), 0.5, 2.0)
     outputs[0, 1] = torch.tensor([5.0, -40.0, 0.0])
     one = taught.loss(outputs, make_batch([True, False]))
     outputs[0, 1] = torch.tensor([0.0, 0.0, 7.0])
@@ -47,7 +47,7 @@ def test_blank_cells_have_no_part_in_the_loss() -> None:
 def test_a_teacher_is_asked_about_the_image_in_each_cell() -> None:
     teacher = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     outputs = torch.from_numpy(teacher[[3, 1]])[None].clone()  # what the teacher says of them
-    objective = Distilled(Labels(0.0), teacher, 1.0, 3.0)
+    objective = Distilled(0.0, teacher, 1.0, 3.0)
     batch = make_batch([True, True])
     assert float(objective.loss(outputs, batch)) == pytest.approx(0, abs=1e-5)
     assert float(objective.loss(outputs.flip(1), batch)) > 0.1
@@ -57,7 +57,7 @@ def test_the_weight_mixes_labels_and_teacher() -> None:
     teacher = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     outputs, batch = torch.randn(1, 2, 3), make_batch([True, True])
     values = [
-        float(Distilled(Labels(0.1), teacher, weight, 2.0).loss(outputs, batch))
+        float(Distilled(0.1, teacher, weight, 2.0).loss(outputs, batch))
         for weight in (0.0, 0.5, 1.0)
     ]
     assert values[0] == pytest.approx(float(Labels(0.1).loss(outputs, batch)), rel=1e-6)
