@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collage_mpi.encoding.vectors import Extras
 from collage_mpi.job.messages import Hello, Welcome
+from collage_mpi.models.info import Geometry, Loading
 from collage_mpi.models.tuning import PLAIN
 from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
 WELCOME = Welcome(
     networks={},
-    image_shape=(4, 4, 1),
-    image_dtype="uint8",
+    how=Loading(tuning=PLAIN),
+    geometry=Geometry((4, 4, 1), side=2, cell_px=4, classes=10),
     encoded_shape=(8, 8, 1),
-    side=2,
-    cell_px=4,
-    classes=10,
-    device="cpu",
-    tuning=PLAIN,
     credit=2,
     batch=1,
     answer_items=4,
@@ -27,7 +23,6 @@ WELCOME = Welcome(
     warmup_tasks=2,
     straggler=StragglerSettings(),
     draws_by_image=False,
-    burn=None,
     fit=None,
     must_read=True,
     ranks=3,

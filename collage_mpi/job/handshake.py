@@ -23,6 +23,7 @@ from collage_mpi.job.plan import LARGEST_INPUT_BYTES, Plan, check_top_k
 from collage_mpi.job.row_reader import described
 from collage_mpi.job.worker_group import FEW_ROUNDS, MEASURE_ROUNDS, WorkerGroup
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
+from collage_mpi.models.info import Loading
 from collage_mpi.models.named import is_foreign, is_function
 from collage_mpi.models.tuning import told_tunings
 from collage_mpi.mpi.tasks import FILE, PLACE, cancel_message_bytes, task_message_bytes
@@ -40,7 +41,6 @@ from collage_mpi.system.fields import AUTO
 from collage_mpi.system.printable import numbered
 from collage_mpi.system.progress import NoLines, WaitReporter
 from collage_mpi.system.tell import tell
-from collage_mpi.workload.background_load import Burn
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
 SURE = 0.95  # of the interval of a ratio of service times
@@ -251,14 +251,6 @@ def warn_of_mixed_tuning(hellos: Mapping[int, Hello]) -> None:
             )
 
 
-def _burn(settings: StragglerSettings, rank: int) -> Burn | None:
-    """The processes that burn the rank's cores; None for most ranks."""
-    cores, share = settings.burning().get(rank), settings.straggler_slow_share
-    if cores is None:
-        return None
-    return Burn(cores, settings.straggler_seed, rank, share, settings.straggler_spell_s)
-
-
 def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
     """What each rank is told at the start of the session."""
     settings, common = plan.settings, _welcome(plan, encoder)
@@ -267,7 +259,6 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
             common,
             networks={kind: plan.networks[kind] for kind in sorted(held)},
             batch=max([settings.batch_size, *map(settings.most_inputs, held)]),
-            burn=_burn(settings, rank),
         )
         for rank, held in plan.placement.of_rank.items()
     }
@@ -280,14 +271,9 @@ def _welcome(plan: Plan, encoder: AnyEncoder) -> Welcome:
     by_group = settings.uses(COLLAGE) or settings.uses(BACKUP)
     return Welcome(
         networks={},
-        image_shape=plan.shards.shape,
+        how=Loading(device=settings.device, tuning=settings.tuning(), save=settings.save),
+        geometry=plan.geometry,
         encoded_shape=encoder.input_shape,
-        image_dtype=plan.shards.dtype,
-        side=plan.grid.side,
-        cell_px=plan.grid.cell_px,
-        classes=plan.classes,
-        device=settings.device,
-        tuning=settings.tuning(),
         credit=settings.messages,
         batch=settings.batch_size,
         answer_items=encoder.places,
@@ -297,7 +283,6 @@ def _welcome(plan: Plan, encoder: AnyEncoder) -> Welcome:
         warmup_tasks=settings.warmup_tasks,
         straggler=StragglerSettings(**settings.to_dict(StragglerSettings)),
         draws_by_image=settings.draws_by_image,
-        burn=None,
         fit=plan.shards.fit,
         must_read=settings.pixels == "workers",
         ranks=settings.teams * plan.placement.world_size,

@@ -21,14 +21,12 @@ import numpy as np
 from collage_mpi.encoding.vectors import Extras, KeptColumn
 from collage_mpi.errors import CollageError
 from collage_mpi.faults.tcp_link import Offer
+from collage_mpi.models.info import Geometry, Loading
 from collage_mpi.models.specs import ParitySpec
-from collage_mpi.models.tuning import Tuning
 from collage_mpi.mpi.protocol import CONTROL_BYTES, WireFault, pack_control, unpack_control
 from collage_mpi.system.process_tree import ProcessId
-from collage_mpi.workload.background_load import Burn
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
-Shape = tuple[int, ...]  # such as (H, W, C)
 SHARDS_FRAME_BYTES = 128  # of a message of shards: its header, and the JSON around the texts
 
 # ---- down: rank 0 to a worker -----------------------------------------------
@@ -65,11 +63,9 @@ class Welcome:
 
     Attributes:
         networks: kind -> what the rank loads.
-        image_shape, encoded_shape: of one input, such as (H, W, C) of a single network and
-            (P, P, C) of a network for collages or stripes.
-        image_dtype: of the values of a single network's input.
-        side, cell_px, classes: for networks that do not know them; classes is None if only the
-            network knows how many there are.
+        how: where and how it runs them.
+        geometry: of the items, for networks that do not know it.
+        encoded_shape: of one input of a network for collages or stripes, such as (P, P, C).
         credit: how many messages of tasks may be under way to the rank.
         batch: the most inputs of one message, as far as is known.
         answer_items, answer_vectors: of an answer, the most records of items, and of what is kept.
@@ -77,7 +73,6 @@ class Welcome:
         parity: how answers are decoded from those of others; None without such a scheme.
         warmup_tasks: how often each network is run before the rank is ready.
         draws_by_image: whether injected delays are drawn by image number instead of group number.
-        burn: the processes that burn the rank's cores.
         fit: how files become images, if tasks may carry files (`pictures.PictureFit`).
         must_read: whether a rank fails if its host does not have the shards. Otherwise its hello
             says so.
@@ -85,14 +80,9 @@ class Welcome:
     """
 
     networks: dict[str, str]
-    image_shape: Shape
-    encoded_shape: Shape
-    image_dtype: str
-    side: int
-    cell_px: int
-    classes: int | None
-    device: str
-    tuning: Tuning
+    how: Loading
+    geometry: Geometry
+    encoded_shape: tuple[int, ...]
     credit: int
     batch: int
     answer_items: int
@@ -102,7 +92,6 @@ class Welcome:
     warmup_tasks: int
     straggler: StragglerSettings
     draws_by_image: bool
-    burn: Burn | None
     fit: str | None
     must_read: bool
     ranks: int

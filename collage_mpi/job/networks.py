@@ -20,7 +20,7 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageE
 from collage_mpi.job.messages import Measured, Welcome
 from collage_mpi.kinds import KIND, SINGLE, TABLE
 from collage_mpi.models import load_predictor
-from collage_mpi.models.info import Answer, Computation, Geometry, Loading, Predictor
+from collage_mpi.models.info import Answer, Computation, Loading, Predictor
 from collage_mpi.models.named import OFFLINE, is_foreign, is_function
 from collage_mpi.models.null import NULL_CLASSES, NullPredictor
 from collage_mpi.models.own import told_error
@@ -73,14 +73,7 @@ class NetworkLoader:
         """
         kind = KIND[kind].network
         told = spec == "null" or is_foreign(spec)  # weights files know their shapes
-        shapes = (welcome.image_shape, welcome.side, welcome.cell_px, welcome.classes)
-        geometry = Geometry(*shapes, welcome.image_dtype)
-        how = Loading(
-            device=welcome.device,
-            tuning=welcome.tuning,
-            geometry=geometry if told else None,
-            save=welcome.extras.save,
-        )
+        how = replace(welcome.how, geometry=welcome.geometry if told else None)
         if (spec, kind, how) not in self._loaded:
             with uncollected():
                 self._loaded[spec, kind, how] = self._load(spec, kind, how)
@@ -129,9 +122,9 @@ class Networks:
         self._welcome = welcome
         self._summed = None if welcome.parity is None else welcome.parity.summed
         self._clock, self._cpu_clock = clock, cpu_clock
-        encoded, image = welcome.encoded_shape, welcome.image_shape
+        encoded, image = welcome.encoded_shape, welcome.geometry.image_shape
         self.input_shapes = {kind.name: encoded if kind.encoded else image for kind in TABLE}
-        dtypes = np.dtype(welcome.image_dtype), np.dtype(np.uint8)
+        dtypes = np.dtype(welcome.geometry.dtype), np.dtype(np.uint8)
         self.input_dtypes = {kind.name: dtypes[kind.encoded] for kind in TABLE}
         self.predictors = {
             kind: load(spec, kind, welcome) for kind, spec in welcome.networks.items()

@@ -75,6 +75,12 @@ class Plan:
         return self.settings.calibration_images(len(self.order))
 
     @property
+    def geometry(self) -> Geometry:
+        """What a network without a weights file is told."""
+        shards, grid = self.shards, self.grid
+        return Geometry(shards.shape, grid.side, grid.cell_px, self.classes, shards.dtype)
+
+    @property
     def starts(self) -> np.ndarray:
         """(shards + 1,) int64: the global index of each shard's first row, and the end."""
         return np.cumsum([0, *(info.count for info in self.shards.infos)], dtype=np.int64)

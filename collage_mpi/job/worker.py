@@ -130,9 +130,9 @@ class Session:
         Raises:
             EnvironmentFault: it cannot, and must.
         """
-        welcome = self.welcome
+        welcome, told = self.welcome, self.welcome.geometry
         self.encoder = make_encoder(
-            Grid(welcome.side, welcome.cell_px), welcome.image_shape, welcome.parity, welcome.ranks
+            Grid(told.side, told.cell_px), told.image_shape, welcome.parity, welcome.ranks
         )
         try:
             limit_bytes = None if welcome.must_read else HASH_LIMIT_BYTES
@@ -146,11 +146,11 @@ class Session:
             ) from fault
         return ""
 
-    def start(self, told: Start, now_ns: int) -> None:
+    def start(self, rank: int, told: Start, now_ns: int) -> None:
         """Tasks may come: the delay model's time begins."""
         self.told, self.start_ns = told, now_ns
-        if self.welcome.burn is not None:
-            self.burners = Burners(self.welcome.burn)
+        if rank in self.welcome.straggler.burning():
+            self.burners = Burners(self.welcome.straggler, rank)
 
     def end(self) -> None:
         """Close the files, and end what burns."""
@@ -265,7 +265,7 @@ class Worker:
             remove_shared_memory()  # see there: on this host all ranks have it mapped
             slots = self.session.welcome.credit + RING_SPARE
             self.endpoint.open_tasks(told.task_bytes, slots)
-            self.session.start(told, self.clock())
+            self.session.start(self.endpoint.rank, told, self.clock())
         elif isinstance(told, messages.End):
             self.endpoint.close_tasks()
             self._end_session()

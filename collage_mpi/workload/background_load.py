@@ -11,39 +11,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from collage_mpi.system.process_tree import own_command, sheltered
 from collage_mpi.workload.service_times import Spells
 
+if TYPE_CHECKING:  # it is also a program, which starts fast
+    from collage_mpi.workload.straggler_settings import StragglerSettings
+
 SLICE_S = 0.05
-MOST = 64  # beside one rank
 END_S = 2.0
 
 
-@dataclass(frozen=True)
-class Burn:
-    """The background load next to one rank.
-
-    Attributes:
-        processes: cores kept busy at a time, if the rank may use as many.
-        seed, rank, share, spell_s: of the slow periods, as in the delay model markov.
-    """
-
-    processes: int
-    seed: int
-    rank: int
-    share: float
-    spell_s: float
-
-
 class Burners:
-    """The background processes of this rank."""
+    """The background processes of a rank: one for each core that the settings burn next to it."""
 
-    def __init__(self, burn: Burn) -> None:
+    def __init__(self, settings: StragglerSettings, rank: int) -> None:
         """Start the processes; they need some tenths of a second to come up."""
+        share, spell_s = settings.straggler_slow_share, settings.straggler_spell_s
         words = [*own_command("collage_mpi.workload.background_load"), str(os.getpid())]
-        words += [str(value) for value in (burn.seed, burn.rank, burn.share, burn.spell_s)]
+        words += [str(value) for value in (settings.straggler_seed, rank, share, spell_s)]
         with sheltered():
             self._processes = [
                 subprocess.Popen(
@@ -52,7 +39,7 @@ class Burners:
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                 )
-                for _ in range(min(burn.processes, MOST))
+                for _ in range(settings.burning()[rank])
             ]
 
     def end(self) -> None:

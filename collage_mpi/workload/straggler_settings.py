@@ -18,7 +18,6 @@ from collage_mpi.errors import UsageError
 from collage_mpi.system.fields import Settings, setting
 from collage_mpi.system.printable import counted
 from collage_mpi.workload import service_times
-from collage_mpi.workload.background_load import MOST as MOST_BURNING
 from collage_mpi.workload.service_times import Body, DelayModel, RankDeath, Spells
 
 Value = TypeVar("Value")
@@ -37,6 +36,7 @@ _SHOWN = {
     "pinned": "constant {0.straggler_median_ms:g} ms",
 }
 MODELS = tuple(_SHOWN)
+MOST_BURNING = 64  # cores beside one rank
 TRACE_DRAWS = ("rows", "independent")
 
 _setting = partial(setting, group="injected delays, for experiments")

@@ -221,7 +221,7 @@ def test_a_batch_of_parity_tasks_that_raises_gives_each_its_own_sums(inputs: dic
     alone = [tuned.predict(images[at : at + 1])[0].copy() for at in range(2)]
     told = replace(
         WELCOME,
-        image_shape=images.shape[1:],
+        geometry=replace(WELCOME.geometry, image_shape=images.shape[1:]),
         encoded_shape=images.shape[1:],
         networks={"parity": "w"},
     )
@@ -277,8 +277,8 @@ def test_sizes_between_those_warmed_up_use_their_graphs(inputs: dict) -> None:
 def test_the_batch_that_is_chosen_has_its_graphs_before_the_job(inputs: dict, batch: int) -> None:
     """As those up to a batch that was given. So has each shorter message."""
     gpu = MemoryGpu()
-    shape = inputs["single"].shape[1:]
-    told = replace(WELCOME, image_shape=shape, image_dtype="uint8", networks={"single": "w"})
+    geometry = replace(WELCOME.geometry, image_shape=inputs["single"].shape[1:])
+    told = replace(WELCOME, geometry=geometry, networks={"single": "w"})
     load = lambda *_: graphed(gpu)  # noqa: E731
     networks = Networks(replace(told, batch=batch), load, time.monotonic_ns, time.monotonic_ns)
     networks.warm_up()

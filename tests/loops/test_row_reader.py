@@ -308,11 +308,12 @@ class Looker(NullPredictor):
 
 
 def grouped(shards: ShardSet, kind: str, **welcome: object) -> tuple[Bench, Looker]:
-    bench = Bench(kind, start=False, cell_px=PX, **welcome)
+    bench = Bench(kind, start=False, **welcome)
     shape = SHAPE if kind in SPECS else (2 * PX, 2 * PX, 1)
     bench.network = looker = Looker(KIND[kind].network, SHAPE, 2, PX, 10)
     looker.calls = 0
-    bench.welcome = replace(bench.welcome, encoded_shape=shape)
+    geometry = replace(bench.welcome.geometry, cell_px=PX)
+    bench.welcome = replace(bench.welcome, encoded_shape=shape, geometry=geometry)
     for text in described(shards):
         bench.endpoint.tell(Shards((text,)))
     bench.start()

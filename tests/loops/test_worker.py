@@ -107,8 +107,7 @@ class Bench:
         )
         self.welcome = replace(
             WELCOME,
-            image_shape=SHAPE,
-            image_dtype="uint8",
+            geometry=replace(WELCOME.geometry, image_shape=SHAPE),
             **{"encoded_shape": COLLAGE, "networks": {kind: "null"}, **welcome},
         )
         if start:

@@ -14,10 +14,10 @@ from test_worker import Bench
 from collage_mpi.job.messages import End
 from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.scheduler.events import Item
-from collage_mpi.workload.background_load import Burn, Burners
+from collage_mpi.workload.background_load import Burners
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
-BURN = Burn(2, seed=0, rank=3, share=1.0, spell_s=1.0)
+BURN = StragglerSettings(burn_ranks=("3:2",), straggler_slow_share=1.0, straggler_spell_s=1.0)
 
 
 def ends_after(bench: Bench, polls: int) -> None:
@@ -93,7 +93,7 @@ def alive(pid: int) -> bool:
 
 
 def test_burners_start_with_the_session_and_end_with_it():
-    bench = Bench(burn=BURN)
+    bench = Bench(straggler=BURN)
     session = bench.worker.session
     assert session is not None
     assert session.burners is not None
@@ -110,8 +110,9 @@ def test_burners_start_with_the_session_and_end_with_it():
 
 def test_no_burner_outlives_its_rank():
     program = (
-        "import sys; from collage_mpi.workload.background_load import Burn, Burners; "
-        f"b = Burners({BURN}); print(*[p.pid for p in b._processes], flush=True); "
+        "import sys; from collage_mpi.workload.background_load import Burners; "
+        "from collage_mpi.workload.straggler_settings import StragglerSettings; "
+        f"b = Burners({BURN}, 3); print(*[p.pid for p in b._processes], flush=True); "
         "sys.stdin.read()"
     )
     rank = subprocess.Popen(
@@ -131,7 +132,7 @@ def test_no_burner_outlives_its_rank():
 
 
 def test_burning_is_bounded():
-    burners = Burners(Burn(1, 0, 1, 0.0, 1.0))
+    burners = Burners(StragglerSettings(burn_ranks=("1:1",), straggler_slow_share=0.0), 1)
     assert len(burners._processes) == 1
     burners.end()
     burners.end()

@@ -18,12 +18,12 @@ from collage_mpi.encoding.vectors import KeptColumn
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
 from collage_mpi.job.messages import TYPES, Bye, Hello, Leave, Measured, Rank0, Start, Stop, Welcome
+from collage_mpi.models.info import Loading
 from collage_mpi.models.specs import ParitySpec
 from collage_mpi.models.tuning import COMPILES, LAYOUTS, PRECISIONS, Tuning
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.system.process_tree import LARGEST_PID, ProcessId
-from collage_mpi.workload.background_load import Burn
 from collage_mpi.workload.straggler_settings import MODELS, StragglerSettings
 
 numbers = st.floats(allow_nan=False)  # NaN is no other NaN
@@ -44,9 +44,6 @@ tunings = st.builds(
     channels_last=st.sampled_from(LAYOUTS),
     compile=st.sampled_from(COMPILES),
 )
-burns = st.builds(
-    Burn, st.integers(), seed=st.integers(), rank=st.integers(), share=numbers, spell_s=numbers
-)
 parities = st.builds(
     ParitySpec,
     st.integers(MIN_K, MAX_K),
@@ -66,9 +63,8 @@ SOUND = {kind: st.from_type(kind) for kind in TYPES.values()} | {
     Rank0: st.builds(Rank0, process=st.none() | processes),
     Welcome: st.builds(
         Welcome,
-        tuning=tunings,
+        how=st.builds(Loading, tuning=tunings),
         straggler=stragglers,
-        burn=st.none() | burns,
         parity=st.none() | parities,
     ),
     Hello: st.builds(Hello, columns=st.lists(columns).map(tuple)),
@@ -80,7 +76,6 @@ EXAMPLES = [
     Rank0("node0", ProcessId("boot ns", 5, 7), Offer(("node0", "10.0.0.1"), 4000, "x")),
     replace(
         WELCOME,
-        burn=Burn(2, 0, 3, 1.0, 2.0),
         parity=ParitySpec(3, "sum", "logits", "null"),
         straggler=StragglerSettings("pinned", slow_ranks=("3:2",), dead_ranks=("4:7",)),
     ),
@@ -152,24 +147,28 @@ def test_a_field_that_nobody_declared_is_refused(message):
         changed(message, lambda content: content.update(more=1))
 
 
+NESTED = ("straggler", "geometry", "how")
+SLOW = {"precision": "auto", "channels_last": "on", "compile": "please"}
+
+
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("side", True, r"welcome\.side = True; needed: int"),
-        ("side", 3.0, r"welcome\.side = 3\.0; needed: int"),
-        ("image_shape", 4, r"welcome\.image_shape = 4; needed: tuple"),
-        ("image_shape", [4, 4, "1"], r"welcome\.image_shape = '1'; needed: int"),
+        ("credit", True, r"welcome\.credit = True; needed: int"),
+        ("geometry", {"side": 3.0}, r"welcome\.geometry\.side = 3\.0; needed: int"),
+        ("encoded_shape", 4, r"welcome\.encoded_shape = 4; needed: tuple"),
+        ("encoded_shape", [4, 4, "1"], r"welcome\.encoded_shape = '1'; needed: int"),
         ("networks", {"single": None}, r"welcome\.networks\.single = None; needed: str"),
         ("straggler", {"slow_ranks": [3]}, r"welcome\.straggler\.slow_ranks = 3; needed: str"),
         ("straggler", {"time_scale": 10**400}, r"welcome\.straggler\.time_scale = 1000"),
         ("straggler", {"straggler": "snail"}, r"welcome\.straggler that cannot be: .* 'snail'"),
-        ("tuning", {"compile": "please"}, r"welcome\.tuning that cannot be: compile is 'please'"),
-        ("tuning", {"more": 1}, r"welcome\.tuning with an unknown 'more'"),
+        ("how", {"tuning": SLOW}, r"welcome\.how\.tuning that cannot be: compile is 'please'"),
+        ("how", {"more": 1}, r"welcome\.how with an unknown 'more'"),
     ],
 )
 def test_what_cannot_be_is_refused(name, value, says):
     def change(content: dict[str, Any]) -> None:
-        content[name] = {**content[name], **value} if name in ("straggler", "tuning") else value
+        content[name] = {**content[name], **value} if name in NESTED else value
 
     with pytest.raises(WireFault, match=f"^rank 3 sent {says}"):
         changed(WELCOME, change)

@@ -46,10 +46,11 @@ def test_a_network_is_loaded_as_the_welcome_says_and_again_where_it_must_be_told
     )
     monkeypatch.setattr(networks, "threads_per_rank", lambda ranks: 5)
     load = NetworkLoader(1, 3)
-    extras = replace(WELCOME.extras, save=EMBEDDINGS)
+    how = replace(WELCOME.how, save=EMBEDDINGS)
     for side in (2, 3):
+        geometry = replace(WELCOME.geometry, side=side)
         for spec in ("w.safetensors", "mine:net"):
-            load(spec, "single", replace(WELCOME, side=side, extras=extras))
+            load(spec, "single", replace(WELCOME, geometry=geometry, how=how))
     assert [(spec, how.geometry and how.geometry.side) for spec, how in asked] == [
         ("w.safetensors", None),
         ("mine:net", 2),

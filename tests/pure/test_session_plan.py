@@ -368,7 +368,7 @@ OWN = {"single": "my_nets:network", "collage": "my_nets:network", "cell_px": 6}
 def test_of_pictures_without_labels_a_network_of_ones_own_tells_the_classes(unlabelled, tmp_path):
     plan = plan_of(unlabelled, **OWN)
     assert plan.classes is None
-    assert {w.classes for w in welcomes(plan, build_encoder(plan)).values()} == {None}
+    assert {w.geometry.classes for w in welcomes(plan, build_encoder(plan)).values()} == {None}
     assert make_manifest(plan)["class_names"] is None
     for more, flag in (
         ({"save": "scores"}, "--save scores"),

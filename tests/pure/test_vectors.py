@@ -31,6 +31,7 @@ from collage_mpi.job.plan import make_plan
 from collage_mpi.job.provenance import make_manifest
 from collage_mpi.job.recorder import Vectors
 from collage_mpi.job.session import build_encoder, parity_decoder
+from collage_mpi.models.info import Geometry
 from collage_mpi.models.null import NullPredictor
 from collage_mpi.mpi.answers import ANSWERED, WireResult, in_messages, pack_results, unpack_results
 from collage_mpi.mpi.protocol import UP_BYTES
@@ -169,8 +170,12 @@ def test_ranks_must_give_embeddings_of_one_length():
 
 def test_an_answer_has_room_for_what_is_kept_of_each_image_of_a_group():
     network = NullPredictor("single", (6, 6, 1), 2, 6, 1)
-    shape = {"image_shape": (6, 6, 1), "networks": {"backup": "own.py:Each"}}
-    told = replace(WELCOME, **shape, extras=Extras(save="outputs"), parity=None)
+    told = replace(
+        WELCOME,
+        geometry=Geometry((6, 6, 1), 2, 6, 1),
+        networks={"backup": "own.py:Each"},
+        extras=Extras(save="outputs"),
+    )
 
     def room(vectors: int, nbytes: int) -> int:
         network.columns = (KeptColumn("mask", "|u1", (nbytes,)),)
