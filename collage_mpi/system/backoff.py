@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,3 @@ class Backoff:
     def rest(self, for_ns: int) -> None:
         """Wait once for a time in which nothing can come, whatever came before."""
         self._sleep(for_ns / 1e9)
-
-    def describe(self) -> dict[str, int]:
-        """The constants, as recorded with a run."""
-        return asdict(self.settings)
