@@ -8,10 +8,10 @@ gives a rank up, the rank is killed if it is on this machine, so that it cannot 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from collage_mpi.errors import CollageError, ExitCode
-from collage_mpi.faults.process_monitor import Ended
+from collage_mpi.faults.process_monitor import Ended, ProcessMonitor
 from collage_mpi.faults.reply_timeout import MPI_ERROR, START, TIMEOUT, ReplyTimeouts, Suspicion
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.kinds import SINGLE
@@ -29,14 +29,6 @@ class RankGone(CollageError):
     exit_code = ExitCode.INCOMPLETE
 
 
-class Monitor(Protocol):
-    """What the failure detector needs of a `ProcessMonitor`."""
-
-    def offer(self) -> Offer: ...
-    def look(self) -> list[Ended]: ...
-    def kill(self, rank: int) -> bool: ...
-
-
 class FailureDetector:
     """The worker ranks of a world, present and lost, over one or several sessions.
 
@@ -52,7 +44,7 @@ class FailureDetector:
         self,
         ranks: Iterable[int],
         now_ns: int,
-        process_monitor: Monitor | None = None,
+        process_monitor: ProcessMonitor | None = None,
         name: str = "run",
     ) -> None:
         """`process_monitor` is given in a fault-tolerant world; `name` of the command is for

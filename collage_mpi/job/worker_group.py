@@ -15,7 +15,8 @@ from collage_mpi.errors import (
     ExitCode,
     UsageError,
 )
-from collage_mpi.faults.failure_detector import FailureDetector, Monitor
+from collage_mpi.faults.failure_detector import FailureDetector
+from collage_mpi.faults.process_monitor import ProcessMonitor
 from collage_mpi.job import messages
 from collage_mpi.job.messages import Bye, Fault, Hello, Here, Measured, Message, Shards, Welcome
 from collage_mpi.mpi import protocol as wire
@@ -74,7 +75,7 @@ class WorkerGroup:
         transport: CoordinatorTransport,
         clock: Callable[[], float] = time.monotonic,
         backoff: Backoff | None = None,
-        process_monitor: Monitor | None = None,
+        process_monitor: ProcessMonitor | None = None,
         name: str = "run",
     ) -> None:
         """`clock` in seconds; `process_monitor` only in a fault-tolerant world; `name`: of the
