@@ -50,7 +50,8 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
 from collage_mpi.shards.schema import remake_command
 from collage_mpi.simulation.costs import Costs
-from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
+from collage_mpi.simulation.runs import simulate_in_memory
+from collage_mpi.simulation.simulator import SimulatedJob
 from collage_mpi.system.environment import allowed_cores, available_bytes, local_size
 from collage_mpi.system.printable import counted, numbers_text, say
 from collage_mpi.system.progress import minutes

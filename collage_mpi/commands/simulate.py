@@ -31,7 +31,7 @@ from collage_mpi.system.printable import say
 
 if TYPE_CHECKING:
     from collage_mpi.results import Results
-    from collage_mpi.simulation.runs import SimulatedJob
+    from collage_mpi.simulation.simulator import SimulatedJob
 
 MOST_SEEDS = 10_000
 GROUP = "simulation"  # of --help
@@ -121,7 +121,7 @@ def _tell_of_accept(job: SimulatedJob, without: str) -> None:
 
 
 def _job(args: SimulateArguments) -> SimulatedJob:
-    from collage_mpi.simulation.runs import SimulatedJob
+    from collage_mpi.simulation.simulator import SimulatedJob
 
     settings = given_run(args.settings)
     if not settings.out and not args.summary_only:

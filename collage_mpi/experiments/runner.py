@@ -33,12 +33,12 @@ from collage_mpi.shards.remote import Stamp
 from collage_mpi.shards.schema import stamp_of
 from collage_mpi.simulation.costs import Costs, read_costs
 from collage_mpi.simulation.runs import (
-    SimulatedJob,
     check_job,
     read_summary,
     run_jobs,
     simulated_inputs,
 )
+from collage_mpi.simulation.simulator import SimulatedJob
 
 if TYPE_CHECKING:
     from collage_mpi.job.worker_group import WorkerGroup

@@ -43,7 +43,7 @@ from collage_mpi.system.printable import did_you_mean, ranges_in, shown
 
 if TYPE_CHECKING:
     from collage_mpi.simulation.costs import Costs
-    from collage_mpi.simulation.runs import SimulatedJob
+    from collage_mpi.simulation.simulator import SimulatedJob
 
 TABLES = ("repeat", "baseline", "base", "grid", "point")  # keys that expand to the points
 LONGEST_NAME = 180  # characters; file systems take 255 bytes, parts of a run want some

@@ -22,7 +22,8 @@ from collage_mpi.scheduler.schemes import scheme_class
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.replayed_answers import Answers
-from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
+from collage_mpi.simulation.runs import simulate_in_memory
+from collage_mpi.simulation.simulator import SimulatedJob
 from collage_mpi.workload.service_times import DelayModel, trace_rows
 
 MOST_GROUPS = 200  # of a placement

@@ -23,7 +23,8 @@ from collage_mpi.results.manifest import Json
 from collage_mpi.results.render import shares_shown
 from collage_mpi.results.slow_ranks import Speed, service_times_ns
 from collage_mpi.simulation.costs import Costs
-from collage_mpi.simulation.runs import SimulatedJob, like, simulate_in_memory
+from collage_mpi.simulation.runs import like, simulate_in_memory
+from collage_mpi.simulation.simulator import SimulatedJob
 from collage_mpi.system.printable import brief
 from collage_mpi.system.table import Column, Table, to_text
 from collage_mpi.workload.service_times import DelayModel, Moment

@@ -118,6 +118,11 @@ def save_answers(
     save_file(path, buffer.getvalue())
 
 
+def answers_file(name: str, side: int) -> Path:
+    """The file of answers for a side."""
+    return Path(name.replace("{side}", str(side)))
+
+
 def read_answers(path: Path, side: int) -> Answers:
     """Read a file of `evaluate --save-answers` for groups of `side` x `side`.
 

@@ -6,10 +6,9 @@ import io
 import json
 import signal
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, lru_cache, partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,149 +16,28 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.inputs import digests, named_files
-from collage_mpi.job.plan import with_accept_of, with_every_answer
-from collage_mpi.job.recorder import Writer
-from collage_mpi.kinds import BACKUP, CODED, COLLAGE, KIND, PARITY, SINGLE
-from collage_mpi.models import describe
+from collage_mpi.kinds import BACKUP, CODED, COLLAGE, PARITY
 from collage_mpi.results import Results, RunWriter, summarise
 from collage_mpi.results.file_names import LATENCIES, MANIFEST, SUMMARY
 from collage_mpi.results.manifest import plain, recorded_settings
 from collage_mpi.results.row_sink import MemoryWriter
-from collage_mpi.settings.batches import (
-    ModelTimes,
-    choose_batch,
-    injected_ns,
-    most_groups,
-)
 from collage_mpi.settings.profiles import over_recorded
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs, costs_of
-from collage_mpi.simulation.replayed_answers import Answers, read_answers
-from collage_mpi.simulation.simulator import FINGERPRINT, Simulated, Simulation
-from collage_mpi.system.fields import AUTO
+from collage_mpi.simulation.replayed_answers import Answers, answers_file
+from collage_mpi.simulation.simulator import FINGERPRINT, SimulatedJob, Simulation
 from collage_mpi.system.files import UNREADABLE_OR_GONE, write_atomic, writing
 from collage_mpi.system.process_tree import caught
-from collage_mpi.workload.service_times import DelayModel
 from collage_mpi.workload.straggler_settings import make_delays
 
 Json = dict[str, Any]
-_answers = lru_cache(maxsize=8)(read_answers)
-
-
-@dataclass(frozen=True)
-class SimulatedJob:
-    """One simulation.
-
-    Attributes:
-        settings: of a run; shards, networks and device do not matter. Cost ratio and batch cost are
-            1.0 unless set, because no network is measured.
-        images: how many are classified.
-        costs: of rank 0 and of messages.
-        answers: a file of `evaluate --save-answers`; "{side}" in it stands for the side.
-        rows: write a row for every image, group and task; otherwise only the summary and the
-            latencies of groups.
-        first: row of the answers that the first image takes, rounded up to whole groups.
-        measured_batch_costs: by kind; used if the settings have no batch cost.
-        delays: replaces the model of the settings.
-    """
-
-    settings: RunSettings
-    images: int
-    costs: Costs = field(default_factory=Costs)
-    answers: str | None = None
-    rows: bool = True
-    first: int = 0
-    measured_batch_costs: Mapping[str, float] | None = None
-    delays: DelayModel | None = None
-
-    @property
-    def batch_costs(self) -> dict[str, float]:
-        """Kind -> time of each further input of a batch divided by that of the first one."""
-        if self.settings.batch_cost is None and self.measured_batch_costs:
-            return dict(self.measured_batch_costs)
-        return self.settings.batch_costs()
-
-    def simulation(self, writer: Writer, answers: Answers | None) -> Simulation:
-        """Ready to run."""
-        simulated = Simulated(
-            self.effective, self.images, self.costs, self.ratio, self.batch_costs, self.delays
-        )
-        return Simulation(simulated, writer, answers)
-
-    @cached_property
-    def effective(self) -> RunSettings:
-        """The settings with values chosen for `batch auto` and `accept auto`.
-
-        Raises as `describe`.
-        """
-        settings = self._with_accept
-        if settings.batch is not None:
-            return settings
-        single_ns = injected_ns(settings) or self.costs.single_ns
-        model = ModelTimes(settings, single_ns, self.ratio, self.batch_costs)
-        placement = settings.place(settings.world_size)
-        nothing = dict.fromkeys(sorted(frozenset().union(*placement.kinds)), 0)
-        most = most_groups(settings, placement, self.images)
-        return settings.at_batch(choose_batch(most, partial(model.at_least, took=nothing)).size)
-
-    @property
-    def _with_accept(self) -> RunSettings:
-        """The settings with a policy chosen for `accept auto`. It is `first` if no answers of named
-        networks are replayed, because the policy then makes no difference to accuracy.
-
-        Raises as `describe`.
-        """
-        settings = self.settings
-        if settings.agree is not None:
-            raise UsageError(
-                f"agree is {settings.agree:g}: a run chooses the score that counts by the answers "
-                "of its networks, and a simulation has none; give it the score that a run told: "
-                "--accept confident --confidence 0.9"
-            )
-        if settings.accept != AUTO or not settings.takes_policy:
-            return settings
-        first = settings.network(settings.judged)
-        same = settings.judged == BACKUP and first == settings.single
-        replayed = self.answers is not None and not same
-        if replayed and settings.single and first:
-            kinds = (SINGLE, settings.judged)
-            infos = (describe(settings.network(kind), KIND[kind].network) for kind in kinds)
-            return with_accept_of(settings, *infos)
-        if replayed and settings.needs_threshold:
-            raise UsageError(
-                f"scheme {settings.scheme} must know from which score on a first answer "
-                f"counts: name the networks of --answers by --single and --{settings.judged}, "
-                "whose threshold it then takes, or set it by --accept confident "
-                "--confidence 0.9"
-            )
-        return with_every_answer(settings)
-
-    @property
-    def ratio(self) -> float:
-        """Service time of the scheme's other network divided by that of the single network."""
-        return 1.0 if self.settings.cost_ratio is None else self.settings.cost_ratio
-
-    def load_answers(self) -> Answers | None:
-        """Raises as `read_answers`."""
-        if self.answers is None:
-            return None
-        side = self.settings.side
-        answers = _answers(Path(answers_file(self.answers, side)), side)
-        if self.settings.network(BACKUP) == self.settings.single:  # a batch for the single network
-            answers = replace(answers, known={**answers.known, BACKUP: answers.known[SINGLE]})
-        return replace(answers, start=-(-self.first // side**2) * side**2)
-
-
-def answers_file(name: str, side: int) -> str:
-    """The file of answers for a side."""
-    return name.replace("{side}", str(side))
 
 
 def simulated_inputs(settings: RunSettings, answers: str | None) -> dict[str, Path]:
     """Setting -> file for files that change a simulation, and the file of answers."""
     files = named_files(settings, networks=False)
     if answers is not None:
-        files["answers"] = Path(answers_file(answers, settings.side))
+        files["answers"] = answers_file(answers, settings.side)
     return files
 
 
@@ -238,7 +116,7 @@ def simulate(job: SimulatedJob) -> Json:
         simulation.stop("interrupted")
 
     try:
-        simulation = job.simulation(writer, loaded)
+        simulation = Simulation(job, writer, loaded)
         with caught((signal.SIGINT,), stop):
             status = simulation.run().status
         final = _final(simulation)
@@ -266,7 +144,7 @@ def simulate_in_memory(job: SimulatedJob) -> Results:
     """
     check_job(job)
     answers, writer = job.load_answers(), MemoryWriter()
-    simulation = job.simulation(writer, answers)
+    simulation = Simulation(job, writer, answers)
     status = simulation.run().status
     manifest = {**_manifest(job, answers), "status": status, **_final(simulation)}
     return writer.results(Path(job.settings.out or "."), manifest)
@@ -393,8 +271,8 @@ def _final(simulation: Simulation) -> Json:
     world = [{"rank": rank, "kinds": sorted(s.kinds)} for rank, s in simulation.ranks.items()]
     return {
         "world": [{"rank": 0, "kinds": []}, *world],
-        "cost_ratio": simulation.simulated.ratio,
-        "batch_costs": dict(simulation.simulated.batch_costs),
+        "cost_ratio": simulation.job.ratio,
+        "batch_costs": simulation.job.batch_costs,
         "placement": simulation.placement.describe(),
     }
 

@@ -20,20 +20,26 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
+from collage_mpi.errors import UsageError
 from collage_mpi.faults.reply_timeout import SCAN_EVERY_NS, TIMEOUT, ReplyTimeouts, Suspicion
+from collage_mpi.job.plan import with_accept_of, with_every_answer
 from collage_mpi.job.recorder import Recorder, Writer
-from collage_mpi.kinds import CODED, KIND, PARITY, SPARE_KINDS
+from collage_mpi.kinds import BACKUP, CODED, KIND, PARITY, SINGLE, SPARE_KINDS
+from collage_mpi.models import describe
 from collage_mpi.mpi.answers import ANSWERED, SKIPPED, WireResult
 from collage_mpi.results.agreement import Draw
 from collage_mpi.scheduler import Scheduler, batch_factor, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Score
+from collage_mpi.settings.batches import ModelTimes, choose_batch, injected_ns, most_groups
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.readahead import ImageRecord
 from collage_mpi.simulation.costs import Costs
-from collage_mpi.simulation.replayed_answers import Answers
+from collage_mpi.simulation.replayed_answers import Answers, answers_file, read_answers
+from collage_mpi.system.fields import AUTO
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
 from collage_mpi.workload.service_times import DelayModel, service_ns
 from collage_mpi.workload.straggler_settings import make_delays
@@ -42,6 +48,7 @@ from collage_mpi.workload.straggler_settings import make_delays
 ANSWER, RANK, TIMER = 0, 1, 2
 FINGERPRINT = "simulated"  # of the shard that its images would be in
 ANY_SCORE = Score(0, 1.0)
+_answers = lru_cache(maxsize=8)(read_answers)
 
 
 @dataclass
@@ -57,21 +64,100 @@ class _Rank:
 
 
 @dataclass(frozen=True)
-class Simulated:
-    """What is simulated.
+class SimulatedJob:
+    """One simulation.
 
     Attributes:
-        ratio: service time of the scheme's other network divided by that of the single network.
-        batch_costs: by kind, time of each further input of a batch divided by that of the first.
+        settings: of a run; shards, networks and device do not matter. Cost ratio and batch cost are
+            1.0 unless set, because no network is measured.
+        images: how many are classified.
+        costs: of rank 0 and of messages.
+        answers: a file of `evaluate --save-answers`; "{side}" in it stands for the side.
+        rows: write a row for every image, group and task; otherwise only the summary and the
+            latencies of groups.
+        first: row of the answers that the first image takes, rounded up to whole groups.
+        measured_batch_costs: by kind; used if the settings have no batch cost.
         delays: replaces the model of the settings.
     """
 
     settings: RunSettings
     images: int
-    costs: Costs
-    ratio: float = 1.0
-    batch_costs: Mapping[str, float] = field(default_factory=dict)
+    costs: Costs = field(default_factory=Costs)
+    answers: str | None = None
+    rows: bool = True
+    first: int = 0
+    measured_batch_costs: Mapping[str, float] | None = None
     delays: DelayModel | None = None
+
+    @property
+    def batch_costs(self) -> dict[str, float]:
+        """Kind -> time of each further input of a batch divided by that of the first one."""
+        if self.settings.batch_cost is None and self.measured_batch_costs:
+            return dict(self.measured_batch_costs)
+        return self.settings.batch_costs()
+
+    @cached_property
+    def effective(self) -> RunSettings:
+        """The settings with values chosen for `batch auto` and `accept auto`.
+
+        Raises as `describe`.
+        """
+        settings = self._with_accept
+        if settings.batch is not None:
+            return settings
+        single_ns = injected_ns(settings) or self.costs.single_ns
+        model = ModelTimes(settings, single_ns, self.ratio, self.batch_costs)
+        placement = settings.place(settings.world_size)
+        nothing = dict.fromkeys(sorted(frozenset().union(*placement.kinds)), 0)
+        most = most_groups(settings, placement, self.images)
+        return settings.at_batch(choose_batch(most, partial(model.at_least, took=nothing)).size)
+
+    @property
+    def _with_accept(self) -> RunSettings:
+        """The settings with a policy chosen for `accept auto`. It is `first` if no answers of named
+        networks are replayed, because the policy then makes no difference to accuracy.
+
+        Raises as `describe`.
+        """
+        settings = self.settings
+        if settings.agree is not None:
+            raise UsageError(
+                f"agree is {settings.agree:g}: a run chooses the score that counts by the answers "
+                "of its networks, and a simulation has none; give it the score that a run told: "
+                "--accept confident --confidence 0.9"
+            )
+        if settings.accept != AUTO or not settings.takes_policy:
+            return settings
+        first = settings.network(settings.judged)
+        same = settings.judged == BACKUP and first == settings.single
+        replayed = self.answers is not None and not same
+        if replayed and settings.single and first:
+            kinds = (SINGLE, settings.judged)
+            infos = (describe(settings.network(kind), KIND[kind].network) for kind in kinds)
+            return with_accept_of(settings, *infos)
+        if replayed and settings.needs_threshold:
+            raise UsageError(
+                f"scheme {settings.scheme} must know from which score on a first answer "
+                f"counts: name the networks of --answers by --single and --{settings.judged}, "
+                "whose threshold it then takes, or set it by --accept confident "
+                "--confidence 0.9"
+            )
+        return with_every_answer(settings)
+
+    @property
+    def ratio(self) -> float:
+        """Service time of the scheme's other network divided by that of the single network."""
+        return 1.0 if self.settings.cost_ratio is None else self.settings.cost_ratio
+
+    def load_answers(self) -> Answers | None:
+        """Raises as `read_answers`."""
+        if self.answers is None:
+            return None
+        side = self.settings.side
+        answers = _answers(answers_file(self.answers, side), side)
+        if self.settings.network(BACKUP) == self.settings.single:  # a batch for the single network
+            answers = replace(answers, known={**answers.known, BACKUP: answers.known[SINGLE]})
+        return replace(answers, start=-(-self.first // side**2) * side**2)
 
 
 class Simulation:
@@ -81,15 +167,16 @@ class Simulation:
         finish: how the run ended; stopped: the reason that `stop` was given.
     """
 
-    def __init__(self, what: Simulated, writer: Writer, answers: Answers | None = None) -> None:
+    def __init__(self, job: SimulatedJob, writer: Writer, answers: Answers | None = None) -> None:
         """Ready to run; rows go to `writer`."""
-        self.simulated, self._answers = what, answers
-        self.settings = settings = what.settings
+        self.job, self._answers = job, answers
+        self._ratio, self._batch_costs = job.ratio, job.batch_costs
+        self.settings = settings = job.effective
         self.placement = settings.place(settings.world_size)
         kinds = self.placement.kinds
         self.ranks = {rank: _Rank(rank, kinds[rank]) for rank in self.placement.workers}
         self.scheduler = Scheduler(
-            settings.scheduler_settings(len(self.ranks), what.ratio, dict(what.batch_costs)),
+            settings.scheduler_settings(len(self.ranks), self._ratio, self._batch_costs),
             make_scheme(replace(settings.scheme_settings(), decode=self._decode)),
         )
         self._images: dict[int, ImageRecord] = {}  # in flight
@@ -104,7 +191,7 @@ class Simulation:
         self.stopped: str | None = None
         self._draw = Draw(settings.audit_share, settings.audit_seed, (FINGERPRINT,))
         self._stripe_kind = CODED if settings.uses(CODED) else PARITY
-        self._delays = what.delays or make_delays(settings, by_image=settings.draws_by_image)
+        self._delays = job.delays or make_delays(settings, by_image=settings.draws_by_image)
         # Silence is watched only where a rank may fall silent.
         self._timeouts = make_timeouts(settings, self.ranks) if settings.dead_ranks else None
         self._heap: list[tuple[int, int, int, Any, Any]] = []
@@ -112,7 +199,7 @@ class Simulation:
         self._free_ns = 0  # when rank 0 has done what it is doing
         self._stamp_ns = 0
         self._next_image = 0
-        times_ns = settings.arrival_times_ns(what.images)  # (images,) int64
+        times_ns = settings.arrival_times_ns(job.images)  # (images,) int64
         self._arrivals: Arrivals = ClosedLoop() if times_ns is None else OpenLoop(times_ns)
         self._awaited_ns: int | None = None
         self._events: deque[ev.Event] = deque()
@@ -187,7 +274,7 @@ class Simulation:
             self._take(now_ns, rank, result)
 
     def _take(self, now_ns: int, rank: int, result: WireResult) -> None:
-        self._free_ns += self.simulated.costs.receive_ns
+        self._free_ns += self.job.costs.receive_ns
         self.recorder.ended((result,), now_ns, 0)
         if result.status == SKIPPED:
             self._handle(ev.Skipped(now_ns, result.task, rank))
@@ -222,7 +309,7 @@ class Simulation:
 
     def _let_in(self, now_ns: int) -> None:
         """Images that are due arrive. If the next one has a time of arrival, wait for that time."""
-        while count := min(self._arrivals.due(now_ns), self.simulated.images - self._next_image):
+        while count := min(self._arrivals.due(now_ns), self.job.images - self._next_image):
             for t0_ns, _ in self._arrivals.enter(now_ns, count):
                 image = self._next_image
                 label = None if self._answers is None else self._answers.label(image)
@@ -230,7 +317,7 @@ class Simulation:
                 drawn = self._draw.one(0, image)
                 self._events.append(ev.ImageArrived(now_ns, image, t0_ns, drawn=drawn))
                 self._next_image += 1
-        if self._next_image == self.simulated.images:  # to tell it again changes nothing
+        if self._next_image == self.job.images:  # to tell it again changes nothing
             self._events.append(ev.InputClosed(now_ns))
         next_ns = self._arrivals.next_ns(now_ns)
         if next_ns is not None and next_ns != self._awaited_ns:
@@ -242,17 +329,17 @@ class Simulation:
         self._drain()
 
     def _send(self, sends: Sequence[ev.Send]) -> None:
-        encode_ns = self.simulated.costs.encode_ns if KIND[sends[0].kind].encoded else 0
-        self._free_ns += self.simulated.costs.send_ns + len(sends) * encode_ns
+        encode_ns = self.job.costs.encode_ns if KIND[sends[0].kind].encoded else 0
+        self._free_ns += self.job.costs.send_ns + len(sends) * encode_ns
         if self._timeouts is not None:
             self._timeouts.sent(sends[0].rank, self._free_ns, len(sends))
         self.recorder.sent(sends, self._free_ns, (encode_ns,) * len(sends))
         self._events.append(ev.SendDone(self._stamp_ns, tuple(send.task for send in sends)))
-        self._at(self._free_ns + self.simulated.costs.network_ns, RANK, self._arrives, sends)
+        self._at(self._free_ns + self.job.costs.network_ns, RANK, self._arrives, sends)
 
     def _cancel(self, action: ev.Cancel) -> None:
-        self._free_ns += self.simulated.costs.send_ns
-        self._at(self._free_ns + self.simulated.costs.network_ns, RANK, self._cancelled, action)
+        self._free_ns += self.job.costs.send_ns
+        self._at(self._free_ns + self.job.costs.network_ns, RANK, self._cancelled, action)
 
     def _release(self, action: ev.Release) -> None:
         for image in action.images:
@@ -313,17 +400,16 @@ class Simulation:
     def _reply(self, at_ns: int, rank: _Rank, results: list[WireResult]) -> None:
         if rank.cancelled:
             rank.cancelled.difference_update(result.task for result in results)
-        self._at(at_ns + self.simulated.costs.network_ns, ANSWER, self._answer, (rank.id, results))
+        self._at(at_ns + self.job.costs.network_ns, ANSWER, self._answer, (rank.id, results))
 
     def _service_ns(self, sends: Sequence[ev.Send], at_ns: int) -> int:
         """The time that a rank takes for tasks of one kind that it runs as a batch."""
         rank, kind = sends[0].rank, sends[0].kind
-        model = self.simulated
-        ratio = model.ratio if kind in SPARE_KINDS else 1.0
+        ratio = self._ratio if kind in SPARE_KINDS else 1.0
         inputs = sum(len(s.items) for s in sends) if KIND[kind].batched else len(sends)
-        factor = ratio * batch_factor(inputs, model.batch_costs.get(kind, 1.0))
-        if model.delays is None and self.settings.straggler == "none":
-            return round(model.costs.single_ns * factor)
+        factor = ratio * batch_factor(inputs, self._batch_costs.get(kind, 1.0))
+        if self.job.delays is None and self.settings.straggler == "none":
+            return round(self.job.costs.single_ns * factor)
         keys = [(send.group, send.items[0].image, send.attempt) for send in sends]
         return service_ns(self._delays, rank, keys, at_ns, factor)
 

@@ -15,8 +15,8 @@ from collage_mpi.scheduler.events import ImageArrived, InputPaused, Score
 from collage_mpi.scheduler.state import GroupState, ImageState, Order, RankState, TaskState
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.replayed_answers import Answers
-from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
-from collage_mpi.simulation.simulator import Simulated, Simulation
+from collage_mpi.simulation.runs import simulate_in_memory
+from collage_mpi.simulation.simulator import SimulatedJob, Simulation
 
 SURE, UNSURE = 0.9, 0.5  # of the harness, around a confidence of 0.8
 
@@ -746,7 +746,7 @@ def play(images: int, unsure: int = 3, **settings) -> Rows:
     known = {"single": [Score(0, 1.0)] * n, "collage": cells}
     answers = Answers(job.side, ("a",), [0] * n, known)
     rows = Rows()
-    Simulation(Simulated(job, images, FREE), rows, answers).run()
+    Simulation(SimulatedJob(job, images, FREE), rows, answers).run()
     return rows
 
 

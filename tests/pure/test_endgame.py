@@ -10,7 +10,7 @@ from collage_mpi.results.rows import OUTCOME_CODE, SOURCE_CODE
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.endgame import EndGame
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.simulator import Simulated, Simulation
+from collage_mpi.simulation.simulator import SimulatedJob, Simulation
 
 SECOND_NS = 1_000_000_000
 
@@ -181,7 +181,7 @@ def test_a_slow_rank_of_nine_takes_no_more_than_its_speed(scheme, slower):
     )
     tasks, rows = 1080, Rows()
     images = tasks * 4 if scheme == "collage-only" else tasks
-    Simulation(Simulated(settings, images, FREE), rows).run()
+    Simulation(SimulatedJob(settings, images, FREE), rows).run()
     assert len(rows.images) == images
     begun_ns = min(row.t0_ns for row in rows.images)
     took_ns = max(row.t0_ns + row.latency_ns for row in rows.images) - begun_ns

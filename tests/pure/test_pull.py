@@ -16,7 +16,7 @@ from collage_mpi.scheduler.ranks import ReadyRanks, Room
 from collage_mpi.scheduler.schemes import ASSIGNMENTS, SCHEMES
 from collage_mpi.scheduler.state import RankState, Turn
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.simulator import Simulated, Simulation
+from collage_mpi.simulation.simulator import SimulatedJob, Simulation
 
 MS = 1_000_000
 
@@ -154,7 +154,7 @@ def test_by_default_all_ranks_work_whichever_is_slow():
         job = RunSettings(scheme="none", warmup_groups=0, **slow)
         assert (job.paced, job.endgame) == (True, "on")
         rows = Rows()
-        Simulation(Simulated(job, 5400, FREE), rows).run()
+        Simulation(SimulatedJob(job, 5400, FREE), rows).run()
         ends = [group.t0_ns + group.latency_ns for group in rows.groups]
         ideal_ns = 5400 * 100 * MS / (8 + 1 / factor)
         assert max(ends) <= ideal_ns / 0.95, factor
@@ -485,7 +485,7 @@ def test_no_slow_rank_keeps_a_whole_batch_when_the_others_are_done():
     given = {"scheme": "none", "profile": "throughput", "batch": 8, "endgame": "off", **slow}
     job = RunSettings.from_mapping({**given, "warmup_groups": 0})
     rows = Rows()
-    Simulation(Simulated(job, 720, FREE), rows).run()
+    Simulation(SimulatedJob(job, 720, FREE), rows).run()
     assert max(group.t0_ns + group.latency_ns for group in rows.groups) <= 900 * MS  # else 1,200
 
 

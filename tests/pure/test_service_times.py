@@ -15,7 +15,7 @@ from collage_mpi.errors import UsageError
 from collage_mpi.results.rows import TaskRow
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
-from collage_mpi.simulation.simulator import Simulated, Simulation
+from collage_mpi.simulation.simulator import SimulatedJob, Simulation
 from collage_mpi.workload.background_load import burn
 from collage_mpi.workload.service_times import Spells, uniform
 from collage_mpi.workload.straggler_settings import (
@@ -179,7 +179,7 @@ def test_schemes_meet_the_same_draws(model, tmp_path):
     for scheme in ("none", "collage", "replicate"):
         job = paper(straggler=model, trace_file=str(tmp_path / "t.npy"), scheme=scheme, side=2)
         rows = Tasks()
-        Simulation(Simulated(job, 160, Costs()), rows).run()
+        Simulation(SimulatedJob(job, 160, Costs()), rows).run()
         found.append({key: ns for key, ns in rows.drawn.items() if key[0] <= 4})
     for other in found[1:]:
         shared = found[0].keys() & other.keys()

@@ -15,7 +15,7 @@ from collage_mpi.results import read_results, verify_run
 from collage_mpi.results.rows import KINDS, SOURCES, GroupRow, ImageRow, TaskRow
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
-from collage_mpi.simulation.simulator import Simulated, Simulation
+from collage_mpi.simulation.simulator import SimulatedJob, Simulation
 from collage_mpi.workload.straggler_settings import make_delays
 
 FREE = Costs(receive_ns=0, send_ns=0, encode_ns=0, network_ns=0)
@@ -42,10 +42,8 @@ class Rows:
 
 def play(groups: int, ratio: float = 1.0, costs: Costs = FREE, **settings) -> Rows:
     rows = Rows()
-    job = paper(warmup_groups=0, **settings)
-    further = job.batch_costs()
-    simulated = Simulated(job, groups * job.group_size, costs, ratio, further or {})
-    Simulation(simulated, rows).run()
+    job = paper(warmup_groups=0, cost_ratio=ratio, **settings)
+    Simulation(SimulatedJob(job, groups * job.group_size, costs), rows).run()
     return rows
 
 
@@ -233,7 +231,7 @@ def test_every_scheme_answers_every_image_in_batches(scheme, shape):
     )
     rows = Rows()
     images = 4 * 25 + 3
-    finish = Simulation(Simulated(job, images, FREE, batch_costs=job.batch_costs()), rows).run()
+    finish = Simulation(SimulatedJob(job, images, FREE), rows).run()
     assert finish.status == "complete"
     assert sorted(row.row for row in rows.images) == list(range(images))
 
