@@ -12,7 +12,7 @@ from typing import Any
 
 from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.faults.process_monitor import Ended, ProcessMonitor
-from collage_mpi.faults.reply_timeout import MPI_ERROR, START, TIMEOUT, ReplyTimeouts, Suspicion
+from collage_mpi.faults.reply_timeout import MPI_ERROR, START, TIMEOUT, ReplyTimeouts
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.kinds import SINGLE
 from collage_mpi.mpi.transport import Gone
@@ -120,7 +120,7 @@ class FailureDetector:
         self._look_at_ns = now_ns + LOOK_EVERY_NS
         events: list[RankSuspected | RankLost] = []
         for sign in self.timeouts.overdue(now_ns):
-            if isinstance(sign, Suspicion):
+            if not sign.again:
                 events.append(RankSuspected(now_ns, sign.rank, sign.why))
             elif self.keep_going or self.all_needed:
                 self._ended.append(self._killed(sign.rank, sign.why, TIMEOUT))

@@ -23,18 +23,14 @@ LONGEST_LOOK_NS = 2 * SCAN_EVERY_NS  # rank 0 looks thousands of times a second:
 TIMEOUT, START, MPI_ERROR = "timeout", "start", "mpi"
 
 
-class Suspicion(NamedTuple):
-    """A rank has become silent."""
+class Silence(NamedTuple):
+    """A rank has become silent, or has been silent for the timeout `again`: then it counts as
+    lost.
+    """
 
     rank: int
     why: str
-
-
-class Overdue(NamedTuple):
-    """A silent rank has been silent for the timeout again and is to be counted as lost."""
-
-    rank: int
-    why: str
+    again: bool
 
 
 @dataclass(frozen=True)
@@ -164,7 +160,7 @@ class ReplyTimeouts:
         """The rank has left normally."""
         self._members.pop(rank, None)
 
-    def overdue(self, now_ns: int) -> list[Suspicion | Overdue]:
+    def overdue(self, now_ns: int) -> list[Silence]:
         """Ranks that have just become silent, and those that stayed silent; it scans only now and
         then.
 
@@ -174,7 +170,7 @@ class ReplyTimeouts:
         if now_ns < self._scan_at_ns:
             return []
         self._scan_at_ns = now_ns + SCAN_EVERY_NS
-        found: list[Suspicion | Overdue] = []
+        found: list[Silence] = []
         patience_ns = self.patience_ns
         for rank, member in self._members.items():
             silent_ns = watched_ns - member.since_ns
@@ -183,7 +179,7 @@ class ReplyTimeouts:
             why = f"no answer for {silent_ns / SECOND_NS:.1f} s"
             if member.suspected_ns is None:
                 member.suspected_ns = watched_ns
-                found.append(Suspicion(rank, why))
+                found.append(Silence(rank, why, again=False))
             elif watched_ns - member.suspected_ns >= patience_ns:
-                found.append(Overdue(rank, why))
+                found.append(Silence(rank, why, again=True))
         return found

@@ -24,7 +24,7 @@ from functools import cached_property, lru_cache, partial
 from typing import Any
 
 from collage_mpi.errors import UsageError
-from collage_mpi.faults.reply_timeout import SCAN_EVERY_NS, TIMEOUT, ReplyTimeouts, Suspicion
+from collage_mpi.faults.reply_timeout import SCAN_EVERY_NS, TIMEOUT, ReplyTimeouts
 from collage_mpi.job.plan import with_accept_of, with_every_answer
 from collage_mpi.job.recorder import Recorder, Writer
 from collage_mpi.kinds import BACKUP, CODED, KIND, PARITY, SINGLE, SPARE_KINDS
@@ -292,7 +292,7 @@ class Simulation:
         """Tell the scheduler which ranks are silent, and which count as lost."""
         now_ns = self._begin(at_ns)
         for sign in timeouts.overdue(now_ns):
-            if isinstance(sign, Suspicion):
+            if not sign.again:
                 self._handle(ev.RankSuspected(now_ns, sign.rank, sign.why))
                 continue
             if self.settings.on_rank_loss == "abort":
