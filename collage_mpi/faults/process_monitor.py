@@ -82,9 +82,7 @@ class ProcessMonitor:
 
     def look(self) -> list[Ended]:
         """Ranks that have ended since the last look; it never blocks."""
-        watched = self._selector.get_map()
-        ready = [key for key, _ in self._selector.select(0)]
-        found = [key.data() for key in ready if watched.get(key.fd) is key]
+        found = [key.data() for key, _ in self._selector.select(0)]
         if self._open:
             self._drop_strangers(self._watched.look(self._clock()))
         return [ended for ended in found if ended is not None]
