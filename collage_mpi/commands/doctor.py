@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
@@ -91,12 +92,11 @@ class Doctor:
         self._wanted, self._args = wanted, args
         self._findings: list[Finding] = []
         self._world: World | None = None
-        self._screen: Screen | None = None if args.json else Screen(sys.stdout)
+        self._screen = Screen(io.StringIO() if args.json else sys.stdout)
 
     def run(self) -> int:
         """Run all checks in the order of the screen."""
-        if self._screen:
-            self._screen.line(f"collage-mpi {__version__} doctor on {socket.gethostname()}")
+        self._screen.line(f"collage-mpi {__version__} doctor on {socket.gethostname()}")
         # The others meet first, and then wait at rest: in MPI_Init they would spin.
         meeting = open_meeting(self._wanted) if launcher_size() is not None else None
         if meeting is None:
@@ -119,8 +119,7 @@ class Doctor:
 
     def _say(self, findings: list[Finding]) -> None:
         self._findings += findings
-        if self._screen:
-            self._screen.findings(findings)
+        self._screen.findings(findings)
 
     def _try_ranks(self, facts: Facts) -> None:
         """Start a small job, unless this process is a rank itself."""
@@ -140,14 +139,14 @@ class Doctor:
     def _judge(self, facts: Facts, world: World) -> None:
         self._world = world
         self._say(list(check_world(facts, world)))
-        if self._screen and world.size > 1:
+        if world.size > 1:
             self._screen.map(map_lines(world.ranks, roles(self._wanted, world.size)))
 
     def _end(self, facts: Facts) -> int:
-        if self._screen:
-            self._screen.verdict(self._findings, self._next_step())
-        else:
+        if self._args.json:
             print(json.dumps(self._everything(facts), indent=1, default=str), flush=True)
+        else:
+            self._screen.verdict(self._findings, self._next_step())
         return int(ExitCode.ENVIRONMENT if is_bad(self._findings) else ExitCode.COMPLETE)
 
     def _next_step(self) -> str:
