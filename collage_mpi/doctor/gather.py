@@ -209,10 +209,9 @@ def machine_facts(wanted: WantedJob, environ: Mapping[str, str] = os.environ) ->
 def free_bytes(path: Path) -> int | None:
     """Free space for this user on the file system of `path`; None if `path` does not exist."""
     try:
-        space = os.statvfs(path)
+        return shutil.disk_usage(path).free
     except OSError:
         return None
-    return space.f_bavail * space.f_frsize
 
 
 def nearest(path: Path) -> Path:

@@ -28,6 +28,7 @@ from collage_mpi.launch.mpiexec import Mpi, build_command, site_here
 from collage_mpi.launch.supervisor import Limits, Supervisor
 from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
 from collage_mpi.system.environment import (
+    affinity,
     allowed_cores,
     assign_device,
     launcher_rank,
@@ -84,7 +85,7 @@ def describe_rank(
         host=socket.gethostname(),
         cores=allowed_cores(environ),
         threads=threads_per_rank(local_size(environ) or size, environ=environ),
-        affinity=_affinity(),
+        affinity=numbers_text(affinity(), None).replace(" ", ""),
         host_cores=os.cpu_count() or 1,
         software=f"collage_mpi {__version__}, Python {platform.python_version()}, "
         f"{answer.get('library')}",
@@ -95,14 +96,6 @@ def describe_rank(
         omp=environ.get("OMP_NUM_THREADS"),
         problem=problem,
     )
-
-
-def _affinity() -> str:
-    try:
-        cores = sorted(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        return ""
-    return numbers_text(cores, None).replace(" ", "")
 
 
 class Meeting:

@@ -147,10 +147,7 @@ def allowed_cores(
     environ: Mapping[str, str] = os.environ, cgroup: Path = Path("/sys/fs/cgroup")
 ) -> int:
     """Cores this process may use: affinity, the container's quota, Slurm's share. At least 1."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        cores = os.cpu_count() or 1
+    cores = len(affinity()) or os.cpu_count() or 1
     quota = _cgroup_cores(cgroup)
     if quota is not None:
         cores = min(cores, quota)
@@ -158,6 +155,11 @@ def allowed_cores(
     if on_node:
         cores = min(cores, on_node)
     return max(1, cores)
+
+
+def affinity() -> list[int]:
+    """The cores that this process may run on; [] where the system does not tell (macOS)."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def _cgroup_cores(cgroup: Path) -> int | None:
@@ -216,10 +218,7 @@ def processes_here() -> int:
 
 def visible_devices(environ: Mapping[str, str] = os.environ) -> str | None:
     """The value of the environment variable that limits the visible GPUs; None if none is set."""
-    for name in VISIBLE_VARIABLES:
-        if name in environ:
-            return environ[name]
-    return None
+    return next((environ[name] for name in VISIBLE_VARIABLES if name in environ), None)
 
 
 def visible_entries(visible: str | None) -> list[str] | None:
