@@ -93,16 +93,13 @@ class ShardSet:
             DataFault: damaged, foreign, or shards that do not fit together.
         """
         files = expand_paths(paths)
-        if not skip_bad:
-            return cls(inspect_sources(files, read_as))
         found = examine(files, read_as)
         infos = [item for item in found if isinstance(item, ShardInfo)]
         pairs = zip(files, found, strict=True)
         faults = [(path, item) for path, item in pairs if isinstance(item, CollageError)]
         for path, fault in faults:
-            if not infos or not os.path.lexists(
-                place_of(path)
-            ):  # no such name: a slip of the user's
+            named = os.path.lexists(place_of(path))  # else a slip of the user's
+            if not (skip_bad and infos and named):
                 raise fault
         return cls(infos, [BadShard(path, str(fault)) for path, fault in faults])
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,12 +28,8 @@ class LabelFault(DataFault):
     """The labels cannot be understood; the pictures may be sound."""
 
 
-@dataclass(frozen=True)
-class TarSample:
-    """A picture and the class that its tar file gives: a number, a name, or nothing."""
-
-    member: Member
-    answer: int | str | None
+# A picture, and the class that its tar file gives: a number, a name, or nothing.
+Sample = tuple[Member, int | str | None]
 
 
 def list_tars(
@@ -60,28 +56,24 @@ def list_tars(
         DataFault: damaged, compressed or cut off; labels that cannot be understood. A picture
             whose own label cannot be read is listed with that `fault`, unless all are so.
     """
-    samples: list[TarSample] = []
+    samples: list[Sample] = []
     for path in paths:
         with reading(path):
             samples += _samples(path, label_key, picture)
     if not labels:
-        samples = [TarSample(replace(one.member, fault=None), None) for one in samples]
+        samples = [(replace(member, fault=None), None) for member, _ in samples]
     if not samples:
         raise DataFault(f"{paths[0]}: no picture in it. Pictures end in {', '.join(SUFFIXES)}.")
-    good = [sample for sample in samples if sample.member.fault is None]
+    good = [sample for sample in samples if sample[0].fault is None]
     if not good:
-        raise LabelFault(f"{samples[0].member.id}: {samples[0].member.fault}")
-    found, classes = _resolve(good, names)
+        raise LabelFault(f"{samples[0][0].id}: {samples[0][0].fault}")
+    found, classes = _resolve(good, None if names is None else tuple(names))
     numbers = iter(found)
-    return Listing(
-        tuple(
-            s.member if s.member.fault else replace(s.member, label=next(numbers)) for s in samples
-        ),
-        classes,
-    )
+    members = (m if m.fault else replace(m, label=next(numbers)) for m, _ in samples)
+    return Listing(tuple(members), classes)
 
 
-def _samples(path: Path, label_key: str | None, picture: str | None) -> Iterator[TarSample]:
+def _samples(path: Path, label_key: str | None, picture: str | None) -> Iterator[Sample]:
     pictures: dict[str, tuple[str, Member]] = {}  # key -> (extension, where)
     answers: dict[str, int | str] = {}
     faults: dict[str, str] = {}  # key -> why its label cannot be read
@@ -104,7 +96,7 @@ def _samples(path: Path, label_key: str | None, picture: str | None) -> Iterator
                 if answer is not None:
                     answers[key] = answer
     for key, (_, member) in pictures.items():
-        yield TarSample(replace(member, fault=faults.get(key)), answers.get(key))
+        yield replace(member, fault=faults.get(key)), answers.get(key)
 
 
 def _headers(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
@@ -204,38 +196,30 @@ def _answer_in(name: str, record: object, label_key: str | None) -> int | str | 
 
 
 def _resolve(
-    samples: Sequence[TarSample], names: Sequence[str] | None
-) -> tuple[list[int | None], tuple[str, ...] | None]:
-    without = [sample.member.id for sample in samples if sample.answer is None]
-    if len(without) == len(samples):
-        return [None] * len(samples), None if names is None else tuple(names)
-    if without:
+    samples: Sequence[Sample], names: tuple[str, ...] | None
+) -> tuple[Sequence[int | None], tuple[str, ...] | None]:
+    """The number of each picture's class, and the names of the classes."""
+    numbered = {member.id: each for member, each in samples if isinstance(each, int)}
+    named = {member.id: each for member, each in samples if isinstance(each, str)}
+    without = [member.id for member, answer in samples if answer is None]
+    if without and (numbered or named):
         raise LabelFault(
             f"{without[0]}: no .cls and no .json with a class beside it; {len(without):,} of "
             f"{len(samples):,} pictures have none. All have a label or none has."
         )
-    kinds = {type(sample.answer) for sample in samples}
-    if len(kinds) > 1:
-        number = next(s for s in samples if isinstance(s.answer, int))
-        name = next(s for s in samples if isinstance(s.answer, str))
+    if numbered and named:
+        (number, one), (name, other) = next(iter(numbered.items())), next(iter(named.items()))
         raise LabelFault(
-            f"{number.member.id} has the class {number.answer} and {name.member.id} "
-            f"{name.answer!r}: give all by number or all by name"
+            f"{number} has the class {one} and {name} {other!r}: give all by number or all by name"
         )
-    if int in kinds:
-        return [s.answer for s in samples if isinstance(s.answer, int)], _tuple(names)
-    classes = tuple(sorted({str(s.answer) for s in samples})) if names is None else tuple(names)
-    numbers: dict[object, int] = {name: number for number, name in enumerate(classes)}
-    for sample in samples:
-        if sample.answer not in numbers:
-            raise LabelFault(
-                f"{sample.member.id}: class {sample.answer!r} is none of the {len(classes)} named"
-            )
-    return [numbers[sample.answer] for sample in samples], classes
-
-
-def _tuple(names: Sequence[str] | None) -> tuple[str, ...] | None:
-    return None if names is None else tuple(names)
+    if not named:
+        return [answer for _, answer in samples if not isinstance(answer, str)], names
+    classes = names or tuple(sorted({*named.values()}))
+    numbers = {name: number for number, name in enumerate(classes)}
+    for member, answer in samples:
+        if answer not in numbers:
+            raise LabelFault(f"{member.id}: class {answer!r} is none of the {len(classes)} named")
+    return [numbers[str(answer)] for _, answer in samples], classes
 
 
 class TarSource(MemberSource):
