@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.commands.parser import ClassNamesArguments, Command, Commands
-from collage_mpi.commands.prep_pictures import IMAGES, TAR
+from collage_mpi.commands.prep_pictures import IMAGES, TAR, PicturesArguments
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.settings.flags import switch
-from collage_mpi.system.fields import REQUIRED, setting
+from collage_mpi.system.fields import REQUIRED, same, setting
 from collage_mpi.system.files import reading
 from collage_mpi.system.progress import advancing
 
@@ -117,11 +117,15 @@ class ResizeArguments(RowsArguments):
         choices=("crop", "letterbox"),
     )
 
+    filter: str = same(PicturesArguments, "filter", group="")
+
     def resized(self, channels: int) -> PictureFit | None:
         """How images get their size; None if they keep it."""
         from collage_mpi.shards.pictures import PictureFit
 
-        return None if self.size is None else PictureFit(self.size, self.fit, None, channels)
+        if self.size is None:
+            return None
+        return PictureFit(self.size, self.fit, None, channels, self.filter)
 
 
 @dataclass(frozen=True, kw_only=True)

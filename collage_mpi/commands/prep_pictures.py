@@ -49,6 +49,11 @@ class PicturesArguments(ClassNamesArguments):
     resize: int | None = _pictures(
         None, "with crop: length of the shorter edge before the crop", unset="--size", metavar="PX"
     )
+    filter: str = _pictures(
+        "bilinear",
+        "filter that resizes: bilinear, bicubic, lanczos, nearest, box or hamming. classify takes "
+        "that of the network",
+    )
     enlarge: bool = switch(
         "also take pictures that are smaller than --size (default: list them and leave them out)",
         group="pictures",
@@ -105,7 +110,7 @@ class PicturesArguments(ClassNamesArguments):
         from collage_mpi.shards.pictures import PictureFit
 
         return Recipe(
-            fit=PictureFit(self.size, self.fit, self.resize, self.channels),
+            fit=PictureFit(self.size, self.fit, self.resize, self.channels, self.filter),
             store=self.store,
             images_per_shard=self.images_per_shard,
             seed=None if self.in_order else self.seed,

@@ -411,6 +411,19 @@ def test_prep_makes_shards_of_any_source(kind, tmp_path, files) -> None:
         assert (found.read_all()[0] == expected).all()
 
 
+@pytest.mark.parametrize("kind", ["images", "shards"])
+def test_prep_resizes_by_the_filter_that_is_named(kind, tmp_path, files, capsys) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    words = ["prep", kind, str(photos), "--size", "12", "--out", str(out), "--filter"]
+    more = ["--in-order", "--enlarge"] if kind == "images" else []
+    assert main([*words, "bicubic", *more]) == 0
+    fit = PictureFit(12, filter="bicubic")
+    with read(photos, ReadAs(fit)) as one, ShardSet.open([out]) as other:
+        assert (one.read_all()[0] == other.read_all()[0]).all()
+    assert main([*words, "nosuch", *more]) == 2
+    assert "filter 'nosuch'; known are bilinear, bicubic," in capsys.readouterr().err
+
+
 def test_pictures_as_prep_makes_them(tmp_path, files) -> None:
     words = ["prep", "images", str(tmp_path / "photos"), "--size", "12", "--resize", "14"]
     words += ["--channels", "1", "--enlarge", "--in-order", "--out", str(tmp_path / "out")]
