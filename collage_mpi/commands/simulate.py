@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from collage_mpi.commands.parser import Command
 from collage_mpi.errors import UsageError
 from collage_mpi.experiments.spec import parse_numbers, repeats
+from collage_mpi.models.named import is_null
 from collage_mpi.settings.flags import (
     SETTINGS,
     Arguments,
@@ -109,8 +110,6 @@ def execute(args: SimulateArguments) -> int:
 
 def _tell_of_accept(job: SimulatedJob, without: str) -> None:
     """Tell what `accept auto` means in a simulation that cannot look at the networks."""
-    from collage_mpi.models.null import is_null
-
     settings = job.settings
     null = is_null(settings.single) or is_null(settings.collage)
     if job.effective.accept == "first" != settings.accept and not null:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.kinds import NETWORK_SETTINGS
-from collage_mpi.models.named import is_file
-from collage_mpi.models.null import is_null
+from collage_mpi.models.named import is_file, is_null
 from collage_mpi.models.weights import sha256_of_file
 from collage_mpi.settings.run_settings import RunSettings
 

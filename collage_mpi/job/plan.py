@@ -27,8 +27,8 @@ from collage_mpi.models.info import (
     check_parity,
     class_mismatch,
 )
-from collage_mpi.models.named import is_foreign, is_function
-from collage_mpi.models.null import NULL_CLASSES, is_null
+from collage_mpi.models.named import is_foreign, is_function, is_null
+from collage_mpi.models.null import NULL_CLASSES
 from collage_mpi.models.specs import AcceptSpec, ParitySpec
 from collage_mpi.models.weights import read_tensors
 from collage_mpi.results.agreement import ADVICE, weaker_by

@@ -31,8 +31,8 @@ def describe(spec: str, kind: str) -> NetworkInfo | None:
         DataFault: the file does not hold weights of this package.
     """
     from collage_mpi.models.info import check_kind
-    from collage_mpi.models.named import check_named, read_spec
-    from collage_mpi.models.null import is_null, parse_null
+    from collage_mpi.models.named import check_named, is_null, read_spec
+    from collage_mpi.models.null import parse_null
     from collage_mpi.models.weights import describe_weights
 
     check_kind(kind)
@@ -61,8 +61,8 @@ def load_predictor(spec: str, kind: str, how: Loading | None = None) -> Predicto
     """
     from collage_mpi.encoding.vectors import Extras
     from collage_mpi.models.info import Loading, check_kind
-    from collage_mpi.models.named import is_foreign
-    from collage_mpi.models.null import is_null, parse_null
+    from collage_mpi.models.named import is_foreign, is_null
+    from collage_mpi.models.null import parse_null
 
     check_kind(kind)
     how = how or Loading()

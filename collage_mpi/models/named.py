@@ -74,6 +74,11 @@ def libraries_of(specs: Iterable[str]) -> set[str]:
     return {SLOW[named.library] for named in found if named.library in SLOW}
 
 
+def is_null(spec: str) -> bool:
+    """Whether a network spec names the null network."""
+    return spec == "null" or spec.startswith("null:")
+
+
 def is_function(spec: str) -> bool:
     """Whether a network spec is MODULE:FUNCTION or FILE.py:FUNCTION, and not the name of a file."""
     if not re.fullmatch(r"(?:[\w.]+|.+\.py):[A-Za-z_]\w*", spec) or spec.startswith("null:"):

@@ -70,11 +70,6 @@ class NullPredictor(BeginsLater):
         return self.predict(batch), {}
 
 
-def is_null(spec: str) -> bool:
-    """Whether a network spec names the null network."""
-    return spec == "null" or spec.startswith("null:")
-
-
 def parse_null(spec: str, kind: str) -> NullPredictor:
     """Build the null network of a spec such as "null" or "null:cell_px=224,channels=3".
 
