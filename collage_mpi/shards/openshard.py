@@ -107,8 +107,23 @@ class OpenShard(Source):
 
     @classmethod
     def ids(cls, info: ShardInfo) -> list[str] | None:
-        """The ids in the file; see `read_ids`."""
-        return read_ids(info)
+        """The n ids in the file, in the order of its rows, or None if it has none.
+
+        Raises:
+            DataFault: the dataset does not hold n texts.
+            EnvironmentFault: the shard can no longer be read.
+        """
+        with still_reading(info.path), opened(info.path) as file:
+            values = file["ids"][...] if "ids" in file and not info.layout else None
+        if values is None:
+            return None
+        if values.shape != (info.count,) or values.dtype.kind not in "SOU":
+            raise DataFault(
+                f"{info.path}: dataset ids is {values.dtype} {values.shape}; needed: {info.count} "
+                "texts"
+            )
+        texts = values.tolist()
+        return [t.decode("utf-8", "replace") if isinstance(t, bytes) else str(t) for t in texts]
 
     def close(self) -> None:
         with H5_LOCK:
@@ -170,24 +185,3 @@ def read_files(encoded: Any, ends: np.ndarray, rows: np.ndarray) -> list[bytes]:
             block = encoded[low : stops[end - 1]].tobytes()
         found += [block[starts[i] - low : stops[i] - low] for i in range(first, end)]
     return found
-
-
-def read_ids(info: ShardInfo) -> list[str] | None:
-    """The n ids of a shard in the order of its rows, or None if it has none.
-
-    Raises:
-        DataFault: the dataset does not hold n texts.
-        EnvironmentFault: the shard can no longer be read.
-    """
-    if info.storage == "foreign":
-        return None
-    with still_reading(info.path), opened(info.path) as file:
-        values = file["ids"][...] if "ids" in file else None
-    if values is None:
-        return None
-    if values.shape != (info.count,) or values.dtype.kind not in "SOU":
-        raise DataFault(
-            f"{info.path}: dataset ids is {values.dtype} {values.shape}; needed: {info.count} texts"
-        )
-    texts = values.tolist()
-    return [t.decode("utf-8", "replace") if isinstance(t, bytes) else str(t) for t in texts]

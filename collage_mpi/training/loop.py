@@ -157,8 +157,8 @@ class Trainer:
             self._leave()
 
     def _end_epoch(self, epoch: int, losses: list[float], rate: float, advance: Advance) -> None:
-        """Validate, keep the best weights, report, and write a checkpoint. `rate` is in images a
-        second.
+        """On the lead: validate, keep the best weights, report, and write a checkpoint. `rate` is
+        in images a second.
         """
         loss, accuracy = self.validate()
         self.history.append(
@@ -178,8 +178,7 @@ class Trainer:
             f"validation {accuracy:.2%}"
         )
         self._save()
-        if self.peers.lead:
-            save_records(self.args.log_file, self.history)
+        save_records(self.args.log_file, self.history)
 
     def _leave(self) -> None:
         """End after a signal. All processes call this after the same step."""

@@ -16,7 +16,7 @@ from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.models.info import NetworkInfo, check_fit
 from collage_mpi.shards import EncodedWriter, ShardSet, inspect_shard, verify_shard, write_shard
-from collage_mpi.shards.openshard import read_ids
+from collage_mpi.shards.inputs import ids_of
 from collage_mpi.shards.pictures import PictureFit, fit_pixels, picture_pixels
 
 RANDOM = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def test_resized_images_keep_ids_labels_names_and_source(raw: Path) -> None:
         images, labels = shards.read_all()
         assert shards.class_names == NAMES
         assert [info.source for info in shards.infos] == ["my camera"] * 2
-        ids = [one for info in shards.infos for one in read_ids(info) or []]
+        ids = [one for info in shards.infos for one in ids_of(info) or []]
     np.testing.assert_array_equal(images, [fit_pixels(image, PictureFit(5)) for image in IMAGES])
     assert labels is not None
     assert labels.tolist() == LABELS.tolist()
@@ -98,7 +98,7 @@ def test_encoded_images_are_decoded_anew_or_kept(
     with make(encoded, f"--store={store}", *flags) as shards:
         expected = [picture_pixels(data, fit) for data in FILES]
         np.testing.assert_array_equal(shards.read_all()[0], expected)
-        assert read_ids(shards.infos[0]) == IDS
+        assert ids_of(shards.infos[0]) == IDS
         if store == "encoded":
             assert shards.read_files([6, 0, 6]) == [FILES[6], FILES[0], FILES[6]]
 
@@ -110,7 +110,7 @@ def test_shuffled_cut_and_with_other_labels(raw: Path) -> None:
     more = [f"--labels={raw.parent / 'y.h5'}", f"--class-names={names}", "--seed=3", "--limit=5"]
     with make(raw, *more) as shards:
         images, labels = shards.read_all()
-        ids = read_ids(shards.infos[0])
+        ids = ids_of(shards.infos[0])
         assert shards.class_names == tuple("abcdefg")
     rows = np.random.default_rng(3).permutation(7)[:5]
     np.testing.assert_array_equal(images, IMAGES[rows])
