@@ -15,7 +15,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.figures import style
-from collage_mpi.figures.style import COLOURS, MARKERS, STYLES
+from collage_mpi.figures.style import STYLES
 from collage_mpi.results.manifest import readable
 from collage_mpi.results.reader import Results, distinct
 from collage_mpi.results.statistics import PERCENTILES, BoundedSample, support_needed
@@ -135,13 +135,8 @@ def _draw(curves: list[_Curve], title: str, per: str) -> Any:
     figure, grid = style.subplots((8.6, height_in), margins_in, (1, 2), wspace=0.3)
     left, right = grid[0]
     for i, curve in enumerate(curves):
-        look = {
-            "color": COLOURS[i % len(COLOURS)],
-            "linestyle": STYLES[i % len(STYLES)],
-            "linewidth": 1.7,
-        }
-        _draw_cdf(left, curve, look, i)
-        _draw_tail(right, curve, look, i)
+        _draw_curve(left, curve, i, tail=False)
+        _draw_curve(right, curve, i, tail=True)
     _finish(left, right, curves, per)
     bold = {"fontsize": 11, "fontweight": "bold", "linespacing": 1.1}
     figure.text(0.012, 1 - 0.12 / height_in, "\n".join(heading), va="top", **bold)
@@ -153,36 +148,22 @@ def _draw(curves: list[_Curve], title: str, per: str) -> Any:
     return figure
 
 
-def _draw_cdf(axes: Any, curve: _Curve, look: dict[str, Any], i: int) -> None:
-    """F as steps: 0 before the smallest value, a jump at every value."""
-    x = np.concatenate([curve.x_ms[:1], curve.x_ms])
-    share = np.concatenate([[0.0], curve.share])
-    marker = MARKERS[i % len(MARKERS)]
-    axes.plot(
-        x, share, drawstyle="steps-post", label=curve.name, marker=marker, markevery=[], **look
-    )
-    _mark(axes, curve, (0.5, 0.95), look["color"], marker, tail=False)
-
-
-def _draw_tail(axes: Any, curve: _Curve, look: dict[str, Any], i: int) -> None:
-    """1 - F as steps. The last step, at the maximum, falls to zero and leaves the
-    logarithmic axis.
+def _draw_curve(axes: Any, curve: _Curve, i: int, *, tail: bool) -> None:
+    """F as steps, from 0 before the smallest value; or 1 - F, the tail. Percentiles that the run
+    supports have a marker.
     """
-    x = np.concatenate([curve.x_ms[:1], curve.x_ms])
-    tail = np.concatenate([[1.0], np.maximum(1.0 - curve.share, 0.0)])
-    tail[-1] = 1e-12  # drawn to the frame: it stands for 0, below any share 1/n
-    axes.plot(x, tail, drawstyle="steps-post", **look)
-    _mark(axes, curve, PERCENTILES, look["color"], MARKERS[i % len(MARKERS)], tail=True)
-
-
-def _mark(
-    axes: Any, curve: _Curve, wanted: Sequence[float], colour: str, marker: str, *, tail: bool
-) -> None:
-    """A marker on the curve at each percentile that the run supports."""
-    found = [(value, q) for q in wanted if (value := curve.at(q)) is not None]
+    x, share = np.append(curve.x_ms[0], curve.x_ms), np.append(0.0, curve.share)
+    if tail:
+        share = np.maximum(1.0 - share, 0.0)
+        share[-1] = 1e-12  # drawn to the frame: it stands for 0, below any share 1/n
+    colour, marker = style.look(i)
+    line = {"drawstyle": "steps-post", "linestyle": STYLES[i % len(STYLES)], "linewidth": 1.7}
+    in_legend = {} if tail else {"label": curve.name, "marker": marker, "markevery": []}
+    axes.plot(x, share, color=colour, **line, **in_legend)
+    wanted = PERCENTILES if tail else PERCENTILES[:2]
+    found = [(at, 1 - q if tail else q) for q in wanted if (at := curve.at(q)) is not None]
     if found:
-        x, q = np.array(found).T
-        y = 1 - q if tail else q
+        x, y = np.array(found).T
         axes.plot(x, y, linestyle="", marker=marker, color=colour, markersize=5, mec="white")
 
 

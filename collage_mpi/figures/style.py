@@ -28,6 +28,11 @@ STYLE: dict[str, Any] = {
 }
 
 
+def look(number: int) -> tuple[str, str]:
+    """Colour and marker of a line, by its number."""
+    return COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+
+
 def pyplot() -> Any:
     """matplotlib.pyplot without a display.
 

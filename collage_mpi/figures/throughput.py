@@ -12,7 +12,6 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.figures import style
-from collage_mpi.figures.style import COLOURS, MARKERS
 from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.results import Results, summarise
 from collage_mpi.results.render import points as share_text
@@ -148,7 +147,7 @@ def plot_throughput(points: Sequence[Json], out_stem: Path, *, title: str) -> li
 
 
 def _line(axes: Any, points: Sequence[Json], per: str, number: int) -> None:
-    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    colour, marker = style.look(number)
     for name, line, face in (("p50", "-", colour), (TAIL, ":", "white")):
         known = [(p, ms) for p in points if (ms := p[f"{per}_{name}_ms"]) is not None]
         xs, ys = [ms for _, ms in known], [p["images_per_s"] for p, _ in known]
@@ -170,7 +169,7 @@ def _line(axes: Any, points: Sequence[Json], per: str, number: int) -> None:
 def _legend(figure: Any, series: Sequence[str]) -> None:
     sides: tuple[list[Any], list[Any]] = ([], [])
     for number, name in enumerate(series):
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        colour, marker = style.look(number)
         median, tail = f"{name}: P50", f"{name}: P99, where enough batches ran"
         sides[0].append(style.mark(median, colour, marker, line="-"))
         sides[1].append(style.mark(tail, colour, marker, "white", ":"))
