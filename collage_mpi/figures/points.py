@@ -167,10 +167,7 @@ def plot_against_ranks(
                     (n, need(row, "ranks") - 1, _floored(need(row, f"{name}_ms")), _bar(row, name))
                     for n, row in members
                 ]
-                _scatter(axes, points, names)
-                axes.set_yscale("log")
-                _plain(axes.yaxis)
-                _number(axes, points, names)
+                _scatter(axes, points, names, log="y")
                 if column == 0:
                     axes.set_ylabel(label)
             grid[0, column].set_title(panel)
@@ -199,10 +196,8 @@ def plot_frontier(
             line = {"drawstyle": "steps-post", "color": "0.6", "linewidth": 1.2, "zorder": 1}
             axes.plot([p99[i] for i in best], [accuracy[i] for i in best], **line)
             points = [(n, x, y, None) for (n, _), x, y in zip(members, p99, accuracy, strict=True)]
-            _scatter(axes, points, names, {n for n, row in members if _is_larger(row)})
-            axes.set_xscale("log")
-            _plain(axes.xaxis)
-            _number(axes, points, names)
+            hollow = {n for n, row in members if _is_larger(row)}
+            _scatter(axes, points, names, hollow, log="x")
             axes.set_title(panel)
             axes.set_xlabel("group P99, ms (log)")
         grid[0, 0].set_ylabel("accuracy, %")
@@ -307,8 +302,14 @@ def _look(name: str) -> tuple[str, str]:
 
 
 def _scatter(
-    axes: Any, points: Sequence[Point], names: Sequence[str], hollow: Collection[int] = ()
+    axes: Any,
+    points: Sequence[Point],
+    names: Sequence[str],
+    hollow: Collection[int] = (),
+    *,
+    log: str,
 ) -> None:
+    """Draw the points and their numbers; `log` is the axis with a logarithmic scale."""
     for n, x, y, bar in points:
         colour, marker = _look(names[n])
         if bar is not None:
@@ -318,6 +319,9 @@ def _scatter(
     axes.margins(0.12)
     axes.grid(color="0.92", linewidth=0.6)
     axes.set_axisbelow(True)
+    axes.set(**{f"{log}scale": "log"})
+    _plain(getattr(axes, f"{log}axis"))
+    _number(axes, points, names)
 
 
 def _number(axes: Any, points: Sequence[Point], names: Sequence[str]) -> None:
