@@ -224,10 +224,7 @@ class ImageTally:
         done = rows["audited"] == AUDIT_CODE["done"]
         self.unaudited += int((~done).sum())
         rows = rows[done]
-        differs = rows["predicted"] != rows["other"]
-        for number in np.unique(rows["predicted"]).tolist():
-            mine, known = rows["predicted"] == number, self.audits[number]
-            known[0], known[1] = known[0] + int(mine.sum()), known[1] + int(differs[mine].sum())
+        _add_by_class(self.audits, rows, (rows["predicted"] != rows["other"]).astype(np.int64))
 
     def _add_errors(self, rows: np.ndarray) -> None:
         reasons, first, counts = np.unique(rows["reason"], return_index=True, return_counts=True)
@@ -245,11 +242,7 @@ class ImageTally:
     def _add_answers(self, rows: np.ndarray) -> None:
         if self.labelled or not len(rows):
             return
-        numbers, place, n = np.unique(rows["predicted"], return_inverse=True, return_counts=True)
-        scores = np.bincount(place, rows["score"])
-        for number, count, score in zip(numbers.tolist(), n.tolist(), scores, strict=True):
-            known = self.classes[number]
-            known[0], known[1] = known[0] + count, known[1] + float(score)
+        _add_by_class(self.classes, rows, rows["score"].astype(np.float64))
         self.examples.add(rows)
 
     def _add_measured(self, rows: np.ndarray) -> None:
@@ -264,6 +257,14 @@ class ImageTally:
         for name, sample in self.parts_ms.items():
             of = encoded if name == "encode" else rows
             sample.add((wait_ns(of) if name == "wait" else of[f"{name}_ns"]) / 1e6)
+
+
+def _add_by_class(sums: dict[int, list[Any]], rows: np.ndarray, values: np.ndarray) -> None:
+    """Add to the predicted class of each row: one row, and its value, (n,) of int64 or float64."""
+    numbers, place, n = np.unique(rows["predicted"], return_inverse=True, return_counts=True)
+    totals = np.bincount(place, values).astype(values.dtype)
+    for number, *more in zip(numbers.tolist(), n.tolist(), totals.tolist(), strict=True):
+        sums[number] = [a + b for a, b in zip(sums[number], more, strict=True)]
 
 
 class _Examples:
