@@ -29,7 +29,8 @@ from savings import read, threshold
 
 from collage_mpi.results.rows import KIND_CODE, SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
+from collage_mpi.simulation.runs import simulate_in_memory
+from collage_mpi.simulation.simulator import SimulatedJob
 from collage_mpi.training.threshold import saving_of
 from collage_mpi.workload.straggler_settings import make_delays
 

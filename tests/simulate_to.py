@@ -11,7 +11,8 @@ import numpy as np
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.advice import Question
 from collage_mpi.simulation.costs import Costs
-from collage_mpi.simulation.runs import SimulatedJob, simulate
+from collage_mpi.simulation.runs import simulate
+from collage_mpi.simulation.simulator import SimulatedJob
 
 
 def simulate_to(

@@ -12,7 +12,8 @@ from browser import CHROMIUM, Browser
 
 from collage_mpi.report.page import write_report
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.runs import SimulatedJob, run_job
+from collage_mpi.simulation.runs import run_job
+from collage_mpi.simulation.simulator import SimulatedJob
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")
 

@@ -15,7 +15,7 @@ from collage_mpi.models.specs import AcceptSpec
 from collage_mpi.models.weights import describe_weights, with_accept
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet, write_shard
-from collage_mpi.simulation.runs import SimulatedJob
+from collage_mpi.simulation.simulator import SimulatedJob
 from collage_mpi.system.fields import with_shipped
 from collage_mpi.training.threshold import (
     ACCURACY,

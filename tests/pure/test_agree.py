@@ -32,7 +32,7 @@ from collage_mpi.results.manifest import FORMAT, VERSION, check_manifest
 from collage_mpi.results.rows import AUDIT_CODE, IMAGES, SOURCE_CODE
 from collage_mpi.scheduler.events import DONE, FAILED, Resolve, Score
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.runs import SimulatedJob
+from collage_mpi.simulation.simulator import SimulatedJob
 
 SCORE = Score(3, 0.9)
 ASKED = Asked(agree=0.98, wanted=450, calibration=450, images=10_000, cells=9, ratio=0.6)

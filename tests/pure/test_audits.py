@@ -15,7 +15,8 @@ from collage_mpi.results.export import export_run
 from collage_mpi.results.rows import AUDITS, KEY_ROW, SOURCE_CODE
 from collage_mpi.results.tally import ImageTally
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
+from collage_mpi.simulation.runs import simulate_in_memory
+from collage_mpi.simulation.simulator import SimulatedJob
 
 CELLS, IMAGES = 9, 900
 SURE = {"accept": "confident", "confidence": 0.8, "warmup_groups": 0, "singles": 4}

@@ -13,7 +13,8 @@ from collage_mpi.settings.batches import (
 )
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
-from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
+from collage_mpi.simulation.runs import simulate_in_memory
+from collage_mpi.simulation.simulator import SimulatedJob
 
 MS = 1_000_000
 MOST = MostGroups(256, "the most is 256")

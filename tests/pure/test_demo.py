@@ -12,7 +12,8 @@ import pytest
 
 from collage_mpi import cli
 from collage_mpi.experiments import demo
-from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
+from collage_mpi.simulation.runs import simulate_in_memory
+from collage_mpi.simulation.simulator import SimulatedJob
 from collage_mpi.workload.straggler_settings import make_delays
 
 OUT = Path("demo")

@@ -22,7 +22,8 @@ from collage_mpi.settings.profiles import PROFILES, Computed
 from collage_mpi.settings.redundancy import RedundancySettings
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
-from collage_mpi.simulation.runs import SimulatedJob, like, run_job, simulate_in_memory
+from collage_mpi.simulation.runs import like, run_job, simulate_in_memory
+from collage_mpi.simulation.simulator import SimulatedJob
 from collage_mpi.system.fields import about, names
 
 ROOT = Path(__file__).parents[2]

@@ -28,7 +28,8 @@ from collage_mpi.results.slow_ranks import rank_speeds
 from collage_mpi.results.verify import VerifyReport
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet, inspect_shard, write_shard
-from collage_mpi.simulation.runs import SimulatedJob, run_job
+from collage_mpi.simulation.runs import run_job
+from collage_mpi.simulation.simulator import SimulatedJob
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'\u202e{{ 7 * 7 }}"
 

@@ -15,7 +15,8 @@ import pytest
 
 from collage_mpi.settings.profiles import PROFILES
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
+from collage_mpi.simulation.runs import simulate_in_memory
+from collage_mpi.simulation.simulator import SimulatedJob
 
 FOLDER = Path(__file__).parent.parent / "fixtures" / "simulated_0_1_0"
 KEPT = json.loads((FOLDER / "cases.json").read_text())

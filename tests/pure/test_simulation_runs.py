@@ -25,7 +25,8 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.beside import compare, render_comparison
 from collage_mpi.simulation.costs import Costs, costs_of, read_costs, save_costs
 from collage_mpi.simulation.replayed_answers import read_answers, save_answers
-from collage_mpi.simulation.runs import SimulatedJob, like, run_job, simulate_in_memory
+from collage_mpi.simulation.runs import like, run_job, simulate_in_memory
+from collage_mpi.simulation.simulator import SimulatedJob
 
 COLLAGE = SOURCE_CODE["collage"]
 

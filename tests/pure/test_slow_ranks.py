@@ -22,7 +22,8 @@ from collage_mpi.results.slow_ranks import (
 )
 from collage_mpi.results.statistics import MISS, quantile_interval
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
+from collage_mpi.simulation.runs import simulate_in_memory
+from collage_mpi.simulation.simulator import SimulatedJob
 
 
 def a_run(

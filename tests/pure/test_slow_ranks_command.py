@@ -20,7 +20,8 @@ from collage_mpi.results.rows import OUTCOME_CODE
 from collage_mpi.results.slow_ranks import rank_speeds
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.beside import without_slow
-from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
+from collage_mpi.simulation.runs import simulate_in_memory
+from collage_mpi.simulation.simulator import SimulatedJob
 
 
 def simulated(images: int = 1350, **settings: Any) -> Results:

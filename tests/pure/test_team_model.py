@@ -14,7 +14,8 @@ from collage_mpi.scheduler.leases import LeaseSettings, count
 from collage_mpi.settings.profiles import with_profile
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
-from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
+from collage_mpi.simulation.runs import simulate_in_memory
+from collage_mpi.simulation.simulator import SimulatedJob
 
 ANALYSIS = Path(__file__).parents[2] / "analysis"
 COSTS = Costs(receive_ns=46_000, send_ns=31_000, encode_ns=0)

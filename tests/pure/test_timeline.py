@@ -28,7 +28,8 @@ from collage_mpi.results.timeline import (
 )
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
-from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
+from collage_mpi.simulation.runs import simulate_in_memory
+from collage_mpi.simulation.simulator import SimulatedJob
 
 SCRIPT = Path(__file__).parents[2] / "analysis" / "timeline.py"
 # Trace Event Format: what an event of each phase must have beside ph, pid, tid and name.
