@@ -10,7 +10,8 @@ import os
 import queue
 import re
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -26,16 +27,17 @@ from collage_mpi.results.rows import IMAGES, TABLES, flat_keys
 from collage_mpi.results.vectors import extras_of, vectors_name
 from collage_mpi.system.files import load_json, reading, sync_directory
 
+PUBLISH_EVERY_S = 0.05
 _FOLDERS = re.compile(rf"{PENDING_FOLDER}(?:-[0-9a-f]{{8}})?")
 _TABLE = {table.name: table for table in TABLES}
 
 
-def publish(part: Path, vectors: str | None, check: Callable[[], object]) -> None:
-    """Move a pending part to the folder of parts that count, and the file of its vectors before it.
+def publish(waiting: Mapping[Path, str | None], check: Callable[[], object]) -> None:
+    """Move pending parts to the folder of parts that count, and the files of their vectors before.
 
     Args:
-        part: in a folder of pending parts.
-        vectors: the name of the file of its vectors, in the same folder.
+        waiting: parts in one folder of pending parts -> the name of the file of the part's vectors,
+            in the same folder.
         check: raises once this session may not write to the run's folder any more.
 
     Raises:
@@ -43,20 +45,29 @@ def publish(part: Path, vectors: str | None, check: Callable[[], object]) -> Non
         CollageError: of `check`.
     """
     check()
-    out = part.parent.parent
-    if vectors is not None:
-        os.rename(part.with_name(vectors), out / VECTORS_FOLDER / vectors)
-        sync_directory(out / VECTORS_FOLDER)
-    os.rename(part, out / PARTS_FOLDER / part.name)
-    sync_directory(out / PARTS_FOLDER)
+    _move([part.with_name(name) for part, name in waiting.items() if name], VECTORS_FOLDER)
+    _move(waiting, PARTS_FOLDER)
+
+
+def _move(files: Collection[Path], folder: str) -> None:
+    """To a folder of the run. They are on the disk there when it returns."""
+    for file in files:
+        os.rename(file, file.parent.parent / folder / file.name)
+    for out in {file.parent.parent for file in files}:
+        sync_directory(out / folder)
 
 
 class Publisher(InOrder[tuple[str, int, int]]):
-    """Publishes parts (table, session, number) in order, in a thread of its own."""
+    """Publishes parts (table, session, number) in order, in a thread of its own.
+
+    Parts that come soon after others wait for those that follow: a check of the claim and a sync of
+    the folder take most of the time of a part, and are done once for all that wait.
+    """
 
     def __init__(self, out: Path, manifest: Mapping[str, Any], check: Callable[[], object]) -> None:
         """`check` raises once this session may not write to the folder any more."""
         self._out, self._check = out, check
+        self._next_s = 0.0  # monotonic time
         self._vectors = bool(extras_of(manifest))
         super().__init__("collage-mpi teams", queue.Queue())
 
@@ -73,16 +84,27 @@ class Publisher(InOrder[tuple[str, int, int]]):
 
     def do(self, thing: tuple[str, int, int]) -> None:
         """See `InOrder`."""
-        table, session, number = thing
-        part = self._out / PENDING_FOLDER / self.path_of(thing).name
-        vectors = vectors_name(session, number) if table == IMAGES.name and self._vectors else None
+        time.sleep(max(0.0, self._next_s - time.monotonic()))
+        waiting = {}
+        for table, session, number in (thing, *self._others()):
+            part = self._out / PENDING_FOLDER / self.path_of((table, session, number)).name
+            has_vectors = table == IMAGES.name and self._vectors
+            waiting[part] = vectors_name(session, number) if has_vectors else None
         try:
-            publish(part, vectors, self._check)
+            publish(waiting, self._check)
         except FileNotFoundError as error:
             raise EnvironmentFault(
-                f"{part}: not there, though a team has written it: "
+                f"{error.filename}: not there, though a team has written it: "
                 "--out must be in a file system that the hosts of all coordinators share"
             ) from error
+        self._next_s = time.monotonic() + PUBLISH_EVERY_S
+
+    def _others(self) -> Iterator[tuple[str, int, int]]:
+        """What is queued by now."""
+        with suppress(queue.Empty):
+            while (thing := self._queue.get_nowait()) is not None:
+                yield thing
+            self._queue.put(None)  # the word to end, for afterwards
 
 
 def entry_path(out: Path, session: int) -> Path:
@@ -151,7 +173,7 @@ def adopt(out: Path, manifest: Mapping[str, Any], held: Callable[[], np.ndarray]
                 continue
             known.update(keys)
         with suppress(FileNotFoundError):  # likewise
-            publish(part.path, vectors, lambda: None)
+            publish({part.path: vectors}, lambda: None)
     for folder in taken:  # a later holder of the claim has its own
         shutil.rmtree(folder, ignore_errors=True)
 

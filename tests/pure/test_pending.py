@@ -6,6 +6,7 @@ import os
 import threading
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -190,7 +191,7 @@ def test_what_the_former_lead_publishes_at_last_is_not_adopted_twice(tmp_path, m
     def afterwards(*args, **how):
         monkeypatch.undo()
         with suppress(FileNotFoundError):
-            pending.publish(out / "pending" / FORMER, None, lambda: None)
+            pending.publish({out / "pending" / FORMER: None}, lambda: None)
         return original(*args, **how)
 
     monkeypatch.setattr(place, name, afterwards)
@@ -281,6 +282,40 @@ def test_nothing_is_published_without_the_claim(tmp_path):
     assert "taken over" in str(publisher.fault)
     assert not list((out / "parts").iterdir())
     lead.close("incomplete")
+
+
+def test_parts_that_wait_are_published_together_and_none_is_left_behind(tmp_path, monkeypatch):
+    slept: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: 7.0, sleep=slept.append)
+    monkeypatch.setattr(pending, "time", clock)
+    out = tmp_path / "run"
+    lead = RunWriter.create(out, FULL)
+    first, *others = team_rows(out, 2, list(range(27))).pending
+    checks, go_on = [], threading.Event()
+    publisher = Publisher(out, FULL, lambda: checks.append(go_on.wait()))
+    publisher.put(first.table, 2, first.number)
+    while not publisher._queue.empty():  # at most for the time limit of a test
+        os.sched_yield()
+    for part in others:
+        publisher.put(part.table, 2, part.number)
+    publisher._queue.put(None)  # it is to end, and finds that with those that wait
+    go_on.set()
+    publisher.end()
+    assert publisher.fault is None
+    assert slept == [0.0, pytest.approx(pending.PUBLISH_EVERY_S)]
+    assert len(others) == len(checks) == 2
+    assert len(list((out / "parts").iterdir())) == 3
+    assert lead.close("incomplete") is None
+
+
+def test_vectors_are_there_before_each_part_that_is_published_with_them(tmp_path, monkeypatch):
+    moved = []
+    monkeypatch.setattr(pending.os, "rename", lambda old, new: moved.append(new))
+    monkeypatch.setattr(pending, "sync_directory", moved.append)
+    waiting = {tmp_path / "pending" / "a": None, tmp_path / "pending" / "b": "of b"}
+    pending.publish(waiting, lambda: None)
+    vectors, parts = tmp_path / "vectors", tmp_path / "parts"
+    assert moved == [vectors / "of b", vectors, parts / "a", parts / "b", parts]
 
 
 def test_vectors_go_with_their_part(tmp_path):
