@@ -141,9 +141,11 @@ class Lead:
         self._halted = False
         self._late_ns = int(settings.late_s * 1e9)  # from the start on: when that is
         self._look_at_ns = 0
-        # Whether a lease may be due, by what has happened since the last were granted; and whether
-        # a team could yet come when they were
-        self._news, self._more_may_come = True, True
+        self._to_come = {team.number for team in self.teams}  # neither ready nor given up
+        # To whom a lease or a word of leases may be due, by what has happened since the last look;
+        # and whether a team could yet come then
+        self._due: set[int] = set()
+        self._more_may_come = True
 
     @property
     def alone(self) -> bool:
@@ -246,8 +248,8 @@ class Lead:
             for team, ready in waiting:
                 self._welcome(team, ready)
         may_come = bool(self._late)
-        if self._news or may_come != self._more_may_come:
-            self._news, self._more_may_come = False, may_come
+        if self._due or may_come != self._more_may_come:
+            self._more_may_come = may_come
             self._grant()
         rest_ns = min(LOOK_REST * (self._clock() - now_ns), LONGEST_REST_NS)
         least_ns = LONGEST_REST_NS if self.alone else LOOK_EVERY_NS  # alone there is nobody to hear
@@ -269,11 +271,9 @@ class Lead:
         return any(team.at_work for team in self.teams) or (more and bool(self._late))
 
     @property
-    def _late(self) -> list[Team]:
+    def _late(self) -> set[int]:
         """Teams that may yet come."""
-        if self._clock() >= self._late_ns:
-            return []
-        return [team for team in self.teams if not team.ready and team.gone is None]
+        return set() if self._clock() >= self._late_ns else self._to_come
 
     @property
     def progress(self) -> Progress:
@@ -337,7 +337,6 @@ class Lead:
             raise WireFault(f"rank {arrival.rank} sent {name} that cannot be: {error}") from error
 
     def _take(self, team: Team, said: Message) -> None:
-        self._news = True
         if isinstance(said, Progress):
             team.progress = said
         elif isinstance(said, Ready):
@@ -347,6 +346,7 @@ class Lead:
         elif isinstance(said, Begun):
             if team.at_work:
                 self._book.begun(team.number, said.number)
+                self._due.add(team.number)
         elif isinstance(said, Part):
             self._commit(team, said)
         elif isinstance(said, Pairs) and team.gone is None:
@@ -377,8 +377,9 @@ class Lead:
         self._others.detector.sent(team.rank, self._clock())  # a sign of life, from now on
 
     def _join(self, team: Team) -> None:
-        team.ready = self._news = True
-        team.epoch = self._book.join(team.number)
+        team.ready, team.epoch = True, self._book.join(team.number)
+        self._to_come.discard(team.number)
+        self._due.add(team.number)
         if self._threshold is not None:
             self._tell(team, self._threshold)
 
@@ -393,6 +394,8 @@ class Lead:
             if not self._book.commit(team.number, part.epoch, ranges):
                 return
             team.published += count(ranges)
+            if self._book.finished:
+                self._all_are_due()
         assert self._publisher is not None
         self._publisher.put(part.table, team.session, part.number)
 
@@ -403,6 +406,7 @@ class Lead:
         held = count(self._book.held(team.number))
         self._book.lost(team.number, tried=True)
         self._join(team)
+        self._all_are_due()
         others = held - self._settle()
         if others:
             text = f"team {team.number} could not read {counted(others, 'image')}"
@@ -410,12 +414,11 @@ class Lead:
 
     def _settle(self) -> int:
         """Do without what each team that could do it has tried: how many images."""
-        able = [team.number for team in self.teams if team.at_work]
-        able += [team.number for team in self._late]
-        if not able:
-            return 0
-        images = self._book.settle(able)
-        self.unread += images
+        able = [team.number for team in self.teams if team.at_work or team.number in self._late]
+        images = self._book.settle(able) if able else 0
+        if images:
+            self.unread += images
+            self._all_are_due()
         return images
 
     def _end(self, team: Team, done: Done) -> None:
@@ -423,6 +426,7 @@ class Lead:
         if team.at_work:
             self._book.lost(team.number)
             team.done = done
+            self._all_are_due()
 
     def _fault(self, team: Team, said: Fault) -> None:
         """A team cannot work, or not go on: as a rank, it is missed where others can."""
@@ -440,7 +444,9 @@ class Lead:
         """
         if team.gone is not None:
             return
-        took, team.gone, self._news = team.at_work, why, True
+        took, team.gone = team.at_work, why
+        self._to_come.discard(team.number)
+        self._all_are_due()
         if not stay:
             # Not its own code: that of the job is told by who sees its end.
             self._tell(team, messages.Stop(int(ExitCode.COMPLETE)))
@@ -458,12 +464,15 @@ class Lead:
         """Give what is wanted; tell who gets none."""
         if self._halted:
             return
-        self._settle()
-        for team in (team for team in self.teams if team.at_work):
+        if self._book.tried:
+            self._settle()
+        due, self._due = [self.teams[number] for number in sorted(self._due)], set()
+        for team in (team for team in due if team.at_work):
             while self._book.wants(team.number):
                 lease = self._book.grant(team.number)
                 team.lease, team.lulled = lease.number, False
-                self._news = True  # less is left for the teams before this one
+                if not self._book.fresh:  # it was the last, or less is left for some of the others
+                    self._all_are_due()
                 places = messages.packed_ranges(lease.ranges)
                 first = lease.first_group * self._settings.batch
                 self._tell(team, messages.Lease(lease.number, lease.epoch, first, places))
@@ -474,6 +483,9 @@ class Lead:
             if (self.alone or self._book.finished) and not team.closed:
                 team.closed = True
                 self._tell(team, messages.Close())
+
+    def _all_are_due(self) -> None:
+        self._due.update(team.number for team in self.teams)
 
     def _tell(self, team: Team, message: Message) -> None:
         if team.number:

@@ -118,6 +118,16 @@ class LeaseBook:
         return self._fresh.images + sum(pool.images for pool in self._rests.values())
 
     @property
+    def fresh(self) -> int:
+        """Those that were never granted: every team may have them."""
+        return self._fresh.images
+
+    @property
+    def tried(self) -> bool:
+        """Whether positions may be left to grant that a team has tried."""
+        return any(self._rests)
+
+    @property
     def finished(self) -> bool:
         """Every position is committed."""
         return self.committed == self.images

@@ -160,6 +160,20 @@ def test_a_lease_begun_makes_room_for_another(play):
     assert len(play.told(0, Lease)) == 3
 
 
+def test_of_news_from_one_team_no_other_is_looked_at(play, monkeypatch):
+    """With hundreds of teams, most of a lease's time went into asking the book of the others."""
+    play = Play(images=80)
+    start(play, 4, 8)
+    asked, wants = [], LeaseBook.wants
+    monkeypatch.setattr(LeaseBook, "wants", lambda *of: asked.append(of[1]) or wants(*of))
+    play.says(4, Progress(1, 0, 0))
+    play.look()
+    assert asked == []
+    play.says(4, Begun(play.told(4, Lease)[0].number))
+    play.look()
+    assert asked == [1, 1]  # once more when it has got one
+
+
 class Lone(Play):
     """A lead of one team: there is no other coordinator, and nobody who publishes parts."""
 

@@ -172,6 +172,8 @@ class LeaseMachine(RuleBasedStateMachine):
         if not hasattr(self, "book"):
             return
         assert self.book.left == sum(map(len, self.rests.values())) + len(self.fresh)
+        assert self.book.fresh == len(self.fresh)
+        assert self.book.tried or not any(tried for tried, rest in self.rests.items() if rest)
         assert self.book.committed == sum(who == DONE for who in self.holder.values())
         assert self.book.finished == all(who == DONE for who in self.holder.values())
         for team in self.epochs:
@@ -207,6 +209,18 @@ def test_sizes_shrink_to_a_group_and_none_is_above_its_share(
     assert sizes == sorted(sizes, reverse=True)
     assert sum(sizes) == images
     assert sizes[-1] <= size or share * teams == 1
+
+
+def test_what_a_team_has_tried_is_known_to_be_left_as_soon_as_there_is_some() -> None:
+    book = LeaseBook(BY_FOUR, 30)
+    book.join(0)
+    book.grant(0)
+    book.lost(0)
+    assert not book.tried  # nobody could say that it cannot be done
+    book.join(0)
+    book.grant(0)
+    book.lost(0, tried=True)
+    assert book.tried
 
 
 def test_a_job_of_one_team_has_its_groups_as_without_leases() -> None:
