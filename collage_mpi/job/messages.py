@@ -370,14 +370,22 @@ Message = ToWorkers | FromWorkers | ToTeams | FromTeams
 TYPES: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in get_args(Message)}
 
 
+def _fields(record: Any) -> dict[str, Any]:
+    """What travels of a dataclass, by name."""
+    return {each.name: getattr(record, each.name) for each in fields(record)}
+
+
+_ENCODER = json.JSONEncoder(default=_fields)
+
+
 def pack(out: np.ndarray, session: int, message: Message) -> int:
     """Write a control message into `out`, (capacity,) uint8, and return its length in bytes.
 
     Raises:
         WireFault: the message does not fit `out`.
     """
-    content = {"what": type(message).__name__.lower(), **_fields(message)}
-    return pack_control(out, session, json.dumps(content, default=_fields).encode())
+    content = {"what": type(message).__name__.lower(), **vars(message)}
+    return pack_control(out, session, _ENCODER.encode(content).encode())
 
 
 def shards_in_messages(descriptions: Sequence[str]) -> list[Shards]:
@@ -438,16 +446,11 @@ def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def _fields(record: Any) -> dict[str, Any]:
-    """What travels of a dataclass, by name."""
-    return {each.name: getattr(record, each.name) for each in fields(record)}
-
-
 def _record(kind: Any, values: dict[str, Any], name: str) -> Any:
     """The dataclass with these fields and no others. Raises ValueError, which names the field."""
     hints = _hints(kind)
-    lacking, foreign = hints.keys() - values, values.keys() - hints
-    if lacking or foreign:
+    if hints.keys() != values.keys():
+        lacking, foreign = hints.keys() - values, values.keys() - hints
         how = [f"without {each}" for each in sorted(lacking)]
         how += [f"with an unknown {reprlib.repr(each)}" for each in sorted(foreign)]
         raise ValueError(f"{name} {' and '.join(how)}")
