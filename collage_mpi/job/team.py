@@ -39,7 +39,7 @@ from collage_mpi.mpi.transport import RankFailure
 from collage_mpi.results.row_sink import RowSink
 from collage_mpi.system.backoff import GROUP_BACKOFF, Backoff
 
-LOOK_EVERY_NS = 1_000_000  # at the lead's messages: it is two leases ahead
+LOOK_EVERY_NS = 1_000_000  # at the lead's messages: it is a lease ahead
 ALIVE_EVERY_NS = 500_000_000
 PAIRS_A_MESSAGE = 500  # of some 40 bytes each
 LEAD_LOST = "the lead, rank 0, is lost"

@@ -22,13 +22,15 @@ class LeaseSettings:
 
     Attributes:
         group_size: images of a full group.
-        share: a lease is 1/(share * teams) of the groups that are left, rounded up,
+        share: a lease is 1/(share * teams) of the groups that are left, rounded up, so that a team
+            that is half as fast as others has not too much at the end,
         smallest, largest: but so many groups at least and at most.
-        ahead: leases that a team has and has not begun.
+        ahead: a team gets leases until it has as many images that it has not begun as so many
+            smallest leases.
     """
 
     group_size: int
-    share: int = 8
+    share: int = 5
     smallest: int = 1
     largest: int = 256
     ahead: int = 2
@@ -56,7 +58,7 @@ class GrantedLease:
 class _Team:
     epoch: int
     held: list[Range] = field(default_factory=list)  # uncommitted; sorted, none touch
-    waiting: set[int] = field(default_factory=set)  # leases not begun
+    waiting: dict[int, int] = field(default_factory=dict)  # leases not begun, and their images
     again: dict[Teams, list[Range]] = field(default_factory=dict)  # granted anew, by who tried
 
 
@@ -151,7 +153,9 @@ class LeaseBook:
 
     def wants(self, team: int) -> bool:
         """Whether to grant it a lease now."""
-        return len(self._in(team).waiting) < self.settings.ahead and self.left_for(team) > 0
+        waiting, settings = sum(self._in(team).waiting.values()), self.settings
+        enough = settings.ahead * settings.smallest * settings.group_size
+        return waiting < enough and self.left_for(team) > 0
 
     def grant(self, team: int) -> GrantedLease:
         """A lease for it.
@@ -168,7 +172,7 @@ class LeaseBook:
         lease = GrantedLease(self._leases, team, to.epoch, first, ranges)
         self._leases += 1
         to.held = _merged([*to.held, *ranges])
-        to.waiting.add(lease.number)
+        to.waiting[lease.number] = count(ranges)
         return lease
 
     def _take(self, to: _Team, team: int, images: int) -> tuple[int, tuple[Range, ...]]:
@@ -186,7 +190,7 @@ class LeaseBook:
 
     def begun(self, team: int, number: int) -> None:
         """It has come to that lease, and may want another."""
-        self._in(team).waiting.discard(number)
+        self._in(team).waiting.pop(number, None)
 
     def commit(self, team: int, epoch: int, ranges: Iterable[Range]) -> bool:
         """Whether the rows of these positions count, for good. Not those of an epoch that is over.

@@ -56,6 +56,7 @@ class LeaseMachine(RuleBasedStateMachine):
         self.beyond = first_group + -(-len(self.fresh) // size)  # the next rest's group
         self.epochs: dict[int, int] = {}
         self.waiting: dict[int, list[int]] = {}
+        self.size_of: dict[int, int] = {}  # of leases
         self.seen = {0}  # epochs
         self.number = 0
 
@@ -83,7 +84,9 @@ class LeaseMachine(RuleBasedStateMachine):
     def grant_to(self, team: int) -> None:
         left = self.left_for(team)
         assert self.book.left_for(team) == left
-        assert self.book.wants(team) == (left > 0 and len(self.waiting[team]) < self.settings.ahead)
+        waiting = sum(self.size_of[number] for number in self.waiting[team])
+        enough = self.settings.ahead * self.settings.smallest * self.settings.group_size
+        assert self.book.wants(team) == (left > 0 and waiting < enough)
         if not left:
             with pytest.raises(ValueError, match="nothing is left"):
                 self.book.grant(team)
@@ -112,6 +115,7 @@ class LeaseMachine(RuleBasedStateMachine):
         self.number += 1
         self.holder.update(dict.fromkeys(taken, team))
         self.waiting[team].append(lease.number)
+        self.size_of[lease.number] = len(taken)
 
     @precondition(lambda self: any(self.waiting.values()))
     @rule(data=st.data())
