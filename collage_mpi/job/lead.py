@@ -51,7 +51,7 @@ from collage_mpi.system.tell import tell
 LOOK_EVERY_NS = 1_000_000
 # Images: what is done again when a coordinator is lost, and the length of a message.
 LARGEST_LEASE = 2048
-LOOK_REST = 20  # looks take a twentieth of the time at most, however many teams there are,
+LOOK_REST = 50  # polls take a fiftieth of the time at most, however many teams there are,
 LONGEST_REST_NS = 1_000_000_000  # but a process that was suspended in one looks again soon
 TABLE_NAMES = frozenset(table.name for table in TABLES)
 _FAULTS = {int(error.exit_code): error for error in (UsageError, EnvironmentFault, DataFault)}
@@ -229,7 +229,12 @@ class Lead:
         if now_ns < self._look_at_ns:
             return
         signs = self._others.detector.look(now_ns)
-        for arrival in self._others.transport.poll():
+        arrivals = self._others.transport.poll()
+        # Of the poll alone: if much that has come were followed by a long rest, more would come
+        rest_ns = min(LOOK_REST * (self._clock() - now_ns), LONGEST_REST_NS)
+        least_ns = LONGEST_REST_NS if self.alone else LOOK_EVERY_NS  # alone there is nobody to hear
+        self._look_at_ns = now_ns + max(least_ns, rest_ns)
+        for arrival in arrivals:
             if isinstance(arrival, Received):
                 self._others.detector.heard(arrival.rank, arrival.at_ns, ())
                 self._hear(arrival)
@@ -251,9 +256,6 @@ class Lead:
         if self._due or may_come != self._more_may_come:
             self._more_may_come = may_come
             self._grant()
-        rest_ns = min(LOOK_REST * (self._clock() - now_ns), LONGEST_REST_NS)
-        least_ns = LONGEST_REST_NS if self.alone else LOOK_EVERY_NS  # alone there is nobody to hear
-        self._look_at_ns = now_ns + max(least_ns, rest_ns)
 
     def wait(self, report: Callable[[], object]) -> None:
         """Until no team is awaited; `report` is called again and again."""

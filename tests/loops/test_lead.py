@@ -718,7 +718,7 @@ def test_ranges_of_numbers():
     assert messages.unpacked_ranges(packed) == [(2, 5), (7, 8), (3, 4)]
 
 
-def test_looks_take_a_twentieth_of_the_time_at_most():
+def test_polls_take_a_fiftieth_of_the_time_at_most():
     play = Play()
     asked = []
     poll = play.others.poll
@@ -729,12 +729,28 @@ def test_looks_take_a_twentieth_of_the_time_at_most():
         return poll()
 
     play.others.poll = slow_poll
-    for _ in range(200):
+    for _ in range(600):
         play.look(1)
     gaps = np.diff(asked)
     assert len(asked) > 3
-    assert (gaps >= 60 * MS).all()
-    assert (gaps < 70 * MS).all()
+    assert (gaps >= 150 * MS).all()
+    assert (gaps < 160 * MS).all()
+
+
+def test_after_a_look_that_had_much_to_do_the_next_comes_as_soon_as_after_any(play, monkeypatch):
+    start(play, 4)
+    polls, poll, begun = [], play.others.poll, LeaseBook.begun
+
+    def slow_begun(*of):
+        play.clock.now_ns += 30 * MS
+        begun(*of)
+
+    monkeypatch.setattr(LeaseBook, "begun", slow_begun)
+    monkeypatch.setattr(play.others, "poll", lambda: polls.append(1) or poll())
+    play.says(4, Begun(play.told(4, Lease)[0].number))
+    assert len(polls) == 1
+    play.look(1)
+    assert len(polls) == 2
 
 
 def test_after_a_suspended_look_the_next_comes_soon():
