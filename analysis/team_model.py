@@ -26,7 +26,7 @@ from collage_mpi.system.backoff import COORDINATOR_BACKOFF as PAUSES
 CREDIT = 2  # messages that a rank has at a time: one runs, one waits
 ROWS_PER_PART = 4096
 SIGN_NS = 500_000_000  # a team tells the lead so often how far it is
-LOOK_NS, LOOK_SHARE = 1_000_000, 20  # the lead looks so often, but for a twentieth of its time
+LOOK_NS, LOOK_SHARE = 1_000_000, 50  # the lead polls so often, but for a fiftieth of its time
 # At equal times a coordinator takes answers first.
 ANSWER, LEASE, LULL, LOOK, BEGUN, PART, SIGN = range(7)
 
@@ -38,7 +38,7 @@ class LeadCosts:
     lease_ns: int  # "begun" received, the book asked, a lease sent
     part_ns: int  # a part of images and one of their tasks committed and renamed
     sign_ns: int  # a team's sign of life received
-    look_ns: int  # whether something has come from one team
+    look_ns: int  # whether something has come, beside a poll of the teams
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ class TeamsModel:
         draws = mean_ns * np.exp(sigma * normal - sigma**2 / 2)  # (images,) float64
         self._service_ns: list[int] = draws.astype(np.int64).tolist()
         self._poll_ns = world.poll_ns * world.workers
-        self._look_ns = world.lead.look_ns * world.teams if world.teams > 1 else 0
+        others = world.teams - 1
+        self._look_ns = world.lead.look_ns + world.poll_ns * others if others else 0
         self._look_every_ns = max(LOOK_NS, LOOK_SHARE * self._look_ns)
         self._lead_ns = 0
         self._ranges = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ def test_one_team_takes_as_long_as_in_the_simulator(model: Any, workers: int, si
     )
     rows = simulate_in_memory(SimulatedJob(settings, images, COSTS)).images
     seconds = (rows["t0_ns"] + rows["latency_ns"]).max() / 1e9
-    free = model.LeadCosts(0, 0, 0, 0)
-    of = model.World(1, workers, images, NINES, COSTS, free, sigma=sigma)
+    free, leases = model.LeadCosts(0, 0, 0, 0), replace(NINES, smallest=-(-workers // 9))
+    of = model.World(1, workers, images, leases, COSTS, free, sigma=sigma)
     done = model.TeamsModel(of).run()
     assert done.seconds == pytest.approx(seconds, rel=0.03 if sigma else 0.002)
     assert done.busy_s[0] == pytest.approx(images * 77e-6)
@@ -104,14 +105,15 @@ def test_a_lead_that_is_too_slow_holds_up_the_job(model: Any) -> None:
     assert rate(10_000_000) == pytest.approx(9 / 10e-3, rel=0.05)  # a group a lease
 
 
-def test_the_lead_looks_at_every_team_for_a_twentieth_of_its_time(model: Any) -> None:
-    def looks(look_ns: int) -> float:
-        of = model.World(4, 7, 20_000, NINES, COSTS, model.LeadCosts(0, 0, 0, look_ns))
+def test_the_lead_looks_at_every_team_for_a_fiftieth_of_its_time(model: Any) -> None:
+    def looks(look_ns: int, poll_ns: int = 0) -> float:
+        of = model.World(4, 7, 20_000, NINES, COSTS, model.LeadCosts(0, 0, 0, look_ns), poll_ns)
         done = model.TeamsModel(of).run()
         return done.lead_s / done.seconds
 
-    assert looks(1000) == pytest.approx(4 * 1000 / 1e6, rel=0.05)  # four teams, once a ms
-    assert looks(100_000) == pytest.approx(1 / 20, rel=0.05)
+    assert looks(4000) == pytest.approx(4000 / 1e6, rel=0.05)  # once a ms
+    assert looks(1000, 1000) == pytest.approx((1000 + 3 * 1000) / 1e6, rel=0.05)  # of three others
+    assert looks(100_000) == pytest.approx(1 / 50, rel=0.05)
 
 
 def test_ranges_of_a_part(model: Any) -> None:
