@@ -337,7 +337,8 @@ class Supply:
         self._lease, self._epoch = lease.number, lease.epoch
         self._lull = self._flushed = self._told = False
         ranges = messages.unpacked_ranges(lease.places)
-        indices = np.concatenate([self._plan.order[start:stop] for start, stop in ranges])
+        parts = [self._plan.order[start:stop] for start, stop in ranges]
+        indices = parts[0] if len(parts) == 1 else np.concatenate(parts)  # of all images: no copy
         self._new.append((lease, indices))  # (k,) int64
         self._waiting.append((lease.number, self._given))
         self._given += len(indices)
@@ -364,7 +365,8 @@ class Places:
     def __init__(self, plan: Plan) -> None:
         counts = [info.count for info in plan.shards.infos]
         self._starts = np.cumsum([0, *counts], dtype=np.int64)
-        self._position = np.empty(sum(counts), np.int64)  # of each image of the input
+        # Of each image of the input, in 4 bytes if they hold it
+        self._position = np.empty(sum(counts), np.min_scalar_type(sum(counts)))
         self._position[plan.order] = np.arange(len(plan.order))
 
     def of(self, keys: np.ndarray) -> list[tuple[int, int]]:

@@ -143,7 +143,8 @@ class ReadAhead:
         self.cells_ns = 0  # time of the thread spent on cells, shrunk or read
         self._shards = shards
         self._parts = parts
-        self._order = np.array(order, dtype=np.int64)
+        self._order = np.asarray(order, np.int64)  # of images that are not read yet
+        self._remaining = len(self._order)
         self._growing = growing
         self._batch = batch
         self._room = batch * ahead
@@ -151,7 +152,6 @@ class ReadAhead:
         self._stretches: deque[list[ImageRecord] | Columns] = deque()
         self._ready = 0  # images in them
         self._change = threading.Condition()
-        self._taken = 0
         self._failure: Exception | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="read-ahead", daemon=True)
@@ -160,7 +160,7 @@ class ReadAhead:
     @property
     def remaining(self) -> int:
         """Images not yet taken."""
-        return len(self._order) - self._taken
+        return self._remaining
 
     @property
     def ready(self) -> int:
@@ -220,14 +220,15 @@ class ReadAhead:
             self._stretches.appendleft(stretch[n:])
             stretch = stretch[:n]
         self._ready -= len(stretch)
-        self._taken += len(stretch)
+        self._remaining -= len(stretch)
         self._change.notify_all()
         return stretch
 
     def add(self, order: np.ndarray) -> None:
-        """Append (k,) global indices to the order."""
+        """Append (k,) global indices, which stay as they are, to the order."""
         with self._change:
-            self._order = np.concatenate([self._order, order])
+            self._order = np.concatenate([self._order, order]) if len(self._order) else order
+            self._remaining += len(order)
             self._change.notify_all()
 
     def close(self) -> None:
@@ -246,20 +247,19 @@ class ReadAhead:
         self.close()
 
     def _work(self) -> None:
-        position = 0
         try:
-            while self._more(position):
+            while self._more():
                 room = self._wait_for_room()
                 if room == 0:
                     return
-                chosen = self._order[position : position + room]
+                chosen = self._order[:room]
                 try:
                     stretch = self._read(chosen)
                 except ShardFault as fault:
-                    self._leave_out(fault.shard, position)
+                    self._leave_out(fault.shard)
                     continue
-                position += len(chosen)
                 with self._change:
+                    self._order = self._order[len(chosen) :]
                     if not self._closed:
                         self._stretches.append(stretch)
                         self._ready += len(chosen)
@@ -269,19 +269,19 @@ class ReadAhead:
                 self._failure = error
                 self._change.notify_all()
 
-    def _more(self, position: int) -> bool:
-        """Whether there is an image to read at this position; waits for one that may be added."""
+    def _more(self) -> bool:
+        """Whether there is an image to read; waits for one that may be added."""
         with self._change:
-            while self._growing and not self._closed and position >= len(self._order):
+            while self._growing and not self._closed and not len(self._order):
                 self._change.wait()
-            return not self._closed and position < len(self._order)
+            return not self._closed and len(self._order) > 0
 
-    def _leave_out(self, shard: int, position: int) -> None:
+    def _leave_out(self, shard: int) -> None:
         first, end = self._shards.span(shard)
         with self._change:
-            rest = self._order[position:]
-            kept = rest[(rest < first) | (rest >= end)]
-            self._order = np.concatenate([self._order[:position], kept])
+            kept = self._order[(self._order < first) | (self._order >= end)]
+            self._remaining -= len(self._order) - len(kept)
+            self._order = kept
             self._change.notify_all()
 
     def _wait_for_room(self) -> int:
