@@ -84,7 +84,7 @@ def describe_rank(
         rank=rank,
         host=socket.gethostname(),
         cores=allowed_cores(environ),
-        threads=threads_per_rank(local_size(environ) or size, environ=environ),
+        threads=threads_per_rank(local_size(environ) or size, environ),
         affinity=numbers_text(affinity(), None).replace(" ", ""),
         host_cores=os.cpu_count() or 1,
         software=f"collage_mpi {__version__}, Python {platform.python_version()}, "

@@ -147,14 +147,9 @@ def allowed_cores(
     environ: Mapping[str, str] = os.environ, cgroup: Path = Path("/sys/fs/cgroup")
 ) -> int:
     """Cores this process may use: affinity, the container's quota, Slurm's share. At least 1."""
-    cores = len(affinity()) or os.cpu_count() or 1
-    quota = _cgroup_cores(cgroup)
-    if quota is not None:
-        cores = min(cores, quota)
     on_node = first_number((CPUS_ON_NODE,), environ)  # binds where affinity is not enforced
-    if on_node:
-        cores = min(cores, on_node)
-    return max(1, cores)
+    known = len(affinity()) or os.cpu_count(), _cgroup_cores(cgroup), on_node
+    return min(filter(None, known), default=1)
 
 
 def affinity() -> list[int]:
@@ -164,17 +159,12 @@ def affinity() -> list[int]:
 
 def _cgroup_cores(cgroup: Path) -> int | None:
     """Whole cores of a cgroup v2 or v1 CPU quota, rounded up; None without a quota."""
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if not (quota.isdecimal() and period.isdecimal() and int(period) > 0):
-        return None  # "max" or -1: no limit
-    return max(1, -(-int(quota) // int(period)))
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):
+            quota, period = " ".join((cgroup / name).read_text() for name in names).split()
+            limited = quota.isdecimal() and period.isdecimal() and int(period) > 0
+            return max(1, -(-int(quota) // int(period))) if limited else None  # "max" or -1: none
+    return None
 
 
 def available_bytes(
@@ -195,19 +185,15 @@ def available_bytes(
     return min(found, default=None)
 
 
-def threads_per_rank(
-    ranks_on_host: int, cores: int | None = None, environ: Mapping[str, str] = os.environ
-) -> int:
+def threads_per_rank(ranks_on_host: int, environ: Mapping[str, str] = os.environ) -> int:
     """Compute threads for each rank of a host: cores // ranks, at least 1.
 
     In a Slurm step with --cpus-per-task it is that number: the affinity may already be the task's
     own cores and must not be divided again.
     """
-    if cores is None:
-        per_task = first_number((CPUS_PER_TASK,), environ)
-        if per_task and SRUN.started(environ):
-            return max(1, min(per_task, allowed_cores(environ)))
-        cores = allowed_cores(environ)
+    cores, per_task = allowed_cores(environ), first_number((CPUS_PER_TASK,), environ)
+    if per_task and SRUN.started(environ):
+        return min(per_task, cores)
     return max(1, cores // max(1, ranks_on_host))
 
 

@@ -349,7 +349,7 @@ def _surroundings(folder: Path) -> list[Reader]:
         environment.local_size(environ), environment.told_interface(environ)
         environment.fault_tolerant_launch(environ), environment.visible_devices(environ)
         environment.allocated_hosts(environ), environment.local_gpu_rank(1, environ)
-        environment.threads_per_rank(2, None, environ)
+        environment.threads_per_rank(2, environ)
 
     hosts, proc = folder / "hosts", folder / "proc"
     kernel = {"cpu.max": b"200000 100000", "memory.max": b"1000000", "memory.current": b"5000",

@@ -191,8 +191,9 @@ def test_cgroup_version_1(tmp_path):
 @pytest.mark.parametrize(
     ("ranks", "cores", "threads"), [(11, 2, 1), (11, 64, 5), (1, 8, 8), (0, 4, 4)]
 )
-def test_threads_share_the_cores(ranks, cores, threads):
-    assert environment.threads_per_rank(ranks, cores) == threads
+def test_threads_share_the_cores(monkeypatch, ranks, cores, threads):
+    monkeypatch.setattr(environment, "allowed_cores", lambda environ: cores)
+    assert environment.threads_per_rank(ranks) == threads
 
 
 def test_a_slurm_task_keeps_its_own_cores():
