@@ -61,12 +61,11 @@ class Without:
     without: RunPace
 
 
-def without_slow(run: Results, speeds: Sequence[Speed], images: int = MOST_IMAGES) -> Without:
+def without_slow(run: Results, speeds: Sequence[Speed]) -> Without:
     """Simulate the run as it was and with its slow ranks as fast as their peers.
 
     Args:
         speeds: `rank_speeds` of the run.
-        images: the most to simulate.
 
     Raises:
         UsageError, DataFault: the run cannot be simulated; the message says why.
@@ -74,7 +73,7 @@ def without_slow(run: Results, speeds: Sequence[Speed], images: int = MOST_IMAGE
     factors = _factors(speeds)
     simulated = run.manifest.get("simulated")
     costs = Costs(**simulated["costs"]) if isinstance(simulated, dict) else None
-    job = like(run, _NO_MODEL, min(images, run.manifest["rows"]), costs, None)
+    job = like(run, _NO_MODEL, min(MOST_IMAGES, run.manifest["rows"]), costs, None)
     times_s = _times_s(run, job)
     paces = [
         _pace(summarise(simulate_in_memory(replace(job, delays=_replayed(times_s, slow, job)))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from collage_mpi.errors import DataFault
 from collage_mpi.kinds import SINGLE
@@ -55,18 +55,13 @@ def read_costs(path: Path) -> Costs:
     with reading(f"costs {path}", "no JSON"):
         require_regular(path)
         content = json.loads(path.read_text(encoding="utf-8"))
-    return _checked(content, path)
-
-
-def _checked(content: Any, path: Path) -> Costs:
-    names = [spec.name for spec in fields(Costs)]
     head = (content.get("format"), content.get("version")) if isinstance(content, dict) else None
     if head != (FORMAT, VERSION):
         raise DataFault(
             f"costs {path}: no {FORMAT!r} of version {VERSION}: collage-mpi bench costs RUN --out "
             "FILE writes one"
         )
-    found = {name: content.get(name) for name in names}
+    found = {spec.name: content.get(spec.name) for spec in fields(Costs)}
     for name, value in found.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not (number and 0 <= value < 1e15):
