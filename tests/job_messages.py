@@ -18,7 +18,7 @@ WELCOME = Welcome(
     batch=1,
     answer_items=4,
     answer_vectors=1,
-    extras=Extras(),
+    extras=Extras(top_k=None, save="none"),
     parity=None,
     warmup_tasks=2,
     straggler=StragglerSettings(),

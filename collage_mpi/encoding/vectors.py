@@ -194,16 +194,11 @@ class Extras:
             function returns.
     """
 
-    top_k: int | None = None
-    save: str = NO_SAVE
+    top_k: int | None
+    save: str
 
     def __bool__(self) -> bool:
         return self.top_k is not None or self.save != NO_SAVE
-
-    @property
-    def of_network(self) -> bool:
-        """Whether the network itself names columns when it is loaded."""
-        return self.save in (EMBEDDINGS, OUTPUTS)
 
     @property
     def classifies(self) -> bool:

@@ -15,7 +15,7 @@ from itertools import accumulate
 import numpy as np
 
 from collage_mpi.encoding.decode import decode, summands
-from collage_mpi.encoding.vectors import Extras, KeptColumn, layout_of, most_floats
+from collage_mpi.encoding.vectors import KeptColumn, layout_of, most_floats
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.messages import Measured, Welcome
 from collage_mpi.kinds import KIND, SINGLE, TABLE
@@ -80,7 +80,7 @@ class NetworkLoader:
         return self._loaded[spec, kind, how]
 
     def _load(self, spec: str, kind: str, how: Loading) -> Predictor:
-        if spec == "null" and not Extras(save=how.save).of_network:
+        if spec == "null" and not how.names_columns:
             assert how.geometry is not None
             known = how.geometry
             classes = known.classes or NULL_CLASSES

@@ -59,14 +59,13 @@ def load_predictor(spec: str, kind: str, how: Loading | None = None) -> Predicto
             missing or too small, tensors that do not fit the architecture or are not
             finite, or a network without embeddings if they are wanted.
     """
-    from collage_mpi.encoding.vectors import Extras
     from collage_mpi.models.info import Loading, check_kind
     from collage_mpi.models.named import is_foreign, is_null
     from collage_mpi.models.null import parse_null
 
     check_kind(kind)
     how = how or Loading()
-    if Extras(save=how.save).of_network and (is_null(spec) or kind != SINGLE):
+    if how.names_columns and (is_null(spec) or kind != SINGLE):
         raise UsageError(
             f"--{kind} {spec}: this network gives no embeddings; --save embeddings is for single "
             "networks with weights, and for your own that give them"

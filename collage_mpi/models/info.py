@@ -15,6 +15,7 @@ from collage_mpi.encoding.vectors import (
     EMBEDDINGS,
     MOST_VARIED_BYTES,
     NO_SAVE,
+    OUTPUTS,
     KeptColumn,
     layout_of,
 )
@@ -120,6 +121,11 @@ class Loading:
     def embed(self) -> bool:
         """Whether embeddings are wanted as well."""
         return self.save == EMBEDDINGS
+
+    @property
+    def names_columns(self) -> bool:
+        """Whether the network itself says, once it is loaded, what it gives beside the scores."""
+        return self.save in (EMBEDDINGS, OUTPUTS)
 
 
 @dataclass(slots=True)  # not frozen: see WireTask

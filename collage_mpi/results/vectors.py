@@ -18,7 +18,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from collage_mpi.encoding.vectors import KEYS, OUTPUTS, Extras, is_text, objects, unpack, varied_in
+from collage_mpi.encoding.vectors import (
+    KEYS,
+    NO_SAVE,
+    OUTPUTS,
+    Extras,
+    is_text,
+    objects,
+    unpack,
+    varied_in,
+)
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.results.file_names import VECTORS_FOLDER
 from collage_mpi.results.parts import ADVICE, PartName
@@ -43,7 +52,7 @@ def require_pyarrow(what: str, other: str = "") -> None:
 
 def extras_of(manifest: Mapping[str, Any]) -> Extras:
     """What the run keeps of its images beyond their class."""
-    return Extras(**(manifest.get("extras") or {}))
+    return Extras(**(manifest.get("extras") or {"top_k": None, "save": NO_SAVE}))
 
 
 def vectors_name(session: int, number: int) -> str:

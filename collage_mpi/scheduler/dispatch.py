@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 
-from collage_mpi.kinds import SINGLE
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.backlog import PullQueue, has_failed
 from collage_mpi.scheduler.bundles import Bundle, BundleQueue
@@ -90,9 +89,9 @@ class Dispatch:
         self,
         turn: Turn,
         ranks: ReadyRanks,
-        main: str = SINGLE,
-        batch: int = 1,
-        bundle: Bundle | None = None,
+        main: str,
+        batch: int,
+        bundle: Bundle | None,
     ) -> None:
         """`bundle`: where what waits is sent together."""
         self.main, self.ranks = main, ranks

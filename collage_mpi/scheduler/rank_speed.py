@@ -79,11 +79,11 @@ class Paces:
     def __init__(
         self,
         costs: Mapping[str, float],
-        batch_costs: Mapping[str, float] | None = None,
-        batch: int = 1,
+        batch_costs: Mapping[str, float],
+        batch: int,
     ) -> None:
         self._costs = dict(costs)
-        self._batch_costs = dict(batch_costs or {})
+        self._batch_costs = dict(batch_costs)
         self._batch = batch
         self._paces: dict[int, Pace] = {}
         self._ranks: dict[int, RankState] = {}
@@ -207,8 +207,8 @@ class Health(Paces):
     def __init__(
         self,
         costs: Mapping[str, float],
-        batch_costs: Mapping[str, float] | None = None,
-        batch: int = 1,
+        batch_costs: Mapping[str, float],
+        batch: int,
     ) -> None:
         super().__init__(costs, batch_costs, batch)
         self._typical = Pace()  # of all ranks, for one that has not answered yet

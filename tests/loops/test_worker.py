@@ -828,7 +828,7 @@ def kept_by(bench: Bench) -> np.ndarray:
 
 
 def test_what_is_kept_of_a_group_as_a_batch_is_of_each_image():
-    extras = Extras(top_k=1)
+    extras = Extras(top_k=1, save="none")
     bench = Bench("backup", extras=extras, batch=8)
     group_batch(bench, 1, [3, 1, 4])
     bench.run()
@@ -854,7 +854,7 @@ def test_the_best_classes_travel_with_a_single_answer_where_they_are_kept():
 
 
 def test_a_collage_answer_has_a_vector_for_each_of_its_images_and_no_blank_cell():
-    extras = Extras(top_k=1)
+    extras = Extras(top_k=1, save="none")
     bench = Bench("collage", extras=extras)
     collage = np.zeros(COLLAGE, np.uint8)
     px = SHAPE[0]
@@ -869,7 +869,7 @@ def test_a_collage_answer_has_a_vector_for_each_of_its_images_and_no_blank_cell(
 
 
 def test_under_parity_what_is_kept_stands_behind_what_is_summed():
-    extras = Extras(save="scores")
+    extras = Extras(top_k=None, save="scores")
     bench = Bench(parity=LOGITS, extras=extras)
     bench.single(1, pixel=3)
     bench.run()
@@ -884,7 +884,7 @@ def test_under_parity_what_is_kept_stands_behind_what_is_summed():
 
 
 def test_embeddings_of_a_batch_stay_with_their_images():
-    bench = Bench(start=False, batch=3, extras=Extras(save="embeddings"))
+    bench = Bench(start=False, batch=3, extras=Extras(top_k=None, save="embeddings"))
     bench.network.columns = (KeptColumn("embedding", "<f4", (2,)),)
 
     def answer(batch):
@@ -901,7 +901,7 @@ def test_embeddings_of_a_batch_stay_with_their_images():
 
 
 def test_of_a_mapped_batch_that_raises_each_image_is_tried_alone_with_its_own_outputs():
-    bench = Bench(start=False, batch=3, extras=Extras(save="outputs"))
+    bench = Bench(start=False, batch=3, extras=Extras(top_k=None, save="outputs"))
     bench.network.columns = (KeptColumn("twice", "<u2", (2,)),)
 
     def answer(batch):

@@ -239,7 +239,7 @@ def same(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) ->
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=5))
 def test_what_varies_comes_back_from_its_records(lengths: list[int]) -> None:
     layout, expected = layout_of(VARIED), varied_of(lengths)
-    vectors = Extras(save="outputs").pack(layout, np.ones((len(lengths), 1)), expected)
+    vectors = Extras(top_k=None, save="outputs").pack(layout, np.ones((len(lengths), 1)), expected)
     assert vectors.dtype == np.float32
     found = unpack(layout, vectors)
     assert same(found, expected)
@@ -249,7 +249,7 @@ def test_what_varies_comes_back_from_its_records(lengths: list[int]) -> None:
 def test_answers_of_several_lengths_share_a_message() -> None:
     layout, results = layout_of(VARIED), []
     for task, lengths in enumerate(([0], [7, 2], [1])):
-        vectors = Extras(save="outputs").pack(
+        vectors = Extras(top_k=None, save="outputs").pack(
             layout, np.ones((len(lengths), 1)), varied_of(lengths)
         )
         cells = tuple(Score(0, 1.0) for _ in lengths)
@@ -274,7 +274,9 @@ def varied_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def vector_of(full: Any, index: int, predicted: int) -> np.ndarray:
         given = varied_of([index % 5])
-        return Extras(save="outputs").pack(layout, np.ones((1, 1), np.float32), given)[0]
+        return Extras(top_k=None, save="outputs").pack(layout, np.ones((1, 1), np.float32), given)[
+            0
+        ]
 
     monkeypatch.setattr(results_harness, "layout_of_run", lambda full: layout)
     monkeypatch.setattr(results_harness, "vector_of", vector_of)
@@ -560,7 +562,7 @@ def test_records_are_whole_numbers_of_floats(dtypes: list[str]) -> None:
     layout = layout_of(columns)
     assert layout.itemsize % 4 == 0
     given = {each.name: np.arange(6).reshape(2, 3).astype(each.dtype) for each in columns}
-    found = unpack(layout, Extras(save="outputs").pack(layout, np.ones((2, 1)), given))
+    found = unpack(layout, Extras(top_k=None, save="outputs").pack(layout, np.ones((2, 1)), given))
     assert all(np.array_equal(found[name], values) for name, values in given.items())
 
 

@@ -26,12 +26,12 @@ def new_dispatch(
     """One without ranks; they pull if there are `paces`."""
     turn = Turn()
     ranks = ReadyRanks(turn, health, paces, pulls=paces is not None)
-    return Dispatch(turn, ranks, batch=batch)
+    return Dispatch(turn, ranks, SINGLE, batch, None)
 
 
 def dispatch_of(n: int, costs: dict[str, float] | None = None) -> Dispatch:
     """`n` ranks that hold both networks."""
-    dispatch = new_dispatch(Health(costs or {}))
+    dispatch = new_dispatch(Health(costs or {}, {}, 1))
     dispatch.turn.now_ns = 10**15  # a clock begins anywhere
     for rank in range(1, n + 1):
         dispatch.ranks.enter(RankState(rank, BOTH, "host", 2))
@@ -87,7 +87,7 @@ def test_a_batch_says_how_long_it_took_once_when_its_last_task_ends():
 
 def paces_of(*ms: float, kinds: tuple[frozenset[str], ...] = ()) -> Paces:
     """Ranks 1, 2, ... with these service times; of a rank with 0 none is known."""
-    dispatch = new_dispatch(paces=Paces({}))
+    dispatch = new_dispatch(paces=Paces({}, {}, 1))
     for rank, service_ms in enumerate(ms, start=1):
         state = RankState(rank, kinds[rank - 1] if kinds else BOTH, "host", 2)
         dispatch.ranks.enter(state)
@@ -178,7 +178,7 @@ def test_a_watched_rank_that_comes_back_was_not_idle_for_all_that_time():
 
 
 def test_where_watched_ranks_pull_the_fastest_comes_first():
-    dispatch = new_dispatch(Health({}), Paces({}))
+    dispatch = new_dispatch(Health({}, {}, 1), Paces({}, {}, 1))
     for rank in (1, 2):
         dispatch.ranks.enter(RankState(rank, BOTH, "host", 2))
     served(dispatch, 1, 300 * MS)

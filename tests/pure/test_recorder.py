@@ -433,7 +433,10 @@ def test_an_error_row_that_no_rank_could_read_has_no_label():
 
 
 def test_a_row_of_a_mapped_function_has_no_label():
-    extras, layout = Extras(save="outputs"), layout_of([KeptColumn("mask", "<f4", (2,))])
+    extras, layout = (
+        Extras(top_k=None, save="outputs"),
+        layout_of([KeptColumn("mask", "<f4", (2,))]),
+    )
     kept: list[tuple] = []
     rows = Rows()
     vectors = Vectors(extras, layout, lambda *row: kept.append(row))

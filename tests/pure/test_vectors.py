@@ -88,7 +88,7 @@ def test_what_is_packed_comes_back(scores, data):
 
 def test_they_travel_as_they_are():
     """Class numbers are bits in floats: no conversion may touch them on their way."""
-    extras = Extras(2)
+    extras = Extras(2, "none")
     layout = layout_of(extras.columns(3))
     vectors = extras.pack(layout, np.float32([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3]]))
     buffer = np.zeros(4096, np.uint8)
@@ -174,7 +174,7 @@ def test_an_answer_has_room_for_what_is_kept_of_each_image_of_a_group():
         WELCOME,
         geometry=Geometry((6, 6, 1), 2, 6, 1),
         networks={"backup": "own.py:Each"},
-        extras=Extras(save="outputs"),
+        extras=Extras(top_k=None, save="outputs"),
     )
 
     def room(vectors: int, nbytes: int) -> int:
@@ -232,9 +232,9 @@ def test_a_class_that_parity_decodes_is_the_best_of_what_is_kept():
     """Where two scores are the same once they are kept, both say the first."""
     total = np.float64([0.0, 1.0, 1.0 + 1e-12])  # told apart in float64 alone
     label, _ = decode_parity(total, [], 1.0)
-    layout = layout_of(Extras(top_k=1).columns(3))
+    layout = layout_of(Extras(top_k=1, save="none").columns(3))
     scores = parity_scores(total, [], 1.0)[None].astype(np.float32)
-    kept = Extras(top_k=1).pack(layout, scores)
+    kept = Extras(top_k=1, save="none").pack(layout, scores)
     assert unpack(layout, kept)["top_classes"].tolist() == [[label]] == [[1]]
 
 
