@@ -26,6 +26,7 @@ from collage_mpi.simulation.advice import (
     simulated,
     simulated_one,
 )
+from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.replayed_answers import Answers, save_answers
 
 FEW = ["--side", "2", "--placements", "4", "--groups", "130"]
@@ -106,6 +107,13 @@ def test_all_but_the_last_have_the_ranks_that_were_asked_for():
     assert few == [4]  # collage-only is compared on three ranks too
     assert {one.ranks for one in found[1:-1]} == {7, 4}
     assert (found[0].ranks, found[-1].ranks, found[-1].label[:9]) == (5, 9, "replicate")
+
+
+def test_what_neither_a_flag_nor_a_run_says_is_a_collage_of_nine_that_costs_as_much(tmp_path):
+    question = _question(AdviseArguments(source=saved(tmp_path / "t.npy", slow_machine())))
+    known = question.side, question.cost_ratio, question.batch_cost, question.confidence
+    assert known == (3, 1.0, 1.0, None)
+    assert question.costs == Costs()
 
 
 def test_stripes_are_compared_where_it_is_known_what_they_decode():

@@ -17,7 +17,7 @@ from collage_mpi.commands.doctor import (
     hosts_text,
     map_lines,
 )
-from collage_mpi.doctor.checks_machine import size_text
+from collage_mpi.doctor.checks_machine import check_slurm, size_text
 from collage_mpi.doctor.checks_software import (
     check_fault_tolerance,
     check_launcher,
@@ -52,7 +52,14 @@ from collage_mpi.doctor.facts import (
     WantedJob,
     World,
 )
-from collage_mpi.doctor.gather import can_meet, examine, file_system, is_bad, started_by
+from collage_mpi.doctor.gather import (
+    SLURM_VARIABLES,
+    can_meet,
+    examine,
+    file_system,
+    is_bad,
+    started_by,
+)
 from collage_mpi.launch.mpiexec import Mpi
 from collage_mpi.system.printable import numbers_text, ranges_in
 
@@ -257,6 +264,17 @@ def test_a_fault_is_one_line_with_its_fix(name):
     assert (finding.name, finding.verdict) == (line, verdict)
     assert found in finding.found
     assert fix in (finding.fix or "")
+
+
+def test_a_job_of_slurm_is_told_by_all_that_is_asked_of_it():
+    told = {name: f"<{name[6:]}>" for name in SLURM_VARIABLES if name.startswith("SLURM_")}
+    told |= {"SLURM_JOB_ID": "7", "SRUN_CPUS_PER_TASK": told["SLURM_CPUS_PER_TASK"]}
+    found = next(check_slurm(changed(slurm=told)))
+    assert (found.verdict, found.found) == (
+        OK,
+        "job 7, step <STEP_ID>, nodes <JOB_NUM_NODES>, tasks <NTASKS>, cpus a task "
+        "<CPUS_PER_TASK>, GPUs on node <GPUS_ON_NODE>, --mpi=<MPI_TYPE>, restart <RESTART_COUNT>",
+    )
 
 
 def test_a_fault_of_the_current_folder_is_a_warning():

@@ -201,6 +201,12 @@ def test_a_slurm_task_keeps_its_own_cores():
     assert environment.threads_per_rank(1, environ=environ) == 1
 
 
+def test_a_slurm_task_has_no_more_threads_than_cores(monkeypatch):
+    monkeypatch.setattr(environment, "allowed_cores", lambda environ: 2)
+    environ = {"SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "8"}
+    assert environment.threads_per_rank(4, environ) == 2
+
+
 def test_status_is_wanted_only_when_asked():
     assert environment.status_word({environment.STATUS_VARIABLE: "a1"}) == "a1"
     assert environment.status_word({environment.STATUS_VARIABLE: ""}) is None
