@@ -308,13 +308,11 @@ class OpenMpi(Launcher):
         """
         # Slots are counted in physical cores, which `site.cores` may exceed: on one host
         # oversubscription is always allowed, and means nothing when it does not happen.
-        flags = ["--oversubscribe"] if site.hosts == 1 else []
-        flags += ["--bind-to", "none"]
-        if site.hosts > 1:
-            for name in sorted(env):
-                if not name.startswith(("OMPI_", "PRTE_", "PMIX_")):
-                    flags += ["-x", name]
-        return flags
+        unbound = ["--bind-to", "none"]
+        if site.hosts == 1:
+            return ["--oversubscribe", *unbound]
+        named = (name for name in sorted(env) if not name.startswith(("OMPI_", "PRTE_", "PMIX_")))
+        return [*unbound, *(word for name in named for word in ("-x", name))]
 
     def death(self, text: str) -> Death | None:
         """It reports the process that ended first."""
