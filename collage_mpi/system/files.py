@@ -241,15 +241,13 @@ def make_directory(directory: Path) -> None:
             sync_directory(path.parent)
 
 
-def remove_leftovers(directory: Path, ours: str) -> int:
-    """Delete temporary files that a killed writer left; returns how many.
+def remove_leftovers(directory: Path, ours: str) -> None:
+    """Delete temporary files that a killed writer left.
 
     Args:
         directory: where to search.
         ours: a pattern of the names that such a writer writes; all other files stay.
     """
     name = re.compile(rf"\.(?:{ours}){re.escape(TEMP_MARK)}\d+(?:-[0-9a-f]{{8}})?")
-    leftovers = [path for path in directory.iterdir() if name.fullmatch(path.name)]
-    for path in leftovers:
+    for path in [path for path in directory.iterdir() if name.fullmatch(path.name)]:
         path.unlink(missing_ok=True)
-    return len(leftovers)

@@ -85,14 +85,12 @@ def _flush() -> None:
             stream.flush()
 
 
-def remove_shared_memory(maps: Path = Path("/proc/self/maps")) -> list[Path]:
+def remove_shared_memory(maps: Path = Path("/proc/self/maps")) -> None:
     """Remove the files of the MPI library that this process has mapped: this job's own.
 
     Other ranks keep what they have mapped; only the name goes.
     """
-    ours = shared_memory(maps)
-    unlink(ours)
-    return ours
+    unlink(shared_memory(maps))
 
 
 def shared_memory(maps: Path, *more: str) -> list[Path]:

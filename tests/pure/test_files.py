@@ -85,7 +85,7 @@ def test_a_link_to_a_file_is_replaced_but_not_that_of_the_system(tmp_path, monke
 def test_a_temporary_name_is_one_that_is_swept(tmp_path: Path) -> None:
     files.temporary_name(tmp_path / "a.h5").touch()
     files.temporary_name(tmp_path / "b.h5").touch()
-    assert remove_leftovers(tmp_path, r"a\.h5") == 1
+    remove_leftovers(tmp_path, r"a\.h5")
     assert [path.name.startswith(".b.h5") for path in tmp_path.iterdir()] == [True]
 
 
