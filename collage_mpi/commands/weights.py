@@ -7,23 +7,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from collage_mpi.commands.evaluate import EvaluateArguments
 from collage_mpi.commands.parser import ClassNamesArguments, Command, Commands
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
 from collage_mpi.models import describe, load_predictor
 from collage_mpi.models.architecture import Backbone
 from collage_mpi.models.info import Loading, NetworkInfo, check_fit
+from collage_mpi.models.named import IMAGENET
 from collage_mpi.models.tuning import PLAIN, PRECISIONS
 from collage_mpi.settings.flags import Arguments
-from collage_mpi.system.fields import REQUIRED, setting
+from collage_mpi.system.fields import REQUIRED, same, setting
 from collage_mpi.system.progress import advancing
 
 if TYPE_CHECKING:
     from collage_mpi.training.threshold import TwoStages
-
-FIRST = "the first network"  # of a cascade: a collage network or a quick single network
-# Of torchvision's own weights: mean and std of ImageNet's pixels / 255.
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,18 +62,12 @@ class ImportArguments(ClassNamesArguments):
 class ThresholdArguments(Arguments):
     """What `weights threshold` takes."""
 
-    shards: tuple[Path, ...] = setting(REQUIRED, "labelled shards", shipped=True)
-    single: str = setting(REQUIRED, "the single network", metavar="W", shipped=True)
-    collage: str | None = setting(
-        None, "the collage network", metavar="W", shipped=True, either=FIRST
+    shards: tuple[Path, ...] = same(EvaluateArguments, "shards")
+    single: str = setting(
+        REQUIRED, "weights of the single network", metavar="WEIGHTS", shipped=True
     )
-    backup: str | None = setting(
-        None,
-        "in place of --collage: a quick single network",
-        metavar="W",
-        shipped=True,
-        either=FIRST,
-    )
+    collage: str | None = same(EvaluateArguments, "collage")
+    backup: str | None = same(EvaluateArguments, "backup")
     out: Path | None = setting(
         None, "weights file to write", unset="the file of --collage or --backup", metavar="FILE"
     )
@@ -187,8 +179,8 @@ def import_file(args: ImportArguments) -> int:
         size_px=args.size,
         class_names=args.names(),
         normalisation={
-            "mean": _numbers("--mean", args.mean, IMAGENET_MEAN),
-            "std": _numbers("--std", args.std, IMAGENET_STD),
+            "mean": _numbers("--mean", args.mean, IMAGENET[0]),
+            "std": _numbers("--std", args.std, IMAGENET[1]),
         },
     )
     print(
