@@ -28,6 +28,7 @@ from collage_mpi.shards.schema import (
     VERSION,
     ShardInfo,
     cells_name,
+    checked_names,
     label_problem,
     read_sidecar,
     remake_command,
@@ -310,10 +311,7 @@ def _rows_of(file: Any, name: str, dtype: str, count: int) -> np.ndarray:
 def _class_names(file: Any) -> tuple[str, ...] | None:
     if "class_names" not in file.attrs:
         return None
-    names = tuple(_text(name) for name in np.atleast_1d(file.attrs["class_names"]))
-    if not names or len(set(names)) != len(names) or not all(names):
-        raise DataFault("class names must be one or more, each different and not empty")
-    return names
+    return checked_names([_text(name) for name in np.atleast_1d(file.attrs["class_names"])])
 
 
 def _text(value: Any) -> str:

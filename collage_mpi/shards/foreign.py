@@ -71,23 +71,13 @@ class ArrayLayout:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> ArrayLayout:
         """Rebuild what `to_json` wrote."""
-        flat = record.get("flat")
-        fixed = {"unused": tuple(record["unused"]), "flat": None if flat is None else tuple(flat)}
-        return cls(**{**record, **fixed})
+        pairs = record.items()
+        found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in pairs}
+        return cls(**found)
 
     def image_shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
         """(H, W, C) of one image, or the shape of another item, from the dataset's shape."""
-        if not self.axes:
-            return tuple(int(size) for size in stored[1:])
-        if self.flat is not None:
-            height, width, channels = self.flat
-        elif self.axes == "NHW":
-            height, width, channels = *stored[1:3], 1
-        elif self.axes == "NCHW":
-            channels, height, width = stored[1:4]
-        else:
-            height, width, channels = stored[1:4]
-        return (width, height, channels) if self.transposed else (height, width, channels)
+        return self.arrange(np.empty((0, *stored[1:]), np.uint8)).shape[1:]
 
     def arrange(self, block: np.ndarray) -> np.ndarray:
         """Images as stored -> (n, H, W, C); other items stay as they are."""

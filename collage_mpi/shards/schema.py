@@ -108,15 +108,9 @@ class ShardInfo:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> ShardInfo:
         """Rebuild what `to_json` wrote."""
-        names = record["class_names"]
-        fixed = {
-            "path": path_of(record["path"]),
-            "class_names": None if names is None else tuple(names),
-            "shape": tuple(record["shape"]),
-            "cell_sizes": tuple(record["cell_sizes"]),
-            "stamp": None if record["stamp"] is None else tuple(record["stamp"]),
-        }
-        return cls(**{**record, **fixed})
+        pairs = {**record, "path": path_of(record["path"])}.items()
+        found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in pairs}
+        return cls(**found)
 
 
 @dataclass(frozen=True)
@@ -182,6 +176,13 @@ def rows_crc32(images: np.ndarray | list[np.ndarray], labels: np.ndarray | None)
     rows = [row.data.cast("B") for row in images]
     tags = [None] * len(rows) if labels is None else labels.tolist()
     return np.fromiter(map(row_crc32, rows, tags), dtype=np.uint32, count=len(rows))
+
+
+def checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of classes. Raises DataFault if there are none, equal ones, or an empty one."""
+    if len(names) == 0 or len(set(names)) != len(names) or not all(names):
+        raise DataFault("class names must be one or more, each different and not empty")
+    return tuple(names)
 
 
 def label_problem(labels: np.ndarray, class_names: tuple[str, ...] | None) -> str | None:

@@ -18,6 +18,7 @@ from collage_mpi.shards.schema import (
     FORMAT,
     VERSION,
     ShardInfo,
+    checked_names,
     chunk_rows,
     label_problem,
     publish,
@@ -64,7 +65,7 @@ class ShardWriter:
     ) -> None:
         self.path = Path(path)
         self.shape, self.dtype = _checked_item(item)
-        self.class_names = _checked_names(class_names)
+        self.class_names = None if class_names is None else checked_names(class_names)
         self.source = source
         self.recipe = recipe
         self.count = 0
@@ -332,14 +333,6 @@ def _checked_item(item: Sequence[int] | np.dtype) -> tuple[tuple[int, ...], str]
             "(height, width, channels), and no axis is empty"
         )
     return tuple(map(int, shape)), dtype
-
-
-def _checked_names(names: Sequence[str] | None) -> tuple[str, ...] | None:
-    if names is None:
-        return None
-    if len(names) == 0 or len(set(names)) != len(names) or not all(names):
-        raise DataFault("class names must be one or more, each different and not empty")
-    return tuple(names)
 
 
 def _checked_images(images: np.ndarray, shape: tuple[int, ...], dtype: str) -> np.ndarray:
