@@ -72,11 +72,11 @@ class OpenShard(Source):
         """(m,) bool: whether `pixels[places]`, as read from `rows`, are the pixels that were
         written.
         """
-        if self.crc32 is None:
-            return np.ones(len(rows), dtype=bool)
-        tags = None if self.labels is None else self.labels[rows]
-        own = [pixels[place] for place in places.tolist()]
-        found: np.ndarray = rows_crc32(own, tags) == self.crc32[rows]
+        found = super().sound(pixels, places, rows)
+        if self.crc32 is not None:
+            tags = None if self.labels is None else self.labels[rows]
+            own = [pixels[place] for place in places.tolist()]
+            found &= rows_crc32(own, tags) == self.crc32[rows]
         return found
 
     def read_into(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:

@@ -162,9 +162,8 @@ class ShardSet:
         for shard, places in self._by_shard(wanted):
             rows = wanted[places] - self._starts[shard]  # ascending
             with self._lock:
-                source, failed = self._read(shard, places, rows, read)
+                source = self._read(shard, places, rows, read)
                 good[places] = source.sound(pixels, places, rows)
-            good[failed] = False
             if labels is not None and source.labels is not None:
                 labels[places] = source.labels[rows]
         pixels[~good] = 0
@@ -378,16 +377,16 @@ class ShardSet:
         places: np.ndarray,
         rows: np.ndarray,
         read: Callable[[Source, np.ndarray, np.ndarray], None],
-    ) -> tuple[Source, list[int]]:
-        """Read ascending `rows` of a shard to `places`: all at once, or after a failure row by row.
+    ) -> Source:
+        """The open shard, after ascending `rows` of it are read to `places`: all at once, or after
+        a failure row by row. Its `row_faults` say which of them cannot be read.
 
         If the file can be opened again and is unchanged, only single rows are damaged; otherwise
         the shard is lost.
-
-        Returns:
-            The open shard, and the places of rows that cannot be read.
         """
-        source, failed = self._opened(number), []
+        source = self._opened(number)
+        for row in rows.tolist() if source.row_faults else ():
+            source.row_faults.pop(row, None)  # what was wrong then may be mended
         try:
             read(source, places, rows)
         except EnvironmentFault:
@@ -399,10 +398,9 @@ class ShardSet:
                 except EnvironmentFault as error:
                     why = cause_of(error.__cause__ or error)
                     source.row_faults[row] = f"cannot be read: {why}"
-                    failed.append(int(places[at]))
         for row, why in source.row_faults.items():
             self._row_faults[int(self._starts[number]) + row] = why
-        return source, failed
+        return source
 
     def _check_same(self, number: int) -> None:
         """Raise unless the file is the one that was checked, by its stamp or its SHA-256."""

@@ -130,11 +130,6 @@ class Source(ABC):
         """(m,) bool: whether `pixels[places]`, as read from `rows`, can be used."""
         return np.array([row not in self.row_faults for row in rows.tolist()], dtype=bool)
 
-    def _forget_faults(self, rows: np.ndarray) -> None:
-        """The rows are read again: what was wrong then may be mended."""
-        for row in rows.tolist() if self.row_faults else ():
-            self.row_faults.pop(row, None)
-
     @classmethod
     def ids(cls, info: ShardInfo) -> list[str] | None:
         """The names of the n images of a source in the order of the rows, if they have any.
@@ -185,7 +180,6 @@ class PictureSource(Source):
 
     def read_into(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
         """Read and decode ascending `rows` to `out[places]`; bad rows are noted in `row_faults`."""
-        self._forget_faults(rows)
         files = self._files(rows)
         spots = [out[place] for place in places.tolist()]
         threads = min(MOST_DECODERS, self.decoders or allowed_cores())
@@ -194,7 +188,6 @@ class PictureSource(Source):
 
     def files(self, rows: np.ndarray) -> list[bytes | None]:
         """The files of ascending `rows`; None for a bad row, which is noted in `row_faults`."""
-        self._forget_faults(rows)
         return [
             data if data is not None and self._is_sound(row, data) else None
             for row, data in zip(rows.tolist(), self._files(rows), strict=True)

@@ -109,7 +109,6 @@ class ZarrSource(Source):
 
     def read_into(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
         """Read ascending `rows` to `out[places]`; rows of absent chunks are noted."""
-        self._forget_faults(rows)
         with _still(self.path):
             for start, stop, first in slices_of(rows):
                 block = np.asarray(self._images[first : first + stop - start])

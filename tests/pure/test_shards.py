@@ -22,6 +22,7 @@ from collage_mpi.shards import ShardSet, ShardWriter, write_shard
 from collage_mpi.shards import reader as reader_module
 from collage_mpi.shards.check import inspect_here
 from collage_mpi.shards.inputs import expand_paths
+from collage_mpi.shards.openshard import OpenShard
 from collage_mpi.shards.schema import (
     ShardFault,
     ShardInfo,
@@ -144,6 +145,23 @@ def test_a_row_that_cannot_be_unpacked_leaves_the_others(tmp_path: Path) -> None
         np.testing.assert_array_equal(pixels[[0, 2]], images[[5, 3]])
         assert shards.row_fault(4).startswith("cannot be read: ")
         assert not shards.lost
+
+
+def test_a_file_that_is_gone_after_a_failed_read_is_lost(tmp_path: Path, monkeypatch) -> None:
+    """Else every row of it would be an error of its own."""
+
+    def gone(*_: object) -> None:
+        raise EnvironmentFault("stale file handle")
+
+    path = tmp_path / "a.h5"
+    write_shard(path, make_images(4))
+    with open_here(path) as shards:
+        shards.read([0])
+        path.rename(tmp_path / "away")
+        monkeypatch.setattr(OpenShard, "read_into", gone)
+        with pytest.raises(ShardFault, match=r"a\.h5: can no longer be read"):
+            shards.read_checked([1, 2])
+        assert [*shards.lost] == [0]
 
 
 def test_a_shard_that_was_lost_stays_lost(tmp_path: Path) -> None:

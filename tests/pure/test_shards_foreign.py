@@ -35,6 +35,22 @@ def file_of(path: Path, datasets: dict[str, Any], **options: Any) -> Path:
     return path
 
 
+def test_a_row_that_cannot_be_unpacked_leaves_the_others(tmp_path: Path) -> None:
+    """Without checksums, what its place in memory held before must not pass for the image."""
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        chunk = (1, *COLOUR.shape[1:])
+        images = file.create_dataset("x", data=COLOUR, chunks=chunk, compression="gzip")
+        images.id.write_direct_chunk((1, 0, 0, 0), b"no gzip")
+    with ShardSet.open([path]) as shards:
+        for _ in range(2):
+            pixels, _, good = shards.read_checked([2, 1, 0])
+            assert good.tolist() == [True, False, True]
+            np.testing.assert_array_equal(pixels[[0, 2]], COLOUR[[2, 0]])
+            assert shards.row_fault(1).startswith("cannot be read: ")
+        assert not shards.lost
+
+
 @pytest.mark.parametrize(
     ("datasets", "expected", "axes"),
     [
