@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -21,7 +22,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.shards import ShardSet, ShardWriter, write_shard
 from collage_mpi.shards import reader as reader_module
 from collage_mpi.shards.check import inspect_here
-from collage_mpi.shards.inputs import expand_paths
+from collage_mpi.shards.inputs import expand_paths, open_source
 from collage_mpi.shards.openshard import OpenShard
 from collage_mpi.shards.schema import (
     ShardFault,
@@ -162,6 +163,28 @@ def test_a_file_that_is_gone_after_a_failed_read_is_lost(tmp_path: Path, monkeyp
         with pytest.raises(ShardFault, match=r"a\.h5: can no longer be read"):
             shards.read_checked([1, 2])
         assert [*shards.lost] == [0]
+
+
+@pytest.mark.parametrize("other", [{"count": 3}, {"shape": (5, 6, 1)}])
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_file_that_is_not_as_it_was_described_is_refused(tmp_path: Path, other, foreign) -> None:
+    path, images = tmp_path / "a.h5", make_images(4, (6, 5, 1))
+    if foreign:
+        with h5py.File(path, "w") as file:
+            file["images"] = images
+    else:
+        write_shard(path, images)
+    with open_here(path) as shards:
+        [info] = shards.infos
+    open_source(info).close()
+    with pytest.raises(DataFault, match="has changed since it was checked"):
+        open_source(replace(info, **other))
+    if not foreign:
+        with h5py.File(path, "a") as file:
+            del file["crc32"]
+            file["crc32"] = np.zeros(3, np.uint32)
+        with pytest.raises(DataFault, match="has changed since it was checked"):
+            open_source(info)
 
 
 def test_a_shard_that_was_lost_stays_lost(tmp_path: Path) -> None:
