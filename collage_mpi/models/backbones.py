@@ -75,6 +75,7 @@ class Trunk(nn.Module):
                 blocks.append(ResidualBlock(width, stage.width, stride=stride, norm=norm))
                 width = stage.width
         self.blocks = nn.Sequential(*blocks)
+        self.features_out = architecture.features
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.blocks(torch.relu_(self.stem(x)))

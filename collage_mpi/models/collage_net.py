@@ -4,6 +4,8 @@ their heads, and the choice of network by kind.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,11 +24,11 @@ class CollageNet(nn.Module):
     image in the collage is known.
     """
 
-    def __init__(self, trunk: nn.Module, features: int, classes: int, side: int) -> None:
+    def __init__(self, trunk: Any, classes: int, side: int) -> None:
         super().__init__()
         self.side = side
         self.trunk = trunk
-        self.classifier = nn.Linear(features, classes)
+        self.classifier = nn.Linear(trunk.features_out, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.pooled(x)  # (n, features, side, side)
@@ -63,10 +65,9 @@ class YoloNet(nn.Module):
     (`across`), G x G is the trunk's own map, and this convolution is left out.
     """
 
-    def __init__(
-        self, trunk: nn.Module, features: int, classes: int, side: int, head: HeadSpec, norm: str
-    ) -> None:
+    def __init__(self, trunk: Any, classes: int, side: int, head: HeadSpec, norm: str) -> None:
         super().__init__()
+        features = trunk.features_out
         self.squares = head.map_size(side)
         self.anchors = len(head.anchors)
         self.trunk = trunk
@@ -100,17 +101,21 @@ def build_network(
     Raises:
         UsageError, EnvironmentFault: a backbone that cannot be built; see `vision`.
     """
+    trunk: Any
     if isinstance(architecture, Architecture):
         if side is None:
             return ResNet(architecture, channels, classes)
-        trunk: nn.Module = Trunk(architecture, channels)
-        return _collage(trunk, architecture.features, classes, side, head, architecture.norm)
-    from collage_mpi.models.vision import ConvTrunk, VisionSingle  # only where it is asked for
+        trunk, norm = Trunk(architecture, channels), architecture.norm
+    else:
+        from collage_mpi.models.vision import ConvTrunk, VisionSingle  # only where it is asked for
 
-    if side is None:
-        return VisionSingle(architecture, classes)
-    trunk = ConvTrunk(architecture)
-    return _collage(trunk, trunk.features_out, classes, side, head, "batch")
+        if side is None:
+            return VisionSingle(architecture, classes)
+        trunk, norm = ConvTrunk(architecture), "batch"
+    head = head or HeadSpec()
+    if head.name == YOLO:
+        return YoloNet(trunk, classes, side, head, norm)
+    return (ApartNet if head.name == APART else CollageNet)(trunk, classes, side)
 
 
 def check_pixels(
@@ -141,12 +146,3 @@ def check_pixels(
                 f"{architecture.name} cannot see {height} x {width} pixels{cells}: {error}; "
                 f"give it {'images' if side is None else 'cells, --cell-px,'} of another size"
             ) from error
-
-
-def _collage(
-    trunk: nn.Module, features: int, classes: int, side: int, head: HeadSpec | None, norm: str
-) -> nn.Module:
-    head = head or HeadSpec()
-    if head.name == YOLO:
-        return YoloNet(trunk, features, classes, side, head, norm)
-    return (ApartNet if head.name == APART else CollageNet)(trunk, features, classes, side)

@@ -78,11 +78,7 @@ class ConvTrunk(nn.Module):
             self.add_module(name, getattr(model, name))
         if backbone.network.startswith("densenet"):
             self.add_module("last", nn.ReLU())  # DenseNet applies it outside of its features
-        # What a linear layer of ours reads is the mean of this map. Others are asked.
-        own = backbone.name in OWN
-        self.features_out = (
-            model.get_parameter("classifier.weight").shape[1] if own else self._probe()
-        )
+        self.features_out = self._probe()
 
     def forward(self, x: Tensor) -> Tensor:
         x = _three(x)
