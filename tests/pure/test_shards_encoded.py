@@ -22,6 +22,7 @@ from collage_mpi.shards import (
     verify_shard,
 )
 from collage_mpi.shards.check import inspect_here, verify_here
+from collage_mpi.shards.inputs import open_source
 from collage_mpi.shards.openshard import EncodedShard
 from collage_mpi.shards.pictures import PictureFit, picture_pixels
 from collage_mpi.shards.readahead import ImageParts
@@ -54,6 +55,15 @@ def test_a_shard_may_hold_one_picture(tmp_path: Path) -> None:
     with EncodedWriter(tmp_path / "a.h5", FIT, class_names=["a"], source="made up") as writer:
         writer.append_files(files(1), [0], ["p"])
     assert inspect_here(tmp_path / "a.h5", hash_file=True).count == 1
+
+
+def test_files_that_end_elsewhere_than_when_they_were_described_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5", files(8))
+    info = inspect_here(path, hash_file=True)
+    with h5py.File(path, "a") as file:
+        file["ends"][-1] += 1
+    with pytest.raises(DataFault, match="has changed since it was checked"):
+        open_source(info)
 
 
 def test_any_order_gives_the_pixels_of_the_files(tmp_path: Path) -> None:
