@@ -310,9 +310,8 @@ class MemberSource(PictureSource):
             try:
                 found.append(read_member(self._member(self.path, self._members, row)))
             except UnreadablePicture as fault:
-                if not (
-                    url_of(self.path) or os.path.exists(self.path)
-                ):  # its file system is gone, not one picture
+                there = url_of(self.path) or os.path.exists(self.path)
+                if not there:  # its file system is gone, not one picture
                     raise EnvironmentFault(f"{self.path}: can no longer be read") from fault
                 self.row_faults[row] = str(fault)
                 found.append(None)

@@ -19,6 +19,7 @@ from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.shards import ReadAhead, ShardSet, inspect_shard, verify_shard, write_shard
 from collage_mpi.shards.check import inspect_here, verify_here
 from collage_mpi.shards.contents import stored_in_full
+from collage_mpi.shards.inputs import ids_of
 from collage_mpi.shards.source import ANY_ITEMS
 
 RANDOM = np.random.default_rng(0)
@@ -49,6 +50,11 @@ def test_a_row_that_cannot_be_unpacked_leaves_the_others(tmp_path: Path) -> None
             np.testing.assert_array_equal(pixels[[0, 2]], COLOUR[[2, 0]])
             assert shards.row_fault(1).startswith("cannot be read: ")
         assert not shards.lost
+
+
+def test_a_dataset_of_that_name_holds_no_ids(tmp_path: Path) -> None:
+    path = file_of(tmp_path / "a.h5", {"x": COLOUR, "ids": np.arange(12).astype("S2")})
+    assert ids_of(inspect_here(path, hash_file=True)) is None
 
 
 @pytest.mark.parametrize(
