@@ -106,6 +106,16 @@ def test_a_sample_within_its_bound_is_exact() -> None:
     assert drawn.spread(1000) == replace(described(values), intervals={})
     x, below = drawn.steps()
     assert (list(x), below[-1]) == (sorted(values), 1000)
+    assert (drawn.at_rank(0), drawn.at_rank(2), drawn.at_rank(2000)) == (x[0], x[1], x[-1])
+
+
+def test_a_sample_that_came_in_another_order_is_looked_at_in_that_of_time() -> None:
+    values = RNG.lognormal(0, 0.3, 400) * np.repeat(RNG.lognormal(0, 0.5, 20), 20)
+    timed = TimedSample(None)
+    for some in np.array_split(RNG.permutation(400), 3):
+        timed.add_at(values[some], some.astype([("at", "<i8")]))
+    assert timed.spread(400) == described(values)
+    assert timed.spread(400) == described(values), "asked again"
 
 
 @pytest.mark.parametrize("n", [4000, 400_000])

@@ -524,6 +524,7 @@ def test_export_has_the_best_classes_by_name(tmp_path):
     h5py = pytest.importorskip("h5py")
     with h5py.File(export_run(results, "hdf5")[0]) as file:
         stored = file["images"][:]
+    assert stored.dtype.names[-4:] == ("wait_ns", "top_classes", "top_scores", "reason")
     assert np.array_equal(stored["top_classes"][answered], results.kept("top_classes"))
     assert np.array_equal(stored["top_scores"][answered], results.kept("top_scores"))
     frame = results.to_pandas()
