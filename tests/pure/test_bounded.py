@@ -27,7 +27,8 @@ from collage_mpi.results import (
     verify_run,
 )
 from collage_mpi.results import verify as verify_module
-from collage_mpi.results.marks import keys_digest
+from collage_mpi.results.marks import InputMarks, keys_digest
+from collage_mpi.results.parts import began_ns
 from collage_mpi.results.reader import Run, StoredRun, open_run
 from collage_mpi.results.rows import IMAGES, KEY_ROW, KIND_CODE, TASK_ROW, TableLayout
 from collage_mpi.results.statistics import (
@@ -132,6 +133,18 @@ def test_intervals_beyond_the_bound_are_those_of_all_values(n: int) -> None:
         interval = found[percentile_name(q)]
         assert interval.samples == pytest.approx(exact.samples, rel=0.4)
         assert interval.ends == pytest.approx(exact.ends, rel=0.02)
+
+
+def test_the_first_double_is_the_lowest_of_all_pieces() -> None:
+    marks = InputMarks({"shards": [{"count": 3}], "rows": 3}, 9)
+    for row, lowest in ((1, 1), (2, 1), (0, 0)):
+        marks.add(np.array([(0, row), (0, row)], KEY_ROW))
+        assert marks.first_double == (0, lowest)
+
+
+def test_a_team_that_told_no_time_began_with_the_first() -> None:
+    sessions = [{"session": 1, "final": {"began_ns": 5}}, {"session": 3, "final": {"began_ns": 9}}]
+    assert began_ns({"launches": [[1, 3]], "sessions": sessions}) == {1: 5, 2: 5, 3: 9}
 
 
 # ---- summaries and proofs ---------------------------------------------------
