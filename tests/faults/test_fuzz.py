@@ -74,7 +74,7 @@ NOT_TRIED = {
     ("doctor/gather", "probe"): CHILD,
     ("doctor/probe", "probe_shards"): "its parent's paths; shards are tried",
     ("doctor/probe", "torch_build"): "a file of torch",
-    ("doctor/ranks", "_take"): "a rank of the same doctor",
+    ("doctor/ranks", "_messages"): "a rank of the same doctor",
     ("doctor/ranks", "try_ranks"): CHILD,
     ("launch/scratch", "noted_signal"): "any text that is no signal's name is none",
     ("launch/ending", "marker_text"): "any text is a marker",
