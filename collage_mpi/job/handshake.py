@@ -367,7 +367,7 @@ def service_costs(
     settings, chosen = plan.settings, None
     who = {kind: plan.placement.ranks_of(kind) for kind in plan.networks}
     networks = tuple(plan.networks.items())
-    rounds = FEW_ROUNDS if settings.straggler == "none" else MEASURE_ROUNDS
+    rounds = MEASURE_ROUNDS if settings.injects else FEW_ROUNDS
     singly = worker_group.measure_in_turn(who, networks, dict.fromkeys(who, 1), rounds)
     idle_ns, measured = shortest_ns(singly), ratio_among(singly)
     measurable = bool(idle_ns) and min(idle_ns.values()) >= MEASURABLE_NS

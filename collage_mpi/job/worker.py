@@ -116,10 +116,9 @@ class Session:
         self.encoder: AnyEncoder | None = None  # for tasks by place that need one picture
         self.fit = None if welcome.fit is None else parse_fit(welcome.fit)
         self.decoding = ThreadPoolExecutor(1, "decode")  # its thread starts at the first use
-        self.injects = welcome.straggler.straggler != "none"  # delays
         self.queue: deque[QueuedTasks] = deque()
         self.begun: deque[BegunTasks] = deque()  # several only while a device computes the first
-        self.most_begun = 1 if self.injects else min(MOST_BEGUN, welcome.credit)
+        self.most_begun = 1 if welcome.straggler.injects else min(MOST_BEGUN, welcome.credit)
         self.ended_ns = 0  # when a device's last batch was finished
         self.open: set[int] = set()  # tasks queued or in work
         self.cancelled: set[int] = set()  # of these
@@ -438,7 +437,7 @@ class Worker:
             for result in results:
                 result.reason = f"{trouble}. {result.reason}" if result.reason else ""
         held_ns = drawn_ns = 0
-        if answered and session.injects:
+        if answered and session.welcome.straggler.injects:
             drawn_ns = session.drawn_ns(self.endpoint.rank, begun)
             if drawn_ns > compute_ns:
                 self._hold(start_ns + drawn_ns)

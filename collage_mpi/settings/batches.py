@@ -173,7 +173,7 @@ class ModelTimes:
 
 def injected_ns(settings: RunSettings) -> int:
     """The median of the service times that the delay model draws; 0 without one."""
-    if settings.straggler == "none":
+    if not settings.injects:
         return 0
     delays = make_delays(settings, by_image=settings.draws_by_image)
     return round(median(delays.draw_ns(rank, rank, 1, 0) for rank in range(1, DRAWS + 1)))

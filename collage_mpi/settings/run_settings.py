@@ -116,7 +116,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         for name in ("shards", SINGLE, "out"):
             if not getattr(self, name) and (self.uses_single or name != SINGLE):
                 raise UsageError(f"--{name} is missing: collage-mpi run --help shows an example")
-        if not self.uses_single and self.straggler != "none" and self.cost_ratio is None:
+        if not self.uses_single and self.injects and self.cost_ratio is None:
             raise UsageError(
                 f"--cost-ratio is missing: scheme {self.scheme} has no single rank to compare "
                 "the collage network with, and injected delays would hide its cost. Use the "
@@ -242,7 +242,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
     @property
     def in_whole_batches(self) -> bool:
         """Whether a run may be one task: no delay is injected for each image."""
-        plain = self.scheme == "none" and self.assign == "pull" and self.straggler == "none"
+        plain = self.scheme == "none" and self.assign == "pull" and not self.injects
         return plain and self.batch_size > 1
 
     def scheduler_settings(

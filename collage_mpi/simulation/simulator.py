@@ -408,7 +408,7 @@ class Simulation:
         ratio = self._ratio if kind in SPARE_KINDS else 1.0
         inputs = sum(len(s.items) for s in sends) if KIND[kind].batched else len(sends)
         factor = ratio * batch_factor(inputs, self._batch_costs.get(kind, 1.0))
-        if self.job.delays is None and self.settings.straggler == "none":
+        if self.job.delays is None and not self.settings.injects:
             return round(self.job.costs.single_ns * factor)
         keys = [(send.group, send.items[0].image, send.attempt) for send in sends]
         return service_ns(self._delays, rank, keys, at_ns, factor)

@@ -128,12 +128,17 @@ class StragglerSettings(Settings):
     )
 
     def _check(self) -> None:
-        if self.slowed() and self.straggler == "none":
+        if self.slowed() and not self.injects:
             raise UsageError("slow ranks need a straggler model to slow: --straggler pinned")
         self.dying()
         self.burning()
         if self.straggler == "trace" and not self.trace_file:
             raise UsageError("straggler model trace needs a file: --trace-file TIMES.npy")
+
+    @property
+    def injects(self) -> bool:
+        """Whether service times are injected."""
+        return self.straggler != "none"
 
     def slowed(self) -> dict[int, float]:
         """Rank -> factor on its draws."""
