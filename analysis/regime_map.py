@@ -25,7 +25,7 @@ import numpy as np
 import regimes
 from regimes import BACKUP, CASCADE, FASTEST, FIXED, HEDGE, NONE, ONLY, STRIPES, SURE, Entry
 
-from collage_mpi.figures.style import STYLE, heading, pyplot, save
+from collage_mpi.figures.style import STYLE, pyplot, save
 from collage_mpi.scheduler.rank_speed import WINDOW
 from collage_mpi.simulation.advice import (
     Candidate,
@@ -258,8 +258,7 @@ def draw(rows: Sequence[Mapping[str, str]], out: Path) -> list[Path]:
                 panel.set_title(f"at most {limit} points lost; cost ratio of the collage {ratio}")
         _frame(axes)
         _legend(figure, names, seen)
-        heading(figure, TITLE.format(placements=PLACEMENTS, groups=GROUPS), HEIGHT_IN)
-    return save(figure, out, dpi=100)
+    return save(figure, out, TITLE.format(placements=PLACEMENTS, groups=GROUPS), dpi=100)
 
 
 def _panel(panel: Any, shown: Mapping[Key, Cell], names: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from team_model import LeadCosts, Outcome, TeamsModel, World
 
-from collage_mpi.figures.style import COLOURS, MARKERS, STYLE, STYLES, heading, pyplot, save
+from collage_mpi.figures.style import COLOURS, MARKERS, STYLE, STYLES, pyplot, save
 from collage_mpi.scheduler.leases import LeaseSettings
 from collage_mpi.simulation.costs import Costs
 
@@ -144,8 +144,8 @@ def draw(found: dict[str, list[tuple[World, Outcome]]], dear: list, out: Path) -
                       bbox_to_anchor=(0.05, 0.89))  # fmt: skip
         figure.legend(*axes[2].get_legend_handles_labels(), loc="upper right", ncols=3,
                       bbox_to_anchor=(0.985, 0.89))  # fmt: skip
-        heading(figure, TITLE.format(images=found["one coordinator"][0][0].images // 10), 3.9)
-    return save(figure, out, dpi=150)
+    title = TITLE.format(images=found["one coordinator"][0][0].images // 10)
+    return save(figure, out, title, dpi=150)
 
 
 TITLE = (
