@@ -172,7 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pixels", nargs="+", default=["rank0", "workers"])
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--scheme", default="none", help="none, cascade or cascade-batch")
+    parser.add_argument("--scheme", default="none", help="any: cascade, collage, hedge")
     parser.add_argument("--unsure", type=float, default=0.2, help="share of a collage's cells")
     parser.add_argument("--images", type=int, default=9000, help="a run")
     parser.add_argument("--px", type=int, default=224)
@@ -185,6 +185,8 @@ def main() -> None:
     if args.scheme != "none":
         common |= {"singles": args.ranks - 1, "collage_ranks": 1, "collage": "null"}
         common |= {"accept": "confident", "confidence": 0.5}
+    if "hedge" in args.scheme:
+        common |= {"hedge_quantile": 0.95}
     with tempfile.TemporaryDirectory() as folder:
         shard = Path(folder) / "images.h5"
         pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, args.px, args.px, 3), np.uint8)
