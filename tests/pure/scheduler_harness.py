@@ -177,8 +177,8 @@ class Harness:
         )
         self.runs, self.whole_batches = runs, whole_batches
         self.groups: dict[int, GroupState] = {}
-        self._place = self.scheduler.groups.place
-        self.scheduler.groups.place = self._placed
+        self._group_opened = self.scheme.group_opened
+        self.scheme.group_opened = self._opened
         self.now_ns = 0
         self.credit, self.batch = credit, batch
         self.messages: list[tuple[ev.Send, ...]] = []
@@ -223,10 +223,9 @@ class Harness:
         self._check_leaks()
         return self.actions
 
-    def _placed(self, *where) -> ImageState:
-        state = self._place(*where)
-        self.groups[state.group.id] = state.group
-        return state
+    def _opened(self, core: Scheduler, group: GroupState) -> None:
+        self.groups[group.id] = group
+        self._group_opened(core, group)
 
     @property
     def states(self) -> dict[int, ImageState]:
