@@ -15,6 +15,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from collage_mpi import __version__
@@ -24,6 +25,7 @@ from collage_mpi.job.plan import Plan
 from collage_mpi.job.recorder import Totals
 from collage_mpi.job.session import TeamSession
 from collage_mpi.results.marks import keys_digest
+from collage_mpi.scheduler import Scheduler
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.inputs import HDF5
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, WORKER_BACKOFF
@@ -45,6 +47,7 @@ def job_facts(mpi_library: str) -> dict[str, Any]:
         "folder": os.getcwd(),
         "host": socket.gethostname(),
         "pid": os.getpid(),
+        "compiled": not isinstance(Scheduler.handle, FunctionType),
         "batch_job": next(filter(None, map(os.environ.get, BATCH_JOB_VARIABLES)), None),
         "versions": {
             "collage_mpi": __version__,

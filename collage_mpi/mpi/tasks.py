@@ -95,7 +95,8 @@ def pack_tasks(
     Raises:
         WireFault: the message does not fit `out` with the bytes that follow.
     """
-    places, arrays = (pixels, ()) if isinstance(pixels, bytes) else (None, pixels)
+    places = pixels if isinstance(pixels, bytes) else None
+    arrays: Sequence[np.ndarray] = () if isinstance(pixels, bytes) else pixels
     records: list[bytes] = []
     items: list[bytes] = []
     count = 0

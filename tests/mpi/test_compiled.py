@@ -1,0 +1,91 @@
+"""The coordinator's modules as machine code: the tests of the Python code pass, and jobs run."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi, pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+COMPILED = runpy.run_path(str(ROOT / "setup.py"))["COMPILED"]
+PURE = (  # those that replace no method: compiled classes do not allow it
+    "pure/test_scheduler_properties.py",
+    "pure/test_scheduler_backup.py",
+    "pure/test_goldens.py",
+    "pure/test_protocol.py",
+    "pure/test_recorder.py",
+    "pure/test_second_chances.py",
+    "loops/test_failure_detector.py",
+    "loops/test_image_buffer.py",
+    "loops/test_session.py",
+)
+JOBS = (
+    "mpi/test_run.py::test_eleven_ranks_in_all_shapes",
+    "mpi/test_run.py::test_a_killed_rank_ends_the_job_and_resume_completes[2]",
+    "mpi/test_teams.py::test_teams_share_the_images_and_the_run_is_one[2]",
+    "mpi/test_teams.py::test_a_lost_worker_is_its_teams_affair",
+    "faults/test_chaos.py",
+)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout whose package is compiled."""
+    source, tree = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("compiled")
+    shutil.copytree(ROOT / "collage_mpi", source / "collage_mpi")
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    run([*pip, "--target", tree, source], tree, {"COLLAGE_MPI_COMPILE": "1"})
+    for name in ("tests", "analysis", "tools"):
+        shutil.copytree(ROOT / name, tree / name)
+    shutil.copy(ROOT / "pyproject.toml", tree)
+    return tree
+
+
+def run(command: list[object], folder: Path, more: dict[str, str]) -> str:
+    """What a command says that must end well."""
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder), **more},
+        capture_output=True,
+        text=True,
+        timeout=850,
+    )
+    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def test_what_is_listed_is_machine_code_and_a_manifest_says_so(tree: Path) -> None:
+    names = [f"collage_mpi.{room}.{name}" for room, listed in COMPILED.items() for name in listed]
+    said = run(
+        [
+            sys.executable,
+            "-c",
+            "import importlib, sys; from collage_mpi.job.provenance import job_facts;"
+            "print(*(importlib.import_module(n).__file__ for n in sys.argv[1:]), sep='\\n');"
+            "print(job_facts('')['compiled'])",
+            *names,
+        ],
+        tree,
+        {},
+    )
+    *files, compiled = said.split()
+    assert {Path(file).suffix for file in files} == {".so"}
+    assert {Path(file).parents[2] for file in files} == {tree}
+    assert compiled == "True"
+
+
+@pytest.mark.parametrize("tests", [PURE, JOBS])
+def test_it_passes_the_tests_of_the_python_code(tree: Path, tests: tuple[str, ...]) -> None:
+    words = [*(f"tests/{name}" for name in tests), "--chaos-rounds", "1", "-p", "no:cacheprovider"]
+    said = run([sys.executable, "-m", "pytest", "-q", "-x", *words], tree, {})
+    assert " passed" in said
