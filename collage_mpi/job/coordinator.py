@@ -270,7 +270,6 @@ class Coordinator:
         decode_ns = self.clock() - start_ns
         services_ns = [result.compute_ns + result.held_ns for result in results]
         self.ranks.heard(arrival.rank, arrival.at_ns, services_ns)
-        self.backoff.expect(services_ns[-1] + results[-1].read_ns)
         before_ns = self.work.send_ns + self.work.encode_ns
         self.recorder.ended(results, arrival.at_ns, decode_ns)
         self._handle(*_ends(arrival, results))

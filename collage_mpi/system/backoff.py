@@ -24,9 +24,6 @@ WORKER_BACKOFF = BackoffSettings(free_tests=4, first_ns=50_000, longest_ns=1_000
 # Rank 0 before and after the job: it times nothing, and a poll every 0.2 ms took 0.5 s of a core
 # from ten ranks that loaded their networks.
 GROUP_BACKOFF = BackoffSettings(free_tests=4, first_ns=50_000, longest_ns=5_000_000)
-# Where what is awaited takes long, the longest pause is this share of it, at most 1 ms: a poll
-# takes 15 to 35 us of a core, which ranks on the same cores need.
-PAUSE_SHARE, LONGEST_SHARE_NS = 128, 1_000_000
 
 
 class Backoff:
@@ -37,18 +34,12 @@ class Backoff:
     ) -> None:
         self.settings = settings
         self._sleep = sleep
-        self._longest_ns = settings.longest_ns
         self.reset()
 
     def reset(self) -> None:
         """After progress the next polls come at once."""
         self._tests = 0
         self._pause_ns = self.settings.first_ns
-
-    def expect(self, took_ns: int) -> None:
-        """What is awaited took so long the last time."""
-        share_ns = min(took_ns // PAUSE_SHARE, LONGEST_SHARE_NS)
-        self._longest_ns = max(self.settings.longest_ns, share_ns)
 
     def pause(self, at_most_ns: int | None = None) -> None:
         """Wait a little, no longer than `at_most_ns`."""
@@ -58,7 +49,7 @@ class Backoff:
         wait_ns = self._pause_ns if at_most_ns is None else min(self._pause_ns, at_most_ns)
         if wait_ns > 0:
             self._sleep(wait_ns / 1e9)
-        self._pause_ns = min(2 * self._pause_ns, self._longest_ns)
+        self._pause_ns = min(2 * self._pause_ns, self.settings.longest_ns)
 
     def rest(self, for_ns: int) -> None:
         """Wait once for a time in which nothing can come, whatever came before."""

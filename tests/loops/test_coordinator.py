@@ -1172,21 +1172,3 @@ def test_a_job_of_one_team_looks_up_as_ever_while_late_answers_are_awaited():
     sleeps = sleeps_of(Job(4, cluster=late))
     assert sleeps[False]
     assert max(sleeps[False] | sleeps[True]) <= COORDINATOR_BACKOFF.longest_ns
-
-
-@pytest.mark.parametrize(("took_ms", "longest_ns"), [(8, 200_000), (64, 500_000), (900, MS)])
-def test_rank_0_pauses_for_longer_where_answers_take_long(took_ms, longest_ns):
-    """A 128th of the time of a batch, its reading too, but no longer than 1 ms."""
-
-    def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
-        each_ns = took_ms * MS // 8
-        times = {"compute_ns": 4 * each_ns, "held_ns": 3 * each_ns, "read_ns": each_ns}
-        return dataclasses.replace(truthful(rank, task, pixels), **times)
-
-    slow = {"service_ns": lambda *_: 30 * MS, "behave": behave}
-    job, later = Job(16, scheme="none", cluster=slow), []
-    assert max(sleeps_of(job)[True]) == longest_ns
-    job.coordinator.backoff._sleep = later.append
-    for _ in range(20):
-        job.coordinator.backoff.pause()
-    assert round(later[-1] * 1e9) == longest_ns
