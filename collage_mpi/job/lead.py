@@ -52,7 +52,8 @@ LOOK_EVERY_NS = 1_000_000
 # Images: what is done again when a coordinator is lost, and the length of a message.
 LARGEST_LEASE = 2048
 LOOK_REST = 50  # polls take a fiftieth of the time at most, however many teams there are,
-LONGEST_REST_NS = 1_000_000_000  # but a process that was suspended in one looks again soon
+LONGEST_REST_NS = 1_000_000_000  # but a process whose polls are all cut short looks again soon
+POLLS_KEPT = 8  # the shortest counts: in another the process may have waited for its core
 TABLE_NAMES = frozenset(table.name for table in TABLES)
 _FAULTS = {int(error.exit_code): error for error in (UsageError, EnvironmentFault, DataFault)}
 
@@ -141,6 +142,7 @@ class Lead:
         self._halted = False
         self._late_ns = int(settings.late_s * 1e9)  # from the start on: when that is
         self._look_at_ns = 0
+        self._polls_ns: deque[int] = deque(maxlen=POLLS_KEPT)  # what the last ones took
         self._to_come = {team.number for team in self.teams}  # neither ready nor given up
         # To whom a lease or a word of leases may be due, by what has happened since the last look;
         # and whether a team could yet come then
@@ -231,7 +233,8 @@ class Lead:
         signs = self._others.detector.look(now_ns)
         arrivals = self._others.transport.poll()
         # Of the poll alone: if much that has come were followed by a long rest, more would come
-        rest_ns = min(LOOK_REST * (self._clock() - now_ns), LONGEST_REST_NS)
+        self._polls_ns.append(self._clock() - now_ns)
+        rest_ns = min(LOOK_REST * min(self._polls_ns), LONGEST_REST_NS)
         least_ns = LONGEST_REST_NS if self.alone else LOOK_EVERY_NS  # alone there is nobody to hear
         self._look_at_ns = now_ns + max(least_ns, rest_ns)
         for arrival in arrivals:

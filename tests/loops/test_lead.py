@@ -753,6 +753,21 @@ def test_after_a_look_that_had_much_to_do_the_next_comes_as_soon_as_after_any(pl
     assert len(polls) == 2
 
 
+def test_a_poll_that_waited_for_its_core_puts_off_no_look():
+    play = Play()
+    poll, asked = play.others.poll, []
+
+    def poll_now_and_then_slow():
+        play.clock.now_ns += 6 * MS * (len(asked) % 4 == 2)
+        asked.append(play.clock.now_ns)
+        return poll()
+
+    play.others.poll = poll_now_and_then_slow
+    for _ in range(40):
+        play.look(1)
+    assert len(asked) == 40
+
+
 def test_after_a_suspended_look_the_next_comes_soon():
     play = Play()
     poll, asked = play.others.poll, []
