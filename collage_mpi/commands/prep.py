@@ -122,8 +122,11 @@ class ResizeArguments(RowsArguments):
     def resized(self, channels: int) -> PictureFit | None:
         """How images get their size; None if they keep it."""
         from collage_mpi.shards.pictures import PictureFit
+        from collage_mpi.shards.source import DEFAULT_FIT
 
         if self.size is None:
+            if self.filter != DEFAULT_FIT.filter:
+                raise UsageError(f"--filter {self.filter} needs --size PX: nothing is resized")
             return None
         return PictureFit(self.size, self.fit, None, channels, self.filter)
 
@@ -256,11 +259,10 @@ class ShardsArguments(ResizeArguments):
             raise UsageError(
                 f"--out {self.out} is the folder of the shards to read; choose another folder"
             )
-        fit = None
-        if self.size is not None:
-            fit = self.resized(self.channels or channels_of(paths[0]))
-        elif self.channels is not None:
+        if self.size is None and self.channels is not None:
             raise UsageError("--channels needs --size")
+        asked = self.size is not None  # else nobody looks at how many there are
+        fit = self.resized(self.channels or channels_of(paths[0]) if asked else 0)
         with opened_as(paths, fit) as shards:
             yield _shards_table(self, shards, fit)
 

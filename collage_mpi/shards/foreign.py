@@ -334,6 +334,9 @@ def _axes(file: Any, images: str, labels: str | None, path: Path, told: str = ""
     item = file[images]
     if item.ndim not in (3, 4) or min(item.shape) < 1:
         raise ForeignFault(_not_images(file, images, labels, path))
+    if told and item.ndim != len(told):
+        need = f"needed for {told}: {len(told)} axes"
+        raise ForeignFault(f"dataset {images!r} is {what(item)}; {need}")
     if told or item.ndim == 3:
         return told or "NHW"
     first, last = channel_axes(item.shape)

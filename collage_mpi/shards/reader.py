@@ -164,6 +164,7 @@ class ShardSet:
             with self._lock:
                 source = self._read(shard, places, rows, read)
                 good[places] = source.sound(pixels, places, rows)
+                good[places] &= Source.sound(source, pixels, places, rows)  # it may not look
             if labels is not None and source.labels is not None:
                 labels[places] = source.labels[rows]
         pixels[~good] = 0
@@ -280,10 +281,10 @@ class ShardSet:
         found = np.zeros(len(self), dtype=np.int64)
         for shard in range(len(self.infos)):
             if shard not in self.lost:
-                rows = np.arange(*self.span(shard))
-                own = self.labels_at(rows)
+                with self._lock:
+                    own = self._opened(shard).labels
                 assert own is not None
-                found[rows] = own
+                found[slice(*self.span(shard))] = own
         return found
 
     def labels_at(self, indices: np.ndarray | Sequence[int]) -> np.ndarray | None:

@@ -214,7 +214,7 @@ def _resolve(
         )
     if not named:
         return [answer for _, answer in samples if not isinstance(answer, str)], names
-    classes = names or tuple(sorted({*named.values()}))
+    classes = tuple(sorted({*named.values()})) if names is None else names
     numbers = {name: number for number, name in enumerate(classes)}
     for member, answer in samples:
         if answer not in numbers:

@@ -326,6 +326,13 @@ def test_axes_by_word(tmp_path: Path) -> None:
         np.testing.assert_array_equal(shards.read_all()[0], images.transpose(0, 2, 3, 1))
 
 
+@pytest.mark.parametrize("axes", ["NHWC", "NCHW"])
+def test_axes_of_another_number_are_refused(tmp_path: Path, capsys, axes: str) -> None:
+    path = file_of(tmp_path / "a.h5", {"x": SQUARE})
+    assert main(["prep", "hdf5", str(path), f"--axes={axes}", f"--out={tmp_path / 'o'}"]) == 4
+    assert f"(12, 6, 6); needed for {axes}: 4 axes" in capsys.readouterr().err
+
+
 SQUARE = RANDOM.integers(0, 256, (12, 6, 6), dtype=np.uint8)
 BOTH = RANDOM.integers(0, 256, (12, 3, 6, 3), dtype=np.uint8)
 FOUR = LABELS[:, None, None, None]  # as PatchCamelyon has them

@@ -424,6 +424,25 @@ def test_prep_resizes_by_the_filter_that_is_named(kind, tmp_path, files, capsys)
     assert "filter 'nosuch'; known are bilinear, bicubic," in capsys.readouterr().err
 
 
+def test_a_filter_without_a_size_is_refused(tmp_path, files, capsys) -> None:
+    words = ["prep", "shards", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]
+    assert main([*words, "--filter", "bicubic"]) == 2
+    assert "--filter bicubic needs --size PX" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_row_that_could_not_be_read_is_not_good_whatever_its_source_says(
+    tmp_path, files, monkeypatch
+) -> None:
+    files[2].write_bytes(b"no picture")
+    with read(tmp_path / "photos") as found:
+        own = source_class(found.infos[0].storage)
+        monkeypatch.setattr(own, "sound", lambda self, pixels, places, rows: rows >= 0)
+        pixels, _, good = found.read_checked(np.arange(COUNT))
+    assert good.tolist() == [row != 2 for row in range(COUNT)]
+    assert not pixels[2].any()
+
+
 def test_pictures_as_prep_makes_them(tmp_path, files) -> None:
     words = ["prep", "images", str(tmp_path / "photos"), "--size", "12", "--resize", "14"]
     words += ["--channels", "1", "--enlarge", "--in-order", "--out", str(tmp_path / "out")]
