@@ -22,7 +22,7 @@ import numpy as np
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.results import parts
 from collage_mpi.results.file_names import PARTS_FOLDER, PENDING_FOLDER, VECTORS_FOLDER
-from collage_mpi.results.row_sink import InOrder
+from collage_mpi.results.row_sink import InOrder, unwritable
 from collage_mpi.results.rows import IMAGES, TABLES, flat_keys
 from collage_mpi.results.vectors import extras_of, vectors_name
 from collage_mpi.system.files import load_json, reading, sync_directory
@@ -97,6 +97,9 @@ class Publisher(InOrder[tuple[str, int, int]]):
                 f"{error.filename}: not there, though a team has written it: "
                 "--out must be in a file system that the hosts of all coordinators share"
             ) from error
+        except OSError as error:
+            named = error.filename or self.path_of(thing)  # one of several, which need not be first
+            raise unwritable(Path(os.fsdecode(named)), error) from error
         self._next_s = time.monotonic() + PUBLISH_EVERY_S
 
     def _others(self) -> Iterator[tuple[str, int, int]]:
@@ -104,6 +107,7 @@ class Publisher(InOrder[tuple[str, int, int]]):
         with suppress(queue.Empty):
             while (thing := self._queue.get_nowait()) is not None:
                 yield thing
+                self._queue.task_done()
             self._queue.put(None)  # the word to end, for afterwards
 
 

@@ -308,6 +308,22 @@ def test_parts_that_wait_are_published_together_and_none_is_left_behind(tmp_path
     assert lead.close("incomplete") is None
 
 
+def test_of_parts_that_are_published_together_the_one_that_failed_is_named(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    RunWriter.create(out, FULL)
+
+    part = out / "pending" / "images-0002-000007.npy"
+
+    def full(*of) -> None:
+        raise OSError(28, "No space left on device", str(part))
+
+    monkeypatch.setattr(pending, "publish", full)
+    publisher = Publisher(out, FULL, lambda: None)
+    publisher.put("images", 2, 1)
+    publisher.end()
+    assert "images-0002-000007.npy: cannot be written: No space" in str(publisher.fault)
+
+
 def test_vectors_are_there_before_each_part_that_is_published_with_them(tmp_path, monkeypatch):
     moved = []
     monkeypatch.setattr(pending.os, "rename", lambda old, new: moved.append(new))
