@@ -6,9 +6,10 @@ maximum lies under the true quantile with more than 2.5 % probability, and no up
 confidence bound exists. n counts *groups*: images of one group share their release and
 their queue, so they are not independent. Nor are groups that are let in together, as a batch.
 
-Up to `bound` values, all statistics are exact. Beyond, values are counted in bins whose width is at
-most 2**-11 (0.05 %) of the value, and a percentile is the middle of its bin. Counts, mean, standard
-deviation and maximum are always exact.
+Up to `bound` values, all statistics are exact, but for the ends of intervals of 131,072 independent
+values or more, which go by the normal approximation. Beyond the bound, values are counted in bins
+whose width is at most 2**-11 (0.05 %) of the value, and a percentile is the middle of its bin.
+Counts, mean, standard deviation and maximum are always exact.
 """
 
 from __future__ import annotations

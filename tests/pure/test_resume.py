@@ -170,7 +170,7 @@ def test_networks_of_a_run_of_0_1_0_are_known_by_what_its_ranks_held(
     now = {**before, "inputs": dict(before["inputs"])}
     world = [{"rank": 1, "fingerprints": dict(before.pop("inputs"))}]
     assert differences(before, now) == []  # killed before any session closed
-    closed = {**before, "sessions": [{"final": {"world": world}}]}
+    closed = {**before, "sessions": [{"session": 1, "final": {"world": world}}]}
     assert differences(closed, now) == []
     now["inputs"]["single"] = "0" * 64
     assert differences(closed, now) == [
