@@ -27,6 +27,7 @@ from peers.page import write_into
 from savings import ANSWERS, PRECISIONS, first_answers, read, read_ratios
 
 from collage_mpi.job.calibration import Asked, Judge, Pair, calibration_first
+from collage_mpi.kinds import SINGLE
 from collage_mpi.results.agreement import LEVEL, Draw, differing_interval, rules_out
 from collage_mpi.results.statistics import wilson_interval
 from collage_mpi.settings.run_settings import RunSettings
@@ -110,7 +111,7 @@ def read_networks(folder: Path) -> list[Network]:
         known = read(folder / f"{name}.npz")
         cells = first_answers(known)
         scores = np.array([-1.0 if cell is None else cell.score for cell in cells])
-        pairs = zip(cells, known.single, strict=True)
+        pairs = zip(cells, known.known[SINGLE], strict=True)
         differs = np.array([cell is not None and cell.label != one.label for cell, one in pairs])
         found.append(Network(name, known.side, scores, differs, ratios))
     return found

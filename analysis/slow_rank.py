@@ -44,7 +44,7 @@ def ratio(results: Results) -> Ratio:
     """
     settings, images, tasks = results.manifest["settings"], results.images, results.tasks
     if settings["straggler"] != "pinned" or not images["answered"].all():
-        raise SystemExit(f"{results.folder}: it needs --straggler pinned and no error rows")
+        raise SystemExit(f"{results.path}: it needs --straggler pinned and no error rows")
     seconds = float((images["t0_ns"] + images["latency_ns"]).max() - images["t0_ns"].min()) / 1e9
     each_s = settings["straggler_median_ms"] / 1e3 * settings["time_scale"]
     slow = {int(r): float(f) for r, f in (text.split(":") for text in settings["slow_ranks"] or ())}

@@ -157,8 +157,8 @@ DEFECTS = (
         (
             (
                 "results/writer.py",
-                "done = run.done_keys(answered=retry_errors)\n                if",
-                "done = run.done_keys(answered=retry_errors)[:-1]\n                if",
+                "done = run.done_keys(answered=retry_errors)\n            if",
+                "done = run.done_keys(answered=retry_errors)[:-1]\n            if",
             ),
         ),
         of_sessions,
