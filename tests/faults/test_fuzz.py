@@ -31,6 +31,7 @@ from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.pending import entry_path, read_entry
 from collage_mpi.scheduler.events import Unread
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.simulation.advice import Question
 from collage_mpi.slurm import SlurmSettings
 from collage_mpi.system.hard_exit import shared_memory
 from collage_mpi.system.progress import split_statuses, status_line
@@ -347,7 +348,8 @@ def test_a_run_that_does_not_say_its_side_is_advised_as_one_of_three(tmp_path) -
     found = read_manifest(run)
     del found["side"]
     (run / "manifest.json").write_text(json.dumps(found))
-    assert _of_run(run)["side"] == 3
+    rest = {"spare": 1, "answers": None, "placements": 1, "groups": 1, "rate": None}
+    assert Question(**_of_run(run), **rest).side == 3
 
 
 def test_damage_is_the_same_for_the_same_seed(readers) -> None:

@@ -31,7 +31,6 @@ JOBS = (
     "mpi/test_run.py::test_a_killed_rank_ends_the_job_and_resume_completes[2]",
     "mpi/test_teams.py::test_teams_share_the_images_and_the_run_is_one[2]",
     "mpi/test_teams.py::test_a_lost_worker_is_its_teams_affair",
-    "faults/test_chaos.py",
 )
 
 
@@ -86,6 +85,6 @@ def test_what_is_listed_is_machine_code_and_a_manifest_says_so(tree: Path) -> No
 
 @pytest.mark.parametrize("tests", [PURE, JOBS])
 def test_it_passes_the_tests_of_the_python_code(tree: Path, tests: tuple[str, ...]) -> None:
-    words = [*(f"tests/{name}" for name in tests), "--chaos-rounds", "1", "-p", "no:cacheprovider"]
+    words = [*(f"tests/{name}" for name in tests), "-p", "no:cacheprovider"]
     said = run([sys.executable, "-m", "pytest", "-q", "-x", *words], tree, {})
     assert " passed" in said
