@@ -52,8 +52,8 @@ LOOK_EVERY_NS = 1_000_000
 # Images: what is done again when a coordinator is lost, and the length of a message.
 LARGEST_LEASE = 2048
 LOOK_REST = 50  # polls take a fiftieth of the time at most, however many teams there are,
-LONGEST_REST_NS = 1_000_000_000  # but a process whose polls are all cut short looks again soon
-POLLS_KEPT = 8  # the shortest counts: in another the process may have waited for its core
+LONGEST_REST_NS = 1_000_000_000  # but the lead looks once a second at least
+POLLS_KEPT = 8  # the shortest of them counts: in a longer one the process may have lost its core
 TABLE_NAMES = frozenset(table.name for table in TABLES)
 _FAULTS = {int(error.exit_code): error for error in (UsageError, EnvironmentFault, DataFault)}
 

@@ -718,17 +718,22 @@ def test_ranges_of_numbers():
     assert messages.unpacked_ranges(packed) == [(2, 5), (7, 8), (3, 4)]
 
 
-def test_polls_take_a_fiftieth_of_the_time_at_most():
-    play = Play()
-    asked = []
-    poll = play.others.poll
+def polls_of(play, took_ms):
+    """When the lead polls, in ns; its n-th poll, from 0, takes `took_ms(n)`."""
+    asked, poll = [], play.others.poll
 
-    def slow_poll():
-        play.clock.now_ns += 3 * MS
+    def timed_poll():
+        play.clock.now_ns += took_ms(len(asked)) * MS
         asked.append(play.clock.now_ns)
         return poll()
 
-    play.others.poll = slow_poll
+    play.others.poll = timed_poll
+    return asked
+
+
+def test_polls_take_a_fiftieth_of_the_time_at_most():
+    play = Play()
+    asked = polls_of(play, lambda n: 3)
     for _ in range(600):
         play.look(1)
     gaps = np.diff(asked)
@@ -755,14 +760,7 @@ def test_after_a_look_that_had_much_to_do_the_next_comes_as_soon_as_after_any(pl
 
 def test_a_poll_that_waited_for_its_core_puts_off_no_look():
     play = Play()
-    poll, asked = play.others.poll, []
-
-    def poll_now_and_then_slow():
-        play.clock.now_ns += 6 * MS * (len(asked) % 4 == 2)
-        asked.append(play.clock.now_ns)
-        return poll()
-
-    play.others.poll = poll_now_and_then_slow
+    asked = polls_of(play, lambda n: 6 * (n % 4 == 2))
     for _ in range(40):
         play.look(1)
     assert len(asked) == 40
@@ -770,14 +768,7 @@ def test_a_poll_that_waited_for_its_core_puts_off_no_look():
 
 def test_after_a_suspended_look_the_next_comes_soon():
     play = Play()
-    poll, asked = play.others.poll, []
-
-    def suspended_poll():
-        play.clock.now_ns += 60_000 * MS * (not asked)
-        asked.append(play.clock.now_ns)
-        return poll()
-
-    play.others.poll = suspended_poll
+    asked = polls_of(play, lambda n: 60_000 * (n == 0))
     play.look()
     play.look(999 - 60_000)
     assert len(asked) == 1
