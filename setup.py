@@ -2,7 +2,8 @@
 
 README's links lead to the files of the repository at this version, because an index shows the
 README without them. The source archive has the same bytes however often and wherever it is built.
-COLLAGE_MPI_COMPILE=1 makes machine code of rank 0's path, by mypyc: that takes a C compiler.
+With COLLAGE_MPI_COMPILE=1 in the environment mypyc compiles the modules that rank 0 spends its time
+in, which takes a C compiler.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ ROOT = Path(__file__).parent
 EARLIEST_S = 315_532_800  # 1980-01-01, the earliest date that a wheel can hold
 
 COMPILE = os.environ.get("COLLAGE_MPI_COMPILE") == "1"
-COMPILED = {  # what an image passes on rank 0. Classes that others inherit from stay Python
+NOTHING_BUILT = {"egg_info", "sdist"}  # with the first setuptools asks what the build needs
+COMPILED = {  # what an image passes on rank 0, without classes that Python classes inherit from
     "faults": ("failure_detector", "reply_timeout"),
     "job": ("coordinator", "image_buffer", "recorder"),
     "mpi": ("answers", "protocol", "tasks"),
@@ -30,7 +32,7 @@ COMPILED = {  # what an image passes on rank 0. Classes that others inherit from
         *("rank_speed", "ranks", "retries", "state", "tasks", "transitions"),
     ),
 }
-ALONE = (  # what else is installed makes no difference to what is compiled
+ALONE = (  # so that the result does not depend on which packages are installed
     "--config-file=",
     "--no-site-packages",
     "--ignore-missing-imports",
@@ -38,9 +40,9 @@ ALONE = (  # what else is installed makes no difference to what is compiled
 )
 
 
-def compiled() -> list[Extension]:
-    """The modules of COMPILED as extensions, if they are asked for and something is built."""
-    if not COMPILE or "egg_info" in sys.argv:  # setuptools asks so what the build needs
+def compiled(words: list[str]) -> list[Extension]:
+    """The modules of COMPILED as extensions, if they are asked for; `words`: the command line."""
+    if not COMPILE or NOTHING_BUILT & {*words}:
         return []
     from mypyc.build import mypycify
 
@@ -110,6 +112,6 @@ if __name__ == "__main__":
         long_description=readme(),
         long_description_content_type="text/markdown",
         cmdclass={"sdist": SameBytes},
-        ext_modules=compiled(),
+        ext_modules=compiled(sys.argv),
         setup_requires=["mypy[mypyc]>=2.0"] if COMPILE else [],
     )
