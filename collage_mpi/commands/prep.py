@@ -116,11 +116,14 @@ class ResizeArguments(RowsArguments):
         "with --size: crop keeps the middle of the image, letterbox keeps all of it between bars",
         choices=("crop", "letterbox"),
     )
-
     filter: str = same(PicturesArguments, "filter", group="")
 
-    def resized(self, channels: int) -> PictureFit | None:
-        """How images get their size; None if they keep it."""
+    def resized(self, channels: Callable[[], int]) -> PictureFit | None:
+        """How images get their size; None if they keep it, and then `channels` is not asked.
+
+        Raises:
+            UsageError: a filter is named, and no size.
+        """
         from collage_mpi.shards.pictures import PictureFit
         from collage_mpi.shards.source import DEFAULT_FIT
 
@@ -128,7 +131,7 @@ class ResizeArguments(RowsArguments):
             if self.filter != DEFAULT_FIT.filter:
                 raise UsageError(f"--filter {self.filter} needs --size PX: nothing is resized")
             return None
-        return PictureFit(self.size, self.fit, None, channels, self.filter)
+        return PictureFit(self.size, self.fit, None, channels(), self.filter)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +218,7 @@ def _hdf5_table(
         dataset = dataset[...].T  # at once: a column lies all over the file
     bounds = None if args.range is None else parse_range(args.range)
     channels = layout.image_shape(dataset.shape)[2]
-    images = PixelRows(dataset, layout, bounds, args.resized(channels))
+    images = PixelRows(dataset, layout, bounds, args.resized(lambda: channels))
     names, labels = args.names() or class_names_of(file), None
     if elsewhere and args.labels is not None:
         labels, names = labels_for(len(images), read_labels(args.labels), names, args.labels)
@@ -261,8 +264,7 @@ class ShardsArguments(ResizeArguments):
             )
         if self.size is None and self.channels is not None:
             raise UsageError("--channels needs --size")
-        asked = self.size is not None  # else nobody looks at how many there are
-        fit = self.resized(self.channels or channels_of(paths[0]) if asked else 0)
+        fit = self.resized(lambda: self.channels or channels_of(paths[0]))
         with opened_as(paths, fit) as shards:
             yield _shards_table(self, shards, fit)
 

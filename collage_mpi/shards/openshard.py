@@ -49,7 +49,8 @@ class OpenShard(Source):
                 self._file = opened(info.path, cache_bytes=FILTER_CACHE_BYTES)
             self._images = self._file[self._layout.images]
             if info.has_labels:  # (n,) int64
-                self.labels = self._file[self._layout.labels][...].reshape(-1).astype(np.int64)
+                labels = self._file[self._layout.labels][...].reshape(-1)
+                self.labels = labels.astype(np.int64, copy=False)
             self.crc32: Any = None if info.layout else self._file["crc32"][...]
             as_described = self._is_as_described()
         if not as_described or (self.crc32 is not None and len(self.crc32) != info.count):
