@@ -43,3 +43,9 @@ class DataFault(CollageError):
     """Input that is damaged, foreign or does not fit together."""
 
     exit_code = ExitCode.DATA
+
+
+class RankGone(CollageError):
+    """A rank is lost, and the job must not go on without it."""
+
+    exit_code = ExitCode.INCOMPLETE

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from collage_mpi.errors import CollageError, ExitCode
+from collage_mpi.errors import RankGone
 from collage_mpi.faults.process_monitor import Ended, ProcessMonitor
 from collage_mpi.faults.reply_timeout import MPI_ERROR, START, TIMEOUT, ReplyTimeouts
 from collage_mpi.faults.tcp_link import Offer
@@ -21,12 +21,6 @@ from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
 
 LOOK_EVERY_NS = 1_000_000  # at processes: a system call of 1 us; at clocks likewise
-
-
-class RankGone(CollageError):
-    """A rank is lost, and the job must not go on without it."""
-
-    exit_code = ExitCode.INCOMPLETE
 
 
 class FailureDetector:

@@ -15,8 +15,7 @@ import numpy as np
 
 from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.encoding.vectors import NO_SAVE, KeptColumn, shown
-from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.faults.failure_detector import RankGone
+from collage_mpi.errors import DataFault, RankGone, UsageError
 from collage_mpi.job.coordinator import ReadyRank
 from collage_mpi.job.messages import Hello, Measured, Start, Welcome, shards_in_messages
 from collage_mpi.job.plan import LARGEST_INPUT_BYTES, Plan, check_top_k

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from collage_mpi.faults.failure_detector import LOOK_EVERY_NS, FailureDetector, RankGone
+from collage_mpi.errors import RankGone
+from collage_mpi.faults.failure_detector import LOOK_EVERY_NS, FailureDetector
 from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.faults.reply_timeout import (
     LEAST_REPLY_NS,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from fakes import Clock
 
-from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode
-from collage_mpi.faults.failure_detector import FailureDetector, RankGone
+from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode, RankGone
+from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job import messages
 from collage_mpi.job.calibration import Pair
 from collage_mpi.job.lead import Lead, LeadSettings, build_lead, build_lease_book, ranks_of_others
