@@ -47,7 +47,10 @@ def compiled(words: list[str]) -> list[Extension]:
     from mypyc.build import mypycify
 
     paths = [f"collage_mpi/{room}/{name}.py" for room in COMPILED for name in COMPILED[room]]
-    extensions: list[Extension] = mypycify([*ALONE, *paths], debug_level="0")
+    # What they share is a module of the package too: ranks need not find anything beside it.
+    extensions: list[Extension] = mypycify(
+        [*ALONE, *paths], debug_level="0", group_name="collage_mpi.compiled"
+    )
     for extension in extensions:  # another compiler may warn of other things
         words = extension.extra_compile_args
         extension.extra_compile_args = [word for word in words if word != "-Werror"]
