@@ -7,25 +7,26 @@ Each module has a `COMMAND`, which says what the command takes and what it does.
 # name -> line in --help. The module of the command has the same name, with _ for -.
 COMMANDS: dict[str, str] = {
     "demo": "classify real images under four schemes; print tables and draw a picture",
-    "classify": "the classes of a folder of pictures as a CSV file, by one command; resumable",
+    "classify": "classify a folder of pictures and write the classes to a CSV file; resumable",
     "launch": "start ranks with the installed MPI, as in: launch -n 11 -- run",
-    "map": "map a class of your own over images: masks, embeddings, any arrays",
-    "run": "classify every image of the shards (the job itself; under mpiexec or launch)",
-    "simulate": "simulate a job: any number of ranks, no MPI and no waiting",
+    "map": "run a Python class of your own on every image: masks, embeddings, any arrays",
+    "run": "classify every image of the input. Each MPI rank runs this command: start it with "
+    "launch or mpiexec",
+    "simulate": "simulate a job on virtual time: any number of ranks, without MPI",
     "advise": "simulate all schemes for a trace or a run of your own and say which to choose",
     "trace": "record the service times of a run as a trace, or fit delay models to a trace",
     "experiment": "run many jobs from one file: a grid of settings and seeds, one table; resumable",
     "top": "watch a running job: progress, time left, ranks, lost and slow ranks",
     "verify": "prove that a run has exactly one row for every image",
-    "export": "write a run's rows as CSV, Parquet or HDF5",
+    "export": "write a run's rows as CSV, Parquet, HDF5 or Zarr",
     "plot": "draw figures of runs: latency CDFs, timelines, throughput, points of an experiment",
     "slow-ranks": (
         "find ranks, GPUs and hosts that are slower than their peers; --exclude for Slurm"
     ),
     "report": "write an HTML page about one or several runs: charts, tables, pictures in one file",
-    "shards": "inspect or verify HDF5 shards, or add cells to them",
+    "shards": "inspect or verify shards and other inputs, or add cells to shards",
     "prep": "make shards from folders or tar files of pictures, from HDF5 or IDX files",
-    "train": "train a single classifier, a collage-CNN or a parity network",
+    "train": "train a single, a collage or a parity network",
     "weights": "import torchvision's weights; find a collage network's accept threshold",
     "evaluate": "measure accuracy, FLOPs and service time of networks side by side",
     "slurm": "render job scripts for Slurm from settings",

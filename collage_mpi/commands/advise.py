@@ -48,7 +48,7 @@ class AdviseArguments(Arguments):
         None, "cells along an edge of the collage", unset="as in the run, or 3"
     )
     spare: int = setting(
-        2, "how many ranks there are beyond the single ranks", metavar="M", at_least=1
+        2, "number of ranks in addition to the single ranks", metavar="M", at_least=1
     )
     cost_ratio: float | None = setting(
         None,

@@ -16,7 +16,7 @@ class CostsArguments(Arguments):
     """What `bench costs` takes."""
 
     run: str = setting(REQUIRED, "folder of the run", metavar="RUN", positional=True)
-    out: str | None = setting(None, "also write them to this file, as JSON", metavar="FILE")
+    out: str | None = setting(None, "also write the costs to this file, as JSON", metavar="FILE")
 
 
 def costs(args: CostsArguments) -> int:

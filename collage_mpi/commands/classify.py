@@ -31,14 +31,14 @@ class ClassifyArguments(MpiArguments):
     )
     network: str = setting(
         REQUIRED,
-        "what classifies them: timm:NAME, hf:ID, FILE.onnx, FILE.pt2, FILE.ts, a .safetensors "
-        "file, or MODULE:FUNCTION",
+        "network that classifies the pictures: timm:NAME, hf:ID, FILE.onnx, FILE.pt2, FILE.ts, a "
+        ".safetensors file, or MODULE:FUNCTION",
         metavar="W",
     )
     out: Path = setting(
         REQUIRED,
-        f"file for id, class and score of each picture, .csv or .parquet. FILE{RUN} holds the run; "
-        "the same command goes on there",
+        "file to write, .csv or .parquet: id, class and score of each picture. The run is in "
+        f"FILE{RUN}; repeat the command to continue it",
         metavar="FILE",
     )
     top_k: int | None = same(InputSettings, "top_k", group="")
@@ -112,6 +112,6 @@ def _export(args: ClassifyArguments) -> None:
 COMMAND = Command(
     execute,
     ClassifyArguments,
-    epilog="e.g. collage-mpi classify photos/ --network timm:mobilenetv3_small_100 --top-k 5 "
-    "--out classes.csv",
+    epilog="For example: collage-mpi classify photos/ --network timm:mobilenetv3_small_100 "
+    "--top-k 5 --out classes.csv",
 )

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 class DemoArguments(MpiArguments):
     """What demo takes."""
 
-    out: Path = setting(REQUIRED, "folder for the runs and the picture", metavar="DIR")
+    out: Path = setting(REQUIRED, "folder for the runs, the picture and the pages", metavar="DIR")
     device: str = same(NetworkSettings, "device", group="")
     groups: int = setting(
-        GROUPS, "groups of 9 images a run, 2 of them to warm up", at_least=LEAST_GROUPS
+        GROUPS, "groups of 9 images in each run; 2 of them are warm-up", at_least=LEAST_GROUPS
     )
     time_scale: float = setting(
         TIME_SCALE,

@@ -36,9 +36,7 @@ class ExperimentArguments(MpiArguments):
     index: str | None = setting(
         None, "run only these points, for example 3, 0-5 or 0-5,9", metavar="I", either=TASK
     )
-    table: bool = switch(
-        "do not run anything; make the table of the runs that are there", either=TASK
-    )
+    table: bool = switch("run nothing; make the table of the runs that exist", either=TASK)
     sets: tuple[str, ...] = setting(
         (),
         "replace a value of the file: a setting of [base], or how, repeat, groups, images, ...",
@@ -149,6 +147,6 @@ COMMAND = Command(
     ExperimentArguments,
     ranks=ranks_needed,
     epilog="In a Slurm array, run: collage-mpi experiment FILE --index $SLURM_ARRAY_TASK_ID --out "
-    "DIR, and afterwards the same with --table. If a command is repeated, it skips the runs that "
-    "are done.",
+    "DIR. When all tasks have ended, run: collage-mpi experiment FILE --table --out DIR. A "
+    "repeated command skips the runs that are done.",
 )

@@ -23,18 +23,18 @@ class ExportArguments(Arguments):
         REQUIRED,
         "csv and parquet write one file for each table, hdf5 writes a single file. zarr writes "
         "what the run keeps of each image beyond its row (map, --top-k, --save), in the order of "
-        f"the input. Needed are for parquet {pip_line('parquet')}, for zarr {pip_line('zarr')}",
+        f"the input. parquet needs {pip_line('parquet')}, zarr needs {pip_line('zarr')}",
         choices=("csv", "parquet", "hdf5", "zarr"),
     )
     out: Path | None = setting(None, "folder to write to", unset="DIR/export", metavar="DIR")
     shards: tuple[Path, ...] = setting(
         (),
-        "where the run's shards are now; their image ids are written",
+        "where the run's input is now; the ids of the images are read from it",
         unset="where they were during the run",
     )
     predictions: bool = switch(
-        "write only the answers, one image a line in the order of the input: id, class and score, "
-        "and further classes of a run with --top-k (csv and parquet only)"
+        "write only the answers, one line for each image in the order of the input: id, class and "
+        "score, and the further classes of a run with --top-k (csv and parquet only)"
     )
     raw: bool = switch(
         "write texts in CSV unchanged, for programs. Without this flag, a text that a spreadsheet "

@@ -74,8 +74,9 @@ class LaunchArguments(MpiArguments):
     dry_run: bool = switch("print the command line but do not run it")
     start: str = setting(
         "auto",
-        "how ranks start. auto: a server imports torch once and forks the ranks, if it can and a "
-        "network needs torch. each: every rank imports for itself. fork: always by the server",
+        "how ranks start. auto: one process imports torch and forks all ranks, if that is "
+        "possible and a network needs torch. each: every rank imports torch itself. fork: always "
+        "fork",
         choices=("auto", "each", "fork"),
     )
     on_rank_loss: str | None = setting(
@@ -87,7 +88,7 @@ class LaunchArguments(MpiArguments):
     )
     timeout: float | None = setting(
         None,
-        "end the job after this many seconds; it then counts as incomplete",
+        "end the job after this many seconds; the job then counts as incomplete",
         unset="no limit",
         metavar="SECONDS",
         above=0,

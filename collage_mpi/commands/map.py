@@ -23,13 +23,14 @@ class MapArguments(MpiArguments):
 
     function: str = setting(
         REQUIRED,
-        "class to map, FILE.py:CLASS or MODULE:CLASS: __init__(device), and __call__(batch) of "
-        "images, (n, ...), which returns a dict of arrays whose first axis is the batch",
+        "class to run, FILE.py:CLASS or MODULE:CLASS, with __init__(device) and __call__(batch). "
+        "A batch has n images; the call returns a dict of arrays with n items each "
+        "(docs/inputs.md)",
         metavar="CLASS",
         positional=True,
     )
     ranks: int | None = same(ClassifyArguments, "ranks")
-    retry_errors: bool = switch("also do the images again whose rows are errors")
+    retry_errors: bool = switch("also process the images of error rows again")
 
 
 def execute(args: MapArguments) -> int:
@@ -54,7 +55,7 @@ COMMAND = Command(
     MapArguments,
     more=add_setting_flags,
     usage="collage-mpi map FILE.py:CLASS --input PATH ... --out DIR [more settings]",
-    epilog="The same command goes on with a run, on any number of ranks. e.g. collage-mpi map "
-    "segment.py:Segment --input photos/ --out runs/masks, then collage-mpi export runs/masks --to "
-    "zarr",
+    epilog="Repeat the command to continue a run, with any number of ranks. For example: "
+    "collage-mpi map segment.py:Segment --input photos/ --out runs/masks, then collage-mpi "
+    "export runs/masks --to zarr",
 )

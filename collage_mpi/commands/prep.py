@@ -113,7 +113,8 @@ class ResizeArguments(RowsArguments):
     )
     fit: str = setting(
         "crop",
-        "with --size: crop keeps the middle of the image, letterbox keeps all of it between bars",
+        "with --size: crop keeps the middle of the image, letterbox keeps the whole image and "
+        "adds bars",
         choices=("crop", "letterbox"),
     )
     filter: str = same(PicturesArguments, "filter", group="")
@@ -234,7 +235,9 @@ class ShardsArguments(ResizeArguments):
     """What `prep shards` takes."""
 
     paths: tuple[Path, ...] = setting(
-        REQUIRED, "shard files, or folders that hold shard files", positional=True
+        REQUIRED,
+        "shards, folders of pictures or any other input of `run` (docs/inputs.md)",
+        positional=True,
     )
     channels: int | None = setting(
         None, "with --size: 3 for colour, 1 for grey", unset="as in the shards", choices=(1, 3)
@@ -370,7 +373,7 @@ COMMAND = Commands(
         "shards": Command(
             execute,
             ShardsArguments,
-            "make new shards from shards: another size, storage or order, or other labels",
+            "make shards from any input of `run`: another size, storage or order, or other labels",
         ),
         "idx": Command(
             execute,

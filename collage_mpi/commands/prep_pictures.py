@@ -43,7 +43,7 @@ class PicturesArguments(ClassNamesArguments):
     size: int = _pictures(224, "height and width of the images", metavar="PX")
     fit: str = _pictures(
         "crop",
-        "crop keeps the middle of the picture, letterbox keeps all of it between bars",
+        "crop keeps the middle of the picture, letterbox keeps the whole picture and adds bars",
         choices=("crop", "letterbox"),
     )
     resize: int | None = _pictures(
@@ -51,8 +51,8 @@ class PicturesArguments(ClassNamesArguments):
     )
     filter: str = _pictures(
         "bilinear",
-        "filter that resizes: bilinear, bicubic, lanczos, nearest, box or hamming. classify takes "
-        "that of the network",
+        "filter for resizing: bilinear, bicubic, lanczos, nearest, box or hamming. `classify` "
+        "uses the filter that the network states",
     )
     enlarge: bool = switch(
         "also take pictures that are smaller than --size (default: list them and leave them out)",

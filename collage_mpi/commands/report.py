@@ -28,7 +28,7 @@ class ReportArguments(Arguments):
     )
     shards: tuple[Path, ...] = setting(
         (),
-        "where the runs' shards are now; their pictures are shown",
+        "where the runs' input is now; the pictures are read from it",
         unset="where they were during the run",
     )
 

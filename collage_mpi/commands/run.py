@@ -33,16 +33,14 @@ class RunArguments(Arguments):
         "continue the run in --out where it stopped, with the settings that it was started with. "
         "If there is no run yet, start it"
     )
-    retry_errors: bool = switch(
-        "like --resume, and also classify the images again whose rows are errors"
-    )
+    retry_errors: bool = switch("like --resume, and also classify the images of error rows again")
     report: bool = switch(
         "when the job ends, also write the report page OUT/report.html. `collage-mpi report OUT` "
         "writes the same page at any time"
     )
     dry_run: bool = switch(
-        "check everything, time the networks, print what would be done and how long it would take, "
-        "and write nothing. This works under launch and without ranks"
+        "check everything, time the networks, print what the run would do and how long it would "
+        "take, and write nothing. Works with and without launch"
     )
 
     @property

@@ -22,7 +22,10 @@ class ReadArguments(Arguments):
     """What `shards inspect` and `shards verify` take."""
 
     paths: tuple[Path, ...] = setting(
-        REQUIRED, "shard files, or folders of *.h5", positional=True, shipped=True
+        REQUIRED,
+        "shards, folders of pictures or any other input of `run` (docs/inputs.md)",
+        positional=True,
+        shipped=True,
     )
     json: bool = switch("print JSON, one object a line")
 

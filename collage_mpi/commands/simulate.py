@@ -74,7 +74,7 @@ class SimulateArguments(Arguments):
         None, "number of seeds simulated at the same time", unset="all cores", at_least=1
     )
     summary_only: bool = switch(
-        "do not write rows. Without --out nothing is written, only printed", group=GROUP
+        "write the summary but no rows. Without --out, only print the summary", group=GROUP
     )
 
     @property
@@ -187,7 +187,7 @@ COMMAND = Command(
     SimulateArguments,
     more=add_more_flags,
     usage="collage-mpi simulate --images N --out DIR [more settings]",
-    epilog="For example: collage-mpi simulate --images 90000 --straggler lognormal "
-    "--slow-ranks 4:5 --cost-ratio 1.4 --out runs/simulated. Rows, verify, export and analysis are "
-    "those of a real run. The cost ratio is 1.0 unless it is set.",
+    epilog="For example: collage-mpi simulate --images 90000 --straggler lognormal --slow-ranks "
+    "4:5 --cost-ratio 1.4 --out runs/simulated. The commands verify, export, plot and "
+    "report read a simulated run like a real one. The cost ratio is 1.0 unless it is set.",
 )

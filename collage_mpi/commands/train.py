@@ -308,10 +308,10 @@ COMMAND = Commands(
             execute, takes, line, partial(add_flags, of=TrainSettings, kind=takes.kind)
         )
         for takes, line in (
-            (TrainSingleArguments, "train the single classifier, which classifies one image"),
+            (TrainSingleArguments, "train the single network, which classifies one image"),
             (
                 TrainCollageArguments,
-                "train a collage-CNN, which classifies side*side images at once",
+                "train the collage network, which classifies side x side images at once",
             ),
             (
                 TrainParityArguments,

@@ -74,14 +74,14 @@ class ThresholdArguments(Arguments):
     aim: str = setting(
         "share",
         "what the threshold optimises. share: as many answers as possible count, for a loss of at "
-        "most 0.1 points of accuracy. accuracy: the answers count that give the highest accuracy; "
-        "for a network that is worse than the single network but better where its score is high",
+        "most 0.1 points of accuracy. accuracy: the score that gives the highest accuracy; choose "
+        "this if the network is worse than the single network but better where its score is high",
         choices=("share", "accuracy"),
     )
     errors: float = setting(
         1.0,
-        "standard errors that are added to the loss when the score is chosen; more are safer, and "
-        "fewer answers count",
+        "number of standard errors that are added to the loss when the score is chosen. A larger "
+        "number is safer, but fewer answers count",
         metavar="N",
         at_least=0,
     )

@@ -42,49 +42,53 @@ class AcceptSettings(Settings):
     )
     grace_ms: float | None = _accept(
         None,
-        "accept grace: a collage's answer counts this long after its group came in",
+        "accept grace: a collage's answer counts this long after its group entered the job",
         at_least=0,
     )
     grace_quantile: float | None = _accept(
         None,
-        "accept grace: the grace time as a running quantile of the singles' latencies. Until 50 "
-        "latencies are known, --grace-ms applies, or accept first without it",
+        "accept grace: the grace time as a running quantile of the single ranks' latencies. Until "
+        "50 latencies are known, --grace-ms applies; without --grace-ms a collage's answer counts "
+        "at once",
         above=0,
         below=1,
     )
     confidence: float = _accept(
-        0.9, "accept confident: a score of at least this counts at once", at_least=0, at_most=1
+        0.9,
+        "accept confident: an answer counts at once if its score is at least this",
+        at_least=0,
+        at_most=1,
     )
     agree: float | None = _accept(
         None,
-        "scheme cascade: choose the lowest score that counts, without labels. At most 1 - A of all "
-        "images then get another answer than the single network's (95 % confidence). Both networks "
-        "classify the first images, which choose the score; audits may raise it",
+        "scheme cascade: choose the lowest score that counts, without labels, so that at most 1 - "
+        "A of all images get another answer than the single network's (95 % confidence). Both "
+        "networks first classify a sample of the images to choose the score. Audits may raise it",
         metavar="A",
         above=0,
         below=1,
     )
     accept_deadline_ms: float | None = _accept(
         None,
-        "accept confident: an answer with a lower score counts this long after its group came "
-        "in. Without a deadline such an answer counts only if no single rank can answer the "
-        "image",
+        "accept confident: an answer with a lower score counts this long after its group entered "
+        "the job. Without a deadline it counts only if no single rank can answer the image",
         at_least=0,
     )
     accept_deadline_quantile: float | None = _accept(
         None,
-        "accept confident: the same deadline as a running quantile of the singles' latencies",
+        "accept confident: the deadline as a running quantile of the single ranks' latencies",
         above=0,
         below=1,
     )
     audit: float = _accept(
         0.01,
-        "scheme cascade: share of the images whose accepted collage answer is compared with the "
-        "single network's, which is asked for that",
+        "scheme cascade: share of the images to audit. If a collage's answer for such an image is "
+        "accepted, the single network classifies the image as well, and the two answers are "
+        "compared",
         at_least=0,
         at_most=1,
     )
-    audit_seed: int = _accept(0, "seed by which the audited images are drawn", at_least=0)
+    audit_seed: int = _accept(0, "seed of the draw of audited images", at_least=0)
 
     def _check(self) -> None:
         if self.agree is not None and self.accept != AUTO:
@@ -123,19 +127,23 @@ class LateSettings(Settings):
     )
     hedge_quantile: float | None = _late(
         None,
-        "schemes hedge and collage-hedge: the same time as a running quantile of the "
-        "singles' latencies",
+        "schemes hedge and collage-hedge: the time of --hedge-ms as a running quantile of the "
+        "single ranks' latencies",
         above=0,
         below=1,
     )
     hedge_budget: float = _late(
         0.25,
-        "schemes hedge and collage-hedge: the most second copies, as a share of the images",
+        "schemes hedge and collage-hedge: largest number of second copies, as a share of the "
+        "images",
         at_least=0,
         at_most=1,
     )
     linger_ms: float | None = _late(
-        None, "send a collage that is not full after this long", unset="when it is full", at_least=0
+        None,
+        "send a collage that is not full this long after its group's first image",
+        unset="when it is full",
+        at_least=0,
     )
     image_timeout_s: float | None = _late(
         None,
@@ -145,7 +153,7 @@ class LateSettings(Settings):
     )
     max_attempts: int = _late(
         3,
-        "how often an image is sent to single ranks before it gets an error row",
+        "number of times that an image is sent to single ranks before it gets an error row",
         at_least=1,
         at_most=MOST_ATTEMPTS,
     )

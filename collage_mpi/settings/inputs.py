@@ -27,23 +27,23 @@ class InputSettings(Settings):
 
     shards: tuple[str, ...] = _setting(
         (),
-        "what is classified: shard files, or folders that hold shard files; also folders of "
-        "pictures, text files that name pictures, tar and Parquet files, and Zarr arrays "
-        "(docs/inputs.md)",
+        "the images: shard files or folders of them, folders of pictures, text files that list "
+        "pictures, tar files, Parquet files or Zarr arrays (docs/inputs.md)",
         metavar="PATH",
         flag="--input --shards",
         shipped=True,
     )
     image_px: int | None = _setting(
         None,
-        "height and width in pixels to which pictures that are no shards are brought",
-        unset="that of the network, else 224",
+        "resize pictures that are not in shards to this height and width",
+        unset="as the network needs, otherwise 224 px",
         at_least=1,
         at_most=MOST_PX,
     )
     fit: str = _setting(
         "crop",
-        "of pictures that are no shards: crop keeps the middle, letterbox keeps all between bars",
+        "how pictures that are not in shards become square. crop: keep the middle. letterbox: "
+        "keep the whole picture and add bars",
         choices=("crop", "letterbox"),
     )
     resize_px: int | None = _setting(
@@ -55,16 +55,16 @@ class InputSettings(Settings):
     )
     channels: str = _setting(
         "auto",
-        "3 for colour, 1 for grey. auto: that of the network, else 3",
+        "3 for colour, 1 for grey. auto: as the network needs, otherwise 3",
         choices=("auto", "1", "3"),
     )
     input_labels: str = _setting(
         "auto",
-        "labels of sources that are no shards. auto: those of the source, if they are there. "
+        "labels of images that are not in shards. auto: take them from the source if it has any. "
         "none: no labels",
         choices=("auto", "none"),
     )
-    out: str = _setting("", "folder that the results are written to", metavar="DIR")
+    out: str = _setting("", "folder to write the results to", metavar="DIR")
     shared_out: str = _setting(
         "off",
         "on: write into a results folder that belongs to another user, for example one that a "
@@ -84,31 +84,31 @@ class InputSettings(Settings):
 
     class_names_file: str | None = _setting(
         None,
-        "text file with the class names in order, one a line. It is needed if neither the shards "
+        "text file with the class names in order, one on each line. Needed if neither the input "
         "nor the networks name the classes",
         metavar="FILE",
         shipped=True,
     )
     pixels: str = _setting(
         "auto",
-        "which ranks read, check and decode the images. rank0: rank 0 does and sends them to the "
-        "workers. workers: the workers do; every worker needs the shards at the same path. auto: "
-        "the workers that have the shards at that path do, and rank 0 reads for the others; with "
-        "--depth 1 rank 0 reads ahead for all",
+        "which ranks read, check and decode the images. rank0: rank 0, which sends them to the "
+        "workers. workers: the workers; every worker needs the shards at the same path. auto: the "
+        "workers that find the shards at that path, and rank 0 for the others; with --depth 1 "
+        "rank 0 for all workers, ahead of time",
         choices=("rank0", "workers", "auto"),
     )
     top_k: int | None = _setting(
         None,
-        "keep this many classes of each image with their scores, the best first, as Parquet "
-        "files in OUT/vectors",
-        unset="the best alone",
+        "keep this many classes of each image with their scores, best first, as Parquet files in "
+        "OUT/vectors",
+        unset="only the best class",
         at_least=1,
     )
     save: str = _setting(
         "none",
-        "keep the scores of all classes, or the network's embedding of each image, in "
-        "OUT/vectors as well. embeddings needs scheme none, replicate or hedge. outputs: keep what "
-        "a class of your own returns, as `collage-mpi map` does",
+        "what else to keep of each image, in OUT/vectors. scores: the scores of all classes. "
+        "embeddings: the network's embedding; needs scheme none, replicate or hedge. outputs: "
+        "what a Python class of your own returns, as with `collage-mpi map`",
         choices=SAVES,
     )
 
@@ -174,7 +174,7 @@ class NetworkSettings(Settings):
     )
     collage: str = _network(
         "",
-        "collage-CNN: a .safetensors file, shipped:NAME, FILE.onnx, FILE.pt2, FILE.ts, "
+        "collage network: a .safetensors file, shipped:NAME, FILE.onnx, FILE.pt2, FILE.ts, "
         "MODULE:FUNCTION, or null",
         metavar="W",
         shipped=True,
@@ -209,7 +209,9 @@ class NetworkSettings(Settings):
         "on", "run the networks in the channels-last memory format", choices=LAYOUTS
     )
     compile: str = _network(
-        "auto", "how kernels are launched. auto: CUDA graphs on GPUs", choices=COMPILES
+        "auto",
+        "how kernels are launched. auto: CUDA graphs on GPUs, none on CPUs",
+        choices=COMPILES,
     )
     warmup_tasks: int = _network(
         3, "dummy tasks that each rank runs before it reports that it is ready", at_least=0

@@ -33,8 +33,8 @@ class ArrivalSettings(Settings):
 
     arrivals: str = _pace(
         "closed",
-        "when images come in. closed: when earlier groups end. poisson, file: at given times, "
-        "whether earlier groups have ended or not (open loop)",
+        "when images enter the job. closed: as earlier images are answered, see --depth. poisson, "
+        "file: at given times, however busy the ranks are (open loop)",
         choices=ARRIVALS,
     )
     rate: float | None = _pace(None, "arrivals poisson: images a second", at_least=1e-6)
@@ -90,17 +90,17 @@ class PaceSettings(ArrivalSettings):
     )
     depth: int | None = _pace(
         None,
-        "closed loop: groups, or batches of groups, in flight at a time. auto: with --assign "
-        "pull the next group comes in when a rank has nothing to do; otherwise 1",
+        "closed loop: groups, or batches of groups, in the job at a time. auto: with --assign "
+        "pull the next group enters when a rank has nothing to do; otherwise 1",
         unset="auto",
         at_least=1,
         auto=True,
     )
     batch: int | None = _pace(
         1,
-        "groups that are sent together. A rank gets its tasks of all these groups in one message "
-        "and runs them as one batch. auto: chosen by measurements at the start, the largest "
-        "batch that still adds images a second",
+        "number of groups that are sent together. A rank gets its tasks of all these groups in "
+        "one message and runs them as one batch. auto: measured when the job starts, for the most "
+        "images a second (docs/speed.md)",
         unset=AUTO,
         at_least=1,
         auto=True,
@@ -108,18 +108,20 @@ class PaceSettings(ArrivalSettings):
     )
     credit: int | None = _pace(
         None,
-        "messages that a rank may have at a time; each holds one batch",
-        unset="2; 1 with scheme cascade, where an image that was sent to a busy rank cannot join a "
-        "collage any more",
+        "messages that a rank may hold at a time; each message has one batch",
+        unset="2; with scheme cascade 1, because an image that waits on a busy rank cannot join a "
+        "collage",
         at_least=1,
     )
     window: int | None = _pace(
         None,
-        "open loop: most images in the job at a time; at least one group",
+        "open loop: largest number of images in the job at a time; at least one group",
         unset="4096, or 8 for each single rank if that is more",
         at_least=1,
     )
-    warmup_groups: int = _pace(2, "number of first groups that statistics leave out", at_least=0)
+    warmup_groups: int = _pace(
+        2, "number of groups at the start that statistics leave out", at_least=0
+    )
 
     def _check(self) -> None:
         if self.open_loop and self.between == "drain":

@@ -45,7 +45,8 @@ class RankSettings(Settings):
     )
     side: int = _setting(
         3,
-        "a collage is a square of side x side cells; a group has as many images",
+        "cells along an edge of a collage. A collage has side x side cells, and a group has side "
+        "x side images",
         at_least=MIN_SIDE,
         at_most=MAX_SIDE,
     )
@@ -62,8 +63,8 @@ class RankSettings(Settings):
     )
     parity_k: int | None = _setting(
         None,
-        "schemes parity and approx: images of a stripe. A parity network works only for the k "
-        "that it was trained for",
+        "schemes parity and approx: number of images in a stripe. A parity network works only "
+        "with the number that it was trained for",
         unset="side",
         at_least=2,
     )
@@ -85,22 +86,22 @@ class RankSettings(Settings):
     collage_counts: str = _setting(
         "all",
         "scheme cascade: which waiting images count for --collage-from. all: all of them. "
-        "beyond-idle: those that exceed the idle ranks, so that the single network answers as "
-        "many images as the load allows",
+        "beyond-idle: all but one for each idle rank, so that the single network answers as many "
+        "images as the load allows",
         choices=("all", "beyond-idle"),
     )
     assign: str = _setting(
         "pull",
         "which rank gets an image. turn: the next rank in turn. least: the rank with the fewest "
-        "tasks. finish: the rank that would finish first by its recent service times. pull: the "
-        "first rank that has room takes the task of the oldest image; with pull this holds for "
-        "every task, not only for those of single ranks",
+        "tasks. finish: the rank that would finish first, by its recent service times. pull: the "
+        "first rank that has room takes the oldest image; collages and other tasks are then "
+        "handed out in this way too",
         choices=ASSIGNMENTS,
     )
     endgame: str = _setting(
         "on",
-        "on: when no image is left to come in, idle ranks get copies of the images that are "
-        "still being computed",
+        "on: once no new image is left, idle ranks get copies of images that are still being "
+        "computed",
         choices=("off", "on"),
     )
     placement: str | None = _setting(

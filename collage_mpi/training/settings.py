@@ -218,7 +218,7 @@ class TrainArguments(Arguments):
     )
     init: Path | None = setting(
         None,
-        "weights file to start from; it must have the same trunk, for any side",
+        "weights file to start from. Its network must have the same trunk; the side may differ",
         metavar="WEIGHTS",
         shipped=True,
         group="network",

@@ -81,7 +81,8 @@ class StragglerSettings(Settings):
     )
     trace_file: str | None = _setting(
         None,
-        "file of measured service times in seconds, .npy of shape (machines, requests) (trace)",
+        "file of measured service times in seconds, .npy of shape (machines, requests), for the "
+        "model trace",
         metavar="FILE",
         shipped=True,
     )
@@ -121,8 +122,8 @@ class StragglerSettings(Settings):
     )
     batch_cost: float | None = _setting(
         None,
-        "time that each further input of a batch takes, divided by the time of the first one, "
-        "for injected times",
+        "time that each further input of a batch takes, divided by the time of the first one; "
+        "used for injected times",
         unset="measured",
         at_least=0,
     )
