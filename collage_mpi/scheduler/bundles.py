@@ -1,4 +1,4 @@
-"""Images that wait and were never sent leave together, as one task of another kind."""
+"""Bundles: images that wait and were never sent leave together, as one task of another kind."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from collage_mpi.scheduler.tasks import TaskBook
 
 
 class Bundle(NamedTuple):
-    """How images leave together as one task.
+    """When and how images leave together as one task.
 
     Attributes:
-        order: of that task.
-        least: images that must wait for it; 1 if no rank takes single images.
-        most: images of a task. A rank that is slow beside others takes only full ones, and nothing
-            that a quicker one could take.
-        beyond_idle: idle ranks are counted off what waits.
+        order: kind, source and attempt of that task.
+        least: a bundle leaves only if at least so many images wait. If no rank takes single
+            images, one image is enough.
+        most: images of a full bundle. A slow rank takes only full bundles, and no other task that
+            a quicker rank could take.
+        beyond_idle: one more image must wait for each idle rank that could take a single image.
         patient: a slow rank takes a bundle only while more images wait than the other ranks would
             answer in the time that the slow rank needs.
     """
@@ -34,12 +35,13 @@ class Bundle(NamedTuple):
 
 
 class BundleQueue(PullQueue):
-    """A rank takes first what was sent before; else a bundle, if enough waits; else one image.
+    """A queue whose ranks take first images sent before, then a bundle, then single images.
 
-    A run leaves in bundles alone, or image by image.
+    A run is split: its images leave in bundles or one by one.
 
     Attributes:
-        calibrating: drawn images alone may leave in a bundle, and have to.
+        calibrating: a confidence threshold is being chosen. Only drawn images may leave in a
+            bundle, and they leave in no other way.
     """
 
     runs_leave = False
@@ -53,45 +55,52 @@ class BundleQueue(PullQueue):
         bundle: Bundle,
         main: str,
     ) -> None:
-        """`main`: the kind of the images' own tasks, which ranks of known `paces` take."""
+        """`main`: the kind of the images' own tasks; `paces`: the ranks' service times."""
         super().__init__(tasks, ranks, batch)
         self.bundle = bundle
         self.calibrating = False
         self._paces = paces
         self._main, self._kind = main, bundle.order.kind
-        self._ended = False  # no bundle leaves while a rank takes images by themselves
+        self._ended = False  # no bundle leaves while a rank takes single images
         self._looked_ns = -1
-        self._tried: list[TaskState] = []  # tasks that wait, and a few more, of images that failed
+        self._tried: list[TaskState] = []  # waiting tasks of images that failed; some may have left
 
     @property
     def bundling(self) -> bool:
-        """Whether what waits leaves together."""
+        """Whether waiting images may leave in bundles."""
         return not (self._ended and self._ranks.count(self._main))
 
     @property
     def pairing(self) -> bool:
-        """Whether an image that may leave in a bundle leaves in no other way: both networks are to
-        classify the images that choose a threshold."""
+        """Whether fresh images leave only in bundles.
+
+        While a threshold is chosen, both networks must classify the drawn images.
+        """
         return self.calibrating and self._ranks.count(self._kind) > 0
 
     def end_calibration(self, *, bundles: bool) -> None:
-        """From now on any image may leave in a bundle; none while a rank takes images by
-        themselves if `bundles` is false. That holds for what waits already, too."""
+        """The threshold is chosen. From now on any image may leave in a bundle, waiting ones too.
+
+        If `bundles` is false, none does while a rank takes single images.
+        """
         self.calibrating, self._ended = False, not bundles
         self._renew()
 
     def add(
         self, order: Order, images: list[ImageState], avoid: Collection[int] = ()
     ) -> TaskState | None:
-        """As of any task."""
+        """Add a task as in any queue, and remember the tasks of images that failed before."""
         task = super().add(order, images, avoid)
         if task is not None and images[0].tried:
             self._tried.append(task)
         return task
 
     def offer(self, task: TaskState) -> None:
-        """As of any task. At each time one idle rank is looked at: a slow one that has long been
-        idle is taken for one of unknown speed, and others may be slow no more by that."""
+        """Offer a task as in any queue, after a look at one idle rank (once for each time stamp).
+
+        The speed of a slow rank that has long been idle is forgotten. This changes the median,
+        so other ranks may no longer count as slow.
+        """
         now_ns = self._ranks.now_ns
         if self._looked_ns != now_ns:
             self._looked_ns = now_ns
@@ -102,11 +111,11 @@ class BundleQueue(PullQueue):
         super().offer(task)
 
     def serve(self, *, everyone: bool = False) -> None:
-        """What a rank may not take may have changed: ask the ranks with room, the fastest first.
+        """Let the ranks with room pull, the fastest first, because the limits may have changed.
 
-        Slow ranks are asked only if `everyone`: a rank that enters may make others slow. Beside,
-        they take whole bundles, and what is barred to all quick ranks, of which there may be fewer
-        now.
+        Slow ranks pull only if `everyone`, which is set when a rank enters, as that may make
+        other ranks slow. Otherwise slow ranks take only full bundles, and tasks that no quick
+        rank may take.
         """
         main = self.backlogs[self._main]
         self._tried = [task for task in self._tried if task.id in main.tasks]
@@ -119,14 +128,14 @@ class BundleQueue(PullQueue):
             while main.tasks and (rank := room.pick(passed, limit_ns)) is not None:
                 if not self.pull(self._ranks.known[rank]):
                     passed.add(rank)
-        # Where a pace has changed, a slow rank may leave fewer images to the others than before
+        # If a speed has changed, fewer waiting images than before may be enough for a slow rank.
         while self.bundle.patient and main.fresh_inputs >= self.bundle.most:
             rank = self._pick_for_bundle()
             if rank is None or not self.pull(self._ranks.known[rank]):
                 break
 
     def take_apart(self) -> None:
-        """Of what waits each image has a task of its own."""
+        """Split the waiting runs, so that each image has a task of its own."""
         main = self.backlogs[self._main]
         parts: list[TaskState] = []
         for task in main.tasks.values():
@@ -140,11 +149,11 @@ class BundleQueue(PullQueue):
         self.backlogs[self._main].renew(lambda task: self._sort(task.attempt, task.images[0]))
 
     def stranded(self, kinds: Collection[str]) -> list[TaskState]:
-        """As of any rank; images that waited for a bundle may have to be sent by themselves."""
+        """As in any queue. Images that waited for a bundle may have to be sent as single images."""
         return super().stranded({*kinds, self._main})
 
     def least(self, rank: int) -> int:
-        """Images that must wait for the rank to take a bundle."""
+        """How many images must wait before the rank takes a bundle."""
         bundle = self.bundle
         if not self._ranks.count(self._main):
             return 1
@@ -159,7 +168,7 @@ class BundleQueue(PullQueue):
         return bundle.least + self._ranks.rooms[self._main].idle_within(limit_ns)
 
     def is_slow(self, kind: str, rank: int) -> bool:
-        """Whether the rank is slow beside the others of the kind."""
+        """Whether the rank is slow compared with the other ranks of the kind."""
         return self._paces.service_ns(rank) > self._paces.limit_ns(kind)
 
     def _sort(self, attempt: int, image: ImageState) -> int:
@@ -190,7 +199,7 @@ class BundleQueue(PullQueue):
         return self._paces.service_ns(rank.id) <= self._limit_ns(task, barred)
 
     def _limit_ns(self, task: TaskState, barred: Collection[int]) -> float:
-        """No rank slower than this may take the task by itself: a quicker one will."""
+        """The service time above which a rank leaves the single image to a quicker rank."""
         if not self.bundling:
             return inf
         quick = self._paces.has_quick(task.kind, barred)
@@ -207,7 +216,7 @@ class BundleQueue(PullQueue):
         return tasks
 
     def _take_bundles(self, rank: RankState) -> list[TaskState]:
-        """Up to a batch of them, whole ones if there are several; [] if too little waits."""
+        """Up to a batch of bundles, all full if there are several; [] if too few images wait."""
         bundle, main, room = self.bundle, self.backlogs[self._main], self._ranks.rooms[self._kind]
         if not self.bundling or rank.id not in room or main.fresh_inputs < self.least(rank.id):
             return []
@@ -223,8 +232,11 @@ class BundleQueue(PullQueue):
         return tasks
 
     def _pick_for_bundle(self) -> int | None:
-        """The rank with room that takes what waits as a bundle, where one does: a quick one, else
-        a slow one, which takes only full bundles. Of slow ones the fastest needs the least."""
+        """The rank with room that takes the waiting images as a bundle, or None.
+
+        Quick ranks come first. Slow ranks take only full bundles, and the fastest of them needs
+        the fewest waiting images.
+        """
         waiting, room = self.backlogs[self._main].fresh_inputs, self._ranks.rooms[self._kind]
         quick = room.pick(NO_RANKS, self._paces.limit_ns(self._kind))
         for rank in (quick, *room.fastest()):

@@ -1,5 +1,6 @@
-"""What each event means, outcomes, the end: the scheduler and its eight invariants
-(docs/architecture.md).
+"""The scheduler: handles each event, decides the images' outcomes, and notices the end.
+
+docs/architecture.md lists its eight invariants.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from collage_mpi.scheduler.transitions import IMAGE, LOST, OPEN, RANK, READY, SI
 
 
 class ProtocolViolation(Exception):
-    """The driver broke the contract of the events: a defect, never a user's mistake."""
+    """The driver broke the contract of the events. This is a defect, never a user's mistake."""
 
 
 class Scheduler:
@@ -47,7 +48,7 @@ class Scheduler:
         self.turn = Turn()
         ranks = ReadyRanks(self.turn, health, Paces(*costs) if pulls else None, pulls=pulls)
         self.dispatch = Dispatch(self.turn, ranks, scheme.main, settings.batch, bundle)
-        self.latencies = RunningQuantile()  # of single answers, late ones too
+        self.latencies = RunningQuantile()  # of single ranks' answers in ns, late answers included
         self._keeps_latencies = scheme.asks_latencies
         self.timers = Timers(self.turn)
         self.groups = Groups(
@@ -62,12 +63,12 @@ class Scheduler:
         self.endgame = EndGame(self.dispatch, settings.max_attempts) if settings.endgame else None
         self._reported: set[int] = set()
         self._last_image = -1
-        self._reserved = 0  # unresolved images with an answer that counts later
+        self._reserved = 0  # unresolved images with a reserved answer
         self._errors = 0
         self._stopping: str | None = None
         self._ending = False
         self._finished = False
-        self._paused = False  # no image is left to come, for all that is known
+        self._paused = False  # as far as is known, no further image will arrive
         if self.dispatch.bundles is not None:
             self.dispatch.bundles.calibrating = scheme.calibrate
         self._gathers = settings.together and (settings.batch > 1 or bundle is not None)
@@ -88,7 +89,7 @@ class Scheduler:
         }
 
     def handle(self, *events: Event) -> list[Action]:
-        """Take one event, or several that came together, and return what to do about it, in order.
+        """Take one event, or several of the same moment, and return the actions in order.
 
         Raises:
             ProtocolViolation: time runs backwards, an id is unknown or used twice,
@@ -129,7 +130,7 @@ class Scheduler:
     def _on_suspected(self, event: ev.RankSuspected) -> None:
         rank = self.dispatch.ranks.known.get(event.rank)
         if rank is None or "silent" not in RANK[rank.status] or not rank.outstanding:
-            return  # a rank that owes nothing is not silent: its last answer has just come
+            return  # a rank that owes no answer is not silent: its last answer has just come
         rank.status = RANK[rank.status]["silent"]
         self.retries.suspects[rank.id] = rank
         self.retries.leave(rank, event.why)
@@ -190,7 +191,11 @@ class Scheduler:
             placed += self._place(event, placed)
 
     def _place(self, event: ev.ImageArrived, placed: int) -> int:
-        """Put the images behind the first `placed` ones into a group; how many it had room for."""
+        """Put images of the event, without the first `placed`, into a group.
+
+        Returns:
+            How many images the group had room for.
+        """
         groups, dispatch = self.groups, self.dispatch
         gathers = dispatch.gathering = self._gathers or dispatch.calibrating
         group = groups.filling or groups.open(event.intended_ns)
@@ -222,7 +227,7 @@ class Scheduler:
                 self.retries.image(image)
 
     def _look_at_open_group(self) -> None:
-        """What its images wait for may not come any more."""
+        """Check whether the open group's images still wait for something that will come."""
         if self.groups.filling is not None and self._stopping is None:
             for image in list(self.groups.filling.images):
                 self.retries.image(image)
@@ -233,7 +238,7 @@ class Scheduler:
 
     def _give_up(self, group: GroupState) -> None:
         if self._stopping is not None:
-            return  # what was not answered in time will be done again, by the next session
+            return  # the next session classifies the images that were not answered in time
         limit_ns = self.settings.image_timeout_ns or 0
         for image in list(group.images):
             if image.resolved or image.t0_ns + limit_ns > self.turn.now_ns:
@@ -243,18 +248,18 @@ class Scheduler:
             else:
                 because = f": {image.reason}" if image.reason else ""
                 self.error(image, f"no answer within {limit_ns / SECOND_NS:g} s{because}")
-        self.groups.cut_short(group)  # those that came later, if any, wait for no others
+        self.groups.cut_short(group)  # its remaining images, if any, wait for no others
 
     # ---- tasks --------------------------------------------------------------
 
     def _terminal(self, task_id: int, rank_id: int, how: str, service_ns: int = 0) -> TaskState:
-        """The task that a terminal event names, now over."""
+        """End the task that a terminal event names, and return it."""
         task = self.dispatch.tasks.out.get(task_id)
         if task is None or task.rank.id != rank_id:
             raise ProtocolViolation(f"rank {rank_id} ends task {task_id}, which it does not have")
         self.dispatch.tasks.end(task, how, service_ns)
         if self._keeps_latencies and task.kind == SINGLE and how != "failed":
-            for image in task.images:  # of a skipped one it would have taken at least as long
+            for image in task.images:  # a skipped one would have taken at least as long
                 self.latencies.add(self.turn.now_ns - image.t0_ns)
         return task
 
@@ -267,7 +272,7 @@ class Scheduler:
             )
         task.rank.failures = 0
         lacks = None in event.cells
-        if lacks:  # as for each image that was not read
+        if lacks:  # the images without an answer need something else than the others
             task.take_apart()
         cells, unread = _without_unread(task, event) if event.unread else (event.cells, ())
         self.scheme.answered(self, task, cells, event.now_ns, event.evidence)
@@ -303,7 +308,7 @@ class Scheduler:
         self._alive(task.rank)
 
     def _dispensable(self, rank: RankState) -> bool:
-        """Another ready rank can do each kind that this one does."""
+        """Whether another ready rank holds each kind of network that this rank holds."""
         count = self.dispatch.ranks.count
         return rank.status == READY and all(count(kind) > 1 for kind in rank.kinds)
 
@@ -311,7 +316,7 @@ class Scheduler:
         self._alive(self._terminal(event.task, event.rank, "skipped").rank)
 
     def _alive(self, rank: RankState) -> None:
-        """What the rank said has been dealt with: it takes more, if it was silent again."""
+        """The rank has just ended a task: it recovers if it was silent, and gets more work."""
         if rank.status in SILENT:
             self._recover(rank)
         if rank.messages < rank.credit:
@@ -328,49 +333,56 @@ class Scheduler:
     # ---- outcomes, and what schemes may ask for (schemes.Core) ---------------
 
     def accept(self, image: ImageState, task: TaskState, score: Any) -> None:
-        """Resolve the image by this answer, now; of one that was decided this is the audit. A run
-        by a score an image."""
+        """Resolve the image by this answer now; an image that is decided gets its audit from it.
+
+        `score` is a sequence with one score for each image if the image is a run.
+        """
         if image.decided_ns is not None:
             self._use_kept(image, other=score)
         else:
             self._resolve(image, task.source, (task.id,), score, "")
 
     def decide(self, image: ImageState, task: TaskState, score: Any) -> None:
-        """This answer counts from now on, but of a drawn image another network is asked too, and
-        it is resolved when that has answered or none can."""
+        """Accept this answer; a drawn image is resolved later.
+
+        A drawn image is resolved when the other network has answered too, or cannot answer.
+        """
         if not image.drawn:
             self.accept(image, task, score)
             return
         image.decided_ns = self.turn.now_ns
         self.keep(image, task, score)
         asked = any(other.kind == self.dispatch.main for other in image.tasks)
-        if image.reserve is not None and not asked:  # it would wait for its timer alone
+        if image.reserve is not None and not asked:  # nothing is left to wait for but its timer
             self._use_kept(image)
 
     def accept_from(
         self, image: ImageState, task: TaskState, others: tuple[int, ...], score: Score
     ) -> None:
-        """Resolve the image, now, by the task's answer and those of the other tasks."""
+        """Resolve the image now, by the answers of the task and of the `others` (task ids)."""
         self._resolve(image, task.source, (task.id, *others), score, "")
 
     def reconsider(self, image: ImageState) -> None:
-        """What was waited for on the image's behalf will not come: see what else can be done."""
+        """Decide again how the image goes on, because what it waited for will not come."""
         self.retries.image(image)
 
     def reserve(self, image: ImageState, task: TaskState, score: Score, at_ns: int) -> None:
-        """Keep the answer; it resolves the image at `at_ns` unless another did before."""
+        """Keep the answer. It resolves the image at `at_ns` unless another answer does before."""
         image.status = IMAGE[image.status]["held"]
         image.reserve = (score, task)
         self._reserved += 1
         self.later(image, at_ns, Scheduler._use_reserve)
 
     def keep(self, image: ImageState, task: TaskState, score: Score) -> None:
-        """Keep the answer; it resolves the image only in place of an error row."""
+        """Keep the answer. It resolves the image only where an error row would."""
         image.backup = (score, task)
         self.retries.image(image)
 
     def later(self, image: ImageState, at_ns: int, call: Later) -> None:
-        """Call with the image at `at_ns` if it is unresolved then; a group shares one timer."""
+        """Run `call(self, image)` at `at_ns` if the image is unresolved then.
+
+        The calls of one group with the same time share a timer.
+        """
         together = image.group.due.setdefault((at_ns, call), [])
         together.append(image)
         if len(together) == 1:
@@ -395,7 +407,7 @@ class Scheduler:
         self._resolve(image, source, (task.id,), score, "", other=other)
 
     def error(self, image: ImageState, reason: str) -> None:
-        """Give the image up: an error row, unless an answer was kept for that."""
+        """Give the image up: it becomes an error row, unless an answer was kept for this case."""
         if image.count > 1:
             for each in image.apart():
                 self.error(each, reason)
@@ -428,7 +440,7 @@ class Scheduler:
                 resolve = _with_audit(resolve, image, other)
             self.turn.actions.append(resolve)
         self.dispatch.resolved(image)
-        if before != OPEN:  # it may wait for ranks
+        if before != OPEN:  # it may be parked or deferred
             self.retries.forget(image)
         if image.reserve is not None:
             self._reserved -= 1
@@ -439,7 +451,7 @@ class Scheduler:
     # ---- timers and the end -------------------------------------------------
 
     def stop(self, reason: str) -> None:
-        """No further sends; what is under way may still answer for `stop_ns`."""
+        """Send nothing more. Tasks under way may still be answered for `stop_ns`."""
         if self._stopping is not None:
             return
         self._stopping = reason
@@ -472,7 +484,10 @@ class Scheduler:
 
 
 def _with_audit(resolve: ev.Resolve, image: ImageState, other: Score | None) -> ev.Resolve:
-    """What both networks said of a drawn image; `other` of one whose kept answer was accepted."""
+    """Add to a drawn image's Resolve what the audit found.
+
+    `other` is the second network's answer if the kept answer was accepted.
+    """
     if image.decided_ns is not None:
         audited = ev.FAILED if other is None else ev.DONE
         return resolve._replace(audited=audited, other=other, decided_ns=image.decided_ns)
@@ -484,7 +499,7 @@ def _with_audit(resolve: ev.Resolve, image: ImageState, other: Score | None) -> 
 def _without_unread(
     task: TaskState, event: ev.Answered
 ) -> tuple[tuple[Score | None, ...], list[tuple[ImageState, ev.Unread]]]:
-    """Make it the task of the images that were read; their cells, and the other images."""
+    """Take the unread images out of the task; the cells of the others, and the unread images."""
     each = list(zip(task.images, event.cells, event.unread, strict=True))
     task.images = [image for image, _, why in each if why is None]
     cells = tuple(cell for _, cell, why in each if why is None)

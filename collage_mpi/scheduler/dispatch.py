@@ -1,10 +1,10 @@
 """Which rank gets a task, and when the task leaves.
 
-A task is bound to its rank when it is made, or waits for the first rank that has room where ranks
-pull. Up to `batch` tasks of one kind leave in one message, a rank has at most `credit` messages at
-a time. What waits for a busy rank leaves together. While groups come in (`gathering`), tasks wait
-for others of their batch, until there are `batch` of their kind for the rank, or until `flush`.
-Nothing else waits for a batch to fill.
+A task is bound to a rank when it is made or, if ranks pull, to the first rank that has room. One
+message takes up to `batch` tasks of one kind, and a rank has at most `credit` messages at a time.
+Tasks that wait for the same busy rank leave together. While groups come in (`gathering`), a task
+waits until there are `batch` tasks of its kind for the rank, or until `flush`. At other times no
+task waits for a batch to fill.
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ from collage_mpi.scheduler.transitions import CANCELLED, TASK
 
 
 class RankQueues:
-    """Tasks that wait for the one rank that each was made for."""
+    """Tasks that are bound to a rank and wait until they can be sent to it."""
 
     def __init__(self, tasks: TaskBook, batch: int) -> None:
         self._tasks, self._batch = tasks, batch
-        self._gathered: dict[int, RankState] = {}  # ranks for which tasks are gathered
+        self._gathered: dict[int, RankState] = {}  # ranks with an incomplete batch
 
     def add(self, rank: RankState, task: TaskState, *, gather: bool) -> None:
-        """The task waits; in front of the queue for others if they do not make a whole batch with
-        it, and `gather`."""
+        """Queue the task; with `gather` it first waits until its batch is complete."""
         if not gather:
             rank.queue[task.id] = task
             return
@@ -51,7 +50,7 @@ class RankQueues:
             rank.queue.update(gathered)
 
     def flush(self) -> list[RankState]:
-        """What was gathered waits for no others; for which ranks it was."""
+        """Queue all incomplete batches; the ranks that have one."""
         ranks, self._gathered = list(self._gathered.values()), {}
         for rank in ranks:
             for gathered in rank.gathered.values():
@@ -60,13 +59,13 @@ class RankQueues:
         return ranks
 
     def send(self, rank: RankState) -> None:
-        """Send what waits for the rank, up to its credit."""
+        """Send the rank's queued tasks, up to its credit."""
         while rank.queue and rank.messages < rank.credit and not self._tasks.closed:
             task = rank.queue.popitem(last=False)[1]
             self._tasks.send(rank, [task] if self._batch == 1 else self._with_others(rank, task))
 
     def _with_others(self, rank: RankState, task: TaskState) -> list[TaskState]:
-        """The task and those behind it in the rank's queue, of one kind, a batch at most."""
+        """The task and the tasks of its kind that directly follow it, a batch at most."""
         tasks = [task]
         while rank.queue and len(tasks) < self._batch:
             following = next(iter(rank.queue.values()))
@@ -78,11 +77,11 @@ class RankQueues:
 
 
 class Dispatch:
-    """Tasks for ranks.
+    """Chooses ranks for tasks and sends the tasks.
 
     Attributes:
-        main: the kind whose tasks are an image's attempts.
-        gathering: whether the tasks that are made wait for others.
+        main: the kind whose tasks count as an image's attempts.
+        gathering: whether new tasks wait until their batch is complete.
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class Dispatch:
         batch: int,
         bundle: Bundle | None,
     ) -> None:
-        """`bundle`: where what waits is sent together."""
+        """`bundle`: how waiting images leave together; None if each image leaves by itself."""
         self.main, self.ranks = main, ranks
         self.gathering = False
         self.tasks = TaskBook(turn, ranks, main, None if bundle is None else bundle.order.kind)
@@ -104,30 +103,30 @@ class Dispatch:
         self.pulled = self.bundles or PullQueue(self.tasks, ranks, batch)
         self.turn = turn
         self._bound = RankQueues(self.tasks, batch)
-        self._just_made: list[TaskState] = []  # pulled by ranks, made while groups come in
+        self._just_made: list[TaskState] = []  # tasks for any rank, made while gathering
 
     # ---- ranks --------------------------------------------------------------
 
     def leave(self, rank: RankState) -> list[TaskState]:
-        """The rank takes no more work; the tasks that can wait no longer, to be moved."""
+        """The rank takes no more work; the unsent tasks that must be moved to other ranks."""
         self.ranks.leave(rank)
         return self.tasks.withdraw(rank.clear()) + self.pulled.stranded(rank.kinds)
 
     @property
     def calibrating(self) -> bool:
-        """Whether a threshold is being chosen."""
+        """Whether a confidence threshold is being chosen."""
         return self.bundles is not None and self.bundles.calibrating
 
     @property
     def wants_images(self) -> bool:
-        """Whether a ready rank that images are sent to first has nothing to do."""
+        """Whether a ready rank of the kind that new images are sent to is idle."""
         bundles = self.bundles
         if bundles and bundles.bundling and self.ranks.has_idle(bundles.bundle.order.kind):
             return True
         return self.ranks.has_idle(self.main)
 
     def close(self) -> None:
-        """Nothing more is sent; what waited is forgotten."""
+        """Send nothing more, and forget all tasks that wait."""
         self.tasks.closed = True
         for rank in self.ranks.known.values():
             self.tasks.withdraw(rank.clear())
@@ -135,20 +134,29 @@ class Dispatch:
         self.tasks.withdraw(self.pulled.clear())
 
     def waiting(self) -> list[TaskState]:
-        """Tasks that are not sent yet."""
+        """All tasks that are not sent yet."""
         bound = chain.from_iterable(rank.waiting() for rank in self.ranks.known.values())
         return [*bound, *self.pulled.waiting()]
 
     def end_calibration(self, *, bundles: bool) -> None:
-        """From now on any image may leave in a bundle, or none if `bundles` is false."""
+        """The threshold is chosen: from now on any image may leave in a bundle.
+
+        If `bundles` is false, images leave in no bundle while a rank takes single images.
+        """
         if self.bundles is not None:
             self.bundles.end_calibration(bundles=bundles)
             for rank in sorted(self.ranks.known.values(), key=lambda r: self.ranks.pace_ns(r.id)):
                 self.pump(rank)
 
     def take_apart(self, groups: Iterable[GroupState]) -> list[GroupState]:
-        """Each image of these groups, which are all, by itself, where a task may not have a run;
-        the groups."""
+        """Split all runs into single images if tasks of the end game cannot hold runs.
+
+        Args:
+            groups: all groups with unresolved images.
+
+        Returns:
+            The groups, as a list.
+        """
         groups = list(groups)
         if self.bundles is not None:
             self.bundles.take_apart()
@@ -162,11 +170,11 @@ class Dispatch:
     def to_next(
         self, order: Order, images: list[ImageState], avoid: Collection[int] = ()
     ) -> TaskState | None:
-        """A task to the next rank of the kind in turn, if there is one not to be avoided."""
+        """Make a task for the next rank of the kind in turn; None if all are in `avoid`."""
         return self._make(order, images, self.ranks.pools[order.kind].pick_next(avoid))
 
     def to_spread(self, orders: Sequence[Order], images: list[ImageState]) -> None:
-        """One task an order, each to a different rank of the first one's kind, in turn."""
+        """Make a task for each order, each for a different rank of the first order's kind."""
         pool = self.ranks.pools[orders[0].kind]
         if self.ranks.pulls:
             for order in orders[: len(pool)]:
@@ -178,13 +186,13 @@ class Dispatch:
     def to_least(
         self, order: Order, images: list[ImageState], avoid: Collection[int]
     ) -> TaskState | None:
-        """A task to the least loaded rank of the kind that is not to be avoided."""
+        """Make a task for the least loaded rank of the kind; None if all are in `avoid`."""
         return self._make(order, images, self.ranks.pools[order.kind].pick_least(avoid))
 
     def to_idle(
         self, order: Order, images: list[ImageState], avoid: Collection[int]
     ) -> TaskState | None:
-        """A task to a rank of the kind that has nothing to do; None if there is none."""
+        """Make a task for an idle rank of the kind; None if there is none outside `avoid`."""
         if self.tasks.closed:
             return None
         return self._make(order, images, self.ranks.pick_idle(order.kind, avoid))
@@ -192,8 +200,11 @@ class Dispatch:
     def to_best(
         self, order: Order, images: list[ImageState], avoid: Collection[int] = ()
     ) -> TaskState | None:
-        """A task to the rank that would finish it first; if unwatched to the least loaded, or
-        to the first that has room."""
+        """Make a task for the rank that would finish it first; None if all are in `avoid`.
+
+        If the ranks' speed is not watched, the task goes to the least loaded rank or, if ranks
+        pull, to the first that has room.
+        """
         health = self.ranks.health
         if health is None:
             return (self.to_any if self.ranks.pulls else self.to_least)(order, images, avoid)
@@ -202,7 +213,7 @@ class Dispatch:
     def to_any(
         self, order: Order, images: list[ImageState], avoid: Collection[int] = ()
     ) -> TaskState | None:
-        """A task to the first rank of the kind that has room and is not to be avoided."""
+        """Make a task for the first rank of the kind that has room; None if all are in `avoid`."""
         task = self.pulled.add(order, images, avoid)
         if task is not None and self.gathering:
             self._just_made.append(task)
@@ -224,7 +235,7 @@ class Dispatch:
         return task
 
     def flush(self) -> None:
-        """Nobody comes to join what was gathered: it leaves."""
+        """Let all gathered tasks leave: no further task will join their batches."""
         made, self._just_made = self._just_made, []
         for task in made:
             self.pulled.offer(task)
@@ -234,7 +245,7 @@ class Dispatch:
                 self.ranks.health.changed(rank)
 
     def pump(self, rank: RankState) -> None:
-        """Send what waits for the rank, then what waits for any, up to its credit."""
+        """Send tasks bound to the rank, then tasks for any rank, up to its credit."""
         if rank.messages < rank.credit:
             if rank.queue:
                 self._bound.send(rank)
@@ -245,7 +256,7 @@ class Dispatch:
     # ---- what needs no task any more ----------------------------------------
 
     def resolved(self, image: ImageState) -> None:
-        """The image has its outcome: cancel or drop each task that has no other left."""
+        """The image has its outcome: cancel or drop each task that has no unresolved image left."""
         tasks = image.tasks
         if len(tasks) > 1:
             tasks = sorted(tasks, key=lambda task: not task.spare)

@@ -1,9 +1,10 @@
-"""The end game: when no image is left to come, idle ranks copy those that are still out.
+"""The end game: when no new image is left, idle ranks get copies of images still being computed.
 
-Robust dynamic load balancing (rDLB; Mohammed, Cavelan and Ciorba, arXiv 1905.08073). A rank with
-nothing to do gets the oldest of the images that have the fewest copies, so that a slow rank holds
-nobody. A copy is of the scheme's main kind, has an attempt of its own and no part in max_attempts.
-An image that has failed or lost a rank gets none: it might take the idle ranks along.
+This is robust dynamic load balancing (rDLB; Mohammed, Cavelan and Ciorba, arXiv 1905.08073). An
+idle rank gets the oldest of the images with the fewest copies, so that the job does not wait for a
+slow rank. A copy is a task of the scheme's main kind with an attempt number of its own. It does not
+count against max_attempts. An image that has failed, or whose rank was lost, gets no copy, because
+it might make the idle ranks fail too.
 """
 
 from __future__ import annotations
@@ -16,28 +17,29 @@ from collage_mpi.kinds import SINGLE
 from collage_mpi.scheduler.dispatch import Dispatch
 from collage_mpi.scheduler.state import GroupState, ImageState, Order
 
-MOST_COPIES = 8  # of an image: all of them on slow ranks is as good as impossible
-MOST_ATTEMPTS = 255  # one byte of a row
+MOST_COPIES = 8  # of an image: it is very unlikely that all of them are on slow ranks
+MOST_ATTEMPTS = 255  # the largest attempt number: a row stores it in one byte
 
 
 class EndGame:
-    """Copies for idle ranks, O(log images) each."""
+    """Makes copies for idle ranks, in O(log images) each."""
 
     def __init__(self, dispatch: Dispatch, max_attempts: int) -> None:
         self._dispatch = dispatch
-        self._most_sends = MOST_ATTEMPTS - max_attempts  # those that are left are for retries
-        # heap of (copies, number, image) once it begins
+        self._most_sends = MOST_ATTEMPTS - max_attempts  # the other numbers are kept for retries
+        # heap of (copies, number, image); None until the end game begins
         self._order: list[tuple[int, int, ImageState]] | None = None
-        self._cuts = 0  # of runs, by then
+        self._cuts = 0  # how many runs were cut when the heap was made
 
     def put_off(self) -> None:
-        """Images come after all: the next end begins with all that is out then."""
+        """Images have arrived after all: start anew, with the images of that time, at the end."""
         self._order = None
 
     def copy(self, groups: Iterable[GroupState]) -> None:
-        """No further image is left to come: a copy to each rank that is idle.
+        """Send a copy to each idle rank.
 
-        `groups`: those with unresolved images, in order.
+        Args:
+            groups: all groups with unresolved images, in order.
         """
         if self._order is None or self._cuts < self._dispatch.tasks.cuts:
             groups = self._dispatch.take_apart(groups)
@@ -45,7 +47,7 @@ class EndGame:
             self._order, self._cuts = sorted(found, key=itemgetter(0, 1)), self._dispatch.tasks.cuts
         while self._order and self._dispatch.ranks.has_idle(self._dispatch.main):
             copies, number, image = self._order[0]
-            if image.copies > copies:  # with another of its group
+            if image.copies > copies:  # it was copied together with another image of its group
                 heapreplace(self._order, (image.copies, number, image))
             elif not self._wants_copy(image) or not self._copy(image):
                 heappop(self._order)
@@ -53,17 +55,17 @@ class EndGame:
     def _wants_copy(self, image: ImageState) -> bool:
         well = not image.failures and not image.losses
         few = image.copies < MOST_COPIES and image.sends < self._most_sends
-        tasks = image.tasks  # none of one that is resolved
-        if self._dispatch.bundles is not None:  # what waits does so for a bundle, or a quicker rank
+        tasks = image.tasks  # empty if the image is resolved
+        if self._dispatch.bundles is not None:  # waiting tasks wait for a bundle or a quicker rank
             tasks = [task for task in tasks if task.sent]
         return well and few and bool(tasks)
 
     def _copy(self, image: ImageState) -> bool:
-        """Whether an idle rank took it."""
+        """Send a copy to an idle rank; False if no rank may take it."""
         main, images = self._dispatch.main, [image]
         if main == SINGLE:
             source = "endgame"
-        else:  # as any collage, of whatever else of its group is still out
+        else:  # a copied collage holds all images of its group that are still out
             source, images = main, [i for i in image.group.images if self._wants_copy(i)]
         avoid = {task.rank.id for i in images for task in i.tasks}
         avoid.update(*(i.tried for i in images))

@@ -1,7 +1,7 @@
-"""The scheduler's vocabulary: the events it is fed and the actions it returns.
+"""The scheduler's interface: the events that it is fed and the actions that it returns.
 
-Ids (image, group, task, timer) are integers that only grow and are never
-reused. Every event carries `now_ns`, which never decreases.
+Ids (image, group, task, timer) are integers that only grow and are never reused. Every event
+carries `now_ns`, the time on one monotonic clock, which never decreases.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from typing import Any, NamedTuple
 
 
 class Score(NamedTuple):
-    """What a network says of one image: class index and its probability, 0..1."""
+    """What a network says of one image: its class (index) and the class's probability, 0..1."""
 
     label: int
     score: float
 
 
 class Item(NamedTuple):
-    """One image of a task and the cell of its group that it stands in."""
+    """One image of a task, and the image's cell in its group."""
 
     image: int
     cell: int
 
 
 class Items(Sequence[Item]):
-    """Images with consecutive numbers in consecutive cells, each made when it is asked for."""
+    """Items of images with consecutive numbers in consecutive cells, each made when asked for."""
 
     __slots__ = ("cells", "images")
 
@@ -48,8 +48,12 @@ class Items(Sequence[Item]):
 
 
 class Unread(NamedTuple):
-    """Why a rank that reads its images itself has not read one; `of_input` if its row is bad,
-    and not what the rank's host has of the whole file."""
+    """Why a rank that reads its images itself could not read one.
+
+    Attributes:
+        reason: one line.
+        of_input: the image's row is bad. False if the whole file cannot be read on the rank's host.
+    """
 
     reason: str
     of_input: bool
@@ -69,18 +73,17 @@ class RankReady(NamedTuple):
 
 
 class ImageArrived(NamedTuple):
-    """An image entered; its latency counts from `intended_ns` (C3).
+    """An image has arrived, or a run of images with consecutive numbers.
 
-    With a `fault` (its row could not be read) it keeps its place in the group, is
-    sent nowhere and resolves as an error at once.
-
-    `group` is the number that its group has in a job of several teams, which closes one of a
-    lower number that is being filled; None: groups are counted as they are filled.
-
-    The single network classifies a `drawn` image too, whatever a collage says of it.
-
-    `length` images with consecutive numbers have arrived; `image` is the first. They are one run
-    until something happens to some of them only.
+    Attributes:
+        image: its number, or the number of the run's first image.
+        intended_ns: its latency counts from this time (C3).
+        fault: why its row could not be read. The image then keeps its place in the group, is not
+            sent, and resolves as an error at once.
+        group: the group's number in a job of several teams. An open group with a lower number is
+            closed. None: groups are numbered as they are filled.
+        drawn: the image is audited: the single network classifies it too, whatever a collage says.
+        length: images of the run. They stay one run until something happens to only some of them.
     """
 
     now_ns: int
@@ -93,9 +96,9 @@ class ImageArrived(NamedTuple):
 
 
 class InputPaused(NamedTuple):
-    """No image is left to come, as far as is known. An image that comes later ends the pause.
+    """As far as is known, no further image will arrive. An image that does arrive ends the pause.
 
-    Tasks that wait for others of their batch leave, and idle ranks copy what is out.
+    Incomplete batches leave, and the end game begins.
     """
 
     now_ns: int
@@ -108,25 +111,31 @@ class InputClosed(NamedTuple):
 
 
 class StopRequested(NamedTuple):
-    """Stop dispatching, take what is under way, finish as incomplete."""
+    """Send nothing more, wait a short time for answers under way, and finish as incomplete."""
 
     now_ns: int
     reason: str
 
 
 class SendDone(NamedTuple):
-    """The message of these tasks has left rank 0: their images are no longer needed for them."""
+    """The message with these tasks has left rank 0, so the tasks no longer need their pixels."""
 
     now_ns: int
     tasks: tuple[int, ...]
 
 
 class Answered(NamedTuple):
-    """Terminal: one record per item of the task, None where the network gave none.
+    """Terminal: the rank has answered the task.
 
-    `evidence` is what a scheme decodes other images from, opaque here: of a parity task one
-    thing, of another one an item. None where no scheme needs it. `unread`, one an item where
-    there is any: images that the answer is not of, since their cells were blank.
+    Attributes:
+        cells: one score for each item of the task; None if the network gave no answer for it.
+        compute_ns: time that the network took for the task.
+        held_ns: injected delay, after the computation.
+        evidence: what a scheme decodes other images from; the scheduler does not look into it. A
+            parity task has one object, any other task one for each item. None if no scheme needs
+            it.
+        unread: empty, or one entry for each item. The entry of an image that could not be read
+            says why; its cell was blank, so its score means nothing.
     """
 
     now_ns: int
@@ -142,7 +151,8 @@ class Answered(NamedTuple):
 class Failed(NamedTuple):
     """Terminal: the rank could not do the task.
 
-    `unread`, one an item, if it was for want of images.
+    Attributes:
+        unread: empty, or one entry for each item, if images could not be read.
     """
 
     now_ns: int
@@ -153,7 +163,7 @@ class Failed(NamedTuple):
 
     @property
     def of_input(self) -> bool:
-        """Whether only rows are at fault: that is held against no rank."""
+        """Whether only bad rows made the task fail. This does not count against the rank."""
         return bool(self.unread) and all(why.of_input for why in self.unread if why)
 
 
@@ -166,7 +176,7 @@ class Skipped(NamedTuple):
 
 
 class RankSuspected(NamedTuple):
-    """The rank has been silent for too long; it may still answer and recover."""
+    """The rank has been silent for too long. It may still answer and recover."""
 
     now_ns: int
     rank: int
@@ -182,14 +192,17 @@ class RankLost(NamedTuple):
 
 
 class Threshold(NamedTuple):
-    """From now on a cell of at least this score is sure; None: nothing is collaged any more."""
+    """The confidence threshold from now on: a cell with at least this score counts.
+
+    None: no further image is put into a collage.
+    """
 
     now_ns: int
     confidence: float | None
 
 
 class TimerFired(NamedTuple):
-    """A timer asked for with SetTimer is due; a stale one changes nothing."""
+    """A timer that was set by SetTimer is due. A cancelled timer changes nothing."""
 
     now_ns: int
     timer: int
@@ -216,16 +229,17 @@ Event = (
 
 
 class Admit(NamedTuple):
-    """The driver may let `images` further images arrive (back-pressure is pull)."""
+    """Ask the driver for `images` further images (back-pressure: no image comes unasked)."""
 
     images: int
 
 
 class Send(NamedTuple):
-    """Send the items to the rank for the network named by `kind`.
+    """Send the items to the rank, for its network of this `kind`.
 
-    `bundle`: (group, cell there) of each item, where they may be of several groups; an item's cell
-    is then its place in the task.
+    Attributes:
+        bundle: (group, cell in that group) for each item, if the task may hold images of several
+            groups. An item's cell is then its place in the task. Otherwise empty.
     """
 
     task: int
@@ -238,31 +252,32 @@ class Send(NamedTuple):
 
 
 class SendBatch(NamedTuple):
-    """Send these, all of one kind and to one rank, in one message: the rank runs them at once.
+    """Send these tasks, all of one kind and to one rank, in one message.
 
-    Each task has its own terminal event.
+    The rank computes them as one batch. Each task has its own terminal event.
     """
 
     sends: tuple[Send, ...]
 
 
 class Cancel(NamedTuple):
-    """Advisory: nobody waits for this task's answer any more."""
+    """Advisory: this task's answer is no longer needed."""
 
     task: int
     rank: int
 
 
 class Resolve(NamedTuple):
-    """The image's one and only outcome.
+    """The image's only outcome.
 
-    `tasks` are the tasks it was decoded from (several for a parity scheme, none
-    for an error), `score` the accepted record, None exactly when outcome is
-    "error".
-
-    Of a drawn image that a collage has answered, `audited` is DONE if both networks did, FAILED if
-    the collage's answer was accepted and no single rank could answer; `other` is the record that
-    was not accepted. `decided_ns`: when the accepted answer counted, if that was before now.
+    Attributes:
+        source: what resolved it: a kind of network, a way of decoding, or "error".
+        tasks: the tasks that it was decoded from (several for a parity scheme, none for an error).
+        score: the accepted score; None exactly if the outcome is "error".
+        audited: of a drawn image that a collage has answered: DONE if both networks did, FAILED if
+            no single rank could answer. Otherwise empty.
+        other: the score that was not accepted, of an audited image.
+        decided_ns: when the answer was accepted, if that was before now.
     """
 
     image: int
@@ -279,10 +294,11 @@ class Resolve(NamedTuple):
 
 
 class ResolveRun(NamedTuple):
-    """The outcome of a run of images, of which `image` is the first: one score an image, all
-    accepted from one task.
+    """The outcome of a run of images, all accepted from one task.
 
-    `cell` is that of the first image.
+    Attributes:
+        image, cell: of the first image.
+        scores: one for each image.
     """
 
     image: int
@@ -294,7 +310,7 @@ class ResolveRun(NamedTuple):
 
 
 class SetTimer(NamedTuple):
-    """Feed TimerFired(timer) at or after `at_ns`."""
+    """Ask for TimerFired(timer) at or after `at_ns`."""
 
     timer: int
     at_ns: int
@@ -307,26 +323,29 @@ class CancelTimer(NamedTuple):
 
 
 class Retire(NamedTuple):
-    """The rank is sent nothing more, unless it is recalled: it must not be stopped."""
+    """The rank failed too often and gets no more tasks. Do not stop it: it may be recalled."""
 
     rank: int
     reason: str
 
 
 class Recall(NamedTuple):
-    """The retired rank works again: it has become the last of a kind."""
+    """The retired rank gets tasks again, because no other ready rank of a kind is left."""
 
     rank: int
 
 
 class Release(NamedTuple):
-    """No live task needs the images' pixels: the driver may drop them. Last of what is to do."""
+    """No live task needs these images' pixels, so the driver may drop them.
+
+    Comes after all sends and outcomes that follow from the same events.
+    """
 
     images: tuple[int, ...]
 
 
 class Finish(NamedTuple):
-    """The job is over: complete, complete_with_errors or incomplete."""
+    """The job is over. `status` is COMPLETE, COMPLETE_WITH_ERRORS or INCOMPLETE."""
 
     status: str
     reason: str
@@ -347,7 +366,7 @@ Action = (
     | Finish
 )
 
-DONE, FAILED = "done", "failed"  # of an audit
+DONE, FAILED = "done", "failed"  # values of `Resolve.audited`
 
 COMPLETE = "complete"
 COMPLETE_WITH_ERRORS = "complete_with_errors"

@@ -1,4 +1,4 @@
-"""Images into groups, how many may come in (C6), and timers, which end with their group."""
+"""Puts images into groups, decides how many may arrive (C6), and keeps the scheduler's timers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collage_mpi.scheduler.state import GroupState, ImageState, Turn
 
 
 class Timers:
-    """Asks for timers through `turn.actions`; a stale one changes nothing."""
+    """Sets timers through `turn.actions`, and calls what is due."""
 
     def __init__(self, turn: Turn) -> None:
         self._turn = turn
@@ -20,7 +20,11 @@ class Timers:
         self._next = 0
 
     def set(self, at_ns: int, call: Callable[[], None], group: GroupState | None = None) -> int:
-        """Call at or after `at_ns`; a group's timers end with it. Its id."""
+        """Run `call` at or after `at_ns`. A group's timers are cancelled at its end.
+
+        Returns:
+            The timer's id.
+        """
         timer = self._next
         self._next += 1
         self._calls[timer] = call
@@ -30,36 +34,36 @@ class Timers:
         return timer
 
     def start(self, delay_ns: int, call: Callable[[], None]) -> Callable[[], None]:
-        """Call `delay_ns` from now; the result cancels it."""
+        """Run `call` in `delay_ns`; the returned function cancels the timer."""
         return partial(self.cancel, self.set(self._turn.now_ns + delay_ns, call))
 
     def cancel(self, timer: int) -> None:
-        """It need not fire, if it has not yet."""
+        """Cancel the timer, unless it has fired."""
         if self._calls.pop(timer, None) is not None:
             self._turn.actions.append(ev.CancelTimer(timer))
 
     def drop(self, group: GroupState) -> None:
-        """The group is done: its timers need not fire."""
+        """Cancel the timers of a group that is over."""
         for timer in sorted(group.timers):
             self.cancel(timer)
         group.timers.clear()
 
     def fire(self, timer: int) -> None:
-        """It is due."""
+        """Run what the timer was set for; nothing if it was cancelled."""
         call = self._calls.pop(timer, None)
         if call is not None:
             call()
 
 
 class Groups:
-    """Groups by order of arrival, whatever the scheme, so that schemes compare.
+    """Groups images by order of arrival, in the same way for every scheme, so that schemes compare.
 
     Args:
-        settings: group size, depth, drain, linger and image timeout.
-        turn: where Admit goes.
-        dispatch: what is sent, and who is idle.
-        timers: linger, image timeout, the longest drain.
-        closed: called with a group that has all its images, some unresolved.
+        settings: group size, depth, drain, linger and image timeout are used.
+        turn: takes the Admit actions.
+        dispatch: knows which tasks are out and which ranks are idle.
+        timers: for linger, image timeout and the longest drain.
+        closed: called with each group that gets no further image and has unresolved ones.
         timed_out: called with a group when the image timeout of some of its images is over.
     """
 
@@ -83,14 +87,14 @@ class Groups:
         self._whole_batches = settings.whole_batches
         self._depth = settings.depth * self._step
         self._next_group = 0
-        self._promised = 0  # admitted, not yet arrived
+        self._promised = 0  # images that were asked for (Admit) and have not arrived
         self._cancel_drain: Callable[[], None] | None = None
         self._drain_over = False
 
     # ---- membership ---------------------------------------------------------
 
     def open(self, t0_ns: int) -> GroupState:
-        """A group that the next images belong to; its clock starts with its first one."""
+        """Open the group of the next images. `t0_ns`: where the first image's latency starts."""
         group = self.filling = GroupState(self._next_group, t0_ns)
         self._next_group += 1
         linger_ns = self._linger_ns()
@@ -100,9 +104,10 @@ class Groups:
         return group
 
     def _linger_ns(self) -> int | None:
-        """How long the group that begins may wait for further images.
+        """How long a new group may wait for further images; None: until it is full.
 
-        While a threshold is chosen, images wait for their group: no longer than half their timeout.
+        While a threshold is chosen, images wait until their group is closed. Then the result is at
+        most half the image timeout.
         """
         linger_ns, timeout_ns = self.settings.linger_ns, self.settings.image_timeout_ns
         if not self._dispatch.calibrating or timeout_ns is None:
@@ -110,11 +115,11 @@ class Groups:
         return timeout_ns // 2 if linger_ns is None else min(linger_ns, timeout_ns // 2)
 
     def place(self, image_id: int, group: GroupState, t0_ns: int, count: int = 1) -> ImageState:
-        """The image, or a run of so many, in the group's next cells."""
+        """Put the image, or a run of `count` images, into the group's next cells."""
         image = ImageState(image_id, group, group.size, t0_ns, count)
         limit_ns, last = self.settings.image_timeout_ns, group.images[-1:]
         if limit_ns is not None and (not last or last[0].t0_ns != t0_ns):
-            # Images that came together share one timer: in a closed loop, all of a group.
+            # Images that arrived together share one timer; in a closed loop, all of a group do.
             self._timers.set(t0_ns + limit_ns, partial(self._timed_out, group), group)
         self._promised -= count
         group.images.append(image)
@@ -125,19 +130,19 @@ class Groups:
 
     @property
     def batch_is_in(self) -> bool:
-        """Whether no image is awaited that could join the groups of the present batch."""
+        """Whether no image is awaited that could join the present batch of groups."""
         whole = self.filling is None and self._next_group % self._step == 0
         return whole or self._promised == 0
 
     def cut_short(self, group: GroupState) -> None:
-        """It has waited long enough, and so have those that came with it: all of it leaves."""
+        """Close the group before it is full, and send all gathered tasks."""
         self._dispatch.gathering = True
         self.close(group)
         self._dispatch.gathering = False
         self._dispatch.flush()
 
     def close(self, group: GroupState) -> None:
-        """No further image belongs to it."""
+        """Close the group: it gets no further image."""
         if group.closed:
             return
         group.closed = True
@@ -149,7 +154,7 @@ class Groups:
         self._closed(group)
 
     def resolved(self, image: ImageState) -> None:
-        """The image has its outcome."""
+        """Note that the image has its outcome; a group whose images all have one is over."""
         group = image.group
         group.unresolved -= image.count
         self.unresolved -= image.count
@@ -158,33 +163,35 @@ class Groups:
             self._timers.drop(group)
 
     def number_from(self, number: int) -> None:
-        """The next image is of the group of that number, or of a later one."""
+        """The next image belongs to a group with this number or a higher one."""
         if self.filling is not None and self.filling.id < number:
             self.let_go()
             self._make_up()
         self._next_group = max(self._next_group, number)
 
     def end_input(self) -> None:
-        """No further image will come."""
+        """No further image will arrive: close the open group."""
         self.input_closed = True
         self._promised = 0
         self.let_go()
 
     def pause(self) -> None:
-        """No image is left to come, for all that is known."""
+        """As far as is known, no further image will arrive: close the open group."""
         self.let_go()
         self._make_up()
 
     def _make_up(self) -> None:
-        """What is promised fills whole groups again, also behind one that was cut short: for one
-        that is filled in part no image would be asked for."""
+        """Ask for so many images that those on their way fill whole groups.
+
+        Otherwise the last group would stay incomplete, because nobody asks for single images.
+        """
         lacking = -self._promised % self.settings.group_size
         if lacking:
             self._promised += lacking
             self._turn.actions.append(ev.Admit(lacking))
 
     def let_go(self) -> None:
-        """What is gathered waits for no further image."""
+        """Let the open group and all gathered tasks leave."""
         if self.filling is not None:
             self.cut_short(self.filling)
         else:
@@ -193,19 +200,22 @@ class Groups:
     # ---- admission ----------------------------------------------------------
 
     def admit(self, silent_tasks: Callable[[], int]) -> None:
-        """Ask for whole groups while fewer than `depth` are in flight; for whole batches of
-        them if they are to come in together, `depth` batches then. `paced`, one at a time.
+        """Ask for further images, as whole groups, while fewer than `depth` groups are in flight.
 
-        `silent_tasks` counts those out on silent ranks: a drain does not wait for them.
+        If groups come in together, `depth` counts batches of groups, and whole batches are asked
+        for. With `paced`, one at a time is asked for, when a rank is idle.
+
+        Args:
+            silent_tasks: how many tasks are out on silent ranks. A drain does not wait for them.
         """
         drain = self.settings.drain
         if self.input_closed or (drain and (self.unresolved or self._promised)):
-            return  # at once: this follows every event
+            return  # early: `admit` is called after every event
         size, step, depth = self.settings.group_size, self._step, self._depth
         if drain:
             missing = depth if self._drained(silent_tasks) else 0
         else:
-            # Of a run that is long what is open counts, else every group that is not over.
+            # With whole batches each unresolved image counts, else each group that is not over.
             filling = self.filling.size if self.filling else 0
             there, whole = filling, len(self.in_flight)
             if self._whole_batches:
@@ -219,12 +229,12 @@ class Groups:
             self._turn.actions.append(ev.Admit(missing * size))
 
     def _wanted(self) -> bool:
-        """Whether a rank has nothing to do: whatever waits it may not take."""
+        """Whether a rank is idle, or no image is unresolved, and no image is on its way."""
         idle = self._dispatch.wants_images or not self.unresolved
         return idle and not self._promised
 
     def _drained(self, silent_tasks: Callable[[], int]) -> bool:
-        """Whether all ranks are idle; those that are silent, or take for ever, do not count."""
+        """Whether all ranks are idle; silent ranks do not count, nor do any after `end_ns`."""
         if not self._drain_over and len(self._dispatch.tasks.out) > silent_tasks():
             if self._cancel_drain is None:
                 self._cancel_drain = self._timers.start(self.settings.end_ns, self._stop_draining)

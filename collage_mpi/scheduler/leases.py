@@ -1,8 +1,9 @@
-"""The lead's book of leases: which team has which part of the job's order, what of it is written.
+"""The lead's book of leases: which team holds which part of the input, and which part is written.
 
-Sizes are those of guided self-scheduling (Polychronopoulos and Kuck, IEEE Trans. Computers 36,
-1987): a share of what is left, so large at first and a group at the end. Exactly once: a position
-is to be granted, held by one team, or committed, and moves by `grant`, `commit`, `lost` alone.
+The sizes of leases follow guided self-scheduling (Polychronopoulos and Kuck, IEEE Trans. Computers
+36, 1987): each is a share of what is left, so large at first and one group at the end. Each
+position is in exactly one state (not granted, held by one team, or committed), and only `grant`,
+`commit`, `lost` and `settle` change its state. So every image is written exactly once.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ Teams = frozenset[int]
 
 @dataclass(frozen=True)
 class LeaseSettings:
-    """What the book is told once.
+    """How large leases are, and how many a team has.
 
     Attributes:
         group_size: images of a full group.
-        share: a lease is 1/(share * teams) of the groups that are left, rounded up, so that a team
-            that is half as fast as others has not too much at the end,
-        smallest, largest: but so many groups at least and at most.
-        ahead: a team gets leases until it has as many images that it has not begun as so many
-            smallest leases.
+        share: a lease has 1/(share * teams) of the groups that are left, rounded up. So a slow team
+            does not hold too much at the end.
+        smallest, largest: limits of a lease, in groups.
+        ahead: a team gets another lease while it has fewer images in leases that it has not begun
+            than `ahead` smallest leases hold.
     """
 
     group_size: int
@@ -38,13 +39,14 @@ class LeaseSettings:
 
 @dataclass(frozen=True)
 class GrantedLease:
-    """Positions that one team alone may write rows of, while its epoch lasts.
+    """Positions that only one team may write rows of, as long as its epoch lasts.
 
     Attributes:
-        number: 0, 1, 2, ...; never used again.
-        team, epoch: whose it is.
-        first_group: id of its first group; the next ones follow. Its end closes the last one.
-        ranges: the positions, in the order in which they are to come.
+        number: 0, 1, 2, ...; never used twice.
+        team, epoch: who holds the lease.
+        first_group: id of its first group; the ids of the other groups follow. The last group ends
+            with the lease, full or not.
+        ranges: the positions, in the order in which they are to be classified.
     """
 
     number: int
@@ -58,12 +60,12 @@ class GrantedLease:
 class _Team:
     epoch: int
     held: list[Range] = field(default_factory=list)  # uncommitted; sorted, none touch
-    waiting: dict[int, int] = field(default_factory=dict)  # leases not begun, and their images
-    again: dict[Teams, list[Range]] = field(default_factory=dict)  # granted anew, by who tried
+    waiting: dict[int, int] = field(default_factory=dict)  # leases not begun -> their images
+    again: dict[Teams, list[Range]] = field(default_factory=dict)  # teams that tried -> positions
 
 
 class _Pool:
-    """Positions that nobody has, taken in order."""
+    """Positions that no team holds, taken in order."""
 
     def __init__(self, ranges: Iterable[Range] = ()) -> None:
         self._ranges = deque(ranges)
@@ -74,7 +76,7 @@ class _Pool:
         self.images = count(self._ranges)
 
     def take(self, images: int) -> tuple[Range, ...]:
-        """So many positions, or all."""
+        """Take `images` positions, or all if there are fewer."""
         taken, missing = [], images
         while missing and self._ranges:
             start, stop = self._ranges.popleft()
@@ -88,58 +90,67 @@ class _Pool:
 
 
 class LeaseBook:
-    """Who holds what of positions 0 .. images - 1.
+    """Which team holds which of the positions 0 .. images - 1.
 
-    What was never granted goes out in order, so that a position's group is the one that it has in
-    a job of one team. What a lost team held goes out behind it, in groups whose ids lie beyond: so
-    the ids that a team gets only grow. A team never gets a position again that it has tried.
-    A team that is not in, or in twice, is a defect of the caller: ValueError.
+    Positions that were never granted are granted first and in order, so that their groups are those
+    of a job with one team. The positions of lost teams follow, in groups with higher ids, so that
+    the group ids of a team only grow. A team never gets a position again that it has tried.
+
+    Methods that take a team raise ValueError if the team has not joined (`join`: if it has), which
+    is a defect of the caller.
     """
 
     def __init__(
         self, settings: LeaseSettings, images: int, first_group: int = 0, done: Iterable[Range] = ()
     ) -> None:
-        """`done`: committed before, in any order; ids of groups count from `first_group`.
+        """Start the book.
+
+        Args:
+            settings: sizes of leases.
+            images: number of positions.
+            first_group: id of the first group.
+            done: positions that are committed already, in any order.
 
         Raises:
-            ValueError: `done` overlaps itself, or is not of these positions.
+            ValueError: ranges of `done` overlap, or lie beyond the positions.
         """
         self.settings, self.images = settings, images
         size = settings.group_size
         fresh = _without([(0, images)], done)
         self._fresh, self._fresh_group = _Pool(fresh), first_group
-        self._rests: dict[Teams, _Pool] = {}  # by the teams that have tried these positions
+        # positions of lost teams: teams that have tried them -> positions
+        self._rests: dict[Teams, _Pool] = {}
         self._rests_group = first_group + _groups(count(fresh), size)
         self._teams: dict[int, _Team] = {}
-        self._epochs = self._leases = 0  # so far
+        self._epochs = self._leases = 0  # how many there were so far
         self.committed = images - self.left
 
     @property
     def left(self) -> int:
-        """Positions to grant, to one team or another."""
+        """Number of positions that no team holds and that are not committed."""
         return self._fresh.images + sum(pool.images for pool in self._rests.values())
 
     @property
     def fresh(self) -> int:
-        """Those that were never granted: every team may have them."""
+        """Number of positions that were never granted; any team may get them."""
         return self._fresh.images
 
     @property
     def tried(self) -> bool:
-        """Whether positions may be left to grant that a team has tried."""
+        """Whether some of the positions left to grant may have been tried by a team."""
         return any(self._rests)
 
     @property
     def finished(self) -> bool:
-        """Every position is committed."""
+        """Whether every position is committed."""
         return self.committed == self.images
 
     def held(self, team: int) -> tuple[Range, ...]:
-        """What it holds and has not committed, sorted."""
+        """The positions that the team holds and has not committed, sorted."""
         return tuple(self._in(team).held)
 
     def join(self, team: int) -> int:
-        """A team is there, or there again after it was lost: its epoch."""
+        """A team joins, or joins again after it was lost; its new epoch."""
         if team in self._teams:
             raise ValueError(f"team {team} is in already")
         self._epochs += 1
@@ -147,21 +158,21 @@ class LeaseBook:
         return self._epochs
 
     def left_for(self, team: int) -> int:
-        """Positions to grant that the team has not tried."""
+        """Number of positions left to grant that the team has not tried."""
         rests = sum(pool.images for tried, pool in self._rests.items() if team not in tried)
         return self._fresh.images + rests
 
     def wants(self, team: int) -> bool:
-        """Whether to grant it a lease now."""
+        """Whether the team should get a lease now."""
         waiting, settings = sum(self._in(team).waiting.values()), self.settings
         enough = settings.ahead * settings.smallest * settings.group_size
         return waiting < enough and self.left_for(team) > 0
 
     def grant(self, team: int) -> GrantedLease:
-        """A lease for it.
+        """Grant the team a lease.
 
         Raises:
-            ValueError: nothing is left that it has not tried.
+            ValueError: the team has tried all positions that are left.
         """
         to, settings, left = self._in(team), self.settings, self.left_for(team)
         if not left:
@@ -176,7 +187,7 @@ class LeaseBook:
         return lease
 
     def _take(self, to: _Team, team: int, images: int) -> tuple[int, tuple[Range, ...]]:
-        """The first group's id, and positions: all of those that the same teams have tried."""
+        """Id of the first group, and positions that were all tried by the same teams."""
         size = self.settings.group_size
         if self._fresh.images:
             first, ranges = self._fresh_group, self._fresh.take(images)
@@ -189,14 +200,17 @@ class LeaseBook:
         return first, ranges
 
     def begun(self, team: int, number: int) -> None:
-        """It has come to that lease, and may want another."""
+        """The team has begun the lease with this number, and may want another."""
         self._in(team).waiting.pop(number, None)
 
     def commit(self, team: int, epoch: int, ranges: Iterable[Range]) -> bool:
-        """Whether the rows of these positions count, for good. Not those of an epoch that is over.
+        """Commit these positions: the team's rows of them count.
+
+        Returns:
+            False, and nothing is committed, if the team's epoch is over.
 
         Raises:
-            ValueError: it does not hold one of them; none was committed.
+            ValueError: the team does not hold one of the positions. None of them is committed.
         """
         by = self._teams.get(team)
         if by is None or by.epoch != epoch:
@@ -207,9 +221,9 @@ class LeaseBook:
         return True
 
     def lost(self, team: int, *, tried: bool = False) -> None:
-        """Its epoch is over; what it held and had not committed is granted anew.
+        """End the team's epoch. What it held and had not committed can be granted again.
 
-        `tried`: to other teams, because it did all that it could.
+        `tried`: it is granted only to other teams, because this one could not classify it.
         """
         gone, by = self._in(team), Teams([team] if tried else [])
         del self._teams[team]
@@ -225,7 +239,11 @@ class LeaseBook:
             self._rests.setdefault(tried, _Pool()).put(ranges)
 
     def settle(self, teams: Collection[int]) -> int:
-        """Commit what each of these teams has tried, though it has no rows: how many positions."""
+        """Commit, without rows, the positions that all of these teams have tried.
+
+        Returns:
+            The number of these positions.
+        """
         hopeless = [pool for tried, pool in self._rests.items() if tried.issuperset(teams)]
         images = sum(pool.images for pool in hopeless)
         for pool in hopeless:
@@ -240,7 +258,7 @@ class LeaseBook:
 
 
 def count(ranges: Iterable[Range]) -> int:
-    """How many positions."""
+    """Number of positions in the ranges."""
     return sum(stop - start for start, stop in ranges)
 
 
@@ -249,7 +267,7 @@ def _groups(images: int, group_size: int) -> int:
 
 
 def _merged(ranges: Iterable[Range]) -> list[Range]:
-    """Sorted, those that touch as one; none overlap."""
+    """Sort ranges that do not overlap, and join those that touch."""
     found: list[Range] = []
     for start, stop in sorted(ranges):
         if found and found[-1][1] == start:
@@ -259,14 +277,14 @@ def _merged(ranges: Iterable[Range]) -> list[Range]:
 
 
 def _without(ranges: Iterable[Range], taken: Iterable[Range]) -> list[Range]:
-    """What is left of sorted ranges of which none touch.
+    """Take `taken` out of `ranges`, which are sorted and do not touch each other.
 
     Raises:
-        ValueError: one of `taken` is not, or no longer, among them.
+        ValueError: `taken` has a position that is not in `ranges`, or has it twice.
     """
     left = list(ranges)
     for start, stop in taken:
-        at = bisect_left(left, (start + 1,)) - 1  # the last that begins at `start` or before
+        at = bisect_left(left, (start + 1,)) - 1  # the last range that begins at or before `start`
         if at < 0 or not start < stop <= left[at][1]:
             raise ValueError(f"positions {start} to {stop - 1} are not among those held")
         around = ((left[at][0], start), (stop, left[at][1]))
@@ -275,7 +293,7 @@ def _without(ranges: Iterable[Range], taken: Iterable[Range]) -> list[Range]:
 
 
 def _common(ranges: Iterable[Range], others: Iterable[Range]) -> list[Range]:
-    """What both have, sorted. Of neither do any overlap."""
+    """The positions in both, sorted. Neither `ranges` nor `others` overlap among themselves."""
     found: list[Range] = []
     ends = deque(sorted(others))
     for start, stop in sorted(ranges):

@@ -1,4 +1,4 @@
-"""Accept policies: when a collage's cell may resolve its image."""
+"""Accept policies: from when on a collage's answer for an image counts."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collage_mpi.errors import UsageError
 from collage_mpi.scheduler.events import Score
 
 POLICIES = ("first", "grace", "confident", "backup")
-AUTO = "auto"  # one of them, by the networks; as long as these are not known, as first
+AUTO = "auto"  # chosen by the networks; "first" as long as the networks are not known
 
-PER_OCTAVE = 32  # buckets a factor of two: a resolution of 2.2 %
-MIN_COUNT = 50  # below that a quantile says nothing yet
+PER_OCTAVE = 32  # buckets between a number and its double: a resolution of 2.2 %
+MIN_COUNT = 50  # with fewer observations a quantile says nothing
 
 
 class RunningQuantile:
-    """Quantiles of positive integers seen so far, within 2.2 %.
+    """Quantiles of the positive integers seen so far, exact to 2.2 %.
 
-    A histogram with buckets of equal width within each power of two, as in HDR
-    Histogram (Tene). `add` is O(1); `quantile` walks at most some 2,000 buckets and
-    remembers its answer until 2 % more has been added.
+    It is a histogram with buckets of equal width within each power of two, as in HDR Histogram
+    (Tene). `add` is O(1). `quantile` reads at most some 2,000 buckets, and keeps its result until
+    the count has grown by 2 %.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class RunningQuantile:
         self._known: dict[float, tuple[int, int]] = {}  # q -> (count then, value)
 
     def add(self, value: int) -> None:
-        """One observation; below 1 counts as 1."""
+        """Add one observation; a value below 1 counts as 1."""
         value = max(1, value)
         octave = value.bit_length() - 1
         place = ((value - (1 << octave)) * PER_OCTAVE) >> octave
@@ -67,28 +67,29 @@ class AcceptPolicy(Protocol):
 
     @property
     def needs_scores(self) -> bool:
-        """Whether it decides by the collage's scores: made up ones would mislead it."""
+        """Whether the collage's scores matter, so that made-up scores would mislead the policy."""
         ...
 
     def accept_at_ns(
         self, t0_ns: int, now_ns: int, score: Score, latencies: RunningQuantile
     ) -> int | None:
-        """The time from which the answer counts; at or before now_ns means at once.
-
-        None: only where no single rank can answer any more.
+        """When the answer starts to count: at once if the time is not after `now_ns`.
 
         Args:
-            t0_ns: when the group was released.
-            now_ns: now.
-            score: the collage's record for the image.
-            latencies: of single answers so far, in ns from their group's release.
+            t0_ns: time from which the group's latency counts.
+            now_ns: the present time.
+            score: the collage's answer for the image.
+            latencies: of single ranks' answers so far, in ns since the t0 of their group.
+
+        Returns:
+            A time in ns, or None: the answer counts only if no single rank can answer any more.
         """
         ...
 
 
 @dataclass(frozen=True)
 class First:
-    """The first answer wins, whoever gives it (arXiv 1904.12222)."""
+    """The first answer counts, whichever network gives it (arXiv 1904.12222)."""
 
     name: str = "first"
     needs_scores: bool = False
@@ -102,12 +103,12 @@ class First:
 
 @dataclass(frozen=True)
 class Delay:
-    """A time since release: fixed, or a running quantile of the singles' latencies.
+    """A time since the group's t0: fixed, or a running quantile of the single ranks' latencies.
 
     Attributes:
-        fixed_ns: the time; with a quantile, what is used until it is known (None: nothing).
-        quantile: 0..1, or None. Over all single ranks, late answers included: one rank of
-            nine that is slow for long owns the 0.95.
+        fixed_ns: the time. With a quantile it is used until the quantile is known; None: no time.
+        quantile: 0..1, or None. It is taken over all single ranks and includes late answers, so one
+            slow rank of nine determines the quantile 0.95.
     """
 
     fixed_ns: int | None
@@ -121,17 +122,17 @@ class Delay:
         )
 
     def ns(self, latencies: RunningQuantile) -> int | None:
-        """The time now; None while a quantile is not known and there is no default."""
+        """The present delay; None while the quantile is not known and `fixed_ns` is None."""
         known = None if self.quantile is None else latencies.quantile(self.quantile)
         return self.fixed_ns if known is None else known
 
 
 @dataclass(frozen=True)
 class Grace:
-    """The collage counts only once the grace time has passed since the group's t0.
+    """The collage's answer counts only after the grace time, from the group's t0.
 
-    Until then the single classifiers, which are a little more accurate, have the field
-    to themselves. While a quantile is not known and has no default, as `first`.
+    Until then only single ranks, whose network is a little more accurate, resolve images. While a
+    quantile is not known and has no default, this is `first`.
     """
 
     delay: Delay
@@ -152,15 +153,16 @@ class Grace:
 
 @dataclass(frozen=True)
 class Confident:
-    """The collage counts at once where its score is high enough, else only when time is up.
+    """The collage's answer counts at once if its score is high enough, else at a deadline.
 
-    An unsure cell is kept: the single classifier has until the accept deadline, since the
-    group's t0, to answer instead. While a quantile is not known and has no default, as `first`.
+    An unsure answer is kept, and a single rank can answer instead until the accept deadline, which
+    counts from the group's t0. While a quantile is not known and has no default, an unsure answer
+    counts at once.
 
     Attributes:
-        confidence: the least score, 0..1, that counts at once. It means what it says only
-            if the network's scores are calibrated.
-        deadline: when an unsure cell counts after all; None: when no single rank can answer.
+        confidence: the least score, 0..1, that counts at once. It is a probability only if the
+            network's scores are calibrated.
+        deadline: when an unsure answer counts; None: only if no single rank can answer.
     """
 
     confidence: float
@@ -168,7 +170,7 @@ class Confident:
 
     @property
     def needs_scores(self) -> bool:
-        """Any score will do for a confidence of 0."""
+        """True unless the confidence is 0, which every score reaches."""
         return self.confidence > 0
 
     @property
@@ -180,7 +182,7 @@ class Confident:
     def accept_at_ns(
         self, t0_ns: int, now_ns: int, score: Score, latencies: RunningQuantile
     ) -> int | None:
-        """At once if it is sure, else at the accept deadline."""
+        """At once if the score reaches the confidence, else at the accept deadline."""
         if score.score >= self.confidence:
             return now_ns
         if self.deadline is None:
@@ -191,7 +193,7 @@ class Confident:
 
 @dataclass(frozen=True)
 class Backup:
-    """The collage counts only where no single rank can answer: it costs no accuracy."""
+    """The collage's answer counts only if no single rank can answer, so it costs no accuracy."""
 
     name: str = "backup"
     needs_scores: bool = False
@@ -199,12 +201,16 @@ class Backup:
     def accept_at_ns(
         self, t0_ns: int, now_ns: int, score: Score, latencies: RunningQuantile
     ) -> int | None:
-        """Never by itself."""
+        """None: it never counts by itself."""
         return None
 
 
 def make_delay(what: str, fixed_ns: int | None, quantile: float | None) -> Delay:
-    """A delay from settings `<what>-ms` and `<what>-quantile`. Raises UsageError with neither."""
+    """The delay that the settings `<what>-ms` and `<what>-quantile` ask for.
+
+    Raises:
+        UsageError: neither is set.
+    """
     if fixed_ns is None and quantile is None:
         raise UsageError(f"{what} needs a time: --{what}-ms 150, or --{what}-quantile 0.95")
     return Delay(fixed_ns, quantile)

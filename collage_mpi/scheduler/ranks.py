@@ -1,4 +1,4 @@
-"""The ranks that take work: who is idle, who has room, and which of them gets a task."""
+"""The ranks that take work: which are idle, which have room, and which gets a task."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _Place = tuple[float, float, int]  # service time, turn, rank
 class RankPool:
     """The ready ranks of one kind, chosen round-robin or by least load.
 
-    `pick_next` walks the ranks in order, so that image i of a full group goes
-    to the i-th rank. `pick_least` takes the least loaded; buckets by load make
-    it O(1) amortised, since a load changes by one at a time.
+    `pick_next` takes the ranks in order, so that image i of a full group goes to the i-th rank.
+    `pick_least` takes the rank with the fewest tasks. It is O(1) amortised, because ranks are kept
+    in buckets by load and a load changes by one at a time.
     """
 
     def __init__(self) -> None:
@@ -35,26 +35,26 @@ class RankPool:
         return rank in self._load
 
     def add(self, rank: int, load: int) -> None:
-        """Enter a ready rank. O(number of ranks), rare."""
+        """Add a ready rank. O(number of ranks), rare."""
         self._order = sorted({*self._order, rank})
         self._load[rank] = load
         self._level(load)[rank] = None
 
     def discard(self, rank: int) -> None:
-        """Take a rank out, if it is in. O(number of ranks), rare."""
+        """Remove a rank, if it is there. O(number of ranks), rare."""
         if rank in self._load:
             del self._levels[self._load.pop(rank)][rank]
             self._order.remove(rank)
 
     def change(self, rank: int, load: int) -> None:
-        """Note a rank's new load, if it is in."""
+        """Note the new load of a rank, if it is there."""
         if rank in self._load:
             del self._levels[self._load[rank]][rank]
             self._load[rank] = load
             self._level(load)[rank] = None
 
     def has_other(self, ranks: Collection[int]) -> bool:
-        """Whether there is a rank that is not one of these."""
+        """Whether there is a rank besides these."""
         if not ranks:
             return bool(self._order)
         return len(self._order) > sum(rank in self._load for rank in ranks)
@@ -69,10 +69,10 @@ class RankPool:
         return None
 
     def pick_spread(self, copies: int) -> list[int]:
-        """`copies` different ranks (fewer if there are fewer) for one image, in turn.
+        """Up to `copies` different ranks for one image, in turn.
 
-        The ranks are taken as `copies` rows: the next one of the first row, and those
-        under it, so that first copies go where they would go without the others.
+        The ranks are laid out in `copies` rows. The result is the next rank of the first row, and
+        the ranks below it. So the first copies go to the ranks in turn, as without further copies.
         """
         copies = min(copies, len(self._order))
         if copies == 0:
@@ -83,11 +83,11 @@ class RankPool:
         return [self._order[place + row * stride] for row in range(copies)]
 
     def pick_idle(self, avoid: Collection[int] = ()) -> int | None:
-        """A rank with nothing outstanding or queued that is not in `avoid`, or None."""
+        """A rank without tasks that is not in `avoid`, or None."""
         return next((rank for rank in self._levels[0] if rank not in avoid), None)
 
     def pick_least(self, avoid: Collection[int] = ()) -> int | None:
-        """The least loaded rank not in `avoid`, longest unchanged first, or None."""
+        """The least loaded rank not in `avoid`, or None; of equals, the longest unchanged."""
         if not self._order:
             return None
         while not self._levels[self._lowest]:
@@ -99,7 +99,7 @@ class RankPool:
         return None
 
     def skip_turn(self) -> None:
-        """The next rank in turn stands aside: its image needs none."""
+        """Skip the next rank in turn, because its image is not sent."""
         self._cursor += 1
 
     def _level(self, load: int) -> dict[int, None]:
@@ -110,15 +110,15 @@ class RankPool:
 
 
 class Room:
-    """The ranks of one kind that have room for a message, where ranks pull.
+    """The ranks of one kind that have room for a message, if ranks pull.
 
-    A rank is found in O(credit): only ranks that may not have the task are passed over.
+    A rank is found in O(credit), plus the ranks in `avoid` that are skipped.
     """
 
     def __init__(self) -> None:
-        self._turn = 0  # of equally fast ranks the one that has had room for longest comes first
-        self._ranks: dict[int, tuple[int, _Place]] = {}  # rank -> messages it has, its place
-        self._levels: list[list[_Place]] = [[]]  # the same, sorted, by messages
+        self._turn = 0  # grows: of equally fast ranks the one that has had room longest is first
+        self._ranks: dict[int, tuple[int, _Place]] = {}  # rank -> its messages, its place
+        self._levels: list[list[_Place]] = [[]]  # number of messages -> sorted places
 
     def __contains__(self, rank: int) -> bool:
         return rank in self._ranks
@@ -128,15 +128,15 @@ class Room:
 
     @property
     def idle(self) -> int:
-        """Ranks without a message."""
+        """Number of ranks without a message."""
         return len(self._levels[0])
 
     def idle_within(self, limit_ns: float) -> int:
-        """Those of them that are not slower than the limit."""
+        """Number of idle ranks that are not slower than the limit."""
         return bisect_left(self._levels[0], (limit_ns, inf, 0))
 
     def add(self, rank: int, messages: int, pace_ns: float) -> None:
-        """The rank, of that running service time, has room beside so many messages."""
+        """Add a rank that has room; `messages`: those that it has, `pace_ns`: its service time."""
         if rank in self._ranks:
             self.discard(rank)
         while len(self._levels) <= messages:
@@ -147,15 +147,17 @@ class Room:
         self._ranks[rank] = messages, place
 
     def discard(self, rank: int) -> None:
-        """It takes nothing, for now or for good."""
+        """Remove a rank that has no room, or takes no more work."""
         found = self._ranks.pop(rank, None)
         if found is not None:
             level = self._levels[found[0]]
             del level[bisect_left(level, found[1])]
 
     def pick(self, avoid: Collection[int], limit_ns: float = inf) -> int | None:
-        """The rank with the fewest messages, of these the fastest, that is not in `avoid` nor
-        slower than the limit; or None."""
+        """The rank with the fewest messages, or None; of equals, the fastest.
+
+        Ranks that are in `avoid` or slower than the limit are skipped.
+        """
         for level in self._levels:
             for pace_ns, _, rank in level:
                 if pace_ns > limit_ns:
@@ -165,20 +167,21 @@ class Room:
         return None
 
     def fastest(self) -> Iterator[int]:
-        """For each number of messages the fastest rank with so many, the smallest number first."""
+        """The fastest rank for each number of messages, the smallest number first."""
         return (level[0][2] for level in self._levels if level)
 
 
 class ReadyRanks:
-    """All ranks that were ready once, and of those that take work, by kind, how busy they are.
+    """All ranks that were ever ready, and how busy those are that take work.
 
     Attributes:
         known: rank -> its record.
-        health: their order of finish, where it is watched; `paces`: their service times.
-        pulls: whether a task is bound to no rank until one has room for it.
-        counts_tasks: whether it is asked which rank has least to do. Where ranks pull it is only
-            asked which rank has nothing, which its messages say.
-        pools: kind -> the ready ranks that hold a network of it.
+        health: the order in which ranks would finish; None if it is not watched.
+        paces: the ranks' service times; None if they are not watched.
+        pulls: a task is bound to a rank only when the rank has room for it.
+        counts_tasks: each change of a rank's load is noted. If ranks pull, it is enough to know
+            which ranks are idle, which the number of their messages says.
+        pools: kind -> the ready ranks that hold a network of this kind.
     """
 
     def __init__(
@@ -195,10 +198,10 @@ class ReadyRanks:
         self.counts_tasks = health is not None or not pulls
         self.pools: defaultdict[str, RankPool] = defaultdict(RankPool)
         self._rooms: defaultdict[str, Room] = defaultdict(Room)
-        self._changed: dict[int, RankState] = {}  # whose room is looked at before it is asked for
+        self._changed: dict[int, RankState] = {}  # ranks whose room is worked out when asked for
 
     def enter(self, rank: RankState) -> None:
-        """The rank takes work."""
+        """Add a rank that takes work."""
         self.known[rank.id] = rank
         for kind in sorted(rank.kinds):
             self.pools[kind].add(rank.id, rank.load)
@@ -207,7 +210,7 @@ class ReadyRanks:
         self.room_changed(rank)
 
     def leave(self, rank: RankState) -> None:
-        """The rank takes no more work."""
+        """Remove a rank that takes no more work."""
         for kind in rank.kinds:
             self.pools[kind].discard(rank.id)
         self.room_changed(rank)
@@ -222,35 +225,35 @@ class ReadyRanks:
     # ---- who there is -------------------------------------------------------
 
     def count(self, kind: str) -> int:
-        """How many ready ranks hold a network of the kind."""
+        """Number of ready ranks that hold a network of the kind."""
         return len(self.pools[kind])
 
     def has_idle(self, kind: str) -> bool:
-        """Whether a ready rank of the kind has nothing to do."""
+        """Whether a ready rank of the kind is idle."""
         return self.pools[kind].pick_idle() is not None
 
     def pick_idle(self, kind: str, avoid: Collection[int]) -> int | None:
-        """A rank of the kind that has nothing to do, the fastest where that is watched."""
+        """An idle rank of the kind, or None; the fastest one if speed is watched."""
         if self.health is None:
             return self.pools[kind].pick_idle(avoid)
         return self.health.pick_idle(kind, self._turn.now_ns, avoid)
 
     def first_to_finish(self, kind: str, count: int) -> list[int]:
-        """The ranks that would finish a task of the kind first; () if ranks are not watched."""
+        """At most `count` ranks that would finish a task first; [] if that is not watched."""
         return [] if self.health is None else self.health.first(kind, count, self.now_ns)
 
     def pace_ns(self, rank: int) -> float:
-        """Running service time of a single image on the rank; 0 if none is known."""
+        """Recent service time of a single image on the rank; 0 if none is known."""
         return 0.0 if self.paces is None else self.paces.service_ns(rank)
 
     def portion(self, kind: str, rank: int, batch: int) -> int:
-        """Tasks of a message for the rank, a batch at most."""
+        """Most tasks of a message for the rank, at most `batch`."""
         return batch if batch == 1 or self.paces is None else self.paces.portion(kind, rank)
 
     # ---- what has changed ---------------------------------------------------
 
     def begins(self, rank: RankState) -> None:
-        """The rank is sent one more message."""
+        """Note that the rank is sent one more message."""
         if self.health is not None and not rank.messages:
             self.health.turned(rank, self.now_ns)
         rank.messages += 1
@@ -259,9 +262,9 @@ class ReadyRanks:
         self.room_changed(rank)
 
     def ended(self, task: TaskState, service_ns: int) -> None:
-        """The task is over. With the last task of a message its rank has one message less.
+        """Note that the task is over. With the last task of a message the message is over.
 
-        `service_ns`: how long the rank was at work on the task, 0 if that is not known.
+        `service_ns`: how long the rank worked on the task, 0 if that is not known.
         """
         rank = task.rank
         over = task.message is not None and not task.message.left
@@ -278,7 +281,7 @@ class ReadyRanks:
             self.load_changed(rank)
 
     def load_changed(self, rank: RankState) -> None:
-        """What the rank has to do is more or less."""
+        """The number of the rank's tasks has changed."""
         load = rank.load
         for kind in rank.kinds:
             self.pools[kind].change(rank.id, load)
@@ -286,14 +289,14 @@ class ReadyRanks:
             self.health.changed(rank)
 
     def room_changed(self, rank: RankState) -> None:
-        """Its number of messages, its service time or whether it takes work has changed."""
+        """The rank's messages, its service time, or whether it takes work has changed."""
         if self.pulls:
-            self._changed.pop(rank.id, None)  # of ranks that are equal the last to change is last
+            self._changed.pop(rank.id, None)  # the rank that changed last comes last among equals
             self._changed[rank.id] = rank
 
     @property
     def rooms(self) -> Mapping[str, Room]:
-        """Kind -> the ready ranks that hold a network of it and have room, where ranks pull."""
+        """Kind -> the ready ranks of this kind that have room, if ranks pull."""
         if self._changed:
             changed, self._changed = self._changed, {}
             for rank in changed.values():

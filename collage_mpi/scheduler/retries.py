@@ -1,26 +1,27 @@
-"""Second chances: what becomes of an image whose task failed, was lost, or is silent.
+"""Retries: the next step for an image whose task failed, was lost with its rank, or is silent.
 
-What is done for an unresolved image, the first line that fits:
+The first line of this table that applies to an unresolved image decides:
 
-    a held answer                                     its timer will resolve it
-    a task on a rank that is not silent               wait for it (a parity task is no such: its
-                                                      answer alone resolves nothing)
-    the scheme will still make one                    wait for it
-    one failure left, so far it only lost ranks       wait until none was lost for settle_ns
-    failures left, a ready main rank without it       one more task
-    answers that may yet resolve it together          wait for them (parity)
-    a task of it on a silent rank, or what it takes
-    to resolve it together                            park: the rank may recover
-    failures left, a silent main rank                 park
-    no ready or silent rank of the scheme             stop the job, to be resumed
-    else                                              an error row
+    an answer is reserved for it                      its timer will resolve it
+    a task of it is on a rank that is not silent      wait for the task (a parity task does not
+                                                      count: its answer alone resolves no image)
+    the scheme will still make a task for it          wait for that task
+    one attempt is left, all others lost their rank   wait until no rank was lost for settle_ns
+    attempts are left, and a ready main rank          one more task
+    several answers may together resolve it (parity)  wait for them
+    a task of it, or one of those answers, is on a    park the image: the rank may recover
+    silent rank
+    attempts are left, and a main rank is silent      park the image
+    the scheme has no ready and no silent rank        stop the job, to be resumed
+    otherwise                                         an error row
 
-Main is the scheme's kind of rank for a second chance: single, or collage where there is no
-other. Silence is no failure: only failures and losses count against max_attempts. Ranks that
-die together may each have been sent the image of the one before, which is not to blame for it:
-hence the wait. An image that does kill its ranks kills no more of them for it.
+The main kind of rank does the retries: single ranks, or collage ranks if the scheme has no single
+ranks. Only failures and lost ranks count against max_attempts, silence does not. If several ranks
+die at about the same time, each may have been sent the image of the one before although the image
+is not the cause. Therefore the last attempt waits until no more ranks are lost.
 
-What one host could not read another is asked to, where there is one, and the error row names all.
+An image that a host could not read is sent to ranks of other hosts, if there are any. The error
+row names the hosts.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ from collage_mpi.scheduler.transitions import (
 )
 
 NOBODY = "no rank is left that could classify an image"
-NAMED_HOSTS = 3  # of those that could not read an image: a row's reason is short
+NAMED_HOSTS = 3  # hosts that the reason of an error row names at most
 
 
 class RetryCore(schemes.Core, Protocol):
-    """What second chances need of the scheduler."""
+    """What retries need of the scheduler."""
 
     scheme: schemes.Scheme
     turn: Turn
@@ -62,37 +63,37 @@ class RetryCore(schemes.Core, Protocol):
         ...
 
     def error(self, image: ImageState, reason: str) -> None:
-        """Give the image up."""
+        """Give the image up with an error row."""
         ...
 
 
 class Waiting:
-    """Images that wait for the ranks to change, until a timer fires that all of them share."""
+    """Images that wait for a change of the ranks; all of them share one timer."""
 
     def __init__(self, timers: Timers, over: Callable[[], None]) -> None:
-        """`over` is called when the timer has fired."""
+        """`over` is called when the timer fires."""
         self.images: dict[int, ImageState] = {}
         self._timers, self._over = timers, over
         self._cancel: Callable[[], None] | None = None
 
     def add(self, image: ImageState, delay_ns: int) -> None:
-        """The image waits with the others. The first one starts the timer, with this delay."""
+        """Let the image wait. The first image starts the timer, with this delay."""
         self.images[image.id] = image
         if self._cancel is None:
             self._cancel = self._timers.start(delay_ns, self._fired)
 
     def take(self) -> list[ImageState]:
-        """All of them, which wait no more unless they are added again."""
+        """Remove and return all images. The timer goes on until `settle`."""
         images, self.images = list(self.images.values()), {}
         return images
 
     def forget(self, image: ImageState) -> None:
-        """It does not wait any more, if it did."""
+        """Remove the image, if it waits."""
         if self.images.pop(image.id, None) is not None:
             self.settle()
 
     def settle(self) -> None:
-        """Without images the timer need not fire."""
+        """Cancel the timer if no image waits."""
         if not self.images and self._cancel is not None:
             self._cancel()
             self._cancel = None
@@ -103,21 +104,21 @@ class Waiting:
 
 
 class Retries:
-    """Keeps the promise of progress (invariant 4)."""
+    """Decides the next step for each image that no task covers (invariant 4: progress)."""
 
     def __init__(self, core: RetryCore, settings: SchedulerSettings) -> None:
         self.core = core
         self.max_attempts = settings.max_attempts
         self.suspects: dict[int, RankState] = {}
         self._park_ns, self._settle_ns = settings.park_ns, settings.settle_ns
-        self._parked = Waiting(core.timers, self._give_up)  # for silent ranks
-        self._deferred = Waiting(core.timers, self._end_deferral)  # until ranks are lost no more
-        self._lost_ns = 0  # when a rank was lost last
+        self._parked = Waiting(core.timers, self._give_up)  # until a silent rank recovers
+        self._deferred = Waiting(core.timers, self._end_deferral)  # until no more ranks are lost
+        self._lost_ns = 0  # when the last rank was lost
 
     # ---- ranks --------------------------------------------------------------
 
     def leave(self, rank: RankState, why: str) -> None:
-        """The rank takes no more work: what it has not been sent goes to others."""
+        """The rank takes no more work: move its unsent tasks, and retry what a silent rank owes."""
         queued = self.core.dispatch.leave(rank)
         self._recall_retired(rank)
         for task in queued:
@@ -127,7 +128,7 @@ class Retries:
                 self.redo(task, f"rank {rank.id} is silent: {why}", failed=False)
 
     def _recall_retired(self, gone: RankState) -> None:
-        """A retired rank is better than none: the last of a kind works again."""
+        """Let a retired rank work again for each kind that has no ready rank any more."""
         for kind in gone.kinds:
             if self.core.dispatch.ranks.count(kind) == 0:
                 for rank in self.core.dispatch.ranks.known.values():
@@ -141,7 +142,7 @@ class Retries:
                         break
 
     def lost(self, tasks: list[TaskState], why: str) -> None:
-        """A rank was lost, and these tasks with it, which are over."""
+        """A rank was lost with these tasks, which have ended: retry their images."""
         self._lost_ns = self.core.turn.now_ns
         for task in tasks:
             if task.kind == self.core.scheme.main:
@@ -151,7 +152,7 @@ class Retries:
         self.ranks_changed()
 
     def silent_tasks(self) -> int:
-        """Tasks out on silent ranks."""
+        """Number of tasks that silent ranks have."""
         return sum(len(rank.outstanding) for rank in self.suspects.values())
 
     # ---- images -------------------------------------------------------------
@@ -164,7 +165,13 @@ class Retries:
         *,
         failed: bool = True,
     ) -> None:
-        """A task failed or was lost (`failed`), or its rank is silent."""
+        """Retry the images of a task that failed or was lost, or whose rank is silent.
+
+        Args:
+            reason: why, for the images' error rows.
+            unread: empty, or why each image could not be read.
+            failed: False if the rank is silent, which counts as no failure.
+        """
         main = self.core.scheme.main
         images = []
         self.core.dispatch.tasks.cuts += task.take_apart()
@@ -175,7 +182,7 @@ class Retries:
             self.note(image, task, reason if why is None else _not_read(image, task, why))
             if failed and task.kind == main and not task.spare:
                 image.failures += 1
-        # Its images are sent alone now, where a rank takes such.
+        # Images of a bundle are retried one by one, if a rank takes single images.
         dispatch = self.core.dispatch
         bundled = dispatch.bundles is not None and dispatch.ranks.count(main) > 0
         if task.kind != main and not bundled and task.attempt < self.max_attempts:
@@ -184,7 +191,7 @@ class Retries:
             self.image(image)
 
     def unread(self, task: TaskState, images: Sequence[tuple[ImageState, ev.Unread]]) -> None:
-        """These of a task that was answered for the others its rank could not read."""
+        """Retry the images that a rank could not read, of a task whose others it answered."""
         for image, why in images:
             if not image.resolved:
                 self.note(image, task, _not_read(image, task, why))
@@ -193,7 +200,7 @@ class Retries:
             self.image(image)
 
     def note(self, image: ImageState, task: TaskState, reason: str) -> None:
-        """Remember why the image needs another task, for its row if it comes to that."""
+        """Remember why the image needs another task, in case it becomes an error row."""
         if task.kind == self.core.scheme.main:
             image.tried.add(task.rank.id)
             image.reason = reason
@@ -201,7 +208,7 @@ class Retries:
             image.reason = reason
 
     def _again(self, task: TaskState, images: list[ImageState]) -> None:
-        """The same collage once more, for what neither is held nor has another copy out."""
+        """Send a collage again, for images with no answer kept and no other copy under way."""
         images = [i for i in images if not i.held and not _covered(i, {task.kind})]
         if not images or self.core.dispatch.tasks.closed:
             return
@@ -211,7 +218,7 @@ class Retries:
             self.core.dispatch.to_best(order, images, holders)
 
     def _move(self, task: TaskState) -> None:
-        """A task that was never sent goes to another rank; it counts as the same attempt."""
+        """Move a task that was never sent to another rank. It is still the same attempt."""
         runs = task.take_apart()
         self.core.dispatch.tasks.cuts += runs
         for images in [[image] for image in task.images] if runs else [task.images]:
@@ -226,7 +233,7 @@ class Retries:
             self.image(image)
 
     def image(self, image: ImageState) -> None:
-        """See the table above. Nothing for an image that is resolved or well cared for."""
+        """Take the next step for the image, by the table at the top of this module."""
         if image.status in ANSWERED or self.core.dispatch.tasks.closed:
             return
         scheme = self.core.scheme
@@ -253,7 +260,7 @@ class Retries:
             self.core.error(image, image.reason or f"no {scheme.main} rank is left")
 
     def _may_recover(self, image: ImageState) -> bool:
-        """Whether it would be resolved if silent ranks answered after all."""
+        """Whether answers of silent ranks could still resolve the image."""
         scheme = self.core.scheme
         own = any(task.kind in scheme.kinds for task in image.tasks)
         return own or scheme.may_follow(image, silent=True)
@@ -262,17 +269,16 @@ class Retries:
         order, images = self.core.scheme.retry(image), self._together(image)
         holders = _holders(images)
         tried = holders.union(*(image.tried for image in images))
-        avoided = [tried, holders]  # every rank was tried: once more to any that is ready
+        avoided = [tried, holders]  # if every rank was tried, any ready rank will do
         if image.hosts:
             avoided.insert(0, tried.union(self._at(image.hosts)))
         return any(self.core.dispatch.to_best(order, images, each) for each in avoided)
 
     def _at(self, hosts: Collection[str]) -> list[int]:
-        """The ranks of these hosts."""
         return [rank.id for rank in self.core.dispatch.ranks.known.values() if rank.host in hosts]
 
     def _together(self, image: ImageState) -> list[ImageState]:
-        """Another collage takes along whatever else of its group is in need."""
+        """The images to send with this one: another collage takes all of its group in need."""
         if self.core.scheme.main == SINGLE:
             return [image]
         return [i for i in image.group.images if self._in_need(i)]
@@ -287,7 +293,7 @@ class Retries:
         return any(kind in rank.kinds and rank.status == SUSPECTED for rank in ranks)
 
     def _anybody(self) -> bool:
-        """Whether a rank that the scheme can use is ready or may become so."""
+        """Whether a rank that the scheme can use is ready, or silent and may recover."""
         kinds = self.core.scheme.kinds
         return any(self.core.dispatch.ranks.count(kind) or self._silent(kind) for kind in kinds)
 
@@ -306,28 +312,28 @@ class Retries:
         self._deferred.add(image, self._settled_at_ns() - self._now_ns())
 
     def forget(self, image: ImageState) -> None:
-        """The image is resolved."""
+        """The image is resolved and waits no longer."""
         self._parked.forget(image)
         self._deferred.forget(image)
 
     def ranks_changed(self) -> None:
-        """A rank came, recovered or was lost: look at the parked images again."""
+        """A rank came, recovered or was lost: decide again about the parked images."""
         self._look_at(self._parked.take())
         self._parked.settle()
 
     def _end_deferral(self) -> None:
-        """No rank has been lost for some time, unless one has since: then wait on."""
+        """Decide again about the deferred images; they wait on if another rank was lost."""
         self._look_at(self._deferred.take())
 
     def _look_at(self, images: list[ImageState]) -> None:
-        """What they waited for has come, unless an answer was before."""
+        """Decide again about images that waited."""
         for image in images:
             if image.status in (PARKED, DEFERRED):
                 image.status = IMAGE[image.status]["looked at"]
             self.image(image)
 
     def _give_up(self) -> None:
-        """Waited long enough for silent ranks."""
+        """The parked images have waited long enough for silent ranks."""
         for image in self._parked.take():
             if image.status != PARKED:
                 continue
@@ -352,7 +358,7 @@ class Retries:
 
 
 def _covered(image: ImageState, kinds: Collection[str]) -> bool:
-    """Whether a task of one of the kinds for the image is on a rank that is not silent."""
+    """Whether the image has a task of one of these kinds on a rank that is not silent."""
     for task in image.tasks:  # noqa: SIM110 - `any` takes three times as long
         if task.rank.status not in SILENT and task.kind in kinds:
             return True
@@ -364,7 +370,7 @@ def _holders(images: list[ImageState]) -> set[int]:
 
 
 def _not_read(image: ImageState, task: TaskState, why: ev.Unread) -> str:
-    """Why it cannot be used, after the hosts that have tried by now."""
+    """The reason, after the names of the hosts that could not read the image so far."""
     if task.rank.host not in image.hosts:
         image.hosts += (task.rank.host,)
     named = ", ".join(host.partition(".")[0] for host in image.hosts[:NAMED_HOSTS])

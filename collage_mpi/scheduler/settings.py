@@ -1,4 +1,4 @@
-"""What the scheduler is told once, in its own units."""
+"""The scheduler's settings, in its own units (ns, groups, tasks)."""
 
 from __future__ import annotations
 
@@ -9,45 +9,46 @@ SECOND_NS = 1_000_000_000
 
 
 def batch_factor(inputs: int, further: float) -> float:
-    """A batch's service time over one input's: the first one, and what each further one adds.
+    """Service time of a batch divided by that of one input.
 
     Args:
-        inputs: in the batch, 1 or more.
-        further: what a further input takes, over the first one.
+        inputs: number of inputs of the batch, at least 1.
+        further: time of each further input divided by the time of the first.
     """
     return 1.0 + (inputs - 1) * further
 
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerSettings:
-    """What the scheduler is told once.
+    """The scheduler's settings.
 
     Attributes:
-        group_size: images of a full group (s*s; with `whole_batches` those of a batch's groups).
-        ranks: worker ranks that must be ready or lost before the first Admit.
-        costs: kind -> its network's service time over the single's, 1 where not named; asked for
-            where the ranks' speed is watched, as it is wherever they pull.
-        batch_costs: kind -> what a further input of a batch takes over the first one, 1 where
-            not named; asked for as `costs` are.
-        batch: tasks of a kind that leave for a rank in one message, at most.
-        together: groups come in by so many (closed loop), and the tasks that a rank gets of
-            them leave together; else only what waits for a busy rank does.
-        whole_batches: a group is all groups of a batch, so that one run can be all its images.
-        depth: groups in flight, or batches of groups that come in together.
-        paced: the next of them comes in when a rank has nothing to do; `depth` is the most then.
-        drain: release the next groups only when no task is under way at all.
-        linger_ns: close a group this long after its first image; None waits for it to fill.
-        image_timeout_ns: give up a group's images this long after its t0; None never does.
-        max_attempts: tasks of the scheme's main kind that may fail for one image before it
+        group_size: images of a full group (side * side; with `whole_batches` times the batch).
+        ranks: number of worker ranks. Each must be ready or lost before the first Admit.
+        costs: kind -> service time of its network divided by that of the single network; 1 if the
+            kind is missing. Used if the ranks' speed is watched, which it is if ranks pull.
+        batch_costs: kind -> time of a further input of a batch divided by the time of the first; 1
+            if the kind is missing. Used as `costs`.
+        batch: most tasks of one kind that leave for a rank in one message.
+        together: closed loop: `batch` groups come in together, and a rank's tasks of these groups
+            leave together. Otherwise only tasks that wait for the same busy rank leave together.
+        whole_batches: the groups of a batch count as one group, so that its images can be one run.
+        depth: most groups in flight; most batches of groups if groups come in together.
+        paced: the next group, or batch of groups, comes in only when a rank is idle.
+        drain: the next groups come in only when no task is under way.
+        linger_ns: a group is closed this long after its first image, full or not; None: only when
+            it is full.
+        image_timeout_ns: an image is given up this long after its t0; None: never.
+        max_attempts: how many tasks of the scheme's main kind may fail for one image before it
             becomes an error row.
-        endgame: when no image is left to come, idle ranks copy those that are still out.
+        endgame: when no new image is left, idle ranks get copies of images still being computed.
         max_failures: failures in a row after which a rank is retired.
-        end_ns: how long late answers are waited for once every image is resolved, or before
+        end_ns: how long late answers are waited for after every image is resolved, or before
             further groups come in (drain).
         stop_ns: how long answers under way are waited for after StopRequested.
-        park_ns: how long images wait when every capable rank is suspected.
-        settle_ns: before the last try of an image that has only lost ranks so far, none may have
-            been lost for so long.
+        park_ns: how long images wait while every rank that could classify them is silent.
+        settle_ns: the last attempt for an image whose other attempts lost their ranks waits until
+            no rank was lost for this long.
     """
 
     group_size: int
@@ -64,7 +65,7 @@ class SchedulerSettings:
     max_attempts: int
     endgame: bool
     whole_batches: bool
-    # No setting of a run says these: they are decisions of the scheduler, which tests vary.
+    # These are no settings of a run. They are constants of the scheduler that tests vary.
     max_failures: int = 5
     end_ns: int = 30 * SECOND_NS
     stop_ns: int = 5 * SECOND_NS
@@ -73,10 +74,10 @@ class SchedulerSettings:
 
     @property
     def late_ns(self) -> int:
-        """How long the end waits for late answers: not long for those that were copied."""
+        """How long the end waits for late answers; shorter if the end game has copied images."""
         return min(self.end_ns, SECOND_NS) if self.endgame else self.end_ns
 
     @property
     def admitted_together(self) -> int:
-        """Groups that come in at a time."""
+        """Number of groups that come in together."""
         return self.batch if self.together and not self.whole_batches else 1

@@ -1,4 +1,4 @@
-"""What the scheduler remembers of images, groups, tasks and ranks, and what it is to do now."""
+"""The scheduler's records of images, groups, tasks and ranks, and the present turn's actions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from collage_mpi.scheduler.transitions import OPEN, READY, SETTLED, WAITING
 
 
 class Turn:
-    """The present time, and what the scheduler is to do about the events at hand.
+    """The present time, and the results of the events that are being handled.
 
     Attributes:
-        actions: in order.
-        released: images whose pixels nobody needs any more.
+        now_ns: time of the present event.
+        actions: what the driver is to do, in order.
+        released: images whose pixels no task needs any more.
     """
 
     def __init__(self) -> None:
@@ -26,11 +27,13 @@ class Turn:
 
 
 class Order(NamedTuple):
-    """What sort of task is wanted.
+    """What kind of task is to be made.
 
     Attributes:
-        source: what an image that the task resolves is said to be resolved by.
-        spare: a copy that counts as no attempt, and is cancelled first.
+        kind: of the network that computes the task.
+        source: the source of images that the task resolves, as in the results.
+        attempt: 1 for the first task of an image.
+        spare: a copy that does not count as an attempt, and is cancelled first.
     """
 
     kind: str
@@ -40,10 +43,10 @@ class Order(NamedTuple):
 
 
 class ImageState:
-    """An image between arrival and the end of its last task, or a run of `count` images.
+    """An image from its arrival to the end of its last task, or a run of `count` images.
 
-    The images of a run arrived together, have numbers and cells in sequence, and share all that
-    has happened to them. A run is taken apart before something happens to some of its images only.
+    The images of a run arrived together, have consecutive numbers and cells, and have the same
+    history. A run is split before something happens to only some of its images.
     """
 
     __slots__ = (
@@ -79,38 +82,38 @@ class ImageState:
         self.count = count
         self.status = OPEN
         self.holders = 0  # sends that still read its pixels
-        self.tasks: list[TaskState] = []  # queued or outstanding, covering it
-        self.sends = 0  # tasks of the main kind made for it so far
-        self.failures = 0  # of them failed, lost or without an answer
-        self.losses = 0  # of its tasks of that kind, lost with their rank
-        self.copies = 0  # of the end game
-        self.bundled = False  # it was sent with others, in a task of another kind
-        self.drawn = False  # the single network is asked about it, whatever a collage says
-        self.decided_ns: int | None = None  # when its kept answer was accepted, while that is asked
-        self.tried: set[int] = set()  # ranks that failed or lost it
-        self.backup: tuple[Score, TaskState] | None = None  # counts if no other will come
-        self.reserve: tuple[Score, TaskState] | None = None  # an answer that counts later
-        self.hosts: tuple[str, ...] = ()  # that could not read it
+        self.tasks: list[TaskState] = []  # its tasks that wait or are outstanding
+        self.sends = 0  # tasks of the main kind that were made for it
+        self.failures = 0  # tasks of the main kind that failed, were lost or gave no answer
+        self.losses = 0  # tasks of the main kind that were lost with their rank
+        self.copies = 0  # copies that the end game made
+        self.bundled = False  # it was sent in a bundle
+        self.drawn = False  # it is audited: the single network classifies it too
+        self.decided_ns: int | None = None  # when its kept answer was accepted, before the audit
+        self.tried: set[int] = set()  # ranks whose task for it failed or was lost
+        self.backup: tuple[Score, TaskState] | None = None  # an answer instead of an error row
+        self.reserve: tuple[Score, TaskState] | None = None  # an answer that counts at its timer
+        self.hosts: tuple[str, ...] = ()  # hosts that could not read it
         self.reason = ""  # why its last task failed
 
     @property
     def held(self) -> bool:
-        """Whether an answer is kept for it."""
+        """Whether an answer is kept for the image."""
         return self.reserve is not None or self.backup is not None
 
     @property
     def resolved(self) -> bool:
-        """Whether it has its outcome."""
+        """Whether the image has its outcome."""
         return self.status in SETTLED
 
     @property
     def cells(self) -> range:
-        """Those of its images."""
+        """The cells of its images."""
         return range(self.cell, self.cell + self.count)
 
     def cut(self, count: int) -> ImageState:
-        """Split off the first `count` images of the run; the result is a run with the same history
-        and no task."""
+        """Split off the first `count` images; the result is a run with the same history and no
+        task."""
         return self._cut([count])[0]
 
     def _cut(self, counts: Sequence[int]) -> list[ImageState]:
@@ -131,7 +134,7 @@ class ImageState:
         return cut
 
     def apart(self) -> list[ImageState]:
-        """Each image of the run by itself; its tasks hold these from now on."""
+        """Split the run into single images, in its tasks and its group too, and return them."""
         if self.count == 1:
             return [self]
         cut = self._cut([1] * (self.count - 1))
@@ -145,7 +148,7 @@ class ImageState:
 
 
 class GroupState:
-    """Images encoded together; membership is by arrival order only."""
+    """Images that share a collage if the scheme makes one. Groups are filled in arrival order."""
 
     __slots__ = ("apart", "closed", "due", "id", "images", "size", "t0_ns", "timers", "unresolved")
 
@@ -153,17 +156,17 @@ class GroupState:
         self.id = group
         self.t0_ns = t0_ns
         self.images: list[ImageState] = []
-        self.size = 0  # images that have come
+        self.size = 0  # number of images that have arrived
         self.closed = False
-        self.apart: frozenset[int] = frozenset()  # ranks that its singles leave alone
+        self.apart: frozenset[int] = frozenset()  # ranks that get none of its single images
         self.unresolved = 0
         self.timers: set[int] = set()
-        # what is to be done with which images, and when; one timer an entry
+        # (time, what to call) -> images to call it with; each entry has one timer
         self.due: dict[tuple[int, Callable[..., None]], list[ImageState]] = {}
 
 
 class TaskState:
-    """One send to one rank, from creation to its terminal event."""
+    """A task for one rank, from its making to its terminal event."""
 
     __slots__ = (
         "attempt",
@@ -195,13 +198,13 @@ class TaskState:
         self.kind, self.source, self.attempt, self.spare = order
         self.rank = rank
         self.status = WAITING
-        self.avoid = avoid  # ranks that it must not go to while it is bound to none
+        self.avoid = avoid  # ranks that must not take it while it is bound to no rank
         self.images = images
-        self.inputs = images[0].count if len(images) == 1 else 1  # of a batch
+        self.inputs = images[0].count if len(images) == 1 else 1  # what it adds to a batch
         self.items: Sequence[Item] = ()
         self.group = images[0].group
-        self.pending = len(images)  # images and runs of these, not yet resolved
-        self.message: Message | None = None  # that it left in
+        self.pending = len(images)  # entries of `images` that are not resolved
+        self.message: Message | None = None  # the message that it left in
         self.send_done = False
 
     @property
@@ -210,13 +213,13 @@ class TaskState:
         return self.message is not None
 
     def take_apart(self) -> bool:
-        """Each image by itself; whether there were runs."""
+        """Split its runs into single images; False if there were no runs."""
         before = len(self.images)
         self.images = list(chain.from_iterable([image.apart() for image in self.images]))
         return len(self.images) > before
 
     def each(self, cells: Sequence[Score | None]) -> Iterable[tuple[ImageState, Any]]:
-        """Each image with its one of the cells, or run with those of its images."""
+        """Pairs (image, its cell), or (run, cells of its images)."""
         if len(self.images) == len(cells):  # there is no run
             return zip(self.images, cells, strict=True)
         return [(self.images[0], cells)] if len(self.images) == 1 else self._each_run(cells)
@@ -224,23 +227,26 @@ class TaskState:
     def _each_run(self, cells: Sequence[Score | None]) -> Iterator[tuple[ImageState, Any]]:
         at = 0
         for image in self.images:
-            count = image.count  # of which some may be cut off meanwhile
+            count = image.count  # now: the caller may cut the run
             yield image, cells[at] if count == 1 else cells[at : at + count]
             at += count
 
 
 class Message:
-    """Tasks that left for a rank together: one batch there, over when its last one ends."""
+    """Tasks that left for a rank together, which computes them as one batch.
+
+    The message is over when its last task ends.
+    """
 
     __slots__ = ("inputs", "left")
 
     def __init__(self, tasks: int) -> None:
-        self.left = tasks  # not over yet
-        self.inputs = 0  # of its network
+        self.left = tasks  # tasks that have not ended
+        self.inputs = 0  # inputs of the network, in all tasks
 
 
 class RankState:
-    """A worker rank: what it can do, what it has, what waits for it."""
+    """A worker rank: its networks, its outstanding tasks, and the tasks that wait for it."""
 
     __slots__ = (
         "credit",
@@ -263,30 +269,30 @@ class RankState:
         self.status = READY
         self.failures = 0  # in a row
         self.outstanding: dict[int, TaskState] = {}
-        self.messages = 0  # that the outstanding tasks left in
+        self.messages = 0  # number of messages with outstanding tasks
         self.queue: OrderedDict[int, TaskState] = OrderedDict()
-        # kind -> tasks that wait for the others of their batch to come
+        # kind -> tasks of an incomplete batch
         self.gathered: dict[str, OrderedDict[int, TaskState]] = {}
 
     @property
     def load(self) -> int:
-        """Tasks outstanding or waiting to be sent."""
+        """Number of tasks that are outstanding or wait to be sent."""
         load = len(self.outstanding) + len(self.queue)
         return load + sum(map(len, self.gathered.values())) if self.gathered else load
 
     def waiting(self) -> Iterator[TaskState]:
-        """Tasks not sent yet, those that are next first."""
+        """The tasks that wait to be sent, in order."""
         return chain(self.queue.values(), *(kind.values() for kind in self.gathered.values()))
 
     def clear(self) -> list[TaskState]:
-        """Nothing waits for it any more; what did."""
+        """Remove and return the tasks that wait."""
         waited = list(self.waiting())
         self.queue.clear()
         self.gathered.clear()
         return waited
 
     def forget(self, task: TaskState) -> bool:
-        """The task need not be sent; whether it waited."""
+        """Remove a task that need not be sent; False if it did not wait."""
         if self.queue.pop(task.id, None) is not None:
             return True
         gathered = self.gathered.get(task.kind)

@@ -1,4 +1,4 @@
-"""Tasks from their making to their end: the messages they leave in, and the pixels they need."""
+"""Tasks from their making to their end: the messages they leave in and the pixels they need."""
 
 from __future__ import annotations
 
@@ -17,14 +17,20 @@ class TaskBook:
     """Makes tasks, sends them, and ends them.
 
     Attributes:
-        out: task -> its record, from its send to its terminal event.
-        closed: nothing is sent any more.
-        cuts: how often a run was cut, or taken apart.
+        out: task id -> task, from its send to its terminal event.
+        closed: nothing more is sent.
+        cuts: how often a run was split.
     """
 
     def __init__(self, turn: Turn, ranks: ReadyRanks, main: str, mixed: str | None) -> None:
-        """`main`: the kind whose tasks are an image's attempts; `mixed`: the kind whose tasks may
-        hold images of several groups."""
+        """Start without tasks.
+
+        Args:
+            turn: takes the actions.
+            ranks: is told what each rank has.
+            main: the kind whose tasks count as an image's attempts.
+            mixed: the kind whose tasks may hold images of several groups, or None.
+        """
         self.out: dict[int, TaskState] = {}
         self.closed = False
         self.cuts = 0
@@ -39,7 +45,7 @@ class TaskBook:
         rank: RankState,
         avoid: Collection[int] = (),
     ) -> TaskState:
-        """A task that waits."""
+        """Make a task, which waits."""
         task = TaskState(self._next, order, rank, images, avoid)
         self._next += 1
         for image in images:
@@ -49,17 +55,19 @@ class TaskBook:
         return task
 
     def cut(self, task: TaskState, count: int) -> TaskState:
-        """Split off the first `count` images of a waiting task, which must be the only task of its
-        run; the result is a task for them."""
+        """Split off a task for the first `count` images of a waiting task.
+
+        The waiting task must be the only task of its run.
+        """
         self.cuts += 1
         task.inputs -= count
         images = [task.images[0].cut(count)]
-        images[0].sends -= task.kind == self._main  # what `make` adds was copied
+        images[0].sends -= task.kind == self._main  # copied from the run, and `make` adds one
         order = Order(task.kind, task.source, task.attempt, task.spare)
         return self.make(order, images, task.rank, task.avoid)
 
     def withdraw(self, waited: list[TaskState]) -> list[TaskState]:
-        """These wait no more, and were never sent."""
+        """End tasks that were never sent; they do not count as attempts. Returns the tasks."""
         for task in waited:
             task.status = TASK[task.status]["withdrawn"]
             _forget(task)
@@ -68,14 +76,14 @@ class TaskBook:
         return waited
 
     def send(self, rank: RankState, tasks: list[TaskState]) -> None:
-        """Send these to the rank in one message."""
+        """Send these tasks to the rank in one message."""
         self._ranks.begins(rank)
         message = Message(len(tasks))
         sends = [self._leave(task, message) for task in tasks]
         self._turn.actions.append(sends[0] if len(sends) == 1 else ev.SendBatch(tuple(sends)))
 
     def _leave(self, task: TaskState, message: Message) -> ev.Send:
-        if task.pending < len(task.images):  # what was resolved while it waited: a blank cell
+        if task.pending < len(task.images):  # resolved images leave a blank cell
             task.images = [image for image in task.images if image.status not in SETTLED]
         mixed = task.kind == self._mixed
         if mixed:
@@ -99,14 +107,14 @@ class TaskBook:
         )
 
     def send_done(self, tasks: Iterable[int]) -> None:
-        """The tasks' pixels have left."""
+        """The message with these tasks has left, so their pixels are not read any more."""
         for task_id in tasks:
             task = self.out.get(task_id)
             if task is not None and not task.send_done:
                 self._let_go(task)
 
     def end(self, task: TaskState, how: str, service_ns: int = 0) -> None:
-        """A terminal event: the task is over, its message after so long at work if it is known."""
+        """End a task. `how`: the terminal event; `service_ns`: time of its message, or 0."""
         task.status = TASK[task.status][how]
         message = task.message
         assert message is not None
@@ -120,7 +128,7 @@ class TaskBook:
             self._let_go(task)
 
     def release(self, image: ImageState) -> None:
-        """It is resolved: nobody needs its pixels, unless a send still reads them."""
+        """Release the pixels of a resolved image, unless a send still reads them."""
         if image.holders == 0:
             image.status = IMAGE[image.status]["let go"]
             if image.count == 1:

@@ -1,7 +1,7 @@
-"""What may become of a task, an image and a rank: each as a table, state -> what happens -> state.
+"""The state machines of a task, an image and a rank, as tables: state -> event -> next state.
 
-The rest of the scheduler changes a status only by looking it up here
-(`task.status = TASK[task.status]["leaves"]`), so that what is not in a table raises.
+The scheduler changes a status only by looking it up here (`task.status =
+TASK[task.status]["leaves"]`), so that a transition that is not in the table raises IllegalMove.
 docs/architecture.md draws the tables.
 """
 
@@ -11,11 +11,11 @@ from collections.abc import Mapping
 
 
 class IllegalMove(Exception):
-    """Something happened that cannot happen in the state: a defect, never a user's mistake."""
+    """The event cannot happen in this state. This is a defect, never a user's mistake."""
 
 
 class Moves(dict[str, str]):
-    """What may happen in one state, and the state after it."""
+    """The transitions from one state: event -> next state."""
 
     def __init__(self, state: str, after: Mapping[str, str]) -> None:
         super().__init__(after)
@@ -42,7 +42,7 @@ TASK = _table(
             "withdrawn": DROPPED,  # its rank takes no more work, or the job stops
         },
         SENT: {
-            "moot": CANCELLED,  # advisory: it may be answered all the same
+            "moot": CANCELLED,  # advisory: the rank may still answer
             "answered": ENDED,
             "failed": ENDED,
             "rank lost": ENDED,
@@ -61,9 +61,9 @@ RESOLVED, RELEASED = "resolved", "released"
 IMAGE = _table(
     {
         OPEN: {
-            "held": RESERVED,  # it has an answer that counts later
+            "held": RESERVED,  # it has an answer that counts at a later time
             "silence": PARKED,  # every rank that could resolve it is silent
-            "losses": DEFERRED,  # its last try waits until no rank was lost for a while
+            "losses": DEFERRED,  # its last attempt waits until no rank was lost for a while
             "accepted": RESOLVED,
             "given up": RESOLVED,  # an error row
         },
@@ -87,7 +87,7 @@ IMAGE = _table(
     }
 )
 SETTLED = frozenset({RESOLVED, RELEASED})
-ANSWERED = SETTLED | {RESERVED}  # nothing more need be done for it
+ANSWERED = SETTLED | {RESERVED}  # the image needs no further task
 
 # ---- a rank, once it was ready ---------------------------------------------------
 

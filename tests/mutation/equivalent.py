@@ -113,7 +113,7 @@ SAME: dict[tuple[str, str], str] = {
     ): "each group is in one window, however many there are",
     (
         "collage_mpi/scheduler/tasks.py",
-        "if (task.pending <= len(task.images)):  # what was resolved while it waited: a blank cell",
+        "if (task.pending <= len(task.images)):  # resolved images leave a blank cell",
     ): "where none is resolved all stay",
     (
         "collage_mpi/scheduler/groups.py",
@@ -125,7 +125,7 @@ SAME: dict[tuple[str, str], str] = {
     ): "of what is left a share rounded up is a group at least",
     (
         "collage_mpi/scheduler/retries.py",
-        "self._lost_ns = (-1)  # when a rank was lost last",
+        "self._lost_ns = (-1)  # when the last rank was lost",
     ): "read only when a rank was lost, which sets it",
     (
         "collage_mpi/scheduler/groups.py",

@@ -1,7 +1,7 @@
-"""Schemes: which tasks are made of an image and of a group, what an answer means.
+"""Schemes: which tasks are made for an image and for a group, and what an answer means.
 
-A scheme is a class that registers, in a module of this package, or one that another installed
-package adds by an entry point of the group `collage_mpi.schemes`.
+A scheme is a class. It is registered in a module of this package, or named by an entry point of
+another installed package (group `collage_mpi.schemes`).
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ __all__ = [
 for _module in pkgutil.iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-# By the names of their modules; what a module builds on comes before it.
+# In the order in which the modules above are imported; a base class comes before its subclasses.
 SCHEMES = tuple(REGISTERED)
 SCHEME_NAMES = Names("scheme", "collage_mpi.schemes", Scheme, SCHEMES)
 PLACEMENTS = ("fixed", "fastest")
 
 
 def scheme_class(name: str) -> type[Scheme]:
-    """The scheme of that name: what it needs, what it takes.
+    """The class of the scheme with this name.
 
     Raises:
-        UsageError: there is none.
-        EnvironmentFault: the package that adds it is broken.
+        UsageError: no scheme has this name.
+        EnvironmentFault: the package that adds the scheme is broken.
     """
     if name not in REGISTERED:
         added = SCHEME_NAMES.load(name)
@@ -64,10 +64,11 @@ def scheme_class(name: str) -> type[Scheme]:
 
 
 def make_scheme(settings: SchemeSettings) -> Scheme:
-    """The scheme of the settings; those that it does not take are as if they were not given.
+    """The scheme that the settings name. Settings that it does not take are ignored.
 
     Raises:
-        UsageError: what cannot work.
+        UsageError: no scheme has the name, or its settings contradict each other.
+        EnvironmentFault: the package that adds the scheme is broken.
     """
     scheme = scheme_class(settings.name)
     if settings.placement == "fastest" and "placement" not in scheme.takes:

@@ -1,4 +1,4 @@
-"""What a scheme is and is made from, and the scheme without redundancy."""
+"""The base class of all schemes, which is the scheme without redundancy, and its settings."""
 
 from __future__ import annotations
 
@@ -29,36 +29,37 @@ HEDGE = Order(SINGLE, "hedge")
 WHOLE = Order(COLLAGE, COLLAGE)
 
 
-# (image, its place in the task that was encoded, evidence of that task, evidence of each other
-# image in it, in order) -> the image's record, or None where they say nothing
+# (image, its place in the encoded task, evidence of that task, evidence of each other image of the
+# task, in order) -> the image's score, or None if it cannot be decoded
 Decode = Callable[[int, int, Any, Sequence[Any]], Score | None]
 
 
 def tell_nothing(image: int, place: int, evidence: Any, others: Sequence[Any]) -> None:
-    """A `Decode` for whoever has no evidence: nothing is decoded."""
+    """A `Decode` for runs without evidence: it decodes nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SchemeSettings:
-    """What the schemes are made from; each takes those that it names in `takes`.
+    """The settings of all schemes; a scheme uses those that it names in `takes`.
 
     Bounds and choices are checked where users give the values (settings/redundancy).
 
     Attributes:
-        name: one of SCHEMES.
-        assign: one of ASSIGNMENTS, for first copies.
+        name: one of SCHEME_NAMES.
+        assign: one of ASSIGNMENTS; how the rank of a first copy is chosen.
         policy: when a collage's answer counts.
-        collage_copies: ranks that get the same collage.
-        replicas: ranks that get the same image.
-        hedge_delay: when an image is late.
-        hedge_budget: copies allowed per image, 0..1.
-        placement: one of PLACEMENTS: collages to ranks of their own, or to the fastest of ranks
-            that hold both networks.
+        collage_copies: number of ranks that get the same collage.
+        replicas: number of ranks that get the same image.
+        hedge_delay: time after which an image is late.
+        hedge_budget: most copies per image on average, 0..1.
+        placement: one of PLACEMENTS. Collages go to ranks of their own (fixed), or to the fastest
+            of the ranks that hold both networks (fastest).
         parity_k: images of a stripe.
-        decode: how an image's record is made from the answers of others.
-        bundle_from: images that must wait for a collage (cascade); None: as many as pay.
-        beyond_idle: idle ranks are counted off them.
-        calibrate: no cell is sure, and only drawn images are collaged, until a threshold is told.
+        decode: decodes an image's score from the answers to other images.
+        bundle_from: how many images must wait before a collage is made (cascade); None: as many as
+            make a collage faster than single answers.
+        beyond_idle: one more image must wait for each idle rank.
+        calibrate: until a threshold is chosen, no cell counts and only drawn images are collaged.
     """
 
     name: str
@@ -76,45 +77,45 @@ class SchemeSettings:
     calibrate: bool
 
 
-# What a scheme that builds on another works with, of the settings that only the other one takes.
+# Values of the settings that a scheme does not take but that its base class reads.
 NOT_TAKEN: Mapping[str, Any] = {"assign": "turn", "policy": First(), "placement": "fixed"}
 
 
 class Core(Protocol):
-    """What the core offers to a scheme."""
+    """The methods of the scheduler that a scheme may call."""
 
     dispatch: Dispatch
     latencies: RunningQuantile
 
     def accept(self, image: ImageState, task: TaskState, score: Any) -> None:
-        """Resolve the image by this answer, now; a run by a score an image."""
+        """Resolve the image by this answer now; a run by a sequence with a score for each image."""
         ...
 
     def decide(self, image: ImageState, task: TaskState, score: Any) -> None:
-        """This answer counts from now on; a drawn image is resolved by it once another network
-        has answered too, or none can."""
+        """Accept this answer. A drawn image is resolved by it when the other network has answered
+        too, or cannot answer."""
         ...
 
     def accept_from(
         self, image: ImageState, task: TaskState, others: tuple[int, ...], score: Score
     ) -> None:
-        """Resolve the image, now, by the task's answer and those of the other tasks."""
+        """Resolve the image now, by the answers of the task and of the `others` (task ids)."""
         ...
 
     def reconsider(self, image: ImageState) -> None:
-        """What was waited for on the image's behalf will not come: see what else can be done."""
+        """Decide again how the image goes on, because what it waited for will not come."""
         ...
 
     def reserve(self, image: ImageState, task: TaskState, score: Score, at_ns: int) -> None:
-        """Keep the answer; it resolves the image at `at_ns` unless another did before."""
+        """Keep the answer. It resolves the image at `at_ns` unless another answer does before."""
         ...
 
     def keep(self, image: ImageState, task: TaskState, score: Score) -> None:
-        """Keep the answer; it resolves the image only in place of an error row."""
+        """Keep the answer. It resolves the image only where an error row would."""
         ...
 
     def later(self, image: ImageState, at_ns: int, call: Later) -> None:
-        """Call with the core and the image at `at_ns` if it is unresolved then."""
+        """Run `call(core, image)` at `at_ns` if the image is unresolved then."""
         ...
 
 
@@ -126,7 +127,7 @@ SchemeClass = TypeVar("SchemeClass", bound="type[Scheme]")
 
 
 def register(scheme: SchemeClass) -> SchemeClass:
-    """Make a scheme known by its name; a decorator of its class."""
+    """Register a scheme under its name; a class decorator."""
     assert scheme.name not in REGISTERED, f"two schemes {scheme.name}"
     REGISTERED[scheme.name] = scheme
     return scheme
@@ -134,27 +135,27 @@ def register(scheme: SchemeClass) -> SchemeClass:
 
 @register
 class Scheme:
-    """Every image to one single rank; no redundancy. The base of all schemes.
+    """Sends every image to one single rank, without redundancy. The base of all schemes.
 
-    `assign` says to which: the next in turn, as in the paper; the least loaded, the fair
-    baseline where there are more ranks than images of a group; the one that would
-    finish first, by the ranks' running service times; or the first that has room.
+    `assign` says to which rank: the next in turn, as in the paper (`turn`); the least loaded
+    (`least`), a fair baseline if there are more ranks than images in a group; the rank that would
+    finish first, by recent service times (`finish`); or the first that has room (`pull`).
 
     Attributes:
-        name: as settings and messages say it.
-        needs: kinds of network; ranks that hold no other are left idle.
-        takes: the settings that it reads, by name.
-        assigns: of ASSIGNMENTS, those with a meaning of their own; others are as `turn`.
+        name: as in settings and messages.
+        needs: kinds of network that it uses; ranks that hold none of them stay idle.
+        takes: names of the settings that it uses.
+        assigns: values of `assign` that it supports; any other value is taken as `turn`.
         mark: colour and marker of its points in figures.
-        main: the kind whose failures count, and that is tried again.
-        only: setting of a run -> its values that go with the scheme, where not all do.
-        kept_source: source of an image that is resolved by an answer which was kept for it; None:
-            as of any other answer of that task.
-        placement, credit: which ranks hold a second network, and how many messages a rank may
-            have at a time, where nobody says it.
-        kinds: those needed whose answers resolve images by themselves.
-        bundles_runs: images that come in together may be runs, of which bundles are cut.
-        calibrate: only drawn images leave in a bundle until a threshold is told.
+        main: kind of the tasks that retries use, and whose failures count.
+        only: setting of a run -> its allowed values, for settings with restrictions.
+        kept_source: source of an image that is resolved by a kept answer; None: the source of any
+            answer to the same task.
+        placement, credit: defaults of the settings that say which ranks hold a second network, and
+            how many messages a rank may have at a time.
+        kinds: those of `needs` whose answers resolve images by themselves.
+        bundles_runs: images that arrive together may be runs, from which bundles are cut.
+        calibrate: only drawn images leave in a bundle until a threshold is chosen.
     """
 
     name: ClassVar[str] = "none"
@@ -181,29 +182,29 @@ class Scheme:
 
     @property
     def watches_health(self) -> bool:
-        """Whether it needs to know how fast the ranks have been lately."""
+        """Whether it needs to know which rank would finish a task first."""
         return self.assign == "finish"
 
     @property
     def asks_latencies(self) -> bool:
-        """Whether it may ask how long single answers have taken so far."""
+        """Whether it uses the latencies of single ranks' answers."""
         return not self.takes.isdisjoint(("policy", "hedge_delay"))
 
     def judge_by(self, confidence: float | None) -> None:
-        """From now on an answer of at least this score is sure; None: no such answer is asked for.
+        """From now on a cell counts if its score is at least `confidence`; None: no cell counts.
 
-        Said to schemes that tell sure answers from others.
+        Called only if the scheme calibrates.
         """
 
     def bundle(self, settings: SchedulerSettings) -> Bundle | None:
-        """How images that wait leave together; None: each by itself."""
+        """How waiting images leave together; None: each leaves by itself."""
         return None
 
     def group_opened(self, core: Core, group: GroupState) -> None:
-        """A group begins; its first image follows."""
+        """Called when a group is opened, before its first image arrives."""
 
     def image_arrived(self, core: Core, image: ImageState) -> None:
-        """An image has a place in a group."""
+        """Called when an image has its place in a group: make its first task."""
         if self.assign == "turn":
             core.dispatch.to_next(PLAIN, [image], image.group.apart)
         elif self.assign == "least":
@@ -214,10 +215,10 @@ class Scheme:
             core.dispatch.to_best(PLAIN, [image], image.group.apart)
 
     def image_placed(self, core: Core, image: ImageState) -> None:
-        """What its arrival asks for is done: also said of one that cannot be read."""
+        """Called after `image_arrived`, and for an image that cannot be read."""
 
     def group_closed(self, core: Core, group: GroupState) -> None:
-        """The group has all the images it will have."""
+        """Called when the group gets no further image."""
 
     def answered(
         self,
@@ -227,30 +228,39 @@ class Scheme:
         now_ns: int,
         evidence: Any = None,
     ) -> None:
-        """A task was answered; cells match task.items. Each record resolves its image."""
+        """Called when a task is answered: each score resolves its image.
+
+        Args:
+            cells: one for each item of the task; None if the network gave no answer for it.
+            now_ns: the present time.
+            evidence: as in `events.Answered`.
+        """
         for image, cell in task.each(cells):
             if cell is not None and image.status not in SETTLED:
                 core.accept(image, task, cell)
 
     def rank_free(self, core: Core) -> None:
-        """A rank has ended a task and was given what waited for it."""
+        """Called when a rank has ended a task and got the tasks that waited for it."""
 
     def resolved(self, image: ImageState) -> Iterable[ImageState]:
-        """An image has its outcome, from whomever; the unresolved images that needed its own
-        answer, which will not come now."""
+        """Called when an image has its outcome.
+
+        Returns:
+            Unresolved images that waited for the image's own answer, which will not come any more.
+        """
         return ()
 
     def covers_later(self, core: Core, group: GroupState) -> bool:
-        """Whether a task still to be made will cover the group's images."""
+        """Whether the scheme will make another task for the group's images."""
         return False
 
     def may_follow(self, image: ImageState, *, silent: bool) -> bool:
-        """Whether answers of several tasks, there or under way, may yet resolve it together.
+        """Whether several answers, present or under way, may together resolve the image.
 
-        Those of silent ranks count only if `silent`.
+        Answers of silent ranks count only if `silent`.
         """
         return False
 
     def retry(self, image: ImageState) -> Order:
-        """What to try next for an image that nobody is at work on."""
+        """The next task to try for an image that no task covers."""
         return Order(SINGLE, "retry" if image.sends else SINGLE, image.sends + 1)

@@ -1,5 +1,7 @@
-"""What waits leaves together, as a collage or as a batch for a quick network; what that is unsure
-of goes to the single network."""
+"""Cascades: waiting images are classified together, and unsure images go to the single network.
+
+The first stage is a collage, or a batch for a quick network.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,18 @@ from collage_mpi.scheduler.schemes.base import Core, Scheme, SchemeSettings, reg
 from collage_mpi.scheduler.settings import SchedulerSettings
 from collage_mpi.scheduler.state import GroupState, ImageState, Order, TaskState
 
-LEAST = 3  # images: of two the second one would wait for less than a collage takes
+LEAST = 3  # images of a collage; for two, a single answer each is faster
 
 
 @register
 class CascadeScheme(Scheme):
-    """A collage of up to side x side images that wait, then singles for what it is unsure of.
+    """A collage of up to side x side waiting images, then single tasks for unsure images.
 
-    A rank with room takes the oldest image that a collage was unsure of; else, where enough
-    images wait, the oldest of them as one collage; else the oldest one alone. Where nothing waits
-    this is scheme `none`; the more waits, the more images a rank answers at a call. A cascade of
-    classifiers (Streeter, arXiv 1802.07697) whose first stage is as large as the queue.
+    A rank with room takes the oldest image that a collage was unsure of. Otherwise, if enough
+    images wait, it takes the oldest of them as one collage, or else the oldest image alone. While
+    no images wait this is scheme `none`; the more images wait, the more a rank answers in one call.
+    It is a cascade of classifiers (Streeter, arXiv 1802.07697) whose first stage grows with the
+    queue.
     """
 
     name = "cascade"
@@ -41,7 +44,7 @@ class CascadeScheme(Scheme):
     kept_source = "kept"
     placement = "fastest"
     bundles_runs = True
-    credit = 1  # in a rank's second message images would wait where no collage can take them
+    credit = 1  # images in a rank's second message would wait, and no collage could take them
 
     def __init__(self, settings: SchemeSettings) -> None:
         super().__init__(settings)
@@ -59,19 +62,19 @@ class CascadeScheme(Scheme):
         return f"{self.name}{least}{beyond}" + (", ranks apart" if self.apart else "")
 
     def judge_by(self, confidence: float | None) -> None:
-        """A cell of at least this score is sure, until a threshold is told again."""
+        """From now on a cell with at least this score is sure; None: no cell is."""
         deadline = self.policy.deadline if isinstance(self.policy, Confident) else None
         self.policy = Confident(inf if confidence is None else confidence, deadline)
 
     def bundle(self, settings: SchedulerSettings) -> Bundle:
-        """All that waits, from as many images on as one takes the time of single answers."""
+        """All waiting images, once a collage is faster than a single answer for each of them."""
         least = self._from or max(LEAST, int(settings.costs.get(self.first, 1.0)) + 1)
         most = settings.group_size
         order, open_loop = Order(self.first, self.first), not settings.together
         return Bundle(order, min(least, most), most, self._beyond_idle, patient=open_loop)
 
     def image_arrived(self, core: Core, image: ImageState) -> None:
-        """While a threshold is chosen, this image may end the wait of those before it."""
+        """Make the image's task. While a threshold is chosen, it may also end its group's wait."""
         if core.dispatch.calibrating:
             for each in image.group.images:
                 core.reconsider(each)
@@ -79,9 +82,10 @@ class CascadeScheme(Scheme):
             super().image_arrived(core, image)
 
     def covers_later(self, core: Core, group: GroupState) -> bool:
-        """While a threshold is chosen, the images that choose it wait for a whole collage of them.
+        """While a threshold is chosen, drawn images wait until they fill a collage.
 
-        Else most of them would go alone where ranks are idle, and be classified by one network.
+        Otherwise idle ranks would take most of them alone, and only one network would classify
+        them.
         """
         bundles = core.dispatch.bundles
         waits = bundles is not None and bundles.pairing and not group.closed
@@ -95,7 +99,7 @@ class CascadeScheme(Scheme):
         now_ns: int,
         evidence: Any = None,
     ) -> None:
-        """A sure answer resolves its image; another is kept while the single network is asked."""
+        """A sure answer resolves its image. An unsure one is kept, and a single rank is asked."""
         if task.kind != self.first:
             super().answered(core, task, cells, now_ns)
             return
@@ -104,7 +108,7 @@ class CascadeScheme(Scheme):
                 continue
             if image.count > 1:
                 self._run_answered(core, task, image, cell, now_ns)
-            elif image.decided_ns is not None:  # its audit may have waited for this task
+            elif image.decided_ns is not None:  # its audit may have waited for this task to end
                 core.reconsider(image)
             else:
                 self._judge(core, task, image, cell, now_ns)
@@ -112,8 +116,7 @@ class CascadeScheme(Scheme):
     def _run_answered(
         self, core: Core, task: TaskState, run: ImageState, cells: Sequence[Score], now_ns: int
     ) -> None:
-        """Those of it that stand together and are sure are resolved as a run, each other by
-        itself."""
+        """Resolve neighbouring sure images as one run, and handle each other image by itself."""
         scores, accept_at_ns = list(cells), self.policy.accept_at_ns
         times_ns = [accept_at_ns(run.t0_ns, now_ns, score, core.latencies) for score in scores]
         sure = [at_ns is not None and at_ns <= now_ns for at_ns in times_ns]
@@ -147,10 +150,10 @@ class CascadeScheme(Scheme):
 
 @register
 class CascadeBatchScheme(CascadeScheme):
-    """As `cascade`, with a batch for the backup network in the collage's place.
+    """As `cascade`, with a batch for the backup network instead of a collage.
 
-    That is a quick network of the same classes; where none is named it is the single one, whose
-    answers all count: the same rule without a cheaper answer.
+    The backup network is a quick network for the same classes. If the user names none, the single
+    network takes its place, and all its answers count.
     """
 
     name = "cascade-batch"

@@ -1,4 +1,4 @@
-"""The group's collage beside its singles, alone, or with second copies of what is late."""
+"""Schemes with a collage of each group: beside single tasks, alone, or with hedged copies."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from collage_mpi.scheduler.state import GroupState, ImageState, Order, TaskState
 
 @register
 class CollageScheme(Scheme):
-    """Singles at once, and the group's collage when the group is full.
+    """A single task for each image at once, and a collage of the group when the group is full.
 
-    arXiv 1904.12222; `collage_copies` > 1 sends the same collage to several ranks. With
-    placement `fastest`, where ranks hold both networks, it goes to those that would finish it
-    first when the group begins, and the group's singles to the others.
+    This is the scheme of arXiv 1904.12222. `collage_copies` > 1 sends the same collage to several
+    ranks. With placement `fastest` ranks hold both networks: the collage goes to the ranks that
+    would finish it first at the time when the group is opened, and the single tasks to the others.
     """
 
     name = "collage"
@@ -39,17 +39,16 @@ class CollageScheme(Scheme):
 
     @property
     def watches_health(self) -> bool:
-        """Whether it needs to know how fast the ranks have been lately."""
+        """Whether it needs to know which rank would finish a task first."""
         return self.fastest or super().watches_health
 
     def group_opened(self, core: Core, group: GroupState) -> None:
-        """The fastest ranks are kept for the collage."""
+        """Keep the fastest ranks for the collage."""
         if self.fastest:
             group.apart = frozenset(core.dispatch.ranks.first_to_finish(COLLAGE, self.copies))
 
     def group_closed(self, core: Core, group: GroupState) -> None:
-        """The images not yet resolved, as one collage, to the best collage ranks, or to the
-        first that have room."""
+        """Send the unresolved images as one collage to the best ranks, or the first with room."""
         images = [image for image in group.images if not image.resolved]
         if images and self.assign == "pull" and not self.fastest:
             core.dispatch.to_spread([WHOLE] * self.copies, images)
@@ -69,7 +68,7 @@ class CollageScheme(Scheme):
         now_ns: int,
         evidence: Any = None,
     ) -> None:
-        """A collage's cells count when the policy says so; absent ones never."""
+        """A cell counts from the time that the policy says; a cell without an answer never does."""
         if task.kind != COLLAGE:
             super().answered(core, task, cells, now_ns)
             return
@@ -85,16 +84,16 @@ class CollageScheme(Scheme):
                 core.reserve(image, task, cell, at_ns)
 
     def covers_later(self, core: Core, group: GroupState) -> bool:
-        """The collage of an open group is still to come."""
+        """Whether the group is open, so that its collage is still to be made."""
         return not group.closed and core.dispatch.ranks.count(COLLAGE) > 0
 
 
 @register
 class CollageOnlyScheme(CollageScheme):
-    """Every image by its cell of the collage alone: the cheapest, and the least accurate.
+    """Only the collage of each group, without single tasks: the cheapest, and the least accurate.
 
-    What a collage leaves absent, or a failed one would have held, goes out again as another
-    collage of its own.
+    Images that a collage did not answer, and images of a failed collage, are sent again as another
+    collage.
     """
 
     name = "collage-only"
@@ -105,19 +104,19 @@ class CollageOnlyScheme(CollageScheme):
     main = COLLAGE
 
     def image_arrived(self, core: Core, image: ImageState) -> None:
-        """Its group's collage will cover it."""
+        """Make no task: the group's collage will cover the image."""
 
     def retry(self, image: ImageState) -> Order:
-        """Another collage."""
+        """The next task to try: another collage."""
         return Order(COLLAGE, COLLAGE, image.sends + 1)
 
 
 @register
 class CollageHedgeScheme(HedgeScheme, CollageScheme):
-    """A collage, and a second single copy of what nobody has answered in time.
+    """The collage scheme, and a second single task for images without an answer in time.
 
-    An image whose single and whose collage are late goes to an idle single rank; so does
-    one whose cell is held back by the accept policy.
+    An image goes to an idle single rank if its single task and its collage are late, or if the
+    accept policy holds its cell back.
     """
 
     name = "collage-hedge"

@@ -1,4 +1,4 @@
-"""Copies of an image on further ranks: at once, when the first is late, or with all its group."""
+"""Schemes with copies of an image: at once, when the first task is late, or with its group."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ BATCH = Order(BACKUP, BACKUP)
 
 @register
 class ReplicateScheme(Scheme):
-    """Every image to several single ranks; the first answer wins.
+    """Sends every image to several single ranks; the first answer counts.
 
-    The first copy goes where it would go without the others, so that schemes compare on
-    the same draws: of 2N ranks, image i to ranks i and N + i. Or they are pulled, by as many
-    different ranks.
+    The first copy goes to the same rank as without further copies, so that schemes are compared on
+    the same injected delays: with 2N ranks, image i goes to ranks i and N + i. With `pull` any
+    different ranks take the copies.
     """
 
     name = "replicate"
@@ -47,19 +47,19 @@ class ReplicateScheme(Scheme):
         return f"{self.name} {len(self._orders)}" + ASSIGNED[self.assign]
 
     def image_arrived(self, core: Core, image: ImageState) -> None:
-        """All copies at once."""
+        """Send all copies at once."""
         core.dispatch.to_spread(self._orders, [image])
 
 
 class Hedger:
-    """Second copies to idle single ranks for images that are late, within a budget.
+    """Sends second copies of late images to idle single ranks, within a budget.
 
-    Hedged requests of Dean and Barroso, "The Tail at Scale", CACM 56(2), 2013. An image
-    that is late while no rank is idle gets its copy when one becomes so.
+    These are the hedged requests of Dean and Barroso, "The Tail at Scale", CACM 56(2), 2013. If no
+    rank is idle, a late image gets its copy when a rank becomes idle.
 
     Args:
-        delay: since the image's t0 until it counts as late.
-        budget: copies allowed per image so far, 0..1.
+        delay: time from the image's t0 until it is late.
+        budget: most copies per image on average, 0..1.
     """
 
     def __init__(self, delay: Delay, budget: float) -> None:
@@ -73,7 +73,7 @@ class Hedger:
         return f"after {self.delay.name}, at most {self.budget:.0%}"
 
     def watch(self, core: Core, image: ImageState) -> None:
-        """The image's first copy has left: set a time for the second."""
+        """Set the time at which the image is late."""
         self._images += 1
         delay_ns = self.delay.ns(core.latencies)
         if delay_ns is not None:
@@ -84,7 +84,7 @@ class Hedger:
         self.copy(core)
 
     def copy(self, core: Core) -> None:
-        """Copies of the late images, oldest first, while ranks are idle."""
+        """Send copies of the late images, oldest first, while ranks are idle."""
         copied, dispatch = [], core.dispatch
         for image in self._late.values():
             spent = self._hedges + 1 > self.budget * self._images
@@ -98,15 +98,15 @@ class Hedger:
             del self._late[image_id]
 
     def forget(self, image: ImageState) -> None:
-        """It is late no more."""
+        """The image needs no copy any more."""
         self._late.pop(image.id, None)
 
 
 @register
 class HedgeScheme(Scheme):
-    """A second copy to an idle rank once the first is late, within a budget.
+    """Sends a second copy to an idle rank when the first is late, within a budget.
 
-    Beside another scheme it adds the copies to it.
+    A class that inherits from another scheme too adds these copies to the other scheme.
     """
 
     name = "hedge"
@@ -125,26 +125,26 @@ class HedgeScheme(Scheme):
         return f"{super().label} {self.hedger.label}"
 
     def image_arrived(self, core: Core, image: ImageState) -> None:
-        """The first copy, and a time for the second."""
+        """Make the first task, and set the time of the second."""
         super().image_arrived(core, image)
         self.hedger.watch(core, image)
 
     def rank_free(self, core: Core) -> None:
-        """An idle rank may take a copy."""
+        """Send copies, because a rank may be idle."""
         self.hedger.copy(core)
 
     def resolved(self, image: ImageState) -> Iterable[ImageState]:
-        """Nobody waits for a copy of it."""
+        """The image needs no copy any more."""
         self.hedger.forget(image)
         return super().resolved(image)
 
 
 @register
 class BatchBackupScheme(Scheme):
-    """Singles at once, and the group again as one batch when it is full; the first answer wins.
+    """A single task for each image at once, and the full group as a batch; the first answer counts.
 
-    The backup rank holds the single network, or a cheaper one. What is resolved before the batch
-    leaves is left out of it.
+    The backup rank holds the single network or a cheaper one. Images that are resolved before the
+    batch leaves are left out of it.
     """
 
     name = "batch-backup"
@@ -152,11 +152,11 @@ class BatchBackupScheme(Scheme):
     mark = ("#D55E00", "P")
 
     def group_closed(self, core: Core, group: GroupState) -> None:
-        """The images not yet resolved, to the best backup rank."""
+        """Send the unresolved images to the best backup rank."""
         images = [image for image in group.images if not image.resolved]
         if images:
             core.dispatch.to_best(BATCH, images)
 
     def covers_later(self, core: Core, group: GroupState) -> bool:
-        """The batch of an open group is still to come."""
+        """Whether the group is open, so that its batch is still to be made."""
         return not group.closed and core.dispatch.ranks.count(BACKUP) > 0

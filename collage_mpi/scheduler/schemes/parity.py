@@ -1,6 +1,6 @@
-"""Singles, and for each k of them one task of their stripe that makes up for the slowest.
+"""Coded schemes: for each k images one more task, from which a missing answer is decoded.
 
-A function that the scheme is given knows what evidence is and how it is decoded.
+The scheme is given a function that decodes answers; the scheme does not look into the evidence.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collage_mpi.scheduler.transitions import SILENT
 
 
 class Stripe:
-    """Up to k images of a group that are encoded into one."""
+    """Up to k images of a group that are encoded into one image."""
 
     __slots__ = ("answers", "images", "known", "unresolved")
 
@@ -24,17 +24,17 @@ class Stripe:
         self.images: list[ImageState] = []
         self.unresolved = 0
         self.known: dict[int, tuple[int, Any]] = {}  # image -> its single task and evidence
-        self.answers: list[tuple[TaskState, Any]] = []  # of its tasks, with their evidence
+        self.answers: list[tuple[TaskState, Any]] = []  # its answered tasks, with their evidence
 
 
 @register
 class ParityScheme(Scheme):
-    """Every image to its single rank, every k images by arrival also to a parity rank.
+    """Sends every image to a single rank, and every k images, by arrival, to a parity rank.
 
-    ParM: Kosaian, Rashmi and Venkataraman, "Parity Models", SOSP 2019. An image is resolved
-    by its single rank, or by the parity answer less those of the other images in its task,
-    whichever is there first. A parity task leaves out what is resolved before it is sent, so
-    the equation of each is its own.
+    This is ParM: Kosaian, Rashmi and Venkataraman, "Parity Models", SOSP 2019. An image is resolved
+    by its single rank, or by the parity answer minus the answers to the other images of the parity
+    task, whichever is complete first. A parity task leaves out images that are resolved before it
+    is sent, so each parity task has its own equation.
     """
 
     name = "parity"
@@ -47,7 +47,8 @@ class ParityScheme(Scheme):
         super().__init__(settings)
         self.k, self._decode = settings.parity_k, settings.decode
         self._filling = Stripe()
-        self._stripes: dict[int, Stripe] = {}  # of each image until all of its stripe are resolved
+        # image -> its stripe, until all images of the stripe are resolved
+        self._stripes: dict[int, Stripe] = {}
 
     @property
     def label(self) -> str:
@@ -55,7 +56,7 @@ class ParityScheme(Scheme):
         return f"{super().label}, k = {self.k}"
 
     def image_placed(self, core: Core, image: ImageState) -> None:
-        """It belongs to the stripe of its place in the group, readable or not."""
+        """Add the image, readable or not, to its stripe; a full stripe is sent."""
         if image.cell % self.k == 0:
             self._filling = Stripe()
         stripe = self._filling
@@ -67,7 +68,7 @@ class ParityScheme(Scheme):
             self._send(core, stripe)
 
     def group_closed(self, core: Core, group: GroupState) -> None:
-        """The last stripe may be part filled."""
+        """Send the group's last stripe if it is not full."""
         if len(group.images) % self.k:
             self._send(core, self._filling)
 
@@ -84,7 +85,7 @@ class ParityScheme(Scheme):
         now_ns: int,
         evidence: Any = None,
     ) -> None:
-        """A single's record resolves its image; any answer may complete an equation."""
+        """A single rank's score resolves its image; any answer may complete an equation."""
         if task.kind != SINGLE:
             stripe = self._stripes.get(task.images[0].id)
             if stripe is not None:
@@ -97,7 +98,7 @@ class ParityScheme(Scheme):
             self._solve(core, stripe)
 
     def _note(self, task: TaskState, cells: Sequence[Score | None], evidence: Any) -> list[Stripe]:
-        """Keep what a single says of images whose stripe may need it; those stripes."""
+        """Keep a single rank's answers that a stripe may need, and return these stripes."""
         touched = []
         for place, (image, cell) in enumerate(zip(task.images, cells, strict=True)):
             stripe = self._stripes.get(image.id)
@@ -107,7 +108,7 @@ class ParityScheme(Scheme):
         return touched
 
     def _solve(self, core: Core, stripe: Stripe) -> None:
-        """Resolve the images that are the only unknown of a parity answer."""
+        """Resolve each image that is the only unknown in the equation of a parity answer."""
         known = stripe.known
         for answer in list(stripe.answers):
             task, evidence = answer
@@ -125,7 +126,11 @@ class ParityScheme(Scheme):
                 core.accept_from(missing, task, tuple(single for single, _ in others), score)
 
     def resolved(self, image: ImageState) -> Iterable[ImageState]:
-        """Without its own answer it helps none of its stripe, which is forgotten with the last."""
+        """Called when an image has its outcome; a stripe is forgotten with its last image.
+
+        Returns:
+            The unresolved images of its stripe, if its own answer is missing in their equation.
+        """
         stripe = self._stripes.get(image.id)
         if stripe is None:
             return ()
@@ -138,7 +143,7 @@ class ParityScheme(Scheme):
         return [other for other in stripe.images if not other.resolved]
 
     def may_follow(self, image: ImageState, *, silent: bool) -> bool:
-        """Whether a parity answer that is there or out can still be solved for the image."""
+        """Whether a parity answer, present or under way, can still be solved for the image."""
         stripe = self._stripes.get(image.id)
         if stripe is None:
             return False
@@ -152,10 +157,10 @@ class ParityScheme(Scheme):
 
 @register
 class ApproxScheme(ParityScheme):
-    """Parity with a rational code, whose images the single network itself answers: no training.
+    """Parity with a rational code, whose coded images the single network answers without training.
 
-    ApproxIFER: Soleymani, Mahdavifar and Avestimehr, AAAI 2022. An image that alone is missing of
-    its stripe is interpolated between the answers of the others and that of the coded image.
+    This is ApproxIFER: Soleymani, Mahdavifar and Avestimehr, AAAI 2022. If a single answer of a
+    stripe is missing, it is interpolated from the other answers and that to the coded image.
     """
 
     name = "approx"
@@ -165,12 +170,12 @@ class ApproxScheme(ParityScheme):
 
 
 def _left(task: TaskState) -> list[ImageState]:
-    """Its images; of one that still waits those that will be sent."""
+    """The task's images; for a task that waits, the images that will be sent."""
     return task.images if task.sent else [image for image in task.images if not image.resolved]
 
 
 def _is_coming(image: ImageState, silent: bool) -> bool:
-    """Whether a single task of the image is out or waits, also on a silent rank if `silent`."""
+    """Whether the image has a single task; tasks of silent ranks count only if `silent`."""
     return any(task.kind == SINGLE and _may_come(task, silent) for task in image.tasks)
 
 
