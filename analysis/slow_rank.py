@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from peers.page import write_into
+from peers.page import markdown_of, write_into
 
 from collage_mpi.kinds import KINDS, SINGLE
 from collage_mpi.results import Results, read_results
@@ -86,7 +86,7 @@ def markdown(columns: dict[str, dict[str, Ratio]]) -> str:
             one = found.get(name)
             cells += _cells(one) if one else [""] * 4
         rows.append(cells)
-    return Table(head, rows).markdown()
+    return markdown_of(Table(head, rows))
 
 
 def _cells(one: Ratio) -> list[str]:

@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 from cases import CASES, OURS, PEERS, VARIANTS
-from page import write_into
+from page import markdown_of, write_into
 
 from collage_mpi.figures import style
 from collage_mpi.system.table import Table
@@ -99,7 +99,7 @@ def table(lines: list[Line]) -> str:
         cells = [_cell(c, found.get((c, program)), most[c], mine) for c in cases]
         there = [line["peak_mb"] for line in mine if line["case"] == MEMORY_OF]
         rows.append([name_of(program), *cells, f"{median(there):,.0f}" if there else ""])
-    return Table(["", *cases, f"MB, {MEMORY_OF}"], rows).markdown()
+    return markdown_of(Table(["", *cases, f"MB, {MEMORY_OF}"], rows))
 
 
 def _cell(case: str, found: tuple[float, int] | None, most: float, mine: list[Line]) -> str:

@@ -1,5 +1,5 @@
-"""One table for all that stands in rows and columns: in a terminal, in Markdown, on a page. Also
-other text for a terminal or a log. rich is imported late: the doctor must run without it.
+"""One table for all that stands in rows and columns, in a terminal and on a page. Also other text
+for a terminal or a log. rich is imported late: the doctor must run without it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ABSENT = "n/a"
 
 @dataclass(frozen=True)
 class Cell:
-    """A text with what a page shows besides. In a terminal and in Markdown only its text stands.
+    """A text with what a page shows besides. In a terminal only its text stands.
 
     Attributes:
         shade: strength of its colour, 0 to 1; right: in the colour of right answers.
@@ -135,14 +135,6 @@ class Table:
 
     def __rich__(self) -> RichTable:
         return self.drawn()
-
-    def markdown(self) -> str:
-        """For a report: numbers end at the right."""
-        heads = self.heads
-        rule = ["---" if column.left else "---:" for column in heads]
-        rows = [[column.label for column in heads], rule, *self.texts()]
-        lines = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows)
-        return "\n".join(f"| {line} |" for line in lines)
 
 
 def to_text(renderable: RenderableType, width: int | None = None) -> str:

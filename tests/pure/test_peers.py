@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from collage_mpi.system.table import Cell, Column, Table
+
 ANALYSIS = Path(__file__).parents[2] / "analysis"
 MODULES = ("cases", "compare", "page", "report")
 
@@ -199,6 +201,17 @@ def test_other_answers_are_other_work(
     monkeypatch.setattr(sys, "argv", ["report.py", str(file)])
     with pytest.raises(SystemExit, match=r"not the same work: .* 224 px"):
         report.main()
+
+
+def test_markdown_keeps_the_cells_apart(peers: dict[str, ModuleType]) -> None:
+    columns = "", Column("P99", ".1f", " ms"), "note"
+    table = Table(columns, [["a|b", 1234.56, Cell("slow", bad=True)], ["c", None, ""]])
+    assert peers["page"].markdown_of(table).splitlines() == [
+        "|  | P99 | note |",
+        "| --- | ---: | ---: |",
+        "| a\\|b | 1234.6 ms | slow |",
+        "| c | n/a |  |",
+    ]
 
 
 def test_table_and_figure_go_into_a_page(

@@ -1,4 +1,4 @@
-"""A table is written the same way in a terminal, in Markdown and on a page."""
+"""A table is written the same way in a terminal and on a page."""
 
 from __future__ import annotations
 
@@ -26,12 +26,3 @@ def test_a_terminal_shows_the_caption_in_the_corner_or_above():
 def test_a_table_without_labels_has_no_header():
     table = Table([Column(left=True)] * 2, [["tasks", "4"]])
     assert to_text(table, 80) == "tasks  4"
-
-
-def test_markdown_keeps_the_cells_apart():
-    assert TABLE.markdown().splitlines() == [
-        "|  | P99 | note |",
-        "| --- | ---: | ---: |",
-        "| a\\|b | 1234.6 ms | slow |",
-        "| c | n/a |  |",
-    ]
