@@ -1,4 +1,4 @@
-"""A coordinator's loop: events in, actions out. It keeps the order of events, timers and stamps."""
+"""A coordinator's loop: feeds the scheduler with events in order of time, and runs its actions."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from collage_mpi.scheduler import events as ev
 from collage_mpi.system.backoff import Backoff
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop
 
-REPORT_EVERY_NS = 10_000_000  # what a report costs is nothing beside so much work
-REST_NS = 1_000_000  # of a team without images; a poll every 0.2 ms took 12 % of a core
-DROPPED_TIMERS = 64  # kept in the heap at least; a timer a group would fill it for an hour
+REPORT_EVERY_NS = 10_000_000  # at this interval the cost of a report does not matter
+REST_NS = 1_000_000  # rest of a team without images; polling every 0.2 ms took 12 % of a core
+DROPPED_TIMERS = 64  # cancelled timers that may stay in the heap; without a limit it would grow
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """What the loop goes by.
+    """Settings of the loop.
 
     Attributes:
-        credit: messages that a rank may have at once.
-        clock: monotonic ns.
+        credit: most messages that a rank may have at a time.
+        clock: monotonic clock, in ns.
         backoff: how to wait while nothing happens.
-        arrivals: when images enter.
+        arrivals: when images arrive.
         stop_reason: says why to stop, or None.
-        report: called every REPORT_EVERY_NS, and when all is done.
-        runs: whether images come in as runs.
+        report: called every REPORT_EVERY_NS, and at the end.
+        runs: whether images arrive as runs.
     """
 
     credit: int
@@ -53,7 +53,7 @@ class LoopSettings:
 
 
 class ReadyRank(NamedTuple):
-    """A worker that said hello."""
+    """A worker that has said hello."""
 
     rank: int
     kinds: frozenset[str]
@@ -61,7 +61,7 @@ class ReadyRank(NamedTuple):
 
 
 class PollWatch:
-    """The longest time rank 0 went without polling: what bounds its time stamps."""
+    """The longest time between two polls, which bounds the error of receive time stamps."""
 
     def __init__(self) -> None:
         self.longest_ns = 0
@@ -69,7 +69,7 @@ class PollWatch:
         self._last_ns: int | None = None
 
     def polled(self, now_ns: int) -> None:
-        """Rank 0 polls now."""
+        """Note that the coordinator polls now."""
         if self._last_ns is not None and now_ns - self._last_ns > self.longest_ns:
             self.longest_ns = now_ns - self._last_ns
         self._last_ns = now_ns
@@ -77,10 +77,10 @@ class PollWatch:
 
 
 class WorkMeter:
-    """What rank 0's own work took: mean ns of taking an answer, a message sent, pasting a collage.
+    """Time of the coordinator's own work: mean ns for an answer, a sent message, a pasted collage.
 
-    Taking an answer, a task's, is all that follows from it but sends and pasting: the poll
-    that found it, decoding, deciding, recording.
+    The time for an answer counts the poll that found it, decoding, deciding and recording, without
+    the sends and the pasting that follow from it.
     """
 
     def __init__(self) -> None:
@@ -89,17 +89,17 @@ class WorkMeter:
         self.process_cpu_ns = self.loop_cpu_ns = 0
 
     def begin(self) -> None:
-        """The loop begins: CPU time of the process, and of its thread alone."""
+        """Start to count the processor time of the process, and of this thread."""
         self.process_cpu_ns -= time.process_time_ns()
         self.loop_cpu_ns -= time.thread_time_ns()
 
     def end(self) -> None:
-        """It ends."""
+        """Stop counting processor time."""
         self.loop_cpu_ns += time.thread_time_ns()
         self.process_cpu_ns += time.process_time_ns()
 
     def sent(self, took_ns: int, encodes_ns: Sequence[int]) -> None:
-        """A message took so long, for its tasks so much of it for pasting their collages."""
+        """Add a message: its time, and for each of its tasks the part that pasting took."""
         encode_ns = sum(encodes_ns)
         self.sends += 1
         self.send_ns += took_ns - encode_ns
@@ -108,7 +108,7 @@ class WorkMeter:
             self.encode_ns += encode_ns
 
     def means(self) -> dict[str, float]:
-        """Per answer, message and collage, 0 where there was none; and CPU time, of all of it."""
+        """Mean ns per answer, message and collage (0 if there was none), and total CPU time."""
         return {
             "process_cpu_ns": self.process_cpu_ns,
             "loop_cpu_ns": self.loop_cpu_ns,
@@ -144,11 +144,11 @@ class Coordinator:
         self._stopped = False
         self._input_closed = False
         self._report_at_ns = 0
-        # Events that came together, each while others were dealt with
+        # Events that arose while others were handled; each entry holds those of one moment.
         self._events: deque[Sequence[ev.Event]] = deque()
         self._handling = False
         self._leaving: dict[int, tuple[int, ...]] = {}  # a message's first task -> its tasks
-        self._cancels: dict[int, list[int]] = {}  # by rank, not sent yet
+        self._cancels: dict[int, list[int]] = {}  # rank -> cancelled tasks, not sent yet
         self._timers: list[tuple[int, int]] = []  # heap of (at_ns, timer)
         self._dropped_timers: set[int] = set()
         self._arrivals = settings.arrivals
@@ -172,9 +172,11 @@ class Coordinator:
         }
 
     def run(self, ready: list[ReadyRank], lost: Mapping[int, str] | None = None) -> ev.Finish:
-        """Everything from the first admission to the end of the job.
+        """Run the session from the first admission to its end.
 
-        `lost` are ranks that were expected and are gone before it begins, and why.
+        Args:
+            ready: the ranks that said hello.
+            lost: ranks that were lost before the loop begins -> why.
         """
         self.work.begin()
         self._arrivals.start(self.clock())
@@ -198,7 +200,7 @@ class Coordinator:
         return self.finish
 
     def _pause(self) -> None:
-        """Wait a little; where no image is in hand for the lead alone, which is heard so often."""
+        """Wait a little; longer if no image is in hand, when only the lead can send something."""
         in_hand = self.scheduler.groups.unresolved or self.feed.reader.remaining
         if in_hand or self._input_closed:
             self.backoff.pause(self._until_timer_ns())
@@ -206,7 +208,11 @@ class Coordinator:
             self.backoff.rest(REST_NS)
 
     def turn(self) -> bool:
-        """Poll once and act; answers before losses before timers. Whether anything happened."""
+        """Poll once and act: first on answers, then on lost ranks, then on timers.
+
+        Returns:
+            Whether anything happened.
+        """
         now_ns = self.clock()
         self.polls.polled(now_ns)
         signs = self.ranks.look(now_ns)  # before the poll: a dead rank's last answers count
@@ -238,7 +244,7 @@ class Coordinator:
     # ---- events -------------------------------------------------------------
 
     def _handle(self, *events: ev.Event) -> None:
-        """Feed one event, or several of one moment, and whatever their actions cause, in order."""
+        """Handle one event, or several of one moment, and all events that follow from them."""
         if self._handling:
             self._events.append(events)
             return  # the loop below, further up the stack, takes them
@@ -251,7 +257,7 @@ class Coordinator:
     def _act_upon(self, events: Sequence[ev.Event]) -> None:
         if self.finish is not None or not events:
             return
-        # A stamp may be older than what was done since; the scheduler's time may not.
+        # A time stamp may be older than events handled since, but the scheduler's time must grow.
         self._stamp_ns = events[0].now_ns
         if self._stamp_ns < self._last_ns:
             events = [event._replace(now_ns=self._last_ns) for event in events]
@@ -263,7 +269,7 @@ class Coordinator:
         start_ns = self.clock()
         header = wire.read_header(arrival.message)
         if header.session != self.session:
-            return  # a straggler's answer to a session that is over
+            return  # a late answer of an earlier session
         if header.type != wire.ANSWERS:
             raise wire.WireFault(f"rank {arrival.rank} sent type {header.type} in mid-run")
         results = unpack_results(arrival.message, header)
@@ -281,14 +287,14 @@ class Coordinator:
         self.work.receives += len(results)
 
     def _missed(self, sign: ev.RankSuspected | ev.RankLost) -> None:
-        """A rank is silent, or gone with its tasks."""
+        """A rank is silent, or lost with its tasks."""
         self._handle(sign)
         if isinstance(sign, ev.RankLost):
             self.recorder.lost(sign.rank, sign.now_ns, sign.why)
             self.transport.drop(sign.rank)
 
     def _hear_of_supply(self, now_ns: int) -> None:
-        """Images may have been granted, and the threshold may be another from now on."""
+        """Take what the lead has sent: leases, and a new threshold."""
         supply = self._supply
         if supply.book is not None:
             supply.book.look()
@@ -328,7 +334,7 @@ class Coordinator:
         return fired
 
     def _drop_timer(self, action: ev.CancelTimer) -> None:
-        """Forget it; the heap is cleared of such once they are the larger part of it."""
+        """Cancel a timer. The heap is cleaned when most of its entries are cancelled timers."""
         dropped = self._dropped_timers
         dropped.add(action.timer)
         if len(dropped) > DROPPED_TIMERS and 2 * len(dropped) > len(self._timers):
@@ -337,7 +343,7 @@ class Coordinator:
             dropped.clear()
 
     def _until_timer_ns(self) -> int | None:
-        """Until the next timer or arrival."""
+        """Time until the next timer or arrival; None if there is none."""
         now_ns = self.clock()
         next_ns = self._arrivals.next_ns(now_ns)
         if self._timers and (next_ns is None or self._timers[0][0] < next_ns):
@@ -347,13 +353,13 @@ class Coordinator:
     # ---- actions ------------------------------------------------------------
 
     def _admit(self, action: ev.Admit) -> None:
-        """Closed loop: t0 is now, before the images are read (C3)."""
+        """Let images arrive. In a closed loop t0 is now, before they are read (C3)."""
         self._arrivals.admit(self.clock(), action.images)
-        if not self._letting_in:  # else the loop below, further up the stack, goes on with it
+        if not self._letting_in:  # otherwise `_let_in`, further up the stack, takes them
             self._let_in()
 
     def _let_in(self) -> bool:
-        """Images that are due and read by now arrive; rank 0 never waits for the disk."""
+        """Let images arrive that are due and have been read. This never waits for the disk."""
         self._letting_in = True
         arrived = False
         while not self.feed.exhausted and (count := self._arrivals.due(self.clock())):
@@ -371,7 +377,7 @@ class Coordinator:
         return arrived
 
     def _images(self, count: int) -> list[ev.Event]:
-        """The arrival of the next images, each by itself."""
+        """ImageArrived events for the next images, one for each image."""
         admitted, draw, now_ns = self.feed.admit(count), self.feed.draw, self.clock()
         entries = self._arrivals.enter(now_ns, len(admitted)) if admitted else ()
         size = self.scheduler.settings.group_size
@@ -386,7 +392,7 @@ class Coordinator:
         return arrivals
 
     def _runs(self, count: int) -> list[ev.Event]:
-        """The arrival of the next images, as runs."""
+        """ImageArrived events for the next images, one for each run."""
         found, now_ns = self.feed.admit_runs(count), self.clock()
         arrivals: list[ev.Event] = []
         size = self.scheduler.settings.group_size
@@ -401,8 +407,7 @@ class Coordinator:
         return arrivals
 
     def _stretches(self, run: ImageRun) -> Iterator[tuple[int, int, bool]]:
-        """(first image, how many, whether drawn) of what arrives of it together: a drawn image
-        does so by itself."""
+        """Split a run before and after each drawn image: (first image, count, drawn)."""
         book, first = self._supply.book, run.first
         drawn = self.feed.draw.some(run.places)  # (n,) bool
         if book is not None:
@@ -417,7 +422,7 @@ class Coordinator:
             yield first, run.end - first, False
 
     def _send(self, sends: Sequence[ev.Send]) -> None:
-        """One message; its tasks leave together."""
+        """Send these tasks in one message."""
         start_ns = self.clock()
         packed = self.feed.pack(sends, self.transport.buffer)
         rank, token, now_ns = sends[0].rank, None, self.clock()
@@ -430,7 +435,7 @@ class Coordinator:
         self.work.sent(self.clock() - start_ns, packed.encodes_ns)
 
     def _send_cancels(self) -> None:
-        """Send each rank in one message all cancels of a message of answers, or of a turn."""
+        """Send the collected cancels, in one message for each rank."""
         cancels, self._cancels = self._cancels, {}
         for rank, tasks in cancels.items():
             start_ns = self.clock()
@@ -449,7 +454,7 @@ class Coordinator:
 
 
 def _ends(arrival: Received, results: Sequence[WireResult]) -> list[ev.Event]:
-    """The events that a worker's results are."""
+    """The terminal event for each result of a worker's message."""
     rank, _, now_ns = arrival
     events: list[ev.Event] = []
     for each in results:

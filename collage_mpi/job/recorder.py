@@ -1,9 +1,9 @@
-"""The rows of a run, from what the coordinator does and hears.
+"""Makes the rows of a run from what the coordinator sends and receives.
 
 The rows of images that came as runs are written together, some ms later, column by column. The row
-of a group is written with the last of its images; if the group was closed part-filled, when
-the next group is seen. The row of a task is written when the task has ended and no group of its
-images is open, because until then an answer that is held back may still resolve an image.
+of a group is written with the last of its images, or if the group was closed before it was full,
+when the next group is seen. The row of a task is written when the task has ended and no group of
+its images is open, because until then a reserved answer may still resolve an image.
 """
 
 from __future__ import annotations
@@ -46,11 +46,12 @@ class Writer(Protocol):
     def task(self, row: tuple[Any, ...], /) -> object: ...
 
 
-# A task that took longer than this times its draw did not meet the delay model alone: the network
-# computed too long, or the operating system gave the rank its core too late (docs/stragglers.md).
+# If a task took longer than this times its drawn time, the delay model alone did not cause it: the
+# network computed too long, or the operating system gave the rank a core too late
+# (docs/stragglers.md).
 TOLERATED = 1.1
 
-UNFINISHED, LOST = 0, -1  # of a task without an answer, beside the statuses of answers
+UNFINISHED, LOST = 0, -1  # statuses of tasks without an answer
 OUTCOMES = {
     UNFINISHED: "unfinished",
     LOST: "lost",
@@ -58,8 +59,8 @@ OUTCOMES = {
     FAILED: "failed",
     SKIPPED: "skipped",
 }
-# What the rows of a run that one task resolved have in common; `place` is its first image's in the
-# order of groups and cells.
+# The columns that are equal in the rows of a run resolved by one task, and `place`: the first
+# image's place in the order of groups and cells.
 SAID_COLUMNS = (
     *("source", "rank", "attempt", "t0_ns", "latency_ns"),
     *("read_ns", "decode_ns", "compute_ns", "held_ns"),
@@ -68,11 +69,11 @@ SAID = np.dtype([("place", "<i8"), *((name, IMAGES.dtype[name].str) for name in 
 _SAID = packer(SAID)
 NO_RESULT = WireResult(0, UNFINISHED)
 NO_SCORE = (0, 0.0)
-NO_REASON = b""  # rows store bytes: with a str the writer would encode it and make the row again
+NO_REASON = b""  # bytes, because the writer encodes a str and rebuilds the row
 
 
 class Vectors:
-    """Keeps a vector of each image: that of the answer that resolved it."""
+    """Keeps, for each image, the vector of the answer that resolved it."""
 
     def __init__(
         self,
@@ -81,13 +82,18 @@ class Vectors:
         write: Callable[[int, int, np.ndarray], None],
         evidence: int = 0,
     ) -> None:
-        """`write(shard, row, vector)` stores a vector of that layout. `evidence`: how many numbers
-        of an answer's vector belong to the scheme and come first.
+        """Start without vectors.
+
+        Args:
+            extras: what the user keeps of each image.
+            layout: the columns of a vector.
+            write: `write(shard, row, vector)` stores a vector of this layout.
+            evidence: how many numbers at the start of an answer's vector belong to the scheme.
         """
         self._extras, self._layout = extras, layout
         self._write, self._evidence = write, evidence
         self._decoded: dict[int, np.ndarray] = {}
-        self.labelled = extras.classifies  # without a class, a label says nothing of a row
+        self.labelled = extras.classifies  # a label says nothing about a row without a class
 
     def decoded(self, image: int, scores: np.ndarray) -> None:
         """Note the scores of an image, (classes,), that were decoded from several answers."""
@@ -95,7 +101,7 @@ class Vectors:
         self._decoded[image] = packed[0]
 
     def keep(self, resolve: Resolve, record: ImageRecord, send: Send, result: WireResult) -> None:
-        """Write the vector of an image that the task's answer has resolved."""
+        """Write the vector of an image that this task has resolved."""
         vector = self._decoded.pop(resolve.image, None)
         if vector is None:
             assert result.vectors is not None
@@ -108,29 +114,29 @@ class Vectors:
 class _Task:
     send: Send
     sent_ns: int
-    encode_ns: int  # of a bundle; that of any other task counts for its group
+    encode_ns: int  # only of a bundle; the time of other tasks counts for their group
     result: WireResult  # NO_RESULT until it has ended
     done_ns: int = 0
     decode_ns: int = 0
-    resolved: int = 0  # images
-    open: int = 0  # groups that it waits for since it has ended
+    resolved: int = 0  # images that it resolved
+    open: int = 0  # open groups that it waits for after its end
 
 
 @dataclass(slots=True)
 class _Group:
-    first: int  # image in cell 0
-    size: int  # images that it has, or may have as long as the next group is not known
-    # Of its earliest image: when it was let in, its cell, how long reading it took
+    first: int  # the image in cell 0
+    size: int  # its images; until the next group is known, the images of a full group
+    # t0, cell and reading time of its earliest image
     began: tuple[int, int, int] = (1 << 63, 0, 0)
     encode_ns: int = 0
-    images: int = 0  # resolved
+    images: int = 0  # resolved images
     last_ns: int = 0
     collage_cells: int = 0
     labels: set[int] = field(default_factory=set)
     ended: list[_Task] = field(default_factory=list)  # tasks that wait for it
 
     def let_in(self, *began: int) -> None:
-        """Take the start of an earlier image: the images of a group may be admitted one by one."""
+        """Note the start of an image if it is the earliest; images may be admitted one by one."""
         if began < self.began:
             self.began = began  # type: ignore[assignment]
 
@@ -151,11 +157,11 @@ class Totals:
 
 
 class Recorder:
-    """Is told of every send, end and outcome, and writes the rows. All times are rank 0's.
+    """Writes the rows, from every send, end and outcome. All times are on the coordinator's clock.
 
     Attributes:
-        by_number: groups of rows follow from the images' numbers, since a group of the scheduler
-            is a whole batch.
+        by_number: an image's group and cell follow from its number, because one group of the
+            scheduler is a whole batch of groups.
     """
 
     def __init__(
@@ -168,9 +174,15 @@ class Recorder:
         warmup_groups: int,
         vectors: Vectors | None = None,
     ) -> None:
-        """`images`: the images in flight by id, from their admission until they are released.
+        """Start without tasks.
 
-        `vectors` keeps what is asked of an image beyond its class.
+        Args:
+            writer: takes the rows.
+            images: the images in flight by id, from their admission until they are released.
+            start_ns: the time 0 of the rows.
+            group_size: images of a full group.
+            warmup_groups: how many groups are marked as warm-up.
+            vectors: keeps what the user wants of an image beyond its class; None if nothing.
         """
         self.totals = Totals()
         self.by_number = False
@@ -184,15 +196,15 @@ class Recorder:
         self._runs = images if isinstance(images, InFlight) else InFlight()
         self._tasks: dict[int, _Task] = {}
         self._groups: dict[int, _Group] = {}
-        # Of images of runs with an outcome: SAID, cells, the run and where they stand in it
+        # Resolved images of runs whose rows are not written: SAID, cells, run, place in the run
         self._late: list[tuple[bytes, memoryview, ImageRun, slice]] = []
 
     def warm_up_from(self, group: int) -> None:
-        """The session's first group has that number."""
+        """The number of the session's first group, from which warm-up groups are counted."""
         self._warmup_groups += group
 
     def sent(self, sends: Sequence[Send], now_ns: int, encodes_ns: Sequence[int]) -> None:
-        """Tasks left in one message; pasting each one's collage or stripe took `encodes_ns`."""
+        """Tasks left in one message. `encodes_ns`: time for each task's collage or stripe."""
         for send, encode_ns in zip(sends, encodes_ns, strict=True):
             self._tasks[send.task] = _Task(send, now_ns, encode_ns if send.bundle else 0, NO_RESULT)
             if send.bundle:
@@ -217,14 +229,16 @@ class Recorder:
 
     def _note_unread(self, send: Send, unread: Sequence[Unread | None]) -> None:
         for (image, _), why in zip(send.items, unread, strict=True):
-            with suppress(KeyError):  # it may be in flight no more
+            with suppress(KeyError):  # the image may have been released
                 if why is not None:
-                    record = self._images[image]  # `get` would make none of an image of a run
+                    record = self._images[image]  # `get` makes no record for an image of a run
                     record.unread = why.of_input or bool(record.unread)
 
     def settled(self, tasks: Iterable[int]) -> None:
-        """The scheduler has acted on the end of these tasks: write their rows, or keep them for
-        the groups that are open."""
+        """Write the rows of ended tasks after the scheduler has acted on their ends.
+
+        Tasks of open groups wait until their groups are closed.
+        """
         for task_id in tasks:
             task = self._tasks[task_id]
             for number in self._groups_of(task.send):
@@ -237,20 +251,20 @@ class Recorder:
                 del self._tasks[task_id]
 
     def lost(self, rank: int, now_ns: int, why: str) -> None:
-        """The rank is gone: its tasks ended without an answer."""
+        """The rank is lost: its tasks ended without an answer."""
         for task_id, task in list(self._tasks.items()):
             if task.send.rank == rank and task.result is NO_RESULT:
                 task.result, task.done_ns = WireResult(task_id, LOST, reason=why), now_ns
                 self.settled((task_id,))
 
     def _groups_of(self, send: Send) -> Collection[int]:
-        """The numbers of the groups that it waits for when it has ended."""
+        """The numbers of the groups that the task waits for after its end."""
         if self.by_number:
-            return ()  # an answer is never held back
+            return ()  # no answer is reserved
         return {number for number, _ in send.bundle} if send.bundle else (send.group,)
 
     def run_resolved(self, run: ResolveRun, now_ns: int) -> None:
-        """Images of one task have their outcome; `write_late` writes their rows."""
+        """A run of images has its outcome; `write_late` writes the rows."""
         task, size, count = self._tasks[run.task], self._group_size, len(run.scores)
         came, result = self._runs.run_of(run.image), task.result
         part = came.part(run.image, count)
@@ -274,7 +288,7 @@ class Recorder:
         self.totals.collage += count if run.source == COLLAGE else 0
 
     def write_late(self) -> None:
-        """Write the rows of the images of runs that have their outcome, column by column."""
+        """Write the rows of resolved runs, column by column."""
         if not self._late:
             return
         answers, cells, runs, parts = zip(*self._late, strict=True)
@@ -300,11 +314,11 @@ class Recorder:
         self._count(rows, np.repeat([run.read_ns for run in runs], counts))
 
     def _count(self, rows: np.ndarray, read_ns: np.ndarray) -> None:
-        """Count images for their groups, and write the rows of groups that are here as a whole.
+        """Count images for their groups, and write the rows of groups that are complete here.
 
         Args:
             rows: (n,) of IMAGE_ROW.
-            read_ns: (n,) int64, until rank 0 had read what it knows of the image.
+            read_ns: (n,) int64, the coordinator's reading time of each image.
         """
         order = np.lexsort((rows["cell"], rows["group"]))
         group, label = rows["group"][order], rows["label"][order]
@@ -327,11 +341,11 @@ class Recorder:
         self._join(found[~whole], [rows[order[at : at + count]] for at, count in parts])
 
     def _join(self, found: np.ndarray, rows: Sequence[np.ndarray]) -> None:
-        """Count images for groups of which there are others.
+        """Count images for groups that have further images elsewhere.
 
         Args:
-            found: (k,) of GROUP_ROW, what is here of each.
-            rows: of the images of each, by cell.
+            found: (k,) of GROUP_ROW, the counts of the images at hand.
+            rows: for each group the rows of these images, by cell.
         """
         for part, own in zip(found.tolist(), rows, strict=True):
             number, images, t0_ns, latency_ns, read_ns, *_ = part
@@ -345,7 +359,7 @@ class Recorder:
             self._close_if_whole(number)
 
     def resolved(self, resolve: Resolve, now_ns: int) -> None:
-        """An image has its outcome. An audited answer counts from when it was decided."""
+        """An image has its outcome. An audited answer counts from the time of the decision."""
         if self.by_number:
             number, cell = divmod(resolve.image, self._group_size)
             resolve = resolve._replace(group=number, cell=cell)
@@ -365,7 +379,7 @@ class Recorder:
                 self._vectors.keep(resolve, record, task.send, task.result)
         # First: a writer that raises leaves everything as if this had not happened.
         self._writer.image(self._image_row(resolve, record, label, task, group, now_ns))
-        if task is not None:  # if there are several, the others resolved images of their own
+        if task is not None:  # with several tasks the others resolved images of their own
             task.resolved += 1
         group.let_in(record.t0_ns, resolve.cell, record.read_ns)
         group.images += 1
@@ -385,8 +399,7 @@ class Recorder:
         self._close_if_whole(resolve.group)
 
     def finish(self, now_ns: int) -> None:
-        """Write what is left: groups that are part-filled, and tasks that have not ended, which
-        are censored now."""
+        """Write the rows of open groups, and of tasks without an end, whose times are censored."""
         self.write_late()
         for number in list(self._groups):
             self._close_group(number)
@@ -397,10 +410,14 @@ class Recorder:
         self._tasks.clear()
 
     def _group_of(self, number: int, first: int) -> _Group:
-        """The group of that number, made when one of its images is seen, which begin with `first`.
+        """The group with this number; it is made when its first image is seen.
 
         Images and groups are numbered in order of arrival, so a group ends where the next one
-        begins. This gives the size of a group that was closed part-filled.
+        begins. This gives the size of a group that was closed before it was full.
+
+        Args:
+            number: of the group.
+            first: number of its image in cell 0.
         """
         group = self._groups.get(number)
         if group is not None:
@@ -430,7 +447,7 @@ class Recorder:
             del group.ended[0]
         if group.images == 0:
             del self._groups[number]
-            return  # the next session does its images
+            return  # the next session classifies its images
         t0_ns, _, read_ns = group.began
         row = (
             number,
@@ -456,7 +473,7 @@ class Recorder:
         group: _Group,
         now_ns: int,
     ) -> tuple[Any, ...]:
-        """In the order of ImageRow, which would take six times as long to make."""
+        """A row in the order of ImageRow; a tuple takes a sixth of the time of an ImageRow."""
         predicted, score = resolve.score or NO_SCORE
         result = task.result if task is not None else NO_RESULT
         return (
@@ -511,8 +528,11 @@ class Recorder:
 
 
 def _trusted_label(record: ImageRecord, resolve: Resolve, task: _Task | None) -> int | None:
-    """The label of an image that a rank could not read. None if no rank could, or if it stands in
-    a bad row of which a stored cell was classified, as if rank 0 had read the row."""
+    """The label of an image that a rank could not read, or None if the label cannot be trusted.
+
+    It cannot if no rank could read the image, or if the row is bad and only its stored cell was
+    classified. This is what rank 0 would decide if it had read the row.
+    """
     by_row = task is not None and not KIND[task.send.kind].encoded
     untrusted = resolve.outcome == "error" or (record.unread and not by_row)
     return None if untrusted else record.label
