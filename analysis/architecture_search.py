@@ -21,9 +21,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from model_cards import stages_text, stem_text
+
 from collage_mpi.cli import main as collage_mpi
 from collage_mpi.errors import CollageError, DataFault, UsageError
-from collage_mpi.models.architecture import PRESETS, preset, stages_text, stem_text
+from collage_mpi.models.architecture import PRESETS, preset
 from collage_mpi.models.weights import describe_weights
 
 

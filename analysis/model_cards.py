@@ -17,7 +17,6 @@ from typing import Any
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.kinds import COLLAGE, PARITY, SINGLE
-from collage_mpi.models.architecture import stages_text, stem_text
 from collage_mpi.settings.flags import flag, own_fields
 from collage_mpi.system.fields import about, default_of
 from collage_mpi.system.files import save_file, writing
@@ -232,6 +231,19 @@ def train_command(entry: Mapping[str, Any]) -> str:
     if training.get("flips") is False:
         words.append("--no-flips")
     return _wrapped(words)
+
+
+def stem_text(architecture: Mapping[str, Any]) -> str:
+    """The stem of the architecture in a record, as `train --stem` takes it."""
+    return "{stem_width}x{stem_kernel}/{stem_stride}".format_map(architecture)
+
+
+def stages_text(architecture: Mapping[str, Any]) -> str:
+    """Its stages, as `train --stages` takes them."""
+    return ",".join(
+        f"{s['width']}x{s['blocks']}" + (f"/{s['stride']}" if s["stride"] != 1 else "")
+        for s in architecture["stages"]
+    )
 
 
 def _what(entry: Mapping[str, Any]) -> list[list[str]]:

@@ -116,19 +116,6 @@ def parse_stem(architecture: Architecture, text: str) -> Architecture:
     return replace(architecture, stem_width=width, stem_kernel=kernel, stem_stride=stride)
 
 
-def stem_text(architecture: Mapping[str, Any]) -> str:
-    """The inverse of `parse_stem`, for the architecture in a record."""
-    return "{stem_width}x{stem_kernel}/{stem_stride}".format_map(architecture)
-
-
-def stages_text(architecture: Mapping[str, Any]) -> str:
-    """The inverse of `parse_stages`, for the architecture in a record."""
-    return ",".join(
-        f"{s['width']}x{s['blocks']}" + (f"/{s['stride']}" if s["stride"] != 1 else "")
-        for s in architecture["stages"]
-    )
-
-
 def default_architecture(kind: str, width: int | None = None, norm: str = "batch") -> Architecture:
     """The network that is trained by default.
 

@@ -16,7 +16,6 @@ from collage_mpi.models.architecture import (
     REFERENCE_BACKBONES,
     REFERENCE_HEAD,
     parse_stages,
-    stages_text,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -203,7 +202,7 @@ def test_a_card_stays_in_its_folder(name: str) -> None:
 
 def test_stages_are_written_as_they_are_read() -> None:
     text = "48x1,96x2/2,192x2/2"
-    assert stages_text({"stages": [asdict(stage) for stage in parse_stages(text)]}) == text
+    assert cards.stages_text({"stages": [asdict(stage) for stage in parse_stages(text)]}) == text
 
 
 SHIPPED = sorted((ROOT / "collage_mpi" / "data").glob("*.safetensors"))
