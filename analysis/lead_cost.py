@@ -186,8 +186,8 @@ def play(teams: int, workers: int, images: int, out: Path) -> None:
     ranks, transport = tuple(range(1, teams)), SimpleNamespace(poll=poll)
     detector = FailureDetector(ranks, 0)
     others = SimpleNamespace(ranks=ranks, detector=detector, transport=transport, tell=tell)
-    leases = LeaseSettings(GROUP, smallest=-(-workers // GROUP), largest=LARGEST_LEASE // GROUP)
-    publisher, told = Publisher(out, {}, claim.check), LeadSettings(0, 1, 60.0)
+    leases = LeaseSettings(GROUP, 1, -(-workers // GROUP), LARGEST_LEASE // GROUP)
+    publisher, told = Publisher(out, {}, claim.check), LeadSettings(0, 60.0)
     book = LeaseBook(leases, images * workers * teams)
     lead = Lead(others, book, publisher, told, lambda: None, lambda: clock.now_ns)  # type: ignore
     lead.begin("run", "order")

@@ -35,7 +35,7 @@ LARGEST = 4096
 def world(ranks: int, size: int, images: int, lead: LeadCosts) -> World:
     """So many ranks in teams of that size."""
     workers, teams = size - 1, ranks // size
-    leases = LeaseSettings(GROUP, smallest=-(-workers // GROUP))
+    leases = LeaseSettings(GROUP, batch=1, smallest=-(-workers // GROUP), largest=256)
     total = images * workers * teams
     return World(teams, workers, total, leases, COSTS, lead, POLL_NS, SIGMA)
 

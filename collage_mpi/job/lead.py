@@ -64,12 +64,10 @@ class LeadSettings:
 
     Attributes:
         session: of team 0; those of the other teams follow.
-        batch: groups of a unit of the book of leases.
         late_s: how long after the start the job waits for a team that has not come.
     """
 
     session: int
-    batch: int
     late_s: float
 
 
@@ -196,10 +194,10 @@ class Lead:
             self._join(self.teams[0])
             self._grant()
 
-    def group_by(self, book: LeaseBook, batch: int) -> None:
+    def group_by(self, book: LeaseBook) -> None:
         """The batch is chosen: several teams, of which none has a lease yet, take whole batches."""
         if not self.alone:
-            self._book, self._settings = book, replace(self._settings, batch=batch)
+            self._book = book
 
     def start(self, start: messages.Start, networks: Mapping[str, str]) -> None:
         """What networks cost is known, and what team 0 holds: leases go out from now on."""
@@ -325,7 +323,7 @@ class Lead:
             if team.done is not None:
                 found.append(read_entry(out, team.session))
             elif team.ready:
-                final = {"world": world_of(team.number), "batch": self._settings.batch}
+                final = {"world": world_of(team.number), "batch": self._book.settings.batch}
                 lost = {"status": ev.INCOMPLETE, "rows": None, "final": final}
                 found.append({"session": team.session, **lost})
         return found
@@ -479,8 +477,8 @@ class Lead:
                 if not self._book.fresh:  # it was the last, or less is left for some of the others
                     self._all_are_due()
                 places = messages.packed_ranges(lease.ranges)
-                first = lease.first_group * self._settings.batch
-                self._tell(team, messages.Lease(lease.number, lease.epoch, first, places))
+                granted = lease.number, lease.epoch, lease.first_group
+                self._tell(team, messages.Lease(*granted, places))
             # A team alone has nobody to take over from: it has all that there will be.
             if not self.alone and not self._book.left_for(team.number) and not team.lulled:
                 team.lulled = True
@@ -517,7 +515,7 @@ def build_lead(
     # Silence is seen in any world, and what a team has not said to be done is waited for.
     others.detector.tolerate(settings.on_rank_loss != "abort", timeout_s, all_needed=True)
     book = build_lease_book(plan, lacking)
-    told = LeadSettings(writer.session, settings.batch_size, settings.start_timeout_s)
+    told = LeadSettings(writer.session, settings.start_timeout_s)
     lead = Lead(others, book, writer.publisher, told, stop_reason)
     lead.begin(writer.manifest["run_id"], order_digest(plan) if others.ranks else "")
     return lead
@@ -528,13 +526,13 @@ def build_lease_book(plan: Plan, lacking: np.ndarray) -> LeaseBook:
 
     `lacking`: as of `build_lead`.
     """
-    unit = plan.settings.batch_size * plan.settings.group_size
-    largest = max(1, LARGEST_LEASE // unit)
-    an_image_a_rank = -(-len(plan.placement.workers) // unit)
-    leases = LeaseSettings(unit, smallest=min(an_image_a_rank, largest), largest=largest)
-    if plan.settings.teams == 1:
-        everything = max(1, -(-len(plan.order) // unit))
-        leases = LeaseSettings(unit, smallest=everything, largest=everything)
+    settings = plan.settings
+    images = settings.group_size * settings.batch_size
+    largest = max(1, LARGEST_LEASE // images)
+    smallest = min(-(-len(plan.placement.workers) // images), largest)  # an image a rank
+    if settings.teams == 1:
+        smallest = largest = max(1, -(-len(plan.order) // images))
+    leases = LeaseSettings(settings.group_size, settings.batch_size, smallest, largest)
     return LeaseBook(leases, len(plan.order), done=ranges_of(np.flatnonzero(~lacking)))
 
 

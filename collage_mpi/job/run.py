@@ -206,7 +206,7 @@ class LeadRun:
             networks = session.make_ready()
             costs = self._costs(session, networks)
             self.plan = plan = plan.at_batch(costs.batch)
-            lead.group_by(build_lease_book(plan, self.lacking), costs.batch)
+            lead.group_by(build_lease_book(plan, self.lacking))
             lead.start(start_of(plan, session.encoder, costs), networks)
             self._begin_to_judge(session, costs)
             files.include(partial(ranks_of_others, self.out, lead, self._world_of))

@@ -23,18 +23,29 @@ class LeaseSettings:
 
     Attributes:
         group_size: images of a full group.
-        share: a lease has 1/(share * teams) of the groups that are left, rounded up. So a slow team
-            does not hold too much at the end.
-        smallest, largest: limits of a lease, in groups.
+        batch: number of groups that are sent together. A lease has whole batches.
+        smallest, largest: limits of a lease, in batches.
+        share: a lease has 1/(share * teams) of the batches that are left, rounded up. So a slow
+            team does not hold too much at the end.
         ahead: a team gets another lease while it has fewer images in leases that it has not begun
             than `ahead` smallest leases hold.
     """
 
     group_size: int
+    batch: int
+    smallest: int
+    largest: int
     share: int = 5
-    smallest: int = 1
-    largest: int = 256
     ahead: int = 2
+
+    @property
+    def unit(self) -> int:
+        """Number of images of a whole batch."""
+        return self.group_size * self.batch
+
+    def batches(self, images: int) -> int:
+        """Number of batches that hold `images` images."""
+        return -(-images // self.unit)
 
 
 @dataclass(frozen=True)
@@ -100,27 +111,23 @@ class LeaseBook:
     is a defect of the caller.
     """
 
-    def __init__(
-        self, settings: LeaseSettings, images: int, first_group: int = 0, done: Iterable[Range] = ()
-    ) -> None:
+    def __init__(self, settings: LeaseSettings, images: int, done: Iterable[Range] = ()) -> None:
         """Start the book.
 
         Args:
             settings: sizes of leases.
             images: number of positions.
-            first_group: id of the first group.
             done: positions that are committed already, in any order.
 
         Raises:
             ValueError: ranges of `done` overlap, or lie beyond the positions.
         """
         self.settings, self.images = settings, images
-        size = settings.group_size
         fresh = _without([(0, images)], done)
-        self._fresh, self._fresh_group = _Pool(fresh), first_group
+        self._fresh, self._fresh_batch = _Pool(fresh), 0
         # positions of lost teams: teams that have tried them -> positions
         self._rests: dict[Teams, _Pool] = {}
-        self._rests_group = first_group + _groups(count(fresh), size)
+        self._rests_batch = settings.batches(count(fresh))
         self._teams: dict[int, _Team] = {}
         self._epochs = self._leases = 0  # how many there were so far
         self.committed = images - self.left
@@ -165,7 +172,7 @@ class LeaseBook:
     def wants(self, team: int) -> bool:
         """Whether the team should get a lease now."""
         waiting, settings = sum(self._in(team).waiting.values()), self.settings
-        enough = settings.ahead * settings.smallest * settings.group_size
+        enough = settings.ahead * settings.smallest * settings.unit
         return waiting < enough and self.left_for(team) > 0
 
     def grant(self, team: int) -> GrantedLease:
@@ -177,25 +184,24 @@ class LeaseBook:
         to, settings, left = self._in(team), self.settings, self.left_for(team)
         if not left:
             raise ValueError(f"nothing is left to grant to team {team}")
-        groups = -(-_groups(left, settings.group_size) // (settings.share * len(self._teams)))
-        groups = min(max(groups, settings.smallest), settings.largest)
-        first, ranges = self._take(to, team, groups * settings.group_size)
-        lease = GrantedLease(self._leases, team, to.epoch, first, ranges)
+        batches = -(-settings.batches(left) // (settings.share * len(self._teams)))
+        batches = min(max(batches, settings.smallest), settings.largest)
+        first, ranges = self._take(to, team, batches * settings.unit)
+        lease = GrantedLease(self._leases, team, to.epoch, first * settings.batch, ranges)
         self._leases += 1
         to.held = _merged([*to.held, *ranges])
         to.waiting[lease.number] = count(ranges)
         return lease
 
     def _take(self, to: _Team, team: int, images: int) -> tuple[int, tuple[Range, ...]]:
-        """Id of the first group, and positions that were all tried by the same teams."""
-        size = self.settings.group_size
+        """Number of the first batch, and positions that were all tried by the same teams."""
         if self._fresh.images:
-            first, ranges = self._fresh_group, self._fresh.take(images)
-            self._fresh_group += _groups(count(ranges), size)
+            first, ranges = self._fresh_batch, self._fresh.take(images)
+            self._fresh_batch += self.settings.batches(count(ranges))
             return first, ranges
         tried = next(t for t, pool in self._rests.items() if pool.images and team not in t)
-        first, ranges = self._rests_group, self._rests[tried].take(images)
-        self._rests_group += _groups(count(ranges), size)
+        first, ranges = self._rests_batch, self._rests[tried].take(images)
+        self._rests_batch += self.settings.batches(count(ranges))
         to.again.setdefault(tried, []).extend(ranges)
         return first, ranges
 
@@ -260,10 +266,6 @@ class LeaseBook:
 def count(ranges: Iterable[Range]) -> int:
     """Number of positions in the ranges."""
     return sum(stop - start for start, stop in ranges)
-
-
-def _groups(images: int, group_size: int) -> int:
-    return -(-images // group_size)
 
 
 def _merged(ranges: Iterable[Range]) -> list[Range]:

@@ -91,12 +91,12 @@ class Play:
         self.others = Others(self.clock)
         self.published = Published()
         self.stop: str | None = None
-        book = LeaseBook(LeaseSettings(4, largest=1), images, done=done)
+        book = LeaseBook(LeaseSettings(2, batch=2, smallest=1, largest=1), images, done=done)
         self.lead = Lead(
             self.others,
             book,
             self.published,
-            LeadSettings(session=5, batch=2, late_s=2.0),
+            LeadSettings(session=5, late_s=2.0),
             lambda: self.stop,
             self.clock,
         )
@@ -181,12 +181,12 @@ class Lone(Play):
         self.clock = Clock()
         self.others = Others(self.clock, ())
         self.stop = None
-        leases = LeaseSettings(4, smallest=images, largest=images)
+        leases = LeaseSettings(2, 2, smallest=images, largest=images)
         self.lead = Lead(
             self.others,
             LeaseBook(leases, images, done=done),
             None,
-            LeadSettings(session=5, batch=2, late_s=2.0),
+            LeadSettings(session=5, late_s=2.0),
             lambda: self.stop,
             self.clock,
         )
@@ -802,8 +802,8 @@ def test_what_the_lead_of_a_plan_goes_by(timeout_s, heard_ns):
     assert lead._book.left == 2
     assert [team.session for team in lead.teams] == [5, 6, 7]
     plan.settings.batch_size = 1
-    lead.group_by(build_lease_book(plan, np.array([False, False, True, True])), 1)
-    assert (lead._book.settings.smallest, lead._settings.batch) == (5, 1)
+    lead.group_by(build_lease_book(plan, np.array([False, False, True, True])))
+    assert (lead._book.settings.smallest, lead._book.settings.batch) == (5, 1)
     plan.settings.batch_size = 4096  # a batch is more than the largest lease would be
     book = build_lease_book(plan, np.array([False, False, True, True]))
     assert (book.settings.smallest, book.settings.largest) == (1, 1)

@@ -169,13 +169,13 @@ class TeamPlay:
             order=np.arange(self.images),
             shards=SimpleNamespace(infos=[SimpleNamespace(count=self.images)]),
         )
-        size = 2 * self.draw.randrange(1, 3)
-        book = LeaseBook(LeaseSettings(size, share=2, largest=4), self.images)
+        leases = LeaseSettings(2, self.draw.randrange(1, 3), smallest=1, largest=4, share=2)
+        book = LeaseBook(leases, self.images)
         self.lead = Lead(
             self.others,
             book,
             self.published,
-            LeadSettings(session=5, batch=size // 2, late_s=LATE_S),
+            LeadSettings(session=5, late_s=LATE_S),
             lambda: None,
             self.clock,
         )

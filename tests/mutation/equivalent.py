@@ -120,10 +120,6 @@ SAME: dict[tuple[str, str], str] = {
         "missing = depth if self._drained(silent_tasks) else (-1)",
     ): "none are admitted unless more than none are missing",
     (
-        "collage_mpi/scheduler/leases.py",
-        "smallest: int = (0)",
-    ): "of what is left a share rounded up is a group at least",
-    (
         "collage_mpi/scheduler/retries.py",
         "self._lost_ns = (-1)  # when the last rank was lost",
     ): "read only when a rank was lost, which sets it",

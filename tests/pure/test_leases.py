@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from collage_mpi.scheduler.leases import GrantedLease, LeaseBook, LeaseSettings, Range, count
 
-BY_FOUR = LeaseSettings(group_size=4, share=2, largest=100)
+BY_FOUR = LeaseSettings(group_size=4, batch=1, smallest=1, largest=100, share=2)
 TEAMS = range(4)
 DONE = -1
 
@@ -41,19 +41,19 @@ class LeaseMachine(RuleBasedStateMachine):
         share=st.integers(1, 4),
         bounds=st.sampled_from([(1, 100), (1, 2), (2, 3)]),
         ahead=st.integers(1, 3),
-        first_group=st.sampled_from([0, 7]),
+        batch=st.integers(1, 3),
         data=st.data(),
     )
-    def begin(self, images, size, share, bounds, ahead, first_group, data):
+    def begin(self, images, size, share, bounds, ahead, batch, data):
         done = sorted(data.draw(st.sets(st.integers(0, max(0, images - 1)), max_size=images // 2)))
-        self.settings = LeaseSettings(size, share, *bounds, ahead)
-        self.book = LeaseBook(self.settings, images, first_group, ranges_of(done))
+        self.settings = LeaseSettings(size, batch, *bounds, share, ahead)
+        self.book = LeaseBook(self.settings, images, ranges_of(done))
         self.holder: dict[int, int | None] = {p: DONE if p in done else None for p in range(images)}
         self.fresh = [p for p in range(images) if p not in done]
         self.rests: dict[frozenset[int], list[int]] = {}  # by the teams that have tried them
         self.tried: dict[int, frozenset[int]] = dict.fromkeys(range(images), frozenset())
-        self.group_of = {p: first_group + i // size for i, p in enumerate(self.fresh)}
-        self.beyond = first_group + -(-len(self.fresh) // size)  # the next rest's group
+        self.group_of = {p: i // size for i, p in enumerate(self.fresh)}
+        self.beyond = -(-len(self.fresh) // (size * batch)) * batch  # the next rest's group
         self.epochs: dict[int, int] = {}
         self.waiting: dict[int, list[int]] = {}
         self.size_of: dict[int, int] = {}  # of leases
@@ -85,20 +85,20 @@ class LeaseMachine(RuleBasedStateMachine):
         left = self.left_for(team)
         assert self.book.left_for(team) == left
         waiting = sum(self.size_of[number] for number in self.waiting[team])
-        enough = self.settings.ahead * self.settings.smallest * self.settings.group_size
+        size, batch = self.settings.group_size, self.settings.batch
+        enough = self.settings.ahead * self.settings.smallest * size * batch
         assert self.book.wants(team) == (left > 0 and waiting < enough)
         if not left:
             with pytest.raises(ValueError, match="nothing is left"):
                 self.book.grant(team)
             return
-        size = self.settings.group_size
-        groups = -(-left // size)
-        wanted = -(-groups // (self.settings.share * len(self.epochs)))
+        batches = -(-left // (size * batch))
+        wanted = -(-batches // (self.settings.share * len(self.epochs)))
         wanted = min(max(wanted, self.settings.smallest), self.settings.largest)
         lease = self.book.grant(team)
         taken = positions(lease.ranges)
         pool = self.fresh or self.rests[self.tried[taken[0]]]
-        assert len(taken) == min(wanted * size, len(pool))
+        assert len(taken) == min(wanted * size * batch, len(pool))
         assert not any(team in self.tried[p] for p in taken)
         if pool is self.fresh:  # as in a job of one team
             assert taken == pool[: len(taken)]
@@ -108,7 +108,7 @@ class LeaseMachine(RuleBasedStateMachine):
             ]
         else:
             first = self.beyond
-            self.beyond += -(-len(taken) // size)
+            self.beyond += -(-len(taken) // (size * batch)) * batch
         assert lease == GrantedLease(self.number, team, self.epochs[team], first, lease.ranges)
         for each in taken:
             pool.remove(each)
@@ -203,7 +203,7 @@ TestLeases = LeaseMachine.TestCase
 def test_sizes_shrink_to_a_group_and_none_is_above_its_share(
     images: int, size: int, share: int, teams: int
 ) -> None:
-    book = LeaseBook(LeaseSettings(size, share, largest=10**9), images)
+    book = LeaseBook(LeaseSettings(size, 1, 1, 10**9, share), images)
     for team in range(teams):
         book.join(team)
     sizes = []

@@ -21,7 +21,7 @@ from collage_mpi.simulation.simulator import SimulatedJob
 ANALYSIS = Path(__file__).parents[2] / "analysis"
 COSTS = Costs(receive_ns=46_000, send_ns=31_000, encode_ns=0)
 BY_HAND = Costs(receive_ns=3, send_ns=10, encode_ns=0, network_ns=7, single_ns=1000)
-NINES = LeaseSettings(group_size=9)
+NINES = LeaseSettings(group_size=9, batch=1, smallest=1, largest=256)
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_the_leads_work_is_in_its_own_coordinators_time(model: Any) -> None:
 
 
 def test_a_lead_that_is_too_slow_holds_up_the_job(model: Any) -> None:
-    small = LeaseSettings(group_size=9, smallest=1, largest=1)
+    small = LeaseSettings(group_size=9, batch=1, smallest=1, largest=1)
 
     def rate(lease_ns: int) -> float:
         of = model.World(8, 7, 20_000, small, COSTS, model.LeadCosts(lease_ns, 0, 0, 0))

@@ -230,7 +230,7 @@ DEFECTS = (
         (
             (
                 "job/run.py",
-                "            lead.group_by(build_lease_book(plan, self.lacking), costs.batch)\n",
+                "            lead.group_by(build_lease_book(plan, self.lacking))\n",
                 "",
             ),
         ),
