@@ -93,7 +93,7 @@ def list_folder(
     classes, notes = known, seen.warnings()
     numbers: dict[str, int | None] = dict.fromkeys(found)
     if found and labels:
-        why = _no_classes(root, loose, sorted(found), known)
+        why = _no_classes(loose, sorted(found), known)
         if why and strict:
             raise DataFault(f"{root}: {why}")
         if why:
@@ -114,7 +114,6 @@ def list_folder(
 
 
 def _no_classes(
-    root: Path,
     loose: Sequence[os.DirEntry[str]],
     folders: Sequence[str],
     names: tuple[str, ...] | None,
