@@ -16,7 +16,7 @@ from collage_mpi.job.recorder import Recorder
 from collage_mpi.job.team import Supply
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult, unpack_results
+from collage_mpi.mpi.answers import task_ends, unpack_results
 from collage_mpi.mpi.tasks import cancel_message_bytes, pack_cancel
 from collage_mpi.mpi.transport import Received, Sent
 from collage_mpi.scheduler import Scheduler
@@ -278,7 +278,7 @@ class Coordinator:
         self.ranks.heard(arrival.rank, arrival.at_ns, services_ns)
         before_ns = self.work.send_ns + self.work.encode_ns
         self.recorder.ended(results, arrival.at_ns, decode_ns)
-        self._handle(*_ends(arrival, results))
+        self._handle(*task_ends(arrival.rank, arrival.at_ns, results))
         self.recorder.settled([result.task for result in results])
         if self._cancels:
             self._send_cancels()
@@ -451,19 +451,3 @@ class Coordinator:
 
     def _finished(self, action: ev.Finish) -> None:
         self.finish = action
-
-
-def _ends(arrival: Received, results: Sequence[WireResult]) -> list[ev.Event]:
-    """The terminal event for each result of a worker's message."""
-    rank, _, now_ns = arrival
-    events: list[ev.Event] = []
-    for each in results:
-        if each.status == ANSWERED:
-            took_ns = each.compute_ns, each.held_ns
-            more = each.vectors, each.unread
-            events.append(ev.Answered(now_ns, each.task, rank, each.cells, *took_ns, *more))
-        elif each.status == FAILED:
-            events.append(ev.Failed(now_ns, each.task, rank, each.reason, each.unread))
-        else:
-            events.append(ev.Skipped(now_ns, each.task, rank))
-    return events

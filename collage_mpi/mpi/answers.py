@@ -25,7 +25,7 @@ from collage_mpi.mpi.protocol import (
     read_header,
     write,
 )
-from collage_mpi.scheduler.events import Score, Unread
+from collage_mpi.scheduler.events import Answered, Failed, Score, Skipped, Unread
 
 ANSWERED, FAILED, SKIPPED = STATUSES = 1, 2, 3
 REASON_BYTES = 480
@@ -222,6 +222,23 @@ def unpack_results(message: np.ndarray, header: Header | None = None) -> list[Wi
     if (at, vector, text) != (vectors_at, reasons_at, message.nbytes):
         raise WireFault("the results of a message do not add up")
     return results
+
+
+def task_ends(
+    rank: int, now_ns: int, results: Sequence[WireResult]
+) -> list[Answered | Failed | Skipped]:
+    """The terminal event for each result of a worker's message, all at one moment."""
+    events: list[Answered | Failed | Skipped] = []
+    for each in results:
+        if each.status == ANSWERED:
+            took_ns = each.compute_ns, each.held_ns
+            more = each.vectors, each.unread
+            events.append(Answered(now_ns, each.task, rank, each.cells, *took_ns, *more))
+        elif each.status == FAILED:
+            events.append(Failed(now_ns, each.task, rank, each.reason, each.unread))
+        else:
+            events.append(Skipped(now_ns, each.task, rank))
+    return events
 
 
 def _text(result: WireResult) -> bytes:

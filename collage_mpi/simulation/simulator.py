@@ -29,7 +29,7 @@ from collage_mpi.job.plan import with_accept_of, with_every_answer
 from collage_mpi.job.recorder import Recorder, Writer
 from collage_mpi.kinds import BACKUP, CODED, KIND, PARITY, SINGLE, SPARE_KINDS
 from collage_mpi.models import describe
-from collage_mpi.mpi.answers import ANSWERED, SKIPPED, WireResult
+from collage_mpi.mpi.answers import ANSWERED, SKIPPED, WireResult, task_ends
 from collage_mpi.results.agreement import Draw
 from collage_mpi.scheduler import Scheduler, batch_factor, make_scheme
 from collage_mpi.scheduler import events as ev
@@ -202,7 +202,7 @@ class Simulation:
         times_ns = settings.arrival_times_ns(job.images)  # (images,) int64
         self._arrivals: Arrivals = ClosedLoop() if times_ns is None else OpenLoop(times_ns)
         self._awaited_ns: int | None = None
-        self._events: deque[ev.Event] = deque()
+        self._events: deque[Sequence[ev.Event]] = deque()
         self._dropped_timers: set[int] = set()
         self._actions: dict[type, Callable[[Any], object]] = {
             ev.Send: lambda a: self._send((a,)),
@@ -244,8 +244,8 @@ class Simulation:
 
     # ---- rank 0 -------------------------------------------------------------
 
-    def _handle(self, event: ev.Event) -> None:
-        self._events.append(event)
+    def _handle(self, *events: ev.Event) -> None:
+        self._events.append(events)
         self._drain()
 
     def _drain(self) -> None:
@@ -253,8 +253,8 @@ class Simulation:
         while self._events:
             current = self._events[0]
             if self.finish is None:
-                self._stamp_ns = current.now_ns
-                for action in self.scheduler.handle(current):
+                self._stamp_ns = current[0].now_ns
+                for action in self.scheduler.handle(*current):
                     self._actions[type(action)](action)
             self._events.popleft()
 
@@ -264,23 +264,16 @@ class Simulation:
         return self._free_ns
 
     def _answer(self, at_ns: int, answer: tuple[int, Sequence[WireResult]]) -> None:
-        """Take the answers of a message, which all come at the same time, one after another."""
+        """Take the answers of a message: one moment to the scheduler, as in a real run."""
         rank, results = answer
         now_ns = self._begin(at_ns)
         if self._timeouts is not None:
             self._timeouts.served(max(result.held_ns for result in results))
             self._timeouts.heard(rank, now_ns, len(results))
-        for result in results:
-            self._take(now_ns, rank, result)
-
-    def _take(self, now_ns: int, rank: int, result: WireResult) -> None:
-        self._free_ns += self.job.costs.receive_ns
-        self.recorder.ended((result,), now_ns, 0)
-        if result.status == SKIPPED:
-            self._handle(ev.Skipped(now_ns, result.task, rank))
-        else:
-            self._handle(ev.Answered(now_ns, result.task, rank, result.cells, 0, result.held_ns))
-        self.recorder.settled((result.task,))
+        self._free_ns += len(results) * self.job.costs.receive_ns
+        self.recorder.ended(results, now_ns, 0)
+        self._handle(*task_ends(rank, now_ns, results))
+        self.recorder.settled([result.task for result in results])
 
     def _timer(self, at_ns: int, timer: int) -> None:
         if timer in self._dropped_timers:
@@ -310,15 +303,17 @@ class Simulation:
     def _let_in(self, now_ns: int) -> None:
         """Images that are due arrive. If the next one has a time of arrival, wait for that time."""
         while count := min(self._arrivals.due(now_ns), self.job.images - self._next_image):
+            arrived: list[ev.Event] = []
             for t0_ns, _ in self._arrivals.enter(now_ns, count):
                 image = self._next_image
                 label = None if self._answers is None else self._answers.label(image)
                 self._images[image] = ImageRecord(image, 0, image, None, label, t0_ns=t0_ns)
                 drawn = self._draw.one(0, image)
-                self._events.append(ev.ImageArrived(now_ns, image, t0_ns, drawn=drawn))
+                arrived.append(ev.ImageArrived(now_ns, image, t0_ns, drawn=drawn))
                 self._next_image += 1
+            self._events.append(arrived)
         if self._next_image == self.job.images:  # to tell it again changes nothing
-            self._events.append(ev.InputClosed(now_ns))
+            self._events.append((ev.InputClosed(now_ns),))
         next_ns = self._arrivals.next_ns(now_ns)
         if next_ns is not None and next_ns != self._awaited_ns:
             self._awaited_ns = next_ns
@@ -334,7 +329,7 @@ class Simulation:
         if self._timeouts is not None:
             self._timeouts.sent(sends[0].rank, self._free_ns, len(sends))
         self.recorder.sent(sends, self._free_ns, (encode_ns,) * len(sends))
-        self._events.append(ev.SendDone(self._stamp_ns, tuple(send.task for send in sends)))
+        self._events.append((ev.SendDone(self._stamp_ns, tuple(send.task for send in sends)),))
         self._at(self._free_ns + self.job.costs.network_ns, RANK, self._arrives, sends)
 
     def _cancel(self, action: ev.Cancel) -> None:
