@@ -31,9 +31,9 @@ from types import SimpleNamespace
 import numpy as np
 
 from collage_mpi.faults.failure_detector import FailureDetector
-from collage_mpi.job.handshake import ServiceCosts
+from collage_mpi.job.handshake import task_bytes
 from collage_mpi.job.lead import build_lead
-from collage_mpi.job.messages import Hello
+from collage_mpi.job.messages import Hello, Start
 from collage_mpi.job.plan import make_plan
 from collage_mpi.job.provenance import make_manifest
 from collage_mpi.job.session import Audience, TeamSession
@@ -156,7 +156,7 @@ def cost_us(
     process_ns, thread_ns = time.process_time_ns(), time.thread_time_ns()
     with TeamSession(plan, group, lead, writer, audience, lambda: None) as session:
         session.make_ready()
-        work = (ServiceCosts({}, {}, 1.0, None, {}),)
+        work = (Start(1.0, {}, 1, task_bytes(plan, session.encoder)),)
         finish = profile.runcall(session.work, *work) if profile else session.work(*work)
         thread_ns = time.thread_time_ns() - thread_ns
         process_ns = time.process_time_ns() - process_ns

@@ -24,8 +24,9 @@ from round_settings import BenchSettings
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.errors import ExitCode
 from collage_mpi.faults.process_monitor import CoordinatorMonitor
-from collage_mpi.job.handshake import ServiceCosts
+from collage_mpi.job.handshake import task_bytes
 from collage_mpi.job.lead import build_lead
+from collage_mpi.job.messages import Start
 from collage_mpi.job.networks import NetworkLoader
 from collage_mpi.job.plan import Plan, make_plan
 from collage_mpi.job.provenance import make_manifest
@@ -273,7 +274,7 @@ class JobBlock:
                 session.images, profile = self.images, self.world.profile
             session.stored = name == "job-cells" and session.encoder.resizes
             session.make_ready()
-            work = (ServiceCosts({}, {}, 1.0, None, {}),)
+            work = (Start(1.0, {}, 1, task_bytes(plan, session.encoder)),)
             finish = profile.runcall(session.work, *work) if profile else session.work(*work)
         writer.close(finish.status)
         assert finish.status == COMPLETE, finish

@@ -119,7 +119,7 @@ def batch_facts(settings: RunSettings) -> dict[str, Any]:
 
 def final_facts(session: TeamSession, job: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of a session only at its end, for the manifest; `job`: as of `job_facts`."""
-    plan, coordinator, costs = session.plan, session.coordinator, session.costs
+    plan, coordinator = session.plan, session.coordinator
     return {
         "world": [
             {
@@ -132,11 +132,8 @@ def final_facts(session: TeamSession, job: Mapping[str, Any]) -> dict[str, Any]:
             *({"rank": rank, **_member(hello)} for rank, hello in sorted(session.hellos.items())),
         ],
         "batch": plan.settings.batch_size,
-        "cost_ratio": costs.ratio,
-        "cost_ratio_interval": costs.interval,
-        "batch_costs": costs.batch_costs,
-        "idle_service_ns": costs.idle_ns,
-        "idle_batch_ns": costs.batch_ns,
+        "cost_ratio": session.start.cost_ratio,
+        "batch_costs": session.start.batch_costs,
         "rank0": coordinator.work.means(),
         "poll": {
             "longest_gap_ns": coordinator.polls.longest_ns,

@@ -27,6 +27,7 @@ from collage_mpi.job.handshake import (
     service_costs,
     start_of,
     tell_tunings,
+    without_room,
 )
 from collage_mpi.job.lead import build_lead, build_lease_book, ranks_of_others
 from collage_mpi.job.messages import Begin, Done, Fault, Ready, Start
@@ -207,14 +208,21 @@ class LeadRun:
             costs = self._costs(session, networks)
             self.plan = plan = plan.at_batch(costs.batch)
             lead.group_by(build_lease_book(plan, self.lacking))
-            lead.start(start_of(plan, session.encoder, costs), networks)
+            start = start_of(plan, session.encoder, costs)
+            lead.start(start, networks)
             self._begin_to_judge(session, costs)
             files.include(partial(ranks_of_others, self.out, lead, self._world_of))
-            finish = session.work(costs)
+            finish = session.work(start)
             lead.say(Done(finish.status, finish.reason, (), ()))
             lead.wait(session.report)
             session.publish()  # how each team has ended
-        final = {**final_facts(session, self.job), **session.facts()}
+        final = {
+            **final_facts(session, self.job),
+            **session.facts(),
+            "cost_ratio_interval": costs.interval,
+            "idle_service_ns": costs.idle_ns,
+            "idle_batch_ns": costs.batch_ns,
+        }
         writer.teams = lead.entries(self.out, self._world_of)
         return lead.finish, final
 
@@ -450,8 +458,9 @@ class TeamRun:
         with TeamSession(plan, group, link, rows, audience, self._stop_reason) as session:
             link.say(Ready(session.make_ready()))
             start = link.wait_for(Start, self._stop_reason)
-            costs = ServiceCosts({}, {}, start.cost_ratio, None, start.batch_costs, start.batch)
-            finish = session.work(costs)
+            if plan.settings.batch is None:  # team 0 has chosen it
+                without_room(plan, group, start.batch, self._why_stop)
+            finish = session.work(start)
             session.publish()
             final = final_facts(session, job_facts(group.transport.library))
             final |= {**session.facts(), "lost": group.detector.describe()}

@@ -21,17 +21,9 @@ from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job.calibration import AgreementWatch, PairBook
 from collage_mpi.job.coordinator import Coordinator, LoopSettings
 from collage_mpi.job.encoders import make_cell_maker, make_encoder
-from collage_mpi.job.handshake import (
-    ServiceCosts,
-    handshake,
-    kept_columns,
-    readers,
-    roll_call,
-    start_of,
-    without_room,
-)
+from collage_mpi.job.handshake import handshake, kept_columns, readers, roll_call
 from collage_mpi.job.image_buffer import ImageBuffer, Reader
-from collage_mpi.job.messages import Hello
+from collage_mpi.job.messages import Hello, Start
 from collage_mpi.job.plan import Plan
 from collage_mpi.job.recorder import Recorder, Totals, Vectors
 from collage_mpi.job.team import Link, Supply
@@ -143,9 +135,9 @@ class TeamSession(ExitStack):
             self.rows.keep(layout)
             vectors = Vectors(settings.extras, layout, self.rows.vector, evidence)
         scheme = replace(settings.scheme_settings(), decode=parity_decoder(plan, vectors))
-        workers, costs = len(plan.placement.workers), self.costs
+        workers, told = len(plan.placement.workers), self.start
         runs = settings.runs and self.reading.issuperset(plan.placement.workers)
-        asked = settings.scheduler_settings(workers, costs.ratio, costs.batch_costs, runs=runs)
+        asked = settings.scheduler_settings(workers, told.cost_ratio, told.batch_costs, runs=runs)
         fingerprints = [info.fingerprint for info in plan.shards.infos]
         draw = Draw(settings.audit_share, settings.audit_seed, fingerprints)
         wire = self.worker_group.session
@@ -173,17 +165,15 @@ class TeamSession(ExitStack):
         scheduler = Scheduler(asked, make_scheme(scheme))
         return Coordinator(scheduler, self.worker_group, feed, self.recorder, self.supply, loop)
 
-    def work(self, costs: ServiceCosts) -> ev.Finish:
+    def work(self, start: Start) -> ev.Finish:
         """Classify what the lead grants, until it says that all is done; the rows are on the disk
         then, and the lead has been told of them.
 
         Raises:
             CollageError: rows could not be written, or the job must not go on.
         """
-        if self.plan.settings.batch is None and costs.chosen is None:  # another team has measured
-            without_room(self.plan, self.worker_group, costs.batch, self._why_not_begin)
-        self.costs, self.plan = costs, self.plan.at_batch(costs.batch)
-        self.worker_group.start(start_of(self.plan, self.encoder, costs))
+        self.start, self.plan = start, self.plan.at_batch(start.batch)
+        self.worker_group.start(start)
         self.coordinator = self.build_coordinator()
         self._link.follow(lambda: self.supply.progress)
         self._begin_to_tell()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,10 +13,11 @@ from job_messages import HELLO
 
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.faults.failure_detector import FailureDetector
-from collage_mpi.job.handshake import ServiceCosts, task_bytes
 from collage_mpi.job.lead import build_lead
+from collage_mpi.job.messages import Ready, Start
 from collage_mpi.job.plan import make_plan
 from collage_mpi.job.provenance import final_facts, make_manifest
+from collage_mpi.job.run import TeamRun
 from collage_mpi.job.session import NAMED_BATCH, SENT_BATCH, Audience, TeamSession
 from collage_mpi.job.team import LeadLost
 from collage_mpi.mpi.answers import ANSWERED, WireResult, pack_results
@@ -23,13 +25,14 @@ from collage_mpi.mpi.protocol import CANCEL, read_header
 from collage_mpi.mpi.tasks import unpack_tasks
 from collage_mpi.mpi.transport import Received, Sent
 from collage_mpi.results import RunWriter, read_results
+from collage_mpi.results.pending import entry_path
 from collage_mpi.scheduler.events import Score
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
 from collage_mpi.system.progress import NoLines
 
 SESSION, IMAGES = 3, 22
-COSTS = ServiceCosts({}, {}, 1.0, None, {})
+START = Start(1.0, {}, 1, 1 << 12)
 
 
 class Ranks:
@@ -45,7 +48,8 @@ class Ranks:
         self.calls: list[str] = []
         self.sizes: list[int] = []  # images of each message
         self.told = None
-        self.session_of: TeamSession | None = None
+        self.session_of: object = None
+        self.measured = lambda: None
 
     def expect(self, nbytes) -> None:
         self.expected = nbytes
@@ -62,6 +66,7 @@ class Ranks:
 
     def measure_together(self, ranks, kind, batch, interrupted):
         self.calls.append(f"{kind} of {batch} on {ranks}")
+        self.measured()
         if interrupted() is not None:
             raise LeadLost(interrupted())
         return {}
@@ -132,7 +137,7 @@ def test_the_session_of_one_team_writes_a_row_an_image_in_order(
     made = Made(tmp_path, **settings)
     with made.session as session:
         assert session.make_ready() == HELLO.fingerprints
-        finish = session.work(COSTS)
+        finish = session.work(START)
     assert (finish.status, made.group.calls) == ("complete", [welcome, "start", "end"])
     assert made.group.expected == 8  # the longest answer of any rank
     assert session.facts()["read_by"] == read_by
@@ -150,7 +155,7 @@ def test_a_session_that_goes_on_does_what_is_left_and_counts_its_groups_from_0(t
     made = Made(tmp_path, lacking)
     with made.session as session:
         session.make_ready()
-        finish = session.work(COSTS)
+        finish = session.work(START)
     made.close("incomplete")
     rows = np.sort(read_results(tmp_path / "out").images, order="row")
     assert finish.status == "complete"
@@ -160,29 +165,49 @@ def test_a_session_that_goes_on_does_what_is_left_and_counts_its_groups_from_0(t
 
 @pytest.mark.parametrize("asked", [None, 2])
 def test_the_batch_that_was_chosen_is_that_of_the_session(tmp_path, asked):
-    """Where another team has chosen it, the ranks try it before the job."""
-    made = Made(tmp_path, batch=asked)
+    made, size = Made(tmp_path, batch=asked), asked or 4
+    start = replace(START, batch=size)
     with made.session as session:
         session.make_ready()
-        finish = session.work(replace(COSTS, batch=4))
-        size = 4 if asked is None else asked
-        tried = ["single of 4 on (1, 2)"] if asked is None else []
-        assert made.group.calls == ["welcome", *tried, "start", "end"]
-        assert (made.group.told.batch, max(made.group.sizes)) == (size, size)
-        assert made.group.told.task_bytes == task_bytes(session.plan, session.encoder)
+        finish = session.work(start)
+        assert made.group.calls == ["welcome", "start", "end"]
+        assert (made.group.told, max(made.group.sizes)) == (start, size)
         assert final_facts(session, {"host": "h", "pid": 1})["batch"] == size
     made.close(finish.status)
     rows = np.sort(read_results(tmp_path / "out").images, order="row")
     assert rows["warmup"].sum() == 4 * size
 
 
+def another_team(made: Made) -> TeamRun:
+    """One whose lead has chosen a batch of 4, and a ratio of costs."""
+    team, lead = TeamRun.__new__(TeamRun), made.lead
+    said = lead.say
+    lead.wait_for = lambda message, stop_reason: replace(START, cost_ratio=1.5, batch=4)
+    lead.say = lambda message: None if isinstance(message, Ready) else said(message)
+    team.out, team._manifest = made.writer.out, made.writer.manifest
+    team._begin = SimpleNamespace(session=made.writer.session)
+    team.plan, team._worker_group, team._link = made.plan, made.group, lead
+    team._stop_reason = lambda: None
+    (team.out / "pending").mkdir()
+    return team
+
+
+@pytest.mark.parametrize(("asked", "tried"), [(None, ["single of 4 on (1, 2)"]), (4, [])])
+def test_ranks_of_another_team_try_the_batch_that_was_chosen_for_all(tmp_path, asked, tried):
+    made = Made(tmp_path, batch=asked)
+    another_team(made).run()
+    assert made.group.calls == ["welcome", *tried, "start", "end"]
+    entry = json.loads(entry_path(made.writer.out, made.writer.session).read_text())
+    assert (entry["status"], entry["final"]["cost_ratio"]) == ("complete", 1.5)
+    made.close("incomplete")
+
+
 def test_while_ranks_try_the_batch_the_lead_is_heard(tmp_path):
     made = Made(tmp_path, batch=None)
-    with made.session as session:
-        session.make_ready()
-        made.lead.stop_reason = lambda: "the lead is lost"
-        with pytest.raises(LeadLost, match="the lead is lost"):
-            session.work(replace(COSTS, batch=4))
+    team = another_team(made)
+    made.group.measured = lambda: setattr(made.lead, "stop_reason", lambda: "the lead is lost")
+    with pytest.raises(LeadLost, match="the lead is lost"):
+        team.run()
     made.close("incomplete")
 
 
@@ -198,7 +223,7 @@ def test_what_kept_a_row_from_the_disk_is_raised_before_the_lead_hears_of_an_end
     with made.session as session:
         session.make_ready()
         with pytest.raises(EnvironmentFault, match="disk full"):
-            session.work(COSTS)
+            session.work(START)
     assert made.group.calls[-1] == "end"
     made.close("incomplete")
 
@@ -218,6 +243,6 @@ def test_a_session_that_the_lead_halts_ends_with_the_reason(tmp_path):
     with made.session as session:
         session.make_ready()
         session.supply.halted = "stopped by SIGTERM"
-        finish = session.work(COSTS)
+        finish = session.work(START)
     assert (finish.status, finish.reason) == ("incomplete", "stopped by SIGTERM")
     made.close(finish.status)
