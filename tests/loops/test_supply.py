@@ -24,6 +24,7 @@ from collage_mpi.job.team import (
     Dismissed,
     LeadLink,
     LeadLost,
+    Places,
     Supply,
     order_digest,
 )
@@ -226,6 +227,14 @@ def test_in_a_lull_rows_are_flushed_and_the_lead_is_told_when_they_are_on_the_di
     team.look()
     team.look()
     assert team.link.said == [Begun(3), Part("images", 1, 9, (0, 2)), Idle(3)]
+
+
+def test_positions_of_many_images_are_found():
+    infos = [SimpleNamespace(count=40_000), SimpleNamespace(count=40_000)]
+    order = np.arange(80_000)[::-1]
+    places = Places(SimpleNamespace(order=order, shards=SimpleNamespace(infos=infos)))
+    keys = np.array([(0, 0), (0, 1), (1, 39_999), (1, 9_999)], KEY_ROW)
+    assert places.of(keys) == [(0, 1), (30_000, 30_001), (79_998, 80_000)]
 
 
 def test_the_rows_of_a_part_are_in_any_order_and_of_any_lease():

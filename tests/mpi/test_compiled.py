@@ -26,6 +26,7 @@ PURE = (  # those that replace no method: compiled classes do not allow it
     "loops/test_failure_detector.py",
     "loops/test_image_buffer.py",
     "loops/test_session.py",
+    "loops/test_two_drivers.py",
 )
 JOBS = (
     "mpi/test_run.py::test_eleven_ranks_in_all_shapes",
