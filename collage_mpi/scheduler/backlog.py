@@ -133,16 +133,16 @@ class Backlog:
 class PullQueue:
     """Tasks without a rank: a rank that has room pulls the tasks that have waited longest.
 
-    A message holds up to `batch` tasks of one kind; each image of a run counts as a task. If less
-    than a batch for each idle rank waits, the idle ranks share it equally. A slow rank gets only as
-    many tasks as it can finish in the time that other ranks need for a batch.
+    A message holds up to a batch of tasks of one kind; each image of a run counts as a task. If
+    less than a batch for each idle rank waits, the idle ranks share it equally. A slow rank gets
+    only as many tasks as it can finish in the time that other ranks need for a batch.
     """
 
     runs_leave = True  # a run may leave as one task
 
-    def __init__(self, tasks: TaskBook, ranks: ReadyRanks, batch: int) -> None:
+    def __init__(self, tasks: TaskBook, ranks: ReadyRanks) -> None:
         self.backlogs: defaultdict[str, Backlog] = defaultdict(Backlog)
-        self._tasks, self._ranks, self._batch = tasks, ranks, batch
+        self._tasks, self._ranks = tasks, ranks
         self._nobody = RankState(0, frozenset(), "", 0)  # stands for the rank of a waiting task
 
     def add(
@@ -256,7 +256,7 @@ class PullQueue:
         """The rank's next batch of this kind; its share if less than a batch an idle rank waits."""
         backlog = self.backlogs[kind]
         waiting = backlog.inputs - (0 if FRESH in sorts else backlog.fresh_inputs)
-        share = self._ranks.portion(kind, rank.id, self._batch)
+        share = self._ranks.portion(kind, rank.id)
         if waiting < share * self._ranks.count(kind):  # too little for all: share it
             share = min(share, -(-waiting // max(1, self._ranks.rooms[kind].idle)))
         most = share

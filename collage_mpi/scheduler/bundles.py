@@ -51,12 +51,11 @@ class BundleQueue(PullQueue):
         tasks: TaskBook,
         ranks: ReadyRanks,
         paces: Paces,
-        batch: int,
         bundle: Bundle,
         main: str,
     ) -> None:
         """`main`: the kind of the images' own tasks; `paces`: the ranks' service times."""
-        super().__init__(tasks, ranks, batch)
+        super().__init__(tasks, ranks)
         self.bundle = bundle
         self.calibrating = False
         self._paces = paces
@@ -222,7 +221,7 @@ class BundleQueue(PullQueue):
             return []
         share = main.fresh_inputs // (bundle.most * max(1, room.idle))
         tasks: list[TaskState] = []
-        most = self._ranks.portion(self._kind, rank.id, self._batch)
+        most = self._paces.portion(self._kind, rank.id)
         for _ in range(min(most, max(1, share))):
             waited = self._tasks.withdraw(main.take_fresh(bundle.most, self._tasks.cut))
             images = sorted((task.images[0] for task in waited), key=lambda image: image.id)

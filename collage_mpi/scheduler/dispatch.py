@@ -99,8 +99,8 @@ class Dispatch:
         self.bundles: BundleQueue | None = None
         if bundle is not None:
             assert ranks.paces is not None
-            self.bundles = BundleQueue(self.tasks, ranks, ranks.paces, batch, bundle, main)
-        self.pulled = self.bundles or PullQueue(self.tasks, ranks, batch)
+            self.bundles = BundleQueue(self.tasks, ranks, ranks.paces, bundle, main)
+        self.pulled = self.bundles or PullQueue(self.tasks, ranks)
         self.turn = turn
         self._bound = RankQueues(self.tasks, batch)
         self._just_made: list[TaskState] = []  # tasks for any rank, made while gathering

@@ -130,6 +130,8 @@ class Paces:
         A slow rank gets what it can finish in the time that the others need for a batch, but at
         least SLICE_NS of work.
         """
+        if self._batch == 1:
+            return 1
         pace_ns, limit_ns = self._paces[rank].service_ns, self.limit_ns(kind)
         if pace_ns <= limit_ns:
             return self._batch

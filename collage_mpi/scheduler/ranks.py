@@ -246,9 +246,10 @@ class ReadyRanks:
         """Recent service time of a single image on the rank; 0 if none is known."""
         return 0.0 if self.paces is None else self.paces.service_ns(rank)
 
-    def portion(self, kind: str, rank: int, batch: int) -> int:
-        """Most tasks of a message for the rank, at most `batch`."""
-        return batch if batch == 1 or self.paces is None else self.paces.portion(kind, rank)
+    def portion(self, kind: str, rank: int) -> int:
+        """Most tasks of a message for the rank. Only ranks that pull are asked."""
+        assert self.paces is not None
+        return self.paces.portion(kind, rank)
 
     # ---- what has changed ---------------------------------------------------
 
