@@ -125,12 +125,10 @@ def settings_of(network: Network, agree: float, **more: float) -> RunSettings:
 def begin(network: Network, agree: float, audit: float, seed: int) -> Job:
     """A job up to its first audit."""
     settings = settings_of(network, agree, audit=audit)
-    n, cells = len(network.scores), settings.group_size
+    n = len(network.scores)
     first = settings.calibration_images(n)
-    ratio = network.ratios[PRECISIONS[0]]
-    asked = Asked(agree, settings.calibration_size, first, n, cells, ratio)
-    judge = Judge(asked, lambda: (1, 0))
-    order = calibration_first(np.arange(n), first, cells, seed)
+    judge = Judge(Asked(settings, n, network.ratios[PRECISIONS[0]]), lambda: (1, 0))
+    order = calibration_first(np.arange(n), first, settings.group_size, seed)
     judge.take(pairs_at(network, order[:first], range(first)))
     judge.verdict()
     rest = order[first:]

@@ -25,6 +25,7 @@ from collage_mpi.results.agreement import (
 )
 from collage_mpi.results.rows import AUDIT_CODE, cells_of
 from collage_mpi.scheduler.events import DONE, Resolve
+from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
 
@@ -150,24 +151,24 @@ def pairs_of(rows: np.ndarray, places: np.ndarray) -> list[Pair]:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be kept, and what of.
+    """What the threshold must keep.
 
     Attributes:
-        agree: share of images whose answer may not change, between 0 and 1.
-        wanted: images that are to choose the threshold.
-        calibration: those that do: 0 where the job is too small.
-        images: of the job.
-        cells: images of a collage.
+        settings: of the run. They say which share of the answers may not change.
+        images: number of images of the job.
         ratio: service time of what is asked first, a collage or a batch of as many images, over
             that of an image by the single network.
     """
 
-    agree: float
-    wanted: int
-    calibration: int
+    settings: RunSettings
     images: int
-    cells: int
     ratio: float
+
+    @property
+    def agree(self) -> float:
+        """Share of the images whose answer may not change, between 0 and 1."""
+        assert self.settings.agree is not None
+        return self.settings.agree
 
 
 class Judge:
@@ -267,13 +268,14 @@ class Judge:
 
     def _chosen(self) -> tuple[float | None, str | None]:
         """The threshold and why, or why there is none; (None, None) before all images are in."""
-        asked = self.asked
-        if not asked.calibration:
+        asked, settings = self.asked, self.asked.settings
+        calibration = settings.calibration_images(asked.images)
+        if not calibration:
             return None, (
-                f"{asked.wanted:,} images are to choose a threshold, and this job has "
+                f"{settings.calibration_size:,} images are to choose a threshold, and this job has "
                 f"{asked.images:,} in all: it is too small; {ALONE}"
             )
-        if len(self._calibration) < asked.calibration:
+        if len(self._calibration) < calibration:
             return None, None
         pairs = [pair for pair in self._calibration.values() if pair.score is not None]
         scores = np.array([pair.score for pair in pairs], np.float64)  # (n,)
@@ -287,7 +289,7 @@ class Judge:
             )
         found = least_threshold(scores, differs, asked.agree)
         share = 0.0 if found is None else float((scores >= found).mean())
-        pays = asked.ratio / asked.cells
+        pays = asked.ratio / settings.group_size
         if found is None or share <= pays:
             return None, (
                 f"{both}, and {_percent(share)} of the cells may count; the first stage pays from "

@@ -285,14 +285,7 @@ def build_judge(
     first = settings.judged
     inputs = settings.group_size if KIND[first].batched else 1
     factor = batch_factor(inputs, costs.batch_costs.get(first, 1.0))
-    asked = Asked(
-        settings.agree,
-        settings.calibration_size,
-        plan.calibration,
-        len(plan.order),
-        settings.group_size,
-        costs.ratio * factor,
-    )
+    asked = Asked(settings, len(plan.order), costs.ratio * factor)
     before = known.get("thresholds") or ()
     interrupted = known and not before
     return Judge(asked, when, before, pairs_before(plan) if interrupted else ())

@@ -53,6 +53,7 @@ from collage_mpi.results.rows import OUTCOME_CODE, SOURCE_CODE, SOURCES
 from collage_mpi.scheduler import Scheduler, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.core import ProtocolViolation
+from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
 from collage_mpi.workload.arrivals import ClosedLoop
 
@@ -463,7 +464,7 @@ def test_the_images_that_both_networks_classify_first_choose_the_threshold(cells
     """None is accepted before, and none after where the networks differ."""
     job = Job(120, scheme="cascade", placement="fastest", calibration=40)
     book = job.supply.book
-    asked = Asked(agree=0.9, wanted=40, calibration=40, images=120, cells=4, ratio=0.5)
+    asked = Asked(RunSettings(scheme="cascade", side=2, agree=0.775), images=120, ratio=0.5)
     judge = Judge(asked, lambda: (1, 0))
 
     def hear(pairs):

@@ -10,6 +10,7 @@ from test_coordinator import Job
 from collage_mpi.job.calibration import Asked, Judge
 from collage_mpi.results.rows import AUDIT_CODE
 from collage_mpi.scheduler.events import DONE
+from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.workload.arrivals import OpenLoop, poisson_times_ns
 
 
@@ -62,7 +63,7 @@ def test_at_a_low_load_the_images_that_choose_a_threshold_meet_both_networks():
     cluster = {"service_ns": lambda rank, task: 4 * MS}
     layout = {"singles": 3, "placement": "fastest", "together": False, "depth": 50, "credit": 1}
     job = open_job(times_ns, scheme="cascade", calibration=40, cluster=cluster, **layout)
-    asked = Asked(agree=0.9, wanted=40, calibration=40, images=120, cells=4, ratio=0.5)
+    asked = Asked(RunSettings(scheme="cascade", side=2, agree=0.775), images=120, ratio=0.5)
     judge = Judge(asked, lambda: (1, 0))
     book, noted = job.supply.book, []
     book.tell(judge.hear)

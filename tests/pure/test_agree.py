@@ -35,7 +35,6 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.simulator import SimulatedJob
 
 SCORE = Score(3, 0.9)
-ASKED = Asked(agree=0.98, wanted=450, calibration=450, images=10_000, cells=9, ratio=0.6)
 
 
 def at() -> tuple[int, int]:
@@ -45,6 +44,9 @@ def at() -> tuple[int, int]:
 
 def cascade(**more) -> RunSettings:
     return RunSettings(scheme="cascade", **more)
+
+
+ASKED = Asked(cascade(agree=0.98), images=10_000, ratio=0.6)  # of them 450 choose the threshold
 
 
 # ---- settings ---------------------------------------------------------------
@@ -274,7 +276,7 @@ def test_the_least_score_at_which_three_of_450_differ() -> None:
 @pytest.mark.parametrize(
     ("asked", "pairs", "said"),
     [
-        (replace(ASKED, calibration=0, images=400), [], "this job has 400 in all: it is too small"),
+        (replace(ASKED, images=400), [], "this job has 400 in all: it is too small"),
         (
             ASKED,
             [Pair(at, 0.9, differs=True) for at in range(450)],
@@ -302,9 +304,7 @@ def test_where_it_does_not_pay_the_single_network_goes_on_alone(asked, pairs, sa
 
 @pytest.mark.parametrize(("scheme", "ratio"), [("cascade", 0.5), ("cascade-batch", 0.9)])
 def test_a_batch_pays_by_what_all_its_images_take_and_a_collage_by_one_input(scheme, ratio) -> None:
-    plan = SimpleNamespace(
-        settings=RunSettings(scheme=scheme, agree=0.98), calibration=450, order=np.arange(1_000)
-    )
+    plan = SimpleNamespace(settings=RunSettings(scheme=scheme, agree=0.98), order=np.arange(1_000))
     costs = ServiceCosts({}, {}, 0.5, None, {"backup": 0.1})
     judge = runs.build_judge(plan, {}, costs, at)
     assert judge is not None
