@@ -1,7 +1,8 @@
-"""`--agree`: which threshold keeps answers the single network's, chosen and raised without labels.
+"""`--agree`: chooses the confidence threshold of a cascade, and raises it, without labels.
 
-Images that both networks classify come as pairs. `PairBook` collects those of one coordinator;
-`Judge`, of the job's only coordinator or of the lead, chooses the threshold and raises it.
+The threshold keeps almost all answers those of the single network. Each image that both networks
+classify gives a pair of answers. `PairBook` collects the pairs of one coordinator. `Judge`, on rank
+0, chooses the threshold and raises it.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ ALONE = "from here on the single network classifies every image by itself"
 
 
 class Pair(NamedTuple):
-    """What both networks say of an image.
+    """The answers of both networks to one image.
 
     Attributes:
-        place: of an image of the calibration, its place in the order; None of an audited one.
-        score: of the cell, 0..1; None where only one network has classified the image.
-        differs: whether they name different classes.
+        place: the image's place in the order if it belongs to the calibration; None for an audit.
+        score: score of the cell, 0..1; None if only one network has classified the image.
+        differs: whether the networks give different classes.
     """
 
     place: int | None
@@ -55,11 +56,18 @@ class LabelledShards(Protocol):
 
 
 def calibration_first(order: np.ndarray, images: int, cells: int, seed: int) -> np.ndarray:
-    """The order with `images` of it first: runs of `cells` that follow each other, drawn by seed.
+    """The order with `images` drawn images moved to the front.
+
+    The images are drawn as runs of `cells` neighbours, so that they form whole groups.
 
     Args:
-        order: (n,) int64, which may be huge and is not copied where `images` is 0.
+        order: (n,) int64. It may be huge, and is not copied if `images` is 0.
         images: a multiple of `cells`, at most n.
+        cells: images of a group.
+        seed: of the draw.
+
+    Returns:
+        (n,) int64.
     """
     if not images:
         return order
@@ -69,35 +77,35 @@ def calibration_first(order: np.ndarray, images: int, cells: int, seed: int) -> 
 
 
 class PairBook:
-    """The pairs of one coordinator, as its images are resolved.
+    """Collects the pairs of one coordinator while its images are resolved.
 
     Attributes:
-        heard: thresholds that were decided and not yet acted upon.
+        heard: thresholds that were announced and that the coordinator has not taken yet.
     """
 
     def __init__(self, calibration: Sequence[int], shards: LabelledShards | None = None) -> None:
-        """`calibration`: indices of its images, in order; `shards` that hold them."""
+        """`calibration`: indices of the images that choose the threshold; `shards` hold them."""
         self.heard: list[SetThreshold] = []
-        self._shards, self._lost = shards, 0  # how many lost ones were looked at
+        self._shards, self._lost = shards, 0  # number of lost shards that were handled
         self._say: Callable[[tuple[Pair, ...]], None] | None = None
         self._indices = np.asarray(calibration, np.int64)
         self._places = {index: place for place, index in enumerate(calibration)}
-        self._awaited: dict[int, int] = {}  # of these, images that are to come in here
-        self._open: dict[int, int] = {}  # image of the calibration -> its place
+        self._awaited: dict[int, int] = {}  # of `_places`, images that are to arrive here
+        self._open: dict[int, int] = {}  # image in flight -> its place in the calibration
         self._pairs: list[Pair] = []
 
     def tell(self, say: Callable[[tuple[Pair, ...]], None]) -> None:
-        """From now on `say` takes the pairs, in `look`."""
+        """From now on `look` passes the pairs to `say`."""
         self._say = say
 
     def expect(self, indices: np.ndarray) -> None:
-        """Images of these indices, (k,) int64, are to come in here: a lease, or the whole job."""
+        """Images with these indices, (k,) int64, will arrive here: a lease, or the whole job."""
         mine = self._indices[np.isin(self._indices, indices)]
         self._awaited.update((index, self._places[index]) for index in mine.tolist())
         self._lost = 0
 
     def calibrates(self, image: int, index: int) -> bool:
-        """Whether an image that comes in, of that index, is one of the calibration's."""
+        """Note that an image with this index arrives; whether it belongs to the calibration."""
         place = self._places.get(index)
         if place is not None:
             self._open[image] = place
@@ -105,14 +113,14 @@ class PairBook:
         return place is not None
 
     def resolved(self, resolve: Resolve) -> None:
-        """An image has its outcome."""
+        """Note the outcome of an image."""
         place = self._open.pop(resolve.image, None)
         pair = pair_of(resolve, place)
         if pair is not None:
             self._pairs.append(pair)
 
     def look(self) -> None:
-        """Say the pairs that have come since, and which images never will."""
+        """Pass on the new pairs, and entries for images that cannot arrive any more."""
         if self._shards is not None and len(self._shards.lost) != self._lost:
             self._miss(self._shards)
         if self._pairs and self._say is not None:
@@ -120,14 +128,14 @@ class PairBook:
             self._say(tuple(pairs))
 
     def _miss(self, shards: LabelledShards) -> None:
-        """A shard can no longer be read: its images that have not come in are not waited for."""
+        """Stop waiting for images of shards that can no longer be read."""
         self._lost = len(shards.lost)
         missing = [index for index in self._awaited if shards.locate(index)[0] in shards.lost]
         self._pairs += [Pair(self._awaited.pop(index), None, False) for index in missing]
 
 
 def pair_of(resolve: Resolve, place: int | None) -> Pair | None:
-    """The pair that an image's outcome is; None if the image says nothing."""
+    """The pair that an image's outcome gives; None if it gives none and nobody waits for it."""
     if resolve.other is None or resolve.score is None:
         return None if place is None else Pair(place, None, False)
     cell = resolve.other if resolve.decided_ns is None else resolve.score
@@ -135,11 +143,11 @@ def pair_of(resolve: Resolve, place: int | None) -> Pair | None:
 
 
 def pairs_of(rows: np.ndarray, places: np.ndarray) -> list[Pair]:
-    """The pairs that rows of the calibration's images are.
+    """The pairs that the rows of calibration images give.
 
     Args:
         rows: (n,) of IMAGE_ROW.
-        places: (n,) int, theirs.
+        places: (n,) int, place of each image in the order.
     """
     scores, differs = cells_of(rows)
     both = rows["audited"] == AUDIT_CODE[DONE]
@@ -151,13 +159,13 @@ def pairs_of(rows: np.ndarray, places: np.ndarray) -> list[Pair]:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the threshold must keep.
+    """What `--agree` asks for, and the job that it is asked of.
 
     Attributes:
-        settings: of the run. They say which share of the answers may not change.
+        settings: of the run. They say which share of the answers must not change.
         images: number of images of the job.
-        ratio: service time of what is asked first, a collage or a batch of as many images, over
-            that of an image by the single network.
+        ratio: service time of the first stage (a collage, or a batch of as many images) divided by
+            that of one image on the single network.
     """
 
     settings: RunSettings
@@ -172,12 +180,13 @@ class Asked:
 
 
 class Judge:
-    """Chooses the threshold once all images of the calibration are in, and raises it.
+    """Chooses the threshold when all calibration images have their outcome, and may raise it later.
 
     Attributes:
-        held: the thresholds so far; the last one holds. Empty during the calibration.
-        audited, differing: since it was decided or the session began, images that both networks
-            classified, and of these the ones whose cell counts and differs.
+        held: the thresholds so far; the last one applies. Empty during the calibration.
+        audited: images that both networks classified since the last threshold was decided, or since
+            the session began.
+        differing: audited images whose cell reaches the threshold and has another class.
     """
 
     def __init__(
@@ -187,9 +196,14 @@ class Judge:
         before: Sequence[Mapping[str, Any]] = (),
         pairs: Iterable[Pair] = (),
     ) -> None:
-        """`when`: tells the session, and the time since it began; `before`: thresholds of earlier
-        sessions, the last of which goes on with an interval of its own; `pairs`: of their
-        calibration, where that was interrupted."""
+        """Start with what earlier sessions know.
+
+        Args:
+            asked: what the user asked for.
+            when: gives the session's number and its time so far, in ns.
+            before: thresholds of earlier sessions. The last one applies again, with new counts.
+            pairs: of earlier sessions whose calibration was interrupted.
+        """
         self.asked, self._when = asked, when
         names = [field.name for field in fields(SetThreshold)]
         self.held = [SetThreshold(**{name: each[name] for name in names}) for each in before]
@@ -198,21 +212,21 @@ class Judge:
         self.take(pairs)
 
     def _hold(self, *confidence: float | None) -> None:
-        """From now on this one holds, if any."""
+        """Apply a threshold, if one is given, and count audits anew."""
         self.held += [SetThreshold(each, *self._when()) for each in confidence]
         self.audited = self.differing = 0
-        self._counts = no_scores()  # of audits, by score
+        self._counts = no_scores()  # audits by score
 
     def begin(
         self,
         announce: Callable[[SetThreshold], None],
         note: Callable[[list[dict[str, Any]]], None],
     ) -> None:
-        """Decide from now on, by what `hear` is told.
+        """Start to decide on thresholds.
 
         Args:
             announce: takes each new threshold.
-            note: takes what the manifest is to hold.
+            note: takes the manifest's list of thresholds.
         """
         self._announce, self._note = announce, note
         if self.held:
@@ -224,7 +238,7 @@ class Judge:
         self._announce(self.held[-1])
 
     def hear(self, pairs: Iterable[Pair]) -> None:
-        """Pairs have come: the threshold may be another from now on."""
+        """Take pairs, and announce a new threshold if they call for one."""
         self.take(pairs)
         why = self.verdict()
         if why is not None:
@@ -232,10 +246,10 @@ class Judge:
             self._tell()
 
     def take(self, pairs: Iterable[Pair]) -> None:
-        """Pairs have come.
+        """Take pairs without a decision.
 
-        An image of the calibration may come again, where a team was lost or could not read it. Then
-        an answer of both networks counts. None of these images is an audit of what they chose.
+        A calibration image may come twice, if its first team was lost or could not read it. Then
+        the pair with both answers counts. After the calibration only audits count.
         """
         for pair in pairs:
             if self.held and pair.place is None:
@@ -255,7 +269,7 @@ class Judge:
                 self._counts[step_of(pair.score), int(pair.differs)] += 1
 
     def verdict(self) -> str | None:
-        """Decide anew if it is time to; why `held` has a further threshold, or None."""
+        """Decide whether a new threshold is due and apply it; the reason, or None if it is not."""
         confidence, why = self._chosen() if not self.held else self._raised()
         if why is not None:
             self._hold(confidence)
@@ -263,17 +277,18 @@ class Judge:
         return None
 
     def entries(self) -> list[dict[str, Any]]:
-        """For the manifest."""
+        """The thresholds so far, for the manifest."""
         return [asdict(each) for each in self.held]
 
     def _chosen(self) -> tuple[float | None, str | None]:
-        """The threshold and why, or why there is none; (None, None) before all images are in."""
+        """The threshold (None: no collages) and why; (None, None) while images are missing."""
         asked, settings = self.asked, self.asked.settings
         calibration = settings.calibration_images(asked.images)
         if not calibration:
             return None, (
-                f"{settings.calibration_size:,} images are to choose a threshold, and this job has "
-                f"{asked.images:,} in all: it is too small; {ALONE}"
+                "this job is too small to choose a threshold: it has "
+                f"{counted(asked.images, 'image')}, and {settings.calibration_size:,} are needed; "
+                f"{ALONE}"
             )
         if len(self._calibration) < calibration:
             return None, None
@@ -284,8 +299,8 @@ class Judge:
         if len(pairs) < least_images(asked.agree):
             needed = f"{least_images(asked.agree):,} are needed"
             return None, (
-                f"only {both}, and {needed}. Of the others one network alone gave an answer, as "
-                f"where no rank was left for the other one; {ALONE}"
+                f"only {both}, and {needed}. Each other image got an answer from one network only, "
+                f"for example because no rank of the other network was left; {ALONE}"
             )
         found = least_threshold(scores, differs, asked.agree)
         share = 0.0 if found is None else float((scores >= found).mean())
@@ -307,7 +322,8 @@ class Judge:
         most = 1 - self.asked.agree
         if differing <= most * audited or not rules_out(most, differing, audited):
             return None, None
-        # Too few to prove a bound, as a rule: what holds for them, and a new interval.
+        # Audits are usually too few to prove a bound. The new threshold keeps it among them, and
+        # starts a new interval.
         found = least_counted(self._counts, int(most * audited))
         low, high = map(_percent, differing_interval(differing, audited))
         if found is None:
@@ -322,19 +338,19 @@ class Judge:
 
 
 class AgreementWatch:
-    """Warns once where accepted answers agree less than they did when the threshold was chosen."""
+    """Warns once if accepted answers agree less often than when the threshold was measured."""
 
     def __init__(self, spec: AcceptSpec | None) -> None:
-        """`spec`: of the collage network's file, if the run goes by it."""
+        """`spec`: the threshold in the collage network's file, if the run uses it; else None."""
         self._most: float | None = None
         if spec is not None and spec.agreeing is not None:
             counted_then = round(spec.share * spec.measured_on)
             self._was = 1 - spec.agreeing
-            # That share was measured too: its interval's high end is the most it may be.
+            # The measured share has an interval, too. Its upper end is what is tolerated.
             self._most = differing_interval(round(self._was * counted_then), counted_then)[1]
 
     def look(self, audited: int, differing: int) -> None:
-        """So many accepted answers were audited in all, and so many of them differ."""
+        """Check the counts of audited answers so far, and of those that differ."""
         most = self._most
         if most is None or differing <= most * audited or not rules_out(most, differing, audited):
             return
@@ -343,9 +359,9 @@ class AgreementWatch:
         tell(
             f"warning: {differing:,} of {audited:,} audited answers of the collage differ from the "
             f"single network's (95 % interval {low} to {high}). When the threshold was measured, "
-            f"{_percent(self._was)} differed. The images may be of another sort than those, or the "
-            "collage network does not suit them: measure a threshold anew by `collage-mpi weights "
-            "threshold`, or let the run choose it by --agree 0.99"
+            f"{_percent(self._was)} differed. These images may be unlike those of the measurement: "
+            "measure a new threshold with `collage-mpi weights threshold`, or let the run choose "
+            "one with --agree 0.99"
         )
 
 

@@ -1,4 +1,4 @@
-"""How a job's images become cells, collages and stripes, on any rank that pastes them."""
+"""The encoder that makes a job's cells, collages and stripes, on any rank that pastes them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from collage_mpi.system.environment import local_size, threads_per_rank
 def make_encoder(
     grid: Grid, shape: tuple[int, ...], parity: ParitySpec | None, ranks: int
 ) -> AnyEncoder:
-    """The encoder of stripes for the schemes parity and approx, otherwise of collages.
+    """The encoder of stripes for the schemes parity and approx, otherwise that of collages.
 
     It uses as many cores as each rank of this host may use.
 
     Args:
         grid: of a collage.
-        shape: (H, W, C) of the images; others are never pasted.
-        parity: how answers are decoded from those of others; None without such a scheme.
-        ranks: of the world, which are taken for those of this host if no launcher says more.
+        shape: (H, W, C) of the images; items of any other shape are never pasted.
+        parity: how missing answers are decoded; None if the scheme does not decode.
+        ranks: number of ranks of the world. All are assumed to run on this host unless the launcher
+            says how many do.
     """
     threads = threads_per_rank(local_size() or ranks)
     height, width, channels = shape if len(shape) == 3 else (1, 1, 1)
@@ -37,11 +38,11 @@ def make_encoder(
 
 
 def make_cell_maker(encoder: AnyEncoder, stored_px: Collection[int]) -> CellMaker:
-    """How the images' cells are made. They are read if the shards store cells that fit the network.
+    """How cells are made: read if all shards store cells of the network's size, else shrunk.
 
     Args:
         encoder: pastes the cells.
-        stored_px: sizes of the cells that all shards store.
+        stored_px: sizes of the cells that all shards store, in pixels.
     """
     height, width, _ = encoder.cell_shape
     px = height if height == width else None

@@ -1,4 +1,4 @@
-"""The start of a session's ranks: what each rank is told, which are ready, how fast they are."""
+"""The start of a session: welcomes the ranks, checks their answers, and measures their speed."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ from collage_mpi.system.progress import NoLines, WaitReporter
 from collage_mpi.system.tell import tell
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
-SURE = 0.95  # of the interval of a ratio of service times
-MEASURABLE_NS = 50_000  # only null networks are faster; they have no costs to measure
+SURE = 0.95  # confidence of the interval of a ratio of service times
+MEASURABLE_NS = 50_000  # only null networks are faster; they have no costs worth measuring
 
 PLAIN_LAUNCH = (
     "warning: --on-rank-loss continue needs a launch that keeps the other ranks when one dies. "
@@ -80,13 +80,13 @@ def handshake(
         hellos = worker_group.welcome(told, limit_s, interrupted, reporter.update, shards)
     _check_hellos(plan, hellos)
     _require_quorum(plan, worker_group)
-    # No rank says anything between its hello and what it is asked next.
+    # No rank sends a message between its hello and rank 0's next question.
     worker_group.transport.expect(max(hello.answer_bytes for hello in hellos.values()))
     return hellos
 
 
 def _tolerate_losses(plan: Plan, worker_group: WorkerGroup) -> None:
-    """Say whether the job goes on without lost ranks."""
+    """Tell the detector whether the job goes on without lost ranks."""
     settings, detector = plan.settings, worker_group.detector
     goes_on = detector.fault_tolerant and settings.on_rank_loss != "abort"
     detector.tolerate(goes_on, settings.reply_timeout_s)
@@ -118,7 +118,7 @@ def readers(plan: Plan, hellos: Mapping[int, Hello]) -> frozenset[int]:
 def roll_call(
     plan: Plan, worker_group: WorkerGroup, hellos: Mapping[int, Hello]
 ) -> tuple[list[ReadyRank], dict[int, str]]:
-    """The ranks that are ready, and the lost ranks of the plan with the reason."""
+    """The ranks that are ready; and lost ranks of the plan -> why."""
     losses = worker_group.detector.timeouts.losses
     workers = plan.placement.workers
     ready = [
@@ -135,8 +135,8 @@ def _require_quorum(plan: Plan, worker_group: WorkerGroup) -> None:
     for kind in {SINGLE} & kinds or kinds:
         if not set(plan.placement.ranks_of(kind)) & set(worker_group.present):
             raise RankGone(
-                f"no {kind} rank is left to begin with; the output is kept: go on with the "
-                "same command (run: with --resume)"
+                f"no {kind} rank is left, so the session cannot begin; the output is kept: go on "
+                "with the same command (run: with --resume)"
             )
 
 
@@ -170,22 +170,28 @@ def same_advice(spec: str) -> str:
 
 
 def kept_columns(hellos: Mapping[int, Hello]) -> tuple[KeptColumn, ...]:
-    """What all ranks keep of an image; () for nothing. Raises DataFault if it differs."""
+    """The columns that all ranks keep of an image; () for none.
+
+    Raises:
+        DataFault: the ranks' networks give different columns.
+    """
     found = {hello.columns: rank for rank, hello in sorted(hellos.items()) if hello.columns}
     if len(found) > 1:
         told = "; ".join(f"{shown(columns)} on rank {rank}" for columns, rank in found.items())
         raise DataFault(
-            f"the ranks' networks give different values of an image ({told}): make them the same"
+            f"the ranks' networks give different values for an image ({told}): use the same "
+            "networks on all ranks"
         )
     return next(iter(found), ())
 
 
 def counted_classes(hellos: Mapping[int, Hello], specs: Mapping[str, str]) -> int | None:
-    """How many classes networks of another's making tell apart, by their first answers; None if
-    there are no such networks.
+    """Number of classes of networks without a weights file of this package, by their first answers.
+
+    None if all networks have such a file.
 
     Raises:
-        DataFault: they tell apart different numbers of classes.
+        DataFault: the networks have different numbers of classes.
     """
     found = {
         classes: (kind, rank)
@@ -196,7 +202,7 @@ def counted_classes(hellos: Mapping[int, Hello], specs: Mapping[str, str]) -> in
     if len(found) > 1:
         told = ", ".join(f"{n} ({kind}, rank {rank})" for n, (kind, rank) in found.items())
         raise DataFault(
-            f"the networks tell apart different numbers of classes: {told}; all must have the same"
+            f"the networks have different numbers of classes: {told}; all must have the same"
         )
     return next(iter(found), None)
 
@@ -204,26 +210,29 @@ def counted_classes(hellos: Mapping[int, Hello], specs: Mapping[str, str]) -> in
 def refuse_other_networks(
     plan: Plan, hellos: Mapping[int, Hello], known: Mapping[str, str]
 ) -> None:
-    """Raise UsageError if a network of another's making differs from the one in earlier sessions of
-    the run.
+    """Refuse to resume a run with another network than in its earlier sessions.
 
-    Weights files were compared before ranks loaded them.
+    Only networks without a weights file are checked here. Weights files were compared before the
+    ranks loaded them.
 
     Args:
         known: kind -> fingerprint in the earlier sessions.
+
+    Raises:
+        UsageError: a network differs.
     """
     for kind, spec in plan.networks.items():
         found = {h.fingerprints[kind] for h in hellos.values() if kind in h.fingerprints}
         if is_foreign(spec) and kind in known and found - {known[kind]}:
             raise UsageError(
-                f"{plan.settings.out}: cannot resume with another {kind} network: {spec} has "
-                f"fingerprint {known[kind][:12]}... before, {found.pop()[:12]}... now. Make it as "
-                "it was, or choose another --out."
+                f"{plan.settings.out}: cannot resume with another {kind} network: {spec} had "
+                f"fingerprint {known[kind][:12]}... before and has {found.pop()[:12]}... now. "
+                "Restore the network, or choose another --out."
             )
 
 
 def tell_tunings(plan: Plan, hellos: Mapping[int, Hello]) -> None:
-    """Say in which number format the networks run, and what decided it."""
+    """Tell the user the number format of the networks, and which setting decided it."""
     found = told_tunings(hello.tuning for _, hello in sorted(hellos.items()))
     if not found:
         return
@@ -236,7 +245,7 @@ def tell_tunings(plan: Plan, hellos: Mapping[int, Hello]) -> None:
 
 
 def warn_of_mixed_tuning(hellos: Mapping[int, Hello]) -> None:
-    """Warn if a network runs in different precisions, as ranks on different devices may."""
+    """Warn if ranks run a network in different precisions, as on different devices."""
     found: dict[str, dict[str, list[int]]] = {}  # kind -> tuning -> ranks
     for rank, hello in sorted(hellos.items()):
         for kind, how in hello.tuning.items():
@@ -251,7 +260,7 @@ def warn_of_mixed_tuning(hellos: Mapping[int, Hello]) -> None:
 
 
 def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
-    """What each rank is told at the start of the session."""
+    """The welcome of each rank."""
     settings, common = plan.settings, _welcome(plan, encoder)
     return {
         rank: replace(
@@ -264,9 +273,9 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
 
 
 def _welcome(plan: Plan, encoder: AnyEncoder) -> Welcome:
-    """What all ranks are told alike."""
+    """The welcome without what differs between ranks."""
     settings = plan.settings
-    # An answer to a group has a vector for each image, any other answer has one.
+    # An answer to a group has a vector for each image; any other answer has one vector.
     by_group = settings.uses(COLLAGE) or settings.uses(BACKUP)
     return Welcome(
         networks={},
@@ -289,19 +298,19 @@ def _welcome(plan: Plan, encoder: AnyEncoder) -> Welcome:
 
 
 def start_of(plan: Plan, encoder: AnyEncoder, costs: ServiceCosts) -> Start:
-    """What ranks, and other teams, are told when tasks may come; the plan has its batch."""
+    """The message that lets tasks come, for ranks and other teams. The plan has its batch."""
     settings = plan.settings
     return Start(costs.ratio, costs.batch_costs, settings.batch_size, task_bytes(plan, encoder))
 
 
 def _input_bytes(plan: Plan, encoder: AnyEncoder) -> tuple[int, int]:
-    """Of an item of the source, and of what is pasted of several, if the scheme pastes."""
+    """Bytes of an item of the source, and of an encoded picture (0 if the scheme pastes none)."""
     item = math.prod(plan.shards.shape) * np.dtype(plan.shards.dtype).itemsize
     return item, math.prod(encoder.input_shape) if plan.settings.pastes else 0
 
 
 def task_bytes(plan: Plan, encoder: AnyEncoder) -> int:
-    """Room for any message of tasks or cancels."""
+    """Bytes of the longest message of tasks or cancels."""
     settings, batch = plan.settings, plan.settings.batch_size
     image_bytes, encoded_bytes = _input_bytes(plan, encoder)
     if settings.pixels == "workers":
@@ -316,16 +325,16 @@ def task_bytes(plan: Plan, encoder: AnyEncoder) -> int:
 
 @dataclass(frozen=True)
 class ServiceCosts:
-    """Service times of the networks, measured one rank after the other while all others wait.
+    """Service times of the networks, measured on one rank at a time while all others wait.
 
     Attributes:
         idle_ns: kind -> time of one input.
-        batch_ns: kind -> time of a whole batch, for kinds with batches of several inputs.
-        ratio: time of one input of the scheme's other network over that of a single image.
+        batch_ns: kind -> time of a full batch, for kinds with batches of several inputs.
+        ratio: time of one input of the scheme's other network divided by that of a single image.
         interval: 95 % confidence interval of the ratio; None if it was not measured.
-        batch_costs: kind -> time of each further input of a batch over that of the first.
+        batch_costs: kind -> time of each further input of a batch divided by that of the first.
         batch: groups that are sent together.
-        chosen: how `--batch auto` came to it; None if it was given.
+        chosen: how `--batch auto` chose the batch; None if the user gave it.
     """
 
     idle_ns: dict[str, int]
@@ -337,9 +346,9 @@ class ServiceCosts:
     chosen: ChosenBatch | None = None
 
     def as_known(self, manifest: Mapping[str, Any]) -> ServiceCosts:
-        """With the costs of an earlier session instead, so that a run injects by one ratio.
+        """These costs with the known ones of earlier sessions, so that a run injects by one ratio.
 
-        If the last session was killed, the session before it that was closed counts.
+        The costs of the last session that was closed count, not those of a killed one.
         """
         finals = [entry.get("final") or {} for entry in manifest.get("sessions") or []]
         known: dict[str, Any] = {}
@@ -359,9 +368,10 @@ class ServiceCosts:
 def service_costs(
     plan: Plan, worker_group: WorkerGroup, most: MostGroups | None = None
 ) -> ServiceCosts:
-    """Measure the costs. Those in the settings win; null networks have none of their own.
+    """Measure the costs, except those that the settings give. Null networks have costs of 1.
 
-    `most`: the largest batch that `--batch auto` may choose, which needs it.
+    Args:
+        most: the largest batch that `--batch auto` may choose; None if the batch is known.
     """
     settings, chosen = plan.settings, None
     who = {kind: plan.placement.ranks_of(kind) for kind in plan.networks}
@@ -400,8 +410,8 @@ def most_together(
     """The largest batch that `--batch auto` may choose.
 
     Args:
-        images: that are to be done.
-        reading: ranks that read them themselves.
+        images: number of images to classify.
+        reading: ranks that read their images themselves.
     """
     one, placement = plan.settings.at_batch(1), plan.placement
     image_bytes, encoded_bytes = _input_bytes(plan, encoder)
@@ -419,7 +429,7 @@ def most_together(
 
 
 class _Trial:
-    """Batches tried while all ranks wait: on one rank of each kind, and the chosen one on all."""
+    """Tries batches while all ranks wait: on one rank of each kind, and the chosen one on all."""
 
     def __init__(
         self, plan: Plan, worker_group: WorkerGroup, rounds: int, injected: ModelTimes
@@ -430,19 +440,19 @@ class _Trial:
         self._who = {kind: plan.placement.ranks_of(kind) for kind in plan.networks}
 
     def times_of(self, size: int) -> Times | None:
-        """By kind, how long a batch of so many groups takes; None if a device has no room."""
+        """Kind -> time of a batch of `size` groups; None if it does not fit a device's memory."""
         inputs = self._injected.inputs(size, self._who)
         found = self._group.measure_in_turn(self._who, self._networks, inputs, self._rounds)
         if not all(each.fits for times in found.values() for each in times):
             return None
-        # Another process takes its turns from long calls, so the clock alone favours small batches.
+        # Other processes interrupt long calls, so the clock alone would favour small batches.
         took = {
             k: min(min(m.service_ns, m.cpu_ns or m.service_ns) for m in found[k]) for k in found
         }
         return self._injected.at_least(size, took)
 
     def fitting(self, chosen: ChosenBatch) -> ChosenBatch:
-        """Have every rank try the batch, which warms it up; half of it while one has no room."""
+        """Let every rank try the batch, which warms it up; halve it until it fits all devices."""
         while chosen.size > 1 and (full := without_room(self._plan, self._group, chosen.size)):
             size = chosen.size // 2
             why = f"a batch of {chosen.size} does not fit the memory of {numbered('rank', full)}"
@@ -456,8 +466,13 @@ def without_room(
     size: int,
     interrupted: Callable[[], str | None] = lambda: None,
 ) -> list[int]:
-    """Have every rank of a team try a batch of so many groups, which warms it up: the ranks that
-    have no room for it. `interrupted`: as of `handshake`."""
+    """Let every rank of a team try a batch of `size` groups, which warms it up.
+
+    `interrupted`: as in `handshake`.
+
+    Returns:
+        The ranks whose device has no memory for the batch.
+    """
     settings = plan.settings.at_batch(size)
     full: set[int] = set()
     for kind in plan.networks:
@@ -468,7 +483,7 @@ def without_room(
 
 
 class Ratio(NamedTuple):
-    """The median over rounds, and the interval of that median; see `ratio_of`."""
+    """The median of the ratio over all rounds, and the interval of the median; see `ratio_of`."""
 
     median: float
     low: float
@@ -476,15 +491,16 @@ class Ratio(NamedTuple):
 
 
 def ratio_of(others: Sequence[Measured], singles: Sequence[Measured]) -> Ratio | None:
-    """The other network's time over the single's, round by round, and the median of that.
+    """The other network's time divided by the single network's: the median over the rounds.
 
-    Both are measured in turn, so that what slows a host down meets both; processor time does
-    not count what other processes took. On a busy host the shortest wall-clock times gave
-    ratios from 0.45 to 1.55 for two networks whose ratio is 0.92; these give 0.89 to 0.94.
+    The networks are measured in turn, so that a slower host affects both. Processor time is used if
+    all rounds have it, because it does not count other processes. On a busy host the shortest
+    wall-clock times gave ratios from 0.45 to 1.55 for two networks whose ratio is 0.92; this method
+    gave 0.89 to 0.94.
 
     Returns:
-        With a 95 % interval from the order of the rounds (of fewer than six: the lowest and
-        the highest); None where there is no round, or nothing to divide by.
+        The median with a 95 % interval from the ordered ratios (the lowest and the highest if there
+        are fewer than six); None without rounds, or if a single's time is 0.
     """
     rounds = list(zip(others, singles, strict=False))
     if all(m.cpu_ns is not None for pair in rounds for m in pair):
@@ -499,14 +515,14 @@ def ratio_of(others: Sequence[Measured], singles: Sequence[Measured]) -> Ratio |
 
 
 def ratio_among(rounds: Mapping[str, Sequence[Measured]]) -> Ratio | None:
-    """The same of measurements by kind: of the first other network over the single one."""
+    """`ratio_of` for measurements by kind: the first other network against the single network."""
     other = next((kind for kind in rounds if kind != SINGLE), None)
     return None if other is None else ratio_of(rounds[other], rounds.get(SINGLE, ()))
 
 
 def _outside(n: int) -> int:
-    """How many of n sorted values lie on either side of the interval of their median."""
-    count, below = 0, 1 / 2**n  # chance that the true median is beyond the outermost value
+    """How many of n sorted values lie outside the interval of their median, on each side."""
+    count, below = 0, 1 / 2**n  # probability that the true median lies beyond the outermost value
     while 2 * below <= 1 - SURE:
         count += 1
         below += comb(n, count) / 2**n
@@ -514,5 +530,5 @@ def _outside(n: int) -> int:
 
 
 def shortest_ns(rounds: Mapping[str, Sequence[Measured]]) -> dict[str, int]:
-    """Service times by kind: the shortest, since other work on the host can only lengthen one."""
+    """The shortest service time by kind, because other work on the host only makes times longer."""
     return {kind: min(m.service_ns for m in found) for kind, found in rounds.items()}

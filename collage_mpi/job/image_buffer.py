@@ -1,5 +1,7 @@
-"""The images in flight, between the shards and the wire: their ids, their pixels (or places) and
-cells, and the tasks that are packed from them."""
+"""The images in flight on a coordinator: their ids, pixels (or places) and cells.
+
+Tasks are packed into messages from these images.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ Clock = Callable[[], int]
 
 
 class Reader(Protocol):
-    """Where images come from, in the order of the run."""
+    """Reads the images, in the order of the run."""
 
     @property
     def cells_ns(self) -> int: ...
@@ -46,12 +48,16 @@ class Reader(Protocol):
 
 @dataclass(slots=True)
 class ImageRun:
-    """Images that came in together, with numbers in sequence; times as of an `ImageRecord`.
+    """Images that arrived together and have consecutive numbers.
 
     Attributes:
-        length: how many images.
-        end: the number behind the last one's.
-        places: (n,) of PLACE; `data`: their bytes.
+        first: number of the first image.
+        columns: index, shard, row and label of each image.
+        t0_ns, read_ns: times, as in an `ImageRecord`.
+        length: number of images.
+        end: number of the last image plus 1.
+        places: (n,) of PLACE, where each image lies.
+        data: the bytes of `places`.
     """
 
     first: int
@@ -71,41 +77,42 @@ class ImageRun:
         self.data = self.places.tobytes()
 
     def part(self, first: int, count: int) -> slice:
-        """Where some of the images stand in it."""
+        """The places of `count` images from number `first` on, in this run."""
         return slice(first - self.first, first - self.first + count)
 
     def data_of(self, part: slice) -> bytes:
-        """The places of that part, as they travel."""
+        """The bytes of these places, as they are sent."""
         return self.data[part.start * PLACE.itemsize : part.stop * PLACE.itemsize]
 
 
 class InFlight(dict[int, ImageRecord]):
-    """Images by id, from their admission until they are released; one of a run gets its record
-    when it is asked for.
+    """Images by id, from their admission until they are released.
+
+    An image of a run gets a record of its own only when it is asked for.
 
     Attributes:
-        came: whether images came as runs.
+        came: whether images arrived as runs.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.came = False
-        self._firsts: list[int] = []  # of the runs, ascending
+        self._firsts: list[int] = []  # first images of the runs, ascending
         self._runs: dict[int, ImageRun] = {}
         self._left: dict[int, int] = {}  # images of each run that are in flight
 
     def add_run(self, run: ImageRun) -> None:
-        """Its numbers are beyond those of all runs before."""
+        """Add a run, whose numbers are higher than those of all runs before."""
         self.came = True
         self._firsts.append(run.first)
         self._runs[run.first] = run
         self._left[run.first] = run.length
 
     def run_of(self, image: int) -> ImageRun:
-        """The run that the image came in with.
+        """The run that the image belongs to.
 
         Raises:
-            KeyError: it is not in flight, or came by itself.
+            KeyError: the image is not in flight, or arrived by itself.
         """
         at = bisect_right(self._firsts, image) - 1
         run = self._runs[self._firsts[at]] if at >= 0 else None
@@ -124,7 +131,7 @@ class InFlight(dict[int, ImageRecord]):
         return record
 
     def release(self, images: Sequence[int]) -> None:
-        """They have their outcome, and no task needs their pixels any more."""
+        """Remove images that have their outcome and whose pixels no task needs."""
         if not self._firsts:
             for image in images:
                 del self[image]
@@ -138,16 +145,20 @@ class InFlight(dict[int, ImageRecord]):
             if not self._left[run.first]:
                 self._firsts.remove(run.first)
                 del self._runs[run.first], self._left[run.first]
-                gone = range(run.first, run.end)  # a late answer may have asked for one again
+                gone = range(run.first, run.end)  # a late answer may have made a record again
             if self:
                 for image in gone:
                     self.pop(image, None)
 
 
 class Packed(NamedTuple):
-    """A message, and what encoding each task cost: pasting, and shrinking if it was late.
+    """A message, and how long its tasks took to encode.
 
-    `pixels`: whether it carries any, and not places alone.
+    Attributes:
+        buffer: (capacity,) uint8.
+        nbytes: length of the message.
+        encodes_ns: time for pasting each task, and for shrinking images that had no cell yet.
+        pixels: whether the message carries pixels, and not only places.
     """
 
     buffer: np.ndarray
@@ -157,7 +168,7 @@ class Packed(NamedTuple):
 
 
 class ImageBuffer:
-    """Hands out images by id and packs what the scheduler wants sent."""
+    """Gives images their ids, and packs the tasks that the scheduler sends."""
 
     def __init__(
         self,
@@ -168,14 +179,21 @@ class ImageBuffer:
         reading: Collection[int] = (),
         draw: Draw = NO_DRAW,
     ) -> None:
-        """`encoder` is for the tasks of a kind that is not single: collages, or stripes.
+        """Start without images.
 
-        `reading`: ranks whose tasks name where the images lie. Records need no pixels if all are.
-        `draw`: of which images the single network is asked too, whatever a collage says.
+        Args:
+            reader: reads the images.
+            encoder: pastes collages or stripes.
+            session: number of the session, for messages.
+            clock: in ns.
+            reading: ranks that read their images themselves and are sent places. If all ranks do,
+                records need no pixels.
+            draw: which images are audited.
         """
         self.draw = draw
         self._numbers: dict[int, int] = {}  # an image's index -> its id
-        self._numbered = self._growing = False  # else ids count up, and the reader gets no more
+        self._numbered = False  # ids are given by `number`; otherwise they count up from 0
+        self._growing = False  # the reader may get more images
         self.reader = reader
         self.encoder = encoder
         self.session = session
@@ -186,11 +204,11 @@ class ImageBuffer:
 
     @property
     def exhausted(self) -> bool:
-        """No further image will come."""
+        """Whether no further image will come."""
         return self.reader.remaining == 0 and not self._growing
 
     def number(self, indices: Sequence[int], first: int) -> None:
-        """The reader gets these images, whose ids count up from `first`."""
+        """Give the images with these indices ids that count up from `first`."""
         self._numbered = True
         self._numbers.update(zip(indices, range(first, first + len(indices)), strict=True))
 
@@ -203,10 +221,10 @@ class ImageBuffer:
         self._growing = False
 
     def admit(self, count: int) -> list[tuple[int, ImageRecord]]:
-        """The next images with their ids, at most `count`, as many as can be had at once.
+        """The next images with their ids, at most `count`.
 
-        It does not wait for the disk: fewer come, or none, while they are being read. The
-        reader's own failure is raised here.
+        This does not wait for the disk: while images are being read, fewer are returned, or none.
+        A failure of the reader is raised here.
         """
         count = min(count, max(1, self.reader.ready))
         if not (self.reader.ready or self.reader.failed):
@@ -220,7 +238,7 @@ class ImageBuffer:
         return admitted
 
     def admit_runs(self, count: int) -> list[ImageRun]:
-        """As `admit` where other ranks read the images: the next ones, as runs."""
+        """As `admit`, as runs; for jobs whose workers read all images."""
         if not (self.reader.ready or self.reader.failed):
             return []
         columns = self.reader.take_columns(count)
@@ -237,10 +255,10 @@ class ImageBuffer:
         return runs
 
     def pack(self, sends: Sequence[Send], buffer_for: Callable[[int], np.ndarray]) -> Packed:
-        """Tasks of one kind as a message, encoded unless they are single images or by place.
+        """Pack tasks of one kind into a message; collages and stripes are pasted here.
 
         Args:
-            sends: what the scheduler wants sent together.
+            sends: the tasks, all for one rank.
             buffer_for: gives a (capacity,) uint8 buffer for a number of bytes.
         """
         kind, by_place = sends[0].kind, sends[0].rank in self._reading
@@ -253,7 +271,7 @@ class ImageBuffer:
             nbytes = pack_tasks(buffer, self.session, sends, places)
             return Packed(buffer, nbytes, (0,) * len(sends), pixels=False)
         pixels = [_pixels(self.images[image]) for send in sends for image, _ in send.items]
-        # a task is of an image, or of many of which none is a file
+        # A task holds one image, or several images of which none is a file.
         files = {send.task for send in sends if self.images[send.items[0][0]].file is not None}
         nbytes = sum([array.nbytes for array in pixels])
         buffer = buffer_for(task_message_bytes(len(sends), len(pixels), nbytes))
@@ -261,7 +279,7 @@ class ImageBuffer:
         return Packed(buffer, nbytes, (0,) * len(sends))
 
     def _places(self, items: Sequence[tuple[int, int]]) -> bytes:
-        """Where images lie, as they travel."""
+        """The places of images, as they are sent."""
         if not self.images.came:
             records = [self.images[image] for image, _ in items]
             return pack_places([(record.shard, record.row) for record in records])
@@ -280,7 +298,7 @@ class ImageBuffer:
     def _pack_encoded(
         self, tasks: Sequence[Send], buffer_for: Callable[[int], np.ndarray]
     ) -> Packed:
-        """Pasted where they are sent from."""
+        """Pack collages or stripes, which are pasted directly into the message."""
         now_ns = self.clock()
         shape = self.encoder.input_shape
         each = math.prod(shape)
@@ -297,7 +315,7 @@ class ImageBuffer:
         return Packed(buffer, at, tuple(encodes_ns))
 
     def _cell(self, image: int) -> np.ndarray:
-        """(h, w, C) uint8, what is pasted: from the reader, or shrunk now and kept."""
+        """The image's cell, (h, w, C) uint8: from the reader, or shrunk now and kept."""
         record = self.images[image]
         if record.cell is None:
             record.cell = self.encoder.shrink(_pixels(record))
@@ -305,8 +323,8 @@ class ImageBuffer:
 
 
 def _pixels(record: ImageRecord) -> np.ndarray:
-    """What a task carries of the image."""
+    """The bytes that a task carries of the image: its pixels, or its file."""
     if record.file is not None:
         return pack_file(record.file)
-    assert record.pixels is not None  # else its task goes by place
+    assert record.pixels is not None  # otherwise the task names its place
     return record.pixels

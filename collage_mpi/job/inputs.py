@@ -1,6 +1,6 @@
-"""Which settings name files that decide the rows, and the SHA-256 of these files.
+"""The files besides shards that decide a run's rows, and their SHA-256.
 
-Shards are not among them: they have fingerprints of their own.
+Shards have fingerprints of their own.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from collage_mpi.settings.run_settings import RunSettings
 
 
 def named_files(settings: RunSettings, *, networks: bool = True) -> dict[str, Path]:
-    """Setting -> the file that it names, of those that the run reads.
+    """Setting -> the file that it names, for the files that the run reads.
 
-    A null network, a user's function and a network of a library are no files: they are known by
-    their names, and the latter two by the fingerprints that the ranks tell.
+    Null networks, users' functions and networks of libraries are not files. They are identified by
+    their names; for functions and libraries ranks also report fingerprints.
 
     Args:
-        networks: False for a simulation, which reads none.
+        settings: of the run.
+        networks: False for a simulation, which reads no networks.
     """
     used = {"trace_file": settings.straggler == "trace", "arrival_file": True}
     if networks:
@@ -57,5 +58,5 @@ def digests(files: dict[str, Path]) -> dict[str, str]:
 
 @lru_cache(maxsize=256)
 def _digest(path: Path, stamp: tuple[int, int, int]) -> str:
-    """Of the file as it is: read again only after it was written to or replaced."""
+    """SHA-256 of the file; it is read again only if its stamp has changed."""
     return sha256_of_file(path)

@@ -1,7 +1,7 @@
-"""The lead: what rank 0 does for all teams, beside being the coordinator of the first one.
+"""The lead: rank 0's work for all teams. It grants leases, publishes parts and notices lost teams.
 
-Every run has a lead. Where team 0 is the only team, the lead grants it everything in one lease at
-once, and its rows need no publishing.
+Every run has a lead. If there is only one team, the lead grants it all images in one lease at once,
+and its rows need no publishing.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
 
 LOOK_EVERY_NS = 1_000_000
-# Images: what is done again when a coordinator is lost, and the length of a message.
+# Images of a lease. It bounds the work that is repeated for a lost team, and a message's length.
 LARGEST_LEASE = 2048
-LOOK_REST = 50  # polls take a fiftieth of the time at most, however many teams there are,
-LONGEST_REST_NS = 1_000_000_000  # but the lead looks once a second at least
-POLLS_KEPT = 8  # the shortest of them counts: in a longer one the process may have lost its core
+LOOK_REST = 50  # polls take at most a fiftieth of the time, however many teams there are
+LONGEST_REST_NS = 1_000_000_000  # the lead polls at least once a second
+POLLS_KEPT = 8  # the shortest of them counts; in a longer one the process may have lost its core
 TABLE_NAMES = frozenset(table.name for table in TABLES)
 _FAULTS = {int(error.exit_code): error for error in (UsageError, EnvironmentFault, DataFault)}
 
 
 @dataclass(frozen=True)
 class LeadSettings:
-    """What the lead is told once.
+    """Settings of the lead.
 
     Attributes:
-        session: of team 0; those of the other teams follow.
-        late_s: how long after the start the job waits for a team that has not come.
+        session: number of team 0's session; the other teams have the numbers after it.
+        late_s: how long after the start the job waits for a team that is not ready.
     """
 
     session: int
@@ -77,13 +77,15 @@ class Team:
 
     Attributes:
         rank: of its coordinator.
-        session: of its rows.
-        ready: it takes leases, under its epoch.
-        lease: the last that it got.
-        published: images in parts that count.
-        lulled, closed: what it was told.
-        done: how it ended; None before, and of one that was given up.
-        gone: why it was given up.
+        session: number of its session.
+        ready: it takes leases.
+        epoch: of its leases.
+        lease: number of its last lease.
+        published: images in its published parts.
+        lulled, closed: whether it was sent `Lull`, and `Close`.
+        done: how it ended; None before, and if it was given up.
+        gone: why it was given up, or None.
+        progress: its last report.
     """
 
     number: int
@@ -101,16 +103,17 @@ class Team:
 
     @property
     def at_work(self) -> bool:
-        """Whether it takes leases, or stays until all is done: it is in the book of leases."""
+        """Whether the team is in the book of leases: ready, and neither done nor given up."""
         return self.ready and self.done is None and self.gone is None
 
 
 class Lead:
-    """Polled in rank 0's loop; never waits for a team but in `wait`.
+    """Leads all teams. It is polled in rank 0's loop, and only `wait` waits for a team.
 
     Attributes:
-        unread: images that no team could read.
-        inbox: what team 0 is told.
+        teams: all teams, by number.
+        unread: number of images that no team could read.
+        inbox: messages for team 0.
     """
 
     def __init__(
@@ -122,7 +125,7 @@ class Lead:
         stop_reason: Callable[[], str | None],
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """`others`: the coordinators of the other teams; without any there is no `publisher`."""
+        """`others`: coordinators of the other teams; `publisher` is None if there are none."""
         self.unread = 0
         self.inbox: deque[Message] = deque()
         self._judge: Callable[[Iterable[Pair]], None] = lambda pairs: None
@@ -136,48 +139,47 @@ class Lead:
         self._by_rank = {team.rank: team for team in self.teams}
         self._start: messages.Start | None = None
         self._networks: Mapping[str, str] = {}
-        self._waiting: list[tuple[Team, Ready]] = []  # until the costs are known
+        self._waiting: list[tuple[Team, Ready]] = []  # ready teams, until the costs are known
         self._halted = False
-        self._late_ns = int(settings.late_s * 1e9)  # from the start on: when that is
+        self._late_ns = int(settings.late_s * 1e9)  # `start` turns it into a time on the clock
         self._look_at_ns = 0
-        self._polls_ns: deque[int] = deque(maxlen=POLLS_KEPT)  # what the last ones took
+        self._polls_ns: deque[int] = deque(maxlen=POLLS_KEPT)  # times of the last polls
         self._to_come = {team.number for team in self.teams}  # neither ready nor given up
-        # To whom a lease or a word of leases may be due, by what has happened since the last look;
-        # and whether a team could yet come then
+        # Teams that may be due a lease, or a message about leases, since the last look.
         self._due: set[int] = set()
-        self._more_may_come = True
+        self._more_may_come = True  # whether at the last look further teams could still come
 
     @property
     def alone(self) -> bool:
         """Whether team 0 is the only team."""
         return len(self.teams) == 1
 
-    # ---- what team 0 needs of a link ----------------------------------------
+    # ---- the link of team 0 (team.Link) ---------------------------------------
 
     def say(self, message: Message) -> None:
-        """Team 0 says it."""
+        """Take a message of team 0."""
         self._take(self.teams[0], message)
 
     def hear(self) -> Message | None:
-        """What team 0 is told next."""
+        """The next message for team 0, or None."""
         self.look()
         return self.inbox.popleft() if self.inbox else None
 
     lost = None
 
     def stop_reason(self) -> str | None:
-        """Never any: team 0 hears of a signal by itself."""
+        """None: team 0 checks for signals by itself."""
         return None
 
     def during(self, work: Callable[[], Result]) -> Result:
-        """Do it: nobody watches rank 0 by its silence."""
+        """Run `work` here: rank 0 needs to send no heartbeat meanwhile."""
         return work()
 
     def follow(self, progress: Callable[[], Progress]) -> None:
-        """Nothing to keep: team 0 tells its totals when it asks for those of all teams."""
+        """Does nothing: team 0 gives its totals to `totals`."""
 
     def totals(self, own: Totals) -> Totals:
-        """Those of all teams; `own`: team 0's."""
+        """The totals of all teams; `own`: those of team 0."""
         if self.alone:
             return own
         others = asdict(self.progress)
@@ -186,8 +188,10 @@ class Lead:
     # ---- the course of a job ------------------------------------------------
 
     def begin(self, run_id: str, order: str) -> None:
-        """The run is claimed: teams may make ready. A team alone gets its images at once, so that
-        the first of them are read while its ranks load."""
+        """The run is claimed: let all teams make ready.
+
+        A single team gets its images at once, so that it reads the first ones while its ranks load.
+        """
         for team in self.teams[1:]:
             self._tell(team, Begin(team.session, run_id, order))
         if self.alone:
@@ -195,12 +199,20 @@ class Lead:
             self._grant()
 
     def group_by(self, book: LeaseBook) -> None:
-        """The batch is chosen: several teams, of which none has a lease yet, take whole batches."""
+        """The batch is chosen: replace the book by one that counts in batches.
+
+        No team of several has a lease yet. A single team keeps its lease.
+        """
         if not self.alone:
             self._book = book
 
     def start(self, start: messages.Start, networks: Mapping[str, str]) -> None:
-        """What networks cost is known, and what team 0 holds: leases go out from now on."""
+        """Grant leases from now on: the costs are known.
+
+        Args:
+            start: what the teams are told.
+            networks: kind -> fingerprint of team 0's network; other teams must hold the same.
+        """
         self._start, self._networks = start, networks
         self._late_ns += self._clock()
         if not self.alone:
@@ -209,31 +221,31 @@ class Lead:
         self.look()
 
     def tell_pairs(self, judge: Callable[[Iterable[Pair]], None]) -> None:
-        """From now on `judge` takes the pairs of all teams."""
+        """From now on pass the pairs of all teams to `judge`."""
         self._judge = judge
 
     def set_threshold(self, threshold: SetThreshold) -> None:
-        """All teams are to go by it, those too that come later."""
+        """Send the threshold to all teams, also to those that are ready later."""
         self._threshold = threshold
         for team in (team for team in self.teams if team.at_work):
             self._tell(team, threshold)
 
     def look(self) -> None:
-        """Take what has come and act upon it, now and then.
+        """Take the messages that have come and act on them, if it is time to poll.
 
         Raises:
-            CollageError: a fault of a team that ends the job; a coordinator is lost and the job
-                is not to go on without it.
+            CollageError: a team has a fault that ends the job, or a coordinator is lost and the job
+                must not go on without it.
         """
         now_ns = self._clock()
         if now_ns < self._look_at_ns:
             return
         signs = self._others.detector.look(now_ns)
         arrivals = self._others.transport.poll()
-        # Of the poll alone: if much that has come were followed by a long rest, more would come
+        # Only the poll counts: a long rest after many messages would let even more gather.
         self._polls_ns.append(self._clock() - now_ns)
         rest_ns = min(LOOK_REST * min(self._polls_ns), LONGEST_REST_NS)
-        least_ns = LONGEST_REST_NS if self.alone else LOOK_EVERY_NS  # alone there is nobody to hear
+        least_ns = LONGEST_REST_NS if self.alone else LOOK_EVERY_NS  # alone no messages come
         self._look_at_ns = now_ns + max(least_ns, rest_ns)
         for arrival in arrivals:
             if isinstance(arrival, Received):
@@ -259,7 +271,7 @@ class Lead:
             self._grant()
 
     def wait(self, report: Callable[[], object]) -> None:
-        """Until no team is awaited; `report` is called again and again."""
+        """Wait until no team is awaited; `report` is called again and again."""
         backoff = Backoff(GROUP_BACKOFF)
         while self.awaits_teams:
             self.look()
@@ -269,18 +281,18 @@ class Lead:
 
     @property
     def awaits_teams(self) -> bool:
-        """Whether a team is at work, or may yet come and has something to do."""
+        """Whether a team is at work, or may still come while images are left."""
         more = not (self._halted or self._book.finished)
         return any(team.at_work for team in self.teams) or (more and bool(self._late))
 
     @property
     def _late(self) -> set[int]:
-        """Teams that may yet come."""
+        """Teams that may still come."""
         return set() if self._clock() >= self._late_ns else self._to_come
 
     @property
     def progress(self) -> Progress:
-        """That of all other teams; of those given up what was published, which alone counts."""
+        """The sum of all other teams' progress; of a team given up only published images count."""
         found = [
             team.progress if team.gone is None else Progress(team.published, 0, 0)
             for team in self.teams[1:]
@@ -290,8 +302,10 @@ class Lead:
 
     @property
     def finish(self) -> ev.Finish:
-        """How the launch has ended, once no team is at work, and why if it is incomplete. Images
-        that no team could read are told apart."""
+        """How the session has ended, once no team is at work; the reason if it is incomplete.
+
+        Images that no team could read are counted in `unread` and do not matter here.
+        """
         ended = [team.done for team in self.teams if team.done]
         if self.alone and ended:
             return ev.Finish(ended[0].status, ended[0].reason)
@@ -302,21 +316,23 @@ class Lead:
 
     @property
     def lost_shards(self) -> list[str]:
-        """Why shards were not read in full, where that left an image without a row."""
+        """Why shards were not read in full, if this left an image without a row."""
         ended = [team.done for team in self.teams if team.done]
         return [why for done in ended for why in done.lost] if self.unread else []
 
     @property
     def changed_shards(self) -> list[str]:
-        """Shards that have changed, as teams met them."""
+        """Shards that teams found to have changed since the start."""
         return [why for team in self.teams if team.done for why in team.done.changed]
 
     def entries(
         self, out: Path, world_of: Callable[[int], list[dict[str, Any]]]
     ) -> list[dict[str, Any]]:
-        """The other teams among the run's sessions.
+        """The manifest's entries for the sessions of the other teams.
 
-        Of one that did not end no rows are vouched for, and `world_of` tells its ranks.
+        Args:
+            out: the output folder, where teams that ended have left their entries.
+            world_of: gives the planned ranks of a team that did not end. Its entry counts no rows.
         """
         found = []
         for team in self.teams[1:]:
@@ -331,13 +347,13 @@ class Lead:
     # ---- what teams say -----------------------------------------------------
 
     def _hear(self, arrival: Received) -> None:
-        """Raises WireFault: no message, or one that this team cannot have said now."""
+        """Take a message. Raises WireFault if it is invalid, or cannot come from this team now."""
         said = messages.unpack(arrival.message, arrival.rank)
         try:
             self._take(self._by_rank[arrival.rank], said)
         except ValueError as error:
             name = type(said).__name__.lower()
-            raise WireFault(f"rank {arrival.rank} sent {name} that cannot be: {error}") from error
+            raise WireFault(f"rank {arrival.rank} sent an invalid {name}: {error}") from error
 
     def _take(self, team: Team, said: Message) -> None:
         if isinstance(said, Progress):
@@ -362,7 +378,7 @@ class Lead:
             self._fault(team, said)
 
     def _welcome(self, team: Team, ready: Ready) -> None:
-        """The team has its ranks, which hold the networks of team 0: it is one of those at work."""
+        """Let a ready team take leases, if its ranks hold the networks of team 0."""
         assert self._start is not None
         if team.gone is not None:
             return
@@ -370,14 +386,14 @@ class Lead:
             mine = self._networks.get(kind, fingerprint)
             if fingerprint != mine:
                 raise DataFault(
-                    f"team {team.number} (rank {team.rank} and those after it) holds another "
+                    f"team {team.number} (rank {team.rank} and the ranks after it) holds another "
                     f"{kind} network (SHA-256 {fingerprint[:12]}...) than team 0 ({mine[:12]}...): "
                     "make the weights the same file on every host; a network of your own must load "
                     "them from a file, or seed its random numbers"
                 )
         self._tell(team, self._start)
         self._join(team)
-        self._others.detector.sent(team.rank, self._clock())  # a sign of life, from now on
+        self._others.detector.sent(team.rank, self._clock())  # from now on it owes heartbeats
 
     def _join(self, team: Team) -> None:
         team.ready, team.epoch = True, self._book.join(team.number)
@@ -387,7 +403,7 @@ class Lead:
             self._tell(team, self._threshold)
 
     def _commit(self, team: Team, part: Part) -> None:
-        """Publish it, unless it holds images that are not its team's any more."""
+        """Publish the part, unless it holds images that no longer belong to the team."""
         if part.table not in TABLE_NAMES:
             raise ValueError(f"there is no table {part.table!r}")
         if team.gone is not None:
@@ -403,9 +419,9 @@ class Lead:
         self._publisher.put(part.table, team.session, part.number)
 
     def _judge_rest(self, team: Team, idle: Idle) -> None:
-        """What has no row though all was done that could be read: teams try it that have not."""
+        """Grant to other teams the images that this team holds and could not read."""
         if self._halted or not team.at_work or idle.lease != team.lease:
-            return  # nobody is to try it, or it has got another one meanwhile
+            return  # the job stops, or the team has got another lease meanwhile
         held = count(self._book.held(team.number))
         self._book.lost(team.number, tried=True)
         self._join(team)
@@ -416,7 +432,7 @@ class Lead:
             tell(f"collage-mpi run: {text}, which other teams try")
 
     def _settle(self) -> int:
-        """Do without what each team that could do it has tried: how many images."""
+        """Give up the images that all teams have tried; the number of these images."""
         able = [team.number for team in self.teams if team.at_work or team.number in self._late]
         images = self._book.settle(able) if able else 0
         if images:
@@ -425,14 +441,14 @@ class Lead:
         return images
 
     def _end(self, team: Team, done: Done) -> None:
-        """It has written all it will write: what it had left goes to others."""
+        """The team has ended: grant what it had left to others."""
         if team.at_work:
             self._book.lost(team.number)
             team.done = done
             self._all_are_due()
 
     def _fault(self, team: Team, said: Fault) -> None:
-        """A team cannot work, or not go on: as a rank, it is missed where others can."""
+        """A team cannot work or cannot go on: give it up, or end the job as for a lost rank."""
         kind = _FAULTS.get(said.exit_code, EnvironmentFault)
         error: CollageError = kind(f"team {team.number}: {said.message}")
         stopped = said.exit_code == ExitCode.INCOMPLETE
@@ -441,9 +457,9 @@ class Lead:
         self._give_up(team, f"it cannot work: {said.message}", stay=True)
 
     def _give_up(self, team: Team, why: str, *, stay: bool = False) -> None:
-        """What it wrote and was not published goes to others with all that it has not done.
+        """Give a team up: all its images that are not published are granted to others.
 
-        `stay`: it is to hear when the job is over; else it is told to leave, for all that it hears.
+        `stay`: it stays until the job is over; otherwise it is told to leave now.
         """
         if team.gone is not None:
             return
@@ -451,20 +467,20 @@ class Lead:
         self._to_come.discard(team.number)
         self._all_are_due()
         if not stay:
-            # Not its own code: that of the job is told by who sees its end.
+            # Its exit code does not matter: the ranks that see the end of the job have the job's.
             self._tell(team, messages.Stop(int(ExitCode.COMPLETE)))
             self._others.transport.drop(team.rank)
         text = "is given up" if team.done is None else "has gone after its last row"
         if took:
             images = count(self._book.held(team.number))
-            text += f"; {counted(images, 'image')} that it had go to others"
+            text += f"; its {counted(images, 'unpublished image')} go to other teams"
             self._book.lost(team.number)
         tell(f"collage-mpi run: team {team.number} (rank {team.rank}) {text}: {why}")
 
     # ---- leases -------------------------------------------------------------
 
     def _grant(self) -> None:
-        """Give what is wanted; tell who gets none."""
+        """Grant the leases that are due, and tell teams for which none is left."""
         if self._halted:
             return
         if self._book.tried:
@@ -474,12 +490,12 @@ class Lead:
             while self._book.wants(team.number):
                 lease = self._book.grant(team.number)
                 team.lease, team.lulled = lease.number, False
-                if not self._book.fresh:  # it was the last, or less is left for some of the others
+                if not self._book.fresh:  # nothing, or less than before, is left for other teams
                     self._all_are_due()
                 places = messages.packed_ranges(lease.ranges)
                 granted = lease.number, lease.epoch, lease.first_group
                 self._tell(team, messages.Lease(*granted, places))
-            # A team alone has nobody to take over from: it has all that there will be.
+            # A single team never takes over another's images, so it needs no Lull.
             if not self.alone and not self._book.left_for(team.number) and not team.lulled:
                 team.lulled = True
                 self._tell(team, messages.Lull())
@@ -504,15 +520,20 @@ def build_lead(
     lacking: np.ndarray,
     stop_reason: Callable[[], str | None],
 ) -> Lead:
-    """The lead of a run that is claimed; the other teams make ready from now on.
+    """The lead of a claimed run. The other teams are told to make ready.
 
-    `lacking`: (n,) bool, which of the plan's images have no row.
+    Args:
+        plan: of the run.
+        others: the coordinators of the other teams.
+        writer: has claimed the output folder.
+        lacking: (n,) bool, which of the plan's images have no row.
+        stop_reason: says why to stop, or None.
     """
     settings = plan.settings
     timeout_s = settings.reply_timeout_s
-    if timeout_s is not None:  # of a coordinator, which is heard but so often
+    if timeout_s is not None:  # at least two heartbeats of a coordinator
         timeout_s = max(timeout_s, 2 * ALIVE_EVERY_NS / 1e9)
-    # Silence is seen in any world, and what a team has not said to be done is waited for.
+    # Silence is noticed in any world, and all teams that do not say Done are waited for.
     others.detector.tolerate(settings.on_rank_loss != "abort", timeout_s, all_needed=True)
     book = build_lease_book(plan, lacking)
     told = LeadSettings(writer.session, settings.start_timeout_s)
@@ -522,9 +543,9 @@ def build_lead(
 
 
 def build_lease_book(plan: Plan, lacking: np.ndarray) -> LeaseBook:
-    """What the teams are to do, in whole batches; of a team alone everything is one lease.
+    """The book of leases, in whole batches; a single team gets everything as one lease.
 
-    `lacking`: as of `build_lead`.
+    `lacking`: as in `build_lead`.
     """
     settings = plan.settings
     images = settings.group_size * settings.batch_size
@@ -539,15 +560,16 @@ def build_lease_book(plan: Plan, lacking: np.ndarray) -> LeaseBook:
 def ranks_of_others(
     out: Path, lead: Lead, world_of: Callable[[int], list[dict[str, Any]]]
 ) -> Iterator[dict[str, Any]]:
-    """The ranks of the other teams, as each has last said in a status of its own.
+    """The ranks of the other teams, from the last status file of each team.
 
-    Those of a team that was given up are lost: where it has said nothing `world_of` tells them.
+    The ranks of a team that was given up count as lost. If the team has written no status,
+    `world_of` gives its planned ranks.
     """
     for team in lead.teams[1:]:
         try:
             ranks = read_status(status_folder(out, team.session))["ranks"]
         except CollageError:
-            ranks = []  # it has none yet
+            ranks = []  # it has written no status yet
         if team.gone is not None:
             ranks = ranks or [{"host": "", **rank} for rank in world_of(team.number)[1:]]
             ranks = [{**rank, "state": "lost", "tasks": 0, "why": team.gone} for rank in ranks]

@@ -1,5 +1,7 @@
-"""The ranks of a job from start to end: who coordinates, who works, how all leave with one exit
-code and one message per failure."""
+"""The life of each rank of a job: which ranks coordinate and which work.
+
+All ranks end with one exit code, and a failure gives one message.
+"""
 
 from __future__ import annotations
 
@@ -46,12 +48,12 @@ from collage_mpi.system.tell import tell
 
 StopReason = Callable[[], str | None]
 
-OUTLIVE_S = 25.0  # a team's coordinator without its lead: it stops in 5 s, and writes
-SHORT_STOP_S = 10.0  # in a fault-tolerant world: a rank that does not end is left behind
+OUTLIVE_S = 25.0  # how long a coordinator may go on without its lead: to stop (5 s) and to write
+SHORT_STOP_S = 10.0  # in a fault-tolerant world a rank that does not end in time is left behind
 
 
 class StopFlag:
-    """Set by a signal; rank 0 stops dispatching, the others wait to be told."""
+    """Is set by a signal. Rank 0 then stops to send tasks; the other ranks wait for its message."""
 
     def __init__(self) -> None:
         self._number: int | None = None
@@ -65,10 +67,10 @@ class StopFlag:
         self._number = number
 
     def reason(self) -> str | None:
-        """Why to stop, or None: by the signal that launch was sent, where launch has noted it."""
+        """Why to stop, or None. The reason names the signal that `launch` got, if it noted one."""
         if self._number is None:
             return None
-        # A launcher may pass on another signal.
+        # A launcher may pass on another signal than it got.
         through = " through the launcher" if status_word() else ""
         return f"stopped by {noted_signal() or signal.Signals(self._number).name + through}"
 
@@ -80,20 +82,23 @@ def run_world(
     teams: int = 1,
     team_body: Callable[[WorkerGroup, LeadLink, StopReason], int] | None = None,
 ) -> int:
-    """Run `body` on rank 0 with the other ranks at work; the exit code of every rank.
+    """Run `body` on rank 0 while the other ranks work for it.
 
     Args:
         name: of the command, for messages.
-        body: given the workers and a function that says why to stop, if anything does.
-        teams: of the world, each of as many ranks; one where it cannot be parted so.
-        team_body: what the coordinators of the others do, given their connection to rank 0 too.
+        body: is given the workers, and a function that says why to stop (or None).
+        teams: number of equal teams; if the ranks cannot be split equally, there is one team.
+        team_body: as `body`, for coordinators of other teams; also given the link to rank 0.
+
+    Returns:
+        The exit code, on every rank.
     """
     stop = StopFlag()
     stop.install()  # before MPI and torch: a signal during a slow start counts too
     tolerant = fault_tolerant_launch()
     if tolerant:
         hard_exit.arm()
-        atexit.register(hard_exit.remove_shared_memory)  # of a script that leaves in its own way
+        atexit.register(hard_exit.remove_shared_memory)  # for scripts that end by themselves
     report(there=launcher_rank() or 0)
     comm, mpi = open_world(fault_tolerant=tolerant)
     if not tolerant and comm.Get_size() > 1:
@@ -123,13 +128,13 @@ def run_world(
 
 @dataclass(frozen=True)
 class _World:
-    """What a rank knows of its world, and the lives that it may lead there.
+    """The world of a rank, with a method for each role that a rank can have.
 
     Attributes:
         name: of the command, for messages.
         comm, mpi: the communicator of all ranks, and mpi4py's module.
-        tolerant: whether the other ranks outlive one that dies.
-        stop: says why to stop, if anything does.
+        tolerant: whether the other ranks go on if one dies.
+        stop: says why to stop, or None.
     """
 
     name: str
@@ -139,7 +144,7 @@ class _World:
     stop: StopReason
 
     def group(self, ranks: Sequence[int]) -> WorkerGroup:
-        """The ranks that this one coordinates, told where it is."""
+        """The ranks that this rank coordinates. They are told where it is."""
         process_monitor = None
         if self.tolerant and ranks:
             size = self.comm.Get_size()
@@ -156,8 +161,10 @@ class _World:
     def work_as_team(
         self, own: Sequence[int], body: Callable[[WorkerGroup, LeadLink, StopReason], int]
     ) -> int:
-        """The life of another team's coordinator. It may outlive rank 0 for as long as it takes to
-        write what it has."""
+        """Run as the coordinator of another team; the exit code.
+
+        Without rank 0 it goes on for up to OUTLIVE_S, to write the rows that it has.
+        """
         transport = WorkerTransport(self.comm, self.mpi, fault_tolerant=self.tolerant)
 
         def lead_gone() -> None:
@@ -176,9 +183,13 @@ class _World:
         return code
 
     def work(self, coordinator: int, team: int) -> int:
-        """A worker's life. It does not outlive its coordinator: MPI could not end without it.
+        """Run as a worker; the exit code.
 
-        `team`: ranks of each of several, 0 of one.
+        A worker ends if its coordinator does, because MPI could not end without the coordinator.
+
+        Args:
+            coordinator: its rank.
+            team: number of ranks of each team; 0 if there is one team.
         """
         rank = self.comm.Get_rank()
         transport = WorkerTransport(
@@ -197,7 +208,7 @@ class _World:
     def coordinate(
         self, worker_group: WorkerGroup, body: Callable[[WorkerGroup, StopReason], int]
     ) -> int:
-        """Rank 0's life; a user's mistake is one message and its exit code."""
+        """Run as rank 0; the exit code. An error that a user can meet becomes one message."""
         try:
             code = body(worker_group, self.stop)
         except Exception as error:
@@ -209,8 +220,7 @@ class _World:
         return int(ExitCode(code))
 
     def part(self, worker_group: WorkerGroup, code: int) -> None:
-        """Tell all ranks to end. MPI cannot end with a rank that does not answer: end it by
-        force."""
+        """Tell all ranks to end. If a rank does not answer, MPI cannot end and is aborted."""
         limit_s = SHORT_STOP_S if self.tolerant else STOP_LIMIT_S
         silent = worker_group.stop(code, limit_s)
         if self.comm.Get_rank() == 0:
@@ -224,9 +234,9 @@ class _World:
 
 
 def _end_alone() -> None:
-    """Leave a job that goes on without this team: by SIGKILL, which all launchers outlive.
+    """Leave a job that goes on without this team, by SIGKILL, after which every launcher goes on.
 
-    Open MPI's has ended a job of which several ranks had left with a code.
+    Open MPI's launcher has ended a job after several of its ranks had left with an exit code.
     """
     hard_exit.remove_shared_memory()
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,9 +1,8 @@
-"""The control messages: what rank 0, the workers and other teams tell each other besides tasks and
-answers, as JSON.
+"""The control messages between rank 0, the workers and other teams, as JSON.
 
-Each field is declared here once. A message with a missing field, an unknown field or a wrong type
-is refused with WireFault, which names the rank and the field. Records of other modules travel as
-they are declared there.
+Tasks and answers are not control messages. Each field is declared here once. A message with a
+missing field, an unknown field or a wrong type is refused with WireFault, which names the rank and
+the field. Records of other modules are sent as they are declared there.
 """
 
 from __future__ import annotations
@@ -34,10 +33,11 @@ SHARDS_FRAME_BYTES = 128  # of a message of shards: its header, and the JSON aro
 
 @dataclass(frozen=True)
 class Rank0:
-    """Who and where rank 0 is, so that no rank outlives it for long. The answer is Here.
+    """Where the coordinator is, so that its ranks end soon after it. The answer is Here.
 
     Attributes:
-        process: None if the system does not tell.
+        host: its host name.
+        process: its process; None if the system does not say.
         tcp_link: where to connect; None if the launcher ends all ranks when one ends.
     """
 
@@ -48,10 +48,10 @@ class Rank0:
 
 @dataclass(frozen=True)
 class Shards:
-    """The input, or its next part, for ranks that read it themselves. It comes before the welcome.
+    """The shards, or the next part of the list, for ranks that read them. Sent before Welcome.
 
     Attributes:
-        descriptions: a text per shard (`row_reader.described`).
+        descriptions: a text for each shard (`row_reader.described`).
     """
 
     descriptions: tuple[str, ...]
@@ -59,24 +59,26 @@ class Shards:
 
 @dataclass(frozen=True, kw_only=True)
 class Welcome:
-    """A session begins; what the rank has to do in it. The answer is Hello, or Fault.
+    """A session begins, and what the rank must know of it. The answer is Hello, or Fault.
 
     Attributes:
-        networks: kind -> what the rank loads.
-        how: where and how it runs them.
-        geometry: of the items, for networks that do not know it.
-        encoded_shape: of one input of a network for collages or stripes, such as (P, P, C).
-        credit: how many messages of tasks may be under way to the rank.
-        batch: the most inputs of one message, as far as is known.
-        answer_items, answer_vectors: of an answer, the most records of items, and of what is kept.
+        networks: kind -> network spec that the rank loads.
+        how: device and number format of the networks.
+        geometry: shapes for networks that do not know them.
+        encoded_shape: shape of an input that is a collage or stripe, such as (P, P, C).
+        credit: most messages of tasks that may be under way to the rank.
+        batch: most inputs of one message, as far as is known.
+        answer_items, answer_vectors: most items, and most kept vectors, of one answer.
         extras: what an answer carries of each image beyond its class.
-        parity: how answers are decoded from those of others; None without such a scheme.
+        parity: how missing answers are decoded; None if the scheme does not decode.
         warmup_tasks: how often each network is run before the rank is ready.
+        straggler: the delays to inject.
         draws_by_image: whether injected delays are drawn by image number instead of group number.
-        fit: how files become images, if tasks may carry files (`pictures.PictureFit`).
-        must_read: whether a rank fails if its host does not have the shards. Otherwise its hello
+        fit: how files become images (`pictures.PictureFit`); None if tasks carry no files.
+        must_read: whether the rank fails if its host does not have the shards. Otherwise Hello
             says so.
-        ranks: of the world. They share the cores if no launcher says how many are on a host.
+        ranks: number of ranks of the world. All are assumed to be on one host and share its cores,
+            unless the launcher says how many are.
     """
 
     networks: dict[str, str]
@@ -99,8 +101,10 @@ class Welcome:
 
 @dataclass(frozen=True)
 class Measure:
-    """Time the kind's network with so many inputs, while the other ranks wait. The answer is
-    Measured."""
+    """Time the network of this kind with a batch of inputs, while other ranks wait.
+
+    The answer is Measured.
+    """
 
     kind: str
     batch: int
@@ -108,13 +112,13 @@ class Measure:
 
 @dataclass(frozen=True)
 class Start:
-    """Tasks may come: the delay model's time begins.
+    """Tasks may come. The time of the delay model starts.
 
     Attributes:
-        cost_ratio: service time of a collage or a stripe over that of a single image.
-        batch_costs: kind -> time of each further input of a batch over that of the first.
+        cost_ratio: service time of a collage or stripe divided by that of a single image.
+        batch_costs: kind -> time of each further input of a batch divided by that of the first.
         batch: groups that are sent together.
-        task_bytes: the longest message of tasks.
+        task_bytes: length of the longest message of tasks.
     """
 
     cost_ratio: float
@@ -130,17 +134,18 @@ class End:
 
 @dataclass(frozen=True)
 class Stop:
-    """The job is over, with this exit code for all ranks. The answer is Bye."""
+    """The job is over; all ranks end with this exit code. The answer is Bye."""
 
     exit_code: int
 
 
 @dataclass(frozen=True)
 class Leave:
-    """All have said Bye, so MPI may end. Only in a world that is not fault-tolerant.
+    """All ranks have said Bye, so MPI may end. Sent only in a world that is not fault-tolerant.
 
-    No rank enters MPI_Finalize before it is certain that all ranks will: if such a job is aborted,
-    Open MPI's launcher sometimes hangs or crashes (3 of 100 times; 5.0.11, in PMIx).
+    No rank enters MPI_Finalize before all ranks certainly will. If a job is aborted while some
+    ranks are in it, Open MPI's launcher sometimes hangs or crashes (3 of 100 times; 5.0.11, in
+    PMIx).
     """
 
 
@@ -154,17 +159,20 @@ class Here:
 
 @dataclass(frozen=True, kw_only=True)
 class Hello:
-    """The rank's networks are loaded and warm.
+    """The rank's networks are loaded and warmed up.
 
     Attributes:
-        devices: of the networks.
-        tuning, fingerprints: of each kind's network.
-        service_ns: kind -> time of one input, while other ranks may be at work too.
+        host, pid: where the rank runs.
+        kinds: of its networks.
+        devices: of its networks, without duplicates.
+        tuning: kind -> number format and compilation of its network.
+        fingerprints: kind -> fingerprint of its network.
+        service_ns: kind -> time of one input; other ranks may be at work meanwhile.
         longest_ns: the longest time of any batch that was tried.
-        classes: kind -> how many classes its network tells apart.
-        columns: what its answers carry of each image beyond its class.
-        answer_bytes: the longest message of answers.
-        cannot_read: why the rank must be sent pixels although it was told of shards, or "".
+        classes: kind -> number of classes of its network.
+        columns: what its answers carry of each image beyond the class.
+        answer_bytes: length of the longest message of answers.
+        cannot_read: why the rank must be sent pixels although it was sent the shards, or "".
         gpu_trouble: what is wrong with its GPU (`system.nvml`), or "".
     """
 
@@ -185,7 +193,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class Fault:
-    """What keeps the rank from working, and the exit code for it."""
+    """The rank cannot work: why, and the exit code that fits."""
 
     message: str
     exit_code: int
@@ -193,12 +201,12 @@ class Fault:
 
 @dataclass(frozen=True)
 class Measured:
-    """A few calls of a network in a row.
+    """Times of a few calls of a network.
 
     Attributes:
-        service_ns: the shortest time on the clock.
+        service_ns: the shortest wall-clock time.
         cpu_ns: the median processor time; None if a GPU does the work.
-        fits: whether the device has the memory; the times say nothing if not.
+        fits: whether the batch fits the device's memory; if not, the times mean nothing.
     """
 
     service_ns: int
@@ -208,7 +216,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Bye:
-    """The rank ends now; in a world that is not fault-tolerant, when it is told to leave."""
+    """The rank ends now or, in a world that is not fault-tolerant, after Leave."""
 
 
 # ---- down: the lead to a team's coordinator, which also gets Rank0, Start and Stop -----------
@@ -231,12 +239,13 @@ class Begin:
 
 @dataclass(frozen=True)
 class Lease:
-    """Images of which only this team writes rows, as long as the epoch lasts.
+    """Images whose rows only this team writes, as long as the epoch lasts.
 
     Attributes:
         number: of the lease; numbers grow.
+        epoch: of the team.
         first_group: number of the first group; see `scheduler/leases`.
-        places: positions in the job's order, as `packed_ranges`.
+        places: positions in the job's order, from `packed_ranges`.
     """
 
     number: int
@@ -266,10 +275,11 @@ class Halt:
 class SetThreshold:
     """From now on a cell counts if its score is at least `confidence`; None: make no more collages.
 
-    The manifest lists these.
+    The manifest lists all thresholds.
 
     Attributes:
-        session, since_ns: team 0's session that decided it, and when: the time since it began.
+        session: number of team 0's session in which the threshold was decided.
+        since_ns: when it was decided, since the start of that session.
     """
 
     confidence: float | None
@@ -293,7 +303,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Begun:
-    """The first image of a lease has come in."""
+    """The first image of the lease with this number has arrived."""
 
     number: int
 
@@ -303,7 +313,10 @@ class Part:
     """A part is on the disk and may be published.
 
     Attributes:
-        places: of a part of images, as `packed_ranges`.
+        table: name of its table.
+        number: of the part.
+        epoch: of the team when it wrote the part.
+        places: positions of its images, from `packed_ranges`; () for other tables.
     """
 
     table: str
@@ -314,12 +327,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the team is. It is a heartbeat, too.
+    """How far the team is. The message is also the team's heartbeat.
 
     Attributes:
-        images: that have an outcome.
-        collage: images that a collage answered.
-        audited, differing: audits, and those in which the networks gave different classes.
+        images: number of images with an outcome.
+        errors: of these, error rows.
+        collage: of these, images that a collage answered.
+        audited: audited images.
+        differing: audited images to which the networks gave different classes.
     """
 
     images: int
@@ -338,15 +353,14 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Idle:
-    """All readable images of the leases up to that number have their rows, in parts that the team
-    has reported."""
+    """All readable images of leases up to this number have rows, in parts that were reported."""
 
     lease: int
 
 
 @dataclass(frozen=True)
 class Done:
-    """The team has ended and has reported all its parts. Its own file says more.
+    """The team has ended and has reported all its parts. Its entry in `pending/` says more.
 
     Attributes:
         status, reason: of the scheduler's Finish.
@@ -371,7 +385,7 @@ TYPES: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in get_args(
 
 
 def _fields(record: Any) -> dict[str, Any]:
-    """What travels of a dataclass, by name."""
+    """The fields of a dataclass that are sent, by name."""
     return {each.name: getattr(record, each.name) for each in fields(record)}
 
 
@@ -389,12 +403,12 @@ def pack(out: np.ndarray, session: int, message: Message) -> int:
 
 
 def shards_in_messages(descriptions: Sequence[str]) -> list[Shards]:
-    """The descriptions, in order, in as few messages as possible."""
+    """The descriptions in order, in as few messages as possible."""
     parts: list[list[str]] = []
     free = 0
     for text in descriptions:
         needed = len(json.dumps(text)) + len(", ")
-        if needed > free:  # at first nothing is free
+        if needed > free:  # always true for the first text
             parts.append([])
             free = CONTROL_BYTES - SHARDS_FRAME_BYTES
         parts[-1].append(text)
@@ -403,8 +417,10 @@ def shards_in_messages(descriptions: Sequence[str]) -> list[Shards]:
 
 
 def packed_ranges(ranges: Iterable[tuple[int, int]]) -> tuple[int, ...]:
-    """[start, stop) ranges in order, as pairs of numbers: the gap to the range before, and the
-    length. The numbers are short, so a part of 4,096 images without neighbours fits a message."""
+    """[start, stop) ranges, in order, as pairs: the gap after the range before, and the length.
+
+    These numbers are short, so that a part of 4,096 images without neighbours fits a message.
+    """
     packed, at = [], 0
     for start, stop in ranges:
         packed += [start - at, stop - start]
@@ -441,8 +457,7 @@ def unpack(data: np.ndarray, rank: int) -> Message:
 
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
-    """The types of a dataclass by field. To evaluate them takes longer than the rest of a
-    message."""
+    """The types of a dataclass by field; cached, because evaluating them is slow."""
     return get_type_hints(kind)
 
 
@@ -458,11 +473,11 @@ def _record(kind: Any, values: dict[str, Any], name: str) -> Any:
     try:
         return kind(**found)
     except (CollageError, ValueError) as error:
-        raise ValueError(f"{name} that cannot be: {error}") from error
+        raise ValueError(f"an invalid {name}: {error}") from error
 
 
 def _read(hint: Any, value: Any, name: str) -> Any:
-    """The value of JSON in its declared type. Raises ValueError, which names the field."""
+    """A JSON value in its declared type. Raises ValueError, which names the field."""
     if type(value) is hint:
         return value
     origin, inner = get_origin(hint), get_args(hint)
@@ -483,7 +498,7 @@ def _read(hint: Any, value: Any, name: str) -> Any:
 
 
 def _key(hint: type[Any], text: str, name: str) -> Any:
-    """A mapping's key, of which JSON makes text. Raises ValueError, which names the field."""
+    """A mapping's key, which JSON stores as text. Raises ValueError, which names the field."""
     try:
         return hint(text)
     except ValueError:

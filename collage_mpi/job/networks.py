@@ -1,4 +1,4 @@
-"""A worker's networks: loaded on this rank's device, tried out and timed, and asked."""
+"""A worker's networks: loads them on this rank's device, warms them up, times and runs them."""
 
 from __future__ import annotations
 
@@ -40,13 +40,14 @@ from collage_mpi.system.nvml import gpu_trouble
 
 LARGEST_ANSWER_BYTES = 1 << 30  # MPI counts bytes in 31 bits
 NOT_FINITE = "the network's scores are not finite (NaN or infinite)"
-# Of torch (out of memory; a GPU that fails, since torch 2.8), and Python's own.
+# Torch's errors (out of memory; a failed GPU, since torch 2.8), and Python's own.
 DEVICE_ERRORS = ("OutOfMemoryError", "AcceleratorError", "MemoryError")
-MEASURED_RUNS = 5  # in a round; few, because the networks take turns
-# No round is longer, but for two calls: all other ranks wait, and `--batch auto` measures batches
-# that are far larger than the one it takes.
+MEASURED_RUNS = 5  # calls in a round; few, because the networks take turns
+# A round is no longer than this, or than two calls: all other ranks wait meanwhile, and
+# `--batch auto` also measures batches that are far larger than the one it chooses.
 MEASURED_NS, LEAST_MEASURED = 100_000_000, 2
-# Names in glibc's malloc.h, and bytes. A glibc that refuses the first block size takes 32 MiB.
+# Options of glibc's mallopt, and their values in bytes. A glibc that refuses the first block size
+# accepts 32 MiB.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES, KEPT_BLOCK_BYTES = (1 << 31) - 1, (1 << 30, 1 << 25)
 
@@ -59,17 +60,17 @@ class NetworkLoader:
     """Loads each network once, however many sessions use it."""
 
     def __init__(self, rank: int, world_size: int, team: int = 0) -> None:
-        """`team`: how many ranks each team has; 0 for a single team."""
+        """`team`: number of ranks of each team; 0 if there is one team."""
         self.rank, self.team = rank, team
         self.world_size = world_size
         self._loaded: dict[tuple[str, str, Loading], Predictor] = {}
         keep_freed_memory()
 
     def __call__(self, spec: str, kind: str, welcome: Welcome) -> Predictor:
-        """The predictor of a network spec, for ranks of the kind.
+        """The predictor of a network spec, for tasks of the kind.
 
         Raises:
-            UsageError, EnvironmentFault, DataFault: as `models.load_predictor`.
+            UsageError, EnvironmentFault, DataFault: as in `models.load_predictor`.
         """
         kind = KIND[kind].network
         told = spec == "null" or is_foreign(spec)  # weights files know their shapes
@@ -87,7 +88,7 @@ class NetworkLoader:
             return NullPredictor(kind, known.image_shape, known.side, known.cell_px, classes)
         assert how.tuning is not None  # the welcome says it
         if is_foreign(spec) and not is_function(spec):
-            os.environ.setdefault(OFFLINE, "1")  # rank 0 has asked the hub for all
+            os.environ.setdefault(OFFLINE, "1")  # rank 0 has downloaded what all ranks need
         threads = threads_per_rank(local_size() or self.world_size)
         return load_predictor(
             spec, kind, replace(how, device=self._device(how.device), threads=threads)
@@ -104,7 +105,7 @@ class NetworkLoader:
         chosen = assign_device(
             local_gpu_rank(self.rank, team=self.team), visible_devices(), device, gpus
         )
-        usable_device(chosen)  # torch's current device from now on, also for a user's own network
+        usable_device(chosen)  # becomes torch's current device, also for a user's own network
         return chosen
 
 
@@ -112,10 +113,13 @@ class Networks:
     """The networks of a session, by kind.
 
     Args:
-        clock, cpu_clock: in ns; `cpu_clock` counts the processor time of this process.
+        welcome: of the session.
+        load: loads a network.
+        clock: monotonic, in ns.
+        cpu_clock: processor time of this process, in ns.
 
     Raises:
-        UsageError, EnvironmentFault, DataFault: as `load`.
+        UsageError, EnvironmentFault, DataFault: as in `load`.
     """
 
     def __init__(self, welcome: Welcome, load: Loader, clock: Clock, cpu_clock: Clock) -> None:
@@ -134,7 +138,7 @@ class Networks:
         self._tried: dict[str, int] = {}  # kind -> the largest batch of `_untried` that was run
 
     def _columns(self) -> tuple[KeptColumn, ...]:
-        """What is kept of each image that a network here resolves."""
+        """What is kept of each image that a network of this rank resolves."""
         resolve = [each for kind, each in self.predictors.items() if KIND[kind].resolves]
         if not self._welcome.extras or not resolve:
             return ()
@@ -142,28 +146,30 @@ class Networks:
 
     @property
     def answer_bytes(self) -> int:
-        """The longest message of answers: it has room for one task at least.
+        """Length of the longest message of answers, which has room for at least one task.
 
         Raises:
-            UsageError: MPI cannot send a message of that length.
+            UsageError: MPI cannot send a message of this length.
         """
         welcome, floats = self._welcome, 0
         if self.columns:
             floats = most_floats(self.columns)
-        if welcome.parity is not None:  # before what is kept
+        if welcome.parity is not None:  # the scheme's numbers come before what is kept
             floats += max(each.classes for each in self.predictors.values())
         vectors = welcome.answer_vectors if floats else 0
         nbytes = answer_message_bytes(welcome.answer_items, vectors, floats)
         if nbytes > LARGEST_ANSWER_BYTES:
             raise UsageError(
-                f"an answer takes {nbytes:,} bytes, for {vectors} images of a group; the most is "
-                f"{LARGEST_ANSWER_BYTES:,}: choose scheme none, replicate or hedge"
+                f"an answer for {vectors} images of a group takes {nbytes:,} bytes; at most "
+                f"{LARGEST_ANSWER_BYTES:,} can be sent: choose scheme none, replicate or hedge"
             )
         return max(UP_BYTES, nbytes)
 
     def warm_up(self) -> tuple[dict[str, int], int]:
-        """Run each network with one input and with batches: the ns of one input by kind, and the
-        longest time of any batch.
+        """Run each network with one input and with batches.
+
+        Returns:
+            Kind -> median time of one input in ns; and the longest time of any batch in ns.
 
         Raises:
             EnvironmentFault: a batch does not fit the device.
@@ -176,13 +182,13 @@ class Networks:
         return single_ns, max([*batch_ns, *single_ns.values()], default=0)
 
     def service_ns(self, kind: str, runs: int, batch: int = 1) -> int:
-        """Median time of the kind's network for so many inputs."""
+        """Median time of `runs` calls of the kind's network with a batch of inputs, in ns."""
         return int(statistics.median(wall for wall, _ in self._times_ns(kind, runs, batch)))
 
     def measured(self, kind: str, batch: int) -> Measured:
-        """What rank 0 asks for before the tasks come, while the other ranks wait."""
+        """Times of the kind's network with a batch, for the message Measured."""
         try:
-            for size in self._untried(kind, batch):  # the job's last messages may be shorter
+            for size in self._untried(kind, batch):  # warm up sizes of the job's last messages too
                 self.service_ns(kind, 1, size)
             times = self._times_ns(kind, MEASURED_RUNS, batch)
         except Exception as error:
@@ -190,19 +196,19 @@ class Networks:
                 raise
             return Measured(0, None, fits=False)
         finally:
-            give_memory_back()  # the job's own batches may be far smaller than those tried
+            give_memory_back()  # the job's batches may be far smaller than those tried
         on_cpu = self.predictors[kind].device == "cpu"
         cpu_ns = int(statistics.median(cpu for _, cpu in times)) if on_cpu else None
         return Measured(min(wall for wall, _ in times), cpu_ns)
 
     def gpu_trouble(self) -> str:
-        """What the driver says is wrong with the GPU of these networks, or ""."""
+        """What is wrong with the GPU of these networks, as its driver says, or ""."""
         devices = sorted({each.device for each in self.predictors.values()})
         entries = [gpu_entry(device, visible_devices()) for device in devices]
         return "; ".join(filter(None, (gpu_trouble(entry) for entry in entries if entry)))
 
     def _times_ns(self, kind: str, runs: int, batch: int) -> list[tuple[int, int]]:
-        """Of each call the time on the clock, and the processor time."""
+        """(wall-clock time, processor time) of each call, in ns."""
         inputs = np.zeros((batch, *self.input_shapes[kind]), self.input_dtypes[kind])
         if is_foreign(self._welcome.networks[kind]):  # a user's code may refuse a blank image
             rng = np.random.default_rng(0)
@@ -217,7 +223,7 @@ class Networks:
         return times
 
     def _call(self, kind: str, inputs: np.ndarray) -> None:
-        """Raises DataFault for what a user's code raises."""
+        """Run the network. An error of a user's code is raised as DataFault."""
         try:
             self.predictors[kind].predict(inputs)
         except Exception as error:
@@ -230,7 +236,7 @@ class Networks:
             ) from error
 
     def _try_batches(self, kind: str) -> int:
-        """Run batches of 2, 4, 8 ... up to the largest, which warms them up; ns of the last."""
+        """Run batches of 2, 4, 8 ... up to the largest, to warm up; time of the last in ns."""
         took_ns = 0
         for size in self._untried(kind, self._welcome.batch):
             try:
@@ -242,13 +248,15 @@ class Networks:
                 advice = "" if KIND[kind].batched else f": --batch {fits}"
                 raise EnvironmentFault(
                     f"its device cannot run the {kind} network with a batch of {size} "
-                    f"({type(error).__name__}: {error}); {fits} fit{advice}"
+                    f"({type(error).__name__}: {error}); a batch of {fits} fits{advice}"
                 ) from error
         return took_ns
 
     def _untried(self, kind: str, most: int) -> Iterator[int]:
-        """2, 4, 8 ... up to `most` inputs, beyond those that were run before. A GPU has a graph of
-        each, and captures none during the job."""
+        """The sizes 2, 4, 8 ... `most` that were not run before.
+
+        A GPU captures a graph for each of them, so that it captures none during the job.
+        """
         while (fits := self._tried.get(kind, 1)) < most:
             yield min(2 * fits, most)
             self._tried[kind] = min(2 * fits, most)
@@ -256,15 +264,16 @@ class Networks:
     def begin(
         self, tasks: Sequence[WireTask], inputs: Sequence[np.ndarray]
     ) -> Computation[list[WireResult]]:
-        """Begin on tasks of one kind, as one batch. An exception fails a task, not the job.
+        """Begin to compute tasks of one kind, as one batch. An exception fails a task, not the job.
 
-        A batch that raises is run again task by task, and a run image by image. So a bad input
-        fails no other task, nor does a batch that does not fit the device's memory now. A task also
-        fails if none of its rows of scores is finite: a GPU that has begun to compute nonsense is
-        found by its failures.
+        A batch that raises is run again task by task, and a task of several images image by image.
+        So a bad input, or a batch that no longer fits the device's memory, fails no other task. A
+        task also fails if none of its rows of scores is finite, so that a broken GPU shows by its
+        failures.
 
         Args:
-            inputs: of each task, (n, H, W, C) uint8 or (n, ...) other items.
+            tasks: of one kind.
+            inputs: for each task, (n, H, W, C) uint8 or (n, ...) other items.
         """
         try:
             begun = self.predictors[tasks[0].kind].begin(joined(inputs))
@@ -289,12 +298,12 @@ class Networks:
             return results
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
-        return self._apart(tasks, inputs, why)  # only now: the error holds memory of the batch
+        return self._apart(tasks, inputs, why)  # not in `except`: the error holds the batch
 
     def _apart(
         self, tasks: Sequence[WireTask], inputs: Sequence[np.ndarray], why: str
     ) -> list[WireResult]:
-        """The answers to tasks whose batch has raised."""
+        """Answer tasks whose batch has raised, by running them in smaller parts."""
         if len(tasks) > 1:
             return [self._ask(task, own) for task, own in zip(tasks, inputs, strict=True)]
         if tasks[0].kind != SINGLE or len(inputs[0]) == 1:
@@ -305,7 +314,7 @@ class Networks:
         return self.begin([task], [inputs]).finish()[0]
 
     def _one_by_one(self, task: WireTask, inputs: np.ndarray) -> WireResult:
-        """The answer to a run whose batch has raised, without the images that raise alone."""
+        """Answer a task of several images whose batch has raised, image by image."""
         alone = [replace(task, items=(item,)) for item in task.items]
         found = [self._ask(each, own[None]) for each, own in zip(alone, inputs, strict=True)]
         if all(result.status == FAILED for result in found):
@@ -316,7 +325,7 @@ class Networks:
     def _result(
         self, task: WireTask, scores: np.ndarray, given: Mapping[str, np.ndarray]
     ) -> WireResult:
-        """The answer to a task, with the vectors that the scheme and the user want."""
+        """The answer to a task, with the vectors that the scheme and the user need."""
         result = result_of(task, scores, self._summed)
         if self._layout is None or result.status == FAILED or not KIND[task.kind].resolves:
             return result
@@ -331,8 +340,8 @@ class Networks:
 def joined(inputs: Sequence[np.ndarray]) -> np.ndarray:
     """The inputs of several tasks as one batch, (n, H, W, C) uint8 or (n, ...) other items.
 
-    They are mostly views of one array, the message or what was read for it, and lie there one
-    behind another. Then nothing is copied, unless the values are not aligned in the message.
+    Mostly they are neighbouring views of one array (the message, or what was read for it). Then
+    nothing is copied, unless the values are not aligned in the message.
     """
     batch = inputs[0] if len(inputs) == 1 else _joined(inputs)
     return batch if batch.flags.aligned else batch.copy()
@@ -356,16 +365,16 @@ def _address(array: np.ndarray) -> int:
 
 
 def result_of(task: WireTask, scores: np.ndarray, summed: str | None) -> WireResult:
-    """The records of a task's items; the task has failed if no row of its scores is finite.
+    """The answer to a task. The task has failed if no row of its scores is finite.
 
-    The scores of a parity network resolve no image by themselves and travel as they are. The scores
-    of a coded image travel in the same form as those of a single image.
+    The scores of a parity network resolve no image by themselves and are sent as they are. The
+    scores of a coded image are sent in the same form as those of a single image.
 
     Args:
+        task: what was asked.
         scores: (n, 1, classes) for a single task or a batch, a row per item; (1, cells, classes)
             for a collage, a row per cell; (1, 1, classes) for a stripe.
-        summed: in which form the answer to a single image carries its scores for the decoding of
-            others; None if it does not.
+        summed: in which form answers carry scores for decoding; None if they carry none.
     """
     kind = KIND[task.kind]
     if not kind.resolves:
@@ -386,17 +395,17 @@ def result_of(task: WireTask, scores: np.ndarray, summed: str | None) -> WireRes
 
 
 def failed(task: WireTask, reason: str) -> WireResult:
-    """The answer to a task that cannot be done."""
+    """The answer to a task that failed."""
     return WireResult(task.task, FAILED, reason=reason)
 
 
 def is_of_device(error: Exception) -> bool:
-    """Whether a device or its memory is at fault. By name, because torch may not be loaded."""
+    """Whether a device or its memory is at fault; by name, because torch may not be loaded."""
     return any(base.__name__ in DEVICE_ERRORS for base in type(error).__mro__)
 
 
 def gpus_here() -> int:
-    """GPUs that this process sees. Without a driver torch, 2 s to import, is not asked."""
+    """Number of GPUs that this process sees. Torch (2 s to import) is asked only with a driver."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -408,10 +417,11 @@ def gpus_here() -> int:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that a batch frees, for the batch that follows.
+    """Let this process keep the memory that a batch frees, for the next batch.
 
     glibc gives large blocks back to the kernel, which fills their pages with zeros when they are
-    used again: up to 900 page faults an image, a third of a small network's processor time.
+    used again. This caused up to 900 page faults per image, a third of a small network's processor
+    time.
     """
     with suppress(AttributeError, OSError):  # another C library, or none that can be opened
         mallopt = ctypes.CDLL(None).mallopt
@@ -420,17 +430,17 @@ def keep_freed_memory() -> None:
 
 
 def give_memory_back() -> None:
-    """Give the kernel what `keep_freed_memory` has kept until now."""
+    """Give the kernel the memory that `keep_freed_memory` has kept."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Hide what is made inside from Python's cycle collector, now and later.
+    """Hide objects that are made inside from Python's cycle collector, now and later.
 
-    torch alone makes 165,000 objects that stay. Visiting them again and again takes a tenth of
-    torch's import, and each full collection during the job would stop the rank for 0.08 s.
+    Torch alone makes 165,000 objects that stay. Visiting them again and again takes a tenth of
+    torch's import time, and each full collection during the job would stop the rank for 0.08 s.
     """
     collects = gc.isenabled()
     gc.disable()

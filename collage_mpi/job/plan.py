@@ -1,4 +1,4 @@
-"""What a run will do, every piece checked against every other before anything starts."""
+"""The plan of a run: settings, shards, networks and ranks, checked against each other."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ from collage_mpi.workload.straggler_settings import make_delays
 
 NULL_PARITY = ("sum", "probabilities", "null")  # encoder, summed, single
 LARGEST_INPUT_BYTES = 1 << 30  # MPI counts bytes in 31 bits
-LARGEST_LABEL = 2**31 - 1  # what a row of the results holds
-ONE_CLASS_SHARE = 0.25  # mixed classes give such a group once in 10**8 at 10 classes, side 3
+LARGEST_LABEL = 2**31 - 1  # the largest that a row of the results holds
+ONE_CLASS_SHARE = 0.25  # of 10 mixed classes, one group in 10**8 has one class only (side 3)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do, every piece checked against every other."""
+    """What a run will do. All parts fit each other."""
 
     settings: RunSettings
     shards: ShardSet
@@ -64,19 +64,19 @@ class Plan:
     placement: Placement
     class_names: tuple[str, ...] | None
     classes: int | None
-    parity: ParitySpec | None = None  # what answers are decoded by; None where none are
+    parity: ParitySpec | None = None  # how missing answers are decoded; None: they are not
     parity_temperature: float = 1.0
-    asked: RunSettings | None = None  # with accept as it was asked for; None: the same
-    by_file: AcceptSpec | None = None  # the threshold of `accept auto`, where it is the file's
+    asked: RunSettings | None = None  # the settings before `accept auto` was resolved; or None
+    by_file: AcceptSpec | None = None  # the threshold that `accept auto` took from a weights file
 
     @property
     def calibration(self) -> int:
-        """How many images of the order, the first ones, choose the threshold."""
+        """Number of images, at the start of the order, that choose the threshold."""
         return self.settings.calibration_images(len(self.order))
 
     @property
     def geometry(self) -> Geometry:
-        """What a network without a weights file is told."""
+        """The shapes that a network without a weights file is told."""
         shards, grid = self.shards, self.grid
         return Geometry(shards.shape, grid.side, grid.cell_px, self.classes, shards.dtype)
 
@@ -86,11 +86,11 @@ class Plan:
         return np.cumsum([0, *(info.count for info in self.shards.infos)], dtype=np.int64)
 
     def at_batch(self, size: int) -> Plan:
-        """With the batch that was chosen, if it is auto."""
+        """This plan with a batch of `size` groups, if the batch is auto."""
         return replace(self, settings=self.settings.at_batch(size))
 
     def lacking(self, done: np.ndarray) -> np.ndarray:
-        """(n,) bool: the images of the order without a row; done: (k,) of (shard u4, row u8)."""
+        """(n,) bool: which images of the order have no row; done: (k,) of (shard u4, row u8)."""
         if not len(done):
             return np.ones(len(self.order), bool)
         finished = self.starts[done["shard"]] + done["row"].astype(np.int64)
@@ -99,7 +99,7 @@ class Plan:
 
     @property
     def networks(self) -> dict[str, str]:
-        """Network spec of each kind that the scheme uses."""
+        """Kind -> network spec, for the kinds that the scheme uses."""
         settings = self.settings
         used = {kind for held in self.placement.kinds for kind in held}
         return {kind: settings.network(kind) for kind in KINDS if kind in used}
@@ -117,13 +117,13 @@ def make_plan(
 
     Args:
         settings: of the run.
-        world_size: ranks there are.
-        known_shards: of a run to be resumed, the shards of its manifest.
-        launched: this process is a rank of that world, which its launcher must confirm.
-        team: whose ranks are placed.
+        world_size: number of ranks.
+        known_shards: the shards in the manifest of a run that is resumed; None for a new run.
+        launched: this process is a rank of the world, so the launcher's number of ranks is checked.
+        team: the team whose ranks are placed.
 
     Raises:
-        UsageError, EnvironmentFault, DataFault: the first thing that does not fit.
+        UsageError, EnvironmentFault, DataFault: the first fault that is found.
     """
     settings.require_inputs()
     if settings.extras:
@@ -147,11 +147,11 @@ def make_plan(
 
 
 def read_as(settings: RunSettings, networks: Mapping[str, NetworkInfo]) -> ReadAs:
-    """How sources that are no shards are read: as the networks need it.
+    """How sources other than HDF5 shards are read, so that the images fit the networks.
 
     Raises:
-        UsageError, EnvironmentFault, DataFault: the class names, or a named network, cannot be
-            read.
+        UsageError, EnvironmentFault, DataFault: the class names, or a network given by its name,
+            cannot be read.
     """
     known, resize_px, by = [*networks.values()], None, None
     paths = expand_paths(settings.shards)
@@ -177,7 +177,7 @@ def _fitted(
     networks: Mapping[str, NetworkInfo],
     shards: ShardSet,
 ) -> Plan:
-    """The plan, where shards, networks and settings fit each other; raises as `make_plan`."""
+    """The plan, if shards, networks and settings fit each other; raises as `make_plan`."""
     _check_pasting(settings, shards)
     collage, height = networks.get(COLLAGE), shards.shape[0] if len(shards.shape) == 3 else 1
     cell_px = (settings.cell_px if collage is None else collage.cell_px) or height
@@ -202,7 +202,7 @@ def _fitted(
     _check_sizes(shards, grid, settings)
     warn_of_weak_collage(single, collage)
     order = run_order(settings, shards)
-    settings.arrival_times_ns(len(order))  # reads the file: a bad one ends here
+    settings.arrival_times_ns(len(order))  # reads the file, so that a bad one is found here
     classes = _count_classes(shards, names, asked)
     if classes is None:
         classes = _unnamed_classes(settings, shards, geometry)
@@ -211,8 +211,8 @@ def _fitted(
     if known.accept == "backup" != settings.accept:
         tell(
             "accept auto: the collage network has no threshold for this single network, so its "
-            "answers count only where no single rank can answer; `collage-mpi weights threshold` "
-            "makes one from labelled images, --accept first takes every answer",
+            "answers count only if no single rank can answer. `collage-mpi weights threshold` "
+            "finds a threshold from labelled images; --accept first accepts every answer",
             logging.INFO,
         )
     by_file = collage.accept if collage is not None and known.accept != settings.accept else None
@@ -224,34 +224,34 @@ def _fitted(
 def _decoding(
     settings: RunSettings, networks: Mapping[str, NetworkInfo]
 ) -> tuple[ParitySpec | None, float]:
-    """By what answers are decoded, and the temperature of their network."""
+    """How missing answers are decoded (or None), and the temperature of the parity network."""
     single, parity = networks.get(SINGLE), networks.get(PARITY)
     if settings.uses(CODED):
         of = settings.single if single is None else single.fingerprint
         return ParitySpec(settings.n_stripe, BERRUT, "logits", of), 1.0
     if not settings.uses(PARITY):
         return None, 1.0
-    if parity is None:  # a null network: what it is to learn nobody has written down
+    if parity is None:  # a null network has no weights file that says it
         return ParitySpec(settings.n_stripe, *NULL_PARITY), 1.0
     return parity.parity, float(parity.metadata["temperature"])
 
 
 def check_without_images(settings: RunSettings, world_size: int) -> dict[str, NetworkInfo]:
-    """The facts of the networks, as of `_networks`, once what else needs no image is checked too.
+    """Check all that can be checked without images; the facts of the networks by kind.
 
     Raises:
-        UsageError, EnvironmentFault, DataFault: the first thing that does not fit.
+        UsageError, EnvironmentFault, DataFault: the first fault that is found.
     """
-    make_delays(settings)  # reads the trace: a bad one ends here
+    make_delays(settings)  # reads the trace, so that a bad one is found here
     settings.check_slow_ranks(world_size)
     return _networks(settings)
 
 
 def _networks(settings: RunSettings) -> dict[str, NetworkInfo]:
-    """The facts of the networks that the scheme needs, by kind; null ones have none.
+    """The facts of the networks that the scheme needs, by kind, without null networks.
 
     Raises:
-        UsageError, DataFault: as `describe`, or a parity network does not fit the job.
+        UsageError, DataFault: as in `describe`; or a parity network does not fit the job.
     """
     if settings.uses(PARITY) and is_foreign(settings.parity):
         raise UsageError(
@@ -266,8 +266,8 @@ def _networks(settings: RunSettings) -> dict[str, NetworkInfo]:
         if parity.parity.k != settings.n_stripe:
             k, other = parity.parity.k, settings.n_stripe
             raise DataFault(
-                f"--parity-k is {other}, parity network {settings.parity} is for stripes of {k}: "
-                f"say --parity-k {k}, or train one with --k {other}"
+                f"--parity-k is {other}, but the parity network {settings.parity} is for stripes "
+                f"of {k} images: give --parity-k {k}, or train a network with --k {other}"
             )
         check_parity(parity, networks.get(SINGLE), settings.single)
     return networks
@@ -276,14 +276,17 @@ def _networks(settings: RunSettings) -> dict[str, NetworkInfo]:
 def with_accept_of(
     settings: RunSettings, single: NetworkInfo | None, judged: NetworkInfo | None
 ) -> RunSettings:
-    """The settings with what `accept auto` stands for with these networks.
+    """The settings with `accept auto` replaced by the policy that fits these networks.
 
-    That is `confident` at the judged network's threshold, if it was measured beside this single
-    network; else `backup`. With `agree` the run chooses it. Null networks have no accuracy to lose,
-    and neither has the single network as its own first stage: every answer counts.
+    The policy is `confident` with the judged network's threshold, if the threshold was measured
+    with this single network, and otherwise `backup`. With `agree` the run itself chooses the
+    threshold later. Every answer counts if a network is null, or if the single network is its own
+    first stage, because no accuracy can be lost.
 
     Args:
-        judged: the network of kind `settings.judged`.
+        settings: of the run.
+        single: the single network's facts; None if it has none.
+        judged: the facts of the network of kind `settings.judged`; None if it has none.
 
     Raises:
         UsageError: the scheme needs a threshold, and the judged network has none.
@@ -299,27 +302,27 @@ def with_accept_of(
     if not settings.needs_threshold:
         return replace(settings, accept="backup")
     raise UsageError(
-        f"scheme {settings.scheme} must know from which score on an answer of --{settings.judged} "
-        f"{name} counts, and that network has no threshold for this single network: `collage-mpi "
-        f"weights threshold --shards LABELLED --single {settings.single} --{settings.judged} "
-        f"{name}` finds one, --agree 0.99 lets a run choose it, or set it by hand: --accept "
-        "confident --confidence 0.9"
+        f"scheme {settings.scheme} needs a threshold, from which on an answer of "
+        f"--{settings.judged} {name} counts, and this network has none for this single network. "
+        f"`collage-mpi weights threshold --shards LABELLED --single {settings.single} "
+        f"--{settings.judged} {name}` finds one; --agree 0.99 lets the run choose one; "
+        "or set it by hand with --accept confident --confidence 0.9"
     )
 
 
 def with_every_answer(settings: RunSettings) -> RunSettings:
-    """The settings with every answer of a collage counting at once."""
+    """The settings changed so that every answer of a collage counts at once."""
     if settings.needs_threshold:
         return replace(settings, accept="confident", confidence=0.0, agree=None)
     return replace(settings, accept="first")
 
 
 def _named_by_file(path: Path, shards: ShardSet, names: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The names in the file.
+    """The class names in the file.
 
     Raises:
-        UsageError, EnvironmentFault: as `read_class_names`.
-        DataFault: shards or networks name others, or a label has no name.
+        UsageError, EnvironmentFault: as in `read_class_names`.
+        DataFault: shards or networks have other names, or a label has no name.
     """
     given = read_class_names(path)
     where = f"--class-names-file {path}"
@@ -328,28 +331,31 @@ def _named_by_file(path: Path, shards: ShardSet, names: tuple[str, ...] | None) 
     labels = shards.labels()
     highest = -1 if labels is None else int(labels.max())
     if highest >= len(given):
-        raise DataFault(f"{where} names {len(given)} classes, and the shards have label {highest}")
+        raise DataFault(
+            f"{where} has {len(given)} names, for labels 0 to {len(given) - 1}, but the shards "
+            f"have label {highest}"
+        )
     return given
 
 
 def _check_pasting(settings: RunSettings, shards: ShardSet) -> None:
-    """Raise UsageError if the scheme makes one picture of several, and the items are no images."""
+    """Raise UsageError if the scheme pastes images into one picture, but items are no images."""
     if not settings.pastes or (shards.dtype == "uint8" and len(shards.shape) == 3):
         return
     names = ", ".join(scheme for scheme in SCHEMES if not pastes(scheme))
     raise UsageError(
         f"scheme {settings.scheme} pastes several images into one picture, which needs uint8 of "
         f"(height, width, channels); the source holds items of {shards.dtype} {shards.shape}. "
-        f"Schemes that paste nothing take them: {names}. {shards.infos[0].no_pictures}".strip()
+        f"Use a scheme that pastes nothing: {names}. {shards.infos[0].no_pictures}".strip()
     )
 
 
 def _ask_named(
     settings: RunSettings, geometry: Geometry, functions: bool = False
 ) -> dict[str, Described]:
-    """What the networks of other libraries say of themselves, by kind; see `asking.ask`.
+    """The facts of networks of other libraries, by kind; see `asking.ask`.
 
-    With `functions` those of the user's own code are asked as well.
+    With `functions`, networks made by the user's own code are included.
     """
     specs = {kind: settings.network(kind) for kind in KINDS if settings.uses(kind)}
     return {
@@ -362,10 +368,10 @@ def _ask_named(
 def _count_classes(
     shards: ShardSet, names: tuple[str, ...] | None, asked: Mapping[str, Described]
 ) -> int | None:
-    """How many classes there are by their names and by the networks that were asked.
+    """Number of classes, by the class names and the networks that were asked; None if unknown.
 
     Raises:
-        DataFault: they differ, or a label has no class.
+        DataFault: the numbers differ, or a label is too large.
     """
     told = {f"{kind} network {each.info.origin}": each.classes for kind, each in asked.items()}
     told = {"the class names": len(names), **told} if names else told
@@ -375,24 +381,25 @@ def _count_classes(
     for where, other in others:
         if other != number:
             hdf5 = all(info.storage in HDF5 for info in shards.infos)
-            advice = "" if hdf5 else ", or say --input-labels none if folders are no classes"
+            advice = "" if hdf5 else ", or give --input-labels none if folders are no classes"
             raise DataFault(
                 f"{number} classes in {first}, {other} in {where}; they must agree{advice}"
             )
     labels = shards.labels() if asked else None
     if labels is not None and int(labels.max()) >= number:
-        raise DataFault(f"{number} classes in {first}; the shards have label {labels.max()}")
+        raise DataFault(f"{number} classes in {first}, but the shards have label {labels.max()}")
     return number
 
 
 def _unnamed_classes(settings: RunSettings, shards: ShardSet, geometry: Geometry) -> int | None:
-    """How many classes there are where nobody says it: what networks without weights are told.
+    """Number of classes if neither class names nor networks give it.
 
-    None where a user's function alone knows, and its first answer on a rank is early enough. It is
-    asked at once if room for all scores, or a code, depends on the number.
+    Null networks are told this number. None if only a user's function knows, and its first answer
+    on a rank is early enough. The function is called at once if the scheme, or the room for all
+    scores, depends on the number.
 
     Raises:
-        UsageError: it does not tell.
+        UsageError: the number is needed, and the function does not give it.
     """
     functions = [kind for kind in (SINGLE, COLLAGE) if is_function(getattr(settings, kind))]
     labels = shards.labels()
@@ -405,22 +412,25 @@ def _unnamed_classes(settings: RunSettings, shards: ShardSet, geometry: Geometry
         return ask(settings.network(functions[0]), functions[0], geometry).classes
     except CollageError as error:
         raise UsageError(
-            f"{needs} needs the number of classes at the start, and the shards have neither class "
-            f"names nor labels. The network was asked ({error}): name the classes with "
-            "--class-names-file FILE"
+            f"{needs} needs the number of classes at the start. The shards have neither class "
+            f"names nor labels, and a trial call of the network failed ({error}): name the classes "
+            "with --class-names-file FILE"
         ) from error
 
 
 def check_top_k(settings: RunSettings, classes: int | None) -> None:
-    """Raise UsageError if more classes are to be kept of an image than there are."""
+    """Raise UsageError if `top_k` is larger than the number of classes."""
     if classes is not None and (settings.top_k or 0) > classes:
-        raise UsageError(f"top_k is {settings.top_k}; there are {classes} classes")
+        raise UsageError(f"top_k is {settings.top_k}, but there are only {classes} classes")
 
 
 def run_order(settings: RunSettings, shards: ShardSet) -> np.ndarray:
-    """(n,) int64 global indices: file order or shuffled by seed, cut at the limit (C5).
+    """The order of the run (C5): file order or shuffled by a seed, cut at the limit.
 
     With `agree` the images that choose the threshold come first.
+
+    Returns:
+        (n,) int64, global indices of images.
     """
     order = np.arange(len(shards), dtype=np.int64)
     seed = settings.shuffle_seed()
@@ -432,9 +442,10 @@ def run_order(settings: RunSettings, shards: ShardSet) -> np.ndarray:
 
 
 def warn_of_one_class_groups(plan: Plan) -> None:
-    """Class-sorted shards in file order make one-class collages: say so (C5).
+    """Warn if many collages would hold one class only, as with shards sorted by class (C5).
 
-    Not where no collage is made, nor where all images are of one class: then no order helps.
+    There is no warning if no collages are made, or if all images have one class, because then no
+    order helps.
     """
     labels = plan.shards.labels() if plan.settings.uses_collage else None
     size = plan.settings.group_size
@@ -446,13 +457,13 @@ def warn_of_one_class_groups(plan: Plan) -> None:
     if share > ONE_CLASS_SHARE and (groups != groups[0, 0]).any():
         tell(
             f"warning: {share:.0%} of the groups hold one class only (shards sorted by class?); "
-            "a collage of one class is not what the network was trained on: "
+            "the collage network was trained on collages of mixed classes: "
             "consider --order shuffle:0"
         )
 
 
 def warn_of_weak_collage(single: NetworkInfo | None, collage: NetworkInfo | None) -> None:
-    """Both networks' records say how often they were right in validation: tell a large gap."""
+    """Warn if the collage network was much less accurate in validation than the single network."""
     if single is None or collage is None:
         return
     counts = _validated(single), _validated(collage)
@@ -461,13 +472,13 @@ def warn_of_weak_collage(single: NetworkInfo | None, collage: NetworkInfo | None
         shown = [f"{right / n:.1%}" for right, n in counts]
         tell(
             f"warning: in validation the collage network was right on {shown[1]} of the images, "
-            f"the single network on {shown[0]}: each answer of the collage costs about "
-            f"{100 * gap:.0f} points. {ADVICE}"
+            f"the single network on {shown[0]}: each accepted answer of a collage costs about "
+            f"{100 * gap:.0f} percentage points of accuracy. {ADVICE}"
         )
 
 
 def _validated(info: NetworkInfo) -> tuple[int, int]:
-    """(right, images) of the network's validation, (0, 0) where its record has none."""
+    """(right, images) of the network's validation; (0, 0) if its record has none."""
     record = info.metadata.get("training")
     training = record if isinstance(record, dict) else {}
     share, n = training.get("validation_accuracy"), training.get("validation_images")
@@ -477,7 +488,7 @@ def _validated(info: NetworkInfo) -> tuple[int, int]:
 
 
 def _check_sizes(shards: ShardSet, grid: Grid, settings: RunSettings) -> None:
-    """What is sent fits a message, and labels fit a row."""
+    """Raise UsageError if a task does not fit a message; DataFault if a label is too large."""
     batch, nbytes = settings.batch_size, grid.px * grid.px * shards.shape[-1] * settings.pastes
     images = max(settings.most_inputs(kind) for kind in KINDS if settings.uses(kind)) // batch
     item_bytes = math.prod(shards.shape) * np.dtype(shards.dtype).itemsize
@@ -485,22 +496,22 @@ def _check_sizes(shards: ShardSet, grid: Grid, settings: RunSettings) -> None:
     fit = LARGEST_INPUT_BYTES // largest
     if largest > LARGEST_INPUT_BYTES >= nbytes:
         raise UsageError(
-            f"a message of {images} images takes {largest:,} bytes; the most is "
-            f"{LARGEST_INPUT_BYTES:,}: choose a smaller --side, or smaller images"
+            f"a message of {images} images takes {largest:,} bytes; at most "
+            f"{LARGEST_INPUT_BYTES:,} are possible: choose a smaller --side, or smaller images"
         )
     if batch > fit >= 1:
         raise UsageError(
-            f"a batch of {batch} takes {batch * largest:,} bytes in one message; the most is "
-            f"{LARGEST_INPUT_BYTES:,}: --batch {fit} fits"
+            f"a batch of {batch} takes {batch * largest:,} bytes in one message; at most "
+            f"{LARGEST_INPUT_BYTES:,} are possible: use --batch {fit} or less"
         )
     if nbytes > LARGEST_INPUT_BYTES:
         raise UsageError(
             f"a collage of side {grid.side} with cells of {grid.cell_px} px takes {nbytes:,} "
-            f"bytes; the most is {LARGEST_INPUT_BYTES:,}: choose a smaller --cell-px"
+            f"bytes; at most {LARGEST_INPUT_BYTES:,} are possible: choose a smaller --cell-px"
         )
     labels = shards.labels()
     if labels is not None and len(labels) and int(labels.max()) > LARGEST_LABEL:
         raise DataFault(
-            f"shards hold the label {int(labels.max())}; labels are class numbers "
-            f"from 0 to {LARGEST_LABEL} at most"
+            f"the shards have label {int(labels.max())}; labels must be class numbers from 0 to "
+            f"{LARGEST_LABEL}"
         )

@@ -1,6 +1,6 @@
-"""What a run's manifest says: what was asked, what it was made from and by whom, who took part.
+"""The contents of a run's manifest: settings, inputs, software versions, and the ranks.
 
-Versions are read from packages' metadata, so that nothing heavy is imported for them.
+Versions are read from packages' metadata, so that no heavy package is imported for them.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.inputs import HDF5
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, WORKER_BACKOFF
 
-LARGEST_EXCEEDED_SHARE = 0.01  # of tasks that took longer than their draw and what is tolerated
+LARGEST_EXCEEDED_SHARE = 0.01  # share of tasks that may take longer than recorder.TOLERATED allows
 BATCH_JOB_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "FLUX_JOB_ID")
 PACKAGES = ("numpy", "torch", "mpi4py", "h5py")
 
 
 def job_facts(mpi_library: str) -> dict[str, Any]:
-    """What a session's manifest says of rank 0's process.
+    """Facts about rank 0's process, for a session's entry in the manifest.
 
     Args:
         mpi_library: the MPI library's name and version.
@@ -59,14 +59,14 @@ def job_facts(mpi_library: str) -> dict[str, Any]:
 
 
 def command_line(argv: list[str]) -> list[str]:
-    """The words as typed: our own program by its name, a user's by its path."""
+    """The command line as typed: `collage-mpi` by its name, a user's program by its path."""
     program = Path(argv[0])
     ours = program.name == "collage-mpi" or program.parts[-2:] == ("collage_mpi", "__main__.py")
     return ["collage-mpi", *argv[1:]] if ours else list(argv)
 
 
 def _version(package: str) -> str | None:
-    """None where it is not installed."""
+    """The installed version; None if the package is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -74,7 +74,7 @@ def _version(package: str) -> str | None:
 
 
 def make_manifest(plan: Plan) -> dict[str, Any]:
-    """What the run was asked to do, for its manifest."""
+    """The manifest of a new run."""
     settings = plan.settings
     return {
         "run_id": uuid.uuid4().hex,
@@ -109,7 +109,7 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
 
 
 def batch_facts(settings: RunSettings) -> dict[str, Any]:
-    """What a manifest says of the batch, which `--batch auto` chooses once the ranks are ready."""
+    """The manifest's facts about the batch; `--batch auto` chooses it when the ranks are ready."""
     return {
         "mode": settings.mode,
         "batch": settings.batch_size,
@@ -118,7 +118,7 @@ def batch_facts(settings: RunSettings) -> dict[str, Any]:
 
 
 def final_facts(session: TeamSession, job: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of a session only at its end, for the manifest; `job`: as of `job_facts`."""
+    """The manifest's facts that are known at a session's end. `job`: result of `job_facts`."""
     plan, coordinator = session.plan, session.coordinator
     return {
         "world": [
@@ -150,7 +150,8 @@ def final_facts(session: TeamSession, job: Mapping[str, Any]) -> dict[str, Any]:
 def validity(totals: Totals, settings: RunSettings) -> dict[str, Any]:
     """Whether the injected delays were those of the model (docs/stragglers.md).
 
-    Burnt ranks are meant to be slower than their draws: with them there is no such rule.
+    A run with background load (`burn_ranks`) is always valid, because the load is meant to make
+    ranks slower than their drawn times.
     """
     share = totals.exceeded / totals.drawn_tasks if totals.drawn_tasks else 0.0
     return {
@@ -162,7 +163,7 @@ def validity(totals: Totals, settings: RunSettings) -> dict[str, Any]:
 
 
 def planned_world(plan: Plan, team: int) -> list[dict[str, Any]]:
-    """The ranks of a team that did not tell of them itself."""
+    """The planned ranks of a team that did not report them."""
     settings = plan.settings
     placed = settings.place_team(settings.teams * plan.placement.world_size, team, None)
     ranks = [{"rank": rank, "kinds": sorted(held)} for rank, held in placed.of_rank.items()]

@@ -1,5 +1,7 @@
-"""The settings of a session that goes on: those of the run's manifest, with the given ones over
-them. `results/manifest` says which differences are refused."""
+"""The settings of a resumed run: those of its manifest, overridden by the given ones.
+
+`results/manifest` says which differences are refused.
+"""
 
 from __future__ import annotations
 
@@ -23,40 +25,41 @@ Json = dict[str, Any]
 
 
 def has_run(out: str) -> bool:
-    """Whether a run was begun in the folder."""
+    """Whether the folder has a run."""
     return (Path(out) / MANIFEST).exists()
 
 
 def resumed_settings(given: Mapping[str, Any], source: str, world_size: int | None) -> RunSettings:
-    """Those of the run in the given `out`, with the given ones over them.
+    """The settings of the run in the given `out`, overridden by the given settings.
 
-    Where no run is yet, those given alone: `--resume` then begins one, so that a job script
-    may always say it.
+    If the folder has no run, the given settings alone are used, and `--resume` begins a run. So a
+    job script may always use `--resume`.
 
     Args:
         given: settings from flags and a file, as `from_mapping` takes them.
         source: their name, for messages.
-        world_size: ranks there are; the number of single ranks of each team follows it unless
-            given. None where no ranks were started.
+        world_size: number of ranks. Unless `singles` is given, the number of single ranks of each
+            team is fitted to it. None if no ranks were started.
 
     Raises:
-        UsageError: `out` is missing; there is no run yet, and settings are missing; as
-            RunSettings.
+        UsageError: `out` is missing; the folder has no run, and other settings are missing; or as
+            in RunSettings.
         EnvironmentFault, DataFault: the manifest cannot be read, or is damaged.
     """
     out = given.get("out")
     if not out:
-        raise UsageError("--out is missing: --resume goes on with the run in that folder")
+        raise UsageError("--out is missing: it names the folder of the run that --resume continues")
     if not has_run(out):
         settings = RunSettings.from_mapping(given, source)
         try:
             settings.require_inputs()
         except UsageError as error:
             raise UsageError(
-                f"{out}: no run here yet, so --resume begins one and needs all settings: {error}"
+                f"{out}: no run here yet, so --resume begins a new run and needs all settings: "
+                f"{error}"
             ) from error
         return settings
-    # Before its manifest is believed, which may name a network to import; by the given settings.
+    # First check whose folder this is: the manifest may name a network whose code is imported.
     refuse_foreign(Path(out), given.get("shared_out") == "on")
     manifest = read_manifest(Path(out))
     values = over_recorded(_known(manifest), given, source, anew=False)
@@ -71,8 +74,8 @@ def resumed_settings(given: Mapping[str, Any], source: str, world_size: int | No
 
 
 def _known(manifest: Json) -> Json:
-    """The run's settings. A relative path is that of the folder it was begun in, if it is not
-    found from here."""
+    """The run's settings. A relative path that does not exist here is taken from the folder in
+    which the run was begun."""
     settings = recorded_settings(manifest)
     folder = (manifest.get("job") or {}).get("folder")
 
@@ -89,9 +92,9 @@ def _known(manifest: Json) -> Json:
 
 
 def fitted(settings: RunSettings, world_size: int) -> RunSettings:
-    """With as many single ranks as the world has room for, where its size is another.
+    """The settings with the number of single ranks that fits the number of ranks.
 
-    Where no number of them fits, the settings as they are: placing them will say what does.
+    If no number fits, the settings are unchanged, and the placement will say what is wrong.
     """
     if _fits(settings, world_size):
         return settings

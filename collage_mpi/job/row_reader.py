@@ -1,7 +1,7 @@
-"""The images of tasks by place, read on the rank that computes on them.
+"""Reads the images of tasks that name places, on the rank that classifies them.
 
-A thread reads the images, and pastes them, while the network computes. Files are opened in this
-process: rank 0 has opened the same bytes, which their stamp or SHA-256 shows before HDF5 sees them.
+A thread reads and pastes the images while the network computes. Before HDF5 opens a file, its stamp
+or SHA-256 must show that rank 0 has opened the same bytes.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ if TYPE_CHECKING:
     from collage_mpi.shards.reader import ShardSet
 
 Place = tuple[int, int]  # shard number, row
-Faults = tuple[Unread | None, ...]  # one per image; () if all were read
+Faults = tuple[Unread | None, ...]  # one for each image; () if all were read
 
 
 class Wanted(NamedTuple):
-    """The images of a task: where they lie, and their cells in the group."""
+    """The images of a task: their places in the input, and their cells in the group."""
 
     places: list[Place]
     cells: list[int]
 
 
 class Inputs(NamedTuple):
-    """What a network is given for each task, (n, ...) items, and the faults of each task."""
+    """The network's inputs for each task, (n, ...) items, and the faults of each task."""
 
     arrays: list[np.ndarray]
     faults: list[Faults]
 
 
 def described(shards: ShardSet) -> list[str]:
-    """A JSON text per shard: what a rank needs to read it. A lost shard has no stamp to check."""
+    """A JSON text for each shard, which a rank needs to read it. A lost shard has no stamp."""
     return [
         json.dumps(
             replace(
@@ -64,7 +64,7 @@ def described(shards: ShardSet) -> list[str]:
 
 
 def decoded(parts: Sequence[np.ndarray | list[bytes]], fit: PictureFit) -> Inputs:
-    """What tasks carried: pixels as they are, files decoded."""
+    """The inputs that tasks carried: pixels as they are, files decoded."""
     arrays, faults = [], []
     for part in parts:
         own: list[Unread | None] = [None] * len(part)
@@ -82,16 +82,16 @@ def decoded(parts: Sequence[np.ndarray | list[bytes]], fit: PictureFit) -> Input
 
 
 class RowReader:
-    """The job's input as this host has it.
+    """Reads the job's input on this host.
 
     Args:
-        descriptions: of all shards in order, as `described` made them.
-        hash_limit_bytes: a file with another stamp than rank 0's is hashed up to this size, and
-            taken for another file if it is larger; None hashes files of any size.
+        descriptions: of all shards in order, from `described`.
+        hash_limit_bytes: if a file's stamp differs from that on rank 0, the file is hashed. A file
+            larger than this limit is not hashed and counts as another file. None: no limit.
 
     Raises:
-        EnvironmentFault: this host cannot open a shard, or has another file under its name.
-        WireFault: a description cannot be read.
+        EnvironmentFault: this host cannot open a shard, or has another file with its name.
+        WireFault: a description is invalid.
     """
 
     def __init__(self, descriptions: Sequence[str], hash_limit_bytes: int | None = None) -> None:
@@ -108,21 +108,23 @@ class RowReader:
         except ShardFault as fault:
             self._shards.close()
             raise EnvironmentFault(
-                f"host {socket.gethostname()} has not the input that rank 0 has: {fault}"
+                f"host {socket.gethostname()} does not have the input that rank 0 has: {fault}"
             ) from fault
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise WireFault(f"rank 0 sent a shard that cannot be: {error!r}") from error
+            raise WireFault(f"rank 0 sent an invalid shard: {error!r}") from error
 
     def begin(self, tasks: Sequence[Wanted], encoder: AnyEncoder | None) -> Future[Inputs]:
-        """Begin to make `inputs` in the thread, in the order of these calls."""
+        """Run `inputs` in the reading thread, in the order of the calls."""
         return self._thread.submit(self.inputs, tasks, encoder)
 
     def inputs(self, tasks: Sequence[Wanted], encoder: AnyEncoder | None) -> Inputs:
-        """The images of each task. With an encoder one picture per task, in which the cells of
+        """The network's inputs for each task.
+
+        These are the task's images or, with an encoder, one picture. In a picture the cells of
         images that cannot be read are blank.
 
         Raises:
-            WireFault: the input has no such place.
+            WireFault: a place does not exist in the input.
         """
         places = [place for task in tasks for place in task.places]
         images, faults = self.read(places) if encoder is None else self._cells(places, encoder)
@@ -140,7 +142,7 @@ class RowReader:
     def _cells(
         self, places: Sequence[Place], encoder: AnyEncoder
     ) -> tuple[np.ndarray, list[Unread | None]]:
-        """(n, h, w, C) uint8, as stored or shrunk from the images; and faults as from `read`."""
+        """Cells, (n, h, w, C) uint8, as stored or shrunk from images; and faults as in `read`."""
         maker = make_cell_maker(encoder, self._shards.cell_sizes)
         if maker.stored_px is None:
             pixels, found = self.read(places)
@@ -148,7 +150,7 @@ class RowReader:
         indices = np.array([self._index(*place) for place in places], dtype=np.int64)
         try:
             cells, good = self._shards.read_cells(indices, maker.stored_px)
-        except ShardFault:  # perhaps of some images only: `read` finds out
+        except ShardFault:  # perhaps only of some images: `read` below finds out which
             cells = np.zeros((len(places), *encoder.cell_shape), np.uint8)
             good = np.zeros(len(places), bool)
         faults: list[Unread | None] = [None] * len(places)
@@ -161,14 +163,14 @@ class RowReader:
         return cells, faults
 
     def read(self, places: Sequence[Place]) -> tuple[np.ndarray, list[Unread | None]]:
-        """The images at these places, checked.
+        """Read and check the images at these places.
 
         Returns:
-            (n, ...) items, zeros for an image that cannot be used; and for each image None, or
-            why it cannot.
+            (n, ...) items, with zeros for an image that cannot be used; and for each image None, or
+            why it cannot be used.
 
         Raises:
-            WireFault: the input has no such place.
+            WireFault: a place does not exist in the input.
         """
         indices = np.array([self._index(*place) for place in places], dtype=np.int64)
         try:
@@ -177,7 +179,7 @@ class RowReader:
             if len(places) == 1:
                 none = np.zeros((1, *self._shards.shape), self._shards.dtype)
                 return none, [Unread(str(fault), of_input=False)]
-            # perhaps the fault of another image's shard: one by one
+            # The fault may belong to another image's shard, so read them one by one.
             each = [self.read([place]) for place in places]
             return np.concatenate([own for own, _ in each]), [why for _, (why,) in each]
         faults = [
@@ -187,7 +189,7 @@ class RowReader:
         return pixels, faults
 
     def close(self) -> None:
-        """Close the files after the reading that has begun; what waits is given up."""
+        """Close the files after the read that is under way; reads that wait are dropped."""
         self._thread.shutdown(cancel_futures=True)
         self._shards.close()
 

@@ -1,7 +1,7 @@
-"""A run from its settings to its results: on rank 0, and on the coordinators of other teams.
+"""A run from its settings to its results, on rank 0 and on the coordinators of other teams.
 
-Each of them drives a `TeamSession` for its own team. Rank 0 also does what is the run's and not a
-team's: it claims the output, leads the teams, chooses thresholds and closes the run.
+Each coordinator drives a `TeamSession` for its own team. Rank 0 also claims the output, leads the
+teams, chooses thresholds and closes the run.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ from collage_mpi.system.progress import NoLines
 from collage_mpi.system.tell import tell
 
 StopReason = Callable[[], str | None]
-LATE_FILE_S = 90.0  # a file server shows what another host has made up to a minute late
+LATE_FILE_S = 90.0  # a file server may show another host's new file up to a minute late
 
 EXIT_CODES = {
     ev.COMPLETE: ExitCode.COMPLETE,
@@ -78,27 +78,27 @@ EXIT_CODES = {
 class SessionOutcome:
     """How a session ended."""
 
-    status: str  # of the whole run: errors of a resumed run's earlier sessions count
+    status: str  # of the whole run: errors of earlier sessions count
     reason: str
     out: Path
     input_faults: tuple[str, ...] = ()  # shards that were not read in full, or have changed
-    summary: dict[str, Any] | None = None  # of the run; None where nothing was left to do
+    summary: dict[str, Any] | None = None  # of the run; None if nothing was left to do
 
     @property
     def exit_code(self) -> ExitCode:
-        """The exit code that tells it; bad input outranks all but being stopped."""
+        """The exit code: that of bad input if there is any, otherwise that of the status."""
         return ExitCode.DATA if self.input_faults else EXIT_CODES[self.status]
 
 
 @dataclass(frozen=True)
 class Ask:
-    """How a session of a run is asked for.
+    """How a session is to be run.
 
     Attributes:
         stop_reason: says why to stop, or None.
-        resume: go on with the run in the settings' `out`, if one was begun there.
-        retry_errors: likewise, and do the images of error rows again.
-        phase: names the session in progress lines; "" for its scheme.
+        resume: go on with the run in the settings' `out`, if there is one.
+        retry_errors: as `resume`, and classify the images of error rows again.
+        phase: name of the session in progress lines; "" for its scheme.
     """
 
     stop_reason: StopReason = lambda: None
@@ -108,17 +108,17 @@ class Ask:
 
     @property
     def resumes(self) -> bool:
-        """Whether a run that is there goes on."""
+        """Whether an existing run is continued."""
         return self.resume or self.retry_errors
 
 
 def run_session(
     settings: RunSettings, worker_group: WorkerGroup, ask: Ask | None = None
 ) -> SessionOutcome:
-    """One session of a run, on rank 0 of a world that is up: plan, start, classify, close.
+    """Run one session on rank 0, when MPI is up: plan, start, classify, close.
 
     Raises:
-        UsageError, EnvironmentFault, DataFault: something does not fit or fails; rows
+        UsageError, EnvironmentFault, DataFault: something does not fit, or fails. Rows that were
             written before are kept.
     """
     settings.require_inputs()
@@ -138,13 +138,13 @@ class LeadRun:
     def __init__(
         self, plan: Plan, worker_group: WorkerGroup, known: Mapping[str, Any], ask: Ask
     ) -> None:
-        """`known`: the manifest that the run has from earlier sessions; {} of a new run."""
+        """`known`: the run's manifest from earlier sessions; {} for a new run."""
         self.plan, self.worker_group, self.known, self.ask = plan, worker_group, known, ask
         self.out = Path(plan.settings.out)
         self.job = job_facts(worker_group.transport.library)
 
     def outcome(self) -> SessionOutcome:
-        """Run it to its end."""
+        """Run the session to its end."""
         warn_of_one_class_groups(self.plan)
         warn_of_bad_shards(self.plan.shards)
         # The output is claimed before 10 ranks load their weights: a bad --out fails at once.
@@ -157,7 +157,7 @@ class LeadRun:
             finish, final = self._classify()
             status, faults = self._judge_input(finish.status)
         except CollageError as error:
-            mistaken = error.exit_code is not ExitCode.INCOMPLETE  # that one is to be resumed
+            mistaken = error.exit_code is not ExitCode.INCOMPLETE  # an incomplete run is resumed
             if mistaken and not self.known and not writer.written:
                 writer.discard()  # the corrected command may use the same --out
             raise
@@ -169,7 +169,7 @@ class LeadRun:
         return SessionOutcome(status, reason, self.out, faults, writer.summary)
 
     def _claim(self) -> str | None:
-        """Begin the run or go on with it; its status if nothing is left to do."""
+        """Claim the output of a new or resumed run; the run's status if nothing is left to do."""
         ask, out, plan = self.ask, self.out, self.plan
         manifest = {**make_manifest(plan), "job": self.job}
         patience = Patience(stop_reason=ask.stop_reason, tell=tell)
@@ -194,8 +194,7 @@ class LeadRun:
         return None
 
     def _classify(self) -> tuple[ev.Finish, dict[str, Any]]:
-        """Lead the teams and be the first of them; how it ended, and what the manifest is to have
-        of it."""
+        """Lead all teams, and be team 0; how the session ended, and its facts for the manifest."""
         plan, ask, writer, group = self.plan, self.ask, self.writer, self.worker_group
         total = int(np.count_nonzero(self.lacking))
         facts = {"label": self.label, "total": total, "before": len(plan.order) - total}
@@ -215,7 +214,7 @@ class LeadRun:
             finish = session.work(start)
             lead.say(Done(finish.status, finish.reason, (), ()))
             lead.wait(session.report)
-            session.publish()  # how each team has ended
+            session.publish()  # the final state of each team
         final = {
             **final_facts(session, self.job),
             **session.facts(),
@@ -227,7 +226,7 @@ class LeadRun:
         return lead.finish, final
 
     def _costs(self, session: TeamSession, networks: Mapping[str, str]) -> ServiceCosts:
-        """What the networks cost in this run, measured by team 0 for all."""
+        """The costs of the networks in this run, which team 0 measures for all teams."""
         tell_tunings(self.plan, session.hellos)
         refuse_other_networks(self.plan, session.hellos, held(self.known))
         images = int(np.count_nonzero(self.lacking))
@@ -245,7 +244,7 @@ class LeadRun:
         return costs
 
     def _begin_to_judge(self, session: TeamSession, costs: ServiceCosts) -> None:
-        """Pairs go to the judge, and its thresholds to all coordinators."""
+        """With `agree`, let a judge take all pairs and send its thresholds to all coordinators."""
         when = lambda: (self.writer.session, session.elapsed_ns)  # noqa: E731
         judge = build_judge(self.plan, self.known, costs, when)
         if judge is not None:
@@ -254,7 +253,7 @@ class LeadRun:
             judge.begin(self.lead.set_threshold, note)
 
     def _judge_input(self, status: str) -> tuple[str, tuple[str, ...]]:
-        """The session's status and what of the input to tell, of all teams."""
+        """The session's status, and faults of the input that any team met."""
         lead = self.lead
         read_by_others = not lead.alone and not lead.unread
         status, faults = judge_input(self.plan.shards, status, read_by_others=read_by_others)
@@ -271,13 +270,13 @@ def build_judge(
     costs: ServiceCosts,
     when: Callable[[], tuple[int, int]],
 ) -> Judge | None:
-    """What chooses the threshold that keeps `agree`, where that is asked for.
+    """The judge that chooses the threshold for `agree`; None if `agree` is not set.
 
     Args:
         plan: of the run.
-        known: the manifest that the run had before this session, {} if there was none.
+        known: the run's manifest before this session; {} if there was none.
         costs: of the networks.
-        when: as of `Judge`.
+        when: as in `Judge`.
     """
     settings = plan.settings
     if settings.agree is None:
@@ -292,7 +291,7 @@ def build_judge(
 
 
 def pairs_before(plan: Plan) -> list[Pair]:
-    """Of the images that choose the threshold, those that earlier sessions wrote rows of."""
+    """The pairs of calibration images that have rows of earlier sessions."""
     chosen = plan.order[: plan.calibration]  # (k,) int64
     by_index, starts = np.argsort(chosen), plan.starts
     found = []
@@ -305,24 +304,27 @@ def pairs_before(plan: Plan) -> list[Pair]:
 
 
 def warn_of_bad_shards(shards: ShardSet) -> None:
-    """Tell at once, not only at the end, what the run will do without."""
+    """Warn at the start, and not only at the end, of shards that the run leaves out."""
     for reason in _unread(shards):
-        tell(f"warning: {reason}\n  The rest is done, and the exit code will be 4.")
+        tell(f"warning: {reason}\n  The other images are classified; the exit code will be 4.")
     for path in shards.left_out:
         tell(
-            f"warning: {path}: left out, because the run has a --limit and began without this "
-            "shard. Its images need another --out."
+            f"warning: {path}: left out, because the run has a --limit and was begun without this "
+            "shard. Classify its images with another --out."
         )
 
 
 def judge_input(
     shards: ShardSet, status: str, *, read_by_others: bool = False
 ) -> tuple[str, tuple[str, ...]]:
-    """The session's status and what to tell, after all was done that could be done.
+    """The session's status and its input faults, when no more images can be classified.
 
-    `read_by_others`: other teams have read what this process could not read any more.
+    A run that could not read all shards is incomplete. If the run was stopped, only that is told.
 
-    Without all of its shards a run is incomplete; one that was stopped says just that.
+    Args:
+        shards: the input.
+        status: of the scheduler's Finish.
+        read_by_others: other teams have read all that this process could not read.
     """
     if status == ev.INCOMPLETE:
         return status, ()
@@ -331,9 +333,9 @@ def judge_input(
 
 
 def changes(shards: ShardSet) -> list[str]:
-    """Shards that are not what they were at the start."""
+    """A line for each shard that has changed since the start."""
     return [
-        f"{why}; its rows are those of the file as it was at the start"
+        f"{why}; its rows belong to the file as it was at the start"
         for why in shards.changed().values()
     ]
 
@@ -344,13 +346,13 @@ def _unread(shards: ShardSet, read_by_others: bool = False) -> tuple[str, ...]:
 
 
 def before_this(known: Mapping[str, Any], batch: int) -> str:
-    """What to add where the run had another batch in its session before."""
+    """Text to add if the run's session before had another batch; "" otherwise."""
     before = known.get("batch", batch)
     return "" if before == batch else f"; the session before had batch {before}"
 
 
 def _one_after_the_other(before: str | None, now: str) -> str:
-    """The label of a run whose sessions had other numbers of ranks: "N = 9 then N = 4"."""
+    """The label of a run whose sessions had different numbers of ranks: "N = 9 then N = 4"."""
     return now if before is None or before.split(" then ")[-1] == now else f"{before} then {now}"
 
 
@@ -363,10 +365,16 @@ def run_team(
     link: LeadLink,
     stop_reason: StopReason,
 ) -> int:
-    """Another team's part of a run, on its coordinator; the exit code that the lead gave.
+    """Run another team's part of a run, on its coordinator.
 
     Args:
-        settings_of: makes the run's settings, once its manifest is there.
+        settings_of: gives the run's settings; called after the run was begun.
+        worker_group: the team's workers.
+        link: to the lead.
+        stop_reason: says why to stop, or None.
+
+    Returns:
+        The exit code that the lead gave.
     """
     try:
         begin = link.wait_for(Begin, stop_reason)
@@ -388,12 +396,18 @@ def run_team(
 def manifest_of(
     out: Path, begin: Begin, why_stop: StopReason, late_s: float = LATE_FILE_S
 ) -> dict[str, Any]:
-    """That of the run which the lead has begun, as soon as it is seen here.
+    """The manifest of the run that the lead has begun, as soon as this host sees it.
+
+    Args:
+        out: the output folder.
+        begin: the lead's message.
+        why_stop: says why to stop, or None.
+        late_s: how long to wait for the manifest.
 
     Raises:
-        EnvironmentFault: there is none after that time, or that of another run.
+        EnvironmentFault: after this time the folder shows no manifest, or that of another run.
         LeadLost: the job is to stop.
-        CollageError: it cannot be read.
+        CollageError: the manifest cannot be read.
     """
     until_s = time.monotonic() + late_s
     while True:
@@ -410,15 +424,18 @@ def manifest_of(
                 raise
         if late:
             raise EnvironmentFault(
-                f"{out}: holds another run here than where the lead is: --out must be in a "
-                "file system that the hosts of all coordinators share"
+                f"{out}: this host sees another run in this folder than the lead's host: --out "
+                "must be in a file system that the hosts of all coordinators share"
             )
         time.sleep(0.2)
 
 
 class TeamRun:
-    """What the coordinator of another team does beside its session: it hears of the run, and hands
-    over what the manifest is to have of the team."""
+    """Another team's part of a run, on its coordinator.
+
+    It waits for the run's manifest, runs the team's session, and writes the team's entry for the
+    manifest.
+    """
 
     def __init__(
         self,
@@ -438,12 +455,12 @@ class TeamRun:
         if order_digest(self.plan) != begin.order:
             self.plan.shards.close()
             raise EnvironmentFault(
-                f"the shards or settings of rank {self.plan.placement.coordinator} are not those "
-                "of rank 0: they give the images another order"
+                f"the shards or settings of rank {self.plan.placement.coordinator} differ from "
+                "those of rank 0: they give another order of the images"
             )
 
     def run(self) -> None:
-        """Classify what the lead grants, until it says that all is done."""
+        """Classify the images that the lead grants, until the lead closes the input."""
         plan, group, link = self.plan, self._worker_group, self._link
         rows = RowSink(self.out, self._manifest, self._begin.session)
         files = self._status(plan.settings.status_every_s)
@@ -467,10 +484,10 @@ class TeamRun:
         link.say(Done(finish.status, finish.reason, lost, changed))
 
     def _status(self, every_s: float) -> StatusFiles:
-        """How the team stands, for the lead."""
+        """The team's status files, which the lead reads."""
         manifest, session = self._manifest, self._begin.session
         folder = status_folder(self.out, session)
-        with suppress(OSError):  # it can be done without
+        with suppress(OSError):  # the run does not need them
             folder.mkdir(exist_ok=True)
         facts = {
             "run_id": manifest["run_id"],
@@ -482,7 +499,7 @@ class TeamRun:
         return StatusFiles(folder, facts, every_s, lambda: None)
 
     def _leave(self, files: StatusFiles, entry: dict[str, Any]) -> None:
-        """What the manifest is to have of the session, which may be more than a message holds."""
+        """Write the session's entry for the manifest, which may be too long for a message."""
         files.end(entry["status"])
         session = self._begin.session
         text = json.dumps({"session": session, **entry}, default=plain).encode()

@@ -1,6 +1,6 @@
-"""One team's work on a run, whichever team it is: its ranks, its images, its rows.
+"""One team's work on a run: its ranks, its images and its rows.
 
-`TeamSession` is what every run drives: rank 0's team as all others, and the benchmarks.
+Every run drives a `TeamSession` for each team, rank 0's team included; so do the benchmarks.
 """
 
 from __future__ import annotations
@@ -44,18 +44,19 @@ from collage_mpi.system.energy import EnergyMeter
 from collage_mpi.system.progress import StatusLines, StatusReporter
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
 
-# Images read at a time: with their pixels, or only their places and labels (32 bytes an image)
+# Images that are read at a time, with their pixels, or only with their places and labels (32 bytes
+# an image).
 SENT_BATCH, NAMED_BATCH = 64, 1024
 
 
 @dataclass(frozen=True)
 class Audience:
-    """To whom a session tells how it stands.
+    """Where a session reports its progress.
 
     Attributes:
-        files: for those who look into the folder.
-        lacking: (n,) bool, which of the plan's images the session is to do.
-        phase: names it in progress lines; "" for the scheme.
+        files: status files in the output folder.
+        lacking: (n,) bool, which of the plan's images the session classifies.
+        phase: name of the session in progress lines; "" for the scheme.
         lines: where progress lines go; None for the launcher or the log.
     """
 
@@ -66,14 +67,14 @@ class Audience:
 
     @property
     def total(self) -> int:
-        """How many images the session is to do."""
+        """Number of images that the session classifies."""
         return int(np.count_nonzero(self.lacking))
 
 
 class TeamSession(ExitStack):
     """One team's work, from the welcome of its ranks to its last row.
 
-    The calls are `make_ready`, `work` and `facts`, in a `with` statement.
+    Use it in a `with` statement and call `make_ready`, `work` and `facts`, in this order.
 
     Attributes:
         hellos: the ranks' answers to the welcome, by rank.
@@ -100,33 +101,36 @@ class TeamSession(ExitStack):
 
     @property
     def elapsed_ns(self) -> int:
-        """Time by the clock that the rows count from; 0 before it has started."""
+        """Time since the time 0 of the rows; 0 before the start."""
         return 0 if self._start_ns is None else time.monotonic_ns() - self._start_ns
 
     def make_ready(self) -> dict[str, str]:
-        """Welcome the ranks; kind -> SHA-256 of the network that they hold.
+        """Welcome the ranks and wait until they are ready.
+
+        Returns:
+            Kind -> SHA-256 of its network.
 
         Raises:
-            UsageError, EnvironmentFault, DataFault: what a rank cannot do.
-            RankGone: too few ranks are there to begin.
+            UsageError, EnvironmentFault, DataFault: a rank cannot work.
+            RankGone: too few ranks are left to begin.
             Dismissed: the lead has told the team to leave.
         """
         by_place = self.plan.settings.by_place
         if not by_place:  # the first images are read and shrunk while the ranks load
             self._open_supply()
         self.hellos = handshake(self.plan, self.worker_group, self.encoder, self._why_not_begin)
-        if by_place:  # who reads is known only now
+        if by_place:  # only now it is known which ranks read
             self.reading = readers(self.plan, self.hellos)
             self._open_supply()
         found = self.hellos.values()
         return {kind: text for hello in found for kind, text in hello.fingerprints.items()}
 
     def open_reader(self) -> AbstractContextManager[Reader]:
-        """What reads the images that are granted."""
+        """Opens the reader of the images that are granted."""
         return open_reader(self.plan, self.encoder, self.reading)
 
     def build_coordinator(self) -> Coordinator:
-        """The loop, with all that it needs, once the ranks are ready."""
+        """The coordinator's loop; called when the ranks are ready."""
         plan, settings, clock = self.plan, self.plan.settings, time.monotonic_ns
         vectors = None
         if settings.extras:
@@ -166,8 +170,9 @@ class TeamSession(ExitStack):
         return Coordinator(scheduler, self.worker_group, feed, self.recorder, self.supply, loop)
 
     def work(self, start: Start) -> ev.Finish:
-        """Classify what the lead grants, until it says that all is done; the rows are on the disk
-        then, and the lead has been told of them.
+        """Classify the images that the lead grants, until the lead closes the input.
+
+        On return all rows are on the disk, and their parts have been reported to the lead.
 
         Raises:
             CollageError: rows could not be written, or the job must not go on.
@@ -187,22 +192,22 @@ class TeamSession(ExitStack):
         return finish
 
     def report(self) -> None:
-        """Tell how far the job is; called again and again."""
+        """Update the progress lines; called again and again."""
         self.rows.tick()
         totals = self._link.totals(self.recorder.totals)
         self._watch.look(totals.audited, totals.differing)
         self._told.tell(totals, len(self.worker_group.detector.timeouts.losses))
 
     def publish(self, last: bool = True) -> None:
-        """Offer how the session stands to those who look into the folder."""
+        """Update the status files; `last`: now, whatever their interval."""
         self._audience.files.offer(self._snapshot, now=last)
 
     def facts(self) -> dict[str, Any]:
-        """What the manifest is to have of the session's input, and of what its host used."""
+        """The manifest's facts about who read the input, and about the energy used."""
         ranks, own = set(self.plan.placement.workers), self.plan.placement.coordinator
         some_are_sent = self.reading < ranks
         return {
-            "cells_ns": self.reader.cells_ns,  # of the reading thread, all images
+            "cells_ns": self.reader.cells_ns,  # time of the reading thread, for all images
             "read_by": sorted({own, *self.reading} if some_are_sent else self.reading),
             "energy": self._energy.facts(),
         }
@@ -215,7 +220,7 @@ class TeamSession(ExitStack):
         self.supply.hear()
 
     def _arrivals(self) -> Arrivals:
-        """When images come; of a resumed run's rest the first comes at once."""
+        """When images arrive; in a resumed run the first one arrives at once."""
         plan, lacking = self.plan, self._audience.lacking
         times_ns = plan.settings.arrival_times_ns(len(plan.order))  # (n,) int64
         if times_ns is None:
@@ -252,17 +257,21 @@ class TeamSession(ExitStack):
 
 
 def build_encoder(plan: Plan) -> AnyEncoder:
-    """A coordinator's encoder."""
+    """The encoder of a coordinator."""
     return make_encoder(plan.grid, plan.shards.shape, plan.parity, len(plan.placement.kinds))
 
 
 def open_reader(plan: Plan, encoder: AnyEncoder, reading: Collection[int]) -> ReadAhead:
-    """The coordinator's part of reading what is granted: what those do not read that are to be
-    `reading`. Images are added as they are granted.
+    """The coordinator's reader, for workers that do not read their images themselves.
 
-    It makes cells too, where a collage is pasted here. Otherwise encoded images are sent as files
-    and decoded by the worker. Tasks with many images are decoded here, because a file can be
-    larger than its pixels.
+    It also makes cells if collages are pasted here. Otherwise encoded images are sent as files and
+    decoded by the worker, except for tasks with many images: these are decoded here, because a file
+    can be larger than its pixels. If all workers read, only places and labels are read here.
+
+    Args:
+        plan: of the run. Images are added to the reader as they are granted.
+        encoder: pastes collages or stripes.
+        reading: ranks that read their images themselves.
     """
     others = set(plan.placement.workers) - (set(reading) if plan.settings.by_place else set())
     kinds = [KIND[kind] for rank in others for kind in plan.placement.of_rank[rank]]
@@ -278,23 +287,23 @@ def open_reader(plan: Plan, encoder: AnyEncoder, reading: Collection[int]) -> Re
 
 
 def build_book(plan: Plan) -> PairBook | None:
-    """Where the pairs go that choose a threshold, if one is to be chosen."""
+    """The book of pairs that choose a threshold; None if `agree` is not set."""
     if plan.settings.agree is None:
         return None
     return PairBook(plan.order[: plan.calibration].tolist(), plan.shards)
 
 
 def parity_decoder(plan: Plan, vectors: Vectors | None = None) -> Decode:
-    """How schemes parity and approx make an image's record from the vectors that answers carry.
+    """The function by which schemes parity and approx decode an image's score from other answers.
 
-    `vectors` is told the scores: a record that is made resolves its image.
+    `vectors` gets the decoded scores of each image, which resolve the image.
     """
 
     coded = plan.parity is not None and plan.parity.encoder == BERRUT
 
     def decode(image: int, place: int, evidence: Any, others: Sequence[Any]) -> Score | None:
         total, temperature = evidence[0], plan.parity_temperature
-        others = [other[: len(total)] for other in others]  # behind it is what is kept
+        others = [other[: len(total)] for other in others]  # kept columns come after the scores
         given = total, others, temperature, place if coded else None
         found = decode_parity(*given)
         if vectors is not None and found is not None:
@@ -307,16 +316,16 @@ def parity_decoder(plan: Plan, vectors: Vectors | None = None) -> Decode:
 
 
 class Told:
-    """How far the job is, for people. As in the summary, rate and share leave the warm-up out."""
+    """Progress lines. As in the summary, rate and collage share leave out the warm-up."""
 
     def __init__(self, status: StatusReporter, settings: RunSettings) -> None:
         self._status = status
         self._warmup = settings.teams * settings.warm_groups * settings.group_size
         self._collages = settings.uses(COLLAGE)
-        self._before = Totals()  # of the warm-up
+        self._before = Totals()  # totals of the warm-up
 
     def tell(self, totals: Totals, lost_ranks: int) -> None:
-        """Of all images of the session so far."""
+        """Show the totals of the session so far."""
         if self._before.images < self._warmup <= totals.images:
             self._before = replace(totals)
             self._status.begin(totals.images)
@@ -333,11 +342,13 @@ class Told:
 def snapshot(
     scheduler: Scheduler, totals: Totals, detector: FailureDetector, total: int
 ) -> dict[str, Any]:
-    """Progress, and every rank with its state and how many tasks it has.
+    """The content of a status file: progress, and each rank's state and number of tasks.
 
     Args:
-        totals: of images so far.
-        total: images of the session.
+        scheduler: knows the ranks that were ready.
+        totals: counts so far.
+        detector: knows the lost ranks.
+        total: number of images of the session.
     """
     lost = {loss["rank"]: loss for loss in detector.describe()}
     ranks: list[dict[str, Any]] = [
@@ -351,7 +362,7 @@ def snapshot(
         for rank in scheduler.dispatch.ranks.known.values()
     ]
     for rank, loss in lost.items():
-        if rank not in scheduler.dispatch.ranks.known:  # before it was ready
+        if rank not in scheduler.dispatch.ranks.known:  # lost before it was ready
             seen = {"rank": rank, "host": loss["host"], "kinds": loss["kinds"]}
             ranks.append({**seen, "state": "lost", "tasks": 0})
     for record in ranks:

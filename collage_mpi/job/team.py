@@ -1,4 +1,4 @@
-"""A team's end of what it and the lead say: images come as leases, parts go to be published.
+"""A team's connection to the lead: images come in as leases, and parts are reported to it.
 
 Team 0 calls the lead, which is in its process; the other teams send messages (`LeadLink`).
 """
@@ -39,9 +39,9 @@ from collage_mpi.mpi.transport import RankFailure
 from collage_mpi.results.row_sink import RowSink
 from collage_mpi.system.backoff import GROUP_BACKOFF, Backoff
 
-LOOK_EVERY_NS = 1_000_000  # at the lead's messages: it is a lease ahead
-ALIVE_EVERY_NS = 500_000_000
-PAIRS_A_MESSAGE = 500  # of some 40 bytes each
+LOOK_EVERY_NS = 1_000_000  # between polls of the lead's messages; the team has a lease ahead
+ALIVE_EVERY_NS = 500_000_000  # between heartbeats
+PAIRS_A_MESSAGE = 500  # at some 40 bytes each
 LEAD_LOST = "the lead, rank 0, is lost"
 
 Said = TypeVar("Said", bound=Message)
@@ -52,21 +52,21 @@ class Dismissed(CollageError):
     """The lead has told the team to leave: the job is over, or the team was given up."""
 
     def __init__(self, code: int) -> None:
-        super().__init__("told to leave")
+        super().__init__("the lead has told this team to leave")
         self.exit_code = ExitCode(code)
 
 
 class LeadLost(CollageError):
-    """What the lead was to say will not come."""
+    """The lead's next message will not come."""
 
     exit_code = ExitCode.INCOMPLETE
 
 
 class Link(Protocol):
-    """What a team needs of its connection to the lead.
+    """A team's connection to the lead.
 
     Attributes:
-        lost: why the lead can no longer be heard, or None; costs no look.
+        lost: why the lead is lost, or None. Reading it does not poll.
     """
 
     @property
@@ -74,24 +74,24 @@ class Link(Protocol):
     def say(self, message: Message) -> None: ...
     def hear(self) -> Message | None: ...
     def stop_reason(self) -> str | None:
-        """For loops that wait for others: why not to go on, or None."""
+        """Poll, and say why not to go on, or None; for loops that wait for others."""
         ...
 
     def during(self, work: Callable[[], Result]) -> Result:
-        """Do what waits for a disk, which may be slow; the lead hears meanwhile of the team."""
+        """Run work that waits for a disk; heartbeats go on meanwhile."""
         ...
 
     def follow(self, progress: Callable[[], Progress]) -> None:
-        """From now on `progress` tells how far the team is."""
+        """From now on heartbeats say what `progress` returns."""
         ...
 
     def totals(self, own: Totals) -> Totals:
-        """The totals of all teams as far as they are known here, given the team's own."""
+        """The totals of all teams that are known here; `own`: those of this team."""
         ...
 
 
 class LeadLink:
-    """Another team's connection to the lead, by messages. Progress is told twice a second."""
+    """Another team's connection to the lead, by messages. A heartbeat is sent twice a second."""
 
     def __init__(
         self,
@@ -100,49 +100,49 @@ class LeadLink:
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._progress: Callable[[], Progress] = lambda: Progress(0, 0, 0)
-        self.gone = threading.Event()  # set by whoever notices first that the lead is lost
+        self.gone = threading.Event()  # the lead is lost; also set by the thread that monitors it
         self._endpoint, self._monitor, self._clock = endpoint, monitor, clock
         self._alive_ns = 0
         self._end: int | None = None  # the exit code, once the lead has told the team to leave
-        self._heard: deque[Message] = deque()  # while something else was waited for
+        self._heard: deque[Message] = deque()  # came while another message was awaited
 
     def say(self, message: Message) -> None:
-        """Send it; to a lead that is lost, nothing."""
+        """Send a message, unless the lead is lost."""
         if not self.gone.is_set():
             buffer = self._endpoint.buffer(wire.CONTROL_BYTES)
             self._endpoint.send(buffer, messages.pack(buffer, 0, message))
 
     def follow(self, progress: Callable[[], Progress]) -> None:
-        """From now on `progress` tells how far the team is."""
+        """From now on heartbeats say what `progress` returns."""
         self._progress = progress
 
     def totals(self, own: Totals) -> Totals:
-        """The team's own: it knows of no other team."""
+        """The team's own totals: it does not know those of other teams."""
         return own
 
     def hear(self) -> Message | None:
-        """What the lead has said next, or None.
+        """The lead's next message, or None.
 
         Raises:
-            Dismissed: it has told the team to leave.
+            Dismissed: the lead has told the team to leave.
         """
         return self._heard.popleft() if self._heard else self._poll()
 
     def stop_reason(self) -> str | None:
-        """For loops that wait for others: what keeps from going on, if anything does.
+        """Poll, and say why not to go on, or None; for loops that wait for others.
 
         Raises:
-            Dismissed: as `hear`.
+            Dismissed: as in `hear`.
         """
         while (said := self._poll()) is not None:
             self._heard.append(said)
         return self.lost
 
     def during(self, work: Callable[[], Result]) -> Result:
-        """Do what waits for a disk, in a thread; the lead hears meanwhile of the team.
+        """Run work that waits for a disk in a thread; heartbeats go on meanwhile.
 
         Raises:
-            Dismissed: as `hear`, when the work is done.
+            Dismissed: as in `hear`, after the work is done.
         """
         backoff = Backoff(GROUP_BACKOFF)
         with ThreadPoolExecutor(1, "collage-mpi end") as pool:
@@ -154,11 +154,11 @@ class LeadLink:
 
     @property
     def lost(self) -> str | None:
-        """What the loss of the lead is to those who hear it otherwise; costs no look."""
+        """Why the lead is lost, or None. This does not poll."""
         return LEAD_LOST if self.gone.is_set() else None
 
     def wait_for(self, kind: type[Said], interrupted: Callable[[], str | None]) -> Said:
-        """The lead's message of a kind.
+        """Wait for the lead's next message of this type.
 
         Raises:
             LeadLost, Dismissed: it will not come.
@@ -175,7 +175,7 @@ class LeadLink:
             backoff.pause()
 
     def wait_for_the_end(self) -> int:
-        """The exit code that the lead gives, or that of a run that goes on by --resume."""
+        """Wait for the lead's exit code; that of an incomplete run if the lead is lost."""
         backoff = Backoff(GROUP_BACKOFF)
         try:
             while self.stop_reason() is None:
@@ -185,7 +185,7 @@ class LeadLink:
         return int(ExitCode.INCOMPLETE)
 
     def wait_to_leave(self) -> None:
-        """Until the lead says that MPI may end; see `messages.Leave`."""
+        """Wait until the lead says that MPI may end; see `messages.Leave`."""
         backoff = Backoff(GROUP_BACKOFF)
         while not self.gone.is_set():
             message = self._endpoint.poll_control()
@@ -196,7 +196,7 @@ class LeadLink:
     def _poll(self) -> Message | None:
         if self.gone.is_set():
             return None
-        if self._end is not None:  # what fails while the team leaves must not hide it
+        if self._end is not None:  # an error while the team leaves must not hide the exit code
             raise Dismissed(self._end)
         if self._clock() >= self._alive_ns:
             self._alive_ns = self._clock() + ALIVE_EVERY_NS
@@ -222,26 +222,26 @@ class LeadLink:
 
 
 class Supply:
-    """The leases of a team in its coordinator's loop."""
+    """A team's leases, in its coordinator's loop: takes images in, and reports parts."""
 
     def __init__(self, link: Link, plan: Plan, reader: Reader, rows: RowSink) -> None:
-        """`reader` has no image yet, and takes more."""
-        self.halted: str | None = None  # why the lead has told to stop
+        """`reader` has no images yet; each lease adds some."""
+        self.halted: str | None = None  # why the lead has told the team to stop
         self.book: PairBook | None = None
         self._link, self._plan, self._reader, self._rows = link, plan, reader, rows
         self._size = plan.settings.group_size
-        # Of several teams no two may use one number; one team counts its images and groups.
+        # Several teams get image and group numbers with their leases; a single team counts them.
         self._numbered = plan.settings.teams > 1
         self.look_at_ns = 0
-        self._given = 0  # images so far
-        self._new: deque[tuple[Lease, np.ndarray]] = deque()  # heard of, and their images
-        self._waiting: deque[tuple[int, int]] = deque()  # leases not begun, images given before
-        self._lease, self._epoch = -1, 0  # the last one, and whose it is
+        self._given = 0  # images of all leases so far
+        self._new: deque[tuple[Lease, np.ndarray]] = deque()  # leases not introduced; their images
+        self._waiting: deque[tuple[int, int]] = deque()  # leases not begun, images before each
+        self._lease, self._epoch = -1, 0  # number and epoch of the last lease
         self._lull = self._flushed = self._told = self._closed = False
-        self._warm = False  # whether it is known from which group on the warm-up counts
+        self._warm = False  # whether the recorder knows the first group of the warm-up
 
     def attach(self, feed: ImageBuffer, recorder: Recorder, book: PairBook | None = None) -> None:
-        """Where its images come in, who counts them, and who pairs the answers for them."""
+        """Connect the parts of the loop that new images are announced to."""
         self._feed, self._recorder, self.book = feed, recorder, book
         if book is not None:
             book.tell(self._say_pairs)
@@ -249,9 +249,9 @@ class Supply:
         self._introduce()
 
     def hear(self) -> bool:
-        """Take what the lead has said; whether images have come, or the end of them.
+        """Take all messages of the lead; whether images or the end of the input came.
 
-        Before `attach` the reader begins to read what has come.
+        It may be called before `attach`: the reader then begins to read the images.
         """
         came = False
         while (said := self._link.hear()) is not None:
@@ -263,27 +263,33 @@ class Supply:
         return Places(self._plan)
 
     def group_of(self, image: int, size: int) -> int | None:
-        """The number of its group, of that size, if the lease gives it: images are numbered by
-        group and cell."""
+        """The number of the image's group if leases give numbers, which count groups and cells.
+
+        None if a single team counts its groups itself. `size`: images of a group.
+        """
         return image // size if self._numbered else None
 
     @property
     def paused(self) -> bool:
-        """Whether no image is left to come in, for all that is known."""
+        """Whether no further image will arrive, as far as is known."""
         return self._lull and self._reader.remaining == 0
 
     @property
     def progress(self) -> Progress:
-        """How far the team is."""
+        """The team's progress."""
         totals = self._recorder.totals
         told = totals.images, totals.errors, totals.collage, totals.audited, totals.differing
         return Progress(*told)
 
     def look(self, now_ns: int, unresolved: int) -> bool:
-        """Hear and tell, from `look_at_ns` on; whether images have come where none was left, or the
-        end of them.
+        """Exchange messages with the lead; called when `look_at_ns` is reached.
 
-        `unresolved`: images in the job.
+        Args:
+            now_ns: the present time.
+            unresolved: number of unresolved images in the scheduler.
+
+        Returns:
+            Whether the reader had no image left, and images or the end of the input came.
         """
         self.look_at_ns = now_ns + LOOK_EVERY_NS
         dry = self._reader.remaining == 0
@@ -297,7 +303,7 @@ class Supply:
         return came
 
     def tell_of_parts(self) -> None:
-        """Ask for those to be published that are on the disk."""
+        """Ask the lead to publish the parts that are on the disk."""
         while self._rows.pending:
             part = self._rows.pending.popleft()
             ranges = () if part.images is None else self._places.of(part.images)
@@ -305,13 +311,13 @@ class Supply:
             self._link.say(Part(part.table, part.number, self._epoch, packed))
 
     def _rest(self) -> None:
-        """All that was given is done: its rows go to the disk, and then the lead is told so."""
+        """All leases are done: write all rows, and tell the lead when they are on the disk."""
         if not self._flushed:
             self._flushed = True
             self._recorder.write_late()
             self._rows.flush()
         elif not self._told and self._rows.idle:
-            self._rows.flush()  # of nothing: raises what kept a part from the disk
+            self._rows.flush()  # nothing is left to write; raises if a part could not be written
             self.tell_of_parts()
             self._told = True
             self._link.say(Idle(self._lease))
@@ -338,14 +344,15 @@ class Supply:
         self._lull = self._flushed = self._told = False
         ranges = messages.unpacked_ranges(lease.places)
         parts = [self._plan.order[start:stop] for start, stop in ranges]
-        indices = parts[0] if len(parts) == 1 else np.concatenate(parts)  # of all images: no copy
+        # One part is not copied: it may be all images of the job.
+        indices = parts[0] if len(parts) == 1 else np.concatenate(parts)
         self._new.append((lease, indices))  # (k,) int64
         self._waiting.append((lease.number, self._given))
         self._given += len(indices)
         self._reader.add(indices)
 
     def _introduce(self) -> None:
-        """Tell those who are attached of the images that were heard of."""
+        """Announce the images of new leases to the attached parts."""
         while self._new:
             lease, indices = self._new.popleft()
             if not self._warm:
@@ -360,17 +367,17 @@ class Supply:
 
 
 class Places:
-    """Positions in the job's order, of images that are known by shard and row."""
+    """Finds positions in the job's order by shard and row."""
 
     def __init__(self, plan: Plan) -> None:
         counts = [info.count for info in plan.shards.infos]
         self._starts = np.cumsum([0, *counts], dtype=np.int64)
-        # Of each image of the input, in 4 bytes if they hold it
+        # Position of each image of the input, in as few bytes as possible
         self._position = np.empty(sum(counts), np.min_scalar_type(sum(counts)))
         self._position[plan.order] = np.arange(len(plan.order))
 
     def of(self, keys: np.ndarray) -> list[tuple[int, int]]:
-        """[start, stop) ranges of positions; keys: (k,) with the columns shard and row."""
+        """Positions as [start, stop) ranges; keys: (k,) with the columns shard and row."""
         indices = self._starts[keys["shard"]] + keys["row"].astype(np.int64)
         return ranges_of(np.sort(self._position[indices]))
 
@@ -386,7 +393,7 @@ def ranges_of(numbers: np.ndarray) -> list[tuple[int, int]]:
 
 
 def order_digest(plan: Plan) -> str:
-    """By which the lead and a team know that they mean the same images by the same positions."""
+    """SHA-256 of the order and the shards: equal if positions mean the same images on two hosts."""
     digest = hashlib.sha256(plan.order.tobytes())
     for info in plan.shards.infos:
         digest.update(info.fingerprint.encode())

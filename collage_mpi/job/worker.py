@@ -1,9 +1,9 @@
-"""A worker rank: receive tasks, skip the cancelled ones, ask the network, hold the answer, reply.
+"""A worker rank: receives tasks, skips cancelled ones, runs the network, delays answers, replies.
 
-A worker reports durations only (C3): compute_ns in the network, and held_ns injected on top of it.
-The tasks of a message are one batch. Each task reports the batch's durations, because that is what
-its images waited for. While a GPU computes a batch, the next one is begun if it is there; its time
-counts from the end of the batch before it.
+A worker reports only durations (C3): compute_ns for the network, and held_ns for the injected
+delay. The tasks of a message are one batch. Each task reports the batch's durations, because its
+images waited for the whole batch. While a GPU computes a batch, the next one is begun if it has
+come; its time counts from the end of the batch before it.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ from collage_mpi.workload.service_times import DelayModel, service_ns
 from collage_mpi.workload.straggler_settings import make_delays
 
 RING_SPARE = 4  # receives beyond the credit, for cancels
-FOR_EVER_NS = 1 << 62  # of the clock: a dead rank's hold
-LOOK_NS = 50_000  # between looks at a device, and for a batch that it could compute next
+FOR_EVER_NS = 1 << 62  # of the clock: how long a dead rank delays its answer
+LOOK_NS = 50_000  # between polls of a device that computes
 
 
 class Endpoint(Protocol):
-    """What a worker needs of the transport.
+    """A worker's transport.
 
     Attributes:
-        fault_tolerant: whether the other ranks outlive one that ends; see `messages.Leave`.
+        fault_tolerant: whether the other ranks go on if one ends; see `messages.Leave`.
     """
 
     rank: int
@@ -69,7 +69,7 @@ class Endpoint(Protocol):
 
 
 class QueuedTasks(NamedTuple):
-    """A message's tasks, and their inputs, which may not have been read or decoded yet."""
+    """A message's tasks, and their inputs, which may still be read or decoded."""
 
     tasks: list[WireTask]
     inputs: Inputs | Future[Inputs]
@@ -79,11 +79,12 @@ class BegunTasks(NamedTuple):
     """A message's tasks, which a device may be computing.
 
     Attributes:
-        queued: the tasks, and their inputs.
-        wanted: which of the tasks were not cancelled before.
-        usable: which of these have an image to classify.
-        results: of the usable ones.
-        read_ns, start_ns: how long the network waited for the inputs, and when it was asked.
+        queued: the tasks and their inputs.
+        wanted: indices of tasks that were not cancelled.
+        usable: of `wanted`, indices of tasks with at least one readable image.
+        results: answers to the usable tasks.
+        read_ns: how long the network waited for the inputs.
+        start_ns: when the network was called.
     """
 
     queued: QueuedTasks
@@ -95,39 +96,39 @@ class BegunTasks(NamedTuple):
 
 
 class Rank0Watch(Protocol):
-    """What watches rank 0."""
+    """Monitors the coordinator's process."""
 
     def meet(self, host: str, process: ProcessId | None, offer: Offer | None) -> None: ...
     def release(self) -> None: ...
 
 
 class Session:
-    """What a worker knows between a welcome and the end of that session."""
+    """A worker's state between a welcome and the end of the session."""
 
     def __init__(self, number: int, welcome: Welcome) -> None:
         self.number, self.welcome = number, welcome
         self.networks: Networks | None = None
         self.delays: DelayModel = make_delays(welcome.straggler, by_image=welcome.draws_by_image)
         self.burners: Burners | None = None
-        self.told: Start | None = None  # tasks wait for it
+        self.told: Start | None = None  # tasks are not begun before it has come
         self.start_ns = 0
-        self.answered = 0  # tasks
+        self.answered = 0  # number of answered tasks
         self.rows: RowReader | None = None  # for tasks by place
-        self.encoder: AnyEncoder | None = None  # for tasks by place that need one picture
+        self.encoder: AnyEncoder | None = None  # for tasks by place that are pasted
         self.fit = None if welcome.fit is None else parse_fit(welcome.fit)
         self.decoding = ThreadPoolExecutor(1, "decode")  # its thread starts at the first use
         self.queue: deque[QueuedTasks] = deque()
         self.begun: deque[BegunTasks] = deque()  # several only while a device computes the first
         self.most_begun = 1 if welcome.straggler.injects else min(MOST_BEGUN, welcome.credit)
-        self.ended_ns = 0  # when a device's last batch was finished
-        self.open: set[int] = set()  # tasks queued or in work
-        self.cancelled: set[int] = set()  # of these
+        self.ended_ns = 0  # when the last batch was finished
+        self.open: set[int] = set()  # tasks that are queued or begun
+        self.cancelled: set[int] = set()  # of `open`, the cancelled tasks
 
     def read_rows(self, descriptions: list[str]) -> str:
-        """Open the shards of the job for tasks by place; "", or why this host cannot.
+        """Open the job's shards for tasks by place; "", or why this host cannot open them.
 
         Raises:
-            EnvironmentFault: it cannot, and must.
+            EnvironmentFault: this host cannot open them, but must.
         """
         welcome, told = self.welcome, self.welcome.geometry
         self.encoder = make_encoder(
@@ -141,18 +142,18 @@ class Session:
                 return str(fault)[:1000]
             raise EnvironmentFault(
                 f"{fault}. With --pixels workers each host reads the shards itself: put them on a "
-                "file system that all hosts share, or say --pixels auto"
+                "file system that all hosts share, or use --pixels auto"
             ) from fault
         return ""
 
     def start(self, rank: int, told: Start, now_ns: int) -> None:
-        """Tasks may come: the delay model's time begins."""
+        """Tasks may come. The time of the delay model starts."""
         self.told, self.start_ns = told, now_ns
         if rank in self.welcome.straggler.burning():
             self.burners = Burners(self.welcome.straggler, rank)
 
     def end(self) -> None:
-        """Close the files, and end what burns."""
+        """Close the files, and end the background load."""
         self.decoding.shutdown(cancel_futures=True)
         if self.rows is not None:
             self.rows.close()
@@ -162,13 +163,13 @@ class Session:
             self.burners = None
 
     def may_begin_another(self) -> bool:
-        """Whether the next batch is ready to be begun while a device computes one."""
+        """Whether the next batch can be begun while a device computes one."""
         inputs = self.queue[0].inputs
         ready = not isinstance(inputs, Future) or inputs.done()
         return ready and len(self.begun) < self.most_begun
 
     def drawn_ns(self, rank: int, begun: BegunTasks) -> int:
-        """The service time that the delay model asks for a batch."""
+        """The service time that the delay model draws for a batch."""
         assert self.told is not None
         assert isinstance(begun.queued.inputs, Inputs)
         tasks = [begun.queued.tasks[i] for i in begun.usable]
@@ -182,10 +183,15 @@ class Session:
 
 
 class Worker:
-    """Serves rank 0 until it is told to stop.
+    """Works for a coordinator until it is told to stop.
 
     Args:
-        monitor: is told who rank 0 is, and when it may stop watching.
+        endpoint: the transport.
+        load: loads a network.
+        monitor: monitors the coordinator's process.
+        clock: monotonic, in ns.
+        cpu_clock: processor time of this process, in ns.
+        backoff: how to wait while nothing happens.
     """
 
     def __init__(
@@ -206,11 +212,11 @@ class Worker:
         self.exit_code: int | None = None
         self._monitor = monitor
         self._told_code: int | None = None
-        self._next_control: np.ndarray | None = None  # seen during a hold
-        self._told_shards: list[str] = []  # for the welcome that follows
+        self._next_control: np.ndarray | None = None  # a message that has come and is not handled
+        self._told_shards: list[str] = []  # for the next welcome
 
     def serve(self) -> int:
-        """Work until rank 0 lets it go; the exit code that rank 0 gave."""
+        """Work until the coordinator ends it; the exit code that the coordinator gave."""
         while self.exit_code is None:
             if self.step():
                 self.backoff.reset()
@@ -219,7 +225,7 @@ class Worker:
         return self.exit_code
 
     def step(self) -> bool:
-        """One turn: take what has come and do one piece of work; whether there was any."""
+        """Take the messages that have come, and do one piece of work; False if there was none."""
         session = self.session
         if self._control_waits():
             while session is not None and session.begun:
@@ -261,7 +267,7 @@ class Worker:
             assert self.session.networks is not None
             self._tell(self.session.networks.measured(told.kind, told.batch))
         elif isinstance(told, Start) and self.session is not None:
-            remove_shared_memory()  # see there: on this host all ranks have it mapped
+            remove_shared_memory()  # by now all ranks of this host have mapped it
             slots = self.session.welcome.credit + RING_SPARE
             self.endpoint.open_tasks(told.task_bytes, slots)
             self.session.start(self.endpoint.rank, told, self.clock())
@@ -284,7 +290,7 @@ class Worker:
         self.session = None
 
     def _welcome(self, number: int, welcome: Welcome) -> None:
-        """Load and warm up; say hello, or what is wrong. Rank 0 tells the user."""
+        """Load the networks and warm them up; send Hello, or a Fault that rank 0 shows the user."""
         self.session = None
         try:
             session = Session(number, welcome)
@@ -327,7 +333,7 @@ class Worker:
         )
 
     def _cannot(self, error: CollageError, number: int) -> None:
-        """Say what keeps this rank from working; rank 0 decides what follows."""
+        """Tell the coordinator that this rank cannot work, and why."""
         self._tell(messages.Fault(str(error)[:2000], int(error.exit_code)), number)
 
     def _tell(self, message: Message, session: int | None = None) -> None:
@@ -338,25 +344,27 @@ class Worker:
     # ---- tasks --------------------------------------------------------------
 
     def _take_tasks(self) -> None:
-        """Queue what has come, and note what is cancelled. Stale sessions are dropped."""
+        """Queue new tasks, and note cancelled ones. Messages of other sessions are dropped."""
         for message in self.endpoint.poll_tasks():
             header = wire.read_header(message)
             session = self.session
             if session is None or header.session != session.number:
                 continue
             if header.type == wire.CANCEL:
-                # It follows its task on the same channel: a task that is not open has ended.
+                # A cancel comes after its task on the same channel, so other tasks have ended.
                 session.cancelled.update(session.open.intersection(unpack_cancel(message)))
             else:
                 tasks, payload = unpack_tasks(message)
                 session.open.update(task.task for task in tasks)
-                begin = _read if tasks[0].by_place else _unpacked  # the whole message is so
+                begin = _read if tasks[0].by_place else _unpacked  # all tasks of it are alike
                 session.queue.append(QueuedTasks(tasks, begin(session, tasks, payload)))
 
     def _begin_tasks(self, session: Session, queued: QueuedTasks) -> None:
-        """Begin on the tasks of a message as one batch, without those that are cancelled; finish
-        them too unless a device computes them."""
-        self._take_tasks()  # a cancel may be right behind
+        """Begin a message's tasks as one batch, without cancelled ones.
+
+        They are finished at once, too, unless a device computes them.
+        """
+        self._take_tasks()  # a cancel may have just come
         if self._dead(session):
             self._hold(FOR_EVER_NS)
             return
@@ -366,7 +374,7 @@ class Worker:
             self._finish(session)
 
     def _finish(self, session: Session) -> None:
-        """Answer the tasks that were begun first."""
+        """Answer the tasks of the batch that was begun first."""
         begun = session.begun.popleft()
         tasks, wanted = begun.queued.tasks, begun.wanted
         results = []
@@ -389,11 +397,11 @@ class Worker:
             self.endpoint.send(buffer, pack_results(buffer, session.number, part))
 
     def _begin_batch(self, session: Session, queued: QueuedTasks, wanted: list[int]) -> BegunTasks:
-        """Begin on those of the tasks that are `wanted`, once their inputs are read."""
+        """Begin the `wanted` tasks, after waiting for their inputs."""
         start_ns, read_ns, found = self.clock(), 0, queued.inputs
         if isinstance(found, Future):
             if not wanted:
-                found.cancel()  # if it has not begun
+                found.cancel()  # if the reading has not begun
                 return BegunTasks(queued, [], [], Computation(list))
             found = found.result()
             read_ns = self.clock() - start_ns
@@ -425,11 +433,11 @@ class Worker:
         return list(answers.values())
 
     def _classified(self, session: Session, begun: BegunTasks) -> list[WireResult]:
-        """What the network answers, held as long as the delay model wants. If all tasks have
-        failed, nothing is held."""
+        """The network's answers, delayed as the delay model says. If all tasks failed, they are
+        not delayed."""
         assert session.networks is not None
         results = begun.results.finish()
-        # The device computes the batches one after another, and none counts another's time.
+        # The device computes one batch after another, so this one starts when the last has ended.
         start_ns, session.ended_ns = max(begun.start_ns, session.ended_ns), self.clock()
         compute_ns = session.ended_ns - start_ns
         answered = [result for result in results if result.status == ANSWERED]
@@ -447,16 +455,16 @@ class Worker:
         return results
 
     def _dead(self, session: Session) -> bool:
-        """Whether the delay model lets this rank answer nothing any more."""
+        """Whether this rank is dead in the delay model, and so does not answer any more."""
         if not session.welcome.straggler.dead_ranks:
             return False
         at_ns = self.clock() - session.start_ns
         return session.delays.dead(self.endpoint.rank, at_ns, session.answered)
 
     def _hold(self, until_ns: int) -> None:
-        """Keep the answer back, and poll meanwhile so that messages are not delayed.
+        """Delay the answer, and poll meanwhile so that messages are received.
 
-        A control message ends the hold: the session is over, and nobody waits for the answer.
+        A control message ends the delay: the session is over, and nobody waits for the answer.
         """
         self.backoff.reset()
         while (left_ns := until_ns - self.clock()) > 0 and not self._control_waits():
@@ -468,7 +476,7 @@ class Worker:
 def _read(session: Session, tasks: Sequence[WireTask], payload: np.ndarray) -> Future[Inputs]:
     """Begin to read the images of tasks by place."""
     if session.rows is None:
-        raise wire.WireFault(f"task {tasks[0].task} is by place, and no shards were told")
+        raise wire.WireFault(f"task {tasks[0].task} names places, but no shards were sent before")
     named, wanted = iter(unpack_places(payload)), []
     for task in tasks:
         places = list(islice(named, len(task.items)))
@@ -482,15 +490,17 @@ def _read(session: Session, tasks: Sequence[WireTask], payload: np.ndarray) -> F
 def _unpacked(
     session: Session, tasks: Sequence[WireTask], payload: np.ndarray
 ) -> Inputs | Future[Inputs]:
-    """The inputs that the tasks carry, (n, H, W, C) uint8 views each, or of other items: one per
-    image, or one per collage. Files are decoded in another thread."""
+    """The inputs that the tasks carry: for each task a view, one input per image or per collage.
+
+    A view is (n, H, W, C) uint8, or (n, ...) for other items. Files are decoded in a thread.
+    """
     assert session.networks is not None
     parts: list[np.ndarray | list[bytes]] = []
     at = 0
     for task in tasks:
         if task.as_files:
             if session.fit is None:
-                raise wire.WireFault(f"task {task.task} has files, and no fit was told")
+                raise wire.WireFault(f"task {task.task} has files, but the welcome has no fit")
             files, nbytes = unpack_files(payload[at:], len(task.items))
             parts.append(files)
             at += nbytes

@@ -1,4 +1,4 @@
-"""The workers as rank 0 sees them: start-up, measuring, losses and the end."""
+"""The ranks that a coordinator works with: start-up, measuring, losses and the end."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from collage_mpi.system.hard_exit import remove_shared_memory
 from collage_mpi.system.printable import numbered
 from collage_mpi.system.process_tree import this_process
 
-HERE_LIMIT_S = 30.0  # MPI is up, and the answer is the first thing a rank does
-HELLO_LIMIT_S = 600.0  # loading weights from a cold, shared file system
+HERE_LIMIT_S = 30.0  # MPI is up, and a rank sends this answer before anything else
+HELLO_LIMIT_S = 600.0  # time to load weights from a slow, shared file system
 MEASURE_LIMIT_S = 120.0
-STOP_LIMIT_S = 60.0  # a rank may be loading its weights, or in the midst of a network
-SILENT_STOP_S = 5.0  # a rank that has been silent for too long gets less
+STOP_LIMIT_S = 60.0  # a rank may be loading its weights, or computing
+SILENT_STOP_S = 5.0  # for a rank that is silent already
 MEASURE_ROUNDS = 15  # if injected delays are multiplied by the result
 FEW_ROUNDS = 3  # if the result is only recorded
-MEASURE_ENOUGH_S = 20.0  # slow networks get fewer rounds
-# How a message says which control message has not come.
+MEASURE_ENOUGH_S = 20.0  # no round is begun after this time
+# How an error message names the control message that has not come.
 OWED: dict[type[Message], str] = {
     Here: "sign of life",
     Hello: "hello",
@@ -55,7 +55,7 @@ class _Wait(Generic[Answer]):
         what: the type.
         missing: ranks that are not lost and have sent neither the answer nor a fault.
         interrupted: says why to end the wait and the job, or None.
-        heard: is called often with the number of ranks that have answered.
+        heard: is called often, with the number of ranks that have answered.
         answers, faults: by rank.
     """
 
@@ -68,7 +68,7 @@ class _Wait(Generic[Answer]):
 
 
 class WorkerGroup:
-    """All worker ranks of the world, over one or several sessions."""
+    """The ranks that this rank coordinates, over one or several sessions."""
 
     def __init__(
         self,
@@ -78,8 +78,15 @@ class WorkerGroup:
         process_monitor: ProcessMonitor | None = None,
         name: str = "run",
     ) -> None:
-        """`clock` in seconds; `process_monitor` only in a fault-tolerant world; `name`: of the
-        command, for messages."""
+        """Start with all ranks of the transport.
+
+        Args:
+            transport: to the ranks.
+            clock: monotonic, in seconds.
+            backoff: how to wait while nothing happens.
+            process_monitor: only in a fault-tolerant world.
+            name: of the command, for messages.
+        """
         self.transport = transport
         self.others: WorkerGroup | None = None  # of the lead: the other teams' coordinators
         self.session = 0
@@ -91,7 +98,7 @@ class WorkerGroup:
 
     @property
     def ranks(self) -> Sequence[int]:
-        """All ranks that this one coordinates, lost ranks too."""
+        """All ranks that this rank coordinates, lost ranks included."""
         return self.transport.workers
 
     @property
@@ -100,7 +107,7 @@ class WorkerGroup:
         return self.detector.timeouts.present
 
     def greet(self) -> None:
-        """Tell every rank who and where rank 0 is, so that none outlives it for long."""
+        """Tell every rank where its coordinator is, so that the rank ends soon after it."""
         rank_0 = messages.Rank0(socket.gethostname(), this_process(), self.detector.offer())
         for rank in self.ranks:
             self.tell(rank, rank_0)
@@ -113,17 +120,23 @@ class WorkerGroup:
         heard: Callable[[int], object] = lambda count: None,
         shards: Sequence[Shards] = (),
     ) -> dict[int, Hello]:
-        """Begin a session: welcome each rank; the hellos by rank.
+        """Begin a session: welcome each rank and wait for its hello.
 
-        If the job goes on without lost ranks, a rank is lost that does not say hello within the
-        limit, or cannot work on its host where others can.
+        If the job goes on without lost ranks, a rank that does not say hello in time counts as
+        lost. So does a rank that cannot work on its host, if other ranks can.
 
         Args:
-            heard: is called often with the number of ranks that are ready.
-            shards: go to all ranks first, if they read the input.
+            welcomes: for each rank.
+            limit_s: how long to wait.
+            interrupted: says why to end the wait and the job, or None.
+            heard: is called often, with the number of ranks that are ready.
+            shards: are sent first, if ranks read the input.
+
+        Returns:
+            The hellos, by rank.
 
         Raises:
-            UsageError, EnvironmentFault, DataFault: what a rank could not do, and on which host.
+            UsageError, EnvironmentFault, DataFault: a rank cannot work.
         """
         self.detector.begin({rank: welcome.networks for rank, welcome in welcomes.items()})
         if self.session == 0 and self.detector.keep_going:
@@ -139,8 +152,10 @@ class WorkerGroup:
         return hellos
 
     def measure(self, rank: int, kind: str, batch: int = 1) -> Measured | None:
-        """Service time of a kind's network on a rank while the other ranks wait; None if the rank
-        is lost and the job goes on."""
+        """Service time of a kind's network on a rank, while the other ranks wait.
+
+        None if the rank is lost and the job goes on.
+        """
         return self.measure_together((rank,), kind, batch).get(rank)
 
     def measure_together(
@@ -150,9 +165,9 @@ class WorkerGroup:
         batch: int,
         interrupted: Callable[[], str | None] = lambda: None,
     ) -> dict[int, Measured]:
-        """The same on several ranks, which work at the same time; without those that are lost.
+        """As `measure`, on several ranks at the same time; without ranks that are lost.
 
-        `interrupted`: as of `welcome`.
+        `interrupted`: as in `welcome`.
         """
         asked = set(ranks).intersection(self.present)
         for rank in sorted(asked):
@@ -166,16 +181,16 @@ class WorkerGroup:
         batches: Mapping[str, int],
         rounds: int,
     ) -> dict[str, list[Measured]]:
-        """Idle service times by kind, the kinds measured in turn.
+        """Service times by kind while all other ranks wait; the kinds are measured in turn.
 
         Sessions with the same networks share one measurement, so that their injected delays are
         the same.
 
         Args:
-            who: kind -> ranks that hold its network; the first rank that is not lost is measured.
-            networks: what a later session is compared by.
+            who: kind -> ranks that hold its network. The first rank that is not lost is measured.
+            networks: identifies the networks; equal for sessions that share a measurement.
             batches: kind -> inputs of a task.
-            rounds: the most rounds; slow networks get fewer.
+            rounds: most rounds; slow networks get fewer.
         """
         key = (networks, *batches.items(), rounds)
         if key not in self._measured:
@@ -192,36 +207,36 @@ class WorkerGroup:
         return self._measured[key]
 
     def _measure_any(self, ranks: Collection[int], kind: str, batch: int) -> Measured | None:
-        """The service time on the first of the ranks that answers."""
+        """The service time on the first rank that answers."""
         alive = (rank for rank in ranks if rank in self.present)
         measured = (self.measure(rank, kind, batch) for rank in alive)
         return next((each for each in measured if each is not None), None)
 
     def start(self, start: messages.Start) -> None:
-        """Tasks will follow."""
-        remove_shared_memory()  # all have spoken, so that nobody looks for it by name any more
+        """Tell all ranks that tasks will follow."""
+        remove_shared_memory()  # all ranks have answered, so no rank opens it by name any more
         for rank in self.present:
             self.tell(rank, start)
 
     def end(self) -> None:
-        """The session is over; another may follow."""
+        """Tell all ranks that the session is over; another may follow."""
         for rank in self.present:
             self.tell(rank, messages.End())
 
     def stop(self, exit_code: int, limit_s: float = STOP_LIMIT_S) -> list[int]:
-        """All ranks end with this exit code.
+        """Tell all ranks to end with this exit code, and wait for their Bye.
 
         Returns:
-            The ranks that did not say goodbye within limit_s. In a plain world also the ranks that
-            were given up before, because MPI could not end with one of them. Ranks that have
-            ended without a message are not among them.
+            The ranks that did not say Bye within `limit_s`. In a world that is not fault-tolerant,
+            ranks that were given up before are included, because MPI cannot end without them. Ranks
+            that ended without a message are not included.
         """
         if self._stopped:
             return []
         self._stopped = self.detector.leaving = True
         for rank in self.present:
             self.tell(rank, messages.Stop(int(exit_code)))
-        plain = not self.detector.fault_tolerant  # only such a world has an MPI_Finalize ahead
+        plain = not self.detector.fault_tolerant  # only then MPI_Finalize is called
         parted = self._goodbyes(limit_s)
         stuck = set(self.present) - parted
         if plain:
@@ -230,7 +245,7 @@ class WorkerGroup:
             self.detector.kill(rank)
         if stuck:
             return sorted(stuck)
-        # All that said goodbye: one that waits behind a slow one may count as silent by now.
+        # Tell all that said Bye: a rank may count as silent because another one was slow.
         for rank in sorted(parted) if plain else ():
             self.tell(rank, messages.Leave())
         if not self.transport.flush(limit_s):
@@ -240,7 +255,7 @@ class WorkerGroup:
         return []
 
     def _goodbyes(self, limit_s: float) -> set[int]:
-        """The ranks that say goodbye in time."""
+        """The ranks that say Bye in time."""
         silent = set(self.detector.timeouts.silent)
         others = _Wait(Bye, set(self.present) - silent)
         self._gather(others, limit_s)
@@ -249,16 +264,16 @@ class WorkerGroup:
         return {*others.answers, *late.answers}
 
     def tell(self, rank: int, message: Message) -> None:
-        """Send a control message."""
+        """Send a control message to the rank."""
         buffer = self.transport.buffer(wire.CONTROL_BYTES)
         nbytes = messages.pack(buffer, self.session, message)
         self.transport.send_control(rank, buffer, nbytes)
 
     def _collect(self, wait: _Wait[Answer], limit_s: float) -> dict[int, Answer]:
-        """The answers, by rank.
+        """Wait for the answers, and return them by rank.
 
         Raises:
-            CollageError: a rank's fault, or EnvironmentFault if the time is over.
+            CollageError: the fault of a rank; EnvironmentFault if an answer has not come in time.
         """
         self._gather(wait, limit_s)
         if self.detector.keep_going:
@@ -267,13 +282,13 @@ class WorkerGroup:
             names = numbered("rank", sorted(wait.missing))
             hint = "are their hosts up, and can they read the weights?"
             if wait.what is Measured:
-                hint = "the network is too slow there, or the host busy with other work"
+                hint = "the network is too slow there, or the host is busy with other work"
             owed = OWED[wait.what]
             raise EnvironmentFault(f"no {owed} from {names} within {limit_s:g} s; {hint}")
         return wait.answers
 
     def _go_on_without(self, wait: _Wait[Answer], limit_s: float) -> None:
-        """Ranks that are silent or cannot work are lost. Raises the fault if all ranks have one."""
+        """Give up ranks without an answer. Raises a rank's fault if no rank has answered."""
         if wait.faults and not wait.answers:
             raise next(iter(wait.faults.values()))
         silent = f"no {OWED[wait.what]} within {limit_s:g} s"
@@ -284,9 +299,9 @@ class WorkerGroup:
             self.transport.drop(rank)
 
     def _gather(self, wait: _Wait[Answer], limit_s: float) -> None:
-        """Take what comes until no rank is missing or the time is over.
+        """Take messages until no rank is missing or the time is over.
 
-        Only time in which rank 0 watched counts, so a suspended job does not use it up.
+        Only time in which this process ran counts, so a suspended job does not use it up.
         """
         watch = self.detector.timeouts.watch
         until_ns = watch.watched_ns + _ns(limit_s)
@@ -316,7 +331,7 @@ class WorkerGroup:
         return any(isinstance(arrival, Received) for arrival in found)
 
     def _take(self, arrival: Received, wait: _Wait[Answer]) -> None:
-        """Note a message, if it is an answer that is waited for."""
+        """Note a message if the wait is for it."""
         rank = arrival.rank
         self.detector.heard(rank, _ns(self._clock()), ())
         said = self._said(arrival)
@@ -329,14 +344,14 @@ class WorkerGroup:
         wait.missing.discard(rank)
 
     def _borne(self, rank: int, told: Fault) -> CollageError:
-        """The fault of a rank, if the job can go on without the rank; otherwise it is raised."""
+        """A rank's fault, if the job can go on without the rank; otherwise the fault is raised."""
         fault = _FAULTS.get(told.exit_code, EnvironmentFault)(f"rank {rank}: {told.message}")
         if self.detector.keep_going and isinstance(fault, EnvironmentFault):
             return fault
         raise fault
 
     def _said(self, arrival: Received) -> Message | None:
-        """The control message, if it is one of this session; anything else is a late answer."""
+        """The control message if it belongs to this session; None for late answers."""
         header = wire.read_header(arrival.message)
         if header.session != self.session or header.type != wire.CONTROL:
             return None
@@ -344,7 +359,7 @@ class WorkerGroup:
 
 
 class _Interrupted(CollageError):
-    """A signal came before the job had begun."""
+    """A signal came before the job began."""
 
     exit_code = ExitCode.INCOMPLETE
 

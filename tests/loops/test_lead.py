@@ -498,9 +498,9 @@ def test_what_a_team_says_after_it_was_missed_changes_nothing(play):
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        ([READY], "ready that cannot be: team 1 is ready already"),
-        ([Part("images", 1, 2, (0, 4))], "part that cannot be: positions 0 to 3 are not among"),
-        ([Part("tastes", 1, 2, ())], "part that cannot be: there is no table 'tastes'"),
+        ([READY], "an invalid ready: team 1 is ready already"),
+        ([Part("images", 1, 2, (0, 4))], "an invalid part: positions 0 to 3 are not among"),
+        ([Part("tastes", 1, 2, ())], "an invalid part: there is no table 'tastes'"),
     ],
 )
 def test_what_a_team_cannot_have_said_is_told_with_its_rank(play, said, why):
@@ -533,7 +533,7 @@ def test_a_team_that_is_given_up_is_told_with_what_it_had(play, caplog):
     told = [text for text in caplog.messages if "given up" in text]
     assert told == [
         "collage-mpi run: team 2 (rank 8) is given up: it cannot work: no device",
-        "collage-mpi run: team 1 (rank 4) is given up; 4 images that it had go to others: "
+        "collage-mpi run: team 1 (rank 4) is given up; its 4 unpublished images go to other teams: "
         "MPI says so",
     ]
 

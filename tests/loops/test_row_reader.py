@@ -180,7 +180,9 @@ def test_another_input_is_a_fault_at_the_start(what: str, shards: ShardSet, tmp_
     (fault,) = bench.endpoint.told()
     assert isinstance(fault, Fault)
     assert fault.exit_code == ExitCode.ENVIRONMENT
-    assert fault.message.startswith(f"host {HOST} has not the input that rank 0 has: {path}: ")
+    assert fault.message.startswith(
+        f"host {HOST} does not have the input that rank 0 has: {path}: "
+    )
     assert ("can no longer be read" if what == "gone" else "has changed") in fault.message
     assert "--pixels workers" in fault.message
 
@@ -207,7 +209,9 @@ def test_who_need_not_read_says_that_it_cannot(
         assert hello.cannot_read == ""
         give(bench, (1, 0))
         return
-    assert hello.cannot_read.startswith(f"host {HOST} has not the input that rank 0 has: {path}: ")
+    assert hello.cannot_read.startswith(
+        f"host {HOST} does not have the input that rank 0 has: {path}: "
+    )
     assert says[what] in hello.cannot_read
     bench.single(0, pixel=3)
     bench.run()
@@ -216,7 +220,7 @@ def test_who_need_not_read_says_that_it_cannot(
 
 @pytest.mark.parametrize("text", ["{}", "[", "[]", '{"path": 3}'])
 def test_a_description_that_is_none_is_a_defect_of_the_wire(text: str) -> None:
-    with pytest.raises(wire.WireFault, match="rank 0 sent a shard that cannot be"):
+    with pytest.raises(wire.WireFault, match="rank 0 sent an invalid shard"):
         RowReader([text])
 
 
@@ -260,7 +264,7 @@ def test_the_next_session_is_told_its_own_shards(shards: ShardSet) -> None:
         rows.begin([], None)
     bench.start()
     assert bench.worker.session.rows is None
-    with pytest.raises(wire.WireFault, match="no shards were told"):
+    with pytest.raises(wire.WireFault, match="no shards were sent"):
         give(bench, (0, 0))
 
 

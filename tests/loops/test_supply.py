@@ -421,9 +421,9 @@ def test_a_team_waits_for_a_manifest_that_is_seen_late(tmp_path):
 
     looks: list[int] = []
     assert manifest_of(tmp_path, begin, later)["run_id"] == "r"
-    with pytest.raises(EnvironmentFault, match="holds another run here"):
+    with pytest.raises(EnvironmentFault, match="sees another run in this folder"):
         manifest_of(tmp_path, Begin(2, "other", "d"), lambda: None, late_s=0.0)
-    with pytest.raises(EnvironmentFault, match="holds another run here"):
+    with pytest.raises(EnvironmentFault, match="sees another run in this folder"):
         manifest_of(tmp_path, Begin(3, "r", "d"), lambda: None, late_s=0.0)  # of two teams
     with pytest.raises(LeadLost, match="SIGTERM"):
         manifest_of(tmp_path / "none", begin, lambda: "SIGTERM")
@@ -450,7 +450,7 @@ def test_a_team_whose_images_have_another_order_than_the_lead_s_does_not_begin(
     if same:
         TeamRun(*made)
     else:
-        with pytest.raises(EnvironmentFault, match="of rank 4 are not those of rank 0"):
+        with pytest.raises(EnvironmentFault, match="of rank 4 differ from those of rank 0"):
             TeamRun(*made)
     assert (asked, bool(closed)) == ([(8, 1)], not same)
 

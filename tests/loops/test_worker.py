@@ -818,7 +818,7 @@ def test_a_backup_rank_whose_device_takes_no_group_says_how_many_fit():
     bench.start()
     (fault,) = bench.endpoint.told()
     assert "the backup network with a batch of 8 " in fault.message
-    assert fault.message.endswith("4 fit")
+    assert fault.message.endswith("a batch of 4 fits")
 
 
 def kept_by(bench: Bench) -> np.ndarray:

@@ -85,7 +85,7 @@ def test_jpegs_under_mpi_with_a_network_of_ones_own(mpi, mpiexec, tmp_path: Path
     assert (rows["predicted"] == 1).all()  # green
     assert not rows["has_label"].any()
     assert codes(too_many) == [ExitCode.USAGE] * 6
-    assert "top_k is 4; there are 3 classes" in too_many[0]["err"]
+    assert "top_k is 4, but there are only 3 classes" in too_many[0]["err"]
     assert codes(refused) == [ExitCode.USAGE] * 6
     told = "".join(rank["err"] for rank in refused)
     assert "has no function 'nothing'; it has Brightest, network" in told

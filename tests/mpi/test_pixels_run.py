@@ -154,7 +154,7 @@ def test_a_host_without_the_input_says_so_at_the_start(how, mpiexec, programs, d
     done = mpiexec(WORLD, [programs / "saboteur.py", 2, f"elsewhere:{folder}", *run], env=QUICK)
     assert done.returncode == ExitCode.ENVIRONMENT
     told = one_message(done.stderr)
-    assert f"rank 2: host {os.uname().nodename} has not the input that rank 0 has" in told
+    assert f"rank 2: host {os.uname().nodename} does not have the input that rank 0 has" in told
     wrong = folder / ("a.h5" if how == "missing" else "b.h5")
     assert f"{wrong}: {'can no longer' if how == 'missing' else 'has changed'}" in told
     assert "--pixels auto" in told

@@ -169,7 +169,7 @@ def test_a_cascade_loses_ranks_as_the_load_rises_and_is_resumed(job, tmp_path):
 def test_too_few_ranks_to_begin_with_can_be_resumed(job):
     ended = job("1:load:kill,2:warm:kill,3:load:kill")
     assert ended.code == INCOMPLETE
-    assert "no single rank is left to begin with" in ended.said
+    assert "no single rank is left, so the session cannot begin" in ended.said
     job("", "--resume").check()
 
 

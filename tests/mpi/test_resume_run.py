@@ -82,7 +82,7 @@ def test_error_rows_are_done_again_on_request(mpi, mpiexec, tmp_path) -> None:
 
 def test_resume_without_a_run_says_what_is_missing(mpi, tmp_path) -> None:
     cases = [["run", "--resume", "--out", "new"], ["run", "--resume"]]
-    says = ["new: no run here yet, so --resume begins one and needs all settings"]
+    says = ["new: no run here yet, so --resume begins a new run and needs all settings"]
     says += ["--out is missing"]
     for case, text in zip(run_many(mpi, 4, cases, tmp_path), says, strict=True):
         assert codes(case) == [ExitCode.USAGE] * 4

@@ -51,7 +51,7 @@ SAME: dict[tuple[str, str], str] = {
     ): "the tasks of a message are of one kind",
     (
         "collage_mpi/job/worker.py",
-        "FOR_EVER_NS = 1 << (61)  # of the clock: a dead rank's hold",
+        "FOR_EVER_NS = 1 << (61)  # of the clock: how long a dead rank delays its answer",
     ): "73 years",
     (
         "collage_mpi/job/worker.py",

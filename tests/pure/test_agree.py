@@ -276,7 +276,7 @@ def test_the_least_score_at_which_three_of_450_differ() -> None:
 @pytest.mark.parametrize(
     ("asked", "pairs", "said"),
     [
-        (replace(ASKED, images=400), [], "this job has 400 in all: it is too small"),
+        (replace(ASKED, images=400), [], "this job is too small to choose"),
         (
             ASKED,
             [Pair(at, 0.9, differs=True) for at in range(450)],
@@ -285,7 +285,7 @@ def test_the_least_score_at_which_three_of_450_differ() -> None:
         (
             ASKED,
             [Pair(at, None, differs=False) for at in range(450)],
-            "only 0 images went through both networks, and 149 are needed. Of the others one",
+            "only 0 images went through both networks, and 149 are needed. Each other",
         ),
         (ASKED, calibration(range(20, 450)), "the first stage pays from 6.67 % on"),
     ],

@@ -204,7 +204,7 @@ def test_a_network_of_ones_own_is_held_against_what_its_ranks_told() -> None:
     )
     refuse_other_networks(plan, hellos, {})
     refuse_other_networks(plan, hellos, {"single": "b" * 64, "collage": "another version's"})
-    with pytest.raises(UsageError, match="mine:net has fingerprint aaaaaaaaaaaa"):
+    with pytest.raises(UsageError, match="mine:net had fingerprint aaaaaaaaaaaa"):
         refuse_other_networks(plan, hellos, {"single": "a" * 64})
 
 

@@ -148,7 +148,7 @@ def test_embeddings_need_a_scheme_whose_answers_have_them(settings, scheme):
 
 
 def test_what_cannot_be_kept_is_refused_before_ranks_load(settings, monkeypatch):
-    with pytest.raises(UsageError, match="top_k is 4; there are 3 classes"):
+    with pytest.raises(UsageError, match="top_k is 4, but there are only 3 classes"):
         make_plan(settings(top_k=4), 6)
     with pytest.raises(UsageError, match="top_k is 0"):
         settings(top_k=0)
@@ -183,7 +183,7 @@ def test_an_answer_has_room_for_what_is_kept_of_each_image_of_a_group():
         return Networks(asked, lambda *_: network, time.time_ns, time.time_ns).answer_bytes
 
     assert 4 * 40_000 < room(4, 40_000) < 5 * 40_000
-    with pytest.raises(UsageError, match="for 17 images of a group; the most is"):
+    with pytest.raises(UsageError, match="an answer for 17 images of a group takes"):
         room(17, MOST_BYTES)
 
 
