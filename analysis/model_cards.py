@@ -104,19 +104,19 @@ def render_card(report: Report, kind: str) -> str:
         f"# {card_name(entry)}",
         _opening(entry, ratio),
         "Made by `analysis/model_cards.py` from the JSON of `collage-mpi evaluate`; do not edit.",
-        "## What it is",
+        "## Architecture",
         _table(["", ""], _what(entry)),
-        "## How it was made",
+        "## Training",
         _training(entry),
         f"```sh\n{train_command(entry)}\n```",
-        "## What it is worth",
+        "## Accuracy and service time",
         _measured(report),
         _table(["", ""], _worth(entry, report, ratio)),
         "## Calibration",
         _calibration(entry),
         _reliability(entry),
         "## Confusion",
-        "Rows: the label; columns: the answer.",
+        "Rows are labels, columns are answers.",
         _confusion(entry),
     ]
     return "\n\n".join(parts) + "\n"
@@ -141,13 +141,15 @@ def render_index(reports: Sequence[Report]) -> str:
         for kind, entry in report["networks"].items()
     }
     networks = sorted(found.values(), key=lambda pair: _place(pair[0]["networks"][pair[1]]))
-    titles = ["network", "side", "head", "answers", "MFLOP", "service", ": single"]
-    titles += ["accuracy", "- single", "corner / edge / centre", "no answer", "ECE", "MB"]
+    titles = ["network", "side", "head", "answers a call", "MFLOP", "service time"]
+    titles += ["ratio to the single network's", "accuracy", "points to the single network's"]
+    titles += ["corner / edge / centre", "no answer", "ECE", "MB"]
     parts = [
         "# Model cards",
         _result(networks),
-        "Made by `analysis/model_cards.py`; each row is a card. Service: median of a call at batch "
-        "1, and its ratio to the single network's in the same run.",
+        "Made by `analysis/model_cards.py`; each row is a card. Service time is the median of a "
+        "call at batch 1. Ratios and points compare with the single network in the same run. ECE "
+        "is the expected calibration error.",
         _table(titles, [_index_row(report, kind) for report, kind in networks]),
         _measured(reports[0]),
     ]
@@ -279,8 +281,8 @@ def _training(entry: Mapping[str, Any]) -> str:
     training = entry["training"] or {}
     sources = sorted(set(map(str, training.get("sources") or ["unknown"])))
     text = (
-        f"Data: {'; '.join(sources)}; {training.get('training_images', 0):,} images to train on, "
-        f"{training.get('validation_images', 0):,} to choose by (split by the seed). "
+        f"Data: {'; '.join(sources)}; {training.get('training_images', 0):,} training images, "
+        f"{training.get('validation_images', 0):,} validation images (split by the seed). "
         f"{training.get('epochs', '?')} epochs in {training.get('seconds', 0) / 60:.0f} minutes, "
         f"{training.get('precision', '?')}; kept: epoch {training.get('kept_epoch', 'last')}."
     )
@@ -295,7 +297,7 @@ def _worth(
     rows = [["accuracy", f"**{entry['accuracy']:.2%}** of {entry['images']:,}"]]
     if ratio:
         single = report["networks"][SINGLE]["accuracy"]
-        rows[0][1] += f" (the single {single:.2%}: {ratio['accuracy_points']:+.2f} points)"
+        rows[0][1] += f" (single network {single:.2%}: {ratio['accuracy_points']:+.2f} points)"
     for place, found in entry.get("places", {}).items():
         rows.append([AT[place], f"{found['accuracy']:.2%} of {found['images']:,}"])
     rows += [
@@ -304,13 +306,13 @@ def _worth(
         ["service time, batch 1", f"{_ms(entry)} ms, 10-90 % {_range(entry)} ms"],
     ]
     if ratio:
-        rows.append(["service time : single's", f"**{ratio['service']:.2f}**"])
-        rows.append(["MFLOP : single's", f"{ratio['flops']:.2f}"])
+        rows.append(["service time / single network's", f"**{ratio['service']:.2f}**"])
+        rows.append(["MFLOP / single network's", f"{ratio['flops']:.2f}"])
         kind = PARITY if entry.get("parity") else COLLAGE
         both = [ratio[k] for k in ("both_right", "only_single_right", f"only_{kind}_right")]
         rows.append(
             [
-                f"both right / only the single / only the {kind}",
+                f"both right / only the single network / only the {kind} network",
                 " / ".join(f"{x:.2%}" for x in both),
             ]
         )
@@ -347,9 +349,9 @@ def _accept(found: Mapping[str, Any]) -> str:
     errors = found.get("errors")
     asked = "" if errors is None else f", chosen with {told_errors(errors)}"
     return (
-        f"Accept threshold {found['confidence']:g}{asked} beside single network "
-        f"`{found['single'][:12]}...`: if every cell of at least that score counts, "
-        f"{found['chosen_points']:+.2f} points of accuracy are given away on the "
+        f"Accept threshold {found['confidence']:g}{asked} with single network "
+        f"`{found['single'][:12]}...`: if every cell with at least this score counts, "
+        f"{found['chosen_points']:+.2f} points of accuracy are lost on the "
         f"{found['chosen_on']:,} test images that chose it and {found['measured_points']:+.2f} on "
         f"the {found['measured_on']:,} others, of which {found['share']:.0%} count."
     )

@@ -38,8 +38,8 @@ def test_the_table_of_the_docs_is_what_the_answers_give(capsys):
 
 def test_the_ratios_are_those_of_the_cards():
     told = {
-        "float32": r"service time : single's \| \*\*([0-9.]+)\*\*",
-        "products": r"MFLOP : single's \| ([0-9.]+)",
+        "float32": r"service time / single network's \| \*\*([0-9.]+)\*\*",
+        "products": r"MFLOP / single network's \| ([0-9.]+)",
     }
     rows = csv.DictReader((ANSWERS / "ratios.csv").open(newline=""))
     for row in rows:
