@@ -26,6 +26,7 @@ from model_cards import stages_text, stem_text
 from collage_mpi.cli import main as collage_mpi
 from collage_mpi.errors import CollageError, DataFault, UsageError
 from collage_mpi.models.architecture import PRESETS, preset
+from collage_mpi.models.info import Loading
 from collage_mpi.models.weights import describe_weights
 
 
@@ -112,8 +113,8 @@ def measure(paths: Sequence[Path], single: Path, calls: int, candidates: int) ->
     from collage_mpi.models.predictor import TorchPredictor
     from collage_mpi.training.measure import count_flops, service_times
 
-    networks = [TorchPredictor.load(str(path), "collage") for path in paths]
-    one = TorchPredictor.load(str(single), "single")
+    networks = [TorchPredictor.load(str(path), "collage", Loading()) for path in paths]
+    one = TorchPredictor.load(str(single), "single", Loading())
     base, *times = service_times([one, *networks], calls)
     points = []
     for number, (network, path, time) in enumerate(zip(networks, paths, times, strict=True)):

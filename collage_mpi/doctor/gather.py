@@ -186,7 +186,7 @@ def started_by(environ: Mapping[str, str] = os.environ) -> str | None:
     return None if launcher is None else launcher.word
 
 
-def machine_facts(wanted: WantedJob, environ: Mapping[str, str] = os.environ) -> HostFacts:
+def machine_facts(wanted: WantedJob, environ: Mapping[str, str]) -> HostFacts:
     """This host."""
     world = launcher_size(environ) or wanted.ranks
     here = local_size(environ) if launcher_size(environ) else None

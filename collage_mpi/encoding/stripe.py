@@ -107,7 +107,7 @@ class ConcatEncoder(Encoder):
         DataFault: the images are too small.
     """
 
-    def __init__(self, k: int, shape: tuple[int, ...], threads: int | None = None) -> None:
+    def __init__(self, k: int, shape: tuple[int, ...], threads: int | None) -> None:
         side = math.isqrt(k - 1) + 1
         cell_px = min(shape[:2]) // side
         if cell_px < 1:

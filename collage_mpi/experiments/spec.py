@@ -134,7 +134,7 @@ class Experiment:
     how: str
     points: tuple[Point, ...]
     baselines: Baselines
-    rows: bool = True
+    rows: bool
 
     @cached_property  # asked for at each row of a table of thousands
     def varied(self) -> tuple[str, ...]:

@@ -342,8 +342,8 @@ class ServiceCosts:
     ratio: float
     interval: tuple[float, float] | None
     batch_costs: dict[str, float]
-    batch: int = 1
-    chosen: ChosenBatch | None = None
+    batch: int
+    chosen: ChosenBatch | None
 
     def as_known(self, manifest: Mapping[str, Any]) -> ServiceCosts:
         """These costs with the known ones of earlier sessions, so that a run injects by one ratio.
@@ -365,13 +365,11 @@ class ServiceCosts:
         )
 
 
-def service_costs(
-    plan: Plan, worker_group: WorkerGroup, most: MostGroups | None = None
-) -> ServiceCosts:
+def service_costs(plan: Plan, worker_group: WorkerGroup, most: MostGroups) -> ServiceCosts:
     """Measure the costs, except those that the settings give. Null networks have costs of 1.
 
     Args:
-        most: the largest batch that `--batch auto` may choose; None if the batch is known.
+        most: the largest batch that `--batch auto` may choose.
     """
     settings, chosen = plan.settings, None
     who = {kind: plan.placement.ranks_of(kind) for kind in plan.networks}
@@ -387,7 +385,7 @@ def service_costs(
     elif measured is not None and measurable and len(unlike) > 1:
         ratio, interval = measured.median, (measured.low, measured.high)
     grows = {} if not measurable or settings.batch_cost is not None else idle_ns
-    if settings.batch is None and most is not None:
+    if settings.batch is None:
         costs = injected_ns(settings), ratio, settings.batch_costs(), grows
         trial = _Trial(plan, worker_group, rounds, ModelTimes(settings, *costs))
         chosen = trial.fitting(choose_batch(most, trial.times_of))

@@ -112,9 +112,7 @@ class Ask:
         return self.resume or self.retry_errors
 
 
-def run_session(
-    settings: RunSettings, worker_group: WorkerGroup, ask: Ask | None = None
-) -> SessionOutcome:
+def run_session(settings: RunSettings, worker_group: WorkerGroup, ask: Ask) -> SessionOutcome:
     """Run one session on rank 0, when MPI is up: plan, start, classify, close.
 
     Raises:
@@ -122,7 +120,6 @@ def run_session(
             written before are kept.
     """
     settings.require_inputs()
-    ask = ask or Ask()
     resume = ask.resumes and has_run(settings.out)
     known = read_manifest(Path(settings.out)) if resume else {}
     plan = make_plan(settings, worker_group.transport.size, known.get("shards"))

@@ -226,7 +226,7 @@ def launcher_candidates(
                 yield Path(found)
 
 
-def available(want: str = "auto", mpiexec: str | None = None) -> Iterator[Mpi]:
+def available(want: str, mpiexec: str | None) -> Iterator[Mpi]:
     """The installed launchers, best first; only `mpiexec` if it is given. Each is run once."""
     if mpiexec is not None:
         path = shutil.which(mpiexec)

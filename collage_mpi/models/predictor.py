@@ -82,8 +82,8 @@ class TorchPredictor:
         info: NetworkInfo,
         network: torch.nn.Module,
         device: torch.device,
-        tuning: Tuning | None = None,
-        embed: bool = False,
+        tuning: Tuning | None,
+        embed: bool,
     ) -> None:
         """With `embed` the network returns (outputs, embeddings (n, d)) for images."""
         self.info = info
@@ -115,9 +115,8 @@ class TorchPredictor:
         self.temperature = float(info.metadata["temperature"])
 
     @classmethod
-    def load(cls, spec: str, kind: str, how: Loading | None = None) -> TorchPredictor:
+    def load(cls, spec: str, kind: str, how: Loading) -> TorchPredictor:
         """Read a weights file and place the network; see `models.load_predictor`."""
-        how = how or Loading()
         info = describe_weights(spec, kind)
         tensors = read_tensors(info)
         torch.set_num_threads(max(1, how.threads))
@@ -378,7 +377,7 @@ def fingerprint_of(spec: str, module: nn.Module) -> str:
 
 class _Shaped(nn.Module):
     def __init__(
-        self, spec: str, module: nn.Module, cells: int, classes: int | None, embed: bool = False
+        self, spec: str, module: nn.Module, cells: int, classes: int | None, embed: bool
     ) -> None:
         super().__init__()
         self.spec, self.module, self.cells, self.classes = spec, module, cells, classes

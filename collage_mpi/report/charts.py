@@ -273,7 +273,7 @@ class Worst:
 
     heading: str
     pictures: tuple[Picture, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
 
 
 def worst_images(run: Run, shards: Sequence[Path | str] | None, most: int) -> Worst | None:

@@ -106,7 +106,7 @@ def refuse_a_run(out: Path) -> None:
         )
 
 
-def check_place(out: Path, *, shared: bool = False) -> None:
+def check_place(out: Path, *, shared: bool) -> None:
     """Raise EnvironmentFault if a new run cannot be made, as far as is known without writing."""
     with told_as(no_place, out):
         refuse_foreign(out, shared)

@@ -107,7 +107,7 @@ def write_summary(
     return summary
 
 
-def save_summary(summary: Json, out: Path, check: Callable[[], object] | None = None) -> None:
+def save_summary(summary: Json, out: Path, check: Callable[[], object] | None) -> None:
     """Save it as summary.json in `out`. Raises as `write_summary`."""
     path = out / SUMMARY
     text = json.dumps(summary, indent=1, default=plain)

@@ -59,9 +59,9 @@ class Bar:
     start_ns: int
     end_ns: int
     straggler: bool
-    lane: int = 0
-    lanes: int = 1
-    team: int = 0
+    lane: int
+    lanes: int
+    team: int
 
 
 def look_of(bar: Bar) -> str:

@@ -30,8 +30,8 @@ class Bundle(NamedTuple):
     order: Order
     least: int
     most: int
-    beyond_idle: bool = False
-    patient: bool = False
+    beyond_idle: bool
+    patient: bool
 
 
 class BundleQueue(PullQueue):

@@ -168,7 +168,7 @@ class Dispatch:
     # ---- making tasks -------------------------------------------------------
 
     def to_next(
-        self, order: Order, images: list[ImageState], avoid: Collection[int] = ()
+        self, order: Order, images: list[ImageState], avoid: Collection[int]
     ) -> TaskState | None:
         """Make a task for the next rank of the kind in turn; None if all are in `avoid`."""
         return self._make(order, images, self.ranks.pools[order.kind].pick_next(avoid))

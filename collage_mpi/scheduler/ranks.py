@@ -59,7 +59,7 @@ class RankPool:
             return bool(self._order)
         return len(self._order) > sum(rank in self._load for rank in ranks)
 
-    def pick_next(self, avoid: Collection[int] = ()) -> int | None:
+    def pick_next(self, avoid: Collection[int]) -> int | None:
         """The next rank in turn that is not in `avoid`, or None if there is none."""
         for _ in range(len(self._order)):
             rank = self._order[self._cursor % len(self._order)]
@@ -86,7 +86,7 @@ class RankPool:
         """A rank without tasks that is not in `avoid`, or None."""
         return next((rank for rank in self._levels[0] if rank not in avoid), None)
 
-    def pick_least(self, avoid: Collection[int] = ()) -> int | None:
+    def pick_least(self, avoid: Collection[int]) -> int | None:
         """The least loaded rank not in `avoid`, or None; of equals, the longest unchanged."""
         if not self._order:
             return None

@@ -165,7 +165,7 @@ class Printable:
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
-def usable_width(width: int | None = None) -> int:
+def usable_width(width: int | None) -> int:
     """Columns to fill: the given number, the terminal's, or 120 without a terminal."""
     if width or not _is_users_terminal():
         return width or 120

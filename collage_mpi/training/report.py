@@ -40,7 +40,7 @@ class AskedNetworks:
     predictors: Mapping[str, TorchPredictor | OwnPredictor]
     answers: Mapping[str, Answers]
     labels: np.ndarray
-    side: int | None = None
+    side: int | None
 
     def at_once(self, kind: str) -> int:
         """Images that the network of a kind answers at a call if a cascade asks it first."""

@@ -105,7 +105,7 @@ class DelayModel:
         slow: Mapping[int, float],
         deaths: Mapping[int, RankDeath],
         *,
-        by_image: bool = False,
+        by_image: bool,
     ) -> None:
         """Without `body` no delay is injected."""
         self.by_image = by_image

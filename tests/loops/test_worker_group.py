@@ -433,7 +433,7 @@ def test_what_is_only_recorded_is_measured_in_few_rounds(straggler, batch, turns
         placement=SimpleNamespace(ranks_of=lambda kind: [1] if kind == "single" else [2]),
         networks={"single": "null", "collage": "null"},
     )
-    service_costs(plan, worker_group)
+    service_costs(plan, worker_group, MANY)
     asked = [rank for rank, message in workers.told if isinstance(message, Measure)]
     assert asked == [1, 2] * turns
 
@@ -451,10 +451,10 @@ def test_one_file_that_makes_both_networks_has_two_costs(monkeypatch):
         placement=SimpleNamespace(ranks_of=lambda kind: [1] if kind == "single" else [2]),
         networks={"single": "mine.py:network", "collage": "mine.py:network"},
     )
-    assert service_costs(plan, worker_group).ratio == 4.0
+    assert service_costs(plan, worker_group, MANY).ratio == 4.0
     found["backup"] = found.pop("collage")
     plan.networks = {"single": "w.safetensors", "backup": "w.safetensors"}
-    assert service_costs(plan, worker_group).ratio == 1.0
+    assert service_costs(plan, worker_group, MANY).ratio == 1.0
 
 
 def test_few_rounds_do_not_stand_for_many():

@@ -43,7 +43,7 @@ def test_slow_spells_meet_both_networks() -> None:
 
 
 def test_a_resumed_run_goes_by_the_ratio_of_before_and_its_interval() -> None:
-    measured = ServiceCosts({}, {}, 1.0, (0.9, 1.1), {})
+    measured = ServiceCosts({}, {}, 1.0, (0.9, 1.1), {}, 1, None)
     assert measured.as_known({}) == measured
     found = measured.as_known({"cost_ratio": 1.25, "cost_ratio_interval": [1.2, 1.3]})
     assert (found.ratio, found.interval) == (1.25, [1.2, 1.3])

@@ -213,7 +213,7 @@ def test_what_the_ranks_told_outlives_a_kill(tmp_path: Path, ask: Callable[..., 
     run.note(networks={"single": "b" * 64}, cost_ratio=1.5, batch_costs={})
     found = read_manifest(tmp_path / "run")  # nothing closed it
     assert held(found) == {"single": "b" * 64}
-    assert ServiceCosts({}, {}, 1.3, None, {}).as_known(found).ratio == 1.5
+    assert ServiceCosts({}, {}, 1.3, None, {}, 1, None).as_known(found).ratio == 1.5
     run.close("incomplete")
 
 
@@ -416,7 +416,7 @@ def test_what_does_not_change_rows_may_change(ask: Callable[..., Json]) -> None:
 
 
 def test_one_run_injects_by_one_ratio_whatever_sessions_were_killed() -> None:
-    measured = ServiceCosts({}, {}, 1.3, None, {})
+    measured = ServiceCosts({}, {}, 1.3, None, {}, 1, None)
     assert measured.as_known({}) == measured
     closed = {"sessions": [{"final": {"cost_ratio": 2.0, "batch_costs": {"single": 0.5}}}]}
     for known in (closed, {**closed, "cost_ratio": 2.0}):

@@ -29,7 +29,7 @@ from collage_mpi.job.messages import Hello
 from collage_mpi.job.plan import make_plan, warn_of_one_class_groups
 from collage_mpi.job.provenance import make_manifest, validity
 from collage_mpi.job.recorder import Totals
-from collage_mpi.job.run import before_this, run_session, warn_of_bad_shards
+from collage_mpi.job.run import Ask, before_this, run_session, warn_of_bad_shards
 from collage_mpi.job.session import build_encoder, open_reader
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.asking import Described
@@ -349,7 +349,7 @@ def test_what_breaks_once_the_output_is_claimed_gives_it_back(shards, tmp_path, 
     settings = RunSettings(shards=shards, single="null", collage="null", out=tmp_path, side=2)
     before = threading.active_count()
     with pytest.raises(RuntimeError, match="new thread"):
-        run_session(settings, world)
+        run_session(settings, world, Ask())
     assert not read_claims(tmp_path)
     assert threading.active_count() == before
 
