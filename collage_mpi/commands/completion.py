@@ -54,9 +54,9 @@ def _complete_files(parser: argparse.ArgumentParser, how: object) -> None:
 COMMAND = Command(
     execute,
     CompletionArguments,
-    epilog="bash: collage-mpi completion bash > "
-    "~/.local/share/bash-completion/completions/collage-mpi; zsh: ... zsh > "
-    "~/.zfunc/_collage-mpi, and fpath=(~/.zfunc $fpath) before compinit in ~/.zshrc; fish: ... "
-    "fish > ~/.config/fish/completions/collage-mpi.fish. Needs shtab: "
+    epilog="For bash, write the script to ~/.local/share/bash-completion/completions/collage-mpi. "
+    "For zsh, write it to ~/.zfunc/_collage-mpi, and put fpath=(~/.zfunc $fpath) before compinit "
+    "in ~/.zshrc. For fish, write it to ~/.config/fish/completions/collage-mpi.fish. For example: "
+    "collage-mpi completion fish > ~/.config/fish/completions/collage-mpi.fish. Needs shtab: "
     f"{pip_line('completion')}.",
 )

@@ -18,7 +18,7 @@ from collage_mpi.system.printable import counted, printable, say
 class ExportArguments(Arguments):
     """What export takes."""
 
-    run: Path = setting(REQUIRED, "run directory", metavar="DIR", positional=True)
+    run: Path = setting(REQUIRED, "folder of the run", metavar="DIR", positional=True)
     to: str = setting(
         REQUIRED,
         "csv and parquet write one file for each table, hdf5 writes a single file. zarr writes "

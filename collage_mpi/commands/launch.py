@@ -320,5 +320,5 @@ COMMAND = Command(
     execute,
     LaunchArguments,
     usage="collage-mpi launch [-n RANKS] [options] -- COMMAND [arguments of COMMAND]",
-    epilog=f"e.g. {EXAMPLE}, or collage-mpi launch -n 11 -- script.py",
+    epilog=f"For example: {EXAMPLE}, or collage-mpi launch -n 11 -- script.py",
 )

@@ -27,24 +27,26 @@ class FigureArguments(Arguments):
     """What every figure takes."""
 
     out: Path = setting(REQUIRED, "path of the files to write, without suffix", metavar="STEM")
-    title: str | None = setting(None, "lines above the figure", metavar="TITLE")
+    title: str | None = setting(None, "title above the figure", metavar="TITLE")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CdfArguments(FigureArguments):
     """What `plot cdf` takes."""
 
-    runs: tuple[Path, ...] = setting(REQUIRED, "run directories", metavar="RUN", positional=True)
-    per: str = setting("group", "whose latency is drawn", choices=("group", "image"))
+    runs: tuple[Path, ...] = setting(REQUIRED, "folders of runs", metavar="RUN", positional=True)
+    per: str = setting(
+        "group", "draw the latency of groups or of images", choices=("group", "image")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimelineArguments(FigureArguments):
     """What `plot timeline` takes."""
 
-    run: Path = setting(REQUIRED, "run directory, with its rows", metavar="RUN", positional=True)
-    groups: str = setting(REQUIRED, "first and last group", metavar="A-B")
-    session: int = setting(1, "which session of a run that was resumed or has several teams")
+    run: Path = setting(REQUIRED, "folder of the run", metavar="RUN", positional=True)
+    groups: str = setting(REQUIRED, "first and last group to draw, such as 20-27", metavar="A-B")
+    session: int = setting(1, "number of the session, if the run was resumed or has several teams")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class ThroughputArguments(FigureArguments):
 
     runs: tuple[Path, ...] = setting(
         REQUIRED,
-        "run directories. A folder that is not a run is skipped, so runs/batches/* works",
+        "folders of runs. A folder that is not a run is skipped, so runs/batches/* works",
         metavar="RUN",
         positional=True,
     )
@@ -64,11 +66,12 @@ class PointsArguments(FigureArguments):
     """What every figure of an experiment's points takes."""
 
     points: tuple[Path, ...] = setting(
-        REQUIRED, "files of points that experiments wrote", metavar="POINTS.csv", positional=True
+        REQUIRED, "points.csv files of experiments", metavar="POINTS.csv", positional=True
     )
     where: tuple[str, ...] = setting(
         (),
-        "keep only the points with this label. Several labels of one axis mean any of them",
+        "draw only the points with this label on this axis. If an axis has several labels, points "
+        "with any of them are drawn",
         metavar="AXIS=LABEL",
         repeated=True,
     )
@@ -85,9 +88,11 @@ class SeriesArguments(PointsArguments):
     """What `plot points ranks` and `plot points frontier` take."""
 
     series: str = setting(
-        REQUIRED, "axis whose values are drawn as numbered series", metavar="AXIS"
+        REQUIRED, "axis of the experiment whose values become numbered series", metavar="AXIS"
     )
-    panels: str = setting(REQUIRED, "axis whose values get a panel each", metavar="AXIS")
+    panels: str = setting(
+        REQUIRED, "axis of the experiment whose values get one panel each", metavar="AXIS"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

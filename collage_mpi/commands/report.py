@@ -19,7 +19,7 @@ class ReportArguments(Arguments):
 
     runs: tuple[Path, ...] = setting(
         REQUIRED,
-        "run directories. The first run is the baseline of all ratios",
+        "folders of runs. The first run is the baseline of all ratios",
         metavar="RUN",
         positional=True,
     )

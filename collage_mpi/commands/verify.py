@@ -22,7 +22,7 @@ _SHOWN = 20  # problems printed; the rest is counted
 class VerifyArguments(Arguments):
     """What verify takes."""
 
-    runs: tuple[Path, ...] = setting(REQUIRED, "run directories", metavar="DIR", positional=True)
+    runs: tuple[Path, ...] = setting(REQUIRED, "folders of runs", metavar="DIR", positional=True)
     json: bool = switch("print the reports as JSON")
 
 
