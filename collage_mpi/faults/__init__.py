@@ -1,1 +1,1 @@
-"""Detection of lost ranks, in several layers."""
+"""Detects lost ranks, in several layers."""

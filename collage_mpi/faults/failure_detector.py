@@ -20,7 +20,7 @@ from collage_mpi.scheduler.events import RankLost, RankSuspected
 from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
 
-LOOK_EVERY_NS = 1_000_000  # at processes: a system call of 1 us; at clocks likewise
+LOOK_EVERY_NS = 1_000_000  # between looks at processes and clocks; a look takes about 1 us
 
 
 class FailureDetector:
@@ -41,9 +41,7 @@ class FailureDetector:
         process_monitor: ProcessMonitor | None = None,
         name: str = "run",
     ) -> None:
-        """`process_monitor` is given in a fault-tolerant world; `name` of the command is for
-        messages.
-        """
+        """`process_monitor`: only if fault-tolerant; `name`: of the command, for messages."""
         self.timeouts = ReplyTimeouts(ranks, now_ns)
         self.sent = self.timeouts.sent
         self.keep_going = self.all_needed = False
@@ -52,8 +50,8 @@ class FailureDetector:
         self._name = name
         self._start_ns = now_ns
         self._look_at_ns = 0
-        self._ended: list[Ended] = []  # seen, not yet acted upon
-        self._kinds: dict[int, list[str]] = {}  # by rank, in this session
+        self._ended: list[Ended] = []  # ranks that the next `look` reports
+        self._kinds: dict[int, list[str]] = {}  # rank -> its kinds, in this session
         self._hosts: dict[int, str] = {}
 
     @property
@@ -71,8 +69,10 @@ class FailureDetector:
         """Set what a session does about lost and silent ranks; see the attributes.
 
         Args:
-            reply_timeout_s: a rank that has owed an answer for so long is silent; None: after
-                many times the longest service time.
+            keep_going: the job goes on without lost ranks.
+            reply_timeout_s: a rank that owes an answer for longer is silent; None: see
+                `ReplyTimeouts`.
+            all_needed: every rank that stays silent counts as lost.
         """
         self.keep_going, self.all_needed = keep_going, all_needed
         self.timeouts.reply_timeout_ns = (
@@ -90,21 +90,21 @@ class FailureDetector:
         self.timeouts.served(longest_ns)
 
     def heard(self, rank: int, now_ns: int, service_ns: Collection[int]) -> None:
-        """A message came from the rank, with the ends of tasks that took this long each."""
+        """A message came from the rank; `service_ns`: of each task that it ends."""
         self.timeouts.heard(rank, now_ns, len(service_ns))
         if service_ns:
             self.timeouts.served(max(service_ns))
 
     def gone(self, found: Gone) -> None:
         """MPI reports the rank as lost; the next `look` returns it."""
-        self.kill(found.rank)  # it must not go on working for a job that is without it
+        self.kill(found.rank)  # it must not go on working, because the job goes on without it
         self._ended.append(Ended(found.rank, MPI_ERROR, found.why))
 
     def look(self, now_ns: int) -> list[RankSuspected | RankLost]:
-        """What has happened to ranks since the last look. The user is told here.
+        """Ranks that have become silent or were lost since the last look. The user is told here.
 
-        Act on it only after all messages that have arrived by now; then the transport drops the
-        lost ranks.
+        Act on the result only after all messages that have arrived by now. Then the transport
+        drops the lost ranks.
 
         Raises:
             RankGone: a rank is lost and the job must not go on without it.
@@ -129,7 +129,7 @@ class FailureDetector:
         self._lose(self._killed(rank, why, START), now_ns)
 
     def kill(self, rank: int) -> bool:
-        """SIGKILL a rank; False when it is not on this machine."""
+        """Send SIGKILL to a rank; False if it is not on this machine."""
         return self._monitor is not None and self._monitor.kill(rank)
 
     def describe(self) -> list[dict[str, Any]]:
@@ -161,7 +161,7 @@ class FailureDetector:
         return (f" ({'+'.join(kinds)})" if kinds else "") + (f" on {host}" if host else "")
 
     def _left(self, lost: int) -> str:
-        """How many ranks can still do what the lost one did."""
+        """How many ranks are left of each kind that the lost rank held, as text."""
         left = {
             kind: sum(kind in self._kinds.get(rank, ()) for rank in self.timeouts.present)
             for kind in self._kinds.get(lost, ())

@@ -1,10 +1,9 @@
-"""Rank 0's watch over the processes of the workers: a pidfd for each worker on this machine, a TCP
-connection to each on another. One look costs one system call. And a worker's watch over the process
-of rank 0.
+"""Monitors processes: a coordinator monitors its workers, and a worker its coordinator.
 
-Anybody who can reach the port can connect. So a connection that has not identified itself in time
-is closed, the number of waiting connections is limited, and the port closes as soon as all ranks
-are connected.
+A worker on the same machine is monitored by a pidfd, one on another machine by a TCP connection.
+One look at all of them costs one system call. Anybody who can reach the port can connect. So a
+connection that does not identify itself in time is closed, the number of waiting connections is
+limited, and the port is closed as soon as all ranks are connected.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from collage_mpi.faults.tcp_link import Offer, TcpLink, connect, ended
 from collage_mpi.system.process_tree import ProcessId, ProcessWatch, this_process, watch_process
 from collage_mpi.system.tell import tell
 
-# Counted in time that rank 0 watches: while it opens its shards it accepts nobody.
+# These times count only while rank 0 looks: while it opens its shards it accepts no connection.
 GREETING_LIMIT_NS = 10 * SECOND_NS  # a worker greets as soon as it is connected
 PORT_LIMIT_NS = 300 * SECOND_NS  # a rank connects as soon as MPI is up
-AGAIN_NS = SECOND_NS  # until the port is looked at again, when no descriptor was left
-STRANGERS = 16  # connections that have not greeted yet, besides one for each rank
+AGAIN_NS = SECOND_NS  # pause of accepting when no file descriptor is left
+STRANGERS = 16  # most connections that have not greeted yet, besides one for each rank
 
 PROCESS, CONNECTION = "process", "connection"  # layers of detection
 WORDS = {
@@ -46,9 +45,7 @@ class Ended(NamedTuple):
 
 
 class ProcessMonitor:
-    """Give `offer` to the workers; they connect and identify themselves. Call `look` now and
-    then.
-    """
+    """Monitors the workers. Send them `offer`, so that they connect, and call `look` regularly."""
 
     def __init__(
         self,
@@ -59,19 +56,24 @@ class ProcessMonitor:
         clock: Callable[[], int] = time.monotonic_ns,
         ranks: Collection[int] | None = None,
     ) -> None:
-        """`ranks` of a world of `size`, by default all but 0. `one_host`, `interface`: see
-        `TcpLink`.
+        """Open the port.
+
+        Args:
+            size: ranks of the world.
+            one_host, interface: as in `TcpLink`.
+            clock: monotonic, in ns.
+            ranks: the workers; None: all ranks except rank 0.
         """
         _raise_descriptor_limit()
         self._tcp_link = TcpLink(size, one_host=one_host, interface=interface)
         self._size = size
         self._clock = clock
         self._ranks = frozenset(range(1, size) if ranks is None else ranks)
-        self._awaited = set(self._ranks)  # neither connected nor given up
+        self._awaited = set(self._ranks)  # ranks that are neither connected nor given up
         self._watched = WatchedTime(clock())
         self._open, self._again_ns = True, 0
-        self._strangers: dict[socket.socket, int] = {}  # until when, the oldest first
-        self._selector = selectors.EpollSelector()  # what to do is the data of each descriptor
+        self._strangers: dict[socket.socket, int] = {}  # connection -> its time limit, oldest first
+        self._selector = selectors.EpollSelector()  # the data of a descriptor is its handler
         self._processes: dict[int, ProcessWatch] = {}
         self._lines: dict[int, socket.socket] = {}
         self._watch(self._tcp_link.listener, self._accept)
@@ -81,16 +83,14 @@ class ProcessMonitor:
         return self._tcp_link.offer()
 
     def look(self) -> list[Ended]:
-        """Ranks that have ended since the last look; it never blocks."""
+        """Ranks that have ended since the last look. Never blocks."""
         found = [key.data() for key, _ in self._selector.select(0)]
         if self._open:
             self._drop_strangers(self._watched.look(self._clock()))
         return [ended for ended in found if ended is not None]
 
     def kill(self, rank: int) -> bool:
-        """Send SIGKILL to a rank on this machine, without waiting for its end; False if it is
-        elsewhere.
-        """
+        """Send SIGKILL to a rank and do not wait; False if it is not on this machine."""
         self._awaited.discard(rank)
         process = self._processes.get(rank)
         if process is None:
@@ -111,8 +111,9 @@ class ProcessMonitor:
         self._selector.register(source, selectors.EVENT_READ, act)
 
     def _drop_strangers(self, now_ns: int) -> None:
-        """Close connections that have not greeted in time, and the oldest ones if too many wait:
-        workers greet at once. The port closes when no worker is awaited any more.
+        """Close connections that have not greeted in time, and the oldest ones if too many wait.
+
+        The port is closed when no worker is awaited any more.
         """
         if self._again_ns and now_ns >= self._again_ns:
             self._again_ns = 0
@@ -186,9 +187,11 @@ class ProcessMonitor:
 
 
 class CoordinatorMonitor:
-    """Lets a worker end soon after the process of its coordinator has ended. It watches from `meet`
-    until `release`, which is called when the job is over. It is a thread, because the worker may
-    load weights or run a network for longer than it may outlive rank 0; the thread sleeps in poll.
+    """Lets a worker end soon after the process of its coordinator has ended.
+
+    It monitors from `meet` until `release`, which is called when the job is over. It is a thread,
+    because a worker may load weights or run a network for longer than it may outlive its
+    coordinator. The thread sleeps in poll.
 
     Args:
         rank: this rank.
@@ -202,11 +205,11 @@ class CoordinatorMonitor:
         self._wake_read, self._wake_write = os.pipe()
 
     def meet(self, host: str, process: ProcessId | None, offer: Offer | None) -> None:
-        """Start to watch rank 0's process on its host, over a connection if one is offered."""
+        """Start to monitor the coordinator's process, over a connection if one is offered."""
         threading.Thread(target=self._keep, args=(host, process, offer), daemon=True).start()
 
     def release(self) -> None:
-        """From now on rank 0 may end."""
+        """From now on the coordinator may end."""
         self._released.set()
         os.write(self._wake_write, b"x")
 
@@ -216,7 +219,7 @@ class CoordinatorMonitor:
         except ProcessLookupError:  # it ended
             self._leave()
             return
-        # Without an offer the end of any rank is the launcher's business.
+        # Without an offer the launcher ends all ranks if one ends.
         line = None if offer is None else self._connect(host, offer)
         watched = {self._wake_read: None, **({process.pidfd: None} if process else {})}
         poller = select.poll()
@@ -242,7 +245,7 @@ class CoordinatorMonitor:
             tell(
                 f"collage-mpi: rank {self._rank} on {socket.gethostname()} cannot connect to rank "
                 f"{self._coordinator} on {host} (tried {', '.join(offer.addresses)} port "
-                f"{offer.port}): a loss of either is noticed by MPI or by time limits only",
+                f"{offer.port}): if one of them is lost, only MPI or a time limit notices it",
                 any_rank=True,
             )
         return line
@@ -254,5 +257,5 @@ def _raise_descriptor_limit() -> None:
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        with suppress(OSError, ValueError):  # those beyond it are watched by reply_timeout alone
+        with suppress(OSError, ValueError):  # ranks beyond the limit have only the reply timeout
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

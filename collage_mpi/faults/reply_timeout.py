@@ -3,8 +3,8 @@
 A rank is *silent* if it has owed an answer and sent nothing for the reply timeout; it may recover.
 After the same time again it is *lost*, and a lost rank stays lost.
 
-Only time that rank 0 spent watching counts. While rank 0 itself is stopped or stalled (a suspended
-job, a hanging disk), messages of its ranks stay unread, and the ranks may be stopped as well.
+Only time in which rank 0 polls counts. While rank 0 itself is stopped or stalled (a suspended job,
+a hanging disk), messages of its ranks stay unread, and the ranks may be stopped as well.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 SECOND_NS = 1_000_000_000
-LEAST_REPLY_NS = 30 * SECOND_NS  # a GPU that is reset, a page that comes from a slow disk
-TIMES_LONGEST = 10  # of the longest service time seen: no healthy rank has ever been slower
+LEAST_REPLY_NS = 30 * SECOND_NS  # a GPU reset, or a page fault on a slow disk, can take so long
+TIMES_LONGEST = 10  # no healthy rank has been slower than 10 times the longest service time
 SCAN_EVERY_NS = SECOND_NS // 10
-LONGEST_LOOK_NS = 2 * SCAN_EVERY_NS  # rank 0 looks thousands of times a second: else it was away
+# Rank 0 looks thousands of times a second. After a longer gap it was stopped or stalled.
+LONGEST_LOOK_NS = 2 * SCAN_EVERY_NS
 
-# Layers of detection, beside those of process_monitor.
+# Layers of detection, besides those of process_monitor.
 TIMEOUT, START, MPI_ERROR = "timeout", "start", "mpi"
 
 
 class Silence(NamedTuple):
-    """A rank has become silent, or has been silent for the timeout `again`: then it counts as
-    lost.
-    """
+    """A rank has become silent; or (`again`) it was silent for the timeout once more, and so counts
+    as lost."""
 
     rank: int
     why: str
@@ -35,12 +35,13 @@ class Silence(NamedTuple):
 
 @dataclass(frozen=True)
 class Loss:
-    """A rank that is lost for good.
+    """A lost rank.
 
     Attributes:
-        layer: what noticed it.
-        silent_ns: since its last message.
-        at_ns: rank 0's clock.
+        why: for messages.
+        layer: the layer of detection that noticed the loss.
+        at_ns: when, on rank 0's clock.
+        silent_ns: time since its last message.
     """
 
     rank: int
@@ -50,7 +51,7 @@ class Loss:
     silent_ns: int
 
     def describe(self, start_ns: int, host: str, kinds: Iterable[str]) -> dict[str, Any]:
-        """For the manifest."""
+        """The loss as the manifest records it."""
         return {
             "rank": self.rank,
             "host": host,
@@ -63,18 +64,18 @@ class Loss:
 
 
 class WatchedTime:
-    """The time that rank 0 spent watching: at most LONGEST_LOOK_NS of each gap between looks."""
+    """Counts the time in which rank 0 polls: at most LONGEST_LOOK_NS of each gap between looks."""
 
     def __init__(self, now_ns: int) -> None:
-        self.watched_ns = 0  # at the last look
+        self.watched_ns = 0  # the count at the last look
         self._looked_ns = now_ns
 
     def at(self, now_ns: int) -> int:
-        """The time watched until now."""
+        """The count at this time."""
         return self.watched_ns + min(now_ns - self._looked_ns, LONGEST_LOOK_NS)
 
     def look(self, now_ns: int) -> int:
-        """Rank 0 looks now; returns the time watched."""
+        """Note that rank 0 looks now, and return the count."""
         self.watched_ns, self._looked_ns = self.at(now_ns), now_ns
         return self.watched_ns
 
@@ -83,21 +84,18 @@ class WatchedTime:
 class _Member:
     heard_ns: int
     owed: int = 0
-    since_ns: int = 0  # of the silence, while something is owed, in time watched
-    suspected_ns: int | None = None  # likewise
+    since_ns: int = 0  # watched time of its last message, or when it began to owe an answer
+    suspected_ns: int | None = None  # watched time when it became silent
 
 
 class ReplyTimeouts:
-    """Is told about every send and message; `overdue` returns ranks that are silent for too
-    long.
-    """
+    """Is told about every send and message; `overdue` returns ranks that were silent too long."""
 
     def __init__(
         self, ranks: Iterable[int], now_ns: int, reply_timeout_ns: int | None = None
     ) -> None:
-        """With `reply_timeout_ns` None: LEAST_REPLY_NS, or TIMES_LONGEST the longest service
-        time.
-        """
+        """If `reply_timeout_ns` is None, the timeout is LEAST_REPLY_NS or, if that is more,
+        TIMES_LONGEST times the longest service time."""
         self.reply_timeout_ns = reply_timeout_ns
         self.losses: dict[int, Loss] = {}
         self.watch = WatchedTime(now_ns)
@@ -117,7 +115,7 @@ class ReplyTimeouts:
 
     @property
     def patience_ns(self) -> int:
-        """The reply timeout now."""
+        """The present reply timeout."""
         if self.reply_timeout_ns is not None:
             return self.reply_timeout_ns
         return max(LEAST_REPLY_NS, TIMES_LONGEST * self._longest_ns)
@@ -148,7 +146,7 @@ class ReplyTimeouts:
         self._longest_ns = max(self._longest_ns, service_ns)
 
     def lose(self, rank: int, layer: str, why: str, now_ns: int) -> Loss | None:
-        """Mark the rank as lost; None if that was known."""
+        """Mark the rank as lost; None if it was lost before."""
         member = self._members.pop(rank, None)
         if member is None:
             return None
@@ -161,10 +159,10 @@ class ReplyTimeouts:
         self._members.pop(rank, None)
 
     def overdue(self, now_ns: int) -> list[Silence]:
-        """Ranks that have just become silent, and those that stayed silent; it scans only now and
-        then.
+        """Ranks that have just become silent, and ranks that stayed silent.
 
-        Call it at every look, because it measures how long rank 0 has watched.
+        Ranks are scanned every SCAN_EVERY_NS. Call it at every look, because it also counts the
+        watched time.
         """
         watched_ns = self.watch.look(now_ns)
         if now_ns < self._scan_at_ns:

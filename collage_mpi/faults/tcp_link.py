@@ -1,10 +1,9 @@
-"""A TCP connection between rank 0 and each worker. Nothing is sent over it after the greeting; its
-end shows that the process has ended.
+"""A TCP connection between a coordinator and each worker, whose end shows that a process has ended.
 
-The kernel closes a dead process's sockets at once, whatever killed it, and keeps those of a process
-that is only busy. So a rank 0 that reads, pastes or waits for a disk is not taken for a lost one,
-and no thread or message is needed to prove that it lives. A host that vanishes is noticed by
-keep-alive after KEEP_IDLE_S + KEEP_PROBES * KEEP_EVERY_S = 20 s.
+Nothing is sent after the greeting. The kernel closes the sockets of a dead process at once,
+whatever killed it, but not those of a process that is only busy. So no thread or message is needed
+as a heartbeat. A host that disappears is noticed by keep-alive after KEEP_IDLE_S + KEEP_PROBES *
+KEEP_EVERY_S = 20 s.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from typing import Any
 
 KEEP_IDLE_S, KEEP_EVERY_S, KEEP_PROBES = 5, 5, 3
 CONNECT_LIMIT_S = 5.0  # for each address
-GREETING_BYTES = 2048  # at most; it comes in one piece, being far shorter than a segment
+GREETING_BYTES = 2048  # longest greeting; it comes in one piece, as it is shorter than a segment
 LOOPBACK, ANY_IPV4 = "127.0.0.1", "0.0.0.0"
-FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # who connects has to wait
+FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # the connection has to wait
 _SIOCGIFADDR = 0x8915
 
 
@@ -70,13 +69,13 @@ class TcpLink:
         except OSError as error:
             if error.errno in FULL:
                 raise
-            return None  # nobody there any more
+            return None  # the other end has closed it
         line.setblocking(False)
         _keep_alive(line)
         return line
 
     def greeted(self, line: socket.socket) -> dict[str, Any] | None:
-        """The greeting of the rank that has connected; None if it is no rank of this job."""
+        """The greeting of a new connection; None if it is not from a rank of this job."""
         try:
             return read_greeting(line.recv(GREETING_BYTES), self.token)
         except OSError:
@@ -96,13 +95,13 @@ def read_greeting(data: bytes, token: str) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         return None
     said = content.get("token")
-    told = said.encode(errors="replace") if isinstance(said, str) else b""  # of any text
+    told = said.encode(errors="replace") if isinstance(said, str) else b""  # it may be any text
     ours = hmac.compare_digest(told, token.encode())
     return content if ours and type(content.get("rank")) is int else None
 
 
 def connect(offer: Offer, greeting: Mapping[str, Any]) -> socket.socket | None:
-    """A worker's end: the first address that answers, greeted; None if none does."""
+    """Connect to the first address that answers, and send the greeting; None if none answers."""
     message = json.dumps({**greeting, "token": offer.token}).encode()
     for address in offer.addresses:
         try:

@@ -1,1 +1,1 @@
-"""Messages and how they travel."""
+"""The messages between ranks, and their transport over MPI."""

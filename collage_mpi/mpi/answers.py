@@ -1,9 +1,9 @@
-"""Answers as they travel from a worker to rank 0.
+"""The messages with answers, which a worker sends to its coordinator.
 
-Vectors travel where a scheme decodes an image from the answers of others (parity: what the network
-gave for each of its inputs), and where values beyond the class are kept. Where ranks read the
-images, the records of images that were not read say whose fault that is, and each has a line of
-text for the reason.
+An answer has a record for each image. It also has vectors if the scheme decodes images from other
+answers (parity: the network's output for each input), or if values beyond the class are kept. If
+an image could not be read, its record says whether the row or the host is at fault, and a line of
+text gives the reason.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ REASON_BYTES = 480
 
 RESULT = np.dtype(
     [
-        # The first fields of a WireResult, in its order. A new field needs its line in both.
+        # The first fields of a WireResult, in its order. Add a new field to both.
         ("task", "<i8"),
         ("status", "u1"),
         ("compute_ns", "<i8"),
         ("held_ns", "<i8"),
         ("drawn_ns", "<i8"),
         ("read_ns", "<i8"),
-        # How much of the rest of the message belongs to the result.
+        # How many records, bytes and vectors of the message belong to the result.
         ("n_cells", "<u4"),
         ("reason_bytes", "<u2"),
         ("n_vectors", "<u4"),
@@ -47,8 +47,8 @@ RESULT = np.dtype(
     ]
 )
 CELL = np.dtype([("label", "<i4"), ("score", "<f4"), ("state", "u1"), ("reserved", "u1", (3,))])
-ABSENT, PRESENT, UNREAD, BAD_ROW = range(4)  # a cell's states; the last two were not read
-LOST_REASON = "it could not be read"  # if the message had no room for the reason
+ABSENT, PRESENT, UNREAD, BAD_ROW = range(4)  # states of a cell; UNREAD, BAD_ROW: not read
+LOST_REASON = "it could not be read"  # used if the message had no room for the reason
 
 VECTOR = np.dtype("<f4")
 
@@ -57,10 +57,10 @@ _said = attrgetter(*(RESULT.names or ())[:-4])
 
 
 class Cells(Sequence[Score | None]):
-    """The records of a task as they travelled, unpacked when they are asked for."""
+    """The cell records of an answer, unpacked when they are asked for."""
 
     def __init__(self, data: memoryview) -> None:
-        """`data`: whole records of CELL."""
+        """`data`: bytes of complete CELL records."""
         self.data = data
 
     def __len__(self) -> int:
@@ -103,14 +103,14 @@ class WireResult:
     Attributes:
         status: ANSWERED, FAILED or SKIPPED.
         compute_ns: time in the network, GPU synchronised.
-        held_ns: injected delay on top of it.
-        drawn_ns: service time that the delay model asked for, 0 without a model.
+        held_ns: injected delay after the computation.
+        drawn_ns: service time that the delay model drew; 0 without a model.
         read_ns: how long the network waited until its rank had read the images.
-        cells: one record per item, None where the network gave none; () unless answered.
-        reason: why it failed; the first reason of `unread`, if there is one.
-        unread: () if all images were read, otherwise one per item. Of an answered task these are
-            the images that were blank for the network; their cells do not travel.
-        vectors: (n, floats) float32, one per input of the network; None if nothing needs them.
+        cells: one score for each item, None if the network gave none; () unless answered.
+        reason: why the task failed, or the first reason of `unread`.
+        unread: () if all images were read, otherwise one entry for each item. In an answered task
+            unread images were blank for the network, and their scores are not sent.
+        vectors: (n, floats) float32, one for each input of the network; None if not needed.
     """
 
     task: int
@@ -131,7 +131,7 @@ def in_messages(results: Sequence[WireResult], room: int = UP_BYTES) -> list[lis
     free = 0
     for result in results:
         needed = _bytes_of(result)
-        if needed > free:  # also for the first result: none takes 0 bytes
+        if needed > free:  # always true for the first result, since each takes some bytes
             parts.append([])
             free = room - HEADER.itemsize
         parts[-1].append(result)
@@ -151,7 +151,7 @@ def _bytes_of(result: WireResult) -> int:
 
 
 def _count(result: WireResult) -> int:
-    """How many cell records it takes."""
+    """Number of cell records of the result."""
     return max(len(result.cells), len(result.unread))
 
 
@@ -183,10 +183,14 @@ def pack_results(out: np.ndarray, session: int, results: Sequence[WireResult]) -
 
 
 def unpack_results(message: np.ndarray, header: Header | None = None) -> list[WireResult]:
-    """The results of an ANSWERS message; `header` if it is read already.
+    """The results of an ANSWERS message.
+
+    Args:
+        message: (n,) uint8.
+        header: of the message, if it was read already.
 
     Raises:
-        WireFault: sizes that do not add up or an unknown status.
+        WireFault: sizes do not add up, or a status is unknown.
     """
     header = header or read_header(message)
     n_results, n_cells = header.n_tasks, header.n_items
@@ -242,16 +246,16 @@ def task_ends(
 
 
 def _text(result: WireResult) -> bytes:
-    """Its reason, or a line for each image that was not read, as far as there is room."""
+    """The reason, or a line for each unread image, cut off at REASON_BYTES."""
     lines = [" ".join(why.reason.split()) for why in result.unread if why is not None]
     text = "\n".join(lines) if lines else result.reason
     return text.encode("utf-8", "replace")[:REASON_BYTES]
 
 
 def _cells(result: WireResult) -> list[tuple[int, float, int]]:
-    """What the network says of each item, and the state of its record."""
+    """(label, score, state) of each item's record."""
     found = [(0, 0.0, ABSENT) if cell is None else (*cell, PRESENT) for cell in result.cells]
-    found = found or [(0, 0.0, ABSENT)] * len(result.unread)  # it has failed
+    found = found or [(0, 0.0, ABSENT)] * len(result.unread)  # a failed task has no cells
     for place, why in enumerate(result.unread):
         if why is not None:
             found[place] = (0, 0.0, BAD_ROW if why.of_input else UNREAD)

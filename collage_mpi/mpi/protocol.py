@@ -1,4 +1,4 @@
-"""What all messages between rank 0 and the workers have in common.
+"""The format that all messages between a coordinator and its workers share.
 
 Two channels go down (rank 0 to a worker) and one goes up. CONTROL carries text in a buffer of fixed
 size: start-up, measuring, the end (job/messages). TASK and ANSWER carry binary messages (`tasks`,
@@ -6,8 +6,8 @@ size: start-up, measuring, the end (job/messages). TASK and ANSWER carry binary 
 
     header | task records | item or cell records | pixels or places, or vectors and reasons
 
-A message of another version, session or size than it announces is refused with WireFault. Nothing
-is unpickled.
+A message of another version, or whose size does not match its header, is refused with WireFault.
+Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ MAGIC = 0xC011A6E1
 TAG_CONTROL, TAG_TASK, TAG_UP = 11, 12, 13
 
 CONTROL_BYTES = 64 * 1024
-# Answers that need more go in several messages. 256 cells and a reason fit. Rank 0 keeps 4 receives
-# of this size for each rank: 64 MB for 1,000 ranks.
+# Longer answers are split into several messages. 256 cells and a reason fit. Rank 0 keeps 4
+# receives of this size for each rank: 64 MB for 1,000 ranks.
 UP_BYTES = 16 * 1024
 
 TASKS, CANCEL, ANSWERS, CONTROL = 1, 2, 3, 4
@@ -47,8 +47,10 @@ _CODES = {"b1": "?", "u1": "B", "u2": "H", "u4": "I", "u8": "Q", "i4": "i", "i8"
 
 
 def packer(layout: np.dtype) -> struct.Struct:
-    """The layout for `struct`, which packs a record in 0.3 us where numpy takes 2. Reserved bytes
-    are skipped."""
+    """A `struct` packer for the layout; it packs a record in 0.3 us, numpy in 2 us.
+
+    Reserved bytes are skipped.
+    """
     codes = [
         f"{layout[name].itemsize}x" if name == "reserved" else _CODES[layout[name].str[1:]]
         for name in layout.names or ()
@@ -70,10 +72,13 @@ class ForeignPeer(WireFault, EnvironmentFault):
 
 
 class Header(NamedTuple):
-    """What a header says beyond magic and version, in the order of HEADER.
+    """The fields of a header after magic and version, in the order of HEADER.
 
     Attributes:
-        payload_bytes: of pixels or places, of reasons, of a control message's text.
+        type: TASKS, CANCEL, ANSWERS or CONTROL.
+        session: number of the session.
+        n_tasks, n_items: number of records.
+        payload_bytes: size of pixels or places, of reasons, or of a control message's text.
     """
 
     type: int
@@ -94,9 +99,9 @@ def write(
 
     Args:
         header: the fields of a `Header`.
-        records: what follows the header.
-        arrays: what follows the records, C-contiguous uint8.
-        following: bytes that the caller writes behind these.
+        records: bytes after the header.
+        arrays: written after the records, C-contiguous uint8.
+        following: number of bytes that the caller writes after the arrays.
 
     Raises:
         WireFault: the message does not fit `out`.
@@ -118,7 +123,7 @@ def read_header(message: np.ndarray) -> Header:
 
     Raises:
         WireFault: the message is shorter than a header.
-        ForeignPeer: it is of another program or version.
+        ForeignPeer: the message comes from another program or version.
     """
     if message.nbytes < HEADER.itemsize:
         raise WireFault(f"a message of {message.nbytes} bytes; a header needs {HEADER.itemsize}")

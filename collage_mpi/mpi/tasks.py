@@ -1,7 +1,7 @@
-"""Tasks and cancels as they travel from rank 0 to a worker.
+"""The messages with tasks and cancels, which a coordinator sends to a worker.
 
-A task carries its pixels, or its images' files as they are stored, or names the places in the input
-where its rank reads the images.
+A task carries the pixels of its images, or their files as they are stored, or only their places in
+the input, where the worker reads them.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from collage_mpi.scheduler.events import Items, Send
 
 TASK = np.dtype(
     [
-        # The first fields of a WireTask, in its order. A new field needs its line in both, and in
+        # The first fields of a WireTask, in its order. Add a new field to both, and to
         # `pack_tasks`.
         ("task", "<i8"),
         ("group", "<i8"),
         ("attempt", "<u2"),
-        # The kind's code, what the task carries, and how many records of items are its own.
+        # The kind's code, what the task carries, and the number of its item records.
         ("kind", "u1"),
         ("by_place", "?"),
         ("as_files", "?"),
         ("n_items", "<u4"),
     ]
 )
-# One record for several images: their numbers follow each other from `image` on, as do their cells
+# One record stands for `images` images with consecutive numbers and cells.
 ITEM = np.dtype([("image", "<i8"), ("cell", "<u4"), ("images", "<u4")])
 PLACE = np.dtype([("shard", "<u4"), ("row", "<u8")])
 FILE = np.dtype([("nbytes", "<u4")])  # before its bytes
@@ -48,12 +48,12 @@ _TASK, _ITEM, _PLACE, _FILE = map(packer, (TASK, ITEM, PLACE, FILE))
 
 @dataclass(slots=True)  # not frozen: that takes four times as long to make
 class WireTask:
-    """One task as it travels.
+    """One task of a message.
 
     Attributes:
-        items: (image, cell) pairs. Cells of a collage that are not named are blank.
-        by_place: the task carries no pixels but a place for each item, also if its rank is to
-            make one picture of them.
+        items: (image, cell) pairs. The other cells of a collage are blank.
+        by_place: the task carries a place for each item instead of pixels, also if its worker is
+            to paste the images.
         as_files: the task carries a `pack_file` for each item.
     """
 
@@ -67,7 +67,7 @@ class WireTask:
 
 
 def task_message_bytes(tasks: int, items: int, pixels_bytes: int) -> int:
-    """Size of a TASKS message with a record an item, the most that it takes."""
+    """Largest size of a TASKS message: with a record for each item."""
     return HEADER.itemsize + tasks * TASK.itemsize + items * ITEM.itemsize + pixels_bytes
 
 
@@ -79,16 +79,17 @@ def pack_tasks(
     following: int = 0,
     as_files: Collection[int] = (),
 ) -> int:
-    """Write a TASKS message into `out` and return its length in bytes. The caller writes the
-    `following` bytes of pixels behind that length.
+    """Write a TASKS message into `out` and return its length in bytes.
+
+    The caller then writes the `following` bytes of pixels after it.
 
     Args:
         out: (capacity,) uint8.
         session: number of the session.
         tasks: one or more, of any groups.
         pixels: the networks' inputs in task order, each a C-contiguous uint8 array: one (H, W, C)
-            for each item of a single task, one (P, P, C) for a collage task. If it is bytes, as
-            `pack_places` makes of all items, the tasks are by place.
+            for each item of a single task, one (P, P, C) for a collage task. Bytes from
+            `pack_places`, for all items, make tasks by place.
         following: bytes of further pixels.
         as_files: numbers of the tasks whose pixels are a `pack_file` for each item.
 
@@ -131,7 +132,7 @@ def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
     items_at = HEADER.itemsize + header.n_tasks * _TASK.size
     pixels_at = message.nbytes - header.payload_bytes
     whole = pixels_at >= items_at and (pixels_at - items_at) % _ITEM.size == 0
-    if not whole or header.n_items > message.nbytes:  # of each image some bytes travel
+    if not whole or header.n_items > message.nbytes:  # each image takes at least a byte
         raise WireFault(f"a TASKS message of {message.nbytes} bytes does not match its counts")
     records = list(_TASK.iter_unpack(message[HEADER.itemsize : items_at].data))
     runs = list(_ITEM.iter_unpack(message[items_at:pixels_at].data))
@@ -153,7 +154,7 @@ def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
 
 
 def pack_places(places: Iterable[tuple[int, int]]) -> bytes:
-    """What tasks by place carry for n items, a (shard, row) each: n * PLACE.itemsize bytes."""
+    """The payload of tasks by place: (shard, row) of n items in n * PLACE.itemsize bytes."""
     return b"".join(starmap(_PLACE.pack, places))
 
 
@@ -172,15 +173,15 @@ def unpack_places(payload: np.ndarray) -> list[tuple[int, int]]:
 
 
 def pack_file(data: bytes) -> np.ndarray:
-    """(FILE.itemsize + len(data),) uint8: what a task of files carries for an item."""
+    """A file as tasks carry it, (FILE.itemsize + len(data),) uint8."""
     return np.frombuffer(_FILE.pack(len(data)) + data, np.uint8)
 
 
 def unpack_files(payload: np.ndarray, count: int) -> tuple[list[bytes], int]:
-    """The first `count` files of a payload, (n,) uint8, and how many bytes they take.
+    """The first `count` files of a payload, (n,) uint8, and the number of bytes that they take.
 
     Raises:
-        WireFault: there are fewer.
+        WireFault: the payload has fewer files.
     """
     files, at = [], 0
     for _ in range(count):
@@ -189,7 +190,7 @@ def unpack_files(payload: np.ndarray, count: int) -> tuple[list[bytes], int]:
             (nbytes,) = _FILE.unpack_from(payload.data, at)
             at, end = end, end + nbytes
         if end > payload.nbytes:
-            raise WireFault(f"{count} files in {payload.nbytes} bytes, which has not as many")
+            raise WireFault(f"a payload of {payload.nbytes} bytes does not hold {count} files")
         files.append(payload[at:end].tobytes())
         at = end
     return files, at

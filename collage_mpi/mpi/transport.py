@@ -1,9 +1,9 @@
-"""Messages over MPI: Isend, Irecv and polling. No other module of a job imports mpi4py.MPI.
+"""Sends and receives messages over MPI with Isend, Irecv and polling.
 
 A request and its buffer are kept together until the request is complete. A ring keeps several
 receives posted on one tag from one rank. MPI matches them in the order in which they were posted,
-so testing only the oldest one keeps messages in order and costs one Test, or a part of one Testsome
-over all ranks. All communication is point-to-point (C2).
+so it is enough to test the oldest one, by one Test or as part of a Testsome over all ranks. All
+communication is point-to-point (C2).
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ from collage_mpi.system.tell import tell
 
 Clock = Callable[[], int]
 
-RING_BYTES = 1 << 20  # of the receives from one worker, or one receive if that is longer
-ABORT_PAUSE_S = 0.2  # the last message leaves before the launcher ends everything
+RING_BYTES = 1 << 20  # of all receives from one worker; a single receive may be longer
+ABORT_PAUSE_S = 0.2  # time for the last output to leave before the launcher ends all ranks
 
-# What MPI raises for a lost rank: nothing is caught in a plain world, where it would be a defect.
+# The exceptions by which MPI reports a lost rank; () if the world is not fault-tolerant, where such
+# an exception is a defect.
 RankErrors = tuple[type[Exception], ...]
 
 
 class Received(NamedTuple):
-    """A message, and rank 0's clock as it was read first thing after the message was complete."""
+    """A message, and the time read immediately after its receive completed."""
 
     rank: int
     message: np.ndarray  # (n,) uint8, the receiver's own copy
@@ -81,19 +82,20 @@ class _Send(NamedTuple):
 
 
 class PendingSends:
-    """Sends under way, each request with its buffer, and free buffers for the next ones.
+    """Sends under way, each request with its buffer, and free buffers for the next sends.
 
     Args:
-        errors: what a request to a lost rank raises.
+        comm: the communicator.
+        errors: exceptions that a request to a lost rank raises.
     """
 
     def __init__(self, comm: Any, errors: RankErrors = ()) -> None:
         self._comm, self._errors = comm, errors
         self._pending: list[_Send] = []
-        self._free: dict[int, list[np.ndarray]] = {}  # by capacity
+        self._free: dict[int, list[np.ndarray]] = {}  # capacity -> free buffers
         # Requests to lost ranks: never tested again, but MPI may still read their buffers.
         self._abandoned: list[_Send] = []
-        self.failed: dict[int, RankFailure] = {}  # ranks to which a send failed, not told yet
+        self.failed: dict[int, RankFailure] = {}  # ranks to which a send failed, not reported yet
 
     def buffer(self, nbytes: int) -> np.ndarray:
         """A (capacity,) uint8 buffer of at least nbytes that no send is using."""
@@ -104,7 +106,7 @@ class PendingSends:
     def post(
         self, rank: int, tag: int, buffer: np.ndarray, nbytes: int, token: int | None = None
     ) -> None:
-        """Isend the first nbytes of a buffer that `buffer` gave; it is in use until complete."""
+        """Isend the first nbytes of a buffer from `buffer`, which is in use until completion."""
         try:
             request = self._comm.Isend(buffer[:nbytes], dest=rank, tag=tag)
         except self._errors as error:
@@ -117,7 +119,7 @@ class PendingSends:
         self._abandoned.append(send)
 
     def reap(self) -> list[int]:
-        """Free the buffers of the sends that have completed; the tokens of these sends."""
+        """Free the buffers of completed sends, and return the tokens of these sends."""
         if not self._pending:
             return []
         done: list[int] = []
@@ -138,7 +140,7 @@ class PendingSends:
         return done
 
     def flush(self, limit_s: float) -> bool:
-        """Wait for the sends under way, for at most limit_s; whether all have left."""
+        """Wait for the sends under way, for at most limit_s; False if some are left."""
         until = time.monotonic() + limit_s
         while self._pending and time.monotonic() < until:
             self.reap()
@@ -146,7 +148,7 @@ class PendingSends:
         return not self._pending
 
     def abandon(self, rank: int) -> None:
-        """The rank is lost: its requests are kept, but neither tested nor waited for."""
+        """The rank is lost: keep its requests, but neither test nor wait for them."""
         self._abandoned += [send for send in self._pending if send.rank == rank]
         self._pending = [send for send in self._pending if send.rank != rank]
 
@@ -170,11 +172,14 @@ class Inbox(NamedTuple):
 
 
 class ReceiveRing:
-    """Receives kept posted on one tag from one rank; messages come out in order.
+    """Receives kept posted on one tag from one rank; messages are returned in order.
 
     Args:
-        lends: a message is the buffer in which it came, and a new buffer is posted. Otherwise it
-            is a copy, which is cheaper if most messages are short.
+        comm, mpi: the communicator, and mpi4py's module.
+        inbox: which receives.
+        clock: monotonic, in ns.
+        lends: a message is the receive buffer itself, and a new buffer is posted. Otherwise it is a
+            copy, which is cheaper if most messages are short.
     """
 
     def __init__(
@@ -186,7 +191,7 @@ class ReceiveRing:
         *,
         lends: bool = False,
     ) -> None:
-        self.taken_ns = 0  # the clock, read first thing after the last message was complete
+        self.taken_ns = 0  # time read immediately after the last receive completed
         self._comm, self._inbox, self._clock, self._lends = comm, inbox, clock, lends
         self._byte = mpi.BYTE
         self._status = mpi.Status()
@@ -199,7 +204,7 @@ class ReceiveRing:
         self._posted.append((request, buffer))
 
     def take(self) -> np.ndarray | None:
-        """The oldest message, exactly its bytes and the caller's own, or None."""
+        """The oldest message, exactly its bytes, which the caller owns; None if none has come."""
         if not self.oldest.Test(self._status):
             return None
         self.taken_ns = self._clock()
@@ -211,7 +216,7 @@ class ReceiveRing:
         return self._posted[0][0]
 
     def taken(self, status: Any) -> np.ndarray:
-        """The oldest message, whose request is complete with this status."""
+        """The oldest message, whose request has completed with this status."""
         _, buffer = self._posted.popleft()
         message: np.ndarray = buffer[: status.Get_count(self._byte)]
         if self._lends:
@@ -234,10 +239,14 @@ def library_version(mpi: Any) -> str:
 
 
 class CoordinatorTransport:
-    """A coordinator's side: sends to any worker, one ring of receives a worker.
+    """A coordinator's side: sends to any worker, and has a ring of receives for each worker.
 
     Args:
-        workers: their ranks; by default all of the world but rank 0.
+        comm, mpi: the communicator, and mpi4py's module.
+        slots: receives of each ring.
+        clock: monotonic, in ns.
+        fault_tolerant: whether MPI reports lost ranks.
+        workers: their ranks; None: all ranks of the world except rank 0.
     """
 
     def __init__(
@@ -268,7 +277,7 @@ class CoordinatorTransport:
         self._look_at_rings()
 
     def _look_at_rings(self) -> None:
-        """The rings are others: keep the oldest request of each at hand."""
+        """Collect the oldest request of each ring, after a change of the rings."""
         self._in_turn = list(self._rings.items())
         self._oldest = [ring.oldest for _, ring in self._in_turn]
         self._statuses = [self._mpi.Status() for _ in self._in_turn]
@@ -276,7 +285,7 @@ class CoordinatorTransport:
     def expect(self, nbytes: int) -> None:
         """Messages of up to nbytes will come: post larger receives if the present ones are smaller.
 
-        Only between sessions: a message that has just come may be lost with its receive.
+        Call it only while no message can come, because a message that comes now may be lost.
         """
         if nbytes > self._answer_bytes:
             self._answer_bytes = nbytes
@@ -290,18 +299,17 @@ class CoordinatorTransport:
         return self._sends.buffer(nbytes)
 
     def send_task(self, rank: int, buffer: np.ndarray, nbytes: int, token: int | None) -> None:
-        """Isend on the task channel, after which `poll` gives `Sent(token)`. Nothing is sent to a
-        lost rank."""
+        """Isend on the task channel; `poll` then gives `Sent(token)`. A lost rank is skipped."""
         if rank in self._rings:
             self._sends.post(rank, TAG_TASK, buffer, nbytes, token)
 
     def send_control(self, rank: int, buffer: np.ndarray, nbytes: int) -> None:
-        """Isend on the control channel. Nothing is sent to a lost rank."""
+        """Isend on the control channel. A lost rank is skipped."""
         if rank in self._rings:
             self._sends.post(rank, TAG_CONTROL, buffer, nbytes)
 
     def poll(self) -> list[Received | Sent | Gone]:
-        """Whatever has completed; never blocks. Messages come first, lost ranks last."""
+        """All that has completed: messages first, then sends, then lost ranks. Never blocks."""
         found: list[Received | Sent | Gone] = []
         gone = []
         if self._errors:
@@ -318,8 +326,10 @@ class CoordinatorTransport:
         return found
 
     def _take_some(self, found: list[Received | Sent | Gone]) -> None:
-        """What has come, by one call for all ranks: of 16 it takes a third of the time of a Test
-        for each, and MPI makes progress once."""
+        """Take the messages that have come, by one Testsome for all ranks.
+
+        For 16 ranks this takes a third of the time of a Test for each.
+        """
         while done := self._mpi.Request.Testsome(self._oldest, self._statuses):
             at_ns = self.clock()
             for place, status in zip(done, self._statuses, strict=False):
@@ -327,11 +337,11 @@ class CoordinatorTransport:
                 found.append(Received(rank, ring.taken(status), at_ns))
                 self._oldest[place] = ring.oldest
             if self._answer_bytes > RING_BYTES:
-                break  # one of each worker, as what is found stays in memory
+                break  # one message of each worker, because they stay in memory
 
     def _take_each(self, found: list[Received | Sent | Gone]) -> list[RankFailure]:
-        """The same where MPI tells of lost ranks, which it does by a request of the rank; the
-        ranks that it has told of."""
+        """Take the messages that have come, by a Test for each rank; the ranks that MPI reports
+        as lost. MPI reports a lost rank only by a request of this rank."""
         gone: list[RankFailure] = []
         for rank, ring in self._in_turn:
             try:
@@ -344,7 +354,7 @@ class CoordinatorTransport:
         return gone
 
     def drop(self, rank: int) -> None:
-        """The rank is lost: from now on nothing is sent to it, received from it or waited for."""
+        """The rank is lost: stop to send to it, to receive from it and to wait for it."""
         ring = self._rings.pop(rank, None)
         if ring is not None:
             self._dropped[rank] = ring
@@ -352,7 +362,7 @@ class CoordinatorTransport:
         self._sends.abandon(rank)
 
     def flush(self, limit_s: float) -> bool:
-        """Complete the sends under way, for at most limit_s; whether all have left."""
+        """Complete the sends under way, for at most limit_s; False if some are left."""
         return self._sends.flush(limit_s)
 
     def close(self) -> None:
@@ -362,9 +372,9 @@ class CoordinatorTransport:
 
 
 class WorkerTransport:
-    """A worker's side: it exchanges messages only with its coordinator, by default rank 0.
+    """A worker's side: it exchanges messages only with its coordinator.
 
-    In a fault-tolerant world the methods raise `RankFailure` when MPI says that the coordinator is
+    In a fault-tolerant world the methods raise `RankFailure` if MPI reports that the coordinator is
     lost.
     """
 
@@ -390,7 +400,7 @@ class WorkerTransport:
         self._tasks = ReceiveRing(self._comm, self._mpi, inbox, lends=True)
 
     def close_tasks(self) -> None:
-        """Withdraw these receives: rank 0 has ended the session."""
+        """Withdraw the receives for tasks; called at the end of a session."""
         if self._tasks is not None:
             self._tasks.close()
             self._tasks = None
@@ -431,13 +441,16 @@ class WorkerTransport:
 
 
 def open_world(*, fault_tolerant: bool = False) -> tuple[Any, Any]:
-    """Start MPI, which one thread may call: the communicator and the mpi4py.MPI module.
+    """Start MPI for calls from one thread.
 
     Args:
-        fault_tolerant: leave out MPI_Finalize at the end, which hangs with a lost rank.
+        fault_tolerant: leave out MPI_Finalize at the end, because it hangs if a rank is lost.
+
+    Returns:
+        The communicator of all ranks, and the mpi4py.MPI module.
 
     Raises:
-        EnvironmentFault: there is no MPI library that mpi4py could load.
+        EnvironmentFault: mpi4py can load no MPI library.
     """
     try:
         import mpi4py
@@ -457,19 +470,18 @@ def open_world(*, fault_tolerant: bool = False) -> tuple[Any, Any]:
 
 
 def abort(comm: Any, code: int) -> None:
-    """End the job by force, after a pause in which the last output leaves: launchers drop output
-    that they still hold."""
+    """Abort the job after a short pause, because launchers drop output that they still hold."""
     time.sleep(ABORT_PAUSE_S)
     comm.Abort(code)
 
 
 def guarded(comm: Any, body: Callable[[], int], *, fault_tolerant: bool = False) -> int:
-    """Run a rank's whole work; an exception is told in one message and ends the rank.
+    """Run a rank's whole work. An exception is reported in one message and ends the rank.
 
-    In a plain world it ends the whole job, because under MPICH the other ranks would wait for ever.
-    Abort is for defects only: users' mistakes arrive here as exit codes. In a fault-tolerant world
-    a worker ends alone, by SIGKILL: every MPI reports that to the other ranks, but not an exit with
-    a code. Rank 0 leaves with a code, and the workers notice it.
+    In a world that is not fault-tolerant it ends the whole job, because under MPICH the other ranks
+    would wait for ever. Users' mistakes do not arrive here: they are exit codes by now. In a
+    fault-tolerant world a worker ends alone, by SIGKILL, because every MPI reports a killed rank to
+    the others, but not a rank that exits. Rank 0 exits, and the workers notice it.
     """
     try:
         return body()

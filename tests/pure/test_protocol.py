@@ -139,7 +139,7 @@ def test_files_travel_instead_of_pixels(files, rest):
     payload = np.frombuffer(packed + rest, np.uint8)
     assert unpack_files(payload, len(files)) == (files, len(packed))
     for end in range(len(packed)):
-        with pytest.raises(wire.WireFault, match="has not as many"):
+        with pytest.raises(wire.WireFault, match="does not hold"):
             unpack_files(payload[:end], len(files))
 
 
