@@ -55,8 +55,8 @@ class EvaluateArguments(Arguments):
     )
     approx_k: int | None = setting(
         None,
-        "also measure what scheme approx decodes from stripes of K images; it uses the single "
-        "network",
+        "also measure how many answers scheme approx decodes correctly from stripes of K images, "
+        "with the single network",
         metavar="K",
         at_least=MIN_K,
         at_most=MAX_K,
@@ -79,7 +79,7 @@ class EvaluateArguments(Arguments):
         metavar="SEED",
     )
     limit: int | None = setting(
-        None, "use only the first N images of the order", at_least=1, at_most=math.inf
+        None, "use only the first N images, after shuffling", at_least=1, at_most=math.inf
     )
     calls: int = setting(300, "number of timed calls of each network", at_least=1)
     device: str = setting("cpu", "cpu, cuda or cuda:N", metavar="DEVICE")

@@ -49,7 +49,7 @@ _stripe = partial(setting, group="stripe")
 class _TaughtArguments(TrainArguments):
     teacher: Path | None = setting(
         None,
-        "single network whose answers are learned as well",
+        "single network whose answers this network also learns",
         metavar="WEIGHTS",
         shipped=True,
         group=DISTILLATION,

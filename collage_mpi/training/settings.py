@@ -58,8 +58,8 @@ class TrainSettings(Settings):
     )
     batch: int = _training(
         128,
-        "inputs in each step, in all processes together; an input is an image, a collage or a "
-        "stripe",
+        "number of inputs in each step, in all processes together. An input is an image, a "
+        "collage or a stripe",
         at_least=1,
         by_kind={COLLAGE: 16, PARITY: 32},
     )
@@ -90,7 +90,7 @@ class TrainSettings(Settings):
     )
     blank_share: float = _training(
         0.1,
-        "share of inputs with blank cells, which the last group of a job has as well",
+        "share of the inputs that get blank cells, as the last group of a job may have",
         at_least=0,
         below=1,
         kinds=(COLLAGE, PARITY),
@@ -105,31 +105,32 @@ class TrainSettings(Settings):
     )
     precision: str = _training(
         "auto",
-        "number format. bfloat16 uses autocast; auto uses it if the processor supports it",
+        "number format. bfloat16: with autocast. auto: bfloat16 if the processor supports it, "
+        "otherwise float32",
         choices=("auto", "float32", "bfloat16"),
     )
     schedule: str = _training(
         "one-cycle",
-        "how the learning rate moves",
+        "how the learning rate changes during the training",
         choices=("one-cycle", "cosine", "constant"),
     )
     ema: float = _training(
         0.0,
-        "decay per step of the running average of the weights (Polyak and Juditsky 1992). If it "
-        "is not 0, the average is what is validated and kept; 0 turns it off",
+        "decay per step of a running average of the weights (Polyak and Juditsky 1992). The "
+        "average is then validated and kept instead of the weights. 0: no average",
         at_least=0,
         below=1,
     )
     keep: str = _training(
         "best",
-        "which weights to keep. best: those of the epoch that validated best. last: those of the "
-        "last epoch",
+        "which weights to keep. best: those of the epoch with the best validation. last: those of "
+        "the last epoch",
         choices=("best", "last"),
     )
     layers: str = _training(
         "all",
-        "which layers learn. last trains only the last layer, on features that are computed once "
-        "and kept in OUT.features.npz",
+        "which layers to train. last: only the last layer, on features that are computed once and "
+        "stored in OUT.features.npz",
         choices=("all", "last"),
         kinds=(SINGLE,),
     )
@@ -138,7 +139,10 @@ class TrainSettings(Settings):
         0.7, "weight of the teacher's part in the loss", at_least=0, at_most=1
     )
     distill_temperature: float = _distillation(
-        2.0, "temperature that softens both sides of the teacher's part", above=0
+        2.0,
+        "temperature that softens the probabilities of both networks in the teacher's part "
+        "of the loss",
+        above=0,
     )
     head: HeadSpec = field(default_factory=HeadSpec)
     init: str | None = None
