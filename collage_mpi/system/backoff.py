@@ -1,5 +1,6 @@
-"""Waiting without spinning: pauses that grow and reset on progress. The constants bound how finely
-a latency can be measured, so they are recorded with every run.
+"""Waits without spinning: pauses that grow, and start anew after progress.
+
+The constants bound how precisely a latency can be measured, so they are recorded with every run.
 """
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BackoffSettings:
-    """Polls that follow each other at once, then pauses that double up to a limit."""
+    """Some polls without a pause, then pauses that double up to a limit."""
 
     free_tests: int
     first_ns: int
     longest_ns: int
 
 
-# Rank 0 measures: short pauses. A worker is one of many on its cores: longer ones.
+# Rank 0 measures latencies, so its pauses are short. Workers share cores, so theirs are longer.
 COORDINATOR_BACKOFF = BackoffSettings(free_tests=8, first_ns=50_000, longest_ns=200_000)
 WORKER_BACKOFF = BackoffSettings(free_tests=4, first_ns=50_000, longest_ns=1_000_000)
-# Rank 0 before and after the job: it times nothing, and a poll every 0.2 ms took 0.5 s of a core
-# from ten ranks that loaded their networks.
+# For rank 0 before and after the job, when it measures nothing. A poll every 0.2 ms took 0.5 s of a
+# core from ten ranks that loaded their networks.
 GROUP_BACKOFF = BackoffSettings(free_tests=4, first_ns=50_000, longest_ns=5_000_000)
 
 
@@ -37,7 +38,7 @@ class Backoff:
         self.reset()
 
     def reset(self) -> None:
-        """After progress the next polls come at once."""
+        """After progress: the next polls have no pause."""
         self._tests = 0
         self._pause_ns = self.settings.first_ns
 
@@ -52,5 +53,5 @@ class Backoff:
         self._pause_ns = min(2 * self._pause_ns, self.settings.longest_ns)
 
     def rest(self, for_ns: int) -> None:
-        """Wait once for a time in which nothing can come, whatever came before."""
+        """Wait for a fixed time in which nothing can come."""
         self._sleep(for_ns / 1e9)

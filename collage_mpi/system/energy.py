@@ -1,7 +1,7 @@
-"""Joules that this host uses: its processors' by RAPL, its NVIDIA GPUs' by NVML.
+"""Measures the energy that this host uses, in joules: processors by RAPL, NVIDIA GPUs by NVML.
 
-Both count for the whole host, whoever uses it. A counter that cannot be read is missing, with the
-reason; nothing is estimated.
+Both count all that runs on the host, not only this job. If a counter cannot be read, the reason is
+given instead; nothing is estimated.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 from collage_mpi.system.nvml import Nvml
 
 POWERCAP = Path("/sys/class/powercap")
-SAMPLE_S = 60.0  # RAPL's counters begin anew after 262 kJ at least: 15 minutes at 290 W
-Counters = dict[str, tuple[float, float]]  # name -> joules now, joules at which it begins anew
+SAMPLE_S = 60.0  # RAPL's counters wrap after at least 262 kJ: 15 minutes at 290 W
+Counters = dict[str, tuple[float, float]]  # name -> joules now, joules at which it wraps
 
 
 def rapl(folder: Path = POWERCAP) -> Counters:
@@ -26,7 +26,7 @@ def rapl(folder: Path = POWERCAP) -> Counters:
         OSError: there is none, or only root may read it.
     """
     zones = [zone for zone in sorted(folder.glob("intel-rapl:*")) if zone.name.count(":") == 1]
-    # "psys" is a zone beside the packages on some machines, and counts them once more.
+    # On some machines there is also a zone "psys", which counts the packages a second time.
     zones = [zone for zone in zones if (zone / "name").read_text().startswith("package")]
     if not zones:
         raise OSError(f"no processor package in {folder}")
@@ -58,7 +58,7 @@ READERS: dict[str, Callable[[], Counters]] = {"cpu_j": rapl, "gpu_j": nvml}
 
 
 class EnergyMeter:
-    """Adds up what the counters have counted since it was made."""
+    """Adds up what the counters have counted since this object was made."""
 
     def __init__(self, readers: dict[str, Callable[[], Counters]] | None = None) -> None:
         self._began_s = time.monotonic()
@@ -94,7 +94,7 @@ class EnergyMeter:
                 self._last[kind] = now
 
     def facts(self) -> dict[str, Any]:
-        """Seconds and joules since it was made; None for a kind that cannot be read."""
+        """Seconds and joules since this object was made; None for a kind that cannot be read."""
         self.sample()
         return {
             "seconds": time.monotonic() - self._began_s,
@@ -108,10 +108,10 @@ class EnergyMeter:
 
 
 def _since(before: tuple[float, float], now: tuple[float, float]) -> float:
-    """Joules between two readings; a counter that has begun anew went past its end once.
+    """Joules between two readings of a counter, which may have wrapped once.
 
     Raises:
-        ValueError: it was set back, as by a driver that was loaded again.
+        ValueError: the counter was reset, for example because its driver was loaded again.
     """
     used = now[0] - before[0]
     used += now[1] if used < 0 else 0.0

@@ -1,5 +1,6 @@
-"""What the environment says about this rank: its number, local rank, device, cores. The launchers'
-variables are in `launchers`; those of torchrun and of batch allocations are here.
+"""What the environment says about this rank: its number, local rank, device and cores.
+
+The launchers' variables are in `launchers`; those of torchrun and of batch systems are here.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from pathlib import Path
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.system.launchers import SRUN, Launcher, first_number, launchers
 
-# What torchrun tells a training process. RANK alone may be anybody's, and other launchers
-# set it too: these count only where TORCHELASTIC_RUN_ID says that torchrun is there.
+# Set by torchrun for a training process. Other programs set RANK too, so these variables count only
+# if TORCHELASTIC_RUN_ID is set.
 TORCHRUN_ID = "TORCHELASTIC_RUN_ID"
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 
@@ -22,8 +23,7 @@ TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "G
 # another word, so that no other output is taken for a status.
 STATUS_VARIABLE = "COLLAGE_MPI_STATUS"
 
-# Set to 1 by data/rank.sh where a rank survives the loss of others: the launcher then does not end
-# the job.
+# Set to 1 by data/rank.sh if the launcher does not end the job when a rank is lost.
 FAULT_TOLERANT_VARIABLE = "COLLAGE_MPI_FAULT_TOLERANT"
 
 HOSTS_VARIABLES = ("SLURM_JOB_NUM_NODES", "SLURM_NNODES")
@@ -31,8 +31,8 @@ PBS_HOSTS_FILE = "PBS_NODEFILE"
 CPUS_ON_NODE = "SLURM_CPUS_ON_NODE"
 CPUS_PER_TASK = "SLURM_CPUS_PER_TASK"
 
-# What hides GPUs from a process. ROCm applies ROCR_ first and HIP_ within what is left;
-# torch on ROCm reads CUDA_VISIBLE_DEVICES as an alias of HIP_VISIBLE_DEVICES.
+# Variables that hide GPUs from a process. ROCm applies ROCR_ first and HIP_ to the remaining GPUs.
+# Torch on ROCm reads CUDA_VISIBLE_DEVICES as an alias of HIP_VISIBLE_DEVICES.
 VISIBLE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
@@ -52,8 +52,10 @@ def mpi_rank(environ: Mapping[str, str]) -> int | None:
 
 
 def without_rank(environ: Mapping[str, str]) -> dict[str, str]:
-    """The same for a launcher that this process starts: if another launcher has made this process
-    a rank, the new launcher and its helpers must not be taken for that rank.
+    """The environment without the variables that make this process a rank.
+
+    It is for a launcher that a rank starts: the new launcher and its helpers must not be taken for
+    this rank.
     """
     told = {name for launcher in _of_mpi(environ) for name in launcher.ranks}
     return {name: value for name, value in environ.items() if name not in told}
@@ -153,7 +155,7 @@ def allowed_cores(
 
 
 def affinity() -> list[int]:
-    """The cores that this process may run on; [] where the system does not tell (macOS)."""
+    """The cores that this process may run on; [] if the system does not say (macOS)."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
@@ -226,7 +228,8 @@ def visible_entries(visible: str | None) -> list[str] | None:
 def gpu_entry(device: str, visible: str | None) -> str | None:
     """The number or the UUID of a torch device's GPU on this host; None for a CPU.
 
-    Without `visible`, torch's numbers count as the host's, which holds where all GPUs are alike.
+    Without `visible`, torch's number is taken for that of the host, which is right if all GPUs are
+    of one model.
     """
     name, _, number = device.partition(":")
     entries = visible_entries(visible)

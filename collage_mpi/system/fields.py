@@ -1,5 +1,6 @@
-"""Settings as dataclass fields: default, help, group, bounds and choices are declared with the
-field, and the checks follow from them.
+"""Settings as dataclass fields: each field declares its default, help, group, bounds and choices.
+
+The checks of values follow from these declarations.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from collage_mpi.system.printable import did_you_mean, shown
 
 AUTO = "auto"
 REQUIRED: Any = dataclasses.MISSING  # the default of a setting that must be given
-LARGEST = 1e9  # of a number that names no bound of its own: times then fit 63 bits of ns
+LARGEST = 1e9  # bound of numbers without an upper bound of their own: ns then fit 63 bits
 T = TypeVar("T", bound="Settings")
 SHIPPED, DATA = "shipped:", Path(__file__).parents[1] / "data"
-UNITS = {"_ms": "ms", "_s": "s", "_px": "px", "_us": "us"}  # by which names end
+UNITS = {"_ms": "ms", "_s": "s", "_px": "px", "_us": "us"}  # end of a setting's name -> unit
 
 
 @dataclass(frozen=True)
 class About:
-    """What the declaration of a setting says beside its name, type and default.
+    """The declaration of a setting, without its name, type and default.
 
     Attributes:
         help: what it does, without its default and its bounds.
@@ -224,7 +225,7 @@ def names(part: type[Settings]) -> tuple[str, ...]:
 
 
 def same(part: type[Any], name: str, **changed: Any) -> Any:
-    """A copy of a field that another class declares, but for what is changed of its `About`."""
+    """A copy of a field that another class declares, with some changes of its `About`."""
     spec = part.__dataclass_fields__[name]
     told = dataclasses.replace(about(spec), **changed)
     return field(default=spec.default, metadata={"about": told})
@@ -236,15 +237,16 @@ def default_of(part: type[Any], name: str, kind: str = "") -> Any:
     return about(spec).by_kind.get(kind, spec.default)
 
 
-# The type of a setting -> what is brought to that type; a bool is no number here.
+# The type of a setting -> types of values that are converted to it; a bool is not a number here.
 _TAKES: dict[type, Any] = {int: Integral, float: Real, str: (str, os.PathLike), bool: bool}
 # class -> name -> type of each field, inherited ones too
 _hints: Callable[[Any], dict[str, Any]] = cache(typing.get_type_hints)
 
 
 def _switch(spec: Field[Any], value: Any) -> Any:
-    """`on` or `off` for the booleans that YAML makes of unquoted on and off, if the field has that
-    choice; None for `auto`, if the field has that word.
+    """Undo what YAML does: it reads unquoted on and off as booleans. Also None for `auto`.
+
+    Each applies only if the field has this choice.
     """
     if value == AUTO and about(spec).auto:
         return None
@@ -253,13 +255,14 @@ def _switch(spec: Field[Any], value: Any) -> Any:
 
 
 def _typed(spec: Field[Any], value: Any, hint: Any) -> Any:
-    """The value as the type of a setting: a path as text, one text as a tuple of it, an integer as
-    a float, and numpy's scalars as Python's. Raises UsageError.
+    """The value converted to the type of the setting. Raises UsageError if that is not possible.
+
+    A path becomes text, one text a tuple, an integer a float, and a numpy scalar a Python value.
     """
     if "about" not in spec.metadata:
         return value
     if getattr(value, "shape", None) == ():
-        value = value.item()  # of numpy, whose bool_ is neither a bool nor a number
+        value = value.item()  # a numpy scalar; its bool_ is neither a bool nor a number
     origin, value = typing.get_origin(hint), _switch(spec, value)
     if origin in (types.UnionType, typing.Union):
         if value is None:

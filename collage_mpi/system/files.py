@@ -1,6 +1,6 @@
-"""Writes files that are there completely or not at all: temporary name, write, fsync, rename, fsync
-of the directory. Also CSV files, and what a reader must know of files: whether one is regular, and
-what numpy raises for a damaged one.
+"""Writes files completely or not at all: temporary name, write, fsync, rename, fsync of the folder.
+
+Also writes CSV files, and turns the errors of unreadable and damaged files into messages.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from typing import Any, BinaryIO
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.system.printable import cell
 
-SYSTEM_LINKS = Path("/dev")  # stdout and others, which may lead to a file
+SYSTEM_LINKS = Path("/dev")  # where links such as stdout are, which may lead to a file
 TEMP_MARK = ".tmp-"
-_CSV_ROWS = 4096  # in memory as text at a time
+_CSV_ROWS = 4096  # rows that are in memory as text at a time
 
 # What numpy raises, besides OSError, for damaged .npy and .npz files: found by damaging files
 # (tests/faults/fuzz.py). Readers of text, JSON and CSV raise some of them too.
 UNREADABLE: tuple[type[Exception], ...] = (
     *(ValueError, TypeError, SyntaxError, tokenize.TokenError),  # the header is a Python literal
-    *(OverflowError, MemoryError),  # shapes that it claims
+    *(OverflowError, MemoryError),  # the shape in the header
     *(EOFError, KeyError, RuntimeError, NotImplementedError),  # a .npz: members, methods, keys
     *(zipfile.BadZipFile, zlib.error, struct.error, csv.Error),
 )
@@ -83,8 +83,9 @@ def write_atomic(
 
 
 def temporary_name(path: Path) -> Path:
-    """The name under which a file is written before it is renamed; `remove_leftovers` knows such
-    names.
+    """The name under which a file is written before it is renamed.
+
+    `remove_leftovers` recognises these names.
 
     Raises:
         IsADirectoryError: the path is "." or "/", for example from `--out ''`.
@@ -93,19 +94,17 @@ def temporary_name(path: Path) -> Path:
     """
     if not path.name:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    with suppress(FileNotFoundError, NotADirectoryError):  # to write it says so
+    with suppress(FileNotFoundError, NotADirectoryError):  # the write will report these
         mode = path.stat().st_mode
         of_system = path.is_symlink() and path.parent.resolve() == SYSTEM_LINKS
         if of_system or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise FileExistsError(errno.EEXIST, "it is there and no regular file", str(path))
-    # Pids of two hosts may be the same, so the name is drawn as well.
+            raise FileExistsError(errno.EEXIST, "it exists and is not a regular file", str(path))
+    # Processes of two hosts may have the same pid, so the name has a random part too.
     return path.with_name(f".{path.name}{TEMP_MARK}{os.getpid()}-{os.urandom(4).hex()}")
 
 
 def require_regular(path: str | Path) -> None:
-    """Raise OSError unless `path` leads to a regular file, because opening a FIFO waits for a
-    writer.
-    """
+    """Raise OSError unless `path` is a regular file: opening a FIFO would wait for a writer."""
     mode = os.stat(path).st_mode
     if stat.S_ISREG(mode):
         return
@@ -120,9 +119,9 @@ def reading(what: Path | str, damaged: str = "") -> Iterator[None]:
     """Turns an OSError inside into an EnvironmentFault with the name of the file or folder.
 
     Args:
-        what: the path, with a word before it where that helps.
-        damaged: if given, what numpy, json and others raise for a damaged file becomes a DataFault
-            that says this of it, and their reason.
+        what: the path, perhaps with a word before it.
+        damaged: if given, errors of numpy, json and others for a damaged file become a DataFault
+            with this text and the reason.
     """
     try:
         yield
@@ -143,12 +142,12 @@ def sha256_of_stream(stream: BinaryIO) -> str:
 
 
 def load_json(path: Path) -> Any:
-    """What a JSON file holds, whose size was looked at before.
+    """The content of a JSON file. The caller has checked its size.
 
     Raises:
         ValueError: it is damaged.
-        OSError: as the system says; also where this process has no memory for it, which is no sign
-            of damage.
+        OSError: as the system says; also if this process has no memory for it, which does not mean
+            that the file is damaged.
     """
     try:
         return json.loads(path.read_bytes())
@@ -163,8 +162,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise EnvironmentFault(
-            f"{path}: cannot be written: {error.strerror or error}. Choose a folder with room for "
-            "it that you can write to"
+            f"{path}: cannot be written: {error.strerror or error}. Choose a folder that you can "
+            "write to and that has enough free space"
         ) from error
 
 
@@ -186,12 +185,16 @@ def save_csv(
     *,
     raw: bool = False,
 ) -> None:
-    """Write a CSV file, complete or not at all: column names, then one line a row. None is an empty
-    field.
+    """Write a CSV file, complete or not at all: column names, then a line for each row.
 
     Args:
-        raw: write texts unchanged, for programs. Otherwise they are changed so that no
-            spreadsheet reads a formula and no terminal a control code (`printable.cell`).
+        path: of the file.
+        columns: their names.
+        rows: their values; None is an empty field.
+        line_end: after each line.
+        raw: write texts unchanged, for programs. Otherwise texts are changed so that no
+            spreadsheet takes them for formulas and no terminal for control codes
+            (`printable.cell`).
 
     Raises:
         EnvironmentFault: it cannot be written.
@@ -228,8 +231,9 @@ def sync_directory(directory: Path) -> None:
 
 
 def make_directory(directory: Path) -> None:
-    """Make a directory and those above it that are missing, so that a loss of power takes none of
-    them back. One that is there may have been made by a process that ended before it could sync.
+    """Make a directory and its missing parents, and sync all of them against a loss of power.
+
+    An existing directory is synced too: the process that made it may have ended before its sync.
 
     Raises:
         OSError: as the system says.
@@ -237,7 +241,7 @@ def make_directory(directory: Path) -> None:
     missing = [path for path in directory.parents if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     for path in (*missing, directory):
-        with suppress(PermissionError):  # a directory above that may not be read
+        with suppress(PermissionError):  # a parent that this user may not read
             sync_directory(path.parent)
 
 
@@ -246,7 +250,7 @@ def remove_leftovers(directory: Path, ours: str) -> None:
 
     Args:
         directory: where to search.
-        ours: a pattern of the names that such a writer writes; all other files stay.
+        ours: a pattern of the writer's file names; all other files stay.
     """
     name = re.compile(rf"\.(?:{ours}){re.escape(TEMP_MARK)}\d+(?:-[0-9a-f]{{8}})?")
     for path in [path for path in directory.iterdir() if name.fullmatch(path.name)]:

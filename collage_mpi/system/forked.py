@@ -1,9 +1,9 @@
 """Ranks forked from a server that has imported their modules once (`collage-mpi launch`, one host).
 
-The process that the launcher starts stays, as a relay: it hands its descriptors to the server,
-passes signals on to the rank, and ends as the rank ends. The rank takes everything else over from
-the relay's /proc: environment, folder, cores, ignored signals, words. If the relay is killed the
-kernel kills the rank.
+The process that the launcher starts stays as a relay: it gives its file descriptors to the server,
+passes signals on to the rank, and ends as the rank ends. The rank takes everything else from the
+relay's /proc: environment, current folder, cores, ignored signals and command line. If the relay is
+killed, the kernel kills the rank.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 VARIABLE = "COLLAGE_MPI_FORK"  # the server's socket
-FOLDER_VARIABLE = "COLLAGE_MPI_SCRATCH"  # launch's folder on this host
-ROOM_VARIABLE, ROOM_BYTES = "COLLAGE_MPI_ROOM", 32768  # for what launchers add to an environment
+FOLDER_VARIABLE = "COLLAGE_MPI_SCRATCH"  # the folder of launch on this host
+ROOM_VARIABLE, ROOM_BYTES = "COLLAGE_MPI_ROOM", 32768  # space for variables that launchers add
 UNLOCKED = {"HDF5_USE_FILE_LOCKING": "FALSE"}  # read when h5py is imported, see `import_h5py`
-RELAY = "relay"  # the name of the process
+RELAY = "relay"  # name of the relay's process
 RELAYED = (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 MOST_DESCRIPTORS, MOST_WAITING = 64, 4096
-ARGUMENTS, ENVIRONMENT = slice(45, 47), slice(47, 49)  # where they are, as /proc/PID/stat says
-SERVER_GONE = 1  # the exit code of a rank that nobody could wait for
-of_server: dict[str, str] = {}  # in the environment of a rank's child: the server forks it too
+ARGUMENTS, ENVIRONMENT = slice(45, 47), slice(47, 49)  # fields of /proc/PID/stat: their addresses
+SERVER_GONE = 1  # exit code of a rank whose own code is lost, because the server has ended
+of_server: dict[str, str] = {}  # variables by which a child of this rank is forked as well
 
 
 @contextmanager
@@ -35,9 +35,10 @@ def serving(
     """Within this context a server that has imported `modules` forks the ranks of a launch.
 
     Args:
-        environment: of the launcher, which is told where the server is.
-        modules: none for no server.
-        command: that of the launcher. The server has it too, so that `ps` can name the ranks.
+        environment: of the launcher; the server's address is added to it.
+        modules: to import; if empty, there is no server.
+        command: of the launcher. The server gets the same command, so that `ps` can show it for
+            the ranks.
     """
     import subprocess
 
@@ -93,9 +94,9 @@ def relay(server: str) -> None:
     signal.set_wakeup_fd(telling, warn_on_full_buffer=False)
     for number in RELAYED:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda *_: None)  # its number comes through the pipe
+            signal.signal(number, lambda *_: None)  # the number is written to the pipe
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    for number in {life, 0, 1, 2} & {life, *numbers}:  # the launcher sees their end at the rank's
+    for number in {life, 0, 1, 2} & {life, *numbers}:  # so they are closed when the rank ends
         os.close(number)
     _pass_signals_on(told, rank)
     _end_like(_outcome(line))
@@ -113,10 +114,10 @@ def _descriptors(environ: Mapping[str, str]) -> list[int]:
 
 
 def _pass_signals_on(told: int, rank: int) -> None:
-    """Send the rank the signals whose numbers come through the pipe `told`, until it has ended.
+    """Send the rank the signals whose numbers come through the pipe `told`, until the rank ends.
 
-    If a handler sent them, one that came just before this process began to wait would reach the
-    rank only once the wait was over.
+    A signal handler could not do this: Python would not run the handler of a signal that comes
+    just before the wait until the wait is over.
     """
     import select
 
@@ -127,7 +128,7 @@ def _pass_signals_on(told: int, rank: int) -> None:
 
 
 def _outcome(line: socket.socket) -> int:
-    """The exit code of the rank, which has ended; minus the number of the signal that ended it."""
+    """The exit code of the ended rank; the negative signal number if a signal ended it."""
     with suppress(OSError):
         told = line.recv(16)
         if told:
@@ -139,26 +140,26 @@ def _end_like(code: int) -> NoReturn:
     if code < 0:
         import resource
 
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the rank has left its core, if any
-        with suppress(OSError):  # nobody can handle SIGKILL
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the rank has written its core file
+        with suppress(OSError):  # SIGKILL has no handler
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(abs(code))
 
 
 def serve(listener: socket.socket, modules: Sequence[str]) -> None:
-    """Import the modules, then fork a rank for each relay; returns in a rank.
+    """Import the modules, then fork a rank for each relay; returns only in a rank.
 
-    It ends once launch has closed stdin and no rank is left.
+    The server ends when launch has closed its stdin and no rank is left.
     """
     import gc
     from importlib import import_module
 
-    signal.pthread_sigmask(signal.SIG_BLOCK, RELAYED)  # a rank gets what comes before it is ready
+    signal.pthread_sigmask(signal.SIG_BLOCK, RELAYED)  # a new rank gets early signals when ready
     for name in modules:
         import_module(name)
     gc.collect()
-    gc.freeze()  # a collection in a rank would copy every page that it looks at
+    gc.freeze()  # a garbage collection in a rank would copy all pages that it visits
     if not _Server(listener).forked():
         os._exit(0)
 
@@ -168,13 +169,13 @@ class _Server:
         import select
 
         self._listener = listener
-        self._ranks: dict[int, tuple[int, socket.socket]] = {}  # pid and relay, by pidfd
+        self._ranks: dict[int, tuple[int, socket.socket]] = {}  # pidfd -> pid, connection to relay
         self._poll = select.poll()
         self._poll.register(0, select.POLLIN)
         self._poll.register(listener, select.POLLIN)
 
     def forked(self) -> bool:
-        """Serve until nobody is left; True in a rank."""
+        """Serve until no rank is left; True in a rank."""
         listening = True
         while listening or self._ranks:
             for number, _ in self._poll.poll():
@@ -192,7 +193,7 @@ class _Server:
         """Fork a rank for the next relay; True in the rank."""
         line, _ = self._listener.accept()
         text, descriptors, _, _ = socket.recv_fds(line, 1024, MOST_DESCRIPTORS + 1)
-        if not descriptors:  # it was killed meanwhile
+        if not descriptors:  # the relay was killed meanwhile
             line.close()
             return False
         relay_pid = int.from_bytes(
@@ -200,7 +201,7 @@ class _Server:
         )
         try:
             rank = os.fork()
-        except OSError:  # no process or no memory to be had: as without a server
+        except OSError:  # no process or memory is left; the relay goes on without a server
             for number in (line.detach(), *descriptors):
                 os.close(number)
             return False
@@ -230,7 +231,7 @@ class _Server:
 
 
 def _become(relay_pid: int, descriptors: Sequence[int], numbers: Sequence[int]) -> None:
-    """Make of this process what the relay would have become."""
+    """Turn this process into the rank that the relay would have become."""
     os.setsid()
     _take_over(descriptors, numbers)
     proc = f"/proc/{relay_pid}"
@@ -253,11 +254,12 @@ def _become(relay_pid: int, descriptors: Sequence[int], numbers: Sequence[int]) 
     _show(line, ARGUMENTS)
     _show(environment, ENVIRONMENT)
     if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()  # Python's own generator does it by itself
+        sys.modules["numpy"].random.seed()  # Python's own generator reseeds itself after a fork
 
 
 def _take_over(descriptors: Sequence[int], numbers: Sequence[int]) -> None:
-    """Give descriptors the relay's numbers. The first one ends this process with the relay."""
+    """Give the descriptors the relay's numbers. The first one is a pipe whose end kills this
+    process together with the relay."""
     import fcntl
     import select
 
@@ -271,12 +273,12 @@ def _take_over(descriptors: Sequence[int], numbers: Sequence[int]) -> None:
     fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(life, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([life], [], [], 0)[0]:  # before the kernel was told
+    if select.select([life], [], [], 0)[0]:  # the relay ended before this was set up
         os._exit(SERVER_GONE)
 
 
 def _show(text: bytes, place: slice) -> None:
-    """Let /proc show this text: by it launch finds the ranks of its job, and `ps` names them."""
+    """Let /proc show this text, by which launch finds the ranks of its job and `ps` names them."""
     import ctypes
 
     from collage_mpi.system.process_tree import stat_of

@@ -1,12 +1,13 @@
-"""Ends the process of a rank at once, with the right exit code and tidily. Python's own exit is
-skipped, because it takes torch apart for 0.4 s of a core in each rank.
+"""Ends the process of a rank at once, with the right exit code, and cleans up after MPI.
 
-In a fault-tolerant world MPI_Finalize is skipped as well: it waits for every rank, so it hangs with
-a lost rank, and now and then with a rank that is lost meanwhile. Its useful work is done here:
-sends have been flushed, and the shared-memory files that the library has mapped are removed.
+Python's own exit is skipped, because the teardown of torch takes 0.4 s of a core in each rank.
 
-These files are removed long before, as soon as all ranks have reported: a mapped file needs no
-name, and nobody else would remove the files of killed ranks (5 MiB a rank, for ever).
+In a fault-tolerant world MPI_Finalize is skipped as well: it waits for every rank, so it hangs if a
+rank is lost. Its useful work is done here: sends have been flushed, and the shared-memory files
+that the library has mapped are removed.
+
+These files are also removed earlier, as soon as all ranks have reported: a mapped file needs no
+name, and nobody would remove the files of killed ranks (5 MiB a rank).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import NoReturn
 
 FOLDER = "/dev/shm/"
 SHARED = ("/dev/shm/mpich_shm_", "/dev/shm/sm_segment.")  # MPICH's, Open MPI's
-UCX = "/dev/shm/ucx_shm_posix_"  # peers may open it by name, late in a job too
+UCX = "/dev/shm/ucx_shm_posix_"  # other ranks may open these files by name at any time
 
 _armed = False
 _finalize: Callable[[], object] | None = None
@@ -45,7 +46,7 @@ def leave_if_armed(code: int) -> None:
 
 
 def finalize_by(finalize: Callable[[], object]) -> None:
-    """A plain world is up; `finalize` ends MPI before `leave_world` leaves."""
+    """MPI is up in a world that is not fault-tolerant; `leave_world` will call `finalize` first."""
     global _finalize
     _finalize = finalize
 
@@ -57,10 +58,11 @@ def leave_at_once() -> None:
 
 
 def leave_world(code: int) -> None:
-    """Leave now if this process is a rank of a plain world, or one of torchrun's; else return.
+    """Leave now if this is a rank of a world that is not fault-tolerant, or a process of torchrun.
 
-    It leaves by C's exit, so exit handlers of libraries still run. MPICH's handler reports to its
-    launcher: when ranks left by _exit, the launcher gave exit code 9 one time in eight.
+    Otherwise return. It leaves by C's exit, so exit handlers of libraries still run. MPICH's
+    handler reports to its launcher: when ranks left by _exit, the launcher gave exit code 9 one
+    time in eight.
     """
     if _at_once:
         leave(code)
@@ -86,20 +88,23 @@ def _flush() -> None:
 
 
 def remove_shared_memory(maps: Path = Path("/proc/self/maps")) -> None:
-    """Remove the files of the MPI library that this process has mapped: this job's own.
+    """Remove the MPI library's files that this process has mapped, which belong to this job.
 
-    Other ranks keep what they have mapped; only the name goes.
+    Other ranks keep their mappings; only the names are removed.
     """
     unlink(shared_memory(maps))
 
 
 def shared_memory(maps: Path, *more: str) -> list[Path]:
-    """The files of the MPI library that a process has mapped, from its /proc/PID/maps; `more` adds
-    further name prefixes.
+    """The files of the MPI library that a process has mapped.
+
+    Args:
+        maps: /proc/PID/maps of the process.
+        more: further prefixes of file names.
     """
     try:
-        lines = maps.read_text(errors="surrogateescape").split("\n")  # names are any bytes
-    except OSError:  # it has ended, or is another user's
+        lines = maps.read_text(errors="surrogateescape").split("\n")  # names may be any bytes
+    except OSError:  # the process has ended, or belongs to another user
         return []
     names = {line.split(maxsplit=5)[5] for line in lines if f" {FOLDER}" in line}
     return sorted(Path(name) for name in names if name.startswith((*SHARED, *more)))
@@ -108,5 +113,5 @@ def shared_memory(maps: Path, *more: str) -> list[Path]:
 def unlink(files: Iterable[Path]) -> None:
     """Remove those files that still exist."""
     for file in files:
-        with suppress(OSError):  # another rank was first ("... (deleted)")
+        with suppress(OSError):  # another rank has removed it ("... (deleted)")
             file.unlink()

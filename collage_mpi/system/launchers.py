@@ -1,6 +1,6 @@
-"""The launchers, one class each. Everything that differs between launchers is in its class.
+"""The launchers, one class each, with everything that differs between them.
 
-Another installed package may add one by an entry point of the group `collage_mpi.launchers`.
+Another installed package may add a launcher by an entry point (group `collage_mpi.launchers`).
 """
 
 from __future__ import annotations
@@ -211,8 +211,9 @@ class Mpich(Launcher):
     )
 
     def death(self, text: str) -> Death | None:
-        """It reports any process that it ended, and all signals ORed into one number. Only what is
-        certain is kept, and no process.
+        """The exit code, if it is certain; never the rank.
+
+        MPICH names any process that it has ended, and ORs all signals into one number.
         """
         if "BAD TERMINATION" not in text:
             return None
@@ -287,11 +288,12 @@ class OpenMpi(Launcher):
         return told and "OMPI_COMM_WORLD_RANK" in environ
 
     def variables(self, ranks: int, site: Site) -> dict[str, str]:
-        """Permission to run as root, and ranks that yield if they share cores. On one host also a
-        folder of its own: Open MPI names its files by process number, and with old files under a
-        number that comes again "the PMIx server's listener thread failed to start". No TCP on one
-        host: a rank would listen on all interfaces, and wait 2 s for a connection that says
-        nothing.
+        """Permission to run as root, and ranks that yield if they share cores.
+
+        On one host also a temporary folder for this job, and no TCP. Open MPI names its files by
+        process number; if an old file has the same number, "the PMIx server's listener thread
+        failed to start". With TCP a rank would listen on all interfaces, and wait 2 s for a
+        connection that sends nothing.
         """
         found = dict(_ALLOW_ROOT) if site.root else {}
         if site.scratch is not None and site.hosts == 1:
@@ -299,15 +301,16 @@ class OpenMpi(Launcher):
         if site.hosts == 1:
             found["OMPI_MCA_btl"] = "^tcp"
         if ranks > site.cores * site.hosts:
-            found["OMPI_MCA_mpi_yield_when_idle"] = "1"  # a spinning rank starves the others
+            found["OMPI_MCA_mpi_yield_when_idle"] = "1"  # a rank that spins takes others' cores
         return found
 
     def flags(self, ranks: int, site: Site, env: Mapping[str, str]) -> list[str]:
-        """Slots, binding, and the exported variables (across hosts only; ranks on one host inherit
-        them).
+        """Slots and binding; across hosts also the variables to export.
+
+        Ranks on one host inherit the variables.
         """
-        # Slots are counted in physical cores, which `site.cores` may exceed: on one host
-        # oversubscription is always allowed, and means nothing when it does not happen.
+        # Open MPI counts physical cores as slots, and `site.cores` may be more. So oversubscription
+        # is always allowed on one host; without it the flag has no effect.
         unbound = ["--bind-to", "none"]
         if site.hosts == 1:
             return ["--oversubscribe", *unbound]
@@ -315,7 +318,7 @@ class OpenMpi(Launcher):
         return [*unbound, *(word for name in named for word in ("-x", name))]
 
     def death(self, text: str) -> Death | None:
-        """It reports the process that ended first."""
+        """The process that ended first, which Open MPI reports."""
         signal = number_in(text, r"exited on\s+signal (\d+)")
         code = number_in(text, r"Exit code: +(\d+)") if signal is None else 128 + signal
         rank = number_in(text, r"(?:process rank |Process name: \[.*,)(\d+)")
@@ -326,7 +329,7 @@ class OpenMpi(Launcher):
 # ---- of a resource manager: Slurm's, Flux's, and PALS under PBS ------------------
 
 _FLUX_NODES = ("FLUX_JOB_NNODES",)
-_SIZE = "COLLAGE_MPI_PALS_SIZE"  # by which launch tells it, as PALS with PMIx does not
+_SIZE = "COLLAGE_MPI_PALS_SIZE"  # set by launch, because PALS with PMIx gives no size
 
 
 class Srun(Launcher):
@@ -350,13 +353,12 @@ class Srun(Launcher):
         return environ.get("SLURM_STEP_ID", "").isdecimal()
 
     def size(self, environ: Mapping[str, str]) -> int | None:
-        """Only inside a step: in a batch script the variable is what was asked for, not what was
-        started.
-        """
+        """The world's size inside a step. In a batch script the variable only says what was asked
+        for."""
         return super().size(environ) if self.started(environ) else None
 
     def local_size(self, environ: Mapping[str, str]) -> int | None:
-        """From the step's variables, because there is no variable for it."""
+        """The number of ranks on this host, worked out from the step's variables."""
         if not self.started(environ):
             return None
         node = first_number(self.host_numbers, environ) or 0
@@ -399,18 +401,19 @@ class Flux(Launcher):
     lone_line = r"flux-job: task\(s\) .+|[\d.]+s: (job\.exception|flux-shell\[\d+\]: FATAL).*"
 
     def local_size(self, environ: Mapping[str, str]) -> int | None:
-        """Ranks over nodes, because no variable tells it; None if they do not divide."""
+        """Ranks divided by nodes, as no variable gives the number; None if there is a remainder."""
         size, nodes = self.size(environ), first_number(_FLUX_NODES, environ)
         return size // nodes if size and nodes and size % nodes == 0 else None
 
     def flags(self, ranks: int, site: Site, env: Mapping[str, str]) -> list[str]:
-        """Flux would bind each rank to one core and share the GPUs out. Without that, every rank
-        sees the cores and GPUs of its node, as under other launchers.
+        """Flags that let every rank see all cores and GPUs of its node, as under other launchers.
+
+        By default Flux binds each rank to one core and divides the GPUs.
         """
         return ["run", "-o", "cpu-affinity=off", "-o", "gpu-affinity=off"]
 
     def death(self, text: str) -> Death | None:
-        """It says how the worst rank ended: by a code, or by a signal in words."""
+        """How the worst rank ended: Flux reports its exit code, or its signal in words."""
         found = re.search(r"flux-job: task\(s\) (?:exited with exit code (\d+)|(.+))", text)
         if found is None:
             return None
@@ -451,20 +454,19 @@ class Pals(Launcher):
     lone_line = r"\S+: (rank \d+|shepherd) (exited with code \d+|died from signal \d+)"
 
     def variables(self, ranks: int, site: Site) -> dict[str, str]:
-        """The program is not copied to each host, because a copied Python does not find its
-        environment. Output comes in whole lines, because launch looks for status lines in it. The
-        world's size is set as well.
+        """No copies of the program, output in whole lines, and the world's size.
+
+        A Python that is copied to a host does not find its environment. Launch looks for status
+        lines in the output.
         """
         return {"PALS_TRANSFER": "0", "PALS_LINE_BUFFER": "1", _SIZE: str(ranks)}
 
     def flags(self, ranks: int, site: Site, env: Mapping[str, str]) -> list[str]:
-        """Spread evenly and not bound; otherwise a rank would have a single core."""
+        """Spread the ranks evenly and do not bind them; otherwise a rank would have one core."""
         return ["--ppn", str(-(-ranks // site.hosts)), "--cpu-bind", "none"]
 
     def death(self, text: str) -> Death | None:
-        """It reports all processes that end badly; first the one for which the others were
-        ended.
-        """
+        """The process because of which the others were ended: PALS reports it first."""
         found = re.search(r": rank (\d+) (exited with code|died from signal) (\d+)", text)
         if found is None:
             return None
@@ -476,10 +478,10 @@ class Pals(Launcher):
 
 SRUN = Srun()
 
-# An environment may have the variables of several launchers: the first of this list counts. A
-# launcher that starts its ranks through another one stands before it. mpiexec inside an sbatch
-# script shows the script's own SLURM_PROCID=0 to every rank. On a Cray Slurm sets PALS's variables
-# as well. Flux may run within a job of Slurm's, and mpiexec within one of Flux's.
+# An environment may have the variables of several launchers; the first one in this list counts. A
+# launcher that starts its ranks through another one comes before that one. mpiexec inside an sbatch
+# script shows the script's own SLURM_PROCID=0 to every rank. On a Cray, Slurm also sets the
+# variables of PALS. Flux may run inside a Slurm job, and mpiexec inside a Flux job.
 LAUNCHERS: tuple[Launcher, ...] = (OpenMpi(), Mpich(), Intel(), Flux(), SRUN, Pals())
 
 FAMILIES = {launcher.name: launcher for launcher in LAUNCHERS if launcher.versions}
@@ -489,11 +491,11 @@ VARIABLE = "COLLAGE_MPI_LAUNCHER"  # tells ranks which launcher of another packa
 
 @cache
 def launcher_of(name: str) -> Launcher:
-    """The launcher with that name, which may come from another package.
+    """The launcher with this name, which may come from another package.
 
     Raises:
-        UsageError: there is none.
-        EnvironmentFault: the package that adds it is broken.
+        UsageError: no launcher has this name.
+        EnvironmentFault: the package that adds the launcher is broken.
     """
     added = None if name in FAMILIES else MPIS.load(name)
     if name not in FAMILIES and added is None:
@@ -502,10 +504,10 @@ def launcher_of(name: str) -> Launcher:
 
 
 def launchers(environ: Mapping[str, str]) -> tuple[Launcher, ...]:
-    """The launchers that may have started the process of this environment.
+    """The launchers that may have started the process with this environment.
 
-    One of another package is among them where the environment names it, and is first then. One
-    that cannot be loaded is left out; the command line asks `launcher_of` and says why.
+    If the environment names a launcher of another package, that launcher comes first. If it cannot
+    be loaded, it is left out; the command line calls `launcher_of`, which says why.
     """
     name = environ.get(VARIABLE)
     try:

@@ -1,6 +1,8 @@
-"""Recognises exceptions that mean a limit of the machine, and makes messages of them. A limit (file
-descriptors, memory, threads) may be met at any line of the program, so only the outermost handlers
-ask here: the command line, the coordinators, and the guard around a rank's whole work.
+"""Recognises exceptions that mean a limit of the machine, and turns them into messages.
+
+A limit (file descriptors, memory, threads) may be met at any line of the program. So only the
+outermost handlers call this module: the command line, the coordinators, and the handler around a
+rank's whole work.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ MIB = 1 << 20
 def fault_of(error: BaseException) -> CollageError | None:
     """The message for an exception that was not handled; None if it is a defect of this package.
 
-    It is a limit of the machine if one was met, an error of this package itself, or the system's
-    message about a file or the output, such as a name that is too long.
+    The message is about a limit of the machine if one was met, or it is an error of this package,
+    or the system's message about a file or the output, such as a name that is too long.
     """
     limit = limit_met(error)
     if limit is not None:

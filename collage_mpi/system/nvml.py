@@ -1,5 +1,5 @@
-"""NVIDIA's management library, which nvidia-smi reads too: the GPUs of this host, and what is wrong
-with one of them.
+"""NVIDIA's management library (NVML), which nvidia-smi uses too: the GPUs of this host, and what is
+wrong with a GPU.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Nvml:
         return found
 
     def number(self, name: str, gpu: ctypes.c_void_p, *words: int) -> int:
-        """What a function writes into its last argument, of 64 bits."""
+        """The 64-bit number that a function writes into its last argument."""
         found = ctypes.c_ulonglong()
         self.call(name, gpu, *words, ctypes.byref(found))
         return found.value
@@ -95,7 +95,7 @@ def _troubles(nvml: Nvml, gpu: ctypes.c_void_p) -> Iterator[str]:
 
 
 def _asked(nvml: Nvml, name: str, gpu: ctypes.c_void_p, *words: int) -> int | None:
-    """A number of NVML; None if this GPU or driver does not have it.
+    """A number from NVML; None if this GPU or driver does not have it.
 
     Raises:
         NvmlFault: the GPU is lost.

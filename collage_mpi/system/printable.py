@@ -1,4 +1,4 @@
-"""Makes text from files and users fit for a terminal, a spreadsheet and files of this package."""
+"""Makes text safe for a terminal and a spreadsheet, and formats numbers and lists for messages."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import reprlib
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
-# Controls (a new line and a tab aside), C1 controls, what turns the direction of text or
-# breaks lines unseen, and halves of characters, which no terminal takes.
+# Control characters except newline and tab, C1 controls, characters that change the direction of
+# text or break lines invisibly, and surrogates, which no terminal can print.
 _UNFIT = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -21,7 +21,7 @@ _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 120
 
 
 def printable(text: str) -> str:
-    r"""The text with what a terminal would obey, or hide, as its code: \x1b, \u202e."""
+    r"""The text with codes such as \x1b or \u202e for characters that a terminal obeys or hides."""
     return _UNFIT.sub(lambda match: _code(ord(match[0])), text)
 
 
@@ -30,10 +30,10 @@ def _code(number: int) -> str:
 
 
 def cell(text: str) -> str:
-    r"""The text as a cell of a spreadsheet, which takes one that begins with = + - @ as a formula.
+    r"""The text as a cell of a spreadsheet.
 
-    Such a text gets an apostrophe before it, unless it is a number; controls, a new line and a
-    tab among them, are shown by their code.
+    A spreadsheet takes a text that begins with = + - @ for a formula, so such a text gets an
+    apostrophe before it, unless it is a number. Control characters are replaced by their codes.
     """
     shown_text = _CONTROLS.sub(lambda match: _code(ord(match[0])), text)
     return f"'{shown_text}" if shown_text[:1] in _FORMULA and not _is_number(text) else shown_text
@@ -59,18 +59,18 @@ def numbered(thing: str, numbers: Iterable[object], most: int | None = None) -> 
 
 
 def some_of(names: Sequence[str], most: int, joint: str = ", ") -> str:
-    """`a, b and 3 more`: at most so many names, and how many there are besides."""
+    """`a, b and 3 more`: at most `most` names, and the number of the others."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return joint.join(names[:most]) + more
 
 
 def one_line(error: object, most: int = 300) -> str:
-    """What an error says, on one line, cut off after `most` characters."""
+    """An error's message on one line, cut off after `most` characters."""
     return " ".join(str(error).split())[:most]
 
 
 def brief(value: float | None, absent: str = "n/a") -> str:
-    """A figure with three digits, or as a whole number from 1,000 on."""
+    """A number with three digits, or as a whole number from 1,000 on."""
     if value is None:
         return absent
     return f"{value:,.0f}" if abs(value) >= 999.5 or value == int(value) else f"{value:.3g}"
@@ -111,7 +111,7 @@ def numbers_text(numbers: Sequence[int], most_parts: int | None = 4, *, steps: b
 
 
 def did_you_mean(word: str, known: Iterable[str], most: int = 3) -> str:
-    """`; did you mean 'side' or 'size'?` for a word that is none of the known ones, or nothing."""
+    """`; did you mean 'side' or 'size'?` with known words that are similar; "" if there is none."""
     near = [repr(name) for name in get_close_matches(word, [*known], most)]
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
@@ -119,17 +119,17 @@ def did_you_mean(word: str, known: Iterable[str], most: int = 3) -> str:
 def storable(text: str) -> str:
     r"""The text with bytes that are not UTF-8 as codes, such as \xe9.
 
-    A file's name may hold any bytes, which Python keeps as half characters. The result no longer
-    names the file.
+    A file's name may hold any bytes, which Python keeps as surrogates. The result no longer names
+    the file.
     """
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half characters that are no file's
+    except UnicodeEncodeError:  # surrogates that do not come from a file's name
         return text.encode("utf-8", "backslashreplace").decode()
 
 
 def say(text: str) -> None:
-    """Print lines that may hold names from files, at once."""
+    """Print lines that may hold file names, and flush."""
     print(printable(text), flush=True)
 
 

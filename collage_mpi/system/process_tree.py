@@ -1,5 +1,4 @@
-"""Processes of this host: starts children of this package, ends a process with everything it
-started, even if this process is killed, and notices within milliseconds that any process has ended.
+"""Processes of this host: starts them, ends them with all their children, and notices their end.
 
 Killing a launcher's process group is not enough: MPICH's proxy gives every rank a session of its
 own, and Open MPI's gives every rank a process group of its own. A pid alone is not enough either:
@@ -136,8 +135,10 @@ def _started(pid: str) -> int:
 
 
 def stat_of(pid: int | str, proc: Path = Path("/proc")) -> tuple[str, list[str]]:
-    """The name of a process, and the fields of its stat from the state on: state, parent, group,
-    session, ...; the start time is the twentieth. Raises OSError if the process has gone.
+    """The name of a process, and the fields of its stat after the name.
+
+    The fields are state, parent, group, session, ...; the start time is the twentieth. Raises
+    OSError if the process has gone.
     """
     # "pid (name) state ppid ...": the name may hold anything.
     text = (proc / f"{pid}/stat").read_text(errors="replace")
@@ -153,7 +154,7 @@ PROXY_SIGNAL = signal.SIGUSR1
 GUARD = Path(__file__).parents[1] / "data" / "guard.sh"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 POLL_S = 0.02
-LOOKS = 50  # at most 1 s of looking for what is left after SIGKILL
+LOOKS = 50  # looks for processes that are left after SIGKILL, in at most 1 s
 
 
 def own_command(module: str = "collage_mpi") -> tuple[str, ...]:
@@ -181,7 +182,7 @@ def ask(command: Sequence[str], limit_s: float) -> subprocess.CompletedProcess[s
 
 @dataclass(frozen=True)
 class Said:
-    """What a child process said before it ended.
+    """The output of a child process that has ended.
 
     Attributes:
         lines: whole lines of its stdout.
@@ -197,7 +198,7 @@ class Said:
 def ask_apart(
     command: Sequence[str], request: Mapping[str, Any], limit_s: float, environment: dict[str, str]
 ) -> Said:
-    """Give a child a request as JSON on its stdin, and keep what it says until it has ended."""
+    """Start a child, send it a request as JSON on its stdin, and collect its output."""
     with sheltered(*STOP_SIGNALS):  # launchers pass them on to a rank's children too
         child = subprocess.Popen(
             command,
@@ -216,7 +217,7 @@ def ask_apart(
     finally:
         child.kill()  # an interrupt here must not leave it behind; no effect once it ended
     last = complaint.decode("utf-8", errors="replace").strip().splitlines()[-1:]
-    return Said(out.split(b"\n")[:-1], "".join(last), code)  # what ends in no newline was cut off
+    return Said(out.split(b"\n")[:-1], "".join(last), code)  # without an incomplete last line
 
 
 def process_table(proc: Path = Path("/proc")) -> dict[int, tuple[int, int]]:

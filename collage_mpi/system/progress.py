@@ -23,9 +23,9 @@ from collage_mpi.system.tell import SafeStream, tell
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-MACHINE_EVERY_S = 0.25  # what a bar needs to look alive
+MACHINE_EVERY_S = 0.25  # between statuses for a bar
 MOST_SHOWN = 10**18
-PLAIN_EVERY_S = 5.0  # what a batch log can bear
+PLAIN_EVERY_S = 5.0  # between plain lines in a log
 
 
 class StatusLines:
@@ -40,7 +40,7 @@ class StatusLines:
         self._word = (status_word() or "") if word is None else word
         self._stream = SafeStream(sys.stderr if stream is None else stream)
         self._said = ""
-        self.often = bool(self._word)  # whether a bar is drawn of the lines
+        self.often = bool(self._word)  # whether launch draws a bar from the lines
 
     def write(self, status: dict[str, Any]) -> None:
         """Write a status."""
@@ -55,22 +55,22 @@ class StatusLines:
 
 
 class NoLines(StatusLines):
-    """For a process for which another one reports."""
+    """Writes nothing; for a process for which another one reports."""
 
     def write(self, status: dict[str, Any]) -> None:
         pass
 
 
 class StatusReporter:
-    """Rank 0's side. Call `update` as often as you like; it writes now and then.
+    """Reports progress. Call `update` as often as you like; it writes at intervals.
 
     Args:
-        total: the number to do, or None if unknown.
+        total: number of things to do; None if unknown.
         phase: what is running, e.g. "none", "collage", "train".
         lines: where the lines go; None: as the environment says.
-        clock: monotonic seconds.
-        every_s: least seconds between lines that a log shows.
-        unit: what is counted, for the plain line.
+        clock: monotonic, in seconds.
+        every_s: least time between plain lines.
+        unit: what is counted, in the plural.
     """
 
     passing = False
@@ -87,7 +87,7 @@ class StatusReporter:
         self._total, self._phase, self._unit = total, phase, unit
         self._lines = StatusLines() if lines is None else lines
         self._clock = clock
-        # Launch is told often enough for a bar to look alive, and how often a log is to have it.
+        # Launch gets statuses often enough for a bar, each with the interval of plain lines.
         self._told_every_s = every_s
         self._every_s = min(MACHINE_EVERY_S, every_s) if self._lines.often else every_s
         self._start_s, self._start = clock(), 0
@@ -362,7 +362,7 @@ def display_for(stream: TextIO) -> LineDisplay:
 
 
 class Advance:
-    """Counts what is done. Call it with how many more are, and with what else a line shall say."""
+    """Counts what is done. Call it with the number of further things, and other fields to show."""
 
     def __init__(
         self, reporter: StatusReporter | None = None, bar: BarDisplay | None = None, done: int = 0
@@ -375,7 +375,7 @@ class Advance:
             self._reporter.update(self._done, **fields)
 
     def say(self, line: str) -> None:
-        """Print a line that stays above the bar; nothing where nothing is shown."""
+        """Print a line that stays above the bar; does nothing if no progress is shown."""
         if self._bar is not None:
             self._bar.clear()
         if self._reporter is not None:
@@ -392,12 +392,13 @@ def advancing(
     bar: bool = True,
     done: int = 0,
 ) -> Iterator[Advance]:
-    """Shows a count on stderr: a bar on a terminal, a line every few seconds elsewhere. It shows
-    nothing if the total is 0.
+    """Shows a count on stderr: a bar on a terminal, otherwise a line every few seconds.
 
     Args:
-        bar: False if the thread that draws a bar would disturb what is timed.
-        done: how many were done before.
+        total: number of things to do; if it is 0, nothing is shown.
+        phase, every_s, unit: as in `StatusReporter`.
+        bar: False if the thread that draws a bar would disturb a measurement.
+        done: number of things that were done before.
     """
     if total == 0:
         yield Advance()
@@ -413,7 +414,7 @@ def advancing(
 
 
 class _BarLines(StatusLines):
-    """Draws the statuses of this process itself; the last one is left to the command."""
+    """Draws this process's statuses as a bar; the command itself prints the result."""
 
     def __init__(self, display: BarDisplay) -> None:
         self.display, self.often = display, True

@@ -11,14 +11,14 @@ import sys
 def main(file: str) -> None:
     """Run `sys.argv[1]` like `python -m` would, from the package that contains `file`."""
     if not getattr(sys.flags, "safe_path", False):
-        del sys.path[0]  # the package's own folder: its modules are no modules of everybody's
+        del sys.path[0]  # the package's own folder: its modules must not be found without its name
     sys.path.insert(0, file.rpartition("/collage_mpi/")[0])
     import collage_mpi  # noqa: F401  # its modules are found through it from now on
 
     del sys.path[0]
     import os
 
-    server = os.environ.pop("COLLAGE_MPI_FORK", None)  # its children have no use for it
+    server = os.environ.pop("COLLAGE_MPI_FORK", None)  # children of this process must not use it
     if server is not None:
         from collage_mpi.system.forked import relay
 

@@ -1,5 +1,6 @@
-"""One table for all that stands in rows and columns, in a terminal and on a page. Also other text
-for a terminal or a log. rich is imported late: the doctor must run without it.
+"""One model of a table, for a terminal and for a report page, and text for a terminal or a log.
+
+rich is imported late, because the doctor must run without it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ ABSENT = "n/a"
 
 @dataclass(frozen=True)
 class Cell:
-    """A text with what a page shows besides. In a terminal only its text stands.
+    """A text with what a page shows in addition. A terminal shows only the text.
 
     Attributes:
         shade: strength of its colour, 0 to 1; right: in the colour of right answers.
@@ -42,13 +43,13 @@ Value = str | float | Cell | None
 
 @dataclass(frozen=True)
 class Column:
-    """What all cells of a column have in common.
+    """Properties of a column.
 
     Attributes:
-        label: its head.
-        form: how its numbers are written, such as ",.1f"; texts stay as they are.
-        unit: what stands behind a number, with its space: " ms".
-        left: its texts begin at the left; numbers end at the right.
+        label: its heading.
+        form: format of its numbers, such as ",.1f"; texts stay as they are.
+        unit: text after a number, with its space: " ms".
+        left: whether its cells are aligned left instead of right.
     """
 
     label: str = ""
@@ -57,7 +58,7 @@ class Column:
     left: bool = False
 
     def shown(self, value: Value) -> str | Cell:
-        """A value as it is written; a number that is not known is "n/a"."""
+        """A value as text; "n/a" for None."""
         if isinstance(value, str | Cell):
             return value
         return ABSENT if value is None else format(value, self.form) + self.unit
@@ -65,12 +66,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table. The first cell of a row is its head; a row of one cell is a heading.
+    """A table. The first cell of a row is its heading; a row of one cell is a heading for rows.
 
     Attributes:
-        columns: a text is the label of a column without a form; the first one is on the left.
-        caption: stands above it.
-        notes: stand below it on a page.
+        columns: a text stands for a column with this label and no format; the first column is
+            aligned left.
+        rows: of values.
+        caption: text above the table.
+        notes: lines below the table on a page.
     """
 
     columns: Sequence[Column | str]
@@ -80,14 +83,14 @@ class Table:
 
     @property
     def heads(self) -> list[Column]:
-        """The columns, those too that were given by their label."""
+        """All columns, also those that were given as a label."""
         return [
             column if isinstance(column, Column) else Column(column, left=i == 0)
             for i, column in enumerate(self.columns)
         ]
 
     def cells(self) -> list[list[str | Cell]]:
-        """The rows as they are written, for a page."""
+        """The rows with formatted values, for a page."""
         heads = self.heads
         return [
             [column.shown(value) for column, value in zip(heads, row, strict=False)]
@@ -95,17 +98,17 @@ class Table:
         ]
 
     def texts(self) -> list[list[str]]:
-        """The rows as texts alone."""
+        """The rows as texts."""
         return [[c.text if isinstance(c, Cell) else c for c in row] for row in self.cells()]
 
     def drawn(self, *, narrow: bool = False) -> RichTable:
-        """For a terminal: without lines, and without a header where no column has a label.
+        """For a terminal: without lines, and without a header if no column has a label.
 
-        The caption is the head of the first column where that has no label; else it is above.
+        The caption is the label of the first column if that has none; otherwise it is above.
 
         Args:
-            narrow: for a table that is wider than the terminal: the caption is above, and all
-                cells are wrapped.
+            narrow: for a table that is wider than the terminal. The caption is above, and all cells
+                are wrapped.
         """
         from rich.table import Table as RichTable
 
@@ -155,7 +158,7 @@ def to_text(renderable: RenderableType, width: int | None = None) -> str:
 
 
 class Printable:
-    """A renderable whose texts are freed of control characters before they are coloured."""
+    """A renderable whose control characters are replaced by codes before it is coloured."""
 
     def __init__(self, renderable: RenderableType) -> None:
         self._renderable = renderable
@@ -166,7 +169,7 @@ class Printable:
 
 
 def usable_width(width: int | None) -> int:
-    """Columns to fill: the given number, the terminal's, or 120 without a terminal."""
+    """Width in columns: the given one, the terminal's, or 120 without a terminal."""
     if width or not _is_users_terminal():
         return width or 120
     from rich.console import Console

@@ -1,6 +1,7 @@
-"""Messages of this process to the user, as log records of the logger `collage_mpi`, and output
-streams that may fail without ending the job. If all ranks have the same to say, only rank 0 does.
-A user's program may silence the logger or send it elsewhere.
+"""Messages to the user, as records of the logger `collage_mpi`, and streams that may fail safely.
+
+If all ranks have the same message, only rank 0 prints it. A user's program may silence the logger
+or redirect it. An output stream that fails does not end the job.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from typing import Any, TextIO
 from collage_mpi.system.environment import telling_rank
 from collage_mpi.system.printable import printable
 
-# It has no handler of its own, not even a NullHandler: `collage_mpi.run` returns a code where it
-# fails, and by this logger alone it says why. Where a program has set up no logging, Python
-# itself prints warnings and errors to stderr.
+# It has no handler of its own, not even a NullHandler: if `collage_mpi.run` fails, it returns a
+# code, and only this logger says why. If a program has set up no logging, Python itself prints
+# warnings and errors to stderr.
 LOGGER = logging.getLogger("collage_mpi")
 
-# Until MPI is up nothing holds ranks together, and Open MPI ends all of them once one has left
-# with an error: rank 0, which has the message, may be that much behind the others.
+# Before MPI is up Open MPI ends all ranks when one has left with an error. Rank 0, which prints the
+# message, may be this much later than the others.
 SPEAK_FIRST_S = 2.0
 
 
@@ -54,19 +55,17 @@ class SafeStream:
         """Whether the stream is a terminal."""
         return self._stream is not None and self._stream.isatty()
 
-    def __getattr__(self, name: str) -> Any:  # encoding and the like, for who draws on it
+    def __getattr__(self, name: str) -> Any:  # such as `encoding`, for code that draws on it
         return getattr(self._stream, name)
 
 
 def abandon(stream: TextIO) -> None:
-    """Discard what Python still buffers for the stream; a failure at exit would change the exit
-    code.
-    """
+    """Discard what Python still buffers for the stream: a failure at exit would change the code."""
     try:
         descriptor = stream.fileno()
         nowhere = os.open(os.devnull, os.O_WRONLY)
     except (OSError, ValueError):
-        return  # no file, or closed
+        return  # the stream has no file, or is closed
     os.dup2(nowhere, descriptor)
     os.close(nowhere)
 
@@ -92,9 +91,7 @@ class _Stderr(logging.Handler):
 
 @contextmanager
 def told_on_stderr() -> Iterator[None]:
-    """Within a command of this package all messages go to stderr, whatever other logging
-    there is.
-    """
+    """Within this context all messages go to stderr, whatever logging a program has set up."""
     handler, before = _Stderr(), (LOGGER.level, LOGGER.propagate)
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO)
@@ -108,6 +105,6 @@ def told_on_stderr() -> Iterator[None]:
 
 
 def let_rank_0_speak() -> None:
-    """Lets another rank that leaves with an error wait, so that rank 0's message comes first."""
+    """Let a rank other than 0 wait before it leaves with an error, so that rank 0 speaks first."""
     if telling_rank() not in (None, 0) and "mpi4py.MPI" not in sys.modules:
         time.sleep(SPEAK_FIRST_S)
