@@ -22,7 +22,7 @@ from collage_mpi.kinds import KIND, SINGLE, TABLE
 from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Answer, Computation, Loading, Predictor
 from collage_mpi.models.named import OFFLINE, is_foreign, is_function
-from collage_mpi.models.null import NULL_CLASSES, NullPredictor
+from collage_mpi.models.null import NullPredictor
 from collage_mpi.models.own import told_error
 from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult, answer_message_bytes
 from collage_mpi.mpi.protocol import UP_BYTES
@@ -83,9 +83,7 @@ class NetworkLoader:
     def _load(self, spec: str, kind: str, how: Loading) -> Predictor:
         if spec == "null" and not how.names_columns:
             assert how.geometry is not None
-            known = how.geometry
-            classes = known.classes or NULL_CLASSES
-            return NullPredictor(kind, known.image_shape, known.side, known.cell_px, classes)
+            return NullPredictor(kind, how.geometry)
         assert how.tuning is not None  # the welcome says it
         if is_foreign(spec) and not is_function(spec):
             os.environ.setdefault(OFFLINE, "1")  # rank 0 has downloaded what all ranks need

@@ -10,7 +10,7 @@ from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.vectors import KeptColumn
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import COLLAGE
-from collage_mpi.models.info import BeginsLater, check_kind
+from collage_mpi.models.info import BeginsLater, Geometry, check_kind
 from collage_mpi.models.tuning import NO_TUNING
 
 # key -> default of "null:key=value,..."
@@ -24,32 +24,24 @@ class NullPredictor(BeginsLater):
 
     Args:
         kind: one of NETWORKS; a parity network reads its picture as a single does.
-        shape: of one item, such as (H, W, C); a collage's input follows from the grid.
-        side: cells along an edge of the collage (ignored for a single).
-        cell_px: pixels along an edge of a cell (ignored for a single).
-        classes: number of classes, at least 1.
+        geometry: of the items and the collage. Without a number of classes it has NULL_CLASSES.
     """
 
-    def __init__(
-        self, kind: str, shape: tuple[int, ...], side: int, cell_px: int, classes: int
-    ) -> None:
+    def __init__(self, kind: str, geometry: Geometry) -> None:
         check_kind(kind)
         self.kind = kind
-        self.classes = classes
+        self.classes = geometry.classes or NULL_CLASSES
         self.device = "cpu"
         self.tuning = NO_TUNING
         self.columns: tuple[KeptColumn, ...] = ()
+        self.cells, self.shape = 1, geometry.image_shape
         if kind == COLLAGE:
-            grid = Grid(side, cell_px)
-            self.cells = grid.cells
-            self.shape: tuple[int, ...] = (grid.px, grid.px, shape[2])
+            self.cells, self.shape = geometry.cells(kind), geometry.input_shape(kind)
+            grid = Grid(geometry.side, geometry.cell_px)
             corners = [grid.box(cell) for cell in range(grid.cells)]
             self._rows = np.array([rows.start for rows, _ in corners])  # (cells,) int64
             self._columns = np.array([columns.start for _, columns in corners])
-        else:
-            self.cells = 1
-            self.shape = shape
-        text = f"null {kind} {self.shape} {self.cells} {classes}"
+        text = f"null {kind} {self.shape} {self.cells} {self.classes}"
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
@@ -85,4 +77,5 @@ def parse_null(spec: str, kind: str) -> NullPredictor:
             raise UsageError(f"{spec!r}: {key} is {value!r}; it needs a whole number from 1")
         values[key] = int(value)
     shape = (values["height"], values["width"], values["channels"])
-    return NullPredictor(kind, shape, values["side"], values["cell_px"], values["classes"])
+    geometry = Geometry(shape, values["side"], values["cell_px"], values["classes"])
+    return NullPredictor(kind, geometry)

@@ -29,6 +29,7 @@ from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.messages import End, Fault, Hello, Shards
 from collage_mpi.job.row_reader import RowReader, described
 from collage_mpi.kinds import KIND
+from collage_mpi.models.info import Geometry
 from collage_mpi.models.null import NullPredictor
 from collage_mpi.models.specs import ParitySpec
 from collage_mpi.mpi import protocol as wire
@@ -314,7 +315,7 @@ class Looker(NullPredictor):
 def grouped(shards: ShardSet, kind: str, **welcome: object) -> tuple[Bench, Looker]:
     bench = Bench(kind, start=False, **welcome)
     shape = SHAPE if kind in SPECS else (2 * PX, 2 * PX, 1)
-    bench.network = looker = Looker(KIND[kind].network, SHAPE, 2, PX, 10)
+    bench.network = looker = Looker(KIND[kind].network, Geometry(SHAPE, 2, PX, 10))
     looker.calls = 0
     geometry = replace(bench.welcome.geometry, cell_px=PX)
     bench.welcome = replace(bench.welcome, encoded_shape=shape, geometry=geometry)

@@ -35,6 +35,7 @@ from collage_mpi.job.messages import (
 from collage_mpi.job.networks import result_of
 from collage_mpi.job.worker import RING_SPARE, Worker
 from collage_mpi.kinds import KIND
+from collage_mpi.models.info import Geometry
 from collage_mpi.models.null import NullPredictor
 from collage_mpi.models.specs import ParitySpec
 from collage_mpi.mpi import protocol as wire
@@ -59,7 +60,7 @@ class Network(NullPredictor):
     """A null network that takes its time and may fail."""
 
     def __init__(self, kind: str, clock: Clock, service_ns: int = MS) -> None:
-        super().__init__(kind, SHAPE, SIDE, SHAPE[0], 10)
+        super().__init__(kind, Geometry(SHAPE, SIDE, SHAPE[0], 10))
         self.clock, self.service_ns = clock, service_ns
         self.calls = 0
         self.sizes: list[int] = []

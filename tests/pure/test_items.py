@@ -204,7 +204,7 @@ def test_other_items_than_a_network_declares_are_refused(tmp_path, name, dtype, 
 
 
 def test_the_null_network_reads_the_first_value_of_any_item() -> None:
-    null = NullPredictor("single", (2, 3), 2, 1, 5)
+    null = NullPredictor("single", Geometry((2, 3), 2, 1, 5))
     batch = np.array([[[7.5, 0, 0], [0, 0, 0]], [[np.nan, 0, 0], [0, 0, 0]]], np.float32)
     assert null.predict(batch).argmax(2).tolist() == [[2], [0]]
 

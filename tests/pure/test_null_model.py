@@ -13,11 +13,12 @@ from collage_mpi.encoding.decode import decode
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import UsageError
 from collage_mpi.models import describe, load_predictor
+from collage_mpi.models.info import Geometry
 from collage_mpi.models.null import NullPredictor
 
 
 def test_single_answers_by_pixel() -> None:
-    network = NullPredictor("single", (4, 6, 3), 3, 28, 10)
+    network = NullPredictor("single", Geometry((4, 6, 3), 3, 28, 10))
     batch = np.zeros((3, 4, 6, 3), dtype=np.uint8)
     batch[:, 0, 0, 0] = [7, 13, 250]
     scores = network.predict(batch)
@@ -31,13 +32,13 @@ def test_collage_agrees_with_single_on_each_cell() -> None:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (9, 5, 5, 1), dtype=np.uint8)
     collage = Encoder(Grid(3, 5), (5, 5, 1)).paste(list(images))
-    many = NullPredictor("collage", (5, 5, 1), 3, 5, 7).predict(collage[None])
-    one = NullPredictor("single", (5, 5, 1), 3, 5, 7).predict(images)
+    many = NullPredictor("collage", Geometry((5, 5, 1), 3, 5, 7)).predict(collage[None])
+    one = NullPredictor("single", Geometry((5, 5, 1), 3, 5, 7)).predict(images)
     assert decode(many[0]) == decode(one[:, 0])
 
 
 def test_more_classes_than_grey_levels() -> None:
-    network = NullPredictor("single", (1, 1, 1), 2, 1, 1000)
+    network = NullPredictor("single", Geometry((1, 1, 1), 2, 1, 1000))
     assert network.predict(np.full((1, 1, 1, 1), 255, np.uint8)).argmax() == 255
 
 
@@ -71,3 +72,7 @@ def test_describing_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
     assert done.returncode == 0
+
+
+def test_where_nobody_says_how_many_classes_there_are_it_has_ten():
+    assert NullPredictor("single", Geometry((4, 6, 3), 3, 28, None)).classes == 10

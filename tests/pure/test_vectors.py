@@ -126,7 +126,7 @@ def test_the_largest_answer_fits_its_message(settings, scheme, world, extras):
     assert make_manifest(plan)["extras"] == {"top_k": None, "save": "none", **extras}
     length = [KeptColumn("embedding", "<f4", (9000,))]
     kept = layout_of(plan.settings.extras.columns(plan.classes, length)).itemsize // 4
-    network = NullPredictor("single", (6, 6, 1), 2, 6, plan.classes)
+    network = NullPredictor("single", Geometry((6, 6, 1), 2, 6, plan.classes))
     network.columns = tuple(length) if extras["save"] == "embeddings" else ()
     room = max(
         Networks(told, lambda *_: network, time.time_ns, time.time_ns).answer_bytes
@@ -169,7 +169,7 @@ def test_ranks_must_give_embeddings_of_one_length():
 
 
 def test_an_answer_has_room_for_what_is_kept_of_each_image_of_a_group():
-    network = NullPredictor("single", (6, 6, 1), 2, 6, 1)
+    network = NullPredictor("single", Geometry((6, 6, 1), 2, 6, 1))
     told = replace(
         WELCOME,
         geometry=Geometry((6, 6, 1), 2, 6, 1),
