@@ -1,6 +1,7 @@
-"""How a launched job ended, and the exit code and the line that follow from it. Also takes what
-launchers print when a rank ends badly out of the output. If a rank has said what is wrong, the
-launcher's fifteen lines about it are dropped; otherwise they are all there is, and are shown last.
+"""Works out the exit code of a launched job, and the line that explains it.
+
+Also filters the launchers' banners about ended ranks. If a rank has said what is wrong, the
+launcher's fifteen lines are dropped. Otherwise they are the only explanation, and are shown last.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _LONGEST = 40  # lines; a banner without its closing rule must not swallow the o
 
 
 class Reached(Enum):
-    """How far the job came, as reported to launch."""
+    """How far the job has come, as reported to launch."""
 
     NO_RANK = auto()  # no rank has reported
     RANKS = auto()  # ranks may have started, but MPI has not
@@ -69,10 +70,11 @@ class Ending:
     """How a job ended, as far as the launching side can tell.
 
     Attributes:
-        launcher: the launcher's exit code, negative for a signal, as subprocess says it.
+        launcher: the launcher's exit code; negative for a signal, as in `subprocess`.
         reported: the exit code that rank 0 reported; None if it reported none.
         stopped_by: the first signal that asked the job to stop.
         cut: why launch ended the job; None if launch did not.
+        reached: how far the job has come.
         died: the process that ended the job, as reported by its launcher or the shell around it.
         failed: whether a rank has printed why it failed.
     """
@@ -98,17 +100,18 @@ def exit_code(
     must_report: bool = False,
     earlier: str | None = None,
 ) -> tuple[int, str | None]:
-    """The exit code, and a line that explains it if the output of the job did not.
+    """The exit code, and a line that explains it (None if the job's output does).
 
-    The launcher's code alone is not reliable: the code that rank 0 reported comes first, and a
+    The launcher's code alone is not reliable. The code that rank 0 reported comes first, and a
     complete run must have its marker. The result is an `ExitCode`, or 128 plus the number of the
-    signal that stopped the launch before the job had begun.
+    signal that stopped the launch before the job began.
 
     Args:
+        ending: how the job ended.
         marker: the file in `--out` that says that the run is complete; None without `--out`.
         must_report: the launcher tolerates lost ranks, so a job is incomplete if rank 0 has not
             reported a code.
-        earlier: what `marker_text` said before the job.
+        earlier: the result of `marker_text` before the job.
     """
     cut, code, note = ending.cut, ending.reported, None
     if cut is not None and (cut.code is ExitCode.INCOMPLETE or code not in _KNOWN_CODES):
@@ -137,7 +140,7 @@ def script_code(ending: Ending) -> tuple[int, str | None]:
 
 
 def marker_text(marker: Path | None) -> str | None:
-    """What the marker of a complete run says; None if there is none."""
+    """The content of a complete run's marker; None if there is no marker."""
     try:
         return None if marker is None else marker.read_text(errors="replace")
     except OSError:
@@ -190,7 +193,7 @@ class BannerFilter:
         self._held: list[str] = []
 
     def feed(self, line: str) -> list[str]:
-        """The lines to show now that `line` has arrived. Lines come without newline."""
+        """The lines to show now that `line` has arrived. Lines have no newline."""
         if MESSAGE.match(line):
             self.explained = True
         self.failed = self.failed or FAILED.match(line) is not None

@@ -1,6 +1,8 @@
-"""A job's ranks as launch sees them. `Startup` follows the start until MPI is up on all of them.
-`RankProcesses` follows their processes on this host: which process is which rank, how long rank 0
-has been stopped or all ranks have been gone, and which shared memory they used.
+"""Follows a job's ranks from launch.
+
+`Startup` follows the start until MPI is up on all ranks. `RankProcesses` follows the processes on
+this host: which process is which rank, how long rank 0 has been stopped or all ranks have been
+gone, and which shared memory they used.
 
 A suspended job stops as a whole, together with launch, and goes on later. So rank 0 counts as
 stopped only while other ranks of the host are running and launch looks.
@@ -21,12 +23,12 @@ from collage_mpi.system.launchers import Death
 from collage_mpi.system.printable import numbered
 from collage_mpi.system.process_tree import holders_of, stat_of
 
-TELL_AFTER_S = 30.0  # and again after twice as long, and so on
-INIT_LIMIT_S = 120.0  # for MPI to be up once all ranks have begun to start it: it takes some 1 s
-END_GRACE_S = 10.0  # for MPI to be up after all, once a rank has ended before it was
+TELL_AFTER_S = 30.0  # until the first message about a slow start; the next come at twice the time
+INIT_LIMIT_S = 120.0  # until MPI must be up after all ranks have begun to start it (usually 1 s)
+END_GRACE_S = 10.0  # until MPI must be up after a rank has ended
 MOST_NAMED = 12
 
-BUS_ERROR = "/dev/shm may be full"  # the messages of one host lie there
+BUS_ERROR = "/dev/shm may be full"  # ranks of one host exchange messages there
 SIGNAL_NAMES = {int(number): number.name for number in signal.Signals}
 
 
@@ -96,7 +98,7 @@ class Startup:
         return f"MPI is not up after {waited_s:.0f} s: {self.who_is_missing()}"
 
     def status(self) -> dict[str, Any]:
-        """For the display."""
+        """The status for the display."""
         there = len(self.there)
         return {"phase": "starting", "done": there, "total": self._ranks, "unit": "ranks"}
 
@@ -111,7 +113,7 @@ class Startup:
             return f"rank {rank} has ended before it ({how}{full})"
         missing = [rank for rank in range(self._ranks) if rank not in self.there]
         if not missing:
-            return f"all {self._ranks} ranks have begun to start it, and wait for each other"
+            return f"all {self._ranks} ranks have begun to start MPI and wait for each other"
         return (
             f"{len(self.there)} of {self._ranks} ranks are there; nothing yet of "
             f"{numbered('rank', missing, MOST_NAMED)}: dead, hung or slow to import"
@@ -121,9 +123,9 @@ class Startup:
         self._until_s = min(self._until_s, self._clock() + seconds)
 
 
-LOOK_EVERY_S = 1.0
-LOOK_AT_START_S = 0.3  # Python alone takes longer to begin
-LONGEST_LOOK_S = 2.0  # if a gap is longer, launch was stopped itself
+LOOK_EVERY_S = 1.0  # between looks at the processes
+LOOK_AT_START_S = 0.3  # the same during the start; Python takes longer than this to begin
+LONGEST_LOOK_S = 2.0  # after a longer gap between looks launch itself was stopped
 
 
 class RankProcesses:
@@ -131,17 +133,17 @@ class RankProcesses:
     is up, and then `look` now and then.
 
     Args:
-        word: NAME=value in the environment of all of them.
+        word: NAME=value in the environment of all these processes.
     """
 
     def __init__(self, word: str, proc: Path = Path("/proc")) -> None:
         self._word, self._proc = word, proc
         self._files: set[Path] = set()
-        self._ranks: dict[int, int] = {}  # by process, without shells and children of ranks
-        self._missing: set[int] = set()  # ranks, as of the last time that they were met
+        self._ranks: dict[int, int] = {}  # pid -> rank, without shells and children of ranks
+        self._missing: set[int] = set()  # ranks that had no process at the last `lost`
         self._looked_s = 0.0
-        # As of the last look: how long rank 0 has been stopped while another rank of this host was
-        # not, and how long rank 0 and all others of this host have been gone.
+        # At the last look: how long rank 0 has been stopped while another rank of this host was
+        # running, and how long all ranks of this host have been gone.
         self.still_s = self.gone_s = 0.0
 
     def meet(self) -> None:
@@ -161,7 +163,7 @@ class RankProcesses:
         self._ranks = {pid: ranks[pid] for pid in own if parents[pid] not in own}
 
     def lost(self) -> int | None:
-        """Look again; returns the lowest rank that had a process and now twice has none."""
+        """Look again; the lowest rank that had a process, but not at this and the last look."""
         missing, there = self._missing, {*self._ranks.values()}
         self.meet()
         self._missing = (there | missing) - {*self._ranks.values()}
@@ -178,7 +180,7 @@ class RankProcesses:
         state = {pid: self._stat(pid)[1][0] for pid in self._ranks}
         alone = any(state[pid] not in ("T", "t", "Z", "") for pid in state if self._ranks[pid] > 0)
         pid = self.rank_0
-        # Not t: somebody looks at it with a debugger.
+        # Not t: then a debugger has stopped it.
         still = alone and pid is not None and state[pid] == "T"
         counted_s = min(gap_s, LONGEST_LOOK_S)
         self.still_s = self.still_s + counted_s if still else 0.0

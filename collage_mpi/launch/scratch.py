@@ -1,8 +1,9 @@
-"""The folder of a launch, for the launcher's files while the job runs, and its removal.
+"""The temporary folder of a launch, for the launcher's files while the job runs.
 
 A launch and its guard process hold a lock in the folder as long as one of them lives, on any host
-and in any container. A folder whose lock is free is left over and may be removed. Launch also notes
-in it the signal that stops a job, because the launcher may pass a different one to the ranks.
+and in any container. A folder whose lock is free is left over and may be removed. Launch also
+writes the signal that stops a job into it, because the launcher may pass another signal to the
+ranks.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def sweep(temporary: Path) -> None:
                 continue
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
         except OSError:
-            continue  # it has just gone, or is just being made
+            continue  # the folder has just gone, or is being made
         try:
             if _take(lock):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -78,7 +79,7 @@ def noted_signal(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def _take(lock: int) -> bool:
-    """Whether the lock was free. On a file system without locks it never is."""
+    """Take the lock; False if it is held, or if the file system has no locks."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -1,5 +1,6 @@
-"""Runs one launched job to its end: passes on its output and signals, keeps its limits, and leaves
-no process or file of it behind.
+"""Runs one launched job to its end.
+
+It passes on output and signals, enforces time limits, and leaves no process or file behind.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ from collage_mpi.system.tell import SafeStream
 
 POLL_S = 0.1
 POLL_CLOSED_S = 0.02  # between two looks at a launcher that has closed both its streams
-DRAIN_S = 1.0  # output that comes after the launcher has ended
-LEAVE_GRACE_S = 10.0  # ranks that outlive each other leave within moments of rank 0
+DRAIN_S = 1.0  # time for output that comes after the launcher has ended
+LEAVE_GRACE_S = 10.0  # from the end of rank 0 until the other ranks are killed
 STOP_GRACE_S = 20.0  # from the request to stop until ranks are killed: time to write results
 END_GRACE_S = 2.0  # from SIGTERM to SIGKILL
-ASLEEP_S = 5.0  # a longer gap between two looks: launch was suspended, and the job with it
-STILL_NOTICE_S = 30.0  # rank 0 alone is stopped: when to say so,
-STILL_LIMIT_S = 300.0  # and when to end the job
+ASLEEP_S = 5.0  # after a longer gap between two looks launch was suspended, with the job
+STILL_NOTICE_S = 30.0  # how long only rank 0 is stopped before launch says so
+STILL_LIMIT_S = 300.0  # how long only rank 0 is stopped before launch ends the job
 
-JOB_VARIABLE = "COLLAGE_MPI_JOB"  # a word of its own in the environment of all its processes
+JOB_VARIABLE = "COLLAGE_MPI_JOB"  # marks all processes of the job, with a unique value
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 
 
@@ -56,11 +57,12 @@ class Limits:
 
     Attributes:
         timeout_s: for the whole job.
-        start_limit_s: until rank 0 says anything. A rank that dies before MPI is up leaves the
-            others waiting in MPI_Init, where no signal reaches them. None where nobody may ever
-            say anything, as in a user's script.
-        leave_grace_s: from the exit code that rank 0 reports, or its end, until the other ranks
-            are killed. A launcher that tolerates lost ranks would wait for a stopped one for ever.
+        start_limit_s: until rank 0 reports anything. If a rank dies before MPI is up, the others
+            wait in MPI_Init, where no signal reaches them. None if rank 0 may never report, as in a
+            user's script.
+        leave_grace_s: from the exit code that rank 0 reports, or from its end, until the other
+            ranks are killed. A launcher that tolerates lost ranks would wait for a stopped rank for
+            ever.
         stop_grace_s: from the request to stop until the job is killed.
     """
 
@@ -74,8 +76,10 @@ class Supervisor:
     """Follows one launched job. Use: `Supervisor(plan, Limits(timeout_s=60.0)).run()`.
 
     Args:
+        plan: the command line.
+        limits: time limits.
         out, err: where the ranks' output goes; the display is drawn on err.
-        clock: monotonic seconds.
+        clock: monotonic, in seconds.
         signals: numbers of received signals that have not been passed on yet.
     """
 
@@ -98,11 +102,11 @@ class Supervisor:
         self._start = Startup(plan.ranks, limits.start_limit_s, clock)
         listens = limits.start_limit_s is not None
         self._ending = Ending(0, reached=Reached.NO_RANK if listens else Reached.RANKS)
-        # Its processes are found by this word even if the launcher has been killed.
+        # The job's processes are found by this word even if the launcher has been killed.
         self._word = f"{JOB_VARIABLE}={uuid.uuid4().hex}"
         self._ranks = RankProcesses(self._word)
-        self._last_words: dict[int | None, str] = {}  # of ranks that rank 0 speaks for, by rank
-        self._until_s = self._kill_at_s = math.inf  # the time limit; when the job is killed
+        self._last_words: dict[int | None, str] = {}  # rank -> error message, if not printed
+        self._until_s = self._kill_at_s = math.inf  # the time limit; when to kill the job
         self._look_at_s = 0.0  # when to look at the ranks' processes again
 
     def run(self) -> Ending:
@@ -177,17 +181,17 @@ class Supervisor:
             self._kill_at_s = now_s + self._limits.stop_grace_s
             name = signal.Signals(number).name
             note_signal(self._plan.scratch, name)
-            self.say(f"{name}: stopping; results so far are kept. Again to stop at once.")
+            self.say(f"{name}: stopping; results so far are kept. A second signal stops at once.")
             if self._process.poll() is None:
                 self._process.send_signal(self.launcher.stop_signal)
 
     def _cut(self, reason: Cut, now_s: float) -> None:
-        """End the job; the first reason counts."""
+        """End the job; only the first reason counts."""
         self._ending.cut = self._ending.cut or reason
         self._kill_at_s = now_s
 
     def _look_at_processes(self, now_s: float) -> None:
-        """Look at the processes of this host's ranks; not at their start while the job stops."""
+        """Look at the processes of this host's ranks, except in a start that is being stopped."""
         if self._start.up:
             self._look_at_s = now_s + LOOK_EVERY_S
             self._look_at_rank_0(now_s)
@@ -199,18 +203,20 @@ class Supervisor:
                 self._start.has_ended(Death(None, rank))
 
     def _look_at_rank_0(self, now_s: float) -> None:
-        """End a job whose rank 0 stays stopped, because its ranks wait for it. Also end a launcher
-        that outlives all ranks: MPICH's waits for the rest of a message from an unknown sender.
+        """End a job whose rank 0 stays stopped, because its ranks wait for it.
+
+        Also end a launcher that outlives all ranks: MPICH's waits for the rest of a message from an
+        unknown sender.
         """
         before_s, still_s = self._ranks.still_s, self._ranks.look(now_s)
         pid = self._ranks.rank_0
         if self._ranks.gone_s >= LEAVE_GRACE_S and self._kill_at_s == math.inf:
-            self.say("all ranks have ended, their launcher has not: it is ended")
+            self.say("all ranks have ended, but their launcher has not: ending the launcher")
             self._kill_at_s = now_s
         if before_s < STILL_NOTICE_S <= still_s:
             self.say(
-                f"rank 0 (pid {pid}) is stopped and the others wait for it: kill -CONT {pid} lets "
-                f"it go on; after {STILL_LIMIT_S:g} s the job is ended as incomplete"
+                f"rank 0 (pid {pid}) is stopped and the other ranks wait for it: kill -CONT {pid} "
+                f"lets it go on; after {STILL_LIMIT_S:g} s the job is ended as incomplete"
             )
         if still_s >= STILL_LIMIT_S:
             self._cut(stood_still(pid), now_s)
@@ -225,8 +231,10 @@ class Supervisor:
             self._cut(never_up(missing, hung=hung), now_s)
 
     def _tell_who_ended(self, held: Sequence[str]) -> None:
-        """Find out what ended the job if no rank has said it: from the rank that left first, else
-        from the launcher's banners. Banners that do not name a killed process are shown.
+        """Find out what ended the job if no rank has said it.
+
+        The rank that left first says it, or else the launcher's banners. Banners that do not name a
+        killed process are shown.
         """
         first = self._start.ended_by
         if first is not None and self._ending.stopped_by is None:
@@ -342,7 +350,7 @@ def _started(plan: LaunchPlan, environment: dict[str, str]) -> subprocess.Popen[
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C reaches us, and we say what to do about it
+        start_new_session=True,  # Ctrl-C reaches only this process, which passes it on
         preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
     )
 

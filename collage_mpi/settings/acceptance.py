@@ -1,6 +1,4 @@
-"""The settings that say when a collage's answer counts, when an image is late, and when it is given
-up.
-"""
+"""The settings for when a collage's answer counts, an image is late, and an image is given up."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from collage_mpi.scheduler.policies import (
 )
 from collage_mpi.system.fields import Settings, setting
 
-MOST_ATTEMPTS = 255  # an attempt is one byte of a row
+MOST_ATTEMPTS = 255  # a row stores the attempt in one byte
 
 _accept = partial(setting, group="when a collage's answer counts")
 _late = partial(setting, group="late and failed images")
@@ -99,9 +97,9 @@ class AcceptSettings(Settings):
         deadlines = self.accept_deadline_ms, self.accept_deadline_quantile
         if self.agree is not None and deadlines != (None, None):
             raise UsageError(
-                f"agree is {self.agree:g} with an accept deadline: after it an answer counts "
-                "whatever its score, so agree could not bound what changes; leave out "
-                "--accept-deadline-ms and --accept-deadline-quantile, or --agree"
+                f"agree is {self.agree:g} with an accept deadline: after the deadline an answer "
+                "counts whatever its score, so agree could not bound the changed answers; leave "
+                "out --accept-deadline-ms and --accept-deadline-quantile, or --agree"
             )
 
     def accept_policy(self) -> AcceptPolicy:

@@ -15,22 +15,22 @@ from collage_mpi.settings.run_settings import MOST_OF_A_LEASE, RunSettings
 from collage_mpi.system.printable import counted
 from collage_mpi.workload.straggler_settings import make_delays
 
-GAIN = 1.05  # a larger batch is worth its wait if it makes so many times the images a second
-PATIENCE = 2  # doublings in a row that gain nothing end the search: one may have been disturbed
-# A batch that loses nothing is taken if it takes no longer than this, because rank 0 spends 13 to
-# 16 us an image on a message of 8 images and 4 to 6 us on one of 64.
+GAIN = 1.05  # a larger batch must give this many times the images a second
+PATIENCE = 2  # doublings without a gain that end the search; one may be a disturbed measurement
+# A larger batch without a loss is taken up to this time, because rank 0 spends 13 to 16 us an image
+# on a message of 8 images, and 4 to 6 us on one of 64.
 SHORT_NS = 20_000_000
-LONG_NS = 500_000_000  # no batch takes longer: the last images of the input wait for one
-BATCHES_A_RANK = 8  # the input has at least so many, so that every rank has work
-MESSAGE_BYTES = 8 << 20  # of pixels that rank 0 sends: it holds four such messages a rank
-DRAWS = 9  # ranks whose injected service time is looked at
+LONG_NS = 500_000_000  # longest time of a batch, because the last images of the input wait for one
+BATCHES_A_RANK = 8  # batches that each rank has at least, so that every rank has work
+MESSAGE_BYTES = 8 << 20  # most pixels of a message; rank 0 holds four messages for each rank
+DRAWS = 9  # ranks whose injected service times are drawn
 NOTHING = "no service time was measured"  # the ranks may be lost by now
 
 Times = Mapping[str, int]  # kind of network -> ns
 
 
 class MostGroups(NamedTuple):
-    """The largest batch that may be chosen, and what speaks against a larger one."""
+    """The largest batch that may be chosen, and why a larger one may not."""
 
     size: int
     why: str
@@ -42,9 +42,10 @@ def most_groups(
     """The largest batch that the input and the messages allow.
 
     Args:
+        settings: of the run.
         placement: of one team.
-        images: of all teams.
-        sent_bytes: what rank 0 sends for the largest task of one group; 0 if workers read.
+        images: number of images, for all teams.
+        sent_bytes: pixels that rank 0 sends for the largest task of a group; 0 if workers read.
     """
     singles = placement.ranks_of(SINGLE)
     each = 1 if singles else settings.group_size  # images of a task
@@ -53,7 +54,7 @@ def most_groups(
         MostGroups(MOST_BATCH, f"the most is {MOST_BATCH}"),
         MostGroups(
             images // (BATCHES_A_RANK * ranks * each),
-            f"a rank is to get at least {BATCHES_A_RANK} batches of {counted(images, 'image')}",
+            f"each rank must get at least {BATCHES_A_RANK} batches of {counted(images, 'image')}",
         ),
     ]
     if settings.teams > 1:
@@ -69,12 +70,13 @@ def most_groups(
 
 @dataclass(frozen=True)
 class ChosenBatch:
-    """A batch, and what decided.
+    """The chosen batch, and why it was chosen.
 
     Attributes:
-        size: groups.
-        why: what speaks against twice as many, in words.
-        alone, together: ns of a batch of one group and of this one, by kind of network.
+        size: number of groups.
+        why: why no larger batch was chosen, in words.
+        alone: kind -> time of a batch of one group, in ns.
+        together: kind -> time of the chosen batch, in ns.
     """
 
     size: int
@@ -93,12 +95,14 @@ class ChosenBatch:
 
 
 def choose_batch(most: MostGroups, times_of: Callable[[int], Times | None]) -> ChosenBatch:
-    """Try 1, 2, 4 ... groups. The smallest batch with nearly the most images a second is chosen,
-    or a larger one that is short and loses nothing.
+    """Try batches of 1, 2, 4 ... groups and choose one.
+
+    The choice is the smallest batch that gives nearly the most images a second, or a larger one
+    that gives nearly as many and takes at most SHORT_NS.
 
     Args:
         most: the largest batch.
-        times_of: the service times of a batch of so many groups; None if it does not fit a device.
+        times_of: gives the service times of a batch, or None if it does not fit a device.
     """
     tried = {1: times_of(1) or {}}
     rates = {1: 1.0}  # relative images a second of the ranks
@@ -138,14 +142,15 @@ def _is_short(took: Times) -> bool:
 
 @dataclass(frozen=True)
 class ModelTimes:
-    """How long networks take by a model, that of injected delays or of a simulation.
+    """Service times by a model: that of injected delays, or that of a simulation.
 
     Attributes:
-        single_ns: for one image.
-        ratio: of the scheme's other network over the single one.
-        batch_costs: kind -> what a further input of a batch takes over the first one.
-        alone_ns: kind -> measured time of one input. For these kinds a batch takes so many times
-            longer than one input as was measured.
+        settings: of the run.
+        single_ns: time of one image on the single network.
+        ratio: time of the scheme's other network divided by that of the single network.
+        batch_costs: kind -> time of a further input of a batch divided by that of the first.
+        alone_ns: kind -> measured time of one input. For these kinds the measured times say how a
+            batch grows with its size, instead of `batch_costs`.
     """
 
     settings: RunSettings
@@ -155,12 +160,12 @@ class ModelTimes:
     alone_ns: Times = field(default_factory=dict)
 
     def inputs(self, size: int, kinds: Iterable[str]) -> dict[str, int]:
-        """Kind -> inputs of a message for a batch of so many groups."""
+        """Kind -> inputs of a message with a batch of `size` groups."""
         settings = self.settings.at_batch(size)
         return {kind: settings.most_inputs(kind) for kind in kinds}
 
     def at_least(self, size: int, took: Times) -> Times:
-        """By kind, the longer of the measured and the modelled time of a batch of `size` groups."""
+        """Kind -> the longer of the measured and the modelled time of a batch of `size` groups."""
         inputs, found = self.inputs(size, took), {}
         for kind, took_ns in took.items():
             factor = batch_factor(inputs[kind], self.batch_costs.get(kind, 1.0))

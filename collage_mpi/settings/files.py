@@ -12,7 +12,7 @@ from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.system.extras import optional
 from collage_mpi.system.files import require_regular
 
-MOST_CHARACTERS = 4_000_000  # of a YAML file with its aliases written out
+MOST_CHARACTERS = 4_000_000  # longest YAML file, with its aliases written out
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def read_settings_file(path: Path) -> dict[str, Any]:
 
     Raises:
         EnvironmentFault: the file cannot be read, or is YAML and PyYAML is missing.
-        UsageError: an unknown ending, content of another format, or no table of settings.
+        UsageError: the ending is unknown, or the content has another format or no settings.
     """
     if path.suffix not in _PARSERS:
         raise UsageError(f"settings file {path}: known endings are {', '.join(_PARSERS)}")
@@ -33,7 +33,7 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     try:
         values = parse(text, f"settings file {path}")
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"settings file {path} is no {name}: {error}") from error
+        raise UsageError(f"settings file {path} is not valid {name}: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UsageError(f"settings file {path} does not hold a table of settings")
     return values
@@ -48,7 +48,7 @@ def _toml(text: str, _: str) -> Any:
 
 
 def _yaml(text: str, what: str) -> Any:
-    """Plain values; the safe loader makes no objects."""
+    """Parse YAML into plain values; the safe loader makes no other objects."""
     yaml = optional("yaml", "yaml", what, "write the settings as .toml")
     try:
         loader = yaml.SafeLoader(text)
@@ -67,7 +67,7 @@ def _check_aliases(node: Any, sizes: dict[int, int | None]) -> int:
     if id(node) in sizes:
         known = sizes[id(node)]
         if known is None:
-            raise ValueError("an alias (*name) stands within what it names")
+            raise ValueError("an alias (*name) lies inside the value that it names")
         return known
     sizes[id(node)] = None
     parts = getattr(node, "value", None) or ()
@@ -85,7 +85,7 @@ def _check_aliases(node: Any, sizes: dict[int, int | None]) -> int:
     return size
 
 
-# ending -> the format's name, and what parses a text of the file that messages call `what`
+# Ending -> name of the format, and its parser: (text, name of the file in messages) -> values.
 _PARSERS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     ".toml": ("TOML", _toml),
     ".yaml": ("YAML", _yaml),

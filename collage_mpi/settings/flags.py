@@ -1,5 +1,6 @@
-"""Command-line flags made from the fields of settings classes: their names, types, help and
-groups. `--help` imports this module, so what only runs take is imported where it is used.
+"""Makes command-line flags from the fields of settings classes, with names, types and help.
+
+`--help` imports this module, so modules that only runs need are imported where they are used.
 """
 
 from __future__ import annotations
@@ -31,21 +32,21 @@ if TYPE_CHECKING:
 Values = dict[str, Any]  # settings by their names, as they were given
 A = TypeVar("A", bound="Arguments")
 
-SETTINGS = "settings"  # the flag that names a file of them
+SETTINGS = "settings"  # the flag that names a settings file
 SWITCH = "switch"
 _METAVARS = {int: "N", float: "X", str: "WORD", Path: "PATH"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """The base of what a command takes: its fields are `setting`s, declared as those of a run.
+    """The base of the arguments of all commands. Fields are declared by `setting`, as in a run.
 
     Attributes:
-        titles: of the groups of --help that come first.
-        given: settings of other classes whose flags the command has too, if they were given.
+        titles: groups of --help that come first.
+        given: settings of other classes whose flags the command has too, as they were given.
 
     Raises:
-        UsageError: a value that is out of bounds, or no file of this package.
+        UsageError: a value is out of bounds, or names no file of this package.
     """
 
     titles: ClassVar[tuple[str, ...]] = ()
@@ -59,7 +60,7 @@ class Arguments:
 
     @classmethod
     def read(cls: type[A], values: Mapping[str, Any]) -> A:
-        """Build from what argparse found; what is no field of this class is `given`."""
+        """Build from argparse's values; values that are no fields of this class go to `given`."""
         own = {spec.name for spec in own_fields(cls)}
         mine = {
             name: tuple(value) if isinstance(value, list) else value
@@ -70,8 +71,9 @@ class Arguments:
 
 
 def own_fields(of: type[Arguments] | type[Settings]) -> list[Field[Any]]:
-    """The fields that have a flag or a place in the command line. Of `Arguments`, the fields that
-    a class declares itself come before those that it inherits.
+    """The fields that have a flag or a place in the command line.
+
+    For `Arguments`, a class's own fields come before inherited ones.
     """
     specs = [spec for spec in fields(of) if "about" in spec.metadata]
     if not issubclass(of, Arguments):
@@ -93,9 +95,7 @@ class _Lines(argparse.HelpFormatter):
 
 
 def add_setting_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every setting of a run, --profile, and --settings FILE. Flags win over the
-    file.
-    """
+    """Add a flag for every setting of a run, and --profile and --settings FILE."""
     from collage_mpi.settings.profiles import PROFILE, PROFILES
     from collage_mpi.settings.run_settings import RunSettings
 
@@ -132,8 +132,10 @@ def add_flags(
 
     Args:
         of: the class.
-        only: these fields; none: all of them.
-        kind: of network: its flags, with its defaults in --help; "": all flags.
+        parser: gets the flags.
+        of: the class.
+        only: names of the fields; () for all.
+        kind: a kind of network: only its flags, with its defaults in --help; "": all flags.
     """
     for title in of.titles if issubclass(of, Arguments) else ():
         group_of(parser, title)
@@ -156,8 +158,8 @@ def add_flags(
 
 
 def group_of(parser: argparse.ArgumentParser, title: str) -> argparse._ActionsContainer:
-    """The group of --help with that title, created if it is missing; "" is that of the options."""
-    if not title:  # not the parser itself, which would list all choices at once: `plugins.Names`
+    """The group of --help with this title, made if it is missing; "" is the group of options."""
+    if not title:  # the parser itself would list all choices now and load `plugins.Names`
         return parser._optionals
     groups = (group for group in parser._action_groups if group.title == title)
     return next(groups, None) or parser.add_argument_group(title)
@@ -234,7 +236,7 @@ def flags_of(settings: Settings) -> list[str]:
 
 
 def words_of(values: Mapping[str, Any]) -> list[str]:
-    """The flags that give a run these settings, and perhaps a profile."""
+    """The flags that give these settings, perhaps with a profile, to a run."""
     from collage_mpi.settings.run_settings import RunSettings
 
     specs, words = {spec.name: spec for spec in fields(RunSettings)}, []
@@ -254,9 +256,7 @@ def given_run(given: Mapping[str, Any]) -> RunSettings:
 
 
 def over_file(given: Mapping[str, Any]) -> tuple[Values, str]:
-    """The settings that were given, flags over the file that --settings names, and their source
-    for messages.
-    """
+    """The given settings, and their source for messages. Flags override the --settings file."""
     values = {name: value for name, value in given.items() if name != SETTINGS}
     if not given.get(SETTINGS):
         return values, "flags"

@@ -16,7 +16,7 @@ from collage_mpi.system.fields import AUTO, Settings, setting
 if TYPE_CHECKING:
     from collage_mpi.shards.pictures import PictureFit
 
-MOST_PX = 1 << 14  # of a picture
+MOST_PX = 1 << 14  # largest height and width of a picture
 _setting = partial(setting, group="input and output")
 _network = partial(setting, group="networks")
 
@@ -116,7 +116,7 @@ class InputSettings(Settings):
         self.shuffle_seed()
 
     def picture_shape(self, shape: tuple[int, ...] | None = None) -> tuple[int, int, int]:
-        """(H, W, C) of the images that pictures become; `shape` is what the networks need."""
+        """(H, W, C) to which pictures are converted. `shape`: what the networks need, if known."""
         from collage_mpi.shards.pictures import DEFAULT_PX  # late: --help reads this module
 
         height, width, channels = shape or (DEFAULT_PX, DEFAULT_PX, 3)
@@ -129,12 +129,12 @@ class InputSettings(Settings):
         resize_px: int | None = None,
         by: str | None = None,
     ) -> PictureFit:
-        """How pictures become images.
+        """How pictures are converted to images.
 
         Args:
             shape: (H, W, C) that the networks need, if known.
-            resize_px: of the shorter edge before the crop, as the networks have it.
-            by: the filter by which the networks want pictures resized, if they say so.
+            resize_px: length of the shorter edge before the crop, as the networks need it.
+            by: filter for resizing, if the networks name one.
         """
         from collage_mpi.shards.pictures import (  # late: --help reads this module
             FILTERS,
@@ -218,7 +218,7 @@ class NetworkSettings(Settings):
     )
 
     def network(self, kind: str) -> str:
-        """The weights that ranks of a kind load: their own network, or the one that replaces it."""
+        """The network that ranks of a kind load: their own, or the one that replaces it."""
         return str(getattr(self, kind, "") or getattr(self, KIND[kind].network))
 
     def tuning(self) -> Tuning:

@@ -1,6 +1,4 @@
-"""The settings of when images come, of how groups follow each other, and of how the job survives
-lost ranks.
-"""
+"""The settings for when images arrive, how groups follow each other, and surviving lost ranks."""
 
 from __future__ import annotations
 
@@ -17,11 +15,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 ARRIVALS = ("closed", "poisson", "file")
-# model -> the setting that it alone needs, and an example
+# model of arrivals -> the setting that only this model needs, and an example
 _NEEDS = {"poisson": ("rate", "--rate 200"), "file": ("arrival_file", "--arrival-file F")}
 
-MOST_BATCH = 1024  # larger batches gain nothing that is known
-MOST_TEAMS = 4096  # of a run's 65,535 sessions each team of a launch is one
+MOST_BATCH = 1024  # no network is known that gains from a larger batch
+MOST_TEAMS = 4096  # a run has at most 65,535 sessions, and each team of a launch is one
 
 _pace = partial(setting, group="pace")
 _survival = partial(setting, group="lost ranks, progress")
@@ -29,7 +27,7 @@ _survival = partial(setting, group="lost ranks, progress")
 
 @dataclass(frozen=True, repr=False)
 class ArrivalSettings(Settings):
-    """When images come. See each field's help line."""
+    """When images arrive. See each field's help line."""
 
     arrivals: str = _pace(
         "closed",
@@ -60,14 +58,14 @@ class ArrivalSettings(Settings):
 
     @property
     def open_loop(self) -> bool:
-        """Whether images come at given times."""
+        """Whether images arrive at given times."""
         return self.arrivals != "closed"
 
     def arrival_times_ns(self, images: int) -> np.ndarray | None:
         """(images,) int64 ns since the start, non-decreasing; None in a closed loop.
 
         Raises:
-            EnvironmentFault, DataFault: as `arrivals.load_times_ns`.
+            EnvironmentFault, DataFault: as in `arrivals.load_times_ns`.
         """
         if not self.open_loop:
             return None
@@ -125,7 +123,10 @@ class PaceSettings(ArrivalSettings):
 
     def _check(self) -> None:
         if self.open_loop and self.between == "drain":
-            raise UsageError("between drain is for the closed loop: leave it out with arrivals")
+            raise UsageError(
+                f"between is drain with arrivals {self.arrivals}; drain works only in the closed "
+                "loop: leave out --between or --arrivals"
+            )
 
     @property
     def mode(self) -> str:
@@ -139,7 +140,7 @@ class PaceSettings(ArrivalSettings):
 
     @property
     def batch_size(self) -> int:
-        """Groups of a batch; 1 until `batch auto` is chosen."""
+        """Groups of a batch; 1 until `--batch auto` has chosen it."""
         return self.batch or 1
 
     @property
@@ -149,7 +150,7 @@ class PaceSettings(ArrivalSettings):
 
     @property
     def released_together(self) -> int:
-        """Groups that come in at the same time, with one t0: a batch in a closed loop."""
+        """Groups that enter the job together, with one t0: a batch in a closed loop."""
         return 1 if self.open_loop else self.batch_size
 
 

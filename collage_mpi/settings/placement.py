@@ -18,7 +18,7 @@ class Placement:
     """
 
     kinds: tuple[frozenset[str], ...]
-    coordinator: int = 0  # rank of the world; the others of its team follow
+    coordinator: int = 0  # its rank in the world; the other ranks of its team follow
 
     @property
     def world_size(self) -> int:
@@ -64,8 +64,13 @@ def one_world(world_size: int, launcher_size: int | None) -> bool:
 
 
 def wrong_size(world: int, who: str, counts: Mapping[str, int], scheme: str) -> EnvironmentFault:
-    """The message with what to type instead; counts: ranks needed of each kind, who: the flag that
-    N comes from.
+    """The error for a world of the wrong size, with what to type instead.
+
+    Args:
+        world: number of ranks.
+        who: the flag that gives the number of single ranks.
+        counts: kind -> number of ranks that are needed.
+        scheme: its name.
     """
     needed = 1 + sum(counts.values())
     parts = " + ".join(["1 coordinator", *[f"{n} {kind}" for kind, n in counts.items()]])
@@ -84,7 +89,7 @@ def wrong_size(world: int, who: str, counts: Mapping[str, int], scheme: str) -> 
 
 
 def one_world_is_missing(world: int, launcher_size: int | None, needed: int) -> EnvironmentFault:
-    """The message with what to type instead."""
+    """The error for ranks that are not one world, with what to type instead."""
     lines = (
         f"  collage-mpi launch -n {needed} -- run ...     finds the matching mpiexec\n"
         f"  mpiexec -n {needed} collage-mpi run ...       the mpiexec of the MPI installed here\n"
@@ -93,7 +98,7 @@ def one_world_is_missing(world: int, launcher_size: int | None, needed: int) -> 
     if launcher_size is not None and launcher_size > 1:
         return EnvironmentFault(
             f"the launcher started {launcher_size} ranks, but MPI says this is rank 0 of {world}: "
-            f"the launcher and the MPI library do not fit together. Use one of\n{lines}"
+            f"the launcher and the MPI library do not match. Use one of\n{lines}"
         )
     return EnvironmentFault(
         f"this is one process on its own; the job needs {needed} ranks. Use one of\n{lines}"

@@ -1,5 +1,6 @@
-"""Named profiles: defaults that go together, below what a user gives. A run does not record the
-profile; only the effective settings are recorded and compared.
+"""Profiles: named sets of defaults, which settings of the user override.
+
+A run does not record its profile; only the effective settings are recorded and compared.
 """
 
 from __future__ import annotations
@@ -59,11 +60,11 @@ def full_depth(values: Json) -> int | None:
     """
     ranks = RankSettings.from_mapping({k: values[k] for k in names(RankSettings) if k in values})
     if ranks.any_size:
-        return None  # auto: as ranks have nothing to do, however many there are
+        return None  # auto: groups enter when ranks are idle, for any number of ranks
     given = PaceSettings.from_mapping({k: values[k] for k in ("credit",) if k in values}).credit
     credit = given or scheme_class(ranks.scheme).credit
     fill = -(-ranks.n_singles // ranks.group_size) if ranks.uses_single else 1
-    if ranks.uses_collage:  # a collage a group, on n_copies of M ranks
+    if ranks.uses_collage:  # each group has a collage, on n_copies of the M ranks
         fill = max(fill, -(-ranks.collage_ranks // ranks.n_copies))
     return 2 * credit * fill
 
@@ -135,8 +136,8 @@ PROFILES: dict[str, Profile] = {
             ),
         },
     ),
-    # analysis/reports/does-it-work.md: of what costs at most 0.1 point there (side 3),
-    # the lowest P99 that needs no time chosen beforehand.
+    # From analysis/reports/does-it-work.md (side 3): the lowest P99 of all settings that cost at
+    # most 0.1 percentage points of accuracy and need no time chosen beforehand.
     "latency": Profile(
         "short tail latency for each group, at about the single network's accuracy, with collages",
         {
@@ -189,12 +190,12 @@ def with_profile(given: Mapping[str, Any], source: str) -> Json:
 def over_recorded(
     recorded: Mapping[str, Any], given: Mapping[str, Any], source: str, *, anew: bool
 ) -> Json:
-    """A run's settings, replaced by the given ones and the profile that they name.
+    """A run's settings, overridden by the given ones and by the profile that these name.
 
     Args:
         recorded: all settings of the run.
-        given: settings, perhaps a profile.
-        source: of the given ones, for messages.
+        given: settings, perhaps with a profile.
+        source: of the given settings, for messages.
         anew: compute the profile's computed values again. Otherwise they stay as recorded, so
             that a run can be resumed with fewer ranks.
 

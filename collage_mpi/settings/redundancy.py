@@ -1,6 +1,4 @@
-"""The settings of schemes and ranks, and what follows from them: numbers of ranks and copies, the
-scheme, its name in tables.
-"""
+"""The settings of schemes and ranks, and the numbers of ranks and copies that follow from them."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ from collage_mpi.system.fields import Settings, setting
 from collage_mpi.system.printable import counted
 
 RANKS = "redundancy and ranks"  # group of --help
-EXPECTED = 9  # differing answers among the images that choose a threshold for `agree`
+EXPECTED = 9  # differing answers expected among the images that choose a threshold for `agree`
 
 _setting = partial(setting, group=RANKS)
 
@@ -143,7 +141,7 @@ class RankSettings(Settings):
 
     @property
     def any_size(self) -> bool:
-        """Whether a world of any size will do. All its ranks but rank 0 hold all networks then."""
+        """Whether a world may have any size. Then all ranks except rank 0 hold all networks."""
         own = scheme_class(self.scheme).placement
         return self.layout == own == "fastest" and self.singles is None
 
@@ -170,17 +168,17 @@ class RankSettings(Settings):
 
     @property
     def uses_stripes(self) -> bool:
-        """Whether the scheme decodes an image from the answers of others in its stripe."""
+        """Whether the scheme decodes images from other answers of their stripe."""
         return self.uses(PARITY) or self.uses(CODED)
 
     @property
     def pastes(self) -> bool:
-        """Whether the scheme makes one picture of several images."""
+        """Whether the scheme pastes several images into one picture."""
         return pastes(self.scheme)
 
     @property
     def usual_singles(self) -> int:
-        """Default number of single ranks. Scheme replicate needs as many for each copy."""
+        """Default number of single ranks; scheme replicate needs this many for each copy."""
         return self.group_size * (self.replicas if self._takes("replicas") else 1)
 
     @property
@@ -212,7 +210,7 @@ class RankSettings(Settings):
 
     @property
     def world_size(self) -> int:
-        """Number of ranks in a world of exactly the right size, including rank 0."""
+        """Number of ranks that the settings need, including rank 0."""
         return 1 + sum(self.n_ranks(kind) for kind in KINDS if self.uses(kind))
 
     def n_ranks(self, kind: str) -> int:
@@ -229,8 +227,8 @@ class RankSettings(Settings):
         single ranks, worlds of 1+M and of 1+N+M are right, and the N single ranks stay idle.
 
         Args:
-            world_size: as MPI says.
-            launcher_size: ranks that the launcher says it started; None outside a launcher.
+            world_size: number of ranks, from MPI.
+            launcher_size: number of ranks, from the launcher; None outside a launcher.
 
         Raises:
             EnvironmentFault: the world has the wrong size, or is N worlds of one rank.
@@ -278,27 +276,27 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
 
     @property
     def takes_threshold(self) -> bool:
-        """Whether the scheme tells sure answers from others by a threshold that may change."""
+        """Whether the scheme has a threshold for sure answers that may change during the run."""
         return self._takes("calibrate")
 
     @property
     def needs_threshold(self) -> bool:
-        """Whether the scheme needs a score from which on the answers of its first network count."""
+        """Whether the scheme needs a threshold for the answers of its first network."""
         return "accept" in scheme_class(self.scheme).only
 
     @property
     def judged(self) -> str:
-        """The kind whose answers the accept policy judges: a quick or a collage network."""
+        """The kind whose answers the accept policy judges: backup or collage."""
         return BACKUP if self.uses(BACKUP) else COLLAGE
 
     @property
     def calibration_size(self) -> int:
-        """Images that choose the threshold of `agree`: whole runs of a group each."""
+        """Number of images that choose the threshold of `agree`: a multiple of the group size."""
         runs = 0.0 if self.agree is None else EXPECTED / (1 - self.agree) / self.group_size
         return math.ceil(round(runs, 6)) * self.group_size
 
     def calibration_images(self, images: int) -> int:
-        """How many of a job's images choose the threshold; 0 if the job has no more images."""
+        """How many of a job's images choose the threshold; 0 if the job is too small for it."""
         return self.calibration_size if self.calibration_size < images else 0
 
     def scheme_settings(self) -> SchemeSettings:
@@ -313,7 +311,7 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
             hedge_budget=self.hedge_budget,
             placement=self.layout,
             parity_k=self.n_stripe,
-            decode=tell_nothing,  # who knows the networks gives another
+            decode=tell_nothing,  # replaced when the networks are known
             bundle_from=self.collage_from,
             beyond_idle=self.collage_counts == "beyond-idle",
             calibrate=self.agree is not None,
@@ -321,8 +319,9 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
 
     @property
     def draws_by_image(self) -> bool:
-        """Whether a rank may run several images of a group. Injected delays are then keyed by the
-        image instead of the group.
+        """Whether injected delays are drawn by image instead of by group.
+
+        This is so if a rank may run several images of a group.
         """
         return self.assign == "pull" or self.endgame == "on"
 
@@ -334,8 +333,7 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
     def labels(self) -> dict[str, str]:
         """Scheme and accept policy, as shown in tables and legends.
 
-        Ranks are named if their number is not the default: N other than one a cell (and copy), M
-        other than 1.
+        Numbers of ranks are included if they are not the defaults.
         """
         parts = [make_scheme(self.scheme_settings()).label]
         if self.uses_single and self.singles not in (None, self.usual_singles):
@@ -355,5 +353,5 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
 
 
 def pastes(scheme: str) -> bool:
-    """Whether the scheme of that name makes one picture of several images."""
+    """Whether the scheme with this name pastes several images into one picture."""
     return any(KIND[kind].encoded for kind in scheme_class(scheme).needs)

@@ -1,5 +1,6 @@
-"""The settings of a run: one typed object, built once from the parts that the other modules
-declare. Rules between settings of several parts are here.
+"""The settings of a run: one typed object, built from the parts that the other modules declare.
+
+Rules between settings of different parts are here.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from collage_mpi.settings.redundancy import RedundancySettings
 from collage_mpi.system.fields import AUTO, about, names
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
-# Settings that decide how a job survives and tells, not what its rows are.
+# Settings that do not change the rows.
 NOT_OF_ROWS = ("out", "shared_out", "bad_shards", *names(SurvivalSettings))
-MOST_OF_A_LEASE = 4096  # images of a batch of groups, whose places go in one message
+MOST_OF_A_LEASE = 4096  # most images of a batch with teams, whose places fit one message
 R = TypeVar("R", bound="RunSettings")
 
 
@@ -56,7 +57,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
     `Path`.
 
     Raises:
-        UsageError: a value that is out of range or contradicts another.
+        UsageError: a value is out of range or contradicts another one.
     """
 
     def _check(self) -> None:
@@ -85,8 +86,8 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
     def _check_map(self, encoded: str | None) -> None:
         if self.top_k or (self.single and not is_function(self.single)):
             raise UsageError(
-                f"save is outputs with single {self.single} and top_k {self.top_k}: outputs are "
-                "those of a class of your own, FILE.py:CLASS, which names no classes"
+                f"save is outputs with single {self.single} and top_k {self.top_k}: outputs come "
+                "from a Python class of your own, FILE.py:CLASS, which gives no classes of images"
             )
         if encoded is not None or self.takes_threshold:
             raise UsageError(
@@ -96,7 +97,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
 
     @classmethod
     def from_mapping(cls: type[R], values: Mapping[str, Any], source: str = "settings") -> R:
-        """Build from plain values; `profile` names defaults for missing ones.
+        """Build from plain values; `profile` gives defaults for missing ones.
 
         Raises:
             UsageError: as `Settings.from_mapping`; also for an unknown profile, and for values
@@ -134,46 +135,47 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
     def by_place(self) -> bool:
         """Whether tasks refer to images by their place in the shards, so that workers read them.
 
-        With one group at a time a worker would read while nobody computes; rank 0 reads ahead.
+        With one group at a time (depth 1) no rank would compute while a worker reads. So rank 0
+        reads ahead.
         """
         return self.pixels == "workers" or (self.pixels == "auto" and self.depth != 1)
 
     def at_batch(self, size: int) -> RunSettings:
-        """With the batch that was chosen, if it is auto."""
+        """These settings with a batch of `size` groups, if the batch is auto."""
         return replace(self, batch=size) if self.batch is None else self
 
     @property
     def launch_size(self) -> int:
-        """Number of ranks to launch: worlds of exactly the right size, one a team."""
+        """Number of ranks to launch, for all teams."""
         return self.teams * self.world_size
 
     def place_team(self, world_size: int, team: int, launcher_size: int | None) -> Placement:
         """The placement of one team, with ranks numbered in the whole world.
 
         Args:
-            world_size: ranks of the whole world.
-            team: its number, from 0.
-            launcher_size: as in `place`, of the whole world.
+            world_size: number of ranks of the whole world.
+            team: number of the team, from 0.
+            launcher_size: as in `place`, for the whole world.
 
         Raises:
-            EnvironmentFault: as `place`; also if the world cannot be split into
-                that many equal teams.
+            EnvironmentFault: as in `place`; also if the world cannot be split into this many equal
+                teams.
         """
         if self.teams == 1:
             return self.place(world_size, launcher_size)
         size, rest = divmod(world_size, self.teams)
         if not rest and size > 1 and (launcher_size or world_size) == world_size:
-            with suppress(EnvironmentFault):  # of one team, told as of the whole world
+            with suppress(EnvironmentFault):  # the error below is about the whole world
                 return replace(self.place(size), coordinator=team * size)
         raise EnvironmentFault(
-            f"--teams {self.teams} of a world of {world_size} ranks: needed are {self.teams} teams "
-            + ("of as many ranks each" if self.any_size else f"of {self.world_size}")
+            f"--teams {self.teams} with {world_size} ranks: needed are {self.teams} teams of "
+            + ("equal size" if self.any_size else f"{self.world_size} ranks")
             + f": launch with -n {self.launch_size}"
         )
 
     @property
     def paced(self) -> bool:
-        """Whether a group comes in when a rank has nothing to do (depth auto)."""
+        """Whether a group enters the job when a rank is idle (depth auto)."""
         held = self.open_loop or self.between == "drain" or self.assign != "pull"
         return self.depth is None and not held
 
@@ -185,7 +187,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
     def groups_in_flight(self, workers: int) -> int:
         """The largest depth of the scheduler: the setting, or an open loop's window in groups.
 
-        If groups come in as ranks have room, each message may delay another group.
+        If groups enter when ranks are idle, each message may belong to another group.
         """
         if self.paced:
             return self.messages * max(self.world_size, workers + 1)
@@ -202,25 +204,24 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         return self.audit if self.takes_threshold and not itself else 0.0
 
     def audit_facts(self) -> dict[str, Any]:
-        """What a manifest says of audits, where there are any."""
+        """The manifest's facts about audits; {} without audits."""
         share = self.audit_share
         return {"audit": {"share": share, "seed": self.audit_seed}} if share else {}
 
     def tuning(self) -> Tuning:
-        """How the workers run their networks. Values that `--save` keeps are computed in
-        float32.
-        """
+        """How the workers run their networks; in float32 if `--save` keeps values."""
         asked = super().tuning()
         exact = asked.precision == AUTO and self.save != NO_SAVE
         return replace(asked, precision="float32") if exact else asked
 
     def most_inputs(self, kind: str) -> int:
-        """Most inputs of a message to a rank of the kind: a batch."""
+        """Most inputs of a message to a rank of the kind."""
         return self.batch_size * (self.group_size if KIND[kind].batched else 1)
 
     def batch_costs(self) -> dict[str, float]:
-        """By kind, the cost of a further input of a batch if it is not measured: as much as the
-        first one, so that a batch gains nothing.
+        """Kind -> cost of a further input of a batch, relative to the first, if not measured.
+
+        By default a further input costs as much as the first, so that a batch gains nothing.
         """
         cost = 1.0 if self.batch_cost is None else self.batch_cost
         batched = [
@@ -232,8 +233,10 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
 
     @property
     def runs(self) -> bool:
-        """Whether images that come in together are sent and answered as runs: the same is wanted of
-        each of them, and no vector is kept. At batch 1 a run costs more than it saves.
+        """Whether images that arrive together are handled as runs.
+
+        This needs that all of them are handled alike and that no vectors are kept. At batch 1 a run
+        costs more than it saves.
         """
         alone = self.open_loop or self.linger_ms is not None or self.batch_size == 1
         bundled = self.in_whole_batches or scheme_class(self.scheme).bundles_runs
@@ -241,7 +244,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
 
     @property
     def in_whole_batches(self) -> bool:
-        """Whether a run may be one task: no delay is injected for each image."""
+        """Whether a run may be one task. This needs that no delay is injected for each image."""
         plain = self.scheme == "none" and self.assign == "pull" and not self.injects
         return plain and self.batch_size > 1
 
@@ -253,13 +256,13 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         *,
         runs: bool = False,
     ) -> SchedulerSettings:
-        """What the scheduler of a world, or of one team, is told, in its units.
+        """The scheduler's settings for a world or one team, in its units.
 
         Args:
-            workers: ranks but the coordinator.
-            ratio: the collage network's service time over the single one's.
-            batch_costs: kind -> what a further input of a batch takes over the first.
-            runs: whether images come in as runs.
+            workers: number of ranks without the coordinator.
+            ratio: service time of the scheme's other network divided by that of the single network.
+            batch_costs: kind -> time of a further input of a batch divided by that of the first.
+            runs: whether images arrive as runs.
         """
 
         def ns(value: float | None, unit: float) -> int | None:
@@ -284,7 +287,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         )
 
     def digest(self) -> str:
-        """A hash of the settings that decide the rows; the output folder does not count."""
+        """A hash of the settings that decide the rows."""
         rows = {k: v for k, v in self.to_dict().items() if k not in NOT_OF_ROWS}
         return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -271,7 +271,7 @@ def test_a_job_whose_rank_0_is_stopped_for_good_is_told_and_ended(monkeypatch, o
     code, note = exit_code(made.run(), None)
     assert code == 6
     assert "was stopped for good" in note
-    assert err.getvalue().count("is stopped and the others wait for it: kill -CONT") == 1
+    assert err.getvalue().count("is stopped and the other ranks wait for it: kill -CONT") == 1
 
 
 IS_UP = '@status:w {"up": 1}\n'

@@ -79,9 +79,9 @@ def test_where_nothing_was_measured_the_batch_is_1(found):
     ("values", "images", "sent_bytes", "size", "why"),
     [
         ({}, 10**9, 0, 1024, "the most is 1024"),
-        ({}, 720, 0, 10, "a rank is to get at least 8 batches of 720 images"),
-        ({}, 5, 0, 0, "a rank is to get at least 8 batches of 5 images"),
-        ({"teams": 2}, 1440, 0, 10, "a rank is to get at least 8 batches of 1,440 images"),
+        ({}, 720, 0, 10, "each rank must get at least 8 batches of 720 images"),
+        ({}, 5, 0, 0, "each rank must get at least 8 batches of 5 images"),
+        ({"teams": 2}, 1440, 0, 10, "each rank must get at least 8 batches of 1,440 images"),
         ({"teams": 2}, 10**9, 0, 455, "a team takes at most 4096 images at a time"),
         ({}, 10**9, 150_528, 55, "rank 0 sends at most 8 MiB in a message"),
     ],

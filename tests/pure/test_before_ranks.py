@@ -56,7 +56,7 @@ def launched(*words: str) -> int:
         (("--", *RUN, "--out", "o", "--nix"), 2, "unrecognized arguments: --nix"),
         (("--", *RUN), 2, "--out is missing"),
         (("--", *RUN, "--resume", "--single", ""), 2, "--out is missing"),
-        (("--", "run", "--settings", "bad.toml"), 2, "bad.toml is no TOML"),
+        (("--", "run", "--settings", "bad.toml"), 2, "bad.toml is not valid TOML"),
         (("--", "run", "--settings", "list.json"), 2, "does not hold a table"),
         (("--", *RUN, *SWAPPED, "--out", "o"), 2, "the wrong way round"),
         (("--", *RUN, "--single", "no.safetensors", "--out", "o"), 3, "it is not there"),
@@ -67,7 +67,7 @@ def launched(*words: str) -> int:
         (("-n", "2", "--on-rank-loss", "continue", "--", "verify", "o"), 2, "continue is for run"),
         (("-n", "5", "--", "demo", "--out", "o"), 2, "-n is 5; demo needs 11 ranks"),
         (("--", "demo", "--out", "o", "--groups", "1"), 2, "--groups is 1"),
-        (("--", "experiment", "bad.toml", "--out", "o"), 2, "bad.toml is no TOML"),
+        (("--", "experiment", "bad.toml", "--out", "o"), 2, "bad.toml is not valid TOML"),
         (("--", "experiment", "two.json", "--out", "o"), 2, "need 6, 11 ranks. Without launch"),
     ],
 )

@@ -410,7 +410,7 @@ def test_aliases_of_yaml_cannot_fill_the_memory(tmp_path: Path) -> None:
     assert found["other"] == {"side": 4, "depth": 2}
     assert found["list"] == [{"side": 3, "depth": 2}] * 2
     own.write_text("side: &a [*a]")
-    with pytest.raises(UsageError, match="stands within what it names"):
+    with pytest.raises(UsageError, match="lies inside the value that it names"):
         read_settings_file(own)
     (tmp_path / "empty.yaml").write_text("# nothing")
     with pytest.raises(UsageError, match="does not hold a table"):

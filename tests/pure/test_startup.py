@@ -48,7 +48,7 @@ def test_once_all_are_there_mpi_has_less_time():
     made.arrived(0)
     clock.now_s += 100.0
     made.arrived(1)
-    assert "all 2 ranks have begun to start it" in made.who_is_missing()
+    assert "all 2 ranks have begun to start MPI" in made.who_is_missing()
     clock.now_s += INIT_LIMIT_S
     assert not made.too_late(clock())
     clock.now_s += 1.0
