@@ -1,5 +1,6 @@
-"""Collage inference over MPI: no slow tail, nothing lost, one extra rank. The public names are
-resolved on first use, so that importing the package costs nothing.
+"""Collage inference over MPI: no slow tail, nothing lost, one extra rank.
+
+Public names are resolved on first use, so that importing the package costs nothing.
 """
 
 from __future__ import annotations

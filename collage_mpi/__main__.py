@@ -5,7 +5,7 @@ import sys
 
 
 def main() -> int:
-    """Run the command line. Ctrl-C while it is still being imported gives a message, no traceback.
+    """Run the command line. Ctrl-C during its import gives a message instead of a traceback.
 
     A rank does not return from here (see `system.hard_exit`).
     """
@@ -17,7 +17,7 @@ def main() -> int:
         return 130
     code = command()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # nothing is left to stop, and the code is decided
+        signal.signal(number, signal.SIG_IGN)  # the exit code must not change any more
     leave_world(code)
     return code
 

@@ -1,5 +1,4 @@
-"""The Python API of a run: `launch_run` and `map_batches` start its ranks, `run` is called on each
-of them."""
+"""The Python API of a run: `launch_run` and `map_batches` start ranks, `run` runs on each rank."""
 
 from __future__ import annotations
 
@@ -80,10 +79,10 @@ def launch_run(
         timeout_s: end the job after this time, as incomplete; None for no limit.
 
     Returns:
-        The job's exit code; 128 + the signal's number if one came before the job had begun.
+        The job's exit code; 128 + the number of a signal that came before the job began.
 
     Raises:
-        UsageError: settings that cannot be run.
+        UsageError: the settings cannot be run.
         EnvironmentFault: no fitting MPI, or this process is a rank itself.
     """
     from collage_mpi.commands.launch import LaunchArguments, launch_ranks
@@ -107,24 +106,24 @@ def map_batches(
 ) -> Results:
     """Map a class over images of any source on this host, like `collage-mpi map`.
 
-    An object of the class is made once a rank, with a device. It is called with batches of images,
-    (n, ...), and returns a dict of arrays whose first axis is the batch. A run that is in `out`
-    goes on, with any number of ranks.
+    Each rank makes one object of the class, with its device. The object is called with batches of
+    images, (n, ...), and returns a dict of arrays whose first axis is the batch. If `out` has a
+    run, the run is continued, with any number of ranks.
 
     Args:
         function: the class, or where it is: "FILE.py:CLASS" or "MODULE:CLASS".
         input: files and folders of images.
         out: folder of the run.
-        ranks: workers; by default one for each GPU, or for each available core.
+        ranks: number of workers; by default one for each GPU, or for each available core.
         mpi: as in `collage-mpi launch --mpi`.
-        settings: others of the run, for example `scheme` or `batch`.
+        settings: further settings of the run, for example `scheme` or `batch`.
 
     Returns:
-        The results; `complete` says whether all images are done. `kept(NAME)` gives an array of
-        all images, `[i]` what is known of one.
+        The results. `complete` says whether all images are done, `kept(NAME)` gives one of the
+        arrays for all images, and `[i]` gives what is known of one image.
 
     Raises:
-        UsageError: the class is not at the top of a file; settings that cannot be run.
+        UsageError: the class is not at the top of a file, or the settings cannot be run.
         EnvironmentFault: the job ended early; its messages say why.
     """
     from collage_mpi.commands.map import MapArguments, execute
@@ -134,7 +133,9 @@ def map_batches(
     given = {"shards": tuple(map(str, paths)), "out": str(out), **settings}
     code = execute(MapArguments(function=spec_of(function), ranks=ranks, mpi=mpi, given=given))
     if code not in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS, ExitCode.INCOMPLETE):
-        raise EnvironmentFault(f"the job of {out} ended with exit code {code}; it said why above")
+        raise EnvironmentFault(
+            f"the job of {out} ended with exit code {code}; its messages above say why"
+        )
     return read_results(out)
 
 

@@ -1,6 +1,4 @@
-"""The command line: dispatch to the commands, exit codes, and one message for each failure. It
-imports nothing heavy.
-"""
+"""The command line: dispatch to the commands, exit codes, and one message for each failure."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from collage_mpi.system.tell import SafeStream, abandon, let_rank_0_speak, tell,
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. It never raises for a user's mistake.
+    """Run one command and return its exit code. A user's mistake never raises.
 
     A rank of a fault-tolerant world leaves at once, without returning (see `system.hard_exit`).
     """
@@ -48,7 +46,7 @@ def _main(argv: list[str]) -> int:
     command = next((word for word in argv if word in COMMANDS), None)
     name = f"collage-mpi {command}" if command else "collage-mpi"
     try:
-        if VARIABLE in os.environ:  # a launcher that cannot be loaded is told of
+        if VARIABLE in os.environ:  # raises if the launcher cannot be loaded
             launcher_of(os.environ[VARIABLE])
         chosen, args = read_command(argv)
         return int(chosen.execute(args))
@@ -56,7 +54,7 @@ def _main(argv: list[str]) -> int:
         _last_word(f"{name}: interrupted", logging.ERROR)
         return 130
     except BrokenPipeError:
-        abandon(sys.stdout)  # the reader of our output has gone: nothing left to tell
+        abandon(sys.stdout)  # the reader of the output has gone
         return 0
     except Exception as error:
         fault = fault_of(error)
@@ -67,11 +65,11 @@ def _main(argv: list[str]) -> int:
         _last_word(traceback.format_exc() + report, logging.CRITICAL)
         return int(ExitCode.DEFECT)
     finally:
-        SafeStream(sys.stdout).write("")  # flushed: at exit a failure would be a code of its own
+        SafeStream(sys.stdout).write("")  # flushes; a failure at exit would change the exit code
 
 
 def _last_word(message: str, level: int) -> None:
-    """Rank 0 prints why it fails. The others tell launch, which prints it if a rank fails alone."""
+    """Print an error on rank 0. Others tell launch, which prints it if only one rank fails."""
     tell(message, level)
     if launcher_rank() not in (None, 0):
         report(fault=message, rank=launcher_rank())

@@ -1,7 +1,7 @@
 """The errors that a user can meet, and the exit code of each.
 
-A message says what was found, what is needed, and what to do next. Everything below `CollageError`
-is printed without a traceback; anything else is a defect of this package and keeps its traceback.
+A message says what was found, what is needed, and what to do next. A `CollageError` is printed
+without a traceback. Any other exception is a defect of this package and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What the process tells its caller (C7)."""
+    """The exit codes of a process (C7)."""
 
     COMPLETE = 0  # every image has its row
     DEFECT = 1  # an unexpected exception: a defect of this package
@@ -22,25 +22,25 @@ class ExitCode(IntEnum):
 
 
 class CollageError(Exception):
-    """Base of all errors that are told to the user in one message."""
+    """Base of all errors that the user gets as one message."""
 
     exit_code: ExitCode = ExitCode.DEFECT
 
 
 class UsageError(CollageError):
-    """A flag, a setting or a combination of them that cannot work."""
+    """A flag, a setting, or a combination of them cannot work."""
 
     exit_code = ExitCode.USAGE
 
 
 class EnvironmentFault(CollageError):
-    """The surroundings are wrong: MPI, world size, files, devices."""
+    """Something outside this program is wrong: MPI, the number of ranks, files, devices."""
 
     exit_code = ExitCode.ENVIRONMENT
 
 
 class DataFault(CollageError):
-    """Input that is damaged, foreign or does not fit together."""
+    """The input is damaged, has another format, or does not fit together."""
 
     exit_code = ExitCode.DATA
 

@@ -1,6 +1,4 @@
-"""The kinds of network in one table: their names, their codes in messages and files, their
-properties.
-"""
+"""The kinds of network in one table: names, codes in messages and files, and properties."""
 
 from __future__ import annotations
 
@@ -15,19 +13,20 @@ class Kind:
     """A kind of network.
 
     Attributes:
-        name: in settings, manifests and messages; also the setting that names its weights, the
-            source of an image that it resolved, and the name of its ranks.
-        code: in messages and rows; a code is never used for another kind.
-        source: the code of its answers as an image's source, in rows; likewise.
+        name: in settings, manifests and messages. It is also the setting that names its weights,
+            the source of an image that it resolved, and the name of its ranks.
+        code: its code in messages and rows. A code is never reused for another kind.
+        source: code of the source of images that it resolved, in rows. Never reused, either.
         ranks: the setting that says how many ranks hold it.
-        colour, legend: in a timeline, of its answers that resolved an image.
-        encoded: its input is made of the images of a group. Otherwise each image of a task is
+        colour, legend: for its answers that resolved an image, in a timeline.
+        encoded: its input is one picture made of several images. Otherwise each image of a task is
             an input.
-        resolves: its answer resolves an image by itself, not only with the answers of others.
-        share: describes its share of the images, in the table of the price.
-        runs: the kind of network that its ranks hold if it has none of its own. Such kinds
+        resolves: its answer resolves an image by itself, without other answers.
+        share: text for its share of the images, in the table of costs.
+        runs: the kind of network that its ranks hold if it has no network of its own. Such kinds
             are neither trained nor evaluated.
-        batched: a task has the images of a whole group. Otherwise, if not encoded, one image.
+        batched: a task has the images of a whole group. Otherwise a task that is not encoded has
+            one image.
     """
 
     name: str
@@ -104,9 +103,9 @@ TABLE = (
 )
 KIND = {kind.name: kind for kind in TABLE}
 KINDS = tuple(kind.name for kind in sorted(TABLE, key=lambda kind: kind.code))  # by code
-NETWORKS = tuple(kind for kind in KINDS if KIND[kind].runs is None)  # that are trained
-NETWORK_SETTINGS = (*NETWORKS, BACKUP)  # settings that name what ranks load
-SPARE_KINDS = tuple(kind for kind in KINDS if kind != SINGLE)  # what `cost_ratio` is of
+NETWORKS = tuple(kind for kind in KINDS if KIND[kind].runs is None)  # kinds that are trained
+NETWORK_SETTINGS = (*NETWORKS, BACKUP)  # settings that name a network
+SPARE_KINDS = tuple(kind for kind in KINDS if kind != SINGLE)  # kinds to which `cost_ratio` applies
 ENCODED_KINDS = tuple(kind.name for kind in TABLE if kind.encoded)
 SHARED_KINDS = tuple(kind.name for kind in TABLE if kind.share)
 RESOLVING_KINDS = frozenset(kind.name for kind in TABLE if kind.resolves)

@@ -1,7 +1,7 @@
-"""Schemes and launchers that other installed packages add, by entry points.
+"""Schemes, launchers and sources that other installed packages add by entry points.
 
-Entry points are read when a name is not one of this package's, or all names are listed: to read
-them takes a look at every installed package.
+Entry points are read only if a name is not one of this package, or if all names are listed, because
+reading them means a look at every installed package.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Added = TypeVar("Added")
 
 
 class Names(Collection[str], Generic[Added]):
-    """The names of a sort of class: those of this package, then those that others add.
+    """The names of classes that can be extended: those of this package, then those of others.
 
     Args:
-        what: the sort, in a word, as in messages.
-        group: the group of entry points: name = module:class.
-        base: what the classes inherit; their `name` is the entry point's.
-        own: names of this package; no other can replace them.
+        what: what the classes are, for messages, such as "scheme".
+        group: the group of entry points (name = module:class).
+        base: the base class. The `name` of a class must be that of its entry point.
+        own: names of this package; another package cannot replace them.
     """
 
     def __init__(self, what: str, group: str, base: type[Added], own: Iterable[str]) -> None:
@@ -41,13 +41,14 @@ class Names(Collection[str], Generic[Added]):
         return sum(1 for _ in self)
 
     def __bool__(self) -> bool:
-        return True  # without a look at what others add
+        return True  # without a look at other packages
 
     def load(self, name: str) -> type[Added] | None:
-        """The class that another package adds under that name; None if there is none.
+        """The class that another package adds under this name; None if there is none.
 
         Raises:
-            EnvironmentFault: it cannot be loaded, or is no such class. The package is named.
+            EnvironmentFault: the class cannot be loaded or does not inherit the base class. The
+                message names the package.
         """
         found = offered(self._group).get(name, [])
         if not found:
@@ -61,7 +62,7 @@ class Names(Collection[str], Generic[Added]):
         try:
             loaded = entry.load()
             wrong = self._wrong(loaded, name)
-        except Exception as error:  # whatever somebody else's module does
+        except Exception as error:  # another package's module may raise anything
             wrong = f"cannot be loaded: {type(error).__name__}: {error}"
         if wrong:
             raise EnvironmentFault(
@@ -81,7 +82,7 @@ class Names(Collection[str], Generic[Added]):
 
 @cache
 def offered(group: str) -> dict[str, list[tuple[Distribution, EntryPoint]]]:
-    """By name, what installed packages offer in a group of entry points.
+    """Name -> (package, entry point) of all installed packages, for a group of entry points.
 
     Raises:
         EnvironmentFault: a package's entry points of this group cannot be read.
@@ -89,14 +90,14 @@ def offered(group: str) -> dict[str, list[tuple[Distribution, EntryPoint]]]:
     from importlib.metadata import distributions  # 20 ms
 
     found: dict[str, list[tuple[Distribution, EntryPoint]]] = {}
-    seen = set()  # of a package that is on the path twice the first counts
+    seen = set()  # if a package is on the path twice, the first one counts
     for package in distributions():
         if group not in (package.read_text("entry_points.txt") or "") or package.name in seen:
             continue
         seen.add(package.name)
         try:
             entries = package.entry_points.select(group=group)
-        except Exception as error:  # any text may stand there
+        except Exception as error:  # the file may hold anything
             raise EnvironmentFault(
                 f"the entry points of {_named(package)} cannot be read: "
                 f"{type(error).__name__}: {error}. Update the package, or: pip uninstall "

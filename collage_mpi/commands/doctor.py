@@ -40,7 +40,7 @@ TRIAL_RANKS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorArguments(MpiArguments):
-    """What doctor takes, beside settings of a run."""
+    """The arguments of doctor, besides settings of a run."""
 
     out: Path | None = setting(None, "results folder that the run will use", metavar="DIR")
     shards: tuple[str, ...] = setting(
@@ -61,7 +61,7 @@ class DoctorArguments(MpiArguments):
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `run` that say which ranks there are."""
+    """Add the flags of `run` that determine the ranks."""
     parser.add_argument_group(
         RANKS,
         "The same flags as for `run`. Without --side and --singles, doctor chooses values that fit "
@@ -72,7 +72,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: DoctorArguments) -> int:
-    """Run all checks; the exit code says whether a job can be expected to run."""
+    """Run all checks; the exit code says whether a job will probably run."""
     wanted = WantedJob(
         ranks=args.ranks,
         run=args.given,
@@ -97,7 +97,7 @@ class Doctor:
     def run(self) -> int:
         """Run all checks in the order of the screen."""
         self._screen.line(f"collage-mpi {__version__} doctor on {socket.gethostname()}")
-        # The others meet first, and then wait at rest: in MPI_Init they would spin.
+        # Start MPI first: the other ranks then wait without spinning, unlike in MPI_Init.
         meeting = open_meeting(self._wanted) if launcher_size() is not None else None
         if meeting is None:
             return self._look()
@@ -127,7 +127,7 @@ class Doctor:
             return
         try:
             launcher = choose_launcher(facts)
-        except NoLauncher:  # a finding says so
+        except NoLauncher:  # check_launcher has reported it
             return
         asked = self._wanted.ranks or TRIAL_RANKS
         trial = try_ranks(launcher, asked, self._wanted.device)
@@ -183,15 +183,15 @@ def _as_another_rank(wanted: WantedJob) -> int:
 COLOURS = {OK: "\033[32m", WARN: "\033[33m", BAD: "\033[1;31m"}
 PLAIN = "\033[0m"
 NAME_WIDTH = 11
-PLAIN_WIDTH = 100  # of a file or a pipe
-MOST_LINES = 16  # of the map
+PLAIN_WIDTH = 100  # width in a file or a pipe
+MOST_LINES = 16  # lines of the map
 
 
 class Screen:
     """Prints to a stream, in colour only if that is wanted."""
 
     def __init__(self, stream: TextIO, environ: Mapping[str, str] = os.environ) -> None:
-        # Open MPI gives its ranks a terminal of their own, whatever is behind it.
+        # Open MPI gives its ranks a pseudo-terminal, even if the output goes to a file.
         terminal = stream.isatty() and launcher_size(environ) is None
         self._stream = stream
         self._colours = terminal and "NO_COLOR" not in environ and environ.get("TERM") != "dumb"
@@ -199,11 +199,11 @@ class Screen:
         self._width = max(40, min(columns, 140))
 
     def line(self, text: str = "") -> None:
-        """One line, flushed at once, because the next step may take seconds."""
+        """Print a line and flush, because the next step may take seconds."""
         print(text, file=self._stream, flush=True)
 
     def findings(self, findings: Iterable[Finding]) -> None:
-        """Each finding, its fix below it."""
+        """Print each finding, with its fix below it."""
         for finding in findings:
             self._entry(finding.verdict, finding.name, finding.found)
             if finding.fix:
@@ -225,19 +225,19 @@ class Screen:
             self.line(indent + line)
 
     def map(self, lines: Sequence[str]) -> None:
-        """The map of the ranks, set off."""
+        """Print the map of the ranks between blank lines."""
         self.line()
         for line in lines:
             self.line("  " + line)
         self.line()
 
     def verdict(self, findings: Sequence[Finding], next_step: str) -> None:
-        """The conclusion."""
+        """Print the conclusion."""
         bad = sum(finding.verdict == BAD for finding in findings)
         warnings = sum(finding.verdict == WARN for finding in findings)
         noted = f", {counted(warnings, 'warning')}" if warnings else ""
         if bad:
-            self.line(f"{counted(bad, 'fault')}{noted}: do what `fix` says, and ask again")
+            self.line(f"{counted(bad, 'fault')}{noted}: do what `fix` says, then run doctor again")
         else:
             self.line(f"no fault{noted}. Next: {next_step}")
 
@@ -249,8 +249,9 @@ def map_lines(ranks: Sequence[Rank], roles: Sequence[str], most: int = MOST_LINE
     """The map in rank order, as aligned columns, cut to `most` lines.
 
     Args:
-        ranks: the reports, any order.
+        ranks: the reports, in any order.
         roles: what each rank of the world holds, e.g. "single", by rank.
+        most: largest number of lines.
     """
     on_host: dict[tuple[str, str], list[Rank]] = {}
     for rank in sorted(ranks, key=lambda rank: rank.rank):

@@ -1,6 +1,4 @@
-"""`collage-mpi launch -n 11 -- run ...`: starts ranks with the installed MPI, also for commands
-that start ranks themselves.
-"""
+"""`collage-mpi launch -n 11 -- run ...`: starts ranks with the installed MPI."""
 
 from __future__ import annotations
 
@@ -44,10 +42,10 @@ from collage_mpi.system.launchers import Site
 from collage_mpi.system.printable import did_you_mean
 from collage_mpi.system.process_tree import caught, own_command
 
-WORLD_COMMANDS = ("run", "demo", "experiment")  # a coordinator and workers
-START_LIMIT_S = 600.0  # until MPI is up on all ranks: imports from a cold, shared file system
+WORLD_COMMANDS = ("run", "demo", "experiment")  # commands whose ranks are coordinator and workers
+START_LIMIT_S = 600.0  # until MPI must be up on all ranks; imports from a shared disk may be slow
 STARTS = 2  # a start that hung is tried once more
-# What ranks with networks of torch import, forked from a server; also the library of a network.
+# Modules that a server imports before it forks ranks; networks' libraries are added.
 MODULES = (
     "torch",
     "h5py",
@@ -60,7 +58,7 @@ EXAMPLE = "collage-mpi launch -n 11 -- run --shards DIR --out OUT"
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchArguments(MpiArguments):
-    """What launch takes."""
+    """The arguments of launch."""
 
     ranks: int | None = setting(
         None,
@@ -105,27 +103,27 @@ class LaunchArguments(MpiArguments):
 
     @property
     def program(self) -> tuple[str, ...]:
-        """What every rank runs, without the -- before it."""
+        """What every rank runs: the words without the first --."""
         return self.words[1:] if self.words[:1] == ("--",) else self.words
 
     @property
     def is_script(self) -> bool:
-        """Whether that is a Python script."""
+        """Whether the program is a Python script."""
         return self.program[:1] != () and self.program[0].endswith(".py")
 
     @property
     def in_world(self) -> bool:
-        """Whether that is a command that makes a coordinator and workers of its ranks."""
+        """Whether the program is a command whose ranks are a coordinator and workers."""
         return self.program[:1] != () and self.program[0] in WORLD_COMMANDS
 
     @cached_property
     def run(self) -> RunArguments | None:
-        """The arguments of a `run`; None of another command."""
+        """The arguments of `run`; None for another command."""
         return read_command(self.program)[1] if self.program[:1] == ("run",) else None
 
     @cached_property
     def settings(self) -> RunSettings | None:
-        """The settings of a `run`; None of another command, or if the ranks will refuse them."""
+        """The settings of `run`; None for another command, or if the ranks will refuse them."""
         try:
             return None if self.run is None else self.run.settings(None)
         except CollageError:
@@ -133,7 +131,7 @@ class LaunchArguments(MpiArguments):
 
     @property
     def networks(self) -> list[str]:
-        """The networks that need torch, as far as that is known before the ranks start."""
+        """The networks that need torch, as far as is known before the ranks start."""
         if self.settings is None:
             return ["shipped"] if self.program[:1] == ("demo",) else []
         named = (self.settings.single, self.settings.collage)
@@ -141,16 +139,16 @@ class LaunchArguments(MpiArguments):
 
     @property
     def out(self) -> Path | None:
-        """The `--out` of a `run`, in which launch looks for the completion marker; None if there is
-        none.
-        """
+        """The `--out` of `run`, where launch looks for the completion marker; None without it."""
         out = None if self.run is None or self.run.dry_run else self.run.given.get("out")
         return None if out is None else Path(out)
 
     @property
     def on_loss(self) -> str | None:
-        """What to do about lost ranks, from the first that says it: launch's own flag, the
-        command's flag, the settings file, or the run that is resumed.
+        """What to do if a rank is lost; None if nothing says it.
+
+        Launch's own flag comes first, then the command's flag, the settings file, and the run that
+        is resumed.
         """
         if self.on_rank_loss is not None or self.settings is None:
             return self.on_rank_loss
@@ -158,14 +156,14 @@ class LaunchArguments(MpiArguments):
 
     @property
     def tolerant(self) -> bool:
-        """Whether the job is to survive lost ranks."""
+        """Whether the job must survive lost ranks."""
         return self.on_loss == "continue"
 
 
 def execute(args: LaunchArguments) -> int:
     """Start the ranks and wait; the exit code is the job's own."""
     if args.program[:1] and args.program[0] in COMMANDS and {"-h", "--help"} & {*args.program}:
-        read_command(args.program)  # says it once, without ranks, and leaves
+        read_command(args.program)  # prints the help once, without ranks, and exits
     _check_startable(args)
     ranks = check_before_ranks(args)
     if args.dry_run:
@@ -175,13 +173,13 @@ def execute(args: LaunchArguments) -> int:
 
 
 def check_before_ranks(how: LaunchArguments) -> int:
-    """How many ranks to start, after this process has checked what it can of their command.
+    """Check what this process can check of the ranks' command; the number of ranks to start.
 
-    In a dry run nothing will be started, and only a missing number is computed.
+    In a dry run nothing will be started, and only a missing number is worked out.
 
     Raises:
-        UsageError: the arguments do not fit together, or the number is missing and the
-            command does not determine it.
+        UsageError: the arguments do not fit together, or the number is missing and does not follow
+            from the command.
         EnvironmentFault, DataFault: a file is missing, damaged, or in use.
     """
     ranks = how.ranks
@@ -193,7 +191,7 @@ def check_before_ranks(how: LaunchArguments) -> int:
         return ranks
     if how.run is not None:
         return check_run(how.run, ranks, files=not how.dry_run and allocated_hosts() == 1)
-    command, args = read_command(how.program)  # says what is wrong, and leaves
+    command, args = read_command(how.program)  # exits with a message if something is wrong
     assert command.ranks is not None
     needed = command.ranks(args)
     if ranks not in (None, *needed):
@@ -231,19 +229,19 @@ def why_not_forked(plan: LaunchPlan, how: LaunchArguments) -> str | None:
         return "--start each"
     cannot = cannot_fork(plan.launcher, fork_obstacle())
     if how.is_script:
-        cannot = "a script of your own is not imported"
+        cannot = "a script of your own cannot be forked"
     if how.start == "fork":
         if cannot:
             raise EnvironmentFault(f"--start fork: {cannot}. Leave the flag out")
         return None
-    asked = bool(libraries_of(how.networks))  # in one more process
+    asked = bool(libraries_of(how.networks))  # one more process that needs torch
     if plan.ranks + asked < 3 or not how.networks:
-        return "at most one of them needs torch"
+        return "at most one process needs torch"
     return cannot
 
 
 def shell_line(ranks: int, how: LaunchArguments) -> str:
-    """A command line to paste that starts the ranks. Nobody would read their status lines."""
+    """A command line, to be pasted, that starts the ranks. It makes them write no status lines."""
     plan = _plan(ranks, how, site_here(scratch=False), {})
     why = why_not_forked(plan, how)
     start = f"each rank imports torch itself ({why})" if why else "torch is imported once for all"
@@ -263,14 +261,14 @@ def _follow(plan: LaunchPlan, how: LaunchArguments) -> int:
     """Run the plan to its end, and once more if its start hung; returns the exit code."""
     marker = None if how.out is None else how.out / MARKER
     earlier = marker_text(marker)
-    script = how.is_script  # it may have more to do once its run is over
+    script = how.is_script  # a script may do more after its run
     limits = Limits(
         math.inf if how.timeout is None else how.timeout,
         START_LIMIT_S if how.in_world else None,
         LEAVE_GRACE_S if how.tolerant and not script else math.inf,
     )
     until_s = time.monotonic() + limits.timeout_s
-    signals: list[int] = []  # that came before a job or after it
+    signals: list[int] = []  # signals that came before or after a job
     with caught(FORWARDED, signals.append):
         for more in reversed(range(STARTS)):
             left_s = max(0.0, until_s - time.monotonic())
@@ -279,7 +277,7 @@ def _follow(plan: LaunchPlan, how: LaunchArguments) -> int:
             hung = ending.cut and ending.cut.hung
             if not hung or signals or ending.stopped_by is not None or script or not more:
                 break
-            job.say(f"MPI did not come up: {hung}. Nothing had begun: starting once more")
+            job.say(f"MPI did not come up: {hung}. No work had begun, so it is started once more")
         if script:
             code, note = script_code(ending)
         else:
@@ -294,7 +292,8 @@ def _check_startable(how: LaunchArguments) -> None:
     size = launcher_size() or 1
     if size > 1:
         raise EnvironmentFault(
-            f"launch is itself rank {launcher_rank()} of {size}. Type either\n"
+            f"launch cannot start ranks: it is itself rank {launcher_rank()} of {size}. Type "
+            "either\n"
             "  collage-mpi launch -n 11 -- run ...\n"
             "  mpiexec -n 11 collage-mpi run ..."
         )
@@ -312,7 +311,7 @@ def _check_startable(how: LaunchArguments) -> None:
             f"{first!r} is not a command of collage-mpi{hint} After -- comes a command "
             f"(collage-mpi --help lists them), e.g. {EXAMPLE}, or a script.py of your own"
         )
-    if how.on_rank_loss == "continue" and not how.in_world:  # it has no workers to lose
+    if how.on_rank_loss == "continue" and not how.in_world:  # other commands have no workers
         raise UsageError(f"--on-rank-loss continue is for {', '.join(WORLD_COMMANDS)}")
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunArguments(Arguments):
-    """What run takes, beside its settings."""
+    """The arguments of run, besides the settings of a run."""
 
     resume: bool = switch(
         "continue the run in --out where it stopped, with the settings that it was started with. "
@@ -45,7 +45,7 @@ class RunArguments(Arguments):
 
     @property
     def resumes(self) -> bool:
-        """Whether a run that is there goes on."""
+        """Whether an existing run is continued."""
         return self.resume or self.retry_errors
 
     def ask(self, stop_reason: Callable[[], str | None] = lambda: None) -> Ask:
@@ -55,13 +55,14 @@ class RunArguments(Arguments):
         return Ask(stop_reason, self.resume, self.retry_errors)
 
     def settings(self, world_size: int | None) -> RunSettings:
-        """The settings of the run; of a run that goes on, those that it was started with.
+        """The settings of the run; if it is resumed, the settings that it was started with.
 
         Args:
-            world_size: that a run that goes on shall fit; None for as many ranks as it had.
+            world_size: number of ranks, to which a resumed run is fitted; None: as many as before.
 
         Raises:
-            UsageError, EnvironmentFault, DataFault: they cannot be read, or contradict each other.
+            UsageError, EnvironmentFault, DataFault: the settings cannot be read, or contradict each
+                other.
         """
         given, source = over_file(self.given)
         if not self.resumes:
@@ -84,7 +85,7 @@ class RunArguments(Arguments):
 
 
 def execute(args: RunArguments) -> int:
-    """Run; rank 0 prints the summary."""
+    """Run the job on this rank; rank 0 prints the summary."""
     if args.dry_run and launcher_size() in (None, 1):
         return _forecast(args, args.settings(None), None, args.ask())
     from collage_mpi.job.main import run_world
@@ -141,8 +142,7 @@ def check_before_ranks(args: RunArguments, ranks: int | None, *, files: bool = T
 
 
 def _check_shards(settings: RunSettings) -> None:
-    """Raise if a path of the shards does not exist; rank 0 asks for URLs, and checks what is in the
-    files."""
+    """Raise if a path of the shards does not exist. Rank 0 later checks URLs and contents."""
     from collage_mpi.shards.inputs import place_of
     from collage_mpi.shards.remote import url_of
 
@@ -154,7 +154,7 @@ def _check_shards(settings: RunSettings) -> None:
 
 
 def _check_out(settings: RunSettings, resume: bool) -> None:
-    """Raise if a run in the output folder would be refused, or another job writes there."""
+    """Raise if the output folder would be refused, or if another job writes to it."""
     from collage_mpi.job.resume import has_run
     from collage_mpi.results.folder import check_place, refuse_writer
 
@@ -213,19 +213,19 @@ def run_and_tell(settings: RunSettings, worker_group: WorkerGroup, ask: Ask) -> 
         say(f"incomplete: {outcome.reason}; go on with: {go_on}")
     elif errors := summary["rows"]["errors"]:
         say(
-            f"{counted(errors, 'error row')}. When the cause is mended, do them again with: "
+            f"{counted(errors, 'error row')}. When the cause is fixed, classify them again with: "
             + to_go_on(read_manifest(outcome.out), outcome.out, "--retry-errors")
         )
     return int(outcome.exit_code)
 
 
 def tell_of_input(faults: Sequence[str]) -> None:
-    """The last message of a run whose input had errors, and what to do."""
+    """Print the faults of the input, and what to do, as the last message of a run."""
     listed = "\n  ".join(faults)
     tell(
         f"collage-mpi run: {counted(len(faults), 'shard')} not read in full, or changed; all "
         f"other images have their rows:\n  {listed}\n"
-        "Mend or copy them, then the same command with --resume does what is left.",
+        "Repair or copy them; then the same command with --resume classifies what is left.",
         logging.ERROR,
     )
 

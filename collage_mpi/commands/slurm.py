@@ -1,6 +1,4 @@
-"""`collage-mpi slurm render KIND`: renders a job script from settings, so that nobody has to edit
-one.
-"""
+"""`collage-mpi slurm render KIND`: renders a job script from settings."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from collage_mpi.system.files import writing
 
 @dataclass(frozen=True, kw_only=True)
 class RenderArguments(Arguments):
-    """What `slurm render` takes, beside the settings of a job script."""
+    """The arguments of `slurm render`, besides the settings of a job script."""
 
     kind: str = setting(REQUIRED, "kind of job script", choices=tuple(KINDS), positional=True)
     out: Path | None = setting(
@@ -41,7 +39,7 @@ def execute(args: RenderArguments) -> int:
     with writing(args.out):
         args.out.write_text(text, encoding="utf-8")
         mode = args.out.stat().st_mode
-        args.out.chmod(mode | (mode & 0o444) >> 2)  # whoever may read it may run it, as umask says
+        args.out.chmod(mode | (mode & 0o444) >> 2)  # who may read the script may also run it
     print(args.out)
     return 0
 

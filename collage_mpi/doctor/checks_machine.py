@@ -10,9 +10,9 @@ from collage_mpi.system.printable import counted
 
 MIB = 1 << 20
 
-# Measured with 11 ranks that each sent 200 kB: MPICH 5 takes 5.4 MiB of /dev/shm a rank,
-# and dies of SIGBUS when it is full; Open MPI 5 wants 16 MiB free, of which it fills
-# little, and else warns and takes a slower way.
+# Measured with 11 ranks that each sent 200 kB. MPICH 5 takes 5.4 MiB of /dev/shm for each rank, and
+# dies of SIGBUS if /dev/shm is full. Open MPI 5 wants 16 MiB free, of which it uses little;
+# otherwise it warns and uses a slower way.
 MPICH_SHM_BYTES = int(5.5 * MIB)
 OPENMPI_SHM_BYTES = 17 * MIB
 
@@ -20,7 +20,7 @@ RESULT_BYTES_PER_IMAGE = 500  # rows of image, tasks and group are 197 + 2 x 166
 DISK_BAD_BYTES = 64 * MIB
 DISK_WARN_BYTES = 1024 * MIB
 FILES_BASE, FILES_PER_RANK = 256, 8  # pipes and sockets of the launcher and of rank 0
-SLURM_PARTS = {  # what is told of a job
+SLURM_PARTS = {  # what the doctor shows of a job
     "SLURM_STEP_ID": "step {}",
     "SLURM_JOB_NUM_NODES": "nodes {}",
     "SLURM_NTASKS": "tasks {}",
@@ -32,7 +32,7 @@ SLURM_PARTS = {  # what is told of a job
 
 
 def check_cores(facts: Facts) -> Iterator[Finding]:
-    """There are cores for the ranks of this host."""
+    """There are enough cores for the ranks of this host."""
     machine = facts.machine
     ranks, cores = machine.ranks_here, machine.cores
     if not machine.ranks_told:
@@ -40,8 +40,8 @@ def check_cores(facts: Facts) -> Iterator[Finding]:
     elif ranks > cores:
         yield warn(
             "cores",
-            f"{ranks} ranks on {cores} cores: a job works, but its latencies are those of ranks "
-            "that share cores",
+            f"{ranks} ranks on {cores} cores: a job works, but ranks share cores, which makes its "
+            "latencies longer",
             "for measurements use a host or an allocation with a core for each rank",
         )
     else:
@@ -62,7 +62,7 @@ def check_threads(facts: Facts) -> Iterator[Finding]:
         yield warn(
             "threads",
             f"{names[0]}={most} for each of {machine.ranks_here} ranks{supposed} on "
-            f"{machine.cores} cores: they take the cores from each other",
+            f"{machine.cores} cores: the threads compete for the cores",
             f"unset {' '.join(names)} and use `collage-mpi launch`, or export {names[0]}={fair}",
         )
     else:
@@ -70,7 +70,7 @@ def check_threads(facts: Facts) -> Iterator[Finding]:
 
 
 def check_shared_memory(facts: Facts) -> Iterator[Finding]:
-    """/dev/shm holds what the MPI library puts there for the ranks of this host."""
+    """/dev/shm has room for the files of the MPI library."""
     machine, library = facts.machine, facts.mpi.library
     if machine.shm_free_bytes is None:
         return
@@ -96,7 +96,7 @@ def check_shared_memory(facts: Facts) -> Iterator[Finding]:
 
 
 def check_open_files(facts: Facts) -> Iterator[Finding]:
-    """The limit on open files admits a socket a rank."""
+    """The limit on open files allows a socket for each rank."""
     machine = facts.machine
     ranks = max(machine.ranks_here, facts.wanted.ranks or 0)
     needed = FILES_BASE + FILES_PER_RANK * ranks
@@ -114,7 +114,7 @@ def check_open_files(facts: Facts) -> Iterator[Finding]:
 
 
 def check_folder(facts: Facts) -> Iterator[Finding]:
-    """Results can be written, with room for them."""
+    """Results can be written, and there is enough free space."""
     folder = facts.folder
     if folder is None:
         return
@@ -185,7 +185,7 @@ def check_shards(facts: Facts) -> Iterator[Finding]:
 
 
 def check_slurm(facts: Facts) -> Iterator[Finding]:
-    """What the batch system says, and its usual pitfalls."""
+    """What the batch system says, and common mistakes in job scripts."""
     slurm = facts.slurm
     job = slurm.get("SLURM_JOB_ID")
     if job is None:
@@ -201,17 +201,18 @@ def check_slurm(facts: Facts) -> Iterator[Finding]:
             f"--cpus-per-task={per_task} of this job is not passed on to srun",
             f"export SRUN_CPUS_PER_TASK={per_task} before srun",
         )
-    # Slurm 24.11 says it in SLURM_TRES_BIND=gres/gpu:per_task:1, older ones in the first.
+    # Slurm 24.11 sets SLURM_TRES_BIND=gres/gpu:per_task:1, older versions SLURM_GPUS_PER_TASK.
     if "SLURM_GPUS_PER_TASK" in slurm or "per_task" in slurm.get("SLURM_TRES_BIND", ""):
         yield warn(
             "Slurm GPUs",
-            "--gpus-per-task hides each rank's GPU from the others, and gives rank 0 one",
-            "ask with --gpus-per-node=N: each rank that holds a network takes its own",
+            "--gpus-per-task hides each rank's GPU from the others, and gives rank 0 a GPU that it "
+            "does not use",
+            "ask with --gpus-per-node=N: each rank that holds a network takes one of its own",
         )
 
 
 def check_gpus(facts: Facts) -> Iterator[Finding]:
-    """What the driver has, what is visible, what torch can use."""
+    """Whether torch can use the GPUs that the driver and the environment show."""
     gpus = facts.gpus
     required = facts.wanted.device == "cuda"
     there = max(len(gpus.installed), gpus.driver_count or 0, gpus.torch_count or 0)
@@ -233,7 +234,7 @@ def check_gpus(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "GPUs",
             severe,
-            f"nvidia-smi lists {there}, this process sees {shown}: its job did not ask for more",
+            f"nvidia-smi lists {there}, but this process sees {shown}: its job asked for no more",
             "ask for them: --gpus-per-node=N (Slurm), --gpus all (Docker)",
         )
     if shown > 0:
@@ -241,7 +242,7 @@ def check_gpus(facts: Facts) -> Iterator[Finding]:
 
 
 def _visible_count(gpus: Gpus, there: int) -> int:
-    """GPUs that this process may use: as the driver says, else as the environment variable says."""
+    """Number of GPUs that this process may use, from the driver or the environment variable."""
     if gpus.driver_count is not None:
         return gpus.driver_count
     entries = visible_entries(gpus.visible[1] if gpus.visible else None)

@@ -19,7 +19,7 @@ def version_key(text: str) -> tuple[int, ...]:
 
 
 def check_python(facts: Facts) -> Iterator[Finding]:
-    """The interpreter, as information."""
+    """The interpreter (for information)."""
     yield ok("python", f"{facts.python.version} ({facts.python.executable})")
 
 
@@ -51,13 +51,13 @@ def _wanted(package: Package) -> str:
 def _how_to_load(package: Package, wanted: str) -> str:
     if (package.error or "").startswith(NO_ANSWER):
         return (
-            "its file system is slow, or hangs: try again, and if it stays so move the Python "
+            "its file system is slow or hangs: try again; if that does not help, move the Python "
             "environment to a faster disk, such as the node's own"
         )
-    if package.name == "torch":  # PyPI's is a CUDA build: in the place of a ROCm one it sees no GPU
+    if package.name == "torch":  # PyPI has the CUDA build, which sees no GPU of ROCm
         return (
-            "reinstall the build for your GPUs by the line of https://pytorch.org/get-started; "
-            "if a library is missing, load its module"
+            "reinstall the build for your GPUs with the command from "
+            "https://pytorch.org/get-started; if a library is missing, load its module"
         )
     return f"pip install --force-reinstall '{wanted}'; if a library is missing, load its module"
 
@@ -139,22 +139,23 @@ def check_launcher(facts: Facts) -> Iterator[Finding]:
     if library and mpi.on_path and mpi.on_path.abi != library.abi:
         yield warn(
             "mpiexec",
-            f"typed by hand it is {mpi.on_path}; mpi4py loads {library.name}: every rank would "
-            "believe it is 0 of 1",
+            f"mpiexec on PATH is {mpi.on_path}, but mpi4py loads {library.name}: every rank would "
+            "be rank 0 of 1",
             f"use `collage-mpi launch`, or {chosen.mpiexec}",
         )
 
 
 def _started_by(mpi: MpiFacts) -> Finding:
     launcher = by_word(mpi.started_by)
-    who = launcher.who if launcher else "a launcher of unknown make"
+    who = launcher.who if launcher else "an unknown launcher"
     if launcher_fits(mpi):
         return ok("launcher", f"started by {who}")
     assert mpi.library is not None
     if launcher and launcher.by_pmix:
         return bad(
             "launcher",
-            f"{launcher.by_pmix}, but {mpi.library.name} was built without PMIx: it would abort",
+            f"started by {launcher.by_pmix}, but {mpi.library.name} was built without PMIx and "
+            "would abort",
             launcher.by_pmi,
         )
     return bad(
@@ -164,23 +165,24 @@ def _started_by(mpi: MpiFacts) -> Finding:
     )
 
 
-OUTLIVES = "launch --on-rank-loss continue outlives one"
+OUTLIVES = "a job with launch --on-rank-loss continue goes on"
 
 
 def check_fault_tolerance(facts: Facts) -> Iterator[Finding]:
-    """Information about what a lost rank means with this MPI."""
+    """What happens to a job with this MPI if a rank is lost (for information)."""
     library = facts.mpi.library
     if library is None:
         return
     if library.abi == "openmpi":
         there = {
             True: f"{OUTLIVES} (by ULFM)",
-            False: "no ULFM in this Open MPI: one ends the job, run --resume goes on",
-            None: "ULFM not known: launch --on-rank-loss continue may not outlive one",
+            False: "a lost rank ends the job (this Open MPI has no ULFM); run --resume goes on",
+            None: "a lost rank may end the job, even with launch --on-rank-loss continue (it is "
+            "unknown whether this Open MPI has ULFM)",
         }[facts.mpi.ulfm]
     else:
         families = (FAMILIES[launcher.family] for launcher in facts.mpi.launchers)
         how = next((family.tolerant_how for family in families if family.tolerant_how), None)
-        there = "one ends the job with this MPI; run --resume goes on"
+        there = "a lost rank ends the job with this MPI; run --resume goes on"
         there = f"{OUTLIVES} ({how})" if how else there
     yield ok("lost ranks", there)

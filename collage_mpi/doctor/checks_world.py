@@ -1,4 +1,4 @@
-"""Checks of ranks that were started: number, placement, devices, cores."""
+"""Checks of ranks that were started: their number, placement, devices and cores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from collage_mpi.system.printable import counted, numbers_text, ranges_in
 if TYPE_CHECKING:
     from collage_mpi.settings.run_settings import RunSettings
 
-# What MPI prints when ranks do not start, what that means, and the fix; first match wins.
+# Text that MPI prints when ranks do not start, what it means, and the fix; the first match counts.
 _TELLTALES = (
     *(telltale for launcher in FAMILIES.values() for telltale in launcher.telltales),
     (
@@ -44,7 +44,7 @@ def check_trial(trial: Trial) -> Finding:
             return bad(name, f"{asked} ranks do not start: {meaning}", fix)
     last = "; ".join(trial.output[-3:]) or f"exit code {trial.exit_code}"
     if trial.timed_out:
-        last = f"not within {trial.seconds:.0f} s" + (f"; {last}" if trial.output else "")
+        last = f"timeout after {trial.seconds:.0f} s" + (f"; {last}" if trial.output else "")
     return bad(
         name,
         f"{asked} ranks did not meet: {last}",
@@ -97,8 +97,10 @@ def roles(wanted: WantedJob, size: int) -> list[str]:
 
 
 def _placement(wanted: WantedJob, size: int) -> tuple[Placement | CollageError, int | None]:
-    """The placement that `run` would make for the first team, and the side. If the user gave no
-    numbers, they are chosen to fit: a side if one fits, else single ranks.
+    """The placement that `run` would make for the first team (or the error), and the side.
+
+    If the user gave neither --side nor --singles, a value is chosen that fits the number of ranks:
+    a side if one fits, otherwise a number of single ranks.
     """
     tries: list[Mapping[str, int]] = [{}]
     if not wanted.run.keys() & {"side", "singles"}:
@@ -123,7 +125,7 @@ def _settings(wanted: WantedJob, **numbers: int) -> RunSettings:
 
 
 def check_size(wanted: WantedJob, size: int) -> Finding:
-    """The world is of a size that `run` accepts."""
+    """The number of ranks is one that `run` accepts."""
     placed, side = _placement(wanted, size)
     guessed = not wanted.run.keys() & {"side", "singles"}
     if not isinstance(placed, Placement):
@@ -136,7 +138,7 @@ def check_size(wanted: WantedJob, size: int) -> Finding:
         n_single = len(placed.ranks_of(SINGLE))
         return warn(
             "world size",
-            f"{size} ranks: {counted(n_single, 'single rank')} fit no side",
+            f"{size} ranks: no side needs {counted(n_single, 'single rank')}",
             f"give run --singles {n_single}, or {_sides_near(wanted, size)}",
         )
     teams = wanted.run.get("teams", 1)
@@ -146,10 +148,10 @@ def check_size(wanted: WantedJob, size: int) -> Finding:
 
 
 def _sides_near(wanted: WantedJob, size: int) -> str:
-    """What to launch for the largest side that these ranks suffice for, and for the next side."""
+    """What to launch for the largest side for which the ranks are enough, and for the next side."""
     found: dict[int, int] = {}
     for side in range(MIN_SIDE, MAX_SIDE + 1):
-        with suppress(CollageError):  # such as a parity k of more than the group
+        with suppress(CollageError):  # for example a parity k larger than the group
             found[side] = _settings(wanted, side=side).launch_size
     small = max(0, sum(found[side] <= size for side in found) - 1)
     near = list(found.items())[small : small + 2]
@@ -165,13 +167,13 @@ def check_software_alike(ranks: Sequence[Rank]) -> Iterator[Finding]:
     other = next(rank for rank in ranks if rank.software != usual)
     yield bad(
         "software",
-        f"rank {other.rank} on {other.host} has {other.software}, most have {usual}",
-        "use one environment for all hosts: on a shared file system, or the same on each",
+        f"rank {other.rank} on {other.host} has {other.software}, but most ranks have {usual}",
+        "use the same environment on all hosts, for example on a shared file system",
     )
 
 
 def check_shared_gpus(ranks: Sequence[Rank]) -> Iterator[Finding]:
-    """GPU ranks use all GPUs of their host, and see each other's."""
+    """Each rank has its device, and sees all GPUs of its host."""
     without = [rank for rank in ranks if rank.problem]
     if without:
         first = without[0]
@@ -198,7 +200,7 @@ def check_shared_gpus(ranks: Sequence[Rank]) -> Iterator[Finding]:
 
 
 def check_host_cores(ranks: Sequence[Rank]) -> Iterator[Finding]:
-    """No host's ranks have more threads than the cores they may run on."""
+    """On each host the ranks may use enough cores for their threads."""
     by_host: dict[str, list[Rank]] = {}
     for rank in ranks:
         by_host.setdefault(rank.host, []).append(rank)

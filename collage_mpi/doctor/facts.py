@@ -1,5 +1,6 @@
-"""The records of what the doctor looks at and what it says. None means "not examined, or not
-there", as each record says.
+"""The records of the facts that the doctor gathers, and of its findings.
+
+None means "not examined" or "not there"; each record says which.
 """
 
 from __future__ import annotations
@@ -59,8 +60,12 @@ class WantedJob:
 
 @dataclass(frozen=True)
 class Package:
-    """A Python package that a job needs. `version` None: not installed; `error`: it does not
-    load.
+    """A Python package that a job needs.
+
+    Attributes:
+        minimum: the oldest version that works.
+        version: None if it is not installed, or does not load.
+        error: why it does not load.
     """
 
     name: str
@@ -69,7 +74,7 @@ class Package:
     error: str | None = None
 
 
-NO_ANSWER = "no answer within"  # how the error begins where an import took too long
+NO_ANSWER = "no answer within"  # start of the error if an import took too long
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ class MpiFacts:
         library: None if none can be loaded; `library_error` says why.
         overrides: environment variables that choose mpi4py's library, as set here.
         launchers: available ones, best first.
-        on_path: the `mpiexec` that is run when typed by hand.
+        on_path: the `mpiexec` that is found on PATH.
         started_by: the `word` in system/launchers of the launcher that started this process;
             None if unknown.
         pmix: whether it was started over PMIx.
@@ -123,7 +128,7 @@ class MpiFacts:
 
 @dataclass(frozen=True)
 class Gpus:
-    """GPUs as three sources report them.
+    """GPUs, as nvidia-smi, the driver and torch report them.
 
     Attributes:
         installed: names that nvidia-smi lists, visible to this process or not.
@@ -200,7 +205,7 @@ class ShardCount:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that one process can know about its machine."""
+    """All facts that one process can find out about its machine."""
 
     wanted: WantedJob
     python: Python

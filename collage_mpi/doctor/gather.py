@@ -1,5 +1,6 @@
-"""Gathers everything that one process can know about its machine, and has it checked in the order
-of the screen. Risky attempts run in child processes, all at once, each with a time limit.
+"""Gathers all facts that one process can find out about its machine, and runs all checks on them.
+
+Attempts that may crash or hang run in child processes, all at once, each with a time limit.
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ from collage_mpi.system.launchers import over_pmix, starter
 from collage_mpi.system.process_tree import ask, own_command
 
 PACKAGES = ("numpy", "h5py", "isal", "mpi4py", "torch", "pillow", "safetensors", "rich")
-PROBE_LIMIT_S = 60.0  # torch from a cold network file system
+PROBE_LIMIT_S = 60.0  # time to import torch from a slow network file system
 TOOL_LIMIT_S = 10.0
-DEFAULT_RANKS = 11  # side 3: what is supposed when nobody says
+DEFAULT_RANKS = 11  # assumed number of ranks: side 3
 
 HOLDS = {MARKER: "complete", MANIFEST: "run"}
 MPI4PY_VARIABLES = ("MPI4PY_MPIABI", "MPI4PY_LIBMPI")
@@ -124,7 +125,7 @@ def gather(
 
 
 def probe(task: str, argument: str = "") -> dict[str, Any]:
-    """The answer of one `collage_mpi.doctor.probe`; {"error": ...} if it crashed or hung."""
+    """Run one `collage_mpi.doctor.probe`; its answer, or {"error": ...} if it crashed or hung."""
     command = [*own_command("collage_mpi.doctor.probe"), task, argument]
     try:
         done = ask(command, PROBE_LIMIT_S)
@@ -135,11 +136,11 @@ def probe(task: str, argument: str = "") -> dict[str, Any]:
     try:
         return dict(json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, ValueError):
-        return {"error": (done.stderr.strip().splitlines() or ["it said nothing"])[-1]}
+        return {"error": (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]}
 
 
 def minimums() -> dict[str, str]:
-    """The minimum version of each package, from the metadata of this one; {} if not installed."""
+    """Minimum version of each package, from this package's metadata; {} if it is not installed."""
     try:
         lines = metadata.requires("collage-mpi") or []
     except metadata.PackageNotFoundError:
@@ -187,7 +188,7 @@ def started_by(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def machine_facts(wanted: WantedJob, environ: Mapping[str, str]) -> HostFacts:
-    """This host."""
+    """Facts about this host."""
     world = launcher_size(environ) or wanted.ranks
     here = local_size(environ) if launcher_size(environ) else None
     soft, hard = (
@@ -241,7 +242,7 @@ def scratch_in(out: Path | None) -> Iterator[tuple[dict[str, Any], Path | None]]
 
 
 def _write_a_part(scratch: Path) -> float:
-    """Write, sync and rename 64 KiB as results do: milliseconds. Raises OSError."""
+    """Write, sync and rename 64 KiB, as for results; the time in ms. Raises OSError."""
     began_s = time.monotonic()
     with (scratch / "part.tmp").open("wb") as file:
         file.write(bytes(1 << 16))
@@ -285,12 +286,12 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
 
 
 def examine(facts: Facts) -> list[Finding]:
-    """Every finding about one process's surroundings."""
+    """All findings about this process's machine and software."""
     return [finding for check in CHECKS for finding in check(facts)]
 
 
 def can_meet(facts: Facts) -> bool:
-    """Whether MPI can be started: with a wrong launcher it would abort the process."""
+    """Whether MPI can be started here; with the wrong launcher it would abort the process."""
     packages = {package.name: package for package in facts.packages}
     needed = all(
         package.version is not None and package.error is None

@@ -1,5 +1,6 @@
-"""Tries one thing that may crash or hang, in a process of its own, and prints a JSON object: import
-torch, h5py or mpi4py, write an HDF5 file, or count GPUs.
+"""Tries one thing that may crash or hang, in a process of its own, and prints a JSON object.
+
+It imports torch, h5py or mpi4py, writes an HDF5 file, opens shards, or counts GPUs.
 
 Usage: python -m collage_mpi.doctor.probe TASK [ARGUMENT]
 """
@@ -16,7 +17,7 @@ from typing import Any
 
 
 def probe_package(name: str) -> dict[str, Any]:
-    """Import one package; gives its version, nothing if it is missing, or the error."""
+    """Import one package: its version, {} if it is missing, or the error."""
     module_name = {"pillow": "PIL"}.get(name, name.replace("-", "_"))
     try:
         module = import_module(module_name)
@@ -24,7 +25,7 @@ def probe_package(name: str) -> dict[str, Any]:
         if error.name == module_name:
             return {}
         return _broken(name, error)
-    except Exception as error:  # whatever a broken package raises is its error
+    except Exception as error:  # a broken package may raise anything
         return _broken(name, error)
     version = getattr(module, "__version__", None) or _installed(name) or "?"
     return {"version": str(version), **_DETAILS.get(name, lambda _: {})(module)}
@@ -74,23 +75,19 @@ _DETAILS: dict[str, Callable[[Any], dict[str, Any]]] = {
 
 
 def probe_rank(_: str) -> dict[str, Any]:
-    """What each rank needs to know before it starts MPI: the library's family, GPUs, torch's
-    build.
-    """
+    """What a rank must know before it starts MPI: the MPI library, GPUs, and torch's build."""
     return {**probe_package("mpi4py"), "gpus": driver_count(), "torch_build": torch_build()}
 
 
 def torch_build() -> str | None:
-    """cpu, cuda or rocm, from torch's version file; importing torch would take seconds on each
-    rank.
-    """
+    """cpu, cuda or rocm, from torch's version file, because importing torch would take seconds."""
     for folder in sys.path:
         path = Path(folder or ".") / "torch" / "version.py"
         if path.is_file():
             values: dict[str, Any] = {}
             try:
                 exec(path.read_text(), values)  # as `import torch` would
-            except Exception:  # a broken torch is no torch
+            except Exception:  # a broken torch counts as missing
                 return None
             return "cuda" if values.get("cuda") else "rocm" if values.get("hip") else "cpu"
     return None
@@ -125,7 +122,7 @@ def probe_hdf5(folder: str) -> dict[str, Any]:
             raise stream.failure
     with open_file(path) as file:
         if int(file["numbers"][9]) != 9:
-            raise OSError("reads back other than it was written")
+            raise OSError("the file reads back with other values than were written")
     return {}
 
 
@@ -152,9 +149,9 @@ def main() -> None:
     task, argument = sys.argv[1], (sys.argv[2:] or [""])[0]
     try:
         answer = TASKS[task](argument)
-    except Exception as error:  # that is what we are here for
+    except Exception as error:  # any error is the answer
         answer = {"error": " ".join(str(error).split()) or type(error).__name__}
-    print("\n" + json.dumps(answer), flush=True)  # a library may have left a half line
+    print("\n" + json.dumps(answer), flush=True)  # a library may have printed an incomplete line
 
 
 if __name__ == "__main__":

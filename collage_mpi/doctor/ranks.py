@@ -1,7 +1,8 @@
-"""The ranks of a world report to rank 0 where they are, by point-to-point messages with time
-limits. The ranks may be a small job that the doctor starts as `launch` would.
+"""Collects a report of each rank on rank 0, by point-to-point messages with time limits.
 
-Usage, as a program of its own: python -m collage_mpi.doctor.ranks LIMIT_S DEVICE
+The ranks may be a small job that the doctor starts itself, as `launch` would.
+
+Usage as a program: python -m collage_mpi.doctor.ranks LIMIT_S DEVICE
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ from collage_mpi.system.printable import numbers_text
 from collage_mpi.system.process_tree import own_command
 
 TAG_REPORT = 1
-MEET_LIMIT_S = 60.0  # for the others' reports, under a launcher
+MEET_LIMIT_S = 60.0  # until all reports must have come, under a launcher
 START_LIMIT_S = 90  # for MPI_Init, which waits for all ranks
-VERDICT_LIMIT_S = 180.0  # a rank waits for rank 0, which imports torch meanwhile
+VERDICT_LIMIT_S = 180.0  # how long a rank waits for rank 0, which imports torch meanwhile
 MARK = "collage-mpi doctor world: "
 
-# Of a trial: a rank is 0.5 s of one core.
+# Time limit of a trial job; the start of a rank takes 0.5 s of a core.
 BASE_LIMIT_S, LIMIT_PER_RANK_S, LONGEST_LIMIT_S = 10.0, 1.0, 120.0
 OUTPUT_LINES = 12
 
@@ -67,7 +68,7 @@ def describe_rank(
     Args:
         rank, size: as MPI says.
         device: auto, cpu or cuda.
-        answer: of `probe("rank")`, asked before MPI was started.
+        answer: result of `probe("rank")`, from before MPI was started.
     """
     gpus = answer.get("gpus") or 0
     usable = 0 if answer.get("torch_build") in (None, "cpu") else gpus
@@ -99,34 +100,32 @@ def describe_rank(
 
 
 class Meeting:
-    """One world of ranks, from their reports to its end."""
+    """A world of ranks that report to rank 0."""
 
     def __init__(self, device: str, answer: Mapping[str, Any]) -> None:
-        """Start MPI. `answer` is that of `probe("rank")`.
+        """Start MPI. `answer`: result of `probe("rank")`.
 
         Raises:
-            ImportError, RuntimeError: MPI cannot be loaded (then `answer` says why).
+            ImportError, RuntimeError: MPI cannot be loaded; `answer` says why.
         """
         from collage_mpi.mpi.transport import open_world
 
-        signal.alarm(START_LIMIT_S)  # the process dies of it: nothing else ends MPI_Init
+        signal.alarm(START_LIMIT_S)  # kills this process, as nothing else ends MPI_Init
         self._comm, self._mpi = open_world()
         signal.alarm(0)
         self.rank: int = self._comm.Get_rank()
         self.size: int = self._comm.Get_size()
         self._mine = describe_rank(self.rank, self.size, device, answer)
-        self._sends: list[Any] = []  # requests, each of which keeps its message
+        self._sends: list[Any] = []  # requests; each keeps its message
 
     def guard(self, body: Callable[[], int]) -> int:
-        """Run `body`; an exception ends the whole world, which would otherwise wait for this
-        rank.
-        """
+        """Run `body`. An exception ends the whole world, because the others wait for this rank."""
         from collage_mpi.mpi.transport import guarded
 
         return guarded(self._comm, body)
 
     def gather(self, limit_s: float = MEET_LIMIT_S) -> World:
-        """On rank 0: the reports that arrive within limit_s."""
+        """On rank 0: collect the reports that arrive within limit_s."""
         began_s = time.monotonic()
         reports = {0: self._mine}
         arriving = self._messages(limit_s)
@@ -141,8 +140,9 @@ class Meeting:
         )
 
     def dismiss(self, code: int, world: World) -> None:
-        """On rank 0: tell all ranks to leave with `code`. MPI cannot end normally with a silent
-        rank.
+        """On rank 0: tell all ranks to leave with `code`.
+
+        If a report is missing, abort, because MPI cannot end normally without a rank.
         """
         if world.missing:
             self._comm.Abort(code)
@@ -153,16 +153,16 @@ class Meeting:
             backoff.pause()
 
     def report(self, limit_s: float = VERDICT_LIMIT_S) -> int:
-        """On the others: report to rank 0, and leave with the exit code that it sends."""
+        """On other ranks: report to rank 0, and return the exit code that rank 0 sends."""
         self._send(0, asdict(self._mine))
         verdict = next(self._messages(limit_s), None)
         if verdict is None:
-            print(f"rank {self.rank}: no word from rank 0 in {limit_s:g} s", file=sys.stderr)
+            print(f"rank {self.rank}: no message from rank 0 in {limit_s:g} s", file=sys.stderr)
             os._exit(int(ExitCode.ENVIRONMENT))  # MPI cannot end without rank 0
         return int(verdict[1]["code"])
 
     def _messages(self, limit_s: float) -> Iterator[tuple[int, Any]]:
-        """Each message as it arrives, behind its sender, until the time is over."""
+        """(sender, content) of each message as it arrives, until the time is over."""
         backoff, until_s = Backoff(WORKER_BACKOFF), time.monotonic() + limit_s
         while time.monotonic() < until_s:
             self._mpi.Request.Testall(self._sends)
@@ -188,7 +188,7 @@ def open_meeting(wanted: WantedJob) -> Meeting | None:
         library=library_of(answer), started_by=started_by(), pmix=over_pmix(os.environ)
     )
     if facts.library is None and local_rank() == 0 != launcher_rank():
-        # A host that may differ from rank 0's: rank 0 would wait for it and not know why.
+        # Rank 0 may be on another host, and would wait for this rank without knowing why.
         print(f"no MPI library on {socket.gethostname()}", file=sys.stderr, flush=True)
     if facts.library is None or not launcher_fits(facts):
         return None  # MPI would abort the process
@@ -199,7 +199,7 @@ def open_meeting(wanted: WantedJob) -> Meeting | None:
 
 
 def try_ranks(mpi: Mpi, ranks: int, device: str) -> Trial:
-    """Start `ranks` ranks that report and end; it takes at most the limit and some seconds."""
+    """Start `ranks` ranks that report and end, with a time limit."""
     limit_s = min(LONGEST_LIMIT_S, BASE_LIMIT_S + LIMIT_PER_RANK_S * ranks)
     program = (*own_command("collage_mpi.doctor.ranks"), f"{limit_s:g}", device)
     plan = build_command(mpi, ranks, program, site_here())
@@ -226,7 +226,7 @@ def _world(values: dict[str, Any]) -> World:
 
 
 def main() -> int:
-    """Run a world that only reports; rank 0 prints it as one line of JSON."""
+    """Run a world whose ranks only report; rank 0 prints the reports as one line of JSON."""
     limit_s, device = float(sys.argv[1]), sys.argv[2]
     meeting = Meeting(device, probe("rank"))
 

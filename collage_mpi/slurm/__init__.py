@@ -1,5 +1,6 @@
-"""Renders Slurm job scripts from settings and the templates in templates/. The scripts in
-jobs/slurm are rendered with the default settings; a test compares them.
+"""Renders Slurm job scripts from settings and templates.
+
+The scripts in jobs/slurm are rendered with the default settings, which a test checks.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 @dataclass(frozen=True)
 class ScriptKind:
-    """One kind of script: its file and its own defaults.
+    """One kind of script: its file and its defaults.
 
     Attributes:
-        file: name in jobs/slurm, and in templates/.
-        nodes: for the ranks with networks.
+        file: name in jobs/slurm and in templates/.
+        nodes: number of nodes for the ranks with networks.
         gpus_per_node: None: one for each rank of the fullest node.
-        time: time limit, as Slurm writes it.
-        array: task numbers, or None for a job that is no array.
+        time: time limit, in Slurm's format.
+        array: indices of the array tasks; None for a job without an array.
     """
 
     file: str
@@ -66,7 +67,7 @@ class SlurmSettings(Settings):
     """The settings of a job script. See each field's help line.
 
     Raises:
-        UsageError: a value that Slurm or the job could not take.
+        UsageError: a value that Slurm or the job cannot take.
     """
 
     account: str = setting("<account>", "account that pays for the job")
@@ -137,13 +138,13 @@ class SlurmSettings(Settings):
 
 @dataclass(frozen=True)
 class ScriptLayout:
-    """Numbers that follow from the settings for one kind of script.
+    """Numbers that follow from the settings, for one kind of script.
 
     Attributes:
-        nodes: for the ranks with networks.
-        teams: each has a coordinator; 1 without teams.
-        tasks_per_node: task slots of each node; the last may stay unused.
-        gpus_per_node: of each node.
+        nodes: number of nodes for the ranks with networks.
+        teams: number of teams, each with a coordinator; 1 without teams.
+        tasks_per_node: task slots of each node; some of the last node may stay unused.
+        gpus_per_node: number of GPUs of each node.
         limit_hours: the time limit.
     """
 
@@ -155,11 +156,14 @@ class ScriptLayout:
 
 
 def layout(kind: str, settings: SlurmSettings) -> ScriptLayout:
-    """Tasks and GPUs of a node. Tasks are given per node, not in total, because a requeued job
-    keeps that number.
+    """The tasks and GPUs of each node.
 
-    (With --ntasks=11 --nodes=4 Slurm packs 7, 2, 1, 1. Adding --ntasks-per-node=3 spreads them, but
-    the requeued job is then told 12 tasks.)
+    Tasks are given per node and not in total, because a requeued job keeps that number. (With
+    --ntasks=11 --nodes=4 Slurm packs 7, 2, 1, 1 tasks. Adding --ntasks-per-node=3 spreads them, but
+    then the requeued job gets 12 tasks.)
+
+    Raises:
+        UsageError: settings that this kind of script cannot take.
     """
     defaults = KINDS[kind]
     nodes = settings.nodes or defaults.nodes
@@ -180,7 +184,7 @@ def layout(kind: str, settings: SlurmSettings) -> ScriptLayout:
 
 
 def _teams(kind: str, settings: SlurmSettings, nodes: int) -> int:
-    """Number of teams on these nodes: whole nodes a team, or whole teams a node."""
+    """Number of teams on these nodes: each team has whole nodes, or each node whole teams."""
     if kind not in TEAM_KINDS:
         if settings.teams is not None:
             raise UsageError(f"teams is {settings.teams} for {kind}; use {' or '.join(TEAM_KINDS)}")
@@ -196,7 +200,7 @@ def hours(text: str) -> float:
     """A Slurm time limit in hours: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: the text has another form.
     """
     found = _TIME.fullmatch(text)
     if not found:
@@ -212,7 +216,9 @@ def render(kind: str, settings: SlurmSettings | None = None, file: str | None = 
     """The text of a job script.
 
     Args:
-        file: where the script will stand, as its header names it; None: where it is shipped.
+        kind: one of KINDS.
+        settings: None for the defaults.
+        file: path of the script, for its header; None: its place in this repository.
 
     Raises:
         UsageError: an unknown kind, or settings that this kind cannot take.
@@ -266,7 +272,7 @@ def _cost(kind: str, settings: SlurmSettings, plan: ScriptLayout, cores_of_task:
 
 
 def _shares(kind: str, settings: SlurmSettings, plan: ScriptLayout, cores_of_task: int) -> str:
-    """How many workers a GPU has, and how much memory each task."""
+    """How many workers share a GPU, and how much memory each task has, as text."""
     said = ""
     if kind in RUN_KINDS and plan.gpus_per_node:
         workers = -(-plan.tasks_per_node // plan.gpus_per_node)

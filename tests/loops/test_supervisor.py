@@ -645,7 +645,7 @@ def test_a_start_that_hangs_names_who_is_missing_and_is_tried_once_more(
     said = capsys.readouterr().err
     told = r"MPI is not up after \d s: 1 of 2 ranks are there; nothing yet of rank 1: dead"
     assert re.search(told, said), said
-    assert "Nothing had begun: starting once more" in said
+    assert "No work had begun, so it is started once more" in said
 
 
 def test_a_start_that_hangs_again_is_given_up(tmp_path, monkeypatch, capsys):

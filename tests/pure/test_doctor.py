@@ -320,7 +320,7 @@ def test_which_launcher_can_serve_which_library(library, started, pmix, fits):
         ("hydra", "MPICH's or Intel's mpiexec"),
         ("srun", "srun"),
         ("pals", "PALS's mpiexec or aprun"),
-        (None, "a launcher of unknown make"),
+        (None, "an unknown launcher"),
     ],
 )
 def test_who_started_it_is_named(started, who):
@@ -332,10 +332,10 @@ def test_who_started_it_is_named(started, who):
 @pytest.mark.parametrize(
     ("launchers", "said"),
     [
-        ((MPICH,), "outlives one (by MPICH's flag and a wrapper)"),
-        ((OPENMPI, MPICH), "outlives one (by MPICH's flag and a wrapper)"),
-        ((INTEL,), "one ends the job with this MPI"),
-        ((), "one ends the job with this MPI"),
+        ((MPICH,), "goes on (by MPICH's flag and a wrapper)"),
+        ((OPENMPI, MPICH), "goes on (by MPICH's flag and a wrapper)"),
+        ((INTEL,), "a lost rank ends the job with this MPI"),
+        ((), "a lost rank ends the job with this MPI"),
     ],
 )
 def test_what_a_lost_rank_means_is_told(launchers, said):
@@ -456,7 +456,7 @@ def test_ranks_that_do_not_report_are_named():
 def test_other_software_on_one_host_is_named():
     (finding,) = check_software_alike([rank(0), rank(1), rank(2, "n7", software="two")])
     assert finding.verdict == BAD
-    assert "rank 2 on n7 has two, most have one" in finding.found
+    assert "rank 2 on n7 has two, but most ranks have one" in finding.found
 
 
 def test_gpus_bound_per_task_are_noticed():
@@ -508,7 +508,7 @@ def test_what_launchers_say_becomes_a_fix(name):
 
 def test_a_trial_that_hangs_says_how_long():
     finding = check_trial(Trial(2, 12.3, timed_out=True, exit_code=-9))
-    assert "not within 12 s" in finding.found
+    assert "timeout after 12 s" in finding.found
 
 
 def test_a_trial_of_singletons():

@@ -297,7 +297,7 @@ def why(words=WORDS, family="mpich", ranks=3, start="auto", **environ) -> str | 
 
 def test_ranks_that_need_torch_are_forked():
     assert why() is why(family="openmpi") is why(("demo", "--out", "o")) is None
-    assert "one of them" in why(ranks=2)
+    assert "at most one process" in why(ranks=2)
     named = [word.replace("w.safetensors", "timm:resnet18") for word in WORDS]
     assert why(named, ranks=2) is None  # rank 0 has the network asked
     null = [word.replace("w.safetensors", "null") for word in WORDS]
@@ -311,7 +311,7 @@ def test_a_rank_that_would_launch_is_refused_before_its_words_are_checked(monkey
     monkeypatch.setenv("PMI_RANK", "0")
     monkeypatch.setenv("PMI_SIZE", "2")
     assert main(["launch", "-n", "2", "--", *WORDS]) == ExitCode.ENVIRONMENT
-    assert "launch is itself rank 0 of 2" in capsys.readouterr().err
+    assert "it is itself rank 0 of 2" in capsys.readouterr().err
 
 
 def test_the_server_imports_the_libraries_of_the_networks(monkeypatch):
