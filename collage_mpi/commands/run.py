@@ -196,7 +196,7 @@ def run_and_tell(settings: RunSettings, worker_group: WorkerGroup, ask: Ask) -> 
     """Run one session on rank 0, print its summary and save it as summary.json."""
     from collage_mpi.job.run import run_session
     from collage_mpi.results import render_summary, summarise
-    from collage_mpi.results.manifest import COMPLETE, read_manifest, to_go_on
+    from collage_mpi.results.manifest import COMPLETE, read_manifest, resume_command
     from collage_mpi.results.reader import open_run
 
     outcome = run_session(settings, worker_group, ask)
@@ -209,12 +209,12 @@ def run_and_tell(settings: RunSettings, worker_group: WorkerGroup, ask: Ask) -> 
     if outcome.input_faults:
         tell_of_input(outcome.input_faults)
     if outcome.exit_code is ExitCode.INCOMPLETE:
-        go_on = to_go_on(read_manifest(outcome.out), outcome.out)
+        go_on = resume_command(read_manifest(outcome.out), outcome.out)
         say(f"incomplete: {outcome.reason}; go on with: {go_on}")
     elif errors := summary["rows"]["errors"]:
         say(
             f"{counted(errors, 'error row')}. When the cause is fixed, classify them again with: "
-            + to_go_on(read_manifest(outcome.out), outcome.out, "--retry-errors")
+            + resume_command(read_manifest(outcome.out), outcome.out, "--retry-errors")
         )
     return int(outcome.exit_code)
 

@@ -196,7 +196,7 @@ def _print_run(found: _RunSpeeds, *, brief: bool) -> None:
         say("  too few answers to tell whether a rank is slower than its peers")
         ranks = []
     elif not any(speed.slow for speed in found.speeds):
-        say("  no rank is surely slower than its peers")
+        say("  no rank is significantly slower than its peers")
     for speed in ranks:
         if speed.interval is None and speed.peers:
             say(f"  {speed.name}: {speed.messages} answers are too few to tell")

@@ -57,7 +57,7 @@ def _print(report: VerifyReport) -> None:
     if report.writing is not None:
         say(f"  a job is writing here ({report.writing}): look again when it has ended")
     elif report.status == "incomplete":
-        say(f"  to go on: {report.to_go_on}")
+        say(f"  to go on: {report.next_step}")
 
 
 COMMAND = Command(

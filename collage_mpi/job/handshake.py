@@ -24,7 +24,7 @@ from collage_mpi.job.worker_group import FEW_ROUNDS, MEASURE_ROUNDS, WorkerGroup
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
 from collage_mpi.models.info import Loading
 from collage_mpi.models.named import is_foreign, is_function
-from collage_mpi.models.tuning import told_tunings
+from collage_mpi.models.tuning import tunings_text
 from collage_mpi.mpi.tasks import FILE, PLACE, cancel_message_bytes, task_message_bytes
 from collage_mpi.scheduler import make_scheme
 from collage_mpi.settings.batches import (
@@ -233,7 +233,7 @@ def refuse_other_networks(
 
 def tell_tunings(plan: Plan, hellos: Mapping[int, Hello]) -> None:
     """Tell the user the number format of the networks, and which setting decided it."""
-    found = told_tunings(hello.tuning for _, hello in sorted(hellos.items()))
+    found = tunings_text(hello.tuning for _, hello in sorted(hellos.items()))
     if not found:
         return
     settings, chosen = plan.settings, ""

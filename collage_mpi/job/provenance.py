@@ -24,7 +24,7 @@ from collage_mpi.job.messages import Hello
 from collage_mpi.job.plan import Plan
 from collage_mpi.job.recorder import Totals
 from collage_mpi.job.session import TeamSession
-from collage_mpi.results.marks import keys_digest
+from collage_mpi.results.number_sets import keys_digest
 from collage_mpi.scheduler import Scheduler
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.inputs import HDF5

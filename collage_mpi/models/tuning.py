@@ -1,5 +1,5 @@
-"""How a network is run: precision, memory layout and launching of kernels, and what `auto` means on
-which device (docs/speed.md).
+"""How a network runs: precision, memory layout and launching of kernels, and what "auto" means on
+each device (docs/speed.md).
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ COMPILES = ("auto", "none", "cuda-graph", "torch-compile")
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """The three choices.
+    """Precision, memory layout and launching.
 
     Attributes:
-        precision: number format of weights and activations; scores are always float32.
-        channels_last: whether the memory format is NHWC: "on" or "off".
-        compile: "none" launches each kernel; "cuda-graph" launches all at once, for each batch
-            size; "torch-compile" first compiles new kernels, which takes up to minutes.
+        precision: dtype of weights and activations; scores are always float32.
+        channels_last: "on" for the memory format NHWC, "off" for NCHW.
+        compile: "none" launches each kernel; "cuda-graph" launches all kernels at once, with a
+            graph for each batch size; "torch-compile" compiles new kernels, which can take minutes.
 
     Raises:
-        UsageError: an unknown choice.
+        UsageError: a choice is unknown.
     """
 
     precision: str
@@ -43,17 +43,18 @@ class Tuning:
                 )
 
     def on(self, device: str, half_pays: bool | None = None) -> Tuning:
-        """The same tuning with every `auto` decided.
+        """The same tuning with every "auto" resolved for a device.
 
-        bfloat16 is faster on some CPUs only (`bfloat16_pays`). On GPUs tensor cores ask for
-        float16, and launch costs for graphs.
+        On a GPU it means float16, for tensor cores, and CUDA graphs, because launching kernels is
+        slow. On a CPU it means bfloat16 if this is faster (`bfloat16_pays`), and no graphs.
 
         Args:
             device: "cpu" or "cuda", without a number.
-            half_pays: whether bfloat16 is faster than float32 on this CPU; None: find out.
+            half_pays: whether bfloat16 is faster than float32 on this CPU; None for
+                `bfloat16_pays`.
 
         Raises:
-            UsageError: CUDA graphs on a CPU.
+            UsageError: CUDA graphs were chosen on a CPU.
         """
         precision, how = self.precision, self.compile
         gpu = device == "cuda"
@@ -77,15 +78,15 @@ class Tuning:
         )
 
 
-# What every other choice is held against, and what a network runs as where nobody chooses.
+# The default of a network for which nothing was chosen, and the baseline for comparisons.
 PLAIN = Tuning(precision="float32", channels_last="on", compile="none")
 
 
-def told_tunings(each: Iterable[Mapping[str, str]]) -> str:
-    """How the ranks run their networks: `single network bfloat16, channels-last; collage ...`.
+def tunings_text(each: Iterable[Mapping[str, str]]) -> str:
+    """The tunings of all ranks in words: "single network bfloat16, channels-last; collage ...".
 
     Args:
-        each: for every rank, kind -> its tuning in words. Null networks are left out.
+        each: for every rank, kind -> tuning in words. Null networks are left out.
     """
     found: dict[str, dict[str, None]] = {}
     for tunings in each:
@@ -96,11 +97,10 @@ def told_tunings(each: Iterable[Mapping[str, str]]) -> str:
 
 
 def bfloat16_pays(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this processor runs networks faster in bfloat16 than in float32.
+    """Whether this processor runs networks faster in bfloat16 than in float32; False if unknown.
 
-    Measured (analysis/reports/speed.md): 2.1 to 3.6 times as fast with AMX (Intel), 1.6 to 2 times
-    with AVX512-BF16 on AMD's Zen 5; slower on an Intel processor limited to AVX512-BF16. False if
-    it is unknown (not Linux).
+    Measured (analysis/reports/speed.md): 2.1 to 3.6 times as fast with AMX (Intel), and 1.6 to 2
+    times with AVX512-BF16 on AMD's Zen 5; slower on an Intel processor with only AVX512-BF16.
     """
     found = processor_facts(cpuinfo)
     flags = found.get("flags", "").split()
@@ -109,7 +109,8 @@ def bfloat16_pays(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def processor_facts(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
-    """What Linux says of the first core, such as `flags` and `model name`; {} on other systems."""
+    """The fields of /proc/cpuinfo for the first core, such as `flags` and `model name`; {} on
+    systems other than Linux."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
@@ -121,12 +122,13 @@ def processor_facts(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
 def memory_fault(
     what: str, device: str, weights_bytes: int, free_bytes: int | None, total_bytes: int | None
 ) -> str:
-    """The message for a network that does not fit on its GPU.
+    """The message for a network that does not fit into the memory of its GPU.
 
     Args:
         what: the network, in words.
-        weights_bytes: its weights in the requested precision.
-        free_bytes, total_bytes: of the GPU when it happened; None if unknown.
+        device: such as "cuda:0".
+        weights_bytes: size of its weights in the requested precision.
+        free_bytes, total_bytes: memory of the GPU at that moment; None if unknown.
     """
     mib = 1 << 20
     room = "its free memory is not known"

@@ -1,1 +1,1 @@
-"""The report: an HTML page about one or several runs that works offline."""
+"""Writes the report: an HTML page about one or several runs, which works offline."""

@@ -1,10 +1,9 @@
-"""The data of the report's charts, reduced so that the page stays small for runs of any size. Also
-the worst images with thumbnails: wrong answers with the highest scores or, without labels, answers
-with the lowest scores.
+"""The data of the report's charts, reduced so that the page stays small for runs of any size; and
+the worst images with thumbnails.
 
-Nothing is smoothed. A drawn point is a step of the distribution, or the median or the slowest of
-neighbouring groups. Of a long run only every n-th part is held (`excerpt`), together with the
-slowest group of each other part and everything near the slowest group of all.
+Nothing is smoothed. A point is a step of the distribution, or the median or the slowest of some
+consecutive groups. From a long run only every n-th part is used (`excerpt`), with the slowest group
+of each other part, and with everything near the slowest group of the run.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import numpy as np
 
 from collage_mpi.report.tables import name_or_number
 from collage_mpi.results.names import from_shards, image_names
-from collage_mpi.results.parts import began_ns, beside, launch_of
+from collage_mpi.results.parts import began_ns, clock_offsets_ns, launch_of
 from collage_mpi.results.reader import Results, Run
 from collage_mpi.results.rows import GROUPS, IMAGES, SOURCES, TASKS, TableLayout
 from collage_mpi.results.statistics import PERCENTILES, percentile_name
@@ -29,12 +28,12 @@ from collage_mpi.results.timeline import STRAGGLER, Timeline, look_of, looks, ma
 from collage_mpi.results.vectors import extras_of
 from collage_mpi.system.printable import counted
 
-STEPS = 1200  # of a curve: half of them by share, half by the logarithm of the tail
-SLICES = 300  # of the run's groups in a row
-GROUPS_SHOWN = 9  # of the timeline, about the slowest one
+STEPS = 1200  # points of a curve: half at even shares, half at even logarithms of the tail
+SLICES = 300  # points of a chart over time
+GROUPS_SHOWN = 9  # in the timeline, around the slowest group
 RANKS_SHOWN = 40
-BARS = 1500
-ABOUT = 9  # groups before and after the slowest one that are kept completely
+BARS = 1500  # in the timeline, about
+ABOUT = 9  # groups before and after the slowest group that an excerpt keeps completely
 
 Json = dict[str, Any]
 
@@ -42,12 +41,13 @@ Json = dict[str, Any]
 def chart_data(
     run: Results, name: str, *, by_team: bool = False, tally: Tally | None = None
 ) -> Json:
-    """All charts of one run, ready for JSON; None for a chart that the run has no data for.
+    """The data of all charts of a run, ready for JSON. A chart without data is None.
 
     Args:
         run: the whole run, or an excerpt.
-        by_team: also draw a line over time for the fastest and for the slowest team.
-        tally: of the whole run, if it was made already.
+        name: of the run.
+        by_team: also draw lines over time for the fastest and the slowest team.
+        tally: of the whole run, if it is known.
     """
     tally = tally or Tally(run)
     measured = tally.groups.latency_ms.n > 0
@@ -60,7 +60,7 @@ def chart_data(
 
 
 def _curve(groups: GroupTally) -> Json:
-    """The distribution of group latencies: steps (ms, share done) and its percentiles."""
+    """The distribution of group latencies: steps (ms, share done) and percentiles."""
     sample = groups.latency_ms
     x_ms, below = sample.steps()
     share = below / sample.n
@@ -79,10 +79,10 @@ def _curve(groups: GroupTally) -> Json:
 
 
 def kept_steps(share: np.ndarray, n: int) -> np.ndarray:
-    """Indices of the steps to draw: dense in the body and in the tail, always with both ends.
+    """Indices of the steps to draw, dense in the body and in the tail, including both ends.
 
     Args:
-        share: (k,) ascending shares of values <= x, the last 1.0.
+        share: (k,) ascending shares of values at or below each step; the last is 1.0.
         n: number of values.
     """
     if len(share) <= STEPS:
@@ -94,9 +94,9 @@ def kept_steps(share: np.ndarray, n: int) -> np.ndarray:
 
 
 def _over_time(run: Results, by_team: bool) -> Json:
-    """Median and slowest group of each of at most SLICES slices.
+    """The median and the slowest group of at most SLICES slices of the run.
 
-    Sessions are drawn one after another, but the sessions of a launch's teams side by side.
+    Sessions follow each other on the time axis, but the teams of a launch share it.
     """
     groups = np.sort(run.measured_groups, order=("session", "t0_ns", "group"))
     launches, began = launch_of(run.manifest), began_ns(run.manifest)
@@ -186,7 +186,7 @@ def _median(values: np.ndarray) -> float | None:
 
 
 def _digits(values: Any, digits: int = 6) -> list[float]:
-    """Numbers rounded to this many significant digits, which halves the size of the page."""
+    """Round to this many significant digits, which halves the size of the page."""
     return [float(f"{value:.{digits}g}") for value in np.asarray(values, float).tolist()]
 
 
@@ -194,7 +194,8 @@ def _digits(values: Any, digits: int = 6) -> list[float]:
 
 
 def excerpt(run: Run, tally: Tally) -> Results:
-    """Groups and tasks of a run, without images. `every` of the result says which share is held.
+    """Read groups and tasks of a run, without images. If the run is long, only every k-th part is
+    read completely, where k is `every` of the result.
 
     Raises:
         EnvironmentFault, DataFault: a part cannot be read, or is damaged.
@@ -215,7 +216,7 @@ def excerpt(run: Run, tally: Tally) -> Results:
 
 
 def _telling(groups: np.ndarray, tally: Tally) -> np.ndarray:
-    """The slowest measured group of a part, and groups near the slowest of all: (n,) bool."""
+    """(n,) bool: the slowest measured group of a part, and groups near the slowest of the run."""
     telling = _near(groups, tally)
     measured = np.flatnonzero(~groups["warmup"])
     if len(measured):
@@ -233,14 +234,14 @@ def _near(groups: np.ndarray, tally: Tally) -> np.ndarray:
 
 
 def _about(run: Run, groups: np.ndarray, tally: Tally) -> dict[int, tuple[int, int]]:
-    """Session -> begin and end, on its own clock, of the time whose tasks are kept."""
+    """Session -> (begin, end), in ns on the session's clock, of the time whose tasks are kept."""
     near = groups[_near(groups, tally)]
     if not len(near):
         return {}
     session = int(near["session"][0])
     first_ns = int(near["t0_ns"].min())
     last_ns = int((near["t0_ns"] + near["latency_ns"]).max())
-    later_ns = beside(run.manifest, session).items()
+    later_ns = clock_offsets_ns(run.manifest, session).items()
     return {each: (first_ns - later, last_ns - later) for each, later in later_ns}
 
 
@@ -253,13 +254,13 @@ def _within(tasks: np.ndarray, spans_ns: dict[int, tuple[int, int]]) -> np.ndarr
 
 
 EDGE_PX = 96
-SMALL_PX = 48  # up to here PNG is smaller than JPEG
+SMALL_PX = 48  # up to this size PNG is smaller than JPEG
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image: its lines of text, and its thumbnail as a data URI, or None if its shard is
-    missing.
+    """One image of the page: its thumbnail as a data URI (None if its shard cannot be read), and
+    its lines of text.
     """
 
     uri: str | None
@@ -269,7 +270,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Worst:
-    """The images that are shown, and notes about those that could not be read."""
+    """The worst images, and notes about images that could not be read."""
 
     heading: str
     pictures: tuple[Picture, ...]
@@ -277,17 +278,18 @@ class Worst:
 
 
 def worst_images(run: Run, shards: Sequence[Path | str] | None, most: int) -> Worst | None:
-    """The `most` wrong answers with the highest scores, or answers with the lowest scores if there
-    are no labels.
+    """The wrong answers with the highest scores; without labels, the answers with the lowest
+    scores.
 
     Args:
-        shards: where the run's shards are now; by default where they were.
+        shards: files and folders that hold the run's shards now; by default the recorded paths.
+        most: largest number of images.
 
     Returns:
-        None if no answer is wrong, the images were simulated, or the run names no classes.
+        None if no answer is wrong, the images were simulated, or the run maps a function.
 
     Raises:
-        EnvironmentFault: `shards` holds nothing.
+        EnvironmentFault: `shards` names nothing that exists.
     """
     if not extras_of(run.manifest).classifies:
         return None
@@ -295,7 +297,7 @@ def worst_images(run: Run, shards: Sequence[Path | str] | None, most: int) -> Wo
     chosen, n = _chosen(run, labelled, most)
     if not n:
         return None
-    heading = "Wrong and sure of it" if labelled else "Least sure"
+    heading = "Wrong, with the highest scores" if labelled else "Lowest scores"
     heading += f": {len(chosen)} of {n:,} {'wrong answers' if labelled else 'answers'}"
     none = np.empty(0)
     names = image_names(Results(run.path, run.manifest, chosen, none, none, run.complete), shards)
@@ -313,7 +315,7 @@ def worst_images(run: Run, shards: Sequence[Path | str] | None, most: int) -> Wo
 
 
 def _chosen(run: Run, labelled: bool, most: int) -> tuple[np.ndarray, int]:
-    """The rows of those images, (at most `most`,) of IMAGE_ROW, and their total number."""
+    """The rows of these images, of IMAGE_ROW, at most `most`; and how many there are in all."""
     entries = run.manifest["shards"]
     real = np.array([bool(entry.get("path")) for entry in entries] or [False])
     chosen, n = np.empty(0, IMAGES.dtype), 0
@@ -332,7 +334,7 @@ def _chosen(run: Run, labelled: bool, most: int) -> tuple[np.ndarray, int]:
 def _pixels(
     run: Run, chosen: np.ndarray, shards: Sequence[Path | str] | None
 ) -> tuple[dict[int, np.ndarray], tuple[str, ...]]:
-    """Place in `chosen` -> (H, W, C) uint8 for readable images, and the reasons for the others."""
+    """Index in `chosen` -> (H, W, C) uint8, for readable images; and notes about the others."""
     from collage_mpi.shards import ShardSet
     from collage_mpi.shards.schema import ShardInfo
 
@@ -357,7 +359,7 @@ def _pixels(
 
 
 def _thumbnail(pixels: np.ndarray) -> str:
-    """(H, W, C) uint8 as a data URI of at most EDGE_PX: PNG where small, else JPEG."""
+    """An image, (H, W, C) uint8, as a data URI with edges of at most EDGE_PX, in PNG or JPEG."""
     from PIL import Image
 
     plain = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels

@@ -1,7 +1,7 @@
-"""Writes the report: one HTML file with everything it needs, about one or several runs.
+"""Renders the report: one HTML file, with its styles and scripts, about one or several runs.
 
-The template escapes everything that comes from data. Only the two scripts whose SHA-256 the page's
-Content-Security-Policy names can run, and nothing is loaded from elsewhere.
+The template escapes everything that comes from data. By the page's Content-Security-Policy only its
+two scripts can run, and nothing is loaded from elsewhere.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from collage_mpi.results.verify import VerifyReport, verify_run
 from collage_mpi.system.files import write_atomic, writing
 from collage_mpi.system.printable import printable
 
-MOST_RUNS = 12  # about 100 KB each with its pictures
-PICTURES = 24  # worst images in all, of several runs fewer each
+MOST_RUNS = 12  # each takes about 100 KB with its pictures
+PICTURES = 24  # worst images on the page, shared by all runs
 SHARES = {"p99": "99 % of its groups", "p95": "95 % of its groups", "p50": "half of its groups"}
-ALIKE = 0.005  # points of accuracy: what rounds to 0.00
+ALIKE = 0.005  # points of accuracy; a smaller difference is shown as 0.00
 SCRIPTS = ("uPlot.iife.min.js", "charts.js")
 
 Json = dict[str, Any]
-Side = tuple[str, Json, Json]  # what a run is called, its entry, its latency per group
+Side = tuple[str, Json, Json]  # name of a run, its entry of `compare`, its latency per group
 
 
 def write_report(
     folders: Sequence[Path], out: Path, shards: Sequence[Path | str] | None = None
 ) -> None:
-    """Read, verify and sum up the runs, and write the page.
+    """Read, verify and summarise runs, and write the page.
 
     Args:
-        folders: of 1 to MOST_RUNS runs; the first is the baseline.
-        out: the file.
-        shards: files and folders in which the runs' shards are now; by default where they were.
+        folders: of 1 to MOST_RUNS runs. The first run is the baseline.
+        out: the file to write.
+        shards: files and folders that hold the runs' shards now; by default the recorded paths.
 
     Raises:
-        UsageError: no runs, or too many.
-        EnvironmentFault: a run is missing, `shards` holds nothing, or the file cannot be written.
+        UsageError: there are no runs, or too many.
+        EnvironmentFault: a run or `shards` does not exist, or the file cannot be written.
         DataFault: a run is damaged.
     """
     if not 1 <= len(folders) <= MOST_RUNS:
@@ -63,7 +63,7 @@ def write_report(
 
 
 def render_page(folders: Sequence[Path], shards: Sequence[Path | str] | None = None) -> str:
-    """The page as text. Raises like `write_report`."""
+    """The page as text. Raises as `write_report`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -72,7 +72,7 @@ def render_page(folders: Sequence[Path], shards: Sequence[Path | str] | None = N
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        # As it would be shown in a terminal: nothing turns or hides text. Markup is a text too.
+        # As in a terminal, no control character can turn or hide text. Markup is not changed.
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
     assets = files("collage_mpi.report") / "assets"
@@ -88,9 +88,7 @@ def render_page(folders: Sequence[Path], shards: Sequence[Path | str] | None = N
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """The names of the runs on the page; how groups follow each other is named only if runs differ
-    in it.
-    """
+    """The names of the runs on the page. They contain the mode only if the runs' modes differ."""
     alike = len({run.mode for run in runs}) == 1
     names = [run.scheme if alike else run.label for run in runs]
     return [readable(name) for name in distinct(names, runs)]
@@ -165,7 +163,7 @@ def _contents(folders: Sequence[Path], shards: Sequence[Path | str] | None) -> J
 
 @dataclass(frozen=True)
 class Verdict:
-    """A sentence; `good` if every run that it is about is complete, verified and valid."""
+    """A sentence of the verdict. `good`: every run in it is complete, verified and valid."""
 
     text: str
     good: bool
@@ -177,11 +175,12 @@ def verdicts(
     summaries: Sequence[Json],
     proofs: Sequence[VerifyReport],
 ) -> list[Verdict]:
-    """For a single run its result; for several runs the result of each compared with the first.
+    """The result of a single run; or, for several runs, each further run compared with the first.
 
     Args:
-        names: of the runs, as short as possible.
+        names: short names of the runs.
         entries: from `compare`.
+        summaries: from `summarise`.
         proofs: from `verify_run`.
     """
     runs = [f'The "{name}" run' for name in names]
@@ -207,7 +206,7 @@ def _judged(said: str, flaws: Sequence[str], who: str) -> Verdict:
 
 
 def _flaws(run: str, summary: Json, proof: VerifyReport) -> list[str]:
-    """Why a run's figures should not be trusted, one sentence each."""
+    """Sentences that say why a run's figures should not be trusted."""
     validity, arrivals, found = summary["validity"], summary["arrivals"] or {}, []
     if not proof.ok:
         found.append(f"{run} is {proof.status.replace('_', ' ')}.")
@@ -250,7 +249,7 @@ def _than_the_other(own: str, base: str) -> tuple[str, str]:
 
 
 def _sooner(this: Side, first: Side) -> str:
-    """The gain in the highest percentile that both runs support."""
+    """The gain in the highest percentile that both runs have."""
     (_, entry, own_ends), (other, base, base_ends) = this, first
     other = other.replace("The", "the", 1)
     both = [n for n in SHARES if entry[f"{n}_ms"] is not None and base[f"{n}_ms"] is not None]

@@ -1,4 +1,4 @@
-"""The tables of the report: their rows, columns and wording."""
+"""The tables of the report, as rows of text and numbers."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from collage_mpi.results.comparison import (
     latency_cell,
     paired_cell,
 )
-from collage_mpi.results.cost import told_energy
+from collage_mpi.results.cost import energy_cells
 from collage_mpi.results.manifest import recorded_settings
 from collage_mpi.results.names import class_name
 from collage_mpi.results.reader import Results, Run
 from collage_mpi.results.render import (
     DROPPED,
+    audit_text,
     coordinators,
     optional,
     points,
     share_of,
     shares_shown,
     supported,
-    told_audit,
 )
 from collage_mpi.results.rows import IMAGES
 from collage_mpi.results.slow_ranks import OVER, Speed, injected, rank_speeds, service_times_ns
@@ -39,8 +39,8 @@ from collage_mpi.system.printable import some_of
 from collage_mpi.system.table import Cell, Column, Table, Value
 
 MOST_RANKS, MOST_NAMED = 40, 10
-MOST_CLASSES = 20  # of a matrix that can be read
-MOST_PAIRS = 12  # of classes taken for one another
+MOST_CLASSES = 20  # a larger confusion matrix cannot be read
+MOST_PAIRS = 12  # rows of the table of commonest mistakes
 MOST_SHARDS = 20
 TASKS_TOLD = ("tasks", *DROPPED)
 
@@ -52,7 +52,8 @@ Range = tuple[float, float, float]
 
 
 def compared(entries: Sequence[Json], summaries: Sequence[Json]) -> Table:
-    """Latency and price (C8), one column a run, with ratios to the first run in brackets."""
+    """Latency and price (C8), with a column for each run and ratios to the first run in
+    brackets."""
     latency = [summary["latency"] for summary in summaries]
     both = list(zip(entries, latency, strict=True))
     rows: list[Row] = [["Latency of a group, ms"]]
@@ -81,7 +82,7 @@ def _price(entries: Sequence[Json]) -> list[Row]:
     shares = shares_shown(prices)
     differences = (paired_cell(e, i == 0, f": {e['paired']['why']}") for i, e in enumerate(entries))
     costs = [entry.get("cost") for entry in entries]
-    agreement = ["agreement of audited answers", *(told_audit(a) if a else "" for a in audits)]
+    agreement = ["agreement of audited answers", *(audit_text(a) if a else "" for a in audits)]
     return [
         ["Price"],
         ["accuracy", *accuracies_of(entries)],
@@ -99,7 +100,7 @@ def _price(entries: Sequence[Json]) -> list[Row]:
             )
         ),
         *([["node-hours", *(f"{c['node_hours']:.4g}" if c else "" for c in costs)]] * any(costs)),
-        *([["energy per image", *(told_energy(c)[0] if c else "" for c in costs)]] * any(costs)),
+        *([["energy per image", *(energy_cells(c)[0] if c else "" for c in costs)]] * any(costs)),
         *([key.replace("_", " "), *(price[key] for price in prices)] for key in TASKS_TOLD),
     ]
 
@@ -110,7 +111,7 @@ def _ranks_cell(price: Json) -> str:
 
 
 def accuracies(summaries: Sequence[Json], names: Sequence[str]) -> Table | None:
-    """Accuracy overall and by who answered, one column a run; None without labels."""
+    """Accuracy overall and by source, with a column for each run; None without labels."""
     found = [{"overall": s["accuracy"]["overall"], **s["accuracy"]["by_source"]} for s in summaries]
     if not any(one["overall"]["n"] for one in found):
         return None
@@ -131,7 +132,7 @@ def _accuracy_cell(row: Json | None) -> str:
 
 
 def _answers(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For labelled answers, each pair of label and answer, ascending, and its count: (k,) each."""
+    """The pairs of label and answer that occur, ascending: labels, answers, counts, (k,) each."""
     pairs: Counter[tuple[int, int]] = Counter()
     for rows in run.chunks(IMAGES):
         rows = rows[rows["answered"] & rows["has_label"]]
@@ -143,11 +144,12 @@ def _answers(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def confusions(run: Run) -> tuple[Table | None, Table | None]:
-    """For labelled answers: the confusion matrix if it is readable, and the commonest mistakes."""
+    """The confusion matrix, if there are few classes, and the commonest mistakes; None if there is
+    no label or no mistake."""
     labels, predicted, counts = _answers(run)
     if not len(labels):
         return None, None
-    classes = np.unique(np.concatenate([labels, predicted]))  # those that occur, any numbers
+    classes = np.unique(np.concatenate([labels, predicted]))  # only classes that occur
     names = [name_or_number(run, number) for number in classes.tolist()]
     is_, taken = np.searchsorted(classes, labels), np.searchsorted(classes, predicted)
     of_label = np.bincount(is_, counts, minlength=len(classes))
@@ -182,12 +184,12 @@ def name_or_number(run: Run, number: int) -> str:
 
 
 def ranks(run: Results, answered: Collection[int] = ()) -> tuple[str, list[Table]]:
-    """Sentences that name slow and idle ranks, and tables with a row a rank and a row a host or
-    GPU.
+    """Sentences that name slow and idle ranks, and tables of service times by rank, and by GPU and
+    host.
 
     Args:
         run: the whole run, or an excerpt.
-        answered: ranks with a known answer that is not in `run`.
+        answered: ranks that answered, even if an excerpt has no answer of theirs.
     """
     speeds = rank_speeds(run)
     tables = [_by_rank(run, [speed for speed in speeds if speed.unit == "rank"])]
@@ -226,21 +228,21 @@ def _by_rank(run: Results, speeds: Sequence[Speed]) -> Table:
         for speed in shown
     ]
     notes = [
-        f"Slow is what surely took over {OVER:g} times what its peers took, the other ranks of its "
-        "kind; in brackets the 95 % interval, of all ranks at once. The bar goes from the 5 % to "
-        "the 95 % percentile of the rank's service times, its mark is the median; n/a: under "
-        f"{support_needed(0.95)} answers, too few for it."
+        f"Slow: the rank took significantly more than {OVER:g} times as long as its peers, the "
+        "other ranks of its kind. In brackets: the 95 % interval, simultaneous over all ranks. The bar "
+        "goes from the 5 % to the 95 % percentile of the rank's service times, and its mark is the "
+        f"median. n/a: fewer than {support_needed(0.95)} answers, too few for these percentiles."
     ]
     if run.every > 1:
         notes.append(
-            f"This run is long: one in {run.every:,} of its parts of some thousand rows was looked "
-            "at here, and the answers in those are counted."
+            f"This run is long. Only one in {run.every:,} of its parts of some thousand rows was "
+            "read for this table, and only the answers in these parts are counted."
         )
     return Table(columns, rows, "Service time by rank", [*notes, *_slowest_of(speeds)])
 
 
 def _times_ms(run: Results) -> dict[tuple[int, str], np.ndarray]:
-    """(rank, kind) -> its service times in ms, of all sessions."""
+    """(rank, kind) -> service times in ms, over all sessions."""
     found: dict[tuple[int, str], list[np.ndarray]] = defaultdict(list)
     for (rank, _, kind), times_ns in service_times_ns(run).items():
         found[rank, kind].append(times_ns / 1e6)
@@ -288,7 +290,7 @@ def _slow_named(run: Results, speeds: Sequence[Speed]) -> str:
     if all(speed.interval is None for speed in speeds):
         return "Too few answers to tell whether a rank is slower than its peers."
     if not slow:
-        return "No rank is surely slower than its peers."
+        return "No rank is significantly slower than its peers."
     named = [
         (f"host {s.name}" if s.unit == "host" else s.name)
         + (f" on {s.host}" if s.unit == "rank" and s.host else "")
@@ -300,7 +302,7 @@ def _slow_named(run: Results, speeds: Sequence[Speed]) -> str:
 
 
 def errors(run: Run, summary: Json) -> Table | None:
-    """Why images have no answer, and which ranks and shards are missing."""
+    """The reasons of error rows, and the shards that could not be read; None if there are none."""
     first = summary["first_errors"]
     rows: list[Row] = [
         [reason, n, f"row {first[reason]['row']:,} of {first[reason]['shard']}"]
@@ -315,7 +317,8 @@ def errors(run: Run, summary: Json) -> Table | None:
 
 
 def settings(runs: Sequence[Run], names: Sequence[str]) -> Table:
-    """The settings of each run; those that differ come first and are marked."""
+    """The settings of each run. Settings that are not the default come first, and settings in which
+    the runs differ are marked."""
     recorded = [{**RunSettings().to_dict(), **recorded_settings(run.manifest)} for run in runs]
     defaults = RunSettings().to_dict()
     rows: list[Row] = []
@@ -332,7 +335,7 @@ def settings(runs: Sequence[Run], names: Sequence[str]) -> Table:
 
 
 def _value(value: Any) -> str:
-    """A setting as a user types it: lists with commas, nothing for None."""
+    """A setting as a user types it: lists with commas, "" for None."""
     if isinstance(value, list | tuple):
         return ", ".join(map(_value, value))
     return value if isinstance(value, str) else "" if value is None else json.dumps(value)

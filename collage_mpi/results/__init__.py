@@ -1,6 +1,6 @@
-"""Results: a row for every image, group and task of a run, and what can be read from them.
+"""Writes, reads and summarises the rows of a run: one for every image, group and task.
 
-The public names are resolved on first use.
+The public names are imported on first use.
 """
 
 from __future__ import annotations

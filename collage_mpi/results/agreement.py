@@ -1,5 +1,7 @@
-"""Draws the images whose accepted answers the single network checks. From these pairs of answers it
-estimates how often accepted answers differ and which threshold keeps that rare. It also tells if a
+"""Statistics of audits, in which the single network checks accepted answers of a collage.
+
+This module draws the images to audit. From the pairs of answers it estimates how often accepted
+answers differ, and the lowest score at which few enough of them differ. It also tells whether a
 collage network is much weaker than the single network.
 
 A draw depends only on the seed and the image's key. So every session, and every reader of the rows,
@@ -26,7 +28,7 @@ class Draw:
     """Draws a share of the images of some shards."""
 
     def __init__(self, share: float, seed: int, fingerprints: Sequence[str]) -> None:
-        """`share` from 0 to 1; `fingerprints`: of the shards, by number."""
+        """`share`: of the images to draw, 0 to 1. `fingerprints`: one a shard, by shard number."""
         self.share = share
         texts = [f"{seed}:{fingerprint}".encode() for fingerprint in fingerprints]
         digests = [blake2b(text, digest_size=8).digest() for text in texts]
@@ -37,10 +39,10 @@ class Draw:
         return self.share > 0 and _mixed(self._words[shard] ^ _mixed(row)) / 2**64 < self.share
 
     def some(self, images: np.ndarray) -> np.ndarray:
-        """Which images are drawn, (n,) bool.
+        """(n,) bool, which images are drawn.
 
         Args:
-            images: (n,) of a dtype with `shard` and `row`.
+            images: (n,) structured, with the fields `shard` and `row`.
         """
         if not self.share:
             return np.zeros(len(images), bool)
@@ -50,7 +52,7 @@ class Draw:
 
 
 def draw_of(manifest: Json) -> Draw:
-    """The draw of a run, by its manifest."""
+    """The draw that a run's manifest records; of no image if the run has no audits."""
     audit = manifest.get("audit") or {"share": 0.0, "seed": 0}
     fingerprints = [shard["fingerprint"] for shard in manifest["shards"]]
     return Draw(audit["share"], audit["seed"], fingerprints)
@@ -60,7 +62,7 @@ NO_DRAW = Draw(0.0, 0, ())
 
 
 def _mixed(word: Any) -> Any:
-    """The last steps of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), of int or uint64 array."""
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), for int or uint64 array."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         word = (word ^ (word >> shift)) * factor & _WORD
     return word ^ (word >> 31)
@@ -79,25 +81,27 @@ ADVICE = (
 
 
 def differing_interval(differing: int, audited: int, level: float = LEVEL) -> tuple[float, float]:
-    """An interval of the share of differing answers that may be looked at after every answer.
+    """A confidence sequence: an interval of the share of differing answers, valid at any time.
 
-    In at most 1 - level of all runs the true share is ever outside. This interval is wider than one
-    for a single look. It is a Beta-binomial mixture: Robbins (1970), Annals of Mathematical
-    Statistics 41(5); Howard et al. (2021), Annals of Statistics 49(2).
+    It may be read after every answer: the true share is ever outside in at most 1 - level of all
+    runs. So it is wider than an interval for a sample of fixed size. The method is the
+    Beta-binomial mixture: Robbins (1970), Annals of Mathematical Statistics 41(5); Howard et al.
+    (2021), Annals of Statistics 49(2).
 
     Args:
-        differing: answers that differ, of `audited`.
-        level: 0..1.
+        differing: number of audited answers that differ.
+        audited: number of audited answers.
+        level: between 0 and 1.
 
     Returns:
-        low and high, 0..1; (0, 1) if nothing was audited.
+        low and high, 0 to 1; (0, 1) if nothing was audited.
     """
     seen = differing / audited if audited else 0.5
     return _edge(differing, audited, 0.0, seen, level), _edge(differing, audited, 1.0, seen, level)
 
 
 def rules_out(share: float, differing: int, audited: int, level: float = LEVEL) -> bool:
-    """Whether a share, 0..1, is outside the interval of `differing_interval`."""
+    """Whether a share, 0 to 1, lies outside the interval of `differing_interval`."""
     a, b = PRIOR
     same = audited - differing
     if (share <= 0 and differing) or (share >= 1 and same):
@@ -111,21 +115,23 @@ def rules_out(share: float, differing: int, audited: int, level: float = LEVEL) 
 def least_threshold(
     scores: np.ndarray, differs: np.ndarray, agree: float, level: float = LEVEL
 ) -> float | None:
-    """The lowest score at which cells may count, so that few answers change.
+    """The lowest threshold for a cell's score that changes few enough answers.
 
-    The share of all images whose cell counts and differs grows as the threshold falls. So the
-    thresholds are tested from the highest downwards, and the first failure ends the search. This
-    needs no correction for the number of tests (fixed-sequence testing; Angelopoulos et al. 2021,
-    "Learn then Test", arXiv 2110.01052). Each test is the exact one-sided binomial bound of
-    1 - agree, which assumes that the images are drawn independently.
+    A cell counts if its score is at least the threshold. The lower the threshold, the more images
+    have a cell that counts and differs. So the thresholds are tested from the highest downwards,
+    and the first failure ends the search. This needs no correction for the number of tests
+    (fixed-sequence testing; Angelopoulos et al. 2021, "Learn then Test", arXiv 2110.01052). Each
+    test is the exact one-sided binomial bound of 1 - agree, which assumes independently drawn
+    images.
 
     Args:
-        scores: (n,) float, of the cells; -1 if a cell has no answer.
+        scores: (n,) float, of the cells, 0 to 1; -1 if a cell has no answer.
         differs: (n,) bool, whether the cell and the single network name different classes.
-        agree: the share of all images whose answer may not change, between 0 and 1.
+        agree: the share of all images whose answer must stay, between 0 and 1.
+        level: confidence of the test, between 0 and 1.
 
     Returns:
-        A multiple of 0.0001; None if no score will do.
+        A multiple of 0.0001; None if no threshold passes.
     """
     most = most_differing(len(scores), agree, level)
     if most is None:
@@ -136,7 +142,7 @@ def least_threshold(
 
 
 def no_scores() -> np.ndarray:
-    """(steps, 2) int64 zeros: by score, how many cells agree and how many differ."""
+    """(SCORE_STEPS + 1, 2) int64 zeros, to count by score how many cells agree, how many differ."""
     return np.zeros((SCORE_STEPS + 1, 2), np.int64)
 
 
@@ -149,14 +155,14 @@ def step_of(scores: Any) -> Any:
 
 def least_counted(counts: np.ndarray, most: int) -> float | None:
     """The lowest score at or above which at most `most` cells differ; see `least_threshold`."""
-    differing = counts[::-1, 1].cumsum()[::-1]  # (steps,) from the surest on
+    differing = counts[::-1, 1].cumsum()[::-1]  # (steps,): cells of this score or more that differ
     good = np.flatnonzero((counts.sum(axis=1) > 0) & (differing <= most))
     return float(good[0]) / SCORE_STEPS if len(good) else None
 
 
 def most_differing(images: int, agree: float, level: float = LEVEL) -> int | None:
-    """The most answers of `images` that may differ so that the upper bound is still 1 - agree. None
-    if not even 0 may.
+    """How many of `images` answers may differ if 1 - agree is to hold with confidence `level`; None
+    if there are too few images even when no answer differs.
 
     Raises:
         ValueError: agree is not between 0 and 1.
@@ -171,7 +177,7 @@ def most_differing(images: int, agree: float, level: float = LEVEL) -> int | Non
 
 
 def least_images(agree: float, level: float = LEVEL) -> int:
-    """How many images show an agreement if none of their answers differs: 0.995 needs 598."""
+    """The fewest images that can show an agreement, if no answer differs: 0.995 needs 598."""
     return math.ceil(math.log(1 - level) / math.log(agree))
 
 
@@ -179,10 +185,10 @@ def weaker_by(single: tuple[int, int], collage: tuple[int, int]) -> float | None
     """How much less often the collage network is right, 0 to 1.
 
     Args:
-        single, collage: right answers, and all of them.
+        single, collage: number of right answers, and number of answers.
 
     Returns:
-        None if the gap is small, or may be chance because the 95 % intervals meet.
+        None if the gap is below LARGE_GAP, or may be chance because the 95 % intervals overlap.
     """
     known, other = wilson_interval(*single), wilson_interval(*collage)
     if known is None or other is None or other[1] >= known[0]:
@@ -192,8 +198,8 @@ def weaker_by(single: tuple[int, int], collage: tuple[int, int]) -> float | None
 
 
 def _edge(differing: int, audited: int, outer: float, inner: float, level: float) -> float:
-    """The end of the interval, between the share `outer` and the share `inner` inside it. It is
-    `outer` if that is inside too.
+    """One end of the interval, by bisection between `outer` and `inner`, a share inside the
+    interval. If `outer` is inside too, it is the end.
     """
     if not rules_out(outer, differing, audited, level):
         return outer

@@ -1,10 +1,10 @@
-"""Who may write to a run's folder: one process at a time, which holds a claim.
+"""Lets one process at a time write to a run's folder: the process that holds the claim.
 
-A claim is a file `claim-N`, created with O_EXCL, which works on file servers too. It begins with a
-counter that a thread of the holder increases every second; then it names the holder. The clocks of
-two machines are never compared, nor are file times. A claim is dead when its counter has not
-changed for STILL_S on the watcher's clock, or at once if its process was on this machine and has
-ended.
+A claim is a file `claim-N`, created with O_EXCL, which works on file servers too. The file begins
+with a counter, which a thread of the holder increases every second, and then names the holder.
+Another process that watches the counter compares neither clocks of two machines nor file times. A
+claim is dead when its counter has not changed for STILL_S on the watcher's clock. It is dead at
+once if its process was on this machine and has ended.
 
 A process that takes over creates `claim-N+1` and removes the older claims. If the former holder was
 only suspended, it then finds its claim gone, because it looks before each rename. Before the new
@@ -30,38 +30,38 @@ from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
 from collage_mpi.system.process_tree import ProcessId, has_ended, this_process
 
 BEAT_S = 1.0
-# Thirty beats. File servers pause for seconds, not for so long, and Linux asks them anew at
-# every open. A wrong verdict would end the other session early; it would cost no row.
+# Thirty beats. File servers pause for seconds, not for 30 s, and Linux asks the server again at
+# every open. A wrong verdict would end the other session early, but would lose no row.
 STILL_S = 30.0
-LOOK_S = 5.0  # for processes that only read: a wrong verdict of theirs costs nothing
+LOOK_S = 5.0  # for processes that only read: their wrong verdict costs nothing
 _POLL_S = 0.2
-_TELL_AFTER_S = 2.0  # a live claim moves before that
+_TELL_AFTER_S = 2.0  # the counter of a live claim changes sooner
 
 _NAME = re.compile(r"claim-(\d{1,9})")
-_COUNTER = b"%020d\n"  # always as long: it is written over in place
+_COUNTER = b"%020d\n"  # of constant length, because it is overwritten in place
 _COUNTER_BYTES = 21
 _LARGEST_BYTES = 4096
 
 
 class ClaimLost(EnvironmentFault):
-    """Another session has taken over the run that this one was writing."""
+    """Another session has taken over the run that this session was writing."""
 
 
 class RunGone(CollageError):
-    """The folder is no longer the one that this session began to write to."""
+    """The folder was moved, replaced or cleaned while this session was writing to it."""
 
     exit_code = ExitCode.INCOMPLETE
 
 
 class _Stopped(CollageError):
-    """A signal came while another's claim was watched."""
+    """A signal came while another job's claim was watched."""
 
     exit_code = ExitCode.INCOMPLETE
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who has made a claim, as far as its file tells."""
+    """The process that made a claim, as far as the claim's file says."""
 
     host: str | None = None
     pid: int | None = None
@@ -72,7 +72,7 @@ class Holder:
 
     @classmethod
     def read(cls, content: bytes) -> Holder:
-        """From a claim's content. Nothing is known of a holder whose claim is damaged."""
+        """Parse a claim's content. All fields are None if the claim is damaged."""
         try:
             found = json.loads(content[_COUNTER_BYTES:])
             process = found["process"]
@@ -83,7 +83,8 @@ class Holder:
 
     @property
     def ended(self) -> bool:
-        """Whether the holder has surely ended. This process's own claim is an earlier writer's."""
+        """Whether the holder has certainly ended. A claim of this process is left from an earlier
+        writer, so it counts as ended."""
         if self.process is None:
             return False
         return self.process == this_process() or has_ended(self.process) is True
@@ -124,8 +125,8 @@ def find_writer(out: Path, patience: Patience) -> tuple[Holder | None, dict[Path
                 f"counts as dead when it has given none for {patience.still_s:g} s."
             )
         patience.sleep(_POLL_S)
-        # If this process itself was suspended, it did not watch. So a look counts for one beat at
-        # most, and each stretch of time that counts is followed by a look.
+        # This process may itself have been suspended, and then it did not watch. So the time
+        # between two looks counts for at most one beat.
         now_s = patience.clock()
         watched_s, looked_s = watched_s + min(now_s - looked_s, BEAT_S), now_s
         now = read_claims(out)
@@ -133,7 +134,7 @@ def find_writer(out: Path, patience: Patience) -> tuple[Holder | None, dict[Path
             if path in now and now[path] != raw:
                 return Holder.read(now[path]), found
             if path not in now or Holder.read(raw).ended:
-                del waiting[path]  # it was given back, or its process has ended meanwhile
+                del waiting[path]  # released, or its process has ended meanwhile
     return None, found
 
 
@@ -153,10 +154,10 @@ class Claim:
     """This process's claim on a run's folder, with a thread that keeps it alive.
 
     Args:
-        path: the claim's file.
+        path: the claim's file, which is created.
 
     Raises:
-        FileExistsError: somebody has made it first.
+        FileExistsError: another process has created it first.
     """
 
     def __init__(self, path: Path) -> None:
@@ -167,7 +168,7 @@ class Claim:
             os.write(self._fd, _COUNTER % 0 + self._identity)
         except OSError:
             os.close(self._fd)
-            path.unlink()  # an empty one would be watched by who comes next
+            path.unlink()  # otherwise the next job would watch an empty claim
             raise
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="collage-mpi claim", daemon=True)
@@ -175,10 +176,10 @@ class Claim:
 
     @classmethod
     def take(cls, out: Path, patience: Patience) -> Claim:
-        """Claim `out`, which exists, for this process.
+        """Claim the existing folder `out` for this process.
 
         Raises:
-            EnvironmentFault: another job writes there.
+            EnvironmentFault: another job writes to `out`.
             OSError: the folder cannot be written.
         """
         writer, found = find_writer(out, patience)
@@ -194,18 +195,18 @@ class Claim:
         for path, raw in others.items():
             if raw[_COUNTER_BYTES:] != found.get(path, b"")[_COUNTER_BYTES:]:
                 claim.release()
-                raise held_by(out, Holder.read(raw))  # it came between: not one of those watched
+                raise held_by(out, Holder.read(raw))  # it came after the watch, so it may be alive
         for path in others:
             path.unlink(missing_ok=True)
         return claim
 
     def check(self) -> None:
-        """Prove that this session may still write to the folder; some 50 us on a local disk.
+        """Check that this session may still write to the folder; some 50 us on a local disk.
 
         Raises:
             ClaimLost: another session has taken over.
-            RunGone: the claim is gone, and no other session is there.
-            OSError: that cannot be found out.
+            RunGone: the claim is gone, and no other session has one.
+            OSError: the claims cannot be read.
         """
         if self._mine():
             return
@@ -213,18 +214,18 @@ class Claim:
         others = [Holder.read(raw) for raw in read_claims(out).values()]
         if others:
             raise ClaimLost(
-                f"{out}: another session has taken over ({others[-1]}), since this one gave no "
-                f"sign of life for {STILL_S:g} s. This one writes nothing more; what it had "
-                "written is kept, and the other one does the rest."
+                f"{out}: another session has taken over ({others[-1]}), because this session gave "
+                f"no sign of life for {STILL_S:g} s. This session writes nothing more. Its rows "
+                "are kept, and the other session does the rest."
             )
         raise RunGone(
             f"{out}: the claim of this session is gone: the folder was moved, replaced or "
             "cleaned, or another session has taken over and ended. Nothing more is written. "
-            f"collage-mpi verify {out} says how it stands; --resume does what is left."
+            f"collage-mpi verify {out} shows the state of the run; --resume does what is left."
         )
 
     def release(self) -> bool:
-        """Give the claim back. Returns whether this session still held it."""
+        """Remove the claim. Returns whether this session still held it."""
         self._released.set()
         self._thread.join()
         try:
@@ -232,7 +233,7 @@ class Claim:
             if mine:
                 self.path.unlink()
         except OSError:
-            return False  # it counts as dead as soon as this process has ended
+            return False  # the claim counts as dead as soon as this process has ended
         return mine
 
     def _mine(self) -> bool:
@@ -240,22 +241,22 @@ class Claim:
         return raw is not None and raw[_COUNTER_BYTES:] == self._identity
 
     def _beat(self) -> None:
-        """Increase the counter through the open file, so that no other claim changes."""
+        """Increase the counter through the open file, so that no other session's claim changes."""
         count = 0
         while not self._released.wait(BEAT_S):
             count += 1
             try:
                 os.pwrite(self._fd, _COUNTER % count, 0)
-                os.close(os.dup(self._fd))  # a file of a server is sent off when it is closed
+                os.close(os.dup(self._fd))  # NFS sends what was written when a file is closed
                 if os.fstat(self._fd).st_nlink == 0:
                     break  # taken over
             except OSError:
-                continue  # the disk has its reasons; a write will tell
+                continue  # if the disk has failed, the write of the next part reports it
         os.close(self._fd)
 
 
 def _no_claims(out: Path) -> list[Path]:
-    """Folders and pipes with the name of a claim. They stay, and their numbers count as used."""
+    """Folders and pipes named like a claim. They are kept, and their numbers count as used."""
     return [path for path in out.iterdir() if _NAME.fullmatch(path.name) and not _may_be_file(path)]
 
 
@@ -288,8 +289,9 @@ def _identity() -> bytes:
 
 
 def held_by(out: Path, holder: Holder) -> EnvironmentFault:
-    """What to raise where another job writes."""
+    """The error to raise if another job writes to `out`."""
     return EnvironmentFault(
         f"{out}: another job is writing here ({holder}). Wait until it has ended, or end it, then "
-        f"repeat this command (if it dies, {STILL_S:g} s later at most). Or choose another --out."
+        f"repeat this command. If the job is killed, its claim ends within {STILL_S:g} s. Or "
+        "choose another --out."
     )

@@ -1,4 +1,5 @@
-"""Runs side by side: latency with ratios to the first, accuracy on the same images, price."""
+"""Compares runs: latency with its ratio to the first run, accuracy on the same images, and
+price."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ INVALID_NOTE = (
     "their accuracy count, the times do not."
 )
 
-_WIDE = 1000  # columns: nothing is wrapped
+_WIDE = 1000  # characters, so that nothing is wrapped
 
 Json = dict[str, Any]
 
@@ -43,16 +44,15 @@ def compare(
 
     Args:
         runs: at least one.
-        per: "group" or "image", whose latency.
-        summaries: of the runs, if they were made already.
+        per: "group" or "image": which latency to compare.
+        summaries: of the runs, if they are known; otherwise they are computed.
 
     Returns:
-        Per run: name, run, label, scheme, mode, straggler, invalid, complete, n, groups,
-        independent (groups, or batches), `<stat>_ms` and `<stat>_ratio` (this run / first
-        run, below 1 is faster) for p50, p95, p99, p99.9 and std, accuracy, labelled (images
-        that it is of), paired {n, accuracy, baseline, difference, only_this, only_baseline,
-        why}, the price, and unlike_teams: lines about teams that differ. None if the samples
-        do not support it.
+        For each run: name, run, label, scheme, mode, straggler, invalid, complete, n, groups,
+        independent (groups, or batches); `<stat>_ms` and `<stat>_ratio` (this run / first run,
+        below 1 is faster) for p50, p95, p99, p99.9 and std; accuracy, labelled (the number of
+        labelled images); paired, see `paired_accuracy`; price, audit, cost; and unlike_teams,
+        lines about teams that differ. A value that the sample does not support is None.
     """
     summaries = summaries or [summarise(run) for run in runs]
     names = distinct([run.label for run in runs], runs)
@@ -93,13 +93,14 @@ def _ratio(value: float | None, base: float | None) -> float | None:
 
 
 def paired_accuracy(run: Run, baseline: Run) -> Json:
-    """Accuracy of both runs on the labelled images that both have a row of.
+    """Accuracy of both runs on the labelled images for which both have a row.
 
-    Images are matched by (shard fingerprint, row); error rows count as wrong.
+    Images are matched by (shard fingerprint, row). Error rows count as wrong.
 
     Returns:
-        n, accuracy, baseline, difference (this - baseline), the images only one of them
-        got right: only_this, only_baseline; and why, where n is 0: a sentence, else None.
+        n; accuracy, baseline and difference (this - baseline); only_this and only_baseline, the
+        number of images that only one of the runs got right; why: if n is 0, the reason in words,
+        otherwise None.
     """
     names = {name: i for i, name in enumerate(run.fingerprints + baseline.fingerprints)}
     this, that = _right_by_key(run, names), _right_by_key(baseline, names)
@@ -112,7 +113,7 @@ def paired_accuracy(run: Run, baseline: Run) -> Json:
 
 
 def _unpaired(summary: Json) -> Json:
-    """The pair of the first run, which is its own baseline."""
+    """What `paired_accuracy` would return for the first run, which is its own baseline."""
     found = summary["accuracy"]["overall"]
     n, accuracy = found["n"], found["accuracy"]
     return _pair(n, accuracy, accuracy, why=None if n else "no labels")
@@ -137,7 +138,7 @@ def _pair(
 
 
 def _why_unpaired(run: Run, baseline: Run) -> str:
-    """Why two runs share no labelled image."""
+    """The reason why two runs share no labelled image."""
     shared = set(run.fingerprints) & set(baseline.fingerprints)
     if not shared:
         ours, theirs = (_input_of(each) for each in (run, baseline))
@@ -158,7 +159,11 @@ def _input_of(run: Run) -> str:
 
 
 def _right_by_key(run: Run, names: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Keys, (n,) uint64: shard and row in one number; and (n,) bool: answered rightly."""
+    """(n,) uint64 keys of the labelled images, see `flat_keys`, and (n,) bool, which are right.
+
+    Args:
+        names: shard fingerprint -> number to use in the keys.
+    """
     number = np.array([names[name] for name in run.fingerprints] or [0], np.uint64)
     keys, right = [np.empty(0, np.uint64)], [np.empty(0, bool)]
     for images in run.chunks(IMAGES):
@@ -169,9 +174,9 @@ def _right_by_key(run: Run, names: dict[str, int]) -> tuple[np.ndarray, np.ndarr
 
 
 def render_comparison(entries: Sequence[Json], *, width: int | None = None) -> str:
-    """The comparison as text: one line a run, ratios to the first in brackets.
+    """The comparison as text: one line a run, with ratios to the first run in brackets.
 
-    Where that is too wide for the terminal runs are numbered, and named above the tables.
+    If the tables are too wide for the terminal, the runs are numbered and named above the tables.
     """
     width = usable_width(width)
     names = [_name(entry) for entry in entries]
@@ -211,7 +216,7 @@ def _name(entry: Json) -> str:
 
 
 def latency_cell(entry: Json, name: str, first: bool) -> str:
-    """A percentile in ms, in brackets its ratio to the first run's."""
+    """A percentile in ms, and in brackets its ratio to that of the first run."""
     text = supported(entry[f"{name}_ms"], entry["independent"])
     ratio = entry[f"{name}_ratio"]
     return text if first or ratio is None else f"{text} ({ratio:.2f}x)"
@@ -222,7 +227,7 @@ def _n(entry: Json) -> str:
 
 
 def paired_cell(entry: Json, first: bool, why: str) -> str:
-    """The paired difference to the first run, or `why` there is none; "" for the first run."""
+    """The paired difference to the first run, or `why` if there is none; "" for the first run."""
     paired = entry["paired"]
     if first:
         return ""
@@ -243,7 +248,7 @@ def _price_cells(entry: Json, first: bool, shares: Sequence[str]) -> list[str]:
 
 
 def accuracies_of(entries: Sequence[Json]) -> list[str]:
-    """Accuracies over each run's own labelled images, with their number if the runs differ."""
+    """The accuracy of each run over its own labelled images, with their number if it differs."""
     unlike = len({entry["labelled"] for entry in entries}) > 1
     return [
         points(entry["accuracy"]) + (f" of {entry['labelled']:,}" if unlike else "")
@@ -252,7 +257,8 @@ def accuracies_of(entries: Sequence[Json]) -> list[str]:
 
 
 def _other_images(entry: Json, first: Json) -> str | None:
-    """A note if a pair has fewer images than one of its runs, so that its accuracies differ."""
+    """A note if the run and the first run share fewer images than one of them has labelled. Then
+    the paired accuracies are not those in the table."""
     paired = entry["paired"]
     if not paired["n"] or entry["labelled"] == first["labelled"] == paired["n"]:
         return None

@@ -1,4 +1,4 @@
-"""What a run cost: node-hours, and joules where the hosts' counters could be read."""
+"""The node-hours that a run used, and the joules if the hosts' energy counters could be read."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ KINDS_OF_ENERGY = {"cpu_j": "processors", "gpu_j": "GPUs"}
 def cost_of(run: Run, images: int) -> Json | None:
     """Node-hours of the sessions that ended, and the energy of the hosts that measured it.
 
-    A host counts once for each launch, even if several coordinators run on it. A killed session
-    recorded nothing. Joules per image are given only if every host of every session measured.
+    A host counts once in each launch, even if several coordinators run on it. A killed session
+    recorded nothing. Joules per image are given only if every host measured in every session.
 
     Args:
         images: number of images with a row.
 
     Returns:
-        None if no session recorded what it used.
+        node_hours; cpu_j, gpu_j and joules_per_image, each None if it is not known; sessions and
+        sessions_told, hosts and hosts_measured: how many there were, and how many of them are in
+        the figures; missing: "cpu_j" or "gpu_j" -> why it was not measured. None if no session
+        recorded what it used.
     """
     launches, told = launch_of(run.manifest), list[tuple[int, set[str], str, Json]]()
     for session, final in finals(run.manifest).items():
@@ -57,15 +60,15 @@ def cost_of(run: Run, images: int) -> Json | None:
     }
 
 
-def told_sessions(cost: Json) -> str:
-    """Says how many sessions the figures come from."""
+def sessions_text(cost: Json) -> str:
+    """The number of sessions that the figures come from, in words."""
     if cost["sessions_told"] == cost["sessions"]:
         return "all sessions"
-    return f"{cost['sessions_told']} of {cost['sessions']} sessions; the others told nothing"
+    return f"{cost['sessions_told']} of {cost['sessions']} sessions; the others recorded nothing"
 
 
-def told_energy(cost: Json) -> list[Any]:
-    """Two cells of a table: joules per image, and what was measured on which hosts."""
+def energy_cells(cost: Json) -> list[Any]:
+    """Two cells of a table: joules per image, and what was measured on how many hosts."""
     known = [
         f"{cost[kind]:,.0f} J by {name}"
         for kind, name in KINDS_OF_ENERGY.items()

@@ -1,4 +1,4 @@
-"""Exports a run's rows as CSV, Parquet or HDF5, and what it keeps of images beyond them as Zarr."""
+"""Exports a run's rows as CSV, Parquet or HDF5, and its scores, embeddings or outputs as Zarr."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from collage_mpi.results.vectors import extras_of, require_pyarrow
 from collage_mpi.system.extras import optional
 from collage_mpi.system.files import save_csv, temporary_name, write_atomic, writing
 
-# Column of images -> the column that is true (or "done") where it has a value.
+# Column of images -> the column that is 1 if this column has a value.
 _MASKED = {
     "predicted": "answered",
     "score": "answered",
@@ -37,19 +37,19 @@ _MASKED = {
     "other_score": "audited",
 }
 _OF_CLASSES = ("predicted", "score")
-# Column of images -> the columns of names that follow it.
+# Column of images -> the name columns that follow it.
 _BEHIND = {
     "row": ("id", "shard_name"),
     "predicted": ("predicted_name",),
     "label": ("label_name",),
 }
-_TOP = "top_"  # begins the columns of --top-k
-PREDICTIONS = "predictions"  # the file of these alone, without its suffix
+_TOP = "top_"  # prefix of the columns of --top-k
+PREDICTIONS = "predictions"  # file name of --predictions, without suffix
 _CSV_ROWS = 50_000  # rows turned into Python objects at a time: about 200 MB
 
 
 class AllRows(ImageRows, Protocol):
-    """All rows of a run and what it keeps of its images: what `Results` has."""
+    """The part of `Results` that an export reads."""
 
     @property
     def path(self) -> Path: ...
@@ -71,28 +71,28 @@ def export_run(
     only_predictions: bool = False,
     raw: bool = False,
 ) -> list[Path]:
-    """Write the three tables and the manifest in one format; replaces older exports.
+    """Write the three tables and the manifest in one format. An older export is replaced.
 
     Args:
-        results: any run, complete or not.
-        to: csv, parquet or hdf5; zarr for what the run keeps of its images beyond their rows.
-        out: directory, made if need be; `export` inside the run directory by default.
+        results: a run, complete or not.
+        to: csv, parquet or hdf5; or zarr, for the arrays that the run keeps beside its rows.
+        out: directory, created if it does not exist; by default `export` in the run directory.
         names: of the images; by default `image_names(results)`.
-        only_predictions: write `prediction_columns` alone, as csv or parquet.
-        raw: write texts in csv as they are (see `save_csv`).
+        only_predictions: write only the `prediction_columns`, as csv or parquet.
+        raw: write texts in csv unchanged (see `save_csv`).
 
     Returns:
-        The files written: images, groups, tasks (.csv, .parquet), run.h5 or outputs.zarr;
-        manifest.json. Or predictions (.csv, .parquet).
+        The files written: images, groups, tasks (.csv, .parquet), run.h5 or outputs.zarr, and
+        manifest.json; with `only_predictions` predictions (.csv, .parquet).
 
     Raises:
-        UsageError: an unknown format, or one that does not go with what was asked.
-        EnvironmentFault: `out` cannot be written, or pyarrow is missing.
+        UsageError: the format is unknown, or does not support `raw` or `only_predictions`.
+        EnvironmentFault: `out` cannot be written, or a package that the format needs is missing.
     """
     if to not in FORMATS:
         raise UsageError(f"export format {to!r} is unknown; choose one of {', '.join(FORMATS)}")
     if raw and to != "csv":
-        raise UsageError(f"raw texts are for csv; {to} holds texts as they are anyway")
+        raise UsageError(f"raw texts are for csv; {to} always stores texts unchanged")
     write = FORMATS[to]
     if write is None and only_predictions:
         raise UsageError(f"predictions alone are written as csv or parquet, not as {to}")
@@ -114,13 +114,14 @@ def export_run(
 
 
 def prediction_columns(results: AllRows, names: ImageNames) -> dict[str, np.ma.MaskedArray]:
-    """The answers of the run, (n,) a column, in the order of the input.
+    """The answers of the run in the order of the input: column name -> (n,) masked array.
 
-    id: the image's id, or its shard and row if it has none. class, score: the answer, by name or
-    number; masked if there is none. class_2, score_2, ...: the next best, of a run with top-k.
+    id: the image's id, or SHARD:ROW if it has none. class, score: the answer, as the name of the
+    class or its number; masked if there is no answer. class_2, score_2, ...: the next best, if the
+    run was made with --top-k.
 
     Raises:
-        UsageError: the run names no classes.
+        UsageError: the run maps a function, so it has no classes.
     """
     if not extras_of(results.manifest).classifies:
         raise UsageError(
@@ -148,13 +149,13 @@ def prediction_columns(results: AllRows, names: ImageNames) -> dict[str, np.ma.M
 def _class_of(
     named: np.ma.MaskedArray, numbers: np.ndarray, answered: np.ndarray
 ) -> np.ma.MaskedArray:
-    """(n,) text: each class's name, or its number if it has no name."""
+    """(n,) text: the class's name, or its number if it has no name."""
     texts = np.where(np.ma.getmaskarray(named), numbers.astype(str).astype(object), named.data)
     return np.ma.array(texts, mask=~answered)
 
 
 def columns(results: AllRows, table: str, named: ImageNames) -> dict[str, np.ma.MaskedArray]:
-    """The exported columns of one table: names for codes, absent values masked.
+    """The exported columns of one table, with names in place of codes. Absent values are masked.
 
     Returns:
         Column name -> (n,) masked array; `source`, `kind`, `outcome`, `reason` and the names
@@ -184,7 +185,7 @@ def columns(results: AllRows, table: str, named: ImageNames) -> dict[str, np.ma.
 
 
 def _top_columns(results: AllRows) -> dict[str, np.ma.MaskedArray]:
-    """top_1, top_1_name, top_1_score, top_2, ...: (n,) each, masked if there is no answer."""
+    """top_1, top_1_name, top_1_score, top_2, ... -> (n,), masked if there is no answer."""
     answered = results.images["answered"]
     classes, scores = _top_of(results)
     found: dict[str, np.ma.MaskedArray] = {}
@@ -213,7 +214,7 @@ def _top_of(results: AllRows) -> tuple[np.ndarray, np.ndarray]:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name for a writer that wants a path; renamed to `path` on success."""
+    """Yields a temporary path to write to, which is renamed to `path` on success."""
     temp = temporary_name(path)
     try:
         yield temp
@@ -223,7 +224,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def _to_csv(path: Path, found: Mapping[str, np.ma.MaskedArray], raw: bool) -> Path:
-    """Writes one table. An absent value is an empty field; a flag is 0 or 1."""
+    """Write one table. An absent value is an empty field; a bool is 0 or 1."""
     path = path.with_suffix(".csv")
     save_csv(path, list(found), _csv_rows(found), line_end="\r\n", raw=raw)
     return path
@@ -242,7 +243,7 @@ def _csv_cells(values: np.ma.MaskedArray) -> list[Any]:
 
 
 def _to_parquet(path: Path, found: Mapping[str, np.ma.MaskedArray], raw: bool) -> Path:
-    """Writes one table. An absent value is null; a name is dictionary-encoded."""
+    """Write one table. An absent value is null; a name is dictionary-encoded."""
     require_pyarrow("export to parquet", "export to csv or hdf5")
     import pyarrow.parquet as pq
 
@@ -253,7 +254,8 @@ def _to_parquet(path: Path, found: Mapping[str, np.ma.MaskedArray], raw: bool) -
 
 
 def as_arrow(found: Mapping[str, np.ma.MaskedArray]) -> Any:
-    """Exported columns as a pyarrow.Table; an absent value is null, a name dictionary-encoded."""
+    """Exported columns as a pyarrow.Table. An absent value is null; a name is
+    dictionary-encoded."""
     import pyarrow as pa
 
     arrays = {}
@@ -269,7 +271,7 @@ def as_arrow(found: Mapping[str, np.ma.MaskedArray]) -> Any:
 def pandas_frame(results: AllRows, table: str, names: ImageNames) -> Any:
     """The exported columns of a table as a pandas.DataFrame: see `columns`.
 
-    A name is a category; a number that may be absent is of a nullable type (Int32, Float32).
+    Names are categorical. A number that may be absent has a nullable dtype (Int32, Float32).
 
     Raises:
         EnvironmentFault: pandas is not installed.
@@ -292,16 +294,16 @@ def pandas_frame(results: AllRows, table: str, names: ImageNames) -> Any:
 
 
 def _to_zarr(results: AllRows, out: Path, names: ImageNames) -> Path:
-    """Writes what is kept of the images as a group of arrays, in the order of the input."""
+    """Write the arrays that the run keeps beside its rows, in the order of the input."""
     path = out / "outputs.zarr"
     write_zarr(path, results.images, names.id, results.kept_values)
     return path
 
 
 def _to_hdf5(results: AllRows, out: Path, names: ImageNames) -> Path:
-    """Writes one file with a compound data set for each table. The names of codes are attributes.
+    """Write one file with a compound dataset for each table. Attributes list the names of codes.
 
-    Images have an additional column wait_ns, which is valid only where `answered`.
+    The images have an additional column wait_ns, which is valid only for answered images.
     """
     from collage_mpi.shards.hdf5 import H5_LOCK, FileToWrite, create_file
 
@@ -324,7 +326,7 @@ def _to_hdf5(results: AllRows, out: Path, names: ImageNames) -> Path:
 
 
 def _write_names(file: Any, names: ImageNames) -> None:
-    """Writes a data set of text for each column of names; "" if an image has no name."""
+    """Write a dataset of text for each column of names; "" if an image has no name."""
     from collage_mpi.shards.hdf5 import text_array
 
     for name in NAME_COLUMNS:
@@ -335,7 +337,7 @@ def _write_names(file: Any, names: ImageNames) -> None:
 
 
 def _completed(results: AllRows) -> np.ndarray:
-    """Rows of images with the columns wait_ns, top_classes and top_scores before the reason."""
+    """The image rows with the columns wait_ns, top_classes and top_scores before the reason."""
     rows, keep = results.images, extras_of(results.manifest)
     left_out = () if keep.classifies else _OF_CLASSES
     found = {name: rows[name] for name in rows.dtype.names or () if name not in left_out}
@@ -354,7 +356,7 @@ WHOLE: dict[str, Callable[[AllRows, Path, ImageNames], Path]] = {
     "hdf5": _to_hdf5,
     "zarr": _to_zarr,
 }
-# Format -> function that writes a table to a path without suffix; None if a run is one file.
+# Format -> function that writes a table to a path without suffix; None if WHOLE has the format.
 FORMATS: dict[str, Callable[[Path, _Columns, bool], Path] | None] = {
     "csv": _to_csv,
     "parquet": _to_parquet,

@@ -1,4 +1,4 @@
-"""Whether a folder may become a run's, and what a kill left in it."""
+"""Checks whether a run may use a folder, and removes the half-written files that a kill left."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ from collage_mpi.system.files import remove_leftovers, sync_directory
 
 
 def refuse_foreign(out: Path, shared: bool) -> None:
-    """Refuse a folder for results in which another user decides what is written where.
+    """Refuse a folder for results if another user could redirect or change what is written.
 
     Args:
-        out: the folder. It, and its folders of rows, need not exist. What lies above it is not
-            looked at: a link there is the user's own choice.
-        shared: take the folder of another user. A link is refused all the same.
+        out: the folder. The folder and its subfolders need not exist. Its parents are not checked,
+            because a link there is the user's own choice.
+        shared: allow a folder of another user. A link is still refused.
 
     Raises:
-        EnvironmentFault: one of them is a link, or belongs to neither this user nor root.
+        EnvironmentFault: the folder or a subfolder is a link, or belongs to neither this user nor
+            root.
     """
     folders = PARTS_FOLDER, VECTORS_FOLDER, PENDING_FOLDER, INDEX_FOLDER
     for path in (out, *(out / name for name in folders)):
         try:
             found = path.lstat()
-        except OSError:  # what cannot be looked at cannot be opened either
+        except OSError:  # it does not exist, or cannot be opened either
             continue
         if stat.S_ISLNK(found.st_mode):
             named = f"name the folder itself: --out {shlex.quote(os.path.realpath(path))}"
@@ -68,9 +69,9 @@ def _user(uid: int) -> str:
         return f"a user without a name (uid {uid})"
 
 
-def swept(out: Path) -> Path:
-    """Removes half-written files from the run's folders; returns the folder of parts, made if it is
-    missing.
+def remove_half_written(out: Path) -> Path:
+    """Remove half-written files from the run's folders. Returns the folder of parts, which is
+    created if it is missing.
     """
     directory = out / PARTS_FOLDER
     directory.mkdir(exist_ok=True)
@@ -85,8 +86,8 @@ def swept(out: Path) -> Path:
 
 
 def make_lasting(out: Path) -> None:
-    """Sync a run's folders. If a session was killed between a rename and the sync of the folder, a
-    loss of power would undo the rename.
+    """Sync a run's folders. Without this, a power failure could undo a rename if the session was
+    killed before it synced the folder.
     """
     for folder in (out / PARTS_FOLDER, out / VECTORS_FOLDER, out):
         if folder.is_dir():
@@ -94,7 +95,7 @@ def make_lasting(out: Path) -> None:
 
 
 def refuse_a_run(out: Path) -> None:
-    """Raise EnvironmentFault if `out` holds a run, or rows of one."""
+    """Raise EnvironmentFault if `out` holds a run or rows of a run."""
     if (out / MANIFEST).exists():
         raise EnvironmentFault(
             f"{out}: holds a run already. Choose another --out, or go on with it: run --resume."
@@ -107,8 +108,9 @@ def refuse_a_run(out: Path) -> None:
 
 
 def check_place(out: Path, *, shared: bool) -> None:
-    """Raise EnvironmentFault if a new run cannot be made, as far as is known without writing."""
-    with told_as(no_place, out):
+    """Raise EnvironmentFault if `out` cannot become a new run. Nothing is written for this
+    check."""
+    with os_errors_as(no_place, out):
         refuse_foreign(out, shared)
         refuse_a_run(out)
         there = out.absolute()
@@ -118,7 +120,7 @@ def check_place(out: Path, *, shared: bool) -> None:
 
 
 def _is_there(path: Path) -> bool:
-    """Raises OSError if the path cannot be made: its name is too long, or it is in a file."""
+    """Raises OSError if the path cannot be created: its name is too long, or a parent is a file."""
     try:
         path.lstat()
     except FileNotFoundError:
@@ -127,8 +129,13 @@ def _is_there(path: Path) -> bool:
 
 
 def check_free(out: Path, there: Path) -> None:
-    """Raise EnvironmentFault if another job writes to `out`; OSError if this user may not
-    write to `there`, the part of it that exists."""
+    """Check that this user may write to `there`, the part of the path `out` that exists, and that
+    no job writes to `out`.
+
+    Raises:
+        OSError: this user may not write to `there`.
+        EnvironmentFault: another job writes to `out`.
+    """
     if not there.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "it is no folder", there)
     if not os.access(there, os.W_OK | os.X_OK):
@@ -137,15 +144,15 @@ def check_free(out: Path, there: Path) -> None:
 
 
 def refuse_writer(out: Path) -> None:
-    """Raise EnvironmentFault if another job writes to `out`, looked for LOOK_S long."""
+    """Raise EnvironmentFault if another job writes to `out`. This takes LOOK_S at most."""
     writer, _ = find_writer(out, Patience(still_s=LOOK_S))
     if writer is not None:
         raise held_by(out, writer)
 
 
 @contextmanager
-def told_as(fault: Callable[[Path, OSError], EnvironmentFault], out: Path) -> Iterator[None]:
-    """Raises `fault(out, error)` in place of an OSError."""
+def os_errors_as(fault: Callable[[Path, OSError], EnvironmentFault], out: Path) -> Iterator[None]:
+    """Raises `fault(out, error)` in place of an OSError of the block."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,4 @@
-"""The manifest: what a run was asked to do, how far its sessions came, and what later sessions must
-have in common with them.
-"""
+"""The manifest of a run: its settings, its sessions so far, and whether a new session may go on."""
 
 from __future__ import annotations
 
@@ -27,11 +25,11 @@ STATUSES = (*COMPLETE, "incomplete")
 
 _LARGEST_BYTES = 64 << 20  # a world of 10,000 ranks is about 3 MB
 
-# These decide the rows, beside the settings. A session that changes one of them is another run.
+# With the settings, these keys decide the rows. A session may not change them.
 SAME_KEYS = ("shards", "rows", "order", "limit", "input_digest", "class_names")
-# Those of them that grow when a shard can be read now and could not in an earlier session.
+# Keys among these that grow when a shard that an earlier session could not read can be read now.
 GROWING_KEYS = frozenset({"shards", "rows", "input_digest"})
-# Facts that the first session measured or was told by its ranks, and that later sessions keep.
+# Facts that the first session measured or received from its ranks, and that later sessions keep.
 KEPT_KEYS = ("networks", "cost_ratio", "cost_ratio_interval", "batch_costs", "thresholds")
 MOST_SHARD_LINES = 5
 # Settings that a later session may change: paths, output, numbers of ranks, and how often an image
@@ -43,7 +41,7 @@ FREE_SETTINGS = frozenset(
         *("image_timeout_s", "max_attempts"),
     }
 )
-# Settings that version 0.1.0 did not have -> how it worked, if that is not today's default.
+# Settings that version 0.1.0 did not have -> the value it behaved by, if not today's default.
 YOUNGER = {"endgame": "off", "audit": 0.0}
 # Settings that name files. Two paths are the same if their content is.
 FILE_SETTINGS = (*NETWORK_SETTINGS, "class_names_file", "trace_file", "arrival_file")
@@ -60,7 +58,7 @@ def is_int(value: object) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """True for a number that can be shown and computed with: no NaN, nothing of 400 digits."""
+    """True for a finite number that is not a bool and whose magnitude is below 1e18."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18
 
 
@@ -82,12 +80,12 @@ def _is_dict(value: object) -> bool:
 
 
 def optional(check: Check) -> Check:
-    """Also true for None, as for a key that is missing."""
+    """A check that also passes None, which stands for a missing key."""
     return lambda value: value is None or check(value)
 
 
 def list_of(check: Check) -> Check:
-    """True for a list whose items pass."""
+    """A check that passes lists whose items all pass `check`."""
     return lambda value: isinstance(value, list) and all(map(check, value))
 
 
@@ -100,12 +98,12 @@ def _pair_of(check: Check) -> Check:
 
 
 def wrong_key(value: Mapping[str, Any], checks: Mapping[str, Check]) -> str | None:
-    """The first key whose value does not pass; None if all do."""
+    """The first key whose value does not pass its check; None if all pass."""
     return next((key for key, check in checks.items() if not check(value.get(key))), None)
 
 
 def fields(**checks: Check) -> Check:
-    """True for an object whose keys pass; it may have others."""
+    """A check that passes dicts whose named keys pass. Other keys are allowed."""
     return lambda value: isinstance(value, dict) and wrong_key(value, checks) is None
 
 
@@ -190,10 +188,14 @@ _OPTIONAL: dict[str, tuple[Check, str]] = {
 
 
 def check_manifest(manifest: object, where: str) -> Json:
-    """Prove that the keys this package reads have the types it reads them with.
+    """Check the format and version of a manifest, and the type of each key that is read from it.
+
+    Args:
+        where: names the manifest in messages.
 
     Raises:
-        DataFault: names the first key that is missing or of a wrong type.
+        DataFault: the manifest is not of this format, or a key is missing or has a wrong type. The
+            message names the first such key.
     """
     if not isinstance(manifest, dict):
         raise DataFault(f"{where}: not a JSON object, so not the manifest of a run.")
@@ -232,7 +234,7 @@ def read_manifest(out: Path) -> Json:
         if size_bytes > _LARGEST_BYTES:
             raise DataFault(f"{path}: {size_bytes} bytes, far too large for a manifest.")
         found = load_json(path)
-        json.dumps(found, ensure_ascii=False).encode()  # no half characters to print later
+        json.dumps(found, ensure_ascii=False).encode()  # raises for lone surrogates, unprintable
     return check_manifest(found, str(path))
 
 
@@ -242,7 +244,7 @@ def write_manifest(
     """Write the manifest atomically.
 
     Raises:
-        OSError: as the system says; the former manifest is then untouched.
+        OSError: writing failed; the former manifest is then unchanged.
         CollageError: of `check` (see `write_atomic`).
     """
     text = json.dumps(manifest, indent=1, default=plain)
@@ -250,7 +252,7 @@ def write_manifest(
 
 
 def plain(value: object) -> object:
-    """Converts numpy scalars, arrays and paths for JSON."""
+    """Converts numpy scalars, arrays and paths for JSON: the `default` of `json.dumps`."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -261,8 +263,8 @@ def plain(value: object) -> object:
 
 
 def readable(value: Any) -> Any:
-    """JSON with texts that can be stored and shown (`storable`). Paths may differ, so do not open
-    them."""
+    """JSON whose texts can be stored and printed (`storable`). A path may thereby change, so do not
+    open it."""
     if isinstance(value, str):
         return value if value.isascii() else storable(value)
     if isinstance(value, list):
@@ -272,18 +274,18 @@ def readable(value: Any) -> Any:
     return value
 
 
-def to_go_on(manifest: Mapping[str, Any], out: Path, flag: str = "--resume") -> str:
-    """The command that goes on with the run in `out`, on as many ranks as it had."""
+def resume_command(manifest: Mapping[str, Any], out: Path, flag: str = "--resume") -> str:
+    """The command that continues the run in `out` on as many ranks as it had."""
     ranks = _ranks(manifest) or "RANKS"
     shared = " --shared-out on" if recorded_settings(manifest).get("shared_out") == "on" else ""
     return f"collage-mpi launch -n {ranks} -- run {flag} --out {shlex.quote(str(out))}{shared}"
 
 
 def _ranks(manifest: Mapping[str, Any]) -> int:
-    """How many ranks the run had; 0 if that is not known.
+    """The number of ranks that the run had; 0 if it is not known.
 
-    If there are several teams, some may never have started. All teams have the same size, so it is
-    taken from the placement of the first, such as "0 coordinator, 1-9 single, 10 collage".
+    Some of several teams may never have started. All teams have the same size, so the size comes
+    from the placement of the first team, such as "0 coordinator, 1-9 single, 10 collage".
     """
     teams = manifest.get("teams") or 1
     if teams == 1:
@@ -295,9 +297,10 @@ def _ranks(manifest: Mapping[str, Any]) -> int:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What a resumed session would change, one line each; [] if it may go on.
+    """Lines that say what a resumed session would change; [] if the session may go on.
 
-    Both come from JSON, so they have lists and no tuples.
+    Args:
+        before, now: manifests as read from JSON, so with lists and no tuples.
     """
     lines = []
     grown = _mended(before, now)
@@ -322,7 +325,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def other_content(key: str, before: tuple[Any, str], now: tuple[Any, str]) -> list[str]:
-    """A line for a file whose content differs; both are (path, SHA-256)."""
+    """A line if the content of a file differs; [] if not. `before` and `now` are (path,
+    SHA-256)."""
     (old, had), (new, has) = before, now
     there = "" if new == old else f"{new}: "
     line = f"{key} {old}: SHA-256 {had[:12]}... before, {there}{has[:12]}... now"
@@ -330,15 +334,15 @@ def other_content(key: str, before: tuple[Any, str], now: tuple[Any, str]) -> li
 
 
 def finals(manifest: Mapping[str, Any]) -> dict[int, Json]:
-    """Session -> what it recorded at its end; {} for a session that was killed."""
+    """Session number -> the facts recorded at its end; {} for a session that was killed."""
     entries = manifest.get("sessions") or []
     return {entry["session"]: entry.get("final") or {} for entry in entries}
 
 
 def content_of(manifest: Mapping[str, Any]) -> Json:
-    """Setting -> SHA-256 of the file that it named.
+    """Setting -> SHA-256 of the file that it names.
 
-    A run of version 0.1.0 has those of its networks alone, as its ranks told them.
+    Version 0.1.0 recorded only the fingerprints of networks.
     """
     inputs = manifest.get("inputs")
     return dict(inputs) if inputs is not None else held(manifest)
@@ -347,7 +351,7 @@ def content_of(manifest: Mapping[str, Any]) -> Json:
 def held(manifest: Mapping[str, Any]) -> Json:
     """Kind -> fingerprint of the network that the run's ranks held.
 
-    Version 0.1.0 wrote it for sessions that closed alone, rank by rank.
+    Version 0.1.0 recorded the fingerprints by rank, and only for sessions that closed.
     """
     worlds = [final.get("world") or [] for final in finals(manifest).values()]
     told = {
@@ -360,18 +364,18 @@ def held(manifest: Mapping[str, Any]) -> Json:
 
 
 def recorded_settings(manifest: Mapping[str, Any]) -> Json:
-    """The settings of a run as it recorded them; {} if it recorded none."""
+    """The settings that a run recorded; {} if it recorded none."""
     found = dict(manifest.get("settings") or {})
     return {**YOUNGER, **found} if found else found
 
 
 def _settings(manifest: Mapping[str, Any]) -> Json:
-    """The settings of a run. Settings that are newer than the run have their defaults."""
+    """The settings of a run, with defaults for settings that are newer than the run."""
     return {**RunSettings().to_dict(), **recorded_settings(manifest)}
 
 
 def _mended(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether the input is the former one followed by shards that could not be read then."""
+    """Whether the input is the former input followed by shards that were unreadable before."""
     more = len(now["shards"]) - len(before["shards"])
     known = now["shards"][: len(before["shards"])]
     return (
@@ -382,7 +386,8 @@ def _mended(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def _other_shards(before: list[Json], now: list[Json]) -> list[str]:
-    """Lines about shards that differ. A shard may move, because its content identifies it."""
+    """Lines about shards that differ. A shard is identified by its content, so its path may
+    differ."""
     lines = []
     if len(before) != len(now):
         lines.append(f"shards: {len(before)} before, {len(now)} now")

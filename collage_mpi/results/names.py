@@ -1,6 +1,6 @@
-"""Which file got which class: names for the numbers in a run's rows.
+"""Names for the numbers in a run's rows: the image's id, the shard's file and the classes' names.
 
-The ids of images are read from the shards, because a run does not store them. A shard may have
+A run does not store the ids of its images, so they are read from the shards. A shard may have
 moved: a file with the recorded fingerprint is the same shard.
 """
 
@@ -25,7 +25,7 @@ NAME_COLUMNS = ("id", "shard_name", "predicted_name", "label_name")
 
 
 class ImageRows(Protocol):
-    """Image rows of a run, (n,) of IMAGE_ROW, and the run's manifest; `Results` has them."""
+    """The part of `Results` that names need: image rows, (n,) of IMAGE_ROW, and the manifest."""
 
     @property
     def images(self) -> np.ndarray: ...
@@ -35,15 +35,13 @@ class ImageRows(Protocol):
 
 @dataclass(frozen=True)
 class ImageNames:
-    """Names of the rows of a run's images, in their order.
+    """Names for the image rows of a run, in the order of the rows. Unknown names are masked.
 
     Attributes:
-        id: (n,) text, the shard's name for the image: its file, as `prep images` stores it.
+        id: (n,) text, the image's id in its shard; `prep images` stores the image's path as id.
         shard_name: (n,) text, the shard's file.
-        predicted_name, label_name: (n,) text, of the classes.
-        notes: lines for the user: why ids are missing.
-
-    A name that is not known is masked.
+        predicted_name, label_name: (n,) text, names of classes.
+        notes: lines that tell the user why ids are missing.
     """
 
     id: np.ma.MaskedArray
@@ -57,11 +55,11 @@ def image_names(results: ImageRows, shards: Sequence[Path | str] | None = None) 
     """The names of all images of a run.
 
     Args:
-        results: any run, complete or not.
-        shards: files and folders in which its shards are now; by default where they were.
+        results: a run, complete or not.
+        shards: files and folders that hold the run's shards now; by default the recorded paths.
 
     Raises:
-        EnvironmentFault: nothing is there in `shards`.
+        EnvironmentFault: `shards` names nothing that exists.
     """
     images, entries = results.images, results.manifest["shards"]
     numbers = np.unique(images["shard"]).tolist()
@@ -80,7 +78,12 @@ def image_names(results: ImageRows, shards: Sequence[Path | str] | None = None) 
 def picked(
     names: Sequence[str | None], numbers: np.ndarray, there: np.ndarray
 ) -> np.ma.MaskedArray:
-    """(n,) the name of each number; masked if it has no name, or if `there` is false."""
+    """(n,) objects: the name of each number; masked if it has no name or `there` is false.
+
+    Args:
+        numbers: (n,) int, indices into `names`.
+        there: (n,) bool.
+    """
     table = np.array([*names, None], dtype=object)
     known = there & (numbers >= 0) & (numbers < len(names))
     found = table[np.where(known, numbers, len(names))]
@@ -88,7 +91,7 @@ def picked(
 
 
 def classified(images: np.ndarray, manifest: Json) -> np.ndarray:
-    """(n,) bool: the images of which the run says a class and its score."""
+    """(n,) bool: the images with a class and a score."""
     found: np.ndarray = images["answered"] & extras_of(manifest).classifies
     return found
 
@@ -99,7 +102,7 @@ def class_name(names: Sequence[str], number: int) -> str | None:
 
 
 def _shard_names(entries: Sequence[Json]) -> list[str | None]:
-    """The shards' file names; their whole paths where two have the same name."""
+    """The shards' file names; their whole paths if two shards have the same name."""
     paths = [entry.get("path") for entry in entries]
     names = [path and Path(path).name for path in paths]
     return list(names if len(set(names)) == len(names) else paths)
@@ -108,7 +111,7 @@ def _shard_names(entries: Sequence[Json]) -> list[str | None]:
 def _ids(
     known: dict[int, Json], shards: Sequence[Path | str] | None
 ) -> tuple[dict[int, list[str]], tuple[str, ...]]:
-    """Shard number -> its ids in the order of its rows; and lines about shards without ids."""
+    """Shard number -> ids in the order of the shard's rows; and lines about shards without ids."""
     from collage_mpi.shards.inputs import ids_of
 
     sought = {number: entry for number, entry in known.items() if entry.get("path")}
@@ -130,11 +133,15 @@ def from_shards(
     shards: Sequence[Path | str] | None,
     read: Callable[[int, ShardInfo], _T],
 ) -> tuple[dict[int, _T], list[str]]:
-    """The results of `read` for the shards of a run, by number; and why other shards gave none.
+    """Calls `read(number, info)` for shards of a run.
 
     Args:
-        entries: number -> entry in the manifest, with a path.
-        shards: files and folders to look in instead, as in `image_names`.
+        entries: shard number -> its entry in the manifest, with a path.
+        shards: files and folders to look in, as in `image_names`.
+
+    Returns:
+        Shard number -> what `read` returned; and a message for each shard that is missing or that
+        `read` failed for.
     """
     from collage_mpi.shards.inputs import examine, expand_paths
     from collage_mpi.shards.pictures import parse_fit
@@ -162,13 +169,13 @@ def from_shards(
 
 
 def _given(entry: Json) -> str:
-    """The path as `examine` takes it, with the name of its source."""
+    """The shard's path as `examine` takes it, so with the name of its source, if there is one."""
     return f"{entry['source']}:{entry['path']}" if entry.get("source") else entry["path"]
 
 
 def _not_found(path: str, shards: Sequence[Path | str] | None, why: dict[str, str]) -> str:
     if shards is None:
-        return f"{path}: is not the file that the run read: its SHA-256 is another"
+        return f"{path}: is not the file that the run read: its SHA-256 differs"
     unread = f" ({next(iter(why.values()))})" if why else ""
     return f"{path}: no file given has its SHA-256{unread}"
 

@@ -1,4 +1,6 @@
-"""Reads what a run keeps of its answered images, a file at a time, and exports it to Zarr."""
+"""Reads the kept values of a run (scores, embeddings, outputs of functions), and writes them to
+Zarr.
+"""
 
 from __future__ import annotations
 
@@ -25,20 +27,22 @@ from collage_mpi.results.vectors import (
 from collage_mpi.system.extras import optional
 from collage_mpi.system.files import temporary_name
 
-CHUNK_BYTES = 1 << 20  # of a Zarr array, about: whole images
-OF_ROWS = ("shard", "row", "answered")  # columns of image rows, beside what is kept
+CHUNK_BYTES = 1 << 20  # about the size of a Zarr chunk, which holds whole images
+OF_ROWS = ("shard", "row", "answered")  # columns of image rows that are written too
 
 
 class KeptValues:
-    """What a run keeps of its answered images, in the order of their rows.
+    """The values that a run keeps of its answered images, in the order of their rows.
+
+    One file is in memory at a time.
 
     Raises:
-        UsageError: the run keeps nothing.
+        UsageError: the run keeps no values.
         EnvironmentFault, DataFault: as `read_file`.
     """
 
     def __init__(self, out: Path, found: Iterable[PartName], manifest: Mapping[str, Any]) -> None:
-        """`found`: the run's parts that count."""
+        """`found`: the parts of the run in `out` that count."""
         self._extras = extras_of(manifest)
         if not self._extras:
             raise UsageError("the run has no vectors: it was made without --top-k and --save")
@@ -48,17 +52,21 @@ class KeptValues:
         self._last: tuple[int, dict[str, np.ndarray]] = (-1, {})
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        """By file, (n, ...) of each kept column, and of the images' shard and row."""
+        """Yields for each file: column -> (n, ...), also the images' shard, row and session."""
         return map(self._file, range(len(self._paths)))
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        """What is kept of one answered image, by its number among them."""
+        """The kept values of the answered image with this index: column -> (...)."""
         file = int(np.searchsorted(self._starts, number, side="right")) - 1
         at = number - int(self._starts[file])
         return {k: v[at] for k, v in self._file(file).items() if k not in KEYS}
 
     def table(self, only: str = "") -> Any:
-        """Everything as one pyarrow.Table, or the column `only`; None if the run has no rows."""
+        """All values as a pyarrow.Table, or only one column; None if the run has no rows.
+
+        Args:
+            only: name of a kept column. A file without the column is read whole.
+        """
         import pyarrow as pa
 
         tables = []
@@ -68,12 +76,12 @@ class KeptValues:
             tables.append(table.select([only]) if one else table)
         try:
             return pa.concat_tables(tables) if tables else None
-        except pa.ArrowInvalid as error:  # of another run's file, with columns of its own
+        except pa.ArrowInvalid as error:  # a file of another run has other columns
             raise DataFault(f"files of vectors have different columns: {error}") from error
 
     @cached_property
     def _starts(self) -> np.ndarray:
-        """(files + 1,) int64: the number of each file's first image, and the end."""
+        """(files + 1,) int64: the index of each file's first image, and the total."""
         import pyarrow.parquet as pq
 
         counts = [0]
@@ -85,7 +93,7 @@ class KeptValues:
     def _file(self, number: int) -> dict[str, np.ndarray]:
         if self._last[0] != number:
             table = read_file(self._paths[number], self._extras)
-            names = table.column_names[1:]  # a fingerprint is no number
+            names = table.column_names[1:]  # without the fingerprint, which is text
             self._last = number, {name: array_of(table[name]) for name in names}
         return self._last[1]
 
@@ -97,16 +105,15 @@ def write_zarr(
     values: Iterable[dict[str, np.ndarray]],
 ) -> None:
     """Write a Zarr group with an array for each kept column, (images, ...), in the order of the
-    input. It also holds each image's id, shard and row, and whether it was answered. The values of
-    images without an answer are 0.
+    input, and arrays id, shard, row and answered. Images without an answer have the value 0.
 
     If the values of a column NAME vary in length, the array NAME holds the values of all images one
-    after another. NAME_offsets, (images + 1,), tells where the values of each image begin and end.
+    after another. Those of image i are NAME[NAME_offsets[i] : NAME_offsets[i + 1]].
 
     Args:
         images: (n,) of IMAGE_ROW.
         ids: (n,) text, masked if there is none.
-        values: a `KeptValues`.
+        values: a `KeptValues`; iterated twice.
 
     Raises:
         EnvironmentFault: zarr is not installed.
@@ -126,7 +133,7 @@ def write_zarr(
             group.create_array(f"{name}{OFFSETS}", data=ends)
         for found in values:
             if not len(found["row"]):
-                continue  # the images were all error rows, and nothing tells types and shapes
+                continue  # all images of the part are error rows, so types and shapes are unknown
             _write_file(group, found, keys, offsets)
         shutil.rmtree(path, ignore_errors=True)
         temp.rename(path)
@@ -140,7 +147,7 @@ def _write_file(
     keys: np.ndarray,
     offsets: Mapping[str, np.ndarray],
 ) -> None:
-    """Put the values of one file's images where they belong."""
+    """Write the values of one file to the places of its images."""
     places = np.searchsorted(keys, flat_keys(found))  # among all images
     order = np.argsort(places)
     for name, array in found.items():
@@ -157,7 +164,7 @@ def _write_file(
 
 
 def _array(group: Any, name: str, shape: tuple[int, ...], like: np.ndarray) -> Any:
-    """The array of a column, made when its first values come."""
+    """The Zarr array of a column, which is created at the first call."""
     if name not in group:
         n, *each = shape
         chunk = max(1, CHUNK_BYTES // max(1, like.dtype.itemsize * int(np.prod(each))))
@@ -168,8 +175,8 @@ def _array(group: Any, name: str, shape: tuple[int, ...], like: np.ndarray) -> A
 
 
 def _offsets(values: Iterable[dict[str, np.ndarray]], keys: np.ndarray) -> dict[str, np.ndarray]:
-    """For each column that varies in length, (images + 1,) int64: where each image's values begin,
-    and the end of the last one."""
+    """Name of each column whose values vary in length -> offsets of the images, (images + 1,)
+    int64."""
     counts: dict[str, np.ndarray] = {}
     for found in values:
         lists = [name for name, array in found.items() if array.dtype == object and len(array)]

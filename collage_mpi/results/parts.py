@@ -1,9 +1,8 @@
-"""Parts: the append-only files of a run's rows.
+"""Parts: the files that hold a run's rows. A part is written once and never changed.
 
-A part is a plain `.npy` file (numpy.load reads it) with 20 bytes behind the array: a
-mark, the length and the CRC-32 of all that came before. The checksum travels in the
-same file, so one rename commits both, and there is no moment at which a kill leaves
-rows without their checksum or a checksum without its rows.
+A part is a plain `.npy` file (numpy.load reads it) with a trailer of 20 bytes: a magic number, the
+length and the CRC-32 of all bytes before. Rows and checksum are in one file, so one rename commits
+both, and a kill never leaves one without the other.
 
 A part's name contains its session, so two sessions never write the same file. Each team of a launch
 is a session. When a session goes on with a run, it lists the parts of earlier sessions in the
@@ -30,7 +29,7 @@ from collage_mpi.system.files import UNREADABLE, reading, write_atomic
 
 Accepted = dict[str, dict[str, list[list[int]]]]
 
-_TRAILER = struct.Struct("<8sQI")  # mark, bytes before the trailer, their CRC-32
+_TRAILER = struct.Struct("<8sQI")  # magic number, bytes before the trailer, their CRC-32
 _MARK = b"CMPIcrc1"
 OURS = r"(images|groups|tasks)-(?:(\d{4,5})-)?(\d{6,18})\.npy"  # table, session, number
 _NAME = re.compile(OURS)
@@ -38,28 +37,28 @@ ADVICE = (
     "Restore it from a copy, or move it away and run again with --resume: its images are then "
     "done again."
 )
-_LARGEST_BYTES = 1 << 30  # a part is about 1 MB: anything like this is foreign
+_LARGEST_BYTES = 1 << 30  # a part is about 1 MB, so a larger file is not a part
 
 
 class PartName(NamedTuple):
-    """A part; parts sort in the order of writing. Parts of version 0.1.0 name no session: 0."""
+    """A part. Sorting parts gives the order in which they were written."""
 
-    session: int
-    number: int  # from 1, in its session and table
+    session: int  # 0 for version 0.1.0, whose file names contain no session
+    number: int  # from 1, counted for each session and table
     table: str
     path: Path
 
 
 def part_path(directory: Path, table: TableLayout, session: int, number: int) -> Path:
-    """The name of part `number` (from 1) of a table in a session."""
+    """The path of part `number` (from 1) of a table in a session."""
     return directory / f"{table.name}-{session:04d}-{number:06d}.npy"
 
 
 def list_parts(directory: Path) -> list[PartName]:
-    """The parts of all tables, in the order they were written.
+    """The parts of all tables, in the order in which they were written.
 
     Raises:
-        OSError: as the system says.
+        OSError: the folder cannot be listed.
     """
     found = []
     for path in directory.iterdir():
@@ -70,7 +69,7 @@ def list_parts(directory: Path) -> list[PartName]:
 
 
 def describe(names: Iterable[PartName]) -> Accepted:
-    """What a manifest says of parts: session -> table -> [[first, last], ...] of numbers."""
+    """Parts as a manifest lists them: session -> table -> [[first, last], ...] of numbers."""
     found: Accepted = {}
     for part in sorted(names):
         ranges = found.setdefault(str(part.session), {}).setdefault(part.table, [])
@@ -82,11 +81,12 @@ def describe(names: Iterable[PartName]) -> Accepted:
 
 
 def counting(manifest: Mapping[str, Any]) -> Callable[[PartName], bool]:
-    """Whether a part counts: one of the last launch's sessions, or accepted by it."""
+    """Returns a function that tells whether a part counts: its session belongs to the last launch,
+    or the last launch accepted the part."""
     own, accepted = sessions_of(manifest), manifest.get("accepted")
 
     def counts(part: PartName) -> bool:
-        if accepted is None or part.session in own:  # None: of a version without the key
+        if accepted is None or part.session in own:  # None: version 0.1.0, without this key
             return True
         ranges = accepted.get(str(part.session), {}).get(part.table, ())
         return any(first <= part.number <= last for first, last in ranges)
@@ -101,16 +101,16 @@ def sessions_of(manifest: Mapping[str, Any]) -> range:
 
 
 def launch_of(manifest: Mapping[str, Any]) -> dict[int, int]:
-    """Session -> the first one of its launch, of launches of several teams."""
+    """Session -> the first session of its launch. Only launches of several teams are listed."""
     launches = manifest.get("launches") or []
     return {session: first for first, n in launches for session in range(first, first + n)}
 
 
 def began_ns(manifest: Mapping[str, Any]) -> dict[int, int]:
-    """Session -> the Unix time at which its clock began, of launches of several teams.
+    """Session -> the Unix time, in ns, at which its clock began; for launches of several teams.
 
-    By it they lie side by side. A team that was lost has told none: it counts as begun with the
-    first.
+    The times align the clocks of a launch's teams. A team that was lost recorded none, so it counts
+    as begun with the first team.
     """
     began = {session: final.get("began_ns") for session, final in finals(manifest).items()}
     return {
@@ -119,8 +119,9 @@ def began_ns(manifest: Mapping[str, Any]) -> dict[int, int]:
     }
 
 
-def beside(manifest: Mapping[str, Any], session: int) -> dict[int, int]:
-    """Sessions that ran together with a session, itself too -> how many ns later each began."""
+def clock_offsets_ns(manifest: Mapping[str, Any], session: int) -> dict[int, int]:
+    """The session and those that ran with it, as teams of one launch -> ns by which each clock
+    began later than the session's."""
     launches, began = launch_of(manifest), began_ns(manifest)
     together = [each for each in launches if launches[each] == launches.get(session)] or [session]
     return {each: began.get(each, 0) - began.get(session, 0) for each in together}
@@ -139,10 +140,10 @@ def npy_header(dtype: np.dtype, rows: int) -> bytes:
 def write_part(
     path: Path, table: TableLayout, payload: memoryview, check: Callable[[], object] | None = None
 ) -> None:
-    """Write the packed rows of one part, whole or not at all.
+    """Write the packed rows of one part atomically.
 
     Raises:
-        OSError: disk full, no permission, or the name exists already.
+        OSError: the disk is full, there is no permission, or the file exists already.
         CollageError: of `check` (see `write_atomic`).
     """
     header = npy_header(table.dtype, len(payload) // table.dtype.itemsize)
@@ -152,16 +153,16 @@ def write_part(
 
 
 def read_part(path: Path, table: TableLayout) -> np.ndarray:
-    """Read one part and prove it undamaged.
+    """Read one part and verify its checksum.
 
     Returns:
-        (n,) of the table's dtype; columns that came after the part was written have their
-        default (rows.py).
+        (n,) of the table's dtype. Columns that are newer than the part have the defaults of
+        `TableLayout.later`.
 
     Raises:
-        DataFault: the file is truncated, changed, or has columns that this version does not
-            know, or lacks some that have no default.
-        EnvironmentFault: it cannot be read.
+        DataFault: the file is truncated or changed, has unknown columns, or lacks a column that has
+            no default.
+        EnvironmentFault: the file cannot be read.
     """
     with reading(path):
         if path.stat().st_size > _LARGEST_BYTES:
@@ -171,7 +172,7 @@ def read_part(path: Path, table: TableLayout) -> np.ndarray:
 
 
 def _stored_rows(path: Path, body: bytes) -> np.ndarray:
-    """The rows of a part with the columns that its writer gave them."""
+    """The rows of a part, with the columns that are in the file."""
     file = io.BytesIO(body)
     try:
         if np.lib.format.read_magic(file) != (1, 0):
@@ -179,14 +180,14 @@ def _stored_rows(path: Path, body: bytes) -> np.ndarray:
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         rows = np.frombuffer(body, dtype, offset=file.tell())
         if dtype.names is None or shape != rows.shape:
-            raise ValueError(f"{len(rows)} rows of {dtype}, said to be of shape {shape}")
+            raise ValueError(f"{len(rows)} rows of {dtype}, but the header says shape {shape}")
     except UNREADABLE as error:
         raise DataFault(f"{path}: undamaged, but no part of a run: {error}") from error
     return rows
 
 
 def _as_now(path: Path, rows: np.ndarray, table: TableLayout) -> np.ndarray:
-    """The rows with this version's columns: those that came later have their default."""
+    """The rows with the columns of this version. Columns that the file lacks get their default."""
     if rows.dtype == table.dtype:
         return rows
     found, wanted = rows.dtype.names or (), table.dtype.names or ()
@@ -207,7 +208,7 @@ def _as_now(path: Path, rows: np.ndarray, table: TableLayout) -> np.ndarray:
 
 
 def _checked_body(path: Path, raw: bytes) -> bytes:
-    """The bytes before the trailer, when length and checksum agree."""
+    """The bytes before the trailer. Raises DataFault if their length or checksum is wrong."""
     if len(raw) < _TRAILER.size:
         raise DataFault(f"{path}: only {len(raw)} bytes, truncated. {ADVICE}")
     mark, length, crc = _TRAILER.unpack(raw[-_TRAILER.size :])

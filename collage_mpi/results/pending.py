@@ -1,7 +1,7 @@
-"""Parts that teams have written and that the lead publishes. Readers ignore the folder `pending/`.
+"""Publishes the parts of teams: the lead moves them from `pending/`, which readers ignore.
 
-Only the process with the run's claim makes a part count: it renames the part. So a team that was
-given up and comes back cannot add a row to the run.
+Only the process that holds the run's claim may rename a part and so make it count. So a team that
+was given up and comes back cannot add a row to the run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.results import parts
 from collage_mpi.results.file_names import PARTS_FOLDER, PENDING_FOLDER, VECTORS_FOLDER
-from collage_mpi.results.row_sink import InOrder, unwritable
+from collage_mpi.results.row_sink import QueueThread, unwritable
 from collage_mpi.results.rows import IMAGES, TABLES, flat_keys
 from collage_mpi.results.vectors import extras_of, vectors_name
 from collage_mpi.system.files import load_json, reading, sync_directory
@@ -33,15 +33,15 @@ _TABLE = {table.name: table for table in TABLES}
 
 
 def publish(waiting: Mapping[Path, str | None], check: Callable[[], object]) -> None:
-    """Move pending parts to the folder of parts that count, and the files of their vectors before.
+    """Move pending parts to `parts/`, and before them their files of vectors to `vectors/`.
 
     Args:
-        waiting: parts in one folder of pending parts -> the name of the file of the part's vectors,
-            in the same folder.
-        check: raises once this session may not write to the run's folder any more.
+        waiting: parts in one pending folder -> the name of the part's file of vectors in the same
+            folder, or None.
+        check: raises once this session may no longer write to the run's folder.
 
     Raises:
-        OSError: as the system says.
+        OSError: a rename or a sync failed.
         CollageError: of `check`.
     """
     check()
@@ -50,40 +50,40 @@ def publish(waiting: Mapping[Path, str | None], check: Callable[[], object]) -> 
 
 
 def _move(files: Collection[Path], folder: str) -> None:
-    """To a folder of the run. They are on the disk there when it returns."""
+    """Rename files into a folder of the run, and sync the folder."""
     for file in files:
         os.rename(file, file.parent.parent / folder / file.name)
     for out in {file.parent.parent for file in files}:
         sync_directory(out / folder)
 
 
-class Publisher(InOrder[tuple[str, int, int]]):
+class Publisher(QueueThread[tuple[str, int, int]]):
     """Publishes parts (table, session, number) in order, in a thread of its own.
 
-    Parts that come soon after others wait for those that follow: a check of the claim and a sync of
-    the folder take most of the time of a part, and are done once for all that wait.
+    Checking the claim and syncing the folder take most of the time. So publishing happens at most
+    every PUBLISH_EVERY_S, with one check and one sync for all parts that wait.
     """
 
     def __init__(self, out: Path, manifest: Mapping[str, Any], check: Callable[[], object]) -> None:
-        """`check` raises once this session may not write to the folder any more."""
+        """`check` raises once this session may no longer write to the folder."""
         self._out, self._check = out, check
         self._next_s = 0.0  # monotonic time
         self._vectors = bool(extras_of(manifest))
         super().__init__("collage-mpi teams", queue.Queue())
 
     def put(self, table: str, session: int, number: int) -> None:
-        """Queue a part to be published. Raises the fault of an earlier one."""
+        """Queue a part to be published. Raises the fault of an earlier part, if there is one."""
         if self.fault is not None:
             raise self.fault
         self._queue.put((table, session, number))
 
     def path_of(self, thing: tuple[str, int, int]) -> Path:
-        """See `InOrder`."""
+        """See `QueueThread`."""
         table, session, number = thing
         return parts.part_path(self._out / PARTS_FOLDER, _TABLE[table], session, number)
 
     def do(self, thing: tuple[str, int, int]) -> None:
-        """See `InOrder`."""
+        """See `QueueThread`."""
         time.sleep(max(0.0, self._next_s - time.monotonic()))
         waiting = {}
         for table, session, number in (thing, *self._others()):
@@ -98,35 +98,37 @@ class Publisher(InOrder[tuple[str, int, int]]):
                 "--out must be in a file system that the hosts of all coordinators share"
             ) from error
         except OSError as error:
-            named = error.filename or self.path_of(thing)  # one of several, which need not be first
+            named = error.filename or self.path_of(
+                thing
+            )  # any of the waiting parts may have failed
             raise unwritable(Path(os.fsdecode(named)), error) from error
         self._next_s = time.monotonic() + PUBLISH_EVERY_S
 
     def _others(self) -> Iterator[tuple[str, int, int]]:
-        """What is queued by now."""
+        """Takes everything else that is in the queue now."""
         with suppress(queue.Empty):
             while (thing := self._queue.get_nowait()) is not None:
                 yield thing
                 self._queue.task_done()
-            self._queue.put(None)  # the word to end, for afterwards
+            self._queue.put(None)  # None ends the thread: put it back
 
 
 def entry_path(out: Path, session: int) -> Path:
-    """The file in which a team that has ended leaves its session's entry for the manifest."""
+    """The file to which a team that has ended writes its session's entry for the manifest."""
     return out / PENDING_FOLDER / f"session-{session:04d}.json"
 
 
 def status_folder(out: Path, session: int) -> Path:
-    """The folder of a team's own status, which the lead reads for the status of the whole run."""
+    """The folder of a team's status, which the lead reads for the status of the whole run."""
     return out / PENDING_FOLDER / f"status-{session:04d}"
 
 
 def read_entry(out: Path, session: int) -> Any:
-    """The entry of a session, as its team wrote it.
+    """The entry for the manifest that the team of a session wrote.
 
     Raises:
-        EnvironmentFault: it cannot be read.
-        DataFault: it is damaged.
+        EnvironmentFault: the file cannot be read.
+        DataFault: the file is damaged.
     """
     path = entry_path(out, session)
     wrong = "damaged; go on with --resume: the rows are there"
@@ -138,16 +140,17 @@ def read_entry(out: Path, session: int) -> Any:
 
 
 def adopt(out: Path, manifest: Mapping[str, Any], held: Callable[[], np.ndarray]) -> None:
-    """Publish what teams of an earlier launch had written when they lost their lead.
+    """Publish the parts that teams of an earlier launch had written when they lost their lead.
 
     The caller holds the claim. A part is dropped if one of its images has a row already, because
-    its team had been given up.
+    then the part's team had been given up.
+
+    The pending folder is renamed first, and the former lead does not know the new name. So each of
+    the former lead's renames either came before, and `held` returns its rows, or fails.
 
     Args:
-        manifest: of that launch.
-        held: returns the keys of the images that have a row, (k,) of KEY_ROW. It is called after
-            the folder was renamed. The former lead does not know the new name, so each of its
-            renames either came before, and its rows are counted here, or fails.
+        manifest: of the earlier launch.
+        held: returns the keys of the images that have a row, (k,) of KEY_ROW.
 
     Raises:
         OSError, CollageError: as `publish`.
@@ -164,7 +167,7 @@ def adopt(out: Path, manifest: Mapping[str, Any], held: Callable[[], np.ndarray]
                 continue  # damaged: its images are done again
             except EnvironmentFault as error:
                 if isinstance(error.__cause__, FileNotFoundError):
-                    continue  # a file server's list may be older than the file's new name
+                    continue  # renamed meanwhile: a file server may list the old name for a while
                 raise
         listed.append((part, keys))
     known = set(flat_keys(held()).tolist()) if listed else set()
@@ -176,20 +179,20 @@ def adopt(out: Path, manifest: Mapping[str, Any], held: Callable[[], np.ndarray]
             if not whole or not known.isdisjoint(keys):
                 continue
             known.update(keys)
-        with suppress(FileNotFoundError):  # likewise
+        with suppress(FileNotFoundError):  # renamed meanwhile, as above
             publish({part.path: vectors}, lambda: None)
-    for folder in taken:  # a later holder of the claim has its own
+    for folder in taken:  # `_make_folders` creates a new pending folder
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def clear(out: Path) -> None:
-    """Remove all pending parts. None of them will count."""
+    """Remove all pending parts, so that none of them will count."""
     with suppress(OSError):
         for folder in _in(out):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _in(out: Path) -> list[Path]:
-    """The folders of pending parts, also those that an earlier session renamed and left."""
+    """The pending folders, including those that `adopt` renamed in an earlier session."""
     found = (path for path in out.iterdir() if _FOLDERS.fullmatch(path.name))
     return [path for path in found if path.is_dir() and not path.is_symlink()]

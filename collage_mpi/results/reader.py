@@ -1,4 +1,4 @@
-"""Reading a run back: a part at a time (`StoredRun`), or all rows in memory (`Results`)."""
+"""Reads the rows of a run: a part at a time (`StoredRun`), or all into memory (`Results`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.results import parts
 from collage_mpi.results.file_names import MARKER, PARTS_FOLDER
 from collage_mpi.results.manifest import Json, finals, read_manifest, readable
-from collage_mpi.results.marks import SessionMarks
+from collage_mpi.results.number_sets import SessionNumberSets
 from collage_mpi.results.outputs import KeptValues
 from collage_mpi.results.rows import (
     IMAGES,
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A run, complete or not. Subclasses say how its rows are read.
+    """A run, complete or not. Subclasses implement how its rows are read.
 
     Attributes:
         path: the run directory.
         manifest: checked contents of manifest.json.
-        complete: the COMPLETE marker is there (C7).
-        bound: the most rows or values that a statistic may hold at once; None if all rows are
-            in memory anyway.
+        complete: whether the COMPLETE marker exists (C7).
+        bound: the most rows or values that a statistic may hold in memory; None for no limit,
+            because all rows are in memory anyway.
     """
 
     path: Path
@@ -58,64 +58,64 @@ class Run:
     bound: ClassVar[int | None] = None
 
     def pieces(self, table: TableLayout) -> Sequence[Callable[[], np.ndarray]]:
-        """Functions that return the rows of a table piece by piece, in written order.
+        """Functions that each return some rows of a table, (n,) of its dtype, in written order.
 
         Error rows are left out if a later session did their images again.
-
-        Returns:
-            Each function gives (n,) of the table's dtype.
         """
         raise NotImplementedError
 
     def chunks(self, table: TableLayout) -> Iterator[np.ndarray]:
-        """The rows of a table, piece by piece: see `pieces`."""
+        """Yields the rows of a table, some at a time: see `pieces`."""
         return (piece() for piece in self.pieces(table))
 
-    def mended_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
-        """Functions that return the error rows that `pieces` leaves out, (n,) of IMAGE_ROW."""
+    def superseded_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
+        """Functions that each return some of the error rows that `pieces` leaves out, (n,) of
+        IMAGE_ROW."""
         raise NotImplementedError
 
     def rows_of(self, table: TableLayout) -> int:
-        """The most rows that a table may have."""
+        """The number of rows of a table, or an upper bound of it."""
         raise NotImplementedError
 
     @property
     def scheme(self) -> str:
-        """The scheme with its accept policy, as "collage, first"."""
+        """The scheme with its accept policy, such as "collage, first"."""
         return _scheme_of(self.manifest)
 
     @property
     def mode(self) -> str:
-        """How groups follow each other (C6), as "carry, depth 1"."""
+        """How groups follow each other (C6), such as "carry, depth 1"."""
         return _mode_of(self.manifest)
 
     @property
     def label(self) -> str:
-        """For legends and tables: scheme, policy and mode."""
+        """Scheme, policy and mode, for legends and tables."""
         return label_of(self.manifest)
 
     @property
     def invalid(self) -> bool:
-        """The straggler injection broke its rule in some session (docs/stragglers.md)."""
+        """Whether too many tasks took longer than injected in a session (docs/stragglers.md)."""
         found = [*self.validities, self.manifest.get("validity") or {}]
         return any(validity.get("valid") is False for validity in found)
 
     @property
     def validities(self) -> list[Json]:
-        """What the sessions recorded of the injection, or else the manifest by itself."""
+        """What each session recorded about the validity of the injected service times. A manifest
+        without sessions has one entry of its own."""
         told = filter(None, (final.get("validity") for final in finals(self.manifest).values()))
         return list(told) or list(filter(None, [self.manifest.get("validity")]))
 
     @property
     def fingerprints(self) -> list[str]:
-        """Per shard number its SHA-256: with the row, the key of an image (C4)."""
+        """The SHA-256 of each shard, by shard number. With the row it is the key of an image
+        (C4)."""
         return [shard["fingerprint"] for shard in self.manifest["shards"]]
 
     def samples_of(self, rows: np.ndarray) -> np.ndarray:
-        """(n,) int64, the number within its session of the independent sample that each row is in.
+        """(n,) int64, the number of each row's independent sample, counted within its session.
 
-        A sample is a group. Groups of one batch are one sample, because they are let in together
-        and end nearly together. Each session has its own size of batches.
+        A sample is a group. Groups of one batch are one sample, because they are admitted together
+        and end nearly together. Each session has its own batch size.
 
         Args:
             rows: (n,) of groups or images.
@@ -126,7 +126,7 @@ class Run:
         return batches
 
     def _batches_of(self, sessions: np.ndarray) -> np.ndarray:
-        """(n,) int64, the number of groups in a batch of each session."""
+        """(n,) int64, the batch size, in groups, of the session of each row."""
         found = np.full(len(sessions), self.manifest.get("batch") or 1, np.int64)
         for session, final in finals(self.manifest).items():
             if final.get("batch"):
@@ -135,7 +135,7 @@ class Run:
 
     def independent(self, rows: np.ndarray) -> int:
         """The number of independent samples in rows of groups or images."""
-        marks = SessionMarks(len(rows))
+        marks = SessionNumberSets(len(rows))
         marks.add(rows["session"], self.samples_of(rows))
         return len(marks)
 
@@ -145,27 +145,27 @@ class StoredRun(Run):
     """A run on disk. Its rows are read a part at a time and are not kept in memory.
 
     Attributes:
-        parts: those that count, in written order, as they were when the run was opened.
+        parts: the parts that counted when the run was opened, in written order.
     """
 
     path: Path
     manifest: Json
     complete: bool
     parts: tuple[parts.PartName, ...]
-    bound: ClassVar[int | None] = 1 << 17  # 1 MiB of 8-byte values; 10**5 rows are told exactly
+    bound: ClassVar[int | None] = 1 << 17  # 1 MiB of 8-byte values; exact up to 10**5 rows
 
     def pieces(self, table: TableLayout) -> Sequence[Callable[[], np.ndarray]]:
         """See `Run`; each raises as `read_results`."""
-        read = _stored if table is not IMAGES else self._standing
+        read = _stored if table is not IMAGES else self._counting
         return [partial(read, path, table) for path in self.paths(table)]
 
-    def mended_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
+    def superseded_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
         """See `Run`; each raises as `read_results`."""
-        paths = self.paths(IMAGES) if len(self._mended) else []
-        return [partial(self._standing, path, IMAGES, of=False) for path in paths]
+        paths = self.paths(IMAGES) if len(self._superseded) else []
+        return [partial(self._counting, path, IMAGES, counted=False) for path in paths]
 
     def rows_of(self, table: TableLayout) -> int:
-        """See `Run`: as many as its files have room for."""
+        """See `Run`: an upper bound, from the size of the files."""
         size = table.dtype.itemsize
         return sum(path.stat().st_size // size for path in self.paths(table) if path.exists())
 
@@ -174,26 +174,28 @@ class StoredRun(Run):
         return [part.path for part in self.parts if part.table == table.name]
 
     def done_keys(self, *, answered: bool) -> np.ndarray:
-        """Keys of the images that have a row (or, if `answered`, an answer), (k,) of KEY_ROW.
+        """Keys of the images that have a row, (k,) of KEY_ROW. Raises as `pieces`.
 
-        Raises as `pieces`.
+        Args:
+            answered: only of images that have an answer.
         """
         rows = self.chunks(IMAGES)
         keys = [keys_of(some[some["answered"]] if answered else some) for some in rows]
         return np.concatenate([np.empty(0, KEY_ROW), *keys])
 
-    def _standing(self, path: Path, table: TableLayout, *, of: bool = True) -> np.ndarray:
+    def _counting(self, path: Path, table: TableLayout, *, counted: bool = True) -> np.ndarray:
+        """The image rows of a part that count, or those that do not."""
         rows = _stored(path, table)
-        stand = np.ones(len(rows), bool)
-        if len(self._mended):
+        counts = np.ones(len(rows), bool)
+        if len(self._superseded):
             errors = np.flatnonzero(rows["source"] == SOURCE_CODE["error"])
-            stand[errors] = ~np.isin(columns_of(rows[errors], _ATTEMPT), self._mended)
-        found: np.ndarray = rows[stand == of]
+            counts[errors] = ~np.isin(columns_of(rows[errors], _ATTEMPT), self._superseded)
+        found: np.ndarray = rows[counts == counted]
         return found
 
     @cached_property
-    def _mended(self) -> np.ndarray:
-        """The error rows that do not count, (m,) of _ATTEMPT: see `standing`."""
+    def _superseded(self) -> np.ndarray:
+        """The error rows that do not count, (m,) of _ATTEMPT: see `rows_that_count`."""
         named = {part.session for part in self.parts if part.table == IMAGES.name}
         if len(named) < 2 and 0 not in named:
             return np.empty(0, _ATTEMPT)
@@ -207,11 +209,11 @@ class StoredRun(Run):
         if len(keys):
             tried += [rows[np.isin(flat_keys(rows), keys)] for rows in attempts()]
         found = np.concatenate(tried)
-        mended: np.ndarray = found[~standing(found)]
-        return mended
+        superseded: np.ndarray = found[~rows_that_count(found)]
+        return superseded
 
 
-# The columns that `standing` needs.
+# The columns that `rows_that_count` needs.
 _ATTEMPT = IMAGES.only("shard", "row", "session", "source")
 
 
@@ -221,9 +223,9 @@ class Results(Run):
 
     Attributes:
         images, groups, tasks: (n,) of IMAGE_ROW, GROUP_ROW, TASK_ROW, in written order.
-        mended: (m,) of IMAGE_ROW, error rows whose images a later session did again. They are not
-            in `images`.
-        every: one in this many parts of the run is held (`report.charts.excerpt`); 1 is all.
+        superseded: (m,) of IMAGE_ROW, error rows whose images a later session did again. They are
+            not in `images`.
+        every: if it is k > 1, only every k-th part was read (`report.charts.excerpt`).
     """
 
     path: Path
@@ -232,7 +234,7 @@ class Results(Run):
     groups: np.ndarray
     tasks: np.ndarray
     complete: bool
-    mended: np.ndarray = field(default_factory=lambda: np.empty(0, IMAGES.dtype))
+    superseded: np.ndarray = field(default_factory=lambda: np.empty(0, IMAGES.dtype))
     every: int = 1
 
     def __repr__(self) -> str:
@@ -244,35 +246,35 @@ class Results(Run):
         """See `Run`."""
         return [lambda: getattr(self, table.name)]
 
-    def mended_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
+    def superseded_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
         """See `Run`."""
-        return [lambda: self.mended]
+        return [lambda: self.superseded]
 
     def rows_of(self, table: TableLayout) -> int:
         """See `Run`."""
-        return len(getattr(self, table.name)) + len(self.mended) * (table is IMAGES)
+        return len(getattr(self, table.name)) + len(self.superseded) * (table is IMAGES)
 
     @cached_property
     def measured_images(self) -> np.ndarray:
-        """Images without those of warm-up groups."""
+        """The rows of images without warm-up groups."""
         found: np.ndarray = self.images[~self.images["warmup"]]
         return found
 
     @cached_property
     def measured_groups(self) -> np.ndarray:
-        """Groups without warm-up groups."""
+        """The rows of groups without warm-up groups."""
         found: np.ndarray = self.groups[~self.groups["warmup"]]
         return found
 
     @cached_property
     def measured_tasks(self) -> np.ndarray:
-        """Tasks without those of warm-up groups."""
+        """The rows of tasks without warm-up groups."""
         found: np.ndarray = self.tasks[~self.tasks["warmup"]]
         return found
 
     @cached_property
     def kept_values(self) -> KeptValues:
-        """What the run keeps of its answered images, a file at a time."""
+        """The scores, embeddings or outputs of the answered images, read a file at a time."""
         return KeptValues(self.path, read_parts(self.path, self.manifest), self.manifest)
 
     @cached_property
@@ -281,12 +283,12 @@ class Results(Run):
         return found
 
     def __len__(self) -> int:
-        """The number of answered images. With `[i]`, results are a map-style data set of torch."""
+        """The number of answered images. With `[i]` this makes a map-style dataset for torch."""
         return len(self._answered)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """An answered image, in written order: fingerprint and row, its key; class and score, if
-        the run names classes; and what it keeps beyond them, which is read a file at a time."""
+        """The i-th answered image in written order: its key (fingerprint and row), its class and
+        score if the run classifies, and its kept values."""
         row = self._answered[range(len(self))[i]]
         found = {"fingerprint": self.fingerprints[row["shard"]], "row": int(row["row"])}
         extras = extras_of(self.manifest)
@@ -295,12 +297,14 @@ class Results(Run):
         return found | (self.kept_values[range(len(self))[i]] if extras else {})
 
     def kept(self, name: str) -> np.ndarray:
-        """(answered images, ...): top_classes, top_scores, scores, embedding, or what a mapped
-        function returned under that name, in the order of `images[images["answered"]]`.
+        """(answered images, ...), in the order of `images[images["answered"]]`.
+
+        Args:
+            name: top_classes, top_scores, scores, embedding, or an output of a mapped function.
 
         Raises:
-            UsageError: the run does not keep it.
-            EnvironmentFault, DataFault: pyarrow is not installed; a file is damaged or gone.
+            UsageError: the run does not keep `name`.
+            EnvironmentFault, DataFault: pyarrow is not installed; a file is damaged or missing.
         """
         extras = extras_of(self.manifest)
         there = extras and name in (extras.names or (name,))
@@ -318,15 +322,15 @@ class Results(Run):
         return found
 
     def to_arrow(self, table: str = "images", names: ImageNames | None = None) -> Any:
-        """A table as a pyarrow.Table: the columns of `export`, names for codes, absent is null.
+        """A table as a pyarrow.Table, with the columns of `export`. Absent values are null.
 
         Args:
-            table: images, groups or tasks; vectors: what --top-k and --save kept of each answered
-                image, with its shard's fingerprint and its row.
-            names: of the images; by default `image_names(self)`, which looks into the shards.
+            table: images, groups or tasks; or vectors, the kept values (--top-k, --save) of each
+                answered image, with the fingerprint of its shard and its row.
+            names: of the images; by default `image_names(self)`, which reads the shards.
 
         Raises:
-            UsageError: an unknown table.
+            UsageError: the table is unknown.
             EnvironmentFault: pyarrow is not installed.
         """
         from collage_mpi.results.export import as_arrow, columns
@@ -337,10 +341,10 @@ class Results(Run):
         return as_arrow(columns(self, *self._asked(table, names)))
 
     def to_pandas(self, table: str = "images", names: ImageNames | None = None) -> Any:
-        """A table as a pandas.DataFrame; see `to_arrow`. Names are categories.
+        """A table as a pandas.DataFrame; see `to_arrow`. Names are categorical.
 
         Raises:
-            UsageError: an unknown table.
+            UsageError: the table is unknown.
             EnvironmentFault: pandas is not installed.
         """
         from collage_mpi.results.export import pandas_frame
@@ -360,7 +364,7 @@ class Results(Run):
 
 
 def label_of(manifest: Mapping[str, Any]) -> str:
-    """The name of a run in legends and tables: scheme, policy and mode."""
+    """The label of a run in legends and tables: scheme, policy and mode."""
     return f"{_scheme_of(manifest)} ({_mode_of(manifest)})"
 
 
@@ -375,7 +379,7 @@ def _mode_of(manifest: Mapping[str, Any]) -> str:
 
 
 def distinct(names: Sequence[str], runs: Sequence[Run]) -> list[str]:
-    """Names of runs. A name that several runs have is followed by the run's directory."""
+    """The names of the runs. If several runs have a name, their directories are added to it."""
     return [
         name if names.count(name) == 1 else f"{name} [{readable(run.path.name)}]"
         for name, run in zip(names, runs, strict=True)
@@ -383,11 +387,11 @@ def distinct(names: Sequence[str], runs: Sequence[Run]) -> list[str]:
 
 
 def read_results(path: Path | str) -> Results:
-    """Read the run in a directory; every part's checksum is verified.
+    """Read all rows of the run in a directory. The checksum of every part is verified.
 
     Raises:
         EnvironmentFault: there is no run, or it cannot be read.
-        DataFault: the manifest or a part is damaged, or holds unknown codes.
+        DataFault: the manifest or a part is damaged, or a part has unknown codes.
     """
     run = open_run(path)
     images, groups, tasks = (
@@ -396,32 +400,30 @@ def read_results(path: Path | str) -> Results:
         )
         for table in TABLES
     )
-    stand = standing(images)
-    mended = images[~stand]
-    return Results(run.path, run.manifest, images[stand], groups, tasks, run.complete, mended)
+    stand = rows_that_count(images)
+    superseded = images[~stand]
+    return Results(run.path, run.manifest, images[stand], groups, tasks, run.complete, superseded)
 
 
 def open_run(path: Path | str) -> StoredRun:
     """The run in a directory, to be read a part at a time. Raises as read_results."""
     path = Path(path)
-    complete = (path / MARKER).exists()  # first: a job may close while its rows are read
+    complete = (path / MARKER).exists()  # first, because a job may close while its rows are read
     manifest = read_manifest(path)
     return StoredRun(path, manifest, complete, read_parts(path, manifest))
 
 
 def follow(path: Path | str, *, every_s: float = 0.5) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the answered images of a run while another process writes them.
-
-    It ends when the job ends or is lost. If the job has ended already, it yields all images at
-    once.
+    """Yields the answered images of a run while another process writes them, until the job ends or
+    is lost. All images of a job that has ended are yielded without waiting.
 
     Args:
-        path: folder of the run, which has begun.
-        every_s: how often to look for new images.
+        path: folder of a run that has begun.
+        every_s: seconds between two looks for new images.
 
     Yields:
-        A batch, (n,) of shard and row, the images' key; class and score, if the run names classes;
-        and (n, ...) of what it keeps beyond them.
+        A batch of images: shard and row, (n,), which are their key; class and score, (n,), if the
+        run classifies; and the kept values, (n, ...).
 
     Raises:
         EnvironmentFault, DataFault: as read_results.
@@ -430,7 +432,7 @@ def follow(path: Path | str, *, every_s: float = 0.5) -> Iterator[dict[str, np.n
 
     watch, seen = Watch(Path(path)), set[parts.PartName]()
     while True:
-        view = watch.look()  # before the rows: the job may end while they are read
+        view = watch.look()  # first, because the job may end while its rows are read
         run = open_run(path)
         for part in run.parts:
             if part.table == IMAGES.name and part not in seen:
@@ -453,20 +455,20 @@ def _batch(run: StoredRun, part: parts.PartName) -> dict[str, np.ndarray]:
 
 
 def known_run(path: Path, manifest: Json) -> StoredRun:
-    """The run in `path` with the manifest that its writer holds. It does not count as complete, and
-    has no rows if somebody has removed the folder of its parts. Raises as read_results."""
+    """The run in `path` with the manifest that its writer has in memory. `complete` is False. The
+    run has no rows if the folder of parts was removed. Raises as read_results."""
     there = (path / PARTS_FOLDER).exists()
     return StoredRun(path, manifest, False, read_parts(path, manifest) if there else ())
 
 
-def standing(images: np.ndarray) -> np.ndarray:
+def rows_that_count(images: np.ndarray) -> np.ndarray:
     """Which rows count, (n,) bool: all except error rows whose image a later session did again.
 
-    The later row counts even if it is an error row too. An answer always counts: if a later session
-    wrote another row of its image, both count and are doubles.
+    The later row counts even if it is an error row too. An answer always counts. So if a later
+    session wrote another row of an answered image, both rows count, and are doubles.
 
     Args:
-        images: (n,) with shard, row, session and source, every row of an image that has any.
+        images: (n,) with shard, row, session and source. It must have all rows of each image.
     """
     stand = np.ones(len(images), bool)
     errors = np.flatnonzero(images["source"] == SOURCE_CODE["error"])

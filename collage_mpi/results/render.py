@@ -1,4 +1,4 @@
-"""The summary as text for a terminal or a log, and how its numbers are written everywhere."""
+"""Renders the summary as text, and formats its numbers for other pages and tables too."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from rich.text import Text
 
 from collage_mpi.kinds import COLLAGE, KIND, SHARED_KINDS, SINGLE, SPARE_KINDS
 from collage_mpi.results.agreement import ADVICE, weaker_by
-from collage_mpi.results.cost import told_energy, told_sessions
+from collage_mpi.results.cost import energy_cells, sessions_text
 from collage_mpi.system.printable import counted
 from collage_mpi.system.table import ABSENT, Column, Table, Value, to_text
 
-_MOST_CLASSES = 10  # of a run without labels; all are in summary.json
+_MOST_CLASSES = 10  # rows of the table of predictions; summary.json has all classes
 _STATISTICS = ("p50", "p95", "p99", "p99.9")
-# Tasks and answers of no use, as the summary's price names them.
+# Keys of the summary's price that count tasks without a useful answer.
 DROPPED = ("late_answers", "skipped_tasks", "failed_tasks", "lost_tasks", "unfinished_tasks")
 
 Json = dict[str, Any]
 
 
 def render_summary(summary: Json, *, width: int | None = None) -> str:
-    """The summary as text, coloured only where stdout is a terminal."""
+    """The summary as text, with colours only if stdout is a terminal."""
     audit = summary.get("audit")
     return to_text(
         Group(
@@ -36,7 +36,7 @@ def render_summary(summary: Json, *, width: int | None = None) -> str:
             _parts_table(summary),
             "",
             _outputs(summary) if summary.get("outputs") else _accuracy_table(summary),
-            *(["", f"agreement: {told_audit(audit)}"] if audit else []),
+            *(["", f"agreement: {audit_text(audit)}"] if audit else []),
             "",
             _price_table(summary),
             *_predictions(summary),
@@ -46,7 +46,7 @@ def render_summary(summary: Json, *, width: int | None = None) -> str:
 
 
 def supported(value: float | None, n: int) -> str:
-    """A number, or why there is none."""
+    """A number, or n/a with the number of samples if these are too few."""
     return f"{ABSENT} (n={n:,})" if value is None else format(value, ".1f")
 
 
@@ -75,7 +75,7 @@ def _title(summary: Json) -> str:
 
 
 def warnings(summary: Json) -> list[str]:
-    """Lines about what makes the numbers misleading, and about losses."""
+    """Lines about lost ranks, error rows, and conditions that make the numbers misleading."""
     lines = []
     validity = summary["validity"]
     if validity["valid"] is False:
@@ -89,9 +89,9 @@ def warnings(summary: Json) -> list[str]:
     arrivals = summary.get("arrivals") or {}
     if arrivals.get("overloaded"):
         lines.append(
-            f"OVERLOADED: {arrivals['offered_per_s']:.1f} images/s came, "
-            f"{arrivals['served_per_s']:.1f} were answered meanwhile: the queue grows, and "
-            "latencies with the length of the run."
+            f"OVERLOADED: {arrivals['offered_per_s']:.1f} images/s arrived, but only "
+            f"{arrivals['served_per_s']:.1f} were answered. The queue grows, so latencies depend "
+            "on the length of the run. Offer fewer images a second, or add ranks."
         )
     lines += _weak_collage(summary["accuracy"])
     lines += [_loss(loss) for loss in summary.get("lost_ranks", [])]
@@ -111,7 +111,7 @@ def _place(first: Json | None, n: int) -> str:
 
 
 def _weak_collage(accuracy: Json) -> list[str]:
-    """Warns of lost accuracy if the collage network is much weaker than the single network."""
+    """A warning if the collage network is much weaker than the single network."""
     counts = {k: (row["correct"], row["n"]) for k, row in accuracy["by_source"].items()}
     if not {SINGLE, COLLAGE} <= counts.keys():
         return []
@@ -137,7 +137,7 @@ def _loss(loss: Json) -> str:
 
 
 def _latency_table(summary: Json) -> Table:
-    """A line for each statistic, so that the table fits in 80 columns."""
+    """A row for each statistic, so that the table fits in 80 columns."""
     group, image = both = [summary["latency"][per] for per in ("group", "image")]
     rows: list[Sequence[Value]] = []
     for name in _STATISTICS:
@@ -158,7 +158,7 @@ def _over(row: Json) -> str:
 
 
 def _interval(row: Json, name: str) -> str:
-    """Both ends of the interval; how many samples there are if too few; "" without a figure."""
+    """The interval; n/a if there are too few samples for it; "" if there is no percentile."""
     ends = row.get(f"{name}_ci95_ms")
     if row[f"{name}_ms"] is None:
         return ""
@@ -188,14 +188,14 @@ def _accuracy_table(summary: Json) -> Table:
 
 
 def _outputs(summary: Json) -> Text:
-    """Where the results of a mapped function are, in place of an accuracy."""
+    """A line that says where the outputs of a mapped function are. It replaces the accuracy."""
     run, n = summary["run"], counted(summary["rows"]["answered"], "image")
     line = f"outputs of {n} in {run}/vectors; collage-mpi export {run} --to zarr writes arrays"
     return Text(line, no_wrap=True, overflow="ignore")
 
 
-def told_audit(audit: Json) -> str:
-    """The agreement of accepted answers with the single network, in words."""
+def audit_text(audit: Json) -> str:
+    """How often audited answers agree with the single network, in words."""
     if not audit["audited"]:
         return f"none of {counted(audit['not_done'], 'audit')} could be done"
     low, high = audit["ci95"]
@@ -207,7 +207,7 @@ def told_audit(audit: Json) -> str:
 
 
 def _predictions(summary: Json) -> list[RenderableType]:
-    """The predicted classes of an input without labels, in place of an accuracy."""
+    """The predicted classes of an input without labels. They replace the accuracy."""
     found = summary.get("predictions")
     if not found:
         return []
@@ -236,23 +236,23 @@ def _class(one: Json) -> str:
 
 
 def shares_shown(prices: Sequence[Json]) -> list[str]:
-    """The kinds whose share is shown, because ranks of some run held them."""
+    """The kinds whose share is shown: ranks of at least one run held them."""
     return [kind for kind in SHARED_KINDS if any(price[f"{kind}_ranks"] for price in prices)]
 
 
 def share_of(price: Json, kind: str) -> str:
-    """The share of images that a kind resolved; empty if no rank held it."""
+    """The share of images that a kind resolved; "" if no rank held it."""
     return points(price[f"{kind}_share"]) if price[f"{kind}_ranks"] else ""
 
 
 def coordinators(price: Json) -> str:
-    """How many there are."""
+    """The number of coordinators, with the noun."""
     n = price.get("coordinators", 1)
     return f"{n} coordinator" + ("s" if n > 1 else "")
 
 
 def unlike_teams(summary: Json) -> list[str]:
-    """A line if the medians of two teams differ, that is if their 95 % intervals do not meet."""
+    """A line if the 95 % intervals of the medians of two teams do not overlap."""
     known = [team for team in summary.get("teams") or [] if team["p50_ci95_ms"]]
     if not known:
         return []
@@ -265,7 +265,7 @@ def unlike_teams(summary: Json) -> list[str]:
 
 
 def _price_table(summary: Json) -> Table:
-    """A line for each figure, with an explanation."""
+    """A row for each figure, with an explanation."""
     price, arrivals = summary["price"], summary.get("arrivals")
     shares, warm = shares_shown([price]), summary["rows"]["warmup_groups"]
     ranks = [f"{price['single_ranks']} hold the single network"]
@@ -288,8 +288,8 @@ def _price_table(summary: Json) -> Table:
     if summary.get("cost"):
         cost = summary["cost"]
         hosts = counted(cost["hosts"], "host")
-        rows.append(["node-hours", f"{cost['node_hours']:.4g}", f"{hosts}, {told_sessions(cost)}"])
-        rows.append(["energy per image", *told_energy(cost)])
+        rows.append(["node-hours", f"{cost['node_hours']:.4g}", f"{hosts}, {sessions_text(cost)}"])
+        rows.append(["energy per image", *energy_cells(cost)])
     if arrivals is not None:
         served = f"{_per_s(arrivals['served_per_s'])} answered meanwhile"
         waiting = f"{arrivals['waiting_at_the_end']:,} waiting when the last one came"
@@ -298,13 +298,13 @@ def _price_table(summary: Json) -> Table:
     gap = optional(summary["rank0"]["longest_poll_gap_ms"], ".2f", " ms")
     rows += [
         ["tasks", f"{price['tasks']:,}", ", ".join(ends)],
-        ["rank 0's longest poll gap", gap, "bounds how late an answer was noticed"],
+        ["rank 0's longest poll gap", gap, "longest delay before rank 0 saw an answer"],
     ]
     return Table([Column(left=True)] * 3, rows)
 
 
 def _cost_ratio(price: Json) -> list[Sequence[Value]]:
-    """The cost ratio, if service times were injected with it."""
+    """A row with the cost ratio, if injected service times were multiplied by it."""
     multiplied = [kind for kind in SPARE_KINDS if price[f"{kind}_ranks"]]
     if price["cost_ratio"] is None or not price["injected"] or not multiplied:
         return []
@@ -319,7 +319,7 @@ def _work(price: Json) -> str:
     done = f"of {price['work_s']:.1f} s of work, in tasks that resolved nothing"
     if not price["unfinished_tasks"]:
         return done
-    return f"{done}; not of the unfinished, out for {price['unfinished_s']:.1f} s together"
+    return f"{done}; without unfinished tasks ({price['unfinished_s']:.1f} s together)"
 
 
 def _per_s(rate: float | None) -> str:

@@ -1,10 +1,10 @@
-"""Takes the rows of a session: buffers for the hot path, and a thread that writes them as parts. A
-simulation keeps its rows in memory instead.
+"""Takes the rows of a session into buffers, which a thread writes as parts. A simulation keeps its
+rows in memory instead.
 
-A row costs about 1 us: it is packed into a preallocated buffer.
-Full buffers (at a `tick` those older than `flush_s` too) go to the thread, whose work (CRC, write,
-fsync of 4 to 8 ms) releases the interpreter lock, so rank 0 keeps polling. When the disk is so slow
-that the queue fills, the caller waits: bounded memory comes first.
+Packing a row into a preallocated buffer takes about 1 us. The thread gets full buffers, and at a
+`tick` also buffers older than `flush_s`. Its work (CRC, write, 4 to 8 ms of fsync) releases the
+GIL, so rank 0 keeps polling. If the disk is so slow that the queue fills, the caller waits, because
+memory must stay bounded.
 """
 
 from __future__ import annotations
@@ -25,44 +25,49 @@ from collage_mpi.results.file_names import PARTS_FOLDER, PENDING_FOLDER, VECTORS
 from collage_mpi.results.manifest import Json
 from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import IMAGES, TABLES, TableLayout, reason_bytes
-from collage_mpi.results.vectors import Beside, Write, extras_of
+from collage_mpi.results.vectors import VectorBuffer, Write, extras_of
 
 ROWS_PER_PART = 4096  # about 0.8 MB of images
-FLUSH_S = 10.0  # a kill costs the rows of the last ten seconds: they are done again
-VECTORS_PER_PART_BYTES = 32 << 20  # then a part has fewer rows
-QUEUE_BYTES = 64 << 20  # of rows and vectors behind a slow disk, then the caller waits
+FLUSH_S = 10.0  # a kill loses at most the rows of ten seconds, whose images are done again
+VECTORS_PER_PART_BYTES = 32 << 20  # at this size a part is written even if it has fewer rows
+QUEUE_BYTES = 64 << 20  # rows and vectors that may wait for a slow disk; then the caller waits
 INTACT = "All parts written before are intact."
 
 _T = TypeVar("_T")
 
 
-class InOrder(Generic[_T]):
-    """A thread that does queued things in order. After a failure it only empties its queue.
+class QueueThread(Generic[_T]):
+    """A thread that processes the items of a queue in order. After a failure it drops all others.
 
     Attributes:
-        fault: what failed.
+        fault: the failure; None if there was none.
     """
 
     def __init__(self, name: str, waiting: queue.Queue[_T | None]) -> None:
-        """Start the thread. `waiting` is the queue and limits its length."""
+        """Start the thread.
+
+        Args:
+            name: of the thread.
+            waiting: the queue, which may be bounded.
+        """
         self.fault: CollageError | None = None
         self._queue = waiting
-        # A daemon: a rank that dies of an exception must not wait for its disk.
+        # A daemon thread, so that a rank that ends by an exception does not wait for its disk.
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     @property
     def idle(self) -> bool:
-        """Whether everything that was queued is done or has failed."""
+        """Whether all queued items are done or have failed."""
         return self._queue.unfinished_tasks == 0
 
     def end(self) -> None:
-        """Do what is queued and end the thread."""
+        """Process all queued items and end the thread."""
         self._queue.put(None)
         self._thread.join()
 
     def do(self, thing: _T) -> None:
-        """Called in the thread for each queued thing. Raises OSError, CollageError."""
+        """Process an item, in the thread. Raises OSError, CollageError."""
         raise NotImplementedError
 
     def path_of(self, thing: _T) -> Path:
@@ -76,16 +81,16 @@ class InOrder(Generic[_T]):
             self._queue.task_done()
 
     def _fault_of(self, thing: _T) -> CollageError | None:
-        """Calls `do` and returns why it failed, or None."""
+        """Calls `do`. Returns its failure, or None."""
         try:
             self.do(thing)
         except CollageError as error:
             return error
         except OSError as error:
             fault = unwritable(self.path_of(thing), error)
-            fault.__cause__ = error  # which may be a limit of the machine
+            fault.__cause__ = error  # which may name a limit of the machine
             return fault
-        except Exception as error:  # else nobody empties the queue, and rank 0 waits for ever
+        except Exception as error:  # otherwise the queue stays full, and rank 0 waits for ever
             return EnvironmentFault(
                 f"{self.path_of(thing)}: cannot be written: {type(error).__name__}: {error}. "
                 f"{INTACT} Run again with --resume."
@@ -101,7 +106,7 @@ def unwritable(path: Path, error: OSError) -> EnvironmentFault:
 
 
 class _Part(NamedTuple):
-    """Rows of a part that is to be written, and what is written before it."""
+    """A part that is to be written, and the vectors to write before it."""
 
     table: TableLayout
     number: int
@@ -110,13 +115,14 @@ class _Part(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """What is freed once it is written: a part-filled buffer is held as a whole."""
+        """Bytes that are freed once the part is written. A buffer is held whole even if it is not
+        full."""
         more = 0 if self.before is None else self.before.nbytes
         return memoryview(self.payload.obj).nbytes + more
 
 
 class _Queue(queue.Queue[_Part | None]):
-    """A queue that is full when its parts hold QUEUE_BYTES. `queue.Queue` calls these methods."""
+    """A queue whose size is counted in bytes. `queue.Queue` calls these methods."""
 
     def _init(self, maxsize: int) -> None:
         super()._init(maxsize)
@@ -135,12 +141,8 @@ class _Queue(queue.Queue[_Part | None]):
         return item
 
 
-class PartThread(InOrder[_Part]):
-    """Writes parts.
-
-    `check` raises once this session may not write parts any more. `written` is called for each part
-    that is on the disk, with its table, its number and its packed rows.
-    """
+class PartThread(QueueThread[_Part]):
+    """Writes parts, in a thread of its own."""
 
     def __init__(
         self,
@@ -149,18 +151,26 @@ class PartThread(InOrder[_Part]):
         check: Callable[[], object] | None,
         written: Callable[[TableLayout, int, memoryview], object] = lambda *part: None,
     ) -> None:
+        """Start the thread.
+
+        Args:
+            directory: folder of the parts.
+            session: its number is in the names of the parts.
+            check: raises once this session may no longer write parts.
+            written: called for each part on the disk, with its table, number and packed rows.
+        """
         self._directory, self._session, self._check = directory, session, check
         self._written = written
         self._numbers = dict.fromkeys((table.name for table in TABLES), 0)
         super().__init__("collage-mpi rows", _Queue(QUEUE_BYTES))
 
     def put(self, table: TableLayout, payload: memoryview, before: Write | None = None) -> None:
-        """Queue one part, and what is written before it; waits while QUEUE_BYTES are queued."""
+        """Queue a part and the vectors to write before it. Waits while QUEUE_BYTES are queued."""
         self._numbers[table.name] += 1
         self._queue.put(_Part(table, self._numbers[table.name], payload, before))
 
     def path_of(self, thing: _Part) -> Path:
-        """See `InOrder`."""
+        """See `QueueThread`."""
         return parts.part_path(self._directory, thing.table, self._session, thing.number)
 
     def do(self, thing: _Part) -> None:
@@ -173,7 +183,7 @@ class PartThread(InOrder[_Part]):
 
 
 class TakesParts(Protocol):
-    """Where the rows of full buffers go."""
+    """Takes the rows of full buffers."""
 
     fault: CollageError | None
 
@@ -181,16 +191,16 @@ class TakesParts(Protocol):
 
 
 class Buffer:
-    """The rows of one table that are not yet a part."""
+    """The rows of one table that are not in a part yet."""
 
     def __init__(
         self,
         table: TableLayout,
         thread: TakesParts,
         rows: int,
-        beside: Beside | None = None,
+        beside: VectorBuffer | None = None,
     ) -> None:
-        """`beside` is what else is written with each part, before it."""
+        """`beside`: buffer of the vectors that are written before each part."""
         self.table, self.beside = table, beside
         self.total = 0  # rows taken in this session
         self._thread = thread
@@ -206,10 +216,10 @@ class Buffer:
         self._used = 0
 
     def add(self, row: tuple[Any, ...]) -> None:
-        """Pack one row, a tuple in the order of the table's row class, in about a microsecond.
+        """Pack one row, a tuple in the order of the table's row class.
 
         Raises:
-            EnvironmentFault: an earlier part could not be written (disk full...).
+            EnvironmentFault: an earlier part could not be written, for example for a full disk.
             struct.error: a value does not fit its column.
         """
         if self._has_reason and type(row[-1]) is str:
@@ -242,7 +252,7 @@ class Buffer:
             part = memoryview(self._bytes)[: self._used]
             before = None if self.beside is None else self.beside.take()
             self._thread.put(self.table, part, before)
-            if self._used < self._capacity:  # a team's, which may be of a few rows
+            if self._used < self._capacity:  # the part of a team may have only a few rows
                 part = memoryview((bytes(self._recent) + part)[-self._capacity :])
             self._recent = part
         self._fresh()
@@ -250,17 +260,17 @@ class Buffer:
             raise self._thread.fault
 
     def recent(self) -> np.ndarray:
-        """A copy of the last rows, (n,) of the table's dtype, in their order: at least as many as a
-        buffer holds, or all rows if there are fewer."""
+        """A copy of the latest rows, (n,) of the table's dtype, in order. n is at least the
+        capacity of a buffer, unless there are fewer rows."""
         both = bytes(self._recent) + memoryview(self._bytes)[: self._used]
         return np.frombuffer(both, self.table.dtype)
 
 
 class Pending(NamedTuple):
-    """A part of a team that is on the disk and that no reader sees yet.
+    """A part of a team that is on the disk and not published yet.
 
     Attributes:
-        images: its rows, (n,) of IMAGE_ROW; None of other tables.
+        images: the rows of the part, (n,) of IMAGE_ROW; None for groups and tasks.
     """
 
     table: str
@@ -269,11 +279,12 @@ class Pending(NamedTuple):
 
 
 class RowSink:
-    """Takes the rows of one session. Not shared between threads of the caller.
+    """Takes the rows of one session. Only one thread of the caller may use it.
 
     Attributes:
-        pending: parts of a run of several teams, as they come on the disk.
-        image, group, task: record one; see `Buffer.add`. `image_rows`, `group_rows` record many.
+        pending: in a run of several teams, the parts that have been written, in order.
+        image, group, task: record one row; see `Buffer.add`.
+        image_rows, group_rows: record several rows; see `Buffer.extend`.
     """
 
     def __init__(
@@ -289,9 +300,13 @@ class RowSink:
         """Start the thread.
 
         Args:
-            manifest: of the run; one of several teams has its parts published by the lead.
-            session: this one's number.
-            check: raises once this session may not write parts any more.
+            out: the run's folder.
+            manifest: of the run. If it has several teams, the parts are written to the pending
+                folder, and the lead publishes them.
+            session: its number.
+            check: raises once this session may no longer write parts.
+            rows_per_part: rows of a full buffer.
+            flush_s: age in seconds at which `tick` hands over buffered rows.
         """
         self.out = out
         self.session = session
@@ -302,7 +317,7 @@ class RowSink:
         self._thread = PartThread(out / parts, session, check, **written)
         self._vectors = None
         if extras_of(manifest):
-            self._vectors = Beside(out / vectors, session, manifest, check)
+            self._vectors = VectorBuffer(out / vectors, session, manifest, check)
         self._images, self._groups, self._tasks = (
             Buffer(table, self._thread, rows_per_part, self._vectors if table is IMAGES else None)
             for table in TABLES
@@ -326,20 +341,20 @@ class RowSink:
 
     @property
     def idle(self) -> bool:
-        """Whether all that was handed over is on the disk."""
+        """Whether all rows that were handed over are on the disk."""
         return self._thread.idle
 
     def recent_tasks(self) -> np.ndarray:
-        """A copy of the latest task rows, (n,) of TASK_ROW: some seconds' or 4,096 and more."""
+        """A copy of the latest task rows, (n,) of TASK_ROW: see `Buffer.recent`."""
         return self._tasks.recent()
 
     def keep(self, layout: np.dtype) -> None:
-        """Set the layout of vectors."""
+        """Set the structured dtype of the vectors."""
         assert self._vectors is not None
         self._vectors.layout = layout
 
     def vector(self, shard: int, row: int, vector: np.ndarray) -> None:
-        """Take what is kept of an answered image, (floats,) float32. Call this before `image`."""
+        """Take the vector of an answered image, (floats,) float32. Call this before `image`."""
         assert self._vectors is not None
         if self._vectors.nbytes >= VECTORS_PER_PART_BYTES:
             self._images.hand_over()
@@ -351,13 +366,13 @@ class RowSink:
             self.flush()
 
     def flush(self) -> None:
-        """Hand all buffered rows to the thread now; does not wait for the disk."""
+        """Hand all buffered rows to the thread now. This does not wait for the disk."""
         for buffer in (self._tasks, self._groups, self._images):
             buffer.hand_over()
         self._flushed_ns = time.monotonic_ns()
 
     def drain(self) -> CollageError | None:
-        """Hand over the rest and end the thread. Returns the fault of a write, if there was one."""
+        """Write the remaining rows and end the thread. Returns why a write failed, or None."""
         fault: CollageError | None = None
         try:
             self.flush()
@@ -372,7 +387,7 @@ class RowSink:
 
 
 class MemoryWriter:
-    """Takes rows as RunWriter does, and keeps some 200 bytes for an image with its tasks."""
+    """Takes rows as RunWriter does, but keeps them in memory: some 200 bytes an image."""
 
     session = 1
 
@@ -391,7 +406,7 @@ class MemoryWriter:
 
 
 class _KeptParts:
-    """Parts in memory. Few rows have a reason, so that column is as short as the longest allows."""
+    """Parts in memory. The column `reason` is only as wide as the longest reason of the part."""
 
     fault: CollageError | None = None
 
@@ -404,14 +419,14 @@ class _KeptParts:
         self._parts[table.name].append(rows.astype(_narrow(table, longest)))
 
     def rows(self, table: TableLayout) -> np.ndarray:
-        """(n,) with the columns of a table."""
+        """All rows of a table, (n,), which are then forgotten."""
         found = self._parts.pop(table.name, [np.empty(0, _narrow(table, 0))])
         widest = max((part.dtype for part in found), key=lambda dtype: dtype.itemsize)
         return np.concatenate([part.astype(widest, copy=False) for part in found])
 
 
 def _narrow(table: TableLayout, longest: int) -> np.dtype:
-    """The dtype of a table with reasons of `longest` bytes."""
+    """The dtype of a table whose reasons have at most `longest` bytes."""
     names = table.dtype.names or ()
     reason = f"S{max(1, longest)}"
     return np.dtype([(n, reason if n == "reason" else table.dtype[n]) for n in names])

@@ -1,9 +1,7 @@
-"""The three tables of a run: the columns of images, groups and tasks, their binary layout and their
-codes.
+"""The three tables of a run (images, groups, tasks): their columns, binary layouts and codes.
 
 Rows are written by `struct` and read by numpy. Both layouts come from the row's class, so that they
-agree. `struct` packs a row in about a microsecond on rank 0's hot path, and refuses a value that
-does not fit at once.
+agree. `struct` packs a row in about a microsecond, and raises at once if a value does not fit.
 """
 
 from __future__ import annotations
@@ -18,14 +16,14 @@ import numpy as np
 from collage_mpi.kinds import BACKUP, COLLAGE, ENCODED_KINDS, TABLE
 from collage_mpi.kinds import KINDS as KINDS  # what a row's code stands for
 
-KEPT = "kept"  # a collage's answer that was not sure enough to count at once but counted later
+KEPT = "kept"  # a collage's answer that was too uncertain to count at once, but counted later
 
-# The kind whose answer it was, or why it was asked. Codes never change.
+# Code of a source -> kind of the network that answered, or why the task was sent. Codes are fixed.
 _SOURCES = {kind.source: kind.name for kind in TABLE}
 _SOURCES |= {2: "replica", 3: "hedge", 5: "retry", 6: "error", 7: "endgame", 10: KEPT}
 SOURCES = tuple(_SOURCES[code] for code in range(len(_SOURCES)))
 OUTCOMES = ("answered", "skipped", "failed", "lost", "unfinished")
-# Whether the single network was asked too, for images that were drawn for an audit
+# Result of the audit, in which the single network is asked too; "" if there was none
 AUDITS = ("", "done", "failed")
 
 # Column that holds codes -> what they stand for
@@ -39,7 +37,7 @@ OUTCOME_CODE = {name: code for code, name in enumerate(OUTCOMES)}
 # Sources whose task was encoded.
 ENCODED = tuple(SOURCE_CODE[name] for name in (*ENCODED_KINDS, KEPT))
 
-# Sources of answers that are accepted before the single network is asked, where a scheme does so.
+# Sources of answers that a cascade accepts before it asks the single network.
 ASKED_FIRST = (SOURCE_CODE[COLLAGE], SOURCE_CODE[BACKUP])
 
 _ENCODED_KIND = np.array([kind in ENCODED_KINDS for kind in KINDS])
@@ -60,7 +58,7 @@ _STRUCT_OF = {
 }
 
 
-# What a column holds, and how it is stored; one of plain `int` is int64.
+# Types of columns with their dtype. A plain `int` is stored as int64.
 U1 = Annotated[int, "<u1"]
 U2 = Annotated[int, "<u2"]
 U4 = Annotated[int, "<u4"]
@@ -73,10 +71,10 @@ Reason = Annotated[bytes | str, f"S{REASON_BYTES}"]
 
 
 class ImageRow(NamedTuple):
-    """One image of the input and what became of it (C4). All `_ns` are rank 0's clock.
+    """One image of the input and its outcome (C4). All `_ns` are rank 0's clock.
 
-    `predicted`, `score`, `rank` and the parts of the latency mean something only where
-    `answered`; `label` only where `has_label`; `other` and `other_score` only where `audited`.
+    `predicted`, `score`, `rank` and the parts of the latency are valid only if `answered` is true,
+    `label` only if `has_label` is true, `other` and `other_score` only if `audited` is "done".
     """
 
     shard: U4
@@ -96,18 +94,18 @@ class ImageRow(NamedTuple):
     read_ns: int
     encode_ns: int
     decode_ns: int
-    compute_ns: int  # compute and held: of the answering task
+    compute_ns: int  # compute_ns and held_ns are those of the answering task
     held_ns: int
     session: U2
     warmup: Flag
     audited: U1  # index into AUDITS
-    other: I4  # class that the other network gave, whose answer does not count
+    other: I4  # class from the network whose answer does not count
     other_score: F4
     reason: Reason
 
 
 class GroupRow(NamedTuple):
-    """One group of images: released together, done when its last image is resolved."""
+    """One group of images, which are admitted together. It ends when its last image is resolved."""
 
     group: int
     images: I4
@@ -122,9 +120,9 @@ class GroupRow(NamedTuple):
 
 
 class TaskRow(NamedTuple):
-    """One send to one rank and how it ended.
+    """One task, sent to one rank, and how it ended.
 
-    `done_ns` of an unfinished task is when the session ended, so its time is censored.
+    The `done_ns` of an unfinished task is the end of the session, so its duration is censored.
     """
 
     task: int
@@ -133,7 +131,7 @@ class TaskRow(NamedTuple):
     group: int
     attempt: U1
     items: U2
-    resolved: U2  # images it resolved (parity: not those its answer only helped to decode)
+    resolved: U2  # images that it resolved; a parity task resolves only the image it reconstructs
     sent_ns: int
     done_ns: int
     compute_ns: int
@@ -147,18 +145,18 @@ class TaskRow(NamedTuple):
 
 @dataclass(frozen=True)
 class TableLayout:
-    """One table: its name in file names, its row class and the two binary layouts."""
+    """One table: its name, which is in file names, its row class and its two binary layouts."""
 
     name: str
     row: type
     dtype: np.dtype
     packer: struct.Struct
     coded: tuple[str, ...]  # columns of codes
-    later: dict[str, Any]  # columns that older parts lack, and what to read in their place
+    later: dict[str, Any]  # columns that older parts lack -> the value to read instead
     has_reason: bool
 
     def only(self, *names: str) -> np.dtype:
-        """The dtype of rows that have some of the columns, for `columns_of`."""
+        """A structured dtype of some of the columns, for `columns_of`."""
         return np.dtype([(name, self.dtype[name]) for name in names])
 
 
@@ -173,7 +171,7 @@ def _table(name: str, row: type, later: dict[str, Any]) -> TableLayout:
     return TableLayout(name, row, dtype, packer, coded, later, "reason" in hints)
 
 
-# The columns that came after version 0.1.0 hold 0 in the rows of runs made before.
+# Columns that are newer than version 0.1.0 read as 0 in older runs.
 IMAGES = _table("images", ImageRow, dict.fromkeys(("audited", "other", "other_score"), 0))
 GROUPS = _table("groups", GroupRow, {})
 TASKS = _table("tasks", TaskRow, {})
@@ -187,7 +185,7 @@ KEY_ROW = np.dtype([("shard", "<u4"), ("row", "<u8")])
 
 
 def columns_of(rows: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The columns of rows that a dtype names, copied: (n,) of the dtype."""
+    """A copy of some columns of the rows: (n,) of the structured dtype, which names them."""
     found = np.empty(len(rows), dtype)
     for name in dtype.names or ():
         found[name] = rows[name]
@@ -195,13 +193,13 @@ def columns_of(rows: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def flat_keys(rows: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
-    """(n,) uint64, shard and row in one number: no shard has 2**40 rows."""
+    """(n,) uint64, shard and row in one number. It is unique because no shard has 2**40 rows."""
     found: np.ndarray = rows["shard"].astype(np.uint64) << np.uint64(40)
     return found | rows["row"].astype(np.uint64)
 
 
 def reason_bytes(text: str | bytes) -> bytes:
-    """A reason as UTF-8 of at most 96 bytes, cut between characters and free of newlines."""
+    """A reason as at most REASON_BYTES of UTF-8, cut between characters and without newlines."""
     if not text:
         return b""
     if isinstance(text, bytes):
@@ -211,7 +209,7 @@ def reason_bytes(text: str | bytes) -> bytes:
 
 
 def inputs_of(tasks: np.ndarray) -> np.ndarray:
-    """How many inputs of its network each task was: one an image unless these were encoded.
+    """How many inputs the network got for each task: one an image, but one for an encoded task.
 
     Args:
         tasks: (n,) with the columns kind and items of TASK_ROW.
@@ -224,16 +222,17 @@ def inputs_of(tasks: np.ndarray) -> np.ndarray:
 
 
 def ran_together(tasks: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
-    """How many tasks ran as one batch with each: those of one message, the skipped left out.
+    """The size of the batch that each task ran in. A batch is the tasks of one message that ran.
 
-    A task's compute_ns and held_ns are those of its whole batch.
+    The compute_ns and held_ns of a task are those of its whole batch.
 
     Args:
         tasks: (n,) of TASK_ROW.
-        own: (n,) int64, numbers to sum up instead of counting tasks, such as `inputs_of`.
+        own: (n,) int64, sizes of the tasks, such as `inputs_of`, to sum over the batch; by default
+            each task counts as 1.
 
     Returns:
-        (n,) int64. For tasks that did not run it is 1, or their number in `own`.
+        (n,) int64. A task that did not run has its own size.
     """
     sizes = np.ones(len(tasks), np.int64) if own is None else own.copy()
     ran = np.flatnonzero(tasks["compute_ns"] + tasks["held_ns"] > 0)
@@ -249,8 +248,8 @@ def ran_together(tasks: np.ndarray, own: np.ndarray | None = None) -> np.ndarray
 
 
 def cells_of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The score of each image's cell, accepted or not, and whether the networks name different
-    classes. Both are valid only if both networks have answered.
+    """The score of each image's cell, accepted or not, and whether the two networks name different
+    classes. Both are valid only for images that both networks have answered.
 
     Args:
         rows: (n,) of IMAGE_ROW.
@@ -267,12 +266,12 @@ WAIT_FORMULA = "latency - read - encode (answers of collage or parity tasks only
 
 
 def wait_ns(images: np.ndarray) -> np.ndarray:
-    """The part of each image's latency that no other column explains (C3).
+    """The part of each image's latency that is not reading, encoding or service (C3).
 
-    latency - read - encode - compute - held. Encode counts only for answers of a collage or parity
-    task, because single tasks leave before these are encoded. The rest is the wire, the queues at
-    both ends and the time between two polls. It contains no decode_ns, because a latency ends when
-    the answer is received, before it is decoded.
+    It is latency - read - encode - compute - held: the transfer, the queues at both ends and the
+    time between two polls. Encode is subtracted only for answers of a collage or parity task,
+    because single tasks leave before these are encoded. decode_ns is not part of the latency, which
+    ends when the answer is received.
 
     Args:
         images: (n,) of IMAGE_ROW.

@@ -1,21 +1,21 @@
 """Finds ranks, GPUs and hosts that were slower than their peers, with a confidence interval.
 
-A rank's level is the median of its service times: compute and held of each message, divided by what
-a batch of that size costs. Its peers are the other ranks that hold the same kind of network, and
+A rank's level is the median of its service times (compute + held of a message, divided by the cost
+of a batch of its size). The rank's peers are the other ranks with the same kind of network, and
 their level is the median of their levels. The ratio of the two levels says how many times slower
-the rank was. It does not depend on how many tasks a rank was given. Slow ranks are found if they
-are at most half of the ranks of a kind.
+the rank was. The ratio does not depend on the number of tasks that a rank got. Slow ranks are found
+if they are at most half of the ranks of a kind.
 
-The interval of a level comes from order statistics, for as many values as the rank's values are
-worth, since neighbouring values are alike (`statistics.quantile_interval`). With R levels in a run
-each interval misses with probability 0.05 / R at most (Bonferroni), so all hold at once with 95 %.
-The median of several levels lies between the median of their low ends and the median of their high
-ends, and a ratio lies between low / high and high / low. So at most one homogeneous run in twenty
-has a rank whose interval lies above 1. This needs a run that is longer than many slow periods. In
-a short run one slow period could fill most of a rank's time, so a rank only counts as slow if it
-was slow in each third of its messages.
+The interval of a level comes from order statistics. Neighbouring service times are correlated, so
+the interval uses the effective number of samples (`statistics.quantile_interval`). With R levels in
+a run each interval misses with probability 0.05 / R at most (Bonferroni), so all hold at once with
+95 %. The median of several levels lies between the median of their low ends and the median of their
+high ends, and a ratio lies between low / high and high / low. So at most one homogeneous run in
+twenty has a rank whose interval lies above 1. This needs a run that is much longer than a slow
+period. In a short run one slow period could fill most of a rank's time, so a rank only counts as
+slow if it was slow in each third of its messages.
 
-`record_trace` makes a trace of service times from what single ranks took.
+`record_trace` makes a trace of the service times of single ranks.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ Ends = tuple[float, float]
 
 @dataclass(frozen=True)
 class Speed:
-    """A rank, a GPU or a host beside its peers, for one kind of network.
+    """The speed of a rank, a GPU or a host compared with its peers, for one kind of network.
 
     Attributes:
         unit: "rank", "gpu" or "host".
         name: "rank 3", "node7 cuda:1", "node7".
         ranks: the rank itself, or all ranks on the GPU or host.
-        host: None if the run does not tell.
-        messages: answered, of measured groups; a batch is one.
-        samples: independent service times that the messages of all its ranks are worth.
-        unanswered: tasks that failed, were lost or had no end yet.
-        median_ms: of its service times, of a single input; None without any.
-        peers: number of ranks that it is compared with.
-        ratio: its level divided by theirs; None if either is not known.
+        host, device: None if not recorded, or if the ranks have different ones.
+        messages: number of answered messages of measured groups; a batch is one message.
+        samples: effective number of independent service times.
+        unanswered: number of tasks that failed, were lost or are unfinished.
+        median_ms: median service time of one input; None if there is none.
+        peers: number of levels that it is compared with.
+        ratio: its level divided by the level of its peers; None if either is unknown.
         interval: of the ratio, simultaneous over the run (95 %); None if samples are too few.
-        slow: the whole interval lies above `over`, and so does the ratio of each third of the run.
+        slow: whether the interval, and the ratio of each third of the messages, are above `over`.
     """
 
     unit: str
@@ -80,7 +80,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where service times come from."""
+    """Where service times were measured."""
 
     rank: int
     kind: str
@@ -90,7 +90,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Level(_Place):
-    """One rank's service times of one kind, in ns of a single input."""
+    """The service times of one rank and kind, in ns of a single input."""
 
     messages: int
     samples: int
@@ -103,18 +103,18 @@ class _Level(_Place):
 def rank_speeds(run: Results, over: float = OVER) -> list[Speed]:
     """Compares every rank, then every GPU, then every host of a run with its peers, slowest first.
 
-    GPUs are compared on hosts whose ranks name several. A host that has all ranks of a kind has no
-    peers for that kind. Ranks that answered nothing come last and have no ratio.
+    GPUs are compared only on hosts with several. A host that has all ranks of a kind has no peers
+    for that kind. Ranks that answered nothing come last and have no ratio.
 
     Args:
         run: complete or not; warm-up groups do not count.
-        over: a level above this many times the peers' level is called slow.
+        over: the ratio above which a rank, GPU or host is called slow.
 
     Raises:
         UsageError: `over` is below 1.
     """
     if not 1 <= over < math.inf:
-        raise UsageError(f"slow is what takes 1 or more times what its peers take, found {over:g}")
+        raise UsageError(f"the ratio above which a rank is slow must be 1 or more, found {over:g}")
     levels = _levels(run)
     units = {
         "rank": _grouped(levels, lambda level: f"rank {level.rank}"),
@@ -129,13 +129,13 @@ def rank_speeds(run: Results, over: float = OVER) -> list[Speed]:
 
 
 def hosts_to_exclude(speeds: Iterable[Speed]) -> list[str]:
-    """Hosts that are slow, or that have a slow rank or GPU. Slurm can only exclude whole hosts."""
+    """Hosts that are slow, or that have a slow rank or GPU, because Slurm excludes whole hosts."""
     return sorted({speed.host for speed in speeds if speed.slow and speed.host is not None})
 
 
 def failing_hosts(run: Results) -> dict[str, list[str]]:
-    """Host -> what failed there: ranks that were lost or kept failing, and GPUs that the driver
-    reports as faulty or too hot. {} if the run's settings made ranks die.
+    """Host -> lines about ranks that were lost or kept failing there, and about GPUs that the
+    driver reports as faulty or too hot. {} if the settings of the run made ranks die on purpose.
     """
     found: dict[str, list[str]] = {}
     if (run.manifest.get("settings") or {}).get("dead_ranks"):
@@ -156,8 +156,8 @@ def failing_hosts(run: Results) -> dict[str, list[str]]:
 
 
 def _often_failed(tasks: np.ndarray) -> dict[str, str]:
-    """Rank -> how many tasks failed there, if these are more than half of all failed tasks. A bad
-    input fails on every rank that tries it, so it does not single out a rank.
+    """Rank -> its number of failed tasks, in words, if they are more than half of all failed tasks.
+    A bad input fails on every rank that tries it, so it makes no single rank stand out.
     """
     ranks, counts = np.unique(tasks[tasks["outcome"] == FAILED]["rank"], return_counts=True)
     several = len(np.unique(tasks["rank"])) > 2
@@ -167,13 +167,13 @@ def _often_failed(tasks: np.ndarray) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Recurrence:
-    """A host over several runs.
+    """How often a host was slow over several runs.
 
     Attributes:
-        runs: in which it had ranks with peers.
-        slow: in how many of them it was to be excluded.
-        ratios: of those, its slowest rank's or its own.
-        again: slow in two runs at least, and in half of its runs.
+        runs: number of runs in which the host could be compared.
+        slow: number of runs in which `hosts_to_exclude` has it.
+        ratios: for each of these, the largest ratio of the host and its slow ranks and GPUs.
+        again: whether it was slow in at least two runs and in at least half of its runs.
     """
 
     host: str
@@ -187,7 +187,7 @@ class Recurrence:
 
 
 def recurrences(runs: Sequence[Sequence[Speed]]) -> list[Recurrence]:
-    """The hosts of several runs, those that were slow most often first.
+    """The hosts of several runs, most often slow first.
 
     Args:
         runs: `rank_speeds` of each.
@@ -204,7 +204,7 @@ def recurrences(runs: Sequence[Sequence[Speed]]) -> list[Recurrence]:
 
 
 def injected(run: Results) -> bool:
-    """Whether delays were injected or the run is simulated, so that no host is to blame."""
+    """Whether delays were injected or the run is simulated. Then its hosts were not really slow."""
     settings = run.manifest.get("settings") or {}
     drawn = settings.get("straggler", "none") != "none" or bool(settings.get("burn_ranks"))
     return drawn or "simulated" in run.manifest
@@ -216,13 +216,14 @@ def injected(run: Results) -> bool:
 def service_times_ns(
     run: Results, ratios: Mapping[str, float] | None = None
 ) -> dict[tuple[int, int, str], np.ndarray]:
-    """The service times of each rank: (rank, session, kind) -> (n,) float64 ns, by their end.
+    """The service times of each rank: (rank, session, kind) -> (n,) float64 ns, in order of their
+    ends.
 
-    There is one for each message that was answered: compute and held, divided by what a batch of
-    its size costs (`batch_costs` of the manifest; without them, by its number of inputs).
+    Each answered message has one: compute + held, divided by the relative cost of a batch of its
+    size. The cost comes from `batch_costs` of the manifest; without it, it is the number of inputs.
 
     Args:
-        ratios: kind -> what its times are also divided by; 1 for other kinds.
+        ratios: kind -> number to divide its times by; 1 for kinds that are not named.
     """
     tasks = run.measured_tasks
     service_ns = tasks["compute_ns"] + tasks["held_ns"]
@@ -248,7 +249,8 @@ def service_times_ns(
 
 
 def _levels(run: Results) -> list[_Level]:
-    """One level for each rank, host and kind that the rank answered for."""
+    """The level of each rank, kind and place (host and device). A rank that answered nothing has
+    one for its first kind, without times."""
     worlds = _worlds(run)
     times: dict[_Place, list[np.ndarray]] = defaultdict(list)
     for (rank, session, kind), times_ns in service_times_ns(run).items():
@@ -281,7 +283,7 @@ def _levels(run: Results) -> list[_Level]:
 
 
 def _unanswered(tasks: np.ndarray) -> dict[tuple[int, str], int]:
-    """(rank, kind) -> tasks without an answer that were not cancelled."""
+    """(rank, kind) -> number of tasks that failed, were lost or are unfinished."""
     mine = tasks[np.isin(tasks["outcome"], UNANSWERED)]
     pairs, counts = np.unique(mine[["rank", "kind"]], return_counts=True)
     known = zip(pairs, counts, strict=True)
@@ -289,9 +291,9 @@ def _unanswered(tasks: np.ndarray) -> dict[tuple[int, str], int]:
 
 
 def _worlds(run: Results) -> dict[int, dict[int, Json]]:
-    """Session -> rank -> its entry in the manifest. Nothing is known of a killed session."""
+    """Session -> rank -> its entry in the manifest. Killed sessions are missing."""
     told = {session: final.get("world") for session, final in finals(run.manifest).items()}
-    if not told:  # in memory, or under way: then nothing is told, or of this session alone
+    if not told:  # no session has ended yet, so the manifest has at most the current world
         told = {1: run.manifest.get("world")}
     return {
         session: {member["rank"]: member for member in world}
@@ -303,7 +305,7 @@ def _worlds(run: Results) -> dict[int, dict[int, Json]]:
 def _whereabouts(
     worlds: Mapping[int, Any], session: int, rank: int
 ) -> tuple[str | None, str | None]:
-    """The host and the devices of a rank in a session."""
+    """The host and the devices of a rank in a session; None if not recorded."""
     member = worlds.get(session, {}).get(rank, {})
     host, devices = member.get("host"), member.get("devices")
     named = isinstance(devices, list) and devices
@@ -317,7 +319,7 @@ _Name = Callable[[_Level], str | None]
 
 
 def _gpu(levels: Sequence[_Level]) -> _Name:
-    """Returns the name of a level's GPU, or None if the ranks of a host name only one."""
+    """Returns a function that gives the name of a level's GPU; None on hosts with only one."""
     named: dict[str | None, set[str | None]] = defaultdict(set)
     for level in levels:
         named[level.host].add(level.device)
@@ -330,7 +332,7 @@ def _gpu(levels: Sequence[_Level]) -> _Name:
 
 
 def _grouped(levels: Sequence[_Level], name: _Name) -> dict[tuple[str, str], list[_Level]]:
-    """(name, kind) -> the levels of that name. Levels without a name are left out."""
+    """(name, kind) -> the levels with this name. Levels whose name is None are left out."""
     found: dict[tuple[str, str], list[_Level]] = defaultdict(list)
     for level in levels:
         called = name(level)
@@ -381,7 +383,7 @@ def _median(levels: Iterable[_Level]) -> float | None:
 
 
 def _ends(levels: Sequence[_Level]) -> Ends:
-    """The interval of the median of levels that each lie in their own interval."""
+    """An interval for the median of the levels, from the intervals of the levels."""
     low, high = np.median([level.ends_ns for level in levels if level.ends_ns], axis=0)
     return float(low), float(high)
 
@@ -402,8 +404,8 @@ class Recorded:
 
     Attributes:
         times_s: (machines, requests) float32, seconds.
-        cut: entries that were cut off so that all rows are as long as the shortest one.
-        short: (run, rank, tasks) of ranks that were left out, because they had too few tasks.
+        cut: number of times that were dropped so that all rows are as long as the shortest.
+        short: (run, rank, tasks) of each rank that was left out for having too few tasks.
     """
 
     times_s: np.ndarray
@@ -412,15 +414,15 @@ class Recorded:
 
 
 def record_trace(runs: Sequence[Results], least: int = 1) -> Recorded:
-    """The service times that the single ranks of finished runs showed: a row a rank.
+    """A trace of the service times of the single ranks of runs, one row a rank.
 
-    A row holds compute + held of each answered task in the order of its end, without warm-up
-    groups. Collage ranks are left out, because a trace is of single images: a run multiplies its
-    times by the cost ratio for a collage.
+    A row holds compute + held of each answered task in the order of their ends, without warm-up
+    groups. Collage ranks are left out, because a trace has times of single images. A run that
+    injects the trace multiplies the times by the cost ratio for a collage.
 
     Args:
-        runs: at least one; rows follow in the order of runs, then ranks.
-        least: ranks with fewer tasks are left out.
+        runs: at least one. The rows are in the order of runs, then ranks.
+        least: ranks with fewer tasks than this are left out.
 
     Raises:
         DataFault: no rank has enough tasks.

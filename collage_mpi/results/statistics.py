@@ -1,15 +1,15 @@
-"""Statistics of latencies: what a sample can support, and nothing more. A sample may be held in
-bounded memory: the values themselves, or counts if there are many.
+"""Percentiles of latencies with confidence intervals, in bounded memory. A percentile is given only
+if the sample is large enough for it.
 
-A percentile q is printed only where n >= ln(0.025) / ln(q): below that the sample's
-maximum lies under the true quantile with more than 2.5 % probability, and no upper
-confidence bound exists. n counts *groups*: images of one group share their release and
-their queue, so they are not independent. Nor are groups that are let in together, as a batch.
+The percentile q needs n >= ln(0.025) / ln(q) samples. With fewer, the largest sample is below the
+true quantile with more than 2.5 % probability, so there is no upper confidence bound. n counts
+groups, because the images of a group are admitted together and share a queue, and so are not
+independent. Groups of one batch count once, for the same reason.
 
-Up to `bound` values, all statistics are exact, but for the ends of intervals of 131,072 independent
-values or more, which go by the normal approximation. Beyond the bound, values are counted in bins
-whose width is at most 2**-11 (0.05 %) of the value, and a percentile is the middle of its bin.
-Counts, mean, standard deviation and maximum are always exact.
+Up to `bound` values, all statistics are exact, except for intervals of 131,072 or more independent
+values, which use the normal approximation. Beyond the bound, values are counted in bins whose width
+is at most 2**-11 (0.05 %) of the value, and a percentile is the middle of its bin. Counts, mean,
+standard deviation and maximum are always exact.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import numpy as np
 
 PERCENTILES = (0.5, 0.95, 0.99, 0.999)
 MISS = 0.025  # probability that an end of an interval lies on the wrong side
-_ENOUGH_ABOVE = 60  # values above a level, to tell from them how long they stay there
-_SHIFT = 52 - 11  # of a float64's mantissa, what is left out of a bin's number
-_BLOCK = 1 << 15  # values in time order that tell how long slow spells last
-_ENOUGH_RANKS = 1 << 17  # from this sample size on, ranks come from the normal approximation
+_ENOUGH_ABOVE = 60  # values above a level that are needed to estimate how long they stay above
+_SHIFT = 52 - 11  # low bits of a float64's mantissa that are not in the number of its bin
+_BLOCK = 1 << 15  # consecutive values from which the autocorrelation time is estimated
+_ENOUGH_RANKS = 1 << 17  # from this sample size on, the normal approximation is used
 
 
 def percentile_name(q: float) -> str:
@@ -35,19 +35,20 @@ def percentile_name(q: float) -> str:
 
 
 def support_needed(q: float, miss: float = MISS) -> int:
-    """The independent samples a percentile needs: P50 6, P95 72, P99 368, P99.9 3688."""
+    """The number of independent samples that a percentile needs: 6 for P50, 72 for P95, 368 for
+    P99, 3688 for P99.9."""
     if not 0.0 < q < 1.0:
         raise ValueError(f"a percentile's q lies between 0 and 1, found {q}")
     return math.ceil(math.log(miss) / math.log(q))
 
 
 def percentile(values: np.ndarray, q: float, independent: int | None = None) -> float | None:
-    """The smallest value x with F(x) >= q, or None if the sample cannot support it.
+    """The smallest value x with F(x) >= q, or None if there are too few samples.
 
     Args:
         values: (n,) any numeric dtype.
         q: between 0 and 1.
-        independent: how many of the values are independent (groups, batches); n by default.
+        independent: number of independent samples (groups, batches); n by default.
     """
     n = len(values) if independent is None else min(independent, len(values))
     if n < support_needed(q):
@@ -56,10 +57,10 @@ def percentile(values: np.ndarray, q: float, independent: int | None = None) -> 
 
 
 class Interval(NamedTuple):
-    """An interval of a percentile within one run, of 95 % unless another was asked for.
+    """A confidence interval of a percentile within one run, by default of 95 %.
 
     Attributes:
-        samples: independent values that the sample is worth for this percentile.
+        samples: effective number of independent values.
         ends: low and high; None if there are fewer samples than the percentile needs.
     """
 
@@ -69,15 +70,15 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Spread:
-    """Describes a sample of latencies. None means that there are too few groups.
+    """The figures of a sample of latencies, in the unit of the sample. None: too few groups.
 
     Attributes:
-        n: values in the sample.
-        independent: groups, or batches of them, that they come from.
-        percentiles: name ("p99") -> value in the unit of the sample.
-        intervals: name -> 95 % interval within the run, if intervals were asked for.
-        std: standard deviation, n - 1 in the denominator.
-        over_3_medians: share of values above three times the median.
+        n: number of values.
+        independent: number of groups, or batches of groups, that the values come from.
+        percentiles: name ("p99") -> value.
+        intervals: name -> 95 % interval within the run; {} unless the order in time is known.
+        std: standard deviation, with n - 1 in the denominator.
+        over_3_medians: share of the values that are above three times the median.
     """
 
     n: int
@@ -91,12 +92,13 @@ class Spread:
 
 
 def quantile_interval(values: np.ndarray, q: float, miss: float = MISS) -> Interval:
-    """An interval of the q-quantile within one run: order statistics (binomial).
+    """A confidence interval of the q-quantile within one run, from order statistics.
 
     The number of m independent values at or below the q-quantile is binomial. So two of the values,
     chosen by rank, enclose the quantile for any distribution. Slow periods make neighbouring values
-    alike, so n values of a run are worth only m = n / t, where t is the integrated autocorrelation
-    time of "is above". Between placements the spread is larger still.
+    similar, so the effective number of values is m = n / t, where t is the integrated
+    autocorrelation time of "the value is above the quantile". Runs with other placements differ by
+    more than this interval.
 
     Args:
         values: (n,) in time order.
@@ -108,11 +110,12 @@ def quantile_interval(values: np.ndarray, q: float, miss: float = MISS) -> Inter
 
 
 def time_above(values: np.ndarray, q: float) -> float:
-    """Integrated autocorrelation time, in values, of lying above the q-quantile; at least 1.
+    """Integrated autocorrelation time, in values, of "the value is above the q-quantile"; at least
+    1.
 
-    If too few values lie above it, a lower quantile is used, down to the median. Values stay above
-    a lower quantile for longer, so the interval becomes too wide rather than too narrow. Lags count
-    until the first correlation that white noise could have, 2 / sqrt(n).
+    If too few values are above it, a lower quantile is used, down to the median. Values stay above
+    a lower quantile for longer, so the interval becomes too wide rather than too narrow. The sum
+    over lags ends at the first correlation below 2 / sqrt(n), which white noise could have.
     """
     n = len(values)
     level = max(0.5, min(q, 1 - _ENOUGH_ABOVE / n))
@@ -123,16 +126,17 @@ def time_above(values: np.ndarray, q: float) -> float:
     spectrum = np.fft.rfft(above, size)
     sums = np.fft.irfft(spectrum * spectrum.conj(), size)[: n // 2 + 1]  # by lag
     if sums[0] < 1e-9:
-        return 1.0  # all alike: nothing lies above
+        return 1.0  # all values are equal
     noise = np.flatnonzero(sums[1:] < 2 / math.sqrt(n) * sums[0])
     lags = int(noise[0]) if len(noise) else len(sums) - 1
     return 1.0 + 2.0 * float(sums[1 : 1 + lags].sum() / sums[0])
 
 
 def binomial_ranks(m: int, q: float, miss: float) -> tuple[int, int]:
-    """Ranks, from 1, of two of m values that enclose the q-quantile; each misses it with <= miss.
+    """The ranks, from 1, of two of m sorted values that enclose the q-quantile.
 
-    P(value of rank r <= quantile) = P(at least r of m lie at or below it), B ~ Bin(m, q).
+    Each misses it with probability `miss` at most. With B ~ Bin(m, q),
+    P(value of rank r <= quantile) = P(B >= r).
     """
     k = np.arange(m)
     steps = np.log((m - k) / (k + 1)) + math.log(q / (1 - q))  # of the density's logarithm
@@ -144,7 +148,7 @@ def binomial_ranks(m: int, q: float, miss: float) -> tuple[int, int]:
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float] | None:
-    """95 % interval of a share (Wilson 1927), for accuracies; None for n = 0."""
+    """The 95 % score interval of the share correct / n (Wilson 1927); None if n is 0."""
     if n == 0:
         return None
     z = 1.959964
@@ -158,15 +162,15 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float] | None:
 
 
 class BoundedSample:
-    """Values of one kind, added some at a time."""
+    """A sample to which values are added. Beyond a bound only a histogram of them is kept."""
 
     def __init__(self, bound: int | None) -> None:
-        """`bound`: the most values that are kept as they are; None keeps all."""
+        """`bound`: the most values that are kept exactly; None for no limit."""
         self.n = 0
         self._bound = bound
         self._kept: list[np.ndarray] | None = []
-        self._mean = self._squares = 0.0  # of all values: mean, sum of squared deviations
-        self._ends = (math.inf, -math.inf)
+        self._mean = self._squares = 0.0  # mean and sum of squared deviations of all values
+        self._ends = (math.inf, -math.inf)  # minimum and maximum
         self._bins = np.empty(0, np.int64), np.empty(0, np.int64)  # ascending numbers, counts
 
     def add(self, values: np.ndarray) -> None:
@@ -192,31 +196,31 @@ class BoundedSample:
 
     @property
     def exact(self) -> bool:
-        """Whether all values are held."""
+        """Whether all values are kept."""
         return self._kept is not None
 
     @property
     def values(self) -> np.ndarray:
-        """All values, in the order they came; of an exact sample alone."""
+        """All values, in the order in which they came. The sample must be exact."""
         assert self._kept is not None
         return np.concatenate(self._kept) if self._kept else np.empty(0)
 
     @property
     def mean(self) -> float | None:
-        """The mean; None without values."""
+        """The mean; None if there are no values."""
         if self._kept is not None and self.n:
             return float(self.values.mean())
         return self._mean if self.n else None
 
     @property
     def median(self) -> float | None:
-        """The median; None without values."""
+        """The median; None if there are no values."""
         if self._kept is not None and self.n:
             return float(np.median(self.values))
         return self.at_rank(math.ceil(self.n / 2)) if self.n else None
 
     def at_rank(self, rank: int) -> float:
-        """The value of a rank, from 1; the lowest or the highest where no value has it."""
+        """The value of a rank, counted from 1. The rank is clipped to 1..n."""
         rank = max(1, min(rank, self.n))
         if self._kept is not None:
             return float(np.partition(self.values, rank - 1)[rank - 1])
@@ -225,7 +229,7 @@ class BoundedSample:
         return float(np.clip(_middles(numbers[place : place + 1])[0], *self._ends))
 
     def steps(self) -> tuple[np.ndarray, np.ndarray]:
-        """The distribution function: values, ascending, and how many lie at or below each."""
+        """The distribution function: ascending values, and how many values are at or below each."""
         if self._kept is not None:
             x, counts = np.unique(self.values, return_counts=True)
         else:
@@ -241,7 +245,7 @@ class BoundedSample:
         return self.at_rank(math.ceil(q * self.n))
 
     def spread(self, independent: int) -> Spread:
-        """All figures of the sample. `independent`: how many of its values are."""
+        """All figures of the sample. `independent`: number of independent values."""
         independent = min(independent, self.n)
         found = {percentile_name(q): self.percentile(q, independent) for q in PERCENTILES}
         median, over, std = found["p50"], None, None
@@ -264,12 +268,11 @@ class BoundedSample:
         )
 
     def interval(self, q: float, most: int, block: np.ndarray, miss: float = MISS) -> Interval:
-        """As `quantile_interval`.
+        """See `quantile_interval`.
 
         Args:
-            most: the most independent values that the sample is worth.
-            block: some of its values, one after the other in time, which tell how long slow
-                spells last.
+            most: upper bound of the effective number of independent values.
+            block: values that follow each other in time, for the autocorrelation time.
         """
         samples = min(most, int(self.n / time_above(block, q))) if self.n else 0
         if samples < support_needed(q, miss):
@@ -292,16 +295,16 @@ class BoundedSample:
 
 
 class TimedSample(BoundedSample):
-    """A sample whose order in time matters: values with their sessions, times and numbers."""
+    """A sample of values with sort keys that give their order in time, so that it has intervals."""
 
     def __init__(self, bound: int | None) -> None:
         super().__init__(bound)
         self._keys: list[np.ndarray] | None = []
-        self._block: list[np.ndarray] = []  # the first of them, as they came
+        self._block: list[np.ndarray] = []  # the first _BLOCK values, in the order they came
         self._in_block = 0
 
     def add_at(self, values: np.ndarray, keys: np.ndarray) -> None:
-        """Add values and the keys to sort them by, (n,) structured; the first field counts most."""
+        """Add values, (n,), and their sort keys, (n,) structured, most significant field first."""
         if self._in_block < _BLOCK:
             self._block.append(values[: _BLOCK - self._in_block])
             self._in_block += len(self._block[-1])
@@ -312,7 +315,7 @@ class TimedSample(BoundedSample):
             self._keys.append(keys)
 
     def spread(self, independent: int) -> Spread:
-        """See `BoundedSample`; with intervals. Puts values that are all held in order of time."""
+        """See `BoundedSample`; with intervals. An exact sample is sorted by its keys."""
         if self._keys:
             keys = np.concatenate(self._keys)
             order = np.argsort(keys, order=keys.dtype.names)
@@ -325,14 +328,14 @@ class TimedSample(BoundedSample):
 
 
 def _bins_of(values: np.ndarray) -> np.ndarray:
-    """(n,) int64, the number of each value's bin; they ascend as the values do."""
+    """(n,) int64, the number of each value's bin, which is monotonic in the value."""
     numbers = np.abs(values.astype(np.float64)).view(np.int64) >> _SHIFT
     found: np.ndarray = np.where(values < 0, -numbers, numbers)
     return found
 
 
 def _middles(numbers: np.ndarray) -> np.ndarray:
-    """(n,) float64, the middle of each bin; that of 0 is 0."""
+    """(n,) float64, the middle of each bin; 0 for bin 0."""
     bits = (np.abs(numbers) << _SHIFT) + (1 << (_SHIFT - 1))
     found: np.ndarray = np.sign(numbers) * bits.view(np.float64)
     return found

@@ -1,8 +1,9 @@
-"""The status of a running job, in its folder: status.json for people, status.prom for Prometheus.
+"""Writes the status of a running job to its folder, and reads it: status.json for people and
+programs, status.prom for Prometheus.
 
-Rank 0's loop hands over a snapshot every few seconds, and a thread writes it, so a slow disk does
-not delay the loop. A new snapshot replaces one that waits. Files are renamed into place, under the
-session's claim. If a status cannot be written, the user is told once and the job goes on.
+Rank 0's loop hands over a snapshot every few seconds, and a thread writes it, so that a slow disk
+does not delay the loop. A new snapshot replaces a waiting one. Files are renamed into place, under
+the session's claim. If a status cannot be written, the user is told once and the job goes on.
 """
 
 from __future__ import annotations
@@ -50,16 +51,13 @@ _LARGEST_BYTES = 16 << 20  # 10,000 ranks are 2 MB
 
 
 class StatusFiles:
-    """The status of one session, from its claim to its end.
-
-    Attributes:
-        others: the ranks of other teams, asked in the thread for each status.
+    """Writes the status of one session, from its claim to its end.
 
     Args:
         out: the run's folder.
-        facts: what does not change while the session lasts: total, before, label and the like.
-        every_s: least seconds between two statuses.
-        check: raises when the folder is no longer this session's to write to.
+        facts: fields of the status that do not change during the session: total, before, label...
+        every_s: minimum of seconds between two statuses.
+        check: raises if this session may no longer write to the folder.
     """
 
     def __init__(
@@ -80,11 +78,11 @@ class StatusFiles:
             "every_s": every_s,
         }
         self._began_s = clock()
-        self._began_at = self._began_s, 0  # when the rate begins to count, with how many done
+        self._began_at = self._began_s, 0  # time and images done when the average rate begins
         self._due_s = self._began_s
         self._count = 0
         self._last: Json = {"state": STARTING, "done": 0, "ranks": []}
-        self._before: tuple[float, int] | None = None  # seconds, done: of the last snapshot
+        self._before: tuple[float, int] | None = None  # time and images done of the last snapshot
         self._told = False
         self._others: Callable[[], Iterable[Json]] = tuple
         self._waiting: tuple[Json, np.ndarray | None] | None = None
@@ -96,23 +94,25 @@ class StatusFiles:
         self._thread.start()
 
     def include(self, others: Callable[[], Iterable[Json]]) -> None:
-        """Show the ranks that `others` gives, of other teams, behind those of each snapshot."""
+        """Append the ranks of other teams to each status. `others` is called in the thread."""
         self._others = others
 
     def begin(self, done: int = 0) -> None:
-        """Start the average rate: the first images come now, or the warm-up is over.
+        """Let the average rate begin now: when the first images come, or the warm-up is over.
 
         Args:
-            done: how many images are done.
+            done: number of images that are done.
         """
         self._began_at = self._clock(), done
 
     def offer(self, snapshot: Callable[[], tuple[Json, np.ndarray]], *, now: bool = False) -> None:
-        """Called in the loop: take a snapshot if one is due, or `now`. Otherwise well under 1 us.
+        """Take a snapshot if one is due. The loop calls this often; it takes well under 1 us if
+        not.
 
         Args:
-            snapshot: returns what to say, with `done` and `ranks`; and recent tasks, (n,) of
-                TASK_ROW, from which the service times of ranks are taken.
+            snapshot: returns fields of the status, with `done` and `ranks`; and recent tasks, (n,)
+                of TASK_ROW, for the service times of ranks.
+            now: take a snapshot even if none is due.
         """
         if now or self._clock() >= self._due_s:
             self._due_s = self._clock() + self._every_s
@@ -121,13 +121,13 @@ class StatusFiles:
                 self._changed.notify()
 
     def end(self, status: str) -> None:
-        """Write the final status, one of STATUSES. The folder is still claimed."""
+        """Write the final status, one of STATUSES. The session must still hold the claim."""
         self._end_thread()
         with self._guarded():
             self._write({**self._last, "state": status})
 
     def remove(self) -> None:
-        """Remove the status files of a run that is taken back."""
+        """Remove the status files of a run that is discarded."""
         self._end_thread()
         for name in (STATUS, METRICS):
             (self._out / name).unlink(missing_ok=True)
@@ -155,7 +155,7 @@ class StatusFiles:
                 self._write(self._last)
 
     def _rates(self, done: int) -> Json:
-        """Images a second, since the warm-up and since the last snapshot; the seconds left."""
+        """Images per second since the warm-up and since the last snapshot; seconds left."""
         now_s = self._clock()
         loop_s, first = self._began_at
         before_s, before = self._before or self._began_at
@@ -190,13 +190,13 @@ class StatusFiles:
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Tells of the first error of any kind. No error of a status ends the job."""
+        """Reports the first error and suppresses all, so that no status ends the job."""
         try:
             yield
         except Exception as error:
             told, self._told = self._told, True
             if told or isinstance(error, CollageError):
-                return  # a lost claim is told by who writes rows
+                return  # a lost claim is reported by the thread that writes rows
             why = f"{type(error).__name__}: {error}"
             if isinstance(error, OSError):
                 why = error.strerror or str(error)
@@ -204,11 +204,12 @@ class StatusFiles:
 
 
 def add_service_times(ranks: list[Json], tasks: np.ndarray) -> None:
-    """Add to each rank the median service time of its recent answers, and their number.
+    """Add to each rank its number of recent answers and their median service time.
 
     Args:
-        ranks: records with `rank`; get `service_ms` (None without answers) and `answers`.
-        tasks: (n,) of TASK_ROW; of a batch each has the whole batch's time.
+        ranks: dicts with `rank`, to which `service_ms` (None without answers) and `answers` are
+            added.
+        tasks: (n,) of TASK_ROW. Each task of a batch counts with the time of the whole batch.
     """
     done = tasks[tasks["outcome"] == OUTCOME_CODE["answered"]]
     service_ns = done["compute_ns"] + done["held_ns"]
@@ -225,7 +226,7 @@ def add_service_times(ranks: list[Json], tasks: np.ndarray) -> None:
 # ---- Prometheus -------------------------------------------------------------
 
 
-# name, what it says, and its key in a status; "_total" is for what only grows within a session.
+# Name, help text, and key of the status. Names of counters end in "_total".
 _METRICS = (
     ("running", "1 while a job writes to the run, 0 once it has ended.", "running"),
     ("complete", "1 once every image has its row.", "complete"),
@@ -242,7 +243,7 @@ _METRICS = (
         "differing",
     ),
 )
-# name, what it says, the key of a rank's record and what it is divided by.
+# Name, help text, key of a rank in the status, and the divisor that gives base units.
 _RANK_METRICS = (
     ("rank_service_seconds", "Median service time of recent answers.", "service_ms", 1e3),
     ("rank_tasks", "Tasks that the rank has or that wait for it.", "tasks", 1),
@@ -252,7 +253,7 @@ _RANK_METRICS = (
 def metrics(status: Json) -> Iterator[str]:
     """The status in the text format of Prometheus (0.0.4), for node_exporter's textfile collector.
 
-    Base units, one HELP and TYPE a name; no time stamps, which that collector refuses.
+    Values are in base units. There are no time stamps, because that collector refuses them.
     """
     run, ranks, state = {"run": status["out"]}, status["ranks"], status["state"]
     known = {**status, "running": state not in STATUSES, "complete": state in COMPLETE}
@@ -291,11 +292,11 @@ def _escaped(text: str) -> str:
 
 
 def read_status(run: Path) -> Json:
-    """The status in a run's folder, checked.
+    """Read and check the status in a run's folder.
 
     Raises:
-        EnvironmentFault: there is no run, or one without a status.
-        DataFault: it is damaged.
+        EnvironmentFault: there is no run, or the run has no status.
+        DataFault: the status is damaged.
     """
     path = run / STATUS
     with reading(path, "damaged"):
@@ -306,8 +307,8 @@ def read_status(run: Path) -> Json:
     key = wrong_key(found, _CHECKS) if isinstance(found, dict) else "all of it"
     if key is not None:
         raise DataFault(
-            f"{path}: damaged: {key} is missing or of another type; {path.name} of this version "
-            "is written by a job"
+            f"{path}: damaged: {key} is missing or has a wrong type. A running job of this version "
+            f"writes {path.name} again; collage-mpi verify {run} reads the rows instead"
         )
     return found  # type: ignore[no-any-return]
 
@@ -315,8 +316,8 @@ def read_status(run: Path) -> Json:
 def _no_status(run: Path) -> EnvironmentFault:
     if (run / MANIFEST).exists():
         return EnvironmentFault(
-            f"{run}: this run has no {STATUS}: it was simulated, or made by version 0.1. How it "
-            f"stands: collage-mpi verify {run}"
+            f"{run}: this run has no {STATUS}: it was simulated, or made by version 0.1. To see "
+            f"its state: collage-mpi verify {run}"
         )
     return EnvironmentFault(
         f"{run}: no run here ({STATUS} not found). Name a directory that `collage-mpi run --out "
@@ -345,24 +346,24 @@ _CHECKS: dict[str, Check] = {
 
 # ---- watching ---------------------------------------------------------------
 
-# Two counters tell whether a job lives: the claim's, which a thread of the job increases every
-# second, and the status's, which its loop increases. Both are watched on the watcher's own clock.
+# Two counters show whether a job is alive: a thread of the job increases the claim's counter every
+# second, and the job's loop increases that of the status. Both are timed by the watcher's clock.
 # Times that the job or a file server wrote come from other clocks and are only shown.
 ENDED, ALIVE, SILENT, DEAD, UNKNOWN = "ended", "alive", "silent", "dead", "unknown"
-_LATE = 3  # intervals of a status: then it is called old
+_LATE = 3  # a status is called old when this many intervals have passed without a new one
 
 
 @dataclass(frozen=True)
 class View:
-    """One look at a run.
+    """The state of a run at one look.
 
     Attributes:
-        status: as `read_status` gives it.
-        life: ENDED: the job has said how it ended. ALIVE: its counter changes. SILENT: the counter
-            has not changed for LOOK_S or longer. DEAD: its process was on this machine and has
-            ended, or nobody claims the folder. UNKNOWN: not watched for long enough.
-        still_s: how long the watcher has not seen the job's counter change.
-        age_s: how long the watcher has not seen the status change. It is at least this old.
+        status: as `read_status` returns it.
+        life: ENDED: the job has written its final status. ALIVE: its counter changes. SILENT: the
+            counter has not changed for LOOK_S or longer. DEAD: its process was on this machine and
+            has ended, or nobody claims the folder. UNKNOWN: not watched for long enough.
+        still_s: for how long the watcher has seen no change of the job's counter.
+        age_s: for how long the watcher has seen no change of the status, so its minimum age.
     """
 
     status: Json
@@ -377,12 +378,12 @@ class View:
 
     @property
     def lost(self) -> bool:
-        """Whether the job counts as dead, by the rule by which another session takes over."""
+        """Whether the job counts as dead, so that another session may take over."""
         return self.life == DEAD or self.still_s >= STILL_S
 
 
 class Watch:
-    """Watches a run by repeated looks."""
+    """Tells by repeated looks whether the job of a run is alive."""
 
     def __init__(self, run: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._run, self._clock = run, clock
@@ -398,7 +399,7 @@ class Watch:
         Raises:
             EnvironmentFault, DataFault: as `read_status`.
         """
-        claims = read_claims(self._run)  # first: a job gives its claim back after its last status
+        claims = read_claims(self._run)  # first, because a job releases its claim after its status
         status = read_status(self._run)
         now_s = self._clock()
         count = status["run_id"], status["session"], status["count"]
@@ -413,6 +414,6 @@ class Watch:
     def _life(self, status: Json, claims: dict[Path, bytes], still_s: float) -> str:
         if not any(not Holder.read(raw).ended for raw in claims.values()):
             return ENDED if status["state"] in STATUSES else DEAD
-        if still_s >= LOOK_S:  # an ended job's may be left where it was killed at its very end
+        if still_s >= LOOK_S:  # a job killed just after its final status leaves its claim
             return ENDED if status["state"] in STATUSES else SILENT
         return ALIVE if self._moves else UNKNOWN

@@ -1,8 +1,8 @@
 """The summary of one run: latency, its parts, accuracy, and the price (C8).
 
-Warm-up groups enter no time, share or price; accuracy is that of all labelled images. Times
-in the summary are ms or s and say so in their names; a number the sample cannot support is None,
-with the n it needs.
+Warm-up groups are left out of all times, shares and prices, but not of the accuracy. Names of times
+end in _ms or _s. A percentile for which there are too few samples is None; `support` says how many
+each percentile needs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.kinds import COLLAGE, KINDS
-from collage_mpi.models.tuning import told_tunings
+from collage_mpi.models.tuning import tunings_text
 from collage_mpi.results.agreement import differing_interval
 from collage_mpi.results.cost import cost_of
 from collage_mpi.results.file_names import SUMMARY
@@ -35,21 +35,19 @@ from collage_mpi.results.tally import GroupTally, ImageTally, Tally, TaskTally
 from collage_mpi.results.vectors import extras_of
 from collage_mpi.system.files import write_atomic, writing
 
-SERVED_SHARE = 0.95  # of what an open loop offers; below it is overloaded
+SERVED_SHARE = 0.95  # an open loop that answers a smaller share in time is overloaded
 AUDITS_BY_CLASS = 500  # from this number on, audits are shown by class
-ENOUGH_IMAGES = 200  # with fewer, images under way at the end weigh too much to say overloaded
+ENOUGH_IMAGES = 200  # with fewer, the images in progress at the end would look like an overload
 
 Json = dict[str, Any]
 
 
 def summarise(run: Run, tally: Tally | None = None) -> Json:
-    """All numbers of one run, ready for JSON; see docs/results.md for each.
-
-    Works on incomplete runs too: `complete` says which it is.
+    """All figures of a run, ready for JSON. docs/results.md explains each.
 
     Args:
-        run: in memory, or on disk, of which one part at a time is read.
-        tally: of the run, if it was made already.
+        run: complete or not, in memory or on disk. A run on disk is read a part at a time.
+        tally: of the run, if it is known; otherwise the run is read.
     """
     manifest = run.manifest
     tally = tally or Tally(run)
@@ -88,15 +86,16 @@ def summarise(run: Run, tally: Tally | None = None) -> Json:
 
 
 def _tunings(run: Run) -> str:
-    """How the networks ran in all sessions, in words; "" of null networks and simulations."""
+    """The number formats and compilation of the networks in all sessions, in words; "" for null
+    networks and simulations."""
     worlds = [found.get("world") or [] for found in (*finals(run.manifest).values(), run.manifest)]
-    return told_tunings(member.get("tuning") or {} for world in worlds for member in world)
+    return tunings_text(member.get("tuning") or {} for world in worlds for member in world)
 
 
 def write_summary(
     run: Run, out: Path | None = None, check: Callable[[], object] | None = None
 ) -> Json:
-    """Summarise and save as summary.json in the run directory (or `out`).
+    """Summarise a run and write summary.json to the run directory, or to `out`.
 
     Raises:
         EnvironmentFault: the file cannot be written.
@@ -108,7 +107,7 @@ def write_summary(
 
 
 def save_summary(summary: Json, out: Path, check: Callable[[], object] | None) -> None:
-    """Save it as summary.json in `out`. Raises as `write_summary`."""
+    """Write a summary to summary.json in `out`. Raises as `write_summary`."""
     path = out / SUMMARY
     text = json.dumps(summary, indent=1, default=plain)
     with writing(path):
@@ -130,7 +129,7 @@ def _rows(run: Run, tally: Tally) -> Json:
 
 
 def _latency(tally: Tally) -> Json:
-    """Per group and per image; support is counted in groups, or batches, for both."""
+    """Latency per group and per image. For both, groups or batches are the independent samples."""
     groups, images = tally.groups, tally.images
     spreads = {
         "group": groups.latency_ms.spread(len(groups.samples)),
@@ -140,7 +139,7 @@ def _latency(tally: Tally) -> Json:
 
 
 def _by_team(run: Run, tally: Tally) -> Json:
-    """Latency per group of each team, if there are several. Teams of each launch count apart."""
+    """Latency per group of each team, if there are several. Each launch has its own teams."""
     teams, found = launch_of(run.manifest), []
     for session, first in teams.items():
         latency_ms, samples = tally.groups.of_session[session]
@@ -150,7 +149,7 @@ def _by_team(run: Run, tally: Tally) -> Json:
 
 
 def _in_ms(spread: Spread, groups: int) -> Json:
-    """A spread of ms values as JSON, None if unsupported."""
+    """A spread of values in ms as JSON."""
     return {
         "n": spread.n,
         "groups": groups,
@@ -166,7 +165,8 @@ def _in_ms(spread: Spread, groups: int) -> Json:
 
 
 def _parts_ms(images: ImageTally) -> Json:
-    """Median and mean of each part over answered images; encode over those of encoded tasks."""
+    """Median and mean of each part of the latency over answered images; encode only over answers of
+    encoded tasks."""
     return {
         name: {"n": sample.n, "median": sample.median, "mean": sample.mean}
         for name, sample in images.parts_ms.items()
@@ -174,7 +174,7 @@ def _parts_ms(images: ImageTally) -> Json:
 
 
 def _accuracy(images: ImageTally) -> Json:
-    """Accuracy over the labelled images, an error row counting as wrong, and by source."""
+    """Accuracy over all labelled images and by source. Error rows count as wrong."""
     labelled, right = images.right.tolist()
     by_source = {
         name: _share(right[code], labelled[code])
@@ -191,7 +191,7 @@ def _share(correct: int, n: int) -> Json:
 
 
 def _audit(run: Run, images: ImageTally) -> Json | None:
-    """How often accepted answers are the single network's too; None if nothing was audited."""
+    """How often audited answers agree with the single network; None if nothing was audited."""
     audited, differing = (sum(counts[i] for counts in images.audits.values()) for i in (0, 1))
     if not audited + images.unaudited:
         return None
@@ -223,7 +223,8 @@ def _predictions(run: Run, images: ImageTally) -> Json | None:
     """For a run without labels: answers and mean score of each class, and some examples.
 
     Returns:
-        None if an image has a label, none has an answer, or the run is simulated.
+        None if an image has a label, no image has an answer, or the run is simulated or maps a
+        function.
     """
     if "simulated" in run.manifest or images.labelled or not images.answered or _maps(run):
         return None
@@ -262,7 +263,7 @@ def _example(run: Run, row: Any, names: list[str]) -> Json:
 
 
 def _price(run: Run, tally: Tally) -> Json:
-    """What the answers cost (C8), over measured groups."""
+    """The price of the answers (C8), over measured groups."""
     tasks = tally.tasks
     ranks, rank_s = ranks_used(run, tasks), _measured_span_s(run, tally.groups)
     n, resolved = tally.images.measured, tally.images.resolved
@@ -295,16 +296,17 @@ def _price(run: Run, tally: Tally) -> Json:
 
 
 def _injected(manifest: Json) -> bool:
-    """Whether service times were drawn; in a simulation all of them are."""
+    """Whether service times were injected. In a simulation all of them are."""
     drawn = (manifest.get("settings") or {}).get("straggler") != "none"
     return drawn or "simulated" in manifest
 
 
 def _arrivals(run: Run) -> Json | None:
-    """An open loop's offered and served rate; None in a closed loop.
+    """The offered and the served rate of an open loop; None in a closed loop.
 
-    Served: answers within the time in which images came. The run is overloaded if that is
-    less than 95 % of what was offered: its latencies then grow with the length of the run.
+    An image is served if it was answered before the last image of its session arrived. The run is
+    overloaded if fewer than 95 % of the images were served. Latencies then grow with the length of
+    the run.
     """
     if not run.manifest.get("open_loop"):
         return None
@@ -330,7 +332,7 @@ def _arrivals(run: Run) -> Json | None:
 
 
 def _measured_by_session(run: Run) -> Iterator[tuple[int, np.ndarray]]:
-    """The rows of measured images, in pieces that belong to one session each."""
+    """Yields (session, rows) of measured images, some rows at a time."""
     for rows in run.chunks(IMAGES):
         measured = rows[~rows["warmup"]]
         for session in np.unique(measured["session"]).tolist():
@@ -338,9 +340,9 @@ def _measured_by_session(run: Run) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def ranks_used(run: Run, tasks: TaskTally) -> dict[str, int]:
-    """Ranks of the world: all, its coordinators, and those that hold each kind."""
+    """The number of ranks: all, coordinators, and those that hold each kind."""
     world = run.manifest.get("world")
-    if not world:  # interrupted before the world was recorded: those that were sent a task
+    if not world:  # interrupted before the world was recorded: count ranks that were sent a task
         kinds = {name: tasks.ranks.get(code, set()) for name, code in KIND_CODE.items()}
     else:
         kinds = {
@@ -355,9 +357,9 @@ def ranks_used(run: Run, tasks: TaskTally) -> dict[str, int]:
 
 
 def _measured_span_s(run: Run, groups: GroupTally) -> float:
-    """Seconds from the first measured release to the last measured end of each launch, added.
+    """Seconds from the first measured admission to the last measured end, summed over launches.
 
-    The sessions of a launch's teams ran side by side, each from the Unix time that it began at.
+    The teams of a launch run at the same time, so their spans are aligned by Unix time and merged.
     """
     launches, began = launch_of(run.manifest), began_ns(run.manifest)
     spans: dict[int, list[tuple[int, int]]] = {}
@@ -377,7 +379,8 @@ def _rank0(run: Run) -> Json:
 
 
 def _validity(run: Run) -> Json:
-    """The injection rule over all sessions; None if nothing was injected or recorded."""
+    """How many tasks took too much longer than injected, over all sessions (docs/stragglers.md).
+    All values are None if nothing was injected or recorded."""
     if not run.validities:
         return {"valid": None, "exceeded": None, "tasks": None, "share": None}
     exceeded, tasks = (
@@ -388,7 +391,7 @@ def _validity(run: Run) -> Json:
 
 
 def _first_errors(run: Run, images: ImageTally) -> dict[str, Json]:
-    """Reason of error rows -> shard (its path) and row of the first such image."""
+    """Reason of error rows -> shard (a path) and row of the first image with this reason."""
     shards = run.manifest["shards"]
     found = {}
     for reason, image in sorted(images.first.items()):
@@ -399,6 +402,6 @@ def _first_errors(run: Run, images: ImageTally) -> dict[str, Json]:
 
 
 def _errors(images: ImageTally) -> dict[str, int]:
-    """Reasons of error rows and how often, the commonest ten."""
+    """The ten commonest reasons of error rows -> their number."""
     commonest = sorted(images.reasons.items(), key=lambda item: (-item[1], item[0]))[:10]
     return {reason.decode("utf-8", "replace"): n for reason, n in commonest}

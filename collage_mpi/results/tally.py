@@ -1,7 +1,7 @@
-"""Counts, sums and samples of a run's rows, taken in one pass.
+"""Counts, sums and samples over the rows of a run, made in one pass.
 
-A run on disk is read a part at a time. Memory does not grow with the run, except for one bit a
-group.
+A run on disk is read a part at a time. Memory does not grow with the run, except for one bit for
+each image and group.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from collage_mpi.kinds import KINDS, SHARED_KINDS, SINGLE
 from collage_mpi.results.agreement import draw_of
-from collage_mpi.results.marks import InputMarks, SessionMarks
+from collage_mpi.results.number_sets import InputCoverage, SessionNumberSets
 from collage_mpi.results.parts import began_ns, launch_of
 from collage_mpi.results.reader import Run
 from collage_mpi.results.rows import (
@@ -40,27 +40,28 @@ from collage_mpi.results.statistics import BoundedSample, TimedSample
 
 PARTS = ("read", "encode", "wait", "compute", "held", "decode")
 EXAMPLES = 5
-MOST_REASONS = 4096  # that are counted; further reasons are not
+MOST_REASONS = 4096  # distinct reasons of error rows that are counted; others are ignored
 
 Json = dict[str, Any]
 
 
 class Inventory:
-    """Which rows a run has.
+    """The rows that a run has.
 
     Attributes:
-        rows: (table, session) -> how many, also rows of images that a later session did again.
-        errors: error rows that count.
+        rows: (table, session) -> number of rows, including superseded ones.
+        errors: number of error rows that count.
         input: which images have a row that counts.
     """
 
     def __init__(
         self, run: Run, also: Callable[[TableLayout, np.ndarray], object] | None = None
     ) -> None:
-        """Read the run. `also` is called with the rows that count. Raises as `read_results`."""
+        """Read the run. `also` is called with each table and its rows that count, some at a time.
+        Raises as `read_results`."""
         self.rows: Counter[tuple[str, int]] = Counter()
         self.errors = 0
-        self.input = InputMarks(run.manifest, run.rows_of(IMAGES))
+        self.input = InputCoverage(run.manifest, run.rows_of(IMAGES))
         self._manifest = run.manifest
         for table in TABLES:
             for rows in run.chunks(table):
@@ -70,29 +71,29 @@ class Inventory:
                     self.input.add(rows)
                 if also is not None:
                     also(table, rows)
-        for piece in run.mended_pieces():
+        for piece in run.superseded_pieces():
             self._count(IMAGES, piece())
 
     @property
     def whole(self) -> bool:
-        """Whether every image has a row, and every session all rows that the manifest lists for it.
+        """Whether every image has a row, and every session has the rows that the manifest says.
 
-        If the status says that there are no error rows, there must be none. A retry that was killed
-        may have left some, which no session lists.
+        If the status is "complete", there must be no error rows. A retry that was killed may have
+        left some, which no session lists.
         """
         if self.input.missing or (self._manifest.get("status") == "complete" and self.errors):
             return False
         return not any(map(self.lacks_rows, self._manifest.get("sessions") or []))
 
     def lacks_rows(self, session: Json) -> bool:
-        """Whether rows of a session are missing, by its entry in the manifest."""
+        """Whether rows of a session are missing, according to its entry in the manifest."""
         said, number = session.get("rows"), session["session"]
         return said is not None and any(
             self.rows[table.name, number] != said[table.name] for table in TABLES
         )
 
     def all(self, table: str) -> int:
-        """How many rows a table has."""
+        """The number of rows of a table, including superseded ones."""
         return sum(n for (name, _), n in self.rows.items() if name == table)
 
     def _count(self, table: TableLayout, rows: np.ndarray) -> None:
@@ -102,7 +103,7 @@ class Inventory:
 
 
 class Tally:
-    """One pass over a run."""
+    """All counts of a run, made in one pass over its rows."""
 
     def __init__(self, run: Run) -> None:
         """Read the run. Raises as `read_results`."""
@@ -118,27 +119,28 @@ class Tally:
 
 
 class GroupTally:
-    """Sums over groups.
+    """Counts over the rows of groups. Measured groups are those after the warm-up.
 
     Attributes:
-        n, warmup: rows; rows of warm-up groups.
-        latency_ms: of measured groups.
-        samples: independent samples among them.
-        of_session: session -> latencies and samples of its groups, if a launch had several teams.
-        span_ns: session -> first release and last end of its measured groups.
-        slowest: the measured group that took longest, of GROUP_ROW; None without any.
+        n: number of groups; warmup: number of warm-up groups.
+        latency_ms: latencies of measured groups.
+        samples: independent samples of these latencies.
+        of_session: session -> the latencies and samples of its groups, for launches of several
+            teams.
+        span_ns: session -> first admission and last end of its measured groups.
+        slowest: row of the slowest measured group, of GROUP_ROW; None if there is none.
     """
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self.n = self.warmup = 0
-        bound = run.bound and run.bound // 4  # each takes as much as four other values
+        bound = run.bound and run.bound // 4  # a value with its key takes as much as four values
         self.latency_ms = TimedSample(bound)
-        self.samples = SessionMarks(run.rows_of(GROUPS))
+        self.samples = SessionNumberSets(run.rows_of(GROUPS))
         teams = launch_of(run.manifest)
         bound = bound and bound // max(1, len(teams))
         self.of_session = {
-            each: (TimedSample(bound), SessionMarks(run.rows_of(GROUPS))) for each in teams
+            each: (TimedSample(bound), SessionNumberSets(run.rows_of(GROUPS))) for each in teams
         }
         self.span_ns: dict[int, tuple[int, int]] = {}
         self.slowest: np.void | None = None
@@ -173,20 +175,23 @@ _IN_TIME = GROUPS.only("session", "t0_ns", "group")
 
 
 class ImageTally:
-    """Sums over images. Times and shares are of measured images only.
+    """Counts over the rows of images that count. Measured images are those after the warm-up.
 
     Attributes:
-        n, answered, errors, warmup: rows.
-        sessions: those with rows.
-        reasons: reason -> number of error rows; first: reason -> its first row.
-        right: (2, sources) labelled images and right answers, by source.
-        latency_ms: of measured images; samples: independent samples among them.
-        parts_ms: name -> that part of the latency, of measured answers.
-        measured: measured rows; resolved: those with an answer; by_kind: kind -> its answers.
-        classes: class -> number of answers, and the sum of their scores.
-        examples: answered images from all over the input.
-        audits: accepted class -> number of audits, and how many named another class.
-        unaudited: accepted answers whose audit failed.
+        n, answered, errors, warmup, labelled: numbers of images.
+        sessions: the sessions that have rows.
+        reasons: reason -> number of error rows.
+        first: reason -> the first error row, of IMAGE_ROW.
+        right: (2, sources) int64, number of labelled images and of right answers, by source.
+        latency_ms: latencies of measured images.
+        samples: independent samples of these latencies.
+        parts_ms: part of the latency -> its values, of measured images with an answer.
+        measured, resolved: number of measured images, and of those with an answer.
+        by_kind: kind -> number of measured images that it answered.
+        classes: class -> number of answers, and the sum of their scores; only without labels.
+        examples: answered images from all over the input; only without labels.
+        audits: accepted class -> number of audits, and of audits that named another class.
+        unaudited: number of accepted answers whose audit failed.
     """
 
     def __init__(self, run: Run) -> None:
@@ -198,7 +203,7 @@ class ImageTally:
         self.first: dict[bytes, np.void] = {}
         self.right = np.zeros((2, len(SOURCES)), np.int64)  # labelled, right
         self.latency_ms = BoundedSample(run.bound)
-        self.samples = SessionMarks(run.rows_of(GROUPS))
+        self.samples = SessionNumberSets(run.rows_of(GROUPS))
         self.parts_ms = {name: BoundedSample(run.bound) for name in PARTS}
         self.by_kind = dict.fromkeys(SHARED_KINDS, 0)
         self.classes: dict[int, list[float]] = defaultdict(lambda: [0, 0.0])
@@ -260,7 +265,12 @@ class ImageTally:
 
 
 def _add_by_class(sums: dict[int, list[Any]], rows: np.ndarray, values: np.ndarray) -> None:
-    """Add to the predicted class of each row: one row, and its value, (n,) of int64 or float64."""
+    """Add up rows by their predicted class: class -> number of rows, and the sum of their values.
+
+    Args:
+        sums: class -> [count, sum], changed in place.
+        values: (n,) int64 or float64, one a row.
+    """
     numbers, place, n = np.unique(rows["predicted"], return_inverse=True, return_counts=True)
     totals = np.bincount(place, values).astype(values.dtype)
     for number, *more in zip(numbers.tolist(), n.tolist(), totals.tolist(), strict=True):
@@ -268,11 +278,13 @@ def _add_by_class(sums: dict[int, list[Any]], rows: np.ndarray, values: np.ndarr
 
 
 class _Examples:
-    """Answers from all over the input: the nearest ones to evenly spaced places."""
+    """Keeps the answered images that are nearest to EXAMPLES evenly spaced places of the input."""
 
     def __init__(self, manifest: Json) -> None:
         counts = [shard["count"] for shard in manifest["shards"]]
-        self._starts = np.cumsum([0.0, *counts])  # floats: a damaged manifest may say any
+        self._starts = np.cumsum(
+            [0.0, *counts]
+        )  # floats, because a damaged manifest could overflow
         in_order = manifest.get("order") == "file" and manifest.get("limit") is not None
         total = manifest["rows"] if in_order else sum(counts)
         self._wanted = np.floor(np.linspace(0.0, max(0, total - 1), EXAMPLES))
@@ -291,20 +303,20 @@ class _Examples:
                 self._found[i] = float(off[nearest]), float(places[nearest]), rows[nearest].copy()
 
     def rows(self) -> list[np.void]:
-        """The answers in the order of the input, without duplicates."""
+        """The kept rows in the order of the input, without duplicates."""
         found = {at: row for _, at, row in filter(None, self._found)}
         return [found[at] for at in sorted(found)]
 
 
 class ThresholdTally:
-    """Sums over the images that were resolved while each threshold of `--agree` held."""
+    """Counts the images that were resolved while each threshold of `--agree` was in force."""
 
     def __init__(self, manifest: Json) -> None:
         self._held = manifest.get("thresholds") or []
         self._first, self._began_ns = launch_of(manifest), began_ns(manifest)
         self._draw = draw_of(manifest)
         least = (each["confidence"] for each in self._held)
-        # (thresholds + 1,): the first one is that of the calibration
+        # (thresholds + 1,); index 0 is the time before the first threshold, the calibration
         self._least = np.array([np.inf, *(np.inf if each is None else each for each in least)])
         self._counts = np.zeros((len(self._least), 3), np.int64)
 
@@ -314,15 +326,16 @@ class ThresholdTally:
             mine = rows[rows["session"] == session]
             at = self._held_at(session, mine["t0_ns"] + mine["latency_ns"])
             scores, differs = cells_of(mine)
-            # Images that chose a threshold before a kill go to both again, and are no audits
+            # After a kill, images of the calibration go to both networks again: not audits
             both = (mine["audited"] == AUDIT_CODE["done"]) & self._draw.some(mine)
             changed = both & differs & (scores >= self._least[at])
             for column, which in enumerate((both | True, both, changed)):
                 self._counts[:, column] += np.bincount(at[which], minlength=len(self._least))
 
     def _held_at(self, session: int, times_ns: np.ndarray) -> np.ndarray:
-        """How many thresholds had been decided at these times of a session, (n,) int64."""
-        first = self._first.get(session, session)  # whose clock the thresholds go by
+        """(n,) int64, the number of thresholds that had been decided at these times of a
+        session."""
+        first = self._first.get(session, session)  # the session with the clock of `since_ns`
         later_ns = self._began_ns.get(session, 0) - self._began_ns.get(first, 0)
         since_ns = [each["since_ns"] for each in self._held if each["session"] == first]
         before = sum(each["session"] < first for each in self._held)
@@ -330,26 +343,27 @@ class ThresholdTally:
         return found
 
     def counts(self) -> list[dict[str, int]]:
-        """Counts for each threshold.
-
-        images: all; audited: drawn images that both networks classified; differing: audited images
-        whose cell counts and names another class than the single network.
+        """The counts of each threshold: images; audited, the images drawn for an audit that both
+        networks classified; differing, the audited images whose cell counts and names another
+        class.
         """
         names = ("images", "audited", "differing")
         return [dict(zip(names, each, strict=True)) for each in self._counts[1:].tolist()]
 
 
 class TaskTally:
-    """Sums over measured tasks.
+    """Counts over the rows of measured tasks, which are those after the warm-up.
 
     Attributes:
-        n: rows; by_outcome, by_kind: code -> how many; late: answers that resolved nothing.
-        work_s: seconds of work.
-        wasted_s: seconds of tasks that resolved nothing. In a cascade also the share of images that
-            a task did not resolve, because they were sent again.
-        work_of: (kinds,) seconds of work, by the code of the kind.
-        unfinished_ns: how long unfinished tasks were out.
-        ranks: code of a kind -> ranks that were sent a task of it, also in the warm-up.
+        n: number of tasks.
+        by_outcome, by_kind: code -> number of tasks.
+        late: number of answered tasks that resolved nothing.
+        work_s: total service time, in seconds.
+        wasted_s: service time of tasks that resolved nothing. In a cascade also the share of images
+            that a task did not resolve, because these are sent again.
+        work_of: (kinds,) service time in seconds, by the code of the kind.
+        unfinished_ns: total time from sending unfinished tasks to the end of their sessions.
+        ranks: code of a kind -> ranks that were sent a task of the kind, also in the warm-up.
         answered: ranks that answered a measured task.
     """
 
@@ -382,7 +396,8 @@ class TaskTally:
         self.unfinished_ns += int((unfinished["done_ns"] - unfinished["sent_ns"]).sum())
         self._waiting.append(columns_of(rows, _OF_WORK))
         if self._bound is not None and sum(map(len, self._waiting)) > self._bound:
-            # Tasks of one message lie near each other: those that ended first have all come.
+            # Tasks of one message are close together in the file. So the half that ended first is
+            # complete: no later row belongs to its messages.
             waiting = np.concatenate(self._waiting)
             order = np.lexsort([waiting[name] for name in ("rank", "session", "done_ns")])
             cut = len(order) // 2

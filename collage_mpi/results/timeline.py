@@ -1,8 +1,9 @@
-"""The timeline of ranks and tasks, from the rows of a run; also as Chrome trace events.
+"""Makes a timeline of tasks on ranks from the rows of a run, also as Chrome trace events.
 
-The length of a bar comes from the rank's own clock (compute + held), and its place from rank 0's. A
-bar ends when rank 0 noticed the answer. A rank does one thing at a time, so the bar ends earlier if
-the rank's next bar begins earlier. Bars are late by the answer's travel time and rank 0's polling.
+The length of a bar is measured by the rank's clock (compute + held), and its end by rank 0's: the
+bar ends when rank 0 noticed the answer. A rank does one task at a time, so the end is moved to the
+start of the rank's next bar if that is earlier. So bars are late by the answer's transfer time and
+rank 0's polling interval.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import KIND, KINDS, SINGLE, TABLE
-from collage_mpi.results.parts import beside
+from collage_mpi.results.parts import clock_offsets_ns
 from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import OUTCOMES, ran_together
 from collage_mpi.system.files import write_atomic, writing
 
 STRAGGLER = 3.0  # times the median service time of the rank's kind
 STATES = ("used", "late", "skipped", "failed", "lost", "unfinished")
-_LOOKS: dict[str, tuple[str, str]] = {  # kind of what was used, or state -> colour, legend
+_LOOKS: dict[str, tuple[str, str]] = {  # kind of a used task, or state of another -> colour, legend
     **{kind.name: (kind.colour, kind.legend) for kind in TABLE},
     "late": ("#E69F00", "late answer, resolved nothing"),
     "skipped": ("#000000", "skipped: cancelled before it began"),
@@ -38,14 +39,14 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Bar:
-    """One task on its rank; times in ns since the session began.
+    """One task on its rank. Times are in ns since the session began.
 
     Attributes:
-        team: the number of its session minus that of the shown groups; not 0 for other teams.
         state: of STATES. used: it resolved an image. late: it was answered but resolved none.
-        sent_ns, start_ns, end_ns: when rank 0 sent it, the rank began, and the answer came.
-        straggler: its service took over three times the median of its kind.
-        lane, lanes: its number among the tasks of its batch, and how many these are.
+        sent_ns, start_ns, end_ns: when rank 0 sent the task, the rank began it, and it ended.
+        straggler: whether its service time was over STRAGGLER times the median of its kind.
+        lane, lanes: its index in its batch, and the size of the batch.
+        team: the number of its session minus that of the shown groups; 0 for the same team.
     """
 
     task: int
@@ -65,13 +66,13 @@ class Bar:
 
 
 def look_of(bar: Bar) -> str:
-    """The key of `looks` that a bar has."""
+    """The key of a bar in `looks`."""
     return bar.kind if bar.state == "used" else bar.state
 
 
 @dataclass(frozen=True)
 class GroupRelease:
-    """A group's release and its last answer, in ns since the session began."""
+    """The times of a group's admission and of its last answer, in ns since the session began."""
 
     group: int
     t0_ns: int
@@ -81,10 +82,12 @@ class GroupRelease:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Part of a run: the bars of some groups, ascending by rank and time.
+    """The tasks during some groups of a run.
 
     Attributes:
         ranks: rank -> its label: "collage 10", "parity 10", or "rank 3".
+        bars: by rank, then by time.
+        releases: of the groups, in their order.
     """
 
     ranks: Mapping[int, str]
@@ -93,17 +96,18 @@ class Timeline:
 
     @property
     def begin_ns(self) -> int:
-        """Release of the first group."""
+        """Time of the first admission."""
         return min(release.t0_ns for release in self.releases)
 
     @property
     def end_ns(self) -> int:
-        """End of the last group."""
+        """Time of the last answer."""
         return max(release.end_ns for release in self.releases)
 
 
 def looks(timeline: Timeline) -> dict[str, tuple[str, str]]:
-    """Colour and legend of each look that its bars have."""
+    """Colour and legend text of the bars: the kind of used tasks, or the state of others ->
+    both."""
     found = {look_of(bar) for bar in timeline.bars}
     shown = {look: _LOOKS[look] for look in _LOOKS if look in found}
     if "late" in shown and any(not KIND[bar.kind].resolves for bar in timeline.bars):
@@ -112,14 +116,14 @@ def looks(timeline: Timeline) -> dict[str, tuple[str, str]]:
 
 
 def make_timeline(run: Results, first: int, last: int, session: int = 1) -> Timeline:
-    """The tasks of groups `first` to `last`, both included, and other tasks at the same time.
+    """The tasks that ran during groups `first` to `last`, both included.
 
-    If there are several teams, `session` is that of the team with the groups. The ranks of the
-    other teams are shown too, on its clock.
+    If there are several teams, `session` is that of the team that had the groups. The tasks of the
+    other teams are included, with times on this team's clock.
 
     Raises:
-        UsageError: no such groups in that session.
-        DataFault: the run kept no tasks.
+        UsageError: the session has no such groups.
+        DataFault: the run has no task rows.
     """
     if not len(run.tasks):
         raise DataFault(f"{run.path}: no tasks in this run; an experiment needs rows = true")
@@ -150,8 +154,8 @@ def make_timeline(run: Results, first: int, last: int, session: int = 1) -> Time
 
 
 def _side_by_side(run: Results, session: int) -> np.ndarray:
-    """The tasks of a session and of sessions beside it, on the clock of that session."""
-    later_ns = beside(run.manifest, session)
+    """The tasks of a session and of the sessions that ran with it, on the clock of the session."""
+    later_ns = clock_offsets_ns(run.manifest, session)
     tasks = run.tasks[np.isin(run.tasks["session"], list(later_ns))]
     for other, later in later_ns.items():
         mine = tasks["session"] == other
@@ -167,7 +171,7 @@ def _bars(shown: np.ndarray, tasks: np.ndarray, session: int) -> Iterator[Bar]:
         code: STRAGGLER * float(np.median(service_ns[answered & (tasks["kind"] == code)]))
         for code in np.unique(tasks["kind"][answered]).tolist()
     }
-    lanes = dict.fromkeys(map(_message, shown), 0)  # tasks seen of each batch
+    lanes = dict.fromkeys(map(_message, shown), 0)  # message -> tasks of it that were yielded
     for row, end_ns, size in zip(shown, _ends_ns(shown), ran_together(shown), strict=True):
         service = int(_service_ns(row))
         outcome = OUTCOMES[row["outcome"]]
@@ -192,10 +196,11 @@ def _bars(shown: np.ndarray, tasks: np.ndarray, session: int) -> Iterator[Bar]:
 
 
 def _ends_ns(tasks: np.ndarray) -> list[int]:
-    """When each task's service ended: when rank 0 noticed, or when its rank's next service began.
+    """When each task's service ended: when rank 0 noticed the answer, or when the rank's next
+    service began, whichever is earlier.
 
     Args:
-        tasks: (n,) ascending by rank, time of the answer and time of sending.
+        tasks: (n,) of TASK_ROW, sorted by rank, done_ns and sent_ns.
     """
     ends: list[int] = tasks["done_ns"].tolist()
     last, free_ns = None, 0
@@ -206,7 +211,7 @@ def _ends_ns(tasks: np.ndarray) -> list[int]:
         message = _message(tasks[i])
         if last is None or message[0] != last[0]:
             free_ns = ends[i]
-        if message != last:  # else of the same batch: both end together
+        if message != last:  # tasks of one batch end together
             end_ns = max(message[1], min(ends[i], free_ns))
             free_ns = end_ns - service
         ends[i], last = end_ns, message
@@ -214,7 +219,7 @@ def _ends_ns(tasks: np.ndarray) -> list[int]:
 
 
 def _message(task: np.ndarray) -> tuple[int, int, int]:
-    """Rank, time of sending and time of the answer, which tasks of one message share."""
+    """Rank, sent_ns and done_ns, which identify the message of a task."""
     return int(task["rank"]), int(task["sent_ns"]), int(task["done_ns"])
 
 
@@ -226,9 +231,9 @@ def _service_ns(tasks: np.ndarray) -> np.ndarray:
 def trace_events(timeline: Timeline) -> Json:
     """The timeline in Chrome's Trace Event Format (JSON object), for Perfetto.
 
-    Process 0 holds the groups. Process 1 holds the ranks, a thread for each. Service is a complete
-    event (X). Waiting at the rank is an asynchronous event (b, e), because waits may overlap. A
-    skipped task is an instant event (i). `ts` and `dur` are microseconds.
+    Process 0 has the groups, and process 1 a thread for each rank. Service is a complete event (X).
+    Waiting at the rank is an asynchronous event (b, e), because waits may overlap. A skipped task
+    is an instant event (i). `ts` and `dur` are in microseconds.
     """
     events: list[Json] = [_named(0, None, "groups"), _named(1, None, "ranks")]
     events += [_named(1, rank, name) for rank, name in timeline.ranks.items()]
@@ -255,7 +260,7 @@ def _task_events(bar: Bar) -> Iterator[Json]:
     }
     if bar.start_ns > bar.sent_ns:
         wait = {**about, "cat": "wait", "id": bar.task, "name": f"wait: {shown}"}
-        if bar.team:  # the numbers of its tasks are its own
+        if bar.team:  # each team numbers its own tasks, so ids need a scope
             wait["scope"] = f"team {bar.team:+d}"
         yield {**wait, "ph": "b", "ts": _us(bar.sent_ns), "args": args}
         yield {**wait, "ph": "e", "ts": _us(bar.start_ns)}
@@ -276,10 +281,10 @@ def _us(ns: int) -> float:
 
 
 def write_trace(path: Path, timeline: Timeline) -> None:
-    """Write the trace events as JSON; open it in ui.perfetto.dev or chrome://tracing.
+    """Write the trace events as JSON, to open in ui.perfetto.dev or chrome://tracing.
 
     Raises:
-        EnvironmentFault: it cannot be written.
+        EnvironmentFault: the file cannot be written.
     """
     text = json.dumps(trace_events(timeline), separators=(",", ":"), allow_nan=False)
     with writing(path):

@@ -1,10 +1,11 @@
-"""Stores what is kept of images beyond their class, as a Parquet file for each part of images.
+"""Stores the vectors of images (top-k classes, scores, embeddings, outputs of functions), in a
+Parquet file for each part of images.
 
 `vectors/vectors-SSSS-NNNNNN.parquet` belongs to `parts/images-SSSS-NNNNNN.npy`. It holds the
-answered images of that part in their order, and it is written before the part. So every row on the
-disk has its vector, even after a kill. If the file of a part is gone, the part does not count and
-`--resume` does its images again. If a part is missing, the next session removes its file. So each
-image is held once.
+vectors of the part's answered images in their order, and is written before the part. So every row
+on the disk has its vector, even after a kill. If the file of a part is missing, the part does not
+count and `--resume` does its images again. If the part of a file is missing, the next session
+removes the file. So each image has one vector.
 """
 
 from __future__ import annotations
@@ -39,34 +40,44 @@ OURS = r"vectors-(\d{4,5})-(\d{6,18})\.parquet"  # session, number
 
 
 class Write(NamedTuple):
-    """Vectors that are to be written: their size, and a function that takes the part's number."""
+    """Vectors to write: their size, and a function that writes them, given the part's number."""
 
     nbytes: int
     write: Callable[[int], None]
 
 
 def require_pyarrow(what: str, other: str = "") -> None:
-    """Raise EnvironmentFault if pyarrow is not installed; `other` is what to do without."""
-    optional("pyarrow.parquet", "parquet", what, other)  # now, not in the thread that writes one
+    """Raise EnvironmentFault if pyarrow is not installed.
+
+    Args:
+        what: names the use of pyarrow in the message.
+        other: what the user can do without pyarrow.
+    """
+    optional("pyarrow.parquet", "parquet", what, other)
 
 
 def extras_of(manifest: Mapping[str, Any]) -> Extras:
-    """What the run keeps of its images beyond their class."""
+    """The vectors that a run keeps, by its manifest."""
     return Extras(**(manifest.get("extras") or {"top_k": None, "save": NO_SAVE}))
 
 
 def vectors_name(session: int, number: int) -> str:
-    """What the file of part `number` of a session's images is called."""
+    """The name of the file that belongs to part `number` of a session's images."""
     return f"vectors-{session:04d}-{number:06d}.parquet"
 
 
 def vectors_path(out: Path, session: int, number: int) -> Path:
-    """The path of that file in a run's folder."""
+    """The path of this file in a run's folder."""
     return out / VECTORS_FOLDER / vectors_name(session, number)
 
 
-class Beside:
-    """The vectors of the images that are not yet a part."""
+class VectorBuffer:
+    """Collects the vectors of the images that are not in a part yet.
+
+    Attributes:
+        layout: structured dtype of a vector; None until the ranks have told it.
+        nbytes: size of the vectors collected so far.
+    """
 
     def __init__(
         self,
@@ -75,25 +86,26 @@ class Beside:
         manifest: Mapping[str, Any],
         check: Callable[[], object] | None = None,
     ) -> None:
-        """`folder`: of the files; `session`: its number is in their names."""
+        """`folder`: of the files; `session`: its number is in their names; `check`: see
+        `write_atomic`."""
         self._folder, self._session, self._check = folder, session, check
-        self.layout: np.dtype | None = None  # until the ranks have told it
-        self.nbytes = 0  # taken so far
+        self.layout: np.dtype | None = None
+        self.nbytes = 0
         self._fingerprints = [shard["fingerprint"] for shard in manifest["shards"]]
         self._keys: list[tuple[int, int]] = []
         self._vectors: list[np.ndarray] = []
 
     def add(self, shard: int, row: int, vector: np.ndarray) -> None:
-        """Take the vector, (floats,) float32, of the next answered image.
+        """Add the vector, (floats,) float32, of the next answered image.
 
-        It is copied, because it may be a view of a whole message.
+        The vector is copied, because it may be a view into a whole message.
         """
         self._keys.append((shard, row))
         self._vectors.append(vector.copy())
         self.nbytes += vector.nbytes
 
     def take(self) -> Write:
-        """The vectors taken so far, to be written in another thread. The next part begins empty."""
+        """Remove and return the vectors collected so far. They may be written in another thread."""
         keys, vectors, nbytes = self._keys, self._vectors, self.nbytes
         self._keys, self._vectors, self.nbytes = [], [], 0
 
@@ -128,8 +140,8 @@ class Beside:
                 like = varied.get(name)
                 columns[name] = _as_arrow(values) if like is None else _as_lists(values, like)
         table, sink = pa.table(columns), pa.BufferOutputStream()
-        # A dictionary of floats that are all different would only cost room. Of bytes it saves it:
-        # Parquet has none, and stores each in 32 bits.
+        # Dictionary encoding wastes space on floats, which are nearly all different. It saves space
+        # on 8-bit integers, which Parquet otherwise stores in 32 bits.
         kinds = {name: varied.get(name, layout[name]) for name in records}
         few = {name: each.ndim for name, each in kinds.items() if each.base.itemsize == 1}
         pages = [f"{name}{'.list.element' * k}" for name, n in few.items() for k in range(n + 1)]
@@ -139,8 +151,8 @@ class Beside:
 
 
 def _numbers(values: np.ndarray) -> Any:
-    """All values, flat, as a pyarrow.Array. Where pandas is installed, pyarrow.array imports it: a
-    second of processor time.
+    """The flattened values as a pyarrow.Array. `pyarrow.array` is not used, because it imports
+    pandas if that is installed, which takes a second of processor time.
     """
     import pyarrow as pa
 
@@ -151,7 +163,7 @@ def _numbers(values: np.ndarray) -> Any:
 
 
 def _as_arrow(values: np.ndarray) -> Any:
-    """(n, *shape) as an Arrow array of numbers, of lists or of tensors: see `array_of`."""
+    """(n, *shape) as an Arrow array of numbers, lists or fixed-shape tensors; see `array_of`."""
     import pyarrow as pa
 
     flat = _numbers(values)
@@ -166,7 +178,7 @@ def _as_arrow(values: np.ndarray) -> Any:
 
 
 def _as_lists(values: np.ndarray, like: np.dtype) -> Any:
-    """(n,) arrays of any length as an Arrow array of large lists. `like`: see `varied_in`."""
+    """(n,) arrays of varying length as an Arrow array of large lists. `like`: see `varied_in`."""
     import pyarrow as pa
 
     flat = np.concatenate([np.empty(like.shape, like.base), *values])
@@ -178,7 +190,7 @@ def _as_lists(values: np.ndarray, like: np.dtype) -> Any:
 
 
 def of_parts(out: Path, found: Sequence[PartName], manifest: Mapping[str, Any]) -> list[PartName]:
-    """The parts, without parts of images whose vectors are gone."""
+    """The parts, without parts of images whose file of vectors is missing."""
     if not extras_of(manifest):
         return list(found)
     there = {path.name for path in _files(out)}
@@ -190,7 +202,7 @@ def of_parts(out: Path, found: Sequence[PartName], manifest: Mapping[str, Any]) 
 
 
 def remove_orphans(out: Path, kept: Iterable[PartName]) -> None:
-    """Remove the files whose part of images is missing or does not count."""
+    """Remove the files of vectors that belong to none of the parts in `kept`."""
     wanted = {vectors_path(out, part.session, part.number).name for part in kept}
     for path in _files(out):
         if path.name not in wanted:
@@ -207,34 +219,34 @@ def _files(out: Path) -> list[Path]:
 
 @contextmanager
 def reading_parquet(path: Path) -> Iterator[None]:
-    """Raise DataFault for a damaged file, and EnvironmentFault for one that cannot be read."""
+    """Raises DataFault if the file is damaged, and EnvironmentFault if it cannot be read."""
     import pyarrow as pa
 
     try:
         yield
-    except (pa.ArrowException, UnicodeDecodeError) as error:  # of a column's name
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # UnicodeDecodeError: a column's name
         raise DataFault(f"{path}: damaged: {' '.join(str(error).split())}. {ADVICE}") from error
-    except OSError as error:  # pyarrow's own too: a page whose checksum is wrong
+    except OSError as error:  # pyarrow raises one without errno for a wrong page checksum
         if error.errno is None:
             raise DataFault(f"{path}: damaged: {error}. {ADVICE}") from error
         raise EnvironmentFault(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def read_file(path: Path, extras: Extras) -> Any:
-    """One file as a pyarrow.Table.
+    """Read one file as a pyarrow.Table.
 
     Raises:
-        EnvironmentFault: it is not there or cannot be read; pyarrow is not installed.
-        DataFault: it is damaged, or has not the run's columns.
+        EnvironmentFault: the file cannot be read, or pyarrow is not installed.
+        DataFault: the file is damaged, or its columns are not those of the run.
     """
     require_pyarrow(f"reading {path}")
     import pyarrow.parquet as pq
 
     with reading_parquet(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         table = file.read()
-        table.validate(full=True)  # texts are UTF-8
+        table.validate(full=True)  # checks that texts are UTF-8
     names, keys = tuple(table.column_names), len(KEYS)
-    known = names[keys:] if extras.save == OUTPUTS else extras.names  # any, but some
+    known = names[keys:] if extras.save == OUTPUTS else extras.names  # outputs have any names
     if names != (*KEYS, *known) or not known:
         raise DataFault(f"{path}: has the columns {', '.join(table.column_names)}. {ADVICE}")
     lists = bool(extras.names)
@@ -245,8 +257,11 @@ def read_file(path: Path, extras: Extras) -> Any:
 
 
 def _is_ours(column: Any, lists: bool) -> bool:
-    """Whether a pyarrow.Field has a type that belongs to its name and that `array_of` takes. With
-    `lists`, kept columns must be lists."""
+    """Whether a pyarrow.Field has the type of its key column, or a type that `array_of` supports.
+
+    Args:
+        lists: columns other than keys must be lists.
+    """
     import pyarrow as pa
     from pyarrow import types
 
@@ -266,8 +281,12 @@ def _is_ours(column: Any, lists: bool) -> bool:
 
 
 def array_of(column: Any) -> np.ndarray:
-    """(n, ...) of a column of numbers, lists or tensors, which all have one shape; (n,) objects of
-    a column of texts or large lists. Raises DataFault for any other column."""
+    """A pyarrow.ChunkedArray as numpy array: (n, ...) for numbers, and for lists or tensors of
+    equal shape; (n,) objects for texts and large lists.
+
+    Raises:
+        DataFault: the lists have different lengths, or values are null.
+    """
     import pyarrow as pa
 
     chunks = [chunk for chunk in column.chunks if len(chunk)]
@@ -277,23 +296,23 @@ def array_of(column: Any) -> np.ndarray:
     elif pa.types.is_list(column.type):
         lengths = {n for chunk in chunks for n in chunk.value_lengths().unique().to_pylist()}
         if len(lengths) > 1 or 0 in lengths:
-            raise DataFault("vectors of other lengths in one file")
+            raise DataFault("vectors of different lengths in one file")
         shape = tuple(lengths or (0,))
     if any(map(_nulls_in, chunks)):
         raise DataFault("nulls among the vectors of a file")
     if pa.types.is_string(column.type) or pa.types.is_large_list(column.type):
         return objects([value for chunk in chunks for value in _values_of(chunk)])
-    # By chunk: the numbers of all may be more than a list's 32-bit offsets reach.
+    # By chunk, because all numbers together may exceed the 32-bit offsets of lists.
     flat = [chunk.flatten() if shape else chunk for chunk in chunks]
     bits = bool(flat) and pa.types.is_boolean(flat[0].type)
-    # `to_numpy`, too, imports pandas.
+    # `to_numpy` imports pandas, so it is used only for bools.
     numbers = [p.to_numpy(zero_copy_only=False) if bits else np.from_dlpack(p) for p in flat]
     whole: np.ndarray = np.concatenate(numbers) if numbers else np.empty(0)
     return whole.reshape(len(column), *shape)
 
 
 def _nulls_in(array: Any) -> int:
-    """How many values of a pyarrow.Array, and of its lists, are null."""
+    """The number of null values in a pyarrow.Array and in its nested arrays."""
     import pyarrow as pa
 
     inner = _nulls_in(array.values) if pa.types.is_nested(array.type) else 0
@@ -316,13 +335,17 @@ def _values_of(chunk: Any) -> list[Any]:
 
 
 def check_file(path: Path, rows: np.ndarray, manifest: Mapping[str, Any]) -> tuple[int, list[str]]:
-    """Checks the file that belongs to a part of images, (n,) of IMAGE_ROW.
+    """Check the file of vectors of a part of images.
 
-    The file must hold the answered images of the part, each once, in their order, and no others.
-    The best class must be that of the row.
+    The file must hold the vectors of exactly the answered images of the part, in their order. The
+    best class of a vector must be that of its row.
+
+    Args:
+        path: the file.
+        rows: (n,) of IMAGE_ROW, the part.
 
     Returns:
-        The number of vectors, and what is wrong, a sentence each.
+        The number of vectors, and a sentence for each problem.
 
     Raises:
         EnvironmentFault, DataFault: as `read_file`.

@@ -1,7 +1,7 @@
-"""Proof that a run holds every image exactly once, and that its three tables agree.
+"""Verifies that a run has exactly one row for every image, and that its three tables agree.
 
-Groups and tasks are checked for sessions that closed: a killed session may have lost
-the last seconds of any table, and its lost images were done again by the next one.
+Groups and tasks are checked only for sessions that closed. A killed session may have lost the last
+seconds of any table, and the next session did its lost images again.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from collage_mpi.kinds import COLLAGE
 from collage_mpi.results.agreement import Draw, draw_of
 from collage_mpi.results.claim import LOOK_S, Patience, find_writer
 from collage_mpi.results.file_names import PARTS_FOLDER
-from collage_mpi.results.manifest import COMPLETE, Json, finals, to_go_on
-from collage_mpi.results.marks import InputMarks, Marks
+from collage_mpi.results.manifest import COMPLETE, Json, finals, resume_command
+from collage_mpi.results.number_sets import InputCoverage, NumberSet
 from collage_mpi.results.parts import PartName, counting, list_parts, read_part
 from collage_mpi.results.reader import Run, open_run
 from collage_mpi.results.rows import (
@@ -47,18 +47,19 @@ _ERROR = SOURCE_CODE["error"]
 
 @dataclass
 class VerifyReport:
-    """What `verify_run` found.
+    """The result of `verify_run`.
 
     Attributes:
         status: complete, complete_with_errors, incomplete or damaged.
-        rows: image rows found; expected: images of the input.
-        doubles: rows of images that have an earlier row too.
-        missing: images without a row.
-        vectors: of answered images; None if the run keeps none.
+        rows: number of image rows; expected: number of images of the input.
+        doubles: number of rows whose image has an earlier row.
+        missing: number of images without a row.
+        error_rows: number of error rows.
+        vectors: number of vectors; None if the run keeps none.
         problems: one sentence each; [] if the run is proven complete.
-        notes: sentences about what is no problem.
+        notes: sentences about findings that are no problem.
         writing: the job that is writing to an unfinished run, as "host h, pid p".
-        to_go_on: what to do if the run is incomplete.
+        next_step: what to do if the run is incomplete.
     """
 
     path: Path
@@ -72,23 +73,23 @@ class VerifyReport:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     writing: str | None = None
-    to_go_on: str = ""
+    next_step: str = ""
 
     @property
     def ok(self) -> bool:
-        """Every image exactly once, and nothing else wrong."""
+        """Whether the run is proven complete: every image exactly once, and no other problem."""
         return not self.problems and self.status in COMPLETE
 
     @property
     def exit_code(self) -> ExitCode:
-        """0 for proven (error rows included), 6 for incomplete, 4 for damaged."""
+        """0 if the run is proven complete, also with error rows; 6 if incomplete, 4 if damaged."""
         if self.ok:
             return ExitCode.COMPLETE
         return ExitCode.INCOMPLETE if self.status == "incomplete" else ExitCode.DATA
 
     @property
     def headline(self) -> str:
-        """One line: "complete: 10,000 of 10,000 rows, no doubles"."""
+        """One line, such as "complete: 10,000 of 10,000 rows, no doubles"."""
         doubles = counted(self.doubles, "double") if self.doubles else "no doubles"
         status = self.status.replace("_", " ")
         errors = f", {counted(self.error_rows, 'error row')}" if self.error_rows else ""
@@ -102,7 +103,7 @@ def verify_run(path: Path | str, run: Run | None = None) -> VerifyReport:
 
     Args:
         path: the run directory.
-        run: what `open_run` or `read_results` gave of it, if the run was opened already.
+        run: the run from `open_run` or `read_results`, if it is open already.
 
     Raises:
         EnvironmentFault: there is no run in `path`, or it cannot be read.
@@ -112,7 +113,7 @@ def verify_run(path: Path | str, run: Run | None = None) -> VerifyReport:
         _check(report, open_run(path) if run is None else run)
     except EnvironmentFault:
         raise
-    except CollageError as error:  # of what cannot be read no row is counted
+    except CollageError as error:  # a damaged file, so the counts so far mean nothing
         report = VerifyReport(Path(path), problems=[str(error)])
     if not report.ok:
         _look_for_a_writer(report)
@@ -123,9 +124,10 @@ class _FoundRows:
     """Counts from one pass over the rows, for the checks.
 
     Attributes:
-        answers: sentence -> number of image rows for which it is true.
-        negative: image rows whose parts exceed their latency.
-        sessions: number -> session, of sessions that closed.
+        answers: problem -> number of image rows that have it.
+        error_rows: number of error rows.
+        negative: number of image rows whose parts exceed their latency.
+        sessions: number -> session, for sessions that closed.
     """
 
     def __init__(self, run: Run) -> None:
@@ -137,7 +139,7 @@ class _FoundRows:
         self.error_rows = self.negative = 0
         self._draw = draw_of(manifest)
         self.inventory = Inventory(run, partial(self._add, run))
-        for piece in run.mended_pieces():
+        for piece in run.superseded_pieces():
             self._add_written(IMAGES, piece())
 
     def _add(self, run: Run, table: TableLayout, rows: np.ndarray) -> None:
@@ -155,12 +157,14 @@ class _FoundRows:
 
 
 class _Session:
-    """A session that closed: the counts that it wrote, and counts of its rows.
+    """Counts of the rows of a session that closed.
 
     Attributes:
-        twice: table -> group or task rows whose number occurs twice.
-        tasks: sentence -> number of task rows for which it is true.
-        by_image, by_task: rank -> images that it answered, by the image rows and by the task rows.
+        said: table -> number of rows according to the manifest.
+        twice: "group" or "task" -> number of rows whose group or task number occurred before.
+        tasks: problem -> number of task rows that have it.
+        by_image: rank -> images that it answered, from the image rows.
+        by_task: rank -> images that it answered, from the task rows.
         groups: the smallest and the largest group number in its rows.
     """
 
@@ -171,7 +175,7 @@ class _Session:
         self.by_image: Counter[int] = Counter()
         self.by_task: Counter[int] = Counter()
         self.groups = (1 << 63, -(1 << 63))
-        self._seen = {table.name: Marks(8 * run.rows_of(table)) for table in (GROUPS, TASKS)}
+        self._seen = {table.name: NumberSet(8 * run.rows_of(table)) for table in (GROUPS, TASKS)}
 
     def add(self, table: TableLayout, rows: np.ndarray) -> None:
         """Add rows of the session."""
@@ -199,9 +203,9 @@ def _add_by_rank(sums: Counter[int], ranks: np.ndarray, more: np.ndarray | None 
 def _check(report: VerifyReport, run: Run) -> None:
     found = _FoundRows(run)
     report.rows, report.expected = found.inventory.input.rows, run.manifest["rows"]
-    report.to_go_on = to_go_on(run.manifest, report.path)
+    report.next_step = resume_command(run.manifest, report.path)
     if "simulated" in run.manifest:
-        report.to_go_on = "remove this folder and simulate again: a simulation begins anew"
+        report.next_step = "remove this folder and simulate again: a simulation cannot be resumed"
     report.error_rows = found.error_rows
     _check_keys(found.inventory.input, run.manifest, report)
     _tell(report, found.answers)
@@ -219,7 +223,7 @@ def _check(report: VerifyReport, run: Run) -> None:
 
 
 def _check_vectors(run: Run, parts: Sequence[PartName], report: VerifyReport) -> None:
-    """Every answered image has its vector, once, and nothing else has one."""
+    """Checks that exactly the answered images have a vector, each one."""
     out, report.vectors = run.path, 0
     here = of_parts(out, parts, run.manifest)
     for part in (part for part in parts if part not in here):
@@ -242,7 +246,7 @@ def _check_vectors(run: Run, parts: Sequence[PartName], report: VerifyReport) ->
 
 
 def _look_for_a_writer(report: VerifyReport) -> None:
-    """If a job is writing to the run, say so instead of how to resume it."""
+    """If a job is writing to the run, report this instead of how to resume it."""
     writer, _ = find_writer(report.path, Patience(still_s=LOOK_S))
     if writer is None:
         return
@@ -252,7 +256,7 @@ def _look_for_a_writer(report: VerifyReport) -> None:
 
 
 def _note_late_parts(late: Sequence[PartName], report: VerifyReport) -> None:
-    """Notes parts that do not count, because another session had taken over from theirs."""
+    """Notes parts that do not count, because they appeared after another session had taken over."""
     if late:
         report.notes.append(
             f"{len(late):,} parts are not counted, since another session had gone on before "
@@ -260,8 +264,9 @@ def _note_late_parts(late: Sequence[PartName], report: VerifyReport) -> None:
         )
 
 
-def _check_keys(found: InputMarks, manifest: Json, report: VerifyReport) -> None:
-    """Each key occurs once and is in the input. If none is missing, the keys are the input."""
+def _check_keys(found: InputCoverage, manifest: Json, report: VerifyReport) -> None:
+    """Checks that each key occurs once and is in the input; if no image is missing, also that the
+    keys are those of the input."""
     report.doubles, report.missing = found.doubles, found.missing
     if found.first_double is not None:
         first = _name(found.first_double)
@@ -286,7 +291,7 @@ def _check_keys(found: InputMarks, manifest: Json, report: VerifyReport) -> None
 
 
 def _check_size(manifest: Json, report: VerifyReport) -> None:
-    """The number of images the manifest expects is the one its shards and limit give."""
+    """Checks that the manifest's number of images agrees with its shards and its limit."""
     total = sum(shard["count"] for shard in manifest["shards"])
     limit = manifest.get("limit")
     wanted = total if limit is None else min(total, limit)
@@ -301,7 +306,7 @@ def _name(key: tuple[int, int]) -> str:
 
 
 def _check_answers(found: Counter[str], images: np.ndarray, manifest: Json) -> None:
-    """What each image row says about itself."""
+    """Checks that the columns of each image row agree with each other and with the manifest."""
     error = images["source"] == _ERROR
     _count(found, images["answered"] == error, "image rows answered and error at once, or neither")
     _count(found, error & (images["reason"] == b""), "error rows without a reason")
@@ -316,7 +321,7 @@ def _check_answers(found: Counter[str], images: np.ndarray, manifest: Json) -> N
 
 
 def _check_audits(found: Counter[str], images: np.ndarray, manifest: Json, draw: Draw) -> None:
-    """Each accepted answer whose image was drawn has its audit, and it names a class."""
+    """Checks that each accepted answer whose image was drawn has an audit, with a valid class."""
     known = images[images["shard"] < len(manifest["shards"])]
     accepted = np.isin(known["source"], ASKED_FIRST) & draw.some(known)
     _count(found, accepted & (known["audited"] == 0), "accepted answers without their audit")
@@ -327,10 +332,10 @@ def _check_audits(found: Counter[str], images: np.ndarray, manifest: Json, draw:
 
 
 def _unknown_ranks(images: np.ndarray, manifest: Json) -> np.ndarray:
-    """Rows whose rank was not in the world of their session, (n,) bool.
+    """(n,) bool, rows whose rank was not in the world of their session.
 
-    Each session has its own world, because a later one may have fewer ranks. The world of a session
-    that was killed or failed is not known.
+    Each session has its own world, because a later session may have fewer ranks. A session that was
+    killed or failed recorded no world, and its rows are not checked.
     """
     unknown = np.zeros(len(images), dtype=bool)
     sessions = finals(manifest)
@@ -344,7 +349,7 @@ def _unknown_ranks(images: np.ndarray, manifest: Json) -> np.ndarray:
 
 
 def _check_session(run: Run, session: _Session, inventory: Inventory, report: VerifyReport) -> None:
-    """Checks a closed session: its counts, its groups and its tasks against its images."""
+    """Checks the row counts of a closed session, and its groups and tasks against its images."""
     number, before = session.number, len(report.problems)
     for table in TABLES:
         rows, said = inventory.rows[table.name, number], session.said[table.name]
@@ -371,15 +376,15 @@ def _check_session(run: Run, session: _Session, inventory: Inventory, report: Ve
 
 
 def _windows(run: Run, session: _Session, images: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the session's rows of images and of groups, for some groups at a time.
+    """Yields the image rows and the group rows of a session, for some groups at a time.
 
-    Parts come nearly in the order of their groups, so each is read once or twice.
+    Parts are nearly in the order of their groups, so each is read once or twice.
     """
     low, high = session.groups
     most = images if run.bound is None else run.bound // 4
     count = max(1, -(-images // max(1, most)))
     edges = [low + (high + 1 - low) * i // count for i in range(count + 1)]
-    mine = _Grouped([*run.pieces(IMAGES), *run.mended_pieces()], session.number, _OF_IMAGE)
+    mine = _Grouped([*run.pieces(IMAGES), *run.superseded_pieces()], session.number, _OF_IMAGE)
     theirs = _Grouped(run.pieces(GROUPS), session.number, GROUPS.dtype)
     for first, end in pairwise(edges):
         yield mine.rows(first, end), theirs.rows(first, end)
@@ -395,7 +400,7 @@ class _Grouped:
         self, pieces: Sequence[Callable[[], np.ndarray]], session: int, dtype: np.dtype
     ) -> None:
         self._session, self._dtype = session, dtype
-        # Each with the least and the largest number in it, once it was read.
+        # (smallest group number, largest group number, piece); infinite until the piece was read
         self._pieces: list[tuple[float, float, Callable[[], np.ndarray]]]
         self._pieces = [(-math.inf, math.inf, piece) for piece in pieces]
 
@@ -415,7 +420,7 @@ class _Grouped:
 
 
 def _check_groups(found: Counter[str], images: np.ndarray, groups: np.ndarray, of: str) -> None:
-    """Each group row agrees with its image rows."""
+    """Checks that each group row agrees with its image rows."""
     groups = np.sort(groups, order="group")
     place = np.searchsorted(groups["group"], images["group"])
     known = place < len(groups)
@@ -436,14 +441,14 @@ def _check_groups(found: Counter[str], images: np.ndarray, groups: np.ndarray, o
 
 
 def _check_task_rows(found: Counter[str], tasks: np.ndarray, of: str) -> None:
-    """What each task row says about itself."""
+    """Checks that the columns of each task row agree with each other."""
     _count(found, tasks["resolved"] > tasks["items"], of + "tasks resolved more than they hold")
     silent = tasks["outcome"] != OUTCOME_CODE["answered"]
     _count(found, silent & (tasks["resolved"] > 0), of + "tasks resolved images unanswered")
 
 
 def _check_ranks(session: _Session, report: VerifyReport) -> None:
-    """Every answered image is resolved by a task of the rank it names (parity: the parity task)."""
+    """Checks for each rank that as many image rows name it as images that its tasks resolved."""
     for rank in sorted(session.by_image.keys() | session.by_task.keys()):
         by_image, by_task = session.by_image[rank], session.by_task[rank]
         if by_image != by_task:
@@ -462,14 +467,14 @@ def _tell(report: VerifyReport, found: Counter[str]) -> None:
 
 
 def _conclude(run: Run, report: VerifyReport) -> None:
-    """Set the status. Missing rows mean incomplete; any other problem means damaged."""
+    """Sets the status. Missing rows mean incomplete; any other problem means damaged."""
     if report.problems:
         return
     manifest_status = run.manifest.get("status")
     bad = run.manifest.get("bad_shards") or []
     if report.missing:
         report.status = "incomplete"
-        report.problems.append(f"{report.headline}; {report.to_go_on}")
+        report.problems.append(f"{report.headline}; {report.next_step}")
         if run.complete:
             report.status = "damaged"
             report.problems.append("marked COMPLETE, but images have no row")

@@ -1,4 +1,5 @@
-"""Writes a run: creates its folder or goes on with it, closes it, and says when it is complete."""
+"""Writes a run: creates its folder or resumes it, and closes it, with a marker if it is
+complete."""
 
 from __future__ import annotations
 
@@ -27,10 +28,10 @@ from collage_mpi.results.folder import (
     check_free,
     make_lasting,
     no_place,
+    os_errors_as,
     refuse_a_run,
     refuse_foreign,
-    swept,
-    told_as,
+    remove_half_written,
 )
 from collage_mpi.results.manifest import (
     COMPLETE,
@@ -43,10 +44,10 @@ from collage_mpi.results.manifest import (
     plain,
     read_manifest,
     readable,
-    to_go_on,
+    resume_command,
     write_manifest,
 )
-from collage_mpi.results.marks import InputMarks
+from collage_mpi.results.number_sets import InputCoverage
 from collage_mpi.results.parts import sessions_of
 from collage_mpi.results.pending import Publisher, adopt, clear
 from collage_mpi.results.reader import known_run
@@ -59,17 +60,24 @@ from collage_mpi.system.files import make_directory, sync_directory, write_atomi
 
 
 class RunWriter(RowSink):
-    """The one writer of a run directory. Not shared between threads of the caller."""
+    """The only writer of a run directory. Only one thread of the caller may use it.
+
+    Attributes:
+        manifest: of the run, as it is on the disk.
+        summary: of the run, once `close` has written one.
+        teams: entries of the other teams for the manifest's sessions.
+        publisher: publishes the parts of teams; None if the run has only one team.
+    """
 
     def __init__(self, out: Path, manifest: Json, claim: Claim, **options: Any) -> None:
-        """Start the thread. Call `create` or `reopen` instead, which prepare the directory."""
+        """Start the thread. Use `create` or `reopen` instead, which prepare the directory."""
         super().__init__(out, manifest, manifest["session"], claim.check, **options)
         self.manifest = manifest
         self._claim = claim
         self._closed = False
         self._status: StatusFiles | None = None
-        self.summary: Json | None = None  # of the run, once it is closed with one
-        self.teams: list[Json] = []  # the other teams' entries among the sessions
+        self.summary: Json | None = None
+        self.teams: list[Json] = []
         several = manifest.get("teams") is not None
         self.publisher = Publisher(out, manifest, claim.check) if several else None
 
@@ -82,25 +90,25 @@ class RunWriter(RowSink):
         patience: Patience = PATIENT,
         **options: Any,
     ) -> RunWriter:
-        """Begin a new run in `out`, which is made if it does not exist.
+        """Begin a new run in `out`, which is created if it does not exist.
 
         Raises:
-            EnvironmentFault: `out` cannot be written, is another user's, holds a run already,
-                or another job writes there.
-            DataFault: the manifest lacks a key or has one of a wrong type.
+            EnvironmentFault: `out` cannot be written, belongs to another user, or holds a run, or
+                another job writes there.
+            DataFault: the manifest lacks a key, or has a key of a wrong type.
         """
         out = Path(out)
         full = _prepared(manifest, session=1, sessions=[])
-        with told_as(no_place, out):
+        with os_errors_as(no_place, out):
             make_directory(out)
             refuse_foreign(out, _is_shared(full))
             refuse_a_run(out)
             with _claimed(out, patience) as claim:
-                swept(out)  # a kill before the manifest was written
+                remove_half_written(out)  # left by a kill before the manifest was written
                 refuse_a_run(out)
                 remove_orphans(out, ())
                 if full.get("teams"):
-                    clear(out)  # of a run that is gone
+                    clear(out)  # pending parts of a run that was removed
                 _make_folders(out, full)
                 write_manifest(out, full, claim.check)
                 return cls(out, full, claim, **options)
@@ -115,23 +123,23 @@ class RunWriter(RowSink):
         patience: Patience = PATIENT,
         **options: Any,
     ) -> tuple[RunWriter, np.ndarray]:
-        """Go on with the run in `out` in a new session, with the same settings.
+        """Resume the run in `out` in a new session, with the same settings.
 
         Args:
             retry_errors: images with error rows do not count as done.
 
         Returns:
-            The writer, and the keys that are done: (k,) of KEY_ROW (shard u4, row u8).
+            The writer, and the keys of the images that are done: (k,) of KEY_ROW.
 
         Raises:
             UsageError: the settings differ; the message lists the differences.
-            EnvironmentFault: no run in `out`, it cannot be written, or another job writes there.
+            EnvironmentFault: `out` has no run or cannot be written, or another job writes there.
             DataFault: a part or the manifest is damaged.
         """
         out = Path(out)
-        _next_session(out, manifest)  # what is refused is refused before another job is watched
-        with told_as(unwritable, out), _claimed(out, patience) as claim:
-            directory = swept(out)  # before it is read: see claim.py
+        _next_session(out, manifest)  # refuses wrong settings before it waits for another job
+        with os_errors_as(unwritable, out), _claimed(out, patience) as claim:
+            directory = remove_half_written(out)  # before the folder is read: see claim.py
             before, full = _next_session(out, manifest)
             _number_session(full, before, directory)
             check_manifest(full, str(out / MANIFEST))
@@ -144,9 +152,9 @@ class RunWriter(RowSink):
             if _missing(done, full):
                 claim.check()
                 (out / MARKER).unlink(missing_ok=True)
-                sync_directory(out)  # a host may lose its power before the next line is whole
+                sync_directory(out)  # so that a power failure cannot bring the marker back
             write_manifest(out, full, claim.check)
-            if extras_of(full):  # after the manifest, which says what counts
+            if extras_of(full):  # after the manifest was written, which says what counts
                 remove_orphans(out, (part for part in run.parts if part.table == IMAGES.name))
             _make_folders(out, full)
             writer = cls(out, full, claim, **options)
@@ -156,16 +164,16 @@ class RunWriter(RowSink):
     def finished(
         cls, out: Path, manifest: Mapping[str, Any], *, retry_errors: bool = False
     ) -> str | None:
-        """The status of the run in `out` if it is complete with these settings, else None.
+        """The status of the run in `out` if it is complete and has these settings; otherwise None.
 
-        The rows are counted: a run whose parts were moved away is not complete.
+        The rows are counted, so a run whose parts were moved away is not complete.
 
         Args:
             retry_errors: a run with error rows does not count as complete.
 
         Raises:
-            EnvironmentFault: no run in `out`, it is another user's, or cannot be synced.
-            DataFault: its manifest or a part is damaged.
+            EnvironmentFault: `out` has no run, belongs to another user, or cannot be synced.
+            DataFault: the manifest or a part is damaged.
         """
         out = Path(out)
         refuse_foreign(out, _is_shared(manifest))
@@ -174,27 +182,27 @@ class RunWriter(RowSink):
         marked = (out / MARKER).exists() and before.get("status") in COMPLETE
         if not (same and marked) or (retry_errors and before["status"] != "complete"):
             return None
-        with told_as(unwritable, out):
-            make_lasting(out)  # what is called complete stays so
+        with os_errors_as(unwritable, out):
+            make_lasting(out)  # a run that is reported complete must survive a power failure
         return before["status"] if Inventory(known_run(out, before)).whole else None
 
     @classmethod
     def done(
         cls, out: Path, manifest: Mapping[str, Any], *, retry_errors: bool = False
     ) -> np.ndarray:
-        """The keys that `reopen` would say are done, (k,) of KEY_ROW; nothing is written.
+        """The keys that `reopen` would return, (k,) of KEY_ROW. Nothing is written.
 
         Raises:
-            UsageError, EnvironmentFault, DataFault: as `reopen`; another job that writes there
-                is looked for LOOK_S long.
+            UsageError, EnvironmentFault, DataFault: as `reopen`. Another job is looked for during
+                LOOK_S at most.
         """
         before, _ = _next_session(out, manifest)
-        with told_as(unwritable, out):
+        with os_errors_as(unwritable, out):
             check_free(out, out)
         return known_run(out, before).done_keys(answered=retry_errors)
 
     def discard(self) -> None:
-        """Remove a run that has no rows, and its folder if that is then empty."""
+        """Remove a run that has no rows, and its folder if the folder is then empty."""
         self._closed = True
         self._thread.end()
         if self.publisher is not None:
@@ -203,33 +211,33 @@ class RunWriter(RowSink):
             self._claim.check()
             if self._status is not None:
                 self._status.remove()
-            (self.out / PARTS_FOLDER).rmdir()  # fails where another team's rows are: all stays
-            (self.out / MANIFEST).unlink()  # under the claim: the next one's is not ours to take
+            (self.out / PARTS_FOLDER).rmdir()  # fails if another team has rows; then all is kept
+            (self.out / MANIFEST).unlink()  # before the claim is released: the next job has its own
             if self._vectors is not None:
                 (self.out / VECTORS_FOLDER).rmdir()
             clear(self.out)
         except (OSError, CollageError):
             self._claim.release()
-            return  # taken over meanwhile, or somebody else's files: leave them
+            return  # another session has taken over, or there are other files: leave them
         if self._claim.release():
             with suppress(OSError):
                 self.out.rmdir()
 
     def note(self, **facts: Any) -> None:
-        """Add facts to the manifest at once, such as those known when the ranks are ready.
+        """Add facts to the manifest now, for example when the ranks are ready.
 
         Raises:
-            EnvironmentFault: it cannot be written.
+            EnvironmentFault: the manifest cannot be written.
         """
         self.manifest = _as_read({**self.manifest, **facts})
-        with told_as(unwritable, self.out):
+        with os_errors_as(unwritable, self.out):
             write_manifest(self.out, self.manifest, self._claim.check)
 
     def publish(self, facts: Mapping[str, Any], every_s: float) -> StatusFiles:
-        """Write the status of the job into the folder, from now until `close`.
+        """Write the status of the job to the folder, from now until `close`.
 
         Args:
-            facts: of the session: total, before (images with a row already), label.
+            facts: of the session: total, before (number of images that had a row), label.
             every_s: seconds between two statuses.
         """
         own = {"run_id": self.manifest["run_id"], "session": self.session}
@@ -245,15 +253,15 @@ class RunWriter(RowSink):
             status: of this session: complete, complete_with_errors or incomplete. If an earlier
                 session left error rows, the run becomes complete_with_errors.
             summary: write summary.json too.
-            **final: merged into the manifest ("poll", "validity", "world", ...) and kept with this
-                session.
+            **final: facts ("poll", "validity", "world", ...) to write to the manifest and to this
+                session's entry in it.
 
         Returns:
-            Why the run is incomplete although `status` says complete, or None.
+            If `status` says complete but rows are missing on the disk, a message; otherwise None.
 
         Raises:
-            EnvironmentFault: rows could not be written; the run then says incomplete, and
-                all parts written before are intact. Or another session has taken over.
+            EnvironmentFault: rows could not be written, or another session has taken over. The run
+                then is incomplete, and all parts written before are intact.
             DataFault: a part is damaged.
         """
         if status not in STATUSES:
@@ -268,11 +276,11 @@ class RunWriter(RowSink):
             if self._status is not None:
                 self._status.end(self.manifest["status"] if marked else "incomplete")
             if self.publisher is not None and marked:
-                clear(self.out)  # where teams have said how they stand, too
+                clear(self.out)  # with the status and the entries of the teams
             self._claim.release()
 
     def _settle(self, status: str, final: Mapping[str, Any], summary: bool) -> str | None:
-        """Write all that is left. What fails is left to the next session."""
+        """Write everything that is left. If that fails, the next session does the rest."""
         fault = self.drain()
         if self.publisher is not None:
             self.publisher.end()
@@ -282,7 +290,7 @@ class RunWriter(RowSink):
         try:
             if fault is None:
                 ended = [{"session": self.session, "final": final}, *self.teams]
-                sessions = [*self.manifest["sessions"], *ended]  # which say when they began
+                sessions = [*self.manifest["sessions"], *ended]  # their final has began_ns
                 found = Tally(known_run(self.out, {**self.manifest, "sessions": sessions}))
                 lacking = self._lacking(found) if status in COMPLETE else None
                 if status == "complete" and found.inventory.errors:
@@ -312,14 +320,14 @@ class RunWriter(RowSink):
         )
 
     def _seal(self, status: str, final: Mapping[str, Any], found: Tally | None) -> None:
-        """Write the manifest and then the marker, so that the marker is never without its rows."""
+        """Write the manifest, then the marker if the run is complete."""
         publishing = None if self.publisher is None else self.publisher.fault
         written = None if self._thread.fault or publishing else self.counts
         entry = {"session": self.session, "status": status, "rows": written, "final": dict(final)}
         entry["ended"] = _now()
         self.manifest.update(final)
         self.manifest["status"] = status
-        lost = {"rows": None} if publishing else {}  # parts of any team may not have come
+        lost = {"rows": None} if publishing else {}  # parts of any team may be unpublished
         others = [{**team, **lost, "ended": entry["ended"]} for team in self.teams]
         self.manifest["sessions"] = [*self.manifest["sessions"], entry, *others]
         if others:
@@ -347,7 +355,7 @@ class RunWriter(RowSink):
 
 
 def _prepared(manifest: Mapping[str, Any], *, session: int, sessions: list[Any]) -> Json:
-    """The manifest with format, version and session, as it will be read back, and checked."""
+    """The manifest of a session, with format and version, as a reader will see it. Checked."""
     own = {"format": FORMAT, "version": VERSION, "session": session, "sessions": sessions}
     given = {"started": _now(), **manifest, **own, "accepted": {}, "status": "incomplete"}
     if given.get("teams"):
@@ -365,7 +373,7 @@ def _make_folders(out: Path, manifest: Json) -> None:
 def _number_session(full: Json, before: Json, directory: Path) -> None:
     """Give the session a number above those of all parts, and append its launch.
 
-    A manifest that was restored from an older copy may lack sessions that have parts.
+    The manifest may have been restored from an older copy, which lacks sessions that have parts.
     """
     last = max((part.session for part in parts.list_parts(directory)), default=0)
     full["session"] = max(full["session"], last + 1)
@@ -376,14 +384,14 @@ def _number_session(full: Json, before: Json, directory: Path) -> None:
 
 
 def _mark_lost_rows(sessions: list[Json], found: Inventory) -> None:
-    """Remove the row counts of sessions that have lost rows."""
+    """Set the row counts of sessions whose rows are missing to None."""
     for entry in filter(found.lacks_rows, sessions):
         entry["rows"] = None
 
 
 def _missing(done: np.ndarray, manifest: Json) -> int:
-    """The number of images of the input that are not among the keys, (n,) of KEY_ROW."""
-    marks = InputMarks(manifest, len(done))
+    """The number of images of the input that are not in `done`, (n,) of KEY_ROW."""
+    marks = InputCoverage(manifest, len(done))
     marks.add(done)
     return marks.missing
 
@@ -394,13 +402,13 @@ def _is_shared(manifest: Mapping[str, Any]) -> bool:
 
 
 def _as_read(manifest: Mapping[str, Any]) -> Json:
-    """The manifest as a reader will find it, checked as a reader checks it."""
+    """The manifest as a reader will see it, with the reader's checks."""
     found = readable(json.loads(json.dumps(manifest, default=plain)))
     return check_manifest(found, "the run's manifest")
 
 
 def _next_session(out: Path, manifest: Mapping[str, Any]) -> tuple[Json, Json]:
-    """The manifest in `out`, and the manifest of a next session with these settings.
+    """The manifest in `out`, and the manifest of the next session with these settings.
 
     Raises:
         UsageError: the settings differ.
@@ -414,8 +422,8 @@ def _next_session(out: Path, manifest: Mapping[str, Any]) -> tuple[Json, Json]:
         listed = "\n  ".join(changed)
         raise UsageError(
             f"{out}: cannot resume with other settings:\n  {listed}\n"
-            f"{to_go_on(before, out)} takes the run's own settings; files must hold what they "
-            "held. Or choose another --out."
+            f"{resume_command(before, out)} takes the run's own settings; the files that "
+            "they name must not have changed. Or choose another --out."
         )
     full["run_id"] = before["run_id"]
     full["started"] = before.get("started", full["started"])
@@ -423,8 +431,11 @@ def _next_session(out: Path, manifest: Mapping[str, Any]) -> tuple[Json, Json]:
 
 
 def _sessions_until(before: Json) -> list[Json]:
-    """The sessions of a manifest, and those of the last launch that were killed. Only the batch of
-    a killed session is known. It is kept, because the next session may choose another."""
+    """The sessions of a manifest, with entries for sessions of the last launch that were killed.
+
+    Only the batch size of a killed session is known. It is recorded, because the next session may
+    choose another.
+    """
     known = before.get("sessions") or []
     ended = {entry["session"] for entry in known}
     killed = {"status": "incomplete", "rows": None, "final": {"batch": before.get("batch") or 1}}
@@ -433,7 +444,7 @@ def _sessions_until(before: Json) -> list[Json]:
 
 @contextmanager
 def _claimed(out: Path, patience: Patience) -> Iterator[Claim]:
-    """Takes the folder's claim, and gives it back if the block fails."""
+    """Takes the claim on a folder, and releases it if the block fails."""
     claim = Claim.take(out, patience)
     try:
         yield claim

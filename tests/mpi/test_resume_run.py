@@ -73,7 +73,7 @@ def test_error_rows_are_done_again_on_request(mpi, mpiexec, tmp_path) -> None:
     assert report.headline == "complete: 24 of 24 rows, no doubles"
     found = read_results(tmp_path / "out")
     assert (found.images["predicted"] == found.images["row"] % 10).all()
-    assert len(found.mended) == errors == (found.images["session"] == 2).sum()
+    assert len(found.superseded) == errors == (found.images["session"] == 2).sum()
     assert main(["export", str(tmp_path / "out"), "--to", "csv"]) == 0
     lines = (tmp_path / "out" / "export" / "images.csv").read_text().splitlines()
     assert len(lines) == 25

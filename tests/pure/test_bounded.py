@@ -20,14 +20,14 @@ from collage_mpi.report.tables import confusions, ranks
 from collage_mpi.results import (
     Results,
     RunWriter,
-    marks,
+    number_sets,
     read_results,
     statistics,
     summarise,
     verify_run,
 )
 from collage_mpi.results import verify as verify_module
-from collage_mpi.results.marks import InputMarks, keys_digest
+from collage_mpi.results.number_sets import InputCoverage, keys_digest
 from collage_mpi.results.parts import began_ns
 from collage_mpi.results.reader import Run, StoredRun, open_run
 from collage_mpi.results.rows import IMAGES, KEY_ROW, KIND_CODE, TASK_ROW, TableLayout
@@ -59,8 +59,8 @@ class Chopped(Run):
     def pieces(self, table: TableLayout) -> Sequence[Callable[[], np.ndarray]]:
         return self._pieces(getattr(self._of, table.name))
 
-    def mended_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
-        return self._pieces(self._of.mended)
+    def superseded_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
+        return self._pieces(self._of.superseded)
 
     def rows_of(self, table: TableLayout) -> int:
         return self._of.rows_of(table)
@@ -136,7 +136,7 @@ def test_intervals_beyond_the_bound_are_those_of_all_values(n: int) -> None:
 
 
 def test_the_first_double_is_the_lowest_of_all_pieces() -> None:
-    marks = InputMarks({"shards": [{"count": 3}], "rows": 3}, 9)
+    marks = InputCoverage({"shards": [{"count": 3}], "rows": 3}, 9)
     for row, lowest in ((1, 1), (2, 1), (0, 0)):
         marks.add(np.array([(0, row), (0, row)], KEY_ROW))
         assert marks.first_double == (0, lowest)
@@ -182,8 +182,8 @@ def test_a_resumed_run_counts_the_later_row(tmp_path: Path) -> None:
     again.close("complete_with_errors", summary=True)
     stored, run = open_run(tmp_path / "run"), read_results(tmp_path / "run")
     np.testing.assert_array_equal(np.concatenate([*stored.chunks(IMAGES)]), run.images)
-    mended = np.concatenate([piece() for piece in stored.mended_pieces()])
-    np.testing.assert_array_equal(mended, run.mended)
+    mended = np.concatenate([piece() for piece in stored.superseded_pieces()])
+    np.testing.assert_array_equal(mended, run.superseded)
     assert close_to(summarise(stored), summarise(run), 1e-12)
     assert close_to(again.summary, summarise(run), 1e-12)
     assert Tally(stored).inventory.rows["images", 1] == 90
@@ -302,13 +302,13 @@ def test_the_digest_of_a_run_is_the_same_whatever_is_taken_at_a_time(
 ) -> None:
     found = Tally(read_results(make_run(tmp_path / "run", 900))).inventory.input
     whole = found.digest()
-    monkeypatch.setattr(marks, "_RUN", 64)
+    monkeypatch.setattr(number_sets, "_RUN", 64)
     assert found.digest() == whole
 
 
 def test_images_beyond_the_bits_count_like_the_others() -> None:
     shards = [{"count": 1 << 40}, {"count": 9}]
-    found = marks.InputMarks({"shards": shards, "rows": 4}, rows=2)
+    found = number_sets.InputCoverage({"shards": shards, "rows": 4}, rows=2)
     images = np.array([(1, 3), (0, 500), (0, 2), (1, 3)], KEY_ROW)
     found.add(images)
     assert (found.rows, found.doubles, found.foreign, found.missing) == (4, 1, 0, 1)

@@ -12,7 +12,7 @@ from hand_made import hand_made
 
 from collage_mpi.errors import DataFault
 from collage_mpi.results import read_results, render_summary, summarise
-from collage_mpi.results.cost import cost_of, told_energy
+from collage_mpi.results.cost import cost_of, energy_cells
 from collage_mpi.results.manifest import read_manifest, write_manifest
 from collage_mpi.system.energy import EnergyMeter, nvml, rapl
 
@@ -143,13 +143,13 @@ def test_sessions_add_up_and_images_share(tmp_path: Path) -> None:
     cost = found["cost"]
     assert (cost["node_hours"], cost["cpu_j"], cost["gpu_j"]) == (1.0, 800.0, 900.0)
     assert cost["joules_per_image"] == 1700 / found["rows"]["found"]
-    assert told_energy(cost)[1] == "800 J by processors and 900 J by GPUs, of the whole host"
+    assert energy_cells(cost)[1] == "800 J by processors and 900 J by GPUs, of the whole host"
 
 
 def test_one_host_of_two_is_no_figure_for_an_image(tmp_path: Path) -> None:
     found = summary(tmp_path, energy(3600, 50.0), worlds=("a b",))
     assert found["cost"]["node_hours"] == 2.0
-    assert told_energy(found["cost"]) == [
+    assert energy_cells(found["cost"]) == [
         "n/a", "50 J by processors, on 1 of 2 hosts; not GPUs: no driver",
     ]  # fmt: skip
 

@@ -16,7 +16,7 @@ from rows_by_name import add_image
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.results import RunWriter, pending, read_results, summarise, verify_run
 from collage_mpi.results import writer as writer_module
-from collage_mpi.results.manifest import read_manifest, to_go_on
+from collage_mpi.results.manifest import read_manifest, resume_command
 from collage_mpi.results.pending import Publisher
 from collage_mpi.results.row_sink import RowSink
 
@@ -360,7 +360,7 @@ def test_a_folder_that_is_gone_already_keeps_no_other(tmp_path, monkeypatch):
 def test_the_command_to_go_on_is_for_all_teams(tmp_path):
     settings = {"scheme": "collage", "side": 2, "teams": 3}
     known = {"settings": settings, "teams": 3, "world": [{"rank": 0}] * 6}  # the third never came
-    assert "launch -n 18 -- run --resume" in to_go_on(known, tmp_path)
-    assert "launch -n 6 " in to_go_on({**known, "teams": None}, tmp_path)
+    assert "launch -n 18 -- run --resume" in resume_command(known, tmp_path)
+    assert "launch -n 6 " in resume_command({**known, "teams": None}, tmp_path)
     placed = {**known, "teams": 2, "placement": "0 coordinator, 1 single+collage"}
-    assert "launch -n 4 " in to_go_on(placed, tmp_path)  # the world it had, not the usual one
+    assert "launch -n 4 " in resume_command(placed, tmp_path)  # the world it had, not the usual one

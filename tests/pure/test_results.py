@@ -309,14 +309,14 @@ def test_the_ten_commonest_errors_are_named(tmp_path: Path) -> None:
 
 def test_how_long_unfinished_tasks_were_out_is_told_beside_the_wasted_work(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 900)
-    assert "unfinished, out for" not in render_summary(summarise(read_results(run)))
+    assert "without unfinished" not in render_summary(summarise(read_results(run)))
     results = read_results(run)
     last = np.flatnonzero(~results.tasks["warmup"])[-2:]
     results.tasks["outcome"][last] = OUTCOMES.index("unfinished")
     results.tasks["done_ns"][last] = results.tasks["sent_ns"][last] + [10**9, 3 * 10**9]
     summary = summarise(results)
     assert summary["price"]["unfinished_s"] == 4.0
-    assert "not of the unfinished, out for 4.0 s together" in render_summary(summary, width=200)
+    assert "without unfinished tasks (4.0 s together)" in render_summary(summary, width=200)
 
 
 def test_the_cost_ratio_is_printed_where_it_was_used(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from collage_mpi.models.weights import describe_weights, save_weights
 from collage_mpi.results import RunWriter, export_run, read_results, summarise, verify_run
 from collage_mpi.results.file_names import MARKER
 from collage_mpi.results.manifest import differences, held, read_manifest
-from collage_mpi.results.reader import open_run, standing
+from collage_mpi.results.reader import open_run, rows_that_count
 from collage_mpi.results.rows import IMAGES, SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
@@ -269,7 +269,7 @@ def test_so_it_does_where_parts_name_no_session(tmp_path: Path) -> None:
     run = dataclasses.replace(run, parts=tuple(part._replace(session=0) for part in run.parts))
     rows = np.concatenate(list(run.chunks(IMAGES)))
     assert (len(rows), bool(rows["answered"].all())) == (18, True)
-    assert [len(piece()) for piece in run.mended_pieces()] == [1, 0]
+    assert [len(piece()) for piece in run.superseded_pieces()] == [1, 0]
 
 
 def test_a_retry_that_was_cut_off_loses_nothing(tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ def test_nothing_hides_an_answer(tmp_path: Path) -> None:
         images["row"], images["session"], images["source"] = 6, 9, answer
         images["row"][0], images["row"][-1] = 5, 7  # others around it
         images["session"][1:-1], images["source"][1:-1] = zip(*rows, strict=True)
-        found = images[standing(images)]
+        found = images[rows_that_count(images)]
         assert found["session"].tolist() == [9, *stands, 9], rows
 
 

@@ -253,7 +253,7 @@ def test_an_interrupted_simulation_is_incomplete_and_not_damaged(
     assert signal.getsignal(signal.SIGINT) is before
     report = verify_run(tmp_path / "a")
     assert report.status == "incomplete"
-    assert report.problems == [f"{report.headline}; {report.to_go_on}"]
+    assert report.problems == [f"{report.headline}; {report.next_step}"]
     assert taken <= report.rows < 9000
     capsys.readouterr()
     assert main(["verify", str(tmp_path / "a")]) == 6

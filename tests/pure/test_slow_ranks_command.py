@@ -86,7 +86,7 @@ def test_one_run_names_the_node_for_slurm(
     assert max(map(len, out.splitlines())) <= 160
     assert main(of_files(monkeypatch, {"a": healthy()})) == 0
     out = capsys.readouterr().out
-    assert "no rank is surely slower than its peers" in out
+    assert "no rank is significantly slower than its peers" in out
     assert "exclude" not in out
 
 
@@ -204,7 +204,7 @@ def test_of_a_run_with_too_few_answers_nothing_is_said(tmp_path, capsys) -> None
     assert main(["slow-ranks", str(make_run(tmp_path / "few", 18))]) == 0
     out = capsys.readouterr().out
     assert "too few answers to tell whether a rank is slower" in out
-    assert "surely" not in out
+    assert "significantly" not in out
 
 
 def test_a_folder_that_is_no_run_is_left_out_where_others_are_runs(tmp_path, capsys) -> None:

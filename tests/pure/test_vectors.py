@@ -43,7 +43,7 @@ from collage_mpi.results import (
     verify_run,
 )
 from collage_mpi.results.rows import IMAGES
-from collage_mpi.results.vectors import Beside, Write
+from collage_mpi.results.vectors import VectorBuffer, Write
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
 from collage_mpi.system import files
@@ -274,8 +274,8 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 from pathlib import Path
-from collage_mpi.results.vectors import Beside, array_of
-beside = Beside(Path({str(tmp_path)!r}), 1, {{"shards": [{{"fingerprint": "f"}}]}})
+from collage_mpi.results.vectors import VectorBuffer, array_of
+beside = VectorBuffer(Path({str(tmp_path)!r}), 1, {{"shards": [{{"fingerprint": "f"}}]}})
 layout = [("n", "<i4"), ("k", "<f4", (3,)), ("mask", "?", (2, 4)), ("half", "<f2", (2, 2))]
 beside.layout = np.dtype(layout)
 row = np.zeros(1, beside.layout)
@@ -291,7 +291,7 @@ for name in ("n", "k", "half", "mask"):
 
 
 def test_what_waits_for_a_slow_disk_is_bounded_by_its_bytes(tmp_path, monkeypatch):
-    beside = Beside(tmp_path, 1, manifest(ROWS, extras=BOTH))
+    beside = VectorBuffer(tmp_path, 1, manifest(ROWS, extras=BOTH))
     message = np.zeros((9, 250), np.float32)
     beside.add(0, 0, message[0])
     message[0] = 1.0  # its buffer is used again, and not kept for one vector of it

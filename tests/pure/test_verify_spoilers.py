@@ -273,7 +273,7 @@ def test_an_error_row_that_was_done_again_is_counted_as_written(results: Results
     run.groups["images"][mended["group"]] += 1
     report = verify_run(
         results.path,
-        replace(results, manifest=run.manifest, groups=run.groups, mended=mended),
+        replace(results, manifest=run.manifest, groups=run.groups, superseded=mended),
     )
     assert (report.status, report.problems) == ("complete", [])
 

@@ -1,7 +1,7 @@
-"""Sets of numbers, and of the images of an input, as one bit a number.
+"""Bit sets of numbers, and of the images of an input.
 
-A set takes at most 64 bits for each row that there is. Only a damaged or foreign folder has numbers
-beyond; these are kept as Python integers.
+The bits of a set take at most 64 bits for each row of the run. Only a damaged or foreign folder has
+numbers outside this range; they are kept in a Python set.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from collage_mpi.results.rows import KEY_ROW
 Key = tuple[int, int]  # shard, row
 
 _BITS_A_ROW = 64
-_RUN = 1 << 16  # images of a digest at a time
+_RUN = 1 << 16  # numbers that are unpacked at a time
 _FAR = 1 << 62
 
 
-class Marks:
-    """A set of whole numbers from 0 on."""
+class NumberSet:
+    """A set of non-negative integers, as a bit array."""
 
     def __init__(self, limit: int) -> None:
-        """`limit`: below it a number takes one bit."""
+        """`limit`: numbers below it are kept as bits."""
         self.limit = limit
-        self.bits = np.zeros(-(-limit // 8), np.uint8)  # packed, the lowest number first
+        self.bits = np.zeros(-(-limit // 8), np.uint8)  # little-endian: the lowest number first
         self._beyond: set[int] = set()
         self._n = 0
 
@@ -37,9 +37,9 @@ class Marks:
         return self._n
 
     def add(self, numbers: np.ndarray) -> np.ndarray:
-        """Mark numbers, (n,) int64; (n,) bool, which were marked before.
+        """Add numbers, (n,) int64. Returns (n,) bool, which of them the set had already.
 
-        Of a number that comes twice in one call all but one were marked before.
+        If a number occurs several times in one call, only one of its places can be False.
         """
         dense = (numbers >= 0) & (numbers < self.limit)
         again = np.ones(len(numbers), bool)
@@ -54,25 +54,25 @@ class Marks:
         return again
 
     def ascending(self) -> Iterator[np.ndarray]:
-        """All numbers in ascending order, (k,) int64 at a time."""
+        """Yields all numbers in ascending order, as (k,) int64 arrays."""
         for start in range(0, len(self.bits), _RUN // 8):
             some = np.unpackbits(self.bits[start : start + _RUN // 8], bitorder="little")
             yield np.flatnonzero(some) + 8 * start
         yield np.array(sorted(self._beyond), np.int64)
 
 
-class SessionMarks:
+class SessionNumberSets:
     """A set of numbers for each session."""
 
     def __init__(self, rows: int) -> None:
-        """`rows`: how many there are at most."""
-        self._of: dict[int, Marks] = defaultdict(lambda: Marks(8 * rows + _RUN))
+        """`rows`: the largest possible number of rows."""
+        self._of: dict[int, NumberSet] = defaultdict(lambda: NumberSet(8 * rows + _RUN))
 
     def __len__(self) -> int:
         return sum(map(len, self._of.values()))
 
     def add(self, sessions: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """Mark each session's numbers, (n,); (n,) bool, which were marked before."""
+        """Add numbers, (n,), to the sets of their sessions, (n,). Returns as `NumberSet.add`."""
         again = np.zeros(len(numbers), bool)
         for session in np.unique(sessions).tolist():
             mine = sessions == session
@@ -80,17 +80,18 @@ class SessionMarks:
         return again
 
 
-class InputMarks:
+class InputCoverage:
     """Which images of an input have a row.
 
     Attributes:
-        rows: that were added.
-        doubles, foreign: rows whose image has another row too; rows outside the input.
-        first_double, first_foreign: the lowest key of each; None without any.
+        rows: number of rows added.
+        doubles: number of rows whose image had an earlier row.
+        foreign: number of rows outside the input.
+        first_double, first_foreign: the lowest key of such a row; None if there is none.
     """
 
     def __init__(self, manifest: Json, rows: int) -> None:
-        """`rows`: how many there are at most."""
+        """`rows`: the largest possible number of rows."""
         counts = [shard["count"] for shard in manifest["shards"]]
         starts = [min(start, _FAR) for start in accumulate(counts, initial=0)]
         self._counts = np.array(counts, np.uint64)
@@ -99,7 +100,7 @@ class InputMarks:
         in_order = limit is not None and manifest.get("order") == "file"
         self._end = min(starts[-1], limit) if in_order else starts[-1]
         self._expected: int = manifest["rows"]
-        self.seen = Marks(min(self._end, _BITS_A_ROW * rows))
+        self.seen = NumberSet(min(self._end, _BITS_A_ROW * rows))
         self._outside: set[Key] = set()
         self.rows = self.doubles = self.foreign = 0
         self.first_double: Key | None = None
@@ -107,11 +108,12 @@ class InputMarks:
 
     @property
     def missing(self) -> int:
-        """How many images of the input have no row."""
+        """The number of images of the input without a row."""
         return max(0, self._expected - len(self.seen))
 
     def places(self, images: np.ndarray) -> np.ndarray:
-        """(n,) int64, which image of the input each row is about; -1 outside of it."""
+        """(n,) int64, the position of each row's image in the input; -1 if it is not in the
+        input."""
         known = images["shard"] < len(self._counts)
         known[known] = images["row"][known] < self._counts[images["shard"][known]]
         found = np.full(len(images), -1, np.int64)
@@ -121,7 +123,7 @@ class InputMarks:
         return found
 
     def add(self, images: np.ndarray) -> None:
-        """Take the keys of rows, (n,) with the columns shard and row."""
+        """Add rows, (n,) with the columns shard and row."""
         places = self.places(images)
         self.rows += len(images)
         outside = places < 0
@@ -137,7 +139,7 @@ class InputMarks:
         self.first_foreign = _lowest(self.first_foreign, images[outside])
 
     def digest(self) -> str:
-        """SHA-256 over the sorted keys of the input's images that have a row."""
+        """SHA-256 of the sorted keys of the images that have a row."""
         return _digest(self.seen.ascending(), self._starts)
 
 
@@ -147,11 +149,11 @@ def _lowest(known: Key | None, images: np.ndarray) -> Key | None:
 
 
 def keys_digest(order: np.ndarray, starts: np.ndarray) -> str:
-    """SHA-256 over the sorted keys of the images that a run is to do: see `input_digest`.
+    """SHA-256 of the sorted keys of a run's images: `input_digest` of the manifest.
 
     Args:
-        order: (n,) int64, which images of the input, each once.
-        starts: (shards + 1,) int64, the first image of each shard, and the end.
+        order: (n,) int64, distinct positions in the input.
+        starts: (shards + 1,) int64, the position of each shard's first image, and the total.
     """
     whole = len(order) == starts[-1]
     order = order if whole else np.sort(order)
@@ -163,7 +165,7 @@ def keys_digest(order: np.ndarray, starts: np.ndarray) -> str:
 
 
 def _digest(runs: Iterable[np.ndarray], starts: np.ndarray) -> str:
-    """SHA-256 over the keys of images, which come in ascending order."""
+    """SHA-256 of the keys of images, whose positions come in ascending order."""
     found = hashlib.sha256()
     for places in runs:
         shard = np.searchsorted(starts, places, side="right") - 1
