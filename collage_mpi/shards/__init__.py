@@ -1,5 +1,6 @@
-"""Shards: HDF5 files of labelled images, written, checked and read ahead. The public names are
-resolved on first use, so that h5py is imported by the first file access and not before.
+"""Reads and writes the images of a job: HDF5 shards, and other sources of images.
+
+The public names are imported on first use, so that h5py is not imported before a file is opened.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Stores cells beside the images of a shard: each image shrunk for the collage, once for all jobs.
+"""Adds a dataset of cells to a shard: each image shrunk for the collage, once for all jobs.
 
-The dataset's attribute `filter` names the filter that shrank the images. If the encoder now uses
-another filter, the stored cells are ignored when the shard is opened, so that stored and fresh
-cells never differ.
+The dataset's attribute `filter` names the filter that shrank the images. If the encoder uses
+another filter, the stored cells are ignored, so that stored and newly made cells never differ.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ def add_cells(
         shrink: (n, H, W, C) uint8 -> (n, px, px, C) uint8.
 
     Returns:
-        The copy and the number of its images.
+        The path of the copy and the number of its images.
 
     Raises:
         DataFault: the shard is bad, or already has such cells.
-        EnvironmentFault: the folder cannot be written, or holds a file of that name.
+        EnvironmentFault: the folder cannot be written, or has a file of this name.
     """
     target = out / path.name
     temporary = temporary_name(target)
@@ -84,7 +83,7 @@ def _write(
 ) -> None:
     count, name = len(shards), cells_name(px)
     for old in (name, f"{name}_crc32"):
-        if old in file:  # of another filter
+        if old in file:  # made with another filter
             del file[old]
     row = (px, px, shards.shape[2])
     chunk = (chunk_rows(math.prod(row), count), *row)

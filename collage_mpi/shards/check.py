@@ -1,5 +1,5 @@
-"""Checks that a file is a sound shard: structure, checksums, labels. It runs in the process of
-`guard`, because libhdf5 can loop or crash on damaged files.
+"""Checks the structure, checksums and labels of a shard. This runs in the child process of `guard`,
+because libhdf5 can loop or crash on damaged files.
 """
 
 from __future__ import annotations
@@ -51,21 +51,21 @@ def inspect_here(path: Path, *, hash_file: bool) -> ShardInfo:
 
     Args:
         path: the shard.
-        hash_file: compare the whole file with the `.sha256` beside it. Without that file
-            the fingerprint is computed in any case.
+        hash_file: compare the SHA-256 of the whole file with the `.sha256` file beside it. If there
+            is no such file, the SHA-256 is always computed.
 
     Raises:
         DataFault: not a shard, damaged, or not the file that was hashed.
         OSError: the file cannot be read.
     """
-    stamp = stamp_of(path)  # first: a change from here on is met at the next look
+    stamp = stamp_of(path)  # first, so that a later check notices every change from here on
     recorded = read_sidecar(path)
     actual = sha256_of(path) if hash_file or recorded is None else recorded
     if recorded is not None and actual != recorded:
         more = (
             f"`{shlex.join(['collage-mpi', 'shards', 'verify', str(path)])}` says which rows are "
-            "affected; without the .sha256 "
-            "beside it those become error rows and the others are used."
+            "affected. If you remove the .sha256 file, these become error rows and the others are "
+            "used."
         )
         raise DataFault(f"{path}: {hash_mismatch(path)} {more}")
     with H5_LOCK, opened(path) as file:
@@ -73,7 +73,7 @@ def inspect_here(path: Path, *, hash_file: bool) -> ShardInfo:
 
 
 def verify_here(path: Path) -> list[str]:
-    """Everything that is wrong with a shard, in at most `MAX_PROBLEMS` lines. Raises OSError."""
+    """All problems of a shard, in about `MAX_PROBLEMS` lines. Raises OSError."""
     problems = []
     try:
         recorded = read_sidecar(path)
@@ -92,7 +92,7 @@ def verify_here(path: Path) -> list[str]:
 
 
 def _foreign_problems(file: Any, path: Path, layout: ArrayLayout, problems: list[str]) -> list[str]:
-    """Reads the whole file. Only its SHA-256 can prove the file of another program."""
+    """Problems of another program's file. It has no checksums of rows, so all images are read."""
     images = file[layout.images]
     rows = max(1, BLOCK_BYTES // max(1, images[0].size))
     try:
@@ -111,7 +111,7 @@ def _foreign_problems(file: Any, path: Path, layout: ArrayLayout, problems: list
 
 
 def hash_mismatch(path: Path) -> str:
-    """The message for a file whose bytes are not the ones that were hashed."""
+    """The message for a file whose SHA-256 differs from the recorded one."""
     return (
         f"its SHA-256 is not the one in {sidecar_path(path).name}: the file has changed since "
         "it was written. Copy it or make it again."
@@ -119,12 +119,12 @@ def hash_mismatch(path: Path) -> str:
 
 
 def opened(path: Path, *, cache_bytes: int = 0) -> Any:
-    """The open file. Raises DataFault if it is not HDF5, OSError if it is unreadable."""
+    """Open a file. Raises DataFault if it is not HDF5, OSError if it cannot be read."""
     path = split_part(path)[0]
     if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "a folder, pipe or device, not a file")  # open would wait
+        raise OSError(errno.EINVAL, "a folder, pipe or device, not a file")  # a pipe would wait
     with path.open("rb"):
-        pass  # missing or forbidden: the plain OSError says it better than HDF5
+        pass  # if the file is missing or forbidden, this OSError is clearer than HDF5's
     try:
         return open_file(path, cache_bytes=cache_bytes)
     except (OSError, RuntimeError) as error:
@@ -132,13 +132,14 @@ def opened(path: Path, *, cache_bytes: int = 0) -> Any:
 
 
 def describe(file: Any, path: Path, *, for_verify: bool = False) -> ShardInfo:
-    """Check attributes, datasets, storage and labels of an open file. The fingerprint stays empty.
+    """Check attributes, datasets, storage and labels of an open file, and describe it. The
+    fingerprint stays empty.
 
-    With `for_verify` the range of the labels is not checked here, because the caller lists every
-    problem.
+    Args:
+        for_verify: do not check the range of the labels, because the caller does.
 
     Raises:
-        DataFault: with the first thing that is wrong.
+        DataFault: the first problem.
     """
     try:
         if is_foreign(file):
@@ -184,7 +185,7 @@ def describe(file: Any, path: Path, *, for_verify: bool = False) -> ShardInfo:
 def _check_images(
     file: Any, count: int | None, file_bytes: int
 ) -> tuple[tuple[int, ...], str | None]:
-    """(n, ...) of stored items, after a check that all of them are stored; fit is None."""
+    """Check the dataset of images. Returns its shape, (n, ...), and None."""
     images = _dataset(file, "images", DTYPES)
     shape = tuple(int(size) for size in images.shape)
     if len(shape) < 2 or count != shape[0] or min(shape) < 1:
@@ -199,8 +200,8 @@ def _check_images(
 def _check_encoded(
     file: Any, count: int | None, file_bytes: int
 ) -> tuple[tuple[int, ...], str | None]:
-    """(n, H, W, C) of stored files, and how they are decoded, after a check that every file lies
-    inside.
+    """Check the datasets of encoded images. Returns the shape after decoding, (n, H, W, C), and the
+    text of the `PictureFit`.
     """
     encoded = _dataset(file, "encoded", ["uint8"], 1)
     ends = _dataset(file, "ends", ["int64"], 1)
@@ -244,7 +245,7 @@ def _dataset(file: Any, name: str, dtypes: Sequence[str], dims: int | None = Non
 
 
 def _check_storage(images: Any, file_bytes: int) -> None:
-    """Walk the chunk index: every row must be stored, and nothing past the end of the file."""
+    """Check by the chunk index that every row is stored and that no chunk ends after the file."""
     if not stored_in_full(images, file_bytes):
         raise DataFault("the images are not stored in full: truncated")
     if images.chunks is None:
@@ -261,7 +262,7 @@ def _check_storage(images: Any, file_bytes: int) -> None:
 
 
 def _cell_sizes(file: Any, shape: tuple[int, ...], file_bytes: int) -> tuple[int, ...]:
-    """Edges of the stored cells that this program's encoder would make, ascending."""
+    """Sizes in pixels of the stored cells that were made with FILTER, ascending."""
     sizes = []
     for name in file:
         match = re.fullmatch(r"cells_([1-9][0-9]{0,4})", name)
@@ -281,10 +282,10 @@ def _cell_sizes(file: Any, shape: tuple[int, ...], file_bytes: int) -> tuple[int
 
 
 def _chunks_of(images: Any) -> tuple[set[int], list[int]]:
-    """First row and last byte + 1 of each stored chunk, in one pass over the index.
+    """The first row of each stored chunk, and the byte after its last, in one pass over the index.
 
-    Asking for single chunks walks the index from its start each time, which takes over a minute for
-    20,000 chunks. One pass takes 30 ms.
+    A query for a single chunk walks the index from the start. For 20,000 chunks that takes over a
+    minute, and one pass 30 ms.
     """
     firsts: set[int] = set()
     ends: list[int] = []
@@ -295,7 +296,7 @@ def _chunks_of(images: Any) -> tuple[set[int], list[int]]:
 
     if hasattr(images.id, "chunk_iter"):
         images.id.chunk_iter(note)
-    else:  # libhdf5 before 1.12.3: only the number can be had in one pass
+    else:  # libhdf5 before 1.12.3 gives only the number of chunks in one pass
         firsts.update(images.chunks[0] * k for k in range(images.id.get_num_chunks()))
     return firsts, ends
 
@@ -339,8 +340,8 @@ def _row_problems(file: Any, about: ShardInfo) -> list[str]:
 
 
 def _bad_rows(file: Any, name: str, stored: np.ndarray, labels: np.ndarray | None) -> list[str]:
-    """Rows of a dataset (n, ...) whose CRC-32 differs from the stored one, (n,)
-    uint32.
+    """Lines about rows of the dataset `name`, (n, ...), whose CRC-32 is not the one in `stored`,
+    (n,) uint32.
     """
     rows = file[name]
     block = max(1, BLOCK_BYTES // (rows.dtype.itemsize * int(np.prod(rows.shape[1:]))))
@@ -355,7 +356,7 @@ def _bad_rows(file: Any, name: str, stored: np.ndarray, labels: np.ndarray | Non
 
 
 def _bad_files(file: Any, about: ShardInfo, labels: np.ndarray | None) -> list[str]:
-    """Rows of encoded images whose checksum does not match, or that cannot be decoded."""
+    """Lines about encoded images whose checksum does not match or that cannot be decoded."""
     stored, ends = file["crc32"][...], file["ends"][...]  # (n,) uint32, (n,) int64
     fit = parse_fit(about.fit or "")
     lines = []
@@ -372,6 +373,6 @@ def _bad_files(file: Any, about: ShardInfo, labels: np.ndarray | None) -> list[s
 
 
 def first_of(lines: list[str]) -> list[str]:
-    """At most MAX_PROBLEMS lines, and how many more there are."""
+    """The first MAX_PROBLEMS lines, and a line with the number of others."""
     more = len(lines) - MAX_PROBLEMS
     return lines if more <= 0 else [*lines[:MAX_PROBLEMS], f"... and {more} more rows"]

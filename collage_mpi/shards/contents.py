@@ -1,6 +1,5 @@
-"""What lies in an HDF5 file of another program, and the `prep hdf5` command to type for a dataset
-that a job cannot use directly. Only what lies in the file itself is used, never a link to another
-file.
+"""Lists the datasets of another program's HDF5 file, and suggests the `prep hdf5` command for a
+dataset that a job cannot use directly. Links to other files are never followed.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from collage_mpi.shards.schema import CHANNELS, split_part
 from collage_mpi.system.printable import some_of
 
 MAX_LISTED = 8
-DEEPEST = 4  # levels of groups that are looked through: links may lead back up
+DEEPEST = 4  # levels of groups that are searched, because links may form a cycle
 MAX_GROUPS = 1000
 
 
 class ForeignFault(DataFault):
-    """The file of another program was not understood; the message says what to type."""
+    """No images were found in another program's file. The message says what to type."""
 
 
 @contextmanager
 def named_faults(path: Path | str) -> Iterator[None]:
-    """Puts the name of the file before what a ForeignFault says of it."""
+    """Adds the file's path to the message of a ForeignFault, and raises it as a DataFault."""
     try:
         yield
     except ForeignFault as fault:
@@ -38,7 +37,7 @@ def named_faults(path: Path | str) -> Iterator[None]:
 
 
 def own_dataset(file: Any, name: str) -> Any:
-    """A dataset by name. Raises ForeignFault if it lies outside this file."""
+    """A dataset by name. Raises ForeignFault if it does not exist or is stored in other files."""
     h5py = import_h5py()
     if name not in file:
         raise ForeignFault(f"has no dataset {name!r}; it holds {listed(file)}")
@@ -51,7 +50,7 @@ def own_dataset(file: Any, name: str) -> Any:
 
 
 def datasets(file: Any, group: str) -> Iterator[tuple[str, Any]]:
-    """(name, dataset) directly in a group; links to other places are left out."""
+    """Yields (name, dataset) for the datasets directly in a group, without links."""
     h5py = import_h5py()
     for name in file[group] if group else file:
         whole = f"{group}/{name}" if group else name
@@ -60,7 +59,7 @@ def datasets(file: Any, group: str) -> Iterator[tuple[str, Any]]:
 
 
 def groups_below(file: Any, top: str = "") -> list[str]:
-    """A group and the groups in it, `DEEPEST` levels down; the root is ""."""
+    """The names of a group and of the groups in it, down to `DEEPEST` levels; the root is ""."""
     found = level = [top]
     for _ in range(DEEPEST):
         level = [
@@ -79,13 +78,13 @@ def _is_group(file: Any, name: str) -> bool:
 
 
 def _is_here(file: Any, name: str) -> bool:
-    """Whether a name is neither a soft nor an external link."""
+    """Whether a name is a hard link, so neither a soft nor an external one."""
     return isinstance(file.get(name, getlink=True), import_h5py().HardLink)
 
 
 def stored_in_full(images: Any, file_bytes: int) -> bool:
-    """Whether a dataset without chunks ends within the file. Rows of chunks that were never written
-    read as the fill value.
+    """Whether a contiguous dataset ends within the file. Chunked datasets always pass: HDF5 reads
+    missing chunks as the fill value.
     """
     if images.chunks is not None:
         return True
@@ -105,22 +104,22 @@ def what(item: Any) -> str:
     return f"{item.dtype} {tuple(item.shape)}"
 
 
-LOOK_ROWS = 64  # from each end, to tell the range of float pixels
+LOOK_ROWS = 64  # rows at each end from which the range of pixels is estimated
 
 
 def convert(path: Path, images: str, labels: str | None, *flags: str) -> str:
-    """The command that makes a shard of the dataset."""
+    """The command that makes shards of the dataset `images`, in backquotes."""
     words = ["collage-mpi", "prep", "hdf5", str(split_part(path)[0]), "--images", images]
     words += ["--labels", labels] if labels else []
     return f"`{shlex.join([*words, *flags, '--out', 'shards'])}`"
 
 
 def flags_for(item: Any, count: int | None = None) -> list[str] | None:
-    """The flags that `prep hdf5` needs for a dataset of images, or None if they cannot be known.
+    """The flags that `prep hdf5` needs for a dataset of images; None if they are unclear.
 
     Args:
         item: the dataset.
-        count: how many labels there are, if known.
+        count: number of labels, if known.
     """
     if item.ndim not in (2, 3, 4) or min(item.shape) < 1 or item.dtype.kind not in "uif":
         return None
@@ -160,7 +159,7 @@ def range_flag(item: Any) -> list[str] | None:
 
 
 def range_of(images: Any) -> tuple[float, float]:
-    """Smallest and largest value in the first and last rows of a dataset."""
+    """The smallest and the largest value in the first and last LOOK_ROWS rows of a dataset."""
     rows = max(1, min(LOOK_ROWS, (32 << 20) // max(1, images.dtype.itemsize * images[0].size)))
     ends = np.concatenate([images[:rows], images[-rows:]])
     return float(ends.min()), float(ends.max())

@@ -1,5 +1,5 @@
 """Finds images and labels in HDF5 files of other programs, by the names and shapes of the datasets.
-Like `check`, it runs in the process of `guard` when a file is first opened.
+Like `check`, this runs in the child process of `guard` when a file is first opened.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from collage_mpi.shards.schema import (
 
 IMAGE_NAMES = ("images", "imgs", "image", "x", "data")
 LABEL_NAMES = ("labels", "label", "y", "targets", "target")
-MANY_AXES = range(3, 33)  # 32 is HDF5's most
-MAX_UNUSED = 8  # datasets that are named as not used
-NO_LABELS = "none"  # what to say for labels where those that are there are not wanted
+MANY_AXES = range(3, 33)  # HDF5 allows 32 axes
+MAX_UNUSED = 8  # unused datasets that are listed
+NO_LABELS = "none"  # the user's word for ignoring the labels of a file
 
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """Where images and labels lie in a file of another program.
+    """The datasets of images and labels in another program's file, and the layout of the images.
 
     Attributes:
-        images, labels: dataset names with their groups; None: no labels.
+        images, labels: names of the datasets with their groups. labels is None if there are none.
         axes: "NHWC", "NCHW", or "NHW" for grey images without a channel axis; "" for items that
-            are no pictures and stay as they are.
-        unused: other datasets beside them.
-        flat: (H, W, C) of images that are stored as rows of values, in the order of `axes`.
-        transposed: rows and columns of each image are swapped.
-        columns: with `flat`, each image is a column instead of a row, as in MATLAB matrices.
+            are not pictures and stay unchanged.
+        unused: names of other datasets in the group.
+        flat: (H, W, C) if each image is stored as a row of values, in the order of `axes`.
+        transposed: whether height and width of each image are swapped.
+        columns: whether, with `flat`, each image is a column instead of a row (MATLAB).
     """
 
     images: str
@@ -76,11 +76,11 @@ class ArrayLayout:
         return cls(**found)
 
     def image_shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-        """(H, W, C) of one image, or the shape of another item, from the dataset's shape."""
+        """(H, W, C) of an image, or the shape of another item, for a dataset of shape `stored`."""
         return self.arrange(np.empty((0, *stored[1:]), np.uint8)).shape[1:]
 
     def arrange(self, block: np.ndarray) -> np.ndarray:
-        """Images as stored -> (n, H, W, C); other items stay as they are."""
+        """Converts images from the stored layout to (n, H, W, C). Other items stay unchanged."""
         if self.flat is not None:
             height, width, channels = self.flat
             by_channel = self.axes == "NCHW"
@@ -95,11 +95,13 @@ class ArrayLayout:
 
 @dataclass(frozen=True)
 class LayoutHints:
-    """What the user said about a file. What is empty is found by name and shape.
+    """The user's description of a file. Empty attributes are found by name and shape.
 
     Attributes:
-        labels: a dataset, or `NO_LABELS`.
-        shape: (H, W, C) of images that are stored as rows of values.
+        images: name of a dataset.
+        labels: name of a dataset, or `NO_LABELS`.
+        axes, transposed: as in `ArrayLayout`.
+        shape: (H, W, C) if each image is stored as a row of values.
     """
 
     images: str | None = None
@@ -110,20 +112,20 @@ class LayoutHints:
 
 
 def is_foreign(file: Any) -> bool:
-    """Whether an open file does not claim to be a shard of this package."""
+    """Whether an open file lacks the marks of a shard of this package."""
     return "format" not in file.attrs and "crc32" not in file
 
 
 def understand(file: Any, path: Path) -> ShardInfo:
-    """Find images and labels, check that they can be used, and describe them. The fingerprint stays
-    empty.
+    """Find images and labels, check that a job can use them, and describe them. The fingerprint
+    stays empty.
 
     Args:
         file: the open `h5py.File`.
-        path: its path, with `::PART` for one group or dataset of it.
+        path: its path, with `::PART` for one group or dataset of the file.
 
     Raises:
-        ForeignFault: what was found, what is needed, what to type.
+        ForeignFault: images or labels are missing, ambiguous or not usable.
     """
     layout = find_layout(file, path, as_they_are=True)
     images = file[layout.images]
@@ -133,7 +135,7 @@ def understand(file: Any, path: Path) -> ShardInfo:
         raise ForeignFault(no_pictures)
     if not stored_in_full(images, split_part(path)[0].stat().st_size):
         raise ForeignFault(f"dataset {images.name!r} is not stored in full: truncated")
-    images[0], images[-1]  # a filter that is missing here shows now
+    images[0], images[-1]  # raises now if HDF5 lacks the dataset's compression filter
     names = class_names_of(file)
     if layout.labels is not None:
         _check_labels(file[layout.labels], len(images), layout, path, names)
@@ -153,12 +155,12 @@ def understand(file: Any, path: Path) -> ShardInfo:
 
 
 def are_items(array: Any) -> bool:
-    """Whether the rows of an array can be items as they are."""
+    """Whether the rows of an array can be items without conversion."""
     return array.dtype.name in DTYPES and len(array.shape) >= 2 and min(array.shape) >= 1
 
 
 def _no_pictures(file: Any, layout: ArrayLayout, path: Path) -> str:
-    """Why items are no pictures, and what makes pictures of them."""
+    """Says why the items are not pictures, and which command converts them."""
     images = file[layout.images]
     try:
         axes = _axes(file, layout.images, layout.labels, path)
@@ -170,12 +172,14 @@ def _no_pictures(file: Any, layout: ArrayLayout, path: Path) -> str:
 def find_layout(
     file: Any, path: Path, told: LayoutHints | None = None, as_they_are: bool = False
 ) -> ArrayLayout:
-    """The datasets of images and labels, found by name, and the axes, found by shape.
+    """Find the datasets of images and labels by name, and the axes by shape.
 
-    With `as_they_are` items that are no pictures have no axes.
+    Args:
+        told: what the user said about the file.
+        as_they_are: accept items that are not pictures; their axes are "".
 
     Raises:
-        ForeignFault: there are none, or several.
+        ForeignFault: no dataset fits, or several do.
     """
     told = told or LayoutHints()
     part = split_part(path)[1].strip("/")
@@ -201,11 +205,11 @@ def find_layout(
 
 
 def find_labels(file: Any, path: Path) -> Any:
-    """The dataset of labels in a separate file: the given one, one with a known name, or the only
-    one.
+    """The dataset of labels in a file that has only labels: the given one, the one with a known
+    name, or the only one.
 
     Raises:
-        ForeignFault: there are none, or several.
+        ForeignFault: no dataset fits, or several do.
     """
     name, part = split_part(path)
     part = part.strip("/")
@@ -252,8 +256,8 @@ def _the_images(file: Any, path: Path, part: str) -> str:
 
 
 def _named_so(file: Any, groups: Sequence[str], dims: Container[int]) -> dict[str, list[str]]:
-    """Group -> its numeric datasets with a name for images, for the highest groups that have
-    any.
+    """Group -> its numeric datasets with a name of IMAGE_NAMES. Only the topmost level of groups
+    that has such datasets is returned.
     """
     found = {
         group: [
@@ -292,7 +296,11 @@ def _the_labels(beside: Sequence[str], images: str, path: Path, flags: Sequence[
 
 
 def _in_columns(item: Any, images: str, shape: tuple[int, int, int]) -> bool:
-    """Whether the columns are images of that shape and the rows are not. Raises ForeignFault."""
+    """Whether the columns, and not the rows, have the size of an image of this shape.
+
+    Raises:
+        ForeignFault: neither have.
+    """
     values = math.prod(shape)
     if item.ndim >= 2 and len(item) >= 1 and math.prod(item.shape[1:]) == values:
         return False
@@ -321,7 +329,7 @@ def _not_images(file: Any, images: str, labels: str | None, path: Path) -> str:
 
 
 def channel_axes(shape: tuple[int, ...]) -> tuple[bool, bool]:
-    """Whether axis 1, and whether the last axis, may be the channels of (n, ...) pictures."""
+    """Whether axis 1, and whether axis 3, can be the channels of pictures of this shape."""
     return len(shape) == 4 and shape[1] in CHANNELS, len(shape) == 4 and shape[3] in CHANNELS
 
 
@@ -330,7 +338,7 @@ def _as_pictures(item: Any) -> bool:
 
 
 def _axes(file: Any, images: str, labels: str | None, path: Path, told: str = "") -> str:
-    """The axes of pictures. Raises ForeignFault where the shape is not that of any."""
+    """The axes of pictures. Raises ForeignFault if the shape is not that of pictures."""
     item = file[images]
     if item.ndim not in (3, 4) or min(item.shape) < 1:
         raise ForeignFault(_not_images(file, images, labels, path))
@@ -361,9 +369,8 @@ def _not_uint8(images: Any, layout: ArrayLayout, path: Path) -> str:
         advice = f"{command} converts it"
     else:
         advice = (
-            "If these are pixels between two bounds, `collage-mpi prep hdf5` converts them when "
-            "told with --range=LOW:HIGH; pixels that were standardised must be made from the "
-            "original ones"
+            "If these are pixels between two bounds, `collage-mpi prep hdf5 --range=LOW:HIGH` "
+            "converts them. If they were standardised, start from the original pixels"
         )
     return (
         f"dataset {layout.images!r} is {what(images)} with values from {low:g} to {high:g} "
@@ -392,7 +399,7 @@ def _check_labels(
 
 
 def class_names_of(file: Any) -> tuple[str, ...] | None:
-    """The attribute class_names, if it is a list of different names; otherwise None."""
+    """The attribute class_names if it is a list of distinct names; otherwise None."""
     value = np.atleast_1d(file.attrs.get("class_names", ()))
     try:
         names = tuple(n.decode("utf-8") if isinstance(n, bytes) else str(n) for n in value)

@@ -1,10 +1,9 @@
 """Opens and verifies shards in a child process, under a time and a memory limit.
 
 libhdf5 can loop or crash on damaged files (24 endless loops and a segfault in 7,923 mutated
-shards), and a rank must not. The child is started anew (as `python -m collage_mpi.shards.guard`)
-and never forked, because a fork after MPI_Init hangs. It takes one JSON request on stdin and
-answers one JSON line a shard, so one child checks many shards, and the shard that kills it is
-known.
+shards), and a rank must not. The child is a new process (`python -m collage_mpi.shards.guard`) and
+not a fork, because a fork after MPI_Init hangs. It takes one JSON request on stdin and answers with
+one JSON line a shard. So one child checks many shards, and it is known which shard killed it.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from collage_mpi.system.process_tree import ask_apart, own_command
 CHILD_COMMAND = own_command("collage_mpi.shards.guard")
 MEMORY_BYTES = 2 << 30
 START_S = 60.0  # python and h5py from a cold network file system
-BYTES_PER_S = 20e6  # slower than this, hashing and reading count as hung
-DECODE_BYTES_PER_S = 2e6  # and verify decodes encoded images: 20 to 40 MB/s on one core
+BYTES_PER_S = 20e6  # hashing and reading that is slower than this counts as hung
+DECODE_BYTES_PER_S = 2e6  # the same for verify, which decodes images: 20 to 40 MB/s on one core
 
 
 def inspect_shard(path: Path | str, *, limit_s: float | None = None) -> ShardInfo:
     """Describe one shard after checking it.
 
     Raises:
-        DataFault, EnvironmentFault: as `examine_shards` has it for the file.
+        DataFault, EnvironmentFault: as `examine_shards` returns it.
     """
     [found] = examine_shards([Path(path)], limit_s=limit_s)
     if isinstance(found, CollageError):
@@ -51,8 +50,8 @@ def examine_shards(
         limit_s: time for all files in seconds; the default grows with their size.
 
     Returns:
-        For each file its description, or its fault. DataFault: it is not a shard, is damaged, or
-        hangs or crashes the HDF5 library. EnvironmentFault: it is missing or unreadable.
+        For each file its description, or its fault. DataFault: the file is not a shard, is damaged,
+        or hangs or crashes the HDF5 library. EnvironmentFault: it is missing or unreadable.
     """
     answers = _ask("inspect", paths, limit_s)
     found: list[ShardInfo | CollageError] = []
@@ -68,7 +67,7 @@ def examine_shards(
 
 
 def verify_shard(path: Path | str, *, limit_s: float | None = None) -> list[str]:
-    """All problems of one shard: checksums of file and rows, structure, labels; [] is good.
+    """All problems of one shard (checksums of file and rows, structure, labels); [] if none.
 
     Raises:
         EnvironmentFault: the file is missing or unreadable.
@@ -83,8 +82,8 @@ def verify_shard(path: Path | str, *, limit_s: float | None = None) -> list[str]
 
 
 def _ask(task: str, paths: Sequence[Path], limit_s: float | None) -> list[dict[str, Any]]:
-    """One answer a path. If a child dies, the file that it worked on is at fault, and a new child
-    goes on with the rest.
+    """One answer for each path. If a child dies, the answer for the file that it was reading says
+    so, and a new child goes on with the rest.
     """
     answers: list[dict[str, Any]] = []
     while len(answers) < len(paths):
@@ -142,7 +141,7 @@ def _limit_child(cpu_s: int) -> None:
         try:
             resource.setrlimit(limit, (ceiling, hard))
         except (ValueError, OSError):
-            pass  # some systems refuse RLIMIT_AS: the parent's clock remains
+            pass  # some systems refuse RLIMIT_AS; the parent's time limit still holds
 
 
 def _answer(task: str, path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The only access to h5py: its import, opening of files, and one lock for the whole process."""
+"""The only module that imports h5py. It opens files, and has the lock for all calls of h5py."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ H5_LOCK = threading.RLock()
 
 @contextmanager
 def still_reading(path: Path | str) -> Iterator[None]:
-    """Holds the lock; what h5py raises inside for a file that was good before becomes an
-    EnvironmentFault.
+    """Holds the lock. An error of h5py inside is raised as an EnvironmentFault, because the file
+    was sound when it was checked.
     """
     try:
         with H5_LOCK:
@@ -32,10 +32,10 @@ def still_reading(path: Path | str) -> Iterator[None]:
 
 
 def import_h5py() -> Any:
-    """h5py, imported on first use, with HDF5's file locks off unless the user set them.
+    """Import h5py, with HDF5's file locks switched off unless the user has set them.
 
-    The locks fail on many network file systems, and nothing here writes a file that another process
-    has open. Libraries before HDF5 1.10.7 read only the environment variable.
+    File locks fail on many network file systems, and this package never writes to a file that
+    another process has open. HDF5 before 1.10.7 can be told only by the environment variable.
     """
     os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
     import h5py
@@ -44,26 +44,24 @@ def import_h5py() -> Any:
 
 
 def cause_of(error: BaseException) -> str:
-    """The system's own error text from HDF5's long message, if there is one; else the whole
-    message.
-    """
+    """The text of the system's error within HDF5's long message; the whole message if it has
+    none."""
     told = re.search(r"error message = '([^']+)'", str(error))
     return told[1] if told else str(error)
 
 
 class FileToWrite(io.FileIO):
-    """The file below HDF5 while a shard is written. It keeps its first failure instead of raising
-    it.
+    """The file that HDF5 writes to. The first error is kept in `failure` instead of being raised.
 
-    If libhdf5 meets a full disk, it cannot close its objects any more and crashes the process at
-    exit (seen with HDF5 2.0). So HDF5 is told that every write works, and the writer asks `failure`
-    after each step.
+    If a write fails, for example on a full disk, libhdf5 cannot close its objects and crashes the
+    process at exit (seen with HDF5 2.0). So every write seems to succeed, and the caller checks
+    `failure` after each step.
     """
 
     failure: OSError | None = None
 
     def write(self, data: Any, /) -> int:
-        """Write all of `data`; a failure is kept in `failure`."""
+        """Write all of `data`. An error is kept in `failure`."""
         view = memoryview(data).cast("B")
         size = len(view)
         try:
@@ -74,7 +72,7 @@ class FileToWrite(io.FileIO):
         return size
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill all of `buffer`, with zeros beyond the end of the file, like HDF5's own driver."""
+        """Fill `buffer`, with zeros after the end of the file, as HDF5's own driver does."""
         view = memoryview(buffer).cast("B")
         filled = 0
         while count := super().readinto(view[filled:]):
@@ -83,7 +81,7 @@ class FileToWrite(io.FileIO):
         return len(view)
 
     def truncate(self, size: int | None = None, /) -> int:
-        """Set the length; a failure is kept in `failure`."""
+        """Set the length. An error is kept in `failure`."""
         try:
             return super().truncate(size)
         except OSError as error:
@@ -92,16 +90,17 @@ class FileToWrite(io.FileIO):
 
 
 def create_file(stream: FileToWrite) -> Any:
-    """A new `h5py.File` in `stream`, in the HDF5 1.10 layout.
+    """Create an `h5py.File` in `stream`, in the HDF5 1.10 layout, whose metadata has checksums.
 
-    The metadata of this layout has checksums, so damage raises an error instead of misleading the
-    reader. Raises OSError.
+    Raises:
+        OSError: the file cannot be written.
     """
     return import_h5py().File(stream, "w", libver=("v110", "v110"))
 
 
 def text_array(texts: Sequence[str]) -> np.ndarray:
-    """Strings as fixed-length UTF-8: HDF5's variable-length heap has no checksum."""
+    """Strings as an array of fixed-length UTF-8, because HDF5's heap for variable-length strings
+    has no checksum."""
     if any("\0" in text for text in texts):
         raise DataFault("names, ids and the source cannot hold a NUL character")
     raw = [text.encode("utf-8") for text in texts]
@@ -111,10 +110,10 @@ def text_array(texts: Sequence[str]) -> np.ndarray:
 
 
 def open_file(path: Path, *, cache_bytes: int = 0) -> Any:
-    """An `h5py.File` to read, without file locks. Raises OSError.
+    """Open an `h5py.File` to read, without file locks. Raises OSError.
 
-    By default there is no chunk cache: for chunks without a filter HDF5 then reads only the wanted
-    rows, which is 5 x faster in shuffled order. The operating system caches the file anyway.
+    By default there is no chunk cache. Then HDF5 reads only the wanted rows of a chunk without
+    filter, which is 5 x faster in shuffled order. The operating system caches the file anyway.
     """
     h5py = import_h5py()
     try:
@@ -122,5 +121,5 @@ def open_file(path: Path, *, cache_bytes: int = 0) -> Any:
     except ValueError as error:
         if "locking" not in str(error):
             raise
-        # an old libhdf5: the variable that import_h5py sets has done it
+        # an old libhdf5 without this argument reads the variable that import_h5py sets
         return h5py.File(path, "r", rdcc_nbytes=cache_bytes)

@@ -1,4 +1,4 @@
-"""Which source reads a path: the sources of this package, and those that other packages add."""
+"""Finds the source class that reads a path: one of this package, or one of another package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from collage_mpi.shards.schema import ShardInfo, split_part
 from collage_mpi.shards.source import ReadAs, Source
 from collage_mpi.system.files import reading
 
-HOMES = {  # in the order in which they are asked whether they take a path
+HOMES = {  # name of a source -> its class, in the order in which `takes` is called
     "images": "openshard.OpenShard",
     "tar": "tars.TarSource",
     "parquet": "parquet.ParquetSource",
@@ -28,18 +28,18 @@ HOMES = {  # in the order in which they are asked whether they take a path
     "encoded": "openshard.EncodedShard",
     "foreign": "openshard.ForeignShard",
 }
-HDF5 = ("images", "encoded", "foreign")  # what the file is, it says itself
-IN_FOLDERS = (".h5", ".tar", ".parquet")  # a folder may hold such files, each a source
+HDF5 = ("images", "encoded", "foreign")  # the content of the file decides which
+IN_FOLDERS = (".h5", ".tar", ".parquet")  # in a folder, each such file is a source
 SOURCES = Names("source", "collage_mpi.sources", Source, HOMES)  # type: ignore[type-abstract]
 
 
 @cache
 def source_class(name: str) -> type[Source]:
-    """The source of that name.
+    """The source class with this name.
 
     Raises:
-        UsageError: there is none.
-        EnvironmentFault: the package that adds it is broken.
+        UsageError: the name is unknown.
+        EnvironmentFault: the package that adds the source cannot be loaded.
     """
     if name in HOMES:
         module, _, of = HOMES[name].partition(".")
@@ -52,8 +52,8 @@ def source_class(name: str) -> type[Source]:
 
 
 def source_of(path: Path | str) -> tuple[type[Source], Path]:
-    """The source that reads a path, and the path; `NAME:PATH` names the source. HDF5 is what no
-    other source takes.
+    """The source class that reads a path, and the path without NAME. `NAME:PATH` names the source.
+    A path that no other source takes is read as HDF5.
     """
     named = re.fullmatch(r"([a-z][a-z0-9_-]+):([^:].*)", str(path), re.DOTALL)
     if named and not url_of(path) and not os.path.lexists(path):
@@ -64,22 +64,22 @@ def source_of(path: Path | str) -> tuple[type[Source], Path]:
 
 
 def place_of(path: Path | str) -> Path:
-    """The file or folder of a source, without the source's name and a part within it."""
+    """The file or folder of a source, without NAME: and ::PART."""
     return split_part(source_of(path)[1])[0]
 
 
 def open_source(info: ShardInfo) -> Source:
-    """Open a source that was described before.
+    """Open a source, given its description.
 
     Raises:
-        EnvironmentFault: it can no longer be read.
-        DataFault: it has been replaced or changed.
+        EnvironmentFault: the source can no longer be read.
+        DataFault: the source has been replaced or changed.
     """
     return source_class(info.storage)(info)
 
 
 def examine(paths: Sequence[Path | str], read_as: ReadAs) -> list[ShardInfo | CollageError]:
-    """A description of each source, or why it cannot be used."""
+    """The description of each source, or the fault for which it cannot be used."""
     pairs = [source_of(path) for path in paths]
     local = [of is source_class("images") and not url_of(path) for of, path in pairs]
     shards = iter(
@@ -111,34 +111,35 @@ def _described(source: type[Source], path: Path, read_as: ReadAs) -> ShardInfo |
 
 
 def ids_of(info: ShardInfo) -> list[str] | None:
-    """The names of the images of a source, in the order of its rows; None if it has none.
+    """The ids of the images of a source, in the order of its rows; None if it has none.
 
     Raises:
-        DataFault, EnvironmentFault: they cannot be read.
+        DataFault, EnvironmentFault: the ids cannot be read.
     """
     return source_class(info.storage).ids(info)
 
 
 def expand_paths(paths: Sequence[Path | str]) -> list[Path]:
-    """One path a source. A folder stands for its `*.h5` files, sorted; without them for its `*.tar`
-    or `*.parquet` files; without those for the pictures below it.
+    """One path for each source.
 
-    A `.sha256` file beside its shard is skipped, because a shell's `train*` names it as well.
+    A folder stands for its sorted `*.h5` files. If it has none, it stands for its `*.tar` or
+    `*.parquet` files, and if it has none of these either, for the pictures below it. A `.sha256`
+    file beside its shard is skipped, because a pattern such as `train*` of the shell includes it.
 
     Raises:
-        EnvironmentFault: a folder without images, no path, or one given twice.
+        EnvironmentFault: there is no path, a folder has no images, or a source is given twice.
     """
     files: list[Path] = []
     for path in map(path_of, paths):
         if path.suffix == ".sha256" and os.path.isfile(path.with_suffix("")):
             continue
-        # isdir: no error for names too long and links in a circle
+        # os.path.isdir does not raise for names that are too long and for cycles of links
         files += _in_folder(path) if os.path.isdir(path) else [path]
     if not files:
         raise EnvironmentFault("no shard given; needed: .h5 files, folders or other sources")
     seen: set[str] = set()
     for file in files:
-        real = os.path.realpath(source_of(file)[1])  # Path.resolve raises for a loop of links
+        real = os.path.realpath(source_of(file)[1])  # Path.resolve raises for cycles of links
         if real in seen:
             raise EnvironmentFault(f"{file}: given twice; each source may appear once")
         seen.add(real)
@@ -170,7 +171,7 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def _has_pictures(folder: Path) -> bool:
-    """Whether a picture lies below the folder, or a link to another folder, which may hold some."""
+    """Whether a picture is below the folder, or a link to a folder, which may have pictures."""
     return any(
         any(map(is_picture, names)) or any(os.path.islink(os.path.join(top, d)) for d in folders)
         for top, folders, names in os.walk(folder)
@@ -178,7 +179,8 @@ def _has_pictures(folder: Path) -> bool:
 
 
 def _check_complete(files: Sequence[Path]) -> None:
-    """Refuse a directory that lacks some of `name-00000-of-00006.h5` and its siblings."""
+    """Raises EnvironmentFault if some of the files `name-00000-of-00006.h5` to `-00005-` are
+    missing."""
     found: dict[tuple[str, int], int] = {}
     for file in files:
         match = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.h5", file.name)

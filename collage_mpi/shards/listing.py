@@ -1,5 +1,5 @@
-"""Pictures in folders by class (ImageFolder), and pictures named in a text file: how they are
-listed, and read where they lie.
+"""Sources of picture files: a folder with a folder for each class (as torchvision's ImageFolder),
+and a text file that names pictures.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collage_mpi.system.printable import counted
 
 HIDDEN, BROKEN, OTHER, TWICE = "hidden", "broken", "other", "twice"
 ENDS = f"not end in {', '.join(SUFFIXES)}"
-SAID = {  # what is said of one, and of several
+SAID = {  # kind of a skipped or repeated entry -> message for one, and for several
     HIDDEN: ("hidden file or folder is passed over", "hidden files or folders are passed over"),
     BROKEN: ("link leads nowhere", "links lead nowhere"),
     OTHER: (
@@ -33,17 +33,19 @@ SAID = {  # what is said of one, and of several
         "pictures are taken twice, as a link leads to their folder",
     ),
 }
-ASKED_AT_ONCE = 16  # URLs, whose servers say how large each picture is
+ASKED_AT_ONCE = 16  # parallel requests for the sizes of pictures at URLs
 LISTS = (".txt", ".lst", ".list")  # endings of text files that name pictures
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "dev"}
 
 
 @dataclass
 class _Seen:
-    """What a walk over folders skipped or found twice: how often, and the first one.
+    """The entries that a walk over folders skipped or found twice.
 
     Attributes:
         folders: the real path of each folder that was walked.
+        counts: kind (a key of SAID) -> number of entries.
+        first: kind -> the first entry.
     """
 
     root: Path
@@ -52,12 +54,12 @@ class _Seen:
     first: dict[str, str] = field(default_factory=dict)
 
     def note(self, what: str, path: str, number: int = 1) -> None:
-        """Count a skipped name of one sort, a key of SAID."""
+        """Count entries of one kind, a key of SAID."""
         self.counts[what] = self.counts.get(what, 0) + number
         self.first.setdefault(what, name_text(os.path.relpath(path, self.root)))
 
     def warnings(self) -> tuple[str, ...]:
-        """One sentence for each sort."""
+        """One sentence for each kind."""
         return tuple(
             f"{n:,} {SAID[what][n > 1]}{', such as' if n > 1 else ':'} {self.first[what]}"
             for what, n in self.counts.items()
@@ -67,19 +69,20 @@ class _Seen:
 def list_folder(
     root: Path, names: Sequence[str] | None = None, *, strict: bool = True, labels: bool = True
 ) -> Listing:
-    """Pictures below `root`. Each folder in it is a class, at any depth; without folders there are
-    no labels.
+    """List the pictures below `root`. Each folder directly in `root` is a class, whose pictures may
+    be at any depth. Without such folders the pictures have no labels.
 
     Args:
         root: the folder of class folders, or of pictures.
-        names: the classes in order, if they are not the sorted folder names.
-        strict: False takes pictures without labels, with a warning, if the folders are no classes.
-        labels: False takes no labels.
+        names: the classes in order; by default the sorted names of the folders.
+        strict: if False and the folders cannot be classes, list pictures without labels, with a
+            warning.
+        labels: if False, the pictures get no labels.
 
     Raises:
         EnvironmentFault: a folder cannot be read.
-        DataFault: no picture; if strict, pictures beside class folders, or a folder that is no
-            class.
+        DataFault: there is no picture; if strict, there are pictures beside class folders, or a
+            folder is not in `names`.
     """
     if not os.path.isdir(root):
         raise EnvironmentFault(f"{root}: not a folder. Give the folder that holds class folders.")
@@ -118,7 +121,7 @@ def _no_classes(
     folders: Sequence[str],
     names: tuple[str, ...] | None,
 ) -> str:
-    """Why the folders are no classes; "" if they are."""
+    """The reason why the folders cannot be classes; "" if they can."""
     if loose:
         return (
             f"holds {counted(len(loose), 'picture')}, such as {loose[0].name!r}, beside "
@@ -147,9 +150,10 @@ def _warn_of_splits(root: Path, folders: Sequence[str]) -> tuple[str, ...]:
 
 
 def _scan(folder: Path, seen: _Seen) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
-    """(pictures, folders) directly in a folder, sorted by name; skipped entries are noted.
+    """(pictures, folders) directly in a folder, sorted by name. Skipped entries are noted in
+    `seen`.
 
-    A link that leads nowhere counts as a picture if its name looks like one.
+    A broken link counts as a picture if it has the name of one.
     """
     folders, files = [], []
     try:
@@ -164,7 +168,7 @@ def _scan(folder: Path, seen: _Seen) -> tuple[list[os.DirEntry[str]], list[os.Di
                 else:
                     seen.note(BROKEN if _is_broken(entry) else OTHER, entry.path)
     except OSError as error:
-        where = error.filename or folder  # an entry of it that is a link in a circle, or itself
+        where = error.filename or folder  # an entry that is a cycle of links, or the folder
         raise EnvironmentFault(f"{where}: cannot be read: {error.strerror}") from error
     return files, folders
 
@@ -172,7 +176,7 @@ def _scan(folder: Path, seen: _Seen) -> tuple[list[os.DirEntry[str]], list[os.Di
 def _walk(folder: Path, seen: _Seen, above: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
     real = os.path.realpath(folder)
     if real in above:
-        return  # a link that leads back up
+        return  # a link to a folder above
     files, folders = _scan(folder, seen)
     if real in seen.folders and files:
         seen.note(TWICE, files[0].path, len(files))
@@ -198,12 +202,12 @@ def _member(entry: os.DirEntry[str], root: Path, label: int | None) -> Member:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file's name has the ending of a picture."""
+    """Whether a file's name has the suffix of a picture."""
     return name.lower().endswith(SUFFIXES)
 
 
 class FolderSource(MemberSource):
-    """A folder of pictures: the folders in it are classes, if they can be."""
+    """A folder of pictures. The folders in it are taken as classes if possible."""
 
     name = "folder"
 
@@ -221,7 +225,8 @@ class FolderSource(MemberSource):
 
 
 class ListSource(MemberSource):
-    """A text file that names a picture a line, from the folder of the file on, or by its URL."""
+    """A text file that names one picture a line: by URL, or by path relative to the file's
+    folder."""
 
     name, remote = "list", True
 
@@ -235,7 +240,7 @@ class ListSource(MemberSource):
             lines = os.fsdecode(stream.read()).splitlines()
         names = [line.strip() for line in lines if line.strip()]
         if not names:
-            raise DataFault(f"{path}: names no picture; needed: the path of one a line")
+            raise DataFault(f"{path}: names no picture; needed: the path of one picture a line")
         with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
             members = [*pool.map(_named, [cls._file(path, name) for name in names], names)]
         doubles = [name for name, count in Counter(names).items() if count > 1]
@@ -252,14 +257,14 @@ class ListSource(MemberSource):
 
 
 def _named(file: str, name: str) -> Member:
-    """A picture of a list. One that is not there is listed, so that its row says so."""
+    """A picture of a list. A missing picture is listed too, with a fault, so that it gets a row."""
     try:
         if url_of(file):
             return Member(name_text(name), file, stat_of(file)[0])
         found = os.stat(file)
     except EnvironmentFault as unread:
         return Member(name_text(name), file, 0, fault=str(unread))
-    except (OSError, ValueError) as error:  # of a NUL in its name
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         why = getattr(error, "strerror", None) or str(error)
         return Member(name_text(name), file, 0, fault=f"cannot be read: {why}")
     fault = None if stat.S_ISREG(found.st_mode) else "a folder, pipe or device, not a file"

@@ -1,5 +1,5 @@
-"""The members of a source, one a row: their names, where their bytes lie, and their labels. Rank 0
-makes the list once and saves it beside the run, so that workers need not make it again.
+"""The list of a source's members, one a row: their names, where their bytes are, and their labels.
+Rank 0 makes the list once and saves it beside the run, so that workers need not make it again.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ LARGEST_PICTURE_BYTES = 1 << 29
 
 @dataclass(frozen=True)
 class Member:
-    """One picture, not read yet.
+    """Where to read one picture, and its label.
 
     Attributes:
-        id: its place relative to the given folder or file; a name in the results, never a
+        id: its path relative to the given folder or file. It is only a name in the results, never a
             path to write to.
-        path: the file that holds it.
-        nbytes: of the picture.
-        offset: where it starts in that file; 0 for a file of its own.
+        path: the file that holds the picture, or its URL.
+        nbytes: size of the picture.
+        offset: where the picture starts in the file; 0 if it is a file of its own.
         label: class number, or None.
-        fault: why it cannot be used, even if its bytes are sound; None for a good one.
+        fault: why the picture cannot be used; None if it can.
     """
 
     id: str
@@ -45,11 +45,11 @@ class Member:
 
 
 def read_member(member: Member) -> bytes:
-    """The picture's bytes.
+    """Read the bytes of a picture.
 
     Raises:
-        UnreadablePicture: they are not those that were listed.
-        EnvironmentFault: the server of a URL does not give them.
+        UnreadablePicture: the member has a fault, cannot be read, or has another size than listed.
+        EnvironmentFault: the server of a URL does not return the bytes.
     """
     if member.fault is not None:
         raise UnreadablePicture(member.fault)
@@ -63,7 +63,7 @@ def read_member(member: Member) -> bytes:
             with open(member.path, "rb") as stream:
                 stream.seek(member.offset)
                 data = stream.read(member.nbytes)
-                more = b"" if member.offset else stream.read(1)  # in a tar a header comes first
+                more = b"" if member.offset else stream.read(1)  # offset 0: a file of its own
     except OSError as error:
         raise UnreadablePicture(f"cannot be read: {error.strerror}") from error
     if len(data) < member.nbytes:
@@ -75,14 +75,14 @@ def read_member(member: Member) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class MemberIndex:
-    """The members of one source, packed: 2 million pictures take some 150 MB.
+    """The members of one source as arrays: 2 million pictures take some 150 MB.
 
     Attributes:
-        names: all names as bytes, end to end, as the file system has them.
-        ends: (n,) int64, where each name ends.
-        offsets, sizes: (n,) int64, of the bytes.
+        names: all names, concatenated, encoded as in the file system.
+        ends: (n,) int64, where each name ends in `names`.
+        offsets, sizes: (n,) int64, bytes.
         labels: (n,) int64, or None.
-        faults: row -> why it cannot be used.
+        faults: row -> why the member cannot be used.
     """
 
     names: bytes
@@ -94,9 +94,10 @@ class MemberIndex:
 
     @classmethod
     def of(cls, members: Sequence[Member], names: Sequence[str]) -> MemberIndex:
-        """Pack members under the names by which they are found again.
+        """Pack members. If members have labels, those with a fault get label 0.
 
-        Members with a fault have label 0 where the others have labels.
+        Args:
+            names: of the members, by which the source finds them again.
         """
         raw = [os.fsencode(name) for name in names]
         labels = [member.label for member in members]
@@ -114,16 +115,16 @@ class MemberIndex:
         return len(self.ends)
 
     def name(self, row: int) -> str:
-        """The name of a member, as the file system has it."""
+        """The name of a member, decoded as the file system's names are."""
         start = int(self.ends[row - 1]) if row else 0
         return os.fsdecode(self.names[start : int(self.ends[row])])
 
     def texts(self) -> list[str]:
-        """All names as texts that a file of results can hold."""
+        """All names as valid UTF-8 text, for results."""
         return [name_text(self.name(row)) for row in range(len(self))]
 
     def difference(self, before: MemberIndex) -> str:
-        """What has come, gone or changed since an earlier list of the same source, in words."""
+        """Says which members are new, gone or of another size since an earlier list."""
         new, old = (
             {one.name(r): int(one.sizes[r]) for r in range(len(one))} for one in (self, before)
         )
@@ -140,14 +141,14 @@ class MemberIndex:
         return "; ".join(said) or "the same names and sizes, and other content"
 
     def digest(self) -> str:
-        """SHA-256 over names, places and sizes. Labels and faults follow from these."""
+        """SHA-256 of names, offsets and sizes, from which labels and faults follow."""
         found = hashlib.sha256(self.names)
         for array in (self.ends, self.offsets, self.sizes):
             found.update(array.astype("<i8").tobytes())
         return found.hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write the index, complete or not at all. Raises OSError."""
+        """Write the index atomically as .npz. Raises OSError."""
         stream = io.BytesIO()
         arrays = {"ends": self.ends, "offsets": self.offsets, "sizes": self.sizes}
         if self.labels is not None:
@@ -160,7 +161,7 @@ class MemberIndex:
 
     @classmethod
     def load(cls, path: Path) -> MemberIndex | None:
-        """The index in a file; None if the file is not there, or damaged."""
+        """Read the index in a file; None if the file is missing or damaged."""
         try:
             with np.load(path, allow_pickle=False) as found:
                 faults = json.loads(found["faults"].tobytes())
@@ -177,7 +178,7 @@ class MemberIndex:
 
 
 def name_text(name: str) -> str:
-    """A file's name as text that a shard can hold; other bytes and NUL become \\xNN."""
+    """A file's name as text that HDF5 can store. NUL and bytes that are not UTF-8 become \\xNN."""
     return storable(name).replace("\0", "\\x00")
 
 
@@ -187,8 +188,9 @@ class Listing:
     a fault.
 
     Attributes:
+        class_names: name of class 0, 1, ...; None if there are none.
         warnings: sentences for the user.
-        names: by which the source finds the pictures again; empty: their ids.
+        names: of the pictures, by which the source finds them again; () if these are their ids.
     """
 
     members: tuple[Member, ...]
@@ -197,5 +199,5 @@ class Listing:
     names: tuple[str, ...] = ()
 
     def index(self) -> MemberIndex:
-        """The members, packed."""
+        """The members as arrays."""
         return MemberIndex.of(self.members, self.names or [one.id for one in self.members])

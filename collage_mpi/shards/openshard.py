@@ -1,5 +1,5 @@
-"""An HDF5 file as a source: `OpenShard` for pixels, `EncodedShard` for picture files, and
-`ForeignShard` for files of other programs.
+"""Sources in HDF5 files: `OpenShard` has pixels, `EncodedShard` has encoded pictures (JPEG and
+others), and `ForeignShard` reads files of other programs.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from collage_mpi.shards.schema import (
 from collage_mpi.shards.source import PictureSource, ReadAs, Source, slices_of
 
 BAD_FILE = "checksum does not match its bytes and label"
-FILTER_CACHE_BYTES = 64 << 20  # for shards of others with compressed chunks only
+FILTER_CACHE_BYTES = 64 << 20  # chunk cache, only for files whose chunks are compressed or cut rows
 
 
 class OpenShard(Source):
-    """One open file, with checksums and labels in memory and pixels read on demand.
+    """One open file. Checksums and labels are in memory, and pixels are read on demand.
 
     Attributes:
         crc32: (n,) uint32; None for a file of another program, which has no checksums.
@@ -61,7 +61,7 @@ class OpenShard(Source):
 
     @classmethod
     def describe(cls, path: Path, read_as: ReadAs) -> ShardInfo:
-        """What the file says of itself, checked in a process of its own; see `guard`."""
+        """Check and describe the file in a child process; see `guard`."""
         return inspect_shard(path)
 
     def _is_as_described(self) -> bool:
@@ -70,9 +70,7 @@ class OpenShard(Source):
         return found == (self.info.count, *self.info.shape)
 
     def sound(self, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """(m,) bool: whether `pixels[places]`, as read from `rows`, are the pixels that were
-        written.
-        """
+        """(m,) bool: whether the checksums of `pixels[places]`, as read from `rows`, match."""
         found = super().sound(pixels, places, rows)
         if self.crc32 is not None:
             tags = None if self.labels is None else self.labels[rows]
@@ -81,10 +79,10 @@ class OpenShard(Source):
         return found
 
     def read_into(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
-        """Read ascending `rows`, repeats allowed, to `out[places]`, (n, ...) items.
+        """Read ascending `rows`, repeats allowed, into `out[places]`, (n, ...) items.
 
-        Neighbouring rows are read as one slice: 200,000 single 28 px rows a second and millions in
-        order, where h5py's index lists read 12,000 (analysis/reports/shards.md).
+        Neighbouring rows are read as one slice: 200,000 rows of 28 px a second in random order, and
+        millions in file order. Index lists of h5py read 12,000 (analysis/reports/shards.md).
         """
         with still_reading(self.path):
             for start, stop, first in slices_of(rows):
@@ -94,8 +92,8 @@ class OpenShard(Source):
     def read_cells(
         self, px: int, out: np.ndarray, places: np.ndarray, rows: np.ndarray
     ) -> np.ndarray:
-        """Read stored cells of `px` pixels as `read_into` reads items; (m,) uint32, their
-        checksums.
+        """Read stored cells of `px` pixels into `out[places]`, as `read_into` does. Returns their
+        stored checksums, (m,) uint32.
         """
         with still_reading(self.path):
             cells = self._file[cells_name(px)]
@@ -108,7 +106,7 @@ class OpenShard(Source):
 
     @classmethod
     def ids(cls, info: ShardInfo) -> list[str] | None:
-        """The n ids in the file, in the order of its rows, or None if it has none.
+        """The ids in the file, in the order of its rows; None if it has none.
 
         Raises:
             DataFault: the dataset does not hold n texts.
@@ -132,19 +130,19 @@ class OpenShard(Source):
 
 
 def _wants_cache(images: Any) -> bool:
-    """Whether reading a row without a cache would unpack a whole chunk, or read it in pieces."""
+    """Whether the chunks have a filter or cut rows, so that reading single rows needs a cache."""
     cut = images.chunks is not None and images.chunks[1:] != images.shape[1:]
     return bool(cut or images.id.get_create_plist().get_nfilters())
 
 
 class ForeignShard(OpenShard):
-    """Like `OpenShard`, for a file of another program: other names and axes, no checksums."""
+    """A file of another program, which has other dataset names and axes and no checksums."""
 
     name = "foreign"
 
 
 class EncodedShard(PictureSource, OpenShard):
-    """Like `OpenShard`, for picture files that are decoded as they are read."""
+    """A shard of encoded pictures, which are decoded when they are read."""
 
     name = "encoded"
     own = ArrayLayout("encoded", "labels", "")
@@ -154,7 +152,7 @@ class EncodedShard(PictureSource, OpenShard):
         return bool(self._images.shape == (self._ends[-1],))
 
     def sound(self, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """(m,) bool: whether the rows, as read, are pictures."""
+        """(m,) bool: whether the rows have no fault. `_is_sound` has checked their checksums."""
         return Source.sound(self, pixels, places, rows)
 
     def _files(self, rows: np.ndarray) -> list[bytes | None]:
@@ -170,14 +168,14 @@ class EncodedShard(PictureSource, OpenShard):
 
 
 def read_files(encoded: Any, ends: np.ndarray, rows: np.ndarray) -> list[bytes]:
-    """The bytes of ascending `rows`. Neighbouring rows are read together.
+    """The bytes of the encoded images `rows`. Neighbouring rows are read together.
 
     Args:
-        encoded: the open dataset.
-        ends: (n,) int64, of all images in the shard.
-        rows: (m,) int64; repeats are allowed.
+        encoded: the open dataset, (bytes,) uint8.
+        ends: (n,) int64, where each image of the shard ends.
+        rows: (m,) int64, ascending; repeats are allowed.
     """
-    starts = np.where(rows > 0, ends[rows - 1], 0).tolist()  # of these rows: a shard has many
+    starts = np.where(rows > 0, ends[rows - 1], 0).tolist()  # only of these rows
     stops = ends[rows].tolist()
     found: list[bytes] = []
     for first, end, _ in slices_of(rows):

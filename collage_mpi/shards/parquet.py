@@ -1,5 +1,5 @@
-"""A Parquet file with a column of picture files, as Hugging Face stores data sets. A row group is
-read as a whole.
+"""Source for a Parquet file with a column of encoded pictures, as Hugging Face stores datasets. A
+row group is read as a whole.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from collage_mpi.system.printable import one_line
 
 NAMES = (*IMAGE_NAMES, "img", "picture", "jpg", "jpeg", "png", "bytes", "content")
 LABELS = (*LABEL_NAMES, "cls", "class", "class_name")
-GROUPS_KEPT = 2  # row groups in memory: a batch may lie across two
-FOOTER_BYTES = 8  # at the end of the file: the length of its footer, and a mark
+GROUPS_KEPT = 2  # row groups in memory, because a batch may span two
+FOOTER_BYTES = 8  # end of the file: length of the metadata, 4 bytes, and magic number
 
 
 class ParquetSource(PictureSource):
@@ -72,8 +72,8 @@ class ParquetSource(PictureSource):
 
     @classmethod
     def fingerprint(cls, path: Path) -> str:
-        """Of the bytes, if the file is small or hashed already; else of its footer, which says
-        where each column lies.
+        """A hash of the file's bytes if the file is small or has a recorded SHA-256. Otherwise a
+        hash of its size and of its metadata, which says where each column is.
         """
         file, part = split_part(path)
         size = stat_of(file)[0]
@@ -89,7 +89,7 @@ class ParquetSource(PictureSource):
 
     @classmethod
     def ids(cls, info: ShardInfo) -> list[str] | None:
-        """The paths that Hugging Face keeps beside the bytes; None if there are none."""
+        """The paths that Hugging Face stores beside the bytes; None if the column has none."""
         with _still(info.path), _opened(info.path) as file:
             column, values = image_column(file.schema_arrow, info.path)
             if column == values or "path" not in _field_names(file.schema_arrow.field(column)):
@@ -125,10 +125,10 @@ class ParquetSource(PictureSource):
 
 
 def image_column(schema: Any, path: Path) -> tuple[str, str]:
-    """The column of pictures, and what of it holds their bytes: the column, or a field of it.
+    """The name of the column of pictures, and the path of their bytes: COLUMN or COLUMN.bytes.
 
     Raises:
-        DataFault: there is none, or several.
+        DataFault: no column fits, or several do.
     """
     part = split_part(path)[1]
     held = {field.name: _bytes_of(field) for field in schema}
@@ -154,7 +154,7 @@ def image_column(schema: Any, path: Path) -> tuple[str, str]:
 
 
 def _bytes_of(field: Any) -> str:
-    """What to read for the bytes of pictures; "" if the column cannot hold them."""
+    """The path of the bytes in a column of pictures; "" if it cannot be such a column."""
     import pyarrow.types as types
 
     if types.is_binary(field.type) or types.is_large_binary(field.type):
@@ -171,10 +171,10 @@ def _field_names(column: Any) -> list[str]:
 def _labels(
     file: Any, path: Path, read_as: ReadAs
 ) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
-    """(n,) int64 class numbers, and the names of the classes; None where there are none.
+    """(n,) int64 class numbers, and the names of the classes; each None if there are none.
 
     Raises:
-        DataFault: the labels cannot be understood.
+        DataFault: labels are missing or not among the classes.
     """
     import pyarrow.types as types
 
@@ -208,7 +208,7 @@ def _labels(
 
 
 def _class_names(schema: Any, column: str) -> tuple[str, ...] | None:
-    """The names that Hugging Face's `ClassLabel` gives."""
+    """The class names of a column of Hugging Face's type `ClassLabel`; None if it is none."""
     try:
         about = json.loads((schema.metadata or {})[b"huggingface"])
         names = tuple(map(str, about["info"]["features"][column]["names"]))
@@ -220,7 +220,7 @@ def _class_names(schema: Any, column: str) -> tuple[str, ...] | None:
 def _opened(path: Path) -> Any:
     parquet = optional("pyarrow.parquet", "parquet", str(path))
     file = split_part(path)[0]
-    stream = opened(file)  # missing or forbidden: the plain OSError says it better
+    stream = opened(file)  # if the file is missing or forbidden, this OSError is clearer
     if url_of(file) is None:
         stream.close()
     try:
@@ -233,7 +233,7 @@ def _opened(path: Path) -> Any:
 
 @contextmanager
 def _still(path: Path) -> Iterator[None]:
-    """What pyarrow raises for a file that was good before becomes an EnvironmentFault."""
+    """Raises errors of pyarrow as EnvironmentFault."""
     try:
         with network_faults(path):
             yield

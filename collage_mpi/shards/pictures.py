@@ -1,6 +1,7 @@
-"""Decodes picture files (JPEG, PNG and everything else that Pillow reads) into pixels of one size.
-The same function makes raw shards (`collage-mpi prep`) and decodes encoded shards during a job, so
-both give the same pixels under the same Pillow.
+"""Decodes pictures (JPEG, PNG and others that Pillow reads) into pixels of one size.
+
+`collage-mpi prep` uses the same function as a job that decodes pictures. So both give the same
+pixels with the same version of Pillow.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 MODES = ("crop", "letterbox")
 FILTERS = ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming")  # of Pillow
 MAX_PX = 1 << 14
-DEFAULT_PX = 224  # where neither the user nor a network says
-PAPER = 255  # what lies under transparent pixels
+DEFAULT_PX = 224  # if neither the user nor a network gives a size
+PAPER = 255  # background of transparent pixels
 BARS = 0  # fills a letterbox; blank cells of a collage have the same value
 FIT_TEXT = re.compile(r"(\w+) (\d+) x \d+ x (\d+)(?: from (\d+))?(?: by (\w+))?")
-DRAFT = 2  # a JPEG is decoded at 1/2, 1/4, 1/8 where that leaves twice the pixels needed
+DRAFT = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 if that still gives this times the needed pixels
 
 
 class UnreadablePicture(DataFault):
@@ -41,16 +42,16 @@ class TooSmall(UnreadablePicture):
 
 @dataclass(frozen=True)
 class PictureFit:
-    """How a picture of any size becomes one of `px` x `px`.
+    """How a picture of any size is resized to `px` x `px`.
 
     Attributes:
         px: height and width of the result.
-        mode: "crop" (shrink the shorter edge to `resize_px`, keep the middle) or "letterbox"
-            (shrink the longer edge to `px`, fill with black bars).
-        resize_px: length of the shorter edge before the crop; `px` unless given. 256 for 224
-            is how networks trained on ImageNet are usually measured.
+        mode: "crop" (resize the shorter edge to `resize_px`, keep the middle) or "letterbox"
+            (resize the longer edge to `px`, fill with black bars).
+        resize_px: length of the shorter edge before the crop; None for `px`. Networks trained on
+            ImageNet are usually evaluated with 256 for 224.
         channels: 3, or 1 for grey.
-        filter: by which a picture is resized, one of FILTERS.
+        filter: the resampling filter, one of FILTERS.
     """
 
     px: int
@@ -79,14 +80,14 @@ class PictureFit:
         return (self.px, self.px, self.channels)
 
     def text(self) -> str:
-        """The text for a file's attribute; `parse_fit` reads it back."""
+        """The fit as text, such as "crop 224 x 224 x 3"; `parse_fit` is the inverse."""
         resized = f" from {self.resize_px}" if self.resize_px is not None else ""
         by = f" by {self.filter}" if self.filter != FILTERS[0] else ""
         return f"{self.mode} {self.px} x {self.px} x {self.channels}{resized}{by}"
 
 
 def parse_fit(text: str) -> PictureFit:
-    """Read what `PictureFit.text` writes. Raises DataFault."""
+    """Parse the text that `PictureFit.text` returns. Raises DataFault."""
     found = FIT_TEXT.fullmatch(text)
     try:
         mode, px, channels, resize_px, by = found.groups() if found else ("", 0, 0, None, None)
@@ -100,27 +101,28 @@ def parse_fit(text: str) -> PictureFit:
 
 
 def import_decoders() -> None:
-    """Import what `picture_pixels` needs for the usual formats, which takes 30 to 80 ms."""
+    """Import Pillow and its plugins for the usual formats now, which takes 30 to 80 ms."""
     from PIL import Image, ImageOps  # noqa: F401
 
     Image.preinit()
 
 
 def picture_pixels(data: bytes, fit: PictureFit, *, enlarge: bool = True) -> np.ndarray:
-    """Decode, turn upright, resize.
+    """Decode a picture, rotate it as its EXIF data says, and resize it.
 
     Args:
-        data: the whole file: grey, palette, RGB, CMYK, with alpha (laid on white), 1 to 16
-            bits a channel. Only the first of several frames is used.
-        enlarge: whether a picture may be made larger than it is.
+        data: the bytes of the file. The picture may be grey, palette, RGB or CMYK, with 1 to 16
+            bits a channel. Alpha is composited on white. Of several frames the first is used.
+        fit: how to resize.
+        enlarge: whether the picture may be enlarged.
 
     Returns:
         (px, px, C) uint8.
 
     Raises:
-        TooSmall: the picture has fewer pixels than needed.
-        UnreadablePicture: not a picture, cut off, damaged, over 179 million pixels, or with
-            pixels without a known range (float, 32 bits).
+        TooSmall: the picture has fewer pixels than needed, and `enlarge` is False.
+        UnreadablePicture: the bytes are not a picture, are truncated or damaged, or the picture has
+            over 179 million pixels or pixels of unknown range (float, 32 bits).
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -128,7 +130,9 @@ def picture_pixels(data: bytes, fit: PictureFit, *, enlarge: bool = True) -> np.
         raise UnreadablePicture("the file is empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged EXIF, large pictures: told below or harmless
+            warnings.simplefilter(
+                "ignore"
+            )  # of damaged EXIF and large pictures; errors still raise
             with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 _draft(picture, fit)
                 upright = _upright(picture)
@@ -145,7 +149,8 @@ def picture_pixels(data: bytes, fit: PictureFit, *, enlarge: bool = True) -> np.
 
 
 def fit_pixels(image: np.ndarray, fit: PictureFit) -> np.ndarray:
-    """(H, W, C) uint8 -> (px, px, C) uint8, as `picture_pixels` does; C as fit.channels says."""
+    """Resize an image, (H, W, 1 or 3) uint8, as `picture_pixels` does. Returns (px, px, C) uint8,
+    with C = fit.channels."""
     from PIL import Image
 
     plain = image[:, :, 0] if image.shape[2] == 1 else image
@@ -165,7 +170,7 @@ def _refuse_small(size: tuple[int, int], fit: PictureFit) -> None:
 
 
 def _draft(picture: Any, fit: PictureFit) -> None:
-    """Let libjpeg shrink while it decodes, if the picture is much larger than needed."""
+    """Let libjpeg decode at a reduced size if the picture is much larger than needed."""
     if picture.format not in ("JPEG", "MPO"):
         return
     least = fit.px if fit.mode == "letterbox" else fit.resize_px or fit.px
@@ -175,18 +180,18 @@ def _draft(picture: Any, fit: PictureFit) -> None:
 
 
 def _upright(picture: Picture) -> Picture:
-    """Turn the picture as its EXIF data says; damaged EXIF data is ignored."""
+    """Rotate the picture as its EXIF data says. Damaged EXIF data is ignored."""
     from PIL import ImageOps
 
     picture.load()
     try:
         return ImageOps.exif_transpose(picture)
-    except Exception:  # the pixels are whole: a bad tag beside them must not cost the image
+    except Exception:  # the pixels are intact, so a bad tag must not cost the image
         return picture
 
 
 def _plain(picture: Picture, channels: int) -> Picture:
-    """The picture as 8 bit RGB or L."""
+    """The picture in 8-bit mode: RGB, or L for one channel."""
     wanted = "RGB" if channels == 3 else "L"
     if picture.mode == "F":
         raise UnreadablePicture("floating-point pixels, whose range is not known")
@@ -215,7 +220,7 @@ def _on_paper(picture: Picture) -> Picture:
 
 
 def _fitted(picture: Picture, fit: PictureFit) -> np.ndarray:
-    """(px, px, C) uint8: resized in one pass, cropped or put between bars."""
+    """(px, px, C) uint8: the picture resized and cropped, or put between bars, in one pass."""
     from PIL import Image
 
     width, height = picture.size
@@ -231,7 +236,7 @@ def _fitted(picture: Picture, fit: PictureFit) -> np.ndarray:
     edge = min(width, height) * fit.px / (fit.resize_px or fit.px)  # of the square that is kept
     x, y = (width - edge) / 2, (height - edge) / 2
     box = (x, y, x + edge, y + edge)
-    # Pillow's filters widen with the scale when shrinking: they average, as area does
+    # When Pillow shrinks, its filters widen with the scale, so they average like an area filter.
     small = picture.resize((fit.px, fit.px), Image.Resampling[fit.filter.upper()], box=box)
     pixels[...] = np.asarray(small).reshape(fit.shape)
     return pixels

@@ -1,5 +1,5 @@
-"""Reads the images of a job ahead in one background thread, with their cells if the job needs them.
-Shrinking here costs rank 0's loop nothing.
+"""Reads the images of a job ahead in a background thread. The thread also makes their cells, so
+that this takes no time of rank 0's loop.
 """
 
 from __future__ import annotations
@@ -17,30 +17,29 @@ from collage_mpi.shards.reader import ShardSet
 from collage_mpi.shards.schema import ShardFault
 
 WINDOW = 4
-"""Batches asked of the shards at once, at most: in shuffled order a larger request, sorted,
-goes through the file in fewer passes."""
-MADE = 64  # records made of columns at a time: the loop that takes an image waits for them
+"""The most batches that are read at once. In shuffled order, a larger request goes through the file
+in fewer passes, because it is sorted."""
+MADE = 64  # records that are made from columns at a time, while the loop waits
 
 
-@dataclass(slots=True)  # not frozen: that takes four times as long to make
+@dataclass(slots=True)  # not frozen, because frozen ones take four times as long to create
 class ImageRecord:
-    """One image of the input, from its reading until no task needs it any more.
+    """One image of the input, from its reading until no task needs it.
 
-    The last three attributes are noted by the coordinator while the image is in flight.
+    The coordinator sets the last three attributes while the image is in the job.
 
     Attributes:
         index: global index in the `ShardSet`.
-        shard, row: where the image is stored.
+        shard, row: shard number, and row in the shard.
         pixels: (H, W, C) uint8, C-contiguous, or the bytes of another item; zeros if there is a
-            `fault`; None if another rank reads the pixels.
-        label: class number; None without labels or with a fault.
-        fault: why the row cannot be used; None for a good row.
-        cell: (cell_px, cell_px, C) uint8, the shrunk image; None if nobody asked for it.
-        file: the stored file, in place of pixels, if another rank decodes it.
-        t0_ns: when it was admitted, or was to arrive; its latency counts from then.
-        read_ns: from the request for it until it was read.
-        unread: whether its row is bad, according to a rank that could not read it; None as long
-            as no rank has said so.
+            `fault`; None if another rank reads or decodes the image.
+        label: class number; None if there are no labels, or a fault.
+        fault: why the row cannot be used; None if it can.
+        cell: (cell_px, cell_px, C) uint8, the shrunk image; None if cells are not needed.
+        file: the bytes of the encoded picture, if another rank decodes it.
+        t0_ns: when the image was admitted, or was due to arrive; its latency counts from then.
+        read_ns: time from the request for the image until it was read.
+        unread: set if a rank could not read the row: whether the row is bad. None otherwise.
     """
 
     index: int
@@ -58,11 +57,11 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Images that other ranks read, as columns in the order of the job.
+    """Images that other ranks read, as columns, in the order of the job.
 
     Attributes:
-        index, shard, row: (n,) int64, as of an `ImageRecord`.
-        label: (n,) int64; None without labels.
+        index, shard, row: (n,) int64; see `ImageRecord`.
+        label: (n,) int64; None if there are no labels.
     """
 
     index: np.ndarray
@@ -79,7 +78,7 @@ class Columns:
         return len(self.index)
 
     def records(self) -> list[ImageRecord]:
-        """A record of each."""
+        """A record for each image."""
         known = [None] * len(self) if self.label is None else self.label.tolist()
         columns = (column.tolist() for column in (self.index, self.shard, self.row))
         each = zip(*columns, known, strict=True)
@@ -88,7 +87,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class CellMaker:
-    """How images become cells.
+    """How the cells of images are made.
 
     Attributes:
         shrink: (n, H, W, C) uint8 -> (n, px, px, C) uint8.
@@ -101,12 +100,12 @@ class CellMaker:
 
 @dataclass(frozen=True)
 class ImageParts:
-    """What is read of each image.
+    """The parts of each image that are read.
 
     Attributes:
-        cells: how to make its cell; None for a job without collages.
-        pixels: read pixels as well; otherwise only labels, as the shard has them, unchecked.
-        files: keep encoded images as files if the files are smaller than the pixels.
+        cells: how to make cells; None for a job without collages.
+        pixels: read pixels. If False, only the labels are read, and rows are not checked.
+        files: keep an encoded image as a file, unless the file is larger than the pixels.
     """
 
     cells: CellMaker | None = None
@@ -115,18 +114,17 @@ class ImageParts:
 
 
 class ReadAhead:
-    """Yields the images of `order`, reading up to `batch * ahead` of them in advance.
+    """Reads the images of `order` in a thread, up to `batch * ahead` in advance.
 
-    If a shard can no longer be read, the rest of its images are left out, and `shards.lost` says
-    why.
+    If a shard can no longer be read, its remaining images are left out, and `shards.lost` says why.
 
     Args:
-        shards: the input; it stays open, and the caller closes it after this.
-        order: (n,) global indices in the order they are wanted.
+        shards: the input. The caller closes it, after this object.
+        order: (n,) global indices, in the order in which `take` returns the images.
         batch: images read at a time.
         ahead: batches kept ready.
-        parts: what is read of each image.
-        growing: images may be added to `order` until `close`.
+        parts: the parts of each image to read.
+        growing: whether images may be added by `add` until `close`.
     """
 
     def __init__(
@@ -140,15 +138,15 @@ class ReadAhead:
     ) -> None:
         if batch < 1 or ahead < 1:
             raise ValueError(f"batch {batch} and ahead {ahead} must be at least 1")
-        self.cells_ns = 0  # time of the thread spent on cells, shrunk or read
+        self.cells_ns = 0  # time that the thread spent on making or reading cells
         self._shards = shards
         self._parts = parts
-        self._order = np.asarray(order, np.int64)  # of images that are not read yet
+        self._order = np.asarray(order, np.int64)  # images that are not read yet
         self._remaining = len(self._order)
         self._growing = growing
         self._batch = batch
         self._room = batch * ahead
-        # What was read at a time: records, or columns if other ranks read the pixels.
+        # Each holds the images of one read: records, or columns if other ranks read the pixels.
         self._stretches: deque[list[ImageRecord] | Columns] = deque()
         self._ready = 0  # images in them
         self._change = threading.Condition()
@@ -159,28 +157,26 @@ class ReadAhead:
 
     @property
     def remaining(self) -> int:
-        """Images not yet taken."""
+        """The number of images that are not taken yet."""
         return self._remaining
 
     @property
     def ready(self) -> int:
-        """Images that `take` would return now without waiting."""
+        """The number of images that can be taken now without waiting."""
         return self._ready
 
     @property
     def failed(self) -> bool:
-        """Whether reading has ended with a failure, which `take` will raise."""
+        """Whether reading has ended with an error, which `take` will raise."""
         return self._failure is not None
 
     def take(self, n: int) -> list[ImageRecord]:
-        """The next images, at most `n`; [] at the end of the input.
-
-        It waits only if no image is ready. A failure of the reader is raised here, after the images
-        that were read before it.
+        """The next images, at most `n`; [] at the end of the input. Waits only if none is ready.
 
         Raises:
-            EnvironmentFault, DataFault: the shards can no longer be read.
-            ValueError: after `close`.
+            EnvironmentFault, DataFault: the shards can no longer be read. Images that were read
+                before are returned first.
+            ValueError: this object is closed.
         """
         records: list[ImageRecord] = []
         with self._change:
@@ -197,7 +193,7 @@ class ReadAhead:
             return records
 
     def take_columns(self, n: int) -> Columns:
-        """As `take` if other ranks read the pixels: one image or more."""
+        """Like `take`, if other ranks read the pixels. It returns at least one image."""
         with self._change:
             self._wait_for_any()
             part = self._next(n)
@@ -213,7 +209,7 @@ class ReadAhead:
             raise self._failure
 
     def _next(self, n: int) -> list[ImageRecord] | Columns:
-        """At most `n` images of one stretch."""
+        """Takes at most `n` images, all from one read."""
         stretch = self._stretches.popleft()
         there = len(stretch)
         if there > n:
@@ -225,14 +221,14 @@ class ReadAhead:
         return stretch
 
     def add(self, order: np.ndarray) -> None:
-        """Append (k,) global indices, which stay as they are, to the order."""
+        """Append global indices, (k,) int64, to the order. The caller must not change the array."""
         with self._change:
             self._order = np.concatenate([self._order, order]) if len(self._order) else order
             self._remaining += len(order)
             self._change.notify_all()
 
     def close(self) -> None:
-        """Stop the thread and wait for its end. It may be called twice."""
+        """Stop the thread and wait for its end. A second call does nothing."""
         with self._change:
             self._closed = True
             self._stretches.clear()
@@ -270,7 +266,7 @@ class ReadAhead:
                 self._change.notify_all()
 
     def _more(self) -> bool:
-        """Whether there is an image to read; waits for one that may be added."""
+        """Whether there is an image to read. If `growing`, waits until there is one, or `close`."""
         with self._change:
             while self._growing and not self._closed and not len(self._order):
                 self._change.wait()
@@ -285,14 +281,14 @@ class ReadAhead:
             self._change.notify_all()
 
     def _wait_for_room(self) -> int:
-        """How many images to read now, in whole batches; 0 when closed."""
+        """Waits for room. Returns how many images to read, in whole batches; 0 if closed."""
         with self._change:
             while not self._closed and self._room - self._ready < self._batch:
                 self._change.wait()
             if self._closed:
                 return 0
             if not self._ready:
-                return self._batch  # somebody may be waiting: the smallest step
+                return self._batch  # a caller may be waiting, so read as little as possible
             batches = (self._room - self._ready) // self._batch
             return self._batch * min(WINDOW, batches)
 
@@ -306,7 +302,7 @@ class ReadAhead:
     def _decoded(self, chosen: np.ndarray) -> list[ImageRecord]:
         pixels, labels, good = self._shards.read_checked(chosen)
         if pixels.dtype != np.uint8:
-            pixels = pixels.view(np.uint8)  # from here to the network an item is its bytes
+            pixels = pixels.view(np.uint8)  # items travel as bytes until the network gets them
         maker = self._parts.cells
         cells = None if maker is None else self._make_cells(maker, chosen, pixels)
         records = []
@@ -327,12 +323,12 @@ class ReadAhead:
         return records
 
     def _named(self, chosen: np.ndarray) -> Columns:
-        """Where the images lie, and their labels, without reading pixels."""
+        """The rows of the images and their labels, without pixels."""
         labels = self._shards.labels_at(chosen)
         return Columns(chosen, *self._shards.locate_each(chosen), labels)
 
     def _as_stored(self, chosen: np.ndarray) -> list[ImageRecord]:
-        """The images' checked files; pixels if these are smaller than the file."""
+        """The encoded files of the images; pixels instead if they are smaller than the file."""
         files, labels = self._shards.read_files_checked(chosen)
         records = []
         for place, (index, data) in enumerate(zip(chosen.tolist(), files, strict=True)):
@@ -346,7 +342,8 @@ class ReadAhead:
         return records
 
     def _make_cells(self, maker: CellMaker, chosen: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-        """(n, cell_px, cell_px, C) uint8; a damaged stored cell is made again."""
+        """The cells of the images, (n, cell_px, cell_px, C) uint8. Damaged stored cells are made
+        again."""
         start_ns = time.monotonic_ns()
         if maker.stored_px is None:
             cells = maker.shrink(pixels)

@@ -1,5 +1,5 @@
-"""Several sources as one input: rows are read in any order and checked, and a source that is lost
-or changes during the job is noticed. "Shard" here means any source; HDF5 shards are one sort.
+"""Reads several sources as one list of images, in any order and with checks. It notices if a source
+is lost or changes during the job. "Shard" means any source here, not only HDF5 shards.
 """
 
 from __future__ import annotations
@@ -38,21 +38,24 @@ from collage_mpi.shards.source import ANY_ITEMS, PLAIN, PictureSource, ReadAs, S
 
 VERIFIED_AT_ONCE = 64  # images
 OPEN_FILES = 64
-"""Files kept open at once; opening another takes about a millisecond."""
+"""The most files that are open at a time. Opening another takes about a millisecond."""
 
 
 class ShardSet:
-    """Shards read as one list of images, global index 0 to len-1 in file order.
+    """Shards as one list of images, with global indices 0 to len - 1 in file order.
 
-    Make one with `ShardSet.open`. Methods may be called from several threads.
+    Use `ShardSet.open` to create one. Methods may be called from several threads.
 
     Attributes:
-        infos: one description a shard, in order.
-        shape, dtype: of every item, such as (H, W, C) uint8 of a picture.
-        class_names: the names of labels 0, 1, ...; None if the shards have none.
-        bad: shards that could not be read at the start; their images are not counted.
-        lost: shard number -> why, for shards in `infos` that can no longer be read.
-        left_out: shards that a resumed run does not take; see `resumed`.
+        infos: one description for each shard, in order.
+        shape, dtype: of every item, such as (H, W, C) uint8 for pictures.
+        class_names: the name of label 0, 1, ...; None if the shards have none.
+        bad: shards that could not be read at the start. Their images do not count.
+        lost: shard number -> reason, for shards in `infos` that can no longer be read.
+        left_out: shards that a resumed run does not use; see `resumed`.
+        hash_limit_bytes: a larger file that has changed is not hashed again but counts as lost;
+            None for no limit.
+        decoders: number of cores that may decode pictures; None for all.
     """
 
     def __init__(self, infos: Sequence[ShardInfo], bad: Sequence[BadShard] = ()) -> None:
@@ -61,13 +64,13 @@ class ShardSet:
         self.bad = tuple(bad)
         self.lost: dict[int, str] = {}
         self.left_out: tuple[Path, ...] = ()
-        self._row_faults: dict[int, str] = {}  # global index -> why; few, or the shard is lost
+        self._row_faults: dict[int, str] = {}  # global index -> why the row cannot be used
         self._stamps: list[Stamp | None] = [info.stamp for info in infos]
         self.shape, self.dtype = infos[0].shape, infos[0].dtype
         self.class_names = infos[0].class_names
         self._starts = np.cumsum([0, *(info.count for info in infos)])  # (shards + 1,)
-        self.hash_limit_bytes: int | None = None  # of a file, to be hashed when it has changed
-        self.decoders: int | None = None  # cores that may decode pictures; None for all
+        self.hash_limit_bytes: int | None = None
+        self.decoders: int | None = None
         self._lock = threading.RLock()
         self._open: OrderedDict[int, Source] = OrderedDict()  # least recently used first
         self._closed = False
@@ -80,17 +83,17 @@ class ShardSet:
         skip_bad: bool = False,
         read_as: ReadAs = PLAIN,
     ) -> ShardSet:
-        """Check and open sources; see `inputs.expand_paths` for what a directory stands for.
+        """Check and open sources.
 
         Args:
-            paths: files and directories.
-            read_as: how pictures become images of one size, and their labels class numbers.
+            paths: files and folders; `inputs.expand_paths` says what a folder stands for.
             skip_bad: leave out shards that cannot be read, and list them in `bad`. If no shard
                 can be read, the first fault is raised.
+            read_as: how to read pictures and labels.
 
         Raises:
-            EnvironmentFault: nothing there, or not readable.
-            DataFault: damaged, foreign, or shards that do not fit together.
+            EnvironmentFault: a path does not exist or cannot be read.
+            DataFault: a source is damaged or unusable, or the sources have different items.
         """
         files = expand_paths(paths)
         found = examine(files, read_as)
@@ -98,7 +101,7 @@ class ShardSet:
         pairs = zip(files, found, strict=True)
         faults = [(path, item) for path, item in pairs if isinstance(item, CollageError)]
         for path, fault in faults:
-            named = os.path.lexists(place_of(path))  # else a slip of the user's
+            named = os.path.lexists(place_of(path))  # if not, the user has mistyped the path
             if not (skip_bad and infos and named):
                 raise fault
         return cls(infos, [BadShard(path, str(fault)) for path, fault in faults])
@@ -107,7 +110,7 @@ class ShardSet:
         return int(self._starts[-1])
 
     def locate(self, index: int) -> tuple[int, int]:
-        """The (shard number, row) of a global index. Raises IndexError."""
+        """(shard number, row) of a global index. Raises IndexError."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -119,21 +122,21 @@ class ShardSet:
         return shards, indices - self._starts[shards]
 
     def span(self, shard: int) -> tuple[int, int]:
-        """Global index of a shard's first image, and the index after its last one."""
+        """The global indices of a shard's images: first, and last + 1."""
         return int(self._starts[shard]), int(self._starts[shard + 1])
 
     def read(self, indices: np.ndarray | Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
-        """Read images in any order; repeats are allowed.
+        """Read images in any order. Indices may repeat.
 
         Args:
             indices: (n,) global indices.
 
         Returns:
-            (n, ...) items, such as (n, H, W, C) uint8, and (n,) int64 labels, or None without
-            labels.
+            (n, ...) items, such as (n, H, W, C) uint8; and (n,) int64 labels, or None if there are
+            none.
 
         Raises:
-            DataFault: a row's checksum does not match; names file and row.
+            DataFault: a row cannot be read or its checksum does not match.
             ShardFault: a file can no longer be read, or has been replaced or changed.
             IndexError: an index is out of range.
         """
@@ -145,9 +148,11 @@ class ShardSet:
     def read_checked(
         self, indices: np.ndarray | Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-        """Like `read`, but a bad row is zeros, and False in the third array, (n,) bool.
+        """Like `read`, but a bad row does not raise: its item is zeros, and it is False in the
+        third array, (n,) bool.
 
-        Raises ShardFault like `read`; the shard is in `lost` from then on.
+        Raises:
+            ShardFault, IndexError: as `read`. After a ShardFault the shard is in `lost`.
         """
         wanted = np.asarray(indices, dtype=np.int64)
         if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
@@ -164,7 +169,7 @@ class ShardSet:
             with self._lock:
                 source = self._read(shard, places, rows, read)
                 good[places] = source.sound(pixels, places, rows)
-                good[places] &= Source.sound(source, pixels, places, rows)  # it may not look
+                good[places] &= Source.sound(source, pixels, places, rows)  # `sound` may omit this
             if labels is not None and source.labels is not None:
                 labels[places] = source.labels[rows]
         pixels[~good] = 0
@@ -172,13 +177,14 @@ class ShardSet:
 
     @property
     def fit(self) -> str | None:
-        """How all images are decoded, a `PictureFit`; None unless all are picture files."""
+        """The text of the `PictureFit` of all images; None if it is not the same for all shards, or
+        they are not encoded."""
         fits = {info.fit for info in self.infos}
         return self.infos[0].fit if len(fits) == 1 else None
 
     @property
     def cell_sizes(self) -> frozenset[int]:
-        """Sizes in pixels of the cells that all shards store beside their images."""
+        """The sizes in pixels of cells that every shard has."""
         return frozenset.intersection(*(frozenset(info.cell_sizes) for info in self.infos))
 
     def read_cells(
@@ -187,12 +193,12 @@ class ShardSet:
         """Read stored cells of one of `cell_sizes`.
 
         Args:
-            indices: (n,) global indices; repeats are allowed.
+            indices: (n,) global indices, which may repeat.
             px: height and width of a cell.
 
         Returns:
-            (n, px, px, C) uint8, and (n,) bool, False if a cell cannot be read or its checksum
-            does not match.
+            (n, px, px, C) uint8; and (n,) bool, False if a cell cannot be read or its checksum does
+            not match.
 
         Raises:
             ShardFault: a file can no longer be opened, or has been replaced or changed.
@@ -213,7 +219,7 @@ class ShardSet:
         return cells, readable & (rows_crc32(cells, None) == stored)
 
     def read_files(self, indices: np.ndarray | Sequence[int]) -> list[bytes]:
-        """The stored files of `indices`; all shards must be encoded. Raises like `read`."""
+        """The bytes of encoded images; all shards must be encoded. Raises as `read`."""
         found = []
         files, _ = self.read_files_checked(indices)
         for index, data in zip(np.asarray(indices).tolist(), files, strict=True):
@@ -225,9 +231,10 @@ class ShardSet:
     def read_files_checked(
         self, indices: np.ndarray | Sequence[int]
     ) -> tuple[list[bytes | None], np.ndarray | None]:
-        """Files like `read_files`, with None for a bad row; and (n,) int64 labels, or None.
+        """The bytes of encoded images, with None for a bad row; and (n,) int64 labels, or None.
 
-        Raises ShardFault like `read`; the shard is in `lost` from then on.
+        Raises:
+            ShardFault: as `read`. The shard then is in `lost`.
         """
         wanted = np.asarray(indices, dtype=np.int64)
         files: list[bytes | None] = [None] * len(wanted)
@@ -243,9 +250,8 @@ class ShardSet:
         return files, self.labels_at(wanted)
 
     def row_fault(self, index: int) -> str:
-        """Why a row cannot be used: it cannot be read, or its checksum does not match.
-
-        Only the cause is returned, because a row of the results names shard and row itself.
+        """The reason why a row cannot be used, without its shard and row, which the row of the
+        results has in other columns.
         """
         return self._row_faults.get(index, "checksum does not match its pixels and label")
 
@@ -254,9 +260,9 @@ class ShardSet:
         return DataFault(f"{self.infos[shard].path}: row {row}: {self.row_fault(index)}")
 
     def changed(self) -> dict[int, str]:
-        """Shards whose file is not the one that was read: shard number -> what is wrong.
+        """Shard number -> message, for shards whose file has changed since it was read.
 
-        Only a file that was written to or replaced meanwhile is hashed again.
+        Only a file with another size, time or inode is hashed again.
         """
         found = {}
         for number in range(len(self.infos)):
@@ -272,9 +278,11 @@ class ShardSet:
         return self.read(np.arange(len(self)))
 
     def labels(self) -> np.ndarray | None:
-        """(n,) int64 labels of all images without reading pixels; None without labels.
+        """The labels of all images, (n,) int64; None if there are none. Labels of lost shards are
+        0.
 
-        The labels of a lost shard are 0. Raises ShardFault if a shard is lost now.
+        Raises:
+            ShardFault: a shard can no longer be read.
         """
         if not self.infos[0].has_labels:
             return None
@@ -288,9 +296,10 @@ class ShardSet:
         return found
 
     def labels_at(self, indices: np.ndarray | Sequence[int]) -> np.ndarray | None:
-        """(n,) int64 labels of images whose pixels another rank reads; None without labels.
+        """The labels of images whose pixels another rank reads, (n,) int64; None if there are none.
 
-        Raises ShardFault like `read`, also if there are no labels.
+        Raises:
+            ShardFault: as `read`, also if there are no labels.
         """
         wanted = np.asarray(indices, dtype=np.int64)
         labels = np.empty(len(wanted), dtype=np.int64) if self.infos[0].has_labels else None
@@ -302,9 +311,11 @@ class ShardSet:
         return labels
 
     def check_each(self) -> None:
-        """Open each shard once and check that it is the file that was described.
+        """Open each shard once and check that it is the file that was described. Shards without a
+        stamp are skipped, because they could not be read then.
 
-        Shards without a stamp could not be read then and are not checked. Raises ShardFault.
+        Raises:
+            ShardFault: a shard cannot be read or has changed.
         """
         for number, info in enumerate(self.infos):
             if info.stamp is not None:
@@ -312,7 +323,7 @@ class ShardSet:
                     self._opened(number)
 
     def save_indexes(self, folder: Path) -> None:
-        """Save the lists of members in a folder, where workers find them. Raises OSError."""
+        """Write the lists of members to a folder, where workers find them. Raises OSError."""
         infos = []
         for info in self.infos:
             if info.members is not None:
@@ -324,7 +335,7 @@ class ShardSet:
         self.infos = tuple(infos)
 
     def close(self) -> None:
-        """Close the files; later reads raise. It may be called twice."""
+        """Close the files. Later reads raise. A second call does nothing."""
         with self._lock:
             self._closed = True
             for shard in self._open.values():
@@ -338,14 +349,15 @@ class ShardSet:
         self.close()
 
     def _by_shard(self, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(shard, places in `wanted` whose index lies in it, ascending by index)."""
+        """Yields (shard, places): the places in `wanted` of the shard's images, in ascending order
+        of their indices."""
         order = np.argsort(wanted, kind="stable")
         cuts = np.searchsorted(wanted[order], self._starts)
         for shard in np.flatnonzero(np.diff(cuts)).tolist():
             yield shard, order[cuts[shard] : cuts[shard + 1]]
 
     def _shard(self, number: int) -> Source:
-        """The open shard; the caller must hold the lock while it uses the file."""
+        """The open shard. The caller must hold the lock while it uses the shard."""
         if self._closed:
             raise ValueError("this ShardSet is closed")
         if number not in self._open:
@@ -355,7 +367,7 @@ class ShardSet:
             self._open[number] = open_source(self.infos[number])
             self._open[number].decoders = self.decoders
             try:
-                self._check_same(number)  # it may have been replaced just before it was opened
+                self._check_same(number)  # again: it may have been replaced before it was opened
             except (DataFault, EnvironmentFault):
                 self._open.pop(number).close()
                 raise
@@ -379,15 +391,14 @@ class ShardSet:
         rows: np.ndarray,
         read: Callable[[Source, np.ndarray, np.ndarray], None],
     ) -> Source:
-        """The open shard, after ascending `rows` of it are read to `places`: all at once, or after
-        a failure row by row. Its `row_faults` say which of them cannot be read.
+        """Calls `read` for ascending `rows` of a shard, and returns the open shard.
 
-        If the file can be opened again and is unchanged, only single rows are damaged; otherwise
-        the shard is lost.
+        If this fails and the file can be opened again unchanged, each row is read alone, and rows
+        that cannot be read are noted in `row_faults`. Otherwise the shard is lost.
         """
         source = self._opened(number)
         for row in rows.tolist() if source.row_faults else ():
-            source.row_faults.pop(row, None)  # what was wrong then may be mended
+            source.row_faults.pop(row, None)  # the row may be readable again
         try:
             read(source, places, rows)
         except EnvironmentFault:
@@ -404,7 +415,7 @@ class ShardSet:
         return source
 
     def _check_same(self, number: int) -> None:
-        """Raise unless the file is the one that was checked, by its stamp or its SHA-256."""
+        """Raise if the file is not the one that was checked: stamp and SHA-256 differ."""
         info, known = self.infos[number], self._stamps[number]
         if known is None:
             return
@@ -433,7 +444,7 @@ def inspect_sources(paths: Sequence[Path], read_as: ReadAs = PLAIN) -> list[Shar
     """Describe sources.
 
     Raises:
-        DataFault, EnvironmentFault: the first one that cannot be read.
+        DataFault, EnvironmentFault: of the first source that cannot be read.
     """
     found = examine(paths, read_as)
     for fault in found:
@@ -443,11 +454,11 @@ def inspect_sources(paths: Sequence[Path], read_as: ReadAs = PLAIN) -> list[Shar
 
 
 def verify_source(path: Path) -> list[str]:
-    """Everything that is wrong with a source, in a few lines; of a source that is no shard, every
-    image is read.
+    """The problems of a source, in a few lines; [] if none. In a source that is not an HDF5 file,
+    every image is read.
 
     Raises:
-        EnvironmentFault: it is missing or unreadable.
+        EnvironmentFault: the source is missing or unreadable.
     """
     if source_of(path)[0] is source_class("images"):
         return verify_shard(path)

@@ -1,4 +1,4 @@
-"""Files by path or URL: the only access to fsspec."""
+"""Opens files by path or URL. This is the only module that uses fsspec."""
 
 from __future__ import annotations
 
@@ -18,31 +18,38 @@ from collage_mpi.system.printable import one_line
 Stamp = tuple[int, int, int]  # size in bytes, time of the last change in ns, inode
 PROTOCOLS = "https? s3 gs gcs az abfss? adl r2 oci hf hdfs webhdfs s?ftp memory"
 URL = re.compile(rf"({'|'.join(PROTOCOLS.split())}):/+(?=[^/])")
-PAUSES_S = (0.5, 2.0, 8.0)  # before a request that has failed is made again
+PAUSES_S = (0.5, 2.0, 8.0)  # before each retry of a failed request
 HOW = "copy it to a file system, or mount it. A URL may name a .tar, .parquet or .zarr, or a list"
 
 
 def url_of(path: Path | str) -> str | None:
-    """The URL that a path stands for; None for a path of the file system."""
+    """The URL that a path stands for; None for a path in the file system."""
     found = URL.match(str(path))
     return f"{found[1]}://{str(path)[found.end() :]}" if found else None
 
 
 class UrlPath(PosixPath):
-    """A path that stands for a URL. `pathlib` makes one slash of the two, which are put back."""
+    """A path that stands for a URL. `pathlib` collapses the two slashes; `str` restores them."""
 
     def __str__(self) -> str:
         return url_of(super().__str__()) or super().__str__()
 
 
 def path_of(text: Path | str) -> Path:
-    """The path that a text names; a URL stays one in messages and records."""
+    """The path for a text. If the text is a URL, `str` of the path is the URL."""
     return UrlPath(text) if url_of(text) else Path(text)
 
 
 def opened(path: Path | str, *, in_order: bool = False) -> BinaryIO:
-    """A file to read, in any order, or from its first byte to its last. Raises OSError; of a URL
-    EnvironmentFault."""
+    """Open a file to read.
+
+    Args:
+        in_order: the file will be read only from its first byte to its last.
+
+    Raises:
+        OSError: the file cannot be opened.
+        EnvironmentFault: the URL cannot be opened, or its server does not serve ranges of bytes.
+    """
     url = url_of(path)
     if url is None:
         return open(path, "rb")
@@ -50,7 +57,7 @@ def opened(path: Path | str, *, in_order: bool = False) -> BinaryIO:
     try:
         stream.seek(0 if in_order else 1)
         stream.seek(0)
-    except ValueError as error:  # of a stream that the server sends as a whole
+    except ValueError as error:  # the server can only send the whole file
         stream.close()
         raise EnvironmentFault(
             f"{url}: its server does not serve ranges of bytes: copy it to a file"
@@ -59,29 +66,32 @@ def opened(path: Path | str, *, in_order: bool = False) -> BinaryIO:
 
 
 def read_range(url: str, start: int, nbytes: int) -> bytes:
-    """Bytes of a URL by one request. Raises EnvironmentFault."""
+    """Read a range of bytes of a URL by one request. Raises EnvironmentFault."""
     data: bytes = _asked(
         url, lambda system, place: system.cat_file(place, start=start, end=start + nbytes)
     )
     if len(data) > nbytes:
         raise EnvironmentFault(
-            f"{url}: {len(data):,} bytes came where {nbytes:,} were asked for: its server does not "
-            "serve ranges of bytes, or the file has changed"
+            f"{url}: {len(data):,} bytes came, but {nbytes:,} were requested: its server does not "
+            "serve ranges of bytes, or the file has changed. Copy it to a file"
         )
     return data
 
 
 def stat_of(path: Path | str) -> Stamp:
-    """A stamp that changes when a file is written to or replaced; of a URL by what its server says.
+    """A stamp that changes when a file is written to or replaced. For a URL it depends on what the
+    server reports.
 
-    Raises OSError; of a URL EnvironmentFault.
+    Raises:
+        OSError: the file does not exist or cannot be read.
+        EnvironmentFault: the server of a URL does not answer, or has no such file.
     """
     url = url_of(path)
     if url is None:
         found = os.stat(path)
         return (found.st_size, found.st_mtime_ns, found.st_ino)
     if url.endswith(".zarr"):
-        return (0, 0, 0)  # a folder, of which not every server says anything
+        return (0, 0, 0)  # a folder, about which some servers report nothing
     about = _asked(url, lambda system, place: system.info(place))
     said = [str(about[key]) for key in ("ETag", "etag", "mtime", "created") if about.get(key)]
     digest = hashlib.sha256(" ".join(said[:1]).encode()).digest()
@@ -89,7 +99,7 @@ def stat_of(path: Path | str) -> Stamp:
 
 
 def is_there(path: Path | str) -> bool:
-    """Whether a file exists. Raises EnvironmentFault where the server of a URL does not answer."""
+    """Whether a file exists. Raises EnvironmentFault if the server of a URL does not answer."""
     url = url_of(path)
     if url is None:
         return os.path.isfile(path)
@@ -97,15 +107,15 @@ def is_there(path: Path | str) -> bool:
 
 
 def absolute(path: Path) -> Path:
-    """The path from the root on; a URL stays as it is."""
+    """The absolute path; a URL stays unchanged."""
     return path if url_of(path) else path.absolute()
 
 
 def _asked(url: str, ask: Callable[[Any, str], Any]) -> Any:
-    """What the file system of a URL says of the place in it, asked again after a failure.
+    """Calls `ask(file system, path)` for a URL, and retries after a failure.
 
     Raises:
-        EnvironmentFault: it has failed each time, or there is no such file.
+        EnvironmentFault: every try failed, or there is no such file.
     """
     fsspec = optional("fsspec", "remote", url)
     for pause_s in PAUSES_S:
@@ -113,7 +123,7 @@ def _asked(url: str, ask: Callable[[Any, str], Any]) -> Any:
             return ask(*fsspec.core.url_to_fs(url))
         except (FileNotFoundError, PermissionError, ImportError, ValueError):
             break  # it would fail again
-        except Exception:  # each of the libraries behind a URL has its own
+        except Exception:  # each library for a protocol has exceptions of its own
             time.sleep(pause_s)
     with network_faults(url):
         return ask(*fsspec.core.url_to_fs(url))
@@ -121,9 +131,8 @@ def _asked(url: str, ask: Callable[[Any, str], Any]) -> Any:
 
 @contextmanager
 def network_faults(path: Path | str) -> Iterator[None]:
-    """What the libraries behind a URL raise becomes an EnvironmentFault; nothing changes for other
-    paths.
-    """
+    """Raises any error as EnvironmentFault if `path` is a URL. For other paths errors pass
+    through."""
     try:
         yield
     except CollageError:

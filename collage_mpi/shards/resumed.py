@@ -1,5 +1,5 @@
-"""Gives the shards of a resumed run the numbers that they had in its first session. Shards are
-recognised by content.
+"""Gives the shards of a resumed run the same numbers as in its first session. A shard is identified
+by its content.
 """
 
 from __future__ import annotations
@@ -20,20 +20,19 @@ from collage_mpi.system.printable import storable
 def as_before(
     shards: ShardSet, known: Sequence[Mapping[str, Any]], *, limited: bool = False
 ) -> ShardSet:
-    """The same shards in the order of a run's manifest; new shards come last.
+    """Renumber shards by a run's manifest. New shards come last.
 
     A shard of the run that is bad now keeps its number and its count, and counts as lost. Pictures
-    are made to fit as they were when the run began, even if the network asks for another filter
-    now.
+    are resized as in the first session, even if the network asks for another filter now.
 
     Args:
-        shards: as opened for this session; nothing has been read from them.
+        shards: the shards of this session, before anything is read from them.
         known: {path, fingerprint, count} of each shard, in the order of their numbers.
-        limited: new shards are left out, because the first images would be others with them.
+        limited: leave out new shards, because with them --limit would choose other images.
 
     Returns:
-        `shards` itself if a shard of the run is missing and no bad one takes its place. The
-        input is then a different one, which the comparison of the two will report.
+        A new `ShardSet`; or `shards` itself if a shard of the run is missing and none of the bad
+        shards has its name. The comparison of the manifests then reports the difference.
     """
     by_content: dict[str, deque[ShardInfo]] = defaultdict(deque)
     for info in shards.infos:
@@ -63,12 +62,12 @@ def as_before(
 def member_changes(
     shards: ShardSet, known: Sequence[Mapping[str, Any]], indexes: Path
 ) -> list[str]:
-    """How the members of sources differ from what they were when the run began, a line each.
+    """Lines that say how the members of sources have changed since the run began.
 
     Args:
-        shards: of this session.
-        known: as of `as_before`.
-        indexes: the folder of the run's lists of members.
+        shards: the shards of this session.
+        known: as in `as_before`.
+        indexes: the folder with the run's lists of members.
     """
     lines = []
     for info, entry in zip(shards.infos, known, strict=False):
@@ -91,7 +90,8 @@ def _same_name(bad: Sequence[BadShard], entry: Mapping[str, Any]) -> BadShard | 
 
 
 def _unreadable(like: ShardInfo, bad: BadShard, entry: Mapping[str, Any]) -> ShardInfo:
-    """The description of a shard from the manifest; the rest is as in the other shards."""
+    """The description of a bad shard: path, count and fingerprint are its own, the rest is copied
+    from another shard."""
     return dataclasses.replace(
         like,
         path=bad.path,

@@ -1,8 +1,8 @@
-"""The format of a shard: names, version, checksums, chunk sizes, class names, and the description
-of a shard.
+"""The format of a shard (names, version, checksums, chunk sizes, class names), and the description
+of a shard or another source.
 
-Class names in shards and weights must be unique; repeated names, as in ImageNet's list, get their
-class number appended.
+Class names must be unique. Names that repeat in a list, such as ImageNet's, get their class number
+appended.
 """
 
 from __future__ import annotations
@@ -33,42 +33,41 @@ CHANNELS = (1, 3)  # of pictures
 DTYPES = ("uint8", "uint16", "int16", "float16", "float32")  # of items
 
 CHUNK_BYTES = 256 * 1024
-"""A chunk holds about this much: 334 images of 28 x 28, one of 224 x 224 x 3.
+"""The size of a chunk, about: 334 images of 28 x 28, or one of 224 x 224 x 3.
 
-Measured (analysis/reports/shards.md): one image a chunk reads 28 px images in order 7 x slower
-than this; beyond it nothing is gained, and a bad chunk takes more images with it.
+With one image a chunk, 28 px images are read 7 x slower in file order (analysis/reports/shards.md).
+Larger chunks are not faster, and a damaged chunk would lose more images.
 """
 
 HASH_LIMIT_BYTES = 256 << 20
-"""Sources up to this size are hashed whole at first open (0.2 s); larger shards are
-trusted to the `.sha256` beside them there, and to the checksum of each row later."""
-PART_MARK = "::"  # FILE::PART is one group or dataset of another program's file
+"""Sources up to this size are hashed when they are first opened (0.2 s). For larger shards the
+`.sha256` file is trusted, and the checksum of each row is verified when it is read."""
+PART_MARK = "::"  # FILE::PART is one group, dataset or column of a file
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One shard, as its file describes itself.
+    """The description of one shard, or of another source.
 
     Attributes:
-        path: the file; for one group of another program's file, `FILE::PART`.
-        count: images in it, at least 1.
-        shape: of one item, such as (H, W, C) of a picture or (D, H, W, C) of a volume.
-        dtype: of its values, one of DTYPES.
-        class_names: the name of label 0, 1, ...; None if the shard has none.
+        path: the file or folder; `FILE::PART` for one group or dataset of another program's file.
+        count: number of images, at least 1.
+        shape: of one item, such as (H, W, C) for a picture or (D, H, W, C) for a volume.
+        dtype: of the items' values, one of DTYPES.
+        class_names: the name of label 0, 1, ...; None if there are none.
         has_labels: whether every image has a label.
         source: where the images come from, in words.
-        fingerprint: SHA-256 of the file, 64 hex digits.
-        cell_sizes: sizes in pixels of the cells stored beside the images (see cells.py).
-        stamp: what the file system said about the file when it was checked; None if unknown.
-        storage: the `name` of its `Source`: "images" (pixels), "encoded" (JPEG, PNG and so on,
+        fingerprint: SHA-256 of the content, 64 hex digits.
+        cell_sizes: sizes in pixels of the stored cells (see cells.py).
+        stamp: size, time and inode of the file when it was checked; None if unknown.
+        storage: the `name` of its `Source`: "images" (pixels), "encoded" (JPEG, PNG and others,
             decoded when read), "foreign" (another program's HDF5 file, without checksums),
             "folder" and others.
-        fit: of encoded images, how pictures become (height, width, channels); see
-            `pictures.PictureFit`.
-        layout: of foreign files, where images and labels are; see `foreign.ArrayLayout`.
-        index: file that lists the members of the source; None if there is none.
-        members: the members, in the process that has listed them. They are not sent.
-        no_pictures: of items that are no pictures, why, and what makes pictures of them.
+        fit: how encoded pictures are resized (text of a `PictureFit`); None for pixels.
+        layout: where images and labels are in a foreign file; see `foreign.ArrayLayout`.
+        index: file with the list of the source's members; None if there is none.
+        members: the list of members, only in the process that has made it. It is not sent.
+        no_pictures: if the items are not pictures: why, and which command converts them.
     """
 
     path: Path
@@ -94,7 +93,7 @@ class ShardInfo:
         return self.dtype == "uint8" and len(self.shape) == 3 and self.shape[2] in CHANNELS
 
     def fitted(self, fit: PictureFit) -> ShardInfo:
-        """The same pictures, read as images of another size."""
+        """The description of the same pictures resized in another way."""
         return replace(self, shape=fit.shape, fit=fit.text())
 
     def to_json(self) -> dict[str, Any]:
@@ -115,7 +114,7 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class BadShard:
-    """A shard of the input that cannot be read; `reason` names the file."""
+    """A shard of the input that cannot be read. `reason` is a message that names the file."""
 
     path: Path
     reason: str
@@ -131,7 +130,7 @@ class ShardFault(EnvironmentFault):
 
 
 def split_part(path: Path) -> tuple[Path, str]:
-    """`FILE::PART` as the file and its part; the part is "" if none is given."""
+    """Split `FILE::PART` into the file and the part; the part is "" if there is none."""
     file, mark, part = str(path).partition(PART_MARK)
     return (path_of(file), part) if mark else (path, "")
 
@@ -142,12 +141,12 @@ def stamp_of(path: Path) -> Stamp:
 
 
 def chunk_rows(row_bytes: int, count: int | None = None) -> int:
-    """Images that a chunk should hold, at least 1.
+    """The number of images for a chunk, at least 1.
 
     Args:
         row_bytes: bytes of one image.
-        count: images of the shard, if known. The chunks are then evened out, so that the last
-            one is not mostly padding.
+        count: number of images in the shard, if known. All chunks then get nearly the same number,
+            so that the last chunk is not mostly padding.
     """
     rows = max(1, CHUNK_BYTES // row_bytes)
     chunks = -(-count // rows) if count else 0
@@ -157,7 +156,7 @@ def chunk_rows(row_bytes: int, count: int | None = None) -> int:
 def row_crc32(pixels: bytes | memoryview, label: int | None) -> int:
     """CRC-32 of one row: its pixels, then its label as 8 little-endian bytes if it has one.
 
-    The values are zlib's, computed by ISA-L: 4 us for a row of 224 x 224 x 3, zlib takes 55.
+    It is zlib's CRC-32, computed by ISA-L in 4 us for a row of 224 x 224 x 3; zlib takes 55 us.
     """
     crc = int(crc32(pixels))
     return crc if label is None else int(crc32(label.to_bytes(8, "little", signed=True), crc))
@@ -179,14 +178,15 @@ def rows_crc32(images: np.ndarray | list[np.ndarray], labels: np.ndarray | None)
 
 
 def checked_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Names of classes. Raises DataFault if there are none, equal ones, or an empty one."""
+    """The class names as a tuple. Raises DataFault if there are none, or they are not distinct, or
+    one is empty."""
     if len(names) == 0 or len(set(names)) != len(names) or not all(names):
         raise DataFault("class names must be one or more, each different and not empty")
     return tuple(names)
 
 
 def label_problem(labels: np.ndarray, class_names: tuple[str, ...] | None) -> str | None:
-    """What is wrong with the range of `labels`, (n,) int64; None if they are good."""
+    """A message if `labels`, (n,) int64, are out of range; None if they are valid."""
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0:
         return f"label {lowest} is negative; labels are class numbers from 0 up"
@@ -202,18 +202,18 @@ def sidecar_path(path: Path) -> Path:
 
 
 def sidecar_line(path: Path, digest: str) -> bytes:
-    """The line that `sha256sum -c` reads, for any bytes in the name."""
+    """The line for `sha256sum -c`, in which special characters of the name are escaped."""
     name = os.fsencode(path.name)
     plain = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
-    mark = b"" if plain == name else b"\\"  # says that the name is escaped
+    mark = b"" if plain == name else b"\\"  # tells sha256sum that the name is escaped
     return mark + digest.encode() + b"  " + plain + b"\n"
 
 
 def read_sidecar(path: Path) -> str | None:
-    """The digest recorded beside a shard; None if there is no such file.
+    """The digest in the `.sha256` file beside a shard; None if there is no such file.
 
     Raises:
-        DataFault: the file beside the shard is not a SHA-256 line.
+        DataFault: the `.sha256` file has another content.
     """
     beside = sidecar_path(path)
     try:
@@ -231,9 +231,10 @@ def read_sidecar(path: Path) -> str | None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes as 64 hex digits. The digest of a part differs from its file's.
+    """SHA-256 of a file's bytes as 64 hex digits. The digest of `FILE::PART` also depends on PART.
 
-    Raises OSError.
+    Raises:
+        OSError: the file cannot be read.
     """
     with split_part(path)[0].open("rb") as stream:
         return _of_part(sha256_of_stream(stream), path)
@@ -245,10 +246,11 @@ def _of_part(digest: str, path: Path) -> str:
 
 
 def remake_command(paths: Sequence[Path | str], shape: tuple[int, ...] | None = None) -> str:
-    """The command that makes shards of these shards, or of other programs' files.
+    """The `prep shards` command that makes new shards from shards or other programs' files.
 
     Args:
-        shape: (H, W, C) that the new images must have, H = W; None keeps their shape.
+        paths: the files.
+        shape: (H, W, C) of the new images, H = W; None keeps their shape.
     """
     words = ["collage-mpi", "prep", "shards", *map(str, paths)]
     if shape is None:
@@ -265,7 +267,7 @@ def cells_name(px: int) -> str:
 
 
 def publish(temporary: Path, path: Path) -> str:
-    """Rename a complete, synced file into place and write its SHA-256 beside it; returns the
+    """Rename a complete, synced file into place and write its SHA-256 beside it. Returns the
     digest.
 
     Raises:
@@ -273,21 +275,21 @@ def publish(temporary: Path, path: Path) -> str:
     """
     fingerprint = sha256_of(temporary)
     beside = sidecar_path(path)
-    beside.unlink(missing_ok=True)  # an older shard's: none is better than a wrong one
+    beside.unlink(missing_ok=True)  # a kill must not leave the new shard with an older digest
     os.replace(temporary, path)
     write_atomic(beside, (sidecar_line(path, fingerprint),))  # syncs the folder for both
     return fingerprint
 
 
-SHOWN = 5  # doubles that are named in the message
+SHOWN = 5  # repeated names that the message lists
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """The names in a file, one a line, the name of class 0 first. Empty lines are skipped.
+    """The class names in a file: one a line, class 0 first. Empty lines are skipped.
 
     Raises:
         EnvironmentFault: the file cannot be read.
-        UsageError: the file holds no name.
+        UsageError: the file has no name, or repeated names cannot be made distinct.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -297,12 +299,11 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 
 def told_apart(names: Sequence[str]) -> tuple[str, ...]:
-    """The names; a name that occurs more than once gets its class number appended.
-
-    The user is told which names were changed.
+    """The names, made distinct: a name that repeats gets its class number appended, and the user is
+    told.
 
     Raises:
-        UsageError: there is no name, an empty one, or a changed name equals another one.
+        UsageError: there is no name, a name is empty, or a changed name equals another.
     """
     places: dict[str, list[int]] = defaultdict(list)
     for number, name in enumerate(names):

@@ -1,5 +1,5 @@
-"""What every source of images offers: HDF5 shards, folders, tar files and others. Rank 0 and
-workers read a job's input only through this class.
+"""The interface of all sources of images (HDF5 shards, folders, tar files and others), and base
+classes for sources of encoded pictures.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from collage_mpi.system.environment import allowed_cores
 from collage_mpi.system.files import reading
 from collage_mpi.system.tell import tell
 
-MOST_DECODERS = 4  # threads; beside them are the loop, the writer and other ranks
+MOST_DECODERS = 4  # threads; the loop, the writer and other ranks need cores too
 
 
 DEFAULT_FIT = PictureFit(DEFAULT_PX)
@@ -49,13 +49,13 @@ DEFAULT_FIT = PictureFit(DEFAULT_PX)
 
 @dataclass(frozen=True)
 class ReadAs:
-    """How sources without a size, or without numbered classes, are to be read.
+    """How to read a source whose pictures have any size, or whose classes have no numbers.
 
     Attributes:
-        fit: how pictures of any size become images.
-        class_names: the classes in order, if the user or a network names them.
-        labels: False takes no label from the source.
-        pictures: refuse items that are no pictures.
+        fit: how pictures are resized.
+        class_names: the classes in order, if the user or a network gives them.
+        labels: whether to use the labels of the source.
+        pictures: whether to refuse items that are not pictures.
     """
 
     fit: PictureFit = DEFAULT_FIT
@@ -69,18 +69,20 @@ ANY_ITEMS = ReadAs(pictures=False)
 
 
 class Source(ABC):
-    """One source, open: its images by row, 0 to count - 1.
+    """An open source. Its images have the rows 0 to count - 1.
 
-    A class of another package inherits this one, or `PictureSource`, and is named by an entry point
-    of the group `collage_mpi.sources`. `--input NAME:PATH` then reads PATH with it.
+    Another package can add a source: a subclass of this class or of `PictureSource`, named by an
+    entry point of the group `collage_mpi.sources`. `--input NAME:PATH` then reads PATH with it.
 
     Attributes:
-        name: of the sort of source; a description has it as `storage`.
-        suffixes: endings of files that are a source each, for a folder that holds such files.
+        name: of the kind of source; it is the `storage` of descriptions.
+        suffixes: endings of the files that `takes` accepts.
+        remote: whether the source can be a URL.
+        path, info: path and description of the source.
         labels: (n,) int64, or None.
         row_faults: row -> why it cannot be used, for rows read so far.
-        remote: whether it reads URLs.
-        decoders: cores that may decode pictures, at most MOST_DECODERS are used; None for all.
+        decoders: number of cores that may decode pictures; None for all. At most MOST_DECODERS
+            are used.
     """
 
     name: ClassVar[str] = ""
@@ -89,38 +91,41 @@ class Source(ABC):
     decoders: int | None = None
 
     def __init__(self, info: ShardInfo) -> None:
-        """Open a source that `describe` has described. Raises EnvironmentFault, DataFault."""
+        """Open a source, given its description. Raises EnvironmentFault, DataFault."""
         self.path, self.info = info.path, info
         self.row_faults: dict[int, str] = {}
         self.labels: np.ndarray | None = None
 
     @classmethod
     def takes(cls, path: Path) -> bool:
-        """Whether a path is such a source, by its name or by what lies there."""
+        """Whether a path is a source of this kind, by its name or its content."""
         return bool(cls.suffixes) and split_part(path)[0].name.lower().endswith(cls.suffixes)
 
     @classmethod
     @abstractmethod
     def describe(cls, path: Path, read_as: ReadAs) -> ShardInfo:
-        """Count, shape, classes and fingerprint of the source.
+        """Check and describe a source: count, shape, classes, fingerprint.
 
         Raises:
-            DataFault: it is damaged, or has no image.
-            EnvironmentFault: it cannot be read.
+            DataFault: the source is damaged, or has no image.
+            EnvironmentFault: the source cannot be read.
         """
 
     @classmethod
     def fingerprint(cls, path: Path) -> str:
-        """64 hex digits that are the same for the same content, wherever it lies. Raises OSError,
+        """64 hex digits that depend only on the content, not on where it is. Raises OSError,
         DataFault.
         """
         return sha256_of(path)
 
     @abstractmethod
     def read_into(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
-        """Read ascending `rows`, repeats allowed, to `out[places]`, (n, ...) items.
+        """Read rows into `out[places]`. If a row cannot be used, `row_faults` gets the reason.
 
-        Why a single row cannot be used is noted in `row_faults`.
+        Args:
+            out: (n, ...) items.
+            places: (m,) int64, indices into `out`.
+            rows: (m,) int64, ascending; repeats are allowed.
 
         Raises:
             EnvironmentFault: the source, or one of the rows, can no longer be read.
@@ -132,19 +137,19 @@ class Source(ABC):
 
     @classmethod
     def ids(cls, info: ShardInfo) -> list[str] | None:
-        """The names of the n images of a source in the order of the rows, if they have any.
+        """The ids of the images, in the order of the rows; None if the source has none.
 
         Raises:
-            DataFault, EnvironmentFault: they cannot be read.
+            DataFault, EnvironmentFault: the ids cannot be read.
         """
         return None
 
-    def close(self) -> None:  # noqa: B027 - many have nothing open
-        """Close its files."""
+    def close(self) -> None:  # noqa: B027 - many sources have nothing open
+        """Close the files of the source."""
 
 
 def slices_of(rows: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """(start, stop, first row) of each stretch of neighbours in ascending `rows`."""
+    """Yields (start, stop, first row) for each run of consecutive numbers in ascending `rows`."""
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
     for start, stop in pairwise([0, *breaks.tolist(), len(rows)]):
         yield start, stop, int(rows[start])
@@ -152,17 +157,16 @@ def slices_of(rows: np.ndarray) -> Iterator[tuple[int, int, int]]:
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that decode pictures. They run in parallel, because Pillow releases the interpreter
-    lock.
+    """Threads that decode pictures, in parallel because Pillow releases the GIL.
 
-    One thread decodes about 500 photographs a second (analysis/reports/benchmarks.md), fewer
-    than rank 0 can feed.
+    One thread decodes about 500 photographs a second (analysis/reports/benchmarks.md), fewer than
+    rank 0 can send.
     """
     return ThreadPoolExecutor(threads, "decode")
 
 
 class PictureSource(Source):
-    """A source of picture files (JPEG, PNG and others), which are decoded as they are read."""
+    """A source of encoded pictures (JPEG, PNG and others), which are decoded when they are read."""
 
     def __init__(self, info: ShardInfo) -> None:
         super().__init__(info)
@@ -170,24 +174,25 @@ class PictureSource(Source):
 
     @abstractmethod
     def _files(self, rows: np.ndarray) -> list[bytes | None]:
-        """The bytes of ascending `rows`; None for a row that cannot be read, once the reason is in
-        `row_faults`. Raises EnvironmentFault where the source can no longer be read.
+        """The bytes of ascending `rows`; None for a row that cannot be read, whose reason must be
+        put into `row_faults`. Raises EnvironmentFault if the source can no longer be read.
         """
 
     def _is_sound(self, row: int, data: bytes) -> bool:
-        """Whether the bytes are those that were written; if not, `row_faults` says so."""
+        """Whether the bytes of a row are undamaged. If not, the reason must be put into
+        `row_faults`."""
         return True
 
     def read_into(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
-        """Read and decode ascending `rows` to `out[places]`; bad rows are noted in `row_faults`."""
+        """Read and decode rows; see `Source.read_into`."""
         files = self._files(rows)
         spots = [out[place] for place in places.tolist()]
         threads = min(MOST_DECODERS, self.decoders or allowed_cores())
-        each = map if threads == 1 else _pool(threads).map  # handing over takes 5 % of decoding
-        deque(each(self._decode, spots, rows.tolist(), files), maxlen=0)  # raises what one raised
+        each = map if threads == 1 else _pool(threads).map  # a pool takes 5 % of the time to decode
+        deque(each(self._decode, spots, rows.tolist(), files), maxlen=0)  # raises a thread's error
 
     def files(self, rows: np.ndarray) -> list[bytes | None]:
-        """The files of ascending `rows`; None for a bad row, which is noted in `row_faults`."""
+        """The bytes of ascending `rows`; None for a bad row, whose reason is in `row_faults`."""
         return [
             data if data is not None and self._is_sound(row, data) else None
             for row, data in zip(rows.tolist(), self._files(rows), strict=True)
@@ -205,7 +210,7 @@ class PictureSource(Source):
 def picture_info(
     source: type[Source], path: Path, read_as: ReadAs, count: int, fingerprint: str
 ) -> ShardInfo:
-    """The description of a source of pictures, without classes and labels."""
+    """The description of a source of encoded pictures, without classes and labels."""
     return ShardInfo(
         path=path,
         count=count,
@@ -221,13 +226,13 @@ def picture_info(
 
 
 def fingerprint_of(index: MemberIndex, members: Iterable[Member], known: str | None = None) -> str:
-    """64 hex digits for names, places and sizes; for the bytes too, if there are few and none of
-    them comes from a URL.
+    """A SHA-256 of the names, offsets and sizes of members, and of their bytes if they are at most
+    HASH_LIMIT_BYTES. Bytes at URLs are not read.
 
     Args:
-        index: of all members.
-        members: the same, to be read.
-        known: a digest of the bytes, if there is one.
+        index: the list of all members.
+        members: the same members, to read their bytes.
+        known: digest of the bytes, if known. Then they are not read.
     """
     found = hashlib.sha256(f"{index.digest()} {known or ''}".encode())
     if not known and int(index.sizes.sum()) <= HASH_LIMIT_BYTES:
@@ -238,7 +243,7 @@ def fingerprint_of(index: MemberIndex, members: Iterable[Member], known: str | N
 
 
 class MemberSource(PictureSource):
-    """A source of which a list says where each picture lies: files, or parts of files."""
+    """A source with a list of pictures, which are files or parts of files."""
 
     def __init__(self, info: ShardInfo) -> None:
         super().__init__(info)
@@ -248,7 +253,7 @@ class MemberSource(PictureSource):
     @classmethod
     @abstractmethod
     def listed(cls, path: Path, read_as: ReadAs) -> Listing:
-        """All pictures, in an order that depends on nothing but their names and places.
+        """List all pictures, in an order that depends only on their names and places.
 
         Raises:
             DataFault, EnvironmentFault, OSError: the source is damaged, or cannot be read.
@@ -257,7 +262,7 @@ class MemberSource(PictureSource):
     @classmethod
     @abstractmethod
     def _file(cls, path: Path, name: str) -> str:
-        """The file in which the picture of that name lies."""
+        """The file that holds the picture with this name."""
 
     @classmethod
     def describe(cls, path: Path, read_as: ReadAs) -> ShardInfo:
@@ -286,7 +291,7 @@ class MemberSource(PictureSource):
 
     @classmethod
     def _known(cls, info: ShardInfo) -> MemberIndex:
-        """The list as it was made, or as it lies beside the run, or made anew."""
+        """The list of members: from this process, from the file beside the run, or made again."""
         if info.members is not None:
             return info.members
         index = MemberIndex.load(Path(info.index)) if info.index else None
@@ -311,7 +316,7 @@ class MemberSource(PictureSource):
                 found.append(read_member(self._member(self.path, self._members, row)))
             except UnreadablePicture as fault:
                 there = url_of(self.path) or os.path.exists(self.path)
-                if not there:  # its file system is gone, not one picture
+                if not there:  # the whole source is gone, not one picture
                     raise EnvironmentFault(f"{self.path}: can no longer be read") from fault
                 self.row_faults[row] = str(fault)
                 found.append(None)

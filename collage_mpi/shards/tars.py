@@ -1,5 +1,5 @@
-"""Pictures in tar files with WebDataset's layout: how they are listed, and read where they lie.
-Nothing is extracted: only the place of a member's bytes is kept, so its name cannot lead anywhere.
+"""Source for pictures in tar files with the layout of WebDataset. Nothing is extracted: pictures
+are read from the tar file, so the names of members are never used as paths.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from collage_mpi.shards.remote import network_faults, opened, stat_of
 from collage_mpi.shards.source import MemberSource, ReadAs
 from collage_mpi.system.files import reading
 
-LABEL_KEYS = ("cls", "label", "class", "class_name")  # of a .json, the first that is there
+LABEL_KEYS = ("cls", "label", "class", "class_name")  # in a .json member; the first that exists
 LARGEST_LABEL_BYTES = 1 << 20
 BLOCK_BYTES = 512  # of the tar format
 LARGEST_CLASS = 2**31 - 1  # results keep a label as int32
 
 
 class LabelFault(DataFault):
-    """The labels cannot be understood; the pictures may be sound."""
+    """The labels cannot be used. The pictures may be sound."""
 
 
-# A picture, and the class that its tar file gives: a number, a name, or nothing.
+# A picture and its class from the tar file: a number, a name, or None.
 Sample = tuple[Member, int | str | None]
 
 
@@ -43,18 +43,18 @@ def list_tars(
     """Pictures of tar files, in the order of the files.
 
     Args:
-        paths: tar files without compression, because pictures are read in any order.
-        names: the classes in order. Without them, class names are sorted, and classes given
-            by number have no names.
+        paths: tar files. They must not be compressed, because pictures are read in any order.
+        names: the classes in order; by default the sorted class names. Classes given by number
+            have no names by default.
         label_key: key of the label in `.json` members; by default the first of `LABEL_KEYS`
-            that is there.
-        picture: the extension of the image if a key has several, such as "jpg".
-        labels: False takes no labels.
+            that exists.
+        picture: the extension of the image if a sample has several, such as "jpg".
+        labels: if False, the pictures get no labels.
 
     Raises:
         EnvironmentFault: a file cannot be read.
-        DataFault: damaged, compressed or cut off; labels that cannot be understood. A picture
-            whose own label cannot be read is listed with that `fault`, unless all are so.
+        DataFault: a file is damaged, compressed or truncated, or its labels cannot be used. A
+            picture whose own label cannot be read is listed with a `fault`, unless all are so.
     """
     samples: list[Sample] = []
     for path in paths:
@@ -74,7 +74,7 @@ def list_tars(
 
 
 def _samples(path: Path, label_key: str | None, picture: str | None) -> Iterator[Sample]:
-    pictures: dict[str, tuple[str, Member]] = {}  # key -> (extension, where)
+    pictures: dict[str, tuple[str, Member]] = {}  # key -> (extension, member)
     answers: dict[str, int | str] = {}
     faults: dict[str, str] = {}  # key -> why its label cannot be read
     with network_faults(path), opened(path) as stream:
@@ -100,12 +100,12 @@ def _samples(path: Path, label_key: str | None, picture: str | None) -> Iterator
 
 
 def _headers(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Regular members in order. A tar that ends too early is refused."""
+    """Yields the regular members in order. Raises DataFault if the tar file is truncated."""
     try:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             size = stat_of(path)[0]
             for info in tar:
-                tar.members = []  # type: ignore[attr-defined]  # it would keep every header
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
                 if info.offset_data + info.size > size:
                     raise DataFault(f"{path}: cut off within {name_text(info.name)!r}. Copy it.")
                 if info.isreg() and not info.issparse():
@@ -122,10 +122,10 @@ def _headers(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
 
 
 def split_key(name: str) -> tuple[str, str]:
-    """The key of a member's name and its extension in lower case, as WebDataset splits them.
+    """Split a member's name as WebDataset does into the key of its sample and its extension.
 
-    The extension starts at the first dot of the last part: "a.b/c.seg.png" is "a.b/c" and
-    "seg.png".
+    The extension, in lower case, starts at the first dot of the last part of the path:
+    "a.b/c.seg.png" is "a.b/c" and "seg.png".
     """
     folder, slash, last = name.rpartition("/")
     stem, _, extension = last.partition(".")
@@ -150,11 +150,11 @@ def _only_one(
 def _answer(
     stream: BinaryIO, info: tarfile.TarInfo, extension: str, label_key: str | None
 ) -> int | str | None:
-    """The class that a .cls or .json member gives. Raises DataFault."""
+    """The class in a .cls or .json member. Raises DataFault."""
     name = name_text(info.name)
     if info.size > LARGEST_LABEL_BYTES:
         raise DataFault(f"{name} has {info.size:,} bytes; that is no label")
-    here = stream.tell()  # the walk over the headers goes on from there
+    here = stream.tell()  # tarfile reads the next header from here
     stream.seek(info.offset_data)
     data = stream.read(info.size)
     stream.seek(here)
@@ -165,7 +165,7 @@ def _answer(
         record = json.loads(text)
     except RecursionError as error:
         raise DataFault(f"{name} cannot be read: its lists are nested too deeply") from error
-    except ValueError as error:  # of a number with thousands of digits Python adds advice
+    except ValueError as error:  # for a huge number Python adds advice after a semicolon
         raise DataFault(f"{name} cannot be read: {str(error).partition(';')[0]}") from error
     return _answer_in(name, record, label_key)
 
@@ -205,7 +205,7 @@ def _resolve(
     if without and (numbered or named):
         raise LabelFault(
             f"{without[0]}: no .cls and no .json with a class beside it; {len(without):,} of "
-            f"{len(samples):,} pictures have none. All have a label or none has."
+            f"{len(samples):,} pictures have none. Either all pictures or none must have a label."
         )
     if numbered and named:
         (number, one), (name, other) = next(iter(numbered.items())), next(iter(named.items()))

@@ -1,4 +1,4 @@
-"""Writes shards, complete or not at all, with a checksum for each row and for the file."""
+"""Writes shards atomically, with a checksum for each row and for the file."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from collage_mpi.shards.schema import (
 )
 from collage_mpi.system.files import temporary_name, writing
 
-BYTES_PER_CHUNK = 1 << 20  # of encoded images, which may lie across two
+BYTES_PER_CHUNK = 1 << 20  # of encoded images; an image may span two chunks
 
 
 class ShardWriter:
-    """Appends batches to one shard; the file appears, complete, when it is closed.
+    """Writes one shard in batches. The file appears when it is closed.
 
-    It is a context manager: an exception inside the block leaves no file behind. Labels, ids and
-    checksums stay in memory until the end (about 40 bytes an image); pixels do not.
+    It is a context manager: after an exception inside the block there is no file. Labels, ids and
+    checksums stay in memory until the end (about 40 bytes an image), but pixels do not.
 
     Args:
-        path: the shard, usually `something.h5`; an existing one is replaced.
-        item: shape (H, W, C) of a uint8 picture, or the dtype of another item, such as
-            `np.dtype((np.uint16, (64, 64, 12)))`; its values are of one of `schema.DTYPES`.
-        class_names: the names of labels 0, 1, ...
+        path: the shard, usually `something.h5`; an existing file is replaced.
+        item: shape (H, W, C) of uint8 pictures, or the dtype of other items, such as
+            `np.dtype((np.uint16, (64, 64, 12)))`, whose base is one of `schema.DTYPES`.
+        class_names: the name of label 0, 1, ...
         source: where the images come from, in words.
-        rows_per_chunk: images of a chunk; None: as many as `chunk_rows` says.
-        recipe: identifies how the shard was made; kept as an attribute.
+        rows_per_chunk: images in a chunk; None for `chunk_rows`.
+        recipe: identifies how the shard was made; stored as an attribute.
 
     Raises:
-        DataFault: a shape, dtype or names that a shard cannot hold.
+        DataFault: a shard cannot hold this shape, dtype or these names.
         EnvironmentFault: the folder cannot be written.
     """
 
@@ -72,7 +72,7 @@ class ShardWriter:
         self._labels: list[np.ndarray] = []
         self._ids: list[str] = []
         self._crcs: list[np.ndarray] = []
-        self._ends: list[np.ndarray] = []  # of files
+        self._ends: list[np.ndarray] = []  # of encoded images
         self._temporary = temporary_name(self.path)
         row_bytes = math.prod(self.shape) * np.dtype(self.dtype).itemsize
         rows = rows_per_chunk or chunk_rows(row_bytes)
@@ -91,12 +91,12 @@ class ShardWriter:
 
         Args:
             images: (n, ...) items, such as (n, H, W, C) uint8; also (n, H, W) if C is 1.
-            labels: (n,) integers; either all batches of a shard have labels or none has.
-            ids: n strings; either all batches have ids or none has.
+            labels: (n,) integers. Either all batches of a shard have labels or none has.
+            ids: n strings. Either all batches have ids or none has.
 
         Raises:
-            DataFault: a shape, dtype, label or id that does not fit.
-            EnvironmentFault: the disk is full or gone.
+            DataFault: a shape, dtype, label or id does not fit the shard.
+            EnvironmentFault: the file cannot be written, for example for a full disk.
         """
         pixels = _checked_images(images, self.shape, self.dtype)
         if len(pixels) == 0:
@@ -106,11 +106,11 @@ class ShardWriter:
         self._count_in(rows_crc32(pixels, tags), tags, ids)
 
     def close(self) -> ShardInfo:
-        """Write the rest, sync, rename into place, and record the SHA-256 beside it.
+        """Complete and sync the file, rename it into place, and write its SHA-256 beside it.
 
         Raises:
             DataFault: no image was appended.
-            EnvironmentFault: the disk is full or gone.
+            EnvironmentFault: the file cannot be written, for example for a full disk.
         """
         if self.count == 0:
             self.abandon()
@@ -135,7 +135,7 @@ class ShardWriter:
         )
 
     def abandon(self) -> None:
-        """Drop the temporary file. Does nothing after `close`."""
+        """Remove the temporary file. Does nothing after `close`."""
         with H5_LOCK:
             self._file.close()
         self._stream.close()
@@ -151,7 +151,7 @@ class ShardWriter:
             self.close()
 
     def _start_file(self, rows: int) -> Any:
-        """The new file, with an empty dataset for what is appended."""
+        """Create the file with an empty dataset of images."""
         row = () if self.storage == "encoded" else self.shape
         with H5_LOCK:
             file = create_file(self._stream)
@@ -229,19 +229,16 @@ class ShardWriter:
 
 
 class EncodedWriter(ShardWriter):
-    """Appends picture files unchanged, which are decoded when they are read. Everything else is as
-    in `ShardWriter`.
+    """Writes a shard of encoded pictures, which are stored unchanged and decoded when they are
+    read.
 
-    The bytes of all images lie end to end in one dataset, and `ends` gives the end of each. HDF5's
-    own variable-length type would put them into a heap that has no checksum and is read one image
-    at a time.
+    The bytes of all pictures are concatenated in one dataset, and `ends` has the end of each.
+    HDF5's variable-length type would put them into a heap, which has no checksum and is read one
+    picture at a time.
 
     Args:
-        path: the shard.
-        fit: how a reader makes pixels of the files.
-        class_names: as for `ShardWriter`.
-        source: as for `ShardWriter`.
-        recipe: as for `ShardWriter`.
+        path, class_names, source, recipe: as for `ShardWriter`.
+        fit: how a reader resizes the pictures.
     """
 
     storage = "encoded"
@@ -265,16 +262,15 @@ class EncodedWriter(ShardWriter):
         labels: np.ndarray | Sequence[int] | None = None,
         ids: Sequence[str] | None = None,
     ) -> None:
-        """Add pictures. The caller must know that they can be decoded.
+        """Add pictures, without checking that they can be decoded.
 
         Args:
-            files: the bytes of n files, none empty.
-            labels: as for `ShardWriter.append`.
-            ids: as for `ShardWriter.append`.
+            files: the bytes of n pictures, none empty.
+            labels, ids: as for `ShardWriter.append`.
 
         Raises:
-            DataFault: an empty file, or labels or ids that do not fit.
-            EnvironmentFault: the disk is full or gone.
+            DataFault: a file is empty, or labels or ids do not fit the shard.
+            EnvironmentFault: the file cannot be written, for example for a full disk.
         """
         if not files:
             return
@@ -295,7 +291,7 @@ class EncodedWriter(ShardWriter):
         labels: np.ndarray | Sequence[int] | None = None,
         ids: Sequence[str] | None = None,
     ) -> None:
-        """Always raises DataFault, because this shard takes files and no pixels."""
+        """Always raises DataFault, because this shard holds encoded pictures and no pixels."""
         raise DataFault(f"{self.path}: a shard of encoded images takes files, not pixels")
 
 
@@ -308,7 +304,7 @@ def write_shard(
     class_names: Sequence[str] | None = None,
     source: str = "",
 ) -> ShardInfo:
-    """Write one shard from arrays in memory; see `ShardWriter` for arguments and errors."""
+    """Write a shard from arrays in memory. For arguments and errors see `ShardWriter`."""
     pixels = np.asarray(images)
     grey = pixels.ndim == 3 and pixels.dtype == np.uint8
     item = np.dtype((pixels.dtype, (*pixels.shape[1:3], 1) if grey else pixels.shape[1:]))
@@ -322,7 +318,7 @@ def write_shard(
 
 
 def _checked_item(item: Sequence[int] | np.dtype) -> tuple[tuple[int, ...], str]:
-    """Its shape, and the name of its dtype."""
+    """The shape of an item and the name of its dtype. Raises DataFault."""
     if isinstance(item, np.dtype):
         shape, dtype = item.shape, item.base.name
     else:

@@ -1,5 +1,5 @@
-"""A Zarr array of images in a folder. Zarr reads a chunk that is not there as blank; here such rows
-are faults, because a lost chunk looks the same.
+"""Source for a Zarr array of images. Zarr reads a missing chunk as the fill value. Here its rows
+are faults, because a lost chunk and a chunk that was never written look the same.
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ ABSENT = "its chunk is not stored: lost, or left out when it was written because
 
 
 class ZarrSource(Source):
-    """One array of a Zarr folder: pictures, (n, H, W), (n, H, W, C) or (n, C, H, W) uint8, or
-    other items as they are.
-    """
+    """One Zarr array: pictures, (n, H, W), (n, H, W, C) or (n, C, H, W) uint8, or other items."""
 
     name, remote = "zarr", True
 
@@ -94,8 +92,8 @@ class ZarrSource(Source):
 
     @classmethod
     def fingerprint(cls, path: Path) -> str:
-        """Of the names and sizes of all files below the folder; of the bytes too, if few. Of a URL,
-        where not all can list files, of what describes the array.
+        """A hash of the names and sizes of all files in the folder, and of their bytes if these are
+        few. For a URL it is a hash of the array's metadata, because some servers cannot list files.
         """
         folder, part = split_part(path)
         if url_of(folder):
@@ -108,7 +106,7 @@ class ZarrSource(Source):
         return hashlib.sha256(f"{fingerprint_of(index, members)} {part}".encode()).hexdigest()
 
     def read_into(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
-        """Read ascending `rows` to `out[places]`; rows of absent chunks are noted."""
+        """Read rows; see `Source.read_into`. Rows of missing chunks get a fault."""
         with _still(self.path):
             for start, stop, first in slices_of(rows):
                 block = np.asarray(self._images[first : first + stop - start])
@@ -122,7 +120,11 @@ class ZarrSource(Source):
             self.row_faults[row] = ABSENT
 
     def _is_stored(self, number: int, sizes: Sequence[int]) -> bool:
-        """Whether all chunks of some rows are files in the folder."""
+        """Whether all files with chunks of the `number`-th group of rows exist.
+
+        Args:
+            sizes: shape of the chunks, or of Zarr's shards if chunks are stored in shards.
+        """
         counts = [-(-n // size) for n, size in zip(self._images.shape, sizes, strict=True)]
         key_of = self._images.metadata.encode_chunk_key
         top = os.path.join(split_part(self.path)[0], self._layout.images)
@@ -131,10 +133,10 @@ class ZarrSource(Source):
 
 
 def find_layout(path: Path) -> ArrayLayout:
-    """The arrays of images and labels, by name, and the axes, by shape.
+    """Find the arrays of images and labels by name, and the axes by shape.
 
     Raises:
-        DataFault: there are none, several, or they are of another type.
+        DataFault: no array of images fits, several do, or its type is not supported.
     """
     folder, part = split_part(path)
     node, group = _node(path), ""
@@ -193,7 +195,7 @@ def _node(path: Path, name: str | None = None) -> Any:
 
 @contextmanager
 def _still(path: Path) -> Iterator[None]:
-    """What Zarr and its codecs raise for damaged files becomes an EnvironmentFault."""
+    """Raises errors of Zarr and its codecs as EnvironmentFault."""
     try:
         yield
     except (DataFault, EnvironmentFault):
