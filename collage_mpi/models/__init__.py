@@ -1,5 +1,5 @@
-"""Describes a network, and makes it ready to answer. Importing this package imports neither torch
-nor numpy; `load_predictor` imports torch if the network has weights.
+"""Describes and loads networks. Importing this package imports neither torch nor numpy.
+`load_predictor` imports torch only if the network needs it.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 def describe(spec: str, kind: str) -> NetworkInfo | None:
-    """The facts of a network, from the header of its weights file; torch is not needed.
+    """Read the facts of a network from the header of its weights file, without torch.
 
     Args:
-        spec: path of a safetensors file, "null" (see `null.parse_null`), or a network of
-            another's making (see `named`).
+        spec: path of a safetensors file, "null" (see `null.parse_null`), or a network of another
+            library or of the user (see `named`).
         kind: one of NETWORKS, the role of the network.
 
     Returns:
-        The facts, or None for a null network and one of another's making, which are told the
-        shapes.
+        The facts; None for a network without a weights file of this package.
 
     Raises:
-        UsageError: an unknown kind or option, a malformed null spec, or weights of the other kind.
+        UsageError: the kind or an option is unknown, a null spec is malformed, or the weights are
+            of another kind.
         EnvironmentFault: the file is missing or unreadable.
         DataFault: the file does not hold weights of this package.
     """
@@ -47,17 +47,17 @@ def describe(spec: str, kind: str) -> NetworkInfo | None:
 
 
 def load_predictor(spec: str, kind: str, how: Loading | None = None) -> Predictor:
-    """Build the network and make it ready to predict.
+    """Load a network so that it can predict.
 
     Args:
-        spec: path of a safetensors file, "null[:key=value,...]", or one of `named`.
+        spec: path of a safetensors file, "null[:key=value,...]", or another network (see `named`).
         kind: one of NETWORKS.
-        how: where and how it runs; on one thread of the CPU, in float32, by default.
+        how: where and how the network runs; by default on one thread of the CPU, in float32.
 
     Raises:
-        UsageError, EnvironmentFault, DataFault: as `describe`; also for a device that is
-            missing or too small, tensors that do not fit the architecture or are not
-            finite, or a network without embeddings if they are wanted.
+        UsageError, EnvironmentFault, DataFault: as `describe`; also if the device is missing or too
+            small, tensors do not fit the architecture or are not finite, or the network has no
+            embeddings and they are wanted.
     """
     from collage_mpi.models.info import Loading, check_kind
     from collage_mpi.models.named import is_foreign, is_null
@@ -74,7 +74,10 @@ def load_predictor(spec: str, kind: str, how: Loading | None = None) -> Predicto
         return parse_null(spec, kind)
     if is_foreign(spec):
         if kind == PARITY:
-            raise UsageError(f"{spec}: a parity network is trained, and so has weights; name them")
+            raise UsageError(
+                f"{spec}: a parity network is trained by this package: name its weights file, or "
+                "make one with collage-mpi train parity"
+            )
         from collage_mpi.models.own import load_foreign
 
         return load_foreign(spec, kind, how)[0]

@@ -1,5 +1,5 @@
-"""The settings of a network's layers, typed and checked without torch: a residual network, a
-network of another library by name, and the presets for collage networks.
+"""The settings of a network's layers, without torch: a residual network, a network of another
+library by name, and presets for collage networks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _STAGE = re.compile(r"(\d+)x(\d+)(?:/(\d+))?")  # also the form of a stem
 
 @dataclass(frozen=True)
 class Stage:
-    """Residual blocks of one width; the first block has the stride."""
+    """Residual blocks of one width. The first block has the stride, the others have stride 1."""
 
     width: int
     blocks: int
@@ -30,7 +30,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A residual network: a stem, then stages. The head follows from the kind.
+    """A residual network: a stem, then stages. The kind of network decides the head.
 
     Attributes:
         stem_width: channels after the stem convolution.
@@ -61,16 +61,17 @@ class Architecture:
 
     @property
     def features(self) -> int:
-        """Channels that the head sees."""
+        """Channels of the last stage, which are the inputs of the head."""
         return self.stages[-1].width
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain dict for JSON; `from_dict` reads it back."""
+        """A plain dict for JSON; `from_dict` is its inverse."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Architecture:
-        """Read the dict form. Raises DataFault on unknown, missing or impossible settings."""
+        """The inverse of `to_dict`. Raises DataFault if settings are unknown, missing or
+        invalid."""
         known = {field.name for field in fields(cls)}
         if not isinstance(record, Mapping) or set(record) != known:
             raise DataFault(
@@ -85,10 +86,10 @@ class Architecture:
 
 
 def parse_stages(text: str) -> tuple[Stage, ...]:
-    """Read "WIDTHxBLOCKS[/STRIDE],...", such as "48x1,96x2/2,192x2/2".
+    """Parse "WIDTHxBLOCKS[/STRIDE],...", such as "48x1,96x2/2,192x2/2".
 
     Raises:
-        UsageError: text of another form.
+        UsageError: the text has another form.
     """
     stages = []
     for part in text.split(","):
@@ -107,7 +108,7 @@ def parse_stem(architecture: Architecture, text: str) -> Architecture:
     """The architecture with another stem, "WIDTHxKERNEL[/STRIDE]", such as "48x4/2".
 
     Raises:
-        UsageError: text of another form.
+        UsageError: the text has another form.
     """
     match = _STAGE.fullmatch(text.strip())
     if match is None:
@@ -119,14 +120,16 @@ def parse_stem(architecture: Architecture, text: str) -> Architecture:
 def default_architecture(kind: str, width: int | None = None, norm: str = "batch") -> Architecture:
     """The network that is trained by default.
 
-    The single network keeps full resolution in its first stage. The collage network has s*s images
-    to look at in about the same time: it halves the resolution in the stem and puts most of its
-    width after the next halving. The parity network sees a picture as large as one image, and its
-    rank should be no slower than a single rank: it is narrower and has a block less.
+    The single network keeps the full resolution in its first stage. The collage network classifies
+    side * side images in about the same time. So it halves the resolution in the stem, and most of
+    its channels come after the next halving. The input of the parity network is as large as one
+    image, and its rank should not be slower than a single rank. So it is narrower and has one block
+    less.
 
     Args:
         kind: one of NETWORKS.
-        width: channels of the stem and the first stage; default 48, or 32 for a parity network.
+        width: channels of the stem and the first stage; by default 48, or 32 for a parity network.
+        norm: one of NORMS.
     """
     if kind == PARITY:
         base = 32 if width is None else width
@@ -136,7 +139,7 @@ def default_architecture(kind: str, width: int | None = None, norm: str = "batch
     if kind == SINGLE:
         stages = (Stage(base, 1), Stage(2 * base, 2, 2), Stage(4 * base, 2, 2))
         return Architecture(base, 3, 1, stages, norm)
-    wide = (8 * base // 3 + 15) // 16 * 16  # 128 for 48: vector units like multiples of 16
+    wide = (8 * base // 3 + 15) // 16 * 16  # 128 for 48; a multiple of 16 suits vector units
     return Architecture(base, 4, 2, (Stage(base, 1), Stage(wide, 2, 2)), norm)
 
 
@@ -146,7 +149,7 @@ def _within(name: str, value: object, largest: int) -> None:
 
 
 EFFICIENTNET_LITE = "efficientnet-lite"
-# What each has; torchvision is asked itself.
+# Library -> names of its networks; () for torchvision, which lists its own.
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "torchvision": (),
     EFFICIENTNET_LITE: ("lite0", "lite0_16"),
@@ -156,11 +159,12 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network by its name in a library.
+    """A network, named by its library.
 
     Attributes:
-        name: "torchvision:resnet34", or any other that `torchvision.models` lists;
-            "efficientnet-lite:lite0" and "darknet:tiny", which are built here.
+        name: "torchvision:NAME" with a NAME that `torchvision.models` lists, such as resnet34; or
+            "efficientnet-lite:lite0", "efficientnet-lite:lite0_16" or "darknet:tiny", which this
+            package builds.
     """
 
     name: str
@@ -187,12 +191,12 @@ class Backbone:
         return self.name.partition(":")[2]
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain dict for JSON; `read_architecture` reads it back."""
+        """A plain dict for JSON; `read_architecture` is its inverse."""
         return {"backbone": self.name}
 
 
 def read_architecture(record: Any) -> Architecture | Backbone:
-    """The settings of a network from their dict form. Raises DataFault."""
+    """The settings of a network, from the dict of a weights file. Raises DataFault."""
     if not isinstance(record, Mapping) or "backbone" not in record:
         return Architecture.from_dict(record)
     try:
@@ -203,21 +207,21 @@ def read_architecture(record: Any) -> Architecture | Backbone:
         raise DataFault(f"the architecture record cannot be built: {error}") from error
 
 
-# All halve the resolution in the stem and again after a first stage: a cell of 28 px becomes
-# 7 x 7, which pools without overlap into its neighbours. The wide stage costs most.
+# All presets halve the resolution in the stem and again after a first stage. So a cell of 28 px
+# becomes 7 x 7, which is pooled without overlap with other cells. The wide stage takes most time.
 PRESETS: dict[str, tuple[int, tuple[Stage, ...]]] = {  # stem channels, stages
     "accurate": (48, (Stage(48, 1), Stage(128, 2, 2))),
     "balanced": (32, (Stage(32, 1), Stage(96, 2, 2))),
     "fast": (32, (Stage(32, 1), Stage(64, 2, 2))),
     "fastest": (32, (Stage(64, 2, 2),)),
 }
-# The best below 1.5 x the single network's service time, on 28 px images with the default single.
+# The best preset that takes less than 1.5 x the time of the default single network, at 28 px.
 BY_SIDE = {2: "accurate", 3: "accurate", 4: "balanced", 5: "fast"}
 
 
-# The set-up of the paper (arXiv 1904.12222): ResNet-34 at 224 px for singles; for the collage a
-# network like YOLOv3-tiny at 416 px, 13 x 13 squares of three anchors. Cells are whole pixels: 138,
-# 104 and 83 for side 3, 4 and 5, so the collage has 414, 416 and 415, 13 squares in any case.
+# The networks of the paper (arXiv 1904.12222): ResNet-34 at 224 px as single network; as collage
+# network one like YOLOv3-tiny at 416 px, with 13 x 13 squares of three anchors. Cells have 138, 104
+# and 83 px for side 3, 4 and 5, so the collage has 414, 416 and 415 px, and always 13 squares.
 REFERENCE = "reference"
 REFERENCE_BACKBONES = {SINGLE: "torchvision:resnet34", COLLAGE: "darknet:tiny"}
 REFERENCE_COLLAGE_PX = 416
@@ -225,7 +229,7 @@ REFERENCE_HEAD = HeadSpec(YOLO, anchors=((1.0, 1.0), (0.5, 0.5), (2.0, 2.0)), ac
 
 
 def preset(name: str, norm: str = "batch") -> Architecture:
-    """The architecture of that name. Raises UsageError, which lists the known names."""
+    """The architecture of a preset. Raises UsageError if the name is unknown."""
     if name not in PRESETS:
         raise UsageError(f"preset {name!r}; the presets are {', '.join(PRESETS)}")
     stem_width, stages = PRESETS[name]

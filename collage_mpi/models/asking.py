@@ -1,5 +1,6 @@
-"""Asks a network of another program what it is: it is loaded and answers noise in a process apart
-(`python -m collage_mpi.models.asking`), because a damaged file can crash its library.
+"""Describes a network of another library or of the user, by loading it and letting it answer noise
+in a child process (`python -m collage_mpi.models.asking`), because a damaged file can crash the
+library.
 """
 
 from __future__ import annotations
@@ -21,12 +22,17 @@ from collage_mpi.system.process_tree import ask_apart, own_command
 from collage_mpi.system.tell import tell
 
 CHILD_COMMAND = own_command("collage_mpi.models.asking")
-LIMIT_S = 1_800.0  # a download of gigabytes included
+LIMIT_S = 1_800.0  # enough to download gigabytes
 
 
 @dataclass(frozen=True)
 class Described:
-    """What a network said of itself, in a process apart."""
+    """The description of a network, from the child process.
+
+    Attributes:
+        classes: number of classes.
+        resize_px, filter: see `Declared`.
+    """
 
     info: NetworkInfo
     classes: int
@@ -36,13 +42,13 @@ class Described:
 
 @lru_cache(maxsize=32)
 def ask(spec: str, kind: str, geometry: Geometry) -> Described:
-    """Load a foreign network, let it answer noise, and tell what it is.
+    """Load a foreign network in a child process, let it answer noise, and describe it.
 
-    The library's cache is looked into first, and then its hub is asked, so that one process alone
-    fetches what the others find in the cache.
+    The library first reads only its cache, then asks its hub. So one process downloads the network,
+    and other processes find it in the cache.
 
     Raises:
-        UsageError, EnvironmentFault, DataFault: why it cannot be used.
+        UsageError, EnvironmentFault, DataFault: the network cannot be used.
     """
     request = {"spec": spec, "kind": kind, "geometry": asdict(geometry)}
     told = _child(request, {**os.environ, OFFLINE: os.environ.get(OFFLINE, "1")})
@@ -62,7 +68,7 @@ def ask(spec: str, kind: str, geometry: Geometry) -> Described:
 
 
 def _child(request: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
-    """The answer of a process apart; a fault where it died."""
+    """The answer of the child process; a fault if the process died."""
     environment = {**without_rank(environment), **of_server}
     said = ask_apart(CHILD_COMMAND, request, LIMIT_S, environment)
     if said.code is None:
@@ -80,10 +86,10 @@ def _child(request: dict[str, Any], environment: dict[str, str]) -> dict[str, An
 
 
 def main() -> int:
-    """The process apart: read a request from stdin, print the answer as a line of JSON."""
+    """The child process: read a request from stdin, and print the answer as a line of JSON."""
     request = json.load(sys.stdin)
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # so that output of libraries goes to stderr
     geometry = Geometry(**{**request["geometry"], "classes": None})
     how = Loading(geometry=replace(geometry, image_shape=tuple(geometry.image_shape)))
     try:

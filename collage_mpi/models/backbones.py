@@ -1,7 +1,7 @@
-"""The networks that are built here, so that their norms can be folded: a small residual network for
-images of 28 to 64 px (He et al. 2015, arXiv 1512.03385), and two of other libraries, EfficientNet-
-Lite0 (Tan and Le 2019, arXiv 1905.11946, in its form for plain processors: ReLU6, no squeeze and
-excitation) and the trunk of YOLOv3-tiny (Redmon and Farhadi 2018, arXiv 1804.02767).
+"""The networks that this package builds: a small residual network for images of 28 to 64 px (He et
+al. 2015, arXiv 1512.03385); EfficientNet-Lite0 (Tan and Le 2019, arXiv 1905.11946, with ReLU6 and
+without squeeze-and-excitation); and the trunk of YOLOv3-tiny (Redmon and Farhadi 2018, arXiv
+1804.02767). Also the folding of batch norms into convolutions, for any network.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from collage_mpi.models.architecture import Architecture
 
-SAME = 1e-3  # of an input's largest output: by so much may its outputs change by folding
-COUNTER = "num_batches_tracked"  # of a batch norm: plays no part in inference, is not stored
+SAME = 1e-3  # folding may change outputs by at most this share of the input's largest output
+COUNTER = "num_batches_tracked"  # of a batch norm; not used in inference, so not stored
 
 
 class ConvNorm(nn.Module):
-    """Convolution and norm, without the activation."""
+    """A convolution and its norm, without activation."""
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int, norm: str) -> None:
         super().__init__()
-        # (kernel - 1) // 2 halves even sizes exactly for kernel 4, stride 2: 84 -> 42
+        # With this padding, kernel 4 and stride 2 halve even sizes exactly: 84 -> 42
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2, bias=False)
         self.norm = _norm(norm, outputs)
 
@@ -97,22 +97,22 @@ class ResNet(nn.Module):
 
 
 def fold_norms(network: nn.Module, shape: tuple[int, ...]) -> int:
-    """Fold each batch norm into the convolution whose output it gets; returns how many.
+    """Fold each batch norm into the convolution before it. Returns how many were folded.
 
-    The network is put in eval mode. A copy is asked about noise of `shape` (C, H, W), which shows
-    which convolution feeds which norm. The network stays as it was if the copy cannot be asked, or
-    if its answers change once its norms are folded.
+    The network is put in eval mode. A copy of it runs on noise of `shape` (C, H, W), which shows
+    which convolution feeds which norm. The network stays unchanged if the copy fails, or if its
+    outputs change when its norms are folded.
     """
     if not any(isinstance(module, _BatchNorm) for module in network.eval().modules()):
         return 0
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
-    noise = torch.cat([noise, 8 * noise])  # what is clipped or capped differs
+    noise = torch.cat([noise, 8 * noise])  # two scales, because activations may clip
     try:
-        tried = deepcopy(network)  # modules may keep what they made at their first call
+        tried = deepcopy(network)  # a copy, because a module may store state at its first call
         pairs, before = _pairs(tried, noise)
         _fold(tried, pairs)
         after = _outputs(tried, noise)
-    except Exception:  # of a library's code
+    except Exception:  # a library's code may raise anything
         return 0
     if not bool(((after - before).abs() <= SAME * before.abs().amax(1, True)).all()):
         return 0
@@ -124,7 +124,7 @@ def _fold(network: nn.Module, pairs: Sequence[tuple[str, str]]) -> None:
     for first, second in pairs:
         conv: Any = network.get_submodule(first)
         norm: Any = network.get_submodule(second)
-        rest = [*norm.children()]  # of timm's norms: their activation
+        rest = [*norm.children()]  # a norm of timm has its activation as a child
         owner, _, name = second.rpartition(".")
         left = nn.Sequential(*rest) if rest else nn.Identity()
         setattr(network.get_submodule(owner), name, left)
@@ -133,8 +133,9 @@ def _fold(network: nn.Module, pairs: Sequence[tuple[str, str]]) -> None:
 
 
 def _pairs(network: nn.Module, noise: Tensor) -> tuple[list[tuple[str, str]], Tensor]:
-    """(convolution, norm) where all outputs of one are all inputs of the other; and the answer."""
-    last: tuple[Any, Any, int] = None, None, 0  # convolution that was called, and its output
+    """Run the network on noise. Returns the names of (convolution, norm) for each norm whose inputs
+    are always the unchanged outputs of one convolution that has no other use; and the outputs."""
+    last: tuple[Any, Any, int] = None, None, 0  # last convolution, its output and its version
     calls = Counter[nn.Module]()
     met: list[tuple[Any, nn.Module]] = []
 
@@ -145,17 +146,19 @@ def _pairs(network: nn.Module, noise: Tensor) -> tuple[list[tuple[str, str]], Te
 
     def meet(norm: nn.Module, given: tuple[Any, ...]) -> None:
         conv, out, version = last
-        unchanged = given[0] is out and out._version == version  # by nothing in place
+        unchanged = (
+            given[0] is out and out._version == version
+        )  # the version counts changes in place
         met.append((conv if unchanged else None, norm))
 
     names = {module: name for name, module in network.named_modules()}
     hooks = []
     for module in names:
         if module._forward_hooks or module._forward_pre_hooks:
-            continue  # somebody else sees what goes in or comes out
+            continue  # a hook of the library uses the inputs or outputs too
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
             hooks.append(module.register_forward_pre_hook(meet))
-        # Its weights may also be made anew at each call. Then they are no parameter.
+        # A parametrised convolution computes its weights at each call; they are not a parameter.
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and "weight" in module._parameters:
             hooks.append(module.register_forward_hook(note))
     answer = _outputs(network, noise)
@@ -170,17 +173,16 @@ def _pairs(network: nn.Module, noise: Tensor) -> tuple[list[tuple[str, str]], Te
 
 
 def _outputs(network: nn.Module, noise: Tensor) -> Tensor:
-    """(n, outputs) of a network, which may be those of transformers."""
-    with torch.inference_mode(False), torch.no_grad():  # tensors then count changes in place
+    """The outputs, (n, outputs), of a network, which may be one of transformers."""
+    with torch.inference_mode(False), torch.no_grad():  # inference tensors have no version
         found = network(noise)
     outputs: Tensor = getattr(found, "logits", found)
     return outputs.flatten(1)
 
 
 def channels_last(network: nn.Module) -> nn.Module:
-    """Lay the convolutions' weights out channels-last: faster on the CPU and with tensor cores.
-
-    torch has no such layout for a network that also has convolutions of volumes.
+    """Convert the weights to channels-last, which is faster on the CPU and with tensor cores. A
+    network with 3-D convolutions stays unchanged, because torch cannot convert it.
     """
     if any(weights.dim() == 5 for weights in network.parameters()):
         return network
@@ -189,7 +191,7 @@ def channels_last(network: nn.Module) -> nn.Module:
 
 
 def stored_arrays(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, np.ndarray]:
-    """The float32 arrays of a state dict that a weights file keeps, each name with the prefix."""
+    """The arrays of a state dict for a weights file, float32, their names with the prefix."""
     return {
         prefix + name: tensor.float().contiguous().numpy()
         for name, tensor in state.items()
@@ -200,11 +202,11 @@ def stored_arrays(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, np
 def _norm(name: str, channels: int) -> nn.Module:
     if name == "batch":
         return nn.BatchNorm2d(channels)
-    # eight channels a group where they divide, else one group
+    # groups of eight channels, or one group if eight does not divide the channels
     return nn.GroupNorm(channels // 8 if channels % 8 == 0 else 1, channels)
 
 
-# of each stage: blocks, kernel, stride of the first, channels inside over those given, channels
+# EfficientNet-Lite0, for each stage: blocks, kernel, stride of the first, expansion, channels
 STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -215,13 +217,13 @@ STAGES = (
     (1, 3, 1, 6, 320),
 )
 STEM, FEATURES = 32, 1280
-EPSILON = 1e-3  # of its norms: TensorFlow's
+EPSILON = 1e-3  # of its norms, as in TensorFlow
 _CONVS = {"_expand_conv": "expand", "_depthwise_conv": "depthwise", "_project_conv": "project"}
 
 
 class SameConvNorm(ConvNorm):
-    """Padded like TensorFlow, with which it was trained: for an even picture, a stride of 2 pads no
-    pixel on the left and one on the right.
+    """A convolution and its norm with TensorFlow's padding "SAME", with which the network was
+    trained. For an even size and stride 2 it pads one pixel less on the left than on the right.
     """
 
     def __init__(
@@ -231,7 +233,7 @@ class SameConvNorm(ConvNorm):
         groups = inputs if depthwise else 1
         around = kernel - stride  # in all
         left, right = around // 2, around - around // 2
-        self.pads = (left, right) * 2 if left != right else None  # else the convolution's own
+        self.pads = (left, right) * 2 if left != right else None  # None: the convolution pads
         padding = 0 if self.pads else left
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(outputs, eps=EPSILON)
@@ -241,7 +243,7 @@ class SameConvNorm(ConvNorm):
 
 
 class LiteBlock(nn.Module):
-    """A 1 x 1 convolution that widens, a depthwise convolution, and a 1 x 1 one that narrows."""
+    """A 1 x 1 convolution that expands, a depthwise convolution, and a 1 x 1 one that projects."""
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int, widen: int) -> None:
         super().__init__()
@@ -258,7 +260,7 @@ class LiteBlock(nn.Module):
 
 
 class Widened(nn.Module):
-    """The first third of a `LiteBlock` under the same name, at which a network is cut off."""
+    """The expansion of a `LiteBlock`, with its name, after which a trunk is cut off."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -269,12 +271,12 @@ class Widened(nn.Module):
 
 
 class Lite0(nn.Module):
-    """(n, 3, H, W) -> (n, classes) logits.
+    """EfficientNet-Lite0: (n, 3, H, W) -> (n, classes) logits.
 
     Args:
-        stages: how many of the seven; with fewer the last map is the widened one of the next
-            stage's first block, as detectors use it (SSDLite, arXiv 1801.04381, 6.2), with
-            weights of its own.
+        stages: number of stages, at most seven. With fewer, the last map is the expansion of the
+            next stage's first block, as in SSDLite (arXiv 1801.04381, 6.2), with weights of its
+            own.
     """
 
     def __init__(self, classes: int, stages: int = len(STAGES)) -> None:
@@ -303,7 +305,8 @@ class Lite0(nn.Module):
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The package's state dict under the names of `Lite0`; other names are unchanged."""
+    """The state dict of the package efficientnet-lite-pytorch with the names of `Lite0`. Unknown
+    names are unchanged."""
     return {_ours(name): tensor for name, tensor in state.items()}
 
 
@@ -321,7 +324,7 @@ def _ours(name: str) -> str:
     return f"blocks.{number}.{norms.get(part, part)}.norm.{kind}"
 
 
-# (channels, kernel, whether the map is halved behind it): 416 px become 13 x 13
+# YOLOv3-tiny, for each layer: channels, kernel, whether max pooling follows; 416 px become 13 x 13
 TINY_LAYERS = (
     (16, 3, True),
     (32, 3, True),
@@ -346,7 +349,7 @@ class DarknetLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         found = F.leaky_relu_(self.conv(x), LEAK)
-        # what is left over at an odd edge is pooled too: 414 px become 13 squares, as 416 do
+        # ceil_mode, so that 414 px become 13 squares, as 416 px do
         return F.max_pool2d(found, 2, ceil_mode=True) if self.halved else found
 
 

@@ -1,5 +1,5 @@
-"""The collage-CNN, which answers for s*s images at once: the fully convolutional networks with
-their heads, and the choice of network by kind.
+"""The collage networks, which classify side * side images in one call, and `build_network`, which
+builds the network of a weights file.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from collage_mpi.models.specs import APART, YOLO, HeadSpec
 class CollageNet(nn.Module):
     """(n, C, side*cell_px, side*cell_px) float -> (n, side*side, classes) logits.
 
-    The features are pooled to side x side, one vector a cell, and one linear classifier, shared by
-    all cells, reads each vector. No boxes are predicted or suppressed, because the place of each
-    image in the collage is known.
+    The features are pooled to side x side, one vector for each cell. One linear classifier, shared
+    by all cells, classifies each vector. No boxes are needed, because the place of each image in
+    the collage is known.
     """
 
     def __init__(self, trunk: Any, classes: int, side: int) -> None:
@@ -37,13 +37,13 @@ class CollageNet(nn.Module):
         return found
 
     def pooled(self, x: Tensor) -> Tensor:
-        """(n, features, side, side): the trunk's map of the collage, pooled to one place a cell."""
+        """(n, features, side, side): the trunk's map of the collage, averaged over each cell."""
         return F.adaptive_avg_pool2d(self.trunk(x), self.side)
 
 
 class ApartNet(CollageNet):
-    """Like `CollageNet`, but the trunk sees the cells as a batch, so no convolution crosses an
-    edge.
+    """Like `CollageNet`, but the trunk gets the cells as a batch, so that no convolution crosses
+    the edge of a cell.
     """
 
     def pooled(self, x: Tensor) -> Tensor:
@@ -59,10 +59,10 @@ class ApartNet(CollageNet):
 class YoloNet(nn.Module):
     """(n, C, side*cell_px, side*cell_px) -> (n, G, G, anchors, 5 + classes), G = squares*side.
 
-    The paper's form of a collage network, which does not know where images are. Each square gives a
-    box, an objectness and class logits for each anchor. After pooling to G x G a square is a third
-    of a cell, so one more convolution looks at the neighbouring squares. If the head sets G itself
-    (`across`), G x G is the trunk's own map, and this convolution is left out.
+    The collage network of the paper, a detector that does not know where the images are. Each
+    square has a box, an objectness and class logits for each anchor. After pooling to G x G a
+    square is a third of a cell, so one more convolution takes in the neighbouring squares. If the
+    head sets G (`across`), G x G is the trunk's own map, and this convolution is left out.
     """
 
     def __init__(self, trunk: Any, classes: int, side: int, head: HeadSpec, norm: str) -> None:
@@ -93,13 +93,13 @@ def build_network(
     side: int | None,
     head: HeadSpec | None = None,
 ) -> nn.Module:
-    """The single classifier if side is None, else the collage-CNN, with fresh weights.
+    """Build a single network if `side` is None, otherwise a collage network, with random weights.
 
     Args:
-        head: of the collage-CNN; a grid when None.
+        head: of the collage network; None for a grid.
 
     Raises:
-        UsageError, EnvironmentFault: a backbone that cannot be built; see `vision`.
+        UsageError, EnvironmentFault: the backbone cannot be built; see `vision`.
     """
     trunk: Any
     if isinstance(architecture, Architecture):
@@ -107,7 +107,7 @@ def build_network(
             return ResNet(architecture, channels, classes)
         trunk, norm = Trunk(architecture, channels), architecture.norm
     else:
-        from collage_mpi.models.vision import ConvTrunk, VisionSingle  # only where it is asked for
+        from collage_mpi.models.vision import ConvTrunk, VisionSingle  # imported only if needed
 
         if side is None:
             return VisionSingle(architecture, classes)
@@ -124,19 +124,18 @@ def check_pixels(
     side: int | None,
     head: HeadSpec | None = None,
 ) -> None:
-    """Check that a known network can see inputs of that size, for example that its map is not
-    empty.
+    """Check that a network accepts inputs of this size. A small input may leave an empty map.
 
     Args:
         shape: (H, W, C) of an image, or of a collage.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: the network does not accept them.
     """
     if isinstance(architecture, Architecture):
-        return  # its convolutions take any
+        return  # its convolutions accept any size
     height, width, channels = shape
-    with torch.device("meta"):  # shapes only, nothing is computed
+    with torch.device("meta"):  # only shapes are computed
         network = build_network(architecture, channels, 2, side, head).eval()
         try:
             network(torch.zeros(1, channels, height, width))

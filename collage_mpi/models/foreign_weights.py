@@ -1,5 +1,5 @@
-"""Imports weights of other programs: they are read without running any code of the file, checked,
-and stored in this package's format.
+"""Imports weights of other programs: reads them without running any code of the file, checks them,
+and writes them in this package's format.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from collage_mpi.system.printable import one_line, some_of
 
 
 def load_tensors(file: Path) -> Any:
-    """Tensors and plain values of the file. torch's restricted unpickler runs no code of the file.
+    """Load the tensors and plain values that torch.save wrote, without running code of the file.
 
     Raises:
         EnvironmentFault: the file cannot be read.
-        DataFault: the file holds more than tensors, is damaged, or is no file of torch.save.
+        DataFault: the file holds more than tensors, is damaged, or was not written by torch.save.
     """
     import torch
 
@@ -43,15 +43,15 @@ def load_tensors(file: Path) -> Any:
         raise DataFault(
             f"{file} holds more than tensors, and loading it would run code of its maker "
             f"({reason.strip()[:160] or 'a pickled object'}). It is not loaded. Where it was made, "
-            "save the tensors alone: torch.save(model.state_dict(), FILE)"
+            "save only the tensors: torch.save(model.state_dict(), FILE)"
         ) from error
-    except Exception as error:  # damaged bytes lead the unpickler to any of them, IndexError too
+    except Exception as error:  # the unpickler raises nearly anything for damaged bytes
         raise DataFault(
             f"{file} is no file of torch.save, or damaged: {one_line(error, 200)}"
         ) from error
 
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema")  # of training checkpoints
+WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema")  # keys in checkpoints
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
 MAX_LISTED = 6
 
@@ -65,18 +65,20 @@ def import_weights(
     class_names: tuple[str, ...] | None,
     normalisation: dict[str, list[float]],
 ) -> NetworkInfo:
-    """Write a weights file of a single network from another program's state dict.
+    """Make a weights file of a single network from another program's state dict.
 
     Args:
-        file: .safetensors, or what torch.save wrote of a state dict or a checkpoint.
+        file: a .safetensors file, or a state dict or checkpoint written by torch.save.
+        backbone: the network of the state dict.
+        out: the file to write.
         size_px: height and width of the network's images.
-        class_names: in order; None: "0", "1", ...
-        normalisation: mean and std of pixels / 255, three each.
+        class_names: in order; None for "0", "1", ...
+        normalisation: "mean" and "std" of pixels / 255, three numbers each.
 
     Raises:
         EnvironmentFault: the file cannot be read, or torchvision is missing.
-        DataFault: the file holds code, no state dict, or one of another network.
-        UsageError: the network cannot see images of that size.
+        DataFault: the file holds code, has no state dict, or belongs to another network.
+        UsageError: the network does not accept images of this size.
     """
     check_pixels(backbone, (size_px, size_px, 3), None)
     state = read_state(file)
@@ -87,7 +89,7 @@ def import_weights(
     names = class_names or tuple(str(number) for number in range(classes))
     if len(names) != classes:
         raise DataFault(
-            f"{file} is of {classes} classes; {len(names)} names are given: give one for each"
+            f"{file} has {classes} classes, but {len(names)} names are given: give one for each"
         )
     record = {
         "kind": SINGLE,
@@ -106,7 +108,7 @@ def import_weights(
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
-    """The state dict of a file, without wrappers and prefixes. See `import_weights`."""
+    """The state dict of a file, without WRAPPERS and PREFIXES. See `import_weights`."""
     loaded = _load_safetensors(file) if file.suffix == ".safetensors" else load_tensors(file)
     for key in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
@@ -144,7 +146,7 @@ def _load_safetensors(file: Path) -> Any:
 def _network_for(
     file: Path, state: dict[str, Tensor], backbone: Backbone
 ) -> tuple[int, VisionSingle]:
-    """(number of classes, the network with that many, without memory for its weights)."""
+    """The number of classes, and a network with so many, on the meta device."""
     with torch.device("meta"):
         head = VisionSingle(backbone, 2).heads[0].removeprefix("trunk.") + "weight"
     if head not in state:
@@ -163,7 +165,7 @@ def _check_fits(
     needed = {n: t for n, t in network.trunk.state_dict().items() if not n.endswith(COUNTER)}
     missing = [name for name in needed if name not in state]
     unknown = [n for n in state if n not in needed and not n.endswith(COUNTER)]
-    for name in [name for name in unknown if name.lower().startswith("aux")]:  # of training only
+    for name in [name for name in unknown if name.lower().startswith("aux")]:  # only for training
         del state[name]
         unknown.remove(name)
     shapes = [

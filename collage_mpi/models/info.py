@@ -1,6 +1,5 @@
-"""What the rest of the package knows about a network: its facts, what a user's own network is told,
-the interface of a network that is ready to answer, and by which rules networks, images and side fit
-together.
+"""The types for networks in the rest of the package: facts (`NetworkInfo`), loading (`Loading`),
+the interface of a loaded network (`Predictor`); and checks that networks and images fit together.
 """
 
 from __future__ import annotations
@@ -30,29 +29,29 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 U = TypeVar("U")
-Answer = tuple["np.ndarray", dict[str, "np.ndarray"]]  # scores, and what is given beside them
-MOST_BEGUN = 2  # computations of a network that may be begun and not finished
+Answer = tuple["np.ndarray", dict[str, "np.ndarray"]]  # scores, and further outputs by name
+MOST_BEGUN = 2  # computations of a network that may be in progress at a time
 
 
 @dataclass(frozen=True)
 class NetworkInfo:
-    """The facts of a weights file.
+    """The facts of a network, mostly from its weights file.
 
     Attributes:
         kind: one of NETWORKS.
         architecture: the settings of `Architecture`, as a plain dict.
-        shape: of one input, such as (H, W, C) of a picture: (side*cell_px, side*cell_px, C) for a
-            collage network, the encoder's output for a parity network.
+        shape: of one input: (H, W, C) for a picture, (side*cell_px, side*cell_px, C) for a collage
+            network, the shape that the encoder returns for a parity network.
         side: cells along an edge of the collage; None for other networks.
         cell_px: height and width of a cell in pixels; None for other networks.
         class_names: one name a class, in the order of the scores.
         fingerprint: SHA-256 of the file, 64 hex digits.
-        path: where the file is; None if there is no file.
-        metadata: the whole JSON header record, training settings included.
-        head: how a collage network answers; a grid of one for other networks.
-        parity: what a parity network was made for; None for other networks.
-        accept: from which score on a collage network's answers may count; None if unknown.
-        dtype: of the values of an input; networks with a weights file take uint8.
+        path: of the file; None if there is none.
+        metadata: the whole JSON record of the file's header, with the settings of the training.
+        head: how a collage network answers; the default for other networks.
+        parity: the encoder and single network of a parity network; None for other networks.
+        accept: the score from which a collage network's answers may count; None if unknown.
+        dtype: of an input's values; networks with a weights file take uint8.
     """
 
     kind: str
@@ -71,25 +70,25 @@ class NetworkInfo:
 
     @property
     def cells(self) -> int:
-        """Answers per input: side*side for a collage, 1 for other networks."""
+        """Number of answers for one input: side*side for a collage network, otherwise 1."""
         return 1 if self.side is None else self.side * self.side
 
     @property
     def origin(self) -> str:
-        """The path of its file, or the user's function that made it."""
+        """The path of its file, or the user's function that created it."""
         return str(self.path or self.architecture.get("function"))
 
     def noise(self) -> np.ndarray:
-        """(1, ...) of the dtype: an input of noise, used to test a network's answers."""
-        import numpy as np  # late: --help of train reads this module
+        """A batch of one input of noise, (1, *shape) of the dtype, to test a network."""
+        import numpy as np  # here, because --help of train imports this module
 
         noise = np.random.default_rng(0).integers(0, 256, (1, *self.shape), np.uint8)
         return noise.astype(self.dtype, copy=False)
 
     @property
     def image_shape(self) -> tuple[int, ...] | None:
-        """(H, W, C), or the shape of other items, of a single or parity network; None for a collage
-        network.
+        """The shape of one image, (H, W, C), or of another item, for a single or parity network;
+        None for a collage network.
         """
         if self.side is not None:
             return None
@@ -100,15 +99,16 @@ class NetworkInfo:
 
 @dataclass(frozen=True)
 class Loading:
-    """Where a network runs, how, and what it gives.
+    """Where and how to run a network.
 
     Attributes:
         device: "cpu", "cuda" or "cuda:N".
-        threads: threads torch may use on the CPU, at least 1.
-        tuning: precision, layout and launching of kernels. None: as in PLAIN, the network is not
-            tried before its first batch, and norms of another library's network are not folded.
-        geometry: shapes and classes for a user's own network; other networks know them.
-        save: what a network is to give beside the scores, one of `vectors.SAVES`.
+        threads: number of threads that torch may use on the CPU, at least 1.
+        tuning: precision, layout and launching of kernels. None means PLAIN; the network is then
+            not called before its first batch, and norms of another library's network are not
+            folded.
+        geometry: shapes and classes for a network without a weights file of this package.
+        save: which outputs to return beside the scores, one of `vectors.SAVES`.
     """
 
     device: str = "cpu"
@@ -119,12 +119,12 @@ class Loading:
 
     @property
     def embed(self) -> bool:
-        """Whether embeddings are wanted as well."""
+        """Whether the network returns embeddings too."""
         return self.save == EMBEDDINGS
 
     @property
     def names_columns(self) -> bool:
-        """Whether the network itself says, once it is loaded, what it gives beside the scores."""
+        """Whether the further outputs are known only after the network is loaded."""
         return self.save in (EMBEDDINGS, OUTPUTS)
 
 
@@ -133,16 +133,16 @@ class Computation(Generic[T]):
     """A result that a device may still be computing.
 
     Attributes:
-        finish: waits for the result; called once. What a device does not compute by itself is
-            computed here.
-        done: whether `finish` would not wait for a device.
+        finish: returns the result, waiting for the device if necessary. It may be called once. On
+            the CPU it does the computation.
+        done: whether `finish` would return without waiting for the device.
     """
 
     finish: Callable[[], T]
     done: Callable[[], bool] = lambda: True
 
     def then(self, work: Callable[[T], U]) -> Computation[U]:
-        """The same, with work on its result."""
+        """A computation that applies `work` to this one's result."""
         return Computation(lambda: work(self.finish()), self.done)
 
 
@@ -154,33 +154,33 @@ class Predictor(Protocol):
     classes: int
     fingerprint: str
     device: str
-    tuning: str  # how it runs, in words
-    columns: tuple[KeptColumn, ...]  # what `answer` gives beside the scores
+    tuning: str  # precision, layout and launching, in words
+    columns: tuple[KeptColumn, ...]  # the further outputs of `answer`
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
-        """Classify.
+        """Classify a batch.
 
         Args:
             batch: (n, H, W, C) uint8, or (n, ...) of the shape and dtype of other items.
 
         Returns:
-            (n, cells, classes) float32 probabilities, complete on return, on a GPU too. A row of
-            zeros means no answer for that cell. A parity network returns (n, 1, classes) sums,
-            which only `decode_parity` reads.
+            (n, cells, classes) float32 probabilities, complete on return. A row of zeros means that
+            the cell has no answer. A parity network returns (n, 1, classes) sums for
+            `decode_parity`.
         """
         ...
 
     def answer(self, batch: np.ndarray) -> Answer:
-        """The result of `predict`, and (n, ...) of each of the `columns`."""
+        """The result of `predict`, and an array (n, ...) for each of the `columns`."""
         ...
 
     def begin(self, batch: np.ndarray) -> Computation[Answer]:
-        """Begin on what `answer` gives; at most MOST_BEGUN before the first of them is finished."""
+        """Start the computation of `answer`. At most MOST_BEGUN may be unfinished."""
         ...
 
 
 class BeginsLater:
-    """A predictor that computes in this process, and so only when its answer is asked for."""
+    """Base class of predictors that compute in this process, when `finish` is called."""
 
     def answer(self, batch: np.ndarray) -> Answer:
         """See `Predictor`."""
@@ -197,15 +197,22 @@ def check_kind(kind: str) -> None:
         raise UsageError(f"a network is of kind {kind!r}; the kinds are {', '.join(NETWORKS)}")
 
 
-TOLERANCE = 0.01  # of probabilities and their sum: 16-bit formats round
+TOLERANCE = 0.01  # for probabilities and their sum, because 16-bit formats round
 HOW = "docs/images.md (A network of your own) has an example"
 
 
 def columns_of(
     origin: str, given: Mapping[str, np.ndarray], most_bytes: int = MOST_VARIED_BYTES
 ) -> tuple[KeptColumn, ...]:
-    """The columns of what a network gives beside its scores, (n, ...) each. Raises UsageError for
-    what cannot be kept."""
+    """The columns for the further outputs of a network, (n, ...) each.
+
+    Args:
+        origin: names the network in messages.
+        most_bytes: largest size of an array of varying length.
+
+    Raises:
+        UsageError: an output cannot be stored.
+    """
     try:
         found = tuple(KeptColumn.of(name, values, most_bytes) for name, values in given.items())
         layout_of(found)
@@ -216,12 +223,12 @@ def columns_of(
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a network without a weights file must be told.
+    """The shapes and classes for a network without a weights file.
 
     Attributes:
         image_shape: of an item of the source, such as (H, W, C).
         side, cell_px: of the collage.
-        classes: at least 1; None if the network's first answer decides.
+        classes: number of classes, at least 1; None to take it from the network's first answer.
         dtype: of an item's values.
     """
 
@@ -232,30 +239,30 @@ class Geometry:
     dtype: str = "uint8"
 
     def input_shape(self, kind: str) -> tuple[int, ...]:
-        """Of one input of the kind's network, such as (H, W, C)."""
+        """The shape of one input for a network of this kind, such as (H, W, C)."""
         if kind == SINGLE:
             return self.image_shape
         px = self.side * self.cell_px
         return (px, px, self.image_shape[2])
 
     def cells(self, kind: str) -> int:
-        """Answers per input."""
+        """Number of answers for one input of a network of this kind."""
         return 1 if kind == SINGLE else self.side * self.side
 
 
 @dataclass(frozen=True)
 class Declared:
-    """What a network without a weights file of this package says of itself; None: it does not say.
+    """The facts that a network of another library or of the user declares; None if it does not.
 
     Attributes:
         class_names: in the order of the scores.
         shape: (H, W, C) of an image.
-        mean, std: of pixels / 255, or of the values of items that are not uint8; one for all
-            channels or one each.
-        resize_px: the shorter edge of a picture before the middle is cut out.
-        filter: by which a picture is resized, as `PictureFit` has it.
+        mean, std: normalisation of pixels / 255, or of the values of items that are not uint8; one
+            number for all channels, or one each.
+        resize_px: length of a picture's shorter edge before the crop; see `PictureFit`.
+        filter: the resampling filter; see `PictureFit`.
         fingerprint: SHA-256 of the file, 64 hex digits.
-        channels_first: the items' channels are their first axis, not their last.
+        channels_first: whether the channels are the first axis of an item, not the last.
     """
 
     class_names: tuple[str, ...] | None = None
@@ -269,7 +276,7 @@ class Declared:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Declared:
-        """Read it back from JSON, where each tuple is a list."""
+        """The inverse of `dataclasses.asdict`, after JSON has turned tuples into lists."""
         pairs = values.items()
         found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in pairs}
         return cls(**found)
@@ -278,7 +285,7 @@ class Declared:
 def own_info(
     spec: str, kind: str, geometry: Geometry, fingerprint: str, facts: Declared | None = None
 ) -> NetworkInfo:
-    """The facts of a network of another's making, in the form of a weights file's."""
+    """The facts of a network without a weights file of this package, as a `NetworkInfo`."""
     collage = kind == COLLAGE
     facts = facts or Declared()
     names = facts.class_names or tuple(str(number) for number in range(geometry.classes or 0))
@@ -303,7 +310,7 @@ Item = tuple[str, tuple[int, ...]]  # dtype and shape
 
 
 def item_mismatch(found: Item, network: str, needed: Item) -> str:
-    """The message where a network takes other items than the source holds."""
+    """The message if the items of the source are not those that a network takes."""
     held, takes = (f"{dtype} {shape}" for dtype, shape in (found, needed))
     return f"the source holds items of {held}, the {network} takes {takes}"
 
@@ -311,16 +318,16 @@ def item_mismatch(found: Item, network: str, needed: Item) -> str:
 def check_items(
     networks: Iterable[NetworkInfo], dtype: str, shape: tuple[int, ...], advice: str
 ) -> None:
-    """Check that networks take the items of a source, whatever their type and number of axes.
+    """Check that networks take the items of a source. The sizes of pictures are not compared,
+    because `check_fit` does that.
 
     Args:
-        networks: all but those that are told what to take.
-        dtype: of the items.
-        shape: likewise.
-        advice: what makes pictures of them, or "".
+        networks: the networks that declare their input.
+        dtype, shape: of the items.
+        advice: which command converts the items to pictures, or "".
 
     Raises:
-        DataFault: both, where they differ.
+        DataFault: dtype or shape differ.
     """
     for network in networks:
         wanted = network.image_shape or network.shape
@@ -345,21 +352,20 @@ def check_fit(
     side: int | None = None,
     cell_px: int | None = None,
 ) -> tuple[str, ...] | None:
-    """Check networks against the images, the requested grid, and each other's classes.
+    """Check that networks fit the images and the requested grid, and have the same classes.
 
     Args:
-        networks: those with weights; None for others.
+        networks: the networks; None for a network without weights.
         shape: (H, W, C) of the images.
         class_names: of the shards, if they have any.
-        paths: of the shards, for the command that makes fitting shards from them.
-        side: as requested; None takes a collage network's.
-        cell_px: likewise.
+        paths: of the shards, for the command in the message that makes fitting shards.
+        side, cell_px: of the requested grid; None accepts that of a collage network.
 
     Returns:
-        The class names that all agree on; None if none has class names.
+        The common class names; None if neither shards nor networks have class names.
 
     Raises:
-        DataFault: the first thing that does not fit, and what to do.
+        DataFault: something does not fit. The message says what to do.
     """
     found = [network for network in networks if network is not None]
     for network in found:
@@ -378,12 +384,12 @@ def check_parity(parity: NetworkInfo, single: NetworkInfo | None, asked: str) ->
     """Check that a parity network was trained for this single network.
 
     Args:
-        parity: any network; only parity networks are checked.
-        single: None for one without weights.
-        asked: what the user gave as single network.
+        parity: a network; if it is not a parity network, nothing is checked.
+        single: the single network; None if it has no weights.
+        asked: the user's text for the single network.
 
     Raises:
-        DataFault: it was trained for another one.
+        DataFault: the parity network was trained for another single network.
     """
     spec = parity.parity
     if spec is None or (single is not None and spec.single == single.fingerprint):
@@ -431,14 +437,14 @@ def _title(network: NetworkInfo) -> str:
 def _remake(paths: Sequence[Path | str], shape: tuple[int, ...]) -> str:
     if not paths or shape[0] != shape[1] or shape[2] not in (1, 3):
         return "make shards of that shape, or train a network for this one"
-    from collage_mpi.shards.schema import remake_command  # late: --help reads this module
+    from collage_mpi.shards.schema import remake_command  # here, because --help imports this module
 
     made = remake_command(paths, shape)
     return f"`{made}` makes shards of that shape, or train a network for this one"
 
 
 def class_mismatch(where: str, names: Sequence[str], elsewhere: str, others: Sequence[str]) -> str:
-    """How two lists of class names differ: in length, or the first pair that is different."""
+    """The message about two lists of class names: their lengths, or the first names that differ."""
     if len(names) != len(others):
         return f"{len(names)} classes in {where}, {len(others)} in {elsewhere}; they must agree"
     first = next(i for i, (a, b) in enumerate(zip(names, others, strict=True)) if a != b)

@@ -1,9 +1,9 @@
-"""Runs a network on host bytes and returns host outputs. On a GPU it uses pinned buffers, two
-streams for the rank, and a CUDA graph for each batch size.
+"""Runs a network on arrays in host memory. On a GPU it uses pinned buffers, two streams, and a CUDA
+graph for each batch size.
 
-The job mostly sends batches of one. Launching the hundred or so kernels for it takes longer than
-running them; a graph launches them all at once. The GPU computes one batch while the rank copies
-the next one, and unpacks and packs messages.
+Most batches of a job have one image. Launching their hundred or so kernels takes longer than
+running them, and a graph launches them all at once. The GPU computes one batch while the rank
+copies the next batch and handles messages.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from torch import Tensor
 
 from collage_mpi.models.info import MOST_BEGUN, Computation
 
-WARM_CALLS = 3  # before a capture: libraries choose their kernels, and allocate, on first calls
-MOST_SIZES = 16  # batch sizes with buffers and a graph of their own; others are called plainly
-MOST_PADDED = 2  # a graph serves batches down to this part of its size
+WARM_CALLS = 3  # before a capture, because libraries choose kernels and allocate on first calls
+MOST_SIZES = 16  # batch sizes with a graph; further sizes run without one
+MOST_PADDED = 2  # a graph serves batches down to its size divided by this
 
-Forward = Callable[[Tensor], Tensor]  # (n, H, W, C) uint8 on the device -> outputs there
-# Begins one call of the network: (n, H, W, C) uint8 -> outputs on the host, valid until the next
-# call is begun.
+Forward = Callable[[Tensor], Tensor]  # (n, H, W, C) uint8 on the device -> outputs on the device
+# Starts one call of the network: (n, H, W, C) uint8 -> outputs in host memory, which are valid
+# until the next call starts.
 KernelLauncher = Callable[[np.ndarray], Computation[Tensor]]
 
 
 class DirectLauncher:
-    """Calls the network directly, on the CPU, or kernel by kernel on any device."""
+    """Calls the network without a graph, on any device."""
 
     def __init__(self, forward: Forward, device: torch.device) -> None:
         self._forward = forward
@@ -42,74 +42,74 @@ class DirectLauncher:
 
     @torch.inference_mode()
     def outputs(self, batch: np.ndarray) -> Tensor:
-        """The outputs, complete."""
+        """The outputs in host memory, complete on return."""
         return self._forward(torch.from_numpy(batch).to(self._device)).cpu()  # .cpu() waits
 
 
 class CudaGpu:
-    """What a launcher needs of a GPU; tests replace it by one in CPU memory.
+    """The operations of a GPU that a launcher needs. Tests replace it by a fake in CPU memory.
 
-    This rank's batches are copied to it in one stream and run in another.
+    Batches are copied to the GPU in one stream, and networks run in another.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._runs = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        # One pool for all graphs: one runs at a time, and its outputs are copied before the next.
+        # One memory pool for all graphs: only one runs at a time, and its outputs are copied before
+        # the next one runs.
         self._pool = torch.cuda.graph_pool_handle()
 
     def pinned(self, like: Tensor) -> Tensor:
-        """Page-locked host memory with the shape and dtype of `like`. A copy between other host
-        memory and the GPU would make this process wait.
+        """Pinned host memory with the shape and dtype of `like`. Copies between pageable memory and
+        the GPU would block this process.
         """
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
     def copying(self) -> AbstractContextManager[Any]:
-        """Work inside goes to the stream of copies to the GPU."""
+        """A context in whose stream batches are copied to the GPU."""
         return torch.cuda.stream(self._copies)
 
     def running(self) -> AbstractContextManager[Any]:
-        """Work inside goes to the stream in which networks run, one after another."""
+        """A context in whose stream networks run, one after another."""
         return torch.cuda.stream(self._runs)
 
     def copy(self, to: Tensor, given: Tensor) -> None:
-        """Copy in the current stream; this process does not wait."""
+        """Copy asynchronously in the current stream."""
         to.copy_(given, non_blocking=True)
 
     def event(self) -> torch.cuda.Event:
-        """The current stream's work so far, for which another stream can wait, or this process."""
+        """An event after the work in the current stream so far."""
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         return event
 
     def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Record `work` as a graph: (launch it, the tensor it writes)."""
+        """Capture `work` as a graph. Returns a function that launches it, and its output tensor."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._runs):
             outputs = work()
         return graph.replay, outputs
 
     def catch_up(self) -> None:
-        """Let the rank's stream wait for the default stream, where the weights are prepared.
-
-        torch's streams do not wait for the default stream by themselves.
-        """
+        """Let the stream of networks wait for the default stream, in which the weights are
+        prepared."""
         self._runs.wait_stream(torch.cuda.default_stream(self._device))
 
 
 @dataclass(frozen=True)
 class _HostBuffers:
-    """Of one computation, from when it is begun until it is finished; both pinned."""
+    """The pinned buffers of one computation, while it is in progress."""
 
     given: Tensor  # (n, H, W, C) uint8
-    found: Tensor
+    found: Tensor  # outputs
 
 
 class _Captured:
-    """One batch size: its graph, the graph's input and output, and the buffers around them.
+    """The graph and the buffers for one batch size.
 
-    A batch lies in `arrived` while the graph may still run on `given` for the batch before it.
+    A batch is first copied to `_arrived`, because the graph may still be running on `_given` for
+    the batch before.
     """
 
     def __init__(self, gpu: CudaGpu, forward: Forward, given: Tensor) -> None:
@@ -120,7 +120,7 @@ class _Captured:
             for _ in range(WARM_CALLS):
                 forward(given)
             self._given, self._arrived = given, torch.empty_like(given)
-            self._taken = gpu.event()  # what has arrived is in `given`
+            self._taken = gpu.event()  # after the copy from `_arrived` to `_given`
         self._taken.synchronize()
         self._launch, self._found = gpu.capture(lambda: forward(given))
         buffers = (
@@ -131,7 +131,7 @@ class _Captured:
     def begin(self, batch: np.ndarray) -> Computation[Tensor]:
         """Copy the batch to the GPU, run the graph and copy its output back."""
         gpu, buffers = self._gpu, self._free[-1]
-        buffers.given[: len(batch)].copy_(torch.from_numpy(batch))  # rows beyond: a former batch's
+        buffers.given[: len(batch)].copy_(torch.from_numpy(batch))  # the rest is padding
         with gpu.copying():
             self._taken.wait()
             gpu.copy(self._arrived, buffers.given)
@@ -158,12 +158,12 @@ class _Captured:
 def _has_ended(event: torch.cuda.Event) -> bool:
     try:
         return bool(event.query())  # type: ignore[no-untyped-call]
-    except RuntimeError:  # a GPU that fails: `synchronize` raises it again
+    except RuntimeError:  # the GPU has failed, and `synchronize` will raise
         return True
 
 
 class GraphLauncher:
-    """On a GPU: copy in, one graph, copy out."""
+    """Runs the network on a GPU by CUDA graphs."""
 
     def __init__(self, forward: Forward, device: torch.device, gpu: CudaGpu) -> None:
         self._forward = forward
@@ -184,8 +184,8 @@ class GraphLauncher:
         return captured.begin(batch)
 
     def _captured_for(self, n: int) -> _Captured | None:
-        """The smallest graph that holds n and is not mostly padding. A rank warms up with 1, 2, 4,
-        8, ..., and no size between them is captured during a job.
+        """The smallest graph for at least n inputs, at most half of which would be padding; None if
+        there is none. After a warm-up with 1, 2, 4, 8, ... a job needs no further graphs.
         """
         fitting = [size for size in self._captured if n <= size <= MOST_PADDED * n]
         return self._captured[min(fitting)] if fitting else None
@@ -196,9 +196,13 @@ class GraphLauncher:
 
 
 def make_launcher(forward: Forward, device: torch.device, how: str) -> KernelLauncher:
-    """The launcher for a device and a `Tuning.compile` without `auto`."""
+    """The launcher for a device.
+
+    Args:
+        how: a choice of `Tuning.compile` other than "auto".
+    """
     if how == "torch-compile":
-        # On a GPU this mode makes graphs of its own.
+        # On a GPU "reduce-overhead" uses CUDA graphs too.
         mode = "reduce-overhead" if device.type == "cuda" else "default"
         forward = torch.compile(forward, mode=mode)
     if how == "cuda-graph":

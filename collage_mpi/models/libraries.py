@@ -1,5 +1,6 @@
 """Loads networks of other libraries: timm, transformers, ONNX, torch.export, TorchScript. Each
-loader returns the network, how to call it, and what it says of itself.
+loader returns the module (None for ONNX), a function that calls the network, and the facts it
+declares.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ Made = tuple[nn.Module | None, Callable[[Tensor], Any], Declared]
 ONNX_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 COLOURS = (1, 3)
 FILTER_NUMBERS = {int(Image.Resampling[name.upper()]): name for name in FILTERS}
-RESTRICTED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch.load runs no code of a file then
-LEAST = 1e-30  # of a probability, before its logarithm
+RESTRICTED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # with this variable torch.load runs no code of a file
+LEAST = 1e-30  # smaller probabilities are raised to this before the logarithm
 ADVICE = {
     "timm": "timm:NAME,weights=FILE takes a checkpoint of yours; timm.list_pretrained() has names",
     "hf": "hf:FOLDER takes what save_pretrained wrote of a network and of its image processor",
@@ -46,8 +47,9 @@ class Called(nn.Module):
     """A network of another library: (n, C, H, W) float -> (n, classes) or (n, cells, classes)
     logits.
 
-    One that was made for a batch of one is called picture by picture. Probabilities become their
-    logarithms, of which softmax makes the same probabilities.
+    A network that accepts only one picture is called for each picture. If a network returns
+    probabilities, their logarithms are used as logits, because softmax gives the probabilities
+    back.
     """
 
     def __init__(self, network: nn.Module | None, call: Callable[[Tensor], Any]) -> None:
@@ -56,7 +58,7 @@ class Called(nn.Module):
         self.tried = self.batches = self.logs = False
 
     def train(self, mode: bool = True) -> Called:
-        """Stays as it was loaded: an exported program refuses to change."""
+        """Does nothing, because an exported program cannot change its mode."""
         return self
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,7 +72,7 @@ class Called(nn.Module):
         try:
             out = _logits(self.call(torch.cat([one, one])))
             self.batches = len(out) == 2
-        except Exception:  # each library has its own for a batch that does not fit
+        except Exception:  # each library raises another error if it does not accept a batch of two
             out = _logits(self.call(one))
         if out.dim() > 1 and out.shape[-1] > 1 and float(out.min()) >= 0:
             self.logs = bool(((out.sum(dim=-1) - 1).abs() <= TOLERANCE).all())
@@ -78,7 +80,7 @@ class Called(nn.Module):
 
 
 def _logits(out: Any) -> Tensor:
-    """The logits among what a network returned: the first tensor, or that of this name."""
+    """The logits in the output of a network: the tensor named "logits", or the first one."""
     if isinstance(out, dict):
         out = out.get("logits", next(iter(out.values())))
     found: Tensor = out[0] if isinstance(out, tuple | list) else out
@@ -86,16 +88,16 @@ def _logits(out: Any) -> Tensor:
 
 
 def load_named(named: Named, how: Loading) -> tuple[nn.Module, Declared]:
-    """The network of a spec as a module, and what it says of itself.
+    """Load a network as a torch module. Returns the module and the facts that it declares.
 
     Raises:
-        UsageError, EnvironmentFault, DataFault: the library cannot load it.
+        UsageError, EnvironmentFault, DataFault: the library cannot load the network.
     """
     try:
         network, call, facts = LOADERS[named.library](named, how)
     except CollageError:
         raise
-    except Exception as error:  # a library raises what it likes about a name or a damaged file
+    except Exception as error:  # a library may raise anything for a wrong name or a damaged file
         raise DataFault(
             f"{named.spec}: cannot be loaded ({type(error).__name__}: {one_line(error)}). "
             f"{ADVICE[named.library]}"
@@ -112,7 +114,7 @@ def load_named(named: Named, how: Loading) -> tuple[nn.Module, Declared]:
 
 @contextmanager
 def _from_hub(named: Named) -> Iterator[None]:
-    """Turns what the libraries raise of a cache and a hub into NotInCache."""
+    """Raises OSErrors of a library about its cache and its hub as NotInCache."""
     try:
         yield
     except OSError as error:
@@ -126,7 +128,7 @@ def _from_hub(named: Named) -> Iterator[None]:
 
 
 def load_timm(named: Named, how: Loading) -> Made:
-    """timm's network of this name with its trained weights, or with those of a checkpoint."""
+    """Load a network of timm, with its trained weights or with those of a checkpoint."""
     import timm
 
     file = named.option("weights")
@@ -151,7 +153,7 @@ def load_timm(named: Named, how: Loading) -> Made:
 
 
 def timm_names(network: Any) -> tuple[str, ...] | None:
-    """The names of the classes that timm knows of: of its configuration, or ImageNet's."""
+    """The class names in a network's configuration, or those of ImageNet; None if unknown."""
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
     told, subset = network.pretrained_cfg, infer_imagenet_subset(network)
@@ -162,7 +164,7 @@ def timm_names(network: Any) -> tuple[str, ...] | None:
 
 
 def load_hf(named: Named, how: Loading) -> Made:
-    """An image classifier of transformers, from a folder, the cache or the hub."""
+    """Load an image classifier of transformers, from a folder, the cache or the hub."""
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     with _from_hub(named):
@@ -191,7 +193,12 @@ def load_hf(named: Named, how: Loading) -> Made:
 
 
 def processed(facts: Declared, told: dict[str, Any], config: Any) -> Declared:
-    """What an image processor says of size and normalisation."""
+    """The facts, with the size and normalisation that an image processor declares.
+
+    Args:
+        told: the image processor as a dict.
+        config: configuration of the network.
+    """
     size, crop = told.get("size") or {}, told.get("crop_size") or {}
     short = size.get("shortest_edge")
     resize = int(short / told["crop_pct"]) if short and told.get("crop_pct") else short
@@ -211,7 +218,7 @@ def processed(facts: Declared, told: dict[str, Any], config: Any) -> Declared:
 
 
 def load_onnx(named: Named, how: Loading) -> Made:
-    """An ONNX file, run by onnxruntime."""
+    """Load an ONNX file into onnxruntime."""
     import onnxruntime
 
     device, _, number = how.device.partition(":")
@@ -245,7 +252,7 @@ def load_onnx(named: Named, how: Loading) -> Made:
 
 
 def load_exported(named: Named, how: Loading) -> Made:
-    """A program of torch.export. Whatever torch unpickles of it, it unpickles without its code."""
+    """Load a program of torch.export, without running code from pickles in the file."""
     before = os.environ.get(RESTRICTED)
     os.environ[RESTRICTED] = "1"
     try:
@@ -261,12 +268,12 @@ def load_exported(named: Named, how: Loading) -> Made:
 
         program = move_to_device_pass(program, how.device)
     network: Any = program.module()
-    network.eval = lambda: network  # its own raises: it stays in the mode in which it was exported
+    network.eval = lambda: network  # its own `eval` raises, because its mode is fixed
     return network, network, Declared(shape=_shape([shape[i] for i in (0, 2, 3, 1)]))
 
 
 def load_scripted(named: Named, how: Loading) -> Made:
-    """A TorchScript file, which says nothing of its pictures."""
+    """Load a TorchScript file, which declares nothing about its inputs."""
     try:
         network = torch.jit.load(named.name, map_location=how.device)  # type: ignore[no-untyped-call]
     except RuntimeError as error:
@@ -282,7 +289,7 @@ def load_scripted(named: Named, how: Loading) -> Made:
 
 
 def _shape(axes: Sequence[Any]) -> tuple[int, int, int] | None:
-    """(H, W, C) of axes (n, H, W, C); None where one is free."""
+    """(H, W, C) of axes (n, H, W, C); None if one of them is dynamic."""
     _, height, width, channels = axes
     known = all(type(axis) is int and axis > 0 for axis in (height, width, channels))
     return (height, width, channels) if known else None

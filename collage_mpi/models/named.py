@@ -1,6 +1,4 @@
-"""Networks that other programs made: how they are named, and which library loads each. Importing
-this module imports no library.
-"""
+"""Parses the specs of networks of other libraries and of the user, without importing a library."""
 
 from __future__ import annotations
 
@@ -14,12 +12,12 @@ from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.system.extras import pip_line
 from collage_mpi.system.files import reading, require_regular
 
-OFFLINE = "HF_HUB_OFFLINE"  # set to 1: the libraries read the cache and ask no hub
+OFFLINE = "HF_HUB_OFFLINE"  # if it is 1, libraries read only their cache
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# Name -> mean and std of pixels / 255, of which a file says nothing.
+# Name -> mean and std of pixels / 255, for files that do not declare them.
 NORMS = {"imagenet": IMAGENET, "half": ((0.5,), (0.5,)), "none": ((0.0,), (1.0,))}
 
-FUNCTION = "function"  # MODULE:FUNCTION, the network of a user's own code
+FUNCTION = "function"  # MODULE:FUNCTION, a network of the user's code
 PREFIXES = ("timm", "hf")
 ENDINGS = {
     ".onnx": "onnx",
@@ -27,8 +25,8 @@ ENDINGS = {
     **dict.fromkeys((".ts", ".torchscript", ".pt", ".pth"), "scripted"),
 }
 PACKAGES = {"timm": "timm", "hf": "transformers", "onnx": "onnxruntime"}
-SLOW = {"timm": "timm", "hf": "transformers.models.auto"}  # to import, by seconds
-OPTIONS = {"timm": ("weights", "norm"), FUNCTION: ()}  # of the others: norm
+SLOW = {"timm": "timm", "hf": "transformers.models.auto"}  # modules whose import takes seconds
+OPTIONS = {"timm": ("weights", "norm"), FUNCTION: ()}  # other libraries have the option norm
 
 
 class NotInCache(EnvironmentFault):
@@ -37,7 +35,14 @@ class NotInCache(EnvironmentFault):
 
 @dataclass(frozen=True)
 class Named:
-    """A spec, read: `name` is what the library is asked for."""
+    """A parsed spec of a network.
+
+    Attributes:
+        spec: the user's text.
+        library: one of PREFIXES, a value of ENDINGS, or FUNCTION.
+        name: the name in the library, the path of the file, or MODULE:FUNCTION.
+        options: pairs of `,key=value`.
+    """
 
     spec: str
     library: str
@@ -45,18 +50,18 @@ class Named:
     options: tuple[tuple[str, str], ...] = ()
 
     def option(self, key: str) -> str | None:
-        """The value of `,key=value` in the spec."""
+        """The value of an option; None if the spec does not have it."""
         return dict(self.options).get(key)
 
     @property
     def norm(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Mean and std that the spec asks for."""
+        """Mean and std of the option norm; None if the spec does not have it."""
         norm = self.option("norm")
         return None if norm is None else NORMS[norm]
 
 
 def read_spec(spec: str) -> Named | None:
-    """The library of a spec and what it is asked for; None for weights of this package and null."""
+    """Parse a spec. None for a weights file of this package and for a null network."""
     place, *options = spec.split(",")
     prefix, _, name = place.partition(":")
     pairs = tuple((key, value) for key, _, value in (each.partition("=") for each in options))
@@ -69,7 +74,7 @@ def read_spec(spec: str) -> Named | None:
 
 
 def libraries_of(specs: Iterable[str]) -> set[str]:
-    """The modules that take long to import, of the libraries of these networks."""
+    """The modules of SLOW that these networks need."""
     found = filter(None, map(read_spec, specs))
     return {SLOW[named.library] for named in found if named.library in SLOW}
 
@@ -88,22 +93,22 @@ def is_function(spec: str) -> bool:
 
 
 def is_foreign(spec: str) -> bool:
-    """Whether a network is of another program's making, or of the user's own code."""
+    """Whether a network is from another library or from the user's code."""
     return read_spec(spec) is not None
 
 
 def is_file(spec: str) -> bool:
-    """Whether a network spec is the name of a file and nothing else."""
+    """Whether a network spec is only the path of a file."""
     named = read_spec(spec)
     return named is None or (named.library in ENDINGS.values() and named.name == spec)
 
 
 def check_named(named: Named) -> None:
-    """What can be seen of a network without its library.
+    """Check the options, the files and the library of a network, without importing the library.
 
     Raises:
-        UsageError: an option that it does not have.
-        EnvironmentFault: the library is not installed, or the file cannot be read.
+        UsageError: an option is unknown.
+        EnvironmentFault: the library is not installed, or a file cannot be read.
     """
     known = OPTIONS.get(named.library, ("norm",))
     for key, value in named.options:

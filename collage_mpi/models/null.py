@@ -1,4 +1,4 @@
-"""A network that reads its answer from a pixel, for tests and benchmarks of the job itself."""
+"""The null network, which reads its answer from a pixel, for tests and benchmarks of the job."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from collage_mpi.models.tuning import NO_TUNING
 
 # key -> default of "null:key=value,..."
 NULL_DEFAULTS = {"height": 28, "width": 28, "channels": 1, "side": 3, "cell_px": 28, "classes": 10}
-NULL_CLASSES = 10  # of a null network where nobody says how many
+NULL_CLASSES = 10  # classes of a null network if nothing else decides their number
 
 
 class NullPredictor(BeginsLater):
-    """Class of a cell = its top-left pixel, channel 0, modulo classes; probability 1 there. Of
-    other items it is the first value, as a whole number.
+    """Answers with the class that a cell's top-left pixel gives: channel 0, modulo the number of
+    classes. For other items it is the first value, as an integer. The probability is 1.
 
     Args:
-        kind: one of NETWORKS; a parity network reads its picture as a single does.
-        geometry: of the items and the collage. Without a number of classes it has NULL_CLASSES.
+        kind: one of NETWORKS; a parity network reads its picture as a single network does.
+        geometry: shape of the items, number of classes, and grid of the collage. NULL_CLASSES
+            classes where the number is not known.
     """
 
     def __init__(self, kind: str, geometry: Geometry) -> None:
@@ -45,7 +46,7 @@ class NullPredictor(BeginsLater):
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
-        """Read the answers: (n, H, W, C) uint8, or (n, ...) -> (n, cells, classes), one-hot."""
+        """(n, H, W, C) uint8, or (n, ...) items -> (n, cells, classes) float32, one-hot."""
         if self.kind == COLLAGE:
             corners = batch[:, self._rows, self._columns, 0]  # (n, cells) uint8
         else:
@@ -58,7 +59,7 @@ class NullPredictor(BeginsLater):
         return scores.reshape(len(batch), self.cells, self.classes)
 
     def answer(self, batch: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The scores alone."""
+        """The result of `predict`, without further outputs."""
         return self.predict(batch), {}
 
 
@@ -66,7 +67,7 @@ def parse_null(spec: str, kind: str) -> NullPredictor:
     """Build the null network of a spec such as "null" or "null:cell_px=224,channels=3".
 
     Raises:
-        UsageError: an unknown key or a value that is not a positive whole number.
+        UsageError: a key is unknown, or a value is not a positive whole number.
     """
     values = dict(NULL_DEFAULTS)
     for part in filter(None, spec.partition(":")[2].split(",")):

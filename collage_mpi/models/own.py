@@ -1,6 +1,6 @@
-"""Runs networks of another's making: a library loads them (`libraries`), or a user's own function
-MODULE:FUNCTION makes them, and their answers are checked. torch is imported only if the network
-needs it.
+"""Runs networks that are not in this package's format: a library loads them (`libraries`), or a
+function of the user, MODULE:FUNCTION, creates them. Their answers are checked. torch is imported
+only if the network needs it.
 
     def network(kind, shape, side, cell_px, classes, device):
         # single: shape (H, W, C) of an image; collage: (P, P, C), P = side * cell_px
@@ -11,13 +11,14 @@ network; (n, side*side, classes) or (n, classes, side, side) for a collage netwo
 (n, H, W, C) uint8 and returns (n, cells, classes) float32 probabilities; a row of zeros is a cell
 without an answer.
 
-The items of a source may also be of another type, or have other axes. `predict` gets them as they
-are, a Module as float32, raw, with the last of three axes or more as the first: (n, C, D, H, W) of
-volumes. Attributes of the Module change that: `input_mean` and `input_std`, which are subtracted
-and divided by (of uint8: pixels / 255), one number or one a channel, and `input_channels = "first"`
-for items (C, ...). With `input_shape` or `input_dtype` of either, other items are refused.
+The items of a source may also have another type, or other axes. `predict` gets them unchanged. A
+Module gets them as float32, not scaled; if they have three axes or more, the last axis becomes the
+first: (n, C, D, H, W) for volumes. Attributes of the Module change this: `input_mean` is subtracted
+and the result divided by `input_std` (for uint8, of pixels / 255), each one number or one for each
+channel; `input_channels = "first"` is for items (C, ...). If the Module or object has `input_shape`
+or `input_dtype`, other items are refused.
 
-A class that is mapped over images is asked for no classes:
+A class that is mapped over images has no classes to answer with:
 
     class Function:
         most_bytes = 262_144  # of an array in a list
@@ -81,7 +82,7 @@ RAGGED = (
     "image: the arrays may differ in their first dimension alone"
 )
 
-# Files of this package, of Python's own and of installed ones, and what has no file.
+# Beginnings of the paths of code that is not the user's: of this package, Python and packages.
 _NOT_THEIRS = (
     *(str(Path(__file__).parents[1]), "<"),
     *{sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")},
@@ -89,14 +90,14 @@ _NOT_THEIRS = (
 
 
 def load_foreign(spec: str, kind: str, how: Loading) -> tuple[Predictor, Declared]:
-    """A predictor of a network of another's making, and what it says of itself.
+    """Load a network of another library or of the user. Returns a predictor and the facts that the
+    network declares.
 
     Raises:
-        UsageError: there is no such module, function or option, a function returns something
-            else, or there are no embeddings and they are wanted.
+        UsageError: there is no such module, function or option, the function returns something
+            else, or the network has no embeddings and they are wanted.
         EnvironmentFault: a library, a file or the network's weights are missing.
-        DataFault: a file is damaged, or the answers have the wrong shape for the kind, or are
-            not probabilities.
+        DataFault: a file is damaged, or the answers have a wrong shape or are not probabilities.
     """
     named, geometry, facts = read_spec(spec), how.geometry, Declared()
     if named is None or geometry is None:
@@ -128,7 +129,7 @@ def load_foreign(spec: str, kind: str, how: Loading) -> tuple[Predictor, Declare
             return module_predictor(spec, kind, geometry, made, how, facts), facts
         except CollageError:
             raise
-        except Exception as error:  # of the network's own code, or of its library
+        except Exception as error:  # the network's code or its library may raise anything
             shape = geometry.input_shape(kind)
             raise DataFault(
                 f"{spec}: asked about noise of {geometry.dtype} {shape} it raised "
@@ -141,7 +142,7 @@ def load_foreign(spec: str, kind: str, how: Loading) -> tuple[Predictor, Declare
 
 
 def _called(spec: str, kind: str, geometry: Geometry, how: Loading) -> Any:
-    """What the user's function returns."""
+    """Calls the user's function, and returns its result."""
     function, maps = find_function(spec), how.save == OUTPUTS
     told = {
         "kind": kind,
@@ -165,11 +166,11 @@ def _called(spec: str, kind: str, geometry: Geometry, how: Loading) -> Any:
 
 
 def _declared(spec: str, kind: str, geometry: Geometry, made: Any) -> Declared:
-    """What the attributes of a user's network say of its inputs.
+    """The facts that the attributes of a user's network declare about its inputs.
 
     Raises:
-        UsageError: they cannot be read.
-        DataFault: it takes other inputs than there are.
+        UsageError: an attribute is invalid.
+        DataFault: the network takes other inputs than the source has.
     """
     found = geometry.dtype, geometry.input_shape(kind)
     try:
@@ -188,7 +189,7 @@ def _declared(spec: str, kind: str, geometry: Geometry, made: Any) -> Declared:
 
 
 def told_error(error: Exception) -> str:
-    """The exception that a user's code raised, with the last line of that code in the traceback."""
+    """An exception in words, with the last line of the user's code in its traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [frame for frame in frames if not frame.filename.startswith(_NOT_THEIRS)]
     place = f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
@@ -196,15 +197,15 @@ def told_error(error: Exception) -> str:
 
 
 def find_function(spec: str) -> Callable[..., Any]:
-    """The function of a spec; a module is searched in the current folder as well.
+    """Import the function of a spec. Modules in the current folder are found too.
 
     Raises:
-        UsageError: it cannot be imported, or has no such function.
+        UsageError: the module cannot be imported, or has no such function.
     """
     place, _, name = spec.rpartition(":")
     try:
         module = _file_module(Path(place)) if place.endswith(".py") else _module(place)
-    except Exception as error:  # whatever the user's module raises while it is imported
+    except Exception as error:  # the user's module may raise anything when it is imported
         raise UsageError(
             f"{spec}: {place} cannot be imported: {told_error(error)}. "
             "Name a module that Python finds (PYTHONPATH, or the current folder), or a .py file"
@@ -217,7 +218,7 @@ def find_function(spec: str) -> Callable[..., Any]:
 
 
 def check_mapped(spec: str) -> None:
-    """Raise UsageError unless the spec is that of a class whose objects can be called."""
+    """Raise UsageError unless the spec names a function, or a class with `__call__`."""
     if not is_function(spec):
         raise UsageError(f"{spec} names no class: FILE.py:CLASS or MODULE:CLASS. {MAP_HOW}")
     made = find_function(spec)
@@ -226,10 +227,10 @@ def check_mapped(spec: str) -> None:
 
 
 class OwnPredictor(BeginsLater):
-    """A user's predictor with checked answers; see the `Predictor` protocol.
+    """A user's object with `predict`, whose answers are checked; see the `Predictor` protocol.
 
-    The fingerprint is the predictor's attribute of that name, if there is one. With it, ranks that
-    hold different weights are noticed.
+    The fingerprint is a hash of the object's attribute `fingerprint`, if it has one. Then ranks
+    with different weights are noticed.
     """
 
     method = "predict"  # of the user's object
@@ -246,12 +247,12 @@ class OwnPredictor(BeginsLater):
         self.info = own_info(spec, kind, geometry, self.fingerprint)
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
-        """(n, ...) items -> (n, cells, classes) float32. Raises DataFault for a wrong shape."""
+        """(n, ...) items -> (n, cells, classes) float32. Raises DataFault if the shape is wrong."""
         return self._checked(self.made.predict(batch), batch)
 
     def answer(self, batch: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Like `predict`, and (n, d) float32 embeddings, if they are wanted. Raises DataFault for a
-        wrong shape."""
+        """Like `predict`, with (n, d) float32 embeddings if they are wanted. Raises DataFault if a
+        shape is wrong."""
         if not self._embeds:
             return self.predict(batch), {}
         scores, embeddings = self.made.embed(batch)
@@ -267,18 +268,21 @@ class OwnPredictor(BeginsLater):
     def _checked(self, given: Any, batch: np.ndarray) -> np.ndarray:
         scores = np.asarray(given, dtype=np.float32)
         if not self.classes and scores.ndim == 3:
-            self.classes = scores.shape[2]  # the first answer tells
+            self.classes = scores.shape[2]  # the first answer decides
         needed = (len(batch), self.cells, self.classes)
         if scores.shape != needed:
             raise DataFault(f"{self.spec}: predict gave {scores.shape}; needed: {needed}")
         return scores
 
     def first_call(self, embed: bool = False) -> None:
-        """Answer a batch of one, made of noise.
+        """Call the network with a batch of noise, and check its answer.
+
+        Args:
+            embed: embeddings are wanted too.
 
         Raises:
             DataFault: the answers are not probabilities.
-            UsageError: `embed` is missing but wanted, or the embeddings are too long.
+            UsageError: the object has no `embed` but embeddings are wanted, or they are too long.
         """
         self._embeds = embed
         if not embed:
@@ -296,8 +300,9 @@ class OwnPredictor(BeginsLater):
 
 
 class MappedFunction(OwnPredictor):
-    """A user's class whose outputs are kept. As a network it has one class, which is always sure
-    and which no reader of the rows shows. The first outputs say which columns there are."""
+    """An object of a user's class that is mapped over images, whose outputs are kept. As a network
+    it has one class with probability 1, which is never shown. Its first outputs define the
+    columns."""
 
     method = "__call__"
 
@@ -315,7 +320,7 @@ class MappedFunction(OwnPredictor):
         return self.answer(batch)[0]
 
     def answer(self, batch: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """(n, 1, 1) ones, and the outputs. Raises DataFault if they are not as they should be."""
+        """(n, 1, 1) ones, and the outputs. Raises DataFault if the outputs have a wrong form."""
         given = self.made(batch)
         if not isinstance(given, Mapping) or not given:
             raise DataFault(
@@ -339,8 +344,8 @@ class MappedFunction(OwnPredictor):
         return np.ones((len(batch), 1, 1), np.float32), found
 
     def _values(self, name: object, values: Any) -> np.ndarray:
-        """(n, ...), of torch's tensors and of lists of numbers too. Of a list of arrays or texts
-        (n,) objects."""
+        """An output as an array: (n, ...) from an array, a tensor of torch or a list of numbers;
+        (n,) objects from a list of arrays or texts."""
         if _is_varied(values):
             found = objects([x if isinstance(x, str) else np.asarray(x) for x in values])
             longest = max(
@@ -361,27 +366,27 @@ class MappedFunction(OwnPredictor):
         return found
 
     def first_call(self, embed: bool = False) -> None:
-        """Learn the columns from what it makes of noise.
+        """Call the object with noise to learn the columns.
 
         Raises:
-            UsageError, DataFault: what it raised, or outputs that cannot be kept.
+            UsageError, DataFault: the object raised an error, or its outputs cannot be stored.
         """
         noise = self.info.noise()
         try:
             self.columns = columns_of(self.spec, self.answer(noise)[1], self._most_bytes)
         except CollageError:
             raise
-        except Exception as error:  # of the user's code
+        except Exception as error:  # the user's code may raise anything
             raise DataFault(
                 f"{self.spec}: called with noise of {noise.dtype} {noise.shape} it raised "
                 f"{told_error(error)}"
             ) from error
-        known = f"{self.fingerprint} {self.columns}"  # a run that goes on must give the same
+        known = f"{self.fingerprint} {self.columns}"  # a resumed run must have the same columns
         self.fingerprint = hashlib.sha256(known.encode()).hexdigest()
 
 
 def _is_varied(values: Any) -> bool:
-    """Whether these are texts, or arrays that may have different lengths, one an image."""
+    """Whether an output is a list of texts, or of arrays that may differ in length."""
     if isinstance(values, np.ndarray) and values.dtype.kind not in "OU":
         return False
     listed = isinstance(values, (list, tuple, np.ndarray)) and len(values)
@@ -389,8 +394,8 @@ def _is_varied(values: Any) -> bool:
 
 
 def check_probabilities(spec: str, scores: np.ndarray) -> None:
-    """Raise DataFault unless scores (n, cells, classes) are probabilities. Logits would look like a
-    confidence of 18, and a row without a positive value like no answer.
+    """Raise DataFault unless scores, (n, cells, classes), are probabilities. Logits would look like
+    a confidence of 18, and a row without a positive value like a missing answer.
     """
     if not np.isfinite(scores).all():
         raise DataFault(
@@ -410,9 +415,9 @@ def check_probabilities(spec: str, scores: np.ndarray) -> None:
 
 @contextmanager
 def _folder_first(folder: str) -> Iterator[None]:
-    """Search the user's folder first while the module is imported, and last from then on.
+    """Puts a folder first in sys.path inside the block, and last afterwards.
 
-    So later imports of that module still find its folder, and other imports are not changed.
+    So later imports by the user's module still find the folder, and other imports do not change.
     """
     sys.path.insert(0, folder)
     try:

@@ -1,5 +1,5 @@
-"""A network with weights, or made of a user's torch.nn.Module, ready to answer on the CPU or a GPU:
-placed on the device, and called once to see that everything works.
+"""Predictors for torch networks, from a weights file or a module: places the network on the CPU or
+a GPU, and calls it once to check that it works.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from collage_mpi.models.tuning import PLAIN, Tuning, memory_fault
 from collage_mpi.models.weights import describe_weights, read_tensors
 from collage_mpi.system.printable import counted, one_line
 
-# What CUDA, cuBLAS and cuDNN say when memory runs out outside torch's own allocator.
+# Messages of CUDA, cuBLAS and cuDNN when they run out of memory outside torch's allocator.
 NO_ROOM = ("CUDA error: out of memory", "CUDA out of memory", "STATUS_ALLOC_FAILED")
 
 
 class WithEmbedding(nn.Module):
     """A single network that returns its logits and (n, d) embeddings, the inputs of its last layer.
 
-    The last layer is the last linear layer or convolution, as in torchvision's classifiers and
-    those of this package. A map is averaged over its places.
+    The last layer is the last linear layer or 2-D convolution, as in the classifiers of torchvision
+    and of this package. If its input is a map, it is averaged over height and width.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -68,13 +68,13 @@ class WithEmbedding(nn.Module):
 class TorchPredictor:
     """Answers batches of images or other items; see the `Predictor` protocol.
 
-    The network gets float32 values: (x / 255 - mean) / std of uint8, (x - mean) / std of other
-    types, which are the raw values unless the network declares mean and std. The channels, the last
-    axis of items of three axes or more, become the first one.
+    The network gets (x / 255 - mean) / std for uint8, and (x - mean) / std for other types; by
+    default mean is 0 and std is 1. If items have three axes or more, the channels, the last axis,
+    become the first axis.
 
-    Batch norms are folded and weights are laid out channels-last. On one core this takes the
-    shipped single network from 4.7 to 3.4 ms a call and the collage network from 5.1 to 4.6 ms.
-    `predict` runs as the tuning says (docs/speed.md).
+    Batch norms are folded and weights are channels-last. On one core this reduces the time of a
+    call from 4.7 to 3.4 ms for the shipped single network, and from 5.1 to 4.6 ms for the collage
+    network. The tuning decides precision and launching (docs/speed.md).
     """
 
     def __init__(
@@ -85,21 +85,26 @@ class TorchPredictor:
         tuning: Tuning | None,
         embed: bool,
     ) -> None:
-        """With `embed` the network returns (outputs, embeddings (n, d)) for images."""
+        """Place the network on the device.
+
+        Args:
+            tuning: None for PLAIN.
+            embed: the network returns (outputs, embeddings (n, d)).
+        """
         self.info = info
         self.kind = info.kind
         self.cells = info.cells
         self.classes = len(info.class_names)
         self.fingerprint = info.fingerprint
         self.device = str(device)
-        self.columns: tuple[KeptColumn, ...] = ()  # the first call tells
+        self.columns: tuple[KeptColumn, ...] = ()  # set by `first_call`
         self._device, self._embeds = device, embed
         network.eval()
         chosen = (tuning or PLAIN).on(device.type)
         self.tuning = str(chosen)
         self._dtype: torch.dtype = getattr(torch, chosen.precision)
         if device.type == "cuda" and self._dtype == torch.float32:
-            torch.backends.cudnn.allow_tf32 = False  # torch's default: 10 bits of mantissa
+            torch.backends.cudnn.allow_tf32 = False  # torch allows it: a mantissa of 10 bits
         network = network.to(device, self._dtype)
         self.network = channels_last(network) if chosen.channels_last == "on" else network
         self._launch = make_launcher(self._forward, device, chosen.compile)
@@ -116,7 +121,7 @@ class TorchPredictor:
 
     @classmethod
     def load(cls, spec: str, kind: str, how: Loading) -> TorchPredictor:
-        """Read a weights file and place the network; see `models.load_predictor`."""
+        """Load a weights file; see `models.load_predictor`."""
         info = describe_weights(spec, kind)
         tensors = read_tensors(info)
         torch.set_num_threads(max(1, how.threads))
@@ -145,23 +150,20 @@ class TorchPredictor:
         return predictor
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
-        """Classify: (n, H, W, C) uint8, or (n, ...) items -> (n, cells, classes) float32
-        probabilities.
-
-        A row of zeros is a cell without an answer (`decode` gives None). A parity network returns
-        (n, 1, classes) sums.
+        """See `Predictor.predict`.
 
         Raises:
-            DataFault: the batch has another shape or dtype than the network was made for.
+            DataFault: the batch has another shape or dtype than the network takes.
         """
         return self.answer(batch)[0]
 
     def answer(self, batch: np.ndarray) -> Answer:
-        """Like `predict`, and the images' embeddings, (n, d) float32, if they are wanted."""
+        """Like `predict`, with the embeddings, (n, d) float32, if they are wanted."""
         return self.begin(batch).finish()
 
     def begin(self, batch: np.ndarray) -> Computation[Answer]:
-        """Begin on what `answer` gives; a GPU goes on by itself. Raises DataFault as `predict`."""
+        """Start the computation of `answer`, which a GPU then does by itself. Raises as
+        `predict`."""
         return self._launch(self._checked(batch)).then(self._answered)
 
     @torch.inference_mode()
@@ -173,14 +175,14 @@ class TorchPredictor:
 
     @torch.inference_mode()
     def outputs(self, batch: np.ndarray) -> torch.Tensor:
-        """(n, H, W, C) uint8 -> the network's outputs on the device; `reading` turns them into
+        """(n, H, W, C) uint8 -> the network's outputs on the device, which `reading` turns into
         scores.
         """
         found = self._forward(torch.from_numpy(self._checked(batch)).to(self._device))
         return found[:, :, : self.classes] if self._embeds else found
 
     def first_call(self) -> None:
-        """Answer a batch of one, made of noise.
+        """Call the network with a batch of noise, to learn its columns and to check its scores.
 
         Raises:
             EnvironmentFault: the scores are not finite in this precision.
@@ -206,11 +208,11 @@ class TorchPredictor:
         return batch
 
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
-        """(n, H, W, C) uint8, or other items, on the device -> float32 outputs there."""
+        """(n, H, W, C) uint8, or other items, on the device -> float32 outputs on the device."""
         pixels = (batch.movedim(-1, 1) if self._moves else batch).float()  # (n, C, H, W)
         normalised = torch.addcmul(self._shift, pixels, self._scale).to(self._dtype)
         found = self.network(normalised)
-        if self._embeds:  # one tensor for the launcher: (n, 1, classes + d)
+        if self._embeds:  # concatenated for the launcher: (n, 1, classes + d)
             logits, features = found
             return torch.cat([logits.float(), features.float()[:, None]], dim=2)
         outputs: torch.Tensor = found.float()
@@ -218,7 +220,7 @@ class TorchPredictor:
 
 
 def _other_than(dtype: torch.dtype) -> str:
-    """What to do about scores that are NaN or infinite in this precision."""
+    """Advice about scores that are NaN or infinite in this precision."""
     if dtype == torch.float32:
         return "no other precision helps; look for NaN or infinity in its weights and its code"
     return f"choose --precision float32{' or bfloat16' if dtype == torch.float16 else ''}"
@@ -228,11 +230,11 @@ def _other_than(dtype: torch.dtype) -> str:
 def told_if_it_does_not_fit(
     info: NetworkInfo, network: torch.nn.Module, device: torch.device, tuning: Tuning | None
 ) -> Iterator[None]:
-    """Turns errors of the device while a network is placed and first called into messages.
+    """Raises errors of the block, in which a network is placed and first called, with advice.
 
     Raises:
-        EnvironmentFault: the GPU's memory is too small, torch.compile does not work here, or
-            the network does not work in this precision.
+        EnvironmentFault: the GPU's memory is too small, torch.compile does not work here, or the
+            network does not work in this precision.
     """
     chosen = (tuning or PLAIN).on(device.type)
     try:
@@ -260,7 +262,7 @@ def told_if_it_does_not_fit(
 
 
 def _memory(device: torch.device) -> tuple[int | None, int | None]:
-    """(free, total) bytes of a GPU, None if it does not say."""
+    """(free, total) bytes of a GPU; None if unknown."""
     try:
         return torch.cuda.mem_get_info(device)
     except (RuntimeError, ValueError, AssertionError):
@@ -268,10 +270,10 @@ def _memory(device: torch.device) -> tuple[int | None, int | None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception was caused by lack of GPU memory.
+    """Whether an exception was caused by a lack of GPU memory.
 
-    torch has its own error for this. But a CUDA context or library handle without room raises plain
-    errors, and a capture that is cut short raises another one on top.
+    torch has an error for this. But if there is no memory for a CUDA context or a library handle, a
+    RuntimeError is raised, and an interrupted capture raises a further error on top.
     """
     found: BaseException | None = error
     while found is not None:
@@ -285,13 +287,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def usable_device(device: str) -> torch.device:
-    """The device, if it is there. A GPU becomes the process's current device.
+    """Check a device. A GPU becomes the current device of the process.
 
-    This must happen before anything else uses CUDA: capturing a graph, and a user's own `.cuda()`,
-    use the current device, and a rank of another GPU would hold some 500 MiB on GPU 0 for nothing.
+    Call this before anything else uses CUDA. Captures of graphs and a user's `.cuda()` use the
+    current device. Without this call, a rank of another GPU would occupy some 500 MiB on GPU 0.
 
     Raises:
-        EnvironmentFault: the device is missing, or has no room for one more process.
+        EnvironmentFault: the device is missing, or has no memory for one more process.
     """
     try:
         chosen = torch.device(device)
@@ -315,14 +317,14 @@ def usable_device(device: str) -> torch.device:
 def module_predictor(
     spec: str, kind: str, geometry: Geometry, module: nn.Module, how: Loading, facts: Declared
 ) -> TorchPredictor:
-    """The module as a predictor, called once to check that its answers fit.
+    """Make a predictor of a module, and call it once to check its answers.
 
-    A precision or launching of "auto" means float32 without graphs here, because a module may make
-    tensors of its own that do not follow another precision.
+    Here "auto" means float32, and no graphs, because a module may create tensors that do not follow
+    another precision.
 
     Raises:
-        UsageError: it gives no embeddings, and they are wanted.
-        DataFault: its output has a wrong shape, or is probabilities already.
+        UsageError: the module has no embeddings, and they are wanted.
+        DataFault: its output has a wrong shape, or is probabilities instead of logits.
         EnvironmentFault: the device is missing, or the module fails in this precision.
     """
     torch.set_num_threads(max(1, how.threads))
@@ -333,7 +335,7 @@ def module_predictor(
     with told_if_it_does_not_fit(info, shaped, place, chosen):
         predictor = TorchPredictor(info, shaped, place, chosen, how.embed)
         if geometry.classes is None:
-            predictor.outputs(info.noise())  # which tells how many there are
+            predictor.outputs(info.noise())  # sets shaped.classes
             geometry = replace(geometry, classes=shaped.classes)
             info = own_info(spec, kind, geometry, fingerprint, facts)
             predictor = TorchPredictor(info, shaped, place, chosen, how.embed)
@@ -347,8 +349,8 @@ def module_predictor(
 
 
 def _check_logits(spec: str, outputs: Tensor) -> None:
-    """Raise DataFault for outputs (n, cells, classes) of a softmax. A second softmax would leave
-    hardly any difference between high and low scores.
+    """Raise DataFault if outputs, (n, cells, classes), are probabilities. After a second softmax,
+    high and low scores would hardly differ.
     """
     if outputs.shape[2] == 1 or float(outputs.min()) < 0:
         return
@@ -367,7 +369,7 @@ def _as_said(tuning: Tuning) -> Tuning:
 
 
 def fingerprint_of(spec: str, module: nn.Module) -> str:
-    """SHA-256 over the module's spec and its state, 64 hex digits."""
+    """SHA-256 of the module's spec and its state, 64 hex digits."""
     digest = hashlib.sha256(spec.encode())
     for name, tensor in module.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -376,6 +378,12 @@ def fingerprint_of(spec: str, module: nn.Module) -> str:
 
 
 class _Shaped(nn.Module):
+    """A user's module whose outputs are checked and reshaped to (n, cells, classes) logits.
+
+    Attributes:
+        classes: number of classes; if it is None, the first outputs set it.
+    """
+
     def __init__(
         self, spec: str, module: nn.Module, cells: int, classes: int | None, embed: bool
     ) -> None:
@@ -398,7 +406,7 @@ class _Shaped(nn.Module):
     def _logits(self, out: object, n: int) -> Tensor:
         cells, side = self.cells, round(self.cells**0.5)
         if self.classes is None and isinstance(out, Tensor) and out.dim() > 1:
-            self.classes = out.shape[1 if out.dim() == 4 else -1]  # the first answer tells
+            self.classes = out.shape[1 if out.dim() == 4 else -1]
         classes = self.classes
         if isinstance(out, Tensor):
             if out.shape == (n, cells, classes):

@@ -1,5 +1,5 @@
-"""Turns a network's outputs into scores, by one interface for every head. Boxes of a yolo head
-become answers of cells by the rules of the paper (arXiv 1904.12222).
+"""Turns a network's outputs into scores, with one interface for every head. The boxes of a yolo
+head are assigned to cells by the rules of the paper (arXiv 1904.12222).
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from torch import Tensor
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.specs import YOLO, HeadSpec
 
-CONFIDENCE = 0.3  # a box with a lower score is dropped
-OVERLAP = 0.45  # of two boxes of a class that overlap more, the weaker is dropped
+CONFIDENCE = 0.3  # boxes with a lower score are dropped
+OVERLAP = 0.45  # if two boxes of a class have a larger intersection over union, one is dropped
 
 
 def cells_from_boxes(boxes: np.ndarray, scores: np.ndarray, side: int) -> np.ndarray:
-    """The answers of one collage's cells.
+    """The answers for the cells of one collage.
 
-    Each box that passes the threshold goes to the cell with the largest Jaccard index. If a cell
-    has several boxes, the one with the highest score gives the class and the scores.
+    Each box with a score of at least CONFIDENCE goes to the cell with the largest intersection over
+    union (Jaccard index). If a cell has several boxes, the one with the highest score counts.
 
     Args:
-        boxes: (m, 4) float, in cells.
+        boxes: (m, 4) float, x0, y0, x1, y1 in cells.
         scores: (m, classes) float32, objectness times the probability of each class.
         side: cells along an edge.
 
     Returns:
-        (side*side, classes) float32: the winner's scores; zeros for a cell without a box (absent).
+        (side*side, classes) float32: the scores of the box; zeros for a cell without a box.
     """
     cells = np.zeros((side * side, scores.shape[1]), dtype=np.float32)
     best = scores.max(axis=1)  # (m,)
@@ -40,18 +40,20 @@ def cells_from_boxes(boxes: np.ndarray, scores: np.ndarray, side: int) -> np.nda
     kept = suppress(boxes, best, scores.argmax(axis=1))
     boxes, scores, best = boxes[kept], scores[kept], best[kept]
     shared = jaccard(boxes, cell_boxes(side))  # (m, cells)
-    within = shared.max(axis=1, initial=0.0) > 0  # a box beside the collage is in no cell
-    rising = np.argsort(best[within], kind="stable")  # the last to write a cell is the best
+    within = shared.max(axis=1, initial=0.0) > 0  # boxes outside the collage are in no cell
+    rising = np.argsort(best[within], kind="stable")  # the best box writes its cell last
     owner = shared[within].argmax(axis=1)
     cells[owner[rising]] = scores[within][rising]
     return cells
 
 
 def suppress(boxes: np.ndarray, confidence: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """(m,) bool: the boxes that remain after greedy non-maximum suppression within each class.
+    """Greedy non-maximum suppression within each class. Returns (m,) bool, the boxes to keep.
 
     Args:
-        boxes: (m, 4); confidence: (m,); classes: (m,) int.
+        boxes: (m, 4).
+        confidence: (m,), the score of each box.
+        classes: (m,) int.
     """
     rivals = (jaccard(boxes, boxes) > OVERLAP) & (classes[:, None] == classes)  # (m, m)
     kept = np.ones(len(boxes), dtype=bool)
@@ -82,10 +84,10 @@ def cell_boxes(side: int) -> np.ndarray:
 def boxes_from_map(
     raw: np.ndarray, side: int, anchors: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The boxes in a yolo head's map: (m, 4) boxes, (m,) objectness, (m, classes) logits.
+    """Decode the map of a yolo head: (m, 4) boxes, (m,) objectness, (m, classes) logits.
 
-    A box's centre lies within its square; its size is its anchor's times exp(t), as in YOLOv3
-    (arXiv 1804.02767).
+    The centre of a box is within its square, and its size is that of its anchor times exp(t), as in
+    YOLOv3 (arXiv 1804.02767).
 
     Args:
         raw: (rows, columns, anchors, 5 + classes) float32: tx, ty, tw, th, objectness, classes.
@@ -109,27 +111,28 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(0.5 * x))
 
 
-# How the outputs of a network are read, at a temperature: (n, cells, classes) float32
-# probabilities; a row of zeros for a cell without an answer.
+# Outputs of a network and temperature -> (n, cells, classes) float32 probabilities. A cell without
+# an answer is a row of zeros.
 Reading = Callable[[Tensor, float], np.ndarray]
 
 
 def grid_scores(outputs: Tensor, temperature: float) -> np.ndarray:
-    """Of a single classifier's outputs, or a grid head's: (n, cells, classes) logits."""
+    """Scores from (n, cells, classes) logits, of a single network or a grid head."""
     return torch.softmax(outputs / temperature, dim=2).cpu().numpy()  # .cpu() waits
 
 
 def parity_sums(outputs: Tensor, temperature: float) -> np.ndarray:
-    """The outputs of a parity network, (n, 1, classes), which are not scores and stay unchanged."""
-    # .cpu() waits; a launcher writes its next outputs where these are
+    """The outputs of a parity network, (n, 1, classes). They are sums, not scores, and
+    unchanged."""
+    # .cpu() waits. The copy is needed, because a launcher overwrites its outputs.
     found: np.ndarray = outputs.cpu().numpy().copy()
     return found
 
 
 def yolo_scores(head: HeadSpec, side: int, outputs: Tensor, temperature: float) -> np.ndarray:
-    """Of a yolo head's outputs: (n, rows, columns, anchors, 5 + classes).
+    """Scores from the outputs of a yolo head, (n, rows, columns, anchors, 5 + classes).
 
-    The score of a class is the box's objectness times the class's calibrated probability.
+    The score of a class is the objectness of the box times the probability of the class.
     """
     collages = []
     for raw in outputs.float().cpu().numpy():
@@ -142,7 +145,7 @@ def yolo_scores(head: HeadSpec, side: int, outputs: Tensor, temperature: float) 
 
 
 def reading_of(info: NetworkInfo) -> Reading:
-    """How a network is read."""
+    """The function that turns a network's outputs into scores."""
     if info.parity is not None:
         return parity_sums
     if info.side is None or info.head.name != YOLO:

@@ -1,5 +1,5 @@
-"""What a weights file says of a network beyond its layers: the head of a collage network, what a
-parity network was made for, and the score from which a network's answers may count.
+"""Records of a weights file beside the architecture: the head of a collage network, the encoder and
+single network of a parity network, and the score from which a network's answers may count.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_ANCHORS, MAX_SQUARES, MAX_ACROSS = 8, 8, 64
 
 @contextmanager
 def _reading(what: str, record: Any) -> Iterator[None]:
-    """Turns whatever is wrong with a record into a DataFault that names it."""
+    """Raises errors about a record as a DataFault that names the record."""
     try:
         if not isinstance(record, Mapping):
             raise TypeError(f"it is a {type(record).__name__}, not a table")
@@ -31,18 +31,18 @@ def _reading(what: str, record: Any) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """How a collage network answers for its cells.
+    """The head of a collage network.
 
     Attributes:
-        name: "grid": one row of class scores a cell, from a trunk that sees the whole collage.
-            "apart": the same, but the trunk sees each cell by itself, so that no convolution
-            crosses an edge. "yolo": boxes on a finer grid, each with an objectness and class
-            scores, which are assigned to cells.
-        squares: of a yolo's output grid along the edge of one cell; odd, so that the centre
-            of a cell lies within a square and not between four.
-        anchors: (width, height) of a yolo's prior boxes, in cells.
-        across: squares along an edge of the whole collage, if that is the trunk's own map and
-            no multiple of the side, such as the paper's 13; None for `squares` a cell.
+        name: "grid": class scores for each cell, from a trunk that sees the whole collage.
+            "apart": the same, but the trunk sees each cell alone, so that no convolution crosses an
+            edge. "yolo": boxes on a finer grid, each with an objectness and class scores, which are
+            assigned to cells.
+        squares: for yolo, squares of the output grid along an edge of a cell; odd, so that the
+            centre of a cell is in one square and not between four.
+        anchors: for yolo, (width, height) of the prior boxes, in cells.
+        across: for yolo, squares along an edge of the collage, if the trunk's map is used as it is
+            (13 in the paper); None to use `squares`.
     """
 
     name: str = GRID
@@ -67,11 +67,11 @@ class HeadSpec:
                 raise UsageError(f"an anchor is {anchor!r}; it needs a width and a height in cells")
 
     def map_size(self, side: int) -> int:
-        """Squares along an edge of a yolo's output grid."""
+        """For yolo, squares along an edge of the output grid."""
         return self.across or self.squares * side
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain dict for JSON; `from_dict` reads it back."""
+        """A plain dict for JSON; `from_dict` is its inverse."""
         if self.name != YOLO:
             return {"name": self.name}
         own = {"squares": self.squares} if self.across is None else {"across": self.across}
@@ -79,7 +79,7 @@ class HeadSpec:
 
     @classmethod
     def from_dict(cls, record: Any) -> HeadSpec:
-        """Read the dict form; a record without a head means a grid. Raises DataFault."""
+        """The inverse of `to_dict`; None means a grid. Raises DataFault."""
         if record is None:
             return cls()
         with _reading("head", record):
@@ -91,17 +91,17 @@ class HeadSpec:
 
 @dataclass(frozen=True)
 class ParitySpec:
-    """How a stripe is encoded, and which sum the network's answer is.
+    """How a stripe is encoded, and what the parity network's answer is the sum of.
 
     Attributes:
         k: images of a full stripe.
-        encoder: one of ENCODERS, or BERRUT: then the network is the single network itself,
-            and its answers are interpolated.
-        summed: one of SUMMED.
+        encoder: one of ENCODERS; or BERRUT, for which the single network answers stripes too, and
+            its answers are interpolated.
+        summed: what is summed over the images, one of SUMMED.
         single: fingerprint of the single network whose answers are summed.
 
     Raises:
-        UsageError: a value that cannot work.
+        UsageError: a value is invalid.
     """
 
     k: int
@@ -120,12 +120,12 @@ class ParitySpec:
             raise UsageError("parity single is no fingerprint of a single network")
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain dict for JSON; `from_dict` reads it back."""
+        """A plain dict for JSON; `from_dict` is its inverse."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, record: Any) -> ParitySpec:
-        """Read the dict form, of a trained network. Raises DataFault."""
+        """The inverse of `to_dict`, for a trained network. Raises DataFault."""
         with _reading("parity", record):
             if record.get("encoder") == BERRUT:
                 raise TypeError(f"no network is trained for encoder {BERRUT}")
@@ -134,19 +134,20 @@ class ParitySpec:
 
 @dataclass(frozen=True)
 class AcceptSpec:
-    """A threshold for the answers of a collage network next to one single network.
+    """A threshold for the scores of a collage network, chosen for one single network.
 
     Attributes:
-        confidence: the lowest score that counts, 0..1.
-        single: fingerprint of that single network.
-        chosen_on, measured_on: images of the two parts, no image in both.
-        chosen_points, measured_points: percentage points of accuracy that were lost on each
-            part if every cell with at least that score counts.
-        share: of the measured images, the share whose cell counts, 0..1.
-        agreeing: the share of these cells whose class is the single network's, 0..1; None in
-            files of earlier versions.
-        errors: standard errors that were added to the loss when the score was chosen (`weights
-            threshold --errors`); None in files of earlier versions.
+        confidence: the lowest score that counts, 0 to 1.
+        single: fingerprint of the single network.
+        chosen_on, measured_on: number of images on which the threshold was chosen, and of other
+            images on which it was measured.
+        chosen_points, measured_points: loss of accuracy on these images, in percentage points, if
+            every cell with at least this score counts.
+        share: share of the measured images whose cell counts, 0 to 1.
+        agreeing: share of these cells that agree with the single network, 0 to 1; None in files of
+            earlier versions.
+        errors: number of standard errors that were added to the loss when the threshold was chosen
+            (`weights threshold --errors`); None in files of earlier versions.
     """
 
     confidence: float
@@ -160,12 +161,12 @@ class AcceptSpec:
     errors: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain dict for JSON; `from_dict` reads it back."""
+        """A plain dict for JSON; `from_dict` is its inverse."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, record: Any) -> AcceptSpec:
-        """Read the dict form. Raises DataFault."""
+        """The inverse of `to_dict`. Raises DataFault."""
         with _reading("accept", record):
             found = cls(**record)
         unknown = {name for name in ("agreeing", "errors") if getattr(found, name) is None}

@@ -1,6 +1,7 @@
-"""Classifiers by name, torchvision's and those of this package, unchanged or fully convolutional.
-This module alone imports torchvision, which costs each rank's start about a second; the networks of
-this package do not need it.
+"""Classifiers by name, of torchvision and of this package, as a whole or as convolutional trunks.
+
+Only this module imports torchvision, which takes about a second. The networks of this package do
+not need it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from collage_mpi.models.architecture import Backbone
 from collage_mpi.models.backbones import Lite0, Tiny
 from collage_mpi.system.extras import pip_line
 
-# The modules that lead from an image to its last feature map, in order; the first line of
-# which a network has all is taken. What follows them (pooling, classifier) is left out.
+# The modules from the image to the last feature map, in order. The first line is used whose modules
+# the network all has. Modules that follow them (pooling, classifier) are left out.
 TRUNKS = (
     ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"),  # ResNet, ResNeXt
     ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"),  # ShuffleNet
@@ -26,21 +27,23 @@ TRUNKS = (
     ("layers",),  # MNASNet, Darknet
     ("features",),  # MobileNet, EfficientNet, VGG, DenseNet, ConvNeXt, SqueezeNet
 )
-# Those that are built here.
+# The networks that this package builds.
 OWN: dict[str, Callable[[int], nn.Module]] = {
     "efficientnet-lite:lite0": Lite0,
-    "efficientnet-lite:lite0_16": partial(Lite0, stages=5),  # its map is 1/16 of the picture
+    "efficientnet-lite:lite0_16": partial(
+        Lite0, stages=5
+    ),  # its map has 1/16 of the picture's edge
     "darknet:tiny": Tiny,
 }
-PROBE_PX = 96  # every one of them has a feature map left at this size
-NOT_CONVOLUTIONAL = ("swin", "vit", "maxvit")  # their maps have other axes, or a fixed size
+PROBE_PX = 96  # at this size the feature map of no network is empty
+NOT_CONVOLUTIONAL = ("swin", "vit", "maxvit")  # their maps have other axes or a fixed size
 
 
 class VisionSingle(nn.Module):
     """A classifier by name: (n, C, H, W) float -> (n, 1, classes) logits; C is 1 or 3.
 
     Attributes:
-        heads: prefixes of the state's names that depend on the number of classes.
+        heads: prefixes of the state dict's names whose shape depends on the number of classes.
     """
 
     def __init__(self, backbone: Backbone, classes: int) -> None:
@@ -55,18 +58,18 @@ class VisionSingle(nn.Module):
 
 
 class ConvTrunk(nn.Module):
-    """A network's convolutional part: (n, C, H, W) -> (n, features_out, h, w); C is 1 or 3.
+    """The convolutional part of a network: (n, C, H, W) -> (n, features_out, h, w); C is 1 or 3.
 
-    Pooling and classifier are cut off; the names are those of the whole network's state.
+    Pooling and classifier are left out. The names in the state dict are those of the whole network.
 
     Raises:
         EnvironmentFault: torchvision is missing.
-        UsageError: there is no such network, or it has no convolutional trunk.
+        UsageError: the network does not exist, or has no known convolutional trunk.
     """
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        model = _model(backbone, 2)  # the classifier is dropped
+        model = _model(backbone, 2)  # the number of classes does not matter
         names = next((row for row in TRUNKS if all(hasattr(model, name) for name in row)), None)
         if names is None or backbone.network.startswith(NOT_CONVOLUTIONAL):
             raise UsageError(
@@ -77,7 +80,7 @@ class ConvTrunk(nn.Module):
         for name in names:
             self.add_module(name, getattr(model, name))
         if backbone.network.startswith("densenet"):
-            self.add_module("last", nn.ReLU())  # DenseNet applies it outside of its features
+            self.add_module("last", nn.ReLU())  # DenseNet applies it outside its features
         self.features_out = self._probe()
 
     def forward(self, x: Tensor) -> Tensor:

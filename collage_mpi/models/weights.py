@@ -1,5 +1,5 @@
-"""Weights files: safetensors with the settings as JSON in the header. Tensors are read and written
-as numpy arrays, without torch and without pickle.
+"""Reads and writes weights files: safetensors with a JSON record in the header. Tensors are numpy
+arrays; neither torch nor pickle is used.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from collage_mpi.system.files import require_regular, save_file, sha256_of_strea
 FORMAT = "collage-mpi weights"
 VERSION = 1
 METADATA_KEY = "collage_mpi"
-_METADATA = "__metadata__"  # where safetensors puts it, beside the tensors
+_METADATA = "__metadata__"  # the key of safetensors for metadata in the header
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
-MAX_HEADER_BYTES = 4 << 20  # our headers are a few kB; a foreign file must not take memory
+MAX_HEADER_BYTES = 4 << 20  # headers have a few kB; a foreign file must not fill the memory
 MOST_AXES = 16  # of a tensor
 MAX_SIDE_PX, MAX_CHANNELS, MAX_CLASSES = 1 << 14, 64, 1 << 20
 
@@ -38,16 +38,16 @@ _REMEDY = (
 
 
 def describe_weights(spec: str | Path, kind: str | None = None) -> NetworkInfo:
-    """Read and check a weights file's header, and check that all tensors it names are there.
+    """Read and check the header of a weights file, and check that the file has all its tensors.
 
     Args:
         spec: path of the file.
-        kind: one of NETWORKS that the file must be of; None for any.
+        kind: the kind that the network must have, one of NETWORKS; None for any.
 
     Raises:
         EnvironmentFault: the file is missing or unreadable.
-        DataFault: another format, damaged, or another version.
-        UsageError: the file is of another kind.
+        DataFault: the file is damaged, or has another format or version.
+        UsageError: the network is of another kind.
     """
     path = Path(spec)
     try:
@@ -74,7 +74,14 @@ def describe_weights(spec: str | Path, kind: str | None = None) -> NetworkInfo:
 def parse_metadata(
     name: str, header: Mapping[str, Any], fingerprint: str, path: Path | None = None
 ) -> NetworkInfo:
-    """Turn a safetensors header into facts. Raises DataFault, naming the file."""
+    """The facts in a safetensors header.
+
+    Args:
+        name: names the file in messages.
+
+    Raises:
+        DataFault: the record is missing or invalid.
+    """
     metadata = header.get(_METADATA)
     text = metadata.get(METADATA_KEY) if isinstance(metadata, Mapping) else None
     if not isinstance(text, str):
@@ -94,17 +101,16 @@ def parse_metadata(
 def save_weights(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
 ) -> NetworkInfo:
-    """Write a weights file: temporary name, fsync, rename.
+    """Write a weights file atomically.
 
     Args:
-        tensors: name -> float array. Those of two and more dimensions are stored as
-            float16 (half the size; 11 bits suffice for trained weights), others (norms,
-            biases) as float32.
+        tensors: name -> float array. Arrays of two or more dimensions are stored as float16, which
+            halves the file (11 bits suffice for trained weights); others (norms, biases) as
+            float32.
         metadata: the record, without format and version.
 
     Raises:
-        DataFault: a tensor is not finite, in particular after the conversion, or the
-            record is not one that `describe_weights` would read back.
+        DataFault: a tensor is not finite after the conversion, or the record is invalid.
         EnvironmentFault: the file cannot be written.
     """
     from safetensors.numpy import save
@@ -118,7 +124,7 @@ def save_weights(
 
 
 def with_accept(info: NetworkInfo, accept: AcceptSpec, out: Path) -> NetworkInfo:
-    """Writes the described file again, with this threshold in its record.
+    """Write a copy of a weights file with a threshold in its record.
 
     Raises:
         DataFault, EnvironmentFault: as `read_tensors` and `save_weights`.
@@ -128,7 +134,12 @@ def with_accept(info: NetworkInfo, accept: AcceptSpec, out: Path) -> NetworkInfo
 
 
 def read_tensors(info: NetworkInfo) -> dict[str, np.ndarray]:
-    """The tensors of a described file, float32. Raises DataFault when damaged or not finite."""
+    """Read the tensors of a weights file as float32.
+
+    Raises:
+        DataFault: the file has changed or is damaged, or a tensor is not finite.
+        EnvironmentFault: the file cannot be read.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -167,7 +178,7 @@ def _read_header(path: Path, first: bytes, file: Any) -> dict[str, Any]:
 
 
 def _check_tensors(path: Path, header: Mapping[str, Any], found_bytes: int) -> None:
-    """Raise DataFault unless the tensors of the header fill the rest of the file exactly."""
+    """Raise DataFault unless the tensors in the header fill the rest of the file exactly."""
     spans = []
     for name, entry in header.items():
         if name == _METADATA:
@@ -192,7 +203,7 @@ def _check_tensors(path: Path, header: Mapping[str, Any], found_bytes: int) -> N
 
 
 def _span(entry: Any) -> tuple[int, int] | None:
-    """First byte of a tensor, and the byte after it; None if its header entry is damaged."""
+    """(first byte, last byte + 1) of a tensor; None if its entry in the header is damaged."""
     if not isinstance(entry, dict):
         return None
     itemsize = ITEM_BYTES.get(str(entry.get("dtype")))
@@ -204,7 +215,7 @@ def _span(entry: Any) -> tuple[int, int] | None:
 
 
 def _counts(value: Any) -> list[int] | None:
-    """A short list of numbers from 0, or None."""
+    """The value if it is a list of at most MOST_AXES non-negative integers; otherwise None."""
     if not isinstance(value, list) or len(value) > MOST_AXES:
         return None
     return value if all(type(n) is int and n >= 0 for n in value) else None
