@@ -1,8 +1,8 @@
-"""Puts images into a collage or a stripe, and turns scores into answers. The names of the stripe
-encoders are here, so that settings and --help need no numpy.
+"""Encodes images into a collage or a stripe, and decodes scores into answers. The names of the
+stripe encoders are here, so that settings and --help do not import numpy.
 """
 
-ENCODERS = ("sum", "concat")  # of a stripe's images into one picture, for a trained network
-BERRUT = "berrut"  # likewise, for the single network itself
-SUMMED = ("logits", "probabilities")  # what of the single network's answers a parity answer sums
-MIN_K, MAX_K = 2, 256  # images of a stripe; 256 * 255 is the most that the sum's 16 bits hold
+ENCODERS = ("sum", "concat")  # encoders of a stripe for a trained parity network
+BERRUT = "berrut"  # encoder of a stripe that the single network answers
+SUMMED = ("logits", "probabilities")  # outputs of the single network that a parity network may sum
+MIN_K, MAX_K = 2, 256  # images of a stripe; a sum of 256 pixels of 255 fits in 16 bits

@@ -1,5 +1,5 @@
-"""Puts images into one collage. An image is shrunk once, early and in batches (`shrink`, which the
-job calls while it reads ahead); a collage is then only pasted together (`paste`).
+"""Makes collages in two steps: images are shrunk in batches while they are read ahead (`shrink`),
+and later pasted together (`paste`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collage_mpi.errors import DataFault
 BLANK = 0  # pixel value of a cell without an image
 
 FILTER = "bilinear, antialiased: torch"
-"""How an image is shrunk: stored cells that were made otherwise are not used.
+"""The filter that shrinks images. Stored cells that were made with another filter are not used.
 
-The filter widens with the scale, so that it averages, as area does. torch's on uint8
-takes 58 us for 224 -> 139 px in batches and one core, where Pillow's, which differs by one
-grey level in 0.3 % of the values, takes 317 and OpenCV's area filter 245
-(analysis/encode_rates.py, analysis/reports/benchmarks.md).
+The filter widens with the scale, so it averages like an area filter. torch on uint8 takes 58 us for
+224 -> 139 px, in batches on one core. Pillow takes 317 us and differs by one grey level in 0.3 % of
+the values; OpenCV's area filter takes 245 us (analysis/encode_rates.py,
+analysis/reports/benchmarks.md).
 """
 
 
@@ -29,16 +29,16 @@ class Encoder:
     Args:
         grid: side and cell size.
         shape: (H, W, C) of the images.
-        threads: cores that shrinking may use, set for the whole process; None keeps torch's
-            own setting.
+        threads: number of threads of torch for shrinking, set for the whole process; None keeps
+            torch's setting.
 
     Attributes:
-        places: how many images a picture holds.
-        cell_shape, input_shape: of a shrunk image and of a picture, (h, w, C).
+        places: largest number of images in a collage.
+        cell_shape, input_shape: (h, w, C) of a shrunk image, and of a collage.
         resizes: whether shrinking changes an image.
 
     Raises:
-        DataFault: a shape that cannot be encoded.
+        DataFault: the shape cannot be encoded.
     """
 
     def __init__(self, grid: Grid, shape: tuple[int, ...], threads: int | None = None) -> None:
@@ -56,17 +56,17 @@ class Encoder:
     def paste(
         self, cells: Sequence[np.ndarray | None], out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Put shrunk images into cells 0, 1, ... row by row; None and missing ones stay blank.
+        """Paste shrunk images into cells 0, 1, ..., row by row. Cells without an image are blank.
 
         Args:
-            cells: at most side*side arrays (cell_px, cell_px, C) uint8, or None.
-            out: (side*cell_px, side*cell_px, C) uint8 to write to; a new array if None.
+            cells: at most side*side arrays, (cell_px, cell_px, C) uint8, or None for a blank cell.
+            out: array to write to, (side*cell_px, side*cell_px, C) uint8; None for a new one.
 
         Returns:
-            The collage; `out` if it was given.
+            The collage, which is `out` if it was given.
 
         Raises:
-            DataFault: too many cells, or one of another shape or dtype.
+            DataFault: there are too many cells, or a cell has another shape or dtype.
         """
         if len(cells) > self.places:
             raise DataFault(f"{len(cells)} images for the {self.places} cells of a collage")
@@ -85,7 +85,8 @@ class Encoder:
         return out
 
     def paste_many(self, cells: np.ndarray) -> np.ndarray:
-        """(n, places, cell_px, cell_px, C) uint8, absent ones blank -> (n, P, P, C) uint8."""
+        """Make n collages: (n, places, cell_px, cell_px, C) uint8, with blank cells -> (n, P, P, C)
+        uint8."""
         n, side, (px, _, channels) = len(cells), self.grid.side, self.cell_shape
         filled = np.full((n, side * side, px, px, channels), BLANK, np.uint8)
         filled[:, : self.places] = cells
@@ -93,12 +94,12 @@ class Encoder:
         return np.ascontiguousarray(rows).reshape(n, *self.input_shape)
 
     def shrink(self, images: np.ndarray) -> np.ndarray:
-        """Images to cells: (..., H, W, C) uint8 -> (..., cell_px, cell_px, C) uint8.
+        """Shrink images to cells: (..., H, W, C) uint8 -> (..., cell_px, cell_px, C) uint8.
 
-        A whole batch in one call is cheaper, and other threads can run meanwhile.
+        One call for a whole batch is faster. It releases the GIL.
 
         Raises:
-            DataFault: another shape or dtype than the encoder was made for.
+            DataFault: the images have another shape or dtype.
         """
         if images.shape[-3:] != self.shape or images.dtype != np.uint8:
             raise DataFault(f"an image is {images.shape} {images.dtype}; needed {self.shape} uint8")
@@ -110,7 +111,7 @@ class Encoder:
 
 
 def _resized(images: np.ndarray, px: int, threads: int | None) -> np.ndarray:
-    import torch  # only jobs that shrink need it
+    import torch  # here, because only jobs that shrink images need torch
 
     if threads is not None:
         torch.set_num_threads(threads)

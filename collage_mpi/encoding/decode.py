@@ -1,6 +1,4 @@
-"""Turns a network's scores into answers, also for the image of a stripe whose own answer is
-missing.
-"""
+"""Turns a network's scores into answers, and reconstructs the missing answer of a stripe."""
 
 from __future__ import annotations
 
@@ -12,28 +10,29 @@ import numpy as np
 from collage_mpi.encoding.stripe import missing_weights
 from collage_mpi.errors import DataFault
 
-FLOOR = 1e-3  # probabilities below count as this: how small they are is noise in a sum of logs
+FLOOR = 1e-3  # smaller probabilities are raised to this, because their logarithms are mostly noise
 
 
 def decode(scores: np.ndarray) -> list[tuple[int, float] | None]:
-    """One (class, score) a cell; None if the network gave no answer.
+    """The answers of a collage's cells.
 
     Args:
-        scores: (cells, classes) float32 probabilities. A row is absent if a value is not
-            finite or no value is above zero.
+        scores: (cells, classes) float32 probabilities. A row in which a value is not finite, or no
+            value is positive, has no answer.
 
     Returns:
-        A list of `cells` entries. Of equal scores the lowest class wins.
+        (class, score) for each cell, or None for a cell without an answer. Of equal scores the
+        lowest class wins.
 
     Raises:
-        DataFault: an array with another number of dimensions, or without classes.
+        DataFault: the array has another number of dimensions, or no classes.
     """
     if scores.ndim != 2 or scores.shape[1] < 1:
         raise DataFault(f"scores are {scores.shape}; needed (cells, classes)")
-    # Lists, and no masks: a few cells cost 4 us so, 13 us by numpy's element-wise functions.
+    # With lists this takes 4 us for a few cells, with numpy's element-wise functions 13 us.
     best = scores.argmax(axis=1).tolist()  # (cells,)
-    top = np.maximum.reduce(scores, axis=1).tolist()  # (cells,); a NaN is both largest
-    low = np.minimum.reduce(scores, axis=1).tolist()  # and smallest
+    top = np.maximum.reduce(scores, axis=1).tolist()  # (cells,); a NaN is both the maximum
+    low = np.minimum.reduce(scores, axis=1).tolist()  # and the minimum
     return [
         (label, high) if high > 0 and isfinite(high) and isfinite(least) else None
         for label, high, least in zip(best, top, low, strict=True)
@@ -41,17 +40,17 @@ def decode(scores: np.ndarray) -> list[tuple[int, float] | None]:
 
 
 def summands(scores: np.ndarray, summed: str) -> np.ndarray:
-    """The values of a single network's answers whose sum a parity network learns.
+    """The values of a single network whose sum a parity network learns.
 
-    "logits" are logarithms of the probabilities minus their mean over the classes: the calibrated
-    logits of the last layer, unless a probability is below FLOOR.
+    "logits" are the logarithms of the probabilities minus their mean over the classes. These are
+    the calibrated logits of the last layer, unless a probability is below FLOOR.
 
     Args:
         scores: (..., classes) probabilities.
         summed: one of SUMMED.
 
     Returns:
-        The same shape, float32.
+        (..., classes) float32.
     """
     if summed == "probabilities":
         return np.asarray(scores, np.float32)
@@ -66,7 +65,7 @@ def parity_scores(
     temperature: float,
     place: int | None = None,
 ) -> np.ndarray | None:
-    """The scores of the missing image; arguments as for `decode_parity`.
+    """The scores of the missing image. For the arguments see `decode_parity`.
 
     Returns:
         (classes,) float64 with sum 1; None if a value is not finite.
@@ -90,16 +89,18 @@ def decode_parity(
     temperature: float,
     place: int | None = None,
 ) -> tuple[int, float] | None:
-    """The answer for the missing image of a stripe: the parity network's answer minus the others.
+    """Reconstruct the answer for the missing image of a stripe.
 
-    ParM (SOSP 2019), section 3: the decoder is a subtraction. The score is the softmax of the
-    difference at the temperature that was fitted to it. If the stripe is Berrut's, the answer is
-    the interpolant at the place of the missing image (`stripe`).
+    It is the parity network's answer minus the answers for the other images (ParM, SOSP 2019,
+    section 3). The score is the softmax of the difference, at the temperature that was fitted to
+    it. For a Berrut stripe the answer is interpolated at the position of the missing image
+    (`stripe`).
 
     Args:
         total: (classes,) float32, the network's answer for the stripe.
-        others: (classes,) float32 each, the `summands` of all other images in it, in order.
-        place: of the missing image among all images, if the answer is to be interpolated.
+        others: (classes,) float32 each, the `summands` of all other images of the stripe, in order.
+        temperature: of the softmax.
+        place: index of the missing image in a Berrut stripe; None for a difference.
 
     Returns:
         (class, score); None if a value is not finite.
@@ -107,5 +108,5 @@ def decode_parity(
     scores = parity_scores(total, others, temperature, place)
     if scores is None:
         return None
-    best = int(scores.astype(np.float32).argmax())  # as it is kept: a tie there is the lower one
+    best = int(scores.astype(np.float32).argmax())  # ties as in the stored float32 scores
     return best, float(scores[best])

@@ -1,4 +1,4 @@
-"""The geometry of a collage in one frozen object: side, cell size, and where each cell lies."""
+"""The geometry of a collage: its side, the size of its cells, and the place of each cell."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ MIN_SIDE, MAX_SIDE = 2, 16
 
 @dataclass(frozen=True)
 class Grid:
-    """A square collage of side x side cells, each cell_px x cell_px pixels.
+    """A collage of side x side cells, each of cell_px x cell_px pixels.
 
-    Cells are numbered row by row from the top left, 0 .. side*side - 1.
+    Cells are numbered row by row from the top left, 0 to side*side - 1.
 
     Raises:
-        UsageError: side outside 2..16 or cell_px below 1.
+        UsageError: side is not 2 to 16, or cell_px is below 1.
     """
 
     side: int
@@ -30,19 +30,19 @@ class Grid:
 
     @property
     def cells(self) -> int:
-        """Number of images in a full group."""
+        """The number of cells, which is that of images in a full group."""
         return self.side * self.side
 
     @property
     def px(self) -> int:
-        """Height and width of the whole collage in pixels."""
+        """The height and width of the collage in pixels."""
         return self.side * self.cell_px
 
     def box(self, index: int) -> tuple[slice, slice]:
-        """The cell's pixels as (rows, columns) slices into a (px, px, C) collage.
+        """The slices (rows, columns) of a cell in a collage (px, px, C).
 
         Raises:
-            IndexError: `index` is outside 0 .. cells - 1.
+            IndexError: `index` is not 0 to cells - 1.
         """
         if not 0 <= index < self.cells:
             raise IndexError(f"cell {index} of a grid with {self.cells} cells")

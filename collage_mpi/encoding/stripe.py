@@ -1,21 +1,20 @@
-"""Puts the k images of a stripe into the one picture that a parity network sees. The encoders have
-the methods of `encoding.collage.Encoder`: an image is shrunk once, early, and a picture is then
-pasted together.
+"""Encodes the k images of a stripe into one picture. The encoders have the same methods as
+`encoding.collage.Encoder`: images are shrunk in batches, and later pasted together.
 
-`sum` is the mean of the k images, pixel by pixel. `concat` lays the k shrunk images side by side in
-a picture of about one image's size; a collage encoder does this. Both are from ParM (Kosaian,
-Rashmi and Venkataraman, "Parity Models", SOSP 2019), and an absent image is blank in both.
+`sum` is the mean of the k images, pixel by pixel. `concat` is a collage of the k images of about
+the size of one image. Both are from ParM (Kosaian, Rashmi and Venkataraman, "Parity Models", SOSP
+2019). In both a missing image is blank.
 
-The third encoder, `berrut`, is that of ApproxIFER (Soleymani et al., AAAI 2022, arXiv 2109.09868),
-which codes only the images that are there. A curve u(z) passes through image i at z = a_i, and the
-network's answers along the curve, f(u(z)), are interpolated in the same way. The interpolant of
-Berrut (1988) through values y at nodes t, with signs that alternate in the order of the nodes, has
-no pole on the line:
+`berrut` is the encoder of ApproxIFER (Soleymani et al., AAAI 2022, arXiv 2109.09868). It uses only
+the images that exist. A curve u(z) passes through image i at z = a_i, and the network's answers
+along the curve, f(u(z)), are interpolated in the same way. The interpolant of Berrut (1988) through
+values y at nodes t, with signs that alternate in the order of the nodes, has no pole on the real
+line:
 
     r(z) = sum_i (-1)^i y_i / (z - t_i)  /  sum_i (-1)^i / (z - t_i)
 
-The paper codes every query. Here the code is systematic: all queries but one are the images
-themselves, so an answer that is there loses nothing.
+The paper encodes every query. Here the code is systematic: all queries except one are the images
+themselves, so the answer for an image is exact if it arrives.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from collage_mpi.errors import DataFault, UsageError
 
 
 class _WholeImages:
-    """Base of the encoders that combine k images at full size.
+    """Base class of encoders that combine k images at full size.
 
     Args:
         k: images of a full stripe.
@@ -53,7 +52,8 @@ class _WholeImages:
     def paste(
         self, cells: Sequence[np.ndarray | None], out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Combine at most k images (H, W, C) uint8, or None, into `out`, a new array if None."""
+        """Combine at most k images, (H, W, C) uint8, or None for a missing one. `out` is the array
+        to write to; None for a new one."""
         if len(cells) > self.places:
             raise DataFault(f"{len(cells)} images for a stripe of {self.places}")
         there = [cell for cell in cells if cell is not None]
@@ -65,14 +65,12 @@ class _WholeImages:
         return out
 
     def _combined(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """(H, W, C), values of 0 to 255."""
+        """The combined image, (H, W, C), with values from 0 to 255."""
         raise NotImplementedError
 
 
 class SumEncoder(_WholeImages):
-    """The rounded mean of k images. An absent image counts as black, so that the divisor is always
-    k.
-    """
+    """The rounded mean of k images. A missing image counts as black, so the divisor is always k."""
 
     def __init__(self, k: int, shape: tuple[int, ...]) -> None:
         super().__init__(k, shape)
@@ -86,22 +84,23 @@ class SumEncoder(_WholeImages):
         return np.floor_divide(total, self.places, out=total)
 
     def paste_many(self, cells: np.ndarray) -> np.ndarray:
-        """(n, k, H, W, C) uint8, absent ones blank -> (n, H, W, C) uint8."""
+        """Encode n stripes: (n, k, H, W, C) uint8, with blank images -> (n, H, W, C) uint8."""
         total = cells.sum(axis=1, dtype=np.uint16) + np.uint16(self.places // 2)
         found: np.ndarray = (total // np.uint16(self.places)).astype(np.uint8)
         return found
 
 
 class ConcatEncoder(Encoder):
-    """k images shrunk to the cells of the smallest square grid that holds them.
+    """k images in a collage with the smallest square grid that has k cells. Further cells are
+    blank.
 
-    The picture is as large as an image, except for pixels that the grid does not divide. Cells
-    beyond k stay blank.
+    Each edge of the collage is as long as the shorter edge of an image, rounded down to whole
+    cells.
 
     Args:
         k: images of a full stripe.
         shape: (H, W, C) of the images.
-        threads: cores that shrinking may use; see `Encoder`.
+        threads: see `Encoder`.
 
     Raises:
         DataFault: the images are too small.
@@ -117,11 +116,11 @@ class ConcatEncoder(Encoder):
 
 
 def interpolation_weights(nodes: np.ndarray, at: float) -> np.ndarray:
-    """(n,) float64 with sum 1: the weight of each node's value in the interpolant at a point.
+    """(n,) float64 with sum 1: the weights of the nodes' values in Berrut's interpolant at a point.
 
     Args:
-        nodes: (n,) float64, all different, in any order.
-        at: the point; at a node only that node counts.
+        nodes: (n,) float64, distinct, in any order.
+        at: the point. At a node, the weight of this node is 1.
     """
     weights = np.zeros(len(nodes))
     distances = at - nodes
@@ -135,9 +134,9 @@ def interpolation_weights(nodes: np.ndarray, at: float) -> np.ndarray:
 
 
 def positions(n: int) -> tuple[np.ndarray, float]:
-    """(n,) float64, the images' positions, descending: Chebyshev points of the first kind. And the
-    position of the coded image, midway (in angle) between the two images in the middle, so that it
-    never falls on an image.
+    """The positions of n images on the curve, (n,) float64, descending: Chebyshev points of the
+    first kind; and the position of the encoded image, in angle midway between two images near the
+    middle.
     """
     angles = (2 * np.arange(n) + 1) * np.pi / (2 * n)
     return np.cos(angles), float(np.cos(np.pi * (n // 2) / n))
@@ -145,26 +144,25 @@ def positions(n: int) -> tuple[np.ndarray, float]:
 
 @lru_cache
 def coding_weights(n: int) -> np.ndarray:
-    """(n,) float64: the weights of n images in the coded image. The array is shared; do not change
-    it.
+    """(n,) float64: the weights of n images in the encoded image. The array is cached, so do not
+    change it.
     """
     return interpolation_weights(*positions(n))
 
 
 @lru_cache
 def missing_weights(n: int, place: int) -> np.ndarray:
-    """(n,) float64: the weights of the answers from which the answer of image `place` of n follows:
-    those of the n - 1 others, in order, then that of the coded image. The array is shared; do not
-    change it.
+    """(n,) float64: the weights from which the answer for image `place` of n is reconstructed: of
+    the answers for the n - 1 other images, in order, then of the answer for the encoded image. The
+    array is cached, so do not change it.
     """
     images, coded = positions(n)
     return interpolation_weights(np.append(np.delete(images, place), coded), images[place])
 
 
 class BerrutEncoder(_WholeImages):
-    """The coded image on Berrut's curve through those of at most k images that are there, rounded
-    and clipped to black and white.
-    """
+    """The point on Berrut's curve through the images of a stripe, rounded, and clipped to 0 to
+    255."""
 
     def _combined(self, images: Sequence[np.ndarray]) -> np.ndarray:
         total = np.full(self.shape, 0.5, np.float32)  # so that the conversion rounds
@@ -181,9 +179,12 @@ AnyEncoder = Encoder | StripeEncoder | BerrutEncoder
 def paste_group(
     encoder: AnyEncoder, cells: Iterable[tuple[int, np.ndarray | None]], out: np.ndarray
 ) -> None:
-    """Paste cells, by their number in the group and None for a blank one, into one picture.
+    """Paste cells of a group into one picture.
 
-    The images of a stripe are consecutive ones of its group.
+    Args:
+        cells: (number in the group, cell) each; None for a blank cell. The images of a stripe are
+            consecutive in their group.
+        out: the picture to write to, of `encoder.input_shape`.
     """
     placed: list[np.ndarray | None] = [None] * encoder.places
     for number, cell in cells:
@@ -194,11 +195,11 @@ def paste_group(
 def make_stripe_encoder(
     name: str, k: int, shape: tuple[int, ...], threads: int | None = None
 ) -> StripeEncoder:
-    """The encoder of that name.
+    """The encoder with this name, one of ENCODERS.
 
     Raises:
-        UsageError: an unknown name, or a k that cannot work.
-        DataFault: images that are too small to be laid side by side.
+        UsageError: the name is unknown, or k is not MIN_K to MAX_K.
+        DataFault: the images are too small for `concat`.
     """
     if name not in ENCODERS:
         raise UsageError(f"parity encoder is {name!r}; known are: {', '.join(ENCODERS)}")

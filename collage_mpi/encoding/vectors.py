@@ -1,9 +1,9 @@
-"""What a run may keep of each image beyond its class: named columns, each with a dtype and a shape.
+"""The columns that a run may keep of each image beside its class, and how their values travel.
 
-The values of an image are one record of bytes, whose layout the ranks learn when they load their
-networks. A record travels with the answer as float32 numbers, whose bits are not changed. If the
-first dimension of a column varies between images, the record holds its length, and the values
-follow after the record.
+Each column has a name, a dtype and a shape. The values of an image are one record of bytes, whose
+layout the ranks know when they have loaded their networks. A record travels with the answer as an
+array of float32, whose bits are never changed. If the first dimension of a column varies between
+images, the record has its length, and the values follow after the record.
 """
 
 from __future__ import annotations
@@ -23,29 +23,31 @@ if TYPE_CHECKING:
 SCORES, EMBEDDINGS, OUTPUTS = "scores", "embeddings", "outputs"
 NO_SAVE = "none"
 SAVES = (NO_SAVE, SCORES, EMBEDDINGS, OUTPUTS)
-KEYS = ("fingerprint", "shard", "row", "session")  # beside the columns, in the files
-TAKEN = (*KEYS, "id", "answered")  # beside them in files and exports
+KEYS = ("fingerprint", "shard", "row", "session")  # further columns of the files
+TAKEN = (*KEYS, "id", "answered")  # names that a kept column must not have
 MOST_BYTES = 64 << 20  # of an image's record; every message of answers has room for one
 MOST_COLUMNS = 64
-MOST_VARIED_BYTES = 256 << 10  # of a value of any length, unless a user's class says more
-OFFSETS = "_offsets"  # after the name of a column that varies: what Zarr has beside it
-COUNT, VALUES = "count", "values"  # of a column that varies, in a record
-TEXT = "text"  # dtype of a column of texts, which travel as bytes of UTF-8
+MOST_VARIED_BYTES = 256 << 10  # of a value of varying length, unless a user's class sets another
+OFFSETS = "_offsets"  # suffix of the array of offsets in an export to Zarr
+COUNT, VALUES = "count", "values"  # subfields of a field of varying length in a record
+TEXT = "text"  # dtype of a column of texts, which travel as UTF-8
 DTYPES = "booleans, integers and floats of at most 8 bytes, and lists of texts"
 
 
 @dataclass(frozen=True)
 class KeptColumn:
-    """What is kept of each image under one name.
+    """A column of values that a run keeps, one for each image.
 
     Attributes:
-        dtype: as numpy writes it, little-endian: "<f4", "|u1"; or TEXT.
-        shape: of one image's value; () for a single number. It begins with None if the first
-            dimension varies between images.
-        most_bytes: of such a value. Ranks that expect other lengths still have the same column.
+        name: a word.
+        dtype: numpy's string for a little-endian dtype, such as "<f4" or "|u1"; or TEXT.
+        shape: of one image's value; () for a number. It begins with None if the first dimension
+            varies between images.
+        most_bytes: largest size of a value of varying length. It does not count when columns are
+            compared.
 
     Raises:
-        UsageError: it cannot be kept.
+        UsageError: the name, dtype or shape is not supported.
     """
 
     name: str
@@ -68,11 +70,14 @@ class KeptColumn:
 
     @classmethod
     def of(cls, name: str, values: np.ndarray, most_bytes: int = MOST_VARIED_BYTES) -> KeptColumn:
-        """The column of a batch's values, (n, ...): (n,) of objects where each image has an array
-        of its own length, or a text.
+        """The column for the values of a batch.
+
+        Args:
+            values: (n, ...); or (n,) objects, which are arrays of varying length, or texts.
+            most_bytes: largest size of a value of varying length.
 
         Raises:
-            UsageError: they cannot be kept, or differ in more than their length.
+            UsageError: the values cannot be kept, or differ in more than their first dimension.
         """
         if values.dtype != object:
             return cls(name, values.dtype.newbyteorder("<").str, values.shape[1:])
@@ -85,23 +90,23 @@ class KeptColumn:
 
     @property
     def varies(self) -> bool:
-        """Whether the first dimension differs between images."""
+        """Whether the first dimension varies between images."""
         return self.shape[:1] == (None,)
 
     @property
     def each(self) -> tuple[int, ...]:
-        """The dimensions that are the same for all images."""
+        """The dimensions that are the same for all images: `shape` without a leading None."""
         return self.shape[self.varies :]  # type: ignore[return-value]
 
     @property
     def nbytes(self) -> int:
-        """Of one image's value, at most."""
+        """The largest size of one image's value."""
         return self.most_bytes if self.varies else int(self.dtype[-1]) * prod(self.each)
 
     @property
     def format(self) -> Any:
-        """The numpy format of its field in a record. If the column varies, the field has the number
-        of values and an empty array of their type."""
+        """The numpy format of the column's field in a record. If the length varies, the field has
+        the subfields COUNT and an empty array that shows the dtype."""
         if not self.varies:
             return (self.dtype, self.each)
         if self.dtype == TEXT:
@@ -116,18 +121,18 @@ def _varied(name: str, value: Any, most_bytes: int) -> KeptColumn:
 
 
 def shown(columns: Sequence[KeptColumn]) -> str:
-    """Columns in a message: their names, types and shapes."""
+    """The columns in words: names, dtypes and shapes."""
     return ", ".join(f"{each.name} {each.dtype} {each.shape}" for each in columns)
 
 
 def layout_of(columns: Sequence[KeptColumn]) -> np.dtype:
-    """The record of an image: the columns one after another, in whole float32 numbers. Columns that
-    vary have only their counts in it (see `KeptColumn.format`).
+    """The structured dtype of an image's record, padded to a multiple of 4 bytes. A column of
+    varying length has only its count in it (see `KeptColumn.format`).
 
     Raises:
-        UsageError: there are too many, or they take more than MOST_BYTES.
+        UsageError: there are too many columns, or they take more than MOST_BYTES.
     """
-    import numpy as np  # late: --help of run reads this module
+    import numpy as np  # here, because --help of run imports this module
 
     nbytes = sum(column.nbytes for column in columns)
     if not 0 < nbytes <= MOST_BYTES or len(columns) > MOST_COLUMNS:
@@ -152,25 +157,25 @@ def layout_of(columns: Sequence[KeptColumn]) -> np.dtype:
 
 
 def most_floats(columns: Sequence[KeptColumn]) -> int:
-    """The longest record of an image with all that follows it, in float32 numbers."""
+    """The length of the largest possible record with the values that follow it, in float32."""
     varied = sum(column.nbytes for column in columns if column.varies)
     return (layout_of(columns).itemsize + _whole(varied)) // 4
 
 
 def _whole(nbytes: int) -> int:
-    """A number of bytes, rounded up to whole float32 numbers."""
+    """A number of bytes, rounded up to a multiple of 4."""
     return -(-nbytes // 4) * 4
 
 
 def varied_in(layout: np.dtype) -> dict[str, np.dtype]:
-    """Columns whose values follow the record -> their type: (0, ...) numbers, or (0,) bytes of a
-    text."""
+    """Name of each column of varying length -> dtype of its values, with a first dimension of 0;
+    uint8 for texts."""
     fields = {name: layout[name] for name in layout.names or ()}
     return {name: each[1] for name, each in fields.items() if each.names}
 
 
 def objects(values: Sequence[Any]) -> np.ndarray:
-    """(n,) objects. numpy.array would join arrays of the same shape into one."""
+    """The values as an array of n objects. `numpy.array` would merge arrays of the same shape."""
     import numpy as np
 
     found = np.empty(len(values), object)
@@ -180,18 +185,18 @@ def objects(values: Sequence[Any]) -> np.ndarray:
 
 
 def is_text(layout: np.dtype, name: str) -> bool:
-    """Whether the column is one of texts."""
+    """Whether a column of the layout holds texts."""
     return TEXT in (layout[name].names or ())
 
 
 @dataclass(frozen=True)
 class Extras:
-    """What is kept of each answered image.
+    """The values that a run keeps of each answered image.
 
     Attributes:
-        top_k: number of best classes, the best first, with their scores; None for none.
-        save: one of SAVES: the scores of all classes, the network's embedding, or what a user's
-            function returns.
+        top_k: number of best classes to keep, with their scores; None for none.
+        save: one of SAVES: the scores of all classes, the embedding, or the outputs of a user's
+            function.
     """
 
     top_k: int | None
@@ -202,7 +207,7 @@ class Extras:
 
     @property
     def classifies(self) -> bool:
-        """Whether rows say a class: not where a user's function is mapped."""
+        """Whether rows have a class. They have none if a user's function is mapped."""
         return self.save != OUTPUTS
 
     @property
@@ -213,7 +218,12 @@ class Extras:
         return (*top, *saved.get(self.save, ()))
 
     def columns(self, classes: int, given: Sequence[KeptColumn] = ()) -> tuple[KeptColumn, ...]:
-        """The columns, in order; `given` are those of the network."""
+        """The columns, in order.
+
+        Args:
+            classes: number of classes.
+            given: further columns that the network returns.
+        """
         top = (self.top_k or 1,)
         known = [
             KeptColumn("top_classes", "<i4", top),
@@ -230,10 +240,16 @@ class Extras:
         scores: np.ndarray,
         given: Mapping[str, np.ndarray] | None = None,
     ) -> np.ndarray:
-        """(n, classes) float32 scores, and (n, ...) of each column that the network gives ->
-        (n, floats) float32, each as long as the longest of them.
+        """Pack the values of n images.
 
-        Of equal scores the lowest class comes first, as in `decode`.
+        Args:
+            layout: from `layout_of`.
+            scores: (n, classes) float32.
+            given: name -> (n, ...), the further columns that the network returns.
+
+        Returns:
+            (n, floats) float32, each row padded to the longest. Of equal scores the lowest class
+            comes first, as in `decode`.
         """
         import numpy as np
 
@@ -265,8 +281,12 @@ class Extras:
 
 
 def unpack(layout: np.dtype, vectors: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """(floats,) float32 for each of n images -> (n, ...) for each column, as given to `pack`;
-    (n,) objects for a column that varies."""
+    """The inverse of `Extras.pack`: name -> (n, ...); (n,) objects for a column of varying length.
+
+    Args:
+        layout: from `layout_of`.
+        vectors: (floats,) float32 for each of n images.
+    """
     import numpy as np
 
     floats = layout.itemsize // 4

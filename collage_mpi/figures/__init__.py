@@ -1,1 +1,1 @@
-"""Figures of runs and experiments."""
+"""Draws figures of runs and experiments."""

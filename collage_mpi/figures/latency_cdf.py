@@ -1,7 +1,4 @@
-"""Draws the latency distributions of runs and their tails side by side, and writes every step drawn
-as CSV. Matplotlib is imported inside the functions only, with the Agg backend, so no display is
-needed.
-"""
+"""Draws the latency distributions of runs and their tails, and writes every step as CSV."""
 
 from __future__ import annotations
 
@@ -21,12 +18,12 @@ from collage_mpi.results.reader import Results, distinct
 from collage_mpi.results.statistics import PERCENTILES, BoundedSample, support_needed
 from collage_mpi.system.files import save_csv
 
-_LOG_RANGE = 10.0  # x is logarithmic where the largest latency is over 10 x the smallest
+_LOG_RANGE = 10.0  # x is logarithmic if the largest latency is more than this times the smallest
 
 
 @dataclass(frozen=True)
 class _Curve:
-    """One run's empirical distribution: x ms ascending, share F of values <= x."""
+    """The empirical distribution of one run: x in ms, ascending, and the share F of values <= x."""
 
     name: str
     sample: BoundedSample
@@ -36,7 +33,7 @@ class _Curve:
     run: str
 
     def at(self, q: float) -> float | None:
-        """The percentile, or None if there are too few groups, or batches, for it."""
+        """The percentile q; None if there are too few groups or batches for it."""
         return self.sample.percentile(q, self.independent)
 
 
@@ -48,28 +45,29 @@ def plot_latency_cdf(
     title: str | None = None,
     names: Sequence[str] | None = None,
 ) -> list[Path]:
-    """Overlay the latency distributions of runs: CDF left, tail (log 1 - F) right.
+    """Draw the latency distributions of runs: F on the left, the tail 1 - F (logarithmic) on the
+    right.
 
     Args:
         runs: one or more; warm-up groups are left out.
-        out_stem: path without suffix; .png, .pdf and .csv are written, directories made.
-        per: "group" (release to last image) or "image".
+        out_stem: path without suffix; .png, .pdf and .csv are written, and folders created.
+        per: "group" (admission to last image) or "image".
         title: first line above the figure; by default what is shown and the straggler model.
-        names: one a run, to replace scheme and mode in the legend.
+        names: one for each run, for the legend; by default scheme and mode.
 
     Returns:
         The PNG, the PDF and the CSV.
 
     Raises:
-        UsageError: no runs, or an unknown `per`.
-        DataFault: a run without a measured group.
+        UsageError: there are no runs, or `per` is unknown.
+        DataFault: a run has no measured group.
         EnvironmentFault: matplotlib is missing, or the files cannot be written.
     """
     if per not in ("group", "image"):
         raise UsageError(f"latency per {per!r} is unknown; choose group or image")
     if not runs:
         raise UsageError("no runs to draw; name at least one run directory")
-    pyplot = style.pyplot()  # first: it may be missing
+    pyplot = style.pyplot()  # first, because it may be missing
     names = names or _legends(runs)
     curves = [_curve(run, per, name) for run, name in zip(runs, names, strict=True)]
     with pyplot.rc_context(style.STYLE):
@@ -95,7 +93,7 @@ def _legends(runs: Sequence[Results]) -> list[str]:
 
 
 def _title(runs: Sequence[Results], per: str) -> str:
-    """What is shown and under which stragglers; without the stragglers a latency means nothing."""
+    """What is shown, and the straggler model, without which a latency means nothing."""
     models = {_straggler(run) for run in runs}
     model = models.pop() if len(models) == 1 else "differ, see legend"
     side = {run.manifest.get("side") for run in runs}
@@ -149,13 +147,12 @@ def _draw(curves: list[_Curve], title: str, per: str) -> Any:
 
 
 def _draw_curve(axes: Any, curve: _Curve, i: int, *, tail: bool) -> None:
-    """F as steps, from 0 before the smallest value; or 1 - F, the tail. Percentiles that the run
-    supports have a marker.
-    """
+    """Draw F, or 1 - F for the tail, as steps, with a marker at each percentile that the run
+    has."""
     x, share = np.append(curve.x_ms[0], curve.x_ms), np.append(0.0, curve.share)
     if tail:
         share = np.maximum(1.0 - share, 0.0)
-        share[-1] = 1e-12  # drawn to the frame: it stands for 0, below any share 1/n
+        share[-1] = 1e-12  # 0, which a logarithmic axis cannot show: the line goes to the frame
     colour, marker = style.look(i)
     line = {"drawstyle": "steps-post", "linestyle": STYLES[i % len(STYLES)], "linewidth": 1.7}
     in_legend = {} if tail else {"label": curve.name, "marker": marker, "markevery": []}
@@ -199,7 +196,7 @@ def _guide(axes: Any, q: float, y: float) -> None:
 
 
 def _x_axis(axes: Any, curves: list[_Curve]) -> None:
-    """Latency in ms, logarithmic where the ranges need it, with plain numbers."""
+    """Set up the axis of latencies in ms, logarithmic if the range is large."""
     low = min(float(curve.x_ms[0]) for curve in curves)
     high = max(float(curve.x_ms[-1]) for curve in curves)
     axes.set_xlabel("latency, ms (log scale)" if _is_log(low, high) else "latency, ms")
@@ -216,7 +213,8 @@ def _is_log(low: float, high: float) -> bool:
 
 
 def _steps(curves: list[_Curve], per: str) -> Iterator[tuple[str, ...]]:
-    """Every step of every curve: run, legend text, latency, shares done and still waiting."""
+    """Yields run, legend text, latency, share done and share waiting for every step of each
+    curve."""
     for curve in curves:
         for x, share in zip(curve.x_ms.tolist(), curve.share.tolist(), strict=True):
             yield curve.run, curve.name, per, f"{x:.6f}", f"{share:.8f}", f"{1 - share:.8f}"

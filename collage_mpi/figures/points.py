@@ -1,5 +1,5 @@
-"""Figures of an experiment's points.csv: against ranks, accuracy against P99, and a heat map. Every
-point has a number that the legend explains.
+"""Draws figures of an experiment's points.csv: latency against ranks, accuracy against P99, and a
+heat map of gains. Every point has a number that the legend explains.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Row = dict[str, Any]
 
 
 def read_points(paths: Sequence[Path]) -> list[Row]:
-    """All rows of the files: numbers as float, empty fields as None, the rest as text.
+    """Read all rows of the files: numbers as float, empty fields as None, other fields as str.
 
     Raises:
         EnvironmentFault: a file cannot be read.
-        DataFault: a file is no points.csv.
+        DataFault: a file is not a points.csv.
     """
     rows: list[Row] = []
     for path in paths:
@@ -55,10 +55,13 @@ def _value(key: str | None, text: str | None) -> Any:
 
 
 def choose(rows: Sequence[Row], wanted: Sequence[str]) -> list[Row]:
-    """The rows that have one of the given labels on each given axis, as AXIS=LABEL.
+    """The rows that have one of the wanted labels on each axis that `wanted` names.
+
+    Args:
+        wanted: AXIS=LABEL each; labels on the same axis are alternatives.
 
     Raises:
-        UsageError: not of this form, no such axis or label, or no row is left.
+        UsageError: a text has another form, an axis or a label is unknown, or no row is left.
     """
     labels: dict[str, list[str]] = {}
     for text in wanted:
@@ -79,7 +82,7 @@ def choose(rows: Sequence[Row], wanted: Sequence[str]) -> list[Row]:
 
 
 def axis_labels(rows: Sequence[Row], axis: str) -> list[str]:
-    """Labels on an axis, in the file's order. Raises UsageError if there is no such axis."""
+    """The labels on an axis, in the order of the rows. Raises UsageError if the axis is unknown."""
     labels = [row[AXIS + axis] for row in rows if row.get(AXIS + axis) is not None]
     if not labels:
         axes = {key.removeprefix(AXIS): None for row in rows for key in row if key.startswith(AXIS)}
@@ -90,11 +93,11 @@ def axis_labels(rows: Sequence[Row], axis: str) -> list[str]:
 
 
 def need(row: Mapping[str, Any], column: str) -> float:
-    """The number in a column.
+    """The number in a column of a row.
 
     Raises:
-        DataFault: there is none, because the runs were too short or the column is unknown; or the
-            file was changed by hand.
+        DataFault: the column is unknown or empty, because the runs were too short, or its value is
+            not a finite number.
     """
     value = row.get(column)
     if isinstance(value, str) or (value is not None and not math.isfinite(value)):
@@ -108,14 +111,11 @@ def need(row: Mapping[str, Any], column: str) -> float:
 
 
 def frontier(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
-    """Indices of the points that no other point beats with a cost and gain as good or better.
+    """The Pareto frontier: indices of the points that no other point beats, ascending by cost.
 
     Args:
-        costs: smaller is better, such as a P99.
-        gains: larger is better, such as an accuracy.
-
-    Returns:
-        Ascending by cost.
+        costs: smaller is better, such as P99.
+        gains: larger is better, such as accuracy.
     """
     order = sorted(range(len(costs)), key=lambda i: (costs[i], -gains[i]))
     best, found = float("-inf"), []
@@ -126,36 +126,37 @@ def frontier(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
     return found
 
 
-_HEADING_IN = 6.4  # a heading's longest line needs so much
-_LEAST_MS = 1.0  # on a logarithmic axis: what is less is drawn here, no two runs differ in it
+_HEADING_IN = 6.4  # width of the longest line of a heading
+_LEAST_MS = 1.0  # on a logarithmic axis, smaller values are drawn here
 _TAILS = (("p99", "group P99, ms (log)"), ("std", "standard deviation, ms (log)"))
 _OTHER = ("#7F7F7F", "h")
-SPARE = 2  # points with more worker ranks than side x side and these are drawn hollow
+SPARE = 2  # points with more than side x side + SPARE worker ranks are drawn hollow
 
-_OFFSETS = (8.5, 10.0, 12.0, 15.0, 19.0, 24.0, 30.0, 37.0, 45.0, 54.0)  # points, to the number
+# Distances from a marker to its number, in typographic points
+_OFFSETS = (8.5, 10.0, 12.0, 15.0, 19.0, 24.0, 30.0, 37.0, 45.0, 54.0)
 _MARKER_HALF = 3.6  # points
 _ANGLES = np.deg2rad([30, 150, 330, 210, 90, 270, 0, 180, 60, 120, 300, 240, 15, 165, 345, 195])
-_CANDIDATES = np.array(  # from a marker to its number, the nearest first
+_CANDIDATES = np.array(  # offsets from a marker to its number, nearest first
     [(r * np.cos(angle), r * np.sin(angle)) for r in _OFFSETS for angle in _ANGLES]
 )
-NEAR = _OFFSETS[2]  # a number further off wants a line to its marker
+NEAR = _OFFSETS[2]  # a number that is farther away gets a line to its marker
 
 
 def plot_against_ranks(
     rows: Sequence[Row], out_stem: Path, *, series: str, panels: str, title: str
 ) -> list[Path]:
-    """P99 above, standard deviation below, against worker ranks; one column a panel.
+    """Draw P99 (above) and standard deviation (below) against worker ranks, in columns of panels.
 
     Args:
-        rows: of points.csv; medians over placements are drawn, with 10-90 % bars.
+        rows: of points.csv. Medians over placements are drawn, with 10-90 % bars.
         out_stem: path without suffix; .png and .pdf are written.
-        series: axis whose choices are numbered.
-        panels: axis with one column a choice.
-        title: the first line is bold, the others are below it.
+        series: axis of the experiment whose choices are numbered.
+        panels: axis of the experiment with a column for each choice.
+        title: the first line is bold, and further lines are below it.
 
     Raises:
-        UsageError: there is no such axis.
-        DataFault: a point lacks the figure.
+        UsageError: an axis is unknown.
+        DataFault: a point lacks a number that is drawn.
         EnvironmentFault: matplotlib is missing, or the files cannot be written.
     """
     names, columns = _columns(rows, series, panels)
@@ -178,13 +179,9 @@ def plot_against_ranks(
 def plot_frontier(
     rows: Sequence[Row], out_stem: Path, *, series: str, panels: str, title: str
 ) -> list[Path]:
-    """Accuracy against P99, a panel a choice, with the frontier of all points in it.
-
-    Points with more worker ranks than side x side + SPARE are drawn hollow.
-
-    Args: as `plot_against_ranks`.
-
-    Raises: as `plot_against_ranks`.
+    """Draw accuracy against P99, with the frontier of the points in each panel. Points with more
+    than side x side + SPARE worker ranks are hollow. Arguments and errors are as in
+    `plot_against_ranks`.
     """
     names, columns = _columns(rows, series, panels)
     with style.pyplot().rc_context(style.STYLE):
@@ -212,14 +209,15 @@ def plot_heat(
     axes: tuple[str, str],
     title: str,
 ) -> list[Path]:
-    """A gain as a heat map: 1 is white, better green, worse purple; medians with 10-90 %.
+    """Draw a gain as a heat map: 1 is white, more is green, less is purple. Each cell has the
+    median and the 10-90 % range. Errors are as in `plot_against_ranks`.
 
     Args:
-        rows: one a cell.
-        value: column, such as "p99_vs_replicate".
-        axes: of the experiment: the one across the map, and the one down.
-
-    Raises: as `plot_against_ranks`.
+        rows: one for each cell.
+        out_stem: path without suffix; .png and .pdf are written.
+        value: column with the gain, such as "p99_vs_replicate".
+        axes: axes of the experiment: across the map, and down.
+        title: the first line is bold, and further lines are below it.
     """
     across, down = axes
     xs, ys = axis_labels(rows, across), axis_labels(rows, down)
@@ -228,7 +226,7 @@ def plot_heat(
         raise UsageError(f"several points in one cell of {across} x {down}: choose with --where")
     for x, y in itertools.product(xs, ys):
         if need(cells.get((x, y), {"name": f"{across}={x}, {down}={y}"}), value) <= 0:
-            raise DataFault(f"{across}={x}, {down}={y}: {value} is no gain, which is above 0")
+            raise DataFault(f"{across}={x}, {down}={y}: {value} is 0 or less; a gain is above 0")
     gains = np.log2([[need(cells[x, y], value) for x in xs] for y in ys])  # (down, across)
     labels = [textwrap.fill(y, 24) for y in ys]
     longest = max(len(line) for label in labels for line in label.split("\n"))
@@ -266,7 +264,7 @@ Point = tuple[int, float, float, tuple[float, float] | None]  # number, x, y, ba
 
 
 def _columns(rows: Sequence[Row], series: str, panels: str) -> tuple[list[str], Panels]:
-    """The names of the series, and the panels."""
+    """The labels on the axis of the series, and the panels with their points."""
     names = axis_labels(rows, series)
     number = {name: n for n, name in enumerate(names)}
     columns: Panels = {}
@@ -294,7 +292,8 @@ def _figure(columns: int, lines: int, names: Sequence[str], title: str) -> tuple
 
 
 def _look(name: str) -> tuple[str, str]:
-    """Colour and marker by the first word of a label: a scheme has the same in all figures."""
+    """Colour and marker by the first word of a label, so that a scheme looks the same in all
+    figures."""
     first = name.split(",")[0].split(" ")[0]
     if first == "fastest":
         return "#009E73", "P"
@@ -325,10 +324,10 @@ def _scatter(
 
 
 def _number(axes: Any, points: Sequence[Point], names: Sequence[str]) -> None:
-    """Draw each point's number where no other number or marker is. The axes must be final."""
+    """Draw each point's number where it covers no marker or number. The axes must be final."""
     from matplotlib.patheffects import withStroke
 
-    axes.get_xlim(), axes.get_ylim()  # settles the limits, so that places on paper are known
+    axes.get_xlim(), axes.get_ylim()  # fixes the limits, so that positions on paper are known
     scale = 72 / axes.figure.dpi
     places = np.array([axes.transData.transform((x, y)) for _, x, y, _ in points]) * scale  # points
     texts = [str(n + 1) for n, *_ in points]
@@ -369,7 +368,7 @@ def _is_larger(row: Row) -> bool:
 
 
 def _plain(axis: Any) -> None:
-    """Plain numbers 1, 2, 5, 10 ... on a logarithmic axis; even steps if the axis is short."""
+    """Label a logarithmic axis with 1, 2, 5, 10, ...; with even steps if its range is small."""
     from matplotlib.ticker import MaxNLocator
 
     low, high = sorted(axis.get_view_interval())
@@ -384,18 +383,16 @@ def _plain(axis: Any) -> None:
 def free_offsets(
     places: np.ndarray, digits: Sequence[int], frame: np.ndarray
 ) -> list[tuple[float, float]]:
-    """Where each marker's number goes: near it, clear of all markers and numbers, inside the frame.
+    """The offset from each marker to the middle of its number, in typographic points.
 
-    Markers with most neighbours are placed first. If no place is free, the least covered one is
-    used.
+    A number should be near its marker, inside the frame, and cover no marker or other number.
+    Numbers of markers with most neighbours are placed first. If no place is free, the least covered
+    is used.
 
     Args:
-        places: (n, 2) of the markers, in points.
-        digits: of each number.
-        frame: (2, 2) lower left and upper right.
-
-    Returns:
-        The offset from each marker to the middle of its number, in points.
+        places: (n, 2), the markers' positions, in typographic points.
+        digits: number of digits of each number.
+        frame: (2, 2), lower left and upper right corner.
     """
     halves = np.array([[2.3 * count + 1.0, 4.2] for count in digits])  # (n, 2) of the numbers
     distances = np.hypot(*(places[:, None] - places[None]).transpose(2, 0, 1))  # (n, n)
@@ -409,7 +406,7 @@ def free_offsets(
         for j, spot in taken.items():
             covered += (np.abs(spots - spot) < halves[i] + halves[j]).all(axis=1)
         inside = (spots - halves[i] > frame[0]) & (spots + halves[i] < frame[1])
-        best = int(np.argmin(covered + 10 * ~inside.all(axis=1)))  # the first of the best
+        best = int(np.argmin(covered + 10 * ~inside.all(axis=1)))  # the nearest of the best
         taken[i] = spots[best]
         found[i] = (float(_CANDIDATES[best][0]), float(_CANDIDATES[best][1]))
     return [found[i] for i in range(len(places))]

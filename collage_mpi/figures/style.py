@@ -1,5 +1,5 @@
-"""Common style of all figures, with colours that everyone can tell apart; PNG and PDF output. This
-module alone imports matplotlib, late and with a backend that needs no display.
+"""The style of all figures, and their output as PNG and PDF. Other modules get matplotlib from
+`pyplot`, which imports it when it is first called, with a backend that needs no display.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 from collage_mpi.system.extras import optional
 from collage_mpi.system.files import writing
 
-# Okabe and Ito (2008), without the yellow that vanishes on white: told apart with every
-# common colour blindness. Line styles differ too, for prints in grey.
+# Okabe and Ito (2008), without yellow, which is hard to see on white: distinct with every common
+# colour blindness. Line styles differ too, for prints in grey.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 STYLES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -29,7 +29,7 @@ STYLE: dict[str, Any] = {
 
 
 def look(number: int) -> tuple[str, str]:
-    """Colour and marker of a line, by its number."""
+    """The colour and the marker of the line with this number."""
     return COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
 
 
@@ -51,10 +51,13 @@ def subplots(
     shape: tuple[int, int] = (1, 1),
     **more: Any,
 ) -> tuple[Any, Any]:
-    """A figure and its (rows, columns) axes; margins are left, right, top and bottom, in inches.
+    """Create a figure and its axes, an array (rows, columns).
 
     Args:
-        more: of the figure (sharex, sharey), or of the spaces between axes (wspace, hspace).
+        size_in: width and height, in inches.
+        margins_in: left, right, top and bottom, in inches.
+        shape: (rows, columns).
+        more: sharex, sharey; wspace and hspace, the spaces between axes.
     """
     (width, height), (left, right, top, bottom) = size_in, margins_in
     spaces = {name: more.pop(name) for name in ("wspace", "hspace") if name in more}
@@ -70,7 +73,7 @@ def subplots(
 
 
 def plain_numbers(axis: Any, form: str) -> None:
-    """Numbers as they are, without powers of ten; none between the major ticks."""
+    """Label major ticks with plain numbers, without powers of ten, and minor ticks not at all."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     axis.set_minor_formatter(NullFormatter())
@@ -78,7 +81,7 @@ def plain_numbers(axis: Any, form: str) -> None:
 
 
 def numbers_on_log_axis(axis: Any, subs: Sequence[float]) -> None:
-    """Ticks at these parts of each power of ten."""
+    """Set ticks on a logarithmic axis at these multiples of each power of ten."""
     from matplotlib.ticker import LogLocator
 
     axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=30))
@@ -86,7 +89,7 @@ def numbers_on_log_axis(axis: Any, subs: Sequence[float]) -> None:
 
 
 def mark(label: str, colour: str, marker: str, face: str | None = None, line: str = "") -> Any:
-    """A marker for a legend, filled unless `face` says otherwise."""
+    """A marker for a legend. `face`: its fill colour, by default `colour`."""
     from matplotlib.lines import Line2D
 
     look: dict[str, Any] = {"color": colour, "marker": marker, "mfc": face or colour}
@@ -95,10 +98,10 @@ def mark(label: str, colour: str, marker: str, face: str | None = None, line: st
 
 
 def save(figure: Any, out_stem: Path | str, title: str = "", dpi: int = 200) -> list[Path]:
-    """Write `out_stem`.png and .pdf, make directories, and close the figure.
+    """Write `out_stem`.png and .pdf, creating folders, and close the figure.
 
     Args:
-        title: for the upper left of the figure. Its first line is bold, the others are grey below.
+        title: for the upper left of the figure; its first line is bold, and further lines are grey.
 
     Raises:
         EnvironmentFault: the files cannot be written.

@@ -1,5 +1,5 @@
-"""Draws throughput against latency, one line a scheme and one point a batch size, with a table and
-a CSV.
+"""Draws throughput against latency, with a line for each scheme and a point for each batch size,
+and writes the points as text and CSV.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ Json = dict[str, Any]
 
 
 def batch_points(runs: Sequence[Results]) -> list[Json]:
-    """Throughput and latencies of runs, by series in the order of the runs, then by batch.
+    """Throughput and latencies of runs, by series in the order of the runs, then by batch size.
 
     Returns:
-        The lines of the CSV. Each is of one run, or of several with the same settings; then each
-        number is the median, or None if a run had too few batches for it. Keys: series (scheme and
-        policy, and other settings that distinguish it), batch (groups that travelled together),
-        runs (how many), images_per_s (from the first measured release to the last measured end),
-        group_p50_ms to image_p99_ms, batches (independent samples behind the percentiles of a
-        run), accuracy, collage_share; batch_cost_single and batch_cost_collage (time of a further
-        input of a batch divided by that of the first one, on an idle rank; None if not measured).
+        The rows of the CSV. Runs with the same settings share a row, whose numbers are their
+        medians, or None if a run had too few batches. Keys: series (scheme, policy and mode), batch
+        (groups in a batch), runs (number of runs), images_per_s (from the first measured admission
+        to the last measured end), group_p50_ms to image_p99_ms, batches (independent samples of a
+        run), accuracy, collage_share; batch_cost_single and batch_cost_collage (time of each
+        further input of a batch divided by that of the first input, on an idle rank; None if not
+        measured).
 
     Raises:
-        UsageError: no runs.
-        DataFault: a run without measured groups.
+        UsageError: there are no runs.
+        DataFault: a run has no measured group.
     """
     if not runs:
         raise UsageError("no runs to draw; name at least one run directory")
@@ -86,7 +86,7 @@ def _point(run: Results) -> Json:
 
 
 def render_batches(points: Sequence[Json]) -> str:
-    """The points as text, with the ratio of each throughput to the first of its series."""
+    """The points as a table, with the ratio of each throughput to the first in its series."""
     first: dict[str, float] = {}
     rows: list[Sequence[Value]] = []
     for point in points:
@@ -107,14 +107,14 @@ def render_batches(points: Sequence[Json]) -> str:
 
 
 def plot_throughput(points: Sequence[Json], out_stem: Path, *, title: str) -> list[Path]:
-    """Images a second against the latency of a group (left) and of an image (right).
+    """Draw images a second against the latency of a group (left) and of an image (right).
 
-    Filled markers are medians, hollow ones P99, each with its batch size. Better is up and left.
+    Filled markers are medians, hollow markers P99, each with its batch size. Better is up and left.
 
     Args:
         points: from `batch_points`.
         out_stem: path without suffix; .png, .pdf and .csv are written.
-        title: the first line is bold, the others are below it.
+        title: the first line is bold, and further lines are below it.
 
     Raises:
         EnvironmentFault: matplotlib is missing, or the files cannot be written.

@@ -14,12 +14,12 @@ _HEIGHT = 0.66  # of a bar, in rows
 
 
 def plot_timeline(timeline: Timeline, out_stem: Path, title: str) -> list[Path]:
-    """Draw bars by rank over ms since the first group's release.
+    """Draw the tasks of each rank as bars, over ms since the first group's admission.
 
     Args:
-        timeline: some groups of a run; about ten read well.
+        timeline: of some groups of a run; about ten are readable.
         out_stem: path without suffix; .png and .pdf are written.
-        title: first line bold, the others below it.
+        title: the first line is bold, and further lines are below it.
 
     Returns:
         The PNG and the PDF.
@@ -44,8 +44,8 @@ def plot_timeline(timeline: Timeline, out_stem: Path, title: str) -> list[Path]:
 
 
 def _draw_bar(axes: Any, bar: Bar, row: int, timeline: Timeline, colour: str) -> None:
-    """Waiting time thin and grey, service time thick in the state's colour; stragglers are
-    outlined.
+    """Draw the wait as a thin grey bar, and the service as a thick bar in the colour of the state.
+    Stragglers are outlined.
     """
     low, high = timeline.begin_ns, timeline.end_ns
     sent, start, end = (
@@ -54,7 +54,7 @@ def _draw_bar(axes: Any, bar: Bar, row: int, timeline: Timeline, colour: str) ->
     if start > sent:
         left, width = sent / 1e6, (start - sent) / 1e6
         axes.barh(row + 0.41, width, left=left, height=0.1, color=_WAIT, zorder=1)
-    if bar.end_ns == bar.start_ns:  # skipped, lost: it did not run
+    if bar.end_ns == bar.start_ns:  # the task was skipped or lost, so it did not run
         axes.plot(end / 1e6, row, marker="x", markersize=4, color=colour, linestyle="", zorder=3)
         return
     height = _HEIGHT / bar.lanes
@@ -86,7 +86,7 @@ def _finish(axes: Any, timeline: Timeline, rows: dict[int, int]) -> None:
             color="0.35",
         )
     axes.set_yticks(list(rows.values()), list(timeline.ranks.values()))
-    axes.set_ylim(len(rows) - 0.4, -0.6)  # rank 1 above
+    axes.set_ylim(len(rows) - 0.4, -0.6)  # rank 1 at the top
     axes.set_xlim(0, (timeline.end_ns - begin_ns) / 1e6)
     axes.set_xlabel(f"ms since the release of group {timeline.releases[0].group}; dashed: releases")
     axes.tick_params(axis="y", length=0)

@@ -1,1 +1,1 @@
-"""When images come and how long ranks take: models of both."""
+"""Models of the arrivals of images and of the service times of ranks."""

@@ -1,8 +1,9 @@
-"""When images enter the job: as earlier groups end (closed loop), or at given times (open loop).
+"""Decides when images enter the job: as earlier groups end (closed loop), or at given times (open
+loop).
 
-In an open loop an image's latency counts from its *intended* arrival, whatever delayed rank 0.
+In an open loop, an image's latency counts from its *intended* arrival, even if rank 0 was delayed.
 Otherwise a system that cannot keep up would look fast (coordinated omission). Images that may not
-enter yet wait as times, without pixels, so the window bounds the memory.
+enter yet are not read, so the window limits the memory.
 """
 
 from __future__ import annotations
@@ -22,29 +23,27 @@ LARGEST_S = 1e9
 
 
 class Entry(NamedTuple):
-    """An image that enters: its t0, and the time since which it could have been read."""
+    """An image that enters the job: its t0, and the time from which it could have been read."""
 
     t0_ns: int
     asked_ns: int
 
 
 class ClosedLoop:
-    """Images enter when the scheduler asks for them. Their t0 is that moment, the same for one
-    request.
-    """
+    """Images enter when the scheduler requests them. The time of the request is their t0."""
 
     def __init__(self) -> None:
         self._wanted: deque[tuple[int, int]] = deque()  # (t0_ns, images)
 
     def start(self, now_ns: int) -> None:
-        """The job begins: nothing enters by time alone."""
+        """Does nothing, because no image enters by time alone."""
 
     def admit(self, now_ns: int, images: int) -> None:
-        """Note the request, before the images are read (C3)."""
+        """Note a request of the scheduler, before the images are read (C3)."""
         self._wanted.append((now_ns, images))
 
     def granted(self, now_ns: int) -> None:
-        """There were no images to read until now, so the open requests count from now."""
+        """Let the open requests count from now, because there were no images to read until now."""
         self._wanted = deque((now_ns, images) for _, images in self._wanted)
 
     @property
@@ -53,41 +52,41 @@ class ClosedLoop:
         return bool(self._wanted)
 
     def due(self, now_ns: int) -> int:
-        """How many of the next images may enter now: the rest of the oldest request."""
+        """The number of images that may enter now: the rest of the oldest request."""
         return self._wanted[0][1] if self._wanted else 0
 
     def enter(self, now_ns: int, images: int) -> Iterator[Entry]:
-        """Let the next images enter, at most as many as are due. They answer the oldest request."""
+        """Let the next images enter, at most as many as are due."""
         t0_ns, wanted = self._wanted.popleft()
         if wanted > images:
             self._wanted.appendleft((t0_ns, wanted - images))
         return iter([Entry(t0_ns, t0_ns)] * images)
 
     def next_ns(self, now_ns: int) -> int | None:
-        """Always None: nothing is due by time alone."""
+        """Always None, because no image enters by time alone."""
         return None
 
 
 class OpenLoop:
-    """Images enter at their times, with at most a window of them in the job.
+    """Images enter at given times, if the scheduler has room for them.
 
     Args:
-        times_ns: (n,) int64, non-decreasing, since the start.
+        times_ns: (n,) int64, non-decreasing, ns since the start.
     """
 
     def __init__(self, times_ns: np.ndarray) -> None:
         self._times_ns = times_ns
         self._start_ns = 0
         self._entered = 0
-        self._room = 0  # images that the scheduler takes now
-        self._asked_ns: int | None = None  # since when the next one could have been read
+        self._room = 0  # images that the scheduler accepts
+        self._asked_ns: int | None = None  # time from which the next image could have been read
 
     def start(self, now_ns: int) -> None:
-        """The times count from now."""
+        """Let the times count from now."""
         self._start_ns = now_ns
 
     def admit(self, now_ns: int, images: int) -> None:
-        """The scheduler takes this many more images: enlarge the room in the window."""
+        """Note that the scheduler accepts this many more images."""
         self._room += images
 
     @property
@@ -96,7 +95,7 @@ class OpenLoop:
         return self._room > 0
 
     def due(self, now_ns: int) -> int:
-        """Images whose time has come and for which there is room."""
+        """The number of images whose time has come and for which there is room."""
         ahead = self._times_ns[self._entered : self._entered + self._room]
         count = int(np.searchsorted(ahead, now_ns - self._start_ns, side="right"))
         if count and self._asked_ns is None:
@@ -104,7 +103,7 @@ class OpenLoop:
         return count
 
     def enter(self, now_ns: int, images: int) -> Iterator[Entry]:
-        """Each image gets its own intended arrival as t0."""
+        """Let the next images enter. The t0 of each is its intended arrival."""
         asked_ns = now_ns if self._asked_ns is None else self._asked_ns
         times_ns = self._times_ns[self._entered : self._entered + images].tolist()
         self._entered += images
@@ -113,34 +112,35 @@ class OpenLoop:
         return (Entry(self._start_ns + at_ns, asked_ns) for at_ns in times_ns)
 
     def next_ns(self, now_ns: int) -> int | None:
-        """The next intended arrival, if it is in the future and there is room."""
+        """The time of the next intended arrival; None if it has passed or there is no room."""
         if self._room == 0 or self._entered == len(self._times_ns):
             return None
         at_ns = self._start_ns + int(self._times_ns[self._entered])
         return at_ns if at_ns > now_ns else None
 
 
-# Decides which images may enter. Times are those of the driver's clock.
+# Times are those of the driver's clock.
 Arrivals = ClosedLoop | OpenLoop
 
 
 def poisson_times_ns(rate: float, seed: int, images: int) -> np.ndarray:
-    """(images,) int64: a Poisson process of `rate` a second. Fewer images give a prefix of the same
-    times.
+    """Arrival times of a Poisson process with `rate` events a second: (images,) int64 ns. With
+    fewer images the times are a prefix of these.
     """
     gaps_s = np.random.default_rng(seed).exponential(1 / rate, images)
     return np.round(np.cumsum(gaps_s) * 1e9).astype(np.int64)
 
 
 def load_times_ns(path: str, images: int) -> np.ndarray:
-    """Intended arrivals from a file: seconds since the start, .npy or one number a line.
+    """Read intended arrivals from a file, in seconds since the start: .npy, or one number a line.
 
     Returns:
-        (images,) int64 ns: the first ones of the file.
+        (images,) int64 ns, the first times of the file.
 
     Raises:
         EnvironmentFault: the file cannot be read.
-        DataFault: no numbers, decreasing, negative, or fewer than `images`.
+        DataFault: the file does not hold numbers, a time is negative or earlier than the time
+            before, or there are fewer than `images` times.
     """
     times_s = load_numbers(path, "arrival file") if path.endswith(".npy") else _text(path)
     if times_s.ndim != 1:

@@ -1,7 +1,7 @@
-"""Real contention: processes that keep cores busy next to a rank, in slow periods.
+"""Creates real contention: processes that keep cores busy beside a rank during slow periods.
 
-The processes inherit the cores that their rank may use. Every 50 ms they check that the process
-that started them is still their parent, so none outlives its rank.
+The processes inherit the cores that their rank may use. Every 50 ms they check that the rank is
+still their parent, so that they end with it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from collage_mpi.system.process_tree import own_command, sheltered
 from collage_mpi.workload.service_times import Spells
 
-if TYPE_CHECKING:  # it is also a program, which starts fast
+if TYPE_CHECKING:  # this module is also a program, which must start fast
     from collage_mpi.workload.straggler_settings import StragglerSettings
 
 SLICE_S = 0.05
@@ -24,10 +24,10 @@ END_S = 2.0
 
 
 class Burners:
-    """The background processes of a rank: one for each core that the settings burn next to it."""
+    """The background processes of a rank: one for each core of `--burn-ranks`."""
 
     def __init__(self, settings: StragglerSettings, rank: int) -> None:
-        """Start the processes; they need some tenths of a second to come up."""
+        """Start the processes, which takes them some tenths of a second."""
         share, spell_s = settings.straggler_slow_share, settings.straggler_spell_s
         words = [*own_command("collage_mpi.workload.background_load"), str(os.getpid())]
         words += [str(value) for value in (settings.straggler_seed, rank, share, spell_s)]
@@ -57,7 +57,7 @@ def burn(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Compute in slow periods and sleep in the others, until the parent is gone."""
+    """Compute in slow periods and sleep in others, until the parent has ended."""
     start_s = clock()
     while parent_alive():
         until_s = clock() + SLICE_S
@@ -69,7 +69,7 @@ def burn(
 
 
 def main(argv: list[str]) -> None:
-    """One background process; arguments: parent's pid, seed, rank, share, spell_s."""
+    """The background process. Arguments: pid of the parent, seed, rank, share, spell_s."""
     parent, seed, rank = (int(word) for word in argv[:3])
     share, spell_s = (float(word) for word in argv[3:])
     burn(Spells(seed, rank, share, spell_s), lambda: os.getppid() == parent)

@@ -1,9 +1,9 @@
-"""Fits delay models to a trace, and measures how well each one fits.
+"""Fits delay models to a trace, and measures how well each model fits.
 
-Lognormal: maximum likelihood. Pareto: maximum likelihood (Hill 1975 with the minimum as the
-threshold). Bimodal: a mixture of two normals with the same variance on the logarithms, by
-expectation-maximisation. Markov: the same mixture, but neighbouring requests depend on each other.
-Each request is called slow or usual by the most likely path (Viterbi 1967), and the length and
+Lognormal: maximum likelihood. Pareto: maximum likelihood (Hill 1975, with the minimum as
+threshold). Bimodal: a mixture of two normal distributions with equal variance on the logarithms, by
+expectation-maximisation. Markov: the same mixture, in which neighbouring requests depend on each
+other: the most likely path (Viterbi 1967) marks each request as slow or not, and the length and
 share of slow periods are counted along the rows.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault
 
-LEAST = 20  # service times; fewer say nothing of a tail
+LEAST = 20  # service times; fewer show no tail
 _EM_STEPS = 500
 _VITERBI_ROUNDS = 5
 
@@ -27,12 +27,12 @@ Cdf = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class FittedModel:
-    """One model with the parameters that fit a trace best.
+    """A delay model with the parameters that fit a trace best.
 
     Attributes:
         model: its name.
-        settings: RunSettings field -> value, for a run that draws from the model.
-        ks: largest distance between its distribution and the trace's, 0..1.
+        settings: RunSettings field -> value, for a run that uses the model.
+        ks: Kolmogorov-Smirnov distance between the distributions of model and trace, 0 to 1.
     """
 
     model: str
@@ -40,7 +40,7 @@ class FittedModel:
     ks: float
 
     def flags(self) -> str:
-        """The flags to paste behind `run` or `simulate`."""
+        """The flags for `run` or `simulate`."""
         return " ".join(
             f"--{name.replace('_', '-')} {value if isinstance(value, str) else f'{value:.4g}'}"
             for name, value in self.settings.items()
@@ -48,15 +48,14 @@ class FittedModel:
 
 
 def fit_trace(times_s: np.ndarray) -> list[FittedModel]:
-    """Every model that can be fitted, the closest distribution first.
-
-    Bimodal and markov are left out if the trace has no second mode.
+    """Fit all models, and sort them by `ks`. Bimodal and markov are left out if the trace has no
+    second mode.
 
     Args:
         times_s: (machines, requests) float64, seconds, positive.
 
     Raises:
-        DataFault: fewer than LEAST times.
+        DataFault: there are fewer than LEAST times.
     """
     if times_s.size < LEAST:
         raise DataFault(f"{times_s.size} service times; a fit needs at least {LEAST}")
@@ -68,7 +67,7 @@ def fit_trace(times_s: np.ndarray) -> list[FittedModel]:
 
 
 def fit_lognormal(times_s: np.ndarray) -> FittedModel:
-    """Mean and standard deviation of the logarithms."""
+    """Fit a lognormal distribution by the mean and standard deviation of the logarithms."""
     logs = np.log(times_s.ravel())
     median_s, sigma = math.exp(logs.mean()), float(logs.std())
     cdf = _normal_cdf(math.log(median_s), sigma)
@@ -76,7 +75,8 @@ def fit_lognormal(times_s: np.ndarray) -> FittedModel:
 
 
 def fit_pareto(times_s: np.ndarray) -> FittedModel:
-    """The minimum is the scale; the tail index is one over the mean log ratio to it."""
+    """Fit a Pareto distribution: the scale is the minimum, and the tail index is the reciprocal of
+    the mean logarithm of the ratio to the minimum."""
     x = times_s.ravel()
     least = float(x.min())
     spread = float(np.log(x / least).mean())
@@ -87,11 +87,12 @@ def fit_pareto(times_s: np.ndarray) -> FittedModel:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Two normals with the same variance on the logarithms.
+    """A mixture of two normal distributions with equal variance, on the logarithms.
 
     Attributes:
-        low, high: their means; `share` is the weight of the high one.
-        sigma: of both.
+        low, high: means.
+        sigma: standard deviation of both.
+        share: weight of the distribution with the mean `high`.
     """
 
     low: float
@@ -100,16 +101,17 @@ class Mixture:
     share: float
 
     def log_odds(self, logs: np.ndarray) -> np.ndarray:
-        """Log density ratio of the high mode to the low one, without the weights."""
+        """The logarithm of the density ratio of the high to the low mode, without the weights."""
         width = max(self.sigma, 1e-9)
         return ((logs - self.low) ** 2 - (logs - self.high) ** 2) / (2 * width**2)
 
 
 def fit_mixture(logs: np.ndarray) -> Mixture | None:
-    """The most likely mixture, from several starts; None if both modes are the same.
+    """The most likely mixture, from several starts; None if one normal distribution is as good, or
+    the two modes are less than a standard deviation apart.
 
     Args:
-        logs: (n,) float64.
+        logs: (n,) float64, logarithms of service times.
     """
     best: tuple[float, Mixture] | None = None
     for split in (0.5, 0.75, 0.9, 0.97):
@@ -120,14 +122,14 @@ def fit_mixture(logs: np.ndarray) -> Mixture | None:
         return None
     mixture = best[1]
     one = _log_likelihood(logs, float(logs.mean()), float(logs.std()))
-    # Two more parameters must earn their keep: the Bayesian information criterion.
+    # The Bayesian information criterion for two more parameters.
     worth = best[0] - one > math.log(len(logs))
     apart = mixture.high - mixture.low > mixture.sigma
     return mixture if worth and apart else None
 
 
 def _expectation_maximisation(logs: np.ndarray, split: float) -> tuple[float, Mixture] | None:
-    weight = (logs > split).astype(np.float64)  # (n,) of belonging to the high mode
+    weight = (logs > split).astype(np.float64)  # (n,) probability of belonging to the high mode
     likelihood = -math.inf
     for _ in range(_EM_STEPS):
         share = float(weight.mean())
@@ -157,14 +159,14 @@ def _log_likelihood(logs: np.ndarray, mean: float, sigma: float) -> float:
 
 
 def fit_bimodal(times_s: np.ndarray, mixture: Mixture) -> FittedModel:
-    """Each request is slow independently."""
+    """Fit the bimodal model, in which each request is slow independently."""
     return _fitted_mixture(times_s, mixture, "bimodal", mixture.share)
 
 
 def fit_markov(times_s: np.ndarray, mixture: Mixture) -> list[FittedModel]:
-    """Slow periods along the rows; [] if no request is slow, or all are.
+    """Fit the markov model, with slow periods along the rows; [] if no request is slow, or all are.
 
-    A machine is assumed to work all the time, one request after the other.
+    A machine is assumed to serve one request after another without a pause.
     """
     odds = mixture.log_odds(np.log(times_s))  # (machines, requests)
     slow = odds + math.log(mixture.share / (1 - mixture.share)) > 0
@@ -182,7 +184,8 @@ def fit_markov(times_s: np.ndarray, mixture: Mixture) -> list[FittedModel]:
 
 
 def _switches(slow: np.ndarray) -> tuple[float, float]:
-    """Probabilities of usual -> slow and slow -> usual from one request to the next; never 0."""
+    """The transition probabilities usual -> slow and slow -> usual between requests, smoothed so
+    that none is 0."""
     before, after = slow[:, :-1], slow[:, 1:]
     up = (float((~before & after).sum()) + 0.5) / (float((~before).sum()) + 1)
     down = (float((before & ~after).sum()) + 0.5) / (float(before.sum()) + 1)
@@ -190,21 +193,21 @@ def _switches(slow: np.ndarray) -> tuple[float, float]:
 
 
 def _viterbi(odds: np.ndarray, up: float, down: float) -> np.ndarray:
-    """The most likely states of each row.
+    """The most likely states along each row (Viterbi 1967).
 
     Args:
-        odds: (machines, requests), log density ratio of slow to usual.
-        up, down: chances to become slow, and usual again.
+        odds: (machines, requests), logarithm of the density ratio of slow to usual.
+        up, down: transition probabilities usual -> slow and slow -> usual.
 
     Returns:
-        (machines, requests) bool, slow.
+        (machines, requests) bool, whether a request is slow.
     """
     machines, requests = odds.shape
     stay_down, stay_up = math.log(1 - up), math.log(1 - down)
     go_up, go_down = math.log(up), math.log(down)
     usual = np.full(machines, math.log(down / (up + down)))
     slow = math.log(up / (up + down)) + odds[:, 0]
-    from_slow = np.zeros((2, requests, machines), bool)  # the state before usual, before slow
+    from_slow = np.zeros((2, requests, machines), bool)  # previous state: [0] of usual, [1] of slow
     for i in range(1, requests):
         from_slow[0, i] = slow + go_down > usual + stay_down
         from_slow[1, i] = slow + stay_up > usual + go_up
@@ -221,7 +224,7 @@ def _viterbi(odds: np.ndarray, up: float, down: float) -> np.ndarray:
 
 
 def ks_distance(times_s: np.ndarray, cdf: Cdf) -> float:
-    """Kolmogorov-Smirnov: the largest distance between the sample's steps and `cdf`, 0..1."""
+    """The Kolmogorov-Smirnov distance between a sample and a distribution function, 0 to 1."""
     x = np.sort(times_s.ravel())
     model = cdf(x)
     n = len(x)
@@ -248,7 +251,7 @@ def _fitted(
 def _fitted_mixture(
     times_s: np.ndarray, mixture: Mixture, model: str, share: float, **more: float
 ) -> FittedModel:
-    """`share`: of the tasks or of the time that is slow, as the model needs it."""
+    """`share`: of the tasks (bimodal) or of the time (markov) that is slow."""
     low, high = (_normal_cdf(mean, mixture.sigma) for mean in (mixture.low, mixture.high))
     return _fitted(
         times_s,

@@ -1,8 +1,8 @@
-"""Delay models: each gives one service time from a seed and a key.
+"""Delay models: each draws a service time from a seed and a key.
 
-A draw is the service time of one single image, in seconds, on a rank without other load. Every
-random number is a hash of (seed, key), never a stream. So the draws of one rank do not depend on
-another's, and two schemes can be compared on the same draws.
+A draw is the service time of one image, in seconds, on a rank without other load. Random numbers
+are hashes of (seed, key), not a stream. So the draws of a rank do not depend on those of other
+ranks, and two schemes can be compared on the same draws.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import numpy as np
 
-LONGEST_S = 1e9  # of a draw: a longer one would leave the 63 bits of an ns column
+LONGEST_S = 1e9  # longest draw; in ns it must fit in 63 bits
 _NORMAL = NormalDist()
 _TO_UNIT = 2.0**-53
 
 
 def uniform(*key: object) -> float:
-    """A number in (0, 1) that depends only on the key, uniform over keys."""
+    """A uniformly distributed number in (0, 1), which is a hash of the key."""
     digest = blake2b(":".join(map(str, key)).encode(), digest_size=8).digest()
     return ((int.from_bytes(digest, "little") >> 11) + 0.5) * _TO_UNIT
 
 
 class Moment(NamedTuple):
-    """What a draw may depend on.
+    """The arguments of a draw.
 
     Attributes:
-        rank, group, attempt: of the task; groups count from 0, attempts from 1. If a rank may
-            run several images of a group, group is the number of the task's first image.
-        at_ns: when the rank begins the task, since the session's start.
+        rank, group, attempt: of the task. Groups count from 0, attempts from 1. If a rank may run
+            several images of a group, `group` is the number of the task's first image instead.
+        at_ns: when the rank begins the task, in ns since the start of the session.
     """
 
     rank: int
@@ -45,15 +45,15 @@ class Moment(NamedTuple):
     at_ns: int
 
 
-# A moment -> seconds of a single image, before time scale and the rank's own factor.
+# A moment -> seconds for one image, without the time scale and the factor of the rank.
 Body = Callable[[Moment], float]
 
 
 class Spells:
-    """When a rank is slow: periods of exponential length, in equilibrium at the start.
+    """The slow periods of a rank: a two-state Markov process, in equilibrium at the start.
 
-    It depends on (seed, rank, time) only. Slow periods last `mean_s` on average and take `share` of
-    the time (an alternating renewal process, two-state Markov).
+    The lengths of periods are exponential. Slow periods last `mean_s` on average and take `share`
+    of the time. The process depends only on seed and rank.
     """
 
     def __init__(self, seed: int, rank: int, share: float, mean_s: float) -> None:
@@ -81,21 +81,21 @@ class Spells:
 
 @dataclass(frozen=True)
 class RankDeath:
-    """When a rank stops answering: a time since the start, or a number of tasks."""
+    """When a rank stops answering: seconds since the start, or a number of tasks."""
 
     at_s: float | None = None
     tasks: int | None = None
 
     def reached(self, at_ns: int, answered: int) -> bool:
-        """Whether the rank is dead at `at_ns`, after it has answered this many tasks."""
+        """Whether the rank is dead at `at_ns`, given the number of tasks that it has answered."""
         if self.at_s is not None:
             return at_ns >= self.at_s * 1e9
         return self.tasks is not None and answered >= self.tasks
 
 
 class DelayModel:
-    """A model's draws times the scale and the rank's own factor, and the ranks that die. Draws are
-    keyed by a task's group, or by its first image if `by_image`.
+    """Injected delays: draws of a model, multiplied by the time scale and by a factor for each
+    rank; and the ranks that die.
     """
 
     def __init__(
@@ -107,13 +107,21 @@ class DelayModel:
         *,
         by_image: bool,
     ) -> None:
-        """Without `body` no delay is injected."""
+        """Make a model.
+
+        Args:
+            body: draws service times; None injects no delay.
+            time_scale: multiplies every draw.
+            slow: rank -> further factor for its draws.
+            deaths: rank -> when it dies.
+            by_image: the key of a draw has the task's first image instead of its group.
+        """
         self.by_image = by_image
         self._body, self._scale = body, time_scale
         self._slow, self._deaths = dict(slow), dict(deaths)
 
     def draw_ns(self, rank: int, group: int, attempt: int, at_ns: int = 0) -> int:
-        """Service time of a single image on the rank, in ns; 0 injects nothing."""
+        """The service time of one image on the rank, in ns; 0 if no delay is injected."""
         if self._body is None:
             return 0
         factor = self._scale * self._slow.get(rank, 1.0)
@@ -129,16 +137,16 @@ class DelayModel:
 def service_ns(
     model: DelayModel, rank: int, tasks: Iterable[tuple[int, int, int]], at_ns: int, factor: float
 ) -> int:
-    """Time that a rank takes for tasks that it runs as one batch: the draw of the slowest task,
-    times the cost of such a batch over a single image.
+    """The service time of tasks that a rank runs as one batch, in ns: the largest draw, times
+    `factor`.
 
-    The largest of independent draws is more than the draw of a typical task, so a batch is never
-    flattered.
+    The largest of independent draws is above that of a typical task. So this never makes batches
+    look better than they are.
 
     Args:
         tasks: (group, first image, attempt) of each.
-        at_ns: when the batch begins, since the session's start.
-        factor: cost ratio of the kind times `batch_factor`.
+        at_ns: when the batch begins, in ns since the start of the session.
+        factor: cost ratio of the kind, times `batch_factor`.
     """
     slowest_ns = 0
     for group, image, attempt in tasks:
@@ -151,7 +159,7 @@ def service_ns(
 
 
 def pinned(median_s: float) -> Body:
-    """A constant."""
+    """A constant service time."""
     return lambda moment: median_s
 
 
@@ -209,18 +217,18 @@ def markov(
 
 
 def trace_rows(seed: int, times_s: np.ndarray) -> Body:
-    """One machine a rank, with its times in order. Key: (rank, group).
+    """Each rank is a machine of the trace, whose times are used in order. Key: (rank, group).
 
-    The seed chooses which machine is which rank, and the entry that group 0 gets. If there are more
-    ranks than machines, the rows are used again, in another order for each lap and shifted by a
-    third of a row, so that the two copies of an image need not both meet the slowest machine.
+    The seed decides which machine is which rank, and the entry for group 0. If there are more ranks
+    than machines, the rows are used again: in another order, and shifted by a third of a row. So
+    the two copies of an image need not both go to the slowest machine.
 
     Args:
         times_s: (machines, requests) float64, seconds.
     """
     machines, requests = times_s.shape
     shuffler = random.Random(f"placement:{seed}")
-    orders = [_shuffled(machines, shuffler)]  # a lap each: machine of each rank in it
+    orders = [_shuffled(machines, shuffler)]  # for each lap, the machines of its ranks
     start = shuffler.randrange(requests)
 
     def draw(moment: Moment) -> float:
@@ -241,7 +249,7 @@ def _shuffled(count: int, shuffler: random.Random) -> list[int]:
 
 
 def trace_independent(seed: int, times_s: np.ndarray) -> Body:
-    """Any entry of any machine. Key: (seed, rank, group, attempt).
+    """Each draw is any entry of the trace. Key: (seed, rank, group, attempt).
 
     Args:
         times_s: (machines, requests) float64, seconds.
@@ -256,5 +264,5 @@ def trace_independent(seed: int, times_s: np.ndarray) -> Body:
 
 
 def _exp(x: float) -> float:
-    """exp with a limit, so that no draw is too large."""
+    """exp(x), limited so that it does not overflow."""
     return math.exp(min(x, 60.0))

@@ -1,8 +1,8 @@
-"""The settings of injected delays, and the delay model that they make.
+"""The settings of injected delays, and the delay model that follows from them.
 
-A draw is the service time of one single image. A collage rank multiplies it by the cost ratio of
-its network. Each rank *holds* its answer until the drawn time has passed since it began, its own
-compute time included. docs/stragglers.md has each model's formula and key.
+A draw is the service time of one image. A collage rank multiplies it by the cost ratio of its
+network. Each rank *holds* its answer until the drawn time has passed since it began the task. The
+rank's compute time is part of this time. docs/stragglers.md has the formula and key of each model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Value = TypeVar("Value")
 
 _USUAL = "median {0.straggler_median_ms:g} ms, sigma {0.straggler_sigma:g}"
 _SLOW = "{0.straggler_slow_factor:g}x"
-# Model -> how tables and titles describe it, of its settings.
+# Model -> format of its description in tables and titles.
 _SHOWN = {
     "none": "no injected delay",
     "trace": "trace {file}, {0.trace_draws}",
@@ -44,7 +44,7 @@ _setting = partial(setting, group="injected delays, for experiments")
 
 @dataclass(frozen=True, repr=False)
 class StragglerSettings(Settings):
-    """Which delays are injected. See each field's help line."""
+    """The injected delays. Each field has a help text."""
 
     straggler: str = _setting("none", "model of the injected service times", choices=MODELS)
     straggler_seed: int = _setting(0, "seed of the injected service times")
@@ -142,7 +142,7 @@ class StragglerSettings(Settings):
         return self.straggler != "none"
 
     def slowed(self) -> dict[int, float]:
-        """Rank -> factor on its draws."""
+        """Rank -> factor that multiplies its draws."""
         needs = "RANK:FACTOR, a worker rank (1 or more) and a positive factor, as in 3:5"
         return _by_rank("slow", self.slow_ranks, needs, _factor)
 
@@ -155,12 +155,12 @@ class StragglerSettings(Settings):
         return _by_rank("dead", self.dead_ranks, needs, _death)
 
     def burning(self) -> dict[int, int]:
-        """Rank -> cores kept busy next to it."""
+        """Rank -> number of cores that are kept busy beside it."""
         needs = f"RANK:CORES, a worker rank and 1 to {MOST_BURNING} cores, as in 3:2"
         return _by_rank("burn", self.burn_ranks, needs, _cores)
 
     def check_slow_ranks(self, world_size: int) -> None:
-        """Raise UsageError if a slow, dead or burnt rank is not in the world."""
+        """Raise UsageError if a rank of these settings is not a worker rank of the world."""
         named = {"slow": [*self.slowed()], "dead": [*self.dying()], "burn": [*self.burning()]}
         for what, ranks in named.items():
             for rank in ranks:
@@ -170,7 +170,7 @@ class StragglerSettings(Settings):
                     )
 
     def describe_delays(self) -> str:
-        """One line for tables and titles."""
+        """The injected delays in one line, for tables and titles."""
         name = self.straggler
         shown = _SHOWN[name].format(self, file=Path(self.trace_file or "").name)
         parts = [shown, "" if self.time_scale == 1 else f" x {self.time_scale:g}"]
@@ -191,10 +191,10 @@ def make_delays(settings: StragglerSettings, *, by_image: bool = False) -> Delay
     """The delay model of the settings.
 
     Args:
-        by_image: draws have an image's number in their key instead of its group's.
+        by_image: see `DelayModel`.
 
     Raises:
-        EnvironmentFault, DataFault: the trace cannot be read or is no trace.
+        EnvironmentFault, DataFault: the trace cannot be read, or is not a trace.
     """
     s, seed = settings, settings.straggler_seed
     median_s, sigma = s.straggler_median_ms / 1e3, s.straggler_sigma
@@ -204,7 +204,7 @@ def make_delays(settings: StragglerSettings, *, by_image: bool = False) -> Delay
         return Spells(seed, rank, share, s.straggler_spell_s * s.time_scale)
 
     def trace() -> Body:
-        from collage_mpi.workload.trace import load_trace  # numpy: not for --help
+        from collage_mpi.workload.trace import load_trace  # here, because --help needs no numpy
 
         rows = s.trace_draws == "rows"
         draws = service_times.trace_rows if rows else service_times.trace_independent
@@ -226,7 +226,13 @@ def make_delays(settings: StragglerSettings, *, by_image: bool = False) -> Delay
 def _by_rank(
     what: str, texts: Sequence[str], needs: str, read: Callable[[str], Value]
 ) -> dict[int, Value]:
-    """Read texts of the form RANK:VALUE. Raises UsageError for another form, or no worker rank."""
+    """Parse texts of the form RANK:VALUE. Raises UsageError if the form or the rank is invalid.
+
+    Args:
+        what: names the setting in messages.
+        needs: the required form, for messages.
+        read: parses VALUE; raises ValueError.
+    """
     found = {}
     for text in texts:
         rank, _, value = text.partition(":")

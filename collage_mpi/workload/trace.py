@@ -1,7 +1,9 @@
-"""Traces: .npy files of measured service times, (machines, requests) float, seconds, each row in
-order. Also measures their tail: how heavy it is, and how long slow periods last. The two numbers
-place a trace on the map of analysis/reports/does-it-work.md. They are those of the two-state Markov
-process that `workload/service_times` injects.
+"""Reads and writes traces, and measures how heavy their tail is and how long slow periods last.
+
+A trace is a .npy file of measured service times in seconds, (machines, requests), each row in the
+order of time. The two numbers about the tail place a trace on the map of
+analysis/reports/does-it-work.md. They are parameters of the two-state Markov process that
+`workload/service_times` injects.
 """
 
 from __future__ import annotations
@@ -20,14 +22,15 @@ from collage_mpi.workload.service_times import LONGEST_S
 
 
 def load_trace(path: str) -> np.ndarray:
-    """Measured service times, checked.
+    """Read and check a trace.
 
     Returns:
         (machines, requests) float64, seconds, all positive.
 
     Raises:
         EnvironmentFault: the file is missing or unreadable.
-        DataFault: not a .npy of numbers, empty, of the wrong shape, or not all positive.
+        DataFault: the file is not a .npy of numbers, is empty, has a wrong shape, or a number is
+            not positive.
     """
     times = load_numbers(path, "trace")
     if times.ndim == 1:
@@ -47,15 +50,18 @@ def load_trace(path: str) -> np.ndarray:
 
 
 def load_numbers(path: str, what: str) -> np.ndarray:
-    """Any array of real numbers from a .npy, as float64; `what` names it in messages.
+    """Read an array of real numbers from a .npy file, as float64. Nothing is unpickled.
+
+    Args:
+        what: names the file in messages.
 
     Raises:
         EnvironmentFault: the file is missing or unreadable.
-        DataFault: not a .npy of numbers; nothing is unpickled.
+        DataFault: the file is not a .npy of numbers.
     """
     with reading(f"{what} {path}", "no .npy file of numbers"):
         require_regular(path)
-        # Mapped: what the header claims must be there, before memory is taken for it.
+        # Memory-mapped, so that a wrong header fails before memory is allocated.
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(found, np.ndarray):
         found.close()  # an .npz
@@ -66,10 +72,10 @@ def load_numbers(path: str, what: str) -> np.ndarray:
 
 
 def save_trace(path: Path, times_s: np.ndarray) -> None:
-    """Write a trace, complete or not at all; an existing file is refused.
+    """Write a trace atomically.
 
     Raises:
-        EnvironmentFault: the file exists already, or cannot be written.
+        EnvironmentFault: the file exists, or cannot be written.
     """
     if path.exists():
         raise EnvironmentFault(f"{path} is there already: name another --out, or remove it")
@@ -82,11 +88,11 @@ class Tail(NamedTuple):
     """The tail of service times.
 
     Attributes:
-        weight: P99 divided by the median, of all requests of all machines together. Events
-            rarer than one request in a hundred do not show in it.
-        spell: mean length of a slow period, in requests of a machine: 1 / (1 - share) if each
-            request is slow by itself; infinite if slow periods are longer than the rows.
-        share: of the requests that are slow.
+        weight: P99 divided by the median, over all requests. It does not show events that are rarer
+            than one request in a hundred.
+        spell: mean length of a slow period, in requests of a machine. It is 1 / (1 - share) if
+            requests are slow independently, and infinite if slow periods are longer than the rows.
+        share: share of the requests that are slow.
     """
 
     weight: float
@@ -95,22 +101,20 @@ class Tail(NamedTuple):
 
     @property
     def memories(self) -> float:
-        """The slow period divided by WINDOW, the number of service times that the scheduler
-        remembers.
-        """
+        """`spell` divided by WINDOW, the number of service times that the scheduler remembers."""
         return self.spell / WINDOW
 
 
 def measure_tail(times_s: np.ndarray) -> Tail:
-    """Weight and persistence of the tail.
+    """Measure the tail of service times.
 
     A request is *slow* if it takes longer than sqrt(median x P99), the middle on a logarithmic
-    scale. The autocorrelation along the rows is taken about the share of all machines together, not
-    about each machine's own share: a machine that is always slow is one long period. Summed up to
-    the first lag that white noise could have (2 / sqrt(n)), r(1) + r(2) + ... gives the integrated
-    autocorrelation time t = 1 + 2 sum r. A Markov chain that is slow for a share p of the time has
-    t = 2 L (1 - p) - 1, where L is the mean length of its slow periods, so L = (t + 1) / (2 (1 -
-    p)). If the sum does not come down to noise within half a row, L is infinite.
+    scale. The mean for the autocorrelation is the share of slow requests over all machines, not
+    that of each machine, so that a machine that is always slow is one long period. The integrated
+    autocorrelation time is t = 1 + 2 (r(1) + r(2) + ...), up to the first lag that white noise
+    could have (2 / sqrt(n)). A Markov chain that is slow for a share p of the time has t = 2 L (1 -
+    p) - 1, where L is the mean length of its slow periods. So L = (t + 1) / (2 (1 - p)). If the
+    correlation does not fall to noise within half a row, L is infinite.
 
     Args:
         times_s: (machines, requests) float64, positive, in the order of time.
@@ -118,21 +122,22 @@ def measure_tail(times_s: np.ndarray) -> Tail:
     median, p99 = np.quantile(times_s, (0.5, 0.99))
     slow = times_s > math.sqrt(median * p99)  # (machines, requests)
     share, weight = float(slow.mean()), float(p99 / median)
-    if share == 0:  # all alike
+    if share == 0:  # all service times are equal
         return Tail(weight, 1.0, 0.0)
     spell = (_autocorrelation_time(slow, share) + 1) / (2 * (1 - share))
     return Tail(weight, spell, share)
 
 
 def _autocorrelation_time(slow: np.ndarray, share: float) -> float:
-    """The integrated time in requests; at least 1, infinite if half a row is too short.
+    """The integrated autocorrelation time in requests; at least 1, infinite if the rows are too
+    short.
 
     Args:
         slow: (machines, requests) bool.
     """
     requests = slow.shape[1]
     about = slow - share
-    size = 1 << (2 * requests - 1).bit_length()  # room for the lags, so that no end meets a start
+    size = 1 << (2 * requests - 1).bit_length()  # zero-padded, so that the lags do not wrap around
     spectrum = np.fft.rfft(about, size, axis=1)
     sums = np.fft.irfft(spectrum * spectrum.conj(), size, axis=1).sum(axis=0)[: requests // 2 + 1]
     pairs = slow.shape[0] * (requests - np.arange(len(sums)))
