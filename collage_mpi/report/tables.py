@@ -229,9 +229,9 @@ def _by_rank(run: Results, speeds: Sequence[Speed]) -> Table:
     ]
     notes = [
         f"Slow: the rank took significantly more than {OVER:g} times as long as its peers, the "
-        "other ranks of its kind. In brackets: the 95 % interval, simultaneous over all ranks. The bar "
-        "goes from the 5 % to the 95 % percentile of the rank's service times, and its mark is the "
-        f"median. n/a: fewer than {support_needed(0.95)} answers, too few for these percentiles."
+        "other ranks of its kind. In brackets is the 95 % interval, simultaneous over all ranks. "
+        "The bar goes from the 5 % to the 95 % percentile of the rank's service times, and its "
+        f"mark is the median. n/a: fewer than {support_needed(0.95)} answers, too few for it."
     ]
     if run.every > 1:
         notes.append(

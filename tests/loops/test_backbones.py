@@ -256,7 +256,7 @@ def test_files_that_are_not_taken(
     torch.save({**short, "features.1.x": torch.zeros(1)}, tmp_path / "short.pth")
     assert "missing: features.0.0.weight; unknown: features.1.x" in refused("short.pth")
     torch.save(state, tmp_path / "good.pth")
-    assert "7 classes; 2 names" in refused("good.pth", "--class-names=a,b")
+    assert "7 classes, but 2 names" in refused("good.pth", "--class-names=a,b")
 
 
 @pytest.mark.parametrize("form", ["safetensors", "checkpoint", "parallel"])

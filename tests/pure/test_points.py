@@ -118,7 +118,7 @@ def test_the_figures(
         ((",24,14400,", ",,14400,"), 4, "point side-3_none: no placements"),
         ((",24,14400,", ",0,14400,"), 0, ""),
         ((",14400,", ",nan,"), 4, "groups is nan"),
-        ((",1.0,0.8,1.3", ",-1.0,0.8,1.3"), 4, "side=3, scheme=none: p99_vs_none is no gain"),
+        ((",1.0,0.8,1.3", ",-1.0,0.8,1.3"), 4, "side=3, scheme=none: p99_vs_none is 0 or less"),
         ((",1.0,0.8,1.3", ",1.0,little,1.3"), 0, ""),
         (('simulate,3,"replicate"', 'simulate,3,"none"'), 2, "several points"),
         (('simulate,3,"replicate"', "simulate,,"), 4, "side=3, scheme=replicate: no p99_vs_none"),
