@@ -1,1 +1,1 @@
-"""Experiments: many runs from one file, and one table of them."""
+"""Runs many runs from one file, and makes tables of their results."""

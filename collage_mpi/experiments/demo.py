@@ -1,20 +1,20 @@
-"""The demo: what it runs, and what it says about the runs. Real images are classified by real
-networks under four schemes, and a stated model makes ranks slow.
+"""The runs of the demo, and the report about them. Real networks classify real images under four
+schemes, with injected delays.
 
-The model is a fit to measured delays: lognormal, with a median of 144 ms and a sigma of 0.22. It is
+The delays are a fit to measured ones: lognormal, with a median of 144 ms and a sigma of 0.22. It is
 the least-squares fit to the 1, 5, 25, 50, 75, 95 and 99 % quantiles of 24 cloud machines that
-served the same network. A 25th machine was five times slower throughout; the one slow rank of the
-demo stands for it. TIME_SCALE shortens all times. All schemes have the same model, the same seed
-and all ten worker ranks.
+served the same network. A 25th machine was five times slower throughout; the slow rank of the demo
+stands for it. TIME_SCALE shortens all times. All schemes have the same model, seed and ten worker
+ranks.
 
-Each scheme runs under two loads. In a batch job all images wait, and the run shows how many images
-a second the ranks answer. In the other runs images arrive at times of their own, at a rate somewhat
-below what ten single ranks can answer, and the run shows how long an image waits.
+Each scheme runs under two loads. In the first, all images wait from the start, and the run shows
+how many images a second the ranks answer. In the second, images arrive at a rate somewhat below
+what ten single ranks can answer, and the run shows the latency of images.
 
-Ten ranks may share two cores. A rank then waits while others compute, even if its drawn time is
-over. A run is INVALID if over 1 % of its tasks take over a tenth too long, so draws must be long
-compared with that wait. Six runs each on two busy cores (load average 11 to 19) had 0.2 to 3.3 %
-such tasks at a time scale of 0.5, and 0 to 0.2 % at 0.8.
+Ten ranks may share two cores. Then a rank may wait for a core when its drawn time is over. A run is
+INVALID if more than 1 % of its tasks take over 10 % too long, so draws must be long compared with
+this wait. Six runs each on two busy cores (load average 11 to 19) had 0.2 to 3.3 % such tasks at a
+time scale of 0.5, and 0 to 0.2 % at 0.8.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collage_mpi.job.worker_group import WorkerGroup
 
 RANKS = 11
-GROUPS = 74  # 72 beside the warm-up: just enough for a p95, far too few for a p99 (368)
+GROUPS = 74  # 72 without the warm-up: just enough for P95, but not for P99, which needs 368
 LEAST_GROUPS = 3
 MEDIAN_MS, SIGMA = 144.0, 0.22
 TIME_SCALE = 0.75
@@ -45,7 +45,7 @@ SLOW, FACTOR = 4, 5.0
 LOADS = ("waiting", "arriving")
 LOAD = 0.8  # of the images a second that ten single ranks can answer
 
-# scheme -> what it is called, and its settings; under each of them all ten workers hold a network
+# Scheme -> its name in tables, and its settings. In each scheme all ten workers hold a network.
 _NONE: dict[str, Any] = {"scheme": "none", "singles": RANKS - 1}
 _PAPER = {"profile": "paper", COLLAGE: "shipped:fashion_collage_side3.safetensors"}
 _BALANCED = {COLLAGE: "shipped:fashion_collage_side3_balanced.safetensors"}
@@ -82,22 +82,22 @@ def demo_settings(out: Path, load: str, scheme: str, groups: int, time_scale: fl
 
 
 def arrivals_per_s(time_scale: float) -> float:
-    """Images a second under the second load."""
+    """The arrival rate of the second load, in images a second."""
     mean_s = MEDIAN_MS / 1e3 * math.exp(SIGMA**2 / 2) * time_scale
     return LOAD * (RANKS - 2 + 1 / FACTOR) / mean_s
 
 
 def run_folder(out: Path, load: str, scheme: str) -> Path:
-    """Where one of the demo's runs is."""
+    """The folder of one of the demo's runs."""
     return out / load / scheme
 
 
 def check_before(out: Path, time_scale: float) -> None:
-    """Check before the runs what would make the demo fail at its end.
+    """Check before the runs for errors that would otherwise end the demo after them.
 
     Raises:
-        UsageError: a time scale that is none.
-        EnvironmentFault: the output folder holds a demo, or matplotlib is missing.
+        UsageError: the time scale is not a positive number.
+        EnvironmentFault: the output folder holds a demo already, or matplotlib is missing.
     """
     if not 0 < time_scale < math.inf:
         raise UsageError(f"--time-scale is {time_scale:g}; it needs a number above 0, such as 1.5")
@@ -120,10 +120,10 @@ def run_all(
     groups: int,
     time_scale: float,
 ) -> int:
-    """On rank 0: every scheme under each load, one after the other on the same ranks."""
+    """On rank 0, run every scheme under each load, on the same ranks. Returns the exit code."""
     from collage_mpi.job.run import Ask, run_session
 
-    ratios: dict[str, float] = {}  # measured under the first load, and kept for the second
+    ratios: dict[str, float] = {}  # scheme -> cost ratio, measured under the first load
     for load in LOADS:
         for scheme in SCHEMES:
             settings = demo_settings(out, load, scheme, groups, time_scale)
@@ -138,10 +138,11 @@ def run_all(
 
 
 def tell_and_draw(out: Path) -> tuple[str, list[Path]]:
-    """After the ranks have ended: write the report in words, the picture and the pages.
+    """Make the report as text, and write the figure and the pages. Call it after the ranks have
+    ended.
 
     Returns:
-        The report, and the files written.
+        The text, and the files written.
 
     Raises:
         DataFault: a run is damaged.
@@ -177,7 +178,7 @@ def tell_and_draw(out: Path) -> tuple[str, list[Path]]:
 
 
 def _headline(waiting: Sequence[Json], arriving: Sequence[Json], rate: float) -> str:
-    """The verdict; it says nothing about times if a run is INVALID."""
+    """The result in sentences, without times if a run is INVALID."""
     from collage_mpi.results.comparison import INVALID_NOTE
     from collage_mpi.results.render import points
 
@@ -220,7 +221,7 @@ def _paces(entries: Sequence[Json]) -> list[float]:
 
 
 def _tables(waiting: Sequence[Json], arriving: Sequence[Json], rate: float) -> str:
-    """Each load's figures, a line a scheme."""
+    """A table for each load, with a row for each scheme."""
     from rich.console import Group
 
     from collage_mpi.results.comparison import latency_cell
@@ -249,8 +250,8 @@ def _tables(waiting: Sequence[Json], arriving: Sequence[Json], rate: float) -> s
 
 
 def _costs(manifests: Sequence[Json]) -> str:
-    """The factors by which injected times of collages are multiplied. The measured times themselves
-    are not told, because other work on the machine changes their ratio (`ratio_of` in
+    """The cost ratios, by which injected times of collages are multiplied. The service times behind
+    them are not shown, because other work on the machine changes their ratio (`ratio_of` in
     job/handshake).
     """
     ratios = []
@@ -266,7 +267,7 @@ def _costs(manifests: Sequence[Json]) -> str:
 
 
 def _precision(manifest: Json) -> str:
-    """The number format of the single network, as its ranks told it."""
+    """The precision of the single network, as its ranks reported it."""
     tunings = (member["tuning"].get(SINGLE) for member in manifest["world"] if "tuning" in member)
     return str(next(filter(None, tunings))).partition(",")[0]
 

@@ -1,6 +1,5 @@
-"""Expands the grid of an experiment's file into drafts of points, which are not yet checked as
-settings.
-"""
+"""Expands the grid of an experiment's file into drafts of points. Their settings are not checked
+yet."""
 
 from __future__ import annotations
 
@@ -23,12 +22,12 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Draft:
-    """Settings that belong together: a choice on an axis, or a whole point of the grid.
+    """Settings of a choice on an axis, or of a whole point.
 
     Attributes:
-        label: its part of a point's name.
-        values: settings, without those of the base.
-        axes: axis of the grid -> the choice on it; empty for a [[point]].
+        label: its part of the point's name.
+        values: settings, without those of [base].
+        axes: axis of the grid -> label of the choice; {} for a [[point]].
         seed: from `repeat`, or None.
     """
 
@@ -40,11 +39,11 @@ class Draft:
 
 @dataclass(frozen=True)
 class Baselines:
-    """The points with which the others are compared: choices on one axis, in the file's order.
+    """The points with which other points are compared: choices on one axis, in the file's order.
 
     Attributes:
         axis: of the grid; None if the file names no baseline.
-        choices: labels on it.
+        choices: labels on the axis.
     """
 
     axis: str | None = None
@@ -52,10 +51,14 @@ class Baselines:
 
 
 def drafts(document: Mapping[str, Any], source: str) -> list[Draft]:
-    """Every point without the base, with its seed; repeats of a point follow each other.
+    """All points, with their seeds and without [base]. Repeats of a point are consecutive.
+
+    Args:
+        document: the content of the file.
+        source: names the file in messages.
 
     Raises:
-        UsageError: a grid, point or repeat of a wrong form, or too many points.
+        UsageError: grid, point or repeat has a wrong form, or there are too many points.
     """
     seeds = _seeds(document.get("repeat"), source)
     axes = _axes(table(document.get("grid", {}), f"{source} [grid]"), f"{source} [grid]")
@@ -65,17 +68,20 @@ def drafts(document: Mapping[str, Any], source: str) -> list[Draft]:
     in_grid = math.prod(len(axis) for axis in axes) if axes or not extra else 0
     total = (in_grid + len(extra)) * len(seeds)
     if total > MOST_POINTS:
-        raise UsageError(f"{source}: {total:,} points; at most {MOST_POINTS:,} are sensible")
+        raise UsageError(
+            f"{source}: {total:,} points; at most {MOST_POINTS:,} are allowed: shorten a list of "
+            "[grid], or split the file"
+        )
     chosen = [_joined(parts, source) for parts in itertools.product(*axes)] if in_grid else []
     chosen += [_extra(item, f"{source} [[point]] {n}") for n, item in enumerate(extra)]
     return [_with_seed(draft, seed, source) for draft in chosen for seed in seeds]
 
 
 def read_baselines(document: Mapping[str, Any], found: Sequence[Draft], source: str) -> Baselines:
-    """The [baseline] table: one axis of the grid = a choice there, or a list of them.
+    """Read the [baseline] table: AXIS = a choice on this axis of the grid, or a list of choices.
 
     Raises:
-        UsageError: no such axis or choice.
+        UsageError: the axis or a choice is unknown.
     """
     given = table(document.get("baseline", {}), f"{source} [baseline]")
     if not given:
@@ -95,14 +101,14 @@ def read_baselines(document: Mapping[str, Any], found: Sequence[Draft], source: 
 
 
 def table(value: Any, where: str) -> Json:
-    """The value, which must be a table. Raises UsageError otherwise."""
+    """The value, checked to be a table. Raises UsageError if it is not."""
     if not isinstance(value, dict):
         raise UsageError(f"{where}: it needs a table of settings, not {shown(value, 60)}")
     return value
 
 
 def short(value: Any) -> str:
-    """A value as part of a name: the stem of a path, the parts of a list."""
+    """A value as part of a name: for a path its stem, for a list its items joined by "+"."""
     if isinstance(value, list):
         return "+".join(short(part) for part in value) or "none"
     if isinstance(value, str) and ("/" in value or value.startswith(SHIPPED)):
@@ -111,12 +117,12 @@ def short(value: Any) -> str:
 
 
 def safe(label: str) -> str:
-    """Letters, digits and `-_+=.` only; no leading dot or dash."""
+    """The label as a file name: letters, digits and `-_+=.`, without a leading dot or dash."""
     return re.sub(r"[^A-Za-z0-9_+=.-]+", "-", label).lstrip(".-") or "run"
 
 
 def _axes(grid: Json, where: str) -> list[list[Draft]]:
-    """The grid's lists. An axis of tables sets several settings together."""
+    """The choices on each axis of the grid. A choice that is a table sets several settings."""
     axes = []
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
@@ -166,7 +172,7 @@ def _with_seed(draft: Draft, seed: int | None, source: str) -> Draft:
 
 
 def _seeds(repeat: Any, source: str) -> list[int | None]:
-    """Seeds of the injected service times; [None] if the file has no repeat."""
+    """The seeds of `repeat`; [None] if the file has no repeat."""
     if repeat is None:
         return [None]
     if isinstance(repeat, int) and not isinstance(repeat, bool) and 1 <= repeat <= MOST_POINTS:

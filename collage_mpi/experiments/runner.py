@@ -1,5 +1,5 @@
-"""Runs the points of an experiment, one session after another on the same workers, or as
-simulations. Finished runs are skipped and unfinished ones are resumed.
+"""Runs the points of an experiment on the same workers, one after another, or as simulations.
+Finished runs are skipped, and unfinished ones are resumed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from collage_mpi.job.worker_group import WorkerGroup
 
 SEVERITY = (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS, ExitCode.DATA)
-# Settings that decide which files a plan opens and whether they fit together.
+# Settings that decide which files a plan opens, and whether they fit together.
 _DECIDE_A_PLAN = (
     *PATH_SETTINGS,
     *("scheme", "side", "cell_px", "parity_k", "batch", "bad_shards", "order", "limit", "arrivals"),
@@ -73,16 +73,16 @@ def state(point: Point, out: Path) -> str:
         listed = "\n  ".join(changed)
         raise UsageError(
             f"{folder} holds a run with other settings than the experiment:\n  {listed}\n"
-            "Choose another --out, or remove that folder: its run is then made anew."
+            "Choose another --out, or remove the folder to make this run again."
         )
     return DONE if done else STARTED
 
 
 def _asked(found: Json, point: Point, out: Path, done: bool) -> Json:
-    """The manifest that the point would have now, as far as it can be known without ranks.
+    """The manifest that a new run of the point would have, as far as it is known without ranks.
 
-    It includes the shards of a finished run. The shards of an unfinished run are compared by its
-    next session. A file that is gone does not make a result invalid.
+    The shards are compared only for finished runs, because the next session of an unfinished run
+    compares them. A missing file does not make a result invalid.
     """
     settings = point.settings_in(out)
     simulated = point.images is not None
@@ -110,7 +110,8 @@ def _shards_now(paths: Sequence[str]) -> list[Json] | None:
 
 @lru_cache(maxsize=64)
 def _opened(files: tuple[tuple[Path, Stamp], ...]) -> list[Json]:
-    """The shards in files, cached, because points of one experiment share their shards."""
+    """Path, fingerprint and count of shards; cached, because points of an experiment share
+    shards."""
     return [
         {"path": str(info.path), "fingerprint": info.fingerprint, "count": info.count}
         for info in inspect_sources([path for path, _ in files])
@@ -118,12 +119,13 @@ def _opened(files: tuple[tuple[Path, Stamp], ...]) -> list[Json]:
 
 
 def _other_input(found: Json, point: Point) -> list[str]:
-    """Further inputs of a simulated run that differ from the recorded ones, one line each."""
+    """Lines about inputs of a simulated run, other than its settings, that differ from the
+    record."""
     if point.images is None:
         return []
     simulated = found.get("simulated") or {}
     had = {"images": found["rows"], "costs": simulated.get("costs")}
-    if isinstance(had["images"], dict):  # a summary's
+    if isinstance(had["images"], dict):  # of a summary
         had["images"] = had["images"]["expected"]
     wanted: Json = {"images": point.images}
     costs = _costs(point)
@@ -142,12 +144,12 @@ def _costs(point: Point) -> Costs | None:
 
 @lru_cache(maxsize=8)
 def _costs_in(path: Path, stamp: int) -> Costs:
-    """Costs from a file or a run's folder, cached, because to read a run takes a while."""
+    """Costs from a file or a run's folder; cached, because reading a run takes a while."""
     return read_costs(path)
 
 
 def _other_answers(found: Json, before: str | None, point: Point) -> list[str]:
-    """A line if the answers differ from the run's: by content if that is known."""
+    """A line if the answers differ from those of the run, compared by content if that is known."""
     had = (found.get("inputs") or {}).get("answers")
     path = simulated_inputs(point.settings, point.answers).get("answers")
     if had is None or path is None or not path.exists():
@@ -158,22 +160,25 @@ def _other_answers(found: Json, before: str | None, point: Point) -> list[str]:
 
 
 def summary_alone(folder: Path) -> Json | None:
-    """The summary of a simulation without rows; its settings are in it."""
+    """The summary of a simulation without rows, which includes its settings; None if there is
+    none."""
     found = read_summary(folder)
     return None if found is None else {"shards": [], **found}
 
 
 def launches(points: Sequence[Point]) -> Iterator[tuple[int, list[Point]]]:
-    """Groups consecutive points by the ranks that they need. Ranks are started once for each."""
+    """Groups consecutive points by the number of ranks that they need. Ranks are started once for
+    each group."""
     for ranks, members in groupby(points, key=lambda point: point.ranks):
         yield ranks, list(members)
 
 
 def check_plans(points: Sequence[Point], out: Path) -> None:
-    """Open the shards and read the networks' headers of all points, each combination once.
+    """Open the shards and read the headers of the networks of all points, to find errors before the
+    first run.
 
     Raises:
-        UsageError, EnvironmentFault, DataFault: the first point that cannot be run.
+        UsageError, EnvironmentFault, DataFault: of the first point that cannot run.
     """
     from collage_mpi.job.plan import make_plan
 
@@ -192,10 +197,10 @@ def run_points(
     worker_group: WorkerGroup,
     stop_reason: Callable[[], str | None],
 ) -> int:
-    """On rank 0: run the points one after another on the same ranks; returns the worst exit code.
+    """On rank 0, run the points one after another on the same ranks. Returns the worst exit code.
 
-    Finished runs are skipped, unfinished ones are resumed. It ends at the first run that stays
-    incomplete, because that run was stopped or its ranks are gone.
+    Finished runs are skipped, and unfinished ones are resumed. The first run that stays incomplete
+    is the last one, because it was stopped, or its ranks are lost.
     """
     from collage_mpi.job.run import Ask, run_session
 
@@ -219,14 +224,14 @@ def run_points(
 def simulate_points(
     experiment: Experiment, points: Sequence[Point], out: Path, processes: int
 ) -> None:
-    """Simulate every point. A simulation that was interrupted starts again.
+    """Simulate every point. An interrupted simulation starts again.
 
-    The images of a seed's runs begin where those of the previous seed end, so that repeats do not
-    use the same answers. Runs with the same seed use the same images.
+    The images of a seed begin where those of the previous seed end, so that repeats do not use the
+    same answers. Runs with the same seed use the same images.
 
     Raises:
-        UsageError, EnvironmentFault, DataFault: the first point that cannot be simulated,
-            before any is; or a file that cannot be read or written.
+        UsageError, EnvironmentFault, DataFault: a point cannot be simulated, which is checked
+            before the first simulation; or a file cannot be read or written.
     """
     todo = [(point, found) for point in points if (found := state(point, out)) != DONE]
     jobs = []
@@ -239,7 +244,7 @@ def simulate_points(
         check_job(job)
         jobs.append(job)
     for point, found in todo:
-        if found == STARTED:  # a folder without a run is not ours to remove
+        if found == STARTED:  # a folder that holds no run is not removed
             shutil.rmtree(out / point.name)
     for number, (job, summary) in enumerate(run_jobs(jobs, processes), start=1):
         name = Path(job.settings.out).name

@@ -1,16 +1,12 @@
-"""An experiment: a file that names many runs, expanded to an ordered list of settings.
+"""Reads an experiment's file, and expands it to an ordered list of runs with their settings.
 
-name = "schemes"                 # how = "run" is the default; repeat = 3: seeds 0, 1, 2
-repeat = [1, 2]
-[baseline]                       # what points.csv compares with, all else the same
-scheme = "none"
-[base]                           # settings of every point, as in `collage-mpi run`
-shards = ["shipped:fashion_demo.h5"]
-[grid]                           # every combination; the last key changes fastest
-side = [3, 4]
-scheme = [{ name = "none", scheme = "none" }, { name = "first", accept = "first" }]
-[[point]]                        # more points: base and these settings
-collage_ranks = 2
+name = "schemes"                 # how = "run" is the default repeat = [1, 2]                  #
+seeds; repeat = 3 means 0, 1, 2 [baseline]                       # points.csv compares each point
+with the point that has this choice scheme = "none" [base]                           # settings of
+every point, as in `collage-mpi run` shards = ["shipped:fashion_demo.h5"] [grid]
+# every combination; the last key changes fastest side = [3, 4] scheme = [{ name = "none", scheme =
+"none" }, { name = "first", accept = "first" }] [[point]]                        # more points: base
+and these settings collage_ranks = 2
 """
 
 from __future__ import annotations
@@ -46,14 +42,14 @@ if TYPE_CHECKING:
     from collage_mpi.simulation.simulator import SimulatedJob
 
 TABLES = ("repeat", "baseline", "base", "grid", "point")  # keys that expand to the points
-LONGEST_NAME = 180  # characters; file systems take 255 bytes, parts of a run want some
+LONGEST_NAME = 180  # characters; file systems allow 255 bytes, and names in a run need some more
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True, repr=False)
 class Head(Settings):
-    """The keys of a file that are about the whole experiment."""
+    """The keys of a file that apply to the whole experiment."""
 
     name: str | None = setting(None, "what the experiment is called", unset="the file's name")
     how: str = setting("run", "how the points are run", choices=("run", "simulate"))
@@ -80,7 +76,7 @@ class Head(Settings):
             raise UsageError("how = 'simulate' needs images, or groups beside the warm-up")
 
     def images_of(self, settings: RunSettings) -> int | None:
-        """Images of a point; None for real runs, whose shards decide it."""
+        """The number of images of a simulated point; None for real runs, whose shards decide."""
         if self.groups is None:
             return self.images
         return (self.groups + settings.warm_groups) * settings.group_size
@@ -91,16 +87,15 @@ class Point:
     """One run of an experiment.
 
     Attributes:
-        index: its place in the list, from 0, as used for a Slurm array.
-        name: its folder's name; unique, and safe for every file system.
+        index: its number in the list, from 0; also its index in a Slurm array.
+        name: of its folder; unique, and valid on every file system.
         settings: without `out`.
-        ranks: world size that it needs, rank 0 included.
-        images: of a simulated run; None for real runs, which have shards.
-        answers: file of `evaluate --save-answers`, "{side}" in it for the side; or None.
-        costs: the costs, or the file or real run's folder that holds them; None for the
-            defaults.
-        draft: its place in the grid, and its seed.
-        family: its name without the seed: runs of one family are repeats.
+        ranks: number of ranks that it needs, including rank 0.
+        images: number of images of a simulated run; None for real runs, which have shards.
+        answers: file of `evaluate --save-answers`, in which "{side}" stands for the side; or None.
+        costs: the costs, or a file or a real run's folder that has them; None for the defaults.
+        draft: its choices on the axes of the grid, and its seed.
+        family: its name without the seed. Runs of one family are repeats.
     """
 
     index: int
@@ -114,7 +109,7 @@ class Point:
     costs: str | Costs | None = None
 
     def settings_in(self, out: Path) -> RunSettings:
-        """The settings with `out`, the point's folder in the experiment's."""
+        """The settings with `out`: the point's folder in the folder of the experiment."""
         return dataclasses.replace(self.settings, out=str(out / self.name))
 
 
@@ -126,8 +121,8 @@ class Experiment:
         name: of the experiment.
         how: run or simulate.
         points: in the order of the file.
-        baselines: what points are compared with.
-        rows: whether a simulated run writes rows, or only a summary.
+        baselines: the points with which others are compared.
+        rows: whether a simulated run writes rows; if not, it writes only a summary.
     """
 
     name: str
@@ -136,7 +131,7 @@ class Experiment:
     baselines: Baselines
     rows: bool
 
-    @cached_property  # asked for at each row of a table of thousands
+    @cached_property  # used for each row of a table of thousands
     def varied(self) -> tuple[str, ...]:
         """Settings that differ between points, in the order of RunSettings."""
         rows = [point.settings.to_dict() for point in self.points]
@@ -152,12 +147,12 @@ def read_experiment(path: Path, sets: Sequence[str] = ()) -> Experiment:
 
     Args:
         path: the file.
-        sets: KEY=VALUE that replace values of its [base], or of its keys beside the tables.
+        sets: KEY=VALUE texts, which replace values of [base] or keys outside the tables.
 
     Raises:
         EnvironmentFault, DataFault: the file cannot be read, or has another format.
-        UsageError: as `expand`; also for a `sets` of a wrong form, or of a key that the grid
-            or a point sets.
+        UsageError: as `expand`; also if a text of `sets` has another form, or its key is set by the
+            grid or a point.
     """
     document = read_settings_file(path)
     for text in sets:
@@ -166,7 +161,7 @@ def read_experiment(path: Path, sets: Sequence[str] = ()) -> Experiment:
 
 
 def _with_set(document: Mapping[str, Any], text: str, source: str) -> Json:
-    """The document with KEY=VALUE in it. The value is read as JSON if it is JSON."""
+    """The document with KEY=VALUE set. The value is parsed as JSON if possible."""
     key, equals, raw = text.partition("=")
     if not equals:
         raise UsageError(f"--set {text}: it needs KEY=VALUE, as in --set trace_file=times.npy")
@@ -185,14 +180,15 @@ def _with_set(document: Mapping[str, Any], text: str, source: str) -> Json:
 
 
 def expand(document: Mapping[str, Any], source: str = "experiment") -> Experiment:
-    """All points of an experiment, each checked as far as it can be without its data.
+    """Expand a document to an experiment. Each point is checked as far as possible without its
+    data.
 
     Args:
-        document: what the file holds.
-        source: its name, for messages.
+        document: the content of the file.
+        source: names the file in messages.
 
     Raises:
-        UsageError: an unknown key, a value that does not fit, a point that cannot run.
+        UsageError: a key is unknown, a value is invalid, or a point cannot run.
     """
     _known(document, (*names(Head), *TABLES), source)
     said = {key: value for key, value in document.items() if key not in TABLES}
@@ -208,10 +204,11 @@ def expand(document: Mapping[str, Any], source: str = "experiment") -> Experimen
 
 
 def repeats(job: SimulatedJob, seeds: Sequence[int]) -> Experiment:
-    """One simulation as an experiment: one run a seed, of service times and of Poisson arrivals.
+    """One simulation as an experiment with a run for each seed, of service times and of Poisson
+    arrivals.
 
     Raises:
-        UsageError: its scheme cannot be placed.
+        UsageError: the scheme cannot be placed.
     """
     ranks = ranks_needed(job.settings)
     points = []
@@ -226,10 +223,11 @@ def repeats(job: SimulatedJob, seeds: Sequence[int]) -> Experiment:
 
 
 def ranks_needed(settings: RunSettings) -> int:
-    """World size that the settings need, rank 0 included.
+    """The number of ranks that the settings need, including rank 0.
 
     Raises:
-        UsageError: several teams; the scheme cannot be placed, or a slow rank is outside the world.
+        UsageError: there are several teams, the scheme cannot be placed, or a slow rank is not in
+            the world.
     """
     if settings.teams > 1:
         raise UsageError(
@@ -242,23 +240,26 @@ def ranks_needed(settings: RunSettings) -> int:
 
 
 def parse_indices(text: str, count: int) -> list[int]:
-    """Read "3", "0-5" or "0-5,9" as point numbers, each below `count`, ascending.
+    """Parse "3", "0-5" or "0-5,9" to point numbers, ascending.
+
+    Args:
+        count: number of points.
 
     Raises:
-        UsageError: another form, or no such point.
+        UsageError: the text has another form, or there is no such point.
     """
     return parse_numbers(text, count, "--index", f"the experiment has points 0 to {count - 1}")
 
 
 def parse_numbers(text: str, count: int, flag: str, known: str) -> list[int]:
-    """Read "3", "0-5" or "0-5,9" as numbers below `count`, ascending.
+    """Parse "3", "0-5" or "0-5,9" to numbers below `count`, ascending.
 
     Args:
-        flag: the flag that was typed, for messages.
-        known: the valid numbers, for messages.
+        flag: the flag of the text, for messages.
+        known: the valid numbers in words, for messages.
 
     Raises:
-        UsageError: another form, or no such number.
+        UsageError: the text has another form, or a number is not below `count`.
     """
     found = ranges_in(text)
     if found is None:
@@ -273,7 +274,8 @@ def parse_numbers(text: str, count: int, flag: str, known: str) -> list[int]:
 
 @contextmanager
 def _named(where: str) -> Iterator[None]:
-    """Adds the place in the file to the messages of faults."""
+    """Raises faults of the block as UsageError, with the place in the file in front of the
+    message."""
     try:
         yield
     except CollageError as error:
@@ -302,7 +304,7 @@ def _point(index: int, draft: Draft, base: Json, head: Head, source: str) -> Poi
 
 
 def _singles(text: str, side: Any) -> Any:
-    """`N+2` as a number of single ranks, where N is the number of cells."""
+    """The number of single ranks for "N" or "N+2", where N is the number of cells."""
     match = re.fullmatch(r"\s*N\s*(?:\+\s*(\d{1,6}))?\s*", text)
     if match is None or type(side) is not int:
         raise UsageError(f"singles is {text!r}; it needs a number, or N+2 for two more than cells")

@@ -1,10 +1,9 @@
-"""Writes the results of an experiment: table.csv with a line a run, points.csv with a line a point
-and its statistics over the point's repeats: medians, ranges, gains, pooled figures
-(docs/experiments.md).
+"""Writes the results of an experiment: table.csv with a row for each run, and points.csv with a row
+for each point, with statistics over its repeats (docs/experiments.md).
 
-A seed is a *placement*: which machine is which rank. It is the unit of replication. A percentile or
-a gain is taken for each placement; then come the median over placements and their 10-90 % range.
-Beside them stands the pooled figure, of the groups of all placements together.
+A seed is a *placement*: it decides which machine is which rank. Placements are the unit of
+replication. Percentiles and gains are computed for each placement; then their median and 10-90 %
+range over placements. Pooled figures are computed from the groups of all placements together.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from collage_mpi.system.table import Column, Table, to_text
 
 STATISTICS = (*(percentile_name(q) for q in PERCENTILES), "std")
 COMPARED = ("p50", "p99", "std")
-LEAST_FOR_RANGE = 5  # placements; a 10-90 % range of fewer says nothing
-SEEDS = ("straggler_seed", "arrival_seed")  # what repeats differ in
+LEAST_FOR_RANGE = 5  # placements; a 10-90 % range of fewer means nothing
+SEEDS = ("straggler_seed", "arrival_seed")  # settings in which repeats differ
 _Q = {percentile_name(q): q for q in PERCENTILES}
 _SHARES = tuple(f"{kind}_share" for kind in SHARED_KINDS)
 MEANS = (*_SHARES, "wasted_work", "rank_seconds_per_image", "cost_ratio")
@@ -46,9 +45,9 @@ class PointRun:
 
     Attributes:
         point: of the experiment.
-        row: its line of table.csv.
-        latencies_ms: (groups,) of its measured groups; None if only a summary was kept.
-        batch: groups that were sent together, where the settings leave that to the run.
+        row: its row of table.csv.
+        latencies_ms: (groups,) latencies of its measured groups; None if it has only a summary.
+        batch: groups in a batch, if the settings leave this to the run.
     """
 
     point: Point
@@ -58,16 +57,16 @@ class PointRun:
 
     @property
     def samples(self) -> int:
-        """Measured groups, or their batches where groups were let in together."""
+        """The number of independent samples: measured groups, or batches of groups."""
         together = self.point.settings.at_batch(self.batch).released_together
         return 0 if self.latencies_ms is None else -(-len(self.latencies_ms) // together)
 
 
 def aggregate(experiment: Experiment, runs: Iterable[PointRun]) -> list[Json]:
-    """One row a point: its repeats together, compared with the experiment's baselines.
+    """The rows of points.csv: each point's repeats together, compared with the baselines.
 
-    A gain `p99_vs_B` is B's figure divided by this point's, so 2 means half of B's. It is taken for
-    each placement, over the seeds that both have. Accuracy differences are for the same images.
+    A gain `p99_vs_B` is B's P99 divided by this point's, so 2 means half the P99. It is computed
+    for each seed that both points have. Accuracy differences are for the same images.
     """
     families: dict[str, list[PointRun]] = {}
     for run in runs:
@@ -85,12 +84,12 @@ def aggregate(experiment: Experiment, runs: Iterable[PointRun]) -> list[Json]:
 
 
 def _place(point: Point) -> Key:
-    """The point's choices on the axes of the grid; a [[point]] has its own name."""
+    """A key for a point: its choices on the axes of the grid, or the name of a [[point]]."""
     return tuple(point.draft.axes.items()) or (("", point.family),)
 
 
 def _moved(point: Point, axis: str | None, choice: str) -> Key | None:
-    """The place with another choice on one axis; None for a [[point]], which has no axes."""
+    """The key of the point with another choice on one axis; None for a [[point]]."""
     if axis not in point.draft.axes:
         return None
     return tuple({**point.draft.axes, axis: choice}.items())
@@ -135,7 +134,8 @@ def _compared(choice: str, runs: Sequence[PointRun], bases: Sequence[PointRun]) 
 
 
 def pooled(name: str, runs: Sequence[PointRun]) -> float | None:
-    """A statistic over the groups of all runs together, in ms; None if it is unsupported."""
+    """A statistic over the groups of all runs together, in ms; None if there are too few groups, or
+    a run has only a summary."""
     samples = [run.latencies_ms for run in runs if run.latencies_ms is not None]
     if not samples or len(samples) < len(runs):
         return None
@@ -146,9 +146,9 @@ def pooled(name: str, runs: Sequence[PointRun]) -> float | None:
 
 
 def _pooled_range(runs: Sequence[PointRun]) -> tuple[float | None, float | None]:
-    """The range of 95 % of pooled P99s when whole placements are resampled with replacement.
+    """The 95 % bootstrap interval of the pooled P99, with placements as the unit of resampling.
 
-    It is too narrow for a 95 % interval if few placements differ much (docs/experiments.md).
+    It is too narrow if few placements differ much (docs/experiments.md).
     """
     samples = [run.latencies_ms for run in runs if run.latencies_ms is not None]
     if len(samples) < max(len(runs), LEAST_FOR_RANGE) or pooled("p99", runs) is None:
@@ -164,9 +164,12 @@ def _pooled_range(runs: Sequence[PointRun]) -> tuple[float | None, float | None]
 
 
 def _spread(name: str, values: Sequence[float], of: int) -> Json:
-    """Median and 10-90 % range under `name`, `name`_low and `name`_high.
+    """The median and the 10-90 % range, with the keys `name`, `name`_low and `name`_high.
 
-    The median needs a value from every placement: without the worst one it would be too good.
+    The median needs a value from every placement. Without the worst ones it would be too good.
+
+    Args:
+        of: number of placements.
     """
     median = float(np.median(values)) if values and len(values) == of else None
     low, high = (
@@ -196,13 +199,13 @@ PRICE = (
 
 @dataclass(frozen=True)
 class Tables:
-    """The files that were written.
+    """The result of `write_tables`.
 
     Attributes:
         table, points: the files.
         rows: of points.csv.
-        runs: number of runs in the table.
-        missing: points of the experiment that have no run yet.
+        runs: number of rows of table.csv.
+        missing: points that have no run yet.
     """
 
     table: Path
@@ -213,9 +216,9 @@ class Tables:
 
 
 def write_tables(experiment: Experiment, out: Path) -> Tables:
-    """Write `out`/table.csv and `out`/points.csv, each complete or not at all.
+    """Write `out`/table.csv and `out`/points.csv, each atomically.
 
-    Points are made of complete runs only; the table has incomplete ones too.
+    table.csv has incomplete runs too, but points.csv is made from complete runs only.
 
     Raises:
         EnvironmentFault: there is no run, or a file cannot be written.
@@ -234,7 +237,7 @@ def write_tables(experiment: Experiment, out: Path) -> Tables:
 
 
 def render_point(row: Json) -> str:
-    """A line of points.csv as text, with the figures over its placements."""
+    """A row of points.csv as text."""
     keys = ("_ms", "_low_ms", "_high_ms", "_pooled_ms")
     table = Table(
         (f"over {row['placements']} seeds", *_numbers("median", "10 %", "90 %", "pooled")),
@@ -261,7 +264,7 @@ def _read_run(experiment: Experiment, point: Point, folder: Path) -> PointRun:
 
 
 def _row(experiment: Experiment, point: Point, summary: Json) -> Json:
-    """A line of the table, with None for a number that the sample does not support."""
+    """A row of table.csv, with None for numbers for which there are too few samples."""
     group, values = summary["latency"]["group"], point.settings.to_dict()
     return {
         "index": point.index,
