@@ -1,3 +1,3 @@
-"""Turns users' pictures and arrays into shards: `plan` assigns pictures to shards, `work` makes
-many shards at once, and `arrays` reads rows of other programs' files and of shards.
+"""Makes shards from users' pictures and arrays: `plan` assigns pictures to shards, `work` writes
+many shards in parallel, and `arrays` reads images from other programs' files and from shards.
 """

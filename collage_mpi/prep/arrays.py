@@ -1,9 +1,9 @@
-"""Rows of images for shards, from arrays in another program's file or from other shards.
+"""Reads images for new shards, from arrays in other programs' files and from shards.
 
-HDF5 is read block by block, as uint8 images and class numbers, and so is IDX, the format of MNIST.
-The file is opened in this process: a damaged file may end a preparation, but never a job. Encoded
-images of shards are decoded anew to another size, so nothing is resized twice, and are copied
-unchanged if they stay encoded. Pixels that become encoded are stored as PNG, which loses nothing.
+HDF5 datasets and IDX files, the format of MNIST, become uint8 images and class numbers. Files are
+opened in this process, so a damaged file may end a preparation, but never a job. For another size,
+encoded images are decoded again, so that nothing is resized twice. If they stay encoded, they are
+copied unchanged. Pixels are encoded as PNG, which is lossless.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ from collage_mpi.system.files import reading
 
 
 class PixelRows:
-    """Images of a dataset by row number, as uint8 of one size.
+    """The images of a dataset, by row, as uint8 of one size.
 
     Args:
-        dataset: the open dataset, or an array.
+        dataset: an open dataset, or an array.
         layout: its axes.
-        bounds: values that become 0 and 255; None for the type's own, or 0 and 1 for float.
-        fit: size to make of the images, or None to keep theirs.
+        bounds: the values that become 0 and 255; None for the range of an unsigned type, or 0 and 1
+            for float.
+        fit: how to resize the images; None keeps their size.
 
     Raises:
-        DataFault: the values have no known bounds.
+        DataFault: `bounds` is None and the range of the values is unknown.
     """
 
     def __init__(
@@ -61,8 +62,8 @@ class PixelRows:
         return self.shape[0]
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """(m, H, W, C) uint8 of the rows, in any order. Raises DataFault for a value out of
-        bounds.
+        """(m, H, W, C) uint8, the images of the rows, in any order. Raises DataFault if a value is
+        out of bounds.
         """
         order = np.argsort(rows, kind="stable")
         blocks = []
@@ -76,15 +77,15 @@ class PixelRows:
 
 
 def to_pixels(block: np.ndarray, bounds: tuple[float, float], first: int) -> np.ndarray:
-    """Values from low to high -> uint8 from 0 to 255, rounded.
+    """Scale values from `bounds` to uint8, 0 to 255, rounded.
 
     Args:
         block: (n, ...) numbers.
         bounds: (low, high).
-        first: number of the first row, for the message.
+        first: number of the first row, for messages.
 
     Raises:
-        DataFault: a value is out of bounds or NaN; names the row.
+        DataFault: a value is NaN or out of bounds.
     """
     low, high = bounds
     if block.dtype == np.uint8 and bounds == (0, 255):
@@ -103,18 +104,18 @@ def to_pixels(block: np.ndarray, bounds: tuple[float, float], first: int) -> np.
 def to_labels(
     values: np.ndarray, names: tuple[str, ...] | None
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Class numbers from whole numbers, one-hot rows or names.
+    """Convert labels to class numbers. They may be whole numbers, one-hot rows or names.
 
     Args:
         values: (n,), (n, 1), (n, 1, 1, 1) or (n, classes).
         names: the classes in order, if known.
 
     Returns:
-        (n,) int64 and the class names. If labels are names and the order is unknown, the
-        names are sorted.
+        (n,) int64, and the class names. If the labels are names whose order is unknown, they are
+        sorted.
 
     Raises:
-        DataFault: the values are of another form.
+        DataFault: the values have another form.
     """
     values = squeezed(values)
     if values.ndim == 2 and values.dtype.kind in "biuf":
@@ -142,7 +143,11 @@ def to_labels(
 def labels_for(
     count: int, values: np.ndarray, names: tuple[str, ...] | None, where: str
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Like `to_labels`, checked to be `count` labels; `where` names their source in messages."""
+    """Like `to_labels`, with a check that there are `count` labels and that they are in range.
+
+    Args:
+        where: names the source of the labels in messages.
+    """
     try:
         labels, names = to_labels(values.reshape(-1) if values.size == count else values, names)
     except DataFault as fault:
@@ -156,15 +161,15 @@ def labels_for(
 
 
 def squeezed(values: np.ndarray) -> np.ndarray:
-    """(n, 1, ..., 1) -> (n,); other shapes are unchanged."""
+    """(n, 1, ..., 1) -> (n,). Other shapes are unchanged."""
     return values.reshape(-1) if values.ndim > 1 and values.size == len(values) else values
 
 
 def read_labels(text: str) -> np.ndarray:
-    """The values in a file of labels: HDF5 as FILE or FILE::DATASET, or .npy.
+    """Read a file of labels: HDF5, as FILE or FILE::DATASET, or .npy.
 
     Raises:
-        DataFault: the labels cannot be told from other datasets.
+        DataFault: it is unclear which dataset has the labels.
         EnvironmentFault: the file cannot be read.
     """
     path = Path(text)
@@ -176,7 +181,7 @@ def read_labels(text: str) -> np.ndarray:
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:
-    """Read "H,W" or "H,W,C". Raises UsageError."""
+    """Parse "H,W" or "H,W,C" to (H, W, C). Raises UsageError."""
     words = text.split(",")
     sizes = [int(word) for word in words if word.strip().isdecimal()]
     if len(words) not in (2, 3) or len(sizes) != len(words) or min(sizes) < 1:
@@ -188,7 +193,7 @@ def parse_shape(text: str) -> tuple[int, int, int]:
 
 
 def parse_range(text: str) -> tuple[float, float]:
-    """Read "LOW:HIGH". Raises UsageError."""
+    """Parse "LOW:HIGH" to (low, high). Raises UsageError."""
     low, _, high = text.partition(":")
     try:
         bounds = (float(low), float(high))
@@ -220,18 +225,18 @@ DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E:
 
 
 def read_idx(path: Path | str) -> np.ndarray:
-    """Read a whole IDX file.
+    """Read an IDX file, which may be gzipped.
 
-    The header is two zero bytes, a type code, the number of axes, and each axis's length as a
-    big-endian uint32; then exactly the values. Memory grows with the bytes that are there, never
-    with what the header claims.
+    Its header has two zero bytes, a type code, the number of axes, and the length of each axis as
+    big-endian uint32. The values follow. Memory grows with the bytes that are read, so a wrong
+    header cannot exhaust it.
 
     Returns:
-        The array, in the machine's byte order.
+        The array, in native byte order.
 
     Raises:
-        EnvironmentFault: missing or unreadable.
-        DataFault: not IDX, cut short, or with extra bytes.
+        EnvironmentFault: the file is missing or unreadable.
+        DataFault: the file is not IDX, is truncated, or is too long.
     """
     path = Path(path)
     with reading(path), path.open("rb") as raw:
@@ -282,28 +287,28 @@ def _read_exactly(stream: BinaryIO, needed: int, path: Path, shape: tuple[int, .
 
 
 class ShardRows:
-    """Images of open shards by global index.
+    """The images of open shards, by global index.
 
     Args:
-        shards: must stay open as long as this is in use.
-        fit: size to make of the images, or None to keep theirs.
+        shards: must stay open while this object is in use.
+        fit: how to resize the images; None keeps their size.
     """
 
     def __init__(self, shards: ShardSet, fit: PictureFit | None) -> None:
         self._shards = shards
-        self._fit = None if _all_encoded(shards) else fit  # those are decoded to that size
+        self._fit = None if _all_encoded(shards) else fit  # encoded images are decoded with `fit`
         self.shape = (len(shards), *(shards.shape if fit is None else fit.shape))
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """(m, H, W, C) uint8. Raises DataFault if a row cannot be read."""
+        """(m, H, W, C) uint8, the images of the rows. Raises DataFault if a row cannot be read."""
         pixels, _ = self._shards.read(rows)
         return pixels if self._fit is None else np.stack([fit_pixels(p, self._fit) for p in pixels])
 
     def files(self, rows: np.ndarray) -> list[bytes]:
-        """m encoded images: the stored files, or PNG. Raises DataFault."""
+        """The images of the rows as encoded files: the stored ones, or PNG. Raises DataFault."""
         if _all_encoded(self._shards):
             return self._shards.read_files(rows)
         return [_png(image) for image in self[rows]]
@@ -311,7 +316,7 @@ class ShardRows:
 
 @contextmanager
 def opened_as(paths: Sequence[Path], fit: PictureFit | None) -> Iterator[ShardSet]:
-    """Open the shards; encoded ones are read as if they had been made with `fit`.
+    """Opens shards. Encoded images are decoded with `fit`, if it is given.
 
     Raises:
         EnvironmentFault, DataFault: as `ShardSet.open`.
@@ -326,16 +331,16 @@ def opened_as(paths: Sequence[Path], fit: PictureFit | None) -> Iterator[ShardSe
 
 
 def channels_of(path: Path) -> int:
-    """1 or 3. Raises EnvironmentFault, DataFault."""
+    """The number of channels of a shard's images. Raises EnvironmentFault, DataFault."""
     with ShardSet.open([path]) as shards:
         return shards.shape[2]
 
 
 def stored_fit(shards: ShardSet, fit: PictureFit | None) -> PictureFit:
-    """How a reader will make pixels of the images once they are stored encoded.
+    """The fit to store in a shard of encoded images made from these shards.
 
     Raises:
-        UsageError: images that are not square, or shards with different fits.
+        UsageError: the images are not square, or the shards have different fits.
     """
     fits = {info.fit for info in shards.infos}
     if len(fits) > 1:
@@ -352,7 +357,7 @@ def stored_fit(shards: ShardSet, fit: PictureFit | None) -> PictureFit:
 
 
 def all_ids(shards: ShardSet) -> list[str]:
-    """Every image's id, in order; for a shard without ids, its name and the row."""
+    """The ids of all images, in order. In a shard without ids, they are NAME:ROW."""
     found: list[str] = []
     for info in shards.infos:
         name = split_part(info.path)[0].name

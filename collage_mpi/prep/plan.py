@@ -1,5 +1,5 @@
-"""Decides which picture goes to which shard, before any is read: split, shuffle, names, and the
-recipe by which a finished shard is recognised.
+"""Decides which picture goes to which shard: split, shuffle and names; and computes the digest by
+which a finished shard is recognised.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ RECIPE_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How every picture is treated, and how the shards are cut.
+    """How pictures become shards.
 
     Attributes:
-        fit: size and crop.
-        store: "raw" pixels, or the "encoded" files unchanged.
-        images_per_shard: at most.
-        seed: of shuffle and split; None keeps the listing's order.
-        val_share: share for validation shards; 0 for none.
-        limit: only this many pictures, after shuffling.
-        unreadable: "skip" lists and leaves them out, "stop" ends at the first.
-        enlarge: take pictures that are smaller than `fit`; otherwise they count as unreadable.
+        fit: size and crop of the images.
+        store: "raw" for pixels, or "encoded" for the files unchanged.
+        images_per_shard: largest number of images in a shard.
+        seed: of shuffle and split; None keeps the order of the listing.
+        val_share: share of the pictures for validation shards; 0 for none.
+        limit: use only this many pictures, after shuffling; None for all.
+        unreadable: "skip" lists unreadable pictures and leaves them out, "stop" ends at the first.
+        enlarge: enlarge pictures that are smaller than `fit`. Otherwise they count as unreadable.
         source: where the pictures come from, in words.
     """
 
@@ -56,10 +56,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard to be made; picklable, for another process.
+    """One shard to make. It is picklable, so that another process can make it.
 
     Attributes:
-        digest: of everything that decides its content, except the pictures' bytes.
+        path: the shard.
+        members: its pictures.
+        digest: hash of everything that decides its content, except the bytes of the pictures.
     """
 
     path: Path
@@ -70,10 +72,10 @@ class ShardJob:
 
 
 def plan_shards(listing: Listing, recipe: Recipe, out: Path, prefix: str) -> list[ShardJob]:
-    """The shards in order. With a split they lie in OUT/train and OUT/val.
+    """The shards to make, in order. With a split they are in OUT/train and OUT/val.
 
     Raises:
-        DataFault: too few pictures for the split.
+        DataFault: there are too few pictures for the split.
     """
     order = np.arange(len(listing.members))
     if recipe.seed is not None:
@@ -102,7 +104,8 @@ def plan_shards(listing: Listing, recipe: Recipe, out: Path, prefix: str) -> lis
 def recipe_digest(
     members: Sequence[Member], class_names: tuple[str, ...] | None, recipe: Recipe
 ) -> str:
-    """SHA-256 over what decides a shard: its pictures' names, sizes and labels, fit, store."""
+    """SHA-256 of what decides a shard's content: fit, store, and names, sizes and labels of
+    pictures."""
     record = {
         "version": RECIPE_VERSION,
         "fit": recipe.fit.text(),
@@ -116,10 +119,10 @@ def recipe_digest(
 
 
 def shard_paths(out: Path, prefix: str, count: int, rows_per_shard: int) -> list[Path]:
-    """`PREFIX.h5` for one shard, `PREFIX-00000-of-00006.h5` and so on for several.
+    """The paths of shards: `PREFIX.h5` for one, `PREFIX-00000-of-00006.h5` and so on for several.
 
     Raises:
-        UsageError: no file name can start with this prefix.
+        UsageError: a file name cannot start with this prefix.
     """
     if not prefix or "/" in prefix or prefix.startswith("."):
         raise UsageError(f"--prefix is {prefix!r}; it needs the start of a file name")
@@ -142,28 +145,28 @@ def remove_shard(path: Path) -> None:
 
 
 def names_of(shard: Path) -> tuple[Path, ...]:
-    """A shard and the files that may belong to it."""
+    """The paths of a shard and of the files that may belong to it."""
     return shard, sidecar_path(shard), unreadable_path(shard)
 
 
 def unreadable_path(shard: Path) -> Path:
-    """The list of pictures that are not in the shard, beside the shard."""
+    """The path of the list of pictures that were left out of a shard."""
     return shard.with_name(f"{shard.name}.unreadable.tsv")
 
 
 def clear_strangers(
     folders: Iterable[Path], wanted: Collection[Path], prefix: str, overwrite: bool, sweep: bool
 ) -> None:
-    """Make the folders, and refuse or remove existing shards with this prefix that are not wanted.
-    They would be taken for part of the new ones.
+    """Create the folders. Refuse or remove existing shards with this prefix that are not in
+    `wanted`, because they would be read together with the new ones.
 
     Args:
-        wanted: shards of this preparation, which may be there already.
-        overwrite: the others may be removed.
-        sweep: this process is the one that removes them.
+        wanted: shards of this preparation, which may exist already.
+        overwrite: other shards may be removed.
+        sweep: this process removes them.
 
     Raises:
-        EnvironmentFault: there are some, or a folder cannot be written.
+        EnvironmentFault: there are other shards, or a folder cannot be written.
     """
     for folder in sorted({*folders}):
         with writing(folder):
@@ -180,6 +183,6 @@ def clear_strangers(
 
 
 def told_in(paths: Sequence[Path]) -> str:
-    """`in 3 shards: a.h5 to c.h5`."""
+    """Such as "in 3 shards: a.h5 to c.h5"."""
     last = f" to {paths[-1]}" if len(paths) > 1 else ""
     return f"in {counted(len(paths), 'shard')}: {paths[0]}{last}"

@@ -1,6 +1,5 @@
-"""Makes shards: reads the pictures of each, decodes and writes them, or finds that the shard is
-done already. Many are made at once, in processes of this host. The processes are started anew and
-never forked, because a fork after MPI_Init hangs.
+"""Makes shards from pictures, in several processes, and skips shards that are finished already. The
+processes are spawned and not forked, because a fork after MPI_Init hangs.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from collage_mpi.shards.writer import EncodedWriter, ShardWriter
 from collage_mpi.system.files import remove_leftovers, write_atomic, writing
 from collage_mpi.system.process_tree import caught, sheltered
 
-BATCH = 64  # pictures in memory at once
+BATCH = 64  # pictures in memory at a time
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,10 @@ class ShardReport:
     """The result for one shard.
 
     Attributes:
-        made: False if the shard was there and complete.
-        images, unreadable: pictures in it, and pictures left out.
-        small: pictures smaller than its images, enlarged or left out; 0 if it was there already.
-        bytes_in, bytes_out: of the files read, and of the shard.
+        made: whether the shard was made now; False if it was finished already.
+        images, unreadable: number of pictures in the shard, and of those left out.
+        bytes_in, bytes_out: size of the files that were read, and of the shard.
+        small: number of pictures that were too small, so enlarged or left out; 0 if not made now.
     """
 
     path: Path
@@ -56,15 +55,15 @@ class ShardReport:
 def make_shard(
     job: ShardJob, overwrite: bool = False, advance: Callable[[int], None] = lambda n: None
 ) -> ShardReport:
-    """Make one shard, complete or not at all, unless it is there already.
+    """Make one shard atomically, unless it is finished already.
 
     Args:
-        overwrite: replace a shard of this name that has another recipe.
-        advance: called with how many more pictures are done.
+        overwrite: replace a shard with this name that was made by another recipe.
+        advance: called with the number of further pictures that are done.
 
     Raises:
-        DataFault: an unreadable picture if the recipe says stop, or nothing readable.
-        EnvironmentFault: another shard is in the way, or the disk is full.
+        DataFault: a picture is unreadable and the recipe says "stop", or no picture is readable.
+        EnvironmentFault: a shard of another recipe exists, or the shard cannot be written.
     """
     sweep_drafts(job.path)
     if is_finished(job, overwrite):
@@ -92,8 +91,8 @@ def make_shard(
             name, why = unreadable[0]
             raise DataFault(
                 f"{job.path}: none of its {len(job.members)} pictures can be used (listed in "
-                f"{unreadable_path(job.path)}), the first is {name}: {why}. A shard needs one at "
-                "least: mend them, take them away, or give a larger --images-per-shard"
+                f"{unreadable_path(job.path)}), the first is {name}: {why}. A shard needs at least "
+                "one: repair or remove them, or give a larger --images-per-shard"
             )
     images = len(job.members) - len(unreadable)
     size = job.path.stat().st_size
@@ -101,12 +100,12 @@ def make_shard(
 
 
 def is_finished(job: ShardJob, overwrite: bool) -> bool:
-    """Whether the shard is there, unchanged since it was written, and made by this recipe.
-
-    A damaged shard, or one without its SHA-256, is made again.
+    """Whether the shard exists, is undamaged, and was made by this recipe. A shard that is damaged
+    or has no SHA-256 file is removed.
 
     Raises:
-        EnvironmentFault: a complete shard of another recipe, and `overwrite` is not given.
+        EnvironmentFault: the shard is undamaged but was made by another recipe, and `overwrite` is
+            False.
     """
     if not job.path.exists():
         return False
@@ -127,7 +126,7 @@ def is_finished(job: ShardJob, overwrite: bool) -> bool:
 
 
 def sweep_drafts(path: Path) -> None:
-    """Remove what a killed process left of this shard. No other file has such a name."""
+    """Remove temporary files of this shard that a killed process left."""
     if path.parent.is_dir():
         beside = "|".join(re.escape(name.name) for name in names_of(path))
         remove_leftovers(path.parent, beside)
@@ -136,11 +135,12 @@ def sweep_drafts(path: Path) -> None:
 def shard_writer(
     path: Path, shape: tuple[int, ...], count: int, fit: PictureFit | None, **facts: Any
 ) -> ShardWriter:
-    """What writes a shard of pixels of that shape, or with a `fit` of encoded images.
+    """A writer for a shard of pixels; or, if `fit` is given, of encoded images.
 
     Args:
-        count: how many images it will have.
-        facts: class names, source and recipe.
+        shape: (H, W, C) of the images.
+        count: number of images that the shard will have.
+        facts: class_names, source and recipe; see `ShardWriter`.
     """
     if fit is not None:
         return EncodedWriter(path, fit, **facts)
@@ -155,10 +155,10 @@ def _append(
     job: ShardJob,
     unreadable: list[tuple[str, str]],
 ) -> tuple[int, int]:
-    """Read, decode and append; returns the bytes read and how many pictures are too small.
+    """Read, decode and append pictures. Returns the bytes read and the number of small pictures.
 
     Raises:
-        DataFault: a picture cannot be used, and the recipe says stop.
+        DataFault: a picture is unreadable, and the recipe says "stop".
     """
     good: list[Member] = []
     files: list[bytes] = []
@@ -178,7 +178,7 @@ def _append(
         except UnreadablePicture as fault:
             if job.recipe.unreadable == "stop":
                 raise DataFault(
-                    f"{member.id}: {fault}. Mend it or take it away, or leave such ones out "
+                    f"{member.id}: {fault}. Repair or remove it, or leave unreadable pictures out "
                     "with --unreadable skip"
                 ) from fault
             unreadable.append((member.id, str(fault)))
@@ -197,7 +197,8 @@ def _append(
 
 
 def _list_unreadable(job: ShardJob, unreadable: Sequence[tuple[str, str]]) -> None:
-    """Write the list beside the shard, before the shard is there; no list if all could be read."""
+    """Write the list of unreadable pictures, before the shard is complete; none if all are
+    readable."""
     path = unreadable_path(job.path)
     if not unreadable:
         path.unlink(missing_ok=True)
@@ -211,15 +212,15 @@ def _cell(text: str) -> str:
 
 
 def _attribute(path: Path, name: str) -> str:
-    """An attribute of a shard whose bytes are verified; "" if it has none."""
+    """An attribute of a shard whose SHA-256 was verified; "" if it has none."""
     with H5_LOCK, open_file(path) as file:
         value = file.attrs.get(name, "")
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-LOOK_S = 0.2  # how often progress is looked at
+LOOK_S = 0.2  # seconds between two updates of the progress
 
-_done: Any = None  # in a child: pictures done by all children, shared
+_done: Any = None  # in a child process: shared counter of pictures that are done
 
 
 def make_shards(
@@ -228,12 +229,13 @@ def make_shards(
     overwrite: bool = False,
     advance: Callable[[int], None] = lambda n: None,
 ) -> list[ShardReport]:
-    """Make every shard. The first failure ends all work and leaves finished shards complete.
+    """Make shards in parallel. The first failure ends all work; finished shards stay.
 
     Args:
-        jobs: the shards to make; no other process may make them at the same time.
-        workers: number of processes; 1 works in this process.
-        advance: called now and then with how many more pictures are done.
+        jobs: the shards to make. No other process may make them at the same time.
+        workers: number of processes; with 1, this process does the work.
+        overwrite: see `make_shard`.
+        advance: called repeatedly with the number of further pictures that are done.
 
     Raises:
         DataFault, EnvironmentFault: as `make_shard`; also if a process was killed.
@@ -255,12 +257,12 @@ def _in_processes(
     counter = context.Value("q", 0)
     pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(counter,))
     told = 0
-    # Interrupts are only noted: an exception while `wait` holds the locks of the futures would
-    # leave them locked, and this process would wait for the pool's thread for ever.
+    # Interrupts are only noted. If one raised while `wait` holds the locks of the futures, they
+    # would stay locked, and this process would wait for the pool's thread for ever.
     interrupts: list[int] = []
     with caught((signal.SIGINT, signal.SIGTERM), interrupts.append):
         try:
-            with sheltered(signal.SIGINT):  # Ctrl-C reaches them too, in the midst of imports
+            with sheltered(signal.SIGINT):  # children get Ctrl-C too, even while they import
                 futures = [pool.submit(_work, job, overwrite) for job in jobs]
             left: set[Future[ShardReport]] = set(futures)
             while left:
@@ -268,7 +270,7 @@ def _in_processes(
                 if interrupts:
                     raise KeyboardInterrupt
                 for future in ended:
-                    future.result()  # a failure ends all
+                    future.result()  # raises a failure of the child
                 count = counter.value
                 advance(count - told)
                 told = count
@@ -287,9 +289,7 @@ def _in_processes(
 
 
 def _start(counter: Any) -> None:
-    """Runs first in each child: the parent handles interrupts, and the child ends with this
-    process.
-    """
+    """Initialises a child process, which ends when this process ends."""
     global _done
     _done = counter
     threading.Thread(target=_end_with_parent, daemon=True).start()
