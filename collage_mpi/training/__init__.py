@@ -1,3 +1,3 @@
-"""Training of networks on shards, and measuring of their accuracy and speed. Importing this package
-imports no torch.
+"""Trains networks on shards, and measures their accuracy and speed. Importing this package does not
+import torch.
 """

@@ -1,6 +1,6 @@
-"""Training batches: the split into training and validation images, augmentation, and collages or
-stripes of random images. Everything is a function of (seed, epoch, step), so that a resumed run
-sees the same batches as an uninterrupted one.
+"""Makes training batches: splits training and validation images, augments images, and makes
+collages or stripes of random images. A batch depends only on (seed, epoch, step), so a resumed run
+gets the same batches as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from collage_mpi.training.settings import TrainSettings
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """Inputs of one step.
+    """The inputs of one step, or of a process's part of it.
 
     Attributes:
-        pixels: (n, H, W, C) uint8: images, collages, or pictures of stripes.
-        labels: (n, cells) int64; meaningless for blank cells.
-        present: (n, cells) bool; False where the cell is blank.
-        step_cells: cells of the whole step that are not blank. This batch may be only a part
-            of the step.
-        chosen: (n, cells) int64, which of the images each cell shows.
-        mirrored: (n, cells) int64, 1 where the image is mirrored.
+        pixels: (n, H, W, C) uint8: images, collages, or encoded stripes.
+        labels: (n, cells) int64; not valid for blank cells.
+        present: (n, cells) bool; False for blank cells.
+        step_cells: number of cells in the whole step that are not blank.
+        chosen: (n, cells) int64, index of each cell's image.
+        mirrored: (n, cells) int64, 1 if the image is mirrored.
     """
 
     pixels: np.ndarray
@@ -39,10 +38,14 @@ class TrainBatch:
 
 
 def split(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random disjoint indices (training, validation), both int64, sorted.
+    """Split images at random. Returns the sorted indices, int64, for training and for validation.
+
+    Args:
+        count: number of images.
+        share: of the images for validation, 0 to 1.
 
     Raises:
-        DataFault: too few images for both parts.
+        DataFault: there are too few images for both parts.
     """
     kept = round(count * share)
     if count - kept < 1 or (share > 0 and kept < 1):
@@ -55,7 +58,7 @@ class BatchMaker:
     """Makes the steps of a training run from images of one shape.
 
     Args:
-        images: (n, H, W, C) uint8; for collages and stripes they are shrunk here, once.
+        images: (n, H, W, C) uint8. For collages and stripes they are shrunk once, here.
         labels: (n,) int64.
     """
 
@@ -72,10 +75,9 @@ class BatchMaker:
         self.steps_per_epoch = len(images) // self.per_step
 
     def order(self, epoch: int) -> np.ndarray:
-        """(steps_per_epoch, per_step) int64: the images of each step of an epoch.
+        """The indices of the images in each step of an epoch, (steps_per_epoch, per_step) int64.
 
-        Images that do not fill a step at the end of an epoch are left out; they differ from epoch
-        to epoch.
+        The remaining images, which do not fill a step, are left out. They differ between epochs.
         """
         order = np.random.default_rng([self.settings.seed, 2, epoch]).permutation(len(self.images))
         used = self.steps_per_epoch * self.per_step
@@ -83,18 +85,18 @@ class BatchMaker:
 
     @property
     def inputs_per_step(self) -> int:
-        """Images, collages or stripes in a step."""
+        """The number of inputs (images, collages or stripes) in a step."""
         return self.per_step // self.settings.cells
 
     def make(
         self, chosen: np.ndarray, epoch: int, step: int, part: slice = slice(None)
     ) -> TrainBatch:
-        """The augmented batch of the chosen images. Some cells are blanked at random.
+        """Make a batch of augmented images, in which some cells are blank at random.
 
         Args:
             chosen: (per_step,) int64, a row of `order`.
-            part: the rows of the batch to make. The random numbers of a row do not depend on the
-                part, so the parts together are the batch.
+            part: the rows of the batch to make. The random numbers of a row do not depend on it, so
+                the parts of all processes together are the batch.
         """
         settings, cells = self.settings, self.settings.cells
         random = np.random.default_rng([settings.seed, 3, epoch, step])
@@ -115,7 +117,8 @@ class BatchMaker:
 def plain_batches(
     images: np.ndarray, labels: np.ndarray, settings: TrainSettings
 ) -> list[TrainBatch]:
-    """All images in order, without augmentation. The last input is filled up with blank cells."""
+    """Batches of all images in order, without augmentation. The last input is padded with blank
+    cells."""
     encoder, cells = encoder_of(settings, images.shape[1:]), settings.cells
     images = images if encoder is None else encoder.shrink(images)
     rows = -(-len(images) // cells)
@@ -135,9 +138,8 @@ def plain_batches(
 
 
 def encoder_of(settings: TrainSettings, shape: tuple[int, ...]) -> Encoder | StripeEncoder | None:
-    """What a job makes collages or stripes of images (H, W, C) with; None if an input of the
-    network is an image.
-    """
+    """The encoder of collages or stripes of images (H, W, C), as in a job; None for a single
+    network."""
     if settings.parity is not None:
         return make_stripe_encoder(settings.parity.encoder, settings.parity.k, shape)
     if settings.side is None or settings.cell_px is None:
@@ -146,15 +148,15 @@ def encoder_of(settings: TrainSettings, shape: tuple[int, ...]) -> Encoder | Str
 
 
 def together(cells: np.ndarray, encoder: Encoder | StripeEncoder | None) -> np.ndarray:
-    """(n*cells, h, w, C), as the encoder shrinks them -> (n, H, W, C) inputs of the network."""
+    """Paste shrunk images, (n*cells, h, w, C), into inputs of the network, (n, H, W, C)."""
     if encoder is None:
         return cells
     return encoder.paste_many(cells.reshape(-1, encoder.places, *cells.shape[1:]))
 
 
 def draw_moves(random: np.random.Generator, n: int, flips: bool, shift_px: int) -> np.ndarray:
-    """(3, n) int64: first row and first column of each image, 0 .. 2*shift_px, and 1 if it is
-    mirrored.
+    """Draw the augmentation of n images, (3, n) int64: first row and first column in the padded
+    image, 0 to 2*shift_px; and 1 if the image is mirrored.
     """
     moves = np.zeros((3, n), np.int64)
     moves[:2] = random.integers(0, 2 * shift_px + 1, (2, n))
@@ -164,7 +166,8 @@ def draw_moves(random: np.random.Generator, n: int, flips: bool, shift_px: int) 
 
 
 def move(images: np.ndarray, moves: np.ndarray, shift_px: int) -> np.ndarray:
-    """Shift and mirror (n, H, W, C) uint8 images as `draw_moves` says; returns a new array."""
+    """Shift and mirror images, (n, H, W, C) uint8, by the `moves` of `draw_moves`, in a new
+    array."""
     n, height, width, channels = images.shape
     edge = shift_px
     padded = np.full((n, height + 2 * edge, width + 2 * edge, channels), BLANK, np.uint8)
@@ -181,11 +184,11 @@ def move(images: np.ndarray, moves: np.ndarray, shift_px: int) -> np.ndarray:
 def random_presence(
     random: np.random.Generator, n: int, cells: int, blank_share: float
 ) -> np.ndarray:
-    """(n, cells) bool, for 2 cells or more: where an image is shown.
+    """Draw which cells have an image: (n, cells) bool, for two or more cells.
 
-    A share of the rows has 1 .. cells - 1 blank cells. Half of these rows have them at the end.
-
-    In a job, the last group is blank at its end, and groups that are sent again are blank anywhere.
+    A share of the rows has 1 to cells - 1 blank cells. In half of these rows they are at the end,
+    as in the last group of a job. In the others they are anywhere, as in groups that are sent
+    again.
     """
     kept = random.integers(1, cells, n)
     rank = np.argsort(random.random((n, cells)), axis=1)  # a random order of the cells

@@ -1,6 +1,4 @@
-"""Turns a trained network into a weights file, with the temperature and the record that belong to
-the tensors.
-"""
+"""Writes a trained network to a weights file, with its temperature and its record."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ from collage_mpi.training.settings import TrainSettings
 from collage_mpi.training.sources import TrainData
 from collage_mpi.training.threshold import LEAST_IMAGES, TwoStages, find_savings
 
-MIN_FOR_TEMPERATURE = 100  # held-out images; with fewer the fit is noise and 1.0 stays
+MIN_FOR_TEMPERATURE = 100  # validation images; with fewer the temperature stays 1.0
 
 
 def store(
@@ -41,13 +39,13 @@ def store(
     data: TrainData,
     facts: dict[str, Any],
 ) -> NetworkInfo:
-    """Write the weights twice: first as trained, then with the temperature that fits them.
+    """Write the weights file, twice: first without, then with the fitted temperature.
 
-    The temperature (Guo et al. 2017, arXiv 1706.04599) and the reported accuracy are measured with
-    the stored float16 tensors on the validation images.
+    The temperature (Guo et al. 2017, arXiv 1706.04599) and the accuracy in the record are measured
+    with the stored float16 tensors on the validation images.
 
     Args:
-        facts: what only the caller knows: class names, sources, command, versions.
+        facts: further facts for the record: class names, sources, command, versions.
     """
     tensors = stored_arrays(trained.network.state_dict())
     record = _record(trained, settings, data, facts)
@@ -73,10 +71,10 @@ class Held:
     """The outputs of a network on the validation images, before the temperature is applied.
 
     Attributes:
-        outputs: one tensor a batch; for a parity network what is decoded from its outputs.
-        present: (n, cells) bool a batch, the cells with an image.
-        labels: (m,) int64 of those cells.
-        reading: how the network's outputs are read.
+        outputs: a tensor for each batch; for a parity network the decoded outputs.
+        present: (n, cells) bool for each batch: the cells with an image.
+        labels: (m,) int64, of these cells.
+        reading: the function that turns outputs into scores.
     """
 
     outputs: list[torch.Tensor]
@@ -93,10 +91,10 @@ class Held:
 def held_savings(
     single: Path, first: NetworkInfo, data: TrainData, device: str, threads: int
 ) -> tuple[dict[str, Any] | None, str]:
-    """What a network saves if it is asked before a single network, and how it was timed.
+    """The saving if a network is asked before a single network (see `find_savings`), and how it was
+    timed. None and "" if there are too few validation images.
 
-    Both networks answer the validation images and are timed in float32, as `evaluate` does by
-    default.
+    Both networks run in float32, as in `evaluate` by default.
     """
     if len(data.held_labels) < LEAST_IMAGES:
         return None, ""
@@ -121,7 +119,7 @@ def _record(
 ) -> dict[str, Any]:
     _, height, width, channels = data.images.shape
     chosen = settings.record()
-    for name in ("architecture", "head", "kind", "side", "cell_px", "parity"):  # said above
+    for name in ("architecture", "head", "kind", "side", "cell_px", "parity"):  # are keys already
         del chosen[name]
     return {
         "kind": settings.kind,

@@ -1,5 +1,5 @@
-"""What answers of networks are worth: accuracy, overall, by place in the collage and by class, and
-whether scores mean what they say.
+"""Measures answers of networks: accuracy (overall, by place in the collage and by class) and the
+calibration of scores.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Answers = Sequence[tuple[int, float] | None]
 
 
 def right(answers: Answers, labels: np.ndarray) -> np.ndarray:
-    """(n,) bool: whether each answer equals the label. A missing answer is wrong."""
+    """(n,) bool: whether each answer is the label. A missing answer is wrong."""
     return np.array(
         [
             answer is not None and answer[0] == label
@@ -27,13 +27,11 @@ BINS = 15
 
 
 def fit_temperature(scores_at: Callable[[float], np.ndarray], labels: np.ndarray) -> float:
-    """The temperature from 0.2 to 5 that minimises the log loss, searched in steps of 8 %, then 1
-    %.
-
-    Temperature scaling: Guo et al. 2017, arXiv 1706.04599.
+    """The temperature from 0.2 to 5 that minimises the log loss, found in steps of 8 %, then of 1 %
+    (temperature scaling: Guo et al. 2017, arXiv 1706.04599).
 
     Args:
-        scores_at: (n, classes) float probabilities at a temperature; zeros where absent.
+        scores_at: temperature -> (n, classes) float probabilities; rows of zeros have no answer.
         labels: (n,) int64.
     """
 
@@ -46,26 +44,28 @@ def fit_temperature(scores_at: Callable[[float], np.ndarray], labels: np.ndarray
 
 
 def log_loss(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of -log of the label's score. A missing answer counts as a guess among all classes."""
+    """The mean of -log(score of the label). A missing answer counts as a guess among all
+    classes."""
     own = scores[np.arange(len(labels)), labels]
     own = np.where(answered(scores), np.maximum(own, 1e-9), 1 / scores.shape[1])
     return float(-np.log(own).mean())
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Share of (n, classes) scores whose highest is the label's. A missing answer is wrong."""
+    """The share of rows of scores, (n, classes), whose highest score is that of the label. A
+    missing answer is wrong."""
     return float(((scores.argmax(1) == labels) & answered(scores)).mean())
 
 
 def answered(scores: np.ndarray) -> np.ndarray:
-    """(n,) bool: whether a row of (n, classes) scores is an answer, as `decode` sees it."""
+    """(n,) bool: which rows of scores, (n, classes), are answers, as in `decode`."""
     found: np.ndarray = np.isfinite(scores).all(axis=1) & (scores.max(axis=1) > 0)
     return found
 
 
 def bins(top: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
-    """Answers by score, in BINS equal intervals from 0 to 1: how many `answers`, their mean
-    `score`, and their `accuracy`, the share that is right. Empty intervals are left out.
+    """Answers in BINS equal intervals of score from 0 to 1: the number of `answers`, their mean
+    `score` and their `accuracy`. Empty intervals are left out.
 
     Args:
         top: (n,) float, the score of each answer.
@@ -81,9 +81,8 @@ def bins(top: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
 
 
 def calibration_error(top: np.ndarray, right: np.ndarray) -> float:
-    """Expected calibration error: mean distance of score and accuracy over the bins' answers.
-
-    0.0 when there are no answers.
+    """The expected calibration error: the mean distance between score and accuracy over `bins`,
+    weighted by their answers; 0.0 if there are no answers.
     """
     off = (b["answers"] * abs(b["score"] - b["accuracy"]) for b in bins(top, right))
     return float(sum(off) / max(1, len(top)))
@@ -99,17 +98,18 @@ def judge(
     classes: int,
     side: int | None,
 ) -> dict[str, Any]:
-    """Accuracy and calibration of answers, as plain values for JSON.
+    """The accuracy and calibration of answers, as plain values for JSON.
 
     Args:
-        answers: (class, score) for each image. None, no answer, counts as wrong.
+        answers: (class, score) for each image; None for no answer, which counts as wrong.
         labels: (n,) int64.
-        side: of the collage, image i is in cell i % side**2; None for a single network.
+        classes: number of classes.
+        side: of the collage, in which image i is in cell i % side**2; None for a single network.
 
     Returns:
-        images, accuracy, absent (share), ece and mean_score (of answers), reliability (the
-        bins of the ece), confusion (counts, label by answer; images without an answer are
-        left out), and for a collage `places`: images and accuracy at corners, edges and centre.
+        images, accuracy, absent (share without an answer), ece (expected calibration error) and
+        mean_score of the answers, reliability (see `bins`), confusion (counts, labels by answers);
+        and for a collage `places`, see `by_place`.
     """
     here = np.array([answer is not None for answer in answers], dtype=bool)  # (n,)
     chosen = np.array([a[0] if a else 0 for a in answers], dtype=np.int64)
@@ -132,10 +132,11 @@ def judge(
 
 
 def by_place(right: np.ndarray, side: int) -> dict[str, dict[str, float]]:
-    """place -> images and accuracy. A small grid lacks some places; they are left out.
+    """Images and accuracy at corners, edges and in the centre. A place that a small grid does not
+    have is left out.
 
     Args:
-        right: (n,) bool, image i in cell i % side**2.
+        right: (n,) bool; image i is in cell i % side**2.
     """
     row, column = np.divmod(np.arange(len(right)) % (side * side), side)
     at_edge = ((row == 0) | (row == side - 1)).astype(int) + ((column == 0) | (column == side - 1))

@@ -1,6 +1,5 @@
-"""Training of only the last layer of a single network, on features that are computed once. The
-layers below do not change, so each image and its mirror image pass through them once, and an epoch
-over the features takes seconds.
+"""Trains only the last layer of a single network. The features below it are computed once for each
+image and its mirror image, so an epoch takes seconds.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from collage_mpi.training.peers import Peers
 from collage_mpi.training.settings import TrainArguments, TrainSettings
 from collage_mpi.training.sources import TrainData, calls_of, each_view, kept_in
 
-CALL = 16  # images a call: at 128 px half again as fast as 64, whose maps leave the cache
+CALL = 16  # images in a call; at 128 px 1.5 x as fast as 64, whose maps do not fit into the cache
 
 
 def train_last_layer(
@@ -42,14 +41,14 @@ def train_last_layer(
     args: TrainArguments,
     peers: Peers,
 ) -> Trained:
-    """The network of --init with a new last layer, trained by SGD on the features below it.
+    """Train a new last layer for the network of --init, by SGD on the features below it.
 
-    The features are kept in OUT.features.npz. It is read if it belongs to these weights and images,
-    and written otherwise.
+    The features are cached in OUT.features.npz, which is used again for the same weights and
+    images.
 
     Raises:
-        UsageError: there are no first weights, several processes, or a teacher, which is not
-            supported here.
+        UsageError: --init is missing, its images have other channels, or there are several
+            processes or a teacher.
         EnvironmentFault: the cache cannot be written.
     """
     if args.init is None or peers.size > 1 or settings.teacher is not None:
@@ -83,7 +82,7 @@ def train_last_layer(
 
 
 def _with_new_layer(data: TrainData, settings: TrainSettings) -> tuple[nn.Module, nn.Linear]:
-    """The network with the first weights, and its last layer with random ones."""
+    """The network with the weights of --init, and its last layer, with random weights."""
     network = build_network(settings.architecture, data.images.shape[3], data.classes, None)
     assert data.first_weights is not None
     start_from(network, data.first_weights)
@@ -102,7 +101,7 @@ def _epoch(
     settings: TrainSettings,
     epoch: int,
 ) -> float:
-    """Mean loss of an epoch. Each image is shown in one of its views."""
+    """Train for an epoch, with one random view of each image. Returns the mean loss."""
     random = np.random.default_rng([settings.seed, 2, epoch])
     steps = -(-len(views) // settings.batch)
     total = 0.0
@@ -125,7 +124,7 @@ def _epoch(
 
 @torch.inference_mode()
 def _judge(layer: nn.Module, held: np.ndarray, data: TrainData) -> dict[str, float]:
-    """Loss and accuracy on the validation images, in the form of the loop's history."""
+    """The loss and the accuracy on the validation images, as entries of the history."""
     if not len(held):
         return {"validation_loss": float("nan"), "validation_accuracy": float("nan")}
     logits, labels = layer(torch.from_numpy(held).float()), torch.from_numpy(data.held_labels)
@@ -139,7 +138,8 @@ def _judge(layer: nn.Module, held: np.ndarray, data: TrainData) -> dict[str, flo
 def _features(
     data: TrainData, settings: TrainSettings, args: TrainArguments, peers: Peers
 ) -> np.ndarray:
-    """(images, views, features) float16 of the training images, then of the validation images."""
+    """The features of the training images, then of the validation images: (images, views, features)
+    float16."""
     assert args.init is not None
     fingerprint, init = describe_weights(args.init, SINGLE).fingerprint, str(args.init)
     parts = [data.images, data.held_images]

@@ -1,5 +1,5 @@
-"""The training loop: SGD with Nesterov momentum under a schedule, with validation and a checkpoint
-after each epoch.
+"""The training loop: SGD with Nesterov momentum and a schedule of the learning rate, with
+validation and a checkpoint after each epoch.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from collage_mpi.training.settings import TrainArguments, TrainSettings
 from collage_mpi.training.sources import TrainData
 
 CHECKPOINT_EVERY_S = 60.0
-LINE_EVERY_S = 20.0  # where there is no terminal
+LINE_EVERY_S = 20.0  # seconds between progress lines if there is no terminal
 
 
 class Trainer:
-    """One training run; `run` makes all remaining steps."""
+    """One training run, new or from its checkpoint."""
 
     def __init__(
         self, data: TrainData, settings: TrainSettings, args: TrainArguments, peers: Peers
@@ -58,7 +58,7 @@ class Trainer:
         self.peers, self.device = peers, torch.device(peers.device)
         self.maker = BatchMaker(data.images, data.labels, settings)
         self.part = self.peers.part(self.maker.inputs_per_step)
-        lead = self.peers.lead  # it alone validates
+        lead = self.peers.lead  # only the lead validates
         self.held = plain_batches(data.held_images, data.held_labels, settings) if lead else []
         self.precision = resolve_precision(settings.precision, self.device)
         self.normalisation = data.first_normalisation or pixel_statistics(data.images)
@@ -70,7 +70,7 @@ class Trainer:
         head = settings.side, settings.head
         check_pixels(settings.architecture, seen, *head)
         network = build_network(settings.architecture, channels, data.classes, *head)
-        self.taken: tuple[int, int] | None = None  # tensors from first weights, of how many
+        self.taken: tuple[int, int] | None = None  # tensors taken from --init, and all tensors
         if data.first_weights is not None:
             self.taken = start_from(network, data.first_weights)
         self.network = channels_last(network.to(self.device))
@@ -81,23 +81,23 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}  # the kept weights, once an epoch is validated
         self.done = 0
-        self._signals: list[int] = []  # that came here
-        self._stopping = False  # a signal came on any process
+        self._signals: list[int] = []  # received by this process
+        self._stopping = False  # whether any process has received a signal
         self._earlier_s = 0.0
         self._started = self._saved = time.monotonic()
         if args.resume:
             self._restore(args.checkpoint_file)
-        self.model = self.peers.wrap(self.network, self.device)  # its backward adds up all parts
+        self.model = self.peers.wrap(self.network, self.device)  # averages gradients in backward
 
     def run(self) -> Trained:
-        """Train to the end, starting from the checkpoint if there is one.
+        """Make all remaining steps.
 
         Raises:
-            DataFault: the loss is no longer finite.
-            TrainingStopped: a signal came; the checkpoint is written.
+            DataFault: the loss is not finite.
+            TrainingStopped: a signal came, and the checkpoint is written.
         """
         each = self.maker.per_step
-        total = self.steps * each if self.peers.lead else 0  # the others say nothing
+        total = self.steps * each if self.peers.lead else 0  # only the lead shows progress
         with (
             advancing(total, "train", LINE_EVERY_S, done=self.done * each) as advance,
             caught(STOP_SIGNALS, self._caught),
@@ -117,20 +117,20 @@ class Trainer:
         )
 
     def _caught(self, number: int) -> None:
-        """A signal ends the training after the current step, and a second Ctrl-C at once."""
+        """Note a signal, which ends the training after the current step. A second Ctrl-C raises."""
         if self._signals and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signals.append(number)
 
     @property
     def judged(self) -> torch.nn.Module:
-        """The network that is validated and kept: the running average if there is one."""
+        """The network that is validated and kept: the running average, if there is one."""
         return self.network if self.average is None else self.average.module
 
     def _kept_epoch(self) -> int:
         if self.settings.keep == "last" or not self.held:
             return len(self.history)
-        # the highest accuracy; of equal ones the lowest loss
+        # the epoch with the highest accuracy, and among equal ones the lowest loss
         ranks = [(-row["validation_accuracy"], row["validation_loss"]) for row in self.history]
         return ranks.index(min(ranks)) + 1 if ranks else 0
 
@@ -157,8 +157,10 @@ class Trainer:
             self._leave()
 
     def _end_epoch(self, epoch: int, losses: list[float], rate: float, advance: Advance) -> None:
-        """On the lead: validate, keep the best weights, report, and write a checkpoint. `rate` is
-        in images a second.
+        """On the lead: validate, keep the best weights, report, and write a checkpoint.
+
+        Args:
+            rate: images a second.
         """
         loss, accuracy = self.validate()
         self.history.append(
@@ -181,9 +183,11 @@ class Trainer:
         save_records(self.args.log_file, self.history)
 
     def _leave(self) -> None:
-        """End after a signal. All processes call this after the same step."""
+        """Stop after a signal. All processes call this after the same step."""
         self._save()
-        self.peers.totals([0.0], self.device)  # nobody leaves before the checkpoint is written
+        self.peers.totals(
+            [0.0], self.device
+        )  # a barrier: the checkpoint is written before any ends
         reason = signal.Signals(self._signals[-1]).name if self._signals else "a signal"
         raise TrainingStopped(
             f"stopped by {reason} after step {self.done:,} of {self.steps:,}; checkpoint "
@@ -201,7 +205,7 @@ class Trainer:
         if not np.isfinite(value):
             raise DataFault(f"the loss is {value} at step {self.done}; try a lower --lr")
         self.optimizer.zero_grad(set_to_none=True)
-        whole = loss * self.peers.size  # the model's backward takes the mean over processes
+        whole = loss * self.peers.size  # because backward takes the mean over processes
         whole.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         if self.average is not None and self.peers.lead:
@@ -210,7 +214,8 @@ class Trainer:
         return value
 
     def _loss(self, batch: TrainBatch) -> Tensor:
-        """This process's part of the step's mean loss over cells that are not blank."""
+        """This process's part of the step's loss, which is the mean over cells that are not
+        blank."""
         total = self.objective.loss(self._forward(self.model, batch), batch)
         return total / torch.tensor(float(max(1, batch.step_cells)), device=self.device)
 
@@ -224,7 +229,7 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float]:
-        """Mean loss and accuracy on the validation images; (nan, nan) without any."""
+        """The mean loss and the accuracy on the validation images; (nan, nan) if there are none."""
         network = self.judged
         network.eval()
         loss = right = count = 0.0
@@ -233,7 +238,7 @@ class Trainer:
             logits = logits[torch.from_numpy(batch.present)]  # (m, classes)
             labels = torch.from_numpy(batch.labels[batch.present])
             absent = logits.isnan().any(1)
-            logits[absent] = 0.0  # no answer counts as a guess in the loss, and as wrong
+            logits[absent] = 0.0  # a missing answer counts as a guess in the loss, and as wrong
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             right += int(((logits.argmax(1) == labels) & ~absent).sum())
             count += len(labels)
@@ -277,8 +282,8 @@ class Trainer:
 
 
 def make_objective(data: TrainData, settings: TrainSettings) -> Objective:
-    """The objective for the data and the head: labels, with a teacher's answers if there are any,
-    or the sums of the single network's answers for a parity network.
+    """The objective of a training: for a parity network the sums of the single network's answers;
+    otherwise the labels, and a teacher's answers if there is a teacher.
     """
     if data.summands is not None and data.held_summands is not None:
         return ParityObjective(data.summands, data.held_summands)

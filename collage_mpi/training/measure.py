@@ -1,4 +1,4 @@
-"""What a network is worth: accuracy on shards, FLOPs, parameters, service time."""
+"""Measures networks: answers on shards, FLOPs, parameters and service times."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
     from collage_mpi.shards import ShardSet
 
 SINGLE_BATCH = 64
-QUICK_SIDE = 3  # a batch for a quick network has as many images as a collage of that side
-RATIO_CALLS = 100  # timed calls of each network where a command has no --calls
-Advance = Callable[[int], None]  # told how many more images, or calls, are done
+QUICK_SIDE = 3  # a batch of a quick network has as many images as a collage with this side
+RATIO_CALLS = 100  # timed calls of each network for a command without --calls
+Advance = Callable[[int], None]  # called with the number of further images or calls that are done
 Decoded = list[tuple[int, float] | None]  # (class, score) of each image; None without an answer
 
 
 def _silent(more: int) -> None:
-    """Tell nobody."""
+    """Ignores progress."""
 
 
 @dataclass(frozen=True)
 class AskedImages:
-    """The images that networks are asked about.
+    """The images that networks classify.
 
     Attributes:
-        images: the shards, or (n, H, W, C) uint8 in memory.
-        order: (n,) int64, which of them, in the order of the answers.
-        advance: told how many more images are done.
+        images: shards, or (n, H, W, C) uint8 in memory.
+        order: (n,) int64, indices of the images, in the order of the answers.
+        advance: called with the number of further images that are done.
     """
 
     images: ShardSet | np.ndarray
@@ -52,18 +52,18 @@ class AskedImages:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(H, W, C)."""
+        """(H, W, C) of the images."""
         return self.images.shape[-3:]
 
     def read(self, part: slice) -> np.ndarray:
-        """(m, H, W, C) uint8: the pixels of a part of the order."""
+        """Read the images of a part of `order`: (m, H, W, C) uint8."""
         rows = self.order[part]
         of = self.images
         return of[rows] if isinstance(of, np.ndarray) else of.read(rows)[0]
 
 
 class ServiceTime(NamedTuple):
-    """Durations of one predict call, in ns: a robust range, and the median."""
+    """The duration of a call of `predict`, in ns: median, and 10 % and 90 % quantile."""
 
     p10_ns: int
     median_ns: int
@@ -71,7 +71,7 @@ class ServiceTime(NamedTuple):
 
 
 def single_scores(predictor: Predictor, asked: AskedImages) -> np.ndarray:
-    """(n, classes) float32 probabilities, one row an image."""
+    """The probabilities of a single network for all images, (n, classes) float32."""
     scores = np.empty((len(asked.order), predictor.classes), np.float32)
     for at in range(0, len(scores), SINGLE_BATCH):
         pixels = asked.read(slice(at, at + SINGLE_BATCH))
@@ -81,14 +81,14 @@ def single_scores(predictor: Predictor, asked: AskedImages) -> np.ndarray:
 
 
 def answers_of(predictor: TorchPredictor | OwnPredictor, asked: AskedImages) -> Decoded:
-    """One answer for each image by a single network or a collage network."""
+    """The answers of a single or a collage network for all images."""
     side, cell_px = predictor.info.side, predictor.info.cell_px
     if side is None or cell_px is None:
         return decode(single_scores(predictor, asked))
     answers: Decoded = []
-    encoder = Encoder(Grid(side, cell_px), asked.shape)  # as the job has it
+    encoder = Encoder(Grid(side, cell_px), asked.shape)  # the same as in a job
     collage = np.empty(encoder.input_shape, dtype=np.uint8)
-    for at in range(0, len(asked.order), encoder.places):  # the last may have blanks
+    for at in range(0, len(asked.order), encoder.places):  # the last collage may have blank cells
         pixels = asked.read(slice(at, at + encoder.places))
         encoder.paste(list(encoder.shrink(pixels)), out=collage)
         answers += decode(predictor.predict(collage[None])[0])[: len(pixels)]
@@ -97,10 +97,11 @@ def answers_of(predictor: TorchPredictor | OwnPredictor, asked: AskedImages) -> 
 
 
 def images_a_call(info: NetworkInfo, side: int | None = None) -> int:
-    """Images that a network answers at a call if a cascade asks it first.
+    """The number of images that a network classifies in one call as the first stage of a cascade.
 
     Args:
-        side: of the job; the batch of a quick network has as many images as the job's collages.
+        side: of the job's collages, if known. A batch of a quick network has as many images as a
+            collage.
     """
     return (info.side or side or QUICK_SIDE) ** 2
 
@@ -113,16 +114,18 @@ def predict_parity(
     asked: AskedImages,
     group: int | None = None,
 ) -> Decoded:
-    """The answer decoded for each image as if only its own answer were missing from its stripe.
+    """The reconstructed answer for each image, as if only its own answer were missing in its
+    stripe.
 
-    The pictures are made by the encoder that the job uses.
+    Stripes are encoded as in a job.
 
     Args:
-        predictor: answers for stripes: a parity network, or the single network.
-        spec: how stripes are made and decoded.
-        temperature: of the decoded scores.
+        predictor: answers stripes: a parity network, or the single network.
+        spec: how stripes are encoded and decoded.
+        temperature: of the reconstructed scores.
         scores: (n, classes) probabilities of the single network for the same images.
-        group: images of a group, which a stripe does not leave; None: all are one group.
+        asked: the images.
+        group: images in a group, because a stripe has images of one group; None for one group.
     """
     coded, shape = spec.encoder == BERRUT, asked.shape
     encoder: StripeEncoder | BerrutEncoder = (
@@ -148,7 +151,7 @@ def predict_parity(
 
 
 def stripes_of(count: int, k: int, group: int | None) -> Iterator[slice]:
-    """Places of each stripe's images: k at a time, and the remainder of each group."""
+    """Yields the slice of each stripe's images: k images, or the remainder of a group."""
     for first in range(0, count, group or max(1, count)):
         end = min(first + (group or count), count)
         for at in range(first, end, k):
@@ -156,10 +159,9 @@ def stripes_of(count: int, k: int, group: int | None) -> Iterator[slice]:
 
 
 def count_flops(predictor: TorchPredictor | OwnPredictor) -> int | None:
-    """Floating-point operations for one input, counted by torch.utils.flop_counter.
-
-    It counts convolutions and matrix products, two operations a multiply-accumulate. None for a
-    user's own predictor, which may not use torch.
+    """The number of floating-point operations for one input, counted by torch.utils.flop_counter:
+    of convolutions and matrix products, two for each multiply-accumulate. None for a user's
+    predictor, which may not use torch.
     """
     if isinstance(predictor, OwnPredictor):
         return None
@@ -170,7 +172,7 @@ def count_flops(predictor: TorchPredictor | OwnPredictor) -> int | None:
 
 
 def count_parameters(predictor: TorchPredictor | OwnPredictor) -> int | None:
-    """Parameters as run, with batch norms folded; None if the network does not show them."""
+    """The number of parameters, with batch norms folded; None for a user's predictor."""
     if isinstance(predictor, OwnPredictor):
         return None
     return sum(parameter.numel() for parameter in predictor.network.parameters())
@@ -182,13 +184,14 @@ def service_times(
     advance: Advance = _silent,
     inputs: Sequence[int] | None = None,
 ) -> list[ServiceTime]:
-    """Time predict. The networks take turns, so that noise affects all of them alike.
+    """Time `predict` for each network. The networks take turns, so that noise affects all alike.
 
-    Each timed call follows an untimed call of the same network, as on a rank that runs one network
-    only. The time covers normalisation and softmax, and on a GPU both copies.
+    Each timed call follows an untimed call of the same network, as on a rank that runs only one
+    network. The time includes normalisation and softmax, and on a GPU both copies.
 
     Args:
-        inputs: number of inputs of a call of each network; None for one.
+        calls: number of timed calls of each network.
+        inputs: number of inputs in a call of each network; None for one.
     """
     sizes = inputs or [1] * len(predictors)
     noise = [p.info.noise().repeat(n, axis=0) for p, n in zip(predictors, sizes, strict=True)]
@@ -209,11 +212,11 @@ def service_times(
 def service_ratio(
     single: TorchPredictor | OwnPredictor, first: TorchPredictor | OwnPredictor, images: int
 ) -> tuple[float, str]:
-    """Service time of a call of the network that is asked first, divided by that of an image on the
-    single network, and how it was timed.
+    """The service time of a call of the first network, divided by that of one image on the single
+    network; and how it was timed, in words.
 
     Args:
-        images: number of images that the call answers.
+        images: number of images that a call of the first network classifies.
     """
     inputs = [1, images // first.info.cells]
     one, whole = service_times([single, first], RATIO_CALLS, inputs=inputs)
@@ -222,5 +225,5 @@ def service_ratio(
 
 
 def processor_name() -> str:
-    """The processor's model as Linux names it, or the machine's architecture."""
+    """The model name of the processor, or the architecture of the machine if it is unknown."""
     return processor_facts().get("model name") or platform.machine()

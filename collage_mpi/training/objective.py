@@ -1,6 +1,5 @@
-"""What a training minimises: the `Objective` interface, which gives the loss of a network's outputs
-on a batch, with labels, a teacher's answers, the sums of a parity network, and the boxes of a yolo
-head.
+"""The losses of training (`Objective`): from labels, a teacher's answers, the sums of a parity
+network, and the boxes of a yolo head.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from collage_mpi.training.batches import TrainBatch
 
 
 class Objective(Protocol):
-    """What the training loop minimises; the same loop trains every network of this package."""
+    """The loss that the training loop minimises."""
 
     def loss(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
-        """Sum of the losses of the batch's cells that are not blank. The loop divides by their
-        number.
+        """The sum of the losses over cells of the batch that are not blank. The loop divides it by
+        their number.
 
         Args:
             outputs: the network's outputs for `batch.pixels`, float32.
@@ -31,18 +30,18 @@ class Objective(Protocol):
         ...
 
     def logits(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
-        """(n, cells, classes) float32; their softmax are the answers, for validation.
-
-        A row of NaN is a cell without an answer.
+        """(n, cells, classes) float32 logits for validation. A row of NaN is a cell without an
+        answer.
         """
         ...
 
 
 class Labels:
-    """Cross-entropy with the label of each cell.
+    """The cross-entropy with the labels.
 
     Args:
-        smoothing: share of the target spread over all classes (arXiv 1512.00567).
+        smoothing: label smoothing, the share of the target that is spread over all classes (arXiv
+            1512.00567).
     """
 
     def __init__(self, smoothing: float) -> None:
@@ -63,15 +62,16 @@ class Labels:
 
 
 class Distilled(Labels):
-    """Labels, and the probabilities that a teacher gives for the image of each cell.
+    """Knowledge distillation: the loss has a part for the labels and a part for a teacher's
+    probabilities (Hinton et al. 2015, arXiv 1503.02531).
 
-    Hinton et al. 2015 (arXiv 1503.02531): both sides are softened by a temperature t. The factor t
-    * t keeps the two parts of the gradient in proportion for every t.
+    The second part softens both sides by a temperature t. Its factor t * t keeps the proportion of
+    the gradients of both parts the same for every t.
 
     Args:
-        smoothing: as of `Labels`, for the part of the loss that uses the labels.
-        teacher_logits: (images, classes) float32, calibrated, one row a training image.
-        weight: of the teacher's part, 0 to 1.
+        smoothing: as in `Labels`, for the part with the labels.
+        teacher_logits: (images, classes) float32, calibrated, a row for each training image.
+        weight: of the part with the teacher, 0 to 1.
         temperature: t.
     """
 
@@ -92,19 +92,20 @@ class Distilled(Labels):
 
 
 def present_of(batch: TrainBatch, outputs: Tensor) -> Tensor:
-    """(n*cells,) float32 on the outputs' device: 1 for a cell with an image, 0 for a blank one."""
+    """(n*cells,) float32 on the device of `outputs`: 1 for a cell with an image, 0 for a blank
+    cell."""
     return torch.from_numpy(batch.present).to(outputs.device, torch.float32).flatten()
 
 
 class ParityObjective:
-    """Mean squared error to the sum of the summands (ParM, SOSP 2019, section 3.3).
+    """The mean squared error to the sum of the images' summands (ParM, SOSP 2019, section 3.3).
 
-    A blank image adds nothing to the sum. Stripes have blanks if they are the last of a job, or if
-    images are resolved before their stripe is sent.
+    A blank image adds nothing to the sum. Stripes have blank images if they are the last of a job,
+    or if images are resolved before their stripe is sent.
 
     Args:
-        taught: (n, views, classes) float32, the summands of each training image, and of its
-            mirror image if training mirrors.
+        taught: (n, views, classes) float32, the summands of each training image, and of its mirror
+            image if images are mirrored.
         held: (m, views, classes), the same for the validation images.
     """
 
@@ -116,32 +117,33 @@ class ParityObjective:
         return ((outputs[:, 0] - total) ** 2).mean(1).sum()
 
     def logits(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
-        """(n, cells, classes): for each image, the stripe's answer minus the summands of the
-        others.
-        """
+        """(n, cells, classes): for each image, the network's answer minus the other images'
+        summands."""
         each = _of_cells(self._held, batch).to(outputs.device)  # (n, cells, classes)
         return outputs - (each.sum(1, keepdim=True) - each)
 
 
 def _of_cells(table: Tensor, batch: TrainBatch) -> Tensor:
-    """(n, cells, classes): the row of each cell's image, zeros for a blank cell."""
+    """(n, cells, classes): the row of `table` for each cell's image; zeros for a blank cell."""
     rows = table[torch.from_numpy(batch.chosen), torch.from_numpy(batch.mirrored)]
     return rows * torch.from_numpy(batch.present).to(torch.float32)[..., None]
 
 
 BOX_WEIGHT = 5.0
-# Most squares hold no centre: they count half, as in YOLO (arXiv 1506.02640).
+# Most squares have no cell's centre. They count half, as in YOLO (arXiv 1506.02640).
 EMPTY_WEIGHT = 0.5
 
 
 class YoloObjective:
-    """Loss of boxes, objectness and classes together.
+    """The loss of a yolo head: of boxes, objectness and classes.
 
-    For each cell, the square with the cell's centre answers, with the anchor that is most like a
-    cell.
+    For each cell, the box of the square with the cell's centre is trained, with the anchor whose
+    size is nearest to that of a cell.
 
     Args:
-        classes: what is learned of the class logits of the answering boxes.
+        classes: the loss for the class logits of these boxes.
+        head: of the network.
+        side: cells along an edge of the collage.
     """
 
     def __init__(self, classes: Objective, head: HeadSpec, side: int) -> None:
@@ -183,7 +185,11 @@ class YoloObjective:
 
 
 def likest_anchor(anchors: np.ndarray) -> int:
-    """The index among (anchors, 2) widths and heights of the box that is most like a cell."""
+    """The index of the anchor with the largest intersection over union with a cell.
+
+    Args:
+        anchors: (anchors, 2), widths and heights in cells.
+    """
     boxes = np.concatenate([-anchors / 2, anchors / 2], axis=1)
     cell = np.array([[-0.5, -0.5, 0.5, 0.5]])
     return int(jaccard(boxes, cell)[:, 0].argmax())

@@ -1,4 +1,4 @@
-"""The parts of the training loop: what it makes, optimizer, running average of the weights, pixel
+"""Parts of the training loop: its result, the optimizer, the running average of the weights, pixel
 statistics, the choice of precision, and checkpoints.
 """
 
@@ -31,12 +31,12 @@ class Trained:
 
     Attributes:
         network: in eval mode, on the CPU.
-        normalisation: mean and std of the training pixels / 255, per channel, or those that
-            the first weights were trained with.
-        history: one record an epoch.
-        seconds: spent over all sessions.
-        precision: what "auto" became.
-        epoch: whose weights were kept.
+        normalisation: "mean" and "std" of pixels / 255 for each channel, of the training images, or
+            from the weights of --init.
+        history: a record for each epoch.
+        seconds: duration, over all sessions.
+        precision: float32 or bfloat16.
+        epoch: the epoch whose weights were kept, from 1.
     """
 
     network: torch.nn.Module
@@ -48,7 +48,7 @@ class Trained:
 
 
 def make_optimizer(network: torch.nn.Module, settings: TrainSettings) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; weight decay on tensors of two and more dimensions only."""
+    """SGD with Nesterov momentum, and weight decay for tensors of two or more dimensions."""
     parameters = list(network.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
@@ -60,10 +60,10 @@ def make_optimizer(network: torch.nn.Module, settings: TrainSettings) -> torch.o
 
 
 def running_average(network: torch.nn.Module, decay: float) -> AveragedModel:
-    """A copy of the network that follows it: average = decay * average + (1 - decay) * now.
+    """An exponential moving average of the weights: average = decay * average + (1 - decay) * now.
 
-    At the beginning it follows faster, with decay (1 + n) / (10 + n) after n steps, so that the
-    random first weights fade soon. The statistics of norms are averaged in the same way.
+    After n steps the decay is at most (1 + n) / (10 + n), so that the random first weights fade
+    soon. The statistics of norms are averaged in the same way.
     """
 
     @torch.no_grad()
@@ -79,19 +79,19 @@ def running_average(network: torch.nn.Module, decay: float) -> AveragedModel:
 
 
 def start_from(network: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> tuple[int, int]:
-    """Put trained tensors into a network. Tensors that only the network has stay random.
+    """Load trained tensors into a network. Tensors that do not exist in `tensors` stay random.
 
-    The tensors may come from any network with the same trunk: another side, another head, or a
-    single network.
+    The tensors may be of any network with the same trunk: with another side or head, or of a single
+    network.
 
     Returns:
-        How many tensors were taken, and how many the network has.
+        The number of tensors that were loaded, and of those that the network has.
 
     Raises:
-        UsageError: the trunk is a different one.
+        UsageError: the trunk differs.
     """
     state = network.state_dict()
-    heads = getattr(network, "heads", ())  # within the trunk, and free to be of other classes
+    heads = getattr(network, "heads", ())  # layers in the trunk that depend on the classes
     tensors = {**_as_classifier(tensors, state), **tensors}
     fitting = {
         name: torch.from_numpy(array)
@@ -127,7 +127,7 @@ def _as_classifier(
 
 
 def pixel_statistics(images: np.ndarray) -> dict[str, list[float]]:
-    """Mean and std per channel of (n, H, W, C) uint8 pixels / 255, from exact counts."""
+    """Mean and standard deviation for each channel of pixels / 255, from (n, H, W, C) uint8."""
     mean, std = [], []
     for channel in range(images.shape[3]):
         counts = np.bincount(images[..., channel].reshape(-1), minlength=256)
@@ -135,12 +135,13 @@ def pixel_statistics(images: np.ndarray) -> dict[str, list[float]]:
         center = float((counts * levels).sum() / counts.sum())
         spread = float(np.sqrt((counts * (levels - center) ** 2).sum() / counts.sum()))
         mean.append(round(center, 6))
-        std.append(round(max(spread, 1e-3), 6))  # one grey level must not divide by zero
+        std.append(round(max(spread, 1e-3), 6))  # above 0, even if all pixels are equal
     return {"mean": mean, "std": std}
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
-    """The precision that "auto" stands for: bfloat16 where the device multiplies it natively."""
+    """The precision. "auto" means bfloat16 if the device multiplies it natively, otherwise
+    float32."""
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
@@ -154,11 +155,11 @@ VERSION = 2  # of checkpoints
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], progress: dict[str, Any]) -> None:
-    """Write tensors and progress. If the process is killed, the previous file stays complete.
+    """Write a checkpoint atomically.
 
     Args:
-        state: name -> state dict, of tensors and plain values.
-        progress: plain values: the identity of the run, next step, history, seconds.
+        state: name -> state dict of tensors and plain values.
+        progress: identity of the run, number of steps done, history, seconds; plain values.
     """
     buffer = io.BytesIO()
     torch.save({**state, "version": VERSION, "progress": json.dumps(progress)}, buffer)
@@ -166,13 +167,13 @@ def save_checkpoint(path: Path, state: dict[str, Any], progress: dict[str, Any])
 
 
 def load_checkpoint(path: Path, identity: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The (state, progress) that `save_checkpoint` wrote.
+    """Read a checkpoint: (state, progress) as in `save_checkpoint`.
 
     Args:
-        identity: settings and data of this run; the checkpoint must have the same.
+        identity: settings and data of this run. Those of the checkpoint must be the same.
 
     Raises:
-        EnvironmentFault: there is no such file.
+        EnvironmentFault: the file cannot be read.
         DataFault: the file is not a checkpoint, or is damaged.
         UsageError: the checkpoint belongs to a run with other settings.
     """

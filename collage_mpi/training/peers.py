@@ -1,5 +1,5 @@
-"""The processes that share the steps of a training run (torchrun), or this process alone: their
-devices, their parts of a step, data read once a host, and one error message for all.
+"""Training by several processes of torchrun, or by one: their devices, their parts of a step, data
+read once for each host, and one error message for all.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from collage_mpi.system.hard_exit import leave_at_once
 from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
 
-# How long a process waits for the others, such as for the lead, which alone validates.
+# How long a process waits for others, for example while the lead validates.
 WAIT_LIMIT = timedelta(hours=1)
 QUIET_S = 1.0
-# What torch calls a peer that went away: gloo raises plain RuntimeErrors.
+# Words in the RuntimeErrors that torch raises if another process is lost.
 _LOST_WORDS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
 Arrays = dict[str, np.ndarray]
 
 
 class TrainingStopped(CollageError):
-    """A signal came. The finished steps are in the checkpoint."""
+    """Training was stopped by a signal, and the finished steps are in the checkpoint."""
 
     exit_code = ExitCode.INCOMPLETE
 
 
 @dataclass(frozen=True)
 class Peers:
-    """This process among those of the run; alone by default.
+    """The place of this process among those of the run; by default it is the only one.
 
     Attributes:
-        rank, size: as torchrun says.
+        rank, size: from torchrun.
         device: of this process, "cpu" or "cuda:K".
-        host_number: of this process's host.
-        first_on_host: whether it reads the data for its host.
-        store: torchrun's key-value store; None when alone.
+        host_number: of the process's host.
+        first_on_host: whether this process reads the data for its host.
+        store: torchrun's key-value store; None for a single process.
     """
 
     rank: int = 0
@@ -62,14 +62,17 @@ class Peers:
 
     @property
     def lead(self) -> bool:
-        """Whether this is the one process that validates, prints and writes files."""
+        """Whether this is the process that validates, prints and writes files."""
         return self.rank == 0
 
     def part(self, inputs: int) -> slice:
-        """This process's rows of a step's batch.
+        """The rows of a step's batch for this process.
+
+        Args:
+            inputs: number of inputs in a step.
 
         Raises:
-            DataFault: the step's inputs cannot be divided evenly.
+            DataFault: the inputs cannot be divided evenly.
         """
         if inputs % self.size:
             raise DataFault(
@@ -80,7 +83,7 @@ class Peers:
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def totals(self, values: list[float], device: torch.device) -> list[float]:
-        """The sum of each number over the processes, the same on all of them."""
+        """The sum of each value over all processes (all-reduce)."""
         if self.size == 1:
             return values
         summed = torch.tensor(values, dtype=torch.float64, device=device)
@@ -88,9 +91,7 @@ class Peers:
         return summed.tolist()
 
     def wrap(self, network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-        """The network with its gradients averaged over the processes; the network itself if
-        alone.
-        """
+        """The network, with gradients averaged over processes if there are several."""
         if self.size == 1:
             return network
         ids = [device.index] if device.type == "cuda" else None
@@ -101,7 +102,7 @@ ALONE = Peers()
 
 
 def check_batch(batch: int, size: int) -> None:
-    """Raise UsageError unless `batch` inputs a step can be shared by `size` processes."""
+    """Raise UsageError unless `size` processes can share the `batch` inputs of a step evenly."""
     if batch % size:
         low = batch // size * size
         near = " or ".join(str(n) for n in (low, low + size) if n)
@@ -115,11 +116,12 @@ def own_device(device: str, place: TorchrunPlace, gpus: int) -> str:
     """The device of one of several processes: "cpu", or the GPU of its local rank.
 
     Args:
-        device: as the user gave it, "cpu" or "cuda".
-        gpus: how many torch sees in this process.
+        device: from the user, "cpu" or "cuda".
+        place: of this process.
+        gpus: number of GPUs that torch sees in this process.
 
     Raises:
-        UsageError: a device that several processes cannot share.
+        UsageError: several processes cannot share this device.
         EnvironmentFault: there are more processes on this host than GPUs.
     """
     if device == "cpu":
@@ -138,16 +140,17 @@ def own_device(device: str, place: TorchrunPlace, gpus: int) -> str:
 
 
 def together(device: str, work: Callable[[Peers], int]) -> int:
-    """Run `work`, together with the other processes if torchrun started several.
+    """Run `work` in this process, as one of several if torchrun started them.
 
-    If several processes fail, only the first one prints its error. An error of the lead is raised
-    here, for the command line to print.
+    If several processes fail, only the first one reports its error. If this is the lead, the error
+    is raised, and the command line prints it.
 
     Args:
-        device: as the user gave it; `work` gets this process's own device.
+        device: from the user.
+        work: gets the place and the device of this process, and returns the exit code.
 
     Raises:
-        SystemExit: the error is already printed, by this process or another one.
+        SystemExit: this or another process has printed the error.
     """
     place = torchrun_place()
     if place is None or place.size == 1:
@@ -164,7 +167,7 @@ def together(device: str, work: Callable[[Peers], int]) -> int:
     except Exception as error:
         raise _told_by_one(peers, error) from error
     dist.destroy_process_group()
-    leave_at_once()  # else one exit in thirty aborts: "terminate called without an active ..."
+    leave_at_once()  # a normal exit aborts once in thirty: "terminate called without an active ..."
     return code
 
 
@@ -197,14 +200,14 @@ def _start_group(peers: Peers, place: TorchrunPlace) -> Peers:
 
 
 def _told_by_one(peers: Peers, error: Exception) -> Exception | SystemExit:
-    """The exception to raise after a failure here. The message is printed already, unless this is
-    the lead.
+    """The exception to raise after a failure in this process. Unless this is the lead, its message
+    has been printed.
     """
     fault = _as_fault(error)
     known = isinstance(fault, CollageError)
     leave = SystemExit(int(fault.exit_code if isinstance(fault, CollageError) else ExitCode.DEFECT))
     if not _first_to_fail(peers):
-        time.sleep(QUIET_S)  # torchrun ends all with the first: its message comes before
+        time.sleep(QUIET_S)  # time for the first one to print, before torchrun ends all processes
         return leave
     if peers.lead:
         return fault
@@ -215,8 +218,8 @@ def _told_by_one(peers: Peers, error: Exception) -> Exception | SystemExit:
 
 
 def _as_fault(error: Exception) -> Exception:
-    """Turns the loss of another process into an EnvironmentFault; other exceptions stay as they
-    are.
+    """An EnvironmentFault if the exception means that another process is lost; otherwise the
+    exception.
     """
     if isinstance(error, CollageError) or not isinstance(error, RuntimeError):
         return error
@@ -235,18 +238,18 @@ def _first_line(error: Exception) -> str:
 def _first_to_fail(peers: Peers) -> bool:
     try:
         return int(peers.store.add("collage_mpi/failed", 1)) == 1
-    except RuntimeError:  # the store is gone with its host: better twice than not at all
+    except RuntimeError:  # the store is lost; to report twice is better than not at all
         return True
 
 
 def read_once(
     peers: Peers, read: Callable[[], tuple[Arrays, dict[str, Any]]]
 ) -> tuple[Arrays, dict[str, Any]]:
-    """The arrays and JSON facts that `read` returns, with one copy in memory for each host.
+    """The arrays and JSON facts that `read` returns, with one copy of the arrays on each host.
 
-    The first process of a host reads into anonymous shared memory (memfd: nothing is left behind,
-    however the job ends); the others map it read-only. Without memfd, each process reads for
-    itself.
+    The first process of a host reads them into anonymous shared memory (memfd), which the system
+    frees however the job ends. The other processes map it read-only. Without memfd each process
+    reads.
     """
     if peers.size == 1 or not hasattr(os, "memfd_create"):
         return read()
@@ -270,10 +273,10 @@ def read_once(
 
 
 def _to_shared_memory(name: str, array: np.ndarray) -> str:
-    """Copy the array into memory that lives as long as this process; returns a path by which others
-    open it.
+    """Copy an array into shared memory that lives as long as this process. Returns a path by which
+    other processes open it.
     """
     number = os.memfd_create(f"collage-mpi-{name}")
-    with os.fdopen(number, "wb", closefd=False) as file:  # stays open: the path goes through it
+    with os.fdopen(number, "wb", closefd=False) as file:  # stays open, because the path needs it
         np.save(file, array, allow_pickle=False)
     return f"/proc/{os.getpid()}/fd/{number}"

@@ -34,7 +34,7 @@ class AskedNetworks:
         predictors: kind -> network.
         answers: kind -> n answers, in the order of the labels.
         labels: (n,) int64.
-        side: of the job; the batch of a quick network has side x side images. None: a default.
+        side: of the job's collages; see `images_a_call`.
     """
 
     predictors: Mapping[str, TorchPredictor | OwnPredictor]
@@ -43,7 +43,7 @@ class AskedNetworks:
     side: int | None
 
     def at_once(self, kind: str) -> int:
-        """Images that the network of a kind answers at a call if a cascade asks it first."""
+        """See `images_a_call`."""
         return images_a_call(self.predictors[kind].info, self.side)
 
 
@@ -54,13 +54,14 @@ def make_report(
     shards: Sequence[Any],
     advance: Callable[[int], None] = lambda calls: None,
 ) -> dict[str, Any]:
-    """The report as plain values; the networks are timed here.
+    """Time the networks and make the report, as plain values.
 
     Args:
-        calls: timed calls a network.
+        asked: the networks and their answers.
+        calls: number of timed calls of each network.
         order: of the images, as the user gave it.
-        shards: their infos: path, source, fingerprint.
-        advance: called with how many more rounds of timed calls are made.
+        shards: descriptions of the shards, with path, source and fingerprint.
+        advance: called with the number of further rounds of timed calls that are done.
     """
     networks = _networks(asked, calls, advance)
     report: dict[str, Any] = {
@@ -90,10 +91,10 @@ def make_report(
 def _networks(
     asked: AskedNetworks, calls: int, advance: Callable[[int], None]
 ) -> dict[str, dict[str, Any]]:
-    """kind -> facts, accuracy and service time of its network."""
+    """Kind -> facts, accuracy and service time of its network."""
     predictors, answers = asked.predictors, asked.answers
     timed, sizes = list(predictors.values()), [1] * len(predictors)
-    if BACKUP in predictors:  # once more, with a batch
+    if BACKUP in predictors:  # timed with a batch too
         timed.append(predictors[BACKUP])
         sizes.append(asked.at_once(BACKUP))
     times = service_times(timed, calls, advance, sizes)
@@ -114,7 +115,7 @@ def _networks(
 def _saving(
     asked: AskedNetworks, networks: Mapping[str, Mapping[str, Any]], first: str
 ) -> dict[str, Any] | None:
-    """What the network of kind `first` saves before the single network."""
+    """The saving if the network of kind `first` is asked before the single network."""
     answers, single = asked.answers, asked.predictors[SINGLE].info.fingerprint
     took_ns = networks[first].get("batch_service_ns", networks[first]["service_ns"])
     known = asked.predictors[first].info.accept

@@ -1,6 +1,4 @@
-"""What `train` takes: the settings of a training, the learning rate that follows from them, and the
-files and the machine of a run.
-"""
+"""The settings of `train`: those that decide the weights, and the files and devices of a run."""
 
 from __future__ import annotations
 
@@ -28,18 +26,18 @@ _grid = partial(setting, group=GRID, kinds=(COLLAGE,))
 
 @dataclass(frozen=True, repr=False)
 class TrainSettings(Settings):
-    """Everything that decides the weights; two runs with equal settings train alike.
+    """The settings that decide the weights. Two runs with equal settings and data train alike.
 
-    Fields that are a `setting` are described by their help line. Defaults that differ by kind are
-    only defaults of the flags.
+    Fields that are a `setting` have a help text. Defaults that differ between kinds are only
+    defaults of the flags.
 
     Attributes:
-        kind: one of KINDS.
-        architecture: the network.
+        kind: one of NETWORKS.
+        architecture: the layers of the network.
+        teacher: fingerprint of the teacher; None without one.
         head: of a collage network.
-        teacher: fingerprint of the single network whose answers are learned too, or None.
-        init: fingerprint of the weights that training starts from, or None.
-        parity: what a parity network is made for; None for others.
+        init: fingerprint of the weights that training starts from; None for random weights.
+        parity: encoder and single network of a parity network; None for other networks.
     """
 
     kind: str
@@ -153,7 +151,7 @@ class TrainSettings(Settings):
 
     @property
     def cells(self) -> int:
-        """Images in an input."""
+        """The number of images in an input."""
         if self.parity is not None:
             return self.parity.k
         return 1 if self.side is None else self.side * self.side
@@ -165,14 +163,14 @@ class TrainSettings(Settings):
     def learning_rate_at(self, step: int, steps: int) -> float:
         """The learning rate at a step.
 
-        one-cycle (Smith 2018, arXiv 1803.09820): linearly up from peak/20 in the first fifth, then
-        a cosine down to peak/1000. cosine (Loshchilov and Hutter 2016, arXiv 1608.03983): the same,
-        but only a twentieth of the steps goes up. constant: a twentieth of the steps goes up, then
-        the rate stays at the peak.
+        one-cycle (Smith 2018, arXiv 1803.09820): it rises linearly from peak/20 in the first fifth
+        of the steps, then falls as a cosine to peak/1000. cosine (Loshchilov and Hutter 2016, arXiv
+        1608.03983): the same, but it rises in the first twentieth. constant: it rises in the first
+        twentieth, then stays at the peak.
 
         Args:
-            step: 0 .. steps - 1.
-            steps: steps of the whole training.
+            step: 0 to steps - 1.
+            steps: number of steps of the whole training.
         """
         rising = 0.2 if self.schedule == "one-cycle" else 0.05
         fraction = step / max(1, steps - 1)
@@ -186,7 +184,7 @@ class TrainSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainArguments(Arguments):
-    """What train takes for every kind of network, beside the settings of a training."""
+    """The arguments of `train` for every kind of network, in addition to `TrainSettings`."""
 
     titles = ("files", "network", TRAINING)
     kind: ClassVar[str]
@@ -232,24 +230,24 @@ class TrainArguments(Arguments):
     threads: int = _training(1, "number of CPU threads of each process", at_least=1)
 
     def said(self, name: str) -> Any:
-        """A setting of the training: as given, or the default of this kind."""
+        """The value of a `TrainSettings` field: from the user, or the default for this kind."""
         return self.given.get(name, default_of(TrainSettings, name, self.kind))
 
     def beside(self, ending: str) -> Path:
-        """A file beside the weights."""
+        """The path of a file beside the weights: their name with an ending."""
         return self.out.with_name(self.out.name + ending)
 
     @property
     def checkpoint_file(self) -> Path:
-        """The checkpoint, given or default."""
+        """The path of the checkpoint."""
         return self.checkpoint or self.beside(".checkpoint")
 
     @property
     def log_file(self) -> Path:
-        """The log, given or default."""
+        """The path of the CSV log."""
         return self.log or self.beside(".csv")
 
     @property
     def teacher_file(self) -> Path:
-        """What keeps the teacher's answers, given or default."""
+        """The path of the cache of the teacher's answers."""
         return self.teacher_cache or self.beside(".teacher.npz")

@@ -1,7 +1,6 @@
-"""Reads the files of a training run, once a host: shards, first weights, and what a single network
-says of every image: a teacher's answers, or the features below the last layer. They are computed
-once before a training and kept in a file. If training mirrors images, the mirror image is a second
-view.
+"""Reads the inputs of a training run, once for each host: shards, first weights, and outputs of a
+single network for every image (a teacher's answers, or features). These outputs are computed once,
+and cached in a file. If training mirrors images, the mirror image is a second view.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ TEACHER_BATCH = 64
 
 
 def teacher_logits(views: np.ndarray) -> np.ndarray:
-    """(n, classes) float32 log-probabilities: the mean of the probabilities of all views.
+    """The logarithm of the probabilities' mean over all views, (n, classes) float32.
 
     Args:
         views: (n, views, classes) float32, from `teacher_views`.
@@ -44,11 +43,13 @@ def teacher_logits(views: np.ndarray) -> np.ndarray:
 
 
 def teacher_views(path: Path, images: np.ndarray, mirror: bool, how: Loading) -> np.ndarray:
-    """(n, views, classes) float32 log-probabilities of a single network, calibrated.
+    """The calibrated log-probabilities of a single network, (n, views, classes) float32.
 
     Args:
-        images: (n, H, W, C) uint8, in the order of the shards; they are not augmented.
+        path: weights of the network.
+        images: (n, H, W, C) uint8, in the order of the shards, without augmentation.
         mirror: whether the mirror image is a second view.
+        how: device and threads.
     """
     teacher = TorchPredictor.load(str(path), SINGLE, how)
     device = torch.device(how.device)
@@ -65,17 +66,22 @@ def teacher_views(path: Path, images: np.ndarray, mirror: bool, how: Loading) ->
 
 
 def calls_of(parts: Sequence[np.ndarray], batch: int) -> list[np.ndarray]:
-    """Images (n, H, W, C) of several parts, cut into batches."""
+    """The batches of the images of several parts, each (n, H, W, C)."""
     return [part[at : at + batch] for part in parts for at in range(0, len(part), batch)]
 
 
 def each_view(
     calls: Sequence[np.ndarray], look: Callable[[np.ndarray], np.ndarray], mirror: bool, text: str
 ) -> np.ndarray:
-    """(images, views, ...): what `look` gives for the batches of images and their mirror images.
+    """Call `look` for batches of images, and for their mirror images if `mirror`.
 
     Args:
-        text: what is done, for the progress.
+        calls: the batches, (n, H, W, C) uint8.
+        look: (n, H, W, C) uint8 -> (n, ...).
+        text: label of the progress.
+
+    Returns:
+        (images, views, ...).
     """
     rows = np.empty(0)
     done = 0
@@ -92,7 +98,11 @@ def each_view(
 
 
 def kept_in(cache: Path, identity: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """The views in an .npz, if it is complete and has this identity; else computed and written.
+    """The views in a cache, or else from `compute`, which are then written to the cache.
+
+    Args:
+        cache: an .npz file.
+        identity: identifies the content. A cache with another identity is overwritten.
 
     Raises:
         EnvironmentFault: the cache cannot be written.
@@ -107,7 +117,7 @@ def kept_in(cache: Path, identity: str, compute: Callable[[], np.ndarray]) -> np
 
 
 def read_views(cache: Path, identity: str) -> np.ndarray | None:
-    """The views in a cache of this identity; None if it is missing, damaged or another one."""
+    """The views in a cache; None if it is missing or damaged, or has another identity."""
     try:
         require_regular(cache)
         with np.load(cache, allow_pickle=False) as kept:
@@ -118,7 +128,7 @@ def read_views(cache: Path, identity: str) -> np.ndarray | None:
                 return None
             return views if bool(np.isfinite(views).all()) else None
     except UNREADABLE_OR_GONE:
-        return None  # not there yet, or damaged: it is computed again
+        return None  # missing or damaged, so the views are computed
 
 
 @dataclass(frozen=True)
@@ -126,15 +136,16 @@ class TrainData:
     """The training and the validation images, in memory.
 
     Attributes:
-        images, labels: (n, H, W, C) uint8 and (n,) int64 to train on.
-        held_images, held_labels: for validation.
+        images, labels: (n, H, W, C) uint8 and (n,) int64, for training.
+        held_images, held_labels: the same for validation.
         classes: number of classes.
-        origin: fingerprints of the shards, which identify the data on resume.
-        teacher_logits: (n, classes) float32 for the images to train on, or None.
-        summands, held_summands: (n, views, classes) float32 of both parts. A parity network
-            learns their sums; None for other networks.
-        first_weights: tensors to start from, or None for random ones.
-        first_normalisation: mean and std of pixels / 255 that belong to them, or None.
+        origin: fingerprints of the shards, and the limit. They identify the data on resume.
+        teacher_logits: (n, classes) float32 for the training images; None without a teacher.
+        summands, held_summands: (n, views, classes) float32, whose sums a parity network learns;
+            None for other networks.
+        first_weights: tensors to start from; None for random weights.
+        first_normalisation: "mean" and "std" that belong to these tensors; None if the channels
+            differ.
     """
 
     images: np.ndarray
@@ -153,13 +164,14 @@ class TrainData:
 def load(
     args: TrainArguments, settings_for: Callable[[tuple[int, ...]], TrainSettings], peers: Peers
 ) -> tuple[TrainData, dict[str, Any], TrainSettings]:
-    """Training data, read once a host; facts for the record; settings.
+    """Read the training data, once for each host. Returns the data, facts for the record, and
+    settings.
 
     Args:
-        settings_for: the settings for images of a shape (H, W, C).
+        settings_for: (H, W, C) of the images -> settings.
 
     Raises:
-        DataFault: no labels, labels without a name, or a teacher or first weights that do not fit.
+        DataFault: labels or class names are missing, or the teacher does not fit the images.
         EnvironmentFault: a file is missing or unreadable.
     """
 
@@ -199,7 +211,7 @@ def load(
 
 
 def _read(args: TrainArguments) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """(images, labels, facts for the record) of all images of the shards, or the first `limit`."""
+    """Read the images and labels of the shards, up to `limit`; and facts for the record."""
     with ShardSet.open(args.shards) as shards:
         images, labels = shards.read(np.arange(len(shards))[: args.limit])
         infos, names = shards.infos, shards.class_names
@@ -224,7 +236,7 @@ def _read(args: TrainArguments) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]
 def _taught(
     views: np.ndarray, settings: TrainSettings, used: np.ndarray, held: np.ndarray
 ) -> Arrays:
-    """What the objective needs of a teacher's log-probabilities (n, views, classes)."""
+    """The arrays for the objective, from a teacher's log-probabilities, (n, views, classes)."""
     if settings.parity is None:
         return {"teacher_logits": teacher_logits(views[used])}
     each = summands(np.exp(views), settings.parity.summed)
@@ -238,7 +250,8 @@ def _ask_teacher(
     images: np.ndarray,
     facts: dict[str, Any],
 ) -> np.ndarray:
-    """(n, views, classes) float32: the teacher's answers for every image of the shards."""
+    """The teacher's log-probabilities for every image of the shards, (n, views, classes)
+    float32."""
     path = args.teacher
     assert path is not None
     info = describe_weights(path, SINGLE)

@@ -1,5 +1,5 @@
-"""A network that is asked before the single network: from which score on its answers may count, and
-what that saves. Scores are chosen on one half of the images and measured on the other half.
+"""Chooses the threshold for the scores of a network that is asked before the single network, and
+computes the saving. Thresholds are chosen on one half of the images and measured on the other half.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from collage_mpi.system.table import Table, to_text
 from collage_mpi.training.judge import Answers, right
 
 MOST_POINTS = 0.1  # percentage points of accuracy
-LEAST_IMAGES = 2000  # in all: a smaller half tells nothing of a tenth of a point
-SHARES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)  # of sure cells, along the curve
+LEAST_IMAGES = 2000  # in both halves; with fewer, 0.1 percentage points cannot be measured
+SHARES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)  # of cells that count, on the curve
 
 
 @dataclass(frozen=True)
 class Aim:
-    """What a threshold is chosen for.
+    """The aim of a threshold.
 
     Attributes:
-        share: True if as many answers as possible count, for a loss of at most most_points; False
-            if the answers count that give the highest accuracy.
-        most_points: percentage points of accuracy, of all images.
-        errors: standard errors that are added to the loss. The score is the lowest of many that
-            pass, so that one of them may have passed by luck: more errors make that rarer.
+        share: if True, as many answers as possible count with a loss of at most most_points. If
+            False, the threshold gives the highest accuracy.
+        most_points: percentage points of accuracy over all images.
+        errors: number of standard errors that are added to the loss. The threshold is the lowest of
+            many that pass, and one may pass by chance. More standard errors make this rarer.
     """
 
     share: bool = True
@@ -43,13 +43,13 @@ SHARE, ACCURACY = Aim(), Aim(share=False)
 
 @dataclass(frozen=True)
 class TwoStages:
-    """The answers of a network that is asked first, and of the single network after it.
+    """The answers of a first network and of the single network to the same images.
 
     Attributes:
         single, first: n answers each, in the same order.
         labels: (n,) int64.
-        cells: images of a group: those of a collage, or of a batch for a quick network. Every
-            other group chooses scores, and the groups between measure them.
+        cells: images in a group: of a collage, or of a batch of a quick network. Thresholds are
+            chosen on every second group and measured on the others.
     """
 
     single: Answers
@@ -59,34 +59,35 @@ class TwoStages:
 
     @cached_property
     def scores(self) -> np.ndarray:
-        """(n,) float64: the first answers' scores in steps of 0.0001; -1 without an answer."""
+        """(n,) float64: the first network's scores, in steps of 0.0001; -1 without an answer."""
         scores = np.array([-1.0 if answer is None else float(answer[1]) for answer in self.first])
         rounded: np.ndarray = np.floor(scores * 1e4) / 1e4
         return rounded
 
     @cached_property
     def lost(self) -> np.ndarray:
-        """(n,) int: 1 if only the single network is right, -1 if only the first one, else 0."""
+        """(n,) int: 1 if only the single network is right, -1 if only the first network is, else
+        0."""
         both = [right(answers, self.labels).astype(int) for answers in (self.single, self.first)]
         lost: np.ndarray = both[0] - both[1]
         return lost
 
     @cached_property
     def chooses(self) -> np.ndarray:
-        """(n,) bool: the images that choose a score."""
+        """(n,) bool: the images on which thresholds are chosen."""
         half: np.ndarray = np.arange(len(self.labels)) // self.cells % 2 == 0
         return half
 
     def best_score(self, aim: Aim) -> float | None:
-        """The score for the aim; None if no score reaches it."""
+        """The threshold for an aim; None if no threshold reaches it."""
         scores, lost = self.scores[self.chooses], self.lost[self.chooses]
         order = np.argsort(-scores, kind="stable")
-        at, so_far = scores[order], np.cumsum(lost[order])  # (m,) from the surest on
+        at, so_far = scores[order], np.cumsum(lost[order])  # (m,) by descending score
         worst = so_far + aim.errors * np.sqrt(np.cumsum(lost[order] ** 2))
-        ends = np.flatnonzero(np.append(at[1:] != at[:-1], True))  # of several with the same score
+        ends = np.flatnonzero(np.append(at[1:] != at[:-1], True))  # the last of each score
         ends = ends[at[ends] >= 0]
         if not aim.share:
-            least = ends[worst[ends] == worst[ends].min(initial=0)]  # the last: most cells
+            least = ends[worst[ends] == worst[ends].min(initial=0)]  # the last has most cells
             found = least[-1] if len(least) and worst[least[-1]] < 0 else None
         else:
             fails = np.flatnonzero(100 * worst[ends] / len(scores) > aim.most_points)
@@ -95,12 +96,13 @@ class TwoStages:
         return None if found is None else float(at[found])
 
     def points(self, confidence: float, part: np.ndarray) -> float:
-        """Percentage points that the images of a part, (n,) bool, lose from a score on."""
+        """The loss of accuracy in percentage points with a threshold, over a part, (n,) bool."""
         counts = part & (self.scores >= confidence)
         return round(100 * float(self.lost[counts].sum()) / int(part.sum()), 3)
 
     def agreeing(self, confidence: float) -> float | None:
-        """Of the measured answers that count, the share that the single network gives too."""
+        """The share of measured answers that count and agree with the single network; None if none
+        counts."""
         counts = ~self.chooses & (self.scores >= confidence)
         alike = [
             mine is not None and cell is not None and mine[0] == cell[0]
@@ -111,19 +113,19 @@ class TwoStages:
 
 
 def choose_threshold(stages: TwoStages, fingerprint: str, aim: Aim = SHARE) -> AcceptSpec:
-    """The score chosen on every other group, and what it costs on the groups between.
+    """Choose a threshold on every second group, and measure its loss on the other groups.
 
-    With the aim "share" it is the lowest score that loses at most MOST_POINTS, so that most cells
-    count. With "accuracy" it is the score that gains most. The loss or gain is counted as if every
-    cell with at least that score came before its single answer, and standard errors are added on
-    the safe side, so that it holds on the other groups too. Scores are taken in steps of 0.0001.
+    With the aim SHARE it is the lowest score that loses at most MOST_POINTS, so that most cells
+    count. With ACCURACY it is the score that gains most. The loss is computed as if every cell with
+    at least this score were accepted. Standard errors are added to it, so that it holds on other
+    images too.
 
     Args:
         fingerprint: of the single network.
 
     Raises:
-        DataFault: there are too few images; no score costs so little, or gains; or the chosen
-            score costs more than MOST_POINTS, or anything at all, on the other groups.
+        DataFault: there are too few images, no threshold reaches the aim, or the chosen one loses
+            too much on the other groups.
     """
     require_images(len(stages.labels))
     confidence = stages.best_score(aim)
@@ -135,8 +137,8 @@ def choose_threshold(stages: TwoStages, fingerprint: str, aim: Aim = SHARE) -> A
     allowed = aim.most_points if aim.share else 0
     if measured > allowed:
         raise DataFault(
-            f"the score {confidence:g} gives {measured:.2f} points away on the images that did not "
-            f"choose it, more than {allowed:g}: there is no threshold; {_remedy(aim)}"
+            f"the score {confidence:g} loses {measured:.2f} points on the images that did not choose "
+            f"it, more than {allowed:g}: there is no threshold; {_remedy(aim)}"
         )
     return AcceptSpec(
         confidence=confidence,
@@ -166,14 +168,13 @@ def _remedy(aim: Aim) -> str:
 
 
 def saving_of(ratio: float, cells: int, share: float) -> float:
-    """Images a rank-second divided by those of scheme none. Each image costs its part of a call.
+    """Images per rank-second, divided by those of the scheme `none`.
 
     Args:
-        ratio: service time of a collage, or of a quick network's batch, divided by that of an image
-            on the single network.
-        cells: images in that collage or batch.
-        share: of answers whose score is high enough. The other images are sent to the single
-            network as well.
+        ratio: service time of a collage, or of a batch of a quick network, divided by that of one
+            image on the single network.
+        cells: images in the collage or batch.
+        share: share of answers that count. The other images go to the single network too.
     """
     return 1 / (ratio / cells + 1 - share)
 
@@ -181,24 +182,24 @@ def saving_of(ratio: float, cells: int, share: float) -> float:
 def find_savings(
     stages: TwoStages, ratio: float, accept: AcceptSpec | None = None
 ) -> dict[str, Any] | None:
-    """The savings as plain values for JSON; None if there are too few images.
+    """The savings, as plain values for JSON; None if there are too few images.
 
-    Share and accuracy are measured on the groups that do not choose. "No loss" is chosen like a
-    threshold with 0 points: for this score and every higher one, the loss of accuracy plus one
-    standard error is at most zero.
+    "No loss" is the lowest threshold for which the loss of accuracy plus one standard error is at
+    most zero, as for every higher threshold.
 
     Args:
-        ratio: as in `saving_of`.
-        accept: a threshold whose saving is wanted as well.
+        stages: the answers.
+        ratio: see `saving_of`.
+        accept: a threshold whose saving is computed too.
 
     Returns:
-        ratio, cells, chosen_on and measured_on (images), `no_loss` (None if every score loses),
-        `at_threshold` (None if no threshold is given; its `errors` are those that it was chosen
-        with), `curve` (by growing share). Each of these is a point; see `_point`.
+        ratio, cells; chosen_on and measured_on, numbers of images; `no_loss` (None if every
+        threshold loses), `at_threshold` (None if `accept` is None) with the `errors` of `accept`,
+        and `curve`, a list by growing share. For their values see `_point`.
     """
     if len(stages.labels) < LEAST_IMAGES:
         return None
-    levels = np.sort(stages.scores[stages.chooses])[::-1]  # (m,) from the surest on
+    levels = np.sort(stages.scores[stages.chooses])[::-1]  # (m,) descending
     along = {max(0.0, float(levels[round(share * len(levels)) - 1])) for share in SHARES}
     no_loss = stages.best_score(Aim(most_points=0.0))
     return {
@@ -215,12 +216,12 @@ def find_savings(
 
 
 def _point(stages: TwoStages, ratio: float, confidence: float) -> dict[str, float]:
-    """What is saved from a score on.
+    """The saving with a threshold.
 
     Returns:
-        confidence (that score), share (of cells that count, 0..1), points (of accuracy beside the
-        single network, negative for a loss), two_errors (two standard errors of the points, on the
-        same images), saving.
+        confidence, the threshold; share of cells that count, 0 to 1; points of accuracy gained over
+        the single network, negative for a loss; two_errors, two standard errors of the points;
+        saving.
     """
     measures = ~stages.chooses
     sure = stages.scores[measures] >= confidence
@@ -236,11 +237,11 @@ def _point(stages: TwoStages, ratio: float, confidence: float) -> dict[str, floa
 
 
 def told_savings(found: Mapping[str, Any] | None, timed: str) -> str:
-    """The savings as the table and the sentences that a command prints.
+    """The savings as text: a table and sentences.
 
     Args:
         found: from `find_savings`.
-        timed: how the ratio was measured: calls, device, precision.
+        timed: how the ratio was measured, in words.
     """
     if found is None:
         need = f"{LEAST_IMAGES:,} labelled images, half of them to choose a score"
@@ -275,7 +276,7 @@ def told_savings(found: Mapping[str, Any] | None, timed: str) -> str:
 
 
 def told_errors(errors: float) -> str:
-    """Such as "1 standard error" or "2 standard errors"."""
+    """The number of standard errors, with the noun."""
     return f"{errors:g} standard error{'' if errors == 1 else 's'}"
 
 
