@@ -137,8 +137,8 @@ def choose_threshold(stages: TwoStages, fingerprint: str, aim: Aim = SHARE) -> A
     allowed = aim.most_points if aim.share else 0
     if measured > allowed:
         raise DataFault(
-            f"the score {confidence:g} loses {measured:.2f} points on the images that did not choose "
-            f"it, more than {allowed:g}: there is no threshold; {_remedy(aim)}"
+            f"the score {confidence:g} loses {measured:.2f} points on the images that did not "
+            f"choose it, and at most {allowed:g} may be lost: there is no threshold; {_remedy(aim)}"
         )
     return AcceptSpec(
         confidence=confidence,

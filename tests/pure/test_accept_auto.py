@@ -70,7 +70,7 @@ def test_a_cascade_without_a_threshold_is_refused_by_the_commands_that_help(netw
     assert resolved(cascade, single, mine) == ("confident", 0.93)
     for other in (replace(collage, accept=SPEC), None):
         with pytest.raises(
-            UsageError, match=r"weights threshold .*--agree .* or set it by hand: --accept"
+            UsageError, match=r"weights threshold .*--agree .* or set it by hand with --accept"
         ):
             with_accept_of(cascade, single, other)
     assert resolved(replace(cascade, single="null"), None, collage) == ("confident", 0.0)
@@ -185,7 +185,7 @@ def test_the_half_that_measures_does_not_choose():
     other = np.arange(4000) // 4 % 2 == 1
     worse = [(1, s) if o else (c, s) for (c, s), o in zip(collage, other, strict=True)]
     sure = choose_threshold(TwoStages(single, collage, labels, 4), "s").confidence
-    with pytest.raises(DataFault, match=f"the score {sure:g} gives .* that did not choose it"):
+    with pytest.raises(DataFault, match=f"the score {sure:g} loses .* that did not choose it"):
         choose_threshold(TwoStages(single, worse, labels, 4), "s")
 
 
@@ -260,7 +260,9 @@ def test_a_threshold_that_loses_on_the_others_is_none():
     for i in range(50):
         collage[2 * i] = (0, 0.9)
     single[1], collage[1] = (0, 1.0), (1, 0.9)
-    with pytest.raises(DataFault, match="more than 0: there is no threshold; try --errors 2, use"):
+    with pytest.raises(
+        DataFault, match="at most 0 may be lost: there is no threshold; try --errors 2, use"
+    ):
         choose_threshold(TwoStages(single, collage, labels, 1), "s", ACCURACY)
     assert choose_threshold(TwoStages(single, collage, labels, 1), "s").measured_points == 0.1
     single[3], collage[3] = (0, 1.0), (1, 0.9)

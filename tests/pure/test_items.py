@@ -250,7 +250,7 @@ def test_schemes_that_paste_refuse_other_items_and_name_those_that_do_not(volume
     said = str(caught.value)
     assert f"scheme {scheme} pastes" in said
     assert "items of float32 (3, 4, 5, 1)" in said
-    assert "take them: none, cascade-batch, replicate, hedge, batch-backup" in said
+    assert "pastes nothing: none, cascade-batch, replicate, hedge, batch-backup" in said
 
 
 def test_a_network_for_other_items_is_refused_before_any_rank_loads(volumes, tmp_path) -> None:

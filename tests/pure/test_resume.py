@@ -445,7 +445,7 @@ def test_a_finished_point_of_other_weights_or_shards_is_refused(
     out = finished(tmp_path / "e" / point.name, ask(single=str(file))).parent
     assert state(point, out) == DONE
     weights(file, 2.0)
-    with pytest.raises(UsageError, match=rf"single {file}: SHA-256 .*\n.*remove that folder"):
+    with pytest.raises(UsageError, match=rf"single {file}: SHA-256 .*\n.*remove the folder"):
         state(point, out)
     file.unlink()
     assert state(point, out) == DONE  # nothing to be stale against
