@@ -64,11 +64,10 @@ class Welcome:
     Attributes:
         networks: kind -> network spec that the rank loads.
         how: device and number format of the networks.
-        geometry: shapes for networks that do not know them.
-        encoded_shape: shape of an input that is a collage or stripe, such as (P, P, C).
+        geometry: shapes of the items and the collage.
         credit: most messages of tasks that may be under way to the rank.
         batch: most inputs of one message, as far as is known.
-        answer_items, answer_vectors: most items, and most kept vectors, of one answer.
+        answer_vectors: most kept vectors of one answer.
         extras: what an answer carries of each image beyond its class.
         parity: how missing answers are decoded; None if the scheme does not decode.
         warmup_tasks: how often each network is run before the rank is ready.
@@ -84,10 +83,8 @@ class Welcome:
     networks: dict[str, str]
     how: Loading
     geometry: Geometry
-    encoded_shape: tuple[int, ...]
     credit: int
     batch: int
-    answer_items: int
     answer_vectors: int
     extras: Extras
     parity: ParitySpec | None

@@ -15,8 +15,10 @@ from itertools import accumulate
 import numpy as np
 
 from collage_mpi.encoding.decode import decode, summands
+from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.vectors import KeptColumn, layout_of, most_floats
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
+from collage_mpi.job.encoders import make_encoder
 from collage_mpi.job.messages import Measured, Welcome
 from collage_mpi.kinds import KIND, SINGLE, TABLE
 from collage_mpi.models import load_predictor
@@ -124,9 +126,12 @@ class Networks:
         self._welcome = welcome
         self._summed = None if welcome.parity is None else welcome.parity.summed
         self._clock, self._cpu_clock = clock, cpu_clock
-        encoded, image = welcome.encoded_shape, welcome.geometry.image_shape
+        told = welcome.geometry
+        grid, image = Grid(told.side, told.cell_px), told.image_shape
+        self.encoder = make_encoder(grid, image, welcome.parity, welcome.ranks)
+        encoded = self.encoder.input_shape
         self.input_shapes = {kind.name: encoded if kind.encoded else image for kind in TABLE}
-        dtypes = np.dtype(welcome.geometry.dtype), np.dtype(np.uint8)
+        dtypes = np.dtype(told.dtype), np.dtype(np.uint8)
         self.input_dtypes = {kind.name: dtypes[kind.encoded] for kind in TABLE}
         self.predictors = {
             kind: load(spec, kind, welcome) for kind, spec in welcome.networks.items()
@@ -155,7 +160,7 @@ class Networks:
         if welcome.parity is not None:  # the scheme's numbers come before what is kept
             floats += max(each.classes for each in self.predictors.values())
         vectors = welcome.answer_vectors if floats else 0
-        nbytes = answer_message_bytes(welcome.answer_items, vectors, floats)
+        nbytes = answer_message_bytes(self.encoder.places, vectors, floats)
         if nbytes > LARGEST_ANSWER_BYTES:
             raise UsageError(
                 f"an answer for {vectors} images of a group takes {nbytes:,} bytes; at most "

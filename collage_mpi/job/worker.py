@@ -20,12 +20,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from collage_mpi.encoding.grid import Grid
-from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
-from collage_mpi.job.encoders import make_encoder
 from collage_mpi.job.messages import Hello, Message, Rank0, Start, Welcome
 from collage_mpi.job.networks import Loader, Networks, failed, is_of_device
 from collage_mpi.job.row_reader import Faults, Inputs, RowReader, Wanted, decoded
@@ -114,7 +111,6 @@ class Session:
         self.start_ns = 0
         self.answered = 0  # number of answered tasks
         self.rows: RowReader | None = None  # for tasks by place
-        self.encoder: AnyEncoder | None = None  # for tasks by place that are pasted
         self.fit = None if welcome.fit is None else parse_fit(welcome.fit)
         self.decoding = ThreadPoolExecutor(1, "decode")  # its thread starts at the first use
         self.queue: deque[QueuedTasks] = deque()
@@ -130,10 +126,7 @@ class Session:
         Raises:
             EnvironmentFault: this host cannot open them, but must.
         """
-        welcome, told = self.welcome, self.welcome.geometry
-        self.encoder = make_encoder(
-            Grid(told.side, told.cell_px), told.image_shape, welcome.parity, welcome.ranks
-        )
+        welcome = self.welcome
         try:
             limit_bytes = None if welcome.must_read else HASH_LIMIT_BYTES
             self.rows = RowReader(descriptions, limit_bytes)
@@ -475,6 +468,7 @@ class Worker:
 
 def _read(session: Session, tasks: Sequence[WireTask], payload: np.ndarray) -> Future[Inputs]:
     """Begin to read the images of tasks by place."""
+    assert session.networks is not None
     if session.rows is None:
         raise wire.WireFault(f"task {tasks[0].task} names places, but no shards were sent before")
     named, wanted = iter(unpack_places(payload)), []
@@ -483,7 +477,7 @@ def _read(session: Session, tasks: Sequence[WireTask], payload: np.ndarray) -> F
         if len(places) < len(task.items):
             raise wire.WireFault(f"task {task.task} has fewer places than items")
         wanted.append(Wanted(places, [cell for _, cell in task.items]))
-    encoder = session.encoder if KIND[tasks[0].kind].encoded else None
+    encoder = session.networks.encoder if KIND[tasks[0].kind].encoded else None
     return session.rows.begin(wanted, encoder)
 
 

@@ -222,7 +222,6 @@ def test_a_batch_of_parity_tasks_that_raises_gives_each_its_own_sums(inputs: dic
     told = replace(
         WELCOME,
         geometry=replace(WELCOME.geometry, image_shape=images.shape[1:]),
-        encoded_shape=images.shape[1:],
         networks={"parity": "w"},
     )
     networks = Networks(told, lambda *_: tuned, time.monotonic_ns, time.monotonic_ns)

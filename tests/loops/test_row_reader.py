@@ -314,11 +314,10 @@ class Looker(NullPredictor):
 
 def grouped(shards: ShardSet, kind: str, **welcome: object) -> tuple[Bench, Looker]:
     bench = Bench(kind, start=False, **welcome)
-    shape = SHAPE if kind in SPECS else (2 * PX, 2 * PX, 1)
     bench.network = looker = Looker(KIND[kind].network, Geometry(SHAPE, 2, PX, 10))
     looker.calls = 0
     geometry = replace(bench.welcome.geometry, cell_px=PX)
-    bench.welcome = replace(bench.welcome, encoded_shape=shape, geometry=geometry)
+    bench.welcome = replace(bench.welcome, geometry=geometry)
     for text in described(shards):
         bench.endpoint.tell(Shards((text,)))
     bench.start()

@@ -109,7 +109,7 @@ class Bench:
         self.welcome = replace(
             WELCOME,
             geometry=replace(WELCOME.geometry, image_shape=SHAPE),
-            **{"encoded_shape": COLLAGE, "networks": {kind: "null"}, **welcome},
+            **{"networks": {kind: "null"}, **welcome},
         )
         if start:
             self.start()
@@ -753,7 +753,7 @@ def test_under_parity_a_single_says_what_is_summed_beside_its_record():
 
 
 def test_a_parity_task_says_nothing_of_its_images_but_the_sum():
-    bench = Bench("parity", parity=LOGITS, encoded_shape=SHAPE)
+    bench = Bench("parity", parity=LOGITS)
     items = ((4, 0), (5, 1), (6, 2))
     bench.endpoint.give([WireTask(1, 0, 1, "parity", items)], [np.full(SHAPE, 7, np.uint8)])
     bench.run()
@@ -763,7 +763,7 @@ def test_a_parity_task_says_nothing_of_its_images_but_the_sum():
 
 
 def test_a_sum_that_is_not_finite_fails_its_task():
-    bench = Bench("parity", parity=LOGITS, encoded_shape=SHAPE)
+    bench = Bench("parity", parity=LOGITS)
     bench.network.spoil = {0: np.nan}
     bench.endpoint.give([WireTask(1, 0, 1, "parity", ((4, 0),))], [np.zeros(SHAPE, np.uint8)])
     bench.run()
@@ -773,7 +773,7 @@ def test_a_sum_that_is_not_finite_fails_its_task():
 
 
 def test_a_coded_task_says_what_a_single_would_of_its_picture():
-    bench = Bench("coded", parity=CODE, encoded_shape=SHAPE)
+    bench = Bench("coded", parity=CODE)
     items = ((4, 0), (5, 1), (6, 2))
     bench.endpoint.give([WireTask(1, 0, 1, "coded", items)], [np.full(SHAPE, 7, np.uint8)])
     bench.run()
@@ -877,7 +877,7 @@ def test_under_parity_what_is_kept_stands_behind_what_is_summed():
     (vector,) = bench.results[0].vectors
     assert vector[:10].sum() == pytest.approx(0, abs=1e-5)
     assert vector[10:].tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
-    parity = Bench("parity", parity=LOGITS, extras=extras, encoded_shape=SHAPE)
+    parity = Bench("parity", parity=LOGITS, extras=extras)
     image = [np.full(SHAPE, 7, np.uint8)]
     parity.endpoint.give([WireTask(1, 0, 1, "parity", ((4, 0),))], image)
     parity.run()
@@ -922,7 +922,7 @@ def test_of_a_mapped_batch_that_raises_each_image_is_tried_alone_with_its_own_ou
 
 
 def test_the_parity_network_is_held_by_its_cost_ratio():
-    bench = Bench("parity", start=False, parity=LOGITS, encoded_shape=SHAPE,
+    bench = Bench("parity", start=False, parity=LOGITS,
                   straggler=StragglerSettings("pinned", straggler_median_ms=100.0))  # fmt: skip
     bench.start(cost_ratio=1.5)
     bench.endpoint.give([WireTask(1, 0, 1, "parity", ((4, 0),))], [np.zeros(SHAPE, np.uint8)])

@@ -156,8 +156,12 @@ SLOW = {"precision": "auto", "channels_last": "on", "compile": "please"}
     [
         ("credit", True, r"welcome\.credit = True; needed: int"),
         ("geometry", {"side": 3.0}, r"welcome\.geometry\.side = 3\.0; needed: int"),
-        ("encoded_shape", 4, r"welcome\.encoded_shape = 4; needed: tuple"),
-        ("encoded_shape", [4, 4, "1"], r"welcome\.encoded_shape = '1'; needed: int"),
+        ("geometry", {"image_shape": 4}, r"welcome\.geometry\.image_shape = 4; needed: tuple"),
+        (
+            "geometry",
+            {"image_shape": [4, "1"]},
+            r"welcome\.geometry\.image_shape = '1'; needed: int",
+        ),
         ("networks", {"single": None}, r"welcome\.networks\.single = None; needed: str"),
         ("straggler", {"slow_ranks": [3]}, r"welcome\.straggler\.slow_ranks = 3; needed: str"),
         ("straggler", {"time_scale": 10**400}, r"welcome\.straggler\.time_scale = 1000"),

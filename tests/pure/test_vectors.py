@@ -23,7 +23,14 @@ from results_harness import InlineThread, Kill, fill, kill_at, make_run, manifes
 
 from collage_mpi.encoding.decode import decode, decode_parity, parity_scores
 from collage_mpi.encoding.stripe import missing_weights
-from collage_mpi.encoding.vectors import MOST_BYTES, Extras, KeptColumn, layout_of, unpack
+from collage_mpi.encoding.vectors import (
+    MOST_BYTES,
+    Extras,
+    KeptColumn,
+    layout_of,
+    most_floats,
+    unpack,
+)
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.handshake import kept_columns, welcomes
 from collage_mpi.job.networks import Networks
@@ -33,7 +40,14 @@ from collage_mpi.job.recorder import Vectors
 from collage_mpi.job.session import build_encoder, parity_decoder
 from collage_mpi.models.info import Geometry
 from collage_mpi.models.null import NullPredictor
-from collage_mpi.mpi.answers import ANSWERED, WireResult, in_messages, pack_results, unpack_results
+from collage_mpi.mpi.answers import (
+    ANSWERED,
+    WireResult,
+    answer_message_bytes,
+    in_messages,
+    pack_results,
+    unpack_results,
+)
 from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.results import (
     RunWriter,
@@ -183,6 +197,8 @@ def test_an_answer_has_room_for_what_is_kept_of_each_image_of_a_group():
         return Networks(asked, lambda *_: network, time.time_ns, time.time_ns).answer_bytes
 
     assert 4 * 40_000 < room(4, 40_000) < 5 * 40_000
+    four = answer_message_bytes(4, 4, most_floats(network.columns))
+    assert room(4, 40_000) == four  # items of a group of 2 x 2
     with pytest.raises(UsageError, match="an answer for 17 images of a group takes"):
         room(17, MOST_BYTES)
 
