@@ -115,9 +115,9 @@ def run_world(
         if rank and team_body is not None:
             return world.work_as_team(own, team_body)
         report(up=True)
-        worker_group, others = world.group(own), world.group(range(each, size, each))
+        others = world.group(range(each, size, each))
         others.transport.expect(CONTROL_BYTES)
-        worker_group.others = others
+        worker_group = world.group(own, others)
         code = world.coordinate(worker_group, body)
         world.part(others, code)
         world.part(worker_group, code)
@@ -143,7 +143,7 @@ class _World:
     tolerant: bool
     stop: StopReason
 
-    def group(self, ranks: Sequence[int]) -> WorkerGroup:
+    def group(self, ranks: Sequence[int], others: WorkerGroup | None = None) -> WorkerGroup:
         """The ranks that this rank coordinates. They are told where it is."""
         process_monitor = None
         if self.tolerant and ranks:
@@ -154,7 +154,9 @@ class _World:
         transport = CoordinatorTransport(
             self.comm, self.mpi, fault_tolerant=self.tolerant, workers=ranks
         )
-        worker_group = WorkerGroup(transport, process_monitor=process_monitor, name=self.name)
+        worker_group = WorkerGroup(
+            transport, process_monitor=process_monitor, name=self.name, others=others
+        )
         worker_group.greet()
         return worker_group
 

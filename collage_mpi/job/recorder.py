@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -156,13 +156,23 @@ class Totals:
     exceeded: int = 0
 
 
-class Recorder:
-    """Writes the rows, from every send, end and outcome. All times are on the coordinator's clock.
+class Grouping(NamedTuple):
+    """How rows count groups.
 
     Attributes:
+        size: images of a full group.
+        warmup: how many groups are marked as warm-up.
         by_number: an image's group and cell follow from its number, because one group of the
             scheduler is a whole batch of groups.
     """
+
+    size: int
+    warmup: int
+    by_number: bool = False
+
+
+class Recorder:
+    """Writes the rows, from every send, end and outcome; times are of the coordinator's clock."""
 
     def __init__(
         self,
@@ -170,8 +180,7 @@ class Recorder:
         images: Mapping[int, ImageRecord],
         *,
         start_ns: int,
-        group_size: int,
-        warmup_groups: int,
+        grouping: Grouping,
         vectors: Vectors | None = None,
     ) -> None:
         """Start without tasks.
@@ -180,18 +189,15 @@ class Recorder:
             writer: takes the rows.
             images: the images in flight by id, from their admission until they are released.
             start_ns: the time 0 of the rows.
-            group_size: images of a full group.
-            warmup_groups: how many groups are marked as warm-up.
+            grouping: of the rows.
             vectors: keeps what the user wants of an image beyond its class; None if nothing.
         """
         self.totals = Totals()
-        self.by_number = False
         self._vectors = vectors
         self._writer = writer
         self._start_ns = start_ns
         self.began_ns = time.time_ns()  # Unix time of `start_ns`, to align sessions
-        self._group_size = group_size
-        self._warmup_groups = warmup_groups
+        self._group_size, self._warmup_groups, self._by_number = grouping
         self._images = images
         self._runs = images if isinstance(images, InFlight) else InFlight()
         self._tasks: dict[int, _Task] = {}
@@ -211,7 +217,7 @@ class Recorder:
                 for (image, _), (number, cell) in zip(send.items, send.bundle, strict=True):
                     if number not in self._groups:
                         self._group_of(number, image - cell)
-            elif not self.by_number:
+            elif not self._by_number:
                 image, cell = send.items[0]
                 self._group_of(send.group, image - cell).encode_ns += encode_ns
 
@@ -259,7 +265,7 @@ class Recorder:
 
     def _groups_of(self, send: Send) -> Collection[int]:
         """The numbers of the groups that the task waits for after its end."""
-        if self.by_number:
+        if self._by_number:
             return ()  # no answer is reserved
         return {number for number, _ in send.bundle} if send.bundle else (send.group,)
 
@@ -268,7 +274,7 @@ class Recorder:
         task, size, count = self._tasks[run.task], self._group_size, len(run.scores)
         came, result = self._runs.run_of(run.image), task.result
         part = came.part(run.image, count)
-        place = run.image if self.by_number else run.group * size + run.cell
+        place = run.image if self._by_number else run.group * size + run.cell
         said = _SAID.pack(
             place,
             SOURCE_CODE[run.source],
@@ -360,7 +366,7 @@ class Recorder:
 
     def resolved(self, resolve: Resolve, now_ns: int) -> None:
         """An image has its outcome. An audited answer counts from the time of the decision."""
-        if self.by_number:
+        if self._by_number:
             number, cell = divmod(resolve.image, self._group_size)
             resolve = resolve._replace(group=number, cell=cell)
         if resolve.decided_ns is not None:
@@ -505,7 +511,7 @@ class Recorder:
 
     def _write_task(self, task: _Task) -> None:
         send, result = task.send, task.result
-        group = send.group if not self.by_number else send.items[0].image // self._group_size
+        group = send.group if not self._by_number else send.items[0].image // self._group_size
         row = (  # in the order of TaskRow
             send.task,
             send.rank,

@@ -25,7 +25,7 @@ from collage_mpi.job.handshake import handshake, kept_columns, readers, roll_cal
 from collage_mpi.job.image_buffer import ImageBuffer, Reader
 from collage_mpi.job.messages import Hello, Start
 from collage_mpi.job.plan import Plan
-from collage_mpi.job.recorder import Recorder, Totals, Vectors
+from collage_mpi.job.recorder import Grouping, Recorder, Totals, Vectors
 from collage_mpi.job.team import Link, Supply
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import COLLAGE, KIND
@@ -151,11 +151,9 @@ class TeamSession(ExitStack):
             self.rows,
             feed.images,
             start_ns=self._start_ns,
-            group_size=settings.group_size,
-            warmup_groups=settings.warm_groups,
+            grouping=Grouping(settings.group_size, settings.warm_groups, asked.whole_batches),
             vectors=vectors,
         )
-        self.recorder.by_number = asked.whole_batches
         self.supply.attach(feed, self.recorder, build_book(plan))
         loop = LoopSettings(
             credit=settings.messages,

@@ -77,6 +77,7 @@ class WorkerGroup:
         backoff: Backoff | None = None,
         process_monitor: ProcessMonitor | None = None,
         name: str = "run",
+        others: WorkerGroup | None = None,
     ) -> None:
         """Start with all ranks of the transport.
 
@@ -86,9 +87,9 @@ class WorkerGroup:
             backoff: how to wait while nothing happens.
             process_monitor: only in a fault-tolerant world.
             name: of the command, for messages.
+            others: only of the lead: the other teams' coordinators.
         """
-        self.transport = transport
-        self.others: WorkerGroup | None = None  # of the lead: the other teams' coordinators
+        self.transport, self.others = transport, others
         self.session = 0
         self.detector = FailureDetector(self.ranks, _ns(clock()), process_monitor, name)
         self._clock = clock

@@ -77,6 +77,10 @@ class BundleQueue(PullQueue):
         """
         return self.calibrating and self._ranks.count(self._kind) > 0
 
+    def begin_calibration(self) -> None:
+        """From now on fresh images leave only in bundles, until the threshold is chosen."""
+        self.calibrating = True
+
     def end_calibration(self, *, bundles: bool) -> None:
         """The threshold is chosen. From now on any image may leave in a bundle, waiting ones too.
 

@@ -69,8 +69,8 @@ class Scheduler:
         self._ending = False
         self._finished = False
         self._paused = False  # as far as is known, no further image will arrive
-        if self.dispatch.bundles is not None:
-            self.dispatch.bundles.calibrating = scheme.calibrate
+        if self.dispatch.bundles is not None and scheme.calibrate:
+            self.dispatch.bundles.begin_calibration()
         self._gathers = settings.together and (settings.batch > 1 or bundle is not None)
         self._handlers: dict[type, Callable[..., None]] = {
             ev.RankReady: self._on_rank_ready,

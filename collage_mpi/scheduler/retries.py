@@ -174,7 +174,7 @@ class Retries:
         """
         main = self.core.scheme.main
         images = []
-        self.core.dispatch.tasks.cuts += task.take_apart()
+        self.core.dispatch.tasks.take_apart(task)
         for image, why in zip(task.images, unread or repeat(None), strict=False):
             if image.resolved:
                 continue
@@ -219,8 +219,7 @@ class Retries:
 
     def _move(self, task: TaskState) -> None:
         """Move a task that was never sent to another rank. It is still the same attempt."""
-        runs = task.take_apart()
-        self.core.dispatch.tasks.cuts += runs
+        runs = self.core.dispatch.tasks.take_apart(task)
         for images in [[image] for image in task.images] if runs else [task.images]:
             self._move_images(task, [image for image in images if not image.resolved])
 
@@ -240,8 +239,7 @@ class Retries:
         if _covered(image, scheme.kinds) or scheme.covers_later(self.core, image.group):
             return
         if image.count > 1:
-            self.core.dispatch.tasks.cuts += 1
-            for each in image.apart():
+            for each in self.core.dispatch.tasks.apart(image):
                 self.image(each)
             return
         failures_left = image.failures < self.max_attempts

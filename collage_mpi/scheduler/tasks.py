@@ -66,6 +66,17 @@ class TaskBook:
         order = Order(task.kind, task.source, task.attempt, task.spare)
         return self.make(order, images, task.rank, task.avoid)
 
+    def take_apart(self, task: TaskState) -> bool:
+        """Split the task's runs into single images; False if there were no runs."""
+        runs = task.take_apart()
+        self.cuts += runs
+        return runs
+
+    def apart(self, run: ImageState) -> list[ImageState]:
+        """Split a run into single images, and return them."""
+        self.cuts += 1
+        return run.apart()
+
     def withdraw(self, waited: list[TaskState]) -> list[TaskState]:
         """End tasks that were never sent; they do not count as attempts. Returns the tasks."""
         for task in waited:

@@ -26,7 +26,7 @@ from typing import Any
 from collage_mpi.errors import UsageError
 from collage_mpi.faults.reply_timeout import SCAN_EVERY_NS, TIMEOUT, ReplyTimeouts
 from collage_mpi.job.plan import with_accept_of, with_every_answer
-from collage_mpi.job.recorder import Recorder, Writer
+from collage_mpi.job.recorder import Grouping, Recorder, Writer
 from collage_mpi.kinds import BACKUP, CODED, KIND, PARITY, SINGLE, SPARE_KINDS
 from collage_mpi.models import describe
 from collage_mpi.mpi.answers import ANSWERED, SKIPPED, WireResult, task_ends
@@ -184,8 +184,7 @@ class Simulation:
             writer,
             self._images,
             start_ns=0,
-            group_size=settings.group_size,
-            warmup_groups=settings.warm_groups,
+            grouping=Grouping(settings.group_size, settings.warm_groups),
         )
         self.finish: ev.Finish | None = None
         self.stopped: str | None = None

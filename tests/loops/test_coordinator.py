@@ -42,7 +42,7 @@ from collage_mpi.job.coordinator import (
     WorkMeter,
 )
 from collage_mpi.job.image_buffer import ImageBuffer
-from collage_mpi.job.recorder import Recorder
+from collage_mpi.job.recorder import Grouping, Recorder
 from collage_mpi.job.team import Supply
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult
@@ -131,10 +131,8 @@ class Job:
             self.writer,
             self.feed.images,
             start_ns=self.start_ns,
-            group_size=side * side,
-            warmup_groups=1,
+            grouping=Grouping(side * side, 1, whole),
         )
-        self.recorder.by_number = whole
         self.scheduler = Scheduler(
             scheduler_settings(
                 group_size=size, ranks=singles + collages, whole_batches=whole, **settings
@@ -577,7 +575,7 @@ def test_a_bad_row_is_an_error_row_and_its_neighbours_are_classified():
 @pytest.mark.parametrize(("kind", "label"), [("single", 7), ("collage", None)])
 def test_a_label_that_a_rank_found_bad_is_kept_only_by_who_read_the_row(kind, label):
     writer = ListWriter()
-    recorder = Recorder(writer, {0: record(7)}, start_ns=0, group_size=1, warmup_groups=0)
+    recorder = Recorder(writer, {0: record(7)}, start_ns=0, grouping=Grouping(1, 0))
     for task, of in ((1, "single"), (2, kind)):
         recorder.sent([ev.Send(task, task, of, (ev.Item(0, 0),), 0, task)], 1, [0])
     bad = ev.Unread("checksum does not match its pixels and label", of_input=True)

@@ -21,7 +21,7 @@ from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job.coordinator import Coordinator, LoopSettings, ReadyRank
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.messages import Close
-from collage_mpi.job.recorder import Recorder
+from collage_mpi.job.recorder import Grouping, Recorder
 from collage_mpi.job.team import Supply
 from collage_mpi.mpi.answers import pack_results
 from collage_mpi.mpi.protocol import CANCEL, read_header
@@ -97,8 +97,7 @@ class Coordinated(Simulation):
             self.recorder._writer,
             feed.images,
             start_ns=0,
-            group_size=settings.group_size,
-            warmup_groups=settings.warm_groups,
+            grouping=Grouping(settings.group_size, settings.warm_groups),
         )
         detector = FailureDetector(self.ranks, 0)
         rows = SimpleNamespace(pending=(), idle=True, flush=lambda: None)

@@ -11,7 +11,7 @@ import pytest
 from collage_mpi.encoding.vectors import Extras, KeptColumn, layout_of
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.image_buffer import ImageRun, InFlight
-from collage_mpi.job.recorder import TOLERATED, Recorder, Vectors
+from collage_mpi.job.recorder import TOLERATED, Grouping, Recorder, Vectors
 from collage_mpi.mpi.answers import ANSWERED, CELL, FAILED, SKIPPED, Cells, WireResult
 from collage_mpi.results.rows import (
     KIND_CODE,
@@ -54,7 +54,7 @@ class Rows:
 
 def recorder(warmup_groups: int = 0) -> tuple[Rows, Recorder]:
     rows = Rows()
-    return rows, Recorder(rows, {}, start_ns=START_NS, group_size=2, warmup_groups=warmup_groups)
+    return rows, Recorder(rows, {}, start_ns=START_NS, grouping=Grouping(2, warmup_groups))
 
 
 def admit(book: Recorder, image: int, label: int | None, t0_ns: int = 0, read_ns: int = 0) -> None:
@@ -97,8 +97,8 @@ def test_a_group_of_two_runs_is_the_same_written_at_once_or_in_parts(before, lab
             first, two = before + first, np.arange(first, first + 2)
             columns = Columns(two, two, two, two if labelled else None)
             images.add_run(ImageRun(first, columns, START_NS + t0_ns, read_ns))
-        book = Recorder(rows, images, start_ns=START_NS, group_size=4, warmup_groups=1)
-        book.by_number = not before
+        grouping = Grouping(4, 1, by_number=not before)
+        book = Recorder(rows, images, start_ns=START_NS, grouping=grouping)
         for task, now_ns in ((1, 300), (0, 900)):
             at = 2 * task
             items = {before + at: at, before + at + 1: at + 1}
@@ -121,7 +121,7 @@ def test_a_group_of_two_runs_is_the_same_written_at_once_or_in_parts(before, lab
 def test_groups_are_told_apart_whichever_is_answered_first():
     rows, images = Rows(), InFlight()
     cells = Cells(memoryview(np.array([(7, 0.5, 1, 0)] * 2, CELL).tobytes()))
-    book = Recorder(rows, images, start_ns=START_NS, group_size=2, warmup_groups=1)
+    book = Recorder(rows, images, start_ns=START_NS, grouping=Grouping(2, 1))
     for first in (0, 2):
         two = np.arange(first, first + 2)
         columns = Columns(two, two, two, np.maximum(two, 2))
@@ -405,7 +405,7 @@ def test_what_is_written_is_forgotten():
 def test_a_late_answer_for_a_released_image_of_a_run_leaves_nothing_behind():
     images, numbers = InFlight(), np.arange(2)
     images.add_run(ImageRun(0, Columns(numbers, numbers * 0, numbers, None)))
-    book = Recorder(Rows(), images, start_ns=START_NS, group_size=2, warmup_groups=0)
+    book = Recorder(Rows(), images, start_ns=START_NS, grouping=Grouping(2, 0))
     book.sent([send(0, 1, SINGLE, {0: 0, 1: 1}, 0, 1)], START_NS, [0])
     images.release((0,))
     unread = ev.Unread("worn", of_input=True)
@@ -440,7 +440,7 @@ def test_a_row_of_a_mapped_function_has_no_label():
     kept: list[tuple] = []
     rows = Rows()
     vectors = Vectors(extras, layout, lambda *row: kept.append(row))
-    book = Recorder(rows, {}, start_ns=START_NS, group_size=2, warmup_groups=0, vectors=vectors)
+    book = Recorder(rows, {}, start_ns=START_NS, grouping=Grouping(2, 0), vectors=vectors)
     admit(book, 0, 6)
     book.sent([send(0, 1, SINGLE, {0: 0}, 9, 1)], START_NS, [0])
     ended(book, 1, 0, WireResult(0, ANSWERED, vectors=np.ones((1, 2), np.float32)))

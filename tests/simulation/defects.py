@@ -246,8 +246,8 @@ DEFECTS = (
         (
             (
                 "job/session.py",
-                "recorder.by_number = asked.whole_batches",
-                "recorder.by_number = False",
+                "settings.warm_groups, asked.whole_batches)",
+                "settings.warm_groups, False)",
             ),
         ),
     ),
