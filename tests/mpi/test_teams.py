@@ -98,7 +98,7 @@ def test_a_world_that_cannot_be_parted_is_told(mpi, shard, tmp_path):
     assert done.returncode == ExitCode.ENVIRONMENT
     told = [line for line in done.stderr.splitlines() if line.startswith("collage-mpi run:")]
     needed = "needed are 2 teams of 4 ranks: launch with -n 8"
-    assert told == [f"collage-mpi run: --teams 2 of a world of 5 ranks: {needed}"]
+    assert told == [f"collage-mpi run: --teams 2 with 5 ranks: {needed}"]
 
 
 def test_a_lost_coordinators_images_go_to_other_teams(job):
