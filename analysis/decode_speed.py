@@ -1,7 +1,7 @@
 """Decoding JPEG files a call: Pillow; torchvision and torchcodec on the CPU and a GPU (nvJPEG).
 
 Owns: the files (made here, of noise smoothed to a photograph's size in bytes), the clock, the
-largest and mean difference of pixels to Pillow's. Does not know: shards, jobs, networks.
+largest and mean difference of pixels to Pillow's.
 
     python analysis/decode_speed.py --device cuda       # needs collage-mpi[vision]; half a minute
 """

@@ -2,7 +2,7 @@
 
 Owns: random images and the clock around each way to shrink them. The table
 is in analysis/reports/benchmarks.md.
-Does not know: jobs. One core, arrays in memory, nothing else running if you can help it.
+One core, arrays in memory; nothing else should run.
 
     python analysis/encode_rates.py
 

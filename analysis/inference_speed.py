@@ -2,7 +2,7 @@
 analysis/reports/speed.md.
 
 Owns: the inputs made of a shard, the clock around `predict`, the comparison with the CPU's float32.
-Does not know: jobs, ranks. One process, one thread on a CPU; the shortest of many calls, since
+One process, one thread on a CPU; the shortest of many calls, since
 other work on the machine can only lengthen one. On a CPU the clock is the process's CPU time, to
 which the others' turns on its core do not count.
 

@@ -9,7 +9,7 @@ own, of the parts that are published. What a counted call calls that is counted,
 there. The figures are in analysis/reports/teams.md.
 
 Owns: played teams, which begin their leases, report parts and give signs of life as real ones do.
-Does not know: MPI (4 to 5 us a message more).
+MPI takes 4 to 5 us a message more.
 """
 
 from __future__ import annotations

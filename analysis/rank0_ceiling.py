@@ -2,7 +2,7 @@
 
 Owns: the cost of the reading thread, by CPU time, and the sums. The table is in
 analysis/reports/benchmarks.md.
-Does not know: MPI. The cost of rank 0's loop comes from reports of `bench/round.py`:
+The cost of rank 0's loop, with MPI, comes from reports of `bench/round.py`:
 
     python analysis/bench/round.py --ranks 11 --px 28 --out b28.json
     python analysis/bench/round.py --ranks 11 --px 224 --out b224.json

@@ -1,7 +1,7 @@
 """What rank 0 itself costs: CPU an image of a job whose ranks answer at once, without MPI.
 
 Owns: ranks that answer at the next poll, the sums; table in analysis/reports/benchmarks.md.
-Does not know: MPI's own cost (`bench/round.py` and the manifest of a run do).
+MPI's own cost is measured by `bench/round.py` and stands in the manifest of a run.
 
     python analysis/rank0_loop.py                         # pixels rank0 and workers, batch 1 and 8
     python analysis/rank0_loop.py --pixels workers --batch 1 --profile loop.pstats

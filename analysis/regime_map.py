@@ -4,9 +4,8 @@
         --trace '25 cloud machines=cloud.npy' --trace 'training steps: one slow rank=slow.npy'
 
 Owns: the grid, the table (STEM.csv, to which each result is added as it comes: typed again the
-command goes on), which candidate a cell shows, the figure. Does not know: service times and
-candidates (regimes), how they are simulated (simulation/advice), how a trace is placed
-(workload/trace). Some 10 minutes of one core; with a whole STEM.csv seconds.
+command goes on), which candidate a cell shows, the figure. It takes
+some 10 minutes of one core, and seconds with a complete STEM.csv.
 """
 
 from __future__ import annotations

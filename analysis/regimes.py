@@ -1,7 +1,6 @@
 """Service times of every kind of tail, and the schemes that are compared on them.
 
 Owns: synthetic machines that are slow in spells, the measured profiles beside them, the candidates.
-Does not know: how a candidate is simulated (simulation/advice), the table, the figure (regime_map).
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 The table is in analysis/reports/shards.md.
 
 Owns: made-up shards in a temporary folder and the clock around reads of them.
-Does not know: disks. The files were just written, so this is the page cache: the cost
-of HDF5, of the checksums and of this package.
+The files were just written and lie in the page cache, so disks do not count: these are the costs of
+HDF5, of the checksums and of this package.
 
     python analysis/shard_read_rates.py
     python analysis/shard_read_rates.py --pictures DIR    each kind of source, of your pictures

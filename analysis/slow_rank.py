@@ -5,7 +5,7 @@
 Owns: the two ratios of a run with pinned service times. From the first admission to the last row,
 over (a) images / sum of the single ranks' speeds, which answers of further ranks make shorter;
 and (b) the scheme's own ideal: all of its ranks busy all the time with the tasks that they ran,
-copies and wasted ones too. Does not know: how a run is made.
+copies and wasted ones too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A job of many teams on virtual time: coordinators and the lead as serial servers.
 
 Owns: when an image leaves and comes back, what the coordinators and the lead are busy with.
-Does not know: schemes and failures (every image is sent once, alone, to whichever rank has room),
-pixels, the disk.
+Schemes, failures, pixels and the disk are not modelled: every image is sent once, alone, to
+whichever rank has room.
 
 The leases are those of the package's own book. A team is what `simulation/simulator` is under
 scheme none and profile throughput, without its scheduler, which makes a million images a matter

@@ -7,7 +7,7 @@ more ranks than cores (jobs at once), and what teams do beside (teams). Null net
 message, three single ranks a team.
 
 Owns: the jobs, in turn; figures in analysis/reports/teams.md.
-Does not know: what a coordinator does with its time (`rank0` in a run's manifest tells it).
+What a coordinator does with its time stands under `rank0` in a run's manifest.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One batch at a time beside two, of which a GPU computes one while the rank unpacks and packs.
 
 Owns: the messages, the clock. What a worker does with a message without MPI: unpack the tasks,
-begin on them, finish, pack the answers. One and two slots take turns. Does not know: jobs, ranks.
+begin on them, finish, pack the answers. One and two slots take turns.
 
     python analysis/two_slots.py --device cuda      # needs collage-mpi[vision]; half a minute
 """

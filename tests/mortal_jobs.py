@@ -1,7 +1,6 @@
 """Real jobs whose ranks die or hang at chosen moments, under launch's supervision.
 
 Owns: starting `programs/mortal.py`, its images, what it noted of deaths and of losses.
-Does not know: what the job should have made of them.
 """
 
 from __future__ import annotations

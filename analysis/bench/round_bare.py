@@ -1,7 +1,6 @@
 """The bench's bare loops: the bytes of a round with nothing but mpi4py.
 
 Owns: what a world is to the bench, the polling and the blocking loop of both sides.
-Does not know: the job, turns, reports.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The bench on the ranks of one world: the job's own loop, and whose turn it is.
 
 Owns: the turns of the variants, the job's blocks.
-Does not know: how figures are reported, the bare loops, what the job does inside.
 
 Every rank knows the number of rounds, so that no message says which variant comes
 next. Job and bare loops have a communicator each: their messages cannot mix.

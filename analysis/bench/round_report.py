@@ -1,7 +1,6 @@
 """The bench of a round: what is measured, how a round is metered, what is reported.
 
 Owns: the messages of a benched round, the variants, the meter, the report and its table.
-Does not know: how a variant moves its bytes (bare_mpi and job_loop do).
 
 A round is one group: nine images to single ranks and their collage to the collage
 rank, answered by all ten. A round's time runs from the start of one to the start of

@@ -1,7 +1,6 @@
 """What the bench of a round measures.
 
 Owns: the sizes and numbers of rounds, their defaults.
-Does not know: what is done in a round.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The cases, the programs, whose turn it is, and what starts a program on a case.
 
-Owns: what is compared with what. Does not know: how a run is watched, what its figures say.
+Owns: what is compared with what.
 """
 
 from __future__ import annotations

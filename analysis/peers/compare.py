@@ -6,8 +6,7 @@
     python analysis/peers/compare.py --list         # what would be run
 
 Owns: how a run is made, what is sampled from outside (memory, a worker's death), going on.
-Does not know: what the cases are (cases.py), how a program hands out its chunks. Start-up is
-outside every figure but memory. Typed again it goes on: what has a line already is not done again.
+Start-up is outside every figure but memory. The same command goes on with what has no line yet.
 """
 
 from __future__ import annotations

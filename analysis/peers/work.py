@@ -1,7 +1,7 @@
 """The work that every program beside ours does, and what it reports.
 
 Owns: the images (in memory, or read and checked from the shard a chunk at a time), who reads them,
-the network, slow workers, the report. Does not know: who hands the chunks out.
+the network, slow workers, the report.
 
 Every program takes the same words (`arguments`) and prints one line of JSON (`report`).
 """

@@ -1,7 +1,6 @@
 """What goes wrong in a chaos round: a pure function of the seed and the round's number.
 
 Owns: the shape of the job, which faults, where and when; the words that repeat it.
-Does not know: processes, files, what the job makes of it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Runs a chaos round: a real job, the faults of its plan, resume until it is complete, checks.
 
 Owns: starting `collage-mpi launch`, doing harm at the planned moments, the verdict.
-Does not know: how plans are drawn.
 
 What must hold after every session: it has ended, no process of it and no shared memory is left,
 and its exit code agrees with what lies in the folder. What must hold in the end: one row an image,

@@ -2,7 +2,6 @@
 
 Owns: a /dev/shm that only the round sees, who listens where, what strangers send there, who
 stands between launch and the ranks.
-Does not know: plans, verdicts, files.
 """
 
 from __future__ import annotations

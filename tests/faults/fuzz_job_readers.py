@@ -3,7 +3,6 @@ inputs: what fuzz.py damages.
 
 Owns: messages, the lead's and a team's ends of theirs, pending parts, claims, status lines,
 greetings, descriptions of shards, variables and kernel files.
-Does not know: how inputs are damaged, what counts as a finding.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The readers of this package, each with valid inputs: what fuzz.py damages.
 
 Owns: one valid example of everything that is read, and the call that reads it.
-Does not know: how inputs are damaged, what counts as a finding.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Readers of HDF5, each with valid files: what fuzz.py damages, by bytes and by values.
 
 Owns: shards and files of other programs, what an HDF5 file may hold in place of what it should.
-Does not know: how bytes are damaged, what counts as a finding.
 """
 
 from __future__ import annotations

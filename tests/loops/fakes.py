@@ -3,7 +3,7 @@
 Owns: stand-ins for the clock, the reader, the writer, a worker's endpoint, and a cluster whose
 ranks serve messages in order, skip what was cancelled before they began, and take as long
 as the test says, for a batch as long as for its slowest task.
-Does not know: MPI, the scheduler, networks. Nothing here sleeps.
+Nothing here sleeps.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """A driver for the scheduler that checks its invariants after every event.
 
 Owns: carrying out actions on plain dictionaries, and the checks.
-Does not know: how a test chooses what happens next.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A Slurm of virtual nodes on this machine: its configuration, its daemons, their end.
 
 Owns: slurm.conf, munged, slurmctld, a slurmd a node, each node's own name and shared memory, what
-is left of jobs when the cluster goes. Does not know: jobs. All of it listens on loopback.
+is left of jobs when the cluster goes. All of it listens on loopback.
 """
 
 from __future__ import annotations

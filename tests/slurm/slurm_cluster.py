@@ -1,7 +1,6 @@
 """A virtual Slurm cluster for tests: submit, wait, read logs.
 
 Owns: one job's way from submission to its end.
-Does not know: what the jobs do.
 """
 
 from __future__ import annotations
