@@ -53,7 +53,7 @@ class PointRun:
     point: Point
     row: Mapping[str, Any]
     latencies_ms: np.ndarray | None
-    batch: int = 1
+    batch: int
 
     @property
     def samples(self) -> int:

@@ -152,7 +152,7 @@ class WorkerGroup:
             self.detector.met(rank, hello.host, hello.longest_ns)
         return hellos
 
-    def measure(self, rank: int, kind: str, batch: int = 1) -> Measured | None:
+    def measure(self, rank: int, kind: str, batch: int) -> Measured | None:
         """Service time of a kind's network on a rank, while the other ranks wait.
 
         None if the rank is lost and the job goes on.

@@ -121,7 +121,7 @@ def test_the_input_is_told_before_the_welcome():
 def test_all_hellos_are_collected_by_rank():
     worker_group = group_of(Workers(4, polite))
     assert worker_group.welcome(welcomes(4)) == {rank: hello(rank) for rank in (1, 2, 3)}
-    assert worker_group.measure(2, "single") == Measured(5, None)
+    assert worker_group.measure(2, "single", 1) == Measured(5, None)
 
 
 def test_a_rank_that_never_says_hello_is_named_in_bounded_time():
@@ -382,7 +382,7 @@ def test_a_network_that_is_too_slow_to_measure_is_told_as_that():
     )
     worker_group.welcome(welcomes(2))
     with pytest.raises(EnvironmentFault, match=r"no service time .* rank 1 .* too slow there"):
-        worker_group.measure(1, "single")
+        worker_group.measure(1, "single", 1)
 
 
 def test_slow_networks_are_measured_in_fewer_rounds():

@@ -49,7 +49,7 @@ def run_of(point: Any, latencies_ms: np.ndarray, accuracy: float = 0.9) -> Point
         "ranks": 11,
         "valid": None,
     }
-    return PointRun(point, row, latencies_ms)
+    return PointRun(point, row, latencies_ms, 1)
 
 
 def runs(found: Experiment, groups: int = 400) -> list[PointRun]:
@@ -105,7 +105,7 @@ def test_what_the_sample_does_not_support_is_absent() -> None:
     row = aggregate(found, two)[1]
     assert row["p99_ms"] is not None
     assert row["p99_low_ms"] is None  # a range of two placements
-    bare = [PointRun(run.point, run.row, None) for run in runs(found)]
+    bare = [PointRun(run.point, run.row, None, 1) for run in runs(found)]
     assert aggregate(found, bare)[1]["p99_pooled_ms"] is None
 
 
