@@ -275,7 +275,7 @@ def test_what_a_team_left_of_its_session_is_damaged(tmp_path, raw: bytes) -> Non
 
 @pytest.mark.parametrize("raw", [b"{", b"{}", b"3", b'{"class_names": 3}', b"[" * 60_000])
 def test_a_description_of_a_shard_that_is_none(raw: bytes) -> None:
-    with pytest.raises(wire.WireFault, match="rank 0 sent a shard that cannot be"):
+    with pytest.raises(wire.WireFault, match="rank 0 sent an invalid shard"):
         RowReader([raw.decode()])
 
 

@@ -411,7 +411,7 @@ def test_what_a_map_needs_and_cannot_have() -> None:
     for scheme in ("none", "replicate", "hedge", "batch-backup"):
         RunSettings(single="own.py:Each", save="outputs", scheme=scheme, hedge_ms=5)
     for more in ({"single": "a.safetensors"}, {"single": "null"}, {"single": "m:F", "top_k": 1}):
-        with pytest.raises(UsageError, match=r"a class of your own, FILE\.py:CLASS"):
+        with pytest.raises(UsageError, match=r"a Python class of your own, FILE\.py:CLASS"):
             RunSettings(save="outputs", scheme="none", **more)
 
 
