@@ -170,7 +170,7 @@ def test_auto_sends_pixels_to_who_has_not_the_input(rank, more, mpiexec, program
     saboteur = [programs / "saboteur.py", rank, f"elsewhere:{tmp_path / 'empty'}"]
     done = mpiexec(WORLD, [*saboteur, *run], env=QUICK)
     assert done.returncode == 0, done.stderr
-    assert f"sends them to rank {rank}: host {os.uname().nodename} has not" in done.stderr
+    assert f"sends them to rank {rank}: host {os.uname().nodename} does not have" in done.stderr
     found = check_run(tmp_path / "out")
     assert found.manifest["sessions"][-1]["final"]["read_by"] == sorted({0, 1, 2, 3, 4} - {rank})
     own = found.images["rank"] == rank
