@@ -287,7 +287,7 @@ def test_what_a_team_cannot_say_now_is_no_defect_of_the_lead(said) -> None:
     play.lead.begin("run", "digest")
     play.lead.start(Start(1.5, {}, 1, 4096), {})
     play.says(4, Ready({}))
-    with pytest.raises(wire.WireFault, match="that cannot be"):
+    with pytest.raises(wire.WireFault, match="rank 4 sent an invalid "):
         play.says(4, said)
 
 
