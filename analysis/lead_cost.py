@@ -31,7 +31,7 @@ from collage_mpi.cli import main
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job import messages
 from collage_mpi.job.lead import LARGEST_LEASE, Lead, LeadSettings
-from collage_mpi.job.messages import Begun, Close, Done, Idle, Lease, Lull, Message, Part
+from collage_mpi.job.messages import Begun, Close, Done, Idle, Lease, Message, Part, Pause
 from collage_mpi.job.team import ALIVE_EVERY_NS, ranges_of
 from collage_mpi.mpi.protocol import CONTROL_BYTES
 from collage_mpi.mpi.transport import Received
@@ -123,7 +123,7 @@ class Played:
         if isinstance(said, Lease):
             self._leases.append(said)
             self._last, self._idle = said, False
-            self._told.discard(Lull)
+            self._told.discard(Pause)
 
     def turn(self) -> list[Message]:
         """What it says after a further millisecond."""
@@ -143,7 +143,7 @@ class Played:
             self.images += cut - start
             if self._held == ROWS_PER_PART:
                 said += self._written()
-        if Lull in self._told and not (self._places or self._leases or self._idle):
+        if Pause in self._told and not (self._places or self._leases or self._idle):
             self._idle = True
             said += [*self._written(), Idle(self._last.number)]
         if Close in self._told and not self.done:

@@ -28,7 +28,7 @@ ROWS_PER_PART = 4096
 SIGN_NS = 500_000_000  # a team tells the lead so often how far it is
 LOOK_NS, LOOK_SHARE = 1_000_000, 50  # the lead polls so often, but for a fiftieth of its time
 # At equal times a coordinator takes answers first.
-ANSWER, LEASE, LULL, LOOK, BEGUN, PART, SIGN = range(7)
+ANSWER, LEASE, PAUSE, LOOK, BEGUN, PART, SIGN = range(7)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class _Team:
         self.ranges: deque[Range] = deque()  # of the one begun
         self.out = self.done = 0  # images
         self.rows: list[int] = []  # positions, not yet in a part
-        self.told = self.lull = False  # by the lead that nothing is left; it has heard
+        self.told = self.paused = False  # by the lead that nothing is left; it has heard
 
 
 class TeamsModel:
@@ -155,7 +155,7 @@ class TeamsModel:
             self._at(SIGN_NS * (1 + team.number) // len(self.teams), SIGN, team.number, 0)
         takes = {
             LEASE: self._lease,
-            LULL: self._nothing_left,
+            PAUSE: self._nothing_left,
             LOOK: self._look,
             BEGUN: self._begun,
             PART: self._part,
@@ -220,7 +220,7 @@ class TeamsModel:
             team.rank_free_ns[worker] = done_ns
             team.out += 1
             self._at(done_ns + costs.network_ns, ANSWER, team.number, worker, position)
-        if team.lull and not team.out and team.rows:
+        if team.paused and not team.out and team.rows:
             self._announce(team)
 
     def _next(self, team: _Team) -> int | None:
@@ -260,7 +260,7 @@ class TeamsModel:
 
     def _nothing_left(self, team: _Team, at_ns: int, _: int) -> None:
         self._turn(team, at_ns, self.world.costs.receive_ns if team.number else 0)
-        team.lull = True
+        team.paused = True
         self._feed(team)
 
     # ---- the lead -----------------------------------------------------------
@@ -289,7 +289,7 @@ class TeamsModel:
             self._at(lead.free_ns + way_ns, LEASE, team.number, lease.number)
         if not self.book.left and not team.told:
             team.told = True
-            self._at(lead.free_ns + way_ns, LULL, team.number, 0)
+            self._at(lead.free_ns + way_ns, PAUSE, team.number, 0)
 
     def _sign(self, team: _Team, at_ns: int, _: int) -> None:
         if team.number:

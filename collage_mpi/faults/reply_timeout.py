@@ -114,7 +114,7 @@ class ReplyTimeouts:
         return [rank for rank, m in self._members.items() if m.suspected_ns is not None]
 
     @property
-    def patience_ns(self) -> int:
+    def timeout_ns(self) -> int:
         """The present reply timeout."""
         if self.reply_timeout_ns is not None:
             return self.reply_timeout_ns
@@ -169,15 +169,15 @@ class ReplyTimeouts:
             return []
         self._scan_at_ns = now_ns + SCAN_EVERY_NS
         found: list[Silence] = []
-        patience_ns = self.patience_ns
+        timeout_ns = self.timeout_ns
         for rank, member in self._members.items():
             silent_ns = watched_ns - member.since_ns
-            if member.owed == 0 or silent_ns < patience_ns:
+            if member.owed == 0 or silent_ns < timeout_ns:
                 continue
             why = f"no answer for {silent_ns / SECOND_NS:.1f} s"
             if member.suspected_ns is None:
                 member.suspected_ns = watched_ns
                 found.append(Silence(rank, why, again=False))
-            elif watched_ns - member.suspected_ns >= patience_ns:
+            elif watched_ns - member.suspected_ns >= timeout_ns:
                 found.append(Silence(rank, why, again=True))
         return found

@@ -82,7 +82,7 @@ class Team:
         epoch: of its leases.
         lease: number of its last lease.
         published: images in its published parts.
-        lulled, closed: whether it was sent `Lull`, and `Close`.
+        paused, closed: whether it was sent `Pause`, and `Close`.
         done: how it ended; None before, and if it was given up.
         gone: why it was given up, or None.
         progress: its last report.
@@ -95,7 +95,7 @@ class Team:
     epoch: int = 0
     lease: int = -1
     published: int = 0
-    lulled: bool = False
+    paused: bool = False
     closed: bool = False
     done: Done | None = None
     gone: str | None = None
@@ -489,16 +489,16 @@ class Lead:
         for team in (team for team in due if team.at_work):
             while self._book.wants(team.number):
                 lease = self._book.grant(team.number)
-                team.lease, team.lulled = lease.number, False
+                team.lease, team.paused = lease.number, False
                 if not self._book.fresh:  # nothing, or less than before, is left for other teams
                     self._all_are_due()
                 places = messages.packed_ranges(lease.ranges)
                 granted = lease.number, lease.epoch, lease.first_group
                 self._tell(team, messages.Lease(*granted, places))
-            # A single team never takes over another's images, so it needs no Lull.
-            if not self.alone and not self._book.left_for(team.number) and not team.lulled:
-                team.lulled = True
-                self._tell(team, messages.Lull())
+            # A single team never takes over another's images, so it needs no Pause.
+            if not self.alone and not self._book.left_for(team.number) and not team.paused:
+                team.paused = True
+                self._tell(team, messages.Pause())
             if (self.alone or self._book.finished) and not team.closed:
                 team.closed = True
                 self._tell(team, messages.Close())

@@ -252,7 +252,7 @@ class Lease:
 
 
 @dataclass(frozen=True)
-class Lull:
+class Pause:
     """No lease is left to give. One may still come if a team is lost. The answer is Idle."""
 
 
@@ -375,7 +375,7 @@ class Done:
 
 ToWorkers = Rank0 | Shards | Welcome | Measure | Start | End | Stop | Leave
 FromWorkers = Here | Hello | Fault | Measured | Bye
-ToTeams = Begin | Lease | Lull | Close | Halt | SetThreshold
+ToTeams = Begin | Lease | Pause | Close | Halt | SetThreshold
 FromTeams = Ready | Begun | Part | Progress | Pairs | Idle | Done
 Message = ToWorkers | FromWorkers | ToTeams | FromTeams
 TYPES: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in get_args(Message)}

@@ -237,7 +237,7 @@ class TeamSession(ExitStack):
             every_s=settings.status_every_s,
         )
         self.callback(status.close)
-        self._told, self._watch = Told(status, settings), AgreementWatch(self.plan.by_file)
+        self._told, self._watch = ShownProgress(status, settings), AgreementWatch(self.plan.by_file)
         files.begin()
         status.follow(self.publish, files.begin)
 
@@ -313,7 +313,7 @@ def parity_decoder(plan: Plan, vectors: Vectors | None = None) -> Decode:
     return decode
 
 
-class Told:
+class ShownProgress:
     """Progress lines. As in the summary, rate and collage share leave out the warm-up."""
 
     def __init__(self, status: StatusReporter, settings: RunSettings) -> None:

@@ -25,9 +25,9 @@ from collage_mpi.job.messages import (
     Halt,
     Idle,
     Lease,
-    Lull,
     Message,
     Part,
+    Pause,
     Progress,
     SetThreshold,
 )
@@ -237,7 +237,7 @@ class Supply:
         self._new: deque[tuple[Lease, np.ndarray]] = deque()  # leases not introduced; their images
         self._waiting: deque[tuple[int, int]] = deque()  # leases not begun, images before each
         self._lease, self._epoch = -1, 0  # number and epoch of the last lease
-        self._lull = self._flushed = self._told = self._closed = False
+        self._no_lease = self._flushed = self._told = self._closed = False
         self._warm = False  # whether the recorder knows the first group of the warm-up
 
     def attach(self, feed: ImageBuffer, recorder: Recorder, book: PairBook | None = None) -> None:
@@ -272,7 +272,7 @@ class Supply:
     @property
     def paused(self) -> bool:
         """Whether no further image will arrive, as far as is known."""
-        return self._lull and self._reader.remaining == 0
+        return self._no_lease and self._reader.remaining == 0
 
     @property
     def progress(self) -> Progress:
@@ -327,8 +327,8 @@ class Supply:
             self._add(said)
         elif isinstance(said, Close):
             self._closed = True
-        elif isinstance(said, Lull):
-            self._lull = True
+        elif isinstance(said, Pause):
+            self._no_lease = True
         elif isinstance(said, Halt):
             self.halted = said.reason
         elif isinstance(said, SetThreshold) and self.book is not None:
@@ -341,7 +341,7 @@ class Supply:
 
     def _add(self, lease: Lease) -> None:
         self._lease, self._epoch = lease.number, lease.epoch
-        self._lull = self._flushed = self._told = False
+        self._no_lease = self._flushed = self._told = False
         ranges = messages.unpacked_ranges(lease.places)
         parts = [self._plan.order[start:stop] for start, stop in ranges]
         # One part is not copied: it may be all images of the job.

@@ -963,7 +963,7 @@ def test_a_long_silence_is_the_longest_gap():
 
 
 class Leases:
-    """A supply of `size` records at a time, a lull before each; each begins a group of its own."""
+    """A supply of `size` records at a time, a pause before each; each begins a group of its own."""
 
     EVERY_NS = 500 * MS
     book = None
@@ -981,7 +981,7 @@ class Leases:
 
     @property
     def look_at_ns(self) -> int:
-        """Only when a lease comes: a lull is seen without a look."""
+        """Only when a lease comes: a pause is seen without a look."""
         return self.start_ns + (len(self.granted_ns) + 1) * self.EVERY_NS if self.left else 0
 
     def look(self, now_ns: int, unresolved: int) -> bool:
@@ -1106,7 +1106,7 @@ def test_an_injected_delay_is_no_silence():
 
     job = Job(4, scheme="none", cluster={"behave": delayed})
     job.complete()
-    assert job.detector.timeouts.patience_ns == 70 * 10**9
+    assert job.detector.timeouts.timeout_ns == 70 * 10**9
 
 
 def test_ranks_that_are_lost_before_it_begins_are_done_without():

@@ -192,12 +192,12 @@ def test_a_rank_0_that_stalls_at_every_turn_still_notices():
 
 def test_patience_grows_with_the_longest_service_time():
     timeouts = ReplyTimeouts([1], 0)
-    assert timeouts.patience_ns == LEAST_REPLY_NS == 30 * S
+    assert timeouts.timeout_ns == LEAST_REPLY_NS == 30 * S
     timeouts.served(2 * S)
-    assert timeouts.patience_ns == 30 * S
+    assert timeouts.timeout_ns == 30 * S
     timeouts.served(7 * S)
     timeouts.served(1 * S)
-    assert timeouts.patience_ns == 70 * S
+    assert timeouts.timeout_ns == 70 * S
 
 
 def test_a_scan_is_not_made_at_every_turn():
@@ -283,7 +283,7 @@ def test_a_loss_says_where_what_and_when(caplog):
     detector.keep_going = True
     detector.begin({1: {"single", "parity"}, 2: ["single"]})
     detector.met(1, "node7", 4 * S)
-    assert detector.timeouts.patience_ns == 40 * S
+    assert detector.timeouts.timeout_ns == 40 * S
     at_ns = 6 * S + 123_456_789
     detector.heard(1, at_ns, [])
     detector.gone(Gone(1, "MPI says: gone", at_ns))

@@ -24,9 +24,9 @@ from collage_mpi.job.messages import (
     Halt,
     Idle,
     Lease,
-    Lull,
     Pairs,
     Part,
+    Pause,
     Progress,
     Ready,
     SetThreshold,
@@ -136,19 +136,19 @@ def test_a_team_is_a_session_and_gets_leases_two_ahead(play):
     mine, other = play.told(0, Lease), play.told(4, Lease)
     assert [lease.first_group for lease in (*mine, *other)] == [0, 2, 4, 6]
     assert [messages.unpacked_ranges(lease.places) for lease in other] == [[(8, 12)], [(12, 16)]]
-    assert play.told(4, Lull) == [Lull()]
+    assert play.told(4, Pause) == [Pause()]
 
 
-def test_a_lull_is_told_when_nothing_is_left_and_team_0_hears_of_it_by_asking(play):
+def test_a_pause_is_told_when_nothing_is_left_and_team_0_hears_of_it_by_asking(play):
     start(play)
     assert len(play.told(0, Lease)) == 2
-    assert play.told(0, Lull) == play.told(0, Begin) == []
+    assert play.told(0, Pause) == play.told(0, Begin) == []
     play.others.says(4, READY)
     heard = []
     for _ in range(4):
         play.clock.now_ns += 2 * MS
         heard.append(type(play.lead.hear()))
-    assert heard == [Lease, Lease, Lull, type(None)]
+    assert heard == [Lease, Lease, Pause, type(None)]
     assert len(play.told(4, Lease)) == 2
 
 
@@ -201,7 +201,7 @@ def test_a_team_alone_gets_all_that_is_left_and_the_end_of_the_input_before_it_i
     play.lead.start(START, {"single": "aa"})
     play.lead.say(Begun(lease.number))
     play.look(2000)
-    assert len(play.lead.inbox) == 2  # no lull: no image may come back
+    assert len(play.lead.inbox) == 2  # no pause: no image may come back
 
 
 def test_of_a_job_with_nothing_left_a_team_alone_hears_the_end_at_once():
@@ -596,13 +596,13 @@ def test_what_is_left_when_all_teams_have_gone_is_not_called_unread(play):
     assert not play.lead.awaits_teams
 
 
-def test_a_team_is_lulled_though_something_is_left_that_it_has_tried(play):
+def test_a_team_is_paused_though_something_is_left_that_it_has_tried(play):
     """Else its rows stay in memory while a team that is late is waited for."""
     unread_by_team_1(play)
     play.lead.say(Done("incomplete", "no rank is left", (), ()))
     play.look()
     assert len(play.told(4, Lease)) == 4
-    assert play.told(4, Lull) == [Lull(), Lull()]
+    assert play.told(4, Pause) == [Pause(), Pause()]
     assert (play.lead._book.left, play.lead.unread) == (4, 0)
 
 

@@ -16,7 +16,7 @@ from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.job import messages
 from collage_mpi.job.calibration import Pair, PairBook
 from collage_mpi.job.image_buffer import ImageBuffer
-from collage_mpi.job.messages import Begin, Begun, Close, Halt, Idle, Lease, Lull, Part, Progress
+from collage_mpi.job.messages import Begin, Begun, Close, Halt, Idle, Lease, Part, Pause, Progress
 from collage_mpi.job.recorder import Totals
 from collage_mpi.job.run import TeamRun, manifest_of, run_team
 from collage_mpi.job.team import (
@@ -192,28 +192,28 @@ def test_a_lease_is_begun_with_its_first_image():
 def test_input_ends_when_the_lead_says_so_and_not_before():
     team = Team()
     assert not team.feed.exhausted
-    team.look(lease(0, 0, (0, 2)), Lull())
+    team.look(lease(0, 0, (0, 2)), Pause())
     team.feed.admit(2)
     assert not team.feed.exhausted
     assert team.look(Close())
     assert team.feed.exhausted
 
 
-def test_a_lull_is_a_pause_once_all_that_is_in_hand_has_come_in():
+def test_the_supply_is_paused_once_all_that_is_in_hand_has_come_in():
     team = Team()
-    team.look(lease(0, 0, (0, 2)), Lull())
+    team.look(lease(0, 0, (0, 2)), Pause())
     assert not team.supply.paused
     team.feed.admit(2)
     assert team.supply.paused
     team.look(lease(1, 4, (2, 4)))
     assert not team.supply.paused
     team.feed.admit(2)
-    assert not team.supply.paused  # the lull was over with the lease
+    assert not team.supply.paused  # the pause was over with the lease
 
 
-def test_in_a_lull_rows_are_flushed_and_the_lead_is_told_when_they_are_on_the_disk():
+def test_in_a_pause_rows_are_flushed_and_the_lead_is_told_when_they_are_on_the_disk():
     team = Team()
-    team.look(lease(3, 0, (0, 2)), Lull())
+    team.look(lease(3, 0, (0, 2)), Pause())
     team.feed.admit(2)
     team.look(unresolved=1)
     assert team.rows.flushes == 0
@@ -267,7 +267,7 @@ def test_an_order_s_digest_is_of_the_images_and_of_the_shards_that_they_are_in()
 def test_a_part_that_comes_to_the_disk_in_the_turn_of_the_rest_is_told_before_it():
     """Else its images would count as those that the team could not read."""
     team = Team()
-    team.look(lease(3, 0, (0, 2)), Lull())
+    team.look(lease(3, 0, (0, 2)), Pause())
     team.feed.admit(2)
     team.look()
     written = Pending("images", 1, np.array([(1, 1), (1, 0)], KEY_ROW))
@@ -278,7 +278,7 @@ def test_a_part_that_comes_to_the_disk_in_the_turn_of_the_rest_is_told_before_it
 
 def test_what_did_not_come_to_the_disk_is_not_told_as_done():
     team = Team()
-    team.look(lease(3, 0, (0, 2)), Lull())
+    team.look(lease(3, 0, (0, 2)), Pause())
     team.feed.admit(2)
     team.look()
     team.rows.fault = EnvironmentFault("disk full")
@@ -352,9 +352,9 @@ def test_a_link_meets_the_lead_and_leaves_when_told(link):
 
 
 def test_in_a_plain_world_a_coordinator_stays_until_the_lead_has_heard_all(link):
-    link._endpoint.told.extend([None, Lull(), messages.Leave(), Lull()])
+    link._endpoint.told.extend([None, Pause(), messages.Leave(), Pause()])
     link.wait_to_leave()
-    assert list(link._endpoint.told) == [Lull()]
+    assert list(link._endpoint.told) == [Pause()]
     link.gone.set()
     link.wait_to_leave()
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collage_mpi.job.recorder import Totals
-from collage_mpi.job.session import Told
+from collage_mpi.job.session import ShownProgress
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.environment import STATUS_VARIABLE
 from collage_mpi.system.progress import (
@@ -101,7 +101,7 @@ def test_the_rate_and_the_share_leave_the_warm_up_out_as_the_summary_does(caplog
     reporter = StatusReporter(90, scheme, StatusLines(""), clock)
     rates_begin = []
     reporter.follow(lambda last: None, rates_begin.append)
-    told = Told(reporter, RunSettings(scheme=scheme, warmup_groups=2))
+    told = ShownProgress(reporter, RunSettings(scheme=scheme, warmup_groups=2))
     for wait_s, images, collage in ((10, 18, 18), (4.5, 54, 36), (4.5, 90, 54)):
         clock.now_s += wait_s
         told.tell(Totals(images=images, collage=collage), 0)
@@ -112,7 +112,9 @@ def test_the_rate_and_the_share_leave_the_warm_up_out_as_the_summary_does(caplog
 def test_a_job_of_warm_up_alone_has_a_rate(caplog):
     caplog.set_level(logging.INFO)
     clock = Clock()
-    told = Told(StatusReporter(18, "none", StatusLines(""), clock), RunSettings(scheme="none"))
+    told = ShownProgress(
+        StatusReporter(18, "none", StatusLines(""), clock), RunSettings(scheme="none")
+    )
     clock.now_s += 3.0
     told.tell(Totals(images=18), 2)
     assert caplog.messages == ["none: 18 of 18 images (100.0 %), 6.0 images/s, lost ranks 2"]

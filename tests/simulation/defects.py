@@ -93,7 +93,7 @@ DEFECTS = (
         (
             (
                 "job/lead.py",
-                "team.lease, team.lulled = lease.number, False",
+                "team.lease, team.paused = lease.number, False",
                 "team.lease = lease.number",
             ),
         ),
