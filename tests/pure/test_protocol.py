@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import fields, is_dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from collage_mpi.job import messages
 from collage_mpi.kinds import KINDS
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import (
@@ -84,8 +86,14 @@ def test_what_travels_changes_only_with_its_version():
     layouts = [each.descr for each in (wire.HEADER, TASK, ITEM, PLACE, FILE, RESULT, CELL, VECTOR)]
     codes = wire.TASKS, wire.CANCEL, wire.ANSWERS, wire.CONTROL, STATUSES
     sizes = wire.CONTROL_BYTES, wire.UP_BYTES  # what the receiver has room for
-    digest = zlib.crc32(repr((layouts, codes, sizes)).encode())
-    assert (wire.VERSION, digest) == (9, 3873737774)
+    control = sorted(
+        (name, [(field.name, field.type) for field in fields(found)])
+        for name, found in vars(messages).items()
+        if is_dataclass(found)
+    )
+    assert len(control) > 20
+    digest = zlib.crc32(repr((layouts, codes, sizes, control)).encode())
+    assert (wire.VERSION, digest) == (10, 165403845)
 
 
 @given(
