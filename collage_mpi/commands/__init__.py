@@ -1,10 +1,10 @@
-"""One module for each command; `collage_mpi.cli` imports only the one that is used.
+"""One module for each command. `collage_mpi.cli` imports only the module of the command in use.
 
-Each module has a `COMMAND`, which says what the command takes and what it does. Heavy packages
-(numpy, torch, h5py, MPI) are imported inside functions, so that `--help` answers at once.
+The `COMMAND` of a module holds the arguments of the command and the function that executes it.
+Heavy packages (numpy, torch, h5py, MPI) are imported inside functions, so that `--help` is fast.
 """
 
-# name -> line in --help. The module of the command has the same name, with _ for -.
+# name -> line in --help. The module has the name of the command, with _ for -.
 COMMANDS: dict[str, str] = {
     "demo": "classify real images under four schemes; print tables and draw a picture",
     "classify": "classify a folder of pictures and write the classes to a CSV file; resumable",

@@ -1,4 +1,6 @@
-"""`collage-mpi advise TRACE|RUN`: says which scheme to choose for given service times."""
+"""`collage-mpi advise TRACE|RUN`: simulates the schemes and recommends one for the given service
+times.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class AdviseArguments(Arguments):
-    """What advise takes."""
+    """The arguments of advise."""
 
     source: str = setting(
         REQUIRED,
@@ -93,7 +95,7 @@ class AdviseArguments(Arguments):
 
 
 def execute(args: AdviseArguments) -> int:
-    """Simulate the candidates, print the table and the one to choose."""
+    """Simulate the schemes; print the table and the recommendation. Returns 0."""
     from collage_mpi.simulation.advice import candidates, simulated
     from collage_mpi.workload.trace import measure_tail
 
@@ -112,7 +114,7 @@ def execute(args: AdviseArguments) -> int:
 def _chosen(
     args: AdviseArguments, question: Question, found: list[Candidate]
 ) -> tuple[Candidate, Candidate | None]:
-    """The candidate with the shortest tail, and in a closed loop that with the most images/s."""
+    """The candidate with the lowest P99, and the one with the most images/s (closed loop only)."""
     from collage_mpi.simulation.advice import Candidate, best_of
 
     most = 1 + question.side**2 + question.spare
@@ -122,7 +124,7 @@ def _chosen(
 
 def _as_json(args: AdviseArguments, question: Question, found: list[Candidate], tail: Tail) -> Json:
     best, served = _chosen(args, question, found)
-    spell = tail.spell if math.isfinite(tail.spell) else None  # it outlasts the rows
+    spell = tail.spell if math.isfinite(tail.spell) else None  # inf: longer than the trace
     return {
         "candidates": [{**asdict(one), "points_lost": one.points_lost(found[0])} for one in found],
         "best": asdict(best),
@@ -150,7 +152,7 @@ def _print_all(
     if served is not None and served not in (found[0], best):
         plain = found[0]
         say(
-            f"\nFor most images a second choose {served.label}: {served.images_per_s:.4g} instead "
+            f"\nFor the most images/s choose {served.label}: {served.images_per_s:.4g} instead "
             f"of {plain.images_per_s:.4g} images/s ({served.more(plain):.2f} x), "
             f"{_price(served, plain)}."
         )
@@ -181,7 +183,7 @@ def _threshold(weights: str, side: int) -> float:
     """The score from which on the answers of a collage network count.
 
     Raises:
-        UsageError: the file has no threshold, or is for another side.
+        UsageError: the file has no threshold, or the network has another side.
         EnvironmentFault, DataFault: as `describe`.
     """
     info = describe(weights, COLLAGE)
@@ -192,13 +194,16 @@ def _threshold(weights: str, side: int) -> float:
         )
     if info.side != side:
         raise UsageError(
-            f"--collage {weights} is of side {info.side}; the comparison is of side {side}"
+            f"--collage {weights} has side {info.side}, but the schemes are compared at side "
+            f"{side}: give --side {info.side} or another network"
         )
     return info.accept.confidence
 
 
 def _of_run(path: Path) -> Json:
-    """Of a question, the service times of a run's ranks, and what else the run says."""
+    """The arguments of `Question` that a run gives: the service times of its ranks, and its costs
+    and settings as far as they are known.
+    """
     import numpy as np
 
     from collage_mpi.results import read_results
@@ -210,18 +215,19 @@ def _of_run(path: Path) -> Json:
     told = {**run.manifest, "batch_cost": batch.get(BACKUP, batch.get(SINGLE))}
     names = ("side", "cost_ratio", "batch_cost")
     known = {name: told[name] for name in names if told.get(name) is not None}
-    with contextlib.suppress(DataFault):  # a simulated run, or one that was cut off, has none
+    with contextlib.suppress(DataFault):  # a simulated or interrupted run has no costs
         known["costs"] = costs_of(run)
-    each = sorted(service_times_ns(run).items())  # for one input, of whatever batch
+    each = sorted(service_times_ns(run).items())  # divided by the batch: times of one input
     rows = [ns / 1e9 for (_, _, kind), ns in each if kind == SINGLE]
     if not rows:
-        record_trace([run])  # raises, and says what is missing
+        record_trace([run])  # raises an error that says what is missing
     collage = (run.manifest.get("settings") or {}).get("collage")
     if collage:
-        with contextlib.suppress(CollageError):  # its file may have moved
+        with contextlib.suppress(CollageError):  # the file may no longer be there
             side = known.get("side", Question.side)
             known["confidence"] = _threshold(with_shipped(str(collage)), side)
-    # A slow rank that pulls has fewer times. They are repeated, so that every rank counts alike.
+    # With pull dispatch a slow rank has fewer times. Its times are repeated, so that every rank has
+    # the same weight.
     longest = max(map(len, rows))
     return {**known, "times_s": np.stack([np.resize(row, longest) for row in rows])}
 
@@ -234,20 +240,20 @@ def _print_few(question: Question) -> None:
     needed = support_needed(0.99)
     if machines * requests < needed:
         print(
-            f"ROUGH: {machines:,} ranks with {requests:,} service times each. A P99 needs {needed} "
-            "service times in all, so what is rarer than these times show is not in the advice. "
-            "Record more: a run of more images.\n"
+            f"ROUGH: {machines:,} ranks with {requests:,} service times each, but a P99 needs "
+            f"{needed} in all. Rare delays are missing from this advice. Record a run of more "
+            "images.\n"
         )
 
 
 def _print_tail(tail: Tail) -> None:
-    lasts = "longer than these times go"
+    lasts = "longer than the trace"
     if math.isfinite(tail.spell):
-        lasts = f"{tail.spell:.3g} requests, {tail.memories:.2g} x what is remembered of a rank"
-        lasts += f" ({WINDOW})"
+        lasts = f"{tail.spell:.3g} requests, {tail.memories:.2g} x the {WINDOW} that are remembered"
+        lasts += " of a rank"
     print(
         f"Service times: P99 is {tail.weight:.3g} x the median, a slow spell lasts {lasts}.\n"
-        "Where that is on the map of schemes: analysis/reports/does-it-work.md\n"
+        "Which schemes gain at such values: analysis/reports/does-it-work.md\n"
     )
 
 
@@ -268,7 +274,7 @@ def _print_table(found: list[Candidate], rate: float | None) -> None:
     gain = "Gain: P99 of the first line divided by P99 of this line."
     print(f"{whose} {gain} Ranks: including rank 0.")
     if rate is not None:
-        print("A scheme that serves fewer images than arrive gets later as the job gets longer.")
+        print("If a scheme serves fewer images/s than arrive, its latency grows with the job.")
     if any(one.points_lost(plain) is None for one in found):
         print("?: unknown accuracy. Use evaluate --save-answers FILE, then --answers FILE here.")
 
@@ -276,7 +282,10 @@ def _print_table(found: list[Candidate], rate: float | None) -> None:
 def _print_best(found: list[Candidate], best: Candidate, points: float) -> None:
     plain = found[0]
     if best is plain:
-        say(f"\nChoose scheme none: no other gains 5 % at {points:g} points or less.")
+        say(
+            f"\nChoose scheme none: no other scheme gains 5 % and loses at most {points:g} points "
+            "of accuracy."
+        )
     else:
         say(
             f"\nChoose {best.label}: P99 {best.p99_ms:.4g} instead of {plain.p99_ms:.4g} ms "

@@ -1,4 +1,4 @@
-"""`collage-mpi bench costs`: what rank 0's steps and the messages of a finished run took."""
+"""`collage-mpi bench costs`: how long rank 0's steps and the messages of a finished run took."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from collage_mpi.system.fields import REQUIRED, setting
 
 @dataclass(frozen=True, kw_only=True)
 class CostsArguments(Arguments):
-    """What `bench costs` takes."""
+    """The arguments of `bench costs`."""
 
     run: str = setting(REQUIRED, "folder of the run", metavar="RUN", positional=True)
     out: str | None = setting(None, "also write the costs to this file, as JSON", metavar="FILE")
 
 
 def costs(args: CostsArguments) -> int:
-    """Print the costs of a run, and write them to a file if one is named."""
+    """Print the costs of a run, and write them to --out. Returns 0."""
     from collage_mpi.results import read_results
 
     run = read_results(args.run)

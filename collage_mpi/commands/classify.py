@@ -1,6 +1,6 @@
-"""`collage-mpi classify photos/ --network timm:NAME --out classes.csv`: the classes of a folder of
-pictures by one command. It starts a run on this host, which reads them where they lie, and exports
-its predictions.
+"""`collage-mpi classify photos/ --network timm:NAME --out classes.csv`: classifies a folder of
+pictures with one command. It starts a run on this host, which reads the pictures from the folder,
+and exports the predictions.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from collage_mpi.system.fields import REQUIRED, same, setting
 from collage_mpi.system.files import writing
 from collage_mpi.system.printable import say
 
-RUN = ".run"  # after the name of the output: the folder of the run
+RUN = ".run"  # the run's folder is called after the output file, with this suffix
 FORMATS = ("csv", "parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyArguments(MpiArguments):
-    """What classify takes."""
+    """The arguments of classify."""
 
     pictures: Path = setting(
         REQUIRED, "folder of pictures, at any depth", metavar="DIR", positional=True
@@ -51,12 +51,14 @@ class ClassifyArguments(MpiArguments):
 
     @property
     def run(self) -> Path:
-        """The folder of the run."""
+        """The run's folder, next to --out."""
         return self.out.with_name(self.out.name + RUN)
 
 
 def execute(args: ClassifyArguments) -> int:
-    """Go on with the run, or begin it, and export what it has when it is done."""
+    """Start or resume the run, and export its predictions when it is complete. Returns the exit
+    code of the run.
+    """
     from collage_mpi.results.vectors import require_pyarrow
 
     if args.out.suffix[1:] not in FORMATS:
@@ -67,16 +69,16 @@ def execute(args: ClassifyArguments) -> int:
     code = launch_ranks(check_before_ranks(how), how)
     if code not in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS):
         if code == ExitCode.INCOMPLETE:
-            say("the same command goes on, and writes the classes when all are there")
+            say("repeat the command to continue; it writes the classes when all images are done")
         elif code == ExitCode.USAGE:
-            say(f"for other pictures or networks remove {args.run}, or choose another --out")
+            say(f"to change pictures or network, remove {args.run} or choose another --out")
         return code
     _export(args)
     return code
 
 
 def _run_words(args: ClassifyArguments) -> list[str]:
-    """The run: begun or gone on with, with a rank for each GPU, else for each core."""
+    """The words of the `run` command that starts or resumes the run."""
     singles = ranks_here("classify", args.ranks, args.device)
     words = ["run", "--resume", "--out", str(args.run), "--scheme", "none"]
     words += ["--input", str(args.pictures), "--input-labels", "none", "--pixels", "workers"]
@@ -89,7 +91,12 @@ def _run_words(args: ClassifyArguments) -> list[str]:
 
 
 def ranks_here(command: str, ranks: int | None, device: str) -> int:
-    """How many workers a command starts on this host. Raises UsageError on a rank itself."""
+    """How many workers a command starts on this host: `ranks`, or one for each GPU, or one for each
+    available core.
+
+    Raises:
+        UsageError: this process is itself one of several ranks.
+    """
     from collage_mpi.job.networks import gpus_here
 
     if (launcher_size() or 1) > 1:

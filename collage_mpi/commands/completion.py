@@ -1,5 +1,5 @@
-"""`collage-mpi completion SHELL`: prints a script that completes commands, flags and files. The
-script holds all flags, so completing does not start Python.
+"""`collage-mpi completion SHELL`: prints a script that completes commands, flags and files. All
+flags are in the script, so completion does not start Python.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.tell import SafeStream
 
 SHELLS = ("bash", "zsh", "fish", "tcsh")
-FILES = ("PATH", "FILE", "DIR", "W", "RUN")  # metavars of what may be a file or a folder
+FILES = ("PATH", "FILE", "DIR", "W", "RUN")  # metavars of arguments that are files or folders
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompletionArguments(Arguments):
-    """What completion takes."""
+    """The arguments of completion."""
 
     shell: str = setting(
         REQUIRED, "the shell to print the script for", choices=SHELLS, positional=True
@@ -29,12 +29,12 @@ class CompletionArguments(Arguments):
 
 
 def execute(args: CompletionArguments) -> int:
-    """Print the script."""
+    """Print the script; returns 0. Raises EnvironmentFault if shtab is missing or too old."""
     shtab = optional("shtab", "completion", "completion")
     if args.shell not in shtab.SUPPORTED_SHELLS:
         raise EnvironmentFault(
-            f"shtab {shtab.__version__} knows {', '.join(shtab.SUPPORTED_SHELLS)}, not "
-            f"{args.shell}: pip install -U shtab"
+            f"shtab {shtab.__version__} supports {', '.join(shtab.SUPPORTED_SHELLS)}, but not "
+            f"{args.shell}. Install a newer one: pip install -U shtab"
         )
     parser = build_parser(whole=True)
     _complete_files(parser, shtab.FILE)

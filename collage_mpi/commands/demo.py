@@ -1,4 +1,4 @@
-"""`collage-mpi demo --out DIR`: four schemes side by side, on data and weights of the package."""
+"""`collage-mpi demo --out DIR`: compares four schemes, with data and weights of the package."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoArguments(MpiArguments):
-    """What demo takes."""
+    """The arguments of demo."""
 
     out: Path = setting(REQUIRED, "folder for the runs, the picture and the pages", metavar="DIR")
     device: str = same(NetworkSettings, "device", group="")
@@ -43,7 +43,7 @@ class DemoArguments(MpiArguments):
 
 
 def execute(args: DemoArguments) -> int:
-    """Start 11 ranks of this same command, then print the report and draw the figures."""
+    """Start 11 ranks of this command, then print the report and draw the figures."""
     if (launcher_size() or 1) > 1:
         return _as_ranks(args)
 
@@ -62,7 +62,7 @@ def execute(args: DemoArguments) -> int:
 
 
 def ranks_needed(args: DemoArguments) -> list[int]:
-    """How many ranks the demo needs. Raises as `check_before`."""
+    """The number of ranks that the demo needs, in a list. Raises as `check_before`."""
     check_before(args.out, args.time_scale)
     return [RANKS]
 

@@ -1,4 +1,6 @@
-"""`collage-mpi evaluate`: measures networks side by side on labelled shards."""
+"""`collage-mpi evaluate`: measures accuracy and service time of networks on the same labelled
+shards.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +36,13 @@ if TYPE_CHECKING:
 Entry = dict[str, Any]  # of the report: a network, or a ratio
 Row = tuple[str, Callable[[Entry], str], Callable[[Entry], str] | None]
 
-FIRST = "the first network"  # of a cascade: a collage network or a quick single network
+FIRST = "the first network"  # that a cascade asks: a collage network or a quick single network
 _weights = partial(setting, None, metavar="WEIGHTS", shipped=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArguments(Arguments):
-    """What evaluate takes."""
+    """The arguments of evaluate."""
 
     shards: tuple[Path, ...] = setting(REQUIRED, "labelled shards", shipped=True)
     single: str | None = _weights("weights of the single network")
@@ -99,7 +101,7 @@ class EvaluateArguments(Arguments):
 
 
 def execute(args: EvaluateArguments) -> int:
-    """Measure and print."""
+    """Measure the networks and print the table, or JSON. Returns 0."""
     given = {kind: getattr(args, kind) for kind in NETWORK_SETTINGS}
     specs = {kind: spec for kind, spec in given.items() if spec is not None}
     if not specs:
@@ -123,7 +125,7 @@ def execute(args: EvaluateArguments) -> int:
 
 
 def _warn_of_weak_collage(networks: dict[str, dict[str, Any]]) -> None:
-    """Print the warning to stderr, so that stdout holds only the JSON."""
+    """Warn on stderr, not stdout: with --json, stdout holds only the JSON."""
     from collage_mpi.results.agreement import ADVICE, weaker_by
 
     if not {SINGLE, COLLAGE} <= networks.keys():
@@ -187,8 +189,10 @@ def _measure(args: EvaluateArguments, specs: dict[str, str]) -> dict[str, Any]:
 
 
 def _geometry(args: EvaluateArguments, shards: Any, infos: list[NetworkInfo]) -> Geometry:
-    """The shapes and the number of classes that a user's own network is told. If the shards name no
-    classes, the other network's names count.
+    """The geometry for a network of the user, which has no weights file to state it.
+
+    The number of classes is that of the class names of the shards or of another network, or the
+    largest label + 1.
     """
     labels = shards.labels()
     names = shards.class_names or next((info.class_names for info in infos), None)
@@ -199,7 +203,7 @@ def _geometry(args: EvaluateArguments, shards: Any, infos: list[NetworkInfo]) ->
 def _answers(
     args: EvaluateArguments, shards: Any, predictors: dict[str, TorchPredictor]
 ) -> tuple[dict[str, list[tuple[int, float] | None]], np.ndarray]:
-    """kind -> n answers, and (n,) labels, for the same images in the same order."""
+    """Kind -> n answers (class, score), and (n,) labels, for the same images in the same order."""
     import numpy as np
 
     from collage_mpi.encoding.decode import decode
@@ -246,7 +250,7 @@ def _answers(
 def _codes(
     args: EvaluateArguments, predictors: dict[str, TorchPredictor]
 ) -> dict[str, tuple[TorchPredictor, ParitySpec, float]]:
-    """Kind -> the network that is asked about stripes, how stripes are made, and the temperature of
+    """Kind -> the network that gets the stripes, how a stripe is encoded, and the temperature of
     the decoded scores.
     """
     codes = {}
@@ -293,8 +297,8 @@ def _print_table(report: dict[str, Any]) -> None:
         print(told_savings(report["saving"], timed))
     if {PARITY, CODED} & networks.keys():
         print(
-            "Parity and approx: each image as if its own answer alone were missing from its "
-            "stripe (degraded accuracy)."
+            "Parity and approx: accuracy of an image's decoded answer if only its own answer is "
+            "missing from its stripe (degraded accuracy)."
         )
 
 
@@ -326,7 +330,7 @@ def _place_row(place: str) -> Row:
     return f"  {AT[place]}", accuracy, None
 
 
-# of the table: title, the cell of a network, that of its ratio to the single network
+# rows of the table: title, text for a network, text for its ratio to the single network
 ROWS: tuple[Row, ...] = (
     ("images", lambda e: f"{e['images']:,}", None),
     ("accuracy", lambda e: f"{e['accuracy']:.2%}", lambda r: f"{r['accuracy_points']:+.2f} points"),

@@ -1,4 +1,5 @@
-"""`collage-mpi experiment FILE`: runs many jobs from one file and makes one table of them."""
+"""`collage-mpi experiment FILE`: runs the jobs of an experiment file and makes one table of
+them."""
 
 from __future__ import annotations
 
@@ -20,13 +21,13 @@ from collage_mpi.system.printable import numbers_text, some_of
 if TYPE_CHECKING:
     from collage_mpi.job.worker_group import WorkerGroup
 
-TASK = "what is done"  # one of them
+TASK = "what is done"  # --list, --index and --table exclude each other
 _GOES_ON = (int(ExitCode.COMPLETE), int(ExitCode.COMPLETE_WITH_ERRORS))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentArguments(MpiArguments):
-    """What experiment takes."""
+    """The arguments of experiment."""
 
     file: Path = setting(
         REQUIRED, "experiment file: .toml, .yaml or .json", metavar="FILE", positional=True
@@ -49,7 +50,7 @@ class ExperimentArguments(MpiArguments):
     )
 
     def chosen(self, experiment: Experiment) -> Sequence[Point]:
-        """The points to run."""
+        """The points to run: those of --index, or all. Raises UsageError for a wrong --index."""
         points = experiment.points
         if self.index is None:
             return points
@@ -57,7 +58,9 @@ class ExperimentArguments(MpiArguments):
 
 
 def execute(args: ExperimentArguments) -> int:
-    """List the points, make the table, or run the points that are not done."""
+    """List the points, make the table, or run the points that are not done yet. Returns the worst
+    exit code of the runs.
+    """
     experiment = read_experiment(args.file, args.sets)
     if args.list:
         return _list(experiment)
@@ -79,7 +82,7 @@ def ranks_needed(args: ExperimentArguments) -> list[int]:
     experiment = read_experiment(args.file, args.sets)
     if experiment.how != "run":
         raise UsageError(
-            f"how = {experiment.how!r} needs no ranks: type the command without launch"
+            f"how = {experiment.how!r} needs no ranks: repeat the command without launch"
         )
     return sorted({point.ranks for point in args.chosen(experiment)})
 
@@ -96,7 +99,7 @@ def _table(experiment: Experiment, out: Path) -> int:
 
     found = write_tables(experiment, out)
     print(f"wrote {found.table}: {found.runs} of {len(experiment.points)} runs")
-    print(f"wrote {found.points}: what they say together")
+    print(f"wrote {found.points}: medians and ranges over the repeats")
     if found.missing:
         names = some_of([point.name for point in found.missing], 5)
         print(f"no run yet: {names}", file=sys.stderr)
@@ -119,7 +122,9 @@ def _as_ranks(experiment: Experiment, points: Sequence[Point], out: Path) -> int
 def _by_hand(
     args: ExperimentArguments, out: Path, experiment: Experiment, points: Sequence[Point]
 ) -> int:
-    """Start ranks for the points that are not done, as few times as the world sizes allow."""
+    """Run the points that are not done yet. Ranks are started once for all points that need the
+    same number of ranks.
+    """
     from collage_mpi.experiments.runner import DONE, check_plans, launches, simulate_points, state
 
     todo = [point for point in points if state(point, out) != DONE]

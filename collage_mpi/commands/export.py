@@ -1,4 +1,4 @@
-"""`collage-mpi export DIR --to csv|parquet|hdf5|zarr`: writes a run for other tools."""
+"""`collage-mpi export DIR --to csv|parquet|hdf5|zarr`: writes a run's rows for other programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from collage_mpi.system.printable import counted, printable, say
 
 @dataclass(frozen=True, kw_only=True)
 class ExportArguments(Arguments):
-    """What export takes."""
+    """The arguments of export."""
 
     run: Path = setting(REQUIRED, "folder of the run", metavar="DIR", positional=True)
     to: str = setting(
@@ -44,7 +44,7 @@ class ExportArguments(Arguments):
 
 
 def execute(args: ExportArguments) -> int:
-    """Export, and print the names of the files, one a line."""
+    """Export the run, and print the file names, one a line. Returns 0."""
     from collage_mpi.results.export import export_run
     from collage_mpi.results.names import image_names
     from collage_mpi.results.reader import read_results

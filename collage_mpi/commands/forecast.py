@@ -1,6 +1,6 @@
-"""`run --dry-run`: checks everything, times the networks, and estimates how long the run would
-take; nothing is written. With workers each of them loads its networks and answers, as at a run's
-start; without workers this process loads the networks one after another.
+"""`run --dry-run`: makes the checks of a run, times the networks, and estimates how long the run
+would take; nothing is written. Under mpiexec each worker loads its networks, as at the start of a
+run. Without workers this process loads the networks one after another.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ from collage_mpi.system.environment import allowed_cores, available_bytes, local
 from collage_mpi.system.printable import counted, numbers_text, say
 from collage_mpi.system.progress import minutes
 
-READ_IMAGES = 512  # read to see how fast that is
-DECODED_IMAGES = 48  # read and decoded on a core, to see whether shards would pay
-SIMULATED_GROUPS = 200  # enough to estimate the time of all; simulating them takes a second
-SIMULATED_BATCHES = 16  # at least: fewer would not show how batches follow each other
+READ_IMAGES = 512  # images read to measure the speed of reading
+DECODED_IMAGES = 48  # images decoded on one core, to see whether shards would be faster
+SIMULATED_GROUPS = 200  # the time of all is estimated from these; they simulate in a second
+SIMULATED_BATCHES = 16  # simulated at least; fewer do not show how batches wait for each other
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,11 @@ class Timings:
     """The measured times, and how they were measured.
 
     Attributes:
-        shared: how many ranks share one core, or one GPU, at most; 1.0 if none share.
-        who: who measured, in words.
-        memory: what is known about memory, in words.
-        tunings: kind -> how its network runs, in words.
+        costs: measured service times.
+        shared: largest number of ranks that share one core, or one GPU; at least 1.0.
+        who: where the times were measured, as printed.
+        memory: the memory needed and available, as printed.
+        tunings: kind -> number format and threads of its network, as printed.
     """
 
     costs: ServiceCosts
@@ -81,25 +82,25 @@ class Timings:
 
     @property
     def single_ns(self) -> int:
-        """Time of one image in the single network. If the scheme has no single network, time of one
-        input of its own network.
+        """Service time of one image in the single network, ns. For a scheme without a single
+        network, of one input in its own network; 0 if nothing was measured.
         """
         idle_ns = self.costs.idle_ns
         return idle_ns.get(SINGLE) or next(iter(idle_ns.values()), 0)
 
 
 def forecast(settings: RunSettings, worker_group: WorkerGroup | None, ask: Ask) -> ExitCode:
-    """Check a run as it would be checked, time its networks, and print what it would do.
+    """Make the checks of a run, time its networks, and print what the run would do.
 
     Args:
-        worker_group: the ranks, or None if this process is alone.
-        ask: as `run_session`.
+        worker_group: the worker ranks, or None if this process is the only one.
+        ask: as for `run_session`.
 
     Returns:
-        COMPLETE, or DATA if shards cannot be read, as the run would end.
+        The exit code that the run would have: COMPLETE, or DATA if shards cannot be read.
 
     Raises:
-        UsageError, EnvironmentFault, DataFault: the error that the run would end with.
+        UsageError, EnvironmentFault, DataFault: as the run would.
     """
     settings.require_inputs()
     out = Path(settings.out)
@@ -114,7 +115,7 @@ def forecast(settings: RunSettings, worker_group: WorkerGroup | None, ask: Ask) 
         if resume:
             manifest = make_manifest(plan)
             if RunWriter.finished(out, manifest, retry_errors=retry_errors):
-                say(f"{out}: every image has its row already; nothing would be done")
+                say(f"{out}: every image already has its row; there is nothing to do")
                 return ExitCode.COMPLETE
             done = RunWriter.done(out, manifest, retry_errors=retry_errors)
             order = plan.order[plan.lacking(done)]
@@ -134,11 +135,11 @@ def forecast(settings: RunSettings, worker_group: WorkerGroup | None, ask: Ask) 
 
 
 def _read_ns(plan: Plan, encoder: AnyEncoder, order: np.ndarray) -> float:
-    """Time to read an image, including shrinking, if rank 0 reads the images: ns."""
+    """Time to read and shrink an image on rank 0, ns; 0.0 if the workers read the images."""
     chosen = order[:READ_IMAGES]
     if plan.settings.by_place or not len(chosen):
         return 0.0
-    # One image of each shard first, which opens its file: a job does that once.
+    # Not timed: one image of each shard, which opens the file. A job opens each file only once.
     _, firsts = np.unique(plan.shards.locate_each(chosen)[0], return_index=True)
     _read(plan, chosen[firsts], encoder)
     start_ns = time.monotonic_ns()
@@ -154,14 +155,14 @@ def _read(plan: Plan, order: np.ndarray, encoder: AnyEncoder) -> None:
 
 
 class _ThisProcess(WorkerGroup):
-    """In place of the ranks of a team: what they would measure is measured in this process."""
+    """Takes the place of a team's ranks, and makes their measurements in this process."""
 
     def __init__(self, plan: Plan, encoder: AnyEncoder) -> None:
         self._plan, self._clock, self._measured = plan, time.monotonic, {}
         loader = NetworkLoader(self.present[0], len(plan.placement.kinds))
         told = welcomes(plan, encoder)
         self.networks: dict[str, Networks] = {}
-        self.rss_bytes: dict[str, int] = {}  # of this process, once a kind's network has run
+        self.rss_bytes: dict[str, int] = {}  # kind -> peak of this process after its network ran
         clocks = time.monotonic_ns, time.process_time_ns
         for kind, spec in plan.networks.items():
             welcome = replace(told[plan.placement.ranks_of(kind)[0]], networks={kind: spec})
@@ -184,7 +185,7 @@ class _ThisProcess(WorkerGroup):
 
 
 def _measured_here(plan: Plan, encoder: AnyEncoder, images: int) -> Timings:
-    """Load each network into this process, as a rank of a job on this host would."""
+    """Load and time each network in this process, with the settings of a rank on this host."""
     here, workers = _ThisProcess(plan, encoder), plan.placement.workers
     predictors = {kind: each.predictors[kind] for kind, each in here.networks.items()}
     devices = sorted({predictor.device.partition(":")[0] for predictor in predictors.values()})
@@ -211,7 +212,7 @@ def _measured_there(
     images: int,
     stop_reason: Callable[[], str | None],
 ) -> Timings:
-    """Every rank loads its networks; one rank of each kind is timed while the others wait."""
+    """Let every rank load its networks, and time one rank of each kind while the others wait."""
     hellos = handshake(plan, worker_group, encoder, stop_reason)
     refuse_other_networks(plan, hellos, known)
     there = available_bytes()
@@ -242,7 +243,7 @@ def _lines(
     of = (f"{len(order):,} of " if resume else "") + counted(len(plan.order), "image")
     grouped = f"{counted(groups, 'group')} of {settings.group_size}"
     yield "images", f"{of}, {grouped}, order {settings.order}"
-    named = "classes by the network's first answer"
+    named = "number of classes known from the network's first answer"
     if plan.classes is not None:
         named = f"{plan.classes} classes" + ("" if shards.labels() is None else ", labelled")
     bad = f", {len(shards.bad)} cannot be read" if shards.bad else ""
@@ -254,7 +255,7 @@ def _lines(
         yield kind, f"{spec} on rank{many} {where}" + ("" if how == NO_TUNING else f", {how}")
     ranks = f"{len(plan.placement.kinds)}: {plan.placement.describe()}"
     teams = settings.teams
-    yield "ranks", ranks if teams == 1 else f"{teams} teams, the others likewise, each of {ranks}"
+    yield "ranks", ranks if teams == 1 else f"{teams} teams, each of {ranks}"
     yield "memory", measured.memory
     yield "output", _output(Path(settings.out), len(order), resume)
     yield "service", _service(plan, measured)
@@ -274,8 +275,8 @@ def _output(out: Path, images: int, resume: bool) -> str:
 
 
 def prep_text(plan: Plan, order: np.ndarray, measured: Timings) -> str:
-    """What reading and decoding an image takes on a core here, whether that is longer than its
-    network takes, and what makes shards.
+    """Says whether reading and decoding an image on one core takes longer than the network, so that
+    shards would be faster, and which command makes them.
     """
     settings, chosen = plan.settings, order[:DECODED_IMAGES]
     with ShardSet(plan.shards.infos) as shards:
@@ -288,14 +289,14 @@ def prep_text(plan: Plan, order: np.ndarray, measured: Timings) -> str:
     asked_ns = measured.single_ns * (1 + further * (inputs - 1)) / inputs
     readers = "each rank" if settings.by_place else "rank 0"
     ranks = 1 if settings.by_place else settings.teams * len(plan.placement.workers)
-    text = f"reading and decoding takes {read_ns / 1e6:.3g} ms an image on a core here, and "
-    text += f"{readers} reads; the network takes {asked_ns / 1e6:.3g} ms"
+    text = f"{readers} reads and decodes an image in {read_ns / 1e6:.3g} ms (one core of this "
+    text += f"host); the network takes {asked_ns / 1e6:.3g} ms"
     text += f" on each of {ranks} ranks" if ranks > 1 else ""
     if read_ns <= asked_ns / ranks:
-        return f"{text}: shards would not pay"
+        return f"{text}: shards would not be faster"
     height, width, _ = plan.shards.shape
     shape = plan.shards.shape if height == width else None
-    return f"{text}: shards would pay, `{remake_command(settings.shards, shape)}`"
+    return f"{text}: shards would be faster: `{remake_command(settings.shards, shape)}`"
 
 
 def _service(plan: Plan, measured: Timings) -> str:
@@ -307,8 +308,8 @@ def _service(plan: Plan, measured: Timings) -> str:
 
 
 def _time(plan: Plan, images: int, measured: Timings, read_ns: float) -> str:
-    """The simulated time with the measured service times: once with a core (GPU) for each rank,
-    once as here.
+    """The time of the run, simulated with the measured service times: if each rank has a core or
+    GPU of its own, and if they are shared as they are here.
     """
     try:
         least, most = (
@@ -319,9 +320,10 @@ def _time(plan: Plan, images: int, measured: Timings, read_ns: float) -> str:
         return f"no estimate: {error}"
     text = f"about {minutes(least)}"
     if most > 1.1 * least:
-        text += f" with a core or GPU a rank, {minutes(most)} where {measured.shared:.1f} share"
+        text += f" with a core or GPU for each rank, {minutes(most)} if {measured.shared:.1f} ranks"
+        text += " share one"
     if plan.settings.needs_threshold:
-        text += ", if the first answers are sure of every image"
+        text += ", if the first network's answer counts for every image"
     return f"{text}; start-up not counted; simulated from these service times and rank 0's " + (
         "usual costs" + (f", read at {1e9 / read_ns:,.0f} images/s" if read_ns else "")
     )
@@ -333,7 +335,7 @@ def _simulated_s(plan: Plan, images: int, measured: Timings, share: float) -> fl
     if count == 0:
         return 0.0
     settings = replace(plan.settings, out="", cost_ratio=measured.costs.ratio)
-    if settings.needs_threshold:  # nothing here knows scores
+    if settings.needs_threshold:  # a simulation without answers has no scores
         settings = with_every_answer(settings)
     elif plan.asked and settings.accept == "confident":
         settings = replace(settings, accept=plan.asked.accept)

@@ -1,5 +1,5 @@
-"""`collage-mpi map FILE.py:CLASS --input ... --out DIR`: a user's class over images of any source,
-on this host. Results of any shape are kept of each image, once.
+"""`collage-mpi map FILE.py:CLASS --input ... --out DIR`: runs a class of the user on every image of
+the input, with ranks on this host. The arrays that it returns are stored once for each image.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collage_mpi.errors import UsageError
 from collage_mpi.settings.flags import add_setting_flags, over_file, switch, words_of
 from collage_mpi.system.fields import REQUIRED, same, setting
 
-ITS_OWN = ("single", "save", "top_k", "singles")  # what map says to run itself
+ITS_OWN = ("single", "save", "top_k", "singles")  # settings of `run` that map sets itself
 
 
 @dataclass(frozen=True, kw_only=True)
 class MapArguments(MpiArguments):
-    """What map takes, beside the settings of its run."""
+    """The arguments of map, in addition to the settings of `run`."""
 
     function: str = setting(
         REQUIRED,
@@ -34,7 +34,7 @@ class MapArguments(MpiArguments):
 
 
 def execute(args: MapArguments) -> int:
-    """Go on with the run, or begin it."""
+    """Start or resume the run. Returns its exit code."""
     from collage_mpi.models.own import check_mapped
 
     given, _ = over_file(args.given)

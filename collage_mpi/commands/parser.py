@@ -1,4 +1,4 @@
-"""The argument parser of all commands. Only one rank prints usage errors, help and version."""
+"""The argument parser of all commands. Usage errors, help and version are printed by one rank."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from collage_mpi.system.launchers import MPIS
 from collage_mpi.system.printable import did_you_mean, printable
 from collage_mpi.system.tell import SafeStream, let_rank_0_speak
 
-CHOSEN = "chosen"  # the parser's attribute that holds the command
-MOST_USAGE_LINES = 8  # of a usage shown with an error: more would hide the message
+CHOSEN = "chosen"  # attribute of argparse's namespace that holds the Command
+MOST_USAGE_LINES = 8  # a longer usage is not printed with an error, as it would hide the message
 
 
 @dataclass(frozen=True, kw_only=True)
 class MpiArguments(Arguments):
-    """What the commands take that start ranks."""
+    """The arguments of commands that start ranks."""
 
     mpi: str = setting("auto", "which MPI to use. auto: the one that mpi4py loads", choices=MPIS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassNamesArguments(Arguments):
-    """The class names, in one of two ways."""
+    """The class names, as a list or as a file."""
 
     class_names: str | None = setting(
         None, "names of classes 0, 1, ...", metavar="A,B,C", either="class names"
@@ -46,7 +46,12 @@ class ClassNamesArguments(Arguments):
     )
 
     def names(self) -> tuple[str, ...] | None:
-        """The names from either flag, or None. Raises UsageError, EnvironmentFault."""
+        """The names of either flag; None if neither is given.
+
+        Raises:
+            UsageError: there is no name, or a name is empty.
+            EnvironmentFault: the file cannot be read.
+        """
         from collage_mpi.shards.schema import read_class_names, told_apart
 
         if self.class_names is not None:
@@ -56,14 +61,15 @@ class ClassNamesArguments(Arguments):
 
 @dataclass(frozen=True)
 class Command:
-    """What a command, or one of its subcommands, takes and does.
+    """A command, or one of the subcommands of a command.
 
     Attributes:
-        execute: does it; takes what was typed and returns an exit code.
-        takes: its arguments.
-        line: of a subcommand, in the help of its command. Those of commands are in COMMANDS.
-        more: adds the flags of other classes, whose values are `Arguments.given`.
-        ranks: of a command that launch starts on ranks: how many it needs, after its checks.
+        execute: gets an object of `takes` and returns the exit code.
+        takes: class of the arguments.
+        line: description of a subcommand in --help. For commands it is in COMMANDS.
+        more: adds further flags to the parser; their values are in `Arguments.given`.
+        ranks: for a command that launch can start: checks the arguments and returns the numbers of
+            ranks that the command needs.
         epilog, usage: as in argparse.
     """
 
@@ -78,10 +84,12 @@ class Command:
 
 @dataclass(frozen=True)
 class Commands:
-    """A command that has subcommands, by their names.
+    """A command that has subcommands.
 
     Attributes:
-        metavar: what its subcommands are called in its help.
+        metavar: stands for the subcommand in --help.
+        each: name -> subcommand.
+        line, epilog: as in Command.
     """
 
     metavar: str
@@ -91,7 +99,7 @@ class Commands:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Prints usage errors on one rank only, because under a launcher all ranks parse argv."""
+    """Prints usage errors on one rank only: under a launcher every rank parses the same argv."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         if telling_rank() in (None, 0):
@@ -103,23 +111,25 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(int(ExitCode.USAGE))
 
     def _print_message(self, message: str, file: TextIO | None = None) -> None:  # type: ignore[override]
-        """Print help and version on one rank only; a reader that has gone is not an error."""
+        """Print help and version on one rank only. A closed pipe is not an error."""
         if message and telling_rank() in (None, 0):
             SafeStream(sys.stderr if file is None else file).write(message)
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        """Like argparse's, but an unknown argument is an error of the command that got it."""
+        """As in argparse, but for an unknown argument the subcommand prints the error, with its own
+        usage.
+        """
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(self._unknown(unknown))
         return found, unknown
 
     def _check_value(self, action, value):  # type: ignore[no-untyped-def]
-        """Like argparse's, but a mistyped command is answered with the nearest ones, not all."""
+        """As in argparse, but the error for a mistyped command names similar commands, not all."""
         names = action.choices
         if isinstance(action, argparse._SubParsersAction) and value not in names:
             hint = did_you_mean(value, names) or "."
-            told = f"{value!r} is no command of {self.prog}{hint} {self.prog} --help lists them"
+            told = f"{value!r} is not a command of {self.prog}{hint} {self.prog} --help lists them"
             raise argparse.ArgumentError(None, told)
         super()._check_value(action, value)
 
@@ -130,7 +140,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser(command: str | None = None, *, whole: bool = False) -> _Parser:
-    """The parser of all commands, with the full arguments of one command only, or of all."""
+    """The parser of all commands.
+
+    Args:
+        command: add the arguments of this command only; its module is imported.
+        whole: add the arguments of all commands.
+    """
     parser = _Parser(
         prog="collage-mpi",
         description="Classify very many images over MPI with no slow tail and nothing lost.",
@@ -164,7 +179,7 @@ def _fill(parser: argparse.ArgumentParser, command: Command | Commands) -> None:
 def _subcommands(
     parser: argparse.ArgumentParser, metavar: str
 ) -> argparse._SubParsersAction[argparse.ArgumentParser]:
-    """Subcommands of a command. Without one of them it prints its help."""
+    """Let a command have subcommands. Without a subcommand, it prints its help."""
 
     def show_help(_: Arguments) -> int:
         parser.print_help()
@@ -179,11 +194,11 @@ def _sentence(line: str) -> str:
 
 
 def read_command(words: Sequence[str]) -> tuple[Command, Any]:
-    """The command that was typed, and its arguments: an object of its `takes`.
+    """Parse a command line. Returns the command and its arguments, an object of `Command.takes`.
 
     Raises:
-        SystemExit: words that cannot be read, or that ask for help.
-        UsageError: a value that is out of bounds.
+        SystemExit: after a usage error, --help or --version, which argparse has printed.
+        UsageError: a value is out of bounds.
     """
     name = next((word for word in words if word in COMMANDS), None)
     values = vars(build_parser(name).parse_args(words))

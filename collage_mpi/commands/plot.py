@@ -24,7 +24,7 @@ FLOOR = "what is below 1 ms is drawn at 1"
 
 @dataclass(frozen=True, kw_only=True)
 class FigureArguments(Arguments):
-    """What every figure takes."""
+    """The arguments of every figure."""
 
     out: Path = setting(REQUIRED, "path of the files to write, without suffix", metavar="STEM")
     title: str | None = setting(None, "title above the figure", metavar="TITLE")
@@ -32,7 +32,7 @@ class FigureArguments(Arguments):
 
 @dataclass(frozen=True, kw_only=True)
 class CdfArguments(FigureArguments):
-    """What `plot cdf` takes."""
+    """The arguments of `plot cdf`."""
 
     runs: tuple[Path, ...] = setting(REQUIRED, "folders of runs", metavar="RUN", positional=True)
     per: str = setting(
@@ -42,7 +42,7 @@ class CdfArguments(FigureArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class TimelineArguments(FigureArguments):
-    """What `plot timeline` takes."""
+    """The arguments of `plot timeline`."""
 
     run: Path = setting(REQUIRED, "folder of the run", metavar="RUN", positional=True)
     groups: str = setting(REQUIRED, "first and last group to draw, such as 20-27", metavar="A-B")
@@ -51,7 +51,7 @@ class TimelineArguments(FigureArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class ThroughputArguments(FigureArguments):
-    """What `plot throughput` takes."""
+    """The arguments of `plot throughput`."""
 
     runs: tuple[Path, ...] = setting(
         REQUIRED,
@@ -63,7 +63,7 @@ class ThroughputArguments(FigureArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class PointsArguments(FigureArguments):
-    """What every figure of an experiment's points takes."""
+    """The arguments of every figure of an experiment's points."""
 
     points: tuple[Path, ...] = setting(
         REQUIRED, "points.csv files of experiments", metavar="POINTS.csv", positional=True
@@ -77,7 +77,7 @@ class PointsArguments(FigureArguments):
     )
 
     def rows(self) -> list[Row]:
-        """The points that are drawn."""
+        """The points to draw: those that --where keeps."""
         from collage_mpi.figures.points import choose, read_points
 
         return choose(read_points(self.points), self.where)
@@ -85,7 +85,7 @@ class PointsArguments(FigureArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesArguments(PointsArguments):
-    """What `plot points ranks` and `plot points frontier` take."""
+    """The arguments of `plot points ranks` and `plot points frontier`."""
 
     series: str = setting(
         REQUIRED, "axis of the experiment whose values become numbered series", metavar="AXIS"
@@ -97,7 +97,7 @@ class SeriesArguments(PointsArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class HeatArguments(PointsArguments):
-    """What `plot points heat` takes."""
+    """The arguments of `plot points heat`."""
 
     value: str = setting(REQUIRED, "column with the gain", metavar="COLUMN")
     across: str = setting(REQUIRED, "axis from left to right", metavar="AXIS")
@@ -105,7 +105,7 @@ class HeatArguments(PointsArguments):
 
 
 def _drawn(paths: Sequence[Path]) -> int:
-    """Print the names of the files."""
+    """Print the names of the written files; returns 0."""
     for path in paths:
         say(str(path))
     return 0
@@ -115,8 +115,8 @@ def _drawn(paths: Sequence[Path]) -> int:
 
 
 def cdf(args: CdfArguments) -> int:
-    """Draw the runs in one figure and print their table. The first run is the baseline of all
-    ratios.
+    """Draw the latency distributions of the runs and print their table. All ratios are to the first
+    run.
     """
     from collage_mpi.figures.latency_cdf import plot_latency_cdf
     from collage_mpi.results import compare, read_results, render_comparison
@@ -130,7 +130,7 @@ def cdf(args: CdfArguments) -> int:
 
 
 def timeline(args: TimelineArguments) -> int:
-    """Draw some groups of a run, and write them for Perfetto."""
+    """Draw some groups of a run, and write them as a trace for Perfetto."""
     from collage_mpi.figures.timeline import plot_timeline
     from collage_mpi.results import read_results
     from collage_mpi.results.timeline import make_timeline, write_trace
@@ -145,7 +145,7 @@ def timeline(args: TimelineArguments) -> int:
 
 
 def parse_groups(text: str) -> tuple[int, int]:
-    """Read "10-18" or "7". Raises UsageError for any other form."""
+    """First and last group of "10-18" or "7". Raises UsageError for any other form."""
     found = ranges_in(text)
     if found is None or len(found) > 1:
         raise UsageError(f"--groups {text}: it needs a number or a range, as in 10-18")
@@ -162,8 +162,8 @@ def _timeline_title(run: Results, first: int, last: int) -> str:
 
 
 def throughput(args: ThroughputArguments) -> int:
-    """Draw a line for each scheme and mode with a point for each batch size, the median of repeated
-    runs; print the table.
+    """Draw throughput against latency and print the table. Each scheme and mode is a line; each of
+    its points is a batch size, with the median of repeated runs.
     """
     from collage_mpi.figures.throughput import batch_points, plot_throughput, render_batches
     from collage_mpi.results import read_results
@@ -176,15 +176,13 @@ def throughput(args: ThroughputArguments) -> int:
 
 
 def _throughput_title(runs: Sequence[Results]) -> str:
-    """What was measured, and under which stragglers; without the stragglers a latency means
-    nothing.
-    """
+    """A title that names the stragglers, since latencies depend on them."""
     how = {("simulated" if "simulated" in run.manifest else "measured") for run in runs}
     stragglers = {run.manifest.get("straggler") or "none" for run in runs}
     model = stragglers.pop() if len(stragglers) == 1 else "differ"
     return (
         f"Throughput against latency by batch size\n{how.pop() if len(how) == 1 else 'mixed'}; "
-        f"stragglers: {model}; a number is the groups that travel together"
+        f"stragglers: {model}; numbers: groups in a batch"
     )
 
 
@@ -213,7 +211,7 @@ def frontier(args: SeriesArguments) -> int:
 
 
 def heat(args: HeatArguments) -> int:
-    """Draw a gain over two axes."""
+    """Draw a gain over two axes as a heat map."""
     from collage_mpi.figures.points import plot_heat
 
     rows = args.rows()
@@ -224,7 +222,9 @@ def heat(args: HeatArguments) -> int:
 
 
 def titled(first: str, rows: Sequence[Row]) -> str:
-    """The title, with the number of placements and groups behind a point below it."""
+    """A title whose second line says how the points were made, and from how many placements and
+    groups.
+    """
     from collage_mpi.figures.points import need
 
     placements = {int(need(row, "placements")) for row in rows}
@@ -238,7 +238,7 @@ def titled(first: str, rows: Sequence[Row]) -> str:
 
 
 def gain_title(value: str) -> str:
-    """The title of a gain's column: "p99_vs_none" is none's P99 divided by the point's."""
+    """The title for a column of gains. "p99_vs_none" is the P99 of none divided by the point's."""
     figure, found, baseline = value.partition("_vs_")
     return f"{figure} of {baseline} over {figure} of each: above 1 is better" if found else value
 

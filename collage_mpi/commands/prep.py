@@ -1,5 +1,5 @@
-"""`collage-mpi prep`: makes shards from pictures (`prep_pictures`), from other programs' HDF5 and
-IDX files, and from shards whose images get another size, storage, order or labels.
+"""`collage-mpi prep`: makes shards from pictures (`prep_pictures`), from HDF5 and IDX files of
+other programs, and from shards, with another size, storage, order or other labels.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
     from collage_mpi.shards.foreign import ArrayLayout, LayoutHints
     from collage_mpi.shards.pictures import PictureFit
 
-BATCH = 1_000
+BATCH = 1_000  # images read and written at a time
 
 
 @dataclass(frozen=True)
 class RowsToWrite:
-    """All rows to be written, in order.
+    """The images that become shards.
 
     Attributes:
         images: (n, H, W, C) uint8, or an object that returns such rows when indexed.
         labels: (n,) integers, or None.
-        rows: (m,) numbers of the rows to write, in this order.
-        ids: of all images, or a text: an id is then this text, a colon, and the image's row.
+        rows: (m,) indices of the images to write, in this order.
+        ids: n ids, or a prefix: the id of an image is then the prefix, a colon and its index.
         class_names, source: as in a shard.
-        fit: of images that are to be stored encoded; None for pixels.
+        fit: how images that are stored encoded get their size when read; None to store pixels.
     """
 
     images: np.ndarray | PixelRows | ShardRows
@@ -54,7 +54,7 @@ class RowsToWrite:
     fit: PictureFit | None = None
 
     def ids_at(self, rows: np.ndarray) -> list[str]:
-        """The ids of some rows."""
+        """The ids of the images with these indices."""
         if isinstance(self.ids, str):
             return [f"{self.ids}:{row}" for row in rows.tolist()]
         return [self.ids[row] for row in rows.tolist()]
@@ -62,7 +62,7 @@ class RowsToWrite:
 
 @dataclass(frozen=True, kw_only=True)
 class RowsArguments(ClassNamesArguments):
-    """What `prep idx`, `prep hdf5` and `prep shards` take of the shards that they make."""
+    """The arguments of `prep idx`, `prep hdf5` and `prep shards` about the new shards."""
 
     out: Path = setting(REQUIRED, "folder for the shards", metavar="DIR")
     prefix: str = setting("shard", "start of the file names")
@@ -86,16 +86,17 @@ class RowsArguments(ClassNamesArguments):
     overwrite: bool = switch("replace existing shards with this prefix")
 
     def table(self) -> AbstractContextManager[RowsToWrite]:
-        """The rows to write, while what they are read from is open.
+        """A context manager that opens the input and returns the rows to write.
 
         Raises:
-            UsageError, DataFault, EnvironmentFault: it cannot be understood or read, or shards
-                cannot be made of it.
+            UsageError: the arguments do not fit the input.
+            DataFault: the input is damaged, or has no form that shards can be made from.
+            EnvironmentFault: the input cannot be read.
         """
         raise NotImplementedError
 
     def pick_rows(self, count: int) -> np.ndarray:
-        """(m,) rows to write in order: shuffled with --seed, cut with --limit."""
+        """(m,) indices of the rows to write: shuffled with --seed, at most --limit of them."""
         import numpy as np
 
         rows = np.arange(count)
@@ -106,7 +107,7 @@ class RowsArguments(ClassNamesArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class ResizeArguments(RowsArguments):
-    """The size of the new images."""
+    """The arguments about the size of the new images."""
 
     size: int | None = setting(
         None, "resize the images to PX x PX", unset="keep their size", metavar="PX"
@@ -120,24 +121,29 @@ class ResizeArguments(RowsArguments):
     filter: str = same(PicturesArguments, "filter", group="")
 
     def resized(self, channels: Callable[[], int]) -> PictureFit | None:
-        """How images get their size; None if they keep it, and then `channels` is not asked.
+        """How images are resized; None if they keep their size.
+
+        Args:
+            channels: returns the number of channels; called only if images are resized.
 
         Raises:
-            UsageError: a filter is named, and no size.
+            UsageError: --filter is given without --size.
         """
         from collage_mpi.shards.pictures import PictureFit
         from collage_mpi.shards.source import DEFAULT_FIT
 
         if self.size is None:
             if self.filter != DEFAULT_FIT.filter:
-                raise UsageError(f"--filter {self.filter} needs --size PX: nothing is resized")
+                raise UsageError(
+                    f"--filter {self.filter} needs --size PX: without it, no image is resized"
+                )
             return None
         return PictureFit(self.size, self.fit, None, channels(), self.filter)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hdf5Arguments(ResizeArguments):
-    """What `prep hdf5` takes."""
+    """The arguments of `prep hdf5`."""
 
     file: Path = setting(
         REQUIRED, "HDF5 file; FILE::GROUP for one group of it", metavar="FILE", positional=True
@@ -185,8 +191,8 @@ def _is_shard(args: Hdf5Arguments) -> str:
     words = ["collage-mpi", "prep", "shards", str(args.file), "--out", str(args.out)]
     words += [] if args.size is None else ["--size", str(args.size)]
     return (
-        f"{args.file} is already a shard and can be used unchanged. To make shards of another "
-        f"size or storage, or with other labels, from it: `{shlex.join(words)}`"
+        f"{args.file} is already a shard and can be used unchanged. To change its size, storage "
+        f"or labels, make new shards from it: `{shlex.join(words)}`"
     )
 
 
@@ -216,7 +222,7 @@ def _hdf5_table(
 
     dataset = file[layout.images]
     if layout.columns:
-        dataset = dataset[...].T  # at once: a column lies all over the file
+        dataset = dataset[...].T  # read whole: a single column is spread over the whole file
     bounds = None if args.range is None else parse_range(args.range)
     channels = layout.image_shape(dataset.shape)[2]
     images = PixelRows(dataset, layout, bounds, args.resized(lambda: channels))
@@ -232,7 +238,7 @@ def _hdf5_table(
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsArguments(ResizeArguments):
-    """What `prep shards` takes."""
+    """The arguments of `prep shards`."""
 
     paths: tuple[Path, ...] = setting(
         REQUIRED,
@@ -261,7 +267,7 @@ class ShardsArguments(ResizeArguments):
 
         paths = expand_paths(self.paths)
         folders = {os.path.dirname(os.path.realpath(split_part(path)[0])) for path in paths}
-        if os.path.realpath(self.out) in folders:  # the new ones would lie among the old
+        if os.path.realpath(self.out) in folders:  # would mix the new shards with the old
             raise UsageError(
                 f"--out {self.out} is the folder of the shards to read; choose another folder"
             )
@@ -295,7 +301,7 @@ def _shards_table(args: ShardsArguments, shards: ShardSet, fit: PictureFit | Non
 
 @dataclass(frozen=True, kw_only=True)
 class IdxArguments(RowsArguments):
-    """What `prep idx` takes."""
+    """The arguments of `prep idx`."""
 
     images: Path = setting(REQUIRED, "IDX file of the images", metavar="FILE")
     labels: Path | None = setting(None, "IDX file of the labels", metavar="FILE")
@@ -311,8 +317,8 @@ class IdxArguments(RowsArguments):
             images = images[..., None]  # (n, H, W, 1)
         if images.ndim != 4 or images.dtype != "uint8" or len(images) == 0:
             raise DataFault(
-                f"{self.images}: {images.dtype} of shape {images.shape}; images are uint8 of shape "
-                "(n, height, width) or (n, height, width, channels), n >= 1"
+                f"{self.images} holds {images.dtype} of shape {images.shape}; images need uint8 of "
+                "shape (n, height, width) or (n, height, width, channels), n >= 1"
             )
         if self.transpose:
             images = images.swapaxes(1, 2)
@@ -339,14 +345,16 @@ def execute(args: RowsArguments) -> int:
 
 
 def split_rows(rows: np.ndarray, rows_per_shard: int) -> list[np.ndarray]:
-    """Consecutive parts of at most `rows_per_shard` rows."""
+    """Split into consecutive parts of at most `rows_per_shard` rows."""
     return [rows[start : start + rows_per_shard] for start in range(0, len(rows), rows_per_shard)]
 
 
 def write_rows(
     path: Path, table: RowsToWrite, rows: np.ndarray, advance: Callable[[int], None]
 ) -> None:
-    """Write one shard of the table's `rows`; `advance` is called after each batch."""
+    """Write one shard with these rows of the table. `advance` is called after each batch, with the
+    number of images in it.
+    """
     from collage_mpi.prep.arrays import ShardRows
     from collage_mpi.prep.work import shard_writer
     from collage_mpi.shards import EncodedWriter

@@ -1,5 +1,6 @@
 """`collage-mpi prep images|tar`: makes shards from folders and tar files of pictures. Under mpiexec
-or srun each rank makes its own shards without any messages, so MPI itself is not started.
+or srun each rank makes a part of the shards. The ranks exchange no messages, so MPI is not
+initialised.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collage_mpi.system.progress import advancing
 from collage_mpi.system.tell import tell
 
 IN_OUT = ("in", "out")
-LINE_EVERY_S = 15.0  # between progress lines where there is no terminal
+LINE_EVERY_S = 15.0  # between progress lines if stderr is not a terminal
 
 if TYPE_CHECKING:
     from collage_mpi.prep.plan import Recipe, ShardJob
@@ -38,7 +39,7 @@ _shards = partial(setting, group="shards")
 
 @dataclass(frozen=True, kw_only=True)
 class PicturesArguments(ClassNamesArguments):
-    """What `prep images` and `prep tar` take."""
+    """The arguments of `prep images` and `prep tar`."""
 
     size: int = _pictures(224, "height and width of the images", metavar="PX")
     fit: str = _pictures(
@@ -97,15 +98,15 @@ class PicturesArguments(ClassNamesArguments):
 
     @property
     def from_path(self) -> Path:
-        """The folder, or the first tar file."""
+        """The folder, or the first tar file, after which the source is called."""
         raise NotImplementedError
 
     def listing(self) -> Listing:
-        """The pictures that are there."""
+        """The pictures and labels of the input. Raises UsageError, DataFault, EnvironmentFault."""
         raise NotImplementedError
 
     def recipe(self) -> Recipe:
-        """How shards are made from them."""
+        """The settings that decide what is in the shards."""
         from collage_mpi.prep.plan import Recipe
         from collage_mpi.shards.pictures import PictureFit
 
@@ -124,7 +125,7 @@ class PicturesArguments(ClassNamesArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesArguments(PicturesArguments):
-    """What `prep images` takes."""
+    """The arguments of `prep images`."""
 
     root: Path = setting(
         REQUIRED,
@@ -145,7 +146,7 @@ class ImagesArguments(PicturesArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class TarArguments(PicturesArguments):
-    """What `prep tar` takes."""
+    """The arguments of `prep tar`."""
 
     tars: tuple[Path, ...] = setting(
         REQUIRED,
@@ -172,7 +173,9 @@ class TarArguments(PicturesArguments):
 
 
 def execute(args: PicturesArguments) -> int:
-    """Make this process's shards; returns 0, or 5 if pictures were left out."""
+    """Make the shards of this rank, or all if there is only one. Returns 0, or 5 if unreadable
+    pictures were left out.
+    """
     from collage_mpi.prep.plan import clear_strangers, plan_shards
     from collage_mpi.prep.work import make_shards
 
@@ -209,7 +212,7 @@ def _tell(
 
     who = "" if rank is None else f"rank {rank}: "
     if not reports:
-        print(f"{who}there is no shard to make; {len(jobs)} in all", flush=True)
+        print(f"{who}no shard to make: there are only {len(jobs)} for all ranks", flush=True)
         return
     images = sum(report.images for report in reports)
     made = [report for report in reports if report.made]
@@ -235,9 +238,13 @@ def _tell(
     if small and jobs[0].recipe.enlarge:
         lines.append(f"{pictures(small)} smaller than {height} x {width}: enlarged")
     elif small:
-        lines.append(f"{pictures(small)} smaller than {height} x {width}: --enlarge takes them too")
+        lines.append(
+            f"{pictures(small)} smaller than {height} x {width} and left out: --enlarge takes them"
+        )
     for report in (report for report in reports if report.unreadable):
-        lines.append(f"{report.unreadable} unreadable, left out: {report.path}.unreadable.tsv")
+        lines.append(
+            f"{report.unreadable} unreadable and left out, listed in {report.path}.unreadable.tsv"
+        )
     print("\n".join(who + line for line in lines), flush=True)
 
 
@@ -247,7 +254,9 @@ def pictures(number: int) -> str:
 
 
 def _interrupt(_: int) -> None:
-    """A batch system's SIGTERM acts like Ctrl-C: children end, and drafts are removed."""
+    """SIGTERM from a batch system acts like Ctrl-C: child processes end, and half-written files are
+    removed.
+    """
     raise KeyboardInterrupt
 
 

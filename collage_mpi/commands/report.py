@@ -15,7 +15,7 @@ from collage_mpi.system.printable import say
 
 @dataclass(frozen=True, kw_only=True)
 class ReportArguments(Arguments):
-    """What report takes."""
+    """The arguments of report."""
 
     runs: tuple[Path, ...] = setting(
         REQUIRED,
@@ -34,7 +34,7 @@ class ReportArguments(Arguments):
 
 
 def execute(args: ReportArguments) -> int:
-    """Write the page and print its name."""
+    """Write the page and print its path. Returns 0."""
     from collage_mpi.report.page import write_report
 
     if args.out is None and len(args.runs) > 1:

@@ -1,4 +1,4 @@
-"""`collage-mpi shards`: inspects and verifies shards, and adds cells to them."""
+"""`collage-mpi shards`: describes and verifies shards, and adds cells to copies of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from collage_mpi.system.printable import say, some_of
 
 @dataclass(frozen=True, kw_only=True)
 class ReadArguments(Arguments):
-    """What `shards inspect` and `shards verify` take."""
+    """The arguments of `shards inspect` and `shards verify`."""
 
     paths: tuple[Path, ...] = setting(
         REQUIRED,
@@ -32,7 +32,7 @@ class ReadArguments(Arguments):
 
 @dataclass(frozen=True, kw_only=True)
 class AddCellsArguments(Arguments):
-    """What `shards add-cells` takes."""
+    """The arguments of `shards add-cells`."""
 
     paths: tuple[Path, ...] = setting(
         REQUIRED, "shard files, or folders that hold shard files", positional=True, shipped=True
@@ -46,7 +46,7 @@ class AddCellsArguments(Arguments):
 
 
 def _each(one: Callable[[Path, bool], bool], args: ReadArguments) -> int:
-    """Print something of each shard; returns 0, or the code DATA if any is bad."""
+    """Call `one` on each shard. Returns 0, or the exit code DATA if it returned False for any."""
     from collage_mpi.shards.inputs import expand_paths
 
     results = [one(path, args.json) for path in expand_paths(args.paths)]
@@ -54,7 +54,12 @@ def _each(one: Callable[[Path, bool], bool], args: ReadArguments) -> int:
 
 
 def add_cells(args: AddCellsArguments) -> int:
-    """Write copies of the shards with cells. Raises UsageError, DataFault, EnvironmentFault."""
+    """Write copies of the shards with cells. Returns 0.
+
+    Raises:
+        UsageError: the images are no larger than a cell.
+        DataFault, EnvironmentFault: a shard is damaged or cannot be read or written.
+    """
     from collage_mpi.encoding.collage import Encoder
     from collage_mpi.shards import cells
     from collage_mpi.shards.inputs import expand_paths
@@ -65,14 +70,17 @@ def add_cells(args: AddCellsArguments) -> int:
         shape = inspect_sources([path])[0].shape
         encoder = Encoder(Grid(MIN_SIDE, px), shape)
         if not encoder.resizes:
-            raise UsageError(f"{path}: its images are {px} px already: a cell is the image itself")
+            raise UsageError(
+                f"{path}: its images already have {px} x {px} pixels, the size of a cell; no cells "
+                "are needed"
+            )
         copy, count = cells.add_cells(path, args.out, px, encoder.shrink)
         say(f"{copy}: {count:,} images of {shape[0]} x {shape[1]} with cells of {px} x {px}")
     return 0
 
 
 def inspect_one(path: Path, as_json: bool) -> bool:
-    """Print what a shard holds; False if it is bad. Raises EnvironmentFault."""
+    """Print what a shard holds; False if it is damaged. Raises EnvironmentFault."""
     from collage_mpi.shards.reader import inspect_sources
     from collage_mpi.shards.source import ANY_ITEMS
 
@@ -111,7 +119,7 @@ def _tell_layout(layout: dict[str, Any], path: Path) -> None:
     say(f"    labels     {f'dataset {found}' if layout['labels'] else found}")
     if layout["unused"]:
         say(f"    not used   {', '.join(layout['unused'])}")
-    say("  integrity    not checked: no checksums in it; a copy that has them:")
+    say("  integrity    not checked: the file has no checksums. To make shards that have them:")
     say(f"               {remake_command([path])}")
 
 

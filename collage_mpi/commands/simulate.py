@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collage_mpi.simulation.simulator import SimulatedJob
 
 MOST_SEEDS = 10_000
-GROUP = "simulation"  # of --help
+GROUP = "simulation"  # heading in --help
 COST_FLAGS = {f"{spec.name.removesuffix('_ns')}_us": spec for spec in dataclasses.fields(Costs)}
 
 _setting = partial(setting, group=GROUP)
@@ -43,7 +43,7 @@ _setting = partial(setting, group=GROUP)
 
 @dataclass(frozen=True, kw_only=True)
 class SimulateArguments(Arguments):
-    """What simulate takes, beside the settings of a run and the costs."""
+    """The arguments of simulate, in addition to the settings of `run` and the costs."""
 
     images: int | None = _setting(
         None, "number of images to classify", at_least=1, at_most=math.inf
@@ -79,12 +79,12 @@ class SimulateArguments(Arguments):
 
     @property
     def settings(self) -> Values:
-        """The settings of a run that were given."""
+        """The given settings of `run`."""
         return {name: value for name, value in self.given.items() if name not in COST_FLAGS}
 
 
 def add_more_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every cost, in us, and for every setting of a run."""
+    """Add a flag for every cost, in us, and for every setting of `run`."""
     group = group_of(parser, GROUP)
     for name, spec in COST_FLAGS.items():
         line = f"{about(spec).help} (default: {default_of(Costs, spec.name) / 1e3:g} us)"
@@ -94,7 +94,9 @@ def add_more_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: SimulateArguments) -> int:
-    """Simulate and print the summary, the table of seeds, or the comparison."""
+    """Simulate; print the summary, the table of all seeds, or the comparison with a run. Returns
+    0.
+    """
     if args.like:
         return _like(args, args.like)
     job = _job(args)
@@ -109,7 +111,7 @@ def execute(args: SimulateArguments) -> int:
 
 
 def _tell_of_accept(job: SimulatedJob, without: str) -> None:
-    """Tell what `accept auto` means in a simulation that cannot look at the networks."""
+    """Say that `accept auto` becomes `first` in a simulation without scores."""
     settings = job.settings
     null = is_null(settings.single) or is_null(settings.collage)
     if job.effective.accept == "first" != settings.accept and not null:
@@ -152,10 +154,14 @@ def _like(args: SimulateArguments, path: str) -> int:
 
     for flag, value in (("seeds", args.seeds), ("settings", args.given.get(SETTINGS))):
         if value:
-            raise UsageError(f"--{flag} does not go with --like: the settings are the run's")
+            raise UsageError(
+                f"--{flag} cannot be used with --like, which takes the settings of the run"
+            )
     run = read_results(path)
     if not run.complete:
-        raise UsageError(f"--like {path}: the run is not complete")
+        raise UsageError(
+            f"--like {path}: the run is not complete. Finish it with run --resume, or name another"
+        )
     given, _ = over_file(args.settings)
     job = like(run, given, args.images, _costs(args, run), args.answers)
     job = dataclasses.replace(job, rows=not args.summary_only)

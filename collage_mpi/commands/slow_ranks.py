@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from collage_mpi.results.slow_ranks import Recurrence, Speed
     from collage_mpi.simulation.beside import RunPace, Without
 
-SHOWN = 12  # of a run's ranks, GPUs or hosts; slow ones are all shown
+SHOWN = 12  # ranks, GPUs or hosts printed for a run; more if more are slow
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlowRanksArguments(Arguments):
-    """What slow-ranks takes."""
+    """The arguments of slow-ranks."""
 
     runs: tuple[Path, ...] = setting(REQUIRED, "folders of runs", metavar="RUN", positional=True)
     over: float = setting(
@@ -46,13 +46,13 @@ class SlowRanksArguments(Arguments):
 
 @dataclass(frozen=True)
 class _RunSpeeds:
-    """One run.
+    """The speeds of a run's ranks, GPUs and hosts.
 
     Attributes:
         on_purpose: delays were injected, or the run is simulated.
-        failing: host -> what failed there.
-        without: how the run would have gone without its slow ranks; None if it has none.
-        refused: why that could not be simulated.
+        failing: host -> descriptions of the failures there.
+        without: simulation of the run without its slow ranks; None if it was not made.
+        refused: why it could not be made.
     """
 
     run: Results
@@ -64,7 +64,9 @@ class _RunSpeeds:
 
 
 def execute(args: SlowRanksArguments) -> int:
-    """Compare, simulate, print."""
+    """Compare the ranks of each run, simulate the run without its slow ranks, and print. Returns
+    0.
+    """
     from collage_mpi.results.slow_ranks import recurrences
 
     found = [_looked_at(run, args) for run in _read_each(args.runs)]
@@ -85,10 +87,10 @@ def execute(args: SlowRanksArguments) -> int:
 
 
 def _read_each(paths: Sequence[Path]) -> Iterator[Results]:
-    """The runs. A path that is no run is reported; it is an error only if no path is a run.
+    """Read the runs. A path that cannot be read as a run is reported on stderr and left out.
 
     Raises:
-        EnvironmentFault, DataFault: of the last path, if none can be read.
+        EnvironmentFault, DataFault: no path can be read; the error is that of the last one.
     """
     from collage_mpi.results import read_results
 
@@ -126,16 +128,16 @@ def _exclude(
     slow = {host for item in found for host in hosts_to_exclude(item.speeds)}
     failing = {host for item in found for host in item.failing}
     if not failing and all(item.on_purpose for item in found):
-        return [], ["Delays were injected, so the ranks are slow on purpose: no host is to blame."]
+        return [], ["The delays were injected, so they say nothing about the hosts."]
     wanted = [r.host for r in hosts if (r.again if len(found) > 1 else r.slow)]
     wanted += sorted(failing - set(wanted))
     if not wanted:
         once = slow and len(found) > 1
-        return [], ["No host is slow again and again: nothing to exclude."] if once else []
+        return [], ["No host is slow in several runs: nothing to exclude."] if once else []
     everywhere = {speed.host for item in found for speed in item.speeds}
     if everywhere <= {*wanted, None}:
         return [], [
-            "Every host has slow ranks or failing ones, so no host is better: nothing to exclude."
+            "Every host has slow or failing ranks, so excluding some of them does not help."
         ]
     shared = sorted({host for item in found for host in _hosts_of_rank_0(item.run)} & {*wanted})
     notes = [f"{host} also ran rank 0, which uses a core of that host." for host in shared]
@@ -147,7 +149,7 @@ def _hosts_of_rank_0(run: Results) -> set[str]:
 
 
 def _node(host: str) -> str:
-    """The host's name as Slurm knows it: without the domain."""
+    """The host's node name in Slurm: without the domain, unless it is an IP address."""
     short = host.partition(".")[0]
     return host if short.isdecimal() else short
 
@@ -177,7 +179,7 @@ def _as_json(
 
 
 def _print_run(found: _RunSpeeds, *, brief: bool) -> None:
-    """Print the ranks, GPUs and hosts of a run; with `brief` only the slow ones."""
+    """Print the ranks, GPUs and hosts of a run; only the slow ones if `brief`."""
     say(f"{found.run.path}: {found.run.label}")
     if found.on_purpose:
         say(f"  service times were injected: {found.run.manifest.get('straggler')}")
@@ -205,7 +207,7 @@ def _print_run(found: _RunSpeeds, *, brief: bool) -> None:
     if found.without is not None:
         _print_without(found.without)
     elif found.refused:
-        say(f"  not simulated without them: {found.refused}")
+        say(f"  the run without its slow ranks could not be simulated: {found.refused}")
 
 
 def _table(unit: str, speeds: Sequence[Speed]) -> Table:
@@ -227,7 +229,7 @@ def _gpu(speed: Speed) -> bool:
 
 
 def _print_without(found: Without) -> None:
-    say(f"\nHad they been like their peers (simulated, {found.images:,} images of the run):")
+    say(f"\nIf the slow ranks were like their peers (simulation of {found.images:,} images):")
     named: dict[str, RunPace] = {
         "measured": found.measured,
         "simulated as it was": found.simulated,

@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from collage_mpi.results.status import View, Watch
 
 LOOK_EVERY_S = 1.0
-SLOW = 2.0  # times the median of the ranks of its kinds. Few answers need a large factor
-LEAST_ANSWERS = 5
-_HEAD_LINES = 9  # around the table of ranks
+SLOW = 2.0  # times the peers' median. The factor is large, as a rank may have few answers yet
+LEAST_ANSWERS = 5  # of a rank, before it can count as slow
+_HEAD_LINES = 9  # of the screen that are not rows of the table of ranks
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TopArguments(Arguments):
-    """What top takes."""
+    """The arguments of top."""
 
     run: Path = setting(
         REQUIRED, "results folder of the job (its --out)", metavar="RUN", positional=True
@@ -49,7 +49,7 @@ class TopArguments(Arguments):
 
 
 def execute(args: TopArguments) -> int:
-    """Show the run until its job has ended, or once."""
+    """Show the run until its job has ended, or once. Returns 0, or 6 if the job was killed."""
     from collage_mpi.results.status import ENDED, Watch
 
     watch = Watch(args.run)
@@ -65,13 +65,13 @@ def execute(args: TopArguments) -> int:
 
 
 def _follow(args: TopArguments, watch: Watch, view: View) -> View:
-    """Show the run again and again until the job has ended or counts as dead."""
+    """Refresh the view until the job has ended or counts as dead. Returns the last view."""
     from rich.live import Live
 
     from collage_mpi.results.status import ENDED
 
     told = None
-    terminal = sys.stdout.isatty()  # elsewhere a line drawn over another would be two lines
+    terminal = sys.stdout.isatty()  # in a file, an update cannot replace the view before it
     screen = Live(auto_refresh=False, vertical_overflow="crop") if terminal else nullcontext()
     with screen as live:
         while True:
@@ -96,11 +96,11 @@ def _text(args: TopArguments, view: View, *, once: bool = False) -> str:
 
 
 def drawn(run: Path, view: View, ranks: int, *, once: bool = False) -> RenderableType:
-    """The state of a run for a terminal: life, progress, rates, ranks.
+    """The state of a run for a terminal: whether the job lives, progress, rates, ranks.
 
     Args:
-        ranks: how many are shown at most.
-        once: the run was read only once, so the age of its status is unknown.
+        ranks: largest number of ranks to show.
+        once: the status was read only once, so its age is unknown.
     """
     from rich.columns import Columns
     from rich.console import Group
@@ -123,31 +123,32 @@ def drawn(run: Path, view: View, ranks: int, *, once: bool = False) -> Renderabl
 
 
 def life_line(view: View, *, once: bool = False) -> str:
-    """Whether the job lives, and how old its status is."""
+    """Says whether the job lives, and how old its status is."""
     from collage_mpi.results.status import DEAD, ENDED, SILENT
 
     status = view.status
     where = f"on {status['host']}, pid {status['pid']}, session {status['session']}"
     said = status["state"].replace("_", " ")
     written = f"written {status['written']} by the clock of {status['host']}"
-    go_on = "verify says what is there, run --resume goes on"
+    go_on = "verify shows which rows exist, run --resume continues"
     if view.life == ENDED:
         hint = f"; {go_on}" if said == "incomplete" else ""
         return f"ended: {said} ({where}; {written}){hint}"
     if view.life == DEAD:
-        return f"KILLED while {said} ({where}): no job is there any more; {go_on}.\n{written}"
+        return f"KILLED while {said} ({where}): the job no longer exists; {go_on}.\n{written}"
     if view.life == SILENT:
-        stands = f"NO SIGN OF LIFE for {minutes(view.still_s)} and more, last {said} ({where})"
+        stands = f"NO SIGN OF LIFE for at least {minutes(view.still_s)}, last {said} ({where})"
         return f"{stands}: killed, suspended, or cut off. If killed: {go_on}.\n{written}"
     if once:
-        return f"{said} ({where})\n{written}; --once does not watch whether the job lives"
+        return f"{said} ({where})\n{written}; --once does not check whether the job lives"
     if view.old:
-        return f"{said} ({where}); it lives, but its status is OLD: {minutes(view.age_s)} and more"
+        old = f"at least {minutes(view.age_s)}"
+        return f"{said} ({where}); the job lives, but its status is OLD: {old}"
     return f"{said} ({where})"
 
 
 def progress_line(status: Json) -> str:
-    """How many images are done, in what time."""
+    """Says how many images are done, and how long the job has run."""
     done, total = status["done"], status["total"]
     share = f" ({100 * done / total:.1f} %)" if total else ""
     before = f"; {status['before']:,} in earlier sessions" if status["before"] else ""
@@ -157,7 +158,7 @@ def progress_line(status: Json) -> str:
 
 
 def rates_line(view: View) -> str:
-    """Images a second, the time left, and the collage share."""
+    """Says images a second, the time left, the collage share and the agreement."""
     from collage_mpi.results.status import ENDED
 
     status, parts = view.status, []
@@ -178,8 +179,8 @@ def rates_line(view: View) -> str:
 
 
 def _table(ranks: list[Json], most: int) -> RenderableType:
-    """The ranks that need attention first: lost, silent, then the slowest compared with their
-    peers.
+    """The table of ranks. Lost ranks come first, then silent ones, then the others, the slowest
+    compared with their peers first.
     """
     from rich.console import Group
     from rich.text import Text
@@ -209,8 +210,8 @@ def _table(ranks: list[Json], most: int) -> RenderableType:
 
 
 def beside_peers(ranks: list[Json]) -> dict[int, float | None]:
-    """Rank -> its service time divided by the median of the other ranks of its kinds; None if
-    unknown.
+    """Rank -> its service time divided by the median of the other ranks of the same kinds; None if
+    it is unknown.
     """
     times: dict[tuple[str, ...], dict[int, float]] = {}
     for rank in ranks:
@@ -227,7 +228,7 @@ def beside_peers(ranks: list[Json]) -> dict[int, float | None]:
 
 
 def _median_without(ordered: list[float], place: int) -> float:
-    """The median of sorted numbers without the number at one place."""
+    """The median of sorted numbers without the one at index `place`."""
     left = len(ordered) - 1
     middle = [i + (i >= place) for i in ((left - 1) // 2, left // 2)]
     return sum(ordered[i] for i in middle) / 2

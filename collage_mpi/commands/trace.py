@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordArguments(Arguments):
-    """What `trace record` takes."""
+    """The arguments of `trace record`."""
 
     runs: tuple[str, ...] = setting(REQUIRED, "folders of runs", metavar="RUN", positional=True)
     out: Path = setting(REQUIRED, "trace file to write, .npy", metavar="FILE", endings=(".npy",))
@@ -32,7 +32,7 @@ class RecordArguments(Arguments):
 
 @dataclass(frozen=True, kw_only=True)
 class FitArguments(Arguments):
-    """What `trace fit` takes."""
+    """The arguments of `trace fit`."""
 
     file: str = setting(
         REQUIRED,
@@ -53,7 +53,7 @@ class FitArguments(Arguments):
 
 
 def record(args: RecordArguments) -> int:
-    """Make a trace of runs, and describe it."""
+    """Write the service times of runs as a trace, and describe it. Returns 0."""
     from collage_mpi.results import read_results
     from collage_mpi.results.slow_ranks import record_trace
     from collage_mpi.workload.trace import save_trace
@@ -65,8 +65,8 @@ def record(args: RecordArguments) -> int:
     print(f"wrote {args.out}: {machines} machines, {requests:,} service times each")
     if found.cut:
         print(
-            f"{found.cut:,} service times were left out at the ends, because all rows are as "
-            "long as the shortest"
+            f"{found.cut:,} service times were left out at the ends of rows, because all rows need "
+            "the length of the shortest"
         )
     for run, rank, tasks in found.short:
         print(f"rank {rank} of {run} was left out: it did only {tasks} tasks")
@@ -75,7 +75,7 @@ def record(args: RecordArguments) -> int:
 
 
 def fit(args: FitArguments) -> int:
-    """Fit models to a trace, the best first."""
+    """Fit delay models to a trace and print them, the best first. Returns 0."""
     from collage_mpi.workload.fitting import fit_trace
     from collage_mpi.workload.trace import load_trace
 
@@ -89,7 +89,9 @@ def fit(args: FitArguments) -> int:
         known = [each.model for each in fits]
         fits = [each for each in fits if each.model == args.model]
         if not fits:
-            raise UsageError(f"--model {args.model}: this trace was fitted by {', '.join(known)}")
+            raise UsageError(
+                f"--model {args.model} was not fitted to this trace: choose {', '.join(known)}"
+            )
     print(_describe(times_s))
     print("KS: largest distance between the distributions, 0 is the same, 1 the farthest\n")
     for each in fits:
@@ -111,8 +113,8 @@ def _describe(times_s: np.ndarray) -> str:
         line += f"; medians of the machines {medians.min():.4g} to {medians.max():.4g} ms"
         if medians.max() > 1.5 * medians.min():
             line += (
-                "\nThe machines differ: a model of all as one has none that is slow all along. "
-                "Keep the trace, fit a --row, or add --slow-ranks."
+                "\nThe machines differ, but a model of all machines together has none that is "
+                "slow all the time. Use the trace itself, fit one --row, or add --slow-ranks."
             )
     return line
 

@@ -1,5 +1,5 @@
-"""`collage-mpi train single|collage|parity`: trains a network on shards, with torchrun in several
-processes.
+"""`collage-mpi train single|collage|parity`: trains a network on shards, in one process, or in
+several under torchrun.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collage_mpi.training.peers import Peers
     from collage_mpi.training.sources import TrainData
 
-# Of a training record: what decides which images are for validation.
+# Entries of a training record that decide which images are kept for validation
 SPLIT = ("shard_fingerprints", "limit", "seed", "validation_share")
 
 _stripe = partial(setting, group="stripe")
@@ -65,7 +65,7 @@ class _TaughtArguments(TrainArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSingleArguments(_TaughtArguments):
-    """What `train single` takes."""
+    """The arguments of `train single`."""
 
     kind = SINGLE
     preset: str | None = setting(
@@ -75,7 +75,7 @@ class TrainSingleArguments(_TaughtArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCollageArguments(_TaughtArguments):
-    """What `train collage` takes."""
+    """The arguments of `train collage`."""
 
     kind = COLLAGE
     head: str | None = setting(
@@ -96,7 +96,7 @@ class TrainCollageArguments(_TaughtArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainParityArguments(TrainArguments):
-    """What `train parity` takes."""
+    """The arguments of `train parity`."""
 
     kind = PARITY
     teacher: Path = setting(
@@ -117,7 +117,12 @@ class TrainParityArguments(TrainArguments):
 
 
 def execute(args: TrainArguments) -> int:
-    """Train, write the weights, and print their accuracy."""
+    """Train, write the weights, and print their accuracy. Returns 0.
+
+    Raises:
+        UsageError: the weights file or a checkpoint exists and --resume is not given.
+        EnvironmentFault: the folder of --out cannot be written.
+    """
     if args.out.exists() and not args.resume:
         raise UsageError(
             f"{args.out} exists. Choose another --out, remove the file, or continue its training "
@@ -179,15 +184,17 @@ def _tell(args: TrainArguments, info: NetworkInfo) -> None:
 
 
 def _saving(args: TrainArguments, info: NetworkInfo, data: TrainData, device: str) -> str:
-    """What the network saves compared with its teacher, on the validation images."""
+    """Describes the service time saved by asking the network before its teacher, on the validation
+    images.
+    """
     from collage_mpi.models.weights import describe_weights
     from collage_mpi.training.finish import held_savings
     from collage_mpi.training.threshold import told_savings
 
     if args.teacher is None:
         return (
-            "Saving at no loss: n/a (--teacher names the single network to compare with, as do "
-            "evaluate and weights threshold)."
+            "Saving at no loss: n/a, because it needs the single network to compare with: give "
+            "--teacher, or use evaluate or weights threshold."
         )
     told = told_savings(*held_savings(args.teacher, info, data, device, args.threads))
     mine = info.metadata["training"]
@@ -202,7 +209,7 @@ def _saving(args: TrainArguments, info: NetworkInfo, data: TrainData, device: st
 
 
 def _worth(kind: str, metadata: dict[str, Any]) -> str:
-    """The accuracy on the validation images, or why there is none."""
+    """Describes the accuracy on the validation images, or why it is unknown."""
     from collage_mpi.results.statistics import wilson_interval
     from collage_mpi.training.finish import MIN_FOR_TEMPERATURE
 
@@ -210,7 +217,7 @@ def _worth(kind: str, metadata: dict[str, Any]) -> str:
     accuracy, n = training.get("validation_accuracy"), training["validation_images"]
     what = f"{'degraded ' if kind == PARITY else ''}validation accuracy"
     if accuracy is None:
-        return f"{what} n/a (no images were kept apart: --validation 0.05 keeps one in 20)"
+        return f"{what} n/a (no images were kept for it: --validation 0.05 keeps one in 20)"
     low, high = wilson_interval(round(accuracy * n), n) or (0.0, 1.0)
     found = f"{what} {accuracy:.2%} ({n:,} images: {low:.1%} to {high:.1%})"
     if "validation_ece" not in training:
@@ -223,7 +230,9 @@ def _worth(kind: str, metadata: dict[str, Any]) -> str:
 
 
 def settings_of(args: TrainArguments, shape: tuple[int, ...]) -> TrainSettings:
-    """The settings that the flags give, for images of a shape (H, W, C)."""
+    """The settings of a training on images of shape (H, W, C). Raises UsageError if the flags
+    contradict each other.
+    """
     from collage_mpi.models.weights import describe_weights
 
     teacher = None if args.teacher is None else describe_weights(args.teacher, SINGLE)
@@ -249,7 +258,7 @@ def settings_of(args: TrainArguments, shape: tuple[int, ...]) -> TrainSettings:
 
 
 def architecture_of(args: TrainArguments) -> Architecture | Backbone:
-    """The network that the flags name. Raises UsageError if they contradict each other."""
+    """The architecture that the flags choose. Raises UsageError if they contradict each other."""
     name = args.preset
     backbone = REFERENCE_BACKBONES[args.kind] if name == REFERENCE else args.backbone
     given = {
@@ -279,22 +288,26 @@ def architecture_of(args: TrainArguments) -> Architecture | Backbone:
 
 
 def head_of(args: TrainArguments) -> HeadSpec:
-    """The head that the flags name; for other kinds of network a default without effect."""
+    """The head that the flags choose. Only collage networks use it. Raises UsageError if the head
+    of the reference network is too coarse for the side.
+    """
     name = args.head
     reference = args.kind == COLLAGE and args.preset == REFERENCE
     if reference and name in (None, YOLO):
         side = args.said("side")
         if side > REFERENCE_HEAD.across:
             raise UsageError(
-                f"--preset reference has {REFERENCE_HEAD.across} squares an edge, too few for "
-                f"--side {side}: choose a smaller side, or --head grid"
+                f"--preset {REFERENCE} has {REFERENCE_HEAD.across} squares along an edge, too few "
+                f"for --side {side}: choose a smaller side, or --head grid"
             )
         return REFERENCE_HEAD
     return HeadSpec() if name is None else HeadSpec(name)
 
 
 def default_cell_px(args: TrainArguments, image_px: int) -> int:
-    """The default height and width of a cell: the image's own, or the reference's share."""
+    """The default height and width of a cell: those of the image, or for --preset reference those
+    that make a collage of REFERENCE_COLLAGE_PX.
+    """
     if args.preset == REFERENCE:
         side: int = args.said("side")
         return REFERENCE_COLLAGE_PX // side

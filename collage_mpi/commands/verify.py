@@ -15,19 +15,19 @@ from collage_mpi.system.printable import say
 if TYPE_CHECKING:
     from collage_mpi.results.verify import VerifyReport
 
-_SHOWN = 20  # problems printed; the rest is counted
+_SHOWN = 20  # problems printed; the others are only counted
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyArguments(Arguments):
-    """What verify takes."""
+    """The arguments of verify."""
 
     runs: tuple[Path, ...] = setting(REQUIRED, "folders of runs", metavar="DIR", positional=True)
     json: bool = switch("print the reports as JSON")
 
 
 def execute(args: VerifyArguments) -> int:
-    """Verify each run. The exit code is that of the worst: damaged, then incomplete."""
+    """Verify each run. Returns 4 if any run is damaged, else 6 if any is incomplete, else 0."""
     from collage_mpi.results.verify import verify_run
 
     reports = [verify_run(path) for path in args.runs]
@@ -51,13 +51,13 @@ def _print(report: VerifyReport) -> None:
     for line in problems[:_SHOWN]:
         say(f"  problem: {line}")
     if len(problems) > _SHOWN:
-        say(f"  and {len(problems) - _SHOWN:,} problems more")
+        say(f"  and {len(problems) - _SHOWN:,} more problems")
     for line in report.notes:
         say(f"  note: {line}")
     if report.writing is not None:
-        say(f"  a job is writing here ({report.writing}): look again when it has ended")
+        say(f"  a job is writing here ({report.writing}): verify again when it has ended")
     elif report.status == "incomplete":
-        say(f"  to go on: {report.next_step}")
+        say(f"  to continue: {report.next_step}")
 
 
 COMMAND = Command(

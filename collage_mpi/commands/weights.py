@@ -1,4 +1,4 @@
-"""`collage-mpi weights`: imports weights of other programs, and finds an accept threshold."""
+"""`collage-mpi weights`: imports weights of other libraries, and finds an accept threshold."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportArguments(ClassNamesArguments):
-    """What `weights import` takes."""
+    """The arguments of `weights import`."""
 
     file: Path = setting(
         REQUIRED,
@@ -60,7 +60,7 @@ class ImportArguments(ClassNamesArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdArguments(Arguments):
-    """What `weights threshold` takes."""
+    """The arguments of `weights threshold`."""
 
     shards: tuple[Path, ...] = same(EvaluateArguments, "shards")
     single: str = setting(
@@ -90,15 +90,20 @@ class ThresholdArguments(Arguments):
 
     @property
     def networks(self) -> dict[str, str]:
-        """Kind -> weights, the single network's first. Raises UsageError."""
+        """Kind -> weights file, the single network first. Raises UsageError if there is only
+        one."""
         if self.collage is None and self.backup is None:
-            raise UsageError("--collage or --backup is missing: the network to find a score for")
+            raise UsageError(
+                "--collage or --backup is missing: give the network to find a threshold for"
+            )
         kind, given = (BACKUP, self.backup) if self.collage is None else (COLLAGE, self.collage)
         return {SINGLE: self.single, kind: str(given)}
 
 
 def threshold(args: ThresholdArguments) -> int:
-    """Choose a network's threshold, write it into its file, and say what it is worth."""
+    """Choose a network's threshold, write it into the weights file, and print its effect. Returns
+    0.
+    """
     from collage_mpi.models.weights import with_accept
     from collage_mpi.training.measure import service_ratio
     from collage_mpi.training.threshold import (
@@ -127,20 +132,22 @@ def threshold(args: ThresholdArguments) -> int:
 
 
 def _described(specs: Mapping[str, str]) -> tuple[NetworkInfo, NetworkInfo]:
-    """Both networks, the single one first. Raises UsageError if a threshold cannot be for them."""
+    """The descriptions of both networks, the single one first. Raises UsageError if one has no
+    weights file, or both are the same.
+    """
     single, first = (describe(spec, KIND[kind].network) for kind, spec in specs.items())
     if single is None or first is None:
-        raise UsageError("a threshold is for networks with weights files: name two")
+        raise UsageError("a threshold needs two networks with weights files")
     if single.fingerprint == first.fingerprint:
         kind, spec = [*specs.items()][1]
-        raise UsageError(f"--{kind} {spec} is the --single itself: name another network")
+        raise UsageError(f"--{kind} {spec} is the same network as --single: give another one")
     return single, first
 
 
 def _ask_both(
     args: ThresholdArguments, infos: Sequence[NetworkInfo]
 ) -> tuple[TwoStages, list[Any]]:
-    """The answers of both networks to all images of the shards, and the networks."""
+    """The answers of both networks to all images of the shards, and the two networks."""
     import numpy as np
 
     from collage_mpi.shards import ShardSet
@@ -165,7 +172,7 @@ def _ask_both(
 
 
 def import_file(args: ImportArguments) -> int:
-    """Convert another library's weights, and say what was made."""
+    """Convert the weights of another library, and print what was written. Returns 0."""
     from collage_mpi.models.foreign_weights import import_weights
 
     if args.out.exists():

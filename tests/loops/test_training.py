@@ -146,7 +146,7 @@ def test_a_quick_network_gets_a_threshold_and_its_answers_are_saved(
     single = ["--single", str(weights["single"])]
     words = ["weights", "threshold", "--shards", str(test), *single, "--backup"]
     assert main([*words, str(weights["single"])]) == 2
-    assert "is the --single itself" in capsys.readouterr().err
+    assert "is the same network as --single" in capsys.readouterr().err
     assert main([*words, str(quick)]) == 0  # into its own file
     made, text = describe_weights(quick), capsys.readouterr().out
     assert made.accept is not None

@@ -101,7 +101,7 @@ def test_pictures_to_a_csv_file_begun_gone_on_with_and_refused(
     with monkeypatch.context() as stopped:
         stopped.setattr(classify, "launch_ranks", lambda *_: ExitCode.INCOMPLETE)
         assert main(words) == ExitCode.INCOMPLETE
-    assert "the same command goes on" in capfd.readouterr().out
+    assert "repeat the command to continue" in capfd.readouterr().out
     assert not (tmp_path / "c.csv").exists()
 
     assert main(words) == ExitCode.COMPLETE_WITH_ERRORS, capfd.readouterr().err  # one is damaged

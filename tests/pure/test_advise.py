@@ -225,7 +225,7 @@ def test_a_cascade_serves_most_and_what_is_unsure_costs_nothing(tmp_path, capsys
     assert main(words) == 0
     told = capsys.readouterr().out
     assert "is not compared" not in told
-    assert "For most images a second choose cascade, confident 0.8515: " in told
+    assert "For the most images/s choose cascade, confident 0.8515: " in told
     assert "for 0.00 points of accuracy and " in told
     assert told.strip().splitlines()[-1].startswith("collage-mpi launch -n 12 -- run ")
 
@@ -248,7 +248,7 @@ def test_without_a_threshold_a_cascade_is_not_compared_and_that_is_said(tmp_path
     told = capsys.readouterr().out
     assert "Scheme cascade is not compared: it needs --answers FILE" in told
     assert "Open loop: 20 images a second arrive. Latency of an image." in told
-    assert "For most images a second" not in told
+    assert "For the most images/s" not in told
     assert "collage-only, pulled, M = 11, 4 copies" in told
 
 
@@ -301,7 +301,11 @@ def test_of_a_run_with_a_slow_rank_no_time_is_left_out(tmp_path):
         (["--rate", "0"], 2, "--rate is 0.0; it needs a positive number"),
         (["--collage", "null"], 2, "--collage null has no threshold, which scheme cascade needs"),
         (["--collage", "gone.safetensors"], 3, "gone.safetensors"),
-        (["--side", "2", "--collage", BALANCED], 2, "is of side 3; the comparison is of side 2"),
+        (
+            ["--side", "2", "--collage", BALANCED],
+            2,
+            "has side 3, but the schemes are compared at side 2",
+        ),
         (["--side", "99"], 2, "side is 99"),
         (["--cost-ratio", "-1"], 2, "cost_ratio"),
         (["--answers", "gone.npz"], 3, "gone.npz"),

@@ -138,9 +138,12 @@ def test_a_full_disk_of_the_output_is_one_message():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["rnu"], "'rnu' is no command of collage-mpi; did you mean 'run'? collage-mpi --help"),
-        (["zzzz"], "'zzzz' is no command of collage-mpi. collage-mpi --help lists them"),
-        (["prep", "imgaes"], "'imgaes' is no command of collage-mpi prep; did you mean 'images'?"),
+        (["rnu"], "'rnu' is not a command of collage-mpi; did you mean 'run'? collage-mpi --help"),
+        (["zzzz"], "'zzzz' is not a command of collage-mpi. collage-mpi --help lists them"),
+        (
+            ["prep", "imgaes"],
+            "'imgaes' is not a command of collage-mpi prep; did you mean 'images'?",
+        ),
     ],
 )
 def test_a_mistyped_command_is_told_the_nearest_and_not_all(words, said, capsys):

@@ -215,7 +215,7 @@ def test_the_estimate_is_the_networks_time_over_the_ranks(shard):
     assert alone == pytest.approx(4000 * 0.05 / 4, rel=0.02)
     assert crowded == pytest.approx(5 * alone, rel=0.02)
     told = _time(plan, 4000, measured, read_ns=1e5)
-    assert "about 50 s with a core or GPU a rank, 4 min where 5.0 share" in told
+    assert "about 50 s with a core or GPU for each rank, 4 min if 5.0 ranks share one" in told
     # Where reading takes longer than all networks, that is the time.
     assert "about 67 min;" in _time(plan, 4000, measured, read_ns=1e9)
 
@@ -232,12 +232,13 @@ def test_it_says_whether_shards_would_pay(shard, tmp_path):
         return lines.get("prep")
 
     quick = told(photos, 1)
-    assert "on a core here, and each rank reads; the network takes 1e-06 ms: shards" in quick
-    assert f"shards would pay, `collage-mpi prep shards {photos} --size 16 --channels 3" in quick
-    assert told(photos, 10**12).endswith("network takes 1e+06 ms: shards would not pay")
-    assert "rank 0 reads; the network takes 1e-06 ms on each of 4" in told(
-        photos, 1, pixels="rank0"
-    )
+    assert quick.startswith("each rank reads and decodes an image in ")
+    assert "(one core of this host); the network takes 1e-06 ms: shards would be faster" in quick
+    assert f"faster: `collage-mpi prep shards {photos} --size 16 --channels 3" in quick
+    assert told(photos, 10**12).endswith("network takes 1e+06 ms: shards would not be faster")
+    by_rank_0 = told(photos, 1, pixels="rank0")
+    assert by_rank_0.startswith("rank 0 reads and decodes an image in ")
+    assert "the network takes 1e-06 ms on each of 4" in by_rank_0
     assert told(shard, 1) is None
 
 

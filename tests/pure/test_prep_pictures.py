@@ -143,7 +143,7 @@ def test_unreadable_pictures_are_listed_or_stop_it(
     assert list(out.iterdir()) == []
     for _ in range(2):  # the second time they are known from the first
         assert main(flags) == ExitCode.COMPLETE_WITH_ERRORS
-        assert "3 unreadable, left out" in capsys.readouterr().out
+        assert "3 unreadable and left out" in capsys.readouterr().out
     lines = (out / "shard.h5.unreadable.tsv").read_text().splitlines()
     assert lines[0] == "id\treason"
     listed = dict(line.split("\t") for line in lines[1:])
@@ -164,7 +164,7 @@ def test_small_pictures_are_enlarged_only_where_it_is_said(
     assert main(flags) == ExitCode.COMPLETE_WITH_ERRORS
     said = capsys.readouterr().out
     assert "31 images of 8 x 8 x 3" in said
-    assert "2 pictures are smaller than 8 x 8: --enlarge takes them too" in said
+    assert "2 pictures are smaller than 8 x 8 and left out: --enlarge takes them" in said
     lines = (out / "shard.h5.unreadable.tsv").read_text().splitlines()[1:]
     assert sorted(lines) == [
         f"cat/small{k}.png\tit has {size} pixels, and its shorter edge needs 8: --enlarge takes it"

@@ -314,7 +314,7 @@ def test_a_job_lives_while_its_counter_moves(tmp_path: Path) -> None:
         assert view.life == ALIVE
         assert view.age_s == second  # the status itself stands still: rank 0's loop does
         assert view.old == (second > 16)
-    assert "OLD: 30 s and more" in life_line(view)
+    assert "OLD: at least 30 s" in life_line(view)
     assert not view.lost
 
 
@@ -329,7 +329,7 @@ def test_a_job_whose_counter_stands_still_is_silent_then_lost(tmp_path: Path) ->
     clock.now_s += 0.1
     view = watch.look()
     assert (view.life, view.old, view.lost) == (SILENT, True, False)
-    assert "NO SIGN OF LIFE for 5 s" in life_line(view)
+    assert "NO SIGN OF LIFE for at least 5 s" in life_line(view)
     assert "by the clock of" in life_line(view)
     clock.now_s += STILL_S - LOOK_S
     assert watch.look().lost
@@ -355,7 +355,7 @@ def test_who_looks_once_is_told_that_nothing_was_watched(tmp_path: Path) -> None
     StatusFiles(tmp_path, FACTS, 5.0, lambda: None)
     a_claim(tmp_path, 1)
     line = life_line(Watch(tmp_path).look(), once=True)
-    assert "does not watch" in line
+    assert "does not check" in line
     assert read_status(tmp_path)["written"] in line
 
 
