@@ -249,8 +249,8 @@ def _print_few(question: Question) -> None:
 def _print_tail(tail: Tail) -> None:
     lasts = "longer than the trace"
     if math.isfinite(tail.spell):
-        lasts = f"{tail.spell:.3g} requests, {tail.memories:.2g} x the {WINDOW} that are remembered"
-        lasts += " of a rank"
+        lasts = f"{tail.spell:.3g} requests, {tail.memories:.2g} x the {WINDOW} that the scheduler "
+        lasts += "remembers of each rank"
     print(
         f"Service times: P99 is {tail.weight:.3g} x the median, a slow spell lasts {lasts}.\n"
         "Which schemes gain at such values: analysis/reports/does-it-work.md\n"
