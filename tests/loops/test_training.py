@@ -201,7 +201,7 @@ def test_train_tells_the_saving_beside_the_teacher_by_its_validation_split(
     assert train("single", data, tmp_path / "q", *apart, "--teacher", str(tmp_path / "single")) == 0
     assert "9 images at once take " in capsys.readouterr().out
     assert train("collage", data, tmp_path / "c", "--side", "2") == 0
-    assert "n/a (--teacher names the single network" in capsys.readouterr().out
+    assert "n/a, because it needs the single network to compare with" in capsys.readouterr().out
 
 
 def test_saved_answers_are_those_of_the_networks(
@@ -373,7 +373,7 @@ def test_metadata_tells_how_it_was_trained(weights: dict[str, Path]) -> None:
     [
         ("40", "0.1", "% (4 images: "),
         ("40", "0.1", "temperature 1.0 (the temperature needs at least 100 validation images"),
-        ("40", "0", "validation accuracy n/a (no images were kept apart: --validation 0.05"),
+        ("40", "0", "validation accuracy n/a (no images were kept for it: --validation 0.05"),
     ],
 )
 def test_few_validation_images_are_said(

@@ -114,4 +114,4 @@ def test_pictures_to_a_csv_file_begun_gone_on_with_and_refused(
 
     (tmp_path / "photos" / "a.png").unlink()
     assert main(words) == ExitCode.USAGE
-    assert "remove c.csv.run, or choose another --out" in capfd.readouterr().out
+    assert "remove c.csv.run or choose another --out" in capfd.readouterr().out
