@@ -411,7 +411,6 @@ class Worker:
         return BegunTasks(queued, wanted, usable, results, read_ns, start_ns)
 
     def _answers(self, session: Session, begun: BegunTasks) -> list[WireResult]:
-        """The answers to the wanted tasks."""
         inputs = begun.queued.inputs
         assert isinstance(inputs, Inputs)
         answers = dict(zip(begun.usable, self._classified(session, begun), strict=True))

@@ -151,7 +151,6 @@ def _bytes_of(result: WireResult) -> int:
 
 
 def _count(result: WireResult) -> int:
-    """Number of cell records of the result."""
     return max(len(result.cells), len(result.unread))
 
 

@@ -398,7 +398,6 @@ class Scheduler:
             self._use_kept(image)
 
     def _use_kept(self, image: ImageState, other: Score | None = None) -> None:
-        """Resolve the image by the answer that was kept for it."""
         decided = image.decided_ns is not None
         kept = image.backup or image.reserve
         assert kept is not None
