@@ -1,12 +1,16 @@
 """Reads an experiment's file, and expands it to an ordered list of runs with their settings.
 
-name = "schemes"                 # how = "run" is the default repeat = [1, 2]                  #
-seeds; repeat = 3 means 0, 1, 2 [baseline]                       # points.csv compares each point
-with the point that has this choice scheme = "none" [base]                           # settings of
-every point, as in `collage-mpi run` shards = ["shipped:fashion_demo.h5"] [grid]
-# every combination; the last key changes fastest side = [3, 4] scheme = [{ name = "none", scheme =
-"none" }, { name = "first", accept = "first" }] [[point]]                        # more points: base
-and these settings collage_ranks = 2
+name = "schemes"                 # how = "run" is the default
+repeat = [1, 2]                  # seeds; repeat = 3 means 0, 1, 2
+[baseline]                       # points.csv compares each point with the point of this choice
+scheme = "none"
+[base]                           # settings of every point, as in `collage-mpi run`
+shards = ["shipped:fashion_demo.h5"]
+[grid]                           # every combination; the last key changes fastest
+side = [3, 4]
+scheme = [{ name = "none", scheme = "none" }, { name = "first", accept = "first" }]
+[[point]]                        # more points: base and these settings
+collage_ranks = 2
 """
 
 from __future__ import annotations

@@ -287,8 +287,8 @@ class Judge:
         if not calibration:
             return None, (
                 "this job is too small to choose a threshold: it has "
-                f"{counted(asked.images, 'image')}, and {settings.calibration_size:,} are needed; "
-                f"{ALONE}"
+                f"{counted(asked.images, 'image')}, and more than {settings.calibration_size:,} "
+                f"are needed; {ALONE}"
             )
         if len(self._calibration) < calibration:
             return None, None

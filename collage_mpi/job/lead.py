@@ -473,7 +473,7 @@ class Lead:
         text = "is given up" if team.done is None else "has gone after its last row"
         if took:
             images = count(self._book.held(team.number))
-            text += f"; its {counted(images, 'unpublished image')} go to other teams"
+            text += f"; other teams get its {counted(images, 'unpublished image')}"
             self._book.lost(team.number)
         tell(f"collage-mpi run: team {team.number} (rank {team.rank}) {text}: {why}")
 

@@ -146,9 +146,8 @@ def _pairs(network: nn.Module, noise: Tensor) -> tuple[list[tuple[str, str]], Te
 
     def meet(norm: nn.Module, given: tuple[Any, ...]) -> None:
         conv, out, version = last
-        unchanged = (
-            given[0] is out and out._version == version
-        )  # the version counts changes in place
+        # The version counts changes in place.
+        unchanged = given[0] is out and out._version == version
         met.append((conv if unchanged else None, norm))
 
     names = {module: name for name, module in network.named_modules()}

@@ -98,9 +98,8 @@ class Publisher(QueueThread[tuple[str, int, int]]):
                 "--out must be in a file system that the hosts of all coordinators share"
             ) from error
         except OSError as error:
-            named = error.filename or self.path_of(
-                thing
-            )  # any of the waiting parts may have failed
+            # Any of the waiting parts may have failed.
+            named = error.filename or self.path_of(thing)
             raise unwritable(Path(os.fsdecode(named)), error) from error
         self._next_s = time.monotonic() + PUBLISH_EVERY_S
 

@@ -282,9 +282,8 @@ class _Examples:
 
     def __init__(self, manifest: Json) -> None:
         counts = [shard["count"] for shard in manifest["shards"]]
-        self._starts = np.cumsum(
-            [0.0, *counts]
-        )  # floats, because a damaged manifest could overflow
+        # Floats, because counts of a damaged manifest could overflow integers.
+        self._starts = np.cumsum([0.0, *counts])
         in_order = manifest.get("order") == "file" and manifest.get("limit") is not None
         total = manifest["rows"] if in_order else sum(counts)
         self._wanted = np.floor(np.linspace(0.0, max(0, total - 1), EXAMPLES))

@@ -22,7 +22,7 @@ PATIENCE = 2  # doublings without a gain that end the search; one may be a distu
 SHORT_NS = 20_000_000
 LONG_NS = 500_000_000  # longest time of a batch, because the last images of the input wait for one
 BATCHES_A_RANK = 8  # batches that each rank has at least, so that every rank has work
-MESSAGE_BYTES = 8 << 20  # most pixels of a message; rank 0 holds four messages for each rank
+MESSAGE_BYTES = 8 << 20  # of pixels in a message; rank 0 holds four for each rank
 DRAWS = 9  # ranks whose injected service times are drawn
 NOTHING = "no service time was measured"  # the ranks may be lost by now
 
@@ -45,7 +45,8 @@ def most_groups(
         settings: of the run.
         placement: of one team.
         images: number of images, for all teams.
-        sent_bytes: pixels that rank 0 sends for the largest task of a group; 0 if workers read.
+        sent_bytes: bytes of pixels that rank 0 sends for the largest task of a group; 0 if
+            workers read.
     """
     singles = placement.ranks_of(SINGLE)
     each = 1 if singles else settings.group_size  # images of a task

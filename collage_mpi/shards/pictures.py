@@ -130,9 +130,8 @@ def picture_pixels(data: bytes, fit: PictureFit, *, enlarge: bool = True) -> np.
         raise UnreadablePicture("the file is empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of damaged EXIF and large pictures; errors still raise
+            # Warnings of damaged EXIF and large pictures; errors still raise.
+            warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 _draft(picture, fit)
                 upright = _upright(picture)

@@ -185,9 +185,8 @@ class Trainer:
     def _leave(self) -> None:
         """Stop after a signal. All processes call this after the same step."""
         self._save()
-        self.peers.totals(
-            [0.0], self.device
-        )  # a barrier: the checkpoint is written before any ends
+        # A barrier: the checkpoint is written before any process ends.
+        self.peers.totals([0.0], self.device)
         reason = signal.Signals(self._signals[-1]).name if self._signals else "a signal"
         raise TrainingStopped(
             f"stopped by {reason} after step {self.done:,} of {self.steps:,}; checkpoint "

@@ -533,7 +533,7 @@ def test_a_team_that_is_given_up_is_told_with_what_it_had(play, caplog):
     told = [text for text in caplog.messages if "given up" in text]
     assert told == [
         "collage-mpi run: team 2 (rank 8) is given up: it cannot work: no device",
-        "collage-mpi run: team 1 (rank 4) is given up; its 4 unpublished images go to other teams: "
+        "collage-mpi run: team 1 (rank 4) is given up; other teams get its 4 unpublished images: "
         "MPI says so",
     ]
 

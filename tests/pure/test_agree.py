@@ -276,7 +276,7 @@ def test_the_least_score_at_which_three_of_450_differ() -> None:
 @pytest.mark.parametrize(
     ("asked", "pairs", "said"),
     [
-        (replace(ASKED, images=400), [], "this job is too small to choose"),
+        (replace(ASKED, images=450), [], "it has 450 images, and more than 450 are needed"),
         (
             ASKED,
             [Pair(at, 0.9, differs=True) for at in range(450)],

@@ -11,6 +11,7 @@ import pytest
 from collage_mpi.commands import COMMANDS
 from collage_mpi.commands.parser import build_parser
 from collage_mpi.errors import ExitCode
+from collage_mpi.results import Results
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
@@ -58,6 +59,12 @@ def test_a_report_opens_with_its_result(page):
     first = page.read_text().split("\n\n")[1]
     assert first[0] not in "#|`!<-", f"{page.name} opens with {first[:20]!r}"
     assert len(re.findall(r"[.](?=\*|\s|$)", first)) == 3, f"{page.name} needs three sentences"
+
+
+def test_what_a_page_says_of_results_in_python_is_there():
+    known = {*dir(Results), *Results.__dataclass_fields__}
+    for page in PAGES:
+        assert set(re.findall(r"`run\.(\w+)", page.read_text())) <= known, page.name
 
 
 def test_every_exit_code_is_explained():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from collage_mpi.cli import main
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
+from collage_mpi.experiments import spec
 from collage_mpi.experiments.runner import check_plans, launches
 from collage_mpi.experiments.spec import (
     LONGEST_NAME,
@@ -345,3 +346,11 @@ def test_a_simulation_that_was_cut_off_or_has_other_input(
     capsys.readouterr()
     assert main([*words, "--set", "images=99"]) == 2
     assert "images: 90 before, 99 now" in capsys.readouterr().err
+
+
+def test_the_example_of_the_module_is_a_file_of_an_experiment(tmp_path: Path) -> None:
+    file = tmp_path / "e.toml"
+    assert spec.__doc__ is not None
+    file.write_text(spec.__doc__.partition("\n\n")[2])
+    found = read_experiment(file, ["how=simulate", "images=99"])  # without networks
+    assert (found.name, len(found.points)) == ("schemes", 2 * (2 * 2 + 1))
