@@ -46,7 +46,7 @@ class EvaluateArguments(Arguments):
 
     shards: tuple[Path, ...] = setting(REQUIRED, "labelled shards", shipped=True)
     single: str | None = _weights("weights of the single network")
-    collage: str | None = _weights("weights of the collage-CNN", either=FIRST)
+    collage: str | None = _weights("weights of the collage network", either=FIRST)
     backup: str | None = _weights(
         "in place of --collage: weights of a quick single network, which scheme cascade-batch asks "
         "first",

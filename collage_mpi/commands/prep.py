@@ -135,7 +135,7 @@ class ResizeArguments(RowsArguments):
         if self.size is None:
             if self.filter != DEFAULT_FIT.filter:
                 raise UsageError(
-                    f"--filter {self.filter} needs --size PX: without it, no image is resized"
+                    f"--filter {self.filter} needs --size PX: give both, or leave --filter out"
                 )
             return None
         return PictureFit(self.size, self.fit, None, channels(), self.filter)
@@ -244,6 +244,12 @@ class ShardsArguments(ResizeArguments):
         REQUIRED,
         "shards, folders of pictures or any other input of `run` (docs/inputs.md)",
         positional=True,
+    )
+    size: int | None = setting(
+        None,
+        "resize the images to PX x PX",
+        unset="shards and arrays keep their size, picture files become 224 x 224",
+        metavar="PX",
     )
     channels: int | None = setting(
         None, "with --size: 3 for colour, 1 for grey", unset="as in the shards", choices=(1, 3)

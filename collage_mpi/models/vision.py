@@ -30,9 +30,8 @@ TRUNKS = (
 # The networks that this package builds.
 OWN: dict[str, Callable[[int], nn.Module]] = {
     "efficientnet-lite:lite0": Lite0,
-    "efficientnet-lite:lite0_16": partial(
-        Lite0, stages=5
-    ),  # its map has 1/16 of the picture's edge
+    # The edge of its map is 1/16 of the picture's.
+    "efficientnet-lite:lite0_16": partial(Lite0, stages=5),
     "darknet:tiny": Tiny,
 }
 PROBE_PX = 96  # at this size the feature map of no network is empty

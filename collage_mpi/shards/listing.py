@@ -106,7 +106,7 @@ def list_folder(
             notes = (*_warn_of_splits(root, sorted(found)), *notes)
             if known is None and not strict:
                 shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
-                advice = "if they are none, say --input-labels none"
+                advice = "if they are none, give --input-labels none"
                 notes = (f"{root}: its folders are taken for classes ({shown}); {advice}", *notes)
             numbers |= {name: classes.index(name_text(name)) for name in found}
     members = [_member(entry, root, None) for entry in loose]

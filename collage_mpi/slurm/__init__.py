@@ -57,7 +57,7 @@ KINDS: dict[str, ScriptKind] = {
 
 _ARRAY_NOTE = {
     "prepare": "training and test images",
-    "train": "single classifier and collage-CNN",
+    "train": "single classifier and collage network",
     "sweep": "points of the file; 0-11%2: two at a time",
 }
 

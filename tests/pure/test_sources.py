@@ -424,6 +424,15 @@ def test_prep_resizes_by_the_filter_that_is_named(kind, tmp_path, files, capsys)
     assert "filter 'nosuch'; known are bilinear, bicubic," in capsys.readouterr().err
 
 
+def test_prep_without_a_size_makes_pictures_as_large_as_its_help_says(tmp_path, files, capsys):
+    with pytest.raises(SystemExit):
+        main(["prep", "shards", "--help"])
+    assert "picture files become 224 x 224" in " ".join(capsys.readouterr().out.split())
+    assert main(["prep", "shards", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]) == 0
+    with ShardSet.open([tmp_path / "out"]) as shards:
+        assert shards.shape[:2] == (224, 224)
+
+
 def test_a_filter_without_a_size_is_refused(tmp_path, files, capsys) -> None:
     words = ["prep", "shards", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]
     assert main([*words, "--filter", "bicubic"]) == 2
