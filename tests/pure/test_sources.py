@@ -229,7 +229,7 @@ def test_an_index_is_read_back_and_a_damaged_one_is_not_used(tmp_path, files) ->
 
 def test_folders_are_classes_only_if_they_can_be(tmp_path, files, caplog) -> None:
     read(tmp_path / "photos").close()
-    assert "taken for classes (ant, bee, cat); if they are none, say --input-labels" in caplog.text
+    assert "taken for classes (ant, bee, cat); if they are none, give --input-labels" in caplog.text
     caplog.clear()
     known = ReadAs(FIT, ("cat", "bee", "ant", "dog"))
     with read(tmp_path / "photos", known) as found:
