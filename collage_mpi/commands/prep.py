@@ -17,6 +17,7 @@ from collage_mpi.commands.parser import ClassNamesArguments, Command, Commands
 from collage_mpi.commands.prep_pictures import IMAGES, TAR, PicturesArguments
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.settings.flags import switch
+from collage_mpi.settings.inputs import InputSettings
 from collage_mpi.system.fields import REQUIRED, same, setting
 from collage_mpi.system.files import reading
 from collage_mpi.system.progress import advancing
@@ -259,6 +260,7 @@ class ShardsArguments(ResizeArguments):
         "raw stores pixels. encoded keeps stored files unchanged and stores pixels as PNG",
         choices=("raw", "encoded"),
     )
+    input_labels: str = same(InputSettings, "input_labels", group="")
     labels: str | None = setting(
         None,
         "file of other labels in the order of the images: .npy, or HDF5 as FILE or FILE::DATASET",
@@ -280,7 +282,7 @@ class ShardsArguments(ResizeArguments):
         if self.size is None and self.channels is not None:
             raise UsageError("--channels needs --size")
         fit = self.resized(lambda: self.channels or channels_of(paths[0]))
-        with opened_as(paths, fit) as shards:
+        with opened_as(paths, fit, self.input_labels == "auto") as shards:
             yield _shards_table(self, shards, fit)
 
 

@@ -315,13 +315,15 @@ class ShardRows:
 
 
 @contextmanager
-def opened_as(paths: Sequence[Path], fit: PictureFit | None) -> Iterator[ShardSet]:
+def opened_as(paths: Sequence[Path], fit: PictureFit | None, labels: bool) -> Iterator[ShardSet]:
     """Opens shards. Encoded images are decoded with `fit`, if it is given.
+
+    `labels`: whether to use the labels of an input that is not a shard.
 
     Raises:
         EnvironmentFault, DataFault: as `ShardSet.open`.
     """
-    with ShardSet.open(paths, read_as=ReadAs(fit or DEFAULT_FIT)) as shards:
+    with ShardSet.open(paths, read_as=ReadAs(fit or DEFAULT_FIT, labels=labels)) as shards:
         if fit is None or not _all_encoded(shards):
             yield shards
             return
@@ -332,7 +334,7 @@ def opened_as(paths: Sequence[Path], fit: PictureFit | None) -> Iterator[ShardSe
 
 def channels_of(path: Path) -> int:
     """The number of channels of a shard's images. Raises EnvironmentFault, DataFault."""
-    with ShardSet.open([path]) as shards:
+    with ShardSet.open([path], read_as=ReadAs(labels=False)) as shards:
         return shards.shape[2]
 
 

@@ -204,3 +204,20 @@ def test_what_is_said_of_a_file_without_checksums_works_as_typed(
     assert typed(capsys.readouterr().err) == 0
     with ShardSet.open(["shards"]) as shards:
         np.testing.assert_array_equal(shards.read_all()[0], IMAGES)
+
+
+@pytest.mark.parametrize("size", [(), ("--size=8",)])
+def test_labels_of_an_input_that_is_no_shard_are_taken_or_left(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], size: tuple[str, ...]
+) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (20, 16)).save(tmp_path / "photos" / name / "0.png")
+    words = ["prep", "shards", str(tmp_path / "photos"), *size]
+    for given, names in (((), ("cat", "dog")), (("--input-labels=none",), ())):
+        out = tmp_path / f"out{len(given)}"
+        assert main([*words, f"--out={out}", *given]) == 0
+        with ShardSet.open([out]) as shards:
+            assert (shards.labels() is not None, shards.class_names or ()) == (bool(names), names)
+        advice = "give --input-labels none"
+        assert capfd.readouterr().err.count(advice) == (0 if given else 1)
