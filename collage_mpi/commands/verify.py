@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from collage_mpi.commands.parser import Command
 from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.system.fields import REQUIRED, setting
-from collage_mpi.system.printable import say
+from collage_mpi.system.printable import counted, say
 
 if TYPE_CHECKING:
     from collage_mpi.results.verify import VerifyReport
@@ -51,7 +51,7 @@ def _print(report: VerifyReport) -> None:
     for line in problems[:_SHOWN]:
         say(f"  problem: {line}")
     if len(problems) > _SHOWN:
-        say(f"  and {len(problems) - _SHOWN:,} more problems")
+        say(f"  and {counted(len(problems) - _SHOWN, 'more problem')}")
     for line in report.notes:
         say(f"  note: {line}")
     if report.writing is not None:

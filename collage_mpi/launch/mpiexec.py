@@ -161,7 +161,7 @@ def cannot_fork(launcher: Launcher, obstacle: str | None) -> str | None:
         obstacle: as `fork_obstacle` finds it here.
     """
     tried = " and ".join(other.who for other in FAMILIES.values() if other.forks)
-    return obstacle if launcher.forks else f"only {tried} can start forked ranks"
+    return obstacle if launcher.forks else f"forked ranks were tried only with {tried}"
 
 
 def fork_obstacle(environ: Mapping[str, str] = os.environ) -> str | None:

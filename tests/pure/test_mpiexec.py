@@ -332,7 +332,7 @@ def test_the_server_imports_the_libraries_of_the_networks(monkeypatch):
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({"family": "intel"}, "only Open MPI's mpirun and MPICH's or Intel's mpiexec can"),
+        ({"family": "intel"}, "tried only with Open MPI's mpirun and MPICH's or Intel's mpiexec"),
         ({"SLURM_JOB_ID": "7"}, "SLURM_JOB_ID is set"),
         ({"OMP_PROC_BIND": "close"}, "OMP_PROC_BIND is set"),
         ({"words": ["program.py"]}, "a script"),
