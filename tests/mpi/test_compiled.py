@@ -115,10 +115,8 @@ def test_modules_and_classes_have_the_constants_of_the_python_code(tree: Path) -
     assert compiled == {name: python[name] for name in compiled}
 
 
-@pytest.mark.parametrize(("tests", "processes"), [(PURE, 2), (JOBS, 0)])
-def test_it_passes_the_tests_of_the_python_code(
-    tree: Path, tests: tuple[str, ...], processes: int
-) -> None:
-    words = [*(f"tests/{name}" for name in tests), "-p", "no:cacheprovider", "-n", processes]
+@pytest.mark.parametrize("tests", [PURE, JOBS])
+def test_it_passes_the_tests_of_the_python_code(tree: Path, tests: tuple[str, ...]) -> None:
+    words = [*(f"tests/{name}" for name in tests), "-p", "no:cacheprovider"]
     said = run([sys.executable, "-m", "pytest", "-q", "-x", *words], tree, {})
     assert " passed" in said
