@@ -323,7 +323,8 @@ def check_items(
 
     Args:
         networks: the networks that declare their input.
-        dtype, shape: of the items.
+        dtype: of the items.
+        shape: of an item.
         advice: which command converts the items to pictures, or "".
 
     Raises:
@@ -359,7 +360,8 @@ def check_fit(
         shape: (H, W, C) of the images.
         class_names: of the shards, if they have any.
         paths: of the shards, for the command in the message that makes fitting shards.
-        side, cell_px: of the requested grid; None accepts that of a collage network.
+        side: of the requested grid; None accepts that of a collage network.
+        cell_px: size of its cells, likewise.
 
     Returns:
         The common class names; None if neither shards nor networks have class names.

@@ -237,8 +237,11 @@ class EncodedWriter(ShardWriter):
     picture at a time.
 
     Args:
-        path, class_names, source, recipe: as for `ShardWriter`.
+        path: as for `ShardWriter`.
         fit: how a reader resizes the pictures.
+        class_names: as for `ShardWriter`.
+        source: as for `ShardWriter`.
+        recipe: as for `ShardWriter`.
     """
 
     storage = "encoded"
@@ -266,7 +269,8 @@ class EncodedWriter(ShardWriter):
 
         Args:
             files: the bytes of n pictures, none empty.
-            labels, ids: as for `ShardWriter.append`.
+            labels: as for `ShardWriter.append`.
+            ids: as for `ShardWriter.append`.
 
         Raises:
             DataFault: a file is empty, or labels or ids do not fit the shard.
