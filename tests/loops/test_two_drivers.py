@@ -1,7 +1,7 @@
 """The coordinator and the simulator give the same rows where rank 0's own work takes no time.
 
-Both drive the scheduler. The simulator keeps a loop of its own, because it takes one to two thirds
-of the time: it packs no messages, and the rows of 0.1.0 hold how it counts rank 0's costs. Here the
+Both drive the scheduler. The simulator keeps a loop of its own, because it takes 0.5 to 0.8 of
+the time: it packs no messages, and the rows of 0.1.0 hold how it counts rank 0's costs. Here the
 coordinator works in virtual time on the simulator's worker ranks, with its buffer of images, wire
 format, failure detector, supply and recorder.
 """
