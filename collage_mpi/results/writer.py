@@ -297,10 +297,14 @@ class RunWriter(RowSink):
                     status = "complete_with_errors"
         except CollageError as error:  # a damaged part
             fault = error
+        status = "incomplete" if fault or lacking else status
         try:
-            self._seal("incomplete" if fault or lacking else status, final, found)
+            self._seal(status, final, found)
             if summary and found is not None:
                 self._summarise(found)
+            if status in COMPLETE:  # last: a run with the marker is not begun again
+                line = json.dumps({"status": status, "run_id": self.manifest["run_id"]})
+                write_atomic(self.out / MARKER, (line.encode(), b"\n"), check=self._claim.check)
         except CollageError as error:
             fault = fault or error
         except OSError as error:
@@ -320,7 +324,7 @@ class RunWriter(RowSink):
         )
 
     def _seal(self, status: str, final: Mapping[str, Any], found: Tally | None) -> None:
-        """Write the manifest, then the marker if the run is complete."""
+        """Write the manifest."""
         publishing = None if self.publisher is None else self.publisher.fault
         written = None if self._thread.fault or publishing else self.counts
         entry = {"session": self.session, "status": status, "rows": written, "final": dict(final)}
@@ -341,9 +345,6 @@ class RunWriter(RowSink):
                 held |= counts
         self.manifest = _as_read(self.manifest)
         write_manifest(self.out, self.manifest, self._claim.check)
-        if status in COMPLETE:
-            line = json.dumps({"status": status, "run_id": self.manifest["run_id"]})
-            write_atomic(self.out / MARKER, (line.encode(), b"\n"), check=self._claim.check)
 
     def _summarise(self, found: Tally) -> None:
         from collage_mpi.results.summary import save_summary, summarise

@@ -8,6 +8,7 @@ import json
 import zlib
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -301,6 +302,29 @@ def test_a_full_disk_at_the_last_part_is_told_by_close(
         run.close("complete", summary=True)
     assert not (tmp_path / "run" / "summary.json").exists()
     assert verify_run(tmp_path / "run").status == "incomplete"
+
+
+def test_a_run_is_marked_complete_only_when_its_summary_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run with the marker is not begun again, so an older summary would stay."""
+    out, full = tmp_path / "run", manifest(18)
+    run = RunWriter.create(out, full)
+    fill(run, full, range(9))
+    run.close("incomplete", summary=True)
+    for rest in (range(9, 18), ()):
+        assert RunWriter.finished(out, full) is None
+        run, _ = RunWriter.reopen(out, full)
+        fill(run, full, rest)
+        with monkeypatch.context() as dies:
+            if rest:
+                dies.setattr("collage_mpi.results.summary.save_summary", Mock(side_effect=Kill))
+                with pytest.raises(Kill):
+                    run.close("complete", summary=True)
+            else:
+                run.close("complete", summary=True)
+    assert RunWriter.finished(out, full) == "complete"
+    assert json.loads((out / "summary.json").read_text())["rows"]["found"] == 18
 
 
 @pytest.fixture(scope="module")

@@ -146,8 +146,8 @@ DEFECTS = (
         (
             (
                 "results/writer.py",
-                "        if status in COMPLETE:\n            line",
-                "        if True:\n            line",
+                "            if status in COMPLETE:  # last",
+                "            if True:  # last",
             ),
         ),
         of_sessions,
