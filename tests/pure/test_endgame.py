@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 from scheduler_harness import Harness
 from test_simulator import FREE, Rows, play
 
+from collage_mpi.kinds import SINGLE
 from collage_mpi.results.rows import OUTCOME_CODE, SOURCE_CODE
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.endgame import EndGame
+from collage_mpi.scheduler.state import GroupState, ImageState, Order, RankState
+from collage_mpi.scheduler.tasks import TaskBook
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.simulator import SimulatedJob, Simulation
 
@@ -199,3 +204,28 @@ def test_numbers_of_attempts_are_left_for_retries(sends, wanted):
     image = job.states[0]
     image.sends = sends
     assert EndGame(job.scheduler.dispatch, max_attempts=3)._wants_copy(image) is wanted
+
+
+@pytest.mark.parametrize("how", ["cut", "apart", "take_apart"])
+def test_parts_of_a_run_that_is_split_later_are_copied_too(how: str) -> None:
+    """The order in which images are copied is made anew once a run was split."""
+    group, rank = GroupState(0, 0), RankState(1, frozenset({SINGLE}), "host", 1)
+    run = ImageState(0, group, 0, 0, 4)
+    group.images.append(run)
+    book = TaskBook(Mock(), Mock(), SINGLE, None)
+    task = book.make(Order(SINGLE, SINGLE), [run], rank)
+    seen: list[list[int]] = []
+    taken = Mock(side_effect=lambda groups: seen.append([i.id for g in groups for i in g.images]))
+    dispatch = Mock(tasks=book, main=SINGLE, take_apart=lambda groups: taken(groups) or groups)
+    dispatch.ranks.has_idle.return_value = False
+    endgame = EndGame(dispatch, 3)
+    endgame.copy([group])
+    if how == "cut":
+        book.cut(task, 1)
+    elif how == "apart":
+        book.apart(run)
+    else:
+        assert book.take_apart(task)
+    for _ in range(2):
+        endgame.copy([group])
+    assert seen == [[0], [0, 1] if how == "cut" else [0, 1, 2, 3]]
