@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.defects import DEFECTS
-from tests.simulation.kernel import Host, Process
-from tests.simulation.laws import Writers, untrue
+from tests.simulation.kernel import Host, Kernel, Process
+from tests.simulation.laws import Writers, careless, untrue
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,6 +52,40 @@ def test_who_writes_after_the_next_one_has_begun_is_told_of() -> None:
 @pytest.mark.parametrize(("code", "said"), [(0, 1), (3, 0), (5, 1), (6, 1)])
 def test_an_exit_code_says_what_is_so(code: int, said: int) -> None:
     assert len(untrue(code, None, 7, {3})) == said
+
+
+@pytest.mark.parametrize("ends_itself", [True, False])
+def test_a_file_is_left_open_only_by_a_rank_that_ends_itself(ends_itself: bool) -> None:
+    kernel = Kernel("files")
+
+    def writes() -> int:
+        process.reads[0] = "part"
+        kernel.wait(None if not ends_itself else 1)
+        return 0
+
+    process = kernel.spawn(Host("h"), "rank 1", writes, {})
+    kernel.after(1_000_000, lambda: kernel.end(process, 0, wait=False))
+    kernel.run(lambda: not process.alive, 2_000_000)
+    kernel.close()
+    assert careless(process) == ["rank 1 left open: part"] * ends_itself
+
+
+def test_any_exception_fails_its_seed_and_the_others_are_played() -> None:
+    program = (
+        "from tests.simulation import play\n"
+        "session = play.Play._session\n"
+        "def divides(self, each):\n"
+        "    self.case.seed == 3 and 1 / 0\n"
+        "    session(self, each)\n"
+        "play.Play._session = divides\n"
+        "play.main()"
+    )
+    # The last seed strikes when its session is over, which harms none of the commands that read.
+    command = [sys.executable, "-c", program, "--wide", "3", "9100496"]
+    env = {**os.environ, "PYTHONHASHSEED": "0"}
+    told = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True).stdout
+    assert re.search(r"seed 3 failed: Traceback[^$]*ZeroDivisionError", told)
+    assert "2 seeds, 1 failed [3];" in told
 
 
 def test_the_statements_that_seeds_reach_are_told() -> None:

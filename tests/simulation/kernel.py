@@ -59,7 +59,7 @@ class Process:
         frozen_ns: until when it is suspended.
         own: state of stand-ins that each process has for itself.
         reads: files open to be read.
-        most_open, left_open: how many files were open at once, and which at its end.
+        most_open, left_open: how many files were open at once, and which when it ended itself.
     """
 
     pid: int
@@ -276,8 +276,9 @@ class Kernel:
         if process.code is None:
             process.code = code
             self.log.append(f"{self.now_ns / 1e9:.6f} {process.name} ended with {code}")
-            opened = [each.path for each in process.descriptors.values()]
-            process.left_open = [*opened, *process.reads.values()]
+            if self.current is not None and self.current.process is process:
+                opened = [each.path for each in process.descriptors.values()]
+                process.left_open = [*opened, *process.reads.values()]
             for descriptor in list(process.descriptors.values()):
                 descriptor.drop()
             process.descriptors.clear()

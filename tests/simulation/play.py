@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -108,6 +109,8 @@ class Play:
             if not self.played.faults:
                 self._lose_power()
                 self._read()
+        except Exception:
+            self.played.faults.append(traceback.format_exc())
         finally:
             self.played.log += self.kernel.log
             told = (text for process in self.kernel.processes.values() for text in process.told)
@@ -171,6 +174,7 @@ class Play:
         self.disk.mend()
         self.played.codes += [each.code for each in jobs]
         self._judge(session, jobs)
+        self.jobs = []  # a fault that is still to come strikes nobody
         if session.dry and len(jobs) == 1 and not self._names() <= before:
             self.played.faults.append("a dry run has made files")
 
@@ -268,7 +272,8 @@ class Play:
             self._command("slow-ranks", out)
             self._command("report", out, "--out", f"{self.folder}/report.html")
             self._command("export", out, "--to", "csv", "--out", str(written))
-            self.played.faults += wrong_export(run, written)
+            if not self.played.faults:
+                self.played.faults += wrong_export(run, written)
         self.played.faults += self.kernel.violations
 
     def _command(self, *words: str) -> None:
@@ -284,7 +289,7 @@ class Play:
 
     def _strike(self, fault: Fault, session: Session, jobs: list[world.Job]) -> None:
         if jobs is not self.jobs:
-            return  # the session is over
+            return
         kernel, job, kind = self.kernel, jobs[0], fault.kind
         kernel.log.append(f"{kernel.now_ns / 1e9:.6f} {fault}")
         process = job.ranks[self.case.victim(fault, session)]
