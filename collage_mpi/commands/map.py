@@ -12,6 +12,7 @@ from collage_mpi.commands.parser import Command, MpiArguments
 from collage_mpi.encoding.vectors import OUTPUTS
 from collage_mpi.errors import UsageError
 from collage_mpi.settings.flags import add_setting_flags, over_file, switch, words_of
+from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.fields import REQUIRED, same, setting
 
 ITS_OWN = ("single", "save", "top_k", "singles")  # settings of `run` that map sets itself
@@ -37,7 +38,7 @@ def execute(args: MapArguments) -> int:
     """Start or resume the run. Returns its exit code."""
     from collage_mpi.models.own import check_mapped
 
-    given, _ = over_file(args.given)
+    given, _ = over_file(args.given, RunSettings)
     theirs = [name for name in ITS_OWN if name in given]
     if theirs:
         raise UsageError(f"map sets {', '.join(theirs)} itself: leave them out, and use --ranks")

@@ -25,6 +25,7 @@ from collage_mpi.settings.flags import (
     over_file,
     switch,
 )
+from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs, costs_of, read_costs
 from collage_mpi.system.environment import processes_here
 from collage_mpi.system.fields import about, default_of, setting
@@ -162,7 +163,7 @@ def _like(args: SimulateArguments, path: str) -> int:
         raise UsageError(
             f"--like {path}: the run is not complete. Finish it with run --resume, or name another"
         )
-    given, _ = over_file(args.settings)
+    given, _ = over_file(args.settings, RunSettings)
     job = like(run, given, args.images, _costs(args, run), args.answers)
     job = dataclasses.replace(job, rows=not args.summary_only)
     _tell_of_accept(job, "--answers")

@@ -32,7 +32,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 def execute(args: RenderArguments) -> int:
     """Print the script, or write it."""
     file = str(args.out or KINDS[args.kind].file)
-    text = render(args.kind, SlurmSettings.from_mapping(*over_file(args.given)), file)
+    text = render(
+        args.kind, SlurmSettings.from_mapping(*over_file(args.given, SlurmSettings)), file
+    )
     if args.out is None:
         print(text, end="")
         return 0

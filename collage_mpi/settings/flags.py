@@ -19,10 +19,12 @@ from collage_mpi.system.fields import (
     REQUIRED,
     Settings,
     about,
+    by_name,
     check_value,
     default_of,
     located,
     setting,
+    spellings,
     unit,
 )
 
@@ -170,11 +172,6 @@ def flag(spec: Field[Any]) -> str:
     return spellings(spec)[-1]
 
 
-def spellings(spec: Field[Any]) -> list[str]:
-    """All flags of a field; messages name the last one."""
-    return about(spec).flag.split() or ["--" + spec.name.replace("_", "-")]
-
-
 def _called(spec: Field[Any]) -> str:
     known = about(spec)
     return known.metavar if known.positional else flag(spec)
@@ -252,12 +249,19 @@ def given_run(given: Mapping[str, Any]) -> RunSettings:
     """The settings of a run: defaults, then the profile, then the file, then the flags."""
     from collage_mpi.settings.run_settings import RunSettings
 
-    return RunSettings.from_mapping(*over_file(given))
+    return RunSettings.from_mapping(*over_file(given, RunSettings))
 
 
-def over_file(given: Mapping[str, Any]) -> tuple[Values, str]:
-    """The given settings, and their source for messages. Flags override the --settings file."""
+def over_file(given: Mapping[str, Any], of: type[Settings]) -> tuple[Values, str]:
+    """The given settings, by their names, and their source for messages. Flags override the
+    --settings file.
+
+    Args:
+        given: the values of the flags.
+        of: the class of the settings, which says how a key of the file may be spelled.
+    """
     values = {name: value for name, value in given.items() if name != SETTINGS}
     if not given.get(SETTINGS):
         return values, "flags"
-    return read_settings_file(Path(given[SETTINGS])) | values, str(given[SETTINGS])
+    source = str(given[SETTINGS])
+    return by_name(of, read_settings_file(Path(source)), source) | values, source

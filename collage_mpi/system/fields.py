@@ -208,6 +208,7 @@ class Settings:
                 type, or any other error of the class.
         """
         known, hints, specs = names(cls), _hints(cls), cls.__dataclass_fields__
+        values = by_name(cls, values, source)
         for key in values:
             if key not in known:
                 hint = did_you_mean(str(key), known) or "; the command's --help lists them all"
@@ -224,11 +225,42 @@ def names(part: type[Settings]) -> tuple[str, ...]:
     return tuple(spec.name for spec in fields(part))
 
 
-def same(part: type[Any], name: str, **changed: Any) -> Any:
-    """A copy of a field that another class declares, with some changes of its `About`."""
+def spellings(spec: Field[Any]) -> list[str]:
+    """All flags of a field; messages name the last one."""
+    return about(spec).flag.split() or ["--" + spec.name.replace("_", "-")]
+
+
+def by_name(part: type[Settings], values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The values, with the names of the fields as keys. A key may also be a flag of the field
+    without its leading dashes, such as `input` or `image-px`. Unknown keys are unchanged.
+
+    Raises:
+        UsageError: two keys stand for the same setting.
+    """
+    fields_of = {flag[2:].replace("-", "_"): s.name for s in fields(part) for flag in spellings(s)}
+    found: dict[str, Any] = {}
+    given: dict[str, str] = {}
+    for key, value in values.items():
+        name = fields_of.get(str(key).replace("-", "_"), key)
+        if name in given:
+            raise UsageError(f"{source}: {given[name]} and {key} are one setting: give it once")
+        found[name], given[name] = value, key
+    return found
+
+
+def same(part: type[Any], name: str, *, default: Any = REQUIRED, **changed: Any) -> Any:
+    """A copy of a field that another class declares, with some changes of its `About`.
+
+    Args:
+        part: the other class.
+        name: of the field.
+        default: of the copy; by default that of the field.
+        changed: arguments of `About` to replace.
+    """
     spec = part.__dataclass_fields__[name]
     told = dataclasses.replace(about(spec), **changed)
-    return field(default=spec.default, metadata={"about": told})
+    value = spec.default if default is REQUIRED else default
+    return field(default=value, metadata={"about": told})
 
 
 def default_of(part: type[Any], name: str, kind: str = "") -> Any:
