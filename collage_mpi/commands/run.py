@@ -58,15 +58,16 @@ class RunArguments(Arguments):
         """The settings of the run; if it is resumed, the settings that it was started with.
 
         Args:
-            world_size: number of ranks, to which a resumed run is fitted; None: as many as before.
+            world_size: number of ranks, to which the run is fitted; None: as many as the settings
+                need, or as the resumed run had.
 
         Raises:
             UsageError, EnvironmentFault, DataFault: the settings cannot be read, or contradict each
                 other.
         """
-        given, source = over_file(self.given)
+        given, source = over_file(self.given, RunSettings)
         if not self.resumes:
-            return RunSettings.from_mapping(given, source)
+            return RunSettings.for_world(given, source, world_size)
         from collage_mpi.job.resume import resumed_settings
 
         return resumed_settings(given, source, world_size)
@@ -125,9 +126,11 @@ def check_before_ranks(args: RunArguments, ranks: int | None, *, files: bool = T
     from collage_mpi.job.resume import fitted, has_run
 
     settings = args.settings(None)
-    if not args.resumes:
+    given, source = over_file(args.given, RunSettings)
+    if not (args.resumes and has_run(settings.out)):
+        settings = RunSettings.for_world(given, source, ranks)
         settings.require_inputs()
-    elif ranks is not None and "singles" not in over_file(args.given)[0] and has_run(settings.out):
+    elif ranks is not None and "singles" not in given:
         settings = fitted(settings, ranks // settings.teams)
     size = settings.launch_size if ranks is None else ranks
     try:

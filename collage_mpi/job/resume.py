@@ -50,7 +50,7 @@ def resumed_settings(given: Mapping[str, Any], source: str, world_size: int | No
     if not out:
         raise UsageError("--out is missing: it names the folder of the run that --resume continues")
     if not has_run(out):
-        settings = RunSettings.from_mapping(given, source)
+        settings = RunSettings.for_world(given, source, world_size)
         try:
             settings.require_inputs()
         except UsageError as error:

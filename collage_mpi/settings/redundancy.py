@@ -162,6 +162,11 @@ class RankSettings(Settings):
         return self.uses(SINGLE)
 
     @property
+    def only_singles(self) -> bool:
+        """Whether the scheme needs a single network and no other network."""
+        return scheme_class(self.scheme).needs == {SINGLE}
+
+    @property
     def uses_collage(self) -> bool:
         """Whether the scheme needs a collage network."""
         return self.uses(COLLAGE)

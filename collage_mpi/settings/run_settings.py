@@ -33,7 +33,7 @@ from collage_mpi.settings.pace import PaceSettings, SurvivalSettings
 from collage_mpi.settings.placement import Placement
 from collage_mpi.settings.profiles import PROFILE, profile_of, with_profile
 from collage_mpi.settings.redundancy import RedundancySettings
-from collage_mpi.system.fields import AUTO, about, names
+from collage_mpi.system.fields import AUTO, about, by_name, names
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
 # Settings that do not change the rows.
@@ -103,6 +103,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             UsageError: as `Settings.from_mapping`; also for an unknown profile, and for values
                 that contradict the profile.
         """
+        values = by_name(cls, values, source)
         sets = profile_of(values, source).sets
         try:
             return super().from_mapping(with_profile(values, source), source)
@@ -111,6 +112,29 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             if not theirs:
                 raise
             raise UsageError(f"{error} (profile {values[PROFILE]} sets {theirs})") from error
+
+    @classmethod
+    def for_world(
+        cls: type[R], values: Mapping[str, Any], source: str, world_size: int | None
+    ) -> R:
+        """As `from_mapping`, with the number of single ranks that fits the world, if all ranks
+        except the coordinators are single ranks and `values` does not say how many there are.
+
+        Args:
+            values: plain values.
+            source: their name, for messages.
+            world_size: number of ranks; None if no ranks were started.
+
+        Raises:
+            UsageError: as `from_mapping`.
+        """
+        settings = cls.from_mapping(values, source)
+        size = (world_size or 0) // settings.teams
+        if size < 2 or settings.singles is not None or not settings.only_singles:
+            return settings
+        if size in (settings.world_size, settings.world_size + settings.collage_ranks):
+            return settings  # the second keeps collage ranks idle, see `place`
+        return cls.from_mapping({**values, "singles": size - 1}, source)
 
     def require_inputs(self) -> None:
         """Raise UsageError unless shards, networks and the output are named."""

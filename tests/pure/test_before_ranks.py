@@ -114,6 +114,9 @@ def test_a_run_that_another_job_goes_on_with_is_told_of_too(started, tmp_path, m
         (("--", *RUN, "--out", "o"), 6),
         (("--", *RUN, "--out", "o", "--singles", "7"), 9),
         (("-n", "6", "--", *RUN, "--out", "o"), 6),
+        (("-n", "3", "--", *RUN, "--out", "o", "--scheme", "none"), 3),
+        (("-n", "3", "--", *RUN, "--out", "o", "--scheme", "none", "--resume"), 3),
+        (("-n", "4", "--", "run", "--settings", "job.json", "--out", "o"), 4),
         (("--", "demo", "--out", "o"), 11),
         (("--", "experiment", "one.json", "--out", "o"), 6),
         (("-n", "2", "--", "verify", "o"), 2),
@@ -122,6 +125,8 @@ def test_a_run_that_another_job_goes_on_with_is_told_of_too(started, tmp_path, m
     ],
 )
 def test_how_many_ranks_are_needed_launch_knows(words, ranks, started, tmp_path):
+    job = {"input": SHARD, "single": "null", "scheme": "none", "status-every-s": 9}
+    (tmp_path / "job.json").write_text(json.dumps(job))
     (tmp_path / "one.json").write_text(json.dumps(POINTS))
     assert launched(*words) == 0
     assert started == [ranks]

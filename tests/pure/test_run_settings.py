@@ -20,7 +20,7 @@ from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.flags import add_setting_flags, flags_of, given_run
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.system.fields import Settings, about, setting
+from collage_mpi.system.fields import Settings, about, setting, spellings
 
 
 def parse(*argv: str) -> RunSettings:
@@ -45,6 +45,45 @@ def test_flags_win_over_the_file(tmp_path):
     )
     assert (found.side, found.single, found.shards) == (5, "a.safetensors", ("x.h5",))
     assert found.slowed() == {3: 5.0, 4: 2.5}
+
+
+def test_a_file_takes_each_option_by_its_name_and_flags_still_win(tmp_path):
+    file = tmp_path / "job.json"
+    default = RunSettings()
+    for spec in dataclasses.fields(RunSettings):
+        for word in spellings(spec):
+            value = default.to_dict()[spec.name]
+            file.write_text(json.dumps({word.removeprefix("--"): value}))
+            assert parse("--settings", str(file)) == default, word
+    file.write_text(json.dumps({"input": ["a.h5"], "image-px": 9}))
+    found = parse("--settings", str(file), "--shards", "b.h5")
+    assert (found.shards, found.image_px) == (("b.h5",), 9)
+    file.write_text(json.dumps({"input": ["a.h5"], "shards": ["b.h5"]}))
+    with pytest.raises(UsageError, match="input and shards are one setting"):
+        parse("--settings", str(file))
+
+
+@pytest.mark.parametrize(
+    ("given", "world", "singles"),
+    [
+        ({"scheme": "none"}, 3, 2),
+        ({"scheme": "none"}, None, 9),
+        ({"scheme": "none"}, 10, 9),
+        ({"scheme": "none"}, 11, 9),  # one rank stays idle, as the collage rank of the baseline
+        ({"scheme": "hedge", "hedge_ms": 1.0}, 4, 3),
+        ({"scheme": "none", "teams": 2}, 8, 3),
+        ({"scheme": "none", "singles": 2}, 5, 2),
+        ({"scheme": "collage"}, 5, 9),
+    ],
+)
+def test_without_other_networks_the_ranks_say_how_many_are_single(given, world, singles):
+    assert RunSettings.for_world(given, "flags", world).n_singles == singles
+
+
+def test_the_profile_follows_the_ranks():
+    given = {"scheme": "none", "profile": "throughput"}
+    found = RunSettings.for_world(given, "flags", 37)
+    assert found == RunSettings.from_mapping({**given, "singles": 36})
 
 
 def test_saved_settings_are_a_settings_file(tmp_path):
