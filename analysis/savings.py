@@ -2,10 +2,9 @@
 
     python analysis/savings.py    # a second; needs no data set and no network's call
 
-For each file of `evaluate --save-answers` in analysis/answers: the saving at the threshold in the
-network's weights file and at no loss (`collage_mpi.training.threshold`), as a table in Markdown. Of
-a network whose file does not come with the package the threshold is the score that `weights
-threshold --errors 2` finds by these answers. The ratios of service times are those of
+For each file of `evaluate --save-answers` in analysis/answers: the saving at the threshold that
+`weights threshold` finds by these answers, and at no loss (`collage_mpi.training.threshold`), as a
+table in Markdown. The ratios of service times are those of
 analysis/answers/ratios.csv, in float32 and in bfloat16: of a collage, or of a quick network's batch
 of as many images, over the single network's for an image. The answers of analysis/answers are
 float32, those of its folders photographs and cifar10 are bfloat16, as ranks answer there.
@@ -22,16 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE
 from collage_mpi.models.specs import AcceptSpec
-from collage_mpi.models.weights import describe_weights
 from collage_mpi.scheduler.events import Score
 from collage_mpi.simulation.replayed_answers import Answers, read_answers
-from collage_mpi.system.fields import with_shipped
 from collage_mpi.system.files import UNREADABLE_OR_GONE
 from collage_mpi.training.threshold import (
-    Aim,
     TwoStages,
     choose_threshold,
     find_savings,
@@ -40,7 +36,6 @@ from collage_mpi.training.threshold import (
 
 ANSWERS = Path(__file__).parent / "answers"
 PRECISIONS = ("float32", "bfloat16")
-TWO_ERRORS = Aim(errors=2.0)  # with one the quick network's score loses 0.20 points on the others
 TITLES = ["network", "score", "sure cells", "points beside the single", "ratio", "saving"]
 
 
@@ -82,10 +77,10 @@ def savings_of(path: Path, name: str, ratios: dict[str, float]) -> list[list[str
     """The rows of one network."""
     known = read(path)
     side = known.side
-    found = find_savings(both(known, side), ratios["float32"], threshold(name, known, side))
+    found = find_savings(both(known, side), ratios["float32"], threshold(known, side))
     if found is None:
         raise DataFault(f"answers {path} has too few images for a saving")
-    points = {"in the file": found["at_threshold"], "no loss": found["no_loss"]}
+    points = {"chosen": found["at_threshold"], "no loss": found["no_loss"]}
     return [
         [f"`{name}`", *row(at, which, side, ratios)]
         for which, at in points.items()
@@ -112,18 +107,14 @@ def both(known: Answers, side: int) -> TwoStages:
     return TwoStages(known.known[SINGLE], first_answers(known), np.array(known.labels), side**2)
 
 
-def threshold(name: str, known: Answers, side: int) -> AcceptSpec | None:
-    """From which score on the answers count, what that costs; None where no score does.
+def threshold(known: Answers, side: int) -> AcceptSpec:
+    """The score from which on the answers count, chosen on every second group.
 
     Args:
-        name: of the first network's file, if that comes with the package: shipped:NAME.safetensors.
         known: the answers of both networks.
         side: cells along an edge of a collage, or the square root of a batch's images.
     """
-    try:
-        return describe_weights(with_shipped(f"shipped:{name}.safetensors")).accept
-    except UsageError:  # it does not come with the package
-        return choose_threshold(both(known, side), "", TWO_ERRORS)
+    return choose_threshold(both(known, side), "")
 
 
 def row(at: dict[str, Any], which: str, side: int, ratios: dict[str, float]) -> list[str]:

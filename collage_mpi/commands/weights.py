@@ -79,7 +79,7 @@ class ThresholdArguments(Arguments):
         choices=("share", "accuracy"),
     )
     errors: float = setting(
-        1.0,
+        2.0,
         "number of standard errors that are added to the loss when the score is chosen. A larger "
         "number is safer, but fewer answers count",
         metavar="N",

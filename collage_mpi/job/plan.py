@@ -209,10 +209,15 @@ def _fitted(
     check_top_k(settings, classes)
     known = with_accept_of(settings, single, networks.get(settings.judged))
     if known.accept == "backup" != settings.accept:
+        measure = (
+            ""
+            if _any_foreign(settings)
+            else ("`collage-mpi weights threshold` finds a threshold from labelled images; ")
+        )
         tell(
             "accept auto: the collage network has no threshold for this single network, so its "
-            "answers count only if no single rank can answer. `collage-mpi weights threshold` "
-            "finds a threshold from labelled images; --accept first accepts every answer",
+            f"answers count only if no single rank can answer. {measure}--accept first accepts "
+            "every answer",
             logging.INFO,
         )
     by_file = collage.accept if collage is not None and known.accept != settings.accept else None
@@ -301,13 +306,25 @@ def with_accept_of(
         return replace(settings, accept="confident", confidence=spec.confidence)
     if not settings.needs_threshold:
         return replace(settings, accept="backup")
+    measure = (
+        ""
+        if _any_foreign(settings)
+        else (
+            f"`collage-mpi weights threshold --shards LABELLED --single {settings.single} "
+            f"--{settings.judged} {name}` finds one; "
+        )
+    )
     raise UsageError(
         f"scheme {settings.scheme} needs a threshold, from which on an answer of "
         f"--{settings.judged} {name} counts, and this network has none for this single network. "
-        f"`collage-mpi weights threshold --shards LABELLED --single {settings.single} "
-        f"--{settings.judged} {name}` finds one; --agree 0.99 lets the run choose one; "
+        f"{measure}--agree 0.99 lets the run choose one; "
         "or set it by hand with --accept confident --confidence 0.9"
     )
+
+
+def _any_foreign(settings: RunSettings) -> bool:
+    """Whether a network that a threshold concerns has no weights file of this package."""
+    return any(is_foreign(settings.network(kind)) for kind in (SINGLE, settings.judged))
 
 
 def with_every_answer(settings: RunSettings) -> RunSettings:

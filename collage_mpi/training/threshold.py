@@ -35,7 +35,7 @@ class Aim:
 
     share: bool = True
     most_points: float = MOST_POINTS
-    errors: float = 1.0
+    errors: float = 2.0
 
 
 SHARE, ACCURACY = Aim(), Aim(share=False)
@@ -184,7 +184,7 @@ def find_savings(
 ) -> dict[str, Any] | None:
     """The savings, as plain values for JSON; None if there are too few images.
 
-    "No loss" is the lowest threshold for which the loss of accuracy plus one standard error is at
+    "No loss" is the lowest threshold for which the loss of accuracy plus two standard errors is at
     most zero, as for every higher threshold.
 
     Args:

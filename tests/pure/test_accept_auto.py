@@ -20,7 +20,6 @@ from collage_mpi.system.fields import with_shipped
 from collage_mpi.training.threshold import (
     ACCURACY,
     MOST_POINTS,
-    SHARE,
     Aim,
     TwoStages,
     choose_threshold,
@@ -145,6 +144,14 @@ def test_a_record_of_an_earlier_version_says_less(name):
     assert getattr(SPEC, name) is None
 
 
+def test_own_code_is_not_told_to_measure_a_threshold_which_takes_weights_files_alone():
+    own = RunSettings(scheme="cascade", single="own.py:Single", collage="own.py:Collage")
+    with pytest.raises(UsageError) as told:
+        with_accept_of(own, None, None)
+    assert "weights threshold" not in str(told.value)
+    assert "--agree 0.99" in str(told.value)
+
+
 def test_the_file_says_with_how_many_standard_errors_the_score_was_chosen(networks, tmp_path):
     stages = TwoStages(*network(20_000, wrong_below=0.5), 9)
     chosen = choose_threshold(stages, "s", Aim(errors=2.0))
@@ -203,19 +210,24 @@ def test_a_threshold_can_be_that_of_most_accuracy():
     )  # which costs nothing
 
 
+ONE_ERROR, ACCURACY_ONE = Aim(errors=1.0), Aim(share=False, errors=1.0)
+
+
 @pytest.mark.parametrize(
     ("aim", "lost", "confidence"),
     [
-        (SHARE, [[0], [0], [1], [-1]], 0.88),  # the fourth would make up for the third: too late
-        (SHARE, [[0], [0], [0], [0]], 0.84),
-        (SHARE, [[0], [0], [0], [1]], 0.86),
-        (SHARE, [[0], [0, 0, 1]], 0.9),  # of one score all count, or none
-        (ACCURACY, [[-1], [-1], [1], [0]], 0.88),
-        (ACCURACY, [[-1], [-1], [-1], [1]], 0.86),
-        (ACCURACY, [[-1] * 4, [1] * 3, [-1] * 4], 0.9),  # one more is gained by the third: luck
-        (ACCURACY, [[0], [-1, -1, 1, -1, -1]], 0.88),
-        (ACCURACY, [[-1] * 1000], 0.9),  # every cell
-        (ACCURACY, [[-1] * 50, [0] * 300, [1]], 0.88),  # as good as 0.9, and more cells count
+        (ONE_ERROR, [[0], [0], [1], [-1]], 0.88),  # the fourth comes too late
+        (ONE_ERROR, [[0], [0], [0], [0]], 0.84),
+        (ONE_ERROR, [[0], [0], [0], [1]], 0.86),
+        (ONE_ERROR, [[0], [0, 0, 1]], 0.9),  # of one score all count, or none
+        (ACCURACY_ONE, [[-1], [-1], [1], [0]], 0.88),
+        (ACCURACY_ONE, [[-1], [-1], [-1], [1]], 0.86),
+        (ACCURACY_ONE, [[-1] * 4, [1] * 3, [-1] * 4], 0.9),  # one more is gained by the third: luck
+        (ACCURACY_ONE, [[0], [-1, -1, 1, -1, -1]], 0.88),
+        (ACCURACY_ONE, [[-1] * 1000], 0.9),  # every cell
+        (ACCURACY_ONE, [[-1] * 9, [1] * 2, [-1] * 3], 0.86),
+        (ACCURACY, [[-1] * 9, [1] * 2, [-1] * 3], 0.9),  # by default two standard errors are added
+        (ACCURACY_ONE, [[-1] * 50, [0] * 300, [1]], 0.88),  # as good as 0.9, and more cells count
     ],
 )
 def test_a_threshold_by_hand(aim, lost, confidence):
@@ -261,7 +273,7 @@ def test_a_threshold_that_loses_on_the_others_is_none():
         collage[2 * i] = (0, 0.9)
     single[1], collage[1] = (0, 1.0), (1, 0.9)
     with pytest.raises(
-        DataFault, match="at most 0 may be lost: there is no threshold; try --errors 2, use"
+        DataFault, match="at most 0 may be lost: there is no threshold; try --errors 3, use"
     ):
         choose_threshold(TwoStages(single, collage, labels, 1), "s", ACCURACY)
     assert choose_threshold(TwoStages(single, collage, labels, 1), "s").measured_points == 0.1

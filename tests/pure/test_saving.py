@@ -55,13 +55,13 @@ def test_an_image_costs_its_part_of_a_collage_and_a_single_call_where_its_cell_i
     [
         ({}, 0.6),
         ({0.7: [1]}, 0.8),
-        ({0.7: [-1, 1]}, 0.8),  # nothing is lost, but a standard error on top
-        ({0.9: [-1] * 4, 0.7: [1]}, 0.6),
-        ({0.9: [-1] * 2, 0.7: [1]}, 0.8),
+        ({0.7: [-1, 1]}, 0.8),  # nothing is lost, but two standard errors on top
+        ({0.9: [-1] * 8, 0.7: [1]}, 0.6),
+        ({0.9: [-1] * 4, 0.7: [1]}, 0.8),
         ({0.8: [1], 0.7: [-1] * 50}, 0.9),  # what a lower score gains does not make up for it
     ],
 )
-def test_no_loss_is_a_score_from_which_on_nothing_is_lost_with_a_standard_error(lost, confidence):
+def test_no_loss_is_a_score_that_loses_nothing_with_two_standard_errors_added(lost, confidence):
     found = savings(half((250, 250, 250, 250), lost), SAME)
     assert found["no_loss"]["confidence"] == pytest.approx(confidence, abs=1e-3)
     assert (found["chosen_on"], found["measured_on"]) == (HALF, HALF)
