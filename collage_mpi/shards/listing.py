@@ -19,11 +19,15 @@ from collage_mpi.shards.remote import network_faults, opened, stat_of, url_of
 from collage_mpi.shards.source import MemberSource, ReadAs
 from collage_mpi.system.printable import counted
 
-HIDDEN, BROKEN, OTHER, TWICE = "hidden", "broken", "other", "twice"
+HIDDEN, BROKEN, LOOP, OTHER, TWICE = "hidden", "broken", "loop", "other", "twice"
 ENDS = f"not end in {', '.join(SUFFIXES)}"
 SAID = {  # kind of a skipped or repeated entry -> message for one, and for several
     HIDDEN: ("hidden file or folder is passed over", "hidden files or folders are passed over"),
     BROKEN: ("link leads nowhere", "links lead nowhere"),
+    LOOP: (
+        "link leads to a folder that holds it and is passed over",
+        "links lead to a folder that holds them and are passed over",
+    ),
     OTHER: (
         f"file is passed over, whose name does {ENDS}",
         f"files are passed over, whose names do {ENDS}",
@@ -88,7 +92,8 @@ def list_folder(
         raise EnvironmentFault(f"{root}: not a folder. Give the folder that holds class folders.")
     seen = _Seen(root)
     loose, folders = _scan(root, seen)
-    found = {entry.name: list(_walk(Path(entry.path), seen)) for entry in folders}
+    above = (os.path.realpath(root),)
+    found = {entry.name: list(_walk(Path(entry.path), seen, above)) for entry in folders}
     found = {name: entries for name, entries in found.items() if entries}
     if not loose and not found:
         raise DataFault(f"{root}: no picture below it. Pictures end in {', '.join(SUFFIXES)}.")
@@ -173,10 +178,12 @@ def _scan(folder: Path, seen: _Seen) -> tuple[list[os.DirEntry[str]], list[os.Di
     return files, folders
 
 
-def _walk(folder: Path, seen: _Seen, above: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
+def _walk(folder: Path, seen: _Seen, above: tuple[str, ...]) -> Iterator[os.DirEntry[str]]:
+    """Yields the pictures below a folder. `above`: the real paths of the folders that hold it."""
     real = os.path.realpath(folder)
     if real in above:
-        return  # a link to a folder above
+        seen.note(LOOP, str(folder))
+        return
     files, folders = _scan(folder, seen)
     if real in seen.folders and files:
         seen.note(TWICE, files[0].path, len(files))
