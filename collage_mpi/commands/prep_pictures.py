@@ -234,16 +234,19 @@ def _tell(
             f"read {read_mb:,.1f} MB, wrote {wrote_mb:,.1f} MB in {took_s:.1f} s: "
             f"{count / took_s:,.0f} images/s"
         )
-    small = sum(report.small for report in made)
-    if small and jobs[0].recipe.enlarge:
-        lines.append(f"{pictures(small)} smaller than {height} x {width}: enlarged")
-    elif small:
-        lines.append(
-            f"{pictures(small)} smaller than {height} x {width} and left out: --enlarge takes them"
-        )
+    enlarged = sum(report.small for report in made) if jobs[0].recipe.enlarge else 0
+    if enlarged:
+        lines.append(f"{pictures(enlarged)} smaller than {height} x {width}: enlarged")
     for report in (report for report in reports if report.unreadable):
+        small = 0 if jobs[0].recipe.enlarge else report.small
+        why = {
+            f"smaller than {height} x {width}, which --enlarge takes": small,
+            "unreadable": report.unreadable - small if report.made else 0,
+        }
+        told = "; ".join(f"{n:,} {what}" for what, n in why.items() if n)
         lines.append(
-            f"{report.unreadable} unreadable and left out, listed in {report.path}.unreadable.tsv"
+            f"{pictures(report.unreadable)} left out{f' ({told})' if told else ''}, listed in "
+            f"{report.path}.unreadable.tsv"
         )
     print("\n".join(who + line for line in lines), flush=True)
 

@@ -143,7 +143,9 @@ def test_unreadable_pictures_are_listed_or_stop_it(
     assert list(out.iterdir()) == []
     for _ in range(2):  # the second time they are known from the first
         assert main(flags) == ExitCode.COMPLETE_WITH_ERRORS
-        assert "3 unreadable and left out" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "3 pictures are left out" in said
+        assert "unreadable.tsv" in said
     lines = (out / "shard.h5.unreadable.tsv").read_text().splitlines()
     assert lines[0] == "id\treason"
     listed = dict(line.split("\t") for line in lines[1:])
@@ -164,7 +166,9 @@ def test_small_pictures_are_enlarged_only_where_it_is_said(
     assert main(flags) == ExitCode.COMPLETE_WITH_ERRORS
     said = capsys.readouterr().out
     assert "31 images of 8 x 8 x 3" in said
-    assert "2 pictures are smaller than 8 x 8 and left out: --enlarge takes them" in said
+    small = "2 pictures are left out (2 smaller than 8 x 8, which --enlarge takes), listed in"
+    assert small in said
+    assert "unreadable" not in said.replace("unreadable.tsv", "")
     lines = (out / "shard.h5.unreadable.tsv").read_text().splitlines()[1:]
     assert sorted(lines) == [
         f"cat/small{k}.png\tit has {size} pixels, and its shorter edge needs 8: --enlarge takes it"
@@ -187,11 +191,13 @@ def test_what_is_passed_over_or_taken_twice_is_counted_and_said(
     (tree / "ant" / "IMG_1").write_bytes(picture(1))
     (tree / "bee" / "lost").symlink_to(tmp_path / "nowhere")
     (tree / "dog").symlink_to(tree / "ant")
+    (tree / "loop").symlink_to(".")
     flags = ["prep", "images", str(tree), f"--out={tmp_path / 'out'}", *SMALL]
     assert main(flags) == 0
     said = capsys.readouterr().err.splitlines()
     assert "warning: 5 hidden files or folders are passed over, such as .cache" in said
     assert "warning: 1 link leads nowhere: bee/lost" in said
+    assert "warning: 1 link leads to a folder that holds it and is passed over: loop" in said
     first = (
         "warning: 10 pictures are taken twice, as a link leads to their folder, such as dog/0.png"
     )
