@@ -21,7 +21,7 @@ from collage_mpi.errors import DataFault
 from collage_mpi.shards.contents import ForeignFault, stored_in_full
 from collage_mpi.shards.foreign import ArrayLayout, is_foreign, understand
 from collage_mpi.shards.hdf5 import H5_LOCK, import_h5py, open_file
-from collage_mpi.shards.pictures import UnreadablePicture, parse_fit, picture_pixels
+from collage_mpi.shards.pictures import SUFFIXES, UnreadablePicture, parse_fit, picture_pixels
 from collage_mpi.shards.schema import (
     DTYPES,
     FORMAT,
@@ -41,6 +41,17 @@ from collage_mpi.shards.schema import (
 )
 
 HOW_TO_MAKE = "`collage-mpi prep --help` says how to make shards; docs/shards.md has the schema."
+INPUTS = "folders of pictures, .h5, .tar, .parquet and .zarr, and .txt files that name pictures"
+OTHER_FILES = {  # endings of files that are no input -> what they are, and what to give instead
+    SUFFIXES: "is one picture. Give the folder that holds it",
+    (".gz", ".tgz", ".bz2", ".xz", ".zst"): "is compressed, and pictures are read from where they "
+    "lie in a file. Unpack it (gunzip, bunzip2, unxz, unzstd), and give the .tar file",
+    (".zip", ".rar", ".7z"): "is an archive. Unpack it, and give the folder",
+    (".npy", ".npz"): "is a NumPy file. Write its array to HDF5 (h5py: file['images'] = array) or "
+    "to Zarr, and give that file",
+    (".csv", ".tsv", ".json", ".jsonl"): "is a table. Give a .txt file that names one picture a "
+    "line, by path or URL, or a .parquet file that holds the pictures",
+}
 BLOCK_BYTES = 8 << 20
 MAX_PROBLEMS = 20
 LARGEST_FILE_BYTES = 1 << 30  # of one encoded image
@@ -128,6 +139,10 @@ def opened(path: Path, *, cache_bytes: int = 0) -> Any:
     try:
         return open_file(path, cache_bytes=cache_bytes)
     except (OSError, RuntimeError) as error:
+        name = path.name.lower()
+        for ends, about in OTHER_FILES.items():
+            if name.endswith(ends):
+                raise DataFault(f"{path}: {about}. Inputs are {INPUTS}.") from error
         raise DataFault(f"{path}: cannot be opened as HDF5: {error}. {HOW_TO_MAKE}") from error
 
 

@@ -163,6 +163,28 @@ def test_structure_faults_are_told(tmp_path: Path, change, words: str) -> None: 
     assert "docs/shards.md" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "what", "instead"),
+    [
+        ("a.JPG", "is one picture", "Give the folder"),
+        ("a.tar.gz", "is compressed", "give the .tar file"),
+        ("a.npy", "is a NumPy file", "HDF5"),
+        ("a.csv", "is a table", ".txt file that names one picture a line"),
+    ],
+)
+def test_a_file_that_is_no_input_is_told_with_what_to_give_instead(
+    tmp_path: Path, name: str, what: str, instead: str
+) -> None:
+    (tmp_path / name).write_bytes(b"something else")
+    with pytest.raises(DataFault) as caught:
+        ShardSet.open([tmp_path / name])
+    said = str(caught.value)
+    assert what in said
+    assert instead in said
+    assert "HDF5:" not in said
+    assert "Inputs are folders of pictures, .h5," in said
+
+
 def test_foreign_and_missing_files(tmp_path: Path) -> None:
     (tmp_path / "text.h5").write_text("no HDF5 here")
     with pytest.raises(DataFault, match="cannot be opened as HDF5"):
