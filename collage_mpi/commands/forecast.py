@@ -34,6 +34,7 @@ from collage_mpi.job.plan import (
     Plan,
     make_plan,
     warn_of_one_class_groups,
+    warn_of_small_pictures,
     with_every_answer,
 )
 from collage_mpi.job.provenance import make_manifest
@@ -110,6 +111,7 @@ def forecast(settings: RunSettings, worker_group: WorkerGroup | None, ask: Ask) 
     plan = make_plan(settings, size, known.get("shards"), launched=worker_group is not None)
     with closing(plan.shards):
         warn_of_one_class_groups(plan)
+        warn_of_small_pictures(plan)
         warn_of_bad_shards(plan.shards)
         order = plan.order
         if resume:

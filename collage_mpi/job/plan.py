@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,16 +40,20 @@ from collage_mpi.settings.redundancy import pastes
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
 from collage_mpi.shards.inputs import HDF5, expand_paths, source_of
+from collage_mpi.shards.pictures import is_enlarged, parse_fit
+from collage_mpi.shards.remote import url_of
 from collage_mpi.shards.resumed import as_before
 from collage_mpi.shards.schema import CHANNELS, read_class_names
 from collage_mpi.shards.source import ReadAs
 from collage_mpi.system.environment import launcher_size
 from collage_mpi.system.fields import AUTO
+from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
 from collage_mpi.workload.straggler_settings import make_delays
 
 NULL_PARITY = ("sum", "probabilities", "null")  # encoder, summed, single
 LARGEST_INPUT_BYTES = 1 << 30  # MPI counts bytes in 31 bits
+LOOKED_AT = 48  # pictures whose size is looked at before the run; more would delay its start
 LARGEST_LABEL = 2**31 - 1  # the largest that a row of the results holds
 ONE_CLASS_SHARE = 0.25  # of 10 mixed classes, one group in 10**8 has one class only (side 3)
 
@@ -477,6 +482,25 @@ def warn_of_one_class_groups(plan: Plan) -> None:
             "the collage network was trained on collages of mixed classes: "
             "consider --order shuffle:0"
         )
+
+
+def warn_of_small_pictures(plan: Plan) -> None:
+    """Warn if pictures are enlarged. The headers of LOOKED_AT pictures of folders, tar files and
+    lists are read, spread evenly."""
+    shards, fit = plan.shards, plan.shards.fit
+    infos = shards.infos
+    if fit is None or any(one.members is None or url_of(one.path) for one in infos):
+        return
+    places = np.linspace(0, len(plan.order) - 1, min(LOOKED_AT, len(plan.order))).astype(int)
+    with suppress(CollageError):  # a shard that is lost is told when it is read
+        files, _ = shards.read_files_checked(plan.order[places])
+        small = sum(data is not None and is_enlarged(data, parse_fit(fit)) for data in files)
+        if small:
+            tell(
+                f"warning: {small:,} of {counted(len(files), 'picture')} looked at are smaller "
+                f"than the {shards.shape[0]} x {shards.shape[1]} px that the network gets, so they "
+                "are enlarged. --image-px makes the pictures smaller"
+            )
 
 
 def warn_of_weak_collage(single: NetworkInfo | None, collage: NetworkInfo | None) -> None:

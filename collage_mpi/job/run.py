@@ -31,7 +31,7 @@ from collage_mpi.job.handshake import (
 )
 from collage_mpi.job.lead import build_lead, build_lease_book, ranks_of_others
 from collage_mpi.job.messages import Begin, Done, Fault, Ready, Start
-from collage_mpi.job.plan import Plan, make_plan, warn_of_one_class_groups
+from collage_mpi.job.plan import Plan, make_plan, warn_of_one_class_groups, warn_of_small_pictures
 from collage_mpi.job.provenance import (
     batch_facts,
     final_facts,
@@ -143,6 +143,7 @@ class LeadRun:
     def outcome(self) -> SessionOutcome:
         """Run the session to its end."""
         warn_of_one_class_groups(self.plan)
+        warn_of_small_pictures(self.plan)
         warn_of_bad_shards(self.plan.shards)
         # The output is claimed before 10 ranks load their weights: a bad --out fails at once.
         status = self._claim()

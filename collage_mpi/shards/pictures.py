@@ -156,11 +156,27 @@ def fit_pixels(image: np.ndarray, fit: PictureFit) -> np.ndarray:
     return _fitted(_plain(Image.fromarray(plain), fit.channels), fit)
 
 
-def _refuse_small(size: tuple[int, int], fit: PictureFit) -> None:
+def is_enlarged(data: bytes, fit: PictureFit) -> bool:
+    """Whether a picture is enlarged to fit. Only its header is read; False for no picture."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            edge, needed, _ = _edge(picture.size, fit)
+            return edge < needed
+    except Exception:  # Pillow's readers raise nearly anything on damaged files
+        return False
+
+
+def _edge(size: tuple[int, int], fit: PictureFit) -> tuple[int, int, str]:
+    """The edge that decides whether a picture is enlarged, its needed length, and its name."""
     if fit.mode == "letterbox":
-        edge, needed, which = max(size), fit.px, "longer"
-    else:
-        edge, needed, which = min(size), fit.resize_px or fit.px, "shorter"
+        return max(size), fit.px, "longer"
+    return min(size), fit.resize_px or fit.px, "shorter"
+
+
+def _refuse_small(size: tuple[int, int], fit: PictureFit) -> None:
+    edge, needed, which = _edge(size, fit)
     if edge < needed:
         raise TooSmall(
             f"it has {size[0]} x {size[1]} pixels, and its {which} edge needs {needed}: "

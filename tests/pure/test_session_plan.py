@@ -26,7 +26,7 @@ from collage_mpi.job.handshake import (
     welcomes,
 )
 from collage_mpi.job.messages import Hello
-from collage_mpi.job.plan import make_plan, warn_of_one_class_groups
+from collage_mpi.job.plan import make_plan, warn_of_one_class_groups, warn_of_small_pictures
 from collage_mpi.job.provenance import make_manifest, validity
 from collage_mpi.job.recorder import Totals
 from collage_mpi.job.run import Ask, before_this, run_session, warn_of_bad_shards
@@ -486,3 +486,12 @@ def test_pictures_are_read_as_a_named_network_wants_them(tmp_path, monkeypatch):
     with pytest.raises(DataFault, match=r"5 in single .*--input-labels none if folders are no cl"):
         plan_for(classes=5)
     assert plan_for(classes=5, input_labels="none").classes == 5
+
+
+def test_small_pictures_are_not_enlarged_without_a_word(tmp_path, caplog):
+    files = write_folder(tmp_path / "photos")
+    for px, small in ((40, len(files)), (10, 0)):
+        caplog.clear()
+        warn_of_small_pictures(plan_of((str(tmp_path / "photos"),), scheme="none", image_px=px))
+        said = f"{small} of 12 pictures looked at are smaller than the {px} x {px} px"
+        assert (said in caplog.text) == bool(small) == ("enlarged" in caplog.text)
