@@ -1,4 +1,4 @@
-"""Collage inference over MPI: no slow tail, nothing lost, one extra rank.
+"""Classifies very many images over MPI: exactly one result for each image.
 
 Public names are resolved on first use, so that importing the package costs nothing.
 """

@@ -148,7 +148,8 @@ def build_parser(command: str | None = None, *, whole: bool = False) -> _Parser:
     """
     parser = _Parser(
         prog="collage-mpi",
-        description="Classify very many images over MPI with no slow tail and nothing lost.",
+        description="Classify very many images over MPI: every image gets exactly one result, and "
+        "a slow rank need not hold up the others.",
         epilog="Start with: collage-mpi demo --out demo-out",
     )
     parser.add_argument("--version", action="version", version=f"collage-mpi {__version__}")

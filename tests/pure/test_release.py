@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -35,6 +36,19 @@ def change(path: Path, old: str, new: str) -> None:
 def test_all_files_agree_on_version_date_and_address() -> None:
     assert release.disagreements() == []
     assert release.changes((ROOT / "CHANGELOG.md").read_text(), release.version())
+
+
+SAYS_WHAT_IT_IS = ("README.md", "pyproject.toml", "mkdocs.yml", "codemeta.json", "CITATION.cff")
+SAYS_WHAT_IT_IS += (".zenodo.json", "recipes/conda/recipe.yaml", "collage_mpi/commands/parser.py")
+SAYS_WHAT_IT_IS += ("recipes/spack/py-collage-mpi/package.py",)
+SAYS_WHAT_IT_IS += ("recipes/easybuild/collage_mpi-1.0.0-foss-2025b.eb",)
+
+
+@pytest.mark.parametrize("name", SAYS_WHAT_IT_IS)
+def test_every_file_says_with_the_same_words_what_the_package_is(name: str) -> None:
+    text = re.sub(r'[\s"*]+', " ", (ROOT / name).read_text())
+    assert "Classify very many images over MPI: every image gets exactly one result" in text
+    assert "a slow rank need not hold up the others" in text
 
 
 @pytest.mark.parametrize("name", release.VERSIONS)

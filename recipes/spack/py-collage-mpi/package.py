@@ -7,7 +7,8 @@ from spack_repo.builtin.build_systems.python import PythonPackage
 
 
 class PyCollageMpi(PythonPackage):
-    """Classify very many images on many GPUs over MPI with no slow tail and nothing lost."""
+    """Classify very many images over MPI: every image gets exactly one result, and a slow rank
+    need not hold up the others."""
 
     pypi = "collage-mpi/collage_mpi-1.0.0.tar.gz"
 
