@@ -28,7 +28,7 @@ from collage_mpi.models.info import (
     check_parity,
     class_mismatch,
 )
-from collage_mpi.models.named import is_foreign, is_function, is_null
+from collage_mpi.models.named import PREFIXES, is_foreign, is_function, is_null, read_spec
 from collage_mpi.models.null import NULL_CLASSES
 from collage_mpi.models.specs import AcceptSpec, ParitySpec
 from collage_mpi.models.weights import read_tensors
@@ -145,6 +145,7 @@ def make_plan(
     try:
         if known_shards is not None:
             shards = as_before(shards, known_shards, limited=settings.limit is not None)
+        _tell_of_usual_resize(settings, networks, shards)
         return _fitted(settings, placement, networks, shards)
     except BaseException:
         shards.close()
@@ -172,8 +173,38 @@ def read_as(settings: RunSettings, networks: Mapping[str, NetworkInfo]) -> ReadA
     names = next((one.class_names for one in known if one.class_names), None)
     if settings.class_names_file is not None:
         names = read_class_names(Path(settings.class_names_file))
-    fit = settings.picture_fit(images, resize_px, by)
+    fit = settings.picture_fit(images, resize_px, by, usual=bool(_unsaid(settings, networks)))
     return ReadAs(fit, names, settings.input_labels == "auto", pictures=False)
+
+
+def _unsaid(settings: RunSettings, networks: Mapping[str, NetworkInfo]) -> list[str]:
+    """The networks, if none of them says how pictures are resized: files of other programs, and
+    the user's own code unless it is mapped. [] if a network says it, or was trained on shards.
+
+    Args:
+        settings: of the run.
+        networks: those with a weights file of this package.
+    """
+    specs = [settings.network(kind) for kind in KINDS if settings.uses(kind)]
+    named = [named for named in map(read_spec, specs) if named is not None]
+    says = networks or any(each.library in PREFIXES for each in named)
+    return [] if says or not settings.extras.classifies else [each.spec for each in named]
+
+
+def _tell_of_usual_resize(
+    settings: RunSettings, networks: Mapping[str, NetworkInfo], shards: ShardSet
+) -> None:
+    """Tell the user how pictures are resized if neither the user nor a network says it."""
+    fits = [parse_fit(info.fit) for info in shards.infos if info.fit]
+    unsaid = _unsaid(settings, networks) if settings.resize_px is None else []
+    if unsaid and fits and fits[0].resize_px is not None:
+        px, short = fits[0].px, fits[0].resize_px
+        tell(
+            f"{unsaid[0]} does not say how pictures are resized: the shorter edge becomes "
+            f"{short} px and the middle {px} x {px} px are kept, as is usual for ImageNet. "
+            f"--resize-px {px} keeps the whole shorter edge",
+            logging.INFO,
+        )
 
 
 def _fitted(

@@ -49,7 +49,8 @@ class InputSettings(Settings):
     resize_px: int | None = _setting(
         None,
         "with crop: length of the shorter edge before the crop",
-        unset="--image-px",
+        unset="as the network says; 256 for 224 px if it is a file of another program and says "
+        "nothing; otherwise --image-px",
         at_least=1,
         at_most=MOST_PX,
     )
@@ -128,6 +129,8 @@ class InputSettings(Settings):
         shape: tuple[int, ...] | None = None,
         resize_px: int | None = None,
         by: str | None = None,
+        *,
+        usual: bool = False,
     ) -> PictureFit:
         """How pictures are converted to images.
 
@@ -135,15 +138,20 @@ class InputSettings(Settings):
             shape: (H, W, C) that the networks need, if known.
             resize_px: length of the shorter edge before the crop, as the networks need it.
             by: filter for resizing, if the networks name one.
+            usual: use `usual_resize_px` if neither the user nor the networks say the length.
         """
         from collage_mpi.shards.pictures import (  # late: --help reads this module
             FILTERS,
             PictureFit,
+            usual_resize_px,
         )
 
         px, _, channels = self.picture_shape(shape)
-        theirs = self.resize_px is None and self.fit == "crop" and shape and px == shape[0]
-        resized = resize_px if theirs and px <= (resize_px or 0) else self.resize_px
+        resized, unsaid = self.resize_px, self.resize_px is None and self.fit == "crop"
+        if unsaid and usual:
+            resized = usual_resize_px(px)
+        elif unsaid and shape and shape[0] == px <= (resize_px or 0):
+            resized = resize_px
         return PictureFit(px, self.fit, resized, channels, by or FILTERS[0])
 
     @property

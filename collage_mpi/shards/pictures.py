@@ -86,6 +86,11 @@ class PictureFit:
         return f"{self.mode} {self.px} x {self.px} x {self.channels}{resized}{by}"
 
 
+def usual_resize_px(px: int) -> int:
+    """The usual length of the shorter edge before a crop to `px`: 256 for 224."""
+    return min(MAX_PX, round(px * 256 / 224))
+
+
 def parse_fit(text: str) -> PictureFit:
     """Parse the text that `PictureFit.text` returns. Raises DataFault."""
     found = FIT_TEXT.fullmatch(text)

@@ -34,7 +34,7 @@ def network(kind, shape, side, cell_px, classes, device):
 def run(tmp_path: Path) -> list[str]:
     (tmp_path / "nets.py").write_text(NETWORK)
     words = ["run", "--scheme", "none", "--side", "2", "--single", tmp_path / "nets.py:network"]
-    return [*map(str, words), "--image-px", "16", "--order", "shuffle:1"]
+    return [*map(str, words), "--image-px", "16", "--resize-px", "16", "--order", "shuffle:1"]
 
 
 def answers(out: Path) -> list[tuple]:
