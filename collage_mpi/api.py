@@ -119,8 +119,8 @@ def map_batches(
         settings: further settings of the run, for example `scheme` or `batch`.
 
     Returns:
-        The results. `complete` says whether all images are done, `kept(NAME)` gives one of the
-        arrays for all images, and `[i]` gives what is known of one image.
+        The results, in the order of the input. `complete` says whether all images are done,
+        `kept(NAME)[i]` is one of the arrays for image i, and `[i]` is all that is known of it.
 
     Raises:
         UsageError: the class is not at the top of a file, or the settings cannot be run.

@@ -207,7 +207,7 @@ def _top_of(results: AllRows) -> tuple[np.ndarray, np.ndarray]:
     for name, dtype in (("top_classes", np.int32), ("top_scores", np.float32)):
         whole = np.zeros((len(answered), k), dtype)
         if answered.any():
-            whole[answered] = results.kept(name)
+            whole[answered] = results.kept(name)[answered]
         found.append(whole)
     return found[0], found[1]
 

@@ -28,6 +28,7 @@ from collage_mpi.system.extras import optional
 from collage_mpi.system.files import temporary_name
 
 CHUNK_BYTES = 1 << 20  # about the size of a Zarr chunk, which holds whole images
+_PLACE = ("shard", "row")  # columns that say which image a vector belongs to
 OF_ROWS = ("shard", "row", "answered")  # columns of image rows that are written too
 
 
@@ -55,17 +56,29 @@ class KeptValues:
         """Yields for each file: column -> (n, ...), also the images' shard, row and session."""
         return map(self._file, range(len(self._paths)))
 
-    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        """The kept values of the answered image with this index: column -> (...)."""
-        file = int(np.searchsorted(self._starts, number, side="right")) - 1
-        at = number - int(self._starts[file])
-        return {k: v[at] for k, v in self._file(file).items() if k not in KEYS}
-
-    def table(self, only: str = "") -> Any:
-        """All values as a pyarrow.Table, or only one column; None if the run has no rows.
+    def of(self, image: Any) -> dict[str, np.ndarray]:
+        """The kept values of an answered image: column -> (...).
 
         Args:
-            only: name of a kept column. A file without the column is read whole.
+            image: with its shard and row.
+        """
+        keys, files, places = self._index
+        wanted = flat_keys({name: np.array([image[name]]) for name in ("shard", "row")})
+        number = int(np.searchsorted(keys, wanted[0]))
+        if number == len(keys) or keys[number] != wanted[0]:
+            raise DataFault(
+                f"no vector of row {image['row']} of shard {image['shard']}; collage-mpi verify "
+                "says more"
+            )
+        found, at = self._file(int(files[number])), int(places[number])
+        return {name: values[at] for name, values in found.items() if name not in KEYS}
+
+    def table(self, only: str = "") -> Any:
+        """All values as a pyarrow.Table, in written order; None if the run has no rows.
+
+        Args:
+            only: name of the only kept column to read, besides shard and row. A file without the
+                column is read whole.
         """
         import pyarrow as pa
 
@@ -73,22 +86,30 @@ class KeptValues:
         for path in self._paths:
             table = read_file(path, self._extras)
             one = only in table.column_names[len(KEYS) :]
-            tables.append(table.select([only]) if one else table)
+            tables.append(table.select([*_PLACE, only]) if one else table)
         try:
             return pa.concat_tables(tables) if tables else None
         except pa.ArrowInvalid as error:  # a file of another run has other columns
             raise DataFault(f"files of vectors have different columns: {error}") from error
 
     @cached_property
-    def _starts(self) -> np.ndarray:
-        """(files + 1,) int64: the index of each file's first image, and the total."""
+    def _index(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(images,) each, ascending by key: the key (see `flat_keys`), the number of the file, and
+        the place in it."""
         import pyarrow.parquet as pq
 
-        counts = [0]
+        keys = []
         for path in self._paths:
-            with reading_parquet(path):
-                counts.append(pq.read_metadata(path).num_rows)
-        return np.cumsum(counts, dtype=np.int64)
+            with reading_parquet(path), pq.ParquetFile(path) as file:
+                table = file.read([*_PLACE])
+            if table.column_names != [*_PLACE]:
+                read_file(path, self._extras)  # raises DataFault
+            keys.append(keys_in(table))
+        whole = np.concatenate([np.empty(0, np.uint64), *keys])
+        order = np.argsort(whole, kind="stable")
+        files = np.repeat(np.arange(len(keys)), [len(own) for own in keys])
+        places = np.concatenate([np.empty(0, np.int64), *(np.arange(len(own)) for own in keys)])
+        return whole[order], files[order], places[order]
 
     def _file(self, number: int) -> dict[str, np.ndarray]:
         if self._last[0] != number:
@@ -96,6 +117,19 @@ class KeptValues:
             names = table.column_names[1:]  # without the fingerprint, which is text
             self._last = number, {name: array_of(table[name]) for name in names}
         return self._last[1]
+
+
+def keys_in(table: Any) -> np.ndarray:
+    """(n,) the keys of the images of a pyarrow.Table with shard and row: see `flat_keys`."""
+    return flat_keys({name: table[name].to_numpy() for name in _PLACE})
+
+
+def in_input_order(table: Any) -> Any:
+    """A pyarrow.Table with shard and row, in the order of the input; None stays None."""
+    keys = None if table is None else keys_in(table)
+    if keys is None or (keys[:-1] <= keys[1:]).all():
+        return table
+    return table.take(np.argsort(keys, kind="stable"))
 
 
 def write_zarr(

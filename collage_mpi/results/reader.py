@@ -17,7 +17,7 @@ from collage_mpi.results import parts
 from collage_mpi.results.file_names import MARKER, PARTS_FOLDER
 from collage_mpi.results.manifest import Json, finals, read_manifest, readable
 from collage_mpi.results.number_sets import SessionNumberSets
-from collage_mpi.results.outputs import KeptValues
+from collage_mpi.results.outputs import KeptValues, in_input_order, keys_in
 from collage_mpi.results.rows import (
     IMAGES,
     KEY_ROW,
@@ -222,7 +222,8 @@ class Results(Run):
     """A run with all its rows in memory.
 
     Attributes:
-        images, groups, tasks: (n,) of IMAGE_ROW, GROUP_ROW, TASK_ROW, in written order.
+        images: (n,) of IMAGE_ROW, in the order of the input.
+        groups, tasks: (n,) of GROUP_ROW, TASK_ROW, in written order.
         superseded: (m,) of IMAGE_ROW, error rows whose images a later session did again. They are
             not in `images`.
         every: if it is k > 1, only every k-th part was read (`report.charts.excerpt`).
@@ -277,27 +278,30 @@ class Results(Run):
         """The scores, embeddings or outputs of the answered images, read a file at a time."""
         return KeptValues(self.path, read_parts(self.path, self.manifest), self.manifest)
 
-    @cached_property
-    def _answered(self) -> np.ndarray:
-        found: np.ndarray = self.images[self.images["answered"]]
-        return found
-
     def __len__(self) -> int:
-        """The number of answered images. With `[i]` this makes a map-style dataset for torch."""
-        return len(self._answered)
+        """The number of images that have a row, errors included. With `[i]` this makes a map-style
+        dataset for torch."""
+        return len(self.images)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """The i-th answered image in written order: its key (fingerprint and row), its class and
-        score if the run classifies, and its kept values."""
-        row = self._answered[range(len(self))[i]]
-        found = {"fingerprint": self.fingerprints[row["shard"]], "row": int(row["row"])}
+        """What is known of image i of the input: its key (fingerprint and row); whether it was
+        answered; its class and score if the run classifies, and its kept values. An image without
+        an answer has the reason instead."""
+        row = self.images[range(len(self))[i]]
+        key = {"fingerprint": self.fingerprints[row["shard"]], "row": int(row["row"])}
+        found: dict[str, Any] = {**key, "answered": bool(row["answered"])}
+        if not row["answered"]:
+            return found | {"reason": row["reason"].decode("utf-8", "replace")}
         extras = extras_of(self.manifest)
         if extras.classifies:
             found |= {"class": int(row["predicted"]), "score": float(row["score"])}
-        return found | (self.kept_values[range(len(self))[i]] if extras else {})
+        return found | (self.kept_values.of(row) if extras else {})
 
     def kept(self, name: str) -> np.ndarray:
-        """(answered images, ...), in the order of `images[images["answered"]]`.
+        """(images, ...), in the order of the input, like `images`.
+
+        If images have no answer, the array is a masked array: their values are masked, and NaN in
+        a column of floats.
 
         Args:
             name: top_classes, top_scores, scores, embedding, or an output of a mapped function.
@@ -315,18 +319,29 @@ class Results(Run):
         if name not in known:
             raise UsageError(f"the run has no {name}; it has {', '.join(known) or 'none'}")
         found = np.empty((0, 0)) if table is None else array_of(table[name])
-        if len(found) != int(self.images["answered"].sum()):
+        keys = np.empty(0, np.uint64) if table is None else keys_in(table)
+        places = np.flatnonzero(self.images["answered"])
+        of_places = flat_keys(self.images[places])
+        order, in_order = (np.argsort(each, kind="stable") for each in (keys, of_places))
+        if not np.array_equal(keys[order], of_places[in_order]):
             raise DataFault(
                 f"{self.path}: {len(found):,} vectors for other rows; collage-mpi verify says more"
             )
-        return found
+        whole = _blank((len(self.images), *found.shape[1:]), found.dtype)
+        whole[places[in_order]] = found[order]
+        if len(places) == len(whole):
+            return whole
+        absent = np.ones(whole.shape, bool)
+        absent[places] = False
+        return np.ma.array(whole, mask=absent)
 
     def to_arrow(self, table: str = "images", names: ImageNames | None = None) -> Any:
         """A table as a pyarrow.Table, with the columns of `export`. Absent values are null.
 
         Args:
             table: images, groups or tasks; or vectors, the kept values (--top-k, --save) of each
-                answered image, with the fingerprint of its shard and its row.
+                answered image, with the fingerprint of its shard and its row. Images and vectors
+                are in the order of the input.
             names: of the images; by default `image_names(self)`, which reads the shards.
 
         Raises:
@@ -337,7 +352,7 @@ class Results(Run):
 
         require_pyarrow("to_arrow", "use to_pandas")
         if table == "vectors":
-            return self.kept_values.table()
+            return in_input_order(self.kept_values.table())
         return as_arrow(columns(self, *self._asked(table, names)))
 
     def to_pandas(self, table: str = "images", names: ImageNames | None = None) -> Any:
@@ -361,6 +376,12 @@ class Results(Run):
         if table not in known:
             raise UsageError(f"a run has no table {table!r}; it has {', '.join(known)}, vectors")
         return table, names or image_names(self)
+
+
+def _blank(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array of NaN, of None for objects, or of zeros for other types."""
+    values = {"f": np.nan, "O": None}
+    return np.full(shape, values.get(dtype.kind, 0), dtype)
 
 
 def label_of(manifest: Mapping[str, Any]) -> str:
@@ -389,6 +410,8 @@ def distinct(names: Sequence[str], runs: Sequence[Run]) -> list[str]:
 def read_results(path: Path | str) -> Results:
     """Read all rows of the run in a directory. The checksum of every part is verified.
 
+    Images are in the order of the input. `follow` gives them in the order of their answers.
+
     Raises:
         EnvironmentFault: there is no run, or it cannot be read.
         DataFault: the manifest or a part is damaged, or a part has unknown codes.
@@ -401,8 +424,9 @@ def read_results(path: Path | str) -> Results:
         for table in TABLES
     )
     stand = rows_that_count(images)
-    superseded = images[~stand]
-    return Results(run.path, run.manifest, images[stand], groups, tasks, run.complete, superseded)
+    superseded, images = images[~stand], images[stand]
+    images = images[np.argsort(flat_keys(images), kind="stable")]
+    return Results(run.path, run.manifest, images, groups, tasks, run.complete, superseded)
 
 
 def open_run(path: Path | str) -> StoredRun:
@@ -416,6 +440,8 @@ def open_run(path: Path | str) -> StoredRun:
 def follow(path: Path | str, *, every_s: float = 0.5) -> Iterator[dict[str, np.ndarray]]:
     """Yields the answered images of a run while another process writes them, until the job ends or
     is lost. All images of a job that has ended are yielded without waiting.
+
+    Images are in the order of their answers: what joins them with the input is their key.
 
     Args:
         path: folder of a run that has begun.

@@ -110,11 +110,10 @@ def test_masks_of_a_job_that_is_killed_twice_are_those_of_a_loop(
     results = read_results("out")
     assert {*results.images["session"]} == {1, 2, 3}
     expected = classes().Segment("cpu")(pictures)
-    in_order = np.argsort(results.images["row"])
-    assert np.array_equal(results.kept("mask")[in_order], expected["mask"])
+    assert np.array_equal(results.kept("mask"), expected["mask"])
     one = results[3]
-    assert one.keys() == {"fingerprint", "row", "mask", "share", "volume"}
-    assert np.array_equal(one["mask"], expected["mask"][one["row"]])
+    assert one.keys() == {"fingerprint", "row", "answered", "mask", "share", "volume"}
+    assert np.array_equal(one["mask"], expected["mask"][3])
     zarr = pytest.importorskip("zarr")
     assert main(["export", "out", "--to", "zarr"]) == 0
     arrays = zarr.open_group("out/export/outputs.zarr", mode="r")
@@ -137,10 +136,9 @@ def test_detections_of_a_job_that_is_killed_are_those_of_a_loop(
     assert {*results.images["session"]} == {1, 2}
     done = np.delete(np.arange(PICTURES), 5)
     expected = classes().Detect("cpu")(pictures[done])
-    order = np.argsort(results.images["row"][results.images["answered"]])
     assert len({len(boxes) for boxes in expected["boxes"]}) > 2
     for name, values in expected.items():
-        found = results.kept(name)[order]
+        found = results.kept(name)[done]
         assert len(found) == len(values)
         assert all(np.array_equal(a, b) for a, b in zip(found, values, strict=True))
     zarr = pytest.importorskip("zarr")
@@ -163,9 +161,10 @@ def test_a_hedged_job_keeps_the_first_answers_and_names_what_raised(
     (error,) = results.images[~results.images["answered"]]
     assert error["row"] == 5
     assert b"ValueError: a seven" in error["reason"]
-    rows = results.images["row"][results.images["answered"]]
     expected = pictures.mean((1, 2)).astype(np.float16)
-    assert np.array_equal(results.kept("embedding"), expected[rows])
+    assert np.array_equal(
+        np.delete(results.kept("embedding"), 5, 0), np.delete(expected[:40], 5, 0)
+    )
 
 
 def test_a_class_is_mapped_from_python(pictures: np.ndarray, monkeypatch) -> None:
@@ -191,8 +190,7 @@ def test_volumes_are_mapped_too(pictures: np.ndarray) -> None:
     how = {"out": "out", "ranks": 2, "device": "cpu"}
     results = collage_mpi.map_batches("vol.py:Bright", input=["volumes.zarr"], **how)
     assert results.complete
-    expected = (volumes > 2000)[results.images["row"]]
-    assert np.array_equal(results.kept("bright"), expected)
+    assert np.array_equal(results.kept("bright"), volumes > 2000)
 
 
 def test_what_cannot_be_mapped_is_refused_before_ranks_wait(pictures: np.ndarray, capfd) -> None:

@@ -216,15 +216,16 @@ def make_run(
     seed: int = 1,
     labels: bool = True,
     kind: str = "collage",
+    arrival: list[int] | None = None,
     **changes: Any,
 ) -> Path:
-    """A whole run directory with consistent tables."""
+    """A whole run directory with consistent tables. Images arrive in order, or as in `arrival`."""
     scheme = {} if collage else {"scheme": "none", "accept": None}
     full = manifest(rows, **{**scheme, **changes})
     full["world"][COLLAGE_RANK]["kinds"] = [kind]
     writer = RunWriter.create(out, full, rows_per_part=512)
     how = {"collage": collage, "slow_rank": slow_rank, "errors": errors, "seed": seed}
-    fill(writer, full, range(rows), labels=labels, kind=kind, **how)
+    fill(writer, full, arrival or range(rows), labels=labels, kind=kind, **how)
     end = {"poll": {"longest_gap_ns": 1_500_000}, "validity": valid()}
     writer.close(status, **{**end, **(final or {})})
     return out

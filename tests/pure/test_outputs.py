@@ -49,6 +49,7 @@ from collage_mpi.results.claim import Holder
 from collage_mpi.results.outputs import KeptValues, write_zarr
 from collage_mpi.results.render import render_summary
 from collage_mpi.results.rows import IMAGES
+from collage_mpi.results.vectors import array_of
 from collage_mpi.scheduler.events import Score
 from collage_mpi.settings.run_settings import RunSettings
 
@@ -292,8 +293,9 @@ def test_what_varies_is_kept_verified_and_read_back(varied_run: Path) -> None:
     results = read_results(varied_run)
     expected = varied_of([i % 5 for i in range(27) if i not in ERRORS])
     names = [each.name for each in VARIED]
-    assert same({name: results.kept(name) for name in names}, expected)
-    assert [results[i]["boxes"].shape for i in (0, 1, 4)] == [(0, 2, 3), (1, 2, 3), (0, 2, 3)]
+    answered = results.images["answered"]
+    assert same({name: results.kept(name)[answered] for name in names}, expected)
+    assert [results[i]["boxes"].shape for i in (0, 1, 5)] == [(0, 2, 3), (1, 2, 3), (0, 2, 3)]
     assert results[3]["said"] == "ééé"
     batches = [*results.kept_values]  # what `follow` gives
     joined = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
@@ -443,10 +445,11 @@ def test_outputs_are_read_back_in_their_types_and_shapes(run: Path) -> None:
     ]
     numbers = np.array([i for i in range(27) if i not in ERRORS])
     mask = results.kept("mask")
-    assert (mask.dtype, mask.shape) == (np.uint8, (25, 2, 3))
-    assert np.array_equal(mask[:, 1, 2], numbers)
-    assert np.array_equal(results.kept("share"), numbers / 2)
-    assert np.array_equal(results.kept("seen"), np.stack([numbers % 2 == 1, numbers >= 0], 1))
+    assert (mask.dtype, mask.shape) == (np.uint8, (27, 2, 3))
+    assert np.array_equal(mask[numbers, 1, 2], numbers)
+    assert np.array_equal(results.kept("share")[numbers], numbers / 2)
+    seen = np.stack([numbers % 2 == 1, numbers >= 0], 1)
+    assert np.array_equal(results.kept("seen")[numbers], seen)
     with pytest.raises(UsageError, match="the run has no scores; it has mask, share, seen"):
         results.kept("scores")
     with pytest.raises(UsageError, match="the run has no row; it has mask, share, seen"):
@@ -465,23 +468,52 @@ def test_of_what_is_kept_only_the_column_that_is_asked_for_stays_in_memory(
         return found
 
     monkeypatch.setattr(KeptValues, "table", seen)
-    assert read_results(run).kept("share").shape == (25,)
-    assert told == [["share"]]
+    assert read_results(run).kept("share").shape == (27,)
+    assert told == [["shard", "row", "share"]]
 
 
-def test_results_are_a_data_set_of_the_answered_images(run: Path, tmp_path: Path) -> None:
+def test_results_are_a_data_set_of_the_images(run: Path, tmp_path: Path) -> None:
     results = read_results(run)
-    assert len(results) == 25
-    one = results[4]
-    assert one.keys() == {"fingerprint", "row", "mask", "share", "seen"}
-    assert one["share"] == 2.5  # that of image 5
+    assert len(results) == 27
+    one = results[5]
+    assert one.keys() == {"fingerprint", "row", "answered", "mask", "share", "seen"}
+    assert one["share"] == 2.5
     assert results[-1]["share"] == 13
+    assert not results[4]["answered"]
+    assert results[4].keys() == {"fingerprint", "row", "answered", "reason"}
     with pytest.raises(IndexError):
-        results[25]
+        results[27]
     plain = read_results(make_run(tmp_path / "plain", 9))[2]
-    assert plain.keys() == {"fingerprint", "row", "class", "score"}
+    assert plain.keys() == {"fingerprint", "row", "answered", "class", "score"}
     kept = read_results(make_run(tmp_path / "top", 9, extras={"top_k": 2, "save": "none"}))[2]
     assert kept["top_classes"][0] == kept["class"]
+
+
+def test_image_i_of_the_results_is_image_i_of_the_input_however_they_arrived(
+    tmp_path: Path, monkeypatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr(row_sink, "VECTORS_PER_PART_BYTES", 100)  # several files
+    arrival = [*range(20, 27), *range(0, 20, 2), *range(19, 0, -2)]
+    path = make_run(
+        *(tmp_path / "run", 27),
+        extras=OUTPUTS,
+        errors=ERRORS,
+        status="complete_with_errors",
+        labels=False,
+        arrival=arrival,
+    )
+    assert verify_run(path).ok
+    results = read_results(path)
+    rows = [each["row"] for each in results.images]
+    assert [each["row"] for each in map(results.__getitem__, range(27))] == rows
+    shares = [None if i in ERRORS else i / 2 for i in range(27)]
+    assert results.kept("share").tolist() == shares
+    assert np.isnan(np.asarray(results.kept("share"))[[*ERRORS]]).all()  # no value to take for one
+    assert [results[i].get("share") for i in range(27)] == shares
+    told = results.to_arrow("vectors")
+    assert told["share"].to_pylist() == [share for share in shares if share is not None]
+    assert array_of(told["mask"])[:, 0, 0].tolist() == sorted({*range(27)} - ERRORS)
 
 
 def test_large_outputs_make_smaller_parts_which_are_read_as_one(
@@ -600,7 +632,8 @@ def test_a_run_is_followed_while_it_is_written(
     answered = results.images[results.images["answered"]]
     expected = {"shard": answered["shard"], "row": answered["row"]}
     if extras:
-        expected |= {name: results.kept(name) for name in results.kept_values[0]}
+        names = results.kept_values.of(answered[0])
+        expected |= {name: results.kept(name)[results.images["answered"]] for name in names}
     else:
         expected |= {"class": answered["predicted"], "score": answered["score"]}
     assert len(answered) == 26

@@ -111,8 +111,8 @@ def test_files_of_settings_are_read() -> None:
 
 
 def test_scores_are_read() -> None:
-    scores = results.read_results(KEPT / "complete").kept("scores")
-    assert scores.shape == (19, 5)
+    run = results.read_results(KEPT / "complete")
+    assert run.kept("scores")[run.images["answered"]].shape == (19, 5)
 
 
 if __name__ == "__main__":

@@ -402,9 +402,10 @@ def test_error_rows_have_none(tmp_path):
     assert (report.vectors, report.error_rows) == (13, 14)
     assert report.headline.endswith("14 error rows, 13 vectors")
     results = read_results(run)
-    answered = results.images[results.images["answered"]]
-    assert np.array_equal(results.kept("top_classes")[:, 0], answered["predicted"])
-    assert results.kept("scores").shape == (13, 10)
+    answered = results.images["answered"]
+    best = results.kept("top_classes")[answered, 0]
+    assert np.array_equal(best, results.images["predicted"][answered])
+    assert results.kept("scores").shape == (27, 10)
     with pytest.raises(UsageError, match="no embedding; it has top_classes, top_scores, scores"):
         results.kept("embedding")
     nothing = make_run(tmp_path / "none", 9, errors=frozenset(range(9)), extras=BOTH,
@@ -541,8 +542,8 @@ def test_export_has_the_best_classes_by_name(tmp_path):
     with h5py.File(export_run(results, "hdf5")[0]) as file:
         stored = file["images"][:]
     assert stored.dtype.names[-4:] == ("wait_ns", "top_classes", "top_scores", "reason")
-    assert np.array_equal(stored["top_classes"][answered], results.kept("top_classes"))
-    assert np.array_equal(stored["top_scores"][answered], results.kept("top_scores"))
+    assert np.array_equal(stored["top_classes"][answered], results.kept("top_classes")[answered])
+    assert np.array_equal(stored["top_scores"][answered], results.kept("top_scores")[answered])
     frame = results.to_pandas()
     assert frame["top_1"].isna().sum() == 1
     assert frame["top_2_name"].dtype == "category"
