@@ -112,7 +112,8 @@ class Entry:
 
 def entries(found: list[Network]) -> list[Entry]:
     """Baselines first."""
-    best = max((n for n in found if n.further is None), key=lambda network: network.saving)
+    nines = (n for n in found if n.further is None and n.side == 3)  # as the quick network's batch
+    best = max(nines, key=lambda network: network.saving)
 
     def entry(name: str, network: Network = best, ranks: int | None = None, **flags: Any) -> Entry:
         return Entry(name, network, tuple(flags.items()), ranks)

@@ -125,7 +125,6 @@ def hello(rank: int, kinds: tuple[str, ...]) -> Hello:
         columns=(),
         answer_bytes=0,
         cannot_read="",
-        gpu_trouble="",
     )
 
 

@@ -38,5 +38,4 @@ HELLO = Hello(
     columns=(),
     answer_bytes=UP_BYTES,
     cannot_read="",
-    gpu_trouble="",
 )

@@ -170,7 +170,6 @@ class Hello:
         columns: what its answers carry of each image beyond the class.
         answer_bytes: length of the longest message of answers.
         cannot_read: why the rank must be sent pixels although it was sent the shards, or "".
-        gpu_trouble: what is wrong with its GPU (`system.nvml`), or "".
     """
 
     host: str
@@ -185,7 +184,6 @@ class Hello:
     columns: tuple[KeptColumn, ...]
     answer_bytes: int
     cannot_read: str
-    gpu_trouble: str
 
 
 @dataclass(frozen=True)

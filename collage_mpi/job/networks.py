@@ -32,13 +32,11 @@ from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.scheduler.events import Score
 from collage_mpi.system.environment import (
     assign_device,
-    gpu_entry,
     local_gpu_rank,
     local_size,
     threads_per_rank,
     visible_devices,
 )
-from collage_mpi.system.nvml import gpu_trouble
 
 LARGEST_ANSWER_BYTES = 1 << 30  # MPI counts bytes in 31 bits
 NOT_FINITE = "the network's scores are not finite (NaN or infinite)"
@@ -203,12 +201,6 @@ class Networks:
         on_cpu = self.predictors[kind].device == "cpu"
         cpu_ns = int(statistics.median(cpu for _, cpu in times)) if on_cpu else None
         return Measured(min(wall for wall, _ in times), cpu_ns)
-
-    def gpu_trouble(self) -> str:
-        """What is wrong with the GPU of these networks, as its driver says, or ""."""
-        devices = sorted({each.device for each in self.predictors.values()})
-        entries = [gpu_entry(device, visible_devices()) for device in devices]
-        return "; ".join(filter(None, (gpu_trouble(entry) for entry in entries if entry)))
 
     def _times_ns(self, kind: str, runs: int, batch: int) -> list[tuple[int, int]]:
         """(wall-clock time, processor time) of each call, in ns."""

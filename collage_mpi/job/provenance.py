@@ -179,5 +179,4 @@ def _member(hello: Hello) -> dict[str, Any]:
         "tuning": hello.tuning,
         "fingerprints": hello.fingerprints,
         "service_ns": hello.service_ns,
-        **({"gpu_trouble": hello.gpu_trouble} if hello.gpu_trouble else {}),
     }

@@ -322,7 +322,6 @@ class Worker:
             columns=networks.columns,
             answer_bytes=networks.answer_bytes,
             cannot_read=cannot_read,
-            gpu_trouble=networks.gpu_trouble(),
         )
 
     def _cannot(self, error: CollageError, number: int) -> None:
@@ -433,9 +432,6 @@ class Worker:
         start_ns, session.ended_ns = max(begun.start_ns, session.ended_ns), self.clock()
         compute_ns = session.ended_ns - start_ns
         answered = [result for result in results if result.status == ANSWERED]
-        if len(answered) < len(results) and (trouble := session.networks.gpu_trouble()):
-            for result in results:
-                result.reason = f"{trouble}. {result.reason}" if result.reason else ""
         held_ns = drawn_ns = 0
         if answered and session.welcome.straggler.injects:
             drawn_ns = session.drawn_ns(self.endpoint.rank, begun)

@@ -17,7 +17,6 @@ from collage_mpi.results.comparison import (
     latency_cell,
     paired_cell,
 )
-from collage_mpi.results.cost import energy_cells
 from collage_mpi.results.manifest import recorded_settings
 from collage_mpi.results.names import class_name
 from collage_mpi.results.reader import Results, Run
@@ -100,7 +99,6 @@ def _price(entries: Sequence[Json]) -> list[Row]:
             )
         ),
         *([["node-hours", *(f"{c['node_hours']:.4g}" if c else "" for c in costs)]] * any(costs)),
-        *([["energy per image", *(energy_cells(c)[0] if c else "" for c in costs)]] * any(costs)),
         *([key.replace("_", " "), *(price[key] for price in prices)] for key in TASKS_TOLD),
     ]
 

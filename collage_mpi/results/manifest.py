@@ -113,12 +113,9 @@ _WORLD = list_of(
     fields(
         rank=_is_count,
         kinds=optional(list_of(is_text)),
-        **dict.fromkeys(("host", "gpu_trouble"), optional(is_text)),
+        host=optional(is_text),
         **dict.fromkeys(("fingerprints", "tuning"), optional(_TEXTS)),
     )
-)
-_ENERGY = fields(
-    seconds=is_number, missing=_TEXTS, **dict.fromkeys(("cpu_j", "gpu_j"), optional(is_number))
 )
 _POLL = fields(longest_gap_ns=optional(is_number))
 _VALIDITY = fields(exceeded=optional(_is_count), tasks=optional(_is_count))
@@ -129,7 +126,7 @@ _FINAL = fields(
     world=optional(_WORLD),
     lost=optional(list_of(_is_dict)),
     retired=optional(_TEXTS),
-    energy=optional(_ENERGY),
+    seconds=optional(is_number),
 )
 _SESSION = fields(
     session=_is_count,

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from collage_mpi.kinds import COLLAGE, KIND, SHARED_KINDS, SINGLE, SPARE_KINDS
 from collage_mpi.results.agreement import ADVICE, weaker_by
-from collage_mpi.results.cost import energy_cells, sessions_text
+from collage_mpi.results.cost import cost_text
 from collage_mpi.system.printable import counted
 from collage_mpi.system.table import ABSENT, Column, Table, Value, to_text
 
@@ -277,7 +277,8 @@ def _price_table(summary: Json) -> Table:
         [
             "rank-seconds per image",
             optional(price["rank_seconds_per_image"], ".4f"),
-            f"{price['ranks']} ranks: {coordinators(price)}, {', '.join(ranks)}",
+            f"{price['ranks']} ranks: {coordinators(price)}, {', '.join(ranks)}"
+            + (f"; {cost_text(summary['cost'])}" if summary.get("cost") else ""),
         ],
         [
             "throughput",
@@ -285,11 +286,6 @@ def _price_table(summary: Json) -> Table:
             f"without the warm-up, {counted(warm, 'group')}" if warm else "",
         ],
     ]
-    if summary.get("cost"):
-        cost = summary["cost"]
-        hosts = counted(cost["hosts"], "host")
-        rows.append(["node-hours", f"{cost['node_hours']:.4g}", f"{hosts}, {sessions_text(cost)}"])
-        rows.append(["energy per image", *energy_cells(cost)])
     if arrivals is not None:
         served = f"{_per_s(arrivals['served_per_s'])} answered meanwhile"
         waiting = f"{arrivals['waiting_at_the_end']:,} waiting when the last one came"

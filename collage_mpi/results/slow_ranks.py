@@ -146,9 +146,7 @@ def failing_hosts(run: Results) -> dict[str, list[str]]:
         retired = final.get("retired") or {}
         failed = {**_often_failed(run.tasks[run.tasks["session"] == session]), **retired}
         again = [(rank, why, "kept failing") for rank, why in failed.items()]
-        told = [(rank, member.get("gpu_trouble") or "") for rank, member in world.items()]
-        bad = [(rank, words, "has a bad GPU") for rank, words in told if words]
-        for rank, why, how in (*lost, *again, *bad):
+        for rank, why, how in (*lost, *again):
             host, what = world.get(str(rank), {}).get("host"), f"rank {rank} {how} ({why})"
             if host and what not in found.setdefault(host, []):
                 found[host].append(what)

@@ -72,7 +72,7 @@ def summarise(run: Run, tally: Tally | None = None) -> Json:
         "predictions": _predictions(run, tally.images),
         **({"outputs": True} if _maps(run) else {}),
         "price": _price(run, tally),
-        "cost": cost_of(run, tally.images.n),
+        "cost": cost_of(run),
         "arrivals": _arrivals(run),
         "rank0": _rank0(run),
         "validity": _validity(run),

@@ -225,22 +225,6 @@ def visible_entries(visible: str | None) -> list[str] | None:
     return entries
 
 
-def gpu_entry(device: str, visible: str | None) -> str | None:
-    """The number or the UUID of a torch device's GPU on this host; None for a CPU.
-
-    Without `visible`, torch's number is taken for that of the host, which is right if all GPUs are
-    of one model.
-    """
-    name, _, number = device.partition(":")
-    entries = visible_entries(visible)
-    if name != "cuda":
-        return None
-    place = int(number or 0)
-    if entries is None:
-        return str(place)
-    return entries[place] if place < len(entries) else None
-
-
 def local_gpu_rank(rank: int, environ: Mapping[str, str] = os.environ, team: int = 0) -> int | None:
     """This rank's number among the ranks of its host that hold a network; None for rank 0.
 

@@ -92,8 +92,6 @@ NOT_TRIED = {
     ("plugins", "offered"): "what pip installed; tests/loops/test_plugins breaks it",
     ("results/claim", "_read"): "bytes of a claim: claims are tried",
     ("results/row_sink", "_wait_for_lead"): OWN,
-    ("system/energy", "_joules"): KERNEL,
-    ("system/energy", "rapl"): KERNEL,
     ("results/row_sink", "recent"): OWN,
     ("results/export", "_to_hdf5"): "a manifest as it is: manifests are tried",
     ("results/row_sink", "put"): OWN,

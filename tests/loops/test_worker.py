@@ -512,30 +512,6 @@ def test_what_a_network_raises_is_the_reason_of_its_task_s_failure(error):
     assert answered.cells[0].label == 6
 
 
-def test_what_the_driver_says_of_a_rank_s_gpu_is_told_at_the_start_and_with_a_failure(monkeypatch):
-    said = {"1": "GPU 1: slowed down by its hardware because it is hot"}
-    monkeypatch.setattr("collage_mpi.job.networks.gpu_trouble", lambda entry: said.get(entry, ""))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    bench = Bench(start=False)
-    bench.network.device = "cuda:1"
-    bench.start()
-    (hello,) = bench.endpoint.told()
-    assert hello.gpu_trouble == said["1"]
-    bench.network.error = RuntimeError("CUDA error")
-    said["1"] = "GPU 1: the host has lost it"
-    bench.single(0)
-    bench.run()
-    bench.network.error = None
-    bench.single(1)
-    bench.run()
-    assert [r.reason for r in bench.results] == [f"{said['1']}. RuntimeError: CUDA error", ""]
-    bench.network.refuses = 6
-    batch_of(bench, [6, 3])
-    bench.run()
-    told = [r.reason for r in bench.results[-2:]]
-    assert told == [f"{said['1']}. ValueError: class 6", ""], "what was answered has no reason"
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_scores_that_are_not_finite_fail_the_task(value):
     bench = Bench()

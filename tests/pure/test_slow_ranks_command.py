@@ -222,20 +222,6 @@ def test_a_folder_that_is_no_run_is_left_out_where_others_are_runs(tmp_path, cap
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_gpu_that_its_driver_finds_bad_is_named_with_its_node(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = healthy()
-    said = "GPU 0: 2 uncorrectable ECC errors since its reset"
-    run.manifest["world"][1] |= {"gpu_trouble": said}
-    final = {"world": run.manifest["world"]}
-    run.manifest["sessions"] = [{"session": n, "final": final} for n in (1, 2)]
-    main(of_files(monkeypatch, {"a": run}))
-    out = capsys.readouterr().out
-    assert out.count(f"FAILING node2: rank 2 has a bad GPU ({said})\n") == 1
-    assert "sbatch --exclude=node2\n" in out
-
-
 def test_a_rank_where_most_of_the_failed_tasks_were_is_named_although_it_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
