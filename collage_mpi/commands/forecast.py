@@ -108,7 +108,7 @@ def forecast(settings: RunSettings, worker_group: WorkerGroup | None, ask: Ask) 
     resume, retry_errors = ask.resumes and has_run(settings.out), ask.retry_errors
     known = read_manifest(out) if resume else {}
     size = settings.launch_size if worker_group is None else worker_group.transport.size
-    plan = make_plan(settings, size, known.get("shards"), launched=worker_group is not None)
+    plan = make_plan(settings, size, known, launched=worker_group is not None)
     with closing(plan.shards):
         warn_of_one_class_groups(plan)
         warn_of_small_pictures(plan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +33,8 @@ from collage_mpi.models.null import NULL_CLASSES
 from collage_mpi.models.specs import AcceptSpec, ParitySpec
 from collage_mpi.models.weights import read_tensors
 from collage_mpi.results.agreement import ADVICE, weaker_by
+from collage_mpi.results.file_names import INDEX_FOLDER
+from collage_mpi.results.parts import sessions_of
 from collage_mpi.results.vectors import require_pyarrow
 from collage_mpi.scheduler.schemes import SCHEMES
 from collage_mpi.settings.placement import Placement
@@ -113,7 +115,7 @@ class Plan:
 def make_plan(
     settings: RunSettings,
     world_size: int,
-    known_shards: Sequence[Mapping[str, Any]] | None = None,
+    known: Mapping[str, Any] | None = None,
     *,
     launched: bool = True,
     team: int = 0,
@@ -123,7 +125,7 @@ def make_plan(
     Args:
         settings: of the run.
         world_size: number of ranks.
-        known_shards: the shards in the manifest of a run that is resumed; None for a new run.
+        known: the manifest of a run that is resumed; None or {} for a new run.
         launched: this process is a rank of the world, so the launcher's number of ranks is checked.
         team: the team whose ranks are placed.
 
@@ -143,8 +145,10 @@ def make_plan(
         read_as=read_as(settings, networks),
     )
     try:
-        if known_shards is not None:
-            shards = as_before(shards, known_shards, limited=settings.limit is not None)
+        if known:
+            indexes, session = Path(settings.out) / INDEX_FOLDER, sessions_of(known).stop
+            limited = settings.limit is not None
+            shards = as_before(shards, known["shards"], indexes, session, limited=limited)
         _tell_of_usual_resize(settings, networks, shards)
         return _fitted(settings, placement, networks, shards)
     except BaseException:

@@ -86,8 +86,9 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
                 "fingerprint": info.fingerprint,
                 "count": info.count,
                 **({} if info.storage in HDF5 else {"source": info.storage, "fit": info.fit}),
+                **plan.shards.since.get(number, {}),
             }
-            for info in plan.shards.infos
+            for number, info in enumerate(plan.shards.infos)
         ],
         "bad_shards": [{"path": str(bad.path), "reason": bad.reason} for bad in plan.shards.bad],
         "rows": len(plan.order),

@@ -122,7 +122,7 @@ def run_session(settings: RunSettings, worker_group: WorkerGroup, ask: Ask) -> S
     settings.require_inputs()
     resume = ask.resumes and has_run(settings.out)
     known = read_manifest(Path(settings.out)) if resume else {}
-    plan = make_plan(settings, worker_group.transport.size, known.get("shards"))
+    plan = make_plan(settings, worker_group.transport.size, known)
     try:
         return LeadRun(plan, worker_group, known, ask).outcome()
     finally:
@@ -449,7 +449,7 @@ class TeamRun:
         self._manifest = manifest_of(self.out, begin, self._why_stop)
         team = begin.session - self._manifest["session"]
         size = worker_group.transport.size
-        self.plan: Plan = make_plan(settings, size, self._manifest["shards"], team=team)
+        self.plan: Plan = make_plan(settings, size, self._manifest, team=team)
         if order_digest(self.plan) != begin.order:
             self.plan.shards.close()
             raise EnvironmentFault(

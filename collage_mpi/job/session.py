@@ -141,8 +141,7 @@ class TeamSession(ExitStack):
         workers, told = len(plan.placement.workers), self.start
         runs = settings.runs and self.reading.issuperset(plan.placement.workers)
         asked = settings.scheduler_settings(workers, told.cost_ratio, told.batch_costs, runs=runs)
-        fingerprints = [info.fingerprint for info in plan.shards.infos]
-        draw = Draw(settings.audit_share, settings.audit_seed, fingerprints)
+        draw = Draw(settings.audit_share, settings.audit_seed, plan.shards.fingerprints)
         wire = self.worker_group.session
         feed = ImageBuffer(self.reader, self.encoder, wire, clock, self.reading, draw)
         self._start_ns = clock()

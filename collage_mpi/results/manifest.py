@@ -108,7 +108,6 @@ def fields(**checks: Check) -> Check:
 
 
 _TEXTS = _dict_of(is_text)
-_SHARD = fields(path=optional(is_text), fingerprint=is_text, count=_is_count)
 _WORLD = list_of(
     fields(
         rank=_is_count,
@@ -141,6 +140,13 @@ _THRESHOLD = fields(
     **dict.fromkeys(("images", "audited", "differing"), optional(_is_count)),
 )
 _RANGES = list_of(_pair_of(_is_count))
+_SHARD = fields(
+    path=optional(is_text),
+    fingerprint=is_text,
+    count=_is_count,
+    content=optional(is_text),
+    changed=optional(_RANGES),  # [row, session], not a range
+)
 
 _REQUIRED: dict[str, tuple[Check, str]] = {
     "run_id": (is_text, "a string"),

@@ -155,7 +155,7 @@ def from_shards(
     why = {str(p): str(one) for p, one in examined.items() if isinstance(one, CollageError)}
     found, missing = {}, []
     for number, entry in entries.items():
-        info = infos.get(entry["fingerprint"])
+        info = infos.get(entry.get("content") or entry["fingerprint"])
         if info is None:
             missing.append(why.get(_given(entry)) or _not_found(entry["path"], shards, why))
             continue

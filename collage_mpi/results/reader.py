@@ -174,14 +174,45 @@ class StoredRun(Run):
         return [part.path for part in self.parts if part.table == table.name]
 
     def done_keys(self, *, answered: bool) -> np.ndarray:
-        """Keys of the images that have a row, (k,) of KEY_ROW. Raises as `pieces`.
+        """Keys of the images that have a row, and have not changed since, (k,) of KEY_ROW. Raises
+        as `pieces`.
 
         Args:
             answered: only of images that have an answer.
         """
-        rows = self.chunks(IMAGES)
-        keys = [keys_of(some[some["answered"]] if answered else some) for some in rows]
-        return np.concatenate([np.empty(0, KEY_ROW), *keys])
+        keys = [np.empty(0, KEY_ROW)]
+        for rows in self.chunks(IMAGES):
+            count = ~self.outdated(rows)
+            keys.append(keys_of(rows[count & rows["answered"] if answered else count]))
+        return np.concatenate(keys)
+
+    def outdated(self, images: np.ndarray) -> np.ndarray:
+        """(n,) bool, rows of pictures that have changed since the row was written."""
+        keys, since = self._changed
+        if not len(keys):
+            return np.zeros(len(images), bool)
+        own = flat_keys(images)
+        at = np.minimum(np.searchsorted(keys, own), len(keys) - 1)
+        found: np.ndarray = (keys[at] == own) & (images["session"] < since[at])
+        return found
+
+    def outdated_rows(self) -> np.ndarray:
+        """The rows of pictures that have changed since, (n,) of IMAGE_ROW. Raises as `pieces`."""
+        chunks = self.chunks(IMAGES) if len(self._changed[0]) else ()
+        found = [rows[self.outdated(rows)] for rows in chunks]
+        return np.concatenate([np.empty(0, IMAGES.dtype), *found])
+
+    @cached_property
+    def _changed(self) -> tuple[np.ndarray, np.ndarray]:
+        """The pictures that have changed since the run began: (m,) `flat_keys`, ascending, and (m,)
+        int64, the first session that read them as they are now."""
+        found = [
+            (shard << 40 | row, session)
+            for shard, entry in enumerate(self.manifest["shards"])
+            for row, session in entry.get("changed") or ()
+        ]
+        keys, since = zip(*sorted(found), strict=True) if found else ((), ())
+        return np.array(keys, np.uint64), np.array(since, np.int64)
 
     def _counting(self, path: Path, table: TableLayout, *, counted: bool = True) -> np.ndarray:
         """The image rows of a part that count, or those that do not."""

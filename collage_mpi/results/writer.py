@@ -50,13 +50,14 @@ from collage_mpi.results.manifest import (
 from collage_mpi.results.number_sets import InputCoverage
 from collage_mpi.results.parts import sessions_of
 from collage_mpi.results.pending import Publisher, adopt, clear
-from collage_mpi.results.reader import known_run
+from collage_mpi.results.reader import StoredRun, known_run
 from collage_mpi.results.row_sink import RowSink, unwritable
 from collage_mpi.results.rows import IMAGES
 from collage_mpi.results.status import StatusFiles
 from collage_mpi.results.tally import Inventory, Tally
 from collage_mpi.results.vectors import extras_of, remove_orphans
 from collage_mpi.system.files import make_directory, sync_directory, write_atomic
+from collage_mpi.system.printable import counted
 
 
 class RunWriter(RowSink):
@@ -145,7 +146,7 @@ class RunWriter(RowSink):
             check_manifest(full, str(out / MANIFEST))
             adopt(out, before, lambda: known_run(out, before).done_keys(answered=False))
             make_lasting(out)
-            run = known_run(out, before)
+            run = _as_input_is_now(out, before, full)
             full["accepted"] = parts.describe(run.parts)
             _mark_lost_rows(full["sessions"], Inventory(run))
             done = run.done_keys(answered=retry_errors)
@@ -184,7 +185,9 @@ class RunWriter(RowSink):
             return None
         with os_errors_as(unwritable, out):
             make_lasting(out)  # a run that is reported complete must survive a power failure
-        return before["status"] if Inventory(known_run(out, before)).whole else None
+        run = known_run(out, {**before, "shards": manifest["shards"]})
+        whole = not len(run.outdated_rows()) and Inventory(run).whole
+        return before["status"] if whole else None
 
     @classmethod
     def done(
@@ -196,10 +199,10 @@ class RunWriter(RowSink):
             UsageError, EnvironmentFault, DataFault: as `reopen`. Another job is looked for during
                 LOOK_S at most.
         """
-        before, _ = _next_session(out, manifest)
+        before, full = _next_session(out, manifest)
         with os_errors_as(unwritable, out):
             check_free(out, out)
-        return known_run(out, before).done_keys(answered=retry_errors)
+        return _as_input_is_now(out, before, full).done_keys(answered=retry_errors)
 
     def discard(self) -> None:
         """Remove a run that has no rows, and its folder if the folder is then empty."""
@@ -429,6 +432,25 @@ def _next_session(out: Path, manifest: Mapping[str, Any]) -> tuple[Json, Json]:
     full["run_id"] = before["run_id"]
     full["started"] = before.get("started", full["started"])
     return before, full
+
+
+def _as_input_is_now(out: Path, before: Json, full: Json) -> StoredRun:
+    """The run, whose rows do not count if their pictures have changed since.
+
+    Raises:
+        UsageError: a picture has changed that was answered before.
+        EnvironmentFault, DataFault: as `known_run`.
+    """
+    run = known_run(out, {**before, "shards": full["shards"]})
+    rows = run.outdated_rows()
+    rows = rows[rows["answered"]]
+    if len(rows):
+        first = full["shards"][int(rows["shard"][0])]["path"]
+        raise UsageError(
+            f"{out}: {counted(len(rows), 'picture')} changed after the answer was written, such as "
+            f"row {rows['row'][0]} of {first}. Put back what was there, or choose another --out."
+        )
+    return run
 
 
 def _sessions_until(before: Json) -> list[Json]:

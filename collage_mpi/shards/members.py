@@ -83,6 +83,8 @@ class MemberIndex:
         offsets, sizes: (n,) int64, bytes.
         labels: (n,) int64, or None.
         faults: row -> why the member cannot be used.
+        crc32: (n,) uint32, CRC-32 of the bytes, 0 for members that cannot be read or are at URLs;
+            None if the bytes were not read, because there are too many.
     """
 
     names: bytes
@@ -91,6 +93,7 @@ class MemberIndex:
     sizes: np.ndarray
     labels: np.ndarray | None = None
     faults: Mapping[int, str] = field(default_factory=dict)
+    crc32: np.ndarray | None = None
 
     @classmethod
     def of(cls, members: Sequence[Member], names: Sequence[str]) -> MemberIndex:
@@ -140,6 +143,18 @@ class MemberIndex:
         )
         return "; ".join(said) or "the same names and sizes, and other content"
 
+    def changed_since(self, before: MemberIndex) -> np.ndarray | None:
+        """The rows whose members have other bytes than in an earlier list, ascending; None if the
+        lists do not have the same names in the same order, or if only one of them knows the bytes.
+        """
+        same = self.names == before.names and np.array_equal(self.ends, before.ends)
+        if not same or (self.crc32 is None) != (before.crc32 is None):
+            return None
+        changed = self.sizes != before.sizes
+        if self.crc32 is not None:
+            changed |= self.crc32 != before.crc32
+        return np.flatnonzero(changed)
+
     def digest(self) -> str:
         """SHA-256 of names, offsets and sizes, from which labels and faults follow."""
         found = hashlib.sha256(self.names)
@@ -151,8 +166,8 @@ class MemberIndex:
         """Write the index atomically as .npz. Raises OSError."""
         stream = io.BytesIO()
         arrays = {"ends": self.ends, "offsets": self.offsets, "sizes": self.sizes}
-        if self.labels is not None:
-            arrays["labels"] = self.labels
+        more = {"labels": self.labels, "crc32": self.crc32}
+        arrays |= {name: array for name, array in more.items() if array is not None}
         faults = json.dumps(dict(self.faults)).encode()
         texts = {"names": self.names, "faults": faults}
         arrays |= {key: np.frombuffer(text, np.uint8) for key, text in texts.items()}
@@ -172,6 +187,7 @@ class MemberIndex:
                     sizes=found["sizes"],
                     labels=found.get("labels"),
                     faults={int(row): str(why) for row, why in faults.items()},
+                    crc32=found.get("crc32"),
                 )
         except UNREADABLE_OR_GONE:
             return None

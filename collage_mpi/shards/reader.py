@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,8 @@ class ShardSet:
         bad: shards that could not be read at the start. Their images do not count.
         lost: shard number -> reason, for shards in `infos` that can no longer be read.
         left_out: shards that a resumed run does not use; see `resumed`.
+        since: shard number -> what the manifest of a resumed run says of a source whose members
+            have changed since the run began; see `resumed`.
         hash_limit_bytes: a larger file that has changed is not hashed again but counts as lost;
             None for no limit.
         decoders: number of cores that may decode pictures; None for all.
@@ -64,6 +67,7 @@ class ShardSet:
         self.bad = tuple(bad)
         self.lost: dict[int, str] = {}
         self.left_out: tuple[Path, ...] = ()
+        self.since: dict[int, dict[str, Any]] = {}
         self._row_faults: dict[int, str] = {}  # global index -> why the row cannot be used
         self._stamps: list[Stamp | None] = [info.stamp for info in infos]
         self.shape, self.dtype = infos[0].shape, infos[0].dtype
@@ -181,6 +185,14 @@ class ShardSet:
         they are not encoded."""
         fits = {info.fit for info in self.infos}
         return self.infos[0].fit if len(fits) == 1 else None
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """The fingerprint of each shard when the run began: with the row, the key of an image."""
+        return [
+            self.since.get(number, {}).get("fingerprint", info.fingerprint)
+            for number, info in enumerate(self.infos)
+        ]
 
     @property
     def cell_sizes(self) -> frozenset[int]:

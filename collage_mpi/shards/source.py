@@ -33,6 +33,7 @@ from collage_mpi.shards.schema import (
     HASH_LIMIT_BYTES,
     ShardInfo,
     read_sidecar,
+    row_crc32,
     sha256_of,
     split_part,
     stamp_of,
@@ -225,21 +226,30 @@ def picture_info(
     )
 
 
-def fingerprint_of(index: MemberIndex, members: Iterable[Member], known: str | None = None) -> str:
+def fingerprint_of(
+    index: MemberIndex, members: Iterable[Member], known: str | None = None
+) -> tuple[str, np.ndarray | None]:
     """A SHA-256 of the names, offsets and sizes of members, and of their bytes if they are at most
     HASH_LIMIT_BYTES. Bytes at URLs are not read.
 
     Args:
         index: the list of all members.
         members: the same members, to read their bytes.
-        known: digest of the bytes, if known. Then they are not read.
+        known: digest of the bytes, if known. Then they are not part of the SHA-256.
+
+    Returns:
+        The SHA-256 as 64 hex digits; and `MemberIndex.crc32`.
     """
     found = hashlib.sha256(f"{index.digest()} {known or ''}".encode())
-    if not known and int(index.sizes.sum()) <= HASH_LIMIT_BYTES:
-        for member in members:
-            with suppress(UnreadablePicture):
-                found.update(b"" if url_of(member.path) else read_member(member))
-    return found.hexdigest()
+    if int(index.sizes.sum()) > HASH_LIMIT_BYTES:
+        return found.hexdigest(), None
+    crcs = np.zeros(len(index), np.uint32)
+    for row, member in enumerate(members):
+        with suppress(UnreadablePicture):
+            data = b"" if url_of(member.path) else read_member(member)
+            crcs[row] = row_crc32(data, None)
+            found.update(b"" if known else data)
+    return found.hexdigest(), crcs
 
 
 class MemberSource(PictureSource):
@@ -269,18 +279,21 @@ class MemberSource(PictureSource):
         with reading(path):
             listing = cls.listed(path, read_as)
             index = listing.index()
-            about = picture_info(cls, path, read_as, len(index), cls._print(path, index))
+            fingerprint, crc32 = cls._print(path, index)
+            about = picture_info(cls, path, read_as, len(index), fingerprint)
         for warning in listing.warnings:
             tell(f"warning: {warning}")
         labels = index.labels is not None
-        return replace(about, class_names=listing.class_names, has_labels=labels, members=index)
+        members = replace(index, crc32=crc32)
+        return replace(about, class_names=listing.class_names, has_labels=labels, members=members)
 
     @classmethod
     def fingerprint(cls, path: Path) -> str:
-        return cls._print(path, cls.listed(path, ReadAs(labels=False)).index())
+        return cls._print(path, cls.listed(path, ReadAs(labels=False)).index())[0]
 
     @classmethod
-    def _print(cls, path: Path, index: MemberIndex) -> str:
+    def _print(cls, path: Path, index: MemberIndex) -> tuple[str, np.ndarray | None]:
+        """See `fingerprint_of`."""
         known = read_sidecar(path) if os.path.isfile(path) else None
         members = (cls._member(path, index, row) for row in range(len(index)))
         return fingerprint_of(index, members, known)
@@ -299,7 +312,7 @@ class MemberSource(PictureSource):
             return index
         with reading(info.path):
             index = cls.listed(info.path, ReadAs(labels=False)).index()
-            if cls._print(info.path, index) != info.fingerprint:
+            if cls._print(info.path, index)[0] != info.fingerprint:
                 raise DataFault(f"{info.path}: has changed since it was listed. Start again.")
         return index
 

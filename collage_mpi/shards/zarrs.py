@@ -103,7 +103,7 @@ class ZarrSource(Source):
         files = sorted(os.path.join(top, f) for top, _, found in os.walk(folder) for f in found)
         members = [Member(os.path.relpath(f, folder), f, os.path.getsize(f)) for f in files]
         index = MemberIndex.of(members, [member.id for member in members])
-        return hashlib.sha256(f"{fingerprint_of(index, members)} {part}".encode()).hexdigest()
+        return hashlib.sha256(f"{fingerprint_of(index, members)[0]} {part}".encode()).hexdigest()
 
     def read_into(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
         """Read rows; see `Source.read_into`. Rows of missing chunks get a fault."""

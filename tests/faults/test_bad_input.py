@@ -252,10 +252,10 @@ def test_a_resumed_run_keeps_its_numbers(tmp_path: Path) -> None:
     paths = make_three(tmp_path)
     with ShardSet.open([paths[0], paths[2]]) as first:
         known = entries(first)
-    with as_before(ShardSet.open(paths), known) as again:
+    with as_before(ShardSet.open(paths), known, tmp_path, 2) as again:
         assert [info.path.name for info in again.infos] == ["a.h5", "c.h5", "b.h5"]
     truncated(paths[2])
-    with as_before(ShardSet.open(paths, skip_bad=True), known) as again:
+    with as_before(ShardSet.open(paths, skip_bad=True), known, tmp_path, 2) as again:
         assert [info.path.name for info in again.infos] == ["a.h5", "c.h5", "b.h5"]
         assert list(again.lost) == [1]
         assert again.bad == ()
@@ -263,7 +263,7 @@ def test_a_resumed_run_keeps_its_numbers(tmp_path: Path) -> None:
         assert again.labels() is not None
     other = make_shard(tmp_path / "d.h5", 200)
     with ShardSet.open([paths[0], other]) as foreign_input:
-        assert as_before(foreign_input, known) is foreign_input
+        assert as_before(foreign_input, known, tmp_path, 2) is foreign_input
 
 
 def test_only_what_was_bad_may_be_added(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_bad_shards_of_one_name_keep_apart(tmp_path: Path) -> None:
     truncated(one)
     truncated(two)
     found = ShardSet.open([one, two, tmp_path / "z.h5"], skip_bad=True)
-    with as_before(found, known) as again:
+    with as_before(found, known, tmp_path, 2) as again:
         assert [info.path for info in again.infos][:2] == [one, two]
         assert again.bad == ()
     assert BadShard(one, "x") != BadShard(two, "x")

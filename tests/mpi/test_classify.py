@@ -112,6 +112,12 @@ def test_pictures_to_a_csv_file_begun_gone_on_with_and_refused(
     assert {*rows[0]} == {"id", "class", "score", "class_2", "score_2"}
     capfd.readouterr()
 
+    Image.new("RGB", (50, 40)).save(tmp_path / "photos" / "z" / "damaged.jpg")  # mended
+    assert main(words) == ExitCode.COMPLETE
+    said = "1 picture changed since the last session, such as z/damaged.jpg"
+    assert said in capfd.readouterr().err
+    assert all(row["class"] for row in csv.DictReader((tmp_path / "c.csv").open()))
+
     (tmp_path / "photos" / "a.png").unlink()
     assert main(words) == ExitCode.USAGE
     assert "remove c.csv.run or choose another --out" in capfd.readouterr().out

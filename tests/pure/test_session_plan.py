@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_refused(shards, more, error, says):
 @pytest.mark.parametrize(("limit", "rows"), [(None, 12), (6, 5)])
 def test_a_limited_run_stays_without_a_shard_that_was_mended_later(shards, caplog, limit, rows):
     at_first = plan_of(shards[:1], limit=limit)
-    plan = plan_of(shards, limit=limit, known=make_manifest(at_first)["shards"])
+    plan = plan_of(shards, limit=limit, known={"session": 1, **make_manifest(at_first)})
     assert len(plan.order) == rows
     assert differences(make_manifest(at_first), make_manifest(plan)) == [] or limit is None
     warn_of_bad_shards(plan.shards)

@@ -468,11 +468,11 @@ def test_a_run_that_goes_on_resizes_pictures_as_it_began(tmp_path, files) -> Non
         (began,), expected = found.infos, found.read_all()[0]
     known = [{"path": "photos", "fingerprint": began.fingerprint, "count": COUNT, "fit": began.fit}]
     other = ReadAs(replace(FIT, filter="bicubic"))
-    with as_before(read(tmp_path / "photos", other), known) as again:
+    with as_before(read(tmp_path / "photos", other), known, tmp_path, 2) as again:
         assert again.fit == began.fit != other.fit.text()
         assert (again.read_all()[0] == expected).all()
     larger = ReadAs(PictureFit(20))
-    with as_before(read(tmp_path / "photos", larger), known) as again:
+    with as_before(read(tmp_path / "photos", larger), known, tmp_path, 2) as again:
         assert again.fit == larger.fit.text()  # of another size: the run's settings say so
 
 
