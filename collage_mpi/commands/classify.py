@@ -45,6 +45,7 @@ class ClassifyArguments(MpiArguments):
     class_names_file: str | None = same(InputSettings, "class_names_file", group="")
     image_px: int | None = same(InputSettings, "image_px", group="")
     device: str = same(NetworkSettings, "device", group="")
+    trust_network: str = same(NetworkSettings, "trust_network", group="")
     ranks: int | None = setting(
         None, "worker ranks", unset="one for each GPU, or for each available core", at_least=1
     )
@@ -84,9 +85,9 @@ def _run_words(args: ClassifyArguments) -> list[str]:
     words += ["--input", str(args.pictures), "--input-labels", "none", "--pixels", "workers"]
     words += ["--single", args.network]
     words += ["--profile", "throughput", "--singles", str(singles), "--device", args.device]
-    for name in ("top_k", "class_names_file", "image_px"):
+    for name in ("top_k", "class_names_file", "image_px", "trust_network"):
         value = getattr(args, name)
-        words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+        words += [] if value in (None, "") else [f"--{name.replace('_', '-')}", str(value)]
     return words
 
 

@@ -22,7 +22,8 @@ from collage_mpi.models.named import is_foreign
 from collage_mpi.models.specs import ParitySpec
 from collage_mpi.models.tuning import PLAIN, PRECISIONS
 from collage_mpi.settings.flags import Arguments, switch
-from collage_mpi.system.fields import REQUIRED, setting
+from collage_mpi.settings.inputs import NetworkSettings
+from collage_mpi.system.fields import REQUIRED, same, setting
 from collage_mpi.system.printable import counted
 from collage_mpi.system.progress import advancing
 from collage_mpi.system.table import Table, to_text
@@ -86,6 +87,7 @@ class EvaluateArguments(Arguments):
     calls: int = setting(300, "number of timed calls of each network", at_least=1)
     device: str = setting("cpu", "cpu, cuda or cuda:N", metavar="DEVICE")
     threads: int = setting(1, "number of CPU threads", at_least=1)
+    trust_network: str = same(NetworkSettings, "trust_network", group="")
     precision: str = setting(
         PLAIN.precision,
         "number format of the networks. auto: the same choice as the ranks of `run` make",
@@ -157,7 +159,8 @@ def _measure(args: EvaluateArguments, specs: dict[str, str]) -> dict[str, Any]:
     from collage_mpi.shards import ShardSet
     from collage_mpi.training.report import AskedNetworks, make_report
 
-    described = {kind: describe(spec, KIND[kind].network) for kind, spec in specs.items()}
+    trusted = args.trust_network
+    described = {kind: describe(spec, KIND[kind].network, trusted) for kind, spec in specs.items()}
     for kind, spec in specs.items():
         if described[kind] is None and not is_foreign(spec):
             raise UsageError(f"--{kind} {spec}: a null network has nothing to evaluate")
@@ -171,6 +174,7 @@ def _measure(args: EvaluateArguments, specs: dict[str, str]) -> dict[str, Any]:
             threads=args.threads,
             tuning=replace(PLAIN, precision=args.precision),
             geometry=_geometry(args, shards, infos),
+            trusted=trusted,
         )
         predictors: dict[str, Any] = {
             kind: load_predictor(spec, KIND[kind].network, how) for kind, spec in specs.items()

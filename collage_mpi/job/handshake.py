@@ -279,7 +279,12 @@ def _welcome(plan: Plan, encoder: AnyEncoder) -> Welcome:
     by_group = settings.uses(COLLAGE) or settings.uses(BACKUP)
     return Welcome(
         networks={},
-        how=Loading(device=settings.device, tuning=settings.tuning(), save=settings.save),
+        how=Loading(
+            device=settings.device,
+            tuning=settings.tuning(),
+            save=settings.save,
+            trusted=settings.trust_network,
+        ),
         geometry=plan.geometry,
         credit=settings.messages,
         batch=settings.batch_size,

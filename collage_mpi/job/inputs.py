@@ -5,13 +5,12 @@ Shards have fingerprints of their own.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.kinds import NETWORK_SETTINGS
+from collage_mpi.models.gate import sha256_of_network
 from collage_mpi.models.named import is_file, is_null
-from collage_mpi.models.weights import sha256_of_file
 from collage_mpi.settings.run_settings import RunSettings
 
 
@@ -41,22 +40,14 @@ def digests(files: dict[str, Path]) -> dict[str, str]:
     """Setting -> SHA-256 of its file, 64 hex digits.
 
     Raises:
-        EnvironmentFault: a file cannot be read.
+        EnvironmentFault, DataFault: a file cannot be read.
     """
     found = {}
     for name, path in files.items():
         try:
-            stat = path.stat()
-            stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
-            found[name] = _digest(path.absolute(), stamp)
+            found[name] = sha256_of_network(path)
         except OSError as error:
             raise EnvironmentFault(
                 f"{name} {path}: cannot be read: {error.strerror or error}"
             ) from error
     return found
-
-
-@lru_cache(maxsize=256)
-def _digest(path: Path, stamp: tuple[int, int, int]) -> str:
-    """SHA-256 of the file; it is read again only if its stamp has changed."""
-    return sha256_of_file(path)

@@ -304,7 +304,10 @@ def _networks(settings: RunSettings) -> dict[str, NetworkInfo]:
             "name the weights that collage-mpi train parity wrote"
         )
     used = [kind for kind in KINDS if settings.uses(kind)]
-    described = {kind: describe(settings.network(kind), KIND[kind].network) for kind in used}
+    trusted = settings.trust_network
+    described = {
+        kind: describe(settings.network(kind), KIND[kind].network, trusted) for kind in used
+    }
     networks = {kind: info for kind, info in described.items() if info is not None}
     parity = networks.get(PARITY)
     if parity is not None and parity.parity is not None:
@@ -416,7 +419,7 @@ def _ask_named(
     """
     specs = {kind: settings.network(kind) for kind in KINDS if settings.uses(kind)}
     return {
-        kind: ask(spec, KIND[kind].network, geometry)
+        kind: ask(spec, KIND[kind].network, geometry, settings.trust_network)
         for kind, spec in specs.items()
         if is_foreign(spec) and (functions or not is_function(spec))
     }

@@ -13,25 +13,27 @@ if TYPE_CHECKING:
     from collage_mpi.models.info import Loading, NetworkInfo, Predictor
 
 
-def describe(spec: str, kind: str) -> NetworkInfo | None:
+def describe(spec: str, kind: str, trusted: str = "") -> NetworkInfo | None:
     """Read the facts of a network from the header of its weights file, without torch.
 
     Args:
         spec: path of a safetensors file, "null" (see `null.parse_null`), or a network of another
             library or of the user (see `named`).
         kind: one of NETWORKS, the role of the network.
+        trusted: which networks that are programs may run: the setting trust_network.
 
     Returns:
         The facts; None for a network without a weights file of this package.
 
     Raises:
-        UsageError: the kind or an option is unknown, a null spec is malformed, or the weights are
-            of another kind.
+        UsageError: the kind or an option is unknown, a null spec is malformed, the weights are of
+            another kind, or the network is a program that the user does not trust.
         EnvironmentFault: the file is missing or unreadable.
         DataFault: the file does not hold weights of this package.
     """
+    from collage_mpi.models.gate import admit
     from collage_mpi.models.info import check_kind
-    from collage_mpi.models.named import check_named, is_null, read_spec
+    from collage_mpi.models.named import is_null, read_spec
     from collage_mpi.models.null import parse_null
     from collage_mpi.models.weights import describe_weights
 
@@ -41,7 +43,7 @@ def describe(spec: str, kind: str) -> NetworkInfo | None:
         return None
     named = read_spec(spec)
     if named is not None:
-        check_named(named)
+        admit(named, trusted)
         return None
     return describe_weights(spec, kind)
 

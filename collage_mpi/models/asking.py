@@ -1,27 +1,25 @@
 """Describes a network of another library or of the user, by loading it and letting it answer noise
-in a child process (`python -m collage_mpi.models.asking`), because a damaged file can crash the
-library.
+in a child process (`models.asked`), because a damaged file can crash the library.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
+import tempfile
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
-from collage_mpi.models.info import Declared, Geometry, Loading, NetworkInfo, own_info
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.models.info import Declared, Geometry, NetworkInfo, own_info
 from collage_mpi.models.named import OFFLINE, NotInCache
-from collage_mpi.models.own import load_foreign
 from collage_mpi.system.environment import without_rank
 from collage_mpi.system.forked import of_server
 from collage_mpi.system.process_tree import ask_apart, own_command
 from collage_mpi.system.tell import tell
 
-CHILD_COMMAND = own_command("collage_mpi.models.asking")
+CHILD_COMMAND = own_command("collage_mpi.models.asked")
 LIMIT_S = 1_800.0  # enough to download gigabytes
 
 
@@ -41,16 +39,19 @@ class Described:
 
 
 @lru_cache(maxsize=32)
-def ask(spec: str, kind: str, geometry: Geometry) -> Described:
+def ask(spec: str, kind: str, geometry: Geometry, trusted: str = "") -> Described:
     """Load a foreign network in a child process, let it answer noise, and describe it.
 
     The library first reads only its cache, then asks its hub. So one process downloads the network,
     and other processes find it in the cache.
 
+    Args:
+        trusted: which networks that are programs may run: the setting trust_network.
+
     Raises:
         UsageError, EnvironmentFault, DataFault: the network cannot be used.
     """
-    request = {"spec": spec, "kind": kind, "geometry": asdict(geometry)}
+    request = {"spec": spec, "kind": kind, "geometry": asdict(geometry), "trusted": trusted}
     told = _child(request, {**os.environ, OFFLINE: os.environ.get(OFFLINE, "1")})
     if told.get("fault") == NotInCache.__name__ and OFFLINE not in os.environ:
         tell(f"{spec} is not in the cache of its library: its hub is asked")
@@ -70,7 +71,9 @@ def ask(spec: str, kind: str, geometry: Geometry) -> Described:
 def _child(request: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
     """The answer of the child process; a fault if the process died."""
     environment = {**without_rank(environment), **of_server}
-    said = ask_apart(CHILD_COMMAND, request, LIMIT_S, environment)
+    with tempfile.TemporaryDirectory() as folder:
+        environment["TMPDIR"] = folder
+        said = ask_apart(CHILD_COMMAND, request, LIMIT_S, environment)
     if said.code is None:
         message = f"{request['spec']}: it was not loaded within {LIMIT_S:,.0f} s"
         return {"fault": EnvironmentFault.__name__, "message": message}
@@ -83,24 +86,3 @@ def _child(request: dict[str, Any], environment: dict[str, str]) -> dict[str, An
             f"({said.last_word[:200] or 'no message'}): the file is damaged, or its library is"
         )
         return {"fault": DataFault.__name__, "message": message}
-
-
-def main() -> int:
-    """The child process: read a request from stdin, and print the answer as a line of JSON."""
-    request = json.load(sys.stdin)
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # so that output of libraries goes to stderr
-    geometry = Geometry(**{**request["geometry"], "classes": None})
-    how = Loading(geometry=replace(geometry, image_shape=tuple(geometry.image_shape)))
-    try:
-        predictor, facts = load_foreign(request["spec"], request["kind"], how)
-        said = {"facts": asdict(facts), "classes": predictor.classes}
-        told = {**said, "fingerprint": predictor.fingerprint}
-    except CollageError as fault:
-        told = {"fault": type(fault).__name__, "message": str(fault)}
-    print(json.dumps(told), file=answers, flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

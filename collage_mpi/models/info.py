@@ -109,6 +109,7 @@ class Loading:
             folded.
         geometry: shapes and classes for a network without a weights file of this package.
         save: which outputs to return beside the scores, one of `vectors.SAVES`.
+        trusted: which networks that are programs may run: the setting trust_network.
     """
 
     device: str = "cpu"
@@ -116,6 +117,7 @@ class Loading:
     tuning: Tuning | None = None
     geometry: Geometry | None = None
     save: str = NO_SAVE
+    trusted: str = ""
 
     @property
     def embed(self) -> bool:

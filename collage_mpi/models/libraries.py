@@ -5,6 +5,8 @@ declares.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.models.backbones import fold_norms
 from collage_mpi.models.foreign_weights import read_state
+from collage_mpi.models.gate import require_trust, sha256_of_network
 from collage_mpi.models.info import TOLERANCE, Declared, Loading
 from collage_mpi.models.named import NORMS, PREFIXES, Named, NotInCache
 from collage_mpi.models.predictor import WithEmbedding
@@ -32,6 +35,7 @@ Made = tuple[nn.Module | None, Callable[[Tensor], Any], Declared]
 ONNX_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 COLOURS = (1, 3)
 FILTER_NUMBERS = {int(Image.Resampling[name.upper()]): name for name in FILTERS}
+CODE_FILES = ["*.json", "*.py"]  # of a network of transformers
 RESTRICTED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # with this variable torch.load runs no code of a file
 LEAST = 1e-30  # smaller probabilities are raised to this before the logarithm
 ADVICE = {
@@ -94,7 +98,8 @@ def load_named(named: Named, how: Loading) -> tuple[nn.Module, Declared]:
         UsageError, EnvironmentFault, DataFault: the library cannot load the network.
     """
     try:
-        network, call, facts = LOADERS[named.library](named, how)
+        with _only_tensors():
+            network, call, facts = LOADERS[named.library](named, how)
     except CollageError:
         raise
     except Exception as error:  # a library may raise anything for a wrong name or a damaged file
@@ -105,11 +110,24 @@ def load_named(named: Named, how: Loading) -> tuple[nn.Module, Declared]:
     if named.norm is not None:
         facts = replace(facts, mean=named.norm[0], std=named.norm[1])
     if named.library not in PREFIXES:
-        facts = replace(facts, fingerprint=sha256_of_file(Path(named.name)))
+        facts = replace(facts, fingerprint=sha256_of_network(Path(named.name)))
     if network is not None and how.tuning and named.library in PREFIXES and facts.shape:
         fold_norms(network, (facts.shape[2], *facts.shape[:2]))
     module = Called(None if network is None else network.eval(), call)
     return WithEmbedding(module) if how.embed and named.library in PREFIXES else module, facts
+
+
+@contextmanager
+def _only_tensors() -> Iterator[None]:
+    """Inside, torch.load takes tensors from a pickle and runs no code of it, whatever a library
+    asks for."""
+    before = os.environ.get(RESTRICTED)
+    os.environ[RESTRICTED] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[RESTRICTED]
+        os.environ.update({} if before is None else {RESTRICTED: before})
 
 
 @contextmanager
@@ -167,9 +185,18 @@ def load_hf(named: Named, how: Loading) -> Made:
     """Load an image classifier of transformers, from a folder, the cache or the hub."""
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    with _from_hub(named):
+    remote: dict[str, Any] = {"trust_remote_code": False}
+    try:
+        with _from_hub(named):
+            network, found = AutoModelForImageClassification.from_pretrained(
+                named.name, output_loading_info=True, **remote
+            )
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        remote = _code_of_hub(named, how.trusted)
         network, found = AutoModelForImageClassification.from_pretrained(
-            named.name, output_loading_info=True
+            named.name, output_loading_info=True, **remote
         )
     lacking = [str(key) for name in ("missing", "mismatched") for key in found[f"{name}_keys"]]
     if lacking:
@@ -182,7 +209,7 @@ def load_hf(named: Named, how: Loading) -> Made:
     facts = Declared(None if unnamed else told_apart(labels))
     if named.norm is None:
         try:
-            told = AutoImageProcessor.from_pretrained(named.name).to_dict()
+            told = AutoImageProcessor.from_pretrained(named.name, **remote).to_dict()
         except (OSError, ValueError) as error:
             raise DataFault(
                 f"{named.spec} has no image processor, which says how pixels are normalised: save "
@@ -190,6 +217,34 @@ def load_hf(named: Named, how: Loading) -> Made:
             ) from error
         facts = processed(facts, told, network.config)
     return network, lambda x: network(pixel_values=x), facts
+
+
+def _code_of_hub(named: Named, trusted: str) -> dict[str, Any]:
+    """The arguments by which transformers runs the code that comes with a network.
+
+    Raises:
+        UsageError: the user does not trust this code.
+    """
+    from huggingface_hub import snapshot_download
+
+    at_hand = Path(named.name).is_dir()
+    with _from_hub(named):
+        folder = Path(
+            named.name if at_hand else snapshot_download(named.name, allow_patterns=CODE_FILES)
+        )
+    files = sorted(file for pattern in CODE_FILES for file in folder.rglob(pattern))
+    lines = (f"{sha256_of_file(file)} {file.relative_to(folder)}\n" for file in files)
+    digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+    texts = (file.read_text() for file in files if file.suffix == ".json")
+    places = [json.loads(text).get("auto_map") for text in texts if '"auto_map"' in text]
+    elsewhere = "--" in str(places)  # REPOSITORY--FILE.CLASS
+    require_trust(
+        named.spec,
+        None if elsewhere else digest,
+        trusted,
+        "Python code comes with its weights",
+    )
+    return {"trust_remote_code": True, **({} if at_hand else {"revision": folder.name})}
 
 
 def processed(facts: Declared, told: dict[str, Any], config: Any) -> Declared:
@@ -252,14 +307,8 @@ def load_onnx(named: Named, how: Loading) -> Made:
 
 
 def load_exported(named: Named, how: Loading) -> Made:
-    """Load a program of torch.export, without running code from pickles in the file."""
-    before = os.environ.get(RESTRICTED)
-    os.environ[RESTRICTED] = "1"
-    try:
-        program = torch.export.load(named.name)
-    finally:
-        del os.environ[RESTRICTED]
-        os.environ.update({} if before is None else {RESTRICTED: before})
+    """Load a program of torch.export."""
+    program = torch.export.load(named.name)
     inputs = program.graph_signature.user_inputs
     nodes = [node for node in program.graph.nodes if node.name in inputs]
     shape = list(nodes[0].meta["val"].shape)
@@ -274,17 +323,7 @@ def load_exported(named: Named, how: Loading) -> Made:
 
 def load_scripted(named: Named, how: Loading) -> Made:
     """Load a TorchScript file, which declares nothing about its inputs."""
-    try:
-        network = torch.jit.load(named.name, map_location=how.device)  # type: ignore[no-untyped-call]
-    except RuntimeError as error:
-        if "constants.pkl" not in str(error):
-            raise
-        raise DataFault(
-            f"{named.name} is no TorchScript: torch.save pickled it, and to load more than tensors "
-            "runs code of its maker. It is not loaded. Save the network with torch.jit.save or "
-            "torch.export.save; timm:NAME,weights=FILE and `collage-mpi weights import` read "
-            "the tensors of a state dict"
-        ) from error
+    network = torch.jit.load(named.name, map_location=how.device)  # type: ignore[no-untyped-call]
     return network, network, Declared()
 
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.system.extras import pip_line
-from collage_mpi.system.files import reading, require_regular
 
 OFFLINE = "HF_HUB_OFFLINE"  # if it is 1, libraries read only their cache
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -26,6 +23,8 @@ ENDINGS = {
 }
 PACKAGES = {"timm": "timm", "hf": "transformers", "onnx": "onnxruntime"}
 SLOW = {"timm": "timm", "hf": "transformers.models.auto"}  # modules whose import takes seconds
+ANY = "any"  # in place of a digest
+HEX_DIGITS = 64  # of a SHA-256
 OPTIONS = {"timm": ("weights", "norm"), FUNCTION: ()}  # other libraries have the option norm
 
 
@@ -103,25 +102,11 @@ def is_file(spec: str) -> bool:
     return named is None or (named.library in ENDINGS.values() and named.name == spec)
 
 
-def check_named(named: Named) -> None:
-    """Check the options, the files and the library of a network, without importing the library.
-
-    Raises:
-        UsageError: an option is unknown.
-        EnvironmentFault: the library is not installed, or a file cannot be read.
-    """
-    known = OPTIONS.get(named.library, ("norm",))
-    for key, value in named.options:
-        if key not in known or not value or (key == "norm" and value not in NORMS):
+def check_trust(trusted: str) -> None:
+    """Raise UsageError unless the setting is empty, "any", or digests with commas between them."""
+    for word in trusted.split(",") if trusted else ():
+        if word != ANY and not re.fullmatch(rf"[0-9a-f]{{{HEX_DIGITS}}}", word):
             raise UsageError(
-                f"{named.spec}: {key}={value} is unknown; it may have "
-                + " and ".join(f"{k}={'|'.join(NORMS) if k == 'norm' else 'FILE'}" for k in known)
+                f"trust_network is {word!r:.80}; needed: the SHA-256 of the file in {HEX_DIGITS} "
+                f"hex digits, which the refusal of a network shows, or {ANY}"
             )
-    package = PACKAGES.get(named.library)
-    if package is not None and find_spec(package) is None:
-        raise EnvironmentFault(f"{named.spec} needs {package}: {pip_line(named.library)}")
-    files = [named.name] if named.library in ENDINGS.values() else []
-    for file in map(Path, filter(None, (*files, named.option("weights")))):
-        with reading(f"network {file}"):
-            require_regular(file)
-            file.open("rb").close()

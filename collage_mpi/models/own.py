@@ -56,6 +56,7 @@ from collage_mpi.encoding.vectors import (
 )
 from collage_mpi.errors import CollageError, DataFault, UsageError
 from collage_mpi.kinds import SINGLE
+from collage_mpi.models.gate import admit
 from collage_mpi.models.info import (
     HOW,
     TOLERANCE,
@@ -68,7 +69,7 @@ from collage_mpi.models.info import (
     item_mismatch,
     own_info,
 )
-from collage_mpi.models.named import FUNCTION, check_named, is_function, read_spec
+from collage_mpi.models.named import FUNCTION, is_function, read_spec
 
 UNKNOWN_CLASSES = (
     "classes is None where nobody names the classes and no label shows how many there are: "
@@ -94,15 +95,15 @@ def load_foreign(spec: str, kind: str, how: Loading) -> tuple[Predictor, Declare
     network declares.
 
     Raises:
-        UsageError: there is no such module, function or option, the function returns something
-            else, or the network has no embeddings and they are wanted.
+        UsageError: as `gate.admit`; or the function returns something else, or the network has no
+            embeddings and they are wanted.
         EnvironmentFault: a library, a file or the network's weights are missing.
         DataFault: a file is damaged, or the answers have a wrong shape or are not probabilities.
     """
     named, geometry, facts = read_spec(spec), how.geometry, Declared()
     if named is None or geometry is None:
         raise UsageError(f"{spec}: a network of your own cannot be used here; name weights")
-    check_named(named)
+    admit(named, how.trusted)
     if named.library == FUNCTION:
         made = _called(spec, kind, geometry, how)
         facts = _declared(spec, kind, geometry, made)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from collage_mpi.encoding.vectors import SAVES, Extras
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import KIND
+from collage_mpi.models.named import check_trust
 from collage_mpi.models.tuning import COMPILES, LAYOUTS, PRECISIONS, Tuning
 from collage_mpi.system.fields import AUTO, Settings, setting
 
@@ -198,6 +199,13 @@ class NetworkSettings(Settings):
         metavar="W",
         shipped=True,
     )
+    trust_network: str = _network(
+        "",
+        "run networks whose files are programs (.pt2, TorchScript, code of a hub). DIGEST: the "
+        "one with this SHA-256, which its refusal shows; several with commas between them. any: "
+        "every one (docs/security.md)",
+        metavar="DIGEST|any",
+    )
     cell_px: int | None = _network(
         None,
         "height and width of a cell in pixels",
@@ -224,6 +232,9 @@ class NetworkSettings(Settings):
     warmup_tasks: int = _network(
         3, "dummy tasks that each rank runs before it reports that it is ready", at_least=0
     )
+
+    def _check(self) -> None:
+        check_trust(self.trust_network)
 
     def network(self, kind: str) -> str:
         """The network that ranks of a kind load: their own, or the one that replaces it."""

@@ -37,7 +37,7 @@ from collage_mpi.system.fields import AUTO, about, by_name, names
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
 # Settings that do not change the rows.
-NOT_OF_ROWS = ("out", "shared_out", "bad_shards", *names(SurvivalSettings))
+NOT_OF_ROWS = ("out", "shared_out", "bad_shards", "trust_network", *names(SurvivalSettings))
 MOST_OF_A_LEASE = 4096  # most images of a batch with teams, whose places fit one message
 R = TypeVar("R", bound="RunSettings")
 

@@ -28,6 +28,7 @@ from collage_mpi.errors import CollageError
 from collage_mpi.experiments.spec import _with_set, expand, read_experiment
 from collage_mpi.job.resume import resumed_settings
 from collage_mpi.models.architecture import default_architecture
+from collage_mpi.models.onnx_files import tensor_files
 from collage_mpi.models.weights import METADATA_KEY, describe_weights, read_tensors
 from collage_mpi.prep.arrays import read_idx, read_labels, to_labels
 from collage_mpi.report.page import render_page
@@ -332,7 +333,25 @@ def _weights(folder: Path) -> list[Reader]:
         Reader("weights, bytes", [whole, stripes], reader, USER),
         Reader("weights, header", [whole, stripes], reader, USER, _header_change),
         Reader("weights, record", [whole, stripes], reader, USER, facts),
+        Reader("graph of ONNX", [_graph()], _from_file(folder / "n.onnx", tensor_files), USER),
     ]
+
+
+def _graph() -> bytes:
+    """A graph with a tensor that is kept in the file w.safetensors beside it."""
+
+    def message(field: int, *parts: bytes) -> bytes:
+        inner = b"".join(parts)
+        return bytes([*_number(8 * field + 2), *_number(len(inner))]) + inner
+
+    place = message(13, message(1, b"location"), message(2, b"w.safetensors"))
+    tensor = message(8, b"name") + place + bytes([8 * 14, 1])
+    node = message(1, message(5, message(5, tensor)))
+    return bytes([8, 9]) + message(7, node, message(5, tensor), message(2, b"x" * 200))
+
+
+def _number(value: int) -> list[int]:
+    return [value] if value < 0x80 else [value & 0x7F | 0x80, *_number(value >> 7)]
 
 
 def _header_change(rng: random.Random, raw: bytes) -> bytes:

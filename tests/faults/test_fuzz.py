@@ -52,7 +52,7 @@ NAMES = (
     *("labels .h5", "idx", "idx.gz", "points.csv", "names of classes", "checksum beside a shard"),
     *("weights, bytes", "weights, header", "weights, record"),
     *("safetensors of other programs", "safetensors of other programs, header"),
-    *("checkpoint", "weights of other programs", "cache of a teacher"),
+    *("graph of ONNX", "checkpoint", "weights of other programs", "cache of a teacher"),
     *(f"message: {what}" for what in ("tasks", "results", "cancel", "control", "control, values")),
     *("message: to the lead, values", "message: to a team, values"),
     *("pending part", "pending entry", "pending entry, values", "claim", "claim, values"),
@@ -80,12 +80,16 @@ NOT_TRIED = {
     ("launch/scratch", "noted_signal"): "any text that is no signal's name is none",
     ("launch/ending", "marker_text"): "any text is a marker",
     ("models/asking", "_child"): CHILD,
-    ("models/asking", "main"): "its parent's request",
+    ("models/asked", "main"): "its parent's request",
     **{
         ("models/libraries", f"load_{name}"): LIBRARY
         for name in ("timm", "hf", "onnx", "exported", "scripted")
     },
-    ("models/named", "check_named"): "any bytes are a file",
+    ("models/gate", "admit"): "any bytes are a file",
+    ("models/gate", "_check_timm"): "a file of timm",
+    ("models/gate", "_check_function"): "any bytes are a text",
+    ("models/libraries", "_code_of_hub"): LIBRARY,
+    ("models/onnx_files", "_inside"): "any bytes are a file",
     ("models/tuning", "processor_facts"): KERNEL,
     ("models/weights", "sha256_of_file"): "any bytes have a hash",
     ("mpi/answers", "array"): "any bytes of a record are numbers",

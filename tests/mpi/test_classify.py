@@ -15,6 +15,7 @@ from collage_mpi.cli import main
 from collage_mpi.commands import classify
 from collage_mpi.errors import ExitCode
 from collage_mpi.job.networks import gpus_here
+from collage_mpi.models.gate import sha256_of_network
 
 
 def make_pictures(folder: Path) -> Path:
@@ -64,7 +65,7 @@ def test_what_cannot_work_is_refused_before_anything_is_made(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make_pictures(tmp_path / "photos")
-    monkeypatch.setattr("collage_mpi.models.named.find_spec", lambda _: True)
+    monkeypatch.setattr("collage_mpi.models.gate.find_spec", lambda _: True)
     assert main(["classify", "photos", "--network", network, "--out", out]) == code
     assert said in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"photos"}
@@ -95,9 +96,12 @@ def test_pictures_to_a_csv_file_begun_gone_on_with_and_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make_pictures(tmp_path / "photos")
-    save_scripted(tmp_path / "n.ts")
+    digest = sha256_of_network(save_scripted(tmp_path / "n.ts"))
     words = ["classify", "photos", "--network", "n.ts", "--image-px", "28", "--top-k", "2"]
     words += ["--out", "c.csv", "--ranks", "2", "--device", "cpu"]
+    assert main(words) == ExitCode.USAGE
+    assert f"say --trust-network {digest}" in capfd.readouterr().err
+    words += ["--trust-network", digest]
     with monkeypatch.context() as stopped:
         stopped.setattr(classify, "launch_ranks", lambda *_: ExitCode.INCOMPLETE)
         assert main(words) == ExitCode.INCOMPLETE

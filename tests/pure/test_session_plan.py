@@ -363,7 +363,11 @@ def unlabelled(tmp_path) -> tuple[str, ...]:
 OWN = {"single": "my_nets:network", "collage": "my_nets:network", "cell_px": 6}
 
 
-def test_of_pictures_without_labels_a_network_of_ones_own_tells_the_classes(unlabelled, tmp_path):
+def test_of_pictures_without_labels_a_network_of_ones_own_tells_the_classes(
+    unlabelled, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_nets.py").write_text("def network(**told): return None")
     plan = plan_of(unlabelled, **OWN)
     assert plan.classes is None
     assert {w.geometry.classes for w in welcomes(plan, build_encoder(plan)).values()} == {None}
@@ -394,7 +398,7 @@ def test_a_named_network_tells_the_classes_before_the_session(unlabelled, tmp_pa
     asked = []
     answers = {"timm:net": told(5), "n.onnx": told(3, ("x", "y", "z"))}
 
-    def ask(spec, kind, geometry):
+    def ask(spec, kind, geometry, trusted):
         asked.append((spec, kind, geometry.image_shape, geometry.classes))
         return answers[spec]
 
