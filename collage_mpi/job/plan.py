@@ -41,6 +41,7 @@ from collage_mpi.settings.placement import Placement
 from collage_mpi.settings.redundancy import pastes
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
+from collage_mpi.shards.decoders import choose_decoder
 from collage_mpi.shards.inputs import HDF5, expand_paths, source_of
 from collage_mpi.shards.pictures import is_enlarged, parse_fit
 from collage_mpi.shards.remote import url_of
@@ -150,7 +151,9 @@ def make_plan(
             limited = settings.limit is not None
             shards = as_before(shards, known["shards"], indexes, session, limited=limited)
         _tell_of_usual_resize(settings, networks, shards)
-        return _fitted(settings, placement, networks, shards)
+        plan = _fitted(settings, placement, networks, shards)
+        shards.decoder = choose_decoder(settings.decoder, shards, plan.order)
+        return plan
     except BaseException:
         shards.close()
         raise

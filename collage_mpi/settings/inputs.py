@@ -99,6 +99,13 @@ class InputSettings(Settings):
         "rank 0 for all workers, ahead of time",
         choices=("rank0", "workers", "auto"),
     )
+    decoder: str = _setting(
+        "auto",
+        "who decodes JPEG files. turbo: libjpeg-turbo itself (pip install simplejpeg). "
+        "auto: turbo, if it is installed and gives the pixels of Pillow for a sample of the "
+        "pictures, bit for bit; otherwise Pillow. gpu: not yet",
+        choices=("auto", "pillow", "turbo", "gpu"),
+    )
     top_k: int | None = _setting(
         None,
         "keep this many classes of each image with their scores, best first, as Parquet files in "

@@ -19,6 +19,7 @@ from collage_mpi.shards.schema import ShardFault
 WINDOW = 4
 """The most batches that are read at once. In shuffled order, a larger request goes through the file
 in fewer passes, because it is sorted."""
+AHEAD_BYTES = 256 << 20  # of pixels that are kept ready; at least one image a batch
 MADE = 64  # records that are made from columns at a time, while the loop waits
 
 
@@ -114,7 +115,8 @@ class ImageParts:
 
 
 class ReadAhead:
-    """Reads the images of `order` in a thread, up to `batch * ahead` in advance.
+    """Reads the images of `order` in a thread, up to `batch * ahead` in advance, and at most
+    AHEAD_BYTES of pixels.
 
     If a shard can no longer be read, its remaining images are left out, and `shards.lost` says why.
 
@@ -144,6 +146,9 @@ class ReadAhead:
         self._order = np.asarray(order, np.int64)  # images that are not read yet
         self._remaining = len(self._order)
         self._growing = growing
+        if parts.pixels:
+            item_bytes = math.prod(shards.shape) * np.dtype(shards.dtype).itemsize
+            batch = max(1, min(batch, AHEAD_BYTES // (ahead * max(1, item_bytes))))
         self._batch = batch
         self._room = batch * ahead
         # Each holds the images of one read: records, or columns if other ranks read the pixels.
@@ -164,6 +169,11 @@ class ReadAhead:
     def ready(self) -> int:
         """The number of images that can be taken now without waiting."""
         return self._ready
+
+    @property
+    def sends_files(self) -> bool:
+        """Whether encoded images are kept as files, so that other ranks decode them."""
+        return self._parts.files
 
     @property
     def failed(self) -> bool:

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from collage_mpi.shards.inputs import (
     source_of,
 )
 from collage_mpi.shards.openshard import OpenShard
+from collage_mpi.shards.pictures import PILLOW
 from collage_mpi.shards.remote import Stamp
 from collage_mpi.shards.schema import (
     BadShard,
@@ -35,7 +38,16 @@ from collage_mpi.shards.schema import (
     rows_crc32,
     stamp_of,
 )
-from collage_mpi.shards.source import ANY_ITEMS, PLAIN, PictureSource, ReadAs, Source
+from collage_mpi.shards.source import (
+    ANY_ITEMS,
+    MOST_DECODERS,
+    PLAIN,
+    PictureSource,
+    ReadAs,
+    ReadMeter,
+    Source,
+)
+from collage_mpi.system.environment import local_size, threads_per_rank
 
 VERIFIED_AT_ONCE = 64  # images
 OPEN_FILES = 64
@@ -58,7 +70,9 @@ class ShardSet:
             have changed since the run began; see `resumed`.
         hash_limit_bytes: a larger file that has changed is not hashed again but counts as lost;
             None for no limit.
-        decoders: number of cores that may decode pictures; None for all.
+        decoders: number of pictures that are decoded at a time, by default one a core of this rank.
+        decoder: who decodes JPEG files, one of `pictures.DECODERS`.
+        meter: what reading has taken so far.
     """
 
     def __init__(self, infos: Sequence[ShardInfo], bad: Sequence[BadShard] = ()) -> None:
@@ -74,7 +88,9 @@ class ShardSet:
         self.class_names = infos[0].class_names
         self._starts = np.cumsum([0, *(info.count for info in infos)])  # (shards + 1,)
         self.hash_limit_bytes: int | None = None
-        self.decoders: int | None = None
+        self.decoders = min(MOST_DECODERS, threads_per_rank(local_size() or 1))
+        self.decoder = PILLOW
+        self.meter = ReadMeter()
         self._lock = threading.RLock()
         self._open: OrderedDict[int, Source] = OrderedDict()  # least recently used first
         self._closed = False
@@ -170,7 +186,7 @@ class ShardSet:
 
         for shard, places in self._by_shard(wanted):
             rows = wanted[places] - self._starts[shard]  # ascending
-            with self._lock:
+            with self._lock, self._metered():
                 source = self._read(shard, places, rows, read)
                 good[places] = source.sound(pixels, places, rows)
                 good[places] &= Source.sound(source, pixels, places, rows)  # `sound` may omit this
@@ -257,7 +273,7 @@ class ShardSet:
                 files[place] = data
 
         for shard, places in self._by_shard(wanted):
-            with self._lock:
+            with self._lock, self._metered():
                 self._read(shard, places, wanted[places] - self._starts[shard], read)
         return files, self.labels_at(wanted)
 
@@ -377,14 +393,15 @@ class ShardSet:
                 self._open.popitem(last=False)[1].close()
             self._check_same(number)
             self._open[number] = open_source(self.infos[number])
-            self._open[number].decoders = self.decoders
             try:
                 self._check_same(number)  # again: it may have been replaced before it was opened
             except (DataFault, EnvironmentFault):
                 self._open.pop(number).close()
                 raise
         self._open.move_to_end(number)
-        return self._open[number]
+        source = self._open[number]
+        source.decoders, source.decoder, source.meter = self.decoders, self.decoder, self.meter
+        return source
 
     def _opened(self, number: int) -> Source:
         """Like `_shard`, but a fault marks the shard as lost and is raised as ShardFault."""
@@ -395,6 +412,14 @@ class ShardSet:
         except (DataFault, EnvironmentFault) as error:
             self.lost[number] = str(error)
             raise ShardFault(number, str(error)) from error
+
+    @contextmanager
+    def _metered(self) -> Iterator[None]:
+        """Counts the time as reading, without the part in which a source decodes."""
+        start_ns, decoded_ns = time.monotonic_ns(), self.meter.decoding_ns
+        yield
+        decoded_ns -= self.meter.decoding_ns
+        self.meter.reading_ns += time.monotonic_ns() - start_ns + decoded_ns
 
     def _read(
         self,

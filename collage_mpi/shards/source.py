@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.shards.members import Listing, Member, MemberIndex, read_member
 from collage_mpi.shards.pictures import (
     DEFAULT_PX,
+    PILLOW,
     PictureFit,
     UnreadablePicture,
     parse_fit,
@@ -38,11 +40,10 @@ from collage_mpi.shards.schema import (
     split_part,
     stamp_of,
 )
-from collage_mpi.system.environment import allowed_cores
 from collage_mpi.system.files import reading
 from collage_mpi.system.tell import tell
 
-MOST_DECODERS = 4  # threads; the loop, the writer and other ranks need cores too
+MOST_DECODERS = 16  # threads; some 5 % of the time of a picture holds the interpreter's lock
 
 
 DEFAULT_FIT = PictureFit(DEFAULT_PX)
@@ -69,6 +70,14 @@ PLAIN = ReadAs()
 ANY_ITEMS = ReadAs(pictures=False)
 
 
+@dataclass
+class ReadMeter:
+    """What reading has taken so far: time to read files, and to decode pictures, in ns."""
+
+    reading_ns: int = 0
+    decoding_ns: int = 0
+
+
 class Source(ABC):
     """An open source. Its images have the rows 0 to count - 1.
 
@@ -82,20 +91,23 @@ class Source(ABC):
         path, info: path and description of the source.
         labels: (n,) int64, or None.
         row_faults: row -> why it cannot be used, for rows read so far.
-        decoders: number of cores that may decode pictures; None for all. At most MOST_DECODERS
-            are used.
+        decoders: number of pictures that may be decoded at a time.
+        decoder: who decodes JPEG files, one of `pictures.DECODERS`.
+        meter: of the time to decode pictures.
     """
 
     name: ClassVar[str] = ""
     suffixes: ClassVar[tuple[str, ...]] = ()
     remote: ClassVar[bool] = False
-    decoders: int | None = None
+    decoders: int = 1
+    decoder: str = PILLOW
 
     def __init__(self, info: ShardInfo) -> None:
         """Open a source, given its description. Raises EnvironmentFault, DataFault."""
         self.path, self.info = info.path, info
         self.row_faults: dict[int, str] = {}
         self.labels: np.ndarray | None = None
+        self.meter = ReadMeter()
 
     @classmethod
     def takes(cls, path: Path) -> bool:
@@ -187,10 +199,12 @@ class PictureSource(Source):
     def read_into(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
         """Read and decode rows; see `Source.read_into`."""
         files = self._files(rows)
+        start_ns = time.monotonic_ns()
         spots = [out[place] for place in places.tolist()]
-        threads = min(MOST_DECODERS, self.decoders or allowed_cores())
+        threads = self.decoders
         each = map if threads == 1 else _pool(threads).map  # a pool takes 5 % of the time to decode
         deque(each(self._decode, spots, rows.tolist(), files), maxlen=0)  # raises a thread's error
+        self.meter.decoding_ns += time.monotonic_ns() - start_ns
 
     def files(self, rows: np.ndarray) -> list[bytes | None]:
         """The bytes of ascending `rows`; None for a bad row, whose reason is in `row_faults`."""
@@ -203,7 +217,7 @@ class PictureSource(Source):
         if data is None or not self._is_sound(row, data):
             return
         try:
-            out[...] = picture_pixels(data, self._fit)
+            out[...] = picture_pixels(data, self._fit, decoder=self.decoder)
         except UnreadablePicture as error:
             self.row_faults[row] = f"cannot be decoded: {error}"
 

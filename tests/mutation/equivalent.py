@@ -42,8 +42,8 @@ SAME: dict[tuple[str, str], str] = {
         "self._decoded[image] = packed[(-1)]",
     ): "of one image there is one vector",
     (
-        "collage_mpi/job/row_reader.py",
-        "self._shards.decoders = threads_per_rank(local_size() or (0))",
+        "collage_mpi/shards/reader.py",
+        "self.decoders = min(MOST_DECODERS, threads_per_rank(local_size() or (0)))",
     ): "for no rank there are as many threads as for one",
     (
         "collage_mpi/job/worker.py",

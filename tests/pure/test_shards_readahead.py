@@ -136,6 +136,7 @@ class FailingShards:
         self._good = good
         self.locate = real.locate
         self.row_fault = real.row_fault
+        self.shape, self.dtype = real.shape, real.dtype
 
     def read_checked(self, indices: np.ndarray):  # type: ignore[no-untyped-def]
         self._good -= len(indices)
@@ -182,6 +183,18 @@ def test_it_reads_ahead_but_not_beyond_its_room(shards: ShardSet) -> None:
         assert len(reader.take(4)) == 4
         assert counting.reached.wait(10)
         assert counting.images == 16
+
+
+def test_large_images_are_read_ahead_by_their_bytes(
+    shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item_bytes = IMAGES[0].nbytes
+    monkeypatch.setattr("collage_mpi.shards.readahead.AHEAD_BYTES", 12 * item_bytes)
+    for batch, ahead, room in ((8, 4, 12), (2, 4, 8), (8, 40, 40)):
+        counting = CountingShards(shards, wanted=room)
+        with ReadAhead(counting, np.arange(50), batch, ahead):  # type: ignore[arg-type]
+            assert counting.reached.wait(10)
+        assert counting.images == room
 
 
 def test_close_with_images_left_ends_the_thread(shards: ShardSet) -> None:
