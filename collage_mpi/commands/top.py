@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LOOK_EVERY_S = 1.0
 SLOW = 2.0  # times the peers' median. The factor is large, as a rank may have few answers yet
 LEAST_ANSWERS = 5  # of a rank, before it can count as slow
-_HEAD_LINES = 9  # of the screen that are not rows of the table of ranks
+_HEAD_LINES = 10  # of the screen that are not rows of the table of ranks
 
 Json = dict[str, Any]
 
@@ -116,7 +116,8 @@ def drawn(run: Path, view: View, ranks: int, *, once: bool = False) -> Renderabl
     if status["total"]:
         bar = ProgressBar(total=status["total"], completed=status["done"], width=60)
         parts.append(Columns([bar]))
-    parts += [Text(line) for line in (progress_line(status), rates_line(view)) if line]
+    lines = progress_line(status), rates_line(view), status.get("limit")
+    parts += [Text(line) for line in lines if line]
     if status["ranks"]:
         parts += ["", _table(status["ranks"], ranks)]
     return Group(*parts)
@@ -186,6 +187,7 @@ def _table(ranks: list[Json], most: int) -> RenderableType:
     from rich.text import Text
 
     rows = []
+    known = ("busy",) if any(rank.get("busy") is not None for rank in ranks) else ()
     slower = beside_peers(ranks)
     order = sorted(
         ranks,
@@ -197,10 +199,12 @@ def _table(ranks: list[Json], most: int) -> RenderableType:
         slow = ratio is not None and ratio >= SLOW and enough
         state = rank["state"].upper() if wrong else rank["state"].replace("_", " ")
         told = (rank.get("tasks"), rank.get("service_ms"), ratio)
-        figures = (brief(value, "-") for value in told)
+        busy = rank.get("busy")
+        figures = (*(brief(value, "-") for value in told), "-" if busy is None else f"{busy:.0%}")
+        figures = figures if known else figures[:-1]
         kinds, last = "+".join(rank["kinds"]), wrong or ("SLOW" if slow else "")
         rows.append((str(rank["rank"]), rank["host"], kinds, state, *figures, last))
-    columns = ("rank", "host", "kind", "state", "open", "service ms", "x peers", "")
+    columns = "rank", "host", "kind", "state", "open", "service ms", "x peers", *known, ""
     counts = Counter(rank["state"] for rank in ranks)
     states = sorted(counts, key=lambda state: (state != "ready", state))
     told_counts = ", ".join(f"{counts[state]:,} {state}" for state in states)

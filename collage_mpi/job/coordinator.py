@@ -16,12 +16,13 @@ from collage_mpi.job.recorder import Recorder
 from collage_mpi.job.team import Supply
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.answers import task_ends, unpack_results
+from collage_mpi.mpi.answers import task_ends, unpack_results, unpack_use
 from collage_mpi.mpi.tasks import cancel_message_bytes, pack_cancel
 from collage_mpi.mpi.transport import Received, Sent
 from collage_mpi.scheduler import Scheduler
 from collage_mpi.scheduler import events as ev
 from collage_mpi.system.backoff import Backoff
+from collage_mpi.system.bottleneck import Use
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop
 
 REPORT_EVERY_NS = 10_000_000  # at this interval the cost of a report does not matter
@@ -87,16 +88,34 @@ class WorkMeter:
         self.receives = self.sends = self.encodes = 0
         self.receive_ns = self.send_ns = self.encode_ns = 0
         self.process_cpu_ns = self.loop_cpu_ns = 0
+        self._began_ns: int | None = None
+        self._elapsed_ns = 0
 
     def begin(self) -> None:
         """Start to count the processor time of the process, and of this thread."""
+        self._began_ns = time.monotonic_ns()
         self.process_cpu_ns -= time.process_time_ns()
         self.loop_cpu_ns -= time.thread_time_ns()
+
+    def use(self, reading_ns: int, decoding_ns: int) -> Use:
+        """What this process has done with its time. Called by the loop's thread, or after it.
+
+        Args:
+            reading_ns: time that its reader read files.
+            decoding_ns: time that its reader decoded pictures.
+        """
+        elapsed_ns, loop_ns = self._elapsed_ns, self.loop_cpu_ns
+        if self._began_ns is not None:
+            elapsed_ns = time.monotonic_ns() - self._began_ns
+            loop_ns += time.thread_time_ns()
+        return Use(elapsed_ns, reading_ns, decoding_ns, computing_ns=loop_ns)
 
     def end(self) -> None:
         """Stop counting processor time."""
         self.loop_cpu_ns += time.thread_time_ns()
         self.process_cpu_ns += time.process_time_ns()
+        if self._began_ns is not None:
+            self._elapsed_ns, self._began_ns = time.monotonic_ns() - self._began_ns, None
 
     def sent(self, took_ns: int, encodes_ns: Sequence[int]) -> None:
         """Add a message: its time, and for each of its tasks the part that pasting took."""
@@ -139,6 +158,7 @@ class Coordinator:
         self.work = WorkMeter()
         self.finish: ev.Finish | None = None
         self.retired: dict[int, str] = {}
+        self.uses: dict[int, Use] = {}  # rank -> what it has done with its time
         self._stop_reason, self._report = settings.stop_reason, settings.report
         self._arrive = self._runs if settings.runs else self._images
         self._stopped = False
@@ -273,6 +293,7 @@ class Coordinator:
         if header.type != wire.ANSWERS:
             raise wire.WireFault(f"rank {arrival.rank} sent type {header.type} in mid-run")
         results = unpack_results(arrival.message, header)
+        self.uses[arrival.rank] = unpack_use(arrival.message)
         decode_ns = self.clock() - start_ns
         services_ns = [result.compute_ns + result.held_ns for result in results]
         self.ranks.heard(arrival.rank, arrival.at_ns, services_ns)

@@ -29,6 +29,7 @@ from collage_mpi.scheduler import Scheduler
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.inputs import HDF5
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, WORKER_BACKOFF
+from collage_mpi.system.bottleneck import Use
 
 LARGEST_EXCEEDED_SHARE = 0.01  # share of tasks that may take longer than recorder.TOLERATED allows
 BATCH_JOB_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "FLUX_JOB_ID")
@@ -93,6 +94,7 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
         "bad_shards": [{"path": str(bad.path), "reason": bad.reason} for bad in plan.shards.bad],
         "rows": len(plan.order),
         "order": settings.order,
+        **({"decoder": plan.shards.decoder} if plan.shards.fit else {}),
         "limit": settings.limit,
         "input_digest": keys_digest(plan.order, plan.starts),
         "class_names": list(plan.class_names) if plan.class_names else None,
@@ -121,6 +123,7 @@ def batch_facts(settings: RunSettings) -> dict[str, Any]:
 def final_facts(session: TeamSession, job: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest's facts that are known at a session's end. `job`: result of `job_facts`."""
     plan, coordinator = session.plan, session.coordinator
+    uses = coordinator.uses
     return {
         "world": [
             {
@@ -129,8 +132,12 @@ def final_facts(session: TeamSession, job: Mapping[str, Any]) -> dict[str, Any]:
                 "pid": job["pid"],
                 "kinds": [],
                 "role": "coordinator",
+                "use": session.use()._asdict(),
             },
-            *({"rank": rank, **_member(hello)} for rank, hello in sorted(session.hellos.items())),
+            *(
+                {"rank": rank, **_member(hello), "use": uses.get(rank, Use())._asdict()}
+                for rank, hello in sorted(session.hellos.items())
+            ),
         ],
         "batch": plan.settings.batch_size,
         "cost_ratio": session.start.cost_ratio,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -21,10 +22,10 @@ from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.encoders import make_cell_maker
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.scheduler.events import Unread
-from collage_mpi.shards.pictures import PictureFit, UnreadablePicture, picture_pixels
+from collage_mpi.shards.pictures import PILLOW, PictureFit, UnreadablePicture, picture_pixels
 from collage_mpi.shards.remote import absolute
 from collage_mpi.shards.schema import ShardFault, ShardInfo
-from collage_mpi.system.environment import local_size, threads_per_rank
+from collage_mpi.shards.source import ReadMeter
 
 if TYPE_CHECKING:
     from collage_mpi.shards.reader import ShardSet
@@ -63,21 +64,31 @@ def described(shards: ShardSet) -> list[str]:
     ]
 
 
-def decoded(parts: Sequence[np.ndarray | list[bytes]], fit: PictureFit) -> Inputs:
-    """The inputs that tasks carried: pixels as they are, files decoded."""
-    arrays, faults = [], []
+def decoded(
+    parts: Sequence[np.ndarray | list[bytes]], fit: PictureFit, decoder: str, meter: ReadMeter
+) -> Inputs:
+    """The inputs that tasks carried: pixels as they are, files decoded.
+
+    Args:
+        parts: of the tasks.
+        fit: how pictures become images.
+        decoder: one of `pictures.DECODERS`.
+        meter: counts the time.
+    """
+    arrays, faults, start_ns = [], [], time.monotonic_ns()
     for part in parts:
         own: list[Unread | None] = [None] * len(part)
         if isinstance(part, list):
             found = np.zeros((len(part), *fit.shape), np.uint8)
             for i, data in enumerate(part):
                 try:
-                    found[i] = picture_pixels(data, fit)
+                    found[i] = picture_pixels(data, fit, decoder=decoder)
                 except UnreadablePicture as error:
                     own[i] = Unread(f"cannot be decoded: {error}", of_input=True)
             part = found
         arrays.append(part)
         faults.append(_if_any(own))
+    meter.decoding_ns += time.monotonic_ns() - start_ns
     return Inputs(arrays, faults)
 
 
@@ -88,13 +99,19 @@ class RowReader:
         descriptions: of all shards in order, from `described`.
         hash_limit_bytes: if a file's stamp differs from that on rank 0, the file is hashed. A file
             larger than this limit is not hashed and counts as another file. None: no limit.
+        decoder: who decodes JPEG files, one of `pictures.DECODERS`.
 
     Raises:
         EnvironmentFault: this host cannot open a shard, or has another file with its name.
         WireFault: a description is invalid.
     """
 
-    def __init__(self, descriptions: Sequence[str], hash_limit_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        descriptions: Sequence[str],
+        hash_limit_bytes: int | None = None,
+        decoder: str = PILLOW,
+    ) -> None:
         from collage_mpi.shards.reader import ShardSet
 
         self._thread = ThreadPoolExecutor(1, "read")  # its thread starts at the first use
@@ -103,7 +120,7 @@ class RowReader:
                 [ShardInfo.from_json(json.loads(text)) for text in descriptions]
             )
             self._shards.hash_limit_bytes = hash_limit_bytes
-            self._shards.decoders = threads_per_rank(local_size() or 1)
+            self._shards.decoder = decoder
             self._shards.check_each()
         except ShardFault as fault:
             self._shards.close()
@@ -187,6 +204,16 @@ class RowReader:
             for index, usable in zip(indices.tolist(), good.tolist(), strict=True)
         ]
         return pixels, faults
+
+    @property
+    def meter(self) -> ReadMeter:
+        """What reading has taken so far."""
+        return self._shards.meter
+
+    @property
+    def decoders(self) -> int:
+        """How many pictures are decoded at a time."""
+        return self._shards.decoders
 
     def close(self) -> None:
         """Close the files after the read that is under way; reads that wait are dropped."""

@@ -40,12 +40,15 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead
 from collage_mpi.shards.readahead import ImageParts
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
+from collage_mpi.system.bottleneck import Limit, RankUse, Use, limit_of
 from collage_mpi.system.progress import StatusLines, StatusReporter
+from collage_mpi.system.tell import tell
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
 
 # Images that are read at a time, with their pixels, or only with their places and labels (32 bytes
 # an image).
 SENT_BATCH, NAMED_BATCH = 64, 1024
+WARN_AFTER_NS = 60_000_000_000
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class TeamSession(ExitStack):
         self.reading: frozenset[int] = frozenset()
         self._start_ns: int | None = None
         self._began_ns = time.monotonic_ns()
+        self._warned = False  # of GPUs that are hardly busy
 
     @property
     def elapsed_ns(self) -> int:
@@ -187,6 +191,19 @@ class TeamSession(ExitStack):
         self.supply.tell_of_parts()
         return finish
 
+    def use(self) -> Use:
+        """What this coordinator has done with its time."""
+        meter = self.plan.shards.meter
+        return self.coordinator.work.use(meter.reading_ns, meter.decoding_ns)
+
+    def limit(self) -> Limit:
+        """What limits this team so far."""
+        workers = [
+            RankUse(rank, use, self.hellos[rank].host, next(iter(self.hellos[rank].devices), ""))
+            for rank, use in sorted(self.coordinator.uses.items())
+        ]
+        return limit_of(workers, [self.use()], open_loop=self.plan.settings.open_loop)
+
     def report(self) -> None:
         """Update the progress lines; called again and again."""
         self.rows.tick()
@@ -243,7 +260,18 @@ class TeamSession(ExitStack):
         totals = self._link.totals(self.recorder.totals)
         detector, total = self.worker_group.detector, self._audience.total
         found = snapshot(self.coordinator.scheduler, totals, detector, total)
-        return found, self.rows.recent_tasks()
+        for rank in found["ranks"]:
+            rank["busy"] = self.coordinator.uses.get(rank["rank"], Use()).busy
+        limit = self.limit()
+        self._warn_of_idle_gpus(limit, ended=found["state"] == ENDING)
+        return {**found, "limit": limit.text()}, self.rows.recent_tasks()
+
+    def _warn_of_idle_gpus(self, limit: Limit, ended: bool) -> None:
+        """Warn once, after a minute or at the end of a shorter run."""
+        late = ended or self.elapsed_ns > WARN_AFTER_NS
+        if late and limit.name and limit.warning and not self._warned:
+            self._warned = True
+            tell(limit.warning)
 
     def _why_not_begin(self) -> str | None:
         return self._link.stop_reason() or self._stop_reason()

@@ -34,7 +34,9 @@ from collage_mpi.mpi.tasks import WireTask, unpack_cancel, unpack_files, unpack_
 from collage_mpi.scheduler import batch_factor
 from collage_mpi.shards.pictures import import_decoders, parse_fit
 from collage_mpi.shards.schema import HASH_LIMIT_BYTES
+from collage_mpi.shards.source import ReadMeter
 from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
+from collage_mpi.system.bottleneck import Use
 from collage_mpi.system.hard_exit import remove_shared_memory
 from collage_mpi.system.limits import limit_met
 from collage_mpi.system.process_tree import ProcessId
@@ -117,6 +119,8 @@ class Session:
         self.begun: deque[BegunTasks] = deque()  # several only while a device computes the first
         self.most_begun = 1 if welcome.straggler.injects else min(MOST_BEGUN, welcome.credit)
         self.ended_ns = 0  # when the last batch was finished
+        self.starved_ns = self.computing_ns = self.held_ns = 0  # see `bottleneck.Use`
+        self.files = ReadMeter()  # of pictures that came as files
         self.open: set[int] = set()  # tasks that are queued or begun
         self.cancelled: set[int] = set()  # of `open`, the cancelled tasks
 
@@ -129,7 +133,7 @@ class Session:
         welcome = self.welcome
         try:
             limit_bytes = None if welcome.must_read else HASH_LIMIT_BYTES
-            self.rows = RowReader(descriptions, limit_bytes)
+            self.rows = RowReader(descriptions, limit_bytes, welcome.decoder)
         except EnvironmentFault as fault:
             if not welcome.must_read:
                 return str(fault)[:1000]
@@ -138,6 +142,19 @@ class Session:
                 "file system that all hosts share, or use --pixels auto"
             ) from fault
         return ""
+
+    def use(self, now_ns: int) -> Use:
+        """What this rank has done with its time."""
+        rows = self.rows.meter if self.rows is not None else ReadMeter()
+        return Use(
+            now_ns - self.start_ns,
+            rows.reading_ns,
+            rows.decoding_ns + self.files.decoding_ns,
+            self.starved_ns,
+            self.computing_ns,
+            self.held_ns,
+            1 if self.rows is None else self.rows.decoders,
+        )
 
     def start(self, rank: int, told: Start, now_ns: int) -> None:
         """Tasks may come. The time of the delay model starts."""
@@ -304,7 +321,7 @@ class Worker:
         descriptions, self._told_shards = self._told_shards, []
         cannot_read = session.read_rows(descriptions) if descriptions else ""
         if session.fit is not None:
-            import_decoders()  # now, not while the first images wait
+            import_decoders(session.welcome.decoder)  # now, not while the first images wait
         networks = Networks(session.welcome, self.load, self.clock, self.cpu_clock)
         session.networks = networks
         service_ns, longest_ns = networks.warm_up()
@@ -386,7 +403,8 @@ class Worker:
         room = session.networks.answer_bytes
         for part in in_messages(results, room):
             buffer = self.endpoint.buffer(room)
-            self.endpoint.send(buffer, pack_results(buffer, session.number, part))
+            use = session.use(self.clock())
+            self.endpoint.send(buffer, pack_results(buffer, session.number, part, use))
 
     def _begin_batch(self, session: Session, queued: QueuedTasks, wanted: list[int]) -> BegunTasks:
         """Begin the `wanted` tasks, after waiting for their inputs."""
@@ -397,6 +415,7 @@ class Worker:
                 return BegunTasks(queued, [], [], Computation(list))
             found = found.result()
             read_ns = self.clock() - start_ns
+            session.starved_ns += read_ns
             queued = QueuedTasks(queued.tasks, found)
         # A picture with some blank cells can be classified; one without any image cannot.
         usable = [i for i in wanted if not (found.faults[i] and all(found.faults[i]))]
@@ -438,6 +457,8 @@ class Worker:
             if drawn_ns > compute_ns:
                 self._hold(start_ns + drawn_ns)
                 held_ns = max(0, self.clock() - start_ns - compute_ns)
+        session.computing_ns += compute_ns
+        session.held_ns += held_ns
         for result in answered:
             result.compute_ns, result.held_ns, result.drawn_ns = compute_ns, held_ns, drawn_ns
         return results
@@ -505,6 +526,7 @@ def _unpacked(
     arrays = [part for part in parts if not isinstance(part, list)]
     if len(arrays) < len(parts):
         assert session.fit is not None
-        return session.decoding.submit(decoded, parts, session.fit)
+        told = session.fit, session.welcome.decoder, session.files
+        return session.decoding.submit(decoded, parts, *told)
     none: Faults = ()
     return Inputs(arrays, [none] * len(parts))

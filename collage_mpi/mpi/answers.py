@@ -3,7 +3,7 @@
 An answer has a record for each image. It also has vectors if the scheme decodes images from other
 answers (parity: the network's output for each input), or if values beyond the class are kept. If
 an image could not be read, its record says whether the row or the host is at fault, and a line of
-text gives the reason.
+text gives the reason. Each message begins with what its rank has done with its time so far.
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ from collage_mpi.mpi.protocol import (
     write,
 )
 from collage_mpi.scheduler.events import Answered, Failed, Score, Skipped, Unread
+from collage_mpi.system.bottleneck import Use
 
 ANSWERED, FAILED, SKIPPED = STATUSES = 1, 2, 3
 REASON_BYTES = 480
 
+USE = np.dtype([(name, "<i8") for name in Use._fields])
+BEGIN_BYTES = HEADER.itemsize + USE.itemsize  # of a message, before its results
 RESULT = np.dtype(
     [
         # The first fields of a WireResult, in its order. Add a new field to both.
@@ -52,7 +55,8 @@ LOST_REASON = "it could not be read"  # used if the message had no room for the 
 
 VECTOR = np.dtype("<f4")
 
-_RESULT, _CELL = map(packer, (RESULT, CELL))
+_USE, _RESULT, _CELL = map(packer, (USE, RESULT, CELL))
+_NO_USE = Use()
 _said = attrgetter(*(RESULT.names or ())[:-4])
 
 
@@ -133,7 +137,7 @@ def in_messages(results: Sequence[WireResult], room: int = UP_BYTES) -> list[lis
         needed = _bytes_of(result)
         if needed > free:  # always true for the first result, since each takes some bytes
             parts.append([])
-            free = room - HEADER.itemsize
+            free = room - BEGIN_BYTES
         parts[-1].append(result)
         free -= needed
     return parts
@@ -142,7 +146,7 @@ def in_messages(results: Sequence[WireResult], room: int = UP_BYTES) -> list[lis
 def answer_message_bytes(items: int, vectors: int, floats: int) -> int:
     """Size of an ANSWERS message of one task, with the longest reason."""
     vectors_bytes = vectors * floats * VECTOR.itemsize
-    return HEADER.itemsize + RESULT.itemsize + items * CELL.itemsize + vectors_bytes + REASON_BYTES
+    return BEGIN_BYTES + RESULT.itemsize + items * CELL.itemsize + vectors_bytes + REASON_BYTES
 
 
 def _bytes_of(result: WireResult) -> int:
@@ -154,8 +158,12 @@ def _count(result: WireResult) -> int:
     return max(len(result.cells), len(result.unread))
 
 
-def pack_results(out: np.ndarray, session: int, results: Sequence[WireResult]) -> int:
+def pack_results(
+    out: np.ndarray, session: int, results: Sequence[WireResult], use: Use = _NO_USE
+) -> int:
     """Write an ANSWERS message into `out` and return its length in bytes.
+
+    `use`: what the rank has done with its time so far.
 
     Raises:
         WireFault: the message does not fit `out`.
@@ -177,8 +185,22 @@ def pack_results(out: np.ndarray, session: int, results: Sequence[WireResult]) -
     text = np.frombuffer(b"".join(reasons), np.uint8)
     header = Header(ANSWERS, session, len(results), len(cells), text.nbytes)
     return write(
-        out, header, b"".join(records + cells), [*(each.view(np.uint8) for each in vectors), text]
+        out,
+        header,
+        b"".join([_USE.pack(*use), *records, *cells]),
+        [*(each.view(np.uint8) for each in vectors), text],
     )
+
+
+def unpack_use(message: np.ndarray) -> Use:
+    """What the rank that sent an ANSWERS message had done with its time.
+
+    Raises:
+        WireFault: the message is too short.
+    """
+    if message.nbytes < BEGIN_BYTES:
+        raise WireFault(f"an ANSWERS message of {message.nbytes} bytes does not match its counts")
+    return Use(*_USE.unpack_from(message.data, HEADER.itemsize))
 
 
 def unpack_results(message: np.ndarray, header: Header | None = None) -> list[WireResult]:
@@ -193,14 +215,14 @@ def unpack_results(message: np.ndarray, header: Header | None = None) -> list[Wi
     """
     header = header or read_header(message)
     n_results, n_cells = header.n_tasks, header.n_items
-    cells_at = HEADER.itemsize + n_results * _RESULT.size
+    cells_at = BEGIN_BYTES + n_results * _RESULT.size
     vectors_at = cells_at + n_cells * _CELL.size
     reasons_at = message.nbytes - header.payload_bytes
     if not vectors_at <= reasons_at:
         raise WireFault(f"an ANSWERS message of {message.nbytes} bytes does not match its counts")
     data = message.data  # slicing it takes a third of the time of slicing an array
     results, at, text, vector = [], cells_at, reasons_at, vectors_at
-    for *said, count, length, rows, floats in _RESULT.iter_unpack(data[HEADER.itemsize : cells_at]):
+    for *said, count, length, rows, floats in _RESULT.iter_unpack(data[BEGIN_BYTES:cells_at]):
         result, end = WireResult(*said), at + count * _CELL.size
         if end > vectors_at:
             raise WireFault("the results of a message do not add up to its cells")

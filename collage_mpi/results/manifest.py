@@ -15,6 +15,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.kinds import NETWORK_SETTINGS, TABLE
 from collage_mpi.results.file_names import MANIFEST
 from collage_mpi.settings.run_settings import NOT_OF_ROWS, RunSettings
+from collage_mpi.system.bottleneck import Use
 from collage_mpi.system.files import load_json, reading, write_atomic
 from collage_mpi.system.printable import shown, storable
 
@@ -114,6 +115,7 @@ _WORLD = list_of(
         kinds=optional(list_of(is_text)),
         host=optional(is_text),
         **dict.fromkeys(("fingerprints", "tuning"), optional(_TEXTS)),
+        use=optional(fields(**dict.fromkeys(Use._fields, is_int))),
     )
 )
 _POLL = fields(longest_gap_ns=optional(is_number))

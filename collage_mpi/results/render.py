@@ -61,7 +61,7 @@ def points(share: float | None) -> str:
 
 
 def _title(summary: Json) -> str:
-    rows = summary["rows"]
+    rows, limit = summary["rows"], summary.get("limit")
     state = "complete" if summary["complete"] else "INCOMPLETE"
     if summary["complete"] and rows["errors"]:
         state = f"complete, {counted(rows['errors'], 'error row')}"
@@ -71,6 +71,7 @@ def _title(summary: Json) -> str:
         f"{counted(rows['groups'], 'group')} ({rows['warmup_groups']:,} of them warm-up, "
         "left out of all below but accuracy)"
         + (f"\nnumber format: {summary['networks']}" if summary.get("networks") else "")
+        + (f"\nlimit: {limit['text']}" if limit else "")
     )
 
 

@@ -247,6 +247,7 @@ _METRICS = (
 _RANK_METRICS = (
     ("rank_service_seconds", "Median service time of recent answers.", "service_ms", 1e3),
     ("rank_tasks", "Tasks that the rank has or that wait for it.", "tasks", 1),
+    ("rank_busy_ratio", "Share of the time in which the rank's network computed.", "busy", 1),
 )
 
 
@@ -329,7 +330,7 @@ _RANK = {
     **dict.fromkeys(("host", "state"), is_text),
     "rank": is_int,
     "kinds": list_of(lambda kind: kind in KINDS),
-    **dict.fromkeys(("service_ms", "answers", "tasks"), optional(is_number)),
+    **dict.fromkeys(("service_ms", "answers", "tasks", "busy"), optional(is_number)),
 }
 _CHECKS: dict[str, Check] = {
     "format": lambda v: v == FORMAT,
@@ -339,6 +340,7 @@ _CHECKS: dict[str, Check] = {
     **dict.fromkeys(("every_s", "elapsed_s", "written_s"), is_number),
     **dict.fromkeys(("label", "host", "written", "run_id", "out"), is_text),
     "ranks": list_of(fields(**_RANK)),
+    "limit": optional(is_text),
     **dict.fromkeys(("images_per_s", "images_per_s_lately", "left_s"), optional(is_number)),
     **dict.fromkeys(("errors", "by_collage", "audited", "differing"), optional(is_number)),
 }

@@ -33,6 +33,7 @@ from collage_mpi.results.statistics import (
 )
 from collage_mpi.results.tally import GroupTally, ImageTally, Tally, TaskTally
 from collage_mpi.results.vectors import extras_of
+from collage_mpi.system.bottleneck import limit_of_members
 from collage_mpi.system.files import write_atomic, writing
 
 SERVED_SHARE = 0.95  # an open loop that answers a smaller share in time is overloaded
@@ -82,6 +83,7 @@ def summarise(run: Run, tally: Tally | None = None) -> Json:
             loss for final in finals(manifest).values() for loss in final.get("lost") or []
         ],
         "networks": _tunings(run),
+        "limit": _limit(run),
     }
 
 
@@ -90,6 +92,16 @@ def _tunings(run: Run) -> str:
     networks and simulations."""
     worlds = [found.get("world") or [] for found in (*finals(run.manifest).values(), run.manifest)]
     return tunings_text(member.get("tuning") or {} for world in worlds for member in world)
+
+
+def _limit(run: Run) -> Json | None:
+    """What limited the run; None if its ranks did not say what they did with their time."""
+    worlds = [final.get("world") or [] for final in finals(run.manifest).values()]
+    members = [member for world in worlds for member in world if member.get("use")]
+    if not members:
+        return None
+    found = limit_of_members(members, open_loop=bool(run.manifest.get("open_loop")))
+    return {"name": found.name, "text": found.sentence, "gpus": dict(found.gpus)}
 
 
 def write_summary(

@@ -33,7 +33,7 @@ from collage_mpi.models.info import Geometry
 from collage_mpi.models.null import NullPredictor
 from collage_mpi.models.specs import ParitySpec
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED
+from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, unpack_use
 from collage_mpi.mpi.tasks import WireTask, pack_file, pack_places
 from collage_mpi.scheduler.events import Send, Unread
 from collage_mpi.shards import ReadAhead, ShardSet, write_shard
@@ -100,8 +100,12 @@ def test_reading_is_told_apart_from_computing(
             return self.found
 
     monkeypatch.setattr(RowReader, "begin", lambda rows, *asked: Late(rows, *asked))
-    give(bench, (0, 0))
-    assert [(r.read_ns, r.compute_ns) for r in bench.results] == [(3 * MS, MS)]
+    bench.clock.now_ns += 5 * MS  # it waits for work
+    give(bench, (0, 0), (0, 1))  # one batch
+    assert [(r.read_ns, r.compute_ns) for r in bench.results] == [(3 * MS, MS)] * 2
+    use = unpack_use(bench.endpoint.sent[-1])
+    assert (use.elapsed_ns, use.starved_ns, use.computing_ns) == (9 * MS, 3 * MS, MS)
+    assert use.reading_ns > 0 == use.decoding_ns
     bench.single(7)  # with its pixels
     bench.run()
     assert bench.results[-1].read_ns == 0
@@ -483,7 +487,7 @@ def test_a_rank_that_will_decode_has_its_decoders_when_it_says_hello(
     for fit in (None, PictureFit(SHAPE[0], channels=1).text()):
         bench = Bench(start=False, fit=fit)
         monkeypatch.setattr(
-            worker, "import_decoders", lambda own=bench: told.append(own.endpoint.told())
+            worker, "import_decoders", lambda _, own=bench: told.append(own.endpoint.told())
         )
         bench.start()
     assert told == [[]]  # once, and nothing was said before

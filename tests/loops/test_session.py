@@ -26,9 +26,11 @@ from collage_mpi.mpi.tasks import unpack_tasks
 from collage_mpi.mpi.transport import Received, Sent
 from collage_mpi.results import RunWriter, read_results
 from collage_mpi.results.pending import entry_path
+from collage_mpi.results.status import read_status
 from collage_mpi.scheduler.events import Score
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
+from collage_mpi.system.bottleneck import Use
 from collage_mpi.system.progress import NoLines
 
 SESSION, IMAGES = 3, 22
@@ -50,6 +52,7 @@ class Ranks:
         self.told = None
         self.session_of: object = None
         self.measured = lambda: None
+        self.use = Use()
 
     def expect(self, nbytes) -> None:
         self.expected = nbytes
@@ -86,7 +89,7 @@ class Ranks:
         cells = (Score(3, 0.5),)
         ends = [WireResult(t.task, ANSWERED, 9, cells=cells * len(t.items)) for t in tasks]
         room = np.zeros(1 << 16, np.uint8)
-        self.found.append((token, rank, room[: pack_results(room, SESSION, ends)]))
+        self.found.append((token, rank, room[: pack_results(room, SESSION, ends, self.use)]))
 
     def poll(self):
         if not self.found:
@@ -236,6 +239,30 @@ def test_of_what_is_left_in_an_open_loop_the_first_image_comes_at_once(tmp_path)
     arrivals.admit(0, 2)
     assert arrivals.due(0) == 1
     made.close("incomplete")
+
+
+def test_what_limits_a_run_is_in_its_manifest_and_status_and_an_idle_gpu_is_told_once(
+    tmp_path, caplog
+):
+    made = Made(tmp_path)
+    made.group.use = Use(10**10, decoding_ns=9 * 10**9, starved_ns=8 * 10**9, computing_ns=10**9)
+    welcome = made.group.welcome
+    made.group.welcome = lambda *given: {
+        rank: replace(hello, devices=("cuda:0",)) for rank, hello in welcome(*given).items()
+    }
+    with made.session as session:
+        session.make_ready()
+        finish = session.work(START)
+        session.publish()
+        session.publish()
+        world = final_facts(session, {"host": "h", "pid": 1})["world"]
+    made.close(finish.status)
+    assert [member["use"]["starved_ns"] for member in world] == [0, 8 * 10**9, 8 * 10**9]
+    assert world[0]["use"]["elapsed_ns"] > world[0]["use"]["computing_ns"] > 0
+    assert caplog.text.count("warning: GPU node1 cuda:0 is busy 20 % of the time; some sites") == 1
+    status = read_status(tmp_path / "out")
+    assert status["limit"].startswith("decoding on the CPU is the limit: the network waits 80 %")
+    assert [rank["busy"] for rank in status["ranks"]] == [0.1, 0.1]
 
 
 def test_a_session_that_the_lead_halts_ends_with_the_reason(tmp_path):

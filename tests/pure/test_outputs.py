@@ -29,12 +29,13 @@ from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Geometry, Loading
 from collage_mpi.mpi.answers import (
     ANSWERED,
+    BEGIN_BYTES,
     WireResult,
     in_messages,
     pack_results,
     unpack_results,
 )
-from collage_mpi.mpi.protocol import HEADER, WireFault
+from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.report.charts import worst_images
 from collage_mpi.results import (
     RunWriter,
@@ -263,7 +264,7 @@ def test_answers_of_several_lengths_share_a_message() -> None:
     for wrong in (nbytes - 4, nbytes + 4):
         with pytest.raises(WireFault):
             unpack_results(out[:wrong].copy())
-    room = HEADER.itemsize + max(nbytes // 2, 300)
+    room = BEGIN_BYTES + max(nbytes // 2, 300)
     assert [len(part) for part in in_messages(results, room)] == [1, 1, 1]
 
 

