@@ -50,15 +50,22 @@ from collage_mpi.results.writer import RunWriter
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
 from collage_mpi.shards.schema import remake_command
+from collage_mpi.shards.source import MOST_DECODERS, ReadMeter
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import simulate_in_memory
 from collage_mpi.simulation.simulator import SimulatedJob
-from collage_mpi.system.environment import allowed_cores, available_bytes, local_size
+from collage_mpi.system.bottleneck import RankUse, Use, limit_of
+from collage_mpi.system.environment import (
+    allowed_cores,
+    available_bytes,
+    local_size,
+    threads_per_rank,
+)
 from collage_mpi.system.printable import counted, numbers_text, say
 from collage_mpi.system.progress import minutes
 
-READ_IMAGES = 512  # images read to measure the speed of reading
-DECODED_IMAGES = 48  # images decoded on one core, to see whether shards would be faster
+READ_IMAGES = 512  # images that rank 0 reads, to measure the speed of reading
+DECODED_IMAGES = 64  # images read and decoded on one core, from all parts of the input
 SIMULATED_GROUPS = 200  # the time of all is estimated from these; they simulate in a second
 SIMULATED_BATCHES = 16  # simulated at least; fewer do not show how batches wait for each other
 
@@ -73,6 +80,7 @@ class Timings:
         who: where the times were measured, as printed.
         memory: the memory needed and available, as printed.
         tunings: kind -> number format and threads of its network, as printed.
+        on_gpu: whether the networks run on GPUs.
     """
 
     costs: ServiceCosts
@@ -80,6 +88,13 @@ class Timings:
     who: str
     memory: str
     tunings: Mapping[str, str]
+    on_gpu: bool = False
+
+    @property
+    def asked_ns(self) -> float:
+        """Service time of one image in a full batch of the single network, ns."""
+        inputs, further = self.costs.batch, self.costs.batch_costs.get(SINGLE, 1.0)
+        return self.single_ns * (1 + further * (inputs - 1)) / inputs
 
     @property
     def single_ns(self) -> int:
@@ -88,6 +103,29 @@ class Timings:
         """
         idle_ns = self.costs.idle_ns
         return idle_ns.get(SINGLE) or next(iter(idle_ns.values()), 0)
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Times to get the input of one image, in ns.
+
+    Attributes:
+        rank0_ns: on rank 0.
+        reading_ns, decoding_ns: on the rank that classifies it; decoding by one core.
+        one_core_ns: to read and decode it on one core, wherever this is done.
+        decoders: how many pictures a rank decodes at a time.
+    """
+
+    rank0_ns: float = 0.0
+    reading_ns: float = 0.0
+    decoding_ns: float = 0.0
+    one_core_ns: float = 0.0
+    decoders: int = 1
+
+    @property
+    def decoded_ns(self) -> float:
+        """Time to decode an image on a rank with all its cores, ns."""
+        return self.decoding_ns / self.decoders
 
 
 def forecast(settings: RunSettings, worker_group: WorkerGroup | None, ask: Ask) -> ExitCode:
@@ -124,16 +162,40 @@ def forecast(settings: RunSettings, worker_group: WorkerGroup | None, ask: Ask) 
         else:
             check_place(out, shared=settings.shared_out == "on")
         encoder = build_encoder(plan)
-        read_ns = _read_ns(plan, encoder, order)
+        reads = _reads(plan, encoder, order)
         if worker_group is None:
             measured = _measured_here(plan, encoder, len(order))
         else:
             asked = held(known), len(order), ask.stop_reason
             measured = _measured_there(plan, encoder, worker_group, *asked)
         plan = plan.at_batch(measured.costs.batch)
-        for name, text in _lines(plan, order, measured, read_ns, resume):
+        for name, text in _lines(plan, order, measured, reads, resume):
             say(f"{name:<10}{text}")
         return ExitCode.DATA if plan.shards.bad else ExitCode.COMPLETE
+
+
+def _reads(plan: Plan, encoder: AnyEncoder, order: np.ndarray) -> Reads:
+    """The times to read and decode images from all parts of the input."""
+    rank0_ns, settings = _read_ns(plan, encoder, order), plan.settings
+    places = np.linspace(0, len(order) - 1, min(DECODED_IMAGES, len(order))).astype(np.int64)
+    chosen = order[places]
+    with ShardSet(plan.shards.infos) as shards:
+        shards.decoder, shards.decoders = plan.shards.decoder, 1
+        _, firsts = np.unique(shards.locate_each(chosen)[0], return_index=True)
+        shards.read_checked(chosen[firsts])  # opens the files, which a job does only once
+        shards.meter = meter = ReadMeter()
+        shards.read_checked(chosen)
+    reading_ns, decoding_ns = (
+        ns / max(1, len(chosen)) for ns in (meter.reading_ns, meter.decoding_ns)
+    )
+    one_core_ns = reading_ns + decoding_ns
+    if not settings.by_place:  # rank 0 reads, and decodes too, or sends files to the ranks
+        reading_ns = 0.0
+        with open_reader(plan, encoder, ()) as reader:
+            decoding_ns *= reader.sends_files
+    ranks = local_size() or len(plan.placement.kinds) * settings.teams
+    decoders = min(MOST_DECODERS, threads_per_rank(ranks)) if settings.by_place else 1
+    return Reads(rank0_ns, reading_ns, decoding_ns, one_core_ns, decoders)
 
 
 def _read_ns(plan: Plan, encoder: AnyEncoder, order: np.ndarray) -> float:
@@ -203,7 +265,8 @@ def _measured_here(plan: Plan, encoder: AnyEncoder, images: int) -> Timings:
     tunings = {kind: predictor.tuning for kind, predictor in predictors.items()}
     who = f"in this process, on {' and '.join(devices)}"
     most = most_together(plan, encoder, images, workers if plan.settings.by_place else ())
-    return Timings(service_costs(plan, here, most), shared, who, memory, tunings)
+    costs = service_costs(plan, here, most)
+    return Timings(costs, shared, who, memory, tunings, devices == ["cuda"])
 
 
 def _measured_there(
@@ -223,7 +286,7 @@ def _measured_there(
     if there is not None:
         memory += f"; {size_text(there)} are left on rank 0's host"
     gpus = Counter((h.host, d) for h in hellos.values() for d in h.devices if d != "cpu")
-    on_cores = (local_size() or sum(hosts.values())) / allowed_cores()
+    on_cores = max(hosts.values()) / allowed_cores()  # rank 0 takes little of one
     shared = float(max(gpus.values())) if gpus else max(1.0, on_cores)
     named = ", ".join(f"{host} ({ranks} ranks)" for host, ranks in sorted(hosts.items()))
     who = f"on a rank of each kind while the others wait; on {named}"
@@ -231,11 +294,11 @@ def _measured_there(
     most = most_together(plan, encoder, images, readers(plan, hellos))
     costs = service_costs(plan, worker_group, most)
     worker_group.end()
-    return Timings(costs, shared, who, memory, tunings)
+    return Timings(costs, shared, who, memory, tunings, bool(gpus))
 
 
 def _lines(
-    plan: Plan, order: np.ndarray, measured: Timings, read_ns: float, resume: bool
+    plan: Plan, order: np.ndarray, measured: Timings, reads: Reads, resume: bool
 ) -> Iterator[tuple[str, str]]:
     settings, shards = plan.settings, plan.shards
     labels = settings.labels()
@@ -262,8 +325,10 @@ def _lines(
     yield "output", _output(Path(settings.out), len(order), resume)
     yield "service", _service(plan, measured)
     if any(info.storage != "images" and info.is_picture for info in shards.infos):
-        yield "prep", prep_text(plan, order, measured)
-    yield "time", _time(plan, -(-len(order) // teams), measured, read_ns)
+        yield "prep", prep_text(plan, measured, reads)
+    images = -(-len(order) // teams)
+    yield "time", _time(plan, images, measured, reads)
+    yield "limit", _limit(plan, images, measured, reads)
     yield "", "nothing was written"
 
 
@@ -276,19 +341,11 @@ def _output(out: Path, images: int, resume: bool) -> str:
     return f"{out} {begins}; at most {size_text(needed)} of rows{room}{short}"
 
 
-def prep_text(plan: Plan, order: np.ndarray, measured: Timings) -> str:
+def prep_text(plan: Plan, measured: Timings, reads: Reads) -> str:
     """Says whether reading and decoding an image on one core takes longer than the network, so that
     shards would be faster, and which command makes them.
     """
-    settings, chosen = plan.settings, order[:DECODED_IMAGES]
-    with ShardSet(plan.shards.infos) as shards:
-        shards.decoders = 1
-        shards.read_checked(chosen)  # opens them
-        start_ns = time.monotonic_ns()
-        shards.read_checked(chosen)
-        read_ns = (time.monotonic_ns() - start_ns) / max(1, len(chosen))
-    inputs, further = measured.costs.batch, measured.costs.batch_costs.get(SINGLE, 1.0)
-    asked_ns = measured.single_ns * (1 + further * (inputs - 1)) / inputs
+    settings, read_ns, asked_ns = plan.settings, reads.one_core_ns, measured.asked_ns
     readers = "each rank" if settings.by_place else "rank 0"
     ranks = 1 if settings.by_place else settings.teams * len(plan.placement.workers)
     text = f"{readers} reads and decodes an image in {read_ns / 1e6:.3g} ms (one core of this "
@@ -309,14 +366,61 @@ def _service(plan: Plan, measured: Timings) -> str:
     return f"{text}; measured {measured.who}"
 
 
-def _time(plan: Plan, images: int, measured: Timings, read_ns: float) -> str:
+def _seconds(plan: Plan, images: int, measured: Timings, reads: Reads, share: float) -> float:
+    """The time of the run: simulated, and no less than its input takes.
+
+    A network on the CPU and the decoder take turns on the same cores. A GPU computes meanwhile.
+
+    Args:
+        plan: of the run.
+        images: of one team.
+        measured: times of the networks.
+        reads: times of the input.
+        share: how many ranks share a core or a GPU.
+    """
+    each_s = images / len(plan.placement.workers) / 1e9  # for a ns an image on each rank
+    network_s = _simulated_s(plan, images, measured, share)
+    decoding_s = each_s * reads.decoded_ns * (1.0 if measured.on_gpu else share)
+    if not measured.on_gpu:
+        network_s += decoding_s
+    return max(network_s, each_s * reads.reading_ns + decoding_s, images * reads.rank0_ns / 1e9)
+
+
+def _limit(plan: Plan, images: int, measured: Timings, reads: Reads) -> str:
+    """What would limit the run on the ranks that were measured."""
+    try:
+        total_s = _seconds(plan, images, measured, reads, measured.shared)
+    except UsageError:
+        return "not known, since there is no estimate of the time"
+    each, total_ns = images / len(plan.placement.workers), total_s * 1e9
+    computing_ns = min(total_ns, each * measured.asked_ns * measured.shared)
+    reading_ns, decoding_ns = each * reads.reading_ns, each * reads.decoded_ns
+    decoding_ns *= 1.0 if measured.on_gpu else measured.shared
+    input_ns = reading_ns + decoding_ns
+    starved_ns = max(0.0, min(total_ns, input_ns) - measured.on_gpu * computing_ns)
+    held_ns = total_ns - computing_ns - starved_ns if plan.settings.injects else 0.0
+    times = (total_ns, reading_ns, decoding_ns, starved_ns, computing_ns, held_ns, reads.decoders)
+    device = "cuda" if measured.on_gpu else "cpu"
+    worker = RankUse(1, Use(*map(round, times)), "each", device)
+    messages = images / measured.costs.batch
+    read_ns = round(images * reads.rank0_ns)
+    decodes = plan.shards.fit is not None and not reads.decoding_ns
+    rank0 = Use(
+        round(total_ns),
+        0 if decodes else read_ns,
+        read_ns if decodes else 0,
+        computing_ns=round(messages * (Costs().receive_ns + Costs().send_ns)),
+    )
+    return limit_of([worker], [rank0], open_loop=plan.settings.open_loop).sentence
+
+
+def _time(plan: Plan, images: int, measured: Timings, reads: Reads) -> str:
     """The time of the run, simulated with the measured service times: if each rank has a core or
     GPU of its own, and if they are shared as they are here.
     """
     try:
         least, most = (
-            max(_simulated_s(plan, images, measured, share), images * read_ns / 1e9)
-            for share in (1.0, measured.shared)
+            _seconds(plan, images, measured, reads, share) for share in (1.0, measured.shared)
         )
     except UsageError as error:
         return f"no estimate: {error}"
@@ -327,8 +431,15 @@ def _time(plan: Plan, images: int, measured: Timings, read_ns: float) -> str:
     if plan.settings.needs_threshold:
         text += ", if the first network's answer counts for every image"
     return f"{text}; start-up not counted; simulated from these service times and rank 0's " + (
-        "usual costs" + (f", read at {1e9 / read_ns:,.0f} images/s" if read_ns else "")
+        "usual costs" + _reading_text(reads)
     )
+
+
+def _reading_text(reads: Reads) -> str:
+    if reads.rank0_ns:
+        return f", read at {1e9 / reads.rank0_ns:,.0f} images/s"
+    each_ns = reads.reading_ns + reads.decoded_ns
+    return f"; each rank reads and decodes {1e9 / each_ns:,.0f} images/s" if each_ns else ""
 
 
 def _simulated_s(plan: Plan, images: int, measured: Timings, share: float) -> float:

@@ -14,7 +14,16 @@ from rows_by_name import add_image
 
 from collage_mpi.cli import main
 from collage_mpi.commands import forecast
-from collage_mpi.commands.forecast import Timings, _lines, _measured_here, _simulated_s, _time
+from collage_mpi.commands.forecast import (
+    Reads,
+    Timings,
+    _limit,
+    _lines,
+    _measured_here,
+    _reads,
+    _simulated_s,
+    _time,
+)
 from collage_mpi.commands.launch import LaunchArguments
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.handshake import ServiceCosts
@@ -30,6 +39,7 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead, reader, write_shard
 from collage_mpi.system.environment import available_bytes
 
+NO_READS = Reads()
 NULL = ("--single", "null", "--collage", "null", "--side", "2")
 
 
@@ -214,10 +224,54 @@ def test_the_estimate_is_the_networks_time_over_the_ranks(shard):
     alone, crowded = (_simulated_s(plan, 4000, measured, share) for share in (1.0, 5.0))
     assert alone == pytest.approx(4000 * 0.05 / 4, rel=0.02)
     assert crowded == pytest.approx(5 * alone, rel=0.02)
-    told = _time(plan, 4000, measured, read_ns=1e5)
+    told = _time(plan, 4000, measured, Reads(rank0_ns=1e5))
     assert "about 50 s with a core or GPU for each rank, 4 min if 5.0 ranks share one" in told
     # Where reading takes longer than all networks, that is the time.
-    assert "about 67 min;" in _time(plan, 4000, measured, read_ns=1e9)
+    assert "about 67 min;" in _time(plan, 4000, measured, Reads(rank0_ns=1e9))
+    # Where ranks read, a core decodes or computes; a GPU computes while the cores decode.
+    reads = Reads(decoding_ns=100e6, decoders=2)
+    told = [_time(plan, 4000, replace(timings(50_000_000), on_gpu=gpu), reads) for gpu in (0, 1)]
+    assert [text.partition(";")[0] for text in told] == ["about 2 min", "about 50 s"]
+    assert "each rank reads and decodes 20 images/s" in told[0]
+    slow_disk = Reads(reading_ns=200e6, decoding_ns=50e6)
+    assert "about 4 min" in _time(plan, 4000, timings(50_000_000), slow_disk)
+
+
+def test_the_limit_is_foretold(shard):
+    """By the same rules as of a run that has ended."""
+    settings = RunSettings(shards=(str(shard),), single="null", scheme="none", side=2, out="out")
+
+    def told(single_ns: int, gpu: bool = False, reads: Reads = NO_READS, **more: object) -> str:
+        plan = make_plan(replace(settings, **more), 5)
+        plan.shards.close()
+        measured = replace(timings(single_ns), on_gpu=gpu)
+        return _limit(plan, 4000, measured, reads).partition(" is the limit")[0]
+
+    assert told(50_000_000) == "the network on the CPU"
+    assert told(50_000_000, gpu=True) == "the network on the GPU"
+    assert told(5_000_000, reads=Reads(decoding_ns=9e6)) == "decoding on the CPU"
+    assert told(5_000_000, gpu=True, reads=Reads(decoding_ns=11e6)) == "decoding on the CPU"
+    assert told(5_000_000, gpu=True, reads=Reads(decoding_ns=9e6)) == "the network on the GPU"
+    assert told(5_000_000, reads=Reads(reading_ns=9e6)) == "reading the input"
+    assert told(5_000_000, reads=Reads(rank0_ns=9e6)) == "reading on rank 0"
+    assert told(5_000_000, arrivals="poisson", rate=50.0) == "the arrival of images"
+
+
+def test_reading_and_decoding_are_timed_wherever_they_are_done(tmp_path):
+    photos = write_folder(tmp_path / "photos")[0].parent.parent
+    common = {"single": "null", "scheme": "none", "side": 2, "out": "out", "image_px": 16}
+
+    def reads(**more: object) -> Reads:
+        plan = make_plan(RunSettings(shards=(str(photos),), **common, **more), 5)
+        found = _reads(plan, build_encoder(plan), plan.order)
+        plan.shards.close()
+        assert found.one_core_ns > found.decoding_ns
+        return found
+
+    by_workers, by_rank0 = reads(pixels="workers"), reads(pixels="rank0")
+    assert by_workers.reading_ns > 0 < by_workers.decoding_ns
+    assert by_workers.rank0_ns == by_rank0.reading_ns == 0
+    assert by_rank0.rank0_ns > 0 < by_rank0.decoding_ns  # it sends files
 
 
 def test_it_says_whether_shards_would_pay(shard, tmp_path):
@@ -227,7 +281,8 @@ def test_it_says_whether_shards_would_pay(shard, tmp_path):
     def told(path: Path, single_ns: int, **more: object) -> str | None:
         plan = make_plan(RunSettings(shards=(str(path),), **common, **more), 5)
         measured = timings(single_ns)
-        lines = dict(_lines(plan, plan.order, measured, 1.0, False))
+        reads = _reads(plan, build_encoder(plan), plan.order)
+        lines = dict(_lines(plan, plan.order, measured, reads, False))
         plan.shards.close()
         return lines.get("prep")
 
@@ -247,7 +302,7 @@ def test_the_number_format_of_each_network_is_told(shard):
     plan = make_plan(settings, 5)
     for how, end in (("bfloat16, channels-last", "1-4, bfloat16, channels-last"), (NO_TUNING, "4")):
         measured = timings(50_000_000, 5.0, single=how)
-        assert dict(_lines(plan, plan.order, measured, 1.0, False))["single"].endswith(end)
+        assert dict(_lines(plan, plan.order, measured, Reads(), False))["single"].endswith(end)
     plan.shards.close()
 
 
@@ -292,5 +347,5 @@ def test_a_threshold_of_accept_auto_does_not_keep_it_from_an_estimate(shard):
     plan.shards.close()
     sure = replace(plan, settings=replace(settings, accept="confident", confidence=0.9))
     measured = timings(50_000_000)
-    assert _time(sure, 4000, measured, 1.0) == _time(plan, 4000, measured, 1.0)
-    assert "no estimate" in _time(replace(sure, asked=sure.settings), 4000, measured, 1.0)
+    assert _time(sure, 4000, measured, Reads()) == _time(plan, 4000, measured, Reads())
+    assert "no estimate" in _time(replace(sure, asked=sure.settings), 4000, measured, Reads())
