@@ -20,23 +20,37 @@ from collage_mpi.errors import UsageError
 from collage_mpi.report import tables
 from collage_mpi.report.charts import chart_data, excerpt, worst_images
 from collage_mpi.results.comparison import compare, notes
-from collage_mpi.results.manifest import readable
+from collage_mpi.results.manifest import readable, recorded_settings
 from collage_mpi.results.reader import Run, distinct, open_run
 from collage_mpi.results.render import points, warnings
 from collage_mpi.results.summary import summarise
 from collage_mpi.results.tally import Tally
 from collage_mpi.results.verify import VerifyReport, verify_run
+from collage_mpi.settings.flags import words_of
 from collage_mpi.system.files import write_atomic, writing
 from collage_mpi.system.printable import printable
 
 MOST_RUNS = 12  # each takes about 100 KB with its pictures
 PICTURES = 24  # worst images on the page, shared by all runs
-SHARES = {"p99": "99 % of its groups", "p95": "95 % of its groups", "p50": "half of its groups"}
+SHARES = {"p99": "99 % of its images", "p95": "95 % of its images", "p50": "half of its images"}
 ALIKE = 0.005  # points of accuracy; a smaller difference is shown as 0.00
+LEVEL = 1.01  # a smaller ratio of images/s or of rank-seconds is told as equal
+# Scheme -> what it does, in words of somebody who has not read the documentation.
+PLAIN = {
+    "none": "single network only",
+    "replicate": "copies of every image",
+    "hedge": "copies of late images",
+    "collage": "collages beside single images",
+    "collage-only": "collages only",
+    "cascade": "collages first",
+    "cascade-batch": "quick network first",
+}
+MOST_DIFFERING = 3  # settings in the name of a run
+LONGEST_WORD = 40  # of these settings; a longer one does not help the reader
 SCRIPTS = ("uPlot.iife.min.js", "charts.js")
 
 Json = dict[str, Any]
-Side = tuple[str, Json, Json]  # name of a run, its entry of `compare`, its latency per group
+Side = tuple[str, Json, Json]  # name of a run, its entry of `compare`, its latency per image
 
 
 def write_report(
@@ -88,15 +102,31 @@ def render_page(folders: Sequence[Path], shards: Sequence[Path | str] | None = N
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """The names of the runs on the page. They contain the mode only if the runs' modes differ."""
-    alike = len({run.mode for run in runs}) == 1
-    names = [run.scheme if alike else run.label for run in runs]
+    """The names of the runs on the page: what the scheme does, and, for runs of one scheme, the
+    settings in which they differ."""
+    schemes = [run.manifest.get("scheme") or "unknown scheme" for run in runs]
+    plain = [PLAIN.get(scheme, scheme) for scheme in schemes]
+    alike = [
+        [other for other, same in zip(runs, schemes, strict=True) if same == scheme]
+        for scheme in schemes
+    ]
+    names = [
+        ", ".join([name, *_differing(run, others)])
+        for name, run, others in zip(plain, runs, alike, strict=True)
+    ]
     return [readable(name) for name in distinct(names, runs)]
 
 
-def _short(names: Sequence[str]) -> list[str]:
-    schemes = [name.split(",")[0] for name in names]
-    return schemes if len(set(schemes)) == len(schemes) else list(names)
+def _differing(run: Run, others: Sequence[Run]) -> list[str]:
+    """The flags of the settings in which runs differ, as `run` has them; [] if these are many or
+    long, since the folder is then a better name."""
+    recorded = [recorded_settings(other.manifest) for other in others]
+    keys = sorted({key for one in recorded for key in one})
+    unlike = [key for key in keys if any(one.get(key) != recorded[0].get(key) for one in recorded)]
+    own = recorded_settings(run.manifest)
+    words = [" ".join(words_of({key: own.get(key)})).replace("=", " ", 1) for key in unlike]
+    short = len(words) <= MOST_DIFFERING and max(map(len, words), default=0) <= LONGEST_WORD
+    return words if short else []
 
 
 def _pace(mode: str) -> str:
@@ -148,7 +178,8 @@ def _contents(folders: Sequence[Path], shards: Sequence[Path | str] | None) -> J
         )
     return {
         "runs": parts,
-        "verdicts": verdicts(_short(names), entries, summaries, proofs),
+        "verdicts": verdicts(names, entries, summaries, proofs),
+        "open_loop": any(entry["open_loop"] for entry in entries),
         "notes": notes(entries),
         "compared": tables.compared(entries, summaries),
         "accuracies": tables.accuracies(summaries, names),
@@ -178,17 +209,18 @@ def verdicts(
     """The result of a single run; or, for several runs, each further run compared with the first.
 
     Args:
-        names: short names of the runs.
+        names: of the runs.
         entries: from `compare`.
         summaries: from `summarise`.
         proofs: from `verify_run`.
     """
-    runs = [f'The "{name}" run' for name in names]
+    runs = [f'The run "{name}"' for name in names]
     made = " simulated," if any("simulated" in entry["mode"] for entry in entries) else ""
     flaws = [_flaws(*each) for each in zip(runs, summaries, proofs, strict=True)]
     if len(runs) == 1:
-        return [_judged(_alone(entries[0]), flaws[0], f"the run is{made}")]
-    ends = [summary["latency"]["group"] for summary in summaries]
+        alone = _alone(entries[0], summaries[0]["latency"]["image"])
+        return [_judged(alone, flaws[0], f"the run is{made}")]
+    ends = [summary["latency"]["image"] for summary in summaries]
     return [
         _judged(
             _beside((runs[i], entries[i], ends[i]), (runs[0], entries[0], ends[0])),
@@ -220,45 +252,79 @@ def _flaws(run: str, summary: Json, proof: VerifyReport) -> list[str]:
     return found
 
 
-def _alone(entry: Json) -> str:
-    price = entry["price"]
-    done = f"The run has too few groups to tell a latency ({entry['groups']:,})"
-    known = [name for name in SHARES if entry[f"{name}_ms"] is not None]
-    if known:
-        done = f"The run had {SHARES[known[0]]} done within {entry[f'{known[0]}_ms']:,.1f} ms"
-    rate, accuracy = price["images_per_s"], entry["accuracy"]
-    pace = "" if rate is None else f", classified {rate:,.1f} images a second"
-    right = "" if accuracy is None else f", {points(accuracy)} of all images rightly"
-    return f"{done}{pace}{right}, and used {price['ranks']:,} ranks"
+def _alone(entry: Json, latency: Json) -> str:
+    price, accuracy = entry["price"], entry["accuracy"]
+    said = []
+    if entry["open_loop"]:
+        known = [name for name in SHARES if latency[f"{name}_ms"] is not None]
+        said = ["answered too few images to tell a latency"]
+        if known:
+            said = [f"answered {SHARES[known[0]]} within {latency[f'{known[0]}_ms']:,.1f} ms"]
+    if price["images_per_s"] is not None:
+        said += [f"classified {price['images_per_s']:,.1f} images a second"]
+    if price["rank_seconds_per_image"] is not None:
+        said += [f"took {price['rank_seconds_per_image']:.3g} rank-seconds an image"]
+    if accuracy is not None:
+        said += [f"classified {points(accuracy)} of all images rightly"]
+    return _listed("The run", [*said, f"used {price['ranks']:,} ranks"])
+
+
+def _listed(run: str, said: Sequence[str]) -> str:
+    *most, last = said
+    return f"{run} {', '.join(most)}, and {last}" if most else f"{run} {last}"
 
 
 def _beside(this: Side, first: Side) -> str:
-    (run, entry, _), (_, base, _) = this, first
-    said = [f"{run} {_sooner(this, first)}", _accuracy(entry["paired"]["difference"])]
+    """What a run gains beside the first one. In a job whose images all wait from the start these
+    are images/s and rank-seconds; where images arrive at a rate it is the latency."""
+    (run, entry, own), (other, base, theirs) = this, first
+    other = other.replace("The", "the", 1)
+    if entry["open_loop"] != base["open_loop"]:
+        return (
+            f"{run} and {other} cannot be compared: in one of them images arrive at a given rate, "
+            "in the other all images wait from the start"
+        )
+    gains = [_sooner(own, theirs, other)] if entry["open_loop"] else _more(entry, base, other)
+    said = [*gains, _answers(entry["paired"])]
     wasted, before = (each["price"]["wasted_work"] for each in (entry, base))
     if wasted is not None and before is not None:
         shares = (f"{100 * share:.0f} %" for share in (wasted, before))
         said.append("wasted {} of its work {}".format(*_than_the_other(*shares)))
     ranks = (f"{each['price']['ranks']:,}" for each in (entry, base))
-    said.append("and used {} ranks {}".format(*_than_the_other(*ranks)))
-    return ", ".join(said)
+    said.append("used {} ranks {}".format(*_than_the_other(*ranks)))
+    if _unequal(entry["paired"]):
+        return _listed(run.replace("The", "At unequal answers the", 1), said)
+    return _listed(run, said)
 
 
 def _than_the_other(own: str, base: str) -> tuple[str, str]:
     return own, "like the other" if own == base else f"instead of {base}"
 
 
-def _sooner(this: Side, first: Side) -> str:
-    """The gain in the highest percentile that both runs have."""
-    (_, entry, own_ends), (other, base, base_ends) = this, first
-    other = other.replace("The", "the", 1)
-    both = [n for n in SHARES if entry[f"{n}_ms"] is not None and base[f"{n}_ms"] is not None]
+def _more(entry: Json, base: Json, other: str) -> list[str]:
+    """The ratios of images/s and of rank-seconds an image to those of the first run."""
+    (rate, before), (cost, price) = (
+        (entry["price"][key], base["price"][key])
+        for key in ("images_per_s", "rank_seconds_per_image")
+    )
+    if not rate or not before or not cost or not price:
+        return [f"had too few images beside the warm-up to compare its speed with {other}"]
+    how = "as many" if max(rate / before, before / rate) < LEVEL else ""
+    how = how or f"{'only ' * (rate < before)}{rate / before:.2f} times as many"
+    return [
+        f"classified {how} images a second as {other} ({rate:,.1f} instead of {before:,.1f})",
+        "took {} rank-seconds an image {}".format(*_than_the_other(f"{cost:.3g}", f"{price:.3g}")),
+    ]
+
+
+def _sooner(own: Json, theirs: Json, other: str) -> str:
+    """The gain in the highest percentile of the latency that both runs have."""
+    both = [n for n in SHARES if own[f"{n}_ms"] is not None and theirs[f"{n}_ms"] is not None]
     if not both:
-        counts = f"{entry['groups']:,} and {base['groups']:,}"
-        return f"and {other} have too few groups to compare latencies ({counts})"
+        return f"answered too few images to compare its latency with {other}"
     name = both[0]
-    own_ms, base_ms = entry[f"{name}_ms"], base[f"{name}_ms"]
-    ends, others = own_ends[f"{name}_ci95_ms"], base_ends[f"{name}_ci95_ms"]
+    own_ms, base_ms = own[f"{name}_ms"], theirs[f"{name}_ms"]
+    ends, others = own[f"{name}_ci95_ms"], theirs[f"{name}_ci95_ms"]
     instead = f"{own_ms:,.1f} ms instead of {base_ms:,.1f} ms"
     if ends and others and ends[0] <= others[1] and others[0] <= ends[1]:
         how = "about as soon as"
@@ -267,13 +333,27 @@ def _sooner(this: Side, first: Side) -> str:
         how = f"{base_ms / own_ms:.2f} times sooner than"
     else:
         how = f"{own_ms / base_ms:.2f} times later than"
-    return f"had {SHARES[name]} done {how} {other} ({instead})"
+    return f"answered {SHARES[name]} {how} {other} ({instead})"
 
 
-def _accuracy(difference: float | None) -> str:
-    if difference is None:
-        return "has no accuracy that could be compared"
+def _answers(paired: Json) -> str:
+    """Whether the answers of two runs are equal: by their labels, or else by their classes."""
+    if not paired["n"]:
+        if paired["same"] is None:
+            return "gave answers that cannot be compared"
+        return f"gave {points(paired['same'])} of the images the same class"
+    difference = paired["difference"]
     if abs(100 * difference) < ALIKE:
-        return "had the same accuracy"
+        return "was as often right"
     how = "lost" if difference < 0 else "gained"
-    return f"{how} {abs(100 * difference):.2f} points of accuracy"
+    chance = "" if _unequal(paired) else ", a difference within chance"
+    return f"{how} {abs(100 * difference):.2f} points of accuracy{chance}"
+
+
+def _unequal(paired: Json) -> bool:
+    """Whether the accuracy of two runs on the same images differs by more than chance (95 %)."""
+    if not paired["n"]:
+        return False
+    only, difference = paired["only_this"] + paired["only_baseline"], paired["difference"]
+    error = max(0.0, only / paired["n"] - difference**2) ** 0.5 / paired["n"] ** 0.5
+    return bool(abs(difference) > max(1.96 * error, ALIKE / 100))

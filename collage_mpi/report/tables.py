@@ -51,8 +51,16 @@ Range = tuple[float, float, float]
 
 
 def compared(entries: Sequence[Json], summaries: Sequence[Json]) -> Table:
-    """Latency and price (C8), with a column for each run and ratios to the first run in
-    brackets."""
+    """Price (C8) and latency, with a column for each run and ratios to the first run in brackets.
+    Latency comes first where images arrive at a rate."""
+    columns = [Column(), *(Column(entry["name"], ",") for entry in entries)]
+    parts = [_price(entries), _latency(entries, summaries)]
+    if any(entry["open_loop"] for entry in entries):
+        parts.reverse()
+    return Table(columns, [row for part in parts for row in part], "Of the measured groups")
+
+
+def _latency(entries: Sequence[Json], summaries: Sequence[Json]) -> list[Row]:
     latency = [summary["latency"] for summary in summaries]
     both = list(zip(entries, latency, strict=True))
     rows: list[Row] = [["Latency of a group, ms"]]
@@ -66,8 +74,7 @@ def compared(entries: Sequence[Json], summaries: Sequence[Json]) -> Table:
     for name in STATISTICS[:-1]:
         values = [supported(r["image"][f"{name}_ms"], r["image"]["independent"]) for r in latency]
         rows.append([name.upper(), *values])
-    columns = [Column(), *(Column(entry["name"], ",") for entry in entries)]
-    return Table(columns, [*rows, *_price(entries)], "Of the measured groups")
+    return rows
 
 
 def _latency_cell(entry: Json, row: Json, name: str, i: int) -> str:
@@ -80,27 +87,34 @@ def _price(entries: Sequence[Json]) -> list[Row]:
     audits = [entry.get("audit") for entry in entries]
     shares = shares_shown(prices)
     differences = (paired_cell(e, i == 0, f": {e['paired']['why']}") for i, e in enumerate(entries))
+    same = ["" if i == 0 else points(e["paired"]["same"]) for i, e in enumerate(entries)]
     costs = [entry.get("cost") for entry in entries]
     agreement = ["agreement of audited answers", *(audit_text(a) if a else "" for a in audits)]
     return [
-        ["Price"],
+        ["Speed, answers and price"],
+        *(
+            [label, *(_with_ratio(prices, i, key, form) for i in range(len(prices)))]
+            for label, key, form in (
+                ("images/s", "images_per_s", ",.1f"),
+                ("rank-seconds per image", "rank_seconds_per_image", ".4f"),
+            )
+        ),
         ["accuracy", *accuracies_of(entries)],
         *([["paired difference", *differences]] if len(entries) > 1 else []),
+        *([["images with the same class", *same]] if len(entries) > 1 else []),
         *([agreement] if any(audits) else []),
         *([f"{kind} share of images", *(share_of(p, kind) for p in prices)] for kind in shares),
         ["wasted work", *(points(price["wasted_work"]) for price in prices)],
         ["ranks", *(_ranks_cell(price) for price in prices)],
-        *(
-            [label, *(optional(price[key], form) for price in prices)]
-            for label, key, form in (
-                ("rank-seconds per image", "rank_seconds_per_image", ".4f"),
-                ("images/s", "images_per_s", ",.1f"),
-                ("cost ratio", "cost_ratio", ".2f"),
-            )
-        ),
+        ["cost ratio", *(optional(price["cost_ratio"], ".2f") for price in prices)],
         *([["node-hours", *(f"{c['node_hours']:.4g}" if c else "" for c in costs)]] * any(costs)),
         *([key.replace("_", " "), *(price[key] for price in prices)] for key in TASKS_TOLD),
     ]
+
+
+def _with_ratio(prices: Sequence[Json], i: int, key: str, form: str) -> str:
+    text, value, base = optional(prices[i][key], form), prices[i][key], prices[0][key]
+    return f"{text} ({value / base:.2f}x)" if i and value and base else text
 
 
 def _ranks_cell(price: Json) -> str:

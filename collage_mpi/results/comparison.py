@@ -22,6 +22,7 @@ from collage_mpi.results.render import (
 )
 from collage_mpi.results.rows import IMAGES, flat_keys
 from collage_mpi.results.summary import summarise
+from collage_mpi.results.vectors import extras_of
 from collage_mpi.system.table import ABSENT, Table, to_text, usable_width
 
 STATISTICS = ("p50", "p95", "p99", "p99.9", "std")
@@ -50,9 +51,10 @@ def compare(
     Returns:
         For each run: name, run, label, scheme, mode, straggler, invalid, complete, n, groups,
         independent (groups, or batches); `<stat>_ms` and `<stat>_ratio` (this run / first run,
-        below 1 is faster) for p50, p95, p99, p99.9 and std; accuracy, labelled (the number of
-        labelled images); paired, see `paired_accuracy`; price, audit, cost; and unlike_teams,
-        lines about teams that differ. A value that the sample does not support is None.
+        below 1 is faster) for p50, p95, p99, p99.9 and std; open_loop; accuracy, labelled (the
+        number of labelled images); paired, see `paired_accuracy`; price, audit, cost; and
+        unlike_teams, lines about teams that differ. A value that the sample does not support is
+        None.
     """
     summaries = summaries or [summarise(run) for run in runs]
     names = distinct([run.label for run in runs], runs)
@@ -70,6 +72,7 @@ def _entry(run: Run, summary: Json, first: Run, baseline: Json, per: str) -> Jso
         "scheme": run.scheme,
         "mode": run.mode,
         "straggler": summary["straggler"],
+        "open_loop": bool(run.manifest.get("open_loop")),
         "invalid": run.invalid,
         "complete": run.complete,
         "per": per,
@@ -93,30 +96,42 @@ def _ratio(value: float | None, base: float | None) -> float | None:
 
 
 def paired_accuracy(run: Run, baseline: Run) -> Json:
-    """Accuracy of both runs on the labelled images for which both have a row.
+    """The answers of both runs on the images for which both have a row.
 
-    Images are matched by (shard fingerprint, row). Error rows count as wrong.
+    Images are matched by (shard fingerprint, row). Error rows count as wrong, and as no class.
 
     Returns:
-        n; accuracy, baseline and difference (this - baseline); only_this and only_baseline, the
-        number of images that only one of the runs got right; why: if n is 0, the reason in words,
-        otherwise None.
+        n, the number of labelled images; accuracy, baseline and difference (this - baseline) on
+        these; only_this and only_baseline, how many of them only one of the runs got right; why: if
+        n is 0, the reason in words, otherwise None; same, the share of all these images that both
+        runs gave the same class, None if there is none or the runs have no classes in common.
     """
     names = {name: i for i, name in enumerate(run.fingerprints + baseline.fingerprints)}
-    this, that = _right_by_key(run, names), _right_by_key(baseline, names)
-    shared, i, j = np.intersect1d(this[0], that[0], return_indices=True)
-    if not len(shared):
-        return _pair(0, None, None, why=_why_unpaired(run, baseline))
-    ours, theirs = this[1][i], that[1][j]
+    this, that = _answers_by_key(run, names), _answers_by_key(baseline, names)
+    _, i, j = np.intersect1d(this["key"], that["key"], return_indices=True)
+    this, that = this[i], that[j]
+    alike = (this["class"] == that["class"]) & this["answered"] & that["answered"]
+    same = float(alike.mean()) if len(alike) and _same_classes(run, baseline) else None
+    labelled = this["labelled"] & that["labelled"]
+    ours, theirs = this["right"][labelled], that["right"][labelled]
+    if not len(ours):
+        return {**_pair(0, None, None, why=_why_unpaired(run, baseline)), "same": same}
     only = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    return _pair(len(shared), float(ours.mean()), float(theirs.mean()), only)
+    return {**_pair(len(ours), float(ours.mean()), float(theirs.mean()), only), "same": same}
+
+
+def _same_classes(run: Run, baseline: Run) -> bool:
+    names = [each.manifest.get("class_names") for each in (run, baseline)]
+    return names[0] == names[1] and all(
+        extras_of(each.manifest).classifies for each in (run, baseline)
+    )
 
 
 def _unpaired(summary: Json) -> Json:
     """What `paired_accuracy` would return for the first run, which is its own baseline."""
     found = summary["accuracy"]["overall"]
     n, accuracy = found["n"], found["accuracy"]
-    return _pair(n, accuracy, accuracy, why=None if n else "no labels")
+    return {**_pair(n, accuracy, accuracy, why=None if n else "no labels"), "same": None}
 
 
 def _pair(
@@ -158,19 +173,28 @@ def _input_of(run: Run) -> str:
     return f"{', '.join(names[:2])}{more}, {run.manifest['rows']:,} images"
 
 
-def _right_by_key(run: Run, names: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) uint64 keys of the labelled images, see `flat_keys`, and (n,) bool, which are right.
+_ANSWER = np.dtype(
+    [("key", "u8"), ("class", "i4"), *((name, "?") for name in ("answered", "labelled", "right"))]
+)
+
+
+def _answers_by_key(run: Run, names: dict[str, int]) -> np.ndarray:
+    """The answers of all images, (n,) of _ANSWER; the keys are those of `flat_keys`.
 
     Args:
         names: shard fingerprint -> number to use in the keys.
     """
     number = np.array([names[name] for name in run.fingerprints] or [0], np.uint64)
-    keys, right = [np.empty(0, np.uint64)], [np.empty(0, bool)]
+    found = [np.empty(0, _ANSWER)]
     for images in run.chunks(IMAGES):
-        images = images[images["has_label"] & (images["shard"] < len(run.fingerprints))]
-        keys.append(flat_keys({"shard": number[images["shard"]], "row": images["row"]}))
-        right.append(images["answered"] & (images["predicted"] == images["label"]))
-    return np.concatenate(keys), np.concatenate(right)
+        images = images[images["shard"] < len(run.fingerprints)]
+        some = np.empty(len(images), _ANSWER)
+        some["key"] = flat_keys({"shard": number[images["shard"]], "row": images["row"]})
+        some["class"], some["answered"] = images["predicted"], images["answered"]
+        some["labelled"] = images["has_label"]
+        some["right"] = images["answered"] & (images["predicted"] == images["label"])
+        found.append(some)
+    return np.concatenate(found)
 
 
 def render_comparison(entries: Sequence[Json], *, width: int | None = None) -> str:

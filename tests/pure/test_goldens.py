@@ -134,7 +134,7 @@ def test_the_report(folders: list[Path], tmp_path: Path) -> None:
 def test_the_report_of_one_run_that_is_incomplete(tmp_path: Path) -> None:
     run = hand_made(tmp_path / "half", collage=True, status="incomplete")
     page = Lines(render_page([run]))
-    text = "\n".join(page.lines).partition("\nLatency and price")[0]
+    text = "\n".join(page.lines).partition("\nSpeed and price")[0]
     check("report_incomplete.txt", re.sub(r"\n{3,}", "\n\n", text), tmp_path, run)
 
 

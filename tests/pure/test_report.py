@@ -192,58 +192,88 @@ def test_teams_stand_side_by_side_and_where_they_differ_each_has_a_line(tmp_path
 
 def side(p99: float | None, p50: float | None, **more: Any) -> tuple[dict[str, Any], ...]:
     """An entry of `compare` and a summary, as far as the verdict reads them."""
-    entry = {"p99_ms": p99, "p95_ms": None, "p50_ms": p50, "groups": 400, "accuracy": 0.9}
-    price = {"ranks": 10, "wasted_work": 0.25, "images_per_s": 50.0, **more.pop("price", {})}
-    entry |= {"price": price, "paired": {"difference": more.pop("difference", None)}}
-    entry["mode"] = "carry, depth 1"
-    ends = {"p99_ci95_ms": more.pop("ends", None), "p50_ci95_ms": None}
+    entry = {"accuracy": 0.9, "open_loop": False, "mode": "carry, depth 1"}
+    price = {"ranks": 10, "wasted_work": 0.25, "images_per_s": 50.0}
+    price |= {"rank_seconds_per_image": 0.2, **more.pop("price", {})}
+    pair = {"n": 0, "same": None, "only_this": 0, "only_baseline": 0, "difference": None}
+    entry |= {"price": price, "paired": {**pair, **more.pop("paired", {})}}
+    image = {"p99_ms": p99, "p95_ms": None, "p50_ms": p50}
+    image |= {"p99_ci95_ms": more.pop("ends", None), "p50_ci95_ms": None}
     validity = more.pop("validity", {"valid": True, "share": 0.0})
-    summary = {"latency": {"group": ends}, "validity": validity, "arrivals": more.pop("open", None)}
+    arrivals = more.pop("arrivals", None)
+    summary = {"latency": {"image": image}, "validity": validity, "arrivals": arrivals}
     return {**entry, **more}, summary
 
 
+LOST = {"n": 1000, "difference": -0.05, "only_this": 10, "only_baseline": 60}
+CHANCE = {"n": 1000, "difference": 0.004, "only_this": 22, "only_baseline": 18}
+SAME = {"n": 1000, "difference": 0.0}
+OPEN = {"open_loop": True}
+
+
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("first", "other", "said"),
     [
         (
-            side(50.0, 20.0, difference=-0.0081, price={"ranks": 11, "wasted_work": 0.78}),
-            'The "b" run had 99 % of its groups done 2.00 times sooner than the "a" run (50.0 ms '
-            "instead of 100.0 ms), lost 0.81 points of accuracy, wasted 78 % of its work instead "
-            "of 25 %, and used 11 ranks instead of 10; both runs are complete, verified and valid.",
+            side(100.0, 40.0, price={"images_per_s": 12.9, "rank_seconds_per_image": 0.31}),
+            # P99 is sooner, but a batch job is slower
+            side(50.0, 20.0, paired=SAME, price={"images_per_s": 7.9, "wasted_work": 0.78}),
+            'The run "b" classified only 0.61 times as many images a second as the run "a" (7.9 '
+            "instead of 12.9), took 0.2 rank-seconds an image instead of 0.31, was as often right, "
+            "wasted 78 % of its work instead of 25 %, and used 10 ranks like the other; both runs "
+            "are complete, verified and valid.",
         ),
         (
-            side(150.0, 20.0, difference=0.004),
-            'The "b" run had 99 % of its groups done 1.50 times later than the "a" run (150.0 ms '
-            "instead of 100.0 ms), gained 0.40 points of accuracy, wasted 25 % of its work like "
-            "the other, and used 10 ranks like the other; both runs are complete, verified and "
-            "valid.",
+            side(100.0, 40.0),
+            side(100.0, 40.0, paired=LOST, price={"images_per_s": 75.0, "ranks": 11}),
+            'At unequal answers the run "b" classified 1.50 times as many images a second as the '
+            'run "a" (75.0 instead of 50.0), took 0.2 rank-seconds an image like the other, lost '
+            "5.00 points of accuracy, wasted 25 % of its work like the other, and used 11 ranks "
+            "instead of 10; both runs are complete, verified and valid.",
         ),
         (
-            side(95.0, 20.0, difference=0.0, ends=[85.0, 99.0]),
-            'The "b" run had 99 % of its groups done about as soon as the "a" run (95.0 ms instead '
-            "of 100.0 ms, a difference within chance), had the same accuracy, wasted 25 % of its "
-            "work like the other, and used 10 ranks like the other; both runs are complete, "
+            side(100.0, 40.0),
+            side(
+                *(None, None),
+                paired={"same": 0.979},
+                price={"images_per_s": 50.2, "wasted_work": None},
+                mode="carry, simulated",
+            ),
+            'The run "b" classified as many images a second as the run "a" (50.2 instead of 50.0), '
+            "took 0.2 rank-seconds an image like the other, gave 97.90 % of the images the same "
+            "class, and used 10 ranks like the other; both runs are simulated, complete, verified "
+            "and valid.",
+        ),
+        (
+            side(100.0, 40.0, ends=[90.0, 110.0], **OPEN),
+            side(50.0, 20.0, ends=[45.0, 55.0], paired=CHANCE, **OPEN),
+            'The run "b" answered 99 % of its images 2.00 times sooner than the run "a" (50.0 ms '
+            "instead of 100.0 ms), gained 0.40 points of accuracy, a difference within chance, "
+            "wasted 25 % of its work like the other, and used 10 ranks like the other; both runs "
+            "are complete, verified and valid.",
+        ),
+        (
+            side(100.0, 40.0, ends=[90.0, 110.0], **OPEN),
+            side(95.0, 20.0, ends=[85.0, 99.0], arrivals={"overloaded": True}, **OPEN),
+            'NOT VALID: The run "b" got more images than its ranks could answer. The run "b" '
+            'answered 99 % of its images about as soon as the run "a" (95.0 ms instead of 100.0 '
+            "ms, a difference within chance), gave answers that cannot be compared, wasted 25 % "
+            "of its work like the other, and used 10 ranks like the other.",
+        ),
+        (
+            side(100.0, 40.0),
+            side(50.0, 20.0, **OPEN),
+            'The run "b" and the run "a" cannot be compared: in one of them images arrive at a '
+            "given rate, in the other all images wait from the start; both runs are complete, "
             "verified and valid.",
         ),
-        (
-            side(None, 20.0, price={"wasted_work": None}, open={"overloaded": True}),
-            'NOT VALID: The "b" run got more images than its ranks could answer. The "b" run had '
-            'half of its groups done 2.00 times sooner than the "a" run (20.0 ms instead of 40.0 '
-            "ms), has no accuracy that could be compared, and used 10 ranks like the other.",
-        ),
-        (
-            side(None, None, groups=4, difference=0.0, mode="carry, depth 1, simulated"),
-            'The "b" run and the "a" run have too few groups to compare latencies (4 and 400), had '
-            "the same accuracy, wasted 25 % of its work like the other, and used 10 ranks like "
-            "the other; both runs are simulated, complete, verified and valid.",
-        ),
     ],
-    ids=["sooner", "later", "alike", "overloaded", "few"],
+    ids=["slower", "unequal", "alike", "sooner", "overloaded", "other"],
 )
 def test_the_page_opens_with_what_a_run_gains_and_costs(
-    other: tuple[dict[str, Any], ...], said: str
+    first: tuple[dict[str, Any], ...], other: tuple[dict[str, Any], ...], said: str
 ) -> None:
-    entries, summaries = zip(side(100.0, 40.0, ends=[90.0, 110.0]), other, strict=True)
+    entries, summaries = zip(first, other, strict=True)
     proof = VerifyReport(Path("x"), status="complete")
     (verdict,) = verdicts(["a", "b"], entries, summaries, [proof, proof])
     assert verdict.text == said
@@ -251,13 +281,28 @@ def test_the_page_opens_with_what_a_run_gains_and_costs(
 
 
 def test_of_one_run_the_page_says_what_it_did() -> None:
-    entry, summary = side(100.0, 40.0)
     proof = VerifyReport(Path("x"), status="complete")
-    (verdict,) = verdicts(["a"], [entry], [summary], [proof])
-    assert verdict.text == (
-        "The run had 99 % of its groups done within 100.0 ms, classified 50.0 images a second, "
-        "90.00 % of all images rightly, and used 10 ranks; the run is complete, verified and valid."
+    told = []
+    for more in ({}, OPEN):
+        entry, summary = side(100.0, 40.0, **more)
+        (verdict,) = verdicts(["a"], [entry], [summary], [proof])
+        told.append(verdict.text)
+    end = (
+        "classified 50.0 images a second, took 0.2 rank-seconds an image, classified 90.00 % of "
+        "all images rightly, and used 10 ranks; the run is complete, verified and valid."
     )
+    assert told == [f"The run {end}", f"The run answered 99 % of its images within 100.0 ms, {end}"]
+
+
+def test_runs_of_one_scheme_are_named_by_the_settings_in_which_they_differ(tmp_path: Path) -> None:
+    scheme = {"scheme": "none", "accept": None}
+    paths = [
+        make_run(tmp_path / assign, 27, **scheme, settings={"scheme": "none", "assign": assign})
+        for assign in ("pull", "finish")
+    ]
+    page = render_page([*paths, make_run(tmp_path / "c", 27, scheme="cascade")])
+    for name in ("single network only, --assign finish", "collages first"):
+        assert f"</span>{name}</h3>" in page
 
 
 def test_a_rank_of_few_answers_has_a_number_in_place_of_a_bar(tmp_path: Path) -> None:
