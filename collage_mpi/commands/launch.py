@@ -265,7 +265,7 @@ def _follow(plan: LaunchPlan, how: LaunchArguments) -> int:
     limits = Limits(
         math.inf if how.timeout is None else how.timeout,
         START_LIMIT_S if how.in_world else None,
-        LEAVE_GRACE_S if how.tolerant and not script else math.inf,
+        math.inf if script else LEAVE_GRACE_S,
     )
     until_s = time.monotonic() + limits.timeout_s
     signals: list[int] = []  # signals that came before or after a job

@@ -109,6 +109,11 @@ class ReplyTimeouts:
         return list(self._members)
 
     @property
+    def owing(self) -> list[int]:
+        """Ranks that are not lost and owe an answer."""
+        return [rank for rank, m in self._members.items() if m.owed]
+
+    @property
     def silent(self) -> list[int]:
         """Ranks that are not lost and have owed an answer for too long."""
         return [rank for rank, m in self._members.items() if m.suspected_ns is not None]

@@ -29,6 +29,7 @@ from collage_mpi.mpi.transport import (
     RankFailure,
     WorkerTransport,
     abort,
+    finalize,
     guarded,
     open_world,
 )
@@ -102,7 +103,7 @@ def run_world(
     report(there=launcher_rank() or 0)
     comm, mpi = open_world(fault_tolerant=tolerant)
     if not tolerant and comm.Get_size() > 1:
-        hard_exit.finalize_by(mpi.Finalize)
+        hard_exit.finalize_by(partial(finalize, comm, mpi))
     world = _World(name, comm, mpi, tolerant, stop.reason)
 
     def work() -> int:

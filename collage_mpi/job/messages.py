@@ -138,13 +138,18 @@ class Stop:
     exit_code: int
 
 
+# Longer than a coordinator waits for Byes: for ranks that owe an answer, idle, and silent ranks.
+LEAVE_WAIT_S = 90.0
+
+
 @dataclass(frozen=True)
 class Leave:
     """All ranks have said Bye, so MPI may end. Sent only in a world that is not fault-tolerant.
 
     No rank enters MPI_Finalize before all ranks certainly will. If a job is aborted while some
     ranks are in it, Open MPI's launcher sometimes hangs or crashes (3 of 100 times; 5.0.11, in
-    PMIx).
+    PMIx). A rank that has said Bye waits for this message for LEAVE_WAIT_S at most: its coordinator
+    may be stopped. Then it enters MPI_Finalize all the same, whose time is limited.
     """
 
 

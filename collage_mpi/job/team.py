@@ -185,9 +185,10 @@ class LeadLink:
         return int(ExitCode.INCOMPLETE)
 
     def wait_to_leave(self) -> None:
-        """Wait until the lead says that MPI may end; see `messages.Leave`."""
+        """Wait until the lead says that MPI may end, or the time is over; see `messages.Leave`."""
         backoff = Backoff(GROUP_BACKOFF)
-        while not self.gone.is_set():
+        until_ns = self._clock() + round(messages.LEAVE_WAIT_S * 1e9)
+        while not self.gone.is_set() and self._clock() < until_ns:
             message = self._endpoint.poll_control()
             if message is not None and isinstance(messages.unpack(message, 0), messages.Leave):
                 return

@@ -222,12 +222,18 @@ class Worker:
         self.exit_code: int | None = None
         self._monitor = monitor
         self._told_code: int | None = None
+        self._leave_by_ns = 0
         self._next_control: np.ndarray | None = None  # a message that has come and is not handled
         self._told_shards: list[str] = []  # for the next welcome
 
     def serve(self) -> int:
-        """Work until the coordinator ends it; the exit code that the coordinator gave."""
+        """Work until the coordinator ends it; the exit code that the coordinator gave.
+
+        Once the code is known, the wait for the other ranks is bounded (see `messages.Leave`).
+        """
         while self.exit_code is None:
+            if self._told_code is not None and self.clock() > self._leave_by_ns:
+                return self._told_code
             if self.step():
                 self.backoff.reset()
             else:
@@ -289,6 +295,7 @@ class Worker:
             self._tell(messages.Bye(), number)
             self._end_session()
             self._told_code = told.exit_code
+            self._leave_by_ns = self.clock() + round(messages.LEAVE_WAIT_S * 1e9)
             if self.endpoint.fault_tolerant:
                 self.exit_code = told.exit_code
         elif isinstance(told, messages.Leave):

@@ -17,6 +17,7 @@ from collage_mpi.errors import (
 )
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.faults.process_monitor import ProcessMonitor
+from collage_mpi.faults.reply_timeout import SECOND_NS
 from collage_mpi.job import messages
 from collage_mpi.job.messages import Bye, Fault, Hello, Here, Measured, Message, Shards, Welcome
 from collage_mpi.mpi import protocol as wire
@@ -30,7 +31,8 @@ from collage_mpi.system.process_tree import this_process
 HERE_LIMIT_S = 30.0  # MPI is up, and a rank sends this answer before anything else
 HELLO_LIMIT_S = 600.0  # time to load weights from a slow, shared file system
 MEASURE_LIMIT_S = 120.0
-STOP_LIMIT_S = 60.0  # a rank may be loading its weights, or computing
+STOP_LIMIT_S = 60.0  # for a rank that owes an answer: it may be computing
+IDLE_STOP_S = 10.0  # for a rank that owes none, and for messages to leave
 SILENT_STOP_S = 5.0  # for a rank that is silent already
 MEASURE_ROUNDS = 15  # if injected delays are multiplied by the result
 FEW_ROUNDS = 3  # if the result is only recorded
@@ -227,8 +229,12 @@ class WorkerGroup:
     def stop(self, exit_code: int, limit_s: float = STOP_LIMIT_S) -> list[int]:
         """Tell all ranks to end with this exit code, and wait for their Bye.
 
+        Args:
+            exit_code: of the job.
+            limit_s: for ranks that owe an answer; others have IDLE_STOP_S at most.
+
         Returns:
-            The ranks that did not say Bye within `limit_s`. In a world that is not fault-tolerant,
+            The ranks that did not say Bye in time. In a world that is not fault-tolerant,
             ranks that were given up before are included, because MPI cannot end without them. Ranks
             that ended without a message are not included.
         """
@@ -249,7 +255,7 @@ class WorkerGroup:
         # Tell all that said Bye: a rank may count as silent because another one was slow.
         for rank in sorted(parted) if plain else ():
             self.tell(rank, messages.Leave())
-        if not self.transport.flush(limit_s):
+        if not self.transport.flush(IDLE_STOP_S):
             return sorted(parted)
         if plain:
             self.transport.close()
@@ -257,12 +263,18 @@ class WorkerGroup:
 
     def _goodbyes(self, limit_s: float) -> set[int]:
         """The ranks that say Bye in time."""
-        silent = set(self.detector.timeouts.silent)
-        others = _Wait(Bye, set(self.present) - silent)
-        self._gather(others, limit_s)
-        late = _Wait(Bye, silent - others.answers.keys())
-        self._gather(late, min(limit_s, SILENT_STOP_S))
-        return {*others.answers, *late.answers}
+        timeouts = self.detector.timeouts
+        silent, owing = set(timeouts.silent), set(timeouts.owing)
+        parted: set[int] = set()
+        for ranks, most_s in (
+            (set(self.present) - owing, IDLE_STOP_S),
+            (owing - silent, timeouts.timeout_ns / SECOND_NS),
+            (silent, SILENT_STOP_S),
+        ):
+            wait = _Wait(Bye, ranks - parted)
+            self._gather(wait, min(limit_s, most_s))
+            parted |= wait.answers.keys()
+        return parted
 
     def tell(self, rank: int, message: Message) -> None:
         """Send a control message to the rank."""

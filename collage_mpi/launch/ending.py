@@ -40,29 +40,29 @@ class Cut:
     """Why launch itself ended the job.
 
     Attributes:
-        code: the exit code that follows.
-        note: the line that explains it.
+        code: the exit code that follows, unless rank 0 has reported one or the run is complete.
+        why: what happened.
         hung: the missing ranks of a start that hung although no rank had ended; None for any
             other reason. A second start may succeed.
     """
 
     code: ExitCode
-    note: str
+    why: str
     hung: str | None = None
 
 
-TIME_LIMIT = Cut(ExitCode.INCOMPLETE, "the time limit (--timeout) ended the job: incomplete")
+TIME_LIMIT = Cut(ExitCode.INCOMPLETE, "the time limit (--timeout) ended the job")
 
 
 def stood_still(pid: int | None) -> Cut:
     """The reason if rank 0 was stopped for too long while other ranks waited for it."""
-    return Cut(ExitCode.INCOMPLETE, f"rank 0 (pid {pid}) was stopped for good: {_INCOMPLETE}")
+    return Cut(ExitCode.INCOMPLETE, f"rank 0 (pid {pid}) was stopped for good")
 
 
 def never_up(missing: str, *, hung: bool) -> Cut:
     """The reason if MPI did not start in time; `missing` says which ranks the others wait for."""
-    note = f"MPI did not come up on all ranks in time: {missing}; collage-mpi doctor says more"
-    return Cut(ExitCode.ENVIRONMENT, note, missing if hung else None)
+    why = f"MPI did not come up on all ranks in time: {missing}"
+    return Cut(ExitCode.ENVIRONMENT, why, missing if hung else None)
 
 
 @dataclass
@@ -113,9 +113,7 @@ def exit_code(
             reported a code.
         earlier: the result of `marker_text` before the job.
     """
-    cut, code, note = ending.cut, ending.reported, None
-    if cut is not None and (cut.code is ExitCode.INCOMPLETE or code not in _KNOWN_CODES):
-        return int(cut.code), cut.note
+    code, note = ending.reported, None
     if code not in _KNOWN_CODES:
         text = marker_text(marker) if ending.begun else None
         if text is not None and text != earlier:  # the job had just completed the run
@@ -133,7 +131,9 @@ def exit_code(
 
 def script_code(ending: Ending) -> tuple[int, str | None]:
     """The exit code of a user's script; if that is 0, the code that its run reported."""
-    if ending.cut is not None or ending.launcher < 0:
+    if ending.cut is not None:  # the script may not have been over, even if its run was
+        return _unreported(ending, must_report=False)
+    if ending.launcher < 0:
         return exit_code(ending, None)
     note = None if ending.died is None else _who_ended(ending)
     return ending.launcher or ending.reported or 0, note
@@ -150,6 +150,10 @@ def marker_text(marker: Path | None) -> str | None:
 def _unreported(ending: Ending, must_report: bool) -> tuple[int, str | None]:
     """The exit code of a job whose rank 0 has reported none."""
     code, death, incomplete = ending.launcher, ending.died, int(ExitCode.INCOMPLETE)
+    if ending.cut is not None and ending.cut.code is not ExitCode.INCOMPLETE:
+        return int(ending.cut.code), f"{ending.cut.why}; collage-mpi doctor says more"
+    if ending.cut is not None:
+        return incomplete, f"{ending.cut.why}: {_INCOMPLETE}"
     if ending.begun or (must_report and code in _COMPLETE_CODES):
         return incomplete, None if ending.failed else f"{_who_ended(ending)}: {_INCOMPLETE}"
     if ending.stopped_by is not None and code not in (*_COMPLETE_CODES, incomplete):
@@ -167,7 +171,9 @@ def _unreported(ending: Ending, must_report: bool) -> tuple[int, str | None]:
 
 
 def _who_ended(ending: Ending) -> str:
-    """Which process ended the job, and how, as far as that is known."""
+    """What or which process ended the job, and how, as far as that is known."""
+    if ending.cut is not None:
+        return ending.cut.why
     death, code = ending.died, ending.launcher
     if death is None and code < 0:
         return f"the launcher was ended by {SIGNAL_NAMES.get(-code, f'signal {-code}')}"

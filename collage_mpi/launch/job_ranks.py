@@ -188,6 +188,10 @@ class RankProcesses:
         self.gone_s = self.gone_s + counted_s if gone else 0.0
         return self.still_s
 
+    def stopped(self) -> list[int]:
+        """The ranks of this host that a signal has stopped."""
+        return sorted(rank for pid, rank in self._ranks.items() if self._stat(pid)[1][0] == "T")
+
     def tidy(self) -> None:
         """Remove the shared memory that ended ranks have left."""
         unlink(self._files)

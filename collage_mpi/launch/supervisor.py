@@ -33,6 +33,7 @@ from collage_mpi.launch.scratch import VARIABLE, held, note_signal
 from collage_mpi.system.environment import STATUS_VARIABLE, without_rank
 from collage_mpi.system.forked import serving
 from collage_mpi.system.launchers import Death
+from collage_mpi.system.printable import numbered
 from collage_mpi.system.process_tree import caught, end_family, guarded
 from collage_mpi.system.progress import display_for, split_statuses
 from collage_mpi.system.tell import SafeStream
@@ -40,7 +41,7 @@ from collage_mpi.system.tell import SafeStream
 POLL_S = 0.1
 POLL_CLOSED_S = 0.02  # between two looks at a launcher that has closed both its streams
 DRAIN_S = 1.0  # time for output that comes after the launcher has ended
-LEAVE_GRACE_S = 10.0  # from the end of rank 0 until the other ranks are killed
+LEAVE_GRACE_S = 15.0  # from rank 0's exit code or end until the other ranks are killed
 STOP_GRACE_S = 20.0  # from the request to stop until ranks are killed: time to write results
 END_GRACE_S = 2.0  # from SIGTERM to SIGKILL
 ASLEEP_S = 5.0  # after a longer gap between two looks launch was suspended, with the job
@@ -61,8 +62,8 @@ class Limits:
             wait in MPI_Init, where no signal reaches them. None if rank 0 may never report, as in a
             user's script.
         leave_grace_s: from the exit code that rank 0 reports, or from its end, until the other
-            ranks are killed. A launcher that tolerates lost ranks would wait for a stopped rank for
-            ever.
+            ranks are killed, because a launcher waits for a stopped rank for ever. `math.inf` if
+            ranks may do more after their run, as in a user's script.
         stop_grace_s: from the request to stop until the job is killed.
     """
 
@@ -107,6 +108,7 @@ class Supervisor:
         self._ranks = RankProcesses(self._word)
         self._last_words: dict[int | None, str] = {}  # rank -> error message, if not printed
         self._until_s = self._kill_at_s = math.inf  # the time limit; when to kill the job
+        self._told_who_stayed = False
         self._look_at_s = 0.0  # when to look at the ranks' processes again
 
     def run(self) -> Ending:
@@ -168,6 +170,7 @@ class Supervisor:
         self._look_at_start(now_s)
         self._display.tick()
         if now_s >= self._kill_at_s:
+            self._tell_who_stayed()
             end_family(self._process, END_GRACE_S)
 
     def _pass_signals(self, now_s: float) -> None:
@@ -294,6 +297,16 @@ class Supervisor:
     def _let_others_leave(self) -> None:
         if self._limits.leave_grace_s != math.inf:
             self._kill_at_s = self._clock() + self._limits.leave_grace_s
+
+    def _tell_who_stayed(self) -> None:
+        """Say once that processes are killed although the job is over."""
+        if self._ending.reported is None or self._ending.cut is not None or self._told_who_stayed:
+            return
+        self._told_who_stayed = True
+        stopped = self._ranks.stopped()
+        who = f"{numbered('rank', stopped)} did" if stopped else "some processes did"
+        why = " because of SIGSTOP" if stopped else ""
+        self.say(f"the job is over, but {who} not end{why}: killed")
 
     def _show_start(self) -> None:
         if self._start.watched:

@@ -8,6 +8,7 @@ communication is point-to-point (C2).
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -31,6 +32,7 @@ from collage_mpi.system.tell import tell
 Clock = Callable[[], int]
 
 RING_BYTES = 1 << 20  # of all receives from one worker; a single receive may be longer
+MEET_LIMIT_S, MEET_POLL_S = 10.0, 0.001  # until all ranks have come to leave MPI
 ABORT_PAUSE_S = 0.2  # time for the last output to leave before the launcher ends all ranks
 
 # The exceptions by which MPI reports a lost rank; () if the world is not fault-tolerant, where such
@@ -473,6 +475,31 @@ def abort(comm: Any, code: int) -> None:
     """Abort the job after a short pause, because launchers drop output that they still hold."""
     time.sleep(ABORT_PAUSE_S)
     comm.Abort(code)
+
+
+def finalize(comm: Any, mpi: Any, code: int) -> None:
+    """MPI_Finalize once all ranks have come to it; other threads go on meanwhile.
+
+    MPI_Finalize waits for a stopped rank for ever. So all ranks meet in a barrier before it, and if
+    one does not come the job is aborted. Neither MPI can be aborted properly later: MPICH's
+    MPI_Abort fails within MPI_Finalize, and Open MPI's launcher sometimes hangs.
+    """
+    request = comm.Ibarrier()
+    for _ in range(round(MEET_LIMIT_S / MEET_POLL_S)):  # a suspended job does not use up the time
+        if request.Test():
+            break
+        time.sleep(MEET_POLL_S)
+    else:
+        tell(
+            f"collage-mpi: the job is over (exit code {int(code)}), but within {MEET_LIMIT_S:g} s "
+            "some ranks have not come to leave MPI; they may be stopped. Ending them by force"
+        )
+        abort(comm, code)
+    try:
+        found = ctypes.CDLL(mpi.__file__).MPI_Finalize  # mpi4py's own keeps Python's lock
+    except (OSError, AttributeError):  # an mpi4py that is built in another way
+        found = mpi.Finalize
+    found()
 
 
 def guarded(comm: Any, body: Callable[[], int], *, fault_tolerant: bool = False) -> int:

@@ -4,7 +4,8 @@ Python's own exit is skipped, because the teardown of torch takes 0.4 s of a cor
 
 In a fault-tolerant world MPI_Finalize is skipped as well: it waits for every rank, so it hangs if a
 rank is lost. Its useful work is done here: sends have been flushed, and the shared-memory files
-that the library has mapped are removed.
+that the library has mapped are removed. In any other world its time is limited, because a rank may
+be stopped.
 
 These files are also removed earlier, as soon as all ranks have reported: a mapped file needs no
 name, and nobody would remove the files of killed ranks (5 MiB a rank).
@@ -14,17 +15,21 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+FINALIZE_LIMIT_S = 20.0  # MPI_Finalize takes 0.1 s, after all ranks have come (10 s at most)
 FOLDER = "/dev/shm/"
 SHARED = ("/dev/shm/mpich_shm_", "/dev/shm/sm_segment.")  # MPICH's, Open MPI's
 UCX = "/dev/shm/ucx_shm_posix_"  # other ranks may open these files by name at any time
 
+LOOKS = 100
 _armed = False
-_finalize: Callable[[], object] | None = None
+_finalize: Callable[[int], object] | None = None
 _at_once = False
 
 
@@ -45,8 +50,10 @@ def leave_if_armed(code: int) -> None:
         leave(code)
 
 
-def finalize_by(finalize: Callable[[], object]) -> None:
-    """MPI is up in a world that is not fault-tolerant; `leave_world` will call `finalize` first."""
+def finalize_by(finalize: Callable[[int], object]) -> None:
+    """MPI is up in a world that is not fault-tolerant: `leave_world` will call `finalize`, which is
+    given the exit code, before anything else. Other threads must go on meanwhile.
+    """
     global _finalize
     _finalize = finalize
 
@@ -70,8 +77,19 @@ def leave_world(code: int) -> None:
         import ctypes
 
         _flush()
-        _finalize()
+        threading.Thread(target=_leave_late, args=(code,), daemon=True).start()
+        _finalize(code)
         ctypes.PyDLL(None).exit(int(code))
+
+
+def _leave_late(code: int) -> None:
+    """Leave if this process is still here when the time is over.
+
+    A stopped process cannot end itself, so the others do; then their launcher kills it.
+    """
+    for _ in range(LOOKS):  # time in which the whole job is suspended does not count
+        time.sleep(FINALIZE_LIMIT_S / LOOKS)
+    leave(code)
 
 
 def leave(code: int) -> NoReturn:

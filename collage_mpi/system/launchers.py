@@ -192,6 +192,7 @@ class Mpich(Launcher):
     banner = r"=\s+BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES"
     lone_line = (
         r"\s*Abort\(-?\d+\) on node \d+ \(rank \d+ in comm \d+\): application called MPI_Abort"
+        r"|MPICH: Builtin communicator \w+ has pending \d+ references"
         r"|YOUR APPLICATION TERMINATED WITH THE EXIT STRING"
         r"|This typically refers to a problem with your application"
         r"|Please see the FAQ page for debugging suggestions"

@@ -476,8 +476,8 @@ def test_a_rank_leaves_without_taking_python_apart():
         "import atexit; from collage_mpi.system.hard_exit import finalize_by, leave_world\n"
         "leave_world(1)\n"
         "atexit.register(print, 'taken apart')\n"
-        "finalize_by(lambda: print('MPI_Finalize'))\n"
+        "finalize_by(lambda code: print('MPI_Finalize', code))\n"
         "leave_world(6)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (6, "MPI_Finalize\n")
+    assert (done.returncode, done.stdout) == (6, "MPI_Finalize 6\n")

@@ -359,6 +359,12 @@ def test_in_a_plain_world_a_coordinator_stays_until_the_lead_has_heard_all(link)
     link.wait_to_leave()
 
 
+def test_a_coordinator_waits_for_a_lead_that_is_stopped_for_a_bounded_time(link, monkeypatch):
+    monkeypatch.setattr(messages, "LEAVE_WAIT_S", 0.05)
+    link.wait_to_leave()
+    assert link._clock() >= 50 * MS
+
+
 def test_what_is_heard_while_something_else_is_waited_for_is_kept(link):
     link._endpoint.told.extend([Halt("x"), Begin(2, "r", "d")])
     link.wait_for(Begin, lambda: None)

@@ -19,6 +19,7 @@ from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import networks
 from collage_mpi.job.messages import (
+    LEAVE_WAIT_S,
     Bye,
     End,
     Fault,
@@ -455,6 +456,14 @@ def test_in_a_plain_world_it_stays_until_all_have_said_goodbye():
     assert bench.worker.exit_code is None
     bench.endpoint.tell(Leave(), session=0)
     assert bench.worker.serve() == 3
+
+
+def test_it_waits_for_a_coordinator_that_is_stopped_meanwhile_for_a_bounded_time():
+    bench = Bench(start=False)
+    bench.endpoint.fault_tolerant = False
+    bench.endpoint.tell(Stop(3), session=0)
+    assert bench.worker.serve() == 3
+    assert bench.clock.now_ns / 1e9 == pytest.approx(LEAVE_WAIT_S, abs=2)
 
 
 def test_rank_0_is_watched_until_it_says_stop():

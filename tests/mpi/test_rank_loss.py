@@ -52,12 +52,17 @@ def job(mpi, shard, tmp_path):
     """Run `collage-mpi run` with deaths under launch's supervision: job(deaths, *flags)."""
     count = iter(range(1 << 30))
 
-    def run(deaths: str, *more: str, singles: int = 3, out: str = "out", **how) -> Checked:
+    def run(
+        deaths: str, *more: str, singles: int = 3, teams: int = 1, out: str = "out", **how
+    ) -> Checked:
         flags = ["--single", "null", "--collage", "null", "--side", "2", "--singles", singles]
+        flags += ["--teams", teams]
         words = ["run", "--shards", shard, *flags, "--out", tmp_path / out, *more]
         folder, words = tmp_path / f"deaths{next(count)}", [str(word) for word in words]
         deaths = f"{deaths},in-turn"
-        ended = run_mortal(mpi, 2 + singles, folder, deaths, words, out=tmp_path / out, **how)
+        ended = run_mortal(
+            mpi, teams * (2 + singles), folder, deaths, words, out=tmp_path / out, **how
+        )
         return Checked(**vars(ended))
 
     return run
@@ -214,6 +219,22 @@ def test_a_rank_that_dies_or_stops_at_the_end_changes_nothing(job):
     found = ended.check()
     assert found.manifest["lost"] == []
     assert "rank 2 did not end when told to" in ended.said
+
+
+@pytest.mark.parametrize(
+    ("rank", "teams", "tolerant"), [(0, 1, False), (3, 1, False), (3, 2, False), (3, 2, True)]
+)
+def test_a_rank_that_is_stopped_when_its_work_is_done_does_not_keep_the_job(
+    job, rank, teams, tolerant
+):
+    """Rank 3 is a worker, or the coordinator of a second team. Without `continue` nobody but the
+    other ranks ends the job."""
+    singles = 3 if teams == 1 else 1
+    ended = job(f"{rank}:leaving:stop", singles=singles, teams=teams, tolerant=tolerant)
+    ended.check()
+    assert (time.monotonic_ns() - ended.death_ns(rank)) / 1e9 < 30
+    assert ("have not come to leave MPI" in ended.said) == (not tolerant and rank > 0)
+    assert "MPICH: " not in ended.said
 
 
 @pytest.mark.parametrize("apart", ["", ",apart"])

@@ -31,7 +31,7 @@ BEGUN = Reached.BEGUN
         (Ending(3), 3),
         (Ending(7, reported=5), 5),  # MPICH mixes the ranks' codes
         (Ending(0, reported=6), 6),
-        (Ending(0, reported=0, cut=TIME_LIMIT), 6),
+        (Ending(0, reported=0, cut=TIME_LIMIT), 0),  # only MPI was still to end
         (Ending(137, reported=5, cut=never_up("rank 3", hung=True)), 5),  # it had come up just then
         (Ending(-9), 3),  # before the job had begun
         (Ending(-9, reached=BEGUN), 6),

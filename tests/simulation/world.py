@@ -122,7 +122,7 @@ def run_command(words: Sequence[str]) -> int:
     except SystemExit as left:
         code = int(left.code or 0)
     if here().own.get("finalize") is not None:
-        here().own["finalize"]()
+        here().own["finalize"](code)
     return code
 
 
@@ -214,14 +214,14 @@ class CoordinatorMonitor:
 # ---- what of the package is replaced ------------------------------------------------
 
 
-def finalize_by(finalize: Callable[[], object]) -> None:
+def finalize_by(finalize: Callable[[int], object]) -> None:
     here().own["finalize"] = finalize
 
 
 def leave_world(code: int) -> None:
     finalize = here().own.get("finalize")
     if finalize is not None:
-        finalize()
+        finalize(code)
         standins.leave(code)
 
 
@@ -295,7 +295,10 @@ def install(instead: dict[str, str] | None = None) -> None:
         },
         "collage_mpi.job.session": {"Scheduler": standins.Around(watched)},
         "collage_mpi.models.null": {"NullPredictor": standins.Around(slow)},
-        "collage_mpi.mpi.transport": {"open_world": network.open_world},
+        "collage_mpi.mpi.transport": {
+            "open_world": network.open_world,
+            "finalize": lambda comm, mpi, code: mpi.Finalize(),
+        },
         "collage_mpi.settings.batches": {"BATCHES_A_RANK": 2},  # a seed has few images
         "collage_mpi.faults.process_monitor": {
             "ProcessMonitor": Monitor,

@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from collage_mpi import cli
+from collage_mpi import __main__, cli
 from collage_mpi.faults import failure_detector, process_monitor
 from collage_mpi.job import main, networks, run, worker, worker_group
 from collage_mpi.launch.supervisor import JOB_VARIABLE
@@ -226,6 +226,11 @@ def shutdown(act, count):
     worker.Worker._control = patched
 
 
+def leaving(act, count):
+    """Its work is done, and it is about to leave MPI."""
+    before(cli, "leave_if_armed", act, count)
+
+
 def images(act, count):
     """Rank 0, once so many images have their rows."""
     from collage_mpi.job import coordinator
@@ -341,11 +346,12 @@ for death in DEATHS:
     elif death and int(death.split(":")[0]) == RANK:
         _, moment, how, *count = death.split(":")
         globals()[moment](noted(globals()[how]), int(count[0]) if count else 1)
-worker_group.HERE_LIMIT_S, main.SHORT_STOP_S = 5.0, 2.0
+worker_group.HERE_LIMIT_S, main.SHORT_STOP_S, transport.MEET_LIMIT_S = 5.0, 2.0, 2.0
 # The claim of a rank 0 that died apart: nobody holds it, and it need not be watched for 30 s.
 run.Patience = functools.partial(run.Patience, still_s=3.0)
 note_losses()
 note_relay()
 if ":nap" in sys.argv[2]:
     note_given_up()
-sys.exit(cli.main(ARGUMENTS))
+sys.argv[1:] = ARGUMENTS
+sys.exit(__main__.main())
