@@ -118,7 +118,7 @@ def prediction_columns(results: AllRows, names: ImageNames) -> dict[str, np.ma.M
 
     id: the image's id, or SHARD:ROW if it has none. class, score: the answer, as the name of the
     class or its number; masked if there is no answer. class_2, score_2, ...: the next best, if the
-    run was made with --top-k.
+    run was made with --top-k. error: the reason why there is no answer; masked if there is one.
 
     Raises:
         UsageError: the run maps a function, so it has no classes.
@@ -143,6 +143,8 @@ def prediction_columns(results: AllRows, names: ImageNames) -> dict[str, np.ma.M
             name = f"{_TOP}{k}"
             found[f"class_{k}"] = _class_of(top[f"{name}_name"], top[name].data, answered)
             found[f"score_{k}"] = top[f"{name}_score"]
+    reasons = np.char.decode(images["reason"], "utf-8", "replace").astype(object)
+    found["error"] = np.ma.array(reasons, mask=answered)
     return {name: values[order] for name, values in found.items()}
 
 
