@@ -14,7 +14,7 @@ from pathlib import Path
 
 from collage_mpi.commands import COMMANDS
 from collage_mpi.commands.parser import Command, MpiArguments, read_command
-from collage_mpi.commands.run import RunArguments
+from collage_mpi.commands.run import RunArguments, finished
 from collage_mpi.commands.run import check_before_ranks as check_run
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.launch.ending import exit_code, marker_text, script_code
@@ -165,11 +165,22 @@ def execute(args: LaunchArguments) -> int:
     if args.program[:1] and args.program[0] in COMMANDS and {"-h", "--help"} & {*args.program}:
         read_command(args.program)  # prints the help once, without ranks, and exits
     _check_startable(args)
-    ranks = check_before_ranks(args)
     if args.dry_run:
-        print(shell_line(ranks, args))
+        print(shell_line(check_before_ranks(args), args))
         return 0
-    return launch_ranks(ranks, args)
+    return check_and_launch(args)
+
+
+def check_and_launch(how: LaunchArguments) -> int:
+    """Check the ranks' command, start the ranks and wait. A resumed run that has nothing left to do
+    starts none. Returns the exit code.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: as `check_before_ranks` and `launch_ranks`.
+    """
+    ranks = check_before_ranks(how)
+    code = None if how.run is None else finished(how.run)
+    return launch_ranks(ranks, how) if code is None else int(code)
 
 
 def check_before_ranks(how: LaunchArguments) -> int:
@@ -272,7 +283,8 @@ def _follow(plan: LaunchPlan, how: LaunchArguments) -> int:
     with caught(FORWARDED, signals.append):
         for more in reversed(range(STARTS)):
             left_s = max(0.0, until_s - time.monotonic())
-            job = Supervisor(plan, replace(limits, timeout_s=left_s), signals=signals)
+            brief = how.run is not None and how.run.brief
+            job = Supervisor(plan, replace(limits, timeout_s=left_s), signals=signals, brief=brief)
             ending = job.run()
             hung = ending.cut and ending.cut.hung
             if not hung or signals or ending.stopped_by is not None or script or not more:

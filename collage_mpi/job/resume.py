@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import CollageError, UsageError
-from collage_mpi.results.file_names import MANIFEST
+from collage_mpi.job.inputs import digests, named_files
+from collage_mpi.results import RunWriter
+from collage_mpi.results.file_names import MANIFEST, MARKER
 from collage_mpi.results.folder import refuse_foreign
 from collage_mpi.results.manifest import FILE_SETTINGS, read_manifest, recorded_settings
 from collage_mpi.settings.profiles import over_recorded
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.shards.inputs import expand_paths, source_of
 from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
 
@@ -71,6 +75,33 @@ def resumed_settings(given: Mapping[str, Any], source: str, world_size: int | No
         ranks = f"{counted(found.n_singles, 'single rank')}; there were {settings.n_singles}"
         tell(f"going on with {ranks}", logging.INFO)
     return found
+
+
+def finished_status(settings: RunSettings, *, retry_errors: bool) -> str | None:
+    """The status of the run in the settings' `out` if nothing is left to do, as far as one process
+    can say without loading a network; otherwise None, and then the ranks find out.
+
+    Args:
+        settings: of the resumed run.
+        retry_errors: a run with error rows is not finished.
+
+    Raises:
+        EnvironmentFault, DataFault: the manifest cannot be read, or is damaged.
+    """
+    out = Path(settings.out)
+    if not (out / MARKER).exists():
+        return None
+    before = read_manifest(out)
+    known = Counter(shard["fingerprint"] for shard in before["shards"])
+    try:
+        places = map(source_of, expand_paths(settings.shards))
+        if Counter(source.fingerprint(path) for source, path in places) != known:
+            return None
+        files = digests(named_files(settings))
+    except (CollageError, OSError):
+        return None
+    now = {**before, "settings": settings.to_dict(), "inputs": files}
+    return RunWriter.finished(out, now, retry_errors=retry_errors)
 
 
 def _known(manifest: Json) -> Json:
