@@ -9,12 +9,16 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from collage_mpi.commands.launch import LaunchArguments, check_before_ranks, launch_ranks
+from collage_mpi.commands.launch import LaunchArguments, check_and_launch
 from collage_mpi.commands.parser import Command, MpiArguments
+from collage_mpi.commands.run import proof_of
 from collage_mpi.errors import ExitCode, UsageError
+from collage_mpi.settings.flags import Values, own_fields, switch, words_of
 from collage_mpi.settings.inputs import InputSettings, NetworkSettings
+from collage_mpi.settings.pace import PaceSettings
+from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.environment import launcher_size, processes_here
-from collage_mpi.system.fields import REQUIRED, same, setting
+from collage_mpi.system.fields import REQUIRED, names, same, setting
 from collage_mpi.system.files import writing
 from collage_mpi.system.printable import say
 
@@ -24,10 +28,13 @@ FORMATS = ("csv", "parquet")
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyArguments(MpiArguments):
-    """The arguments of classify."""
+    """The arguments of classify. Those with the name of a setting of `run` are that setting."""
 
     pictures: Path = setting(
-        REQUIRED, "folder of pictures, at any depth", metavar="DIR", positional=True
+        REQUIRED,
+        "folder of pictures, at any depth, or any other --input of run",
+        metavar="DIR",
+        positional=True,
     )
     network: str = setting(
         REQUIRED,
@@ -37,17 +44,26 @@ class ClassifyArguments(MpiArguments):
     )
     out: Path = setting(
         REQUIRED,
-        "file to write, .csv or .parquet: id, class and score of each picture. The run is in "
-        f"FILE{RUN}; repeat the command to continue it",
+        "file to write, .csv or .parquet: id, class and score of each picture, and the error if "
+        f"there is no answer. The run is in FILE{RUN}; repeat the command to continue it",
         metavar="FILE",
     )
     top_k: int | None = same(InputSettings, "top_k", group="")
     class_names_file: str | None = same(InputSettings, "class_names_file", group="")
     image_px: int | None = same(InputSettings, "image_px", group="")
+    resize_px: int | None = same(InputSettings, "resize_px", group="")
+    fit: str = same(InputSettings, "fit", group="")
     device: str = same(NetworkSettings, "device", group="")
     trust_network: str = same(NetworkSettings, "trust_network", group="")
+    precision: str = same(NetworkSettings, "precision", group="")
+    batch: int | None = same(PaceSettings, "batch", default=None, group="")
     ranks: int | None = setting(
         None, "worker ranks", unset="one for each GPU, or for each available core", at_least=1
+    )
+    retry_errors: bool = switch("also classify the pictures of error rows again")
+    verbose: bool = switch(
+        "print the progress, how the batch was chosen, and the summary of the run",
+        flag="-v --verbose",
     )
 
     @property
@@ -66,8 +82,8 @@ def execute(args: ClassifyArguments) -> int:
         raise UsageError(f"--out {args.out}: its name must end in .csv or .parquet")
     if args.top_k or args.out.suffix == ".parquet":
         require_pyarrow("--top-k, or an --out that ends in .parquet,")
-    how = LaunchArguments(words=tuple(_run_words(args)), mpi=args.mpi)
-    code = launch_ranks(check_before_ranks(how), how)
+    words = run_words(_settings(args), retry_errors=args.retry_errors, verbose=args.verbose)
+    code = check_and_launch(LaunchArguments(words=words, mpi=args.mpi))
     if code not in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS):
         if code == ExitCode.INCOMPLETE:
             say("repeat the command to continue; it writes the classes when all images are done")
@@ -75,20 +91,36 @@ def execute(args: ClassifyArguments) -> int:
             say(f"to change pictures or network, remove {args.run} or choose another --out")
         return code
     _export(args)
+    say(f"classes in {args.out}; {proof_of(args.run)}")
+    if code == ExitCode.COMPLETE_WITH_ERRORS:
+        say(
+            "pictures without a class have the reason in the column error; --retry-errors "
+            "classifies them again"
+        )
     return code
 
 
-def _run_words(args: ClassifyArguments) -> list[str]:
-    """The words of the `run` command that starts or resumes the run."""
-    singles = ranks_here("classify", args.ranks, args.device)
-    words = ["run", "--resume", "--out", str(args.run), "--scheme", "none"]
-    words += ["--input", str(args.pictures), "--input-labels", "none", "--pixels", "workers"]
-    words += ["--single", args.network]
-    words += ["--profile", "throughput", "--singles", str(singles), "--device", args.device]
-    for name in ("top_k", "class_names_file", "image_px", "trust_network"):
-        value = getattr(args, name)
-        words += [] if value in (None, "") else [f"--{name.replace('_', '-')}", str(value)]
-    return words
+def _settings(args: ClassifyArguments) -> Values:
+    """The settings of the run, without those that follow from others."""
+    shared = {spec.name for spec in own_fields(ClassifyArguments)} & {*names(RunSettings)}
+    given = {name: getattr(args, name) for name in sorted(shared)}
+    return {
+        "profile": "throughput",
+        "scheme": "none",
+        "pixels": "workers",
+        "input_labels": "none",
+        **{name: value for name, value in given.items() if value not in (None, "")},
+        "shards": [str(args.pictures)],
+        "single": args.network,
+        "singles": ranks_here("classify", args.ranks, args.device),
+        "out": str(args.run),
+    }
+
+
+def run_words(values: Values, *, retry_errors: bool, verbose: bool) -> tuple[str, ...]:
+    """The words of the `run` command that starts or resumes a run with these settings."""
+    resume = "--retry-errors" if retry_errors else "--resume"
+    return ("run", resume, *(() if verbose else ("--brief",)), *words_of(values))
 
 
 def ranks_here(command: str, ranks: int | None, device: str) -> int:
@@ -114,7 +146,6 @@ def _export(args: ClassifyArguments) -> None:
     (path,) = export_run(results, args.out.suffix[1:], only_predictions=True)
     with writing(args.out):
         os.replace(path, args.out)
-    say(f"classes in {args.out}")
 
 
 COMMAND = Command(

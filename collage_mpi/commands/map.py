@@ -5,15 +5,19 @@ the input, with ranks on this host. The arrays that it returns are stored once f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from collage_mpi.commands.classify import ClassifyArguments, ranks_here
-from collage_mpi.commands.launch import LaunchArguments, check_before_ranks, launch_ranks
+from collage_mpi.commands.classify import ClassifyArguments, ranks_here, run_words
+from collage_mpi.commands.launch import LaunchArguments, check_and_launch
 from collage_mpi.commands.parser import Command, MpiArguments
+from collage_mpi.commands.run import proof_of
 from collage_mpi.encoding.vectors import OUTPUTS
-from collage_mpi.errors import UsageError
-from collage_mpi.settings.flags import add_setting_flags, over_file, switch, words_of
+from collage_mpi.errors import ExitCode, UsageError
+from collage_mpi.results.file_names import VECTORS_FOLDER
+from collage_mpi.settings.flags import add_setting_flags, over_file, switch
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.fields import REQUIRED, same, setting
+from collage_mpi.system.printable import say
 
 ITS_OWN = ("single", "save", "top_k", "singles")  # settings of `run` that map sets itself
 
@@ -32,6 +36,7 @@ class MapArguments(MpiArguments):
     )
     ranks: int | None = same(ClassifyArguments, "ranks")
     retry_errors: bool = switch("also process the images of error rows again")
+    verbose: bool = same(ClassifyArguments, "verbose")
 
 
 def execute(args: MapArguments) -> int:
@@ -46,9 +51,16 @@ def execute(args: MapArguments) -> int:
     singles = ranks_here("map", args.ranks, given.get("device", "auto"))
     values = {"profile": "throughput", "scheme": "none", **given}
     values |= {"single": args.function, "save": OUTPUTS, "singles": singles}
-    words = ("run", "--retry-errors" if args.retry_errors else "--resume", *words_of(values))
-    how = LaunchArguments(words=words, mpi=args.mpi)
-    return launch_ranks(check_before_ranks(how), how)
+    words = run_words(values, retry_errors=args.retry_errors, verbose=args.verbose)
+    code = check_and_launch(LaunchArguments(words=words, mpi=args.mpi))
+    out = Path(values["out"])
+    if code in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS):
+        say(f"outputs in {out / VECTORS_FOLDER}; {proof_of(out)}")
+    elif code == ExitCode.INCOMPLETE:
+        say("repeat the command to continue, with any number of --ranks")
+    if code == ExitCode.COMPLETE_WITH_ERRORS:
+        say("--retry-errors processes the images of error rows again")
+    return code
 
 
 COMMAND = Command(

@@ -20,9 +20,12 @@ from collage_mpi.system.printable import counted, say
 from collage_mpi.system.tell import tell
 
 if TYPE_CHECKING:
-    from collage_mpi.job.run import Ask
+    from collage_mpi.job.run import Ask, SessionOutcome
     from collage_mpi.job.team import LeadLink
     from collage_mpi.job.worker_group import WorkerGroup
+
+
+BRIEF_PHASE = "done"  # name of the work in the progress line of a brief run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,10 @@ class RunArguments(Arguments):
         "when the job ends, also write the report page OUT/report.html. `collage-mpi report OUT` "
         "writes the same page at any time"
     )
+    brief: bool = switch(
+        "print only how the networks run, how many images are done, and what went wrong, but not "
+        "the summary"
+    )
     dry_run: bool = switch(
         "check everything, time the networks, print what the run would do and how long it would "
         "take, and write nothing. Works with and without launch"
@@ -52,7 +59,8 @@ class RunArguments(Arguments):
         """How a session of the run is asked for."""
         from collage_mpi.job.run import Ask
 
-        return Ask(stop_reason, self.resume, self.retry_errors)
+        phase = BRIEF_PHASE if self.brief else ""
+        return Ask(stop_reason, self.resume, self.retry_errors, phase, self.brief)
 
     def settings(self, world_size: int | None) -> RunSettings:
         """The settings of the run; if it is resumed, the settings that it was started with.
@@ -83,6 +91,33 @@ class RunArguments(Arguments):
             if self.resumes:
                 return 1  # rank 0 meets the same error, and prints it
             raise
+
+
+def finished(args: RunArguments) -> ExitCode | None:
+    """The exit code of a resumed run that has nothing left to do, which is said; otherwise None.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: the run cannot be read, or the settings contradict
+            each other.
+    """
+    from collage_mpi.job.resume import finished_status, has_run
+    from collage_mpi.job.run import EXIT_CODES
+    from collage_mpi.results.manifest import read_manifest
+
+    if not args.resumes or args.dry_run:
+        return None
+    settings = args.settings(None)
+    status = None
+    if has_run(settings.out):
+        status = finished_status(settings, retry_errors=args.retry_errors)
+    if status is None:
+        return None
+    images = counted(read_manifest(Path(settings.out))["rows"], "image")
+    errors = ", some of them error rows" if EXIT_CODES[status] else ""
+    say(f"{settings.out} is finished: it has the rows of {images}{errors}. No rank was started")
+    if args.report:
+        write_page(Path(settings.out))
+    return EXIT_CODES[status]
 
 
 def execute(args: RunArguments) -> int:
@@ -196,30 +231,49 @@ def _forecast(
 
 
 def run_and_tell(settings: RunSettings, worker_group: WorkerGroup, ask: Ask) -> int:
-    """Run one session on rank 0, print its summary and save it as summary.json."""
+    """Run one session on rank 0, save its summary as summary.json, and print it, or only what went
+    wrong if the session is asked to be brief.
+    """
     from collage_mpi.job.run import run_session
     from collage_mpi.results import render_summary, summarise
-    from collage_mpi.results.manifest import COMPLETE, read_manifest, resume_command
+    from collage_mpi.results.manifest import COMPLETE
     from collage_mpi.results.reader import open_run
+    from collage_mpi.results.render import warnings
 
     outcome = run_session(settings, worker_group, ask)
     summary = outcome.summary or summarise(open_run(outcome.out))
-    print(render_summary(summary), flush=True)
-    proof = ""
-    if outcome.status in COMPLETE:
-        proof = f"; collage-mpi verify {outcome.out} proves them"
-    say(f"\nresults in {outcome.out}{proof}")
+    if ask.brief:
+        for line in warnings(summary):
+            say(line)
+        if outcome.exit_code is ExitCode.INCOMPLETE:
+            say(f"incomplete: {outcome.reason}")
+    else:
+        print(render_summary(summary), flush=True)
+        proof = f"; {proof_of(outcome.out)}" if outcome.status in COMPLETE else ""
+        say(f"\nresults in {outcome.out}{proof}")
+        _tell_what_is_left(outcome, summary["rows"]["errors"])
     if outcome.input_faults:
         tell_of_input(outcome.input_faults)
+    return int(outcome.exit_code)
+
+
+def proof_of(out: Path) -> str:
+    """The command that checks a complete run, in words."""
+    return f"collage-mpi verify {shlex.quote(str(out))} proves them"
+
+
+def _tell_what_is_left(outcome: SessionOutcome, errors: int) -> None:
+    """Print the command that continues an incomplete run, or classifies error rows again."""
+    from collage_mpi.results.manifest import read_manifest, resume_command
+
     if outcome.exit_code is ExitCode.INCOMPLETE:
         go_on = resume_command(read_manifest(outcome.out), outcome.out)
         say(f"incomplete: {outcome.reason}; go on with: {go_on}")
-    elif errors := summary["rows"]["errors"]:
+    elif errors:
         say(
             f"{counted(errors, 'error row')}. When the cause is fixed, classify them again with: "
             + resume_command(read_manifest(outcome.out), outcome.out, "--retry-errors")
         )
-    return int(outcome.exit_code)
 
 
 def tell_of_input(faults: Sequence[str]) -> None:

@@ -99,12 +99,14 @@ class Ask:
         resume: go on with the run in the settings' `out`, if there is one.
         retry_errors: as `resume`, and classify the images of error rows again.
         phase: name of the session in progress lines; "" for its scheme.
+        brief: do not tell how the batch was chosen.
     """
 
     stop_reason: StopReason = lambda: None
     resume: bool = False
     retry_errors: bool = False
     phase: str = ""
+    brief: bool = False
 
     @property
     def resumes(self) -> bool:
@@ -230,7 +232,7 @@ class LeadRun:
         images = int(np.count_nonzero(self.lacking))
         most = most_together(self.plan, session.encoder, images, session.reading)
         costs = service_costs(self.plan, self.worker_group, most).as_known(self.known)
-        if costs.chosen is not None:
+        if costs.chosen is not None and not self.ask.brief:
             tell(f"{costs.chosen}{before_this(self.known, costs.batch)}", logging.INFO)
         self.writer.note(
             **batch_facts(self.plan.settings.at_batch(costs.batch)),

@@ -82,6 +82,7 @@ class Supervisor:
         out, err: where the ranks' output goes; the display is drawn on err.
         clock: monotonic, in seconds.
         signals: numbers of received signals that have not been passed on yet.
+        brief: without a terminal, show only the last progress line of a phase of work.
     """
 
     def __init__(
@@ -92,13 +93,14 @@ class Supervisor:
         err: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
         signals: list[int] | None = None,
+        brief: bool = False,
     ) -> None:
         self._plan, self._limits, self._clock = plan, limits, clock
         self.launcher = plan.launcher
         # If a disk is full or a reader has gone, output is dropped and the job goes on.
         self._out = cast(TextIO, SafeStream(out or sys.stdout))
         self._err = cast(TextIO, SafeStream(err or sys.stderr))
-        self._display = display_for(self._err)
+        self._display = display_for(self._err, brief=brief)
         self._signals = [] if signals is None else signals
         self._start = Startup(plan.ranks, limits.start_limit_s, clock)
         listens = limits.start_limit_s is not None

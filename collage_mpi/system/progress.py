@@ -356,9 +356,18 @@ class BarDisplay(LineDisplay):
         )
 
 
-def display_for(stream: TextIO) -> LineDisplay:
-    """A bar if `stream` is a terminal, else plain lines."""
-    return BarDisplay(stream) if stream.isatty() else LineDisplay(stream)
+class LastLineDisplay(LineDisplay):
+    """Shows only the last status of each phase of work."""
+
+    def _draw(self, status: dict[str, Any]) -> None:
+        """Nothing: `_leave` writes the last status."""
+
+
+def display_for(stream: TextIO, *, brief: bool = False) -> LineDisplay:
+    """A bar if `stream` is a terminal, else plain lines; with `brief` only the last of a phase."""
+    if stream.isatty():
+        return BarDisplay(stream)
+    return LastLineDisplay(stream) if brief else LineDisplay(stream)
 
 
 class Advance:

@@ -12,7 +12,7 @@ from library_files import save_scripted
 from PIL import Image
 
 from collage_mpi.cli import main
-from collage_mpi.commands import classify
+from collage_mpi.commands import classify, launch
 from collage_mpi.errors import ExitCode
 from collage_mpi.job.networks import gpus_here
 from collage_mpi.models.gate import sha256_of_network
@@ -29,28 +29,16 @@ def make_pictures(folder: Path) -> Path:
     return folder
 
 
-def of(out: Path, **more: object) -> classify.ClassifyArguments:
-    pictures = make_pictures(out.parent / "photos")
-    return classify.ClassifyArguments(
-        **{"pictures": pictures, "network": "null", "out": out, **more}
-    )
-
-
 @pytest.mark.parametrize(
-    ("gpus", "device", "singles"), [(3, "auto", "3"), (3, "cpu", "2"), (0, "auto", "2")]
+    ("ranks", "gpus", "device", "singles"),
+    [(None, 3, "auto", 3), (None, 3, "cpu", 2), (None, 0, "auto", 2), (7, 3, "auto", 7)],
 )
 def test_a_rank_for_each_gpu_else_for_each_core(
-    gpus: int, device: str, singles: str, tmp_path: Path, monkeypatch
+    ranks: int | None, gpus: int, device: str, singles: int, monkeypatch
 ) -> None:
     monkeypatch.setattr("collage_mpi.job.networks.gpus_here", lambda: gpus)
     monkeypatch.setattr(classify, "processes_here", lambda: 2)
-    words = classify._run_words(of(tmp_path / "c.csv", device=device, top_k=3))
-    assert words[words.index("--singles") + 1] == singles
-    assert words[words.index("--top-k") + 1] == "3"
-    assert {"--resume", "none", "throughput"} <= set(words)
-    assert "--image-px" not in words  # that of the network
-    own = classify._run_words(of(tmp_path / "c.csv", ranks=7))
-    assert own[own.index("--singles") + 1] == "7"
+    assert classify.ranks_here("classify", ranks, device) == singles
 
 
 @pytest.mark.parametrize(
@@ -98,12 +86,13 @@ def test_pictures_to_a_csv_file_begun_gone_on_with_and_refused(
     make_pictures(tmp_path / "photos")
     digest = sha256_of_network(save_scripted(tmp_path / "n.ts"))
     words = ["classify", "photos", "--network", "n.ts", "--image-px", "28", "--top-k", "2"]
-    words += ["--out", "c.csv", "--ranks", "2", "--device", "cpu"]
+    words += ["--resize-px", "28", "--out", "c.csv", "--ranks", "2", "--device", "cpu"]
     assert main(words) == ExitCode.USAGE
     assert f"say --trust-network {digest}" in capfd.readouterr().err
     words += ["--trust-network", digest]
+    no_ranks = lambda *_: ExitCode.INCOMPLETE  # noqa: E731
     with monkeypatch.context() as stopped:
-        stopped.setattr(classify, "launch_ranks", lambda *_: ExitCode.INCOMPLETE)
+        stopped.setattr(launch, "launch_ranks", no_ranks)
         assert main(words) == ExitCode.INCOMPLETE
     assert "repeat the command to continue" in capfd.readouterr().out
     assert not (tmp_path / "c.csv").exists()
@@ -113,8 +102,21 @@ def test_pictures_to_a_csv_file_begun_gone_on_with_and_refused(
     ids = ["a.png", "x/b.png", "x/c.png", "x/y/d.png", "z/damaged.jpg", "z/e.png"]
     assert [row["id"] for row in rows] == ids
     assert [bool(row["class"]) for row in rows] == [True] * 4 + [False, True]
-    assert {*rows[0]} == {"id", "class", "score", "class_2", "score_2"}
-    capfd.readouterr()
+    assert ["cannot be decoded" in row["error"] for row in rows] == [False] * 4 + [True, False]
+    assert {*rows[0]} == {"id", "class", "score", "class_2", "score_2", "error"}
+    said = capfd.readouterr()
+    assert "error rows: 1 x" in said.out
+    assert "latency" not in said.out
+
+    monkeypatch.setattr(launch, "launch_ranks", no_ranks)
+    (tmp_path / "c.csv").unlink()
+    assert main(words) == ExitCode.COMPLETE_WITH_ERRORS
+    assert "c.csv.run is finished: it has the rows of 6 images, some of" in capfd.readouterr().out
+    assert [*csv.DictReader((tmp_path / "c.csv").open())] == rows
+    assert main([*words, "--retry-errors"]) == ExitCode.INCOMPLETE  # not finished
+    assert main([*words, "--fit", "letterbox"]) == ExitCode.INCOMPLETE  # the ranks refuse it
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
 
     Image.new("RGB", (50, 40)).save(tmp_path / "photos" / "z" / "damaged.jpg")  # mended
     assert main(words) == ExitCode.COMPLETE
@@ -123,5 +125,24 @@ def test_pictures_to_a_csv_file_begun_gone_on_with_and_refused(
     assert all(row["class"] for row in csv.DictReader((tmp_path / "c.csv").open()))
 
     (tmp_path / "photos" / "a.png").unlink()
+    capfd.readouterr()
     assert main(words) == ExitCode.USAGE
     assert "remove c.csv.run or choose another --out" in capfd.readouterr().out
+
+
+@pytest.mark.mpi
+@pytest.mark.any_mpi
+def test_a_run_without_faults_prints_three_lines(tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    (make_pictures(tmp_path / "photos") / "z" / "damaged.jpg").unlink()
+    save_scripted(tmp_path / "n.ts")
+    words = ["classify", "photos", "--network", "n.ts", "--image-px", "28", "--resize-px", "28"]
+    words += ["--trust-network", "any"]
+    words += ["--out", "c.csv", "--ranks", "1", "--device", "cpu"]
+    capfd.readouterr()
+    assert main(words) == ExitCode.COMPLETE
+    said = capfd.readouterr()
+    first, done = [line for line in said.err.splitlines() if "smaller than" not in line]
+    assert first.startswith("number format: single network float32")
+    assert done.startswith("done: 5 of 5 images (100.0 %)")
+    assert said.out == "classes in c.csv; collage-mpi verify c.csv.run proves them\n"

@@ -99,7 +99,7 @@ def test_masks_of_a_job_that_is_killed_twice_are_those_of_a_loop(
     done = len(read_results("out"))
     assert 0 < done < PICTURES
     monkeypatch.delenv("DIE_AT")
-    assert main([*words, "--ranks", "4"]) == ExitCode.COMPLETE, capfd.readouterr().err
+    assert main([*words, "--ranks", "4", "-v"]) == ExitCode.COMPLETE, capfd.readouterr().err
     said = capfd.readouterr().out
     assert "accuracy  " not in said
     assert "predictions" not in said
@@ -131,6 +131,7 @@ def test_detections_of_a_job_that_is_killed_are_those_of_a_loop(
     assert 0 < len(read_results("out")) < PICTURES
     monkeypatch.delenv("DIE_AT")
     assert main([*words, "--ranks", "2"]) == ExitCode.COMPLETE_WITH_ERRORS, capfd.readouterr().err
+    assert "outputs in out/vectors; collage-mpi verify out proves" in capfd.readouterr().out
     report, results = verify_run("out"), read_results("out")
     assert report.ok, report.problems
     assert {*results.images["session"]} == {1, 2}

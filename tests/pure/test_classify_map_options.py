@@ -1,0 +1,162 @@
+"""Each option of `classify` and `map`, and what reaches the settings of the run that they start."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from pathlib import Path
+
+import pytest
+
+from collage_mpi.commands import classify, launch
+from collage_mpi.commands import map as mapping
+from collage_mpi.commands.parser import read_command
+from collage_mpi.errors import ExitCode, UsageError
+from collage_mpi.settings.flags import flag, own_fields
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.system.fields import about
+
+CLASSIFY = ("classify", "photos", "--network", "null", "--out", "c.csv", "--device", "cpu")
+MAP = ("map", "own.py:Map", "--input", "photos", "--out", "o", "--device", "cpu")
+
+# option -> its words, and the settings of the run that differ by them
+OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
+    "top_k": (("--top-k", "3"), {"top_k": 3}),
+    "class_names_file": (("--class-names-file", "n.txt"), {"class_names_file": "n.txt"}),
+    "image_px": (("--image-px", "96"), {"image_px": 96}),
+    "resize_px": (("--resize-px", "120"), {"resize_px": 120}),
+    "fit": (("--fit", "letterbox"), {"fit": "letterbox"}),
+    "device": (("--device", "auto"), {"device": "auto"}),
+    "trust_network": (("--trust-network", "any"), {"trust_network": "any"}),
+    "precision": (("--precision", "bfloat16"), {"precision": "bfloat16"}),
+    "batch": (("--batch", "4"), {"batch": 4}),
+    "ranks": (("--ranks", "7"), {"singles": 7}),
+    "pictures": ((), {}),  # these four are in the settings without any option
+    "network": ((), {}),
+    "out": ((), {}),
+    "retry_errors": (("--retry-errors",), {}),
+    "verbose": (("-v",), {}),
+    "mpi": (("--mpi", "openmpi"), {}),
+}
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[launch.LaunchArguments]:
+    """What would have been launched."""
+    found: list[launch.LaunchArguments] = []
+
+    def launch_ranks(ranks: int, how: launch.LaunchArguments) -> int:
+        assert how.settings is not None
+        assert ranks == how.settings.launch_size
+        found.append(how)
+        return ExitCode.INCOMPLETE
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "launch_ranks", launch_ranks)
+    monkeypatch.setattr(classify, "processes_here", lambda: 2)
+    monkeypatch.setattr("collage_mpi.job.networks.gpus_here", lambda: 0)
+    Path("photos").mkdir()
+    Path("photos/a.png").touch()
+    Path("n.txt").write_text("a\nb\nc\n")
+    Path("own.py").write_text("class Map:\n    def __call__(self, batch): pass\n")
+    return found
+
+
+def run_of(started: list[launch.LaunchArguments], *words: str) -> launch.LaunchArguments:
+    command, args = read_command(words)
+    assert command.execute(args) == ExitCode.INCOMPLETE
+    return started.pop()
+
+
+def difference(found: launch.LaunchArguments, base: launch.LaunchArguments) -> dict[str, object]:
+    pairs = ((how.settings.to_dict().items()) for how in (found, base))
+    one, other = map(dict, pairs)
+    return {name: value for name, value in one.items() if value != other[name]}
+
+
+def test_what_classify_starts_without_options(started):
+    found = run_of(started, *CLASSIFY)
+    assert found.settings == RunSettings.from_mapping(
+        {
+            "shards": "photos",
+            "single": "null",
+            "out": "c.csv.run",
+            "scheme": "none",
+            "profile": "throughput",
+            "pixels": "workers",
+            "input_labels": "none",
+            "device": "cpu",
+            "singles": 2,
+        }
+    )
+    assert (found.run.resume, found.run.retry_errors, found.run.brief) == (True, False, True)
+
+
+@pytest.mark.parametrize("option", [spec.name for spec in own_fields(classify.ClassifyArguments)])
+def test_each_option_of_classify_reaches_the_run_and_changes_nothing_else(option, started):
+    words, settings = OPTIONS[option]
+    base, found = run_of(started, *CLASSIFY), run_of(started, *CLASSIFY, *words)
+    assert difference(found, base) == settings
+    assert found.run.retry_errors == (option == "retry_errors")
+    assert found.run.brief == (option != "verbose")
+    assert found.mpi == ("openmpi" if option == "mpi" else "auto")
+
+
+# Settings of a run whose value cannot be made from their bounds.
+VALUES: dict[str, tuple[str, ...]] = {
+    "shards": ("photos/a.png",),
+    "class_names_file": ("n.txt",),
+    "order": ("shuffle:7",),
+    "device": ("auto",),
+    "scheme": ("hedge", "--hedge-ms", "1"),
+    "credit": ("3",),
+    "window": ("9",),
+    "trust_network": ("any",),
+    "slow_ranks": ("1:5", "--straggler", "pinned"),
+    "dead_ranks": ("1:20",),
+    "burn_ranks": ("1:2",),
+    "arrivals": ("poisson", "--rate", "9"),
+    "arrival_file": ("t.txt", "--arrivals", "file"),
+    "straggler": ("lognormal",),
+    "agree": ("0.99", "--scheme", "cascade"),
+}
+# Settings that are refused without another one -> that one, which both commands get.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "collage_copies": ("--collage-ranks", "3"),
+    "rate": ("--arrivals", "poisson", "--rate", "9"),
+}
+NOT_OF_MAP = {"agree", *mapping.ITS_OWN}
+
+
+def words_for(spec: dataclasses.Field) -> tuple[str, ...]:
+    """Words that give the setting another value than its default."""
+    known, default = about(spec), spec.default
+    if spec.name in VALUES:
+        return (flag(spec), *VALUES[spec.name])
+    if known.choices:
+        return (flag(spec), next(str(one) for one in known.choices if one != default))
+    hint = typing.get_type_hints(RunSettings)[spec.name]
+    kinds = [one for one in typing.get_args(hint) if one is not type(None)] or [hint]
+    if kinds[0] in (int, float):
+        least = max(known.at_least or 0, known.above or 0, default or 0)
+        return (flag(spec), str(least + (1 if kinds[0] is int else 0.001)))
+    return (flag(spec), "w")
+
+
+@pytest.mark.parametrize("spec", dataclasses.fields(RunSettings), ids=lambda spec: spec.name)
+def test_each_setting_that_map_takes_reaches_the_run(spec, started):
+    words, needs = words_for(spec), NEEDS.get(spec.name, ())
+    if spec.name in NOT_OF_MAP:
+        with pytest.raises(UsageError, match=f"map sets {spec.name}|a mapped function gives none"):
+            run_of(started, *MAP, *words)
+        return
+    base, found = run_of(started, *MAP, *needs), run_of(started, *MAP, *needs, *words)
+    assert spec.name in difference(found, base)
+
+
+def test_what_map_starts_without_options(started):
+    found = run_of(started, *MAP, "--ranks", "3", "--retry-errors", "--verbose")
+    values = {"shards": "photos", "single": "own.py:Map", "save": "outputs", "out": "o"}
+    values |= {"scheme": "none", "profile": "throughput", "device": "cpu", "singles": 3}
+    assert found.settings == RunSettings.from_mapping(values)
+    assert (found.run.retry_errors, found.run.brief) == (True, False)
