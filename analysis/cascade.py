@@ -149,9 +149,7 @@ def entries(found: list[Network]) -> list[Entry]:
         entry("cascade, ranks apart", scheme="cascade", placement="fixed", **best.sure),
         entry("cascade, beyond idle", scheme="cascade", collage_counts="beyond-idle", **best.sure),
         *(
-            entry(
-                f"cascade, deadline {ms} ms", scheme="cascade", accept_deadline_ms=ms, **best.sure
-            )
+            entry(f"cascade, deadline {ms} ms", scheme="cascade", deadline_ms=ms, **best.sure)
             for ms in DEADLINES_MS
         ),
         entry("cascade, audits off", scheme="cascade", **(best.sure | {"audit": 0.0})),

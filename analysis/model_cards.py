@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
-from collage_mpi.kinds import COLLAGE, PARITY, SINGLE
+from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.settings.flags import flag, own_fields
 from collage_mpi.system.fields import about, default_of
 from collage_mpi.system.files import save_file, writing
@@ -188,24 +188,20 @@ def _span(values: Sequence[float], form: str) -> str:
 
 
 def _kind(entry: Mapping[str, Any]) -> str:
-    return PARITY if entry.get("parity") else SINGLE if entry["side"] is None else COLLAGE
+    return SINGLE if entry["side"] is None else COLLAGE
 
 
 def train_command(entry: Mapping[str, Any]) -> str:
     """The command that trains such a network, file names without their folders."""
     # a record without `keep` is from before there was a choice: the last epoch was kept
     training = {"keep": "last", **(entry["training"] or {})}
-    architecture, parity, kind = entry["architecture"], entry.get("parity"), _kind(entry)
+    architecture, kind = entry["architecture"], _kind(entry)
     words = [f"collage-mpi train {kind} --shards train-*.h5 --out {card_name(entry)}.safetensors"]
     if kind == COLLAGE:
         words.append(f"--side {entry['side']} --cell-px {entry['cell_px']}")
         reference = "across" in entry["head"]  # only the preset makes such a head
         if entry["head"]["name"] != "grid" and not reference:
             words.append(f"--head {entry['head']['name']}")
-    if parity:
-        words.append(f"--single {training.get('teacher_weights', 'single.safetensors')}")
-        words.append(f"--k {parity['k']} --encoder {parity['encoder']}")
-        words.append(f"--summed {parity['summed']}")
     if kind == COLLAGE and reference:
         words.append("--preset reference")
     elif "backbone" in architecture:
@@ -214,7 +210,7 @@ def train_command(entry: Mapping[str, Any]) -> str:
         words.append(f"--stem {stem_text(architecture)} --stages {stages_text(architecture)}")
     if architecture.get("norm", "batch") != "batch":
         words.append(f"--norm {architecture['norm']}")
-    taught = training.get("teacher") is not None and not parity
+    taught = training.get("teacher") is not None
     if taught:
         words.append(f"--teacher {training.get('teacher_weights', 'single.safetensors')}")
     if training.get("init") is not None:
@@ -263,10 +259,6 @@ def _what(entry: Mapping[str, Any]) -> list[list[str]]:
     if entry["side"] is not None:
         grid = f"side {entry['side']}, cells of {entry['cell_px']} px"
         rows.append(["collage", f"{grid}, `{entry['head']['name']}` head"])
-    if entry.get("parity"):
-        spec = entry["parity"]
-        what = f"k = {spec['k']}, encoder `{spec['encoder']}`, sums {spec['summed']}"
-        rows.append(["stripe", f"{what} of single network `{spec['single'][:12]}...`"])
     return [
         *rows,
         ["answers a call", str((entry["side"] or 1) ** 2)],
@@ -308,11 +300,10 @@ def _worth(
     if ratio:
         rows.append(["service time / single network's", f"**{ratio['service']:.2f}**"])
         rows.append(["MFLOP / single network's", f"{ratio['flops']:.2f}"])
-        kind = PARITY if entry.get("parity") else COLLAGE
-        both = [ratio[k] for k in ("both_right", "only_single_right", f"only_{kind}_right")]
+        both = [ratio[k] for k in ("both_right", "only_single_right", f"only_{COLLAGE}_right")]
         rows.append(
             [
-                f"both right / only the single network / only the {kind} network",
+                f"both right / only the single network / only the {COLLAGE} network",
                 " / ".join(f"{x:.2%}" for x in both),
             ]
         )

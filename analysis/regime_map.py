@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import regimes
-from regimes import BACKUP, CASCADE, FASTEST, FIXED, HEDGE, NONE, ONLY, STRIPES, SURE, Entry
+from regimes import BACKUP, CASCADE, FASTEST, FIXED, HEDGE, NONE, ONLY, SURE, Entry
 
 from collage_mpi.figures.style import STYLE, pyplot, save
 from collage_mpi.scheduler.rank_speed import WINDOW
@@ -218,13 +218,12 @@ def cells(rows: Sequence[Mapping[str, str]], ratio: float, limit: float) -> dict
 LOOK = {
     NONE: ("#E4E4E4", "", "no redundancy (finish or pull): nothing gains 5 % over it"),
     HEDGE: ("#D9A9C6", "H", "hedging"),
-    BACKUP: ("#EEE08A", "B", "batch-backup, cascade-batch"),
+    BACKUP: ("#EEE08A", "B", "cascade-batch"),
     ONLY: ("#E79A8B", "O", "collage-only: every answer is a collage's, in two or four copies"),
     FIXED: ("#9AD0F0", "C", "collage on two ranks of its own, first answer counts"),
     FASTEST: ("#7CCFB4", "F", "collage on the two fastest ranks, first answer counts"),
     SURE: ("#F2BE6B", "S", "collage, counts if sure or after a deadline"),
     CASCADE: ("#B5C46A", "W", "cascade"),
-    STRIPES: ("#C9B8E8", "P", "parity, approx"),
 }
 TITLE = (
     "Which scheme has the shortest tail at N+2 ranks, and how much it gains\n"
@@ -371,7 +370,7 @@ def main() -> None:
     """Simulate what the table lacks, draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, metavar="STEM", help="no suffix")
-    line = "of evaluate --parity W --approx-k 5 --save-answers, side 3"
+    line = "of evaluate --save-answers, side 3"
     parser.add_argument("--answers", required=True, metavar="FILE", help=line)
     line = "measured service times to place on the map"
     parser.add_argument("--trace", action="append", default=[], metavar="NAME=FILE.npy", help=line)

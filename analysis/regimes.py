@@ -27,7 +27,6 @@ DEMO_MEDIAN_S, DEMO_SIGMA = 0.144, 0.22  # of `collage-mpi demo`, fitted to clou
 
 NONE, HEDGE, BACKUP = "none", "hedge", "batches"  # families of schemes: a colour each
 FIXED, FASTEST, SURE = "collage, fixed", "collage, fastest", "collage, confident"
-STRIPES = "parity, approx"
 ONLY, CASCADE = "collage-only", "cascade"
 REPLICATE = "replicate"  # for comparison: it has more ranks
 BASELINES = ("none, pull", "none, finish")  # gains are over the better of them
@@ -63,26 +62,23 @@ def entries(n: int, median_s: float = MEDIAN_S) -> list[Entry]:
     A copy after 1.3 x `median_s`, the median service time, and as many copies as it takes, is about
     the best that hedging can do here; it asks for somebody who knows the median. A further image
     of a batch costs 0.3 of the first for the shipped single network on a CPU
-    (analysis/reports/speed.md), 0.1 is what a GPU may come to; a parity answer 0.38 of a single's.
+    (analysis/reports/speed.md), 0.1 is what a GPU may come to.
     A cascade takes the threshold in the file of the network whose answers are replayed.
     """
     more: Json = {"scheme": "none", "singles": n + 2}
     finish: Json = {"assign": "finish"}
     hedge: Json = {**more, "scheme": "hedge"}
-    soon: Json = {**hedge, "hedge_ms": 1.3e3 * median_s, "hedge_budget": 1.0}
-    backup: Json = {"scheme": "batch-backup", "backup_ranks": 2, "assign": "pull"}
+    soon: Json = {**hedge, "hedge_ms": 1.3e3 * median_s}
     paper: Json = {"scheme": "collage", "collage_ranks": 2, "accept": "first", "assign": "turn"}
     fastest: Json = {"placement": "fastest"}
     spare: Json = {"collage_ranks": 1, "singles": n + 1}
-    sure: Json = {"accept": "confident", "accept_deadline_quantile": 0.7}
-    stripes: Json = {"parity_ranks": 2, "assign": "turn"}
+    sure: Json = {"accept": "confident", "deadline_ms": 1.3e3 * median_s}
     only: Json = {"scheme": "collage-only", "assign": "pull"}
     pulled: Json = {"assign": "pull", **spare}
     sure_cells: Json = {"accept": "confident", "confidence": SURE_FROM, "audit": 0.0}
     cascade: Json = {"scheme": "cascade", **pulled, **sure_cells}
     batches: Json = {"scheme": "cascade-batch", "assign": "pull", "singles": n + 1}
     few, many = "collage-only, 3 ranks, 2 copies", f"collage-only, {n + 2} ranks, 4 copies"
-    half = -(-n // 2)
     named: list[tuple[str, str, Json]] = [
         (BASELINES[0], NONE, {**more, "assign": "pull"}),
         (BASELINES[1], NONE, {**more, **finish}),
@@ -90,30 +86,24 @@ def entries(n: int, median_s: float = MEDIAN_S) -> list[Entry]:
         ("none, finish, end game", NONE, {**more, **finish, "endgame": "on"}),
         ("hedge 1.3 x median, pull", HEDGE, {**soon, "assign": "pull"}),
         ("hedge 1.3 x median, finish", HEDGE, {**soon, **finish}),
-        ("hedge q0.9, finish", HEDGE, {**hedge, **finish, "hedge_quantile": 0.9}),
-        ("batch-backup, batch cost 0.3", BACKUP, {**backup, "batch_cost": 0.3}),
-        ("batch-backup, batch cost 0.1", BACKUP, {**backup, "batch_cost": 0.1}),
         ("cascade-batch, batch cost 0.3", BACKUP, {**batches, "batch_cost": 0.3}),
         ("cascade-batch, batch cost 0.1", BACKUP, {**batches, "batch_cost": 0.1}),
         (few, ONLY, {**only, "collage_ranks": 3, "collage_copies": 2}),
         (many, ONLY, {**only, "collage_ranks": n + 2, "collage_copies": 4}),
         ("fixed, M=2, first", FIXED, paper),
         ("fastest, M=2, first", FASTEST, {**paper, **fastest}),
-        ("fixed, M=2, confident q0.7", SURE, {**paper, **sure}),
-        ("fastest, M=2, finish, confident q0.7", SURE, {**paper, **fastest, **finish, **sure}),
+        ("fixed, M=2, confident 1.3 x median", SURE, {**paper, **sure}),
         (
-            "fastest, M=1, finish, confident q0.7",
+            "fastest, M=2, finish, confident 1.3 x median",
+            SURE,
+            {**paper, **fastest, **finish, **sure},
+        ),
+        (
+            "fastest, M=1, finish, confident 1.3 x median",
             SURE,
             {**paper, **spare, **fastest, **finish, **sure},
         ),
         ("cascade", CASCADE, cascade),
-        ("cascade, q0.7", CASCADE, {**cascade, "accept_deadline_quantile": 0.7}),
-        (
-            "parity, k=3, cost 0.38",
-            STRIPES,
-            {**stripes, "scheme": "parity", "parity_k": 3, "cost_ratio": 0.38},
-        ),
-        (f"approx, k={half}", STRIPES, {**stripes, "scheme": "approx", "parity_k": half}),
         ("replicate, 2N", REPLICATE, {"scheme": "replicate", "assign": "turn"}),
     ]
     return [Entry(name, family, {**COMMON, **flags}) for name, family, flags in named]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SINGLE, COLLAGE, PARITY = "single", "collage", "parity"
-BACKUP, CODED = "backup", "coded"
+SINGLE, COLLAGE, BACKUP = "single", "collage", "backup"
 
 
 @dataclass(frozen=True)
@@ -15,13 +14,12 @@ class Kind:
     Attributes:
         name: in settings, manifests and messages. It is also the setting that names its weights,
             the source of an image that it resolved, and the name of its ranks.
-        code: its code in messages and rows. A code is never reused for another kind.
+        code: its code in rows. A code is never reused for another kind.
         source: code of the source of images that it resolved, in rows. Never reused, either.
         ranks: the setting that says how many ranks hold it.
         colour, legend: for its answers that resolved an image, in a timeline.
         encoded: its input is one picture made of several images. Otherwise each image of a task is
             an input.
-        resolves: its answer resolves an image by itself, without other answers.
         share: text for its share of the images, in the table of costs.
         runs: the kind of network that its ranks hold if it has no network of its own. Such kinds
             are neither trained nor evaluated.
@@ -36,7 +34,6 @@ class Kind:
     colour: str
     legend: str
     encoded: bool = False
-    resolves: bool = True
     share: str | None = None
     runs: str | None = None
     batched: bool = False
@@ -67,17 +64,6 @@ TABLE = (
         share="of images the collage resolved",
     ),
     Kind(
-        PARITY,
-        code=2,
-        source=4,
-        ranks="parity_ranks",
-        encoded=True,
-        resolves=False,
-        colour="#56B4E9",
-        legend="parity answer that decoded images",
-        share="of images decoded from a parity answer and those of others",
-    ),
-    Kind(
         BACKUP,
         code=3,
         source=8,
@@ -88,18 +74,6 @@ TABLE = (
         runs=SINGLE,
         batched=True,
     ),
-    Kind(
-        CODED,
-        code=4,
-        source=9,
-        ranks="parity_ranks",
-        encoded=True,
-        resolves=False,
-        colour="#882255",
-        legend="coded answer that decoded images",
-        share="of images decoded from a coded answer and those of others",
-        runs=SINGLE,
-    ),
 )
 KIND = {kind.name: kind for kind in TABLE}
 KINDS = tuple(kind.name for kind in sorted(TABLE, key=lambda kind: kind.code))  # by code
@@ -108,4 +82,3 @@ NETWORK_SETTINGS = (*NETWORKS, BACKUP)  # settings that name a network
 SPARE_KINDS = tuple(kind for kind in KINDS if kind != SINGLE)  # kinds to which `cost_ratio` applies
 ENCODED_KINDS = tuple(kind.name for kind in TABLE if kind.encoded)
 SHARED_KINDS = tuple(kind.name for kind in TABLE if kind.share)
-RESOLVING_KINDS = frozenset(kind.name for kind in TABLE if kind.resolves)

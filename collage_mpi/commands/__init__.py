@@ -26,7 +26,7 @@ COMMANDS: dict[str, str] = {
     "report": "write an HTML page about one or several runs: charts, tables, pictures in one file",
     "shards": "inspect or verify shards and other inputs, or add cells to shards",
     "prep": "make shards from folders or tar files of pictures, from HDF5 or IDX files",
-    "train": "train a single, a collage or a parity network",
+    "train": "train a single or a collage network",
     "weights": "import torchvision's weights; find a collage network's accept threshold",
     "evaluate": "measure accuracy, FLOPs and service time of networks side by side",
     "slurm": "render job scripts for Slurm from settings",

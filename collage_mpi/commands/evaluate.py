@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.commands.parser import Command
-from collage_mpi.encoding import BERRUT, MAX_K, MIN_K
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.kinds import BACKUP, CODED, COLLAGE, KIND, NETWORK_SETTINGS, PARITY, SINGLE
+from collage_mpi.kinds import BACKUP, COLLAGE, KIND, NETWORK_SETTINGS, SINGLE
 from collage_mpi.models import describe, load_predictor
-from collage_mpi.models.info import Geometry, Loading, NetworkInfo, check_fit, check_parity
+from collage_mpi.models.info import Geometry, Loading, NetworkInfo, check_fit
 from collage_mpi.models.named import is_foreign
-from collage_mpi.models.specs import ParitySpec
 from collage_mpi.models.tuning import PLAIN, PRECISIONS
 from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.settings.inputs import NetworkSettings
@@ -52,17 +50,6 @@ class EvaluateArguments(Arguments):
         "in place of --collage: weights of a quick single network, which scheme cascade-batch asks "
         "first",
         either=FIRST,
-    )
-    parity: str | None = _weights(
-        "weights of a parity network; it needs --single with the network that it was trained for"
-    )
-    approx_k: int | None = setting(
-        None,
-        "also measure how many answers scheme approx decodes correctly from stripes of K images, "
-        "with the single network",
-        metavar="K",
-        at_least=MIN_K,
-        at_most=MAX_K,
     )
     side: int | None = setting(
         None,
@@ -108,13 +95,6 @@ def execute(args: EvaluateArguments) -> int:
     specs = {kind: spec for kind, spec in given.items() if spec is not None}
     if not specs:
         raise UsageError("nothing to evaluate: give --single WEIGHTS, --collage WEIGHTS or both")
-    if PARITY in specs and SINGLE not in specs:
-        raise UsageError(
-            "--parity needs --single: the parity network's answers are decoded with those of the "
-            "single network"
-        )
-    if args.approx_k is not None and SINGLE not in specs:
-        raise UsageError("--approx-k needs --single: the single network answers for the stripes")
     if args.save_answers is not None:
         _check_save(args, args.save_answers)
     report = _measure(args, specs)
@@ -165,8 +145,6 @@ def _measure(args: EvaluateArguments, specs: dict[str, str]) -> dict[str, Any]:
         if described[kind] is None and not is_foreign(spec):
             raise UsageError(f"--{kind} {spec}: a null network has nothing to evaluate")
     infos = [info for info in described.values() if info is not None]
-    for info in infos:
-        check_parity(info, described.get(SINGLE), args.single or "")
     with ShardSet.open(args.shards) as shards:
         check_fit(infos, shards.shape, shards.class_names, args.shards, args.side, args.cell_px)
         how = Loading(
@@ -180,16 +158,11 @@ def _measure(args: EvaluateArguments, specs: dict[str, str]) -> dict[str, Any]:
             kind: load_predictor(spec, KIND[kind].network, how) for kind, spec in specs.items()
         }
         answers, labels = _answers(args, shards, predictors)
-        if CODED in answers:
-            predictors[CODED] = predictors[SINGLE]
         read = shards.infos
     with advancing(args.calls, "timing", unit="calls", bar=False) as advance:
         asked = AskedNetworks(predictors, answers, labels, args.side)
         order = "file" if args.shuffle is None else f"shuffle:{args.shuffle}"
-        report = make_report(asked, args.calls, order, read, advance)
-    if CODED in answers:
-        report["networks"][CODED]["k"] = args.approx_k
-    return report
+        return make_report(asked, args.calls, order, read, advance)
 
 
 def _geometry(args: EvaluateArguments, shards: Any, infos: list[NetworkInfo]) -> Geometry:
@@ -216,7 +189,6 @@ def _answers(
         QUICK_SIDE,
         AskedImages,
         answers_of,
-        predict_parity,
         single_scores,
     )
 
@@ -237,35 +209,11 @@ def _answers(
         side = predictors[kind].info.side or side or QUICK_SIDE
         with advancing(len(order), kind) as advance:
             answers[kind] = answers_of(predictors[kind], AskedImages(shards, order, advance))
-    codes = _codes(args, predictors)
-    for kind, code in codes.items():
-        group = None if side is None else side**2
-        with advancing(len(order), kind) as advance:
-            asked = AskedImages(shards, order, advance)
-            answers[kind] = predict_parity(*code, scores, asked, group)
     if args.save_answers is not None:
         assert side is not None
         names = predictors[SINGLE].info.class_names
-        stripes = {kind: spec.k for kind, (_, spec, _) in codes.items()}
-        save_answers(args.save_answers, side, labels[order], answers, names, stripes)
+        save_answers(args.save_answers, side, labels[order], answers, names)
     return answers, labels[order]
-
-
-def _codes(
-    args: EvaluateArguments, predictors: dict[str, TorchPredictor]
-) -> dict[str, tuple[TorchPredictor, ParitySpec, float]]:
-    """Kind -> the network that gets the stripes, how a stripe is encoded, and the temperature of
-    the decoded scores.
-    """
-    codes = {}
-    if PARITY in predictors:
-        parity = predictors[PARITY]
-        assert parity.info.parity is not None
-        codes[PARITY] = parity, parity.info.parity, parity.temperature
-    if args.approx_k is not None:
-        spec = ParitySpec(args.approx_k, BERRUT, "logits", predictors[SINGLE].info.fingerprint)
-        codes[CODED] = predictors[SINGLE], spec, 1.0
-    return codes
 
 
 def _print_table(report: dict[str, Any]) -> None:
@@ -299,11 +247,6 @@ def _print_table(report: dict[str, Any]) -> None:
     if "saving" in report:
         timed = f"median of {report['calls']} calls, {_tunings(networks)}, on {report['device']}"
         print(told_savings(report["saving"], timed))
-    if {PARITY, CODED} & networks.keys():
-        print(
-            "Parity and approx: accuracy of an image's decoded answer if only its own answer is "
-            "missing from its stripe (degraded accuracy)."
-        )
 
 
 def _tunings(networks: dict[str, dict[str, Any]]) -> str:
@@ -314,10 +257,6 @@ def _tunings(networks: dict[str, dict[str, Any]]) -> str:
 
 
 def _title(kind: str, entry: dict[str, Any]) -> str:
-    if kind == PARITY:
-        return f"parity k={entry['parity']['k']} {entry['parity']['encoder']}"
-    if kind == CODED:
-        return f"approx k={entry['k']}"
     return f"{kind} {entry['side']}x{entry['side']}" if entry["side"] else kind
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from collage_mpi.doctor.checks_machine import RESULT_BYTES_PER_IMAGE, size_text
 from collage_mpi.doctor.gather import free_bytes, nearest
-from collage_mpi.encoding.stripe import AnyEncoder
+from collage_mpi.encoding.collage import Encoder
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.job.handshake import (
     ServiceCosts,
@@ -174,7 +174,7 @@ def forecast(settings: RunSettings, worker_group: WorkerGroup | None, ask: Ask) 
         return ExitCode.DATA if plan.shards.bad else ExitCode.COMPLETE
 
 
-def _reads(plan: Plan, encoder: AnyEncoder, order: np.ndarray) -> Reads:
+def _reads(plan: Plan, encoder: Encoder, order: np.ndarray) -> Reads:
     """The times to read and decode images from all parts of the input."""
     rank0_ns, settings = _read_ns(plan, encoder, order), plan.settings
     places = np.linspace(0, len(order) - 1, min(DECODED_IMAGES, len(order))).astype(np.int64)
@@ -198,7 +198,7 @@ def _reads(plan: Plan, encoder: AnyEncoder, order: np.ndarray) -> Reads:
     return Reads(rank0_ns, reading_ns, decoding_ns, one_core_ns, decoders)
 
 
-def _read_ns(plan: Plan, encoder: AnyEncoder, order: np.ndarray) -> float:
+def _read_ns(plan: Plan, encoder: Encoder, order: np.ndarray) -> float:
     """Time to read and shrink an image on rank 0, ns; 0.0 if the workers read the images."""
     chosen = order[:READ_IMAGES]
     if plan.settings.by_place or not len(chosen):
@@ -211,7 +211,7 @@ def _read_ns(plan: Plan, encoder: AnyEncoder, order: np.ndarray) -> float:
     return (time.monotonic_ns() - start_ns) / len(chosen)
 
 
-def _read(plan: Plan, order: np.ndarray, encoder: AnyEncoder) -> None:
+def _read(plan: Plan, order: np.ndarray, encoder: Encoder) -> None:
     with open_reader(plan, encoder, ()) as reader:
         reader.add(order)
         while reader.take(len(order)):
@@ -221,7 +221,7 @@ def _read(plan: Plan, order: np.ndarray, encoder: AnyEncoder) -> None:
 class _ThisProcess(WorkerGroup):
     """Takes the place of a team's ranks, and makes their measurements in this process."""
 
-    def __init__(self, plan: Plan, encoder: AnyEncoder) -> None:
+    def __init__(self, plan: Plan, encoder: Encoder) -> None:
         self._plan, self._clock, self._measured = plan, time.monotonic, {}
         loader = NetworkLoader(self.present[0], len(plan.placement.kinds))
         told = welcomes(plan, encoder)
@@ -248,7 +248,7 @@ class _ThisProcess(WorkerGroup):
         return {min(ranks): self.networks[kind].measured(kind, batch)}
 
 
-def _measured_here(plan: Plan, encoder: AnyEncoder, images: int) -> Timings:
+def _measured_here(plan: Plan, encoder: Encoder, images: int) -> Timings:
     """Load and time each network in this process, with the settings of a rank on this host."""
     here, workers = _ThisProcess(plan, encoder), plan.placement.workers
     predictors = {kind: each.predictors[kind] for kind, each in here.networks.items()}
@@ -271,7 +271,7 @@ def _measured_here(plan: Plan, encoder: AnyEncoder, images: int) -> Timings:
 
 def _measured_there(
     plan: Plan,
-    encoder: AnyEncoder,
+    encoder: Encoder,
     worker_group: WorkerGroup,
     known: dict[str, str],
     images: int,

@@ -1,4 +1,4 @@
-"""`collage-mpi train single|collage|parity`: trains a network on shards, in one process, or in
+"""`collage-mpi train single|collage`: trains a network on shards, in one process, or in
 several under torchrun.
 """
 
@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.commands.parser import Command, Commands
-from collage_mpi.encoding import ENCODERS, SUMMED
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.kinds import COLLAGE, PARITY, SINGLE
+from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.models.architecture import (
     BY_SIDE,
     PRESETS,
@@ -30,9 +29,9 @@ from collage_mpi.models.architecture import (
     preset,
 )
 from collage_mpi.models.info import NetworkInfo
-from collage_mpi.models.specs import HEADS, YOLO, HeadSpec, ParitySpec
+from collage_mpi.models.specs import HEADS, YOLO, HeadSpec
 from collage_mpi.settings.flags import add_flags
-from collage_mpi.system.fields import REQUIRED, about, same, setting
+from collage_mpi.system.fields import about, setting
 from collage_mpi.training.settings import DISTILLATION, GRID, TrainArguments, TrainSettings
 
 if TYPE_CHECKING:
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
 
 # Entries of a training record that decide which images are kept for validation
 SPLIT = ("shard_fingerprints", "limit", "seed", "validation_share")
-
-_stripe = partial(setting, group="stripe")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,28 +89,6 @@ class TrainCollageArguments(_TaughtArguments):
         choices=(*PRESETS, REFERENCE),
         group=GRID,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainParityArguments(TrainArguments):
-    """The arguments of `train parity`."""
-
-    kind = PARITY
-    teacher: Path = setting(
-        REQUIRED,
-        "the single network whose answers the parity network learns to sum. The parity network "
-        "works with no other single network",
-        metavar="WEIGHTS",
-        flag="--single",
-        shipped=True,
-        group="stripe",
-    )
-    k: int = _stripe(3, "number of images in a stripe")
-    encoder: str = _stripe(
-        "concat", "how the images of a stripe become one input", choices=ENCODERS
-    )
-    summed: str = _stripe("logits", "which part of the answers is summed", choices=SUMMED)
-    teacher_cache: Path | None = same(_TaughtArguments, "teacher_cache", group="stripe")
 
 
 def execute(args: TrainArguments) -> int:
@@ -180,7 +155,7 @@ def _train(args: TrainArguments, peers: Peers) -> int:
 
 
 def _tell(args: TrainArguments, info: NetworkInfo) -> None:
-    print(f"{args.out}: {_worth(args.kind, info.metadata)}, sha256 {info.fingerprint[:12]}")
+    print(f"{args.out}: {_worth(info.metadata)}, sha256 {info.fingerprint[:12]}")
 
 
 def _saving(args: TrainArguments, info: NetworkInfo, data: TrainData, device: str) -> str:
@@ -208,14 +183,14 @@ def _saving(args: TrainArguments, info: NetworkInfo, data: TrainData, device: st
     return told
 
 
-def _worth(kind: str, metadata: dict[str, Any]) -> str:
+def _worth(metadata: dict[str, Any]) -> str:
     """Describes the accuracy on the validation images, or why it is unknown."""
     from collage_mpi.results.statistics import wilson_interval
     from collage_mpi.training.finish import MIN_FOR_TEMPERATURE
 
     training = metadata["training"]
     accuracy, n = training.get("validation_accuracy"), training["validation_images"]
-    what = f"{'degraded ' if kind == PARITY else ''}validation accuracy"
+    what = "validation accuracy"
     if accuracy is None:
         return f"{what} n/a (no images were kept for it: --validation 0.05 keeps one in 20)"
     low, high = wilson_interval(round(accuracy * n), n) or (0.0, 1.0)
@@ -237,10 +212,6 @@ def settings_of(args: TrainArguments, shape: tuple[int, ...]) -> TrainSettings:
 
     teacher = None if args.teacher is None else describe_weights(args.teacher, SINGLE)
     init = None if args.init is None else describe_weights(args.init)
-    parity = None
-    if isinstance(args, TrainParityArguments):
-        assert teacher is not None
-        parity = ParitySpec(args.k, args.encoder, args.summed, teacher.fingerprint)
     chosen = {
         spec.name: args.said(spec.name) for spec in fields(TrainSettings) if about(spec).group
     }
@@ -253,7 +224,6 @@ def settings_of(args: TrainArguments, shape: tuple[int, ...]) -> TrainSettings:
         teacher=None if teacher is None else teacher.fingerprint,
         head=head_of(args),
         init=None if init is None else init.fingerprint,
-        parity=parity,
     )
 
 
@@ -315,7 +285,7 @@ def default_cell_px(args: TrainArguments, image_px: int) -> int:
 
 
 COMMAND = Commands(
-    "single|collage|parity",
+    "single|collage",
     {
         takes.kind: Command(
             execute, takes, line, partial(add_flags, of=TrainSettings, kind=takes.kind)
@@ -325,11 +295,6 @@ COMMAND = Commands(
             (
                 TrainCollageArguments,
                 "train the collage network, which classifies side x side images at once",
-            ),
-            (
-                TrainParityArguments,
-                "train the parity network of ParM, which takes k images at once and can replace "
-                "one missing answer",
             ),
         )
     },

@@ -151,7 +151,7 @@ def _sides_near(wanted: WantedJob, size: int) -> str:
     """What to launch for the largest side for which the ranks are enough, and for the next side."""
     found: dict[int, int] = {}
     for side in range(MIN_SIDE, MAX_SIDE + 1):
-        with suppress(CollageError):  # for example a parity k larger than the group
+        with suppress(CollageError):  # for example more replicas than ranks
             found[side] = _settings(wanted, side=side).launch_size
     small = max(0, sum(found[side] <= size for side in found) - 1)
     near = list(found.items())[small : small + 2]

@@ -4,7 +4,7 @@ and later pasted together (`paste`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -121,3 +121,18 @@ def _resized(images: np.ndarray, px: int, threads: int | None) -> np.ndarray:
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2)  # (n, C, H, W) uint8
         small = torch.nn.functional.interpolate(pixels, (px, px), mode="bilinear", antialias=True)
         return small.permute(0, 2, 3, 1).contiguous().numpy()  # (n, px, px, C) uint8
+
+
+def paste_group(
+    encoder: Encoder, cells: Iterable[tuple[int, np.ndarray | None]], out: np.ndarray
+) -> None:
+    """Paste cells of a group into one picture.
+
+    Args:
+        cells: (number in the group, cell) each; None for a blank cell.
+        out: the picture to write to, of `encoder.input_shape`.
+    """
+    placed: list[np.ndarray | None] = [None] * encoder.places
+    for number, cell in cells:
+        placed[number] = cell
+    encoder.paste(placed, out)

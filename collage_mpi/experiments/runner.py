@@ -47,7 +47,7 @@ SEVERITY = (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS, ExitCode.DATA)
 # Settings that decide which files a plan opens, and whether they fit together.
 _DECIDE_A_PLAN = (
     *PATH_SETTINGS,
-    *("scheme", "side", "cell_px", "parity_k", "batch", "bad_shards", "order", "limit", "arrivals"),
+    *("scheme", "side", "cell_px", "batch", "bad_shards", "order", "limit", "arrivals"),
 )
 NEW, STARTED, DONE = "new", "started", "done"
 

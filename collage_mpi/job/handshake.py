@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from collage_mpi.encoding.stripe import AnyEncoder
+from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.vectors import NO_SAVE, KeptColumn, shown
 from collage_mpi.errors import DataFault, RankGone, UsageError
 from collage_mpi.job.coordinator import ReadyRank
@@ -56,7 +56,7 @@ PLAIN_LAUNCH = (
 def handshake(
     plan: Plan,
     worker_group: WorkerGroup,
-    encoder: AnyEncoder,
+    encoder: Encoder,
     interrupted: Callable[[], str | None],
 ) -> dict[int, Hello]:
     """Welcome all ranks and wait until they are ready; their hellos, by rank.
@@ -131,7 +131,7 @@ def roll_call(
 
 def _require_quorum(plan: Plan, worker_group: WorkerGroup) -> None:
     """Raise RankGone without a single rank; if the scheme uses none, without a rank of a kind."""
-    kinds = make_scheme(plan.settings.scheme_settings()).kinds
+    kinds = make_scheme(plan.settings.scheme_settings()).needs
     for kind in {SINGLE} & kinds or kinds:
         if not set(plan.placement.ranks_of(kind)) & set(worker_group.present):
             raise RankGone(
@@ -259,7 +259,7 @@ def warn_of_mixed_tuning(hellos: Mapping[int, Hello]) -> None:
             )
 
 
-def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
+def welcomes(plan: Plan, encoder: Encoder) -> dict[int, Welcome]:
     """The welcome of each rank."""
     settings, common = plan.settings, _welcome(plan, encoder)
     return {
@@ -272,7 +272,7 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
     }
 
 
-def _welcome(plan: Plan, encoder: AnyEncoder) -> Welcome:
+def _welcome(plan: Plan, encoder: Encoder) -> Welcome:
     """The welcome without what differs between ranks."""
     settings = plan.settings
     # An answer to a group has a vector for each image; any other answer has one vector.
@@ -290,7 +290,6 @@ def _welcome(plan: Plan, encoder: AnyEncoder) -> Welcome:
         batch=settings.batch_size,
         answer_vectors=encoder.places if by_group else 1,
         extras=settings.extras,
-        parity=plan.parity,
         warmup_tasks=settings.warmup_tasks,
         straggler=StragglerSettings(**settings.to_dict(StragglerSettings)),
         draws_by_image=settings.draws_by_image,
@@ -301,19 +300,19 @@ def _welcome(plan: Plan, encoder: AnyEncoder) -> Welcome:
     )
 
 
-def start_of(plan: Plan, encoder: AnyEncoder, costs: ServiceCosts) -> Start:
+def start_of(plan: Plan, encoder: Encoder, costs: ServiceCosts) -> Start:
     """The message that lets tasks come, for ranks and other teams. The plan has its batch."""
     settings = plan.settings
     return Start(costs.ratio, costs.batch_costs, settings.batch_size, task_bytes(plan, encoder))
 
 
-def _input_bytes(plan: Plan, encoder: AnyEncoder) -> tuple[int, int]:
+def _input_bytes(plan: Plan, encoder: Encoder) -> tuple[int, int]:
     """Bytes of an item of the source, and of an encoded picture (0 if the scheme pastes none)."""
     item = math.prod(plan.shards.shape) * np.dtype(plan.shards.dtype).itemsize
     return item, math.prod(encoder.input_shape) if plan.settings.pastes else 0
 
 
-def task_bytes(plan: Plan, encoder: AnyEncoder) -> int:
+def task_bytes(plan: Plan, encoder: Encoder) -> int:
     """Bytes of the longest message of tasks or cancels."""
     settings, batch = plan.settings, plan.settings.batch_size
     image_bytes, encoded_bytes = _input_bytes(plan, encoder)
@@ -407,7 +406,7 @@ def service_costs(plan: Plan, worker_group: WorkerGroup, most: MostGroups) -> Se
 
 
 def most_together(
-    plan: Plan, encoder: AnyEncoder, images: int, reading: Collection[int]
+    plan: Plan, encoder: Encoder, images: int, reading: Collection[int]
 ) -> MostGroups:
     """The largest batch that `--batch auto` may choose.
 

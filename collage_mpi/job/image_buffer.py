@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from collage_mpi.encoding.stripe import AnyEncoder, paste_group
+from collage_mpi.encoding.collage import Encoder, paste_group
 from collage_mpi.kinds import KIND
 from collage_mpi.mpi.tasks import (
     PLACE,
@@ -173,7 +173,7 @@ class ImageBuffer:
     def __init__(
         self,
         reader: Reader,
-        encoder: AnyEncoder,
+        encoder: Encoder,
         session: int,
         clock: Clock,
         reading: Collection[int] = (),
@@ -183,7 +183,7 @@ class ImageBuffer:
 
         Args:
             reader: reads the images.
-            encoder: pastes collages or stripes.
+            encoder: pastes collages.
             session: number of the session, for messages.
             clock: in ns.
             reading: ranks that read their images themselves and are sent places. If all ranks do,
@@ -255,7 +255,7 @@ class ImageBuffer:
         return runs
 
     def pack(self, sends: Sequence[Send], buffer_for: Callable[[int], np.ndarray]) -> Packed:
-        """Pack tasks of one kind into a message; collages and stripes are pasted here.
+        """Pack tasks of one kind into a message; collages are pasted here.
 
         Args:
             sends: the tasks, all for one rank.
@@ -298,7 +298,7 @@ class ImageBuffer:
     def _pack_encoded(
         self, tasks: Sequence[Send], buffer_for: Callable[[int], np.ndarray]
     ) -> Packed:
-        """Pack collages or stripes, which are pasted directly into the message."""
+        """Pack collages, which are pasted directly into the message."""
         now_ns = self.clock()
         shape = self.encoder.input_shape
         each = math.prod(shape)

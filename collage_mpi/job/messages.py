@@ -21,7 +21,6 @@ from collage_mpi.encoding.vectors import Extras, KeptColumn
 from collage_mpi.errors import CollageError
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.models.info import Geometry, Loading
-from collage_mpi.models.specs import ParitySpec
 from collage_mpi.mpi.protocol import CONTROL_BYTES, WireFault, pack_control, unpack_control
 from collage_mpi.system.process_tree import ProcessId
 from collage_mpi.workload.straggler_settings import StragglerSettings
@@ -69,7 +68,6 @@ class Welcome:
         batch: most inputs of one message, as far as is known.
         answer_vectors: most kept vectors of one answer.
         extras: what an answer carries of each image beyond its class.
-        parity: how missing answers are decoded; None if the scheme does not decode.
         warmup_tasks: how often each network is run before the rank is ready.
         straggler: the delays to inject.
         draws_by_image: whether injected delays are drawn by image number instead of group number.
@@ -88,7 +86,6 @@ class Welcome:
     batch: int
     answer_vectors: int
     extras: Extras
-    parity: ParitySpec | None
     warmup_tasks: int
     straggler: StragglerSettings
     draws_by_image: bool
@@ -114,7 +111,7 @@ class Start:
     """Tasks may come. The time of the delay model starts.
 
     Attributes:
-        cost_ratio: service time of a collage or stripe divided by that of a single image.
+        cost_ratio: service time of a collage divided by that of a single image.
         batch_costs: kind -> time of each further input of a batch divided by that of the first.
         batch: groups that are sent together.
         task_bytes: length of the longest message of tasks.

@@ -14,7 +14,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from collage_mpi.encoding.decode import decode, summands
+from collage_mpi.encoding.decode import decode
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.vectors import KeptColumn, layout_of, most_floats
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
@@ -122,11 +122,10 @@ class Networks:
 
     def __init__(self, welcome: Welcome, load: Loader, clock: Clock, cpu_clock: Clock) -> None:
         self._welcome = welcome
-        self._summed = None if welcome.parity is None else welcome.parity.summed
         self._clock, self._cpu_clock = clock, cpu_clock
         told = welcome.geometry
         grid, image = Grid(told.side, told.cell_px), told.image_shape
-        self.encoder = make_encoder(grid, image, welcome.parity, welcome.ranks)
+        self.encoder = make_encoder(grid, image, welcome.ranks)
         encoded = self.encoder.input_shape
         self.input_shapes = {kind.name: encoded if kind.encoded else image for kind in TABLE}
         dtypes = np.dtype(told.dtype), np.dtype(np.uint8)
@@ -140,10 +139,10 @@ class Networks:
 
     def _columns(self) -> tuple[KeptColumn, ...]:
         """What is kept of each image that a network of this rank resolves."""
-        resolve = [each for kind, each in self.predictors.items() if KIND[kind].resolves]
-        if not self._welcome.extras or not resolve:
+        held = list(self.predictors.values())
+        if not self._welcome.extras or not held:
             return ()
-        return self._welcome.extras.columns(resolve[0].classes, resolve[0].columns)
+        return self._welcome.extras.columns(held[0].classes, held[0].columns)
 
     @property
     def answer_bytes(self) -> int:
@@ -155,8 +154,6 @@ class Networks:
         welcome, floats = self._welcome, 0
         if self.columns:
             floats = most_floats(self.columns)
-        if welcome.parity is not None:  # the scheme's numbers come before what is kept
-            floats += max(each.classes for each in self.predictors.values())
         vectors = welcome.answer_vectors if floats else 0
         nbytes = answer_message_bytes(self.encoder.places, vectors, floats)
         if nbytes > LARGEST_ANSWER_BYTES:
@@ -320,15 +317,13 @@ class Networks:
     def _result(
         self, task: WireTask, scores: np.ndarray, given: Mapping[str, np.ndarray]
     ) -> WireResult:
-        """The answer to a task, with the vectors that the scheme and the user need."""
-        result = result_of(task, scores, self._summed)
-        if self._layout is None or result.status == FAILED or not KIND[task.kind].resolves:
+        """The answer to a task, with the vectors that the user keeps."""
+        result = result_of(task, scores)
+        if self._layout is None or result.status == FAILED:
             return result
         flat = scores.reshape(-1, scores.shape[-1])  # (n or cells, classes)
         asked = flat[[cell for _, cell in task.items]] if KIND[task.kind].encoded else flat
-        kept = self._welcome.extras.pack(self._layout, asked, given)  # (items, floats)
-        said = [] if result.vectors is None else [result.vectors]
-        result.vectors = np.concatenate([*said, kept], axis=1)
+        result.vectors = self._welcome.extras.pack(self._layout, asked, given)  # (items, floats)
         return result
 
 
@@ -359,34 +354,21 @@ def _address(array: np.ndarray) -> int:
     return address
 
 
-def result_of(task: WireTask, scores: np.ndarray, summed: str | None) -> WireResult:
+def result_of(task: WireTask, scores: np.ndarray) -> WireResult:
     """The answer to a task. The task has failed if no row of its scores is finite.
-
-    The scores of a parity network resolve no image by themselves and are sent as they are. The
-    scores of a coded image are sent in the same form as those of a single image.
 
     Args:
         task: what was asked.
         scores: (n, 1, classes) for a single task or a batch, a row per item; (1, cells, classes)
-            for a collage, a row per cell; (1, 1, classes) for a stripe.
-        summed: in which form answers carry scores for decoding; None if they carry none.
+            for a collage, a row per cell.
     """
     kind = KIND[task.kind]
-    if not kind.resolves:
-        said = scores[:, 0]  # (1, classes)
-        if not np.isfinite(scores).all():
-            return failed(task, NOT_FINITE)
-        if kind.runs is not None and summed is not None:
-            said = summands(said, summed)
-        return WireResult(task.task, ANSWERED, cells=(None,) * len(task.items), vectors=said)
     flat = scores.reshape(-1, scores.shape[-1])  # (n or cells, classes)
     records = [None if found is None else Score(*found) for found in decode(flat)]
     if not any(records) and not np.isfinite(flat).all(axis=1).any():
         return failed(task, NOT_FINITE)
     places = [cell for _, cell in task.items] if kind.encoded else range(len(task.items))
-    vectors = None if summed is None else summands(scores[:, 0], summed)
-    cells = tuple([records[place] for place in places])
-    return WireResult(task.task, ANSWERED, cells=cells, vectors=vectors)
+    return WireResult(task.task, ANSWERED, cells=tuple([records[place] for place in places]))
 
 
 def failed(task: WireTask, reason: str) -> WireResult:

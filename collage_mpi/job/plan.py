@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.encoding import BERRUT
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.vectors import SCORES
 from collage_mpi.errors import CollageError, DataFault, UsageError
 from collage_mpi.job.calibration import calibration_first
-from collage_mpi.kinds import CODED, COLLAGE, KIND, KINDS, PARITY, SINGLE
+from collage_mpi.kinds import COLLAGE, KIND, KINDS, SINGLE
 from collage_mpi.models import describe
 from collage_mpi.models.asking import Described, ask
 from collage_mpi.models.info import (
@@ -25,12 +24,11 @@ from collage_mpi.models.info import (
     NetworkInfo,
     check_fit,
     check_items,
-    check_parity,
     class_mismatch,
 )
 from collage_mpi.models.named import PREFIXES, is_foreign, is_function, is_null, read_spec
 from collage_mpi.models.null import NULL_CLASSES
-from collage_mpi.models.specs import AcceptSpec, ParitySpec
+from collage_mpi.models.specs import AcceptSpec
 from collage_mpi.models.weights import read_tensors
 from collage_mpi.results.agreement import ADVICE, weaker_by
 from collage_mpi.results.file_names import INDEX_FOLDER
@@ -54,7 +52,6 @@ from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
 from collage_mpi.workload.straggler_settings import make_delays
 
-NULL_PARITY = ("sum", "probabilities", "null")  # encoder, summed, single
 LARGEST_INPUT_BYTES = 1 << 30  # MPI counts bytes in 31 bits
 LOOKED_AT = 48  # pictures whose size is looked at before the run; more would delay its start
 LARGEST_LABEL = 2**31 - 1  # the largest that a row of the results holds
@@ -72,8 +69,6 @@ class Plan:
     placement: Placement
     class_names: tuple[str, ...] | None
     classes: int | None
-    parity: ParitySpec | None = None  # how missing answers are decoded; None: they are not
-    parity_temperature: float = 1.0
     asked: RunSettings | None = None  # the settings before `accept auto` was resolved; or None
     by_file: AcceptSpec | None = None  # the threshold that `accept auto` took from a weights file
 
@@ -251,7 +246,7 @@ def _fitted(
         classes = _unnamed_classes(settings, shards, geometry)
     check_top_k(settings, classes)
     known = with_accept_of(settings, single, networks.get(settings.judged))
-    if known.accept == "backup" != settings.accept:
+    if known.accept != settings.accept and known.confidence == 1:
         measure = (
             ""
             if _any_foreign(settings)
@@ -264,24 +259,8 @@ def _fitted(
             logging.INFO,
         )
     by_file = collage.accept if collage is not None and known.accept != settings.accept else None
-    decoding = _decoding(settings, networks)
     facts = known, shards, order, grid, placement, names, classes
-    return Plan(*facts, *decoding, asked=settings, by_file=by_file)
-
-
-def _decoding(
-    settings: RunSettings, networks: Mapping[str, NetworkInfo]
-) -> tuple[ParitySpec | None, float]:
-    """How missing answers are decoded (or None), and the temperature of the parity network."""
-    single, parity = networks.get(SINGLE), networks.get(PARITY)
-    if settings.uses(CODED):
-        of = settings.single if single is None else single.fingerprint
-        return ParitySpec(settings.n_stripe, BERRUT, "logits", of), 1.0
-    if not settings.uses(PARITY):
-        return None, 1.0
-    if parity is None:  # a null network has no weights file that says it
-        return ParitySpec(settings.n_stripe, *NULL_PARITY), 1.0
-    return parity.parity, float(parity.metadata["temperature"])
+    return Plan(*facts, asked=settings, by_file=by_file)
 
 
 def check_without_images(settings: RunSettings, world_size: int) -> dict[str, NetworkInfo]:
@@ -299,29 +278,14 @@ def _networks(settings: RunSettings) -> dict[str, NetworkInfo]:
     """The facts of the networks that the scheme needs, by kind, without null networks.
 
     Raises:
-        UsageError, DataFault: as in `describe`; or a parity network does not fit the job.
+        UsageError, DataFault: as in `describe`.
     """
-    if settings.uses(PARITY) and is_foreign(settings.parity):
-        raise UsageError(
-            f"--parity {settings.parity}: a parity network is trained for its single network; "
-            "name the weights that collage-mpi train parity wrote"
-        )
     used = [kind for kind in KINDS if settings.uses(kind)]
     trusted = settings.trust_network
     described = {
         kind: describe(settings.network(kind), KIND[kind].network, trusted) for kind in used
     }
-    networks = {kind: info for kind, info in described.items() if info is not None}
-    parity = networks.get(PARITY)
-    if parity is not None and parity.parity is not None:
-        if parity.parity.k != settings.n_stripe:
-            k, other = parity.parity.k, settings.n_stripe
-            raise DataFault(
-                f"--parity-k is {other}, but the parity network {settings.parity} is for stripes "
-                f"of {k} images: give --parity-k {k}, or train a network with --k {other}"
-            )
-        check_parity(parity, networks.get(SINGLE), settings.single)
-    return networks
+    return {kind: info for kind, info in described.items() if info is not None}
 
 
 def with_accept_of(
@@ -330,9 +294,9 @@ def with_accept_of(
     """The settings with `accept auto` replaced by the policy that fits these networks.
 
     The policy is `confident` with the judged network's threshold, if the threshold was measured
-    with this single network, and otherwise `backup`. With `agree` the run itself chooses the
-    threshold later. Every answer counts if a network is null, or if the single network is its own
-    first stage, because no accuracy can be lost.
+    with this single network, and otherwise `confident` with the confidence 1. With `agree` the run
+    itself chooses the threshold later. Every answer counts if a network is null, or if the single
+    network is its own first stage, because no accuracy can be lost.
 
     Args:
         settings: of the run.
@@ -351,7 +315,7 @@ def with_accept_of(
     if spec is not None and single is not None and spec.single == single.fingerprint:
         return replace(settings, accept="confident", confidence=spec.confidence)
     if not settings.needs_threshold:
-        return replace(settings, accept="backup")
+        return replace(settings, accept="confident", confidence=1.0)
     measure = (
         ""
         if _any_foreign(settings)
@@ -458,8 +422,8 @@ def _unnamed_classes(settings: RunSettings, shards: ShardSet, geometry: Geometry
     """Number of classes if neither class names nor networks give it.
 
     Null networks are told this number. None if only a user's function knows, and its first answer
-    on a rank is early enough. The function is called at once if the scheme, or the room for all
-    scores, depends on the number.
+    on a rank is early enough. The function is called at once if the room for all scores depends on
+    the number.
 
     Raises:
         UsageError: the number is needed, and the function does not give it.
@@ -468,16 +432,15 @@ def _unnamed_classes(settings: RunSettings, shards: ShardSet, geometry: Geometry
     labels = shards.labels()
     if not functions or labels is not None:
         return NULL_CLASSES if labels is None or not functions else int(labels.max()) + 1
-    needs = f"--save {SCORES}" if settings.save == SCORES else f"--scheme {settings.scheme}"
-    if settings.save != SCORES and not settings.uses(CODED):
+    if settings.save != SCORES:
         return None
     try:
         return ask(settings.network(functions[0]), functions[0], geometry).classes
     except CollageError as error:
         raise UsageError(
-            f"{needs} needs the number of classes at the start. The shards have neither class "
-            f"names nor labels, and a trial call of the network failed ({error}): name the classes "
-            "with --class-names-file FILE"
+            f"--save {SCORES} needs the number of classes at the start. The shards have neither "
+            f"class names nor labels, and a trial call of the network failed ({error}): name the "
+            "classes with --class-names-file FILE"
         ) from error
 
 

@@ -75,39 +75,21 @@ NO_REASON = b""  # bytes, because the writer encodes a str and rebuilds the row
 class Vectors:
     """Keeps, for each image, the vector of the answer that resolved it."""
 
-    def __init__(
-        self,
-        extras: Extras,
-        layout: np.dtype,
-        write: Callable[[int, int, np.ndarray], None],
-        evidence: int = 0,
-    ) -> None:
+    def __init__(self, extras: Extras, write: Callable[[int, int, np.ndarray], None]) -> None:
         """Start without vectors.
 
         Args:
             extras: what the user keeps of each image.
-            layout: the columns of a vector.
-            write: `write(shard, row, vector)` stores a vector of this layout.
-            evidence: how many numbers at the start of an answer's vector belong to the scheme.
+            write: `write(shard, row, vector)` stores a vector.
         """
-        self._extras, self._layout = extras, layout
-        self._write, self._evidence = write, evidence
-        self._decoded: dict[int, np.ndarray] = {}
+        self._write = write
         self.labelled = extras.classifies  # a label says nothing about a row without a class
-
-    def decoded(self, image: int, scores: np.ndarray) -> None:
-        """Note the scores of an image, (classes,), that were decoded from several answers."""
-        packed = self._extras.pack(self._layout, scores[None].astype(np.float32))
-        self._decoded[image] = packed[0]
 
     def keep(self, resolve: Resolve, record: ImageRecord, send: Send, result: WireResult) -> None:
         """Write the vector of an image that this task has resolved."""
-        vector = self._decoded.pop(resolve.image, None)
-        if vector is None:
-            assert result.vectors is not None
-            place = next(i for i, (image, _) in enumerate(send.items) if image == resolve.image)
-            vector = result.vectors[place, self._evidence :]  # (floats,) float32
-        self._write(record.shard, record.row, vector)
+        assert result.vectors is not None
+        place = next(i for i, (image, _) in enumerate(send.items) if image == resolve.image)
+        self._write(record.shard, record.row, result.vectors[place])  # (floats,) float32
 
 
 @dataclass(slots=True)
@@ -210,7 +192,7 @@ class Recorder:
         self._warmup_groups += group
 
     def sent(self, sends: Sequence[Send], now_ns: int, encodes_ns: Sequence[int]) -> None:
-        """Tasks left in one message. `encodes_ns`: time for each task's collage or stripe."""
+        """Tasks left in one message. `encodes_ns`: time for pasting each task's collage."""
         for send, encode_ns in zip(sends, encodes_ns, strict=True):
             self._tasks[send.task] = _Task(send, now_ns, encode_ns if send.bundle else 0, NO_RESULT)
             if send.bundle:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from collage_mpi.encoding.stripe import AnyEncoder, paste_group
+from collage_mpi.encoding.collage import Encoder, paste_group
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.encoders import make_cell_maker
 from collage_mpi.mpi.protocol import WireFault
@@ -130,11 +130,11 @@ class RowReader:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise WireFault(f"rank 0 sent an invalid shard: {error!r}") from error
 
-    def begin(self, tasks: Sequence[Wanted], encoder: AnyEncoder | None) -> Future[Inputs]:
+    def begin(self, tasks: Sequence[Wanted], encoder: Encoder | None) -> Future[Inputs]:
         """Run `inputs` in the reading thread, in the order of the calls."""
         return self._thread.submit(self.inputs, tasks, encoder)
 
-    def inputs(self, tasks: Sequence[Wanted], encoder: AnyEncoder | None) -> Inputs:
+    def inputs(self, tasks: Sequence[Wanted], encoder: Encoder | None) -> Inputs:
         """The network's inputs for each task.
 
         These are the task's images or, with an encoder, one picture. In a picture the cells of
@@ -157,7 +157,7 @@ class RowReader:
         return Inputs(list(pictures), own)
 
     def _cells(
-        self, places: Sequence[Place], encoder: AnyEncoder
+        self, places: Sequence[Place], encoder: Encoder
     ) -> tuple[np.ndarray, list[Unread | None]]:
         """Cells, (n, h, w, C) uint8, as stored or shrunk from images; and faults as in `read`."""
         maker = make_cell_maker(encoder, self._shards.cell_sizes)

@@ -6,16 +6,14 @@ Every run drives a `TeamSession` for each team, rank 0's team included; so do th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from collage_mpi.encoding import BERRUT
-from collage_mpi.encoding.decode import decode_parity, parity_scores
-from collage_mpi.encoding.stripe import AnyEncoder
+from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.vectors import layout_of
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job.calibration import AgreementWatch, PairBook
@@ -34,8 +32,6 @@ from collage_mpi.results.row_sink import RowSink
 from collage_mpi.results.status import ENDING, RUNNING, StatusFiles
 from collage_mpi.scheduler import Scheduler, make_scheme
 from collage_mpi.scheduler import events as ev
-from collage_mpi.scheduler.events import Score
-from collage_mpi.scheduler.schemes import Decode
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead
 from collage_mpi.shards.readahead import ImageParts
@@ -137,11 +133,9 @@ class TeamSession(ExitStack):
         plan, settings, clock = self.plan, self.plan.settings, time.monotonic_ns
         vectors = None
         if settings.extras:
-            evidence = 0 if plan.parity is None else plan.classes or 0
             layout = layout_of(kept_columns(self.hellos))
             self.rows.keep(layout)
-            vectors = Vectors(settings.extras, layout, self.rows.vector, evidence)
-        scheme = replace(settings.scheme_settings(), decode=parity_decoder(plan, vectors))
+            vectors = Vectors(settings.extras, self.rows.vector)
         workers, told = len(plan.placement.workers), self.start
         runs = settings.runs and self.reading.issuperset(plan.placement.workers)
         asked = settings.scheduler_settings(workers, told.cost_ratio, told.batch_costs, runs=runs)
@@ -166,7 +160,7 @@ class TeamSession(ExitStack):
             report=self.report,
             runs=runs,
         )
-        scheduler = Scheduler(asked, make_scheme(scheme))
+        scheduler = Scheduler(asked, make_scheme(settings.scheme_settings()))
         return Coordinator(scheduler, self.worker_group, feed, self.recorder, self.supply, loop)
 
     def work(self, start: Start) -> ev.Finish:
@@ -280,12 +274,12 @@ class TeamSession(ExitStack):
         return self._link.lost or self.supply.halted or self._stop_reason()
 
 
-def build_encoder(plan: Plan) -> AnyEncoder:
+def build_encoder(plan: Plan) -> Encoder:
     """The encoder of a coordinator."""
-    return make_encoder(plan.grid, plan.shards.shape, plan.parity, len(plan.placement.kinds))
+    return make_encoder(plan.grid, plan.shards.shape, len(plan.placement.kinds))
 
 
-def open_reader(plan: Plan, encoder: AnyEncoder, reading: Collection[int]) -> ReadAhead:
+def open_reader(plan: Plan, encoder: Encoder, reading: Collection[int]) -> ReadAhead:
     """The coordinator's reader, for workers that do not read their images themselves.
 
     It also makes cells if collages are pasted here. Otherwise encoded images are sent as files and
@@ -294,7 +288,7 @@ def open_reader(plan: Plan, encoder: AnyEncoder, reading: Collection[int]) -> Re
 
     Args:
         plan: of the run. Images are added to the reader as they are granted.
-        encoder: pastes collages or stripes.
+        encoder: pastes collages.
         reading: ranks that read their images themselves.
     """
     others = set(plan.placement.workers) - (set(reading) if plan.settings.by_place else set())
@@ -315,28 +309,6 @@ def build_book(plan: Plan) -> PairBook | None:
     if plan.settings.agree is None:
         return None
     return PairBook(plan.order[: plan.calibration].tolist(), plan.shards)
-
-
-def parity_decoder(plan: Plan, vectors: Vectors | None = None) -> Decode:
-    """The function by which schemes parity and approx decode an image's score from other answers.
-
-    `vectors` gets the decoded scores of each image, which resolve the image.
-    """
-
-    coded = plan.parity is not None and plan.parity.encoder == BERRUT
-
-    def decode(image: int, place: int, evidence: Any, others: Sequence[Any]) -> Score | None:
-        total, temperature = evidence[0], plan.parity_temperature
-        others = [other[: len(total)] for other in others]  # kept columns come after the scores
-        given = total, others, temperature, place if coded else None
-        found = decode_parity(*given)
-        if vectors is not None and found is not None:
-            scores = parity_scores(*given)
-            assert scores is not None
-            vectors.decoded(image, scores)
-        return None if found is None else Score(*found)
-
-    return decode
 
 
 class ShownProgress:

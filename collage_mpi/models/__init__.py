@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from collage_mpi.errors import UsageError
-from collage_mpi.kinds import PARITY, SINGLE
+from collage_mpi.kinds import SINGLE
 
 if TYPE_CHECKING:
     from collage_mpi.models.info import Loading, NetworkInfo, Predictor
@@ -75,11 +75,6 @@ def load_predictor(spec: str, kind: str, how: Loading | None = None) -> Predicto
     if is_null(spec):
         return parse_null(spec, kind)
     if is_foreign(spec):
-        if kind == PARITY:
-            raise UsageError(
-                f"{spec}: a parity network is trained by this package: name its weights file, or "
-                "make one with collage-mpi train parity"
-            )
         from collage_mpi.models.own import load_foreign
 
         return load_foreign(spec, kind, how)[0]

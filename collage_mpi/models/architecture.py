@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.kinds import COLLAGE, PARITY, SINGLE
+from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.models.specs import YOLO, HeadSpec
 
 NORMS = ("batch", "group")
@@ -122,19 +122,13 @@ def default_architecture(kind: str, width: int | None = None, norm: str = "batch
 
     The single network keeps the full resolution in its first stage. The collage network classifies
     side * side images in about the same time. So it halves the resolution in the stem, and most of
-    its channels come after the next halving. The input of the parity network is as large as one
-    image, and its rank should not be slower than a single rank. So it is narrower and has one block
-    less.
+    its channels come after the next halving.
 
     Args:
         kind: one of NETWORKS.
-        width: channels of the stem and the first stage; by default 48, or 32 for a parity network.
+        width: channels of the stem and the first stage; by default 48.
         norm: one of NORMS.
     """
-    if kind == PARITY:
-        base = 32 if width is None else width
-        stages = (Stage(base, 1), Stage(2 * base, 2, 2), Stage(4 * base, 1, 2))
-        return Architecture(base, 3, 1, stages, norm)
     base = 48 if width is None else width
     if kind == SINGLE:
         stages = (Stage(base, 1), Stage(2 * base, 2, 2), Stage(4 * base, 2, 2))

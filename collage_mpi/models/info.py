@@ -20,7 +20,7 @@ from collage_mpi.encoding.vectors import (
 )
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import COLLAGE, NETWORKS, SINGLE
-from collage_mpi.models.specs import AcceptSpec, HeadSpec, ParitySpec
+from collage_mpi.models.specs import AcceptSpec, HeadSpec
 from collage_mpi.models.tuning import Tuning
 from collage_mpi.system.printable import counted
 
@@ -41,7 +41,7 @@ class NetworkInfo:
         kind: one of NETWORKS.
         architecture: the settings of `Architecture`, as a plain dict.
         shape: of one input: (H, W, C) for a picture, (side*cell_px, side*cell_px, C) for a collage
-            network, the shape that the encoder returns for a parity network.
+            network.
         side: cells along an edge of the collage; None for other networks.
         cell_px: height and width of a cell in pixels; None for other networks.
         class_names: one name a class, in the order of the scores.
@@ -49,7 +49,6 @@ class NetworkInfo:
         path: of the file; None if there is none.
         metadata: the whole JSON record of the file's header, with the settings of the training.
         head: how a collage network answers; the default for other networks.
-        parity: the encoder and single network of a parity network; None for other networks.
         accept: the score from which a collage network's answers may count; None if unknown.
         dtype: of an input's values; networks with a weights file take uint8.
     """
@@ -64,7 +63,6 @@ class NetworkInfo:
     path: Path | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     head: HeadSpec = field(default_factory=HeadSpec)
-    parity: ParitySpec | None = None
     accept: AcceptSpec | None = None
     dtype: str = "uint8"
 
@@ -87,14 +85,10 @@ class NetworkInfo:
 
     @property
     def image_shape(self) -> tuple[int, ...] | None:
-        """The shape of one image, (H, W, C), or of another item, for a single or parity network;
-        None for a collage network.
+        """The shape of one image, (H, W, C), or of another item, for a single network; None for a
+        collage network.
         """
-        if self.side is not None:
-            return None
-        if self.parity is None:
-            return self.shape
-        return self.metadata["height"], self.metadata["width"], self.shape[2]
+        return self.shape if self.side is None else None
 
 
 @dataclass(frozen=True)
@@ -167,8 +161,7 @@ class Predictor(Protocol):
 
         Returns:
             (n, cells, classes) float32 probabilities, complete on return. A row of zeros means that
-            the cell has no answer. A parity network returns (n, 1, classes) sums for
-            `decode_parity`.
+            the cell has no answer.
         """
         ...
 
@@ -382,28 +375,6 @@ def check_fit(
         if names != known[0][1]:
             raise DataFault(class_mismatch(*known[0], where, names))
     return known[0][1] if known else None
-
-
-def check_parity(parity: NetworkInfo, single: NetworkInfo | None, asked: str) -> None:
-    """Check that a parity network was trained for this single network.
-
-    Args:
-        parity: a network; if it is not a parity network, nothing is checked.
-        single: the single network; None if it has no weights.
-        asked: the user's text for the single network.
-
-    Raises:
-        DataFault: the parity network was trained for another single network.
-    """
-    spec = parity.parity
-    if spec is None or (single is not None and spec.single == single.fingerprint):
-        return
-    other = asked if single is None else f"SHA-256 {single.fingerprint[:12]}..."
-    raise DataFault(
-        f"{_title(parity)} sums the answers of the single network {spec.single[:12]}..., the "
-        f"single network {asked} is another ({other}): name that one, or train one with "
-        f"collage-mpi train parity --single {asked}"
-    )
 
 
 def _check_images(network: NetworkInfo, shape: Shape, paths: Sequence[Path | str]) -> None:

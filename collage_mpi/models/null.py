@@ -23,7 +23,7 @@ class NullPredictor(BeginsLater):
     classes. For other items it is the first value, as an integer. The probability is 1.
 
     Args:
-        kind: one of NETWORKS; a parity network reads its picture as a single network does.
+        kind: one of NETWORKS.
         geometry: shape of the items, number of classes, and grid of the collage. NULL_CLASSES
             classes where the number is not known.
     """

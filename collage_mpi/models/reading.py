@@ -121,14 +121,6 @@ def grid_scores(outputs: Tensor, temperature: float) -> np.ndarray:
     return torch.softmax(outputs / temperature, dim=2).cpu().numpy()  # .cpu() waits
 
 
-def parity_sums(outputs: Tensor, temperature: float) -> np.ndarray:
-    """The outputs of a parity network, (n, 1, classes). They are sums, not scores, and
-    unchanged."""
-    # .cpu() waits. The copy is needed, because a launcher overwrites its outputs.
-    found: np.ndarray = outputs.cpu().numpy().copy()
-    return found
-
-
 def yolo_scores(head: HeadSpec, side: int, outputs: Tensor, temperature: float) -> np.ndarray:
     """Scores from the outputs of a yolo head, (n, rows, columns, anchors, 5 + classes).
 
@@ -146,8 +138,6 @@ def yolo_scores(head: HeadSpec, side: int, outputs: Tensor, temperature: float) 
 
 def reading_of(info: NetworkInfo) -> Reading:
     """The function that turns a network's outputs into scores."""
-    if info.parity is not None:
-        return parity_sums
     if info.side is None or info.head.name != YOLO:
         return grid_scores
     return partial(yolo_scores, info.head, info.side)

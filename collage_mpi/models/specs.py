@@ -1,5 +1,5 @@
-"""Records of a weights file beside the architecture: the head of a collage network, the encoder and
-single network of a parity network, and the score from which a network's answers may count.
+"""Records of a weights file beside the architecture: the head of a collage network, and the score
+from which a network's answers may count.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from collage_mpi.encoding import BERRUT, ENCODERS, MAX_K, MIN_K, SUMMED
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import SINGLE
 
@@ -87,49 +86,6 @@ class HeadSpec:
             if "anchors" in values:
                 values["anchors"] = tuple((float(w), float(h)) for w, h in values["anchors"])
             return cls(**values)
-
-
-@dataclass(frozen=True)
-class ParitySpec:
-    """How a stripe is encoded, and what the parity network's answer is the sum of.
-
-    Attributes:
-        k: images of a full stripe.
-        encoder: one of ENCODERS; or BERRUT, for which the single network answers stripes too, and
-            its answers are interpolated.
-        summed: what is summed over the images, one of SUMMED.
-        single: fingerprint of the single network whose answers are summed.
-
-    Raises:
-        UsageError: a value is invalid.
-    """
-
-    k: int
-    encoder: str
-    summed: str
-    single: str
-
-    def __post_init__(self) -> None:
-        if type(self.k) is not int or not MIN_K <= self.k <= MAX_K:
-            raise UsageError(f"parity k is {self.k!r:.60}; a stripe needs {MIN_K} to {MAX_K}")
-        for what, known in (("encoder", (*ENCODERS, BERRUT)), ("summed", SUMMED)):
-            value = getattr(self, what)
-            if value not in known:
-                raise UsageError(f"parity {what} is {value!r:.60}; known are: {', '.join(known)}")
-        if not isinstance(self.single, str) or not self.single:
-            raise UsageError("parity single is no fingerprint of a single network")
-
-    def to_dict(self) -> dict[str, Any]:
-        """A plain dict for JSON; `from_dict` is its inverse."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, record: Any) -> ParitySpec:
-        """The inverse of `to_dict`, for a trained network. Raises DataFault."""
-        with _reading("parity", record):
-            if record.get("encoder") == BERRUT:
-                raise TypeError(f"no network is trained for encoder {BERRUT}")
-            return cls(**record)
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.encoding.grid import Grid
-from collage_mpi.encoding.stripe import make_stripe_encoder
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
-from collage_mpi.kinds import COLLAGE, NETWORKS, PARITY
+from collage_mpi.kinds import COLLAGE, NETWORKS
 from collage_mpi.models.architecture import read_architecture
 from collage_mpi.models.info import NetworkInfo
-from collage_mpi.models.specs import AcceptSpec, HeadSpec, ParitySpec
+from collage_mpi.models.specs import AcceptSpec, HeadSpec
 from collage_mpi.system.files import require_regular, save_file, sha256_of_stream
 
 FORMAT = "collage-mpi weights"
@@ -32,9 +31,7 @@ MAX_HEADER_BYTES = 4 << 20  # headers have a few kB; a foreign file must not fil
 MOST_AXES = 16  # of a tensor
 MAX_SIDE_PX, MAX_CHANNELS, MAX_CLASSES = 1 << 14, 64, 1 << 20
 
-_REMEDY = (
-    "make one with: collage-mpi train single|collage|parity --shards ... --out FILE.safetensors"
-)
+_REMEDY = "make one with: collage-mpi train single|collage --shards ... --out FILE.safetensors"
 
 
 def describe_weights(spec: str | Path, kind: str | None = None) -> NetworkInfo:
@@ -239,10 +236,6 @@ def _info(record: dict[str, Any], fingerprint: str, path: Path | None) -> Networ
     else:
         height, width = _whole(record, "height", MAX_SIDE_PX), _whole(record, "width", MAX_SIDE_PX)
         shape = (height, width, channels)
-    parity = None
-    if kind == PARITY:
-        parity = ParitySpec.from_dict(record.get("parity"))
-        shape = make_stripe_encoder(parity.encoder, parity.k, shape).input_shape
     _check_normalisation(record, channels)
     return NetworkInfo(
         kind=kind,
@@ -255,7 +248,6 @@ def _info(record: dict[str, Any], fingerprint: str, path: Path | None) -> Networ
         path=path,
         metadata=record,
         head=HeadSpec.from_dict(record.get("head")),
-        parity=parity,
         accept=AcceptSpec.from_dict(record["accept"]) if record.get("accept") else None,
     )
 

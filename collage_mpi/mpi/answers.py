@@ -1,9 +1,8 @@
 """The messages with answers, which a worker sends to its coordinator.
 
-An answer has a record for each image. It also has vectors if the scheme decodes images from other
-answers (parity: the network's output for each input), or if values beyond the class are kept. If
-an image could not be read, its record says whether the row or the host is at fault, and a line of
-text gives the reason. Each message begins with what its rank has done with its time so far.
+An answer has a record for each image, and a vector if values beyond the class are kept. If an image
+could not be read, its record says whether the row or the host is at fault, and a line of text gives
+the reason. Each message begins with what its rank has done with its time so far.
 """
 
 from __future__ import annotations
@@ -257,8 +256,7 @@ def task_ends(
     for each in results:
         if each.status == ANSWERED:
             took_ns = each.compute_ns, each.held_ns
-            more = each.vectors, each.unread
-            events.append(Answered(now_ns, each.task, rank, each.cells, *took_ns, *more))
+            events.append(Answered(now_ns, each.task, rank, each.cells, *took_ns, each.unread))
         elif each.status == FAILED:
             events.append(Failed(now_ns, each.task, rank, each.reason, each.unread))
         else:

@@ -14,12 +14,14 @@ from typing import Annotated, Any, NamedTuple, get_type_hints
 import numpy as np
 
 from collage_mpi.kinds import BACKUP, COLLAGE, ENCODED_KINDS, TABLE
-from collage_mpi.kinds import KINDS as KINDS  # what a row's code stands for
 
 KEPT = "kept"  # a collage's answer that was too uncertain to count at once, but counted later
 
-# Code of a source -> kind of the network that answered, or why the task was sent. Codes are fixed.
-_SOURCES = {kind.source: kind.name for kind in TABLE}
+# What the codes of rows stand for: kinds of network, and sources, which are kinds or why a task was
+# sent. Codes are fixed. Only runs of earlier versions have "parity" and "coded".
+_KINDS = {kind.code: kind.name for kind in TABLE} | {2: "parity", 4: "coded"}
+KINDS = tuple(_KINDS[code] for code in range(len(_KINDS)))
+_SOURCES = {kind.source: kind.name for kind in TABLE} | {4: "parity", 9: "coded"}
 _SOURCES |= {2: "replica", 3: "hedge", 5: "retry", 6: "error", 7: "endgame", 10: KEPT}
 SOURCES = tuple(_SOURCES[code] for code in range(len(_SOURCES)))
 OUTCOMES = ("answered", "skipped", "failed", "lost", "unfinished")
@@ -35,12 +37,13 @@ AUDIT_CODE = {name: code for code, name in enumerate(AUDITS)}
 OUTCOME_CODE = {name: code for code, name in enumerate(OUTCOMES)}
 
 # Sources whose task was encoded.
-ENCODED = tuple(SOURCE_CODE[name] for name in (*ENCODED_KINDS, KEPT))
+_ENCODED_KINDS = (*ENCODED_KINDS, "parity", "coded")
+ENCODED = tuple(SOURCE_CODE[name] for name in (*_ENCODED_KINDS, KEPT))
 
 # Sources of answers that a cascade accepts before it asks the single network.
 ASKED_FIRST = (SOURCE_CODE[COLLAGE], SOURCE_CODE[BACKUP])
 
-_ENCODED_KIND = np.array([kind in ENCODED_KINDS for kind in KINDS])
+_ENCODED_KIND = np.array([kind in _ENCODED_KINDS for kind in KINDS])
 
 REASON_BYTES = 96
 
@@ -131,7 +134,7 @@ class TaskRow(NamedTuple):
     group: int
     attempt: U1
     items: U2
-    resolved: U2  # images that it resolved; a parity task resolves only the image it reconstructs
+    resolved: U2  # images that it resolved
     sent_ns: int
     done_ns: int
     compute_ns: int
@@ -262,15 +265,15 @@ def cells_of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return scores, rows["other"] != rows["predicted"]
 
 
-WAIT_FORMULA = "latency - read - encode (answers of collage or parity tasks only) - compute - held"
+WAIT_FORMULA = "latency - read - encode (answers of collage tasks only) - compute - held"
 
 
 def wait_ns(images: np.ndarray) -> np.ndarray:
     """The part of each image's latency that is not reading, encoding or service (C3).
 
     It is latency - read - encode - compute - held: the transfer, the queues at both ends and the
-    time between two polls. Encode is subtracted only for answers of a collage or parity task,
-    because single tasks leave before these are encoded. decode_ns is not part of the latency, which
+    time between two polls. Encode is subtracted only for answers of a collage, because
+    single tasks leave before it is encoded. decode_ns is not part of the latency, which
     ends when the answer is received.
 
     Args:

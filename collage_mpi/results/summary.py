@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.kinds import COLLAGE, KINDS
+from collage_mpi.kinds import COLLAGE
 from collage_mpi.models.tuning import tunings_text
 from collage_mpi.results.agreement import differing_interval
 from collage_mpi.results.cost import cost_of
@@ -23,7 +23,7 @@ from collage_mpi.results.manifest import finals, plain, readable
 from collage_mpi.results.names import class_name
 from collage_mpi.results.parts import began_ns, launch_of
 from collage_mpi.results.reader import Run
-from collage_mpi.results.rows import IMAGES, KIND_CODE, OUTCOMES, SOURCES
+from collage_mpi.results.rows import IMAGES, KIND_CODE, KINDS, OUTCOMES, SOURCES
 from collage_mpi.results.statistics import (
     PERCENTILES,
     Spread,

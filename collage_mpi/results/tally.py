@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.kinds import KINDS, SHARED_KINDS, SINGLE
+from collage_mpi.kinds import SHARED_KINDS, SINGLE
 from collage_mpi.results.agreement import draw_of
 from collage_mpi.results.number_sets import InputCoverage, SessionNumberSets
 from collage_mpi.results.parts import began_ns, launch_of
@@ -24,6 +24,7 @@ from collage_mpi.results.rows import (
     GROUPS,
     IMAGES,
     KIND_CODE,
+    KINDS,
     OUTCOME_CODE,
     SOURCE_CODE,
     SOURCES,

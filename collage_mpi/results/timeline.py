@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.kinds import KIND, KINDS, SINGLE, TABLE
+from collage_mpi.kinds import SINGLE, TABLE
 from collage_mpi.results.parts import clock_offsets_ns
 from collage_mpi.results.reader import Results
-from collage_mpi.results.rows import OUTCOMES, ran_together
+from collage_mpi.results.rows import KINDS, OUTCOMES, ran_together
 from collage_mpi.system.files import write_atomic, writing
 
 STRAGGLER = 3.0  # times the median service time of the rank's kind
 STATES = ("used", "late", "skipped", "failed", "lost", "unfinished")
 _LOOKS: dict[str, tuple[str, str]] = {  # kind of a used task, or state of another -> colour, legend
+    **{kind: ("#56B4E9", f"{kind} answer of an earlier version") for kind in KINDS},
     **{kind.name: (kind.colour, kind.legend) for kind in TABLE},
     "late": ("#E69F00", "late answer, resolved nothing"),
     "skipped": ("#000000", "skipped: cancelled before it began"),
@@ -33,7 +34,6 @@ _LOOKS: dict[str, tuple[str, str]] = {  # kind of a used task, or state of anoth
     "lost": ("#D55E00", "lost with its rank"),
     "unfinished": ("#CC79A7", "unfinished"),
 }
-_HELPED = "late, or used to decode another"
 Json = dict[str, Any]
 
 
@@ -85,7 +85,7 @@ class Timeline:
     """The tasks during some groups of a run.
 
     Attributes:
-        ranks: rank -> its label: "collage 10", "parity 10", or "rank 3".
+        ranks: rank -> its label: "collage 10" or "rank 3".
         bars: by rank, then by time.
         releases: of the groups, in their order.
     """
@@ -109,10 +109,7 @@ def looks(timeline: Timeline) -> dict[str, tuple[str, str]]:
     """Colour and legend text of the bars: the kind of used tasks, or the state of others ->
     both."""
     found = {look_of(bar) for bar in timeline.bars}
-    shown = {look: _LOOKS[look] for look in _LOOKS if look in found}
-    if "late" in shown and any(not KIND[bar.kind].resolves for bar in timeline.bars):
-        shown["late"] = (_LOOKS["late"][0], _HELPED)
-    return shown
+    return {look: _LOOKS[look] for look in _LOOKS if look in found}
 
 
 def make_timeline(run: Results, first: int, last: int, session: int = 1) -> Timeline:

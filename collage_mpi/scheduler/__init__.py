@@ -5,7 +5,6 @@ from collage_mpi.scheduler.policies import (
     AcceptPolicy,
     Confident,
     First,
-    Grace,
 )
 from collage_mpi.scheduler.schemes import Scheme, SchemeSettings, make_scheme
 from collage_mpi.scheduler.settings import SchedulerSettings, batch_factor
@@ -14,7 +13,6 @@ __all__ = [
     "AcceptPolicy",
     "Confident",
     "First",
-    "Grace",
     "Scheduler",
     "SchedulerSettings",
     "Scheme",

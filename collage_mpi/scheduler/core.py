@@ -15,7 +15,6 @@ from collage_mpi.scheduler.dispatch import Dispatch
 from collage_mpi.scheduler.endgame import EndGame
 from collage_mpi.scheduler.events import Action, Event, Score
 from collage_mpi.scheduler.groups import Groups, Timers
-from collage_mpi.scheduler.policies import RunningQuantile
 from collage_mpi.scheduler.rank_speed import Health, Paces
 from collage_mpi.scheduler.ranks import ReadyRanks
 from collage_mpi.scheduler.retries import NOBODY, Retries
@@ -48,8 +47,6 @@ class Scheduler:
         self.turn = Turn()
         ranks = ReadyRanks(self.turn, health, Paces(*costs) if pulls else None, pulls=pulls)
         self.dispatch = Dispatch(self.turn, ranks, scheme.main, settings.batch, bundle)
-        self.latencies = RunningQuantile()  # of single ranks' answers in ns, late answers included
-        self._keeps_latencies = scheme.asks_latencies
         self.timers = Timers(self.turn)
         self.groups = Groups(
             settings,
@@ -168,7 +165,7 @@ class Scheduler:
 
     def _anybody_alive(self) -> bool:
         return any(
-            rank.status != LOST and rank.kinds & self.scheme.kinds
+            rank.status != LOST and rank.kinds & self.scheme.needs
             for rank in self.dispatch.ranks.known.values()
         )
 
@@ -211,8 +208,6 @@ class Scheduler:
             self.scheme.image_arrived(self, image)
             if not image.tasks:
                 self.retries.image(image)
-        if self._stopping is None:
-            self.scheme.image_placed(self, image)
         if group.size == self.settings.group_size:
             groups.close(group)
         dispatch.gathering = False
@@ -258,9 +253,6 @@ class Scheduler:
         if task is None or task.rank.id != rank_id:
             raise ProtocolViolation(f"rank {rank_id} ends task {task_id}, which it does not have")
         self.dispatch.tasks.end(task, how, service_ns)
-        if self._keeps_latencies and task.kind == SINGLE and how != "failed":
-            for image in task.images:  # a skipped one would have taken at least as long
-                self.latencies.add(self.turn.now_ns - image.t0_ns)
         return task
 
     def _on_answered(self, event: ev.Answered) -> None:
@@ -275,7 +267,7 @@ class Scheduler:
         if lacks:  # the images without an answer need something else than the others
             task.take_apart()
         cells, unread = _without_unread(task, event) if event.unread else (event.cells, ())
-        self.scheme.answered(self, task, cells, event.now_ns, event.evidence)
+        self.scheme.answered(self, task, cells, event.now_ns)
         if lacks:
             self._absent(task, cells)
         if unread:
@@ -356,12 +348,6 @@ class Scheduler:
         if image.reserve is not None and not asked:  # nothing is left to wait for but its timer
             self._use_kept(image)
 
-    def accept_from(
-        self, image: ImageState, task: TaskState, others: tuple[int, ...], score: Score
-    ) -> None:
-        """Resolve the image now, by the answers of the task and of the `others` (task ids)."""
-        self._resolve(image, task.source, (task.id, *others), score, "")
-
     def reconsider(self, image: ImageState) -> None:
         """Decide again how the image goes on, because what it waited for will not come."""
         self.retries.image(image)
@@ -402,7 +388,7 @@ class Scheduler:
         kept = image.backup or image.reserve
         assert kept is not None
         score, task = kept
-        source = task.source if decided else self.scheme.kept_source or task.source
+        source = task.source if decided else "kept"
         self._resolve(image, source, (task.id,), score, "", other=other)
 
     def error(self, image: ImageState, reason: str) -> None:
@@ -444,8 +430,7 @@ class Scheduler:
         if image.reserve is not None:
             self._reserved -= 1
         self.groups.resolved(image)
-        for each in self.scheme.resolved(image):
-            self.retries.image(each)
+        self.scheme.resolved(image)
 
     # ---- timers and the end -------------------------------------------------
 

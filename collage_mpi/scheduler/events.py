@@ -131,9 +131,6 @@ class Answered(NamedTuple):
         cells: one score for each item of the task; None if the network gave no answer for it.
         compute_ns: time that the network took for the task.
         held_ns: injected delay, after the computation.
-        evidence: what a scheme decodes other images from; the scheduler does not look into it. A
-            parity task has one object, any other task one for each item. None if no scheme needs
-            it.
         unread: empty, or one entry for each item. The entry of an image that could not be read
             says why; its cell was blank, so its score means nothing.
     """
@@ -144,7 +141,6 @@ class Answered(NamedTuple):
     cells: Sequence[Score | None]
     compute_ns: int
     held_ns: int
-    evidence: Any = None
     unread: tuple[Unread | None, ...] = ()
 
 
@@ -271,8 +267,8 @@ class Resolve(NamedTuple):
     """The image's only outcome.
 
     Attributes:
-        source: what resolved it: a kind of network, a way of decoding, or "error".
-        tasks: the tasks that it was decoded from (several for a parity scheme, none for an error).
+        source: what resolved it: a kind of network, another reason for the task, or "error".
+        tasks: the task that answered it, or none for an error.
         score: the accepted score; None exactly if the outcome is "error".
         audited: of a drawn image that a collage has answered: DONE if both networks did, FAILED if
             no single rank could answer. Otherwise empty.

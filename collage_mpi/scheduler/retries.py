@@ -3,14 +3,11 @@
 The first line of this table that applies to an unresolved image decides:
 
     an answer is reserved for it                      its timer will resolve it
-    a task of it is on a rank that is not silent      wait for the task (a parity task does not
-                                                      count: its answer alone resolves no image)
+    a task of it is on a rank that is not silent      wait for the task
     the scheme will still make a task for it          wait for that task
     one attempt is left, all others lost their rank   wait until no rank was lost for settle_ns
     attempts are left, and a ready main rank          one more task
-    several answers may together resolve it (parity)  wait for them
-    a task of it, or one of those answers, is on a    park the image: the rank may recover
-    silent rank
+    a task of it is on a silent rank                  park the image: the rank may recover
     attempts are left, and a main rank is silent      park the image
     the scheme has no ready and no silent rank        stop the job, to be resumed
     otherwise                                         an error row
@@ -236,7 +233,7 @@ class Retries:
         if image.status in ANSWERED or self.core.dispatch.tasks.closed:
             return
         scheme = self.core.scheme
-        if _covered(image, scheme.kinds) or scheme.covers_later(self.core, image.group):
+        if _covered(image, scheme.needs) or scheme.covers_later(self.core, image.group):
             return
         if image.count > 1:
             for each in self.core.dispatch.tasks.apart(image):
@@ -248,20 +245,13 @@ class Retries:
             return
         if failures_left and self._retry(image):
             return
-        if scheme.may_follow(image, silent=False):
-            return
-        if self._may_recover(image) or (failures_left and self._silent(scheme.main)):
+        own = any(task.kind in scheme.needs for task in image.tasks)  # on silent ranks
+        if own or (failures_left and self._silent(scheme.main)):
             self._park(image)
         elif failures_left and not self._anybody():
             self.core.stop(NOBODY)
         else:
             self.core.error(image, image.reason or f"no {scheme.main} rank is left")
-
-    def _may_recover(self, image: ImageState) -> bool:
-        """Whether answers of silent ranks could still resolve the image."""
-        scheme = self.core.scheme
-        own = any(task.kind in scheme.kinds for task in image.tasks)
-        return own or scheme.may_follow(image, silent=True)
 
     def _retry(self, image: ImageState) -> bool:
         order, images = self.core.scheme.retry(image), self._together(image)
@@ -284,7 +274,7 @@ class Retries:
     def _in_need(self, image: ImageState) -> bool:
         if image.status in ANSWERED or image.failures >= self.max_attempts:
             return False
-        return not _covered(image, self.core.scheme.kinds)
+        return not _covered(image, self.core.scheme.needs)
 
     def _silent(self, kind: str) -> bool:
         ranks = self.suspects.values()
@@ -292,7 +282,7 @@ class Retries:
 
     def _anybody(self) -> bool:
         """Whether a rank that the scheme can use is ready, or silent and may recover."""
-        kinds = self.core.scheme.kinds
+        kinds = self.core.scheme.needs
         return any(self.core.dispatch.ranks.count(kind) or self._silent(kind) for kind in kinds)
 
     # ---- waiting for the ranks ----------------------------------------------
@@ -335,7 +325,7 @@ class Retries:
         for image in self._parked.take():
             if image.status != PARKED:
                 continue
-            if any(self.core.dispatch.ranks.count(kind) for kind in self.core.scheme.kinds):
+            if any(self.core.dispatch.ranks.count(kind) for kind in self.core.scheme.needs):
                 self.core.error(
                     image, image.reason or "every rank that could classify it is silent"
                 )

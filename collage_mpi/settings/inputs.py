@@ -195,13 +195,10 @@ class NetworkSettings(Settings):
         metavar="W",
         shipped=True,
     )
-    parity: str = _network(
-        "", "parity network: a .safetensors file, shipped:NAME, or null", metavar="W", shipped=True
-    )
     backup: str = _network(
         "",
-        "single classifier for the spare ranks of scheme batch-backup, or for the batches of "
-        "scheme cascade-batch; it may be smaller than the single network",
+        "scheme cascade-batch: single classifier for the batches, which is quicker than the single "
+        "network",
         unset="the single network",
         metavar="W",
         shipped=True,

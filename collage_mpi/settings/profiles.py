@@ -69,10 +69,6 @@ def full_depth(values: Json) -> int | None:
     return 2 * credit * fill
 
 
-def _no_time_given(values: Json) -> float | None:
-    return 0.7 if values.get("accept_deadline_ms") is None else None
-
-
 PROFILES: dict[str, Profile] = {
     # Every setting of ranks, acceptance, late images and pace: no default of a later version
     # changes it.
@@ -85,8 +81,6 @@ PROFILES: dict[str, Profile] = {
             "collage_ranks": 1,
             "collage_copies": None,
             "replicas": 2,
-            "parity_k": None,
-            "parity_ranks": None,
             "backup_ranks": 1,
             "collage_from": None,
             "collage_counts": "all",
@@ -94,17 +88,12 @@ PROFILES: dict[str, Profile] = {
             "endgame": "off",
             "placement": "fixed",
             "accept": "first",
-            "grace_ms": None,
-            "grace_quantile": None,
             "confidence": 0.9,
             "agree": None,
-            "accept_deadline_ms": None,
-            "accept_deadline_quantile": None,
+            "deadline_ms": None,
             "audit": 0.0,
             "audit_seed": 0,
             "hedge_ms": None,
-            "hedge_quantile": None,
-            "hedge_budget": 0.25,
             "linger_ms": None,
             "image_timeout_s": None,
             "max_attempts": 3,
@@ -136,8 +125,6 @@ PROFILES: dict[str, Profile] = {
             ),
         },
     ),
-    # From analysis/reports/does-it-work.md (side 3): the lowest P99 of all settings that cost at
-    # most 0.1 percentage points of accuracy and need no time chosen beforehand.
     "latency": Profile(
         "short tail latency for each group, at about the single network's accuracy, with collages",
         {
@@ -147,9 +134,6 @@ PROFILES: dict[str, Profile] = {
             "assign": "finish",
             "accept": "confident",
             "confidence": 0.9,
-            "accept_deadline_quantile": Computed(
-                "0.7, unless `accept_deadline_ms`", _no_time_given
-            ),
             "between": "carry",
             "depth": 1,
             "batch": 1,

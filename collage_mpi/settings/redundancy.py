@@ -8,7 +8,7 @@ from functools import partial
 
 from collage_mpi.encoding.grid import MAX_SIDE, MIN_SIDE
 from collage_mpi.errors import UsageError
-from collage_mpi.kinds import BACKUP, CODED, COLLAGE, KIND, KINDS, PARITY, SINGLE
+from collage_mpi.kinds import BACKUP, COLLAGE, KIND, KINDS, SINGLE
 from collage_mpi.scheduler.schemes import (
     ASSIGNMENTS,
     PLACEMENTS,
@@ -16,9 +16,8 @@ from collage_mpi.scheduler.schemes import (
     SchemeSettings,
     make_scheme,
     scheme_class,
-    tell_nothing,
 )
-from collage_mpi.settings.acceptance import AcceptSettings, LateSettings
+from collage_mpi.settings.acceptance import AcceptSettings, LateSettings, ms_to_ns
 from collage_mpi.settings.placement import (
     Placement,
     one_world,
@@ -59,21 +58,10 @@ class RankSettings(Settings):
     replicas: int = _setting(
         2, "scheme replicate: number of ranks that get the same image", at_least=2
     )
-    parity_k: int | None = _setting(
-        None,
-        "schemes parity and approx: number of images in a stripe. A parity network works only "
-        "with the number that it was trained for",
-        unset="side",
-        at_least=2,
-    )
-    parity_ranks: int | None = _setting(
-        None,
-        "schemes parity and approx: number of ranks that get stripes",
-        unset="one for every k single ranks",
-        at_least=1,
-    )
     backup_ranks: int = _setting(
-        1, "scheme batch-backup: number of ranks that get groups as batches", at_least=1
+        1,
+        "scheme cascade-batch with --placement fixed: number of ranks that get batches",
+        at_least=1,
     )
     collage_from: int | None = _setting(
         None,
@@ -118,11 +106,6 @@ class RankSettings(Settings):
             )
         if self.uses_collage and self.collage_ranks < 1:
             raise UsageError(f"collage_ranks is {self.collage_ranks}; it needs at least 1")
-        if self.uses_stripes and self.n_stripe > self.group_size:
-            raise UsageError(
-                f"parity_k is {self.n_stripe} with groups of {self.group_size}; a stripe is part "
-                "of one group: choose a smaller k, or a larger --side"
-            )
         if self._takes("replicas") and self.replicas > self.n_singles:
             raise UsageError(
                 f"replicas is {self.replicas} with {counted(self.n_singles, 'single rank')}; each "
@@ -172,11 +155,6 @@ class RankSettings(Settings):
         return self.uses(COLLAGE)
 
     @property
-    def uses_stripes(self) -> bool:
-        """Whether the scheme decodes images from other answers of their stripe."""
-        return self.uses(PARITY) or self.uses(CODED)
-
-    @property
     def pastes(self) -> bool:
         """Whether the scheme pastes several images into one picture."""
         return pastes(self.scheme)
@@ -192,21 +170,6 @@ class RankSettings(Settings):
         return self.usual_singles if self.singles is None else self.singles
 
     @property
-    def n_stripe(self) -> int:
-        """Images of a full stripe, k."""
-        return self.side if self.parity_k is None else self.parity_k
-
-    @property
-    def usual_parities(self) -> int:
-        """Default number of ranks that get stripes."""
-        return -(-self.n_singles // self.n_stripe)
-
-    @property
-    def n_parities(self) -> int:
-        """Number of ranks that get stripes."""
-        return self.usual_parities if self.parity_ranks is None else self.parity_ranks
-
-    @property
     def n_copies(self) -> int:
         """Number of collage ranks that get the same collage."""
         if self.collage_copies is not None:
@@ -220,8 +183,7 @@ class RankSettings(Settings):
 
     def n_ranks(self, kind: str) -> int:
         """Number of ranks that hold the kind, if the scheme needs it."""
-        usual = {SINGLE: self.n_singles, PARITY: self.n_parities, CODED: self.n_parities}
-        return usual[kind] if kind in usual else int(getattr(self, KIND[kind].ranks))
+        return self.n_singles if kind == SINGLE else int(getattr(self, KIND[kind].ranks))
 
     def place(self, world_size: int, launcher_size: int | None = None) -> Placement:
         """Rank 0 is the coordinator, ranks 1..N are single, then come the ranks of each further
@@ -312,11 +274,8 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
             policy=self.accept_policy(),
             collage_copies=self.n_copies,
             replicas=self.replicas,
-            hedge_delay=self.hedge_delay() if self._takes("hedge_delay") else None,
-            hedge_budget=self.hedge_budget,
+            hedge_ns=ms_to_ns(self.hedge_ms),
             placement=self.layout,
-            parity_k=self.n_stripe,
-            decode=tell_nothing,  # replaced when the networks are known
             bundle_from=self.collage_from,
             beyond_idle=self.collage_counts == "beyond-idle",
             calibrate=self.agree is not None,
@@ -345,8 +304,6 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
             parts.append(f"N = {self.singles}")
         if self.uses_collage and self.collage_ranks != 1 and not self.any_size:
             parts.append(f"M = {self.collage_ranks}")
-        if self.uses_stripes and self.parity_ranks not in (None, self.usual_parities):
-            parts.append(f"{self.parity_ranks} {PARITY if self.uses(PARITY) else CODED} ranks")
         if not self.uses_single and self.n_copies != 1:
             parts.append(f"{self.n_copies} copies")
         if self.uses(BACKUP) and self.backup_ranks != 1 and not self.any_size:

@@ -20,7 +20,6 @@ from collage_mpi.kinds import (
     ENCODED_KINDS,
     KIND,
     KINDS,
-    PARITY,
     SINGLE,
     SPARE_KINDS,
 )
@@ -92,7 +91,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         if encoded is not None or self.takes_threshold:
             raise UsageError(
                 f"scheme {self.scheme} decides by the scores of classes, and a mapped function "
-                "gives none: choose scheme none, replicate, hedge or batch-backup"
+                "gives none: choose scheme none, replicate or hedge"
             )
 
     @classmethod
@@ -147,12 +146,10 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
                 "the collage network with, and injected delays would hide its cost. Use the "
                 "ratio that a run of scheme collage printed"
             )
-        made = {PARITY: ", which collage-mpi train parity --single W makes for the single network"}
         for kind in KINDS:
             if self.uses(kind) and not self.network(kind):
                 raise UsageError(
                     f"--{kind} is missing: scheme {self.scheme} needs a {kind} network"
-                    f"{made.get(kind, '')}"
                 )
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.kinds import BACKUP, CODED, COLLAGE, PARITY
+from collage_mpi.kinds import BACKUP, COLLAGE
 from collage_mpi.results import Results
 from collage_mpi.results.statistics import percentile, support_needed
 from collage_mpi.results.tally import TaskTally
@@ -41,7 +41,7 @@ class Question:
         times_s: (machines, requests) float64, seconds of a single image.
         side: of the collage; there are N = side * side single ranks.
         spare: ranks beyond these that a candidate may use.
-        cost_ratio: time of the collage (or parity) network divided by that of the single network.
+        cost_ratio: time of the collage network divided by that of the single network.
         batch_cost: time of each further image of a batch divided by that of the first.
         costs: of rank 0 and of messages.
         answers: file of the networks' answers, for accuracies; may contain "{side}".
@@ -124,13 +124,10 @@ def groups_of(times_s: np.ndarray, placements: int) -> int:
 def candidates(question: Question, answers: Answers | None) -> list[Json]:
     """The settings of each candidate, the plain one first.
 
-    Parity and approx are among them if the answers say what they decode, or if there are no
-    answers. Cascade is among them if `confidence` says which answers of the collage count.
+    Cascade is among them if `confidence` says which answers of the collage count.
     """
     n, spare = question.side**2, question.spare
     more: Json = {"singles": n + spare}
-    k = -(-n // spare)
-    stripes = {"parity_k": k, "parity_ranks": spare}
     late_ms = float(f"{LATE * 1e3 * np.median(question.times_s):.3g}")
     collages: Json = {"scheme": "collage", "collage_ranks": spare}
     sure: Json = {"accept": "confident"}
@@ -138,9 +135,7 @@ def candidates(question: Question, answers: Answers | None) -> list[Json]:
         {"scheme": "none"},
         {"scheme": "none", **more},
         {"scheme": "none", **more, "assign": "finish"},
-        {"scheme": "hedge", **more, "hedge_quantile": 0.95},
-        {"scheme": "hedge", **more, "assign": "finish", "hedge_ms": late_ms, "hedge_budget": 1.0},
-        {"scheme": "batch-backup", "backup_ranks": spare},
+        {"scheme": "hedge", **more, "assign": "finish", "hedge_ms": late_ms},
         {"scheme": "cascade-batch", "backup_ranks": spare},
         *(
             {"scheme": "collage-only", "collage_ranks": ranks, "collage_copies": min(copies, ranks)}
@@ -156,9 +151,6 @@ def candidates(question: Question, answers: Answers | None) -> list[Json]:
             found.append({**collages, **sure, "scheme": "cascade"})
         if COLLAGE not in answers.known:  # they are of a quick network
             found = [one for one in found if COLLAGE not in scheme_class(one["scheme"]).needs]
-    for scheme, kind in (("parity", PARITY), ("approx", CODED)):
-        if 2 <= k <= n and (answers is None or answers.stripes.get(kind) == k):
-            found.append({"scheme": scheme, **stripes})
     return [*found, {"scheme": "replicate"}]
 
 
@@ -186,7 +178,7 @@ def _job(question: Question, flags: Json, seed: int) -> SimulatedJob:
             **flags,
         }
     )
-    if settings.uses(BACKUP) or settings.uses(CODED):
+    if settings.uses(BACKUP):
         settings = replace(settings, cost_ratio=1.0)  # the single network itself
     body = trace_rows(seed, question.times_s)
     by_image = settings.draws_by_image if question.by_image is None else question.by_image
@@ -223,7 +215,7 @@ def simulated_one(question: Question, flags: Json) -> Candidate:
         percentile(late_ms, 0.99),
         float(right.mean()) if len(known) else None,
         sum(tasks.wasted_s for tasks in price) / work_s if work_s else 0.0,
-        not (settings.uses_collage or settings.uses_stripes),
+        not settings.uses_collage,
         len(images) / sum(map(_span_s, runs)),
     )
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from collage_mpi.errors import DataFault
-from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE, TABLE
+from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE
 from collage_mpi.scheduler.events import Item, Score
 from collage_mpi.system.files import reading, require_regular, save_file
 
@@ -23,9 +22,7 @@ _ARRAYS = {
     "labels": ("iu", 1),
     "class_names": ("U", 1),
 }
-# Kinds whose answers decode those of others: the file has what is decoded if all others are there.
-_DECODED = tuple(kind.name for kind in TABLE if not kind.resolves)
-_OTHERS = (COLLAGE, BACKUP, *_DECODED)  # a file may lack the answers of these
+_OTHERS = (COLLAGE, BACKUP)  # a file may lack the answers of these
 
 
 @dataclass(frozen=True)
@@ -38,9 +35,7 @@ class Answers:
     Attributes:
         side: of the collages.
         labels: n classes.
-        known: kind that was evaluated -> n answers; an absent answer is None. Of a kind whose
-            answers decode those of others it is the answer that is decoded for the image.
-        stripes: kind that decodes from stripes -> images of a stripe.
+        known: kind that was evaluated -> n answers; an absent answer is None.
         start: row of the first image, a multiple of side x side.
     """
 
@@ -48,7 +43,6 @@ class Answers:
     class_names: tuple[str, ...]
     labels: Sequence[int]
     known: Mapping[str, Sequence[Score | None]]
-    stripes: Mapping[str, int] = field(default_factory=dict)
     start: int = 0
 
     def label(self, image: int) -> int:
@@ -56,9 +50,8 @@ class Answers:
         return self.labels[(self.start + image) % len(self.labels)]
 
     def cells(self, kind: str, items: Sequence[Item]) -> tuple[Score | None, ...]:
-        """The kind's answer for each item; None for a kind whose answers only decode others."""
-        resolves = KIND[kind].resolves
-        return tuple(self.answer(kind, image) if resolves else None for image, _ in items)
+        """The kind's answer for each item."""
+        return tuple(self.answer(kind, image) for image, _ in items)
 
     def answer(self, kind: str, image: int) -> Score | None:
         """What `known` has for an image; None if the kind was not evaluated."""
@@ -72,7 +65,6 @@ def save_answers(
     labels: np.ndarray,
     answers: Mapping[str, Sequence[tuple[int, float] | None]],
     class_names: Sequence[str],
-    stripes: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """Write an .npz of plain arrays (no pickle) about n images in file order.
 
@@ -86,20 +78,16 @@ def save_answers(
         collage_absent: (n,) bool, the collage network gave no answer for the cell. Only with a
             collage network. backup_class and so on are the same for a quick network.
         class_names: (k,) unicode.
-        parity_class, parity_score, parity_absent: the answer decoded for the image if all other
-            images of its stripe have answers; parity_k: int, images of a stripe. Only with a
-            parity network. coded_class and so on are the same for scheme approx.
 
     Args:
         labels: (n,) int64.
         answers: by kind, n answers of single and of each other kind; scores are calibrated
             probabilities.
-        stripes: kind that decodes from stripes -> images of a stripe.
 
     Raises:
         EnvironmentFault: the file cannot be written.
     """
-    columns: dict[str, Any] = {f"{kind}_k": k for kind, k in stripes.items()}
+    columns: dict[str, Any] = {}
     for kind, each in answers.items():
         filled = [answer or (0, 0.0) for answer in each]
         columns[f"{kind}_class"] = np.array([label for label, _ in filled], dtype=np.int16)
@@ -138,7 +126,7 @@ def read_answers(path: Path, side: int) -> Answers:
         with file:
             arrays = {name: file[name] for name in (*_ARRAYS, *_arrays_of(SINGLE))}
             for kind in _OTHERS:
-                if any(f"{kind}_{what}" in file for what in ("class", "score", "absent", "k")):
+                if any(f"{kind}_{what}" in file for what in ("class", "score", "absent")):
                     arrays |= {name: file[name] for name in _arrays_of(kind)}
     _check(arrays, path, side)
     n = len(arrays["labels"]) // side**2 * side**2  # images in full groups
@@ -153,14 +141,12 @@ def read_answers(path: Path, side: int) -> Answers:
         class_names=tuple(arrays["class_names"].tolist()),
         labels=arrays["labels"][:n].tolist(),
         known={kind: _scores(arrays, kind, n) for kind in there},
-        stripes={kind: int(arrays[f"{kind}_k"]) for kind in there if kind in _DECODED},
     )
 
 
 def _arrays_of(kind: str) -> dict[str, tuple[str, int]]:
     found = {f"{kind}_class": ("iu", 1), f"{kind}_score": ("f", 1)}
-    found |= {} if kind == SINGLE else {f"{kind}_absent": ("b", 1)}
-    return found | ({f"{kind}_k": ("iu", 0)} if kind in _DECODED else {})
+    return found | ({} if kind == SINGLE else {f"{kind}_absent": ("b", 1)})
 
 
 def _there(arrays: Mapping[str, np.ndarray]) -> list[str]:

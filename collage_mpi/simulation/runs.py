@@ -16,7 +16,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.inputs import digests, named_files
-from collage_mpi.kinds import BACKUP, CODED, COLLAGE, PARITY
+from collage_mpi.kinds import BACKUP, COLLAGE
 from collage_mpi.results import Results, RunWriter, summarise
 from collage_mpi.results.file_names import LATENCIES, MANIFEST, SUMMARY
 from collage_mpi.results.manifest import plain, recorded_settings
@@ -78,14 +78,6 @@ def _check_answers(job: SimulatedJob, answers: Answers) -> None:
             raise DataFault(
                 f"answers {job.answers} hold no {kind} answers: collage-mpi evaluate --single W "
                 f"--{kind} W --save-answers FILE writes them"
-            )
-    for kind, flag in ((PARITY, "--parity W"), (CODED, f"--approx-k {settings.n_stripe}")):
-        k = answers.stripes.get(kind)
-        if settings.uses(kind) and k != settings.n_stripe:
-            found = f"no {kind} answers" if k is None else f"stripes of {k}"
-            raise DataFault(
-                f"answers {job.answers} are of {found}, the settings say --parity-k "
-                f"{settings.n_stripe}: collage-mpi evaluate {flag} --save-answers FILE writes them"
             )
 
 

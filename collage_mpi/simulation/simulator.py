@@ -4,7 +4,7 @@ It shares the scheduler, the delay models and the rows with a real run, so that 
 figures read both alike.
 
 The model: rank 0 does one thing at a time. It takes an answer `receive_ns` after it has
-come and it is free; a message sent occupies it for `send_ns`, a collage or a stripe for
+come and it is free; a message sent occupies it for `send_ns`, a collage for
 `encode_ns` more. A rank does its messages in the order in which they come, and skips what is
 cancelled. A message travels for `network_ns`. A rank's service time is its draw, times
 the cost ratio on a rank of another kind; without a delay model it is `single_ns`. The tasks of
@@ -27,7 +27,7 @@ from collage_mpi.errors import UsageError
 from collage_mpi.faults.reply_timeout import SCAN_EVERY_NS, TIMEOUT, ReplyTimeouts
 from collage_mpi.job.plan import with_accept_of, with_every_answer
 from collage_mpi.job.recorder import Grouping, Recorder, Writer
-from collage_mpi.kinds import BACKUP, CODED, KIND, PARITY, SINGLE, SPARE_KINDS
+from collage_mpi.kinds import BACKUP, KIND, SINGLE, SPARE_KINDS
 from collage_mpi.models import describe
 from collage_mpi.mpi.answers import ANSWERED, SKIPPED, WireResult, task_ends
 from collage_mpi.results.agreement import Draw
@@ -177,7 +177,7 @@ class Simulation:
         self.ranks = {rank: _Rank(rank, kinds[rank]) for rank in self.placement.workers}
         self.scheduler = Scheduler(
             settings.scheduler_settings(len(self.ranks), self._ratio, self._batch_costs),
-            make_scheme(replace(settings.scheme_settings(), decode=self._decode)),
+            make_scheme(settings.scheme_settings()),
         )
         self._images: dict[int, ImageRecord] = {}  # in flight
         self.recorder = Recorder(
@@ -189,7 +189,6 @@ class Simulation:
         self.finish: ev.Finish | None = None
         self.stopped: str | None = None
         self._draw = Draw(settings.audit_share, settings.audit_seed, (FINGERPRINT,))
-        self._stripe_kind = CODED if settings.uses(CODED) else PARITY
         self._delays = job.delays or make_delays(settings, by_image=settings.draws_by_image)
         # Silence is watched only where a rank may fall silent.
         self._timeouts = make_timeouts(settings, self.ranks) if settings.dead_ranks else None
@@ -376,12 +375,6 @@ class Simulation:
         if self._answers is None:
             return (ANY_SCORE,) * len(send.items)
         return self._answers.cells(send.kind, send.items)
-
-    def _decode(self, image: int, place: int, evidence: Any, others: Sequence[Any]) -> Score | None:
-        """The answer that is decoded for the one image of a stripe without an answer."""
-        if self._answers is None:
-            return ANY_SCORE
-        return self._answers.answer(self._stripe_kind, image)
 
     def _done(self, at_ns: int, done: tuple[_Rank, list[WireResult], int]) -> None:
         rank, results, answered = done

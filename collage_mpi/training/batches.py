@@ -1,5 +1,5 @@
 """Makes training batches: splits training and validation images, augments images, and makes
-collages or stripes of random images. A batch depends only on (seed, epoch, step), so a resumed run
+collages of random images. A batch depends only on (seed, epoch, step), so a resumed run
 gets the same batches as an uninterrupted one.
 """
 
@@ -11,7 +11,6 @@ import numpy as np
 
 from collage_mpi.encoding.collage import BLANK, Encoder
 from collage_mpi.encoding.grid import Grid
-from collage_mpi.encoding.stripe import StripeEncoder, make_stripe_encoder
 from collage_mpi.errors import DataFault
 from collage_mpi.training.settings import TrainSettings
 
@@ -21,12 +20,11 @@ class TrainBatch:
     """The inputs of one step, or of a process's part of it.
 
     Attributes:
-        pixels: (n, H, W, C) uint8: images, collages, or encoded stripes.
+        pixels: (n, H, W, C) uint8: images or collages.
         labels: (n, cells) int64; not valid for blank cells.
         present: (n, cells) bool; False for blank cells.
         step_cells: number of cells in the whole step that are not blank.
         chosen: (n, cells) int64, index of each cell's image.
-        mirrored: (n, cells) int64, 1 if the image is mirrored.
     """
 
     pixels: np.ndarray
@@ -34,7 +32,6 @@ class TrainBatch:
     present: np.ndarray
     step_cells: int
     chosen: np.ndarray
-    mirrored: np.ndarray
 
 
 def split(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +55,7 @@ class BatchMaker:
     """Makes the steps of a training run from images of one shape.
 
     Args:
-        images: (n, H, W, C) uint8. For collages and stripes they are shrunk once, here.
+        images: (n, H, W, C) uint8. For collages they are shrunk once, here.
         labels: (n,) int64.
     """
 
@@ -69,8 +66,7 @@ class BatchMaker:
         self.labels = labels
         per_step = settings.batch * settings.cells
         if len(images) < settings.cells:
-            what = "collage" if settings.parity is None else "stripe"
-            raise DataFault(f"{len(images)} images; one {what} needs {settings.cells}")
+            raise DataFault(f"{len(images)} images; one collage needs {settings.cells}")
         self.per_step = min(per_step, len(images) // settings.cells * settings.cells)
         self.steps_per_epoch = len(images) // self.per_step
 
@@ -85,7 +81,7 @@ class BatchMaker:
 
     @property
     def inputs_per_step(self) -> int:
-        """The number of inputs (images, collages or stripes) in a step."""
+        """The number of inputs (images or collages) in a step."""
         return self.per_step // self.settings.cells
 
     def make(
@@ -108,10 +104,10 @@ class BatchMaker:
         own = np.arange(len(chosen)).reshape(-1, cells)[part].reshape(-1)
         images = move(self.images[chosen[own]], moves[:, own], settings.shift_px)
         shown = chosen[own].reshape(-1, cells)  # (n, cells)
-        labels, mirrored = self.labels[shown], moves[2, own].reshape(-1, cells)
+        labels = self.labels[shown]
         images[~present.reshape(-1)] = BLANK
         pixels = together(images, self.encoder)
-        return TrainBatch(pixels, labels, present, step_cells, shown, mirrored)
+        return TrainBatch(pixels, labels, present, step_cells, shown)
 
 
 def plain_batches(
@@ -130,24 +126,20 @@ def plain_batches(
     shown = np.minimum(np.arange(rows * cells), len(labels) - 1).reshape(rows, cells)
     n = max(1, 256 // cells)
     parts = [slice(at, at + n) for at in range(0, rows, n)]
-    plain = np.zeros((rows, cells), np.int64)
     return [
-        TrainBatch(pixels[p], filled[p], present[p], int(present[p].sum()), shown[p], plain[p])
-        for p in parts
+        TrainBatch(pixels[p], filled[p], present[p], int(present[p].sum()), shown[p]) for p in parts
     ]
 
 
-def encoder_of(settings: TrainSettings, shape: tuple[int, ...]) -> Encoder | StripeEncoder | None:
-    """The encoder of collages or stripes of images (H, W, C), as in a job; None for a single
+def encoder_of(settings: TrainSettings, shape: tuple[int, ...]) -> Encoder | None:
+    """The encoder of collages of images (H, W, C), as in a job; None for a single
     network."""
-    if settings.parity is not None:
-        return make_stripe_encoder(settings.parity.encoder, settings.parity.k, shape)
     if settings.side is None or settings.cell_px is None:
         return None
     return Encoder(Grid(settings.side, settings.cell_px), shape)
 
 
-def together(cells: np.ndarray, encoder: Encoder | StripeEncoder | None) -> np.ndarray:
+def together(cells: np.ndarray, encoder: Encoder | None) -> np.ndarray:
     """Paste shrunk images, (n*cells, h, w, C), into inputs of the network, (n, H, W, C)."""
     if encoder is None:
         return cells

@@ -13,7 +13,7 @@ from collage_mpi.kinds import SINGLE
 from collage_mpi.models.backbones import stored_arrays
 from collage_mpi.models.info import Loading, NetworkInfo
 from collage_mpi.models.predictor import TorchPredictor
-from collage_mpi.models.reading import Reading, grid_scores
+from collage_mpi.models.reading import Reading
 from collage_mpi.models.weights import save_weights
 from collage_mpi.training.batches import plain_batches
 from collage_mpi.training.judge import (
@@ -23,7 +23,6 @@ from collage_mpi.training.judge import (
     fit_temperature,
 )
 from collage_mpi.training.measure import AskedImages, answers_of, images_a_call, service_ratio
-from collage_mpi.training.objective import ParityObjective
 from collage_mpi.training.parts import Trained
 from collage_mpi.training.settings import TrainSettings
 from collage_mpi.training.sources import TrainData
@@ -71,7 +70,7 @@ class Held:
     """The outputs of a network on the validation images, before the temperature is applied.
 
     Attributes:
-        outputs: a tensor for each batch; for a parity network the decoded outputs.
+        outputs: a tensor for each batch.
         present: (n, cells) bool for each batch: the cells with an image.
         labels: (m,) int64, of these cells.
         reading: the function that turns outputs into scores.
@@ -119,7 +118,7 @@ def _record(
 ) -> dict[str, Any]:
     _, height, width, channels = data.images.shape
     chosen = settings.record()
-    for name in ("architecture", "head", "kind", "side", "cell_px", "parity"):  # are keys already
+    for name in ("architecture", "head", "kind", "side", "cell_px"):  # are keys already
         del chosen[name]
     return {
         "kind": settings.kind,
@@ -130,7 +129,6 @@ def _record(
         "width": width,
         "channels": channels,
         **({} if settings.side is None else {"head": settings.head.to_dict()}),
-        **({} if settings.parity is None else {"parity": settings.parity.to_dict()}),
         "class_names": facts["class_names"],
         "normalisation": trained.normalisation,
         "temperature": 1.0,
@@ -155,10 +153,6 @@ def _look(out: Path, settings: TrainSettings, data: TrainData) -> Held:
     batches = plain_batches(data.held_images, data.held_labels, settings)
     labels = [batch.labels[batch.present] for batch in batches]
     outputs, reading = [predictor.outputs(batch.pixels) for batch in batches], predictor.reading
-    if data.summands is not None and data.held_summands is not None:
-        decoder = ParityObjective(data.summands, data.held_summands)
-        outputs = [decoder.logits(o, batch) for o, batch in zip(outputs, batches, strict=True)]
-        reading = grid_scores
     return Held(
         outputs,
         [batch.present for batch in batches],

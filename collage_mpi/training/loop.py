@@ -25,7 +25,6 @@ from collage_mpi.training.objective import (
     Distilled,
     Labels,
     Objective,
-    ParityObjective,
     YoloObjective,
 )
 from collage_mpi.training.parts import (
@@ -281,11 +280,7 @@ class Trainer:
 
 
 def make_objective(data: TrainData, settings: TrainSettings) -> Objective:
-    """The objective of a training: for a parity network the sums of the single network's answers;
-    otherwise the labels, and a teacher's answers if there is a teacher.
-    """
-    if data.summands is not None and data.held_summands is not None:
-        return ParityObjective(data.summands, data.held_summands)
+    """The objective of a training: the labels, and a teacher's answers if there is a teacher."""
     classes = Labels(settings.label_smoothing)
     if data.teacher_logits is not None:
         weight, temperature = settings.distill_weight, settings.distill_temperature

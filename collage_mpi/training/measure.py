@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from torch.utils.flop_counter import FlopCounterMode
 
-from collage_mpi.encoding import BERRUT
 from collage_mpi.encoding.collage import Encoder
-from collage_mpi.encoding.decode import decode, decode_parity, summands
+from collage_mpi.encoding.decode import decode
 from collage_mpi.encoding.grid import Grid
-from collage_mpi.encoding.stripe import BerrutEncoder, StripeEncoder, make_stripe_encoder
 from collage_mpi.models.info import NetworkInfo, Predictor
 from collage_mpi.models.own import OwnPredictor
 from collage_mpi.models.predictor import TorchPredictor
-from collage_mpi.models.specs import ParitySpec
 from collage_mpi.models.tuning import processor_facts
 
 if TYPE_CHECKING:
@@ -104,58 +101,6 @@ def images_a_call(info: NetworkInfo, side: int | None = None) -> int:
             collage.
     """
     return (info.side or side or QUICK_SIDE) ** 2
-
-
-def predict_parity(
-    predictor: Predictor,
-    spec: ParitySpec,
-    temperature: float,
-    scores: np.ndarray,
-    asked: AskedImages,
-    group: int | None = None,
-) -> Decoded:
-    """The reconstructed answer for each image, as if only its own answer were missing in its
-    stripe.
-
-    Stripes are encoded as in a job.
-
-    Args:
-        predictor: answers stripes: a parity network, or the single network.
-        spec: how stripes are encoded and decoded.
-        temperature: of the reconstructed scores.
-        scores: (n, classes) probabilities of the single network for the same images.
-        asked: the images.
-        group: images in a group, because a stripe has images of one group; None for one group.
-    """
-    coded, shape = spec.encoder == BERRUT, asked.shape
-    encoder: StripeEncoder | BerrutEncoder = (
-        BerrutEncoder(spec.k, shape) if coded else make_stripe_encoder(spec.encoder, spec.k, shape)
-    )
-    each = summands(scores, spec.summed)  # (n, classes)
-    answers: Decoded = []
-    stripes = list(stripes_of(len(asked.order), spec.k, group))
-    for at in range(0, len(stripes), SINGLE_BATCH):
-        part = stripes[at : at + SINGLE_BATCH]
-        pictures = [encoder.paste(list(encoder.shrink(asked.read(stripe)))) for stripe in part]
-        totals = predictor.predict(np.stack(pictures))[:, 0]  # (stripes, classes)
-        if coded:
-            totals = summands(totals, spec.summed)
-        for total, stripe in zip(totals, part, strict=True):
-            known = list(each[stripe])
-            for missing in range(len(known)):
-                others = known[:missing] + known[missing + 1 :]
-                place = missing if coded else None
-                answers.append(decode_parity(total, others, temperature, place))
-        asked.advance(sum(stripe.stop - stripe.start for stripe in part))
-    return answers
-
-
-def stripes_of(count: int, k: int, group: int | None) -> Iterator[slice]:
-    """Yields the slice of each stripe's images: k images, or the remainder of a group."""
-    for first in range(0, count, group or max(1, count)):
-        end = min(first + (group or count), count)
-        for at in range(first, end, k):
-            yield slice(at, min(at + k, end))
 
 
 def count_flops(predictor: TorchPredictor | OwnPredictor) -> int | None:

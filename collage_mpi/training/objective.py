@@ -1,5 +1,5 @@
-"""The losses of training (`Objective`): from labels, a teacher's answers, the sums of a parity
-network, and the boxes of a yolo head.
+"""The losses of training (`Objective`): from labels, a teacher's answers, and the boxes of a yolo
+head.
 """
 
 from __future__ import annotations
@@ -95,38 +95,6 @@ def present_of(batch: TrainBatch, outputs: Tensor) -> Tensor:
     """(n*cells,) float32 on the device of `outputs`: 1 for a cell with an image, 0 for a blank
     cell."""
     return torch.from_numpy(batch.present).to(outputs.device, torch.float32).flatten()
-
-
-class ParityObjective:
-    """The mean squared error to the sum of the images' summands (ParM, SOSP 2019, section 3.3).
-
-    A blank image adds nothing to the sum. Stripes have blank images if they are the last of a job,
-    or if images are resolved before their stripe is sent.
-
-    Args:
-        taught: (n, views, classes) float32, the summands of each training image, and of its mirror
-            image if images are mirrored.
-        held: (m, views, classes), the same for the validation images.
-    """
-
-    def __init__(self, taught: np.ndarray, held: np.ndarray) -> None:
-        self._taught, self._held = (torch.from_numpy(np.asarray(t)) for t in (taught, held))
-
-    def loss(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
-        total = _of_cells(self._taught, batch).sum(1).to(outputs.device)  # (n, classes)
-        return ((outputs[:, 0] - total) ** 2).mean(1).sum()
-
-    def logits(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
-        """(n, cells, classes): for each image, the network's answer minus the other images'
-        summands."""
-        each = _of_cells(self._held, batch).to(outputs.device)  # (n, cells, classes)
-        return outputs - (each.sum(1, keepdim=True) - each)
-
-
-def _of_cells(table: Tensor, batch: TrainBatch) -> Tensor:
-    """(n, cells, classes): the row of `table` for each cell's image; zeros for a blank cell."""
-    rows = table[torch.from_numpy(batch.chosen), torch.from_numpy(batch.mirrored)]
-    return rows * torch.from_numpy(batch.present).to(torch.float32)[..., None]
 
 
 BOX_WEIGHT = 5.0

@@ -135,7 +135,6 @@ def _facts(predictor: TorchPredictor | OwnPredictor) -> dict[str, Any]:
         "side": info.side,
         "cell_px": info.cell_px,
         "head": None if info.side is None else info.head.to_dict(),
-        "parity": None if info.parity is None else info.parity.to_dict(),
         "input": list(info.shape),
         "architecture": info.architecture,
         "class_names": list(info.class_names),

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from collage_mpi.kinds import COLLAGE, PARITY, SINGLE
+from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.models.architecture import NORMS, Architecture, Backbone, default_architecture
 from collage_mpi.models.info import check_kind
-from collage_mpi.models.specs import HeadSpec, ParitySpec
+from collage_mpi.models.specs import HeadSpec
 from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.system.fields import REQUIRED, Settings, default_of, setting
 
@@ -37,7 +37,6 @@ class TrainSettings(Settings):
         teacher: fingerprint of the teacher; None without one.
         head: of a collage network.
         init: fingerprint of the weights that training starts from; None for random weights.
-        parity: encoder and single network of a parity network; None for other networks.
     """
 
     kind: str
@@ -52,14 +51,14 @@ class TrainSettings(Settings):
         12,
         "number of passes over the training part of the shards",
         at_least=1,
-        by_kind={COLLAGE: 40, PARITY: 10},
+        by_kind={COLLAGE: 40},
     )
     batch: int = _training(
         128,
-        "number of inputs in each step, in all processes together. An input is an image, a "
-        "collage or a stripe",
+        "number of inputs in each step, in all processes together. An input is an image or a "
+        "collage",
         at_least=1,
-        by_kind={COLLAGE: 16, PARITY: 32},
+        by_kind={COLLAGE: 16},
     )
     seed: int = _training(
         0,
@@ -67,14 +66,8 @@ class TrainSettings(Settings):
         at_least=0,
         at_most=math.inf,
     )
-    # A parity network's targets are answers to images that are mirrored, but not shifted.
     learning_rate: float = _training(
-        0.1,
-        "peak learning rate",
-        flag="--lr",
-        above=0,
-        at_most=math.inf,
-        by_kind={PARITY: 0.05},
+        0.1, "peak learning rate", flag="--lr", above=0, at_most=math.inf
     )
     weight_decay: float = _training(
         5e-4, "weight decay of weight matrices; norms and biases are not decayed", at_least=0
@@ -83,15 +76,13 @@ class TrainSettings(Settings):
         0.1, "amount of label smoothing (arXiv 1512.00567)", at_least=0, below=1
     )
     flips: bool = _training(True, "mirror half of the images from left to right")
-    shift_px: int = _training(
-        2, "largest random shift of an image in each direction", at_least=0, by_kind={PARITY: 0}
-    )
+    shift_px: int = _training(2, "largest random shift of an image in each direction", at_least=0)
     blank_share: float = _training(
         0.1,
         "share of the inputs that get blank cells, as the last group of a job may have",
         at_least=0,
         below=1,
-        kinds=(COLLAGE, PARITY),
+        kinds=(COLLAGE,),
         by_kind={SINGLE: 0.0},
     )
     validation_share: float = _training(
@@ -144,7 +135,6 @@ class TrainSettings(Settings):
     )
     head: HeadSpec = field(default_factory=HeadSpec)
     init: str | None = None
-    parity: ParitySpec | None = None
 
     def _check(self) -> None:
         check_kind(self.kind)
@@ -152,8 +142,6 @@ class TrainSettings(Settings):
     @property
     def cells(self) -> int:
         """The number of images in an input."""
-        if self.parity is not None:
-            return self.parity.k
         return 1 if self.side is None else self.side * self.side
 
     def record(self) -> dict[str, Any]:

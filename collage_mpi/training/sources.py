@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from collage_mpi.encoding.decode import summands
 from collage_mpi.errors import DataFault
 from collage_mpi.kinds import SINGLE
 from collage_mpi.models.info import Loading, check_fit
@@ -141,8 +140,6 @@ class TrainData:
         classes: number of classes.
         origin: fingerprints of the shards, and the limit. They identify the data on resume.
         teacher_logits: (n, classes) float32 for the training images; None without a teacher.
-        summands, held_summands: (n, views, classes) float32, whose sums a parity network learns;
-            None for other networks.
         first_weights: tensors to start from; None for random weights.
         first_normalisation: "mean" and "std" that belong to these tensors; None if the channels
             differ.
@@ -155,8 +152,6 @@ class TrainData:
     classes: int
     origin: tuple[str, ...] = ()
     teacher_logits: np.ndarray | None = None
-    summands: np.ndarray | None = None
-    held_summands: np.ndarray | None = None
     first_weights: Mapping[str, np.ndarray] | None = None
     first_normalisation: dict[str, list[float]] | None = None
 
@@ -187,7 +182,7 @@ def load(
         }
         if args.teacher is not None:
             views = _ask_teacher(args, settings, peers, images, facts)
-            arrays |= _taught(views, settings, used, held)
+            arrays["teacher_logits"] = teacher_logits(views[used])
         return arrays, facts
 
     arrays, facts = read_once(peers, read)
@@ -231,16 +226,6 @@ def _read(args: TrainArguments) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]
         "limit": args.limit,
     }
     return images, labels, facts
-
-
-def _taught(
-    views: np.ndarray, settings: TrainSettings, used: np.ndarray, held: np.ndarray
-) -> Arrays:
-    """The arrays for the objective, from a teacher's log-probabilities, (n, views, classes)."""
-    if settings.parity is None:
-        return {"teacher_logits": teacher_logits(views[used])}
-    each = summands(np.exp(views), settings.parity.summed)
-    return {"summands": each[used], "held_summands": each[held]}
 
 
 def _ask_teacher(

@@ -164,7 +164,7 @@ def require_images(n: int) -> None:
 
 def _remedy(aim: Aim) -> str:
     other = "--aim accuracy, " if aim.share else ""
-    return f"try {other}--errors {aim.errors + 1:g}, use --accept backup, or train it further"
+    return f"try {other}--errors {aim.errors + 1:g}, use --confidence 1, or train it further"
 
 
 def saving_of(ratio: float, cells: int, share: float) -> float:

@@ -114,7 +114,7 @@ class StragglerSettings(Settings):
     )
     cost_ratio: float | None = _setting(
         None,
-        "service time of the scheme's other network (collage, parity, backup) divided by that of "
+        "service time of the scheme's other network (collage, backup) divided by that of "
         "the single network. Injected times are multiplied by this ratio",
         unset="measured",
         above=0,

@@ -64,16 +64,12 @@ SCHEMES: dict[str, tuple[int, tuple[str, ...]]] = {
     "collage": (6, ()),
     "none": (1, ()),
     "replicate": (1, ()),
-    "hedge": (1, ("--hedge-ms", "40", "--hedge-budget", "1")),
-    "collage-hedge": (1, ("--hedge-ms", "40", "--hedge-budget", "1")),
+    "hedge": (2, ("--hedge-ms", "40")),
     "collage-only": (1, ("--cost-ratio", "1.2")),
-    "parity": (3, ("--parity", "null", "--parity-k", "2")),
-    "approx": (2, ("--parity-k", "2")),
-    "batch-backup": (3, ()),
     "cascade": (6, ("--accept", "confident", "--audit", "0.2")),
 }
-ACCEPT = (("first",), ("first",), ("grace", "--grace-ms", "30"),
-          ("confident", "--accept-deadline-ms", "60"))  # fmt: skip
+ACCEPT = (("first",), ("first",), ("confident", "--confidence", "1", "--deadline-ms", "30"),
+          ("confident", "--deadline-ms", "60"))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -211,10 +207,6 @@ def shape_of_work(rng: random.Random, schemes: tuple[str, ...], collages: int) -
     if scheme.startswith("collage") and scheme != "collage-only":
         accept, *more = rng.choice(ACCEPT)
         words += ["--accept", accept, *more]
-    if scheme in ("parity", "approx"):
-        words += ["--parity-ranks", str(collages)]
-    if scheme == "batch-backup":
-        words += ["--backup-ranks", str(collages)]
     if scheme in ("collage", "cascade"):
         words += ["--placement", rng.choice(["fixed", "fixed", "fastest"])]
     if scheme == "none":

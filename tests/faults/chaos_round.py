@@ -29,7 +29,7 @@ from chaos_surroundings import SharedMemory, Strangers, children, kill, signal_a
 
 from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.launch.mpiexec import find_mpi
-from collage_mpi.results import SOURCES, VerifyReport, read_results, verify_run
+from collage_mpi.results import VerifyReport, read_results, verify_run
 from collage_mpi.results.file_names import PARTS_FOLDER
 from collage_mpi.results.parts import list_parts
 from collage_mpi.shards import ShardWriter
@@ -37,7 +37,6 @@ from collage_mpi.system.process_tree import end_family, holders_of
 
 INSIDE = Path(__file__).parent / "inside"
 CLASSES = 251
-DECODED = (SOURCES.index("parity"), SOURCES.index("coded"))
 # Of 3 s usually. Late answers take 30 s, silent ranks 5 s; on cores that fifty others wanted a
 # session has taken over 150 s.
 SESSION_LIMIT_S = 400.0
@@ -502,7 +501,7 @@ class Job:
             if not row["answered"]:
                 if (shard, number) not in self.corrupted and shard not in self.replaced:
                     bad.append(f"shard {shard} row {number} is an error row: {row['reason']}")
-            elif row["predicted"] != truth and row["source"] not in DECODED:  # null gives anything
+            elif row["predicted"] != truth:
                 bad.append(f"shard {shard} row {number}: {row['predicted']}, not {truth}")
         if len(run.images) != SHARDS * ROWS:
             bad.append(f"{len(run.images)} rows for {SHARDS * ROWS} images")

@@ -155,8 +155,8 @@ single = "null"
 collage = "null"
 scheme = "collage"
 side = 3
-accept = "grace"
-grace_ms = 20.5
+accept = "confident"
+deadline_ms = 20.5
 straggler = "lognormal"
 straggler_seed = 3
 slow_ranks = ["4:5"]
@@ -314,9 +314,6 @@ def _weights(folder: Path) -> list[Reader]:
     }
     tensors = {"a": np.ones((4, 5), np.float16), "b": np.zeros(3, np.float32)}
     whole = save(tensors, metadata={METADATA_KEY: json.dumps(record)})
-    spec = {"k": 3, "encoder": "concat", "summed": "logits", "single": "ab" * 32}
-    parity = {**record, "kind": "parity", "parity": spec}
-    stripes = save(tensors, metadata={METADATA_KEY: json.dumps(parity)})
     path = folder / "w.safetensors"
 
     def read(path: Path) -> None:
@@ -330,9 +327,9 @@ def _weights(folder: Path) -> list[Reader]:
 
     reader = _from_file(path, read)
     return [
-        Reader("weights, bytes", [whole, stripes], reader, USER),
-        Reader("weights, header", [whole, stripes], reader, USER, _header_change),
-        Reader("weights, record", [whole, stripes], reader, USER, facts),
+        Reader("weights, bytes", [whole], reader, USER),
+        Reader("weights, header", [whole], reader, USER, _header_change),
+        Reader("weights, record", [whole], reader, USER, facts),
         Reader("graph of ONNX", [_graph()], _from_file(folder / "n.onnx", tensor_files), USER),
     ]
 
@@ -530,8 +527,7 @@ def _simulation(folder: Path) -> list[Reader]:
         path, 3, np.zeros(12), {"single": given, "collage": [None, *given[1:]]}, ["a", "b"]
     )
     whole = path.read_bytes()
-    answers = {"single": given, "collage": given, "parity": [None, *given[1:]], "coded": given}
-    save_answers(path, 3, np.zeros(12), answers, ["a", "b"], {"parity": 3, "coded": 9})
+    save_answers(path, 3, np.zeros(12), {"single": given, "backup": given}, ["a", "b"])
     costs = json.dumps({"format": FORMAT, "version": VERSION, **Costs().__dict__}).encode()
     bare = folder / "bare"
     bare.mkdir()

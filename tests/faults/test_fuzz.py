@@ -230,7 +230,7 @@ def test_a_trace_whose_header_ends_in_mid_sentence(tmp_path) -> None:
 
 def test_numbers_of_400_digits() -> None:
     with pytest.raises(UsageError, match="300 digits"):
-        RunSettings.from_mapping({"grace_ms": 10**400})
+        RunSettings.from_mapping({"deadline_ms": 10**400})
     with pytest.raises(UsageError, match="nodes is"):
         SlurmSettings.from_mapping({"nodes": 10**400})
 

@@ -93,7 +93,7 @@ class Job:
         collages: int = 1,
         scheme: str = "collage",
         policy: str = "first",
-        grace_ns: int | None = None,
+        deadline_ns: int | None = None,
         copies: int = 1,
         every_ns: int = 0,
         reads: int = 1,
@@ -141,7 +141,7 @@ class Job:
                 scheme_settings(
                     scheme,
                     assign="pull" if runs else assign,
-                    policy=policy_of(policy, grace_ns=grace_ns),
+                    policy=policy_of(policy, confidence=1, deadline_ns=deadline_ns),
                     collage_copies=copies,
                     placement=placement,
                     calibrate=calibration > 0,
@@ -502,8 +502,8 @@ def test_random_delays_faults_and_absent_cells_lose_nothing(seed):
         reads=chance.choice([1, 5, 17]),
         batch=chance.choice([1, 2, 4]),
         together=chance.random() < 0.7,
-        policy=chance.choice(["first", "grace"]),
-        grace_ns=2 * MS,
+        policy=chance.choice(["first", "confident"]),
+        deadline_ns=2 * MS,
         cluster={
             "service_ns": lambda rank, task: int(MS * chance.lognormvariate(0, 1)),
             "behave": behave,
@@ -518,7 +518,9 @@ def test_random_delays_faults_and_absent_cells_lose_nothing(seed):
 @pytest.mark.parametrize("every_ns", [0, MS // 10])
 def test_a_rank_gets_its_tasks_of_a_batch_in_one_message(depth, every_ns):
     """Four groups at a time: four images a single rank, four collages the collage rank."""
-    job = Job(16 * 4, batch=4, depth=depth, every_ns=every_ns, policy="grace", grace_ns=10**10)
+    job = Job(
+        16 * 4, batch=4, depth=depth, every_ns=every_ns, policy="confident", deadline_ns=10**10
+    )
     job.complete()
     assert job.cluster.messages == [(r, 4) for r, _ in job.cluster.messages]
     assert len(job.cluster.messages) == 5 * 4
@@ -660,9 +662,9 @@ def test_after_an_answer_rank_0_looks_again_at_once():
 
 def test_a_reserved_answer_is_stamped_when_it_begins_to_count():
     slow = {"service_ns": lambda rank, task: MS if task.kind == "collage" else 50 * MS}
-    job = Job(4, policy="grace", grace_ns=10 * MS, cluster=slow)
+    job = Job(4, policy="confident", deadline_ns=10 * MS, cluster=slow)
     job.complete()
-    assert job.sources == {"collage": 4}
+    assert job.sources == {"kept": 4}
     for row in job.writer.images:
         assert 10 * MS <= row.latency_ns <= 10 * MS + COORDINATOR_BACKOFF.longest_ns
 

@@ -281,19 +281,19 @@ def test_where_all_are_needed_silence_ends_the_job():
 def test_a_loss_says_where_what_and_when(caplog):
     detector = FailureDetector([1, 2], 5 * S, FakeMonitor())
     detector.keep_going = True
-    detector.begin({1: {"single", "parity"}, 2: ["single"]})
+    detector.begin({1: {"single", "collage"}, 2: ["single"]})
     detector.met(1, "node7", 4 * S)
     assert detector.timeouts.timeout_ns == 40 * S
     at_ns = 6 * S + 123_456_789
     detector.heard(1, at_ns, [])
     detector.gone(Gone(1, "MPI says: gone", at_ns))
     detector.look(at_ns)
-    assert "rank 1 (parity+single) on node7 is lost" in caplog.text
+    assert "rank 1 (collage+single) on node7 is lost" in caplog.text
     assert detector.describe() == [
         {
             "rank": 1,
             "host": "node7",
-            "kinds": ["parity", "single"],
+            "kinds": ["collage", "single"],
             "why": "MPI says: gone",
             "layer": "mpi",
             "at_s": 1.123457,
@@ -329,12 +329,12 @@ def test_the_end_of_collages_is_said_once(caplog):
 
 def test_without_single_ranks_there_is_no_scheme_to_go_on_as(caplog):
     process_monitor = FakeMonitor()
-    detector = detector_of(process_monitor, kinds=("single", "parity", "parity"))
+    detector = detector_of(process_monitor, kinds=("single", "backup", "backup"))
     process_monitor.ended = [Ended(1, "process", "gone"), Ended(2, "process", "gone")]
     detector.look(S)
     first, second = caplog.messages
     assert first.endswith("0 single ranks left")
-    assert second.endswith("1 parity rank left")
+    assert second.endswith("1 backup rank left")
 
 
 def test_a_rank_that_leaves_at_the_end_is_no_loss(caplog):

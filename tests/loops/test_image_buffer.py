@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from fakes import Clock, ListReader
 
-from collage_mpi.encoding import ENCODERS
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
-from collage_mpi.encoding.stripe import make_stripe_encoder
 from collage_mpi.job.image_buffer import ImageBuffer, ImageRun
 from collage_mpi.mpi.tasks import unpack_files, unpack_places, unpack_tasks
 from collage_mpi.scheduler.events import Item, Send
@@ -109,23 +107,6 @@ def test_pixels_go_to_those_that_do_not_read() -> None:
             assert np.array_equal(payload.reshape(6, 6, 1)[:3, :3], images[1, ::2, ::2])
     feed.images.release(range(2))
     assert feed.images == {}
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-def test_a_stripe_is_made_of_its_images_wherever_it_is_in_the_group(name: str) -> None:
-    images = np.random.default_rng(0).integers(1, 256, (4, *SHAPE), dtype=np.uint8)
-    records = [ImageRecord(i, 0, i, image, None) for i, image in enumerate(images)]
-    clock, encoder = Clock(tick_ns=7), make_stripe_encoder(name, 3, SHAPE)
-    feed = ImageBuffer(ListReader(records, clock), encoder, 5, clock)
-    feed.admit(4)
-    send = Send(1, 1, "parity", ((1, 3), (3, 5)), 0, 0)  # the second stripe, its middle left out
-    packed = feed.pack([send], lambda nbytes: np.full(nbytes + 9, 99, np.uint8))
-    (task,), pixels = unpack_tasks(packed.buffer[: packed.nbytes])
-    assert (task.kind, task.items) == ("parity", send.items)
-    small = encoder.shrink(images)
-    expected = encoder.paste([small[1], None, small[3]])
-    assert np.array_equal(pixels.reshape(encoder.input_shape), expected)
-    assert packed.encodes_ns[0] > 0
 
 
 def test_files_travel_as_they_are_beside_pixels() -> None:

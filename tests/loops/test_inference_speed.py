@@ -22,12 +22,10 @@ from collage_mpi.job.networks import Networks
 from collage_mpi.models import load_predictor
 from collage_mpi.models.info import MOST_BEGUN, Loading
 from collage_mpi.models.tuning import PLAIN, Tuning
-from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.shards import ShardSet
 
 torch = pytest.importorskip("torch")
 
-from collage_mpi.models.reading import parity_sums  # noqa: E402
 
 IMAGES = 180
 DATA = files("collage_mpi") / "data"
@@ -212,23 +210,6 @@ def test_two_batches_in_flight_give_each_its_own_answers(inputs: dict, seed: int
     for given, computation in begun:
         np.testing.assert_allclose(computation.finish()[0], plain.predict(given), atol=1e-6)
     assert gpu.captured == 3
-
-
-def test_a_batch_of_parity_tasks_that_raises_gives_each_its_own_sums(inputs: dict) -> None:
-    """They are asked one after another, in the same host buffers."""
-    tuned, images = graphed(MemoryGpu()), inputs["single"]
-    tuned.reading = parity_sums
-    alone = [tuned.predict(images[at : at + 1])[0].copy() for at in range(2)]
-    told = replace(
-        WELCOME,
-        geometry=replace(WELCOME.geometry, image_shape=images.shape[1:]),
-        networks={"parity": "w"},
-    )
-    networks = Networks(told, lambda *_: tuned, time.monotonic_ns, time.monotonic_ns)
-    tasks = [WireTask(task, task, 1, "parity", ((task, 0),)) for task in range(2)]
-    found = networks._apart(tasks, [images[:1], images[1:2]], "CUDA error")
-    for result, sums in zip(found, alone, strict=True):
-        np.testing.assert_array_equal(result.vectors, sums)
 
 
 def test_a_gpu_that_fails_says_so_when_the_answer_is_taken(

@@ -250,8 +250,6 @@ def test_damaged_and_wrong_files_are_refused(tmp_path: Path) -> None:
         loaded(tmp_path / "grey.ts")
     with pytest.raises(DataFault, match=r"gave \(1, 4\); needed: logits \(1, 4, 4\)"):
         load_predictor(str(whole[0]), "collage", told)
-    with pytest.raises(UsageError, match="a parity network is trained"):
-        load_predictor(str(whole[0]), "parity", told)
 
 
 def test_bad_onnx_files_are_refused(tmp_path: Path) -> None:

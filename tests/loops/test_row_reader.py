@@ -21,7 +21,6 @@ from test_worker import Bench
 
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
-from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.job import worker
 from collage_mpi.job.encoders import make_cell_maker, make_encoder
@@ -31,7 +30,6 @@ from collage_mpi.job.row_reader import RowReader, described
 from collage_mpi.kinds import KIND
 from collage_mpi.models.info import Geometry
 from collage_mpi.models.null import NullPredictor
-from collage_mpi.models.specs import ParitySpec
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, unpack_use
 from collage_mpi.mpi.tasks import WireTask, pack_file, pack_places
@@ -284,10 +282,6 @@ def test_a_place_beyond_the_input_is_a_defect_of_the_wire(
 # ---- pictures of several rows ----------------------------------------------------------------
 
 PX = 2
-SPECS = {
-    "parity": ParitySpec(3, "sum", "logits", "null"),
-    "coded": ParitySpec(3, "berrut", "logits", "null"),
-}
 
 
 def pictures(folder: Path, stored: bool) -> ShardSet:
@@ -337,7 +331,7 @@ def give_group(
     bench.run()
 
 
-def as_rank_0_would(shards: ShardSet, encoder: AnyEncoder, items: dict[int, int]) -> np.ndarray:
+def as_rank_0_would(shards: ShardSet, encoder: Encoder, items: dict[int, int]) -> np.ndarray:
     """The message's pixels where rank 0 reads; items: cell -> index of its image."""
     maker = make_cell_maker(encoder, shards.cell_sizes)
     with ReadAhead(shards, sorted(items.values()), parts=ImageParts(cells=maker)) as reader:
@@ -351,17 +345,15 @@ def as_rank_0_would(shards: ShardSet, encoder: AnyEncoder, items: dict[int, int]
 
 
 @pytest.mark.parametrize("stored", [False, True])
-@pytest.mark.parametrize("kind", ["collage", "parity", "coded"])
-def test_a_rank_pastes_what_rank_0_would_have(kind: str, stored: bool, tmp_path: Path) -> None:
+def test_a_rank_pastes_what_rank_0_would_have(stored: bool, tmp_path: Path) -> None:
     shards = pictures(tmp_path, stored)
     assert shards.cell_sizes == ({PX} if stored else set())
-    parity = SPECS.get(kind)
-    bench, looker = grouped(shards, kind, parity=parity)
-    cells = [3, 5] if kind in SPECS else [0, 3]  # of a stripe that is not its group's first
-    give_group(bench, kind, cells, (1, 4), (0, 2))
+    bench, looker = grouped(shards, "collage")
+    cells = [0, 3]
+    give_group(bench, "collage", cells, (1, 4), (0, 2))
     (result,) = bench.results
     assert (result.status, result.unread) == (ANSWERED, ())
-    encoder = make_encoder(Grid(2, PX), SHAPE, parity, 1)
+    encoder = make_encoder(Grid(2, PX), SHAPE, 1)
     sent = as_rank_0_would(shards, encoder, dict(zip(cells, [9, 2], strict=True)))
     assert looker.shown.tobytes() == sent.tobytes()
     assert looker.shown.any()
@@ -391,24 +383,21 @@ def test_stored_cells_are_read_in_the_place_of_images(
     assert np.array_equal(looker.shown, shown)
 
 
-@pytest.mark.parametrize("kind", ["collage", "parity", "coded"])
-def test_what_cannot_be_read_is_blank_and_the_rest_answers(kind: str, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_blank_and_the_rest_answers(tmp_path: Path) -> None:
     shards = pictures(tmp_path, stored=False)
     with h5py.File(shards.infos[0].path, "r+") as file:
         file["images"][2, 1, 1] ^= 1
     shards = found_again(shards)
-    parity = SPECS.get(kind)
-    bench, looker = grouped(shards, kind, parity=parity)
-    give_group(bench, kind, [0, 1, 2], (0, 1), (0, 2), (0, 3))
+    bench, looker = grouped(shards, "collage")
+    give_group(bench, "collage", [0, 1, 2], (0, 1), (0, 2), (0, 3))
     (result,) = bench.results
     assert result.status == ANSWERED
     why = Unread("checksum does not match its pixels and label", of_input=True)
     assert result.unread == (None, why, None)
-    encoder = make_encoder(Grid(2, PX), SHAPE, parity, 1)
+    encoder = make_encoder(Grid(2, PX), SHAPE, 1)
     assert looker.shown.tobytes() == as_rank_0_would(shards, encoder, {0: 1, 2: 3}).tobytes()
-    if kind == "collage":
-        assert [cell is None for cell in result.cells] == [False, True, False]
-    give_group(bench, kind, [1], (0, 2), task=1)
+    assert [cell is None for cell in result.cells] == [False, True, False]
+    give_group(bench, "collage", [1], (0, 2), task=1)
     assert (bench.results[-1].status, bench.results[-1].unread) == (FAILED, (why,))
 
 

@@ -43,12 +43,8 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "none": {},
     "replicate": {},
     "hedge": {"hedge_ms": 150.0},
-    "batch-backup": {},
-    "parity": {},
-    "approx": {},
     "collage": {},
     "collage-only": {},
-    "collage-hedge": {"hedge_ms": 150.0},
     "cascade": CONFIDENT,
     "cascade-batch": CONFIDENT,
 }

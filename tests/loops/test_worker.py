@@ -13,7 +13,6 @@ import pytest
 from fakes import MS, SESSION, SHAPE, Clock, FakeEndpoint, FakeMonitor
 from job_messages import WELCOME
 
-from collage_mpi.encoding.decode import summands
 from collage_mpi.encoding.vectors import Extras, KeptColumn, layout_of, unpack
 from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.faults.tcp_link import Offer
@@ -33,12 +32,10 @@ from collage_mpi.job.messages import (
     Stop,
     Welcome,
 )
-from collage_mpi.job.networks import result_of
 from collage_mpi.job.worker import RING_SPARE, Worker
 from collage_mpi.kinds import KIND
 from collage_mpi.models.info import Geometry
 from collage_mpi.models.null import NullPredictor
-from collage_mpi.models.specs import ParitySpec
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult
 from collage_mpi.mpi.tasks import WireTask
@@ -49,8 +46,6 @@ from collage_mpi.workload.straggler_settings import StragglerSettings, make_dela
 TASK_BYTES = 4096
 SIDE = 2
 COLLAGE = (SIDE * SHAPE[0], SIDE * SHAPE[1], 1)
-LOGITS = ParitySpec(3, "sum", "logits", "null")
-CODE = ParitySpec(3, "berrut", "logits", "null")
 
 
 class OutOfMemoryError(RuntimeError):
@@ -726,50 +721,6 @@ def test_a_batch_is_measured_as_one():
     assert bench.endpoint.told()[-1].service_ns == MS
 
 
-def test_under_parity_a_single_says_what_is_summed_beside_its_record():
-    bench = Bench(parity=LOGITS)
-    bench.single(1, pixel=3)
-    bench.run()
-    (result,) = bench.results
-    assert result.cells[0].label == 3
-    assert result.vectors.shape == (1, 10)
-    assert int(result.vectors[0].argmax()) == 3
-    assert float(result.vectors.sum()) == pytest.approx(0, abs=1e-5)
-
-
-def test_a_parity_task_says_nothing_of_its_images_but_the_sum():
-    bench = Bench("parity", parity=LOGITS)
-    items = ((4, 0), (5, 1), (6, 2))
-    bench.endpoint.give([WireTask(1, 0, 1, "parity", items)], [np.full(SHAPE, 7, np.uint8)])
-    bench.run()
-    (result,) = bench.results
-    assert result.cells == (None, None, None)
-    assert result.vectors.tolist() == [[0, 0, 0, 0, 0, 0, 0, 1, 0, 0]]
-
-
-def test_a_sum_that_is_not_finite_fails_its_task():
-    bench = Bench("parity", parity=LOGITS)
-    bench.network.spoil = {0: np.nan}
-    bench.endpoint.give([WireTask(1, 0, 1, "parity", ((4, 0),))], [np.zeros(SHAPE, np.uint8)])
-    bench.run()
-    (result,) = bench.results
-    assert result.status == FAILED
-    assert "not finite" in result.reason
-
-
-def test_a_coded_task_says_what_a_single_would_of_its_picture():
-    bench = Bench("coded", parity=CODE)
-    items = ((4, 0), (5, 1), (6, 2))
-    bench.endpoint.give([WireTask(1, 0, 1, "coded", items)], [np.full(SHAPE, 7, np.uint8)])
-    bench.run()
-    (result,) = bench.results
-    assert result.cells == (None, None, None)
-    single = Bench(parity=CODE)
-    single.single(1, pixel=7)
-    single.run()
-    assert np.array_equal(result.vectors, single.results[0].vectors)
-
-
 def group_batch(bench: Bench, task: int, pixels: list[int], group: int = 0) -> None:
     """Images of a group, of which the first is missing, as a backup rank gets them."""
     items = tuple((10 * task + i, i + 1) for i in range(len(pixels)))
@@ -821,7 +772,7 @@ def test_what_is_kept_of_a_group_as_a_batch_is_of_each_image():
     assert kept_by(bench)["top_classes"].tolist() == [[3], [1], [4]]
 
 
-def test_without_parity_no_vectors_travel():
+def test_no_vectors_travel_unless_something_is_kept():
     bench = Bench()
     bench.single(1)
     bench.run()
@@ -852,21 +803,6 @@ def test_a_collage_answer_has_a_vector_for_each_of_its_images_and_no_blank_cell(
     bench.run()
     kept = kept_by(bench)
     assert kept["top_classes"].tolist() == [[8], [6]]
-
-
-def test_under_parity_what_is_kept_stands_behind_what_is_summed():
-    extras = Extras(top_k=None, save="scores")
-    bench = Bench(parity=LOGITS, extras=extras)
-    bench.single(1, pixel=3)
-    bench.run()
-    (vector,) = bench.results[0].vectors
-    assert vector[:10].sum() == pytest.approx(0, abs=1e-5)
-    assert vector[10:].tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
-    parity = Bench("parity", parity=LOGITS, extras=extras)
-    image = [np.full(SHAPE, 7, np.uint8)]
-    parity.endpoint.give([WireTask(1, 0, 1, "parity", ((4, 0),))], image)
-    parity.run()
-    assert parity.results[0].vectors.shape == (1, 10)
 
 
 def test_embeddings_of_a_batch_stay_with_their_images():
@@ -904,23 +840,3 @@ def test_of_a_mapped_batch_that_raises_each_image_is_tried_alone_with_its_own_ou
     layout = layout_of(bench.network.columns)
     kept = [unpack(layout, bench.results[place].vectors)["twice"].tolist() for place in (0, 2)]
     assert kept == [[[8, 8]], [[4, 4]]]
-
-
-def test_the_parity_network_is_held_by_its_cost_ratio():
-    bench = Bench("parity", start=False, parity=LOGITS,
-                  straggler=StragglerSettings("pinned", straggler_median_ms=100.0))  # fmt: skip
-    bench.start(cost_ratio=1.5)
-    bench.endpoint.give([WireTask(1, 0, 1, "parity", ((4, 0),))], [np.zeros(SHAPE, np.uint8)])
-    bench.run()
-    assert bench.results[0].drawn_ns == 150 * MS
-
-
-@pytest.mark.parametrize("kind", ["parity", "coded"])
-def test_a_coded_image_s_scores_travel_as_a_single_s_and_a_parity_network_s_as_they_are(kind):
-    scores = np.array([[[0.75, 0.25]]], np.float32)
-    task = WireTask(1, 0, 1, kind, ((0, 0), (1, 1)))
-    result = result_of(task, scores, "logits")
-    assert result.cells == (None, None)
-    assert np.array_equal(
-        result.vectors, summands(scores[:, 0], "logits") if kind == "coded" else scores[:, 0]
-    )

@@ -18,7 +18,6 @@ COMPILED = runpy.run_path(str(ROOT / "setup.py"))["COMPILED"]
 NAMES = [f"collage_mpi.{room}.{name}" for room, listed in COMPILED.items() for name in listed]
 PURE = (  # those that replace no method: compiled classes do not allow it
     "pure/test_scheduler_properties.py",
-    "pure/test_scheduler_backup.py",
     "pure/test_goldens.py",
     "pure/test_protocol.py",
     "pure/test_recorder.py",

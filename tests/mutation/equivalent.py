@@ -2,10 +2,6 @@
 
 SAME: dict[tuple[str, str], str] = {
     (
-        "collage_mpi/encoding/stripe.py",
-        "resizes = True",
-    ): "cells as large as the images are the images",
-    (
         "collage_mpi/faults/process_monitor.py",
         "if not self._awaited or (now_ns >= PORT_LIMIT_NS):",
     ): "a ns sooner",
@@ -57,10 +53,6 @@ SAME: dict[tuple[str, str], str] = {
         "collage_mpi/job/worker.py",
         "factor *= batch_factor(count, self.told.batch_costs.get(kind, (2.0)))",
     ): "a kind without a cost of batches is sent one input at a time",
-    (
-        "collage_mpi/job/networks.py",
-        "said = scores[:, (-1)]  # (1, classes)",
-    ): "of a stripe there is one row of scores",
     (
         "collage_mpi/mpi/protocol.py",
         "for name in (layout.names)",

@@ -14,21 +14,14 @@ from collage_mpi.scheduler import (
     make_scheme,
 )
 from collage_mpi.scheduler import events as ev
-from collage_mpi.scheduler.policies import AcceptPolicy, Delay
-from collage_mpi.scheduler.schemes import scheme_class, tell_nothing
+from collage_mpi.scheduler.policies import AcceptPolicy
+from collage_mpi.scheduler.schemes import scheme_class
 from collage_mpi.scheduler.state import GroupState, ImageState
 from collage_mpi.scheduler.transitions import DEFERRED, PARKED, RESERVED
 from collage_mpi.settings.acceptance import AcceptSettings
 
-SINGLE, COLLAGE, PARITY = "single", "collage", "parity"
-BACKUP, CODED = "backup", "coded"
-DECODE = (PARITY, CODED)  # whose answers resolve an image only with those of others
+SINGLE, COLLAGE, BACKUP = "single", "collage", "backup"
 MS = 1_000_000
-
-
-def value(image: int) -> int:
-    """What stands for the scores of an image: a sum of several tells which they are."""
-    return 1 << image
 
 
 def numbers(image: ImageState) -> range:
@@ -43,18 +36,13 @@ def policy_of(
     name: str,
     *,
     confidence: float = 0.8,
-    grace_ns: int | None = None,
     deadline_ns: int | None = None,
-    **quantiles: float | None,
 ) -> AcceptPolicy:
     """The accept policy of that name, made from few settings."""
     settings = AcceptSettings(
         accept=name,
         confidence=confidence,
-        grace_ms=None if grace_ns is None else grace_ns / MS,
-        grace_quantile=quantiles.get("grace_quantile"),
-        accept_deadline_ms=None if deadline_ns is None else deadline_ns / MS,
-        accept_deadline_quantile=quantiles.get("deadline_quantile"),
+        deadline_ms=None if deadline_ns is None else deadline_ns / MS,
     )
     return settings.accept_policy()
 
@@ -66,11 +54,8 @@ def scheme_settings(name: str, **changes: object) -> SchemeSettings:
         "policy": policy_of("first"),
         "collage_copies": 1,
         "replicas": 2,
-        "hedge_delay": None,
-        "hedge_budget": 0.25,
+        "hedge_ns": None,
         "placement": "fixed",
-        "parity_k": 3,
-        "decode": tell_nothing,
         "bundle_from": None,
         "beyond_idle": False,
         "calibrate": False,
@@ -115,18 +100,13 @@ class Harness:
         collages: int = 1,
         scheme: str = "collage",
         policy: str = "first",
-        grace_ns: int | None = None,
-        grace_quantile: float | None = None,
         confidence: float = 0.8,
         deadline_ns: int | None = None,
         copies: int = 1,
         assign: str = "turn",
         replicas: int = 2,
         hedge_ns: int | None = None,
-        hedge_budget: float = 1.0,
         placement: str = "fixed",
-        parity_k: int = 2,
-        parities: int | None = None,
         credit: int = 2,
         batch: int = 1,
         bundle_from: int | None = None,
@@ -138,27 +118,16 @@ class Harness:
         if scheme == "collage-only":
             singles, collages = 0, max(1, collages)
         singles = side * side if singles is None else singles
-        if scheme in ("parity", "approx"):
-            collages = max(1, collages) if parities is None else parities
         whole_batches = runs and scheme == "none"
         self.scheme = make_scheme(
             scheme_settings(
                 scheme,
                 assign=assign,
-                policy=policy_of(
-                    policy,
-                    grace_ns=grace_ns,
-                    grace_quantile=grace_quantile,
-                    confidence=confidence,
-                    deadline_ns=deadline_ns,
-                ),
+                policy=policy_of(policy, confidence=confidence, deadline_ns=deadline_ns),
                 collage_copies=copies,
                 replicas=replicas,
-                hedge_delay=Delay(hedge_ns),
-                hedge_budget=hedge_budget,
+                hedge_ns=hedge_ns,
                 placement=placement if "placement" in scheme_class(scheme).takes else "fixed",
-                parity_k=parity_k,
-                decode=self._decode,
                 bundle_from=bundle_from,
                 beyond_idle=beyond_idle,
                 calibrate=calibrate,
@@ -185,7 +154,6 @@ class Harness:
         collage = scheme_class(scheme).needs - single or frozenset({COLLAGE})
         if "placement" in scheme_class(scheme).takes and placement == "fastest" and singles:
             single = collage = single | collage
-        self.nonsense: set[int] = set()  # parity tasks whose answer decodes to nothing
         self.kinds = {r: single for r in range(1, singles + 1)}
         self.kinds |= {r: collage for r in range(singles + 1, singles + collages + 1)}
         self.live: dict[int, ev.Send] = {}  # sent, not terminal
@@ -284,7 +252,7 @@ class Harness:
     ) -> list[ev.Action]:
         """The task's rank answers; images in `absent` get no record, in `unsure` a low score.
 
-        Those `unread`, some of a collage's or a stripe's, were blank.
+        Those `unread`, some of a collage's, were blank.
         """
         send = self._terminal(task)
         self.unread[task] = unread
@@ -294,11 +262,6 @@ class Harness:
             else ev.Score(item.image % 10, 0.5 if item.image in unsure else 0.9)
             for item in send.items
         }
-        evidence: object = [value(image) for image in cells]
-        if send.kind in DECODE:  # it says nothing of an image by itself
-            evidence = None if absent else sum(value(image) for image in cells.keys() - unread)
-            self.nonsense |= {task} if absent else set()
-            cells = dict.fromkeys(cells)
         self.answers[task] = cells
         self.suspected.discard(send.rank)
         return self.feed(
@@ -309,23 +272,9 @@ class Harness:
                 tuple(cells.values()),
                 service_ns,
                 0,
-                evidence,
                 tuple(WORN if image in unread else None for image in cells) if unread else (),
             )
         )
-
-    def _decode(
-        self, image: int, place: int, total: int | None, others: list[int]
-    ) -> ev.Score | None:
-        assert sorted([*others[:place], value(image), *others[place:]]) == [
-            *others[:place],
-            value(image),
-            *others[place:],
-        ], "not its place among the others"
-        if total is None:
-            return None
-        assert total - sum(others) == value(image), "decoded from the answers of others"
-        return ev.Score(image % 10, 0.7)
 
     def fail(self, task: int, of_input: bool = False) -> list[ev.Action]:
         send = self._terminal(task)
@@ -437,9 +386,7 @@ class Harness:
         assert action.image in self.arrived
         assert action.image not in self.resolved, "one Resolve per image (2)"
         assert (action.score is None) == (action.outcome == "error") == (not action.tasks)
-        if action.source in DECODE:
-            self._check_parity(action)
-        for task in () if action.source in DECODE else action.tasks:
+        for task in action.tasks:
             record = self.answers[task][action.image]
             assert record == action.score, "resolved by an answer that covers it (2)"
         self._check_audit(action)
@@ -465,16 +412,6 @@ class Harness:
             kind = SINGLE if accepted else first.order.kind
             assert (kind, action.other) in said
         assert (action.decided_ns or 0) <= self.now_ns
-
-    def _check_parity(self, action: ev.Resolve) -> None:
-        """By one parity answer that covers it and one single answer of each other image."""
-        parity, *singles = action.tasks
-        covered = self._members(parity)
-        assert parity in self.ended
-        assert self.sent[parity].kind == action.source
-        assert action.image in covered
-        helped = [image for task in singles for image, cell in self.answers[task].items() if cell]
-        assert sorted([*helped, action.image]) == sorted(covered)
 
     def _do_settimer(self, action: ev.SetTimer) -> None:
         assert action.at_ns >= self.now_ns
@@ -522,17 +459,14 @@ class Harness:
         covered = {
             item.image
             for send in self.live.values()
-            if send.rank not in self.suspected and send.kind not in DECODE
+            if send.rank not in self.suspected
             for item in send.items
         }
         queued = list(self.scheduler.dispatch.waiting())
-        waits = [image for task in queued if task.kind not in DECODE for image in task.images]
+        waits = [image for task in queued for image in task.images]
         waiting = {number for image in waits for number in numbers(image)}
         unresolved, states = self.arrived - self.resolved.keys(), self.states
         timed = {i for i in unresolved if states[i].status in (RESERVED, PARKED, DEFERRED)}
-        # One of a stripe may wait for another, which waits for its timer.
-        known = covered | waiting | timed
-        covered |= self._solvable(known, [t for t in queued if t.kind in DECODE])
         filling = self.scheduler.groups.filling
         open_group = {n for image in filling.images for n in numbers(image)} if filling else set()
         for image in unresolved - covered - waiting - open_group:
@@ -557,30 +491,6 @@ class Harness:
         for group in self.groups.values():
             if group.closed and group.unresolved == 0:
                 assert not group.timers, "timers of a group that is done"
-
-    def _members(self, task: int) -> set[int]:
-        """The images that the task's answer is of, or will be."""
-        return {item.image for item in self.sent[task].items} - self.unread.get(task, frozenset())
-
-    def _solvable(self, covered: set[int], queued: list) -> set[int]:
-        """Images that a parity answer, there or coming, and answers of others resolve in time."""
-        known = {
-            image
-            for task, cells in self.answers.items()
-            if self.sent[task].kind == SINGLE
-            for image, cell in cells.items()
-            if cell
-        }
-        equations = [{i.id for i in task.images if not i.resolved} for task in queued]
-        for task, send in self.sent.items():
-            coming = task in self.live and send.rank not in self.suspected
-            members = self._members(task)
-            # Of an answer that decodes to nothing that is known once all others are there.
-            there = task in self.answers and (task not in self.nonsense or len(members - known) > 1)
-            if send.kind in DECODE and (coming or there):
-                equations.append(members)
-        unknown = [equation - known - covered for equation in equations]
-        return {image for each in unknown if len(each) == 1 for image in each}
 
     def fall_silent(self, limit: int = 10_000) -> None:
         """Nothing answers any more: every rank with a task is suspected, timers fire.

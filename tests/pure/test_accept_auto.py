@@ -13,6 +13,7 @@ from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.job.plan import make_plan, with_accept_of
 from collage_mpi.models.specs import AcceptSpec
 from collage_mpi.models.weights import describe_weights, with_accept
+from collage_mpi.scheduler.events import Score
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet, write_shard
 from collage_mpi.simulation.simulator import SimulatedJob
@@ -49,14 +50,21 @@ def test_auto_is_the_threshold_that_was_measured_beside_this_single_network(netw
     assert resolved(NAMED, single, mine) == ("confident", 0.93)
     assert with_accept_of(NAMED, single, mine).accept_policy().name == "confident 0.93"
     for other in (replace(collage, accept=SPEC), replace(collage, accept=None), None):
-        assert resolved(NAMED, single, other)[0] == "backup"
-    assert resolved(NAMED, None, mine)[0] == "backup"
+        assert resolved(NAMED, single, other) == ("confident", 1.0)
+    assert resolved(NAMED, None, mine) == ("confident", 1.0)
+
+
+def test_with_confidence_1_no_score_is_high_enough():
+    policy = replace(NAMED, accept="confident", confidence=1.0, deadline_ms=2.0).accept_policy()
+    assert policy.name == "confident 1, else 2 ms"
+    assert not policy.needs_scores
+    assert policy.accept_at_ns(5, 9, Score(3, 1.0)) == 2_000_005
 
 
 def test_what_is_asked_for_stays_and_null_networks_have_nothing_to_lose(networks):
     single, collage = networks
-    grace = replace(NAMED, accept="grace", grace_ms=5.0)
-    assert with_accept_of(grace, single, collage) is grace
+    asked = replace(NAMED, accept="confident", deadline_ms=5.0)
+    assert with_accept_of(asked, single, collage) is asked
     none = replace(NAMED, scheme="none")
     assert with_accept_of(none, single, collage) is none
     assert resolved(replace(NAMED, collage="null:ms=3"), single, None)[0] == "first"
@@ -110,7 +118,7 @@ def test_a_job_and_its_simulation_take_the_threshold_of_the_quick_network(networ
 
 def test_a_simulation_that_knows_no_scores_takes_every_answer():
     assert SimulatedJob(RunSettings(), 9).effective.accept == "first"
-    assert SimulatedJob(RunSettings(accept="backup"), 9).effective.accept == "backup"
+    assert SimulatedJob(RunSettings(accept="confident"), 9).effective.accept == "confident"
 
 
 def test_a_threshold_is_kept_in_the_weights_and_nothing_else_changes(networks, tmp_path):

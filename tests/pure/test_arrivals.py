@@ -214,7 +214,14 @@ def test_grace_and_image_timeout_count_from_each_image_s_own_arrival(tmp_path):
     slow = {"straggler": "pinned", "straggler_median_ms": 10_000.0, "side": 2}
     file = {"arrivals": "file", "arrival_file": str(times)}
     found = latencies_ms(
-        tmp_path / "a", 4, accept="grace", grace_ms=900.0, cost_ratio=0.01, **slow, **file
+        tmp_path / "a",
+        4,
+        accept="confident",
+        confidence=1.0,
+        deadline_ms=900.0,
+        cost_ratio=0.01,
+        **slow,
+        **file,
     )
     assert found == pytest.approx([900, 900, 900, 900])  # the collage's answer is there at 400
     job = RunSettings(scheme="none", image_timeout_s=0.5, warmup_groups=0, **slow, **file)

@@ -142,10 +142,9 @@ def test_the_reference_network_s_command_is_its_preset() -> None:
 
 
 def test_a_card_s_command_leaves_out_what_its_kind_has_by_default() -> None:
-    parity = {"k": 3, "encoder": "concat", "summed": "logits", "single": "abc"}
-    entry = {**make_entry("sum", None), "parity": parity}
-    for rate, said in ((0.05, False), (0.1, True)):  # 0.1 is a single's default
-        entry["training"] = {**entry["training"], "learning_rate": rate, "shift_px": 0}
+    entry = make_entry("one", None)
+    for rate, said in ((0.1, False), (0.05, True)):
+        entry["training"] = {**entry["training"], "learning_rate": rate, "shift_px": 2}
         words = cards.train_command(entry).replace("\\\n", " ").split()[1:]
         assert ("--lr" in words) == said
         assert "--shift-px" not in words

@@ -97,7 +97,9 @@ def test_once_nothing_is_collaged_a_run_leaves_image_by_image():
 def test_a_run_makes_no_more_slow_ranks_be_tried_again_than_its_images_would():
     """One idle rank is looked at for all that comes at a time."""
     fewer = {"credit": 2, "batch": 2, "depth": 1, "image_timeout_ns": 80 * MS, "max_failures": 1}
-    job = in_runs(scheme="cascade-batch", policy="backup", singles=5, collages=1, **fewer)
+    job = in_runs(
+        scheme="cascade-batch", policy="confident", confidence=1, singles=5, collages=1, **fewer
+    )
     worn = {"of_input": True}
     fire = lambda: job.fire(min(job.timers))  # noqa: E731
     job.arrive(4), fire(), job.arrive(3), job.arrive(1)
@@ -708,8 +710,6 @@ def test_its_ranks_hold_both_networks_and_any_number_will_do():
         ({"assign": "turn"}, "assign is turn with scheme cascade; it takes: pull"),
         ({"assign": "finish"}, "assign is finish"),
         ({"accept": "first"}, "accept is first with scheme cascade; it takes: auto, confident"),
-        ({"accept": "grace", "grace_ms": 5.0}, "accept is grace"),
-        ({"accept": "backup"}, "accept is backup"),
         ({"profile": "paper"}, r"assign is turn .* \(profile paper sets"),
         ({"save": "embeddings"}, "save is embeddings with scheme cascade"),
         ({"collage_from": 0}, "collage_from is 0; it needs"),
@@ -853,7 +853,9 @@ def test_an_image_that_failed_is_not_kept_in_mind_once_it_has_left():
 
 def test_where_a_slow_rank_counts_as_unknown_again_so_few_are_known_that_none_is_slow():
     few = {"collages": 0, "batch": 4, "depth": 1, "image_timeout_ns": 80 * MS}
-    job = in_runs(scheme="cascade-batch", policy="backup", singles=4, drain=True, **few)
+    job = in_runs(
+        scheme="cascade-batch", policy="confident", confidence=1, singles=4, drain=True, **few
+    )
     fire = lambda: job.fire(min(job.timers))  # noqa: E731
     at_once = {"service_ns": 0}
     job.arrive(9), fire(), job.arrive(4, drawn=True), job.answer(3), job.answer(2), job.answer(7)

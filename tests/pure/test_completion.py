@@ -43,7 +43,7 @@ def script(tmp_path_factory) -> Path:
         ("verif", {"verify"}),
         ("run --dry", {"--dry-run"}),
         ("run --save ", {"none", "scores", "embeddings", "outputs"}),
-        ("run --scheme colla", {"collage", "collage-only", "collage-hedge"}),
+        ("run --scheme colla", {"collage", "collage-only"}),
         ("export runs --to pa", {"parquet"}),
         ("slurm render run_n", {"run_nodes"}),
         ("completion z", {"zsh"}),

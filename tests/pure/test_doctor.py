@@ -396,11 +396,7 @@ def test_a_world_of_eleven_is_side_three():
         (wanted_job(), 2, BAD, "-n 11"),
         (wanted_job(run=dict(singles=0)), 2, BAD, "run --help"),
         (wanted_job(run=dict(collage_ranks=2)), 12, OK, None),
-        (wanted_job(run=dict(side=3, scheme="parity")), 13, OK, None),
-        (wanted_job(run=dict(side=3, scheme="parity", parity_k=9)), 11, OK, None),
-        (wanted_job(run=dict(scheme="parity")), 13, OK, None),
         (wanted_job(run=dict(side=3)), 13, BAD, "launch with -n 11"),
-        (wanted_job(run=dict(side=3, scheme="parity")), 12, BAD, "launch with -n 13"),
         (wanted_job(run=dict(side=3, scheme="replicate")), 19, OK, None),
         (wanted_job(run=dict(side=3, scheme="replicate")), 11, BAD, "launch with -n 19"),
         (wanted_job(run=dict(side=3, scheme="replicate", replicas=3)), 28, OK, None),
@@ -413,7 +409,6 @@ def test_a_world_of_eleven_is_side_three():
         ),
         (wanted_job(run=dict(scheme="replicate", replicas=4)), 2, BAD, "launch -n 17 (side 2)"),
         (wanted_job(run=dict(side=3, scheme="collage-only", collage_ranks=2)), 3, OK, None),
-        (wanted_job(run=dict(side=3, scheme="parity", parity_k=10)), 11, BAD, "run --help"),
         (wanted_job(run=dict(teams=4, side=3)), 44, OK, None),
         (wanted_job(run=dict(teams=2, side=2)), 8, BAD, "launch with -n 12"),
         (wanted_job(run=dict(teams=2)), 8, WARN, "--singles 2, or launch -n 12 (side 2)"),
@@ -432,10 +427,7 @@ def test_of_several_teams_each_has_its_coordinator_in_the_map():
     assert found == "2 teams, each of side 2: 0 coordinator, 1-4 single, 5 collage"
 
 
-def test_the_map_names_parity_ranks_and_ranks_that_hold_both():
-    assert (
-        roles(wanted_job(run=dict(side=3, scheme="parity")), 13)[9:] == ["single"] + ["parity"] * 3
-    )
+def test_the_map_names_ranks_that_hold_both():
     both = roles(wanted_job(run=dict(side=3, placement="fastest")), 11)
     assert both == ["coordinator"] + ["single+collage"] * 10
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import re
 from pathlib import Path
@@ -13,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collage_mpi.cli import main
-from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
+from collage_mpi.errors import CollageError, UsageError
 from collage_mpi.experiments import spec
-from collage_mpi.experiments.runner import check_plans, launches
+from collage_mpi.experiments.runner import launches
 from collage_mpi.experiments.spec import (
     LONGEST_NAME,
     expand,
@@ -59,8 +58,11 @@ def test_a_grid_is_every_combination_the_last_key_fastest_seeds_faster_still() -
 
 
 def test_points_are_more_runs_beside_the_grid_or_without_one() -> None:
-    extra = [{"collage_ranks": 2, "accept": "grace", "grace_ms": 5}, {"name": "my own", "side": 2}]
-    alone = ["collage_ranks-2_accept-grace_grace_ms-5", "my-own"]
+    extra = [
+        {"collage_ranks": 2, "accept": "confident", "deadline_ms": 5},
+        {"name": "my own", "side": 2},
+    ]
+    alone = ["collage_ranks-2_accept-confident_deadline_ms-5", "my-own"]
     assert names(point=extra) == alone
     assert names(grid={"side": [3, 4]}, point=extra) == ["side-3", "side-4", *alone]
     assert names() == ["run"]
@@ -68,11 +70,11 @@ def test_points_are_more_runs_beside_the_grid_or_without_one() -> None:
 
 
 def test_an_axis_of_tables_sets_settings_together() -> None:
-    axis = [{"name": "none", "scheme": "none"}, {"accept": "grace", "grace_ms": 20.0}]
+    axis = [{"name": "none", "scheme": "none"}, {"accept": "confident", "deadline_ms": 20.0}]
     found = expand({"base": BASE, "grid": {"policy": axis, "depth": [1]}})
     assert [point.name for point in found.points] == ["none", "policy-1"]
-    assert found.points[1].settings.grace_ms == 20
-    assert found.varied == ("scheme", "accept", "grace_ms")
+    assert found.points[1].settings.deadline_ms == 20
+    assert found.varied == ("scheme", "accept", "deadline_ms")
 
 
 def test_values_become_safe_names(tmp_path: Path) -> None:
@@ -266,34 +268,6 @@ def test_a_simulated_experiment_needs_no_ranks(
     capsys.readouterr()
     assert main(["experiment", str(file), "--out", str(out)]) == 0
     assert "2 of 2 runs are done already" in capsys.readouterr().out
-
-
-def test_the_table_has_the_share_that_parity_answered(tmp_path: Path) -> None:
-    file, out = tmp_path / "e.toml", tmp_path / "out"
-    file.write_text(
-        'how = "simulate"\nimages = 180\n[base]\nstraggler = "lognormal"\nslow_ranks = ["4:9"]\n'
-        'scheme = "parity"\nparity_k = 3\n'
-    )
-    assert main(["experiment", str(file), "--out", str(out)]) == 0
-    for name in ("table.csv", "points.csv"):
-        with open(out / name, newline="") as table:
-            (row,) = csv.DictReader(table)
-        assert float(row["parity_share"]) > 0.05
-        assert float(row["collage_share"]) == 0
-
-
-def test_every_points_parity_network_is_looked_for_before_anything_starts(
-    tmp_path: Path,
-) -> None:
-    file = tmp_path / "e.toml"
-    file.write_text(
-        '[base]\nshards = ["shipped:fashion_demo.h5"]\n'
-        'single = "shipped:fashion_single.safetensors"\n'
-        'scheme = "parity"\nparity_k = 3\n[grid]\n'
-        'parity = ["shipped:fashion_parity_k3.safetensors", "gone.safetensors"]\n'
-    )
-    with pytest.raises(EnvironmentFault, match=r"gone\.safetensors"):
-        check_plans(read_experiment(file).points, tmp_path / "out")
 
 
 def test_settings_given_on_the_command_line_win(tmp_path: Path) -> None:

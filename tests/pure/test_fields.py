@@ -29,7 +29,7 @@ from collage_mpi.system.fields import (
 from collage_mpi.training.settings import TrainSettings
 
 CLASSES = {"run": RunSettings, "simulate": RunSettings, "slurm render": SlurmSettings}
-TRAINED = ("single", "collage", "parity")
+TRAINED = ("single", "collage")
 SPECS = {
     f"{of.__name__}.{spec.name}": (of, spec)
     for of in (*dict.fromkeys(CLASSES.values()), TrainSettings)
@@ -126,9 +126,7 @@ def test_a_kind_of_network_has_no_flag_that_means_nothing_to_it() -> None:
     for kind in TRAINED:
         add_flags(parser := argparse.ArgumentParser(), TrainSettings, kind=kind)
         has[kind] = {action.dest for action in parser._actions}
-    grid, taught = {"side", "cell_px"}, {"distill_weight", "distill_temperature"}
-    assert has["collage"] - has["single"] == grid | {"blank_share"}
-    assert has["collage"] - has["parity"] == grid | taught
+    assert has["collage"] - has["single"] == {"side", "cell_px", "blank_share"}
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -243,14 +243,14 @@ def test_a_run_takes_items_of_any_type(volumes: Path, tmp_path: Path) -> None:
     planned(tmp_path / "long.h5").shards.close()  # which has no collage that would be too large
 
 
-@pytest.mark.parametrize("scheme", ["collage", "parity", "approx", "cascade"])
+@pytest.mark.parametrize("scheme", ["collage", "collage-only", "cascade"])
 def test_schemes_that_paste_refuse_other_items_and_name_those_that_do_not(volumes, scheme) -> None:
     with pytest.raises(UsageError) as caught:
-        planned(volumes, scheme=scheme, parity="null")
+        planned(volumes, scheme=scheme)
     said = str(caught.value)
     assert f"scheme {scheme} pastes" in said
     assert "items of float32 (3, 4, 5, 1)" in said
-    assert "pastes nothing: none, cascade-batch, replicate, hedge, batch-backup" in said
+    assert "pastes nothing: none, cascade-batch, replicate, hedge" in said
 
 
 def test_a_network_for_other_items_is_refused_before_any_rank_loads(volumes, tmp_path) -> None:

@@ -23,10 +23,7 @@ from collage_mpi.results import read_results, summarise, timeline
 from collage_mpi.results.manifest import FILE_SETTINGS, FREE_SETTINGS
 from collage_mpi.results.render import render_summary
 from collage_mpi.results.rows import ENCODED, KIND_CODE, SOURCE_CODE, SOURCES
-from collage_mpi.scheduler.events import Score
-from collage_mpi.scheduler.policies import POLICIES
 from collage_mpi.settings.run_settings import PATH_SETTINGS, RunSettings
-from collage_mpi.simulation.replayed_answers import Answers
 from collage_mpi.system.fields import about
 
 PACKAGE = Path(collage_mpi.__file__).parent
@@ -36,19 +33,16 @@ def test_codes_stay():
     assert {kind.name: kind.code for kind in kinds.TABLE} == {
         "single": 0,
         "collage": 1,
-        "parity": 2,
         "backup": 3,
-        "coded": 4,
     }
-    assert [kind.code for kind in kinds.TABLE] == list(range(len(kinds.TABLE)))
     assert kinds.KINDS is tasks.KINDS
     assert SOURCES[:7] == ("single", "collage", "replica", "hedge", "parity", "retry", "error")
 
 
 def test_rows_and_sources_are_of_the_table():
     assert KIND_CODE == {"single": 0, "collage": 1, "parity": 2, "backup": 3, "coded": 4}
-    encoded = ["collage", "parity", "coded"]
-    assert encoded == [*kinds.ENCODED_KINDS]
+    encoded = ["collage", "parity", "coded"]  # two of them are of earlier versions
+    assert kinds.ENCODED_KINDS == ("collage",)
     assert [SOURCES[code] for code in ENCODED] == [*encoded, "kept"]
     assert SOURCES[7:] == ("endgame", "backup", "coded", "kept")
     assert {kind.name: kind.source for kind in kinds.TABLE}.items() <= SOURCE_CODE.items()
@@ -65,7 +59,7 @@ def test_settings_of_a_kind_are_there():
 
 
 def test_every_kind_of_network_is_trained_and_evaluated_and_its_ranks_are_asked_of_the_doctor():
-    assert tuple(train.COMMAND.each) == kinds.NETWORKS == ("single", "collage", "parity")
+    assert tuple(train.COMMAND.each) == kinds.NETWORKS == ("single", "collage")
     assert set(kinds.NETWORKS) <= {spec.name for spec in fields(evaluate.EvaluateArguments)}
     parser = ArgumentParser()
     doctor.add_run_flags(parser)
@@ -74,7 +68,6 @@ def test_every_kind_of_network_is_trained_and_evaluated_and_its_ranks_are_asked_
 
 def test_figures_tell_kinds_and_states_apart():
     looks = timeline._LOOKS
-    assert tuple(looks)[: len(kinds.TABLE)] == tuple(kind.name for kind in kinds.TABLE)
     colours = [kind.colour for kind in kinds.TABLE]
     others = {colour for name, (colour, _) in looks.items() if name not in kinds.KIND}
     assert len({*colours, *others}) == len(colours) + len(others)
@@ -90,10 +83,8 @@ def test_files_of_kinds_that_a_scheme_leaves_idle_are_not_the_runs(scheme, kept)
 @pytest.mark.parametrize(
     ("scheme", "kind", "given", "loads"),
     [
-        ("batch-backup", "backup", {}, "s"),
-        ("batch-backup", "backup", {"backup": "small"}, "small"),
-        ("approx", "coded", {}, "s"),
-        ("parity", "parity", {"parity": "p"}, "p"),
+        ("cascade-batch", "backup", {}, "s"),
+        ("cascade-batch", "backup", {"backup": "small"}, "small"),
     ],
 )
 def test_ranks_without_a_network_of_their_own_kind_load_the_single(scheme, kind, given, loads):
@@ -104,28 +95,13 @@ def test_ranks_without_a_network_of_their_own_kind_load_the_single(scheme, kind,
     assert named_files(settings) == files
 
 
-@pytest.mark.parametrize("kind", ["collage", "parity", "backup", "coded"])
+@pytest.mark.parametrize("kind", ["collage", "backup"])
 def test_the_price_names_the_kind_that_cost_more(tmp_path, kind):
     final = {"cost_ratio": 1.5}
     shown = render_summary(summarise(read_results(make_run(tmp_path, 90, kind=kind, final=final))))
     assert f"{kind} network's time over the single's, used for injection" in shown
     assert shown.count(" share  ") == 1
     assert f"{kind} share" in shown
-
-
-def test_an_answer_that_resolves_nothing_alone_holds_no_record():
-    said = Score(3, 0.5)
-    other, decoded = Score(1, 0.5), Score(2, 0.5)
-    quick = Score(0, 0.5)
-    known = {"single": said, "collage": other, "backup": quick, "coded": decoded}
-    answers = Answers(2, ("a",), [0] * 4, {kind: [one] * 4 for kind, one in known.items()})
-    assert answers.cells("parity", [(0, 0), (1, 1)]) == (None, None)
-    assert answers.cells("coded", [(0, 0), (1, 1)]) == (None, None)
-    assert answers.cells("single", [(0, 0)]) == (said,)
-    assert answers.cells("backup", [(0, 0)]) == (quick,)
-    assert answers.cells("collage", [(0, 0)]) == (other,)
-    assert answers.answer("coded", 1) == decoded
-    assert answers.answer("parity", 1) is None
 
 
 def _spelt(node: ast.AST) -> bool:
@@ -139,8 +115,7 @@ def _spelt(node: ast.AST) -> bool:
     else:
         return False
     words = [part.value for part in parts if isinstance(part, ast.Constant)]
-    # An accept policy is called backup too.
-    return sum(word in kinds.KINDS and word not in POLICIES for word in words) > most
+    return sum(word in kinds.KINDS for word in words) > most
 
 
 def test_no_list_and_no_question_of_kinds_is_kept_elsewhere():
@@ -151,7 +126,7 @@ def test_no_list_and_no_question_of_kinds_is_kept_elsewhere():
         if path.name != "kinds.py" and word.search(text):
             nodes = ast.walk(ast.parse(text))
             found += [f"{path.relative_to(PACKAGE)}:{n.lineno}" for n in nodes if _spelt(n)]
-    assert not found, "import SINGLE, COLLAGE, PARITY or KINDS from collage_mpi.kinds"
+    assert not found, "import SINGLE, COLLAGE or KINDS from collage_mpi.kinds"
 
 
 # ---- a fourth kind -----------------------------------------------------------
@@ -159,11 +134,10 @@ def test_no_list_and_no_question_of_kinds_is_kept_elsewhere():
 SKETCH = f"""\
     Kind(
         "sketch",
-        code={len(kinds.KINDS)},
+        code={len(KIND_CODE)},
         source={len(SOURCES)},
         ranks="sketch_ranks",
         encoded=True,
-        resolves=True,
         colour="#F0E442",
         legend="sketch answer that resolved images",
         share="of images the sketch resolved",
@@ -239,7 +213,7 @@ def test_a_fourth_kind_travels_and_is_filed():
     out = np.zeros(256, np.uint8)
     length = wire.pack_tasks(out, 1, [task], [np.zeros(4, np.uint8)])
     assert wire.unpack_tasks(out[:length])[0] == [task]
-    assert rows.KIND_CODE["sketch"] == len(kinds.KINDS)
+    assert rows.KIND_CODE["sketch"] == len(KIND_CODE)
     assert rows.SOURCE_CODE["sketch"] == len(SOURCES)
     assert rows.SOURCES[:-1] == SOURCES
     assert rows.SOURCE_CODE["sketch"] in rows.ENCODED
@@ -260,8 +234,8 @@ def test_a_fourth_kind_is_placed_and_its_scheme_is_known():
     class Sketched(RankSettings):
         sketch_ranks: int = setting(2, "ranks that hold the sketch network", at_least=1)
 
-    assert SCHEMES[-3:] == ("approx", "sketch", "collage-replicate")
-    assert make_scheme(scheme_settings("sketch")).kinds == {"single", "sketch"}
+    assert SCHEMES[-3:] == ("collage-only", "sketch", "collage-replicate")
+    assert make_scheme(scheme_settings("sketch")).needs == {"single", "sketch"}
     found = Sketched(side=2, scheme="sketch").place(7)
     assert found.describe() == "0 coordinator, 1-4 single, 5-6 sketch"
     with pytest.raises(EnvironmentFault, match=r"2 sketch ranks needs 7 .*4 single \+ 2 sketch"):
@@ -298,12 +272,11 @@ def test_a_fourth_kind_is_in_summary_tables_timeline_and_figures(tmp_path):
     assert verify_run(path).ok
     price = summarise(run)["price"]
     assert price["sketch_share"] > 0
-    assert price["collage_share"] == price["parity_share"] == 0
+    assert price["collage_share"] == 0
     assert (price["single_ranks"], price["sketch_ranks"], price["collage_ranks"]) == (9, 1, 0)
     shown = render_summary(summarise(run), width=200)
     assert "of images the sketch resolved" in shown
     assert "9 hold the single network, 1 the sketch network" in shown
-    assert "parity" not in shown
     assert "sketch share" in render_comparison(compare([run]), width=200)
     found = make_timeline(run, 3, 5)
     assert found.ranks[10] == "sketch 10"

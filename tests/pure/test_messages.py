@@ -13,13 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from job_messages import HELLO, WELCOME
 
-from collage_mpi.encoding import ENCODERS, MAX_K, MIN_K, SUMMED
 from collage_mpi.encoding.vectors import KeptColumn
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
 from collage_mpi.job.messages import TYPES, Bye, Hello, Leave, Measured, Rank0, Start, Stop, Welcome
 from collage_mpi.models.info import Loading
-from collage_mpi.models.specs import ParitySpec
 from collage_mpi.models.tuning import COMPILES, LAYOUTS, PRECISIONS, Tuning
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.protocol import WireFault
@@ -44,13 +42,6 @@ tunings = st.builds(
     channels_last=st.sampled_from(LAYOUTS),
     compile=st.sampled_from(COMPILES),
 )
-parities = st.builds(
-    ParitySpec,
-    st.integers(MIN_K, MAX_K),
-    st.sampled_from(ENCODERS),
-    st.sampled_from(SUMMED),
-    st.text(min_size=1),
-)
 pairs = st.tuples(st.none() | st.integers(0, 10**6), st.none() | numbers, st.booleans())
 columns = st.builds(
     KeptColumn,
@@ -65,7 +56,6 @@ SOUND = {kind: st.from_type(kind) for kind in TYPES.values()} | {
         Welcome,
         how=st.builds(Loading, tuning=tunings),
         straggler=stragglers,
-        parity=st.none() | parities,
     ),
     Hello: st.builds(Hello, columns=st.lists(columns).map(tuple)),
     Start: st.builds(Start, numbers, st.dictionaries(st.text(), numbers)),
@@ -76,7 +66,6 @@ EXAMPLES = [
     Rank0("node0", ProcessId("boot ns", 5, 7), Offer(("node0", "10.0.0.1"), 4000, "x")),
     replace(
         WELCOME,
-        parity=ParitySpec(3, "sum", "logits", "null"),
         straggler=StragglerSettings("pinned", slow_ranks=("3:2",), dead_ranks=("4:7",)),
     ),
     messages.Shards(("{}", "[1]")),

@@ -1,4 +1,4 @@
-"""Runs of earlier versions: read, proven, exported and gone on with.
+"""Runs of earlier versions: read, proven and exported.
 
 `fixtures/run_0_1_0` holds what version 0.1.0 wrote, `fixtures/formats_1_0_0` what 1.0.0 wrote:
 `complete` of 20 images with one error row (row 13 of input.h5 is damaged), `stopped` by a signal
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
@@ -17,14 +16,10 @@ import numpy as np
 import pytest
 
 from collage_mpi.cli import main
-from collage_mpi.errors import DataFault
-from collage_mpi.job.plan import make_plan
-from collage_mpi.job.provenance import make_manifest
+from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.job.resume import resumed_settings
-from collage_mpi.results import RunWriter, parts, read_results, verify_run
-from collage_mpi.results.manifest import differences, read_manifest, recorded_settings
+from collage_mpi.results import parts, read_results, verify_run
 from collage_mpi.results.rows import GROUPS, IMAGES, TABLES, TASKS, TableLayout
-from collage_mpi.settings.run_settings import RunSettings
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 OLD, FIRST = FIXTURES / "run_0_1_0", FIXTURES / "formats_1_0_0"
@@ -42,20 +37,6 @@ def old(tmp_path: Path) -> Path:
 def any_old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The same of each version."""
     return Path(shutil.copytree(request.param, tmp_path / request.param.name))
-
-
-def manifest_of(settings: RunSettings) -> dict:
-    """What a session with the settings would write."""
-    plan = make_plan(settings, WORLD)
-    plan.shards.close()
-    return make_manifest(plan)
-
-
-def resumed_manifest(run: Path) -> dict:
-    """What this version's session asks for, with the settings of the run in `run`."""
-    settings = recorded_settings(json.loads((run / "manifest.json").read_text()))
-    shards = {"shards": [str(run.parent / "input.h5")], "out": str(run)}
-    return manifest_of(RunSettings.from_mapping({**settings, **shards}))
 
 
 def test_the_null_network_of_0_1_0_was_right(old: Path) -> None:
@@ -76,20 +57,10 @@ def test_a_run_of_an_earlier_version_is_read_proven_and_exported(any_old: Path) 
         assert [row["row"] for row in csv.DictReader(lines) if row["source"] == "error"] == ["13"]
 
 
-def test_a_run_of_an_earlier_version_is_gone_on_with(any_old: Path) -> None:
-    old = any_old
-    run, done = RunWriter.reopen(old / "stopped", resumed_manifest(old / "stopped"))
-    run.close("incomplete")
-    assert (run.session, sorted(done["row"].tolist())) == (2, list(range(12)))
-    manifest = resumed_manifest(old / "complete")
-    assert RunWriter.finished(old / "complete", manifest) == "complete_with_errors"
-
-
-def test_what_is_younger_than_a_run_is_as_it_was_then(old: Path) -> None:
-    given = {"out": str(old / "stopped"), "shards": [str(old / "input.h5")]}
-    settings = resumed_settings(given, "flags", WORLD)
-    assert (settings.assign, settings.endgame, settings.depth) == ("turn", "off", 1)
-    assert differences(read_manifest(old / "stopped"), manifest_of(settings)) == []
+def test_an_unfinished_run_of_an_earlier_version_is_not_gone_on_with(any_old: Path) -> None:
+    given = {"out": str(any_old / "stopped"), "shards": [str(any_old / "input.h5")]}
+    with pytest.raises(EnvironmentFault, match=r"grace_ms.* Finish it with the version that began"):
+        resumed_settings(given, "flags", WORLD)
 
 
 def wider(table: TableLayout, **later: object) -> TableLayout:

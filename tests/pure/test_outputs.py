@@ -402,16 +402,14 @@ def test_what_cannot_be_kept_is_refused_when_it_is_loaded(own: Path, name: str, 
     assert layout_of([KeptColumn("x", "|u1", (MOST_BYTES,))]).itemsize == MOST_BYTES
 
 
-@pytest.mark.parametrize(
-    "scheme", ["collage", "collage-only", "parity", "approx", "cascade", "cascade-batch"]
-)
+@pytest.mark.parametrize("scheme", ["collage", "collage-only", "cascade", "cascade-batch"])
 def test_a_scheme_that_decides_by_classes_refuses_a_map_by_name(scheme: str) -> None:
     with pytest.raises(UsageError, match=f"scheme {scheme} decides by the scores of classes"):
         RunSettings(single="own.py:Each", save="outputs", scheme=scheme)
 
 
 def test_what_a_map_needs_and_cannot_have() -> None:
-    for scheme in ("none", "replicate", "hedge", "batch-backup"):
+    for scheme in ("none", "replicate", "hedge"):
         RunSettings(single="own.py:Each", save="outputs", scheme=scheme, hedge_ms=5)
     for more in ({"single": "a.safetensors"}, {"single": "null"}, {"single": "m:F", "top_k": 1}):
         with pytest.raises(UsageError, match=r"a Python class of your own, FILE\.py:CLASS"):

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from collage_mpi.encoding.vectors import Extras, KeptColumn, layout_of
+from collage_mpi.encoding.vectors import Extras
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.image_buffer import ImageRun, InFlight
 from collage_mpi.job.recorder import TOLERATED, Grouping, Recorder, Vectors
@@ -433,13 +433,10 @@ def test_an_error_row_that_no_rank_could_read_has_no_label():
 
 
 def test_a_row_of_a_mapped_function_has_no_label():
-    extras, layout = (
-        Extras(top_k=None, save="outputs"),
-        layout_of([KeptColumn("mask", "<f4", (2,))]),
-    )
+    extras = Extras(top_k=None, save="outputs")
     kept: list[tuple] = []
     rows = Rows()
-    vectors = Vectors(extras, layout, lambda *row: kept.append(row))
+    vectors = Vectors(extras, lambda *row: kept.append(row))
     book = Recorder(rows, {}, start_ns=START_NS, grouping=Grouping(2, 0), vectors=vectors)
     admit(book, 0, 6)
     book.sent([send(0, 1, SINGLE, {0: 0}, 9, 1)], START_NS, [0])

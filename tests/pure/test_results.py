@@ -387,9 +387,9 @@ def test_a_run_without_labels_ends_with_its_predictions(tmp_path: Path) -> None:
     ("known", "label"),
     [
         ({}, "unknown scheme (mode unknown)"),
-        ({"scheme": "parity", "mode": "carry"}, "parity (carry)"),
-        ({"scheme": "collage", "accept": "grace", "mode": "carry"}, "collage, grace (carry)"),
-        ({"scheme": "none", "accept": "grace", "mode": "drain"}, "none (drain)"),
+        ({"scheme": "cascade", "mode": "carry"}, "cascade (carry)"),
+        ({"scheme": "collage", "accept": "first", "mode": "carry"}, "collage, first (carry)"),
+        ({"scheme": "none", "accept": "first", "mode": "drain"}, "none (drain)"),
     ],
 )
 def test_a_run_is_called_by_what_its_manifest_knows(known: dict, label: str) -> None:

@@ -27,7 +27,7 @@ from collage_mpi.job.plan import make_plan
 from collage_mpi.job.provenance import command_line, job_facts, make_manifest
 from collage_mpi.job.resume import fitted, resumed_settings
 from collage_mpi.models.architecture import default_architecture
-from collage_mpi.models.weights import describe_weights, save_weights
+from collage_mpi.models.weights import save_weights
 from collage_mpi.results import RunWriter, export_run, read_results, summarise, verify_run
 from collage_mpi.results.file_names import MARKER
 from collage_mpi.results.manifest import differences, held, read_manifest
@@ -104,13 +104,6 @@ def finished(out: Path, manifest: Json) -> Path:
     return out
 
 
-def parity(path: Path, bias: float) -> Path:
-    single = weights(path.with_name("teacher"), 0.0)
-    told = describe_weights(single).fingerprint
-    spec = {"k": 2, "encoder": "sum", "summed": "logits", "single": told}
-    return weights(path, bias, "parity", parity=spec)
-
-
 def times(path: Path, value: float) -> Path:
     with path.open("wb") as file:  # under any name: np.save would add one
         np.save(file, np.arange(1, 40).reshape(1, -1) * value)
@@ -127,7 +120,6 @@ FILES: dict[str, tuple[Callable[[Path, float], Path], Json]] = {
     "single": (weights, {}),
     "trace_file": (times, {"straggler": "trace", "cost_ratio": 1.0}),
     "arrival_file": (moments, {"arrivals": "file"}),
-    "parity": (parity, {"scheme": "parity"}),
 }
 
 
@@ -137,8 +129,6 @@ def test_a_file_of_other_content_is_refused_and_one_that_moved_is_not(
 ) -> None:
     make, more = FILES[name]
     file = make(tmp_path / "one.npy", 1.0)
-    if name == "parity":
-        more = {**more, "single": str(tmp_path / "teacher")}
     out = begun(tmp_path / "run", ask(**{**more, name: str(file)}))
     moved = tmp_path / "moved.npy"
     moved.write_bytes(file.read_bytes())
@@ -191,9 +181,9 @@ def test_of_many_shards_that_differ_five_are_named(count: int, more: list[str]) 
 
 
 def test_a_setting_that_came_later_had_its_default(ask: Callable[..., Json]) -> None:
-    before, now = ask(), ask(grace_quantile=0.5)
-    del before["settings"]["grace_quantile"], before["settings"]["slow_ranks"]
-    assert differences(before, now) == ["settings.grace_quantile: None before, 0.5 now"]
+    before, now = ask(), ask(deadline_ms=0.5)
+    del before["settings"]["deadline_ms"], before["settings"]["slow_ranks"]
+    assert differences(before, now) == ["settings.deadline_ms: None before, 0.5 now"]
     assert differences(before, ask()) == []
 
 
@@ -349,9 +339,6 @@ def test_nothing_hides_an_answer(tmp_path: Path) -> None:
         ({"side": 2, "singles": 2}, 9, 7),
         ({"scheme": "none"}, 11, None),  # the collage rank stays idle
         ({"scheme": "none"}, 4, 3),
-        ({"scheme": "parity"}, 5, 3),  # and 1 parity rank for three
-        ({"scheme": "parity"}, 7, 4),  # and 2 for four
-        ({"scheme": "parity"}, 6, None),  # no number of single ranks makes 6
         ({"scheme": "replicate", "replicas": 3}, 4, 3),
         ({"scheme": "replicate", "replicas": 3}, 3, None),
         ({"scheme": "collage-only"}, 3, None),

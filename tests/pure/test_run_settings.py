@@ -179,14 +179,10 @@ def test_meaning():
         ({"side": 1}, "2 to 16"),
         ({"shards": 3}, "list of strings"),
         ({"scheme": "replicate3"}, "known are: none, cascade, cascade-batch, replicate, hedge,"),
-        ({"accept": "grace"}, "--grace-ms"),
-        ({"accept": "grace", "grace_quantile": 1.5}, "between 0 and 1"),
-        ({"accept": "confident", "accept_deadline_ms": 9.0, "confidence": 2.0}, "confidence is 2"),
+        ({"accept": "confident", "deadline_ms": 9.0, "confidence": 2.0}, "confidence is 2"),
         ({"scheme": "hedge"}, "--hedge-ms"),
-        ({"scheme": "hedge", "hedge_ms": 5.0, "hedge_budget": 2.0}, "hedge_budget is 2"),
         ({"scheme": "replicate", "replicas": 1}, "at least 2"),
         ({"scheme": "replicate", "replicas": 3, "singles": 2}, "each copy needs a rank"),
-        ({"scheme": "collage-hedge"}, "--hedge-ms"),
         ({"scheme": "none", "placement": "fastest"}, "is for collages"),
         ({"placement": "nearest"}, "known are: fixed, fastest"),
         ({"scheme": "collage-only", "collage_ranks": 2, "collage_copies": 3}, "each copy"),
@@ -230,7 +226,7 @@ def test_a_scheme_without_singles_needs_no_single_network():
         ({"scheme": "none", "singles": 11, "assign": "least"}, "none, least loaded, N = 11"),
         ({"scheme": "replicate", "singles": 18}, "replicate 2"),
         ({"scheme": "collage", "collage_ranks": 2}, "collage, M = 2"),
-        ({"scheme": "collage-hedge", "hedge_ms": 150.0}, "collage-hedge after 150 ms, at most 25%"),
+        ({"scheme": "hedge", "hedge_ms": 150.0}, "hedge after 150 ms"),
         ({"scheme": "collage-only", "singles": 4}, "collage-only"),
         ({"placement": "fastest"}, "collage, fastest"),
         ({"placement": "fastest", "assign": "finish"}, "collage, first to finish, fastest"),
@@ -358,44 +354,14 @@ def test_a_lease_of_a_batch_fits_a_message():
 
 
 def test_a_backup_rank_gets_a_group_as_one_batch():
-    found = RunSettings(scheme="batch-backup", side=2, batch_cost=0.25)
+    found = RunSettings(scheme="cascade-batch", placement="fixed", side=2, batch_cost=0.25)
     assert (found.n_singles, found.backup_ranks, found.world_size) == (4, 1, 6)
     assert [found.most_inputs(kind) for kind in ("single", "backup")] == [1, 4]
     assert found.batch_costs() == {"backup": 0.25}
-    found = RunSettings(scheme="batch-backup", side=2, batch=3, backup_ranks=2)
+    found = RunSettings(scheme="cascade-batch", placement="fixed", side=2, batch=3, backup_ranks=2)
     assert [found.most_inputs(kind) for kind in ("single", "backup")] == [3, 12]
     assert found.batch_costs() == {"single": 1.0, "backup": 1.0}
     assert "2 backup ranks" in found.labels()["scheme"]
-
-
-@pytest.mark.parametrize("scheme", ["parity", "approx"])
-@pytest.mark.parametrize(
-    ("settings", "k", "ranks", "world"),
-    [
-        ({}, 3, 3, 13),
-        ({"side": 4}, 4, 4, 21),
-        ({"side": 2, "parity_k": 3}, 3, 2, 7),
-        ({"singles": 5, "parity_k": 2}, 2, 3, 9),
-        ({"parity_ranks": 1}, 3, 1, 11),
-    ],
-)
-def test_one_parity_rank_for_k_singles(scheme, settings, k, ranks, world):
-    found = RunSettings(scheme=scheme, **settings)
-    assert (found.n_stripe, found.n_parities, found.world_size) == (k, ranks, world)
-
-
-@pytest.mark.parametrize("scheme", ["parity", "approx"])
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        ({"parity_k": 1}, "at least 2"),
-        ({"parity_k": 10}, "groups of 9"),
-        ({"parity_ranks": 0}, "at least 1"),
-    ],
-)
-def test_stripes_that_cannot_be_are_refused(scheme, settings, says):
-    with pytest.raises(UsageError, match=says):
-        RunSettings(scheme=scheme, **settings)
 
 
 def test_files_of_the_package_are_known_by_name() -> None:
@@ -418,7 +384,7 @@ def test_files_of_the_package_are_known_by_name() -> None:
     [
         ("evaluate", "--shards", "a.h5", "--single", "shipped:none"),
         ("train", "collage", "--shards", "a.h5", "--out", "w", "--teacher", "shipped:none"),
-        ("train", "parity", "--shards", "shipped:none", "--out", "w", "--single", "w"),
+        ("train", "single", "--shards", "shipped:none", "--out", "w"),
         ("simulate", "--images", "9", "--answers", "shipped:none"),
         ("run", "--shards", "a.h5", "--single", "w", "--collage", "shipped:none", "--out", "o"),
         ("shards", "inspect", "shipped:none"),

@@ -28,14 +28,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         singles=st.integers(1, 5),
         collages=st.integers(0, 3),
         scheme=st.sampled_from(SCHEMES),
-        policy=st.sampled_from(["first", "grace", "confident", "backup"]),
+        policy=st.sampled_from(["first", "confident"]),
         copies=st.integers(1, 2),
         assign=st.sampled_from(ASSIGNMENTS),
         placement=st.sampled_from(PLACEMENTS),
         replicas=st.integers(2, 3),
-        parity_k=st.integers(2, 4),
         hedge_ns=st.sampled_from([None, 0, 10 * MS]),
-        hedge_budget=st.sampled_from([0.0, 0.3, 1.0]),
         credit=st.integers(1, 3),
         batch=st.integers(1, 4),
         together=st.booleans(),
@@ -52,7 +50,6 @@ class SchedulerMachine(RuleBasedStateMachine):
     def begin(self, linger, timeout, silent_end, **settings):
         self.silent_end = silent_end
         self.job = Harness(
-            grace_ns=20 * MS,
             deadline_ns=20 * MS,
             linger_ns=linger,
             image_timeout_ns=timeout,
@@ -249,8 +246,6 @@ class SchedulerMachine(RuleBasedStateMachine):
     def no_memory_is_kept(self):
         scheduler = self.job.scheduler
         assert not list(scheduler.dispatch.waiting())
-        if self.job.finish.status != ev.INCOMPLETE:
-            assert not getattr(scheduler.scheme, "_stripes", None)
         if not self.job.live:
             assert not any(rank.messages for rank in scheduler.dispatch.ranks.known.values())
         if not self.job.live:
@@ -320,7 +315,7 @@ class CascadeRunMachine(RunMachine):
         singles=st.integers(1, 5),
         collages=st.integers(0, 3),
         placement=st.sampled_from(PLACEMENTS),
-        policy=st.sampled_from(["confident", "backup"]),
+        confidence=st.sampled_from([0.8, 1.0]),
         deadline_ns=st.sampled_from([None, 20 * MS]),
         bundle_from=st.sampled_from([None, 2, 4]),
         beyond_idle=st.booleans(),

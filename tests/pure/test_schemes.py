@@ -9,10 +9,9 @@ from scheduler_harness import policy_of, scheme_settings
 
 from collage_mpi.errors import UsageError
 from collage_mpi.figures.points import _look
-from collage_mpi.kinds import BACKUP, CODED, COLLAGE, KINDS, PARITY, SINGLE
+from collage_mpi.kinds import BACKUP, COLLAGE, KINDS, SINGLE
 from collage_mpi.models.tuning import Tuning
 from collage_mpi.scheduler import SchedulerSettings, SchemeSettings, make_scheme
-from collage_mpi.scheduler.policies import Delay
 from collage_mpi.scheduler.schemes import SCHEMES, Scheme, base, scheme_class
 from collage_mpi.settings.redundancy import RankSettings
 from collage_mpi.system.fields import setting
@@ -23,10 +22,8 @@ ASKED = scheme_settings(
     policy=policy_of("confident", confidence=0.5, deadline_ns=9_000_000),
     collage_copies=2,
     replicas=3,
-    hedge_delay=Delay(5_000_000),
-    hedge_budget=0.5,
+    hedge_ns=5_000_000,
     placement="fixed",
-    parity_k=2,
 )
 
 
@@ -35,34 +32,27 @@ def asked(name: str, **changes: object) -> SchemeSettings:
 
 
 def test_schemes_are_in_the_order_that_help_and_errors_list_them():
-    listed = (
-        "none, cascade, cascade-batch, replicate, hedge, batch-backup, collage, collage-only, "
-        "collage-hedge, parity, approx"
-    )
+    listed = "none, cascade, cascade-batch, replicate, hedge, collage, collage-only"
     assert ", ".join(SCHEMES) == listed
     with pytest.raises(UsageError, match=f"known are: {listed}"):
         scheme_class("nine")
 
 
 @pytest.mark.parametrize(
-    ("name", "needs", "resolve"),
+    ("name", "needs"),
     [
-        ("none", {SINGLE}, {SINGLE}),
-        ("replicate", {SINGLE}, {SINGLE}),
-        ("hedge", {SINGLE}, {SINGLE}),
-        ("batch-backup", {SINGLE, BACKUP}, {SINGLE, BACKUP}),
-        ("collage", {SINGLE, COLLAGE}, {SINGLE, COLLAGE}),
-        ("collage-only", {COLLAGE}, {COLLAGE}),
-        ("collage-hedge", {SINGLE, COLLAGE}, {SINGLE, COLLAGE}),
-        ("parity", {SINGLE, PARITY}, {SINGLE}),  # a parity answer resolves nothing by itself
-        ("approx", {SINGLE, CODED}, {SINGLE}),
+        ("none", {SINGLE}),
+        ("replicate", {SINGLE}),
+        ("hedge", {SINGLE}),
+        ("collage", {SINGLE, COLLAGE}),
+        ("collage-only", {COLLAGE}),
+        ("cascade-batch", {SINGLE, BACKUP}),
     ],
 )
-def test_what_a_scheme_needs_and_which_answers_resolve(name, needs, resolve):
-    assert scheme_class(name).needs == needs
+def test_what_a_scheme_needs(name, needs):
     made = make_scheme(asked(name))
-    assert (made.name, made.kinds) == (name, resolve)
-    assert made.main in resolve
+    assert (made.name, made.needs) == (name, needs)
+    assert made.main in needs
 
 
 @pytest.mark.parametrize(
@@ -70,13 +60,9 @@ def test_what_a_scheme_needs_and_which_answers_resolve(name, needs, resolve):
     [
         ("none", "none, least loaded"),
         ("replicate", "replicate 3"),
-        ("hedge", "hedge, least loaded after 5 ms, at most 50%"),
+        ("hedge", "hedge, least loaded after 5 ms"),
         ("collage", "collage, least loaded"),
         ("collage-only", "collage-only"),
-        ("collage-hedge", "collage-hedge, least loaded after 5 ms, at most 50%"),
-        ("batch-backup", "batch-backup, least loaded"),
-        ("parity", "parity, least loaded, k = 2"),
-        ("approx", "approx, least loaded, k = 2"),
     ],
 )
 def test_a_scheme_shows_the_settings_that_it_takes_and_no_others(name, label):
@@ -86,7 +72,7 @@ def test_a_scheme_shows_the_settings_that_it_takes_and_no_others(name, label):
 def test_collages_alone_wait_for_nobody():
     """An accept policy would hold their cells back for singles that do not come."""
     assert make_scheme(asked("collage-only")).policy.name == "first"
-    assert make_scheme(asked("collage-hedge")).policy.name == "confident 0.5, else 9 ms"
+    assert make_scheme(asked("collage")).policy.name == "confident 0.5, else 9 ms"
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -108,10 +94,9 @@ def test_only_who_makes_collages_places_them_by_speed(name):
             make_scheme(asked(name, placement="fastest"))
 
 
-@pytest.mark.parametrize("name", ["hedge", "collage-hedge"])
-def test_hedging_needs_a_time(name):
-    with pytest.raises(UsageError, match=f"scheme {name} needs --hedge-ms or --hedge-quantile"):
-        make_scheme(asked(name, hedge_delay=None))
+def test_hedging_needs_a_time():
+    with pytest.raises(UsageError, match="scheme hedge needs a time: --hedge-ms 150"):
+        make_scheme(asked("hedge", hedge_ns=None))
 
 
 @pytest.mark.parametrize("settings", [SchemeSettings, Tuning])

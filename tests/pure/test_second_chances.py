@@ -117,7 +117,7 @@ def test_who_is_tried_again_where_and_how_often(data):
 
 
 @pytest.mark.parametrize("end", ["fail", "absent"])
-@pytest.mark.parametrize("scheme", ["none", "collage", "collage-only", "hedge", "parity"])
+@pytest.mark.parametrize("scheme", ["none", "collage", "collage-only", "hedge"])
 def test_what_always_goes_wrong_ends_after_so_many_tries(scheme, end):
     """Each image of a main kind `max_attempts` times, a collage as often, and no task more."""
     job = Harness(scheme=scheme, collages=1, max_attempts=3, max_failures=PLENTY, credit=PLENTY,

@@ -31,10 +31,8 @@ from collage_mpi.job.provenance import make_manifest, validity
 from collage_mpi.job.recorder import Totals
 from collage_mpi.job.run import Ask, before_this, run_session, warn_of_bad_shards
 from collage_mpi.job.session import build_encoder, open_reader
-from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.asking import Described
 from collage_mpi.models.info import Declared, Geometry, own_info
-from collage_mpi.models.weights import save_weights
 from collage_mpi.mpi.tasks import cancel_message_bytes
 from collage_mpi.results import RunWriter
 from collage_mpi.results.claim import read_claims
@@ -141,7 +139,7 @@ def test_a_cancel_of_all_that_a_rank_may_hold_fits_a_message_of_places(shards):
         {"image_timeout_s": float("inf")},
         {"image_timeout_s": 1e300},
         {"linger_ms": float("nan")},
-        {"accept": "grace", "grace_ms": float("inf")},
+        {"accept": "confident", "deadline_ms": float("inf")},
         {"max_attempts": 256},
         {"depth": 10**30},
     ],
@@ -149,51 +147,6 @@ def test_a_cancel_of_all_that_a_rank_may_hold_fits_a_message_of_places(shards):
 def test_numbers_that_cannot_be_meant_are_refused(more):
     with pytest.raises(UsageError):
         RunSettings(**more)
-
-
-@pytest.fixture
-def parity_weights(tmp_path) -> tuple[str, str, str]:
-    """A single network of 6 px, the parity network trained for it, and another single."""
-    common = {
-        "architecture": default_architecture("single", 8).to_dict(),
-        "height": 6,
-        "width": 6,
-        "channels": 1,
-        "class_names": ["0", "1", "2"],
-        "normalisation": {"mean": [0.3], "std": [0.4]},
-        "temperature": 1.5,
-    }
-    tensors = {"bias": np.zeros(2, np.float32)}
-    single = save_weights(tmp_path / "s.safetensors", tensors, {**common, "kind": "single"})
-    spec = {"k": 2, "encoder": "sum", "summed": "logits", "single": single.fingerprint}
-    record = {**common, "kind": "parity", "parity": spec}
-    save_weights(tmp_path / "p.safetensors", tensors, record)
-    save_weights(tmp_path / "o.safetensors", {"bias": np.ones(2, np.float32)},
-                 {**common, "kind": "single"})  # fmt: skip
-    return tuple(str(tmp_path / f"{name}.safetensors") for name in "spo")
-
-
-def test_a_parity_network_decodes_with_the_single_that_it_was_trained_for(shards, parity_weights):
-    single, parity, other = parity_weights
-    parity_job = {"scheme": "parity", "world": 7, "collage": ""}
-    plan = plan_of(shards, single=single, parity=parity, **parity_job)
-    assert plan.networks == {"single": single, "parity": parity}
-    assert plan.parity is not None
-    assert (plan.parity.k, plan.parity_temperature) == (2, 1.5)
-    null = plan_of(shards, parity="null", **parity_job)
-    assert null.parity is not None
-    assert null.parity.encoder == "sum"
-    for more, error, says in (
-        ({"single": single, "parity": ""}, UsageError, "train parity"),
-        ({"single": single, "parity": "my:network"}, UsageError, "collage-mpi train parity"),
-        ({"single": single, "parity": single}, UsageError, "a parity network is needed"),
-        ({"single": other, "parity": parity}, DataFault, "is another"),
-        ({"single": "null", "parity": parity}, DataFault, "is another"),
-        ({"single": single, "parity": parity, "parity_k": 3}, DataFault, "--parity-k 2"),
-        ({"single": single, "parity": parity, "world": 6}, EnvironmentFault, "launch with -n 7"),
-    ):
-        with pytest.raises(error, match=says):
-            plan_of(shards, **{**parity_job, **more})
 
 
 def test_a_label_that_no_row_can_hold_is_refused(tmp_path):
@@ -273,17 +226,17 @@ def test_ranks_that_run_a_network_must_hold_the_same_weights():
 def test_a_backup_batch_that_no_message_holds_is_refused(shards, monkeypatch):
     monkeypatch.setattr(plan_module, "LARGEST_INPUT_BYTES", 200)
     with pytest.raises(UsageError, match=r"a message of 9 images takes .* choose a smaller --side"):
-        plan_of(shards, 11, scheme="batch-backup", side=3, cell_px=2)
-    plan_of(shards, scheme="batch-backup", side=2, cell_px=2).shards.close()
+        plan_of(shards, 11, scheme="cascade-batch", side=3, cell_px=2)
+    plan_of(shards, scheme="cascade-batch", side=2, cell_px=2).shards.close()
 
 
 def test_what_a_message_and_a_row_just_hold_is_taken(shards, monkeypatch):
     images = 9 * 36  # bytes
     monkeypatch.setattr(plan_module, "LARGEST_INPUT_BYTES", images)
-    plan_of(shards, 11, scheme="batch-backup", side=3, cell_px=2).shards.close()
+    plan_of(shards, 11, scheme="cascade-batch", side=3, cell_px=2).shards.close()
     monkeypatch.setattr(plan_module, "LARGEST_INPUT_BYTES", images - 1)
     with pytest.raises(UsageError, match=r"a message of 9 images takes 324 bytes"):
-        plan_of(shards, 11, scheme="batch-backup", side=3, cell_px=2)
+        plan_of(shards, 11, scheme="cascade-batch", side=3, cell_px=2)
 
 
 @pytest.mark.parametrize("more", [0, 1])
@@ -310,7 +263,7 @@ def test_ranks_are_told_how_many_they_are_in_all_teams(shards):
 
 
 @pytest.mark.parametrize(
-    ("scheme", "files"), [("none", True), ("batch-backup", False), ("collage", False)]
+    ("scheme", "files"), [("none", True), ("cascade-batch", False), ("collage", False)]
 )
 def test_pictures_go_as_files_where_a_task_has_one_image(scheme, files, tmp_path):
     write_folder(tmp_path / "photos")
@@ -372,12 +325,8 @@ def test_of_pictures_without_labels_a_network_of_ones_own_tells_the_classes(
     assert plan.classes is None
     assert {w.geometry.classes for w in welcomes(plan, build_encoder(plan)).values()} == {None}
     assert make_manifest(plan)["class_names"] is None
-    for more, flag in (
-        ({"save": "scores"}, "--save scores"),
-        ({"scheme": "approx"}, "--scheme ap"),
-    ):
-        with pytest.raises(UsageError, match=f"{flag}.*--class-names-file FILE"):
-            plan_of(unlabelled, **{**OWN, **more}, world=7 if "scheme" in more else 6)
+    with pytest.raises(UsageError, match=r"--save scores.*--class-names-file FILE"):
+        plan_of(unlabelled, **OWN, save="scores")
     names = tmp_path / "names.txt"
     names.write_text("crane\nowl\ncrane\n")
     plan = plan_of(unlabelled, **OWN, save="scores", class_names_file=str(names))

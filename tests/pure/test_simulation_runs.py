@@ -7,11 +7,9 @@ import dataclasses
 import json
 import os
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
-from paper import paper
 from simulate_to import simulate_to
 
 from collage_mpi.cli import main
@@ -67,46 +65,6 @@ def test_answers_are_replayed_and_accuracy_follows(tmp_path):
     assert summarise(run)["accuracy"]["overall"]["accuracy"] == pytest.approx(22 / 40)
 
 
-@pytest.mark.parametrize(("scheme", "kind"), [("parity", "parity"), ("approx", "coded")])
-def test_what_stripes_decode_is_replayed(tmp_path, scheme, kind):
-    n = 24
-    right = np.arange(n) % 4
-    decoded = {
-        f"{kind}_k": 2, f"{kind}_class": ((right + 1) % 4).astype(np.int16),
-        f"{kind}_score": np.full(n, 0.25, np.float32), f"{kind}_absent": np.arange(n) == 1,
-    }  # fmt: skip
-    path = fill(tmp_path / "a.npz", n, **decoded)
-    slow = {"straggler": "pinned", "slow_ranks": ("2:9",)}  # image 1 of each group of four
-    settings = paper(scheme=scheme, side=2, warmup_groups=0, **slow)
-    status, out = simulate_to(settings, tmp_path / "run", n, answers=path)
-    rows = read_results(out).images
-    assert status == "complete"
-    decoded = rows[rows["source"] == SOURCE_CODE[kind]]
-    assert {1, 5, 9} & set(decoded["row"]) == {5, 9}  # of image 1 nothing was decoded
-    assert (decoded["predicted"] == (decoded["label"] + 1) % 4).all()
-    assert (decoded["score"] == 0.25).all()
-    singles = rows[rows["source"] == SOURCE_CODE["single"]]
-    assert (singles["predicted"] == singles["label"]).all()
-    three = dataclasses.replace(settings, parity_k=3)
-    with pytest.raises(DataFault, match="stripes of 2"):
-        simulate_to(three, tmp_path / "other", n, answers=path)
-    with pytest.raises(DataFault, match=f"no {kind} answers"):
-        simulate_to(settings, tmp_path / "other", n, answers=fill(tmp_path / "b.npz", n))
-
-
-def test_the_answers_of_a_backup_batch_are_the_single_networks(tmp_path):
-    path = fill(tmp_path / "a.npz", 24)
-    slow = {"straggler": "pinned", "slow_ranks": ("2:9",), "warmup_groups": 0, "batch_cost": 0.1}
-    settings = paper(scheme="batch-backup", side=2, single="s", **slow)
-    _, out = simulate_to(settings, tmp_path / "run", 24, answers=path)
-    rows = read_results(out).images
-    backed = rows[rows["source"] == SOURCE_CODE["backup"]]
-    assert set(backed["cell"]) == {1}
-    assert len(backed) == 6
-    assert (backed["predicted"] == backed["label"]).all()
-    simulate_to(dataclasses.replace(settings, backup="s"), tmp_path / "same", 24, answers=path)
-
-
 def test_a_quick_network_answers_first_and_the_single_one_where_it_is_unsure(tmp_path):
     """The quick one is always wrong, and sure of two images in three."""
     n = 24
@@ -132,24 +90,6 @@ def test_a_quick_network_answers_first_and_the_single_one_where_it_is_unsure(tmp
         asked = dataclasses.replace(settings, scheme=scheme)
         with pytest.raises(DataFault, match=f"no {kind} answers: .* --{kind} W --save-answers"):
             simulate_to(asked, tmp_path / "other", n, answers=other)
-
-
-@pytest.mark.parametrize(
-    ("changed", "says"),
-    [
-        ({"parity_k": 2.5}, "whole number"),
-        ({"parity_class": np.full(23, 9, np.int16)}, "outside of the 4 classes"),
-        ({"parity_score": np.zeros(5, np.float32)}, "parity_score"),
-        ({"parity_absent": None}, "save-answers"),
-    ],
-)
-def test_bad_answers_of_stripes_are_one_message(tmp_path, changed, says):
-    parity = {
-        "parity_k": 2, "parity_class": np.zeros(23, np.int16),
-        "parity_score": np.zeros(23, np.float32), "parity_absent": np.zeros(23, bool), **changed,
-    }  # fmt: skip
-    with pytest.raises(DataFault, match=says):
-        read_answers(Path(fill(tmp_path / "a.npz", **parity)), 2)
 
 
 def test_it_reads_what_evaluate_saves(tmp_path):
@@ -200,7 +140,7 @@ def test_no_answers_and_no_zip(tmp_path):
 
 def test_a_policy_that_needs_scores_needs_answers(tmp_path, capsys):
     words = ["simulate", "--images", "80", "--side", "2", "--straggler", "lognormal"]
-    words += ["--accept", "confident", "--confidence", "0.5", "--accept-deadline-ms", "200"]
+    words += ["--accept", "confident", "--confidence", "0.5", "--deadline-ms", "200"]
     words += ["--summary-only"]
     assert main(words) == 2
     assert "--save-answers" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from simulate_to import simulate_to
 from collage_mpi.cli import main
 from collage_mpi.errors import UsageError
 from collage_mpi.results import read_results, verify_run
-from collage_mpi.results.rows import KINDS, SOURCES, GroupRow, ImageRow, TaskRow
+from collage_mpi.results.rows import GroupRow, ImageRow, TaskRow
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.simulator import SimulatedJob, Simulation
@@ -54,27 +54,6 @@ def test_one_slow_rank_by_hand():
     collage = play(4, ratio=1.2, scheme="collage", side=2, **constant)
     assert [g.latency_ns for g in collage.groups] == [120 * MS] * 4
     assert [g.collage_cells for g in collage.groups] == [1] * 4
-
-
-def test_a_backup_batch_costs_what_its_images_cost_by_hand():
-    constant = {"straggler": "pinned", "straggler_median_ms": 100.0, "slow_ranks": ("2:5",)}
-    found = play(4, scheme="batch-backup", side=2, batch_cost=0.5, **constant)
-    assert [g.latency_ns for g in found.groups] == [(100 + 3 * 50) * MS] * 4
-    sources = {row.cell: SOURCES[row.source] for row in found.images}
-    assert sources == {0: "single", 1: "backup", 2: "single", 3: "single"}
-    # A backup rank that is twice as fast: its ratio counts for the whole batch.
-    faster = play(4, ratio=0.5, scheme="batch-backup", side=2, batch_cost=0.5, **constant)
-    assert [g.latency_ns for g in faster.groups] == [125 * MS] * 4
-
-
-def test_what_is_resolved_before_a_batch_leaves_costs_nothing():
-    """The backup rank is 10 times slower: the second group's batch waits for it meanwhile."""
-    settings = {"straggler": "pinned", "straggler_median_ms": 100.0, "batch_cost": 1.0}
-    slow = {"slow_ranks": ("2:50", "5:2"), "depth": 2, "credit": 1}
-    rows = play(2, scheme="batch-backup", side=2, **settings, **slow)
-    batches = [t for t in rows.tasks if KINDS[t.kind] == "backup"]
-    assert [t.items for t in batches] == [4, 1]
-    assert [t.held_ns for t in batches] == [800 * MS, 200 * MS]
 
 
 def test_a_rank_runs_one_message_at_a_time():
@@ -206,7 +185,7 @@ def test_a_batch_amortises_messages():
 
 
 @pytest.mark.parametrize(
-    "scheme", ["none", "replicate", "hedge", "batch-backup", "collage", "collage-only", "approx"]
+    "scheme", ["none", "replicate", "hedge", "collage", "collage-only", "cascade"]
 )
 @pytest.mark.parametrize(
     "shape",
@@ -292,7 +271,7 @@ def test_carry_equals_a_computation_without_events(scheme, spare):
 def test_hedging_bounds_what_a_slow_rank_can_cost():
     """Late after 150 ms, then a constant 100 ms on an idle rank: never more than 250 ms."""
     constant = {"straggler": "pinned", "straggler_median_ms": 100.0, "slow_ranks": ("2:9",)}
-    hedged = {"scheme": "hedge", "hedge_ms": 150.0, "hedge_budget": 1.0}
+    hedged = {"scheme": "hedge", "hedge_ms": 150.0}
     found = play(20, singles=10, between="drain", **hedged, **constant).groups
     assert max(g.latency_ns for g in found) == 250 * MS
 
@@ -309,7 +288,12 @@ def test_a_slow_rank_skips_to_the_current_group():
 
 def test_the_rows_are_those_of_a_run(tmp_path):
     settings = RunSettings(
-        straggler="lognormal", depth=2, collage_ranks=2, accept="grace", grace_ms=90
+        straggler="lognormal",
+        depth=2,
+        collage_ranks=2,
+        accept="confident",
+        confidence=1.0,
+        deadline_ms=90,
     )
     status, out = simulate_to(settings, tmp_path / "run", 100)
     assert status == "complete"
@@ -330,7 +314,7 @@ def test_the_command(tmp_path, capsys):
     assert "simulated" in capsys.readouterr().out
     assert main(["simulate", "--images", "900", "--out", out]) == 3
     assert main(["simulate", "--images", "0", "--out", out + "2"]) == 2
-    sure = ["--accept", "confident", "--accept-deadline-ms", "200"]
+    sure = ["--accept", "confident", "--deadline-ms", "200"]
     assert main(["simulate", "--images", "9", "--out", out + "2", *sure]) == 2
 
 

@@ -102,7 +102,7 @@ def test_what_is_likely_slower_is_not_called_slow_without_being_sure() -> None:
 
 
 def test_kinds_are_not_compared_with_each_other() -> None:
-    kinds = {9: "collage", 10: "collage", 11: "parity"}
+    kinds = {9: "collage", 10: "collage", 11: "backup"}
     factors = dict.fromkeys(range(1, 9), 1.0) | {9: 3.0, 10: 9.0, 11: 20.0}
     found = of(rank_speeds(a_run(factors, kinds=kinds)))
     assert {name for name, speed in found.items() if speed.slow} == {"rank 10"}
@@ -196,8 +196,10 @@ def test_a_batch_is_one_service_time_over_what_its_size_takes() -> None:
 
 def test_a_group_as_a_batch_is_one_service_time_over_what_its_images_take() -> None:
     given: dict[str, Any] = {"straggler": "pinned", "straggler_median_ms": 50.0, "batch_cost": 0.5}
-    settings = RunSettings(scheme="batch-backup", side=2, slow_ranks=("2:30",), **given)
-    run = simulate_in_memory(SimulatedJob(settings, 60))
+    settings = RunSettings(
+        scheme="cascade-batch", placement="fixed", side=2, slow_ranks=("2:30",), **given
+    )
+    run = simulate_in_memory(SimulatedJob(settings, 62))
     items = run.tasks["items"][run.tasks["kind"] == KIND_CODE["backup"]]
     assert len(set(items.tolist())) > 1
     found = service_times_ns(run)

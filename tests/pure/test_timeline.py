@@ -21,7 +21,6 @@ from collage_mpi.results.rows import OUTCOME_CODE, ran_together
 from collage_mpi.results.timeline import (
     STATES,
     Timeline,
-    look_of,
     make_timeline,
     trace_events,
     write_trace,
@@ -161,23 +160,8 @@ def test_what_ran_beside_a_skipped_task_of_its_message_can_be_written_as_json() 
     json.dumps([dataclasses.astuple(bar) for bar in bars])
 
 
-def test_parity_ranks_and_their_answers_are_called_so() -> None:
-    run = simulated(scheme="parity", parity_k=3, slow_ranks=["1:9", "5:9"])
-    timeline = make_timeline(run, 0, 59)
-    assert [timeline.ranks[rank] for rank in (1, 9, 10, 12)] == [
-        "rank 1",
-        "rank 9",
-        "parity 10",
-        "parity 12",
-    ]
-    looks = {look_of(bar) for bar in timeline.bars if bar.rank >= 10}
-    assert "parity" in looks
-    assert "single" not in looks  # that is a single answer's colour
+def test_the_legend_names_whose_answers_resolved_images() -> None:
     legend = Mock()
-    _legend(legend, timeline)
-    labels = [handle.get_label() for handle in legend.legend.call_args.kwargs["handles"]]
-    assert "parity answer that decoded images" in labels
-    assert "late, or used to decode another" in labels
     _legend(legend, make_timeline(simulated(slow_ranks=["1:9"]), 0, 59))
     labels = [handle.get_label() for handle in legend.legend.call_args.kwargs["handles"]]
     assert labels[:2] == [
@@ -185,8 +169,6 @@ def test_parity_ranks_and_their_answers_are_called_so() -> None:
         "collage answer that resolved images",
     ]
     assert "late answer, resolved nothing" in labels
-    named = [e["args"]["name"] for e in trace_events(timeline)["traceEvents"] if e["ph"] == "M"]
-    assert "parity 12" in named
 
 
 def test_skipped_tasks_and_waits_are_events_of_their_own(run: Results) -> None:

@@ -18,7 +18,6 @@ from collage_mpi.system.files import save_records  # noqa: E402
 from collage_mpi.training.objective import (  # noqa: E402
     Distilled,
     Labels,
-    ParityObjective,
 )
 from collage_mpi.training.parts import running_average  # noqa: E402
 
@@ -107,17 +106,3 @@ def test_the_log_is_a_table(tmp_path: Path) -> None:
     history = [{"epoch": 1, "train_loss": 0.5}, {"epoch": 2, "train_loss": 0.25}]
     save_records(tmp_path / "log.csv", history)
     assert (tmp_path / "log.csv").read_text() == "epoch,train_loss\n1,0.5\n2,0.25\n"
-
-
-def test_a_parity_network_learns_the_sum_and_is_judged_by_what_is_left_of_it() -> None:
-    random = np.random.default_rng(0)
-    taught, held = (random.normal(size=(4, 2, 3)).astype(np.float32) for _ in range(2))
-    objective = ParityObjective(taught, held)
-    total = torch.from_numpy(taught[3, 0] + taught[1, 1]).reshape(1, 1, 3)
-    assert float(objective.loss(total, make_batch([True, True]))) == pytest.approx(0, abs=1e-9)
-    assert float(objective.loss(total + 2, make_batch([True, True]))) == pytest.approx(4)
-    alone = torch.from_numpy(taught[3, 0]).reshape(1, 1, 3)
-    assert float(objective.loss(alone, make_batch([True, False]))) == pytest.approx(0, abs=1e-9)
-    found = objective.logits(torch.zeros(1, 1, 3), make_batch([True, True]))
-    assert np.allclose(found[0, 0], -held[1, 1])
-    assert np.allclose(found[0, 1], -held[3, 0])

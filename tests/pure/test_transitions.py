@@ -108,8 +108,8 @@ def what_waits_is_dropped_with_its_image() -> None:
     assert len(job.sent) == 2, "three singles never left"
 
 
-def grace() -> None:
-    job = started(policy="grace", grace_ns=100 * MS)
+def unsure() -> None:
+    job = started(policy="confident", confidence=1, deadline_ns=100 * MS)
     job.answer(job.task_of(0, COLLAGE))
     assert image_0(job) == transitions.RESERVED
     job.run_out()
@@ -202,21 +202,27 @@ def another_try_fails_before_it_end_deferral() -> None:
 
 def an_answer_to_be_held_comes_from_a_silent_collage_rank() -> None:
     for max_attempts, status in ((1, transitions.PARKED), (2, transitions.DEFERRED)):
-        job = started(policy="grace", grace_ns=100 * MS, singles=1, max_attempts=max_attempts)
+        job = started(
+            policy="confident",
+            confidence=1,
+            deadline_ns=100 * MS,
+            singles=1,
+            max_attempts=max_attempts,
+        )
         job.lose(1)
         job.suspect(2)
         assert image_0(job) == status
         job.answer(job.task_of(0, COLLAGE))
         assert not job.resolved
         job.run_out()
-        assert job.resolved[0].source == COLLAGE
+        assert job.resolved[0].source == "kept"
 
 
 SCENARIOS: list[Callable[[], None]] = [
     first_answers_win,
     late_ranks_end_what_was_cancelled,
     what_waits_is_dropped_with_its_image,
-    grace,
+    unsure,
     failures_end_in_an_error_row,
     a_retired_rank_is_recalled_or_lost,
     a_retired_rank_may_be_silent_too,

@@ -10,7 +10,6 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,7 @@ from hypothesis.extra import numpy as arrays
 from job_messages import HELLO, WELCOME
 from results_harness import InlineThread, Kill, fill, kill_at, make_run, manifest
 
-from collage_mpi.encoding.decode import decode, decode_parity, parity_scores
-from collage_mpi.encoding.stripe import missing_weights
+from collage_mpi.encoding.decode import decode
 from collage_mpi.encoding.vectors import (
     MOST_BYTES,
     Extras,
@@ -36,8 +34,7 @@ from collage_mpi.job.handshake import kept_columns, welcomes
 from collage_mpi.job.networks import Networks
 from collage_mpi.job.plan import make_plan
 from collage_mpi.job.provenance import make_manifest
-from collage_mpi.job.recorder import Vectors
-from collage_mpi.job.session import build_encoder, parity_decoder
+from collage_mpi.job.session import build_encoder
 from collage_mpi.models.info import Geometry
 from collage_mpi.models.null import NullPredictor
 from collage_mpi.mpi.answers import (
@@ -118,7 +115,7 @@ def settings(tmp_path: Path) -> Any:
                 class_names=("a", "b", "c"))  # fmt: skip
 
     def made(**more: Any) -> RunSettings:
-        names = {"single": "null", "collage": "null", "parity": "null", "out": "out", "side": 2}
+        names = {"single": "null", "collage": "null", "out": "out", "side": 2}
         return RunSettings(shards=(str(tmp_path / "a.h5"),), **{**names, **more})
 
     return made
@@ -128,9 +125,7 @@ def settings(tmp_path: Path) -> Any:
     ("scheme", "world", "extras"),
     [
         ("collage", 6, {"top_k": 3, "save": "scores"}),
-        ("parity", 7, {"top_k": 2, "save": "scores"}),
-        ("approx", 7, {"top_k": 2, "save": "scores"}),
-        ("batch-backup", 6, {"save": "scores"}),
+        ("cascade-batch", 6, {"save": "scores"}),
         ("none", 5, {"save": "embeddings"}),
     ],
 )
@@ -146,16 +141,15 @@ def test_the_largest_answer_fits_its_message(settings, scheme, world, extras):
         Networks(told, lambda *_: network, time.time_ns, time.time_ns).answer_bytes
         for told in welcomes(plan, build_encoder(plan)).values()
     )
-    items = 4 if scheme in ("collage", "batch-backup") else 1
-    floats = kept + (plan.classes if scheme in ("parity", "approx") else 0)
+    items = 4 if scheme in ("collage", "cascade-batch") else 1
     result = WireResult(1, ANSWERED, cells=((1, 0.5),) * items, reason="x" * 480)
-    result.vectors = np.zeros((items, floats), np.float32)
-    assert room < max(UP_BYTES, 2 * items * 4 * floats) + 4096  # and is not many times too large
+    result.vectors = np.zeros((items, kept), np.float32)
+    assert room < max(UP_BYTES, 2 * items * 4 * kept) + 4096  # and is not many times too large
     ((only,),) = in_messages([result], room)
     assert pack_results(np.zeros(room, np.uint8), 1, [only]) <= room
 
 
-@pytest.mark.parametrize("scheme", ["collage", "collage-only", "parity", "approx"])
+@pytest.mark.parametrize("scheme", ["collage", "collage-only", "cascade"])
 def test_embeddings_need_a_scheme_whose_answers_have_them(settings, scheme):
     with pytest.raises(UsageError, match="scheme none, replicate or hedge"):
         settings(scheme=scheme, save="embeddings")
@@ -201,57 +195,6 @@ def test_an_answer_has_room_for_what_is_kept_of_each_image_of_a_group():
     assert room(4, 40_000) == four  # items of a group of 2 x 2
     with pytest.raises(UsageError, match="an answer for 17 images of a group takes"):
         room(17, MOST_BYTES)
-
-
-def test_an_image_that_parity_decodes_has_the_scores_that_follow(settings):
-    plan = make_plan(settings(scheme="parity", parity_k=2, save="scores", top_k=1), 7)
-    plan.shards.close()
-    kept: list[Any] = []
-    layout = layout_of(plan.settings.extras.columns(plan.classes))
-    vectors = Vectors(plan.settings.extras, layout, lambda *row: kept.append(row), plan.classes)
-    decoder = parity_decoder(plan, vectors)
-    total, other = np.float32([1.0, 2.5, 0.5]), np.float32([0.5, 0.5, 0.0])
-    behind = np.float32([9, 9, 9, 9, 9])  # what is kept of the other image is no evidence
-    score = decoder(5, 0, total[None], [np.concatenate([other, behind])])
-    assert score == decode_parity(total, [other], plan.parity_temperature)
-    record, resolve = SimpleNamespace(shard=1, row=8), SimpleNamespace(image=5)
-    task, answer = SimpleNamespace(items=((5, 0),)), WireResult(2, ANSWERED, vectors=total[None])
-    vectors.keep(resolve, record, task, answer)  # type: ignore[arg-type]
-    ((shard, row, vector),) = kept
-    found = unpack(layout, vector[None])
-    assert (shard, row) == (1, 8)
-    assert found["scores"].sum() == pytest.approx(1)
-    assert found["top_classes"].tolist() == [[score.label]]
-    assert found["top_scores"][0, 0] == np.float32(score.score)
-    # One that its own single answered: what stands behind the evidence, of its place.
-    both = np.stack([np.concatenate([other, behind]), np.concatenate([total, behind + 1])])
-    task = SimpleNamespace(items=((6, 0), (7, 1)))
-    answer = WireResult(3, ANSWERED, vectors=both)
-    vectors.keep(SimpleNamespace(image=7), record, task, answer)  # type: ignore[arg-type]
-    assert kept[-1][2].tolist() == [10, 10, 10, 10, 10]
-
-
-def test_an_image_that_approx_decodes_is_interpolated_at_its_place(settings):
-    plan = make_plan(settings(scheme="approx", parity_k=3), 7)
-    plan.shards.close()
-    coded, others = np.float32([0.5, 2, -1]), [np.float32([1, 0, 0]), np.float32([0, 0, 3])]
-    for place in range(3):
-        found = parity_decoder(plan)(5, place, coded[None], others)
-        weights = missing_weights(3, place)
-        logits = weights[0] * others[0] + weights[1] * others[1] + weights[2] * coded
-        assert found.label == logits.argmax()
-        assert found.score == pytest.approx((np.exp(logits) / np.exp(logits).sum()).max())
-    assert len({parity_decoder(plan)(5, at, coded[None], others).score for at in range(3)}) == 3
-
-
-def test_a_class_that_parity_decodes_is_the_best_of_what_is_kept():
-    """Where two scores are the same once they are kept, both say the first."""
-    total = np.float64([0.0, 1.0, 1.0 + 1e-12])  # told apart in float64 alone
-    label, _ = decode_parity(total, [], 1.0)
-    layout = layout_of(Extras(top_k=1, save="none").columns(3))
-    scores = parity_scores(total, [], 1.0)[None].astype(np.float32)
-    kept = Extras(top_k=1, save="none").pack(layout, scores)
-    assert unpack(layout, kept)["top_classes"].tolist() == [[label]] == [[1]]
 
 
 # ---- the files ------------------------------------------------------------------

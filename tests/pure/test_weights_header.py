@@ -27,9 +27,6 @@ from collage_mpi.models.weights import (
 same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-PARITY = {"k": 3, "encoder": "concat", "summed": "logits", "single": "ab" * 32}
-
-
 def record(kind: str = "single", **changes: Any) -> dict[str, Any]:
     return {
         "format": "collage-mpi weights",
@@ -45,7 +42,6 @@ def record(kind: str = "single", **changes: Any) -> dict[str, Any]:
         "normalisation": {"mean": [0.3], "std": [0.4]},
         "temperature": 1.5,
         "training": {"seed": 4},
-        **({"parity": dict(PARITY)} if kind == "parity" else {}),
         **changes,
     }
 
@@ -74,41 +70,6 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_single_takes_the_images_shape() -> None:
     info = parse_metadata("w", header(record()), "f")
     assert (info.shape, info.side, info.cells) == ((28, 30, 1), None, 1)
-
-
-def test_a_parity_network_takes_the_picture_of_its_encoder() -> None:
-    info = parse_metadata("w", header(record("parity")), "f")
-    assert info.parity is not None
-    assert (info.parity.k, info.parity.single) == (3, "ab" * 32)
-    assert (info.shape, info.image_shape, info.cells) == ((28, 28, 1), (28, 30, 1), 1)
-    whole = record("parity", parity={**PARITY, "encoder": "sum"})
-    assert parse_metadata("w", header(whole), "f").shape == (28, 30, 1)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"k": 1}, "2 to 256"),
-        ({"k": 3.0}, "2 to 256"),
-        ({"k": 900}, "2 to 256"),
-        ({"encoder": "product"}, "sum, concat"),
-        ({"summed": None}, "logits, probabilities"),
-        ({"single": ""}, "fingerprint"),
-        ({"more": 1}, "more"),
-    ],
-)
-def test_bad_parity_records_are_one_message(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(DataFault, match=message):
-        parse_metadata("w", header(record("parity", parity={**PARITY, **changes})), "f")
-
-
-@given(st.recursive(st.none() | st.integers() | st.text(), lambda v: st.lists(v), max_leaves=4))
-def test_any_parity_record_is_read_or_refused(value: Any) -> None:
-    for spec in (value, {**PARITY, "k": value}, {**PARITY, "encoder": value}):
-        try:
-            parse_metadata("w", header(record("parity", parity=spec)), "f")
-        except DataFault:
-            pass
 
 
 @pytest.mark.parametrize(

@@ -132,12 +132,11 @@ def make(sort: str, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("sort", ["FIFO", "device", "folder"])
-@pytest.mark.parametrize("flag", ["single", "collage", "parity", "trace_file", "arrival_file"])
+@pytest.mark.parametrize("flag", ["single", "collage", "trace_file", "arrival_file"])
 def test_a_job_refuses_what_is_no_regular_file(tmp_path: Path, sort: str, flag: str) -> None:
     more = {
         "trace_file": {"straggler": "trace"},
         "arrival_file": {"arrivals": "file"},
-        "parity": {"scheme": "parity"},
     }
     path = make(sort, tmp_path / "file.npy")
     values = {"single": "null", "collage": "null", **more.get(flag, {}), flag: str(path)}

@@ -306,12 +306,8 @@ def _redundancy(rng: random.Random, collages: int) -> tuple[str, ...]:
     if scheme == "cascade" and "--agree" not in words and rng.random() < 0.2:
         words += ("--scheme", "cascade-batch", "--backup-ranks", str(collages))
         words += ("--placement", "fixed")
-    if scheme == "hedge" and rng.random() < 0.5:
-        words += ("--hedge-quantile", "0.8")
     if scheme == "collage" and rng.random() < 0.2:
-        words += rng.choice(
-            (("--accept", "grace", "--grace-quantile", "0.5"), ("--accept", "backup"))
-        )
+        words += ("--accept", "confident", "--confidence", "1")
     if scheme.startswith("collage") and rng.random() < 0.2:
         words += ("--linger-ms", "20")
     return words + rng.choice(((), ("--pixels", "auto"), ("--pixels", "rank0")))

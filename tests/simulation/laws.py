@@ -22,8 +22,7 @@ from tests.simulation.row_laws import wrong_columns
 
 TRAILER = struct.Struct("<8sQI")
 COMPLETE = ("complete", "complete_with_errors")
-COLLAGE, PARITY, ERROR, BACKUP, CODED = 1, 4, 6, 8, 9  # sources
-DECODED = (PARITY, CODED)  # made from other answers, which the null network's are not made for
+COLLAGE, ERROR, BACKUP = 1, 6, 8  # sources
 TABLES = ("images", "groups", "tasks")
 _READ = {"shard": "u4", "row": "u8", "source": "u1", "session": "u2"}  # columns, by the laws
 _READ |= {"warmup": "?", "outcome": "u1", "resolved": "u4"}
@@ -157,8 +156,7 @@ def _wrong_answers(run: Run) -> list[str]:
         if number >= rows_of(name):
             return [f"a row of no image: {row}"]
         right = answer(number_of(name), number)
-        decoded = row["source"] in DECODED
-        if row["answered"] and not decoded and int(row["predicted"]) != right:
+        if row["answered"] and int(row["predicted"]) != right:
             return [f"another answer than the image's: {row}"]
         if row["answered"] == (row["source"] == ERROR):
             return [f"answered and an error, or neither: {row}"]

@@ -17,11 +17,9 @@ from collage_mpi.scheduler.schemes.base import (
     NOT_TAKEN,
     REGISTERED,
     Core,
-    Decode,
     Later,
     Scheme,
     SchemeSettings,
-    tell_nothing,
 )
 
 __all__ = [
@@ -30,13 +28,11 @@ __all__ = [
     "SCHEMES",
     "SCHEME_NAMES",
     "Core",
-    "Decode",
     "Later",
     "Scheme",
     "SchemeSettings",
     "make_scheme",
     "scheme_class",
-    "tell_nothing",
 ]
 
 for _module in pkgutil.iter_modules(__path__):

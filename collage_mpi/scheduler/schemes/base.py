@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from collage_mpi.kinds import COLLAGE, RESOLVING_KINDS, SINGLE
+from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.scheduler.bundles import Bundle
 from collage_mpi.scheduler.dispatch import Dispatch
 from collage_mpi.scheduler.events import Score
-from collage_mpi.scheduler.policies import AcceptPolicy, Delay, First, RunningQuantile
+from collage_mpi.scheduler.policies import AcceptPolicy, First
 from collage_mpi.scheduler.settings import SchedulerSettings
 from collage_mpi.scheduler.state import GroupState, ImageState, Order, TaskState
 from collage_mpi.scheduler.transitions import SETTLED
@@ -29,15 +29,6 @@ HEDGE = Order(SINGLE, "hedge")
 WHOLE = Order(COLLAGE, COLLAGE)
 
 
-# (image, its place in the encoded task, evidence of that task, evidence of each other image of the
-# task, in order) -> the image's score, or None if it cannot be decoded
-Decode = Callable[[int, int, Any, Sequence[Any]], Score | None]
-
-
-def tell_nothing(image: int, place: int, evidence: Any, others: Sequence[Any]) -> None:
-    """A `Decode` for runs without evidence: it decodes nothing."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class SchemeSettings:
     """The settings of all schemes; a scheme uses those that it names in `takes`.
@@ -50,12 +41,9 @@ class SchemeSettings:
         policy: when a collage's answer counts.
         collage_copies: number of ranks that get the same collage.
         replicas: number of ranks that get the same image.
-        hedge_delay: time after which an image is late.
-        hedge_budget: most copies per image on average, 0..1.
+        hedge_ns: time from its t0 after which an image is late.
         placement: one of PLACEMENTS. Collages go to ranks of their own (fixed), or to the fastest
             of the ranks that hold both networks (fastest).
-        parity_k: images of a stripe.
-        decode: decodes an image's score from the answers to other images.
         bundle_from: how many images must wait before a collage is made (cascade); None: as many as
             make a collage faster than single answers.
         beyond_idle: one more image must wait for each idle rank.
@@ -67,11 +55,8 @@ class SchemeSettings:
     policy: AcceptPolicy
     collage_copies: int
     replicas: int
-    hedge_delay: Delay | None
-    hedge_budget: float
+    hedge_ns: int | None
     placement: str
-    parity_k: int
-    decode: Decode
     bundle_from: int | None
     beyond_idle: bool
     calibrate: bool
@@ -85,7 +70,6 @@ class Core(Protocol):
     """The methods of the scheduler that a scheme may call."""
 
     dispatch: Dispatch
-    latencies: RunningQuantile
 
     def accept(self, image: ImageState, task: TaskState, score: Any) -> None:
         """Resolve the image by this answer now; a run by a sequence with a score for each image."""
@@ -94,12 +78,6 @@ class Core(Protocol):
     def decide(self, image: ImageState, task: TaskState, score: Any) -> None:
         """Accept this answer. A drawn image is resolved by it when the other network has answered
         too, or cannot answer."""
-        ...
-
-    def accept_from(
-        self, image: ImageState, task: TaskState, others: tuple[int, ...], score: Score
-    ) -> None:
-        """Resolve the image now, by the answers of the task and of the `others` (task ids)."""
         ...
 
     def reconsider(self, image: ImageState) -> None:
@@ -149,11 +127,8 @@ class Scheme:
         mark: colour and marker of its points in figures.
         main: kind of the tasks that retries use, and whose failures count.
         only: setting of a run -> its allowed values, for settings with restrictions.
-        kept_source: source of an image that is resolved by a kept answer; None: the source of any
-            answer to the same task.
         placement, credit: defaults of the settings that say which ranks hold a second network, and
             how many messages a rank may have at a time.
-        kinds: those of `needs` whose answers resolve images by themselves.
         bundles_runs: images that arrive together may be runs, from which bundles are cut.
         calibrate: only drawn images leave in a bundle until a threshold is chosen.
     """
@@ -165,7 +140,6 @@ class Scheme:
     mark: ClassVar[tuple[str, str]] = ("#000000", "o")
     main: ClassVar[str] = SINGLE
     only: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    kept_source: ClassVar[str | None] = None
     placement: ClassVar[str] = "fixed"
     credit: ClassVar[int] = 2
     bundles_runs: ClassVar[bool] = False
@@ -173,7 +147,6 @@ class Scheme:
 
     def __init__(self, settings: SchemeSettings) -> None:
         self.assign = settings.assign if settings.assign in self.assigns else "turn"
-        self.kinds = self.needs & RESOLVING_KINDS
 
     @property
     def label(self) -> str:
@@ -184,11 +157,6 @@ class Scheme:
     def watches_health(self) -> bool:
         """Whether it needs to know which rank would finish a task first."""
         return self.assign == "finish"
-
-    @property
-    def asks_latencies(self) -> bool:
-        """Whether it uses the latencies of single ranks' answers."""
-        return not self.takes.isdisjoint(("policy", "hedge_delay"))
 
     def judge_by(self, confidence: float | None) -> None:
         """From now on a cell counts if its score is at least `confidence`; None: no cell counts.
@@ -214,9 +182,6 @@ class Scheme:
         else:
             core.dispatch.to_best(PLAIN, [image], image.group.apart)
 
-    def image_placed(self, core: Core, image: ImageState) -> None:
-        """Called after `image_arrived`, and for an image that cannot be read."""
-
     def group_closed(self, core: Core, group: GroupState) -> None:
         """Called when the group gets no further image."""
 
@@ -226,14 +191,12 @@ class Scheme:
         task: TaskState,
         cells: Sequence[Score | None],
         now_ns: int,
-        evidence: Any = None,
     ) -> None:
         """Called when a task is answered: each score resolves its image.
 
         Args:
             cells: one for each item of the task; None if the network gave no answer for it.
             now_ns: the present time.
-            evidence: as in `events.Answered`.
         """
         for image, cell in task.each(cells):
             if cell is not None and image.status not in SETTLED:
@@ -242,23 +205,11 @@ class Scheme:
     def rank_free(self, core: Core) -> None:
         """Called when a rank has ended a task and got the tasks that waited for it."""
 
-    def resolved(self, image: ImageState) -> Iterable[ImageState]:
-        """Called when an image has its outcome.
-
-        Returns:
-            Unresolved images that waited for the image's own answer, which will not come any more.
-        """
-        return ()
+    def resolved(self, image: ImageState) -> None:
+        """Called when an image has its outcome."""
 
     def covers_later(self, core: Core, group: GroupState) -> bool:
         """Whether the scheme will make another task for the group's images."""
-        return False
-
-    def may_follow(self, image: ImageState, *, silent: bool) -> bool:
-        """Whether several answers, present or under way, may together resolve the image.
-
-        Answers of silent ranks count only if `silent`.
-        """
         return False
 
     def retry(self, image: ImageState) -> Order:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import inf
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE
 from collage_mpi.scheduler.bundles import Bundle
@@ -41,7 +41,6 @@ class CascadeScheme(Scheme):
         "accept": (AUTO, "confident"),
     }
     mark = ("#CC79A7", "*")
-    kept_source = "kept"
     placement = "fastest"
     bundles_runs = True
     credit = 1  # images in a rank's second message would wait, and no collage could take them
@@ -63,8 +62,8 @@ class CascadeScheme(Scheme):
 
     def judge_by(self, confidence: float | None) -> None:
         """From now on a cell with at least this score is sure; None: no cell is."""
-        deadline = self.policy.deadline if isinstance(self.policy, Confident) else None
-        self.policy = Confident(inf if confidence is None else confidence, deadline)
+        deadline_ns = self.policy.deadline_ns if isinstance(self.policy, Confident) else None
+        self.policy = Confident(inf if confidence is None else confidence, deadline_ns)
 
     def bundle(self, settings: SchedulerSettings) -> Bundle:
         """All waiting images, once a collage is faster than a single answer for each of them."""
@@ -97,7 +96,6 @@ class CascadeScheme(Scheme):
         task: TaskState,
         cells: Sequence[Score | None],
         now_ns: int,
-        evidence: Any = None,
     ) -> None:
         """A sure answer resolves its image. An unsure one is kept, and a single rank is asked."""
         if task.kind != self.first:
@@ -118,7 +116,7 @@ class CascadeScheme(Scheme):
     ) -> None:
         """Resolve neighbouring sure images as one run, and handle each other image by itself."""
         scores, accept_at_ns = list(cells), self.policy.accept_at_ns
-        times_ns = [accept_at_ns(run.t0_ns, now_ns, score, core.latencies) for score in scores]
+        times_ns = [accept_at_ns(run.t0_ns, now_ns, score) for score in scores]
         sure = [at_ns is not None and at_ns <= now_ns for at_ns in times_ns]
         start, count = 0, run.count
         for end in range(1, count + 1):
@@ -145,7 +143,7 @@ class CascadeScheme(Scheme):
     def _sure_at_ns(self, core: Core, image: ImageState, cell: Score, now_ns: int) -> int | None:
         if core.dispatch.calibrating:
             return None
-        return self.policy.accept_at_ns(image.t0_ns, now_ns, cell, core.latencies)
+        return self.policy.accept_at_ns(image.t0_ns, now_ns, cell)
 
 
 @register

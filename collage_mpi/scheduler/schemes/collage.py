@@ -1,14 +1,12 @@
-"""Schemes with a collage of each group: beside single tasks, alone, or with hedged copies."""
+"""Schemes with a collage of each group: beside single tasks, or alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.schemes.base import WHOLE, Core, Scheme, SchemeSettings, register
-from collage_mpi.scheduler.schemes.copies import HedgeScheme
 from collage_mpi.scheduler.state import GroupState, ImageState, Order, TaskState
 
 
@@ -66,7 +64,6 @@ class CollageScheme(Scheme):
         task: TaskState,
         cells: Sequence[Score | None],
         now_ns: int,
-        evidence: Any = None,
     ) -> None:
         """A cell counts from the time that the policy says; a cell without an answer never does."""
         if task.kind != COLLAGE:
@@ -75,7 +72,7 @@ class CollageScheme(Scheme):
         for image, cell in zip(task.images, cells, strict=True):
             if cell is None or image.resolved:
                 continue
-            at_ns = self.policy.accept_at_ns(image.t0_ns, now_ns, cell, core.latencies)
+            at_ns = self.policy.accept_at_ns(image.t0_ns, now_ns, cell)
             if at_ns is None:
                 core.keep(image, task, cell)
             elif at_ns <= now_ns:
@@ -109,17 +106,3 @@ class CollageOnlyScheme(CollageScheme):
     def retry(self, image: ImageState) -> Order:
         """The next task to try: another collage."""
         return Order(COLLAGE, COLLAGE, image.sends + 1)
-
-
-@register
-class CollageHedgeScheme(HedgeScheme, CollageScheme):
-    """The collage scheme, and a second single task for images without an answer in time.
-
-    An image goes to an idle single rank if its single task and its collage are late, or if the
-    accept policy holds its cell back.
-    """
-
-    name = "collage-hedge"
-    needs = CollageScheme.needs
-    takes = HedgeScheme.takes | CollageScheme.takes
-    mark = ("#0072B2", "<")

@@ -1,0 +1,56 @@
+"""Commands, options, settings and values that collage_mpi no longer has, and what to use instead.
+
+The command line, settings files and the Python API print `removed` of a name that they do not know.
+"""
+
+from __future__ import annotations
+
+_DECODED = "decoded missing answers from those of other images"
+_COLLAGE = "use --scheme collage, or --scheme replicate"
+
+# The words as they are typed, `COMMAND --option VALUE` at the most -> what it was, what to use.
+# An option has one row for all commands that had it; a setting has the row of its option.
+TABLE: dict[str, tuple[str, str]] = {
+    "--scheme parity": (_DECODED, _COLLAGE),
+    "--scheme approx": (_DECODED, _COLLAGE),
+    "--scheme collage-hedge": ("collages and late second copies", "use --scheme collage"),
+    "--scheme batch-backup": ("each group also as a batch", "use --scheme cascade-batch"),
+    "--parity": ("network that answers for the sum of several images", _COLLAGE),
+    "--parity-k": ("images that were decoded together", _COLLAGE),
+    "--parity-ranks": ("ranks of scheme parity", _COLLAGE),
+    "--approx-k": ("measured the answers of scheme approx", "leave it out"),
+    "train parity": ("trained a parity network", "use collage-mpi train collage"),
+    "--accept grace": (
+        "no collage counts for a time",
+        "use --accept confident --confidence 1 --deadline-ms T",
+    ),
+    "--accept backup": (
+        "a collage counts only if no single rank can answer",
+        "use --accept confident --confidence 1",
+    ),
+    "--grace-ms": ("time of --accept grace", "use --confidence 1 --deadline-ms T"),
+    "--grace-quantile": ("running quantile of latencies", "use --deadline-ms T"),
+    "--accept-deadline-ms": ("deadline of unsure answers", "use --deadline-ms T"),
+    "--accept-deadline-quantile": ("running quantile of latencies", "use --deadline-ms T"),
+    "--hedge-quantile": ("running quantile of latencies", "use --hedge-ms T"),
+    "--hedge-budget": ("share of second copies", "leave it out; --hedge-ms limits the copies"),
+}
+
+
+def removed(*words: str) -> str | None:
+    """The line about something that was removed; None if the words name no such thing.
+
+    Args:
+        words: a command, an option, or one of them with its value, such as "--scheme", "parity".
+    """
+    name = " ".join(words)
+    if name not in TABLE:
+        return None
+    was, instead = TABLE[name]
+    return f"{name} was removed ({was}): {instead}"
+
+
+def removed_setting(name: str, value: object = None) -> str | None:
+    """As `removed`, for a setting such as parity_k, or for one of its values."""
+    flag = "--" + name.replace("_", "-")
+    return removed(flag) if value is None else removed(flag, str(value))

@@ -1,0 +1,71 @@
+"""What was removed is told with what to use instead, and nothing that exists counts as removed."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from collage_mpi import removed
+from collage_mpi.cli import main
+from collage_mpi.commands.parser import build_parser
+from collage_mpi.errors import UsageError
+from collage_mpi.settings.run_settings import RunSettings
+
+
+def leaves(parser, words=()):
+    """Words of each command -> its parser."""
+    subs = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    if not subs:
+        yield words, parser
+    for name, child in (pair for sub in subs for pair in sub.choices.items()):
+        yield from leaves(child, (*words, name))
+
+
+@pytest.mark.parametrize("name", removed.TABLE)
+def test_what_is_removed_is_gone_and_the_line_names_what_to_use(name):
+    was, instead = removed.TABLE[name]
+    assert was
+    assert instead
+    assert removed.removed(*name.split()) == f"{name} was removed ({was}): {instead}"
+    for words, parser in leaves(build_parser(whole=True)):
+        known = parser._option_string_actions
+        option, _, value = name.rpartition(" ")
+        assert name not in (" ".join(words), *known)
+        if option in known and known[option].choices:
+            assert value not in known[option].choices
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["run", "--parity-k", "3"], "--parity-k was removed"),
+        (["run", "--hedge-quantile=0.9", "--scheme", "none"], "use --hedge-ms T"),
+        (["run", "--scheme", "batch-backup"], "use --scheme cascade-batch"),
+        (["train", "parity", "--k", "3"], "train parity was removed"),
+        (["evaluate", "--approx-k", "3"], "--approx-k was removed"),  # before --shards is missed
+    ],
+)
+def test_the_command_line_says_what_was_removed(words, line, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    said = capsys.readouterr().err
+    assert left.value.code == 2
+    assert line in said
+    assert "required" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("grace_ms = 5", "--grace-ms was removed"), ('accept = "backup"', "use --accept confident")],
+)
+def test_settings_files_say_what_was_removed(text, line, tmp_path, capsys):
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    assert main(["run", "--settings", str(file), "--dry-run"]) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_what_never_existed_is_not_told_as_removed():
+    with pytest.raises(UsageError, match="unknown setting 'parity_q'"):
+        RunSettings.from_mapping({"parity_q": 3})
