@@ -141,7 +141,11 @@ class Job:
                 scheme_settings(
                     scheme,
                     assign="pull" if runs else assign,
-                    policy=policy_of(policy, confidence=1, deadline_ns=deadline_ns),
+                    policy=policy_of(
+                        policy,
+                        confidence=0.8 if deadline_ns is None else 1,
+                        deadline_ns=deadline_ns,
+                    ),
                     collage_copies=copies,
                     placement=placement,
                     calibrate=calibration > 0,

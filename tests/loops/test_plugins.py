@@ -139,7 +139,7 @@ def test_a_name_that_nobody_adds_is_an_error_that_lists_all(install, capsys):
     with pytest.raises(SystemExit):
         main([*SIMULATE, "nine", "--out", "out"])
     assert "theirs" in capsys.readouterr().err
-    with pytest.raises(UsageError, match=r"known are: none, .*collage-only, theirs$"):
+    with pytest.raises(UsageError, match=r"known are: none, .*hedge, theirs$"):
         scheme_class("nine")
     with pytest.raises(UsageError, match=r"known are: auto, openmpi, mpich, intel, flux, pals$"):
         launcher_of("nine")

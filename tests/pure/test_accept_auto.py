@@ -332,7 +332,7 @@ def single_task(job: Harness, image: int) -> int:
 
 
 def backed(**settings) -> Harness:
-    job = Harness(policy="backup", **settings)
+    job = Harness(policy="confident", confidence=1, **settings)
     job.start()
     job.arrive(4)
     job.answer(collage_task(job))
@@ -352,7 +352,7 @@ def test_a_backup_answers_where_no_single_rank_can():
     job.fail(single_task(job, 0))
     assert 0 not in job.resolved  # tried again first
     job.fail(single_task(job, 0))
-    assert job.resolved[0].source == "collage"
+    assert job.resolved[0].source == "kept"
 
 
 def test_an_unsure_cell_without_a_deadline_is_a_backup():
@@ -367,13 +367,13 @@ def test_an_unsure_cell_without_a_deadline_is_a_backup():
 
 
 def test_a_collage_that_comes_after_all_attempts_resolves():
-    job = Harness(policy="backup", max_attempts=1)
+    job = Harness(policy="confident", confidence=1, max_attempts=1)
     job.start()
     job.arrive(4)
     job.fail(single_task(job, 0))
     assert 0 not in job.resolved  # the collage is under way
     job.answer(collage_task(job))
-    assert job.resolved[0].source == "collage"
+    assert job.resolved[0].source == "kept"
 
 
 def test_too_few_images_are_told_of_before_a_network_runs(tmp_path, monkeypatch, capsys):

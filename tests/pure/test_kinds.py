@@ -234,7 +234,7 @@ def test_a_fourth_kind_is_placed_and_its_scheme_is_known():
     class Sketched(RankSettings):
         sketch_ranks: int = setting(2, "ranks that hold the sketch network", at_least=1)
 
-    assert SCHEMES[-3:] == ("collage-only", "sketch", "collage-replicate")
+    assert SCHEMES[-2:] == ("sketch", "collage-replicate")
     assert make_scheme(scheme_settings("sketch")).needs == {"single", "sketch"}
     found = Sketched(side=2, scheme="sketch").place(7)
     assert found.describe() == "0 coordinator, 1-4 single, 5-6 sketch"

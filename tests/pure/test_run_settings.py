@@ -178,7 +178,7 @@ def test_meaning():
         ({"side": True}, "side is True"),
         ({"side": 1}, "2 to 16"),
         ({"shards": 3}, "list of strings"),
-        ({"scheme": "replicate3"}, "known are: none, cascade, cascade-batch, replicate, hedge,"),
+        ({"scheme": "replicate3"}, "known are: none, cascade, cascade-batch, collage,"),
         ({"accept": "confident", "deadline_ms": 9.0, "confidence": 2.0}, "confidence is 2"),
         ({"scheme": "hedge"}, "--hedge-ms"),
         ({"scheme": "replicate", "replicas": 1}, "at least 2"),

@@ -32,7 +32,7 @@ def asked(name: str, **changes: object) -> SchemeSettings:
 
 
 def test_schemes_are_in_the_order_that_help_and_errors_list_them():
-    listed = "none, cascade, cascade-batch, replicate, hedge, collage, collage-only"
+    listed = "none, cascade, cascade-batch, collage, collage-only, replicate, hedge"
     assert ", ".join(SCHEMES) == listed
     with pytest.raises(UsageError, match=f"known are: {listed}"):
         scheme_class("nine")
