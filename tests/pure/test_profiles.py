@@ -96,11 +96,6 @@ def test_depth_gives_every_rank_twice_its_credit(given, depth):
     assert of("throughput", **given).depth == depth
 
 
-def test_a_deadline_that_is_given_takes_the_place_of_the_quantile():
-    assert of("latency").accept_policy().name.endswith("q0.7")
-    assert of("latency", deadline_ms=200.0).accept_policy().name.endswith("200 ms")
-
-
 @pytest.mark.parametrize("value", ["fast", 3, ["paper"]])
 def test_an_unknown_profile_names_the_known(value):
     with pytest.raises(UsageError, match=r"job: profile is .*known are: paper, throughput, lat"):
