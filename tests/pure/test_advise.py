@@ -71,7 +71,7 @@ def test_a_short_run_is_advised_in_few_groups_and_told_to_be_rough(tmp_path, cap
     assert "Simulated: 12 placements of 33 groups each." in told.out
     assert "n/a" not in told.out  # a P99 of every scheme
     assert "ROUGH: 9 ranks with" in told.out
-    assert "of 14 schemes" in told.err
+    assert "of 10 schemes" in told.err
     assert main(["advise", saved(tmp_path / "t.npy", heavy_requests()), "--groups", "3"]) == 0
     told = capsys.readouterr().out
     assert "Simulated: 12 placements of 3 groups each." in told

@@ -198,7 +198,7 @@ def test_every_figure_of_the_summary(tmp_path: Path) -> None:
         "predictions": None,
         "price": {
             "collage_share": pytest.approx(3 / 23),
-            "backup_share": 0.0, "coded_share": 0.0,
+            "backup_share": 0.0,
             "cost_ratio": 1.25, "cost_ratio_ci95": [1.2, 1.3], "injected": True,
             "wasted_work": pytest.approx(wasted_s / work_s),
             "wasted_s": pytest.approx(wasted_s), "work_s": pytest.approx(work_s),
