@@ -180,8 +180,10 @@ def check_before_ranks(args: RunArguments, ranks: int | None, *, files: bool = T
 
 
 def _check_shards(settings: RunSettings) -> None:
-    """Raise if a path of the shards does not exist. Rank 0 later checks URLs and contents."""
-    from collage_mpi.shards.inputs import place_of
+    """Raise if a path of the shards does not exist, or a folder has no images. Rank 0 later checks
+    URLs and contents.
+    """
+    from collage_mpi.shards.inputs import expand_paths, place_of
     from collage_mpi.shards.remote import url_of
 
     for path in settings.shards:
@@ -189,6 +191,7 @@ def _check_shards(settings: RunSettings) -> None:
         with reading(path):
             if url_of(place) is None:
                 place.stat()
+    expand_paths(settings.shards)
 
 
 def _check_out(settings: RunSettings, resume: bool) -> None:

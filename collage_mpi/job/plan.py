@@ -271,7 +271,13 @@ def check_without_images(settings: RunSettings, world_size: int) -> dict[str, Ne
     """
     make_delays(settings)  # reads the trace, so that a bad one is found here
     settings.check_slow_ranks(world_size)
-    return _networks(settings)
+    names = None
+    if settings.class_names_file is not None:
+        names = read_class_names(Path(settings.class_names_file))
+    networks = _networks(settings)
+    for known in (names, *(network.class_names for network in networks.values())):
+        check_top_k(settings, len(known) if known else None)
+    return networks
 
 
 def _networks(settings: RunSettings) -> dict[str, NetworkInfo]:

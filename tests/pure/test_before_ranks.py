@@ -17,6 +17,8 @@ SHARD = str(DATA / "fashion_demo.h5")
 RUN = ("run", "--shards", SHARD, "--single", "null", "--collage", "null", "--side", "2")
 SWAPPED = ("--single", str(DATA / "fashion_collage_side3.safetensors"))
 SWAPPED += ("--collage", str(DATA / "fashion_single.safetensors"), "--side", "3")
+RIGHT = (SWAPPED[0], SWAPPED[3], SWAPPED[2], SWAPPED[1], *SWAPPED[4:])
+TWO = ("--class-names-file", "two.txt")
 POINTS = {"base": {"shards": [SHARD], "single": "null", "collage": "null", "side": 2}}
 
 
@@ -62,6 +64,10 @@ def launched(*words: str) -> int:
         (("--", *RUN, "--single", "no.safetensors", "--out", "o"), 3, "it is not there"),
         (("--", *RUN, "--shards", "nix", "--out", "o"), 3, "nix: cannot be read: No such file"),
         (("--", *RUN, "--out", "used"), 3, "used: holds a run already"),
+        (("--", *RUN, "--shards", "empty", "--out", "o"), 3, "empty: no *.h5"),
+        (("--", *RUN, "--class-names-file", "nix", "--out", "o"), 3, "nix: cannot be read"),
+        (("--", *RUN, *TWO, "--top-k", "3", "--out", "o"), 2, "top_k is 3, but there are only 2"),
+        (("--", *RUN, *RIGHT, "--top-k", "11", "--out", "o"), 2, "there are only 10 classes"),
         (("--", *RUN, "--trace-file", "nix.npy", "--straggler", "trace", "--out", "o"), 3, "nix"),
         (("--", "verify", "o"), 2, "-n is missing"),
         (("-n", "2", "--on-rank-loss", "continue", "--", "verify", "o"), 2, "continue is for run"),
@@ -77,6 +83,8 @@ def test_what_one_process_can_see_is_told_before_any_rank_starts(
     (tmp_path / "bad.toml").write_text("[[1")
     (tmp_path / "list.json").write_text("[]")
     (tmp_path / "used").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "two.txt").write_text("a\nb\n")
     (tmp_path / "used" / "manifest.json").write_text("{}")
     (tmp_path / "two.json").write_text(json.dumps({**POINTS, "grid": {"side": [2, 3]}}))
     assert launched(*words) == code
