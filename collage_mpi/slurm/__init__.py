@@ -49,6 +49,7 @@ KINDS: dict[str, ScriptKind] = {
     "run_het": ScriptKind("run_het.sbatch", nodes=3, gpus_per_node=None),
     "run_teams": ScriptKind("run_teams.sbatch", nodes=4, gpus_per_node=4),
     "run_teams_het": ScriptKind("run_teams_het.sbatch", nodes=2, gpus_per_node=4),
+    "classify": ScriptKind("classify.sbatch", gpus_per_node=4),
     "sweep": ScriptKind("sweep.sbatch", nodes=4, gpus_per_node=None, array="0-11"),
     "analyse": ScriptKind("analyse.sbatch", time="00:20:00"),
     "chain": ScriptKind("chain.sh"),
@@ -171,13 +172,17 @@ def layout(kind: str, settings: SlurmSettings) -> ScriptLayout:
         raise UsageError(f"nodes is {nodes} for run_one_node; use run_nodes")
     teams = _teams(kind, settings, nodes)
     ranks = settings.workers + (kind not in HET_KINDS)  # of a team, on the nodes with networks
-    if kind not in RUN_KINDS:
+    gpus = settings.gpus_per_node
+    if kind == "classify":  # workers: --singles, or one a GPU; and the coordinator
+        each = defaults.gpus_per_node if gpus is None else gpus
+        workers = settings.singles or nodes * (each or 0) or settings.side**2
+        tasks = -(-(workers + 1) // nodes)
+    elif kind not in RUN_KINDS:
         tasks = 1
     elif teams > nodes:
         tasks = ranks * (teams // nodes)
     else:
         tasks = -(-ranks // (nodes // teams))
-    gpus = settings.gpus_per_node
     if gpus is None or kind in ("prepare", "analyse"):
         gpus = tasks if defaults.gpus_per_node is None else defaults.gpus_per_node
     return ScriptLayout(nodes, teams, tasks, gpus, hours(settings.time or defaults.time))
@@ -255,7 +260,7 @@ def render(kind: str, settings: SlurmSettings | None = None, file: str | None = 
         array=settings.array or defaults.array,
         array_note=_ARRAY_NOTE.get(kind),
         time=settings.time or defaults.time,
-        stoppable=kind == "train" or kind in RUN_KINDS,
+        stoppable=kind in ("train", "classify", *RUN_KINDS),
         het=kind in HET_KINDS,
         teamed=kind in TEAM_KINDS,
     )

@@ -230,6 +230,30 @@ def test_an_input_that_nobody_named_ends_the_job(kind: str, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_script_of_classify_and_map_passes_the_command_on_with_its_workers(
+    tmp_path: Path,
+) -> None:
+    script = render("classify", SlurmSettings(setup=("true",), nodes=2, gpus_per_node=3))
+    assert directive(script, "ntasks-per-node") == ["4"]  # 6 workers and the coordinator
+    (tmp_path / "collage-mpi").write_text('#!/bin/bash\nprintf "%s\\n" "$@" > words; exit 5\n')
+    (tmp_path / "collage-mpi").chmod(0o755)
+    env = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "2"}
+    env["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+
+    def code(*words: str, **more: str) -> int:
+        return subprocess.run(
+            ["bash", "-s", "--", *words],
+            input=script, text=True, check=False, timeout=30, cwd=tmp_path, env=env | more,
+        ).returncode  # fmt: skip
+
+    assert code("map", "m.py:M", "--out", "a b") == 5
+    words = ["map", "m.py:M", "--out", "a b", "--ranks", "6"]
+    assert (tmp_path / "words").read_text().splitlines() == words
+    assert code("classify", CM_RANKS="3") == 5
+    assert (tmp_path / "words").read_text().splitlines() == ["classify", "--ranks", "3"]
+    assert code("run") == code() == 2
+
+
 def test_a_header_names_its_own_file_and_those_beside_it() -> None:
     text = render("sweep", file="site/mine.sbatch")
     assert "sbatch --array=0-11 site/mine.sbatch " in text
