@@ -1,4 +1,4 @@
-"""Decoding JPEG files a call: Pillow; torchvision and torchcodec on the CPU and a GPU (nvJPEG).
+"""Decoding JPEG files: Pillow, simplejpeg; torchvision, torchcodec on the CPU and a GPU (nvJPEG).
 
 Owns: the files (made here, of noise smoothed to a photograph's size in bytes), the clock, the
 largest and mean difference of pixels to Pillow's.
@@ -13,6 +13,7 @@ import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,10 @@ def pillow(files: Sequence[bytes]) -> list[np.ndarray]:
 def ways(device: str) -> Iterator[tuple[str, Decode]]:
     """Each decoder there is, on this device and on the CPU; why torchcodec is none is printed."""
     yield "Pillow", pillow
+    if find_spec("simplejpeg"):
+        from simplejpeg import decode_jpeg as by_turbo
+
+        yield "simplejpeg", lambda files: [by_turbo(file) for file in files]
     devices = dict.fromkeys(("cpu", device))
     for where in devices:
         yield f"torchvision, {where}", on(where, partial(decode_jpeg, mode=ImageReadMode.RGB))

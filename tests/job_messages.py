@@ -21,7 +21,6 @@ WELCOME = Welcome(
     straggler=StragglerSettings(),
     draws_by_image=False,
     fit=None,
-    decoder="pillow",
     must_read=True,
     ranks=3,
 )

@@ -180,7 +180,7 @@ def _reads(plan: Plan, encoder: Encoder, order: np.ndarray) -> Reads:
     places = np.linspace(0, len(order) - 1, min(DECODED_IMAGES, len(order))).astype(np.int64)
     chosen = order[places]
     with ShardSet(plan.shards.infos) as shards:
-        shards.decoder, shards.decoders = plan.shards.decoder, 1
+        shards.decoders = 1
         _, firsts = np.unique(shards.locate_each(chosen)[0], return_index=True)
         shards.read_checked(chosen[firsts])  # opens the files, which a job does only once
         shards.meter = meter = ReadMeter()

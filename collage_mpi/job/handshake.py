@@ -294,7 +294,6 @@ def _welcome(plan: Plan, encoder: Encoder) -> Welcome:
         straggler=StragglerSettings(**settings.to_dict(StragglerSettings)),
         draws_by_image=settings.draws_by_image,
         fit=plan.shards.fit,
-        decoder=plan.shards.decoder,
         must_read=settings.pixels == "workers",
         ranks=settings.teams * plan.placement.world_size,
     )

@@ -72,7 +72,6 @@ class Welcome:
         straggler: the delays to inject.
         draws_by_image: whether injected delays are drawn by image number instead of group number.
         fit: how files become images (`pictures.PictureFit`); None if tasks carry no files.
-        decoder: who decodes JPEG files, one of `pictures.DECODERS`.
         must_read: whether the rank fails if its host does not have the shards. Otherwise Hello
             says so.
         ranks: number of ranks of the world. All are assumed to be on one host and share its cores,
@@ -90,7 +89,6 @@ class Welcome:
     straggler: StragglerSettings
     draws_by_image: bool
     fit: str | None
-    decoder: str
     must_read: bool
     ranks: int
 

@@ -39,7 +39,6 @@ from collage_mpi.settings.placement import Placement
 from collage_mpi.settings.redundancy import pastes
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
-from collage_mpi.shards.decoders import choose_decoder
 from collage_mpi.shards.inputs import HDF5, expand_paths, source_of
 from collage_mpi.shards.pictures import is_enlarged, parse_fit
 from collage_mpi.shards.remote import url_of
@@ -146,9 +145,7 @@ def make_plan(
             limited = settings.limit is not None
             shards = as_before(shards, known["shards"], indexes, session, limited=limited)
         _tell_of_usual_resize(settings, networks, shards)
-        plan = _fitted(settings, placement, networks, shards)
-        shards.decoder = choose_decoder(settings.decoder, shards, plan.order)
-        return plan
+        return _fitted(settings, placement, networks, shards)
     except BaseException:
         shards.close()
         raise

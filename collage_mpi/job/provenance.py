@@ -28,6 +28,7 @@ from collage_mpi.results.number_sets import keys_digest
 from collage_mpi.scheduler import Scheduler
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.inputs import HDF5
+from collage_mpi.shards.pictures import decoder_text
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, WORKER_BACKOFF
 from collage_mpi.system.bottleneck import Use
 
@@ -94,7 +95,7 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
         "bad_shards": [{"path": str(bad.path), "reason": bad.reason} for bad in plan.shards.bad],
         "rows": len(plan.order),
         "order": settings.order,
-        **({"decoder": plan.shards.decoder} if plan.shards.fit else {}),
+        **({"decoder": decoder_text()} if plan.shards.fit else {}),
         "limit": settings.limit,
         "input_digest": keys_digest(plan.order, plan.starts),
         "class_names": list(plan.class_names) if plan.class_names else None,

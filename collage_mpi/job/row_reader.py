@@ -22,7 +22,7 @@ from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.encoders import make_cell_maker
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.scheduler.events import Unread
-from collage_mpi.shards.pictures import PILLOW, PictureFit, UnreadablePicture, picture_pixels
+from collage_mpi.shards.pictures import PictureFit, UnreadablePicture, picture_pixels
 from collage_mpi.shards.remote import absolute
 from collage_mpi.shards.schema import ShardFault, ShardInfo
 from collage_mpi.shards.source import ReadMeter
@@ -64,15 +64,12 @@ def described(shards: ShardSet) -> list[str]:
     ]
 
 
-def decoded(
-    parts: Sequence[np.ndarray | list[bytes]], fit: PictureFit, decoder: str, meter: ReadMeter
-) -> Inputs:
+def decoded(parts: Sequence[np.ndarray | list[bytes]], fit: PictureFit, meter: ReadMeter) -> Inputs:
     """The inputs that tasks carried: pixels as they are, files decoded.
 
     Args:
         parts: of the tasks.
         fit: how pictures become images.
-        decoder: one of `pictures.DECODERS`.
         meter: counts the time.
     """
     arrays, faults, start_ns = [], [], time.monotonic_ns()
@@ -82,7 +79,7 @@ def decoded(
             found = np.zeros((len(part), *fit.shape), np.uint8)
             for i, data in enumerate(part):
                 try:
-                    found[i] = picture_pixels(data, fit, decoder=decoder)
+                    found[i] = picture_pixels(data, fit)
                 except UnreadablePicture as error:
                     own[i] = Unread(f"cannot be decoded: {error}", of_input=True)
             part = found
@@ -99,19 +96,13 @@ class RowReader:
         descriptions: of all shards in order, from `described`.
         hash_limit_bytes: if a file's stamp differs from that on rank 0, the file is hashed. A file
             larger than this limit is not hashed and counts as another file. None: no limit.
-        decoder: who decodes JPEG files, one of `pictures.DECODERS`.
 
     Raises:
         EnvironmentFault: this host cannot open a shard, or has another file with its name.
         WireFault: a description is invalid.
     """
 
-    def __init__(
-        self,
-        descriptions: Sequence[str],
-        hash_limit_bytes: int | None = None,
-        decoder: str = PILLOW,
-    ) -> None:
+    def __init__(self, descriptions: Sequence[str], hash_limit_bytes: int | None = None) -> None:
         from collage_mpi.shards.reader import ShardSet
 
         self._thread = ThreadPoolExecutor(1, "read")  # its thread starts at the first use
@@ -120,7 +111,6 @@ class RowReader:
                 [ShardInfo.from_json(json.loads(text)) for text in descriptions]
             )
             self._shards.hash_limit_bytes = hash_limit_bytes
-            self._shards.decoder = decoder
             self._shards.check_each()
         except ShardFault as fault:
             self._shards.close()

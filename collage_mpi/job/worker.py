@@ -133,7 +133,7 @@ class Session:
         welcome = self.welcome
         try:
             limit_bytes = None if welcome.must_read else HASH_LIMIT_BYTES
-            self.rows = RowReader(descriptions, limit_bytes, welcome.decoder)
+            self.rows = RowReader(descriptions, limit_bytes)
         except EnvironmentFault as fault:
             if not welcome.must_read:
                 return str(fault)[:1000]
@@ -328,7 +328,7 @@ class Worker:
         descriptions, self._told_shards = self._told_shards, []
         cannot_read = session.read_rows(descriptions) if descriptions else ""
         if session.fit is not None:
-            import_decoders(session.welcome.decoder)  # now, not while the first images wait
+            import_decoders()  # now, not while the first images wait
         networks = Networks(session.welcome, self.load, self.clock, self.cpu_clock)
         session.networks = networks
         service_ns, longest_ns = networks.warm_up()
@@ -533,7 +533,6 @@ def _unpacked(
     arrays = [part for part in parts if not isinstance(part, list)]
     if len(arrays) < len(parts):
         assert session.fit is not None
-        told = session.fit, session.welcome.decoder, session.files
-        return session.decoding.submit(decoded, parts, *told)
+        return session.decoding.submit(decoded, parts, session.fit, session.files)
     none: Faults = ()
     return Inputs(arrays, [none] * len(parts))

@@ -100,11 +100,9 @@ class InputSettings(Settings):
         choices=("rank0", "workers", "auto"),
     )
     decoder: str = _setting(
-        "auto",
-        "who decodes JPEG files. turbo: libjpeg-turbo itself (pip install simplejpeg). "
-        "auto: turbo, if it is installed and gives the pixels of Pillow for a sample of the "
-        "pictures, bit for bit; otherwise Pillow. gpu: not yet",
-        choices=("auto", "pillow", "turbo", "gpu"),
+        "pillow",
+        "what decodes pictures. pillow: Pillow on the CPU. gpu: not yet",
+        choices=("pillow", "gpu"),
     )
     top_k: int | None = _setting(
         None,
@@ -123,6 +121,8 @@ class InputSettings(Settings):
 
     def _check(self) -> None:
         self.shuffle_seed()
+        if self.decoder == "gpu":
+            raise UsageError("decoder gpu: pictures cannot be decoded on a GPU yet; use pillow")
 
     def picture_shape(self, shape: tuple[int, ...] | None = None) -> tuple[int, int, int]:
         """(H, W, C) to which pictures are converted. `shape`: what the networks need, if known."""

@@ -1,8 +1,7 @@
 """Decodes pictures (JPEG, PNG and others that Pillow reads) into pixels of one size.
 
 `collage-mpi prep` uses the same function as a job that decodes pictures. So both give the same
-pixels with the same version of Pillow. A job may let libjpeg-turbo decode its JPEG files, if this
-gives the same pixels (`shards/decoders`).
+pixels with the same version of Pillow.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +29,6 @@ DEFAULT_PX = 224  # if neither the user nor a network gives a size
 PAPER = 255  # background of transparent pixels
 BARS = 0  # fills a letterbox; blank cells of a collage have the same value
 FIT_TEXT = re.compile(r"(\w+) (\d+) x \d+ x (\d+)(?: from (\d+))?(?: by (\w+))?")
-PILLOW, TURBO, GPU = "pillow", "turbo", "gpu"
-TURBO_PX = 16  # of a smaller edge two scales of libjpeg give the same size, and other pixels
 DRAFT = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 if that still gives this times the needed pixels
 
 
@@ -110,23 +105,23 @@ def parse_fit(text: str) -> PictureFit:
     return fit
 
 
-def import_decoders(decoder: str = PILLOW) -> None:
-    """Import Pillow and its plugins for the usual formats now, which takes 30 to 80 ms.
-
-    Args:
-        decoder: of the job, one of DECODERS, which is imported too if it is installed.
-    """
+def import_decoders() -> None:
+    """Import Pillow and its plugins for the usual formats now, which takes 30 to 80 ms."""
     from PIL import Image, ImageOps  # noqa: F401
 
     Image.preinit()
-    if decoder == TURBO:
-        with suppress(ImportError):
-            import simplejpeg  # noqa: F401
 
 
-def picture_pixels(
-    data: bytes, fit: PictureFit, *, enlarge: bool = True, decoder: str = PILLOW
-) -> np.ndarray:
+def decoder_text() -> str:
+    """The decoder of JPEG files and its version, which decide the last bits of the pixels."""
+    import PIL
+    from PIL import features
+
+    turbo = features.version_feature("libjpeg_turbo")
+    return f"Pillow {PIL.__version__}, " + (f"libjpeg-turbo {turbo}" if turbo else "libjpeg")
+
+
+def picture_pixels(data: bytes, fit: PictureFit, *, enlarge: bool = True) -> np.ndarray:
     """Decode a picture, rotate it as its EXIF data says, and resize it.
 
     Args:
@@ -134,7 +129,6 @@ def picture_pixels(
             bits a channel. Alpha is composited on white. Of several frames the first is used.
         fit: how to resize.
         enlarge: whether the picture may be enlarged.
-        decoder: one of DECODERS, for JPEG files.
 
     Returns:
         (px, px, C) uint8.
@@ -154,7 +148,7 @@ def picture_pixels(
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 _draft(picture, fit)
-                upright = _upright(DECODERS[decoder](picture, data))
+                upright = _upright(picture)
                 if not enlarge:
                     _refuse_small(upright.size, fit)
                 return _fitted(_plain(upright, fit.channels), fit)
@@ -214,43 +208,11 @@ def _draft(picture: Any, fit: PictureFit) -> None:
     picture.draft(None, (int(picture.width / scale), int(picture.height / scale)))
 
 
-def _by_pillow(picture: Picture, data: bytes) -> Picture:
-    picture.load()
-    return picture
-
-
-def _by_turbo(picture: Picture, data: bytes) -> Picture:
-    """The pixels of a JPEG file by libjpeg-turbo, in 0.8 of Pillow's time. Pillow decodes all other
-    pictures and all damaged ones, so that its rules and its messages hold.
-    """
-    from PIL import Image
-
-    mode = {"RGB": "RGB", "L": "GRAY"}.get(picture.mode)
-    if picture.format != "JPEG" or mode is None or min(picture.size) < TURBO_PX:
-        return _by_pillow(picture, data)
-    try:
-        from simplejpeg import decode_jpeg
-
-        width, height = picture.size  # after `_draft`, so perhaps a fraction of the file's
-        pixels = decode_jpeg(data, mode, min_height=height, min_width=width)
-        if pixels.shape[:2] != (height, width):
-            return _by_pillow(picture, data)
-    except (ImportError, ValueError):
-        return _by_pillow(picture, data)
-    found = Image.fromarray(pixels[:, :, 0] if mode == "GRAY" else pixels)
-    found.info = picture.info  # EXIF data and transparency
-    return found
-
-
-# The decoders of a job. Each gets a picture that is opened but not loaded, and its file's bytes.
-# A decoder on a GPU gets its place here; `--decoder gpu` is refused until there is one.
-DECODERS: dict[str, Callable[[Picture, bytes], Picture]] = {PILLOW: _by_pillow, TURBO: _by_turbo}
-
-
 def _upright(picture: Picture) -> Picture:
     """Rotate the picture as its EXIF data says. Damaged EXIF data is ignored."""
     from PIL import ImageOps
 
+    picture.load()
     try:
         return ImageOps.exif_transpose(picture)
     except Exception:  # the pixels are intact, so a bad tag must not cost the image

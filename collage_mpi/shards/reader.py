@@ -29,7 +29,6 @@ from collage_mpi.shards.inputs import (
     source_of,
 )
 from collage_mpi.shards.openshard import OpenShard
-from collage_mpi.shards.pictures import PILLOW
 from collage_mpi.shards.remote import Stamp
 from collage_mpi.shards.schema import (
     BadShard,
@@ -71,7 +70,6 @@ class ShardSet:
         hash_limit_bytes: a larger file that has changed is not hashed again but counts as lost;
             None for no limit.
         decoders: number of pictures that are decoded at a time, by default one a core of this rank.
-        decoder: who decodes JPEG files, one of `pictures.DECODERS`.
         meter: what reading has taken so far.
     """
 
@@ -89,7 +87,6 @@ class ShardSet:
         self._starts = np.cumsum([0, *(info.count for info in infos)])  # (shards + 1,)
         self.hash_limit_bytes: int | None = None
         self.decoders = min(MOST_DECODERS, threads_per_rank(local_size() or 1))
-        self.decoder = PILLOW
         self.meter = ReadMeter()
         self._lock = threading.RLock()
         self._open: OrderedDict[int, Source] = OrderedDict()  # least recently used first
@@ -400,7 +397,7 @@ class ShardSet:
                 raise
         self._open.move_to_end(number)
         source = self._open[number]
-        source.decoders, source.decoder, source.meter = self.decoders, self.decoder, self.meter
+        source.decoders, source.meter = self.decoders, self.meter
         return source
 
     def _opened(self, number: int) -> Source:

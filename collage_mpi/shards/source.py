@@ -24,7 +24,6 @@ from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.shards.members import Listing, Member, MemberIndex, read_member
 from collage_mpi.shards.pictures import (
     DEFAULT_PX,
-    PILLOW,
     PictureFit,
     UnreadablePicture,
     parse_fit,
@@ -92,7 +91,6 @@ class Source(ABC):
         labels: (n,) int64, or None.
         row_faults: row -> why it cannot be used, for rows read so far.
         decoders: number of pictures that may be decoded at a time.
-        decoder: who decodes JPEG files, one of `pictures.DECODERS`.
         meter: of the time to decode pictures.
     """
 
@@ -100,7 +98,6 @@ class Source(ABC):
     suffixes: ClassVar[tuple[str, ...]] = ()
     remote: ClassVar[bool] = False
     decoders: int = 1
-    decoder: str = PILLOW
 
     def __init__(self, info: ShardInfo) -> None:
         """Open a source, given its description. Raises EnvironmentFault, DataFault."""
@@ -197,7 +194,10 @@ class PictureSource(Source):
         return True
 
     def read_into(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
-        """Read and decode rows; see `Source.read_into`."""
+        """Read and decode rows; see `Source.read_into`.
+
+        A decoder on a GPU would get all files of a call here. `--decoder gpu` waits for it.
+        """
         files = self._files(rows)
         start_ns = time.monotonic_ns()
         spots = [out[place] for place in places.tolist()]
@@ -217,7 +217,7 @@ class PictureSource(Source):
         if data is None or not self._is_sound(row, data):
             return
         try:
-            out[...] = picture_pixels(data, self._fit, decoder=self.decoder)
+            out[...] = picture_pixels(data, self._fit)
         except UnreadablePicture as error:
             self.row_faults[row] = f"cannot be decoded: {error}"
 

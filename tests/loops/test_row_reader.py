@@ -476,7 +476,7 @@ def test_a_rank_that_will_decode_has_its_decoders_when_it_says_hello(
     for fit in (None, PictureFit(SHAPE[0], channels=1).text()):
         bench = Bench(start=False, fit=fit)
         monkeypatch.setattr(
-            worker, "import_decoders", lambda _, own=bench: told.append(own.endpoint.told())
+            worker, "import_decoders", lambda own=bench: told.append(own.endpoint.told())
         )
         bench.start()
     assert told == [[]]  # once, and nothing was said before

@@ -156,47 +156,6 @@ def test_what_cannot_be_read_is_told(data: bytes, words: str) -> None:
         picture_pixels(data, PictureFit(8))
 
 
-@pytest.mark.parametrize("subsampling", [0, 1, 2])
-@pytest.mark.parametrize("progressive", [False, True])
-def test_libjpeg_turbo_gives_the_pixels_of_pillow(
-    subsampling: int, progressive: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Bit for bit: colour and grey, whole and at 1/2 to 1/8, turned and not."""
-    simplejpeg = pytest.importorskip("simplejpeg")
-    noise = np.random.default_rng(1).integers(0, 256, (31, 40, 3), np.uint8)
-    large = Image.fromarray(noise).resize((801, 607), Image.Resampling.BICUBIC)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    more = {"subsampling": subsampling, "progressive": progressive, "exif": exif}
-    decode, decoded = simplejpeg.decode_jpeg, []
-    monkeypatch.setattr(
-        simplejpeg, "decode_jpeg", lambda *a, **b: decoded.append(decode(*a, **b)) or decoded[-1]
-    )
-    for picture in (large, large.convert("L")):
-        data = file_of(picture, "JPEG", quality=85, **more)
-        for px in (600, 224, 96, 40, 16):
-            fit = PictureFit(px, filter="bicubic")
-            pixels = [picture_pixels(data, fit, decoder=name) for name in ("pillow", "turbo")]
-            assert np.array_equal(*pixels)
-    assert [each.shape[1] for each in decoded] == [801, 801, 401, 201, 101] * 2
-
-
-@pytest.mark.parametrize("cut", [3, 200, 2000])
-def test_pillow_judges_what_libjpeg_turbo_cannot_decode(cut: int) -> None:
-    """The same pixels or the same words, for other formats and for damaged files."""
-    pytest.importorskip("simplejpeg")
-    whole = file_of(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG")
-    kinds = (whole[:-cut], whole[:cut] + b"????" + whole[cut:], file_of(colour("CMYK"), "JPEG"))
-    for data in (*kinds, file_of(colour("RGB")), file_of(colour("RGB").resize((9, 9)), "JPEG")):
-        told = []
-        for name in ("pillow", "turbo"):
-            try:
-                told.append(picture_pixels(data, PictureFit(8), decoder=name).tobytes())
-            except UnreadablePicture as error:
-                told.append(str(error))
-        assert told[0] == told[1]
-
-
 def test_a_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UnreadablePicture, match="decompression bomb"):

@@ -486,3 +486,9 @@ def test_a_cascade_takes_runs_whose_groups_are_its_collages(other):
     found = asked.scheduler_settings(9, 1.0, {}, runs=True)
     assert found == asked.scheduler_settings(9, 1.0, {})
     assert not RunSettings.from_mapping({**given, **other}).runs
+
+
+def test_a_decoder_that_is_not_there_yet_is_refused() -> None:
+    assert RunSettings(decoder="pillow").decoder == "pillow"
+    with pytest.raises(UsageError, match="on a GPU yet; use pillow"):
+        RunSettings(decoder="gpu")

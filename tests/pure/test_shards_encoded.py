@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.shards import (
     EncodedWriter,
     ReadAhead,
     ShardSet,
-    decoders,
     inspect_shard,
     readahead,
     verify_shard,
@@ -25,7 +24,7 @@ from collage_mpi.shards import (
 from collage_mpi.shards.check import inspect_here, verify_here
 from collage_mpi.shards.inputs import open_source
 from collage_mpi.shards.openshard import EncodedShard
-from collage_mpi.shards.pictures import DECODERS, PictureFit, picture_pixels
+from collage_mpi.shards.pictures import PictureFit, picture_pixels
 from collage_mpi.shards.readahead import ImageParts
 from collage_mpi.shards.schema import row_crc32
 from collage_mpi.shards.source import ReadMeter
@@ -222,35 +221,6 @@ def test_what_the_writer_refuses(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_who_decodes_is_chosen_once_by_the_pixels(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("simplejpeg")
-    data = [jpeg for jpeg in files(200) if jpeg[:2] == b"\xff\xd8"]
-    monkeypatch.setattr(decoders, "JUDGED_SHARE", len(data) // 10)
-    with EncodedWriter(tmp_path / "a.h5", FIT, class_names=["a"]) as writer:
-        writer.append_files(data, [0] * len(data))
-    with ShardSet.open([tmp_path / "a.h5"]) as shards:
-        order = np.arange(len(data))
-        assert decoders.choose_decoder("auto", shards, order) == "turbo"
-        assert decoders.choose_decoder("auto", shards, order[:20]) == "pillow"  # too few to pay
-        assert decoders.choose_decoder("pillow", shards, order) == "pillow"
-        with pytest.raises(UsageError, match="not yet"):
-            decoders.choose_decoder("gpu", shards, order)
-        known, judged = shards.read(order[:9])[0], []
-        shards.decoder = "turbo"  # of sources that are open, too
-        pillow = DECODERS["pillow"]
-        monkeypatch.setitem(DECODERS, "turbo", lambda *a: judged.append(1) or pillow(*a))
-        assert np.array_equal(shards.read(order[:9])[0], known)
-        assert len(judged) == 9
-        monkeypatch.setitem(DECODERS, "turbo", lambda picture, _: picture.convert("L"))
-        assert decoders.choose_decoder("auto", shards, order) == "pillow"  # other pixels
-        monkeypatch.setattr(decoders, "find_spec", lambda _: None)
-        assert decoders.choose_decoder("auto", shards, order) == "pillow"
-        with pytest.raises(UsageError, match=r"pip install .simplejpeg"):
-            decoders.choose_decoder("turbo", shards, order)
-
-
 def test_reading_and_decoding_are_timed_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,19 +245,19 @@ def test_reading_and_decoding_are_timed_apart(
         assert shards.meter == ReadMeter(reading_ns=10, decoding_ns=210)
 
 
-@pytest.mark.parametrize("cores", [1, 3])
+@pytest.mark.parametrize("decoders", [1, 3])
 def test_pictures_are_the_same_however_many_decode(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoders: int
 ) -> None:
     data, here = files(7), threading.current_thread().name
     with ShardSet.open([write(tmp_path / "a.h5", data)]) as shards:
-        shards.decoders, by = cores, set()
+        shards.decoders, by = decoders, set()
 
-        def noted(one: bytes, fit: PictureFit, decoder: str) -> np.ndarray:
+        def noted(one: bytes, fit: PictureFit) -> np.ndarray:
             by.add(threading.current_thread().name.partition("_")[0])
-            return picture_pixels(one, fit, decoder=decoder)
+            return picture_pixels(one, fit)
 
         monkeypatch.setattr("collage_mpi.shards.source.picture_pixels", noted)
         pixels, _ = shards.read([5, 0, 1, 6])
     assert np.array_equal(pixels, [picture_pixels(data[i], FIT) for i in (5, 0, 1, 6)])
-    assert by == {here if cores == 1 else "decode"}
+    assert by == {here if decoders == 1 else "decode"}
