@@ -140,10 +140,9 @@ def ranks_here(command: str, ranks: int | None, device: str) -> int:
 
 def _export(args: ClassifyArguments) -> None:
     from collage_mpi.results.export import export_run
-    from collage_mpi.results.reader import read_results
+    from collage_mpi.results.reader import open_run
 
-    results = read_results(args.run)
-    (path,) = export_run(results, args.out.suffix[1:], only_predictions=True)
+    (path,) = export_run(open_run(args.run), args.out.suffix[1:], only_predictions=True)
     with writing(args.out):
         os.replace(path, args.out)
 

@@ -46,18 +46,19 @@ class ExportArguments(Arguments):
 def execute(args: ExportArguments) -> int:
     """Export the run, and print the file names, one a line. Returns 0."""
     from collage_mpi.results.export import export_run
-    from collage_mpi.results.names import image_names
-    from collage_mpi.results.reader import read_results
+    from collage_mpi.results.names import NameBook
+    from collage_mpi.results.reader import open_run
+    from collage_mpi.results.rows import IMAGES
 
-    results = read_results(args.run)
-    if not results.complete:
-        found, expected = len(results.images), results.manifest["rows"]
+    run = open_run(args.run)
+    if not run.complete:
+        found, expected = sum(map(len, run.chunks(IMAGES))), run.manifest["rows"]
         print(f"note: incomplete run, {found:,} of {counted(expected, 'row')}", file=sys.stderr)
-    names = image_names(results, args.shards or None)
+    names = NameBook(run.path, run.manifest, args.shards or None)
     for note in names.notes:
         print(printable(f"note: {note}"), file=sys.stderr)
     how = {"only_predictions": args.predictions, "raw": args.raw}
-    for path in export_run(results, args.to, args.out, names, **how):
+    for path in export_run(run, args.to, args.out, names, **how):
         say(str(path))
     return int(ExitCode.COMPLETE)
 

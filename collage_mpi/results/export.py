@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,16 +14,25 @@ import numpy as np
 
 from collage_mpi.errors import UsageError
 from collage_mpi.results.file_names import EXPORT, MANIFEST
+from collage_mpi.results.manifest import Json
 from collage_mpi.results.names import (
     NAME_COLUMNS,
     ImageNames,
     ImageRows,
+    NameBook,
     classified,
-    image_names,
     picked,
 )
-from collage_mpi.results.outputs import KeptValues, write_zarr
-from collage_mpi.results.rows import NAMES, TABLES, WAIT_FORMULA, wait_ns
+from collage_mpi.results.outputs import OF_ROWS, KeptValues, write_zarr
+from collage_mpi.results.rows import (
+    IMAGES,
+    NAMES,
+    TABLES,
+    WAIT_FORMULA,
+    TableLayout,
+    columns_of,
+    wait_ns,
+)
 from collage_mpi.results.vectors import extras_of, require_pyarrow
 from collage_mpi.system.extras import optional
 from collage_mpi.system.files import save_csv, temporary_name, write_atomic, writing
@@ -45,39 +56,72 @@ _BEHIND = {
 }
 _TOP = "top_"  # prefix of the columns of --top-k
 PREDICTIONS = "predictions"  # file name of --predictions, without suffix
-_CSV_ROWS = 50_000  # rows turned into Python objects at a time: about 200 MB
+WINDOW = 1 << 17  # images sorted at a time, for the order of the input: about 70 MB
+_CHUNK_ROWS = 1 << 14  # rows turned into Python objects at a time
+_GROUP_ROWS = 1 << 17  # of a row group of Parquet
+_TOP_COLUMNS = ("top_classes", "top_scores")
+_Columns = Mapping[str, np.ma.MaskedArray]
 
 
-class AllRows(ImageRows, Protocol):
-    """The part of `Results` that an export reads."""
+class Run(Protocol):
+    """The part of `reader.Run` that an export reads, some rows at a time."""
 
     @property
     def path(self) -> Path: ...
+    @property
+    def manifest(self) -> Json: ...
+    @property
+    def kept_values(self) -> KeptValues: ...
+    def pieces(self, table: TableLayout, /) -> Sequence[Callable[[], np.ndarray]]: ...
+    def chunks(self, table: TableLayout, /) -> Iterator[np.ndarray]: ...
+    def kept_of_piece(
+        self, number: int, images: np.ndarray, names: Sequence[str], /
+    ) -> dict[str, np.ndarray]: ...
+
+
+class SomeRows(ImageRows, Protocol):
+    """The part of `Results` that columns need. An export makes columns of some rows at a time."""
+
     @property
     def groups(self) -> np.ndarray: ...
     @property
     def tasks(self) -> np.ndarray: ...
     def kept(self, name: str, /) -> np.ndarray: ...
-    @property
-    def kept_values(self) -> KeptValues: ...
+
+
+@dataclass(frozen=True)
+class _Excerpt:
+    """Some rows of a run, (n,) of each table, and the kept values of its answered images."""
+
+    path: Path
+    manifest: Json
+    images: np.ndarray
+    groups: np.ndarray
+    tasks: np.ndarray
+    values: Mapping[str, np.ndarray]
+
+    def kept(self, name: str, /) -> np.ndarray:
+        return self.values[name]
 
 
 def export_run(
-    results: AllRows,
+    run: Run,
     to: str,
     out: Path | None = None,
-    names: ImageNames | None = None,
+    names: NameBook | None = None,
     *,
     only_predictions: bool = False,
     raw: bool = False,
 ) -> list[Path]:
     """Write the three tables and the manifest in one format. An older export is replaced.
 
+    Rows are read, named and written some at a time.
+
     Args:
-        results: a run, complete or not.
+        run: a run from `open_run` or `read_results`, complete or not.
         to: csv, parquet or hdf5; or zarr, for the arrays that the run keeps beside its rows.
         out: directory, created if it does not exist; by default `export` in the run directory.
-        names: of the images; by default `image_names(results)`.
+        names: of the images; by default `NameBook(run.path, run.manifest)`.
         only_predictions: write only the `prediction_columns`, as csv or parquet.
         raw: write texts in csv unchanged (see `save_csv`).
 
@@ -96,25 +140,106 @@ def export_run(
     write = FORMATS[to]
     if write is None and only_predictions:
         raise UsageError(f"predictions alone are written as csv or parquet, not as {to}")
-    out = out or results.path / EXPORT
-    names = names or image_names(results)
+    out = out or run.path / EXPORT
+    names = names or NameBook(run.path, run.manifest)
     manifest = out / MANIFEST
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         if write is None:
-            files = [WHOLE[to](results, out, names)]
+            files = [WHOLE[to](run, out, names)]
         elif only_predictions:
-            return [write(out / PREDICTIONS, prediction_columns(results, names), raw)]
+            answers = (prediction_columns(some, names.of(some.images)) for some in in_order(run))
+            return [write(out / PREDICTIONS, answers, raw)]
         else:
-            tables = [table.name for table in TABLES]
-            files = [write(out / name, columns(results, name, names), raw) for name in tables]
-        if out.resolve() != results.path.resolve():
-            write_atomic(manifest, ((results.path / MANIFEST).read_bytes(),))
+            files = [
+                write(out / table.name, _named_columns(run, table, names), raw) for table in TABLES
+            ]
+        if out.resolve() != run.path.resolve():
+            write_atomic(manifest, ((run.path / MANIFEST).read_bytes(),))
     return [*files, manifest]
 
 
-def prediction_columns(results: AllRows, names: ImageNames) -> dict[str, np.ma.MaskedArray]:
-    """The answers of the run in the order of the input: column name -> (n,) masked array.
+def _named_columns(run: Run, table: TableLayout, names: NameBook) -> Iterator[_Columns]:
+    """Yields the columns of a table, some rows at a time."""
+    for some in _excerpts(run, table):
+        yield columns(some, table.name, names.of(some.images))
+
+
+def _excerpts(run: Run, table: TableLayout) -> Iterator[SomeRows]:
+    """Yields some rows of a table at a time, images in the order of the input. The first excerpt is
+    empty, so that a table without rows has its columns too."""
+    if table is IMAGES:
+        yield from in_order(run)
+        return
+    yield _excerpt(run, {})
+    for rows in run.chunks(table):
+        yield _excerpt(run, {table.name: rows})
+
+
+def _excerpt(
+    run: Run, rows: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray] | None = None
+) -> _Excerpt:
+    tables = {table.name: np.empty(0, table.dtype) for table in TABLES}
+    return _Excerpt(run.path, run.manifest, values=values or {}, **{**tables, **rows})
+
+
+# Images: their places in the input, (n,) int64, their rows, and kept values of each.
+_Placed = tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]
+
+
+def in_order(run: Run) -> Iterator[SomeRows]:
+    """Yields the images of a run in the order of the input, some at a time, after an empty excerpt.
+
+    The input is gone through in windows of WINDOW images. Parts are nearly in the order of the
+    input, so each is read once or twice; after a shuffle, once for each window.
+    """
+    yield _excerpt(run, {})
+    starts = np.cumsum([0, *(shard["count"] for shard in run.manifest["shards"])])  # (shards + 1,)
+    total = int(starts[-1])
+    pieces = run.pieces(IMAGES)
+    top = _TOP_COLUMNS if extras_of(run.manifest).top_k else ()
+    spans = [(0, total + 1)] * len(pieces)  # the places of the piece's images: (first, last + 1)
+    for low in range(0, total + 1, WINDOW):
+        found: list[_Placed] = []
+        for number, piece in enumerate(pieces):
+            first, end = spans[number]
+            if first >= low + WINDOW or end <= low:
+                continue
+            images = piece()
+            shards = np.minimum(images["shard"], len(starts) - 1)  # larger ones are damage
+            place = np.minimum(starts[shards] + images["row"].astype(np.int64), total)
+            spans[number] = (int(place.min()), int(place.max()) + 1) if len(place) else (0, 0)
+            own = (place >= low) & (place < low + WINDOW)
+            if own.any():
+                values = run.kept_of_piece(number, images, top)
+                kept = {name: array[own] for name, array in values.items()}
+                found.append((place[own], images[own], kept))
+        if found:
+            yield from _sorted(run, found)
+
+
+def _sorted(run: Run, found: Sequence[_Placed]) -> Iterator[SomeRows]:
+    """Yields at most _CHUNK_ROWS images at a time, by place."""
+    places, images = (np.concatenate([each[i] for each in found]) for i in (0, 1))
+    shapes = {name: values[:0] for *_, kept in found for name, values in kept.items()}
+    whole = {
+        name: np.concatenate(
+            [
+                kept.get(name, np.zeros_like(like, shape=(len(own), *like.shape[1:])))
+                for own, _, kept in found
+            ]
+        )
+        for name, like in shapes.items()
+    }  # zeros for pieces without an answer
+    order = np.argsort(places, kind="stable")
+    for start in range(0, len(order), _CHUNK_ROWS):
+        chosen = order[start : start + _CHUNK_ROWS]
+        kept = {name: values[chosen] for name, values in whole.items()}
+        yield _excerpt(run, {"images": images[chosen]}, kept)
+
+
+def prediction_columns(results: SomeRows, names: ImageNames) -> dict[str, np.ma.MaskedArray]:
+    """The answers of images: column name -> (n,) masked array.
 
     id: the image's id, or SHARD:ROW if it has none. class, score: the answer, as the name of the
     class or its number; masked if there is no answer. class_2, score_2, ...: the next best, if the
@@ -129,7 +254,6 @@ def prediction_columns(results: AllRows, names: ImageNames) -> dict[str, np.ma.M
             "--to zarr writes what the function returned"
         )
     images, answered = results.images, results.images["answered"]
-    order = np.lexsort((images["row"], images["shard"]))
     places = [f"{shard}:{row}" for shard, row in zip(names.shard_name, images["row"], strict=True)]
     known = np.ma.getmaskarray(names.id)
     found = {
@@ -145,7 +269,7 @@ def prediction_columns(results: AllRows, names: ImageNames) -> dict[str, np.ma.M
             found[f"score_{k}"] = top[f"{name}_score"]
     reasons = np.char.decode(images["reason"], "utf-8", "replace").astype(object)
     found["error"] = np.ma.array(reasons, mask=answered)
-    return {name: values[order] for name, values in found.items()}
+    return found
 
 
 def _class_of(
@@ -156,7 +280,7 @@ def _class_of(
     return np.ma.array(texts, mask=~answered)
 
 
-def columns(results: AllRows, table: str, named: ImageNames) -> dict[str, np.ma.MaskedArray]:
+def columns(results: SomeRows, table: str, named: ImageNames) -> dict[str, np.ma.MaskedArray]:
     """The exported columns of one table, with names in place of codes. Absent values are masked.
 
     Returns:
@@ -186,7 +310,7 @@ def columns(results: AllRows, table: str, named: ImageNames) -> dict[str, np.ma.
     return complete
 
 
-def _top_columns(results: AllRows) -> dict[str, np.ma.MaskedArray]:
+def _top_columns(results: SomeRows) -> dict[str, np.ma.MaskedArray]:
     """top_1, top_1_name, top_1_score, top_2, ... -> (n,), masked if there is no answer."""
     answered = results.images["answered"]
     classes, scores = _top_of(results)
@@ -201,12 +325,12 @@ def _top_columns(results: AllRows) -> dict[str, np.ma.MaskedArray]:
     return found
 
 
-def _top_of(results: AllRows) -> tuple[np.ndarray, np.ndarray]:
+def _top_of(results: SomeRows) -> tuple[np.ndarray, np.ndarray]:
     """(n, k) int32 classes and (n, k) float32 scores of all images; zeros without an answer."""
     answered = results.images["answered"]
     k = extras_of(results.manifest).top_k or 0
     found = []
-    for name, dtype in (("top_classes", np.int32), ("top_scores", np.float32)):
+    for name, dtype in zip(_TOP_COLUMNS, (np.int32, np.float32), strict=True):
         whole = np.zeros((len(answered), k), dtype)
         if answered.any():
             whole[answered] = results.kept(name)[answered]
@@ -225,16 +349,19 @@ def _replacing(path: Path) -> Iterator[Path]:
         temp.unlink(missing_ok=True)
 
 
-def _to_csv(path: Path, found: Mapping[str, np.ma.MaskedArray], raw: bool) -> Path:
+def _to_csv(path: Path, found: Iterable[_Columns], raw: bool) -> Path:
     """Write one table. An absent value is an empty field; a bool is 0 or 1."""
     path = path.with_suffix(".csv")
-    save_csv(path, list(found), _csv_rows(found), line_end="\r\n", raw=raw)
+    pieces = iter(found)
+    first = next(pieces)
+    rows = chain.from_iterable(map(_csv_rows, chain((first,), pieces)))
+    save_csv(path, list(first), rows, line_end="\r\n", raw=raw)
     return path
 
 
-def _csv_rows(found: Mapping[str, np.ma.MaskedArray]) -> Iterator[tuple[Any, ...]]:
-    for start in range(0, len(next(iter(found.values()))), _CSV_ROWS):
-        part = slice(start, start + _CSV_ROWS)
+def _csv_rows(found: _Columns) -> Iterator[tuple[Any, ...]]:
+    for start in range(0, len(next(iter(found.values()))), _CHUNK_ROWS):
+        part = slice(start, start + _CHUNK_ROWS)
         yield from zip(*(_csv_cells(values[part]) for values in found.values()), strict=True)
 
 
@@ -244,18 +371,33 @@ def _csv_cells(values: np.ma.MaskedArray) -> list[Any]:
     return found
 
 
-def _to_parquet(path: Path, found: Mapping[str, np.ma.MaskedArray], raw: bool) -> Path:
+def _to_parquet(path: Path, found: Iterable[_Columns], raw: bool) -> Path:
     """Write one table. An absent value is null; a name is dictionary-encoded."""
     require_pyarrow("export to parquet", "export to csv or hdf5")
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = path.with_suffix(".parquet")
-    with _replacing(path) as temp:
-        pq.write_table(as_arrow(found), temp)
+    with _replacing(path) as temp, ExitStack() as stack:
+        writer: Any = None
+        waiting: list[Any] = []
+
+        def write() -> None:
+            table = pa.concat_tables(waiting).unify_dictionaries()
+            writer.write_table(table, row_group_size=_GROUP_ROWS)
+            waiting.clear()
+
+        for table in map(as_arrow, found):
+            writer = writer or stack.enter_context(pq.ParquetWriter(temp, table.schema))
+            waiting.append(table)
+            if sum(map(len, waiting)) >= _GROUP_ROWS:
+                write()
+        if waiting:
+            write()
     return path
 
 
-def as_arrow(found: Mapping[str, np.ma.MaskedArray]) -> Any:
+def as_arrow(found: _Columns) -> Any:
     """Exported columns as a pyarrow.Table. An absent value is null; a name is
     dictionary-encoded."""
     import pyarrow as pa
@@ -270,7 +412,7 @@ def as_arrow(found: Mapping[str, np.ma.MaskedArray]) -> Any:
     return pa.table(arrays)
 
 
-def pandas_frame(results: AllRows, table: str, names: ImageNames) -> Any:
+def pandas_frame(results: SomeRows, table: str, names: ImageNames) -> Any:
     """The exported columns of a table as a pandas.DataFrame: see `columns`.
 
     Names are categorical. A number that may be absent has a nullable dtype (Int32, Float32).
@@ -295,14 +437,16 @@ def pandas_frame(results: AllRows, table: str, names: ImageNames) -> Any:
     return pd.DataFrame({name: series(name, values) for name, values in found.items()})
 
 
-def _to_zarr(results: AllRows, out: Path, names: ImageNames) -> Path:
+def _to_zarr(run: Run, out: Path, names: NameBook) -> Path:
     """Write the arrays that the run keeps beside its rows, in the order of the input."""
     path = out / "outputs.zarr"
-    write_zarr(path, results.images, names.id, results.kept_values)
+    rows = [columns_of(some, IMAGES.only(*OF_ROWS)) for some in run.chunks(IMAGES)]
+    images = np.concatenate([np.empty(0, IMAGES.only(*OF_ROWS)), *rows])
+    write_zarr(path, images, names.ids, run.kept_values)
     return path
 
 
-def _to_hdf5(results: AllRows, out: Path, names: ImageNames) -> Path:
+def _to_hdf5(run: Run, out: Path, names: NameBook) -> Path:
     """Write one file with a compound dataset for each table. Attributes list the names of codes.
 
     The images have an additional column wait_ns, which is valid only for answered images.
@@ -312,33 +456,57 @@ def _to_hdf5(results: AllRows, out: Path, names: ImageNames) -> Path:
     path = out / "run.h5"
     with _replacing(path) as temp, H5_LOCK, FileToWrite(temp, "w+") as stream:
         with create_file(stream) as file:
-            _write_names(file, names)
-            file.attrs["manifest"] = (results.path / MANIFEST).read_text("utf-8")
+            file.attrs["manifest"] = (run.path / MANIFEST).read_text("utf-8")
             for table in TABLES:
-                rows = getattr(results, table.name)
-                if table.name == "images":
-                    rows = _completed(results)
-                data = file.create_dataset(table.name, data=rows)
-                for name in table.coded:
-                    data.attrs[f"{name}_codes"] = np.array(NAMES[name], "S")
+                _write_table(file, run, table, names)
             file["images"].attrs["wait_ns"] = WAIT_FORMULA
         if stream.failure is not None:
             raise stream.failure
     return path
 
 
-def _write_names(file: Any, names: ImageNames) -> None:
-    """Write a dataset of text for each column of names; "" if an image has no name."""
+def _write_table(file: Any, run: Run, table: TableLayout, names: NameBook) -> None:
+    """Write a table, and for images a dataset of text for each column of names; "" if an image has
+    no name. The rows are read twice, because HDF5 stores texts of one length."""
+    from collage_mpi.shards.hdf5 import import_h5py
+
+    of_images = table is IMAGES
+    count, longest = 0, dict.fromkeys(NAME_COLUMNS if of_images else (), 1)
+    for some in _excerpts(run, table):
+        count += len(getattr(some, table.name))
+        for name, texts in _texts(some, names).items() if of_images else ():
+            longest[name] = max(longest[name], texts.dtype.itemsize)
+    data: Any = None
+    start = 0
+    for some in _excerpts(run, table):
+        rows = _completed(some) if of_images else getattr(some, table.name)
+        if data is None:  # the empty excerpt
+            data = {table.name: file.create_dataset(table.name, (count,), rows.dtype)}
+            for name, nbytes in longest.items() if count else ():
+                where = f"image_names/{name}"
+                how = {"compression": "gzip", "shuffle": True, "chunks": True}
+                kind = import_h5py().string_dtype("utf-8", nbytes)
+                data[name] = file.create_dataset(where, (count,), kind, **how)
+        part = slice(start, start + len(rows))
+        start = part.stop
+        if len(rows):
+            data[table.name][part] = rows
+            for name, texts in _texts(some, names).items() if of_images else ():
+                data[name][part] = texts
+    for name in table.coded:
+        data[table.name].attrs[f"{name}_codes"] = np.array(NAMES[name], "S")
+
+
+def _texts(some: SomeRows, names: NameBook) -> dict[str, np.ndarray]:
+    """The columns of names as (n,) fixed-length UTF-8."""
     from collage_mpi.shards.hdf5 import text_array
 
-    for name in NAME_COLUMNS:
-        values = getattr(names, name).filled("").tolist()
-        if values:
-            data = text_array(values)  # (n,) UTF-8
-            file.create_dataset(f"image_names/{name}", data=data, compression="gzip", shuffle=True)
+    named = names.of(some.images)
+    found = {name: getattr(named, name).filled("").tolist() for name in NAME_COLUMNS}
+    return {name: text_array(texts or [""])[: len(texts)] for name, texts in found.items()}
 
 
-def _completed(results: AllRows) -> np.ndarray:
+def _completed(results: SomeRows) -> np.ndarray:
     """The image rows with the columns wait_ns, top_classes and top_scores before the reason."""
     rows, keep = results.images, extras_of(results.manifest)
     left_out = () if keep.classifies else _OF_CLASSES
@@ -353,13 +521,12 @@ def _completed(results: AllRows) -> np.ndarray:
     return whole
 
 
-_Columns = Mapping[str, np.ma.MaskedArray]
-WHOLE: dict[str, Callable[[AllRows, Path, ImageNames], Path]] = {
+WHOLE: dict[str, Callable[[Run, Path, NameBook], Path]] = {
     "hdf5": _to_hdf5,
     "zarr": _to_zarr,
 }
 # Format -> function that writes a table to a path without suffix; None if WHOLE has the format.
-FORMATS: dict[str, Callable[[Path, _Columns, bool], Path] | None] = {
+FORMATS: dict[str, Callable[[Path, Iterable[_Columns], bool], Path] | None] = {
     "csv": _to_csv,
     "parquet": _to_parquet,
     **dict.fromkeys(WHOLE),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 
 from collage_mpi.errors import CollageError
+from collage_mpi.results.file_names import INDEX_FOLDER
 from collage_mpi.results.manifest import Json
 from collage_mpi.results.vectors import extras_of
 
@@ -25,8 +26,11 @@ NAME_COLUMNS = ("id", "shard_name", "predicted_name", "label_name")
 
 
 class ImageRows(Protocol):
-    """The part of `Results` that names need: image rows, (n,) of IMAGE_ROW, and the manifest."""
+    """The part of `Results` that names need: the folder, image rows, (n,) of IMAGE_ROW, and the
+    manifest."""
 
+    @property
+    def path(self) -> Path: ...
     @property
     def images(self) -> np.ndarray: ...
     @property
@@ -51,8 +55,57 @@ class ImageNames:
     notes: tuple[str, ...] = ()
 
 
+class NameBook:
+    """Finds the names of a run's images, some at a time.
+
+    Attributes:
+        notes: lines that tell the user why ids are missing.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Json,
+        shards: Sequence[Path | str] | None = None,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
+        """Find the shards of a run.
+
+        Args:
+            path: the run's folder, which may hold lists of the members of its sources.
+            manifest: of the run.
+            shards: files and folders that hold the run's shards now; by default the recorded paths.
+            numbers: of the shards to look for; by default all.
+
+        Raises:
+            EnvironmentFault: `shards` names nothing that exists.
+        """
+        entries = manifest["shards"]
+        known = dict(enumerate(entries))
+        if numbers is not None:
+            known = {number: known[number] for number in numbers if number in known}
+        self._manifest = manifest
+        self._shard_names = _shard_names(entries)
+        self._classes = manifest.get("class_names") or []
+        self._ids, self.notes = _ids(known, shards, path / INDEX_FOLDER)
+
+    def ids(self, images: np.ndarray) -> np.ma.MaskedArray:
+        """The ids of images, (n,) with shard and row: (n,) text, masked if it is unknown."""
+        return _ids_of_rows(images, self._ids)
+
+    def of(self, images: np.ndarray) -> ImageNames:
+        """The names of images, (n,) of IMAGE_ROW."""
+        return ImageNames(
+            self.ids(images),
+            picked(self._shard_names, images["shard"], np.ones(len(images), bool)),
+            picked(self._classes, images["predicted"], classified(images, self._manifest)),
+            picked(self._classes, images["label"], images["has_label"]),
+            self.notes,
+        )
+
+
 def image_names(results: ImageRows, shards: Sequence[Path | str] | None = None) -> ImageNames:
-    """The names of all images of a run.
+    """The names of all images of a run in memory; see `NameBook`.
 
     Args:
         results: a run, complete or not.
@@ -61,18 +114,9 @@ def image_names(results: ImageRows, shards: Sequence[Path | str] | None = None) 
     Raises:
         EnvironmentFault: `shards` names nothing that exists.
     """
-    images, entries = results.images, results.manifest["shards"]
+    images = results.images
     numbers = np.unique(images["shard"]).tolist()
-    known = {number: entries[number] for number in numbers if number < len(entries)}
-    classes = results.manifest.get("class_names") or []
-    ids, notes = _ids(known, shards)
-    return ImageNames(
-        _ids_of_rows(images, ids),
-        picked(_shard_names(entries), images["shard"], np.ones(len(images), bool)),
-        picked(classes, images["predicted"], classified(images, results.manifest)),
-        picked(classes, images["label"], images["has_label"]),
-        notes,
-    )
+    return NameBook(results.path, results.manifest, shards, numbers).of(images)
 
 
 def picked(
@@ -109,22 +153,33 @@ def _shard_names(entries: Sequence[Json]) -> list[str | None]:
 
 
 def _ids(
-    known: dict[int, Json], shards: Sequence[Path | str] | None
-) -> tuple[dict[int, list[str]], tuple[str, ...]]:
-    """Shard number -> ids in the order of the shard's rows; and lines about shards without ids."""
-    from collage_mpi.shards.inputs import ids_of
+    known: dict[int, Json], shards: Sequence[Path | str] | None, indexes: Path
+) -> tuple[dict[int, Sequence[str]], tuple[str, ...]]:
+    """Shard number -> ids in the order of the shard's rows; and lines about shards without ids. The
+    run's own list of a source's members is used if it is there, also if the source is gone."""
+    from collage_mpi.shards.inputs import source_class
+    from collage_mpi.shards.members import MemberIndex
+    from collage_mpi.shards.resumed import content_of
 
-    sought = {number: entry for number, entry in known.items() if entry.get("path")}
-    found, missing = from_shards(sought, shards, lambda _, info: ids_of(info))
-    ids = {number: own for number, own in found.items() if own is not None}
+    ids: dict[int, Sequence[str]] = {}
+    for number, entry in known.items():
+        index = MemberIndex.load(indexes / f"{content_of(entry)}.npz")
+        if index is not None and len(index) == entry["count"]:
+            ids[number] = index.texts()
+    sought = {n: entry for n, entry in known.items() if entry.get("path") and n not in ids}
+    found, missing = from_shards(
+        sought, shards, lambda _, info: source_class(info.storage).ids(info)
+    )
+    ids |= {number: own for number, own in found.items() if own is not None}
     notes = []
     if missing:
         notes.append(
             f"no ids of {len(missing):,} of {len(sought):,} shards: {missing[0]}. --shards PATH "
             "says where they are now"
         )
-    if len(ids) < len(found):
-        notes.append(f"{len(found) - len(ids):,} of {len(sought):,} shards hold no ids")
+    without = sum(own is None for own in found.values())
+    if without:
+        notes.append(f"{without:,} of {len(sought):,} shards hold no ids")
     return ids, tuple(notes)
 
 
@@ -180,12 +235,10 @@ def _not_found(path: str, shards: Sequence[Path | str] | None, why: dict[str, st
     return f"{path}: no file given has its SHA-256{unread}"
 
 
-def _ids_of_rows(images: np.ndarray, ids: dict[int, list[str]]) -> np.ma.MaskedArray:
+def _ids_of_rows(images: np.ndarray, ids: Mapping[int, Sequence[str]]) -> np.ma.MaskedArray:
     found = np.full(len(images), None, dtype=object)
-    order = np.argsort(images["shard"], kind="stable")
-    cuts = np.searchsorted(images["shard"][order], [[number, number + 1] for number in ids])
-    for (first, end), own in zip(cuts.reshape(-1, 2).tolist(), ids.values(), strict=True):
-        places = order[first:end]
-        places = places[images["row"][places] < len(own)]
-        found[places] = np.array(own, dtype=object)[images["row"][places]]
+    for number in np.unique(images["shard"]).tolist():
+        own = ids.get(number, ())
+        places = np.flatnonzero((images["shard"] == number) & (images["row"] < len(own)))
+        found[places] = [own[row] for row in images["row"][places].tolist()]
     return np.ma.array(found, mask=found == None)  # noqa: E711  # elementwise

@@ -5,7 +5,7 @@ Zarr.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from collage_mpi.system.files import temporary_name
 
 CHUNK_BYTES = 1 << 20  # about the size of a Zarr chunk, which holds whole images
 _PLACE = ("shard", "row")  # columns that say which image a vector belongs to
+IDS_AT_ONCE = 1 << 17  # images; a multiple of the length of a chunk of ids
 OF_ROWS = ("shard", "row", "answered")  # columns of image rows that are written too
 
 
@@ -54,7 +55,7 @@ class KeptValues:
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """Yields for each file: column -> (n, ...), also the images' shard, row and session."""
-        return map(self._file, range(len(self._paths)))
+        return map(self.file, range(len(self._paths)))
 
     def of(self, image: Any) -> dict[str, np.ndarray]:
         """The kept values of an answered image: column -> (...).
@@ -70,7 +71,7 @@ class KeptValues:
                 f"no vector of row {image['row']} of shard {image['shard']}; collage-mpi verify "
                 "says more"
             )
-        found, at = self._file(int(files[number])), int(places[number])
+        found, at = self.file(int(files[number])), int(places[number])
         return {name: values[at] for name, values in found.items() if name not in KEYS}
 
     def table(self, only: str = "") -> Any:
@@ -111,7 +112,8 @@ class KeptValues:
         places = np.concatenate([np.empty(0, np.int64), *(np.arange(len(own)) for own in keys)])
         return whole[order], files[order], places[order]
 
-    def _file(self, number: int) -> dict[str, np.ndarray]:
+    def file(self, number: int) -> dict[str, np.ndarray]:
+        """The kept values of the `number`-th part of images, as iteration yields them."""
         if self._last[0] != number:
             table = read_file(self._paths[number], self._extras)
             names = table.column_names[1:]  # without the fingerprint, which is text
@@ -135,7 +137,7 @@ def in_input_order(table: Any) -> Any:
 def write_zarr(
     path: Path,
     images: np.ndarray,
-    ids: np.ma.MaskedArray,
+    ids: Callable[[np.ndarray], np.ma.MaskedArray],
     values: Iterable[dict[str, np.ndarray]],
 ) -> None:
     """Write a Zarr group with an array for each kept column, (images, ...), in the order of the
@@ -145,8 +147,8 @@ def write_zarr(
     after another. Those of image i are NAME[NAME_offsets[i] : NAME_offsets[i + 1]].
 
     Args:
-        images: (n,) of IMAGE_ROW.
-        ids: (n,) text, masked if there is none.
+        images: (n,) with the columns OF_ROWS.
+        ids: returns the ids of some of the images: (m,) text, masked if there is none.
         values: a `KeptValues`; iterated twice.
 
     Raises:
@@ -154,14 +156,17 @@ def write_zarr(
     """
     zarr = optional("zarr", "zarr", "export to zarr")
     in_order = np.argsort(flat_keys(images))
-    images, ids = images[in_order], ids[in_order]
+    images = images[in_order]
     keys, temp = flat_keys(images), temporary_name(path)
     try:
         group = zarr.open_group(str(temp), mode="w")
         for name in OF_ROWS:
             group.create_array(name, data=np.ascontiguousarray(images[name]))
-        if not np.ma.getmaskarray(ids).all():
-            _array(group, "id", (len(images),), ids)[:] = ids.filled("")
+        for start in range(0, len(images), IDS_AT_ONCE):
+            part = slice(start, start + IDS_AT_ONCE)
+            named = ids(images[part])
+            if not np.ma.getmaskarray(named).all():
+                _array(group, "id", (len(images),), named)[part] = named.filled("")
         offsets = _offsets(values, keys)
         for name, ends in offsets.items():
             group.create_array(f"{name}{OFFSETS}", data=ends)

@@ -68,6 +68,19 @@ class Run:
         """Yields the rows of a table, some at a time: see `pieces`."""
         return (piece() for piece in self.pieces(table))
 
+    def kept_of_piece(
+        self, number: int, images: np.ndarray, names: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Kept values of the images of one of the `pieces`: name -> (n, ...), anything for images
+        without an answer; {} if the piece has no answer.
+
+        Args:
+            number: of the piece.
+            images: the piece, (n,) of IMAGE_ROW.
+            names: of the values.
+        """
+        raise NotImplementedError
+
     def superseded_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
         """Functions that each return some of the error rows that `pieces` leaves out, (n,) of
         IMAGE_ROW."""
@@ -185,6 +198,22 @@ class StoredRun(Run):
             count = ~self.outdated(rows)
             keys.append(keys_of(rows[count & rows["answered"] if answered else count]))
         return np.concatenate(keys)
+
+    @cached_property
+    def kept_values(self) -> KeptValues:
+        """The scores, embeddings or outputs of the answered images, read a file at a time."""
+        return KeptValues(self.path, self.parts, self.manifest)
+
+    def kept_of_piece(
+        self, number: int, images: np.ndarray, names: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """See `Run`."""
+        answered, found = images["answered"], {}
+        for name in names if answered.any() else ():
+            values = self.kept_values.file(number)[name]
+            found[name] = np.zeros((len(images), *values.shape[1:]), values.dtype)
+            found[name][answered] = values
+        return found
 
     def outdated(self, images: np.ndarray) -> np.ndarray:
         """(n,) bool, rows of pictures that have changed since the row was written."""
@@ -327,6 +356,12 @@ class Results(Run):
         if extras.classifies:
             found |= {"class": int(row["predicted"]), "score": float(row["score"])}
         return found | (self.kept_values.of(row) if extras else {})
+
+    def kept_of_piece(
+        self, number: int, images: np.ndarray, names: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """See `Run`."""
+        return {name: self.kept(name) for name in names}
 
     def kept(self, name: str) -> np.ndarray:
         """(images, ...), in the order of the input, like `images`.

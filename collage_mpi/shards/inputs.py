@@ -116,7 +116,8 @@ def ids_of(info: ShardInfo) -> list[str] | None:
     Raises:
         DataFault, EnvironmentFault: the ids cannot be read.
     """
-    return source_class(info.storage).ids(info)
+    found = source_class(info.storage).ids(info)
+    return None if found is None else list(found)
 
 
 def expand_paths(paths: Sequence[Path | str]) -> list[Path]:

@@ -8,9 +8,10 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,6 +74,26 @@ def read_member(member: Member) -> bytes:
     return data
 
 
+class Texts(Sequence[str]):
+    """Texts of rows, each made when it is asked for, because a list takes 100 bytes a row.
+
+    Args:
+        count: number of rows.
+        read: returns the text of a row.
+    """
+
+    def __init__(self, count: int, read: Callable[[int], str]) -> None:
+        self._count, self._read = count, read
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self._read(each) for each in range(*row.indices(self._count))]
+        return self._read(range(self._count)[row])
+
+
 @dataclass(frozen=True, eq=False)
 class MemberIndex:
     """The members of one source as arrays: 2 million pictures take some 150 MB.
@@ -122,9 +143,9 @@ class MemberIndex:
         start = int(self.ends[row - 1]) if row else 0
         return os.fsdecode(self.names[start : int(self.ends[row])])
 
-    def texts(self) -> list[str]:
+    def texts(self) -> Texts:
         """All names as valid UTF-8 text, for results."""
-        return [name_text(self.name(row)) for row in range(len(self))]
+        return Texts(len(self), lambda row: name_text(self.name(row)))
 
     def difference(self, before: MemberIndex) -> str:
         """Says which members are new, gone or of another size since an earlier list."""

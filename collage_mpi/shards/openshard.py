@@ -4,6 +4,7 @@ others), and `ForeignShard` reads files of other programs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from collage_mpi.shards.check import opened
 from collage_mpi.shards.foreign import ArrayLayout
 from collage_mpi.shards.guard import inspect_shard
 from collage_mpi.shards.hdf5 import H5_LOCK, still_reading
+from collage_mpi.shards.members import Texts
 from collage_mpi.shards.schema import (
     ShardInfo,
     cells_name,
@@ -105,7 +107,7 @@ class OpenShard(Source):
         return found
 
     @classmethod
-    def ids(cls, info: ShardInfo) -> list[str] | None:
+    def ids(cls, info: ShardInfo) -> Sequence[str] | None:
         """The ids in the file, in the order of its rows; None if it has none.
 
         Raises:
@@ -121,8 +123,12 @@ class OpenShard(Source):
                 f"{info.path}: dataset ids is {values.dtype} {values.shape}; needed: {info.count} "
                 "texts"
             )
-        texts = values.tolist()
-        return [t.decode("utf-8", "replace") if isinstance(t, bytes) else str(t) for t in texts]
+
+        def text(row: int) -> str:
+            found = values[row]
+            return found.decode("utf-8", "replace") if isinstance(found, bytes) else str(found)
+
+        return Texts(info.count, text)
 
     def close(self) -> None:
         with H5_LOCK:

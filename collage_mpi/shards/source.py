@@ -9,7 +9,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -146,8 +146,9 @@ class Source(ABC):
         return np.array([row not in self.row_faults for row in rows.tolist()], dtype=bool)
 
     @classmethod
-    def ids(cls, info: ShardInfo) -> list[str] | None:
-        """The ids of the images, in the order of the rows; None if the source has none.
+    def ids(cls, info: ShardInfo) -> Sequence[str] | None:
+        """The ids of the images, in the order of the rows; None if the source has none. A source of
+        many rows should return `Texts`.
 
         Raises:
             DataFault, EnvironmentFault: the ids cannot be read.
@@ -313,7 +314,7 @@ class MemberSource(PictureSource):
         return fingerprint_of(index, members, known)
 
     @classmethod
-    def ids(cls, info: ShardInfo) -> list[str] | None:
+    def ids(cls, info: ShardInfo) -> Sequence[str] | None:
         return cls._known(info).texts()
 
     @classmethod

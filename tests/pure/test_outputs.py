@@ -366,7 +366,13 @@ def test_zarr_names_the_images_that_have_ids(tmp_path: Path) -> None:
     images = np.zeros(3, IMAGES.dtype)
     images["row"] = [2, 0, 1]
     found = {"shard": images["shard"], "row": images["row"], "n": objects([np.ones(0)] * 3)}
-    ids = np.ma.array(["c.png", "a.png", ""], object, mask=[False, False, True])
+    named = {2: "c.png", 0: "a.png"}
+
+    def ids(some: np.ndarray) -> np.ma.MaskedArray:
+        rows = some["row"].tolist()
+        mask = [row not in named for row in rows]
+        return np.ma.array([named.get(row, "") for row in rows], object, mask=mask)
+
     write_zarr(tmp_path / "a.zarr", images, ids, [found])
     group = zarr.open_group(tmp_path / "a.zarr")
     assert group["id"][:].tolist() == ["a.png", "", "c.png"]
@@ -569,7 +575,7 @@ def test_zarr_of_a_run_with_a_part_of_error_rows_alone(run: Path, tmp_path: Path
     write_zarr(
         path,
         results.images,
-        no_ids(results.images),
+        no_ids,
         [{name: np.empty((0, 0)) for name in values}, values],
     )
     group = zarr.open_group(str(path), mode="r")
@@ -583,7 +589,7 @@ def test_zarr_takes_answers_in_any_order(tmp_path: Path) -> None:
     images["shard"], images["row"] = [1, 0, 0, 1, 0, 1], [2, 1, 0, 0, 2, 1]
     found = {name: images[name][:5] for name in ("shard", "row")}
     found["place"] = 10 * found["shard"].astype(np.int64) + found["row"].astype(np.int64)
-    write_zarr(tmp_path / "a.zarr", images, no_ids(images), [found])
+    write_zarr(tmp_path / "a.zarr", images, no_ids, [found])
     assert zarr.open_group(tmp_path / "a.zarr")["place"][:].tolist() == [0, 1, 2, 10, 0, 12]
 
 

@@ -48,11 +48,13 @@ from collage_mpi.mpi.answers import (
 from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.results import (
     RunWriter,
+    export,
     export_run,
     read_results,
     row_sink,
     verify_run,
 )
+from collage_mpi.results.reader import open_run
 from collage_mpi.results.rows import IMAGES
 from collage_mpi.results.vectors import VectorBuffer, Write
 from collage_mpi.settings.run_settings import RunSettings
@@ -459,6 +461,40 @@ def test_a_run_that_was_taken_back_leaves_no_folder(tmp_path):
     run = RunWriter.create(tmp_path / "run", manifest(9, extras=BOTH))
     run.discard()
     assert not (tmp_path / "run").exists()
+
+
+def test_export_reads_some_rows_at_a_time_and_writes_images_in_the_order_of_the_input(
+    tmp_path, monkeypatch
+):
+    """Two shards, images answered in any order, windows that cut both; the last of top-k too."""
+    h5py = pytest.importorskip("h5py")
+    monkeypatch.setattr(row_sink, "VECTORS_PER_PART_BYTES", 200)  # some images a part
+    arrival = np.random.default_rng(0).permutation(40).tolist()
+    out = make_run(tmp_path / "run", 40, errors=frozenset({3, 30}), extras=BOTH, arrival=arrival,
+                   status="complete_with_errors")  # fmt: skip
+    images, run = read_results(out).images, open_run(out)
+    assert len(run.paths(IMAGES)) > 3
+    monkeypatch.setattr(export, "WINDOW", 7)
+    monkeypatch.setattr(export, "_CHUNK_ROWS", 3)
+    monkeypatch.setattr(export, "_GROUP_ROWS", 5)
+    (path,) = export_run(run, "csv", only_predictions=True)
+    told = list(csv.DictReader(path.open()))
+    assert [one["id"] for one in told] == [f"{s}.h5:{row}" for s in "ab" for row in range(20)]
+    for one, image in zip(told, images, strict=True):
+        third = f"class {(image['predicted'] + 2) % 10}"
+        assert one["class_3"] == (third if image["answered"] else "")
+    tables = [parquet.read_table(path) for path in export_run(run, "parquet")[:3]]
+    assert tables[0]["row"].to_pylist() == images["row"].tolist()
+    assert tables[0]["top_3_name"].to_pylist() == [one["class_3"] or None for one in told]
+    assert list(map(len, tables[1:])) == [
+        len(read_results(out).groups),
+        len(read_results(out).tasks),
+    ]
+    with h5py.File(export_run(run, "hdf5")[0]) as file:
+        stored = file["images"][:]
+        names = file["image_names/predicted_name"].asstr()[:].tolist()
+    assert np.array_equal(stored["row"], images["row"])
+    assert names == [one["class"] for one in told]
 
 
 def test_export_has_the_best_classes_by_name(tmp_path):
