@@ -20,10 +20,11 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.environment import launcher_size, processes_here
 from collage_mpi.system.fields import REQUIRED, names, same, setting
 from collage_mpi.system.files import writing
-from collage_mpi.system.printable import say
+from collage_mpi.system.printable import counted, say
 
 RUN = ".run"  # the run's folder is called after the output file, with this suffix
 FORMATS = ("csv", "parquet")
+RANKS_A_DEVICE = 4  # more of them on a core or GPU only wait for each other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +136,13 @@ def ranks_here(command: str, ranks: int | None, device: str) -> int:
     if (launcher_size() or 1) > 1:
         raise UsageError(f"{command} starts its ranks itself: call it without mpiexec or srun")
     gpus = gpus_here() if device != "cpu" else 0
+    sensible = RANKS_A_DEVICE * (gpus or processes_here())
+    if ranks is not None and ranks > sensible:
+        what = counted(gpus, "GPU") if gpus else counted(processes_here(), "available core")
+        say(
+            f"--ranks {ranks} on {what}: more than {sensible} ranks are not faster, and each of them "
+            "holds a network in memory"
+        )
     return ranks or gpus or processes_here()
 
 

@@ -15,11 +15,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from typing import NamedTuple
 
 from collage_mpi.faults.reply_timeout import SECOND_NS, WatchedTime
 from collage_mpi.faults.tcp_link import Offer, TcpLink, connect, ended
+from collage_mpi.system.limits import raise_descriptor_limit
 from collage_mpi.system.process_tree import ProcessId, ProcessWatch, this_process, watch_process
 from collage_mpi.system.tell import tell
 
@@ -64,7 +64,7 @@ class ProcessMonitor:
             clock: monotonic, in ns.
             ranks: the workers; None: all ranks except rank 0.
         """
-        _raise_descriptor_limit()
+        raise_descriptor_limit()  # a thousand workers need more; without, reply timeouts are left
         self._tcp_link = TcpLink(size, one_host=one_host, interface=interface)
         self._size = size
         self._clock = clock
@@ -249,13 +249,3 @@ class CoordinatorMonitor:
                 any_rank=True,
             )
         return line
-
-
-def _raise_descriptor_limit() -> None:
-    """Raise the soft limit: a thousand workers need more than the usual 1,024 descriptors."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with suppress(OSError, ValueError):  # ranks beyond the limit have only the reply timeout
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

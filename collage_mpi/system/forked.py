@@ -121,7 +121,10 @@ def _pass_signals_on(told: int, rank: int) -> None:
     """
     import select
 
-    while told in select.select([told, rank], [], [])[0]:
+    poller = select.poll()  # takes any descriptor; select() takes those below 1,024 only
+    poller.register(told, select.POLLIN)
+    poller.register(rank, select.POLLIN)
+    while told in dict(poller.poll()):
         for number in os.read(told, 64):
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(rank, number)
@@ -155,7 +158,10 @@ def serve(listener: socket.socket, modules: Sequence[str]) -> None:
     import gc
     from importlib import import_module
 
+    from collage_mpi.system.limits import raise_descriptor_limit
+
     signal.pthread_sigmask(signal.SIG_BLOCK, RELAYED)  # a new rank gets early signals when ready
+    raise_descriptor_limit()  # it holds two descriptors a rank
     for name in modules:
         import_module(name)
     gc.collect()
@@ -273,7 +279,9 @@ def _take_over(descriptors: Sequence[int], numbers: Sequence[int]) -> None:
     fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(life, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([life], [], [], 0)[0]:  # the relay ended before this was set up
+    poller = select.poll()
+    poller.register(life)
+    if poller.poll(0):  # the relay ended before this was set up
         os._exit(SERVER_GONE)
 
 

@@ -1,8 +1,8 @@
 """Recognises exceptions that mean a limit of the machine, and turns them into messages.
 
 A limit (file descriptors, memory, threads) may be met at any line of the program. So only the
-outermost handlers call this module: the command line, the coordinators, and the handler around a
-rank's whole work.
+outermost handlers look for one: the command line, the coordinators, and the handler around a rank's
+whole work.
 """
 
 from __future__ import annotations
@@ -19,6 +19,14 @@ from collage_mpi.errors import CollageError, EnvironmentFault
 MOST_DESCRIPTORS = 1 << 16  # looked at, one by one: a list of them would need a descriptor
 NO_THREAD = "can't start new thread"
 MIB = 1 << 20
+
+
+def raise_descriptor_limit() -> None:
+    """Raise the soft limit of descriptors, usually 1,024, as far as this process may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def fault_of(error: BaseException) -> CollageError | None:

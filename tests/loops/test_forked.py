@@ -136,6 +136,17 @@ def test_a_rank_and_its_relay_end_alike(start, server, how):
     assert rank.returncode == plain.returncode
 
 
+def test_descriptors_of_many_ranks_have_large_numbers(start, server):
+    """select() refuses those beyond 1,023; a launcher of 500 ranks gives its ranks such numbers."""
+
+    def crowd():
+        for number in range(3, 1100):
+            os.dup2(0, number)
+
+    many = {"preexec_fn": crowd, "close_fds": False, "env": {"PMI_FD": "1099"}}
+    assert start(server, "sys.exit(7)", **many).wait() == 7
+
+
 @contextlib.contextmanager
 def waiting(start, server):
     """A rank that waits, and the pidfd of its process."""
