@@ -140,8 +140,8 @@ def ranks_here(command: str, ranks: int | None, device: str) -> int:
     if ranks is not None and ranks > sensible:
         what = counted(gpus, "GPU") if gpus else counted(processes_here(), "available core")
         say(
-            f"--ranks {ranks} on {what}: more than {sensible} ranks are not faster, and each of them "
-            "holds a network in memory"
+            f"--ranks {ranks} on {what}: more than {sensible} ranks are not faster, and each of "
+            "them holds a network in memory"
         )
     return ranks or gpus or processes_here()
 

@@ -448,12 +448,13 @@ class Lead:
             self._all_are_due()
 
     def _fault(self, team: Team, said: Fault) -> None:
-        """A team cannot work or cannot go on: give it up, or end the job as for a lost rank."""
-        kind = _FAULTS.get(said.exit_code, EnvironmentFault)
-        error: CollageError = kind(f"team {team.number}: {said.message}")
-        stopped = said.exit_code == ExitCode.INCOMPLETE
-        if not stopped and not (self._others.detector.keep_going and kind is EnvironmentFault):
-            raise error
+        """A team cannot work or cannot go on: give it up, or end the job as for a lost rank.
+
+        If every team has the fault, team 0 raises it itself.
+        """
+        if said.exit_code != ExitCode.INCOMPLETE and not self._others.detector.keep_going:
+            kind = _FAULTS.get(said.exit_code, EnvironmentFault)
+            raise kind(f"team {team.number}: {said.message}")
         self._give_up(team, f"it cannot work: {said.message}", stay=True)
 
     def _give_up(self, team: Team, why: str, *, stay: bool = False) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from collage_mpi.encoding.decode import decode
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.vectors import KeptColumn, layout_of, most_floats
-from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.job.encoders import make_encoder
 from collage_mpi.job.messages import Measured, Welcome
 from collage_mpi.kinds import KIND, SINGLE, TABLE
@@ -25,7 +25,7 @@ from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Answer, Computation, Loading, Predictor
 from collage_mpi.models.named import OFFLINE, is_foreign, is_function
 from collage_mpi.models.null import NullPredictor
-from collage_mpi.models.own import told_error
+from collage_mpi.models.own import RAISED, raised_at_first
 from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult, answer_message_bytes
 from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.mpi.tasks import WireTask
@@ -218,14 +218,11 @@ class Networks:
         """Run the network. An error of a user's code is raised as DataFault."""
         try:
             self.predictors[kind].predict(inputs)
-        except Exception as error:
+        except RAISED as error:
             spec = self._welcome.networks[kind]
             if not is_foreign(spec) or is_of_device(error) or isinstance(error, CollageError):
                 raise
-            raise DataFault(
-                f"{spec}: called with noise of {inputs.dtype} {inputs.shape} it raised "
-                f"{told_error(error)}"
-            ) from error
+            raise raised_at_first(spec, inputs.dtype, inputs.shape, error) from error
 
     def _try_batches(self, kind: str) -> int:
         """Run batches of 2, 4, 8 ... up to the largest, to warm up; time of the last in ns."""
@@ -269,7 +266,7 @@ class Networks:
         """
         try:
             begun = self.predictors[tasks[0].kind].begin(joined(inputs))
-        except Exception as error:
+        except RAISED as error:
             why = f"{type(error).__name__}: {error}"
             return Computation(partial(self._apart, tasks, inputs, why))
         return Computation(partial(self._results, tasks, inputs, begun.finish), begun.done)
@@ -288,7 +285,7 @@ class Networks:
                 kept = {name: values[own] for name, values in given.items()}
                 results.append(self._result(task, scores[own], kept))
             return results
-        except Exception as error:
+        except RAISED as error:
             why = f"{type(error).__name__}: {error}"
         return self._apart(tasks, inputs, why)  # not in `except`: the error holds the batch
 

@@ -301,7 +301,7 @@ class WorkerGroup:
         return wait.answers
 
     def _go_on_without(self, wait: _Wait[Answer], limit_s: float) -> None:
-        """Give up ranks without an answer. Raises a rank's fault if no rank has answered."""
+        """Give up ranks without an answer. Raises a rank's fault if no rank can work."""
         if wait.faults and not wait.answers:
             raise next(iter(wait.faults.values()))
         silent = f"no {OWED[wait.what]} within {limit_s:g} s"
@@ -357,9 +357,12 @@ class WorkerGroup:
         wait.missing.discard(rank)
 
     def _borne(self, rank: int, told: Fault) -> CollageError:
-        """A rank's fault, if the job can go on without the rank; otherwise the fault is raised."""
+        """A rank's fault, if the job goes on without lost ranks; otherwise the fault is raised.
+
+        Whatever its kind, the fault is that of the rank alone unless every rank has one.
+        """
         fault = _FAULTS.get(told.exit_code, EnvironmentFault)(f"rank {rank}: {told.message}")
-        if self.detector.keep_going and isinstance(fault, EnvironmentFault):
+        if self.detector.keep_going:
             return fault
         raise fault
 

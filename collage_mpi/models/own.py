@@ -83,6 +83,9 @@ RAGGED = (
     "image: the arrays may differ in their first dimension alone"
 )
 
+# A network's code, or its library, may raise anything. If it calls sys.exit, it failed as well.
+RAISED = (Exception, SystemExit)
+
 # Beginnings of the paths of code that is not the user's: of this package, Python and packages.
 _NOT_THEIRS = (
     *(str(Path(__file__).parents[1]), "<"),
@@ -116,7 +119,13 @@ def load_foreign(spec: str, kind: str, how: Loading) -> tuple[Predictor, Declare
     own = MappedFunction if how.save == OUTPUTS else OwnPredictor
     if callable(getattr(made, own.method, None)):
         predictor = own(spec, kind, geometry, made, how.device)
-        predictor.first_call(how.embed)
+        try:
+            predictor.first_call(how.embed)
+        except CollageError:
+            raise
+        except RAISED as error:
+            noise = predictor.info.noise()
+            raise raised_at_first(spec, noise.dtype, noise.shape, error) from error
         return predictor, facts
     if own is MappedFunction:
         raise UsageError(
@@ -130,11 +139,9 @@ def load_foreign(spec: str, kind: str, how: Loading) -> tuple[Predictor, Declare
             return module_predictor(spec, kind, geometry, made, how, facts), facts
         except CollageError:
             raise
-        except Exception as error:  # the network's code or its library may raise anything
-            shape = geometry.input_shape(kind)
-            raise DataFault(
-                f"{spec}: asked about noise of {geometry.dtype} {shape} it raised "
-                f"{told_error(error)}"
+        except RAISED as error:
+            raise raised_at_first(
+                spec, geometry.dtype, geometry.input_shape(kind), error
             ) from error
     raise UsageError(
         f"{spec} returned a {type(made).__name__}; needed: a torch.nn.Module, or an object with "
@@ -157,7 +164,7 @@ def _called(spec: str, kind: str, geometry: Geometry, how: Loading) -> Any:
         return function(how.device) if maps else function(**told)
     except CollageError:
         raise
-    except Exception as error:
+    except RAISED as error:
         unknown = "" if maps or geometry.classes is not None else UNKNOWN_CLASSES
         given = {"device": how.device} if maps else told
         raise UsageError(
@@ -189,7 +196,14 @@ def _declared(spec: str, kind: str, geometry: Geometry, made: Any) -> Declared:
     return Declared(mean=mean, std=std, channels_first=first)
 
 
-def told_error(error: Exception) -> str:
+def raised_at_first(
+    spec: str, dtype: object, shape: tuple[int, ...], error: BaseException
+) -> DataFault:
+    """The fault of a network that cannot answer for noise, before the job asks it for images."""
+    return DataFault(f"{spec}: called with noise of {dtype} {shape} it raised {told_error(error)}")
+
+
+def told_error(error: BaseException) -> str:
     """An exception in words, with the last line of the user's code in its traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [frame for frame in frames if not frame.filename.startswith(_NOT_THEIRS)]
@@ -206,7 +220,7 @@ def find_function(spec: str) -> Callable[..., Any]:
     place, _, name = spec.rpartition(":")
     try:
         module = _file_module(Path(place)) if place.endswith(".py") else _module(place)
-    except Exception as error:  # the user's module may raise anything when it is imported
+    except RAISED as error:
         raise UsageError(
             f"{spec}: {place} cannot be imported: {told_error(error)}. "
             "Name a module that Python finds (PYTHONPATH, or the current folder), or a .py file"
@@ -370,18 +384,10 @@ class MappedFunction(OwnPredictor):
         """Call the object with noise to learn the columns.
 
         Raises:
-            UsageError, DataFault: the object raised an error, or its outputs cannot be stored.
+            UsageError, DataFault: its outputs cannot be stored.
         """
-        noise = self.info.noise()
-        try:
-            self.columns = columns_of(self.spec, self.answer(noise)[1], self._most_bytes)
-        except CollageError:
-            raise
-        except Exception as error:  # the user's code may raise anything
-            raise DataFault(
-                f"{self.spec}: called with noise of {noise.dtype} {noise.shape} it raised "
-                f"{told_error(error)}"
-            ) from error
+        answer = self.answer(self.info.noise())
+        self.columns = columns_of(self.spec, answer[1], self._most_bytes)
         known = f"{self.fingerprint} {self.columns}"  # a resumed run must have the same columns
         self.fingerprint = hashlib.sha256(known.encode()).hexdigest()
 

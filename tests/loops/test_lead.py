@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fakes import Clock
 
-from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode, RankGone
+from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode, RankGone, UsageError
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job import messages
 from collage_mpi.job.calibration import Pair
@@ -653,21 +653,20 @@ def test_a_stop_reaches_all_teams_and_nothing_more_is_granted(play):
     assert play.told(8, Halt) == [Halt("stopped by SIGTERM")]
 
 
-def test_another_network_or_a_fault_of_the_input_ends_the_job(play):
+def test_another_network_ends_the_job(play):
     start(play)
     with pytest.raises(DataFault, match=r"team 1 .* another single network"):
         play.says(4, Ready({"single": "bb"}))
-    with pytest.raises(DataFault, match="team 2: shard gone"):
-        play.says(8, Fault("shard gone", int(ExitCode.DATA)))
 
 
-def test_a_team_that_cannot_work_is_missed_unless_each_rank_is_needed(play):
+@pytest.mark.parametrize("kind", [UsageError, EnvironmentFault, DataFault])
+def test_a_team_that_cannot_work_is_missed_unless_each_rank_is_needed(play, kind):
     start(play)
-    play.says(8, Fault("no device", int(ExitCode.ENVIRONMENT)))
+    play.says(8, Fault("no device", int(kind.exit_code)))
     assert play.told(8, Stop) == []  # it waits for the end of the job
     play.others.detector.keep_going = False
-    with pytest.raises(EnvironmentFault, match="team 1: no device"):
-        play.says(4, Fault("no device", int(ExitCode.ENVIRONMENT)))
+    with pytest.raises(kind, match="team 1: no device"):
+        play.says(4, Fault("no device", int(kind.exit_code)))
 
 
 def test_the_end_waits_for_teams_at_work_and_for_late_ones_while_something_is_left(play):

@@ -500,7 +500,13 @@ def test_a_damaged_message_is_a_wire_fault():
 
 
 @pytest.mark.parametrize(
-    "error", [OutOfMemoryError("CUDA out of memory"), RuntimeError("boom"), MemoryError("full")]
+    "error",
+    [
+        OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("boom"),
+        MemoryError("full"),
+        SystemExit(7),
+    ],
 )
 def test_what_a_network_raises_is_the_reason_of_its_task_s_failure(error):
     bench = Bench()

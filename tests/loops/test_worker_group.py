@@ -12,7 +12,7 @@ import pytest
 from fakes import Clock
 from job_messages import HELLO, WELCOME
 
-from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
@@ -351,11 +351,14 @@ def test_a_start_that_was_suspended_has_not_used_up_its_time():
     assert worker_group.welcome(welcomes(3), limit_s=5.0).keys() == {1, 2}
 
 
+@pytest.mark.parametrize("kind", [UsageError, EnvironmentFault, DataFault])
 @pytest.mark.parametrize("others", [True, False])
-def test_a_rank_whose_host_cannot_work_is_lost_unless_all_are_so(others):
+def test_a_rank_that_cannot_work_is_lost_unless_all_are_so(others, kind):
+    """Whether its host, its file or what its network's code raises there is the cause."""
+
     def answer(rank, told):
         if isinstance(told, Welcome) and (rank == 2 or not others):
-            return Fault("no CUDA device", 3)
+            return Fault("no CUDA device", int(kind.exit_code))
         return polite(rank, told)
 
     worker_group, _ = hardy(Workers(3, answer))
@@ -364,19 +367,8 @@ def test_a_rank_whose_host_cannot_work_is_lost_unless_all_are_so(others):
         why = worker_group.detector.timeouts.losses[2].why
         assert why == "it cannot work: rank 2: no CUDA device; written off"
     else:
-        with pytest.raises(EnvironmentFault, match="rank 1: no CUDA device"):
+        with pytest.raises(kind, match="rank 1: no CUDA device"):
             worker_group.welcome(welcomes(3))
-
-
-def test_damaged_weights_end_the_start_in_any_case():
-    def answer(rank, told):
-        if isinstance(told, Welcome) and rank == 2:
-            return Fault("w: damaged", 4)
-        return polite(rank, told)
-
-    worker_group, _ = hardy(Workers(3, answer))
-    with pytest.raises(DataFault, match="rank 2: w: damaged"):
-        worker_group.welcome(welcomes(3))
 
 
 def test_a_network_that_is_too_slow_to_measure_is_told_as_that():

@@ -36,6 +36,10 @@ def network(kind, shape, side, cell_px, classes, device):
     return Mean(side * side if kind == "collage" else 1, classes)
 
 def raising(**told): raise ValueError("no such weights")
+def leaving(**told): raise SystemExit(7)
+class Leaves:
+    def predict(self, batch): raise SystemExit(7)
+def leaves(**told): return Leaves()
 def text(**told): return "a network"
 def wrong(**told): return Mean(7, 2)
 
@@ -187,8 +191,10 @@ def test_its_folder_comes_last_once_it_is_imported(
     ("name", "error", "words"),
     [
         ("raising", UsageError, "ValueError: no such weights"),
+        ("leaving", UsageError, r"raised SystemExit: 7 \(.*, line \d+\)"),
+        ("leaves", DataFault, r"called with noise .* raised SystemExit: 7 \(.*, line \d+\)"),
         ("text", UsageError, "returned a str"),
-        ("absent", UsageError, "has no function 'absent'; it has Mean, network"),
+        ("absent", UsageError, "has no function 'absent'; it has Mean, "),
         ("misshapen", DataFault, r"gave \(1, 192\); needed: logits \(1, 1, 5\) or \(1, 5\)"),
     ],
 )
