@@ -41,6 +41,13 @@ def test_a_rank_for_each_gpu_else_for_each_core(
     assert classify.ranks_here("classify", ranks, device) == singles
 
 
+def test_far_more_ranks_than_cores_are_told(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("collage_mpi.job.networks.gpus_here", lambda: 0)
+    monkeypatch.setattr(classify, "processes_here", lambda: 2)
+    assert [classify.ranks_here("map", ranks, "auto") for ranks in (8, 9)] == [8, 9]
+    assert capsys.readouterr().err.count("--ranks 9 on 2 available cores") == 1
+
+
 @pytest.mark.parametrize(
     ("out", "network", "code", "said"),
     [
