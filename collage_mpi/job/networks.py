@@ -373,7 +373,7 @@ def failed(task: WireTask, reason: str) -> WireResult:
     return WireResult(task.task, FAILED, reason=reason)
 
 
-def is_of_device(error: Exception) -> bool:
+def is_of_device(error: BaseException) -> bool:
     """Whether a device or its memory is at fault; by name, because torch may not be loaded."""
     return any(base.__name__ in DEVICE_ERRORS for base in type(error).__mro__)
 

@@ -45,7 +45,7 @@ def test_far_more_ranks_than_cores_are_told(monkeypatch, capsys) -> None:
     monkeypatch.setattr("collage_mpi.job.networks.gpus_here", lambda: 0)
     monkeypatch.setattr(classify, "processes_here", lambda: 2)
     assert [classify.ranks_here("map", ranks, "auto") for ranks in (8, 9)] == [8, 9]
-    assert capsys.readouterr().err.count("--ranks 9 on 2 available cores") == 1
+    assert capsys.readouterr().out.count("--ranks 9 on 2 available cores") == 1
 
 
 @pytest.mark.parametrize(
