@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "prep": "make shards from folders or tar files of pictures, from HDF5 or IDX files",
     "train": "train a single or a collage network",
     "weights": "import torchvision's weights; find a collage network's accept threshold",
+    "fetch": "download networks of timm and transformers into the cache, as on a login node",
     "evaluate": "measure accuracy, FLOPs and service time of networks side by side",
     "slurm": "render job scripts for Slurm from settings",
     "bench": "show how long rank 0's steps and the messages of a finished run took",

@@ -268,13 +268,22 @@ def check_without_images(settings: RunSettings, world_size: int) -> dict[str, Ne
     """
     make_delays(settings)  # reads the trace, so that a bad one is found here
     settings.check_slow_ranks(world_size)
-    names = None
-    if settings.class_names_file is not None:
-        names = read_class_names(Path(settings.class_names_file))
     networks = _networks(settings)
-    for known in (names, *(network.class_names for network in networks.values())):
-        check_top_k(settings, len(known) if known else None)
+    _check_names(settings, networks)
     return networks
+
+
+def _check_names(settings: RunSettings, networks: Mapping[str, NetworkInfo]) -> None:
+    """Check the class names that are known without images, and `top_k`, against each other."""
+    lists = [(f"the {kind} network", info.class_names) for kind, info in networks.items()]
+    if settings.class_names_file is not None:
+        path = settings.class_names_file
+        lists.insert(0, (f"--class-names-file {path}", read_class_names(Path(path))))
+    for where, names in lists[1:]:
+        if names != lists[0][1]:
+            raise DataFault(class_mismatch(*lists[0], where, names))
+    if lists:
+        check_top_k(settings, len(lists[0][1]))
 
 
 def _networks(settings: RunSettings) -> dict[str, NetworkInfo]:

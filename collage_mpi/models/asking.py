@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.models.hub import require_hub
 from collage_mpi.models.info import Declared, Geometry, NetworkInfo, own_info
 from collage_mpi.models.named import OFFLINE, NotInCache
 from collage_mpi.system.environment import without_rank
@@ -54,6 +55,7 @@ def ask(spec: str, kind: str, geometry: Geometry, trusted: str = "") -> Describe
     request = {"spec": spec, "kind": kind, "geometry": asdict(geometry), "trusted": trusted}
     told = _child(request, {**os.environ, OFFLINE: os.environ.get(OFFLINE, "1")})
     if told.get("fault") == NotInCache.__name__ and OFFLINE not in os.environ:
+        require_hub(spec)
         tell(f"{spec} is not in the cache of its library: its hub is asked")
         told = _child(request, dict(os.environ))
     if "fault" in told:

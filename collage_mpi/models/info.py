@@ -193,7 +193,6 @@ def check_kind(kind: str) -> None:
 
 
 TOLERANCE = 0.01  # for probabilities and their sum, because 16-bit formats round
-HOW = "docs/images.md (A network of your own) has an example"
 
 
 def columns_of(

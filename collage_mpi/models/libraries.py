@@ -23,6 +23,7 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.models.backbones import fold_norms
 from collage_mpi.models.foreign_weights import read_state
 from collage_mpi.models.gate import require_trust, sha256_of_network
+from collage_mpi.models.hub import fetch_advice
 from collage_mpi.models.info import TOLERANCE, Declared, Loading
 from collage_mpi.models.named import NORMS, PREFIXES, Named, NotInCache
 from collage_mpi.models.predictor import WithEmbedding
@@ -141,7 +142,7 @@ def _from_hub(named: Named) -> Iterator[None]:
         raise NotInCache(
             f"{named.spec}: its weights are not in the cache of this host (HF_HOME) and do not "
             f"come from the hub ({one_line(error)}). Random weights are never used. "
-            f"{ADVICE[named.library]}"
+            f"{fetch_advice(named.spec)}. {ADVICE[named.library]}"
         ) from error
 
 

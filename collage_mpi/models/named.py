@@ -9,7 +9,12 @@ from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault, UsageError
 
+# Endings of networks' files that nothing here reads.
+FOREIGN_ENDINGS = (".h5", ".keras", ".pb", ".tflite", ".engine", ".plan", ".mlmodel", ".gguf")
+STATES = (".bin", ".ckpt", ".npz", ".pkl", ".tar")  # endings of checkpoints
 OFFLINE = "HF_HUB_OFFLINE"  # if it is 1, libraries read only their cache
+HOW = "docs/images.md (A network of your own) has an example"
+LIST = "docs/images.md (Networks by name) lists what a network may be"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Name -> mean and std of pixels / 255, for files that do not declare them.
 NORMS = {"imagenet": IMAGENET, "half": ((0.5,), (0.5,)), "none": ((0.0,), (1.0,))}
@@ -110,3 +115,31 @@ def check_trust(trusted: str) -> None:
                 f"trust_network is {word!r:.80}; needed: the SHA-256 of the file in {HEX_DIGITS} "
                 f"hex digits, which the refusal of a network shows, or {ANY}"
             )
+
+
+def advice_for(spec: str) -> str:
+    """What to type in place of a text that names no network and no weights file."""
+    path = Path(spec)
+    ending, prefix = path.suffix.lower(), spec.partition(":")[0]
+    if ending == ".py":
+        return f"name the function in the file too, such as {spec}:network ({HOW})"
+    if prefix == "torchvision":
+        return (
+            f"give timm:{spec.partition(':')[2]}, or make a weights file of its state dict: "
+            f"collage-mpi weights import FILE --backbone {spec} --out FILE.safetensors"
+        )
+    if path.is_dir():
+        return (
+            f"give hf:{spec} for a folder that transformers wrote, timm:local-dir:{spec} for one "
+            "of timm"
+        )
+    if ending in STATES:
+        return f"name the network that these weights belong to: timm:NAME,weights={spec}"
+    if ending in FOREIGN_ENDINGS:
+        return "save the network as ONNX and give FILE.onnx"
+    if not path.exists() and ending != ".safetensors":
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
+            return f"give hf:{spec} for a network of transformers, timm:hf-hub:{spec} for timm's"
+        if re.fullmatch(r"[\w.-]+", spec):
+            return f"give timm:{spec} for a network of timm; {LIST}"
+    return f"{LIST}; collage-mpi train makes a weights file"

@@ -20,7 +20,6 @@ from collage_mpi.models.architecture import read_architecture
 from collage_mpi.models.backbones import COUNTER, channels_last, fold_norms
 from collage_mpi.models.collage_net import build_network
 from collage_mpi.models.info import (
-    HOW,
     TOLERANCE,
     Answer,
     Computation,
@@ -32,6 +31,7 @@ from collage_mpi.models.info import (
     own_info,
 )
 from collage_mpi.models.launching import make_launcher
+from collage_mpi.models.named import HOW
 from collage_mpi.models.reading import reading_of
 from collage_mpi.models.tuning import PLAIN, Tuning, memory_fault
 from collage_mpi.models.weights import describe_weights, read_tensors

@@ -9,6 +9,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageE
 from collage_mpi.kinds import COLLAGE, NETWORKS
 from collage_mpi.models.architecture import read_architecture
 from collage_mpi.models.info import NetworkInfo
+from collage_mpi.models.named import advice_for
 from collage_mpi.models.specs import AcceptSpec, HeadSpec
 from collage_mpi.system.files import require_regular, save_file, sha256_of_stream
 
@@ -57,7 +59,8 @@ def describe_weights(spec: str | Path, kind: str | None = None) -> NetworkInfo:
             tensor_bytes = file.tell() - first
     except OSError as error:
         reason = "it is not there" if isinstance(error, FileNotFoundError) else error.strerror
-        raise EnvironmentFault(f"weights {path}: cannot read: {reason}; {_REMEDY}") from error
+        remedy = _REMEDY if path.suffix == ".safetensors" else advice_for(str(spec))
+        raise EnvironmentFault(f"network {spec}: cannot be read: {reason}; {remedy}") from error
     info = parse_metadata(str(path), header, fingerprint, path)
     if kind is not None and info.kind != kind:
         raise UsageError(
@@ -84,7 +87,8 @@ def parse_metadata(
     if not isinstance(text, str):
         raise DataFault(
             f"weights {name} are safetensors of another program (no {METADATA_KEY!r} record in "
-            f"the header); {_REMEDY}"
+            f"the header). Name the network that they belong to: timm:NAME,weights={name}; or "
+            f"convert them: collage-mpi weights import {name} --backbone ... --out OUT.safetensors"
         )
     try:
         record = json.loads(text)
@@ -163,14 +167,12 @@ def read_tensors(info: NetworkInfo) -> dict[str, np.ndarray]:
 
 def _read_header(path: Path, first: bytes, file: Any) -> dict[str, Any]:
     length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
-    if not 2 <= length <= MAX_HEADER_BYTES:
-        raise DataFault(f"weights {path} are not a safetensors file; {_REMEDY}")
-    try:
-        header = json.loads(file.read(length))
-    except (ValueError, RecursionError) as error:
-        raise DataFault(f"weights {path} are not a safetensors file; {_REMEDY}") from error
+    header = None
+    if 2 <= length <= MAX_HEADER_BYTES:
+        with suppress(ValueError, RecursionError):
+            header = json.loads(file.read(length))
     if not isinstance(header, dict):
-        raise DataFault(f"weights {path} are not a safetensors file; {_REMEDY}")
+        raise DataFault(f"weights {path} are not a safetensors file; {advice_for(str(path))}")
     return header
 
 

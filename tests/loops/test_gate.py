@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from collage_mpi.models import describe, load_predictor
 from collage_mpi.models.asking import ask
 from collage_mpi.models.gate import sha256_of_network
 from collage_mpi.models.info import Geometry, Loading
-from collage_mpi.models.named import ANY
+from collage_mpi.models.named import ANY, NotInCache
 from collage_mpi.models.tuning import PLAIN
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.landlock import confine
@@ -297,3 +299,80 @@ def test_pickles_that_a_library_would_load_run_nothing(tmp_path) -> None:
 def test_a_sound_program_of_this_digest_loads(save, tmp_path) -> None:
     file = save(tmp_path / f"n.{'ts' if save is save_scripted else 'pt2'}")
     assert ask(f"{file},norm=half", "single", GEOMETRY, sha256_of_network(file)).classes == CLASSES
+
+
+# ---- what is no network, and hubs ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "advice"),
+    [
+        ("resnet50", "give timm:resnet50 for a network of timm"),
+        ("google/vit-base", "give hf:google/vit-base for"),
+        ("rnd.py", "name the function in the file too, such as rnd.py:network"),
+        ("torchvision:resnet18", "give timm:resnet18, or .*--backbone torchvision:resnet18"),
+        (".", r"give hf:\. for a folder that transformers wrote"),
+        ("net.ckpt", "timm:NAME,weights=net.ckpt"),
+        ("net.keras", "save the network as ONNX"),
+        ("photo.jpg", "give timm:photo.jpg for a network of timm; docs/images.md"),
+        ("gone.safetensors", "make one with: collage-mpi train"),
+    ],
+)
+def test_what_is_no_network_gets_advice_that_fits(spec, advice, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EnvironmentFault, match=advice) as told:
+        describe(spec, "single")
+    assert spec == "gone.safetensors" or "train single" not in str(told.value)
+
+
+def test_a_name_that_timm_lacks_is_known_without_timm(monkeypatch) -> None:
+    timm = pytest.importorskip("timm")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "timm", None)
+        without.setattr("collage_mpi.models.gate.find_spec", lambda _: timm.__spec__)
+        with pytest.raises(UsageError, match="no network 'resnet5'; did you mean 'resnet50'"):
+            describe("timm:resnet5", "single")
+        for name in {name.partition(".")[0] for name in timm.list_models()[::50]}:
+            assert describe(f"timm:{name}", "single") is None
+        assert describe("timm:hf-hub:a/b", "single") is None
+
+
+def test_a_hub_that_cannot_be_reached_is_told_at_once(monkeypatch, capsys) -> None:
+    """Both where no one listens and where no one answers."""
+    pytest.importorskip("timm")
+    children = []
+
+    def child(request, environment):
+        children.append(environment.get("HF_HUB_OFFLINE"))
+        return {"fault": "NotInCache", "message": "not there"}
+
+    monkeypatch.setattr("collage_mpi.models.asking._child", child)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        assert main(["fetch", "timm:resnet18"]) == ExitCode.ENVIRONMENT
+    assert "cannot be reached: [Errno 111]" in capsys.readouterr().err
+    monkeypatch.setattr("collage_mpi.models.hub.REACH_S", 0.01)
+    hung = threading.Event()
+    monkeypatch.setattr("socket.create_connection", lambda *_: hung.wait(60) and socket.socket())
+    with pytest.raises(NotInCache, match="no answer within 0.01 s.* fetch timm:resnet3"):
+        ask("timm:resnet34", "single", GEOMETRY)
+    hung.set()
+    assert children == ["1", "1"]  # the libraries were never let go to the hub
+
+
+def test_fetch_fills_the_cache_and_says_what_is_there(tmp_path, monkeypatch, capsys) -> None:
+    pytest.importorskip("transformers")
+    folder = save_hf(tmp_path / "net")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    assert main(["fetch", f"hf:{folder}"]) == 0
+    assert f"in the cache {tmp_path / 'hub'}; 4 classes, images of 28 x 28 x 3" in (
+        capsys.readouterr().out
+    )
+    assert main(["fetch", "n.onnx"]) == ExitCode.USAGE
+    assert "n.onnx comes from no hub" in capsys.readouterr().err
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["fetch", f"hf:{folder}"]) == ExitCode.USAGE

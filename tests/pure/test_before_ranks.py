@@ -15,6 +15,7 @@ from collage_mpi.commands import demo, experiment, launch  # noqa: F401  # who t
 DATA = Path(collage_mpi.__file__).parent / "data"
 SHARD = str(DATA / "fashion_demo.h5")
 RUN = ("run", "--shards", SHARD, "--single", "null", "--collage", "null", "--side", "2")
+SHIPPED = ("--single", str(DATA / "fashion_single.safetensors"), "--out", "o")
 SWAPPED = ("--single", str(DATA / "fashion_collage_side3.safetensors"))
 SWAPPED += ("--collage", str(DATA / "fashion_single.safetensors"), "--side", "3")
 RIGHT = (SWAPPED[0], SWAPPED[3], SWAPPED[2], SWAPPED[1], *SWAPPED[4:])
@@ -62,6 +63,12 @@ def launched(*words: str) -> int:
         (("--", "run", "--settings", "list.json"), 2, "does not hold a table"),
         (("--", *RUN, *SWAPPED, "--out", "o"), 2, "the wrong way round"),
         (("--", *RUN, "--single", "no.safetensors", "--out", "o"), 3, "it is not there"),
+        (("--", *RUN, "--single", "gone.py:net", "--out", "o"), 3, "gone.py:net: cannot be read"),
+        (("--", *RUN, "--single", "nets.py:net", "--out", "o"), 2, "no function 'net'; it has one"),
+        (("--", *RUN, "--single", "nowhere:net", "--out", "o"), 2, "there is no module nowhere"),
+        (("--", *RUN, *SHIPPED, "--class-names-file", "two.txt"), 4, "2 classes in --class-names"),
+        (("--", *RUN, *SHIPPED, "--class-names-file", "same.txt"), 2, "more than once"),
+        (("--", *RUN, *SHIPPED, "--top-k", "11"), 2, "top_k is 11, but there are only 10 classes"),
         (("--", *RUN, "--shards", "nix", "--out", "o"), 3, "nix: cannot be read: No such file"),
         (("--", *RUN, "--out", "used"), 3, "used: holds a run already"),
         (("--", *RUN, "--shards", "empty", "--out", "o"), 3, "empty: no *.h5"),
@@ -82,6 +89,9 @@ def test_what_one_process_can_see_is_told_before_any_rank_starts(
 ):
     (tmp_path / "bad.toml").write_text("[[1")
     (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "nets.py").write_text("def one(**told): raise SystemExit('it ran')")
+    (tmp_path / "two.txt").write_text("a\nb")
+    (tmp_path / "same.txt").write_text("a\na\na (0)")
     (tmp_path / "used").mkdir()
     (tmp_path / "empty").mkdir()
     (tmp_path / "two.txt").write_text("a\nb\n")
