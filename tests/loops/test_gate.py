@@ -357,7 +357,7 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once(monkeypatch, capsys) -> No
     monkeypatch.setattr("collage_mpi.models.hub.REACH_S", 0.01)
     hung = threading.Event()
     monkeypatch.setattr("socket.create_connection", lambda *_: hung.wait(60) and socket.socket())
-    with pytest.raises(NotInCache, match="no answer within 0.01 s.* fetch timm:resnet3"):
+    with pytest.raises(NotInCache, match=r"no answer within 0.01 s.* fetch timm:resnet3"):
         ask("timm:resnet34", "single", GEOMETRY)
     hung.set()
     assert children == ["1", "1"]  # the libraries were never let go to the hub
