@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.shards.bounds import list_bytes
 from collage_mpi.shards.members import Listing, Member, name_text
 from collage_mpi.shards.pictures import SUFFIXES
 from collage_mpi.shards.remote import network_faults, opened, stat_of, url_of
@@ -244,7 +245,11 @@ class ListSource(MemberSource):
     @classmethod
     def listed(cls, path: Path, read_as: ReadAs) -> Listing:
         with network_faults(path), opened(path, in_order=True) as stream:
-            lines = os.fsdecode(stream.read()).splitlines()
+            most = list_bytes(stat_of(path)[0])
+            text = stream.read(most + 1)
+        if len(text) > most:
+            raise DataFault(f"{path}: is longer than {most:,} bytes. Split the list.")
+        lines = os.fsdecode(text).splitlines()
         names = [line.strip() for line in lines if line.strip()]
         if not names:
             raise DataFault(f"{path}: names no picture; needed: the path of one picture a line")

@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.shards.bounds import LARGEST_UNIT_BYTES
 from collage_mpi.shards.pictures import UnreadablePicture
 from collage_mpi.shards.remote import read_range, url_of
 from collage_mpi.system.files import UNREADABLE_OR_GONE, write_atomic
 from collage_mpi.system.printable import counted, storable
-
-LARGEST_PICTURE_BYTES = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def read_member(member: Member) -> bytes:
     """
     if member.fault is not None:
         raise UnreadablePicture(member.fault)
-    if not 0 < member.nbytes <= LARGEST_PICTURE_BYTES:
+    if not 0 < member.nbytes <= LARGEST_UNIT_BYTES:
         raise UnreadablePicture(f"{member.nbytes:,} bytes")
     url, more = url_of(member.path), b""
     try:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.shards.bounds import check_rows, check_unit
 from collage_mpi.shards.foreign import IMAGE_NAMES, LABEL_NAMES
 from collage_mpi.shards.members import name_text
 from collage_mpi.shards.remote import network_faults, opened, stat_of, url_of
@@ -49,6 +50,9 @@ class ParquetSource(PictureSource):
         with _still(info.path):
             self._file = _opened(info.path)
         self._column, self._bytes = image_column(self._file.schema_arrow, info.path)
+        self._file.close()
+        with _still(info.path):  # a value that repeats is then held once
+            self._file = _opened(info.path, read_dictionary=[self._bytes])
         meta = self._file.metadata
         rows = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
         self._starts = np.cumsum([0, *rows])  # (row groups + 1,)
@@ -61,9 +65,7 @@ class ParquetSource(PictureSource):
     @classmethod
     def describe(cls, path: Path, read_as: ReadAs) -> ShardInfo:
         with reading(split_part(path)[0]), _still(path), _opened(path) as file:
-            image_column(file.schema_arrow, path)
-            if file.metadata.num_rows < 1:
-                raise DataFault(f"{path}: has no rows")
+            _check_sizes(file, image_column(file.schema_arrow, path)[1], path)
             labels, names = _labels(file, path, read_as) if read_as.labels else (None, None)
             info = picture_info(cls, path, read_as, file.metadata.num_rows, cls.fingerprint(path))
         return replace(
@@ -122,6 +124,23 @@ class ParquetSource(PictureSource):
 
     def close(self) -> None:
         self._file.close()
+
+
+def _check_sizes(file: Any, column: str, path: Path) -> None:
+    """Raises DataFault if the file has no rows, too many, or row groups that are too large."""
+    meta = file.metadata
+    if meta.num_rows < 1:
+        raise DataFault(f"{path}: has no rows")
+    check_rows(path, meta.num_rows)
+    for number in range(meta.num_row_groups):
+        group = meta.row_group(number)
+        parts = [group.column(i) for i in range(group.num_columns)]
+        own = [part for part in parts if part.path_in_schema == column]
+        nbytes, stored = (
+            sum(getattr(part, f"total_{how}_size") for part in own)
+            for how in ("uncompressed", "compressed")
+        )
+        check_unit(path, f"row group {number}", nbytes, stored)
 
 
 def image_column(schema: Any, path: Path) -> tuple[str, str]:
@@ -217,14 +236,14 @@ def _class_names(schema: Any, column: str) -> tuple[str, ...] | None:
     return names if names and all(names) and len(set(names)) == len(names) else None
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path, **how: Any) -> Any:
     parquet = optional("pyarrow.parquet", "parquet", str(path))
     file = split_part(path)[0]
     stream = opened(file)  # if the file is missing or forbidden, this OSError is clearer
     if url_of(file) is None:
         stream.close()
     try:
-        return parquet.ParquetFile(file if stream.closed else stream)
+        return parquet.ParquetFile(file if stream.closed else stream, **how)
     except (ValueError, OSError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise DataFault(
             f"{path}: cannot be opened as Parquet ({one_line(error, 200)}): copy it again"

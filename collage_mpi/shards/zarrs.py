@@ -5,6 +5,7 @@ are faults, because a lost chunk and a chunk that was never written look the sam
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.shards.bounds import check_rows, check_unit
 from collage_mpi.shards.foreign import (
     IMAGE_NAMES,
     LABEL_NAMES,
@@ -70,6 +72,9 @@ class ZarrSource(Source):
         with reading(folder), _still(path):
             layout = find_layout(path)
             images = _node(path, layout.images)
+            check_rows(path, images.shape[0])
+            unit = getattr(images, "shards", None) or images.chunks
+            check_unit(path, "a chunk", math.prod(unit) * images.dtype.itemsize, _stored(folder))
             names = read_as.class_names
             if not read_as.labels:
                 layout = replace(layout, labels=None)
@@ -130,6 +135,12 @@ class ZarrSource(Source):
         top = os.path.join(split_part(self.path)[0], self._layout.images)
         keys = (key_of((number, *(int(i) for i in at))) for at in np.ndindex(*counts[1:]))
         return all(is_there(os.path.join(top, key)) for key in keys)
+
+
+def _stored(folder: Path) -> int:
+    """The bytes of all files in a folder; 0 for a URL."""
+    found = os.walk(folder) if url_of(folder) is None else ()
+    return sum(os.path.getsize(os.path.join(top, f)) for top, _, files in found for f in files)
 
 
 def find_layout(path: Path) -> ArrayLayout:

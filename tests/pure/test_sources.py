@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from pictures import CLASSES, COUNT, FIT, KINDS, make_source, picture, write_fol
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.row_reader import RowReader, described
-from collage_mpi.shards import ShardSet
+from collage_mpi.shards import ShardSet, bounds
 from collage_mpi.shards.inputs import expand_paths, ids_of, source_class
 from collage_mpi.shards.members import MemberIndex
 from collage_mpi.shards.pictures import PictureFit, picture_pixels
@@ -480,3 +481,70 @@ def test_inspect_tells_what_a_source_holds(tmp_path, files, capsys) -> None:
     assert main(["shards", "inspect", str(tmp_path / "photos"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["count"], found["storage"], found["class_names"]) == (COUNT, "folder", [*CLASSES])
+
+
+def test_a_parquet_file_may_not_become_far_more_than_its_bytes(tmp_path, monkeypatch) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(bounds, "LARGEST_UNIT_BYTES", 1 << 20)
+    zeros = pa.table({"image": [bytes([i]) * 100_000 for i in range(30)]})
+    pq.write_table(zeros, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
+    with pytest.raises(DataFault, match=r"row group 0 takes 3,\d{3},\d{3} bytes of memory, from"):
+        read(tmp_path / "a.parquet")
+    pq.write_table(zeros, tmp_path / "b.parquet", compression="none", use_dictionary=False)
+    with read(tmp_path / "b.parquet") as found:
+        assert len(found) == 30  # as large, but its bytes become no more
+
+
+@pytest.mark.parametrize("kind", ["parquet", "hugging"])
+def test_a_picture_that_repeats_in_a_row_group_is_held_once(kind, tmp_path) -> None:
+    data = [picture(1)] * 500
+    path = write_parquet(tmp_path / "a.parquet", data, [0] * 500, kind == "hugging")
+    with read(path, replace(AS, class_names=CLASSES)) as found:
+        found.read([0, 499])
+        assert found._open[0]._group(0).nbytes < 10 * len(data[0])
+
+
+def test_a_zarr_array_of_huge_chunks_or_too_many_rows_is_refused(tmp_path) -> None:
+    zarr = pytest.importorskip("zarr", reason="zarr is not installed")
+    for name, shape, chunks, says in (
+        ("a", (4096, 1024, 1024), (4096, 1024, 1024), "a chunk takes 4,294,967,296 bytes"),
+        ("b", (10**12, 4, 4), (1000, 4, 4), "declares 1,000,000,000,000 images"),
+    ):
+        path = tmp_path / f"{name}.zarr"
+        zarr.create_array(str(path), shape=shape, chunks=chunks, dtype="u1")
+        with pytest.raises(DataFault, match=says):
+            read(path)
+
+
+def test_a_list_that_never_ends_is_not_read_for_ever(tmp_path, files, monkeypatch) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("photos/ant/000.png\n" * 50)
+    monkeypatch.setattr(bounds, "UNDECLARED_BYTES", 100)
+    monkeypatch.setattr("collage_mpi.shards.listing.stat_of", lambda path: (0, 0, 0))
+    with pytest.raises(DataFault, match="is longer than 100 bytes"):
+        read(path)
+
+
+def test_another_column_of_a_parquet_file_is_another_source(tmp_path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"left": [picture(1)], "right": [picture(2)]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    found = {name: read(f"{tmp_path}/a.parquet::{name}").infos[0].fingerprint for name in columns}
+    assert found["left"] != found["right"]
+
+
+def test_the_classes_of_a_tar_are_in_the_order_of_their_names(tmp_path, files) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for number, name in enumerate(["wolf", "ant", "bee"]):
+            for end, data in (("jpg", picture(number)), ("cls", name.encode())):
+                info = tarfile.TarInfo(f"{number}.{end}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    with read(path) as found:
+        assert found.class_names == ("ant", "bee", "wolf")
+        assert found.labels().tolist() == [2, 0, 1]
