@@ -33,7 +33,7 @@ from collage_mpi.settings.run_settings import RunSettings
 def test_pictures_get_the_usual_resize_if_no_network_says_another(
     single, network_px, says, more, fit, told, tmp_path: Path, monkeypatch, caplog
 ) -> None:
-    def ask(spec, kind, geometry) -> Described:
+    def ask(spec, kind, geometry, *_) -> Described:
         shape = geometry.image_shape if network_px is None else (network_px, network_px, 3)
         geometry = plan.Geometry(shape, 3, shape[0], 2)
         return Described(own_info(spec, kind, geometry, "0" * 64), 2, says, says and "bicubic")
