@@ -20,7 +20,7 @@ from collage_mpi.system.printable import brief, say, some_of
 from collage_mpi.system.table import Column, Table, Value, to_text
 
 if TYPE_CHECKING:
-    from collage_mpi.results import Results
+    from collage_mpi.results.reader import Run
     from collage_mpi.results.slow_ranks import Recurrence, Speed
     from collage_mpi.simulation.beside import RunPace, Without
 
@@ -55,7 +55,7 @@ class _RunSpeeds:
         refused: why it could not be made.
     """
 
-    run: Results
+    run: Run
     speeds: list[Speed]
     on_purpose: bool
     failing: dict[str, list[str]]
@@ -69,7 +69,7 @@ def execute(args: SlowRanksArguments) -> int:
     """
     from collage_mpi.results.slow_ranks import recurrences
 
-    found = [_looked_at(run, args) for run in _read_each(args.runs)]
+    found = [_looked_at(run, args) for run in _open_each(args.runs)]
     hosts = recurrences([item.speeds for item in found if not item.on_purpose])
     exclude, why_not = _exclude(found, hosts)
     if args.json:
@@ -86,18 +86,18 @@ def execute(args: SlowRanksArguments) -> int:
     return 0
 
 
-def _read_each(paths: Sequence[Path]) -> Iterator[Results]:
-    """Read the runs. A path that cannot be read as a run is reported on stderr and left out.
+def _open_each(paths: Sequence[Path]) -> Iterator[Run]:
+    """Open the runs. A path that cannot be read as a run is reported on stderr and left out.
 
     Raises:
         EnvironmentFault, DataFault: no path can be read; the error is that of the last one.
     """
-    from collage_mpi.results import read_results
+    from collage_mpi.results.reader import open_run
 
     good, last = 0, len(paths) - 1
     for i, path in enumerate(paths):
         try:
-            run = read_results(path)
+            run = open_run(path)
         except (EnvironmentFault, DataFault) as error:
             if i == last and not good:
                 raise
@@ -107,14 +107,15 @@ def _read_each(paths: Sequence[Path]) -> Iterator[Results]:
             yield run
 
 
-def _looked_at(run: Results, args: SlowRanksArguments) -> _RunSpeeds:
+def _looked_at(run: Run, args: SlowRanksArguments) -> _RunSpeeds:
+    from collage_mpi.results.reader import read_results
     from collage_mpi.results.slow_ranks import failing_hosts, injected, rank_speeds
     from collage_mpi.simulation.beside import without_slow
 
     speeds, without, refused = rank_speeds(run, args.over), None, None
     if not args.no_simulation and any(speed.slow for speed in speeds):
         try:
-            without = without_slow(run, speeds)
+            without = without_slow(read_results(run.path), speeds)
         except CollageError as error:
             refused = str(error)
     return _RunSpeeds(run, speeds, injected(run), failing_hosts(run), without, refused)
@@ -144,7 +145,7 @@ def _exclude(
     return [_node(host) for host in wanted], notes
 
 
-def _hosts_of_rank_0(run: Results) -> set[str]:
+def _hosts_of_rank_0(run: Run) -> set[str]:
     return {m["host"] for m in run.manifest.get("world") or () if m["rank"] == 0 and "host" in m}
 
 

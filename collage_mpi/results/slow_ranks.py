@@ -31,8 +31,16 @@ import numpy as np
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import SINGLE
 from collage_mpi.results.manifest import Json, finals
-from collage_mpi.results.reader import Results
-from collage_mpi.results.rows import KIND_CODE, KINDS, OUTCOME_CODE, inputs_of, ran_together
+from collage_mpi.results.reader import Results, Run
+from collage_mpi.results.rows import (
+    KIND_CODE,
+    KINDS,
+    OUTCOME_CODE,
+    TASKS,
+    columns_of,
+    inputs_of,
+    ran_together,
+)
 from collage_mpi.results.statistics import MISS, quantile_interval
 from collage_mpi.scheduler.settings import batch_factor
 
@@ -100,7 +108,7 @@ class _Level(_Place):
     thirds_ns: tuple[float, ...]  # medians of the first, second and last third; () without ends
 
 
-def rank_speeds(run: Results, over: float = OVER) -> list[Speed]:
+def rank_speeds(run: Run, over: float = OVER) -> list[Speed]:
     """Compares every rank, then every GPU, then every host of a run with its peers, slowest first.
 
     GPUs are compared only on hosts with several. A host that has all ranks of a kind has no peers
@@ -133,18 +141,19 @@ def hosts_to_exclude(speeds: Iterable[Speed]) -> list[str]:
     return sorted({speed.host for speed in speeds if speed.slow and speed.host is not None})
 
 
-def failing_hosts(run: Results) -> dict[str, list[str]]:
+def failing_hosts(run: Run) -> dict[str, list[str]]:
     """Host -> lines about ranks that were lost or kept failing there, and about GPUs that the
     driver reports as faulty or too hot. {} if the settings of the run made ranks die on purpose.
     """
     found: dict[str, list[str]] = {}
     if (run.manifest.get("settings") or {}).get("dead_ranks"):
         return found
+    tasks = _short_tasks(run)
     for session, final in finals(run.manifest).items():
         world = {str(rank.get("rank")): rank for rank in final.get("world") or []}
         lost = [(loss.get("rank"), loss.get("why"), "was lost") for loss in final.get("lost") or []]
         retired = final.get("retired") or {}
-        failed = {**_often_failed(run.tasks[run.tasks["session"] == session]), **retired}
+        failed = {**_often_failed(tasks[tasks["session"] == session]), **retired}
         again = [(rank, why, "kept failing") for rank, why in failed.items()]
         for rank, why, how in (*lost, *again):
             host, what = world.get(str(rank), {}).get("host"), f"rank {rank} {how} ({why})"
@@ -201,7 +210,7 @@ def recurrences(runs: Sequence[Sequence[Speed]]) -> list[Recurrence]:
     return sorted(found, key=lambda r: (-r.slow / r.runs, -r.slow, r.host))
 
 
-def injected(run: Results) -> bool:
+def injected(run: Run) -> bool:
     """Whether delays were injected or the run is simulated. Then its hosts were not really slow."""
     settings = run.manifest.get("settings") or {}
     drawn = settings.get("straggler", "none") != "none" or bool(settings.get("burn_ranks"))
@@ -212,7 +221,7 @@ def injected(run: Results) -> bool:
 
 
 def service_times_ns(
-    run: Results, ratios: Mapping[str, float] | None = None
+    run: Run, ratios: Mapping[str, float] | None = None
 ) -> dict[tuple[int, int, str], np.ndarray]:
     """The service times of each rank: (rank, session, kind) -> (n,) float64 ns, in order of their
     ends.
@@ -223,7 +232,7 @@ def service_times_ns(
     Args:
         ratios: kind -> number to divide its times by; 1 for kinds that are not named.
     """
-    tasks = run.measured_tasks
+    tasks = _measured(run)
     service_ns = tasks["compute_ns"] + tasks["held_ns"]
     ran = (tasks["outcome"] == OUTCOME_CODE["answered"]) & (service_ns > 0)
     costs = run.manifest.get("batch_costs") or {}
@@ -246,7 +255,26 @@ def service_times_ns(
     }
 
 
-def _levels(run: Results) -> list[_Level]:
+_SHORT = TASKS.only(
+    *("rank", "kind", "session", "items", "sent_ns", "done_ns", "compute_ns", "held_ns"),
+    *("outcome", "warmup"),
+)
+
+
+def _short_tasks(run: Run) -> np.ndarray:
+    """All tasks with the columns of _SHORT, which are a sixth of a run's bytes: only these are held
+    in memory."""
+    found = [columns_of(tasks, _SHORT) for tasks in run.chunks(TASKS)]
+    return np.concatenate([np.empty(0, _SHORT), *found])
+
+
+def _measured(run: Run) -> np.ndarray:
+    tasks = _short_tasks(run)
+    found: np.ndarray = tasks[~tasks["warmup"]]
+    return found
+
+
+def _levels(run: Run) -> list[_Level]:
     """The level of each rank, kind and place (host and device). A rank that answered nothing has
     one for its first kind, without times."""
     worlds = _worlds(run)
@@ -260,7 +288,7 @@ def _levels(run: Results) -> list[_Level]:
             places = [_Place(rank, kind, *here) for kind in held]
             if places and not any(place in times for place in places):
                 times[places[0]] = []
-    unanswered = _unanswered(run.measured_tasks)
+    unanswered = _unanswered(_measured(run))
     miss = MISS / max(1, len(times))
     found = []
     for place in sorted(times, key=str):
@@ -288,7 +316,7 @@ def _unanswered(tasks: np.ndarray) -> dict[tuple[int, str], int]:
     return {(int(pair["rank"]), KINDS[pair["kind"]]): int(n) for pair, n in known}
 
 
-def _worlds(run: Results) -> dict[int, dict[int, Json]]:
+def _worlds(run: Run) -> dict[int, dict[int, Json]]:
     """Session -> rank -> its entry in the manifest. Killed sessions are missing."""
     told = {session: final.get("world") for session, final in finals(run.manifest).items()}
     if not told:  # no session has ended yet, so the manifest has at most the current world

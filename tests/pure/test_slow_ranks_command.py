@@ -15,7 +15,7 @@ from test_slow_ranks import a_run
 from collage_mpi.cli import main
 from collage_mpi.commands import slow_ranks as command
 from collage_mpi.errors import DataFault
-from collage_mpi.results import Results
+from collage_mpi.results import Results, reader
 from collage_mpi.results.rows import OUTCOME_CODE
 from collage_mpi.results.slow_ranks import rank_speeds
 from collage_mpi.settings.run_settings import RunSettings
@@ -62,7 +62,8 @@ def test_what_cannot_be_simulated_says_why() -> None:
 def of_files(monkeypatch: pytest.MonkeyPatch, runs: dict[str, Results]) -> list[str]:
     """The runs under names, as if read from folders."""
     named = {name: replace(run, path=Path(name)) for name, run in runs.items()}
-    monkeypatch.setattr("collage_mpi.results.read_results", lambda path: named[str(path)])
+    for how in ("open_run", "read_results"):
+        monkeypatch.setattr(f"collage_mpi.results.reader.{how}", lambda path: named[str(path)])
     return ["slow-ranks", *named]
 
 
@@ -242,3 +243,16 @@ def test_a_rank_where_most_of_the_failed_tasks_were_is_named_although_it_goes_on
     assert "sbatch --exclude=node4\n" in out
     assert "FAILING" not in fail(run, r3=1)
     assert "FAILING" not in fail(a_run({1: 1.0, 2: 1.0}), r1=6)  # two ranks tell too little
+
+
+def test_of_a_run_without_slow_ranks_only_the_tasks_are_read(tmp_path, monkeypatch, capsys) -> None:
+    run, read = make_run(tmp_path / "run", slow_rank=None), []
+    stored = reader._stored
+
+    def noted(path: Path, table: Any) -> np.ndarray:
+        read.append(table.name)
+        return stored(path, table)
+
+    monkeypatch.setattr(reader, "_stored", noted)
+    assert main(["slow-ranks", str(run)]) == 0
+    assert set(read) == {"tasks"}
