@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from io import BytesIO
@@ -193,6 +194,12 @@ def test_hf(tmp_path: Path) -> None:
     assert loaded(f"hf:{unnamed}").info.class_names == ("0", "1", "2", "3")
     with pytest.raises(DataFault, match=r"no weights of classifier.*would be random"):
         loaded(f"hf:{save_hf(tmp_path / 'headless', head=False)}")
+    other = save_hf(tmp_path / "mismatched")
+    config = json.loads((other / "config.json").read_text())
+    config.update(id2label={i: str(i) for i in range(9)}, label2id={str(i): i for i in range(9)})
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataFault, match=r"mismatch|would be random"):
+        loaded(f"hf:{other}")
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(DataFault, match=r"no image processor.*norm=imagenet.half.none"):
         loaded(f"hf:{folder}")
