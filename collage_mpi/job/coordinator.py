@@ -402,6 +402,7 @@ class Coordinator:
         admitted, draw, now_ns = self.feed.admit(count), self.feed.draw, self.clock()
         entries = self._arrivals.enter(now_ns, len(admitted)) if admitted else ()
         size = self.scheduler.settings.group_size
+        self.recorder.totals.admitted += len(admitted)
         arrivals: list[ev.Event] = []
         for (image, record), (t0_ns, asked_ns) in zip(admitted, entries, strict=True):
             record.t0_ns, record.read_ns = t0_ns, now_ns - asked_ns
@@ -419,6 +420,7 @@ class Coordinator:
         size = self.scheduler.settings.group_size
         if found:
             count = sum([run.length for run in found])
+            self.recorder.totals.admitted += count
             t0_ns, asked_ns = next(self._arrivals.enter(now_ns, count))
         for run in found:
             run.t0_ns, run.read_ns = t0_ns, now_ns - asked_ns

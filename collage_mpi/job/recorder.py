@@ -136,6 +136,7 @@ class Totals:
     differing: int = 0  # of these, images to which the two networks gave different classes
     drawn_tasks: int = 0
     exceeded: int = 0
+    admitted: int = 0  # images that entered the job, of this team only
 
 
 class Grouping(NamedTuple):

@@ -312,19 +312,24 @@ def build_book(plan: Plan) -> PairBook | None:
 
 
 class ShownProgress:
-    """Progress lines. As in the summary, rate and collage share leave out the warm-up."""
+    """Progress lines. As in the summary, the rate counts from the admission of the first image
+    after the warm-up, and the collage share leaves out the warm-up."""
 
     def __init__(self, status: StatusReporter, settings: RunSettings) -> None:
         self._status = status
-        self._warmup = settings.teams * settings.warm_groups * settings.group_size
+        self._own_warmup = settings.warm_groups * settings.group_size  # images of this team
+        self._warmup = settings.teams * self._own_warmup
+        self._counts = self._own_warmup == 0  # whether the rate leaves out the warm-up already
         self._collages = settings.uses(COLLAGE)
         self._before = Totals()  # totals of the warm-up
 
     def tell(self, totals: Totals, lost_ranks: int) -> None:
         """Show the totals of the session so far."""
+        if not self._counts and totals.admitted > self._own_warmup:
+            self._counts = True
+            self._status.begin(totals.images)
         if self._before.images < self._warmup <= totals.images:
             self._before = replace(totals)
-            self._status.begin(totals.images)
         fields: dict[str, Any] = {}
         if self._collages:
             measured = max(1, totals.images - self._before.images)

@@ -31,7 +31,7 @@ from collage_mpi.results.statistics import (
     support_needed,
     wilson_interval,
 )
-from collage_mpi.results.tally import GroupTally, ImageTally, Tally, TaskTally
+from collage_mpi.results.tally import ImageTally, Tally, TaskTally
 from collage_mpi.results.vectors import extras_of
 from collage_mpi.system.bottleneck import limit_of_members
 from collage_mpi.system.files import write_atomic, writing
@@ -277,7 +277,7 @@ def _example(run: Run, row: Any, names: list[str]) -> Json:
 def _price(run: Run, tally: Tally) -> Json:
     """The price of the answers (C8), over measured groups."""
     tasks = tally.tasks
-    ranks, rank_s = ranks_used(run, tasks), _measured_span_s(run, tally.groups)
+    ranks, (done, rank_s) = ranks_used(run, tasks), _throughput(run, tally)
     n, resolved = tally.images.measured, tally.images.resolved
     by_kind = tally.images.by_kind
     return {
@@ -292,9 +292,9 @@ def _price(run: Run, tally: Tally) -> Json:
         "ranks": ranks["all"],
         "coordinators": ranks["coordinators"],
         **{f"{kind}_ranks": ranks[kind] for kind in KINDS},
-        "rank_seconds_per_image": rank_s * ranks["all"] / n if n else None,
+        "rank_seconds_per_image": rank_s * ranks["all"] / done if done else None,
         "busy_seconds_per_image": tasks.work_s / n if n else None,
-        "images_per_s": n / rank_s if rank_s else None,
+        "images_per_s": done / rank_s if rank_s else None,
         "tasks": tasks.n,
         "collage_tasks": tasks.by_kind[KIND_CODE[COLLAGE]],
         "late_answers": tasks.late,
@@ -368,20 +368,25 @@ def ranks_used(run: Run, tasks: TaskTally) -> dict[str, int]:
     return {**found, **{name: len(ranks) for name, ranks in kinds.items()}}
 
 
-def _measured_span_s(run: Run, groups: GroupTally) -> float:
-    """Seconds from the first measured admission to the last measured end, summed over launches.
+def _throughput(run: Run, tally: Tally) -> tuple[int, float]:
+    """The images that were done since the first measured group was admitted, and the seconds until
+    the last measured end, summed over launches.
 
-    The teams of a launch run at the same time, so their spans are aligned by Unix time and merged.
+    Images of the warm-up that end later than this admission count, because the ranks work on them
+    in these seconds. The teams of a launch run at the same time, so their clocks are aligned.
     """
     launches, began = launch_of(run.manifest), began_ns(run.manifest)
-    spans: dict[int, list[tuple[int, int]]] = {}
-    for session, (first_ns, last_ns) in sorted(groups.span_ns.items()):
-        at_ns = began.get(session, 0)
-        launch = launches.get(session, session)
-        spans.setdefault(launch, []).append((at_ns + first_ns, at_ns + last_ns))
-    starts_and_ends = (zip(*each, strict=True) for each in spans.values())
-    total_ns: int = sum(max(ends) - min(starts) for starts, ends in starts_and_ends)
-    return total_ns / 1e9
+    spans: dict[int, tuple[int, int]] = {}
+    for session, (first_ns, last_ns) in tally.groups.span_ns.items():
+        launch, at_ns = launches.get(session, session), began.get(session, 0)
+        known = spans.get(launch, (at_ns + first_ns, at_ns + last_ns))
+        spans[launch] = min(known[0], at_ns + first_ns), max(known[1], at_ns + last_ns)
+    done = tally.images.measured
+    for session, ends_ns in tally.images.warmup_ends_ns.items():
+        span = spans.get(launches.get(session, session))
+        if span is not None:
+            done += int((began.get(session, 0) + np.concatenate(ends_ns) > span[0]).sum())
+    return done, sum(last_ns - first_ns for first_ns, last_ns in spans.values()) / 1e9
 
 
 def _rank0(run: Run) -> Json:

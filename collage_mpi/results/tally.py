@@ -181,6 +181,7 @@ class ImageTally:
     Attributes:
         n, answered, errors, warmup, labelled: numbers of images.
         sessions: the sessions that have rows.
+        warmup_ends_ns: session -> arrays of the ends of its warm-up images, on its clock.
         reasons: reason -> number of error rows.
         first: reason -> the first error row, of IMAGE_ROW.
         right: (2, sources) int64, number of labelled images and of right answers, by source.
@@ -200,6 +201,7 @@ class ImageTally:
         self.n = self.answered = self.errors = self.warmup = self.labelled = 0
         self.measured = self.resolved = 0
         self.sessions: set[int] = set()
+        self.warmup_ends_ns: dict[int, list[np.ndarray]] = defaultdict(list)
         self.reasons: Counter[bytes] = Counter()
         self.first: dict[bytes, np.void] = {}
         self.right = np.zeros((2, len(SOURCES)), np.int64)  # labelled, right
@@ -220,11 +222,17 @@ class ImageTally:
         self.errors += int((~answered).sum())
         self.warmup += int(rows["warmup"].sum())
         self.sessions.update(np.unique(rows["session"]).tolist())
+        self._add_warmup(rows[rows["warmup"]])
         self._add_errors(rows[~answered])
         self._add_labelled(rows[rows["has_label"]])
         self._add_answers(rows[answered])
         self._add_measured(rows[~rows["warmup"]])
         self._add_audits(rows[np.isin(rows["source"], ASKED_FIRST) & (rows["audited"] > 0)])
+
+    def _add_warmup(self, rows: np.ndarray) -> None:
+        for session in np.unique(rows["session"]).tolist():
+            mine = rows[rows["session"] == session]
+            self.warmup_ends_ns[session].append(mine["t0_ns"] + mine["latency_ns"])
 
     def _add_audits(self, rows: np.ndarray) -> None:
         done = rows["audited"] == AUDIT_CODE["done"]
@@ -355,7 +363,8 @@ class TaskTally:
     """Counts over the rows of measured tasks, which are those after the warm-up.
 
     Attributes:
-        n: number of tasks.
+        n: number of tasks. As in `inputs_of`, a batch of images counts as one task an image,
+            whether its message has one row or many.
         by_outcome, by_kind: code -> number of tasks.
         late: number of answered tasks that resolved nothing.
         work_s: total service time, in seconds.
@@ -385,13 +394,16 @@ class TaskTally:
         for kind in np.unique(rows["kind"]).tolist():
             self.ranks[kind].update(np.unique(rows["rank"][rows["kind"] == kind]).tolist())
         rows = rows[~rows["warmup"]]
-        self.n += len(rows)
+        inputs = inputs_of(rows)  # (n,)
+        self.n += int(inputs.sum())
         for column, counts in (("outcome", self.by_outcome), ("kind", self.by_kind)):
-            codes, n = np.unique(rows[column], return_counts=True)
-            counts.update(dict(zip(codes.tolist(), n.tolist(), strict=True)))
+            n = np.bincount(rows[column], inputs).astype(np.int64)
+            counts.update({code: int(n[code]) for code in np.flatnonzero(n).tolist()})
         answered = rows["outcome"] == OUTCOME_CODE["answered"]
         self.answered.update(np.unique(rows["rank"][answered]).tolist())
-        self.late += int((answered & (rows["resolved"] == 0)).sum())
+        useless = np.where(rows["resolved"] == 0, inputs, 0)
+        useless = np.where(rows["kind"] == KIND_CODE[SINGLE], inputs - rows["resolved"], useless)
+        self.late += int(useless[answered].sum())
         unfinished = rows[rows["outcome"] == OUTCOME_CODE["unfinished"]]
         self.unfinished_ns += int((unfinished["done_ns"] - unfinished["sent_ns"]).sum())
         self._waiting.append(columns_of(rows, _OF_WORK))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from statistics import stdev
 from typing import Any
 
 import pytest
+from results_harness import make_run
 from rows_by_name import add_group, add_image, add_task
 
-from collage_mpi.results import RunWriter, read_results, verify_run, write_summary
+from collage_mpi.results import RunWriter, read_results, summarise, verify_run, write_summary
 
 MS = 1_000_000
 SECOND = 1000 * MS
@@ -220,7 +222,43 @@ def test_every_figure_of_the_summary(tmp_path: Path) -> None:
         "first_errors": {"boom": {"shard": "in/a.h5", "row": 7}},
         "lost_ranks": [{"rank": 4, "why": "killed"}],
         "networks": "",
+        "limit": None,
     }  # fmt: skip
     assert list(summary) == list(wanted)
     for key, figures in wanted.items():
         assert summary[key] == figures, key
+
+
+@pytest.mark.parametrize(
+    ("admitted", "images", "seconds"),
+    [
+        ("one after another", 72, 8),
+        # The warm-up's 18 images are done in the same seconds, so leaving them out would be wrong.
+        ("all at once", 90, 10),
+    ],
+)
+def test_throughput_is_that_of_the_seconds_after_the_warm_up(
+    tmp_path: Path, admitted: str, images: int, seconds: int
+) -> None:
+    """Ten groups of nine images, two of them warm-up; one group is done a second."""
+    run = read_results(make_run(tmp_path / "run", 90, warmup_groups=2))
+    tables = {"images": run.images.copy(), "groups": run.groups.copy()}
+    for rows in tables.values():
+        begin_s = rows["group"] * (admitted == "one after another")
+        rows["t0_ns"] = begin_s * SECOND
+        rows["latency_ns"] = (rows["group"] + 1 - begin_s) * SECOND
+    price = summarise(dataclasses.replace(run, **tables))["price"]
+    assert price["images_per_s"] == pytest.approx(images / seconds)
+    assert price["rank_seconds_per_image"] == pytest.approx(seconds * price["ranks"] / images)
+
+
+def test_tasks_are_images_whether_a_message_has_a_row_or_each_image(tmp_path: Path) -> None:
+    run = read_results(make_run(tmp_path / "run", 90, collage=False))
+    tasks = run.tasks.copy()
+    tasks["resolved"][:2] = 0  # late
+    whole = tasks[:10].copy()
+    whole["items"], whole["resolved"] = 9, 9
+    whole["resolved"][0] = 7
+    told = [summarise(dataclasses.replace(run, tasks=rows))["price"] for rows in (tasks, whole)]
+    assert [price["tasks"] for price in told] == [90, 90]
+    assert [price["late_answers"] for price in told] == [2, 2]

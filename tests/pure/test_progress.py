@@ -95,17 +95,21 @@ def test_plain_lines_wait_for_the_first_interval(caplog):
 
 @pytest.mark.parametrize(("scheme", "share"), [("collage", ", collage share 50.0 %"), ("none", "")])
 def test_the_rate_and_the_share_leave_the_warm_up_out_as_the_summary_does(caplog, scheme, share):
-    """Two groups of nine took 10 s, of which a collage answered all; then 72 images in 9 s."""
+    """Two groups of nine took 10 s, of which a collage answered all; then 72 images in 9 s, and six
+    of the warm-up, which was not over when the first of the 72 came."""
     caplog.set_level(logging.INFO)
     clock = Clock()
     reporter = StatusReporter(90, scheme, StatusLines(""), clock)
     rates_begin = []
     reporter.follow(lambda last: None, rates_begin.append)
     told = ShownProgress(reporter, RunSettings(scheme=scheme, warmup_groups=2))
-    for wait_s, images, collage in ((10, 18, 18), (4.5, 54, 36), (4.5, 90, 54)):
+    for wait_s, admitted, images, collage in (
+        *((9, 18, 9, 9), (1, 27, 12, 12)),
+        *((0.75, 27, 18, 18), (4.5, 63, 54, 36), (4.5, 90, 90, 54)),
+    ):
         clock.now_s += wait_s
-        told.tell(Totals(images=images, collage=collage), 0)
-    assert rates_begin == [18]
+        told.tell(Totals(images, collage=collage, admitted=admitted), 0)
+    assert rates_begin == [12]
     assert caplog.messages[-1] == f"{scheme}: 90 of 90 images (100.0 %), 8.0 images/s{share}"
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 OUTCOMES = ("answered", "skipped", "failed", "lost", "unfinished")
 ERROR, ANSWERED, FAILED = 6, 0, 2  # a source, outcomes
+SINGLE, BATCHES = 0, (0, 3)  # kinds; those whose tasks may be batches of images
 SLACK_NS = 1_000_000  # clocks of hosts run at other rates
 DRIFT = 1e-3
 
@@ -88,13 +89,16 @@ def _price(run: Run, summary: dict[str, Any]) -> Iterator[str]:
     """The summary counts the answers that are right, and the tasks by how they ended."""
     rows, tasks = run.lasting, run.tables["tasks"]
     tasks = tasks[~tasks["warmup"]]
-    ends = {name: int((tasks["outcome"] == code).sum()) for code, name in enumerate(OUTCOMES)}
-    late = (tasks["outcome"] == ANSWERED) & (tasks["resolved"] == 0)
+    single = tasks["kind"] == SINGLE
+    inputs = np.where(np.isin(tasks["kind"], BATCHES), tasks["items"].astype(np.int64), 1)
+    ends = {name: int(inputs[tasks["outcome"] == code].sum()) for code, name in enumerate(OUTCOMES)}
+    unused = np.where(single, inputs - tasks["resolved"], inputs * (tasks["resolved"] == 0))
+    late = unused[tasks["outcome"] == ANSWERED]
     right = rows["answered"] & rows["has_label"] & (rows["predicted"] == rows["label"])
     price = summary["price"]
     for what, said, found in (
         ("right answers", summary["accuracy"]["overall"]["correct"], int(right.sum())),
-        ("tasks", price["tasks"], len(tasks)),
+        ("tasks", price["tasks"], int(inputs.sum())),
         ("late answers", price["late_answers"], int(late.sum())),
         *((f"{name} tasks", price[f"{name}_tasks"], ends[name]) for name in OUTCOMES[1:]),
     ):
