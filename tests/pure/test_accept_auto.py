@@ -14,6 +14,7 @@ from collage_mpi.job.plan import make_plan, with_accept_of
 from collage_mpi.models.specs import AcceptSpec
 from collage_mpi.models.weights import describe_weights, with_accept
 from collage_mpi.scheduler.events import Score
+from collage_mpi.scheduler.policies import Confident
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet, write_shard
 from collage_mpi.simulation.simulator import SimulatedJob
@@ -193,6 +194,18 @@ def test_a_threshold_costs_at_most_what_is_allowed():
     assert choose_threshold(TwoStages(single, collage, labels, 9), "s").share == pytest.approx(
         0.4, abs=0.02
     )
+
+
+def test_a_cell_that_has_the_score_of_the_threshold_counts():
+    """All cells have one of two scores, and those of the upper one are right. The threshold has
+    four digits, so it is rounded down."""
+    labels = np.zeros(4000, np.int64)
+    upper = 0.84957
+    collage = [(0, upper) if i % 3 else (1, 0.25) for i in range(4000)]
+    found = choose_threshold(TwoStages([(0, 1.0)] * 4000, collage, labels, 4), "s")
+    assert found.confidence == 0.8495
+    assert found.share == pytest.approx(2 / 3, abs=1e-3)
+    assert Confident(found.confidence, None).accept_at_ns(0, 7, Score(0, upper), None) == 7
 
 
 def test_the_half_that_measures_does_not_choose():

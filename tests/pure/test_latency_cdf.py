@@ -7,12 +7,14 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from results_harness import make_run, valid
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.figures import style
 from collage_mpi.figures.latency_cdf import plot_latency_cdf
 from collage_mpi.results import Results, read_results
 
@@ -52,6 +54,27 @@ def test_files_and_the_csv_behind_them(runs: list[Results], tmp_path: Path) -> N
     measured = np.sort(runs[0].measured_groups["latency_ns"] / 1e6)
     assert drawn == pytest.approx(measured.tolist(), abs=1e-6)
     assert float(rows[-1]["share_done"]) == 1.0
+
+
+def test_a_guide_is_at_the_height_of_its_percentile(
+    runs: list[Results], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    drawn, save = [], style.save
+
+    def keep(figure: Any, stem: Path) -> tuple[Path, Path]:
+        drawn.append(figure)
+        return save(figure, stem)
+
+    monkeypatch.setattr(style, "save", keep)
+    plot_latency_cdf(runs, tmp_path / "f")
+    for axes, heights in zip(
+        drawn[0].axes, ({"P50": 0.5, "P95": 0.95}, {"P50": 0.5, "P95": 0.05}), strict=True
+    ):
+        names = {text.get_text(): text.xy[1] for text in axes.texts}
+        lines = [line.get_ydata() for line in axes.lines if len(set(line.get_ydata())) == 1]
+        assert names == pytest.approx(heights)
+        assert {y[0] for y in lines if len(y) == 2} >= set(names.values())
 
 
 def test_per_image_and_differing_stragglers(runs: list[Results], tmp_path: Path) -> None:

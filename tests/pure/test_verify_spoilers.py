@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from results_harness import make_run
 
+from collage_mpi.cli import main
 from collage_mpi.results import Results, read_results, verify, verify_run
 from collage_mpi.results.rows import OUTCOME_CODE, SOURCE_CODE
 
@@ -284,3 +287,29 @@ def test_parts_that_exceed_a_latency_are_a_note(results: Results) -> None:
     report = verify_run(results.path, replace(results, images=run.images))
     assert report.ok
     assert report.notes == ["1 image whose parts exceed their latency (wait < 0)"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (lambda run: None, 0),
+        (lambda run: of_status(run, "complete_with_errors"), 4),  # there is no error row
+        (lambda run: of_status(run, "incomplete"), 6),
+        (lambda run: next((run / "vectors").iterdir()).unlink(), 4),
+    ],
+    ids=["nothing", "status", "incomplete", "vectors"],
+)
+def test_the_command_calls_nothing_proven_that_is_not(tmp_path: Path, capsys, spoil, code) -> None:
+    pytest.importorskip("pyarrow")
+    run = make_run(tmp_path / "run", 27, extras={"top_k": 2, "save": "none"})
+    spoil(run)
+    assert main(["verify", "--json", str(run)]) == code
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told["ok"] == (code == 0)
+    assert bool(told["problems"]) == (code != 0)
+
+
+def of_status(run: Path, status: str) -> None:
+    """Write another status to the manifest."""
+    path = run / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "status": status}))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 OUTCOMES = ("answered", "skipped", "failed", "lost", "unfinished")
 ERROR, ANSWERED, FAILED = 6, 0, 2  # a source, outcomes
+AUDITED = 1  # by both networks
 SINGLE, BATCHES = 0, (0, 3)  # kinds; those whose tasks may be batches of images
 SLACK_NS = 1_000_000  # clocks of hosts run at other rates
 DRIFT = 1e-3
@@ -208,7 +209,13 @@ def wrong_files(out: Path, run: Run, undisturbed: bool) -> list[str]:
     status = json.loads((out / "status.json").read_bytes())
     if status["state"] != run.manifest["status"] or status["session"] != run.manifest["session"]:
         faults.append(f"status.json says {status['state']} of session {status['session']}")
-    mine = int((run.images["session"] == status["session"]).sum())
-    if (run.manifest.get("teams") or 1) == 1 and status["done"] != mine:
-        faults.append(f"status.json says {status['done']} done of {mine}")
+    teams = run.manifest.get("teams") or 1
+    first = status["session"]
+    mine = run.images[(run.images["session"] >= first) & (run.images["session"] < first + teams)]
+    both = mine[mine["audited"] == AUDITED]
+    counts = {"done": len(mine), "audited": len(both)}
+    counts["differing"] = int((both["predicted"] != both["other"]).sum())
+    for name, count in counts.items():  # other teams tell their counts now and then
+        if status[name] > count or (teams == 1 and name == "done" and status[name] != count):
+            faults.append(f"status.json says {status[name]} {name} of {count}")
     return faults
