@@ -307,6 +307,8 @@ def test_the_command_calls_nothing_proven_that_is_not(tmp_path: Path, capsys, sp
     (told,) = json.loads(capsys.readouterr().out)
     assert told["ok"] == (code == 0)
     assert bool(told["problems"]) == (code != 0)
+    if not any((run / "vectors").iterdir()):
+        assert "vectors-0001-000001.parquet: missing" in told["problems"][0]
 
 
 def of_status(run: Path, status: str) -> None:
