@@ -206,7 +206,7 @@ def test_a_cell_that_has_the_score_of_the_threshold_counts():
     assert found.confidence == 0.8495
     assert found.share == pytest.approx(2 / 3, abs=1e-3)
     for score in (found.confidence, upper):
-        assert Confident(found.confidence, None).accept_at_ns(0, 7, Score(0, score), None) == 7
+        assert Confident(found.confidence, None).accept_at_ns(0, 7, Score(0, score)) == 7
 
 
 def test_the_half_that_measures_does_not_choose():
