@@ -33,6 +33,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "--accept-deadline-ms": ("deadline of unsure answers", "use --deadline-ms T"),
     "--accept-deadline-quantile": ("running quantile of latencies", "use --deadline-ms T"),
     "--hedge-quantile": ("running quantile of latencies", "use --hedge-ms T"),
+    "--compile": ("how kernels were launched", "use --runtime torch, or --runtime compile"),
     "--hedge-budget": ("share of second copies", "leave it out; --hedge-ms limits the copies"),
 }
 

@@ -13,7 +13,6 @@ import json
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -71,9 +70,7 @@ class Worker:
 
     def __init__(self, args: argparse.Namespace, number: int) -> None:
         network = with_shipped(args.network)
-        self._predictor = load_predictor(
-            network, "single", Loading(tuning=replace(PLAIN, precision="auto"))
-        )  # as a rank does
+        self._predictor = load_predictor(network, "single", Loading(tuning=PLAIN))  # as a rank
         self._images = Images(args) if args.source == "workers" else None
         self._each_s = args.service_ms / 1e3 * (args.slow if number == 1 else 1.0)
         if args.notes:

@@ -57,6 +57,7 @@ class ClassifyArguments(MpiArguments):
     device: str = same(NetworkSettings, "device", group="")
     trust_network: str = same(NetworkSettings, "trust_network", group="")
     precision: str = same(NetworkSettings, "precision", group="")
+    runtime: str = same(NetworkSettings, "runtime", group="")
     batch: int | None = same(PaceSettings, "batch", default=None, group="")
     ranks: int | None = setting(
         None, "worker ranks", unset="one for each GPU, or for each available core", at_least=1

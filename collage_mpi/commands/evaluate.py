@@ -77,7 +77,7 @@ class EvaluateArguments(Arguments):
     trust_network: str = same(NetworkSettings, "trust_network", group="")
     precision: str = setting(
         PLAIN.precision,
-        "number format of the networks. auto: the same choice as the ranks of `run` make",
+        "number format of the networks. auto: float32",
         choices=PRECISIONS,
     )
     save_answers: Path | None = setting(

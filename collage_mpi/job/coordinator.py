@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from collage_mpi.job.image_buffer import ImageBuffer, ImageRun
+from collage_mpi.job.messages import Changed, unpack
 from collage_mpi.job.recorder import Recorder
 from collage_mpi.job.team import Supply
 from collage_mpi.job.worker_group import WorkerGroup
@@ -23,6 +24,7 @@ from collage_mpi.scheduler import Scheduler
 from collage_mpi.scheduler import events as ev
 from collage_mpi.system.backoff import Backoff
 from collage_mpi.system.bottleneck import Use
+from collage_mpi.system.tell import tell
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop
 
 REPORT_EVERY_NS = 10_000_000  # at this interval the cost of a report does not matter
@@ -159,6 +161,7 @@ class Coordinator:
         self.finish: ev.Finish | None = None
         self.retired: dict[int, str] = {}
         self.uses: dict[int, Use] = {}  # rank -> what it has done with its time
+        self.changes: list[tuple[int, Changed]] = []  # by rank, in order
         self._stop_reason, self._report = settings.stop_reason, settings.report
         self._arrive = self._runs if settings.runs else self._images
         self._stopped = False
@@ -290,6 +293,13 @@ class Coordinator:
         header = wire.read_header(arrival.message)
         if header.session != self.session:
             return  # a late answer of an earlier session
+        if header.type == wire.CONTROL:
+            told = unpack(arrival.message, arrival.rank)
+            if isinstance(told, Changed):
+                self.changes.append((arrival.rank, told))
+                if told.why:
+                    tell(f"warning: rank {arrival.rank} stays with {told.runtime}; {told.why}")
+                return
         if header.type != wire.ANSWERS:
             raise wire.WireFault(f"rank {arrival.rank} sent type {header.type} in mid-run")
         results = unpack_results(arrival.message, header)

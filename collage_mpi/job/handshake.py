@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from collage_mpi.encoding.collage import Encoder
-from collage_mpi.encoding.vectors import NO_SAVE, KeptColumn, shown
+from collage_mpi.encoding.vectors import KeptColumn, shown
 from collage_mpi.errors import DataFault, RankGone, UsageError
 from collage_mpi.job.coordinator import ReadyRank
 from collage_mpi.job.messages import Hello, Measured, Start, Welcome, shards_in_messages
@@ -36,7 +36,6 @@ from collage_mpi.settings.batches import (
     injected_ns,
     most_groups,
 )
-from collage_mpi.system.fields import AUTO
 from collage_mpi.system.printable import numbered
 from collage_mpi.system.progress import NoLines, WaitReporter
 from collage_mpi.system.tell import tell
@@ -236,12 +235,7 @@ def tell_tunings(plan: Plan, hellos: Mapping[int, Hello]) -> None:
     found = tunings_text(hello.tuning for _, hello in sorted(hellos.items()))
     if not found:
         return
-    settings, chosen = plan.settings, ""
-    if settings.precision == AUTO and settings.save != NO_SAVE:
-        chosen = f"; --save {settings.save} computes in float32 unless --precision says otherwise"
-    elif settings.precision == AUTO and "float16" in found:
-        chosen = "; chosen for speed by --precision auto, --precision float32 is more exact"
-    tell(f"number format: {found}{chosen}", logging.INFO)
+    tell(f"number format: {found}", logging.INFO)
 
 
 def warn_of_mixed_tuning(hellos: Mapping[int, Hello]) -> None:
@@ -299,10 +293,16 @@ def _welcome(plan: Plan, encoder: Encoder) -> Welcome:
     )
 
 
-def start_of(plan: Plan, encoder: Encoder, costs: ServiceCosts) -> Start:
-    """The message that lets tasks come, for ranks and other teams. The plan has its batch."""
-    settings = plan.settings
-    return Start(costs.ratio, costs.batch_costs, settings.batch_size, task_bytes(plan, encoder))
+def start_of(
+    plan: Plan, encoder: Encoder, costs: ServiceCosts, runtimes: Mapping[str, str]
+) -> Start:
+    """The message that lets tasks come, for ranks and other teams. The plan has its batch.
+
+    Args:
+        runtimes: see `Start`.
+    """
+    size, room = plan.settings.batch_size, task_bytes(plan, encoder)
+    return Start(costs.ratio, costs.batch_costs, size, room, dict(runtimes))
 
 
 def _input_bytes(plan: Plan, encoder: Encoder) -> tuple[int, int]:

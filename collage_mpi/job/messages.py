@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -113,12 +113,14 @@ class Start:
         batch_costs: kind -> time of each further input of a batch divided by that of the first.
         batch: groups that are sent together.
         task_bytes: length of the longest message of tasks.
+        runtimes: kind -> the folder in which its network, made for another runtime, is or will be.
     """
 
     cost_ratio: float
     batch_costs: dict[str, float]
     batch: int
     task_bytes: int
+    runtimes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,21 @@ class Measured:
     service_ns: int
     cpu_ns: int | None
     fits: bool = True
+
+
+@dataclass(frozen=True)
+class Changed:
+    """The rank has tried another runtime, in the middle of a session.
+
+    Attributes:
+        kind: of its network.
+        runtime: who answers from now on, one of `tuning.ANSWERERS`.
+        why: why the rank stays with torch, or "".
+    """
+
+    kind: str
+    runtime: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -374,7 +391,7 @@ class Done:
 # ---- as bytes ---------------------------------------------------------------
 
 ToWorkers = Rank0 | Shards | Welcome | Measure | Start | End | Stop | Leave
-FromWorkers = Here | Hello | Fault | Measured | Bye
+FromWorkers = Here | Hello | Fault | Measured | Changed | Bye
 ToTeams = Begin | Lease | Pause | Close | Halt | SetThreshold
 FromTeams = Ready | Begun | Part | Progress | Pairs | Idle | Done
 Message = ToWorkers | FromWorkers | ToTeams | FromTeams
@@ -395,8 +412,12 @@ def pack(out: np.ndarray, session: int, message: Message) -> int:
     Raises:
         WireFault: the message does not fit `out`.
     """
-    content = {"what": type(message).__name__.lower(), **vars(message)}
-    return pack_control(out, session, _ENCODER.encode(content).encode())
+    return pack_control(out, session, as_text(message).encode())
+
+
+def as_text(message: Message) -> str:
+    """A control message as JSON, which `read_text` reads."""
+    return _ENCODER.encode({"what": type(message).__name__.lower(), **vars(message)})
 
 
 def shards_in_messages(descriptions: Sequence[str]) -> list[Shards]:
@@ -441,15 +462,21 @@ def unpack(data: np.ndarray, rank: int) -> Message:
         WireFault: the bytes are no control message, or this version does not know it in this form.
     """
     try:
-        content = json.loads(unpack_control(data))
-        what = content.pop("what", None) if isinstance(content, dict) else None
-        if not isinstance(what, str) or what not in TYPES:
-            known = ", ".join(TYPES)
-            raise ValueError(f"a control message {reprlib.repr(what)}; known are: {known}")
-        message: Message = _record(TYPES[what], content, what)
-        return message
+        return read_text(unpack_control(data))
     except (ValueError, RecursionError) as error:
         raise WireFault(f"rank {rank} sent {error}") from error
+
+
+def read_text(text: str | bytes) -> Message:
+    """The control message of `as_text`. Raises ValueError if this version does not know its
+    form."""
+    content = json.loads(text)
+    what = content.pop("what", None) if isinstance(content, dict) else None
+    if not isinstance(what, str) or what not in TYPES:
+        known = ", ".join(TYPES)
+        raise ValueError(f"a control message {reprlib.repr(what)}; known are: {known}")
+    message: Message = _record(TYPES[what], content, what)
+    return message
 
 
 @cache

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 
@@ -19,13 +20,15 @@ from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.vectors import KeptColumn, layout_of, most_floats
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.job.encoders import make_encoder
-from collage_mpi.job.messages import Measured, Welcome
+from collage_mpi.job.messages import Changed, Measured, Welcome
 from collage_mpi.kinds import KIND, SINGLE, TABLE
 from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Answer, Computation, Loading, Predictor
 from collage_mpi.models.named import OFFLINE, is_foreign, is_function
 from collage_mpi.models.null import NullPredictor
 from collage_mpi.models.own import RAISED, raised_at_first
+from collage_mpi.models.runtimes import Changeable, Trial, change_over, read_record
+from collage_mpi.models.tuning import ANSWERERS
 from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult, answer_message_bytes
 from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.mpi.tasks import WireTask
@@ -39,6 +42,7 @@ from collage_mpi.system.environment import (
 )
 
 LARGEST_ANSWER_BYTES = 1 << 30  # MPI counts bytes in 31 bits
+LOOK_EVERY_NS = 200_000_000  # for a network in another runtime
 NOT_FINITE = "the network's scores are not finite (NaN or infinite)"
 # Torch's errors (out of memory; a failed GPU, since torch 2.8), and Python's own.
 DEVICE_ERRORS = ("OutOfMemoryError", "AcceleratorError", "MemoryError")
@@ -136,6 +140,13 @@ class Networks:
         self.columns = self._columns()
         self._layout = layout_of(self.columns) if self.columns else None
         self._tried: dict[str, int] = {}  # kind -> the largest batch of `_untried` that was run
+        self._awaited: dict[str, Path] = {}  # kind -> the folder of its network in another runtime
+        self._trials: dict[str, Trial] = {}
+        self._look_ns = 0
+        self._threads = threads_per_rank(local_size() or welcome.ranks)
+        for predictor in self.predictors.values():
+            if isinstance(predictor, Changeable):  # the session before may have changed it
+                predictor.change_over()
 
     def _columns(self) -> tuple[KeptColumn, ...]:
         """What is kept of each image that a network of this rank resolves."""
@@ -198,6 +209,36 @@ class Networks:
         on_cpu = self.predictors[kind].device == "cpu"
         cpu_ns = int(statistics.median(cpu for _, cpu in times)) if on_cpu else None
         return Measured(min(wall for wall, _ in times), cpu_ns)
+
+    def await_runtimes(self, folders: Mapping[str, str]) -> None:
+        """From now on `changes` looks for networks that are made for other runtimes: kind -> the
+        folder.
+        """
+        for kind, folder in folders.items():
+            if kind in self.predictors:
+                self._awaited[kind] = Path(folder)
+
+    def changes(self) -> Iterator[Changed]:
+        """Change over to a runtime whose folder is complete; called between two batches.
+
+        Yields:
+            What rank 0 must know.
+        """
+        for kind, trial in list(self._trials.items()):
+            if trial.verdict is not None:
+                del self._trials[kind]
+                yield Changed(kind, self.predictors[kind].runtime, trial.verdict)
+        if not self._awaited or self._clock() < self._look_ns:
+            return
+        self._look_ns = self._clock() + LOOK_EVERY_NS
+        for kind, folder in list(self._awaited.items()):
+            record = read_record(folder)
+            if record is None:
+                continue
+            del self._awaited[kind]
+            begun = change_over(self.predictors[kind], folder, record, self._threads)
+            if begun is not None:
+                self._trials[kind] = begun
 
     def _times_ns(self, kind: str, runs: int, batch: int) -> list[tuple[int, int]]:
         """(wall-clock time, processor time) of each call, in ns."""
@@ -264,18 +305,21 @@ class Networks:
             tasks: of one kind.
             inputs: for each task, (n, H, W, C) uint8 or (n, ...) other items.
         """
+        predictor = self.predictors[tasks[0].kind]
+        who = ANSWERERS.index(predictor.runtime)  # before it answers: a trial may end in between
         try:
-            begun = self.predictors[tasks[0].kind].begin(joined(inputs))
+            begun = predictor.begin(joined(inputs))
         except RAISED as error:
             why = f"{type(error).__name__}: {error}"
             return Computation(partial(self._apart, tasks, inputs, why))
-        return Computation(partial(self._results, tasks, inputs, begun.finish), begun.done)
+        return Computation(partial(self._results, tasks, inputs, begun.finish, who), begun.done)
 
     def _results(
         self,
         tasks: Sequence[WireTask],
         inputs: Sequence[np.ndarray],
         finish: Callable[[], Answer],
+        who: int,
     ) -> list[WireResult]:
         try:
             scores, given = finish()  # (n, cells, classes), and (n, ...) each
@@ -284,6 +328,7 @@ class Networks:
                 own = slice(end - len(part), end)
                 kept = {name: values[own] for name, values in given.items()}
                 results.append(self._result(task, scores[own], kept))
+                results[-1].runtime = who
             return results
         except RAISED as error:
             why = f"{type(error).__name__}: {error}"
@@ -309,7 +354,7 @@ class Networks:
         if all(result.status == FAILED for result in found):
             return failed(task, found[0].reason)
         cells = tuple(result.cells[0] if result.cells else None for result in found)
-        return WireResult(task.task, ANSWERED, cells=cells)
+        return WireResult(task.task, ANSWERED, runtime=found[0].runtime, cells=cells)
 
     def _result(
         self, task: WireTask, scores: np.ndarray, given: Mapping[str, np.ndarray]

@@ -28,6 +28,7 @@ from collage_mpi.models.info import (
 )
 from collage_mpi.models.named import PREFIXES, is_foreign, is_function, is_null, read_spec
 from collage_mpi.models.null import NULL_CLASSES
+from collage_mpi.models.runtimes import candidates
 from collage_mpi.models.specs import AcceptSpec
 from collage_mpi.models.weights import read_tensors
 from collage_mpi.results.agreement import ADVICE, weaker_by
@@ -269,6 +270,8 @@ def check_without_images(settings: RunSettings, world_size: int) -> dict[str, Ne
     make_delays(settings)  # reads the trace, so that a bad one is found here
     settings.check_slow_ranks(world_size)
     networks = _networks(settings)
+    for kind in filter(settings.uses, KINDS):
+        candidates(settings.network(kind), settings.tuning())
     _check_names(settings, networks)
     return networks
 

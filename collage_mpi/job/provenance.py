@@ -10,7 +10,7 @@ import platform
 import socket
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +20,7 @@ from typing import Any
 
 from collage_mpi import __version__
 from collage_mpi.job.inputs import digests, named_files
-from collage_mpi.job.messages import Hello
+from collage_mpi.job.messages import Changed, Hello
 from collage_mpi.job.plan import Plan
 from collage_mpi.job.recorder import Totals
 from collage_mpi.job.session import TeamSession
@@ -136,7 +136,12 @@ def final_facts(session: TeamSession, job: Mapping[str, Any]) -> dict[str, Any]:
                 "use": session.use()._asdict(),
             },
             *(
-                {"rank": rank, **_member(hello), "use": uses.get(rank, Use())._asdict()}
+                {
+                    "rank": rank,
+                    **_member(hello),
+                    **_changes(rank, coordinator.changes),
+                    "use": uses.get(rank, Use())._asdict(),
+                }
                 for rank, hello in sorted(session.hellos.items())
             ),
         ],
@@ -188,4 +193,17 @@ def _member(hello: Hello) -> dict[str, Any]:
         "tuning": hello.tuning,
         "fingerprints": hello.fingerprints,
         "service_ns": hello.service_ns,
+    }
+
+
+def _changes(rank: int, changes: Sequence[tuple[int, Changed]]) -> dict[str, Any]:
+    """Which runtimes a rank has changed over to, and why it stayed with torch: kind -> text."""
+    own = [told for who, told in changes if who == rank]
+    return {
+        name: found
+        for name, found in (
+            ("runtimes", {told.kind: told.runtime for told in own if not told.why}),
+            ("stayed", {told.kind: told.why for told in own if told.why}),
+        )
+        if found
     }

@@ -63,7 +63,7 @@ OUTCOMES = {
 # image's place in the order of groups and cells.
 SAID_COLUMNS = (
     *("source", "rank", "attempt", "t0_ns", "latency_ns"),
-    *("read_ns", "decode_ns", "compute_ns", "held_ns"),
+    *("read_ns", "decode_ns", "compute_ns", "held_ns", "runtime"),
 )
 SAID = np.dtype([("place", "<i8"), *((name, IMAGES.dtype[name].str) for name in SAID_COLUMNS)])
 _SAID = packer(SAID)
@@ -269,6 +269,7 @@ class Recorder:
             task.decode_ns,
             result.compute_ns,
             result.held_ns,
+            result.runtime,
         )
         assert isinstance(run.scores, Cells)
         self._late.append((said, run.scores.data, came, part))
@@ -489,6 +490,7 @@ class Recorder:
             resolve.group < self._warmup_groups,
             AUDIT_CODE[resolve.audited],
             *(resolve.other or NO_SCORE),
+            result.runtime,
             resolve.reason or NO_REASON,
         )
 

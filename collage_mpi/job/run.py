@@ -20,6 +20,7 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
 from collage_mpi.job.calibration import Asked, Judge, Pair, pairs_of
+from collage_mpi.job.changeover import Changeover
 from collage_mpi.job.handshake import (
     ServiceCosts,
     most_together,
@@ -207,11 +208,14 @@ class LeadRun:
             costs = self._costs(session, networks)
             self.plan = plan = plan.at_batch(costs.batch)
             lead.group_by(build_lease_book(plan, self.lacking))
-            start = start_of(plan, session.encoder, costs)
+            work = plan.order[self.lacking]
+            change = Changeover(plan, session.hellos, session.encoder, costs, work)
+            start = start_of(plan, session.encoder, costs, change.folders)
             lead.start(start, networks)
             self._begin_to_judge(session, costs)
             files.include(partial(ranks_of_others, self.out, lead, self._world_of))
-            finish = session.work(start)
+            with change:
+                finish = session.work(start)
             lead.say(Done(finish.status, finish.reason, (), ()))
             lead.wait(session.report)
             session.publish()  # the final state of each team

@@ -287,6 +287,8 @@ class Worker:
             slots = self.session.welcome.credit + RING_SPARE
             self.endpoint.open_tasks(told.task_bytes, slots)
             self.session.start(self.endpoint.rank, told, self.clock())
+            assert self.session.networks is not None
+            self.session.networks.await_runtimes(told.runtimes)
         elif isinstance(told, messages.End):
             self.endpoint.close_tasks()
             self._end_session()
@@ -384,6 +386,9 @@ class Worker:
         if self._dead(session):
             self._hold(FOR_EVER_NS)
             return
+        assert session.networks is not None
+        for changed in () if session.begun else session.networks.changes():
+            self._tell(changed)
         wanted = [i for i, t in enumerate(queued.tasks) if t.task not in session.cancelled]
         session.begun.append(self._begin_batch(session, queued, wanted))
         if session.begun[0].results.done():

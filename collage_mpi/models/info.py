@@ -21,7 +21,7 @@ from collage_mpi.encoding.vectors import (
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import COLLAGE, NETWORKS, SINGLE
 from collage_mpi.models.specs import AcceptSpec, HeadSpec
-from collage_mpi.models.tuning import Tuning
+from collage_mpi.models.tuning import OWN, Tuning
 from collage_mpi.system.printable import counted
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Loading:
     Attributes:
         device: "cpu", "cuda" or "cuda:N".
         threads: number of threads that torch may use on the CPU, at least 1.
-        tuning: precision, layout and launching of kernels. None means PLAIN; the network is then
+        tuning: precision, layout and runtime. None means PLAIN; the network is then
             not called before its first batch, and norms of another library's network are not
             folded.
         geometry: shapes and classes for a network without a weights file of this package.
@@ -150,7 +150,8 @@ class Predictor(Protocol):
     classes: int
     fingerprint: str
     device: str
-    tuning: str  # precision, layout and launching, in words
+    tuning: str  # precision, layout and runtime at the start, in words
+    runtime: str  # runtime and format that answer now, one of `tuning.ANSWERERS`
     columns: tuple[KeptColumn, ...]  # the further outputs of `answer`
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
@@ -176,6 +177,8 @@ class Predictor(Protocol):
 
 class BeginsLater:
     """Base class of predictors that compute in this process, when `finish` is called."""
+
+    runtime = OWN
 
     def answer(self, batch: np.ndarray) -> Answer:
         """See `Predictor`."""

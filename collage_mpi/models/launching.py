@@ -24,6 +24,9 @@ WARM_CALLS = 3  # before a capture, because libraries choose kernels and allocat
 MOST_SIZES = 16  # batch sizes with a graph; further sizes run without one
 MOST_PADDED = 2  # a graph serves batches down to its size divided by this
 
+# Messages of CUDA, cuBLAS and cuDNN when they run out of memory outside torch's allocator.
+NO_ROOM = ("CUDA error: out of memory", "CUDA out of memory", "STATUS_ALLOC_FAILED")
+
 Forward = Callable[[Tensor], Tensor]  # (n, H, W, C) uint8 on the device -> outputs on the device
 # Starts one call of the network: (n, H, W, C) uint8 -> outputs in host memory, which are valid
 # until the next call starts.
@@ -163,7 +166,8 @@ def _has_ended(event: torch.cuda.Event) -> bool:
 
 
 class GraphLauncher:
-    """Runs the network on a GPU by CUDA graphs."""
+    """Runs the network on a GPU by CUDA graphs. A network that cannot be captured, such as a user's
+    that looks at its values, runs without."""
 
     def __init__(self, forward: Forward, device: torch.device, gpu: CudaGpu) -> None:
         self._forward = forward
@@ -171,16 +175,23 @@ class GraphLauncher:
         self._gpu = gpu
         self._plain = DirectLauncher(forward, device)
         self._captured: dict[int, _Captured] = {}
+        self._most = MOST_SIZES  # 0 once a capture has failed
 
     @torch.inference_mode()
     def __call__(self, batch: np.ndarray) -> Computation[Tensor]:
         captured = self._captured_for(len(batch))
         if captured is None:
-            if len(self._captured) == MOST_SIZES:
+            if len(self._captured) >= self._most:
                 return Computation(partial(self._called_plainly, batch))
             with self._gpu.running():
                 given = torch.from_numpy(batch).to(self._device, copy=True)
-            captured = self._captured[len(batch)] = _Captured(self._gpu, self._forward, given)
+            try:
+                captured = self._captured[len(batch)] = _Captured(self._gpu, self._forward, given)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                self._most = 0
+                return Computation(partial(self._called_plainly, batch))
         return captured.begin(batch)
 
     def _captured_for(self, n: int) -> _Captured | None:
@@ -195,17 +206,32 @@ class GraphLauncher:
             return self._plain.outputs(batch)
 
 
-def make_launcher(forward: Forward, device: torch.device, how: str) -> KernelLauncher:
+def make_launcher(forward: Forward, device: torch.device, compiles: bool) -> KernelLauncher:
     """The launcher for a device.
 
     Args:
-        how: a choice of `Tuning.compile` other than "auto".
+        compiles: compile new kernels, which can take minutes.
     """
-    if how == "torch-compile":
-        # On a GPU "reduce-overhead" uses CUDA graphs too.
-        mode = "reduce-overhead" if device.type == "cuda" else "default"
-        forward = torch.compile(forward, mode=mode)
-    if how == "cuda-graph":
+    if compiles:  # on a GPU, in this mode with CUDA graphs
+        return DirectLauncher(torch.compile(forward, mode="reduce-overhead"), device)
+    if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # shapes are few and fixed
         return GraphLauncher(forward, device, CudaGpu(device))
     return DirectLauncher(forward, device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception was caused by a lack of GPU memory.
+
+    torch has an error for this. But if there is no memory for a CUDA context or a library handle, a
+    RuntimeError is raised, and an interrupted capture raises a further error on top.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        text = str(found)
+        if isinstance(found, torch.cuda.OutOfMemoryError):
+            return True
+        if isinstance(found, RuntimeError) and any(word in text for word in NO_ROOM):
+            return True
+        found = found.__cause__ or found.__context__
+    return False

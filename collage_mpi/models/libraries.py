@@ -296,7 +296,7 @@ def load_onnx(named: Named, how: Loading) -> Made:
             f"{named.spec} takes {given.type} {shape}{' and more' if more else ''}; needed: one "
             f"input of pictures (n, C, H, W) or (n, H, W, C), {' or '.join(ONNX_TYPES)}"
         )
-    last = shape[3] in COLOURS and shape[1] not in COLOURS
+    last = channels_are_last(shape)
 
     def call(x: Tensor) -> Tensor:
         pixels = x.permute(0, 2, 3, 1) if last else x
@@ -305,6 +305,11 @@ def load_onnx(named: Named, how: Loading) -> Made:
         return torch.from_numpy(out).to(x.device)
 
     return None, call, Declared(shape=_shape(shape if last else [shape[i] for i in (0, 2, 3, 1)]))
+
+
+def channels_are_last(shape: Sequence[Any]) -> bool:
+    """Whether a network takes pictures of this shape as (n, H, W, C)."""
+    return shape[3] in COLOURS and shape[1] not in COLOURS
 
 
 def load_exported(named: Named, how: Loading) -> Made:

@@ -101,6 +101,12 @@ def is_foreign(spec: str) -> bool:
     return read_spec(spec) is not None
 
 
+def is_onnx(spec: str) -> bool:
+    """Whether a network is an ONNX file, which onnxruntime runs."""
+    named = read_spec(spec)
+    return named is not None and named.library == "onnx"
+
+
 def is_file(spec: str) -> bool:
     """Whether a network spec is only the path of a file."""
     named = read_spec(spec)

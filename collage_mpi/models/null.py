@@ -28,6 +28,8 @@ class NullPredictor(BeginsLater):
             classes where the number is not known.
     """
 
+    runtime = ""
+
     def __init__(self, kind: str, geometry: Geometry) -> None:
         check_kind(kind)
         self.kind = kind

@@ -69,6 +69,7 @@ from collage_mpi.models.info import (
     own_info,
 )
 from collage_mpi.models.named import FUNCTION, HOW, is_function, read_spec
+from collage_mpi.models.tuning import OWN_TUNING
 
 UNKNOWN_CLASSES = (
     "classes is None where nobody names the classes and no label shows how many there are: "
@@ -253,7 +254,7 @@ class OwnPredictor(BeginsLater):
         self.spec, self.kind, self.made = spec, kind, made
         self.cells, self.classes = geometry.cells(kind), geometry.classes or 0
         self.device = str(getattr(made, "device", device))
-        self.tuning = "its own"
+        self.tuning = OWN_TUNING
         self.columns: tuple[KeptColumn, ...] = ()
         self._embeds = False
         told = str(getattr(made, "fingerprint", spec))

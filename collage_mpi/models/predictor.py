@@ -30,15 +30,12 @@ from collage_mpi.models.info import (
     columns_of,
     own_info,
 )
-from collage_mpi.models.launching import make_launcher
-from collage_mpi.models.named import HOW
+from collage_mpi.models.launching import KernelLauncher, is_out_of_memory, make_launcher
+from collage_mpi.models.named import HOW, is_onnx
 from collage_mpi.models.reading import reading_of
-from collage_mpi.models.tuning import PLAIN, Tuning, memory_fault
+from collage_mpi.models.tuning import COMPILE, ONNX, PLAIN, Tuning, memory_fault
 from collage_mpi.models.weights import describe_weights, read_tensors
 from collage_mpi.system.printable import counted, one_line
-
-# Messages of CUDA, cuBLAS and cuDNN when they run out of memory outside torch's allocator.
-NO_ROOM = ("CUDA error: out of memory", "CUDA out of memory", "STATUS_ALLOC_FAILED")
 
 
 class WithEmbedding(nn.Module):
@@ -72,9 +69,13 @@ class TorchPredictor:
     default mean is 0 and std is 1. If items have three axes or more, the channels, the last axis,
     become the first axis.
 
-    Batch norms are folded and weights are channels-last. On one core this reduces the time of a
-    call from 4.7 to 3.4 ms for the shipped single network, and from 5.1 to 4.6 ms for the collage
-    network. The tuning decides precision and launching (docs/speed.md).
+    It begins with torch. `change_over` gives the network to another runtime (`models.runtimes`).
+
+    Attributes:
+        torch: computes the outputs of `forward` in torch.
+        scale, shift: pixels times scale plus shift are the network's inputs.
+        launch: computes them now: `torch`, or the runtime that has taken its place.
+        runtime: runtime and format that answer now, one of `tuning.ANSWERERS`.
     """
 
     def __init__(
@@ -102,20 +103,22 @@ class TorchPredictor:
         network.eval()
         chosen = (tuning or PLAIN).on(device.type)
         self.tuning = str(chosen)
+        onnx = is_onnx(info.origin)
+        self.runtime = self._began_as = f"{ONNX} float32" if onnx else chosen.answerer
         self._dtype: torch.dtype = getattr(torch, chosen.precision)
         if device.type == "cuda" and self._dtype == torch.float32:
             torch.backends.cudnn.allow_tf32 = False  # torch allows it: a mantissa of 10 bits
         network = network.to(device, self._dtype)
         self.network = channels_last(network) if chosen.channels_last == "on" else network
-        self._launch = make_launcher(self._forward, device, chosen.compile)
+        self.launch = self.torch = make_launcher(self.forward, device, chosen.runtime == COMPILE)
         values = info.metadata["normalisation"]
         shape = (1, -1, *(1 for _ in info.shape[1:]))
         mean = torch.tensor(values["mean"], dtype=torch.float32).reshape(shape)
         std = torch.tensor(values["std"], dtype=torch.float32).reshape(shape)
         full = 255.0 if info.dtype == "uint8" else 1.0  # mean and std are those of pixels / 255
         self._moves = len(info.shape) >= 3 and not info.metadata.get("channels_first")
-        self._scale = (1.0 / (full * std)).to(device)
-        self._shift = (-mean / std).to(device)
+        self.scale = (1.0 / (full * std)).to(device)
+        self.shift = (-mean / std).to(device)
         self.reading = reading_of(info)
         self.temperature = float(info.metadata["temperature"])
 
@@ -164,10 +167,21 @@ class TorchPredictor:
     def begin(self, batch: np.ndarray) -> Computation[Answer]:
         """Start the computation of `answer`, which a GPU then does by itself. Raises as
         `predict`."""
-        return self._launch(self._checked(batch)).then(self._answered)
+        return self.launch(self._checked(batch)).then(self.answered)
+
+    def change_over(self, launch: KernelLauncher | None = None, runtime: str = "") -> None:
+        """Let another runtime answer from the next batch on.
+
+        Args:
+            launch: computes the outputs of `forward`; None for torch, as at the start.
+            runtime: one of `tuning.ANSWERERS`.
+        """
+        self.launch = launch or self.torch
+        self.runtime = runtime or self._began_as
 
     @torch.inference_mode()
-    def _answered(self, found: torch.Tensor) -> Answer:
+    def answered(self, found: torch.Tensor) -> Answer:
+        """The answer that outputs of `forward` mean."""
         if not self._embeds:
             return self.reading(found, self.temperature), {}
         scores = self.reading(found[:, :, : self.classes], self.temperature)
@@ -178,7 +192,7 @@ class TorchPredictor:
         """(n, H, W, C) uint8 -> the network's outputs on the device, which `reading` turns into
         scores.
         """
-        found = self._forward(torch.from_numpy(self._checked(batch)).to(self._device))
+        found = self.forward(torch.from_numpy(self._checked(batch)).to(self._device))
         return found[:, :, : self.classes] if self._embeds else found
 
     def first_call(self) -> None:
@@ -207,10 +221,12 @@ class TorchPredictor:
             batch = batch.copy()
         return batch
 
-    def _forward(self, batch: torch.Tensor) -> torch.Tensor:
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
         """(n, H, W, C) uint8, or other items, on the device -> float32 outputs on the device."""
-        pixels = (batch.movedim(-1, 1) if self._moves else batch).float()  # (n, C, H, W)
-        normalised = torch.addcmul(self._shift, pixels, self._scale).to(self._dtype)
+        axes = batch.dim()
+        moved = batch.permute(0, axes - 1, *range(1, axes - 1)) if self._moves else batch
+        pixels = moved.float()  # (n, C, H, W)
+        normalised = torch.addcmul(self.shift, pixels, self.scale).to(self._dtype)
         found = self.network(normalised)
         if self._embeds:  # concatenated for the launcher: (n, 1, classes + d)
             logits, features = found
@@ -246,7 +262,7 @@ def told_if_it_does_not_fit(
             what = f"the {info.kind} network of {info.path} ({chosen})"
             message = memory_fault(what, str(device), weights, *_memory(device))
             raise EnvironmentFault(message) from error
-        compiled = chosen.compile == "torch-compile"
+        compiled = chosen.runtime == COMPILE
         halved = chosen.precision != "float32" and isinstance(error, RuntimeError)
         if isinstance(error, CollageError) or not (compiled or halved):
             raise
@@ -257,7 +273,7 @@ def told_if_it_does_not_fit(
             ) from error
         raise EnvironmentFault(
             f"torch.compile cannot make the {info.kind} network here ({one_line(error)}); it needs "
-            "a C++ compiler, on GPUs Triton too: choose --compile auto or none"
+            "a C++ compiler, on GPUs Triton too: choose --runtime torch"
         ) from error
 
 
@@ -267,23 +283,6 @@ def _memory(device: torch.device) -> tuple[int | None, int | None]:
         return torch.cuda.mem_get_info(device)
     except (RuntimeError, ValueError, AssertionError):
         return None, None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception was caused by a lack of GPU memory.
-
-    torch has an error for this. But if there is no memory for a CUDA context or a library handle, a
-    RuntimeError is raised, and an interrupted capture raises a further error on top.
-    """
-    found: BaseException | None = error
-    while found is not None:
-        text = str(found)
-        if isinstance(found, torch.cuda.OutOfMemoryError):
-            return True
-        if isinstance(found, RuntimeError) and any(word in text for word in NO_ROOM):
-            return True
-        found = found.__cause__ or found.__context__
-    return False
 
 
 def usable_device(device: str) -> torch.device:
@@ -319,9 +318,6 @@ def module_predictor(
 ) -> TorchPredictor:
     """Make a predictor of a module, and call it once to check its answers.
 
-    Here "auto" means float32, and no graphs, because a module may create tensors that do not follow
-    another precision.
-
     Raises:
         UsageError: the module has no embeddings, and they are wanted.
         DataFault: its output has a wrong shape, or is probabilities instead of logits.
@@ -331,7 +327,7 @@ def module_predictor(
     fingerprint = facts.fingerprint or fingerprint_of(spec, module)
     info = own_info(spec, kind, geometry, fingerprint, facts)
     shaped = _Shaped(spec, module, geometry.cells(kind), geometry.classes, how.embed)
-    place, chosen = usable_device(how.device), _as_said(how.tuning or PLAIN)
+    place, chosen = usable_device(how.device), how.tuning or PLAIN
     with told_if_it_does_not_fit(info, shaped, place, chosen):
         predictor = TorchPredictor(info, shaped, place, chosen, how.embed)
         if geometry.classes is None:
@@ -359,13 +355,6 @@ def _check_logits(spec: str, outputs: Tensor) -> None:
             f"{spec}: the network gave probabilities (from 0 to 1, 1 in all); needed of a "
             f"torch.nn.Module: logits. Leave out its softmax. {HOW}"
         )
-
-
-def _as_said(tuning: Tuning) -> Tuning:
-    precision = "float32" if tuning.precision == "auto" else tuning.precision
-    return replace(
-        tuning, precision=precision, compile="none" if tuning.compile == "auto" else tuning.compile
-    )
 
 
 def fingerprint_of(spec: str, module: nn.Module) -> str:

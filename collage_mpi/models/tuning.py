@@ -1,5 +1,5 @@
-"""How a network runs: precision, memory layout and launching of kernels, and what "auto" means on
-each device (docs/speed.md).
+"""How a network runs: precision, memory layout and runtime, and what "auto" means on each device
+(docs/speed.md).
 """
 
 from __future__ import annotations
@@ -13,18 +13,24 @@ from collage_mpi.errors import UsageError
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
 LAYOUTS = ("on", "off")
 NO_TUNING = "null"  # of a null network, which computes nothing
-COMPILES = ("auto", "none", "cuda-graph", "torch-compile")
+OWN_TUNING = "its own"  # of an object of the user's code
+TORCH, COMPILE, OPENVINO, ONNX = "torch", "compile", "openvino", "onnx"
+RUNTIMES = ("auto", TORCH, COMPILE, OPENVINO, ONNX)
+OWN = "own"  # an object of the user's code, which computes by itself
+# Who answered, by the codes of rows; codes are fixed. "" is a null network or an older run.
+ANSWERERS = ("", OWN, *(f"{name} {each}" for name in RUNTIMES[1:] for each in PRECISIONS[1:]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """Precision, memory layout and launching.
+    """Precision, memory layout and runtime.
 
     Attributes:
-        precision: dtype of weights and activations; scores are always float32.
+        precision: dtype of weights and activations; scores are always float32. "auto" is float32.
         channels_last: "on" for the memory format NHWC, "off" for NCHW.
-        compile: "none" launches each kernel; "cuda-graph" launches all kernels at once, with a
-            graph for each batch size; "torch-compile" compiles new kernels, which can take minutes.
+        runtime: what computes. "torch" calls each operation on a CPU, and launches CUDA graphs on
+            a GPU; "compile" is torch.compile; "openvino" and "onnx" (onnxruntime) run on CPUs.
+            "auto" is the quickest with answers equal to those of torch in float32.
 
     Raises:
         UsageError: a choice is unknown.
@@ -32,54 +38,51 @@ class Tuning:
 
     precision: str
     channels_last: str
-    compile: str
+    runtime: str
 
     def __post_init__(self) -> None:
-        known = {"precision": PRECISIONS, "channels_last": LAYOUTS, "compile": COMPILES}
+        known = {"precision": PRECISIONS, "channels_last": LAYOUTS, "runtime": RUNTIMES}
         for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise UsageError(
                     f"{name} is {getattr(self, name)!r}; known are: {', '.join(choices)}"
                 )
 
-    def on(self, device: str, half_pays: bool | None = None) -> Tuning:
-        """The same tuning with every "auto" resolved for a device.
+    @property
+    def dtype(self) -> str:
+        """The precision by its name in torch."""
+        return "float32" if self.precision == "auto" else self.precision
 
-        On a GPU it means float16, for tensor cores, and CUDA graphs, because launching kernels is
-        slow. On a CPU it means bfloat16 if this is faster (`bfloat16_pays`), and no graphs.
+    def on(self, device: str) -> Tuning:
+        """How a rank on this device begins. Only on a CPU other runtimes than torch follow later.
 
         Args:
             device: "cpu" or "cuda", without a number.
-            half_pays: whether bfloat16 is faster than float32 on this CPU; None for
-                `bfloat16_pays`.
 
         Raises:
-            UsageError: CUDA graphs were chosen on a CPU.
+            UsageError: the runtime does not run on this device.
         """
-        precision, how = self.precision, self.compile
-        gpu = device == "cuda"
-        if precision == "auto":
-            half = "float16" if gpu else "bfloat16"
-            fast = gpu or (bfloat16_pays() if half_pays is None else half_pays)
-            precision = half if fast else "float32"
-        if how == "auto":
-            how = "cuda-graph" if gpu else "none"
-        if how == "cuda-graph" and not gpu:
+        if device == "cuda" and self.runtime in (OPENVINO, ONNX):
             raise UsageError(
-                "--compile cuda-graph needs a GPU, and this rank runs on its CPU: use none or auto"
+                f"--runtime {self.runtime} runs on CPUs, and this rank runs on a GPU: choose "
+                "--runtime auto, or --device cpu"
             )
-        return replace(self, precision=precision, compile=how)
+        compiles = device == "cuda" and self.runtime == COMPILE
+        return replace(self, precision=self.dtype, runtime=COMPILE if compiles else TORCH)
+
+    @property
+    def answerer(self) -> str:
+        """Runtime and format, as rows name who answered: one of ANSWERERS."""
+        return f"{self.runtime} {self.precision}"
 
     def __str__(self) -> str:
-        """The tuning in words: `float16, channels-last, cuda-graph`."""
+        """The tuning in words: `float16, channels-last`."""
         layout = "channels-last" if self.channels_last == "on" else "contiguous"
-        return f"{self.precision}, {layout}" + (
-            "" if self.compile == "none" else f", {self.compile}"
-        )
+        return f"{self.precision}, {layout}" + ("" if self.runtime == TORCH else f", {COMPILE}")
 
 
 # The default of a network for which nothing was chosen, and the baseline for comparisons.
-PLAIN = Tuning(precision="float32", channels_last="on", compile="none")
+PLAIN = Tuning(precision="float32", channels_last="on", runtime=TORCH)
 
 
 def tunings_text(each: Iterable[Mapping[str, str]]) -> str:
@@ -94,18 +97,6 @@ def tunings_text(each: Iterable[Mapping[str, str]]) -> str:
             if how != NO_TUNING:
                 found.setdefault(kind, {})[how] = None
     return "; ".join(f"{kind} network {' and '.join(ways)}" for kind, ways in found.items())
-
-
-def bfloat16_pays(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this processor runs networks faster in bfloat16 than in float32; False if unknown.
-
-    Measured (analysis/reports/speed.md): 2.1 to 3.6 times as fast with AMX (Intel), and 1.6 to 2
-    times with AVX512-BF16 on AMD's Zen 5; slower on an Intel processor with only AVX512-BF16.
-    """
-    found = processor_facts(cpuinfo)
-    flags = found.get("flags", "").split()
-    amd = found.get("vendor_id") == "AuthenticAMD"
-    return "amx_bf16" in flags or ("avx512_bf16" in flags and amd)
 
 
 def processor_facts(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
@@ -138,6 +129,5 @@ def memory_fault(
         f"{device} is out of memory for {what}: its weights take "
         f"{-(-weights_bytes // mib):,} MiB, its activations and CUDA itself (about 500 MiB a rank) "
         f"come on top, and {room}. What would fit: fewer ranks on this GPU (nvidia-smi shows who "
-        "holds memory), --precision float16, --compile none, or a smaller "
-        "network"
+        "holds memory), --precision float16, or a smaller network"
     )

@@ -41,6 +41,7 @@ RESULT = np.dtype(
         ("held_ns", "<i8"),
         ("drawn_ns", "<i8"),
         ("read_ns", "<i8"),
+        ("runtime", "u1"),
         # How many records, bytes and vectors of the message belong to the result.
         ("n_cells", "<u4"),
         ("reason_bytes", "<u2"),
@@ -109,6 +110,7 @@ class WireResult:
         held_ns: injected delay after the computation.
         drawn_ns: service time that the delay model drew; 0 without a model.
         read_ns: how long the network waited until its rank had read the images.
+        runtime: runtime and format that answered, an index into `tuning.ANSWERERS`.
         cells: one score for each item, None if the network gave none; () unless answered.
         reason: why the task failed, or the first reason of `unread`.
         unread: () if all images were read, otherwise one entry for each item. In an answered task
@@ -122,6 +124,7 @@ class WireResult:
     held_ns: int = 0
     drawn_ns: int = 0
     read_ns: int = 0
+    runtime: int = 0
     cells: Sequence[Score | None] = ()
     reason: str = ""
     unread: tuple[Unread | None, ...] = ()

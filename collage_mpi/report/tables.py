@@ -33,6 +33,7 @@ from collage_mpi.results.render import (
 from collage_mpi.results.rows import IMAGES
 from collage_mpi.results.slow_ranks import OVER, Speed, injected, rank_speeds, service_times_ns
 from collage_mpi.results.statistics import percentile, support_needed
+from collage_mpi.results.summary import networks_text
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.printable import some_of
 from collage_mpi.system.table import Cell, Column, Table, Value
@@ -373,6 +374,7 @@ def origins(runs: Sequence[Run], names: Sequence[str]) -> Table:
             [f"{kind} network, SHA-256", *(one.get(kind, "")[:16] for one in held)]
             for kind in KINDS
         ),
+        ["networks ran as", *map(networks_text, runs)],
         ["shards", *(_shards(run) for run in runs)],
     ]
     return Table(("", *names), [row for row in rows if any(row[1:])], "Made by")

@@ -114,7 +114,7 @@ _WORLD = list_of(
         rank=_is_count,
         kinds=optional(list_of(is_text)),
         host=optional(is_text),
-        **dict.fromkeys(("fingerprints", "tuning"), optional(_TEXTS)),
+        **dict.fromkeys(("fingerprints", "tuning", "runtimes", "stayed"), optional(_TEXTS)),
         use=optional(fields(**dict.fromkeys(Use._fields, is_int))),
     )
 )

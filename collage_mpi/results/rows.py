@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple, get_type_hints
 import numpy as np
 
 from collage_mpi.kinds import BACKUP, COLLAGE, ENCODED_KINDS, TABLE
+from collage_mpi.models.tuning import ANSWERERS
 
 KEPT = "kept"  # a collage's answer that was too uncertain to count at once, but counted later
 
@@ -29,7 +30,13 @@ OUTCOMES = ("answered", "skipped", "failed", "lost", "unfinished")
 AUDITS = ("", "done", "failed")
 
 # Column that holds codes -> what they stand for
-NAMES = {"source": SOURCES, "audited": AUDITS, "kind": KINDS, "outcome": OUTCOMES}
+NAMES = {
+    "runtime": ANSWERERS,
+    "source": SOURCES,
+    "audited": AUDITS,
+    "kind": KINDS,
+    "outcome": OUTCOMES,
+}
 
 SOURCE_CODE = {name: code for code, name in enumerate(SOURCES)}
 KIND_CODE = {name: code for code, name in enumerate(KINDS)}
@@ -104,6 +111,7 @@ class ImageRow(NamedTuple):
     audited: U1  # index into AUDITS
     other: I4  # class from the network whose answer does not count
     other_score: F4
+    runtime: U1  # index into ANSWERERS: runtime and number format of the answering task
     reason: Reason
 
 
@@ -174,8 +182,9 @@ def _table(name: str, row: type, later: dict[str, Any]) -> TableLayout:
     return TableLayout(name, row, dtype, packer, coded, later, "reason" in hints)
 
 
-# Columns that are newer than version 0.1.0 read as 0 in older runs.
-IMAGES = _table("images", ImageRow, dict.fromkeys(("audited", "other", "other_score"), 0))
+# Columns that are newer than the first version read as 0 in older runs.
+_LATER = ("audited", "other", "other_score", "runtime")
+IMAGES = _table("images", ImageRow, dict.fromkeys(_LATER, 0))
 GROUPS = _table("groups", GroupRow, {})
 TASKS = _table("tasks", TaskRow, {})
 TABLES = (IMAGES, GROUPS, TASKS)

@@ -82,16 +82,25 @@ def summarise(run: Run, tally: Tally | None = None) -> Json:
         "lost_ranks": [
             loss for final in finals(manifest).values() for loss in final.get("lost") or []
         ],
-        "networks": _tunings(run),
+        "networks": networks_text(run),
         "limit": _limit(run),
     }
 
 
-def _tunings(run: Run) -> str:
-    """The number formats and compilation of the networks in all sessions, in words; "" for null
-    networks and simulations."""
+def networks_text(run: Run) -> str:
+    """How the networks ran in all sessions, in words: number formats, runtimes that they changed
+    over to, and ranks that did not. "" for null networks and simulations."""
     worlds = [found.get("world") or [] for found in (*finals(run.manifest).values(), run.manifest)]
-    return tunings_text(member.get("tuning") or {} for world in worlds for member in world)
+    members = [member for world in worlds for member in world]
+    text = tunings_text(member.get("tuning") or {} for member in members)
+    later = {name: None for each in members for name in (each.get("runtimes") or {}).values()}
+    parts = [", then ".join(filter(None, (text, " and ".join(later))))]
+    parts += dict.fromkeys(
+        f"rank {member['rank']} stayed with torch ({why})"
+        for member in members
+        for why in (member.get("stayed") or {}).values()
+    )
+    return "; ".join(filter(None, parts))
 
 
 def _limit(run: Run) -> Json | None:

@@ -11,7 +11,7 @@ from collage_mpi.encoding.vectors import SAVES, Extras
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import KIND
 from collage_mpi.models.named import check_trust
-from collage_mpi.models.tuning import COMPILES, LAYOUTS, PRECISIONS, Tuning
+from collage_mpi.models.tuning import LAYOUTS, PRECISIONS, RUNTIMES, Tuning
 from collage_mpi.system.fields import AUTO, Settings, setting
 
 if TYPE_CHECKING:
@@ -221,17 +221,18 @@ class NetworkSettings(Settings):
     )
     precision: str = _network(
         "auto",
-        "number format of the networks. auto: float32 with --save; otherwise float16 on GPUs, "
-        "and bfloat16 on CPUs that are faster with it (docs/speed.md)",
+        "number format of the networks. auto: float32. bfloat16 and float16 are quicker on GPUs "
+        "and on some CPUs, and change some classes (docs/speed.md)",
         choices=PRECISIONS,
+    )
+    runtime: str = _network(
+        "auto",
+        "what computes the networks. auto: on CPUs the quickest installed runtime with the answers "
+        "of torch, on GPUs torch with CUDA graphs (docs/speed.md)",
+        choices=RUNTIMES,
     )
     channels_last: str = _network(
         "on", "run the networks in the channels-last memory format", choices=LAYOUTS
-    )
-    compile: str = _network(
-        "auto",
-        "how kernels are launched. auto: CUDA graphs on GPUs, none on CPUs",
-        choices=COMPILES,
     )
     warmup_tasks: int = _network(
         3, "dummy tasks that each rank runs before it reports that it is ready", at_least=0
@@ -247,5 +248,5 @@ class NetworkSettings(Settings):
     def tuning(self) -> Tuning:
         """How the workers run their networks."""
         return Tuning(
-            precision=self.precision, channels_last=self.channels_last, compile=self.compile
+            precision=self.precision, channels_last=self.channels_last, runtime=self.runtime
         )

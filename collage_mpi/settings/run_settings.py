@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from collage_mpi.encoding.vectors import EMBEDDINGS, NO_SAVE, OUTPUTS
+from collage_mpi.encoding.vectors import EMBEDDINGS, OUTPUTS
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import (
     BACKUP,
@@ -24,7 +24,6 @@ from collage_mpi.kinds import (
     SPARE_KINDS,
 )
 from collage_mpi.models.named import is_function
-from collage_mpi.models.tuning import Tuning
 from collage_mpi.scheduler import SchedulerSettings
 from collage_mpi.scheduler.schemes import scheme_class
 from collage_mpi.settings.inputs import InputSettings, NetworkSettings
@@ -32,7 +31,7 @@ from collage_mpi.settings.pace import PaceSettings, SurvivalSettings
 from collage_mpi.settings.placement import Placement
 from collage_mpi.settings.profiles import PROFILE, profile_of, with_profile
 from collage_mpi.settings.redundancy import RedundancySettings
-from collage_mpi.system.fields import AUTO, about, by_name, names
+from collage_mpi.system.fields import about, by_name, names
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
 # Settings that do not change the rows.
@@ -228,12 +227,6 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         """The manifest's facts about audits; {} without audits."""
         share = self.audit_share
         return {"audit": {"share": share, "seed": self.audit_seed}} if share else {}
-
-    def tuning(self) -> Tuning:
-        """How the workers run their networks; in float32 if `--save` keeps values."""
-        asked = super().tuning()
-        exact = asked.precision == AUTO and self.save != NO_SAVE
-        return replace(asked, precision="float32") if exact else asked
 
     def most_inputs(self, kind: str) -> int:
         """Most inputs of a message to a rank of the kind."""

@@ -22,6 +22,7 @@ PACKAGES = {
     "timm": "timm>=1.0.15",
     "hf": "transformers>=4.50",
     "onnx": "onnxruntime>=1.18",
+    "fast": "openvino>=2025.0",
     "yaml": "pyyaml>=6.0",
 }
 

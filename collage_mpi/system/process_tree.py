@@ -196,9 +196,16 @@ class Said:
 
 
 def ask_apart(
-    command: Sequence[str], request: Mapping[str, Any], limit_s: float, environment: dict[str, str]
+    command: Sequence[str],
+    request: Mapping[str, Any],
+    limit_s: float,
+    environment: dict[str, str],
+    born: Callable[[subprocess.Popen[bytes]], object] = lambda child: None,
 ) -> Said:
-    """Start a child, send it a request as JSON on its stdin, and collect its output."""
+    """Start a child, send it a request as JSON on its stdin, and collect its output.
+
+    `born` gets the child as soon as it runs, so that another thread can kill it.
+    """
     with sheltered(*STOP_SIGNALS):  # launchers pass them on to a rank's children too
         child = subprocess.Popen(
             command,
@@ -209,6 +216,7 @@ def ask_apart(
         )
     code = None
     try:
+        born(child)
         out, complaint = child.communicate(json.dumps(request).encode(), timeout=limit_s)
         code = child.returncode
     except subprocess.TimeoutExpired:

@@ -171,7 +171,7 @@ def graphed(gpu: MemoryGpu) -> Any:
     from collage_mpi.models import launching
 
     tuned = predictor_of("single", None)
-    tuned._launch = launching.GraphLauncher(tuned._forward, torch.device("cpu"), gpu)
+    tuned.torch = tuned.launch = launching.GraphLauncher(tuned.forward, torch.device("cpu"), gpu)
     return tuned
 
 
@@ -271,16 +271,15 @@ def test_the_batch_that_is_chosen_has_its_graphs_before_the_job(inputs: dict, ba
 
 
 @pytest.mark.parametrize(
-    ("error", "how", "says"),
+    ("error", "says"),
     [
-        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "none", "fewer ranks on this GPU"),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "none", "fewer ranks on this"),
-        (RuntimeError("no compiler"), "torch-compile", "--compile auto or none"),
-        (None, "none", "no finite scores .*: no other precision helps"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "fewer ranks on this GPU"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "fewer ranks on this"),
+        (None, "no finite scores .*: no other precision helps"),
     ],
 )
 def test_what_a_device_refuses_is_told_before_the_rank_is_ready(
-    monkeypatch: pytest.MonkeyPatch, error: Exception | None, how: str, says: str
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None, says: str
 ) -> None:
     from collage_mpi.models.predictor import TorchPredictor
 
@@ -289,10 +288,34 @@ def test_what_a_device_refuses_is_told_before_the_rank_is_ready(
             return torch.full((len(batch), 1, 10), float("nan"))
         raise error
 
-    monkeypatch.setattr(TorchPredictor, "_forward", refuse)
-    monkeypatch.setattr(torch, "compile", lambda forward, mode: forward)
+    monkeypatch.setattr(TorchPredictor, "forward", refuse)
     with pytest.raises(EnvironmentFault, match=says):
-        predictor_of("single", Tuning(precision="float32", channels_last="on", compile=how))
+        predictor_of("single", PLAIN)
+
+
+def test_a_gpu_without_a_compiler_is_told_what_to_choose() -> None:
+    from collage_mpi.models.predictor import told_if_it_does_not_fit
+
+    tuned, asked = predictor_of("single", PLAIN), replace(PLAIN, runtime="compile")
+    given = tuned.info, tuned.network, torch.device("cuda"), asked
+    with (
+        pytest.raises(EnvironmentFault, match="choose --runtime torch"),
+        told_if_it_does_not_fit(*given),
+    ):
+        raise RuntimeError("no compiler")
+
+
+def test_a_network_that_cannot_be_captured_runs_without_a_graph(inputs: dict) -> None:
+    class NoCapture(MemoryGpu):
+        def capture(self, work: Callable[[], Any]) -> Any:
+            self.captured += 1
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    gpu = NoCapture()
+    tuned = graphed(gpu)
+    for size in (1, 4):
+        assert agreement("single", inputs["single"][:8], tuned, size)[0] == 1.0
+    assert gpu.captured == 1
 
 
 def test_memory_that_runs_out_in_a_capture_is_seen_through_the_error_on_top() -> None:
@@ -339,12 +362,12 @@ def test_a_ranks_gpu_is_the_current_one_before_anything_is_put_on_it(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("kind", ["single", "collage"])
-@pytest.mark.parametrize("how", ["none", "cuda-graph"])
+@pytest.mark.parametrize("how", ["torch", "compile"])
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_a_gpus_answers_are_those_of_float32(
     inputs: dict, kind: str, how: str, precision: str
 ) -> None:
-    tuned = predictor_of(kind, Tuning(precision=precision, channels_last="on", compile=how), "cuda")
+    tuned = predictor_of(kind, Tuning(precision=precision, channels_last="on", runtime=how), "cuda")
     for size in (1, 4):
         same, apart = agreement(kind, inputs[kind], tuned, size)
         least, most = TOLERANCE[precision]

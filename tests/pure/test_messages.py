@@ -18,7 +18,7 @@ from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
 from collage_mpi.job.messages import TYPES, Bye, Hello, Leave, Measured, Rank0, Start, Stop, Welcome
 from collage_mpi.models.info import Loading
-from collage_mpi.models.tuning import COMPILES, LAYOUTS, PRECISIONS, Tuning
+from collage_mpi.models.tuning import LAYOUTS, PRECISIONS, RUNTIMES, Tuning
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.system.process_tree import LARGEST_PID, ProcessId
@@ -40,7 +40,7 @@ tunings = st.builds(
     Tuning,
     precision=st.sampled_from(PRECISIONS),
     channels_last=st.sampled_from(LAYOUTS),
-    compile=st.sampled_from(COMPILES),
+    runtime=st.sampled_from(RUNTIMES),
 )
 pairs = st.tuples(st.none() | st.integers(0, 10**6), st.none() | numbers, st.booleans())
 columns = st.builds(
@@ -70,7 +70,8 @@ EXAMPLES = [
     ),
     messages.Shards(("{}", "[1]")),
     messages.Measure("single", 4),
-    Start(1.5, {"collage": 0.5}, 8, 4096),
+    Start(1.5, {"collage": 0.5}, 8, 4096, {"single": "cache/x"}),
+    messages.Changed("single", "openvino float32", ""),
     Stop(6),
     Leave(),
     HELLO,
@@ -137,7 +138,7 @@ def test_a_field_that_nobody_declared_is_refused(message):
 
 
 NESTED = ("straggler", "geometry", "how")
-SLOW = {"precision": "auto", "channels_last": "on", "compile": "please"}
+SLOW = {"precision": "auto", "channels_last": "on", "runtime": "please"}
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ SLOW = {"precision": "auto", "channels_last": "on", "compile": "please"}
         ("straggler", {"slow_ranks": [3]}, r"welcome\.straggler\.slow_ranks = 3; needed: str"),
         ("straggler", {"time_scale": 10**400}, r"welcome\.straggler\.time_scale = 1000"),
         ("straggler", {"straggler": "snail"}, r"an invalid welcome\.straggler: .* 'snail'"),
-        ("how", {"tuning": SLOW}, r"an invalid welcome\.how\.tuning: compile is 'please'"),
+        ("how", {"tuning": SLOW}, r"an invalid welcome\.how\.tuning: runtime is 'please'"),
         ("how", {"more": 1}, r"welcome\.how with an unknown 'more'"),
     ],
 )
@@ -174,7 +175,10 @@ def test_a_process_that_cannot_be_is_refused():
 
 def test_a_whole_number_is_a_float_too():
     found = changed(Start(1.5, {}, 1, 4096), lambda content: content.update(cost_ratio=2))
-    assert repr(found) == "Start(cost_ratio=2.0, batch_costs={}, batch=1, task_bytes=4096)"
+    assert (
+        repr(found)
+        == "Start(cost_ratio=2.0, batch_costs={}, batch=1, task_bytes=4096, runtimes={})"
+    )
 
 
 @pytest.mark.parametrize("text", [b'{"what": "helo"}', b'{"what": ["stop"]}', b"{}", b"[3]", b"3"])

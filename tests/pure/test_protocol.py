@@ -81,6 +81,7 @@ results = st.builds(
     drawn_ns=ids,
     reason=st.text("abc äµ", max_size=50),
     read_ns=ids,
+    runtime=st.integers(0, 255),
 )
 faults = st.builds(Unread, st.text("abcäµ", min_size=1, max_size=40), st.booleans())
 
@@ -99,7 +100,7 @@ def test_what_travels_changes_only_with_its_version():
     )
     assert len(control) > 20
     digest = zlib.crc32(repr((layouts, codes, sizes, control)).encode())
-    assert (wire.VERSION, digest) == (12, 746917729)
+    assert (wire.VERSION, digest) == (13, 368472814)
 
 
 @given(
@@ -316,7 +317,7 @@ def test_an_answer_of_more_cells_than_its_message_has_is_refused():
 
 
 def test_of_a_task_that_was_skipped_nothing_was_measured():
-    assert WireResult(1, SKIPPED) == WireResult(1, SKIPPED, 0, 0, 0, 0, (), "", (), None)
+    assert WireResult(1, SKIPPED) == WireResult(1, SKIPPED, 0, 0, 0, 0, 0, (), "", (), None)
 
 
 def test_another_version_is_refused_by_name():

@@ -159,11 +159,11 @@ def test_a_group_row_by_row():
     single, collage = rows.images
     assert single == (
         4, 50, 9, 0, SOURCE_CODE["single"], True, 6, 0.5, True, 6, 1, 1, 100, 190,
-        16, 30, 17, 41, 42, 3, False, 0, 0, 0.0, b"",
+        16, 30, 17, 41, 42, 3, False, 0, 0, 0.0, 0, b"",
     )  # fmt: skip
     assert collage == (
         4, 51, 9, 1, SOURCE_CODE["collage"], True, 3, 0.625, True, 7, 5, 2, 101, 289,
-        12, 30, 19, 51, 52, 3, False, 0, 0, 0.0, b"",
+        12, 30, 19, 51, 52, 3, False, 0, 0, 0.0, 0, b"",
     )  # fmt: skip
     assert rows.groups == [(9, 2, 100, 290, 11, 30, 2, 1, 3, False)]
     codes, kinds = OUTCOME_CODE, KIND_CODE
@@ -474,7 +474,7 @@ def test_an_error_row_and_what_never_ended():
     (error,) = rows.images
     assert error == (
         4, 51, 9, 1, SOURCE_CODE["error"], False, 0, 0.0, True, 7, 0, 0, 100, 75,
-        11, 0, 0, 0, 0, 3, True, 0, 0, 0.0, "nobody",
+        11, 0, 0, 0, 0, 3, True, 0, 0, 0.0, 0, "nobody",
     )  # fmt: skip
     assert rows.groups == [(9, 1, 100, 75, 11, 0, 1, 0, 3, True)]
     codes = OUTCOME_CODE

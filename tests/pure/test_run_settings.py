@@ -254,7 +254,7 @@ def test_on_and_off_need_no_quotes_in_yaml(tmp_path):
     file.write_text("endgame: on\nchannels_last: off\n")
     found = parse("--settings", str(file))
     assert (found.endgame, found.channels_last) == ("on", "off")
-    for text in ("scheme: on", "compile: on", "straggler: off", "out: off", "depth: on"):
+    for text in ("scheme: on", "runtime: on", "straggler: off", "out: off", "depth: on"):
         file.write_text(text)
         with pytest.raises(UsageError, match=r"is (True|False); it needs (str|int|one of)"):
             parse("--settings", str(file))

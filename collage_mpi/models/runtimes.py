@@ -1,0 +1,383 @@
+"""Runs a network in another runtime than torch: OpenVINO, onnxruntime, or code that torch.compile
+made ahead of time.
+
+A folder in the user's cache holds a network that was made for one runtime, format and batch
+(`models.making`), and the record of how it was judged. Its name is a digest of all that decides
+what is in it. The runtimes themselves are imported when a folder is opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.models.info import Answer, Computation
+from collage_mpi.models.named import is_function, is_onnx
+from collage_mpi.models.tuning import COMPILE, ONNX, OPENVINO, TORCH, Tuning, processor_facts
+from collage_mpi.system.environment import without_rank
+from collage_mpi.system.extras import pip_line
+from collage_mpi.system.printable import one_line
+from collage_mpi.system.process_tree import ask_apart, own_command
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RECORD = "record.json"  # is written last: a folder without it is not used
+FILES = {OPENVINO: "network.xml", ONNX: "network.onnx", COMPILE: "network.pt2"}
+PACKAGES = {OPENVINO: "openvino", ONNX: "onnxruntime"}  # in the order in which they are tried
+HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # of OpenVINO
+EXTRAS = {OPENVINO: "fast", ONNX: "onnx"}  # of this package
+CACHE = "COLLAGE_MPI_CACHE"  # variable that names another folder for made networks
+MOST_APART = 1e-4  # two probabilities of one class by two runtimes; measured: 2e-6
+TRY_LIMIT_S = 120.0
+TRIED = 32  # images that a rank lets both answer before it changes over
+
+Call = Callable[[np.ndarray], np.ndarray]  # a batch of the size that it was made for -> outputs
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a network was made and judged.
+
+    Attributes:
+        runtime: what answers quickest, `tuning.TORCH` if no other runtime is to be used.
+        precision: number format, by its name in torch.
+        batch: number of inputs of each call.
+        shape, dtype: of an input.
+        torch_ms, own_ms: processor time of an input, in torch and in the runtime.
+        changed: of the judged inputs, those with another class than by torch in float32.
+        judged: number of judged inputs.
+        why: why another runtime is not used, or "".
+        processor: of the host where it was judged.
+    """
+
+    runtime: str
+    precision: str
+    batch: int
+    shape: tuple[int, ...]
+    dtype: str
+    torch_ms: float
+    own_ms: float
+    changed: int
+    judged: int
+    why: str
+    processor: str
+
+    @property
+    def answerer(self) -> str:
+        """One of `tuning.ANSWERERS`."""
+        return f"{self.runtime} {self.precision}"
+
+    @property
+    def times(self) -> float:
+        """How many times as quick as torch the runtime is."""
+        return self.torch_ms / self.own_ms
+
+    def write(self, folder: Path) -> None:
+        """Write it into the folder."""
+        (folder / RECORD).write_text(json.dumps(asdict(self)))
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record of a folder; None as long as it is not complete, or if it is another user's."""
+    try:
+        if folder.stat().st_uid != os.getuid():
+            return None
+        return Record(**json.loads((folder / RECORD).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def candidates(spec: str, tuning: Tuning) -> tuple[str, ...]:
+    """The runtimes to try for a network and a tuning on a CPU, in order.
+
+    Raises:
+        UsageError: the runtime that the user named is not installed, or lacks the format.
+    """
+    if tuning.runtime == TORCH or (tuning.runtime == ONNX and is_onnx(spec)):
+        return ()
+    if tuning.runtime == ONNX and tuning.dtype != "float32":
+        raise UsageError(
+            f"--runtime onnx computes in float32 alone, and --precision is {tuning.precision}: "
+            "choose --runtime openvino or auto"
+        )
+    there = tuple(name for name, package in PACKAGES.items() if find_spec(package) is not None)
+    if tuning.runtime == COMPILE:
+        return (COMPILE,)
+    if tuning.runtime in PACKAGES:
+        if tuning.runtime not in there:
+            package = PACKAGES[tuning.runtime]
+            raise UsageError(
+                f"--runtime {tuning.runtime} needs {package}: {pip_line(EXTRAS[tuning.runtime])}"
+            )
+        return (tuning.runtime,)
+    if is_onnx(spec):  # onnxruntime runs it already
+        return tuple(name for name in there if name == OPENVINO)
+    return tuple(name for name in there if name != ONNX or tuning.dtype == "float32") or (COMPILE,)
+
+
+def processor() -> str:
+    """The kind of processor of this host: model, and a digest of its features."""
+    facts = processor_facts()
+    flags = hashlib.sha256(facts.get("flags", facts.get("Features", "")).encode()).hexdigest()
+    return f"{facts.get('model name', platform.machine())} {flags[:8]}"
+
+
+def cache_folder() -> Path:
+    """The user's folder for made networks."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get(CACHE) or Path(home) / "collage-mpi") / "runtimes"
+
+
+def folder_of(
+    fingerprint: str, spec: str, kind: str, tuning: Tuning, told: Mapping[str, Any]
+) -> Path:
+    """Where a made network is cached.
+
+    Args:
+        fingerprint: of the network.
+        told: what else decides the result, as JSON values.
+    """
+    source = _source_digest(spec.rpartition(":")[0]) if is_function(spec) else ""
+    packages = ("collage-mpi", "torch", *PACKAGES.values())
+    versions = [_version(name) for name in packages]
+    facts = [fingerprint, spec, kind, asdict(tuning), dict(told), source, versions, processor()]
+    return cache_folder() / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _source_digest(place: str) -> str:
+    """SHA-256 of the file of a user's module, or "" if it is not found without an import. The
+    fingerprint of a user's network is of its weights alone."""
+    found = Path(place if place.endswith(".py") else f"{place.replace('.', '/')}.py")
+    return hashlib.sha256(found.read_bytes()).hexdigest() if found.is_file() else ""
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+class Runtime:
+    """Runs a network that was made for one batch shape; takes the place of torch's launcher.
+
+    A smaller batch is filled up with its last input, and a larger one is cut. So an answer does not
+    depend on the batch that its input came in.
+    """
+
+    def __init__(self, call: Call, batch: int) -> None:
+        self._call, self._batch = call, batch
+
+    def __call__(self, batch: np.ndarray) -> Computation[Tensor]:
+        """See `launching.KernelLauncher`."""
+        import torch
+
+        return Computation(lambda: torch.from_numpy(self.predict(batch)))
+
+    def predict(self, batch: np.ndarray) -> np.ndarray:
+        """(n, ...) inputs -> outputs (n, cells, ...) float32, for any n."""
+        size = self._batch
+        parts = [batch[at : at + size] for at in range(0, len(batch), size)]
+        found = [self._call(self._filled(part))[: len(part)] for part in parts]
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _filled(self, part: np.ndarray) -> np.ndarray:
+        lacking = self._batch - len(part)
+        return np.concatenate([part, np.repeat(part[-1:], lacking, 0)]) if lacking else part
+
+
+def open_runtime(folder: Path, record: Record, threads: int) -> Runtime:
+    """Load a made network. Errors of the runtimes' libraries pass through."""
+    call = _OPENERS[record.runtime](folder / FILES[record.runtime], record.precision, threads)
+    return Runtime(call, record.batch)
+
+
+def _openvino(file: Path, precision: str, threads: int) -> Call:
+    import openvino
+
+    told = {
+        "INFERENCE_PRECISION_HINT": HINTS[precision],  # otherwise bfloat16 on processors with AMX
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,  # it would pin all processes of one thread to the same core
+    }
+    network = openvino.Core().compile_model(str(file), "CPU", told)
+
+    def call(batch: np.ndarray) -> np.ndarray:
+        found: np.ndarray = network(batch, share_inputs=True)[0]
+        return found
+
+    return call
+
+
+def _onnx(file: Path, precision: str, threads: int) -> Call:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+
+    def call(batch: np.ndarray) -> np.ndarray:
+        found: np.ndarray = session.run(None, {given.name: batch})[0]
+        return found
+
+    return call
+
+
+def _compiled(file: Path, precision: str, threads: int) -> Call:
+    import torch
+
+    network: Any = torch._inductor.aoti_load_package(str(file))
+
+    def call(batch: np.ndarray) -> np.ndarray:
+        found: np.ndarray = network(torch.from_numpy(batch)).numpy()
+        return found
+
+    return call
+
+
+_OPENERS: Mapping[str, Callable[[Path, str, int], Call]] = {
+    OPENVINO: _openvino,
+    ONNX: _onnx,
+    COMPILE: _compiled,
+}
+
+
+def changed_classes(found: Answer, wanted: Answer) -> np.ndarray:
+    """(n,) bool: whether an input has another class in any cell."""
+    differs: np.ndarray = found[0].argmax(axis=2) != wanted[0].argmax(axis=2)
+    return np.asarray(differs.any(axis=1))
+
+
+def why_unequal(found: Answer, wanted: Answer) -> str:
+    """How a runtime's answers differ from those of torch in float32; "" if they are equal.
+
+    Equal means that no class differs, no probability by more than MOST_APART, and no other output
+    by more than that share of its largest value.
+    """
+    changed = int(changed_classes(found, wanted).sum())
+    if changed:
+        return f"{changed} of {len(wanted[0])} inputs got another class"
+    apart = float(np.abs(found[0] - wanted[0]).max())
+    if not apart <= MOST_APART:  # also if it is NaN
+        return f"a probability differs by {apart:.1g}"
+    for name, values in wanted[1].items():
+        apart = float(np.abs(found[1][name] - values).max() / max(1e-30, np.abs(values).max()))
+        if not apart <= MOST_APART:
+            return f"{name} differs by {apart:.1g} of its largest value"
+    return ""
+
+
+@runtime_checkable
+class Changeable(Protocol):
+    """What a network must have so that another runtime can take it over (`TorchPredictor`)."""
+
+    device: str
+    runtime: str
+    torch: Any
+    launch: Any
+
+    def change_over(self, launch: Any = None, runtime: str = "") -> None: ...
+    def answered(self, found: Tensor) -> Answer: ...
+
+
+class Trial:
+    """Lets torch and another runtime answer a rank's next images, of which torch's answers count.
+
+    If all answers are equal, the predictor changes over; otherwise it stays with torch.
+
+    Attributes:
+        verdict: None as long as it goes on; then "", or why the predictor stays with torch.
+    """
+
+    def __init__(
+        self, predictor: Changeable, runtime: Runtime | None, answerer: str, verdict: str | None
+    ) -> None:
+        """It begins at once, or has ended with this verdict."""
+        self._predictor, self._runtime, self._answerer = predictor, runtime, answerer
+        self._left, self.verdict = TRIED, verdict
+        if verdict is None:
+            predictor.change_over(self, predictor.runtime)
+        elif not verdict:
+            predictor.change_over(runtime, answerer)
+
+    def __call__(self, batch: np.ndarray) -> Computation[Tensor]:
+        """See `launching.KernelLauncher`."""
+        return Computation(partial(self._both, batch))
+
+    def _both(self, batch: np.ndarray) -> Tensor:
+        predictor, count = self._predictor, min(len(batch), self._left)
+        found: Tensor = predictor.torch(batch).finish()
+        try:
+            assert self._runtime is not None
+            other = self._runtime(batch[:count]).finish()
+            why = why_unequal(predictor.answered(other), predictor.answered(found[:count]))
+        except Exception as error:  # a runtime may raise anything
+            why = f"{type(error).__name__}: {one_line(error)}"
+        self._left -= count
+        if why:
+            self.verdict = f"{self._answerer}: {why}"
+            predictor.change_over()
+        elif not self._left:
+            self.verdict = ""
+            predictor.change_over(self._runtime, self._answerer)
+        return found
+
+
+def change_over(predictor: Any, folder: Path, record: Record, threads: int) -> Trial | None:
+    """Give a predictor's network to the runtime for which it was made, in float32 after a trial.
+
+    Returns:
+        The trial; None if there is nothing to change.
+    """
+    if record.runtime == TORCH or predictor.launch is not predictor.torch:
+        return None
+    runtime, why = None, None if record.precision == "float32" else ""
+    try:
+        if record.processor != processor():
+            _try_apart(folder, threads)
+        runtime = open_runtime(folder, record, threads)
+    except Exception as error:  # a runtime's library may raise anything
+        why = f"{record.answerer} cannot be loaded: {type(error).__name__}: {one_line(error)}"
+    return Trial(predictor, runtime, record.answerer, why)
+
+
+def _try_apart(folder: Path, threads: int) -> None:
+    """Let a child process load a network that was tried on another kind of processor, because
+    runtimes were seen to crash there. Raises EnvironmentFault if the child does not end well."""
+    request = {"folder": str(folder), "threads": threads}
+    environment = {**without_rank(os.environ)}
+    said = ask_apart(own_command("collage_mpi.models.runtimes"), request, TRY_LIMIT_S, environment)
+    if said.code != 0:
+        raise EnvironmentFault(f"on this processor a process ended with {said.code}")
+
+
+def main() -> int:
+    """The child process: load a network, and let it answer zeros."""
+    request = json.load(sys.stdin)
+    folder = Path(request["folder"])
+    record = read_record(folder)
+    assert record is not None
+    inputs = np.zeros((record.batch, *record.shape), record.dtype)
+    open_runtime(folder, record, request["threads"]).predict(inputs)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

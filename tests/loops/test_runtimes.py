@@ -1,0 +1,200 @@
+"""A network made for another runtime answers like torch, or is not used; nothing that happens while
+it is made ends the job.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from job_messages import WELCOME
+from library_files import PX, save_onnx
+
+from collage_mpi.job import changeover
+from collage_mpi.job.changeover import Work, chosen_runtimes, made_batch, run_child
+from collage_mpi.job.networks import Networks
+from collage_mpi.models import load_predictor, runtimes
+from collage_mpi.models.info import Geometry, Loading
+from collage_mpi.models.runtimes import TRIED, Runtime, open_runtime, read_record
+from collage_mpi.models.tuning import PLAIN
+from collage_mpi.shards import ShardSet
+
+torch = pytest.importorskip("torch")
+
+from collage_mpi.models import making  # noqa: E402
+from collage_mpi.models.predictor import TorchPredictor  # noqa: E402
+
+DATA = files("collage_mpi") / "data"
+SINGLE = str(DATA / "fashion_single.safetensors")
+INSTALLED = [name for name, package in runtimes.PACKAGES.items() if find_spec(package)]
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    with ShardSet.open([str(DATA / "fashion_demo.h5")]) as shards:
+        found: np.ndarray = shards.read(np.arange(64))[0]
+    return found
+
+
+def single() -> TorchPredictor:
+    found = load_predictor(SINGLE, "single", Loading(tuning=PLAIN))
+    assert isinstance(found, TorchPredictor)
+    return found
+
+
+def networks_of(network: TorchPredictor) -> Networks:
+    geometry = replace(WELCOME.geometry, image_shape=(28, 28, 1))
+    welcome = replace(WELCOME, geometry=geometry, networks={"single": SINGLE})
+    return Networks(welcome, lambda *_: network, time.monotonic_ns, time.process_time_ns)
+
+
+def swapped(call: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda batch: np.ascontiguousarray(call(batch)[:, :, ::-1])
+
+
+@pytest.mark.parametrize("runtime", INSTALLED)
+def test_an_answer_is_that_of_torch_whatever_batch_it_came_in(
+    images: np.ndarray, tmp_path: Path, runtime: str
+) -> None:
+    network, folder = single(), tmp_path / "made"
+    wanted = network.predict(images)
+    record = making.make(network, network, images, 4, [runtime], folder)
+    if record.runtime == "torch":  # on a busy machine it may not have been quicker
+        pytest.skip(record.why)
+    assert read_record(folder) == record.__class__(**{**vars(record), "shape": [28, 28, 1]})
+    assert (record.runtime, record.changed, record.judged) == (runtime, 0, 64)
+    network.change_over(open_runtime(folder, record, 1), record.answerer)
+    at_once = network.predict(images)
+    np.testing.assert_allclose(at_once, wanted, atol=1e-4)
+    for size in (1, 3, 6):
+        parts = [network.predict(images[at : at + size]) for at in range(0, 64, size)]
+        np.testing.assert_array_equal(np.concatenate(parts), at_once)
+
+
+def test_an_onnx_file_of_the_user_is_read_as_it_is(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnx")
+    noise = np.random.default_rng(1).integers(0, 256, (64, PX, PX, 3), np.uint8)
+    for more in ({}, {"last": True}, {"softmax": True}):
+        file = save_onnx(tmp_path / f"{len(more)}.onnx", **more)
+        how = Loading(tuning=PLAIN, geometry=Geometry((PX, PX, 3), 2, PX, None))
+        network: Any = load_predictor(f"{file},norm=imagenet", "single", how)
+        assert network.runtime == "onnx float32"
+        wanted, batch = network.predict(noise), noise[:4]
+        making._for_openvino(network, batch, tmp_path)
+        call = runtimes._openvino(tmp_path / "network.xml", "float32", 1)
+        network.change_over(Runtime(call, 4), "openvino float32")
+        np.testing.assert_allclose(network.predict(noise), wanted, atol=1e-4)
+
+
+def test_a_runtime_with_other_answers_is_not_taken(
+    images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = single()
+    exact = lambda batch: network.forward(torch.from_numpy(batch)).detach().numpy()  # noqa: E731
+    monkeypatch.setitem(making.MAKERS, "onnx", lambda *_: None)
+    monkeypatch.setattr(making, "_milliseconds", lambda predictor, _: len(predictor.runtime))
+    for name, call, why in (
+        ("swapped", swapped(exact), "onnx: 6. of 64 inputs got another class"),
+        ("softer", lambda batch: 0.999 * exact(batch), "onnx: a probability differs by 0.00"),
+        ("nan", lambda batch: np.nan * exact(batch), "inputs got another class"),
+        ("short", lambda batch: exact(batch)[:, :, :3], "onnx: "),
+    ):
+        monkeypatch.setitem(runtimes._OPENERS, "onnx", lambda *_, call=call: call)
+        folder = tmp_path / name
+        record = making.make(network, network, images, 8, ["onnx"], folder)
+        assert record.runtime == "torch"
+        assert re.search(why, record.why), record.why
+        assert [each.name for each in folder.iterdir()] == ["record.json"]
+        assert network.launch is network.torch
+    assert [each.name for each in tmp_path.iterdir() if each.name.startswith("making")] == []
+
+
+@pytest.mark.parametrize("answers", ["equal", "other", "an error"])
+def test_a_rank_lets_both_answer_before_it_changes_over(
+    images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: str
+) -> None:
+    network, other = single(), single()
+    plain = other.predict(images)
+
+    def call(batch: np.ndarray) -> np.ndarray:
+        if answers == "an error":
+            raise RuntimeError("it broke")
+        found: np.ndarray = other.forward(torch.from_numpy(batch)).detach().numpy()
+        return np.ascontiguousarray(found[:, :, ::-1]) if answers == "other" else found
+
+    monkeypatch.setitem(runtimes._OPENERS, "onnx", lambda *_: call)
+    told = networks_of(network)
+    told.await_runtimes({"single": str(tmp_path)})
+    assert list(told.changes()) == []  # it is not there yet
+    record = runtimes.Record(
+        *("onnx", "float32", 8, (28, 28, 1), "uint8", 2.0, 1.0, 0, 64, "", runtimes.processor())
+    )
+    record.write(tmp_path)
+    told._look_ns = 0
+    seen = []
+    for at in range(0, 64, 16):
+        seen += told.changes()
+        np.testing.assert_allclose(network.predict(images[at : at + 16]), plain[at : at + 16], 1e-5)
+    (changed,) = seen
+    if answers == "equal":
+        assert (changed.kind, changed.runtime, changed.why) == ("single", "onnx float32", "")
+        assert at + 16 - TRIED > 0
+    else:
+        assert changed.runtime == network.runtime == "torch float32"
+        assert "got another class" in changed.why or "it broke" in changed.why
+    assert networks_of(network).predictors["single"].runtime == "torch float32"
+
+
+@pytest.mark.parametrize(
+    ("code", "limit_s", "says"),
+    [
+        ("import os; os.kill(os.getpid(), 4)", 60, "its process was ended by SIGILL"),
+        ("import time; time.sleep(600)", 0.3, "it took longer than 0.3 s"),
+        ("import sys; sys.exit('no such operation')", 60, "no such operation"),
+    ],
+)
+def test_a_child_that_dies_or_hangs_is_told_and_torch_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, limit_s: float, says: str
+) -> None:
+    monkeypatch.setattr(changeover, "CHILD_COMMAND", (sys.executable, "-c", code))
+    monkeypatch.setattr(changeover, "LIMIT_S", limit_s)
+    request = {"folder": str(tmp_path / "made"), "runtimes": ["openvino"]}
+    line = run_child("single", request, lambda child: None)
+    assert line == f"runtime: torch goes on; openvino could not be made: {says}"
+
+
+def test_nothing_is_made_where_making_costs_more_than_it_saves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """EfficientNet-Lite0 takes 28 ms an image in torch."""
+    auto, there = replace(PLAIN, runtime="auto"), {"openvino", "onnxruntime"}
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: name in there or None)
+    for images, ranks, chosen in (
+        (500, 1, ()),
+        (5_000, 2, ("openvino", "onnx")),
+        (1_200, 1, ("openvino",)),
+        (1_200, 8, ()),
+    ):
+        found, why = chosen_runtimes("net.pt2", auto, Work(images, 0.028, ranks))
+        assert (found, bool(why)) == (chosen, not chosen)
+    there.clear()
+    for images, chosen in ((20_000, ()), (30_000, ("compile",))):
+        found, why = chosen_runtimes("net.pt2", auto, Work(images, 0.028, 1))
+        assert (found, "openvino" in why) == (chosen, True)
+    with pytest.raises(runtimes.UsageError, match=r"--runtime onnx needs onnxruntime"):
+        chosen_runtimes("net.pt2", replace(PLAIN, runtime="onnx"), Work(1, 1.0, 1))
+
+
+def test_jobs_that_choose_other_batches_share_a_made_network() -> None:
+    assert [made_batch(batch, 1) for batch in (1, 2, 3, 4, 8, 100)] == [1, 2, 2, 4, 4, 4]
+    assert made_batch(100, 8) == 32
