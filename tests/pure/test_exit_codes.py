@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import signal
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -102,6 +104,95 @@ def test_a_rank_0_that_died_once_its_run_was_complete_changes_nothing(tmp_path):
     earlier = marker_text(marker)  # a marker of another job says nothing of this one
     assert exit_code(Ending(-9, reached=BEGUN), marker, earlier=earlier)[0] == 6
     assert exit_code(Ending(-9), marker)[0] == 3
+
+
+NEVER_UP = never_up("rank 3", hung=False)
+
+
+@pytest.mark.parametrize("cut", [None, TIME_LIMIT, stood_still(40), NEVER_UP])
+@pytest.mark.parametrize("marker", ["none", "absent", "earlier", "new"])
+def test_what_counts_first(marker, cut, tmp_path):
+    """Rank 0's word; a marker that the job has made; launch's own reason; the launcher's code."""
+    file = None if marker == "none" else tmp_path / "COMPLETE"
+    others = product(
+        (None, 0, 5, 6, 77), Reached, ("complete", "complete_with_errors"), (True, False)
+    )
+    for reported, reached, status, must_report in others:
+        if marker in ("earlier", "new"):
+            file.write_text(json.dumps({"status": status}))
+        earlier = marker_text(file) if marker == "earlier" else None
+        ending = Ending(0, reported=reported, cut=cut, reached=reached)
+        code, note = exit_code(ending, file, must_report=must_report, earlier=earlier)
+        if reported in (0, 5, 6):
+            lacks = marker == "absent" and reported != 6
+            assert code == (6 if lacks else reported)
+            assert (note is not None) == lacks
+        elif marker == "new" and reached is BEGUN:
+            assert code == {"complete": 0, "complete_with_errors": 5}[status]
+            assert note.endswith(", after the run was complete")
+            assert cut is None or note.startswith(cut.why)
+        elif cut is not None:
+            assert code == (3 if cut is NEVER_UP else 6)
+            then = "; collage-mpi doctor" if code == 3 else ": the job is"
+            assert note.startswith(f"{cut.why}{then}")
+        elif reached is BEGUN or must_report or marker == "absent":
+            assert code == 6
+            assert "is incomplete" in note
+        else:
+            assert (code, note) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "died", "reached", "stopped_by", "code"),
+    [
+        (1, None, Reached.NO_RANK, None, 3),  # its launcher could not start it
+        (4, None, Reached.NO_RANK, None, 4),  # a rank has told why
+        (4, Death(4, 2), Reached.RANKS, None, 3),  # one rank alone has failed
+        (4, Death(4), Reached.RANKS, None, 4),
+        (4, Death(137), Reached.RANKS, None, 3),
+        (77, None, Reached.RANKS, None, 3),
+        (77, None, Reached.RANKS, signal.SIGTERM, 143),
+        (0, None, Reached.RANKS, signal.SIGTERM, 0),
+        (5, None, Reached.RANKS, signal.SIGTERM, 5),
+        (6, None, Reached.RANKS, signal.SIGTERM, 6),
+        (77, Death(137, 2), Reached.RANKS, signal.SIGTERM, 143),
+        (77, None, BEGUN, signal.SIGTERM, 6),
+    ],
+)
+def test_without_rank_0_s_word(launcher, died, reached, stopped_by, code):
+    ending = Ending(launcher, died=died, reached=reached, stopped_by=stopped_by)
+    found, note = exit_code(ending, None)
+    assert found == code
+    assert (note is None) == (code in (0, 4, 5, 143) or (code == 6 and reached is not BEGUN))
+    assert note is None or ("before the job had begun" in note) == (code == 3)
+
+
+def test_what_is_guessed_and_what_is_known():
+    assert exit_code(Ending(4), None, must_report=True)[0] == 4  # a rank has told why
+    killed, failed = (exit_code(Ending(9, died=Death(c, 2)), None)[1] for c in (137, 3))
+    assert "MPI cannot start" in killed
+    assert "MPI cannot start" not in failed
+    assert script_code(Ending(7, died=Death(7, 2))) == (7, "rank 2 has ended with code 7")
+    assert script_code(Ending(7)) == (7, None)
+    assert [never_up("rank 3", hung=hung).hung for hung in (True, False)] == ["rank 3", None]
+
+
+@pytest.mark.parametrize(
+    ("died", "failed", "said"),
+    [
+        (None, False, "a rank has ended without a message (the launcher's code is 9): the"),
+        (Death(None, 2), False, "a rank has ended without a message (the launcher's code is 9)"),
+        (Death(137), False, "a rank was ended by SIGKILL: the job is incomplete. Go on"),
+        (Death(137, 2, 40), False, "rank 2 (pid 40) was ended by SIGKILL: the job is incomplete"),
+        (Death(135, 2), False, "rank 2 was ended by SIGBUS (/dev/shm may be full: collage-mpi doc"),
+        (Death(7, 2), False, "rank 2 has ended with code 7: the job is incomplete. Go on with"),
+        (Death(7, 2), True, None),
+    ],
+)
+def test_the_line_about_a_rank_that_ended_the_job(died, failed, said):
+    code, note = exit_code(Ending(9, reached=BEGUN, died=died, failed=failed), None)
+    assert code == 6
+    assert note == said or note.startswith(said)
 
 
 def test_complete_needs_the_marker(tmp_path):

@@ -82,7 +82,7 @@ def test_one_run_names_the_node_for_slurm(
     out = capsys.readouterr().out
     slow = [line for line in out.splitlines() if line.endswith("SLOW")]
     assert [line.split()[0] for line in slow] == ["rank", "node2"]
-    assert "sbatch --exclude=node2" in out
+    assert "sbatch --exclude=node2\n" in out
     assert "the run without its slow ranks could not be simulated: " in out  # it measured no costs
     assert max(map(len, out.splitlines())) <= 160
     assert main(of_files(monkeypatch, {"a": healthy()})) == 0
@@ -158,10 +158,16 @@ def test_a_failing_node_is_named_like_a_slow_one(
     assert "sbatch --exclude=node3,node5\n" in out
     main(of_files(monkeypatch, {"a": failing(dead_ranks=["3:5"])}))
     assert "exclude" not in capsys.readouterr().out
-    main(of_files(monkeypatch, {"a": failing(straggler="pinned")}))
-    out = capsys.readouterr().out
-    assert "sbatch --exclude=node3,node5\n" in out
-    assert "they say nothing about" not in out
+    # A rank that is slow on purpose is on a healthy host, also beside a run with a slow host.
+    pinned = failing(straggler="pinned")
+    slowed = replace(ill(2), manifest=pinned.manifest)
+    for run in (pinned, slowed):
+        main([*of_files(monkeypatch, {"a": run}), "--no-simulation"])
+        out = capsys.readouterr().out
+        assert "sbatch --exclude=node3,node5\n" in out
+        assert "they say nothing about" not in out
+    main([*of_files(monkeypatch, {"a": slowed, "b": ill(1), "c": ill(1)}), "--no-simulation"])
+    assert "sbatch --exclude=node1,node3,node5\n" in capsys.readouterr().out
 
 
 def test_a_host_that_is_slow_and_fails_is_named_once(
