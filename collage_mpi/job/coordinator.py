@@ -90,6 +90,7 @@ class WorkMeter:
         self.receives = self.sends = self.encodes = 0
         self.receive_ns = self.send_ns = self.encode_ns = 0
         self.process_cpu_ns = self.loop_cpu_ns = 0
+        self.busy_ns = 0  # in turns in which something happened
         self._began_ns: int | None = None
         self._elapsed_ns = 0
 
@@ -100,17 +101,16 @@ class WorkMeter:
         self.loop_cpu_ns -= time.thread_time_ns()
 
     def use(self, reading_ns: int, decoding_ns: int) -> Use:
-        """What this process has done with its time. Called by the loop's thread, or after it.
+        """What this process has done with its time.
 
         Args:
             reading_ns: time that its reader read files.
             decoding_ns: time that its reader decoded pictures.
         """
-        elapsed_ns, loop_ns = self._elapsed_ns, self.loop_cpu_ns
+        elapsed_ns = self._elapsed_ns
         if self._began_ns is not None:
             elapsed_ns = time.monotonic_ns() - self._began_ns
-            loop_ns += time.thread_time_ns()
-        return Use(elapsed_ns, reading_ns, decoding_ns, computing_ns=loop_ns)
+        return Use(elapsed_ns, reading_ns, decoding_ns, computing_ns=self.busy_ns)
 
     def end(self) -> None:
         """Stop counting processor time."""
@@ -262,7 +262,10 @@ class Coordinator:
             self._report_at_ns = now_ns + REPORT_EVERY_NS
             self.recorder.write_late()
             self._report()
-        return bool(found or signs) or arrived or fired
+        happened = bool(found or signs) or arrived or fired
+        if happened:
+            self.work.busy_ns += self.clock() - now_ns
+        return happened
 
     # ---- events -------------------------------------------------------------
 
