@@ -35,6 +35,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "--hedge-quantile": ("running quantile of latencies", "use --hedge-ms T"),
     "--compile": ("how kernels were launched", "use --runtime torch, or --runtime compile"),
     "--hedge-budget": ("share of second copies", "leave it out; --hedge-ms limits the copies"),
+    "bench": ("costs of rank 0 in a run, as a file", "use collage-mpi simulate --costs RUN"),
 }
 
 

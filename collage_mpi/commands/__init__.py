@@ -31,7 +31,6 @@ COMMANDS: dict[str, str] = {
     "fetch": "download networks of timm and transformers into the cache, as on a login node",
     "evaluate": "measure accuracy, FLOPs and service time of networks side by side",
     "slurm": "render job scripts for Slurm from settings",
-    "bench": "show how long rank 0's steps and the messages of a finished run took",
     "doctor": (
         "find what would keep a job from starting here, and how to fix it; show which rank is where"
     ),

@@ -26,7 +26,7 @@ from collage_mpi.settings.flags import (
     switch,
 )
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.costs import Costs, costs_of, read_costs
+from collage_mpi.simulation.costs import Costs, costs_of
 from collage_mpi.system.environment import processes_here
 from collage_mpi.system.fields import about, default_of, setting
 from collage_mpi.system.printable import say
@@ -56,8 +56,8 @@ class SimulateArguments(Arguments):
     )
     costs: str | None = _setting(
         None,
-        "take the costs from this file of `bench costs`, or from the folder of a real run",
-        metavar="FILE",
+        "take the costs of rank 0 and of messages from this finished real run",
+        metavar="RUN",
     )
     answers: str | None = _setting(
         None,
@@ -134,8 +134,10 @@ def _job(args: SimulateArguments) -> SimulatedJob:
 
 
 def _costs(args: SimulateArguments, run: Results | None = None) -> Costs:
+    from collage_mpi.results import read_results
+
     if args.costs:
-        costs = read_costs(Path(args.costs))
+        costs = costs_of(read_results(args.costs))
     else:
         costs = Costs() if run is None else costs_of(run)
     changes = {}

@@ -23,7 +23,7 @@ from collage_mpi.results.manifest import (
     other_content,
     read_manifest,
 )
-from collage_mpi.results.reader import known_run, open_run
+from collage_mpi.results.reader import known_run, open_run, read_results
 from collage_mpi.results.summary import summarise
 from collage_mpi.results.tally import Inventory
 from collage_mpi.settings.run_settings import PATH_SETTINGS
@@ -31,7 +31,7 @@ from collage_mpi.shards.inputs import expand_paths
 from collage_mpi.shards.reader import inspect_sources
 from collage_mpi.shards.remote import Stamp
 from collage_mpi.shards.schema import stamp_of
-from collage_mpi.simulation.costs import Costs, read_costs
+from collage_mpi.simulation.costs import Costs, costs_of
 from collage_mpi.simulation.runs import (
     check_job,
     read_summary,
@@ -144,8 +144,8 @@ def _costs(point: Point) -> Costs | None:
 
 @lru_cache(maxsize=8)
 def _costs_in(path: Path, stamp: int) -> Costs:
-    """Costs from a file or a run's folder; cached, because reading a run takes a while."""
-    return read_costs(path)
+    """Costs of a run; cached, because reading a run takes a while."""
+    return costs_of(read_results(path))
 
 
 def _other_answers(found: Json, before: str | None, point: Point) -> list[str]:

@@ -61,7 +61,7 @@ class Head(Settings):
     groups: int | None = setting(
         None, "in their place: groups beside the warm-up", at_least=1, at_most=math.inf
     )
-    costs: str | None = setting(None, "file of costs, or the folder of a real run", shipped=True)
+    costs: str | None = setting(None, "folder of a real run, whose costs are used")
     answers: str | None = setting(
         None, 'file of `evaluate --save-answers`; "{side}" for the side', shipped=True
     )

@@ -1,21 +1,17 @@
-"""The time that rank 0 and messages take: stated, read from a file, or taken from a real run."""
+"""The time that rank 0 and messages take: stated, or taken from a real run."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from collage_mpi.errors import DataFault
 from collage_mpi.kinds import SINGLE
 from collage_mpi.system.fields import setting
-from collage_mpi.system.files import reading, require_regular, save_file
 
 if TYPE_CHECKING:
     from collage_mpi.results import Results
 
-FORMAT, VERSION = "collage-mpi costs", 1
 LEAST_TASKS = 20  # sent to an idle rank: the travel time of messages is measured on these
 
 
@@ -39,44 +35,6 @@ class Costs:
         """One line, in us."""
         parts = [f"{name.removesuffix('_ns')} {ns / 1e3:.4g}" for name, ns in asdict(self).items()]
         return ", ".join(parts) + " us"
-
-
-def read_costs(path: Path) -> Costs:
-    """From a file that `save_costs` wrote, or from the folder of a real run.
-
-    Raises:
-        EnvironmentFault: it cannot be read.
-        DataFault: it is no file of costs, or the run measured none.
-    """
-    if path.is_dir():
-        from collage_mpi.results import read_results
-
-        return costs_of(read_results(path))
-    with reading(f"costs {path}", "no JSON"):
-        require_regular(path)
-        content = json.loads(path.read_text(encoding="utf-8"))
-    head = (content.get("format"), content.get("version")) if isinstance(content, dict) else None
-    if head != (FORMAT, VERSION):
-        raise DataFault(
-            f"costs {path}: no {FORMAT!r} of version {VERSION}: collage-mpi bench costs RUN --out "
-            "FILE writes one"
-        )
-    found = {spec.name: content.get(spec.name) for spec in fields(Costs)}
-    for name, value in found.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (number and 0 <= value < 1e15):
-            raise DataFault(f"costs {path}: {name} is {value!r}; it needs ns, 0 or more")
-    return Costs(**{name: round(value) for name, value in found.items()})
-
-
-def save_costs(path: Path, costs: Costs, source: str) -> None:
-    """Write them as JSON.
-
-    Raises:
-        EnvironmentFault: the file cannot be written.
-    """
-    content = {"format": FORMAT, "version": VERSION, "measured_on": source, **asdict(costs)}
-    save_file(path, json.dumps(content, indent=1).encode(), b"\n")
 
 
 def costs_of(run: Results) -> Costs:

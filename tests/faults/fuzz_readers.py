@@ -515,7 +515,6 @@ def _simulation(folder: Path) -> list[Reader]:
     from collage_mpi.results.file_names import LATENCIES, STATUS, SUMMARY
     from collage_mpi.results.rows import TASK_ROW
     from collage_mpi.results.status import StatusFiles, Watch
-    from collage_mpi.simulation.costs import FORMAT, VERSION, Costs, read_costs
     from collage_mpi.simulation.replayed_answers import read_answers, save_answers
     from collage_mpi.simulation.runs import read_latencies_ns, read_summary
     from collage_mpi.system.table import to_text
@@ -528,7 +527,6 @@ def _simulation(folder: Path) -> list[Reader]:
     )
     whole = path.read_bytes()
     save_answers(path, 3, np.zeros(12), {"single": given, "backup": given}, ["a", "b"])
-    costs = json.dumps({"format": FORMAT, "version": VERSION, **Costs().__dict__}).encode()
     bare = folder / "bare"
     bare.mkdir()
     latencies, summary = _npy(np.arange(9)), json.dumps({"settings": {"side": 3}}).encode()
@@ -544,9 +542,6 @@ def _simulation(folder: Path) -> list[Reader]:
     return [
         Reader("answers .npz", [whole, path.read_bytes()],
                _from_file(path, lambda p: read_answers(p, 3)), USER),
-        Reader("costs", [costs], _from_file(folder / "k.json", read_costs), USER),
-        Reader("costs, values", [costs], _from_file(folder / "k.json", read_costs), USER,
-               json_change),
         Reader("arrivals .npy", [times],
                _from_file(folder / "a.npy", lambda p: load_times_ns(str(p), 9)), USER),
         Reader("arrivals .txt", [text],

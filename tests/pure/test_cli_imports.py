@@ -39,7 +39,6 @@ def loaded_by(*argv: str) -> set[str]:
         "plot cdf --help",
         "slurm render --help",
         "train collage --help",
-        "bench costs --help",
         "prep images --help",
     ],
 )

@@ -21,7 +21,7 @@ from collage_mpi.results.row_sink import MemoryWriter
 from collage_mpi.results.rows import SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.beside import compare, render_comparison
-from collage_mpi.simulation.costs import Costs, costs_of, read_costs, save_costs
+from collage_mpi.simulation.costs import Costs, costs_of
 from collage_mpi.simulation.replayed_answers import read_answers, save_answers
 from collage_mpi.simulation.runs import like, run_job, simulate_in_memory
 from collage_mpi.simulation.simulator import SimulatedJob
@@ -287,22 +287,6 @@ def test_what_cannot_work_is_one_message(words, code, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_costs_travel_by_file(tmp_path):
-    assert Costs().describe() == "receive 60, send 40, encode 30, network 50, single 5000 us"
-    costs = Costs(1, 2, 3, 4, 5)
-    save_costs(tmp_path / "c.json", costs, "here")
-    assert read_costs(tmp_path / "c.json") == costs
-    for text in ("[]", "{", '{"format": "other"}'):
-        (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(DataFault):
-            read_costs(tmp_path / "bad.json")
-    good = json.loads((tmp_path / "c.json").read_text())
-    for no_time in (-1, True, "1"):
-        (tmp_path / "bad.json").write_text(json.dumps({**good, "send_ns": no_time}))
-        with pytest.raises(DataFault, match="send_ns"):
-            read_costs(tmp_path / "bad.json")
-
-
 @pytest.fixture
 def as_if_real(tmp_path):
     """A run whose rows were simulated with known costs, and that says so of its rank 0."""
@@ -325,6 +309,14 @@ def test_costs_are_measured_from_a_run(as_if_real):
     assert dataclasses.replace(found, network_ns=0) == dataclasses.replace(costs, network_ns=0)
     # a task's answer may also have waited for rank 0 to be done with another
     assert found.network_ns == pytest.approx(costs.network_ns, rel=0.1)
+
+
+def test_a_simulation_takes_the_costs_of_a_run(as_if_real, tmp_path, capsys):
+    out, costs = as_if_real
+    words = ["simulate", "--images", "90", "--costs", str(out), "--send-us", "7"]
+    assert main([*words, "--out", str(tmp_path / "simulated")]) == 0
+    told = read_results(tmp_path / "simulated").manifest["simulated"]["costs"]
+    assert (told["send_ns"], told["encode_ns"]) == (7_000, costs.encode_ns)
 
 
 def test_ranks_of_one_task_each_found_it_idle(as_if_real):
@@ -357,8 +349,6 @@ def test_a_simulation_like_a_run_is_that_run(as_if_real, capsys):
         assert "accept auto" not in capsys.readouterr().out
     changed = like(run, {"depth": 3}, 90, costs, None)
     assert (changed.settings.depth, changed.images) == (3, 90)
-    assert main(["bench", "costs", str(out), "--out", str(out.parent / "c.json")]) == 0
-    assert read_costs(out.parent / "c.json").send_ns == 50_000
 
 
 def test_a_simulation_has_no_predictions_to_export(tmp_path, capsys):

@@ -18,7 +18,6 @@ from collage_mpi.models.weights import METADATA_KEY, describe_weights, read_tens
 from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
-from collage_mpi.simulation.costs import read_costs
 from collage_mpi.simulation.replayed_answers import read_answers
 
 NAMES = ("cat", "dog", "cow", "hen", "pig", "owl")
@@ -148,6 +147,6 @@ def test_a_job_refuses_what_is_no_regular_file(tmp_path: Path, sort: str, flag: 
 @pytest.mark.parametrize("sort", ["FIFO", "device"])
 def test_other_readers_refuse_it_too(tmp_path: Path, sort: str) -> None:
     path = make(sort, tmp_path / "file.toml")
-    for read in (read_settings_file, load_tensors, read_costs, lambda p: read_answers(p, 3)):
+    for read in (read_settings_file, load_tensors, lambda p: read_answers(p, 3)):
         with pytest.raises(EnvironmentFault, match=f"it is a {sort}; a regular file is needed"):
             read(path)
