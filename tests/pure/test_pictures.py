@@ -263,3 +263,15 @@ def test_the_first_picture_imports_nothing_more() -> None:
     data = file_of(colour("RGB"), "JPEG")
     done = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True)
     assert done.stdout.decode().split() == ["True"], done.stderr
+
+
+def test_a_jpeg_is_not_shrunk_below_the_resize_before_the_crop() -> None:
+    """The crop of 32 px comes from a shorter edge of 512 px: 1/8 of 2,000 px would be too few."""
+    noise = np.random.default_rng(0).integers(0, 256, (250, 250, 3), dtype=np.uint8)
+    large = Image.fromarray(noise).resize((2000, 2000), Image.Resampling.NEAREST)
+    jpeg, png = io.BytesIO(), io.BytesIO()
+    large.save(jpeg, "JPEG", quality=95)
+    Image.open(io.BytesIO(jpeg.getvalue())).save(png, "PNG")  # of the same pixels, never drafted
+    fit = PictureFit(32, resize_px=512)
+    found, expected = (picture_pixels(b.getvalue(), fit).astype(int) for b in (jpeg, png))
+    assert np.abs(found - expected).mean() < 3
