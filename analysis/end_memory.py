@@ -19,7 +19,7 @@ from typing import Any
 from collage_mpi.results import RunWriter
 from collage_mpi.results.claim import PATIENT, Claim
 from collage_mpi.results.parts import list_parts, part_path, read_part, write_part
-from collage_mpi.results.rows import TABLES
+from collage_mpi.results.rows import STORED
 
 RUNS = ((100_000, 1), (1_000_000, 10))  # images simulated, times that they are written
 SIMULATE = ("simulate", "--straggler", "lognormal", "--slow-ranks", "4:5")
@@ -63,14 +63,14 @@ def repeat(source: Path, times: int, out: Path) -> None:
     (out / "parts").mkdir(parents=True)
     manifest = json.loads((source / "manifest.json").read_text())
     (session,) = manifest["sessions"]
-    tables = {table.name: table for table in TABLES}
+    tables = {table.name: table for table in STORED}
     parts = list_parts(source / "parts")
     last = {name: max(part.number for part in parts if part.table == name) for name in tables}
-    more = {"row": manifest["rows"], "group": session["rows"]["groups"]}
-    more["task"] = session["rows"]["tasks"]
+    more = {"row": manifest["rows"], "task": session["rows"]["tasks"]}
     for part in parts:
-        if part.table == "groups":
-            rows = read_part(part.path, tables["groups"])
+        if part.table == "images":
+            rows = read_part(part.path, tables["images"])
+            more["group"] = max(more.get("group", 0), int(rows["group"].max()) + 1)
             end_ns = int((rows["t0_ns"] + rows["latency_ns"]).max())
             for column in ("t0_ns", "sent_ns", "done_ns"):
                 more[column] = max(more.get(column, 0), end_ns)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from collage_mpi.results.groups import groups_of
 from collage_mpi.results.row_sink import RowSink
-from collage_mpi.results.rows import GROUPS, IMAGES, NAMES, TASKS, TableLayout
+from collage_mpi.results.rows import IMAGES, NAMES, TASKS, GroupRow, ImageRow, TableLayout
 
 
 def row_of(table: TableLayout, session: int, **fields: Any) -> tuple[Any, ...]:
@@ -21,9 +24,10 @@ def add_image(sink: RowSink, **fields: Any) -> None:
     sink.image(row_of(IMAGES, sink.session, **fields))
 
 
-def add_group(sink: RowSink, **fields: Any) -> None:
-    sink.group(row_of(GROUPS, sink.session, **fields))
-
-
 def add_task(sink: RowSink, **fields: Any) -> None:
     sink.task(row_of(TASKS, sink.session, **fields))
+
+
+def group_rows(images: list[ImageRow]) -> list[GroupRow]:
+    """The rows of the groups of these images."""
+    return [GroupRow(*row) for row in groups_of(np.array(images, IMAGES.dtype), {}).tolist()]

@@ -38,7 +38,7 @@ from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.mpi.transport import Gone, Received
 from collage_mpi.results.pending import Publisher, read_entry, status_folder
-from collage_mpi.results.rows import IMAGES, TABLES
+from collage_mpi.results.rows import IMAGES, STORED
 from collage_mpi.results.status import read_status
 from collage_mpi.results.writer import RunWriter
 from collage_mpi.scheduler import events as ev
@@ -54,7 +54,7 @@ LARGEST_LEASE = 2048
 LOOK_REST = 50  # polls take at most a fiftieth of the time, however many teams there are
 LONGEST_REST_NS = 1_000_000_000  # the lead polls at least once a second
 POLLS_KEPT = 8  # the shortest of them counts; in a longer one the process may have lost its core
-TABLE_NAMES = frozenset(table.name for table in TABLES)
+TABLE_NAMES = frozenset(table.name for table in STORED)
 _FAULTS = {int(error.exit_code): error for error in (UsageError, EnvironmentFault, DataFault)}
 
 

@@ -1,9 +1,8 @@
 """Makes the rows of a run from what the coordinator sends and receives.
 
 The rows of images that came as runs are written together, some ms later, column by column. The row
-of a group is written with the last of its images, or if the group was closed before it was full,
-when the next group is seen. The row of a task is written when the task has ended and no group of
-its images is open, because until then a reserved answer may still resolve an image.
+of a task is written when the task has ended and no group of its images is open, because until then
+a reserved answer may still resolve an image.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from collage_mpi.mpi.protocol import packer
 from collage_mpi.mpi.tasks import PLACE
 from collage_mpi.results.rows import (
     AUDIT_CODE,
-    GROUPS,
     IMAGES,
     KIND_CODE,
     OUTCOME_CODE,
@@ -35,14 +33,12 @@ from collage_mpi.shards.readahead import ImageRecord
 
 
 class Writer(Protocol):
-    """Where rows go, as tuples in the order of ImageRow, GroupRow and TaskRow."""
+    """Where rows go, as tuples in the order of ImageRow and TaskRow."""
 
     session: int
 
     def image(self, row: tuple[Any, ...], /) -> object: ...
     def image_rows(self, rows: np.ndarray, /) -> object: ...
-    def group(self, row: tuple[Any, ...], /) -> object: ...
-    def group_rows(self, rows: np.ndarray, /) -> object: ...
     def task(self, row: tuple[Any, ...], /) -> object: ...
 
 
@@ -108,19 +104,9 @@ class _Task:
 class _Group:
     first: int  # the image in cell 0
     size: int  # its images; until the next group is known, the images of a full group
-    # t0, cell and reading time of its earliest image
-    began: tuple[int, int, int] = (1 << 63, 0, 0)
     encode_ns: int = 0
     images: int = 0  # resolved images
-    last_ns: int = 0
-    collage_cells: int = 0
-    labels: set[int] = field(default_factory=set)
     ended: list[_Task] = field(default_factory=list)  # tasks that wait for it
-
-    def let_in(self, *began: int) -> None:
-        """Note the start of an image if it is the earliest; images may be admitted one by one."""
-        if began < self.began:
-            self.began = began  # type: ignore[assignment]
 
 
 @dataclass
@@ -301,51 +287,14 @@ class Recorder:
             rows["label"] = np.concatenate([run.columns.label[part] for run, part in each])
         self._writer.image_rows(rows)  # first: see `resolved`
         self._late.clear()
-        self._count(rows, np.repeat([run.read_ns for run in runs], counts))
+        if not self._by_number:
+            self._count(rows["group"])
 
-    def _count(self, rows: np.ndarray, read_ns: np.ndarray) -> None:
-        """Count images for their groups, and write the rows of groups that are complete here.
-
-        Args:
-            rows: (n,) of IMAGE_ROW.
-            read_ns: (n,) int64, the coordinator's reading time of each image.
-        """
-        order = np.lexsort((rows["cell"], rows["group"]))
-        group, label = rows["group"][order], rows["label"][order]
-        numbers, starts, counts = np.unique(group, return_index=True, return_counts=True)
-        first = order[starts]  # image of each group
-        found = np.zeros(len(numbers), GROUPS.dtype)
-        found["group"], found["images"], found["t0_ns"] = numbers, counts, rows["t0_ns"][first]
-        found["read_ns"], found["session"] = read_ns[first], self._writer.session
-        found["warmup"] = numbers < self._warmup_groups
-        last_ns = np.maximum.reduceat((rows["t0_ns"] + rows["latency_ns"])[order], starts)
-        found["latency_ns"] = last_ns - found["t0_ns"]
-        collaged = (rows["source"] == SOURCE_CODE[COLLAGE])[order]
-        found["collage_cells"] = np.add.reduceat(collaged, starts, dtype=np.int64)
-        whole = (counts == self._group_size) & ~np.isin(numbers, [*self._groups])
-        labels = label[starts[whole][:, None] + np.arange(self._group_size)]
-        distinct = np.diff(np.sort(labels), axis=1) != 0
-        found["classes"][whole] = rows["has_label"][first[whole]] * (1 + distinct.sum(1))
-        self._writer.group_rows(found[whole])
-        parts = zip(starts[~whole].tolist(), counts[~whole].tolist(), strict=True)
-        self._join(found[~whole], [rows[order[at : at + count]] for at, count in parts])
-
-    def _join(self, found: np.ndarray, rows: Sequence[np.ndarray]) -> None:
-        """Count images for groups that have further images elsewhere.
-
-        Args:
-            found: (k,) of GROUP_ROW, the counts of the images at hand.
-            rows: for each group the rows of these images, by cell.
-        """
-        for part, own in zip(found.tolist(), rows, strict=True):
-            number, images, t0_ns, latency_ns, read_ns, *_ = part
-            group = self._groups.get(number) or self._group_of(number, number * self._group_size)
-            group.let_in(self._start_ns + t0_ns, int(own["cell"][0]), read_ns)
-            group.images += images
-            group.last_ns = max(group.last_ns, self._start_ns + t0_ns + latency_ns)
-            group.collage_cells += part[7]
-            group.labels.update(own["label"][own["has_label"]].tolist())
-        for number in found["group"].tolist():
+    def _count(self, numbers: np.ndarray) -> None:
+        """Count images, (n,) of group numbers, for their groups."""
+        found = np.unique(numbers, return_counts=True)
+        for number, count in zip(*(each.tolist() for each in found), strict=True):
+            self._group_of(number, number * self._group_size).images += count
             self._close_if_whole(number)
 
     def resolved(self, resolve: Resolve, now_ns: int) -> None:
@@ -355,8 +304,8 @@ class Recorder:
             resolve = resolve._replace(group=number, cell=cell)
         if resolve.decided_ns is not None:
             now_ns = resolve.decided_ns
-        group = self._groups.get(resolve.group)
-        if group is None:
+        group = None
+        if not self._by_number:
             group = self._group_of(resolve.group, resolve.image - resolve.cell)
         record = self._images[resolve.image]
         task = self._tasks[resolve.tasks[0]] if resolve.tasks else None
@@ -367,20 +316,16 @@ class Recorder:
             label = label if self._vectors.labelled else None
             if task is not None:
                 self._vectors.keep(resolve, record, task.send, task.result)
+        encode_ns = 0 if group is None else group.encode_ns
         # First: a writer that raises leaves everything as if this had not happened.
-        self._writer.image(self._image_row(resolve, record, label, task, group, now_ns))
+        self._writer.image(self._image_row(resolve, record, label, task, encode_ns, now_ns))
         if task is not None:  # with several tasks the others resolved images of their own
             task.resolved += 1
-        group.let_in(record.t0_ns, resolve.cell, record.read_ns)
-        group.images += 1
-        if now_ns > group.last_ns:
-            group.last_ns = now_ns
-        if label is not None:
-            group.labels.add(label)
+        if group is not None:
+            group.images += 1
         totals = self.totals
         totals.images += 1
         if resolve.source == COLLAGE:
-            group.collage_cells += 1
             totals.collage += 1
         totals.errors += resolve.outcome == "error"
         if resolve.decided_ns is not None and resolve.other and resolve.score:
@@ -389,7 +334,7 @@ class Recorder:
         self._close_if_whole(resolve.group)
 
     def finish(self, now_ns: int) -> None:
-        """Write the rows of open groups, and of tasks without an end, whose times are censored."""
+        """Write the rows of all other tasks. The times of tasks without an end are censored."""
         self.write_late()
         for number in list(self._groups):
             self._close_group(number)
@@ -435,23 +380,6 @@ class Recorder:
                 del self._tasks[task.send.task]
             task.open -= 1
             del group.ended[0]
-        if group.images == 0:
-            del self._groups[number]
-            return  # the next session classifies its images
-        t0_ns, _, read_ns = group.began
-        row = (
-            number,
-            group.images,
-            t0_ns - self._start_ns,
-            group.last_ns - t0_ns,  # latency_ns
-            read_ns,
-            group.encode_ns,
-            len(group.labels),  # classes
-            group.collage_cells,
-            self._writer.session,
-            number < self._warmup_groups,
-        )
-        self._writer.group(row)
         del self._groups[number]
 
     def _image_row(
@@ -460,7 +388,7 @@ class Recorder:
         record: ImageRecord,
         label: int | None,
         task: _Task | None,
-        group: _Group,
+        encode_ns: int,
         now_ns: int,
     ) -> tuple[Any, ...]:
         """A row in the order of ImageRow; a tuple takes a sixth of the time of an ImageRow."""
@@ -482,7 +410,7 @@ class Recorder:
             record.t0_ns - self._start_ns,
             now_ns - record.t0_ns,  # latency_ns
             record.read_ns + result.read_ns,
-            group.encode_ns + (task.encode_ns if task is not None else 0),
+            encode_ns + (task.encode_ns if task is not None else 0),
             task.decode_ns if task is not None else 0,
             result.compute_ns,
             result.held_ns,

@@ -132,7 +132,7 @@ _FINAL = fields(
 _SESSION = fields(
     session=_is_count,
     status=is_text,
-    rows=optional(fields(images=_is_count, groups=_is_count, tasks=_is_count)),
+    rows=optional(fields(images=_is_count, tasks=_is_count)),
     final=optional(_FINAL),
 )
 _THRESHOLD = fields(

@@ -15,14 +15,17 @@ from collage_mpi.encoding.vectors import KEYS
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.results import parts
 from collage_mpi.results.file_names import MARKER, PARTS_FOLDER
+from collage_mpi.results.groups import Groups, groups_of
 from collage_mpi.results.manifest import Json, finals, read_manifest, readable
 from collage_mpi.results.number_sets import SessionNumberSets
 from collage_mpi.results.outputs import KeptValues, in_input_order, keys_in
 from collage_mpi.results.rows import (
+    GROUPS,
     IMAGES,
     KEY_ROW,
     NAMES,
     SOURCE_CODE,
+    STORED,
     TABLES,
     TableLayout,
     columns_of,
@@ -172,6 +175,16 @@ class StoredRun(Run):
         read = _stored if table is not IMAGES else self._counting
         return [partial(read, path, table) for path in self.paths(table)]
 
+    def chunks(self, table: TableLayout) -> Iterator[np.ndarray]:
+        """See `Run`; groups are computed from the images."""
+        return self._groups() if table is GROUPS else super().chunks(table)
+
+    def _groups(self) -> Iterator[np.ndarray]:
+        made = Groups(self.manifest)
+        for piece in (*self.pieces(IMAGES), *self.superseded_pieces()):
+            yield made.add(piece())
+        yield made.rest()
+
     def superseded_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
         """See `Run`; each raises as `read_results`."""
         paths = self.paths(IMAGES) if len(self._superseded) else []
@@ -179,6 +192,7 @@ class StoredRun(Run):
 
     def rows_of(self, table: TableLayout) -> int:
         """See `Run`: an upper bound, from the size of the files."""
+        table = IMAGES if table is GROUPS else table
         size = table.dtype.itemsize
         return sum(path.stat().st_size // size for path in self.paths(table) if path.exists())
 
@@ -283,7 +297,8 @@ class Results(Run):
 
     Attributes:
         images: (n,) of IMAGE_ROW, in the order of the input.
-        groups, tasks: (n,) of GROUP_ROW, TASK_ROW, in written order.
+        groups: (n,) of GROUP_ROW, computed from the images.
+        tasks: (n,) of TASK_ROW, in written order.
         superseded: (m,) of IMAGE_ROW, error rows whose images a later session did again. They are
             not in `images`.
         every: if it is k > 1, only every k-th part was read (`report.charts.excerpt`).
@@ -483,12 +498,13 @@ def read_results(path: Path | str) -> Results:
         DataFault: the manifest or a part is damaged, or a part has unknown codes.
     """
     run = open_run(path)
-    images, groups, tasks = (
+    images, tasks = (
         np.concatenate(
             [np.empty(0, table.dtype), *(_stored(path, table) for path in run.paths(table))]
         )
-        for table in TABLES
+        for table in STORED
     )
+    groups = groups_of(images, run.manifest)
     stand = rows_that_count(images)
     superseded, images = images[~stand], images[stand]
     images = images[np.argsort(flat_keys(images), kind="stable")]

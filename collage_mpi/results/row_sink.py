@@ -22,9 +22,10 @@ import numpy as np
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.results import parts
 from collage_mpi.results.file_names import PARTS_FOLDER, PENDING_FOLDER, VECTORS_FOLDER
+from collage_mpi.results.groups import groups_of
 from collage_mpi.results.manifest import Json
 from collage_mpi.results.reader import Results
-from collage_mpi.results.rows import IMAGES, TABLES, TableLayout, reason_bytes
+from collage_mpi.results.rows import IMAGES, STORED, TableLayout, reason_bytes
 from collage_mpi.results.vectors import VectorBuffer, Write, extras_of
 
 ROWS_PER_PART = 4096  # about 0.8 MB of images
@@ -161,7 +162,7 @@ class PartThread(QueueThread[_Part]):
         """
         self._directory, self._session, self._check = directory, session, check
         self._written = written
-        self._numbers = dict.fromkeys((table.name for table in TABLES), 0)
+        self._numbers = dict.fromkeys((table.name for table in STORED), 0)
         super().__init__("collage-mpi rows", _Queue(QUEUE_BYTES))
 
     def put(self, table: TableLayout, payload: memoryview, before: Write | None = None) -> None:
@@ -270,7 +271,7 @@ class Pending(NamedTuple):
     """A part of a team that is on the disk and not published yet.
 
     Attributes:
-        images: the rows of the part, (n,) of IMAGE_ROW; None for groups and tasks.
+        images: the rows of the part, (n,) of IMAGE_ROW; None for tasks.
     """
 
     table: str
@@ -283,8 +284,8 @@ class RowSink:
 
     Attributes:
         pending: in a run of several teams, the parts that have been written, in order.
-        image, group, task: record one row; see `Buffer.add`.
-        image_rows, group_rows: record several rows; see `Buffer.extend`.
+        image, task: record one row; see `Buffer.add`.
+        image_rows: records several rows; see `Buffer.extend`.
     """
 
     def __init__(
@@ -318,12 +319,12 @@ class RowSink:
         self._vectors = None
         if extras_of(manifest):
             self._vectors = VectorBuffer(out / vectors, session, manifest, check)
-        self._images, self._groups, self._tasks = (
+        self._images, self._tasks = (
             Buffer(table, self._thread, rows_per_part, self._vectors if table is IMAGES else None)
-            for table in TABLES
+            for table in STORED
         )
-        self.image, self.group, self.task = self._images.add, self._groups.add, self._tasks.add
-        self.image_rows, self.group_rows = self._images.extend, self._groups.extend
+        self.image, self.task = self._images.add, self._tasks.add
+        self.image_rows = self._images.extend
         self._flush_ns = int(flush_s * 1e9)
         self._flushed_ns = time.monotonic_ns()
 
@@ -335,9 +336,7 @@ class RowSink:
     @property
     def counts(self) -> dict[str, int]:
         """Rows taken in this session, by table."""
-        return {
-            buffer.table.name: buffer.total for buffer in (self._images, self._groups, self._tasks)
-        }
+        return {buffer.table.name: buffer.total for buffer in (self._images, self._tasks)}
 
     @property
     def idle(self) -> bool:
@@ -367,7 +366,7 @@ class RowSink:
 
     def flush(self) -> None:
         """Hand all buffered rows to the thread now. This does not wait for the disk."""
-        for buffer in (self._tasks, self._groups, self._images):
+        for buffer in (self._tasks, self._images):
             buffer.hand_over()
         self._flushed_ns = time.monotonic_ns()
 
@@ -393,15 +392,16 @@ class MemoryWriter:
 
     def __init__(self) -> None:
         self._kept = _KeptParts()
-        self._buffers = {t.name: Buffer(t, self._kept, ROWS_PER_PART) for t in TABLES}
-        self.image, self.group, self.task = (buffer.add for buffer in self._buffers.values())
-        self.image_rows, self.group_rows, _ = (b.extend for b in self._buffers.values())
+        self._buffers = {t.name: Buffer(t, self._kept, ROWS_PER_PART) for t in STORED}
+        self.image, self.task = (buffer.add for buffer in self._buffers.values())
+        self.image_rows = self._buffers[IMAGES.name].extend
 
     def results(self, path: Path, manifest: Json) -> Results:
         """The rows as a run, as if it had been read from `path`."""
         for buffer in self._buffers.values():
             buffer.hand_over()
-        images, groups, tasks = map(self._kept.rows, TABLES)
+        images, tasks = map(self._kept.rows, STORED)
+        groups = groups_of(images, manifest)
         return Results(path, manifest, images, groups, tasks, complete=True)
 
 

@@ -116,13 +116,15 @@ class ImageRow(NamedTuple):
 
 
 class GroupRow(NamedTuple):
-    """One group of images, which are admitted together. It ends when its last image is resolved."""
+    """One group of images, which are admitted together. It ends when its last image is resolved.
+
+    These rows are not stored: they follow from those of the images (`results.groups`).
+    """
 
     group: int
     images: I4
     t0_ns: int
     latency_ns: int
-    read_ns: int
     encode_ns: int
     classes: I4  # distinct labels in the group, 0 if the input has none
     collage_cells: I4  # images that the collage resolved
@@ -188,6 +190,7 @@ IMAGES = _table("images", ImageRow, dict.fromkeys(_LATER, 0))
 GROUPS = _table("groups", GroupRow, {})
 TASKS = _table("tasks", TaskRow, {})
 TABLES = (IMAGES, GROUPS, TASKS)
+STORED = (IMAGES, TASKS)  # the groups are computed
 
 IMAGE_ROW = IMAGES.dtype
 GROUP_ROW = GROUPS.dtype

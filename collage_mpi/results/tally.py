@@ -14,6 +14,7 @@ import numpy as np
 
 from collage_mpi.kinds import SHARED_KINDS, SINGLE
 from collage_mpi.results.agreement import draw_of
+from collage_mpi.results.groups import Groups
 from collage_mpi.results.number_sets import InputCoverage, SessionNumberSets
 from collage_mpi.results.parts import began_ns, launch_of
 from collage_mpi.results.reader import Run
@@ -28,7 +29,7 @@ from collage_mpi.results.rows import (
     OUTCOME_CODE,
     SOURCE_CODE,
     SOURCES,
-    TABLES,
+    STORED,
     TASKS,
     TableLayout,
     cells_of,
@@ -56,15 +57,20 @@ class Inventory:
     """
 
     def __init__(
-        self, run: Run, also: Callable[[TableLayout, np.ndarray], object] | None = None
+        self,
+        run: Run,
+        also: Callable[[TableLayout, np.ndarray], object] | None = None,
+        *,
+        groups: bool = False,
     ) -> None:
-        """Read the run. `also` is called with each table and its rows that count, some at a time.
-        Raises as `read_results`."""
+        """Read the run. `also` is called with each table and its rows that count, some at a time;
+        with those of groups too if `groups`. Raises as `read_results`."""
         self.rows: Counter[tuple[str, int]] = Counter()
         self.errors = 0
         self.input = InputCoverage(run.manifest, run.rows_of(IMAGES))
         self._manifest = run.manifest
-        for table in TABLES:
+        made = Groups(run.manifest)
+        for table in STORED:
             for rows in run.chunks(table):
                 self._count(table, rows)
                 if table is IMAGES:
@@ -72,8 +78,15 @@ class Inventory:
                     self.input.add(rows)
                 if also is not None:
                     also(table, rows)
+                if groups and also is not None and table is IMAGES:
+                    also(GROUPS, made.add(rows))
         for piece in run.superseded_pieces():
-            self._count(IMAGES, piece())
+            rows = piece()
+            self._count(IMAGES, rows)
+            if groups and also is not None:
+                also(GROUPS, made.add(rows))
+        if groups and also is not None:
+            also(GROUPS, made.rest())
 
     @property
     def whole(self) -> bool:
@@ -90,7 +103,7 @@ class Inventory:
         """Whether rows of a session are missing, according to its entry in the manifest."""
         said, number = session.get("rows"), session["session"]
         return said is not None and any(
-            self.rows[table.name, number] != said[table.name] for table in TABLES
+            self.rows[table.name, number] != said[table.name] for table in STORED
         )
 
     def all(self, table: str) -> int:
@@ -111,7 +124,7 @@ class Tally:
         self.groups, self.images, self.tasks = GroupTally(run), ImageTally(run), TaskTally(run)
         self.thresholds = ThresholdTally(run.manifest)
         adds = {"groups": self.groups.add, "images": self._add_images, "tasks": self.tasks.add}
-        self.inventory = Inventory(run, lambda table, rows: adds[table.name](rows))
+        self.inventory = Inventory(run, lambda table, rows: adds[table.name](rows), groups=True)
         self.tasks.finish()
 
     def _add_images(self, rows: np.ndarray) -> None:

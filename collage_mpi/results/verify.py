@@ -1,23 +1,20 @@
-"""Verifies that a run has exactly one row for every image, and that its three tables agree.
+"""Verifies that a run has exactly one row for every image, and that its two tables agree.
 
-Groups and tasks are checked only for sessions that closed. A killed session may have lost the last
+Tasks are checked only for sessions that closed. A killed session may have lost the last
 seconds of any table, and the next session did its lost images again.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
-from collage_mpi.kinds import COLLAGE
 from collage_mpi.results.agreement import Draw, draw_of
 from collage_mpi.results.claim import LOOK_S, Patience, find_writer
 from collage_mpi.results.file_names import PARTS_FOLDER
@@ -28,14 +25,12 @@ from collage_mpi.results.reader import Run, open_run
 from collage_mpi.results.rows import (
     ASKED_FIRST,
     AUDIT_CODE,
-    GROUPS,
     IMAGES,
     OUTCOME_CODE,
     SOURCE_CODE,
-    TABLES,
+    STORED,
     TASKS,
     TableLayout,
-    columns_of,
     wait_ns,
 )
 from collage_mpi.results.tally import Inventory
@@ -161,36 +156,28 @@ class _Session:
 
     Attributes:
         said: table -> number of rows according to the manifest.
-        twice: "group" or "task" -> number of rows whose group or task number occurred before.
+        twice: number of task rows whose task number occurred before.
         tasks: problem -> number of task rows that have it.
         by_image: rank -> images that it answered, from the image rows.
         by_task: rank -> images that it answered, from the task rows.
-        groups: the smallest and the largest group number in its rows.
     """
 
     def __init__(self, run: Run, entry: Json) -> None:
         self.number, self.said = entry["session"], entry["rows"]
-        self.twice: Counter[str] = Counter()
+        self.twice = 0
         self.tasks: Counter[str] = Counter()
         self.by_image: Counter[int] = Counter()
         self.by_task: Counter[int] = Counter()
-        self.groups = (1 << 63, -(1 << 63))
-        self._seen = {table.name: NumberSet(8 * run.rows_of(table)) for table in (GROUPS, TASKS)}
+        self._seen = NumberSet(8 * run.rows_of(TASKS))
 
     def add(self, table: TableLayout, rows: np.ndarray) -> None:
         """Add rows of the session."""
         if table is IMAGES:
             _add_by_rank(self.by_image, rows["rank"][rows["answered"]])
         else:
-            column = table.name.removesuffix("s")
-            again = self._seen[table.name].add(rows[column].astype(np.int64))
-            self.twice[column] += int(again.sum())
-        if table is TASKS:
+            self.twice += int(self._seen.add(rows["task"].astype(np.int64)).sum())
             _check_task_rows(self.tasks, rows, f"session {self.number}: ")
             _add_by_rank(self.by_task, rows["rank"], rows["resolved"])
-        elif len(rows):
-            low, high = self.groups
-            self.groups = min(low, int(rows["group"].min())), max(high, int(rows["group"].max()))
 
 
 def _add_by_rank(sums: Counter[int], ranks: np.ndarray, more: np.ndarray | None = None) -> None:
@@ -217,7 +204,7 @@ def _check(report: VerifyReport, run: Run) -> None:
     if extras_of(run.manifest):
         _check_vectors(run, list(filter(counts, listed)), report)
     for session in found.sessions.values():
-        _check_session(run, session, found.inventory, report)
+        _check_session(session, found.inventory, report)
     _note_late_parts([part for part in listed if not counts(part)], report)
     _conclude(run, report)
 
@@ -348,10 +335,10 @@ def _unknown_ranks(images: np.ndarray, manifest: Json) -> np.ndarray:
     return unknown
 
 
-def _check_session(run: Run, session: _Session, inventory: Inventory, report: VerifyReport) -> None:
-    """Checks the row counts of a closed session, and its groups and tasks against its images."""
+def _check_session(session: _Session, inventory: Inventory, report: VerifyReport) -> None:
+    """Checks the row counts of a closed session, and its tasks against its images."""
     number, before = session.number, len(report.problems)
-    for table in TABLES:
+    for table in STORED:
         rows, said = inventory.rows[table.name, number], session.said[table.name]
         if rows != said:
             report.problems.append(
@@ -360,84 +347,13 @@ def _check_session(run: Run, session: _Session, inventory: Inventory, report: Ve
                 "Put it back, or go on with --resume)"
             )
     whole = len(report.problems) == before
-    for name in ("group", "task"):
-        doubles = session.twice[name]
-        if doubles:
-            report.problems.append(f"session {number}: {doubles:,} {name} rows are doubles")
-            whole = False
+    if session.twice:
+        report.problems.append(f"session {number}: {session.twice:,} task rows are doubles")
+        whole = False
     if not whole:
         return
-    found: Counter[str] = Counter()
-    for images, groups in _windows(run, session, inventory.rows[IMAGES.name, number]):
-        _check_groups(found, images, groups, f"session {number}: ")
-    _tell(report, found)
     _tell(report, session.tasks)
     _check_ranks(session, report)
-
-
-def _windows(run: Run, session: _Session, images: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the image rows and the group rows of a session, for some groups at a time.
-
-    Parts are nearly in the order of their groups, so each is read once or twice.
-    """
-    low, high = session.groups
-    most = images if run.bound is None else run.bound // 4
-    count = max(1, -(-images // max(1, most)))
-    edges = [low + (high + 1 - low) * i // count for i in range(count + 1)]
-    mine = _Grouped([*run.pieces(IMAGES), *run.superseded_pieces()], session.number, _OF_IMAGE)
-    theirs = _Grouped(run.pieces(GROUPS), session.number, GROUPS.dtype)
-    for first, end in pairwise(edges):
-        yield mine.rows(first, end), theirs.rows(first, end)
-
-
-_OF_IMAGE = IMAGES.only("group", "source", "t0_ns", "latency_ns", "warmup")
-
-
-class _Grouped:
-    """Finds rows of a session by group number."""
-
-    def __init__(
-        self, pieces: Sequence[Callable[[], np.ndarray]], session: int, dtype: np.dtype
-    ) -> None:
-        self._session, self._dtype = session, dtype
-        # (smallest group number, largest group number, piece); infinite until the piece was read
-        self._pieces: list[tuple[float, float, Callable[[], np.ndarray]]]
-        self._pieces = [(-math.inf, math.inf, piece) for piece in pieces]
-
-    def rows(self, first: int, end: int) -> np.ndarray:
-        """The rows of groups `first` to `end - 1`, (n,) of the dtype."""
-        found = [np.empty(0, self._dtype)]
-        for i, (low, high, piece) in enumerate(self._pieces):
-            if low >= end or high < first:
-                continue
-            rows = piece()
-            rows = columns_of(rows[rows["session"] == self._session], self._dtype)
-            groups = rows["group"]
-            ends = (int(groups.min()), int(groups.max())) if len(rows) else (math.inf, -math.inf)
-            self._pieces[i] = (*ends, piece)
-            found.append(rows[(groups >= first) & (groups < end)])
-        return np.concatenate(found)
-
-
-def _check_groups(found: Counter[str], images: np.ndarray, groups: np.ndarray, of: str) -> None:
-    """Checks that each group row agrees with its image rows."""
-    groups = np.sort(groups, order="group")
-    place = np.searchsorted(groups["group"], images["group"])
-    known = place < len(groups)
-    known[known] = groups["group"][place[known]] == images["group"][known]
-    _count(found, ~known, of + "image rows whose group has no row")
-    images, place = images[known], place[known]
-    n = np.bincount(place, minlength=len(groups))
-    _count(found, n != groups["images"], of + "groups with another number of image rows")
-    from_collage = images["source"] == SOURCE_CODE[COLLAGE]
-    cells = np.bincount(place[from_collage], minlength=len(groups))
-    _count(found, cells != groups["collage_cells"], of + "groups with other collage_cells")
-    last = np.full(len(groups), np.iinfo(np.int64).min)
-    np.maximum.at(last, place, images["t0_ns"] + images["latency_ns"])
-    ends = groups["t0_ns"] + groups["latency_ns"]
-    _count(found, (n > 0) & (last != ends), of + "groups that end with none of their images")
-    flags = images["warmup"] != groups["warmup"][place]
-    _count(found, flags, of + "image rows whose warm-up flag is not their group's")
 
 
 def _check_task_rows(found: Counter[str], tasks: np.ndarray, of: str) -> None:

@@ -50,7 +50,7 @@ from collage_mpi.results.file_names import PARTS_FOLDER, PENDING_FOLDER
 from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.pending import adopt, entry_path, read_entry
 from collage_mpi.results.reader import keys_of
-from collage_mpi.results.rows import IMAGES, KEY_ROW, TABLES
+from collage_mpi.results.rows import IMAGES, KEY_ROW, STORED
 from collage_mpi.scheduler.events import Score, Unread
 from collage_mpi.shards import write_shard
 from collage_mpi.system import environment
@@ -184,7 +184,7 @@ def _teams() -> list[Reader]:
         play.others.arrivals.append(Received(4, _message(raw), play.clock.now_ns))
         play.look()
         play.look()
-        assert {table for table, _, _ in play.published} <= {table.name for table in TABLES}
+        assert {table for table, _, _ in play.published} <= {table.name for table in STORED}
 
     def to_team(raw: bytes) -> None:
         link = LeadLink(_Endpoint(_message(raw)), FakeMonitor())

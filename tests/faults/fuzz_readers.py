@@ -41,7 +41,7 @@ from collage_mpi.results import (
     verify_run,
 )
 from collage_mpi.results.manifest import read_manifest
-from collage_mpi.results.rows import TABLES
+from collage_mpi.results.rows import STORED
 from collage_mpi.results.slow_ranks import record_trace
 from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
@@ -111,7 +111,7 @@ def _results(folder: Path) -> list[Reader]:
         readers.append(_kept(name, path, run, None))
     readers.append(_kept("manifest, values", manifest, run, json_change))
     readers.append(_kept("manifest, values, as used", manifest, run, json_change, _use_run))
-    for table in TABLES:
+    for table in STORED:
         path = run / "parts" / f"{table.name}-0001-000001.npy"
         readers.append(_kept(f"part of {table.name}, rows", path, run, _change_rows))
         used = f"part of {table.name}, rows, as used"

@@ -44,7 +44,7 @@ PACKAGE = Path(__file__).parents[2] / "collage_mpi"
 NAMES = (
     *(f"manifest, {how}" for how in ("bytes", "values", "values, as used")),
     *("part, bytes", "manifest of a run that goes on", "vectors", "vectors, columns"),
-    *(f"part of {table}, rows{used}" for table in ("images", "groups", "tasks")
+    *(f"part of {table}, rows{used}" for table in ("images", "tasks")
       for used in ("", ", as used")),
     *(f"{of}{how}" for of in ("settings", "experiment", "slurm settings")
       for how in (" .toml", " .json", " .yaml", ", values")),

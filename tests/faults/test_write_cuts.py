@@ -125,7 +125,7 @@ def test_a_kill_at_any_byte(tmp_path: Path, cut_at, request) -> None:
     whole = cut_at(None)
     story(tmp_path / "whole")
     names = {name.partition("-")[0] for name in whole.files}
-    assert names == {"images", "groups", "tasks", "manifest.json", "COMPLETE", "summary.json"}
+    assert names == {"images", "tasks", "manifest.json", "COMPLETE", "summary.json"}
     rng = random.Random(request.config.getoption("chaos_seed"))
     wanted = min(request.config.getoption("fuzz") or FEW, whole.written)
     states = set()

@@ -15,6 +15,7 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
+from rows_by_name import group_rows
 
 from collage_mpi.job import messages
 from collage_mpi.job.messages import Message
@@ -109,7 +110,6 @@ class ListWriter:
 
     def __init__(self) -> None:
         self.images: list[Any] = []
-        self.groups: list[Any] = []
         self.tasks: list[Any] = []
         self.pending: deque[Any] = deque()  # parts to be published: none, of a team alone
 
@@ -119,11 +119,9 @@ class ListWriter:
     def image_rows(self, rows: np.ndarray) -> None:
         self.images += [ImageRow(*row) for row in rows.tolist()]
 
-    def group(self, row: Any) -> None:
-        self.groups.append(GroupRow(*row))
-
-    def group_rows(self, rows: np.ndarray) -> None:
-        self.groups += [GroupRow(*row) for row in rows.tolist()]
+    @property
+    def groups(self) -> list[GroupRow]:
+        return group_rows(self.images)
 
     def task(self, row: Any) -> None:
         self.tasks.append(TaskRow(*row))

@@ -34,10 +34,6 @@ SAME: dict[tuple[str, str], str] = {
         "done_ns: int = (-1)",
     ): "set before the row is written, which names no time before it was sent",
     (
-        "collage_mpi/job/recorder.py",
-        "self._decoded[image] = packed[(-1)]",
-    ): "of one image there is one vector",
-    (
         "collage_mpi/shards/reader.py",
         "self.decoders = min(MOST_DECODERS, threads_per_rank(local_size() or (0)))",
     ): "for no rank there are as many threads as for one",
@@ -87,22 +83,6 @@ SAME: dict[tuple[str, str], str] = {
         "collage_mpi/results/tally.py",
         "first, last = self.span_ns.get(session, (1 << (62), -(1 << 63)))",
     ): "146 years",
-    (
-        "collage_mpi/results/verify.py",
-        "edges = [low + ((high + 1 + low)) * i // count for i in range(count + 1)]",
-    ): "behind the last group there are no rows",
-    (
-        "collage_mpi/results/verify.py",
-        "edges = [low + (high + (2) - low) * i // count for i in range(count + 1)]",
-    ): "behind the last group there are no rows",
-    (
-        "collage_mpi/results/verify.py",
-        "count = max((2), -(-images // max(1, most)))",
-    ): "each group is in one window, however many there are",
-    (
-        "collage_mpi/results/verify.py",
-        "most = images if run.bound is None else run.bound // (5)",
-    ): "each group is in one window, however many there are",
     (
         "collage_mpi/scheduler/tasks.py",
         "if (task.pending <= len(task.images)):  # resolved images leave a blank cell",

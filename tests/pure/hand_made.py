@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rows_by_name import add_group, add_image, add_task
+from rows_by_name import add_image, add_task
 
 from collage_mpi.results import RunWriter
 
@@ -109,10 +109,7 @@ def _group(writer: RunWriter, number: int, t0_ns: int, collage: bool) -> int:
         _task(writer, number, cell + 1, "single", ended, t0_ns, own_ns[cell], ran_ns, not wins)
     if collage:
         _task(writer, number, 5, "collage", "answered", t0_ns, shared_ns, shared_ns, used)
-    latency_ns = shared_ns if collage else own_ns[3]
-    cells = {"classes": CELLS, "collage_cells": int(used)}
-    add_group(writer, images=CELLS, t0_ns=t0_ns, latency_ns=latency_ns, **cells, **common)
-    return latency_ns
+    return shared_ns if collage else own_ns[3]
 
 
 def _predicted(index: int, cell: int, wins: bool) -> int:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rows_by_name import add_group, add_image, add_task
+from rows_by_name import add_image, add_task
 
 from collage_mpi.encoding.vectors import KeptColumn, layout_of
 from collage_mpi.results import Results, RunWriter
 from collage_mpi.results.row_sink import PartThread, _Part
-from collage_mpi.results.rows import KEY_ROW, TABLES
+from collage_mpi.results.rows import KEY_ROW, STORED
 from collage_mpi.results.statistics import Spread, TimedSample
 from collage_mpi.results.vectors import extras_of
 from collage_mpi.system import files
@@ -167,15 +167,6 @@ def fill(
                 **common,
             )
             task += 1
-        add_group(
-            writer,
-            images=len(members),
-            t0_ns=clock_ns,
-            latency_ns=max(latencies),
-            classes=len(members),
-            collage_cells=by_collage if kind == "collage" else 0,
-            **common,
-        )
         clock_ns += max(latencies)
 
 
@@ -280,7 +271,7 @@ class InlineThread(PartThread):
         self.fault = None
         self._written = lambda *part: None
         self._directory, self._session, self._check = directory, session, check
-        self._numbers = {t.name: 0 for t in TABLES}
+        self._numbers = {t.name: 0 for t in STORED}
 
     def put(self, table: Any, payload: memoryview, before: Any = None) -> None:
         self._numbers[table.name] += 1

@@ -26,7 +26,6 @@ from collage_mpi.results import (
     summarise,
     verify_run,
 )
-from collage_mpi.results import verify as verify_module
 from collage_mpi.results.number_sets import InputCoverage, keys_digest
 from collage_mpi.results.parts import began_ns
 from collage_mpi.results.reader import Run, StoredRun, open_run
@@ -189,36 +188,6 @@ def test_a_resumed_run_counts_the_later_row(tmp_path: Path) -> None:
     assert close_to(again.summary, summarise(run), 1e-12)
     assert Tally(stored).inventory.rows["images", 1] == 90
     assert verify_run(tmp_path / "run").headline == verify_run(tmp_path / "run", run).headline
-
-
-def test_a_group_without_a_row_is_found_in_any_window(tmp_path: Path) -> None:
-    """Windows of groups: what is wrong with one of them is counted once, wherever it lies."""
-    run = read_results(make_run(tmp_path / "run", 900))
-    assert verify_run(run.path, Chopped(run)).ok
-    for wrong in (0, 37, 99):
-        groups = run.groups.copy()
-        groups["images"][wrong] += 1
-        report = verify_run(run.path, Chopped(replace(run, groups=groups)))
-        assert report.problems == ["1 session 1: groups with another number of image rows"]
-
-
-def test_windows_of_groups_hold_what_the_bound_allows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, held, plain = (
-        read_results(make_run(tmp_path / "run", 900)),
-        [],
-        verify_module._check_groups,
-    )
-
-    def check(found: Any, images: np.ndarray, groups: np.ndarray, of: str) -> None:
-        held.append(len(images))
-        plain(found, images, groups, of)
-
-    monkeypatch.setattr(verify_module, "_check_groups", check)
-    assert verify_run(run.path, Chopped(run)).ok
-    assert sum(held) == 900
-    assert max(held) <= Chopped.bound
 
 
 @pytest.mark.parametrize("done_ns", [(1, 1, 1, 2, 2), (1, 1, 2, 2, 2), (1, 2, 2, 2, 3)])

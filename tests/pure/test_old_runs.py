@@ -19,7 +19,7 @@ from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.job.resume import resumed_settings
 from collage_mpi.results import parts, read_results, verify_run
-from collage_mpi.results.rows import GROUPS, IMAGES, TABLES, TASKS, TableLayout
+from collage_mpi.results.rows import IMAGES, STORED, TASKS, TableLayout
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 OLD, FIRST = FIXTURES / "run_0_1_0", FIXTURES / "formats_1_0_0"
@@ -77,7 +77,7 @@ def test_no_image_of_an_earlier_version_was_audited() -> None:
         assert not rows[name].any(), name
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+@pytest.mark.parametrize("table", STORED, ids=lambda table: table.name)
 def test_a_column_that_came_later_has_its_default(table: TableLayout) -> None:
     path = OLD / "complete" / "parts" / f"{table.name}-000001.npy"
     then, now = parts.read_part(path, table), parts.read_part(path, wider(table, since=7))
@@ -89,11 +89,11 @@ def test_a_column_that_came_later_has_its_default(table: TableLayout) -> None:
 
 
 def test_columns_of_a_later_version_are_named_and_refused(tmp_path: Path) -> None:
-    later = wider(GROUPS)
-    path = tmp_path / "groups-000001.npy"
+    later = wider(TASKS)
+    path = tmp_path / "tasks-000001.npy"
     parts.write_part(path, later, memoryview(np.zeros(3, later.dtype).tobytes()))
-    with pytest.raises(DataFault, match=r"this version of collage-mpi: since .* or a later one"):
-        parts.read_part(path, GROUPS)
+    with pytest.raises(DataFault, match=r"this version of collage-mpi: since, .* or a later one"):
+        parts.read_part(path, TASKS)
     with pytest.raises(DataFault, match="shard, row, cell"):  # another table's part
         parts.read_part(path, IMAGES)
     parts.write_part(tmp_path / "x", dataclasses.replace(TASKS, dtype=np.dtype("<i8")),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from results_harness import make_run
-from rows_by_name import add_group, add_image, add_task
+from rows_by_name import add_image, add_task
 
 from collage_mpi.results import RunWriter, read_results, summarise, verify_run, write_summary
 
@@ -103,11 +103,6 @@ def write(out: Path) -> Path:
                 compute_ns=compute * MS, held_ns=held * MS, warmup=warmup,
                 reason="boom" if source == "error" else "",
             )  # fmt: skip
-        add_group(writer,
-            group=group, images=4, t0_ns=t0_ns, latency_ns=max(row[2] for row in images) * MS,
-            read_ns=images[0][3] * MS, encode_ns=ENCODE_MS[group] * MS, classes=1,
-            collage_cells=sum(row[0] == "collage" for row in images), warmup=warmup,
-        )  # fmt: skip
     for number, row in enumerate(TASKS):
         rank, kind, group, items, resolved, sent, done, compute, held, outcome = row
         add_task(writer,

@@ -24,6 +24,7 @@ from collage_mpi.report.tables import Cell, confusions, ranks
 from collage_mpi.report.tables import settings as settings_table
 from collage_mpi.results import compare, read_results, render_summary, summarise
 from collage_mpi.results.comparison import notes
+from collage_mpi.results.groups import groups_of
 from collage_mpi.results.slow_ranks import rank_speeds
 from collage_mpi.results.verify import VerifyReport
 from collage_mpi.settings.run_settings import RunSettings
@@ -313,9 +314,9 @@ def test_a_rank_of_few_answers_has_a_number_in_place_of_a_bar(tmp_path: Path) ->
 
 def test_that_teams_differ_is_told_and_drawn(tmp_path: Path) -> None:
     teams = as_two_teams(read_results(make_run(tmp_path / "run", 360)))
-    groups = teams.groups.copy()
-    groups["latency_ns"][groups["session"] == 2] *= 5
-    unlike = dataclasses.replace(teams, groups=groups)
+    slower = teams.images.copy()
+    slower["latency_ns"][slower["session"] == 2] *= 5
+    unlike = dataclasses.replace(teams, images=slower, groups=groups_of(slower, teams.manifest))
     told = [notes(compare([run])) for run in (teams, unlike)]
     line = "P50 per group differs between teams: "
     assert [any(line in text for text in lines) for lines in told] == [False, True]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from results_harness import COLLAGE_RANK, fill, input_digest, locate, make_run, manifest, valid
-from rows_by_name import add_group, add_task
+from rows_by_name import add_task
 
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
@@ -117,7 +117,7 @@ def test_rows_wait_for_a_tick_when_they_are_old(tmp_path: Path) -> None:
     assert writer._images._used
     writer._flushed_ns -= 61 * 10**9
     writer.tick()
-    assert not writer._images._used + writer._groups._used + writer._tasks._used
+    assert not writer._images._used + writer._tasks._used
     fill(writer, full, [0])
     writer.tick()
     assert writer._images._used, "they have just been handed over"
@@ -127,7 +127,7 @@ def test_rows_wait_for_a_tick_when_they_are_old(tmp_path: Path) -> None:
 def test_rows_are_written_as_they_came_and_of_a_flush_those_of_images_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the job is killed between two of its parts no image lacks its tasks and its group."""
+    """Where the job is killed between two of its parts no image lacks its tasks."""
     full, written, write_part = manifest(9), [], parts.write_part
 
     def noted(path: Path, table: TableLayout, payload: memoryview, *more: object) -> None:
@@ -140,9 +140,9 @@ def test_rows_are_written_as_they_came_and_of_a_flush_those_of_images_last(
     fill(writer, full, order)
     writer.flush()
     writer.close("complete")
-    assert [name for name, _ in written] == ["tasks", "groups", "images"]
+    assert [name for name, _ in written] == ["tasks", "images"]
     assert written[-1][1]["row"].tolist() == [locate(full, index)[1] for index in order]
-    assert [len(rows) for _, rows in written[1:]] == [1, 9]
+    assert len(written[-1][1]) == 9
 
 
 def test_create_refuses_a_directory_that_holds_a_run(tmp_path: Path) -> None:
@@ -224,8 +224,6 @@ def test_limit_in_another_order_is_proven_by_the_digest(tmp_path: Path) -> None:
         (lambda w: w.image(ROW._replace(row=0, session=1)), "1 double"),
         (lambda w: w.image(ROW._replace(row=4_000)), "outside the input"),
         (lambda w: w.image(ROW._replace(shard=9)), "outside the input"),
-        (lambda w: add_group(w, images=9, t0_ns=0, latency_ns=1), "group rows are doubles"),
-        (lambda w: add_group(w, group=99, images=9, t0_ns=0, latency_ns=1), "number of image rows"),
         (
             lambda w: add_task(w,
                 task=999, rank=2, kind="single", group=0, attempt=0, items=1, resolved=1,

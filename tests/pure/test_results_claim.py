@@ -325,7 +325,7 @@ def test_a_session_that_wakes_while_another_writes_is_told_who(
     assert verify_run(out).ok
 
 
-@pytest.mark.parametrize("step", range(1, 11))  # 7 parts, manifest, marker, summary
+@pytest.mark.parametrize("step", range(1, 9))  # 5 parts, manifest, marker, summary
 def test_a_session_suspended_within_any_write_harms_nothing(
     tmp_path: Path, inline: None, monkeypatch, step: int
 ) -> None:
@@ -408,15 +408,13 @@ def test_parts_named_by_earlier_versions_are_read_and_gone_on_with(tmp_path: Pat
     fill(again, FULL, range(18, ROWS))
     again.close("complete")
     assert verify_run(out).ok, verify_run(out).problems
-    assert read_results(out).manifest["accepted"] == {
-        "0": {"images": [[1, 2]], "groups": [[1, 1]], "tasks": [[1, 2]]}
-    }
+    assert read_results(out).manifest["accepted"] == {"0": {"images": [[1, 2]], "tasks": [[1, 2]]}}
 
 
 # ---- complete only with its rows --------------------------------------------------
 
 
-@pytest.mark.parametrize("table", ["images", "groups", "tasks"])
+@pytest.mark.parametrize("table", ["images", "tasks"])
 def test_a_complete_run_that_lost_a_part_is_done_again(tmp_path: Path, table: str) -> None:
     out = make_run(tmp_path / "run", ROWS)
     next((out / "parts").glob(f"{table}-*")).unlink()

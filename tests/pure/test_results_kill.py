@@ -284,7 +284,7 @@ def test_a_full_disk_reaches_the_caller_and_loses_nothing(
         run.close("complete")
     run.close("complete")  # again: nothing more to say
     results = read_results(tmp_path / "run")
-    assert len(results.images) + len(results.tasks) + len(results.groups) == 150
+    assert len(results.images) + len(results.tasks) == 150
     assert not results.complete
     assert verify_run(tmp_path / "run").status == "incomplete"
 

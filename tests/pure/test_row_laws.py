@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from collage_mpi.results.rows import GROUP_ROW, IMAGE_ROW, TASK_ROW
+from collage_mpi.results.rows import IMAGE_ROW, TASK_ROW
 from tests.simulation.inputs import answer
 from tests.simulation.laws import Run, broken, unwritten
 from tests.simulation.row_laws import OUTCOMES, told_batch, wrong_columns, wrong_export, wrong_files
@@ -37,10 +37,8 @@ def made() -> Run:
         ):
             for name, value in values.items():
                 row[name] = value
-    groups = np.zeros(1, GROUP_ROW)
-    groups[0] = (0, 2, 5, 9 * MS, 0, 0, 2, 0, 1, False)
     world = [{"rank": rank, "kinds": ["single"]} for rank in (1, 2)]
-    rows = {"images": 2, "groups": 1, "tasks": 2}
+    rows = {"images": 2, "tasks": 2}
     sessions = [{"session": 1, "rows": rows, "final": {"world": world}}]
     manifest = {
         "status": "complete",
@@ -49,7 +47,7 @@ def made() -> Run:
         "sessions": sessions,
         "shards": [{"path": "a.h5"}],
     }
-    tables = {"images": images, "groups": groups, "tasks": tasks}
+    tables = {"images": images, "tasks": tasks}
     return Run(manifest, tables, [(1, 1, images)], marked=True)
 
 
@@ -80,8 +78,6 @@ def test_a_marker_has_all_rows(tmp_path: Path) -> None:
         ("tasks", "items", 0, "without a unit of work"),
         ("tasks", "outcome", 2, "failed without a reason"),
         ("tasks", "rank", 3, r"tasks of ranks \[3\]"),
-        ("groups", "classes", 1, "a group of 2 classes"),
-        ("groups", "t0_ns", 6, "before or after its images"),
     ],
 )
 def test_a_wrong_column_is_told(table: str, column: str, value: int, said: str) -> None:
@@ -90,14 +86,6 @@ def test_a_wrong_column_is_told(table: str, column: str, value: int, said: str) 
     run.tables[table][column][0] = value
     with pytest.raises(AssertionError, match=said):
         assert not wrong_columns(run), "; ".join(wrong_columns(run))
-
-
-def test_a_group_may_begin_with_an_image_that_is_left_to_the_next_session() -> None:
-    run = made()
-    run.images["t0_ns"] = 6
-    assert any("before or after its images" in text for text in wrong_columns(run))
-    run.images["cell"] = 1, 2
-    assert wrong_columns(run) == []
 
 
 def test_a_batch_of_several_teams_is_one_teams() -> None:
@@ -133,7 +121,7 @@ def test_a_task_without_a_row_is_told() -> None:
 
 def test_another_export_is_told(tmp_path: Path) -> None:
     run = made()
-    for name, text in (("images", "0,0\n1,3"), ("groups", "0,0"), ("tasks", "0,0\n1,0")):
+    for name, text in (("images", "0,0\n1,3"), ("tasks", "0,0\n1,0")):
         (tmp_path / f"{name}.csv").write_text(f"row,predicted\n{text}\n")
     assert list(wrong_export(run, tmp_path)) == []
     (tmp_path / "images.csv").write_text("row,predicted\n0,0\n1,4\n")

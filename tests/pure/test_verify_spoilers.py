@@ -56,7 +56,6 @@ class Run:
     def drop(self, image: int) -> None:
         """Take a row away as if it had never been written."""
         self.tasks["resolved"][self.task_of(image)] -= 1
-        self.groups["images"][self.images["group"][image]] -= 1
         self.images = np.delete(self.images, image)
         self.said("images", -1)
 
@@ -72,14 +71,6 @@ def image(**columns: Any) -> Callable[[Run], None]:
         early = run.early()
         for column, value in columns.items():
             run.images[column][early] = value
-
-    return spoil
-
-
-def group(**more: Any) -> Callable[[Run], None]:
-    def spoil(run: Run) -> None:
-        for column, value in more.items():
-            run.groups[column][0] += value
 
     return spoil
 
@@ -101,18 +92,6 @@ def says(**changes: Any) -> Callable[[Run], None]:
 
 def fewer_ranks(run: Run) -> None:
     run.manifest["world"] = [m for m in run.manifest["world"] if m["rank"] != 3]
-
-
-def no_group(number: int) -> Callable[[Run], None]:
-    """Groups get the even numbers; an image names one that is none."""
-
-    def spoil(run: Run) -> None:
-        for table in (run.images, run.groups, run.tasks):
-            table["group"] *= 2
-        run.images["group"][run.early()] = number
-        run.groups["images"][0] -= 1
-
-    return spoil
 
 
 def more_than_it_holds(run: Run) -> None:
@@ -176,17 +155,8 @@ SPOILERS: list[tuple[Callable[[Run], None], str, list[str]]] = [
     (image(audited=1, other=10), "damaged", ["1 image rows with other outside the 10 classes"]),
     (fewer_ranks, "damaged", ["image rows answered by an unknown rank"]),
     (lambda run: run.said("images", 1), "damaged", ["90 rows of images found, 91 were written"]),
-    (lambda run: run.said("groups", -1), "damaged", ["10 rows of groups found, 9 were written"]),
     (lambda run: run.said("tasks", 1), "damaged", ["100 rows of tasks found, 101 were written"]),
-    (twice("groups", "group"), "damaged", [OF + "1 group rows are doubles"]),
     (twice("tasks", "task"), "damaged", [OF + "1 task rows are doubles"]),
-    (no_group(99), "damaged", [OF + "image rows whose group has no row"]),
-    (no_group(1), "damaged", [OF + "image rows whose group has no row"]),
-    (group(images=1), "damaged", [OF + "groups with another number of image rows"]),
-    (group(collage_cells=1), "damaged", [OF + "groups with other collage_cells"]),
-    (group(latency_ns=1), "damaged", [OF + "groups that end with none of their images"]),
-    (group(latency_ns=-1), "damaged", [OF + "groups that end with none of their images"]),
-    (image(warmup=True), "damaged", [OF + "image rows whose warm-up flag is not their group's"]),
     (more_than_it_holds, "damaged", [OF + "tasks resolved more than they hold"]),
     (
         of_task("outcome", OUTCOME_CODE["failed"]),
@@ -273,10 +243,9 @@ def test_an_error_row_that_was_done_again_is_counted_as_written(results: Results
     mended = run.images[:1].copy()
     mended["source"], mended["answered"], mended["reason"] = ERROR, False, b"boom"
     run.said("images", 1)
-    run.groups["images"][mended["group"]] += 1
     report = verify_run(
         results.path,
-        replace(results, manifest=run.manifest, groups=run.groups, superseded=mended),
+        replace(results, manifest=run.manifest, superseded=mended),
     )
     assert (report.status, report.problems) == ("complete", [])
 

@@ -23,7 +23,7 @@ from tests.simulation.row_laws import wrong_columns
 TRAILER = struct.Struct("<8sQI")
 COMPLETE = ("complete", "complete_with_errors")
 COLLAGE, ERROR, BACKUP = 1, 6, 8  # sources
-TABLES = ("images", "groups", "tasks")
+TABLES = ("images", "tasks")
 _READ = {"shard": "u4", "row": "u8", "source": "u1", "session": "u2"}  # columns, by the laws
 _READ |= {"warmup": "?", "outcome": "u1", "resolved": "u4"}
 NO_ROWS = np.dtype([*_READ.items()])  # of a table without a part
@@ -177,13 +177,8 @@ def _sessions(run: Run) -> list[str]:
             continue
         if not all(found.values()):
             continue
-        for table, column in (("groups", "group"), ("tasks", "task")):
-            if len(np.unique(of[table][column])) < found[table]:
-                faults.append(f"session {number}: two {table} of one number")
-        images = Counter(of["images"]["group"].tolist())
-        groups = dict(zip(*(of["groups"][n].tolist() for n in ("group", "images")), strict=True))
-        if images != Counter(groups):
-            faults.append(f"session {number}: groups {groups} of images {dict(images)}")
+        if len(np.unique(of["tasks"]["task"])) < found["tasks"]:
+            faults.append(f"session {number}: two tasks of one number")
         answered = of["images"][of["images"]["answered"]]
         by_task: Counter[int] = Counter()
         for task in of["tasks"]:

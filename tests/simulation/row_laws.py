@@ -36,7 +36,7 @@ def wrong_columns(run: Run) -> list[str]:
         of = {name: rows[rows["session"] == number] for name, rows in run.tables.items()}
         if all(map(len, of.values())):
             told = (*_times(of["tasks"]), *_answers(of), *_ranks(of, entry))
-            told += tuple(_groups(of, run.manifest["side"] ** 2))
+            told += tuple(_cells(of["images"], run.manifest["side"] ** 2))
             faults += [f"session {number}: {text}" for text in told]
     return faults
 
@@ -163,20 +163,9 @@ def _answers(of: dict[str, np.ndarray]) -> Iterator[str]:
             yield f"{name} below 0"
 
 
-def _groups(of: dict[str, np.ndarray], cells: int) -> Iterator[str]:
-    """A group has as many classes as labels, begins with its images, and has so many at most."""
-    images = of["images"]
+def _cells(images: np.ndarray, cells: int) -> Iterator[str]:
     for row in images[images["cell"] >= cells]:
         yield f"a group has {cells} cells: {row}"
-    for group in of["groups"]:
-        mine = images[images["group"] == group["group"]]
-        labels = set(mine["label"][mine["has_label"]].tolist())
-        if len(labels) != group["classes"]:
-            yield f"a group of {len(labels)} classes: {group}"
-        before_ns = mine["t0_ns"].min() - group["t0_ns"]
-        whole = (mine["cell"] == 0).any()  # of a stopped job the next session may do the first one
-        if before_ns < 0 or (whole and before_ns):
-            yield f"a group that begins before or after its images: {group}"
 
 
 def _ranks(of: dict[str, np.ndarray], entry: dict[str, Any]) -> Iterator[str]:
