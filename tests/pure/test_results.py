@@ -53,7 +53,7 @@ from collage_mpi.results.tally import Tally
 
 ROW = ImageRow(
     *(0, 7, 0, 3, 1, True, 4, 0.75, True, 4, 10, 1, 5, 1000, 10, 20, 30, 100, 200, 1, False),
-    *(1, 5, 0.5, ""),
+    *(1, 5, 0.5, 0, ""),
 )
 
 
