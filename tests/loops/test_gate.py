@@ -26,6 +26,7 @@ from collage_mpi.models.gate import sha256_of_network
 from collage_mpi.models.info import Geometry, Loading
 from collage_mpi.models.named import ANY, NotInCache
 from collage_mpi.models.tuning import PLAIN
+from collage_mpi.models.weights import read_tensors, save_weights
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.landlock import confine
 
@@ -376,3 +377,20 @@ def test_fetch_fills_the_cache_and_says_what_is_there(tmp_path, monkeypatch, cap
     assert "n.onnx comes from no hub" in capsys.readouterr().err
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert main(["fetch", f"hf:{folder}"]) == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown", "shape"])
+def test_weights_that_do_not_fit_their_own_record_are_refused(change, tmp_path) -> None:
+    info = describe(str(Path(SHARD).with_name("fashion_single.safetensors")), "single")
+    assert info is not None
+    tensors = read_tensors(info)
+    name = sorted(tensors)[-1]
+    if change == "unknown":
+        tensors["other"] = np.zeros(3, np.float32)
+    else:
+        found = tensors.pop(name)
+        tensors |= {} if change == "missing" else {name: np.concatenate([found, found])}
+    record = {k: v for k, v in info.metadata.items() if k not in ("format", "version")}
+    made = save_weights(tmp_path / "w.safetensors", tensors, record)
+    with pytest.raises(DataFault, match="do not fit their own architecture"):
+        load_predictor(str(made.path), "single", Loading(tuning=PLAIN))
