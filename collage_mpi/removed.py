@@ -34,6 +34,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "--accept-deadline-quantile": ("running quantile of latencies", "use --deadline-ms T"),
     "--hedge-quantile": ("running quantile of latencies", "use --hedge-ms T"),
     "--compile": ("how kernels were launched", "use --runtime torch, or --runtime compile"),
+    "--burn-ranks": ("kept cores busy beside a rank", "start `stress-ng --cpu N` beside the rank"),
     "--hedge-budget": ("share of second copies", "leave it out; --hedge-ms limits the copies"),
     "bench": ("costs of rank 0 in a run, as a file", "use collage-mpi simulate --costs RUN"),
 }

@@ -155,21 +155,17 @@ def final_facts(session: TeamSession, job: Mapping[str, Any]) -> dict[str, Any]:
             "coordinator_backoff": asdict(COORDINATOR_BACKOFF),
             "worker_backoff": asdict(WORKER_BACKOFF),
         },
-        "validity": validity(coordinator.recorder.totals, plan.settings),
+        "validity": validity(coordinator.recorder.totals),
         "retired": coordinator.retired,
         **({"began_ns": coordinator.recorder.began_ns} if plan.settings.teams > 1 else {}),
     }
 
 
-def validity(totals: Totals, settings: RunSettings) -> dict[str, Any]:
-    """Whether the injected delays were those of the model (docs/stragglers.md).
-
-    A run with background load (`burn_ranks`) is always valid, because the load is meant to make
-    ranks slower than their drawn times.
-    """
+def validity(totals: Totals) -> dict[str, Any]:
+    """Whether the injected delays were those of the model (docs/stragglers.md)."""
     share = totals.exceeded / totals.drawn_tasks if totals.drawn_tasks else 0.0
     return {
-        "valid": share <= LARGEST_EXCEEDED_SHARE or bool(settings.burn_ranks),
+        "valid": share <= LARGEST_EXCEEDED_SHARE,
         "exceeded": totals.exceeded,
         "tasks": totals.drawn_tasks,
         "share": share,

@@ -40,7 +40,6 @@ from collage_mpi.system.bottleneck import Use
 from collage_mpi.system.hard_exit import remove_shared_memory
 from collage_mpi.system.limits import limit_met
 from collage_mpi.system.process_tree import ProcessId
-from collage_mpi.workload.background_load import Burners
 from collage_mpi.workload.service_times import DelayModel, service_ns
 from collage_mpi.workload.straggler_settings import make_delays
 
@@ -108,7 +107,6 @@ class Session:
         self.number, self.welcome = number, welcome
         self.networks: Networks | None = None
         self.delays: DelayModel = make_delays(welcome.straggler, by_image=welcome.draws_by_image)
-        self.burners: Burners | None = None
         self.told: Start | None = None  # tasks are not begun before it has come
         self.start_ns = 0
         self.answered = 0  # number of answered tasks
@@ -156,21 +154,16 @@ class Session:
             1 if self.rows is None else self.rows.decoders,
         )
 
-    def start(self, rank: int, told: Start, now_ns: int) -> None:
+    def start(self, told: Start, now_ns: int) -> None:
         """Tasks may come. The time of the delay model starts."""
         self.told, self.start_ns = told, now_ns
-        if rank in self.welcome.straggler.burning():
-            self.burners = Burners(self.welcome.straggler, rank)
 
     def end(self) -> None:
-        """Close the files, and end the background load."""
+        """Close the files."""
         self.decoding.shutdown(cancel_futures=True)
         if self.rows is not None:
             self.rows.close()
             self.rows = None
-        if self.burners is not None:
-            self.burners.end()
-            self.burners = None
 
     def may_begin_another(self) -> bool:
         """Whether the next batch can be begun while a device computes one."""
@@ -286,7 +279,7 @@ class Worker:
             remove_shared_memory()  # by now all ranks of this host have mapped it
             slots = self.session.welcome.credit + RING_SPARE
             self.endpoint.open_tasks(told.task_bytes, slots)
-            self.session.start(self.endpoint.rank, told, self.clock())
+            self.session.start(told, self.clock())
             assert self.session.networks is not None
             self.session.networks.await_runtimes(told.runtimes)
         elif isinstance(told, messages.End):

@@ -30,7 +30,7 @@ from collage_mpi.system.table import Column, Table, to_text
 from collage_mpi.workload.service_times import DelayModel, Moment
 
 MOST_IMAGES = 9_000  # simulated, which takes some seconds; rates of more images are alike
-_NO_MODEL = {"straggler": "none", "slow_ranks": (), "dead_ranks": (), "burn_ranks": ()}
+_NO_MODEL = {"straggler": "none", "slow_ranks": (), "dead_ranks": ()}
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,6 @@ def check_job(job: SimulatedJob) -> None:
             "the images. docs/teams.md has what many cost"
         )
     settings.check_slow_ranks(settings.world_size)
-    if settings.burn_ranks:
-        raise UsageError("--burn-ranks burns real cores; simulate with --straggler markov")
     policy = job.effective.accept_policy()
     if settings.takes_policy and policy.needs_scores and job.answers is None:
         raise UsageError(

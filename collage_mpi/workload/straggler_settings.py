@@ -16,7 +16,6 @@ from typing import TypeVar
 
 from collage_mpi.errors import UsageError
 from collage_mpi.system.fields import Settings, setting
-from collage_mpi.system.printable import counted
 from collage_mpi.workload import service_times
 from collage_mpi.workload.service_times import Body, DelayModel, RankDeath, Spells
 
@@ -36,7 +35,6 @@ _SHOWN = {
     "pinned": "constant {0.straggler_median_ms:g} ms",
 }
 MODELS = tuple(_SHOWN)
-MOST_BURNING = 64  # cores beside one rank
 TRACE_DRAWS = ("rows", "independent")
 
 _setting = partial(setting, group="injected delays, for experiments")
@@ -76,9 +74,7 @@ class StragglerSettings(Settings):
     straggler_slow_factor: float = _setting(
         5.0, "how many times slower those tasks are (bimodal, markov)", above=0, at_most=1e6
     )
-    straggler_spell_s: float = _setting(
-        2.0, "mean length of a slow period (markov, --burn-ranks)", above=0
-    )
+    straggler_spell_s: float = _setting(2.0, "mean length of a slow period (markov)", above=0)
     trace_file: str | None = _setting(
         None,
         "file of measured service times in seconds, .npy of shape (machines, requests), for the "
@@ -107,11 +103,6 @@ class StragglerSettings(Settings):
         "ranks that stop answering after this many seconds (3:2.5s) or tasks (3:20)",
         metavar="RANK:WHEN",
     )
-    burn_ranks: tuple[str, ...] = _setting(
-        (),
-        "ranks next to which this many cores are kept busy, in slow periods",
-        metavar="RANK:CORES",
-    )
     cost_ratio: float | None = _setting(
         None,
         "service time of the scheme's other network (collage, backup) divided by that of "
@@ -132,7 +123,6 @@ class StragglerSettings(Settings):
         if self.slowed() and not self.injects:
             raise UsageError("slow ranks need a straggler model to slow: --straggler pinned")
         self.dying()
-        self.burning()
         if self.straggler == "trace" and not self.trace_file:
             raise UsageError("straggler model trace needs a file: --trace-file TIMES.npy")
 
@@ -154,14 +144,9 @@ class StragglerSettings(Settings):
         )
         return _by_rank("dead", self.dead_ranks, needs, _death)
 
-    def burning(self) -> dict[int, int]:
-        """Rank -> number of cores that are kept busy beside it."""
-        needs = f"RANK:CORES, a worker rank and 1 to {MOST_BURNING} cores, as in 3:2"
-        return _by_rank("burn", self.burn_ranks, needs, _cores)
-
     def check_slow_ranks(self, world_size: int) -> None:
         """Raise UsageError if a rank of these settings is not a worker rank of the world."""
-        named = {"slow": [*self.slowed()], "dead": [*self.dying()], "burn": [*self.burning()]}
+        named = {"slow": [*self.slowed()], "dead": [*self.dying()]}
         for what, ranks in named.items():
             for rank in ranks:
                 if rank >= world_size:
@@ -177,9 +162,6 @@ class StragglerSettings(Settings):
         parts += [f", rank {rank} {factor:g}x slower" for rank, factor in self.slowed().items()]
         parts += [f", rank {rank} dead after {_after(d)}" for rank, d in self.dying().items()]
         parts.append("" if name in ("none", "pinned") else f", seed {self.straggler_seed}")
-        parts += [
-            f", {counted(n, 'core')} burned beside rank {r}" for r, n in self.burning().items()
-        ]
         return "".join(parts)
 
 
@@ -259,7 +241,3 @@ def _death(text: str) -> RankDeath:
     if text.endswith("s"):
         return RankDeath(at_s=_within(float(text[:-1]), 0, 1e9))
     return RankDeath(tasks=int(_within(int(text), 0, math.inf)))
-
-
-def _cores(text: str) -> int:
-    return int(_within(int(text), 1, MOST_BURNING))

@@ -114,7 +114,6 @@ VALUES: dict[str, tuple[str, ...]] = {
     "trust_network": ("any",),
     "slow_ranks": ("1:5", "--straggler", "pinned"),
     "dead_ranks": ("1:20",),
-    "burn_ranks": ("1:2",),
     "arrivals": ("poisson", "--rate", "9"),
     "arrival_file": ("t.txt", "--arrivals", "file"),
     "straggler": ("lognormal",),

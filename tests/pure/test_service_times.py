@@ -16,7 +16,6 @@ from collage_mpi.results.rows import TaskRow
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.simulator import SimulatedJob, Simulation
-from collage_mpi.workload.background_load import burn
 from collage_mpi.workload.service_times import Spells, uniform
 from collage_mpi.workload.straggler_settings import (
     StragglerSettings,
@@ -208,10 +207,6 @@ def test_dead_ranks_are_told_as_they_were_typed():
         {"dead_ranks": ("3:-1s",)},
         {"dead_ranks": ("3:nans",)},
         {"dead_ranks": ("0:4",)},
-        {"burn_ranks": ("3",)},
-        {"burn_ranks": ("3:0",)},
-        {"burn_ranks": ("0:1",)},
-        {"burn_ranks": ("3:100000",)},
         {"straggler_tail": 0.0},
         {"straggler_slow_share": 1.5},
         {"straggler_slow_share": float("nan")},
@@ -234,25 +229,8 @@ def test_extreme_draws_fit_a_column():
         assert 0 <= draws_ms(settings, groups=50).max() <= 1e12
 
 
-def test_no_rank_of_the_world_is_slow_dead_or_burnt():
-    for name, value in (("slow_ranks", "11:5"), ("dead_ranks", "11:5"), ("burn_ranks", "11:1")):
+def test_no_rank_of_the_world_is_slow_or_dead():
+    for name, value in (("slow_ranks", "11:5"), ("dead_ranks", "11:5")):
         job = RunSettings(**{name: (value,)}, straggler="pinned")
         with pytest.raises(UsageError, match="1 to 10"):
             job.check_slow_ranks(11)
-
-
-def test_a_burner_burns_in_spells_and_ends_with_its_parent():
-    now = [0.0]
-    slept = []
-
-    def clock():
-        now[0] += 0.001
-        return now[0]
-
-    def sleep(seconds):
-        slept.append(seconds)
-        now[0] += seconds
-
-    burn(Spells(1, 1, 0.5, 1.0), lambda: now[0] < 60, clock, sleep)
-    assert 60 <= now[0] < 61
-    assert sum(slept) == pytest.approx(30, abs=15)  # the rest was burnt

@@ -281,12 +281,10 @@ def test_a_plan_that_fails_leaves_no_file_open(shards):
         assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
-def test_over_one_percent_of_long_computes_is_invalid_unless_cores_burn():
-    plain, burning = RunSettings(), RunSettings(burn_ranks=("1:1",))
-    assert validity(Totals(drawn_tasks=100, exceeded=1), plain)["valid"]
-    assert not validity(Totals(drawn_tasks=100, exceeded=2), plain)["valid"]
-    assert validity(Totals(drawn_tasks=100, exceeded=2), burning)["valid"]
-    assert validity(Totals(), plain)["valid"]
+def test_over_one_percent_of_long_computes_is_invalid():
+    assert validity(Totals(drawn_tasks=100, exceeded=1))["valid"]
+    assert not validity(Totals(drawn_tasks=100, exceeded=2))["valid"]
+    assert validity(Totals())["valid"]
 
 
 def test_what_breaks_once_the_output_is_claimed_gives_it_back(shards, tmp_path, monkeypatch):

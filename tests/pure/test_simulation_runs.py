@@ -276,7 +276,6 @@ def test_what_seeds_say_together_is_printed_without_a_folder(tmp_path, capsys, m
         (["--images", "90", "--summary-only", "--send-us", "-1"], 2),
         (["--images", "90", "--summary-only", "--costs", "no.json"], 3),
         (["--images", "90", "--summary-only", "--answers", "no.npz"], 3),
-        (["--images", "90", "--summary-only", "--burn-ranks", "1:1"], 2),
         (["--images", "90", "--summary-only", "--teams", "2"], 2),
         (["--images", "90", "--summary-only", "--teams", "2", "--seeds", "1,2"], 2),
         (["--like", "nowhere"], 3),

@@ -357,7 +357,5 @@ def test_where_no_rank_may_be_lost_a_silent_one_is_only_left_out():
 
 
 def test_what_cannot_be_simulated_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="real cores"):
-        simulate_to(RunSettings(burn_ranks=("1:1",)), tmp_path / "x", 9)
     with pytest.raises(UsageError, match="teams is 3; a simulation needs 1"):
         simulate_to(RunSettings(teams=3), tmp_path / "x", 9)
