@@ -27,6 +27,7 @@ from collage_mpi.models.info import Geometry, Loading
 from collage_mpi.models.runtimes import TRIED, Runtime, open_runtime, read_record
 from collage_mpi.models.tuning import PLAIN
 from collage_mpi.shards import ShardSet
+from collage_mpi.system.process_tree import Said
 
 torch = pytest.importorskip("torch")
 
@@ -153,6 +154,29 @@ def test_a_rank_lets_both_answer_before_it_changes_over(
         assert changed.runtime == network.runtime == "torch float32"
         assert "got another class" in changed.why or "it broke" in changed.why
     assert networks_of(network).predictors["single"].runtime == "torch float32"
+
+
+@pytest.mark.parametrize(("code", "runtime"), [(-4, "torch float32"), (0, "onnx bfloat16")])
+def test_another_kind_of_processor_is_tried_in_a_child_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, runtime: str
+) -> None:
+    network, asked = single(), []
+
+    def ask(command: Any, request: Any, *_: Any) -> Said:
+        asked.append(request)
+        return Said([], "", code)
+
+    monkeypatch.setattr(runtimes, "ask_apart", ask)
+    monkeypatch.setitem(runtimes._OPENERS, "onnx", lambda *_: lambda batch: batch)
+    record = runtimes.Record(
+        *("onnx", "bfloat16", 8, (28, 28, 1), "uint8", 2.0, 1.0, 0, 64, "", "another processor")
+    )
+    trial = runtimes.change_over(network, tmp_path, record, 1)
+    assert asked == [{"folder": str(tmp_path), "threads": 1}]
+    assert network.runtime == runtime
+    assert trial is not None
+    assert trial.verdict is not None
+    assert ("ended with -4" in trial.verdict) == (code != 0)
 
 
 @pytest.mark.parametrize(
