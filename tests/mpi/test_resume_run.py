@@ -1,10 +1,9 @@
-"""Going on with what the manifest knows: other worlds, runs of 0.1.0, error rows done again."""
+"""Going on with what the manifest knows: error rows done again, and a folder without a run."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,40 +16,8 @@ from collage_mpi.shards import write_shard
 
 pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi]
 
-OLD = Path(__file__).parent.parent / "fixtures" / "run_0_1_0"
 QUICK = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 RUN = ["-m", "collage_mpi", "run"]
-
-
-def test_a_run_of_0_1_0_goes_on_by_its_folder_alone_with_other_ranks(mpiexec, tmp_path) -> None:
-    shutil.copytree(OLD, tmp_path, dirs_exist_ok=True)
-    done = mpiexec(6, [*RUN, "--resume", "--out", "stopped"], env=QUICK)
-    assert done.returncode == ExitCode.COMPLETE_WITH_ERRORS, done.stderr
-    assert "going on with 4 single ranks; there were 2" in done.stderr
-    assert "run --retry-errors --out stopped" in done.stdout
-    report = verify_run(tmp_path / "stopped")
-    assert report.headline == "complete with errors: 20 of 20 rows, no doubles, 1 error row"
-    manifest = read_results(tmp_path / "stopped").manifest
-    assert manifest["scheme"] == "collage, N = 2 then collage"
-    assert manifest["settings"]["straggler"] == "pinned"
-    job = manifest["job"]
-    assert job["command"] == ["collage-mpi", "run", "--resume", "--out", "stopped"]
-    assert job["folder"] == str(tmp_path)
-    assert set(job["versions"]) >= {"collage_mpi", "python", "numpy", "mpi4py", "mpi_library"}
-    rank_0 = manifest["world"][0]
-    assert rank_0["host"] == job["host"] != ""
-    assert rank_0["pid"] == job["pid"]
-    assert manifest["sessions"][1]["final"]["job"] == job
-
-    # What cannot be mended stays an error row, told anew. Begun elsewhere: paths are found.
-    (tmp_path / "elsewhere").mkdir()
-    words = [*RUN, "--retry-errors", "--out", tmp_path / "stopped"]
-    again = mpiexec(4, words, env=QUICK, cwd=tmp_path / "elsewhere")
-    assert again.returncode == ExitCode.COMPLETE_WITH_ERRORS, again.stderr
-    found = read_results(tmp_path / "stopped")
-    (error,) = found.images[~found.images["answered"]]
-    assert (error["row"], error["session"]) == (13, 3)
-    assert verify_run(tmp_path / "stopped").ok
 
 
 def test_error_rows_are_done_again_on_request(mpi, mpiexec, tmp_path) -> None:
