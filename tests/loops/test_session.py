@@ -217,7 +217,7 @@ def test_while_ranks_try_the_batch_the_lead_is_heard(tmp_path):
 def test_what_kept_a_row_from_the_disk_is_raised_before_the_lead_hears_of_an_end(tmp_path):
     made = Made(tmp_path)
     made.session.rows = SimpleNamespace(
-        **{name: getattr(made.writer, name) for name in ("image", "group", "task", "tick")},
+        **{name: getattr(made.writer, name) for name in ("image", "task", "tick")},
         recent_tasks=made.writer.recent_tasks,
         pending=deque(),
         session=1,
