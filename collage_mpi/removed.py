@@ -36,6 +36,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "--compile": ("how kernels were launched", "use --runtime torch, or --runtime compile"),
     "--burn-ranks": ("kept cores busy beside a rank", "start `stress-ng --cpu N` beside the rank"),
     "--hedge-budget": ("share of second copies", "leave it out; --hedge-ms limits the copies"),
+    "torchrun": ("training in several processes", "start one process: collage-mpi train ..."),
     "bench": ("costs of rank 0 in a run, as a file", "use collage-mpi simulate --costs RUN"),
 }
 

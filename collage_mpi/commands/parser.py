@@ -16,7 +16,7 @@ from collage_mpi.commands import COMMANDS
 from collage_mpi.errors import ExitCode
 from collage_mpi.removed import removed
 from collage_mpi.settings.flags import Arguments, add_flags
-from collage_mpi.system.environment import telling_rank
+from collage_mpi.system.environment import launcher_rank
 from collage_mpi.system.fields import setting
 from collage_mpi.system.launchers import MPIS
 from collage_mpi.system.printable import did_you_mean, printable
@@ -104,7 +104,7 @@ class _Parser(argparse.ArgumentParser):
     """Prints usage errors on one rank only: under a launcher every rank parses the same argv."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        if telling_rank() in (None, 0):
+        if launcher_rank() in (None, 0):
             usage = self.format_usage()
             if usage.count("\n") > MOST_USAGE_LINES:
                 usage = f"usage: {self.prog} ...; {self.prog} --help lists its flags\n"
@@ -114,7 +114,7 @@ class _Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: TextIO | None = None) -> None:  # type: ignore[override]
         """Print help and version on one rank only. A closed pipe is not an error."""
-        if message and telling_rank() in (None, 0):
+        if message and launcher_rank() in (None, 0):
             SafeStream(sys.stderr if file is None else file).write(message)
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]

@@ -1,6 +1,4 @@
-"""`collage-mpi train single|collage`: trains a network on shards, in one process, or in
-several under torchrun.
-"""
+"""`collage-mpi train single|collage`: trains a network on shards."""
 
 from __future__ import annotations
 
@@ -30,12 +28,13 @@ from collage_mpi.models.architecture import (
 )
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.specs import HEADS, YOLO, HeadSpec
+from collage_mpi.removed import removed
 from collage_mpi.settings.flags import add_flags
+from collage_mpi.system.environment import torchrun_size
 from collage_mpi.system.fields import about, setting
 from collage_mpi.training.settings import DISTILLATION, GRID, TrainArguments, TrainSettings
 
 if TYPE_CHECKING:
-    from collage_mpi.training.peers import Peers
     from collage_mpi.training.sources import TrainData
 
 # Entries of a training record that decide which images are kept for validation
@@ -95,9 +94,12 @@ def execute(args: TrainArguments) -> int:
     """Train, write the weights, and print their accuracy. Returns 0.
 
     Raises:
-        UsageError: the weights file or a checkpoint exists and --resume is not given.
+        UsageError: the weights file or a checkpoint exists and --resume is not given, or torchrun
+            started several processes.
         EnvironmentFault: the folder of --out cannot be written.
     """
+    if torchrun_size() > 1:
+        raise UsageError(removed("torchrun"))
     if args.out.exists() and not args.resume:
         raise UsageError(
             f"{args.out} exists. Choose another --out, remove the file, or continue its training "
@@ -111,46 +113,38 @@ def execute(args: TrainArguments) -> int:
         )
     if args.out.parent.is_dir() and not os.access(args.out.parent, os.W_OK):
         raise EnvironmentFault(f"{args.out.parent}: cannot be written. Choose another --out")
-    from collage_mpi.training.peers import together
+    if not args.out.parent.is_dir():
+        raise EnvironmentFault(f"{args.out.parent} is not a directory. Create it, or change --out")
+    return _train(args)
 
-    return together(args.device, lambda peers: _train(args, peers))
 
-
-def _train(args: TrainArguments, peers: Peers) -> int:
+def _train(args: TrainArguments) -> int:
     from collage_mpi.models.predictor import usable_device
     from collage_mpi.training.finish import store
     from collage_mpi.training.last_layer import train_last_layer
     from collage_mpi.training.loop import Trainer
-    from collage_mpi.training.peers import check_batch
     from collage_mpi.training.sources import load
 
-    if peers.lead and not args.out.parent.is_dir():
-        raise EnvironmentFault(f"{args.out.parent} is not a directory. Create it, or change --out")
-    check_batch(args.said("batch"), peers.size)
-    data, facts, settings = load(args, lambda shape: settings_of(args, shape), peers)
-    usable_device(peers.device)
+    data, facts, settings = load(args, lambda shape: settings_of(args, shape))
+    usable_device(args.device)
     if settings.layers == "last":
-        trained = train_last_layer(data, settings, args, peers)
+        trained = train_last_layer(data, settings, args)
         _tell(args, store(args.out, trained, settings, data, facts))
         return 0
-    trainer = Trainer(data, settings, args, peers)
-    if not peers.lead:
-        trainer.run()
-        return 0
+    trainer = Trainer(data, settings, args)
     if trainer.taken is not None and not args.resume:
         print(f"{trainer.taken[0]} of {trainer.taken[1]} tensors were taken from {args.init}")
     weights = sum(p.numel() for p in trainer.network.parameters())
-    shared = "" if peers.size == 1 else f"{peers.size} processes, "
     print(
         f"{args.kind}: {weights:,} parameters, {len(data.images):,} images to train on, "
-        f"{len(data.held_images):,} to validate, {settings.epochs} epochs, {shared}"
+        f"{len(data.held_images):,} to validate, {settings.epochs} epochs, "
         f"{trainer.precision}, checkpoint {args.checkpoint_file}",
         flush=True,
     )
     info = store(args.out, trainer.run(), settings, data, facts)
     _tell(args, info)
     if args.kind == COLLAGE or (args.kind == SINGLE and args.teacher is not None):
-        print(_saving(args, info, data, peers.device))
+        print(_saving(args, info, data))
     return 0
 
 
@@ -158,7 +152,7 @@ def _tell(args: TrainArguments, info: NetworkInfo) -> None:
     print(f"{args.out}: {_worth(info.metadata)}, sha256 {info.fingerprint[:12]}")
 
 
-def _saving(args: TrainArguments, info: NetworkInfo, data: TrainData, device: str) -> str:
+def _saving(args: TrainArguments, info: NetworkInfo, data: TrainData) -> str:
     """Describes the service time saved by asking the network before its teacher, on the validation
     images.
     """
@@ -171,7 +165,7 @@ def _saving(args: TrainArguments, info: NetworkInfo, data: TrainData, device: st
             "Saving at no loss: n/a, because it needs the single network to compare with: give "
             "--teacher, or use evaluate or weights threshold."
         )
-    told = told_savings(*held_savings(args.teacher, info, data, device, args.threads))
+    told = told_savings(*held_savings(args.teacher, info, data, args.device, args.threads))
     mine = info.metadata["training"]
     its = describe_weights(args.teacher).metadata.get("training")
     if its and any(its.get(name) != mine[name] for name in SPLIT):
@@ -298,6 +292,4 @@ COMMAND = Commands(
             ),
         )
     },
-    epilog="To train with several processes: torchrun --standalone --nproc-per-node=2 -m "
-    "collage_mpi train single --shards train.h5 --out single.safetensors",
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from collage_mpi.errors import UsageError
 from collage_mpi.settings.redundancy import RankSettings
 from collage_mpi.system.fields import Settings, same, setting
+from collage_mpi.system.printable import counted
 
 DEFAULT_SETUP = ("# module load <your MPI>", 'source "${CM_VENV:-.venv}/bin/activate"')
 _TEMPLATES = Path(__file__).with_name("templates")  # shell, for jinja
@@ -43,7 +44,7 @@ class ScriptKind:
 
 KINDS: dict[str, ScriptKind] = {
     "prepare": ScriptKind("prepare.sbatch", time="00:20:00", array="0-1"),
-    "train": ScriptKind("train.sbatch", gpus_per_node=4, time="04:00:00", array="0-1"),
+    "train": ScriptKind("train.sbatch", gpus_per_node=1, time="04:00:00", array="0-1"),
     "run_one_node": ScriptKind("run_one_node.sbatch", gpus_per_node=4),
     "run_nodes": ScriptKind("run_nodes.sbatch", nodes=4, gpus_per_node=None),
     "run_het": ScriptKind("run_het.sbatch", nodes=3, gpus_per_node=None),
@@ -185,6 +186,8 @@ def layout(kind: str, settings: SlurmSettings) -> ScriptLayout:
         tasks = -(-ranks // (nodes // teams))
     if gpus is None or kind in ("prepare", "analyse"):
         gpus = tasks if defaults.gpus_per_node is None else defaults.gpus_per_node
+    if kind == "train":  # one process, so at most one GPU
+        gpus = min(1, gpus)
     return ScriptLayout(nodes, teams, tasks, gpus, hours(settings.time or defaults.time))
 
 
@@ -245,8 +248,7 @@ def render(kind: str, settings: SlurmSettings | None = None, file: str | None = 
         keep_trailing_newline=True,
     )
     defaults, plan = KINDS[kind], layout(kind, settings)
-    # torchrun is one task and starts a process for each GPU.
-    cores = settings.cpus_per_task * (max(1, plan.gpus_per_node) if kind == "train" else 1)
+    cores = settings.cpus_per_task
     file = file or f"jobs/slurm/{defaults.file}"
     return environment.get_template(defaults.file).render(
         kind=kind,
@@ -272,7 +274,8 @@ def _cost(kind: str, settings: SlurmSettings, plan: ScriptLayout, cores_of_task:
     each = " a task" if KINDS[kind].array else ""
     gpus = plan.nodes * plan.gpus_per_node
     if gpus:
-        return f"at most {gpus * plan.limit_hours:.4g} GPU hours{each} ({gpus} GPUs, {cores} cores)"
+        spent, what = gpus * plan.limit_hours, counted(gpus, "GPU")
+        return f"at most {spent:.4g} GPU hours{each} ({what}, {cores} cores)"
     return f"at most {cores * plan.limit_hours:.4g} core hours{each} ({cores} cores)"
 
 

@@ -1,6 +1,6 @@
 """What the environment says about this rank: its number, local rank, device and cores.
 
-The launchers' variables are in `launchers`; those of torchrun and of batch systems are here.
+The launchers' variables are in `launchers`; those of batch systems are here.
 """
 
 from __future__ import annotations
@@ -8,16 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.system.launchers import SRUN, Launcher, first_number, launchers
-
-# Set by torchrun for a training process. Other programs set RANK too, so these variables count only
-# if TORCHELASTIC_RUN_ID is set.
-TORCHRUN_ID = "TORCHELASTIC_RUN_ID"
-TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 
 # Set by `collage-mpi launch` for its ranks: status lines begin with this word. Each launch draws
 # another word, so that no other output is taken for a status.
@@ -69,34 +63,13 @@ def _first(numbers: Iterable[int | None]) -> int | None:
     return next((number for number in numbers if number is not None), None)
 
 
-@dataclass(frozen=True)
-class TorchrunPlace:
-    """One training process among those that torchrun started, on one host or several."""
+def torchrun_size(environ: Mapping[str, str] = os.environ) -> int:
+    """How many processes torchrun started; 1 without torchrun.
 
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-    host_number: int
-
-
-def torchrun_place(environ: Mapping[str, str] = os.environ) -> TorchrunPlace | None:
-    """This process's place under torchrun, or None if torchrun did not start it."""
-    values = [environ.get(name, "") for name in TORCHRUN_VARIABLES]
-    if not environ.get(TORCHRUN_ID) or not all(value.isdecimal() for value in values):
-        return None
-    return TorchrunPlace(*map(int, values))
-
-
-def telling_rank(environ: Mapping[str, str] = os.environ) -> int | None:
-    """The number of this process among those with the same command line. Only 0, or None, prints
-    errors.
-
-    torchrun is asked first: if srun starts one torchrun a host, SLURM_PROCID is that of torchrun,
-    the same for all its processes.
+    Other programs set WORLD_SIZE too, so it counts only beside a variable that only torchrun sets.
     """
-    place = torchrun_place(environ)
-    return launcher_rank(environ) if place is None else place.rank
+    size = environ.get("WORLD_SIZE", "")
+    return int(size) if environ.get("TORCHELASTIC_RUN_ID") and size.isdecimal() else 1
 
 
 def launcher_size(environ: Mapping[str, str] = os.environ) -> int | None:

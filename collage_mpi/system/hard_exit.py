@@ -30,7 +30,6 @@ UCX = "/dev/shm/ucx_shm_posix_"  # other ranks may open these files by name at a
 LOOKS = 100
 _armed = False
 _finalize: Callable[[int], object] | None = None
-_at_once = False
 
 
 def arm() -> None:
@@ -58,21 +57,13 @@ def finalize_by(finalize: Callable[[int], object]) -> None:
     _finalize = finalize
 
 
-def leave_at_once() -> None:
-    """From now on `leave_world` skips Python's teardown, in which torch's threads may abort."""
-    global _at_once
-    _at_once = True
-
-
 def leave_world(code: int) -> None:
-    """Leave now if this is a rank of a world that is not fault-tolerant, or a process of torchrun.
+    """Leave now if this is a rank of a world that is not fault-tolerant.
 
     Otherwise return. It leaves by C's exit, so exit handlers of libraries still run. MPICH's
     handler reports to its launcher: when ranks left by _exit, the launcher gave exit code 9 one
     time in eight.
     """
-    if _at_once:
-        leave(code)
     if _finalize is not None:
         import ctypes
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from collage_mpi.system.environment import telling_rank
+from collage_mpi.system.environment import launcher_rank
 from collage_mpi.system.printable import printable
 
 # It has no handler of its own, not even a NullHandler: if `collage_mpi.run` fails, it returns a
@@ -78,7 +78,7 @@ def tell(message: str, level: int = logging.WARNING, *, any_rank: bool = False) 
         level: of `logging`: ERROR if a command ends by it, INFO for progress.
         any_rank: the message concerns this rank only; otherwise only rank 0 logs it.
     """
-    if any_rank or telling_rank() in (None, 0):
+    if any_rank or launcher_rank() in (None, 0):
         LOGGER.log(level, printable(message), stacklevel=2)
 
 
@@ -106,5 +106,5 @@ def told_on_stderr() -> Iterator[None]:
 
 def let_rank_0_speak() -> None:
     """Let a rank other than 0 wait before it leaves with an error, so that rank 0 speaks first."""
-    if telling_rank() not in (None, 0) and "mpi4py.MPI" not in sys.modules:
+    if launcher_rank() not in (None, 0) and "mpi4py.MPI" not in sys.modules:
         time.sleep(SPEAK_FIRST_S)

@@ -17,20 +17,18 @@ from collage_mpi.training.settings import TrainSettings
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """The inputs of one step, or of a process's part of it.
+    """The inputs of one step.
 
     Attributes:
         pixels: (n, H, W, C) uint8: images or collages.
         labels: (n, cells) int64; not valid for blank cells.
         present: (n, cells) bool; False for blank cells.
-        step_cells: number of cells in the whole step that are not blank.
         chosen: (n, cells) int64, index of each cell's image.
     """
 
     pixels: np.ndarray
     labels: np.ndarray
     present: np.ndarray
-    step_cells: int
     chosen: np.ndarray
 
 
@@ -79,20 +77,11 @@ class BatchMaker:
         used = self.steps_per_epoch * self.per_step
         return order[:used].reshape(self.steps_per_epoch, self.per_step)
 
-    @property
-    def inputs_per_step(self) -> int:
-        """The number of inputs (images or collages) in a step."""
-        return self.per_step // self.settings.cells
-
-    def make(
-        self, chosen: np.ndarray, epoch: int, step: int, part: slice = slice(None)
-    ) -> TrainBatch:
+    def make(self, chosen: np.ndarray, epoch: int, step: int) -> TrainBatch:
         """Make a batch of augmented images, in which some cells are blank at random.
 
         Args:
             chosen: (per_step,) int64, a row of `order`.
-            part: the rows of the batch to make. The random numbers of a row do not depend on it, so
-                the parts of all processes together are the batch.
         """
         settings, cells = self.settings, self.settings.cells
         random = np.random.default_rng([settings.seed, 3, epoch, step])
@@ -100,14 +89,12 @@ class BatchMaker:
         present = np.ones((len(chosen) // cells, cells), dtype=bool)
         if cells > 1:
             present = random_presence(random, len(present), cells, settings.blank_share)
-        step_cells, present = int(present.sum()), present[part]
-        own = np.arange(len(chosen)).reshape(-1, cells)[part].reshape(-1)
-        images = move(self.images[chosen[own]], moves[:, own], settings.shift_px)
-        shown = chosen[own].reshape(-1, cells)  # (n, cells)
+        images = move(self.images[chosen], moves, settings.shift_px)
+        shown = chosen.reshape(-1, cells)  # (n, cells)
         labels = self.labels[shown]
         images[~present.reshape(-1)] = BLANK
         pixels = together(images, self.encoder)
-        return TrainBatch(pixels, labels, present, step_cells, shown)
+        return TrainBatch(pixels, labels, present, shown)
 
 
 def plain_batches(
@@ -126,9 +113,7 @@ def plain_batches(
     shown = np.minimum(np.arange(rows * cells), len(labels) - 1).reshape(rows, cells)
     n = max(1, 256 // cells)
     parts = [slice(at, at + n) for at in range(0, rows, n)]
-    return [
-        TrainBatch(pixels[p], filled[p], present[p], int(present[p].sum()), shown[p]) for p in parts
-    ]
+    return [TrainBatch(pixels[p], filled[p], present[p], shown[p]) for p in parts]
 
 
 def encoder_of(settings: TrainSettings, shape: tuple[int, ...]) -> Encoder | None:

@@ -28,7 +28,6 @@ from collage_mpi.training.parts import (
     resolve_precision,
     start_from,
 )
-from collage_mpi.training.peers import Peers
 from collage_mpi.training.settings import TrainArguments, TrainSettings
 from collage_mpi.training.sources import TrainData, calls_of, each_view, kept_in
 
@@ -39,7 +38,6 @@ def train_last_layer(
     data: TrainData,
     settings: TrainSettings,
     args: TrainArguments,
-    peers: Peers,
 ) -> Trained:
     """Train a new last layer for the network of --init, by SGD on the features below it.
 
@@ -47,12 +45,11 @@ def train_last_layer(
     images.
 
     Raises:
-        UsageError: --init is missing, its images have other channels, or there are several
-            processes or a teacher.
+        UsageError: --init is missing, its images have other channels, or there is a teacher.
         EnvironmentFault: the cache cannot be written.
     """
-    if args.init is None or peers.size > 1 or settings.teacher is not None:
-        raise UsageError("--layers last needs --init, one process and no --teacher")
+    if args.init is None or settings.teacher is not None:
+        raise UsageError("--layers last needs --init and no --teacher")
     began_s = time.monotonic()
     torch.set_num_threads(args.threads)
     torch.manual_seed(settings.seed)
@@ -61,7 +58,7 @@ def train_last_layer(
             f"--init {args.init}: its images have other channels than those of the shards"
         )
     network, layer = _with_new_layer(data, settings)
-    views = _features(data, settings, args, peers)  # (images, views, features)
+    views = _features(data, settings, args)  # (images, views, features)
     used, held = views[: len(data.images)], views[len(data.images) :, 0]
     optimizer = make_optimizer(layer, settings)
     history: list[dict[str, float]] = []
@@ -135,9 +132,7 @@ def _judge(layer: nn.Module, held: np.ndarray, data: TrainData) -> dict[str, flo
     }
 
 
-def _features(
-    data: TrainData, settings: TrainSettings, args: TrainArguments, peers: Peers
-) -> np.ndarray:
+def _features(data: TrainData, settings: TrainSettings, args: TrainArguments) -> np.ndarray:
     """The features of the training images, then of the validation images: (images, views, features)
     float16."""
     assert args.init is not None
@@ -147,9 +142,9 @@ def _features(
     identity = json.dumps([fingerprint, *chosen, *map(len, parts), *data.origin])
 
     def compute() -> np.ndarray:
-        precision = resolve_precision(settings.precision, torch.device(peers.device))
+        precision = resolve_precision(settings.precision, torch.device(args.device))
         tuning = replace(PLAIN, precision=precision)
-        how = Loading(peers.device, args.threads, tuning, save=EMBEDDINGS)
+        how = Loading(args.device, args.threads, tuning, save=EMBEDDINGS)
         below = TorchPredictor.load(init, SINGLE, how)
 
         def look(images: np.ndarray) -> np.ndarray:

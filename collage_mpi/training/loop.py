@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from collage_mpi.errors import DataFault
+from collage_mpi.errors import CollageError, DataFault, ExitCode
 from collage_mpi.models.backbones import channels_last
 from collage_mpi.models.collage_net import build_network, check_pixels
 from collage_mpi.system.files import save_records
@@ -37,7 +37,6 @@ from collage_mpi.training.parts import (
     save_checkpoint,
     start_from,
 )
-from collage_mpi.training.peers import Peers, TrainingStopped
 from collage_mpi.training.settings import TrainArguments, TrainSettings
 from collage_mpi.training.sources import TrainData
 
@@ -45,20 +44,22 @@ CHECKPOINT_EVERY_S = 60.0
 LINE_EVERY_S = 20.0  # seconds between progress lines if there is no terminal
 
 
+class TrainingStopped(CollageError):
+    """Training was stopped by a signal, and the finished steps are in the checkpoint."""
+
+    exit_code = ExitCode.INCOMPLETE
+
+
 class Trainer:
     """One training run, new or from its checkpoint."""
 
-    def __init__(
-        self, data: TrainData, settings: TrainSettings, args: TrainArguments, peers: Peers
-    ) -> None:
+    def __init__(self, data: TrainData, settings: TrainSettings, args: TrainArguments) -> None:
         torch.set_num_threads(args.threads)
         torch.manual_seed(settings.seed)
         self.settings, self.args, self.data = settings, args, data
-        self.peers, self.device = peers, torch.device(peers.device)
+        self.device = torch.device(args.device)
         self.maker = BatchMaker(data.images, data.labels, settings)
-        self.part = self.peers.part(self.maker.inputs_per_step)
-        lead = self.peers.lead  # only the lead validates
-        self.held = plain_batches(data.held_images, data.held_labels, settings) if lead else []
+        self.held = plain_batches(data.held_images, data.held_labels, settings)
         self.precision = resolve_precision(settings.precision, self.device)
         self.normalisation = data.first_normalisation or pixel_statistics(data.images)
         shape = (1, data.images.shape[3], 1, 1)
@@ -80,13 +81,11 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}  # the kept weights, once an epoch is validated
         self.done = 0
-        self._signals: list[int] = []  # received by this process
-        self._stopping = False  # whether any process has received a signal
+        self._signals: list[int] = []  # received
         self._earlier_s = 0.0
         self._started = self._saved = time.monotonic()
         if args.resume:
             self._restore(args.checkpoint_file)
-        self.model = self.peers.wrap(self.network, self.device)  # averages gradients in backward
 
     def run(self) -> Trained:
         """Make all remaining steps.
@@ -96,9 +95,8 @@ class Trainer:
             TrainingStopped: a signal came, and the checkpoint is written.
         """
         each = self.maker.per_step
-        total = self.steps * each if self.peers.lead else 0  # only the lead shows progress
         with (
-            advancing(total, "train", LINE_EVERY_S, done=self.done * each) as advance,
+            advancing(self.steps * each, "train", LINE_EVERY_S, done=self.done * each) as advance,
             caught(STOP_SIGNALS, self._caught),
         ):
             while self.done < self.steps:
@@ -140,23 +138,22 @@ class Trainer:
         begun = time.monotonic()
         self.network.train()
         for step in range(first, len(order)):
-            losses.append(self._step(self.maker.make(order[step], epoch, step, self.part)))
+            losses.append(self._step(self.maker.make(order[step], epoch, step)))
             of = f"{epoch + 1}/{self.settings.epochs}"
             advance(self.maker.per_step, epoch=of, loss=float(np.mean(losses[-50:])))
             if step + 1 == len(order):
                 break  # no checkpoint between an epoch's last step and its validation
-            if self._stopping:
+            if self._signals:
                 self._leave()
             if time.monotonic() - self._saved >= CHECKPOINT_EVERY_S:
                 self._save()
-        if self.peers.lead:
-            made = (len(order) - first) * self.maker.per_step
-            self._end_epoch(epoch, losses, made / max(1e-9, time.monotonic() - begun), advance)
-        if self._stopping and self.done < self.steps:
+        made = (len(order) - first) * self.maker.per_step
+        self._end_epoch(epoch, losses, made / max(1e-9, time.monotonic() - begun), advance)
+        if self._signals and self.done < self.steps:
             self._leave()
 
     def _end_epoch(self, epoch: int, losses: list[float], rate: float, advance: Advance) -> None:
-        """On the lead: validate, keep the best weights, report, and write a checkpoint.
+        """Validate, keep the best weights, report, and write a checkpoint.
 
         Args:
             rate: images a second.
@@ -182,14 +179,12 @@ class Trainer:
         save_records(self.args.log_file, self.history)
 
     def _leave(self) -> None:
-        """Stop after a signal. All processes call this after the same step."""
+        """Stop after a signal."""
         self._save()
-        # A barrier: the checkpoint is written before any process ends.
-        self.peers.totals([0.0], self.device)
-        reason = signal.Signals(self._signals[-1]).name if self._signals else "a signal"
         raise TrainingStopped(
-            f"stopped by {reason} after step {self.done:,} of {self.steps:,}; checkpoint "
-            f"{self.args.checkpoint_file} is written: go on with the same command and --resume"
+            f"stopped by {signal.Signals(self._signals[-1]).name} after step {self.done:,} of "
+            f"{self.steps:,}; checkpoint {self.args.checkpoint_file} is written: "
+            "go on with the same command and --resume"
         )
 
     def _step(self, batch: TrainBatch) -> float:
@@ -197,25 +192,21 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self._loss(batch)
-        told = [float(loss.detach()), float(bool(self._signals))]
-        value, stopping = self.peers.totals(told, self.device)
-        self._stopping = stopping > 0
+        value = float(loss.detach())
         if not np.isfinite(value):
             raise DataFault(f"the loss is {value} at step {self.done}; try a lower --lr")
         self.optimizer.zero_grad(set_to_none=True)
-        whole = loss * self.peers.size  # because backward takes the mean over processes
-        whole.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        if self.average is not None and self.peers.lead:
+        if self.average is not None:
             self.average.update_parameters(self.network)
         self.done += 1
         return value
 
     def _loss(self, batch: TrainBatch) -> Tensor:
-        """This process's part of the step's loss, which is the mean over cells that are not
-        blank."""
-        total = self.objective.loss(self._forward(self.model, batch), batch)
-        return total / torch.tensor(float(max(1, batch.step_cells)), device=self.device)
+        """The step's loss, which is the mean over cells that are not blank."""
+        total = self.objective.loss(self._forward(self.network, batch), batch)
+        return total / max(1, int(batch.present.sum()))
 
     def _forward(self, model: torch.nn.Module, batch: TrainBatch) -> Tensor:
         pixels = torch.from_numpy(batch.pixels).to(self.device).permute(0, 3, 1, 2)
@@ -249,8 +240,6 @@ class Trainer:
         return self._earlier_s + time.monotonic() - self._started
 
     def _save(self) -> None:
-        if not self.peers.lead:
-            return
         progress = {
             "identity": self._identity(),
             "done": self.done,

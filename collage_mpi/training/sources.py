@@ -1,4 +1,4 @@
-"""Reads the inputs of a training run, once for each host: shards, first weights, and outputs of a
+"""Reads the inputs of a training run: shards, first weights, and outputs of a
 single network for every image (a teacher's answers, or features). These outputs are computed once,
 and cached in a file. If training mirrors images, the mirror image is a second view.
 """
@@ -25,7 +25,6 @@ from collage_mpi.system.files import UNREADABLE_OR_GONE, require_regular, save_f
 from collage_mpi.system.progress import advancing
 from collage_mpi.training.batches import split
 from collage_mpi.training.parts import resolve_precision
-from collage_mpi.training.peers import Arrays, Peers, read_once
 from collage_mpi.training.settings import TrainArguments, TrainSettings
 
 TEACHER_BATCH = 64
@@ -157,10 +156,9 @@ class TrainData:
 
 
 def load(
-    args: TrainArguments, settings_for: Callable[[tuple[int, ...]], TrainSettings], peers: Peers
+    args: TrainArguments, settings_for: Callable[[tuple[int, ...]], TrainSettings]
 ) -> tuple[TrainData, dict[str, Any], TrainSettings]:
-    """Read the training data, once for each host. Returns the data, facts for the record, and
-    settings.
+    """Read the training data. Returns the data, facts for the record, and settings.
 
     Args:
         settings_for: (H, W, C) of the images -> settings.
@@ -169,40 +167,31 @@ def load(
         DataFault: labels or class names are missing, or the teacher does not fit the images.
         EnvironmentFault: a file is missing or unreadable.
     """
-
-    def read() -> tuple[Arrays, dict[str, Any]]:
-        images, labels, facts = _read(args)
-        settings = settings_for(images.shape[1:])
-        used, held = split(len(images), settings.validation_share, settings.seed)
-        arrays = {
-            "images": images[used],
-            "labels": labels[used],
-            "held_images": images[held],
-            "held_labels": labels[held],
-        }
-        if args.teacher is not None:
-            views = _ask_teacher(args, settings, peers, images, facts)
-            arrays["teacher_logits"] = teacher_logits(views[used])
-        return arrays, facts
-
-    arrays, facts = read_once(peers, read)
-    if peers.size > 1:
-        facts["processes"] = peers.size
+    images, labels, facts = _read(args)
+    settings = settings_for(images.shape[1:])
+    used, held = split(len(images), settings.validation_share, settings.seed)
+    taught = None
+    if args.teacher is not None:
+        taught = teacher_logits(_ask_teacher(args, settings, images, facts)[used])
     first = normalisation = None
     if args.init is not None:
         info = describe_weights(args.init)
         first = read_tensors(info)
-        if info.shape[2] == arrays["images"].shape[3]:
+        if info.shape[2] == images.shape[3]:
             normalisation = info.metadata["normalisation"]
         facts["init_weights"] = args.init.name
     data = TrainData(
-        **arrays,
+        images[used],
+        labels[used],
+        images[held],
+        labels[held],
         classes=len(facts["class_names"]),
         origin=_origin(facts),
+        teacher_logits=taught,
         first_weights=first,
         first_normalisation=normalisation,
     )
-    return data, facts, settings_for(arrays["images"].shape[1:])
+    return data, facts, settings
 
 
 def _read(args: TrainArguments) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
@@ -231,7 +220,6 @@ def _read(args: TrainArguments) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]
 def _ask_teacher(
     args: TrainArguments,
     settings: TrainSettings,
-    peers: Peers,
     images: np.ndarray,
     facts: dict[str, Any],
 ) -> np.ndarray:
@@ -242,7 +230,7 @@ def _ask_teacher(
     info = describe_weights(path, SINGLE)
     check_fit([info], images.shape[1:], facts["class_names"])
     facts["teacher_weights"] = path.name
-    mirror, how = settings.flips, Loading(peers.device, args.threads)
+    mirror, how = settings.flips, Loading(args.device, args.threads)
     identity = json.dumps(["views", info.fingerprint, mirror, len(images), *_origin(facts)])
     return kept_in(args.teacher_file, identity, lambda: teacher_views(path, images, mirror, how))
 

@@ -332,8 +332,7 @@ def _surroundings(folder: Path) -> list[Reader]:
     names = {name for each in LAUNCHERS for field in ("ranks", "sizes", "local_ranks",
              "local_sizes", "host_numbers", "interfaces", "marks", "hints")
              for name in getattr(each, field, ())}  # fmt: skip
-    names |= {*environment.HOSTS_VARIABLES, *environment.TORCHRUN_VARIABLES,
-              environment.TORCHRUN_ID, environment.CPUS_ON_NODE,
+    names |= {*environment.HOSTS_VARIABLES, environment.CPUS_ON_NODE,
               environment.CPUS_PER_TASK, environment.PBS_HOSTS_FILE}  # fmt: skip
     values = json.dumps(dict.fromkeys(sorted(names), "3")).encode()
 
@@ -343,8 +342,8 @@ def _surroundings(folder: Path) -> list[Reader]:
             return
         environ = {str(k): str(v).replace("\0", "") for k, v in found.items()}
         starter(environ), environment.launcher_rank(environ), environment.mpi_rank(environ)
-        environment.torchrun_place(environ), environment.telling_rank(environ)
         environment.launcher_size(environ), environment.local_rank(environ)
+        environment.torchrun_size(environ)
         environment.local_size(environ), environment.told_interface(environ)
         environment.fault_tolerant_launch(environ), environment.visible_devices(environ)
         environment.allocated_hosts(environ), environment.local_gpu_rank(1, environ)

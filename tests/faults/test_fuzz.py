@@ -107,7 +107,6 @@ NOT_TRIED = {
     ("system/limits", "_descriptors_of_all"): KERNEL,
     ("system/limits", "_sizes_bytes"): KERNEL,
     ("system/forked", "_become"): "what its own launch says",
-    ("training/peers", "read_once"): "memory of its own process on the host",
 }
 READS = re.compile(
     r"(^|\.)(loads|json\.load|np\.load|torch\.load|load_file|read_bytes|read_text|ParquetFile"

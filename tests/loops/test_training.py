@@ -112,15 +112,15 @@ def test_a_threshold_goes_into_the_weights(
     assert made.accept is not None
     assert made.accept.single == single.fingerprint
     assert (
-        f"from a score of {made.accept.confidence:g}, chosen with 1 standard error, which" in text
+        f"from a score of {made.accept.confidence:g}, chosen with 2 standard errors, which" in text
     )
-    assert made.accept.errors == 1
+    assert made.accept.errors == 2
     assert f"by {0 - made.accept.chosen_points:+.2f} points on 1,000 images" in text
     assert made.accept.chosen_points <= 0.1
     assert asked == ["bfloat16"] * 2 + ["float32"] * 2
     assert "(median of 100 calls, float32, channels-last, on cpu)" in text
     ratio = number_after("4 images at once take ", text)
-    at_threshold = number_after("in the file (chosen with 1 standard error): ", text)
+    at_threshold = number_after("in the file (chosen with 2 standard errors): ", text)
     assert at_threshold == pytest.approx(1 / (ratio / 4 + 1 - made.accept.share), rel=0.05)
     assert "Saving at no loss: " in text
     words = ["evaluate", "--shards", str(test), "--single", str(weights["single"])]
@@ -315,21 +315,20 @@ def test_a_killed_run_goes_on_to_the_same_weights(
 ) -> None:
     from collage_mpi.commands import train as command
     from collage_mpi.training.loop import Trainer
-    from collage_mpi.training.peers import ALONE
     from collage_mpi.training.sources import load
 
     more = ["--teacher", str(weights["single"]), "--ema", "0.9"] if distilled else []
     args = _arguments(shard, tmp_path / "w.safetensors", *more)
-    data, _, settings = load(args, lambda shape: command.settings_of(args, shape), ALONE)
+    data, _, settings = load(args, lambda shape: command.settings_of(args, shape))
     assert (data.teacher_logits is not None) == distilled
-    whole = Trainer(data, settings, args, ALONE).run()
+    whole = Trainer(data, settings, args).run()
 
     args = replace(args, checkpoint=tmp_path / "checkpoint")
-    first = Trainer(data, settings, args, ALONE)
+    first = Trainer(data, settings, args)
     for step in range(7):  # in the middle of the first epoch
         first._step(first.maker.make(first.maker.order(0)[step], 0, step))
     first._save()
-    second = Trainer(data, settings, replace(args, resume=True), ALONE)
+    second = Trainer(data, settings, replace(args, resume=True))
     assert second.done == 7
     resumed = second.run()
     for name, value in whole.network.state_dict().items():

@@ -69,3 +69,10 @@ def test_settings_files_say_what_was_removed(text, line, tmp_path, capsys):
 def test_what_never_existed_is_not_told_as_removed():
     with pytest.raises(UsageError, match="unknown setting 'parity_q'"):
         RunSettings.from_mapping({"parity_q": 3})
+
+
+def test_a_training_by_several_processes_is_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["train", "single", "--shards", "a.h5", "--out", f"{tmp_path}/w.safetensors"]) == 2
+    assert "torchrun was removed" in capsys.readouterr().err

@@ -290,7 +290,6 @@ def install(instead: dict[str, str] | None = None) -> None:
             "leave_world": leave_world,
             "leave": standins.leave,
             "armed": lambda: bool(here().own.get("armed")),
-            "leave_at_once": _nothing,
             "remove_shared_memory": lambda *args: [],
         },
         "collage_mpi.job.session": {"Scheduler": standins.Around(watched)},

@@ -178,7 +178,6 @@ def test_chain(slurm: Cluster, pmi: str) -> None:
         # Not 4 threads: torch 2.13 breaks its heap in a backward pass now and then, on an AMD EPYC.
         "CM_TRAIN_ARGS": "--epochs 1 --width 16 --threads 1",
         "CM_DEVICE": "cpu",  # the GPUs here are not real
-        "CM_PROCESSES": "2",
         "CM_LAUNCHER": pmi,
         "CM_FLAGS": f"--chdir={ROOT}",
         "SBATCH_OUTPUT": str(slurm.folder / "%x-%j.log"),
