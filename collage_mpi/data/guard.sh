@@ -7,7 +7,9 @@
 # shared memory. It is what has appeared there meanwhile, is this user's, and nobody has open.
 # MPICH's launcher writes a map of the machine to TEMP, which ranks read while they start MPI. Where
 # the launcher was killed the map stays. It is nobody's once no such launcher of this user lives, or
-# when it is older than any start takes. What earlier launches have left, and is as old, goes first.
+# when it is older than any start takes. What earlier launches have left, and is as old, goes first;
+# so do segments of any age that nobody has open, where this shell sees all processes of the machine.
+# In a container that shares /dev/shm it does not see those of others, which may be starting MPI.
 # shellcheck disable=SC2046  # the names that segments and maps print have no blanks
 trap '' HUP INT TERM USR1 USR2
 cd "${4:-/dev/shm}" 2>/dev/null || cd /   # where there is none nothing of ours is found
@@ -36,7 +38,8 @@ remove_own_maps() {
 }
 there=" $(segments | tr '\n' ' ')$(maps | tr '\n' ' ')"
 before=
-remove_segments $(segments -mmin +15)
+sees_all() { [ "$(readlink "$proc/self/ns/pid")" = 'pid:[4026531836]' ]; }   # PROC_PID_INIT_INO
+if sees_all; then remove_segments $(segments); else remove_segments $(segments -mmin +15); fi
 maps -mmin +15 -exec rm -f {} +
 before=$there
 over() {

@@ -412,7 +412,8 @@ def test_what_a_start_that_failed_left_in_shared_memory_is_removed(tmp_path, las
     """Not what was there before, what a process has mapped or open, or what is not MPI's."""
     before, mapped, held, left = (tmp_path / f"mpich_shm_{i}_0" for i in range(1, 5))
     before.touch()
-    guard = guarding("", tmp_path, tmp_path / "none")
+    none = tmp_path / "none"  # as in a container, of others' processes nothing is known
+    guard = guarding("", tmp_path, none, none)
     for path in (mapped, held, left, tmp_path / "x_4"):
         path.write_bytes(bytes(4096))
     libc = ctypes.CDLL(None)  # Python's own mmap keeps the file open

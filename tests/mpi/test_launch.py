@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from collage_mpi.launch.mpiexec import build_command, site_here
 from collage_mpi.launch.supervisor import Limits, Supervisor
 from collage_mpi.results import read_results
 from collage_mpi.system.environment import STATUS_VARIABLE
-from collage_mpi.system.process_tree import own_command
+from collage_mpi.system.hard_exit import unlink
+from collage_mpi.system.process_tree import holders_of, own_command, process_table
 
 pytestmark = pytest.mark.mpi
 DATA = Path(collage_mpi.__file__).parent / "data"
@@ -138,6 +140,40 @@ def test_a_killed_launch_leaves_no_ranks(programs, tmp_path):
         time.sleep(0.05)
     left = running(program)
     assert left == []
+
+
+SEES_ALL_PROCESSES = os.readlink("/proc/self/ns/pid") == "pid:[4026531836]"  # not in a container
+
+
+def test_the_next_launch_removes_the_shared_memory_of_a_job_that_was_killed_with_its_guard(
+    mpi, programs, tmp_path
+):
+    """Not what a process has mapped; in a container, where processes may be unseen, later."""
+    ready, launch = tmp_path / "ready", [*own_command(), "launch", "--mpi", mpi.family, "-n"]
+    quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    job = subprocess.Popen([*launch, "3", "--", programs / "holds_memory.py", ready], **quiet)
+    end_s = time.monotonic() + LIMIT_S
+    while job.poll() is None and not ready.exists() and time.monotonic() < end_s:
+        time.sleep(0.05)
+    word, *files = ready.read_text().split()
+    next_launch = [*launch, "1", "--", programs / "hello.py"]
+    subprocess.run(next_launch, **quiet, check=True)
+    there = [Path(file) for file in files if Path(file).exists()]
+    assert there
+    for pid in [*process_table(), job.pid]:  # launch, its guard, the launcher and the ranks
+        with suppress(OSError):
+            told = [Path(f"/proc/{pid}/{file}").read_bytes() for file in ("cmdline", "environ")]
+            if pid == job.pid or word.encode() in b"".join(told):
+                os.kill(pid, signal.SIGKILL)
+    job.wait()
+    while holders_of(f"COLLAGE_MPI_JOB={word}") and time.monotonic() < end_s:
+        time.sleep(0.05)
+    killed_whole = [file for file in there if file.exists()]
+    subprocess.run(next_launch, **quiet, check=True)
+    left = [file for file in killed_whole if file.exists()]
+    unlink(left)
+    assert killed_whole
+    assert left == ([] if SEES_ALL_PROCESSES else killed_whole)
 
 
 SCRIPT = """
