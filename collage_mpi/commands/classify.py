@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from collage_mpi.commands.export import ExportArguments
 from collage_mpi.commands.launch import LaunchArguments, check_and_launch
 from collage_mpi.commands.parser import Command, MpiArguments
 from collage_mpi.commands.run import proof_of
@@ -49,6 +50,7 @@ class ClassifyArguments(MpiArguments):
         f"there is no answer. The run is in FILE{RUN}; repeat the command to continue it",
         metavar="FILE",
     )
+    id: str | None = same(ExportArguments, "id")
     top_k: int | None = same(InputSettings, "top_k", group="")
     class_names_file: str | None = same(InputSettings, "class_names_file", group="")
     image_px: int | None = same(InputSettings, "image_px", group="")
@@ -84,6 +86,8 @@ def execute(args: ClassifyArguments) -> int:
         raise UsageError(f"--out {args.out}: its name must end in .csv or .parquet")
     if args.top_k or args.out.suffix == ".parquet":
         require_pyarrow("--top-k, or an --out that ends in .parquet,")
+    if args.id:
+        _check_id(str(args.pictures), args.id)
     words = run_words(_settings(args), retry_errors=args.retry_errors, verbose=args.verbose)
     code = check_and_launch(LaunchArguments(words=words, mpi=args.mpi))
     if code not in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS):
@@ -147,11 +151,26 @@ def ranks_here(command: str, ranks: int | None, device: str) -> int:
     return ranks or gpus or processes_here()
 
 
+def _check_id(pictures: str, column: str) -> None:
+    """Raises UsageError if the column cannot name the images of the input."""
+    from collage_mpi.results.input_columns import InputColumns
+    from collage_mpi.shards.inputs import examine, expand_paths
+    from collage_mpi.shards.schema import ShardInfo
+    from collage_mpi.shards.source import ReadAs
+
+    found = examine(expand_paths([pictures]), ReadAs(labels=False, pictures=False))
+    known = {n: info for n, info in enumerate(found) if isinstance(info, ShardInfo)}
+    InputColumns(known).check_id(column)
+
+
 def _export(args: ClassifyArguments) -> None:
     from collage_mpi.results.export import export_run
+    from collage_mpi.results.names import NameBook
     from collage_mpi.results.reader import open_run
 
-    (path,) = export_run(open_run(args.run), args.out.suffix[1:], only_predictions=True)
+    run = open_run(args.run)
+    names = NameBook(run.path, run.manifest, id_column=args.id)
+    (path,) = export_run(run, args.out.suffix[1:], names=names, only_predictions=True)
     with writing(args.out):
         os.replace(path, args.out)
 

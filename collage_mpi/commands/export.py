@@ -32,6 +32,12 @@ class ExportArguments(Arguments):
         "where the run's input is now; the ids of the images are read from it",
         unset="where they were during the run",
     )
+    id: str | None = setting(
+        None,
+        "name the images by this column of a Parquet input: its values become the column id",
+        unset="by the paths in the input, otherwise FILE:ROW",
+        metavar="COLUMN",
+    )
     predictions: bool = switch(
         "write only the answers, one line for each image in the order of the input: id, class and "
         "score, and the further classes of a run with --top-k (csv and parquet only)"
@@ -54,7 +60,7 @@ def execute(args: ExportArguments) -> int:
     if not run.complete:
         found, expected = sum(map(len, run.chunks(IMAGES))), run.manifest["rows"]
         print(f"note: incomplete run, {found:,} of {counted(expected, 'row')}", file=sys.stderr)
-    names = NameBook(run.path, run.manifest, args.shards or None)
+    names = NameBook(run.path, run.manifest, args.shards or None, id_column=args.id)
     for note in names.notes:
         print(printable(f"note: {note}"), file=sys.stderr)
     how = {"only_predictions": args.predictions, "raw": args.raw}

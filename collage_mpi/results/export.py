@@ -54,13 +54,16 @@ _BEHIND = {
     "predicted": ("predicted_name",),
     "label": ("label_name",),
 }
+ID = NAME_COLUMNS[0]
+INPUT = "input_"
 _TOP = "top_"  # prefix of the columns of --top-k
 PREDICTIONS = "predictions"  # file name of --predictions, without suffix
 WINDOW = 1 << 17  # images sorted at a time, for the order of the input: about 70 MB
 _CHUNK_ROWS = 1 << 14  # rows turned into Python objects at a time
 _GROUP_ROWS = 1 << 17  # of a row group of Parquet
 _TOP_COLUMNS = ("top_classes", "top_scores")
-_Columns = Mapping[str, np.ma.MaskedArray]
+# Columns of the run are masked arrays, those of its input are Arrow arrays.
+_Columns = Mapping[str, Any]
 
 
 class Run(Protocol):
@@ -130,7 +133,8 @@ def export_run(
         manifest.json; with `only_predictions` predictions (.csv, .parquet).
 
     Raises:
-        UsageError: the format is unknown, or does not support `raw` or `only_predictions`.
+        UsageError: the format is unknown, or does not support `raw`, `only_predictions` or the
+            `id_column` of `names`.
         EnvironmentFault: `out` cannot be written, or a package that the format needs is missing.
     """
     if to not in FORMATS:
@@ -142,13 +146,18 @@ def export_run(
         raise UsageError(f"predictions alone are written as csv or parquet, not as {to}")
     out = out or run.path / EXPORT
     names = names or NameBook(run.path, run.manifest)
+    if write is None and names.id_column:
+        raise UsageError(f"--id is for csv and parquet; {to} has no columns of the input")
     manifest = out / MANIFEST
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         if write is None:
             files = [WHOLE[to](run, out, names)]
         elif only_predictions:
-            answers = (prediction_columns(some, names.of(some.images)) for some in in_order(run))
+            answers = (
+                _with_input(prediction_columns(some, names.of(some.images)), names, some)
+                for some in in_order(run)
+            )
             return [write(out / PREDICTIONS, answers, raw)]
         else:
             files = [
@@ -162,7 +171,22 @@ def export_run(
 def _named_columns(run: Run, table: TableLayout, names: NameBook) -> Iterator[_Columns]:
     """Yields the columns of a table, some rows at a time."""
     for some in _excerpts(run, table):
-        yield columns(some, table.name, names.of(some.images))
+        found = columns(some, table.name, names.of(some.images))
+        yield _with_input(found, names, some) if table is IMAGES else found
+
+
+def _with_input(found: _Columns, names: NameBook, some: SomeRows) -> _Columns:
+    """The columns of images, and behind them those of their input. A column of the input whose name
+    is taken, in capitals or not, gets the prefix INPUT. The chosen one becomes the column id."""
+    own, whole = names.columns.of(some.images), dict(found)
+    taken = {name.lower() for name in found}
+    for name, values in own.items():
+        new = ID if name == names.id_column else name
+        while name != names.id_column and (new.lower() in taken or (new != name and new in own)):
+            new = f"{INPUT}{new}"
+        whole[new] = values
+        taken.add(new.lower())
+    return whole
 
 
 def _excerpts(run: Run, table: TableLayout) -> Iterator[SomeRows]:
@@ -365,10 +389,16 @@ def _csv_rows(found: _Columns) -> Iterator[tuple[Any, ...]]:
         yield from zip(*(_csv_cells(values[part]) for values in found.values()), strict=True)
 
 
-def _csv_cells(values: np.ma.MaskedArray) -> list[Any]:
-    """Python values for the csv module, which writes None as an empty field."""
-    found: list[Any] = (values.astype(np.int8) if values.dtype == bool else values).tolist()
-    return found
+def _csv_cells(values: Any) -> list[Any]:
+    """Python values for the csv module, which writes None as an empty field. Times of the input are
+    texts, as Arrow writes them."""
+    if isinstance(values, np.ma.MaskedArray):
+        return [*(values.astype(np.int8) if values.dtype == bool else values).tolist()]
+    import pyarrow as pa
+
+    texts, flags = pa.types.is_temporal(values.type), pa.types.is_boolean(values.type)
+    to = pa.string() if texts else pa.int8() if flags else values.type
+    return [*values.cast(to).to_pylist()]
 
 
 def _to_parquet(path: Path, found: Iterable[_Columns], raw: bool) -> Path:
@@ -404,10 +434,13 @@ def as_arrow(found: _Columns) -> Any:
 
     arrays = {}
     for name, values in found.items():
+        if not isinstance(values, np.ma.MaskedArray):
+            arrays[name] = values
+            continue
         text = values.dtype == object
         mask = np.ma.getmaskarray(values)
         array = pa.array(np.asarray(values.data), pa.string() if text else None, mask=mask)
-        named = name in NAMES or (text and name != NAME_COLUMNS[0])
+        named = name in NAMES or (text and name != ID)
         arrays[name] = array.dictionary_encode() if named else array
     return pa.table(arrays)
 
@@ -427,7 +460,7 @@ def pandas_frame(results: SomeRows, table: str, names: ImageNames) -> Any:
         if name in NAMES or values.dtype == object:
             text = values.data.astype(object)
             text[mask] = None
-            return text if name == NAME_COLUMNS[0] else pd.Categorical(text)
+            return text if name == ID else pd.Categorical(text)
         if name not in _MASKED and not name.startswith(_TOP):
             return values.data
         kind = "Integer" if values.dtype.kind == "i" else "Floating"

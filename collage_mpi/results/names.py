@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
-from collage_mpi.errors import CollageError
+from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.results.file_names import INDEX_FOLDER
+from collage_mpi.results.input_columns import InputColumns
 from collage_mpi.results.manifest import Json
 from collage_mpi.results.vectors import extras_of
 
@@ -56,9 +57,11 @@ class ImageNames:
 
 
 class NameBook:
-    """Finds the names of a run's images, some at a time.
+    """Finds the names of a run's images, and what their sources say of them, some at a time.
 
     Attributes:
+        columns: of the sources that were found.
+        id_column: the one of them that names an image in the output, if it was chosen.
         notes: lines that tell the user why ids are missing.
     """
 
@@ -68,6 +71,7 @@ class NameBook:
         manifest: Json,
         shards: Sequence[Path | str] | None = None,
         numbers: Sequence[int] | None = None,
+        id_column: str | None = None,
     ) -> None:
         """Find the shards of a run.
 
@@ -76,9 +80,12 @@ class NameBook:
             manifest: of the run.
             shards: files and folders that hold the run's shards now; by default the recorded paths.
             numbers: of the shards to look for; by default all.
+            id_column: the column of the sources that names an image in the output.
 
         Raises:
-            EnvironmentFault: `shards` names nothing that exists.
+            EnvironmentFault: `shards` names nothing that exists, or a source with `id_column` is
+                missing.
+            UsageError: `id_column` cannot name the images.
         """
         entries = manifest["shards"]
         known = dict(enumerate(entries))
@@ -87,7 +94,13 @@ class NameBook:
         self._manifest = manifest
         self._shard_names = _shard_names(entries)
         self._classes = manifest.get("class_names") or []
-        self._ids, self.notes = _ids(known, shards, path / INDEX_FOLDER)
+        self._ids, infos, self.notes = _ids(known, shards, path / INDEX_FOLDER)
+        self.columns, self.id_column = InputColumns(infos), id_column
+        if id_column:
+            for number in known.keys() - infos.keys():
+                what = f"no columns of {self._shard_names[number]} are known"
+                raise EnvironmentFault(f"--id {id_column}: {what}. {' '.join(self.notes)}")
+            self.columns.check_id(id_column)
 
     def ids(self, images: np.ndarray) -> np.ma.MaskedArray:
         """The ids of images, (n,) with shard and row: (n,) text, masked if it is unknown."""
@@ -154,9 +167,10 @@ def _shard_names(entries: Sequence[Json]) -> list[str | None]:
 
 def _ids(
     known: dict[int, Json], shards: Sequence[Path | str] | None, indexes: Path
-) -> tuple[dict[int, Sequence[str]], tuple[str, ...]]:
-    """Shard number -> ids in the order of the shard's rows; and lines about shards without ids. The
-    run's own list of a source's members is used if it is there, also if the source is gone."""
+) -> tuple[dict[int, Sequence[str]], dict[int, ShardInfo], tuple[str, ...]]:
+    """Shard number -> ids in the order of the shard's rows; shard number -> description of a source
+    that was found; and lines about shards without ids. The run's own list of a source's members is
+    used if it is there, also if the source is gone."""
     from collage_mpi.shards.inputs import source_class
     from collage_mpi.shards.members import MemberIndex
     from collage_mpi.shards.resumed import content_of
@@ -168,19 +182,19 @@ def _ids(
             ids[number] = index.texts()
     sought = {n: entry for n, entry in known.items() if entry.get("path") and n not in ids}
     found, missing = from_shards(
-        sought, shards, lambda _, info: source_class(info.storage).ids(info)
+        sought, shards, lambda _, info: (source_class(info.storage).ids(info), info)
     )
-    ids |= {number: own for number, own in found.items() if own is not None}
+    ids |= {number: own for number, (own, _) in found.items() if own is not None}
     notes = []
     if missing:
         notes.append(
-            f"no ids of {len(missing):,} of {len(sought):,} shards: {missing[0]}. --shards PATH "
-            "says where they are now"
+            f"no ids of {len(missing):,} of {len(sought):,} shards, nor what their columns say: "
+            f"{missing[0]}. --shards PATH says where they are now"
         )
-    without = sum(own is None for own in found.values())
+    without = sum(own is None for own, _ in found.values())
     if without:
         notes.append(f"{without:,} of {len(sought):,} shards hold no ids")
-    return ids, tuple(notes)
+    return ids, {number: info for number, (_, info) in found.items()}, tuple(notes)
 
 
 def from_shards(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from collage_mpi.shards.schema import (
     sha256_of,
     split_part,
 )
-from collage_mpi.shards.source import PictureSource, ReadAs, picture_info
+from collage_mpi.shards.source import PictureSource, ReadAs, RowColumns, picture_info
 from collage_mpi.system.extras import optional
 from collage_mpi.system.files import reading
 from collage_mpi.system.printable import one_line
@@ -36,6 +36,7 @@ from collage_mpi.system.printable import one_line
 NAMES = (*IMAGE_NAMES, "img", "picture", "jpg", "jpeg", "png", "bytes", "content")
 LABELS = (*LABEL_NAMES, "cls", "class", "class_name")
 GROUPS_KEPT = 2  # row groups in memory, because a batch may span two
+BATCH_ROWS = 1 << 10  # of further columns, decoded at a time
 FOOTER_BYTES = 8  # end of the file: length of the metadata, 4 bytes, and magic number
 
 
@@ -53,9 +54,7 @@ class ParquetSource(PictureSource):
         self._file.close()
         with _still(info.path):  # a value that repeats is then held once
             self._file = _opened(info.path, read_dictionary=[self._bytes])
-        meta = self._file.metadata
-        rows = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
-        self._starts = np.cumsum([0, *rows])  # (row groups + 1,)
+        self._starts = _starts(self._file.metadata)
         if self._starts[-1] != info.count:
             raise DataFault(f"{info.path}: has changed since it was checked. Start again.")
         self._groups: dict[int, Any] = {}  # least recently read first
@@ -100,6 +99,11 @@ class ParquetSource(PictureSource):
         name = split_part(info.path)[0].name
         return [name_text(p or f"{name}:{row}") for row, p in enumerate(found.to_pylist())]
 
+    @classmethod
+    def columns(cls, info: ShardInfo) -> RowColumns | None:
+        found = ParquetColumns(info.path)
+        return found if found.schema.names else None
+
     def _files(self, rows: np.ndarray) -> list[bytes | None]:
         found: list[bytes | None] = []
         groups = np.searchsorted(self._starts, rows, side="right") - 1
@@ -124,6 +128,73 @@ class ParquetSource(PictureSource):
 
     def close(self) -> None:
         self._file.close()
+
+
+class ParquetColumns(RowColumns):
+    """The columns of numbers, texts, times and booleans of a Parquet file."""
+
+    def __init__(self, path: Path) -> None:
+        with _still(path):
+            self._file = _opened(path)
+        self._path, meta = path, self._file.metadata
+        self._starts = _starts(meta)
+        self.schema = _flat_columns(self._file.schema_arrow)
+        groups = (meta.row_group(group) for group in range(meta.num_row_groups))
+        parts = (group.column(i) for group in groups for i in range(group.num_columns))
+        names = {*self.schema.names}
+        self._stored = sum(p.total_compressed_size for p in parts if p.path_in_schema in names)
+        self._scanned: tuple[int, tuple[str, ...]] | None = None  # row group and columns
+        self._scan: Iterator[Any] = iter(())
+        self._first = 0  # row of the batch
+        self._batch: Any = None
+
+    def take(self, rows: np.ndarray, names: Sequence[str]) -> Any:
+        import pyarrow as pa
+
+        whole = self.schema.empty_table().select([*names])
+        tables, nbytes, done = [whole], 0, 0
+        while done < len(rows):
+            with _still(self._path):
+                batch = self._batch_of(int(rows[done]), (*names,))
+                end = int(np.searchsorted(rows, self._first + len(batch)))
+                table = pa.Table.from_batches([batch.take(pa.array(rows[done:end] - self._first))])
+                tables.append(table.select([*names]).cast(whole.schema))
+            done, nbytes = end, nbytes + tables[-1].nbytes
+            check_unit(self._path, f"what columns say of {done:,} rows", nbytes, self._stored)
+        return pa.concat_tables(tables)
+
+    def _batch_of(self, row: int, names: tuple[str, ...]) -> Any:
+        """The batch that holds a row, which begins with row `_first`."""
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        if self._scanned != (group, names) or row < self._first:
+            self._scan = self._file.iter_batches(BATCH_ROWS, [group], [*names])
+            self._scanned = group, names
+            self._first, self._batch = int(self._starts[group]), next(self._scan)
+        while row >= self._first + len(self._batch):
+            self._first, self._batch = self._first + len(self._batch), next(self._scan)
+        return self._batch
+
+
+def _starts(meta: Any) -> np.ndarray:
+    """(row groups + 1,) the first row of each row group, and the number of rows."""
+    rows = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
+    return np.cumsum([0, *rows])
+
+
+def _flat_columns(schema: Any) -> Any:
+    """The columns that can travel to the output: not nested, not binary, and with a name of their
+    own."""
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    found = []
+    for field in schema:
+        kind = field.type.value_type if types.is_dictionary(field.type) else field.type
+        texts = types.is_string(kind) or types.is_large_string(kind)
+        flat = types.is_primitive(kind) or texts or types.is_decimal(kind) or types.is_null(kind)
+        if flat and len(schema.get_all_field_indices(field.name)) == 1:
+            found.append(pa.field(field.name, kind))
+    return pa.schema(found)
 
 
 def _check_sizes(file: Any, column: str, path: Path) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -75,6 +75,28 @@ class ReadMeter:
 
     reading_ns: int = 0
     decoding_ns: int = 0
+
+
+class RowColumns(ABC):
+    """What a source says of its rows besides the pictures, such as a caption, as Arrow holds it.
+
+    Attributes:
+        schema: pyarrow.Schema of the columns, which have different names and are not nested.
+    """
+
+    schema: Any
+
+    @abstractmethod
+    def take(self, rows: np.ndarray, names: Sequence[str]) -> Any:
+        """Some columns of some rows, as a pyarrow.Table.
+
+        Args:
+            rows: (n,) int64, ascending. It is quick to ask for later rows next.
+            names: of columns of `schema`.
+
+        Raises:
+            DataFault, EnvironmentFault: the columns cannot be read.
+        """
 
 
 class Source(ABC):
@@ -152,6 +174,15 @@ class Source(ABC):
 
         Raises:
             DataFault, EnvironmentFault: the ids cannot be read.
+        """
+        return None
+
+    @classmethod
+    def columns(cls, info: ShardInfo) -> RowColumns | None:
+        """The further columns of the rows, which travel to the output; None if there are none.
+
+        Raises:
+            DataFault, EnvironmentFault: the source cannot be read.
         """
         return None
 

@@ -200,6 +200,7 @@ def save_csv(
         EnvironmentFault: it cannot be written.
     """
     if not raw:
+        columns = [*map(cell, columns)]
         rows = ([cell(one) if type(one) is str else one for one in row] for row in rows)
     with writing(path):
         write_atomic(path, _csv(itertools.chain((columns,), rows), line_end))

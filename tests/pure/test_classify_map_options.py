@@ -21,6 +21,7 @@ MAP = ("map", "own.py:Map", "--input", "photos", "--out", "o", "--device", "cpu"
 
 # option -> its words, and the settings of the run that differ by them
 OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
+    "id": (("--id", "url"), {}),
     "top_k": (("--top-k", "3"), {"top_k": 3}),
     "class_names_file": (("--class-names-file", "n.txt"), {"class_names_file": "n.txt"}),
     "image_px": (("--image-px", "96"), {"image_px": 96}),
@@ -56,6 +57,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[launch.Laun
     monkeypatch.setattr(launch, "launch_ranks", launch_ranks)
     monkeypatch.setattr(classify, "processes_here", lambda: 2)
     monkeypatch.setattr("collage_mpi.job.networks.gpus_here", lambda: 0)
+    monkeypatch.setattr(classify, "_check_id", lambda *_: None)
     Path("photos").mkdir()
     Path("photos/a.png").touch()
     Path("n.txt").write_text("a\nb\nc\n")
