@@ -37,6 +37,11 @@ TABLE: dict[str, tuple[str, str]] = {
     "--burn-ranks": ("kept cores busy beside a rank", "start `stress-ng --cpu N` beside the rank"),
     "--hedge-budget": ("share of second copies", "leave it out; --hedge-ms limits the copies"),
     "torchrun": ("training in several processes", "start one process: collage-mpi train ..."),
+    "weights import": (
+        "weights file of another library's network",
+        "use timm:NAME,weights=FILE where a network is named",
+    ),
+    "--layers": ("trained only the last layer", "leave it out; --init W trains all layers from W"),
     "bench": ("costs of rank 0 in a run, as a file", "use collage-mpi simulate --costs RUN"),
 }
 

@@ -121,16 +121,11 @@ def execute(args: TrainArguments) -> int:
 def _train(args: TrainArguments) -> int:
     from collage_mpi.models.predictor import usable_device
     from collage_mpi.training.finish import store
-    from collage_mpi.training.last_layer import train_last_layer
     from collage_mpi.training.loop import Trainer
     from collage_mpi.training.sources import load
 
     data, facts, settings = load(args, lambda shape: settings_of(args, shape))
     usable_device(args.device)
-    if settings.layers == "last":
-        trained = train_last_layer(data, settings, args)
-        _tell(args, store(args.out, trained, settings, data, facts))
-        return 0
     trainer = Trainer(data, settings, args)
     if trainer.taken is not None and not args.resume:
         print(f"{trainer.taken[0]} of {trainer.taken[1]} tensors were taken from {args.init}")
@@ -142,14 +137,10 @@ def _train(args: TrainArguments) -> int:
         flush=True,
     )
     info = store(args.out, trainer.run(), settings, data, facts)
-    _tell(args, info)
+    print(f"{args.out}: {_worth(info.metadata)}, sha256 {info.fingerprint[:12]}")
     if args.kind == COLLAGE or (args.kind == SINGLE and args.teacher is not None):
         print(_saving(args, info, data))
     return 0
-
-
-def _tell(args: TrainArguments, info: NetworkInfo) -> None:
-    print(f"{args.out}: {_worth(info.metadata)}, sha256 {info.fingerprint[:12]}")
 
 
 def _saving(args: TrainArguments, info: NetworkInfo, data: TrainData) -> str:

@@ -1,4 +1,4 @@
-"""`collage-mpi weights`: imports weights of other libraries, and finds an accept threshold."""
+"""`collage-mpi weights`: finds the score from which a network's answers count."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.commands.evaluate import EvaluateArguments
-from collage_mpi.commands.parser import ClassNamesArguments, Command, Commands
-from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.commands.parser import Command, Commands
+from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
 from collage_mpi.models import describe, load_predictor
-from collage_mpi.models.architecture import Backbone
 from collage_mpi.models.info import Loading, NetworkInfo, check_fit
-from collage_mpi.models.named import IMAGENET
 from collage_mpi.models.tuning import PLAIN, PRECISIONS
 from collage_mpi.settings.flags import Arguments
 from collage_mpi.system.fields import REQUIRED, same, setting
@@ -22,40 +20,6 @@ from collage_mpi.system.progress import advancing
 
 if TYPE_CHECKING:
     from collage_mpi.training.threshold import TwoStages
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportArguments(ClassNamesArguments):
-    """The arguments of `weights import`."""
-
-    file: Path = setting(
-        REQUIRED,
-        "file with a state dict; nothing in it is executed",
-        metavar="FILE",
-        positional=True,
-    )
-    backbone: str = setting(
-        REQUIRED, "such as torchvision:resnet34 or efficientnet-lite:lite0", metavar="LIBRARY:NAME"
-    )
-    out: Path = setting(
-        REQUIRED,
-        "weights file to write",
-        metavar="FILE.safetensors",
-        endings=(".safetensors",),
-    )
-    size: int = setting(224, "height and width of the images that the network takes", metavar="PX")
-    mean: str | None = setting(
-        None,
-        "mean of the pixels / 255 that the network was trained on",
-        unset="ImageNet's",
-        metavar="R,G,B",
-    )
-    std: str | None = setting(
-        None,
-        "standard deviation of the pixels / 255 that the network was trained on",
-        unset="ImageNet's",
-        metavar="R,G,B",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,50 +135,9 @@ def _ask_both(
     return TwoStages(answers[0], answers[1], labels, images_a_call(infos[1])), networks
 
 
-def import_file(args: ImportArguments) -> int:
-    """Convert the weights of another library, and print what was written. Returns 0."""
-    from collage_mpi.models.foreign_weights import import_weights
-
-    if args.out.exists():
-        raise UsageError(f"{args.out} exists. Choose another --out, or remove the file")
-    if not args.out.parent.is_dir():
-        raise EnvironmentFault(f"{args.out.parent} is not a directory. Create it, or change --out")
-    info = import_weights(
-        args.file,
-        Backbone(args.backbone),
-        args.out,
-        size_px=args.size,
-        class_names=args.names(),
-        normalisation={
-            "mean": _numbers("--mean", args.mean, IMAGENET[0]),
-            "std": _numbers("--std", args.std, IMAGENET[1]),
-        },
-    )
-    print(
-        f"{args.out}: {args.backbone}, {len(info.class_names)} classes, {args.size} x {args.size} "
-        f"x 3, sha256 {info.fingerprint[:12]}"
-    )
-    return 0
-
-
-def _numbers(flag: str, text: str | None, default: tuple[float, ...]) -> list[float]:
-    try:
-        values = list(default) if text is None else [float(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) != 3:
-        raise UsageError(f"{flag} is {text!r}; it needs three numbers, such as 0.485,0.456,0.406")
-    return values
-
-
 COMMAND = Commands(
     "TASK",
     {
-        "import": Command(
-            import_file,
-            ImportArguments,
-            "import a single network of another library from its .pth, .pt or .safetensors file",
-        ),
         "threshold": Command(
             threshold,
             ThresholdArguments,

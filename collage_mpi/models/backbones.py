@@ -6,7 +6,6 @@ without squeeze-and-excitation); and the trunk of YOLOv3-tiny (Redmon and Farhad
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -217,7 +216,6 @@ STAGES = (
 )
 STEM, FEATURES = 32, 1280
 EPSILON = 1e-3  # of its norms, as in TensorFlow
-_CONVS = {"_expand_conv": "expand", "_depthwise_conv": "depthwise", "_project_conv": "project"}
 
 
 class SameConvNorm(ConvNorm):
@@ -301,26 +299,6 @@ class Lite0(nn.Module):
         maps = self.head(self.blocks(self.stem(x)))
         found: Tensor = self.classifier(maps.mean(dim=(2, 3)))
         return found
-
-
-def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of the package efficientnet-lite-pytorch with the names of `Lite0`. Unknown
-    names are unchanged."""
-    return {_ours(name): tensor for name, tensor in state.items()}
-
-
-def _ours(name: str) -> str:
-    name = name.replace("_conv_stem.", "stem.0.conv.").replace("_conv_head.", "head.0.conv.")
-    name = re.sub(r"^_bn([01])\.", lambda m: f"{('stem', 'head')[int(m[1])]}.0.norm.", name)
-    name = name.replace("_fc.", "classifier.")
-    match = re.fullmatch(r"_blocks\.(\d+)\.(_\w+)\.(\w+)", name)
-    if match is None:
-        return name
-    number, part, kind = match.groups()
-    if part in _CONVS:
-        return f"blocks.{number}.{_CONVS[part]}.conv.{kind}"
-    norms = dict(zip(("_bn0", "_bn1", "_bn2"), _CONVS.values(), strict=True))
-    return f"blocks.{number}.{norms.get(part, part)}.norm.{kind}"
 
 
 # YOLOv3-tiny, for each layer: channels, kernel, whether max pooling follows; 416 px become 13 x 13

@@ -136,9 +136,8 @@ def _check_scripted(path: Path) -> None:
         f"{path} is no TorchScript: "
         + ("torch.save pickled it" if pickled else "it is no archive of torch, or damaged")
         + ". It is not loaded. If it holds the tensors of a state dict, name the network that they "
-        f"belong to: timm:NAME,weights={path}, or convert it with `collage-mpi weights import`. If "
-        "it holds a whole network, loading it would run code of its maker: save the network with "
-        "torch.onnx.export where it was made"
+        f"belong to: timm:NAME,weights={path}. If it holds a whole network, loading it would run "
+        "code of its maker: save the network with torch.onnx.export where it was made"
     )
 
 

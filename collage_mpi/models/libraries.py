@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.models.backbones import fold_norms
-from collage_mpi.models.foreign_weights import read_state
 from collage_mpi.models.gate import require_trust, sha256_of_network
 from collage_mpi.models.hub import fetch_advice
 from collage_mpi.models.info import TOLERANCE, Declared, Loading
 from collage_mpi.models.named import NORMS, PREFIXES, Named, NotInCache
 from collage_mpi.models.predictor import WithEmbedding
+from collage_mpi.models.state_dicts import read_state
 from collage_mpi.models.weights import sha256_of_file
 from collage_mpi.shards.pictures import FILTERS
 from collage_mpi.shards.schema import told_apart

@@ -130,10 +130,7 @@ def advice_for(spec: str) -> str:
     if ending == ".py":
         return f"name the function in the file too, such as {spec}:network ({HOW})"
     if prefix == "torchvision":
-        return (
-            f"give timm:{spec.partition(':')[2]}, or make a weights file of its state dict: "
-            f"collage-mpi weights import FILE --backbone {spec} --out FILE.safetensors"
-        )
+        return f"give timm:{spec.partition(':')[2]}, or save the network as ONNX and give FILE.onnx"
     if path.is_dir():
         return (
             f"give hf:{spec} for a folder that transformers wrote, timm:local-dir:{spec} for one "

@@ -87,8 +87,7 @@ def parse_metadata(
     if not isinstance(text, str):
         raise DataFault(
             f"weights {name} are safetensors of another program (no {METADATA_KEY!r} record in "
-            f"the header). Name the network that they belong to: timm:NAME,weights={name}; or "
-            f"convert them: collage-mpi weights import {name} --backbone ... --out OUT.safetensors"
+            f"the header). Name the network that they belong to: timm:NAME,weights={name}"
         )
     try:
         record = json.loads(text)

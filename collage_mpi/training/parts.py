@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.models.backbones import COUNTER
-from collage_mpi.models.foreign_weights import load_tensors
+from collage_mpi.models.state_dicts import load_tensors
 from collage_mpi.models.tuning import processor_facts
 from collage_mpi.system.files import save_file
 from collage_mpi.training.settings import TrainSettings

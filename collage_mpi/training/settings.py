@@ -55,8 +55,7 @@ class TrainSettings(Settings):
     )
     batch: int = _training(
         128,
-        "number of inputs in each step, in all processes together. An input is an image or a "
-        "collage",
+        "number of inputs in each step. An input is an image or a collage",
         at_least=1,
         by_kind={COLLAGE: 16},
     )
@@ -115,13 +114,6 @@ class TrainSettings(Settings):
         "which weights to keep. best: those of the epoch with the best validation. last: those of "
         "the last epoch",
         choices=("best", "last"),
-    )
-    layers: str = _training(
-        "all",
-        "which layers to train. last: only the last layer, on features that are computed once and "
-        "stored in OUT.features.npz",
-        choices=("all", "last"),
-        kinds=(SINGLE,),
     )
     teacher: str | None = None
     distill_weight: float = _distillation(

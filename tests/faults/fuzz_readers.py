@@ -462,7 +462,7 @@ def _training(folder: Path) -> list[Reader]:
     import torch
     from safetensors.numpy import save
 
-    from collage_mpi.models.foreign_weights import read_state
+    from collage_mpi.models.state_dicts import read_state
     from collage_mpi.training.parts import load_checkpoint, save_checkpoint
     from collage_mpi.training.sources import read_views
 

@@ -39,7 +39,7 @@ SABOTEUR = ROOT / "tests" / "mpi" / "programs" / "saboteur.py"
 SOURCES = sorted([*ROOT.glob("collage_mpi/**/*.py"), *ROOT.glob("analysis/**/*.py"),
                   *ROOT.glob("data_prep/**/*.py")])  # fmt: skip
 # May be imported for the names of its exceptions, and nothing of it may be called.
-EXCEPTIONS_ONLY = {"collage_mpi/models/foreign_weights.py": {"pickle.UnpicklingError"}}
+EXCEPTIONS_ONLY = {"collage_mpi/models/state_dicts.py": {"pickle.UnpicklingError"}}
 EXECUTES_TORCH = ("collage_mpi/doctor/probe.py",)  # its version.py, as importing it would
 UNPICKLERS = ("pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib")
 SHELLS = ("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput",

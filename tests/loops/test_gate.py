@@ -311,7 +311,7 @@ def test_a_sound_program_of_this_digest_loads(save, tmp_path) -> None:
         ("resnet50", "give timm:resnet50 for a network of timm"),
         ("google/vit-base", "give hf:google/vit-base for"),
         ("rnd.py", "name the function in the file too, such as rnd.py:network"),
-        ("torchvision:resnet18", "give timm:resnet18, or .*--backbone torchvision:resnet18"),
+        ("torchvision:resnet18", "give timm:resnet18, or save the network as ONNX"),
         (".", r"give hf:\. for a folder that transformers wrote"),
         ("net.ckpt", "timm:NAME,weights=net.ckpt"),
         ("net.keras", "save the network as ONNX"),
