@@ -9,8 +9,11 @@ _DECODED = "decoded missing answers from those of other images"
 _COLLAGE = "use --scheme collage, or --scheme replicate"
 
 # The words as they are typed, `COMMAND --option VALUE` at the most -> what it was, what to use.
-# An option has one row for all commands that had it; a setting has the row of its option.
+# An option has one row for all commands that had it; a setting has the row of its option; a
+# format of files has the row of its ending.
 TABLE: dict[str, tuple[str, str]] = {
+    ".yaml": ("settings and experiments as YAML", "write the file as .toml"),
+    ".yml": ("settings and experiments as YAML", "write the file as .toml"),
     "--scheme parity": (_DECODED, _COLLAGE),
     "--scheme approx": (_DECODED, _COLLAGE),
     "--scheme collage-hedge": ("collages and late second copies", "use --scheme collage"),

@@ -30,7 +30,7 @@ class ExperimentArguments(MpiArguments):
     """The arguments of experiment."""
 
     file: Path = setting(
-        REQUIRED, "experiment file: .toml, .yaml or .json", metavar="FILE", positional=True
+        REQUIRED, "experiment file: .toml or .json", metavar="FILE", positional=True
     )
     out: Path | None = setting(None, "folder for the runs and for table.csv", metavar="DIR")
     list: bool = switch("print the index, name and number of ranks of each point", either=TASK)

@@ -147,7 +147,7 @@ class Experiment:
 
 
 def read_experiment(path: Path, sets: Sequence[str] = ()) -> Experiment:
-    """Read and expand a .toml, .yaml or .json file.
+    """Read and expand a .toml or .json file.
 
     Args:
         path: the file.

@@ -120,7 +120,7 @@ def add_settings_file(parser: argparse.ArgumentParser) -> None:
         "--" + SETTINGS,
         metavar="FILE",
         default=argparse.SUPPRESS,
-        help="file with settings: .toml, .yaml or .json",
+        help="file with settings: .toml or .json",
     )
 
 

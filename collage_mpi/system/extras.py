@@ -23,7 +23,6 @@ PACKAGES = {
     "hf": "transformers>=4.50",
     "onnx": "onnxruntime>=1.18",
     "fast": "openvino>=2025.0",
-    "yaml": "pyyaml>=6.0",
 }
 
 

@@ -281,10 +281,7 @@ _hints: Callable[[Any], dict[str, Any]] = cache(typing.get_type_hints)
 
 
 def _switch(spec: Field[Any], value: Any) -> Any:
-    """Undo what YAML does: it reads unquoted on and off as booleans. Also None for `auto`.
-
-    Each applies only if the field has this choice.
-    """
+    """Read True as on, False as off, and auto as None, each only if the field has this choice."""
     if value == AUTO and about(spec).auto:
         return None
     word = {True: "on", False: "off"}[value] if isinstance(value, bool) else value

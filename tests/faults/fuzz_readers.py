@@ -194,7 +194,6 @@ directives = ["--qos=long"]
 
 def _settings(folder: Path) -> list[Reader]:
     import tomllib
-    import yaml
 
     def run_settings(path: Path) -> None:
         settings = RunSettings.from_mapping(read_settings_file(path), str(path))
@@ -222,11 +221,6 @@ def _settings(folder: Path) -> list[Reader]:
         readers.append(
             Reader(f"{name}, values", [as_json], _from_file(plain, read), USER, json_change)
         )
-        as_yaml = yaml.safe_dump(tomllib.loads(text)).encode()
-        with_alias = as_yaml.replace(b"- a.h5", b"- &a a.h5\n- *a")
-        plain = folder / f"{stem}.yaml"
-        texts = [as_yaml, with_alias]
-        readers.append(Reader(f"{name} .yaml", texts, _from_file(plain, read), USER))
     document = tomllib.loads(EXPERIMENT)
     assert expand(document).points
 

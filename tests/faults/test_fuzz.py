@@ -47,7 +47,7 @@ NAMES = (
     *(f"part of {table}, rows{used}" for table in ("images", "tasks")
       for used in ("", ", as used")),
     *(f"{of}{how}" for of in ("settings", "experiment", "slurm settings")
-      for how in (" .toml", " .json", " .yaml", ", values")),
+      for how in (" .toml", " .json", ", values")),
     *("experiment --set", "trace .npy", "trace .npy, header", "labels .npy", "labels .npy, header"),
     *("labels .h5", "idx", "idx.gz", "points.csv", "names of classes", "checksum beside a shard"),
     *("weights, bytes", "weights, header", "weights, record"),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from paper import paper
 
 from collage_mpi.cli import main
-from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
+from collage_mpi.errors import CollageError, UsageError
 from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.flags import add_setting_flags, flags_of, given_run
 from collage_mpi.settings.run_settings import RunSettings
@@ -236,38 +236,6 @@ def test_labels_name_what_is_not_usual(values, label):
     assert paper(**values).labels()["scheme"] == label
 
 
-def test_settings_may_be_yaml(tmp_path):
-    pytest.importorskip("yaml")
-    file = tmp_path / "job.yaml"
-    file.write_text("side: 4\nslow_ranks: ['3:5']\nstraggler: pinned\n")
-    found = parse("--settings", str(file), "--side", "5")
-    assert (found.side, found.slowed()) == (5, {3: 5.0})
-    for text in ("side: [", "- 1", "3: 4"):
-        file.write_text(text)
-        with pytest.raises(UsageError, match=r"job\.yaml"):
-            read_settings_file(file)
-
-
-def test_on_and_off_need_no_quotes_in_yaml(tmp_path):
-    pytest.importorskip("yaml")
-    file = tmp_path / "job.yaml"
-    file.write_text("endgame: on\nchannels_last: off\n")
-    found = parse("--settings", str(file))
-    assert (found.endgame, found.channels_last) == ("on", "off")
-    for text in ("scheme: on", "runtime: on", "straggler: off", "out: off", "depth: on"):
-        file.write_text(text)
-        with pytest.raises(UsageError, match=r"is (True|False); it needs (str|int|one of)"):
-            parse("--settings", str(file))
-
-
-def test_yaml_without_its_package_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "yaml", None)
-    (tmp_path / "job.yml").write_text("side: 4\n")
-    says = r"job\.yml needs yaml, .*: pip install 'pyyaml>=6.0', or write .* \.toml"
-    with pytest.raises(EnvironmentFault, match=says):
-        read_settings_file(tmp_path / "job.yml")
-
-
 def test_a_flag_that_is_near_a_known_one_is_told(capsys):
     assert main_code(["run", "--sied", "3"]) == 2
     err = capsys.readouterr().err.splitlines()
@@ -400,26 +368,6 @@ def test_a_name_that_is_not_shipped_lists_those_that_are(
         code = int(str(left.code))
     assert code == 2
     assert "shipped:none: the package ships fashion_collage_side3" in capsys.readouterr().err
-
-
-def test_aliases_of_yaml_cannot_fill_the_memory(tmp_path: Path) -> None:
-    pytest.importorskip("yaml")
-    bomb, good, own = (tmp_path / f"{name}.yaml" for name in ("bomb", "good", "own"))
-    lines = ['- &a0 ["lol", "lol", "lol"]']
-    lines += [f"- &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 40)]
-    bomb.write_text("side:\n" + "\n".join(lines))
-    with pytest.raises(UsageError, match=r"its aliases .* stand for more than 4,000,000"):
-        read_settings_file(bomb)
-    good.write_text("base: &b {side: 3, depth: 2}\nother: {<<: *b, side: 4}\nlist: [*b, *b]\n")
-    found = read_settings_file(good)
-    assert found["other"] == {"side": 4, "depth": 2}
-    assert found["list"] == [{"side": 3, "depth": 2}] * 2
-    own.write_text("side: &a [*a]")
-    with pytest.raises(UsageError, match="lies inside the value that it names"):
-        read_settings_file(own)
-    (tmp_path / "empty.yaml").write_text("# nothing")
-    with pytest.raises(UsageError, match="does not hold a table"):
-        read_settings_file(tmp_path / "empty.yaml")
 
 
 def test_a_long_value_is_told_in_short() -> None:
