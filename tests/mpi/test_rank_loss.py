@@ -110,6 +110,30 @@ def test_any_kind_of_death_is_survived(job, forked):
     assert ended.said.count("RuntimeError: boom") == 1  # the worker's own message
 
 
+RAISES_ON = """
+import numpy as np
+from collage_mpi.system.environment import launcher_rank
+
+class TopLeft:
+    def predict(self, batch):
+        return np.eye(251)[np.minimum(batch[:, 0, 0, 0], 250)][:, None]
+
+def network(kind, shape, side, cell_px, classes, device):
+    if launcher_rank() == 2:
+        raise OSError("this host has no such weights")
+    return TopLeft()
+"""
+
+
+def test_a_rank_whose_own_network_raises_while_it_loads_is_lost_alone(job, tmp_path):
+    (tmp_path / "mine.py").write_text(RAISES_ON)
+    ended = job("", "--scheme", "none", "--single", f"{tmp_path}/mine.py:network")
+    found = ended.check()
+    assert "OSError: this host has no such weights" in ended.said
+    assert ended.layers().keys() == {2}
+    assert {1, 3} <= {*found.images["rank"].tolist()}
+
+
 def test_without_its_collage_rank_the_job_goes_on_as_none(job):
     # An end game would answer some of the last images a second time, whatever the scheme.
     ended = job("4:receive:kill:3", "--endgame", "off")
