@@ -404,8 +404,14 @@ class ShardSet:
         """Like `_shard`, but a fault marks the shard as lost and is raised as ShardFault."""
         if number in self.lost:
             raise ShardFault(number, self.lost[number])
-        try:
+        with self._losing(number):
             return self._shard(number)
+
+    @contextmanager
+    def _losing(self, number: int) -> Iterator[None]:
+        """A fault marks the shard as lost and is raised as ShardFault."""
+        try:
+            yield
         except (DataFault, EnvironmentFault) as error:
             self.lost[number] = str(error)
             raise ShardFault(number, str(error)) from error
@@ -428,7 +434,8 @@ class ShardSet:
         """Calls `read` for ascending `rows` of a shard, and returns the open shard.
 
         If this fails and the file can be opened again unchanged, each row is read alone, and rows
-        that cannot be read are noted in `row_faults`. Otherwise the shard is lost.
+        that cannot be read are noted in `row_faults`. Otherwise the shard is lost. It is also lost
+        if its file is checked after each read, and has changed or is gone.
         """
         source = self._opened(number)
         for row in rows.tolist() if source.row_faults else ():
@@ -444,6 +451,9 @@ class ShardSet:
                 except EnvironmentFault as error:
                     why = cause_of(error.__cause__ or error)
                     source.row_faults[row] = f"cannot be read: {why}"
+        if source.checks == "file":
+            with self._losing(number):
+                self._check_same(number)
         for row, why in source.row_faults.items():
             self._row_faults[int(self._starts[number]) + row] = why
         return source

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -109,6 +109,9 @@ class Source(ABC):
         name: of the kind of source; it is the `storage` of descriptions.
         suffixes: endings of the files that `takes` accepts.
         remote: whether the source can be a URL.
+        checks: what shows that a read has got the bytes that were described. "rows": each row has
+            a checksum. "file": the reader looks at the file after each read. "": nothing, so a
+            change is looked for at the end of the job.
         path, info: path and description of the source.
         labels: (n,) int64, or None.
         row_faults: row -> why it cannot be used, for rows read so far.
@@ -119,6 +122,7 @@ class Source(ABC):
     name: ClassVar[str] = ""
     suffixes: ClassVar[tuple[str, ...]] = ()
     remote: ClassVar[bool] = False
+    checks: ClassVar[Literal["rows", "file", ""]] = ""
     decoders: int = 1
 
     def __init__(self, info: ShardInfo) -> None:

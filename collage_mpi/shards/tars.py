@@ -225,7 +225,7 @@ def _resolve(
 class TarSource(MemberSource):
     """One tar file."""
 
-    name, remote = "tar", True
+    name, remote, checks = "tar", True, "file"  # each read opens the file by its name
     suffixes = (".tar",)
 
     @classmethod

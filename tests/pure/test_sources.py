@@ -12,16 +12,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import CLASSES, COUNT, FIT, KINDS, make_source, picture, write_folder, write_parquet
+from pictures import (
+    CLASSES,
+    COUNT,
+    FIT,
+    KINDS,
+    make_source,
+    picture,
+    write_folder,
+    write_parquet,
+    write_tar,
+)
 
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.row_reader import RowReader, described
 from collage_mpi.shards import ShardSet, bounds
+from collage_mpi.shards import source as shards_source
 from collage_mpi.shards.inputs import expand_paths, ids_of, source_class
-from collage_mpi.shards.members import MemberIndex
+from collage_mpi.shards.members import Member, MemberIndex
 from collage_mpi.shards.pictures import PictureFit, picture_pixels
 from collage_mpi.shards.resumed import as_before, member_changes
+from collage_mpi.shards.schema import ShardFault
 from collage_mpi.shards.source import ReadAs
 
 AS = ReadAs(FIT)
@@ -325,6 +337,44 @@ def test_a_file_that_is_cut_off_is_a_bad_source_and_the_others_are_read(
     with ShardSet.open(paths, skip_bad=True, read_as=AS) as found:
         assert len(found) == COUNT
         assert [bad.path for bad in found.bad] == [cut]
+
+
+def replaced(path: Path, new: bytes) -> None:
+    path.with_name("new").write_bytes(new)
+    os.replace(path.with_name("new"), path)
+
+
+def gone(path: Path, new: bytes) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("happens", [replaced, Path.write_bytes, gone])
+@pytest.mark.parametrize("batch", [[2], [2, 3]])
+def test_no_image_is_read_from_a_tar_that_has_changed_under_an_open_reader(
+    happens, batch, tmp_path, files, monkeypatch
+) -> None:
+    """The file changes before row 2 is read, or between rows 2 and 3 of one batch."""
+    path = source("tar", tmp_path, files)
+    other = write_tar(tmp_path / "other.tar", files[::-1], [0] * COUNT).read_bytes()
+    old = path.read_bytes()
+    read_member, read_before = shards_source.read_member, []
+
+    def at_the_last_row(member: Member) -> bytes:
+        read_before.append(member)
+        if len(read_before) == 1 + len(batch):
+            happens(path, other)
+        return read_member(member)
+
+    with read(path) as found:
+        monkeypatch.setattr(shards_source, "read_member", at_the_last_row)
+        assert found.read_checked([1])[2].all()
+        with pytest.raises(ShardFault, match=r"has changed since|can no longer be read"):
+            found.read_checked(batch)
+        assert list(found.lost) == [0]
+    path.write_bytes(old)
+    with read(path) as found:
+        replaced(path, old)  # another file of the same bytes is the same source
+        assert found.read_checked(batch)[2].all()
 
 
 def test_a_row_group_that_is_damaged_is_an_error_of_its_rows(tmp_path, files) -> None:
