@@ -48,7 +48,7 @@ from collage_mpi.kinds import KIND
 from collage_mpi.results import RunWriter
 from collage_mpi.results.claim import Patience
 from collage_mpi.results.file_names import INDEX_FOLDER
-from collage_mpi.results.manifest import KEPT_KEYS, held, plain, read_manifest
+from collage_mpi.results.manifest import COMPLETE, KEPT_KEYS, held, plain, read_manifest
 from collage_mpi.results.parts import sessions_of
 from collage_mpi.results.pending import entry_path, status_folder
 from collage_mpi.results.reader import label_of, open_run
@@ -156,7 +156,8 @@ class LeadRun:
         status = ev.INCOMPLETE
         try:
             finish, final = self._classify()
-            status, faults = self._judge_input(finish.status)
+            left_out = self.plan.shards.bad or self.lead.unread
+            status = ev.INCOMPLETE if left_out else finish.status
         except CollageError as error:
             mistaken = error.exit_code is not ExitCode.INCOMPLETE  # an incomplete run is resumed
             if mistaken and not self.known and not writer.written:
@@ -167,6 +168,8 @@ class LeadRun:
             lost = [each for group in groups if group for each in group.detector.describe()]
             lacking = writer.close(status, summary=True, **final, lost=lost, job=self.job)
         status, reason = writer.manifest["status"], lacking or finish.reason
+        stopped = finish.status == ev.INCOMPLETE  # then only that is told
+        faults = () if stopped else self._input_faults(status)
         return SessionOutcome(status, reason, self.out, faults, writer.summary)
 
     def _claim(self) -> str | None:
@@ -256,13 +259,12 @@ class LeadRun:
             note = lambda entries: self.writer.note(thresholds=entries)  # noqa: E731
             judge.begin(self.lead.set_threshold, note)
 
-    def _judge_input(self, status: str) -> tuple[str, tuple[str, ...]]:
-        """The session's status, and faults of the input that any team met."""
+    def _input_faults(self, status: str) -> tuple[str, ...]:
+        """Faults of the input that any team met, for the run's status."""
         lead = self.lead
         read_by_others = not lead.alone and not lead.unread
-        status, faults = judge_input(self.plan.shards, status, read_by_others=read_by_others)
-        faults = tuple(dict.fromkeys([*faults, *lead.lost_shards, *lead.changed_shards]))
-        return ev.INCOMPLETE if lead.unread else status, faults
+        faults = input_faults(self.plan.shards, status, read_by_others=read_by_others)
+        return tuple(dict.fromkeys([*faults, *lead.lost_shards, *lead.changed_shards]))
 
     def _world_of(self, team: int) -> list[dict[str, Any]]:
         return planned_world(self.plan, team)
@@ -318,28 +320,25 @@ def warn_of_bad_shards(shards: ShardSet) -> None:
         )
 
 
-def judge_input(
-    shards: ShardSet, status: str, *, read_by_others: bool = False
-) -> tuple[str, tuple[str, ...]]:
-    """The session's status and its input faults, when no more images can be classified.
+def input_faults(shards: ShardSet, status: str, *, read_by_others: bool = False) -> tuple[str, ...]:
+    """The faults of the input, when no more images can be classified.
 
-    A run that could not read all shards is incomplete. If the run was stopped, only that is told.
+    A complete run has a row for every image. What happened to a shard after its rows were read
+    does not matter then, unless some of its rows may be of other bytes.
 
     Args:
         shards: the input.
-        status: of the scheduler's Finish.
+        status: of the run.
         read_by_others: other teams have read all that this process could not read.
     """
-    if status == ev.INCOMPLETE:
-        return status, ()
-    unread = _unread(shards, read_by_others)
-    return ev.INCOMPLETE if unread else status, (*unread, *changes(shards))
+    unread = () if status in COMPLETE else _unread(shards, read_by_others)
+    return (*unread, *changes(shards))
 
 
 def changes(shards: ShardSet) -> list[str]:
-    """A line for each shard that has changed since the start."""
+    """A line for each shard that has changed, if some of its rows may be of the new bytes."""
     return [
-        f"{why}; its rows belong to the file as it was at the start"
+        f"{why}; which of its images were read before is not known"
         for why in shards.changed().values()
     ]
 

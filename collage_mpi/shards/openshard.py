@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from collage_mpi.shards.schema import (
     row_crc32,
     rows_crc32,
 )
-from collage_mpi.shards.source import PictureSource, ReadAs, Source, slices_of
+from collage_mpi.shards.source import Checks, PictureSource, ReadAs, Source, slices_of
 
 BAD_FILE = "checksum does not match its bytes and label"
 FILTER_CACHE_BYTES = 64 << 20  # chunk cache, only for files whose chunks are compressed or cut rows
@@ -37,12 +37,12 @@ class OpenShard(Source):
     """
 
     name = "images"
+    checks: ClassVar[Checks] = "rows"
     suffixes = (".h5",)
     own = ArrayLayout("images", "labels", "")  # of files of this package
 
     def __init__(self, info: ShardInfo) -> None:
         super().__init__(info)
-        self._cells_crc32: dict[int, np.ndarray] = {}
         self._layout = ArrayLayout.from_json(info.layout) if info.layout else self.own
         with still_reading(info.path):
             self._file: Any = opened(info.path)
@@ -54,6 +54,9 @@ class OpenShard(Source):
                 labels = self._file[self._layout.labels][...].reshape(-1)
                 self.labels = labels.astype(np.int64, copy=False)
             self.crc32: Any = None if info.layout else self._file["crc32"][...]
+            self._cells_crc32 = {  # size in pixels -> (n,) uint32
+                px: self._file[f"{cells_name(px)}_crc32"][...] for px in info.cell_sizes
+            }
             as_described = self._is_as_described()
         if not as_described or (self.crc32 is not None and len(self.crc32) != info.count):
             raise DataFault(f"{info.path}: has changed since it was checked. Start again.")
@@ -101,8 +104,6 @@ class OpenShard(Source):
             cells = self._file[cells_name(px)]
             for start, stop, first in slices_of(rows):
                 out[places[start:stop]] = cells[first : first + stop - start]
-            if px not in self._cells_crc32:
-                self._cells_crc32[px] = self._file[f"{cells_name(px)}_crc32"][...]
         found: np.ndarray = self._cells_crc32[px][rows]
         return found
 
@@ -144,7 +145,7 @@ def _wants_cache(images: Any) -> bool:
 class ForeignShard(OpenShard):
     """A file of another program, which has other dataset names and axes and no checksums."""
 
-    name = "foreign"
+    name, checks = "foreign", ""
 
 
 class EncodedShard(PictureSource, OpenShard):

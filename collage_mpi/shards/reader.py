@@ -285,17 +285,20 @@ class ShardSet:
         return DataFault(f"{self.infos[shard].path}: row {row}: {self.row_fault(index)}")
 
     def changed(self) -> dict[int, str]:
-        """Shard number -> message, for shards whose file has changed since it was read.
+        """Shard number -> message, for shards that have changed since they were described, if a
+        read does not notice this (`Source.checks`). A shard that is gone has not changed.
 
         Only a file with another size, time or inode is hashed again.
         """
         found = {}
-        for number in range(len(self.infos)):
-            if number not in self.lost:
+        for number, info in enumerate(self.infos):
+            if number not in self.lost and not source_class(info.storage).checks:
                 try:
                     self._check_same(number)
-                except CollageError as error:
+                except DataFault as error:
                     found[number] = str(error)
+                except EnvironmentFault:
+                    continue
         return found
 
     def read_all(self) -> tuple[np.ndarray, np.ndarray | None]:

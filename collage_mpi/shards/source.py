@@ -99,6 +99,9 @@ class RowColumns(ABC):
         """
 
 
+Checks = Literal["rows", "file", ""]
+
+
 class Source(ABC):
     """An open source. Its images have the rows 0 to count - 1.
 
@@ -122,7 +125,7 @@ class Source(ABC):
     name: ClassVar[str] = ""
     suffixes: ClassVar[tuple[str, ...]] = ()
     remote: ClassVar[bool] = False
-    checks: ClassVar[Literal["rows", "file", ""]] = ""
+    checks: ClassVar[Checks] = ""
     decoders: int = 1
 
     def __init__(self, info: ShardInfo) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import codes, run_many
 from pictures import KINDS, make_source, picture, write_folder
+from PIL import Image
 from test_run import QUICK, one_message
 
 from collage_mpi.errors import ExitCode
@@ -63,6 +64,24 @@ def test_the_rows_are_those_of_shards(mpi, run, tmp_path):
         assert answers(case[-1]) == expected
     names = image_names(read_results(tmp_path / "folder-workers"))
     assert set(names.id.tolist()) == {f"{file.parent.name}/{file.name}" for file in files}
+
+
+def test_a_tar_that_is_gone_after_its_last_image_was_read_leaves_a_complete_run(mpi, run, tmp_path):
+    files = write_folder(tmp_path / "photos", COUNT)
+    Image.new("RGB", (16, 16), "white").save(files[-1], "PNG")  # which is classified last
+    tar = make_source("tar", tmp_path / "tar", files)
+    text = NETWORK.replace(
+        "    def predict(self, batch):",
+        "    def predict(self, batch):\n"
+        "        if batch.min() == 255:\n"
+        f"            __import__('pathlib').Path({str(tar)!r}).unlink(missing_ok=True)",
+    )
+    (tmp_path / "nets.py").write_text(text)
+    words = [*run, "--input", tar, "--pixels", "workers", "--batch", "1", "--order", "file"]
+    [done] = run_many(mpi, 2, [[*words, "--out", "out"]], tmp_path)
+    assert not tar.exists()
+    assert codes(done) == [ExitCode.COMPLETE] * 2, done
+    assert len(answers(tmp_path / "out")) == COUNT
 
 
 def test_a_killed_run_of_a_folder_goes_on_if_the_folder_is_the_same(
