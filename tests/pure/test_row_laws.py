@@ -144,6 +144,7 @@ def test_another_export_is_told(tmp_path: Path) -> None:
         ("status", {"state": "ending"}, "status.json says ending"),
         ("status", {"session": 2}, "of session 2"),
         ("status", {"done": 1}, "1 done of 2"),
+        ("status", {"audited": 1}, "1 audited of 0"),
     ],
 )
 def test_a_wrong_summary_or_status_is_told(tmp_path: Path, file: str, change: dict, said: str):
@@ -156,7 +157,7 @@ def test_a_wrong_summary_or_status_is_told(tmp_path: Path, file: str, change: di
             "accuracy": {"overall": {"correct": 2}},
             "price": price,
         },
-        "status": {"state": "complete", "session": 1, "done": 2},
+        "status": {"state": "complete", "session": 1, "done": 2, "audited": 0, "differing": 0},
     }
     for name, values in right.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(values))
