@@ -7,7 +7,7 @@ from __future__ import annotations
 MANIFEST = "manifest.json"
 MARKER = "COMPLETE"  # written last, once every image has a row
 SUMMARY = "summary.json"
-STATUS, METRICS = "status.json", "status.prom"  # the state of a job, while it runs and after
+STATUS = "status.json"  # the state of a job, while it runs and after
 PARTS_FOLDER = "parts"  # rows
 PENDING_FOLDER = "pending"  # parts of teams that the lead has not published yet
 INDEX_FOLDER = "index"  # lists of the members of folders, tar files and other sources

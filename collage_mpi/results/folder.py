@@ -19,7 +19,6 @@ from collage_mpi.results.file_names import (
     INDEX_FOLDER,
     MANIFEST,
     MARKER,
-    METRICS,
     PARTS_FOLDER,
     PENDING_FOLDER,
     STATUS,
@@ -81,7 +80,7 @@ def remove_half_written(out: Path) -> Path:
             remove_leftovers(out / name, f"{parts.OURS}|{vectors.OURS}")
     if (out / INDEX_FOLDER).is_dir():
         remove_leftovers(out / INDEX_FOLDER, r"[0-9a-f]{64}\.npz")
-    remove_leftovers(out, "|".join(map(re.escape, (MANIFEST, MARKER, SUMMARY, STATUS, METRICS))))
+    remove_leftovers(out, "|".join(map(re.escape, (MANIFEST, MARKER, SUMMARY, STATUS))))
     return directory
 
 

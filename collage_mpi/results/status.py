@@ -1,5 +1,4 @@
-"""Writes the status of a running job to its folder, and reads it: status.json for people and
-programs, status.prom for Prometheus.
+"""Writes the status of a running job to its folder, and reads it.
 
 Rank 0's loop hands over a snapshot every few seconds, and a thread writes it, so that a slow disk
 does not delay the loop. A new snapshot replaces a waiting one. Files are renamed into place, under
@@ -12,7 +11,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -24,9 +23,8 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.results.claim import LOOK_S, STILL_S, Holder, read_claims
-from collage_mpi.results.file_names import MANIFEST, METRICS, STATUS
+from collage_mpi.results.file_names import MANIFEST, STATUS
 from collage_mpi.results.manifest import (
-    COMPLETE,
     STATUSES,
     Check,
     Json,
@@ -127,10 +125,9 @@ class StatusFiles:
             self._write({**self._last, "state": status})
 
     def remove(self) -> None:
-        """Remove the status files of a run that is discarded."""
+        """Remove the status of a run that is discarded."""
         self._end_thread()
-        for name in (STATUS, METRICS):
-            (self._out / name).unlink(missing_ok=True)
+        (self._out / STATUS).unlink(missing_ok=True)
 
     def _end_thread(self) -> None:
         with self._changed:
@@ -185,8 +182,6 @@ class StatusFiles:
         }
         text = json.dumps(status, separators=(",", ":"), default=plain).encode()
         write_atomic(self._out / STATUS, (text, b"\n"), check=self._check)
-        lines = "".join(metrics(status)).encode("utf-8", "replace")
-        write_atomic(self._out / METRICS, (lines,), check=self._check)
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -221,72 +216,6 @@ def add_service_times(ranks: list[Json], tasks: np.ndarray) -> None:
     for rank in ranks:
         rank["service_ms"] = medians_ms.get(rank["rank"])
         rank["answers"] = answers.get(rank["rank"], 0)
-
-
-# ---- Prometheus -------------------------------------------------------------
-
-
-# Name, help text, and key of the status. Names of counters end in "_total".
-_METRICS = (
-    ("running", "1 while a job writes to the run, 0 once it has ended.", "running"),
-    ("complete", "1 once every image has its row.", "complete"),
-    ("status_timestamp_seconds", "When this was written, Unix time.", "written_s"),
-    ("elapsed_seconds", "Since the session began.", "elapsed_s"),
-    ("images_expected", "Images of the session.", "total"),
-    ("images_total", "Images with an outcome in the session.", "done"),
-    ("image_errors_total", "Images that became error rows.", "errors"),
-    ("collage_answers_total", "Images that a collage answered.", "by_collage"),
-    ("audits_total", "Accepted answers that were audited.", "audited"),
-    (
-        "audits_differing_total",
-        "Of these, where the single network named another class.",
-        "differing",
-    ),
-)
-# Name, help text, key of a rank in the status, and the divisor that gives base units.
-_RANK_METRICS = (
-    ("rank_service_seconds", "Median service time of recent answers.", "service_ms", 1e3),
-    ("rank_tasks", "Tasks that the rank has or that wait for it.", "tasks", 1),
-    ("rank_busy_ratio", "Share of the time in which the rank's network computed.", "busy", 1),
-)
-
-
-def metrics(status: Json) -> Iterator[str]:
-    """The status in the text format of Prometheus (0.0.4), for node_exporter's textfile collector.
-
-    Values are in base units. There are no time stamps, because that collector refuses them.
-    """
-    run, ranks, state = {"run": status["out"]}, status["ranks"], status["state"]
-    known = {**status, "running": state not in STATUSES, "complete": state in COMPLETE}
-    for name, about, key in _METRICS:
-        if known.get(key) is not None:
-            yield from _metric(name, about, [(run, known[key])])
-    states = sorted({rank["state"] for rank in ranks} | {"ready", "lost"})
-    counts = [({**run, "state": s}, sum(rank["state"] == s for rank in ranks)) for s in states]
-    yield from _metric("ranks", "Worker ranks by state.", counts)
-    for name, about, key, scale in _RANK_METRICS:
-        values = [(_labels(run, r), r[key] / scale) for r in ranks if r.get(key) is not None]
-        if values:
-            yield from _metric(name, about, values)
-
-
-def _labels(run: Mapping[str, str], rank: Json) -> dict[str, str]:
-    kinds = "+".join(rank["kinds"])
-    return {**run, "rank": str(rank["rank"]), "host": rank["host"], "kind": kinds}
-
-
-def _metric(
-    name: str, about: str, values: Sequence[tuple[Mapping[str, str], Any]]
-) -> Iterator[str]:
-    name, kind = f"collage_mpi_{name}", "counter" if name.endswith("_total") else "gauge"
-    yield f"# HELP {name} {about}\n# TYPE {name} {kind}\n"
-    for labels, value in values:
-        inside = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-        yield f"{name}{{{inside}}} {float(value)!r}\n"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
 # ---- reading ----------------------------------------------------------------

@@ -23,7 +23,7 @@ from collage_mpi.figures.timeline import plot_timeline
 from collage_mpi.report.page import render_page
 from collage_mpi.results import Results, compare, read_results, render_comparison, summarise
 from collage_mpi.results.render import render_summary
-from collage_mpi.results.status import ALIVE, View, metrics
+from collage_mpi.results.status import ALIVE, View
 from collage_mpi.results.timeline import make_timeline
 from collage_mpi.system.table import to_text
 
@@ -193,27 +193,6 @@ STATUS: dict[str, Any] = {
         )
     ],
 }
-
-
-def test_the_status_for_prometheus(tmp_path: Path) -> None:
-    check("status.prom", "".join(metrics({**STATUS, "state": "running"})), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("state", "running", "complete"),
-    [
-        ("starting", 1, 0),
-        ("running", 1, 0),
-        ("ending", 1, 0),
-        ("incomplete", 0, 0),
-        ("complete", 0, 1),
-        ("complete_with_errors", 0, 1),
-    ],
-)
-def test_only_a_run_with_all_its_rows_is_complete(state: str, running: int, complete: int) -> None:
-    text = "".join(metrics({**STATUS, "state": state}))
-    assert f'collage_mpi_running{{run="/out"}} {float(running)}\n' in text
-    assert f'collage_mpi_complete{{run="/out"}} {float(complete)}\n' in text
 
 
 def test_top(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -20,7 +19,7 @@ from collage_mpi.commands.top import beside_peers, drawn, life_line
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.results import RunWriter, verify_run
 from collage_mpi.results.claim import LOOK_S, STILL_S, read_claims
-from collage_mpi.results.file_names import METRICS, STATUS
+from collage_mpi.results.file_names import STATUS
 from collage_mpi.results.reader import read_parts
 from collage_mpi.results.rows import OUTCOME_CODE, TASK_ROW
 from collage_mpi.results.status import (
@@ -33,7 +32,6 @@ from collage_mpi.results.status import (
     View,
     Watch,
     add_service_times,
-    metrics,
     read_status,
 )
 from collage_mpi.system.table import to_text
@@ -65,7 +63,7 @@ def written(out: Path, count: int) -> dict[str, Any]:
     """The status once the thread has written that many."""
     for _ in range(500):
         status = read_status(out)
-        if status["count"] >= count and (out / METRICS).exists():
+        if status["count"] >= count:
             return status
         threading.Event().wait(0.01)
     raise AssertionError(f"{count} statuses were not written")
@@ -154,7 +152,7 @@ def test_a_session_that_lost_its_claim_leaves_the_new_ones_status(tmp_path: Path
     StatusFiles(tmp_path, {**FACTS, "session": 2}, 5.0, lambda: None)
     StatusFiles(tmp_path, FACTS, 5.0, lost).end("incomplete")
     assert (read_status(tmp_path)["session"], read_status(tmp_path)["state"]) == (2, "starting")
-    assert {path.name for path in tmp_path.iterdir()} == {STATUS, METRICS}
+    assert {path.name for path in tmp_path.iterdir()} == {STATUS}
 
 
 def test_the_writer_of_a_run_says_how_it_ended(tmp_path: Path) -> None:
@@ -228,68 +226,6 @@ def test_service_times_are_of_answers_alone() -> None:
     ranks = [{"rank": number} for number in (1, 2, 3)]
     add_service_times(ranks, tasks)
     assert [(r["service_ms"], r["answers"]) for r in ranks] == [(2.0, 4), (8.0, 1), (None, 0)]
-
-
-# ---- Prometheus -------------------------------------------------------------
-
-_NAME, _LABEL = r"[a-zA-Z_:][a-zA-Z0-9_:]*", r'[a-zA-Z_]\w*="(?:[^"\\\n]|\\[\\"n])*"'
-_SAMPLE = re.compile(rf"({_NAME})\{{((?:{_LABEL})(?:,{_LABEL})*)\}} (-?[0-9.e+-]+)")
-
-
-def samples(text: str) -> dict[str, list[tuple[str, float]]]:
-    """Name -> its samples; the text format's rules hold (one HELP and TYPE before all samples)."""
-    found: dict[str, list[tuple[str, float]]] = {}
-    current = None
-    assert text.endswith("\n")
-    for line in text.splitlines():
-        if line.startswith("# HELP "):
-            current = line.split()[2]
-            assert current not in found
-            found[current] = []
-        elif line.startswith("# TYPE "):
-            assert line.split()[2:] in ([current, "gauge"], [current, "counter"])
-            assert not found[str(current)]
-            assert line.endswith(" counter") == str(current).endswith("_total")
-        else:
-            match = _SAMPLE.fullmatch(line)
-            assert match, line
-            assert match[1] == current
-            found[match[1]].append((match[2], float(match[3])))
-    assert all(found.values())
-    return found
-
-
-def test_the_metrics_are_what_prometheus_reads(tmp_path: Path) -> None:
-    ranks = (
-        a_rank(1, 250.0),
-        a_rank(2, None, state="lost", tasks=None, host='n"o\\d\ne'),
-        a_rank(3, 125.0, kinds=["collage", "single"], state="suspected"),
-    )
-    files = StatusFiles(tmp_path, FACTS, 5.0, lambda: None)
-    files.offer(lambda: (said(30, tuple(map(dict, ranks))), NO_TASKS), now=True)
-    written(tmp_path, 2)
-    status = {**read_status(tmp_path), "ranks": list(ranks)}
-    found = samples("".join(metrics(status)))
-    values = {name: [value for _, value in many] for name, many in found.items()}
-    assert values["collage_mpi_running"] == [1]
-    assert values["collage_mpi_images_total"] == [30]
-    assert values["collage_mpi_image_errors_total"] == [1]
-    assert values["collage_mpi_collage_answers_total"] == [2]
-    assert values["collage_mpi_images_expected"] == [90]
-    assert values["collage_mpi_status_timestamp_seconds"] == [status["written_s"]]
-    assert values["collage_mpi_rank_service_seconds"] == [0.25, 0.125]  # seconds
-    assert [label[-13:] for label, _ in found["collage_mpi_ranks"]] == [
-        *('state="lost"'.rjust(13, ","), 'tate="ready"'.rjust(13, "s"), 'e="suspected"')
-    ]
-    assert values["collage_mpi_ranks"] == [1, 1, 1]
-    assert 'rank="3",host="node3",kind="collage+single"' in found["collage_mpi_rank_tasks"][1][0]
-    awkward = {**status, "ranks": [a_rank(2, host='n"o\\d\ne')]}
-    assert r'host="n\"o\\d\ne"' in "".join(metrics(awkward))
-    samples("".join(metrics(awkward)))
-    files.end("complete_with_errors")
-    ended = samples((tmp_path / METRICS).read_text())
-    assert ended["collage_mpi_running"][0][1] == 0
-    assert ended["collage_mpi_complete"][0][1] == 1
 
 
 # ---- who lives --------------------------------------------------------------
