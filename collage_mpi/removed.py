@@ -12,6 +12,7 @@ _COLLAGE = "use --scheme collage, or --scheme replicate"
 # An option has one row for all commands that had it; a setting has the row of its option; a
 # format of files has the row of its ending.
 TABLE: dict[str, tuple[str, str]] = {
+    "completion": ("printed a completion script", "see docs/launch.md, Completion in a shell"),
     ".yaml": ("settings and experiments as YAML", "write the file as .toml"),
     ".yml": ("settings and experiments as YAML", "write the file as .toml"),
     "--scheme parity": (_DECODED, _COLLAGE),

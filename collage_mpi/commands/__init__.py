@@ -34,5 +34,4 @@ COMMANDS: dict[str, str] = {
     "doctor": (
         "find what would keep a job from starting here, and how to fix it; show which rank is where"
     ),
-    "completion": "print a completion script for your shell",
 }

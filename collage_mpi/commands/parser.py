@@ -155,12 +155,12 @@ class _Parser(argparse.ArgumentParser):
         return f"unrecognized arguments: {' '.join(words)}{hint}"
 
 
-def build_parser(command: str | None = None, *, whole: bool = False) -> _Parser:
+def build_parser(command: str | None = None) -> _Parser:
     """The parser of all commands.
 
     Args:
-        command: add the arguments of this command only; its module is imported.
-        whole: add the arguments of all commands.
+        command: add the arguments of this command only, and import its module; "" for none. None:
+            add those of all commands.
     """
     parser = _Parser(
         prog="collage-mpi",
@@ -172,7 +172,7 @@ def build_parser(command: str | None = None, *, whole: bool = False) -> _Parser:
     sub = _subcommands(parser, "COMMAND")
     for name, line in COMMANDS.items():
         child = sub.add_parser(name, help=line, description=_sentence(line))
-        if whole or name == command:
+        if command in (None, name):
             module = import_module(f"collage_mpi.commands.{name.replace('-', '_')}")
             _fill(child, module.COMMAND)
     return parser
@@ -217,7 +217,7 @@ def read_command(words: Sequence[str]) -> tuple[Command, Any]:
         SystemExit: after a usage error, --help or --version, which argparse has printed.
         UsageError: a value is out of bounds.
     """
-    name = next((word for word in words if word in COMMANDS), None)
+    name = next((word for word in words if word in COMMANDS), "")
     values = vars(build_parser(name).parse_args(words))
     command: Command = values.pop(CHOSEN)
     return command, command.takes.read(values)

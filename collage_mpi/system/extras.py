@@ -18,7 +18,6 @@ PACKAGES = {
     "zarr": "zarr>=3.0",
     "remote": "fsspec[http]>=2024.6",
     "pandas": "pandas>=2.0",
-    "completion": "shtab>=1.7",
     "timm": "timm>=1.0.15",
     "hf": "transformers>=4.50",
     "onnx": "onnxruntime>=1.18",

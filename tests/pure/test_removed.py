@@ -28,7 +28,7 @@ def test_what_is_removed_is_gone_and_the_line_names_what_to_use(name):
     assert was
     assert instead
     assert removed.removed(*name.split()) == f"{name} was removed ({was}): {instead}"
-    for words, parser in leaves(build_parser(whole=True)):
+    for words, parser in leaves(build_parser()):
         known = parser._option_string_actions
         option, _, value = name.rpartition(" ")
         assert name not in (" ".join(words), *known)
