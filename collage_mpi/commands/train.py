@@ -30,8 +30,9 @@ from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.specs import HEADS, YOLO, HeadSpec
 from collage_mpi.removed import removed
 from collage_mpi.settings.flags import add_flags
+from collage_mpi.settings.inputs import NetworkSettings
 from collage_mpi.system.environment import torchrun_size
-from collage_mpi.system.fields import about, setting
+from collage_mpi.system.fields import about, same, setting
 from collage_mpi.training.settings import DISTILLATION, GRID, TrainArguments, TrainSettings
 
 if TYPE_CHECKING:
@@ -43,13 +44,15 @@ SPLIT = ("shard_fingerprints", "limit", "seed", "validation_share")
 
 @dataclass(frozen=True, kw_only=True)
 class _TaughtArguments(TrainArguments):
-    teacher: Path | None = setting(
+    teacher: str | None = setting(
         None,
-        "single network whose answers this network also learns",
-        metavar="WEIGHTS",
+        "single network whose answers this network also learns: anything that run takes as "
+        "--single. Labels are then not needed",
+        metavar="NETWORK",
         shipped=True,
         group=DISTILLATION,
     )
+    trust_network: str = same(NetworkSettings, "trust_network", group=DISTILLATION)
     teacher_cache: Path | None = setting(
         None,
         "file that keeps the answers of the teacher",
@@ -147,8 +150,9 @@ def _saving(args: TrainArguments, info: NetworkInfo, data: TrainData) -> str:
     """Describes the service time saved by asking the network before its teacher, on the validation
     images.
     """
-    from collage_mpi.models.weights import describe_weights
+    from collage_mpi.models import describe
     from collage_mpi.training.finish import held_savings
+    from collage_mpi.training.sources import teacher_loading
     from collage_mpi.training.threshold import told_savings
 
     if args.teacher is None:
@@ -156,9 +160,11 @@ def _saving(args: TrainArguments, info: NetworkInfo, data: TrainData) -> str:
             "Saving at no loss: n/a, because it needs the single network to compare with: give "
             "--teacher, or use evaluate or weights threshold."
         )
-    told = told_savings(*held_savings(args.teacher, info, data, args.device, args.threads))
+    how = teacher_loading(args, data.images.shape[1:], data.classes)
+    told = told_savings(*held_savings(args.teacher, info, data, how))
     mine = info.metadata["training"]
-    its = describe_weights(args.teacher).metadata.get("training")
+    teacher = describe(args.teacher, SINGLE, args.trust_network)
+    its = None if teacher is None else teacher.metadata.get("training")
     if its and any(its.get(name) != mine[name] for name in SPLIT):
         told += (
             "\nThe teacher was trained on another part of the images, so it may have seen images "
@@ -175,7 +181,7 @@ def _worth(metadata: dict[str, Any]) -> str:
 
     training = metadata["training"]
     accuracy, n = training.get("validation_accuracy"), training["validation_images"]
-    what = "validation accuracy"
+    what = "agreement with the teacher" if "labels" in training else "validation accuracy"
     if accuracy is None:
         return f"{what} n/a (no images were kept for it: --validation 0.05 keeps one in 20)"
     low, high = wilson_interval(round(accuracy * n), n) or (0.0, 1.0)
@@ -194,8 +200,11 @@ def settings_of(args: TrainArguments, shape: tuple[int, ...]) -> TrainSettings:
     contradict each other.
     """
     from collage_mpi.models.weights import describe_weights
+    from collage_mpi.training.sources import teacher_fingerprint
 
-    teacher = None if args.teacher is None else describe_weights(args.teacher, SINGLE)
+    teacher = None
+    if args.teacher is not None:
+        teacher = teacher_fingerprint(args.teacher, args.trust_network)
     init = None if args.init is None else describe_weights(args.init)
     chosen = {
         spec.name: args.said(spec.name) for spec in fields(TrainSettings) if about(spec).group
@@ -206,7 +215,7 @@ def settings_of(args: TrainArguments, shape: tuple[int, ...]) -> TrainSettings:
         args.kind,
         architecture_of(args),
         **chosen,
-        teacher=None if teacher is None else teacher.fingerprint,
+        teacher=teacher,
         head=head_of(args),
         init=None if init is None else init.fingerprint,
     )

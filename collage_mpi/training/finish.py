@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from collage_mpi.kinds import SINGLE
+from collage_mpi.models import load_predictor
 from collage_mpi.models.backbones import stored_arrays
 from collage_mpi.models.info import Loading, NetworkInfo
 from collage_mpi.models.predictor import TorchPredictor
@@ -88,7 +89,7 @@ class Held:
 
 
 def held_savings(
-    single: Path, first: NetworkInfo, data: TrainData, device: str, threads: int
+    single: str, first: NetworkInfo, data: TrainData, how: Loading
 ) -> tuple[dict[str, Any] | None, str]:
     """The saving if a network is asked before a single network (see `find_savings`), and how it was
     timed. None and "" if there are too few validation images.
@@ -97,8 +98,7 @@ def held_savings(
     """
     if len(data.held_labels) < LEAST_IMAGES:
         return None, ""
-    how = Loading(device=device, threads=threads)
-    one = TorchPredictor.load(str(single), SINGLE, how)
+    one: Any = load_predictor(single, SINGLE, how)
     asked = TorchPredictor.load(str(first.path), first.kind, how)
     images = AskedImages(data.held_images, np.arange(len(data.held_labels)))
     alone, early = answers_of(one, images), answers_of(asked, images)

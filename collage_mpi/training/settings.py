@@ -170,10 +170,13 @@ class TrainArguments(Arguments):
     kind: ClassVar[str]
     preset: str | None = None
     head: str | None = None
-    teacher: Path | None = None
+    teacher: str | None = None
+    trust_network: str = ""
     teacher_cache: Path | None = None
 
-    shards: tuple[Path, ...] = setting(REQUIRED, "labelled shards", shipped=True, group="files")
+    shards: tuple[Path, ...] = setting(
+        REQUIRED, "shards; labelled unless there is a teacher", shipped=True, group="files"
+    )
     out: Path = setting(REQUIRED, "weights file to write", metavar="FILE", group="files")
     checkpoint: Path | None = setting(
         None, "checkpoint file", unset="OUT.checkpoint", metavar="FILE", group="files"
@@ -207,7 +210,7 @@ class TrainArguments(Arguments):
     )
     limit: int | None = _training(None, "use only the first N images, for a quick try")
     device: str = _training("cpu", "cpu, cuda or cuda:N", metavar="DEVICE")
-    threads: int = _training(1, "number of CPU threads of each process", at_least=1)
+    threads: int = _training(1, "number of CPU threads", at_least=1)
 
     def said(self, name: str) -> Any:
         """The value of a `TrainSettings` field: from the user, or the default for this kind."""

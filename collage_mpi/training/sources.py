@@ -5,6 +5,7 @@ and cached in a file. If training mirrors images, the mirror image is a second v
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from collage_mpi.errors import DataFault
+from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import SINGLE
-from collage_mpi.models.info import Loading, check_fit
-from collage_mpi.models.predictor import TorchPredictor
+from collage_mpi.models import describe, load_predictor
+from collage_mpi.models.gate import sha256_of_network
+from collage_mpi.models.info import Geometry, Loading, check_fit
+from collage_mpi.models.named import read_spec
 from collage_mpi.models.weights import describe_weights, read_tensors
 from collage_mpi.shards import ShardSet
 from collage_mpi.system.files import UNREADABLE_OR_GONE, require_regular, save_file
 from collage_mpi.system.progress import advancing
 from collage_mpi.training.batches import split
-from collage_mpi.training.parts import resolve_precision
 from collage_mpi.training.settings import TrainArguments, TrainSettings
 
 TEACHER_BATCH = 64
@@ -40,27 +41,63 @@ def teacher_logits(views: np.ndarray) -> np.ndarray:
     return found
 
 
-def teacher_views(path: Path, images: np.ndarray, mirror: bool, how: Loading) -> np.ndarray:
-    """The calibrated log-probabilities of a single network, (n, views, classes) float32.
+def teacher_fingerprint(spec: str, trusted: str) -> str:
+    """Identifies a teacher: the fingerprint of its weights file, or the hash of its name and file.
 
     Args:
-        path: weights of the network.
+        spec: any network that `run` takes as its single network.
+        trusted: the setting trust_network.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: as `describe`.
+    """
+    info = describe(spec, SINGLE, trusted)
+    if info is not None:
+        return info.fingerprint
+    named = read_spec(spec)
+    if named is None:
+        raise UsageError(f"--teacher {spec}: a null network has nothing to teach")
+    files = [
+        file for file in (named.name, named.option("weights")) if file and Path(file).is_file()
+    ]
+    words = [spec, *(sha256_of_network(Path(file)) for file in files)]
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()
+
+
+def teacher_loading(args: TrainArguments, shape: tuple[int, ...], classes: int | None) -> Loading:
+    """How a teacher is loaded for images of shape (H, W, C).
+
+    Args:
+        classes: number of classes; None to take it from the teacher.
+    """
+    geometry = Geometry(shape, 3, shape[0], classes)
+    trusted = args.trust_network
+    return Loading(args.device, args.threads, geometry=geometry, trusted=trusted)
+
+
+def teacher_views(spec: str, images: np.ndarray, mirror: bool, how: Loading) -> np.ndarray:
+    """The log-probabilities of a single network, (n, views, classes) float32.
+
+    Args:
+        spec: any network that `run` takes as its single network.
         images: (n, H, W, C) uint8, in the order of the shards, without augmentation.
         mirror: whether the mirror image is a second view.
-        how: device and threads.
+        how: device, threads, and the geometry of the images.
+
+    Raises:
+        DataFault: the network takes images of another shape.
     """
-    teacher = TorchPredictor.load(str(path), SINGLE, how)
-    device = torch.device(how.device)
-    half = resolve_precision("auto", device) == "bfloat16"
+    teacher: Any = load_predictor(spec, SINGLE, how)
+    check_fit([teacher.info], images.shape[1:], None)
 
-    @torch.inference_mode()
     def log_probabilities(pixels: np.ndarray) -> np.ndarray:
-        logits = teacher.outputs(pixels)[:, 0].float() / teacher.temperature
-        return logits.log_softmax(1).cpu().numpy()
+        found: np.ndarray = teacher.predict(pixels)[:, 0]
+        logs: np.ndarray = np.log(np.maximum(found, np.float32(1e-30)))
+        return logs
 
-    with torch.autocast(device.type, torch.bfloat16, enabled=half):
-        calls = calls_of([images], TEACHER_BATCH)
-        return each_view(calls, log_probabilities, mirror, "the teacher looks at")
+    return each_view(
+        calls_of([images], TEACHER_BATCH), log_probabilities, mirror, "the teacher looks at"
+    )
 
 
 def calls_of(parts: Sequence[np.ndarray], batch: int) -> list[np.ndarray]:
@@ -164,15 +201,30 @@ def load(
         settings_for: (H, W, C) of the images -> settings.
 
     Raises:
-        DataFault: labels or class names are missing, or the teacher does not fit the images.
+        DataFault: there are neither labels nor a teacher, or the teacher does not fit the images.
         EnvironmentFault: a file is missing or unreadable.
     """
-    images, labels, facts = _read(args)
+    images, labels, names, facts = _read(args)
     settings = settings_for(images.shape[1:])
     used, held = split(len(images), settings.validation_share, settings.seed)
     taught = None
     if args.teacher is not None:
-        taught = teacher_logits(_ask_teacher(args, settings, images, facts)[used])
+        names, views = _ask_teacher(args, settings, images, names, facts)
+        answers = teacher_logits(views)  # (n, classes)
+        taught = answers[used]
+        if labels is None:
+            labels, facts["labels"] = answers.argmax(1), "of the teacher"
+    if labels is None:
+        raise DataFault(
+            f"{args.shards[0]} has no labels. Training needs labels, or a network that answers in "
+            "their place: --teacher NETWORK"
+        )
+    facts["class_names"] = list(names or map(str, range(int(labels.max()) + 1)))
+    if labels.min() < 0 or labels.max() >= len(facts["class_names"]):
+        raise DataFault(
+            f"labels run from {labels.min()} to {labels.max()} but there are "
+            f"{len(facts['class_names'])} class names; make the shards again"
+        )
     first = normalisation = None
     if args.init is not None:
         info = describe_weights(args.init)
@@ -194,45 +246,50 @@ def load(
     return data, facts, settings
 
 
-def _read(args: TrainArguments) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Read the images and labels of the shards, up to `limit`; and facts for the record."""
+def _read(
+    args: TrainArguments,
+) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...] | None, dict[str, Any]]:
+    """Read the images, labels and class names of the shards, up to `limit`; and facts for the
+    record.
+    """
     with ShardSet.open(args.shards) as shards:
         images, labels = shards.read(np.arange(len(shards))[: args.limit])
         infos, names = shards.infos, shards.class_names
-    if labels is None:
-        raise DataFault(f"{infos[0].path} has no labels; training needs labelled shards")
-    if names is None:
-        names = tuple(str(label) for label in range(int(labels.max()) + 1))
-    if labels.min() < 0 or labels.max() >= len(names):
-        raise DataFault(
-            f"labels run from {labels.min()} to {labels.max()} but there are {len(names)} class "
-            "names; make the shards again"
-        )
     facts = {
-        "class_names": list(names),
         "sources": [info.source for info in infos],
         "shard_fingerprints": [info.fingerprint for info in infos],
         "limit": args.limit,
     }
-    return images, labels, facts
+    return images, labels, names, facts
 
 
 def _ask_teacher(
     args: TrainArguments,
     settings: TrainSettings,
     images: np.ndarray,
+    names: tuple[str, ...] | None,
     facts: dict[str, Any],
-) -> np.ndarray:
-    """The teacher's log-probabilities for every image of the shards, (n, views, classes)
-    float32."""
-    path = args.teacher
-    assert path is not None
-    info = describe_weights(path, SINGLE)
-    check_fit([info], images.shape[1:], facts["class_names"])
-    facts["teacher_weights"] = path.name
-    mirror, how = settings.flips, Loading(args.device, args.threads)
-    identity = json.dumps(["views", info.fingerprint, mirror, len(images), *_origin(facts)])
-    return kept_in(args.teacher_file, identity, lambda: teacher_views(path, images, mirror, how))
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """The class names, and the teacher's log-probabilities for every image of the shards,
+    (n, views, classes) float32.
+    """
+    spec = args.teacher
+    assert spec is not None
+    info = describe(spec, SINGLE, args.trust_network)
+    names = check_fit([info], images.shape[1:], names)
+    facts["teacher_weights"] = Path(spec).name
+    how = teacher_loading(args, images.shape[1:], len(names) if names else None)
+    identity = json.dumps(["views", settings.teacher, settings.flips, len(images), *_origin(facts)])
+    views = kept_in(
+        args.teacher_file, identity, lambda: teacher_views(spec, images, settings.flips, how)
+    )
+    names = names or tuple(map(str, range(views.shape[2])))
+    if len(names) != views.shape[2]:
+        raise DataFault(
+            f"--teacher {spec} has {views.shape[2]} classes and the shards have {len(names)}: give "
+            "a network of the same classes"
+        )
+    return names, views
 
 
 def _origin(facts: dict[str, Any]) -> tuple[str, ...]:

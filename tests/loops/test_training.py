@@ -570,3 +570,41 @@ def _arguments(shard: Path, out: Path, *more: str) -> Any:
         ]
     )
     return args
+
+
+def _taught(teacher: str, *more: str) -> list[str]:
+    return ["--side", "2", "--teacher", teacher, *more]
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_teacher_takes_the_place_of_labels(
+    weights: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    own: bool,
+) -> None:
+    images = np.random.default_rng(3).integers(0, 256, (400, 8, 8, 1), dtype=np.uint8)
+    images[::2] //= 8
+    plain = tmp_path / "plain.h5"
+    write_shard(plain, images, None, class_names=NAMES)
+    assert train("collage", plain, tmp_path / "w", "--side", "2") == 4
+    assert "--teacher NETWORK" in capsys.readouterr().err
+    teacher = str(weights["single"])
+    if own:
+        file = tmp_path / "teacher.py"
+        file.write_text(
+            "import numpy as np\n"
+            "class Teacher:\n"
+            "    def predict(self, pixels):\n"
+            "        bright = pixels.mean((1, 2, 3)) > 64\n"
+            f"        return np.eye({len(NAMES)}, dtype=np.float32)[bright.astype(int)][:, None]\n"
+            "def network(*args, **more):\n"
+            "    return Teacher()\n"
+        )
+        teacher = f"{file}:network"
+    assert train("collage", plain, tmp_path / "w", *_taught(teacher), "--epochs", "1") == 0
+    said = capsys.readouterr().out
+    assert "agreement with the teacher" in said
+    info = describe(str(tmp_path / "w"), "collage")
+    assert info is not None
+    assert info.class_names == tuple(NAMES)
