@@ -14,7 +14,7 @@ COMMANDS: dict[str, str] = {
     "launch or mpiexec",
     "simulate": "simulate a job on virtual time: any number of ranks, without MPI",
     "advise": "simulate all schemes for a trace or a run of your own and say which to choose",
-    "trace": "record the service times of a run as a trace, or fit delay models to a trace",
+    "trace": "record the service times of runs as a trace",
     "experiment": "run many jobs from one file: a grid of settings and seeds, one table; resumable",
     "top": "watch a running job: progress, time left, ranks, lost and slow ranks",
     "verify": "prove that a run has exactly one row for every image",

@@ -16,23 +16,19 @@ from collage_mpi.errors import UsageError
 from collage_mpi.experiments.spec import parse_numbers, repeats
 from collage_mpi.models.named import is_null
 from collage_mpi.settings.flags import (
-    SETTINGS,
     Arguments,
     Values,
     add_setting_flags,
     given_run,
     group_of,
-    over_file,
     switch,
 )
-from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs, costs_of
 from collage_mpi.system.environment import processes_here
 from collage_mpi.system.fields import about, default_of, setting
 from collage_mpi.system.printable import say
 
 if TYPE_CHECKING:
-    from collage_mpi.results import Results
     from collage_mpi.simulation.simulator import SimulatedJob
 
 MOST_SEEDS = 10_000
@@ -48,11 +44,6 @@ class SimulateArguments(Arguments):
 
     images: int | None = _setting(
         None, "number of images to classify", at_least=1, at_most=math.inf
-    )
-    like: str | None = _setting(
-        None,
-        "simulate this finished real run and print the run and the simulation side by side",
-        metavar="RUN",
     )
     costs: str | None = _setting(
         None,
@@ -98,8 +89,6 @@ def execute(args: SimulateArguments) -> int:
     """Simulate; print the summary, the table of all seeds, or the comparison with a run. Returns
     0.
     """
-    if args.like:
-        return _like(args, args.like)
     job = _job(args)
     _tell_of_accept(job, "--answers, --single and --collage")
     if args.seeds:
@@ -133,13 +122,10 @@ def _job(args: SimulateArguments) -> SimulatedJob:
     return SimulatedJob(settings, args.images, _costs(args), args.answers, not args.summary_only)
 
 
-def _costs(args: SimulateArguments, run: Results | None = None) -> Costs:
+def _costs(args: SimulateArguments) -> Costs:
     from collage_mpi.results import read_results
 
-    if args.costs:
-        costs = costs_of(read_results(args.costs))
-    else:
-        costs = Costs() if run is None else costs_of(run)
+    costs = costs_of(read_results(args.costs)) if args.costs else Costs()
     changes = {}
     for name in COST_FLAGS.keys() & args.given.keys():
         value = args.given[name]
@@ -148,31 +134,6 @@ def _costs(args: SimulateArguments, run: Results | None = None) -> Costs:
             raise UsageError(f"{flag} {value}: it needs a time in us, 0 or more")
         changes[COST_FLAGS[name].name] = round(value * 1e3)
     return dataclasses.replace(costs, **changes)
-
-
-def _like(args: SimulateArguments, path: str) -> int:
-    from collage_mpi.results import read_results, summarise
-    from collage_mpi.simulation.beside import compare, render_comparison
-    from collage_mpi.simulation.runs import like, run_job
-
-    for flag, value in (("seeds", args.seeds), ("settings", args.given.get(SETTINGS))):
-        if value:
-            raise UsageError(
-                f"--{flag} cannot be used with --like, which takes the settings of the run"
-            )
-    run = read_results(path)
-    if not run.complete:
-        raise UsageError(
-            f"--like {path}: the run is not complete. Finish it with run --resume, or name another"
-        )
-    given, _ = over_file(args.settings, RunSettings)
-    job = like(run, given, args.images, _costs(args, run), args.answers)
-    job = dataclasses.replace(job, rows=not args.summary_only)
-    _tell_of_accept(job, "--answers")
-    print(f"{run.label}, {run.manifest.get('straggler')}; cost ratio {job.ratio:.3f}")
-    print(f"costs: {job.costs.describe()}\n")
-    print(render_comparison(compare(summarise(run), run_job(job))))
-    return 0
 
 
 def _seeds(args: SimulateArguments, seeds: str, job: SimulatedJob) -> int:

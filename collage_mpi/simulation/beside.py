@@ -1,7 +1,6 @@
-"""Compares a run with its simulations (`compare`), and estimates how fast it would have been if its
-slow ranks had been like their peers (`without_slow`).
+"""Estimates how fast a run would have been if its slow ranks had been like their peers.
 
-`without_slow` simulates twice. Both simulations replay the measured service times of each rank in
+The run is simulated twice. Both simulations replay the measured service times of each rank in
 their order, with the run's settings and rank 0's costs. In one of them the times of slow ranks are
 divided by how many times slower than their peers they were. The other one is compared with the run
 itself, which shows how far to trust the simulation. Losses of ranks are not replayed.
@@ -12,21 +11,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from collage_mpi.errors import DataFault
-from collage_mpi.kinds import SHARED_KINDS, SPARE_KINDS
+from collage_mpi.kinds import SPARE_KINDS
 from collage_mpi.results import Results, summarise
 from collage_mpi.results.manifest import Json
-from collage_mpi.results.render import shares_shown
 from collage_mpi.results.slow_ranks import Speed, service_times_ns
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import like, simulate_in_memory
 from collage_mpi.simulation.simulator import SimulatedJob
-from collage_mpi.system.printable import brief
-from collage_mpi.system.table import Column, Table, to_text
 from collage_mpi.workload.service_times import DelayModel, Moment
 
 MOST_IMAGES = 9_000  # simulated, which takes some seconds; rates of more images are alike
@@ -127,50 +122,3 @@ def _replayed(
 def _pace(summary: Json) -> RunPace:
     group = summary["latency"]["group"]
     return RunPace(summary["price"]["images_per_s"], group["p50_ms"], group["p99_ms"])
-
-
-# name, path in a summary; figures that a simulation must get right come first
-_SIDES = (
-    ("group p50, ms", ("latency", "group", "p50_ms")),
-    ("group p99, ms", ("latency", "group", "p99_ms")),
-    *((f"{kind} share", ("price", f"{kind}_share")) for kind in SHARED_KINDS),
-    ("skipped tasks", ("price", "skipped_tasks")),
-    ("group p95, ms", ("latency", "group", "p95_ms")),
-    ("group std, ms", ("latency", "group", "std_ms")),
-    ("image p50, ms", ("latency", "image", "p50_ms")),
-    ("image p99, ms", ("latency", "image", "p99_ms")),
-    ("late answers", ("price", "late_answers")),
-    ("wasted work", ("price", "wasted_work")),
-    ("images/s", ("price", "images_per_s")),
-)
-
-
-def compare(real: Json, simulated: Json) -> list[Json]:
-    """Figures of both: name, real, simulated and their ratio or None. Those that a simulation must
-    get right come first."""
-    found = []
-    shares = [f"{kind}_share" for kind in shares_shown([real["price"], simulated["price"]])]
-    for name, path in _SIDES:
-        if path[-1].endswith("_share") and path[-1] not in shares:
-            continue
-        ours, theirs = _at(simulated, path), _at(real, path)
-        ratio = ours / theirs if ours is not None and theirs else None
-        found.append({"name": name, "real": theirs, "simulated": ours, "ratio": ratio})
-    return found
-
-
-def render_comparison(entries: Sequence[Json]) -> str:
-    """The comparison as text."""
-    rows = [
-        [entry["name"], brief(entry["real"]), brief(entry["simulated"]), entry["ratio"]]
-        for entry in entries
-    ]
-    ratio = Column("simulated / real", ".3f")
-    return to_text(Table(("", "real", "simulated", ratio), rows))
-
-
-def _at(summary: Mapping[str, Any], path: Sequence[str]) -> float | None:
-    value: Any = summary
-    for key in path:
-        value = value[key]
-    return None if value is None else float(value)

@@ -1,4 +1,4 @@
-"""Traces from runs, models from traces, and back."""
+"""Traces from runs, and runs from traces."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from collage_mpi.errors import DataFault
 from collage_mpi.results import read_results
 from collage_mpi.results.rows import KIND_CODE, OUTCOME_CODE
 from collage_mpi.results.slow_ranks import record_trace
-from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
-from collage_mpi.workload.fitting import fit_trace, ks_distance
-from collage_mpi.workload.straggler_settings import StragglerSettings, make_delays
+from collage_mpi.workload.straggler_settings import make_delays
 from collage_mpi.workload.trace import load_trace
 
 
@@ -86,76 +84,15 @@ def test_later_sessions_follow_and_what_took_no_time_is_left_out(tmp_path):
     assert found.times_s.min() > 0
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize(
-    ("model", "more"),
-    [
-        ("lognormal", {"sigma": 0.35}),
-        ("pareto", {"tail": 2.5}),
-        ("bimodal", {"sigma": 0.2, "slow_share": 0.1, "slow_factor": 5.0}),
-        ("markov", {"sigma": 0.2, "slow_share": 0.15, "slow_factor": 5.0, "spell_s": 4.0}),
-    ],
-)
-def test_a_fit_finds_the_parameters_that_made_a_trace(model, more, seed):
-    settings = StragglerSettings(
-        model, seed, 120, **{f"straggler_{name}": value for name, value in more.items()}
-    )
-    draw = make_delays(settings).draw_ns
-    times = np.empty((25, 800))
-    for rank in range(25):
-        at_ns = 0
-        for request in range(800):
-            service_ns = draw(rank + 1, request, 1, at_ns)
-            times[rank, request] = service_ns / 1e9
-            at_ns += service_ns
-    fits = {fit.model: fit for fit in fit_trace(times)}
-    fit = fits[model]
-    assert fit.settings["straggler_median_ms"] == pytest.approx(120, rel=0.03)
-    loose = {"spell_s": 0.3, "slow_share": 0.3}
-    for name, value in more.items():
-        found = fit.settings[f"straggler_{name}"]
-        assert found == pytest.approx(value, rel=loose.get(name, 0.06)), name
-    assert fit.ks < 0.03
-    if model in ("lognormal", "pareto"):
-        assert "markov" not in fits or fits["markov"].ks > fit.ks
-    else:
-        assert fits["lognormal"].ks > 2 * fit.ks
-
-
-def test_ks_distance_by_hand():
-    assert ks_distance(np.array([1.0, 2.0]), lambda t: t / 2) == pytest.approx(0.5)
-    assert ks_distance(np.array([5.0]), lambda t: np.zeros_like(t)) == 1.0
-
-
-def test_the_fit_command_prints_flags_that_work_and_writes_only_when_asked(trace, tmp_path, capsys):
-    before = sorted(tmp_path.iterdir())
-    assert main(["trace", "fit", str(trace)]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if " KS " in line]
-    assert sorted(tmp_path.iterdir()) == before
-    words = lines[0].split("   ")[1].split()
-    out = str(tmp_path / "run")
-    assert main(["simulate", "--images", "90", "--out", out, *words]) == 0
-    saved = str(tmp_path / "fit.toml")
-    more = ["--model", "lognormal", "--row", "1", "--out", saved]
-    assert main(["trace", "fit", str(trace), *more]) == 0
-    job = RunSettings.from_mapping(read_settings_file(tmp_path / "fit.toml"))
-    assert job.straggler == "lognormal"
-    assert job.straggler_sigma == pytest.approx(0.3, abs=0.12)
-    assert main(["trace", "fit", str(trace), *more]) == 3  # it is there already
-
-
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["fit", "{t}", "--row", "5"], 2, "rows 0 to 4"),
-        (["fit", "{t}", "--model", "cauchy"], 2, "cauchy"),
-        (["fit", "nothing.npy"], 3, "nothing.npy"),
         (["record", "nothing", "--out", "x.npy"], 3, "nothing"),
         (["record", "nothing", "--out", "x.txt"], 2, ".npy"),
     ],
 )
-def test_bad_input_is_one_message(trace, words, code, says, capsys):
-    assert main(["trace", *(word.format(t=trace) for word in words)]) == code
+def test_bad_input_is_one_message(words, code, says, capsys):
+    assert main(["trace", *words]) == code
     told = capsys.readouterr().err
     assert says in told
     assert "Traceback" not in told
