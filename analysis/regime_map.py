@@ -23,24 +23,23 @@ from typing import Any
 import numpy as np
 import regimes
 from regimes import BACKUP, CASCADE, FASTEST, FIXED, HEDGE, NONE, ONLY, SURE, Entry
+from tails import Tail, measure_tail
 
 from collage_mpi.figures.style import STYLE, pyplot, save
 from collage_mpi.scheduler.rank_speed import WINDOW
-from collage_mpi.simulation.advice import (
-    Candidate,
-    Question,
-    best_of,
-    simulated_one,
-)
-from collage_mpi.simulation.costs import Costs
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.simulation.schemes import Candidate, simulate_schemes
+from collage_mpi.simulation.simulator import SimulatedJob
 from collage_mpi.system.files import write_atomic
-from collage_mpi.workload.trace import Tail, load_trace, measure_tail
+from collage_mpi.workload.service_times import DelayModel, trace_rows
+from collage_mpi.workload.trace import load_trace
 
 SIDE, SPARE = 3, 2
 PLACEMENTS, GROUPS = 11, 50  # 550 groups in all: a P99 wants 368
 ALONE = 1 / (1 - regimes.SHARE)  # mean spell where each request is slow by itself
 SPELLS = (ALONE, 9.0, 27.0, 81.0, regimes.ALL_ALONG)  # requests of a rank
 WEIGHTS = (1.5, 2.0, 3.0, 5.0, 8.0)
+GAIN = 1.05  # a smaller gain over a simpler candidate is not worth the ranks
 RATIOS = (0.6, 1.0, 1.4)
 LIMITS = (1.0, 0.2)  # points of accuracy that may be lost
 COLUMNS = (
@@ -112,23 +111,28 @@ def simulate_places(places: Iterator[Place], answers: str, table: Path) -> None:
 
 
 def _row(place: Place, entry: Entry, ratio: float | str, answers: str) -> dict[str, Any]:
-    question = Question(
-        times_s=place.times_s,
-        side=SIDE,
-        spare=0,
-        cost_ratio=float(ratio or 1.0),
-        batch_cost=1.0,
-        costs=Costs(),
-        answers=answers,
-        placements=PLACEMENTS,
-        groups=GROUPS,
-        confidence=None,
-        rate=None,
-        by_image=True,
-    )
-    found = simulated_one(question, entry.flags)
+    ratio_set = {"cost_ratio": float(ratio or 1.0)} if entry.by_ratio else {}
+    found = simulated(place.times_s, {**ratio_set, **entry.flags}, answers)
     values = (*place.key, ratio, entry.name, found.ranks, found.p50_ms, found.p99_ms)
     return dict(zip(COLUMNS, (*values, found.accuracy, found.wasted, found.lossless), strict=True))
+
+
+def simulated(times_s: np.ndarray, flags: Mapping[str, Any], answers: str | None) -> Candidate:
+    """A candidate on all placements, that is which machine is which rank."""
+    usual = {"side": SIDE, "cost_ratio": 1.0, "batch_cost": 1.0}
+    settings = RunSettings.from_mapping({**usual, **flags})
+    images = GROUPS * settings.group_size
+    jobs = [
+        SimulatedJob(
+            settings,
+            images,
+            answers=answers,
+            first=seed * images,
+            delays=DelayModel(trace_rows(seed, times_s), 1.0, {}, {}, by_image=True),
+        )
+        for seed in range(PLACEMENTS)
+    ]
+    return simulate_schemes([jobs])[0]
 
 
 def _write(table: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -180,7 +184,7 @@ class Cell:
 
 def best_cell(rows: Sequence[Mapping[str, str]], ratio: float, limit: float) -> Cell:
     """Of the rows of one place: the smallest P99 that loses no more than `limit` points; what gains
-    less than 5 % over a simpler one is not taken (advice.best_of)."""
+    less than GAIN over a simpler one is not taken."""
     mine = [row for row in rows if row["cost_ratio"] in ("", str(ratio))]
     found = {row["name"]: _candidate(row) for row in mine}
     plain = min((found[name] for name in regimes.BASELINES), key=lambda one: one.p99_ms)
@@ -192,11 +196,21 @@ def best_cell(rows: Sequence[Mapping[str, str]], ratio: float, limit: float) -> 
     return Cell(best.label, families[best.label], gain, best.points_lost(plain), plain.label)
 
 
+def best_of(found: Sequence[Candidate], most_ranks: int, points: float) -> Candidate:
+    """The shortest P99 with at most `most_ranks` ranks that loses at most `points` of accuracy. Of
+    two within GAIN it takes the first one, which is simpler."""
+    plain = chosen = found[0]
+    for one in found[1:]:
+        lost = one.points_lost(plain)
+        fits = one.ranks <= most_ranks and lost is not None and lost <= points
+        if fits and one.sooner(chosen) > GAIN:
+            chosen = one
+    return chosen
+
+
 def _candidate(row: Mapping[str, str]) -> Candidate:
     number = {name: float(row[name]) for name in ("p50_ms", "p99_ms", "accuracy", "wasted")}
-    return Candidate(
-        {}, row["name"], int(row["ranks"]), lossless=row["lossless"] == "True", **number
-    )
+    return Candidate(row["name"], int(row["ranks"]), lossless=row["lossless"] == "True", **number)
 
 
 def cells(rows: Sequence[Mapping[str, str]], ratio: float, limit: float) -> dict[Key, Cell]:

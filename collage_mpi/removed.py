@@ -52,6 +52,7 @@ TABLE: dict[str, tuple[str, str]] = {
         "simulated a finished run beside it",
         "use collage-mpi simulate --costs RUN, with the settings of the run",
     ),
+    "advise": ("compared schemes on a trace", "use collage-mpi simulate --schemes A B --seeds 0-9"),
 }
 
 

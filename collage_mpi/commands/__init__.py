@@ -12,8 +12,7 @@ COMMANDS: dict[str, str] = {
     "map": "run a Python class of your own on every image: masks, embeddings, any arrays",
     "run": "classify every image of the input. Each MPI rank runs this command: start it with "
     "launch or mpiexec",
-    "simulate": "simulate a job on virtual time: any number of ranks, without MPI",
-    "advise": "simulate all schemes for a trace or a run of your own and say which to choose",
+    "simulate": "simulate a job on virtual time, or compare schemes: any number of ranks, no MPI",
     "trace": "record the service times of runs as a trace",
     "experiment": "run many jobs from one file: a grid of settings and seeds, one table; resumable",
     "top": "watch a running job: progress, time left, ranks, lost and slow ranks",

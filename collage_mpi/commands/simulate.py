@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from collage_mpi.commands.parser import Command
+from collage_mpi.commands.parser import Command, read_command
 from collage_mpi.errors import UsageError
-from collage_mpi.experiments.spec import parse_numbers, repeats
 from collage_mpi.models.named import is_null
 from collage_mpi.settings.flags import (
     Arguments,
@@ -26,9 +26,12 @@ from collage_mpi.settings.flags import (
 from collage_mpi.simulation.costs import Costs, costs_of
 from collage_mpi.system.environment import processes_here
 from collage_mpi.system.fields import about, default_of, setting
-from collage_mpi.system.printable import say
+from collage_mpi.system.printable import counted, ranges_in, say
+from collage_mpi.system.table import Column, Table, Value, to_text
 
 if TYPE_CHECKING:
+    from collage_mpi.settings.run_settings import RunSettings
+    from collage_mpi.simulation.schemes import Candidate
     from collage_mpi.simulation.simulator import SimulatedJob
 
 MOST_SEEDS = 10_000
@@ -58,12 +61,18 @@ class SimulateArguments(Arguments):
     )
     seeds: str | None = _setting(
         None,
-        "simulate one run for each of these seeds, such as 0-23 or 1,5, and print tables of all "
-        "runs",
+        "simulate one run for each of these seeds, such as 0-23 or 1,5, and print a table of all "
+        "runs together",
         metavar="A-B",
     )
+    schemes: tuple[str, ...] = _setting(
+        (),
+        "simulate each of these schemes and print a table that compares them with the first one. "
+        'A scheme may have settings of its own, as in "hedge --hedge-ms 150"',
+        metavar="SCHEME",
+    )
     jobs: int | None = _setting(
-        None, "number of seeds simulated at the same time", unset="all cores", at_least=1
+        None, "number of runs simulated at the same time", unset="all cores", at_least=1
     )
     summary_only: bool = switch(
         "write the summary but no rows. Without --out, only print the summary", group=GROUP
@@ -86,13 +95,11 @@ def add_more_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: SimulateArguments) -> int:
-    """Simulate; print the summary, the table of all seeds, or the comparison with a run. Returns
-    0.
-    """
+    """Simulate; print the summary, or the table of all schemes and seeds. Returns 0."""
     job = _job(args)
-    _tell_of_accept(job, "--answers, --single and --collage")
-    if args.seeds:
-        return _seeds(args, args.seeds, job)
+    if args.seeds or args.schemes:
+        return _schemes(args, job)
+    _tell_of_accept([job])
     from collage_mpi.results import render_summary
     from collage_mpi.simulation.runs import run_job
 
@@ -100,22 +107,27 @@ def execute(args: SimulateArguments) -> int:
     return 0
 
 
-def _tell_of_accept(job: SimulatedJob, without: str) -> None:
+def _tell_of_accept(jobs: Sequence[SimulatedJob]) -> None:
     """Say that `accept auto` becomes `first` in a simulation without scores."""
-    settings = job.settings
-    null = is_null(settings.single) or is_null(settings.collage)
-    if job.effective.accept == "first" != settings.accept and not null:
-        say(
-            f"accept auto: a simulation without {without} has no scores, so every answer of a "
-            "collage counts"
-        )
+    for job in jobs:
+        settings = job.settings
+        null = is_null(settings.single) or is_null(settings.collage)
+        if job.effective.accept == "first" != settings.accept and not null:
+            say(
+                "accept auto: a simulation without --answers, --single and --collage has no "
+                "scores, so every answer of a collage counts"
+            )
+            return
 
 
 def _job(args: SimulateArguments) -> SimulatedJob:
     from collage_mpi.simulation.simulator import SimulatedJob
 
     settings = given_run(args.settings)
-    if not settings.out and not args.summary_only:
+    if args.seeds or args.schemes:
+        if settings.out:
+            raise UsageError("--seeds and --schemes print a table and write no run: omit --out")
+    elif not settings.out and not args.summary_only:
         raise UsageError("--out is missing: give a folder for the results, or --summary-only")
     if args.images is None:
         raise UsageError("--images is missing: give the number of images to classify")
@@ -136,20 +148,52 @@ def _costs(args: SimulateArguments) -> Costs:
     return dataclasses.replace(costs, **changes)
 
 
-def _seeds(args: SimulateArguments, seeds: str, job: SimulatedJob) -> int:
-    from collage_mpi.experiments.runner import simulate_points
-    from collage_mpi.experiments.table import render_point, write_tables
+def _schemes(args: SimulateArguments, job: SimulatedJob) -> int:
+    """Simulate all schemes with all seeds and print their table."""
+    from collage_mpi.simulation.schemes import of_seed, simulate_schemes
 
-    known = f"seeds are 0 to {MOST_SEEDS - 1}"
-    experiment = repeats(job, parse_numbers(seeds, MOST_SEEDS, "--seeds", known))
-    with TemporaryDirectory(prefix="collage-mpi-simulate-") as scratch:
-        out = Path(job.settings.out or scratch)
-        simulate_points(experiment, experiment.points, out, args.jobs or processes_here())
-        found = write_tables(experiment, out)
-    print(f"\n{render_point(found.rows[0])}")
-    if job.settings.out:
-        print(f"\nwrote {found.table} and {found.points}")
+    seeds = [job.settings.straggler_seed] if args.seeds is None else _parsed(args.seeds)
+    each = [dataclasses.replace(job, settings=_of_scheme(args, text)) for text in args.schemes]
+    each = each or [job]
+    _tell_of_accept(each)
+    found = simulate_schemes(
+        [[of_seed(one, seed) for seed in seeds] for one in each],
+        args.jobs or processes_here(),
+    )
+    print(to_text(_table(found)))
+    whose = "an image" if job.settings.open_loop else "a group"
+    print(
+        f"Latency of {whose}, over {counted(len(seeds), 'seed')}. Ranks: including rank 0. Gain: "
+        "P99 of the first line divided by P99 of this line."
+    )
     return 0
+
+
+def _parsed(seeds: str) -> list[int]:
+    found = ranges_in(seeds)
+    if found is None:
+        raise UsageError(f"--seeds {seeds}: it needs a number, a range or a list, as in 0-5,9")
+    if any(not part or part[-1] >= MOST_SEEDS for part in found):
+        raise UsageError(f"--seeds {seeds}: seeds are 0 to {MOST_SEEDS - 1}")
+    return sorted({*chain(*found)})
+
+
+def _of_scheme(args: SimulateArguments, text: str) -> RunSettings:
+    """The settings of the command with those of an entry of --schemes."""
+    _, own = read_command(["simulate", "--scheme", *shlex.split(text)])
+    return given_run({**args.settings, **own.settings})
+
+
+def _table(found: Sequence[Candidate]) -> Table:
+    plain = found[0]
+    figures = [Column(name, ".4g") for name in ("P50, ms", "P99, ms")]
+    figures += [Column("gain", ".2f", " x"), Column("images/s", ".4g")]
+    figures += [Column("points lost", ".2f"), Column("wasted", ".1%")]
+    rows: list[Sequence[Value]] = []
+    for one in found:
+        told = (one.p50_ms, one.p99_ms, one.sooner(plain) or None, one.images_per_s)
+        rows.append((one.label, one.ranks, *told, one.points_lost(plain), one.wasted))
+    return Table(("scheme", "ranks", *figures), rows)
 
 
 COMMAND = Command(

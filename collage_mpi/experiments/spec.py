@@ -43,7 +43,6 @@ from collage_mpi.system.printable import did_you_mean, ranges_in, shown
 
 if TYPE_CHECKING:
     from collage_mpi.simulation.costs import Costs
-    from collage_mpi.simulation.simulator import SimulatedJob
 
 TABLES = ("repeat", "baseline", "base", "grid", "point")  # keys that expand to the points
 LONGEST_NAME = 180  # characters; file systems allow 255 bytes, and names in a run need some more
@@ -205,25 +204,6 @@ def expand(document: Mapping[str, Any], source: str = "experiment") -> Experimen
     _check_distinct(points, source)
     name = head.name or Path(source).stem
     return Experiment(name, head.how, tuple(points), baselines, head.rows)
-
-
-def repeats(job: SimulatedJob, seeds: Sequence[int]) -> Experiment:
-    """One simulation as an experiment with a run for each seed, of service times and of Poisson
-    arrivals.
-
-    Raises:
-        UsageError: the scheme cannot be placed.
-    """
-    ranks = ranks_needed(job.settings)
-    points = []
-    for index, seed in enumerate(seeds):
-        drawn = dataclasses.replace(job.settings, out="", straggler_seed=seed)
-        if drawn.arrivals == "poisson":
-            drawn = dataclasses.replace(drawn, arrival_seed=seed)
-        draft = Draft("", {}, {}, seed)
-        found = (f"seed-{seed}", drawn, ranks, job.images, job.answers, draft, "run", job.costs)
-        points.append(Point(index, *found))
-    return Experiment("seeds", "simulate", tuple(points), Baselines(), job.rows)
 
 
 def ranks_needed(settings: RunSettings) -> int:

@@ -24,7 +24,6 @@ from collage_mpi.results.file_names import POINTS, TABLE
 from collage_mpi.results.statistics import PERCENTILES, percentile, percentile_name
 from collage_mpi.simulation.runs import read_latencies_ns
 from collage_mpi.system.files import save_records
-from collage_mpi.system.table import Column, Table, to_text
 
 STATISTICS = (*(percentile_name(q) for q in PERCENTILES), "std")
 COMPARED = ("p50", "p99", "std")
@@ -234,21 +233,6 @@ def write_tables(experiment: Experiment, out: Path) -> Tables:
     points = aggregate(experiment, done)
     save_records(out / POINTS, points)
     return Tables(out / TABLE, out / POINTS, points, len(runs), missing)
-
-
-def render_point(row: Json) -> str:
-    """A row of points.csv as text."""
-    keys = ("_ms", "_low_ms", "_high_ms", "_pooled_ms")
-    table = Table(
-        (f"over {row['placements']} seeds", *_numbers("median", "10 %", "90 %", "pooled")),
-        [[f"{name}_ms", *(row[name + key] for key in keys)] for name in STATISTICS],
-    )
-    means = Table(("", *_numbers("mean")), [[name, row[name]] for name in ("accuracy", *MEANS)])
-    return f"{to_text(table)}\n\n{to_text(means)}\n\n{row['groups']:,} groups"
-
-
-def _numbers(*labels: str) -> list[Column]:
-    return [Column(label, ".5g") for label in labels]
 
 
 def _read_run(experiment: Experiment, point: Point, folder: Path) -> PointRun:

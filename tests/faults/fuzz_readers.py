@@ -23,7 +23,6 @@ from fuzz_job_readers import job_readers, json_change
 from fuzz_shard_readers import shard_readers
 from results_harness import make_run
 
-from collage_mpi.commands.advise import _of_run
 from collage_mpi.errors import CollageError
 from collage_mpi.experiments.spec import _with_set, expand, read_experiment
 from collage_mpi.job.resume import resumed_settings
@@ -87,10 +86,10 @@ def _read_run(run: Path) -> None:
 
 
 def _use_run(run: Path) -> None:
-    """As report, export, trace record, simulate, advise and --resume do."""
+    """As report, export, trace record, simulate and --resume do."""
     results = read_results(run)
     uses: tuple[tuple[Callable[..., Any], Any], ...] = (
-        *((render_page, [run]), (record_trace, [results]), (costs_of, results), (_of_run, run)),
+        *((render_page, [run]), (record_trace, [results]), (costs_of, results)),
         (lambda out: resumed_settings({"out": str(out)}, "flags", 11), run),
         (lambda found: export_run(found, "csv"), results),
     )

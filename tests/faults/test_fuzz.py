@@ -19,7 +19,6 @@ from fuzz_readers import make_readers
 from results_harness import make_run
 from test_lead import Play
 
-from collage_mpi.commands.advise import _of_run
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.job import messages
 from collage_mpi.job.messages import Part, Ready, Start
@@ -31,7 +30,6 @@ from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.pending import entry_path, read_entry
 from collage_mpi.scheduler.events import Unread
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.advice import Question
 from collage_mpi.slurm import SlurmSettings
 from collage_mpi.system.hard_exit import shared_memory
 from collage_mpi.system.progress import split_statuses, status_line
@@ -342,15 +340,6 @@ def test_vectors_whose_columns_are_of_other_types(tmp_path, name, value) -> None
     assert not verify_run(run).ok
     with pytest.raises(DataFault, match=r"has the columns|other lengths|nulls"):
         read_results(run).kept("top_classes" if "top" not in name else name)
-
-
-def test_a_run_that_does_not_say_its_side_is_advised_as_one_of_three(tmp_path) -> None:
-    run = make_run(tmp_path / "run", 90)
-    found = read_manifest(run)
-    del found["side"]
-    (run / "manifest.json").write_text(json.dumps(found))
-    rest = {"spare": 1, "answers": None, "placements": 1, "groups": 1, "rate": None}
-    assert Question(**_of_run(run), **rest).side == 3
 
 
 def test_damage_is_the_same_for_the_same_seed(readers) -> None:

@@ -11,14 +11,13 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from simulate_to import question_of
+from tails import Tail, measure_tail
 
 from collage_mpi.kinds import COLLAGE
 from collage_mpi.models import describe
-from collage_mpi.simulation.advice import simulated, simulated_one
+from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.replayed_answers import save_answers
 from collage_mpi.system.fields import with_shipped
-from collage_mpi.workload.trace import Tail, measure_tail
 
 ANALYSIS = Path(__file__).parents[2] / "analysis"
 
@@ -80,12 +79,8 @@ def test_a_slow_request_is_as_slow_as_the_weight_says(regimes):
 
 
 def test_all_but_replication_have_as_many_ranks(regimes):
-    times_s = np.full((40, 40), 0.1)
     for entry in regimes.entries(9):
-        question = question_of(times_s, placements=1, groups=3)
-        if entry.flags.get("accept") == "confident":
-            continue  # needs answers
-        ranks = simulated_one(question, entry.flags).ranks
+        ranks = RunSettings.from_mapping(entry.flags).world_size
         others = {"replicate, 2N": 19, "collage-only, 3 ranks, 2 copies": 4}
         assert ranks == others.get(entry.name, 12), entry.name
 
@@ -182,7 +177,7 @@ def test_the_table_goes_on_where_it_was_and_the_figure_is_drawn(regime_map, smal
     assert len(lines) == 1 + 2 + 2 * len(regime_map.RATIOS)
     table.write_text("".join(lines[:-1]) + lines[-1][:20])  # killed while it wrote
     assert len(regime_map.read_table(table)) == len(lines) - 2
-    monkeypatch.setattr(regime_map, "simulated_one", once(regime_map.simulated_one))
+    monkeypatch.setattr(regime_map, "simulated", once(regime_map.simulated))
     regime_map.simulate_places(iter([place]), str(small / "a.npz"), table)
     rows = regime_map.read_table(table)
     assert len(rows) == len(lines) - 1
@@ -209,8 +204,7 @@ def once(simulate):
 
 def p99_ms(regime_map: ModuleType, times_s: np.ndarray, names: list[str]) -> dict[str, float]:
     each = {entry.name: entry for entry in regime_map.regimes.entries(9)}
-    question = question_of(times_s, placements=12, groups=35, by_image=True)
-    return {name: simulated_one(question, each[name].flags).p99_ms for name in names}
+    return {name: regime_map.simulated(times_s, each[name].flags, None).p99_ms for name in names}
 
 
 def test_of_machines_slow_all_along_it_is_enough_to_know(regime_map):
@@ -225,18 +219,6 @@ def test_of_requests_slow_by_themselves_nothing_can_be_known(regime_map):
     found = p99_ms(regime_map, times_s, ["none, pull", "none, finish", "fastest, M=2, first"])
     assert found["none, finish"] == pytest.approx(found["none, pull"], rel=0.15)
     assert found["none, finish"] > 3 * found["fastest, M=2, first"]
-
-
-def test_advise_sees_the_same_on_the_same_times(regime_map):
-    """What both simulate alike has the same P99 to the digit."""
-    times_s = regime_map.regimes.service_times(27.0, 5.0, 9)
-    question = question_of(times_s, placements=12, groups=35)
-    advised = simulated(question, lambda more: None)
-    by_flags = {str(sorted(one.flags.items())): one for one in advised}
-    finish = {"scheme": "none", "singles": 11, "assign": "finish"}
-    there = by_flags[str(sorted(finish.items()))]
-    mine = p99_ms(regime_map, times_s, ["none, finish, end game"])
-    assert mine["none, finish, end game"] == there.p99_ms
 
 
 def test_a_candidate_is_simulated_at_a_place(regime_map, monkeypatch):

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import signal
 
 import numpy as np
@@ -14,7 +15,6 @@ from simulate_to import simulate_to
 
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.experiments.spec import repeats
 from collage_mpi.job.recorder import Recorder
 from collage_mpi.results import read_results, summarise, verify_run
 from collage_mpi.results.row_sink import MemoryWriter
@@ -23,6 +23,7 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs, costs_of
 from collage_mpi.simulation.replayed_answers import read_answers, save_answers
 from collage_mpi.simulation.runs import like, run_job, simulate_in_memory
+from collage_mpi.simulation.schemes import of_seed
 from collage_mpi.simulation.simulator import SimulatedJob
 
 COLLAGE = SOURCE_CODE["collage"]
@@ -206,62 +207,50 @@ def test_rows_in_memory_are_those_given():
     assert len(writer.results("x", {}).images) == 0  # type: ignore[arg-type]
 
 
-def test_seeds_in_parallel_make_runs_and_a_table(tmp_path, capsys):
-    words = ["simulate", "--images", "180", "--straggler", "lognormal", "--seeds", "0-1,5"]
-    words += ["--jobs", "2"]
-    assert main([*words, "--out", str(tmp_path / "rows")]) == 0
-    assert "p50_ms" in capsys.readouterr().out
-    assert main([*words, "--out", str(tmp_path / "alone"), "--summary-only"]) == 0
-    tables = []
-    for name in ("rows", "alone"):
-        with (tmp_path / name / "table.csv").open(newline="") as lines:
-            tables.append(list(csv.DictReader(lines)))
-    assert tables[0] == tables[1]
-    assert [row["straggler_seed"] for row in tables[0]] == ["0", "1", "5"]
-    assert len({row["p50_ms"] for row in tables[0]}) == 3
-    assert (tmp_path / "rows" / "seed-5" / "COMPLETE").exists()
-    kept = {p.name for p in (tmp_path / "alone" / "seed-5").iterdir()}
-    assert kept == {"summary.json", "latencies_ns.npy"}
-    capsys.readouterr()
-    assert main([*words, "--out", str(tmp_path / "alone"), "--summary-only"]) == 0
-    assert "[1/" not in capsys.readouterr().out  # as an experiment: what is done is done
-    others = ([*words, "--receive-us", "61"], [word.replace("180", "360") for word in words])
-    for other in others:
-        assert main([*other, "--out", str(tmp_path / "alone"), "--summary-only"]) == 2
-        assert "other settings" in capsys.readouterr().err
+def figures(told: str) -> dict[str, list[str]]:
+    """Scheme -> its cells in the table that simulate prints."""
+    lines = (re.split(r"  +", line.strip()) for line in told.splitlines())
+    return {line[0]: line[1:] for line in lines if len(line) > 5}
 
 
-def test_a_seed_draws_service_times_and_poisson_arrivals():
-    job = SimulatedJob(RunSettings(out="x", straggler="lognormal"), 90)
+def test_schemes_are_compared_over_all_seeds(tmp_path, capsys):
+    """One machine of eight is ten times slower: whoever looks which rank is free avoids it."""
+    times_s = np.random.default_rng(0).uniform(0.09, 0.11, (8, 300))
+    times_s[3] *= 10
+    np.save(tmp_path / "t.npy", times_s)
+    words = ["simulate", "--images", "400", "--side", "2", "--seeds", "0-3", "--schemes", "none"]
+    words += ["none --singles 6 --assign finish", "hedge --hedge-ms 130 --singles 6"]
+    words += ["--straggler", "trace", "--trace-file", str(tmp_path / "t.npy")]
+    told = []
+    for jobs in ("1", "2"):
+        assert main([*words, "--jobs", jobs]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+    found = figures(told[0])
+    names = ["none, pulled", "none, first to finish, N = 6", "hedge, pulled after 130 ms, N = 6"]
+    assert list(found)[1:] == names
+    plain, finish, _ = (found[name] for name in names)
+    assert (plain[0], finish[0]) == ("5", "7")
+    assert float(plain[2]) > 900 > 500 > float(finish[2])  # P99, ms
+    assert "over 4 seeds" in told[0]
+
+
+def test_with_answers_the_table_says_what_a_collage_costs(tmp_path, capsys):
+    path = fill(tmp_path / "a.npz", 40)  # the collage is wrong about every other image
+    words = ["simulate", "--images", "400", "--side", "2", "--answers", path, "--summary-only"]
+    words += ["--schemes", "none", "collage-only --collage-ranks 3"]
+    assert main([*words, "--accept", "first"]) == 0
+    *_, (_, _, _, _, _, lost, _) = figures(capsys.readouterr().out).values()
+    assert float(lost) == pytest.approx(50, abs=3)
+
+
+def test_a_seed_draws_service_times_poisson_arrivals_and_other_images():
+    job = SimulatedJob(RunSettings(straggler="lognormal"), 90)
     poisson = SimulatedJob(RunSettings(arrivals="poisson", rate=9.0, arrival_seed=3), 90)
-    closed = repeats(job, [4, 7]).points
-    opened = repeats(poisson, [4, 7]).points
-    assert [(p.name, p.settings.straggler_seed) for p in closed] == [("seed-4", 4), ("seed-7", 7)]
-    assert [p.settings.arrival_seed for p in closed] == [job.settings.arrival_seed] * 2
-    assert [p.settings.arrival_seed for p in opened] == [4, 7]
-    assert {p.settings.out for p in closed} == {""}
-
-
-def test_seeds_leave_a_folder_that_holds_no_run(tmp_path):
-    mine = tmp_path / "seed-0" / "notes.txt"
-    mine.parent.mkdir()
-    mine.write_text("mine")
-    words = ["simulate", "--images", "90", "--seeds", "0", "--summary-only", "--out", str(tmp_path)]
-    assert main(words) == 0
-    assert mine.read_text() == "mine"
-
-
-def test_what_seeds_say_together_is_printed_without_a_folder(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    words = ["simulate", "--images", "900", "--straggler", "lognormal", "--summary-only"]
-    assert main([*words, "--seeds", "0-4", "--jobs", "1"]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["over", "5", "seeds", "median", "10", "%", "90", "%", "pooled"] in lines
-    _, *figures = next(line for line in lines if line and line[0] == "p50_ms")
-    median, low, high, pooled = map(float, figures)
-    assert low < median < high
-    assert low < pooled < high
-    assert list(tmp_path.iterdir()) == []
+    closed, opened = of_seed(job, 4), of_seed(poisson, 7)
+    assert (closed.settings.straggler_seed, closed.settings.arrival_seed) == (4, 0)
+    assert (opened.settings.straggler_seed, opened.settings.arrival_seed) == (7, 7)
+    assert (closed.first, opened.first) == (360, 630)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +259,9 @@ def test_what_seeds_say_together_is_printed_without_a_folder(tmp_path, capsys, m
         (["--images", "90"], 2),
         (["--summary-only"], 2),
         (["--images", "0", "--summary-only"], 2),
-        (["--images", "90", "--summary-only", "--seeds", "x"], 2),
+        (["--images", "90", "--seeds", "x"], 2),
+        (["--images", "90", "--seeds", "10000"], 2),
+        (["--images", "90", "--seeds", "1", "--out", "x"], 2),
         (["--images", "90", "--summary-only", "--seeds", "1", "--jobs", "0"], 2),
         (["--images", "90", "--summary-only", "--send-us", "-1"], 2),
         (["--images", "90", "--summary-only", "--costs", "no.json"], 3),
@@ -335,8 +326,11 @@ def test_a_simulation_like_a_run_is_that_run(as_if_real):
     run = read_results(out)
     job = like(run, {}, None, costs, None)
     real, simulated = summarise(run), run_job(job)
-    for figures in ("latency", "price"):
-        assert simulated[figures] == real[figures]
+    for per in ("group", "image"):
+        for name in ("p50_ms", "p95_ms"):
+            assert simulated["latency"][per][name] == real["latency"][per][name]
+    for name in ("collage_share", "skipped_tasks", "late_answers"):
+        assert simulated["price"][name] == real["price"][name]
     changed = like(run, {"depth": 3}, 90, costs, None)
     assert (changed.settings.depth, changed.images) == (3, 90)
 

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from tails import Tail, measure_tail
 
 from collage_mpi.scheduler.rank_speed import WINDOW
-from collage_mpi.workload.trace import Tail, measure_tail
 
 
 def chain(spell: float, share: float, machines: int, requests: int) -> np.ndarray:
