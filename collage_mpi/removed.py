@@ -53,6 +53,8 @@ TABLE: dict[str, tuple[str, str]] = {
         "use collage-mpi simulate --costs RUN, with the settings of the run",
     ),
     "advise": ("compared schemes on a trace", "use collage-mpi simulate --schemes A B --seeds 0-9"),
+    "plot throughput": ("throughput against latency", "use collage-mpi report RUN..."),
+    "plot points": ("figures of an experiment", "use collage-mpi report RUN..."),
 }
 
 

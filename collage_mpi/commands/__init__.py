@@ -18,7 +18,7 @@ COMMANDS: dict[str, str] = {
     "top": "watch a running job: progress, time left, ranks, lost and slow ranks",
     "verify": "prove that a run has exactly one row for every image",
     "export": "write a run's rows as CSV, Parquet, HDF5 or Zarr",
-    "plot": "draw figures of runs: latency CDFs, timelines, throughput, points of an experiment",
+    "plot": "draw figures of runs: latency CDFs and timelines",
     "slow-ranks": (
         "find ranks, GPUs and hosts that are slower than their peers; --exclude for Slurm"
     ),

@@ -1,1 +1,1 @@
-"""Draws figures of runs and experiments."""
+"""Draws figures of runs."""

@@ -88,15 +88,6 @@ def numbers_on_log_axis(axis: Any, subs: Sequence[float]) -> None:
     plain_numbers(axis, ",.12g")
 
 
-def mark(label: str, colour: str, marker: str, face: str | None = None, line: str = "") -> Any:
-    """A marker for a legend. `face`: its fill colour, by default `colour`."""
-    from matplotlib.lines import Line2D
-
-    look: dict[str, Any] = {"color": colour, "marker": marker, "mfc": face or colour}
-    look["linestyle"] = line
-    return Line2D([], [], label=label, **look)
-
-
 def save(figure: Any, out_stem: Path | str, title: str = "", dpi: int = 200) -> list[Path]:
     """Write `out_stem`.png and .pdf, creating folders, and close the figure.
 

@@ -419,19 +419,9 @@ def _other_columns(rng: random.Random, raw: bytes) -> bytes:
 
 
 def _tables(folder: Path) -> list[Reader]:
-    """Text of other programs: points of an experiment, names of classes, a file of checksums."""
+    """Text of other programs: names of classes, a file of checksums."""
     from collage_mpi.commands.parser import ClassNamesArguments
-    from collage_mpi.figures.points import choose, frontier, need, read_points
     from collage_mpi.shards.schema import read_sidecar, sidecar_path
-
-    rows = ["name,placements,ranks,axis:scheme,group_p99_ms", "a,3,10,none,5.5", "b,3,11,collage,"]
-
-    def points(path: Path) -> None:
-        found = read_points([path])
-        choose(found, [])
-        frontier(
-            [need(row, "group_p99_ms") for row in found], [need(row, "ranks") for row in found]
-        )
 
     def names(path: Path) -> None:
         ClassNamesArguments(class_names_file=path).names()
@@ -439,8 +429,6 @@ def _tables(folder: Path) -> list[Reader]:
     shard = folder / "beside.h5"
     line = f"{'ab' * 32}  beside.h5\n".encode()
     return [
-        Reader("points.csv", [b"\n".join(row.encode() for row in [*rows[:2], "c,1,4,x,7.0"])],
-               _from_file(folder / "points.csv", points), USER),
         Reader("names of classes", ["cat\ndög\n".encode()],
                _from_file(folder / "names.txt", names), USER),
         Reader("checksum beside a shard", [line],

@@ -14,11 +14,9 @@ from hand_made import hand_made
 
 from collage_mpi import __version__
 from collage_mpi.cli import main
-from collage_mpi.commands.plot import _throughput_title, _timeline_title, titled
+from collage_mpi.commands.plot import _timeline_title
 from collage_mpi.commands.top import drawn
 from collage_mpi.figures.latency_cdf import plot_latency_cdf
-from collage_mpi.figures.points import plot_against_ranks, plot_frontier, plot_heat, read_points
-from collage_mpi.figures.throughput import batch_points, plot_throughput, render_batches
 from collage_mpi.figures.timeline import plot_timeline
 from collage_mpi.report.page import render_page
 from collage_mpi.results import Results, compare, read_results, render_comparison, summarise
@@ -273,31 +271,3 @@ def test_the_figure_of_a_timeline(runs: list[Results], figures: list[str], tmp_p
     _, run = runs
     plot_timeline(make_timeline(run, 42, 43), tmp_path / "t", _timeline_title(run, 42, 43))
     check("figure_timeline.txt", "\n".join(figures), tmp_path)
-
-
-def test_the_figure_of_throughput(runs: list[Results], figures: list[str], tmp_path: Path) -> None:
-    points = batch_points(runs)
-    plot_throughput(points, tmp_path / "t", title=_throughput_title(runs))
-    figures.append(render_batches(points))
-    check("figure_throughput.txt", "\n".join(figures), tmp_path)
-
-
-def test_the_figures_of_points(figures: list[str], tmp_path: Path) -> None:
-    head = "name,how,axis:side,axis:scheme,side,placements,groups,ranks,accuracy,p99_ms,p99_low_ms,"
-    lines = [head + "p99_high_ms,std_ms,p99_vs_none,p99_vs_none_low,p99_vs_none_high"]
-    for side in (2, 3):
-        for scheme, gain, spare in (
-            ("none", 1, 0),
-            ('"collage, first"', 2, 2),
-            ("replicate", 4, 9),
-        ):
-            numbers = f"{side},24,14400,{1 + side**2 + spare},0.9{side}{gain},{800 / gain}"
-            bars = f"{700 / gain},{900 / gain},{40 / gain},{gain},{gain - 0.5},{gain + 0.5}"
-            lines.append(f"{side}-{gain},simulate,{side},{scheme},{numbers},{bars}")
-    (tmp_path / "points.csv").write_text("\n".join(lines) + "\n")
-    rows = read_points([tmp_path / "points.csv"])
-    axes = {"series": "scheme", "panels": "side", "title": titled("A title", rows)}
-    plot_against_ranks(rows, tmp_path / "r", **axes)
-    plot_frontier(rows, tmp_path / "f", **axes)
-    plot_heat(rows, tmp_path / "h", value="p99_vs_none", axes=("side", "scheme"), title="Heat")
-    check("figure_points.txt", "\n".join(figures), tmp_path)

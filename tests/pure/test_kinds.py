@@ -224,7 +224,6 @@ def test_a_fourth_kind_is_placed_and_its_scheme_is_known():
     from scheduler_harness import scheme_settings
 
     from collage_mpi.errors import EnvironmentFault, UsageError
-    from collage_mpi.figures.points import _look
     from collage_mpi.scheduler import make_scheme
     from collage_mpi.scheduler.schemes import SCHEMES
     from collage_mpi.settings.redundancy import RankSettings
@@ -242,7 +241,6 @@ def test_a_fourth_kind_is_placed_and_its_scheme_is_known():
         Sketched(side=2, scheme="sketch").place(6)
     with pytest.raises(UsageError, match="sketch_ranks is 0; it needs at least 1"):
         Sketched(side=2, scheme="sketch", sketch_ranks=0)
-    assert _look("sketch") == ("#F0E442", "*")
 
 
 @pytest.mark.usefixtures("four_kinds")

@@ -8,7 +8,6 @@ import pytest
 from scheduler_harness import policy_of, scheme_settings
 
 from collage_mpi.errors import UsageError
-from collage_mpi.figures.points import _look
 from collage_mpi.kinds import BACKUP, COLLAGE, KINDS, SINGLE
 from collage_mpi.models.tuning import Tuning
 from collage_mpi.scheduler import SchedulerSettings, SchemeSettings, make_scheme
@@ -143,4 +142,3 @@ def test_one_more_scheme_is_one_class():
 def test_each_scheme_has_a_mark_of_its_own():
     marks = [scheme_class(name).mark for name in SCHEMES]
     assert len(set(marks)) == len(SCHEMES)
-    assert [_look(f"{name}, least loaded") for name in SCHEMES] == marks
