@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from peers.page import write_into
 
-from collage_mpi.experiments.demo import FACTOR, MEDIAN_MS, SIGMA, SLOW
+from collage_mpi.commands.demo import FACTOR, MEDIAN_MS, SIGMA, SLOW
 from collage_mpi.figures import style
 from collage_mpi.kinds import COLLAGE
 from collage_mpi.results import Results, read_results

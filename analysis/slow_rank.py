@@ -1,4 +1,4 @@
-"""How long jobs with a slow rank took over the least they could: the runs of slow_rank.toml.
+"""How long jobs with a slow rank took over the least they could.
 
     python analysis/slow_rank.py runs/slow runs/slow-simulated --page analysis/reports/peers.md
 
@@ -11,7 +11,6 @@ copies and wasted ones too.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from peers.page import markdown_of, write_into
 
 from collage_mpi.kinds import SINGLE
 from collage_mpi.results import Results, read_results
-from collage_mpi.results.file_names import TABLE
+from collage_mpi.results.file_names import MANIFEST
 from collage_mpi.results.rows import KIND_CODE, KINDS, SOURCES, ran_together
 from collage_mpi.system.table import Table
 
@@ -58,23 +57,18 @@ def ratio(results: Results) -> Ratio:
         seconds * speed / len(images),
         seconds * ranks / busy_s,
         1 - float(np.isin(images["source"], shared).mean()),
-        True,
+        not results.invalid,
     )
 
 
 def ratios(folder: Path) -> dict[str, Ratio]:
-    """Name -> of the complete runs of an experiment, in its order."""
-    found = {}
-    with open(folder / TABLE, newline="") as file:
-        for row in csv.DictReader(file):
-            if row["status"] == "complete":
-                valid = row["valid"] != "False"
-                found[row["name"]] = ratio(read_results(folder / row["name"]))._replace(valid=valid)
-    return found
+    """Name -> of the complete runs in a folder, by name."""
+    runs = [read_results(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST}"))]
+    return {run.path.name: ratio(run) for run in runs if run.complete}
 
 
 def markdown(columns: dict[str, dict[str, Ratio]]) -> str:
-    """A row a point, and for each experiment seconds and ratios."""
+    """A row a run, and for each folder seconds and ratios."""
     names = list(dict.fromkeys(name for found in columns.values() for name in found))
     head = ["scheme, slow rank"]
     for title in columns:
@@ -97,7 +91,7 @@ def _cells(one: Ratio) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", type=Path, nargs="+", help="of experiments, with table.csv")
+    parser.add_argument("folders", type=Path, nargs="+", help="with a folder for each run")
     parser.add_argument("--page", type=Path, help="write the table into this page")
     args = parser.parse_args()
     columns = {}

@@ -55,6 +55,12 @@ TABLE: dict[str, tuple[str, str]] = {
     "advise": ("compared schemes on a trace", "use collage-mpi simulate --schemes A B --seeds 0-9"),
     "plot throughput": ("throughput against latency", "use collage-mpi report RUN..."),
     "plot points": ("figures of an experiment", "use collage-mpi report RUN..."),
+    "experiment": (
+        "runs of a grid of settings",
+        "start each with collage-mpi launch, or use collage-mpi simulate --schemes A B",
+    ),
+    "demo --groups": ("length of the demo's runs", "use --images N"),
+    "demo --time-scale": ("factor of the demo's times", "leave it out"),
 }
 
 

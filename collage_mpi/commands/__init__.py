@@ -6,7 +6,7 @@ Heavy packages (numpy, torch, h5py, MPI) are imported inside functions, so that 
 
 # name -> line in --help. The module has the name of the command, with _ for -.
 COMMANDS: dict[str, str] = {
-    "demo": "classify real images under four schemes; print tables and draw a picture",
+    "demo": "classify real images under four schemes; print a table and draw a picture",
     "classify": "classify a folder of pictures and write the classes to a CSV file; resumable",
     "launch": "start ranks with the installed MPI, as in: launch -n 11 -- run",
     "map": "run a Python class of your own on every image: masks, embeddings, any arrays",
@@ -14,7 +14,6 @@ COMMANDS: dict[str, str] = {
     "launch or mpiexec",
     "simulate": "simulate a job on virtual time, or compare schemes: any number of ranks, no MPI",
     "trace": "record the service times of runs as a trace",
-    "experiment": "run many jobs from one file: a grid of settings and seeds, one table; resumable",
     "top": "watch a running job: progress, time left, ranks, lost and slow ranks",
     "verify": "prove that a run has exactly one row for every image",
     "export": "write a run's rows as CSV, Parquet, HDF5 or Zarr",

@@ -42,7 +42,6 @@ from collage_mpi.system.launchers import Site
 from collage_mpi.system.printable import did_you_mean
 from collage_mpi.system.process_tree import caught, own_command
 
-WORLD_COMMANDS = ("run", "demo", "experiment")  # commands whose ranks are coordinator and workers
 START_LIMIT_S = 600.0  # until MPI must be up on all ranks; imports from a shared disk may be slow
 STARTS = 2  # a start that hung is tried once more
 # Modules that a server imports before it forks ranks; networks' libraries are added.
@@ -63,7 +62,7 @@ class LaunchArguments(MpiArguments):
     ranks: int | None = setting(
         None,
         "number of ranks, e.g. 11",
-        unset="as many as the settings of run, demo or experiment need",
+        unset="as many as the settings of run need",
         metavar="RANKS",
         flag="-n --ranks",
         at_least=1,
@@ -113,8 +112,8 @@ class LaunchArguments(MpiArguments):
 
     @property
     def in_world(self) -> bool:
-        """Whether the program is a command whose ranks are a coordinator and workers."""
-        return self.program[:1] != () and self.program[0] in WORLD_COMMANDS
+        """Whether the program's ranks are a coordinator and workers."""
+        return self.program[:1] == ("run",)
 
     @cached_property
     def run(self) -> RunArguments | None:
@@ -133,7 +132,7 @@ class LaunchArguments(MpiArguments):
     def networks(self) -> list[str]:
         """The networks that need torch, as far as is known before the ranks start."""
         if self.settings is None:
-            return ["shipped"] if self.program[:1] == ("demo",) else []
+            return []
         named = (self.settings.single, self.settings.collage)
         return [spec for spec in named if spec and not is_null(spec)]
 
@@ -196,25 +195,11 @@ def check_before_ranks(how: LaunchArguments) -> int:
     ranks = how.ranks
     if ranks is not None and how.dry_run:
         return ranks
-    if not how.in_world:
+    if how.run is None:
         if ranks is None:
             raise UsageError(f"-n is missing: how many ranks to start, e.g. {EXAMPLE}")
         return ranks
-    if how.run is not None:
-        return check_run(how.run, ranks, files=not how.dry_run and allocated_hosts() == 1)
-    command, args = read_command(how.program)  # exits with a message if something is wrong
-    assert command.ranks is not None
-    needed = command.ranks(args)
-    if ranks not in (None, *needed):
-        listed = " or ".join(map(str, needed))
-        raise UsageError(f"-n is {ranks}; {how.program[0]} needs {listed} ranks here")
-    if ranks is None and len(needed) > 1:
-        raise UsageError(
-            f"-n is missing: the runs of this experiment need {', '.join(map(str, needed))} "
-            f"ranks. Without launch, collage-mpi {' '.join(how.program)} starts the right number "
-            "for each run"
-        )
-    return needed[0] if ranks is None else ranks
+    return check_run(how.run, ranks, files=not how.dry_run and allocated_hosts() == 1)
 
 
 def launch_ranks(ranks: int, how: LaunchArguments) -> int:
@@ -324,7 +309,7 @@ def _check_startable(how: LaunchArguments) -> None:
             f"(collage-mpi --help lists them), e.g. {EXAMPLE}, or a script.py of your own"
         )
     if how.on_rank_loss == "continue" and not how.in_world:  # other commands have no workers
-        raise UsageError(f"--on-rank-loss continue is for {', '.join(WORLD_COMMANDS)}")
+        raise UsageError("--on-rank-loss continue is for run")
 
 
 COMMAND = Command(

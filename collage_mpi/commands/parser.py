@@ -70,8 +70,6 @@ class Command:
         takes: class of the arguments.
         line: description of a subcommand in --help. For commands it is in COMMANDS.
         more: adds further flags to the parser; their values are in `Arguments.given`.
-        ranks: for a command that launch can start: checks the arguments and returns the numbers of
-            ranks that the command needs.
         epilog, usage: as in argparse.
     """
 
@@ -79,7 +77,6 @@ class Command:
     takes: type[Arguments] = Arguments
     line: str = ""
     more: Callable[[argparse.ArgumentParser], None] | None = None
-    ranks: Callable[[Any], list[int]] | None = None
     epilog: str | None = None
     usage: str | None = None
 

@@ -1,4 +1,4 @@
-"""The names of the files of a run and of an experiment. They never change, because every version
+"""The names of the files of a run. They never change, because every version
 reads the runs of older versions.
 """
 
@@ -14,5 +14,3 @@ INDEX_FOLDER = "index"  # lists of the members of folders, tar files and other s
 VECTORS_FOLDER = "vectors"  # scores, embeddings and outputs of functions
 REPORT = "report.html"
 EXPORT = "export"  # the folder that `export` writes to by default
-LATENCIES = "latencies_ns.npy"  # of a simulation without rows
-TABLE, POINTS = "table.csv", "points.csv"  # of an experiment: a line a run, a line a point

@@ -123,7 +123,7 @@ def make_timeline(run: Results, first: int, last: int, session: int = 1) -> Time
         DataFault: the run has no task rows.
     """
     if not len(run.tasks):
-        raise DataFault(f"{run.path}: no tasks in this run; an experiment needs rows = true")
+        raise DataFault(f"{run.path}: no tasks in this run")
     groups = run.groups[run.groups["session"] == session]
     chosen = np.sort(groups[(groups["group"] >= first) & (groups["group"] <= last)], order="group")
     if not len(chosen):

@@ -1,24 +1,19 @@
-"""Simulates one or many runs. Each leaves its rows, or only a summary, in its folder."""
+"""Simulates a run, which leaves its rows, or only a summary, in its folder."""
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 import uuid
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.inputs import digests, named_files
 from collage_mpi.kinds import BACKUP, COLLAGE
 from collage_mpi.results import Results, RunWriter, summarise
-from collage_mpi.results.file_names import LATENCIES, MANIFEST, SUMMARY
+from collage_mpi.results.file_names import MANIFEST, SUMMARY
 from collage_mpi.results.manifest import plain, recorded_settings
 from collage_mpi.results.row_sink import MemoryWriter
 from collage_mpi.settings.profiles import over_recorded
@@ -26,7 +21,7 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs, costs_of
 from collage_mpi.simulation.replayed_answers import Answers, answers_file
 from collage_mpi.simulation.simulator import FINGERPRINT, SimulatedJob, Simulation
-from collage_mpi.system.files import UNREADABLE_OR_GONE, write_atomic, writing
+from collage_mpi.system.files import write_atomic, writing
 from collage_mpi.system.process_tree import caught
 from collage_mpi.workload.straggler_settings import make_delays
 
@@ -158,71 +153,11 @@ def run_job(job: SimulatedJob) -> Json:
     kept = {key: results.manifest[key] for key in ("settings", "inputs", "simulated")}
     summary = {**summarise(results), **kept}
     if out is not None:
-        _save(out, summary, results.measured_groups["latency_ns"])
+        text = json.dumps(summary, indent=1, default=plain)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            write_atomic(out / SUMMARY, (text.encode(), b"\n"))
     return summary
-
-
-def _save(out: Path, summary: Json, latencies_ns: np.ndarray) -> None:
-    """Write the latencies, then the summary: a folder with a summary is a finished run."""
-    buffer = io.BytesIO()
-    np.save(buffer, latencies_ns)
-    text = json.dumps(summary, indent=1, default=plain)
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / LATENCIES, (buffer.getvalue(),))
-        write_atomic(out / SUMMARY, (text.encode(), b"\n"))
-
-
-def read_latencies_ns(folder: Path) -> np.ndarray:
-    """(groups,) int64 of the measured groups of a simulation without rows.
-
-    Raises:
-        DataFault: they are missing or damaged.
-    """
-    path = folder / LATENCIES
-    try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(found, np.ndarray) or found.ndim != 1 or found.dtype.kind != "i":
-            raise ValueError(f"{found.dtype} of shape {found.shape}")
-    except UNREADABLE_OR_GONE as error:
-        raise DataFault(f"{path}: no latencies of groups: {error}; remove the folder") from error
-    return np.asarray(found)
-
-
-def read_summary(folder: Path) -> Json | None:
-    """The summary that a simulation without rows left in a folder, or None.
-
-    Raises:
-        DataFault: it is damaged.
-    """
-    path = folder / SUMMARY
-    if not path.exists() or (folder / MANIFEST).exists():
-        return None
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(summary, dict) or not isinstance(summary.get("settings"), dict):
-            raise ValueError("it has no settings")
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataFault(f"{path}: {error}; remove the folder") from error
-    return summary
-
-
-def run_jobs(jobs: Sequence[SimulatedJob], processes: int) -> Iterator[tuple[SimulatedJob, Json]]:
-    """Simulate the jobs, at most `processes` at a time. Yields each with its summary, in order.
-
-    Raises:
-        UsageError, EnvironmentFault, DataFault: of the first job that fails. Jobs that have begun
-            are finished, and no others are begun.
-    """
-    if min(processes, len(jobs)) <= 1:
-        for job in jobs:
-            yield job, run_job(job)
-        return
-    pool = ProcessPoolExecutor(min(processes, len(jobs)))
-    try:
-        yield from zip(jobs, pool.map(run_job, jobs), strict=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def like(

@@ -73,8 +73,7 @@ class SimulatedJob:
         images: how many are classified.
         costs: of rank 0 and of messages.
         answers: a file of `evaluate --save-answers`; "{side}" in it stands for the side.
-        rows: write a row for every image, group and task; otherwise only the summary and the
-            latencies of groups.
+        rows: write a row for every image, group and task; otherwise only the summary.
         first: row of the answers that the first image takes, rounded up to whole groups.
         measured_batch_costs: by kind; used if the settings have no batch cost.
         delays: replaces the model of the settings.

@@ -16,7 +16,7 @@ from collage_mpi.system.printable import counted
 
 DEFAULT_SETUP = ("# module load <your MPI>", 'source "${CM_VENV:-.venv}/bin/activate"')
 _TEMPLATES = Path(__file__).with_name("templates")  # shell, for jinja
-RUN_KINDS = ("run_one_node", "run_nodes", "run_het", "run_teams", "run_teams_het", "sweep")
+RUN_KINDS = ("run_one_node", "run_nodes", "run_het", "run_teams", "run_teams_het")
 HET_KINDS = ("run_het", "run_teams_het")  # coordinators have nodes of their own
 TEAM_KINDS = ("run_teams", "run_teams_het")
 
@@ -51,7 +51,6 @@ KINDS: dict[str, ScriptKind] = {
     "run_teams": ScriptKind("run_teams.sbatch", nodes=4, gpus_per_node=4),
     "run_teams_het": ScriptKind("run_teams_het.sbatch", nodes=2, gpus_per_node=4),
     "classify": ScriptKind("classify.sbatch", gpus_per_node=4),
-    "sweep": ScriptKind("sweep.sbatch", nodes=4, gpus_per_node=None, array="0-11"),
     "analyse": ScriptKind("analyse.sbatch", time="00:20:00"),
     "chain": ScriptKind("chain.sh"),
 }
@@ -60,7 +59,6 @@ KINDS: dict[str, ScriptKind] = {
 _ARRAY_NOTE = {
     "prepare": "training and test images",
     "train": "single classifier and collage network",
-    "sweep": "points of the file; 0-11%2: two at a time",
 }
 
 

@@ -24,7 +24,6 @@ from fuzz_shard_readers import shard_readers
 from results_harness import make_run
 
 from collage_mpi.errors import CollageError
-from collage_mpi.experiments.spec import _with_set, expand, read_experiment
 from collage_mpi.job.resume import resumed_settings
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.onnx_files import tensor_files
@@ -146,7 +145,7 @@ def _change_rows(rng: random.Random, raw: bytes) -> bytes:
     return bytes(body) + struct.pack("<8sQI", b"CMPIcrc1", len(body), zlib.crc32(body))
 
 
-# ---- settings, experiments, job scripts -------------------------------------
+# ---- settings, job scripts -------------------------------------
 
 SETTINGS = """
 shards = ["a.h5", "b.h5"]
@@ -162,22 +161,6 @@ slow_ranks = ["4:5"]
 order = "shuffle:3"
 limit = 1000
 out = "runs/one"
-"""
-EXPERIMENT = """
-name = "schemes"
-how = "simulate"
-images = 900
-repeat = 2
-[base]
-side = 2
-straggler = "lognormal"
-warmup_groups = 1
-[grid]
-scheme = [{ name = "none", scheme = "none" }, { name = "first", accept = "first" }]
-slow_ranks = [["1:5"], []]
-[[point]]
-name = "extra"
-depth = 2
 """
 SLURM = """
 account = "proj1"
@@ -198,18 +181,14 @@ def _settings(folder: Path) -> list[Reader]:
         settings = RunSettings.from_mapping(read_settings_file(path), str(path))
         settings.world_size, settings.labels(), settings.digest()
 
-    def experiment(path: Path) -> None:
-        read_experiment(path)
-
     def slurm(path: Path) -> None:
         settings = SlurmSettings.from_mapping(read_settings_file(path), str(path))
-        for kind in ("run_nodes", "sweep", "train"):
+        for kind in ("run_nodes", "train"):
             render(kind, settings)
 
     readers = []
     for name, text, read in (
         ("settings", SETTINGS, run_settings),
-        ("experiment", EXPERIMENT, experiment),
         ("slurm settings", SLURM, slurm),
     ):
         as_json = json.dumps(tomllib.loads(text)).encode()
@@ -220,14 +199,7 @@ def _settings(folder: Path) -> list[Reader]:
         readers.append(
             Reader(f"{name}, values", [as_json], _from_file(plain, read), USER, json_change)
         )
-    document = tomllib.loads(EXPERIMENT)
-    assert expand(document).points
-
-    def with_set(raw: bytes) -> None:
-        expand(_with_set(document, raw.decode(errors="replace"), "flags"))
-
-    sets = [b"credit=3", b'order="shuffle:4"', b"images=90"]
-    return [*readers, Reader("experiment --set", sets, with_set, USER)]
+    return readers
 
 
 # ---- arrays -----------------------------------------------------------------
@@ -493,11 +465,10 @@ def _bytes_of(state: Any) -> bytes:
 
 def _simulation(folder: Path) -> list[Reader]:
     from collage_mpi.commands.top import drawn
-    from collage_mpi.results.file_names import LATENCIES, STATUS, SUMMARY
+    from collage_mpi.results.file_names import STATUS
     from collage_mpi.results.rows import TASK_ROW
     from collage_mpi.results.status import StatusFiles, Watch
     from collage_mpi.simulation.replayed_answers import read_answers, save_answers
-    from collage_mpi.simulation.runs import read_latencies_ns, read_summary
     from collage_mpi.system.table import to_text
     from collage_mpi.workload.arrivals import load_times_ns
 
@@ -510,7 +481,6 @@ def _simulation(folder: Path) -> list[Reader]:
     save_answers(path, 3, np.zeros(12), {"single": given, "backup": given}, ["a", "b"])
     bare = folder / "bare"
     bare.mkdir()
-    latencies, summary = _npy(np.arange(9)), json.dumps({"settings": {"side": 3}}).encode()
     rank = {"rank": 1, "host": "h", "kinds": ["single"], "state": "lost", "why": "gone", "tasks": 1}
     said = {"state": "running", "done": 5, "ranks": [rank, {**rank, "rank": 2}]}
     facts = {"run_id": "r", "session": 1, "label": "l", "total": 9, "before": 0}
@@ -527,12 +497,8 @@ def _simulation(folder: Path) -> list[Reader]:
                _from_file(folder / "a.npy", lambda p: load_times_ns(str(p), 9)), USER),
         Reader("arrivals .txt", [text],
                _from_file(folder / "a.txt", lambda p: load_times_ns(str(p), 9)), USER),
-        Reader("latencies", [latencies],
-               _from_file(bare / LATENCIES, lambda p: read_latencies_ns(bare)), USER),
         Reader("status", [status], top, USER),
         Reader("status, values", [status], top, USER, json_change),
-        Reader("summary without rows", [summary],
-               _from_file(bare / SUMMARY, lambda p: read_summary(bare)), USER),
     ]  # fmt: skip
 
 

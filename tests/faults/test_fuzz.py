@@ -44,10 +44,10 @@ NAMES = (
     *("part, bytes", "manifest of a run that goes on", "vectors", "vectors, columns"),
     *(f"part of {table}, rows{used}" for table in ("images", "tasks")
       for used in ("", ", as used")),
-    *(f"{of}{how}" for of in ("settings", "experiment", "slurm settings")
+    *(f"{of}{how}" for of in ("settings", "slurm settings")
       for how in (" .toml", " .json", ", values")),
-    *("experiment --set", "trace .npy", "trace .npy, header", "labels .npy", "labels .npy, header"),
-    *("labels .h5", "idx", "idx.gz", "points.csv", "names of classes", "checksum beside a shard"),
+    *("trace .npy", "trace .npy, header", "labels .npy", "labels .npy, header"),
+    *("labels .h5", "idx", "idx.gz", "names of classes", "checksum beside a shard"),
     *("weights, bytes", "weights, header", "weights, record"),
     *("safetensors of other programs", "safetensors of other programs, header"),
     *("graph of ONNX", "checkpoint", "weights of other programs", "cache of a teacher"),
@@ -57,7 +57,7 @@ NAMES = (
     *(f"{what}{how}" for what in ("status lines", "greeting", "description of a shard")
       for how in ("", ", values")),
     *("variables, values", "kernel's files of the host", "kernel's files of a process"),
-    *("answers .npz", "costs", "costs, values", "status", "status, values"),
+    *("answers .npz", "status", "status, values"),
     *("arrivals .npy", "arrivals .txt", "latencies", "summary without rows", "pictures", "tar"),
     *("parquet", "list of paths", "list of members"),
     *(f"{what}{how}" for what in ("shards", "HDF5 of other programs") for how in ("", ", values")),

@@ -11,7 +11,6 @@ from simulate_to import simulate_to
 
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.experiments.spec import expand
 from collage_mpi.results import read_results, summarise, verify_run
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
@@ -228,11 +227,3 @@ def test_grace_and_image_timeout_count_from_each_image_s_own_arrival(tmp_path):
     assert simulate_to(job, tmp_path / "b", 4, FREE)[0] == "complete_with_errors"
     rows = read_results(tmp_path / "b").images
     assert rows["latency_ns"].tolist() == [S_NS // 2] * 4
-
-
-def test_an_experiment_varies_the_rate():
-    document = {
-        "how": "simulate", "images": 90, "base": {"arrivals": "poisson"},
-        "grid": {"rate": [10.0, 20.0]},
-    }  # fmt: skip
-    assert [p.settings.rate for p in expand(document).points] == [10.0, 20.0]

@@ -10,7 +10,7 @@ import pytest
 
 import collage_mpi
 from collage_mpi import cli
-from collage_mpi.commands import demo, experiment, launch  # noqa: F401  # who take launch_ranks
+from collage_mpi.commands import launch
 
 DATA = Path(collage_mpi.__file__).parent / "data"
 SHARD = str(DATA / "fashion_demo.h5")
@@ -20,7 +20,6 @@ SWAPPED = ("--single", str(DATA / "fashion_collage_side3.safetensors"))
 SWAPPED += ("--collage", str(DATA / "fashion_single.safetensors"), "--side", "3")
 RIGHT = (SWAPPED[0], SWAPPED[3], SWAPPED[2], SWAPPED[1], *SWAPPED[4:])
 TWO = ("--class-names-file", "two.txt")
-POINTS = {"base": {"shards": [SHARD], "single": "null", "collage": "null", "side": 2}}
 
 
 @pytest.fixture
@@ -78,10 +77,6 @@ def launched(*words: str) -> int:
         (("--", *RUN, "--trace-file", "nix.npy", "--straggler", "trace", "--out", "o"), 3, "nix"),
         (("--", "verify", "o"), 2, "-n is missing"),
         (("-n", "2", "--on-rank-loss", "continue", "--", "verify", "o"), 2, "continue is for run"),
-        (("-n", "5", "--", "demo", "--out", "o"), 2, "-n is 5; demo needs 11 ranks"),
-        (("--", "demo", "--out", "o", "--groups", "1"), 2, "--groups is 1"),
-        (("--", "experiment", "bad.toml", "--out", "o"), 2, "bad.toml is not valid TOML"),
-        (("--", "experiment", "two.json", "--out", "o"), 2, "need 6, 11 ranks. Without launch"),
     ],
 )
 def test_what_one_process_can_see_is_told_before_any_rank_starts(
@@ -96,7 +91,6 @@ def test_what_one_process_can_see_is_told_before_any_rank_starts(
     (tmp_path / "empty").mkdir()
     (tmp_path / "two.txt").write_text("a\nb\n")
     (tmp_path / "used" / "manifest.json").write_text("{}")
-    (tmp_path / "two.json").write_text(json.dumps({**POINTS, "grid": {"side": [2, 3]}}))
     assert launched(*words) == code
     assert said in capsys.readouterr().err
     assert started == []
@@ -135,8 +129,6 @@ def test_a_run_that_another_job_goes_on_with_is_told_of_too(started, tmp_path, m
         (("-n", "3", "--", *RUN, "--out", "o", "--scheme", "none"), 3),
         (("-n", "3", "--", *RUN, "--out", "o", "--scheme", "none", "--resume"), 3),
         (("-n", "4", "--", "run", "--settings", "job.json", "--out", "o"), 4),
-        (("--", "demo", "--out", "o"), 11),
-        (("--", "experiment", "one.json", "--out", "o"), 6),
         (("-n", "2", "--", "verify", "o"), 2),
         (("--dry-run", "--", *RUN, "--shards", "elsewhere", "--out", "o"), 6),
         (("--dry-run", "-n", "3", "--", "run"), 3),
@@ -145,7 +137,6 @@ def test_a_run_that_another_job_goes_on_with_is_told_of_too(started, tmp_path, m
 def test_how_many_ranks_are_needed_launch_knows(words, ranks, started, tmp_path):
     job = {"input": SHARD, "single": "null", "scheme": "none", "status-every-s": 9}
     (tmp_path / "job.json").write_text(json.dumps(job))
-    (tmp_path / "one.json").write_text(json.dumps(POINTS))
     assert launched(*words) == 0
     assert started == [ranks]
 

@@ -201,7 +201,6 @@ def test_a_launcher_given_by_path_must_be_one(tmp_path):
         (("run", "--out", "a"), Path("a")),
         (("run", "--side", "3", "--out=b"), Path("b")),
         (("run",), None),
-        (("demo", "--out", "a"), None),
         ((), None),
     ],
 )
@@ -296,7 +295,7 @@ def why(words=WORDS, family="mpich", ranks=3, start="auto", **environ) -> str | 
 
 
 def test_ranks_that_need_torch_are_forked():
-    assert why() is why(family="openmpi") is why(("demo", "--out", "o")) is None
+    assert why() is why(family="openmpi") is None
     assert "at most one process" in why(ranks=2)
     named = [word.replace("w.safetensors", "timm:resnet18") for word in WORDS]
     assert why(named, ranks=2) is None  # rank 0 has the network asked

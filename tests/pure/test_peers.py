@@ -246,15 +246,31 @@ def test_the_ratios_of_a_slow_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Two ranks, one of them three times slower, pulled: 4/3 of a rank's speed in all."""
     from collage_mpi.cli import main
 
-    file = tmp_path / "e.toml"
-    file.write_text(
-        'how = "simulate"\nimages = 400\n[base]\nscheme = "none"\nside = 2\nsingles = 2\n'
-        'straggler = "pinned"\nstraggler_median_ms = 50.0\nwarmup_groups = 0\n'
-        'slow_ranks = ["2:3"]\n'
-        '[grid]\nassign = [{ name = "turn", assign = "turn", endgame = "off", depth = 1 },\n'
-        '{ name = "pull", assign = "pull", endgame = "on", depth = 4 }]\n'
-    )
-    assert main(["experiment", str(file), "--out", str(tmp_path / "runs")]) == 0
+    words = [
+        "simulate",
+        "--images",
+        "400",
+        "--scheme",
+        "none",
+        "--side",
+        "2",
+        "--singles",
+        "2",
+        "--straggler",
+        "pinned",
+    ]
+    words += [
+        "--straggler-median-ms",
+        "50",
+        "--warmup-groups",
+        "0",
+        "--slow-ranks",
+        "2:3",
+        "--assign",
+    ]
+    for how in ("turn --endgame off --depth 1", "pull --endgame on --depth 4"):
+        out = str(tmp_path / "runs" / how.split()[0])
+        assert main([*words, *how.split(), "--out", out]) == 0
     monkeypatch.syspath_prepend(ANALYSIS)
     script = runpy.run_path(str(ANALYSIS / "slow_rank.py"))
     found = script["ratios"](tmp_path / "runs")

@@ -13,7 +13,6 @@ import pytest
 
 from collage_mpi.cli import main
 from collage_mpi.errors import UsageError
-from collage_mpi.experiments.spec import expand
 from collage_mpi.job.resume import resumed_settings
 from collage_mpi.results.file_names import MANIFEST
 from collage_mpi.settings.flags import add_setting_flags, flags_of, given_run
@@ -169,23 +168,6 @@ def test_what_a_run_would_have_been_under_a_profile():
     )
     settings = like(run, {"profile": "throughput"}, 90, Costs(), None).settings
     assert (settings.depth, settings.assign, settings.cost_ratio) == (12, "pull", 1.4)
-
-
-def test_an_experiment_compares_profiles():
-    found = expand(
-        {
-            "how": "simulate",
-            "images": 90,
-            "base": {"scheme": "none"},
-            "grid": {"profile": ["paper", "throughput"], "singles": [9, 18]},
-        }
-    )
-    assert [point.name for point in found.points][:2] == [
-        "profile-paper_singles-9",
-        "profile-paper_singles-18",
-    ]
-    assert [point.settings.depth for point in found.points] == [1, 1, 4, 8]
-    assert {"assign", "endgame", "batch", "depth"} <= set(found.varied)
 
 
 @pytest.mark.parametrize("scheme", ["none", "collage", "hedge"])

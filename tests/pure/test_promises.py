@@ -22,7 +22,6 @@ from collage_mpi import results, shards
 from collage_mpi.cli import main
 from collage_mpi.commands import COMMANDS
 from collage_mpi.errors import ExitCode
-from collage_mpi.experiments.spec import read_experiment
 from collage_mpi.models import describe, load_predictor
 from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
@@ -107,7 +106,6 @@ def test_files_of_settings_are_read() -> None:
     assert (run.scheme, run.side, run.confidence) == ("cascade", 2, 0.9)
     site = SlurmSettings.from_mapping(read_settings_file(KEPT / "site.toml"))
     assert (site.nodes, site.workers, site.directives) == (3, 18, ("--qos=long",))
-    assert len(read_experiment(KEPT / "experiment.toml").points) == 2
 
 
 def test_scores_are_read() -> None:

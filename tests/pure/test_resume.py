@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +18,7 @@ from rows_by_name import add_image
 
 from collage_mpi.commands.launch import LaunchArguments
 from collage_mpi.errors import UsageError
-from collage_mpi.experiments.runner import DONE, _other_answers, simulate_points, state
-from collage_mpi.experiments.spec import expand
 from collage_mpi.job.handshake import ServiceCosts, refuse_other_networks
-from collage_mpi.job.inputs import digests
 from collage_mpi.job.plan import make_plan
 from collage_mpi.job.provenance import command_line, job_facts, make_manifest
 from collage_mpi.job.resume import fitted, resumed_settings
@@ -418,59 +414,3 @@ def test_the_command_is_told_as_typed() -> None:
     facts = job_facts("MPI 1")
     assert facts["versions"]["numpy"] == np.__version__
     assert json.loads(json.dumps(facts)) == facts
-
-
-# ---- experiments ------------------------------------------------------------
-
-
-def test_a_finished_point_of_other_weights_or_shards_is_refused(
-    tmp_path: Path, ask: Callable[..., Json], shard: Path
-) -> None:
-    file = weights(tmp_path / "w.safetensors", 1.0)
-    base = {"shards": [str(shard)], "single": str(file), "collage": "null", "side": 2}
-    (point,) = expand({"base": base}).points
-    out = finished(tmp_path / "e" / point.name, ask(single=str(file))).parent
-    assert state(point, out) == DONE
-    weights(file, 2.0)
-    with pytest.raises(UsageError, match=rf"single {file}: SHA-256 .*\n.*remove the folder"):
-        state(point, out)
-    file.unlink()
-    assert state(point, out) == DONE  # nothing to be stale against
-    os.mkfifo(file)
-    assert state(point, out) == DONE  # nor is a pipe, which is not waited for
-    shard.unlink()
-    write_shard(shard, np.ones((8, 6, 6, 1), np.uint8), np.arange(8) % 3)
-    with pytest.raises(UsageError, match=rf"shard {shard}: SHA-256 .* before"):
-        state(point, out)
-    shard.unlink()
-    assert state(point, out) == DONE
-
-
-@pytest.mark.parametrize("rows", [True, False])
-def test_a_simulated_point_of_other_files_is_refused(tmp_path: Path, rows: bool) -> None:
-    trace = times(tmp_path / "t.npy", 1.0)
-    base = {"straggler": "trace", "trace_file": str(trace), "trace_draws": "independent", "side": 2}
-    found = expand({"how": "simulate", "groups": 3, "rows": rows, "base": base})
-    (point,) = found.points
-    simulate_points(found, found.points, tmp_path, 1)
-    assert state(point, tmp_path) == DONE
-    times(trace, 2.0)
-    with pytest.raises(UsageError, match=r"trace_file .*SHA-256"):
-        state(point, tmp_path)
-
-
-def test_answers_are_compared_by_content(tmp_path: Path) -> None:
-    for name, text in (("a2.npz", "x"), ("b2.npz", "x"), ("c2.npz", "y")):
-        (tmp_path / name).write_text(text)
-    had = digests({"answers": tmp_path / "a2.npz"})
-
-    def told(before: str, now: str, found: Json) -> list[str]:
-        document = {"how": "simulate", "images": 4, "base": {"side": 2}, "answers": now}
-        return _other_answers(found, before, expand(document).points[0])
-
-    a, b, c = (str(tmp_path / f"{name}{{side}}.npz") for name in "abc")
-    assert told(a, b, {"inputs": had}) == []
-    (line,) = told(a, c, {"inputs": had})
-    assert line.startswith(f"answers {a}: SHA-256")
-    assert told(a, a, {}) == []  # a run of 0.1.0: names alone
-    assert told(a, b, {}) == [f"answers: {a!r} before, {b!r} now"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -14,7 +13,7 @@ import pytest
 from simulate_to import simulate_to
 
 from collage_mpi.cli import main
-from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.job.recorder import Recorder
 from collage_mpi.results import read_results, summarise, verify_run
 from collage_mpi.results.row_sink import MemoryWriter
@@ -349,47 +348,3 @@ def test_a_run_that_measured_no_costs_says_so(tmp_path):
     _, out = simulate_to(RunSettings(straggler="pinned"), tmp_path / "run", 90)
     with pytest.raises(DataFault, match="real run"):
         costs_of(read_results(out))
-
-
-EXPERIMENT = """
-how = "simulate"
-images = 180
-rows = {rows}
-repeat = 2
-answers = "{folder}/a{{side}}.npz"
-[base]
-straggler = "lognormal"
-[grid]
-side = [2, 3]
-"""
-
-
-def test_an_experiment_of_simulations_in_parallel_without_rows(tmp_path, capsys):
-    for side in (2, 3):
-        fill(tmp_path / f"a{side}.npz", side=side)
-    path, out = tmp_path / "e.toml", tmp_path / "out"
-    path.write_text(EXPERIMENT.format(rows="false", folder=tmp_path))
-    for expected in ("4 of 4", "done already"):
-        assert main(["experiment", str(path), "--out", str(out), "--jobs", "2"]) == 0
-        assert expected in capsys.readouterr().out
-    with (out / "table.csv").open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    assert all(0.5 < float(row["accuracy"]) <= 1 for row in rows)
-    kept = {p.name for p in (out / "side-2_seed-0").iterdir()}
-    assert kept == {"summary.json", "latencies_ns.npy"}
-    path.write_text(EXPERIMENT.format(rows="false", folder=tmp_path) + "[[point]]\nside = 4\n")
-    assert main(["experiment", str(path), "--out", str(out)]) == 3  # no a4.npz; nothing begun
-    path.write_text(path.read_text().replace("lognormal", "pinned"))
-    assert main(["experiment", str(path), "--out", str(out)]) == 2
-    assert "straggler" in capsys.readouterr().err
-
-
-def test_keys_of_simulations_are_refused_for_runs():
-    from collage_mpi.experiments.spec import expand
-
-    base = {"shards": ["s"], "single": "null", "collage": "null"}
-    for key, value in (("costs", "c"), ("answers", "a"), ("rows", False)):
-        with pytest.raises(UsageError, match=key):
-            expand({"base": base, key: value})
-    with pytest.raises(UsageError, match="rows"):
-        expand({"how": "simulate", "images": 9, "rows": "no"})

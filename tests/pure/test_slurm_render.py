@@ -255,9 +255,8 @@ def test_the_script_of_classify_and_map_passes_the_command_on_with_its_workers(
 
 
 def test_a_header_names_its_own_file_and_those_beside_it() -> None:
-    text = render("sweep", file="site/mine.sbatch")
-    assert "sbatch --array=0-11 site/mine.sbatch " in text
-    assert "site/analyse.sbatch runs/sweep-JOB" in text
+    text = render("analyse", file="site/mine.sbatch")
+    assert "sbatch site/mine.sbatch runs/none" in text
     assert "jobs/slurm" not in text
 
 

@@ -1,1 +1,0 @@
-"""Runs many runs from one file, and makes tables of their results."""
