@@ -324,7 +324,7 @@ def _sooner(own: Json, theirs: Json, other: str) -> str:
         return f"answered too few images to compare its latency with {other}"
     name = both[0]
     own_ms, base_ms = own[f"{name}_ms"], theirs[f"{name}_ms"]
-    ends, others = own[f"{name}_ci95_ms"], theirs[f"{name}_ci95_ms"]
+    ends, others = own.get(f"{name}_ci95_ms"), theirs.get(f"{name}_ci95_ms")
     instead = f"{own_ms:,.1f} ms instead of {base_ms:,.1f} ms"
     if ends and others and ends[0] <= others[1] and others[0] <= ends[1]:
         how = "about as soon as"
