@@ -15,6 +15,7 @@ from pathlib import Path
 from collage_mpi.commands.launch import LaunchArguments, launch_ranks
 from collage_mpi.commands.parser import Command, MpiArguments
 from collage_mpi.errors import EnvironmentFault
+from collage_mpi.results.file_names import REPORT
 from collage_mpi.settings.inputs import NetworkSettings
 from collage_mpi.system.extras import optional
 from collage_mpi.system.fields import REQUIRED, same, setting
@@ -87,8 +88,8 @@ def _tell_and_draw(out: Path, folders: list[Path]) -> None:
     )
     stem = out / "latency_cdf"
     written = plot_latency_cdf(runs, stem, per="image", title=title, names=list(SCHEMES))
-    write_report(folders, out / "report.html")
-    for path in (*written, out / "report.html"):
+    write_report(folders, out / REPORT)
+    for path in (*written, out / REPORT):
         say(f"wrote {path}")
 
 

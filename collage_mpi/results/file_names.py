@@ -1,6 +1,4 @@
-"""The names of the files of a run. They never change, because every version
-reads the runs of older versions.
-"""
+"""The names of the files of a run. They never change, because every version reads older runs."""
 
 from __future__ import annotations
 

@@ -45,4 +45,3 @@ def test_the_names_are_those_of_older_runs() -> None:
     there = {path.name for path in old.iterdir()}
     assert there >= {file_names.MANIFEST, file_names.MARKER, file_names.PARTS_FOLDER}
     assert file_names.SUMMARY == "summary.json"
-    assert (file_names.TABLE, file_names.POINTS) == ("table.csv", "points.csv")
