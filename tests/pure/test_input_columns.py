@@ -82,8 +82,10 @@ def test_a_column_can_name_the_images_of_a_table_that_a_spreadsheet_opens(run) -
     names = ("input_id", "taken", "caption", "'=url")
     assert [rows[2][name] for name in names] == ["", "2026-12-01 12:00:00.000000Z", "'=1+1", ""]
     assert rows[0]["input_id"] == "1"
-    classify._export(read_command([*CLASSIFY, "--out", f"{run.parent}/c.csv", "--id", "id"])[1])
-    assert [row["id"] for row in csv.DictReader((run.parent / "c.csv").open())] == list("78954")
+    classify._export(read_command([*CLASSIFY, "--out", f"{run.parent}/c.csv", "--id", "size"])[1])
+    rows_by_size = list(csv.DictReader((run.parent / "c.csv").open()))
+    assert [row["id"] for row in rows_by_size] == ["1", "2", "3", "big", "small"]
+    assert "size" not in rows_by_size[0]
     (run.parent / "b.parquet").unlink()
     assert main(["export", str(run), "--to", "csv", "--id", "id"]) == 3
     assert main(["export", str(run), "--to", "csv"]) == 0
