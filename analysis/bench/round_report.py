@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from round_settings import BenchSettings
 
-from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.answers import CELL, RESULT
+from collage_mpi.mpi.answers import BEGIN_BYTES, CELL, RESULT
 from collage_mpi.mpi.tasks import task_message_bytes
 from collage_mpi.results.statistics import percentile
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, WORKER_BACKOFF
@@ -57,7 +56,7 @@ class Exchange:
 def exchanges(settings: BenchSettings, singles: int) -> list[Exchange]:
     """The messages of a round, of exactly the job's sizes: images in turn, then the collage."""
     image = task_message_bytes(1, 1, int(np.prod(settings.image_shape)))
-    answer = wire.HEADER.itemsize + RESULT.itemsize
+    answer = BEGIN_BYTES + RESULT.itemsize
     cells = settings.grid.cells
     collage = task_message_bytes(1, cells, settings.grid.px**2 * settings.channels)
     return [Exchange(1 + i % singles, image, answer + CELL.itemsize) for i in range(cells)] + [

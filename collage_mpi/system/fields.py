@@ -242,7 +242,9 @@ def by_name(part: type[Settings], values: Mapping[str, Any], source: str) -> dic
     Raises:
         UsageError: two keys stand for the same setting.
     """
-    fields_of = {flag[2:].replace("-", "_"): s.name for s in fields(part) for flag in spellings(s)}
+    fields_of = {
+        flag[2:].replace("-", "_"): spec.name for spec in fields(part) for flag in spellings(spec)
+    }
     found: dict[str, Any] = {}
     given: dict[str, str] = {}
     for key, value in values.items():

@@ -123,7 +123,7 @@ def test_what_training_asks_for_is_read_as_each_cells_answer(head: HeadSpec, sid
     outputs[(*square, slice(5, None))] = 30 * torch.eye(classes)[wanted[0]]
     here = np.ones((1, cells), dtype=bool)
     pixels = np.zeros((1, 1, 1, 1), np.uint8)
-    batch = TrainBatch(pixels, wanted, here, cells, wanted, np.zeros((1, cells), np.int64))
+    batch = TrainBatch(pixels, wanted, here, np.zeros((1, cells), np.int64))
     assert float(objective.loss(outputs, batch)) < 1e-4
     scores = yolo_scores(head, side, outputs, 1.0)[0]
     assert scores.argmax(1).tolist() == wanted[0].tolist()

@@ -61,7 +61,7 @@ def test_a_kill_between_any_two_steps(tmp_path: Path, monkeypatch: pytest.Monkey
             except Kill:
                 pass
         states.add(_state_after_kill(out))
-    assert step > 40  # the loop met the end of the run, not its own
+    assert step > 30  # the loop met the end of the run, not its own
     assert states == {"no manifest", "incomplete", "complete"}
 
 
@@ -348,7 +348,7 @@ FUZZ = settings(
 @FUZZ
 @given(data=st.data())
 def test_any_change_of_a_part_is_found(good_run: Path, tmp_path: Path, data: Any) -> None:
-    part = sorted((good_run / "parts").iterdir())[data.draw(st.integers(0, 2))]
+    part = sorted((good_run / "parts").iterdir())[data.draw(st.integers(0, 1))]
     raw = part.read_bytes()
     kind = data.draw(st.sampled_from(("flip", "cut", "grow", "replace")))
     place = data.draw(st.integers(0, len(raw) - 1))

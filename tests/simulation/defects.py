@@ -238,7 +238,13 @@ DEFECTS = (
     ),
     Defect(
         "the batch that was chosen is not told",
-        (("job/run.py", "        if costs.chosen is not None:\n", "        if False:\n"),),
+        (
+            (
+                "job/run.py",
+                "        if costs.chosen is not None and not self.ask.brief:\n",
+                "        if False:\n",
+            ),
+        ),
         measured_batch,
     ),
     Defect(
