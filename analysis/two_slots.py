@@ -52,7 +52,7 @@ def images_per_s(predictor: Predictor, message: np.ndarray, calls: int, slots: i
     def answer() -> None:
         tasks, computation = begun.popleft()
         scores, _ = computation.finish()
-        results = [result_of(task, scores[i : i + 1], None) for i, task in enumerate(tasks)]
+        results = [result_of(task, scores[i : i + 1]) for i, task in enumerate(tasks)]
         pack_results(room, 1, results)
 
     start_ns = time.perf_counter_ns()

@@ -356,7 +356,6 @@ def test_idle_ranks_cost_little(mpiexec, programs, data, tmp_path):
         (2, "load"),
         pytest.param(3, "receive", marks=pytest.mark.any_mpi),
         pytest.param(1, "reply", marks=pytest.mark.any_mpi),
-        (1, "leave"),
         (2, "garble"),
         (0, "plan"),
         pytest.param(0, "loop", marks=pytest.mark.any_mpi),
@@ -367,7 +366,7 @@ def test_idle_ranks_cost_little(mpiexec, programs, data, tmp_path):
 def test_a_defect_on_any_rank_ends_the_job_with_one_message(
     mpiexec, programs, both, tmp_path, rank, stage
 ):
-    turns = BY_TURNS if stage in ("reply", "leave") else ()
+    turns = BY_TURNS if stage == "reply" else ()
     run = [*both, *SMALL, *turns, "--out", tmp_path / "out"]
     done = mpiexec(4, [programs / "saboteur.py", rank, stage, *run], env=QUICK)
     assert done.returncode != 0

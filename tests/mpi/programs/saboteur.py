@@ -89,10 +89,6 @@ def garble():
     patch(transport.WorkerTransport, "send", lambda self, buffer, nbytes: buffer.fill(255))
 
 
-def leave():
-    at_task(lambda: sys.exit(7))
-
-
 def predict():
     """Soft: it never works on this rank."""
     patch(NullPredictor, "predict", lambda self, batch: boom() if batch.any() else None)
