@@ -78,6 +78,7 @@ CONTROL: tuple[said.Message, ...] = (
         said.Leave(),
     ),
     *(said.Here(), said.Fault("no GPU", 3), said.Measured(1000, None), said.Bye()),
+    said.Changed("single", "openvino float32", ""),
     *(said.Begin(6, "run", "ab" * 32), said.Lease(1, 2, 4, (8, 4)), said.Pause(), said.Close()),
     *(said.Halt("stopped"), said.Ready({"single": "aa"}), said.Begun(1)),
     *(said.Part("images", 1, 1, (0, 4)), said.Part("tasks", 1, 1, ())),

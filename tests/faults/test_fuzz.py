@@ -24,7 +24,14 @@ from collage_mpi.job import messages
 from collage_mpi.job.messages import Part, Ready, Start
 from collage_mpi.job.row_reader import RowReader
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.answers import FAILED, RESULT, WireResult, pack_results, unpack_results
+from collage_mpi.mpi.answers import (
+    BEGIN_BYTES,
+    FAILED,
+    RESULT,
+    WireResult,
+    pack_results,
+    unpack_results,
+)
 from collage_mpi.results import read_results, verify_run
 from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.pending import entry_path, read_entry
@@ -58,7 +65,7 @@ NAMES = (
       for how in ("", ", values")),
     *("variables, values", "kernel's files of the host", "kernel's files of a process"),
     *("answers .npz", "status", "status, values"),
-    *("arrivals .npy", "arrivals .txt", "latencies", "summary without rows", "pictures", "tar"),
+    *("arrivals .npy", "arrivals .txt", "pictures", "tar"),
     *("parquet", "list of paths", "list of members"),
     *(f"{what}{how}" for what in ("shards", "HDF5 of other programs") for how in ("", ", values")),
 )  # fmt: skip
@@ -83,6 +90,14 @@ NOT_TRIED = {
         ("models/libraries", f"load_{name}"): LIBRARY
         for name in ("timm", "hf", "onnx", "exported", "scripted")
     },
+    ("job/changeover", "main"): CHILD,
+    ("job/changeover", "make_as_asked"): "its parent's request",
+    ("models/runtimes", "main"): "its parent's request",
+    ("models/runtimes", "read_record"): "this user's cache: of another owner it is not read",
+    ("models/runtimes", "_onnx"): "this user's cache: of another owner it is not read",
+    ("models/runtimes", "_source_digest"): "any bytes have a hash",
+    ("results/outputs", "_index"): "two columns of a file of vectors: these are tried",
+    ("shards/pictures", "is_enlarged"): "every error is no picture",
     ("models/gate", "admit"): "any bytes are a file",
     ("models/gate", "_check_timm"): "a file of timm",
     ("models/gate", "_check_function"): "any bytes are a text",
@@ -259,7 +274,7 @@ def test_an_answer_that_claims_more_cells_than_there_are() -> None:
     buffer = np.zeros(4096, np.uint8)
     failed = WireResult(1, FAILED, reason="boom", unread=(Unread("worn", of_input=True),))
     message = buffer[: pack_results(buffer, 1, [failed])].copy()
-    message[wire.HEADER.itemsize + RESULT.fields["n_cells"][1]] = 9
+    message[BEGIN_BYTES + RESULT.fields["n_cells"][1]] = 9
     with pytest.raises(wire.WireFault, match="do not add up"):
         unpack_results(message)
 
