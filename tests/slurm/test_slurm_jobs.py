@@ -129,9 +129,8 @@ def test_run_in_teams(
 
 @pytest.mark.any_mpi
 def test_runs_are_analysed_after_their_jobs(slurm: Cluster, pmi: str) -> None:
-    words = ["--shards", DEMO, "--single", "null", "--collage", "null", "--limit", "90"]
     out = slurm.folder / "runs" / "one"
-    job = slurm.submit("run_one_node.sbatch", *words, CM_OUT=str(out), CM_LAUNCHER=pmi)
+    job = slurm.submit("run_one_node.sbatch", *SHORT, CM_OUT=str(out), CM_LAUNCHER=pmi, **NULL)
     # From the project's folder, as users do: analysis/ is named from there.
     after = slurm.submit(
         "analyse.sbatch",
