@@ -77,13 +77,14 @@ wait "$second" || { echo "FAILED: making .venv-openmpi" >&2; exit 1; }
 # tests MPI WORD...: pytest in that environment; what it skips is kept for the end.
 # It leaves with 5 when it collects nothing, so a marker that matches no test fails too.
 # Each ring is a folder, and a session of its own, so that none meets what another leaves behind.
+# A worker of pytest that was killed is not started again: its session would wait for it for ever.
 skipped=$(mktemp)
 trap 'rm -f "$skipped"' EXIT
 tests() {
     local mpi=$1
     shift
     check "pytest, $mpi: $*" ".venv-$mpi/bin/python" -m pytest -q "$@" \
-        --durations=10 --timeout="$TEST_TIMEOUT_S" --skipped="$skipped"
+        --max-worker-restart=0 --durations=10 --timeout="$TEST_TIMEOUT_S" --skipped="$skipped"
 }
 
 # Two at once where a test starts no ranks; those of a file, which share fixtures, one after another.

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
+import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from collage_mpi.commands.launch import LaunchArguments, launch_ranks
 from collage_mpi.launch import mpiexec
 from collage_mpi.launch.ending import exit_code
 from collage_mpi.launch.supervisor import Limits, Supervisor
@@ -30,7 +28,7 @@ def place(rank):
     host, local = divmod(rank, ppn)
     return {{"PALS_RANKID": str(rank), "PMIX_RANK": str(rank), "PALS_LOCAL_RANKID": str(local),
              "PALS_LOCAL_SIZE": str(min(ppn, n - host * ppn)), "PALS_NODEID": str(host)}}
-ranks = [subprocess.Popen(sys.argv[7:], env={{**os.environ, **place(i)}}) for i in range(n)]
+ranks = []
 def tell(number, _=None):
     for rank in ranks:
         if rank.returncode is None:
@@ -38,6 +36,7 @@ def tell(number, _=None):
                 os.kill(rank.pid, number)
 for number in (signal.SIGTERM, signal.SIGUSR2):
     signal.signal(number, tell)
+ranks += [subprocess.Popen(sys.argv[7:], env={{**os.environ, **place(i)}}) for i in range(n)]
 codes = [0] * n
 for _ in ranks:
     pid, status = os.wait()
@@ -81,9 +80,20 @@ time.sleep(60)
 """
 
 
+# A launch of its own: a signal that stops it must not meet the process that runs the tests.
+LAUNCH = """
+import sys
+from collage_mpi.commands.launch import LaunchArguments, launch_ranks
+from collage_mpi.launch import mpiexec
+mpiexec.mpi4py_library = lambda: "MPICH 5.0.2"
+program, *words = sys.argv[1:]
+sys.exit(launch_ranks(3, LaunchArguments(words=tuple(words), mpi="pals", mpiexec=program)))
+"""
+
+
 @pytest.fixture
 def pals(tmp_path: Path, monkeypatch):
-    """Launches a script on 3 ranks, on two hosts of a PBS job; returns the exit code."""
+    """Launches a script on 3 ranks, on two hosts of a PBS job; returns the launch."""
     (tmp_path / "nodes").write_text("x1000\nx1001\n")
     monkeypatch.setenv("PBS_NODEFILE", str(tmp_path / "nodes"))
     monkeypatch.setattr(mpiexec, "mpi4py_library", lambda: "MPICH 5.0.2")
@@ -91,38 +101,36 @@ def pals(tmp_path: Path, monkeypatch):
     program.write_text(MPIEXEC.format(python=sys.executable))
     program.chmod(0o755)
 
-    def launch(source: str) -> int:
+    def launch(source: str) -> subprocess.Popen[str]:
         script = tmp_path / "script.py"
         script.write_text(source)
-        words = (str(script), str(tmp_path))
-        how = LaunchArguments(words=words, mpi="pals", mpiexec=str(program))
-        return launch_ranks(3, how)
+        words = (str(program), str(script), str(tmp_path))
+        return subprocess.Popen(
+            (sys.executable, "-c", LAUNCH, *words), stderr=subprocess.PIPE, text=True
+        )
 
     return launch
 
 
 def test_ranks_know_their_place(pals, tmp_path):
-    assert pals(PLACES) == 0
+    assert pals(PLACES).wait() == 0
     places = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
     assert places == [[0, 3, 0, 2], [1, 3, 1, 2], [2, 3, 0, 1]]
 
 
-def test_a_stop_reaches_the_ranks_and_leaves_one_message(pals, tmp_path, capsys):
-    def stop() -> None:
-        end_s = time.monotonic() + 30
-        while len(list(tmp_path.glob("ready*"))) < 3 and time.monotonic() < end_s:
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=stop).start()
-    assert pals(STOPPED) == 6
-    said = capsys.readouterr().err
+def test_a_stop_reaches_the_ranks_and_leaves_one_message(pals, tmp_path):
+    launch = pals(STOPPED)
+    while len(list(tmp_path.glob("ready*"))) < 3 and launch.poll() is None:
+        time.sleep(0.01)
+    launch.send_signal(signal.SIGINT)
+    _, said = launch.communicate()
+    assert launch.returncode == 6, said
     assert "collage-mpi run: stopped\n" in said
     assert "x1000: rank" not in said
 
 
 def test_a_rank_that_dies_ends_the_job_and_is_named(pals, tmp_path):
-    pals("")  # makes the program
+    pals("").wait()  # makes the program
     mpi = mpiexec.find_mpi("pals", str(tmp_path / "mpiexec"))
     program = (sys.executable, "-c", FAILED)
     out, err = io.StringIO(), io.StringIO()

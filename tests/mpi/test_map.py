@@ -41,7 +41,7 @@ class Segment:
         '''At its 25th image, once so many parts are on the disk.'''
         parts = os.environ.get("DIE_AT")
         while parts and self.seen > 24:
-            if len([*Path("out/vectors").glob("*.parquet")]) >= int(parts):
+            if len([*Path("out/parts").glob("images-*.npy")]) >= int(parts):  # after their vectors
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(0.01)
 
@@ -95,7 +95,7 @@ def test_masks_of_a_job_that_is_killed_twice_are_those_of_a_loop(
     for ranks, parts in (("3", "1"), ("2", "2")):
         monkeypatch.setenv("DIE_AT", parts)
         assert main([*words, "--ranks", ranks]) not in (0, 2, 3, 4, 5), capfd.readouterr().err
-        assert len([*Path("out/vectors").glob("*.parquet")]) >= int(parts)
+        assert len([*Path("out/parts").glob("images-*.npy")]) >= int(parts)
     done = len(read_results("out"))
     assert 0 < done < PICTURES
     monkeypatch.delenv("DIE_AT")
