@@ -16,7 +16,7 @@ from tempfile import gettempdir
 
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.launch.scratch import PREFIX
-from collage_mpi.system.environment import STATUS_VARIABLE
+from collage_mpi.system.environment import HOST_FILES, STATUS_VARIABLE
 from collage_mpi.system.extras import PACKAGES, pip_line
 from collage_mpi.system.launchers import FAMILIES, VARIABLE, Launcher, Site, launcher_of
 from collage_mpi.system.process_tree import ask
@@ -170,6 +170,8 @@ def fork_obstacle(environ: Mapping[str, str] = os.environ) -> str | None:
         return "this needs Linux 5.3 or later"
     if batch := next((name for name in BATCH if name in environ), None):
         return f"{batch} is set, and in a batch job the rank would not be in its task's cgroup"
+    if file := next((name for name in HOST_FILES if name in environ), None):
+        return f"{file} is set, and a server forks only the ranks of its own host"
     if places := next((name for name in OPENMP_PLACES if name in environ), None):
         return f"{places} is set, which OpenMP reads when it is imported"
     return None

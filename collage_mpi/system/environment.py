@@ -21,7 +21,9 @@ STATUS_VARIABLE = "COLLAGE_MPI_STATUS"
 FAULT_TOLERANT_VARIABLE = "COLLAGE_MPI_FAULT_TOLERANT"
 
 HOSTS_VARIABLES = ("SLURM_JOB_NUM_NODES", "SLURM_NNODES")
-PBS_HOSTS_FILE = "PBS_NODEFILE"
+# Variables with the path of a file of hosts: PBS's, and those from which the launchers of MPICH and
+# Open MPI take their hosts outside a batch system.
+HOST_FILES = ("PBS_NODEFILE", "HYDRA_HOST_FILE", "PRTE_MCA_prte_default_hostfile")
 CPUS_ON_NODE = "SLURM_CPUS_ON_NODE"
 CPUS_PER_TASK = "SLURM_CPUS_PER_TASK"
 
@@ -106,16 +108,22 @@ def told_interface(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def allocated_hosts(environ: Mapping[str, str] = os.environ) -> int:
-    """Number of hosts in the batch allocation of this process; 1 outside of one."""
-    return max(1, first_number(HOSTS_VARIABLES, environ) or _pbs_hosts(environ))
+    """Number of hosts in the batch allocation of this process, or in its file of hosts; else 1."""
+    return max(1, first_number(HOSTS_VARIABLES, environ) or _hosts_of_file(environ))
 
 
-def _pbs_hosts(environ: Mapping[str, str]) -> int:
-    """Number of hosts of a PBS job, whose file names each host once a slot; 0 outside of one."""
+def _hosts_of_file(environ: Mapping[str, str]) -> int:
+    """Number of hosts in the first file of hosts that is set; 0 without one.
+
+    A line names a host: `h1`, `h1:2` or `h1 slots=2`. PBS repeats a line for each slot.
+    """
+    path = next((environ[name] for name in HOST_FILES if environ.get(name)), None)
     try:
-        return len(set(Path(environ[PBS_HOSTS_FILE]).read_text(errors="replace").split()))
-    except (KeyError, OSError):
+        lines = Path(path).read_text(errors="replace").splitlines() if path else []
+    except OSError:
         return 0
+    names = (line.partition("#")[0].replace(":", " ").split() for line in lines)
+    return len({words[0] for words in names if words})
 
 
 def allowed_cores(

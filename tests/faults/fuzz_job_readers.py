@@ -334,7 +334,7 @@ def _surroundings(folder: Path) -> list[Reader]:
              "local_sizes", "host_numbers", "interfaces", "marks", "hints")
              for name in getattr(each, field, ())}  # fmt: skip
     names |= {*environment.HOSTS_VARIABLES, environment.CPUS_ON_NODE,
-              environment.CPUS_PER_TASK, environment.PBS_HOSTS_FILE}  # fmt: skip
+              environment.CPUS_PER_TASK, *environment.HOST_FILES}  # fmt: skip
     values = json.dumps(dict.fromkeys(sorted(names), "3")).encode()
 
     def variables(raw: bytes) -> None:

@@ -116,7 +116,7 @@ NOT_TRIED = {
     ("shards/writer", "append_files"): "pictures' bytes as they are: pictures are tried",
     ("shards/guard", "main"): "its parent's paths; shards are tried",
     ("shards/schema", "sha256_of"): "any bytes have a hash",
-    ("system/environment", "_pbs_hosts"): "a file of PBS, words only",
+    ("system/environment", "_hosts_of_file"): "a file of hosts, words only",
     ("system/limits", "_descriptors_of_all"): KERNEL,
     ("system/limits", "_sizes_bytes"): KERNEL,
     ("system/forked", "_become"): "what its own launch says",

@@ -87,6 +87,14 @@ def test_hosts_of_the_allocation(tmp_path):
     assert environment.allocated_hosts({**pbs, "SLURM_NNODES": "2"}) == 2
 
 
+@pytest.mark.parametrize("text", ["h1:2\nh2:2 # spare\n\n# h3\n", "h1 slots=2\nh2\nh1\n"])
+@pytest.mark.parametrize("name", ["HYDRA_HOST_FILE", "PRTE_MCA_prte_default_hostfile"])
+def test_hosts_of_a_launcher_s_file_are_hosts_of_the_job(name: str, text: str, tmp_path) -> None:
+    """Else launch would tell a job over hosts to talk over the loopback device."""
+    (tmp_path / "hosts").write_text(text)
+    assert environment.allocated_hosts({name: str(tmp_path / "hosts")}) == 2
+
+
 @pytest.mark.parametrize(
     ("visible", "entries"),
     [

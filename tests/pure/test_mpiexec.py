@@ -287,7 +287,7 @@ WORDS = ["run", "--single", "w.safetensors", "--collage", "null", "--shards", "s
 def why(words=WORDS, family="mpich", ranks=3, start="auto", **environ) -> str | None:
     plan = mpiexec.LaunchPlan(("mpiexec",), FAMILIES[family], {}, ranks)
     with pytest.MonkeyPatch.context() as patch:
-        for name in (*mpiexec.BATCH, *mpiexec.OPENMP_PLACES):
+        for name in (*mpiexec.BATCH, *mpiexec.OPENMP_PLACES, *mpiexec.HOST_FILES):
             patch.delenv(name, raising=False)
         for name, value in environ.items():
             patch.setenv(name, value)
@@ -333,6 +333,7 @@ def test_the_server_imports_the_libraries_of_the_networks(monkeypatch):
     [
         ({"family": "intel"}, "tried only with Open MPI's mpirun and MPICH's or Intel's mpiexec"),
         ({"SLURM_JOB_ID": "7"}, "SLURM_JOB_ID is set"),
+        ({"HYDRA_HOST_FILE": "hosts"}, "HYDRA_HOST_FILE is set"),
         ({"OMP_PROC_BIND": "close"}, "OMP_PROC_BIND is set"),
         ({"words": ["program.py"]}, "a script"),
     ],
