@@ -37,6 +37,25 @@ def test_collage_agrees_with_single_on_each_cell() -> None:
     assert decode(many[0]) == decode(one[:, 0])
 
 
+def test_a_network_that_errs_does_so_the_less_the_surer_it_is() -> None:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (9000, 4, 4, 1), dtype=np.uint8)
+    first = load_predictor("null:height=4,width=4,wrong=30,side=3,cell_px=4", "collage")
+    pasted = [
+        Encoder(Grid(3, 4), (4, 4, 1)).paste(list(nine)) for nine in images.reshape(-1, 9, 4, 4, 1)
+    ]
+    scores = first.predict(np.stack(pasted)).reshape(9000, 10)
+    single = load_predictor("null:height=4,width=4,wrong=30", "single").predict(images)[:, 0]
+    assert np.array_equal(scores, single)
+    assert np.allclose(scores.sum(1), 1)
+    sure, wrong = scores.max(1), scores.argmax(1) != images[:, 0, 0, 0] % 10
+    assert (scores[wrong].argmax(1) == (images[wrong, 0, 0, 0] % 10 + 1) % 10).all()
+    assert np.allclose(sure, 0.6 + 0.4 * images[:, 0, 1, 0] / 255, atol=1e-6)
+    assert [
+        round(wrong[(sure >= low) & (sure < low + 0.1)].mean(), 1) for low in (0.6, 0.7, 0.8, 0.9)
+    ] == [0.5, 0.4, 0.2, 0.1]
+
+
 def test_more_classes_than_grey_levels() -> None:
     network = NullPredictor("single", Geometry((1, 1, 1), 2, 1, 1000))
     assert network.predict(np.full((1, 1, 1, 1), 255, np.uint8)).argmax() == 255
@@ -50,7 +69,9 @@ def test_specs() -> None:
     assert len(network.fingerprint) == 64
 
 
-@pytest.mark.parametrize("spec", ["null:sides=2", "null:side=x", "null:side=0", "null:side"])
+@pytest.mark.parametrize(
+    "spec", ["null:sides=2", "null:side=x", "null:side=0", "null:side", "null:wrong=51"]
+)
 def test_malformed_specs_are_refused(spec: str) -> None:
     with pytest.raises(UsageError, match="null"):
         load_predictor(spec, "collage")
