@@ -88,6 +88,19 @@ def test_any_exception_fails_its_seed_and_the_others_are_played() -> None:
     assert "2 seeds, 1 failed [3];" in told
 
 
+def test_what_faults_change_in_results_is_found() -> None:
+    program = (
+        "from tests.simulation import play\n"
+        "play.facts = lambda run, *_, exact: {'sessions': run.manifest['session']}\n"
+        "play.simplest = lambda case, _: case\n"
+        "play.main()"
+    )
+    command = [sys.executable, "-c", program, "--wide", "--from", "40"]
+    env = {**os.environ, "PYTHONHASHSEED": "0"}
+    told = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True).stdout
+    assert re.search(r"seed 40 failed: sessions: \d where an undisturbed job has 1", told)
+
+
 def test_the_statements_that_seeds_reach_are_told() -> None:
     told = played("--from", "0", "--coverage").stdout
     assert float(re.search(r"^mpi: ([\d.]+) % of \d+ statements$", told, re.MULTILINE)[1]) > 50
@@ -95,9 +108,11 @@ def test_the_statements_that_seeds_reach_are_told() -> None:
 
 
 def test_defects_are_found() -> None:
-    found = played("--seeds", "5", "used again", "not on the disk when", module="defects")
+    words = ("used again", "not on the disk when", "an unsure answer")
+    found = played("--seeds", "9", *words, module="defects")
     assert found.returncode == 0, found.stdout + found.stderr
     assert re.search(r"used again .*: seed \d: rank \d+ changed a buffer", found.stdout)
+    assert re.search(r"an unsure answer counts: seed \d: .*with thresholds", found.stdout)
     assert re.search(r"not on the disk when .*: seed \d: ", found.stdout)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from tests.faults.chaos_plan import SCHEMES, shape_of_work
-from tests.simulation.inputs import HARMS, NETWORK, PX, ROWS, rows_of
+from tests.simulation.inputs import FIRST, HARMS, NETWORK, PX, ROWS, rows_of
 
 # kind of fault -> how often it is drawn, relative to the others
 KINDS = {
@@ -112,6 +112,16 @@ class Case:
     read: bool = False
 
     @property
+    def labelled(self) -> bool:
+        """Half of the cases have shards without labels."""
+        return random.Random(f"labels {self.seed}").random() < 0.5
+
+    @property
+    def exact(self) -> bool:
+        """Whether only the exact network answers."""
+        return not any(word.startswith(("collage", "cascade")) for word in self.work)
+
+    @property
     def limited(self) -> bool:
         return self.limit < sum(map(rows_of, self.shards))
 
@@ -133,7 +143,7 @@ class Case:
     def words(self, session: Session, folder: str, go_on: tuple[str, ...]) -> list[str]:
         """The command line. Without a limit a shard that is mended may come to a run later."""
         words = ["run", "--shards", *(f"{folder}/{name}" for name in self.shards)]
-        words += ["--single", NETWORK, "--collage", f"{NETWORK},side=2", "--side", "2"]
+        words += ["--single", NETWORK, "--collage", f"{FIRST},side=2", "--side", "2"]
         if self.limited:
             words += ["--limit", str(self.limit)]
         words += ["--out", f"{folder}/out", "--teams", str(self.teams)]
@@ -304,7 +314,7 @@ def _redundancy(rng: random.Random, collages: int) -> tuple[str, ...]:
     if scheme == "cascade" and rng.random() < 0.3:
         words += ("--collage-from", rng.choice(("2", "4")), "--collage-counts", "beyond-idle")
     if scheme == "cascade" and "--agree" not in words and rng.random() < 0.2:
-        words += ("--scheme", "cascade-batch", "--backup-ranks", str(collages))
+        words += ("--scheme", "cascade-batch", "--backup-ranks", str(collages), "--backup", FIRST)
         words += ("--placement", "fixed")
     if scheme == "collage" and rng.random() < 0.2:
         words += ("--accept", "confident", "--confidence", "1")

@@ -87,7 +87,32 @@ class Defect:
         return found
 
 
+def of_agree(case: Case) -> bool:
+    return "--agree" in case.work
+
+
+def of_first(case: Case) -> bool:
+    """Some answers are of a network that errs."""
+    return not case.exact
+
+
 DEFECTS = (
+    Defect(
+        "an unsure answer counts",
+        (
+            (
+                "scheduler/policies.py",
+                "if score.score >= self.confidence:",
+                "if score.score >= self.confidence - 0.1:",
+            ),
+        ),
+        of_first,
+    ),
+    Defect(
+        "a threshold is chosen by a bound that does not hold",
+        (("results/agreement.py", "if below > 1 - level:", "if below > level:"),),
+        of_agree,
+    ),
     Defect(
         "a team that was told to pause is never told again",
         (

@@ -18,6 +18,8 @@ PX = 6
 ROWS = {"a.h5": 41, "b.h5": 30, "c.h5": 7}
 HARMS = ("damage row", "truncate shard", "replace shard", "lose shard", "link shard")
 NETWORK = f"null:height={PX},width={PX},cell_px={PX}"
+FIRST = f"{NETWORK},wrong=30"  # which errs where it is not sure
+UNLABELLED = "unlabelled"  # the folder of shards without labels
 
 
 def number_of(name: str) -> int:
@@ -35,12 +37,24 @@ def answer(shard: int, row: int) -> int:
     return (7 * shard + 3 * row) % 10
 
 
+def first_answers(shard: int) -> tuple[np.ndarray, np.ndarray]:
+    """What FIRST says of the images of a shard: classes and scores, (n,) each. It is computed here
+    anew, by which rows are checked."""
+    images = pixels(shard)[:, 0, :3, 0] / 255
+    doubt = 1 - images[:, 1]
+    errs = images[:, 2] * 255 < 512 * 0.3 * doubt
+    exact = np.array([answer(shard, row) for row in range(len(images))])
+    return (exact + errs) % 10, 1 - 0.4 * doubt
+
+
 def pixels(shard: int) -> np.ndarray:
-    """The images of a shard, (n, PX, PX, 1) uint8; their first pixel says the class."""
+    """The images of a shard, (n, PX, PX, 1) uint8. The first pixel says the class, the next how
+    sure the first network is; of the last half of a shard it is less sure."""
     rows = list(ROWS.values())[shard]
     images = np.random.default_rng(shard).integers(0, 255, (rows, PX, PX, 1), dtype=np.uint8)
     classes = np.array([answer(shard, row) for row in range(rows)], np.uint8)
     images[:, 0, 0, 0] = 10 * np.arange(rows) % 240 + classes
+    images[rows // 2 :, 0, 1, 0] //= 2
     return images
 
 
@@ -48,14 +62,15 @@ def make(folder: Path) -> None:
     """Write the shards; and others of their names and sizes, which may take their place."""
     from collage_mpi.shards.writer import write_shard
 
-    (folder / "other").mkdir()
-    for shard, (name, rows) in enumerate(ROWS.items()):
-        classes = np.array([answer(shard, row) for row in range(rows)])
-        write_shard(folder / name, pixels(shard), classes)
-        write_shard(folder / "other" / name, pixels(shard)[::-1], classes[::-1])
-        tar = Path(name).with_suffix(".tar")
-        _write_tar(folder / tar, pixels(shard), classes)
-        _write_tar(folder / "other" / tar, pixels(shard)[::-1], classes[::-1])
+    for base in (folder, folder / UNLABELLED):
+        (base / "other").mkdir(parents=True)
+        for shard, (name, rows) in enumerate(ROWS.items()):
+            images, tar = pixels(shard), Path(name).with_suffix(".tar")
+            classes = np.array([answer(shard, row) for row in range(rows)])
+            for place, step in ((base, 1), (base / "other", -1)):
+                labels = classes[::step] if base == folder else None
+                write_shard(place / name, images[::step], labels)
+                _write_tar(place / tar, images[::step], labels)
 
 
 def picture(image: np.ndarray) -> bytes:
@@ -65,10 +80,13 @@ def picture(image: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def _write_tar(path: Path, images: np.ndarray, classes: np.ndarray) -> None:
+def _write_tar(path: Path, images: np.ndarray, labels: np.ndarray | None) -> None:
     with tarfile.open(path, "w") as tar:
-        for row, (image, label) in enumerate(zip(images, classes.tolist(), strict=True)):
-            for end, data in (("png", picture(image)), ("cls", str(label).encode())):
+        for row, image in enumerate(images):
+            files = {"png": picture(image)}
+            if labels is not None:
+                files["cls"] = str(labels[row]).encode()
+            for end, data in files.items():
                 entry = tarfile.TarInfo(f"{row:02}.{end}")
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))

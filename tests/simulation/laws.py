@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import struct
@@ -16,18 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from tests.simulation.inputs import answer, number_of, rows_of
+from tests.simulation.inputs import answer, first_answers, number_of, rows_of
 from tests.simulation.kernel import Process
 from tests.simulation.row_laws import wrong_columns
 
 TRAILER = struct.Struct("<8sQI")
 COMPLETE = ("complete", "complete_with_errors")
-COLLAGE, ERROR, BACKUP = 1, 6, 8  # sources
+COLLAGE, ERROR, BACKUP, KEPT = 1, 6, 8, 10  # sources
 TABLES = ("images", "tasks")
 _READ = {"shard": "u4", "row": "u8", "source": "u1", "session": "u2"}  # columns, by the laws
 _READ |= {"warmup": "?", "outcome": "u1", "resolved": "u4", "kind": "u1", "items": "u4"}
 _READ |= {"answered": "?", "has_label": "?", "label": "i8", "predicted": "i8"}
-_READ |= {"audited": "u1", "other": "i8"}
+_READ |= {"audited": "u1", "other": "i8", "score": "f4"}
+_READ |= {"t0_ns": "i8", "latency_ns": "i8"}
 NO_ROWS = np.dtype([*_READ.items()])  # of a table without a part
 MOST_OPEN = 16  # files of a process at once
 _WORD = (1 << 64) - 1
@@ -43,12 +45,14 @@ class Run:
         tables: name -> (n,) all rows that count.
         files: of each part of images that counts: session, number, rows.
         marked: whether the marker is there.
+        labelled: whether its images have labels.
     """
 
     manifest: Json
     tables: dict[str, np.ndarray] = field(default_factory=dict)
     files: list[tuple[int, int, np.ndarray]] = field(default_factory=list)
     marked: bool = False
+    labelled: bool = True
 
     @property
     def images(self) -> np.ndarray:
@@ -77,13 +81,13 @@ def keys_of(rows: np.ndarray) -> list[tuple[int, int]]:
     return list(zip(rows["shard"].tolist(), rows["row"].tolist(), strict=True))
 
 
-def run_in(out: Path) -> Run | None:
+def run_in(out: Path, *, labelled: bool = True) -> Run | None:
     """The run of a folder; None where there is none."""
     try:
         manifest = json.loads((out / "manifest.json").read_bytes())
     except FileNotFoundError:
         return None
-    run = Run(manifest, marked=(out / "COMPLETE").exists())
+    run = Run(manifest, marked=(out / "COMPLETE").exists(), labelled=labelled)
     for table in TABLES:
         found = []
         for path in sorted((out / "parts").glob(f"{table}-*.npy")):
@@ -144,6 +148,7 @@ def broken(out: Path, run: Run | None, expected: int | None, *, whole: bool) -> 
         faults.append(f"a marker, and {len(set(keys))} of {expected} rows")
     if whole:
         faults += _sessions(run) or wrong_columns(run)
+    faults += _thresholds(run)
     if run.manifest.get("extras"):
         faults += _vectors(out, run)
     if run.complete and (run.manifest.get("audit") or {}).get("share"):
@@ -152,16 +157,61 @@ def broken(out: Path, run: Run | None, expected: int | None, *, whole: bool) -> 
 
 
 def _wrong_answers(run: Run) -> list[str]:
+    """An answer is that of the network whose it is said to be, its score too."""
     names = [Path(shard["path"]).name for shard in run.manifest["shards"]]
+    numbers = list(map(number_of, names))
+    of_first = {number: first_answers(number) for number in numbers}
     for row in run.images:
-        name, number = names[int(row["shard"])], int(row["row"])
-        if number >= rows_of(name):
+        shard, number = int(row["shard"]), int(row["row"])
+        if number >= rows_of(names[shard]):
             return [f"a row of no image: {row}"]
-        right = answer(number_of(name), number)
-        if row["answered"] and int(row["predicted"]) != right:
-            return [f"another answer than the image's: {row}"]
         if row["answered"] == (row["source"] == ERROR):
             return [f"answered and an error, or neither: {row}"]
+        classes, scores = of_first[numbers[shard]]
+        said = [(answer(numbers[shard], number), 1.0), (classes[number], scores[number])]
+        if row["source"] in (COLLAGE, BACKUP, KEPT):
+            said.reverse()
+        right, score = said[0]
+        if row["answered"] and (row["predicted"] != right or abs(row["score"] - score) > 1e-6):
+            return [f"another answer than the network's, {right} by {score:.6f}: {row}"]
+        if row["audited"] == 1 and row["other"] != said[1][0]:
+            return [f"another answer of the other network, which says {said[1][0]}: {row}"]
+    return []
+
+
+def _thresholds(run: Run) -> list[str]:
+    """Of a first network only those answers count that are sure enough, and a threshold is chosen
+    by a bound that holds for the images that it was chosen by."""
+    manifest, rows = run.manifest, run.images
+    chosen = [each["confidence"] or math.inf for each in manifest.get("thresholds") or ()]
+    fixed = re.match(r"confident ([\d.]+)(?:, else (\d+) ms)?", manifest.get("accept") or "")
+    agree = manifest["settings"].get("agree")
+    if agree is None:
+        chosen = [float(fixed[1])] if fixed else [0.0]
+    counted = rows[np.isin(rows["source"], (COLLAGE, BACKUP))]
+    if fixed and fixed[2]:  # after that time any answer counts
+        counted = counted[counted["latency_ns"] < int(fixed[2]) * 1_000_000]
+    unsure = counted[counted["score"] < min(chosen, default=math.inf) - 1e-6]
+    if len(unsure):
+        return [f"an unsure answer counts, with thresholds {chosen}: {unsure[0]}"]
+    if chosen != sorted(chosen):
+        return [f"a threshold is lowered: {chosen}"]
+    if agree is None or not chosen or chosen[0] == math.inf or (manifest.get("teams") or 1) > 1:
+        return []
+    first = manifest["thresholds"][0]
+    both = rows[rows["audited"] == 1]
+    ended_ns = both["t0_ns"] + both["latency_ns"]
+    now = both["session"] == first["session"]
+    both = both[(both["session"] < first["session"]) | (now & (ended_ns <= first["since_ns"]))]
+    names = [Path(shard["path"]).name for shard in manifest["shards"]]
+    scores = [first_answers(number_of(names[s]))[1][r] for s, r in keys_of(both)]
+    differs = (both["predicted"] != both["other"]) & (np.array(scores) >= chosen[0])
+    n, most = len(both), 1 - agree
+    chance = sum(
+        math.comb(n, k) * most**k * (1 - most) ** (n - k) for k in range(int(differs.sum()) + 1)
+    )
+    if chance > 0.05:
+        return [f"{differs.sum()} of {n} differ: agree {agree} is not shown by {chosen[0]}"]
     return []
 
 

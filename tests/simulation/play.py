@@ -28,27 +28,33 @@ from pathlib import Path
 from tests.simulation import laws, standins, world
 from tests.simulation.case import HARMLESS, Case, Fault, Session, draw, simpler, wider
 from tests.simulation.disk import CHANGES, ERRORS, LOOKS, Disk, Failure
-from tests.simulation.inputs import HARMS, Shards, rows_of
+from tests.simulation.inputs import HARMS, UNLABELLED, Shards, rows_of
 from tests.simulation.kernel import FOREVER_NS, MS, SECOND, Host, Kernel, Process
-from tests.simulation.row_laws import told_batch, wrong_export, wrong_files
+from tests.simulation.row_laws import facts, told_batch, wrong_export, wrong_files
 
 # Virtual time in which a job ends after its last fault: with limits of seconds for silence and for
 # start-up a claim is watched for 30 s and a rank awaited for 60; else start-up alone takes 600.
 SOON_S, LATE_S = 150, 1500
 LONGEST_S = 120  # processor time of one seed: one that loops for ever ends the command
+SIMPLIFY_S = 60.0  # in which the shortest play that still fails is sought
 CUT_AT = ("COMPLETE", "manifest", "parts/images", "parts/tasks", "parts/groups", "summary", "claim")
 MEASURED = ("job", "mpi", "results", "faults", "scheduler")
 
 
 @dataclass
 class Played:
-    """What came of a case."""
+    """What came of a case.
+
+    Attributes:
+        facts: of a run that commands have read, what is the same in a job that nothing disturbs.
+    """
 
     faults: list[str] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     digest: int = 0
     steps: int = 0
     codes: list[int | None] = field(default_factory=list)
+    facts: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass
@@ -72,7 +78,8 @@ class Play:
     def __init__(self, case: Case, folder: str, inputs: Path, tell_all: bool) -> None:
         """`tell_all`: the log has what each rank said, of sessions without a fault too."""
         self.case, self.folder, self.tell_all = case, folder, tell_all
-        self.shards = Shards(inputs, Path(folder), case.shards)
+        good = inputs if case.labelled else inputs / UNLABELLED
+        self.shards = Shards(good, Path(folder), case.shards)
         self.kernel = standins.WORLD.kernel = Kernel(f"world {case.seed}")
         self.disk = standins.WORLD.disk = Disk(folder)
         self.out = Path(folder) / "out"
@@ -120,9 +127,13 @@ class Play:
             self.kernel.close()
         return self.played
 
+    def _found(self) -> laws.Run | None:
+        """What is in the folder of the run."""
+        return laws.run_in(self.out, labelled=self.case.labelled)
+
     def _complete(self) -> bool:
         """Whether a session said so: a marker that was not synced may go with the power."""
-        run = laws.run_in(self.out)
+        run = self._found()
         whole = run is not None and run.complete and run.manifest["status"] == "complete"
         return whole and self.promised and not self.harmed
 
@@ -131,7 +142,7 @@ class Play:
         self.disk.settle()
         for host in self.hosts:
             self.disk.power_loss(host, shared=False)
-        run = laws.run_in(self.out)
+        run = self._found()
         expected = None if self.harmed or self.shards.harmed else self._rows(run)
         self.played.faults += laws.broken(self.out, run, expected, whole=not self.harmed)
 
@@ -190,7 +201,7 @@ class Play:
         size = self.case.ranks(session)
         share = -(-size // session.hosts)
         hosts = [self.hosts[(session.first + rank // share) % 3] for rank in range(size)]
-        run = laws.run_in(self.out)
+        run = self._found()
         if self._replaced() and (run is None or not len(run.images)):
             self.shards.mend()  # a run without rows may go: the next one would be of other shards
             self.bad = self.replaced = True
@@ -205,7 +216,7 @@ class Play:
         return job
 
     def _judge(self, session: Session, jobs: list[world.Job]) -> None:
-        code, run = jobs[0].code, laws.run_in(self.out)
+        code, run = jobs[0].code, self._found()
         self.bad |= bool(self.shards.harmed)  # nothing is mended while a session goes on
         self.harmed &= session.dry or code not in (0, 5)  # a dry run mends nothing
         if not session.dry:
@@ -267,13 +278,14 @@ class Play:
         """Commands read the run, which is complete."""
         out, written = str(self.out), Path(self.folder) / "export"
         self._command("verify", out)
-        run = laws.run_in(self.out)
+        run = self._found()
         if self.case.read and run is not None and not self.played.faults:
             self._command("slow-ranks", out)
             self._command("report", out, "--out", f"{self.folder}/report.html")
             self._command("export", out, "--to", "csv", "--out", str(written))
             if not self.played.faults:
                 self.played.faults += wrong_export(run, written)
+                self.played.facts = facts(run, self.out, written, exact=self.case.exact)
         self.played.faults += self.kernel.violations
 
     def _command(self, *words: str) -> None:
@@ -369,7 +381,7 @@ class Play:
     def _harm(self, kind: str, number: int) -> None:
         """Something happens to a shard. A run that begins with another one is another run than
         that of the case."""
-        run = laws.run_in(self.out)
+        run = self._found()
         begun = run is not None and not run.manifest.get("bad_shards")  # those may still come
         if begun or not self.shards.makes_another(kind, number):
             self.shards.harm(kind, number)
@@ -395,6 +407,21 @@ class Play:
 
 
 def play(case: Case, inputs: Path, *, tell_all: bool = False) -> Played:
+    """Play a case; and of one that commands read, once more as a job that nothing disturbs, whose
+    results are to be the same. A run with a limit may go on without shards that were harmed."""
+    played = _play(case, inputs, tell_all=tell_all)
+    calm = replace(case, sessions=(Session(),))
+    if played.facts and case != calm and not case.limited:
+        other = _play(calm, inputs, tell_all=False)
+        played.faults += other.faults
+        for what, found in () if other.faults else played.facts.items():
+            if found != other.facts[what]:
+                right = other.facts[what]
+                played.faults.append(f"{what}: {found} where an undisturbed job has {right}")
+    return played
+
+
+def _play(case: Case, inputs: Path, *, tell_all: bool) -> Played:
     """Play a case in a folder of its own."""
     signal.setitimer(signal.ITIMER_PROF, LONGEST_S)
     forget()
@@ -419,10 +446,12 @@ def forget() -> None:
 
 
 def simplest(case: Case, inputs: Path) -> Case:
-    """A case that fails as well, and of which no simpler one does."""
-    for other in simpler(case):
+    """A case that fails as well, and of which no simpler one does; the best within SIMPLIFY_S."""
+    until_s = time.monotonic() + SIMPLIFY_S
+    others = simpler(case)
+    while (other := next(others, None)) is not None and time.monotonic() < until_s:
         if play(other, inputs).faults:
-            return simplest(other, inputs)
+            case, others = other, simpler(other)
     return case
 
 
@@ -433,7 +462,6 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, help="how many follow: 1, or 0 after other seeds")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first of them")
     parser.add_argument("--trace", action="store_true", help="print what happened")
-    parser.add_argument("--simplify", action="store_true", help="find the simplest case that fails")
     parser.add_argument("--wide", action="store_true", help="with more settings, see case.wider")
     parser.add_argument("--coverage", action="store_true", help="print the statements reached")
     told = parser.parse_args()
@@ -501,8 +529,7 @@ def _play_all(told: argparse.Namespace, inputs: Path) -> int:
             print(f"seed {seed} failed: {'; '.join(played.faults)[:4000]}")
             how = f"{'--wide ' if told.wide else ''}--from {seed} --trace"
             print(f"  again: python -m tests.simulation.play {how}", flush=True)
-            if told.simplify:
-                print(f"  simplest: {simplest(case, inputs)}", flush=True)
+            print(f"  simplest: {simplest(case, inputs)}", flush=True)
     took_s = time.monotonic() - began_s
     print(f"{len(seeds)} seeds, {len(failed)} failed {failed}; {steps} steps, {took_s:.0f} s")
     return bool(failed)

@@ -47,7 +47,8 @@ def _labels(run: Run) -> Iterator[str]:
     worn = {*run.images["shard"][run.images["source"] == ERROR].tolist()}
     for row in run.images[run.images["answered"]]:
         right = answer(number_of(names[int(row["shard"])]), int(row["row"]))
-        if int(row["label"]) != right if row["has_label"] else int(row["shard"]) not in worn:
+        lacks = run.labelled and int(row["shard"]) not in worn
+        if not run.labelled or int(row["label"]) != right if row["has_label"] else lacks:
             yield f"another label than the image's: {row}"
 
 
@@ -124,6 +125,30 @@ def wrong_export(run: Run, folder: Path) -> Iterator[str]:
             )
             if told != right:
                 yield f"images.csv has other answers: {list((told - right).items())[:3]}"
+
+
+def facts(run: Run, out: Path, export: Path, *, exact: bool) -> dict[str, Any]:
+    """What a complete run says that depends neither on time nor on what went wrong.
+
+    `exact`: its answers are all of one network.
+    """
+    names = [Path(shard["path"]).name for shard in run.manifest["shards"]]
+    kept = ("row", "has_label", "label", *(("predicted", "score") if exact else ()))
+    rows = [(names[int(row["shard"])], *(row[n].item() for n in kept)) for row in run.lasting]
+    summary = json.loads((out / "summary.json").read_bytes())
+    with open(export / "images.csv", newline="") as file:
+        columns = ("shard", "row", "id", "label", *(("predicted",) if exact else ()))
+        exported = [tuple(row.get(name) for name in columns) for row in csv.DictReader(file)]
+    found = {
+        "rows": sorted(rows),
+        "exported": sorted(exported),
+        "counted": {k: summary["rows"][k] for k in ("found", "answered", "errors")},
+        "state": json.loads((out / "status.json").read_bytes())["state"],
+        "classes": run.manifest["class_names"],
+    }
+    if exact:
+        found["right"] = summary["accuracy"]["overall"]
+    return found
 
 
 def _times(tasks: np.ndarray) -> Iterator[str]:
