@@ -45,7 +45,7 @@ from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import SINGLE
 from collage_mpi.models.tuning import NO_TUNING
 from collage_mpi.results.folder import check_place
-from collage_mpi.results.manifest import held, read_manifest
+from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.writer import RunWriter
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
@@ -166,7 +166,7 @@ def forecast(settings: RunSettings, worker_group: WorkerGroup | None, ask: Ask) 
         if worker_group is None:
             measured = _measured_here(plan, encoder, len(order))
         else:
-            asked = held(known), len(order), ask.stop_reason
+            asked = known.get("networks") or {}, len(order), ask.stop_reason
             measured = _measured_there(plan, encoder, worker_group, *asked)
         plan = plan.at_batch(measured.costs.batch)
         for name, text in _lines(plan, order, measured, reads, resume):

@@ -348,22 +348,14 @@ class ServiceCosts:
     chosen: ChosenBatch | None
 
     def as_known(self, manifest: Mapping[str, Any]) -> ServiceCosts:
-        """These costs with the known ones of earlier sessions, so that a run injects by one ratio.
-
-        The costs of the last session that was closed count, not those of a killed one.
-        """
-        finals = [entry.get("final") or {} for entry in manifest.get("sessions") or []]
-        known: dict[str, Any] = {}
-        for found in (*finals, manifest):
-            for name in ("cost_ratio", "cost_ratio_interval", "batch_costs"):
-                if found.get(name) is not None:
-                    known[name] = found[name]
-        ratio = known.get("cost_ratio")
+        """These costs with the known ones of earlier sessions, so that a run injects by one
+        ratio."""
+        ratio = manifest.get("cost_ratio")
         return replace(
             self,
             ratio=self.ratio if ratio is None else ratio,
-            interval=self.interval if ratio is None else known.get("cost_ratio_interval"),
-            batch_costs={**self.batch_costs, **known.get("batch_costs", {})},
+            interval=self.interval if ratio is None else manifest.get("cost_ratio_interval"),
+            batch_costs={**self.batch_costs, **(manifest.get("batch_costs") or {})},
         )
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
+from collage_mpi.errors import CollageError, UsageError
 from collage_mpi.job.inputs import digests, named_files
 from collage_mpi.results import RunWriter
 from collage_mpi.results.file_names import MANIFEST, MARKER
@@ -22,7 +22,6 @@ from collage_mpi.results.manifest import FILE_SETTINGS, read_manifest, recorded_
 from collage_mpi.settings.profiles import over_recorded
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.inputs import expand_paths, source_of
-from collage_mpi.system.fields import names
 from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
 
@@ -68,12 +67,6 @@ def resumed_settings(given: Mapping[str, Any], source: str, world_size: int | No
     # First check whose folder this is: the manifest may name a network whose code is imported.
     refuse_foreign(Path(out), given.get("shared_out") == "on")
     manifest = read_manifest(Path(out))
-    if gone := set(recorded_settings(manifest)) - {*names(RunSettings)}:
-        raise EnvironmentFault(
-            f"{out}: another version of collage_mpi began this run, with settings that this one "
-            f"does not have ({', '.join(sorted(gone))}). Finish it with the version that began it, "
-            "or start anew with another --out"
-        )
     values = over_recorded(_known(manifest), given, source, anew=False)
     settings = RunSettings.from_mapping(values, f"{out}/{MANIFEST} and {source}")
     if world_size is None or "singles" in given:

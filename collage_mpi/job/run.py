@@ -48,7 +48,7 @@ from collage_mpi.kinds import KIND
 from collage_mpi.results import RunWriter
 from collage_mpi.results.claim import Patience
 from collage_mpi.results.file_names import INDEX_FOLDER
-from collage_mpi.results.manifest import COMPLETE, KEPT_KEYS, held, plain, read_manifest
+from collage_mpi.results.manifest import COMPLETE, KEPT_KEYS, plain, read_manifest
 from collage_mpi.results.parts import sessions_of
 from collage_mpi.results.pending import entry_path, status_folder
 from collage_mpi.results.reader import label_of, open_run
@@ -235,7 +235,7 @@ class LeadRun:
     def _costs(self, session: TeamSession, networks: Mapping[str, str]) -> ServiceCosts:
         """The costs of the networks in this run, which team 0 measures for all teams."""
         tell_tunings(self.plan, session.hellos)
-        refuse_other_networks(self.plan, session.hellos, held(self.known))
+        refuse_other_networks(self.plan, session.hellos, self.known.get("networks") or {})
         images = int(np.count_nonzero(self.lacking))
         most = most_together(self.plan, session.encoder, images, session.reading)
         costs = service_costs(self.plan, self.worker_group, most).as_known(self.known)

@@ -7,20 +7,20 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.kinds import NETWORK_SETTINGS, TABLE
-from collage_mpi.results.file_names import MANIFEST
+from collage_mpi.results.file_names import MANIFEST, MARKER
 from collage_mpi.settings.run_settings import NOT_OF_ROWS, RunSettings
 from collage_mpi.system.bottleneck import Use
 from collage_mpi.system.files import load_json, reading, write_atomic
 from collage_mpi.system.printable import shown, storable
 
 FORMAT = "collage-mpi run"
-VERSION = 1
+VERSION = 2
 COMPLETE = ("complete", "complete_with_errors")
 STATUSES = (*COMPLETE, "incomplete")
 
@@ -42,8 +42,6 @@ FREE_SETTINGS = frozenset(
         *("image_timeout_s", "max_attempts"),
     }
 )
-# Settings that version 0.1.0 did not have -> the value it behaved by, if not today's default.
-YOUNGER = {"endgame": "off", "audit": 0.0}
 # Settings that name files. Two paths are the same if their content is.
 FILE_SETTINGS = (*NETWORK_SETTINGS, "class_names_file", "trace_file", "arrival_file")
 
@@ -155,6 +153,7 @@ _REQUIRED: dict[str, tuple[Check, str]] = {
     "session": (_is_session, "a number of the session, from 1"),
     "shards": (list_of(_SHARD), "a list of {path, fingerprint, count}"),
     "rows": (_is_count, "the number of images expected"),
+    "accepted": (_dict_of(_dict_of(_RANGES)), "session -> table -> [[first, last], ...] of parts"),
 }
 _OPTIONAL: dict[str, tuple[Check, str]] = {
     "settings": (_is_dict, "an object"),
@@ -188,7 +187,6 @@ _OPTIONAL: dict[str, tuple[Check, str]] = {
     "validity": (_VALIDITY, "an object with exceeded and tasks"),
     "lost": (list_of(_is_dict), "a list of lost ranks"),
     "extras": (fields(top_k=optional(_is_count), save=is_text), "{top_k, save}"),
-    "accepted": (_dict_of(_dict_of(_RANGES)), "session -> table -> [[first, last], ...] of parts"),
 }
 
 
@@ -224,8 +222,50 @@ def read_manifest(out: Path) -> Json:
     """Read and check the manifest of the run in `out`.
 
     Raises:
-        EnvironmentFault: there is no run in `out`, or it cannot be read.
+        EnvironmentFault: there is no run in `out`, it cannot be read, or an earlier version began
+            it (`older` reads such a run if it is finished).
         DataFault: the manifest is damaged.
+    """
+    found = load_manifest(out)
+    if is_older(found):
+        raise older_fault(out, found)
+    return check_manifest(found, str(out / MANIFEST))
+
+
+def is_older(manifest: object) -> TypeGuard[Json]:
+    """Whether an earlier version wrote a manifest."""
+    return (
+        isinstance(manifest, dict)
+        and manifest.get("format") == FORMAT
+        and manifest.get("version") == 1
+    )
+
+
+def is_finished(out: Path, manifest: Json) -> bool:
+    """Whether the run in `out` has its marker, and its manifest says that it is complete."""
+    return manifest.get("status") in COMPLETE and (out / MARKER).exists()
+
+
+def older_fault(out: Path, manifest: Json) -> EnvironmentFault:
+    """The error to raise if a run of an earlier version cannot be gone on with."""
+    if is_finished(out, manifest):
+        return EnvironmentFault(
+            f"{out}: an earlier version of collage_mpi began and finished this run. collage-mpi "
+            "verify, export and report read it; for a new run choose another --out."
+        )
+    return EnvironmentFault(
+        f"{out}: an earlier version of collage_mpi began this run (manifest version "
+        f"{manifest['version']}; needed is {VERSION}). Finish it with the version that began it, "
+        "or start anew with another --out."
+    )
+
+
+def load_manifest(out: Path) -> object:
+    """The JSON of the manifest of the run in `out`, of any version, unchecked.
+
+    Raises:
+        EnvironmentFault: there is no run in `out`, or it cannot be read.
+        DataFault: the manifest is no JSON.
     """
     path = out / MANIFEST
     with reading(path, "damaged, no JSON; restore it from a copy"):
@@ -238,9 +278,9 @@ def read_manifest(out: Path) -> Json:
             ) from error
         if size_bytes > _LARGEST_BYTES:
             raise DataFault(f"{path}: {size_bytes} bytes, far too large for a manifest.")
-        found = load_json(path)
+        found: object = load_json(path)
         json.dumps(found, ensure_ascii=False).encode()  # raises for lone surrogates, unprintable
-    return check_manifest(found, str(path))
+    return found
 
 
 def write_manifest(
@@ -318,8 +358,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         old, new = (manifest.get(key) for manifest in (before, now))
         if old != new:
             lines.append(f"{key}: {shown(old)} before, {shown(new)} now")
-    old_settings, new_settings = (_settings(manifest) for manifest in (before, now))
-    old_content, new_content = content_of(before), now.get("inputs") or {}
+    old_settings, new_settings = (recorded_settings(manifest) for manifest in (before, now))
+    old_content, new_content = (manifest.get("inputs") or {} for manifest in (before, now))
     for key in sorted({*old_settings, *new_settings} - FREE_SETTINGS):
         old, new = old_settings.get(key), new_settings.get(key)
         if key in FILE_SETTINGS and key in old_content and key in new_content:
@@ -344,39 +384,9 @@ def finals(manifest: Mapping[str, Any]) -> dict[int, Json]:
     return {entry["session"]: entry.get("final") or {} for entry in entries}
 
 
-def content_of(manifest: Mapping[str, Any]) -> Json:
-    """Setting -> SHA-256 of the file that it names.
-
-    Version 0.1.0 recorded only the fingerprints of networks.
-    """
-    inputs = manifest.get("inputs")
-    return dict(inputs) if inputs is not None else held(manifest)
-
-
-def held(manifest: Mapping[str, Any]) -> Json:
-    """Kind -> fingerprint of the network that the run's ranks held.
-
-    Version 0.1.0 recorded the fingerprints by rank, and only for sessions that closed.
-    """
-    worlds = [final.get("world") or [] for final in finals(manifest).values()]
-    told = {
-        kind: fingerprint
-        for world in (*worlds, manifest.get("world") or [])
-        for member in world
-        for kind, fingerprint in (member.get("fingerprints") or {}).items()
-    }
-    return {**told, **(manifest.get("networks") or {})}
-
-
 def recorded_settings(manifest: Mapping[str, Any]) -> Json:
     """The settings that a run recorded; {} if it recorded none."""
-    found = dict(manifest.get("settings") or {})
-    return {**YOUNGER, **found} if found else found
-
-
-def _settings(manifest: Mapping[str, Any]) -> Json:
-    """The settings of a run, with defaults for settings that are newer than the run."""
-    return {**RunSettings().to_dict(), **recorded_settings(manifest)}
+    return dict(manifest.get("settings") or {})
 
 
 def _mended(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

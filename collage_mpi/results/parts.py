@@ -24,6 +24,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault
 from collage_mpi.results.manifest import finals
+from collage_mpi.results.older import now_rows
 from collage_mpi.results.rows import TableLayout
 from collage_mpi.system.files import UNREADABLE, reading, write_atomic
 
@@ -31,7 +32,7 @@ Accepted = dict[str, dict[str, list[list[int]]]]
 
 _TRAILER = struct.Struct("<8sQI")  # magic number, bytes before the trailer, their CRC-32
 _MARK = b"CMPIcrc1"
-OURS = r"(images|groups|tasks)-(?:(\d{4,5})-)?(\d{6,18})\.npy"  # table, session, number
+OURS = r"(images|tasks)-(\d{4,5})-(\d{6,18})\.npy"  # table, session, number
 _NAME = re.compile(OURS)
 ADVICE = (
     "Restore it from a copy, or move it away and run again with --resume: its images are then "
@@ -43,7 +44,7 @@ _LARGEST_BYTES = 1 << 30  # a part is about 1 MB, so a larger file is not a part
 class PartName(NamedTuple):
     """A part. Sorting parts gives the order in which they were written."""
 
-    session: int  # 0 for version 0.1.0, whose file names contain no session
+    session: int
     number: int  # from 1, counted for each session and table
     table: str
     path: Path
@@ -64,7 +65,7 @@ def list_parts(directory: Path) -> list[PartName]:
     for path in directory.iterdir():
         match = _NAME.fullmatch(path.name)
         if match:
-            found.append(PartName(int(match[2] or 0), int(match[3]), match[1], path))
+            found.append(PartName(int(match[2]), int(match[3]), match[1], path))
     return sorted(found)
 
 
@@ -83,10 +84,10 @@ def describe(names: Iterable[PartName]) -> Accepted:
 def counting(manifest: Mapping[str, Any]) -> Callable[[PartName], bool]:
     """Returns a function that tells whether a part counts: its session belongs to the last launch,
     or the last launch accepted the part."""
-    own, accepted = sessions_of(manifest), manifest.get("accepted")
+    own, accepted = sessions_of(manifest), manifest["accepted"]
 
     def counts(part: PartName) -> bool:
-        if accepted is None or part.session in own:  # None: version 0.1.0, without this key
+        if part.session in own:
             return True
         ranges = accepted.get(str(part.session), {}).get(part.table, ())
         return any(first <= part.number <= last for first, last in ranges)
@@ -156,19 +157,28 @@ def read_part(path: Path, table: TableLayout) -> np.ndarray:
     """Read one part and verify its checksum.
 
     Returns:
-        (n,) of the table's dtype. Columns that are newer than the part have the defaults of
-        `TableLayout.later`.
+        (n,) of the table's dtype.
 
     Raises:
-        DataFault: the file is truncated or changed, has unknown columns, or lacks a column that has
-            no default.
+        DataFault: the file is truncated or changed, or has other columns.
         EnvironmentFault: the file cannot be read.
     """
     with reading(path):
         if path.stat().st_size > _LARGEST_BYTES:
             raise DataFault(f"{path}: far too large for a part of a run. {ADVICE}")
         raw = path.read_bytes()
-    return _as_now(path, _stored_rows(path, _checked_body(path, raw)), table)
+    rows = now_rows(_stored_rows(path, _checked_body(path, raw)), table)
+    if rows.dtype != table.dtype:
+        found, wanted = (
+            {name: d[name] for name in d.names or ()} for d in (rows.dtype, table.dtype)
+        )
+        wrong = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+        raise DataFault(
+            f"{path}: undamaged, but its columns are not those of this version of collage-mpi: "
+            f"{', '.join(wrong)} (needed: {', '.join(wanted)}). Read it with the version that "
+            "wrote it, or a later one."
+        )
+    return rows
 
 
 def _stored_rows(path: Path, body: bytes) -> np.ndarray:
@@ -184,27 +194,6 @@ def _stored_rows(path: Path, body: bytes) -> np.ndarray:
     except UNREADABLE as error:
         raise DataFault(f"{path}: undamaged, but no part of a run: {error}") from error
     return rows
-
-
-def _as_now(path: Path, rows: np.ndarray, table: TableLayout) -> np.ndarray:
-    """The rows with the columns of this version. Columns that the file lacks get their default."""
-    if rows.dtype == table.dtype:
-        return rows
-    found, wanted = rows.dtype.names or (), table.dtype.names or ()
-    kept = [name for name in wanted if name in found]
-    wrong = [name for name in found if name not in wanted]
-    wrong += [name for name in wanted if name not in (*found, *table.later)]
-    wrong += [n for n in kept if not np.can_cast(rows.dtype[n], table.dtype[n], "safe")]
-    if wrong:
-        raise DataFault(
-            f"{path}: undamaged, but its columns are not those of this version of collage-mpi: "
-            f"{', '.join(wrong)} (needed: {', '.join(wanted)}). Read it with the version that "
-            "wrote it, or a later one."
-        )
-    now = np.empty(len(rows), table.dtype)
-    for name in wanted:
-        now[name] = rows[name] if name in kept else table.later[name]
-    return now
 
 
 def _checked_body(path: Path, raw: bytes) -> bytes:

@@ -16,8 +16,9 @@ from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.results import parts
 from collage_mpi.results.file_names import MARKER, PARTS_FOLDER
 from collage_mpi.results.groups import Groups, groups_of
-from collage_mpi.results.manifest import Json, finals, read_manifest, readable
+from collage_mpi.results.manifest import Json, finals, readable
 from collage_mpi.results.number_sets import SessionNumberSets
+from collage_mpi.results.older import manifest_of_any_version
 from collage_mpi.results.outputs import KeptValues, in_input_order, keys_in
 from collage_mpi.results.rows import (
     GROUPS,
@@ -271,7 +272,7 @@ class StoredRun(Run):
     def _superseded(self) -> np.ndarray:
         """The error rows that do not count, (m,) of _ATTEMPT: see `rows_that_count`."""
         named = {part.session for part in self.parts if part.table == IMAGES.name}
-        if len(named) < 2 and 0 not in named:
+        if len(named) < 2:
             return np.empty(0, _ATTEMPT)
 
         def attempts() -> Iterator[np.ndarray]:
@@ -515,7 +516,7 @@ def open_run(path: Path | str) -> StoredRun:
     """The run in a directory, to be read a part at a time. Raises as read_results."""
     path = Path(path)
     complete = (path / MARKER).exists()  # first, because a job may close while its rows are read
-    manifest = read_manifest(path)
+    manifest = manifest_of_any_version(path)
     return StoredRun(path, manifest, complete, read_parts(path, manifest))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple, get_type_hints
+from typing import Annotated, NamedTuple, get_type_hints
 
 import numpy as np
 
@@ -165,7 +165,6 @@ class TableLayout:
     dtype: np.dtype
     packer: struct.Struct
     coded: tuple[str, ...]  # columns of codes
-    later: dict[str, Any]  # columns that older parts lack -> the value to read instead
     has_reason: bool
 
     def only(self, *names: str) -> np.dtype:
@@ -173,7 +172,7 @@ class TableLayout:
         return np.dtype([(name, self.dtype[name]) for name in names])
 
 
-def _table(name: str, row: type, later: dict[str, Any]) -> TableLayout:
+def _table(name: str, row: type) -> TableLayout:
     """Derive both layouts from the row class."""
     hints = get_type_hints(row, include_extras=True)
     types = [getattr(hint, "__metadata__", ("<i8",))[0] for hint in hints.values()]
@@ -181,14 +180,12 @@ def _table(name: str, row: type, later: dict[str, Any]) -> TableLayout:
     packer = struct.Struct("<" + "".join(_STRUCT_OF[code] for code in types))
     assert packer.size == dtype.itemsize
     coded = tuple(column for column in hints if column in NAMES)
-    return TableLayout(name, row, dtype, packer, coded, later, "reason" in hints)
+    return TableLayout(name, row, dtype, packer, coded, "reason" in hints)
 
 
-# Columns that are newer than the first version read as 0 in older runs.
-_LATER = ("audited", "other", "other_score", "runtime")
-IMAGES = _table("images", ImageRow, dict.fromkeys(_LATER, 0))
-GROUPS = _table("groups", GroupRow, {})
-TASKS = _table("tasks", TaskRow, {})
+IMAGES = _table("images", ImageRow)
+GROUPS = _table("groups", GroupRow)
+TASKS = _table("tasks", TaskRow)
 TABLES = (IMAGES, GROUPS, TASKS)
 STORED = (IMAGES, TASKS)  # the groups are computed
 

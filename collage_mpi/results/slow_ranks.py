@@ -213,8 +213,7 @@ def recurrences(runs: Sequence[Sequence[Speed]]) -> list[Recurrence]:
 def injected(run: Run) -> bool:
     """Whether delays were injected or the run is simulated. Then its hosts were not really slow."""
     settings = run.manifest.get("settings") or {}
-    drawn = settings.get("straggler", "none") != "none" or bool(settings.get("burn_ranks"))
-    return drawn or "simulated" in run.manifest
+    return settings.get("straggler", "none") != "none" or "simulated" in run.manifest
 
 
 # ---- one rank ---------------------------------------------------------------

@@ -50,7 +50,7 @@ def costs_of(run: Results) -> Costs:
     rank0, service = run.manifest.get("rank0"), run.manifest.get("idle_service_ns") or {}
     if not isinstance(rank0, dict):
         raise DataFault(
-            f"{run.path} measured no costs of rank 0 (simulated, cut off, or of an older version): "
+            f"{run.path} measured no costs of rank 0 (simulated, or cut off): "
             "name a complete real run"
         )
     return Costs(

@@ -41,7 +41,7 @@ def test_no_other_module_spells_the_name_of_a_runs_file() -> None:
 
 def test_the_names_are_those_of_older_runs() -> None:
     """Readers of other versions and users' scripts go by them."""
-    old = Path(__file__).parent.parent / "fixtures" / "run_0_1_0" / "complete"
+    old = Path(__file__).parent.parent / "fixtures" / "run_9f5ae534" / "cascade"
     there = {path.name for path in old.iterdir()}
     assert there >= {file_names.MANIFEST, file_names.MARKER, file_names.PARTS_FOLDER}
     assert file_names.SUMMARY == "summary.json"

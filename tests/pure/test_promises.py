@@ -30,11 +30,12 @@ from collage_mpi.slurm import SlurmSettings
 from collage_mpi.workload.trace import load_trace
 
 KEPT = Path(__file__).parent.parent / "fixtures" / "formats_1_0_0"
+RUN = KEPT.parent / "run_9f5ae534" / "cascade"
 
 
 def columns(folder: Path) -> dict:
     """By table, the header of what this version exports of the run that is kept."""
-    run = Path(shutil.copytree(KEPT / "complete", folder / "run"))
+    run = Path(shutil.copytree(RUN, folder / "run"))
     assert main(["export", str(run), "--to", "csv"]) == 0
     found = {}
     for path in sorted((run / "export").glob("*.csv")):
@@ -109,7 +110,7 @@ def test_files_of_settings_are_read() -> None:
 
 
 def test_scores_are_read() -> None:
-    run = results.read_results(KEPT / "complete")
+    run = results.read_results(RUN)
     assert run.kept("scores")[run.images["answered"]].shape == (19, 5)
 
 

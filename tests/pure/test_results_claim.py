@@ -22,7 +22,6 @@ from collage_mpi.results import (
     RunWriter,
     claim,
     export_run,
-    parts,
     read_results,
     reader,
     row_sink,
@@ -391,26 +390,6 @@ def test_a_part_that_comes_after_the_take_over_does_not_count(tmp_path: Path) ->
     assert RunWriter.finished(out, FULL) == "complete"
 
 
-def test_parts_named_by_earlier_versions_are_read_and_gone_on_with(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    run = RunWriter.create(out, FULL, rows_per_part=10)
-    fill(run, FULL, range(18))
-    run.close("incomplete")
-    for part in parts.list_parts(out / "parts"):
-        part.path.rename(part.path.with_name(f"{part.table}-{part.number:06d}.npy"))
-    path = out / "manifest.json"
-    found = json.loads(path.read_text())
-    del found["accepted"]
-    path.write_text(json.dumps(found))
-    assert len(read_results(out).images) == 18
-    again, done = RunWriter.reopen(out, FULL)
-    assert len(done) == 18
-    fill(again, FULL, range(18, ROWS))
-    again.close("complete")
-    assert verify_run(out).ok, verify_run(out).problems
-    assert read_results(out).manifest["accepted"] == {"0": {"images": [[1, 2]], "tasks": [[1, 2]]}}
-
-
 # ---- complete only with its rows --------------------------------------------------
 
 
@@ -565,7 +544,7 @@ def test_only_our_own_leftovers_are_swept(tmp_path: Path) -> None:
     ours = [
         out / ".manifest.json.tmp-12",
         out / ".COMPLETE.tmp-12-00aa11bb",
-        out / "parts" / ".images-000001.npy.tmp-3",
+        out / "parts" / ".images-0001-000001.npy.tmp-3",
         out / "parts" / ".tasks-0002-000011.npy.tmp-3-0123abcd",
     ]
     theirs = [

@@ -257,7 +257,7 @@ def test_a_run_that_cannot_be_synced_is_not_called_complete(
 
 def test_truncated_temporary_files_are_ignored_and_swept(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 90, status="incomplete")
-    leftover = run / "parts" / ".images-000002.npy.tmp-123"
+    leftover = run / "parts" / ".images-0001-000002.npy.tmp-123"
     leftover.write_bytes(b"\x93NUMPY half a hea")
     assert len(read_results(run).images) == 90
     RunWriter.reopen(run, manifest(90))[0].close("complete")
