@@ -396,10 +396,17 @@ class Disk:
 
         names = ("replace", "unlink", "mkdir", "rmdir", "open", "write", "pwrite", "fsync", "dup")
         found = {name: ask(name) for name in (*names, "close")}
-        looks = {
-            name: lambda path, name=name: getattr(SimulatedPath(path), name)()
-            for name in ("exists", "is_file", "is_dir", "lexists")
-        }
+
+        def look(name: str) -> Callable[[Any], bool]:
+            def answered(path: Any) -> bool:
+                try:
+                    return bool(getattr(SimulatedPath(path), name)())
+                except OSError:  # as those of `os.path`
+                    return False
+
+            return answered
+
+        looks = {name: look(name) for name in ("exists", "is_file", "is_dir", "lexists")}
         path = StandIn(
             "posixpath",
             os.path,

@@ -137,8 +137,9 @@ def facts(run: Run, out: Path, export: Path, *, exact: bool) -> dict[str, Any]:
     rows = [(names[int(row["shard"])], *(row[n].item() for n in kept)) for row in run.lasting]
     summary = json.loads((out / "summary.json").read_bytes())
     with open(export / "images.csv", newline="") as file:
-        columns = ("shard", "row", "id", "label", *(("predicted",) if exact else ()))
-        exported = [tuple(row.get(name) for name in columns) for row in csv.DictReader(file)]
+        columns = ("row", "id", "label", *(("predicted",) if exact else ()))
+        lines = [(names[int(row["shard"])], row) for row in csv.DictReader(file)]
+        exported = [(name, *(row.get(column) for column in columns)) for name, row in lines]
     found = {
         "rows": sorted(rows),
         "exported": sorted(exported),
