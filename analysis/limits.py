@@ -72,7 +72,7 @@ class Job:
     ranks: int = 3
 
 
-NONE = "--scheme none --profile throughput --batch 8"
+NONE = "--scheme none --batch 8"
 JOBS = (
     Job("decoding", "photos", "quick", NONE, 400),
     Job("reading", "small", "quick", NONE, 800),

@@ -44,7 +44,6 @@ from collage_mpi.mpi.tasks import WireTask, unpack_tasks
 from collage_mpi.mpi.transport import Received, Sent
 from collage_mpi.results import RunWriter
 from collage_mpi.scheduler.events import Score
-from collage_mpi.settings.profiles import with_profile
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
 from collage_mpi.system.progress import NoLines
@@ -132,7 +131,7 @@ def cost_us(
     given: dict, images: int, unsure: float, profile: cProfile.Profile | None
 ) -> tuple[float, float]:
     """(of the process, of the loop's thread) CPU us an image of one run."""
-    asked = RunSettings.from_mapping(with_profile(given, "here"))
+    asked = RunSettings.from_mapping(given)
     echo, now_ns = Echo(unsure), time.monotonic_ns()
     plan = make_plan(asked, asked.world_size)
     workers = plan.placement.workers
@@ -179,7 +178,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--profile", type=Path, help="write that of the loop's last run there")
     args = parser.parse_args()
-    common = {"scheme": args.scheme, "single": "null", "profile": "throughput"}
+    common = {"scheme": args.scheme, "single": "null", "depth": 4 * -(-args.ranks // 9)}
     common |= {"singles": args.ranks, "device": "cpu", "status_every_s": EVERY_S}
     if args.scheme != "none":
         common |= {"singles": args.ranks - 1, "collage_ranks": 1, "collage": "null"}

@@ -5,9 +5,9 @@ Schemes, failures, pixels and the disk are not modelled: every image is sent onc
 whichever rank has room.
 
 The leases are those of the package's own book. A team is what `simulation/simulator` is under
-scheme none and profile throughput, without its scheduler, which makes a million images a matter
-of seconds; a test holds one team to it. What the simulator lacks is here: a poll looks at every
-rank's receive, whether or not something has come.
+scheme none, if twice as many groups as the ranks may hold are in the job, without its scheduler,
+which makes a million images a matter of seconds; a test holds one team to it. What the simulator
+lacks is here: a poll looks at every rank's receive, whether or not something has come.
 """
 
 from __future__ import annotations

@@ -59,6 +59,11 @@ TABLE: dict[str, tuple[str, str]] = {
         "runs of a grid of settings",
         "start each with collage-mpi launch, or use collage-mpi simulate --schemes A B",
     ),
+    "--profile throughput": ("defaults for the most images a second", "use --batch auto"),
+    "--profile latency": (
+        "defaults for a short tail latency with collages",
+        "use --placement fastest --assign finish --accept confident --depth 1",
+    ),
     "demo --groups": ("length of the demo's runs", "use --images N"),
     "demo --time-scale": ("factor of the demo's times", "leave it out"),
 }

@@ -8,5 +8,5 @@ from collage_mpi.settings.run_settings import RunSettings
 
 
 def paper(**given: Any) -> RunSettings:
-    """What version 0.1.0 did, but for what is given."""
+    """The profile `paper`, but for what is given."""
     return RunSettings.from_mapping({"profile": "paper", **given})

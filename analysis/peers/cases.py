@@ -23,10 +23,10 @@ from collage_mpi.system.fields import with_shipped
 HERE, WORKERS = Path(__file__).parent, 8
 BIN = Path(sys.executable).parent
 
-THROUGHPUT = ["--scheme", "none", "--profile", "throughput"]
-COLLAGE = ["--scheme", "collage", "--accept", "first", "--profile", "throughput"]
+THROUGHPUT = ["--scheme", "none", "--batch", "auto"]
+COLLAGE = ["--scheme", "collage", "--accept", "first", "--batch", "auto"]
 SENT, NAMED = ["--pixels", "rank0"], ["--pixels", "workers"]
-OURS = {  # each at the batch of its profile
+OURS = {
     "ours": ["--scheme", "none"],
     "ours-paper": ["--scheme", "none", "--profile", "paper"],
     "ours-batch-1": [*THROUGHPUT, "--batch", "1", *SENT],

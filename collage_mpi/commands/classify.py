@@ -111,7 +111,7 @@ def _settings(args: ClassifyArguments) -> Values:
     shared = {spec.name for spec in own_fields(ClassifyArguments)} & {*names(RunSettings)}
     given = {name: getattr(args, name) for name in sorted(shared)}
     return {
-        "profile": "throughput",
+        "batch": None,  # auto
         "scheme": "none",
         "pixels": "workers",
         "input_labels": "none",

@@ -49,7 +49,7 @@ def execute(args: MapArguments) -> int:
         raise UsageError(f"map sets {', '.join(theirs)} itself: leave them out, and use --ranks")
     check_mapped(args.function)
     singles = ranks_here("map", args.ranks, given.get("device", "auto"))
-    values = {"profile": "throughput", "scheme": "none", **given}
+    values = {"scheme": "none", "batch": None, **given}
     values |= {"single": args.function, "save": OUTPUTS, "singles": singles}
     words = run_words(values, retry_errors=args.retry_errors, verbose=args.verbose)
     code = check_and_launch(LaunchArguments(words=words, mpi=args.mpi))

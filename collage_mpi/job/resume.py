@@ -19,7 +19,7 @@ from collage_mpi.results import RunWriter
 from collage_mpi.results.file_names import MANIFEST, MARKER
 from collage_mpi.results.folder import refuse_foreign
 from collage_mpi.results.manifest import FILE_SETTINGS, read_manifest, recorded_settings
-from collage_mpi.settings.profiles import over_recorded
+from collage_mpi.settings.profiles import with_profile
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.inputs import expand_paths, source_of
 from collage_mpi.system.printable import counted
@@ -67,7 +67,7 @@ def resumed_settings(given: Mapping[str, Any], source: str, world_size: int | No
     # First check whose folder this is: the manifest may name a network whose code is imported.
     refuse_foreign(Path(out), given.get("shared_out") == "on")
     manifest = read_manifest(Path(out))
-    values = over_recorded(_known(manifest), given, source, anew=False)
+    values = {**_known(manifest), **with_profile(given, source)}
     settings = RunSettings.from_mapping(values, f"{out}/{MANIFEST} and {source}")
     if world_size is None or "singles" in given:
         return settings

@@ -103,13 +103,12 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
 
     parser.formatter_class = _Lines
     add_settings_file(parser)
-    lines = (f"{name}: {profile.says}" for name, profile in PROFILES.items())
-    parser.add_argument_group("profiles", "\n".join(lines)).add_argument(
+    parser.add_argument(
         "--" + PROFILE,
         choices=tuple(PROFILES),
         default=argparse.SUPPRESS,
-        help="use a set of defaults made for one purpose (docs/speed.md). A setting that is given "
-        "wins over the profile (default: the defaults below)",
+        help="paper: use the layout of the paper in place of the defaults below (docs/speed.md). A "
+        "setting that is given wins over the profile",
     )
     add_flags(parser, RunSettings)
 

@@ -102,7 +102,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
                 that contradict the profile.
         """
         values = by_name(cls, values, source)
-        sets = profile_of(values, source).sets
+        sets = profile_of(values, source)
         try:
             return super().from_mapping(with_profile(values, source), source)
         except UsageError as error:

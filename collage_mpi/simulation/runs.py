@@ -16,7 +16,6 @@ from collage_mpi.results import Results, RunWriter, summarise
 from collage_mpi.results.file_names import MANIFEST, SUMMARY
 from collage_mpi.results.manifest import plain, recorded_settings
 from collage_mpi.results.row_sink import MemoryWriter
-from collage_mpi.settings.profiles import over_recorded
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs, costs_of
 from collage_mpi.simulation.replayed_answers import Answers, answers_file
@@ -180,8 +179,7 @@ def like(
         "batch": manifest.get("batch"),  # also where auto chose it
         "out": "",
     }
-    values = over_recorded(recorded, changes, "flags", anew=True)
-    settings = RunSettings.from_mapping(values, f"settings of {run.path}")
+    settings = RunSettings.from_mapping({**recorded, **changes}, f"settings of {run.path}")
     batch_costs = manifest.get("batch_costs")
     return SimulatedJob(
         settings,

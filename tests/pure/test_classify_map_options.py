@@ -85,7 +85,7 @@ def test_what_classify_starts_without_options(started):
             "single": "null",
             "out": "c.csv.run",
             "scheme": "none",
-            "profile": "throughput",
+            "batch": None,
             "pixels": "workers",
             "input_labels": "none",
             "device": "cpu",
@@ -163,6 +163,6 @@ def test_each_setting_that_map_takes_reaches_the_run(spec, started):
 def test_what_map_starts_without_options(started):
     found = run_of(started, *MAP, "--ranks", "3", "--retry-errors", "--verbose")
     values = {"shards": "photos", "single": "own.py:Map", "save": "outputs", "out": "o"}
-    values |= {"scheme": "none", "profile": "throughput", "device": "cpu", "singles": 3}
+    values |= {"scheme": "none", "batch": None, "device": "cpu", "singles": 3}
     assert found.settings == RunSettings.from_mapping(values)
     assert (found.run.retry_errors, found.run.brief) == (True, False)

@@ -482,7 +482,7 @@ def test_a_network_that_costs_more_is_split_the_sooner():
 def test_no_slow_rank_keeps_a_whole_batch_when_the_others_are_done():
     """Without an end game the last rows wait for a rank that is five times slower."""
     slow = {"straggler": "pinned", "straggler_median_ms": 10.0, "slow_ranks": ("4:5",)}
-    given = {"scheme": "none", "profile": "throughput", "batch": 8, "endgame": "off", **slow}
+    given = {"scheme": "none", "batch": 8, "endgame": "off", **slow}
     job = RunSettings.from_mapping({**given, "warmup_groups": 0})
     rows = Rows()
     Simulation(SimulatedJob(job, 720, FREE), rows).run()

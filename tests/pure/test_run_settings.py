@@ -80,12 +80,6 @@ def test_without_other_networks_the_ranks_say_how_many_are_single(given, world, 
     assert RunSettings.for_world(given, "flags", world).n_singles == singles
 
 
-def test_the_profile_follows_the_ranks():
-    given = {"scheme": "none", "profile": "throughput"}
-    found = RunSettings.for_world(given, "flags", 37)
-    assert found == RunSettings.from_mapping({**given, "singles": 36})
-
-
 def test_saved_settings_are_a_settings_file(tmp_path):
     first = parse("--side", "4", "--straggler", "pinned", "--slow-ranks", "3:5", "--limit", "9")
     (tmp_path / "settings.json").write_text(json.dumps(first.to_dict()))
@@ -287,7 +281,7 @@ def test_depth_auto_follows_the_ranks_where_they_pull(values, paced, depth):
 
 
 def test_auto_is_found_out_later_where_a_setting_has_that_word():
-    found = parse("--profile", "throughput", "--depth", "auto", "--batch", "auto")
+    found = parse("--depth", "auto", "--batch", "auto")
     assert (found.depth, found.batch, found.assign) == (None, None, "pull")
     assert (found.batch_size, found.warm_groups, found.runs) == (1, 2, False)
     assert RunSettings(batch=None).batch_costs() == {"single": 1.0, "collage": 1.0}

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from collage_mpi.scheduler.leases import LeaseSettings, count
-from collage_mpi.settings.profiles import with_profile
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import simulate_in_memory
@@ -40,10 +39,8 @@ def test_one_team_takes_as_long_as_in_the_simulator(model: Any, workers: int, si
     median_ms = 5.0 / model.np.exp(sigma**2 / 2)  # so that the mean is 5
     delays = {"straggler": "lognormal", "straggler_sigma": sigma, "straggler_median_ms": median_ms}
     given = {"scheme": "none", "singles": workers, "endgame": "off", "batch": 1}
-    given = {**given, "profile": "throughput"}
-    settings = RunSettings.from_mapping(
-        with_profile({**given, **(delays if sigma else {})}, "here")
-    )
+    given |= {"depth": 4 * -(-workers // 9)}
+    settings = RunSettings.from_mapping({**given, **(delays if sigma else {})})
     rows = simulate_in_memory(SimulatedJob(settings, images, COSTS)).images
     seconds = (rows["t0_ns"] + rows["latency_ns"]).max() / 1e9
     free, leases = model.LeadCosts(0, 0, 0, 0), replace(NINES, smallest=-(-workers // 9))
