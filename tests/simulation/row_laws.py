@@ -128,7 +128,8 @@ def wrong_export(run: Run, folder: Path) -> Iterator[str]:
 
 
 def facts(run: Run, out: Path, export: Path, *, exact: bool) -> dict[str, Any]:
-    """What a complete run says that depends neither on time nor on what went wrong.
+    """What a complete run says that depends neither on time nor on what went wrong. Its last status
+    may lack: a session may be killed when the run has been marked.
 
     `exact`: its answers are all of one network.
     """
@@ -144,7 +145,6 @@ def facts(run: Run, out: Path, export: Path, *, exact: bool) -> dict[str, Any]:
         "rows": sorted(rows),
         "exported": sorted(exported),
         "counted": {k: summary["rows"][k] for k in ("found", "answered", "errors")},
-        "state": json.loads((out / "status.json").read_bytes())["state"],
         "classes": run.manifest["class_names"],
     }
     if exact:
