@@ -207,6 +207,8 @@ def _thresholds(run: Run) -> list[str]:
     scores = [first_answers(number_of(names[s]))[1][r] for s, r in keys_of(both)]
     differs = (both["predicted"] != both["other"]) & (np.array(scores) >= chosen[0])
     n, most = len(both), 1 - agree
+    if n < 9 / most:  # rows of a session that was killed are asked for again; its threshold stays
+        return []
     chance = sum(
         math.comb(n, k) * most**k * (1 - most) ** (n - k) for k in range(int(differs.sum()) + 1)
     )
