@@ -64,6 +64,15 @@ TABLE: dict[str, tuple[str, str]] = {
         "defaults for a short tail latency with collages",
         "use --placement fastest --assign finish --accept confident --depth 1",
     ),
+    "doctor --out": ("tried to write results", "use collage-mpi run --dry-run"),
+    "doctor --shards": ("opened the input", "use collage-mpi run --dry-run"),
+    "doctor --scheme": (
+        "which rank holds what",
+        "use collage-mpi launch -n RANKS -- run --dry-run",
+    ),
+    "doctor --side": ("ranks of a job", "use collage-mpi doctor -n RANKS"),
+    "doctor --singles": ("ranks of a job", "use collage-mpi doctor -n RANKS"),
+    "doctor --teams": ("ranks of a job", "use collage-mpi doctor -n RANKS"),
     "demo --groups": ("length of the demo's runs", "use --images N"),
     "demo --time-scale": ("factor of the demo's times", "leave it out"),
 }

@@ -29,7 +29,5 @@ COMMANDS: dict[str, str] = {
     "fetch": "download networks of timm and transformers into the cache, as on a login node",
     "evaluate": "measure accuracy, FLOPs and service time of networks side by side",
     "slurm": "render job scripts for Slurm from settings",
-    "doctor": (
-        "find what would keep a job from starting here, and how to fix it; show which rank is where"
-    ),
+    "doctor": "find what would keep a job from starting here, and how to fix it",
 }

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from collage_mpi.doctor.checks_machine import RESULT_BYTES_PER_IMAGE, size_text
-from collage_mpi.doctor.gather import free_bytes, nearest
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.job.handshake import (
@@ -61,11 +59,13 @@ from collage_mpi.system.environment import (
     local_size,
     threads_per_rank,
 )
-from collage_mpi.system.printable import counted, numbers_text, say
+from collage_mpi.system.files import free_bytes
+from collage_mpi.system.printable import counted, numbers_text, say, size_text
 from collage_mpi.system.progress import minutes
 
 READ_IMAGES = 512  # images that rank 0 reads, to measure the speed of reading
 DECODED_IMAGES = 64  # images read and decoded on one core, from all parts of the input
+RESULT_BYTES_PER_IMAGE = 500  # rows of image, tasks and group are 197 + 2 x 166 + 55 bytes at most
 SIMULATED_GROUPS = 200  # the time of all is estimated from these; they simulate in a second
 SIMULATED_BATCHES = 16  # simulated at least; fewer do not show how batches wait for each other
 
@@ -333,7 +333,7 @@ def _lines(
 
 
 def _output(out: Path, images: int, resume: bool) -> str:
-    free = free_bytes(nearest(out))
+    free = free_bytes(next(path for path in (out, *out.parents) if path.exists()))
     room = "" if free is None else f", {size_text(free)} are free"
     needed = images * RESULT_BYTES_PER_IMAGE
     short = ": TOO LITTLE" if free is not None and free < needed else ""

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import stat
 import struct
 import tokenize
@@ -217,6 +218,14 @@ def _csv(lines: Iterator[Iterable[Any]], line_end: str) -> Iterator[bytes]:
         text = io.StringIO(newline="")
         csv.writer(text, lineterminator=line_end).writerows(some)
         yield text.getvalue().encode()
+
+
+def free_bytes(path: Path) -> int | None:
+    """Free space for this user on the file system of `path`; None if `path` does not exist."""
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return None
 
 
 def sync_directory(directory: Path) -> None:

@@ -5,7 +5,6 @@ Another installed package may add a launcher by an entry point (group `collage_m
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 from collections.abc import Iterable, Mapping
@@ -58,38 +57,28 @@ class Launcher:
 
     Attributes:
         name: as in `--mpi`.
-        word, who: its name in the doctor's --json, and for people.
+        who: its name for people.
         abi: of the library that its ranks load, "mpich" or "openmpi".
-        wire_up: how its ranks connect: "pmi", "pmix", or "either", decided by PMIX_RANK; then
-            `by_pmix` and `by_pmi` are what to type for each.
         programs: the names of its command, as searched for on PATH.
         versions: matches the output of the command with --version, with the version as the group;
             none if `collage-mpi launch` cannot start ranks with it.
-        marks, hints: variables that show that it started a process: for certain, or if no other
-            launcher is certain.
         ranks, sizes, local_ranks, local_sizes, host_numbers: the variables that give a rank its
             number, the world's size, its number and the number of ranks on its host, and the
             host's number; the first one that is set counts.
         interfaces, devices: variables that name the network device to use; the first are read
             too, to learn how the hosts reach each other.
         stop_signal: the signal that it passes on to its ranks as a stop.
-        tolerant_flags, tolerant_how: what makes it leave the other ranks alone when one dies.
+        tolerant_flags: what makes it leave the other ranks alone when one dies.
         forks: whether a rank may be forked elsewhere on its host (`system.forked`).
         banner, lone_line: patterns of its output when a rank ends badly: the first line of a
             text between two rules, and a line that stands alone.
-        telltales: its output when ranks do not start, what it means, and the fix.
     """
 
     name: str
-    word: str
     who: str
     abi = "mpich"
-    wire_up = "pmi"
-    by_pmix = by_pmi = ""
     programs: tuple[str, ...] = ("mpiexec", "mpirun")
     versions: tuple[str, ...] = ()
-    marks: tuple[str, ...] = ()
-    hints: tuple[str, ...] = ()
     ranks: tuple[str, ...] = ()
     sizes: tuple[str, ...] = ()
     local_ranks: tuple[str, ...] = ()
@@ -99,19 +88,13 @@ class Launcher:
     devices: tuple[str, ...] = ()
     stop_signal = signal.SIGTERM
     tolerant_flags: tuple[str, ...] = ()
-    tolerant_how = ""
     forks = False
     banner = lone_line = NEVER
-    telltales: tuple[tuple[str, str, str], ...] = ()
 
     def version(self, text: str) -> str | None:
         """Its version, if `text` is what it prints about itself; else None."""
         found = (re.search(pattern, text) for pattern in self.versions)
         return next((match.group(1) for match in found if match), None)
-
-    def started(self, environ: Mapping[str, str]) -> bool:
-        """Whether it certainly started the process with this environment."""
-        return any(name in environ for name in self.marks)
 
     def size(self, environ: Mapping[str, str]) -> int | None:
         """The world's size as it tells its ranks."""
@@ -159,7 +142,6 @@ def number_in(text: str, pattern: str) -> int | None:
 # ---- of an MPI: `mpiexec` of MPICH and Intel MPI, `mpirun` of Open MPI ----------
 
 _SEGV_OR_KILL = 11 | 9
-_MORE_SHM = "docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm"
 _ALLOW_ROOT = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
@@ -172,14 +154,11 @@ class Mpich(Launcher):
     """`mpiexec` of MPICH (Hydra). It forwards SIGTERM, and dies of SIGUSR2."""
 
     name = "mpich"
-    word = "hydra"
     who = "MPICH's or Intel's mpiexec"
     versions: tuple[str, ...] = (
         r"HYDRA build details:\s*Version:\s*(\S+)",
         r"(?:MPICH|MVAPICH)\w*[^\d\n]*([\d.]+\w*)",
     )
-    marks = ("HYDI_CONTROL_FD", "MPI_LOCALNRANKS")
-    hints = ("PMI_SIZE",)  # srun --mpi=pmi2 sets it too
     ranks = ("PMI_RANK",)
     sizes = ("PMI_SIZE",)
     local_ranks = ("MPI_LOCALRANKID",)
@@ -187,7 +166,6 @@ class Mpich(Launcher):
     interfaces = ("FI_TCP_IFACE", "HYDRA_IFACE")
     devices: tuple[str, ...] = ("UCX_NET_DEVICES",)
     tolerant_flags: tuple[str, ...] = ("-disable-auto-cleanup",)
-    tolerant_how = "by MPICH's flag and a wrapper"
     forks = True
     banner = r"=\s+BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES"
     lone_line = (
@@ -196,19 +174,6 @@ class Mpich(Launcher):
         r"|YOUR APPLICATION TERMINATED WITH THE EXIT STRING"
         r"|This typically refers to a problem with your application"
         r"|Please see the FAQ page for debugging suggestions"
-    )
-    telltales = (
-        ("not enough space for /dev/shm", "/dev/shm is too small", _MORE_SHM),
-        (
-            "EXIT CODE: 7",
-            "a rank died of a bus error: /dev/shm is full or too small",
-            _MORE_SHM,
-        ),
-        (
-            "unable to find a suitable interface",
-            "the launcher finds no usable network interface",
-            "on one host: export HYDRA_IFACE=lo FI_TCP_IFACE=lo OMPI_MCA_btl_tcp_if_include=lo",
-        ),
     )
 
     def death(self, text: str) -> Death | None:
@@ -232,7 +197,6 @@ class Intel(Mpich):
     versions = (r"Intel\(R\) MPI Library[^\n]*?Version\s+([\w.]+(?: Update \d+)?)",)
     devices = ()
     tolerant_flags = ()
-    tolerant_how = ""
     forks = False
 
 
@@ -242,15 +206,12 @@ class OpenMpi(Launcher):
     """
 
     name = "openmpi"
-    word = "openmpi"
     who = "Open MPI's mpirun"
     abi = "openmpi"
-    wire_up = "pmix"
     versions = (
         r"\((?:Open MPI|OpenRTE|PRRTE|prterun)\)\s*([\w.]+)",
         r"Open MPI[^\d]*([\d.]+\w*)",
     )
-    marks = ("OMPI_COMM_WORLD_SIZE",)
     ranks = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK")
     sizes = ("OMPI_COMM_WORLD_SIZE",)
     local_ranks = ("OMPI_COMM_WORLD_LOCAL_RANK",)
@@ -266,19 +227,6 @@ class OpenMpi(Launcher):
         r"\s*(prterun|mpirun|mpiexec|orterun) (detected|has exited|noticed)"
         r"|\s*MPI_ABORT was invoked"
         r"|\s*Primary job +terminated normally"
-    )
-    telltales = (
-        (
-            "attempt to run as root",
-            "Open MPI refuses to start ranks as root",
-            "export " + " ".join(f"{name}={value}" for name, value in _ALLOW_ROOT.items()),
-        ),
-        (
-            "not enough slots",
-            "Open MPI counts fewer slots than ranks",
-            "ask the batch system for as many tasks as ranks, or "
-            "export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe",
-        ),
     )
 
     def tolerates(self, environ: Mapping[str, str]) -> bool:
@@ -340,10 +288,7 @@ class Srun(Launcher):
     """
 
     name = "srun"
-    word = "srun"
     who = "srun"
-    wire_up = "either"
-    by_pmix, by_pmi = "srun --mpi=pmix", "srun --mpi=pmi2 ..."
     ranks = ("SLURM_PROCID",)
     sizes = ("SLURM_NTASKS",)
     local_ranks = ("SLURM_LOCALID",)
@@ -389,13 +334,9 @@ class Flux(Launcher):
     """
 
     name = "flux"
-    word = "flux"
     who = "flux run"
-    wire_up = "either"
-    by_pmix, by_pmi = "flux run -o pmi=pmix", "flux run ..."
     programs = ("flux",)
     versions = (r"\A\s*commands:\s*(\d\S*)\s+libflux-core:",)
-    marks = ("FLUX_TASK_RANK",)
     ranks = ("FLUX_TASK_RANK",)
     sizes = ("FLUX_JOB_SIZE",)
     local_ranks = ("FLUX_TASK_LOCAL_ID",)
@@ -441,12 +382,8 @@ class Pals(Launcher):
     """
 
     name = "pals"
-    word = "pals"
     who = "PALS's mpiexec or aprun"
-    wire_up = "either"
-    by_pmix, by_pmi = "mpiexec --pmi=pmix", "mpiexec --pmi=cray ..."
     versions = (r"\A\s*mpiexec version (\d\S*)",)
-    marks = ("PALS_RANKID",)
     ranks = ("PALS_RANKID",)
     sizes = ("PMI_SIZE", _SIZE)
     local_ranks = ("PALS_LOCAL_RANKID",)
@@ -515,21 +452,3 @@ def launchers(environ: Mapping[str, str]) -> tuple[Launcher, ...]:
         return (launcher_of(name), *LAUNCHERS) if name and name not in FAMILIES else LAUNCHERS
     except CollageError:
         return LAUNCHERS
-
-
-def starter(environ: Mapping[str, str]) -> Launcher | None:
-    """The launcher that started the process with this environment, or None if unknown."""
-    known = launchers(environ)
-    certain = [launcher for launcher in known if launcher.started(environ)]
-    hinted = [it for it in known if any(name in environ for name in it.hints)]
-    return next(iter(certain + hinted), None)
-
-
-def over_pmix(environ: Mapping[str, str]) -> bool:
-    """Whether the ranks connect over PMIx. Most MPICHs are built without it and would abort."""
-    return "PMIX_RANK" in environ
-
-
-def by_word(word: str | None) -> Launcher | None:
-    """The launcher with this name in the doctor's output."""
-    return next((launcher for launcher in launchers(os.environ) if launcher.word == word), None)

@@ -76,6 +76,13 @@ def brief(value: float | None, absent: str = "n/a") -> str:
     return f"{value:,.0f}" if abs(value) >= 999.5 or value == int(value) else f"{value:.3g}"
 
 
+def size_text(nbytes: int) -> str:
+    """Bytes for people: `64 MiB`, `77.0 GiB`."""
+    if nbytes >= 1 << 30:
+        return f"{nbytes / (1 << 30):.1f} GiB"
+    return f"{nbytes / (1 << 20):.0f} MiB" if nbytes >= 1 << 20 else f"{nbytes / 1024:.0f} KiB"
+
+
 def ranges_in(text: str) -> list[range] | None:
     """`0-3,8` as the ranges 0 to 3 and 8 to 8; None for a text of another form."""
     found = [re.fullmatch(r"\s*(\d{1,15})(?:-(\d{1,15}))?\s*", part) for part in text.split(",")]

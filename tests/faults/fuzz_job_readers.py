@@ -54,7 +54,7 @@ from collage_mpi.results.rows import IMAGES, KEY_ROW, STORED
 from collage_mpi.scheduler.events import Score, Unread
 from collage_mpi.shards import write_shard
 from collage_mpi.system import environment
-from collage_mpi.system.launchers import FAMILIES, LAUNCHERS, starter
+from collage_mpi.system.launchers import FAMILIES, LAUNCHERS
 from collage_mpi.system.process_tree import ProcessId, watch_process
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
@@ -331,7 +331,7 @@ def _descriptions(folder: Path) -> list[Reader]:
 def _surroundings(folder: Path) -> list[Reader]:
     """Variables that launchers and batch systems set; files of the kernel."""
     names = {name for each in LAUNCHERS for field in ("ranks", "sizes", "local_ranks",
-             "local_sizes", "host_numbers", "interfaces", "marks", "hints")
+             "local_sizes", "host_numbers", "interfaces")
              for name in getattr(each, field, ())}  # fmt: skip
     names |= {*environment.HOSTS_VARIABLES, environment.CPUS_ON_NODE,
               environment.CPUS_PER_TASK, *environment.HOST_FILES}  # fmt: skip
@@ -342,7 +342,7 @@ def _surroundings(folder: Path) -> list[Reader]:
         if not isinstance(found, dict):
             return
         environ = {str(k): str(v).replace("\0", "") for k, v in found.items()}
-        starter(environ), environment.launcher_rank(environ), environment.mpi_rank(environ)
+        environment.launcher_rank(environ), environment.mpi_rank(environ)
         environment.launcher_size(environ), environment.local_rank(environ)
         environment.torchrun_size(environ)
         environment.local_size(environ), environment.told_interface(environ)

@@ -76,12 +76,7 @@ LIBRARY = "in a process apart, whose death is told: tests/loops/test_libraries"
 NOT_TRIED = {
     ("encoding/vectors", "pack"): "a user's texts as bytes, which they are in this process",
     ("job/recorder", "write_late"): "rank 0's own rows, from its memory",
-    ("doctor/gather", "file_system"): KERNEL,
-    ("doctor/gather", "probe"): CHILD,
-    ("doctor/probe", "probe_shards"): "its parent's paths; shards are tried",
-    ("doctor/probe", "torch_build"): "a file of torch",
-    ("doctor/ranks", "_messages"): "a rank of the same doctor",
-    ("doctor/ranks", "try_ranks"): CHILD,
+    ("doctor/examine", "probe"): CHILD,
     ("launch/scratch", "noted_signal"): "any text that is no signal's name is none",
     ("launch/ending", "marker_text"): "any text is a marker",
     ("models/asking", "_child"): CHILD,

@@ -33,7 +33,8 @@ JOBS = (
     "mpi/test_teams.py::test_teams_share_the_images_and_the_run_is_one[2]",
     "mpi/test_teams.py::test_a_lost_worker_is_its_teams_affair",
     "mpi/test_rank_loss.py::test_abort_ends_the_job_resumably",
-    "mpi/test_doctor_faults.py::test_under_launch",  # ranks find the modules without PYTHONPATH
+    # Ranks find the modules without PYTHONPATH.
+    "mpi/test_doctor_faults.py::test_ranks_of_a_launcher_meet[True]",
 )
 CONSTANTS = """
 import importlib, inspect, sys

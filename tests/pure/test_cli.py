@@ -25,7 +25,6 @@ LONG = "x" * 300  # a file's name has 255 bytes at most
         ["shards", "inspect", LONG],
         ["train", "single", "--shards", LONG, "--out", "w.safetensors"],
         ["prep", "images", LONG, "--out", "shards"],
-        ["doctor", "--no-launch", "--out", LONG],
     ],
 )
 def test_a_name_that_is_too_long_is_one_message(words, tmp_path, monkeypatch, capsys):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from argparse import ArgumentParser
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,7 +15,7 @@ from results_harness import make_run
 
 import collage_mpi
 from collage_mpi import kinds
-from collage_mpi.commands import doctor, evaluate, train
+from collage_mpi.commands import evaluate, train
 from collage_mpi.job.inputs import named_files
 from collage_mpi.mpi import tasks
 from collage_mpi.results import read_results, summarise, timeline
@@ -58,12 +57,9 @@ def test_settings_of_a_kind_are_there():
     assert {*PATH_SETTINGS} - {"shards"} == {*FILE_SETTINGS} > {*kinds.NETWORK_SETTINGS}
 
 
-def test_every_kind_of_network_is_trained_and_evaluated_and_its_ranks_are_asked_of_the_doctor():
+def test_every_kind_of_network_is_trained_and_evaluated():
     assert tuple(train.COMMAND.each) == kinds.NETWORKS == ("single", "collage")
     assert set(kinds.NETWORKS) <= {spec.name for spec in fields(evaluate.EvaluateArguments)}
-    parser = ArgumentParser()
-    doctor.add_run_flags(parser)
-    assert {kind.ranks for kind in kinds.TABLE} <= {action.dest for action in parser._actions}
 
 
 def test_figures_tell_kinds_and_states_apart():

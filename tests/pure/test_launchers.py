@@ -55,12 +55,6 @@ def test_each_reads_its_own_variables(name, environ):
     assert first_number(FAMILIES[name].ranks, environ) == (5 if name in ("pals", "flux") else 3)
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS, ids=lambda launcher: launcher.name)
-def test_what_is_said_of_how_it_outlives_ranks_is_whole(launcher):
-    assert launcher.tolerant_flags or not launcher.tolerant_how
-    assert bool(launcher.by_pmix) == bool(launcher.by_pmi) == (launcher.wire_up == "either")
-
-
 @pytest.mark.parametrize(
     ("text", "death"),
     [

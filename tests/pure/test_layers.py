@@ -40,9 +40,9 @@ def test_the_map_names_modules_that_are_there():
 
 # Who may import what is heavy; all others are listed in its contract, a new folder too.
 MAY_IMPORT = {
-    "mpi4py": {"mpi", "doctor"},
+    "mpi4py": {"mpi"},
     "torch": {"encoding", "job", "models", "training"},
-    "h5py": {"shards", "doctor"},
+    "h5py": {"shards"},
     "matplotlib": {"figures"},
 }
 

@@ -350,7 +350,6 @@ def test_files_of_the_package_are_known_by_name() -> None:
         ("simulate", "--images", "9", "--answers", "shipped:none"),
         ("run", "--shards", "a.h5", "--single", "w", "--collage", "shipped:none", "--out", "o"),
         ("shards", "inspect", "shipped:none"),
-        ("doctor", "--shards", "shipped:none"),
     ],
 )
 def test_a_name_that_is_not_shipped_lists_those_that_are(
