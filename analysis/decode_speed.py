@@ -39,7 +39,7 @@ def make_files(count: int) -> list[bytes]:
 
 
 def pillow(files: Sequence[bytes]) -> list[np.ndarray]:
-    """As shards of encoded pictures are read."""
+    """As folders of pictures are read."""
     return [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
 
 

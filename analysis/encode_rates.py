@@ -13,10 +13,8 @@ opencv-python-headless torchvision); encoding needs neither.
 from __future__ import annotations
 
 import io
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,8 +22,6 @@ from PIL import Image
 
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
-from collage_mpi.shards import ShardSet, write_shard
-from collage_mpi.shards.cells import add_cells
 
 CASES = (((224, 224, 3), 139, 3), ((224, 224, 3), 104, 4), ((28, 28, 1), 20, 3))
 IMAGES, REPEATS = 64, 5
@@ -112,16 +108,7 @@ def jpeg(images: np.ndarray, px: int, draft: bool) -> Work:
     return work
 
 
-def stored(encoder: Encoder, images: np.ndarray, folder: Path) -> Work:
-    """Cells stored at preparation time: read and checked."""
-    write_shard(folder / "images.h5", images)
-    px = encoder.grid.cell_px
-    copy, _ = add_cells(folder / "images.h5", folder / f"cells-{px}", px, encoder.shrink)
-    shards, order = ShardSet.open([copy]), np.arange(len(images))
-    return lambda: shards.read_cells(order, px)
-
-
-def ways(shape: tuple[int, int, int], px: int, side: int, folder: Path) -> Iterator[tuple]:
+def ways(shape: tuple[int, int, int], px: int, side: int) -> Iterator[tuple]:
     """(what, work) of a case."""
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), np.uint8)
     encoder = Encoder(Grid(side, px), shape, threads=1)
@@ -133,7 +120,6 @@ def ways(shape: tuple[int, int, int], px: int, side: int, folder: Path) -> Itera
     yield "torch, 1 a call", torch_batches(encoder, images, 1)
     yield "torch, 9 a call", torch_batches(encoder, images, 9)
     yield "torch, 64 a call (the job)", torch_batches(encoder, images, 64)
-    yield "stored cells, read and checked", stored(encoder, images, folder)
     yield "pasting ready cells", paste(encoder, images)
     yield "JPEG to cell, Pillow", jpeg(images, px, draft=False)
     yield "JPEG to cell, Pillow with draft", jpeg(images, px, draft=True)
@@ -144,10 +130,9 @@ def main() -> None:
     torch.set_num_threads(1)
     for shape, px, side in CASES:
         print(f"\n{shape[0]} x {shape[1]} x {shape[2]} to {px} px, us an image")
-        with tempfile.TemporaryDirectory() as folder:
-            for what, work in ways(shape, px, side, Path(folder)):
-                shown = "not installed" if work is None else f"{us_an_image(work):8.1f}"
-                print(f"  {what:<34} {shown}")
+        for what, work in ways(shape, px, side):
+            shown = "not installed" if work is None else f"{us_an_image(work):8.1f}"
+            print(f"  {what:<34} {shown}")
 
 
 if __name__ == "__main__":

@@ -29,10 +29,9 @@ from PIL import Image
 
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.shards import ReadAhead, ShardSet, write_shard
-from collage_mpi.shards.cells import add_cells
 from collage_mpi.shards.pictures import PictureFit
-from collage_mpi.shards.readahead import CellMaker, ImageParts
-from collage_mpi.shards.writer import EncodedWriter
+from collage_mpi.shards.readahead import ImageParts
+from collage_mpi.shards.source import ReadAs
 
 IMAGES = {28: 9_000, 224: 450}
 REPEATS = 5
@@ -48,14 +47,14 @@ class Storage(NamedTuple):
     reader_us: float
 
 
-def reader_us(path: Path, encoder: Encoder, stored_px: int | None) -> float:
+def reader_us(path: Path, encoder: Encoder) -> float:
     """CPU of reading and shrinking, us an image: the whole process, which does nothing else."""
     best = float("inf")
-    with ShardSet.open([path]) as shards:
+    parts = ImageParts(shrink=encoder.shrink)
+    with ShardSet.open([path], read_as=ReadAs(PictureFit(encoder.shape[0]))) as shards:
         for _ in range(REPEATS):
             start_ns = time.process_time_ns()
-            maker = CellMaker(encoder.shrink, stored_px)
-            with ReadAhead(shards, np.arange(len(shards)), parts=ImageParts(cells=maker)) as reader:
+            with ReadAhead(shards, np.arange(len(shards)), parts=parts) as reader:
                 while reader.take(9):
                     pass
             best = min(best, (time.process_time_ns() - start_ns) / len(shards) / 1e3)
@@ -79,27 +78,24 @@ def photographs(count: int, size: tuple[int, int]) -> list[bytes]:
 
 
 def storages(px: int, folder: Path) -> Iterator[Storage]:
-    """Raw images, raw with stored cells, and at 224 px JPEG files."""
+    """Raw images, and at 224 px a folder of JPEG files."""
     settings = BenchSettings(px=px)
     encoder = Encoder(settings.grid, settings.image_shape, threads=1)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (IMAGES[px], *settings.image_shape), np.uint8)
-    raw, cell_px = folder / f"raw-{px}.h5", settings.grid.cell_px
+    raw = folder / f"raw-{px}.h5"
     write_shard(raw, pixels)
-    nbytes = pixels[0].nbytes
-    yield Storage("raw", nbytes, reader_us(raw, encoder, None))
-    cells, _ = add_cells(raw, folder / "cells", cell_px, encoder.shrink)
-    more = nbytes + cell_px**2 * settings.channels
-    yield Storage("raw, cells stored", more, reader_us(cells, encoder, cell_px))
+    yield Storage("raw", pixels[0].nbytes, reader_us(raw, encoder))
     if px < 224:
         return
     for name, size in (("JPEG 224 x 224", (224, 224)), ("JPEG 500 x 375", PHOTO)):
         files = photographs(IMAGES[px], size)
-        path = folder / f"{size[0]}.h5"
-        with EncodedWriter(path, PictureFit(px)) as writer:
-            writer.append_files(files)
+        path = folder / f"{size[0]}"
+        path.mkdir()
+        for number, data in enumerate(files):
+            (path / f"{number}.jpg").write_bytes(data)
         size_bytes = float(np.mean([len(data) for data in files]))
-        yield Storage(name, size_bytes, reader_us(path, encoder, None))
+        yield Storage(name, size_bytes, reader_us(path, encoder))
 
 
 def rows(report: dict, folder: Path) -> Iterator[str]:

@@ -102,22 +102,20 @@ def of_each_kind(root: Path, limit: int, fit: PictureFit, folder: Path) -> dict[
     kinds["Parquet"] = folder / "a.parquet"
     column = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
     pq.write_table(pa.table({"image": column}), kinds["Parquet"], row_group_size=500)
-    for store in ("encoded", "raw"):
-        recipe = Recipe(
-            fit=fit,
-            store=store,
-            images_per_shard=len(paths),
-            seed=None,
-            val_share=0.0,
-            limit=len(paths),
-            unreadable="skip",
-            enlarge=True,
-            source="",
-        )
-        (job,) = plan_shards(listing, recipe, folder, store)
-        make_shard(job)
-        kinds[f"{store} shard"] = job.path
-    with ShardSet.open([kinds["raw shard"]]) as shards:
+    recipe = Recipe(
+        fit=fit,
+        images_per_shard=len(paths),
+        seed=None,
+        val_share=0.0,
+        limit=len(paths),
+        unreadable="skip",
+        enlarge=True,
+        source="",
+    )
+    (job,) = plan_shards(listing, recipe, folder, "raw")
+    make_shard(job)
+    kinds["shard"] = job.path
+    with ShardSet.open([kinds["shard"]]) as shards:
         pixels = shards.read(np.arange(len(shards)))[0]
     kinds["Zarr"] = folder / "a.zarr"
     array = zarr.open_group(kinds["Zarr"], mode="w").create_array(

@@ -12,6 +12,11 @@ _COLLAGE = "use --scheme collage, or --scheme replicate"
 # An option has one row for all commands that had it; a setting has the row of its option; a
 # format of files has the row of its ending.
 TABLE: dict[str, tuple[str, str]] = {
+    "shards add-cells": ("stored cells beside the images", "leave it out: jobs shrink the images"),
+    "--store": (
+        "stored picture files in shards",
+        "leave it out, or use the folder, tar or Parquet file of the pictures as --input",
+    ),
     "completion": ("printed a completion script", "see docs/launch.md, Completion in a shell"),
     ".yaml": ("settings and experiments as YAML", "write the file as .toml"),
     ".yml": ("settings and experiments as YAML", "write the file as .toml"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from collage_mpi.shards import EncodedWriter
+from collage_mpi.shards import write_shard
 from collage_mpi.shards.pictures import PictureFit, picture_pixels
 
 FIT = PictureFit(16)
@@ -49,9 +49,8 @@ def make_source(kind: str, path: Path, files: Iterable[Path]) -> Path:
     if kind == "folder":
         return files[0].parent.parent
     if kind == "shard":
-        with EncodedWriter(path / "a.h5", FIT, class_names=CLASSES) as writer:
-            writer.append_files(data, labels)
-        return path / "a.h5"
+        pixels = np.stack([picture_pixels(one, FIT) for one in data])
+        return write_shard(path / "a.h5", pixels, labels, class_names=CLASSES).path
     if kind == "list":
         (path / "list.txt").write_text("".join(f"{file}\n" for file in files))
         return path / "list.txt"

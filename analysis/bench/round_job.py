@@ -20,7 +20,6 @@ from round_bare import BareBlock, World, answer_blocking, answer_polling
 from round_report import VARIANTS, Block, RoundMeter, world_report
 from round_settings import BenchSettings
 
-from collage_mpi.encoding.collage import Encoder
 from collage_mpi.errors import ExitCode
 from collage_mpi.faults.process_monitor import CoordinatorMonitor
 from collage_mpi.job.handshake import task_bytes
@@ -37,8 +36,7 @@ from collage_mpi.results import RunWriter, read_results
 from collage_mpi.scheduler.events import COMPLETE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead, write_shard
-from collage_mpi.shards.cells import add_cells
-from collage_mpi.shards.readahead import CellMaker, ImageParts, ImageRecord
+from collage_mpi.shards.readahead import ImageParts, ImageRecord
 from collage_mpi.system.hard_exit import leave
 from collage_mpi.system.progress import NoLines, StatusReporter
 
@@ -121,9 +119,6 @@ def bench_plan(world: World, folder: Path) -> Plan:
     pixels = rng.integers(0, 256, (IMAGES, *settings.image_shape), np.uint8)
     shard = folder / "images.h5"
     write_shard(shard, pixels, np.arange(IMAGES) % 10, class_names=[str(i) for i in range(10)])
-    encoder = Encoder(settings.grid, settings.image_shape)
-    if encoder.resizes:
-        shard, _ = add_cells(shard, folder / "cells", settings.grid.cell_px, encoder.shrink)
     asked = RunSettings(
         shards=(str(shard),),
         single="null",
@@ -209,12 +204,10 @@ class MeteredSession(TeamSession):
     Attributes:
         meter: begins a round with each group.
         images: (n, H, W, C) uint8 in memory; None to read them from the shards.
-        stored: whether their cells are read from the shards too.
     """
 
     meter: RoundMeter
     images: np.ndarray | None = None
-    stored = False
 
     @contextmanager
     def open_reader(self) -> Iterator[Reader]:
@@ -224,8 +217,7 @@ class MeteredSession(TeamSession):
             made = MemoryReader(self.images, encoder.shrink(self.images))
             yield MeteredReader(made, self.meter, size)
             return
-        maker = CellMaker(encoder.shrink, plan.grid.cell_px if self.stored else None)
-        parts = ImageParts(cells=maker)
+        parts = ImageParts(shrink=encoder.shrink)
         with ReadAhead(plan.shards, plan.order[:0], parts=parts, growing=True) as reader:
             yield MeteredReader(reader, self.meter, size)
 
@@ -272,7 +264,6 @@ class JobBlock:
             profile = None
             if name == "job-memory":
                 session.images, profile = self.images, self.world.profile
-            session.stored = name == "job-cells" and session.encoder.resizes
             session.make_ready()
             work = (Start(1.0, {}, 1, task_bytes(plan, session.encoder)),)
             finish = profile.runcall(session.work, *work) if profile else session.work(*work)

@@ -34,7 +34,6 @@ FORMAT, VERSION = "collage-mpi bench round", 1
 # name -> what it is, as the report's legend says it
 VARIANTS = {
     "job": "the job: images read and shrunk ahead from an HDF5 shard, results on disk",
-    "job-cells": "the same on a shard that stores the cells",
     "job-memory": "the job with images and cells in memory: rank 0's loop alone",
     "job-carry": "the job as users run it: next group at the last image, accept first",
     "bare": "mpi4py alone: the same bytes, the same polling; no packing, no rows",

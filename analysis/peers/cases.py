@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import sys
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,6 @@ from PIL import Image
 
 from collage_mpi.models import describe
 from collage_mpi.shards import write_shard
-from collage_mpi.shards.pictures import PictureFit
-from collage_mpi.shards.writer import EncodedWriter
 from collage_mpi.system.fields import with_shipped
 
 HERE, WORKERS = Path(__file__).parent, 8
@@ -158,7 +157,7 @@ def command(turn: Turn, shard: Path, work: Path) -> list[str]:
 
 
 def make_shard(case: Case, path: Path, count: int, classes: tuple[str, ...] | None) -> None:
-    """Noise as raw images, or photographs' like as JPEG files, some of them again and again."""
+    """A shard of noise, or a tar file of photographs' like, some of them again and again."""
     labels = np.zeros(count, np.int64)
     rng = np.random.default_rng(0)
     if case.stored == "raw":
@@ -174,8 +173,12 @@ def make_shard(case: Case, path: Path, count: int, classes: tuple[str, ...] | No
         stream = io.BytesIO()
         Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8)).save(stream, "JPEG")
         files.append(stream.getvalue())
-    with EncodedWriter(path, PictureFit(case.px), class_names=classes) as writer:
-        writer.append_files([files[i % len(files)] for i in range(count)], labels)
+    with tarfile.open(path, "w") as tar:
+        for number in range(count):
+            data = files[number % len(files)]
+            member = tarfile.TarInfo(f"{number:08d}.jpg")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
 
 
 def make_shards(cases: list[Case], folder: Path) -> dict[tuple[int, str], Path]:
@@ -183,7 +186,7 @@ def make_shards(cases: list[Case], folder: Path) -> dict[tuple[int, str], Path]:
     classes = describe(weights, "single").class_names
     shards = {}
     for case in cases:
-        path = folder / f"{case.px}-{case.stored}.h5"
+        path = folder / f"{case.px}.{'h5' if case.stored == 'raw' else 'tar'}"
         if case.shard not in shards:
             make_shard(case, path, max(c.images for c in cases if c.shard == case.shard), classes)
         shards[case.shard] = path

@@ -1,5 +1,5 @@
 """`collage-mpi prep`: makes shards from pictures (`prep_pictures`), from HDF5 and IDX files of
-other programs, and from shards, with another size, storage, order or other labels.
+other programs, and from any input, with another size, order or other labels.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from collage_mpi.prep.arrays import PixelRows, ShardRows
     from collage_mpi.shards import ShardSet
-    from collage_mpi.shards.foreign import ArrayLayout, LayoutHints
+    from collage_mpi.shards.foreign import ArrayLayout
     from collage_mpi.shards.pictures import PictureFit
 
 BATCH = 1_000  # images read and written at a time
@@ -43,7 +43,6 @@ class RowsToWrite:
         rows: (m,) indices of the images to write, in this order.
         ids: n ids, or a prefix: the id of an image is then the prefix, a colon and its index.
         class_names, source: as in a shard.
-        fit: how images that are stored encoded get their size when read; None to store pixels.
     """
 
     images: np.ndarray | PixelRows | ShardRows
@@ -52,7 +51,6 @@ class RowsToWrite:
     ids: str | Sequence[str]
     class_names: tuple[str, ...] | None
     source: str
-    fit: PictureFit | None = None
 
     def ids_at(self, rows: np.ndarray) -> list[str]:
         """The ids of the images with these indices."""
@@ -150,12 +148,12 @@ class Hdf5Arguments(ResizeArguments):
         REQUIRED, "HDF5 file; FILE::GROUP for one group of it", metavar="FILE", positional=True
     )
     images: str | None = setting(
-        None, "dataset of images", unset="found by its name", metavar="NAME"
+        None, "dataset of images", unset="the only one with 3 axes or more", metavar="NAME"
     )
     labels: str | None = setting(
         None,
-        "dataset of labels (default: found by its name), or FILE or FILE::DATASET of another file "
-        "(HDF5 or .npy), or none",
+        "dataset of labels (default: the only one with a whole number for each image), or FILE or "
+        "FILE::DATASET of another file (HDF5 or .npy), or none",
         metavar="NAME",
     )
     shape: str | None = setting(
@@ -165,7 +163,7 @@ class Hdf5Arguments(ResizeArguments):
     )
     transpose: bool = switch("swap rows and columns of each image (EMNIST)")
     axes: str | None = setting(
-        None, "order of the axes", unset="found from the shape", choices=("NHWC", "NCHW")
+        None, "order of the axes", unset="by the axis of 1 or 3 colours", choices=("NHWC", "NCHW")
     )
     range: str | None = setting(
         None, "values that are scaled to 0 and 255", unset="0:1 for floats", metavar="LOW:HIGH"
@@ -174,8 +172,7 @@ class Hdf5Arguments(ResizeArguments):
     @contextmanager
     def table(self) -> Iterator[RowsToWrite]:
         from collage_mpi.shards.check import opened
-        from collage_mpi.shards.contents import named_faults
-        from collage_mpi.shards.foreign import find_layout, is_foreign
+        from collage_mpi.shards.foreign import is_foreign, named_faults
         from collage_mpi.shards.hdf5 import H5_LOCK
 
         with reading(self.file), H5_LOCK, opened(self.file, cache_bytes=64 << 20) as file:
@@ -183,7 +180,7 @@ class Hdf5Arguments(ResizeArguments):
                 raise UsageError(_is_shard(self))
             with named_faults(self.file):
                 elsewhere = _labels_elsewhere(self.labels, file)
-                layout = find_layout(file, self.file, _told(self, elsewhere))
+                layout = _layout(self, file, elsewhere)
                 table = _hdf5_table(self, file, layout, elsewhere)
             yield table
 
@@ -192,18 +189,43 @@ def _is_shard(args: Hdf5Arguments) -> str:
     words = ["collage-mpi", "prep", "shards", str(args.file), "--out", str(args.out)]
     words += [] if args.size is None else ["--size", str(args.size)]
     return (
-        f"{args.file} is already a shard and can be used unchanged. To change its size, storage "
-        f"or labels, make new shards from it: `{shlex.join(words)}`"
+        f"{args.file} is already a shard and can be used unchanged. To change its size or "
+        f"labels, make new shards from it: `{shlex.join(words)}`"
     )
 
 
-def _told(args: Hdf5Arguments, elsewhere: bool) -> LayoutHints:
+def _layout(args: Hdf5Arguments, file: Any, elsewhere: bool) -> ArrayLayout:
+    """Where images and labels are. Raises UsageError, ForeignFault."""
     from collage_mpi.prep.arrays import parse_shape
-    from collage_mpi.shards.foreign import NO_LABELS, LayoutHints
+    from collage_mpi.shards.foreign import (
+        NO_LABELS,
+        ArrayLayout,
+        ForeignFault,
+        find_datasets,
+        only_axes,
+        what,
+    )
 
-    labels = NO_LABELS if elsewhere else args.labels
-    shape = None if args.shape is None else parse_shape(args.shape)
-    return LayoutHints(args.images, labels, args.axes or "", shape, args.transpose)
+    told = NO_LABELS if elsewhere else args.labels
+    images, labels = find_datasets(file, args.file, args.images, told)
+    item, flat = file[images], None if args.shape is None else parse_shape(args.shape)
+    if flat is not None:
+        fits = item.ndim > 1 and len(item) > 0 and math.prod(item.shape[1:]) == math.prod(flat)
+        need, axes = f"--shape {args.shape} needs rows of {math.prod(flat)} values", "NHWC"
+    else:
+        axes = args.axes or only_axes(images, item, args.file, labels)
+        fits = min(item.shape, default=0) > 0 and item.ndim == len(axes)
+        need = (
+            f"needed for {args.axes}: 4 axes"
+            if args.axes
+            else (
+                "needed: (n, H, W), (n, H, W, 1 or 3) or (n, 1 or 3, H, W), none of them empty; "
+                "for rows of values say --shape H,W or H,W,C"
+            )
+        )
+    if not fits:
+        raise ForeignFault(f"dataset {images!r} is {what(item)}; {need}")
+    return ArrayLayout(images, labels, args.axes or axes, flat, args.transpose)
 
 
 def _labels_elsewhere(labels: str | None, file: Any) -> bool:
@@ -222,8 +244,6 @@ def _hdf5_table(
     from collage_mpi.shards.foreign import class_names_of
 
     dataset = file[layout.images]
-    if layout.columns:
-        dataset = dataset[...].T  # read whole: a single column is spread over the whole file
     bounds = None if args.range is None else parse_range(args.range)
     channels = layout.image_shape(dataset.shape)[2]
     images = PixelRows(dataset, layout, bounds, args.resized(lambda: channels))
@@ -255,11 +275,6 @@ class ShardsArguments(ResizeArguments):
     channels: int | None = setting(
         None, "with --size: 3 for colour, 1 for grey", unset="as in the shards", choices=(1, 3)
     )
-    store: str = setting(
-        "raw",
-        "raw stores pixels. encoded keeps stored files unchanged and stores pixels as PNG",
-        choices=("raw", "encoded"),
-    )
     input_labels: str = same(InputSettings, "input_labels", group="")
     labels: str | None = setting(
         None,
@@ -287,7 +302,7 @@ class ShardsArguments(ResizeArguments):
 
 
 def _shards_table(args: ShardsArguments, shards: ShardSet, fit: PictureFit | None) -> RowsToWrite:
-    from collage_mpi.prep.arrays import ShardRows, all_ids, labels_for, read_labels, stored_fit
+    from collage_mpi.prep.arrays import ShardRows, all_ids, labels_for, read_labels
     from collage_mpi.shards.schema import label_problem
 
     names, labels = args.names() or shards.class_names, shards.labels()
@@ -303,7 +318,6 @@ def _shards_table(args: ShardsArguments, shards: ShardSet, fit: PictureFit | Non
         all_ids(shards),
         names,
         args.source or shards.infos[0].source,
-        stored_fit(shards, fit) if args.store == "encoded" else None,
     )
 
 
@@ -363,20 +377,20 @@ def write_rows(
     """Write one shard with these rows of the table. `advance` is called after each batch, with the
     number of images in it.
     """
-    from collage_mpi.prep.arrays import ShardRows
-    from collage_mpi.prep.work import shard_writer
-    from collage_mpi.shards import EncodedWriter
+    from collage_mpi.shards.schema import chunk_rows
+    from collage_mpi.shards.writer import ShardWriter
 
-    facts = {"class_names": table.class_names, "source": table.source}
-    with shard_writer(path, table.images.shape[1:], len(rows), table.fit, **facts) as writer:
+    height, width, channels = table.images.shape[1:]
+    with ShardWriter(
+        path,
+        (height, width, channels),
+        class_names=table.class_names,
+        source=table.source,
+        rows_per_chunk=chunk_rows(height * width * channels, len(rows)),
+    ) as writer:
         for batch in split_rows(rows, BATCH):
             labels = None if table.labels is None else table.labels[batch]
-            ids = table.ids_at(batch)
-            if isinstance(writer, EncodedWriter):
-                assert isinstance(table.images, ShardRows)
-                writer.append_files(table.images.files(batch), labels, ids)
-            else:
-                writer.append(table.images[batch], labels, ids)
+            writer.append(table.images[batch], labels, table.ids_at(batch))
             advance(len(batch))
 
 
@@ -389,7 +403,7 @@ COMMAND = Commands(
         "shards": Command(
             execute,
             ShardsArguments,
-            "make shards from any input of `run`: another size, storage or order, or other labels",
+            "make shards from any input of `run`, with another size or order, or other labels",
         ),
         "idx": Command(
             execute,

@@ -82,12 +82,6 @@ class PicturesArguments(ClassNamesArguments):
     out: Path = setting(REQUIRED, "folder for the shards", metavar="DIR", group="shards")
     prefix: str = _shards("shard", "start of the file names")
     images_per_shard: int = _shards(2000, "images in each file", at_least=1)
-    store: str = _shards(
-        "raw",
-        "raw stores pixels. encoded stores the picture files unchanged, which is smaller but "
-        "slower to read",
-        choices=("raw", "encoded"),
-    )
     source: str | None = _shards(None, "where the pictures come from", unset="the folder's name")
     overwrite: bool = switch(
         "replace existing shards that were made with other settings", group="shards"
@@ -112,7 +106,6 @@ class PicturesArguments(ClassNamesArguments):
 
         return Recipe(
             fit=PictureFit(self.size, self.fit, self.resize, self.channels, self.filter),
-            store=self.store,
             images_per_shard=self.images_per_shard,
             seed=None if self.in_order else self.seed,
             val_share=self.val_share,

@@ -13,15 +13,6 @@ from collage_mpi.errors import DataFault
 
 BLANK = 0  # pixel value of a cell without an image
 
-FILTER = "bilinear, antialiased: torch"
-"""The filter that shrinks images. Stored cells that were made with another filter are not used.
-
-The filter widens with the scale, so it averages like an area filter. torch on uint8 takes 58 us for
-224 -> 139 px, in batches on one core. Pillow takes 317 us and differs by one grey level in 0.3 % of
-the values; OpenCV's area filter takes 245 us (analysis/encode_rates.py,
-analysis/reports/benchmarks.md).
-"""
-
 
 class Encoder:
     """Shrinks images of one shape and pastes up to side*side of them into a collage.
@@ -111,6 +102,13 @@ class Encoder:
 
 
 def _resized(images: np.ndarray, px: int, threads: int | None) -> np.ndarray:
+    """Shrink (n, H, W, C) uint8 to `px`, bilinear and antialiased.
+
+    The filter widens with the scale, so it averages like an area filter. torch on uint8 takes 58 us
+    for 224 -> 139 px, in batches on one core. Pillow takes 317 us and differs by one grey level in
+    0.3 % of the values; OpenCV's area filter takes 245 us (analysis/encode_rates.py,
+    analysis/reports/benchmarks.md).
+    """
     import torch  # here, because only jobs that shrink images need torch
 
     if threads is not None:

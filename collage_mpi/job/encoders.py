@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
-from collage_mpi.shards.readahead import CellMaker
 from collage_mpi.system.environment import local_size, threads_per_rank
 
 
@@ -23,16 +20,3 @@ def make_encoder(grid: Grid, shape: tuple[int, ...], ranks: int) -> Encoder:
     height, width, channels = shape if len(shape) == 3 else (1, 1, 1)
     shape = height, width, channels
     return Encoder(grid, shape, threads)
-
-
-def make_cell_maker(encoder: Encoder, stored_px: Collection[int]) -> CellMaker:
-    """How cells are made: read if all shards store cells of the network's size, else shrunk.
-
-    Args:
-        encoder: pastes the cells.
-        stored_px: sizes of the cells that all shards store, in pixels.
-    """
-    height, width, _ = encoder.cell_shape
-    px = height if height == width else None
-    stored = encoder.resizes and px in stored_px
-    return CellMaker(encoder.shrink, px if stored else None)

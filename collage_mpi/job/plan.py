@@ -221,8 +221,7 @@ def _fitted(
     functions = not shards.infos[0].is_picture and settings.extras.classifies
     asked = _ask_named(settings, geometry, functions)
     networks = {**networks, **{kind: each.info for kind, each in asked.items()}}
-    advice = shards.infos[0].no_pictures
-    check_items(networks.values(), shards.dtype, shards.shape, advice)
+    check_items(networks.values(), shards.dtype, shards.shape, shards.infos[0].conversion)
     single, collage = networks.get(SINGLE), networks.get(COLLAGE)
     names = check_fit(
         networks.values(),
@@ -388,7 +387,7 @@ def _check_pasting(settings: RunSettings, shards: ShardSet) -> None:
     raise UsageError(
         f"scheme {settings.scheme} pastes several images into one picture, which needs uint8 of "
         f"(height, width, channels); the source holds items of {shards.dtype} {shards.shape}. "
-        f"Use a scheme that pastes nothing: {names}. {shards.infos[0].no_pictures}".strip()
+        f"Use a scheme that pastes nothing: {names}. {shards.infos[0].conversion}".strip()
     )
 
 

@@ -19,7 +19,6 @@ import numpy as np
 
 from collage_mpi.encoding.collage import Encoder, paste_group
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.job.encoders import make_cell_maker
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.scheduler.events import Unread
 from collage_mpi.shards.pictures import PictureFit, UnreadablePicture, picture_pixels
@@ -134,40 +133,18 @@ class RowReader:
             WireFault: a place does not exist in the input.
         """
         places = [place for task in tasks for place in task.places]
-        images, faults = self.read(places) if encoder is None else self._cells(places, encoder)
+        images, faults = self.read(places)
         ends = list(accumulate(len(task.places) for task in tasks))
         parts = [slice(end - len(t.places), end) for t, end in zip(tasks, ends, strict=True)]
         own = [_if_any(faults[part]) for part in parts]
         if encoder is None:
             return Inputs([images[part] for part in parts], own)
+        images = encoder.shrink(images)  # (n, h, w, C) uint8
         pictures = np.empty((len(tasks), 1, *encoder.input_shape), np.uint8)
         for task, part, out in zip(tasks, parts, pictures, strict=True):
             each = zip(task.cells, images[part], faults[part], strict=True)
             paste_group(encoder, ((n, None if why else cell) for n, cell, why in each), out[0])
         return Inputs(list(pictures), own)
-
-    def _cells(
-        self, places: Sequence[Place], encoder: Encoder
-    ) -> tuple[np.ndarray, list[Unread | None]]:
-        """Cells, (n, h, w, C) uint8, as stored or shrunk from images; and faults as in `read`."""
-        maker = make_cell_maker(encoder, self._shards.cell_sizes)
-        if maker.stored_px is None:
-            pixels, found = self.read(places)
-            return maker.shrink(pixels), found
-        indices = np.array([self._index(*place) for place in places], dtype=np.int64)
-        try:
-            cells, good = self._shards.read_cells(indices, maker.stored_px)
-        except ShardFault:  # perhaps only of some images: `read` below finds out which
-            cells = np.zeros((len(places), *encoder.cell_shape), np.uint8)
-            good = np.zeros(len(places), bool)
-        faults: list[Unread | None] = [None] * len(places)
-        missing = np.flatnonzero(~good).tolist()
-        if missing:
-            pixels, found = self.read([places[i] for i in missing])
-            cells[missing] = maker.shrink(pixels)
-            for i, why in zip(missing, found, strict=True):
-                faults[i] = why
-        return cells, faults
 
     def read(self, places: Sequence[Place]) -> tuple[np.ndarray, list[Unread | None]]:
         """Read and check the images at these places.

@@ -18,7 +18,7 @@ from collage_mpi.encoding.vectors import layout_of
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job.calibration import AgreementWatch, PairBook
 from collage_mpi.job.coordinator import Coordinator, LoopSettings
-from collage_mpi.job.encoders import make_cell_maker, make_encoder
+from collage_mpi.job.encoders import make_encoder
 from collage_mpi.job.handshake import handshake, kept_columns, readers, roll_call
 from collage_mpi.job.image_buffer import ImageBuffer, Reader
 from collage_mpi.job.messages import Hello, Start
@@ -296,7 +296,7 @@ def open_reader(plan: Plan, encoder: Encoder, reading: Collection[int]) -> ReadA
     pasted = any(kind.encoded for kind in kinds)
     batched = any(kind.batched for kind in kinds)
     parts = ImageParts(
-        cells=make_cell_maker(encoder, plan.shards.cell_sizes) if pasted else None,
+        shrink=encoder.shrink if pasted else None,
         pixels=bool(others),
         files=not (pasted or batched) and plan.shards.fit is not None,
     )

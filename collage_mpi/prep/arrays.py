@@ -1,15 +1,13 @@
 """Reads images for new shards, from arrays in other programs' files and from shards.
 
 HDF5 datasets and IDX files, the format of MNIST, become uint8 images and class numbers. Files are
-opened in this process, so a damaged file may end a preparation, but never a job. For another size,
-encoded images are decoded again, so that nothing is resized twice. If they stay encoded, they are
-copied unchanged. Pixels are encoded as PNG, which is lossless.
+opened in this process, so a damaged file may end a preparation, but never a job. Pictures are
+decoded at the wanted size, so that nothing is resized twice.
 """
 
 from __future__ import annotations
 
 import gzip
-import io
 import math
 import zlib
 from collections.abc import Iterator, Sequence
@@ -21,11 +19,10 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.shards.check import opened
-from collage_mpi.shards.contents import named_faults, range_of
-from collage_mpi.shards.foreign import ArrayLayout, find_labels
+from collage_mpi.shards.foreign import ArrayLayout, find_labels, named_faults
 from collage_mpi.shards.hdf5 import H5_LOCK
 from collage_mpi.shards.inputs import ids_of
-from collage_mpi.shards.pictures import PictureFit, fit_pixels, parse_fit
+from collage_mpi.shards.pictures import PictureFit, fit_pixels
 from collage_mpi.shards.reader import ShardSet
 from collage_mpi.shards.schema import CHANNELS, label_problem, split_part
 from collage_mpi.shards.source import DEFAULT_FIT, ReadAs, slices_of
@@ -38,12 +35,12 @@ class PixelRows:
     Args:
         dataset: an open dataset, or an array.
         layout: its axes.
-        bounds: the values that become 0 and 255; None for the range of an unsigned type, or 0 and 1
-            for float.
+        bounds: the values that become 0 and 255; None for 0 and the largest value of an unsigned
+            type, or 0 and 1 for float.
         fit: how to resize the images; None keeps their size.
 
     Raises:
-        DataFault: `bounds` is None and the range of the values is unknown.
+        DataFault: the values are no numbers, or signed and `bounds` is None.
     """
 
     def __init__(
@@ -205,17 +202,14 @@ def parse_range(text: str) -> tuple[float, float]:
 
 
 def _bounds(dataset: Any, layout: ArrayLayout) -> tuple[float, float]:
-    if dataset.dtype in (np.uint8, np.uint16):
+    if dataset.dtype.kind == "u":
         return (0.0, float(np.iinfo(dataset.dtype).max))
-    if dataset.dtype.kind in "iuf":
-        low, high = range_of(dataset)
-        if dataset.dtype.kind == "f" and low >= 0 and high <= 1:
-            return (0.0, 1.0)
-        raise DataFault(
-            f"dataset {layout.images!r} is {dataset.dtype} with values from {low:g} to {high:g} "
-            "(first and last rows): say which become black and white with --range LOW:HIGH"
-        )
-    raise DataFault(f"dataset {layout.images!r} is {dataset.dtype}; needed: numbers")
+    if dataset.dtype.kind == "f":
+        return (0.0, 1.0)
+    raise DataFault(
+        f"dataset {layout.images!r} is {dataset.dtype}; needed: numbers. For whole numbers with a "
+        "sign say which become black and white: --range LOW:HIGH"
+    )
 
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -296,7 +290,7 @@ class ShardRows:
 
     def __init__(self, shards: ShardSet, fit: PictureFit | None) -> None:
         self._shards = shards
-        self._fit = None if _all_encoded(shards) else fit  # encoded images are decoded with `fit`
+        self._fit = None if _decoded(shards) else fit  # pictures are decoded with `fit`
         self.shape = (len(shards), *(shards.shape if fit is None else fit.shape))
 
     def __len__(self) -> int:
@@ -307,16 +301,10 @@ class ShardRows:
         pixels, _ = self._shards.read(rows)
         return pixels if self._fit is None else np.stack([fit_pixels(p, self._fit) for p in pixels])
 
-    def files(self, rows: np.ndarray) -> list[bytes]:
-        """The images of the rows as encoded files: the stored ones, or PNG. Raises DataFault."""
-        if _all_encoded(self._shards):
-            return self._shards.read_files(rows)
-        return [_png(image) for image in self[rows]]
-
 
 @contextmanager
 def opened_as(paths: Sequence[Path], fit: PictureFit | None, labels: bool) -> Iterator[ShardSet]:
-    """Opens shards. Encoded images are decoded with `fit`, if it is given.
+    """Opens shards and other sources. Pictures are decoded with `fit`, if it is given.
 
     `labels`: whether to use the labels of an input that is not a shard.
 
@@ -324,7 +312,7 @@ def opened_as(paths: Sequence[Path], fit: PictureFit | None, labels: bool) -> It
         EnvironmentFault, DataFault: as `ShardSet.open`.
     """
     with ShardSet.open(paths, read_as=ReadAs(fit or DEFAULT_FIT, labels=labels)) as shards:
-        if fit is None or not _all_encoded(shards):
+        if fit is None or not _decoded(shards):
             yield shards
             return
         infos = [info.fitted(fit) for info in shards.infos]
@@ -338,26 +326,6 @@ def channels_of(path: Path) -> int:
         return shards.shape[2]
 
 
-def stored_fit(shards: ShardSet, fit: PictureFit | None) -> PictureFit:
-    """The fit to store in a shard of encoded images made from these shards.
-
-    Raises:
-        UsageError: the images are not square, or the shards have different fits.
-    """
-    fits = {info.fit for info in shards.infos}
-    if len(fits) > 1:
-        ways = ", ".join(sorted(known or "pixels" for known in fits))
-        raise UsageError(f"the shards are stored in several ways ({ways}): say --store raw")
-    height, width, channels = shards.shape if fit is None else fit.shape
-    if height != width:
-        raise UsageError(
-            f"images of {height} x {width} cannot be stored encoded, which needs square ones: "
-            "say --size, or --store raw"
-        )
-    (known,) = fits
-    return parse_fit(known) if known else PictureFit(height, channels=channels)
-
-
 def all_ids(shards: ShardSet) -> list[str]:
     """The ids of all images, in order. In a shard without ids, they are NAME:ROW."""
     found: list[str] = []
@@ -367,14 +335,5 @@ def all_ids(shards: ShardSet) -> list[str]:
     return found
 
 
-def _all_encoded(shards: ShardSet) -> bool:
+def _decoded(shards: ShardSet) -> bool:
     return all(info.fit is not None for info in shards.infos)
-
-
-def _png(image: np.ndarray) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    plain = image[:, :, 0] if image.shape[2] == 1 else image
-    Image.fromarray(plain).save(buffer, "PNG")
-    return buffer.getvalue()

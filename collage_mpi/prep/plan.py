@@ -29,7 +29,6 @@ class Recipe:
 
     Attributes:
         fit: size and crop of the images.
-        store: "raw" for pixels, or "encoded" for the files unchanged.
         images_per_shard: largest number of images in a shard.
         seed: of shuffle and split; None keeps the order of the listing.
         val_share: share of the pictures for validation shards; 0 for none.
@@ -40,7 +39,6 @@ class Recipe:
     """
 
     fit: PictureFit
-    store: str
     images_per_shard: int
     seed: int | None
     val_share: float
@@ -104,12 +102,11 @@ def plan_shards(listing: Listing, recipe: Recipe, out: Path, prefix: str) -> lis
 def recipe_digest(
     members: Sequence[Member], class_names: tuple[str, ...] | None, recipe: Recipe
 ) -> str:
-    """SHA-256 of what decides a shard's content: fit, store, and names, sizes and labels of
-    pictures."""
+    """SHA-256 of what decides a shard's content: fit, and names, sizes and labels of pictures."""
     record = {
         "version": RECIPE_VERSION,
         "fit": recipe.fit.text(),
-        "store": recipe.store,
+        "store": "raw",  # so that shards of version 1.0 count as finished
         "source": recipe.source,
         "class_names": class_names,
         "enlarge": recipe.enlarge,

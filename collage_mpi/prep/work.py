@@ -23,9 +23,9 @@ from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.prep.plan import ShardJob, names_of, remove_shard, unreadable_path
 from collage_mpi.shards.hdf5 import H5_LOCK, open_file
 from collage_mpi.shards.members import Member, read_member
-from collage_mpi.shards.pictures import PictureFit, TooSmall, UnreadablePicture, picture_pixels
+from collage_mpi.shards.pictures import TooSmall, UnreadablePicture, picture_pixels
 from collage_mpi.shards.schema import chunk_rows, read_sidecar, sha256_of
-from collage_mpi.shards.writer import EncodedWriter, ShardWriter
+from collage_mpi.shards.writer import ShardWriter
 from collage_mpi.system.files import remove_leftovers, write_atomic, writing
 from collage_mpi.system.process_tree import caught, sheltered
 
@@ -73,9 +73,11 @@ def make_shard(
         return ShardReport(job.path, False, images, bad, 0, job.path.stat().st_size)
     unreadable: list[tuple[str, str]] = []
     bytes_in = small = 0
-    recipe, count = job.recipe, len(job.members)
-    made = shard_writer(
-        *(job.path, recipe.fit.shape, count, recipe.fit if recipe.store == "encoded" else None),
+    recipe = job.recipe
+    made = ShardWriter(
+        job.path,
+        recipe.fit.shape,
+        rows_per_chunk=chunk_rows(math.prod(recipe.fit.shape), len(job.members)),
         class_names=job.class_names,
         source=recipe.source,
         recipe=job.digest,
@@ -132,23 +134,6 @@ def sweep_drafts(path: Path) -> None:
         remove_leftovers(path.parent, beside)
 
 
-def shard_writer(
-    path: Path, shape: tuple[int, ...], count: int, fit: PictureFit | None, **facts: Any
-) -> ShardWriter:
-    """A writer for a shard of pixels; or, if `fit` is given, of encoded images.
-
-    Args:
-        shape: (H, W, C) of the images.
-        count: number of images that the shard will have.
-        facts: class_names, source and recipe; see `ShardWriter`.
-    """
-    if fit is not None:
-        return EncodedWriter(path, fit, **facts)
-    height, width, channels = shape
-    rows = chunk_rows(math.prod(shape), count)
-    return ShardWriter(path, (height, width, channels), rows_per_chunk=rows, **facts)
-
-
 def _append(
     writer: ShardWriter,
     members: Sequence[Member],
@@ -161,7 +146,6 @@ def _append(
         DataFault: a picture is unreadable, and the recipe says "stop".
     """
     good: list[Member] = []
-    files: list[bytes] = []
     pixels: list[np.ndarray] = []
     nbytes = small = 0
     for member in members:
@@ -184,15 +168,11 @@ def _append(
             unreadable.append((member.id, str(fault)))
             continue
         good.append(member)
-        files.append(data)
     if not good:
         return nbytes, small
     labels = [member.label for member in good if member.label is not None] or None
     ids = [member.id for member in good]
-    if isinstance(writer, EncodedWriter):
-        writer.append_files(files, labels, ids)
-    else:
-        writer.append(np.stack(pixels), labels, ids)
+    writer.append(np.stack(pixels), labels, ids)
     return nbytes, small
 
 

@@ -12,12 +12,10 @@ if TYPE_CHECKING:
     from collage_mpi.shards.guard import verify_shard as verify_shard
     from collage_mpi.shards.readahead import ReadAhead as ReadAhead
     from collage_mpi.shards.reader import ShardSet as ShardSet
-    from collage_mpi.shards.writer import EncodedWriter as EncodedWriter
     from collage_mpi.shards.writer import ShardWriter as ShardWriter
     from collage_mpi.shards.writer import write_shard as write_shard
 
 _HOMES = {
-    "EncodedWriter": "writer",
     "ReadAhead": "readahead",
     "ShardSet": "reader",
     "ShardWriter": "writer",

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shlex
 import stat
 from collections.abc import Sequence
@@ -16,23 +15,25 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.encoding.collage import FILTER
 from collage_mpi.errors import DataFault
-from collage_mpi.shards.contents import ForeignFault, stored_in_full
-from collage_mpi.shards.foreign import ArrayLayout, is_foreign, understand
+from collage_mpi.shards.foreign import (
+    ArrayLayout,
+    ForeignFault,
+    is_foreign,
+    stored_in_full,
+    understand,
+)
 from collage_mpi.shards.hdf5 import H5_LOCK, import_h5py, open_file
-from collage_mpi.shards.pictures import SUFFIXES, UnreadablePicture, parse_fit, picture_pixels
+from collage_mpi.shards.pictures import SUFFIXES
 from collage_mpi.shards.schema import (
     DTYPES,
     FORMAT,
     VERSION,
     ShardInfo,
-    cells_name,
     checked_names,
     label_problem,
     read_sidecar,
     remake_command,
-    row_crc32,
     rows_crc32,
     sha256_of,
     sidecar_path,
@@ -54,7 +55,6 @@ OTHER_FILES = {  # endings of files that are no input -> what they are, and what
 }
 BLOCK_BYTES = 8 << 20
 MAX_PROBLEMS = 20
-LARGEST_FILE_BYTES = 1 << 30  # of one encoded image
 
 
 def inspect_here(path: Path, *, hash_file: bool) -> ShardInfo:
@@ -162,10 +162,9 @@ def describe(file: Any, path: Path, *, for_verify: bool = False) -> ShardInfo:
         if split_part(path)[1]:
             raise DataFault("a shard of this package is used as a whole")
         _check_format(file)
-        storage = "encoded" if "encoded" in file and "images" not in file else "images"
+        _refuse_removed(file)
         count = int(file.attrs["count"]) if "count" in file.attrs else None
-        pixels = _check_encoded if storage == "encoded" else _check_images
-        shape, fit = pixels(file, count, os.path.getsize(path))
+        shape = _check_images(file, count, os.path.getsize(path))
         _rows_of(file, "crc32", "uint32", shape[0])
         names = _class_names(file)
         has_labels = "labels" in file
@@ -174,7 +173,6 @@ def describe(file: Any, path: Path, *, for_verify: bool = False) -> ShardInfo:
             if wrong and not for_verify:
                 raise DataFault(wrong)
         source = _text(file.attrs["source"]) if "source" in file.attrs else ""
-        cells = _cell_sizes(file, shape, os.path.getsize(path))
     except ForeignFault as fault:
         raise DataFault(f"{path}: {fault}") from None
     except DataFault as fault:
@@ -186,21 +184,16 @@ def describe(file: Any, path: Path, *, for_verify: bool = False) -> ShardInfo:
         path=path,
         count=shape[0],
         shape=shape[1:],
-        dtype="uint8" if storage == "encoded" else file["images"].dtype.name,
+        dtype=file["images"].dtype.name,
         class_names=names,
         has_labels=has_labels,
         source=source,
         fingerprint="",
-        cell_sizes=cells,
-        storage=storage,
-        fit=fit,
     )
 
 
-def _check_images(
-    file: Any, count: int | None, file_bytes: int
-) -> tuple[tuple[int, ...], str | None]:
-    """Check the dataset of images. Returns its shape, (n, ...), and None."""
+def _check_images(file: Any, count: int | None, file_bytes: int) -> tuple[int, ...]:
+    """Check the dataset of images. Returns its shape, (n, ...)."""
     images = _dataset(file, "images", DTYPES)
     shape = tuple(int(size) for size in images.shape)
     if len(shape) < 2 or count != shape[0] or min(shape) < 1:
@@ -209,29 +202,7 @@ def _check_images(
             "count = n >= 1 and shape (n, ...), such as (n, height, width, channels)"
         )
     _check_storage(images, file_bytes)
-    return shape, None
-
-
-def _check_encoded(
-    file: Any, count: int | None, file_bytes: int
-) -> tuple[tuple[int, ...], str | None]:
-    """Check the datasets of encoded images. Returns the shape after decoding, (n, H, W, C), and the
-    text of the `PictureFit`.
-    """
-    encoded = _dataset(file, "encoded", ["uint8"], 1)
-    ends = _dataset(file, "ends", ["int64"], 1)
-    if count is None or count < 1 or ends.shape != (count,):
-        raise DataFault(
-            f"attribute count is {count}, dataset ends has shape {ends.shape}; needed: "
-            "count = n >= 1 and shape (n,)"
-        )
-    last = ends[...]  # (n,) int64
-    sizes = np.diff(last, prepend=0)
-    if sizes.min() < 1 or sizes.max() > LARGEST_FILE_BYTES or last[-1] != encoded.shape[0]:
-        raise DataFault("dataset ends does not cut dataset encoded into one file an image")
-    _check_storage(encoded, file_bytes)
-    fit = _text(file.attrs["fit"]) if "fit" in file.attrs else ""
-    return (count, *parse_fit(fit).shape), fit
+    return shape
 
 
 def _check_format(file: Any) -> None:
@@ -241,6 +212,22 @@ def _check_format(file: Any) -> None:
     version = int(file.attrs["version"]) if "version" in file.attrs else None
     if version != VERSION:
         raise DataFault(f"shard version {version}; this program reads version {VERSION}")
+
+
+def _refuse_removed(file: Any) -> None:
+    """Refuse what shards of version 1.0 could hold beside, or in place of, pixels."""
+    if "encoded" in file and "images" not in file:
+        raise DataFault(
+            "holds picture files, which shards no longer hold. Make the shard again from its "
+            "pictures, or classify their folder, tar or Parquet file. `Old shards` in "
+            "docs/shards.md takes the pictures out of this file"
+        )
+    cells = next((n for n in file if n.startswith("cells_") and f"{n}_crc32" in file), None)
+    if cells is not None:
+        raise DataFault(
+            f"holds cells ({cells}), which shards no longer hold. Use the shard of which `shards "
+            "add-cells` made this copy. `Old shards` in docs/shards.md takes the cells out of it"
+        )
 
 
 def _dataset(file: Any, name: str, dtypes: Sequence[str], dims: int | None = None) -> Any:
@@ -274,26 +261,6 @@ def _check_storage(images: Any, file_bytes: int) -> None:
         raise DataFault(f"{len(firsts)} chunks of images are stored; {needed} are needed")
     if max(ends, default=0) > file_bytes:
         raise DataFault("a chunk of images lies past the end of the file: truncated")
-
-
-def _cell_sizes(file: Any, shape: tuple[int, ...], file_bytes: int) -> tuple[int, ...]:
-    """Sizes in pixels of the stored cells that were made with FILTER, ascending."""
-    sizes = []
-    for name in file:
-        match = re.fullmatch(r"cells_([1-9][0-9]{0,4})", name)
-        if match is None:
-            continue
-        px = int(match.group(1))
-        cells = _dataset(file, name, ["uint8"], 4)
-        if cells.shape != (shape[0], px, px, shape[-1]):
-            raise DataFault(
-                f"{name!r} has shape {cells.shape}; needed: {(shape[0], px, px, shape[-1])}"
-            )
-        _check_storage(cells, file_bytes)
-        _rows_of(file, f"{name}_crc32", "uint32", shape[0])
-        if _text(cells.attrs["filter"]) == FILTER:
-            sizes.append(px)
-    return tuple(sorted(sizes))
 
 
 def _chunks_of(images: Any) -> tuple[set[int], list[int]]:
@@ -341,24 +308,16 @@ def _text(value: Any) -> str:
 def _row_problems(file: Any, about: ShardInfo) -> list[str]:
     try:
         labels = file["labels"][...] if about.has_labels else None  # (n,) int64
-        if about.storage == "encoded":
-            problems = _bad_files(file, about, labels)
-        else:
-            problems = _bad_rows(file, "images", file["crc32"][...], labels)
-        for px in about.cell_sizes:
-            name = cells_name(px)
-            problems += _bad_rows(file, name, file[f"{name}_crc32"][...], None)
+        problems = _bad_rows(file, labels)
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
         return [f"rows cannot be read ({type(error).__name__}: {error})"]
     wrong = None if labels is None else label_problem(labels, about.class_names)
     return [*problems, wrong] if wrong else problems
 
 
-def _bad_rows(file: Any, name: str, stored: np.ndarray, labels: np.ndarray | None) -> list[str]:
-    """Lines about rows of the dataset `name`, (n, ...), whose CRC-32 is not the one in `stored`,
-    (n,) uint32.
-    """
-    rows = file[name]
+def _bad_rows(file: Any, labels: np.ndarray | None) -> list[str]:
+    """Lines about rows whose checksum does not match. `labels`: (n,) int64, or None."""
+    rows, stored = file["images"], file["crc32"][...]
     block = max(1, BLOCK_BYTES // (rows.dtype.itemsize * int(np.prod(rows.shape[1:]))))
     bad: list[int] = []
     for start in range(0, len(rows), block):
@@ -366,25 +325,7 @@ def _bad_rows(file: Any, name: str, stored: np.ndarray, labels: np.ndarray | Non
         tags = None if labels is None else labels[start : start + block]
         wrong = np.flatnonzero(rows_crc32(pixels, tags) != stored[start : start + block])
         bad.extend((wrong + start).tolist())
-    what = "its pixels and label" if name == "images" else f"its {name}"
-    return first_of([f"row {row}: checksum does not match {what}" for row in bad])
-
-
-def _bad_files(file: Any, about: ShardInfo, labels: np.ndarray | None) -> list[str]:
-    """Lines about encoded images whose checksum does not match or that cannot be decoded."""
-    stored, ends = file["crc32"][...], file["ends"][...]  # (n,) uint32, (n,) int64
-    fit = parse_fit(about.fit or "")
-    lines = []
-    for row, (start, end) in enumerate(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)):
-        data = file["encoded"][start:end].tobytes()
-        if row_crc32(data, None if labels is None else int(labels[row])) != stored[row]:
-            lines.append(f"row {row}: checksum does not match its bytes and label")
-            continue
-        try:
-            picture_pixels(data, fit)
-        except UnreadablePicture as fault:
-            lines.append(f"row {row}: cannot be decoded: {fault}")
-    return first_of(lines)
+    return first_of([f"row {row}: checksum does not match its pixels and label" for row in bad])
 
 
 def first_of(lines: list[str]) -> list[str]:

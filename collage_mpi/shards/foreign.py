@@ -1,45 +1,49 @@
-"""Finds images and labels in HDF5 files of other programs, by the names and shapes of the datasets.
-Like `check`, this runs in the child process of `guard` when a file is first opened.
+"""Finds images and labels in HDF5 files and Zarr groups of other programs: the one dataset that can
+be images, and the one that can be their labels. Where there are several, the user names them. For
+HDF5 this runs in the child process of `guard` when a file is first opened.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from collage_mpi.shards.contents import (
-    ForeignFault,
-    convert,
-    datasets,
-    flags_for,
-    groups_below,
-    listed,
-    own_dataset,
-    range_flag,
-    range_of,
-    stored_in_full,
-    what,
-)
+from collage_mpi.errors import DataFault
 from collage_mpi.shards.hdf5 import import_h5py
 from collage_mpi.shards.schema import (
     CHANNELS,
     DTYPES,
     PART_MARK,
     ShardInfo,
+    hdf5_command,
     label_problem,
     split_part,
 )
+from collage_mpi.system.printable import some_of
 
-IMAGE_NAMES = ("images", "imgs", "image", "x", "data")
-LABEL_NAMES = ("labels", "label", "y", "targets", "target")
-MANY_AXES = range(3, 33)  # HDF5 allows 32 axes
-MAX_UNUSED = 8  # unused datasets that are listed
+MAX_LISTED = 8
+DEEPEST = 4  # levels of groups that are searched, because links may form a cycle
+MAX_GROUPS = 1000
 NO_LABELS = "none"  # the user's word for ignoring the labels of a file
+
+
+class ForeignFault(DataFault):
+    """No images were found in another program's file. The message says what to type."""
+
+
+@contextmanager
+def named_faults(path: Path | str) -> Iterator[None]:
+    """Adds the file's path to the message of a ForeignFault, and raises it as a DataFault."""
+    try:
+        yield
+    except ForeignFault as fault:
+        raise DataFault(f"{path}: {fault}") from fault
 
 
 @dataclass(frozen=True)
@@ -50,19 +54,15 @@ class ArrayLayout:
         images, labels: names of the datasets with their groups. labels is None if there are none.
         axes: "NHWC", "NCHW", or "NHW" for grey images without a channel axis; "" for items that
             are not pictures and stay unchanged.
-        unused: names of other datasets in the group.
         flat: (H, W, C) if each image is stored as a row of values, in the order of `axes`.
         transposed: whether height and width of each image are swapped.
-        columns: whether, with `flat`, each image is a column instead of a row (MATLAB).
     """
 
     images: str
     labels: str | None
     axes: str
-    unused: tuple[str, ...] = ()
     flat: tuple[int, int, int] | None = None
     transposed: bool = False
-    columns: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values; `from_json` is its inverse."""
@@ -93,24 +93,6 @@ class ArrayLayout:
         return block.swapaxes(1, 2) if self.transposed else block
 
 
-@dataclass(frozen=True)
-class LayoutHints:
-    """The user's description of a file. Empty attributes are found by name and shape.
-
-    Attributes:
-        images: name of a dataset.
-        labels: name of a dataset, or `NO_LABELS`.
-        axes, transposed: as in `ArrayLayout`.
-        shape: (H, W, C) if each image is stored as a row of values.
-    """
-
-    images: str | None = None
-    labels: str | None = None
-    axes: str = ""
-    shape: tuple[int, int, int] | None = None
-    transposed: bool = False
-
-
 def is_foreign(file: Any) -> bool:
     """Whether an open file lacks the marks of a shard of this package."""
     return "format" not in file.attrs and "crc32" not in file
@@ -127,31 +109,133 @@ def understand(file: Any, path: Path) -> ShardInfo:
     Raises:
         ForeignFault: images or labels are missing, ambiguous or not usable.
     """
-    layout = find_layout(file, path, as_they_are=True)
-    images = file[layout.images]
-    no_pictures = "" if layout.axes else _no_pictures(file, layout, path)
-    in_columns = layout.labels is not None and file[layout.labels].size != len(images)
-    if no_pictures and (in_columns or not are_items(images)):
-        raise ForeignFault(no_pictures)
-    if not stored_in_full(images, split_part(path)[0].stat().st_size):
-        raise ForeignFault(f"dataset {images.name!r} is not stored in full: truncated")
-    images[0], images[-1]  # raises now if HDF5 lacks the dataset's compression filter
+    images, labels = find_datasets(file, path)
+    item = own_dataset(file, images)
+    if not are_items(item):
+        raise ForeignFault(
+            f"dataset {images!r} is {what(item)}; needed: {', '.join(DTYPES)} with 2 axes or more, "
+            f"none of them empty. {hdf5_command(path, images, labels, '--range=LOW:HIGH')} "
+            "converts other numbers"
+        )
+    axes = only_axes(images, item, path, labels) if item.dtype == np.uint8 else ""
+    layout = ArrayLayout(images, labels, axes)
+    if not stored_in_full(item, split_part(path)[0].stat().st_size):
+        raise ForeignFault(f"dataset {images!r} is not stored in full: truncated")
+    item[0], item[-1]  # raises now if HDF5 lacks the dataset's compression filter
     names = class_names_of(file)
-    if layout.labels is not None:
-        _check_labels(file[layout.labels], len(images), layout, path, names)
+    if labels is not None:
+        wrong = label_problem(file[labels][...].reshape(-1).astype(np.int64), names)
+        if wrong:
+            raise ForeignFault(f"dataset {labels!r}: {wrong}")
     return ShardInfo(
         path=path,
-        count=len(images),
-        shape=layout.image_shape(images.shape),
-        dtype=images.dtype.name,
+        count=len(item),
+        shape=layout.image_shape(item.shape),
+        dtype=item.dtype.name,
         class_names=names,
-        has_labels=layout.labels is not None,
-        source=f"{split_part(path)[0].name}, dataset {layout.images}",
+        has_labels=labels is not None,
+        source=f"{split_part(path)[0].name}, dataset {images}",
         fingerprint="",
         storage="foreign",
         layout=layout.to_json(),
-        no_pictures=no_pictures,
     )
+
+
+def find_datasets(
+    file: Any, path: Path, images: str | None = None, labels: str | None = None
+) -> tuple[str, str | None]:
+    """The names of the datasets of images and of labels; None for no labels.
+
+    Args:
+        file: the open file.
+        path: its path, with `::PART` for one group or dataset of the file.
+        images, labels: names that the user gives; labels may be `NO_LABELS`.
+
+    Raises:
+        ForeignFault: a dataset does not exist, or several can be meant.
+    """
+    part = _part(file, path)
+    if images is None and part and isinstance(file[part], import_h5py().Dataset):
+        images = part
+    items = _datasets_below(file, part if images is None else images.rpartition("/")[0])
+    found = images or the_images(items, hdf5_command(path, "NAME", "NAME"))
+    item = own_dataset(file, found)
+    if labels is None:
+        return found, the_labels(items, found, item, hdf5_command(path, found, "NAME"))
+    if labels == NO_LABELS:
+        return found, None
+    own_dataset(file, labels)
+    return found, labels
+
+
+def the_images(items: Mapping[str, Any], typed: str) -> str:
+    """The name of the only dataset of numbers with three axes or more; of two, if none has more.
+
+    Args:
+        items: name -> dataset.
+        typed: what to type to name the dataset.
+
+    Raises:
+        ForeignFault: none is found, or several are.
+    """
+    rows = [n for n, item in items.items() if len(item.shape) > 1 and item.dtype.kind in "uif"]
+    rows = [name for name in rows if math.prod(items[name].shape[1:]) != 1]  # one value: a label
+    found = [name for name in rows if len(items[name].shape) > 2] or rows
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ForeignFault(
+            f"is no shard of this package and holds no images: it holds {listed(items)}; needed: a "
+            "dataset of numbers with 3 axes or more, or with 2"
+        )
+    raise ForeignFault(
+        f"{len(found)} datasets can be the images: {listed(items, found)}. Say which: {typed}"
+    )
+
+
+def the_labels(items: Mapping[str, Any], images: str, pixels: Any, typed: str) -> str | None:
+    """The name of the only dataset with one whole number for each image; None if there is none.
+
+    Args:
+        items: name -> dataset.
+        images: name of the images.
+        pixels: their dataset.
+        typed: what to type to name the dataset.
+
+    Raises:
+        ForeignFault: several are found.
+    """
+    n = pixels.shape[0]
+    found = [
+        name
+        for name, item in items.items()
+        if name != images
+        and item.dtype.kind in "iu"
+        and item.shape[:1] == (n,)
+        and math.prod(item.shape) == n
+    ]
+    if len(found) > 1:
+        raise ForeignFault(
+            f"{len(found)} datasets can be the labels of {images}: {listed(items, found)}. Say "
+            f"which, or {NO_LABELS}: {typed}"
+        )
+    return found[0] if found else None
+
+
+def find_labels(file: Any, path: Path) -> Any:
+    """The dataset of labels in a file that has only labels: the named one, or the only one.
+
+    Raises:
+        ForeignFault: no dataset has this name, or no name is given and the file holds several.
+    """
+    part = _part(file, path)
+    if part and isinstance(file[part], import_h5py().Dataset):
+        return own_dataset(file, part)
+    items = _datasets_below(file, part)
+    if len(items) != 1:
+        typed = f"--labels {split_part(path)[0]}{PART_MARK}NAME"
+        raise ForeignFault(f"holds {listed(items)}; say which of them are the labels: {typed}")
+    return own_dataset(file, *items)
 
 
 def are_items(array: Any) -> bool:
@@ -159,243 +243,32 @@ def are_items(array: Any) -> bool:
     return array.dtype.name in DTYPES and len(array.shape) >= 2 and min(array.shape) >= 1
 
 
-def _no_pictures(file: Any, layout: ArrayLayout, path: Path) -> str:
-    """Says why the items are not pictures, and which command converts them."""
-    images = file[layout.images]
-    try:
-        axes = _axes(file, layout.images, layout.labels, path)
-    except ForeignFault as fault:
-        return str(fault)
-    return _not_uint8(images, replace(layout, axes=axes), path)
+def axes_of(shape: tuple[int, ...]) -> tuple[str, ...]:
+    """The axes that pictures of this shape can have: none, or one, or both orders of four axes."""
+    if len(shape) == 3:
+        return ("NHW",)
+    orders = {"NHWC": 3, "NCHW": 1} if len(shape) == 4 else {}
+    return tuple(order for order, axis in orders.items() if shape[axis] in CHANNELS)
 
 
-def find_layout(
-    file: Any, path: Path, told: LayoutHints | None = None, as_they_are: bool = False
-) -> ArrayLayout:
-    """Find the datasets of images and labels by name, and the axes by shape.
+def only_axes(images: str, item: Any, path: Path, labels: str | None) -> str:
+    """The axes of pictures, by the axis with 1 or 3 channels; "" if they are not pictures.
 
     Args:
-        told: what the user said about the file.
-        as_they_are: accept items that are not pictures; their axes are "".
+        images, labels: names of the datasets.
+        item: the dataset of images.
+        path: of the file.
 
     Raises:
-        ForeignFault: no dataset fits, or several do.
+        ForeignFault: the channels can be axis 1 or axis 3.
     """
-    told = told or LayoutHints()
-    part = split_part(path)[1].strip("/")
-    images = told.images or _the_images(file, path, part)
-    item = own_dataset(file, images)
-    beside = [name for name, _ in datasets(file, images.rpartition("/")[0]) if name != images]
-    labels = told.labels
-    if labels is None:
-        labels = _the_labels(beside, images, path, flags_for(item) or [])
-    elif labels == NO_LABELS:
-        labels = None
-    else:
-        own_dataset(file, labels)
-    unused = tuple(name for name in beside if name != labels)[:MAX_UNUSED]
-    columns = told.shape is not None and _in_columns(item, images, told.shape)
-    if as_they_are and not _as_pictures(item):
-        axes = ""
-    elif told.shape is not None:
-        axes = told.axes or "NHWC"
-    else:
-        axes = _axes(file, images, labels, path, told.axes)
-    return ArrayLayout(images, labels, axes, unused, told.shape, told.transposed, columns)
-
-
-def find_labels(file: Any, path: Path) -> Any:
-    """The dataset of labels in a file that has only labels: the given one, the one with a known
-    name, or the only one.
-
-    Raises:
-        ForeignFault: no dataset fits, or several do.
-    """
-    name, part = split_part(path)
-    part = part.strip("/")
-    if part and part not in file:
-        raise ForeignFault(f"has no {part!r}; it holds {listed(file)}")
-    if part and isinstance(file[part], import_h5py().Dataset):
-        return own_dataset(file, part)
-    inside = [one for group in groups_below(file, part) for one, _ in datasets(file, group)]
-    found = [one for one in inside if one.rpartition("/")[2].lower() in LABEL_NAMES]
-    found = found or (inside if len(inside) == 1 else [])
-    if len(found) != 1:
-        which = f"may be in {' or '.join(found)}" if found else "are not found"
-        example = found[0] if found else "DATASET"
-        raise ForeignFault(
-            f"labels {which}: it holds {listed(file)}; say which, such as "
-            f"--labels {name}{PART_MARK}{example}"
-        )
-    return own_dataset(file, found[0])
-
-
-def _the_images(file: Any, path: Path, part: str) -> str:
-    if part and part not in file:
-        raise ForeignFault(f"has no {part!r}; it holds {listed(file)}")
-    if part and isinstance(file[part], import_h5py().Dataset):
-        return part
-    groups = groups_below(file, part)
-    found = _named_so(file, groups, MANY_AXES) or _named_so(file, groups, (2,))
-    if not found:
-        raise ForeignFault(
-            f"is no shard of this package and no images are found in it: it holds "
-            f"{listed(file)}; looked for: a dataset {', '.join(IMAGE_NAMES)} of 3 axes or more, or "
-            f"of 2, in any group{_try_another(file, groups, path)}"
-        )
+    found = axes_of(item.shape)
     if len(found) > 1:
-        example = f"{split_part(path)[0]}{PART_MARK}{next(iter(found))}"
-        raise ForeignFault(f"has images in {', '.join(found)}: say which, such as {example}")
-    names = next(iter(found.values()))
-    if len(names) > 1:
         raise ForeignFault(
-            f"images may be in {' or '.join(names)}: say which, such as "
-            f"{split_part(path)[0]}{PART_MARK}{names[0]}"
+            f"dataset {images!r} is {what(item)}: its channels can be axis 1 or axis 3. "
+            f"{hdf5_command(path, images, labels, '--axes', 'NHWC')} says which (or NCHW)"
         )
-    return names[0]
-
-
-def _named_so(file: Any, groups: Sequence[str], dims: Container[int]) -> dict[str, list[str]]:
-    """Group -> its numeric datasets with a name of IMAGE_NAMES. Only the topmost level of groups
-    that has such datasets is returned.
-    """
-    found = {
-        group: [
-            name
-            for name, item in datasets(file, group)
-            if name.rpartition("/")[2].lower() in IMAGE_NAMES
-            and item.ndim in dims
-            and item.dtype.kind in "uif"
-        ]
-        for group in groups
-    }
-    found = {group: names for group, names in found.items() if names}
-    highest = min(map(_depth, found), default=0)
-    return {group: names for group, names in found.items() if _depth(group) == highest}
-
-
-def _depth(group: str) -> int:
-    return len(group.split("/")) if group else 0
-
-
-def _try_another(file: Any, groups: Sequence[str], path: Path) -> str:
-    for group in groups:
-        for name, item in datasets(file, group):
-            flags = flags_for(item)
-            if flags is not None:
-                return f". {convert(path, name, None, *flags)} takes {name}"
-    return ""
-
-
-def _the_labels(beside: Sequence[str], images: str, path: Path, flags: Sequence[str]) -> str | None:
-    known = [name for name in beside if name.rpartition("/")[2].lower() in LABEL_NAMES]
-    if len(known) > 1:
-        command = convert(path, images, known[0], *flags)
-        raise ForeignFault(f"labels may be in {' or '.join(known)}: {command} takes one")
-    return known[0] if known else None
-
-
-def _in_columns(item: Any, images: str, shape: tuple[int, int, int]) -> bool:
-    """Whether the columns, and not the rows, have the size of an image of this shape.
-
-    Raises:
-        ForeignFault: neither have.
-    """
-    values = math.prod(shape)
-    if item.ndim >= 2 and len(item) >= 1 and math.prod(item.shape[1:]) == values:
-        return False
-    if item.ndim == 2 and item.shape[0] == values and item.shape[1] >= 1:
-        return True
-    raise ForeignFault(
-        f"dataset {images!r} is {what(item)}; --shape {','.join(map(str, shape))} needs rows, or "
-        f"columns, of {values} values"
-    )
-
-
-def _not_images(file: Any, images: str, labels: str | None, path: Path) -> str:
-    item = file[images]
-    flags = flags_for(item, int(file[labels].size) if labels else None)
-    if flags is None:
-        return (
-            f"dataset {images!r} is {what(item)}; needed: 3 or 4 axes, (n, H, W), (n, H, W, C) "
-            "or (n, C, H, W), none of them empty, or (n, values) and --shape H,W or H,W,C"
-        )
-    colour = " (--axes NCHW: colour by colour)" if "3" in flags[1].split(",")[2:] else ""
-    return (
-        f"dataset {images!r} is {what(item)}, images as rows or columns of values. "
-        f"{convert(path, images, labels, *flags)} makes images of them{colour}; add --transpose "
-        "where they then lie on their side"
-    )
-
-
-def channel_axes(shape: tuple[int, ...]) -> tuple[bool, bool]:
-    """Whether axis 1, and whether axis 3, can be the channels of pictures of this shape."""
-    return len(shape) == 4 and shape[1] in CHANNELS, len(shape) == 4 and shape[3] in CHANNELS
-
-
-def _as_pictures(item: Any) -> bool:
-    return item.dtype == np.uint8 and (item.ndim == 3 or any(channel_axes(item.shape)))
-
-
-def _axes(file: Any, images: str, labels: str | None, path: Path, told: str = "") -> str:
-    """The axes of pictures. Raises ForeignFault if the shape is not that of pictures."""
-    item = file[images]
-    if item.ndim not in (3, 4) or min(item.shape) < 1:
-        raise ForeignFault(_not_images(file, images, labels, path))
-    if told and item.ndim != len(told):
-        need = f"needed for {told}: {len(told)} axes"
-        raise ForeignFault(f"dataset {images!r} is {what(item)}; {need}")
-    if told or item.ndim == 3:
-        return told or "NHW"
-    first, last = channel_axes(item.shape)
-    if first and last:
-        flags = flags_for(item) or ["--axes", "NHWC"]
-        raise ForeignFault(
-            f"dataset {images!r} is {what(item)}: its channels may be axis 1 or axis 3. "
-            f"{convert(path, images, labels, *flags)} takes your word (or NCHW)"
-        )
-    if not (first or last):
-        raise ForeignFault(
-            f"dataset {images!r} is {what(item)}; needed: 1 or 3 channels, as axis 1 or axis 3"
-        )
-    return "NHWC" if last else "NCHW"
-
-
-def _not_uint8(images: Any, layout: ArrayLayout, path: Path) -> str:
-    low, high = range_of(images)
-    flags = range_flag(images)
-    if flags:
-        command = convert(path, layout.images, layout.labels, *flags)
-        advice = f"{command} converts it"
-    else:
-        advice = (
-            "If these are pixels between two bounds, `collage-mpi prep hdf5 --range=LOW:HIGH` "
-            "converts them. If they were standardised, start from the original pixels"
-        )
-    return (
-        f"dataset {layout.images!r} is {what(images)} with values from {low:g} to {high:g} "
-        f"(first and last rows); needed: uint8, 0 to 255. {advice}"
-    )
-
-
-def _check_labels(
-    labels: Any, count: int, layout: ArrayLayout, path: Path, names: tuple[str, ...] | None
-) -> None:
-    if labels.shape[:1] != (count,) or labels.size != count or labels.dtype.kind not in "iu":
-        other = labels.shape[:1] == (count,) and labels.ndim <= 2  # names, one-hot, floats
-        advice = (
-            f"{convert(path, layout.images, layout.labels)} takes names and one-hot labels too"
-            if other
-            else f"{convert(path, layout.images, NO_LABELS)} leaves them out; --labels FILE takes "
-            "those of another file"
-        )
-        raise ForeignFault(
-            f"dataset {layout.labels!r} is {what(labels)}; needed: whole numbers of shape "
-            f"({count},). {advice}"
-        )
-    wrong = label_problem(labels[...].reshape(-1).astype(np.int64), names)
-    if wrong:
-        raise ForeignFault(f"dataset {layout.labels!r}: {wrong}")
+    return "".join(found)
 
 
 def class_names_of(file: Any) -> tuple[str, ...] | None:
@@ -406,3 +279,64 @@ def class_names_of(file: Any) -> tuple[str, ...] | None:
     except UnicodeDecodeError:
         return None
     return names if names and all(names) and len(set(names)) == len(names) else None
+
+
+def own_dataset(file: Any, name: str) -> Any:
+    """A dataset by name. Raises ForeignFault if it does not exist or is stored in other files."""
+    if name not in file:
+        raise ForeignFault(f"has no {name!r}; it holds {listed(_datasets_below(file))}")
+    item = file[name]
+    if not isinstance(item, import_h5py().Dataset) or not _is_here(file, name):
+        raise ForeignFault(f"{name!r} is no dataset of this file itself: a group, or a link")
+    if item.is_virtual or item.external:
+        raise ForeignFault(f"dataset {name!r} lies in other files: name those instead")
+    return item
+
+
+def _part(file: Any, path: Path) -> str:
+    part = split_part(path)[1].strip("/")
+    if part and part not in file:
+        own_dataset(file, part)
+    return part
+
+
+def _datasets_below(file: Any, top: str = "") -> dict[str, Any]:
+    """Name -> dataset, of a group and of the groups in it, down to `DEEPEST` levels, without
+    links. The root is ""."""
+    found, level = {}, [top]
+    for _ in range(DEEPEST + 1):
+        names = [
+            whole
+            for group in level[:MAX_GROUPS]
+            for name in (file[group] if group else file)
+            if _is_here(file, whole := f"{group}/{name}" if group else name)
+        ]
+        found.update({n: file[n] for n in names if isinstance(file[n], import_h5py().Dataset)})
+        level = [name for name in names if isinstance(file[name], import_h5py().Group)]
+    return found
+
+
+def _is_here(file: Any, name: str) -> bool:
+    """Whether a name is a hard link, so neither a soft nor an external one."""
+    return isinstance(file.get(name, getlink=True), import_h5py().HardLink)
+
+
+def stored_in_full(images: Any, file_bytes: int) -> bool:
+    """Whether a contiguous dataset ends within the file. Chunked datasets always pass: HDF5 reads
+    missing chunks as the fill value.
+    """
+    if images.chunks is not None:
+        return True
+    start = images.id.get_offset()
+    return start is not None and bool(start + images.size * images.dtype.itemsize <= file_bytes)
+
+
+def listed(items: Mapping[str, Any], names: Iterable[str] = ()) -> str:
+    """Some datasets in words; all of them if no names are given."""
+    found = [f"{name} ({what(items[name])})" for name in names or items]
+    return some_of(found, MAX_LISTED) or "no dataset"
+
+
+def what(item: Any) -> str:
+    """Type and shape of a dataset, in words."""
+    return f"{item.dtype} {tuple(item.shape)}"

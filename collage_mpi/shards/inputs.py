@@ -25,10 +25,9 @@ HOMES = {  # name of a source -> its class, in the order in which `takes` is cal
     "zarr": "zarrs.ZarrSource",
     "list": "listing.ListSource",
     "folder": "listing.FolderSource",
-    "encoded": "openshard.EncodedShard",
     "foreign": "openshard.ForeignShard",
 }
-HDF5 = ("images", "encoded", "foreign")  # the content of the file decides which
+HDF5 = ("images", "foreign")  # the content of the file decides which
 IN_FOLDERS = (".h5", ".tar", ".parquet")  # in a folder, each such file is a source
 SOURCES = Names("source", "collage_mpi.sources", Source, HOMES)  # type: ignore[type-abstract]
 
@@ -95,10 +94,8 @@ def examine(paths: Sequence[Path | str], read_as: ReadAs) -> list[ShardInfo | Co
 def _as_pictures(found: ShardInfo | CollageError) -> ShardInfo | CollageError:
     if isinstance(found, CollageError) or found.is_picture:
         return found
-    why = found.no_pictures or (
-        f"its items are {found.dtype} {found.shape}; needed here: uint8 pictures (H, W, 1 or 3)"
-    )
-    return DataFault(f"{found.path}: {why}")
+    why = f"its items are {found.dtype} {found.shape}; needed here: uint8 pictures (H, W, 1 or 3)"
+    return DataFault(". ".join(filter(None, (f"{found.path}: {why}", found.conversion))))
 
 
 def _described(source: type[Source], path: Path, read_as: ReadAs) -> ShardInfo | CollageError:

@@ -1,6 +1,4 @@
-"""Sources in HDF5 files: `OpenShard` has pixels, `EncodedShard` has encoded pictures (JPEG and
-others), and `ForeignShard` reads files of other programs.
-"""
+"""Sources in HDF5 files: shards, and files of other programs."""
 
 from __future__ import annotations
 
@@ -16,16 +14,9 @@ from collage_mpi.shards.foreign import ArrayLayout
 from collage_mpi.shards.guard import inspect_shard
 from collage_mpi.shards.hdf5 import H5_LOCK, still_reading
 from collage_mpi.shards.members import Texts
-from collage_mpi.shards.schema import (
-    ShardInfo,
-    cells_name,
-    label_problem,
-    row_crc32,
-    rows_crc32,
-)
-from collage_mpi.shards.source import Checks, PictureSource, ReadAs, Source, slices_of
+from collage_mpi.shards.schema import ShardInfo, label_problem, rows_crc32
+from collage_mpi.shards.source import Checks, ReadAs, Source, slices_of
 
-BAD_FILE = "checksum does not match its bytes and label"
 FILTER_CACHE_BYTES = 64 << 20  # chunk cache, only for files whose chunks are compressed or cut rows
 
 
@@ -54,11 +45,10 @@ class OpenShard(Source):
                 labels = self._file[self._layout.labels][...].reshape(-1)
                 self.labels = labels.astype(np.int64, copy=False)
             self.crc32: Any = None if info.layout else self._file["crc32"][...]
-            self._cells_crc32 = {  # size in pixels -> (n,) uint32
-                px: self._file[f"{cells_name(px)}_crc32"][...] for px in info.cell_sizes
-            }
-            as_described = self._is_as_described()
-        if not as_described or (self.crc32 is not None and len(self.crc32) != info.count):
+            shape = self._images.shape
+        found = (shape[0], *self._layout.image_shape(shape))
+        rows = info.count if self.crc32 is None else len(self.crc32)
+        if found != (info.count, *info.shape) or rows != info.count:
             raise DataFault(f"{info.path}: has changed since it was checked. Start again.")
         wrong = None if self.labels is None else label_problem(self.labels, info.class_names)
         if wrong:
@@ -68,11 +58,6 @@ class OpenShard(Source):
     def describe(cls, path: Path, read_as: ReadAs) -> ShardInfo:
         """Check and describe the file in a child process; see `guard`."""
         return inspect_shard(path)
-
-    def _is_as_described(self) -> bool:
-        shape = self._images.shape
-        found = (shape[0], *self._layout.image_shape(shape))
-        return found == (self.info.count, *self.info.shape)
 
     def sound(self, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(m,) bool: whether the checksums of `pixels[places]`, as read from `rows`, match."""
@@ -93,19 +78,6 @@ class OpenShard(Source):
             for start, stop, first in slices_of(rows):
                 block = self._images[first : first + stop - start]
                 out[places[start:stop]] = self._layout.arrange(block)
-
-    def read_cells(
-        self, px: int, out: np.ndarray, places: np.ndarray, rows: np.ndarray
-    ) -> np.ndarray:
-        """Read stored cells of `px` pixels into `out[places]`, as `read_into` does. Returns their
-        stored checksums, (m,) uint32.
-        """
-        with still_reading(self.path):
-            cells = self._file[cells_name(px)]
-            for start, stop, first in slices_of(rows):
-                out[places[start:stop]] = cells[first : first + stop - start]
-        found: np.ndarray = self._cells_crc32[px][rows]
-        return found
 
     @classmethod
     def ids(cls, info: ShardInfo) -> Sequence[str] | None:
@@ -146,48 +118,3 @@ class ForeignShard(OpenShard):
     """A file of another program, which has other dataset names and axes and no checksums."""
 
     name, checks = "foreign", ""
-
-
-class EncodedShard(PictureSource, OpenShard):
-    """A shard of encoded pictures, which are decoded when they are read."""
-
-    name = "encoded"
-    own = ArrayLayout("encoded", "labels", "")
-
-    def _is_as_described(self) -> bool:
-        self._ends: np.ndarray = self._file["ends"][...]  # (n,) int64
-        return bool(self._images.shape == (self._ends[-1],))
-
-    def sound(self, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """(m,) bool: whether the rows have no fault. `_is_sound` has checked their checksums."""
-        return Source.sound(self, pixels, places, rows)
-
-    def _files(self, rows: np.ndarray) -> list[bytes | None]:
-        with still_reading(self.path):
-            return [*read_files(self._images, self._ends, rows)]
-
-    def _is_sound(self, row: int, data: bytes) -> bool:
-        tag = None if self.labels is None else int(self.labels[row])
-        sound = bool(row_crc32(data, tag) == self.crc32[row])
-        if not sound:
-            self.row_faults[row] = BAD_FILE
-        return sound
-
-
-def read_files(encoded: Any, ends: np.ndarray, rows: np.ndarray) -> list[bytes]:
-    """The bytes of the encoded images `rows`. Neighbouring rows are read together.
-
-    Args:
-        encoded: the open dataset, (bytes,) uint8.
-        ends: (n,) int64, where each image of the shard ends.
-        rows: (m,) int64, ascending; repeats are allowed.
-    """
-    starts = np.where(rows > 0, ends[rows - 1], 0).tolist()  # only of these rows
-    stops = ends[rows].tolist()
-    found: list[bytes] = []
-    for first, end, _ in slices_of(rows):
-        low = starts[first]
-        with H5_LOCK:
-            block = encoded[low : stops[end - 1]].tobytes()
-        found += [block[starts[i] - low : stops[i] - low] for i in range(first, end)]
-    return found

@@ -16,7 +16,6 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.shards.bounds import check_rows, check_unit
-from collage_mpi.shards.foreign import IMAGE_NAMES, LABEL_NAMES
 from collage_mpi.shards.members import name_text
 from collage_mpi.shards.remote import network_faults, opened, stat_of, url_of
 from collage_mpi.shards.schema import (
@@ -33,8 +32,11 @@ from collage_mpi.system.extras import optional
 from collage_mpi.system.files import reading
 from collage_mpi.system.printable import one_line
 
-NAMES = (*IMAGE_NAMES, "img", "picture", "jpg", "jpeg", "png", "bytes", "content")
-LABELS = (*LABEL_NAMES, "cls", "class", "class_name")
+NAMES = (
+    *("images", "imgs", "image", "x", "data", "img", "picture"),
+    *("jpg", "jpeg", "png", "bytes", "content"),
+)
+LABELS = ("labels", "label", "y", "targets", "target", "cls", "class", "class_name")
 GROUPS_KEPT = 2  # row groups in memory, because a batch may span two
 BATCH_ROWS = 1 << 10  # of further columns, decoded at a time
 FOOTER_BYTES = 8  # end of the file: length of the metadata, 4 bytes, and magic number

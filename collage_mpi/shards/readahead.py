@@ -87,29 +87,17 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class CellMaker:
-    """How the cells of images are made.
-
-    Attributes:
-        shrink: (n, H, W, C) uint8 -> (n, px, px, C) uint8.
-        stored_px: size of the cells to read from the shards instead; None to shrink all.
-    """
-
-    shrink: Callable[[np.ndarray], np.ndarray]
-    stored_px: int | None = None
-
-
-@dataclass(frozen=True)
 class ImageParts:
     """The parts of each image that are read.
 
     Attributes:
-        cells: how to make cells; None for a job without collages.
+        shrink: (n, H, W, C) uint8 -> (n, px, px, C) uint8, makes cells; None for a job without
+            collages.
         pixels: read pixels. If False, only the labels are read, and rows are not checked.
         files: keep an encoded image as a file, unless the file is larger than the pixels.
     """
 
-    cells: CellMaker | None = None
+    shrink: Callable[[np.ndarray], np.ndarray] | None = None
     pixels: bool = True
     files: bool = False
 
@@ -140,7 +128,7 @@ class ReadAhead:
     ) -> None:
         if batch < 1 or ahead < 1:
             raise ValueError(f"batch {batch} and ahead {ahead} must be at least 1")
-        self.cells_ns = 0  # time that the thread spent on making or reading cells
+        self.cells_ns = 0  # time that the thread spent on making cells
         self._shards = shards
         self._parts = parts
         self._order = np.asarray(order, np.int64)  # images that are not read yet
@@ -313,8 +301,9 @@ class ReadAhead:
         pixels, labels, good = self._shards.read_checked(chosen)
         if pixels.dtype != np.uint8:
             pixels = pixels.view(np.uint8)  # items travel as bytes until the network gets them
-        maker = self._parts.cells
-        cells = None if maker is None else self._make_cells(maker, chosen, pixels)
+        start_ns, shrink = time.monotonic_ns(), self._parts.shrink
+        cells = None if shrink is None else shrink(pixels)
+        self.cells_ns += time.monotonic_ns() - start_ns
         records = []
         for place, index in enumerate(chosen.tolist()):
             shard, row = self._shards.locate(index)
@@ -350,16 +339,3 @@ class ReadAhead:
             where = self._shards.locate(index)
             records.append(ImageRecord(index, *where, None, label, fault, file=data))
         return records
-
-    def _make_cells(self, maker: CellMaker, chosen: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-        """The cells of the images, (n, cell_px, cell_px, C) uint8. Damaged stored cells are made
-        again."""
-        start_ns = time.monotonic_ns()
-        if maker.stored_px is None:
-            cells = maker.shrink(pixels)
-        else:
-            cells, good = self._shards.read_cells(chosen, maker.stored_px)
-            if not good.all():
-                cells[~good] = maker.shrink(pixels[~good])
-        self.cells_ns += time.monotonic_ns() - start_ns
-        return cells

@@ -28,13 +28,11 @@ from collage_mpi.shards.inputs import (
     source_class,
     source_of,
 )
-from collage_mpi.shards.openshard import OpenShard
 from collage_mpi.shards.remote import Stamp
 from collage_mpi.shards.schema import (
     BadShard,
     ShardFault,
     ShardInfo,
-    rows_crc32,
     stamp_of,
 )
 from collage_mpi.shards.source import (
@@ -207,56 +205,11 @@ class ShardSet:
             for number, info in enumerate(self.infos)
         ]
 
-    @property
-    def cell_sizes(self) -> frozenset[int]:
-        """The sizes in pixels of cells that every shard has."""
-        return frozenset.intersection(*(frozenset(info.cell_sizes) for info in self.infos))
-
-    def read_cells(
-        self, indices: np.ndarray | Sequence[int], px: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Read stored cells of one of `cell_sizes`.
-
-        Args:
-            indices: (n,) global indices, which may repeat.
-            px: height and width of a cell.
-
-        Returns:
-            (n, px, px, C) uint8; and (n,) bool, False if a cell cannot be read or its checksum does
-            not match.
-
-        Raises:
-            ShardFault: a file can no longer be opened, or has been replaced or changed.
-        """
-        wanted = np.asarray(indices, dtype=np.int64)
-        cells = np.empty((len(wanted), px, px, self.shape[2]), dtype=np.uint8)
-        stored = np.zeros(len(wanted), dtype=np.uint32)
-        readable = np.ones(len(wanted), dtype=bool)
-        for shard, places in self._by_shard(wanted):
-            rows = wanted[places] - self._starts[shard]
-            with self._lock:
-                source = self._opened(shard)
-                assert isinstance(source, OpenShard)
-                try:
-                    stored[places] = source.read_cells(px, cells, places, rows)
-                except EnvironmentFault:
-                    readable[places] = False
-        return cells, readable & (rows_crc32(cells, None) == stored)
-
-    def read_files(self, indices: np.ndarray | Sequence[int]) -> list[bytes]:
-        """The bytes of encoded images; all shards must be encoded. Raises as `read`."""
-        found = []
-        files, _ = self.read_files_checked(indices)
-        for index, data in zip(np.asarray(indices).tolist(), files, strict=True):
-            if data is None:
-                raise self._bad_row(index)
-            found.append(data)
-        return found
-
     def read_files_checked(
         self, indices: np.ndarray | Sequence[int]
     ) -> tuple[list[bytes | None], np.ndarray | None]:
-        """The bytes of encoded images, with None for a bad row; and (n,) int64 labels, or None.
+        """The files of pictures, with None for a bad row; and (n,) int64 labels, or None. All
+        sources must be a `PictureSource`.
 
         Raises:
             ShardFault: as `read`. The shard then is in `lost`.

@@ -58,16 +58,13 @@ class ShardInfo:
         has_labels: whether every image has a label.
         source: where the images come from, in words.
         fingerprint: SHA-256 of the content, 64 hex digits.
-        cell_sizes: sizes in pixels of the stored cells (see cells.py).
         stamp: size, time and inode of the file when it was checked; None if unknown.
-        storage: the `name` of its `Source`: "images" (pixels), "encoded" (JPEG, PNG and others,
-            decoded when read), "foreign" (another program's HDF5 file, without checksums),
-            "folder" and others.
+        storage: the `name` of its `Source`: "images" (a shard), "foreign" (another program's HDF5
+            file, without checksums), "folder" and others.
         fit: how encoded pictures are resized (text of a `PictureFit`); None for pixels.
         layout: where images and labels are in a foreign file; see `foreign.ArrayLayout`.
         index: file with the list of the source's members; None if there is none.
         members: the list of members, only in the process that has made it. It is not sent.
-        no_pictures: if the items are not pictures: why, and which command converts them.
     """
 
     path: Path
@@ -77,7 +74,6 @@ class ShardInfo:
     has_labels: bool
     source: str
     fingerprint: str
-    cell_sizes: tuple[int, ...] = ()
     stamp: Stamp | None = field(default=None, compare=False)
     storage: str = "images"
     fit: str | None = None
@@ -85,12 +81,20 @@ class ShardInfo:
     index: str | None = field(default=None, compare=False)
     members: MemberIndex | None = field(default=None, compare=False, repr=False)
     dtype: str = "uint8"
-    no_pictures: str = field(default="", compare=False)
 
     @property
     def is_picture(self) -> bool:
         """Whether its items are (H, W, C) uint8 with the channels of a picture."""
         return self.dtype == "uint8" and len(self.shape) == 3 and self.shape[2] in CHANNELS
+
+    @property
+    def conversion(self) -> str:
+        """Which command makes pictures of another program's HDF5 file; "" if none is known."""
+        if self.storage != "foreign" or self.is_picture or not self.layout:
+            return ""
+        flags = ("--shape", "H,W") if len(self.shape) == 1 else ("--range=LOW:HIGH",)
+        typed = hdf5_command(self.path, self.layout["images"], self.layout["labels"], *flags)
+        return f"{typed} makes pictures of them"
 
     def fitted(self, fit: PictureFit) -> ShardInfo:
         """The description of the same pictures resized in another way."""
@@ -261,9 +265,11 @@ def remake_command(paths: Sequence[Path | str], shape: tuple[int, ...] | None = 
     )
 
 
-def cells_name(px: int) -> str:
-    """The name of the dataset with cells of `px` pixels; see cells.py."""
-    return f"cells_{px}"
+def hdf5_command(path: Path, images: str, labels: str | None, *flags: str) -> str:
+    """The `prep hdf5` command that makes shards of two datasets, in backquotes."""
+    words = ["collage-mpi", "prep", "hdf5", str(split_part(path)[0]), "--images", images]
+    words += ["--labels", labels] if labels else []
+    return f"`{shlex.join([*words, *flags, '--out', 'shards'])}`"
 
 
 def publish(temporary: Path, path: Path) -> str:

@@ -12,7 +12,6 @@ import numpy as np
 
 from collage_mpi.errors import DataFault
 from collage_mpi.shards.hdf5 import H5_LOCK, FileToWrite, create_file, text_array
-from collage_mpi.shards.pictures import PictureFit
 from collage_mpi.shards.schema import (
     DTYPES,
     FORMAT,
@@ -22,12 +21,9 @@ from collage_mpi.shards.schema import (
     chunk_rows,
     label_problem,
     publish,
-    row_crc32,
     rows_crc32,
 )
 from collage_mpi.system.files import temporary_name, writing
-
-BYTES_PER_CHUNK = 1 << 20  # of encoded images; an image may span two chunks
 
 
 class ShardWriter:
@@ -50,9 +46,6 @@ class ShardWriter:
         EnvironmentFault: the folder cannot be written.
     """
 
-    storage = "images"
-    fit: PictureFit | None = None
-
     def __init__(
         self,
         path: Path | str,
@@ -72,14 +65,21 @@ class ShardWriter:
         self._labels: list[np.ndarray] = []
         self._ids: list[str] = []
         self._crcs: list[np.ndarray] = []
-        self._ends: list[np.ndarray] = []  # of encoded images
         self._temporary = temporary_name(self.path)
         row_bytes = math.prod(self.shape) * np.dtype(self.dtype).itemsize
         rows = rows_per_chunk or chunk_rows(row_bytes)
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = FileToWrite(self._temporary, "w+")
-        self._file: Any = self._start_file(rows)
+        with H5_LOCK:
+            self._file: Any = create_file(self._stream)
+            self._file.create_dataset(
+                "images",
+                shape=(0, *self.shape),
+                maxshape=(None, *self.shape),
+                chunks=(rows, *self.shape),
+                dtype=self.dtype,
+            )
 
     def append(
         self,
@@ -102,8 +102,12 @@ class ShardWriter:
         if len(pixels) == 0:
             return
         tags = self._admit(len(pixels), labels, ids)
-        self._store(pixels, self.count)
-        self._count_in(rows_crc32(pixels, tags), tags, ids)
+        self._store(pixels)
+        self._crcs.append(rows_crc32(pixels, tags))
+        if tags is not None:
+            self._labels.append(tags)
+        self._ids.extend(ids or ())
+        self.count += len(pixels)
 
     def close(self) -> ShardInfo:
         """Complete and sync the file, rename it into place, and write its SHA-256 beside it.
@@ -130,8 +134,6 @@ class ShardWriter:
             has_labels=bool(self._labels),
             source=self.source,
             fingerprint=fingerprint,
-            storage=self.storage,
-            fit=None if self.fit is None else self.fit.text(),
         )
 
     def abandon(self) -> None:
@@ -150,20 +152,6 @@ class ShardWriter:
         elif not self._stream.closed:
             self.close()
 
-    def _start_file(self, rows: int) -> Any:
-        """Create the file with an empty dataset of images."""
-        row = () if self.storage == "encoded" else self.shape
-        with H5_LOCK:
-            file = create_file(self._stream)
-            file.create_dataset(
-                self.storage,
-                shape=(0, *row),
-                maxshape=(None, *row),
-                chunks=(rows if row else BYTES_PER_CHUNK, *row),
-                dtype=self.dtype,
-            )
-        return file
-
     def _admit(
         self,
         count: int,
@@ -178,21 +166,11 @@ class ShardWriter:
             raise DataFault(f"{self.path}: {len(ids)} ids for {count} images")
         return tags
 
-    def _count_in(
-        self, crcs: np.ndarray, tags: np.ndarray | None, ids: Sequence[str] | None
-    ) -> None:
-        self._crcs.append(crcs)
-        if tags is not None:
-            self._labels.append(tags)
-        self._ids.extend(ids or ())
-        self.count += len(crcs)
-
-    def _store(self, block: np.ndarray, stored: int) -> None:
-        """Append `block` to the dataset, which holds `stored` entries along its first axis."""
+    def _store(self, pixels: np.ndarray) -> None:
         with H5_LOCK:
-            dataset = self._file[self.storage]
-            dataset.resize(stored + len(block), axis=0)
-            dataset[stored:] = block
+            dataset = self._file["images"]
+            dataset.resize(self.count + len(pixels), axis=0)
+            dataset[self.count :] = pixels
         if self._stream.failure is not None:
             self.abandon()
             with writing(self.path):
@@ -218,85 +196,11 @@ class ShardWriter:
             file.attrs["source"] = text_array([self.source])[0]
             if self.recipe:
                 file.attrs["recipe"] = text_array([self.recipe])[0]
-            if self.fit is not None:
-                file.create_dataset("ends", data=np.concatenate(self._ends))  # (n,) int64
-                file.attrs["fit"] = text_array([self.fit.text()])[0]
             file.close()
         if self._stream.failure is not None:
             raise self._stream.failure
         os.fsync(self._stream.fileno())
         self._stream.close()
-
-
-class EncodedWriter(ShardWriter):
-    """Writes a shard of encoded pictures, which are stored unchanged and decoded when they are
-    read.
-
-    The bytes of all pictures are concatenated in one dataset, and `ends` has the end of each.
-    HDF5's variable-length type would put them into a heap, which has no checksum and is read one
-    picture at a time.
-
-    Args:
-        path: as for `ShardWriter`.
-        fit: how a reader resizes the pictures.
-        class_names: as for `ShardWriter`.
-        source: as for `ShardWriter`.
-        recipe: as for `ShardWriter`.
-    """
-
-    storage = "encoded"
-
-    def __init__(
-        self,
-        path: Path | str,
-        fit: PictureFit,
-        *,
-        class_names: Sequence[str] | None = None,
-        source: str = "",
-        recipe: str = "",
-    ) -> None:
-        self.fit = fit
-        self._nbytes = 0
-        super().__init__(path, fit.shape, class_names=class_names, source=source, recipe=recipe)
-
-    def append_files(
-        self,
-        files: Sequence[bytes],
-        labels: np.ndarray | Sequence[int] | None = None,
-        ids: Sequence[str] | None = None,
-    ) -> None:
-        """Add pictures, without checking that they can be decoded.
-
-        Args:
-            files: the bytes of n pictures, none empty.
-            labels: as for `ShardWriter.append`.
-            ids: as for `ShardWriter.append`.
-
-        Raises:
-            DataFault: a file is empty, or labels or ids do not fit the shard.
-            EnvironmentFault: the file cannot be written, for example for a full disk.
-        """
-        if not files:
-            return
-        if not all(files):
-            raise DataFault(f"{self.path}: an encoded image of 0 bytes")
-        tags = self._admit(len(files), labels, ids)
-        self._store(np.frombuffer(b"".join(files), dtype=np.uint8), self._nbytes)
-        ends = self._nbytes + np.cumsum([len(data) for data in files], dtype=np.int64)
-        self._ends.append(ends)
-        self._nbytes = int(ends[-1])
-        plain = [None] * len(files) if tags is None else tags.tolist()
-        crcs = [row_crc32(data, tag) for data, tag in zip(files, plain, strict=True)]
-        self._count_in(np.array(crcs, dtype=np.uint32), tags, ids)
-
-    def append(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray | Sequence[int] | None = None,
-        ids: Sequence[str] | None = None,
-    ) -> None:
-        """Always raises DataFault, because this shard holds encoded pictures and no pixels."""
-        raise DataFault(f"{self.path}: a shard of encoded images takes files, not pixels")
 
 
 def write_shard(

@@ -18,11 +18,13 @@ import numpy as np
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.shards.bounds import check_rows, check_unit
 from collage_mpi.shards.foreign import (
-    IMAGE_NAMES,
-    LABEL_NAMES,
     ArrayLayout,
     are_items,
-    channel_axes,
+    axes_of,
+    named_faults,
+    the_images,
+    the_labels,
+    what,
 )
 from collage_mpi.shards.members import Member, MemberIndex
 from collage_mpi.shards.remote import is_there, url_of
@@ -92,7 +94,6 @@ class ZarrSource(Source):
                 stamp=stamp_of(path),
                 storage=cls.name,
                 layout=layout.to_json(),
-                no_pictures="" if layout.axes else _no_pictures(images),
             )
 
     @classmethod
@@ -144,48 +145,27 @@ def _stored(folder: Path) -> int:
 
 
 def find_layout(path: Path) -> ArrayLayout:
-    """Find the arrays of images and labels by name, and the axes by shape.
+    """Find the arrays of images and labels, as in HDF5, and the axes by shape.
 
     Raises:
-        DataFault: no array of images fits, several do, or its type is not supported.
+        DataFault: no array can be the images, several can, or its type is not supported.
     """
     folder, part = split_part(path)
-    node, group = _node(path), ""
-    arrays = {}
-    if hasattr(node, "arrays"):
-        arrays = {name: array for name, array in node.arrays() if array.ndim}
-        group = part
-        found = [name for name in arrays if name.lower() in IMAGE_NAMES]
-        if len(found) != 1:
-            held = ", ".join(f"{n} ({a.dtype} {a.shape})" for n, a in sorted(arrays.items()))
-            which = f"may be in {' or '.join(found)}" if found else "are not found"
+    node, images, labels = _node(path), part, None
+    with named_faults(path):
+        if hasattr(node, "arrays"):
+            typed = f"{folder}{PART_MARK}"
+            arrays = {f"{part}/{name}".strip("/"): array for name, array in node.arrays()}
+            images = the_images(arrays, f"{typed}NAME")
+            labels = the_labels(arrays, images, arrays[images], f"{typed}{images} takes no labels")
+            node = arrays[images]
+        if not are_items(node):
             raise DataFault(
-                f"{path}: images {which}; it holds {held or 'no array'}: say which, such as "
-                f"{folder}{PART_MARK}images"
+                f"{path}: the array is {what(node)}; needed: {', '.join(DTYPES)} with 2 axes or "
+                "more, none of them empty"
             )
-        images, inside = arrays[found[0]], found[0]
-    else:
-        images, inside = node, part
-    label = next((name for name in sorted(arrays) if name.lower() in LABEL_NAMES), None)
-    axes = _axes(images, path)
-    names = (f"{group}/{name}".strip("/") if name else name for name in (inside, label))
-    return ArrayLayout(next(names) or "", next(names), axes)
-
-
-def _axes(images: Any, path: Path) -> str:
-    if not are_items(images):
-        raise DataFault(f"{path}: {_no_pictures(images)}; or items of {', '.join(DTYPES)}")
-    if images.dtype != np.uint8:
-        return ""
-    first, last = channel_axes(images.shape)
-    return "NHW" if len(images.shape) == 3 else "NHWC" if last else "NCHW" if first else ""
-
-
-def _no_pictures(images: Any) -> str:
-    return (
-        f"the array is {images.dtype} {images.shape}; needed: uint8, and (n, height, width), "
-        "(n, height, width, 1 or 3) or (n, 1 or 3, height, width)"
-    )
+    axes = axes_of(node.shape) if node.dtype == np.uint8 else ()
+    return ArrayLayout(images, labels, axes[0] if axes else "")
 
 
 def _check_labels(labels: Any, count: int, path: Path, names: tuple[str, ...] | None) -> None:

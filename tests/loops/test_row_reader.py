@@ -23,7 +23,7 @@ from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.job import worker
-from collage_mpi.job.encoders import make_cell_maker, make_encoder
+from collage_mpi.job.encoders import make_encoder
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.messages import End, Fault, Hello, Shards
 from collage_mpi.job.row_reader import RowReader, described
@@ -36,7 +36,6 @@ from collage_mpi.mpi.tasks import WireTask, pack_file, pack_places
 from collage_mpi.scheduler.events import Send, Unread
 from collage_mpi.shards import ReadAhead, ShardSet, write_shard
 from collage_mpi.shards import reader as shards_reader
-from collage_mpi.shards.cells import add_cells
 from collage_mpi.shards.check import inspect_here
 from collage_mpi.shards.pictures import PictureFit
 from collage_mpi.shards.readahead import ImageParts
@@ -284,15 +283,14 @@ def test_a_place_beyond_the_input_is_a_defect_of_the_wire(
 PX = 2
 
 
-def pictures(folder: Path, stored: bool) -> ShardSet:
-    """Random images of two shards, 4 px, with cells of 2 px where these are to be stored."""
-    rng, paths = np.random.default_rng(0), []
-    shrink = Encoder(Grid(2, PX), SHAPE).shrink
+def pictures(folder: Path) -> ShardSet:
+    """Random images of two shards, 4 px."""
+    rng, infos = np.random.default_rng(0), []
     for name in ("a", "b"):
         images = rng.integers(1, 256, (5, *SHAPE), dtype=np.uint8)
         path = write_shard(folder / f"{name}.h5", images, LABELS[:5]).path
-        paths.append(add_cells(path, folder / "cells", PX, shrink)[0] if stored else path)
-    return ShardSet([inspect_here(path, hash_file=False) for path in paths])
+        infos.append(inspect_here(path, hash_file=False))
+    return ShardSet(infos)
 
 
 def found_again(shards: ShardSet) -> ShardSet:
@@ -333,8 +331,8 @@ def give_group(
 
 def as_rank_0_would(shards: ShardSet, encoder: Encoder, items: dict[int, int]) -> np.ndarray:
     """The message's pixels where rank 0 reads; items: cell -> index of its image."""
-    maker = make_cell_maker(encoder, shards.cell_sizes)
-    with ReadAhead(shards, sorted(items.values()), parts=ImageParts(cells=maker)) as reader:
+    parts = ImageParts(shrink=encoder.shrink)
+    with ReadAhead(shards, sorted(items.values()), parts=parts) as reader:
         feed = ImageBuffer(reader, encoder, 1, lambda: 0)
         ids = {}
         while len(ids) < len(items):
@@ -344,10 +342,8 @@ def as_rank_0_would(shards: ShardSet, encoder: Encoder, items: dict[int, int]) -
     return packed.buffer[packed.nbytes - np.prod(encoder.input_shape) : packed.nbytes]
 
 
-@pytest.mark.parametrize("stored", [False, True])
-def test_a_rank_pastes_what_rank_0_would_have(stored: bool, tmp_path: Path) -> None:
-    shards = pictures(tmp_path, stored)
-    assert shards.cell_sizes == ({PX} if stored else set())
+def test_a_rank_pastes_what_rank_0_would_have(tmp_path: Path) -> None:
+    shards = pictures(tmp_path)
     bench, looker = grouped(shards, "collage")
     cells = [0, 3]
     give_group(bench, "collage", cells, (1, 4), (0, 2))
@@ -360,31 +356,13 @@ def test_a_rank_pastes_what_rank_0_would_have(stored: bool, tmp_path: Path) -> N
 
 
 def test_a_single_network_is_shown_the_image_itself(tmp_path: Path) -> None:
-    bench, looker = grouped(pictures(tmp_path, stored=True), "single")
+    bench, looker = grouped(pictures(tmp_path), "single")
     give_group(bench, "single", [3], (1, 2))
     assert looker.shown.shape == (1, *SHAPE)
 
 
-def test_stored_cells_are_read_in_the_place_of_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shards = pictures(tmp_path, stored=True)
-    bench, looker = grouped(shards, "collage")
-    with monkeypatch.context() as patched:
-        patched.delattr(ShardSet, "read_checked")
-        give_group(bench, "collage", [1], (0, 3))
-    shown = looker.shown.copy()
-    bench.worker.session.end()
-    with h5py.File(shards.infos[0].path, "r+") as file:
-        file["cells_2"][3, 0, 0] ^= 1  # made again of its image
-    bench, looker = grouped(found_again(shards), "collage")
-    give_group(bench, "collage", [1], (0, 3))
-    assert bench.results[-1].unread == ()
-    assert np.array_equal(looker.shown, shown)
-
-
 def test_what_cannot_be_read_is_blank_and_the_rest_answers(tmp_path: Path) -> None:
-    shards = pictures(tmp_path, stored=False)
+    shards = pictures(tmp_path)
     with h5py.File(shards.infos[0].path, "r+") as file:
         file["images"][2, 1, 1] ^= 1
     shards = found_again(shards)
@@ -402,7 +380,7 @@ def test_what_cannot_be_read_is_blank_and_the_rest_answers(tmp_path: Path) -> No
 
 
 def test_an_image_of_a_group_that_cannot_be_read_leaves_the_others(tmp_path: Path) -> None:
-    shards = pictures(tmp_path, stored=False)
+    shards = pictures(tmp_path)
     images, _ = shards.read(np.array([1, 3]))
     shards.close()
     with h5py.File(shards.infos[0].path, "r+") as file:
@@ -424,7 +402,7 @@ def test_a_shard_that_goes_leaves_the_others_cells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards_reader, "OPEN_FILES", 1)  # so that it is opened anew
-    shards = pictures(tmp_path, stored=True)
+    shards = pictures(tmp_path)
     bench, looker = grouped(shards, "collage")
     shards.infos[0].path.unlink()
     give_group(bench, "collage", [0, 1], (0, 1), (1, 1))

@@ -47,7 +47,7 @@ def test_jpegs_under_mpi_with_a_network_of_ones_own(mpi, mpiexec, tmp_path: Path
             Image.fromarray(pixels).save(folder / f"{number}.jpg")
     (tmp_path / "pictures" / "1 red" / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     prep = ["-m", "collage_mpi", "prep", "images", "pictures", "--out", "shards"]
-    done = mpiexec(3, [*prep, "--images-per-shard", "10", "--store", "encoded"])
+    done = mpiexec(3, [*prep, "--images-per-shard", "10"])
     assert done.returncode == ExitCode.COMPLETE_WITH_ERRORS, done.stderr
     assert "rank 2: " in done.stdout
     assert len(list((tmp_path / "shards").glob("*.h5"))) == 4

@@ -16,8 +16,6 @@ from test_run import QUICK, check_run, make_shard, one_message
 
 from collage_mpi.errors import ExitCode
 from collage_mpi.results import OUTCOMES, read_results, verify_run
-from collage_mpi.shards import EncodedWriter
-from collage_mpi.shards.pictures import PictureFit
 
 pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi]
 
@@ -25,18 +23,20 @@ WORLD = 5
 SMALL = ("--single", "null", "--side", "2", "--order", "shuffle:1")
 GROUPED = ("--collage", "null", "--cell-px", "8")
 ONLY = (*GROUPED, "--collage-ranks", "4")
+PHOTOS = ("--image-px", "32")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two shards of pixels, 123 images; two of pictures, 40."""
+    """Two shards, 123 images; two folders of pictures, 40."""
     folder = tmp_path_factory.mktemp("data")
     make_shard(folder / "a.h5", 0, 70)
     make_shard(folder / "b.h5", 70, 53)
     for name in ("c", "d"):
-        with EncodedWriter(folder / f"{name}.h5", PictureFit(32), source="made up") as writer:
-            files = [picture(ord(name) + k) for k in range(20)]
-            writer.append_files(files, [k % 2 for k in range(20)], [f"{k}.jpg" for k in range(20)])
+        for k in range(20):
+            path = folder / name / f"class {k % 2}" / f"{k}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture(ord(name) + k))
     return folder
 
 
@@ -50,7 +50,7 @@ def picture(seed: int) -> bytes:
 
 
 def shards(folder: Path, names: str) -> list[Path]:
-    return [folder / f"{name}.h5" for name in names]
+    return [folder / (f"{name}.h5" if name in "ab" else name) for name in names]
 
 
 def damage(path: Path, *rows: int) -> None:
@@ -72,11 +72,11 @@ def rows_of(out: Path) -> list[tuple]:
 def test_the_rows_are_those_of_rank_0s_reading(mpi, data, tmp_path):
     schemes = [
         ("none", "ab", ()),
-        ("none", "cd", ("--batch", "3", "--assign", "pull", "--endgame", "on")),
-        ("hedge", "cd", ("--hedge-ms", "0.1")),
-        ("collage-only", "cd", (*ONLY, "--batch", "2")),
+        ("none", "cd", (*PHOTOS, "--batch", "3", "--assign", "pull", "--endgame", "on")),
+        ("hedge", "cd", (*PHOTOS, "--hedge-ms", "0.1")),
+        ("collage-only", "cd", (*ONLY, *PHOTOS, "--batch", "2")),
         ("collage", "ab", (*GROUPED, "--singles", "3", "--assign", "finish")),
-        ("cascade-batch", "cd", ("--batch", "2")),
+        ("cascade-batch", "cd", (*PHOTOS, "--batch", "2")),
     ]
     cases = []
     for scheme, which, more in schemes:

@@ -61,12 +61,11 @@ def ids_of(folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("store", ["raw", "encoded"])
 def test_a_tree_becomes_shards(
-    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], store: str
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    flags = ["prep", "images", str(tree), f"--out={out}", f"--store={store}", *SMALL]
+    flags = ["prep", "images", str(tree), f"--out={out}", *SMALL]
     assert main([*flags, "--images-per-shard=16"]) == 0
     said = capsys.readouterr().out
     assert "30 images of 8 x 8 x 3, 3 classes, in 2 shards" in said
@@ -129,15 +128,14 @@ def test_what_is_done_is_not_done_again(
     assert len(list(out.glob("*.h5"))) == 6
 
 
-@pytest.mark.parametrize("store", ["raw", "encoded"])
 def test_unreadable_pictures_are_listed_or_stop_it(
-    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], store: str
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tree / "bee" / "zz\tz.png").write_bytes(picture(1)[:40])
     (tree / "bee" / "empty.jpg").write_bytes(b"")
     (tree / "ant" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     out = tmp_path / "out"
-    flags = ["prep", "images", str(tree), f"--out={out}", f"--store={store}", *SMALL]
+    flags = ["prep", "images", str(tree), f"--out={out}", *SMALL]
     assert main([*flags, "--unreadable=stop"]) == ExitCode.DATA
     assert re.search("(bee|ant)/.*: ", capsys.readouterr().err)
     assert list(out.iterdir()) == []
@@ -155,14 +153,13 @@ def test_unreadable_pictures_are_listed_or_stop_it(
         assert len(shards) == 30
 
 
-@pytest.mark.parametrize("store", ["raw", "encoded"])
 def test_small_pictures_are_enlarged_only_where_it_is_said(
-    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], store: str
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for k, size in enumerate([(7, 30), (1, 1), (8, 8)]):
         (tree / "cat" / f"small{k}.png").write_bytes(picture(9, size))
     out = tmp_path / "out"
-    flags = ["prep", "images", str(tree), f"--out={out}", f"--store={store}", *SMALL]
+    flags = ["prep", "images", str(tree), f"--out={out}", *SMALL]
     assert main(flags) == ExitCode.COMPLETE_WITH_ERRORS
     said = capsys.readouterr().out
     assert "31 images of 8 x 8 x 3" in said

@@ -15,7 +15,7 @@ from PIL import Image
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.models.info import NetworkInfo, check_fit
-from collage_mpi.shards import EncodedWriter, ShardSet, inspect_shard, verify_shard, write_shard
+from collage_mpi.shards import ShardSet, inspect_shard, verify_shard, write_shard
 from collage_mpi.shards.inputs import ids_of
 from collage_mpi.shards.pictures import PictureFit, fit_pixels, picture_pixels
 
@@ -33,14 +33,6 @@ def raw(tmp_path: Path) -> Path:
     write_shard(tmp_path / "in/a.h5", IMAGES[:4], LABELS[:4], IDS[:4], **first)
     write_shard(tmp_path / "in/b.h5", IMAGES[4:], LABELS[4:], class_names=NAMES)
     return tmp_path / "in"
-
-
-@pytest.fixture
-def encoded(tmp_path: Path) -> Path:
-    """A shard of PNG files of 20 x 16, to be read as 12 x 12."""
-    with EncodedWriter(tmp_path / "enc/e.h5", PictureFit(12), class_names=NAMES) as writer:
-        writer.append_files(FILES, LABELS, IDS)
-    return tmp_path / "enc"
 
 
 def png(image: np.ndarray) -> bytes:
@@ -73,34 +65,24 @@ def test_resized_images_keep_ids_labels_names_and_source(raw: Path) -> None:
     assert ids == [*IDS[:4], "b.h5:0", "b.h5:1", "b.h5:2"]
 
 
-def test_to_encoded_and_back_loses_nothing(raw: Path) -> None:
-    with make(raw, "--store=encoded") as shards:
-        assert shards.infos[0].storage == "encoded"
-        np.testing.assert_array_equal(shards.read_all()[0], IMAGES)
-    (raw.parent / "out").rename(raw.parent / "first")
-    with make(raw.parent / "first") as shards:
-        assert shards.infos[0].storage == "images"
-        np.testing.assert_array_equal(shards.read_all()[0], IMAGES)
-
-
-@pytest.mark.parametrize("store", ["raw", "encoded"])
 @pytest.mark.parametrize(
     ("flags", "fit"),
     [
-        ([], PictureFit(12)),
+        ([], PictureFit(224)),
         (["--size=6"], PictureFit(6)),
         (["--size=6", "--fit=letterbox", "--channels=1"], PictureFit(6, "letterbox", None, 1)),
     ],
 )
-def test_encoded_images_are_decoded_anew_or_kept(
-    encoded: Path, store: str, flags: list[str], fit: PictureFit
+def test_pictures_are_decoded_at_the_wanted_size(
+    tmp_path: Path, flags: list[str], fit: PictureFit
 ) -> None:
-    with make(encoded, f"--store={store}", *flags) as shards:
+    (tmp_path / "photos").mkdir()
+    for number, data in enumerate(FILES):
+        (tmp_path / "photos" / f"{number}.png").write_bytes(data)
+    with make(tmp_path / "photos", *flags) as shards:
         expected = [picture_pixels(data, fit) for data in FILES]
         np.testing.assert_array_equal(shards.read_all()[0], expected)
-        assert ids_of(shards.infos[0]) == IDS
-        if store == "encoded":
-            assert shards.read_files([6, 0, 6]) == [FILES[6], FILES[0], FILES[6]]
+        assert ids_of(shards.infos[0]) == [f"{number}.png" for number in range(7)]
 
 
 def test_shuffled_cut_and_with_other_labels(raw: Path) -> None:
@@ -143,17 +125,14 @@ def test_the_folder_that_is_read_is_not_written(raw: Path) -> None:
     assert (raw / "a.h5").exists()
 
 
-def test_a_damaged_row_ends_it(encoded: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = encoded / "e.h5"
-    at = path.read_bytes().index(FILES[3])
-    with path.open("r+b") as stream:
-        stream.seek(at + 60)
-        stream.write(b"damage")
-    (encoded / "e.h5.sha256").unlink()
-    for store in ("raw", "encoded"):
-        words = ["prep", "shards", str(path), f"--out={encoded.parent / store}"]
-        assert main([*words, f"--store={store}"]) == ExitCode.DATA
-        assert "row 3: checksum does not match" in capsys.readouterr().err
+def test_a_damaged_row_ends_it(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = raw / "a.h5"
+    with h5py.File(path, "r+") as file:
+        file["images"][3] ^= 1
+    (raw / "a.h5.sha256").unlink()
+    words = ["prep", "shards", str(path), f"--out={raw.parent / 'out'}"]
+    assert main(words) == ExitCode.DATA
+    assert "row 3: checksum does not match" in capsys.readouterr().err
 
 
 def typed(message: str) -> int:
@@ -196,10 +175,8 @@ def test_what_is_said_of_a_file_without_checksums_works_as_typed(
     assert main(shlex.split(next(one for one in said if "prep shards" in one))[1:]) == 0
     (problem,) = verify_shard("f.h5")
     assert "prep shards f.h5" in problem
-    code = main(["shards", "add-cells", "f.h5", "--cell-px=2", "--out=c"])
-    assert code == ExitCode.DATA
     (tmp_path / "shards").rename(tmp_path / "before")
-    assert typed(capsys.readouterr().err) == 0
+    assert typed(problem) == 0
     with ShardSet.open(["shards"]) as shards:
         np.testing.assert_array_equal(shards.read_all()[0], IMAGES)
 

@@ -9,11 +9,15 @@ are held by test_old_runs.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import h5py
+import numpy as np
 import pytest
 from test_docs import flags_of
 
@@ -21,7 +25,7 @@ import collage_mpi
 from collage_mpi import results, shards
 from collage_mpi.cli import main
 from collage_mpi.commands import COMMANDS
-from collage_mpi.errors import ExitCode
+from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.models import describe, load_predictor
 from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
@@ -77,17 +81,54 @@ def test_an_export_has_all_its_columns(table: str, tmp_path: Path) -> None:
     assert set(PROMISED["columns"][table]) <= set(columns(tmp_path)[table])
 
 
-@pytest.mark.parametrize("name", ["input.h5", "encoded.h5"])
-def test_a_shard_is_read(name: str) -> None:
-    with shards.ShardSet.open([KEPT / name]) as opened:
-        rows = [row for row in range(20) if not (name == "input.h5" and row == 13)]  # damaged
+def test_a_shard_is_read() -> None:
+    with shards.ShardSet.open([KEPT / "input.h5"]) as opened:
+        rows = [row for row in range(20) if row != 13]  # damaged
         images, labels = opened.read(rows)
     assert labels is not None
     assert labels.tolist() == images[..., 0].max(2).argmax(1).tolist() == [r % 5 for r in rows]
 
 
+def program(of: int) -> str:
+    """A program of the part `Old shards` of docs/shards.md."""
+    part = (KEPT.parents[2] / "docs/shards.md").read_text().partition("## Old shards")[2]
+    return re.findall(r"```python\n(.*?)```", part, re.S)[of]
+
+
+def test_a_shard_of_picture_files_is_refused_and_a_program_takes_them_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(KEPT / "encoded.h5", "old.h5")
+    with pytest.raises(DataFault, match=r"holds picture files.*`Old shards`"):
+        shards.ShardSet.open(["old.h5"])
+    exec(program(0), {})
+    assert len(list(Path("photos").iterdir())) == 5
+    assert main(["prep", "images", "photos", "--size=8", "--enlarge", "--out=new"]) == 0
+    with shards.ShardSet.open(["new"]) as opened:
+        images, labels = opened.read_all()
+    assert labels.tolist() == images[..., 0].max(2).argmax(1).tolist()
+
+
+def test_a_shard_with_cells_is_refused_and_a_program_takes_them_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shards.write_shard("old.h5", np.zeros((3, 8, 8, 1), np.uint8))
+    with h5py.File("old.h5", "r+") as file:
+        file["cells_4"], file["cells_4_crc32"] = np.zeros((3, 4, 4, 1), "u1"), np.zeros(3, "u4")
+    with pytest.raises(DataFault, match="SHA-256"):
+        shards.ShardSet.open(["old.h5"])
+    Path("old.h5.sha256").write_text(hashlib.sha256(Path("old.h5").read_bytes()).hexdigest())
+    with pytest.raises(DataFault, match=r"holds cells \(cells_4\).*`Old shards`"):
+        shards.ShardSet.open(["old.h5"])
+    exec(program(1), {})
+    with shards.ShardSet.open(["old.h5"]) as opened:
+        assert len(opened.read_all()[0]) == 3
+
+
 def test_networks_are_read_and_answer_as_they_did() -> None:
-    with shards.ShardSet.open([KEPT / "encoded.h5"]) as opened:
+    with shards.ShardSet.open([KEPT / "input.h5"]) as opened:
         images, _ = opened.read(range(5))
     single = load_predictor(str(KEPT / "single.safetensors"), "single")
     assert single.predict(images)[:, 0].argmax(1).tolist() == [0, 1, 2, 3, 4]

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from collage_mpi.encoding.collage import Encoder
+from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.results.rows import reason_bytes
 from collage_mpi.shards import ReadAhead, ShardSet, write_shard
@@ -31,6 +33,14 @@ def shards(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
     ]
     with ShardSet(infos) as opened:
         yield opened
+
+
+def test_cells_are_made_of_the_images_ahead(shards: ShardSet) -> None:
+    shrink, order = Encoder(Grid(2, 1), IMAGES.shape[1:]).shrink, [3, 49, 0, 5, 3, 19, 20]
+    with ReadAhead(shards, order, batch=5, parts=ImageParts(shrink=shrink)) as reader:
+        records = [record for _ in order for record in reader.take(1)]
+        assert reader.cells_ns > 0
+    assert np.array_equal([r.cell for r in records], shrink(IMAGES[order]))
 
 
 @settings(
