@@ -163,7 +163,7 @@ def _unreported(ending: Ending, must_report: bool) -> tuple[int, str | None]:
     nobody = code == ExitCode.DEFECT and ending.reached is Reached.NO_RANK
     if code in _KNOWN_CODES and not (killed or (named and code != 0) or nobody):
         return code, None
-    guess = ": a rank has died, or MPI cannot start (is /dev/shm full?)"
+    guess = ": a rank or a host has died, or MPI cannot start (is /dev/shm full?)"
     return int(ExitCode.ENVIRONMENT), (
         f"{_who_ended(ending)} before the job had begun{'' if named and not killed else guess}; "
         "collage-mpi doctor says more"
