@@ -21,6 +21,7 @@ from pathlib import Path
 from collage_mpi.system.process_tree import process_table
 
 ROOT = Path(__file__).parents[2]
+CLOCK = "/tmp/.ahead"  # on each host: how many seconds its date is ahead
 REMOTE_SHELL = Path(__file__).parent / "remote_shell.py"
 NET = "10.77.0"
 NOBODY = "02:00:00:00:ff:ff"  # the hardware address of no host: what is sent there is lost
@@ -47,7 +48,7 @@ echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6
 echo "$BOOT" >/dev/shm/.boot
 mount --bind /dev/shm/.boot /proc/sys/kernel/random/boot_id
 rm /dev/shm/.boot
-echo "$AHEAD" >/tmp/.ahead
+echo "$AHEAD" >"$CLOCK"
 "$PYTHON" -IS "$REMOTE_SHELL" serve &
 wait
 """
@@ -138,7 +139,7 @@ class Hosts:
         kept = [f"{path}={path}" for path in (ROOT, sys.prefix)] + [f"{seen}={self.shared}"]
         clock = ("--time", f"--monotonic={abs(ahead_s)}", f"--boottime={abs(ahead_s)}")
         env = {"PYTHON": sys.executable, "REMOTE_SHELL": str(REMOTE_SHELL)}
-        env |= {"BOOT": str(uuid.uuid4()), "AHEAD": str(ahead_s)}
+        env |= {"BOOT": str(uuid.uuid4()), "AHEAD": str(ahead_s), "CLOCK": CLOCK}
         words = ["unshare", *APART, *clock, "sh", "-c", INIT, "host", name]
         process = _popen(*words, str(self.shared / "hosts"), *kept, **env)
         self.up[number] = Host(number, ahead_s, process)

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 import h5py
 from chaos_plan import SCHEMES, shape_of_work
 from chaos_round import environment
-from hosts import REMOTE_SHELL, hosts, missing, name_of
+from hosts import CLOCK, REMOTE_SHELL, hosts, missing, name_of
 from mortal_jobs import marked_shard
 
 from collage_mpi.errors import EnvironmentFault, ExitCode
@@ -186,7 +186,7 @@ class Game:
         self.mpi = find_mpi().family
         self.verdict = Verdict(play, self.mpi)
         self._gone: set[int] = set()  # hosts that are not there any more
-        self._over: list[tuple[str, float]] = []  # of each session its mark, and when it ended
+        self._over: dict[str, float] = {}  # marks of sessions with processes, and when they ended
         folder.mkdir(parents=True)
         self.shard = marked_shard(folder / "a.h5", IMAGES)
 
@@ -200,8 +200,7 @@ class Game:
                 if self.verdict.wrong or self._complete():
                     break
                 self._mend(fault)
-            for tag, over_s in self._over:
-                self._judge_leftovers(tag, over_s)
+            self._judge_leftovers()
         self._judge_rows()
         self.verdict.seconds = time.monotonic() - start_s
         return self.verdict
@@ -246,9 +245,12 @@ class Game:
                 env=environment(stage, tag), start_new_session=True,
             )  # fmt: skip
         acts = iter(()) if fault is None else self._acts(fault, stage, process)
-        due_s = 0.0
+        due_s = watch_s = 0.0
         while process.poll() is None:
             now_s = time.monotonic()
+            if now_s >= watch_s:
+                watch_s = now_s + 1.0
+                self._watch_leftovers()
             if now_s >= due_s:
                 pause_s = next(acts, None)
                 due_s = LIMIT_S + start_s if pause_s is None else now_s + pause_s
@@ -259,7 +261,7 @@ class Game:
                 self.verdict.wrong.append(f"session {number} did not end in {LIMIT_S:g} s")
                 break
             time.sleep(TICK_S)
-        self._over.append((tag, time.monotonic()))
+        self._over[tag] = time.monotonic()
         process.kill()
         self._judge_code(number, process.wait(), fault, stage)
 
@@ -269,7 +271,8 @@ class Game:
         file = stage / "hosts"
         pattern = "{} slots={}\n" if openmpi else "{}:{}\n"
         file.write_text("".join(pattern.format(name_of(n), k) for n, k in slots.items()))
-        found = {"HOST_CLOCK": "/tmp/.ahead"}
+        sent = "HOST_CLOCK CHAOS_TAG CHAOS_FOLDER PYTHONPATH"
+        found = {"HOST_CLOCK": CLOCK, "SEND_ENV": sent}
         if openmpi:
             found |= {
                 "PRTE_MCA_plm_ssh_agent": str(REMOTE_SHELL),
@@ -325,20 +328,29 @@ class Game:
 
     # ---- verdicts -----------------------------------------------------------
 
-    def _judge_leftovers(self, tag: str, over_s: float) -> None:
+    def _watch_leftovers(self) -> None:
+        """Of sessions that are over: note when their last process has ended."""
+        for tag, over_s in [*self._over.items()]:
+            if not holders_of(tag):
+                del self._over[tag]
+                self.verdict.left_s = max(self.verdict.left_s, time.monotonic() - over_s)
+
+    def _judge_leftovers(self) -> None:
         """No process of a session lives on for longer than LEFT_S, on hosts that are up.
 
         But for ranks of MPICH that nobody can tell: faults.md names this limit.
         """
         play, verdict = self.play, self.verdict
-        while (left := holders_of(tag)) and time.monotonic() < over_s + LEFT_S:
+        until_s = max(self._over.values(), default=0.0) + LEFT_S
+        while self._over and time.monotonic() < until_s:
+            self._watch_leftovers()
             time.sleep(0.1)
-        verdict.left_s = max(verdict.left_s, time.monotonic() - over_s)
+        left = {pid for tag in self._over for pid in holders_of(tag)}
         names = [Path(f"/proc/{pid}/cmdline").read_bytes()[:60] for pid in left]
-        if names and (self.mpi, play.on_loss, verdict.met) == ("mpich", "abort", True):
+        if (self.mpi, play.on_loss, verdict.met) == ("mpich", "abort", True):
             verdict.stayed = len(names)
-        elif names:
-            verdict.wrong.append(f"{len(names)} processes were left: {names[0]!r}")
+        elif names or verdict.left_s > LEFT_S:
+            verdict.wrong.append(f"processes were left for over {LEFT_S:g} s: {names}")
         for pid in left:
             os.kill(pid, signal.SIGKILL)
 

@@ -2,11 +2,13 @@
 """The remote shell of a virtual host: a daemon on it, and the command that MPI's launchers call.
 
 It takes the place of sshd and ssh: what it starts is a child of the host's daemon, and everything
-travels over the hosts' network. Usage: remote_shell.py serve; remote_shell.py [-x] HOST WORD...
+travels over the hosts' network. SEND_ENV has the names of variables that go with the command.
+Usage: remote_shell.py serve; remote_shell.py [-x] HOST WORD...
 """
 
 import asyncio
 import os
+import shlex
 import socket
 import struct
 import sys
@@ -83,8 +85,10 @@ def main() -> None:
     if sys.argv[1:] == ["serve"]:
         asyncio.run(serve())
     words = [word for n, word in enumerate(sys.argv[1:]) if n > 1 or not word.startswith("-")]
+    named = [name for name in os.environ.get("SEND_ENV", "").split() if name in os.environ]
+    sent = "".join(f"export {shlex.quote(f'{n}={os.environ[n]}')}; " for n in named)
     try:
-        status = call(words[0], " ".join(words[1:]))
+        status = call(words[0], sent + " ".join(words[1:]))
     except OSError:
         status = 255
     sys.stdout.flush()

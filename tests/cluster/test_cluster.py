@@ -5,13 +5,15 @@ All plays run at once, as they mostly wait. `python tests/cluster/plays.py` runs
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
-from hosts import REMOTE_SHELL, hosts, missing
-from plays import Fault, Play, Verdict, make_play, play_one, pool_of
+from hosts import CLOCK, REMOTE_SHELL, hosts, missing
+from plays import Fault, Play, Verdict, environment, make_play, play_one, pool_of
 
 WHY_NOT = missing()
 pytestmark = [
@@ -137,8 +139,11 @@ def test_drawn_play(number: int, playing: dict[str, Future[Verdict]]) -> None:
 
 def test_hosts_are_apart_and_a_network_loses_what_it_is_told_to(tmp_path) -> None:
     """Else the plays would prove nothing."""
-    shell = str(REMOTE_SHELL)
-    with hosts(tmp_path, [0, 5000]) as two:
+    shell, other = str(REMOTE_SHELL), tmp_path / "other"
+    other.mkdir()
+    (other / "theirs").touch()
+    with hosts(tmp_path, [0, 5000], {"h2": other}) as two:
+        assert "theirs" in two.run(2, ["ls", str(tmp_path)], 10)
         two.run(1, ["touch", "/tmp/own", "/dev/shm/own"], 10)
         there = two.run(1, [shell, "h2", "hostname; ls /tmp /dev/shm; ls /proc; ip route"], 10)
         assert there.startswith("h2\n")
@@ -147,6 +152,10 @@ def test_hosts_are_apart_and_a_network_loses_what_it_is_told_to(tmp_path) -> Non
         assert str(two.up[1].process.pid) not in there.split()
         uptimes = [float(two.run(n, ["cat", "/proc/uptime"], 10).split()[0]) for n in (1, 2)]
         assert uptimes[1] - uptimes[0] > 4000
+        inside = environment(tmp_path, "NO=tag")["PYTHONPATH"]
+        told = (f"PYTHONPATH={inside}", f"HOST_CLOCK={CLOCK}")
+        date = [*told, sys.executable, "-c", "import time; print(time.time())"]
+        assert float(two.run(2, ["env", *date], 20)) - time.time() > 4000
         for harm in ({"sends": False}, {"hears": False}):
             two.cut(2, **harm)
             assert "none" in two.run(1, ["sh", "-c", f"timeout 1 {shell} h2 true || echo none"], 10)
