@@ -67,6 +67,22 @@ def made_batch(batch: int, threads: int) -> int:
     return 1 << (min(batch, MADE_BATCH * threads).bit_length() - 1)
 
 
+def threads_of(plan: Plan) -> int:
+    """Threads of a rank's network, if all hosts are alike."""
+    return threads_per_rank(local_size() or plan.placement.world_size)
+
+
+def least_batch(plan: Plan, hellos: Mapping[int, Hello]) -> int:
+    """The smallest batch that `--batch auto` chooses where all networks run in torch on CPUs: that
+    for which another runtime's network is made. 1 for other jobs.
+    """
+    tunings = {how for hello in hellos.values() for how in hello.tuning.values()}
+    devices = {device for hello in hellos.values() for device in hello.devices}
+    plain = not tunings & {NO_TUNING, OWN_TUNING} and not plan.settings.injects
+    changes = plain and devices == {"cpu"}
+    return made_batch(MADE_BATCH * threads_of(plan), threads_of(plan)) if changes else 1
+
+
 @dataclass(frozen=True)
 class Work:
     """What a network has to do in a session.
@@ -161,8 +177,7 @@ class Changeover:
         image_s = costs.idle_ns.get(kind, 0) * (1 + further * (batch - 1)) / batch / 1e9
         share = settings.group_size if KIND[kind].encoded else 1
         work = Work(len(self._order) // share, image_s, settings.teams * len(ranks))
-        threads = threads_per_rank(local_size() or plan.placement.world_size)
-        size = made_batch(batch, threads)
+        size = made_batch(batch, threads_of(plan))
         facts = {"batch": size, "save": settings.save, "geometry": asdict(plan.geometry)}
         spec, held = plan.networks[kind], hellos[ranks[0]].fingerprints[kind]
         names = candidates(spec, tuning)
@@ -199,7 +214,7 @@ class Changeover:
             "places": np.stack([own, rows], axis=1).tolist(),
             "batch": batch,
             "runtimes": list(runtimes),
-            "threads": threads_per_rank(local_size() or self._plan.placement.world_size),
+            "threads": threads_of(self._plan),
             "folder": self.folders[kind],
         }
 

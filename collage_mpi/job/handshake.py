@@ -359,11 +359,14 @@ class ServiceCosts:
         )
 
 
-def service_costs(plan: Plan, worker_group: WorkerGroup, most: MostGroups) -> ServiceCosts:
+def service_costs(
+    plan: Plan, worker_group: WorkerGroup, most: MostGroups, least: int = 1
+) -> ServiceCosts:
     """Measure the costs, except those that the settings give. Null networks have costs of 1.
 
     Args:
         most: the largest batch that `--batch auto` may choose.
+        least: see `choose_batch`; over 1 only if no rank needs a try of the batch.
     """
     settings, chosen = plan.settings, None
     who = {kind: plan.placement.ranks_of(kind) for kind in plan.networks}
@@ -382,7 +385,8 @@ def service_costs(plan: Plan, worker_group: WorkerGroup, most: MostGroups) -> Se
     if settings.batch is None:
         costs = injected_ns(settings), ratio, settings.batch_costs(), grows
         trial = _Trial(plan, worker_group, rounds, ModelTimes(settings, *costs))
-        chosen = trial.fitting(choose_batch(most, trial.times_of))
+        chosen = choose_batch(most, trial.times_of, least)
+        chosen = trial.fitting(chosen) if least == 1 else chosen
         settings = settings.at_batch(chosen.size)
     batches = {kind: many for kind in who if (many := settings.most_inputs(kind)) > 1}
     batch_ns = shortest_ns(worker_group.measure_in_turn(who, networks, batches, rounds))

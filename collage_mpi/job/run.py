@@ -20,7 +20,7 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
 from collage_mpi.job.calibration import Asked, Judge, Pair, pairs_of
-from collage_mpi.job.changeover import Changeover
+from collage_mpi.job.changeover import Changeover, least_batch
 from collage_mpi.job.handshake import (
     ServiceCosts,
     most_together,
@@ -238,7 +238,8 @@ class LeadRun:
         refuse_other_networks(self.plan, session.hellos, self.known.get("networks") or {})
         images = int(np.count_nonzero(self.lacking))
         most = most_together(self.plan, session.encoder, images, session.reading)
-        costs = service_costs(self.plan, self.worker_group, most).as_known(self.known)
+        least = least_batch(self.plan, session.hellos)
+        costs = service_costs(self.plan, self.worker_group, most, least).as_known(self.known)
         if costs.chosen is not None and not self.ask.brief:
             tell(f"{costs.chosen}{before_this(self.known, costs.batch)}", logging.INFO)
         self.writer.note(

@@ -36,7 +36,7 @@ IDLE_STOP_S = 10.0  # for a rank that owes none, and for messages to leave
 SILENT_STOP_S = 5.0  # for a rank that is silent already
 MEASURE_ROUNDS = 15  # if injected delays are multiplied by the result
 FEW_ROUNDS = 3  # if the result is only recorded
-MEASURE_ENOUGH_S = 20.0  # no round is begun after this time
+MEASURE_ENOUGH_S, FEW_ENOUGH_S = 20.0, 0.1  # no round is begun after this time
 # How an error message names the control message that has not come.
 OWED: dict[type[Message], str] = {
     Here: "sign of life",
@@ -198,7 +198,8 @@ class WorkerGroup:
         key = (networks, *batches.items(), rounds)
         if key not in self._measured:
             found: dict[str, list[Measured]] = {}
-            until_s = self._clock() + MEASURE_ENOUGH_S
+            enough_s = FEW_ENOUGH_S if rounds <= FEW_ROUNDS else MEASURE_ENOUGH_S
+            until_s = self._clock() + enough_s
             for number in range(rounds):
                 if number and self._clock() > until_s:
                     break

@@ -44,6 +44,7 @@ CACHE = "COLLAGE_MPI_CACHE"  # variable that names another folder for made netwo
 MOST_APART = 1e-4  # two probabilities of one class by two runtimes; measured: 2e-6
 TRY_LIMIT_S = 120.0
 TRIED = 32  # images that a rank lets both answer before it changes over
+TRIED_AGAIN = 8  # on the kind of processor on which the network was judged
 
 Call = Callable[[np.ndarray], np.ndarray]  # a batch of the size that it was made for -> outputs
 
@@ -307,11 +308,16 @@ class Trial:
     """
 
     def __init__(
-        self, predictor: Changeable, runtime: Runtime | None, answerer: str, verdict: str | None
+        self,
+        predictor: Changeable,
+        runtime: Runtime | None,
+        answerer: str,
+        verdict: str | None,
+        images: int = TRIED,
     ) -> None:
         """It begins at once, or has ended with this verdict."""
         self._predictor, self._runtime, self._answerer = predictor, runtime, answerer
-        self._left, self.verdict = TRIED, verdict
+        self._left, self.verdict = images, verdict
         if verdict is None:
             predictor.change_over(self, predictor.runtime)
         elif not verdict:
@@ -349,13 +355,15 @@ def change_over(predictor: Any, folder: Path, record: Record, threads: int) -> T
     if record.runtime == TORCH or predictor.launch is not predictor.torch:
         return None
     runtime, why = None, None if record.precision == "float32" else ""
+    judged_here = record.processor == processor()
     try:
-        if record.processor != processor():
+        if not judged_here:
             _try_apart(folder, threads)
         runtime = open_runtime(folder, record, threads)
     except Exception as error:  # a runtime's library may raise anything
         why = f"{record.answerer} cannot be loaded: {type(error).__name__}: {one_line(error)}"
-    return Trial(predictor, runtime, record.answerer, why)
+    images = TRIED_AGAIN if judged_here else TRIED
+    return Trial(predictor, runtime, record.answerer, why, images)
 
 
 def _try_apart(folder: Path, threads: int) -> None:

@@ -95,7 +95,9 @@ class ChosenBatch:
         return "; ".join([f"batch {self.size}, chosen by --batch auto", *found, self.why])
 
 
-def choose_batch(most: MostGroups, times_of: Callable[[int], Times | None]) -> ChosenBatch:
+def choose_batch(
+    most: MostGroups, times_of: Callable[[int], Times | None], least: int = 1
+) -> ChosenBatch:
     """Try batches of 1, 2, 4 ... groups and choose one.
 
     The choice is the smallest batch that gives nearly the most images a second, or a larger one
@@ -104,29 +106,35 @@ def choose_batch(most: MostGroups, times_of: Callable[[int], Times | None]) -> C
     Args:
         most: the largest batch.
         times_of: gives the service times of a batch, or None if it does not fit a device.
+        least: a smaller batch is only chosen if this one is not possible. Otherwise noise would
+            choose among small batches that are alike, where networks gain little from large ones.
     """
     tried = {1: times_of(1) or {}}
     rates = {1: 1.0}  # relative images a second of the ranks
     size, why = 1, "" if tried[1] else NOTHING
-    while not why and (_is_short(tried[size]) or _best(rates) * 2**PATIENCE > size):
-        if 2 * size > most.size:
+    patience = PATIENCE if least == 1 else 0
+    fits = max(1, min(least, most.size, LONG_NS // max(tried[1].values(), default=LONG_NS)))
+    floor = 1 << (fits.bit_length() - 1)
+    following = max(2, floor)
+    while not why and (size < floor or _is_short(tried[size]) or _best(rates) * 2**patience > size):
+        if following > most.size:
             why = most.why
             continue
-        took = times_of(2 * size)
+        took = times_of(following)
         if took is None:
-            why = f"a batch of {2 * size} does not fit the memory of a device"
+            why = f"a batch of {following} does not fit the memory of a device"
         elif not took:
             why = NOTHING
         elif max(took.values()) > LONG_NS:
             longest = f"{max(took.values()) / 1e6:,.0f} ms, the most is {LONG_NS / 1e6:g}"
-            why = f"a batch of {2 * size} takes {longest}"
+            why = f"a batch of {following} takes {longest}"
         else:
-            size *= 2
+            size, following = following, 2 * following
             tried[size] = took
             rates[size] = size * len(took) / sum(took[kind] / tried[1][kind] for kind in took)
     good = [each for each in rates if rates[each] * GAIN > max(rates.values())]
     short = [each for each in good if _is_short(tried[each])]
-    chosen = max(good[:1] + short)
+    chosen = max(good[:1] + short + [each for each in rates if each == floor])
     if chosen < size:
         gain = max(rates[each] for each in rates if each > chosen) / rates[chosen]
         why = f"larger batches do at most {gain:.2f} times its images a second"

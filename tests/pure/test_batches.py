@@ -67,6 +67,15 @@ def test_one_time_that_was_disturbed_does_not_end_the_search():
     assert choose_batch(MOST, lambda size: {"single": curve[size] * MS}).size == 16
 
 
+@pytest.mark.parametrize("noise", [{}, {1: 20}, {4: 115}, {8: 150}], ids=str)
+def test_where_batches_are_alike_noise_does_not_choose_the_smallest_one(noise):
+    """A network that another runtime takes over is made for one batch and cached for it."""
+    times = {size: {"single": noise.get(size, 25 * size) * MS} for size in (1, 4, 8, 16)}
+    assert choose_batch(MOST, times.__getitem__, least=4).size == 4
+    assert choose_batch(MostGroups(3, ""), lambda n: {"single": 25 * n * MS}, least=4).size == 2
+    assert choose_batch(MOST, lambda n: {"single": 300 * n * MS}, least=4).size == 1
+
+
 @pytest.mark.parametrize("found", [{}, {1: {"single": 30 * MS}}], ids=["never", "at first"])
 def test_where_nothing_was_measured_the_batch_is_1(found):
     """All ranks may be lost while they are timed."""
