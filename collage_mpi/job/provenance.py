@@ -29,7 +29,7 @@ from collage_mpi.scheduler import Scheduler
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.inputs import HDF5
 from collage_mpi.shards.pictures import decoder_text
-from collage_mpi.system.backoff import COORDINATOR_BACKOFF, WORKER_BACKOFF
+from collage_mpi.system.backoff import WORKER_BACKOFF
 from collage_mpi.system.bottleneck import Use
 
 LARGEST_EXCEEDED_SHARE = 0.01  # share of tasks that may take longer than recorder.TOLERATED allows
@@ -152,7 +152,7 @@ def final_facts(session: TeamSession, job: Mapping[str, Any]) -> dict[str, Any]:
         "poll": {
             "longest_gap_ns": coordinator.polls.longest_ns,
             "polls": coordinator.polls.polls,
-            "coordinator_backoff": asdict(COORDINATOR_BACKOFF),
+            "coordinator_backoff": asdict(coordinator.backoff.settings),
             "worker_backoff": asdict(WORKER_BACKOFF),
         },
         "validity": validity(coordinator.recorder.totals),

@@ -35,7 +35,7 @@ from collage_mpi.scheduler import events as ev
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead
 from collage_mpi.shards.readahead import ImageParts
-from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
+from collage_mpi.system.backoff import BATCH_BACKOFF, COORDINATOR_BACKOFF, Backoff
 from collage_mpi.system.bottleneck import Limit, RankUse, Use, limit_of
 from collage_mpi.system.progress import StatusLines, StatusReporter
 from collage_mpi.system.tell import tell
@@ -151,10 +151,11 @@ class TeamSession(ExitStack):
             vectors=vectors,
         )
         self.supply.attach(feed, self.recorder, build_book(plan))
+        in_batches = settings.in_whole_batches and settings.messages > 1
         loop = LoopSettings(
             credit=settings.messages,
             clock=clock,
-            backoff=Backoff(COORDINATOR_BACKOFF),
+            backoff=Backoff(BATCH_BACKOFF if in_batches else COORDINATOR_BACKOFF),
             arrivals=self._arrivals(),
             stop_reason=self._why_stop,
             report=self.report,

@@ -24,7 +24,7 @@ from collage_mpi.job.changeover import Work, chosen_runtimes, made_batch, run_ch
 from collage_mpi.job.networks import Networks
 from collage_mpi.models import load_predictor, runtimes
 from collage_mpi.models.info import Geometry, Loading
-from collage_mpi.models.runtimes import TRIED, Runtime, open_runtime, read_record
+from collage_mpi.models.runtimes import TRIED_AGAIN, Runtime, open_runtime, read_record
 from collage_mpi.models.tuning import PLAIN
 from collage_mpi.shards import ShardSet
 from collage_mpi.system.process_tree import Said
@@ -149,7 +149,7 @@ def test_a_rank_lets_both_answer_before_it_changes_over(
     (changed,) = seen
     if answers == "equal":
         assert (changed.kind, changed.runtime, changed.why) == ("single", "onnx float32", "")
-        assert at + 16 - TRIED > 0
+        assert at + 16 - TRIED_AGAIN > 0
     else:
         assert changed.runtime == network.runtime == "torch float32"
         assert "got another class" in changed.why or "it broke" in changed.why
