@@ -17,6 +17,7 @@ import numpy as np
 
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.errors import ExitCode, UsageError
+from collage_mpi.job.changeover import least_batch
 from collage_mpi.job.handshake import (
     ServiceCosts,
     handshake,
@@ -265,7 +266,7 @@ def _measured_here(plan: Plan, encoder: Encoder, images: int) -> Timings:
     tunings = {kind: predictor.tuning for kind, predictor in predictors.items()}
     who = f"in this process, on {' and '.join(devices)}"
     most = most_together(plan, encoder, images, workers if plan.settings.by_place else ())
-    costs = service_costs(plan, here, most)
+    costs = service_costs(plan, here, most, least_batch(plan, tunings.values(), devices))
     return Timings(costs, shared, who, memory, tunings, devices == ["cuda"])
 
 
@@ -292,7 +293,9 @@ def _measured_there(
     who = f"on a rank of each kind while the others wait; on {named}"
     tunings = {kind: how for hello in hellos.values() for kind, how in hello.tuning.items()}
     most = most_together(plan, encoder, images, readers(plan, hellos))
-    costs = service_costs(plan, worker_group, most)
+    devices = {device for hello in hellos.values() for device in hello.devices}
+    least = least_batch(plan, tunings.values(), devices)
+    costs = service_costs(plan, worker_group, most, least)
     worker_group.end()
     return Timings(costs, shared, who, memory, tunings, bool(gpus))
 

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -72,15 +72,19 @@ def threads_of(plan: Plan) -> int:
     return threads_per_rank(local_size() or plan.placement.world_size)
 
 
-def least_batch(plan: Plan, hellos: Mapping[int, Hello]) -> int:
+def least_batch(plan: Plan, tunings: Collection[str], devices: Collection[str]) -> int:
     """The smallest batch that `--batch auto` chooses where all networks run in torch on CPUs: that
     for which another runtime's network is made. 1 for other jobs.
+
+    Args:
+        plan: of the run.
+        tunings: of all networks, in words.
+        devices: of all ranks, without numbers.
     """
-    tunings = {how for hello in hellos.values() for how in hello.tuning.values()}
-    devices = {device for hello in hellos.values() for device in hello.devices}
-    plain = not tunings & {NO_TUNING, OWN_TUNING} and not plan.settings.injects
-    changes = plain and devices == {"cpu"}
-    return made_batch(MADE_BATCH * threads_of(plan), threads_of(plan)) if changes else 1
+    plain = not {NO_TUNING, OWN_TUNING}.intersection(tunings) and not plan.settings.injects
+    if not plain or set(devices) != {"cpu"}:
+        return 1
+    return made_batch(MADE_BATCH * threads_of(plan), threads_of(plan))
 
 
 @dataclass(frozen=True)
@@ -117,12 +121,13 @@ def chosen_runtimes(spec: str, tuning: Tuning, work: Work) -> tuple[tuple[str, .
     names = candidates(spec, tuning)
     if not names or tuning.runtime != "auto":
         return names, ""
+    began = tuning.on("cpu").answerer
     if names == (COMPILE,):
         hint = f"`{pip_line('fast')}` would make it about {USUAL_GAIN} times as quick"
-        return names if work.seconds >= COMPILING_S * LONG else (), f"runtime: torch; {hint}"
+        return names if work.seconds >= COMPILING_S * LONG else (), f"runtime: {began}; {hint}"
     if not work.pays(MAKING_S):
         return (), (
-            f"runtime: torch; {work.images:,} images are too few to make a quicker one for "
+            f"runtime: {began}; {work.images:,} images are too few to make a quicker one for "
             "(--runtime openvino makes it all the same)"
         )
     # A further runtime is tried where even a small gain saves more than the trial costs.
@@ -137,6 +142,7 @@ class Changeover:
 
     Attributes:
         folders: kind -> the folder in which ranks will find the network.
+        told: kinds of whose runtime and number format the user is told in one line.
     """
 
     def __init__(
@@ -155,6 +161,7 @@ class Changeover:
         """
         self._plan, self._encoder, self._order = plan, encoder, order
         self.folders: dict[str, str] = {}
+        self.told: set[str] = set()
         self._requests: list[tuple[str, dict[str, Any]]] = []
         self._child: subprocess.Popen[bytes] | None = None
         self._over, self._lock = False, threading.Lock()
@@ -170,7 +177,7 @@ class Changeover:
             return
         if any("cpu" not in hellos[rank].devices for rank in ranks):
             if tuning.precision == "auto":
-                tell(ON_GPU.format(runtime=tuning.on("cuda").runtime), logging.INFO)
+                self._tell(kind, ON_GPU.format(runtime=tuning.on("cuda").runtime))
             return
         batch = settings.most_inputs(kind)
         further = costs.batch_costs.get(kind, 1.0)
@@ -188,17 +195,22 @@ class Changeover:
                 record = read_record(folder)
                 if record is None or (choice != tuning.runtime and record.runtime not in names):
                     continue
-                tell(said_of(record, f"{kind} network", "made by an earlier job"), logging.INFO)
+                self._tell(kind, said_of(record, f"{kind} network", "made by an earlier job"))
                 if record.runtime != TORCH:
                     self.folders[kind] = str(folder)
                 return
         runtimes, why = chosen_runtimes(spec, tuning, work)
         if why:
-            tell(why, logging.INFO)
+            self._tell(kind, why)
         if runtimes:
+            self.told.add(kind)
             made = folder_of(held, spec, KIND[kind].network, tuning, facts)
             self.folders[kind] = str(made)
             self._requests.append((kind, self._request(kind, ranks[0], size, runtimes)))
+
+    def _tell(self, kind: str, line: str) -> None:
+        tell(line, logging.INFO)
+        self.told.add(kind)
 
     def _request(self, kind: str, rank: int, batch: int, runtimes: Sequence[str]) -> dict[str, Any]:
         """What the child must know, as JSON values."""
@@ -281,7 +293,7 @@ ON_GPU = (
 def said_of(record: Record, what: str, where: str) -> str:
     """What a record means for a job, as a line for the user."""
     if record.runtime == TORCH:
-        found = f"runtime: torch goes on for the {what}; {record.why}"
+        found = f"runtime: torch {record.precision} goes on for the {what}; {record.why}"
         changed = record.precision != "float32"
     else:
         found = (

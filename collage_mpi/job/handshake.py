@@ -230,12 +230,14 @@ def refuse_other_networks(
             )
 
 
-def tell_tunings(plan: Plan, hellos: Mapping[int, Hello]) -> None:
-    """Tell the user the number format of the networks, and which setting decided it."""
-    found = tunings_text(hello.tuning for _, hello in sorted(hellos.items()))
-    if not found:
-        return
-    tell(f"number format: {found}", logging.INFO)
+def tell_tunings(hellos: Mapping[int, Hello], told: Collection[str] = ()) -> None:
+    """Tell the user the number format of the networks, except of kinds that were told."""
+    found = tunings_text(
+        {kind: how for kind, how in hello.tuning.items() if kind not in told}
+        for _, hello in sorted(hellos.items())
+    )
+    if found:
+        tell(f"number format: {found}", logging.INFO)
 
 
 def warn_of_mixed_tuning(hellos: Mapping[int, Hello]) -> None:

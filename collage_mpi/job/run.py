@@ -213,6 +213,7 @@ class LeadRun:
             lead.group_by(build_lease_book(plan, self.lacking))
             work = plan.order[self.lacking]
             change = Changeover(plan, session.hellos, session.encoder, costs, work)
+            tell_tunings(session.hellos, change.told)
             start = start_of(plan, session.encoder, costs, change.folders)
             lead.start(start, networks)
             self._begin_to_judge(session, costs)
@@ -234,11 +235,13 @@ class LeadRun:
 
     def _costs(self, session: TeamSession, networks: Mapping[str, str]) -> ServiceCosts:
         """The costs of the networks in this run, which team 0 measures for all teams."""
-        tell_tunings(self.plan, session.hellos)
         refuse_other_networks(self.plan, session.hellos, self.known.get("networks") or {})
         images = int(np.count_nonzero(self.lacking))
         most = most_together(self.plan, session.encoder, images, session.reading)
-        least = least_batch(self.plan, session.hellos)
+        hellos = session.hellos.values()
+        tunings = [how for hello in hellos for how in hello.tuning.values()]
+        devices = [device for hello in hellos for device in hello.devices]
+        least = least_batch(self.plan, tunings, devices)
         costs = service_costs(self.plan, self.worker_group, most, least).as_known(self.known)
         if costs.chosen is not None and not self.ask.brief:
             tell(f"{costs.chosen}{before_this(self.known, costs.batch)}", logging.INFO)

@@ -32,8 +32,8 @@ class BackoffSettings:
 # Rank 0 measures latencies, so its pauses are short: 0.2 ms, or 1.6 % of what it measures. Workers
 # share cores, so theirs are longer.
 COORDINATOR_BACKOFF = BackoffSettings(8, first_ns=50_000, longest_ns=200_000, patient_ns=5_000_000)
-# For rank 0 of a job in whole batches, whose ranks have their next batch already. Polls took 1 ms of
-# processor time an image of 10 ms.
+# For rank 0 of a job in whole batches, whose ranks have their next batch already. Polls took 1 ms
+# of processor time for an image of 10 ms.
 BATCH_BACKOFF = replace(COORDINATOR_BACKOFF, patience=8)
 WORKER_BACKOFF = BackoffSettings(free_tests=4, first_ns=50_000, longest_ns=1_000_000)
 # For rank 0 before and after the job, when it measures nothing. A poll every 0.2 ms took 0.5 s of a
@@ -67,7 +67,9 @@ class Backoff:
         self._waited_ns += wait_ns
         limit_ns = self.settings.longest_ns
         if self.settings.patient_ns is not None:
-            limit_ns = max(limit_ns, min(self._waited_ns // self.settings.patience, self.settings.patient_ns))
+            limit_ns = max(
+                limit_ns, min(self._waited_ns // self.settings.patience, self.settings.patient_ns)
+            )
         self._pause_ns = min(2 * self._pause_ns, limit_ns)
 
     def rest(self, for_ns: int) -> None:

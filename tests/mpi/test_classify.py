@@ -139,7 +139,7 @@ def test_pictures_to_a_csv_file_begun_gone_on_with_and_refused(
 
 @pytest.mark.mpi
 @pytest.mark.any_mpi
-def test_a_run_without_faults_prints_format_runtime_progress_and_result(
+def test_a_run_without_faults_prints_runtime_progress_and_result(
     tmp_path: Path, monkeypatch, capfd
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -152,8 +152,7 @@ def test_a_run_without_faults_prints_format_runtime_progress_and_result(
     assert main(words) == ExitCode.COMPLETE
     said = capfd.readouterr()
     lines = [line for line in said.err.splitlines() if "smaller than" not in line]
-    number_format, runtime, done = lines
-    assert number_format.startswith("number format: single network float32")
-    assert runtime.startswith("runtime: torch; 5 images are too few")
+    runtime, done = lines
+    assert runtime.startswith("runtime: torch float32; 5 images are too few")
     assert done.startswith("done: 5 of 5 images (100.0 %)")
     assert said.out == "classes in c.csv; collage-mpi verify c.csv.run proves them\n"

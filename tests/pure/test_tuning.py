@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from job_messages import HELLO
@@ -54,11 +53,13 @@ def test_ranks_that_run_a_network_in_two_ways_are_told(caplog: pytest.LogCapture
     assert "float32, channels-last on ranks 1, 3; bfloat16 on rank 2" in caplog.text
 
 
-def test_the_number_format_is_said_before_the_job(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_number_format_that_no_other_line_says_is_said_before_the_job(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level("INFO")
-    plan = SimpleNamespace(settings=RunSettings())
     null = replace(HELLO, tuning={"collage": "null"})
-    tell_tunings(plan, {1: HELLO, 2: null})
+    tell_tunings({1: HELLO, 2: null})
     assert caplog.messages == ["number format: single network float32, channels-last"]
-    tell_tunings(plan, {2: null})  # which computes nothing
+    tell_tunings({2: null})  # which computes nothing
+    tell_tunings({1: HELLO}, {"single"})
     assert len(caplog.messages) == 1
