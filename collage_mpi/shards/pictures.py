@@ -29,6 +29,7 @@ DEFAULT_PX = 224  # if neither the user nor a network gives a size
 PAPER = 255  # background of transparent pixels
 BARS = 0  # fills a letterbox; blank cells of a collage have the same value
 FIT_TEXT = re.compile(r"(\w+) (\d+) x \d+ x (\d+)(?: from (\d+))?(?: by (\w+))?")
+ORIENTATION = 0x0112  # of EXIF
 DRAFT = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 if that still gives this times the needed pixels
 
 
@@ -214,6 +215,8 @@ def _upright(picture: Picture) -> Picture:
 
     picture.load()
     try:
+        if ORIENTATION not in picture.getexif():
+            return picture  # exif_transpose would copy it, 6 % of the time of a photograph
         return ImageOps.exif_transpose(picture)
     except Exception:  # the pixels are intact, so a bad tag must not cost the image
         return picture

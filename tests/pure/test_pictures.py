@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.shards.pictures import (
@@ -275,3 +275,12 @@ def test_a_jpeg_is_not_shrunk_below_the_resize_before_the_crop() -> None:
     fit = PictureFit(32, resize_px=512)
     found, expected = (picture_pixels(b.getvalue(), fit).astype(int) for b in (jpeg, png))
     assert np.abs(found - expected).mean() < 3
+
+
+def test_a_picture_that_is_upright_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    turned: list[object] = []
+    monkeypatch.setattr(ImageOps, "exif_transpose", turned.append)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG")
+    picture_pixels(file.getvalue(), PictureFit(8))
+    assert turned == []
