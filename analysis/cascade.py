@@ -133,7 +133,6 @@ def entries(found: list[Network]) -> list[Entry]:
             entry(f"collage-only, {ranks} ranks", ranks=ranks, scheme="collage-only", **ratio)
             for ranks in (1, 2, 3)
         ),
-        entry("collage-only, 2 copies", scheme="collage-only", collage_copies=2, **ratio),
         *(
             entry(
                 f"cascade, {n.name.removeprefix('fashion_collage_')}", n, scheme="cascade", **n.sure
@@ -147,7 +146,6 @@ def entries(found: list[Network]) -> list[Entry]:
             if n.further is not None
         ),
         entry("cascade, ranks apart", scheme="cascade", placement="fixed", **best.sure),
-        entry("cascade, beyond idle", scheme="cascade", collage_counts="beyond-idle", **best.sure),
         *(
             entry(f"cascade, deadline {ms} ms", scheme="cascade", deadline_ms=ms, **best.sure)
             for ms in DEADLINES_MS
@@ -183,7 +181,7 @@ def run(work: tuple[Entry, str, str, float | None, int, int, int, str]) -> Json:
     flags |= {"side": side, **service_times(trace, seed, workers)}
     if load is not None:
         rate = load * capacity(trace, seed, ranks)
-        flags |= {"arrivals": "poisson", "rate": rate, "arrival_seed": seed}
+        flags |= {"rate": rate}
     counts = {"none": (workers, 0), "collage-only": (0, workers)}
     singles, others = counts.get(flags["scheme"], (workers - 1, 1))
     flags |= {"singles": singles or None, "collage_ranks": max(1, others)}

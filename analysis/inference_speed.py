@@ -33,7 +33,6 @@ from collage_mpi.shards import ShardSet
 WARM = 5  # calls before those that count
 WAYS = {
     "cpu": (
-        replace(PLAIN, precision="float32", channels_last="off"),
         PLAIN,
         replace(PLAIN, precision="bfloat16"),
         replace(PLAIN, precision="float16"),
@@ -42,7 +41,6 @@ WAYS = {
         PLAIN,
         replace(PLAIN, precision="float16"),
         replace(PLAIN, precision="bfloat16"),
-        replace(PLAIN, precision="float16", channels_last="off"),
     ),
 }
 

@@ -78,7 +78,7 @@ JOBS = (
     Job("reading", "small", "quick", NONE, 800),
     Job("cpu", "raw.h5", "usual", NONE, 2000),
     Job("delays", "raw.h5", "null", f"{NONE} --straggler pinned --straggler-median-ms 10", 2000),
-    Job("arrivals", "raw.h5", "quick", "--scheme none --arrivals poisson --rate 40", 320),
+    Job("arrivals", "raw.h5", "quick", "--scheme none --rate 40", 320),
     Job("rank 0", "raw.h5", "null", "--scheme none --depth 64 --credit 16", 12000, 4),
     Job("rank 0 decoding", "photos", "null",
         "--scheme collage --collage null --accept first --pixels rank0 --side 2", 400, 6),

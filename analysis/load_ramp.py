@@ -87,7 +87,7 @@ def run(out: Path, name: str, shard: Path, times: Path, time_scale: float) -> Re
     if not (folder / MARKER).exists():
         words = ["launch", "-n", str(RANKS + 1), "--", "run", "--out", str(folder)]
         words += ["--shards", str(shard), "--single", "shipped:fashion_single.safetensors"]
-        words += ["--arrivals", "file", "--arrival-file", str(times)]
+        words += ["--arrival-file", str(times)]
         words += [*SCHEMES[name], *machines(time_scale)]
         done = subprocess.run([sys.executable, "-m", "collage_mpi", *words])
         if done.returncode:

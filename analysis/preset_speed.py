@@ -46,7 +46,6 @@ from collage_mpi.models.weights import save_weights
 
 WAYS = {
     "cpu": {
-        "float32, contiguous": replace(PLAIN, precision="float32", channels_last="off"),
         "float32": PLAIN,
         "bfloat16": replace(PLAIN, precision="bfloat16"),
     },

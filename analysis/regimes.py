@@ -78,7 +78,7 @@ def entries(n: int, median_s: float = MEDIAN_S) -> list[Entry]:
     sure_cells: Json = {"accept": "confident", "confidence": SURE_FROM, "audit": 0.0}
     cascade: Json = {"scheme": "cascade", **pulled, **sure_cells}
     batches: Json = {"scheme": "cascade-batch", "assign": "pull", "singles": n + 1}
-    few, many = "collage-only, 3 ranks, 2 copies", f"collage-only, {n + 2} ranks, 4 copies"
+    few, many = "collage-only, 3 ranks", f"collage-only, {n + 2} ranks"
     named: list[tuple[str, str, Json]] = [
         (BASELINES[0], NONE, {**more, "assign": "pull"}),
         (BASELINES[1], NONE, {**more, **finish}),
@@ -88,8 +88,8 @@ def entries(n: int, median_s: float = MEDIAN_S) -> list[Entry]:
         ("hedge 1.3 x median, finish", HEDGE, {**soon, **finish}),
         ("cascade-batch, batch cost 0.3", BACKUP, {**batches, "batch_cost": 0.3}),
         ("cascade-batch, batch cost 0.1", BACKUP, {**batches, "batch_cost": 0.1}),
-        (few, ONLY, {**only, "collage_ranks": 3, "collage_copies": 2}),
-        (many, ONLY, {**only, "collage_ranks": n + 2, "collage_copies": 4}),
+        (few, ONLY, {**only, "collage_ranks": 3}),
+        (many, ONLY, {**only, "collage_ranks": n + 2}),
         ("fixed, M=2, first", FIXED, paper),
         ("fastest, M=2, first", FASTEST, {**paper, **fastest}),
         ("fixed, M=2, confident 1.3 x median", SURE, {**paper, **sure}),

@@ -67,7 +67,7 @@ TABLE = (
         BACKUP,
         code=3,
         source=8,
-        ranks="backup_ranks",
+        ranks="collage_ranks",
         colour="#332288",
         legend="backup batch that resolved images",
         share="of images a backup batch resolved",

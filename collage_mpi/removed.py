@@ -78,6 +78,35 @@ TABLE: dict[str, tuple[str, str]] = {
     "doctor --side": ("ranks of a job", "use collage-mpi doctor -n RANKS"),
     "doctor --singles": ("ranks of a job", "use collage-mpi doctor -n RANKS"),
     "doctor --teams": ("ranks of a job", "use collage-mpi doctor -n RANKS"),
+    "--audit-seed": ("seed of the draw of audited images", "leave it out"),
+    "--arrivals": ("how images enter the job", "use --rate X, or --arrival-file FILE"),
+    "--arrival-seed": ("seed of the arrival times", "use --straggler-seed, which draws them too"),
+    "--collage-copies": (
+        "ranks that got the same collage",
+        "leave it out: all M with --scheme collage, one with collage-only",
+    ),
+    "--replicas": ("copies of scheme replicate", "leave it out: each image has two"),
+    "--backup-ranks": ("ranks for batches of cascade-batch", "use --collage-ranks M"),
+    "--collage-from": (
+        "images that had to wait for a collage",
+        "leave it out: 3, or the next number above the cost ratio",
+    ),
+    "--collage-counts": ("which waiting images made a collage", "leave it out: all of them"),
+    "--image-timeout-s": (
+        "time after which an image was given up",
+        "use --reply-timeout-s S for ranks that are silent",
+    ),
+    "--max-attempts": ("tries before an error row", "leave it out: each image has three"),
+    "--window": ("images in an open loop at a time", "leave it out: 4096, or 8 for each rank"),
+    "--warmup-tasks": ("dummy tasks at the start of a rank", "leave it out: each rank runs three"),
+    "--channels-last": (
+        "memory format of the networks",
+        "leave it out: always channels-last",
+    ),
+    "--bad-shards": (
+        "what to do with shards that cannot be read",
+        "leave it out: the others are classified, and the exit code is 4; --dry-run names them",
+    ),
     "demo --groups": ("length of the demo's runs", "use --images N"),
     "demo --time-scale": ("factor of the demo's times", "leave it out"),
 }

@@ -17,7 +17,6 @@ WELCOME = Welcome(
     batch=1,
     answer_vectors=1,
     extras=Extras(top_k=None, save="none"),
-    warmup_tasks=2,
     straggler=StragglerSettings(),
     draws_by_image=False,
     fit=None,

@@ -41,7 +41,7 @@ COMMON = (
     "run --brief --shards shipped:fashion_demo.h5 --single shipped:fashion_single.safetensors "
     f"--straggler lognormal --straggler-seed 1 --straggler-median-ms {MEDIAN_MS:g} "
     f"--straggler-sigma {SIGMA} --time-scale {TIME_SCALE} --slow-ranks {SLOW}:{FACTOR} "
-    f"--arrivals poisson --rate {RATE:.4g}"
+    f"--rate {RATE:.4g}"
 )
 
 

@@ -335,8 +335,7 @@ def make_as_asked(request: Mapping[str, Any]) -> None:
         threads=threads,
         geometry=welcome.geometry if is_foreign(spec) else None,
     )
-    theirs = welcome.how.tuning.on("cpu")
-    asked = [replace(PLAIN, channels_last=theirs.channels_last), theirs]
+    asked = [PLAIN, welcome.how.tuning.on("cpu")]
     exact, tuned = (
         load_predictor(spec, KIND[kind].network, replace(how, tuning=each)) for each in asked
     )

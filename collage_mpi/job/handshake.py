@@ -286,7 +286,6 @@ def _welcome(plan: Plan, encoder: Encoder) -> Welcome:
         batch=settings.batch_size,
         answer_vectors=encoder.places if by_group else 1,
         extras=settings.extras,
-        warmup_tasks=settings.warmup_tasks,
         straggler=StragglerSettings(**settings.to_dict(StragglerSettings)),
         draws_by_image=settings.draws_by_image,
         fit=plan.shards.fit,

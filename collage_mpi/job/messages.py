@@ -68,7 +68,6 @@ class Welcome:
         batch: most inputs of one message, as far as is known.
         answer_vectors: most kept vectors of one answer.
         extras: what an answer carries of each image beyond its class.
-        warmup_tasks: how often each network is run before the rank is ready.
         straggler: the delays to inject.
         draws_by_image: whether injected delays are drawn by image number instead of group number.
         fit: how files become images (`pictures.PictureFit`); None if tasks carry no files.
@@ -85,7 +84,6 @@ class Welcome:
     batch: int
     answer_vectors: int
     extras: Extras
-    warmup_tasks: int
     straggler: StragglerSettings
     draws_by_image: bool
     fit: str | None

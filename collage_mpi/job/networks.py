@@ -46,6 +46,7 @@ LOOK_EVERY_NS = 200_000_000  # for a network in another runtime
 NOT_FINITE = "the network's scores are not finite (NaN or infinite)"
 # Torch's errors (out of memory; a failed GPU, since torch 2.8), and Python's own.
 DEVICE_ERRORS = ("OutOfMemoryError", "AcceleratorError", "MemoryError")
+WARMUP_TASKS = 3  # calls of each network before the rank is ready
 MEASURED_RUNS = 5  # calls in a round; few, because the networks take turns
 # A round is no longer than this, or than two calls: all other ranks wait meanwhile, and
 # `--batch auto` also measures batches that are far larger than the one it chooses.
@@ -184,7 +185,7 @@ class Networks:
             EnvironmentFault: a batch does not fit the device.
         """
         for kind in self.predictors:
-            for _ in range(self._welcome.warmup_tasks):
+            for _ in range(WARMUP_TASKS):
                 self.service_ns(kind, 1)
         single_ns = {kind: self.service_ns(kind, 3) for kind in self.predictors}
         batch_ns = [self._try_batches(kind) for kind in self.predictors]

@@ -137,7 +137,7 @@ def make_plan(
         read_tensors(network)  # damage is found here, before any rank has loaded torch
     shards = ShardSet.open(
         [Path(path) for path in settings.shards],
-        skip_bad=settings.bad_shards == "skip",
+        skip_bad=True,
         read_as=read_as(settings, networks),
     )
     try:

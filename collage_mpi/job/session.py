@@ -32,7 +32,7 @@ from collage_mpi.results.row_sink import RowSink
 from collage_mpi.results.status import ENDING, RUNNING, StatusFiles
 from collage_mpi.scheduler import Scheduler, make_scheme
 from collage_mpi.scheduler import events as ev
-from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.settings.run_settings import AUDIT_SEED, RunSettings
 from collage_mpi.shards import ReadAhead
 from collage_mpi.shards.readahead import ImageParts
 from collage_mpi.system.backoff import BATCH_BACKOFF, COORDINATOR_BACKOFF, Backoff
@@ -139,7 +139,7 @@ class TeamSession(ExitStack):
         workers, told = len(plan.placement.workers), self.start
         runs = settings.runs and self.reading.issuperset(plan.placement.workers)
         asked = settings.scheduler_settings(workers, told.cost_ratio, told.batch_costs, runs=runs)
-        draw = Draw(settings.audit_share, settings.audit_seed, plan.shards.fingerprints)
+        draw = Draw(settings.audit_share, AUDIT_SEED, plan.shards.fingerprints)
         wire = self.worker_group.session
         feed = ImageBuffer(self.reader, self.encoder, wire, clock, self.reading, draw)
         self._start_ns = clock()

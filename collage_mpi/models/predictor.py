@@ -109,7 +109,7 @@ class TorchPredictor:
         if device.type == "cuda" and self._dtype == torch.float32:
             torch.backends.cudnn.allow_tf32 = False  # torch allows it: a mantissa of 10 bits
         network = network.to(device, self._dtype)
-        self.network = channels_last(network) if chosen.channels_last == "on" else network
+        self.network = channels_last(network)
         self.launch = self.torch = make_launcher(self.forward, device, chosen.runtime == COMPILE)
         values = info.metadata["normalisation"]
         shape = (1, -1, *(1 for _ in info.shape[1:]))

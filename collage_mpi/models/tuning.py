@@ -11,7 +11,6 @@ from pathlib import Path
 from collage_mpi.errors import UsageError
 
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
-LAYOUTS = ("on", "off")
 NO_TUNING = "null"  # of a null network, which computes nothing
 OWN_TUNING = "its own"  # of an object of the user's code
 TORCH, COMPILE, OPENVINO, ONNX = "torch", "compile", "openvino", "onnx"
@@ -27,7 +26,6 @@ class Tuning:
 
     Attributes:
         precision: dtype of weights and activations; scores are always float32. "auto" is float32.
-        channels_last: "on" for the memory format NHWC, "off" for NCHW.
         runtime: what computes. "torch" calls each operation on a CPU, and launches CUDA graphs on
             a GPU; "compile" is torch.compile; "openvino" and "onnx" (onnxruntime) run on CPUs.
             "auto" is the quickest with answers equal to those of torch in float32.
@@ -37,11 +35,10 @@ class Tuning:
     """
 
     precision: str
-    channels_last: str
     runtime: str
 
     def __post_init__(self) -> None:
-        known = {"precision": PRECISIONS, "channels_last": LAYOUTS, "runtime": RUNTIMES}
+        known = {"precision": PRECISIONS, "runtime": RUNTIMES}
         for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise UsageError(
@@ -77,12 +74,13 @@ class Tuning:
 
     def __str__(self) -> str:
         """The tuning in words: `float16, channels-last`."""
-        layout = "channels-last" if self.channels_last == "on" else "contiguous"
-        return f"{self.precision}, {layout}" + ("" if self.runtime == TORCH else f", {COMPILE}")
+        return f"{self.precision}, channels-last" + (
+            "" if self.runtime == TORCH else f", {COMPILE}"
+        )
 
 
 # The default of a network for which nothing was chosen, and the baseline for comparisons.
-PLAIN = Tuning(precision="float32", channels_last="on", runtime=TORCH)
+PLAIN = Tuning(precision="float32", runtime=TORCH)
 
 
 def tunings_text(each: Iterable[Mapping[str, str]]) -> str:

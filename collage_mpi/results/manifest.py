@@ -39,7 +39,6 @@ FREE_SETTINGS = frozenset(
     {
         *("resume", "shards", "device", *NOT_OF_ROWS),
         *(kind.ranks for kind in TABLE),
-        *("image_timeout_s", "max_attempts"),
     }
 )
 # Settings that name files. Two paths are the same if their content is.

@@ -22,7 +22,6 @@ class Bundle(NamedTuple):
             images, one image is enough.
         most: images of a full bundle. A slow rank takes only full bundles, and no other task that
             a quicker rank could take.
-        beyond_idle: one more image must wait for each idle rank that could take a single image.
         patient: a slow rank takes a bundle only while more images wait than the other ranks would
             answer in the time that the slow rank needs.
     """
@@ -30,7 +29,6 @@ class Bundle(NamedTuple):
     order: Order
     least: int
     most: int
-    beyond_idle: bool
     patient: bool
 
 
@@ -163,12 +161,7 @@ class BundleQueue(PullQueue):
         if self.is_slow(self._kind, rank):
             tasks = self._paces.meanwhile(self._kind, rank) if bundle.patient else 1
             return ceil(bundle.most * max(1.0, tasks))
-        if self.pairing:
-            return 1
-        if not bundle.beyond_idle:
-            return bundle.least
-        limit_ns = self._paces.limit_ns(self._main)
-        return bundle.least + self._ranks.rooms[self._main].idle_within(limit_ns)
+        return 1 if self.pairing else bundle.least
 
     def is_slow(self, kind: str, rank: int) -> bool:
         """Whether the rank is slow compared with the other ranks of the kind."""

@@ -19,7 +19,7 @@ from collage_mpi.scheduler.rank_speed import Health, Paces
 from collage_mpi.scheduler.ranks import ReadyRanks
 from collage_mpi.scheduler.retries import NOBODY, Retries
 from collage_mpi.scheduler.schemes import Later, Scheme
-from collage_mpi.scheduler.settings import SECOND_NS, SchedulerSettings
+from collage_mpi.scheduler.settings import SchedulerSettings
 from collage_mpi.scheduler.state import (
     GroupState,
     ImageState,
@@ -54,7 +54,6 @@ class Scheduler:
             self.dispatch,
             self.timers,
             closed=self._closed,
-            timed_out=self._give_up,
         )
         self.retries = Retries(self, settings)
         self.endgame = EndGame(self.dispatch, settings.max_attempts) if settings.endgame else None
@@ -230,20 +229,6 @@ class Scheduler:
     def _on_input_paused(self, event: ev.InputPaused) -> None:
         self._paused = True
         self.groups.pause()
-
-    def _give_up(self, group: GroupState) -> None:
-        if self._stopping is not None:
-            return  # the next session classifies the images that were not answered in time
-        limit_ns = self.settings.image_timeout_ns or 0
-        for image in list(group.images):
-            if image.resolved or image.t0_ns + limit_ns > self.turn.now_ns:
-                continue
-            if image.reserve is not None:
-                self._use_reserve(image)
-            else:
-                because = f": {image.reason}" if image.reason else ""
-                self.error(image, f"no answer within {limit_ns / SECOND_NS:g} s{because}")
-        self.groups.cut_short(group)  # its remaining images, if any, wait for no others
 
     # ---- tasks --------------------------------------------------------------
 

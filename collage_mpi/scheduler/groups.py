@@ -59,12 +59,11 @@ class Groups:
     """Groups images by order of arrival, in the same way for every scheme, so that schemes compare.
 
     Args:
-        settings: group size, depth, drain, linger and image timeout are used.
+        settings: group size, depth, drain and linger are used.
         turn: takes the Admit actions.
         dispatch: knows which tasks are out and which ranks are idle.
-        timers: for linger, image timeout and the longest drain.
+        timers: for linger and the longest drain.
         closed: called with each group that gets no further image and has unresolved ones.
-        timed_out: called with a group when the image timeout of some of its images is over.
     """
 
     def __init__(
@@ -74,7 +73,6 @@ class Groups:
         dispatch: Dispatch,
         timers: Timers,
         closed: Callable[[GroupState], None],
-        timed_out: Callable[[GroupState], None],
     ) -> None:
         self.settings = settings
         self.filling: GroupState | None = None
@@ -82,7 +80,7 @@ class Groups:
         self.in_flight: dict[int, GroupState] = {}  # closed, with unresolved images
         self.input_closed = False
         self._turn, self._dispatch, self._timers = turn, dispatch, timers
-        self._closed, self._timed_out = closed, timed_out
+        self._closed = closed
         self._step = settings.admitted_together
         self._whole_batches = settings.whole_batches
         self._depth = settings.depth * self._step
@@ -97,30 +95,14 @@ class Groups:
         """Open the group of the next images. `t0_ns`: where the first image's latency starts."""
         group = self.filling = GroupState(self._next_group, t0_ns)
         self._next_group += 1
-        linger_ns = self._linger_ns()
-        if linger_ns is not None:
-            at_ns = self._turn.now_ns + linger_ns
+        if self.settings.linger_ns is not None:
+            at_ns = self._turn.now_ns + self.settings.linger_ns
             self._timers.set(at_ns, partial(self.cut_short, group), group)
         return group
-
-    def _linger_ns(self) -> int | None:
-        """How long a new group may wait for further images; None: until it is full.
-
-        While a threshold is chosen, images wait until their group is closed. Then the result is at
-        most half the image timeout.
-        """
-        linger_ns, timeout_ns = self.settings.linger_ns, self.settings.image_timeout_ns
-        if not self._dispatch.calibrating or timeout_ns is None:
-            return linger_ns
-        return timeout_ns // 2 if linger_ns is None else min(linger_ns, timeout_ns // 2)
 
     def place(self, image_id: int, group: GroupState, t0_ns: int, count: int = 1) -> ImageState:
         """Put the image, or a run of `count` images, into the group's next cells."""
         image = ImageState(image_id, group, group.size, t0_ns, count)
-        limit_ns, last = self.settings.image_timeout_ns, group.images[-1:]
-        if limit_ns is not None and (not last or last[0].t0_ns != t0_ns):
-            # Images that arrived together share one timer; in a closed loop, all of a group do.
-            self._timers.set(t0_ns + limit_ns, partial(self._timed_out, group), group)
         self._promised -= count
         group.images.append(image)
         group.size += count

@@ -131,10 +131,6 @@ class Room:
         """Number of ranks without a message."""
         return len(self._levels[0])
 
-    def idle_within(self, limit_ns: float) -> int:
-        """Number of idle ranks that are not slower than the limit."""
-        return bisect_left(self._levels[0], (limit_ns, inf, 0))
-
     def add(self, rank: int, messages: int, pace_ns: float) -> None:
         """Add a rank that has room; `messages`: those that it has, `pace_ns`: its service time."""
         if rank in self._ranks:

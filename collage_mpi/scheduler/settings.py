@@ -38,7 +38,6 @@ class SchedulerSettings:
         drain: the next groups come in only when no task is under way.
         linger_ns: a group is closed this long after its first image, full or not; None: only when
             it is full.
-        image_timeout_ns: an image is given up this long after its t0; None: never.
         max_attempts: how many tasks of the scheme's main kind may fail for one image before it
             becomes an error row.
         endgame: when no new image is left, idle ranks get copies of images still being computed.
@@ -61,7 +60,6 @@ class SchedulerSettings:
     paced: bool
     drain: bool
     linger_ns: int | None
-    image_timeout_ns: int | None
     max_attempts: int
     endgame: bool
     whole_batches: bool

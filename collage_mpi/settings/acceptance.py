@@ -1,4 +1,4 @@
-"""The settings for when a collage's answer counts, an image is late, and an image is given up."""
+"""The settings for when a collage's answer counts, and when an image or a collage is late."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from collage_mpi.errors import UsageError
 from collage_mpi.scheduler.policies import AUTO, POLICIES, AcceptPolicy, Confident, First
 from collage_mpi.system.fields import Settings, setting
 
-MOST_ATTEMPTS = 255  # a row stores the attempt in one byte
-
 _accept = partial(setting, group="when a collage's answer counts")
-_late = partial(setting, group="late and failed images")
+_late = partial(setting, group="late images")
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,7 +57,6 @@ class AcceptSettings(Settings):
         at_least=0,
         at_most=1,
     )
-    audit_seed: int = _accept(0, "seed of the draw of audited images", at_least=0)
 
     def _check(self) -> None:
         if self.agree is not None and self.accept != AUTO:
@@ -85,7 +82,7 @@ class AcceptSettings(Settings):
 
 @dataclass(frozen=True, repr=False)
 class LateSettings(Settings):
-    """When an image is late, and when it is given up."""
+    """When an image or a collage is late."""
 
     hedge_ms: float | None = _late(
         None,
@@ -97,18 +94,6 @@ class LateSettings(Settings):
         "send a collage that is not full this long after its group's first image",
         unset="when it is full",
         at_least=0,
-    )
-    image_timeout_s: float | None = _late(
-        None,
-        "give up an image after this long, and write an error row for it",
-        unset="never",
-        at_least=0,
-    )
-    max_attempts: int = _late(
-        3,
-        "number of times that an image is sent to single ranks before it gets an error row",
-        at_least=1,
-        at_most=MOST_ATTEMPTS,
     )
 
 

@@ -11,7 +11,7 @@ from collage_mpi.encoding.vectors import SAVES, Extras
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import KIND
 from collage_mpi.models.named import check_trust
-from collage_mpi.models.tuning import LAYOUTS, PRECISIONS, RUNTIMES, Tuning
+from collage_mpi.models.tuning import PRECISIONS, RUNTIMES, Tuning
 from collage_mpi.system.fields import AUTO, Settings, setting
 
 if TYPE_CHECKING:
@@ -72,12 +72,6 @@ class InputSettings(Settings):
         "on: write into a results folder that belongs to another user, for example one that a "
         "group shares. The owner of the folder can read, change and remove the rows",
         choices=("off", "on"),
-    )
-    bad_shards: str = _setting(
-        "skip",
-        "what to do if a shard cannot be read. skip: classify the other shards and end with exit "
-        "code 4. refuse: do not start",
-        choices=("skip", "refuse"),
     )
     order: str = _setting("file", "order of the images: file, or shuffle:SEED", metavar="ORDER")
     limit: int | None = _setting(
@@ -231,12 +225,6 @@ class NetworkSettings(Settings):
         "of torch, on GPUs torch with CUDA graphs (docs/speed.md)",
         choices=RUNTIMES,
     )
-    channels_last: str = _network(
-        "on", "run the networks in the channels-last memory format", choices=LAYOUTS
-    )
-    warmup_tasks: int = _network(
-        3, "dummy tasks that each rank runs before it reports that it is ready", at_least=0
-    )
 
     def _check(self) -> None:
         check_trust(self.trust_network)
@@ -247,6 +235,4 @@ class NetworkSettings(Settings):
 
     def tuning(self) -> Tuning:
         """How the workers run their networks."""
-        return Tuning(
-            precision=self.precision, channels_last=self.channels_last, runtime=self.runtime
-        )
+        return Tuning(precision=self.precision, runtime=self.runtime)

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from collage_mpi.errors import UsageError
 from collage_mpi.system.fields import AUTO, Settings, setting
-
-if TYPE_CHECKING:
-    import numpy as np
-
-ARRIVALS = ("closed", "poisson", "file")
-# model of arrivals -> the setting that only this model needs, and an example
-_NEEDS = {"poisson": ("rate", "--rate 200"), "file": ("arrival_file", "--arrival-file F")}
 
 MOST_BATCH = 1024  # no network is known that gains from a larger batch
 MOST_TEAMS = 4096  # a run has at most 65,535 sessions, and each team of a launch is one
@@ -29,51 +20,32 @@ _survival = partial(setting, group="lost ranks, progress")
 class ArrivalSettings(Settings):
     """When images arrive. See each field's help line."""
 
-    arrivals: str = _pace(
-        "closed",
-        "when images enter the job. closed: as earlier images are answered, see --depth. poisson, "
-        "file: at given times, however busy the ranks are (open loop)",
-        choices=ARRIVALS,
-    )
-    rate: float | None = _pace(None, "arrivals poisson: images a second", at_least=1e-6)
-    arrival_seed: int = _pace(
-        0, "arrivals poisson: seed of the arrival times", at_least=0, at_most=math.inf
+    rate: float | None = _pace(
+        None,
+        "open loop: this many images a second enter the job at random times (Poisson), however "
+        "busy the ranks are",
+        unset="as earlier images are answered, see --depth",
+        at_least=1e-6,
     )
     arrival_file: str | None = _pace(
         None,
-        "arrivals file: arrival times in seconds since the start, as .npy or as text with one "
-        "number a line",
+        "open loop: images enter the job at the times of this file, in seconds since the start; "
+        ".npy, or text with one number a line",
         metavar="FILE",
         shipped=True,
     )
 
     def _check(self) -> None:
-        for model, (name, example) in _NEEDS.items():
-            given = getattr(self, name) is not None
-            if given != (self.arrivals == model):
-                problem = f"{name} needs arrivals {model}" if given else f"{name} is missing"
-                raise UsageError(
-                    f"arrivals {self.arrivals}: {problem}: --arrivals {model} {example}"
-                )
+        if self.rate is not None and self.arrival_file is not None:
+            raise UsageError(
+                "rate and arrival_file both say when images arrive: leave out --rate or "
+                "--arrival-file"
+            )
 
     @property
     def open_loop(self) -> bool:
         """Whether images arrive at given times."""
-        return self.arrivals != "closed"
-
-    def arrival_times_ns(self, images: int) -> np.ndarray | None:
-        """(images,) int64 ns since the start, non-decreasing; None in a closed loop.
-
-        Raises:
-            EnvironmentFault, DataFault: as in `arrivals.load_times_ns`.
-        """
-        if not self.open_loop:
-            return None
-        from collage_mpi.workload.arrivals import load_times_ns, poisson_times_ns
-
-        if self.arrivals == "poisson":
-            return poisson_times_ns(self.rate or 0.0, self.arrival_seed, images)
-        return load_times_ns(self.arrival_file or "", images)
+        return self.rate is not None or self.arrival_file is not None
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,12 +83,6 @@ class PaceSettings(ArrivalSettings):
         "collage",
         at_least=1,
     )
-    window: int | None = _pace(
-        None,
-        "open loop: largest number of images in the job at a time; at least one group",
-        unset="4096, or 8 for each single rank if that is more",
-        at_least=1,
-    )
     warmup_groups: int = _pace(
         2, "number of groups at the start that statistics leave out", at_least=0
     )
@@ -124,18 +90,18 @@ class PaceSettings(ArrivalSettings):
     def _check(self) -> None:
         if self.open_loop and self.between == "drain":
             raise UsageError(
-                f"between is drain with arrivals {self.arrivals}; drain works only in the closed "
-                "loop: leave out --between or --arrivals"
+                "between is drain in an open loop; drain works only in the closed loop: leave out "
+                "--between, or --rate and --arrival-file"
             )
 
     @property
     def mode(self) -> str:
         """How groups follow each other, as shown in every table and legend (C6)."""
         batch = "" if self.batch == 1 else f", batch {self.batch or AUTO}"
-        if self.arrivals == "poisson":
-            return f"open loop, poisson {self.rate:g}/s, seed {self.arrival_seed}{batch}"
-        if self.arrivals == "file":
-            return f"open loop, times of {Path(self.arrival_file or '').name}{batch}"
+        if self.rate is not None:
+            return f"open loop, poisson {self.rate:g}/s{batch}"
+        if self.arrival_file is not None:
+            return f"open loop, times of {Path(self.arrival_file).name}{batch}"
         return f"{self.between}, depth {self.depth or AUTO}{batch}"
 
     @property

@@ -48,33 +48,11 @@ class RankSettings(Settings):
         at_most=MAX_SIDE,
     )
     singles: int | None = _setting(None, "number of single ranks, N", unset="side*side", at_least=1)
-    collage_ranks: int = _setting(1, "number of collage ranks, M", at_least=0)
-    collage_copies: int | None = _setting(
-        None,
-        "number of collage ranks that get the same collage",
-        unset="all M; collage-only: 1",
-        at_least=1,
-    )
-    replicas: int = _setting(
-        2, "scheme replicate: number of ranks that get the same image", at_least=2
-    )
-    backup_ranks: int = _setting(
+    collage_ranks: int = _setting(
         1,
-        "scheme cascade-batch with --placement fixed: number of ranks that get batches",
-        at_least=1,
-    )
-    collage_from: int | None = _setting(
-        None,
-        "scheme cascade: a rank takes waiting images as one collage if at least this many wait",
-        unset="3, or the next number above the cost ratio if that is more",
-        at_least=1,
-    )
-    collage_counts: str = _setting(
-        "all",
-        "scheme cascade: which waiting images count for --collage-from. all: all of them. "
-        "beyond-idle: all but one for each idle rank, so that the single network answers as many "
-        "images as the load allows",
-        choices=("all", "beyond-idle"),
+        "number of ranks beside the single ranks, M: for collages, or with scheme cascade-batch "
+        "for batches",
+        at_least=0,
     )
     assign: str = _setting(
         "pull",
@@ -99,22 +77,12 @@ class RankSettings(Settings):
     )
 
     def _check(self) -> None:
-        if (self.collage_from or 0) > self.group_size:
-            raise UsageError(
-                f"collage_from is {self.collage_from}; a collage of side {self.side} holds "
-                f"{self.group_size} images"
-            )
-        if self.uses_collage and self.collage_ranks < 1:
+        if scheme_class(self.scheme).needs - {SINGLE} and self.collage_ranks < 1:
             raise UsageError(f"collage_ranks is {self.collage_ranks}; it needs at least 1")
-        if self._takes("replicas") and self.replicas > self.n_singles:
+        if self.replicas > self.n_singles:
             raise UsageError(
-                f"replicas is {self.replicas} with {counted(self.n_singles, 'single rank')}; each "
-                "copy needs a rank of its own"
-            )
-        if self.n_copies > self.collage_ranks > 0:
-            raise UsageError(
-                f"collage_copies is {self.collage_copies} with "
-                f"{counted(self.collage_ranks, 'collage rank')}; each copy needs a rank of its own"
+                f"scheme {self.scheme} with {counted(self.n_singles, 'single rank')}; each copy of "
+                "an image needs a rank of its own"
             )
 
     @property
@@ -161,8 +129,13 @@ class RankSettings(Settings):
 
     @property
     def usual_singles(self) -> int:
-        """Default number of single ranks; scheme replicate needs this many for each copy."""
-        return self.group_size * (self.replicas if self._takes("replicas") else 1)
+        """Default number of single ranks: those of a group for each copy of an image."""
+        return self.group_size * self.replicas
+
+    @property
+    def replicas(self) -> int:
+        """Single ranks that the scheme sends each image to at once."""
+        return scheme_class(self.scheme).replicas
 
     @property
     def n_singles(self) -> int:
@@ -172,8 +145,6 @@ class RankSettings(Settings):
     @property
     def n_copies(self) -> int:
         """Number of collage ranks that get the same collage."""
-        if self.collage_copies is not None:
-            return self.collage_copies
         return max(1, self.collage_ranks) if self.uses_single else 1
 
     @property
@@ -212,7 +183,7 @@ class RankSettings(Settings):
         if self.any_size:
             return Placement((frozenset(), *[needs] * (world_size - 1)))
         if world_size not in (self.world_size, most):
-            usual = self.singles is None and not self._takes("replicas")
+            usual = self.singles is None and self.replicas == 1
             who = f"--side {self.side}" if usual else f"--singles {self.n_singles}"
             raise wrong_size(world_size, who, counts, self.scheme)
         first = self.n_singles if SINGLE in needs or world_size > self.world_size else 0
@@ -273,11 +244,8 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
             assign=self.assign,
             policy=self.accept_policy(),
             collage_copies=self.n_copies,
-            replicas=self.replicas,
             hedge_ns=ms_to_ns(self.hedge_ms),
             placement=self.layout,
-            bundle_from=self.collage_from,
-            beyond_idle=self.collage_counts == "beyond-idle",
             calibrate=self.agree is not None,
         )
 
@@ -302,12 +270,9 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
         parts = [make_scheme(self.scheme_settings()).label]
         if self.uses_single and self.singles not in (None, self.usual_singles):
             parts.append(f"N = {self.singles}")
-        if self.uses_collage and self.collage_ranks != 1 and not self.any_size:
+        beside = scheme_class(self.scheme).needs - {SINGLE}
+        if beside and self.collage_ranks != 1 and not self.any_size:
             parts.append(f"M = {self.collage_ranks}")
-        if not self.uses_single and self.n_copies != 1:
-            parts.append(f"{self.n_copies} copies")
-        if self.uses(BACKUP) and self.backup_ranks != 1 and not self.any_size:
-            parts.append(f"{self.backup_ranks} backup ranks")
         if self.endgame == "on":
             parts.append("end game")
         accept = self.accept_policy().name if self.agree is None else f"agree {self.agree:g}"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from collage_mpi.encoding.vectors import EMBEDDINGS, OUTPUTS
 from collage_mpi.errors import EnvironmentFault, UsageError
@@ -26,6 +26,7 @@ from collage_mpi.kinds import (
 from collage_mpi.models.named import is_function
 from collage_mpi.scheduler import SchedulerSettings
 from collage_mpi.scheduler.schemes import scheme_class
+from collage_mpi.settings.acceptance import ms_to_ns
 from collage_mpi.settings.inputs import InputSettings, NetworkSettings
 from collage_mpi.settings.pace import PaceSettings, SurvivalSettings
 from collage_mpi.settings.placement import Placement
@@ -34,8 +35,15 @@ from collage_mpi.settings.redundancy import RedundancySettings
 from collage_mpi.system.fields import about, by_name, names
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
+if TYPE_CHECKING:
+    import numpy as np
+
 # Settings that do not change the rows.
-NOT_OF_ROWS = ("out", "shared_out", "bad_shards", "trust_network", *names(SurvivalSettings))
+NOT_OF_ROWS = ("out", "shared_out", "trust_network", *names(SurvivalSettings))
+# Most images in the job at a time in an open loop, at least, and for each single rank.
+OPEN_WINDOW, OPEN_WINDOW_A_RANK = 4096, 8
+MAX_ATTEMPTS = 3  # tasks of the main kind that may fail for an image before its error row
+AUDIT_SEED = 0  # of the draw of audited images
 MOST_OF_A_LEASE = 4096  # most images of a batch with teams, whose places fit one message
 R = TypeVar("R", bound="RunSettings")
 
@@ -59,12 +67,11 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
     """
 
     def _check(self) -> None:
-        if self.window is not None and self.window < self.group_size:
-            raise UsageError(f"window is {self.window}; it needs at least {self.group_size}")
         if self.teams > 1 and self.open_loop:
             raise UsageError(
-                f"teams is {self.teams} with arrivals {self.arrivals}; several teams work only "
-                "in the closed loop, where a team takes images when it has room"
+                f"teams is {self.teams} in an open loop; several teams work only in the closed "
+                "loop, where a team takes images when it has room: leave out --teams, or --rate "
+                "and --arrival-file"
             )
         if self.teams > 1 and self.batch_size * self.group_size > MOST_OF_A_LEASE:
             raise UsageError(
@@ -193,6 +200,18 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             + f": launch with -n {self.launch_size}"
         )
 
+    def arrival_times_ns(self, images: int) -> np.ndarray | None:
+        """(images,) int64 ns since the start, non-decreasing; None in a closed loop.
+
+        Raises:
+            EnvironmentFault, DataFault: as in `arrivals.load_times_ns`.
+        """
+        from collage_mpi.workload.arrivals import load_times_ns, poisson_times_ns
+
+        if self.rate is not None:
+            return poisson_times_ns(self.rate, self.straggler_seed, images)
+        return load_times_ns(self.arrival_file, images) if self.arrival_file else None
+
     @property
     def paced(self) -> bool:
         """Whether a group enters the job when a rank is idle (depth auto)."""
@@ -205,7 +224,8 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         return self.credit or scheme_class(self.scheme).credit
 
     def groups_in_flight(self, workers: int) -> int:
-        """The largest depth of the scheduler: the setting, or an open loop's window in groups.
+        """The largest depth of the scheduler: the setting, or in an open loop the groups of the
+        most images that may be in the job at a time.
 
         If groups enter when ranks are idle, each message may belong to another group.
         """
@@ -213,8 +233,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             return self.messages * max(self.world_size, workers + 1)
         if not self.open_loop:
             return self.depth or 1
-        window = max(4096, 8 * self.n_singles) if self.window is None else self.window
-        return -(-window // self.group_size)
+        return -(-max(OPEN_WINDOW, OPEN_WINDOW_A_RANK * self.n_singles) // self.group_size)
 
     @property
     def audit_share(self) -> float:
@@ -226,7 +245,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
     def audit_facts(self) -> dict[str, Any]:
         """The manifest's facts about audits; {} without audits."""
         share = self.audit_share
-        return {"audit": {"share": share, "seed": self.audit_seed}} if share else {}
+        return {"audit": {"share": share, "seed": AUDIT_SEED}} if share else {}
 
     def most_inputs(self, kind: str) -> int:
         """Most inputs of a message to a rank of the kind."""
@@ -279,9 +298,6 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             runs: whether images arrive as runs.
         """
 
-        def ns(value: float | None, unit: float) -> int | None:
-            return None if value is None else round(value * unit)
-
         whole_batches = runs and self.in_whole_batches
         return SchedulerSettings(
             group_size=self.group_size * (self.batch_size if whole_batches else 1),
@@ -293,9 +309,8 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             depth=self.groups_in_flight(workers),
             paced=self.paced,
             drain=self.between == "drain",
-            linger_ns=ns(self.linger_ms, 1e6),
-            image_timeout_ns=ns(self.image_timeout_s, 1e9),
-            max_attempts=self.max_attempts,
+            linger_ns=ms_to_ns(self.linger_ms),
+            max_attempts=MAX_ATTEMPTS,
             endgame=self.endgame == "on",
             whole_batches=whole_batches,
         )

@@ -70,8 +70,6 @@ def of_seed(job: SimulatedJob, seed: int) -> SimulatedJob:
     those of the previous seed end.
     """
     settings = replace(job.settings, straggler_seed=seed)
-    if settings.arrivals == "poisson":
-        settings = replace(settings, arrival_seed=seed)
     return replace(job, settings=settings, first=seed * job.images)
 
 

@@ -35,7 +35,7 @@ from collage_mpi.scheduler import Scheduler, batch_factor, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Score
 from collage_mpi.settings.batches import ModelTimes, choose_batch, injected_ns, most_groups
-from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.settings.run_settings import AUDIT_SEED, RunSettings
 from collage_mpi.shards.readahead import ImageRecord
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.replayed_answers import Answers, answers_file, read_answers
@@ -187,7 +187,7 @@ class Simulation:
         )
         self.finish: ev.Finish | None = None
         self.stopped: str | None = None
-        self._draw = Draw(settings.audit_share, settings.audit_seed, (FINGERPRINT,))
+        self._draw = Draw(settings.audit_share, AUDIT_SEED, (FINGERPRINT,))
         self._delays = job.delays or make_delays(settings, by_image=settings.draws_by_image)
         # Silence is watched only where a rank may fall silent.
         self._timeouts = make_timeouts(settings, self.ranks) if settings.dead_ranks else None

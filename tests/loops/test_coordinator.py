@@ -728,7 +728,7 @@ def test_what_is_written_late_is_written_soon(scheme):
 
 
 def test_timers_of_groups_that_are_done_leave_memory():
-    job = Job(3000, image_timeout_ns=10**15)
+    job = Job(3000, linger_ns=10**15)
     largest = []
     job.coordinator._report = lambda: largest.append(len(job.coordinator._timers))
     job.complete()
@@ -798,16 +798,6 @@ def test_a_stop_does_not_wait_for_a_rank_that_never_answers():
     lost = [task for task in job.writer.tasks if task.outcome == OUTCOME_CODE["unfinished"]]
     assert {task.rank for task in lost} == {1}
     assert job.clock.now_ns - job.start_ns < 6 * 10**9  # stop_ns and a little
-
-
-def test_an_image_timeout_gives_up_and_the_job_goes_on():
-    def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult | None:
-        return None if rank == 1 and task.group == 0 else truthful(rank, task, pixels)
-
-    job = Job(12, scheme="none", image_timeout_ns=30 * MS, credit=1, cluster={"behave": behave})
-    # Rank 1's credit is taken for good by the task that has no end.
-    assert job.run().status == ev.COMPLETE_WITH_ERRORS
-    assert {row.row for row in job.writer.images if not row.answered} == {0, 4, 8}
 
 
 def test_a_reader_that_fails_says_so_after_what_it_had_read():

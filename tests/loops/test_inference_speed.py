@@ -63,9 +63,7 @@ def agreement(kind: str, batch: np.ndarray, tuned: Any, size: int) -> tuple[floa
 def test_a_cpus_answers_are_those_of_float32(inputs: dict, kind: str, precision: str) -> None:
     tuned = predictor_of(
         kind,
-        replace(
-            PLAIN, precision=precision, channels_last="on" if precision == "bfloat16" else "off"
-        ),
+        replace(PLAIN, precision=precision),
     )
     same, apart = agreement(kind, inputs[kind], tuned, 20)
     least, most = TOLERANCE[precision]
@@ -367,7 +365,7 @@ def test_a_ranks_gpu_is_the_current_one_before_anything_is_put_on_it(
 def test_a_gpus_answers_are_those_of_float32(
     inputs: dict, kind: str, how: str, precision: str
 ) -> None:
-    tuned = predictor_of(kind, Tuning(precision=precision, channels_last="on", runtime=how), "cuda")
+    tuned = predictor_of(kind, Tuning(precision=precision, runtime=how), "cuda")
     for size in (1, 4):
         same, apart = agreement(kind, inputs[kind], tuned, size)
         least, most = TOLERANCE[precision]

@@ -130,7 +130,7 @@ class Made:
         ({"depth": 1}, "welcome, reading", [0]),
         ({}, "welcome", [1, 2]),
         ({"pixels": "workers", "depth": 1}, "welcome", [1, 2]),
-        ({"arrivals": "poisson", "rate": 1e6, "pixels": "rank0"}, "welcome, reading", [0]),
+        ({"rate": 1e6, "pixels": "rank0"}, "welcome, reading", [0]),
     ],
     ids=["rank 0 reads", "a group at a time", "workers can", "workers must", "open loop"],
 )
@@ -233,7 +233,7 @@ def test_what_kept_a_row_from_the_disk_is_raised_before_the_lead_hears_of_an_end
 
 def test_of_what_is_left_in_an_open_loop_the_first_image_comes_at_once(tmp_path):
     lacking = np.arange(IMAGES) > 19
-    made = Made(tmp_path, lacking, arrivals="poisson", rate=0.01)
+    made = Made(tmp_path, lacking, rate=0.01)
     arrivals = made.session._arrivals()
     arrivals.start(0)
     arrivals.admit(0, 2)

@@ -51,7 +51,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
 OTHERWISE: dict[str, dict[str, Any]] = {
     "batches": {"batch": 4},
     "batches in the paper's layout": {"profile": "paper", "batch": 4, "assign": "pull"},
-    "open loop": {"batch": 4, "arrivals": "poisson", "rate": 80.0},
+    "open loop": {"batch": 4, "rate": 80.0},
     "audits": {"batch": 2, "audit": 0.2},
 }
 

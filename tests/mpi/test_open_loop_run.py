@@ -21,7 +21,7 @@ def test_rows_of_a_real_open_loop_have_their_intended_arrivals(mpiexec, tmp_path
     write_shard(tmp_path / "s.h5", images, labels, class_names=names, source="test")
     words = ["-m", "collage_mpi", "run", "--shards", tmp_path / "s.h5", "--out", tmp_path / "run"]
     words += ["--single", "null", "--collage", "null", "--singles", "2", "--side", "2"]
-    words += ["--arrivals", "poisson", "--rate", "150", "--linger-ms", "5", "--warmup-groups", "1"]
+    words += ["--rate", "150", "--linger-ms", "5", "--warmup-groups", "1"]
     words += ["--straggler", "pinned", "--straggler-median-ms", "2"]
     done = mpiexec(4, words)
     assert done.returncode == 0, done.stderr

@@ -103,7 +103,7 @@ FORKED = pytest.mark.parametrize("forked", [False, True], ids=["started", "forke
 def test_any_kind_of_death_is_survived(job, forked):
     deaths = "1:measure:kill,2:compute:segv:2,3:compute:leave:3,4:compute:leave0:4,5:reply:throw:5"
     # Where a collage wins nothing is computed; and an image may be lost with each of the five.
-    ended = job(deaths, "--scheme", "none", "--max-attempts", "6", singles=6, forked=forked)
+    ended = job(deaths, "--scheme", "none", singles=6, forked=forked)
     found = ended.check()
     assert ended.layers().keys() == {1, 2, 3, 4, 5}
     assert all("lost" in outcomes(found, rank) for rank in (2, 3, 4))
@@ -181,7 +181,7 @@ def test_a_cascade_loses_ranks_as_the_load_rises_and_is_resumed(job, tmp_path):
     """Open loop: four images one by one, then all others at once. Each rank dies with a collage."""
     times_s = np.minimum(np.arange(IMAGES) * 0.2, 0.8)
     np.save(tmp_path / "times.npy", times_s)
-    flags = ("--scheme", "cascade", "--endgame", "off", "--arrivals", "file")
+    flags = ("--scheme", "cascade", "--endgame", "off")
     flags += ("--arrival-file", str(tmp_path / "times.npy"))
     ended = job(",".join(f"{rank}:receive:kill:6" for rank in (1, 2, 3, 4)), *flags)
     found = ended.check(INCOMPLETE)

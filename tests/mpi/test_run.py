@@ -149,7 +149,7 @@ def test_eleven_ranks_in_all_shapes(mpi, both, tmp_path):
     shapes = {
         "collage": [],
         "none": ["--scheme", "none"],
-        "two": ["--singles", "8", "--collage-ranks", "2", "--collage-copies", "2"],
+        "two": ["--singles", "8", "--collage-ranks", "2"],
         "deep": ["--depth", "3"],
         "drain": ["--between", "drain", "--depth", "2"],
         "shuffled": ["--order", "shuffle:5", "--limit", "50"],

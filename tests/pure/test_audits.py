@@ -199,11 +199,11 @@ def test_verify_misses_no_audit_of_an_image_that_no_collage_answered(answers: st
 
 
 def test_a_run_says_what_it_drew(answers: str, tmp_path: Path):
-    job = simulated(answers, audit=0.5, audit_seed=7)
+    job = simulated(answers, audit=0.5)
     simulate_to(job.settings, tmp_path / "run", IMAGES, FREE, answers)
     run = read_results(tmp_path / "run")
     drawn = draw_of(run.manifest).some(run.images)
-    assert (drawn == Draw(0.5, 7, ("simulated",)).some(run.images)).all()
+    assert (drawn == Draw(0.5, 0, ("simulated",)).some(run.images)).all()
     run.manifest.pop("audit")
     assert not draw_of(run.manifest).some(run.images).any(), "as in runs without audits"
 

@@ -75,7 +75,7 @@ def test_a_run_that_waits_for_no_rank_goes_to_one_that_is_recalled_image_by_imag
 
 
 def test_what_waits_in_runs_is_copied_image_by_image_at_the_end():
-    job = in_runs(endgame=True, singles=3, bundle_from=4)
+    job = in_runs(endgame=True, singles=3, costs={COLLAGE: 3.0})
     job.arrive(16)
     job.close()
     for rank in (3, 3, 2):
@@ -92,23 +92,6 @@ def test_once_nothing_is_collaged_a_run_leaves_image_by_image():
     job.run_out()
     last = [send for send in job.sent.values() if send.items[0].image >= 12]
     assert {(send.kind, len(send.items)) for send in last} == {(SINGLE, 1)}
-
-
-def test_a_run_makes_no_more_slow_ranks_be_tried_again_than_its_images_would():
-    """One idle rank is looked at for all that comes at a time."""
-    fewer = {"credit": 2, "batch": 2, "depth": 1, "image_timeout_ns": 80 * MS, "max_failures": 1}
-    job = in_runs(
-        scheme="cascade-batch", policy="confident", confidence=1, singles=5, collages=1, **fewer
-    )
-    worn = {"of_input": True}
-    fire = lambda: job.fire(min(job.timers))  # noqa: E731
-    job.arrive(4), fire(), job.arrive(3), job.arrive(1)
-    job.answer(3), job.fail(4, **worn), fire(), job.answer(5), job.answer(6)
-    job.arrive(2, drawn=True), job.fail(7, **worn), fire()
-    job.answer(8), job.fail(9, **worn), job.arrive(2), job.arrive(4), job.answer(10)
-    job.answer(next(task for task, send in job.live.items() if send.kind == BACKUP))
-    job.run_out()
-    assert len(job.resolved) == 16
 
 
 def out(job: Harness) -> list[tuple[int, str, list[int]]]:
@@ -221,24 +204,6 @@ def test_images_of_a_collage_that_fails_are_sent_alone_before_others(how):
     for rank in (2, 3):
         end(job, rank)
     assert not any(s.bundle for t, s in job.sent.items() if t > task)
-
-
-@pytest.mark.parametrize(("least", "beyond", "taken"), [(1, False, COLLAGE), (5, False, SINGLE)])
-def test_the_number_may_be_set(least, beyond, taken):
-    job = cascade(bundle_from=least)
-    job.arrive(2 + 1 + 3 * (least > 1))
-    end(job, 1)
-    assert out(job)[-1][1] == taken
-
-
-def test_images_may_count_beyond_the_idle_ranks_only():
-    """Nine that come together are singles of nine idle ranks; of 13 the last four wait."""
-    job = cascade(singles=9, beyond_idle=True, together=True, depth=4)
-    job.arrive(9)
-    assert {kind for _, kind, _ in out(job)} == {SINGLE}
-    job.arrive(9)
-    end(job, 1)
-    assert out(job)[-1] == (1, COLLAGE, [*range(9, 18)])
 
 
 @pytest.mark.parametrize("deadline_ns", [None, 50 * MS])
@@ -564,12 +529,6 @@ def test_a_collage_rank_is_slow_beside_collage_ranks_alone():
     ]
 
 
-def test_of_idle_ranks_the_single_ones_alone_count_beyond():
-    job = cascade(placement="fixed", singles=1, collages=2, beyond_idle=True)
-    job.arrive(1 + 3)
-    assert out(job) == [(1, SINGLE, [0]), (2, COLLAGE, [1, 2, 3])]
-
-
 def test_where_ranks_are_apart_a_group_comes_in_for_an_idle_collage_rank():
     job = cascade(placement="fixed", singles=1, collages=1, together=True, paced=True)
     job.arrive(9)
@@ -624,8 +583,6 @@ def test_a_collage_says_how_fast_its_rank_is_by_its_cost():
         ({"costs": {COLLAGE: 30.0}}, 9),
         ({"costs": {COLLAGE: 30.0}, "scheme": "cascade-batch"}, 3),
         ({"costs": {BACKUP: 4.5}, "scheme": "cascade-batch"}, 5),
-        ({"costs": {COLLAGE: 30.0}, "bundle_from": 2}, 2),
-        ({"bundle_from": 12}, 9),
     ],
 )
 def test_more_images_must_wait_where_a_collage_takes_longer(settings, least):
@@ -712,8 +669,6 @@ def test_its_ranks_hold_both_networks_and_any_number_will_do():
         ({"accept": "first"}, "accept is first with scheme cascade; it takes: auto, confident"),
         ({"profile": "paper"}, r"assign is turn .* \(profile paper sets"),
         ({"save": "embeddings"}, "save is embeddings with scheme cascade"),
-        ({"collage_from": 0}, "collage_from is 0; it needs"),
-        ({"collage_counts": "some"}, "known are: all, beyond-idle"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused_by_name(settings, said):
@@ -726,8 +681,6 @@ def test_what_does_not_go_with_it_is_refused_by_name(settings, said):
     [
         ({}, "cascade, end game"),
         ({"placement": "fixed"}, "cascade, ranks apart, end game"),
-        ({"collage_from": 5}, "cascade from 5, end game"),
-        ({"collage_counts": "beyond-idle"}, "cascade beyond idle ranks, end game"),
     ],
 )
 def test_its_label(settings, label):
@@ -763,7 +716,7 @@ def test_in_a_closed_loop_every_image_is_collaged_once_and_a_third_sent_again():
 
 def test_the_row_of_a_collage_is_written_with_the_last_of_its_images():
     """Its images are of two groups; it has resolved all but one, which a single rank does."""
-    rows = play(18, arrivals="poisson", rate=1e6, singles=1, collage_ranks=1, straggler="pinned")
+    rows = play(18, rate=1e6, singles=1, collage_ranks=1, straggler="pinned")
     collages = [task for task in rows.tasks if task.kind == KIND_CODE[COLLAGE]]
     assert sum(task.items for task in collages) > sum(task.resolved for task in collages) > 0
     assert len({image.row for image in rows.images}) == 18
@@ -851,22 +804,6 @@ def test_an_image_that_failed_is_not_kept_in_mind_once_it_has_left():
     assert not job.scheduler.dispatch.bundles._tried
 
 
-def test_where_a_slow_rank_counts_as_unknown_again_so_few_are_known_that_none_is_slow():
-    few = {"collages": 0, "batch": 4, "depth": 1, "image_timeout_ns": 80 * MS}
-    job = in_runs(
-        scheme="cascade-batch", policy="confident", confidence=1, singles=4, drain=True, **few
-    )
-    fire = lambda: job.fire(min(job.timers))  # noqa: E731
-    at_once = {"service_ns": 0}
-    job.arrive(9), fire(), job.arrive(4, drawn=True), job.answer(3), job.answer(2), job.answer(7)
-    job.answer(8, **at_once), job.answer(11, unread=frozenset({9})), job.arrive(1), fire()
-    job.answer(10, **at_once), job.fail(12), fire(), job.answer(13, service_ns=5 * MS), fire()
-    assert {send.rank for send in job.live.values()} == {1, 4}, "2 and 3 are slow: 13 waits"
-    job.fail(14)  # rank 4 has another image
-    assert out(job)[-2:] == [(2, SINGLE, [12]), (3, SINGLE, [13])]
-    job.run_out()
-
-
 def test_what_is_barred_to_all_ranks_that_are_still_quick_goes_to_a_slow_one_at_once():
     job = cascade(singles=4)
     paced(job, 10 * MS, 20 * MS, 18 * MS, 90 * MS)
@@ -882,7 +819,7 @@ def test_what_is_barred_to_all_ranks_that_are_still_quick_goes_to_a_slow_one_at_
 
 
 def test_where_ranks_are_apart_a_slow_collage_rank_hides_no_quick_one():
-    job = cascade(placement="fixed", singles=1, collages=3, credit=2, bundle_from=5)
+    job = cascade(placement="fixed", singles=1, collages=3, credit=2, costs={COLLAGE: 4.0})
     job.arrive(12)
     for rank, service_ns in ((2, 10 * MS), (3, 10 * MS), (4, 90 * MS)):
         job.arrive(5)
@@ -890,15 +827,6 @@ def test_where_ranks_are_apart_a_slow_collage_rank_hides_no_quick_one():
             end(job, rank, service_ns=service_ns)
     slow = [rank for rank, kind, images in out(job) if kind == COLLAGE and len(images) < 9]
     assert 4 not in slow[1:]
-
-
-def test_beyond_idle_ranks_counts_those_alone_that_would_take_an_image():
-    job = cascade(singles=4, beyond_idle=True)
-    paced(job, 10 * MS, 10 * MS, 90 * MS, 90 * MS)
-    job.arrive(2 + 4)
-    assert [rank for rank, _, _ in out(job)] == [1, 2], "ranks 3 and 4 are idle, and slow"
-    end(job, 1)
-    assert out(job)[-1] == (1, COLLAGE, [6, 7, 8, 9]), "three beyond the rank itself"
 
 
 def test_without_single_ranks_a_collage_that_fails_is_sent_again():
@@ -934,7 +862,7 @@ def test_a_failure_looks_at_what_waits_only_where_a_rank_has_room():
 
 def test_group_rows_do_not_wait_for_the_end():
     """Groups are cut short, and collages hold images of several of them."""
-    job = {"arrivals": "poisson", "rate": 400.0, "linger_ms": 15.0, "singles": 2}
+    job = {"rate": 400.0, "linger_ms": 15.0, "singles": 2}
     rows = play(900, straggler="lognormal", straggler_median_ms=20.0, **job)
     ends = [group.t0_ns + group.latency_ns for group in rows.groups]
     numbers = [group.group for group in rows.groups]
@@ -1023,14 +951,6 @@ def test_a_stop_leaves_what_is_not_audited_to_the_next_session():
     job.stop()
     end(job, 1)
     assert (job.finish.status, sorted(job.resolved)) == ("incomplete", [0, 1])
-
-
-def test_at_the_accept_deadline_a_decided_image_keeps_its_source():
-    job = cascade(singles=1, deadline_ns=20 * MS, image_timeout_ns=50 * MS)
-    audited(job, images=9)
-    while job.timers:
-        job.fire(min(job.timers, key=lambda t: job.timers[t]))
-    assert {(r.source, r.audited) for i, r in job.resolved.items() if i} == {(COLLAGE, "failed")}
 
 
 def test_until_a_threshold_is_told_only_drawn_images_are_collaged_and_none_is_sure():
@@ -1386,15 +1306,6 @@ def test_they_wait_for_no_more_once_the_threshold_is_known():
     job = held()
     job.threshold(0.5)
     alone(job)
-
-
-@pytest.mark.parametrize(("linger", "waited"), [(None, 40), (60, 40), (30, 30)])
-def test_they_wait_half_as_long_as_they_may_take_at_most(linger, waited):
-    linger_ns = None if linger is None else linger * MS
-    job = held(image_timeout_ns=80 * MS, linger_ns=linger_ns)
-    job.fire(min(job.timers, key=lambda timer: job.timers[timer]))
-    assert job.now_ns == waited * MS
-    together(job)
 
 
 def test_after_a_stop_they_are_left_to_the_next_session():

@@ -113,20 +113,15 @@ VALUES: dict[str, tuple[str, ...]] = {
     "device": ("auto",),
     "scheme": ("hedge", "--hedge-ms", "1"),
     "credit": ("3",),
-    "window": ("9",),
     "trust_network": ("any",),
     "slow_ranks": ("1:5", "--straggler", "pinned"),
     "dead_ranks": ("1:20",),
-    "arrivals": ("poisson", "--rate", "9"),
-    "arrival_file": ("t.txt", "--arrivals", "file"),
+    "arrival_file": ("t.txt",),
     "straggler": ("lognormal",),
     "agree": ("0.99", "--scheme", "cascade"),
 }
 # Settings that are refused without another one -> that one, which both commands get.
-NEEDS: dict[str, tuple[str, ...]] = {
-    "collage_copies": ("--collage-ranks", "3"),
-    "rate": ("--arrivals", "poisson", "--rate", "9"),
-}
+NEEDS: dict[str, tuple[str, ...]] = {}
 NOT_OF_MAP = {"agree", *mapping.ITS_OWN}
 
 

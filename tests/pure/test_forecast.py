@@ -254,7 +254,7 @@ def test_the_limit_is_foretold(shard):
     assert told(5_000_000, gpu=True, reads=Reads(decoding_ns=9e6)) == "the network on the GPU"
     assert told(5_000_000, reads=Reads(reading_ns=9e6)) == "reading the input"
     assert told(5_000_000, reads=Reads(rank0_ns=9e6)) == "reading on rank 0"
-    assert told(5_000_000, arrivals="poisson", rate=50.0) == "the arrival of images"
+    assert told(5_000_000, rate=50.0) == "the arrival of images"
 
 
 def test_reading_and_decoding_are_timed_wherever_they_are_done(tmp_path):

@@ -244,11 +244,11 @@ def test_a_scheme_of_known_kinds_is_one_file():
     from collage_mpi.errors import UsageError
     from collage_mpi.settings.run_settings import RunSettings
 
-    settings = RunSettings(scheme="collage-replicate", replicas=3, assign="turn", endgame="off")
-    assert (settings.n_singles, settings.world_size) == (27, 29)
-    assert settings.labels() == {"scheme": "collage-replicate 3", "accept": "auto"}
-    with pytest.raises(UsageError, match="each copy needs a rank of its own"):
-        RunSettings(scheme="collage-replicate", replicas=3, singles=2)
+    settings = RunSettings(scheme="collage-replicate", assign="turn", endgame="off")
+    assert (settings.n_singles, settings.world_size) == (18, 20)
+    assert settings.labels() == {"scheme": "collage-replicate 2", "accept": "auto"}
+    with pytest.raises(UsageError, match="each copy of an image needs a rank of its own"):
+        RunSettings(scheme="collage-replicate", singles=1)
 
 
 @pytest.mark.usefixtures("four_kinds")

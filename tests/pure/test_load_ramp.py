@@ -48,7 +48,7 @@ def runs(folder: Path, times_s: np.ndarray) -> dict[str, Results]:
     flags = {"none": ramp.SCHEMES["none"], "cascade": cascade}
     found = {}
     for name, words in flags.items():
-        more = ["--arrivals", "file", "--arrival-file", str(folder / "times.npy")]
+        more = ["--arrival-file", str(folder / "times.npy")]
         more += ["--images", str(len(times_s)), "--out", str(folder / name)]
         assert main(["simulate", *ramp.machines(1.0), *words, *more]) == 0
         found[name] = read_results(folder / name)

@@ -18,7 +18,7 @@ from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
 from collage_mpi.job.messages import TYPES, Bye, Hello, Leave, Measured, Rank0, Start, Stop, Welcome
 from collage_mpi.models.info import Loading
-from collage_mpi.models.tuning import LAYOUTS, PRECISIONS, RUNTIMES, Tuning
+from collage_mpi.models.tuning import PRECISIONS, RUNTIMES, Tuning
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.system.process_tree import LARGEST_PID, ProcessId
@@ -39,7 +39,6 @@ stragglers = st.builds(
 tunings = st.builds(
     Tuning,
     precision=st.sampled_from(PRECISIONS),
-    channels_last=st.sampled_from(LAYOUTS),
     runtime=st.sampled_from(RUNTIMES),
 )
 pairs = st.tuples(st.none() | st.integers(0, 10**6), st.none() | numbers, st.booleans())
@@ -138,7 +137,7 @@ def test_a_field_that_nobody_declared_is_refused(message):
 
 
 NESTED = ("straggler", "geometry", "how")
-SLOW = {"precision": "auto", "channels_last": "on", "runtime": "please"}
+SLOW = {"precision": "auto", "runtime": "please"}
 
 
 @pytest.mark.parametrize(

@@ -39,13 +39,13 @@ def test_collages_alone_need_no_single_rank(world, idle):
 
 
 def test_backup_ranks_come_after_the_singles():
-    settings = RunSettings(backup_ranks=3, scheme="cascade-batch", placement="fixed")
+    settings = RunSettings(collage_ranks=3, scheme="cascade-batch", placement="fixed")
     found = settings.place(13)
     assert found.describe() == "0 coordinator, 1-9 single, 10-12 backup"
     with pytest.raises(EnvironmentFault, match=r"3 backup ranks needs 13 .*launch with -n 13"):
         settings.place(11)
-    with pytest.raises(UsageError, match="backup_ranks is 0"):
-        RunSettings(backup_ranks=0, scheme="cascade-batch").place(10)
+    with pytest.raises(UsageError, match="collage_ranks is 0"):
+        RunSettings(collage_ranks=0, scheme="cascade-batch").place(10)
 
 
 def test_with_fastest_every_rank_holds_both_networks():

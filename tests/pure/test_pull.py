@@ -170,7 +170,7 @@ def test_ranks_get_work_in_proportion_to_their_speed():
 
 def test_a_rank_barred_from_the_oldest_takes_the_next():
     """replicate: of each image a rank has one copy."""
-    job = started(scheme="replicate", singles=3, replicas=2, credit=1, depth=2)
+    job = started(scheme="replicate", singles=3, credit=1, depth=2)
     job.arrive(4)
     assert [on(job, rank) for rank in (1, 2, 3)] == [[0], [0], [1]]
     job.answer(first_task(job, 1))  # image 0: its copy on rank 2 is cancelled
@@ -184,7 +184,7 @@ def test_a_rank_barred_from_the_oldest_takes_the_next():
 
 
 def test_a_copy_passes_over_ranks_that_have_or_failed_its_image_while_there_are_others():
-    job = started(scheme="replicate", singles=2, replicas=2, credit=3)
+    job = started(scheme="replicate", singles=2, credit=3)
     job.arrive(4)  # images 0 to 2 are on both ranks
     job.answer(first_task(job, 1))
     job.answer(first_task(job, 1))
@@ -378,7 +378,6 @@ def test_ranks_with_fewer_messages_come_first_then_faster_ones_then_those_that_w
     for rank, messages, pace_ns in ((4, 1, 1), (9, 0, 20), (2, 0, 20), (3, 0, 30), (1, 2, 0)):
         room.add(rank, messages, pace_ns)
     assert room.idle == 3
-    assert [room.idle_within(limit_ns) for limit_ns in (19, 20, 29, 30)] == [0, 2, 2, 3]
     picked = []
     while (rank := room.pick(picked)) is not None:
         picked.append(rank)

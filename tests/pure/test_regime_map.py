@@ -81,7 +81,7 @@ def test_a_slow_request_is_as_slow_as_the_weight_says(regimes):
 def test_all_but_replication_have_as_many_ranks(regimes):
     for entry in regimes.entries(9):
         ranks = RunSettings.from_mapping(entry.flags).world_size
-        others = {"replicate, 2N": 19, "collage-only, 3 ranks, 2 copies": 4}
+        others = {"replicate, 2N": 19, "collage-only, 3 ranks": 4}
         assert ranks == others.get(entry.name, 12), entry.name
 
 

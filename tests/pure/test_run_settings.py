@@ -175,13 +175,10 @@ def test_meaning():
         ({"scheme": "replicate3"}, "known are: none, cascade, cascade-batch, collage,"),
         ({"accept": "confident", "deadline_ms": 9.0, "confidence": 2.0}, "confidence is 2"),
         ({"scheme": "hedge"}, "--hedge-ms"),
-        ({"scheme": "replicate", "replicas": 1}, "at least 2"),
-        ({"scheme": "replicate", "replicas": 3, "singles": 2}, "each copy needs a rank"),
+        ({"scheme": "replicate", "singles": 1}, "each copy of an image needs a rank"),
         ({"scheme": "none", "placement": "fastest"}, "is for collages"),
         ({"placement": "nearest"}, "known are: fixed, fastest"),
-        ({"scheme": "collage-only", "collage_ranks": 2, "collage_copies": 3}, "each copy"),
         ({"order": "shuffle"}, "shuffle:SEED"),
-        ({"collage_copies": 2}, "each copy needs a rank"),
         ({"collage_ranks": 0}, "at least 1"),
         ({"credit": 0}, "at least 1"),
         ({"straggler": "pinned", "slow_ranks": ["3=5"]}, "RANK:FACTOR"),
@@ -272,7 +269,7 @@ def test_other_endings_and_missing_files(tmp_path):
         ({"depth": 3}, False, 3),
         ({"assign": "turn"}, False, 1),
         ({"between": "drain"}, False, 1),
-        ({"arrivals": "poisson", "rate": 9.0, "window": 18}, False, 2),
+        ({"rate": 9.0}, False, 456),
     ],
 )
 def test_depth_auto_follows_the_ranks_where_they_pull(values, paced, depth):
@@ -301,7 +298,7 @@ def test_batches_are_in_the_mode_and_warm_up_by_whole_ones():
     assert batches.warm_groups == 8
     assert batches.batch_costs() == {"single": 1.0, "collage": 1.0}
     assert RunSettings(batch=4, batch_cost=0.1).batch_costs()["single"] == 0.1
-    opened = RunSettings(batch=4, arrivals="poisson", rate=9.0)
+    opened = RunSettings(batch=4, rate=9.0)
     assert opened.warm_groups == 2
     assert opened.mode.endswith(", batch 4")
     for values in ({"batch": 0}, {"batch": 1025}, {"batch_cost": -0.1}):
@@ -317,13 +314,13 @@ def test_a_lease_of_a_batch_fits_a_message():
 
 def test_a_backup_rank_gets_a_group_as_one_batch():
     found = RunSettings(scheme="cascade-batch", placement="fixed", side=2, batch_cost=0.25)
-    assert (found.n_singles, found.backup_ranks, found.world_size) == (4, 1, 6)
+    assert (found.n_singles, found.collage_ranks, found.world_size) == (4, 1, 6)
     assert [found.most_inputs(kind) for kind in ("single", "backup")] == [1, 4]
     assert found.batch_costs() == {"backup": 0.25}
-    found = RunSettings(scheme="cascade-batch", placement="fixed", side=2, batch=3, backup_ranks=2)
+    found = RunSettings(scheme="cascade-batch", placement="fixed", side=2, batch=3, collage_ranks=2)
     assert [found.most_inputs(kind) for kind in ("single", "backup")] == [3, 12]
     assert found.batch_costs() == {"single": 1.0, "backup": 1.0}
-    assert "2 backup ranks" in found.labels()["scheme"]
+    assert "M = 2" in found.labels()["scheme"]
 
 
 def test_files_of_the_package_are_known_by_name() -> None:
@@ -386,7 +383,7 @@ def test_run_s_help_begins_with_what_is_needed(capsys):
         RunSettings(),
         RunSettings(shards=("a.h5", "b b.h5"), single="null", out="-odd", limit=7),
         RunSettings(straggler="pareto", straggler_tail=1.1, slow_ranks=("1:2.0", "2:3.0")),
-        RunSettings(arrivals="poisson", rate=1 / 3, on_rank_loss="continue", straggler="none"),
+        RunSettings(rate=1 / 3, on_rank_loss="continue", straggler="none"),
         RunSettings(batch=None),
     ],
 )
@@ -402,7 +399,7 @@ def test_flags_made_of_settings_give_them_again(settings):
         {"assign": "least"},
         {"straggler": "pinned", "straggler_median_ms": 5.0},
         {"linger_ms": 3.0},
-        {"arrivals": "poisson", "rate": 9.0},
+        {"rate": 9.0},
         {"top_k": 2},
     ],
     ids=str,
@@ -415,7 +412,7 @@ def test_images_are_in_runs_only_where_the_same_is_wanted_of_each(other):
 
 @pytest.mark.parametrize(
     "other",
-    [{"batch": 1}, {"linger_ms": 3.0}, {"arrivals": "poisson", "rate": 9.0}, {"top_k": 2}],
+    [{"batch": 1}, {"linger_ms": 3.0}, {"rate": 9.0}, {"top_k": 2}],
     ids=str,
 )
 def test_a_cascade_takes_runs_whose_groups_are_its_collages(other):

@@ -472,15 +472,6 @@ def test_stop_does_not_wait_for_a_hung_rank():
     assert job.finish.status == ev.INCOMPLETE
 
 
-def test_image_timeout_gives_an_error_row():
-    job = started(scheme="none", collages=0, image_timeout_ns=50 * MS)
-    for image in (1, 2, 3):
-        job.answer(job.task_of(image))
-    (timer,) = job.timers
-    job.fire(timer)
-    assert "no answer within 0.05 s" in job.resolved[0].reason
-
-
 def test_the_end_waits_for_late_answers_but_not_for_ever():
     job = started()
     job.answer(job.task_of(0, COLLAGE))
@@ -587,10 +578,10 @@ def test_replicas_go_to_different_ranks_and_the_first_answer_wins():
 
 
 def test_fewer_ranks_than_replicas_are_used_once_each():
-    job = Harness(scheme="replicate", collages=0, singles=2, replicas=3)
+    job = Harness(scheme="replicate", collages=0, singles=1)
     job.start()
     job.arrive(1)
-    assert sorted(s.rank for s in job.live.values()) == [1, 2]
+    assert [s.rank for s in job.live.values()] == [1]
 
 
 def hedged(**kwargs) -> Harness:
@@ -809,23 +800,6 @@ def test_drain_does_not_wait_for_a_silent_rank():
     assert not job.timers
 
 
-def test_a_timeout_while_stopping_writes_no_error_rows():
-    job = started(scheme="none", collages=0, image_timeout_ns=1 * MS)
-    job.stop()
-    for timer in sorted(job.timers, key=job.timers.get):
-        if timer in job.timers:
-            job.fire(timer)
-    assert not job.resolved
-    assert job.finish.status == ev.INCOMPLETE
-
-
-def test_a_timeout_takes_the_answer_that_is_held():
-    job = started(policy="confident", confidence=1, deadline_ns=100 * MS, image_timeout_ns=50 * MS)
-    job.answer(job.task_of(0, COLLAGE))
-    job.fire(min(job.timers, key=job.timers.get))
-    assert {r.source for r in job.resolved.values()} == {"kept"}
-
-
 def test_silence_is_no_failure():
     job = started(scheme="none", collages=0, singles=6, max_attempts=3)
     for _ in range(4):
@@ -963,14 +937,6 @@ def test_answers_that_are_held_are_used_before_the_end(how):
     assert {r.source for r in job.resolved.values()} == {"kept"}
 
 
-def test_giving_up_an_open_group_sends_no_collage():
-    job = Harness(image_timeout_ns=50 * MS)
-    job.start()
-    job.arrive(2)
-    job.fire(min(job.timers, key=job.timers.get))
-    assert not [s for s in job.sent.values() if s.kind == COLLAGE]
-
-
 def test_all_ranks_lost_before_the_start_ends_the_job():
     job = Harness()
     for rank in (1, 2, 3, 4, 5):
@@ -1067,17 +1033,6 @@ def test_credit_counts_messages_and_what_waits_leaves_together():
     assert len(job.messages) == 1  # its message is not over
     job.answer(first[3])
     assert sizes(job) == [(1, 4), (1, 4)]
-
-
-def test_what_is_resolved_while_it_is_gathered_does_not_leave():
-    """A slow disk: the batch is half in when its first images are given up."""
-    job = Harness(side=2, singles=2, collages=0, scheme="none", batch=4, image_timeout_ns=MS)
-    job.start()
-    job.arrive(3)
-    assert job.messages == []
-    job.fire(min(job.timers))
-    assert job.messages == []
-    assert [r.outcome for r in job.resolved.values()] == ["error"] * 3
 
 
 def test_what_is_gathered_for_a_rank_that_is_lost_goes_to_another():

@@ -32,7 +32,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         copies=st.integers(1, 2),
         assign=st.sampled_from(ASSIGNMENTS),
         placement=st.sampled_from(PLACEMENTS),
-        replicas=st.integers(2, 3),
         hedge_ns=st.sampled_from([0, 10 * MS]),
         credit=st.integers(1, 3),
         batch=st.integers(1, 4),
@@ -41,18 +40,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         paced=st.booleans(),
         drain=st.booleans(),
         linger=st.sampled_from([None, 5 * MS]),
-        timeout=st.sampled_from([None, 80 * MS]),
         max_failures=st.integers(1, 4),
         endgame=st.booleans(),
         calibrate=st.booleans(),
         silent_end=st.booleans(),
     )
-    def begin(self, linger, timeout, silent_end, **settings):
+    def begin(self, linger, silent_end, **settings):
         self.silent_end = silent_end
         self.job = Harness(
             deadline_ns=20 * MS,
             linger_ns=linger,
-            image_timeout_ns=timeout,
             **settings,
         )
         self.job.start()
@@ -268,7 +265,6 @@ class RunMachine(SchedulerMachine):
         depth=st.integers(1, 3),
         paced=st.booleans(),
         drain=st.booleans(),
-        timeout=st.sampled_from([None, 80 * MS]),
         max_failures=st.integers(1, 4),
         endgame=st.booleans(),
         silent_end=st.booleans(),
@@ -317,14 +313,11 @@ class CascadeRunMachine(RunMachine):
         placement=st.sampled_from(PLACEMENTS),
         confidence=st.sampled_from([0.8, 1.0]),
         deadline_ns=st.sampled_from([None, 20 * MS]),
-        bundle_from=st.sampled_from([None, 2, 4]),
-        beyond_idle=st.booleans(),
         credit=st.integers(1, 3),
         batch=st.integers(1, 4),
         depth=st.integers(1, 6),
         paced=st.booleans(),
         drain=st.booleans(),
-        image_timeout_ns=st.sampled_from([None, 80 * MS]),
         max_failures=st.integers(1, 4),
         endgame=st.booleans(),
         calibrate=st.booleans(),

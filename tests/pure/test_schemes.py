@@ -20,7 +20,6 @@ ASKED = scheme_settings(
     assign="least",
     policy=policy_of("confident", confidence=0.5, deadline_ns=9_000_000),
     collage_copies=2,
-    replicas=3,
     hedge_ns=5_000_000,
     placement="fixed",
 )
@@ -58,7 +57,7 @@ def test_what_a_scheme_needs(name, needs):
     ("name", "label"),
     [
         ("none", "none, least loaded"),
-        ("replicate", "replicate 3"),
+        ("replicate", "replicate 2"),
         ("hedge", "hedge, least loaded after 5 ms"),
         ("collage", "collage, least loaded"),
         ("collage-only", "collage-only"),

@@ -136,11 +136,10 @@ def test_a_cancel_of_all_that_a_rank_may_hold_fits_a_message_of_places(shards):
 @pytest.mark.parametrize(
     "more",
     [
-        {"image_timeout_s": float("inf")},
-        {"image_timeout_s": 1e300},
+        {"reply_timeout_s": float("inf")},
+        {"reply_timeout_s": 1e300},
         {"linger_ms": float("nan")},
         {"accept": "confident", "deadline_ms": float("inf")},
-        {"max_attempts": 256},
         {"depth": 10**30},
     ],
 )
@@ -186,9 +185,9 @@ def test_the_manifest_expects_the_rows_of_the_plan(shards):
 
 
 def test_times_reach_the_scheduler_in_ns():
-    settings = RunSettings(linger_ms=1.5, image_timeout_s=2.0, between="drain", side=3)
+    settings = RunSettings(linger_ms=1.5, between="drain", side=3)
     found = settings.scheduler_settings(10, 1.0, {})
-    assert (found.linger_ns, found.image_timeout_ns, found.drain) == (1_500_000, 2 * 10**9, True)
+    assert (found.linger_ns, found.drain) == (1_500_000, True)
     assert found.group_size == 9
 
 

@@ -148,7 +148,7 @@ def test_a_policy_that_needs_scores_needs_answers(tmp_path, capsys):
 
 
 def test_a_summary_alone_is_that_of_the_rows(tmp_path):
-    settings = RunSettings(straggler="lognormal", depth=2, image_timeout_s=0.12, batch=2)
+    settings = RunSettings(straggler="lognormal", depth=2, batch=2)
     job = SimulatedJob(
         settings,
         900,
@@ -159,7 +159,6 @@ def test_a_summary_alone_is_that_of_the_rows(tmp_path):
     on_disk = run_job(dataclasses.replace(job, settings=RunSettings.from_mapping(
         {**job.settings.to_dict(), "out": str(tmp_path / "rows")})))  # fmt: skip
     alone = summarise(simulate_in_memory(job))
-    assert alone["errors"] == on_disk["errors"] != {}
     for key in ("latency", "price", "accuracy", "parts_ms", "rows", "scheme", "mode"):
         assert json.dumps(alone[key]) == json.dumps(on_disk[key]), key
 
@@ -245,10 +244,11 @@ def test_with_answers_the_table_says_what_a_collage_costs(tmp_path, capsys):
 
 def test_a_seed_draws_service_times_poisson_arrivals_and_other_images():
     job = SimulatedJob(RunSettings(straggler="lognormal"), 90)
-    poisson = SimulatedJob(RunSettings(arrivals="poisson", rate=9.0, arrival_seed=3), 90)
+    poisson = SimulatedJob(RunSettings(rate=9.0), 90)
     closed, opened = of_seed(job, 4), of_seed(poisson, 7)
-    assert (closed.settings.straggler_seed, closed.settings.arrival_seed) == (4, 0)
-    assert (opened.settings.straggler_seed, opened.settings.arrival_seed) == (7, 7)
+    assert (closed.settings.straggler_seed, opened.settings.straggler_seed) == (4, 7)
+    times_ns = [settings.arrival_times_ns(90) for settings in (poisson.settings, opened.settings)]
+    assert not np.array_equal(*times_ns)
     assert (closed.first, opened.first) == (360, 630)
 
 

@@ -162,8 +162,10 @@ def silent_ranks_come_back_or_are_lost() -> None:
 
 
 def an_image_is_given_up_while_it_is_parked() -> None:
-    job = parked(image_timeout_ns=MS)
-    job.fire(min(job.timers, key=job.timers.__getitem__))
+    job = started(scheme="none", singles=1, max_attempts=1)
+    job.suspect(1)
+    assert image_0(job) == transitions.PARKED
+    job.fail(job.task_of(0))
     assert job.resolved[0].outcome == "error"
 
 
@@ -185,9 +187,6 @@ def an_image_waits_for_calm() -> None:
     assert image_0(job) == transitions.PARKED
     job = deferred()
     job.answer(job.task_of(0))
-    job = deferred(image_timeout_ns=MS)
-    job.fire(min(job.timers, key=job.timers.__getitem__))
-    assert job.resolved[0].outcome == "error"
 
 
 def another_try_fails_before_it_end_deferral() -> None:

@@ -133,10 +133,7 @@ def make(sort: str, path: Path) -> Path:
 @pytest.mark.parametrize("sort", ["FIFO", "device", "folder"])
 @pytest.mark.parametrize("flag", ["single", "collage", "trace_file", "arrival_file"])
 def test_a_job_refuses_what_is_no_regular_file(tmp_path: Path, sort: str, flag: str) -> None:
-    more = {
-        "trace_file": {"straggler": "trace"},
-        "arrival_file": {"arrivals": "file"},
-    }
+    more = {"trace_file": {"straggler": "trace"}}
     path = make(sort, tmp_path / "file.npy")
     values = {"single": "null", "collage": "null", **more.get(flag, {}), flag: str(path)}
     settings = RunSettings(shards=(shard(tmp_path),), side=3, out="out", **values)

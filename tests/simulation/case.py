@@ -166,11 +166,7 @@ def draw(seed: int) -> Case:
         pace += ["--straggler", "lognormal", "--straggler-median-ms", str(median_ms)]
         pace += ["--straggler-sigma", "0.5", "--straggler-seed", str(rng.randrange(100))]
     pace += ["--order", rng.choice(("file", f"shuffle:{rng.randrange(9)}"))]
-    pace += (
-        []
-        if teams > 1
-        else rng.choice(([], [], ["--arrivals", "poisson", "--rate", str(rng.choice((50, 400)))]))
-    )
+    pace += [] if teams > 1 else rng.choice(([], [], ["--rate", str(rng.choice((50, 400)))]))
     timeouts = rng.choice(((), ("2", "20"), ("2", "20"), ("2", "20")))
     if timeouts:
         pace += ["--reply-timeout-s", timeouts[0], "--start-timeout-s", timeouts[1]]
@@ -193,7 +189,7 @@ def _in_runs(
     batch = rng.choice((2, 3, 4, 8))
     plain = ("--scheme", "none", "--assign", "pull", "--pixels", "workers", "--batch", str(batch))
     endgame = ("--endgame", rng.choice(("on", "off")))
-    limits = {"--depth", "--order", "--reply-timeout-s", "--start-timeout-s", "--image-timeout-s"}
+    limits = {"--depth", "--order", "--reply-timeout-s", "--start-timeout-s"}
     kept = [pair for pair in pairwise(pace) if pair[0] in limits]
     if rng.random() < 0.5:
         plain += (
@@ -311,10 +307,8 @@ def _redundancy(rng: random.Random, collages: int) -> tuple[str, ...]:
         at = words.index("--accept")  # chosen while the job runs instead
         words = (*words[:at], *words[at + 2 :], "--agree", rng.choice(("0.5", "0.8")))
         words += ("--audit", rng.choice(("0.2", "0.5", "0")))
-    if scheme == "cascade" and rng.random() < 0.3:
-        words += ("--collage-from", rng.choice(("2", "4")), "--collage-counts", "beyond-idle")
     if scheme == "cascade" and "--agree" not in words and rng.random() < 0.2:
-        words += ("--scheme", "cascade-batch", "--backup-ranks", str(collages), "--backup", FIRST)
+        words += ("--scheme", "cascade-batch", "--backup", FIRST, "--collage-ranks", str(collages))
         words += ("--placement", "fixed")
     if scheme == "collage" and rng.random() < 0.2:
         words += ("--accept", "confident", "--confidence", "1")
@@ -324,10 +318,8 @@ def _redundancy(rng: random.Random, collages: int) -> tuple[str, ...]:
 
 
 def _kept(rng: random.Random) -> tuple[str, ...]:
-    """What is kept of an image, and when it is given up."""
-    words = rng.choices(((), ("--save", "scores"), ("--top-k", "2")), (8, 1, 1))[0]
-    words += rng.choices(((), ("--image-timeout-s", "3")), (12, 1))[0]
-    return words + rng.choices(((), ("--max-attempts", "1")), (12, 1))[0]
+    """What is kept of an image."""
+    return rng.choices(((), ("--save", "scores"), ("--top-k", "2")), (8, 1, 1))[0]
 
 
 def _delays(rng: random.Random) -> tuple[str, ...]:
@@ -354,8 +346,7 @@ def _intake(rng: random.Random, teams: int) -> tuple[str, ...]:
     words += ("--order", rng.choice(("file", f"shuffle:{rng.randrange(9)}")))
     words += rng.choices(((), ("--credit", "1"), ("--credit", "3")), (6, 1, 1))[0]
     if teams == 1 and rng.random() < 0.3:
-        words += ("--arrivals", "poisson", "--rate", rng.choice(("50", "400")))
-        return words + rng.choice(((), ("--window", "8")))
+        return (*words, "--rate", rng.choice(("50", "400")))
     return words + rng.choices(((), ("--between", "drain")), (6, 1))[0]
 
 

@@ -40,13 +40,9 @@ class SchemeSettings:
         assign: one of ASSIGNMENTS; how the rank of a first copy is chosen.
         policy: when a collage's answer counts.
         collage_copies: number of ranks that get the same collage.
-        replicas: number of ranks that get the same image.
         hedge_ns: time from its t0 after which an image is late.
         placement: one of PLACEMENTS. Collages go to ranks of their own (fixed), or to the fastest
             of the ranks that hold both networks (fastest).
-        bundle_from: how many images must wait before a collage is made (cascade); None: as many as
-            make a collage faster than single answers.
-        beyond_idle: one more image must wait for each idle rank.
         calibrate: until a threshold is chosen, no cell counts and only drawn images are collaged.
     """
 
@@ -54,11 +50,8 @@ class SchemeSettings:
     assign: str
     policy: AcceptPolicy
     collage_copies: int
-    replicas: int
     hedge_ns: int | None
     placement: str
-    bundle_from: int | None
-    beyond_idle: bool
     calibrate: bool
 
 
@@ -126,6 +119,7 @@ class Scheme:
         assigns: values of `assign` that it supports; any other value is taken as `turn`.
         mark: colour and marker of its points in figures.
         main: kind of the tasks that retries use, and whose failures count.
+        replicas: number of single ranks that each image is sent to at once.
         only: setting of a run -> its allowed values, for settings with restrictions.
         placement, credit: defaults of the settings that say which ranks hold a second network, and
             how many messages a rank may have at a time.
@@ -139,6 +133,7 @@ class Scheme:
     assigns: ClassVar[tuple[str, ...]] = ASSIGNMENTS
     mark: ClassVar[tuple[str, str]] = ("#000000", "o")
     main: ClassVar[str] = SINGLE
+    replicas: ClassVar[int] = 1
     only: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     placement: ClassVar[str] = "fixed"
     credit: ClassVar[int] = 2

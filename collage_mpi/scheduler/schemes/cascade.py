@@ -34,7 +34,7 @@ class CascadeScheme(Scheme):
     name = "cascade"
     first: ClassVar[str] = COLLAGE  # kind of the network that is asked first
     needs = frozenset({SINGLE, COLLAGE})
-    takes = frozenset({"assign", "policy", "placement", "bundle_from", "beyond_idle", "calibrate"})
+    takes = frozenset({"assign", "policy", "placement", "calibrate"})
     assigns = ("pull",)
     only: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "assign": ("pull",),
@@ -51,14 +51,11 @@ class CascadeScheme(Scheme):
         self.policy = settings.policy
         self.calibrate = settings.calibrate
         self.apart = settings.placement == "fixed"
-        self._from, self._beyond_idle = settings.bundle_from, settings.beyond_idle
 
     @property
     def label(self) -> str:
         """As shown in tables and legends."""
-        least = "" if self._from is None else f" from {self._from}"
-        beyond = " beyond idle ranks" if self._beyond_idle else ""
-        return f"{self.name}{least}{beyond}" + (", ranks apart" if self.apart else "")
+        return self.name + (", ranks apart" if self.apart else "")
 
     def judge_by(self, confidence: float | None) -> None:
         """From now on a cell with at least this score is sure; None: no cell is."""
@@ -67,10 +64,10 @@ class CascadeScheme(Scheme):
 
     def bundle(self, settings: SchedulerSettings) -> Bundle:
         """All waiting images, once a collage is faster than a single answer for each of them."""
-        least = self._from or max(LEAST, int(settings.costs.get(self.first, 1.0)) + 1)
+        least = max(LEAST, int(settings.costs.get(self.first, 1.0)) + 1)
         most = settings.group_size
         order, open_loop = Order(self.first, self.first), not settings.together
-        return Bundle(order, min(least, most), most, self._beyond_idle, patient=open_loop)
+        return Bundle(order, min(least, most), most, patient=open_loop)
 
     def image_arrived(self, core: Core, image: ImageState) -> None:
         """Make the image's task. While a threshold is chosen, it may also end its group's wait."""

@@ -21,7 +21,7 @@ from collage_mpi.scheduler.state import ImageState
 
 @register
 class ReplicateScheme(Scheme):
-    """Sends every image to several single ranks; the first answer counts.
+    """Sends every image to two single ranks; the first answer counts.
 
     The first copy goes to the same rank as without further copies, so that schemes are compared on
     the same injected delays: with 2N ranks, image i goes to ranks i and N + i. With `pull` any
@@ -29,22 +29,19 @@ class ReplicateScheme(Scheme):
     """
 
     name = "replicate"
-    takes = frozenset({"assign", "replicas"})
+    takes = frozenset({"assign"})
     assigns = ("turn", "pull")
     mark = ("#D55E00", "s")
-
-    def __init__(self, settings: SchemeSettings) -> None:
-        super().__init__(settings)
-        self._orders = [PLAIN, *[REPLICA] * (settings.replicas - 1)]
+    replicas = 2
 
     @property
     def label(self) -> str:
         """As shown in tables and legends."""
-        return f"{self.name} {len(self._orders)}" + ASSIGNED[self.assign]
+        return f"{self.name} {self.replicas}" + ASSIGNED[self.assign]
 
     def image_arrived(self, core: Core, image: ImageState) -> None:
         """Send all copies at once."""
-        core.dispatch.to_spread(self._orders, [image])
+        core.dispatch.to_spread([PLAIN, *[REPLICA] * (self.replicas - 1)], [image])
 
 
 @register
