@@ -78,7 +78,7 @@ class Network:
     @property
     def sure(self) -> Json:
         """Settings by which its sure answers count, 1 % of them audited, as by default."""
-        flags: Json = {"accept": "confident", "confidence": self.confidence}
+        flags: Json = {"confidence": self.confidence}
         if self.further is None:
             return flags | {"cost_ratio": self.ratio}
         one = self.ratio / (1 + self.further * (self.side**2 - 1))  # an image alone

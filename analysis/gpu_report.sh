@@ -66,7 +66,7 @@ part "One batch at a time beside two" 50 "$python" "$here/two_slots.py" \
 part "Decoding JPEGs" 40 "$python" "$here/decode_speed.py" --device "$device" --calls "$calls"
 for n in "${ranks[@]}"; do # 11 ranks are side 3 with its collage rank; fewer hold singles alone
     scheme=(--scheme none --singles $((n - 1)))
-    ((n == 11)) && scheme=(--scheme collage --accept first)
+    ((n == 11)) && scheme=(--scheme collage --confidence 0)
     part "A job of $n ranks" 50 "${cli[@]}" launch -n "$n" -- run --device "$device" \
         --shards "$data/fashion_demo.h5" --single "$data/fashion_single.safetensors" \
         --collage "$data/fashion_collage_side3.safetensors" --limit "$images" \

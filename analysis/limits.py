@@ -81,7 +81,7 @@ JOBS = (
     Job("arrivals", "raw.h5", "quick", "--scheme none --rate 40", 320),
     Job("rank 0", "raw.h5", "null", "--scheme none --depth 64 --credit 16", 12000, 4),
     Job("rank 0 decoding", "photos", "null",
-        "--scheme collage --collage null --accept first --pixels rank0 --side 2", 400, 6),
+        "--scheme collage --collage null --confidence 0 --pixels rank0 --side 2", 400, 6),
     Job("rank 0 reading", "small", "null", "--scheme none --batch 8 --pixels rank0", 800),
     Job("one rank", "raw.h5", "uneven",
         "--scheme none --assign turn --endgame off --side 2", 400, 5),

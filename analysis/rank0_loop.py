@@ -182,7 +182,7 @@ def main() -> None:
     common |= {"singles": args.ranks, "device": "cpu", "status_every_s": EVERY_S}
     if args.scheme != "none":
         common |= {"singles": args.ranks - 1, "collage_ranks": 1, "collage": "null"}
-        common |= {"accept": "confident", "confidence": 0.5}
+        common |= {"confidence": 0.5}
     if "hedge" in args.scheme:
         common |= {"hedge_ms": 100.0}
     with tempfile.TemporaryDirectory() as folder:

@@ -29,15 +29,11 @@ TABLE: dict[str, tuple[str, str]] = {
     "--parity-ranks": ("ranks of scheme parity", _COLLAGE),
     "--approx-k": ("measured the answers of scheme approx", "leave it out"),
     "train parity": ("trained a parity network", "use collage-mpi train collage"),
-    "--accept grace": (
-        "no collage counts for a time",
-        "use --accept confident --confidence 1 --deadline-ms T",
+    "--accept": (
+        "which answers of collages count",
+        "use --confidence X: 0 for first, 1 for grace and backup, a score for confident",
     ),
-    "--accept backup": (
-        "a collage counts only if no single rank can answer",
-        "use --accept confident --confidence 1",
-    ),
-    "--grace-ms": ("time of --accept grace", "use --confidence 1 --deadline-ms T"),
+    "--grace-ms": ("time in which no collage counted", "use --confidence 1 --deadline-ms T"),
     "--grace-quantile": ("running quantile of latencies", "use --deadline-ms T"),
     "--accept-deadline-ms": ("deadline of unsure answers", "use --deadline-ms T"),
     "--accept-deadline-quantile": ("running quantile of latencies", "use --deadline-ms T"),
@@ -67,7 +63,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "--profile throughput": ("defaults for the most images a second", "use --batch auto"),
     "--profile latency": (
         "defaults for a short tail latency with collages",
-        "use --placement fastest --assign finish --accept confident --depth 1",
+        "use --placement fastest --assign finish --confidence 0.9 --depth 1",
     ),
     "doctor --out": ("tried to write results", "use collage-mpi run --dry-run"),
     "doctor --shards": ("opened the input", "use collage-mpi run --dry-run"),

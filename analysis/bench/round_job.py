@@ -129,7 +129,6 @@ def bench_plan(world: World, folder: Path) -> Plan:
         singles=world.size - 2,
         assign="turn",
         endgame="off",
-        accept="confident",
         confidence=1.0,
         deadline_ms=GRACE_MS,
         between="drain",
@@ -238,7 +237,7 @@ class JobBlock:
         """Start the workers, run all rounds, let the workers go."""
         plan = self.plan
         if name == "job-carry":
-            plan = replace(plan, settings=replace(plan.settings, between="carry", accept="first"))
+            plan = replace(plan, settings=replace(plan.settings, between="carry", confidence=0.0))
         worker_group = self._group(None)
         try:
             meter = self._run(plan, worker_group, name)

@@ -23,7 +23,7 @@ HERE, WORKERS = Path(__file__).parent, 8
 BIN = Path(sys.executable).parent
 
 THROUGHPUT = ["--scheme", "none", "--batch", "auto"]
-COLLAGE = ["--scheme", "collage", "--accept", "first", "--batch", "auto"]
+COLLAGE = ["--scheme", "collage", "--confidence", "0", "--batch", "auto"]
 SENT, NAMED = ["--pixels", "rank0"], ["--pixels", "workers"]
 OURS = {
     "ours": ["--scheme", "none"],

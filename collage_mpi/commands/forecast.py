@@ -431,7 +431,7 @@ def _time(plan: Plan, images: int, measured: Timings, reads: Reads) -> str:
     if most > 1.1 * least:
         text += f" with a core or GPU for each rank, {minutes(most)} if {measured.shared:.1f} ranks"
         text += " share one"
-    if plan.settings.needs_threshold:
+    if plan.settings.takes_threshold:
         text += ", if the first network's answer counts for every image"
     return f"{text}; start-up not counted; simulated from these service times and rank 0's " + (
         "usual costs" + _reading_text(reads)
@@ -451,10 +451,10 @@ def _simulated_s(plan: Plan, images: int, measured: Timings, share: float) -> fl
     if count == 0:
         return 0.0
     settings = replace(plan.settings, out="", cost_ratio=measured.costs.ratio)
-    if settings.needs_threshold:  # a simulation without answers has no scores
+    if settings.takes_threshold:  # a simulation without answers has no scores
         settings = with_every_answer(settings)
-    elif plan.asked and settings.accept == "confident":
-        settings = replace(settings, accept=plan.asked.accept)
+    elif plan.asked:
+        settings = replace(settings, confidence=plan.asked.confidence)
     costs = Costs(single_ns=max(1, round(measured.single_ns * share)))
     batch_costs = measured.costs.batch_costs
     job = SimulatedJob(settings, count, costs, measured_batch_costs=batch_costs)

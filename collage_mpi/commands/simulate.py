@@ -108,13 +108,13 @@ def execute(args: SimulateArguments) -> int:
 
 
 def _tell_of_accept(jobs: Sequence[SimulatedJob]) -> None:
-    """Say that `accept auto` becomes `first` in a simulation without scores."""
+    """Say that `confidence auto` becomes 0 in a simulation without scores."""
     for job in jobs:
         settings = job.settings
         null = is_null(settings.single) or is_null(settings.collage)
-        if job.effective.accept == "first" != settings.accept and not null:
+        if job.effective.confidence == 0 != settings.confidence and not null:
             say(
-                "accept auto: a simulation without --answers, --single and --collage has no "
+                "confidence auto: a simulation without --answers, --single and --collage has no "
                 "scores, so every answer of a collage counts"
             )
             return

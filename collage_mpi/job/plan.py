@@ -47,7 +47,6 @@ from collage_mpi.shards.resumed import as_before
 from collage_mpi.shards.schema import CHANNELS, read_class_names
 from collage_mpi.shards.source import ReadAs
 from collage_mpi.system.environment import launcher_size
-from collage_mpi.system.fields import AUTO
 from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
 from collage_mpi.workload.straggler_settings import make_delays
@@ -243,19 +242,21 @@ def _fitted(
         classes = _unnamed_classes(settings, shards, geometry)
     check_top_k(settings, classes)
     known = with_accept_of(settings, single, networks.get(settings.judged))
-    if known.accept != settings.accept and known.confidence == 1:
+    if settings.confidence is None and known.confidence == 1:
         measure = (
             ""
             if _any_foreign(settings)
             else ("`collage-mpi weights threshold` finds a threshold from labelled images; ")
         )
         tell(
-            "accept auto: the collage network has no threshold for this single network, so its "
-            f"answers count only if no single rank can answer. {measure}--accept first accepts "
+            "confidence auto: the collage network has no threshold for this single network, so its "
+            f"answers count only if no single rank can answer. {measure}--confidence 0 accepts "
             "every answer",
             logging.INFO,
         )
-    by_file = collage.accept if collage is not None and known.accept != settings.accept else None
+    by_file = (
+        collage.accept if collage is not None and known.confidence != settings.confidence else None
+    )
     facts = known, shards, order, grid, placement, names, classes
     return Plan(*facts, asked=settings, by_file=by_file)
 
@@ -320,16 +321,16 @@ def with_accept_of(
     Raises:
         UsageError: the scheme needs a threshold, and the judged network has none.
     """
-    if settings.accept != AUTO or settings.agree is not None or not settings.takes_policy:
+    if settings.confidence is not None or settings.agree is not None or not settings.takes_policy:
         return settings
     name = settings.network(settings.judged)
     if is_null(settings.single) or is_null(name) or name == settings.single:
         return with_every_answer(settings)
     spec = None if judged is None else judged.accept
     if spec is not None and single is not None and spec.single == single.fingerprint:
-        return replace(settings, accept="confident", confidence=spec.confidence)
-    if not settings.needs_threshold:
-        return replace(settings, accept="confident", confidence=1.0)
+        return replace(settings, confidence=spec.confidence)
+    if not settings.takes_threshold:
+        return replace(settings, confidence=1.0)
     measure = (
         ""
         if _any_foreign(settings)
@@ -342,7 +343,7 @@ def with_accept_of(
         f"scheme {settings.scheme} needs a threshold, from which on an answer of "
         f"--{settings.judged} {name} counts, and this network has none for this single network. "
         f"{measure}--agree 0.99 lets the run choose one; "
-        "or set it by hand with --accept confident --confidence 0.9"
+        "or set it by hand with --confidence 0.9"
     )
 
 
@@ -353,9 +354,7 @@ def _any_foreign(settings: RunSettings) -> bool:
 
 def with_every_answer(settings: RunSettings) -> RunSettings:
     """The settings changed so that every answer of a collage counts at once."""
-    if settings.needs_threshold:
-        return replace(settings, accept="confident", confidence=0.0, agree=None)
-    return replace(settings, accept="first")
+    return replace(settings, confidence=0.0, agree=None)
 
 
 def _named_by_file(path: Path, shards: ShardSet, names: tuple[str, ...] | None) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ SCORE_STEPS = 10_000  # scores are taken in steps of 0.0001, as `weights thresho
 PRIOR = (0.5, 10.0)
 LARGE_GAP = 0.05  # the shipped networks are within 0.01 of the single
 ADVICE = (
-    "--accept confident lets fewer of the collage's answers count; more training, a "
+    "--confidence 0.95 lets fewer of the collage's answers count; more training, a "
     "--teacher or another --preset makes them better (docs/schemes.md, docs/weights.md)"
 )
 

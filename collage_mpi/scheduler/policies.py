@@ -7,8 +7,8 @@ from typing import Protocol
 
 from collage_mpi.scheduler.events import Score
 
-POLICIES = ("first", "confident")
-AUTO = "auto"  # chosen by the networks; "first" as long as the networks are not known
+FIRST = "first"
+AUTO = "auto"  # chosen by the networks; as "first" as long as the networks are not known
 
 
 class AcceptPolicy(Protocol):
@@ -42,7 +42,7 @@ class AcceptPolicy(Protocol):
 class First:
     """The first answer counts, whichever network gives it (arXiv 1904.12222)."""
 
-    name: str = "first"
+    name: str = FIRST
     needs_scores: bool = False
 
     def accept_at_ns(self, t0_ns: int, now_ns: int, score: Score) -> int:

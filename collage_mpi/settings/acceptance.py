@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from collage_mpi.errors import UsageError
-from collage_mpi.scheduler.policies import AUTO, POLICIES, AcceptPolicy, Confident, First
+from collage_mpi.scheduler.policies import AUTO, FIRST, AcceptPolicy, Confident, First
 from collage_mpi.system.fields import Settings, setting
+
+UNTIL_CHOSEN = 0.9  # score that counts in a job with `agree`, which replaces it
 
 _accept = partial(setting, group="when a collage's answer counts")
 _late = partial(setting, group="late images")
@@ -18,18 +20,14 @@ _late = partial(setting, group="late images")
 class AcceptSettings(Settings):
     """When a collage's answer counts."""
 
-    accept: str = _accept(
-        AUTO,
-        "when a collage's answer for an image counts. first: at once. confident: at once if its "
-        "score is high enough, else at the deadline. auto: confident, with the threshold in the "
-        "collage network's file, or with --confidence 1 if the file has none for this single "
-        "network (docs/weights.md)",
-        choices=(AUTO, *POLICIES),
-    )
-    confidence: float = _accept(
-        0.9,
-        "accept confident: an answer counts at once if its score is at least this; with 1, no "
-        "answer counts at once",
+    confidence: float | None = _accept(
+        None,
+        "an answer of a collage counts at once if its score is at least this. Otherwise it is "
+        "kept, see --deadline-ms. 0: every answer counts at once, so the first answer to an image "
+        "wins. 1: no answer counts at once. auto: the threshold in the collage network's file, or "
+        "1 if the file has none for this single network (docs/weights.md)",
+        unset=AUTO,
+        auto=True,
         at_least=0,
         at_most=1,
     )
@@ -44,9 +42,9 @@ class AcceptSettings(Settings):
     )
     deadline_ms: float | None = _accept(
         None,
-        "accept confident: an answer with a lower score is kept, and counts this long after its "
-        "group entered the job; the source of its row is then kept. Without a deadline it counts "
-        "only if no single rank can answer the image",
+        "an answer with a lower score than --confidence counts this long after its group entered "
+        "the job; the source of its row is then kept. Without a deadline it counts only if no "
+        "single rank can answer the image",
         at_least=0,
     )
     audit: float = _accept(
@@ -59,10 +57,10 @@ class AcceptSettings(Settings):
     )
 
     def _check(self) -> None:
-        if self.agree is not None and self.accept != AUTO:
+        if self.agree is not None and self.confidence is not None:
             raise UsageError(
-                f"agree is {self.agree:g} with accept {self.accept}: agree chooses the score that "
-                "counts; leave out --accept and --confidence, or --agree"
+                f"agree is {self.agree:g} with confidence {self.confidence:g}: agree chooses the "
+                "score that counts; leave out --confidence, or --agree"
             )
         if self.agree is not None and self.deadline_ms is not None:
             raise UsageError(
@@ -73,11 +71,12 @@ class AcceptSettings(Settings):
 
     def accept_policy(self) -> AcceptPolicy:
         """The accept policy of the collage."""
-        name = self.accept if self.agree is None else "confident"
-        if name == "confident":
-            confidence = self.confidence if self.confidence < 1 else math.inf
-            return Confident(confidence, ms_to_ns(self.deadline_ms))
-        return First(name)
+        if self.agree is not None:
+            return Confident(UNTIL_CHOSEN, None)
+        if not self.confidence:
+            return First(AUTO if self.confidence is None else FIRST)
+        confidence = self.confidence if self.confidence < 1 else math.inf
+        return Confident(confidence, ms_to_ns(self.deadline_ms))
 
 
 @dataclass(frozen=True, repr=False)

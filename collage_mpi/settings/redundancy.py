@@ -214,13 +214,8 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
 
     @property
     def takes_threshold(self) -> bool:
-        """Whether the scheme has a threshold for sure answers that may change during the run."""
+        """Whether the scheme needs a threshold for sure answers. It may change during the run."""
         return self._takes("calibrate")
-
-    @property
-    def needs_threshold(self) -> bool:
-        """Whether the scheme needs a threshold for the answers of its first network."""
-        return "accept" in scheme_class(self.scheme).only
 
     @property
     def judged(self) -> str:

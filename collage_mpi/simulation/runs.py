@@ -52,8 +52,8 @@ def check_job(job: SimulatedJob) -> None:
     policy = job.effective.accept_policy()
     if settings.takes_policy and policy.needs_scores and job.answers is None:
         raise UsageError(
-            f"--accept {settings.accept} decides by scores, and a simulation has none without "
-            "--answers FILE: collage-mpi evaluate --save-answers FILE writes them"
+            f"--confidence {job.effective.confidence} decides by scores, and a simulation has "
+            "none without --answers FILE: collage-mpi evaluate --save-answers FILE writes them"
         )
     make_delays(settings)
     settings.arrival_times_ns(job.images)

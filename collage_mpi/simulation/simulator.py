@@ -39,7 +39,6 @@ from collage_mpi.settings.run_settings import AUDIT_SEED, RunSettings
 from collage_mpi.shards.readahead import ImageRecord
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.replayed_answers import Answers, answers_file, read_answers
-from collage_mpi.system.fields import AUTO
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
 from collage_mpi.workload.service_times import DelayModel, service_ns
 from collage_mpi.workload.straggler_settings import make_delays
@@ -113,7 +112,7 @@ class SimulatedJob:
 
     @property
     def _with_accept(self) -> RunSettings:
-        """The settings with a policy chosen for `accept auto`. It is `first` if no answers of named
+        """The settings with a policy chosen for `confidence auto`. It is 0 if no answers of named
         networks are replayed, because the policy then makes no difference to accuracy.
 
         Raises as `describe`.
@@ -123,9 +122,9 @@ class SimulatedJob:
             raise UsageError(
                 f"agree is {settings.agree:g}: a run chooses the score that counts by the answers "
                 "of its networks, and a simulation has none; give it the score that a run told: "
-                "--accept confident --confidence 0.9"
+                "--confidence 0.9"
             )
-        if settings.accept != AUTO or not settings.takes_policy:
+        if settings.confidence is not None or not settings.takes_policy:
             return settings
         first = settings.network(settings.judged)
         same = settings.judged == BACKUP and first == settings.single
@@ -134,12 +133,11 @@ class SimulatedJob:
             kinds = (SINGLE, settings.judged)
             infos = (describe(settings.network(kind), KIND[kind].network) for kind in kinds)
             return with_accept_of(settings, *infos)
-        if replayed and settings.needs_threshold:
+        if replayed and settings.takes_threshold:
             raise UsageError(
                 f"scheme {settings.scheme} must know from which score on a first answer "
                 f"counts: name the networks of --answers by --single and --{settings.judged}, "
-                "whose threshold it then takes, or set it by --accept confident "
-                "--confidence 0.9"
+                "whose threshold it then takes, or set it by --confidence 0.9"
             )
         return with_every_answer(settings)
 

@@ -66,10 +66,9 @@ SCHEMES: dict[str, tuple[int, tuple[str, ...]]] = {
     "replicate": (1, ()),
     "hedge": (2, ("--hedge-ms", "40")),
     "collage-only": (1, ("--cost-ratio", "1.2")),
-    "cascade": (6, ("--accept", "confident", "--audit", "0.2")),
+    "cascade": (6, ("--confidence", "0.9", "--audit", "0.2")),
 }
-ACCEPT = (("first",), ("first",), ("confident", "--confidence", "1", "--deadline-ms", "30"),
-          ("confident", "--deadline-ms", "60"))  # fmt: skip
+CONFIDENCE = (("0",), ("0",), ("1", "--deadline-ms", "30"), ("0.9", "--deadline-ms", "60"))
 
 
 @dataclass(frozen=True)
@@ -205,8 +204,7 @@ def shape_of_work(rng: random.Random, schemes: tuple[str, ...], collages: int) -
     scheme = rng.choices(schemes, [SCHEMES[name][0] for name in schemes])[0]
     words = ["--scheme", scheme, *SCHEMES[scheme][1], "--batch", str(rng.choice([1, 1, 1, 2, 3]))]
     if scheme.startswith("collage") and scheme != "collage-only":
-        accept, *more = rng.choice(ACCEPT)
-        words += ["--accept", accept, *more]
+        words += ["--confidence", *rng.choice(CONFIDENCE)]
     if scheme in ("collage", "cascade"):
         words += ["--placement", rng.choice(["fixed", "fixed", "fastest"])]
     if scheme == "none":

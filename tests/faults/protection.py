@@ -120,7 +120,7 @@ def undisturbed(mpi: Mpi, folder: Path, shard: Path, mode: str, number: int) -> 
     """One job of 1 + 9 + 1 ranks: images/s, group p50 in ms, rank 0's CPU us an image."""
     out, file = folder / f"{mode}-{number}", folder / f"{mode}-{number}.json"
     words = ["run", "--shards", str(shard), "--single", "null", "--collage", "null"]
-    words += ["--side", "3", "--out", str(out), "--accept", "first", "--on-rank-loss", mode]
+    words += ["--side", "3", "--out", str(out), "--confidence", "0", "--on-rank-loss", mode]
     plan = build_command(
         mpi,
         11,

@@ -40,8 +40,7 @@ def policy_of(
 ) -> AcceptPolicy:
     """The accept policy of that name, made from few settings."""
     settings = AcceptSettings(
-        accept=name,
-        confidence=confidence,
+        confidence={"first": 0.0, "confident": confidence}[name],
         deadline_ms=None if deadline_ns is None else deadline_ns / MS,
     )
     return settings.accept_policy()

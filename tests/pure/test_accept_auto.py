@@ -40,23 +40,22 @@ def networks():
     return tuple(describe_weights(with_shipped(f"shipped:{n}.safetensors")) for n in names)
 
 
-def resolved(settings, single, collage) -> tuple[str, float]:
-    found = with_accept_of(settings, single, collage)
-    return found.accept, found.confidence
+def resolved(settings, single, collage) -> float:
+    return with_accept_of(settings, single, collage).confidence
 
 
 def test_auto_is_the_threshold_that_was_measured_beside_this_single_network(networks):
     single, collage = networks
     mine = replace(collage, accept=replace(SPEC, single=single.fingerprint))
-    assert resolved(NAMED, single, mine) == ("confident", 0.93)
+    assert resolved(NAMED, single, mine) == 0.93
     assert with_accept_of(NAMED, single, mine).accept_policy().name == "confident 0.93"
     for other in (replace(collage, accept=SPEC), replace(collage, accept=None), None):
-        assert resolved(NAMED, single, other) == ("confident", 1.0)
-    assert resolved(NAMED, None, mine) == ("confident", 1.0)
+        assert resolved(NAMED, single, other) == 1.0
+    assert resolved(NAMED, None, mine) == 1.0
 
 
 def test_with_confidence_1_no_score_is_high_enough():
-    policy = replace(NAMED, accept="confident", confidence=1.0, deadline_ms=2.0).accept_policy()
+    policy = replace(NAMED, confidence=1.0, deadline_ms=2.0).accept_policy()
     assert policy.name == "confident 1, else 2 ms"
     assert not policy.needs_scores
     assert policy.accept_at_ns(5, 9, Score(3, 1.0)) == 2_000_005
@@ -64,25 +63,25 @@ def test_with_confidence_1_no_score_is_high_enough():
 
 def test_what_is_asked_for_stays_and_null_networks_have_nothing_to_lose(networks):
     single, collage = networks
-    asked = replace(NAMED, accept="confident", deadline_ms=5.0)
+    asked = replace(NAMED, confidence=0.9, deadline_ms=5.0)
     assert with_accept_of(asked, single, collage) is asked
     none = replace(NAMED, scheme="none")
     assert with_accept_of(none, single, collage) is none
-    assert resolved(replace(NAMED, collage="null:ms=3"), single, None)[0] == "first"
+    assert resolved(replace(NAMED, collage="null:ms=3"), single, None) == 0.0
 
 
 def test_a_cascade_without_a_threshold_is_refused_by_the_commands_that_help(networks):
     single, collage = networks
     cascade = replace(NAMED, scheme="cascade")
     mine = replace(collage, accept=replace(SPEC, single=single.fingerprint))
-    assert resolved(cascade, single, mine) == ("confident", 0.93)
+    assert resolved(cascade, single, mine) == 0.93
     for other in (replace(collage, accept=SPEC), None):
         with pytest.raises(
-            UsageError, match=r"weights threshold .*--agree .* or set it by hand with --accept"
+            UsageError, match=r"weights threshold .*--agree .* or set it by hand with --confidence"
         ):
             with_accept_of(cascade, single, other)
-    assert resolved(replace(cascade, single="null"), None, collage) == ("confident", 0.0)
-    by_hand = replace(cascade, accept="confident", confidence=0.7)
+    assert resolved(replace(cascade, single="null"), None, collage) == 0.0
+    by_hand = replace(cascade, confidence=0.7)
     assert with_accept_of(by_hand, single, None) is by_hand
     for scheme, kind in (("cascade", "collage"), ("cascade-batch", "backup")):
         settings = RunSettings(scheme=scheme, **{kind: "small.safetensors"})
@@ -93,11 +92,11 @@ def test_a_cascade_without_a_threshold_is_refused_by_the_commands_that_help(netw
 def test_a_quick_network_has_a_threshold_in_its_file_too(networks):
     single, _ = networks
     itself = replace(NAMED, scheme="cascade-batch")  # a batch for the single network
-    assert resolved(itself, single, single) == ("confident", 0.0)
+    assert resolved(itself, single, single) == 0.0
     assert SimulatedJob(itself, 9, answers="a.npz").effective.confidence == 0.0
     quick = replace(itself, backup="small.safetensors")
     mine = replace(single, fingerprint="q" * 64, accept=replace(SPEC, single=single.fingerprint))
-    assert resolved(quick, single, mine) == ("confident", 0.93)
+    assert resolved(quick, single, mine) == 0.93
     for other in (replace(mine, accept=SPEC), replace(mine, accept=None), None):
         with pytest.raises(UsageError, match=r"--single a.safetensors --backup small.safetensors`"):
             with_accept_of(quick, single, other)
@@ -113,13 +112,13 @@ def test_a_job_and_its_simulation_take_the_threshold_of_the_quick_network(networ
     )
     plan = make_plan(settings, settings.launch_size, launched=False)
     plan.shards.close()
-    assert (plan.settings.accept, plan.settings.confidence) == ("confident", 0.93)
+    assert plan.settings.confidence == 0.93
     assert SimulatedJob(settings, 9, answers="a.npz").effective.confidence == 0.93
 
 
 def test_a_simulation_that_knows_no_scores_takes_every_answer():
-    assert SimulatedJob(RunSettings(), 9).effective.accept == "first"
-    assert SimulatedJob(RunSettings(accept="confident"), 9).effective.accept == "confident"
+    assert SimulatedJob(RunSettings(), 9).effective.confidence == 0.0
+    assert SimulatedJob(RunSettings(confidence=0.5), 9).effective.confidence == 0.5
 
 
 def test_a_threshold_is_kept_in_the_weights_and_nothing_else_changes(networks, tmp_path):

@@ -56,7 +56,7 @@ ASKED = Asked(cascade(agree=0.98), images=10_000, ratio=0.6)  # of them 450 choo
     ("given", "named"),
     [
         ({"agree": 0.98, "scheme": "collage"}, "--scheme cascade"),
-        ({"agree": 0.98, "scheme": "cascade", "accept": "confident"}, "leave out --accept"),
+        ({"agree": 0.98, "scheme": "cascade", "confidence": 0.9}, "leave out --confidence"),
         ({"agree": 0.98, "scheme": "cascade", "deadline_ms": 9.0}, "whatever its"),
         ({"agree": 1.0, "scheme": "cascade"}, "between 0 and 1"),
         ({"agree": 0.0, "scheme": "cascade"}, "between 0 and 1"),

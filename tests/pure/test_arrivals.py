@@ -213,7 +213,6 @@ def test_the_deadline_counts_from_each_image_s_own_arrival(tmp_path):
     found = latencies_ms(
         tmp_path / "a",
         4,
-        accept="confident",
         confidence=1.0,
         deadline_ms=900.0,
         cost_ratio=0.01,

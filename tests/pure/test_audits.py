@@ -19,7 +19,7 @@ from collage_mpi.simulation.runs import simulate_in_memory
 from collage_mpi.simulation.simulator import SimulatedJob
 
 CELLS, IMAGES = 9, 900
-SURE = {"accept": "confident", "confidence": 0.8, "warmup_groups": 0, "singles": 4}
+SURE = {"confidence": 0.8, "warmup_groups": 0, "singles": 4}
 
 
 def keys(count: int, shard: int = 0) -> np.ndarray:

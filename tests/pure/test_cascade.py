@@ -666,7 +666,6 @@ def test_its_ranks_hold_both_networks_and_any_number_will_do():
     [
         ({"assign": "turn"}, "assign is turn with scheme cascade; it takes: pull"),
         ({"assign": "finish"}, "assign is finish"),
-        ({"accept": "first"}, "accept is first with scheme cascade; it takes: auto, confident"),
         ({"profile": "paper"}, r"assign is turn .* \(profile paper sets"),
         ({"save": "embeddings"}, "save is embeddings with scheme cascade"),
     ],
@@ -692,7 +691,7 @@ def test_its_label(settings, label):
 
 def play(images: int, unsure: int = 3, **settings) -> Rows:
     """Of every group the first `unsure` cells are below the confidence of 0.8."""
-    sure = {"accept": "confident", "confidence": 0.8, "warmup_groups": 0}
+    sure = {"confidence": 0.8, "warmup_groups": 0}
     job = RunSettings(**{"scheme": "cascade", **sure, **settings})
     n = job.group_size
     cells = [Score(0, UNSURE if cell < unsure else SURE) for cell in range(n)]
@@ -738,7 +737,7 @@ def test_the_unsure_part_of_a_collage_is_wasted_work(tmp_path):
         collage_score=np.where(cells < 3, UNSURE, SURE),
         collage_absent=cells < 0,
     )
-    sure = {"accept": "confident", "confidence": 0.8, "endgame": "off", "warmup_groups": 0}
+    sure = {"confidence": 0.8, "endgame": "off", "warmup_groups": 0}
     sure["audit"] = 0.0
     job = SimulatedJob(
         RunSettings(scheme="cascade", **sure), 360, answers=str(tmp_path / "answers.npz")

@@ -345,7 +345,7 @@ def test_a_threshold_of_accept_auto_does_not_keep_it_from_an_estimate(shard):
     settings = RunSettings(shards=(str(shard),), single="null", collage="null", side=2, out="out")
     plan = make_plan(settings, 6)
     plan.shards.close()
-    sure = replace(plan, settings=replace(settings, accept="confident", confidence=0.9))
+    sure = replace(plan, settings=replace(settings, confidence=0.9))
     measured = timings(50_000_000)
     assert _time(sure, 4000, measured, Reads()) == _time(plan, 4000, measured, Reads())
     assert "no estimate" in _time(replace(sure, asked=sure.settings), 4000, measured, Reads())

@@ -44,7 +44,7 @@ def times_s(folder: Path) -> np.ndarray:
 def runs(folder: Path, times_s: np.ndarray) -> dict[str, Results]:
     """The schemes on virtual time, with the settings of the real jobs."""
     cascade = ["--scheme", "cascade", "--answers", str(ANSWERS), "--cost-ratio", "0.5"]
-    cascade += ["--accept", "confident", "--confidence", "0.8515"]
+    cascade += ["--confidence", "0.8515"]
     flags = {"none": ramp.SCHEMES["none"], "cascade": cascade}
     found = {}
     for name, words in flags.items():

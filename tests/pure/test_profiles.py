@@ -107,7 +107,7 @@ def test_the_default_reaches_the_sum_of_the_ranks_speeds(scheme, slow):
     factor = int(slow.partition(":")[2])
     settings = RunSettings(
         scheme=scheme,
-        accept="first",
+        confidence=0.0,
         batch=8,
         straggler="pinned",
         slow_ranks=[slow],

@@ -173,7 +173,7 @@ def test_meaning():
         ({"side": 1}, "2 to 16"),
         ({"shards": 3}, "list of strings"),
         ({"scheme": "replicate3"}, "known are: none, cascade, cascade-batch, collage,"),
-        ({"accept": "confident", "deadline_ms": 9.0, "confidence": 2.0}, "confidence is 2"),
+        ({"deadline_ms": 9.0, "confidence": 2.0}, "confidence is 2"),
         ({"scheme": "hedge"}, "--hedge-ms"),
         ({"scheme": "replicate", "singles": 1}, "each copy of an image needs a rank"),
         ({"scheme": "none", "placement": "fastest"}, "is for collages"),

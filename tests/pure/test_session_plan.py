@@ -139,7 +139,7 @@ def test_a_cancel_of_all_that_a_rank_may_hold_fits_a_message_of_places(shards):
         {"reply_timeout_s": float("inf")},
         {"reply_timeout_s": 1e300},
         {"linger_ms": float("nan")},
-        {"accept": "confident", "deadline_ms": float("inf")},
+        {"deadline_ms": float("inf")},
         {"depth": 10**30},
     ],
 )

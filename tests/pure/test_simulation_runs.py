@@ -75,7 +75,7 @@ def test_a_quick_network_answers_first_and_the_single_one_where_it_is_unsure(tmp
     without = {f"collage_{what}": None for what in ("class", "score", "absent")}
     path = fill(tmp_path / "a.npz", n, **quick, **without)  # a collage network is not needed
     settings = RunSettings(
-        scheme="cascade-batch", side=2, single="s", backup="q", accept="confident",
+        scheme="cascade-batch", side=2, single="s", backup="q",
         confidence=0.7, batch_cost=0.1, warmup_groups=0,
     )  # fmt: skip
     status, out = simulate_to(settings, tmp_path / "run", n, answers=path)
@@ -139,7 +139,7 @@ def test_no_answers_and_no_zip(tmp_path):
 
 def test_a_policy_that_needs_scores_needs_answers(tmp_path, capsys):
     words = ["simulate", "--images", "80", "--side", "2", "--straggler", "lognormal"]
-    words += ["--accept", "confident", "--confidence", "0.5", "--deadline-ms", "200"]
+    words += ["--confidence", "0.5", "--deadline-ms", "200"]
     words += ["--summary-only"]
     assert main(words) == 2
     assert "--save-answers" in capsys.readouterr().err
@@ -237,7 +237,7 @@ def test_with_answers_the_table_says_what_a_collage_costs(tmp_path, capsys):
     path = fill(tmp_path / "a.npz", 40)  # the collage is wrong about every other image
     words = ["simulate", "--images", "400", "--side", "2", "--answers", path, "--summary-only"]
     words += ["--schemes", "none", "collage-only --collage-ranks 3"]
-    assert main([*words, "--accept", "first"]) == 0
+    assert main([*words, "--confidence", "0"]) == 0
     *_, (_, _, _, _, _, lost, _) = figures(capsys.readouterr().out).values()
     assert float(lost) == pytest.approx(50, abs=3)
 

@@ -291,7 +291,6 @@ def test_the_rows_are_those_of_a_run(tmp_path):
         straggler="lognormal",
         depth=2,
         collage_ranks=2,
-        accept="confident",
         confidence=1.0,
         deadline_ms=90,
     )
@@ -314,7 +313,7 @@ def test_the_command(tmp_path, capsys):
     assert "simulated" in capsys.readouterr().out
     assert main(["simulate", "--images", "900", "--out", out]) == 3
     assert main(["simulate", "--images", "0", "--out", out + "2"]) == 2
-    sure = ["--accept", "confident", "--deadline-ms", "200"]
+    sure = ["--confidence", "0.9", "--deadline-ms", "200"]
     assert main(["simulate", "--images", "9", "--out", out + "2", *sure]) == 2
 
 

@@ -56,7 +56,7 @@ def test_a_run_says_at_its_start_what_the_records_know(
         "the collage network was right on 56.0% of the images, the single network on 94.3%" in told
     )
     assert "costs about 38 percentage points" in told
-    assert "--accept confident" in told
+    assert "--confidence 0.95" in told
     for odd in ({"validation_accuracy": "high"}, {"validation_images": -1}):
         warn_of_weak_collage(single, replace(weak, metadata={"training": odd}))
     warn_of_weak_collage(single, replace(weak, metadata={"training": None}))

@@ -304,14 +304,14 @@ def _redundancy(rng: random.Random, collages: int) -> tuple[str, ...]:
     words = shape_of_work(rng, tuple(SCHEMES), collages)
     scheme = words[words.index("--scheme") + 1]
     if scheme == "cascade" and rng.random() < 0.5:
-        at = words.index("--accept")  # chosen while the job runs instead
+        at = words.index("--confidence")  # chosen while the job runs instead
         words = (*words[:at], *words[at + 2 :], "--agree", rng.choice(("0.5", "0.8")))
         words += ("--audit", rng.choice(("0.2", "0.5", "0")))
     if scheme == "cascade" and "--agree" not in words and rng.random() < 0.2:
         words += ("--scheme", "cascade-batch", "--backup", FIRST, "--collage-ranks", str(collages))
         words += ("--placement", "fixed")
     if scheme == "collage" and rng.random() < 0.2:
-        words += ("--accept", "confident", "--confidence", "1")
+        words += ("--confidence", "1")
     if scheme.startswith("collage") and rng.random() < 0.2:
         words += ("--linger-ms", "20")
     return words + rng.choice(((), ("--pixels", "auto"), ("--pixels", "rank0")))

@@ -12,7 +12,7 @@ from typing import ClassVar
 from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE
 from collage_mpi.scheduler.bundles import Bundle
 from collage_mpi.scheduler.events import Score
-from collage_mpi.scheduler.policies import AUTO, Confident
+from collage_mpi.scheduler.policies import Confident
 from collage_mpi.scheduler.schemes.base import Core, Scheme, SchemeSettings, register
 from collage_mpi.scheduler.settings import SchedulerSettings
 from collage_mpi.scheduler.state import GroupState, ImageState, Order, TaskState
@@ -36,10 +36,7 @@ class CascadeScheme(Scheme):
     needs = frozenset({SINGLE, COLLAGE})
     takes = frozenset({"assign", "policy", "placement", "calibrate"})
     assigns = ("pull",)
-    only: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "assign": ("pull",),
-        "accept": (AUTO, "confident"),
-    }
+    only: ClassVar[Mapping[str, tuple[str, ...]]] = {"assign": ("pull",)}
     mark = ("#CC79A7", "*")
     placement = "fastest"
     bundles_runs = True
