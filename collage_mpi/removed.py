@@ -74,6 +74,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "doctor --side": ("ranks of a job", "use collage-mpi doctor -n RANKS"),
     "doctor --singles": ("ranks of a job", "use collage-mpi doctor -n RANKS"),
     "doctor --teams": ("ranks of a job", "use collage-mpi doctor -n RANKS"),
+    "run --report": ("report page when the job ends", "use collage-mpi report OUT"),
     "--audit-seed": ("seed of the draw of audited images", "leave it out"),
     "--arrivals": ("how images enter the job", "use --rate X, or --arrival-file FILE"),
     "--arrival-seed": ("seed of the arrival times", "use --straggler-seed, which draws them too"),

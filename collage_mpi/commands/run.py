@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from collage_mpi.commands.parser import Command
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode, UsageError
-from collage_mpi.results.file_names import REPORT
 from collage_mpi.settings.flags import Arguments, add_setting_flags, flags_of, over_file, switch
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.environment import launcher_size
@@ -37,13 +36,10 @@ class RunArguments(Arguments):
         "If there is no run yet, start it"
     )
     retry_errors: bool = switch("like --resume, and also classify the images of error rows again")
-    report: bool = switch(
-        "when the job ends, also write the report page OUT/report.html. `collage-mpi report OUT` "
-        "writes the same page at any time"
-    )
     brief: bool = switch(
-        "print only how the networks run, how many images are done, and what went wrong, but not "
-        "the summary"
+        "for classify and map: print only how the networks run, how many images are done, and what "
+        "went wrong, but not the summary",
+        hidden=True,
     )
     dry_run: bool = switch(
         "check everything, time the networks, print what the run would do and how long it would "
@@ -115,8 +111,6 @@ def finished(args: RunArguments) -> ExitCode | None:
     images = counted(read_manifest(Path(settings.out))["rows"], "image")
     errors = ", some of them error rows" if EXIT_CODES[status] else ""
     say(f"{settings.out} is finished: it has the rows of {images}{errors}. No rank was started")
-    if args.report:
-        write_page(Path(settings.out))
     return EXIT_CODES[status]
 
 
@@ -130,10 +124,7 @@ def execute(args: RunArguments) -> int:
         settings = args.settings(worker_group.transport.size)
         if args.dry_run:
             return _forecast(args, settings, worker_group, args.ask(stop_reason))
-        code = run_and_tell(settings, worker_group, args.ask(stop_reason))
-        if args.report:
-            write_page(Path(settings.out))
-        return code
+        return run_and_tell(settings, worker_group, args.ask(stop_reason))
 
     def team_body(
         worker_group: WorkerGroup, link: LeadLink, stop_reason: Callable[[], str | None]
@@ -203,21 +194,6 @@ def _check_out(settings: RunSettings, resume: bool) -> None:
         refuse_writer(Path(settings.out))
     else:
         check_place(Path(settings.out), shared=settings.shared_out == "on")
-
-
-def write_page(out: Path) -> None:
-    """Write the report into the run's folder. An error is printed and does not change the exit
-    code, which is about the rows.
-    """
-    from collage_mpi.report.page import write_report
-
-    page = out / REPORT
-    try:
-        write_report([out], page)
-    except CollageError as error:
-        tell(f"collage-mpi run: no report: {error}", logging.WARNING)
-    else:
-        say(f"report in {page}")
 
 
 def _forecast(

@@ -195,6 +195,8 @@ def _options(spec: Field[Any], hint: Any, default: Any) -> dict[str, Any]:
         "default": argparse.SUPPRESS,
         "help": (f"{text} (default: {told})" if told else text).replace("%", "%%"),
     }
+    if known.hidden:
+        options["help"] = argparse.SUPPRESS
     if spec.default is REQUIRED and not known.positional:
         options["required"] = True
     if known.metavar == SWITCH:

@@ -51,6 +51,7 @@ class About:
         rest: it is all words that follow, whatever they are.
         either: of the settings that share this word, only one may be given.
         shipped: a file, or several, that may be named shipped:NAME.
+        hidden: it is for commands that start this one, so --help does not list it.
     """
 
     help: str
@@ -72,6 +73,7 @@ class About:
     endings: tuple[str, ...] = ()
     either: str = ""
     shipped: bool = False
+    hidden: bool = False
 
     @property
     def bounded(self) -> bool:

@@ -17,7 +17,6 @@ from PIL import Image
 from results_harness import as_two_teams, fill, make_run, manifest, times_ms
 
 from collage_mpi.cli import main
-from collage_mpi.commands.run import write_page
 from collage_mpi.report.charts import STEPS, chart_data, kept_steps, worst_images
 from collage_mpi.report.page import SCRIPTS, render_page, verdicts
 from collage_mpi.report.tables import Cell, confusions, ranks
@@ -498,16 +497,6 @@ def test_an_unfinished_run_and_one_without_groups_have_a_page(tmp_path: Path) ->
     assert "45 of 90 rows" in page.words
     assert page.charts[0]["curve"] is None
     assert "No group was measured." in page.words
-
-
-def test_a_report_that_fails_is_no_failure_of_the_job(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    run = make_run(tmp_path / "run", 9)
-    (run / "report.html").mkdir()
-    write_page(run)
-    assert "no report: " in caplog.text
-    assert "cannot be written" in caplog.text
 
 
 def test_what_cannot_be_shown_is_one_message(

@@ -265,8 +265,7 @@ def _wider_session(rng: random.Random, session: Session, at_work: bool) -> Sessi
         if at_work:
             fault = replace(fault, at_ms=fault.at_ms // 5, at_work=True)
         faults.append(fault)
-    more = rng.choices(((), ("--report",)), (12, 1))[0]
-    more += rng.choices(((), ("--status-every-s", "0.2")), (4, 1))[0]
+    more = rng.choices(((), ("--status-every-s", "0.2")), (4, 1))[0]
     return replace(session, faults=tuple(faults), more=more, dry=rng.random() < 0.05)
 
 
