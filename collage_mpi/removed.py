@@ -7,11 +7,15 @@ from __future__ import annotations
 
 _DECODED = "decoded missing answers from those of other images"
 _COLLAGE = "use --scheme collage, or --scheme replicate"
+_LITE = "trained EfficientNet-Lite0"
+_BACKBONE = "use --backbone torchvision:NAME; the network itself is timm:tf_efficientnet_lite0"
 
 # The words as they are typed, `COMMAND --option VALUE` at the most -> what it was, what to use.
 # An option has one row for all commands that had it; a setting has the row of its option; a
 # format of files has the row of its ending.
 TABLE: dict[str, tuple[str, str]] = {
+    "--backbone efficientnet-lite:lite0": (_LITE, _BACKBONE),
+    "--backbone efficientnet-lite:lite0_16": (_LITE, _BACKBONE),
     "shards add-cells": ("stored cells beside the images", "leave it out: jobs shrink the images"),
     "--store": (
         "stored picture files in shards",

@@ -12,6 +12,7 @@ from typing import Any
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.models.specs import YOLO, HeadSpec
+from collage_mpi.removed import removed
 
 NORMS = ("batch", "group")
 MAX_WIDTH, MAX_BLOCKS, MAX_STRIDE, MAX_STAGES, MAX_KERNEL = 4096, 64, 4, 8, 15
@@ -142,13 +143,7 @@ def _within(name: str, value: object, largest: int) -> None:
         raise UsageError(f"{name} is {value!r}; it needs a whole number from 1 to {largest}")
 
 
-EFFICIENTNET_LITE = "efficientnet-lite"
-# Library -> names of its networks; () for torchvision, which lists its own.
-LIBRARIES: dict[str, tuple[str, ...]] = {
-    "torchvision": (),
-    EFFICIENTNET_LITE: ("lite0", "lite0_16"),
-    "darknet": ("tiny",),
-}
+TINY = "darknet:tiny"  # which this package builds
 
 
 @dataclass(frozen=True)
@@ -157,27 +152,19 @@ class Backbone:
 
     Attributes:
         name: "torchvision:NAME" with a NAME that `torchvision.models` lists, such as resnet34; or
-            "efficientnet-lite:lite0", "efficientnet-lite:lite0_16" or "darknet:tiny", which this
-            package builds.
+            TINY.
     """
 
     name: str
 
     def __post_init__(self) -> None:
-        library, _, network = self.name.partition(":")
-        known = LIBRARIES.get(library)
-        named = re.fullmatch(r"[a-z0-9_]{1,64}", network) and (not known or network in known)
-        if known is None or not named:
-            others = [f"{of}:{name}" for of, names in LIBRARIES.items() for name in names]
+        if self.name != TINY and not re.fullmatch(r"torchvision:[a-z0-9_]{1,64}", self.name):
+            why = removed("--backbone", self.name)
             raise UsageError(
-                f"backbone {self.name!r:.80}; needed: torchvision:NAME, such as "
-                f"torchvision:resnet34, or {' or '.join(others)}"
+                why
+                or f"backbone {self.name!r:.80}; needed: torchvision:NAME, such as "
+                f"torchvision:resnet34, or {TINY}"
             )
-
-    @property
-    def library(self) -> str:
-        """The library's name."""
-        return self.name.partition(":")[0]
 
     @property
     def network(self) -> str:
@@ -217,7 +204,7 @@ BY_SIDE = {2: "accurate", 3: "accurate", 4: "balanced", 5: "fast"}
 # network one like YOLOv3-tiny at 416 px, with 13 x 13 squares of three anchors. Cells have 138, 104
 # and 83 px for side 3, 4 and 5, so the collage has 414, 416 and 415 px, and always 13 squares.
 REFERENCE = "reference"
-REFERENCE_BACKBONES = {SINGLE: "torchvision:resnet34", COLLAGE: "darknet:tiny"}
+REFERENCE_BACKBONES = {SINGLE: "torchvision:resnet34", COLLAGE: TINY}
 REFERENCE_COLLAGE_PX = 416
 REFERENCE_HEAD = HeadSpec(YOLO, anchors=((1.0, 1.0), (0.5, 0.5), (2.0, 2.0)), across=13)
 

@@ -1,6 +1,5 @@
 """The networks that this package builds: a small residual network for images of 28 to 64 px (He et
-al. 2015, arXiv 1512.03385); EfficientNet-Lite0 (Tan and Le 2019, arXiv 1905.11946, with ReLU6 and
-without squeeze-and-excitation); and the trunk of YOLOv3-tiny (Redmon and Farhadi 2018, arXiv
+al. 2015, arXiv 1512.03385), and the trunk of YOLOv3-tiny (Redmon and Farhadi 2018, arXiv
 1804.02767). Also the folding of batch norms into convolutions, for any network.
 """
 
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -204,103 +202,6 @@ def _norm(name: str, channels: int) -> nn.Module:
     return nn.GroupNorm(channels // 8 if channels % 8 == 0 else 1, channels)
 
 
-# EfficientNet-Lite0, for each stage: blocks, kernel, stride of the first, expansion, channels
-STAGES = (
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
-)
-STEM, FEATURES = 32, 1280
-EPSILON = 1e-3  # of its norms, as in TensorFlow
-
-
-class SameConvNorm(ConvNorm):
-    """A convolution and its norm with TensorFlow's padding "SAME", with which the network was
-    trained. For an even size and stride 2 it pads one pixel less on the left than on the right.
-    """
-
-    def __init__(
-        self, inputs: int, outputs: int, *, kernel: int, stride: int = 1, depthwise: bool = False
-    ) -> None:
-        super().__init__(inputs, outputs, kernel=kernel, stride=stride, norm="batch")
-        groups = inputs if depthwise else 1
-        around = kernel - stride  # in all
-        left, right = around // 2, around - around // 2
-        self.pads = (left, right) * 2 if left != right else None  # None: the convolution pads
-        padding = 0 if self.pads else left
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(outputs, eps=EPSILON)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, self.pads) if self.pads else x)
-
-
-class LiteBlock(nn.Module):
-    """A 1 x 1 convolution that expands, a depthwise convolution, and a 1 x 1 one that projects."""
-
-    def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int, widen: int) -> None:
-        super().__init__()
-        inner = inputs * widen
-        self.expand = SameConvNorm(inputs, inner, kernel=1) if widen > 1 else None
-        self.depthwise = SameConvNorm(inner, inner, kernel=kernel, stride=stride, depthwise=True)
-        self.project = SameConvNorm(inner, outputs, kernel=1)
-        self.shortcut = stride == 1 and inputs == outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        inner = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
-        found: Tensor = self.project(F.relu6(self.depthwise(inner), inplace=True))
-        return found + x if self.shortcut else found
-
-
-class Widened(nn.Module):
-    """The expansion of a `LiteBlock`, with its name, after which a trunk is cut off."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.expand = SameConvNorm(inputs, outputs, kernel=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu6(self.expand(x), inplace=True)
-
-
-class Lite0(nn.Module):
-    """EfficientNet-Lite0: (n, 3, H, W) -> (n, classes) logits.
-
-    Args:
-        stages: number of stages, at most seven. With fewer, the last map is the expansion of the
-            next stage's first block, as in SSDLite (arXiv 1801.04381, 6.2), with weights of its
-            own.
-    """
-
-    def __init__(self, classes: int, stages: int = len(STAGES)) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(SameConvNorm(3, STEM, kernel=3, stride=2), nn.ReLU6(True))
-        blocks: list[nn.Module] = []
-        width = STEM
-        for count, kernel, first, widen, outputs in STAGES[:stages]:
-            for place in range(count):
-                stride = first if place == 0 else 1
-                blocks.append(LiteBlock(width, outputs, kernel=kernel, stride=stride, widen=widen))
-                width = outputs
-        features, self.head = FEATURES, nn.Sequential()
-        if stages < len(STAGES):
-            features = width * STAGES[stages][3]
-            blocks.append(Widened(width, features))
-        else:
-            self.head.extend((SameConvNorm(width, features, kernel=1), nn.ReLU6(True)))
-        self.blocks = nn.Sequential(*blocks)
-        self.classifier = nn.Linear(features, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        maps = self.head(self.blocks(self.stem(x)))
-        found: Tensor = self.classifier(maps.mean(dim=(2, 3)))
-        return found
-
-
 # YOLOv3-tiny, for each layer: channels, kernel, whether max pooling follows; 416 px become 13 x 13
 TINY_LAYERS = (
     (16, 3, True),
@@ -316,28 +217,17 @@ TINY_LAYERS = (
 LEAK = 0.1
 
 
-class DarknetLayer(nn.Module):
-    """A convolution with its norm and leaky ReLU, and max pooling if the map is halved."""
-
-    def __init__(self, inputs: int, outputs: int, *, kernel: int, halved: bool) -> None:
-        super().__init__()
-        self.conv = ConvNorm(inputs, outputs, kernel=kernel, stride=1, norm="batch")
-        self.halved = halved
-
-    def forward(self, x: Tensor) -> Tensor:
-        found = F.leaky_relu_(self.conv(x), LEAK)
-        # ceil_mode, so that 414 px become 13 squares, as 416 px do
-        return F.max_pool2d(found, 2, ceil_mode=True) if self.halved else found
-
-
 class Tiny(nn.Module):
     """YOLOv3-tiny's trunk with a classifier: (n, 3, H, W) -> (n, classes) logits."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        width, layers = 3, []
+        width, layers = 3, list[nn.Module]()
         for outputs, kernel, halved in TINY_LAYERS:
-            layers.append(DarknetLayer(width, outputs, kernel=kernel, halved=halved))
+            layers += [ConvNorm(width, outputs, kernel=kernel, stride=1, norm="batch")]
+            layers += [nn.LeakyReLU(LEAK, inplace=True)]
+            # ceil_mode, so that 414 px become 13 squares, as 416 px do
+            layers += [nn.MaxPool2d(2, ceil_mode=True)] if halved else []
             width = outputs
         self.layers = nn.Sequential(*layers)
         self.classifier = nn.Linear(width, classes)

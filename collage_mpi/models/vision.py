@@ -1,20 +1,17 @@
 """Classifiers by name, of torchvision and of this package, as a whole or as convolutional trunks.
 
-Only this module imports torchvision, which takes about a second. The networks of this package do
-not need it.
+Only this module imports torchvision, which takes about a second. The paper's collage network, which
+this package builds, does not need it.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.models.architecture import Backbone
-from collage_mpi.models.backbones import Lite0, Tiny
+from collage_mpi.models.architecture import TINY, Backbone
+from collage_mpi.models.backbones import Tiny
 from collage_mpi.system.extras import pip_line
 
 # The modules from the image to the last feature map, in order. The first line is used whose modules
@@ -23,17 +20,9 @@ TRUNKS = (
     ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"),  # ResNet, ResNeXt
     ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"),  # ShuffleNet
     ("stem", "trunk_output"),  # RegNet
-    ("stem", "blocks", "head"),  # EfficientNet-Lite
     ("layers",),  # MNASNet, Darknet
     ("features",),  # MobileNet, EfficientNet, VGG, DenseNet, ConvNeXt, SqueezeNet
 )
-# The networks that this package builds.
-OWN: dict[str, Callable[[int], nn.Module]] = {
-    "efficientnet-lite:lite0": Lite0,
-    # The edge of its map is 1/16 of the picture's.
-    "efficientnet-lite:lite0_16": partial(Lite0, stages=5),
-    "darknet:tiny": Tiny,
-}
 PROBE_PX = 96  # at this size the feature map of no network is empty
 NOT_CONVOLUTIONAL = ("swin", "vit", "maxvit")  # their maps have other axes or a fixed size
 
@@ -73,8 +62,8 @@ class ConvTrunk(nn.Module):
         if names is None or backbone.network.startswith(NOT_CONVOLUTIONAL):
             raise UsageError(
                 f"backbone {backbone.name} has no convolutional trunk that is known here; it can "
-                "be a single network. Known are ResNet, ResNeXt, RegNet, MobileNet, EfficientNet "
-                "and its Lite, Darknet, ShuffleNet, MNASNet, DenseNet, VGG, ConvNeXt, SqueezeNet"
+                "be a single network. Known are ResNet, ResNeXt, RegNet, MobileNet, EfficientNet, "
+                "Darknet, ShuffleNet, MNASNet, DenseNet, VGG, ConvNeXt, SqueezeNet"
             )
         for name in names:
             self.add_module(name, getattr(model, name))
@@ -106,8 +95,8 @@ def _three(x: Tensor) -> Tensor:
 
 
 def _model(backbone: Backbone, classes: int) -> nn.Module:
-    if backbone.name in OWN:
-        return OWN[backbone.name](classes)
+    if backbone.name == TINY:
+        return Tiny(classes)
     try:
         from torchvision import models
     except ImportError as error:

@@ -197,8 +197,8 @@ class TrainArguments(Arguments):
     norm: str = _network(NORMS[0], "kind of normalisation", choices=NORMS)
     backbone: str | None = _network(
         None,
-        "use a known network instead: torchvision:resnet34, efficientnet-lite:lite0 and others. A "
-        "collage network takes only its trunk",
+        "use a network of torchvision instead, such as torchvision:resnet34. A collage network "
+        "takes only its trunk",
         metavar="LIBRARY:NAME",
     )
     init: Path | None = setting(

@@ -34,8 +34,6 @@ NAMES = (
     "torchvision:resnet18",
     "torchvision:mobilenet_v3_small",
     "torchvision:efficientnet_b0",
-    "efficientnet-lite:lite0",
-    "efficientnet-lite:lite0_16",
     "darknet:tiny",
 )
 SMALL = Backbone("torchvision:mobilenet_v3_small")
@@ -176,6 +174,8 @@ def test_what_is_no_backbone() -> None:
         build_network(Backbone("torchvision:resnet17"), 3, 2, None)
     with torch.device("meta"), pytest.raises(UsageError, match="no convolutional trunk"):
         build_network(Backbone("torchvision:vit_b_32"), 3, 2, 3)
+    with pytest.raises(UsageError, match=r"lite0 was removed .*timm:tf_efficientnet_lite0"):
+        Backbone("efficientnet-lite:lite0")
     for record in ({"backbone": 3}, {"backbone": "torchvision:x", "y": 1}, {"backbone": "z"}):
         with pytest.raises(DataFault, match="cannot be built"):
             read_architecture(record)
@@ -272,36 +272,13 @@ def test_apart_no_cell_sees_another() -> None:
     assert not same[1, 5]
 
 
-def test_lite0_16_is_lite0_up_to_where_its_map_is_a_sixteenth() -> None:
-    """It starts from the whole network's weights, and what it reads is a map within that one."""
-    torch.manual_seed(0)
-    whole = build_network(Backbone("efficientnet-lite:lite0"), 3, 7, None).eval()
-    cut = build_network(Backbone("efficientnet-lite:lite0_16"), 3, 7, 3, HeadSpec("apart")).eval()
-    for module in whole.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.running_var, 0.5, 2)
-            torch.nn.init.normal_(module.running_mean)
-    taken, needed = start_from(cut, {n: t.numpy() for n, t in whole.state_dict().items()})
-    assert needed - taken == 2  # all but the last layer, which reads another map
-    seen: list[torch.Tensor] = []
-    blocks = whole.trunk.blocks  # the twelfth is the first whose map is a thirty-second
-    blocks[11].depthwise.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    x = torch.randn(2, 3, 64, 64)
-    with torch.inference_mode():
-        whole(x)
-        found = cut.trunk(x)
-    assert found.shape == (2, 672, 4, 4)
-    torch.testing.assert_close(found, seen[0])
-    assert found.min() == 0
-
-
 @pytest.mark.parametrize("head", ["apart", "grid"])
 def test_pixels_that_leave_no_map_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], head: str
 ) -> None:
     images = np.zeros((20, 16, 16, 3), np.uint8)
     write_shard(tmp_path / "a.h5", images, np.arange(20) % 2, class_names=["a", "b"])
-    command = ["train", "collage", "--backbone=efficientnet-lite:lite0", f"--head={head}"]
+    command = ["train", "collage", "--backbone=torchvision:squeezenet1_1", f"--head={head}"]
     command += [f"--shards={tmp_path}/a.h5", f"--out={tmp_path}/c.safetensors", "--epochs=1"]
     code = main([*command, "--side=3", "--cell-px=15", "--batch=2"])
     if head == "grid":  # whose trunk sees all of it
@@ -309,7 +286,7 @@ def test_pixels_that_leave_no_map_are_refused(
         return
     assert code == ExitCode.USAGE
     told = capsys.readouterr().err
-    assert "efficientnet-lite:lite0 cannot see 45 x 45 pixels, 3 x 3 cells:" in told
+    assert "torchvision:squeezenet1_1 cannot see 45 x 45 pixels, 3 x 3 cells:" in told
     assert "--cell-px" in told
 
 
