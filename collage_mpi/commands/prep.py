@@ -38,7 +38,8 @@ class RowsToWrite:
     """The images that become shards.
 
     Attributes:
-        images: (n, H, W, C) uint8, or an object that returns such rows when indexed.
+        images: (n, ...) items, such as (n, H, W, C) uint8, or an object that returns such rows
+            when indexed.
         labels: (n,) integers, or None.
         rows: (m,) indices of the images to write, in this order.
         ids: n ids, or a prefix: the id of an image is then the prefix, a colon and its index.
@@ -361,8 +362,8 @@ def execute(args: RowsArguments) -> int:
         with advancing(len(table.rows), "prep") as advance:
             for path, rows in zip(paths, split_rows(table.rows, args.rows_per_shard), strict=True):
                 write_rows(path, table, rows, advance)
-        height, width, channels = table.images.shape[1:]
-    print(f"{len(table.rows):,} images of {height} x {width} x {channels} {told_in(paths)}")
+        shape = " x ".join(map(str, table.images.shape[1:]))
+    print(f"{len(table.rows):,} images of {shape} {told_in(paths)}")
     return 0
 
 
@@ -377,16 +378,18 @@ def write_rows(
     """Write one shard with these rows of the table. `advance` is called after each batch, with the
     number of images in it.
     """
+    import numpy as np
+
     from collage_mpi.shards.schema import chunk_rows
     from collage_mpi.shards.writer import ShardWriter
 
-    height, width, channels = table.images.shape[1:]
+    item = np.dtype((table.images.dtype, table.images.shape[1:]))
     with ShardWriter(
         path,
-        (height, width, channels),
+        item,
         class_names=table.class_names,
         source=table.source,
-        rows_per_chunk=chunk_rows(height * width * channels, len(rows)),
+        rows_per_chunk=chunk_rows(item.itemsize, len(rows)),
     ) as writer:
         for batch in split_rows(rows, BATCH):
             labels = None if table.labels is None else table.labels[batch]

@@ -43,6 +43,8 @@ class PixelRows:
         DataFault: the values are no numbers, or signed and `bounds` is None.
     """
 
+    dtype = np.dtype(np.uint8)
+
     def __init__(
         self,
         dataset: Any,
@@ -292,26 +294,30 @@ class ShardRows:
         self._shards = shards
         self._fit = None if _decoded(shards) else fit  # pictures are decoded with `fit`
         self.shape = (len(shards), *(shards.shape if fit is None else fit.shape))
+        self.dtype = np.dtype(shards.dtype)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """(m, H, W, C) uint8, the images of the rows. Raises DataFault if a row cannot be read."""
+        """(m, ...) items, the images of the rows. Raises DataFault if a row cannot be read."""
         pixels, _ = self._shards.read(rows)
         return pixels if self._fit is None else np.stack([fit_pixels(p, self._fit) for p in pixels])
 
 
 @contextmanager
 def opened_as(paths: Sequence[Path], fit: PictureFit | None, labels: bool) -> Iterator[ShardSet]:
-    """Opens shards and other sources. Pictures are decoded with `fit`, if it is given.
+    """Opens shards and other sources. Pictures are decoded with `fit`, if it is given. Without it,
+    items need not be pictures.
 
     `labels`: whether to use the labels of an input that is not a shard.
 
     Raises:
         EnvironmentFault, DataFault: as `ShardSet.open`.
     """
-    with ShardSet.open(paths, read_as=ReadAs(fit or DEFAULT_FIT, labels=labels)) as shards:
+    with ShardSet.open(
+        paths, read_as=ReadAs(fit or DEFAULT_FIT, labels=labels, pictures=fit is not None)
+    ) as shards:
         if fit is None or not _decoded(shards):
             yield shards
             return

@@ -125,8 +125,19 @@ def test_who_needs_pictures_refuses_other_items(tmp_path, capsys) -> None:
     with pytest.raises(DataFault, match=r"uint16 \(4, 5, 12\); needed here: uint8 pictures"):
         ShardSet.open([tmp_path / "a.h5"])
     words = ["prep", "shards", str(tmp_path / "a.h5"), "--out", str(tmp_path / "out")]
-    assert main(words) == ExitCode.DATA
+    assert main([*words, "--size=4"]) == ExitCode.DATA
     assert capsys.readouterr().err.count("needed here: uint8 pictures") == 1
+
+
+def test_prep_makes_shards_of_any_items(tmp_path) -> None:
+    array = items("float32", (2, 3, 4, 5))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["volumes"] = array
+    words = ["prep", "shards", str(tmp_path / "a.h5"), "--out", str(tmp_path / "out")]
+    assert main([*words, "--rows-per-shard=4"]) == 0
+    with ShardSet.open([tmp_path / "out"], read_as=ANY_ITEMS) as found:
+        assert [info.storage for info in found.infos] == ["images"] * 3
+        np.testing.assert_array_equal(found.read_all()[0], array)
 
 
 def test_shards_of_one_job_hold_items_of_one_type(tmp_path) -> None:
