@@ -243,6 +243,7 @@ def _hdf5_table(
 ) -> RowsToWrite:
     from collage_mpi.prep.arrays import PixelRows, labels_for, parse_range, read_labels
     from collage_mpi.shards.foreign import class_names_of
+    from collage_mpi.shards.schema import split_part
 
     dataset = file[layout.images]
     bounds = None if args.range is None else parse_range(args.range)
@@ -254,7 +255,7 @@ def _hdf5_table(
     elif layout.labels is not None:
         where = f"{args.file}: dataset {layout.labels!r}"
         labels, names = labels_for(len(images), file[layout.labels][...], names, where)
-    source = args.source or f"{args.file.name}, dataset {layout.images}"
+    source = args.source or f"{split_part(args.file)[0].name}, dataset {layout.images}"
     return RowsToWrite(images, labels, args.pick_rows(len(images)), layout.images, names, source)
 
 

@@ -158,7 +158,9 @@ def find_datasets(
     if images is None and part and isinstance(file[part], import_h5py().Dataset):
         images = part
     items = _datasets_below(file, part if images is None else images.rpartition("/")[0])
-    found = images or the_images(items, hdf5_command(path, "NAME", "NAME"))
+    typed = hdf5_command(path, "NAME", "NAME")
+    one_group = f"{split_part(path)[0]}{PART_MARK}GROUP"
+    found = images or the_images(items, f"{typed}, or take the datasets of one group: {one_group}")
     item = own_dataset(file, found)
     if labels is None:
         return found, the_labels(items, found, item, hdf5_command(path, found, "NAME"))

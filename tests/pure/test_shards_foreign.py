@@ -380,6 +380,7 @@ def test_rows_of_values_by_shape(tmp_path: Path, flags: list[str], expected: np.
     assert main(["prep", "hdf5", f"{path}::train", out, *flags]) == 0
     with ShardSet.open([tmp_path / "o"]) as shards:
         np.testing.assert_array_equal(shards.read_all()[0], expected)
+        assert shards.infos[0].source == "a.h5, dataset train/images"
 
 
 @pytest.mark.parametrize(
