@@ -243,9 +243,9 @@ class Mounted:
     """
 
     def __init__(self, at: Path, plan: Misbehaviour, pace: float = 1.0) -> None:
-        self.at, self.socket = at, str(at / "server")
+        self.at, self.socket, self.pace = at, str(at / "server"), pace
         at.mkdir(exist_ok=True)
-        self._points: dict[str, tuple[Path, BaseProcess]] = {}
+        self.hosts: dict[str, tuple[Path, BaseProcess]] = {}
         self._server = self._start(serve, self.socket, plan, pace)
         _wait_until(lambda: os.path.exists(self.socket), self._server)
 
@@ -253,7 +253,7 @@ class Mounted:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in [*self._points]:
+        for name in [*self.hosts]:
             self.lose(name)
         self._server.kill()
         self._server.join()
@@ -268,14 +268,14 @@ class Mounted:
         point = self.at / name
         point.mkdir(exist_ok=True)
         process = self._start(run_host, name, self.socket, str(point), mended)
-        self._points[name] = point, process
+        self.hosts[name] = point, process
         mounts = Path("/proc/self/mounts")  # a look at the folder itself may fail, or hang
         _wait_until(lambda: f" {point} fuse" in mounts.read_text(), process)
         return point
 
     def lose(self, name: str) -> None:
         """A host loses its power: what it has not sent is gone."""
-        point, process = self._points.pop(name)
+        point, process = self.hosts.pop(name)
         process.kill()  # which ends what hangs, with ENOTCONN
         process.join()
         subprocess.run(["umount", "--lazy", str(point)], check=True, timeout=START_LIMIT_S)
@@ -284,9 +284,9 @@ class Mounted:
         self, name: str, user: User = ROOT_USER, umask: int = 0o022, *, mended: bool = False
     ) -> MountOs:
         """As `Store.host`."""
-        if name not in self._points:
+        if name not in self.hosts:
             self.mount(name, mended=mended)
-        return MountOs(self._points[name][0], user, umask)
+        return MountOs(self.hosts[name][0], user, umask)
 
     def mend(self) -> None:
         """The disk has room again."""

@@ -108,7 +108,7 @@ def a_host_without_power_loses_what_it_has_not_sent(world: Any) -> None:
     a.fsync(file)
     a.write(file, b" not sent")
     world.lose("a")
-    assert get(world.host("b"), "/x") == b"sent"
+    assert get(world.host("b"), "/x") == get(world.host("a"), "/x") == b"sent"
 
 
 @promise(keep_s=EVER_S)

@@ -123,6 +123,9 @@ def test_a_seed_draws_the_misbehaviour() -> None:
     drawn = {errno.EIO, errno.EEXIST, errno.ENOSPC, errno.EDQUOT, errno.ESTALE}
     assert drawn <= errors, drawn - errors
     plans = [Misbehaviour.drawn(seed) for seed in range(200)]
+    assert {round(end - start) for plan in plans for start, end, _ in plan.hangs if end < 1e9} == {
+        180
+    }
     for kind, of in KINDS.items():
         changed = next(iter(of(random.Random(1))))
         assert any(getattr(plan, changed) for plan in plans), kind
