@@ -172,8 +172,8 @@ class Host:
 
     def create(self, user: User, parent: int, name: str, mode: int, exclusive: bool) -> Steps:
         """Make a file, or find it unless `exclusive`, and open it. Returns its attributes."""
-        given = user, parent, name, mode, exclusive
-        found = yield from self._change(parent, name, "create", *given)
+        op = "create" if exclusive else "ensure"
+        found = yield from self._change(parent, name, op, user, parent, name, mode)
         self._opened(found.ino).count += 1
         self._where[found.ino] = parent, name
         return self._here(self._learn(found))

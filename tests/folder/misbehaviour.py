@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 HANG_S = 180.0
 KEEP_S = 60.0
-CHANGES = ("create", "link", "mkdir", "unlink", "rename", "rmdir", "write", "setattr")
+CHANGES = ("create", "ensure", "link", "mkdir", "unlink", "rename", "rmdir", "write", "setattr")
 MAKES = ("create", "link", "mkdir")
 REMOVES = ("unlink", "rename", "rmdir")
 BY_HANDLE = ("getattr", "read", "write", "readdir")

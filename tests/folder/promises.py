@@ -219,6 +219,9 @@ def a_change_whose_reply_is_lost_is_done(world: Any) -> None:
         seen.add(told(a.mkdir, f"/folder{number}"))
     assert seen == {errno.EEXIST, errno.EIO}
     assert len(sound.listdir("/")) == 49
+    assert {told(a.open, f"/kept{number}", MAKE) for number in range(16)} == {errno.EIO}
+    for number in range(16):
+        sound.unlink(f"/kept{number}")
     gone = {told(a.unlink, f"/made{number}") for number in range(16)}
     gone |= {told(a.rename, f"/link{number}", "/same") for number in range(1)}
     gone |= {told(a.rmdir, f"/folder{number}") for number in range(16)}

@@ -179,15 +179,17 @@ class Server:
         self._changed(node)
         return node.attributes
 
-    def _do_create(
-        self, user: User, parent: int, name: str, mode: int, exclusive: bool
-    ) -> Attributes:
-        found = self._folder(user, parent).names.get(name)
-        if found is not None and exclusive:
+    def _do_create(self, user: User, parent: int, name: str, mode: int) -> Attributes:
+        if name in self._folder(user, parent).names:
             fail(errno.EEXIST)
+        return self._new(user, parent, name, stat.S_IFREG | stat.S_IMODE(mode)).attributes
+
+    def _do_ensure(self, user: User, parent: int, name: str, mode: int) -> Attributes:
+        """Create, or find what is there."""
+        found = self._folder(user, parent).names.get(name)
         if found is not None:
             return self._nodes[found].attributes
-        return self._new(user, parent, name, stat.S_IFREG | stat.S_IMODE(mode)).attributes
+        return self._do_create(user, parent, name, mode)
 
     def _do_mkdir(self, user: User, parent: int, name: str, mode: int) -> Attributes:
         if name in self._folder(user, parent).names:
