@@ -69,11 +69,16 @@ def write_atomic(
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
+            written = os.fstat(file.fileno())
         if not replace and path.exists():
             raise FileExistsError(errno.EEXIST, "written by another job meanwhile", str(path))
         if check is not None:
             check()
-        os.replace(temp, path)
+        try:
+            os.replace(temp, path)
+        except OSError:
+            if not _has_name(written, path):  # a file server may do it and lose its reply
+                raise
     except (Exception, KeyboardInterrupt) as error:
         with suppress(OSError):  # its folder may be gone, or read-only
             temp.unlink()
@@ -81,6 +86,20 @@ def write_atomic(
             check()
         raise
     sync_directory(path.parent)
+
+
+def _has_name(file: os.stat_result, path: Path) -> bool:
+    """Whether a file has this name now: a name that is opened is asked of the server."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return os.path.samestat(os.fstat(descriptor), file)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def temporary_name(path: Path) -> Path:

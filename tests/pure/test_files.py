@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 from pathlib import Path
@@ -87,6 +88,24 @@ def test_a_temporary_name_is_one_that_is_swept(tmp_path: Path) -> None:
     files.temporary_name(tmp_path / "b.h5").touch()
     remove_leftovers(tmp_path, r"a\.h5")
     assert [path.name.startswith(".b.h5") for path in tmp_path.iterdir()] == [True]
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_rename_whose_reply_is_lost_is_settled_by_its_name(tmp_path, monkeypatch, done) -> None:
+    """A file server may rename the file, and the host is told an error."""
+    rename = os.replace
+
+    def lose_the_reply(source: Path, target: Path) -> None:
+        if done:
+            rename(source, target)
+        raise FileNotFoundError(2, "No such file or directory", str(source))
+
+    (tmp_path / "x").write_text("old")
+    monkeypatch.setattr(files.os, "replace", lose_the_reply)
+    with contextlib.nullcontext() if done else pytest.raises(FileNotFoundError):
+        files.write_atomic(tmp_path / "x", [b"new"])
+    assert (tmp_path / "x").read_text() == ("new" if done else "old")
+    assert os.listdir(tmp_path) == ["x"]
 
 
 def test_each_folder_that_is_made_is_synced_in_the_one_above_it(tmp_path, monkeypatch) -> None:
