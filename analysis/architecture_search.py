@@ -222,7 +222,7 @@ def _panel(ax: Any, points: Sequence[Point]) -> None:
 def preset_of(point: Point) -> str:
     """The name of the preset that this network is; "" where it is none."""
     for name in PRESETS:
-        record = preset(name).to_dict()
+        record = asdict(preset(name))
         if (point.stem, point.stages) == (stem_text(record), stages_text(record)):
             return name
     return ""

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def predictor_of(
     network = build_network(architecture, channels, classes, side, head)
     record = {
         "kind": "single" if side is None else "collage",
-        "architecture": architecture.to_dict(),
+        "architecture": asdict(architecture),
         "side": side,
         "cell_px": None if side is None else height // side,
         "height": height,

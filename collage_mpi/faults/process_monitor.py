@@ -155,7 +155,7 @@ class ProcessMonitor:
     def _greet(self, line: socket.socket) -> Ended | None:
         """Identify the rank of a new connection; close that of a stranger."""
         greeting = self._tcp_link.greeted(line)
-        if not greeting or (rank := greeting["rank"]) not in self._ranks or rank in self._lines:
+        if not greeting or (rank := greeting.rank) not in self._ranks or rank in self._lines:
             self._turn_away(line)
             return None
         del self._strangers[line]
@@ -163,9 +163,7 @@ class ProcessMonitor:
         self._lines[rank] = line
         self._awaited.discard(rank)
         try:
-            process = watch_process(ProcessId.from_dict(greeting["process"]))
-        except (KeyError, TypeError, ValueError):  # its system does not tell
-            process = None
+            process = None if greeting.process is None else watch_process(greeting.process)
         except ProcessLookupError:
             return Ended(rank, PROCESS, WORDS[PROCESS])
         if process is None:
@@ -238,9 +236,7 @@ class CoordinatorMonitor:
             self._gone()
 
     def _connect(self, host: str, offer: Offer) -> socket.socket | None:
-        here = this_process()
-        greeting = {"rank": self._rank, "process": here.to_dict() if here else None}
-        line = connect(offer, greeting)
+        line = connect(offer, self._rank, this_process())
         if line is None:
             tell(
                 f"collage-mpi: rank {self._rank} on {socket.gethostname()} cannot connect to rank "

@@ -14,9 +14,10 @@ import json
 import secrets
 import socket
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+
+from collage_mpi.system.process_tree import ProcessId
+from collage_mpi.system.records import read_json
 
 KEEP_IDLE_S, KEEP_EVERY_S, KEEP_PROBES = 5, 5, 3
 CONNECT_LIMIT_S = 5.0  # for each address
@@ -33,6 +34,15 @@ class Offer:
     addresses: tuple[str, ...]
     port: int
     token: str
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """What a worker says of itself. It has no process if its system does not tell."""
+
+    token: str
+    rank: int
+    process: ProcessId | None = None
 
 
 class TcpLink:
@@ -74,7 +84,7 @@ class TcpLink:
         _keep_alive(line)
         return line
 
-    def greeted(self, line: socket.socket) -> dict[str, Any] | None:
+    def greeted(self, line: socket.socket) -> Greeting | None:
         """The greeting of a new connection; None if it is not from a rank of this job."""
         try:
             return read_greeting(line.recv(GREETING_BYTES), self.token)
@@ -86,23 +96,23 @@ class TcpLink:
         self.listener.close()
 
 
-def read_greeting(data: bytes, token: str) -> dict[str, Any] | None:
+def read_greeting(data: bytes, token: str) -> Greeting | None:
     """The greeting of a worker that knows the token; None for any other bytes."""
     try:
-        content = json.loads(data)
-    except (ValueError, RecursionError):
+        said = read_json(Greeting, data)
+    except ValueError:
         return None
-    if not isinstance(content, dict):
-        return None
-    said = content.get("token")
-    told = said.encode(errors="replace") if isinstance(said, str) else b""  # it may be any text
-    ours = hmac.compare_digest(told, token.encode())
-    return content if ours and type(content.get("rank")) is int else None
+    return said if hmac.compare_digest(said.token.encode(), token.encode()) else None
 
 
-def connect(offer: Offer, greeting: Mapping[str, Any]) -> socket.socket | None:
-    """Connect to the first address that answers, and send the greeting; None if none answers."""
-    message = json.dumps({**greeting, "token": offer.token}).encode()
+def connect(offer: Offer, rank: int, process: ProcessId | None) -> socket.socket | None:
+    """Connect to the first address that answers, and greet it; None if none answers.
+
+    Args:
+        offer: of the coordinator.
+        rank, process: of this worker; see `Greeting`.
+    """
+    message = json.dumps(asdict(Greeting(offer.token, rank, process))).encode()
     for address in offer.addresses:
         try:
             line = socket.create_connection((address, offer.port), timeout=CONNECT_LIMIT_S)

@@ -116,8 +116,8 @@ class RowReader:
             raise EnvironmentFault(
                 f"host {socket.gethostname()} does not have the input that rank 0 has: {fault}"
             ) from fault
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise WireFault(f"rank 0 sent an invalid shard: {error!r}") from error
+        except (ValueError, RecursionError) as error:
+            raise WireFault(f"rank 0 sent an invalid shard: {error}") from error
 
     def begin(self, tasks: Sequence[Wanted], encoder: Encoder | None) -> Future[Inputs]:
         """Run `inputs` in the reading thread, in the order of the calls."""

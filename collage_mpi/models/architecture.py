@@ -5,13 +5,11 @@ library by name, and presets for collage networks.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-from collage_mpi.errors import DataFault, UsageError
+from collage_mpi.errors import UsageError
 from collage_mpi.kinds import COLLAGE, SINGLE
-from collage_mpi.models.specs import YOLO, HeadSpec
+from collage_mpi.models.specs import YOLO, HeadSpec, read_spec
 from collage_mpi.removed import removed
 
 NORMS = ("batch", "group")
@@ -64,26 +62,6 @@ class Architecture:
     def features(self) -> int:
         """Channels of the last stage, which are the inputs of the head."""
         return self.stages[-1].width
-
-    def to_dict(self) -> dict[str, Any]:
-        """A plain dict for JSON; `from_dict` is its inverse."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Architecture:
-        """The inverse of `to_dict`. Raises DataFault if settings are unknown, missing or
-        invalid."""
-        known = {field.name for field in fields(cls)}
-        if not isinstance(record, Mapping) or set(record) != known:
-            raise DataFault(
-                f"the architecture record is {record!r:.200}; it needs exactly the keys "
-                f"{', '.join(sorted(known))}: train the network again with this version"
-            )
-        try:
-            stages = tuple(Stage(**stage) for stage in record["stages"])
-            return cls(**{**record, "stages": stages})
-        except (TypeError, UsageError) as error:
-            raise DataFault(f"the architecture record cannot be built: {error}") from error
 
 
 def parse_stages(text: str) -> tuple[Stage, ...]:
@@ -138,8 +116,8 @@ def default_architecture(kind: str, width: int | None = None, norm: str = "batch
     return Architecture(base, 4, 2, (Stage(base, 1), Stage(wide, 2, 2)), norm)
 
 
-def _within(name: str, value: object, largest: int) -> None:
-    if type(value) is not int or not 1 <= value <= largest:
+def _within(name: str, value: int, largest: int) -> None:
+    if not 1 <= value <= largest:
         raise UsageError(f"{name} is {value!r}; it needs a whole number from 1 to {largest}")
 
 
@@ -151,41 +129,35 @@ class Backbone:
     """A network, named by its library.
 
     Attributes:
-        name: "torchvision:NAME" with a NAME that `torchvision.models` lists, such as resnet34; or
-            TINY.
+        backbone: "torchvision:NAME" with a NAME that `torchvision.models` lists, such as resnet34;
+            or TINY.
     """
 
-    name: str
+    backbone: str
 
     def __post_init__(self) -> None:
-        if self.name != TINY and not re.fullmatch(r"torchvision:[a-z0-9_]{1,64}", self.name):
-            why = removed("--backbone", self.name)
+        if self.backbone != TINY and not re.fullmatch(
+            r"torchvision:[a-z0-9_]{1,64}", self.backbone
+        ):
+            why = removed("--backbone", self.backbone)
             raise UsageError(
                 why
-                or f"backbone {self.name!r:.80}; needed: torchvision:NAME, such as "
+                or f"backbone {self.backbone!r:.80}; needed: torchvision:NAME, such as "
                 f"torchvision:resnet34, or {TINY}"
             )
 
     @property
     def network(self) -> str:
         """The name without its library."""
-        return self.name.partition(":")[2]
-
-    def to_dict(self) -> dict[str, Any]:
-        """A plain dict for JSON; `read_architecture` is its inverse."""
-        return {"backbone": self.name}
+        return self.backbone.partition(":")[2]
 
 
-def read_architecture(record: Any) -> Architecture | Backbone:
+def read_architecture(record: object) -> Architecture | Backbone:
     """The settings of a network, from the dict of a weights file. Raises DataFault."""
-    if not isinstance(record, Mapping) or "backbone" not in record:
-        return Architecture.from_dict(record)
-    try:
-        if set(record) != {"backbone"} or not isinstance(record["backbone"], str):
-            raise UsageError("it needs exactly the key backbone, a name")
-        return Backbone(record["backbone"])
-    except UsageError as error:
-        raise DataFault(f"the architecture record cannot be built: {error}") from error
+    own: type[Architecture | Backbone] = Architecture
+    if isinstance(record, dict) and "backbone" in record:
+        own = Backbone
+    return read_spec(own, "architecture", record)
 
 
 # All presets halve the resolution in the stem and again after a first stage. So a cell of 28 px

@@ -18,6 +18,7 @@ from collage_mpi.models.named import OFFLINE, NotInCache
 from collage_mpi.system.environment import without_rank
 from collage_mpi.system.forked import of_server
 from collage_mpi.system.process_tree import ask_apart, own_command
+from collage_mpi.system.records import read_record
 from collage_mpi.system.tell import tell
 
 CHILD_COMMAND = own_command("collage_mpi.models.asked")
@@ -61,7 +62,7 @@ def ask(spec: str, kind: str, geometry: Geometry, trusted: str = "") -> Describe
     if "fault" in told:
         faults = (UsageError, EnvironmentFault, DataFault, NotInCache)
         raise next(f for f in faults if f.__name__ == told["fault"])(told["message"])
-    facts = Declared.from_dict(told["facts"])
+    facts = read_record(Declared, told["facts"])
     known = replace(geometry, image_shape=facts.shape or geometry.image_shape)
     info = replace(
         own_info(spec, kind, known, told["fingerprint"], facts),

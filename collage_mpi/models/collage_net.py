@@ -142,6 +142,6 @@ def check_pixels(
         except (RuntimeError, AssertionError) as error:  # a vision transformer asserts its size
             cells = "" if side is None else f", {side} x {side} cells"
             raise UsageError(
-                f"{architecture.name} cannot see {height} x {width} pixels{cells}: {error}; "
+                f"{architecture.backbone} cannot see {height} x {width} pixels{cells}: {error}; "
                 f"give it {'images' if side is None else 'cells, --cell-px,'} of another size"
             ) from error

@@ -271,13 +271,6 @@ class Declared:
     fingerprint: str | None = None
     channels_first: bool = False
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Declared:
-        """The inverse of `dataclasses.asdict`, after JSON has turned tuples into lists."""
-        pairs = values.items()
-        found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in pairs}
-        return cls(**found)
-
 
 def own_info(
     spec: str, kind: str, geometry: Geometry, fingerprint: str, facts: Declared | None = None

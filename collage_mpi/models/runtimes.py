@@ -31,6 +31,7 @@ from collage_mpi.system.environment import without_rank
 from collage_mpi.system.extras import pip_line
 from collage_mpi.system.printable import one_line
 from collage_mpi.system.process_tree import ask_apart, own_command
+from collage_mpi.system.records import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,8 +98,8 @@ def read_record(folder: Path) -> Record | None:
     try:
         if folder.stat().st_uid != os.getuid():
             return None
-        return Record(**json.loads((folder / RECORD).read_text()))
-    except (OSError, ValueError, TypeError):
+        return read_json(Record, (folder / RECORD).read_bytes())
+    except (OSError, ValueError):
         return None
 
 

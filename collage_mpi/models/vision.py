@@ -61,8 +61,8 @@ class ConvTrunk(nn.Module):
         names = next((row for row in TRUNKS if all(hasattr(model, name) for name in row)), None)
         if names is None or backbone.network.startswith(NOT_CONVOLUTIONAL):
             raise UsageError(
-                f"backbone {backbone.name} has no convolutional trunk that is known here; it can "
-                "be a single network. Known are ResNet, ResNeXt, RegNet, MobileNet, EfficientNet, "
+                f"backbone {backbone.backbone} has no convolutional trunk that is known here; it "
+                "can be a single network. Known are ResNet, ResNeXt, RegNet, MobileNet, EfficientNet, "
                 "Darknet, ShuffleNet, MNASNet, DenseNet, VGG, ConvNeXt, SqueezeNet"
             )
         for name in names:
@@ -95,13 +95,13 @@ def _three(x: Tensor) -> Tensor:
 
 
 def _model(backbone: Backbone, classes: int) -> nn.Module:
-    if backbone.name == TINY:
+    if backbone.backbone == TINY:
         return Tiny(classes)
     try:
         from torchvision import models
     except ImportError as error:
         raise EnvironmentFault(
-            f"backbone {backbone.name} needs torchvision: {pip_line('vision')} "
+            f"backbone {backbone.backbone} needs torchvision: {pip_line('vision')} "
             f"(of the version that goes with torch {torch.__version__}): {error}"
         ) from error
     known = models.list_models(module=models)

@@ -10,19 +10,22 @@ import math
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from msgspec import Meta, Struct
 
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
-from collage_mpi.kinds import COLLAGE, NETWORKS
+from collage_mpi.kinds import COLLAGE, NETWORKS, SINGLE
 from collage_mpi.models.architecture import read_architecture
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.named import advice_for
-from collage_mpi.models.specs import AcceptSpec, HeadSpec
+from collage_mpi.models.specs import AcceptSpec, HeadSpec, read_spec
 from collage_mpi.system.files import require_regular, save_file, sha256_of_stream
+from collage_mpi.system.records import read_json, read_record
 
 FORMAT = "collage-mpi weights"
 VERSION = 1
@@ -32,6 +35,11 @@ ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 
 MAX_HEADER_BYTES = 4 << 20  # headers have a few kB; a foreign file must not fill the memory
 MOST_AXES = 16  # of a tensor
 MAX_SIDE_PX, MAX_CHANNELS, MAX_CLASSES = 1 << 14, 64, 1 << 20
+
+_Count = Annotated[int, Meta(ge=0)]
+_Px = Annotated[int, Meta(ge=1, le=MAX_SIDE_PX)]
+_Finite = Annotated[float, Meta(gt=-1e30, lt=1e30)]
+_Positive = Annotated[float, Meta(gt=0, lt=1e30)]
 
 _REMEDY = "make one with: collage-mpi train single|collage --shards ... --out FILE.safetensors"
 
@@ -90,11 +98,8 @@ def parse_metadata(
             f"the header). Name the network that they belong to: timm:NAME,weights={name}"
         )
     try:
-        record = json.loads(text)
-        if not isinstance(record, dict):
-            raise DataFault(f"the record is a {type(record).__name__}, not a table")
-        return _info(record, fingerprint, path)
-    except (CollageError, ValueError, RecursionError) as error:
+        return _info(read_json(dict[str, Any], text), fingerprint, path)
+    except (CollageError, ValueError) as error:
         raise DataFault(f"weights {name}: bad {METADATA_KEY!r} record: {error}") from error
 
 
@@ -130,7 +135,7 @@ def with_accept(info: NetworkInfo, accept: AcceptSpec, out: Path) -> NetworkInfo
         DataFault, EnvironmentFault: as `read_tensors` and `save_weights`.
     """
     record = {k: v for k, v in info.metadata.items() if k not in ("format", "version")}
-    return save_weights(out, read_tensors(info), {**record, "accept": accept.to_dict()})
+    return save_weights(out, read_tensors(info), {**record, "accept": asdict(accept)})
 
 
 def read_tensors(info: NetworkInfo) -> dict[str, np.ndarray]:
@@ -200,23 +205,50 @@ def _check_tensors(path: Path, header: Mapping[str, Any], found_bytes: int) -> N
         )
 
 
-def _span(entry: Any) -> tuple[int, int] | None:
+class _Tensor(Struct):
+    """The entry of a tensor in a header."""
+
+    dtype: Literal["F64", "F32", "F16", "I64", "I32", "I16", "I8", "U8"]
+    shape: Annotated[list[_Count], Meta(max_length=MOST_AXES)]
+    data_offsets: tuple[_Count, _Count]
+
+
+class _Normalisation(Struct):
+    mean: list[_Finite]
+    std: list[_Positive]
+
+
+class _Record(Struct, tag_field="kind", kw_only=True):
+    """What every weights file says of its network."""
+
+    channels: Annotated[int, Meta(ge=1, le=MAX_CHANNELS)]
+    class_names: Annotated[tuple[str, ...], Meta(min_length=1, max_length=MAX_CLASSES)]
+    normalisation: _Normalisation
+    temperature: _Positive
+    architecture: Any
+    head: Any = None
+    accept: Any = None
+
+
+class _Single(_Record, tag=SINGLE, kw_only=True):
+    height: _Px
+    width: _Px
+
+
+class _Collage(_Record, tag=COLLAGE, kw_only=True):
+    side: _Px
+    cell_px: _Px
+
+
+def _span(entry: object) -> tuple[int, int] | None:
     """(first byte, last byte + 1) of a tensor; None if its entry in the header is damaged."""
-    if not isinstance(entry, dict):
+    try:
+        tensor = read_record(_Tensor, entry)
+    except ValueError:
         return None
-    itemsize = ITEM_BYTES.get(str(entry.get("dtype")))
-    shape, place = _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
-    if itemsize is None or shape is None or place is None or len(place) != 2:
-        return None
-    first, end = place
-    return (first, end) if end - first == itemsize * math.prod(shape) else None
-
-
-def _counts(value: Any) -> list[int] | None:
-    """The value if it is a list of at most MOST_AXES non-negative integers; otherwise None."""
-    if not isinstance(value, list) or len(value) > MOST_AXES:
-        return None
-    return value if all(type(n) is int and n >= 0 for n in value) else None
+    first, end = tensor.data_offsets
+    whole = end - first == ITEM_BYTES[tensor.dtype] * math.prod(tensor.shape)
+    return (first, end) if whole else None
 
 
 def _info(record: dict[str, Any], fingerprint: str, path: Path | None) -> NetworkInfo:
@@ -228,62 +260,31 @@ def _info(record: dict[str, Any], fingerprint: str, path: Path | None) -> Networ
     kind = record.get("kind")
     if kind not in NETWORKS:
         raise DataFault(f"kind is {kind!r:.60}; the kinds are {', '.join(NETWORKS)}")
-    channels = _whole(record, "channels", MAX_CHANNELS)
+    own: type[_Single | _Collage] = _Single if kind == SINGLE else _Collage
+    said = read_record(own, record)
+    for name in ("mean", "std"):
+        if len(getattr(said.normalisation, name)) != said.channels:
+            raise DataFault(f"normalisation needs a {name} for each of {said.channels} channels")
     side = cell_px = None
-    if kind == COLLAGE:
-        side, cell_px = _whole(record, "side", 16), _whole(record, "cell_px", MAX_SIDE_PX)
+    if isinstance(said, _Collage):
+        side, cell_px = said.side, said.cell_px
         px = Grid(side, cell_px).px
-        shape: tuple[int, ...] = (px, px, channels)
+        shape = (px, px, said.channels)
     else:
-        height, width = _whole(record, "height", MAX_SIDE_PX), _whole(record, "width", MAX_SIDE_PX)
-        shape = (height, width, channels)
-    _check_normalisation(record, channels)
+        shape = (said.height, said.width, said.channels)
     return NetworkInfo(
         kind=kind,
-        architecture=read_architecture(record.get("architecture", {})).to_dict(),
+        architecture=asdict(read_architecture(said.architecture)),
         shape=shape,
         side=side,
         cell_px=cell_px,
-        class_names=_class_names(record),
+        class_names=said.class_names,
         fingerprint=fingerprint,
         path=path,
         metadata=record,
-        head=HeadSpec.from_dict(record.get("head")),
-        accept=AcceptSpec.from_dict(record["accept"]) if record.get("accept") else None,
+        head=HeadSpec() if said.head is None else read_spec(HeadSpec, "head", said.head),
+        accept=read_spec(AcceptSpec, "accept", said.accept) if said.accept else None,
     )
-
-
-def _class_names(record: dict[str, Any]) -> tuple[str, ...]:
-    names = record.get("class_names")
-    if not isinstance(names, list) or not 1 <= len(names) <= MAX_CLASSES:
-        raise DataFault("class_names is not a list of names")
-    if not all(isinstance(name, str) for name in names):
-        raise DataFault("class_names holds something else than names")
-    return tuple(names)
-
-
-def _check_normalisation(record: dict[str, Any], channels: int) -> None:
-    values = record.get("normalisation")
-    for key in ("mean", "std"):
-        numbers = values.get(key) if isinstance(values, dict) else None
-        if not isinstance(numbers, list) or len(numbers) != channels:
-            raise DataFault(f"normalisation needs a {key} for each of {channels} channels")
-        if not all(_is_finite(number) and (key == "mean" or number > 0) for number in numbers):
-            raise DataFault(f"normalisation {key} is {numbers!r:.80}; it needs finite numbers")
-    temperature: Any = record.get("temperature")
-    if not _is_finite(temperature) or temperature <= 0:
-        raise DataFault(f"temperature is {temperature!r:.60}; it needs a number above 0")
-
-
-def _is_finite(value: object) -> bool:
-    return type(value) in (int, float) and bool(abs(value) < 1e30)  # type: ignore[arg-type]
-
-
-def _whole(record: dict[str, Any], key: str, largest: int) -> int:
-    value = record.get(key)
-    if type(value) is not int or not 1 <= value <= largest:
-        raise DataFault(f"{key} is {value!r:.60}; it needs a whole number from 1 to {largest}")
-    return value
 
 
 def _stored(name: str, array: np.ndarray) -> np.ndarray:

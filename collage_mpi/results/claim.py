@@ -22,12 +22,13 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from platform import node
 
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
 from collage_mpi.system.process_tree import ProcessId, has_ended, this_process
+from collage_mpi.system.records import read_json
 
 BEAT_S = 1.0
 # Thirty beats. File servers pause for seconds, not for 30 s, and Linux asks the server again at
@@ -61,11 +62,12 @@ class _Stopped(CollageError):
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that made a claim, as far as the claim's file says."""
+    """The process that made a claim, as far as the claim's file says. The token is a random one."""
 
     host: str | None = None
     pid: int | None = None
     process: ProcessId | None = None
+    token: str | None = None
 
     def __str__(self) -> str:
         return "unknown" if self.host is None else f"host {self.host}, pid {self.pid}"
@@ -74,11 +76,8 @@ class Holder:
     def read(cls, content: bytes) -> Holder:
         """Parse a claim's content. All fields are None if the claim is damaged."""
         try:
-            found = json.loads(content[_COUNTER_BYTES:])
-            process = found["process"]
-            process = None if process is None else ProcessId.from_dict(process)
-            return cls(str(found["host"]), int(found["pid"]), process)
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            return read_json(cls, content[_COUNTER_BYTES:])
+        except ValueError:
             return cls()
 
     @property
@@ -279,13 +278,8 @@ def _read(path: Path) -> bytes | None:
 
 def _identity() -> bytes:
     process = this_process()
-    who = {
-        "host": node(),
-        "pid": os.getpid(),
-        "process": process and process.to_dict(),
-        "token": os.urandom(8).hex(),
-    }
-    return json.dumps(who).encode() + b"\n"
+    who = Holder(node(), os.getpid(), process, os.urandom(8).hex())
+    return json.dumps(asdict(who)).encode() + b"\n"
 
 
 def held_by(out: Path, holder: Holder) -> EnvironmentFault:

@@ -25,6 +25,7 @@ from collage_mpi.shards.members import MemberIndex
 from collage_mpi.shards.pictures import PictureFit
 from collage_mpi.shards.remote import Stamp, path_of, stat_of
 from collage_mpi.system.files import sha256_of_stream, write_atomic
+from collage_mpi.system.records import read_record
 from collage_mpi.system.tell import tell
 
 FORMAT = "collage-mpi shard"
@@ -102,18 +103,14 @@ class ShardInfo:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values; `from_json` is its inverse."""
-        record = dict(self.__dict__)
+        record = {**vars(self), "path": str(self.path)}
         del record["members"]
-        record["path"] = str(self.path)
-        record["class_names"] = None if self.class_names is None else list(self.class_names)
         return record
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> ShardInfo:
-        """Rebuild what `to_json` wrote."""
-        pairs = {**record, "path": path_of(record["path"])}.items()
-        found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in pairs}
-        return cls(**found)
+    def from_json(cls, record: object) -> ShardInfo:
+        """Rebuild what `to_json` wrote. Raises ValueError, which says what is wrong."""
+        return read_record(cls, record, lambda _, path: path_of(path))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class ProcessId:
     ticks.
 
     Raises:
-        ValueError: impossible values.
+        ValueError: an impossible pid.
     """
 
     machine: str
@@ -41,18 +41,8 @@ class ProcessId:
     started: int
 
     def __post_init__(self) -> None:
-        pid, started = self.pid, self.started
-        if type(pid) is not int or not 0 < pid <= LARGEST_PID or type(started) is not int:
-            raise ValueError(f"no process is named by pid {pid!r}, start time {started!r}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """For a message."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ProcessId:
-        """Read it back. Raises KeyError, TypeError or ValueError for another form."""
-        return cls(str(values["machine"]), values["pid"], values["started"])
+        if not 0 < self.pid <= LARGEST_PID:
+            raise ValueError(f"no process has the pid {self.pid}")
 
 
 def this_process() -> ProcessId | None:

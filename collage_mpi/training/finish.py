@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ def _record(
         del chosen[name]
     return {
         "kind": settings.kind,
-        "architecture": settings.architecture.to_dict(),
+        "architecture": asdict(settings.architecture),
         "side": settings.side,
         "cell_px": settings.cell_px,
         "height": height,

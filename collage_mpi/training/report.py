@@ -5,7 +5,7 @@ their cost.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -140,7 +140,7 @@ def _facts(predictor: TorchPredictor | OwnPredictor) -> dict[str, Any]:
         "class_names": list(info.class_names),
         "temperature": info.metadata["temperature"],
         "tuning": predictor.tuning,
-        "accept": None if info.accept is None else info.accept.to_dict(),
+        "accept": None if info.accept is None else asdict(info.accept),
         "training": info.metadata.get("training"),
         "flops": count_flops(predictor),
         "parameters": count_parameters(predictor),

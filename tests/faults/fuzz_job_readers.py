@@ -285,12 +285,12 @@ def _lines() -> list[Reader]:
     greeting = json.dumps({"rank": 1, "process": asdict(PROCESS), "token": OFFER.token}).encode()
 
     def greeted(raw: bytes) -> None:
-        """As `ProcessMonitor._greet` takes it; the errors that it catches may leave."""
-        content = read_greeting(raw, OFFER.token)
-        if content is not None:
-            watch_process(ProcessId.from_dict(content["process"]))
+        """As `ProcessMonitor._greet` takes it; the error that it catches may leave."""
+        greeting = read_greeting(raw, OFFER.token)
+        if greeting is not None and greeting.process is not None:
+            watch_process(greeting.process)
 
-    met = (KeyError, TypeError, ValueError, ProcessLookupError)
+    met = (ProcessLookupError,)
     return [
         Reader("status lines", [whole], line, ()),
         Reader("status lines, values", [texts], line, (), lines(json_change)),

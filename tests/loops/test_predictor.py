@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def test_wrong_batches_are_refused(tmp_path: Path) -> None:
 
 
 def test_tensors_of_another_architecture_are_refused(tmp_path: Path) -> None:
-    other = Architecture(8, 3, 1, (Stage(8, 1), Stage(24, 1, 2))).to_dict()
+    other = asdict(Architecture(8, 3, 1, (Stage(8, 1), Stage(24, 1, 2))))
     path = tmp_path / "w"
     make_weights(path)
     payload = path.read_bytes()

@@ -25,6 +25,7 @@ from collage_mpi.faults.process_monitor import STRANGERS, CoordinatorMonitor, Pr
 from collage_mpi.faults.tcp_link import TcpLink
 from collage_mpi.system import hard_exit, process_tree
 from collage_mpi.system.process_tree import ProcessId, this_process, watch_process
+from collage_mpi.system.records import read_record
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pidfd and epoll are Linux's")
 LIMIT_S = 10.0
@@ -84,7 +85,7 @@ def test_the_same_pid_of_another_machine_or_container_is_not_watched(child):
 
 def test_its_name_survives_a_message():
     here = this_process()
-    assert ProcessId.from_dict(here.to_dict()) == here
+    assert read_record(ProcessId, dataclasses.asdict(here)) == here
     assert here.pid == os.getpid()
 
 
@@ -100,8 +101,7 @@ def process_monitor():
 
 def joined(process_monitor, rank: int, process: ProcessId | None) -> socket.socket:
     """A worker's line, known to rank 0."""
-    greeting = {"rank": rank, "process": process.to_dict() if process else None}
-    line = tcp_link.connect(process_monitor.offer(), greeting)
+    line = tcp_link.connect(process_monitor.offer(), rank, process)
     until(lambda: process_monitor.look() or rank in process_monitor._lines)
     return line
 
@@ -133,7 +133,7 @@ def test_a_rank_that_ended_before_it_could_be_watched_is_lost(process_monitor, c
     process, name = child
     process.kill()
     process.wait()
-    tcp_link.connect(process_monitor.offer(), {"rank": 1, "process": name.to_dict()})
+    tcp_link.connect(process_monitor.offer(), 1, name)
     (ended,) = until(process_monitor.look)
     assert (ended.rank, ended.layer) == (1, "process")
 
@@ -190,11 +190,8 @@ NAMES = st.sampled_from(["machine", "pid", "started"])
 def test_whatever_a_worker_says_of_its_process_is_read_or_refused(said):
     greeting = json.dumps({"token": "a token", "rank": 1, "process": said}).encode()
     read = tcp_link.read_greeting(greeting, "a token")
-    assert read["rank"] == 1
-    try:
-        assert watch_process(ProcessId.from_dict(read["process"])) is None
-    except (KeyError, TypeError, ValueError):
-        pass
+    if read is not None and read.process is not None:
+        assert watch_process(read.process) is None
 
 
 class Time:
@@ -370,7 +367,7 @@ def test_it_may_open_as_many_descriptors_as_the_system_lets_it():
 @pytest.mark.parametrize("rank", [0, 4, -1, True, "1"])
 def test_a_rank_that_is_none_is_a_stranger(process_monitor, rank):
     offer = process_monitor.offer()
-    line = tcp_link.connect(offer, {"rank": rank, "process": None})
+    line = tcp_link.connect(offer, rank, None)
     assert until(lambda: process_monitor.look() or select.select([line], [], [], 0)[0])
     assert process_monitor._lines == {}
     line.close()

@@ -20,7 +20,7 @@ from collage_mpi.models.reading import (
     jaccard,
     suppress,
 )
-from collage_mpi.models.specs import HeadSpec
+from collage_mpi.models.specs import HeadSpec, read_spec
 
 
 def cells(*found: tuple[list[float], list[float]], side: int = 2) -> list[tuple[int, float] | None]:
@@ -161,12 +161,12 @@ def test_what_is_suppressed_has_a_stronger_rival_that_stays(boxes: np.ndarray, s
 
 def test_head_records_are_checked() -> None:
     spec = HeadSpec("yolo", 3, ((1.0, 1.0), (0.5, 0.75)))
-    assert HeadSpec.from_dict(spec.to_dict()) == spec
+    assert read_spec(HeadSpec, "head", spec.to_dict()) == spec
     papers = HeadSpec("yolo", anchors=((1.0, 1.0),), across=13)
-    assert HeadSpec.from_dict(papers.to_dict()) == papers
+    assert read_spec(HeadSpec, "head", papers.to_dict()) == papers
     assert (spec.map_size(4), papers.map_size(4)) == (12, 13)
-    assert HeadSpec.from_dict(HeadSpec("apart").to_dict()).name == "apart"
-    assert HeadSpec.from_dict(None) == HeadSpec.from_dict({"name": "grid"}) == HeadSpec()
+    assert HeadSpec("apart").to_dict() == {"name": "apart"}
+    assert read_spec(HeadSpec, "head", {"name": "grid"}) == HeadSpec()
     bad: list[object] = [
         {"name": "mask"},
         {"name": "yolo", "squares": 2},
@@ -182,6 +182,6 @@ def test_head_records_are_checked() -> None:
     ]
     for record in bad:
         with pytest.raises(DataFault, match="head record"):
-            HeadSpec.from_dict(record)
+            read_spec(HeadSpec, "head", record)
     with pytest.raises(UsageError, match="the heads are grid, apart, yolo"):
         HeadSpec("mask")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def record(kind: str = "single", **changes: Any) -> dict[str, Any]:
         "format": "collage-mpi weights",
         "version": 1,
         "kind": kind,
-        "architecture": default_architecture(kind, 8).to_dict(),
+        "architecture": asdict(default_architecture(kind, 8)),
         "side": 3 if kind == "collage" else None,
         "cell_px": 14 if kind == "collage" else None,
         "height": 28,
@@ -80,19 +81,24 @@ def test_single_takes_the_images_shape() -> None:
         ({"kind": "double"}, "kinds are"),
         ({"channels": 0}, "channels is 0"),
         ({"height": 1 << 15}, "height is 32768"),
-        ({"height": "28"}, "height"),
+        ({"height": "28"}, "height is '28'; needed is a whole number"),
         ({"height": True}, "height"),
-        ({"class_names": []}, "class_names"),
+        ({"class_names": []}, r"class_names is \[\]; needed is a list of length >= 1"),
         ({"class_names": [1]}, "class_names"),
         ({"normalisation": None}, "normalisation"),
         ({"normalisation": {"mean": [0.1], "std": [0]}}, "std"),
         ({"normalisation": {"mean": [0.1, 0.2], "std": [1, 1]}}, "mean"),
-        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("nan")}, "malformed"),
         ({"temperature": 0}, "temperature"),
         ({"temperature": 1e30}, "temperature"),
         ({"architecture": {}}, "architecture"),
-        ({"architecture": {**default_architecture("single").to_dict(), "norm": "x"}}, "norm"),
-        ({"architecture": {**default_architecture("single").to_dict(), "stages": [1]}}, "built"),
+        ({"architecture": {**asdict(default_architecture("single")), "norm": "x"}}, "norm"),
+        (
+            {"architecture": {**asdict(default_architecture("single")), "stages": [1]}},
+            r"stages\[0\] is 1; needed is a table",
+        ),
+        ({"architecture": {"stem": 3}}, "it has 'stem'; known are stem_width"),
+        ({"training": 0, "channels": None}, "channels is None; needed is a whole number"),
     ],
 )
 def test_bad_records_are_refused(changes: dict[str, Any], message: str) -> None:

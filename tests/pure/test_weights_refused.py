@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ NAMES = ("cat", "dog", "cow", "hen", "pig", "owl")
 def weights(path: Path, **changes: object) -> Path:
     record = {
         "kind": "collage",
-        "architecture": Architecture(8, 3, 1, (Stage(8, 1),)).to_dict(),
+        "architecture": asdict(Architecture(8, 3, 1, (Stage(8, 1),))),
         "side": 3,
         "cell_px": 12,
         "channels": 1,

@@ -26,6 +26,7 @@ class PyCollageMpi(PythonPackage):
     depends_on("py-isal@1.7:1", type=("build", "run"))
     depends_on("py-jinja2@3.1:", type=("build", "run"))
     depends_on("py-mpi4py@4.0.3:", type=("build", "run"))
+    depends_on("py-msgspec@0.19:0", type=("build", "run"))
     depends_on("py-pillow@10:", type=("build", "run"))
     depends_on("py-rich@13:", type=("build", "run"))
     depends_on("py-safetensors@0.4.3:", type=("build", "run"))
