@@ -62,8 +62,8 @@ class ConvTrunk(nn.Module):
         if names is None or backbone.network.startswith(NOT_CONVOLUTIONAL):
             raise UsageError(
                 f"backbone {backbone.backbone} has no convolutional trunk that is known here; it "
-                "can be a single network. Known are ResNet, ResNeXt, RegNet, MobileNet, EfficientNet, "
-                "Darknet, ShuffleNet, MNASNet, DenseNet, VGG, ConvNeXt, SqueezeNet"
+                "can be a single network. Known are ResNet, ResNeXt, RegNet, MobileNet, "
+                "EfficientNet, Darknet, ShuffleNet, MNASNet, DenseNet, VGG, ConvNeXt, SqueezeNet"
             )
         for name in names:
             self.add_module(name, getattr(model, name))

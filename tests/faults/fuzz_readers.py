@@ -14,6 +14,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -275,7 +276,7 @@ def _weights(folder: Path) -> list[Reader]:
         "temperature": 1.5,
         "normalisation": {"mean": [0.3], "std": [0.4]},
         "training": {"seed": 4},
-        "architecture": default_architecture("single", 8).to_dict(),
+        "architecture": asdict(default_architecture("single", 8)),
     }
     tensors = {"a": np.ones((4, 5), np.float16), "b": np.zeros(3, np.float32)}
     whole = save(tensors, metadata={METADATA_KEY: json.dumps(record)})

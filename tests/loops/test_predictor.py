@@ -38,7 +38,7 @@ def make_weights(path: Path, side: int | None = None, **changes: Any) -> Any:
     tensors = {k: v.numpy() for k, v in network.state_dict().items() if v.is_floating_point()}
     record = {
         "kind": "single" if side is None else "collage",
-        "architecture": architecture.to_dict(),
+        "architecture": asdict(architecture),
         "side": side,
         "cell_px": None if side is None else 12,
         "height": 12,

@@ -4,6 +4,7 @@ they are, and refused where they do not fit.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -268,7 +269,7 @@ def test_a_network_for_other_items_is_refused_before_any_rank_loads(volumes, tmp
     with pytest.raises(DataFault, match=r"holds items of float32 \(3, 4, 5, 1\), the .* uint16"):
         planned(volumes, single=f"{tmp_path / 'nets.py'}:spread")
     planned(volumes, single=f"{tmp_path / 'nets.py'}:plain").shards.close()
-    architecture = default_architecture("single", 8, "batch").to_dict()
+    architecture = asdict(default_architecture("single", 8, "batch"))
     record = {
         "kind": "single",
         "architecture": architecture,

@@ -36,6 +36,7 @@ EASY = {
     "torch": "PyTorch",
     "isal": "python-isal",
     "safetensors": "Safetensors",
+    "msgspec": "msgspec",
     "jinja2": "Python-bundle-PyPI",
     "rich": "Python-bundle-PyPI",
 }

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def test_any_claim_is_read(raw: bytes, who: dict[str, Any]) -> None:
     here = this_process()
     assert here is not None
     if who.get("process") is True:
-        who["process"] = {**here.to_dict(), "pid": who.get("pid")}
+        who["process"] = {**asdict(here), "pid": who.get("pid")}
     for content in (raw, b"%020d\n" % 1 + json.dumps(who).encode()):
         assert str(Holder.read(content))
         assert Holder.read(content).ended in (True, False)
@@ -133,7 +134,7 @@ def test_the_claim_of_a_process_of_this_machine_that_has_ended_is_dead_at_once(
     here = this_process()
     assert here is not None
     foreign(tmp_path, process=process)
-    foreign(tmp_path, 2, process={**here.to_dict(), "started": here.started - 1})  # pid used again
+    foreign(tmp_path, 2, process={**asdict(here), "started": here.started - 1})  # pid used again
     clock = Clock()
     Claim.take(tmp_path, clock.patience()).release()
     assert clock.pauses == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +40,7 @@ def weights(path: Path, bias: float, kind: str = "single", **more: Any) -> Path:
     """Weights for images of 6 px that nobody loads, only compares."""
     record = {
         "kind": kind,
-        "architecture": default_architecture("single", 8).to_dict(),
+        "architecture": asdict(default_architecture("single", 8)),
         "height": 6,
         "width": 6,
         "channels": 1,
