@@ -100,11 +100,6 @@ SAME: dict[tuple[str, str], str] = {
         "self._next = (1)",
     ): "a timer's number is a name",
     (
-        "collage_mpi/shards/check.py",
-        "if sizes.min() < 1 or sizes.max() > LARGEST_FILE_BYTES "
-        "or last[-1] != encoded.shape[(-1)]:",
-    ): "it has one axis",
-    (
         "collage_mpi/shards/reader.py",
         "return self.infos[(-1)].fit if len(fits) == 1 else None",
     ): "all have the same",
