@@ -286,9 +286,11 @@ class ShardsArguments(ResizeArguments):
 
     @contextmanager
     def table(self) -> Iterator[RowsToWrite]:
-        from collage_mpi.prep.arrays import channels_of, opened_as
+        from collage_mpi.prep.arrays import channels_of
         from collage_mpi.shards.inputs import expand_paths
+        from collage_mpi.shards.reader import ShardSet
         from collage_mpi.shards.schema import split_part
+        from collage_mpi.shards.source import DEFAULT_FIT, ReadAs
 
         paths = expand_paths(self.paths)
         folders = {os.path.dirname(os.path.realpath(split_part(path)[0])) for path in paths}
@@ -299,7 +301,9 @@ class ShardsArguments(ResizeArguments):
         if self.size is None and self.channels is not None:
             raise UsageError("--channels needs --size")
         fit = self.resized(lambda: self.channels or channels_of(paths[0]))
-        with opened_as(paths, fit, self.input_labels == "auto") as shards:
+        # without --size, items need not be pictures
+        read_as = ReadAs(fit or DEFAULT_FIT, None, self.input_labels == "auto", fit is not None)
+        with ShardSet.open(paths, read_as=read_as) as shards:
             yield _shards_table(self, shards, fit)
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,7 +23,7 @@ from collage_mpi.shards.inputs import ids_of
 from collage_mpi.shards.pictures import PictureFit, fit_pixels
 from collage_mpi.shards.reader import ShardSet
 from collage_mpi.shards.schema import CHANNELS, label_problem, split_part
-from collage_mpi.shards.source import DEFAULT_FIT, ReadAs, slices_of
+from collage_mpi.shards.source import ReadAs, slices_of
 from collage_mpi.system.files import reading
 
 
@@ -292,7 +290,7 @@ class ShardRows:
 
     def __init__(self, shards: ShardSet, fit: PictureFit | None) -> None:
         self._shards = shards
-        self._fit = None if _decoded(shards) else fit  # pictures are decoded with `fit`
+        self._fit = fit if shards.fit is None else None  # pictures are decoded with `fit`
         self.shape = (len(shards), *(shards.shape if fit is None else fit.shape))
         self.dtype = np.dtype(shards.dtype)
 
@@ -303,27 +301,6 @@ class ShardRows:
         """(m, ...) items, the images of the rows. Raises DataFault if a row cannot be read."""
         pixels, _ = self._shards.read(rows)
         return pixels if self._fit is None else np.stack([fit_pixels(p, self._fit) for p in pixels])
-
-
-@contextmanager
-def opened_as(paths: Sequence[Path], fit: PictureFit | None, labels: bool) -> Iterator[ShardSet]:
-    """Opens shards and other sources. Pictures are decoded with `fit`, if it is given. Without it,
-    items need not be pictures.
-
-    `labels`: whether to use the labels of an input that is not a shard.
-
-    Raises:
-        EnvironmentFault, DataFault: as `ShardSet.open`.
-    """
-    with ShardSet.open(
-        paths, read_as=ReadAs(fit or DEFAULT_FIT, labels=labels, pictures=fit is not None)
-    ) as shards:
-        if fit is None or not _decoded(shards):
-            yield shards
-            return
-        infos = [info.fitted(fit) for info in shards.infos]
-    with ShardSet(infos) as shards:
-        yield shards
 
 
 def channels_of(path: Path) -> int:
@@ -339,7 +316,3 @@ def all_ids(shards: ShardSet) -> list[str]:
         name = split_part(info.path)[0].name
         found += ids_of(info) or [f"{name}:{row}" for row in range(info.count)]
     return found
-
-
-def _decoded(shards: ShardSet) -> bool:
-    return all(info.fit is not None for info in shards.infos)
