@@ -106,7 +106,7 @@ class ParquetSource(PictureSource):
         found = ParquetColumns(info.path)
         return found if found.schema.names else None
 
-    def _files(self, rows: np.ndarray) -> list[bytes | None]:
+    def files(self, rows: np.ndarray) -> list[bytes | None]:
         found: list[bytes | None] = []
         groups = np.searchsorted(self._starts, rows, side="right") - 1
         for row, group in zip(rows.tolist(), groups.tolist(), strict=True):

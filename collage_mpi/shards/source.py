@@ -222,22 +222,17 @@ class PictureSource(Source):
         self._fit = parse_fit(info.fit or "")
 
     @abstractmethod
-    def _files(self, rows: np.ndarray) -> list[bytes | None]:
+    def files(self, rows: np.ndarray) -> list[bytes | None]:
         """The bytes of ascending `rows`; None for a row that cannot be read, whose reason must be
         put into `row_faults`. Raises EnvironmentFault if the source can no longer be read.
         """
-
-    def _is_sound(self, row: int, data: bytes) -> bool:
-        """Whether the bytes of a row are undamaged. If not, the reason must be put into
-        `row_faults`."""
-        return True
 
     def read_into(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
         """Read and decode rows; see `Source.read_into`.
 
         A decoder on a GPU would get all files of a call here. `--decoder gpu` waits for it.
         """
-        files = self._files(rows)
+        files = self.files(rows)
         start_ns = time.monotonic_ns()
         spots = [out[place] for place in places.tolist()]
         threads = self.decoders
@@ -245,15 +240,8 @@ class PictureSource(Source):
         deque(each(self._decode, spots, rows.tolist(), files), maxlen=0)  # raises a thread's error
         self.meter.decoding_ns += time.monotonic_ns() - start_ns
 
-    def files(self, rows: np.ndarray) -> list[bytes | None]:
-        """The bytes of ascending `rows`; None for a bad row, whose reason is in `row_faults`."""
-        return [
-            data if data is not None and self._is_sound(row, data) else None
-            for row, data in zip(rows.tolist(), self._files(rows), strict=True)
-        ]
-
     def _decode(self, out: np.ndarray, row: int, data: bytes | None) -> None:
-        if data is None or not self._is_sound(row, data):
+        if data is None:
             return
         try:
             out[...] = picture_pixels(data, self._fit)
@@ -375,7 +363,7 @@ class MemberSource(PictureSource):
         size, offset = int(index.sizes[row]), int(index.offsets[row])
         return Member(name, cls._file(path, name), size, offset, fault=fault)
 
-    def _files(self, rows: np.ndarray) -> list[bytes | None]:
+    def files(self, rows: np.ndarray) -> list[bytes | None]:
         found: list[bytes | None] = []
         for row in rows.tolist():
             try:

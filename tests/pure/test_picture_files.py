@@ -56,7 +56,7 @@ def test_a_file_that_is_gone_is_a_fault_of_its_row(folder) -> None:
 
 def test_reading_and_decoding_are_timed_apart(folder, monkeypatch: pytest.MonkeyPatch) -> None:
     shards, _ = folder
-    now_ns, plain = [0], FolderSource._files
+    now_ns, plain = [0], FolderSource.files
 
     def slow(source: FolderSource, rows: np.ndarray) -> list[bytes | None]:
         now_ns[0] += 5
@@ -66,7 +66,7 @@ def test_reading_and_decoding_are_timed_apart(folder, monkeypatch: pytest.Monkey
         now_ns[0] += 70
         return np.zeros(FIT.shape, np.uint8)
 
-    monkeypatch.setattr(FolderSource, "_files", slow)
+    monkeypatch.setattr(FolderSource, "files", slow)
     monkeypatch.setattr("collage_mpi.shards.source.picture_pixels", decode)
     monkeypatch.setattr("time.monotonic_ns", lambda: now_ns[0])
     shards.decoders = 1
