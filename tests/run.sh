@@ -89,8 +89,25 @@ tests() {
         --max-worker-restart=0 --durations=10 --timeout="$TEST_TIMEOUT_S" --skipped="$skipped"
 }
 
+# Real jobs on two virtual clusters wait for Slurm most of the time, so they run beside the tests
+# that compute, and their words come after these. Skipped where Slurm is not installed or nodes
+# cannot be told apart (it takes root).
+beside=$(mktemp -d)
+{
+    tests mpich tests/slurm
+    tests openmpi tests/slurm -m "not any_mpi"
+    ((${#failed[@]} == 0)) || printf '%s\n' "${failed[@]}" >"$beside/failed"
+} >"$beside/said" 2>&1 &
+slurm=$!
+
 # Two at once where a test starts no ranks; those of a file, which share fixtures, one after another.
 tests mpich tests/loops tests/pure -n 2 --dist loadfile
+
+wait "$slurm"
+cat "$beside/said"
+[[ ! -e $beside/failed ]] || mapfile -t -O "${#failed[@]}" failed <"$beside/failed"
+rm -rf "$beside"
+
 # Of what starts ranks, that which no MPI changes runs under one of the two. Ranks wait as much as
 # they compute: two jobs at once.
 tests mpich tests/mpi -n 2 --dist worksteal
@@ -101,11 +118,6 @@ tests openmpi tests/mpi -m "not any_mpi" -n 2 --dist worksteal
 seed=${CHAOS_SEED:-1}
 tests mpich tests/faults --chaos-seed="$seed" -n 2 --dist worksteal
 tests openmpi tests/faults -m "mpi and not any_mpi" --chaos-seed="$seed" -n 2 --dist worksteal
-
-# Real jobs on two virtual clusters. Skipped where Slurm is not installed or nodes cannot be told
-# apart (it takes root).
-tests mpich tests/slurm -n 2
-tests openmpi tests/slurm -m "not any_mpi" -n 2
 
 # Jobs over virtual hosts that vanish: all plays of an MPI at once. Skipped where hosts cannot be
 # made (it takes root).

@@ -17,6 +17,8 @@ from collage_mpi.errors import ExitCode
 from collage_mpi.job.networks import gpus_here
 from collage_mpi.models.gate import sha256_of_network
 
+pytestmark = pytest.mark.any_mpi
+
 
 def make_pictures(folder: Path) -> Path:
     """Five pictures in three folders of any depth, and a damaged one."""

@@ -76,7 +76,7 @@ def when_there(file: Path, number: signal.Signals) -> None:
     threading.Thread(target=wait).start()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR2])
 def test_a_stop_reaches_rank_0_and_its_code_comes_back(mpi, programs, tmp_path, number):
     ready = tmp_path / "ready"
     when_there(ready, number)

@@ -125,6 +125,7 @@ def network(kind, shape, side, cell_px, classes, device):
 """
 
 
+@pytest.mark.any_mpi
 def test_a_rank_whose_own_network_raises_while_it_loads_is_lost_alone(job, tmp_path):
     (tmp_path / "mine.py").write_text(RAISES_ON)
     ended = job("", "--scheme", "none", "--single", f"{tmp_path}/mine.py:network")
@@ -134,6 +135,7 @@ def test_a_rank_whose_own_network_raises_while_it_loads_is_lost_alone(job, tmp_p
     assert {1, 3} <= {*found.images["rank"].tolist()}
 
 
+@pytest.mark.any_mpi
 def test_without_its_collage_rank_the_job_goes_on_as_none(job):
     # An end game would answer some of the last images a second time, whatever the scheme.
     ended = job("4:receive:kill:3", "--endgame", "off")
@@ -143,6 +145,7 @@ def test_without_its_collage_rank_the_job_goes_on_as_none(job):
     assert {SOURCES[code] for code in last["source"]} == {"single"}
 
 
+@pytest.mark.any_mpi
 def test_all_single_ranks_die_and_the_collage_answers(job):
     ended = job("1:receive:kill:1,2:receive:kill:2,3:receive:kill:2")
     found = ended.check()
@@ -161,6 +164,7 @@ def test_all_ranks_die_and_resume_completes_the_run(job):
     assert set(found.images["session"]) == {1, 2}
 
 
+@pytest.mark.any_mpi
 def test_a_cascade_loses_ranks_and_is_resumed(job):
     """Ranks die with a collage; the others send its images alone."""
     flags = ("--scheme", "cascade", "--endgame", "off", "--audit", "0.2")
@@ -177,6 +181,7 @@ def test_a_cascade_loses_ranks_and_is_resumed(job):
     assert (found.images["audited"][due] > 0).all(), "those that the lost ranks had, too"
 
 
+@pytest.mark.any_mpi
 def test_a_cascade_loses_ranks_as_the_load_rises_and_is_resumed(job, tmp_path):
     """Open loop: four images one by one, then all others at once. Each rank dies with a collage."""
     times_s = np.minimum(np.arange(IMAGES) * 0.2, 0.8)
@@ -195,6 +200,7 @@ def test_a_cascade_loses_ranks_as_the_load_rises_and_is_resumed(job, tmp_path):
         assert len(set(began_ns)) == 1  # each latency counts from the image's own time
 
 
+@pytest.mark.any_mpi
 def test_too_few_ranks_to_begin_with_can_be_resumed(job):
     ended = job("1:load:kill,2:warm:kill,3:load:kill")
     assert ended.code == INCOMPLETE
@@ -215,6 +221,7 @@ def test_a_stopped_rank_is_killed_or_written_off(job, apart):
     assert ("written off" if apart else "killed") in ended.said
 
 
+@pytest.mark.any_mpi
 def test_a_job_that_is_suspended_for_longer_than_the_reply_timeout_loses_nobody(job):
     """All ranks are stopped for 3 s: their silence meanwhile is rank 0's own.
 
@@ -246,7 +253,7 @@ def test_a_rank_that_dies_or_stops_at_the_end_changes_nothing(job):
 
 
 @pytest.mark.parametrize(
-    ("rank", "teams", "tolerant"), [(0, 1, False), (3, 1, False), (3, 2, False), (3, 2, True)]
+    ("rank", "teams", "tolerant"), [(0, 1, False), (3, 1, False), (3, 2, True)]
 )
 def test_a_rank_that_is_stopped_when_its_work_is_done_does_not_keep_the_job(
     job, rank, teams, tolerant
@@ -261,7 +268,7 @@ def test_a_rank_that_is_stopped_when_its_work_is_done_does_not_keep_the_job(
     assert "MPICH: " not in ended.said
 
 
-@pytest.mark.parametrize("apart", ["", ",apart"])
+@pytest.mark.parametrize("apart", ["", pytest.param(",apart", marks=pytest.mark.any_mpi)])
 def test_when_rank_0_dies_all_end_and_resume_is_exact(job, apart):
     ended = job(f"0:images:kill:40{apart}")
     assert ended.code not in (COMPLETE, int(ExitCode.COMPLETE_WITH_ERRORS))
@@ -281,14 +288,13 @@ def test_a_rank_that_dies_before_mpi_is_up_cannot_keep_the_others(job, monkeypat
     assert (time.monotonic_ns() - ended.death_ns(rank)) / 1e9 < 30
 
 
-@pytest.mark.parametrize("tolerant", [True, False])
 @pytest.mark.parametrize(
-    ("death", "said"),
+    ("death", "said", "tolerant"),
     [
-        ("3:mpi:leave", "rank 3 has ended "),
-        ("3:mpi:leave0", "rank 3 has ended "),
-        ("0:mpi:leave", "rank 0 has ended "),
-        ("3:library:throw", "RuntimeError: boom\n"),
+        ("3:mpi:leave", "rank 3 has ended ", True),
+        ("3:mpi:leave0", "rank 3 has ended ", False),
+        ("0:mpi:leave", "rank 0 has ended ", True),
+        ("3:library:throw", "RuntimeError: boom\n", False),
     ],
 )
 def test_a_rank_that_exits_before_mpi_is_up_cannot_keep_the_others(
@@ -326,8 +332,7 @@ def test_a_rank_that_hangs_before_mpi_is_up_cannot_keep_the_others(job):
     assert "MPI did not come up" in ended.said
 
 
-@FORKED
-@pytest.mark.parametrize("tolerant", [True, False])
+@pytest.mark.parametrize(("tolerant", "forked"), [(True, False), (False, True)])
 def test_when_the_launcher_dies_no_rank_is_left(job, tolerant, forked):
     """`running`, which looks after each job, finds nobody."""
     mode = ("--on-rank-loss", "continue") if tolerant else ()
@@ -346,8 +351,7 @@ def test_a_rank_0_that_is_stopped_for_good_ends_the_job(job, monkeypatch):
     job("", "--resume").check()
 
 
-@FORKED
-@pytest.mark.parametrize("how", ["kill", "leave"])
+@pytest.mark.parametrize(("how", "forked"), [("kill", False), ("leave", True)])
 def test_a_rank_that_dies_under_a_plain_launch_is_told_in_one_line(job, mpi, how, forked):
     """MPICH ends all ranks at once, and does not say which was the first."""
     ended = job(f"2:receive:{how}:3", tolerant=False, forked=forked)

@@ -227,6 +227,7 @@ def test_a_rank_imports_what_its_part_needs(mpiexec, programs, data, tmp_path, s
     assert reads <= found[1] <= {"torch", "safetensors"} | reads
 
 
+@pytest.mark.any_mpi
 def test_one_single_rank_and_one_image(mpi, data, both, tmp_path):
     lone, large = (["run", "--shards", data / f"{name}.h5", *NULL] for name in ("one", "large"))
     one = ["--singles", "1", "--side", "3"]
@@ -539,6 +540,7 @@ def test_a_flag_that_does_not_exist_is_one_usage(mpiexec, both):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.any_mpi
 @pytest.mark.parametrize(
     ("words", "says"),
     [
