@@ -382,6 +382,7 @@ def test_each_decision_is_told_noted_and_announced(caplog) -> None:
     own = SetThreshold(0.5, 2, 30)  # that of the session before
     assert announced == [own]
     manifest = {"format": FORMAT, "version": VERSION, "run_id": "r", "session": 1, "shards": []}
+    manifest["accepted"] = {}
     assert check_manifest({**manifest, "rows": 0, "thresholds": noted[0]}, "here")
     with caplog.at_level(logging.INFO):
         judge.hear([Pair(None, 0.9, differs=True)] * 30)
