@@ -108,6 +108,7 @@ TABLE: dict[str, tuple[str, str]] = {
         "what to do with shards that cannot be read",
         "leave it out: the others are classified, and the exit code is 4; --dry-run names them",
     ),
+    "--no-simulation": ("slow-ranks without its simulation", "leave it out; none is made"),
     "demo --groups": ("length of the demo's runs", "use --images N"),
     "demo --time-scale": ("factor of the demo's times", "leave it out"),
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.commands.parser import Command
-from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
+from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.printable import brief, say, some_of
@@ -22,7 +22,6 @@ from collage_mpi.system.table import Column, Table, Value, to_text
 if TYPE_CHECKING:
     from collage_mpi.results.reader import Run
     from collage_mpi.results.slow_ranks import Recurrence, Speed
-    from collage_mpi.simulation.beside import RunPace, Without
 
 SHOWN = 12  # ranks, GPUs or hosts printed for a run; more if more are slow
 
@@ -38,9 +37,6 @@ class SlowRanksArguments(Arguments):
         "confidence",
         metavar="FACTOR",
     )
-    no_simulation: bool = switch(
-        "do not simulate how the run would have gone without its slow ranks"
-    )
     json: bool = switch("print everything as JSON")
 
 
@@ -51,25 +47,22 @@ class _RunSpeeds:
     Attributes:
         on_purpose: delays were injected, or the run is simulated.
         failing: host -> descriptions of the failures there.
-        without: simulation of the run without its slow ranks; None if it was not made.
-        refused: why it could not be made.
     """
 
     run: Run
     speeds: list[Speed]
     on_purpose: bool
     failing: dict[str, list[str]]
-    without: Without | None = None
-    refused: str | None = None
 
 
 def execute(args: SlowRanksArguments) -> int:
-    """Compare the ranks of each run, simulate the run without its slow ranks, and print. Returns
-    0.
-    """
-    from collage_mpi.results.slow_ranks import recurrences
+    """Compare the ranks of each run, and print. Returns 0."""
+    from collage_mpi.results.slow_ranks import failing_hosts, injected, rank_speeds, recurrences
 
-    found = [_looked_at(run, args) for run in _open_each(args.runs)]
+    found = [
+        _RunSpeeds(run, rank_speeds(run, args.over), injected(run), failing_hosts(run))
+        for run in _open_each(args.runs)
+    ]
     hosts = recurrences([item.speeds for item in found if not item.on_purpose])
     exclude, why_not = _exclude(found, hosts)
     if args.json:
@@ -105,20 +98,6 @@ def _open_each(paths: Sequence[Path]) -> Iterator[Run]:
         else:
             good += 1
             yield run
-
-
-def _looked_at(run: Run, args: SlowRanksArguments) -> _RunSpeeds:
-    from collage_mpi.results.reader import read_results
-    from collage_mpi.results.slow_ranks import failing_hosts, injected, rank_speeds
-    from collage_mpi.simulation.beside import without_slow
-
-    speeds, without, refused = rank_speeds(run, args.over), None, None
-    if not args.no_simulation and any(speed.slow for speed in speeds):
-        try:
-            without = without_slow(read_results(run.path), speeds)
-        except CollageError as error:
-            refused = str(error)
-    return _RunSpeeds(run, speeds, injected(run), failing_hosts(run), without, refused)
 
 
 def _exclude(
@@ -164,8 +143,6 @@ def _as_json(
             "injected": item.on_purpose,
             "speeds": [asdict(speed) for speed in item.speeds],
             "failing": item.failing,
-            "without": item.without and asdict(item.without),
-            "not_simulated": item.refused,
         }
         for item in found
     ]
@@ -205,10 +182,6 @@ def _print_run(found: _RunSpeeds, *, brief: bool) -> None:
             say(f"  {speed.name}: {speed.messages} answers are too few to tell")
     for host, what in sorted(found.failing.items()):
         say(f"  FAILING {host}: {some_of(what, SHOWN, '; ')}")
-    if found.without is not None:
-        _print_without(found.without)
-    elif found.refused:
-        say(f"  the run without its slow ranks could not be simulated: {found.refused}")
 
 
 def _table(unit: str, speeds: Sequence[Speed]) -> Table:
@@ -227,20 +200,6 @@ def _table(unit: str, speeds: Sequence[Speed]) -> Table:
 
 def _gpu(speed: Speed) -> bool:
     return speed.device not in (None, "cpu")
-
-
-def _print_without(found: Without) -> None:
-    say(f"\nIf the slow ranks were like their peers (simulation of {found.images:,} images):")
-    named: dict[str, RunPace] = {
-        "measured": found.measured,
-        "simulated as it was": found.simulated,
-        "simulated without": found.without,
-    }
-    rows = [
-        [name, *map(brief, (pace.images_per_s, pace.p50_ms, pace.p99_ms))]
-        for name, pace in named.items()
-    ]
-    say(to_text(Table(("", "images/s", "group P50 ms", "group P99 ms"), rows)))
 
 
 def _print_hosts(hosts: Sequence[Recurrence]) -> None:

@@ -219,17 +219,12 @@ def injected(run: Run) -> bool:
 # ---- one rank ---------------------------------------------------------------
 
 
-def service_times_ns(
-    run: Run, ratios: Mapping[str, float] | None = None
-) -> dict[tuple[int, int, str], np.ndarray]:
+def service_times_ns(run: Run) -> dict[tuple[int, int, str], np.ndarray]:
     """The service times of each rank: (rank, session, kind) -> (n,) float64 ns, in order of their
     ends.
 
     Each answered message has one: compute + held, divided by the relative cost of a batch of its
     size. The cost comes from `batch_costs` of the manifest; without it, it is the number of inputs.
-
-    Args:
-        ratios: kind -> number to divide its times by; 1 for kinds that are not named.
     """
     tasks = _measured(run)
     service_ns = tasks["compute_ns"] + tasks["held_ns"]
@@ -238,7 +233,6 @@ def service_times_ns(
     further = np.array([float(costs.get(kind, 1.0)) for kind in KINDS])
     inputs = ran_together(tasks, inputs_of(tasks))
     factor = batch_factor(inputs, further[tasks["kind"]])  # type: ignore[arg-type]
-    factor *= np.array([(ratios or {}).get(kind, 1.0) for kind in KINDS])[tasks["kind"]]
     tasks, scaled_ns = tasks[ran], (service_ns / factor)[ran]
     columns = [tasks[name] for name in ("sent_ns", "done_ns", "kind", "session", "rank")]
     order = np.lexsort(columns)

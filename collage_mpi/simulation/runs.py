@@ -14,10 +14,9 @@ from collage_mpi.job.inputs import digests, named_files
 from collage_mpi.kinds import BACKUP, COLLAGE
 from collage_mpi.results import Results, RunWriter, summarise
 from collage_mpi.results.file_names import MANIFEST, SUMMARY
-from collage_mpi.results.manifest import plain, recorded_settings
+from collage_mpi.results.manifest import plain
 from collage_mpi.results.row_sink import MemoryWriter
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.costs import Costs, costs_of
 from collage_mpi.simulation.replayed_answers import Answers, answers_file
 from collage_mpi.simulation.simulator import FINGERPRINT, SimulatedJob, Simulation
 from collage_mpi.system.files import write_atomic, writing
@@ -157,37 +156,6 @@ def run_job(job: SimulatedJob) -> Json:
             out.mkdir(parents=True, exist_ok=True)
             write_atomic(out / SUMMARY, (text.encode(), b"\n"))
     return summary
-
-
-def like(
-    run: Results, changes: Json, images: int | None, costs: Costs | None, answers: str | None
-) -> SimulatedJob:
-    """A simulation of a finished real run: its settings, images, cost ratio and costs.
-
-    Args:
-        run: the real one.
-        changes: settings that are to differ.
-        images, costs, answers: if not the run's own.
-
-    Raises:
-        UsageError, DataFault: its settings are of another version; it measured no costs.
-    """
-    manifest = run.manifest
-    recorded = {
-        **recorded_settings(manifest),
-        "cost_ratio": manifest.get("cost_ratio"),
-        "batch": manifest.get("batch"),  # also where auto chose it
-        "out": "",
-    }
-    settings = RunSettings.from_mapping({**recorded, **changes}, f"settings of {run.path}")
-    batch_costs = manifest.get("batch_costs")
-    return SimulatedJob(
-        settings,
-        images or manifest["rows"],
-        costs or costs_of(run),
-        answers,
-        measured_batch_costs=batch_costs,
-    )
 
 
 def _final(simulation: Simulation) -> Json:

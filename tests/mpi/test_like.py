@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from collage_mpi.results import read_results, summarise
+from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
 from collage_mpi.simulation.costs import costs_of
-from collage_mpi.simulation.runs import like, run_job
+from collage_mpi.simulation.runs import run_job
+from collage_mpi.simulation.simulator import SimulatedJob
 
 pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi]
 
@@ -32,8 +34,8 @@ def test_a_real_run_and_its_simulation_agree(mpiexec, tmp_path: Path) -> None:
     costs = costs_of(run)
     assert 0 < costs.receive_ns < 20_000_000
     assert 0 < costs.send_ns < 20_000_000
-    job = like(run, {}, None, None, None)
-    assert job.costs == costs
+    own = {**run.manifest["settings"], "cost_ratio": run.manifest["cost_ratio"], "out": ""}
+    job = SimulatedJob(RunSettings.from_mapping(own), run.manifest["rows"], costs)
     real, simulated = summarise(run), run_job(job)
     # Loose: the machine may be busy. analysis/reports/simulator.md has figures.
     ours, theirs = (found["latency"]["group"]["p50_ms"] for found in (simulated, real))

@@ -6,7 +6,6 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -19,8 +18,7 @@ from collage_mpi.settings.pace import PaceSettings
 from collage_mpi.settings.profiles import PROFILES
 from collage_mpi.settings.redundancy import RedundancySettings
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.costs import Costs
-from collage_mpi.simulation.runs import like, run_job, simulate_in_memory
+from collage_mpi.simulation.runs import run_job, simulate_in_memory
 from collage_mpi.simulation.simulator import SimulatedJob
 from collage_mpi.system.fields import names
 
@@ -90,14 +88,6 @@ def test_the_same_command_goes_on_with_its_run(tmp_path):
     given = {"out": out, "profile": "paper", "scheme": "none", "batch": 2}
     assert resumed_settings(given, "flags", 10).digest() == run.digest()
     assert resumed_settings({"out": out, "profile": "paper"}, "flags", 11).batch == 1
-
-
-def test_a_run_is_simulated_with_its_own_settings_but_for_the_given():
-    run = SimpleNamespace(
-        path="run", manifest={"settings": RunSettings(singles=20).to_dict(), "cost_ratio": 1.4}
-    )
-    settings = like(run, {"depth": 3}, 90, Costs(), None).settings
-    assert (settings.singles, settings.depth, settings.cost_ratio) == (20, 3, 1.4)
 
 
 @pytest.mark.parametrize("scheme", ["none", "collage", "hedge"])

@@ -21,7 +21,7 @@ from collage_mpi.results.rows import SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs, costs_of
 from collage_mpi.simulation.replayed_answers import read_answers, save_answers
-from collage_mpi.simulation.runs import like, run_job, simulate_in_memory
+from collage_mpi.simulation.runs import run_job, simulate_in_memory
 from collage_mpi.simulation.schemes import of_seed
 from collage_mpi.simulation.simulator import SimulatedJob
 
@@ -318,20 +318,6 @@ def test_no_way_takes_less_than_no_time(as_if_real):
     run = read_results(as_if_real[0])
     run.tasks["drawn_ns"] += 10**9
     assert costs_of(run).network_ns == 0
-
-
-def test_a_simulation_like_a_run_is_that_run(as_if_real):
-    out, costs = as_if_real
-    run = read_results(out)
-    job = like(run, {}, None, costs, None)
-    real, simulated = summarise(run), run_job(job)
-    for per in ("group", "image"):
-        for name in ("p50_ms", "p95_ms"):
-            assert simulated["latency"][per][name] == real["latency"][per][name]
-    for name in ("collage_share", "skipped_tasks", "late_answers"):
-        assert simulated["price"][name] == real["price"][name]
-    changed = like(run, {"depth": 3}, 90, costs, None)
-    assert (changed.settings.depth, changed.images) == (3, 90)
 
 
 def test_a_simulation_has_no_predictions_to_export(tmp_path, capsys):

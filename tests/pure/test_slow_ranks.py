@@ -187,8 +187,6 @@ def test_a_batch_is_one_service_time_over_what_its_size_takes() -> None:
     times = service_times_ns(run)
     assert times[1, 1, "single"] == pytest.approx(tasks["compute_ns"][:60:3] / 2.0)
     assert times[2, 1, "single"] == pytest.approx(tasks["compute_ns"][60:])
-    divided = service_times_ns(run, {"single": 4.0})
-    assert divided[2, 1, "single"] == pytest.approx(tasks["compute_ns"][60:] / 4)
     warm = tasks.copy()
     warm["warmup"][60:] = True
     assert set(service_times_ns(replace(run, tasks=warm))) == {(1, 1, "single")}

@@ -1,4 +1,4 @@
-"""`collage-mpi slow-ranks`: what is printed, what a run is without them, whom Slurm leaves out."""
+"""`collage-mpi slow-ranks`: what is printed, and whom Slurm leaves out."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ from test_slow_ranks import a_run
 
 from collage_mpi.cli import main
 from collage_mpi.commands import slow_ranks as command
-from collage_mpi.errors import DataFault
 from collage_mpi.results import Results, reader
 from collage_mpi.results.rows import OUTCOME_CODE
-from collage_mpi.results.slow_ranks import rank_speeds
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.beside import without_slow
 from collage_mpi.simulation.runs import simulate_in_memory
 from collage_mpi.simulation.simulator import SimulatedJob
 
@@ -29,34 +26,6 @@ def simulated(images: int = 1350, **settings: Any) -> Results:
     schedule = {"assign": "turn", "endgame": "off", "depth": 1}
     given = {"straggler": "lognormal", **schedule, **settings}
     return simulate_in_memory(SimulatedJob(RunSettings.from_mapping(given, "test"), images))
-
-
-def test_without_its_slow_rank_a_run_is_what_a_healthy_one_was() -> None:
-    """The counterfactual has a truth here: the same seeds without the slow rank."""
-    slow = simulated(scheme="none", slow_ranks=["4:5"])
-    healthy = simulated(scheme="none")
-    found = without_slow(slow, rank_speeds(slow))
-    truth = without_slow(healthy, rank_speeds(healthy)).measured
-    assert found.images == 1350
-    assert found.simulated.images_per_s == pytest.approx(found.measured.images_per_s, rel=0.01)
-    assert found.without.images_per_s == pytest.approx(truth.images_per_s, rel=0.02)
-    assert found.without.p50_ms == pytest.approx(truth.p50_ms, rel=0.02)
-    assert found.measured.p50_ms == pytest.approx(500, rel=0.05)
-
-
-def test_a_collage_ranks_times_are_replayed_as_they_were() -> None:
-    """Its ratio is divided out and multiplied in again; the collage already hides rank 4."""
-    run = simulated(slow_ranks=["4:5"], cost_ratio=1.5, scheme="collage")
-    found = without_slow(run, rank_speeds(run))
-    assert found.simulated.p50_ms == pytest.approx(found.measured.p50_ms, rel=0.02)
-    assert found.simulated.images_per_s == pytest.approx(found.measured.images_per_s, rel=0.02)
-
-
-def test_what_cannot_be_simulated_says_why() -> None:
-    run = simulated(450)
-    tasks = run.tasks[run.tasks["rank"] != 3]
-    with pytest.raises(DataFault, match="rank 3 has no answer"):
-        without_slow(replace(run, tasks=tasks), rank_speeds(run))
 
 
 def of_files(monkeypatch: pytest.MonkeyPatch, runs: dict[str, Results]) -> list[str]:
@@ -83,7 +52,6 @@ def test_one_run_names_the_node_for_slurm(
     slow = [line for line in out.splitlines() if line.endswith("SLOW")]
     assert [line.split()[0] for line in slow] == ["rank", "node2"]
     assert "sbatch --exclude=node2\n" in out
-    assert "the run without its slow ranks could not be simulated: " in out  # it measured no costs
     assert max(map(len, out.splitlines())) <= 160
     assert main(of_files(monkeypatch, {"a": healthy()})) == 0
     out = capsys.readouterr().out
@@ -96,9 +64,9 @@ def test_domains_are_left_out_and_odd_names_quoted(
 ) -> None:
     hosts = dict.fromkeys(range(1, 7), "good") | {2: "node2.cluster.org"}
     factors = {rank: 3.0 if rank == 2 else 1.0 for rank in range(1, 7)}
-    main([*of_files(monkeypatch, {"a": a_run(factors, hosts)}), "--no-simulation"])
+    main(of_files(monkeypatch, {"a": a_run(factors, hosts)}))
     assert "sbatch --exclude=node2\n" in capsys.readouterr().out
-    main([*of_files(monkeypatch, {"a": a_run(factors, {**hosts, 2: "$(x)"})}), "--no-simulation"])
+    main(of_files(monkeypatch, {"a": a_run(factors, {**hosts, 2: "$(x)"})}))
     assert "sbatch --exclude='$(x)'\n" in capsys.readouterr().out
 
 
@@ -106,33 +74,33 @@ def test_only_hosts_that_are_slow_again_and_again_are_excluded_of_several_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = of_files(monkeypatch, {"a": ill(2), "b": ill(2), "c": ill(5), "d": healthy()})
-    main([*words, "--no-simulation"])
+    main(words)
     out = capsys.readouterr().out
     assert "sbatch --exclude=node2\n" in out
     assert [line.split()[0] for line in out.splitlines() if line.endswith("AGAIN")] == ["node2"]
-    main([*of_files(monkeypatch, {"a": ill(2), "b": ill(3)}), "--no-simulation"])
+    main(of_files(monkeypatch, {"a": ill(2), "b": ill(3)}))
     assert "No host is slow in several runs" in capsys.readouterr().out
 
 
 def test_no_exclude_where_it_would_be_wrong(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main([*of_files(monkeypatch, {"a": ill(settings={"straggler": "pinned"})}), "--no-simulation"])
+    main(of_files(monkeypatch, {"a": ill(settings={"straggler": "pinned"})}))
     out = capsys.readouterr().out
     assert "they say nothing about the hosts" in out
     assert "--exclude" not in out
     one = a_run({r: 3.0 if r == 2 else 1.0 for r in range(1, 7)}, dict.fromkeys(range(1, 7), "h"))
-    main([*of_files(monkeypatch, {"a": one}), "--no-simulation"])
+    main(of_files(monkeypatch, {"a": one}))
     out = capsys.readouterr().out
     assert "Every host has slow or failing ranks" in out
     assert "--exclude" not in out
     for rank in one.manifest["world"][4:]:
         rank.pop("host", None)  # a rank whose host is unknown is no better host
-    main([*of_files(monkeypatch, {"a": one}), "--no-simulation"])
+    main(of_files(monkeypatch, {"a": one}))
     assert "Every host has slow or failing ranks" in capsys.readouterr().out
     with_rank_0 = ill()
     with_rank_0.manifest["world"].append({"rank": 0, "host": "node2", "kinds": []})
-    main([*of_files(monkeypatch, {"a": with_rank_0}), "--no-simulation"])
+    main(of_files(monkeypatch, {"a": with_rank_0}))
     assert "node2 also ran rank 0" in capsys.readouterr().out
 
 
@@ -162,11 +130,11 @@ def test_a_failing_node_is_named_like_a_slow_one(
     pinned = failing(straggler="pinned")
     slowed = replace(ill(2), manifest=pinned.manifest)
     for run in (pinned, slowed):
-        main([*of_files(monkeypatch, {"a": run}), "--no-simulation"])
+        main(of_files(monkeypatch, {"a": run}))
         out = capsys.readouterr().out
         assert "sbatch --exclude=node3,node5\n" in out
         assert "they say nothing about" not in out
-    main([*of_files(monkeypatch, {"a": slowed, "b": ill(1), "c": ill(1)}), "--no-simulation"])
+    main(of_files(monkeypatch, {"a": slowed, "b": ill(1), "c": ill(1)}))
     assert "sbatch --exclude=node1,node3,node5\n" in capsys.readouterr().out
 
 
@@ -175,7 +143,7 @@ def test_a_host_that_is_slow_and_fails_is_named_once(
 ) -> None:
     run = ill(3)
     run.manifest["sessions"] = failing().manifest["sessions"]
-    main([*of_files(monkeypatch, {"a": run}), "--no-simulation"])
+    main(of_files(monkeypatch, {"a": run}))
     assert "sbatch --exclude=node3,node5\n" in capsys.readouterr().out
 
 
@@ -186,12 +154,7 @@ def test_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     assert found["exclude"] == ["node2"]
     first, second, _ = found["runs"]
     assert first["injected"]
-    assert (
-        first["without"]["without"]["images_per_s"]
-        > 3 * first["without"]["simulated"]["images_per_s"]
-    )
-    assert second["without"] is None
-    assert "costs" in second["not_simulated"]
+    assert not second["injected"]
     assert [s["ranks"] for s in first["speeds"] if s["slow"]] == [[4]]
     assert found["hosts"][0]["again"]
 
@@ -200,7 +163,7 @@ def test_many_ranks_are_cut_but_for_the_slow(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = a_run({rank: 4.0 if rank < 16 else 1.0 for rank in range(1, 41)})
-    main([*of_files(monkeypatch, {"a": run}), "--no-simulation"])
+    main(of_files(monkeypatch, {"a": run}))
     out = capsys.readouterr().out
     assert sum(line.startswith("rank ") and "SLOW" in line for line in out.splitlines()) == 15
     assert "and 25 more, none of them slow" in out
@@ -239,7 +202,7 @@ def test_a_rank_where_most_of_the_failed_tasks_were_is_named_although_it_goes_on
         for rank, count in failures.items():
             mine = np.flatnonzero(run.tasks["rank"] == int(rank[1:]))
             run.tasks["outcome"][mine[:count]] = OUTCOME_CODE["failed"]
-        main([*of_files(monkeypatch, {"a": run}), "--no-simulation"])
+        main(of_files(monkeypatch, {"a": run}))
         return capsys.readouterr().out
 
     run = healthy()
