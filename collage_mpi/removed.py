@@ -109,6 +109,10 @@ TABLE: dict[str, tuple[str, str]] = {
         "leave it out: the others are classified, and the exit code is 4; --dry-run names them",
     ),
     "--no-simulation": ("slow-ranks without its simulation", "leave it out; none is made"),
+    "slurm render run_het": ("rank 0 on a CPU node", "use run_nodes"),
+    "slurm render run_teams_het": ("coordinators on CPU nodes", "use run_teams"),
+    "slurm render chain": ("submitted all steps", "see jobs/slurm/README.md, Submit"),
+    "--coordinator-cpus": ("cores of a coordinator in run_het", "leave it out"),
     "demo --groups": ("length of the demo's runs", "use --images N"),
     "demo --time-scale": ("factor of the demo's times", "leave it out"),
 }

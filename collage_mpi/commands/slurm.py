@@ -31,7 +31,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: RenderArguments) -> int:
     """Print the script, or write it."""
-    file = str(args.out or KINDS[args.kind].file)
+    file = str(args.out or f"{args.kind}.sbatch")
     text = render(
         args.kind, SlurmSettings.from_mapping(*over_file(args.given, SlurmSettings)), file
     )

@@ -16,26 +16,22 @@ from collage_mpi.system.printable import counted
 
 DEFAULT_SETUP = ("# module load <your MPI>", 'source "${CM_VENV:-.venv}/bin/activate"')
 _TEMPLATES = Path(__file__).with_name("templates")  # shell, for jinja
-RUN_KINDS = ("run_one_node", "run_nodes", "run_het", "run_teams", "run_teams_het")
-HET_KINDS = ("run_het", "run_teams_het")  # coordinators have nodes of their own
-TEAM_KINDS = ("run_teams", "run_teams_het")
+RUN_KINDS = ("run_one_node", "run_nodes", "run_teams")  # all three by one template
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
 @dataclass(frozen=True)
 class ScriptKind:
-    """One kind of script: its file and its defaults.
+    """The defaults of one kind of script.
 
     Attributes:
-        file: name in jobs/slurm and in templates/.
         nodes: number of nodes for the ranks with networks.
         gpus_per_node: None: one for each rank of the fullest node.
         time: time limit, in Slurm's format.
         array: indices of the array tasks; None for a job without an array.
     """
 
-    file: str
     nodes: int = 1
     gpus_per_node: int | None = 0
     time: str = "02:00:00"
@@ -43,19 +39,14 @@ class ScriptKind:
 
 
 KINDS: dict[str, ScriptKind] = {
-    "prepare": ScriptKind("prepare.sbatch", time="00:20:00", array="0-1"),
-    "train": ScriptKind("train.sbatch", gpus_per_node=1, time="04:00:00", array="0-1"),
-    "run_one_node": ScriptKind("run_one_node.sbatch", gpus_per_node=4),
-    "run_nodes": ScriptKind("run_nodes.sbatch", nodes=4, gpus_per_node=None),
-    "run_het": ScriptKind("run_het.sbatch", nodes=3, gpus_per_node=None),
-    "run_teams": ScriptKind("run_teams.sbatch", nodes=4, gpus_per_node=4),
-    "run_teams_het": ScriptKind("run_teams_het.sbatch", nodes=2, gpus_per_node=4),
-    "classify": ScriptKind("classify.sbatch", gpus_per_node=4),
-    "analyse": ScriptKind("analyse.sbatch", time="00:20:00"),
-    "chain": ScriptKind("chain.sh"),
+    "prepare": ScriptKind(time="00:20:00", array="0-1"),
+    "train": ScriptKind(gpus_per_node=1, time="04:00:00", array="0-1"),
+    "run_one_node": ScriptKind(gpus_per_node=4),
+    "run_nodes": ScriptKind(nodes=4, gpus_per_node=None),
+    "run_teams": ScriptKind(nodes=4, gpus_per_node=4),
+    "classify": ScriptKind(gpus_per_node=4),
+    "analyse": ScriptKind(time="00:20:00"),
 }
-
-
 _ARRAY_NOTE = {
     "prepare": "training and test images",
     "train": "single classifier and collage network",
@@ -85,10 +76,9 @@ class SlurmSettings(Settings):
         at_least=0,
     )
     cpus_per_task: int = setting(4, "cores of each rank", at_least=1)
-    coordinator_cpus: int = setting(8, "cores of each coordinator in run_*het", at_least=1)
     teams: int | None = setting(
         None,
-        "number of teams in run_teams*, each with a coordinator",
+        "number of teams in run_teams, each with a coordinator",
         unset="one for each node",
         at_least=1,
     )
@@ -170,7 +160,7 @@ def layout(kind: str, settings: SlurmSettings) -> ScriptLayout:
     if kind == "run_one_node" and nodes != 1:
         raise UsageError(f"nodes is {nodes} for run_one_node; use run_nodes")
     teams = _teams(kind, settings, nodes)
-    ranks = settings.workers + (kind not in HET_KINDS)  # of a team, on the nodes with networks
+    ranks = settings.workers + 1  # of a team
     gpus = settings.gpus_per_node
     if kind == "classify":  # workers: --singles, or one a GPU; and the coordinator
         each = defaults.gpus_per_node if gpus is None else gpus
@@ -191,14 +181,16 @@ def layout(kind: str, settings: SlurmSettings) -> ScriptLayout:
 
 def _teams(kind: str, settings: SlurmSettings, nodes: int) -> int:
     """Number of teams on these nodes: each team has whole nodes, or each node whole teams."""
-    if kind not in TEAM_KINDS:
+    if kind != "run_teams":
         if settings.teams is not None:
-            raise UsageError(f"teams is {settings.teams} for {kind}; use {' or '.join(TEAM_KINDS)}")
+            raise UsageError(f"teams is {settings.teams} for {kind}; use run_teams")
         return 1
     teams = settings.teams or nodes
-    if nodes % teams and (kind in HET_KINDS or teams % nodes):
-        whole = "whole nodes a team" + ("" if kind in HET_KINDS else ", or whole teams a node")
-        raise UsageError(f"teams is {teams} on {nodes} nodes; {kind} needs {whole}: change one")
+    if nodes % teams and teams % nodes:
+        raise UsageError(
+            f"teams is {teams} on {nodes} nodes; {kind} needs whole nodes a team, or whole teams a "
+            "node: change one"
+        )
     return teams
 
 
@@ -235,8 +227,6 @@ def render(kind: str, settings: SlurmSettings | None = None, file: str | None = 
     if settings.array is not None and KINDS[kind].array is None:
         known = ", ".join(name for name, of in KINDS.items() if of.array)
         raise UsageError(f"array is {settings.array!r} for {kind}; it is for {known}")
-    if kind in HET_KINDS and settings.launcher == "mpiexec":
-        raise UsageError(f"{kind} cannot use launcher mpiexec: only srun spans all parts")
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -247,11 +237,10 @@ def render(kind: str, settings: SlurmSettings | None = None, file: str | None = 
     )
     defaults, plan = KINDS[kind], layout(kind, settings)
     cores = settings.cpus_per_task
-    file = file or f"jobs/slurm/{defaults.file}"
-    return environment.get_template(defaults.file).render(
+    template = "run" if kind in RUN_KINDS else kind
+    return environment.get_template(f"{template}.sbatch").render(
         kind=kind,
-        file=file,
-        beside=file[: file.rfind("/") + 1],
+        file=file or f"jobs/slurm/{kind}.sbatch",
         s=settings,
         plan=plan,
         cores=cores,
@@ -261,14 +250,12 @@ def render(kind: str, settings: SlurmSettings | None = None, file: str | None = 
         array_note=_ARRAY_NOTE.get(kind),
         time=settings.time or defaults.time,
         stoppable=kind in ("train", "classify", *RUN_KINDS),
-        het=kind in HET_KINDS,
-        teamed=kind in TEAM_KINDS,
+        teamed=kind == "run_teams",
     )
 
 
 def _cost(kind: str, settings: SlurmSettings, plan: ScriptLayout, cores_of_task: int) -> str:
     cores = plan.nodes * plan.tasks_per_node * cores_of_task
-    cores += settings.coordinator_cpus * plan.teams * (kind in HET_KINDS)
     each = " a task" if KINDS[kind].array else ""
     gpus = plan.nodes * plan.gpus_per_node
     if gpus:

@@ -99,7 +99,7 @@ class Cluster:
         return out.strip()
 
     def facts(self, job: str) -> dict[str, str]:
-        """`scontrol show job` of a job (the first, of an array or a heterogeneous job)."""
+        """`scontrol show job` of a job (the first, of an array)."""
         text = self.command("scontrol", "--oneliner", "show", "job", job).splitlines()[0]
         return dict(re.findall(r"(\w+)=(\S*)", text))
 

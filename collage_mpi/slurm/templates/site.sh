@@ -1,2 +1,0 @@
-# --- site: what makes collage-mpi and its MPI available -------------------------------------
-{{ s.setup | join("\n") }}
