@@ -51,25 +51,28 @@ def _main(argv: list[str]) -> int:
         chosen, args = read_command(argv)
         return int(chosen.execute(args))
     except KeyboardInterrupt:
-        _last_word(f"{name}: interrupted", logging.ERROR)
-        return 130
+        return _last_word(f"{name}: interrupted", logging.ERROR, 130)
     except BrokenPipeError:
         abandon(sys.stdout)  # the reader of the output has gone
         return 0
     except Exception as error:
         fault = fault_of(error)
         if fault is not None:
-            _last_word(f"{name}: {fault}", logging.ERROR)
-            return int(fault.exit_code)
-        report = "This is a defect of collage-mpi: please report it."
-        _last_word(traceback.format_exc() + report, logging.CRITICAL)
-        return int(ExitCode.DEFECT)
+            return _last_word(f"{name}: {fault}", logging.ERROR, fault.exit_code)
+        defect = "This is a defect of collage-mpi: please report it."
+        return _last_word(traceback.format_exc() + defect, logging.CRITICAL, ExitCode.DEFECT)
     finally:
         SafeStream(sys.stdout).write("")  # flushes; a failure at exit would change the exit code
 
 
-def _last_word(message: str, level: int) -> None:
-    """Print an error on rank 0. Others tell launch, which prints it if only one rank fails."""
+def _last_word(message: str, level: int, code: int) -> int:
+    """Print an error on rank 0, and tell launch the exit code, which is returned.
+
+    Other ranks tell launch their error; launch prints it if only one rank fails.
+    """
     tell(message, level)
-    if launcher_rank() not in (None, 0):
+    if launcher_rank() == 0:
+        report(exit=int(code))
+    elif launcher_rank() is not None:
         report(fault=message, rank=launcher_rank())
+    return int(code)

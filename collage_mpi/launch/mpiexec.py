@@ -79,7 +79,8 @@ class LaunchPlan:
     """A launcher's command line, the environment variables to add for it, and the number of ranks.
 
     `scratch` is a folder for the files of the launcher (see `launch.scratch`). If there are
-    `modules`, a server imports them and forks the ranks (see `system.forked`).
+    `modules`, a server imports them and forks the ranks (see `system.forked`). `tolerant`: the job
+    survives lost workers.
     """
 
     argv: tuple[str, ...]
@@ -88,6 +89,7 @@ class LaunchPlan:
     ranks: int = 1
     scratch: str | None = None
     modules: tuple[str, ...] = ()
+    tolerant: bool = False
 
     def shell_line(self) -> str:
         """The plan as one line that can be pasted into a shell."""
@@ -151,7 +153,7 @@ def build_command(
         # With these launchers a signal is known to reach a rank through the shell.
         wrapper = ("sh", str(WRAPPER))
     argv = (str(mpi.mpiexec), *flags, "-n", str(ranks), *wrapper, *program)
-    return LaunchPlan(argv, launcher, env, ranks, site.scratch)
+    return LaunchPlan(argv, launcher, env, ranks, site.scratch, tolerant=fault_tolerant)
 
 
 def cannot_fork(launcher: Launcher, obstacle: str | None) -> str | None:

@@ -16,25 +16,17 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any, TextIO, cast
 
-from collage_mpi.launch.ending import (
-    TIME_LIMIT,
-    BannerFilter,
-    Cut,
-    Ending,
-    Reached,
-    never_up,
-    stood_still,
-)
-from collage_mpi.launch.job_ranks import LOOK_AT_START_S, LOOK_EVERY_S, RankProcesses, Startup
+from collage_mpi.launch.ending import TIME_LIMIT, Cut, Ending, Reached, never_up
 from collage_mpi.launch.mpiexec import LaunchPlan
 from collage_mpi.launch.scratch import VARIABLE, held, note_signal
+from collage_mpi.launch.startup import Death, Startup
 from collage_mpi.system.environment import STATUS_VARIABLE, without_rank
 from collage_mpi.system.forked import serving
-from collage_mpi.system.launchers import Death
-from collage_mpi.system.printable import numbered
-from collage_mpi.system.process_tree import caught, end_family, guarded
+from collage_mpi.system.hard_exit import UCX, shared_memory, unlink
+from collage_mpi.system.process_tree import caught, end_family, guarded, holders_of
 from collage_mpi.system.progress import display_for, split_statuses
 from collage_mpi.system.tell import SafeStream
 
@@ -45,8 +37,6 @@ LEAVE_GRACE_S = 15.0  # from rank 0's exit code or end until the other ranks are
 STOP_GRACE_S = 20.0  # from the request to stop until ranks are killed: time to write results
 END_GRACE_S = 2.0  # from SIGTERM to SIGKILL
 ASLEEP_S = 5.0  # after a longer gap between two looks launch was suspended, with the job
-STILL_NOTICE_S = 30.0  # how long only rank 0 is stopped before launch says so
-STILL_LIMIT_S = 300.0  # how long only rank 0 is stopped before launch ends the job
 
 JOB_VARIABLE = "COLLAGE_MPI_JOB"  # marks all processes of the job, with a unique value
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
@@ -107,11 +97,10 @@ class Supervisor:
         self._ending = Ending(0, reached=Reached.NO_RANK if listens else Reached.RANKS)
         # The job's processes are found by this word even if the launcher has been killed.
         self._word = f"{JOB_VARIABLE}={uuid.uuid4().hex}"
-        self._ranks = RankProcesses(self._word)
+        self._shared: set[Path] = set()  # files of the ranks in shared memory
         self._last_words: dict[int | None, str] = {}  # rank -> error message, if not printed
         self._until_s = self._kill_at_s = math.inf  # the time limit; when to kill the job
         self._told_who_stayed = False
-        self._look_at_s = 0.0  # when to look at the ranks' processes again
 
     def run(self) -> Ending:
         """Start the job, follow it to its end, and remove what it left."""
@@ -119,8 +108,8 @@ class Supervisor:
         environment = _environment(self._plan, self._word)
         with (
             caught(FORWARDED, self._signals.append),
-            held(scratch) as locks,
-            guarded(self._word, grace_s, scratch, locks) as guard,
+            held(scratch),
+            guarded(self._word, grace_s, scratch) as guard,
             serving(environment, self._plan.modules, self._plan.argv),
         ):
             self._process = _started(self._plan, environment)
@@ -129,7 +118,7 @@ class Supervisor:
                 self._follow()
             finally:
                 end_family(self._process, grace_s=0.0, word=self._word)
-                self._ranks.tidy()
+                unlink(self._shared)
                 guard.sweep = self._limits.start_limit_s is not None and not self._start.up
                 self._display.close()
         self._ending.launcher = self._process.returncode
@@ -153,11 +142,10 @@ class Supervisor:
                 if self._process.poll() is not None:
                     # A process that outlives the launcher may hold the streams open.
                     drained_s = min(drained_s, now_s + DRAIN_S)
-        held = [line for stream in streams for line in stream.finish()]
-        self._ending.failed = any(stream.filter.failed for stream in streams)
-        explained = any(stream.filter.explained for stream in streams)
-        if self._ending.reported is None and not (explained or self._ending.failed):
-            self._tell_who_ended(held)
+        for stream in streams:
+            stream.finish()
+        if self._ending.reported is None and self._ending.stopped_by is None:
+            self._tell_who_ended()
 
     def _look(self, now_s: float, gap_s: float) -> None:
         """Do what is due now; the last look was `gap_s` ago."""
@@ -167,8 +155,6 @@ class Supervisor:
         self._pass_signals(now_s)
         if now_s > self._until_s:
             self._cut(TIME_LIMIT, now_s)
-        if now_s >= self._look_at_s:
-            self._look_at_processes(now_s)
         self._look_at_start(now_s)
         self._display.tick()
         if now_s >= self._kill_at_s:
@@ -195,37 +181,6 @@ class Supervisor:
         self._ending.cut = self._ending.cut or reason
         self._kill_at_s = now_s
 
-    def _look_at_processes(self, now_s: float) -> None:
-        """Look at the processes of this host's ranks, except in a start that is being stopped."""
-        if self._start.up:
-            self._look_at_s = now_s + LOOK_EVERY_S
-            self._look_at_rank_0(now_s)
-        elif self._start.watched and self._ending.stopped_by is None:
-            # If the shell or proxy of a rank was killed, nobody reports the end of the rank.
-            self._look_at_s = now_s + LOOK_AT_START_S
-            rank = self._ranks.lost()
-            if rank is not None:
-                self._start.has_ended(Death(None, rank))
-
-    def _look_at_rank_0(self, now_s: float) -> None:
-        """End a job whose rank 0 stays stopped, because its ranks wait for it.
-
-        Also end a launcher that outlives all ranks: MPICH's waits for the rest of a message from an
-        unknown sender.
-        """
-        before_s, still_s = self._ranks.still_s, self._ranks.look(now_s)
-        pid = self._ranks.rank_0
-        if self._ranks.gone_s >= LEAVE_GRACE_S and self._kill_at_s == math.inf:
-            self.say("all ranks have ended, but their launcher has not: ending the launcher")
-            self._kill_at_s = now_s
-        if before_s < STILL_NOTICE_S <= still_s:
-            self.say(
-                f"rank 0 (pid {pid}) is stopped and the other ranks wait for it: kill -CONT {pid} "
-                f"lets it go on; after {STILL_LIMIT_S:g} s the job is ended as incomplete"
-            )
-        if still_s >= STILL_LIMIT_S:
-            self._cut(stood_still(pid), now_s)
-
     def _look_at_start(self, now_s: float) -> None:
         """Report a start that takes long, and end one that takes too long."""
         news = self._start.news(now_s)
@@ -235,36 +190,26 @@ class Supervisor:
             missing, hung = self._start.who_is_missing(), self._start.ended is None
             self._cut(never_up(missing, hung=hung), now_s)
 
-    def _tell_who_ended(self, held: Sequence[str]) -> None:
-        """Find out what ended the job if no rank has said it.
-
-        The rank that left first says it, or else the launcher's banners. Banners that do not name a
-        killed process are shown.
-        """
-        first = self._start.ended_by
-        if first is not None and self._ending.stopped_by is None:
+    def _tell_who_ended(self) -> None:
+        """Name the rank that ended the start, and pass on what it said in vain to rank 0."""
+        first = self._start.ended
+        if first is not None and (first.by_signal or self._start.watched):
             self._ending.died = first
             self.show(self._last_words.get(first.rank, "").splitlines(), self._err)
-            return
-        died = self._ending.died or self.launcher.death("\n".join(held))
-        if died is not None and (self._ending.begun or died.by_signal):
-            self._ending.died = died
-        else:
-            self.show(held, self._err)
 
-    def line(self, text: str, target: TextIO, filtered: BannerFilter) -> None:
+    def line(self, text: str, target: TextIO) -> None:
         """One line of output has arrived, without its newline."""
         rest, statuses = split_statuses(text, self._plan.env.get(STATUS_VARIABLE))
         for status in statuses:
             self._act_on(status)
         if rest.strip() or not statuses:
-            self.show(filtered.feed(rest), target)
+            self.show([rest], target)
 
     def _act_on(self, status: dict[str, Any]) -> None:
         """Act on a report of a rank or of the shell around it."""
         match status:
-            case {"ended": int(rank)}:
-                self._has_ended(Death(status.get("code", 0), rank))
+            case {"ended": int(rank), "code": int(code)}:
+                self._has_ended(Death(rank, code))
             case {"there": int(rank)}:
                 if self._ending.reached is Reached.NO_RANK:
                     self._ending.reached = Reached.RANKS
@@ -276,9 +221,9 @@ class Supervisor:
                 self._act_on_rank_0(status)
 
     def _act_on_rank_0(self, status: dict[str, Any]) -> None:
-        if not self._start.up:
+        if not self._start.up and "exit" not in status:  # it may fail before MPI is up
             self._start.up = True
-            self._ranks.meet()
+            self._note_shared_memory()
         match status:
             case {"up": _}:
                 self._ending.reached = Reached.BEGUN
@@ -288,12 +233,23 @@ class Supervisor:
             case _:
                 self._display.show(status)
 
+    def _note_shared_memory(self) -> None:
+        """Ranks that are killed leave files there. The guard is for those of a failed start."""
+        for pid in holders_of(self._word):
+            self._shared.update(shared_memory(Path(f"/proc/{pid}/maps"), UCX))
+
     def _has_ended(self, death: Death) -> None:
-        """A rank has ended. If it is rank 0, the others have `leave_grace_s` to leave."""
-        if death.rank == 0 and self._start.up:
+        """A rank has ended. If it is rank 0, the others have `leave_grace_s` to leave.
+
+        The first one that ends badly ends the job; a worker does not if it was told to end, or if
+        the job survives lost workers.
+        """
+        told = self._ending.stopped_by is not None
+        ends_all = death.rank == 0 or not (self._plan.tolerant or told)
+        if self._start.up and ends_all and death.code and self._ending.died is None:
+            self._ending.died = death
+        if self._start.up and death.rank == 0:
             self._let_others_leave()
-            if death.code:
-                self._ending.died = death
         self._start.has_ended(death)
 
     def _let_others_leave(self) -> None:
@@ -305,10 +261,7 @@ class Supervisor:
         if self._ending.reported is None or self._ending.cut is not None or self._told_who_stayed:
             return
         self._told_who_stayed = True
-        stopped = self._ranks.stopped()
-        who = f"{numbered('rank', stopped)} did" if stopped else "some processes did"
-        why = " because of SIGSTOP" if stopped else ""
-        self.say(f"the job is over, but {who} not end{why}: killed")
+        self.say("the job is over, but some of its processes did not end: killed")
 
     def _show_start(self) -> None:
         if self._start.watched:
@@ -333,7 +286,6 @@ class _Stream:
     def __init__(self, pipe: IO[bytes], target: TextIO, job: Supervisor) -> None:
         self.fd, self._target, self._job = pipe.fileno(), target, job
         self._rest = b""
-        self.filter = BannerFilter(job.launcher)
 
     def read(self) -> bool:
         """Read what has arrived; False at the end of the stream."""
@@ -343,14 +295,13 @@ class _Stream:
         self._take(lines)
         return bool(data)
 
-    def finish(self) -> list[str]:
-        """Pass on a last line without a newline; returns the banners that were held back."""
+    def finish(self) -> None:
+        """Pass on a last line without a newline."""
         self._take([self._rest] if self._rest else [])
-        return self.filter.finish()
 
     def _take(self, lines: Sequence[bytes]) -> None:
         for line in lines:
-            self._job.line(line.decode(errors="replace"), self._target, self.filter)
+            self._job.line(line.decode(errors="replace"), self._target)
 
 
 def _environment(plan: LaunchPlan, word: str) -> dict[str, str]:

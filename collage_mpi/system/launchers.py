@@ -14,8 +14,6 @@ from functools import cache
 from collage_mpi.errors import CollageError, UsageError
 from collage_mpi.plugins import Names
 
-NEVER = r"(?!)"  # matches no line
-
 
 @dataclass(frozen=True)
 class Site:
@@ -38,20 +36,6 @@ class Site:
     environ: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Death:
-    """A process that ended badly. None means unknown; `code` is 128 + the number for a signal."""
-
-    code: int | None = None
-    rank: int | None = None
-    pid: int | None = None
-
-    @property
-    def by_signal(self) -> bool:
-        """Whether it is certain that a signal killed it."""
-        return self.code is not None and self.code > 128
-
-
 class Launcher:
     """One launcher; a subclass for each, without state.
 
@@ -70,8 +54,6 @@ class Launcher:
         stop_signal: the signal that it passes on to its ranks as a stop.
         tolerant_flags: what makes it leave the other ranks alone when one dies.
         forks: whether a rank may be forked elsewhere on its host (`system.forked`).
-        banner, lone_line: patterns of its output when a rank ends badly: the first line of a
-            text between two rules, and a line that stands alone.
     """
 
     name: str
@@ -89,7 +71,6 @@ class Launcher:
     stop_signal = signal.SIGTERM
     tolerant_flags: tuple[str, ...] = ()
     forks = False
-    banner = lone_line = NEVER
 
     def version(self, text: str) -> str | None:
         """Its version, if `text` is what it prints about itself; else None."""
@@ -122,10 +103,6 @@ class Launcher:
         """The flags before `-n`; `env` is what will be set for the job."""
         return []
 
-    def death(self, text: str) -> Death | None:
-        """The death that its banners report; None if they report none."""
-        return None
-
 
 def first_number(names: Iterable[str], environ: Mapping[str, str]) -> int | None:
     """The value of the first of these variables that holds a number."""
@@ -133,15 +110,8 @@ def first_number(names: Iterable[str], environ: Mapping[str, str]) -> int | None
     return next((int(value) for value in values if value.isdecimal()), None)
 
 
-def number_in(text: str, pattern: str) -> int | None:
-    """The number that the pattern's group finds."""
-    found = re.search(pattern, text)
-    return int(found.group(1)) if found else None
-
-
 # ---- of an MPI: `mpiexec` of MPICH and Intel MPI, `mpirun` of Open MPI ----------
 
-_SEGV_OR_KILL = 11 | 9
 _ALLOW_ROOT = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
@@ -167,27 +137,6 @@ class Mpich(Launcher):
     devices: tuple[str, ...] = ("UCX_NET_DEVICES",)
     tolerant_flags: tuple[str, ...] = ("-disable-auto-cleanup",)
     forks = True
-    banner = r"=\s+BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES"
-    lone_line = (
-        r"\s*Abort\(-?\d+\) on node \d+ \(rank \d+ in comm \d+\): application called MPI_Abort"
-        r"|MPICH: Builtin communicator \w+ has pending \d+ references"
-        r"|YOUR APPLICATION TERMINATED WITH THE EXIT STRING"
-        r"|This typically refers to a problem with your application"
-        r"|Please see the FAQ page for debugging suggestions"
-    )
-
-    def death(self, text: str) -> Death | None:
-        """The exit code, if it is certain; never the rank.
-
-        MPICH names any process that it has ended, and ORs all signals into one number.
-        """
-        if "BAD TERMINATION" not in text:
-            return None
-        code = number_in(text, r"=   EXIT CODE: (\d+)")
-        signal = number_in(text, r"EXIT STRING: .*\(signal (\d+)\)")
-        if signal is not None:
-            code = 128 + signal if signal in (code, _SEGV_OR_KILL) else None
-        return Death(code)
 
 
 class Intel(Mpich):
@@ -223,11 +172,6 @@ class OpenMpi(Launcher):
     stop_signal = signal.SIGUSR2
     tolerant_flags = ("--with-ft", "ulfm")
     forks = True
-    banner = (
-        r"\s*(prterun|mpirun|mpiexec|orterun) (detected|has exited|noticed)"
-        r"|\s*MPI_ABORT was invoked"
-        r"|\s*Primary job +terminated normally"
-    )
 
     def tolerates(self, environ: Mapping[str, str]) -> bool:
         """By ULFM, which needs Open MPI's own mpirun; under srun the variable alone means
@@ -265,14 +209,6 @@ class OpenMpi(Launcher):
             return ["--oversubscribe", *unbound]
         named = (name for name in sorted(env) if not name.startswith(("OMPI_", "PRTE_", "PMIX_")))
         return [*unbound, *(word for name in named for word in ("-x", name))]
-
-    def death(self, text: str) -> Death | None:
-        """The process that ended first, which Open MPI reports."""
-        signal = number_in(text, r"exited on\s+signal (\d+)")
-        code = number_in(text, r"Exit code: +(\d+)") if signal is None else 128 + signal
-        rank = number_in(text, r"(?:process rank |Process name: \[.*,)(\d+)")
-        pid = number_in(text, r"with PID ([1-9]\d*) on node")
-        return None if code is None else Death(code, rank, pid)
 
 
 # ---- of a resource manager: Slurm's, Flux's, and PALS under PBS ------------------
@@ -340,7 +276,6 @@ class Flux(Launcher):
     ranks = ("FLUX_TASK_RANK",)
     sizes = ("FLUX_JOB_SIZE",)
     local_ranks = ("FLUX_TASK_LOCAL_ID",)
-    lone_line = r"flux-job: task\(s\) .+|[\d.]+s: (job\.exception|flux-shell\[\d+\]: FATAL).*"
 
     def local_size(self, environ: Mapping[str, str]) -> int | None:
         """Ranks divided by nodes, as no variable gives the number; None if there is a remainder."""
@@ -353,17 +288,6 @@ class Flux(Launcher):
         By default Flux binds each rank to one core and divides the GPUs.
         """
         return ["run", "-o", "cpu-affinity=off", "-o", "gpu-affinity=off"]
-
-    def death(self, text: str) -> Death | None:
-        """How the worst rank ended: Flux reports its exit code, or its signal in words."""
-        found = re.search(r"flux-job: task\(s\) (?:exited with exit code (\d+)|(.+))", text)
-        if found is None:
-            return None
-        if found[1]:
-            return Death(int(found[1]))
-        words = found[2].removesuffix(" (core dumped)")
-        numbers = {signal.strsignal(number): 128 + number for number in signal.valid_signals()}
-        return Death(numbers.get(words))
 
 
 class Pals(Launcher):
@@ -389,7 +313,6 @@ class Pals(Launcher):
     local_ranks = ("PALS_LOCAL_RANKID",)
     local_sizes = ("PALS_LOCAL_SIZE",)
     host_numbers = ("PALS_NODEID",)
-    lone_line = r"\S+: (rank \d+|shepherd) (exited with code \d+|died from signal \d+)"
 
     def variables(self, ranks: int, site: Site) -> dict[str, str]:
         """No copies of the program, output in whole lines, and the world's size.
@@ -402,14 +325,6 @@ class Pals(Launcher):
     def flags(self, ranks: int, site: Site, env: Mapping[str, str]) -> list[str]:
         """Spread the ranks evenly and do not bind them; otherwise a rank would have one core."""
         return ["--ppn", str(-(-ranks // site.hosts)), "--cpu-bind", "none"]
-
-    def death(self, text: str) -> Death | None:
-        """The process because of which the others were ended: PALS reports it first."""
-        found = re.search(r": rank (\d+) (exited with code|died from signal) (\d+)", text)
-        if found is None:
-            return None
-        code = int(found[3]) + (128 if found[2].startswith("died") else 0)
-        return Death(code, int(found[1]))
 
 
 # ---- which of them started a process ---------------------------------------------

@@ -297,19 +297,16 @@ class Guard:
 
 
 @contextmanager
-def guarded(
-    word: str, grace_s: int, scratch: str | None = None, locks: Sequence[int] = ()
-) -> Iterator[Guard]:
+def guarded(word: str, grace_s: int, scratch: str | None = None) -> Iterator[Guard]:
     """If this process is killed within this context, a guard process kills all holders of `word`
     after `grace_s`.
 
     First the guard asks their launcher to end, but a launcher waits for a rank that is stopped. The
-    guard keeps the descriptors `locks`, and removes the folder `scratch` in that case.
+    guard removes the folder `scratch` in that case.
     """
     told = Guard()
     guard = subprocess.Popen(
         ["sh", str(GUARD), word, str(grace_s), scratch or ""],
-        pass_fds=locks,
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -30,7 +30,6 @@ from collage_mpi.job import messages as said
 from collage_mpi.job.row_reader import RowReader, described
 from collage_mpi.job.team import Dismissed, LeadLink
 from collage_mpi.launch.ending import exit_code
-from collage_mpi.launch.job_ranks import RankProcesses
 from collage_mpi.launch.mpiexec import LaunchPlan
 from collage_mpi.launch.supervisor import Limits, Supervisor
 from collage_mpi.mpi import protocol as wire
@@ -54,8 +53,9 @@ from collage_mpi.results.rows import IMAGES, KEY_ROW, STORED
 from collage_mpi.scheduler.events import Score, Unread
 from collage_mpi.shards import write_shard
 from collage_mpi.system import environment
+from collage_mpi.system.hard_exit import UCX, shared_memory
 from collage_mpi.system.launchers import FAMILIES, LAUNCHERS
-from collage_mpi.system.process_tree import ProcessId, watch_process
+from collage_mpi.system.process_tree import ProcessId, holders_of, watch_process
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
 Change = Callable[[random.Random, bytes], bytes]
@@ -268,9 +268,9 @@ def _lines() -> list[Reader]:
         variables = {environment.STATUS_VARIABLE: STATUS_WORD}
         plan = LaunchPlan(("true",), FAMILIES["mpich"], variables, ranks=4)
         job = Supervisor(plan, Limits(start_limit_s=9.0), io.StringIO(), io.StringIO())
-        job._ranks.meet = lambda: None  # looks at the processes of this machine
+        job._note_shared_memory = lambda: None  # looks at the processes of this machine
         for text in raw.split(b"\n"):
-            job.line(text.decode(errors="replace"), job._out, _filter(job))
+            job.line(text.decode(errors="replace"), job._out)
         job._display.close()
         exit_code(job._ending, None, must_report=True)
 
@@ -297,12 +297,6 @@ def _lines() -> list[Reader]:
         Reader("greeting", [greeting], greeted, met),
         Reader("greeting, values", [greeting], greeted, met, json_change),
     ]
-
-
-def _filter(job: Supervisor) -> Any:
-    from collage_mpi.launch.ending import BannerFilter
-
-    return BannerFilter(job.launcher)
 
 
 # ---- descriptions of shards -------------------------------------------------
@@ -376,9 +370,8 @@ def _surroundings(folder: Path) -> list[Reader]:
         environment.available_bytes(hosts / "meminfo", hosts)
 
     def looked() -> None:
-        kin = RankProcesses("JOB=x", proc)
-        kin.meet()
-        kin.look(1.0), kin.rank_0
+        holders_of("JOB=x", proc)
+        shared_memory(proc / "7" / "maps", UCX)
 
     def behind_name(rng: random.Random, raw: bytes) -> bytes:
         name, equals, content = raw.partition(b"=")

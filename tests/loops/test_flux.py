@@ -55,10 +55,10 @@ def test_ranks_know_their_place(flux: Path, tmp_path: Path) -> None:
     assert places == [[0, 3, 0, 3], [1, 3, 1, 3], [2, 3, 2, 3]]
 
 
-def test_a_killed_rank_is_one_message(flux: Path) -> None:
+def test_what_flux_says_of_a_killed_rank_is_passed_on(flux: Path) -> None:
     killed = (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
     plan = mpiexec.build_command(mpiexec.find_mpi("flux"), 2, killed, mpiexec.site_here())
     out, err = io.StringIO(), io.StringIO()
     code, note = exit_code(Supervisor(plan, Limits(), out, err).run(), None)
-    assert (code, err.getvalue()) == (3, "")
-    assert "SIGKILL before the job had begun" in note
+    assert (code, err.getvalue()) == (3, "flux-job: task(s) Killed\n")
+    assert "(the launcher's code is 137) before the job had begun" in note

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import io
-import math
 import mmap
 import os
 import re
@@ -17,21 +16,21 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from collage_mpi.commands import launch as command
 from collage_mpi.job.main import StopFlag
-from collage_mpi.launch import job_ranks, mpiexec, supervisor
+from collage_mpi.launch import mpiexec, startup, supervisor
 from collage_mpi.launch.ending import TIME_LIMIT, Ending, exit_code, never_up
-from collage_mpi.launch.job_ranks import RankProcesses
 from collage_mpi.launch.mpiexec import LaunchPlan
-from collage_mpi.launch.scratch import PREFIX, VARIABLE, held, note_signal, sweep
+from collage_mpi.launch.scratch import PREFIX, VARIABLE, held, note_signal
 from collage_mpi.launch.supervisor import Limits, Supervisor
 from collage_mpi.system import process_tree
 from collage_mpi.system.environment import STATUS_VARIABLE
-from collage_mpi.system.launchers import FAMILIES, Death
+from collage_mpi.system.launchers import FAMILIES
 from collage_mpi.system.process_tree import GUARD, process_table
 
 MPICH = FAMILIES["mpich"]
@@ -67,39 +66,6 @@ def test_rank_0s_word_is_kept_apart_from_the_launchers_code():
     assert (outcome.launcher, outcome.reported) == (0, 6)
     assert exit_code(outcome, None)[0] == 6
     assert err.getvalue() == ""
-
-
-BANNER = "print('-' * 74 + chr(10) + 'prterun detected that' + chr(10) + '-' * 74, file=sys.stderr)"
-
-
-def test_a_banner_is_dropped_when_a_rank_has_explained_the_failure():
-    made, _, err = job(
-        f"import sys\n{BANNER}\nprint('collage-mpi run: why', file=sys.stderr)", "openmpi"
-    )
-    made.run()
-    assert err.getvalue() == "collage-mpi run: why\n"
-
-
-def test_a_banner_is_dropped_when_a_rank_has_said_that_it_failed():
-    said = "collage-mpi: rank 3 on n1 failed: why"
-    made, _, err = job(f"import sys\n{BANNER}\nprint({said!r}, file=sys.stderr)", "openmpi")
-    made.run()
-    assert err.getvalue() == said + "\n"
-
-
-def test_a_banner_is_dropped_when_rank_0_has_said_its_code():
-    made, _, err = job(
-        f"import sys\n{BANNER}\nprint('@status:w {{\"exit\":6}}', file=sys.stderr); sys.exit(6)",
-        "openmpi",
-    )
-    assert exit_code(made.run(), None)[0] == 6
-    assert err.getvalue() == ""
-
-
-def test_a_banner_is_shown_when_it_is_all_there_is():
-    made, _, err = job(f"import sys\n{BANNER}\nprint('some traceback', file=sys.stderr)", "openmpi")
-    made.run()
-    assert err.getvalue().splitlines()[:3] == ["some traceback", "-" * 74, "prterun detected that"]
 
 
 def test_the_time_limit_ends_the_job_and_its_children():
@@ -142,52 +108,11 @@ UP = "print('@status:w {\"up\":true}', file=sys.stderr, flush=True)\n"
 
 
 def test_a_rank_that_ends_before_mpi_is_up_ends_the_start(monkeypatch):
-    monkeypatch.setattr(job_ranks, "END_GRACE_S", 0.3)
+    monkeypatch.setattr(startup, "END_GRACE_S", 0.3)
     made, _, _ = job(f"import sys, time\n{ENDED}time.sleep(600)", start_limit_s=600.0)
     code, note = exit_code(made.run(), None)
     assert code == 3
     assert "rank 3 has ended before it (SIGKILL)" in note
-
-
-def test_a_rank_that_is_gone_before_mpi_is_up_ends_the_start_though_nobody_tells(
-    monkeypatch, tmp_path
-):
-    """As when the shell around it was killed, or the proxy that its last word goes through."""
-    seen, look = tmp_path / "seen", RankProcesses.lost
-
-    def lost(kin):
-        found = look(kin)
-        if 1 in kin._ranks.values():
-            seen.touch()
-        return found
-
-    monkeypatch.setattr(job_ranks, "END_GRACE_S", 0.3)
-    monkeypatch.setattr(RankProcesses, "lost", lost)
-    rank = f"import os, time\nwhile not os.path.exists({str(seen)!r}):\n    time.sleep(0.05)"
-    made, _, _ = job(
-        "import os, subprocess, sys, time\n"
-        f"subprocess.run([sys.executable, '-c', {rank!r}], env={{**os.environ, 'PMI_RANK': '1'}})\n"
-        "time.sleep(600)",
-        start_limit_s=60.0,
-        leave_grace_s=0.3,
-    )
-    code, note = exit_code(made.run(), None)
-    assert code == 3
-    assert "rank 1 has ended before it;" in note
-
-
-@pytest.mark.parametrize(
-    ("leave_grace_s", "stopped_by", "ended"),
-    [(0.3, None, Death(None, 1)), (math.inf, None, Death(None, 1)), (0.3, signal.SIGINT, None)],
-)
-def test_who_is_gone_is_looked_for_in_every_mode_until_the_job_stops(
-    leave_grace_s, stopped_by, ended, monkeypatch
-):
-    monkeypatch.setattr(RankProcesses, "lost", lambda _: 1)
-    made, _, _ = job("", start_limit_s=600.0, leave_grace_s=leave_grace_s)
-    made._ending.stopped_by = stopped_by
-    made._look_at_processes(time.monotonic())
-    assert made._start.ended == ended
 
 
 FAULT = 'print(\'@status:w {"rank":3,"fault":"Traceback: why"}\', file=sys.stderr, flush=True)\n'
@@ -196,11 +121,10 @@ FAULT = 'print(\'@status:w {"rank":3,"fault":"Traceback: why"}\', file=sys.stder
 @pytest.mark.parametrize("then", ["time.sleep(600)", "sys.exit(1)"])
 def test_a_rank_that_fails_alone_before_mpi_is_up_is_heard(monkeypatch, then):
     """Rank 0 speaks for all where all fail alike; whether the launcher ends the job or launch."""
-    monkeypatch.setattr(job_ranks, "END_GRACE_S", 0.3)
+    monkeypatch.setattr(startup, "END_GRACE_S", 0.3)
     ended = ENDED.replace("137", "1")
     made, _, err = job(
-        f"import sys, time\n{FAULT}{FAULT.replace('3', '2', 1)}{ended}{BANNER}\n{then}",
-        "openmpi",
+        f"import sys, time\n{FAULT}{FAULT.replace('3', '2', 1)}{ended}{then}",
         start_limit_s=600.0,
     )
     code, note = exit_code(made.run(), None)
@@ -210,8 +134,9 @@ def test_a_rank_that_fails_alone_before_mpi_is_up_is_heard(monkeypatch, then):
 
 
 def test_a_fault_that_rank_0_tells_is_told_once_with_its_code():
+    told = 'collage-mpi run: no\n@status:w {"exit":2}'
     made, _, err = job(
-        f"import sys\nprint('collage-mpi run: no', file=sys.stderr, flush=True)\n{FAULT}"
+        f"import sys\nprint({told!r}, file=sys.stderr, flush=True)\n{FAULT}"
         f"{ENDED.replace('137', '2')}sys.exit(2)",
         start_limit_s=600.0,
     )
@@ -221,7 +146,7 @@ def test_a_fault_that_rank_0_tells_is_told_once_with_its_code():
 
 @pytest.mark.parametrize("said", [UP + ENDED, ENDED + UP])
 def test_a_rank_that_ends_when_mpi_is_up_is_rank_0_s_business(monkeypatch, said):
-    monkeypatch.setattr(job_ranks, "END_GRACE_S", 0.5)
+    monkeypatch.setattr(startup, "END_GRACE_S", 0.5)
     made, _, err = job(f"import sys, time\n{said}time.sleep(1)", start_limit_s=600.0)
     outcome = made.run()
     assert (outcome.cut, outcome.begun) == (None, True)
@@ -251,29 +176,6 @@ def test_who_does_not_leave_when_rank_0_has_died_is_killed():
     assert note.startswith("rank 0 was ended by SIGKILL: the job is incomplete.")
 
 
-@pytest.mark.parametrize("outer", [None, "PMI_RANK", "OMPI_COMM_WORLD_RANK"])
-def test_a_job_whose_rank_0_is_stopped_for_good_is_told_and_ended(monkeypatch, outer):
-    """Launch may be a rank of another job itself; its launcher is none of this one's."""
-    if outer is not None:
-        monkeypatch.setenv(outer, "0")
-    monkeypatch.setattr(supervisor, "STILL_NOTICE_S", 1.0)
-    monkeypatch.setattr(supervisor, "STILL_LIMIT_S", 3.0)
-    monkeypatch.setattr(supervisor, "LOOK_EVERY_S", 0.05)
-    made, _, err = job(
-        "import os, signal, subprocess, sys, time\n"
-        "for rank in '01':\n"
-        "    child = subprocess.Popen(['sleep', '600'], env={**os.environ, 'PMI_RANK': rank})\n"
-        "    while not open(f'/proc/{child.pid}/environ').read(): time.sleep(0.01)\n"  # starting
-        "    if rank == '0': os.kill(child.pid, signal.SIGSTOP)\n"
-        f"{UP}"
-        "time.sleep(600)"
-    )
-    code, note = exit_code(made.run(), None)
-    assert code == 6
-    assert "was stopped for good" in note
-    assert err.getvalue().count("is stopped and the other ranks wait for it: kill -CONT") == 1
-
-
 IS_UP = '@status:w {"up": 1}\n'
 
 
@@ -285,27 +187,27 @@ def test_a_rank_that_a_signal_ends_before_mpi_is_up_is_named():
     assert "rank 2 was ended by SIGBUS (/dev/shm may be full" in note
 
 
-@pytest.mark.parametrize(("status", "stopped_by"), [(IS_UP, None), ("", 15)])
-def test_who_ends_later_or_when_told_to_is_not_the_one_that_ended_the_job(status, stopped_by):
+@pytest.mark.parametrize(
+    ("status", "stopped_by", "tolerant"), [(IS_UP, None, True), (IS_UP, 15, False), ("", 15, False)]
+)
+def test_who_ends_when_told_to_or_is_survived_is_not_the_one_that_ended_the_job(
+    status, stopped_by, tolerant
+):
     told = status + '@status:w {"ended": 2, "code": 143}'
     made, _, _ = job(f"import sys; print({told!r}, file=sys.stderr); sys.exit(6)")
+    made._plan = replace(made._plan, tolerant=tolerant)
     made._ending.stopped_by = stopped_by
     found, note = exit_code(made.run(), None)
     assert found == 6
     assert "rank 2" not in (note or "")
 
 
-def test_a_launcher_that_outlives_all_its_ranks_is_ended(monkeypatch):
-    """As MPICH's does that a stranger has sent the first bytes of a message."""
-    monkeypatch.setattr(supervisor, "LEAVE_GRACE_S", 1.0)
-    rank = "import sys, time; print('@status:w {\"up\": 1}', file=sys.stderr); time.sleep(2)"
-    source = f"import os, subprocess, sys, time\nrank = [sys.executable, '-c', {rank!r}]\n"
-    source += "subprocess.run(rank, env={**os.environ, 'PMI_RANK': '0'}); time.sleep(600)"
-    made, _, err = job(source)
-    outcome = made.run()
-    assert outcome.begun
-    assert "all ranks have ended" in err.getvalue()
-    assert exit_code(outcome, None)[0] == 6
+def test_of_ranks_that_end_badly_the_first_is_named():
+    told = IS_UP + "".join(f'@status:w {{"ended": {rank}, "code": 137}}\n' for rank in (2, 0))
+    made, _, _ = job(f"import sys; print({told!r}, file=sys.stderr); sys.exit(9)")
+    code, note = exit_code(made.run(), None)
+    assert code == 6
+    assert note.startswith("rank 2 was ended by SIGKILL: the job is incomplete.")
 
 
 KILLED = (
@@ -341,80 +243,45 @@ def guarding(scratch: object, shm: Path, temp: Path, proc: Path = Path("/proc"))
     return guard
 
 
-def aged(path: Path, age_s: float = 3600.0) -> Path:
-    path.touch()
-    os.utime(path, (time.time() - age_s,) * 2)
-    return path
+def test_a_launch_has_a_folder_of_its_own_that_goes_with_it(tmp_path):
+    mine = tmp_path / f"{PREFIX}1"
+    with held(str(mine)):
+        assert mine.stat().st_mode & 0o777 == 0o700
+    assert not mine.exists()
 
 
 @pytest.mark.parametrize("last", [b"over\n", b"sweep\n", b""])
 @pytest.mark.parametrize("lives", [True, False])
-def test_what_launchers_that_were_killed_left_is_removed(tmp_path, last, lives):
-    """The map of the machine that MPICH's wrote, where no launcher of this user could need it; what
-    earlier launches left, once it is old; the folder of a launch that was killed, b"" here."""
-    shm, temp, proc = (tmp_path / name for name in ("shm", "tmp", "proc"))
-    for folder in (shm, temp, proc / "7"):
+def test_what_a_killed_launch_or_launcher_left_is_removed(tmp_path, last, lives):
+    """The folder of a launch that was killed, b"" here; the map of the machine that MPICH's
+    launcher wrote, where no launcher of this user could need it."""
+    temp, proc = tmp_path / "tmp", tmp_path / "proc"
+    for folder in (temp, proc / "7"):
         folder.mkdir(parents=True)
     (proc / "7" / "comm").write_text("hydra_pmi_proxy\n" if lives else "python\n")
-    old, young = aged(temp / "hydra_hwloc_xmlfile_1"), temp / "hydra_hwloc_xmlfile_2"
-    segment = aged(shm / "ucx_shm_posix_1")
-    kept = [aged(path, 0.0) for path in (young, shm / "ucx_shm_posix_2")]
-    kept += [aged(temp / "my_file"), aged(shm / "my_segment")]
+    for name in ("hydra_hwloc_xmlfile_1", "my_file"):
+        (temp / name).touch()
     scratch = temp / f"{PREFIX}1"
     scratch.mkdir()
-    guard = guarding(scratch, shm, temp, proc)
-    assert (old.exists(), segment.exists()) == (False, False)
-    own = temp / "hydra_hwloc_xmlfile_3"
-    own.touch()
-    guard.communicate(last)
-    assert own.exists() == lives
+    guarding(scratch, tmp_path / "none", temp, proc).communicate(last)
+    assert (temp / "hydra_hwloc_xmlfile_1").exists() == lives
     assert scratch.exists() == bool(last)
-    assert all(path.exists() for path in kept)
+    assert (temp / "my_file").exists()
 
 
-def test_a_launch_has_a_folder_of_its_own_that_goes_with_it(tmp_path):
-    """Another launch removes those of launches that are gone, and of no other."""
-    mine, dead, foreign = (tmp_path / f"{PREFIX}{i}" for i in range(3))
-    dead.mkdir()
-    (dead / "lock").touch()
-    foreign.mkdir()  # without its lock yet
-    with held(str(mine)) as locks:
-        assert mine.stat().st_mode & 0o777 == 0o700
-        assert {*tmp_path.iterdir()} == {mine, foreign}
-        sweep(tmp_path)
-        assert mine.exists()
-        assert locks
-    assert not mine.exists()
-
-
-def test_a_folder_is_held_for_as_long_as_launch_or_its_guard_lives(tmp_path):
-    mine = tmp_path / f"{PREFIX}1"
-    holding = (
-        "import subprocess, sys, os, signal\n"
-        "from collage_mpi.launch.scratch import held\n"
-        "with held(sys.argv[1]) as locks:\n"
-        "    keeper = subprocess.Popen(['cat'], stdin=0, pass_fds=locks)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    reading, writing = os.pipe()
-    done = subprocess.run([sys.executable, "-c", holding, str(mine)], stdin=reading)
-    os.close(reading)
-    assert done.returncode == -signal.SIGKILL
-    sweep(tmp_path)
-    assert mine.exists(), "its guard lives"
-    os.close(writing)
-    while mine.exists():
-        sweep(tmp_path)
-
-
-@pytest.mark.parametrize(("last", "gone"), [(b"over\n", set()), (b"sweep\n", {"4"}), (b"", {"4"})])
-def test_what_a_start_that_failed_left_in_shared_memory_is_removed(tmp_path, last, gone):
-    """Not what was there before, what a process has mapped or open, or what is not MPI's."""
-    before, mapped, held, left = (tmp_path / f"mpich_shm_{i}_0" for i in range(1, 5))
+@pytest.mark.parametrize("last", [b"over\n", b"sweep\n", b""])
+@pytest.mark.parametrize("sees_all", [True, False])
+def test_what_a_start_that_failed_left_in_shared_memory_is_removed(tmp_path, last, sees_all):
+    """Not what a process has mapped or open, or what is not MPI's; in a container, where others'
+    processes are not seen, not what was there before."""
+    shm, proc = tmp_path / "shm", tmp_path / "proc"
+    for folder in (shm, proc / "self" / "ns"):
+        folder.mkdir(parents=True)
+    (proc / "self" / "ns" / "pid").symlink_to(f"pid:[{4026531836 if sees_all else 1}]")
+    before, mapped, held, left = (shm / f"mpich_shm_{i}_0" for i in range(1, 5))
     before.touch()
-    none = tmp_path / "none"  # as in a container, of others' processes nothing is known
-    guard = guarding("", tmp_path, none, none)
-    for path in (mapped, held, left, tmp_path / "x_4"):
+    guard = guarding("", shm, tmp_path / "none", proc)
+    for path in (mapped, held, left, shm / "x_4"):
         path.write_bytes(bytes(4096))
     libc = ctypes.CDLL(None)  # Python's own mmap keeps the file open
     libc.mmap.restype, libc.mmap.argtypes = ctypes.c_void_p, [ctypes.c_void_p, *[ctypes.c_long] * 5]
@@ -423,8 +290,11 @@ def test_what_a_start_that_failed_left_in_shared_memory_is_removed(tmp_path, las
     with held.open():
         guard.communicate(last)
     libc.munmap(ctypes.c_void_p(page), ctypes.c_long(4096))
-    there = {"mpich_shm_1_0", "mpich_shm_2_0", "mpich_shm_3_0", "mpich_shm_4_0", "x_4"}
-    assert {path.name for path in tmp_path.iterdir()} == there - {f"mpich_shm_{i}_0" for i in gone}
+    assert mapped.exists()
+    assert held.exists()
+    assert (shm / "x_4").exists()
+    assert left.exists() == (last == b"over\n")
+    assert before.exists() != sees_all
 
 
 def test_the_guard_ends_a_job_where_there_is_no_shared_memory_to_look_at(tmp_path):
@@ -629,7 +499,7 @@ say('{{"exit":5}}')
 
 def launched(tmp_path: Path, monkeypatch, hang: int) -> int:
     """The code of a launch whose first `hang` starts hang; how often it started is in tmp_path."""
-    monkeypatch.setattr(job_ranks, "TELL_AFTER_S", 0.2)
+    monkeypatch.setattr(startup, "TELL_AFTER_S", 0.2)
     monkeypatch.setattr(command, "START_LIMIT_S", 4.0)  # a busy machine starts slowly
     monkeypatch.setattr(mpiexec, "mpi4py_library", lambda: "MPICH 5.0.2")
     program = tmp_path / "mpiexec"

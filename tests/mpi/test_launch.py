@@ -85,26 +85,20 @@ def test_a_stop_reaches_rank_0_and_its_code_comes_back(mpi, programs, tmp_path, 
     assert "collage-mpi run: stopped\n" in err
     assert "waiting: " in err  # the last status, drawn
     assert "@status" not in err
-    assert "BAD TERMINATION" not in err
-    assert "prterun" not in err
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_an_abort_leaves_one_message(mpi, programs, rank):
+def test_what_a_rank_says_before_an_abort_is_passed_on(mpi, programs, rank):
     code, out, err = supervised(mpi, 3, programs / "fails.py", "abort", rank, timeout_s=LIMIT_S)
     assert code == 3
-    assert (out + err).split("\n") == [f"collage-mpi run: rank {rank} cannot go on", ""]
+    assert (out + err).count(f"collage-mpi run: rank {rank} cannot go on\n") == 1
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_a_killed_rank_ends_the_job_and_what_the_launcher_says_is_told_in_a_line(
-    mpi, programs, rank
-):
-    code, out, err = supervised(mpi, 3, programs / "fails.py", "kill", rank, timeout_s=LIMIT_S)
+def test_a_killed_rank_ends_the_job_and_is_named(mpi, programs, rank):
+    code, _, err = supervised(mpi, 3, programs / "fails.py", "kill", rank, timeout_s=LIMIT_S)
     assert code == 3  # this program never says that MPI is up
-    assert "was ended by SIGKILL" in err
-    assert "BAD TERMINATION" not in out + err
-    assert "prterun" not in out + err
+    assert f"rank {rank} was ended by SIGKILL" in err
 
 
 def test_a_hang_ends_with_the_time_limit(mpi, programs, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 from mortal_jobs import Ended, marked_shard, run_mortal
 
 from collage_mpi.errors import ExitCode
-from collage_mpi.launch import job_ranks, supervisor
+from collage_mpi.launch import startup
 from collage_mpi.results import OUTCOMES, SOURCES, read_results, verify_run
 from collage_mpi.results.agreement import draw_of
 from collage_mpi.results.rows import ASKED_FIRST
@@ -265,7 +265,6 @@ def test_a_rank_that_is_stopped_when_its_work_is_done_does_not_keep_the_job(
     ended.check()
     assert (time.monotonic_ns() - ended.death_ns(rank)) / 1e9 < 30
     assert ("have not come to leave MPI" in ended.said) == (not tolerant and rank > 0)
-    assert "MPICH: " not in ended.said
 
 
 @pytest.mark.parametrize("apart", ["", pytest.param(",apart", marks=pytest.mark.any_mpi)])
@@ -280,7 +279,7 @@ def test_when_rank_0_dies_all_end_and_resume_is_exact(job, apart):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_dies_before_mpi_is_up_cannot_keep_the_others(job, monkeypatch, rank):
     """They wait in MPI_Init, deaf to signals; the shell around the dead one tells launch."""
-    monkeypatch.setattr(job_ranks, "END_GRACE_S", 2.0)
+    monkeypatch.setattr(startup, "END_GRACE_S", 2.0)
     ended = job(f"{rank}:mpi:kill", start_limit_s=600.0)
     assert ended.code == int(ExitCode.ENVIRONMENT)
     assert f"MPI did not come up on all ranks in time: rank {rank} has ended" in ended.said
@@ -301,19 +300,16 @@ def test_a_rank_that_exits_before_mpi_is_up_cannot_keep_the_others(
     job, monkeypatch, death, said, tolerant
 ):
     """MPICH's launcher makes nothing of it; what the rank had to say is passed on."""
-    monkeypatch.setattr(job_ranks, "END_GRACE_S", 2.0)
+    monkeypatch.setattr(startup, "END_GRACE_S", 2.0)
     ended = job(death, start_limit_s=600.0, tolerant=tolerant)
     assert ended.code == int(ExitCode.ENVIRONMENT), ended.said
-    assert said in ended.said
     assert ended.said.count(said) == 1
-    assert "BAD TERMINATION" not in ended.said
-    assert "prterun" not in ended.said
     assert (time.monotonic_ns() - ended.death_ns(int(death[0]))) / 1e9 < 30
 
 
 def test_a_rank_that_is_interrupted_before_mpi_is_up_ends_a_plain_start(job, monkeypatch):
     """A shell lets what it starts in the background be deaf to Ctrl-C, with `continue`."""
-    monkeypatch.setattr(job_ranks, "END_GRACE_S", 2.0)
+    monkeypatch.setattr(startup, "END_GRACE_S", 2.0)
     ended = job("3:mpi:interrupt", start_limit_s=600.0, tolerant=False)
     assert ended.code == int(ExitCode.ENVIRONMENT)
     assert "rank 3 was ended by SIGINT" in ended.said or "rank 3 has ended" in ended.said
@@ -342,24 +338,13 @@ def test_when_the_launcher_dies_no_rank_is_left(job, tolerant, forked):
     job("", "--resume", *mode, tolerant=tolerant).check()
 
 
-def test_a_rank_0_that_is_stopped_for_good_ends_the_job(job, monkeypatch):
-    monkeypatch.setattr(supervisor, "STILL_NOTICE_S", 0.5)
-    monkeypatch.setattr(supervisor, "STILL_LIMIT_S", 2.0)
-    ended = job("0:images:stop:40")
-    assert ended.code == INCOMPLETE
-    assert "was stopped for good: the job is incomplete." in ended.said
-    job("", "--resume").check()
-
-
 @pytest.mark.parametrize(("how", "forked"), [("kill", False), ("leave", True)])
-def test_a_rank_that_dies_under_a_plain_launch_is_told_in_one_line(job, mpi, how, forked):
-    """MPICH ends all ranks at once, and does not say which was the first."""
+def test_a_rank_that_dies_under_a_plain_launch_is_named(job, how, forked):
     ended = job(f"2:receive:{how}:3", tolerant=False, forked=forked)
     assert ended.code == INCOMPLETE, ended.said
-    assert ("a rank " if mpi.family == "mpich" else "rank 2 ") in ended.said
+    end = {"kill": "was ended by SIGKILL", "leave": "has ended with code "}[how]
+    assert f"rank 2 {end}" in ended.said
     assert "the job is incomplete. Go on with the same command (run: with --resume)" in ended.said
-    assert "BAD TERMINATION" not in ended.said
-    assert "prterun" not in ended.said
 
 
 @pytest.mark.parametrize("tolerant", [True, False])

@@ -8,7 +8,7 @@ import pytest
 from test_environment import FLUX, MPICH, OPENMPI, PALS
 
 from collage_mpi.system.environment import fault_tolerant_launch
-from collage_mpi.system.launchers import FAMILIES, LAUNCHERS, MPIS, Death, first_number
+from collage_mpi.system.launchers import FAMILIES, LAUNCHERS, MPIS, first_number
 
 
 def test_launch_offers_what_it_can_start_and_srun_is_not_of_those():
@@ -53,18 +53,3 @@ def test_who_says_that_ranks_outlive_each_other(environ, outlives):
 def test_each_reads_its_own_variables(name, environ):
     assert FAMILIES[name].size(environ) == 11
     assert first_number(FAMILIES[name].ranks, environ) == (5 if name in ("pals", "flux") else 3)
-
-
-@pytest.mark.parametrize(
-    ("text", "death"),
-    [
-        ("0.1s: flux-shell[0]: x\nflux-job: task(s) exited with exit code 4\n", Death(4)),
-        ("flux-job: task(s) Killed\n", Death(137)),
-        ("flux-job: task(s) Segmentation fault\n", Death(139)),
-        ("flux-job: task(s) Segmentation fault (core dumped)\n", Death(139)),
-        ("flux-job: task(s) left for the sea\n", Death(None)),
-        ("flux-job: waiting\n", None),
-    ],
-)
-def test_how_a_rank_ended_as_flux_says_it(text, death):
-    assert FAMILIES["flux"].death(text) == death

@@ -67,6 +67,6 @@ def test_all_that_is_no_module_is_shipped():
     shipped = {
         file for pattern in re.findall(r'"(.*?)"', line[1]) for file in PACKAGE.glob(pattern)
     }
-    assert PACKAGE / "slurm/templates/launch.sh" in shipped
+    assert PACKAGE / "slurm/templates/stage.sh" in shipped
     files = {file for file in PACKAGE.rglob("*") if file.is_file()}
     assert {file for file in files - shipped if file.suffix not in (".py", ".pyc")} == set()

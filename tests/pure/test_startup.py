@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collage_mpi.launch.job_ranks import END_GRACE_S, INIT_LIMIT_S, Startup
-from collage_mpi.system.launchers import Death
+from collage_mpi.launch.startup import END_GRACE_S, INIT_LIMIT_S, Death, Startup
 
 
 class Clock:
@@ -65,7 +64,7 @@ def test_a_start_that_is_over_or_not_watched_says_nothing():
 
 def test_of_a_script_a_start_is_watched_once_a_rank_begins_to_start_mpi():
     made, clock = start(3, None)
-    made.has_ended(Death(1, 2))
+    made.has_ended(Death(2, 1))
     clock.now_s += END_GRACE_S + 1
     assert not made.too_late(clock())
     made.arrived(0)
@@ -86,19 +85,6 @@ def test_a_rank_that_ends_before_mpi_is_up_is_named_with_what_its_end_says():
     how = {139: "SIGSEGV", 135: "SIGBUS: /dev/shm may be full", 3: "code 3"}
     for code, words in how.items():
         made, _ = start(4)
-        made.has_ended(Death(code, 2))
-        made.has_ended(Death(9, 1))  # after the first
+        made.has_ended(Death(2, code))
+        made.has_ended(Death(1, 9))  # after the first
         assert made.who_is_missing() == f"rank 2 has ended before it ({words})"
-
-
-def test_a_rank_that_nobody_tells_of_has_a_moment_too_and_what_is_told_says_more():
-    made, clock = start(4)
-    made.has_ended(Death(None, 3))
-    assert made.who_is_missing() == "rank 3 has ended before it"
-    clock.now_s += END_GRACE_S + 1
-    assert made.too_late(clock())
-    made.has_ended(Death(135, 2))  # for want of the first
-    assert made.who_is_missing() == "rank 3 has ended before it"
-    made.has_ended(Death(135, 3))
-    made.has_ended(Death(None, 3))
-    assert made.who_is_missing().startswith("rank 3 has ended before it (SIGBUS")
