@@ -22,4 +22,4 @@ prep() { # name of the IDX pair, folder of the shards
 
 prep train train # the original order is already mixed: no --seed
 prep t10k test
-collage-mpi shards verify "$out/train" "$out/test"
+collage-mpi prep verify "$out/train" "$out/test"

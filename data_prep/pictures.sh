@@ -22,7 +22,7 @@ train() { # single or collage, more flags
 }
 
 prep
-collage-mpi shards verify "$out/shards/train" "$out/shards/val"
+collage-mpi prep verify "$out/shards/train" "$out/shards/val"
 train single --stem 48x4/2 --batch 32
 train collage --side "$side" --cell-px $((size / 2)) --batch 8
 collage-mpi launch -n $((side * side + 2)) -- run --shards "$out/shards/val" --side "$side" \

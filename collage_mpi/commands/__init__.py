@@ -13,7 +13,6 @@ COMMANDS: dict[str, str] = {
     "run": "classify every image of the input. Each MPI rank runs this command: start it with "
     "launch or mpiexec",
     "simulate": "simulate a job on virtual time, or compare schemes: any number of ranks, no MPI",
-    "trace": "record the service times of runs as a trace",
     "top": "watch a running job: progress, time left, ranks, lost and slow ranks",
     "verify": "prove that a run has exactly one row for every image",
     "export": "write a run's rows as CSV, Parquet, HDF5 or Zarr",
@@ -22,11 +21,9 @@ COMMANDS: dict[str, str] = {
         "find ranks, GPUs and hosts that are slower than their peers; --exclude for Slurm"
     ),
     "report": "write an HTML page about one or several runs: charts, tables, pictures in one file",
-    "shards": "inspect or verify shards and other inputs, or add cells to shards",
-    "prep": "make shards from folders or tar files of pictures, from HDF5 or IDX files",
+    "prep": "make shards from pictures, HDF5 or IDX files; inspect and verify any input",
     "train": "train a single or a collage network",
-    "weights": "import torchvision's weights; find a collage network's accept threshold",
-    "fetch": "download networks of timm and transformers into the cache, as on a login node",
+    "weights": "download networks; find the score from which a network's answers count",
     "evaluate": "measure accuracy, FLOPs and service time of networks side by side",
     "slurm": "render job scripts for Slurm from settings",
     "doctor": "find what would keep a job from starting here, and how to fix it",

@@ -11,7 +11,10 @@ from collage_mpi.errors import ExitCode
 from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.system.extras import pip_line
 from collage_mpi.system.fields import REQUIRED, setting
+from collage_mpi.system.files import writing
 from collage_mpi.system.printable import counted, printable, say
+
+TRACE = "trace"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +26,9 @@ class ExportArguments(Arguments):
         REQUIRED,
         "csv and parquet write one file for each table, hdf5 writes a single file. zarr writes "
         "what the run keeps of each image beyond its row (map, --top-k, --save), in the order of "
-        f"the input. parquet needs {pip_line('parquet')}, zarr needs {pip_line('zarr')}",
-        choices=("csv", "parquet", "hdf5", "zarr"),
+        f"the input. parquet needs {pip_line('parquet')}, zarr needs {pip_line('zarr')}. trace "
+        "writes the service times of the single ranks, for --trace-file",
+        choices=("csv", "parquet", "hdf5", "zarr", TRACE),
     )
     out: Path | None = setting(None, "folder to write to", unset="DIR/export", metavar="DIR")
     shards: tuple[Path, ...] = setting(
@@ -60,12 +64,28 @@ def execute(args: ExportArguments) -> int:
     if not run.complete:
         found, expected = sum(map(len, run.chunks(IMAGES))), run.manifest["rows"]
         print(f"note: incomplete run, {found:,} of {counted(expected, 'row')}", file=sys.stderr)
+    if args.to == TRACE:
+        return _trace(args)
     names = NameBook(run.path, run.manifest, args.shards or None, id_column=args.id)
     for note in names.notes:
         print(printable(f"note: {note}"), file=sys.stderr)
     how = {"only_predictions": args.predictions, "raw": args.raw}
     for path in export_run(run, args.to, args.out, names, **how):
         say(str(path))
+    return int(ExitCode.COMPLETE)
+
+
+def _trace(args: ExportArguments) -> int:
+    from collage_mpi.results.file_names import EXPORT
+    from collage_mpi.results.reader import read_results
+    from collage_mpi.results.slow_ranks import trace_of
+    from collage_mpi.workload.trace import save_trace
+
+    path = (args.out or args.run / EXPORT) / "trace.npy"
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    save_trace(path, trace_of(read_results(args.run)))
+    say(str(path))
     return int(ExitCode.COMPLETE)
 
 

@@ -120,7 +120,8 @@ class _Parser(argparse.ArgumentParser):
         """
         for word in takewhile(lambda word: word != "--", args or ()):
             flag = word.partition("=")[0]
-            if flag not in self._option_string_actions and (gone := self._removed(flag)):
+            known = not flag.startswith("-") or flag in self._option_string_actions
+            if not known and (gone := self._removed(flag)):
                 self.error(gone)
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:

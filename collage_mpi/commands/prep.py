@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.commands.parser import ClassNamesArguments, Command, Commands
+from collage_mpi.commands.prep_checks import INSPECT, VERIFY
 from collage_mpi.commands.prep_pictures import IMAGES, TAR, PicturesArguments
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.settings.flags import switch
@@ -418,5 +419,7 @@ COMMAND = Commands(
             IdxArguments,
             "make shards from IDX files, gzip or plain (such as MNIST)",
         ),
+        "inspect": INSPECT,
+        "verify": VERIFY,
     },
 )

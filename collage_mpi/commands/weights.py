@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from collage_mpi.commands.evaluate import EvaluateArguments
 from collage_mpi.commands.parser import Command, Commands
+from collage_mpi.commands.weights_fetch import FETCH
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
 from collage_mpi.models import describe, load_predictor
@@ -138,6 +139,7 @@ def _ask_both(
 COMMAND = Commands(
     "TASK",
     {
+        "fetch": FETCH,
         "threshold": Command(
             threshold,
             ThresholdArguments,

@@ -32,8 +32,8 @@ def require_hub(spec: str) -> None:
 def fetch_advice(spec: str) -> str:
     """How a cache is filled from another host."""
     return (
-        f"On a host that reaches the hub, such as a login node, `collage-mpi fetch {spec}` fills "
-        "the cache; HF_HOME must name the same shared folder on both hosts"
+        f"On a host that reaches the hub, such as a login node, `collage-mpi weights fetch {spec}` "
+        "fills the cache; HF_HOME must name the same shared folder on both hosts"
     )
 
 

@@ -15,7 +15,7 @@ twenty has a rank whose interval lies above 1. This needs a run that is much lon
 period. In a short run one slow period could fill most of a rank's time, so a rank only counts as
 slow if it was slow in each third of its messages.
 
-`record_trace` makes a trace of the service times of single ranks.
+`trace_of` makes a trace of the service times of single ranks.
 """
 
 from __future__ import annotations
@@ -417,56 +417,27 @@ def _thirds_of(levels: Sequence[_Level]) -> np.ndarray:
     return found
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """A trace made from runs.
-
-    Attributes:
-        times_s: (machines, requests) float32, seconds.
-        cut: number of times that were dropped so that all rows are as long as the shortest.
-        short: (run, rank, tasks) of each rank that was left out for having too few tasks.
-    """
-
-    times_s: np.ndarray
-    cut: int
-    short: tuple[tuple[str, int, int], ...]
-
-
-def record_trace(runs: Sequence[Results], least: int = 1) -> Recorded:
-    """A trace of the service times of the single ranks of runs, one row a rank.
+def trace_of(run: Results) -> np.ndarray:
+    """A trace of the service times of a run's single ranks: (ranks, tasks) float32, seconds.
 
     A row holds compute + held of each answered task in the order of their ends, without warm-up
-    groups. Collage ranks are left out, because a trace has times of single images. A run that
-    injects the trace multiplies the times by the cost ratio for a collage.
-
-    Args:
-        runs: at least one. The rows are in the order of runs, then ranks.
-        least: ranks with fewer tasks than this are left out.
+    groups. All rows have the length of the shortest. Collage ranks are left out, because a trace
+    has times of single images. A run that injects the trace multiplies the times by the cost ratio
+    for a collage.
 
     Raises:
-        DataFault: no rank has enough tasks.
+        DataFault: no single rank has answered a task.
     """
-    rows: list[np.ndarray] = []
-    short: list[tuple[str, int, int]] = []
-    for run in runs:
-        tasks = run.measured_tasks
-        wanted = (tasks["outcome"] == OUTCOME_CODE["answered"]) & (
-            tasks["kind"] == KIND_CODE[SINGLE]
-        )
-        tasks = np.sort(tasks[wanted], order=("session", "done_ns"))
-        service_s = (tasks["compute_ns"] + tasks["held_ns"]) / 1e9  # (tasks,) float64
-        for rank in np.unique(tasks["rank"]):
-            mine = service_s[tasks["rank"] == rank]
-            mine = mine[mine > 0]
-            if len(mine) < max(1, least):
-                short.append((str(run.path), int(rank), len(mine)))
-            else:
-                rows.append(mine)
+    tasks = run.measured_tasks
+    answered = tasks["outcome"] == OUTCOME_CODE["answered"]
+    tasks = tasks[answered & (tasks["kind"] == KIND_CODE[SINGLE])]
+    tasks = np.sort(tasks, order=("session", "done_ns"))
+    service_s = (tasks["compute_ns"] + tasks["held_ns"]) / 1e9  # (tasks,) float64
+    timed = service_s > 0
+    rows = [service_s[timed & (tasks["rank"] == rank)] for rank in np.unique(tasks["rank"][timed])]
     if not rows:
         raise DataFault(
-            f"no rank of {', '.join(str(run.path) for run in runs)} answered {max(1, least)} "
-            "measured tasks: a longer run, fewer --warmup-groups or a smaller --min-tasks is needed"
+            f"no single rank of {run.path} answered measured tasks: a longer run or fewer "
+            "--warmup-groups are needed"
         )
-    length = min(map(len, rows))
-    times_s = np.stack([row[:length] for row in rows]).astype(np.float32)
-    return Recorded(times_s, sum(len(row) - length for row in rows), tuple(short))
+    return np.stack([row[: min(map(len, rows))] for row in rows]).astype(np.float32)

@@ -74,7 +74,7 @@ def inspect_here(path: Path, *, hash_file: bool) -> ShardInfo:
     actual = sha256_of(path) if hash_file or recorded is None else recorded
     if recorded is not None and actual != recorded:
         more = (
-            f"`{shlex.join(['collage-mpi', 'shards', 'verify', str(path)])}` says which rows are "
+            f"`{shlex.join(['collage-mpi', 'prep', 'verify', str(path)])}` says which rows are "
             "affected. If you remove the .sha256 file, these become error rows and the others are "
             "used."
         )

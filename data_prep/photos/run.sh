@@ -19,7 +19,7 @@ for part in train val; do # 5 says that a damaged picture was left out
     collage-mpi prep images "$out/pictures/$part" --size 224 --enlarge --out "$out/shards" \
         --prefix "$part" || [[ $? == 5 ]]
 done
-collage-mpi shards inspect "$out/shards/val.h5"
+collage-mpi prep inspect "$out/shards/val.h5"
 python "$here/train.py" "$out/shards/train.h5" "$PHOTOS_WEIGHTS" \
     --side "$side" --cell-px "$cell_px" --steps "${STEPS:-20}"
 collage-mpi evaluate --shards "$out/shards/val.h5" --single "$net" --collage "$net" \

@@ -41,7 +41,7 @@ from collage_mpi.results import (
 )
 from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.rows import STORED
-from collage_mpi.results.slow_ranks import record_trace
+from collage_mpi.results.slow_ranks import trace_of
 from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import costs_of
@@ -86,10 +86,10 @@ def _read_run(run: Path) -> None:
 
 
 def _use_run(run: Path) -> None:
-    """As report, export, trace record, simulate and --resume do."""
+    """As report, export, simulate and --resume do."""
     results = read_results(run)
     uses: tuple[tuple[Callable[..., Any], Any], ...] = (
-        *((render_page, [run]), (record_trace, [results]), (costs_of, results)),
+        *((render_page, [run]), (trace_of, results), (costs_of, results)),
         (lambda out: resumed_settings({"out": str(out)}, "flags", 11), run),
         (lambda found: export_run(found, "csv"), results),
     )

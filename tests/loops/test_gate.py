@@ -353,7 +353,7 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once(monkeypatch, capsys) -> No
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
-        assert main(["fetch", "timm:resnet18"]) == ExitCode.ENVIRONMENT
+        assert main(["weights", "fetch", "timm:resnet18"]) == ExitCode.ENVIRONMENT
     assert "cannot be reached: [Errno 111]" in capsys.readouterr().err
     monkeypatch.setattr("collage_mpi.models.hub.REACH_S", 0.01)
     hung = threading.Event()
@@ -369,14 +369,14 @@ def test_fetch_fills_the_cache_and_says_what_is_there(tmp_path, monkeypatch, cap
     folder = save_hf(tmp_path / "net")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    assert main(["fetch", f"hf:{folder}"]) == 0
+    assert main(["weights", "fetch", f"hf:{folder}"]) == 0
     assert f"in the cache {tmp_path / 'hub'}; 4 classes, images of 28 x 28 x 3" in (
         capsys.readouterr().out
     )
-    assert main(["fetch", "n.onnx"]) == ExitCode.USAGE
+    assert main(["weights", "fetch", "n.onnx"]) == ExitCode.USAGE
     assert "n.onnx comes from no hub" in capsys.readouterr().err
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert main(["fetch", f"hf:{folder}"]) == ExitCode.USAGE
+    assert main(["weights", "fetch", f"hf:{folder}"]) == ExitCode.USAGE
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "shape"])

@@ -128,7 +128,7 @@ def test_a_source_of_another_package_is_read_and_inspected(install, capsys, tmp_
         reader = RowReader(described(found))
         assert reader.read([(0, 3)])[0].max() == 3
         reader.close()
-    assert main(["shards", "inspect", f"numbers:{tmp_path / 'five'}"]) == 0
+    assert main(["prep", "inspect", f"numbers:{tmp_path / 'five'}"]) == 0
     assert "5 of 2 x 2 x 1" in capsys.readouterr().out
 
 

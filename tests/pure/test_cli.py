@@ -22,7 +22,7 @@ LONG = "x" * 300  # a file's name has 255 bytes at most
 @pytest.mark.parametrize(
     "words",
     [
-        ["shards", "inspect", LONG],
+        ["prep", "inspect", LONG],
         ["train", "single", "--shards", LONG, "--out", "w.safetensors"],
         ["prep", "images", LONG, "--out", "shards"],
     ],
@@ -41,7 +41,7 @@ def test_a_loop_of_links_in_a_folder_of_shards_is_one_message(tmp_path, capsys):
     (tmp_path / "a.h5").symlink_to("b.h5")
     (tmp_path / "b.h5").symlink_to("a.h5")
     assert len(expand_paths([tmp_path])) == 2
-    assert cli.main(["shards", "inspect", str(tmp_path)]) == 3
+    assert cli.main(["prep", "inspect", str(tmp_path)]) == 3
     said = capsys.readouterr().err
     assert said.endswith("a.h5: cannot be read: Too many levels of symbolic links\n")
 
@@ -103,7 +103,7 @@ def test_launch_helps_without_ranks(monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("usage: collage-mpi run ")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["shards", "inspect", SHARD]])
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["prep", "inspect", SHARD]])
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_reader_that_has_gone_ends_nothing(words, unbuffered):
     """As `| head` does."""
@@ -123,14 +123,14 @@ def test_a_reader_that_has_gone_ends_nothing(words, unbuffered):
 def test_a_full_disk_of_the_output_is_one_message():
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-um", "collage_mpi", "shards", "inspect", str(SHARD)],
+            [sys.executable, "-um", "collage_mpi", "prep", "inspect", str(SHARD)],
             stdout=full,
             stderr=subprocess.PIPE,
             timeout=60,
         )
     assert done.returncode == 3
     assert done.stderr == (
-        b"collage-mpi shards: the output cannot be written: No space left on device\n"
+        b"collage-mpi prep: the output cannot be written: No space left on device\n"
     )
 
 

@@ -117,7 +117,7 @@ def test_a_damaged_item_is_an_error_of_its_row(tmp_path, capsys) -> None:
     with ShardSet.open([path], read_as=ANY_ITEMS) as found:
         good = found.read_checked(range(9))[2]
     assert np.flatnonzero(~good).tolist() == [4]
-    assert main(["shards", "inspect", str(path)]) == 0
+    assert main(["prep", "inspect", str(path)]) == 0
     assert "images       9 of 2 x 3 x 4 x 1, float32" in capsys.readouterr().out
 
 

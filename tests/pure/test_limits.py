@@ -107,16 +107,16 @@ def test_a_command_without_descriptors_ends_in_one_message() -> None:
     """The checker of shards cannot be started: with 326 connections to a rank's port it was so."""
     program = (
         "import os, resource, sys; from collage_mpi import cli, shards\n"
-        "import collage_mpi.commands.shards, collage_mpi.shards.guard\n"
+        "import collage_mpi.commands.prep_checks, collage_mpi.shards.guard\n"
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
         "held = [os.dup(0) for _ in range(60 - len(os.listdir('/proc/self/fd')))]\n"
-        f"sys.exit(cli.main(['shards', 'inspect', {str(SHARD)!r}]))"
+        f"sys.exit(cli.main(['prep', 'inspect', {str(SHARD)!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == ExitCode.ENVIRONMENT, done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stderr.startswith("collage-mpi shards: This process has no file descriptor left: ")
+    assert done.stderr.startswith("collage-mpi prep: This process has no file descriptor left: ")
     assert "`ulimit -n` allows 64. Raise the limit" in done.stderr
 
 

@@ -1,4 +1,4 @@
-"""`prep idx` and `shards inspect|verify` as a user types them."""
+"""`prep idx` and `prep inspect|verify` as a user types them."""
 
 from __future__ import annotations
 
@@ -125,18 +125,18 @@ def test_shards_inspect_and_verify(
     assert main([*idx, "--class-names=a,b,c"]) == 0
     out = str(tmp_path / "out")
     capsys.readouterr()
-    assert main(["shards", "inspect", out]) == 0
+    assert main(["prep", "inspect", out]) == 0
     assert "25 of 4 x 3 x 1" in capsys.readouterr().out
-    assert main(["shards", "inspect", "--json", out]) == 0
+    assert main(["prep", "inspect", "--json", out]) == 0
     assert json.loads(capsys.readouterr().out)["class_names"] == ["a", "b", "c"]
-    assert main(["shards", "verify", out]) == 0
+    assert main(["prep", "verify", out]) == 0
     assert "shard.h5: good" in capsys.readouterr().out
     shard = tmp_path / "out" / "shard.h5"
     shard.write_bytes(shard.read_bytes()[:-100])
-    assert main(["shards", "verify", "--json", out]) == ExitCode.DATA
+    assert main(["prep", "verify", "--json", out]) == ExitCode.DATA
     assert "SHA-256" in json.loads(capsys.readouterr().out)["problems"][0]
-    assert main(["shards", "inspect", out]) == ExitCode.DATA
-    assert main(["shards", "inspect", str(tmp_path / "none.h5")]) == ExitCode.ENVIRONMENT
+    assert main(["prep", "inspect", out]) == ExitCode.DATA
+    assert main(["prep", "inspect", str(tmp_path / "none.h5")]) == ExitCode.ENVIRONMENT
 
 
 def test_the_demo_data() -> None:

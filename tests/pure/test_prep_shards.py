@@ -170,7 +170,7 @@ def test_what_is_said_of_a_file_without_checksums_works_as_typed(
     monkeypatch.chdir(tmp_path)
     with h5py.File("f.h5", "w") as file:
         file["a/x"], file["a/y"] = IMAGES, LABELS
-    assert main(["shards", "inspect", "f.h5::a"]) == 0
+    assert main(["prep", "inspect", "f.h5::a"]) == 0
     said = capsys.readouterr().out.strip().splitlines()
     assert main(shlex.split(next(one for one in said if "prep shards" in one))[1:]) == 0
     (problem,) = verify_shard("f.h5")

@@ -53,8 +53,8 @@ def test_class_names_and_file_names_are_text(
     path = tmp_path / f"{HOSTILE}.h5"
     images = np.zeros((4, 4, 4, 1), np.uint8)
     write_shard(path, images, np.arange(4) % 2, class_names=(HOSTILE, "dog"), source=HOSTILE)
-    assert main(["shards", "inspect", str(path)]) == 0
-    assert main(["shards", "verify", str(path)]) == 0
+    assert main(["prep", "inspect", str(path)]) == 0
+    assert main(["prep", "verify", str(path)]) == 0
     assert main(["evaluate", "--shards", str(path), "--single", f"{HOSTILE}.safetensors"]) == 3
     assert main(["verify", str(tmp_path / HOSTILE)]) == 3
     said = capsys.readouterr()

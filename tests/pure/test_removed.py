@@ -83,3 +83,8 @@ def test_a_training_by_several_processes_is_refused(monkeypatch, tmp_path, capsy
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["train", "single", "--shards", "a.h5", "--out", f"{tmp_path}/w.safetensors"]) == 2
     assert "torchrun was removed" in capsys.readouterr().err
+
+
+def test_a_value_may_have_the_name_of_a_command_that_was_removed(capsys):
+    assert main(["simulate", "--straggler", "trace", "--trace-file", "none", "--images", "9"]) == 2
+    assert "--out is missing" in capsys.readouterr().err

@@ -346,7 +346,7 @@ def test_files_of_the_package_are_known_by_name() -> None:
         ("train", "single", "--shards", "shipped:none", "--out", "w"),
         ("simulate", "--images", "9", "--answers", "shipped:none"),
         ("run", "--shards", "a.h5", "--single", "w", "--collage", "shipped:none", "--out", "o"),
-        ("shards", "inspect", "shipped:none"),
+        ("prep", "inspect", "shipped:none"),
     ],
 )
 def test_a_name_that_is_not_shipped_lists_those_that_are(

@@ -121,7 +121,7 @@ def test_a_part_is_named_and_has_a_fingerprint_of_its_own(tmp_path: Path) -> Non
     with ShardSet(infos) as shards:
         assert (shards.read([12])[0][0] == COLOUR[-1]).all()
         assert shards.changed() == {}
-    assert main(["shards", "inspect", f"{path}::train", f"{path}::test"]) == 0
+    assert main(["prep", "inspect", f"{path}::train", f"{path}::test"]) == 0
     with pytest.raises(DataFault, match="has no 'val'"):
         inspect_here(Path(f"{path}::val"), hash_file=True)
     shard = tmp_path / "own.h5"
@@ -246,22 +246,22 @@ def test_inspect_and_verify_say_that_nothing_proves_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = file_of(tmp_path / "a.h5", {"x": COLOUR, "y": LABELS})
-    assert main(["shards", "inspect", str(path)]) == 0
+    assert main(["prep", "inspect", str(path)]) == 0
     said = capsys.readouterr().out
     assert "images     dataset x, axes NHWC" in said
     assert "labels     dataset y" in said
     assert "integrity    not checked" in said
-    assert main(["shards", "inspect", "--json", str(path)]) == 0
+    assert main(["prep", "inspect", "--json", str(path)]) == 0
     assert json.loads(capsys.readouterr().out)["layout"]["labels"] == "y"
-    assert main(["shards", "verify", str(path)]) == ExitCode.DATA
+    assert main(["prep", "verify", str(path)]) == ExitCode.DATA
     assert "sha256sum a.h5 > a.h5.sha256" in capsys.readouterr().out
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     (tmp_path / "a.h5.sha256").write_text(f"{digest}  a.h5\n")
-    assert main(["shards", "verify", str(path)]) == 0
+    assert main(["prep", "verify", str(path)]) == 0
     with path.open("r+b") as file:
         file.seek(-3, 2)
         file.write(b"\xff\xff\xff")
-    assert main(["shards", "verify", str(path)]) == ExitCode.DATA
+    assert main(["prep", "verify", str(path)]) == ExitCode.DATA
 
 
 @pytest.mark.parametrize(

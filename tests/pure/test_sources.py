@@ -110,7 +110,7 @@ def test_a_bad_picture_is_the_fault_of_its_row_alone(kind, tmp_path, files) -> N
             "holds no bytes (a path beside them is not followed)",
         )
         assert [data is None for data in found.read_files_checked([2, 9])[0]] == [False, True]
-    assert main(["shards", "verify", str(path)]) == 4
+    assert main(["prep", "verify", str(path)]) == 4
 
 
 def test_a_picture_that_goes_or_grows_meanwhile_is_a_bad_row(tmp_path, files) -> None:
@@ -528,7 +528,7 @@ def test_a_run_that_goes_on_resizes_pictures_as_it_began(tmp_path, files) -> Non
 
 
 def test_inspect_tells_what_a_source_holds(tmp_path, files, capsys) -> None:
-    assert main(["shards", "inspect", str(tmp_path / "photos"), "--json"]) == 0
+    assert main(["prep", "inspect", str(tmp_path / "photos"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["count"], found["storage"], found["class_names"]) == (COUNT, "folder", [*CLASSES])
 

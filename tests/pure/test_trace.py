@@ -13,7 +13,7 @@ from collage_mpi.cli import main
 from collage_mpi.errors import DataFault
 from collage_mpi.results import read_results
 from collage_mpi.results.rows import KIND_CODE, OUTCOME_CODE
-from collage_mpi.results.slow_ranks import record_trace
+from collage_mpi.results.slow_ranks import trace_of
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.workload.straggler_settings import make_delays
@@ -34,33 +34,28 @@ def test_a_recorded_run_is_the_trace_that_it_followed(trace, tmp_path):
         trace_file=str(trace), straggler_seed=2, assign="turn", endgame="off",
     )  # fmt: skip
     simulate_to(job, tmp_path / "run", 4 * 30, Costs())
-    assert main(["trace", "record", str(tmp_path / "run"), "--out", str(tmp_path / "r.npy")]) == 0
-    found = load_trace(str(tmp_path / "r.npy"))
+    assert main(["export", str(tmp_path / "run"), "--to", "trace"]) == 0
+    recorded = str(tmp_path / "run" / "export" / "trace.npy")
+    found = load_trace(recorded)
     draw = make_delays(job).draw_ns
     expected = [[draw(rank, group, 1) / 1e9 for group in range(3, 30)] for rank in range(1, 5)]
     assert found == pytest.approx(np.array(expected), rel=1e-6)
     # the recorded trace drives a run in its turn
-    again = RunSettings(straggler="trace", trace_file=str(tmp_path / "r.npy"), side=2)
+    again = RunSettings(straggler="trace", trace_file=recorded, side=2)
     assert simulate_to(again, tmp_path / "again", 40)[0] == "complete"
-    assert main(["trace", "record", str(tmp_path / "run"), "--out", str(tmp_path / "r.npy")]) == 3
 
 
-def test_rows_are_cut_to_the_shortest_and_short_ones_can_be_left_out(tmp_path, capsys):
+def test_rows_are_cut_to_the_shortest(tmp_path):
     job = RunSettings(straggler="pinned", slow_ranks=("2:30",), side=2, warmup_groups=0)
     simulate_to(job, tmp_path / "run", 400)
     run = read_results(tmp_path / "run")
-    all_rows = record_trace([run])
-    assert all_rows.times_s.shape[0] == 4
-    assert all_rows.cut > 100
-    wanted = (run.measured_tasks["outcome"] == OUTCOME_CODE["answered"]) & (
-        run.measured_tasks["kind"] == KIND_CODE["single"]
-    )
-    assert all_rows.cut + all_rows.times_s.size == wanted.sum()
-    kept = record_trace([run, run], least=50)
-    assert kept.times_s.shape[0] == 6
-    assert [rank for _, rank, _ in kept.short] == [2, 2]
+    tasks = run.measured_tasks
+    wanted = (tasks["outcome"] == OUTCOME_CODE["answered"]) & (tasks["kind"] == KIND_CODE["single"])
+    slowest = (tasks["rank"][wanted] == 2).sum()
+    assert 0 < slowest < wanted.sum() / 4 - 25
+    assert trace_of(run).shape == (4, slowest)
     with pytest.raises(DataFault, match="longer run"):
-        record_trace([run], least=10**6)
+        trace_of(replace(run, tasks=run.tasks[:0]))
 
 
 def test_later_sessions_follow_and_what_took_no_time_is_left_out(tmp_path):
@@ -68,34 +63,19 @@ def test_later_sessions_follow_and_what_took_no_time_is_left_out(tmp_path):
     job = RunSettings(scheme="none", straggler="lognormal", side=2, warmup_groups=0)
     simulate_to(job, tmp_path / "run", 400)
     run = read_results(tmp_path / "run")
-    whole = record_trace([run])
+    whole = trace_of(run)
     tasks = run.tasks.copy()
     half = int(np.median(tasks["done_ns"]))
     later = tasks["done_ns"] > half
     tasks["session"][later] = 2
     for clock in ("sent_ns", "done_ns"):
         tasks[clock][later] -= half
-    found = record_trace([replace(run, tasks=tasks)])
-    assert np.array_equal(found.times_s, whole.times_s)
+    assert np.array_equal(trace_of(replace(run, tasks=tasks)), whole)
     idle = tasks["rank"] == 1
     tasks["compute_ns"][idle] = tasks["held_ns"][idle] = 0
-    found = record_trace([replace(run, tasks=tasks)])
-    assert [rank for _, rank, _ in found.short] == [1]
-    assert found.times_s.min() > 0
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "says"),
-    [
-        (["record", "nothing", "--out", "x.npy"], 3, "nothing"),
-        (["record", "nothing", "--out", "x.txt"], 2, ".npy"),
-    ],
-)
-def test_bad_input_is_one_message(words, code, says, capsys):
-    assert main(["trace", *words]) == code
-    told = capsys.readouterr().err
-    assert says in told
-    assert "Traceback" not in told
+    found = trace_of(replace(run, tasks=tasks))
+    assert len(found) == len(whole) - 1
+    assert found.min() > 0
 
 
 @pytest.mark.parametrize(

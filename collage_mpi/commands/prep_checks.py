@@ -1,4 +1,4 @@
-"""`collage-mpi shards`: describes and verifies shards."""
+"""`collage-mpi prep inspect` and `prep verify`: describe and check shards and other inputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from collage_mpi.commands.parser import Command, Commands
+from collage_mpi.commands.parser import Command
 from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.system.fields import REQUIRED, setting
@@ -18,7 +18,7 @@ from collage_mpi.system.printable import say, some_of
 
 @dataclass(frozen=True, kw_only=True)
 class ReadArguments(Arguments):
-    """The arguments of `shards inspect` and `shards verify`."""
+    """The arguments of `prep inspect` and `prep verify`."""
 
     paths: tuple[Path, ...] = setting(
         REQUIRED,
@@ -90,18 +90,13 @@ def verify_one(path: Path, as_json: bool) -> bool:
     return not problems
 
 
-COMMAND = Commands(
-    "TASK",
-    {
-        "inspect": Command(
-            partial(_each, inspect_one),
-            ReadArguments,
-            "print what the shards hold: images, shape, classes, source, fingerprint",
-        ),
-        "verify": Command(
-            partial(_each, verify_one),
-            ReadArguments,
-            "read everything and check it: checksums of files and rows, structure, labels",
-        ),
-    },
+INSPECT = Command(
+    partial(_each, inspect_one),
+    ReadArguments,
+    "print what an input holds: images, shape, classes, source, fingerprint",
+)
+VERIFY = Command(
+    partial(_each, verify_one),
+    ReadArguments,
+    "read an input whole and check it: checksums of files and rows, structure, labels",
 )

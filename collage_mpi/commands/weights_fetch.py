@@ -1,5 +1,5 @@
-"""`collage-mpi fetch timm:NAME hf:ID`: fills the cache of networks on a host that reaches the
-hub.
+"""`collage-mpi weights fetch timm:NAME hf:ID`: fills the cache of networks on a host that reaches
+the hub.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CACHE = ("HF_HOME", "~/.cache/huggingface")
 
 @dataclass(frozen=True, kw_only=True)
 class FetchArguments(Arguments):
-    """The arguments of fetch."""
+    """The arguments of `weights fetch`."""
 
     networks: tuple[str, ...] = setting(
         REQUIRED,
@@ -45,7 +45,7 @@ def execute(args: FetchArguments) -> int:
             raise UsageError(f"{spec} comes from no hub: give timm:NAME or hf:ID")
         describe(spec, SINGLE, args.trust_network)
     if os.environ.get(OFFLINE, "0") not in ("", "0"):
-        raise UsageError(f"{OFFLINE} is set, so that no hub may be asked: unset it for fetch")
+        raise UsageError(f"{OFFLINE} is set, so that no hub may be asked: unset it first")
     geometry = Geometry((DEFAULT_PX, DEFAULT_PX, 3), side=1, cell_px=DEFAULT_PX, classes=None)
     folder = os.path.expanduser(os.environ.get(*CACHE) or CACHE[1])
     for spec in args.networks:
@@ -55,9 +55,10 @@ def execute(args: FetchArguments) -> int:
     return 0
 
 
-COMMAND = Command(
+FETCH = Command(
     execute,
     FetchArguments,
+    "download networks of timm and transformers into the cache, as on a login node",
     epilog="Ranks find the networks there if HF_HOME names the same folder on their hosts. For "
-    "example: HF_HOME=/shared/hub collage-mpi fetch timm:resnet50 hf:microsoft/resnet-18",
+    "example: HF_HOME=/shared/hub collage-mpi weights fetch timm:resnet50 hf:microsoft/resnet-18",
 )
