@@ -188,7 +188,7 @@ def test_a_collage_network_starts_from_a_single_network(
     images = random.integers(0, 256, (24, 48, 48, 3), dtype=np.uint8)
     write_shard(tmp_path / "a.h5", images, np.arange(24) % 7, class_names=list("abcdefg"))
     common = [f"--shards={tmp_path / 'a.h5'}", "--epochs=1", "--precision=float32", "--lr=0.01"]
-    common += [f"--backbone={SMALL.name}", "--batch=2", "--validation=0.1"]
+    common += [f"--backbone={SMALL.backbone}", "--batch=2", "--validation=0.1"]
     single, collage = tmp_path / "single.safetensors", tmp_path / "collage.safetensors"
     assert main(["train", "single", *common, f"--out={single}"]) == 0
     flags = ["--side=2", f"--init={single}", "--cell-px=32", f"--out={collage}"]

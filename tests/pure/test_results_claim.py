@@ -128,7 +128,7 @@ def test_the_claim_of_a_process_of_this_machine_that_has_ended_is_dead_at_once(
     tmp_path: Path,
 ) -> None:
     program = "import json\nfrom collage_mpi.system.process_tree import this_process as t\n"
-    program += "print(json.dumps(t().to_dict()))"
+    program += "print(json.dumps(vars(t())))"
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     process = json.loads(said.stdout)
     here = this_process()
