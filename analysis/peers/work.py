@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from collage_mpi.models import load_predictor
-from collage_mpi.models.info import Loading
+from collage_mpi.models.info import Geometry, Loading
+from collage_mpi.models.named import is_foreign
 from collage_mpi.models.tuning import PLAIN
 from collage_mpi.shards import ShardSet
 from collage_mpi.system.fields import with_shipped
@@ -43,6 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--service-ms", type=float, default=0.0, help="added to every image")
     parser.add_argument("--slow", type=float, default=1.0, help="worker 1 is so many times slower")
     parser.add_argument("--notes", default="", help="folder: a file a worker, and one at the start")
+    parser.add_argument("--compiled", action="store_true", help="of timm_loop.py")
     return parser.parse_args()
 
 
@@ -69,8 +71,12 @@ class Worker:
     """Classifies a task; `number` from 1, of whom the first may be slow."""
 
     def __init__(self, args: argparse.Namespace, number: int) -> None:
-        network = with_shipped(args.network)
-        self._predictor = load_predictor(network, "single", Loading(tuning=PLAIN))  # as a rank
+        network, geometry = with_shipped(args.network), None
+        if is_foreign(network):
+            with ShardSet.open([args.shard]) as shards:
+                geometry = Geometry(shards.shape, 1, shards.shape[0], None)
+        how = Loading(tuning=PLAIN, geometry=geometry)
+        self._predictor = load_predictor(network, "single", how)  # as a rank
         self._images = Images(args) if args.source == "workers" else None
         self._each_s = args.service_ms / 1e3 * (args.slow if number == 1 else 1.0)
         if args.notes:

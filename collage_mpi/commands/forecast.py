@@ -17,7 +17,7 @@ import numpy as np
 
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.errors import ExitCode, UsageError
-from collage_mpi.job.changeover import least_batch
+from collage_mpi.job.changeover import Changeover, least_batch
 from collage_mpi.job.handshake import (
     ServiceCosts,
     handshake,
@@ -27,7 +27,7 @@ from collage_mpi.job.handshake import (
     service_costs,
     welcomes,
 )
-from collage_mpi.job.messages import Measured
+from collage_mpi.job.messages import Hello, Measured
 from collage_mpi.job.networks import NetworkLoader, Networks, gpus_here
 from collage_mpi.job.plan import (
     Plan,
@@ -82,6 +82,7 @@ class Timings:
         memory: the memory needed and available, as printed.
         tunings: kind -> number format and threads of its network, as printed.
         on_gpu: whether the networks run on GPUs.
+        gain: how many times as quick the single network is likely to be in another runtime.
     """
 
     costs: ServiceCosts
@@ -90,16 +91,17 @@ class Timings:
     memory: str
     tunings: Mapping[str, str]
     on_gpu: bool = False
+    gain: float = 1.0
 
     @property
     def asked_ns(self) -> float:
-        """Service time of one image in a full batch of the single network, ns."""
+        """Service time of one image in a full batch of the single network, ns, as in the job."""
         inputs, further = self.costs.batch, self.costs.batch_costs.get(SINGLE, 1.0)
-        return self.single_ns * (1 + further * (inputs - 1)) / inputs
+        return self.single_ns / self.gain * (1 + further * (inputs - 1)) / inputs
 
     @property
     def single_ns(self) -> int:
-        """Service time of one image in the single network, ns. For a scheme without a single
+        """Measured time of one image in the single network, ns. For a scheme without a single
         network, of one input in its own network; 0 if nothing was measured.
         """
         idle_ns = self.costs.idle_ns
@@ -165,9 +167,9 @@ def forecast(settings: RunSettings, worker_group: WorkerGroup | None, ask: Ask) 
         encoder = build_encoder(plan)
         reads = _reads(plan, encoder, order)
         if worker_group is None:
-            measured = _measured_here(plan, encoder, len(order))
+            measured = _measured_here(plan, encoder, order)
         else:
-            asked = known.get("networks") or {}, len(order), ask.stop_reason
+            asked = known.get("networks") or {}, order, ask.stop_reason
             measured = _measured_there(plan, encoder, worker_group, *asked)
         plan = plan.at_batch(measured.costs.batch)
         for name, text in _lines(plan, order, measured, reads, resume):
@@ -227,12 +229,14 @@ class _ThisProcess(WorkerGroup):
         loader = NetworkLoader(self.present[0], len(plan.placement.kinds))
         told = welcomes(plan, encoder)
         self.networks: dict[str, Networks] = {}
+        self.hellos: dict[int, Hello] = {}  # of ranks that hold one network
         self.rss_bytes: dict[str, int] = {}  # kind -> peak of this process after its network ran
         clocks = time.monotonic_ns, time.process_time_ns
         for kind, spec in plan.networks.items():
             welcome = replace(told[plan.placement.ranks_of(kind)[0]], networks={kind: spec})
             self.networks[kind] = Networks(welcome, loader, *clocks)
-            self.networks[kind].warm_up()
+            hello = self.networks[kind].hello()
+            self.hellos |= dict.fromkeys(plan.placement.ranks_of(kind), hello)
             self.rss_bytes[kind] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     @property
@@ -249,7 +253,7 @@ class _ThisProcess(WorkerGroup):
         return {min(ranks): self.networks[kind].measured(kind, batch)}
 
 
-def _measured_here(plan: Plan, encoder: Encoder, images: int) -> Timings:
+def _measured_here(plan: Plan, encoder: Encoder, order: np.ndarray) -> Timings:
     """Load and time each network in this process, with the settings of a rank on this host."""
     here, workers = _ThisProcess(plan, encoder), plan.placement.workers
     predictors = {kind: each.predictors[kind] for kind, each in here.networks.items()}
@@ -265,9 +269,22 @@ def _measured_here(plan: Plan, encoder: Encoder, images: int) -> Timings:
             memory += ": TOO LITTLE for all ranks on this host"
     tunings = {kind: predictor.tuning for kind, predictor in predictors.items()}
     who = f"in this process, on {' and '.join(devices)}"
-    most = most_together(plan, encoder, images, workers if plan.settings.by_place else ())
+    most = most_together(plan, encoder, len(order), workers if plan.settings.by_place else ())
     costs = service_costs(plan, here, most, least_batch(plan, tunings.values(), devices))
-    return Timings(costs, shared, who, memory, tunings, devices == ["cuda"])
+    gain = _gain(plan, here.hellos, encoder, costs, order)
+    return Timings(costs, shared, who, memory, tunings, devices == ["cuda"], gain)
+
+
+def _gain(
+    plan: Plan,
+    hellos: Mapping[int, Hello],
+    encoder: Encoder,
+    costs: ServiceCosts,
+    order: np.ndarray,
+) -> float:
+    """See `Timings.gain`."""
+    change = Changeover(plan.at_batch(costs.batch), hellos, encoder, costs, order)
+    return change.gains.get(SINGLE, 1.0)
 
 
 def _measured_there(
@@ -275,7 +292,7 @@ def _measured_there(
     encoder: Encoder,
     worker_group: WorkerGroup,
     known: dict[str, str],
-    images: int,
+    order: np.ndarray,
     stop_reason: Callable[[], str | None],
 ) -> Timings:
     """Let every rank load its networks, and time one rank of each kind while the others wait."""
@@ -292,12 +309,13 @@ def _measured_there(
     named = ", ".join(f"{host} ({ranks} ranks)" for host, ranks in sorted(hosts.items()))
     who = f"on a rank of each kind while the others wait; on {named}"
     tunings = {kind: how for hello in hellos.values() for kind, how in hello.tuning.items()}
-    most = most_together(plan, encoder, images, readers(plan, hellos))
+    most = most_together(plan, encoder, len(order), readers(plan, hellos))
     devices = {device for hello in hellos.values() for device in hello.devices}
     least = least_batch(plan, tunings.values(), devices)
     costs = service_costs(plan, worker_group, most, least)
     worker_group.end()
-    return Timings(costs, shared, who, memory, tunings, bool(gpus))
+    gain = _gain(plan, hellos, encoder, costs, order)
+    return Timings(costs, shared, who, memory, tunings, bool(gpus), gain)
 
 
 def _lines(
@@ -366,6 +384,8 @@ def _service(plan: Plan, measured: Timings) -> str:
     text = f"{kinds[0]} {measured.single_ns / 1e6:.3g} ms"
     if len(kinds) > 1:
         text += f", {kinds[1]} {measured.costs.ratio:.2f} times that"
+    if measured.gain > 1.0:
+        text += f", in another runtime {measured.gain:.1f} times as quick in all"
     return f"{text}; measured {measured.who}"
 
 
@@ -455,7 +475,7 @@ def _simulated_s(plan: Plan, images: int, measured: Timings, share: float) -> fl
         settings = with_every_answer(settings)
     elif plan.asked:
         settings = replace(settings, confidence=plan.asked.confidence)
-    costs = Costs(single_ns=max(1, round(measured.single_ns * share)))
+    costs = Costs(single_ns=max(1, round(measured.single_ns / measured.gain * share)))
     batch_costs = measured.costs.batch_costs
     job = SimulatedJob(settings, count, costs, measured_batch_costs=batch_costs)
     simulated = simulate_in_memory(job).groups

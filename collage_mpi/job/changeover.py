@@ -115,6 +115,13 @@ class Work:
         left_s = self.seconds - self.ranks * making_s
         return left_s * (1 - 1 / GAIN) > making_s + self.ranks * LOADING_S
 
+    def gain(self, making_s: float) -> float:
+        """How many times as quick as in torch alone the session is likely to be."""
+        alone_s = self.seconds / self.ranks
+        before_s = min(alone_s, making_s + JUDGE_CALLS * self.image_s)
+        left_s = alone_s - before_s
+        return alone_s / (before_s + LOADING_S + left_s / GAIN) if left_s > LOADING_S else 1.0
+
 
 def chosen_runtimes(spec: str, tuning: Tuning, work: Work) -> tuple[tuple[str, ...], str]:
     """The runtimes to make a network for, and a line that says why there are none, or ""."""
@@ -142,6 +149,8 @@ class Changeover:
 
     Attributes:
         folders: kind -> the folder in which ranks will find the network.
+        gains: kind -> how many times as quick as in torch alone the kind's images are likely to be
+            answered; without kinds that stay in torch.
         told: kinds of whose runtime and number format the user is told in one line.
     """
 
@@ -161,6 +170,7 @@ class Changeover:
         """
         self._plan, self._encoder, self._order = plan, encoder, order
         self.folders: dict[str, str] = {}
+        self.gains: dict[str, float] = {}
         self.told: set[str] = set()
         self._requests: list[tuple[str, dict[str, Any]]] = []
         self._child: subprocess.Popen[bytes] | None = None
@@ -198,12 +208,14 @@ class Changeover:
                 self._tell(kind, said_of(record, f"{kind} network", "made by an earlier job"))
                 if record.runtime != TORCH:
                     self.folders[kind] = str(folder)
+                    self.gains[kind] = record.times
                 return
         runtimes, why = chosen_runtimes(spec, tuning, work)
         if why:
             self._tell(kind, why)
         if runtimes:
             self.told.add(kind)
+            self.gains[kind] = work.gain(COMPILING_S if runtimes == (COMPILE,) else MAKING_S)
             made = folder_of(held, spec, KIND[kind].network, tuning, facts)
             self.folders[kind] = str(made)
             self._requests.append((kind, self._request(kind, ranks[0], size, runtimes)))

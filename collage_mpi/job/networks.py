@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import socket
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.vectors import KeptColumn, layout_of, most_floats
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.job.encoders import make_encoder
-from collage_mpi.job.messages import Changed, Measured, Welcome
+from collage_mpi.job.messages import Changed, Hello, Measured, Welcome
 from collage_mpi.kinds import KIND, SINGLE, TABLE
 from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Answer, Computation, Loading, Predictor
@@ -174,6 +175,29 @@ class Networks:
                 f"{LARGEST_ANSWER_BYTES:,} can be sent: choose scheme none, replicate or hedge"
             )
         return max(UP_BYTES, nbytes)
+
+    def hello(self, cannot_read: str = "") -> Hello:
+        """Warm the networks up, and say what this rank holds. Raises as `warm_up`.
+
+        Args:
+            cannot_read: why this rank cannot read the job's input, or "".
+        """
+        service_ns, longest_ns = self.warm_up()
+        held = self.predictors
+        return Hello(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            kinds=tuple(sorted(held)),
+            devices=tuple(sorted({each.device for each in held.values()})),
+            tuning={kind: each.tuning for kind, each in held.items()},
+            fingerprints={kind: each.fingerprint for kind, each in held.items()},
+            service_ns=service_ns,
+            longest_ns=longest_ns,
+            classes={kind: each.classes for kind, each in held.items()},
+            columns=self.columns,
+            answer_bytes=self.answer_bytes,
+            cannot_read=cannot_read,
+        )
 
     def warm_up(self) -> tuple[dict[str, int], int]:
         """Run each network with one input and with batches.

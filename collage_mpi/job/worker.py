@@ -9,8 +9,6 @@ come; its time counts from the end of the batch before it.
 from __future__ import annotations
 
 import math
-import os
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -326,22 +324,7 @@ class Worker:
             import_decoders()  # now, not while the first images wait
         networks = Networks(session.welcome, self.load, self.clock, self.cpu_clock)
         session.networks = networks
-        service_ns, longest_ns = networks.warm_up()
-        held = networks.predictors
-        return Hello(
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            kinds=tuple(sorted(held)),
-            devices=tuple(sorted({each.device for each in held.values()})),
-            tuning={kind: each.tuning for kind, each in held.items()},
-            fingerprints={kind: each.fingerprint for kind, each in held.items()},
-            service_ns=service_ns,
-            longest_ns=longest_ns,
-            classes={kind: each.classes for kind, each in held.items()},
-            columns=networks.columns,
-            answer_bytes=networks.answer_bytes,
-            cannot_read=cannot_read,
-        )
+        return networks.hello(cannot_read)
 
     def _cannot(self, error: CollageError, number: int) -> None:
         """Tell the coordinator that this rank cannot work, and why."""

@@ -219,6 +219,11 @@ def test_nothing_is_made_where_making_costs_more_than_it_saves(
         chosen_runtimes("net.pt2", replace(PLAIN, runtime="onnx"), Work(1, 1.0, 1))
 
 
+def test_a_forecast_counts_what_is_answered_before_the_other_runtime_is_made() -> None:
+    assert Work(100, 0.03, 1).gain(6.0) == 1.0  # it is over before
+    assert 1.4 < Work(2_000, 0.03, 2).gain(6.0) < Work(20_000, 0.03, 2).gain(6.0) < 2.0
+
+
 def test_jobs_that_choose_other_batches_share_a_made_network() -> None:
     assert [made_batch(batch, 1) for batch in (1, 2, 3, 4, 8, 100)] == [1, 2, 2, 4, 4, 4]
     assert made_batch(100, 8) == 32

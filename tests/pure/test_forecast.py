@@ -21,6 +21,8 @@ from collage_mpi.commands.forecast import (
     _lines,
     _measured_here,
     _reads,
+    _seconds,
+    _service,
     _simulated_s,
     _time,
 )
@@ -318,12 +320,23 @@ def test_costs_of_a_collage_and_of_a_batch_are_measured_unless_said(shard, monke
         names = {"single": "null", "collage": "null", "out": "out"}
         settings = RunSettings(shards=(str(shard),), side=2, batch=4, **names, **more)
         plan = make_plan(settings, 6)
-        found = _measured_here(plan, build_encoder(plan), 40)
+        found = _measured_here(plan, build_encoder(plan), plan.order)
         plan.shards.close()
         return found.single_ns, found.costs.ratio, found.costs.batch_costs["single"]
 
     assert costs() == (100_000, 1.5, 0.5)
     assert costs(cost_ratio=2.0, batch_cost=0.1) == (100_000, 2.0, 0.1)
+
+
+def test_a_forecast_counts_that_another_runtime_is_quicker(shard):
+    settings = RunSettings(shards=(str(shard),), single="null", scheme="none", side=2, out="out")
+    plan = make_plan(settings, 5)
+    torch, quicker = (replace(timings(50_000_000), gain=gain) for gain in (1.0, 2.5))
+    each = [_seconds(plan, 40, how, NO_READS, 1.0) for how in (torch, quicker)]
+    assert each[0] / each[1] == pytest.approx(2.5, rel=0.1)
+    assert (torch.asked_ns, quicker.asked_ns) == (50_000_000, 20_000_000)
+    assert "2.5 times as quick" in _service(plan, quicker)
+    plan.shards.close()
 
 
 def test_free_memory_is_the_hosts_or_the_containers(tmp_path):
