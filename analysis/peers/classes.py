@@ -86,7 +86,7 @@ def ours(source: Path, network: str, work: Path, runtime: str) -> tuple[float, n
     from collage_mpi.results import read_results
 
     words = ["launch", "-n", WORKERS + 1, "--", "run", "--input", source, "--single", network]
-    words += ["--scheme", "none", "--profile", "throughput", "--pixels", "workers", "--out", work]
+    words += ["--scheme", "none", "--batch", "auto", "--pixels", "workers", "--out", work]
     words += ["--input-labels", "none", "--image-px", 224, "--resize-px", 224]
     play([BIN / "collage-mpi", *words, "--runtime", runtime])
     images = read_results(work).images

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from itertools import count
@@ -25,6 +26,7 @@ from collage_mpi.models.tuning import PLAIN
 from collage_mpi.shards import ShardSet
 from collage_mpi.system.fields import with_shipped
 
+LOADING = threading.Lock()  # Daft makes its workers in threads
 SOURCES = ("memory", "sender", "workers")
 
 
@@ -76,7 +78,8 @@ class Worker:
             with ShardSet.open([args.shard]) as shards:
                 geometry = Geometry(shards.shape, 1, shards.shape[0], None)
         how = Loading(tuning=PLAIN, geometry=geometry)
-        self._predictor = load_predictor(network, "single", how)  # as a rank
+        with LOADING:
+            self._predictor = load_predictor(network, "single", how)  # as a rank
         self._images = Images(args) if args.source == "workers" else None
         self._each_s = args.service_ms / 1e3 * (args.slow if number == 1 else 1.0)
         if args.notes:

@@ -11,6 +11,7 @@ import ctypes
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,7 +35,14 @@ from collage_mpi.job.row_reader import RowReader, Wanted, described
 from collage_mpi.kinds import KIND
 from collage_mpi.models import load_predictor
 from collage_mpi.models.named import OFFLINE, is_foreign
-from collage_mpi.models.runtimes import TRIED, Record, candidates, folder_of, read_record
+from collage_mpi.models.runtimes import (
+    TRIED,
+    Record,
+    candidates,
+    folder_of,
+    read_record,
+    unfinished,
+)
 from collage_mpi.models.tuning import COMPILE, NO_TUNING, OWN_TUNING, PLAIN, TORCH, Tuning
 from collage_mpi.system.environment import local_size, threads_per_rank, without_rank
 from collage_mpi.system.extras import pip_line
@@ -280,11 +288,20 @@ def run_child(
         born: see `ask_apart`.
     """
     environment = {**without_rank(os.environ), OFFLINE: os.environ.get(OFFLINE, "1")}
+    made, pids = Path(request["folder"]), list[int]()
+
+    def note(child: subprocess.Popen[bytes]) -> None:
+        pids.append(child.pid)
+        born(child)
+
     try:
-        said = ask_apart(CHILD_COMMAND, request, LIMIT_S, environment, born)
+        said = ask_apart(CHILD_COMMAND, request, LIMIT_S, environment, note)
     except OSError as error:
         return f"runtime: torch goes on; no child process can be started: {error}"
-    record = read_record(Path(request["folder"]))
+    for pid in pids:  # a killed child leaves its folder
+        for folder in made.parent.glob(f"{unfinished(pid)}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+    record = read_record(made)
     if record is not None:
         return said_of(record, f"{kind} network", f"of {record.judged} images of this job")
     if said.code is None:

@@ -4,6 +4,7 @@ float32, times them, and keeps the quickest one with equal answers (`runtimes.Re
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 import warnings
@@ -29,6 +30,7 @@ from collage_mpi.models.runtimes import (
     changed_classes,
     open_runtime,
     processor,
+    unfinished,
     why_unequal,
 )
 from collage_mpi.models.tuning import COMPILE, ONNX, OPENVINO, TORCH
@@ -164,7 +166,7 @@ def make(
     )
     reasons = []
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    place = Path(mkdtemp(prefix="making-", dir=folder.parent))
+    place = Path(mkdtemp(prefix=unfinished(os.getpid()), dir=folder.parent))
     try:
         for runtime in runtimes:
             here, tried, why = place / runtime, replace(best, runtime=runtime), ""

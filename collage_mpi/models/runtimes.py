@@ -144,6 +144,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE) or Path(home) / "collage-mpi") / "runtimes"
 
 
+def unfinished(pid: int) -> str:
+    """How the name of a folder begins in which a process of this host makes a network."""
+    return f"making-{platform.node()}-{pid}-"
+
+
 def folder_of(
     fingerprint: str, spec: str, kind: str, tuning: Tuning, told: Mapping[str, Any]
 ) -> Path:
