@@ -27,16 +27,9 @@ import os, signal, time
 from pathlib import Path
 import numpy as np
 
-class Segment:
-    '''Where a picture is brighter than its mean, and a volume that is large for its size.'''
-    def __init__(self, device): self.seen, self.device = 0, device
-    def __call__(self, batch):
-        self.seen += int((batch[:, 0, 0, 0] < 9).sum())  # not the noise of the warm-up
-        self.die()
-        grey = batch.mean(3)
-        mask = grey > grey.mean((1, 2), keepdims=True)
-        volume = np.broadcast_to(np.float32(grey[:, :1, :1, None]), (len(batch), 64, 64, 64))
-        return {"mask": mask.astype(np.uint8), "share": mask.mean((1, 2)), "volume": volume}
+class Detect:
+    '''Columns in which a picture is bright: of any number, none of the noise too.'''
+    def __init__(self, device): self.seen = 0
     def die(self):
         '''At its 25th image, once so many parts are on the disk.'''
         parts = os.environ.get("DIE_AT")
@@ -44,11 +37,8 @@ class Segment:
             if len([*Path("out/parts").glob("images-*.npy")]) >= int(parts):  # after their vectors
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(0.01)
-
-class Detect(Segment):
-    '''Columns in which a picture is bright: of any number, none of the noise too.'''
     def __call__(self, batch):
-        self.seen += int((batch[:, 0, 0, 0] < 9).sum())
+        self.seen += int((batch[:, 0, 0, 0] < 9).sum())  # not the noise of the warm-up
         self.die()
         if any(b[0, 0, 0] == 7 for b in batch): raise ValueError("a seven")
         rows = [np.flatnonzero(b.mean((0, 2)) > 132) for b in batch]
@@ -85,41 +75,6 @@ def classes() -> Any:
 
 
 COMMON = ["--input", "photos", "--image-px", str(PX), "--device", "cpu"]
-
-
-@pytest.mark.slow
-def test_masks_of_a_job_that_is_killed_twice_are_those_of_a_loop(
-    pictures: np.ndarray, monkeypatch, capfd
-) -> None:
-    words = ["map", "own.py:Segment", *COMMON, "--out", "out"]
-    for ranks, parts in (("3", "1"), ("2", "2")):
-        monkeypatch.setenv("DIE_AT", parts)
-        assert main([*words, "--ranks", ranks]) not in (0, 2, 3, 4, 5), capfd.readouterr().err
-        assert len([*Path("out/parts").glob("images-*.npy")]) >= int(parts)
-    done = len(read_results("out"))
-    assert 0 < done < PICTURES
-    monkeypatch.delenv("DIE_AT")
-    assert main([*words, "--ranks", "4", "-v"]) == ExitCode.COMPLETE, capfd.readouterr().err
-    said = capfd.readouterr().out
-    assert "accuracy  " not in said
-    assert "predictions" not in said
-    assert f"outputs of {PICTURES} images in out/vectors" in said
-    report = verify_run("out")
-    assert report.ok, report.problems
-    assert report.headline.endswith(f"no doubles, {PICTURES} vectors")
-    results = read_results("out")
-    assert {*results.images["session"]} == {1, 2, 3}
-    expected = classes().Segment("cpu")(pictures)
-    assert np.array_equal(results.kept("mask"), expected["mask"])
-    one = results[3]
-    assert one.keys() == {"fingerprint", "row", "answered", "mask", "share", "volume"}
-    assert np.array_equal(one["mask"], expected["mask"][3])
-    zarr = pytest.importorskip("zarr")
-    assert main(["export", "out", "--to", "zarr"]) == 0
-    arrays = zarr.open_group("out/export/outputs.zarr", mode="r")
-    for name, values in expected.items():
-        assert arrays[name].dtype == values.dtype
-        assert np.array_equal(arrays[name][:], values)
 
 
 def test_detections_of_a_job_that_is_killed_are_those_of_a_loop(
@@ -204,11 +159,11 @@ def test_what_cannot_be_mapped_is_refused_before_ranks_wait(pictures: np.ndarray
     )
     local = type("Local", (), {"__qualname__": "test.<locals>.Local"})
     for function, code, says in (
-        ("gone.py:Segment", ExitCode.USAGE, "gone.py cannot be imported"),
+        ("gone.py:Detect", ExitCode.USAGE, "gone.py cannot be imported"),
         (
-            "own.py:Segments",
+            "own.py:Detects",
             ExitCode.USAGE,
-            "own.py has no function 'Segments'; it has Path",
+            "own.py has no function 'Detects'; it has Path",
         ),
         ("wrong.py:Silent", ExitCode.USAGE, "has no __call__(batch)"),
         ("wrong.py:Refuses", ExitCode.USAGE, "OSError: no such model"),
