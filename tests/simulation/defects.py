@@ -203,8 +203,8 @@ DEFECTS = (
         (
             (
                 "system/files.py",
-                "        if check is not None:\n            check()\n        os.replace",
-                "        os.replace",
+                "        if check is not None:\n            check()\n        try:\n",
+                "        try:\n",
             ),
         ),
         taken_over,
