@@ -49,7 +49,7 @@ PLAYED = ("nothing", *KINDS, USERS)
 AGAIN_S = 10.0  # the second job asks anew
 LIMIT_S = 600.0  # of a play; then a third host, which meets no faults, does the rest
 OUSTED = ("another session has taken over", "No such file")  # what the first says then
-OTHER_JOB = ("another job is writing here", "holds a run already")
+REFUSED = ("another job is writing here", "holds a run already", "belongs to")
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Play:
     Attributes:
         fault: of PLAYED.
         ended: how the first job ended: "killed", "host lost", or "by itself".
-        refused: of the requests while the first job lived, those refused because it is there.
+        refused: of the requests while the first job lived, those that were refused for it.
         other: of them, those that ended for another reason: the folder failed.
         admitted: of them, those that were let in: the first job gave no sign of life.
         said: the last message of the first job, then of each try of the second and the third.
@@ -233,15 +233,24 @@ def _play(result: Play, rng: random.Random, world: Mounted, at: Path) -> None:
     for job in (first, *asked):
         job.process.kill()
         job.process.join()
-    end = first.end or first.last["at"]
+    _count(result, first, asked)
+    _judge(result, first, asked, world, at, users[0])
+
+
+def _count(result: Play, first: Job, asked: list[Job]) -> None:
+    """What became of the requests while another job lived."""
+    if any(text in first.message for text in REFUSED):  # the second job was there before it
+        result.refused = 1
+        return
+    end, ousted = first.end or first.last["at"], any(text in first.message for text in OUSTED)
     for job in asked:
         if job.began < end:
-            there = any(text in job.message for text in OTHER_JOB)
-            ousted = any(text in first.message for text in OUSTED)
-            let_in = any(line["at"] < end or ousted for line in job.told("began"))
+            there = any(text in job.message for text in REFUSED)
+            let_in = [line["at"] for line in job.told("began")]
+            if let_in and let_in[0] >= end and not ousted:
+                continue  # it waited, and the first job ended meanwhile
             name = "admitted" if let_in else "refused" if there else "other"
             setattr(result, name, getattr(result, name) + 1)
-    _judge(result, first, asked, world, at, users[0])
 
 
 def _judge(result: Play, first: Job, asked: list[Job], world: Mounted, at: Path, uid: int) -> None:
