@@ -89,13 +89,16 @@ tests() {
         --max-worker-restart=0 --durations=10 --timeout="$TEST_TIMEOUT_S" --skipped="$skipped"
 }
 
-# Real jobs on two virtual clusters wait for Slurm most of the time, so they run beside the tests
-# that compute, and their words come after these. Skipped where Slurm is not installed or nodes
-# cannot be told apart (it takes root).
+# Real jobs on two virtual clusters wait for Slurm most of the time, and jobs over virtual hosts that
+# vanish wait for their ends. So they run beside the tests that compute, and their words come after
+# these. Skipped where Slurm is not installed or hosts cannot be told apart (it takes root).
+seed=${CHAOS_SEED:-1}
 beside=$(mktemp -d)
 {
     tests mpich tests/slurm
     tests openmpi tests/slurm -m "not any_mpi"
+    tests mpich tests/cluster --chaos-seed="$seed"
+    tests openmpi tests/cluster -m "not any_mpi" --chaos-seed="$seed"
     ((${#failed[@]} == 0)) || printf '%s\n' "${failed[@]}" >"$beside/failed"
 } >"$beside/said" 2>&1 &
 slurm=$!
@@ -115,15 +118,9 @@ tests openmpi tests/mpi -m "not any_mpi" -n 2 --dist worksteal
 
 # The short fault suite, with the same rounds of chaos each time unless CHAOS_SEED is set. The whole
 # of it: pytest tests/faults --chaos-rounds 100 --fuzz 500
-seed=${CHAOS_SEED:-1}
 tests mpich tests/faults --chaos-seed="$seed" -n 2 --dist worksteal
 tests openmpi tests/faults -m "mpi and not any_mpi" --chaos-rounds=2 --chaos-seed="$seed" \
     -n 2 --dist worksteal
-
-# Jobs over virtual hosts that vanish: all plays of an MPI at once. Skipped where hosts cannot be
-# made (it takes root).
-tests mpich tests/cluster --chaos-seed="$seed"
-tests openmpi tests/cluster -m "not any_mpi" --chaos-seed="$seed"
 
 say "skipped"
 cut -f 1,2 "$skipped" | sort | uniq -c | sort -rn

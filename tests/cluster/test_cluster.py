@@ -18,7 +18,6 @@ from plays import Fault, Play, Verdict, environment, make_play, play_one, pool_o
 WHY_NOT = missing()
 pytestmark = [
     pytest.mark.mpi,
-    pytest.mark.faults,
     pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT)),
 ]
 DRAWN = 2
