@@ -89,8 +89,8 @@ def exit_code(
     Args:
         ending: how the job ended.
         marker: the file in `--out` that says that the run is complete; None without `--out`.
-        must_report: the launcher tolerates lost ranks, so a job is incomplete if rank 0 has not
-            reported a code.
+        must_report: the launcher tolerates lost ranks, so its 0 does not mean that the job is
+            complete.
         earlier: the result of `marker_text` before the job.
     """
     code, note = ending.reported, None
@@ -134,13 +134,16 @@ def _unreported(ending: Ending, must_report: bool) -> tuple[int, str | None]:
         return int(ending.cut.code), f"{ending.cut.why}; collage-mpi doctor says more"
     if ending.cut is not None:
         return incomplete, f"{ending.cut.why}: {_INCOMPLETE}"
-    if ending.begun or (must_report and code in _COMPLETE_CODES):
+    if ending.begun:
         return incomplete, f"{_who_ended(ending)}: {_INCOMPLETE}"
-    if ending.stopped_by is not None and code not in (*_COMPLETE_CODES, incomplete):
+    # Open MPI's launcher returns 0 when it has lost a host before MPI was up.
+    false = must_report and code in _COMPLETE_CODES
+    if ending.stopped_by is not None and (false or code not in (*_COMPLETE_CODES, incomplete)):
         return 128 + ending.stopped_by, None
     killed = death is not None and death.by_signal
     nobody = code == ExitCode.DEFECT and ending.reached is Reached.NO_RANK
-    if code in _KNOWN_CODES and not (killed or (death is not None and code != 0) or nobody):
+    wrong = killed or (death is not None and code != 0) or nobody
+    if code in _KNOWN_CODES and not (false or wrong):
         return code, None
     guess = ": a rank or a host has died, or MPI cannot start (is /dev/shm full?)"
     return int(ExitCode.ENVIRONMENT), (

@@ -134,7 +134,10 @@ def test_what_counts_first(marker, cut, tmp_path):
             assert code == (3 if cut is NEVER_UP else 6)
             then = "; collage-mpi doctor" if code == 3 else ": the job is"
             assert note.startswith(f"{cut.why}{then}")
-        elif reached is BEGUN or must_report or marker == "absent":
+        elif must_report and reached is not BEGUN:  # Open MPI says 0 when it has lost a host
+            assert code == 3
+            assert "before the job had begun" in note
+        elif reached is BEGUN or marker == "absent":
             assert code == 6
             assert "is incomplete" in note
         else:
@@ -163,6 +166,11 @@ def test_without_rank_0_s_word(launcher, died, reached, stopped_by, code):
     assert found == code
     assert (note is None) == (code in (0, 4, 5, 143) or (code == 6 and reached is not BEGUN))
     assert note is None or ("before the job had begun" in note) == (code == 3)
+
+
+def test_a_stop_before_the_job_had_begun_is_a_stop_whatever_a_tolerant_launcher_says():
+    stopped = Ending(0, reached=Reached.RANKS, stopped_by=signal.SIGTERM)
+    assert exit_code(stopped, None, must_report=True) == (143, None)
 
 
 def test_what_is_guessed_and_what_is_known():
