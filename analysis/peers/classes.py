@@ -2,7 +2,7 @@
 """JPEG files to classes with networks that people use: ours beside its peers, two processes each.
 
     pip install timm 'ray[data]' daft           # a peer that is not installed is left out
-    python analysis/peers/classes.py PICTURES --images 400 --networks lite0 resnet50
+    python analysis/peers/classes.py PICTURES --networks lite0 resnet50
 
 All programs decode by this package and get the same pixels. Printed for each input: images a second
 from the first task to the last answer (without start-up, compiling and making), and the share of
@@ -121,7 +121,7 @@ def play(words: list[object]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pictures", type=Path, help="folder of JPEGs")
-    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--images", type=int, default=1000, help="fewer end before ours is made")
     parser.add_argument("--inputs", nargs="+", default=["folder"], help="folder, tar, large")
     parser.add_argument("--networks", nargs="+", choices=["lite0", *TIMM], default=["lite0"])
     args = parser.parse_args()
