@@ -117,7 +117,8 @@ def test_a_job_and_its_simulation_take_the_threshold_of_the_quick_network(networ
 
 
 def test_a_simulation_that_knows_no_scores_takes_every_answer():
-    assert SimulatedJob(RunSettings(), 9).effective.confidence == 0.0
+    effective = SimulatedJob(RunSettings(), 9).effective
+    assert (effective.confidence, effective.labels()["accept"]) == (0.0, "first")
     assert SimulatedJob(RunSettings(confidence=0.5), 9).effective.confidence == 0.5
 
 

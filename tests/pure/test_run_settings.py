@@ -269,7 +269,8 @@ def test_other_endings_and_missing_files(tmp_path):
         ({"depth": 3}, False, 3),
         ({"assign": "turn"}, False, 1),
         ({"between": "drain"}, False, 1),
-        ({"rate": 9.0}, False, 456),
+        ({"rate": 9.0}, False, 456),  # 4,096 images
+        ({"rate": 9.0, "singles": 900}, False, 800),  # 8 for each single rank
     ],
 )
 def test_depth_auto_follows_the_ranks_where_they_pull(values, paced, depth):
