@@ -27,7 +27,6 @@ from collage_mpi.scheduler.schemes import Scheme
 
 class Theirs(Scheme):
     name = "theirs"
-    mark = ("#123456", "8")
 """
 SIMULATE = ["simulate", "--images", "16", "--side", "2", "--scheme"]
 

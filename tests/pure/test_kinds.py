@@ -152,7 +152,6 @@ class SketchScheme(Scheme):
     name = "sketch"
     needs = frozenset({SINGLE, "sketch"})
     takes = frozenset({"assign"})
-    mark = ("#F0E442", "*")
 '''
 TWICE = '''
 from collage_mpi.scheduler.schemes.base import register
@@ -167,7 +166,6 @@ class CollageReplicateScheme(ReplicateScheme, CollageScheme):
     name = "collage-replicate"
     needs = CollageScheme.needs
     takes = ReplicateScheme.takes | CollageScheme.takes
-    mark = ("#009E73", "*")
 '''
 OURS = ("collage_mpi", "results_harness", "rows_by_name", "scheduler_harness")
 

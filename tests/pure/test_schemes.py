@@ -136,8 +136,3 @@ def test_one_more_scheme_is_one_class():
             base.register(Spare)
     finally:
         del base.REGISTERED["spare"]
-
-
-def test_each_scheme_has_a_mark_of_its_own():
-    marks = [scheme_class(name).mark for name in SCHEMES]
-    assert len(set(marks)) == len(SCHEMES)

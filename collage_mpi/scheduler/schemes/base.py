@@ -117,7 +117,6 @@ class Scheme:
         needs: kinds of network that it uses; ranks that hold none of them stay idle.
         takes: names of the settings that it uses.
         assigns: values of `assign` that it supports; any other value is taken as `turn`.
-        mark: colour and marker of its points in figures.
         main: kind of the tasks that retries use, and whose failures count.
         replicas: number of single ranks that each image is sent to at once.
         only: setting of a run -> its allowed values, for settings with restrictions.
@@ -131,7 +130,6 @@ class Scheme:
     needs: ClassVar[frozenset[str]] = frozenset({SINGLE})
     takes: ClassVar[frozenset[str]] = frozenset({"assign"})
     assigns: ClassVar[tuple[str, ...]] = ASSIGNMENTS
-    mark: ClassVar[tuple[str, str]] = ("#000000", "o")
     main: ClassVar[str] = SINGLE
     replicas: ClassVar[int] = 1
     only: ClassVar[Mapping[str, tuple[str, ...]]] = {}

@@ -37,7 +37,6 @@ class CascadeScheme(Scheme):
     takes = frozenset({"assign", "policy", "placement", "calibrate"})
     assigns = ("pull",)
     only: ClassVar[Mapping[str, tuple[str, ...]]] = {"assign": ("pull",)}
-    mark = ("#CC79A7", "*")
     placement = "fastest"
     bundles_runs = True
     credit = 1  # images in a rank's second message would wait, and no collage could take them
@@ -151,4 +150,3 @@ class CascadeBatchScheme(CascadeScheme):
     name = "cascade-batch"
     first = BACKUP
     needs = frozenset({SINGLE, BACKUP})
-    mark = ("#CC79A7", "P")

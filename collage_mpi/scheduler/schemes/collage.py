@@ -22,7 +22,6 @@ class CollageScheme(Scheme):
     name = "collage"
     needs = frozenset({SINGLE, COLLAGE})
     takes = frozenset({"assign", "policy", "collage_copies", "placement"})
-    mark = ("#0072B2", "^")
 
     def __init__(self, settings: SchemeSettings) -> None:
         super().__init__(settings)
@@ -97,7 +96,6 @@ class CollageOnlyScheme(CollageScheme):
     needs = frozenset({COLLAGE})
     takes = frozenset({"assign", "collage_copies", "placement"})
     assigns = ("turn", "pull")
-    mark = ("#56B4E9", "v")
     main = COLLAGE
 
     def image_arrived(self, core: Core, image: ImageState) -> None:

@@ -31,7 +31,6 @@ class ReplicateScheme(Scheme):
     name = "replicate"
     takes = frozenset({"assign"})
     assigns = ("turn", "pull")
-    mark = ("#D55E00", "s")
     replicas = 2
 
     @property
@@ -54,7 +53,6 @@ class HedgeScheme(Scheme):
 
     name = "hedge"
     takes = frozenset({"assign", "hedge_ns"})
-    mark = ("#E69F00", "D")
 
     def __init__(self, settings: SchemeSettings) -> None:
         super().__init__(settings)
