@@ -210,7 +210,7 @@ def run(work: tuple[Entry, str, str, float | None, int, int, int, str]) -> Json:
         "first_stage": first["items"].sum() / len(rows),
         "kept": (rows["source"] == SOURCE_CODE["kept"]).mean(),
         "points": 100 * ((rows["predicted"] == rows["label"]).mean() - right),
-        "rank_ms": tasks["held_ns"].sum() / 1e6 / len(rows),
+        "rank_ms": tasks["compute_ns"].sum() / 1e6 / len(rows),
     }
 
 

@@ -77,7 +77,6 @@ JOBS = (
     Job("decoding", "photos", "quick", NONE, 400),
     Job("reading", "small", "quick", NONE, 800),
     Job("cpu", "raw.h5", "usual", NONE, 2000),
-    Job("delays", "raw.h5", "null", f"{NONE} --straggler pinned --straggler-median-ms 10", 2000),
     Job("arrivals", "raw.h5", "quick", "--scheme none --rate 40", 320),
     Job("rank 0", "raw.h5", "null", "--scheme none --depth 64 --credit 16", 12000, 4),
     Job("rank 0 decoding", "photos", "null",

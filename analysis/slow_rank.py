@@ -32,7 +32,6 @@ class Ratio(NamedTuple):
     to_speeds: float
     to_own: float
     by_single: float  # share of the images
-    valid: bool
 
 
 def ratio(results: Results) -> Ratio:
@@ -49,7 +48,7 @@ def ratio(results: Results) -> Ratio:
     slow = {int(r): float(f) for r, f in (text.split(":") for text in settings["slow_ranks"] or ())}
     singles = set(tasks["rank"][tasks["kind"] == KIND_CODE[SINGLE]].tolist())
     speed = sum(1 / (each_s * slow.get(rank, 1.0)) for rank in singles)
-    busy_s = ((tasks["compute_ns"] + tasks["held_ns"]) / ran_together(tasks)).sum() / 1e9
+    busy_s = (tasks["compute_ns"] / ran_together(tasks)).sum() / 1e9
     ranks = len(np.unique(tasks["rank"]))
     shared = [code for code, name in enumerate(SOURCES) if name in KINDS and name != SINGLE]
     return Ratio(
@@ -57,7 +56,6 @@ def ratio(results: Results) -> Ratio:
         seconds * speed / len(images),
         seconds * ranks / busy_s,
         1 - float(np.isin(images["source"], shared).mean()),
-        not results.invalid,
     )
 
 
@@ -84,8 +82,7 @@ def markdown(columns: dict[str, dict[str, Ratio]]) -> str:
 
 
 def _cells(one: Ratio) -> list[str]:
-    invalid = "" if one.valid else " (INVALID)"
-    return [f"{one.seconds:.1f}{invalid}", f"{one.to_speeds:.3f}", f"{one.to_own:.3f}",
+    return [f"{one.seconds:.1f}", f"{one.to_speeds:.3f}", f"{one.to_own:.3f}",
             f"{100 * one.by_single:.0f} %"]  # fmt: skip
 
 

@@ -36,7 +36,7 @@ REPEATS = 3
 
 def message_of(batch: int) -> np.ndarray:
     """Tasks of one image each, as rank 0 sends them."""
-    tasks = [WireTask(task, 0, 1, "single", ((task, 0),)) for task in range(batch)]
+    tasks = [WireTask(task, "single", ((task, 0),)) for task in range(batch)]
     pixels = list(np.random.default_rng(0).integers(0, 256, (batch, *SHAPE), np.uint8))
     out = np.empty(task_message_bytes(batch, batch, batch * pixels[0].nbytes), np.uint8)
     pack_tasks(out, 1, tasks, pixels)

@@ -44,6 +44,10 @@ TABLE: dict[str, tuple[str, str]] = {
     "--hedge-quantile": ("running quantile of latencies", "use --hedge-ms T"),
     "--compile": ("how kernels were launched", "use --runtime torch, or --runtime compile"),
     "--burn-ranks": ("kept cores busy beside a rank", "start `stress-ng --cpu N` beside the rank"),
+    "run --dead-ranks": (
+        "ranks that stopped answering",
+        "use collage-mpi simulate --dead-ranks, or kill a rank",
+    ),
     "--hedge-budget": ("share of second copies", "leave it out; --hedge-ms limits the copies"),
     "torchrun": ("training in several processes", "start one process: collage-mpi train ..."),
     "weights import": (
@@ -136,4 +140,6 @@ def removed(*words: str) -> str | None:
 def removed_setting(name: str, value: object = None) -> str | None:
     """As `removed`, for a setting such as parity_k, or for one of its values."""
     flag = "--" + name.replace("_", "-")
-    return removed(flag) if value is None else removed(flag, str(value))
+    if value is not None:
+        return removed(flag, str(value))
+    return removed(flag) or removed("run", flag)

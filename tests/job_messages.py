@@ -7,7 +7,6 @@ from collage_mpi.job.messages import Hello, Welcome
 from collage_mpi.models.info import Geometry, Loading
 from collage_mpi.models.tuning import PLAIN
 from collage_mpi.mpi.protocol import UP_BYTES
-from collage_mpi.workload.straggler_settings import StragglerSettings
 
 WELCOME = Welcome(
     networks={},
@@ -17,8 +16,6 @@ WELCOME = Welcome(
     batch=1,
     answer_vectors=1,
     extras=Extras(top_k=None, save="none"),
-    straggler=StragglerSettings(),
-    draws_by_image=False,
     fit=None,
     must_read=True,
     ranks=3,

@@ -17,7 +17,9 @@ def simulate_to(
     images: int,
     costs: Costs | None = None,
     answers: str | None = None,
+    dead_ranks: tuple[str, ...] = (),
 ) -> tuple[str, Path]:
     """The status of the run, and `out`."""
-    job = SimulatedJob(replace(settings, out=str(out)), images, costs or Costs(), answers)
+    settings, costs = replace(settings, out=str(out)), costs or Costs()
+    job = SimulatedJob(settings, images, costs, answers, dead_ranks=dead_ranks)
     return simulate(job)["status"], out

@@ -30,12 +30,14 @@ RATE = LOAD * (RANKS - 2 + 1 / FACTOR) / MEAN_S  # images a second
 
 NONE = f"--scheme none --singles {RANKS - 1}"
 COLLAGE = "--collage shipped:fashion_collage_side3"
+# Cost ratios are those of docs/weights.md.
 # Name in the picture -> its flags. In each scheme all ten workers hold a network.
 SCHEMES = {
     "none": NONE,
     "none --assign finish": f"{NONE} --assign finish",
-    "the paper's collage": f"--profile paper {COLLAGE}.safetensors",
-    "cascade": f"--scheme cascade --placement fastest {COLLAGE}_balanced.safetensors",
+    "the paper's collage": f"--profile paper {COLLAGE}.safetensors --cost-ratio 0.92",
+    "cascade": "--scheme cascade --placement fastest --cost-ratio 0.51 "
+    f"{COLLAGE}_balanced.safetensors",
 }
 COMMON = (
     "run --brief --shards shipped:fashion_demo.h5 --single shipped:fashion_single.safetensors "

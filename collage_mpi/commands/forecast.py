@@ -421,8 +421,9 @@ def _limit(plan: Plan, images: int, measured: Timings, reads: Reads) -> str:
     decoding_ns *= 1.0 if measured.on_gpu else measured.shared
     input_ns = reading_ns + decoding_ns
     starved_ns = max(0.0, min(total_ns, input_ns) - measured.on_gpu * computing_ns)
-    held_ns = total_ns - computing_ns - starved_ns if plan.settings.injects else 0.0
-    times = (total_ns, reading_ns, decoding_ns, starved_ns, computing_ns, held_ns, reads.decoders)
+    if plan.settings.injects:
+        computing_ns = total_ns - starved_ns
+    times = (total_ns, reading_ns, decoding_ns, starved_ns, computing_ns, reads.decoders)
     device = "cuda" if measured.on_gpu else "cpu"
     worker = RankUse(1, Use(*map(round, times)), "each", device)
     messages = images / measured.costs.batch

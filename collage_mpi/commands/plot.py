@@ -95,8 +95,7 @@ def parse_groups(text: str) -> tuple[int, int]:
 
 def _timeline_title(run: Results, first: int, last: int) -> str:
     model = run.manifest.get("straggler") or "none"
-    flag = " (INVALID)" if run.invalid else ""
-    return f"Groups {first} to {last}: {run.scheme}, {run.mode}{flag}\nStragglers: {model}"
+    return f"Groups {first} to {last}: {run.scheme}, {run.mode}\nStragglers: {model}"
 
 
 COMMAND = Commands(

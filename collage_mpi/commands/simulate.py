@@ -71,6 +71,11 @@ class SimulateArguments(Arguments):
         'A scheme may have settings of its own, as in "hedge --hedge-ms 150"',
         metavar="SCHEME",
     )
+    dead_ranks: tuple[str, ...] = _setting(
+        (),
+        "ranks that stop answering after this many seconds (3:2.5s) or tasks (3:20)",
+        metavar="RANK:WHEN",
+    )
     jobs: int | None = _setting(
         None, "number of runs simulated at the same time", unset="all cores", at_least=1
     )
@@ -131,7 +136,14 @@ def _job(args: SimulateArguments) -> SimulatedJob:
         raise UsageError("--out is missing: give a folder for the results, or --summary-only")
     if args.images is None:
         raise UsageError("--images is missing: give the number of images to classify")
-    return SimulatedJob(settings, args.images, _costs(args), args.answers, not args.summary_only)
+    return SimulatedJob(
+        settings,
+        args.images,
+        _costs(args),
+        args.answers,
+        rows=not args.summary_only,
+        dead_ranks=args.dead_ranks,
+    )
 
 
 def _costs(args: SimulateArguments) -> Costs:

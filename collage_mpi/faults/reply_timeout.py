@@ -147,7 +147,7 @@ class ReplyTimeouts:
             member.owed, member.suspected_ns = 0, None
 
     def served(self, service_ns: int) -> None:
-        """A network took this long for a task, including an injected delay."""
+        """A network took this long for a task."""
         self._longest_ns = max(self._longest_ns, service_ns)
 
     def lose(self, rank: int, layer: str, why: str, now_ns: int) -> Loss | None:

@@ -114,7 +114,7 @@ def _curve(run: Results, per: str, name: str) -> _Curve:
     sample.add(rows["latency_ns"] / 1e6)
     x_ms, below = sample.steps()
     n = f"n = {groups:,} groups" if per == "group" else f"n = {len(rows):,} in {groups:,} groups"
-    flags = ("" if run.complete else " (INCOMPLETE)") + (" (INVALID)" if run.invalid else "")
+    flags = "" if run.complete else " (INCOMPLETE)"
     independent = run.independent(run.measured_groups)
     path = readable(str(run.path))
     return _Curve(f"{name} | {n}{flags}", sample, x_ms, below / sample.n, independent, path)

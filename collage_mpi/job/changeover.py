@@ -183,7 +183,7 @@ class Changeover:
         self._requests: list[tuple[str, dict[str, Any]]] = []
         self._child: subprocess.Popen[bytes] | None = None
         self._over, self._lock = False, threading.Lock()
-        if not plan.settings.injects and len(order):
+        if not plan.settings.waits and len(order):
             for kind in plan.networks:
                 self._decide(kind, hellos, costs)
 

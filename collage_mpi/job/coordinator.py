@@ -308,7 +308,7 @@ class Coordinator:
         results = unpack_results(arrival.message, header)
         self.uses[arrival.rank] = unpack_use(arrival.message)
         decode_ns = self.clock() - start_ns
-        services_ns = [result.compute_ns + result.held_ns for result in results]
+        services_ns = [result.compute_ns for result in results]
         self.ranks.heard(arrival.rank, arrival.at_ns, services_ns)
         before_ns = self.work.send_ns + self.work.encode_ns
         self.recorder.ended(results, arrival.at_ns, decode_ns)

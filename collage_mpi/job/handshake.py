@@ -7,9 +7,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from math import comb
 from statistics import median
-from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +18,7 @@ from collage_mpi.job.coordinator import ReadyRank
 from collage_mpi.job.messages import Hello, Measured, Start, Welcome, shards_in_messages
 from collage_mpi.job.plan import LARGEST_INPUT_BYTES, Plan, check_top_k
 from collage_mpi.job.row_reader import described
-from collage_mpi.job.worker_group import FEW_ROUNDS, MEASURE_ROUNDS, WorkerGroup
+from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
 from collage_mpi.models.info import Loading
 from collage_mpi.models.named import is_foreign, is_function
@@ -41,7 +39,6 @@ from collage_mpi.system.progress import NoLines, WaitReporter
 from collage_mpi.system.tell import tell
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
-SURE = 0.95  # confidence of the interval of a ratio of service times
 MEASURABLE_NS = 50_000  # only null networks are faster; they have no costs worth measuring
 
 PLAIN_LAUNCH = (
@@ -280,14 +277,13 @@ def _welcome(plan: Plan, encoder: Encoder) -> Welcome:
             tuning=settings.tuning(),
             save=settings.save,
             trusted=settings.trust_network,
+            delays=StragglerSettings(**settings.to_dict(StragglerSettings)),
         ),
         geometry=plan.geometry,
         credit=settings.messages,
         batch=settings.batch_size,
         answer_vectors=encoder.places if by_group else 1,
         extras=settings.extras,
-        straggler=StragglerSettings(**settings.to_dict(StragglerSettings)),
-        draws_by_image=settings.draws_by_image,
         fit=plan.shards.fit,
         must_read=settings.pixels == "workers",
         ranks=settings.teams * plan.placement.world_size,
@@ -334,7 +330,6 @@ class ServiceCosts:
         idle_ns: kind -> time of one input.
         batch_ns: kind -> time of a full batch, for kinds with batches of several inputs.
         ratio: time of one input of the scheme's other network divided by that of a single image.
-        interval: 95 % confidence interval of the ratio; None if it was not measured.
         batch_costs: kind -> time of each further input of a batch divided by that of the first.
         batch: groups that are sent together.
         chosen: how `--batch auto` chose the batch; None if the user gave it.
@@ -343,27 +338,17 @@ class ServiceCosts:
     idle_ns: dict[str, int]
     batch_ns: dict[str, int]
     ratio: float
-    interval: tuple[float, float] | None
     batch_costs: dict[str, float]
     batch: int
     chosen: ChosenBatch | None
-
-    def as_known(self, manifest: Mapping[str, Any]) -> ServiceCosts:
-        """These costs with the known ones of earlier sessions, so that a run injects by one
-        ratio."""
-        ratio = manifest.get("cost_ratio")
-        return replace(
-            self,
-            ratio=self.ratio if ratio is None else ratio,
-            interval=self.interval if ratio is None else manifest.get("cost_ratio_interval"),
-            batch_costs={**self.batch_costs, **(manifest.get("batch_costs") or {})},
-        )
 
 
 def service_costs(
     plan: Plan, worker_group: WorkerGroup, most: MostGroups, least: int = 1
 ) -> ServiceCosts:
     """Measure the costs, except those that the settings give. Null networks have costs of 1.
+
+    If service times are injected, the ratio and the batch costs are those of the settings.
 
     Args:
         most: the largest batch that `--batch auto` may choose.
@@ -372,33 +357,30 @@ def service_costs(
     settings, chosen = plan.settings, None
     who = {kind: plan.placement.ranks_of(kind) for kind in plan.networks}
     networks = tuple(plan.networks.items())
-    rounds = MEASURE_ROUNDS if settings.injects else FEW_ROUNDS
-    singly = worker_group.measure_in_turn(who, networks, dict.fromkeys(who, 1), rounds)
+    singly = worker_group.measure_in_turn(who, networks, dict.fromkeys(who, 1))
     idle_ns, measured = shortest_ns(singly), ratio_among(singly)
-    measurable = bool(idle_ns) and min(idle_ns.values()) >= MEASURABLE_NS
+    measurable = bool(idle_ns) and min(idle_ns.values()) >= MEASURABLE_NS and not settings.injects
     unlike = {(KIND[kind].network, spec) for kind, spec in plan.networks.items()}
-    ratio, interval = 1.0, None
+    ratio = 1.0
     if settings.cost_ratio is not None:
         ratio = settings.cost_ratio
     elif measured is not None and measurable and len(unlike) > 1:
-        ratio, interval = measured.median, (measured.low, measured.high)
+        ratio = measured
     grows = {} if not measurable or settings.batch_cost is not None else idle_ns
     if settings.batch is None:
         costs = injected_ns(settings), ratio, settings.batch_costs(), grows
-        trial = _Trial(plan, worker_group, rounds, ModelTimes(settings, *costs))
+        trial = _Trial(plan, worker_group, ModelTimes(settings, *costs))
         chosen = choose_batch(most, trial.times_of, least)
         chosen = trial.fitting(chosen) if least == 1 else chosen
         settings = settings.at_batch(chosen.size)
     batches = {kind: many for kind in who if (many := settings.most_inputs(kind)) > 1}
-    batch_ns = shortest_ns(worker_group.measure_in_turn(who, networks, batches, rounds))
+    batch_ns = shortest_ns(worker_group.measure_in_turn(who, networks, batches))
     batch_costs = settings.batch_costs() | {
         kind: max(0.0, (batch_ns[kind] / grows[kind] - 1) / (batches[kind] - 1))
         for kind in batch_ns
         if kind in grows
     }
-    return ServiceCosts(
-        idle_ns, batch_ns, ratio, interval, batch_costs, settings.batch_size, chosen
-    )
+    return ServiceCosts(idle_ns, batch_ns, ratio, batch_costs, settings.batch_size, chosen)
 
 
 def most_together(
@@ -428,18 +410,15 @@ def most_together(
 class _Trial:
     """Tries batches while all ranks wait: on one rank of each kind, and the chosen one on all."""
 
-    def __init__(
-        self, plan: Plan, worker_group: WorkerGroup, rounds: int, injected: ModelTimes
-    ) -> None:
-        self._plan, self._group = plan, worker_group
-        self._rounds, self._injected = rounds, injected
+    def __init__(self, plan: Plan, worker_group: WorkerGroup, injected: ModelTimes) -> None:
+        self._plan, self._group, self._injected = plan, worker_group, injected
         self._networks = tuple(plan.networks.items())
         self._who = {kind: plan.placement.ranks_of(kind) for kind in plan.networks}
 
     def times_of(self, size: int) -> Times | None:
         """Kind -> time of a batch of `size` groups; None if it does not fit a device's memory."""
         inputs = self._injected.inputs(size, self._who)
-        found = self._group.measure_in_turn(self._who, self._networks, inputs, self._rounds)
+        found = self._group.measure_in_turn(self._who, self._networks, inputs)
         if not all(each.fits for times in found.values() for each in times):
             return None
         # Other processes interrupt long calls, so the clock alone would favour small batches.
@@ -479,15 +458,7 @@ def without_room(
     return sorted(full)
 
 
-class Ratio(NamedTuple):
-    """The median of the ratio over all rounds, and the interval of the median; see `ratio_of`."""
-
-    median: float
-    low: float
-    high: float
-
-
-def ratio_of(others: Sequence[Measured], singles: Sequence[Measured]) -> Ratio | None:
+def ratio_of(others: Sequence[Measured], singles: Sequence[Measured]) -> float | None:
     """The other network's time divided by the single network's: the median over the rounds.
 
     The networks are measured in turn, so that a slower host affects both. Processor time is used if
@@ -496,8 +467,7 @@ def ratio_of(others: Sequence[Measured], singles: Sequence[Measured]) -> Ratio |
     gave 0.89 to 0.94.
 
     Returns:
-        The median with a 95 % interval from the ordered ratios (the lowest and the highest if there
-        are fewer than six); None without rounds, or if a single's time is 0.
+        The median; None without rounds, or if a single's time is 0.
     """
     rounds = list(zip(others, singles, strict=False))
     if all(m.cpu_ns is not None for pair in rounds for m in pair):
@@ -506,24 +476,13 @@ def ratio_of(others: Sequence[Measured], singles: Sequence[Measured]) -> Ratio |
         times = [(other.service_ns, single.service_ns) for other, single in rounds]
     if not times or min(single for _, single in times) <= 0:
         return None
-    ratios = sorted(other / single for other, single in times)
-    outside = _outside(len(ratios))
-    return Ratio(median(ratios), ratios[outside], ratios[-1 - outside])
+    return median(other / single for other, single in times)
 
 
-def ratio_among(rounds: Mapping[str, Sequence[Measured]]) -> Ratio | None:
+def ratio_among(rounds: Mapping[str, Sequence[Measured]]) -> float | None:
     """`ratio_of` for measurements by kind: the first other network against the single network."""
     other = next((kind for kind in rounds if kind != SINGLE), None)
     return None if other is None else ratio_of(rounds[other], rounds.get(SINGLE, ()))
-
-
-def _outside(n: int) -> int:
-    """How many of n sorted values lie outside the interval of their median, on each side."""
-    count, below = 0, 1 / 2**n  # probability that the true median lies beyond the outermost value
-    while 2 * below <= 1 - SURE:
-        count += 1
-        below += comb(n, count) / 2**n
-    return max(0, count - 1)
 
 
 def shortest_ns(rounds: Mapping[str, Sequence[Measured]]) -> dict[str, int]:

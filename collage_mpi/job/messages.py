@@ -23,7 +23,6 @@ from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.models.info import Geometry, Loading
 from collage_mpi.mpi.protocol import CONTROL_BYTES, WireFault, pack_control, unpack_control
 from collage_mpi.system.process_tree import ProcessId
-from collage_mpi.workload.straggler_settings import StragglerSettings
 
 SHARDS_FRAME_BYTES = 128  # of a message of shards: its header, and the JSON around the texts
 
@@ -62,14 +61,12 @@ class Welcome:
 
     Attributes:
         networks: kind -> network spec that the rank loads.
-        how: device and number format of the networks.
+        how: device, number format and delays of the networks.
         geometry: shapes of the items and the collage.
         credit: most messages of tasks that may be under way to the rank.
         batch: most inputs of one message, as far as is known.
         answer_vectors: most kept vectors of one answer.
         extras: what an answer carries of each image beyond its class.
-        straggler: the delays to inject.
-        draws_by_image: whether injected delays are drawn by image number instead of group number.
         fit: how files become images (`pictures.PictureFit`); None if tasks carry no files.
         must_read: whether the rank fails if its host does not have the shards. Otherwise Hello
             says so.
@@ -84,8 +81,6 @@ class Welcome:
     batch: int
     answer_vectors: int
     extras: Extras
-    straggler: StragglerSettings
-    draws_by_image: bool
     fit: str | None
     must_read: bool
     ranks: int
@@ -104,7 +99,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Start:
-    """Tasks may come. The time of the delay model starts.
+    """Tasks may come.
 
     Attributes:
         cost_ratio: service time of a collage divided by that of a single image.

@@ -30,6 +30,7 @@ from collage_mpi.models.null import NullPredictor
 from collage_mpi.models.own import RAISED, raised_at_first
 from collage_mpi.models.runtimes import Changeable, Trial, change_over, read_record
 from collage_mpi.models.tuning import ANSWERERS
+from collage_mpi.models.waiting import WaitingNetwork
 from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult, answer_message_bytes
 from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.mpi.tasks import WireTask
@@ -76,15 +77,18 @@ class NetworkLoader:
         """The predictor of a network spec, for tasks of the kind.
 
         Raises:
-            UsageError, EnvironmentFault, DataFault: as in `models.load_predictor`.
+            UsageError, EnvironmentFault, DataFault: as in `models.load_predictor`, and of a trace.
         """
-        kind = KIND[kind].network
+        network, delays = KIND[kind].network, welcome.how.delays
         told = spec == "null" or is_foreign(spec)  # weights files know their shapes
         how = replace(welcome.how, geometry=welcome.geometry if told else None)
-        if (spec, kind, how) not in self._loaded:
+        if (spec, network, how) not in self._loaded:
             with uncollected():
-                self._loaded[spec, kind, how] = self._load(spec, kind, how)
-        return self._loaded[spec, kind, how]
+                self._loaded[spec, network, how] = self._load(spec, network, how)
+        found = self._loaded[spec, network, how]
+        if not delays.injects and self.rank not in delays.slowed():
+            return found
+        return WaitingNetwork(found, kind, self.rank, delays)
 
     def _load(self, spec: str, kind: str, how: Loading) -> Predictor:
         if spec == "null" and not how.names_columns:

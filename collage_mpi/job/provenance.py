@@ -22,7 +22,6 @@ from collage_mpi import __version__
 from collage_mpi.job.inputs import digests, named_files
 from collage_mpi.job.messages import Changed, Hello
 from collage_mpi.job.plan import Plan
-from collage_mpi.job.recorder import Totals
 from collage_mpi.job.session import TeamSession
 from collage_mpi.results.number_sets import keys_digest
 from collage_mpi.scheduler import Scheduler
@@ -32,7 +31,6 @@ from collage_mpi.shards.pictures import decoder_text
 from collage_mpi.system.backoff import WORKER_BACKOFF
 from collage_mpi.system.bottleneck import Use
 
-LARGEST_EXCEEDED_SHARE = 0.01  # share of tasks that may take longer than recorder.TOLERATED allows
 BATCH_JOB_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "FLUX_JOB_ID")
 PACKAGES = ("numpy", "torch", "mpi4py", "h5py")
 
@@ -155,20 +153,8 @@ def final_facts(session: TeamSession, job: Mapping[str, Any]) -> dict[str, Any]:
             "coordinator_backoff": asdict(coordinator.backoff.settings),
             "worker_backoff": asdict(WORKER_BACKOFF),
         },
-        "validity": validity(coordinator.recorder.totals),
         "retired": coordinator.retired,
         **({"began_ns": coordinator.recorder.began_ns} if plan.settings.teams > 1 else {}),
-    }
-
-
-def validity(totals: Totals) -> dict[str, Any]:
-    """Whether the injected delays were those of the model (docs/stragglers.md)."""
-    share = totals.exceeded / totals.drawn_tasks if totals.drawn_tasks else 0.0
-    return {
-        "valid": share <= LARGEST_EXCEEDED_SHARE,
-        "exceeded": totals.exceeded,
-        "tasks": totals.drawn_tasks,
-        "share": share,
     }
 
 

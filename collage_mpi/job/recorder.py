@@ -42,11 +42,6 @@ class Writer(Protocol):
     def task(self, row: tuple[Any, ...], /) -> object: ...
 
 
-# If a task took longer than this times its drawn time, the delay model alone did not cause it: the
-# network computed too long, or the operating system gave the rank a core too late
-# (docs/stragglers.md).
-TOLERATED = 1.1
-
 UNFINISHED, LOST = 0, -1  # statuses of tasks without an answer
 OUTCOMES = {
     UNFINISHED: "unfinished",
@@ -59,7 +54,7 @@ OUTCOMES = {
 # image's place in the order of groups and cells.
 SAID_COLUMNS = (
     *("source", "rank", "attempt", "t0_ns", "latency_ns"),
-    *("read_ns", "decode_ns", "compute_ns", "held_ns", "runtime"),
+    *("read_ns", "decode_ns", "compute_ns", "runtime"),
 )
 SAID = np.dtype([("place", "<i8"), *((name, IMAGES.dtype[name].str) for name in SAID_COLUMNS)])
 _SAID = packer(SAID)
@@ -111,7 +106,7 @@ class _Group:
 
 @dataclass
 class Totals:
-    """Counts for the status line, and for the check of injected delays."""
+    """Counts for the status line."""
 
     images: int = 0
     errors: int = 0
@@ -120,8 +115,6 @@ class Totals:
         0  # images with an accepted collage answer that the single network classified too
     )
     differing: int = 0  # of these, images to which the two networks gave different classes
-    drawn_tasks: int = 0
-    exceeded: int = 0
     admitted: int = 0  # images that entered the job, of this team only
 
 
@@ -197,10 +190,6 @@ class Recorder:
             task.result, task.done_ns, task.decode_ns = result, now_ns, decode_ns
             if result.unread:
                 self._note_unread(task.send, result.unread)
-            if result.drawn_ns > 0 and result.status == ANSWERED:
-                self.totals.drawn_tasks += 1
-                took_ns = result.compute_ns + result.held_ns
-                self.totals.exceeded += took_ns > TOLERATED * result.drawn_ns
 
     def _note_unread(self, send: Send, unread: Sequence[Unread | None]) -> None:
         for (image, _), why in zip(send.items, unread, strict=True):
@@ -254,7 +243,6 @@ class Recorder:
             came.read_ns + result.read_ns,
             task.decode_ns,
             result.compute_ns,
-            result.held_ns,
             result.runtime,
         )
         assert isinstance(run.scores, Cells)
@@ -413,7 +401,6 @@ class Recorder:
             encode_ns + (task.encode_ns if task is not None else 0),
             task.decode_ns if task is not None else 0,
             result.compute_ns,
-            result.held_ns,
             self._writer.session,
             resolve.group < self._warmup_groups,
             AUDIT_CODE[resolve.audited],
@@ -436,8 +423,6 @@ class Recorder:
             task.sent_ns - self._start_ns,
             max(task.done_ns, task.sent_ns) - self._start_ns,
             result.compute_ns,
-            result.held_ns,
-            result.drawn_ns,
             OUTCOME_CODE[OUTCOMES[result.status]],
             self._writer.session,
             group < self._warmup_groups,

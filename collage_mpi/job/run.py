@@ -226,7 +226,6 @@ class LeadRun:
         final = {
             **final_facts(session, self.job),
             **session.facts(),
-            "cost_ratio_interval": costs.interval,
             "idle_service_ns": costs.idle_ns,
             "idle_batch_ns": costs.batch_ns,
         }
@@ -242,14 +241,13 @@ class LeadRun:
         tunings = [how for hello in hellos for how in hello.tuning.values()]
         devices = [device for hello in hellos for device in hello.devices]
         least = least_batch(self.plan, tunings, devices)
-        costs = service_costs(self.plan, self.worker_group, most, least).as_known(self.known)
+        costs = service_costs(self.plan, self.worker_group, most, least)
         if costs.chosen is not None and not self.ask.brief:
             tell(f"{costs.chosen}{before_this(self.known, costs.batch)}", logging.INFO)
         self.writer.note(
             **batch_facts(self.plan.settings.at_batch(costs.batch)),
             networks=networks,
             cost_ratio=costs.ratio,
-            cost_ratio_interval=costs.interval,
             batch_costs=costs.batch_costs,
         )
         return costs

@@ -1,9 +1,8 @@
-"""A worker rank: receives tasks, skips cancelled ones, runs the network, delays answers, replies.
+"""A worker rank: receives tasks, skips cancelled ones, runs the network, replies.
 
-A worker reports only durations (C3): compute_ns for the network, and held_ns for the injected
-delay. The tasks of a message are one batch. Each task reports the batch's durations, because its
-images waited for the whole batch. While a GPU computes a batch, the next one is begun if it has
-come; its time counts from the end of the batch before it.
+A worker reports only durations (C3). The tasks of a message are one batch. Each task reports the
+batch's duration, because its images waited for the whole batch. While a GPU computes a batch, the
+next one is begun if it has come; its time counts from the end of the batch before it.
 """
 
 from __future__ import annotations
@@ -24,12 +23,11 @@ from collage_mpi.job import messages
 from collage_mpi.job.messages import Hello, Message, Rank0, Start, Welcome
 from collage_mpi.job.networks import Loader, Networks, failed, is_of_device
 from collage_mpi.job.row_reader import Faults, Inputs, RowReader, Wanted, decoded
-from collage_mpi.kinds import KIND, SPARE_KINDS
+from collage_mpi.kinds import KIND
 from collage_mpi.models.info import MOST_BEGUN, Computation
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, SKIPPED, WireResult, in_messages, pack_results
 from collage_mpi.mpi.tasks import WireTask, unpack_cancel, unpack_files, unpack_places, unpack_tasks
-from collage_mpi.scheduler import batch_factor
 from collage_mpi.shards.pictures import import_decoders, parse_fit
 from collage_mpi.shards.schema import HASH_LIMIT_BYTES
 from collage_mpi.shards.source import ReadMeter
@@ -38,11 +36,8 @@ from collage_mpi.system.bottleneck import Use
 from collage_mpi.system.hard_exit import remove_shared_memory
 from collage_mpi.system.limits import limit_met
 from collage_mpi.system.process_tree import ProcessId
-from collage_mpi.workload.service_times import DelayModel, service_ns
-from collage_mpi.workload.straggler_settings import make_delays
 
 RING_SPARE = 4  # receives beyond the credit, for cancels
-FOR_EVER_NS = 1 << 62  # of the clock: how long a dead rank delays its answer
 LOOK_NS = 50_000  # between polls of a device that computes
 
 
@@ -104,18 +99,16 @@ class Session:
     def __init__(self, number: int, welcome: Welcome) -> None:
         self.number, self.welcome = number, welcome
         self.networks: Networks | None = None
-        self.delays: DelayModel = make_delays(welcome.straggler, by_image=welcome.draws_by_image)
         self.told: Start | None = None  # tasks are not begun before it has come
         self.start_ns = 0
-        self.answered = 0  # number of answered tasks
         self.rows: RowReader | None = None  # for tasks by place
         self.fit = None if welcome.fit is None else parse_fit(welcome.fit)
         self.decoding = ThreadPoolExecutor(1, "decode")  # its thread starts at the first use
         self.queue: deque[QueuedTasks] = deque()
         self.begun: deque[BegunTasks] = deque()  # several only while a device computes the first
-        self.most_begun = 1 if welcome.straggler.injects else min(MOST_BEGUN, welcome.credit)
+        self.most_begun = min(MOST_BEGUN, welcome.credit)
         self.ended_ns = 0  # when the last batch was finished
-        self.starved_ns = self.computing_ns = self.held_ns = 0  # see `bottleneck.Use`
+        self.starved_ns = self.computing_ns = 0  # see `bottleneck.Use`
         self.files = ReadMeter()  # of pictures that came as files
         self.open: set[int] = set()  # tasks that are queued or begun
         self.cancelled: set[int] = set()  # of `open`, the cancelled tasks
@@ -148,12 +141,11 @@ class Session:
             rows.decoding_ns + self.files.decoding_ns,
             self.starved_ns,
             self.computing_ns,
-            self.held_ns,
             1 if self.rows is None else self.rows.decoders,
         )
 
     def start(self, told: Start, now_ns: int) -> None:
-        """Tasks may come. The time of the delay model starts."""
+        """Tasks may come."""
         self.told, self.start_ns = told, now_ns
 
     def end(self) -> None:
@@ -168,19 +160,6 @@ class Session:
         inputs = self.queue[0].inputs
         ready = not isinstance(inputs, Future) or inputs.done()
         return ready and len(self.begun) < self.most_begun
-
-    def drawn_ns(self, rank: int, begun: BegunTasks) -> int:
-        """The service time that the delay model draws for a batch."""
-        assert self.told is not None
-        assert isinstance(begun.queued.inputs, Inputs)
-        tasks = [begun.queued.tasks[i] for i in begun.usable]
-        count = sum(len(begun.queued.inputs.arrays[i]) for i in begun.usable)
-        kind = tasks[0].kind
-        factor = self.told.cost_ratio if kind in SPARE_KINDS else 1.0
-        factor *= batch_factor(count, self.told.batch_costs.get(kind, 1.0))
-        keys = [(task.group, task.items[0][0], task.attempt) for task in tasks]
-        at_ns = begun.start_ns - self.start_ns
-        return service_ns(self.delays, rank, keys, at_ns, factor)
 
 
 class Worker:
@@ -359,9 +338,6 @@ class Worker:
         They are finished at once, too, unless a device computes them.
         """
         self._take_tasks()  # a cancel may have just come
-        if self._dead(session):
-            self._hold(FOR_EVER_NS)
-            return
         assert session.networks is not None
         for changed in () if session.begun else session.networks.changes():
             self._tell(changed)
@@ -380,10 +356,6 @@ class Worker:
             results = [WireResult(t.task, SKIPPED) for i, t in enumerate(tasks) if i not in kept]
         if wanted:
             results += self._answers(session, begun)
-            if self._dead(session):
-                self._hold(FOR_EVER_NS)
-                return
-            session.answered += len(wanted)
         ended = [task.task for task in tasks]
         session.open.difference_update(ended)
         session.cancelled.difference_update(ended)
@@ -431,43 +403,17 @@ class Worker:
         return list(answers.values())
 
     def _classified(self, session: Session, begun: BegunTasks) -> list[WireResult]:
-        """The network's answers, delayed as the delay model says. If all tasks failed, they are
-        not delayed."""
+        """The network's answers."""
         assert session.networks is not None
         results = begun.results.finish()
         # The device computes one batch after another, so this one starts when the last has ended.
         start_ns, session.ended_ns = max(begun.start_ns, session.ended_ns), self.clock()
         compute_ns = session.ended_ns - start_ns
-        answered = [result for result in results if result.status == ANSWERED]
-        held_ns = drawn_ns = 0
-        if answered and session.welcome.straggler.injects:
-            drawn_ns = session.drawn_ns(self.endpoint.rank, begun)
-            if drawn_ns > compute_ns:
-                self._hold(start_ns + drawn_ns)
-                held_ns = max(0, self.clock() - start_ns - compute_ns)
         session.computing_ns += compute_ns
-        session.held_ns += held_ns
-        for result in answered:
-            result.compute_ns, result.held_ns, result.drawn_ns = compute_ns, held_ns, drawn_ns
+        for result in results:
+            if result.status == ANSWERED:
+                result.compute_ns = compute_ns
         return results
-
-    def _dead(self, session: Session) -> bool:
-        """Whether this rank is dead in the delay model, and so does not answer any more."""
-        if not session.welcome.straggler.dead_ranks:
-            return False
-        at_ns = self.clock() - session.start_ns
-        return session.delays.dead(self.endpoint.rank, at_ns, session.answered)
-
-    def _hold(self, until_ns: int) -> None:
-        """Delay the answer, and poll meanwhile so that messages are received.
-
-        A control message ends the delay: the session is over, and nobody waits for the answer.
-        """
-        self.backoff.reset()
-        while (left_ns := until_ns - self.clock()) > 0 and not self._control_waits():
-            self._take_tasks()
-            self.backoff.pause(left_ns)
-        self.backoff.reset()
 
 
 def _read(session: Session, tasks: Sequence[WireTask], payload: np.ndarray) -> Future[Inputs]:

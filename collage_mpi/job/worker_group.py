@@ -34,9 +34,8 @@ MEASURE_LIMIT_S = 120.0
 STOP_LIMIT_S = 60.0  # for a rank that owes an answer: it may be computing
 IDLE_STOP_S = 10.0  # for a rank that owes none, and for messages to leave
 SILENT_STOP_S = 5.0  # for a rank that is silent already
-MEASURE_ROUNDS = 15  # if injected delays are multiplied by the result
-FEW_ROUNDS = 3  # if the result is only recorded
-MEASURE_ENOUGH_S, FEW_ENOUGH_S = 20.0, 0.1  # no round is begun after this time
+MEASURE_ROUNDS = 3
+MEASURE_ENOUGH_S = 0.1  # no round is begun after this time
 # How an error message names the control message that has not come.
 OWED: dict[type[Message], str] = {
     Here: "sign of life",
@@ -182,25 +181,21 @@ class WorkerGroup:
         who: Mapping[str, Collection[int]],
         networks: Hashable,
         batches: Mapping[str, int],
-        rounds: int,
     ) -> dict[str, list[Measured]]:
         """Service times by kind while all other ranks wait; the kinds are measured in turn.
 
-        Sessions with the same networks share one measurement, so that their injected delays are
-        the same.
+        Sessions with the same networks share one measurement.
 
         Args:
             who: kind -> ranks that hold its network. The first rank that is not lost is measured.
             networks: identifies the networks; equal for sessions that share a measurement.
             batches: kind -> inputs of a task.
-            rounds: most rounds; slow networks get fewer.
         """
-        key = (networks, *batches.items(), rounds)
+        key = (networks, *batches.items())
         if key not in self._measured:
             found: dict[str, list[Measured]] = {}
-            enough_s = FEW_ENOUGH_S if rounds <= FEW_ROUNDS else MEASURE_ENOUGH_S
-            until_s = self._clock() + enough_s
-            for number in range(rounds):
+            until_s = self._clock() + MEASURE_ENOUGH_S
+            for number in range(MEASURE_ROUNDS):
                 if number and self._clock() > until_s:
                     break
                 for kind, batch in batches.items():

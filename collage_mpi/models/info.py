@@ -23,6 +23,7 @@ from collage_mpi.kinds import COLLAGE, NETWORKS, SINGLE
 from collage_mpi.models.specs import AcceptSpec, HeadSpec
 from collage_mpi.models.tuning import OWN, Tuning
 from collage_mpi.system.printable import counted
+from collage_mpi.workload.straggler_settings import NO_DELAYS, StragglerSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,6 +105,7 @@ class Loading:
         geometry: shapes and classes for a network without a weights file of this package.
         save: which outputs to return beside the scores, one of `vectors.SAVES`.
         trusted: which networks that are programs may run: the setting trust_network.
+        delays: how long networks wait before they answer.
     """
 
     device: str = "cpu"
@@ -112,6 +114,7 @@ class Loading:
     geometry: Geometry | None = None
     save: str = NO_SAVE
     trusted: str = ""
+    delays: StragglerSettings = NO_DELAYS
 
     @property
     def embed(self) -> bool:

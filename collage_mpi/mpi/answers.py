@@ -38,8 +38,6 @@ RESULT = np.dtype(
         ("task", "<i8"),
         ("status", "u1"),
         ("compute_ns", "<i8"),
-        ("held_ns", "<i8"),
-        ("drawn_ns", "<i8"),
         ("read_ns", "<i8"),
         ("runtime", "u1"),
         # How many records, bytes and vectors of the message belong to the result.
@@ -107,8 +105,6 @@ class WireResult:
     Attributes:
         status: ANSWERED, FAILED or SKIPPED.
         compute_ns: time in the network, GPU synchronised.
-        held_ns: injected delay after the computation.
-        drawn_ns: service time that the delay model drew; 0 without a model.
         read_ns: how long the network waited until its rank had read the images.
         runtime: runtime and format that answered, an index into `tuning.ANSWERERS`.
         cells: one score for each item, None if the network gave none; () unless answered.
@@ -121,8 +117,6 @@ class WireResult:
     task: int
     status: int
     compute_ns: int = 0
-    held_ns: int = 0
-    drawn_ns: int = 0
     read_ns: int = 0
     runtime: int = 0
     cells: Sequence[Score | None] = ()
@@ -258,8 +252,8 @@ def task_ends(
     events: list[Answered | Failed | Skipped] = []
     for each in results:
         if each.status == ANSWERED:
-            took_ns = each.compute_ns, each.held_ns
-            events.append(Answered(now_ns, each.task, rank, each.cells, *took_ns, each.unread))
+            took_ns = each.compute_ns
+            events.append(Answered(now_ns, each.task, rank, each.cells, took_ns, each.unread))
         elif each.status == FAILED:
             events.append(Failed(now_ns, each.task, rank, each.reason, each.unread))
         else:

@@ -26,11 +26,7 @@ from collage_mpi.scheduler.events import Items, Send
 
 TASK = np.dtype(
     [
-        # The first fields of a WireTask, in its order. Add a new field to both, and to
-        # `pack_tasks`.
         ("task", "<i8"),
-        ("group", "<i8"),
-        ("attempt", "<u2"),
         # The kind's code, what the task carries, and the number of its item records.
         ("kind", "u1"),
         ("by_place", "?"),
@@ -58,8 +54,6 @@ class WireTask:
     """
 
     task: int
-    group: int
-    attempt: int
     kind: str
     items: Sequence[tuple[int, int]]
     by_place: bool = False
@@ -108,7 +102,7 @@ def pack_tasks(
         else:
             items += [_ITEM.pack(image, cell, 1) for image, cell in own]
         kind, carries = KINDS.index(t.kind), (places is not None, t.task in as_files)
-        records.append(_TASK.pack(t.task, t.group, t.attempt, kind, *carries, len(items) - before))
+        records.append(_TASK.pack(t.task, kind, *carries, len(items) - before))
         count += len(own)
     named = places or b""
     payload = following + len(named) + sum([array.nbytes for array in arrays])
@@ -140,15 +134,15 @@ def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
     if own != len(runs) or sum([images for *_, images in runs]) != header.n_items:
         raise WireFault("the tasks of a message do not add up to its items")
     tasks, first = [], 0
-    for *said, kind, by_place, as_files, count in records:
+    for task, kind, by_place, as_files, count in records:
         if kind >= len(KINDS):
-            raise WireFault(f"task {said[0]} is of kind {kind}; known are 0 to {len(KINDS) - 1}")
+            raise WireFault(f"task {task} is of kind {kind}; known are 0 to {len(KINDS) - 1}")
         items = tuple(
             (image + more, cell + more)
             for image, cell, images in runs[first : first + count]
             for more in range(images)
         )
-        tasks.append(WireTask(*(*said, KINDS[kind], items, by_place, as_files)))
+        tasks.append(WireTask(task, KINDS[kind], items, by_place, as_files))
         first += count
     return tasks, message[pixels_at:]
 

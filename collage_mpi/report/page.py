@@ -239,14 +239,9 @@ def _judged(said: str, flaws: Sequence[str], who: str) -> Verdict:
 
 def _flaws(run: str, summary: Json, proof: VerifyReport) -> list[str]:
     """Sentences that say why a run's figures should not be trusted."""
-    validity, arrivals, found = summary["validity"], summary["arrivals"] or {}, []
+    arrivals, found = summary["arrivals"] or {}, []
     if not proof.ok:
         found.append(f"{run} is {proof.status.replace('_', ' ')}.")
-    if validity["valid"] is False:
-        found.append(
-            f"{run} has times that do not count: {points(validity['share'])} of its tasks took "
-            "over 10 % longer than was injected, and 1 % may."
-        )
     if arrivals.get("overloaded"):
         found.append(f"{run} got more images than its ranks could answer.")
     return found

@@ -27,12 +27,6 @@ from collage_mpi.system.table import ABSENT, Table, to_text, usable_width
 
 STATISTICS = ("p50", "p95", "p99", "p99.9", "std")
 
-INVALID_NOTE = (
-    "(INVALID): over 1 % of the tasks took over 10 % longer than the injected service time: the "
-    "machine was busy with other work, or the time scale is too small for it. The answers and "
-    "their accuracy count, the times do not."
-)
-
 _WIDE = 1000  # characters, so that nothing is wrapped
 
 Json = dict[str, Any]
@@ -49,7 +43,7 @@ def compare(
         summaries: of the runs, if they are known; otherwise they are computed.
 
     Returns:
-        For each run: name, run, label, scheme, mode, straggler, invalid, complete, n, groups,
+        For each run: name, run, label, scheme, mode, straggler, complete, n, groups,
         independent (groups, or batches); `<stat>_ms` and `<stat>_ratio` (this run / first run,
         below 1 is faster) for p50, p95, p99, p99.9 and std; open_loop; accuracy, labelled (the
         number of labelled images); paired, see `paired_accuracy`; price, audit, cost; and
@@ -73,7 +67,6 @@ def _entry(run: Run, summary: Json, first: Run, baseline: Json, per: str) -> Jso
         "mode": run.mode,
         "straggler": summary["straggler"],
         "open_loop": bool(run.manifest.get("open_loop")),
-        "invalid": run.invalid,
         "complete": run.complete,
         "per": per,
         "n": row["n"],
@@ -236,7 +229,7 @@ def _tables(entries: Sequence[Json], names: Sequence[str]) -> tuple[Table, Table
 
 def _name(entry: Json) -> str:
     flags = "" if entry["complete"] else " (INCOMPLETE)"
-    return str(entry["name"] + flags + (" (INVALID)" if entry["invalid"] else ""))
+    return str(entry["name"] + flags)
 
 
 def latency_cell(entry: Json, name: str, first: bool) -> str:
@@ -311,6 +304,4 @@ def notes(entries: Sequence[Json]) -> list[str]:
     ]
     lines += filter(None, (_other_images(entry, entries[0]) for entry in entries[1:]))
     lines += [f"{e['name']}: {line}" for e in entries for line in e["unlike_teams"]]
-    if any(entry["invalid"] for entry in entries):
-        lines.append(INVALID_NOTE)
     return lines

@@ -31,7 +31,7 @@ SAME_KEYS = ("shards", "rows", "order", "limit", "input_digest", "class_names")
 # Keys among these that grow when a shard that an earlier session could not read can be read now.
 GROWING_KEYS = frozenset({"shards", "rows", "input_digest"})
 # Facts that the first session measured or received from its ranks, and that later sessions keep.
-KEPT_KEYS = ("networks", "cost_ratio", "cost_ratio_interval", "batch_costs", "thresholds")
+KEPT_KEYS = ("networks", "cost_ratio", "batch_costs", "thresholds")
 MOST_SHARD_LINES = 5
 # Settings that a later session may change: paths, output, numbers of ranks, and how often an image
 # is tried. Shards are compared by content, so they may have moved.
@@ -116,10 +116,8 @@ _WORLD = list_of(
     )
 )
 _POLL = fields(longest_gap_ns=optional(is_number))
-_VALIDITY = fields(exceeded=optional(_is_count), tasks=optional(_is_count))
 _FINAL = fields(
     poll=optional(_POLL),
-    validity=optional(_VALIDITY),
     batch=optional(_is_count),
     world=optional(_WORLD),
     lost=optional(list_of(_is_dict)),
@@ -179,11 +177,9 @@ _OPTIONAL: dict[str, tuple[Check, str]] = {
     "sessions": (list_of(_SESSION), "a list of sessions"),
     "bad_shards": (list_of(fields(path=is_text, reason=is_text)), "a list of {path, reason}"),
     "cost_ratio": (is_number, "a number"),
-    "cost_ratio_interval": (_pair_of(is_number), "two numbers"),
     "batch_costs": (_dict_of(is_number), "an object of numbers"),
     "thresholds": (list_of(_THRESHOLD), "a list of {confidence, session, since_ns, ...}"),
     "poll": (_POLL, "an object with longest_gap_ns"),
-    "validity": (_VALIDITY, "an object with exceeded and tasks"),
     "lost": (list_of(_is_dict), "a list of lost ranks"),
     "extras": (fields(top_k=optional(_is_count), save=is_text), "{top_k, save}"),
 }

@@ -62,10 +62,14 @@ def _session(entry: object) -> object:
 
 
 def now_rows(rows: np.ndarray, table: TableLayout) -> np.ndarray:
-    """The rows of a part, (n,), with the columns of now if they are of version 1."""
+    """The rows of a part, (n,), with the columns of now if they are of version 1.
+
+    Its injected delays, held_ns, followed the computation, and are a part of it now.
+    """
     if rows.dtype != _LAYOUTS.get(table.name) or rows.dtype == table.dtype:
         return rows
     now = np.zeros(len(rows), table.dtype)
     for name in set(table.dtype.names or ()) & set(rows.dtype.names or ()):
         now[name] = rows[name]
+    now["compute_ns"] += rows["held_ns"]
     return now

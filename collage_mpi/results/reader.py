@@ -110,19 +110,6 @@ class Run:
         return label_of(self.manifest)
 
     @property
-    def invalid(self) -> bool:
-        """Whether too many tasks took longer than injected in a session (docs/stragglers.md)."""
-        found = [*self.validities, self.manifest.get("validity") or {}]
-        return any(validity.get("valid") is False for validity in found)
-
-    @property
-    def validities(self) -> list[Json]:
-        """What each session recorded about the validity of the injected service times. A manifest
-        without sessions has one entry of its own."""
-        told = filter(None, (final.get("validity") for final in finals(self.manifest).values()))
-        return list(told) or list(filter(None, [self.manifest.get("validity")]))
-
-    @property
     def fingerprints(self) -> list[str]:
         """The SHA-256 of each shard, by shard number. With the row it is the key of an image
         (C4)."""

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from collage_mpi.kinds import COLLAGE, KIND, SHARED_KINDS, SINGLE, SPARE_KINDS
+from collage_mpi.kinds import COLLAGE, KIND, SHARED_KINDS, SINGLE
 from collage_mpi.results.agreement import ADVICE, weaker_by
 from collage_mpi.results.cost import cost_text
 from collage_mpi.system.printable import counted
@@ -78,15 +78,6 @@ def _title(summary: Json) -> str:
 def warnings(summary: Json) -> list[str]:
     """Lines about lost ranks, error rows, and conditions that make the numbers misleading."""
     lines = []
-    validity = summary["validity"]
-    if validity["valid"] is False:
-        lines.append(
-            f"INVALID: {validity['exceeded']:,} of {validity['tasks']:,} tasks "
-            f"({100 * validity['share']:.1f} %, at most 1 % allowed) took over 10 % longer than "
-            "the injected service time: this machine is too slow, or too busy, for the time scale. "
-            "The answers and their accuracy count. The times do not: run it again on an idle "
-            "machine, or with a larger --time-scale."
-        )
     arrivals = summary.get("arrivals") or {}
     if arrivals.get("overloaded"):
         lines.append(
@@ -273,7 +264,6 @@ def _price_table(summary: Json) -> Table:
     ranks += [f"{price[f'{kind}_ranks']} the {kind} network" for kind in shares]
     rows: list[Sequence[Value]] = [
         *([f"{kind} share", share_of(price, kind), KIND[kind].share or ""] for kind in shares),
-        *_cost_ratio(price),
         ["wasted work", points(price["wasted_work"]), _work(price)],
         [
             "rank-seconds per image",
@@ -298,18 +288,6 @@ def _price_table(summary: Json) -> Table:
         ["rank 0's longest poll gap", gap, "longest delay before rank 0 saw an answer"],
     ]
     return Table([Column(left=True)] * 3, rows)
-
-
-def _cost_ratio(price: Json) -> list[Sequence[Value]]:
-    """A row with the cost ratio, if injected service times were multiplied by it."""
-    multiplied = [kind for kind in SPARE_KINDS if price[f"{kind}_ranks"]]
-    if price["cost_ratio"] is None or not price["injected"] or not multiplied:
-        return []
-    note = f"{multiplied[-1]} network's time over the single's, used for injection"
-    if price["cost_ratio_ci95"] is not None:
-        low, high = price["cost_ratio_ci95"]
-        note += f" ({low:.2f}-{high:.2f})"
-    return [["cost ratio", f"{price['cost_ratio']:.2f}", note]]
 
 
 def _work(price: Json) -> str:

@@ -104,8 +104,7 @@ class ImageRow(NamedTuple):
     read_ns: int
     encode_ns: int
     decode_ns: int
-    compute_ns: int  # compute_ns and held_ns are those of the answering task
-    held_ns: int
+    compute_ns: int  # of the answering task
     session: U2
     warmup: Flag
     audited: U1  # index into AUDITS
@@ -148,8 +147,6 @@ class TaskRow(NamedTuple):
     sent_ns: int
     done_ns: int
     compute_ns: int
-    held_ns: int
-    drawn_ns: int
     outcome: U1  # index into OUTCOMES
     session: U2
     warmup: Flag
@@ -236,7 +233,7 @@ def inputs_of(tasks: np.ndarray) -> np.ndarray:
 def ran_together(tasks: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
     """The size of the batch that each task ran in. A batch is the tasks of one message that ran.
 
-    The compute_ns and held_ns of a task are those of its whole batch.
+    The compute_ns of a task is that of its whole batch.
 
     Args:
         tasks: (n,) of TASK_ROW.
@@ -247,7 +244,7 @@ def ran_together(tasks: np.ndarray, own: np.ndarray | None = None) -> np.ndarray
         (n,) int64. A task that did not run has its own size.
     """
     sizes = np.ones(len(tasks), np.int64) if own is None else own.copy()
-    ran = np.flatnonzero(tasks["compute_ns"] + tasks["held_ns"] > 0)
+    ran = np.flatnonzero(tasks["compute_ns"] > 0)
     keys = [tasks[name][ran] for name in ("session", "rank", "sent_ns", "done_ns")]
     order = np.lexsort(keys)
     if len(ran):
@@ -274,13 +271,13 @@ def cells_of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return scores, rows["other"] != rows["predicted"]
 
 
-WAIT_FORMULA = "latency - read - encode (answers of collage tasks only) - compute - held"
+WAIT_FORMULA = "latency - read - encode (answers of collage tasks only) - compute"
 
 
 def wait_ns(images: np.ndarray) -> np.ndarray:
     """The part of each image's latency that is not reading, encoding or service (C3).
 
-    It is latency - read - encode - compute - held: the transfer, the queues at both ends and the
+    It is latency - read - encode - compute: the transfer, the queues at both ends and the
     time between two polls. Encode is subtracted only for answers of a collage, because
     single tasks leave before it is encoded. decode_ns is not part of the latency, which
     ends when the answer is received.
@@ -291,7 +288,7 @@ def wait_ns(images: np.ndarray) -> np.ndarray:
     Returns:
         (n,) int64 ns; meaningful where `answered`.
     """
-    known = images["read_ns"] + images["compute_ns"] + images["held_ns"]
+    known = images["read_ns"] + images["compute_ns"]
     encoded = np.where(np.isin(images["source"], ENCODED), images["encode_ns"], 0)
     found: np.ndarray = images["latency_ns"] - known - encoded
     return found

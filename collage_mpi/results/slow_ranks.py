@@ -1,6 +1,6 @@
 """Finds ranks, GPUs and hosts that were slower than their peers, with a confidence interval.
 
-A rank's level is the median of its service times (compute + held of a message, divided by the cost
+A rank's level is the median of its service times (of a message, divided by the cost
 of a batch of its size). The rank's peers are the other ranks with the same kind of network, and
 their level is the median of their levels. The ratio of the two levels says how many times slower
 the rank was. The ratio does not depend on the number of tasks that a rank got. Slow ranks are found
@@ -143,11 +143,9 @@ def hosts_to_exclude(speeds: Iterable[Speed]) -> list[str]:
 
 def failing_hosts(run: Run) -> dict[str, list[str]]:
     """Host -> lines about ranks that were lost or kept failing there, and about GPUs that the
-    driver reports as faulty or too hot. {} if the settings of the run made ranks die on purpose.
+    driver reports as faulty or too hot.
     """
     found: dict[str, list[str]] = {}
-    if (run.manifest.get("settings") or {}).get("dead_ranks"):
-        return found
     tasks = _short_tasks(run)
     for session, final in finals(run.manifest).items():
         world = {str(rank.get("rank")): rank for rank in final.get("world") or []}
@@ -213,7 +211,8 @@ def recurrences(runs: Sequence[Sequence[Speed]]) -> list[Recurrence]:
 def injected(run: Run) -> bool:
     """Whether delays were injected or the run is simulated. Then its hosts were not really slow."""
     settings = run.manifest.get("settings") or {}
-    return settings.get("straggler", "none") != "none" or "simulated" in run.manifest
+    drawn = settings.get("straggler", "none") != "none"
+    return drawn or bool(settings.get("slow_ranks")) or "simulated" in run.manifest
 
 
 # ---- one rank ---------------------------------------------------------------
@@ -223,11 +222,11 @@ def service_times_ns(run: Run) -> dict[tuple[int, int, str], np.ndarray]:
     """The service times of each rank: (rank, session, kind) -> (n,) float64 ns, in order of their
     ends.
 
-    Each answered message has one: compute + held, divided by the relative cost of a batch of its
+    Each answered message has one: its compute time, divided by the relative cost of a batch of its
     size. The cost comes from `batch_costs` of the manifest; without it, it is the number of inputs.
     """
     tasks = _measured(run)
-    service_ns = tasks["compute_ns"] + tasks["held_ns"]
+    service_ns = tasks["compute_ns"]
     ran = (tasks["outcome"] == OUTCOME_CODE["answered"]) & (service_ns > 0)
     costs = run.manifest.get("batch_costs") or {}
     further = np.array([float(costs.get(kind, 1.0)) for kind in KINDS])
@@ -249,7 +248,7 @@ def service_times_ns(run: Run) -> dict[tuple[int, int, str], np.ndarray]:
 
 
 _SHORT = TASKS.only(
-    *("rank", "kind", "session", "items", "sent_ns", "done_ns", "compute_ns", "held_ns"),
+    *("rank", "kind", "session", "items", "sent_ns", "done_ns", "compute_ns"),
     *("outcome", "warmup"),
 )
 
@@ -420,7 +419,7 @@ def _thirds_of(levels: Sequence[_Level]) -> np.ndarray:
 def trace_of(run: Results) -> np.ndarray:
     """A trace of the service times of a run's single ranks: (ranks, tasks) float32, seconds.
 
-    A row holds compute + held of each answered task in the order of their ends, without warm-up
+    A row holds the service time of each answered task in the order of their ends, without warm-up
     groups. All rows have the length of the shortest. Collage ranks are left out, because a trace
     has times of single images. A run that injects the trace multiplies the times by the cost ratio
     for a collage.
@@ -432,7 +431,7 @@ def trace_of(run: Results) -> np.ndarray:
     answered = tasks["outcome"] == OUTCOME_CODE["answered"]
     tasks = tasks[answered & (tasks["kind"] == KIND_CODE[SINGLE])]
     tasks = np.sort(tasks, order=("session", "done_ns"))
-    service_s = (tasks["compute_ns"] + tasks["held_ns"]) / 1e9  # (tasks,) float64
+    service_s = tasks["compute_ns"] / 1e9  # (tasks,) float64
     timed = service_s > 0
     rows = [service_s[timed & (tasks["rank"] == rank)] for rank in np.unique(tasks["rank"][timed])]
     if not rows:

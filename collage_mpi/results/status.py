@@ -207,7 +207,7 @@ def add_service_times(ranks: list[Json], tasks: np.ndarray) -> None:
         tasks: (n,) of TASK_ROW. Each task of a batch counts with the time of the whole batch.
     """
     done = tasks[tasks["outcome"] == OUTCOME_CODE["answered"]]
-    service_ns = done["compute_ns"] + done["held_ns"]
+    service_ns = done["compute_ns"]
     order = np.lexsort([service_ns, done["rank"]])
     numbers, starts, counts = np.unique(done["rank"][order], return_index=True, return_counts=True)
     medians_ns = service_ns[order][starts + (counts - 1) // 2]

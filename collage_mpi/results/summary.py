@@ -76,7 +76,6 @@ def summarise(run: Run, tally: Tally | None = None) -> Json:
         "cost": cost_of(run),
         "arrivals": _arrivals(run),
         "rank0": _rank0(run),
-        "validity": _validity(run),
         "errors": _errors(tally.images),
         "first_errors": _first_errors(run, tally.images),
         "lost_ranks": [
@@ -292,8 +291,6 @@ def _price(run: Run, tally: Tally) -> Json:
     return {
         **{f"{kind}_share": n / resolved if resolved else None for kind, n in by_kind.items()},
         "cost_ratio": run.manifest.get("cost_ratio"),
-        "cost_ratio_ci95": run.manifest.get("cost_ratio_interval"),
-        "injected": _injected(run.manifest),
         "wasted_work": tasks.wasted_s / tasks.work_s if tasks.work_s else None,
         "wasted_s": tasks.wasted_s,
         "work_s": tasks.work_s,
@@ -314,12 +311,6 @@ def _price(run: Run, tally: Tally) -> Json:
         },
         "unfinished_s": float(tasks.unfinished_ns) / 1e9,
     }
-
-
-def _injected(manifest: Json) -> bool:
-    """Whether service times were injected. In a simulation all of them are."""
-    drawn = (manifest.get("settings") or {}).get("straggler") != "none"
-    return drawn or "simulated" in manifest
 
 
 def _arrivals(run: Run) -> Json | None:
@@ -402,18 +393,6 @@ def _rank0(run: Run) -> Json:
     poll = run.manifest.get("poll") or {}
     gap_ns = poll.get("longest_gap_ns")
     return {"longest_poll_gap_ms": None if gap_ns is None else gap_ns / 1e6, "poll": poll}
-
-
-def _validity(run: Run) -> Json:
-    """How many tasks took too much longer than injected, over all sessions (docs/stragglers.md).
-    All values are None if nothing was injected or recorded."""
-    if not run.validities:
-        return {"valid": None, "exceeded": None, "tasks": None, "share": None}
-    exceeded, tasks = (
-        sum(v.get(key) or 0 for v in run.validities) for key in ("exceeded", "tasks")
-    )
-    share = exceeded / tasks if tasks else 0.0
-    return {"valid": not run.invalid, "exceeded": exceeded, "tasks": tasks, "share": share}
 
 
 def _first_errors(run: Run, images: ImageTally) -> dict[str, Json]:

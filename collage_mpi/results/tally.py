@@ -40,7 +40,7 @@ from collage_mpi.results.rows import (
 )
 from collage_mpi.results.statistics import BoundedSample, TimedSample
 
-PARTS = ("read", "encode", "wait", "compute", "held", "decode")
+PARTS = ("read", "encode", "wait", "compute", "decode")
 EXAMPLES = 5
 MOST_REASONS = 4096  # distinct reasons of error rows that are counted; others are ignored
 
@@ -440,7 +440,7 @@ class TaskTally:
     def _add_work(self, rows: np.ndarray) -> None:
         inputs = inputs_of(rows)  # (n,)
         share = inputs / np.maximum(ran_together(rows, inputs), 1)
-        work_s = (rows["compute_ns"] + rows["held_ns"]) / 1e9 * share  # (n,)
+        work_s = rows["compute_ns"] / 1e9 * share  # (n,)
         self.work_s += float(work_s.sum())
         self.work_of += np.bincount(rows["kind"], work_s, minlength=len(KINDS))
         by_image = self._by_image | (rows["kind"] == KIND_CODE[SINGLE])
@@ -451,5 +451,5 @@ class TaskTally:
 
 _OF_WORK = TASKS.only(
     *("session", "rank", "sent_ns", "done_ns"),
-    *("compute_ns", "held_ns", "items", "resolved", "kind"),
+    *("compute_ns", "items", "resolved", "kind"),
 )

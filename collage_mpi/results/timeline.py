@@ -1,6 +1,6 @@
 """Makes a timeline of tasks on ranks from the rows of a run, also as Chrome trace events.
 
-The length of a bar is measured by the rank's clock (compute + held), and its end by rank 0's: the
+The length of a bar is measured by the rank's clock (compute), and its end by rank 0's: the
 bar ends when rank 0 noticed the answer. A rank does one task at a time, so the end is moved to the
 start of the rank's next bar if that is earlier. So bars are late by the answer's transfer time and
 rank 0's polling interval.
@@ -221,7 +221,7 @@ def _message(task: np.ndarray) -> tuple[int, int, int]:
 
 
 def _service_ns(tasks: np.ndarray) -> np.ndarray:
-    found: np.ndarray = tasks["compute_ns"] + tasks["held_ns"]
+    found: np.ndarray = tasks["compute_ns"]
     return found
 
 

@@ -256,7 +256,7 @@ class RunWriter(RowSink):
             status: of this session: complete, complete_with_errors or incomplete. If an earlier
                 session left error rows, the run becomes complete_with_errors.
             summary: write summary.json too.
-            **final: facts ("poll", "validity", "world", ...) to write to the manifest and to this
+            **final: facts ("poll", "world", ...) to write to the manifest and to this
                 session's entry in it.
 
         Returns:

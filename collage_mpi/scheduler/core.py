@@ -241,8 +241,7 @@ class Scheduler:
         return task
 
     def _on_answered(self, event: ev.Answered) -> None:
-        service_ns = event.compute_ns + event.held_ns
-        task = self._terminal(event.task, event.rank, "answered", service_ns)
+        task = self._terminal(event.task, event.rank, "answered", event.compute_ns)
         if len(event.cells) != len(task.items):
             raise ProtocolViolation(
                 f"task {task.id} has {len(task.items)} items, its answer {len(event.cells)} cells"

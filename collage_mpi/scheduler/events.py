@@ -130,7 +130,6 @@ class Answered(NamedTuple):
     Attributes:
         cells: one score for each item of the task; None if the network gave no answer for it.
         compute_ns: time that the network took for the task.
-        held_ns: injected delay, after the computation.
         unread: empty, or one entry for each item. The entry of an image that could not be read
             says why; its cell was blank, so its score means nothing.
     """
@@ -140,7 +139,6 @@ class Answered(NamedTuple):
     rank: int
     cells: Sequence[Score | None]
     compute_ns: int
-    held_ns: int
     unread: tuple[Unread | None, ...] = ()
 
 

@@ -1,8 +1,8 @@
 """How fast the ranks have been recently, which are slow, and which would finish a task first.
 
-A rank's service time is the median over its last few messages. Each counts computation and injected
-delay, divided by the cost of its kind of network and of its batch. The median ignores a single slow
-answer, and soon shows that a rank stays slow. A task that is late by some time is expected to take
+A rank's service time is the median over its last few messages. Each counts its computation, divided
+by the cost of its kind of network and of its batch. The median ignores a single slow answer, and
+soon shows that a rank stays slow. A task that is late by some time is expected to take
 that time once more, because in a heavy tail what has lasted long will last. A rank that has not
 answered yet is chosen first while it is idle; once it has a task it counts as a typical rank.
 """

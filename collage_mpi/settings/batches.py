@@ -151,7 +151,7 @@ def _is_short(took: Times) -> bool:
 
 @dataclass(frozen=True)
 class ModelTimes:
-    """Service times by a model: that of injected delays, or that of a simulation.
+    """Service times by a model of injected delays or of a simulation.
 
     Attributes:
         settings: of the run.

@@ -146,12 +146,6 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         for name in ("shards", SINGLE, "out"):
             if not getattr(self, name) and (self.uses_single or name != SINGLE):
                 raise UsageError(f"--{name} is missing: collage-mpi run --help shows an example")
-        if not self.uses_single and self.injects and self.cost_ratio is None:
-            raise UsageError(
-                f"--cost-ratio is missing: scheme {self.scheme} has no single rank to compare "
-                "the collage network with, and injected delays would hide its cost. Use the "
-                "ratio that a run of scheme collage printed"
-            )
         for kind in KINDS:
             if self.uses(kind) and not self.network(kind):
                 raise UsageError(
@@ -277,9 +271,8 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
 
     @property
     def in_whole_batches(self) -> bool:
-        """Whether a run may be one task. This needs that no delay is injected for each image."""
-        plain = self.scheme == "none" and self.assign == "pull" and not self.injects
-        return plain and self.batch_size > 1
+        """Whether a run may be one task."""
+        return self.scheme == "none" and self.assign == "pull" and self.batch_size > 1
 
     def scheduler_settings(
         self,

@@ -41,8 +41,8 @@ def costs_of(run: Results) -> Costs:
     """The costs that a real run measured.
 
     Receive, send and encode are means that its rank 0 recorded. The travel time of a message is
-    half of the median time from send to answer without the rank's service time (its draw or its
-    compute time, whichever is longer), over tasks that were sent to an idle rank.
+    half of the median time from send to answer without the rank's service time, over tasks that
+    were sent to an idle rank.
 
     Raises:
         DataFault: the run did not measure costs, or has too few such tasks.
@@ -80,5 +80,5 @@ def _way_ns(run: Results) -> float:
             f"{run.path} has {len(wanted)} measured tasks that found their rank idle; a message's "
             f"way needs {LEAST_TASKS}: run longer, or with --between drain"
         )
-    service_ns = np.maximum(wanted["drawn_ns"], wanted["compute_ns"])
-    return float(np.median(wanted["done_ns"] - wanted["sent_ns"] - service_ns)) / 2
+    way_ns = wanted["done_ns"] - wanted["sent_ns"] - wanted["compute_ns"]
+    return float(np.median(way_ns)) / 2

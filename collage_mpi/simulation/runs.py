@@ -17,11 +17,12 @@ from collage_mpi.results.file_names import MANIFEST, SUMMARY
 from collage_mpi.results.manifest import plain
 from collage_mpi.results.row_sink import MemoryWriter
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.simulation.deaths import deaths_of
 from collage_mpi.simulation.replayed_answers import Answers, answers_file
 from collage_mpi.simulation.simulator import FINGERPRINT, SimulatedJob, Simulation
 from collage_mpi.system.files import write_atomic, writing
 from collage_mpi.system.process_tree import caught
-from collage_mpi.workload.straggler_settings import make_delays
+from collage_mpi.workload.straggler_settings import check_ranks, make_delays
 
 Json = dict[str, Any]
 
@@ -48,6 +49,7 @@ def check_job(job: SimulatedJob) -> None:
             "the images. docs/teams.md has what many cost"
         )
     settings.check_slow_ranks(settings.world_size)
+    check_ranks("dead", deaths_of(job.dead_ranks), settings.world_size)
     policy = job.effective.accept_policy()
     if settings.takes_policy and policy.needs_scores and job.answers is None:
         raise UsageError(
@@ -183,12 +185,13 @@ def _manifest(job: SimulatedJob, answers: Answers | None) -> Json:
         "open_loop": settings.open_loop,
         "batch": job.effective.batch_size,
         "side": settings.side,
-        "straggler": settings.describe_delays(),
+        "straggler": job.describe_delays,
         "warmup_groups": job.effective.warm_groups,
         "class_names": list(answers.class_names) if answers else None,
         "simulated": {
             "costs": asdict(job.costs),
             "cost_ratio": job.ratio,
             "answers": job.answers,
+            "dead_ranks": job.dead_ranks,
         },
     }

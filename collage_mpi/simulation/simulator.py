@@ -7,7 +7,8 @@ The model: rank 0 does one thing at a time. It takes an answer `receive_ns` afte
 come and it is free; a message sent occupies it for `send_ns`, a collage for
 `encode_ns` more. A rank does its messages in the order in which they come, and skips what is
 cancelled. A message travels for `network_ns`. A rank's service time is its draw, times
-the cost ratio on a rank of another kind; without a delay model it is `single_ns`. The tasks of
+the cost ratio on a rank of another kind; without a delay model it is `single_ns`, times the factor
+of a slow rank. The tasks of
 a message are one batch: what was cancelled is left out of it, the largest draw counts, times
 what such a batch takes over one input. What it answers is replayed from a file of the networks'
 answers, or made up. Not modelled: shared network links, a rank's compute slowed by its
@@ -38,6 +39,7 @@ from collage_mpi.settings.batches import ModelTimes, choose_batch, injected_ns, 
 from collage_mpi.settings.run_settings import AUDIT_SEED, RunSettings
 from collage_mpi.shards.readahead import ImageRecord
 from collage_mpi.simulation.costs import Costs
+from collage_mpi.simulation.deaths import deaths_of, describe_deaths
 from collage_mpi.simulation.replayed_answers import Answers, answers_file, read_answers
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
 from collage_mpi.workload.service_times import DelayModel, service_ns
@@ -76,6 +78,7 @@ class SimulatedJob:
         first: row of the answers that the first image takes, rounded up to whole groups.
         measured_batch_costs: by kind; used if the settings have no batch cost.
         delays: replaces the model of the settings.
+        dead_ranks: ranks that stop answering, as RANK:WHEN; see `deaths_of`.
     """
 
     settings: RunSettings
@@ -86,6 +89,12 @@ class SimulatedJob:
     first: int = 0
     measured_batch_costs: Mapping[str, float] | None = None
     delays: DelayModel | None = None
+    dead_ranks: tuple[str, ...] = ()
+
+    @property
+    def describe_delays(self) -> str:
+        """The delays and deaths in one line, for tables and titles."""
+        return self.settings.describe_delays() + describe_deaths(deaths_of(self.dead_ranks))
 
     @property
     def batch_costs(self) -> dict[str, float]:
@@ -188,7 +197,8 @@ class Simulation:
         self._draw = Draw(settings.audit_share, AUDIT_SEED, (FINGERPRINT,))
         self._delays = job.delays or make_delays(settings, by_image=settings.draws_by_image)
         # Silence is watched only where a rank may fall silent.
-        self._timeouts = make_timeouts(settings, self.ranks) if settings.dead_ranks else None
+        self._deaths = deaths_of(job.dead_ranks)
+        self._timeouts = make_timeouts(settings, self.ranks) if self._deaths else None
         self._heap: list[tuple[int, int, int, Any, Any]] = []
         self._sequence = 0
         self._free_ns = 0  # when rank 0 has done what it is doing
@@ -263,7 +273,7 @@ class Simulation:
         rank, results = answer
         now_ns = self._begin(at_ns)
         if self._timeouts is not None:
-            self._timeouts.served(max(result.held_ns for result in results))
+            self._timeouts.served(max(result.compute_ns for result in results))
             self._timeouts.heard(rank, now_ns, len(results))
         self._free_ns += len(results) * self.job.costs.receive_ns
         self.recorder.ended(results, now_ns, 0)
@@ -351,7 +361,7 @@ class Simulation:
 
     def _next_task(self, at_ns: int, rank: _Rank) -> None:
         """The rank is free: it skips cancelled messages and begins the next one."""
-        rank.busy = self._delays.dead(rank.id, at_ns, rank.answered)
+        rank.busy = self._dead(rank, at_ns)
         while rank.queue and not rank.busy:
             sends = rank.queue.popleft()
             results, wanted = [], sends
@@ -365,7 +375,7 @@ class Simulation:
             took_ns = self._service_ns(wanted, at_ns)
             for send in wanted:
                 cells = self._cells(send)
-                results.append(WireResult(send.task, ANSWERED, 0, took_ns, took_ns, cells=cells))
+                results.append(WireResult(send.task, ANSWERED, took_ns, cells=cells))
             self._at(at_ns + took_ns, RANK, self._done, (rank, results, len(wanted)))
 
     def _cells(self, send: ev.Send) -> tuple[Score | None, ...]:
@@ -375,7 +385,7 @@ class Simulation:
 
     def _done(self, at_ns: int, done: tuple[_Rank, list[WireResult], int]) -> None:
         rank, results, answered = done
-        if self._delays.dead(rank.id, at_ns, rank.answered):
+        if self._dead(rank, at_ns):
             return  # and it stays busy: it takes nothing more
         rank.answered += answered
         self._reply(at_ns, rank, results)
@@ -386,6 +396,11 @@ class Simulation:
             rank.cancelled.difference_update(result.task for result in results)
         self._at(at_ns + self.job.costs.network_ns, ANSWER, self._answer, (rank.id, results))
 
+    def _dead(self, rank: _Rank, at_ns: int) -> bool:
+        """Whether the rank has stopped answering."""
+        death = self._deaths.get(rank.id)
+        return death is not None and death.reached(at_ns, rank.answered)
+
     def _service_ns(self, sends: Sequence[ev.Send], at_ns: int) -> int:
         """The time that a rank takes for tasks of one kind that it runs as a batch."""
         rank, kind = sends[0].rank, sends[0].kind
@@ -393,7 +408,7 @@ class Simulation:
         inputs = sum(len(s.items) for s in sends) if KIND[kind].batched else len(sends)
         factor = ratio * batch_factor(inputs, self._batch_costs.get(kind, 1.0))
         if self.job.delays is None and not self.settings.injects:
-            return round(self.job.costs.single_ns * factor)
+            return round(self.job.costs.single_ns * factor * self._delays.slowed(rank))
         keys = [(send.group, send.items[0].image, send.attempt) for send in sends]
         return service_ns(self._delays, rank, keys, at_ns, factor)
 

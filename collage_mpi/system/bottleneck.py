@@ -1,5 +1,5 @@
 """Says what limits a run, from what each rank did with its time: decoding, reading, the network,
-rank 0, arrivals, injected delays, one slow rank, or too few images in flight.
+rank 0, arrivals, one slow rank, or too few images in flight.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ class Use(NamedTuple):
         decoding_ns: its reader decoded pictures.
         starved_ns: its network waited for the input of a task that had come.
         computing_ns: its network computed; for a coordinator, its loop worked.
-        held_ns: its answers were held back by injected delays.
         decoders: how many pictures it decodes at a time.
     """
 
@@ -37,7 +36,6 @@ class Use(NamedTuple):
     decoding_ns: int = 0
     starved_ns: int = 0
     computing_ns: int = 0
-    held_ns: int = 0
     decoders: int = 1
 
     def share(self, ns: float) -> float:
@@ -107,7 +105,6 @@ LIFTS = {
     "reading": "a faster disk, more ranks or shards would lift it",
     "gpu": "more GPUs or a quicker number format would lift it",
     "cpu": "more cores or a GPU would lift it",
-    "delays": "a run without --straggler has none",
     "arrivals": "fewer ranks would do",
     "rank 0": "a larger --batch or more --teams would lift it",
     "rank 0 decoding": "--pixels workers or shards would lift it",
@@ -133,9 +130,8 @@ def limit_of(
     if total.elapsed_ns < LEAST_NS:
         return Limit("", "the run is too short to say what limits it", gpus)
     busy, starved = total.share(total.computing_ns), total.share(total.starved_ns)
-    held = total.share(total.held_ns)
-    idle = max(0.0, 1 - busy - starved - held)
-    most = max(busy, starved, held, idle)
+    idle = max(0.0, 1 - busy - starved)
+    most = max(busy, starved, idle)
     if most == starved:
         name = "decoding" if total.decoding_ns >= total.reading_ns else "reading"
         decoders = total.decoders / len(workers)
@@ -144,8 +140,6 @@ def limit_of(
     if most == busy:
         name = "gpu" if gpus else "cpu"
         return _limit(name, f"it computes {_percent(busy)} of the time", gpus)
-    if most == held:
-        return _limit("delays", f"they take {_percent(held)} of the time", gpus)
     wait = f"the ranks wait for work {_percent(idle)} of the time"
     if open_loop:
         return _limit("arrivals", wait, gpus)
@@ -172,7 +166,6 @@ SUBJECTS = {
     "reading": "reading the input is the limit",
     "gpu": "the network on the GPU is the limit",
     "cpu": "the network on the CPU is the limit",
-    "delays": "injected delays are the limit",
     "arrivals": "the arrival of images is the limit",
     "rank 0": "rank 0 is the limit",
     "rank 0 decoding": "decoding on rank 0 is the limit",
@@ -190,7 +183,7 @@ def _limit(
 
 def _at_work(worker: RankUse) -> float:
     use = worker.use
-    return use.share(use.computing_ns + use.held_ns + use.starved_ns)
+    return use.share(use.computing_ns + use.starved_ns)
 
 
 def _more_cores(decoders: float, starved: float) -> str:

@@ -11,7 +11,6 @@ import math
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from hashlib import blake2b
 from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
@@ -35,7 +34,8 @@ class Moment(NamedTuple):
 
     Attributes:
         rank, group, attempt: of the task. Groups count from 0, attempts from 1. If a rank may run
-            several images of a group, `group` is the number of the task's first image instead.
+            several images of a group, `group` is the number of the task's first image instead. For
+            a network that waits, it is the number of the network's call.
         at_ns: when the rank begins the task, in ns since the start of the session.
     """
 
@@ -79,23 +79,9 @@ class Spells:
         self._ends_s.append((self._ends_s[-1] if self._ends_s else 0.0) + length_s)
 
 
-@dataclass(frozen=True)
-class RankDeath:
-    """When a rank stops answering: seconds since the start, or a number of tasks."""
-
-    at_s: float | None = None
-    tasks: int | None = None
-
-    def reached(self, at_ns: int, answered: int) -> bool:
-        """Whether the rank is dead at `at_ns`, given the number of tasks that it has answered."""
-        if self.at_s is not None:
-            return at_ns >= self.at_s * 1e9
-        return self.tasks is not None and answered >= self.tasks
-
-
 class DelayModel:
     """Injected delays: draws of a model, multiplied by the time scale and by a factor for each
-    rank; and the ranks that die.
+    rank.
     """
 
     def __init__(
@@ -103,7 +89,6 @@ class DelayModel:
         body: Body | None,
         time_scale: float,
         slow: Mapping[int, float],
-        deaths: Mapping[int, RankDeath],
         *,
         by_image: bool,
     ) -> None:
@@ -113,25 +98,23 @@ class DelayModel:
             body: draws service times; None injects no delay.
             time_scale: multiplies every draw.
             slow: rank -> further factor for its draws.
-            deaths: rank -> when it dies.
             by_image: the key of a draw has the task's first image instead of its group.
         """
         self.by_image = by_image
         self._body, self._scale = body, time_scale
-        self._slow, self._deaths = dict(slow), dict(deaths)
+        self._slow = dict(slow)
+
+    def slowed(self, rank: int) -> float:
+        """The factor of the rank."""
+        return self._slow.get(rank, 1.0)
 
     def draw_ns(self, rank: int, group: int, attempt: int, at_ns: int = 0) -> int:
         """The service time of one image on the rank, in ns; 0 if no delay is injected."""
         if self._body is None:
             return 0
-        factor = self._scale * self._slow.get(rank, 1.0)
+        factor = self._scale * self.slowed(rank)
         drawn_s = self._body(Moment(rank, group, attempt, at_ns)) * factor
         return round(min(drawn_s, LONGEST_S) * 1e9)
-
-    def dead(self, rank: int, at_ns: int, answered: int) -> bool:
-        """Whether the rank has stopped answering."""
-        death = self._deaths.get(rank)
-        return death is not None and death.reached(at_ns, answered)
 
 
 def service_ns(

@@ -1,14 +1,12 @@
 """The settings of injected delays, and the delay model that follows from them.
 
 A draw is the service time of one image. A collage rank multiplies it by the cost ratio of its
-network. Each rank *holds* its answer until the drawn time has passed since it began the task. The
-rank's compute time is part of this time. docs/stragglers.md has the formula and key of each model.
+network. docs/stragglers.md has the formula and key of each model.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import TypeVar
 from collage_mpi.errors import UsageError
 from collage_mpi.system.fields import Settings, setting
 from collage_mpi.workload import service_times
-from collage_mpi.workload.service_times import Body, DelayModel, RankDeath, Spells
+from collage_mpi.workload.service_times import Body, DelayModel, Spells
 
 Value = TypeVar("Value")
 
@@ -95,19 +93,15 @@ class StragglerSettings(Settings):
     )
     slow_ranks: tuple[str, ...] = _setting(
         (),
-        "ranks whose service times are FACTOR times longer in the whole run",
+        "ranks whose service times are FACTOR times longer in the whole run: drawn times, or "
+        "without a model those of their networks",
         metavar="RANK:FACTOR",
-    )
-    dead_ranks: tuple[str, ...] = _setting(
-        (),
-        "ranks that stop answering after this many seconds (3:2.5s) or tasks (3:20)",
-        metavar="RANK:WHEN",
     )
     cost_ratio: float | None = _setting(
         None,
         "service time of the scheme's other network (collage, backup) divided by that of "
         "the single network. Injected times are multiplied by this ratio",
-        unset="measured",
+        unset="measured; 1 if service times are injected",
         above=0,
         at_most=1e6,
     )
@@ -115,14 +109,12 @@ class StragglerSettings(Settings):
         None,
         "time that each further input of a batch takes, divided by the time of the first one; "
         "used for injected times",
-        unset="measured",
+        unset="measured; 1 if service times are injected",
         at_least=0,
     )
 
     def _check(self) -> None:
-        if self.slowed() and not self.injects:
-            raise UsageError("slow ranks need a straggler model to slow: --straggler pinned")
-        self.dying()
+        self.slowed()
         if self.straggler == "trace" and not self.trace_file:
             raise UsageError("straggler model trace needs a file: --trace-file TIMES.npy")
 
@@ -131,28 +123,19 @@ class StragglerSettings(Settings):
         """Whether service times are injected."""
         return self.straggler != "none"
 
-    def slowed(self) -> dict[int, float]:
-        """Rank -> factor that multiplies its draws."""
-        needs = "RANK:FACTOR, a worker rank (1 or more) and a positive factor, as in 3:5"
-        return _by_rank("slow", self.slow_ranks, needs, _factor)
+    @property
+    def waits(self) -> bool:
+        """Whether a network of the run waits before it answers."""
+        return self.injects or bool(self.slow_ranks)
 
-    def dying(self) -> dict[int, RankDeath]:
-        """Rank -> when it stops answering."""
-        needs = (
-            "RANK:SECONDSs or RANK:TASKS for a worker rank (1 or more), as in 3:2.5s (answers "
-            "nothing from then) or 3:20 (nothing after 20 tasks)"
-        )
-        return _by_rank("dead", self.dead_ranks, needs, _death)
+    def slowed(self) -> dict[int, float]:
+        """Rank -> factor that multiplies its service times."""
+        needs = "RANK:FACTOR, a worker rank (1 or more) and a positive factor, as in 3:5"
+        return by_rank("slow", self.slow_ranks, needs, _factor)
 
     def check_slow_ranks(self, world_size: int) -> None:
-        """Raise UsageError if a rank of these settings is not a worker rank of the world."""
-        named = {"slow": [*self.slowed()], "dead": [*self.dying()]}
-        for what, ranks in named.items():
-            for rank in ranks:
-                if rank >= world_size:
-                    raise UsageError(
-                        f"{what} rank {rank}; the world has worker ranks 1 to {world_size - 1}"
-                    )
+        """Raise UsageError if a slow rank is not a worker rank of the world."""
+        check_ranks("slow", self.slowed(), world_size)
 
     def describe_delays(self) -> str:
         """The injected delays in one line, for tables and titles."""
@@ -160,13 +143,8 @@ class StragglerSettings(Settings):
         shown = _SHOWN[name].format(self, file=Path(self.trace_file or "").name)
         parts = [shown, "" if self.time_scale == 1 else f" x {self.time_scale:g}"]
         parts += [f", rank {rank} {factor:g}x slower" for rank, factor in self.slowed().items()]
-        parts += [f", rank {rank} dead after {_after(d)}" for rank, d in self.dying().items()]
         parts.append("" if name in ("none", "pinned") else f", seed {self.straggler_seed}")
         return "".join(parts)
-
-
-def _after(death: RankDeath) -> str:
-    return f"{death.at_s:g} s" if death.at_s is not None else f"{death.tasks} tasks"
 
 
 def make_delays(settings: StragglerSettings, *, by_image: bool = False) -> DelayModel:
@@ -202,10 +180,10 @@ def make_delays(settings: StragglerSettings, *, by_image: bool = False) -> Delay
         "trace": trace,
     }
     body = bodies[s.straggler]()
-    return DelayModel(body, s.time_scale, s.slowed(), s.dying(), by_image=by_image)
+    return DelayModel(body, s.time_scale, s.slowed(), by_image=by_image)
 
 
-def _by_rank(
+def by_rank(
     what: str, texts: Sequence[str], needs: str, read: Callable[[str], Value]
 ) -> dict[int, Value]:
     """Parse texts of the form RANK:VALUE. Raises UsageError if the form or the rank is invalid.
@@ -227,17 +205,24 @@ def _by_rank(
     return found
 
 
-def _within(number: float, least: float, most: float) -> float:
+def check_ranks(what: str, ranks: Iterable[int], world_size: int) -> None:
+    """Raise UsageError if a rank is not a worker rank of the world. `what` names the setting."""
+    for rank in ranks:
+        if rank >= world_size:
+            raise UsageError(
+                f"{what} rank {rank}; the world has worker ranks 1 to {world_size - 1}"
+            )
+
+
+def within(number: float, least: float, most: float) -> float:
+    """The number. Raises ValueError if it is out of bounds or NaN."""
     if not least <= number <= most:
         raise ValueError
     return number
 
 
 def _factor(text: str) -> float:
-    return _within(float(text), 1e-300, 1e6)
+    return within(float(text), 1e-300, 1e6)
 
 
-def _death(text: str) -> RankDeath:
-    if text.endswith("s"):
-        return RankDeath(at_s=_within(float(text[:-1]), 0, 1e9))
-    return RankDeath(tasks=int(_within(int(text), 0, math.inf)))
+NO_DELAYS = StragglerSettings()

@@ -32,6 +32,7 @@ from collage_mpi.job.team import Dismissed, LeadLink
 from collage_mpi.launch.ending import exit_code
 from collage_mpi.launch.mpiexec import LaunchPlan
 from collage_mpi.launch.supervisor import Limits, Supervisor
+from collage_mpi.models.info import Loading
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult, pack_results, unpack_results
 from collage_mpi.mpi.tasks import (
@@ -68,7 +69,7 @@ STATUS_WORD = "f" * 32
 # One of each type, or several; `messages.TYPES` says which there are.
 CONTROL: tuple[said.Message, ...] = (
     *(HELLO, replace(HELLO, columns=(KeptColumn("embedding", "<f4", (3,)),)), WELCOME),
-    replace(WELCOME, networks={"single": "null"}, straggler=StragglerSettings(straggler_seed=3)),
+    replace(WELCOME, networks={"single": "null"}, how=Loading(delays=StragglerSettings("pinned"))),
     *(said.Rank0("h", PROCESS, OFFER), said.Rank0("h", None, None), said.Shards(("{}", "{}"))),
     *(
         said.Measure("single", 2),
@@ -133,12 +134,12 @@ def _messages() -> list[Reader]:
         return lambda raw: unpack(np.frombuffer(raw, np.uint8))
 
     tasks = [
-        WireTask(1, 0, 1, "single", ((0, 0),)),
-        WireTask(2, 0, 1, "collage", tuple((i, i) for i in range(9))),
-        WireTask(3, 0, 1, "single", ((2, 0),)),
+        WireTask(1, "single", ((0, 0),)),
+        WireTask(2, "collage", tuple((i, i) for i in range(9))),
+        WireTask(3, "single", ((2, 0),)),
     ]
     results = [
-        WireResult(1, ANSWERED, 10, 5, 7, cells=(Score(3, 0.5), None)),
+        WireResult(1, ANSWERED, 10, cells=(Score(3, 0.5), None)),
         WireResult(2, FAILED, reason="out of memory"),
         WireResult(3, FAILED, unread=(Unread("worn", of_input=True),)),
     ]

@@ -101,7 +101,7 @@ def _use_run(run: Path) -> None:
 
 
 def _results(folder: Path) -> list[Reader]:
-    known = {"cost_ratio": 1.5, "cost_ratio_interval": [1.2, 1.8], "batch_costs": {"single": 0.5}}
+    known = {"cost_ratio": 1.5, "batch_costs": {"single": 0.5}}
     run = make_run(folder / "run", 27, errors=frozenset({4}), **known)
     manifest = run / "manifest.json"
     part = run / "parts" / "images-0001-000001.npy"

@@ -351,8 +351,8 @@ def messages() -> dict[str, tuple[Any, np.ndarray]]:
     def sound(pack: Any, *content: Any) -> np.ndarray:
         return buffer[: pack(buffer, 1, *content)].copy()
 
-    tasks = [WireTask(1, 0, 1, "single", ((0, 0),))]
-    results = [WireResult(1, ANSWERED, 10, 5, 7, cells=(Score(3, 0.5), None))]
+    tasks = [WireTask(1, "single", ((0, 0),))]
+    results = [WireResult(1, ANSWERED, 10, cells=(Score(3, 0.5), None))]
     return {
         "tasks": (unpack_tasks, sound(pack_tasks, tasks, [np.ones(16, np.uint8)])),
         "results": (unpack_results, sound(pack_results, results)),

@@ -235,8 +235,8 @@ def test_a_lead_of_one_team_looks_for_others_once_a_second_at_most():
 def test_totals_are_those_of_all_teams(play):
     start(play, 4)
     play.says(4, Progress(3, 1, 2, 1, 1))
-    own = Totals(images=5, exceeded=7)
-    assert play.lead.totals(own) == Totals(8, 1, 2, 1, 1, exceeded=7)
+    own = Totals(images=5, admitted=7)
+    assert play.lead.totals(own) == Totals(8, 1, 2, 1, 1, admitted=7)
 
 
 def test_pairs_of_all_teams_go_to_the_judge_and_its_threshold_to_all_teams(play):

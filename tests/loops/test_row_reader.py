@@ -69,7 +69,7 @@ def reading(shards: ShardSet, **welcome: object) -> Bench:
 
 
 def give(bench: Bench, *places: tuple[int, int]) -> None:
-    tasks = [WireTask(i, i, 1, "single", ((i, 0),), by_place=True) for i in range(len(places))]
+    tasks = [WireTask(i, "single", ((i, 0),), by_place=True) for i in range(len(places))]
     bench.endpoint.give(tasks, pack_places(places))
     bench.run()
 
@@ -124,7 +124,7 @@ def test_the_next_message_is_read_while_the_network_computes(
     monkeypatch.setattr(ShardSet, "read_checked", told)
     bench.network.during = look
     for task, place in ((0, (0, 1)), (1, (1, 1))):
-        sent = WireTask(task, task, 1, "single", ((task, 0),), by_place=True)
+        sent = WireTask(task, "single", ((task, 0),), by_place=True)
         bench.endpoint.give([sent], pack_places([place]))
     bench.run()
     assert [result.cells[0].label for result in bench.results] == [1, 6]
@@ -135,7 +135,7 @@ def test_what_is_cancelled_before_its_turn_is_not_read(
 ) -> None:
     bench, queued = reading(shards), Future[Any]()
     monkeypatch.setattr(RowReader, "begin", lambda rows, *asked: queued)
-    task = WireTask(0, 0, 1, "single", ((0, 0),), by_place=True)
+    task = WireTask(0, "single", ((0, 0),), by_place=True)
     bench.endpoint.give([task], pack_places([(0, 1)]))
     bench.endpoint.cancel(0)
     bench.run()
@@ -324,7 +324,7 @@ def give_group(
     bench: Bench, kind: str, cells: Sequence[int], *places: tuple[int, int], task: int = 0
 ) -> None:
     items = tuple((10 + i, cell) for i, cell in enumerate(cells))
-    sent = WireTask(task, 0, 1, kind, items, by_place=True)
+    sent = WireTask(task, kind, items, by_place=True)
     bench.endpoint.give([sent], pack_places(places))
     bench.run()
 
@@ -430,7 +430,7 @@ def picture(value: int, kind: str = "PNG") -> bytes:
 
 def test_files_are_decoded_where_they_are_computed_on() -> None:
     bench = Bench(batch=4, fit=PictureFit(SHAPE[0], channels=1).text())
-    tasks = [WireTask(i, i, 1, "single", ((i, 0),), as_files=i != 1) for i in range(4)]
+    tasks = [WireTask(i, "single", ((i, 0),), as_files=i != 1) for i in range(4)]
     carried = [
         pack_file(picture(5)),
         np.full(SHAPE, 6, np.uint8),  # was smaller so
@@ -462,7 +462,7 @@ def test_a_rank_that_will_decode_has_its_decoders_when_it_says_hello(
 
 def test_files_without_a_fit_are_a_defect_of_the_wire() -> None:
     bench = Bench()
-    task = WireTask(0, 0, 1, "single", ((0, 0),), as_files=True)
+    task = WireTask(0, "single", ((0, 0),), as_files=True)
     bench.endpoint.give([task], [pack_file(picture(5))])
     with pytest.raises(wire.WireFault, match="no fit"):
         bench.run()

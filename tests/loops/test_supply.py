@@ -536,9 +536,7 @@ def test_after_a_pause_images_may_come_and_another_end_game_copies_them():
     assert found.groups.filling is None
     for send in (first, *copies):
         score = (ev.Score(1, 0.5),)
-        found.handle(
-            ev.SendDone(3, (send.task,)), ev.Answered(3, send.task, send.rank, score, 1, 0)
-        )
+        found.handle(ev.SendDone(3, (send.task,)), ev.Answered(3, send.task, send.rank, score, 1))
     (second,) = sends(found.handle(ev.ImageArrived(4, 8, 4, "", 2)))
     assert second.group == 2
     copies = sends(found.handle(ev.InputPaused(5)))

@@ -143,8 +143,16 @@ class Coordinated(Simulation):
             return
         assert token is not None
         self._received.append(Sent(token, self.now_ns))
+        out = self.scheduler.dispatch.tasks.out
         sends = [
-            ev.Send(t.task, rank, t.kind, [ev.Item(*i) for i in t.items], t.group, t.attempt)
+            ev.Send(
+                t.task,
+                rank,
+                t.kind,
+                [ev.Item(*i) for i in t.items],
+                out[t.task].group,
+                out[t.task].attempt,
+            )
             for t in unpack_tasks(message)[0]
         ]
         self._at(self.now_ns, RANK, self._arrives, sends)

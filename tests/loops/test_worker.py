@@ -41,7 +41,6 @@ from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult
 from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
 from collage_mpi.system.process_tree import ProcessId
-from collage_mpi.workload.straggler_settings import StragglerSettings, make_delays
 
 TASK_BYTES = 4096
 SIDE = 2
@@ -110,9 +109,9 @@ class Bench:
         if start:
             self.start()
 
-    def start(self, cost_ratio: float = 1.0) -> None:
+    def start(self) -> None:
         self.endpoint.tell(self.welcome)
-        self.endpoint.tell(Start(cost_ratio, {}, 1, TASK_BYTES))
+        self.endpoint.tell(Start(1.0, {}, 1, TASK_BYTES))
         self.run()
         self.network.calls = 0
 
@@ -129,7 +128,7 @@ class Bench:
 
     def single(self, task: int, pixel: int = 0, group: int = 0) -> WireTask:
         image = np.full(SHAPE, pixel, np.uint8)
-        sent = WireTask(task, group, 1, "single", ((task, 0),))
+        sent = WireTask(task, "single", ((task, 0),))
         self.endpoint.give([sent], [image])
         return sent
 
@@ -150,20 +149,13 @@ def test_it_says_who_it_is_once_it_is_warm():
     assert bench.endpoint.ring == (4096, 2 + RING_SPARE)
 
 
-@pytest.mark.parametrize(
-    ("straggler", "load_error", "code"),
-    [
-        (StragglerSettings(), DataFault("w.safetensors: damaged"), ExitCode.DATA),
-        (StragglerSettings("trace", trace_file="/no/such.npy"), None, ExitCode.ENVIRONMENT),
-    ],
-)
-def test_what_it_cannot_load_it_tells_rank_0(straggler, load_error, code):
-    bench = Bench(start=False, straggler=straggler)
-    bench.load_error = load_error
+def test_what_it_cannot_load_it_tells_rank_0():
+    bench = Bench(start=False)
+    bench.load_error = DataFault("w.safetensors: damaged")
     bench.start()
     (fault,) = bench.endpoint.told()
     assert isinstance(fault, Fault)
-    assert fault.exit_code == code
+    assert fault.exit_code == ExitCode.DATA
     assert bench.endpoint.ring is None
 
 
@@ -180,7 +172,7 @@ def test_each_image_gets_its_own_class():
         bench.single(task, pixel)
     bench.run()
     assert [(r.task, r.cells[0].label) for r in bench.results] == [(0, 3), (1, 1), (2, 4)]
-    assert all(r.compute_ns == MS and r.held_ns == 0 for r in bench.results)
+    assert all(r.compute_ns == MS for r in bench.results)
 
 
 def test_each_named_cell_of_a_collage_gets_its_own_class():
@@ -190,7 +182,7 @@ def test_each_named_cell_of_a_collage_gets_its_own_class():
         row, column = divmod(cell, SIDE)
         collage[row * SHAPE[0], column * SHAPE[0]] = pixel
     items = ((10, 3), (11, 0), (12, 2))
-    bench.endpoint.give([WireTask(5, 0, 1, "collage", items)], [collage])
+    bench.endpoint.give([WireTask(5, "collage", items)], [collage])
     bench.run()
     (result,) = bench.results
     assert [cell.label for cell in result.cells] == [6, 9, 7]
@@ -198,7 +190,7 @@ def test_each_named_cell_of_a_collage_gets_its_own_class():
 
 def test_a_batch_of_tasks_is_one_predict_and_one_message():
     bench = Bench()
-    tasks = [WireTask(t, t, 1, "single", ((t, 0),)) for t in range(3)]
+    tasks = [WireTask(t, "single", ((t, 0),)) for t in range(3)]
     bench.endpoint.give(tasks, [np.full(SHAPE, t + 5, np.uint8) for t in range(3)])
     bench.endpoint.cancel(1)
     bench.run()
@@ -272,13 +264,13 @@ def test_a_run_whose_batch_raises_is_asked_image_by_image(most):
     pixels = np.zeros((3, *SHAPE), np.uint8)
     pixels[:, 0, 0, 0] = classes
     items = tuple((image, image) for image in range(3))
-    bench.endpoint.give([WireTask(0, 0, 1, "single", items)], [pixels])
+    bench.endpoint.give([WireTask(0, "single", items)], [pixels])
     bench.run()
     (result,) = bench.results
     assert result.status == ANSWERED
     assert [cell and cell.label for cell in result.cells] == [4, None, 6]
     bench.network.error = RuntimeError("CUDA error")
-    bench.endpoint.give([WireTask(1, 0, 1, "single", items)], [pixels])
+    bench.endpoint.give([WireTask(1, "single", items)], [pixels])
     bench.run()
     assert bench.results[1].status == FAILED
     assert "CUDA error" in bench.results[1].reason
@@ -288,72 +280,13 @@ def test_scores_of_a_wrong_shape_fail_the_task():
     bench = Bench("collage")
     bench.network.predict = lambda batch: np.ones((1, 1, 10), np.float32)
     items = ((0, 0), (1, 3))
-    bench.endpoint.give([WireTask(0, 0, 1, "collage", items)], [np.zeros(COLLAGE, np.uint8)])
+    bench.endpoint.give([WireTask(0, "collage", items)], [np.zeros(COLLAGE, np.uint8)])
     bench.run()
     assert bench.results[0].status == FAILED
 
 
-@pytest.mark.parametrize("kind", ["single", "collage"])
-def test_a_hold_lasts_to_the_draw_and_is_told_apart(kind):
-    pinned = StragglerSettings(
-        "pinned", straggler_median_ms=20.0, slow_ranks=("3:5",)
-    )  # this is rank 3
-    bench = Bench(kind, start=False, straggler=pinned)
-    bench.start(cost_ratio=1.5)
-    shape = SHAPE if kind == "single" else COLLAGE
-    bench.endpoint.give([WireTask(0, 0, 1, kind, ((0, 0),))], [np.zeros(shape, np.uint8)])
-    bench.run()
-    (result,) = bench.results
-    drawn_ns = round(20 * MS * 5 * (1.5 if kind == "collage" else 1.0))
-    assert result.drawn_ns == drawn_ns
-    assert result.compute_ns == MS
-    assert result.held_ns == drawn_ns - MS
-
-
-def test_a_draw_below_the_compute_holds_nothing():
-    bench = Bench(straggler=StragglerSettings("pinned", straggler_median_ms=0.5))
-    bench.single(0)
-    bench.run()
-    assert bench.results[0].held_ns == 0
-    assert bench.results[0].drawn_ns < bench.results[0].compute_ns
-
-
-def test_a_held_rank_goes_on_testing_mpi():
-    bench = Bench(straggler=StragglerSettings("pinned", straggler_median_ms=100))
-    polls = []
-    bench.endpoint.at_poll = lambda: polls.append(bench.clock.now_ns)
-    bench.single(0)
-    bench.run()
-    gaps_ns = np.diff(polls)
-    assert len(polls) > 90
-    assert gaps_ns.max() <= MS + WORKER_BACKOFF.longest_ns
-
-
-def test_a_hold_begins_with_looks_at_once_however_long_the_rank_was_idle():
-    bench = Bench(straggler=StragglerSettings("pinned", straggler_median_ms=100))
-    for _ in range(20):
-        bench.worker.backoff.pause()
-    polls, start_ns = [], bench.clock.now_ns
-    bench.endpoint.at_poll = lambda: polls.append(bench.clock.now_ns)
-    bench.single(0)
-    bench.run()
-    assert polls.count(start_ns + MS) > WORKER_BACKOFF.free_tests
-
-
-@pytest.mark.parametrize("last", [End(), Stop(6)])
-def test_a_hold_ends_with_the_session(last):
-    """A rank drawn for ten minutes does not keep the whole job from ending."""
-    bench = Bench(straggler=StragglerSettings("pinned", straggler_median_ms=600_000))
-    bench.single(0)
-    bench.network.during = lambda: bench.endpoint.tell(last)
-    start_ns = bench.clock.now_ns
-    bench.run()
-    assert bench.clock.now_ns - start_ns < 10 * MS
-    assert bench.worker.session is None or bench.worker.exit_code == 6
-
-
 def test_tasks_wait_for_the_start():
-    """Start and tasks come on two channels: a task that overtakes has no cost ratio yet."""
+    """Start and tasks come on two channels: a task may overtake."""
     bench = Bench(start=False)
     bench.endpoint.tell(bench.welcome)
     bench.run()
@@ -410,7 +343,7 @@ def test_a_slow_network_is_measured_by_few_calls(took_ms, calls):
 def test_messages_of_another_session_are_dropped():
     bench = Bench()
     image = np.zeros(SHAPE, np.uint8)
-    task = WireTask(0, 0, 1, "single", ((0, 0),))
+    task = WireTask(0, "single", ((0, 0),))
     bench.endpoint.give([task], [image], session=SESSION - 1)
     bench.endpoint.cancel(0, session=SESSION - 1)
     bench.run()
@@ -429,7 +362,7 @@ def test_a_second_session_starts_clean():
     bench.endpoint.tell(bench.welcome, session=SESSION + 1)
     bench.endpoint.tell(Start(1.0, {}, 1, TASK_BYTES), session=SESSION + 1)
     bench.run()
-    task = WireTask(0, 0, 1, "single", ((0, 0),))
+    task = WireTask(0, "single", ((0, 0),))
     bench.endpoint.give([task], [np.full(SHAPE, 8, np.uint8)], session=SESSION + 1)
     bench.run()
     assert bench.results[-1].cells[0].label == 8
@@ -487,7 +420,7 @@ def test_an_idle_rank_looks_about_a_thousand_times_a_second():
 
 def test_too_few_pixels_are_a_defect_of_the_wire():
     bench = Bench()
-    bench.endpoint.give([WireTask(0, 0, 1, "single", ((0, 0),))], [np.zeros(3, np.uint8)])
+    bench.endpoint.give([WireTask(0, "single", ((0, 0),))], [np.zeros(3, np.uint8)])
     with pytest.raises(wire.WireFault, match="fewer pixels"):
         bench.run()
 
@@ -538,7 +471,7 @@ def test_a_collage_fails_when_no_cell_of_it_is_finite(spoilt):
     bench = Bench("collage")
     bench.network.spoil = dict.fromkeys(range(spoilt), np.nan)
     items = tuple((cell, cell) for cell in range(4))
-    bench.endpoint.give([WireTask(0, 0, 1, "collage", items)], [np.zeros(COLLAGE, np.uint8)])
+    bench.endpoint.give([WireTask(0, "collage", items)], [np.zeros(COLLAGE, np.uint8)])
     bench.run()
     (result,) = bench.results
     if spoilt == 4:
@@ -604,7 +537,7 @@ def test_a_users_network_is_tried_with_noise_as_blank_images_may_be_refused():
 
 
 def batch_of(bench: Bench, pixels: list[int], group: int = 0) -> None:
-    tasks = [WireTask(t, group + t, 1, "single", ((t, 0),)) for t in range(len(pixels))]
+    tasks = [WireTask(t, "single", ((t, 0),)) for t in range(len(pixels))]
     bench.endpoint.give(tasks, [np.full(SHAPE, pixel, np.uint8) for pixel in pixels])
 
 
@@ -679,43 +612,12 @@ def test_one_network_without_finite_scores_in_a_batch_fails_alone():
     assert [r.status for r in bench.results] == [FAILED, ANSWERED]
 
 
-@pytest.mark.parametrize(("cost", "kind"), [(0.5, "single"), (0.0, "single"), (1.0, "collage")])
-def test_a_batch_holds_for_its_largest_draw_times_its_cost(cost, kind):
-    model = StragglerSettings("lognormal", straggler_median_ms=50.0, straggler_sigma=0.5)
-    bench = Bench(kind, start=False, straggler=model, batch=3)
-    bench.endpoint.tell(bench.welcome)
-    bench.endpoint.tell(Start(1.5, {kind: cost}, 1, TASK_BYTES))
-    bench.run()
-    shape = SHAPE if kind == "single" else COLLAGE
-    tasks = [WireTask(t, 4 + t, 1, kind, ((t, 0),)) for t in range(3)]
-    bench.endpoint.give(tasks, [np.zeros(shape, np.uint8)] * 3)
-    bench.run()
-    draw = make_delays(model).draw_ns
-    slowest_ns = max(draw(3, group, 1) for group in (4, 5, 6))
-    drawn_ns = slowest_ns * (1 + 2 * cost) * (1.5 if kind == "collage" else 1)
-    assert [r.drawn_ns for r in bench.results] == [round(drawn_ns)] * 3
-    assert all(r.compute_ns + r.held_ns == round(drawn_ns) for r in bench.results)
-
-
-def test_where_ranks_pull_each_image_of_a_group_has_a_draw_of_its_own():
-    model = StragglerSettings("lognormal", straggler_median_ms=50.0, straggler_sigma=0.5)
-    bench = Bench(straggler=model, draws_by_image=True)
-    for image in (20, 21):
-        task = WireTask(image, 4, 1, "single", ((image, image % 9),))
-        bench.endpoint.give([task], [np.zeros(SHAPE, np.uint8)])
-    bench.run()
-    draw = make_delays(model).draw_ns
-    assert [r.drawn_ns for r in bench.results] == [draw(3, 20, 1), draw(3, 21, 1)]
-
-
 def test_a_skipped_task_does_not_lengthen_its_batch():
-    bench = Bench(batch=2, straggler=StragglerSettings("pinned", straggler_median_ms=20.0))
+    bench = Bench(batch=2)
     batch_of(bench, [3, 4])
     bench.endpoint.cancel(0)
     bench.run()
-    skipped, answered = bench.results
-    assert skipped.status == SKIPPED
-    assert answered.drawn_ns == 20 * MS
+    assert [r.status for r in bench.results] == [SKIPPED, ANSWERED]
     assert bench.network.sizes[-1] == 1
 
 
@@ -741,7 +643,7 @@ def group_batch(bench: Bench, task: int, pixels: list[int], group: int = 0) -> N
     """Images of a group, of which the first is missing, as a backup rank gets them."""
     items = tuple((10 * task + i, i + 1) for i in range(len(pixels)))
     images = np.stack([np.full(SHAPE, pixel, np.uint8) for pixel in pixels])
-    bench.endpoint.give([WireTask(task, group, 1, "backup", items)], [images])
+    bench.endpoint.give([WireTask(task, "backup", items)], [images])
 
 
 def test_a_group_as_a_batch_is_one_predict_and_each_image_has_its_own_class():
@@ -751,18 +653,6 @@ def test_a_group_as_a_batch_is_one_predict_and_each_image_has_its_own_class():
     (result,) = bench.results
     assert bench.network.sizes[-1] == 3
     assert [cell.label for cell in result.cells] == [3, 1, 4]
-
-
-@pytest.mark.parametrize(("cost", "held"), [(1.0, 1.5 * 3), (0.25, 1.5 * 1.5), (0.0, 1.5)])
-def test_a_group_as_a_batch_holds_for_as_many_inputs_as_it_has(cost, held):
-    model = StragglerSettings("pinned", straggler_median_ms=50.0)
-    bench = Bench("backup", start=False, straggler=model, batch=8)
-    bench.endpoint.tell(bench.welcome)
-    bench.endpoint.tell(Start(1.5, {"backup": cost}, 1, TASK_BYTES))
-    bench.run()
-    group_batch(bench, 1, [3, 1, 4])
-    bench.run()
-    assert bench.results[0].drawn_ns == round(held * 50 * MS)
 
 
 def test_a_backup_rank_whose_device_takes_no_group_says_how_many_fit():
@@ -815,7 +705,7 @@ def test_a_collage_answer_has_a_vector_for_each_of_its_images_and_no_blank_cell(
         row, column = divmod(cell, SIDE)
         collage[row * px, column * px] = 5 + cell
     items = ((11, 3), (12, 1))
-    bench.endpoint.give([WireTask(1, 0, 1, "collage", items)], [collage])
+    bench.endpoint.give([WireTask(1, "collage", items)], [collage])
     bench.run()
     kept = kept_by(bench)
     assert kept["top_classes"].tolist() == [[8], [6]]

@@ -17,7 +17,6 @@ from collage_mpi.job.worker import LOOK_NS, QueuedTasks
 from collage_mpi.models.info import MOST_BEGUN, Answer, Computation
 from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED
 from collage_mpi.mpi.tasks import WireTask
-from collage_mpi.workload.straggler_settings import StragglerSettings
 
 HOST_NS = MS // 10  # to unpack a message and hand its batch to the device
 
@@ -122,15 +121,6 @@ def test_with_a_credit_of_one_nothing_else_can_come_and_it_waits_for_the_device(
     assert len(polls) <= 4
 
 
-def test_one_batch_at_a_time_where_delays_are_injected():
-    bench = DeviceBench(straggler=StragglerSettings("pinned", straggler_median_ms=20))
-    for task in range(3):
-        bench.single(task)
-    bench.run()
-    assert bench.story == "bfbfbf"
-    assert {r.compute_ns + r.held_ns for r in bench.results} == {20 * MS}
-
-
 @pytest.mark.parametrize("last", [End(), Stop(6)])
 def test_what_was_begun_is_answered_before_the_session_ends(last):
     bench = DeviceBench()
@@ -180,7 +170,7 @@ def test_images_that_are_still_read_do_not_keep_an_answer_back():
     bench.single(0, 5)
     bench.worker._take_tasks()
     session = bench.worker.session
-    session.queue.append(QueuedTasks([WireTask(7, 0, 1, "single", ((7, 0),))], read))
+    session.queue.append(QueuedTasks([WireTask(7, "single", ((7, 0),))], read))
     while not bench.results:
         bench.worker.step()
     assert bench.story == "bf"

@@ -42,14 +42,6 @@ SAME: dict[tuple[str, str], str] = {
         "encoder = session.networks.encoder if KIND[tasks[(-1)].kind].encoded else None",
     ): "the tasks of a message are of one kind",
     (
-        "collage_mpi/job/worker.py",
-        "FOR_EVER_NS = 1 << (61)  # of the clock: how long a dead rank delays its answer",
-    ): "73 years",
-    (
-        "collage_mpi/job/worker.py",
-        "factor *= batch_factor(count, self.told.batch_costs.get(kind, (2.0)))",
-    ): "a kind without a cost of batches is sent one input at a time",
-    (
         "collage_mpi/mpi/protocol.py",
         "for name in (layout.names)",
     ): "the names of a record are never none, which only its type allows",

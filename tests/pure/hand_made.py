@@ -34,9 +34,7 @@ def hand_made(out: Path, *, collage: bool, status: str = "complete", **changes: 
     for group in range(WARM + GROUPS[collage]):
         clock_ns += _group(writer, group, clock_ns, collage)
     lost = {"rank": 4, "host": "node2", "kinds": ["single"], "at_s": 12.5, "why": "its link broke"}
-    share = 7 / 500
-    valid = {"valid": not collage, "exceeded": 7, "tasks": 500, "share": share}
-    final = {"poll": {"longest_gap_ns": 1_250_000}, "validity": valid}
+    final = {"poll": {"longest_gap_ns": 1_250_000}}
     writer.close(status, **final, **({"lost": [lost]} if collage else {}))
     return out
 
@@ -48,7 +46,7 @@ def _manifest(collage: bool) -> dict[str, Any]:
         for rank in range(len(kinds))
     ]
     scheme = "collage" if collage else "none"
-    ratio = {"cost_ratio": 0.92, "cost_ratio_interval": [0.9, 0.95]}
+    ratio = {"cost_ratio": 0.92}
     return {
         "run_id": "made-by-hand",
         "session": 1,
@@ -98,8 +96,7 @@ def _group(writer: RunWriter, number: int, t0_ns: int, collage: bool) -> int:
             latency_ns=took_ns,
             read_ns=2 * MS,
             encode_ns=3 * MS,
-            compute_ns=5 * MS,
-            held_ns=took_ns - 15 * MS,
+            compute_ns=took_ns - 10 * MS,
             decode_ns=MS // 2,
             reason="crc32 of row wrong" if failed else "",
             **common,
@@ -132,7 +129,6 @@ def _task(
     ran_ns: int,
     resolved: bool,
 ) -> None:
-    compute_ns = min(ran_ns, 5 * MS)
     add_task(
         writer,
         task=10 * group + rank,
@@ -144,9 +140,7 @@ def _task(
         resolved=int(resolved and outcome == "answered"),
         sent_ns=t0_ns,
         done_ns=t0_ns + took_ns,
-        compute_ns=compute_ns,
-        held_ns=ran_ns - compute_ns,
-        drawn_ns=ran_ns,
+        compute_ns=ran_ns,
         outcome=outcome,
         warmup=group < WARM,
     )

@@ -260,7 +260,6 @@ class Harness:
                 send.rank,
                 tuple(cells.values()),
                 service_ns,
-                0,
                 tuple(WORN if image in unread else None for image in cells) if unread else (),
             )
         )

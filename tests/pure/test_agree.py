@@ -304,7 +304,7 @@ def test_where_it_does_not_pay_the_single_network_goes_on_alone(asked, pairs, sa
 @pytest.mark.parametrize(("scheme", "ratio"), [("cascade", 0.5), ("cascade-batch", 0.9)])
 def test_a_batch_pays_by_what_all_its_images_take_and_a_collage_by_one_input(scheme, ratio) -> None:
     plan = SimpleNamespace(settings=RunSettings(scheme=scheme, agree=0.98), order=np.arange(1_000))
-    costs = ServiceCosts({}, {}, 0.5, None, {"backup": 0.1}, 1, None)
+    costs = ServiceCosts({}, {}, 0.5, {"backup": 0.1}, 1, None)
     judge = runs.build_judge(plan, {}, costs, at)
     assert judge is not None
     assert judge.asked.ratio == pytest.approx(ratio)

@@ -121,10 +121,12 @@ def test_closed_loop_gives_all_of_a_request_its_time():
     assert loop.next_ns(30) is None
 
 
-def latencies_ms(tmp_path, images: int, costs: Costs = FREE, **settings) -> np.ndarray:
+def latencies_ms(
+    tmp_path, images: int, costs: Costs = FREE, dead: tuple[str, ...] = (), **settings
+) -> np.ndarray:
     """(images,) in the order of arrival."""
     job = paper(warmup_groups=0, **settings)
-    status, out = simulate_to(job, tmp_path / "run", images, costs)
+    status, out = simulate_to(job, tmp_path / "run", images, costs, dead_ranks=dead)
     assert status == "complete"
     assert verify_run(out).ok
     rows = np.sort(read_results(out).images, order="row")
@@ -193,7 +195,7 @@ def test_a_collage_of_a_part_filled_group_leaves_after_the_linger_time(tmp_path)
     times = tmp_path / "t.txt"
     times.write_text("0\n0.01\n5\n5.01\n5.02\n5.025\n5.03\n")
     found = latencies_ms(
-        tmp_path, 7, side=2, scheme="collage", straggler="pinned", dead_ranks=("1:0",),
+        tmp_path, 7, side=2, scheme="collage", straggler="pinned", dead=("1:0",),
         arrival_file=str(times), linger_ms=30.0,
     )  # fmt: skip
     # The second group is full at 5.025 s: no linger; its image of rank 1 came at 5.02 s. The

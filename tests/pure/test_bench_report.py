@@ -37,10 +37,10 @@ def test_a_round_moves_the_bytes_of_the_jobs_own_messages():
     assert collage.rank == 5
     out = np.empty(1 << 16, np.uint8)
     pixels = np.zeros(settings.image_shape, np.uint8)
-    task = WireTask(0, 0, 1, "single", ((0, 0),))
+    task = WireTask(0, "single", ((0, 0),))
     assert images[0].down_bytes == pack_tasks(out, 1, [task], [pixels])
     pasted = np.zeros((settings.grid.px, settings.grid.px, 3), np.uint8)
-    task = WireTask(0, 0, 1, "collage", tuple((i, i) for i in range(9)))
+    task = WireTask(0, "collage", tuple((i, i) for i in range(9)))
     assert collage.down_bytes == pack_tasks(out, 1, [task], [pasted])
     for exchange, cells in ((images[0], 1), (collage, 9)):
         result = WireResult(0, ANSWERED, cells=(Score(1, 0.5),) * cells)

@@ -55,12 +55,6 @@ JOBS = {
         "the network on the CPU is the limit: it computes 85 % of the time; "
         "more cores or a GPU would lift it",
     ),
-    "delays": (
-        ranks(use(held=8, computing=1)),
-        IDLE0,
-        "injected delays are the limit: they take 80 % of the time; "
-        "a run without --straggler has none",
-    ),
     "arrivals": (
         ranks(use(computing=2)),
         use(computing=9),

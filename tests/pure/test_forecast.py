@@ -52,7 +52,7 @@ def shard(tmp_path: Path) -> Path:
 
 
 def timings(single_ns: int, shared: float = 1.0, **tunings: str) -> Timings:
-    costs = ServiceCosts({"single": single_ns}, {}, 1.0, None, {}, 1, None)
+    costs = ServiceCosts({"single": single_ns}, {}, 1.0, {}, 1, None)
     return Timings(costs, shared, "here", "", tunings)
 
 

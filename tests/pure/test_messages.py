@@ -27,14 +27,12 @@ from collage_mpi.workload.straggler_settings import MODELS, StragglerSettings
 numbers = st.floats(allow_nan=False)  # NaN is no other NaN
 ranks = st.integers(1, 10**6)
 slowed = st.builds("{}:{}".format, ranks, st.floats(0.1, 10))
-dying = st.builds("{}:{}".format, ranks, st.integers(0, 10**6))
 stragglers = st.builds(
     StragglerSettings,
-    straggler=st.sampled_from(MODELS[2:]),  # the others need a file, or suffer no slow ranks
+    straggler=st.sampled_from(MODELS[2:]),  # the others need a file, or draw nothing
     straggler_seed=st.integers(0, 10**9),
     straggler_median_ms=st.floats(0.1, 100) | st.integers(1, 100),
     slow_ranks=st.lists(slowed).map(tuple),
-    dead_ranks=st.lists(dying).map(tuple),
 )
 tunings = st.builds(
     Tuning,
@@ -53,8 +51,7 @@ SOUND = {kind: st.from_type(kind) for kind in TYPES.values()} | {
     Rank0: st.builds(Rank0, process=st.none() | processes),
     Welcome: st.builds(
         Welcome,
-        how=st.builds(Loading, tuning=tunings),
-        straggler=stragglers,
+        how=st.builds(Loading, tuning=tunings, delays=stragglers),
     ),
     Hello: st.builds(Hello, columns=st.lists(columns).map(tuple)),
     Start: st.builds(Start, numbers, st.dictionaries(st.text(), numbers)),
@@ -65,7 +62,7 @@ EXAMPLES = [
     Rank0("node0", ProcessId("boot ns", 5, 7), Offer(("node0", "10.0.0.1"), 4000, "x")),
     replace(
         WELCOME,
-        straggler=StragglerSettings("pinned", slow_ranks=("3:2",), dead_ranks=("4:7",)),
+        how=replace(WELCOME.how, delays=StragglerSettings("pinned", slow_ranks=("3:2",))),
     ),
     messages.Shards(("{}", "[1]")),
     messages.Measure("single", 4),
@@ -136,8 +133,13 @@ def test_a_field_that_nobody_declared_is_refused(message):
         changed(message, lambda content: content.update(more=1))
 
 
-NESTED = ("straggler", "geometry", "how")
+NESTED = ("geometry", "how")
 SLOW = {"precision": "auto", "runtime": "please"}
+
+
+def delays(**changes: Any) -> dict[str, Any]:
+    """How to load a network, with other delays than the settings allow."""
+    return {"delays": {**StragglerSettings().to_dict(), **changes}}
 
 
 @pytest.mark.parametrize(
@@ -152,9 +154,9 @@ SLOW = {"precision": "auto", "runtime": "please"}
             r"welcome\.geometry\.image_shape = '1'; needed: int",
         ),
         ("networks", {"single": None}, r"welcome\.networks\.single = None; needed: str"),
-        ("straggler", {"slow_ranks": [3]}, r"welcome\.straggler\.slow_ranks = 3; needed: str"),
-        ("straggler", {"time_scale": 10**400}, r"welcome\.straggler\.time_scale = 1000"),
-        ("straggler", {"straggler": "snail"}, r"an invalid welcome\.straggler: .* 'snail'"),
+        ("how", delays(slow_ranks=[3]), r"welcome\.how\.delays\.slow_ranks = 3; needed: str"),
+        ("how", delays(time_scale=10**400), r"welcome\.how\.delays\.time_scale = 1000"),
+        ("how", delays(straggler="snail"), r"an invalid welcome\.how\.delays: .* 'snail'"),
         ("how", {"tuning": SLOW}, r"an invalid welcome\.how\.tuning: runtime is 'please'"),
         ("how", {"more": 1}, r"welcome\.how with an unknown 'more'"),
     ],

@@ -303,10 +303,10 @@ def test_an_event_costs_as_much_with_many_ranks(scheme, assign):
 def test_a_rank_that_runs_a_whole_group_draws_a_time_for_each_image(batch):
     alone = {"scheme": "none", "side": 2, "singles": 1, "straggler": "lognormal", "depth": 2}
     rows = play(6, assign="pull", batch=batch, **alone)
-    drawn = {(task.done_ns, task.drawn_ns) for task in rows.tasks}
+    drawn = {(task.done_ns, task.compute_ns) for task in rows.tasks}
     assert len({ns for _, ns in drawn}) == len(drawn) == 24 // batch
     in_turn = play(6, assign="turn", **alone)
-    assert len({task.drawn_ns for task in in_turn.tasks}) == 6  # as ever: one a group
+    assert len({task.compute_ns for task in in_turn.tasks}) == 6  # as ever: one a group
 
 
 def test_the_task_with_the_oldest_image_is_first():

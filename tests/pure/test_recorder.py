@@ -12,7 +12,7 @@ from rows_by_name import group_rows
 from collage_mpi.encoding.vectors import Extras
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.image_buffer import ImageRun, InFlight
-from collage_mpi.job.recorder import TOLERATED, Grouping, Recorder, Vectors
+from collage_mpi.job.recorder import Grouping, Recorder, Vectors
 from collage_mpi.mpi.answers import ANSWERED, CELL, FAILED, SKIPPED, Cells, WireResult
 from collage_mpi.results.rows import (
     KIND_CODE,
@@ -144,36 +144,33 @@ def test_a_group_row_by_row():
     book.sent([send(20, 1, SINGLE, {0: 0}, 9, 1)], START_NS + 110, [0])
     book.sent([send(21, 2, SINGLE, {1: 1}, 9, 1)], START_NS + 120, [0])
     book.sent([send(22, 5, COLLAGE, {0: 0, 1: 1}, 9, 2)], START_NS + 150, [30])
-    ended(book, 200, 1, WireResult(21, FAILED, 0, 5, reason="boom"))
+    ended(book, 200, 1, WireResult(21, FAILED, reason="boom"))
     book.settled((21,))
-    ended(book, 300, 17, WireResult(20, ANSWERED, 41, 42, 43, read_ns=5))
+    ended(book, 300, 17, WireResult(20, ANSWERED, 41, read_ns=5))
     book.resolved(resolved(0, SINGLE, (20,), 0, 6), START_NS + 290)
     book.settled((20,))
     assert rows.tasks == [], "the group is not over"
-    ended(book, 400, 19, WireResult(22, ANSWERED, 51, 52, 61))
+    ended(book, 400, 19, WireResult(22, ANSWERED, 51))
     book.resolved(resolved(1, COLLAGE, (22,), 1, 3), START_NS + 390)
     book.settled((22,))
     single, collage = rows.images
     assert single == (
         4, 50, 9, 0, SOURCE_CODE["single"], True, 6, 0.5, True, 6, 1, 1, 100, 190,
-        16, 30, 17, 41, 42, 3, False, 0, 0, 0.0, 0, b"",
+        16, 30, 17, 41, 3, False, 0, 0, 0.0, 0, b"",
     )  # fmt: skip
     assert collage == (
         4, 51, 9, 1, SOURCE_CODE["collage"], True, 3, 0.625, True, 7, 5, 2, 101, 289,
-        12, 30, 19, 51, 52, 3, False, 0, 0, 0.0, 0, b"",
+        12, 30, 19, 51, 3, False, 0, 0, 0.0, 0, b"",
     )  # fmt: skip
     assert rows.groups == [(9, 2, 100, 290, 30, 2, 1, 3, False)]
     codes, kinds = OUTCOME_CODE, KIND_CODE
     assert rows.tasks == [
-        (21, 2, kinds[SINGLE], 9, 1, 1, 0, 120, 200, 0, 5, 0, codes["failed"], 3, False, "boom"),
-        (20, 1, kinds[SINGLE], 9, 1, 1, 1, 110, 300, 41, 42, 43, codes["answered"], 3, False, b""),
-        (22, 5, kinds[COLLAGE], 9, 2, 2, 1, 150, 400, 51, 52, 61, codes["answered"], 3, False, b""),
+        (21, 2, kinds[SINGLE], 9, 1, 1, 0, 120, 200, 0, codes["failed"], 3, False, "boom"),
+        (20, 1, kinds[SINGLE], 9, 1, 1, 1, 110, 300, 41, codes["answered"], 3, False, b""),
+        (22, 5, kinds[COLLAGE], 9, 2, 2, 1, 150, 400, 51, codes["answered"], 3, False, b""),
     ]  # fmt: skip
     totals = book.totals
     assert (totals.images, totals.errors, totals.collage) == (2, 0, 1)
-    assert totals.drawn_tasks == 2
-    # 41 + 42 is more than 1.1 x 43, and 51 + 52 than 1.1 x 61.
-    assert totals.exceeded == 2
 
 
 def test_a_group_begins_with_the_first_of_its_images_whichever_is_sent_first():
@@ -239,7 +236,7 @@ def test_an_audited_answer_counts_from_when_it_was_decided():
     admit(book, 0, 6, 100, 11)
     admit(book, 1, 6, 100, 11)
     book.sent([send(20, 1, SINGLE, {0: 0}, 9, 1)], START_NS + 110, [0])
-    ended(book, 300, 17, WireResult(20, ANSWERED, 41, 42, 43))
+    ended(book, 300, 17, WireResult(20, ANSWERED, 41))
     audit = {"audited": "done", "other": ev.Score(8, 0.25), "decided_ns": START_NS + 290}
     decided = resolved(0, COLLAGE, (20,), 0, 6)._replace(**audit)
     book.resolved(decided, START_NS + 900)
@@ -257,7 +254,7 @@ def test_a_group_lasts_as_long_as_its_latest_image_whichever_is_told_of_last():
     admit(book, 0, 6, 100, 11)
     admit(book, 1, 6, 100, 11)
     book.sent([send(20, 1, SINGLE, {0: 0, 1: 1}, 9, 1)], START_NS + 110, [0])
-    ended(book, 300, 17, WireResult(20, ANSWERED, 41, 42, 43))
+    ended(book, 300, 17, WireResult(20, ANSWERED, 41))
     book.resolved(resolved(0, SINGLE, (20,), 0, 6), START_NS + 310)
     audited = resolved(1, COLLAGE, (20,), 1, 6)._replace(audited="failed")
     book.resolved(audited._replace(decided_ns=START_NS + 290), START_NS + 900)
@@ -268,7 +265,7 @@ def test_an_audit_that_could_not_be_had_is_told_and_not_counted():
     rows, book = recorder()
     admit(book, 0, 6, 100, 11)
     book.sent([send(20, 1, SINGLE, {0: 0}, 9, 1)], START_NS + 110, [0])
-    ended(book, 300, 17, WireResult(20, ANSWERED, 41, 42, 43))
+    ended(book, 300, 17, WireResult(20, ANSWERED, 41))
     kept = resolved(0, COLLAGE, (20,), 0, 6)._replace(audited="failed", decided_ns=START_NS + 290)
     book.resolved(kept, START_NS + 900)
     (row,) = rows.images
@@ -280,7 +277,7 @@ def test_an_audit_of_an_unsure_image_counts_as_none():
     rows, book = recorder()
     admit(book, 0, 6, 100, 11)
     book.sent([send(20, 1, SINGLE, {0: 0}, 9, 1)], START_NS + 110, [0])
-    ended(book, 300, 17, WireResult(20, ANSWERED, 41, 42, 43))
+    ended(book, 300, 17, WireResult(20, ANSWERED, 41))
     single = resolved(0, SINGLE, (20,), 0, 6)._replace(audited="done", other=ev.Score(8, 0.25))
     book.resolved(single, START_NS + 290)
     assert rows.images[0].other == 8
@@ -293,13 +290,13 @@ def test_a_bundle_row_by_row():
     for image in range(4):
         admit(book, image, 6, 100, 11)
     book.sent([bundled(30, [0, 1, 2])], START_NS + 110, [30])
-    ended(book, 200, 17, WireResult(30, ANSWERED, 41, 42, 0))
+    ended(book, 200, 17, WireResult(30, ANSWERED, 41))
     book.resolved(resolved(0, COLLAGE, (30,), 0, 6), START_NS + 210)
     book.resolved(resolved(2, COLLAGE, (30,), 0, 6)._replace(group=10), START_NS + 210)
     book.sent([send(31, 1, SINGLE, {1: 1}, 9, 1)], START_NS + 220, [0])
     book.settled((30,))
     assert rows.tasks == [], "image 1 is open, and may yet be resolved by the kept answer"
-    ended(book, 300, 1, WireResult(31, ANSWERED, 51, 52, 0))
+    ended(book, 300, 1, WireResult(31, ANSWERED, 51))
     book.resolved(resolved(1, SINGLE, (31,), 1, 6), START_NS + 310)
     book.settled((31,))
     assert [row.task for row in rows.tasks] == [31], "image 3 of group 10 is open"
@@ -367,21 +364,6 @@ def test_an_image_may_leave_in_a_second_bundle():
         assert rows.tasks == []
         book.resolved(resolved(image, COLLAGE, (31,), image, 6), START_NS + 210)
     assert [(row.task, row.resolved) for row in rows.tasks] == [(30, 0), (31, 2)]
-
-
-def test_what_took_as_long_as_it_was_to_is_not_counted_against_a_run():
-    assert TOLERATED == 1.1
-    _, book = recorder()
-    drawn = [(100, 60, 50), (100, 60, 51), (0, 900, 900), (100, 0, 0)]  # ns: drawn, compute, held
-    for task, (drawn_ns, compute_ns, held_ns) in enumerate(drawn):
-        admit(book, task, None)
-        book.sent([send(task, 1, SINGLE, {task: task % 2}, task // 2, 1)], START_NS, [0])
-        ended(book, 1, 0, WireResult(task, ANSWERED, compute_ns, held_ns, drawn_ns))
-    for task, status in enumerate([FAILED, SKIPPED], start=4):
-        admit(book, task, None)
-        book.sent([send(task, 1, SINGLE, {task: task % 2}, task // 2, 1)], START_NS, [0])
-        ended(book, 1, 0, WireResult(task, status, 500, 500, 100))
-    assert (book.totals.drawn_tasks, book.totals.exceeded) == (3, 1)
 
 
 def test_what_is_written_is_forgotten():
@@ -470,12 +452,12 @@ def test_an_error_row_and_what_never_ended():
     (error,) = rows.images
     assert error == (
         4, 51, 9, 1, SOURCE_CODE["error"], False, 0, 0.0, True, 7, 0, 0, 100, 75,
-        11, 0, 0, 0, 0, 3, True, 0, 0, 0.0, 0, "nobody",
+        11, 0, 0, 0, 3, True, 0, 0, 0.0, 0, "nobody",
     )  # fmt: skip
     assert rows.groups == [(9, 1, 100, 75, 0, 1, 0, 3, True)]
     codes = OUTCOME_CODE
     assert rows.tasks == [
-        (21, 2, 0, 9, 3, 1, 0, 120, 170, 0, 0, 0, codes["lost"], 3, True, "killed"),
-        (20, 1, 0, 9, 1, 1, 0, 110, 500, 0, 0, 0, codes["unfinished"], 3, True, b""),
+        (21, 2, 0, 9, 3, 1, 0, 120, 170, 0, codes["lost"], 3, True, "killed"),
+        (20, 1, 0, 9, 1, 1, 0, 110, 500, 0, codes["unfinished"], 3, True, b""),
     ]
     assert (book.totals.images, book.totals.errors) == (1, 1)

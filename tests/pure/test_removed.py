@@ -57,7 +57,11 @@ def test_the_command_line_says_what_was_removed(words, line, capsys):
 
 @pytest.mark.parametrize(
     ("text", "line"),
-    [("grace_ms = 5", "--grace-ms was removed"), ('accept = "backup"', "use --confidence X")],
+    [
+        ("grace_ms = 5", "--grace-ms was removed"),
+        ('accept = "backup"', "use --confidence X"),
+        ('dead_ranks = ["3:5"]', "use collage-mpi simulate --dead-ranks"),
+    ],
 )
 def test_settings_files_say_what_was_removed(text, line, tmp_path, capsys):
     file = tmp_path / "run.toml"

@@ -199,9 +199,8 @@ def side(p99: float | None, p50: float | None, **more: Any) -> tuple[dict[str, A
     entry |= {"price": price, "paired": {**pair, **more.pop("paired", {})}}
     image = {"p99_ms": p99, "p95_ms": None, "p50_ms": p50}
     image |= {"p99_ci95_ms": more.pop("ends")} if "ends" in more else {}  # else too few images
-    validity = more.pop("validity", {"valid": True, "share": 0.0})
     arrivals = more.pop("arrivals", None)
-    summary = {"latency": {"image": image}, "validity": validity, "arrivals": arrivals}
+    summary = {"latency": {"image": image}, "arrivals": arrivals}
     return {**entry, **more}, summary
 
 
@@ -349,7 +348,7 @@ def test_the_timeline_holds_the_slowest_group(tmp_path: Path) -> None:
     for row, _, group, sent, start, end, *_ in shown["bars"]:
         rank = int(shown["ranks"][row].split()[1])
         tasks = run.tasks[(run.tasks["rank"] == rank) & (run.tasks["group"] == group)]
-        service_ms = (tasks["compute_ns"] + tasks["held_ns"]) / 1e6
+        service_ms = tasks["compute_ns"] / 1e6
         assert sent <= start <= end
         assert np.abs(service_ms - (end - start)).min() < 1e-3
     colours = {shown["looks"][bar[1]]["name"] for bar in shown["bars"]}

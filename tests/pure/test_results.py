@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from results_harness import COLLAGE_RANK, fill, input_digest, locate, make_run, manifest, valid
+from results_harness import COLLAGE_RANK, fill, input_digest, locate, make_run, manifest
 from rows_by_name import add_task
 
 from collage_mpi.cli import main
@@ -52,7 +52,7 @@ from collage_mpi.results.summary import ranks_used
 from collage_mpi.results.tally import Tally
 
 ROW = ImageRow(
-    *(0, 7, 0, 3, 1, True, 4, 0.75, True, 4, 10, 1, 5, 1000, 10, 20, 30, 100, 200, 1, False),
+    *(0, 7, 0, 3, 1, True, 4, 0.75, True, 4, 10, 1, 5, 1000, 10, 20, 30, 300, 1, False),
     *(1, 5, 0.5, 0, ""),
 )
 
@@ -72,7 +72,7 @@ def test_a_row_comes_back_as_it_was(tmp_path: Path) -> None:
     assert images.dtype == IMAGE_ROW
     assert images[0].item() == (*ROW[:-1], b"")
     assert images[1]["reason"].decode() == "späte Antwort"
-    assert wait_ns(images).tolist() == [1000 - 10 - 20 - 100 - 200] * 2
+    assert wait_ns(images).tolist() == [1000 - 10 - 20 - 300] * 2
 
 
 def test_encode_counts_only_for_answers_of_the_collage() -> None:
@@ -317,25 +317,10 @@ def test_how_long_unfinished_tasks_were_out_is_told_beside_the_wasted_work(tmp_p
     assert "without unfinished tasks (4.0 s together)" in render_summary(summary, width=200)
 
 
-def test_the_cost_ratio_is_printed_where_it_was_used(tmp_path: Path) -> None:
-    known = {"cost_ratio": 0.924, "cost_ratio_interval": [0.89, 0.951]}
-    for model, simulated in (("lognormal", {}), ("none", {}), ("none", {"simulated": {}})):
-        settings = {"straggler": model}
-        folder = tmp_path / f"{model}{len(simulated)}"
-        run = make_run(folder, 90, settings=settings, final=known, **simulated)
-        text = render_summary(summarise(read_results(run)))
-        used = model != "none" or bool(simulated)
-        assert ("cost ratio" in text) == used
-        assert ("0.92 " in text and "used for injection (0.89-0.95)" in text) == used
-    with pytest.raises(DataFault, match="'cost_ratio_interval' must be two numbers"):
-        read_results(make_run(tmp_path / "bad", 90, final={"cost_ratio_interval": [1]}))
-
-
 def test_printed_summary_says_why_a_percentile_is_missing(tmp_path: Path) -> None:
-    results = read_results(make_run(tmp_path / "run", 450, final={"validity": valid(20)}))
+    results = read_results(make_run(tmp_path / "run", 450))
     text = render_summary(summarise(results))
     assert "n/a (n=50)" in text
-    assert "INVALID" in text
     assert "carry, depth 1" in text
     assert "\x1b" not in text
 
@@ -410,35 +395,10 @@ def test_classes_without_names_and_many_of_them(tmp_path: Path) -> None:
 
 
 def test_an_empty_run_can_be_summarised(tmp_path: Path) -> None:
-    none = {**valid(), "tasks": 0}
-    RunWriter.create(tmp_path / "run", manifest(9)).close("incomplete", validity=none)
+    RunWriter.create(tmp_path / "run", manifest(9)).close("incomplete")
     results = read_results(tmp_path / "run")
     assert "INCOMPLETE" in render_summary(summarise(results))
-    assert summarise(results)["validity"] == none
     assert "n/a" in render_comparison(compare([results, results]))
-
-
-def test_a_comparison_says_what_invalid_means(tmp_path: Path) -> None:
-    sound = read_results(make_run(tmp_path / "sound", 90))
-    note = "the machine was busy"
-    assert note not in render_comparison(compare([sound, sound]))
-    broken = read_results(make_run(tmp_path / "broken", 90, final={"validity": valid(20)}))
-    assert render_comparison(compare([sound, broken])).count(note) == 1
-
-
-def test_validity_is_summed_over_sessions(tmp_path: Path) -> None:
-    full = manifest(18)
-    writer = RunWriter.create(tmp_path / "run", full)
-    fill(writer, full, range(9))
-    writer.close("incomplete", validity=valid(50))
-    writer, _ = RunWriter.reopen(tmp_path / "run", full)
-    fill(writer, full, range(9, 18))
-    writer.close("complete", validity=valid(0))
-    run = read_results(tmp_path / "run")
-    validity = summarise(run)["validity"]
-    assert validity == {"valid": False, "exceeded": 50, "tasks": 2000, "share": 0.025}
-    alone = replace(run, manifest={**run.manifest, "sessions": [], "validity": valid(20)})
-    assert summarise(alone)["validity"]["exceeded"] == 20
 
 
 def test_comparison_is_paired_on_the_same_images(tmp_path: Path) -> None:

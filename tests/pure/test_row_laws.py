@@ -21,7 +21,7 @@ def made() -> Run:
     images, tasks = np.zeros(2, IMAGE_ROW), np.zeros(2, TASK_ROW)
     for i in range(2):
         right = {"row": i, "predicted": answer(0, i), "label": answer(0, i), "rank": i + 1}
-        shared = {"attempt": 1, "session": 1, "compute_ns": (i + 1) * MS, "held_ns": MS}
+        shared = {"attempt": 1, "session": 1, "compute_ns": (i + 2) * MS}
         image = {"answered": True, "has_label": True, "t0_ns": 5, "latency_ns": 9 * MS}
         task = {
             "task": i,
@@ -65,7 +65,6 @@ def test_a_marker_has_all_rows(tmp_path: Path) -> None:
         ("images", "rank", 2, "an answer of no task"),
         ("images", "attempt", 2, "an answer of no task"),
         ("images", "compute_ns", 3 * MS, "an answer of no task"),
-        ("images", "held_ns", 3 * MS, "an answer of no task"),
         ("images", "latency_ns", 7 * MS, "before its task was done"),
         ("images", "cell", 4, "a group has 4 cells"),
         ("images", "read_ns", -1, "read_ns below 0"),

@@ -205,8 +205,6 @@ def test_a_scheme_without_singles_needs_no_single_network():
     found = parse(*only, "--collage-ranks", "2")
     found.require_inputs()
     assert (found.world_size, found.n_copies) == (3, 1)
-    with pytest.raises(UsageError, match="--cost-ratio is missing"):
-        parse(*only, "--straggler", "pinned").require_inputs()
 
 
 @pytest.mark.parametrize(
@@ -398,7 +396,6 @@ def test_flags_made_of_settings_give_them_again(settings):
         {"batch": 1},
         {"scheme": "replicate"},
         {"assign": "least"},
-        {"straggler": "pinned", "straggler_median_ms": 5.0},
         {"linger_ms": 3.0},
         {"rate": 9.0},
         {"top_k": 2},
@@ -417,9 +414,8 @@ def test_images_are_in_runs_only_where_the_same_is_wanted_of_each(other):
     ids=str,
 )
 def test_a_cascade_takes_runs_whose_groups_are_its_collages(other):
-    """Delays change nothing: a bundle is one task, in runs or not."""
     given = {"scheme": "cascade", "single": "null", "collage": "null", "shards": ("a.h5",)}
-    given |= {"straggler": "pinned", "straggler_median_ms": 5.0, "batch": 2}
+    given |= {"batch": 2}
     asked = RunSettings.from_mapping(given)
     assert asked.runs
     found = asked.scheduler_settings(9, 1.0, {}, runs=True)

@@ -513,10 +513,10 @@ def test_a_stale_timer_changes_nothing():
 @pytest.mark.parametrize(
     "event",
     [
-        ev.Answered(0, 999, 1, (None,), 0, 0),
+        ev.Answered(0, 999, 1, (None,), 0),
         ev.Skipped(0, 0, 2),
         ev.ImageArrived(0, 0, 0),
-        ev.Answered(0, 0, 1, (None, None), 0, 0),
+        ev.Answered(0, 0, 1, (None, None), 0),
         ev.RankReady(0, 1, frozenset({SINGLE}), "host", 2),
     ],
 )
@@ -538,7 +538,7 @@ def test_events_that_come_together_do_what_they_do_one_after_the_other():
     """But images are asked for once, when all of them are known, and let go together, last."""
     together, apart = (started(scheme="none", collages=0, depth=3) for _ in range(2))
     answers = [
-        ev.Answered(apart.now_ns, task, send.rank, (ev.Score(1, 0.9),), 9, 0)
+        ev.Answered(apart.now_ns, task, send.rank, (ev.Score(1, 0.9),), 9)
         for task, send in sorted(apart.live.items())
     ]
     assert len(answers) > 1

@@ -15,6 +15,8 @@ from collage_mpi.errors import UsageError
 from collage_mpi.results.rows import TaskRow
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
+from collage_mpi.simulation.deaths import deaths_of
+from collage_mpi.simulation.runs import check_job
 from collage_mpi.simulation.simulator import SimulatedJob, Simulation
 from collage_mpi.workload.service_times import Spells, uniform
 from collage_mpi.workload.straggler_settings import (
@@ -166,8 +168,8 @@ class Tasks:
 
     def task(self, columns):
         row = TaskRow(*columns)
-        if row.drawn_ns:
-            self.drawn[row.rank, row.group, row.attempt] = row.drawn_ns
+        if row.compute_ns:
+            self.drawn[row.rank, row.group, row.attempt] = row.compute_ns
 
 
 @pytest.mark.parametrize("model", ["lognormal", "pareto", "bimodal", "trace"])
@@ -187,26 +189,27 @@ def test_schemes_meet_the_same_draws(model, tmp_path):
 
 
 def test_a_dead_rank_by_time_or_by_tasks():
-    model = make_delays(StragglerSettings(dead_ranks=("3:2.5s", "4:7")))
-    assert not model.dead(3, 2_499_999_999, 10**6)
-    assert model.dead(3, 2_500_000_000, 0)
-    assert not model.dead(4, 10**12, 6)
-    assert model.dead(4, 0, 7)
-    assert not model.dead(5, 10**15, 10**9)
+    deaths = deaths_of(("3:2.5s", "4:7"))
+    assert not deaths[3].reached(2_499_999_999, 10**6)
+    assert deaths[3].reached(2_500_000_000, 0)
+    assert not deaths[4].reached(10**12, 6)
+    assert deaths[4].reached(0, 7)
 
 
 def test_dead_ranks_are_told_as_they_were_typed():
-    settings = StragglerSettings("markov", dead_ranks=("3:2.5s", "4:7"))
-    assert "rank 3 dead after 2.5 s, rank 4 dead after 7 tasks" in settings.describe_delays()
+    job = SimulatedJob(RunSettings(straggler="markov"), 9, dead_ranks=("3:2.5s", "4:7"))
+    assert "rank 3 dead after 2.5 s, rank 4 dead after 7 tasks" in job.describe_delays
+
+
+@pytest.mark.parametrize("wrong", ["3", "3:-1s", "3:nans", "0:4"])
+def test_a_death_has_a_rank_and_a_time(wrong):
+    with pytest.raises(UsageError, match="RANK:SECONDSs or RANK:TASKS"):
+        deaths_of((wrong,))
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"dead_ranks": ("3",)},
-        {"dead_ranks": ("3:-1s",)},
-        {"dead_ranks": ("3:nans",)},
-        {"dead_ranks": ("0:4",)},
         {"straggler_tail": 0.0},
         {"straggler_slow_share": 1.5},
         {"straggler_slow_share": float("nan")},
@@ -230,7 +233,8 @@ def test_extreme_draws_fit_a_column():
 
 
 def test_no_rank_of_the_world_is_slow_or_dead():
-    for name, value in (("slow_ranks", "11:5"), ("dead_ranks", "11:5")):
-        job = RunSettings(**{name: (value,)}, straggler="pinned")
-        with pytest.raises(UsageError, match="1 to 10"):
-            job.check_slow_ranks(11)
+    job = RunSettings(slow_ranks=("11:5",))
+    with pytest.raises(UsageError, match="slow rank 11; the world has worker ranks 1 to 10"):
+        job.check_slow_ranks(11)
+    with pytest.raises(UsageError, match="dead rank 11; the world has worker ranks 1 to 10"):
+        check_job(SimulatedJob(RunSettings(), 9, dead_ranks=("11:5",)))

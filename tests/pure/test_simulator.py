@@ -42,10 +42,13 @@ class Rows:
         self.tasks.append(TaskRow(*row))
 
 
-def play(groups: int, ratio: float = 1.0, costs: Costs = FREE, **settings) -> Rows:
+def play(
+    groups: int, ratio: float = 1.0, costs: Costs = FREE, dead: tuple[str, ...] = (), **settings
+) -> Rows:
     rows = Rows()
     job = paper(warmup_groups=0, cost_ratio=ratio, **settings)
-    Simulation(SimulatedJob(job, groups * job.group_size, costs), rows).run()
+    images = groups * job.group_size
+    Simulation(SimulatedJob(job, images, costs, dead_ranks=dead), rows).run()
     return rows
 
 
@@ -85,8 +88,9 @@ def test_a_collage_on_its_way_by_hand():
     (group,) = rows.groups
     assert (group.latency_ns, group.encode_ns, group.t0_ns) == (1054, 100, 0)
     # The collage, moot at 1054, was begun at 157 and takes 1500: it is answered all the same.
-    assert (tasks[4].done_ns, tasks[4].held_ns, tasks[4].resolved) == (150 + 7 + 1500 + 7, 1500, 0)
-    assert [task.held_ns for task in tasks[:4]] == [1000] * 4
+    late = tasks[4]
+    assert (late.done_ns, late.compute_ns, late.resolved) == (150 + 7 + 1500 + 7, 1500, 0)
+    assert [task.compute_ns for task in tasks[:4]] == [1000] * 4
 
 
 def test_answers_that_come_together_are_taken_one_after_the_other():
@@ -120,7 +124,7 @@ def test_a_cancel_costs_a_message_and_reaches_its_rank_after_the_wire():
     assert (image.rank, image.latency_ns) == (5, 150 + 7 + MS + 7)
     # The next group begins when that answer is taken (3) and the cancel for rank 2 has left (10).
     assert rows.groups[1].t0_ns == image.latency_ns + 3 + 10
-    assert (second.outcome, second.held_ns) == (1, 0)  # skipped, at once when the first was done
+    assert (second.outcome, second.compute_ns) == (1, 0)  # skipped, at once when the first was done
     assert second.done_ns == first.done_ns + 3, "both come at once, and are taken in turn"
 
 
@@ -197,20 +201,22 @@ def test_a_batch_amortises_messages():
         {"between": "drain"},
         {"singles": 7},
         {"rate": 300.0, "linger_ms": 5.0},
-        {"dead_ranks": ("1:9",), "reply_timeout_s": 2.0},
+        {"dead": ("1:9",), "reply_timeout_s": 2.0},
     ],
     ids=str,
 )
 def test_every_scheme_answers_every_image_in_batches(scheme, shape):
     more = {"hedge_ms": 150.0} if scheme == "hedge" else {}
     if scheme == "collage-only":
-        shape = {key: value for key, value in shape.items() if key not in ("singles", "dead_ranks")}
+        shape = {key: value for key, value in shape.items() if key not in ("singles", "dead")}
+    dead = shape.get("dead", ())
+    shape = {key: value for key, value in shape.items() if key != "dead"}
     job = RunSettings(
         scheme=scheme, side=2, batch=3, straggler="lognormal", batch_cost=0.2, **more, **shape
     )
     rows = Rows()
     images = 4 * 25 + 3
-    finish = Simulation(SimulatedJob(job, images, FREE), rows).run()
+    finish = Simulation(SimulatedJob(job, images, FREE, dead_ranks=dead), rows).run()
     assert finish.status == "complete"
     assert sorted(row.row for row in rows.images) == list(range(images))
 
@@ -281,9 +287,9 @@ def test_a_slow_rank_skips_to_the_current_group():
     rows = play(40, straggler="pinned", slow_ranks=("4:5",), scheme="collage")
     slow = [task for task in rows.tasks if task.rank == 4]
     ends = {g.group: g.t0_ns + g.latency_ns for g in rows.groups}
-    worked = [task for task in slow if task.held_ns]
+    worked = [task for task in slow if task.compute_ns]
     assert any(task.outcome == 1 for task in slow)  # skipped
-    assert all(task.done_ns - task.held_ns <= ends[task.group] for task in worked)
+    assert all(task.done_ns - task.compute_ns <= ends[task.group] for task in worked)
 
 
 def test_the_rows_are_those_of_a_run(tmp_path):
@@ -318,18 +324,18 @@ def test_the_command(tmp_path, capsys):
 
 
 def test_a_dead_rank_is_answered_for_by_the_collage():
-    dead = {"straggler": "pinned", "dead_ranks": ("2:3",), "side": 2, "scheme": "collage"}
+    dead = {"straggler": "pinned", "dead": ("2:3",), "side": 2, "scheme": "collage"}
     rows = play(40, **dead)
     assert len(rows.images) == 160
     assert sum(row.rank == 2 for row in rows.images) == 3
     assert {task.outcome for task in rows.tasks if task.rank == 2} == {0, 4}  # 4: unfinished
-    in_time = play(40, **{**dead, "dead_ranks": ("2:0.25s",)})
+    in_time = play(40, **{**dead, "dead": ("2:0.25s",)})
     assert sum(row.rank == 2 for row in in_time.images) == 2
 
 
 def test_a_dead_rank_without_redundancy_is_found_by_its_silence():
     """Silent after two seconds: its image goes elsewhere; lost after four: nobody waits."""
-    dead = {"straggler": "pinned", "dead_ranks": ("2:3",), "side": 2, "scheme": "none"}
+    dead = {"straggler": "pinned", "dead": ("2:3",), "side": 2, "scheme": "none"}
     rows = play(40, reply_timeout_s=2.0, **dead)
     assert len(rows.images) == 160
     assert all(row.answered for row in rows.images)
@@ -340,7 +346,7 @@ def test_a_dead_rank_without_redundancy_is_found_by_its_silence():
 
 
 def test_where_no_rank_may_be_lost_a_silent_one_is_only_left_out():
-    dead = {"straggler": "pinned", "dead_ranks": ("2:3",), "side": 2, "scheme": "none"}
+    dead = {"straggler": "pinned", "dead": ("2:3",), "side": 2, "scheme": "none"}
     rows = play(40, reply_timeout_s=2.0, on_rank_loss="abort", **dead)
     assert len(rows.images) == 160
     assert {task.outcome for task in rows.tasks if task.rank == 2} == {0, 4}  # 4: unfinished

@@ -247,7 +247,8 @@ def test_hosts_that_are_slow_again_and_again() -> None:
 
 def test_delays_that_were_injected_say_nothing_of_hosts() -> None:
     assert not injected(a_run({1: 1.0}))
-    assert injected(a_run({1: 1.0}, settings={"straggler": "pinned"}))
+    for settings in ({"straggler": "pinned"}, {"slow_ranks": ["3:2"]}):
+        assert injected(a_run({1: 1.0}, settings=settings))
     assert injected(a_run({1: 1.0}, simulated={}))
 
 

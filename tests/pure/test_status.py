@@ -220,8 +220,7 @@ def test_a_run_that_was_none_leaves_no_status(tmp_path: Path) -> None:
 def test_service_times_are_of_answers_alone() -> None:
     tasks = np.zeros(8, TASK_ROW)
     tasks["rank"] = [1, 1, 1, 1, 2, 2, 3, 1]
-    tasks["compute_ns"] = np.array([9, 1, 4, 2, 7, 0, 5, 100]) * 10**6
-    tasks["held_ns"][4] = 10**6
+    tasks["compute_ns"] = np.array([9, 1, 4, 2, 8, 0, 5, 100]) * 10**6
     tasks["outcome"][[5, 6, 7]] = [OUTCOME_CODE[n] for n in ("skipped", "lost", "failed")]
     ranks = [{"rank": number} for number in (1, 2, 3)]
     add_service_times(ranks, tasks)

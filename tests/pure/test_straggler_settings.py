@@ -155,7 +155,6 @@ def test_a_missing_or_foreign_trace_is_refused(tmp_path):
         {"straggler": "lognormal", "straggler_sigma": float("nan")},
         {"straggler": "pinned", "slow_ranks": ("0:5",)},
         {"straggler": "pinned", "slow_ranks": ("1:-5",)},
-        {"slow_ranks": ("1:5",)},
         {"straggler": "trace", "trace_file": "x", "trace_draws": "columns"},
     ],
 )

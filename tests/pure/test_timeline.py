@@ -126,12 +126,12 @@ def test_a_bar_is_as_long_as_the_rank_worked_however_late_rank_0_looked(batch: i
     cut = 0
     for rank in timeline.ranks:
         mine = np.sort(run.tasks[run.tasks["rank"] == rank], order="done_ns")
-        cut += int((np.diff(mine["done_ns"]) < (mine["compute_ns"] + mine["held_ns"])[1:]).sum())
+        cut += int((np.diff(mine["done_ns"]) < mine["compute_ns"][1:]).sum())
     assert cut > 20  # bars that ended at the notice before would have been cut
     spans: dict[int, set[tuple[int, int]]] = {}
     for bar in timeline.bars:
         task = tasks[bar.task]
-        assert bar.end_ns - bar.start_ns == task["compute_ns"] + task["held_ns"]
+        assert bar.end_ns - bar.start_ns == task["compute_ns"]
         assert task["sent_ns"] <= bar.start_ns <= bar.end_ns <= task["done_ns"]
         if bar.state != "skipped":
             spans.setdefault(bar.rank, set()).add((bar.start_ns, bar.end_ns))
@@ -149,10 +149,10 @@ def test_what_ran_beside_a_skipped_task_of_its_message_can_be_written_as_json() 
     run = simulated(batch=4)
     in_order = run.tasks[np.lexsort((run.tasks["task"], run.tasks["sent_ns"]))]
     in_order["rank"][1:4], in_order["sent_ns"][1:4] = in_order["rank"][0], in_order["sent_ns"][0]
-    for column in ("done_ns", "compute_ns", "held_ns", "outcome"):
+    for column in ("done_ns", "compute_ns", "outcome"):
         in_order[column][1:4] = in_order[column][0]
     first = in_order[0]
-    first["compute_ns"] = first["held_ns"] = 0
+    first["compute_ns"] = 0
     first["outcome"] = OUTCOME_CODE["skipped"]
     run = dataclasses.replace(run, tasks=in_order)
     assert ran_together(in_order)[:4].tolist() == [1, 3, 3, 3]
@@ -174,7 +174,7 @@ def test_the_legend_names_whose_answers_resolved_images() -> None:
 def test_skipped_tasks_and_waits_are_events_of_their_own(run: Results) -> None:
     tasks = run.tasks.copy()
     tasks["outcome"][5] = OUTCOME_CODE["skipped"]
-    tasks["held_ns"][5] = tasks["compute_ns"][5] = 0
+    tasks["compute_ns"][5] = 0
     changed = Results(run.path, run.manifest, run.images, run.groups, tasks, run.complete)
     timeline = make_timeline(changed, 0, 3)
     document = trace_events(timeline)

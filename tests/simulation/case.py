@@ -322,7 +322,7 @@ def _kept(rng: random.Random) -> tuple[str, ...]:
 
 
 def _delays(rng: random.Random) -> tuple[str, ...]:
-    """How long ranks take, and from when on they are silent."""
+    """How long ranks take, and when a silent one is given up."""
     median_ms = rng.choice((0, 2, 10, 40))
     words: tuple[str, ...] = ()
     if median_ms:
@@ -334,8 +334,6 @@ def _delays(rng: random.Random) -> tuple[str, ...]:
     timeouts = rng.choice(((), ("2", "20"), ("2", "20"), ("2", "20")))
     if timeouts:
         words += ("--reply-timeout-s", timeouts[0], "--start-timeout-s", timeouts[1])
-        if rng.random() < 0.15:
-            words += ("--dead-ranks", f"{rng.randint(1, 3)}:{rng.choice(('1', '6', '0.2s'))}")
     return words
 
 

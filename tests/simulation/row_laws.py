@@ -155,7 +155,7 @@ def facts(run: Run, out: Path, export: Path, *, exact: bool) -> dict[str, Any]:
 def _times(tasks: np.ndarray) -> Iterator[str]:
     """What a rank took lies between sending a task and its answer."""
     span = tasks["done_ns"] - tasks["sent_ns"]
-    took = tasks["compute_ns"] + tasks["held_ns"]
+    took = tasks["compute_ns"]
     answered = tasks["outcome"] == ANSWERED
     for what, wrong in (
         ("ended before it was sent", span < 0),
@@ -172,7 +172,7 @@ def _times(tasks: np.ndarray) -> Iterator[str]:
 def _answers(of: dict[str, np.ndarray]) -> Iterator[str]:
     """An answer is that of a task of its rank, and has what this took."""
     tasks, images = of["tasks"], of["images"]
-    names = ("rank", "attempt", "compute_ns", "held_ns")
+    names = ("rank", "attempt", "compute_ns")
     known: dict[tuple[int, ...], int] = {}  # the first of those that took the same
     for task in tasks[tasks["outcome"] == ANSWERED]:
         key, done = tuple(task[n].item() for n in names), int(task["done_ns"])
@@ -183,7 +183,7 @@ def _answers(of: dict[str, np.ndarray]) -> Iterator[str]:
             yield f"an answer of no task: {row}"
         elif done_ns > row["t0_ns"] + row["latency_ns"]:
             yield f"an answer before its task was done, at {done_ns}: {row}"
-    parts = ("read_ns", "encode_ns", "decode_ns", "compute_ns", "held_ns", "latency_ns")
+    parts = ("read_ns", "encode_ns", "decode_ns", "compute_ns", "latency_ns")
     for name in parts:
         if (images[name] < 0).any():
             yield f"{name} below 0"
