@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.system.launchers import SRUN, Launcher, first_number, launchers
+from collage_mpi.system.launchers import SRUN, first_number, launchers
 
 # Set by `collage-mpi launch` for its ranks: status lines begin with this word. Each launch draws
 # another word, so that no other output is taken for a status.
@@ -40,25 +40,15 @@ def launcher_rank(environ: Mapping[str, str] = os.environ) -> int | None:
     return _first(first_number(launcher.ranks, environ) for launcher in launchers(environ))
 
 
-def mpi_rank(environ: Mapping[str, str]) -> int | None:
-    """This process's rank as its MPI launcher says. None in a batch script, and in mpiexec
-    itself.
-    """
-    return _first(first_number(launcher.ranks, environ) for launcher in _of_mpi(environ))
-
-
 def without_rank(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment without the variables that make this process a rank.
 
     It is for a launcher that a rank starts: the new launcher and its helpers must not be taken for
     this rank.
     """
-    told = {name for launcher in _of_mpi(environ) for name in launcher.ranks}
+    of_mpi = (launcher for launcher in launchers(environ) if launcher.versions)
+    told = {name for launcher in of_mpi for name in launcher.ranks}
     return {name: value for name, value in environ.items() if name not in told}
-
-
-def _of_mpi(environ: Mapping[str, str]) -> list[Launcher]:
-    return [launcher for launcher in launchers(environ) if launcher.versions]
 
 
 def _first(numbers: Iterable[int | None]) -> int | None:

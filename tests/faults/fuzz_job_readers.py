@@ -337,7 +337,7 @@ def _surroundings(folder: Path) -> list[Reader]:
         if not isinstance(found, dict):
             return
         environ = {str(k): str(v).replace("\0", "") for k, v in found.items()}
-        environment.launcher_rank(environ), environment.mpi_rank(environ)
+        environment.launcher_rank(environ)
         environment.launcher_size(environ), environment.local_rank(environ)
         environment.torchrun_size(environ)
         environment.local_size(environ), environment.told_interface(environ)

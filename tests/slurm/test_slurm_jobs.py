@@ -90,10 +90,7 @@ def test_run(slurm: Cluster, pmi: str, script: str, spread: list[int], launcher:
 
 
 @pytest.mark.any_mpi
-@pytest.mark.parametrize(
-    ("nodes", "spread"),
-    [(2, ["n1"] * 4 + ["n2"] * 4), (4, ["n1", "n1", "n2", "n2", "n3", "n3", "n4", "n4"])],
-)
+@pytest.mark.parametrize(("nodes", "spread"), [(2, "1 1 1 1 2 2 2 2"), (4, "1 1 2 2 3 3 4 4")])
 def test_run_in_teams(slurm: Cluster, pmi: str, nodes: int, spread: str) -> None:
     """A team a node, and over nodes."""
     shape = SlurmSettings(nodes=nodes, teams=2, singles=2, launcher=pmi, cpus_per_task=1)

@@ -27,7 +27,7 @@ from collage_mpi.launch.supervisor import JOB_VARIABLE
 from collage_mpi.models.null import NullPredictor
 from collage_mpi.mpi import transport
 from collage_mpi.system import hard_exit, process_tree
-from collage_mpi.system.environment import launcher_rank, mpi_rank
+from collage_mpi.system.environment import launcher_rank
 from collage_mpi.system.forked import RELAY
 
 FOLDER, DEATHS, ARGUMENTS = Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3:]
@@ -39,7 +39,7 @@ def ranks():
     found = []
     for pid in process_tree.holders_of(f"{JOB_VARIABLE}={os.environ[JOB_VARIABLE]}"):
         words = Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
-        rank = mpi_rank(dict(word.split("=", 1) for word in words if "=" in word))
+        rank = launcher_rank(dict(word.split("=", 1) for word in words if "=" in word))
         if rank is not None and process_tree.stat_of(pid)[0] != "sh":
             found.append((pid, rank))
     return found
