@@ -26,6 +26,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -331,23 +332,23 @@ class Game:
     def _watch_leftovers(self) -> None:
         """Of sessions that are over: note when their last process has ended."""
         for tag, over_s in [*self._over.items()]:
-            if not holders_of(tag):
+            if not _own_holders(tag):
                 del self._over[tag]
                 self.verdict.left_s = max(self.verdict.left_s, time.monotonic() - over_s)
 
     def _judge_leftovers(self) -> None:
         """No process of a session lives on for longer than LEFT_S, on hosts that are up.
 
-        But for ranks of MPICH that nobody can tell: faults.md names this limit.
+        But for ranks without `continue` that nobody can tell: faults.md names this limit.
         """
         play, verdict = self.play, self.verdict
         until_s = max(self._over.values(), default=0.0) + LEFT_S
         while self._over and time.monotonic() < until_s:
             self._watch_leftovers()
             time.sleep(0.1)
-        left = {pid for tag in self._over for pid in holders_of(tag)}
+        left = {pid for tag in self._over for pid in _own_holders(tag)}
         names = [Path(f"/proc/{pid}/cmdline").read_bytes()[:60] for pid in left]
-        if (self.mpi, play.on_loss, verdict.met) == ("mpich", "abort", True):
+        if (play.on_loss, verdict.met) == ("abort", True):
             verdict.stayed = len(names)
         elif names or verdict.left_s > LEFT_S:
             verdict.wrong.append(f"processes were left for over {LEFT_S:g} s: {names}")
@@ -402,6 +403,16 @@ class Game:
         wrong = {n: found.get(n) for n, answer in alone.items() if found.get(n) != answer}
         if wrong or len(rows) != IMAGES:
             bad.append(f"{len(rows)} rows, {len(wrong)} differ: {[*wrong.items()][:3]}")
+
+
+def _own_holders(tag: str) -> set[int]:
+    """Processes with this mark, but for Open MPI's daemons, which stay for eight minutes."""
+    found = set()
+    for pid in holders_of(tag):
+        with suppress(OSError):  # it has ended
+            if Path(f"/proc/{pid}/comm").read_text() != "prted\n":
+                found.add(pid)
+    return found
 
 
 def pool_of(plays: int) -> ProcessPoolExecutor:
