@@ -170,7 +170,7 @@ def test_what_cannot_be_is_refused(name, value, says):
 
 
 def test_a_process_that_cannot_be_is_refused():
-    with pytest.raises(WireFault, match=r"an invalid rank0\.process: .* pid 0,"):
+    with pytest.raises(WireFault, match=r"an invalid rank0\.process: .* pid 0"):
         changed(EXAMPLES[0], lambda content: content["process"].update(pid=0))
 
 
