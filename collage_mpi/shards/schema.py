@@ -104,7 +104,7 @@ class ShardInfo:
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values; `from_json` is its inverse."""
         record = {**vars(self), "path": str(self.path)}
-        del record["members"]
+        record.pop("members", None)  # absent in a description that was read
         return record
 
     @classmethod
