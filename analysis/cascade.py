@@ -50,7 +50,7 @@ DRAWS = 2750  # service times of a rank by which its capacity is measured
 # Service times that are drawn, as settings of a run; {slow} is a rank that the placement draws.
 DRAWN: dict[str, Json] = {
     "one rank 60 x slow": {"straggler": "lognormal", "slow_ranks": ["{slow}:60"]},
-    "spells": {"straggler": "markov", "straggler_slow_factor": 5.0, "straggler_spell_s": 2.0},
+    "spells": {"straggler": "markov"},
 }
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from peers.page import write_into
 
-from collage_mpi.commands.demo import FACTOR, MEDIAN_MS, SIGMA, SLOW
+from collage_mpi.commands.demo import FACTOR, SIGMA, SLOW
 from collage_mpi.figures import style
 from collage_mpi.kinds import COLLAGE
 from collage_mpi.results import Results, read_results
@@ -32,6 +32,7 @@ from collage_mpi.shards import ShardSet, write_shard
 from collage_mpi.system.fields import with_shipped
 from collage_mpi.workload.arrivals import poisson_times_ns
 
+MEDIAN_MS = 144.0  # service time of a rank
 RANKS = 11  # that classify
 KNOTS = np.array([(0, 0.5), (5, 0.5), (20, 2), (35, 0.5), (60, 0.5)]).T  # s since the start; load
 STEP, WINDOW = 100, 400  # images between points of the figure, and of a P99, which wants 368
@@ -45,8 +46,8 @@ SCHEMES = {
 
 def machines(time_scale: float) -> list[str]:
     """Flags: how long the ranks take."""
-    words = ["--straggler", "lognormal", "--straggler-median-ms", str(MEDIAN_MS)]
-    words += ["--straggler-sigma", str(SIGMA), "--time-scale", str(time_scale)]
+    words = ["--straggler", "lognormal", "--straggler-median-ms", str(MEDIAN_MS * time_scale)]
+    words += ["--straggler-sigma", str(SIGMA)]
     return [*words, "--slow-ranks", f"{SLOW}:{FACTOR:g}"]
 
 

@@ -44,7 +44,7 @@ def ratio(results: Results) -> Ratio:
     if settings["straggler"] != "pinned" or not images["answered"].all():
         raise SystemExit(f"{results.path}: it needs --straggler pinned and no error rows")
     seconds = float((images["t0_ns"] + images["latency_ns"]).max() - images["t0_ns"].min()) / 1e9
-    each_s = settings["straggler_median_ms"] / 1e3 * settings["time_scale"]
+    each_s = settings["straggler_median_ms"] / 1e3
     slow = {int(r): float(f) for r, f in (text.split(":") for text in settings["slow_ranks"] or ())}
     singles = set(tasks["rank"][tasks["kind"] == KIND_CODE[SINGLE]].tolist())
     speed = sum(1 / (each_s * slow.get(rank, 1.0)) for rank in singles)

@@ -119,6 +119,16 @@ TABLE: dict[str, tuple[str, str]] = {
     "slurm render run_teams_het": ("coordinators on CPU nodes", "use run_teams"),
     "slurm render chain": ("submitted all steps", "see jobs/slurm/README.md, Submit"),
     "--coordinator-cpus": ("cores of a coordinator in run_het", "leave it out"),
+    "--straggler pareto": ("service times with a heavy tail", "use --straggler lognormal"),
+    "--straggler-tail": ("index of the model pareto", "use --straggler lognormal"),
+    "--straggler-slow-share": ("share that is slow", "leave it out: 5 % of tasks or of the time"),
+    "--straggler-slow-factor": ("how much slower", "leave it out: 5 times; see --slow-ranks"),
+    "--straggler-spell-s": ("mean length of slow periods", "leave it out: 2 s"),
+    "--trace-draws": ("how a trace is drawn from", "leave it out: a row for each rank, in order"),
+    "--time-scale": (
+        "factor of injected times",
+        "use --straggler-median-ms MS, or multiply the numbers of the trace",
+    ),
     "demo --groups": ("length of the demo's runs", "use --images N"),
     "demo --time-scale": ("factor of the demo's times", "leave it out"),
 }

@@ -22,10 +22,10 @@ from collage_mpi.system.fields import REQUIRED, same, setting
 from collage_mpi.system.printable import say
 
 RANKS = 11
-MEDIAN_MS, SIGMA, TIME_SCALE = 144.0, 0.22, 0.75
+MEDIAN_MS, SIGMA = 108.0, 0.22
 SLOW, FACTOR = 4, 5
 LOAD = 0.8  # of the images a second that ten single ranks can answer
-MEAN_S = MEDIAN_MS / 1e3 * TIME_SCALE * math.exp(SIGMA**2 / 2)
+MEAN_S = MEDIAN_MS / 1e3 * math.exp(SIGMA**2 / 2)
 RATE = LOAD * (RANKS - 2 + 1 / FACTOR) / MEAN_S  # images a second
 
 NONE = f"--scheme none --singles {RANKS - 1}"
@@ -42,7 +42,7 @@ SCHEMES = {
 COMMON = (
     "run --brief --shards shipped:fashion_demo.h5 --single shipped:fashion_single.safetensors "
     f"--straggler lognormal --straggler-seed 1 --straggler-median-ms {MEDIAN_MS:g} "
-    f"--straggler-sigma {SIGMA} --time-scale {TIME_SCALE} --slow-ranks {SLOW}:{FACTOR} "
+    f"--straggler-sigma {SIGMA} --slow-ranks {SLOW}:{FACTOR} "
     f"--rate {RATE:.4g}"
 )
 
@@ -86,7 +86,7 @@ def _tell_and_draw(out: Path, folders: list[Path]) -> None:
         f"Fashion-MNIST on ten worker ranks; rank {SLOW} is {FACTOR}x slower throughout\n"
         f"Latency of an image: {RATE:.0f} images a second arrive, {LOAD:g} of what ten single "
         "ranks can answer.\n"
-        f"Injected service times: lognormal, median {MEDIAN_MS * TIME_SCALE:.0f} ms, sigma {SIGMA}"
+        f"Injected service times: lognormal, median {MEDIAN_MS:.0f} ms, sigma {SIGMA}"
     )
     stem = out / "latency_cdf"
     written = plot_latency_cdf(runs, stem, per="image", title=title, names=list(SCHEMES))

@@ -45,7 +45,7 @@ class Moment(NamedTuple):
     at_ns: int
 
 
-# A moment -> seconds for one image, without the time scale and the factor of the rank.
+# A moment -> seconds for one image, without the factor of the rank.
 Body = Callable[[Moment], float]
 
 
@@ -80,14 +80,13 @@ class Spells:
 
 
 class DelayModel:
-    """Injected delays: draws of a model, multiplied by the time scale and by a factor for each
+    """Injected delays: draws of a model, multiplied by a factor for each
     rank.
     """
 
     def __init__(
         self,
         body: Body | None,
-        time_scale: float,
         slow: Mapping[int, float],
         *,
         by_image: bool,
@@ -96,12 +95,11 @@ class DelayModel:
 
         Args:
             body: draws service times; None injects no delay.
-            time_scale: multiplies every draw.
             slow: rank -> further factor for its draws.
             by_image: the key of a draw has the task's first image instead of its group.
         """
         self.by_image = by_image
-        self._body, self._scale = body, time_scale
+        self._body = body
         self._slow = dict(slow)
 
     def slowed(self, rank: int) -> float:
@@ -112,8 +110,7 @@ class DelayModel:
         """The service time of one image on the rank, in ns; 0 if no delay is injected."""
         if self._body is None:
             return 0
-        factor = self._scale * self.slowed(rank)
-        drawn_s = self._body(Moment(rank, group, attempt, at_ns)) * factor
+        drawn_s = self._body(Moment(rank, group, attempt, at_ns)) * self.slowed(rank)
         return round(min(drawn_s, LONGEST_S) * 1e9)
 
 
@@ -152,16 +149,6 @@ def lognormal(seed: int, median_s: float, sigma: float) -> Body:
     def draw(moment: Moment) -> float:
         z = _NORMAL.inv_cdf(uniform(seed, moment.rank, moment.group, moment.attempt))
         return median_s * _exp(sigma * z)
-
-    return draw
-
-
-def pareto(seed: int, median_s: float, tail: float) -> Body:
-    """P(X > x) = (m/x)**tail for x >= m, m = median / 2**(1/tail). Key: as lognormal."""
-
-    def draw(moment: Moment) -> float:
-        above = uniform(seed, moment.rank, moment.group, moment.attempt)  # P(X > x)
-        return median_s * _exp(-(math.log(above) + math.log(2)) / tail)
 
     return draw
 
@@ -229,21 +216,6 @@ def _shuffled(count: int, shuffler: random.Random) -> list[int]:
     order = list(range(count))
     shuffler.shuffle(order)
     return order
-
-
-def trace_independent(seed: int, times_s: np.ndarray) -> Body:
-    """Each draw is any entry of the trace. Key: (seed, rank, group, attempt).
-
-    Args:
-        times_s: (machines, requests) float64, seconds.
-    """
-    flat = times_s.ravel()
-
-    def draw(moment: Moment) -> float:
-        u = uniform(seed, moment.rank, moment.group, moment.attempt)
-        return float(flat[min(int(u * flat.size), flat.size - 1)])
-
-    return draw
 
 
 def _exp(x: float) -> float:

@@ -20,20 +20,19 @@ from collage_mpi.workload.service_times import Body, DelayModel, Spells
 Value = TypeVar("Value")
 
 _USUAL = "median {0.straggler_median_ms:g} ms, sigma {0.straggler_sigma:g}"
-_SLOW = "{0.straggler_slow_factor:g}x"
 # Model -> format of its description in tables and titles.
 _SHOWN = {
     "none": "no injected delay",
-    "trace": "trace {file}, {0.trace_draws}",
+    "trace": "trace {file}",
     "lognormal": f"lognormal, {_USUAL}",
-    "pareto": "pareto, median {0.straggler_median_ms:g} ms, tail {0.straggler_tail:g}",
-    "bimodal": f"bimodal, {_USUAL}, {{0.straggler_slow_share:.3g}} of tasks {_SLOW}",
-    "markov": f"markov, {_USUAL}, {{0.straggler_slow_share:.3g}} of the time {_SLOW} in spells of "
-    "{0.straggler_spell_s:g} s",
+    "bimodal": f"bimodal, {_USUAL}",
+    "markov": f"markov, {_USUAL}",
     "pinned": "constant {0.straggler_median_ms:g} ms",
 }
 MODELS = tuple(_SHOWN)
-TRACE_DRAWS = ("rows", "independent")
+# Of the models bimodal and markov: share of the tasks or of the time that is slow, how many times
+# slower these are, and the mean length of a slow period.
+SLOW_SHARE, SLOW_FACTOR, SPELL_S = 0.05, 5.0, 2.0
 
 _setting = partial(setting, group="injected delays, for experiments")
 
@@ -46,8 +45,8 @@ class StragglerSettings(Settings):
     straggler_seed: int = _setting(0, "seed of the injected service times")
     straggler_median_ms: float = _setting(
         100.0,
-        "median service time (lognormal, pareto), median of the tasks that are not slow "
-        "(bimodal, markov), or the service time of every task (pinned)",
+        "median service time (lognormal), median of the tasks that are not slow (bimodal, markov), "
+        "or the service time of every task (pinned)",
         above=0,
     )
     straggler_sigma: float = _setting(
@@ -56,40 +55,12 @@ class StragglerSettings(Settings):
         at_least=0,
         at_most=100,
     )
-    straggler_tail: float = _setting(
-        3.0,
-        "index of the power law (pareto). A smaller index gives a heavier tail; up to 2 the "
-        "variance is infinite",
-        above=0,
-        at_most=1e3,
-    )
-    straggler_slow_share: float = _setting(
-        0.05,
-        "share of the tasks (bimodal) or of the time (markov) that is slow",
-        at_least=0,
-        at_most=1,
-    )
-    straggler_slow_factor: float = _setting(
-        5.0, "how many times slower those tasks are (bimodal, markov)", above=0, at_most=1e6
-    )
-    straggler_spell_s: float = _setting(2.0, "mean length of a slow period (markov)", above=0)
     trace_file: str | None = _setting(
         None,
         "file of measured service times in seconds, .npy of shape (machines, requests), for the "
         "model trace",
         metavar="FILE",
         shipped=True,
-    )
-    trace_draws: str = _setting(
-        "rows",
-        "how service times are drawn from the trace. rows: each rank takes one row, in order. "
-        "independent: every draw is independent",
-        choices=TRACE_DRAWS,
-    )
-    time_scale: float = _setting(
-        1.0,
-        "multiply every injected service time, and the length of slow periods, by this",
-        above=0,
     )
     slow_ranks: tuple[str, ...] = _setting(
         (),
@@ -141,8 +112,10 @@ class StragglerSettings(Settings):
         """The injected delays in one line, for tables and titles."""
         name = self.straggler
         shown = _SHOWN[name].format(self, file=Path(self.trace_file or "").name)
-        parts = [shown, "" if self.time_scale == 1 else f" x {self.time_scale:g}"]
-        parts += [f", rank {rank} {factor:g}x slower" for rank, factor in self.slowed().items()]
+        parts = [
+            shown,
+            *(f", rank {rank} {factor:g}x slower" for rank, factor in self.slowed().items()),
+        ]
         parts.append("" if name in ("none", "pinned") else f", seed {self.straggler_seed}")
         return "".join(parts)
 
@@ -158,29 +131,25 @@ def make_delays(settings: StragglerSettings, *, by_image: bool = False) -> Delay
     """
     s, seed = settings, settings.straggler_seed
     median_s, sigma = s.straggler_median_ms / 1e3, s.straggler_sigma
-    share, factor = s.straggler_slow_share, s.straggler_slow_factor
 
     def spells(rank: int) -> Spells:
-        return Spells(seed, rank, share, s.straggler_spell_s * s.time_scale)
+        return Spells(seed, rank, SLOW_SHARE, SPELL_S)
 
     def trace() -> Body:
         from collage_mpi.workload.trace import load_trace  # here, because --help needs no numpy
 
-        rows = s.trace_draws == "rows"
-        draws = service_times.trace_rows if rows else service_times.trace_independent
-        return draws(seed, load_trace(s.trace_file or ""))
+        return service_times.trace_rows(seed, load_trace(s.trace_file or ""))
 
     bodies: dict[str, Callable[[], Body | None]] = {
         "none": lambda: None,
         "pinned": lambda: service_times.pinned(median_s),
         "lognormal": lambda: service_times.lognormal(seed, median_s, sigma),
-        "pareto": lambda: service_times.pareto(seed, median_s, s.straggler_tail),
-        "bimodal": lambda: service_times.bimodal(seed, median_s, sigma, share, factor),
-        "markov": lambda: service_times.markov(seed, median_s, sigma, factor, spells),
+        "bimodal": lambda: service_times.bimodal(seed, median_s, sigma, SLOW_SHARE, SLOW_FACTOR),
+        "markov": lambda: service_times.markov(seed, median_s, sigma, SLOW_FACTOR, spells),
         "trace": trace,
     }
     body = bodies[s.straggler]()
-    return DelayModel(body, s.time_scale, s.slowed(), by_image=by_image)
+    return DelayModel(body, s.slowed(), by_image=by_image)
 
 
 def by_rank(

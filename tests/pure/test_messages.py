@@ -155,7 +155,7 @@ def delays(**changes: Any) -> dict[str, Any]:
         ),
         ("networks", {"single": None}, r"welcome\.networks\.single = None; needed: str"),
         ("how", delays(slow_ranks=[3]), r"welcome\.how\.delays\.slow_ranks = 3; needed: str"),
-        ("how", delays(time_scale=10**400), r"welcome\.how\.delays\.time_scale = 1000"),
+        ("how", delays(straggler_sigma=10**400), r"welcome\.how\.delays\.straggler_sigma = 1000"),
         ("how", delays(straggler="snail"), r"an invalid welcome\.how\.delays: .* 'snail'"),
         ("how", {"tuning": SLOW}, r"an invalid welcome\.how\.tuning: runtime is 'please'"),
         ("how", {"more": 1}, r"welcome\.how with an unknown 'more'"),

@@ -18,18 +18,27 @@ from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.deaths import deaths_of
 from collage_mpi.simulation.runs import check_job
 from collage_mpi.simulation.simulator import SimulatedJob, Simulation
-from collage_mpi.workload.service_times import Spells, uniform
+from collage_mpi.workload import straggler_settings
+from collage_mpi.workload.service_times import (
+    Body,
+    DelayModel,
+    Spells,
+    bimodal,
+    lognormal,
+    markov,
+    uniform,
+)
 from collage_mpi.workload.straggler_settings import (
     StragglerSettings,
     make_delays,
 )
 
-DRAWN = ("lognormal", "pareto", "bimodal", "markov")
+DRAWN = ("lognormal", "bimodal", "markov")
 
 
-def draws_ms(settings: StragglerSettings, ranks=9, groups=700, every_ms=100) -> np.ndarray:
+def draws_ms(body: Body, ranks=9, groups=700, every_ms=100) -> np.ndarray:
     """(ranks, groups) ms, a task every `every_ms`."""
-    draw = make_delays(settings).draw_ns
+    draw = DelayModel(body, {}, by_image=False).draw_ns
     return np.array(
         [
             [draw(r, g, 1, g * every_ms * 1_000_000) / 1e6 for g in range(groups)]
@@ -48,32 +57,9 @@ def test_uniform_is_uniform_and_keyed():
 
 
 @hypothesis_settings(max_examples=8, deadline=None)
-@given(st.floats(1, 1e4), st.floats(1.5, 8), st.integers(0, 9))
-def test_pareto_has_its_median_and_tail(median_ms, tail, seed):
-    found = draws_ms(
-        StragglerSettings(
-            "pareto", straggler_seed=seed, straggler_median_ms=median_ms, straggler_tail=tail
-        )
-    )
-    assert np.median(found) == pytest.approx(median_ms, rel=0.05)
-    least = median_ms * 2 ** (-1 / tail)
-    assert found.min() == pytest.approx(least, rel=0.01)
-    hill = 1 / np.log(found / least).mean()
-    assert hill == pytest.approx(tail, rel=0.08)
-
-
-@hypothesis_settings(max_examples=8, deadline=None)
 @given(st.floats(0.02, 0.5), st.floats(3, 10), st.integers(0, 9))
 def test_bimodal_has_its_share_and_factor(share, factor, seed):
-    found = draws_ms(
-        StragglerSettings(
-            "bimodal",
-            straggler_seed=seed,
-            straggler_sigma=0.1,
-            straggler_slow_share=share,
-            straggler_slow_factor=factor,
-        )
-    )
+    found = draws_ms(bimodal(seed, 0.1, 0.1, share, factor))
     slow = found > 100 * math.sqrt(factor)
     assert slow.mean() == pytest.approx(share, abs=0.03)
     assert np.median(found[~slow]) == pytest.approx(100, rel=0.02)
@@ -84,14 +70,8 @@ def test_bimodal_has_its_share_and_factor(share, factor, seed):
 
 
 def test_markov_is_slow_in_spells_of_the_stated_length_and_share():
-    settings = StragglerSettings(
-        "markov",
-        straggler_sigma=0.0,
-        straggler_slow_share=0.2,
-        straggler_slow_factor=4,
-        straggler_spell_s=3,
-    )
-    found = draws_ms(settings, ranks=40, groups=2000)
+    spells_of = lambda rank: Spells(0, rank, 0.2, 3.0)  # noqa: E731
+    found = draws_ms(markov(0, 0.1, 0.0, 4.0, spells_of), ranks=40, groups=2000)
     assert set(found.ravel()) == {100.0, 400.0}
     slow = found == 400
     assert slow.mean() == pytest.approx(0.2, abs=0.04)
@@ -113,21 +93,15 @@ def test_spells_are_a_function_of_time_whatever_was_asked_before():
     assert not any(Spells(0, 1, 0.0, 2.0).slow(t) for t in times)
 
 
-def test_the_time_scale_is_a_zoom_of_spells_too():
-    plain = draws_ms(StragglerSettings("markov", straggler_seed=2), every_ms=100)
-    small = draws_ms(StragglerSettings("markov", straggler_seed=2, time_scale=0.1), every_ms=10)
-    assert small * 10 == pytest.approx(plain, rel=1e-6)
-
-
 @pytest.mark.parametrize("model", DRAWN)
 def test_draws_depend_on_seed_and_key_only(model):
-    settings = StragglerSettings(model, straggler_seed=4, straggler_slow_share=0.3)
+    settings = StragglerSettings(model, straggler_seed=4)
     first, again = make_delays(settings), make_delays(settings)
     keys = [(r, g, a, 10**8 * g) for r in (1, 5) for g in range(30) for a in (1, 2)]
     found = [first.draw_ns(*key) for key in keys]
     assert [again.draw_ns(*key) for key in reversed(keys)] == found[::-1]
     assert len(set(found)) == len(found)
-    other = make_delays(StragglerSettings(model, straggler_seed=5, straggler_slow_share=0.3))
+    other = make_delays(StragglerSettings(model, straggler_seed=5))
     assert [other.draw_ns(*key) for key in keys] != found
 
 
@@ -135,19 +109,17 @@ def test_draws_depend_on_seed_and_key_only(model):
     ("model", "drawn_ns"),
     [
         ("lognormal", [114150136, 87290826, 93422745]),
-        ("pareto", [87516827, 126266911, 110872168]),
         ("bimodal", [114150136, 436454128, 93422745]),
         ("markov", [570750682, 87290826, 93422745]),
         ("trace", [100000000, 50000000, 110000000]),
     ],
 )
-def test_a_seed_gives_what_it_gave_in_every_version(model, drawn_ns, tmp_path):
+def test_a_seed_gives_what_it_gave_in_every_version(model, drawn_ns, tmp_path, monkeypatch):
     """Runs of two versions are compared by it."""
     np.save(tmp_path / "t.npy", np.arange(1, 13).reshape(3, 4) / 100)
     trace = str(tmp_path / "t.npy")
-    settings = StragglerSettings(
-        model, straggler_seed=7, straggler_slow_share=0.5, trace_file=trace
-    )
+    monkeypatch.setattr(straggler_settings, "SLOW_SHARE", 0.5)
+    settings = StragglerSettings(model, straggler_seed=7, trace_file=trace)
     draw_ns = make_delays(settings).draw_ns
     keys = [(1, 0, 1, 0), (2, 3, 1, 4 * 10**9), (5, 8, 2, 30 * 10**9)]
     assert [draw_ns(*key) for key in keys] == drawn_ns
@@ -172,7 +144,7 @@ class Tasks:
             self.drawn[row.rank, row.group, row.attempt] = row.compute_ns
 
 
-@pytest.mark.parametrize("model", ["lognormal", "pareto", "bimodal", "trace"])
+@pytest.mark.parametrize("model", ["lognormal", "bimodal", "trace"])
 def test_schemes_meet_the_same_draws(model, tmp_path):
     """Paired: a (rank, group, attempt) that two schemes both serve takes as long in both."""
     np.save(tmp_path / "t.npy", np.random.default_rng(0).lognormal(-2, 0.5, (6, 50)))
@@ -210,11 +182,6 @@ def test_a_death_has_a_rank_and_a_time(wrong):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"straggler_tail": 0.0},
-        {"straggler_slow_share": 1.5},
-        {"straggler_slow_share": float("nan")},
-        {"straggler_slow_factor": 0.0},
-        {"straggler_spell_s": 0.0},
         {"straggler_sigma": 1e6},
         {"straggler": "cauchy"},
     ],
@@ -225,11 +192,7 @@ def test_what_cannot_work_is_one_message(wrong):
 
 
 def test_extreme_draws_fit_a_column():
-    for settings in (
-        StragglerSettings("lognormal", straggler_median_ms=1e9, straggler_sigma=100),
-        StragglerSettings("pareto", straggler_median_ms=1e9, straggler_tail=1e-6),
-    ):
-        assert 0 <= draws_ms(settings, groups=50).max() <= 1e12
+    assert 0 <= draws_ms(lognormal(0, 1e6, 100.0), groups=50).max() <= 1e12
 
 
 def test_no_rank_of_the_world_is_slow_or_dead():

@@ -21,11 +21,10 @@ def test_none_injects_nothing():
 
 SHOWN = {
     "none": "no injected delay",
-    "trace": "trace times {x}.npy, rows, seed 0",
+    "trace": "trace times {x}.npy, seed 0",
     "lognormal": "lognormal, median 80 ms, sigma 0.2, seed 0",
-    "pareto": "pareto, median 80 ms, tail 3, seed 0",
-    "bimodal": "bimodal, median 80 ms, sigma 0.2, 0.05 of tasks 5x, seed 0",
-    "markov": "markov, median 80 ms, sigma 0.2, 0.05 of the time 5x in spells of 2 s, seed 0",
+    "bimodal": "bimodal, median 80 ms, sigma 0.2, seed 0",
+    "markov": "markov, median 80 ms, sigma 0.2, seed 0",
     "pinned": "constant 80 ms",
 }
 
@@ -66,11 +65,9 @@ def test_slow_ranks_are_slower_by_their_factor():
 
 
 def test_pinned_is_constant():
-    found = draws_ms(
-        StragglerSettings("pinned", straggler_median_ms=30, slow_ranks=("1:2.0",), time_scale=0.5)
-    )
-    assert (found[0] == 30).all()
-    assert (found[1] == 15).all()
+    found = draws_ms(StragglerSettings("pinned", straggler_median_ms=30, slow_ranks=("1:2.0",)))
+    assert (found[0] == 60).all()
+    assert (found[1] == 30).all()
 
 
 @pytest.fixture
@@ -117,11 +114,6 @@ def test_more_ranks_than_machines_reuse_the_rows_elsewhere_in_an_order_of_its_ow
     assert 0 < same < 15  # one order in six: an image's two copies are rarely all on one machine
 
 
-def test_independent_draws_use_all_machines(trace):
-    settings = StragglerSettings("trace", trace_file=str(trace), trace_draws="independent")
-    assert len(set(((draws_ms(settings) / 1e3 - 1) // 20).ravel())) == 3
-
-
 @pytest.mark.parametrize(
     ("array", "says"),
     [
@@ -155,7 +147,6 @@ def test_a_missing_or_foreign_trace_is_refused(tmp_path):
         {"straggler": "lognormal", "straggler_sigma": float("nan")},
         {"straggler": "pinned", "slow_ranks": ("0:5",)},
         {"straggler": "pinned", "slow_ranks": ("1:-5",)},
-        {"straggler": "trace", "trace_file": "x", "trace_draws": "columns"},
     ],
 )
 def test_bad_settings_are_usage_errors(settings):

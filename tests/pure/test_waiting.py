@@ -13,6 +13,7 @@ from collage_mpi.models.info import Answer, Computation, Geometry, Loading
 from collage_mpi.models.null import NullPredictor
 from collage_mpi.models.tuning import PLAIN
 from collage_mpi.models.waiting import WaitingNetwork
+from collage_mpi.workload import straggler_settings
 from collage_mpi.workload.straggler_settings import StragglerSettings, make_delays
 
 MS = 1_000_000
@@ -99,9 +100,10 @@ def test_draws_are_by_rank_and_number_of_the_call():
     assert len(set(found)) == 4
 
 
-def test_slow_periods_are_by_the_time_since_the_first_call():
+def test_slow_periods_are_by_the_time_since_the_first_call(monkeypatch):
+    monkeypatch.setattr(straggler_settings, "SLOW_SHARE", 0.5)
+    monkeypatch.setattr(straggler_settings, "SPELL_S", 0.2)
     given = {"straggler": "markov", "straggler_median_ms": 10.0, "straggler_sigma": 0.0}
-    given |= {"straggler_slow_share": 0.5, "straggler_spell_s": 0.2}
     draw, network = make_delays(StragglerSettings(**given)).draw_ns, Network()
     asked, first_ns = waiting(network, **given), network.now_ns
     found, wanted = [], []

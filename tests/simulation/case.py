@@ -326,7 +326,7 @@ def _delays(rng: random.Random) -> tuple[str, ...]:
     median_ms = rng.choice((0, 2, 10, 40))
     words: tuple[str, ...] = ()
     if median_ms:
-        model = rng.choice(("lognormal", "lognormal", "pareto", "bimodal", "markov", "pinned"))
+        model = rng.choice(("lognormal", "lognormal", "bimodal", "markov", "pinned"))
         words = ("--straggler", model, "--straggler-median-ms", str(median_ms))
         words += ("--straggler-sigma", "0.5", "--straggler-seed", str(rng.randrange(100)))
     if median_ms and rng.random() < 0.15:
