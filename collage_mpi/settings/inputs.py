@@ -97,6 +97,7 @@ class InputSettings(Settings):
         "pillow",
         "what decodes pictures. pillow: Pillow on the CPU. gpu: not yet",
         choices=("pillow", "gpu"),
+        hidden=True,  # until there is a choice
     )
     top_k: int | None = _setting(
         None,

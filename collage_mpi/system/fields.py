@@ -51,7 +51,8 @@ class About:
         rest: it is all words that follow, whatever they are.
         either: of the settings that share this word, only one may be given.
         shipped: a file, or several, that may be named shipped:NAME.
-        hidden: it is for commands that start this one, so --help does not list it.
+        hidden: --help does not list it, because it is for commands that start this one, or has
+            no other value yet.
     """
 
     help: str
