@@ -111,6 +111,9 @@ def test_help_shows_each_setting_as_its_field_says_it(command: str) -> None:
         action, told = of_flag[flag(spec)], shown_default(spec, default)
         assert action.default == argparse.SUPPRESS
         assert action.dest == spec.name
+        if known.hidden:
+            assert action.help == argparse.SUPPRESS
+            continue
         assert action.help == action.help.strip()
         assert action.help.replace("%%", "%").startswith(known.help)
         assert action.help.endswith(f" (default: {told})") == bool(told), spec.name
