@@ -339,7 +339,8 @@ class Game:
     def _judge_leftovers(self) -> None:
         """No process of a session lives on for longer than LEFT_S, on hosts that are up.
 
-        But for ranks without `continue` that nobody can tell: faults.md names this limit.
+        But for ranks that nobody can tell, without `continue` or before work has begun: faults.md
+        names this limit.
         """
         play, verdict = self.play, self.verdict
         until_s = max(self._over.values(), default=0.0) + LEFT_S
@@ -348,7 +349,8 @@ class Game:
             time.sleep(0.1)
         left = {pid for tag in self._over for pid in _own_holders(tag)}
         names = [Path(f"/proc/{pid}/cmdline").read_bytes()[:60] for pid in left]
-        if (play.on_loss, verdict.met) == ("abort", True):
+        begun = play.fault is None or play.fault.phase == "work"
+        if verdict.met and (play.on_loss == "abort" or not begun):
             verdict.stayed = len(names)
         elif names or verdict.left_s > LEFT_S:
             verdict.wrong.append(f"processes were left for over {LEFT_S:g} s: {names}")
