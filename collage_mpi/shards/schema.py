@@ -13,7 +13,7 @@ import re
 import shlex
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +103,8 @@ class ShardInfo:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values; `from_json` is its inverse."""
-        record = {**vars(self), "path": str(self.path)}
-        record.pop("members", None)  # absent in a description that was read
-        return record
+        own = [spec.name for spec in fields(self) if spec.name != "members"]
+        return {**{name: getattr(self, name) for name in own}, "path": str(self.path)}
 
     @classmethod
     def from_json(cls, record: object) -> ShardInfo:
