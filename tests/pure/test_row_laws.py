@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from collage_mpi.results.rows import IMAGE_ROW, TASK_ROW
-from tests.simulation.inputs import answer
-from tests.simulation.laws import Run, broken, unwritten
+from tests.simulation.inputs import answer, first_answers
+from tests.simulation.laws import COLLAGE, Run, broken, unwritten
 from tests.simulation.row_laws import OUTCOMES, told_batch, wrong_columns, wrong_export, wrong_files
 
 MS = 1_000_000
@@ -22,7 +22,8 @@ def made() -> Run:
     for i in range(2):
         right = {"row": i, "predicted": answer(0, i), "label": answer(0, i), "rank": i + 1}
         shared = {"attempt": 1, "session": 1, "compute_ns": (i + 2) * MS}
-        image = {"answered": True, "has_label": True, "t0_ns": 5, "latency_ns": 9 * MS}
+        image = {"answered": True, "has_label": True, "score": 1.0, "t0_ns": 5}
+        image["latency_ns"] = 9 * MS
         task = {
             "task": i,
             "rank": i + 1,
@@ -46,6 +47,7 @@ def made() -> Run:
         "side": 2,
         "sessions": sessions,
         "shards": [{"path": "a.h5"}],
+        "settings": {},
     }
     tables = {"images": images, "tasks": tasks}
     return Run(manifest, tables, [(1, 1, images)], marked=True)
@@ -54,6 +56,41 @@ def made() -> Run:
 def test_a_marker_has_all_rows(tmp_path: Path) -> None:
     assert broken(tmp_path, made(), 2, whole=True) == []
     assert broken(tmp_path, made(), 3, whole=True) == ["a marker, and 2 of 3 rows"]
+
+
+def by_first(*rows: int) -> Run:
+    """The same run, of which these images have the first network's answer."""
+    run = made()
+    classes, scores = first_answers(0)
+    for row in rows:
+        image = run.images[row]
+        image["source"], image["predicted"], image["score"] = COLLAGE, classes[row], scores[row]
+    run.manifest["accept"] = f"confident {scores[list(rows)].min():.6f}"
+    return run
+
+
+def test_answers_are_those_of_the_network_that_the_row_names(tmp_path: Path) -> None:
+    assert broken(tmp_path, by_first(1), 2, whole=False) == []
+    for column in ("predicted", "score"):
+        run = by_first(1)
+        run.images[1][column] += 0.5 if column == "score" else 1
+        assert "another answer than the network's" in broken(tmp_path, run, 2, whole=False)[0]
+    run = by_first(1)
+    run.images[1]["audited"], run.images[1]["other"] = 1, answer(0, 1) + 1
+    assert "another answer of the other network" in broken(tmp_path, run, 2, whole=False)[0]
+
+
+def test_no_unsure_answer_counts_but_after_the_deadline(tmp_path: Path) -> None:
+    run = by_first(0, 1)
+    run.manifest["accept"] = "confident 0.99"
+    assert "an unsure answer counts" in broken(tmp_path, run, 2, whole=False)[0]
+    run.manifest["accept"] = "confident 0.99, else 9 ms"
+    assert broken(tmp_path, run, 2, whole=False) == []
+    run.manifest |= {
+        "settings": {"agree": 0.9},
+        "thresholds": [{"confidence": 0.9}, {"confidence": 0.1}],
+    }
+    assert broken(tmp_path, run, 2, whole=False) == ["a threshold is lowered: [0.9, 0.1]"]
 
 
 @pytest.mark.parametrize(
