@@ -8,12 +8,14 @@ what is in it. The runtimes themselves are imported when a folder is opened.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -36,6 +38,7 @@ from collage_mpi.system.records import read_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+SS_DISABLE = 2  # of Linux's <signal.h>: handlers run on the thread's usual stack
 RECORD = "record.json"  # is written last: a folder without it is not used
 FILES = {OPENVINO: "network.xml", ONNX: "network.onnx", COMPILE: "network.pt2"}
 PACKAGES = {OPENVINO: "openvino", ONNX: "onnxruntime"}  # in the order in which they are tried
@@ -213,6 +216,29 @@ def open_runtime(folder: Path, record: Record, threads: int) -> Runtime:
     return Runtime(call, record.batch)
 
 
+class _Stack(ctypes.Structure):
+    """`stack_t` of Linux."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def _own_signal_stack() -> Iterator[None]:
+    """Keep the stack on which this thread's signal handlers run.
+
+    On processors with AMX the plugin of OpenVINO 2026.4 gives the thread a stack that is too small,
+    on which Python's handlers then run, so that any signal ends the process by SIGSEGV.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    libc, before = ctypes.CDLL(None), _Stack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    yield
+    if libc.sigaltstack(ctypes.byref(before), None):  # too small for AMX: the usual stack instead
+        libc.sigaltstack(ctypes.byref(_Stack(None, SS_DISABLE, 0)), None)
+
+
 def _openvino(file: Path, precision: str, threads: int) -> Call:
     import openvino
 
@@ -222,7 +248,8 @@ def _openvino(file: Path, precision: str, threads: int) -> Call:
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,  # it would pin all processes of one thread to the same core
     }
-    network = openvino.Core().compile_model(str(file), "CPU", told)
+    with _own_signal_stack():
+        network = openvino.Core().compile_model(str(file), "CPU", told)
 
     def call(batch: np.ndarray) -> np.ndarray:
         found: np.ndarray = network(batch, share_inputs=True)[0]
