@@ -25,7 +25,7 @@ from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.named import advice_for
 from collage_mpi.models.specs import AcceptSpec, HeadSpec, read_spec
 from collage_mpi.system.files import require_regular, save_file, sha256_of_stream
-from collage_mpi.system.records import read_json, read_record
+from collage_mpi.system.records import read_record
 
 FORMAT = "collage-mpi weights"
 VERSION = 1
@@ -98,8 +98,9 @@ def parse_metadata(
             f"the header). Name the network that they belong to: timm:NAME,weights={name}"
         )
     try:
-        return _info(read_json(dict[str, Any], text), fingerprint, path)
-    except (CollageError, ValueError) as error:
+        # A training without validation images has written NaN as its accuracy.
+        return _info(read_record(dict[str, Any], json.loads(text)), fingerprint, path)
+    except (CollageError, ValueError, RecursionError) as error:
         raise DataFault(f"weights {name}: bad {METADATA_KEY!r} record: {error}") from error
 
 

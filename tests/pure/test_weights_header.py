@@ -88,7 +88,7 @@ def test_single_takes_the_images_shape() -> None:
         ({"normalisation": None}, "normalisation"),
         ({"normalisation": {"mean": [0.1], "std": [0]}}, "std"),
         ({"normalisation": {"mean": [0.1, 0.2], "std": [1, 1]}}, "mean"),
-        ({"temperature": float("nan")}, "malformed"),
+        ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": 0}, "temperature"),
         ({"temperature": 1e30}, "temperature"),
         ({"architecture": {}}, "architecture"),
