@@ -128,7 +128,7 @@ def simulated(times_s: np.ndarray, flags: Mapping[str, Any], answers: str | None
             images,
             answers=answers,
             first=seed * images,
-            delays=DelayModel(trace_rows(seed, times_s), 1.0, {}, {}, by_image=True),
+            delays=DelayModel(trace_rows(seed, times_s), {}, by_image=True),
         )
         for seed in range(PLACEMENTS)
     ]
