@@ -224,10 +224,12 @@ class Tiny(nn.Module):
         super().__init__()
         width, layers = 3, list[nn.Module]()
         for outputs, kernel, halved in TINY_LAYERS:
-            layers += [ConvNorm(width, outputs, kernel=kernel, stride=1, norm="batch")]
-            layers += [nn.LeakyReLU(LEAK, inplace=True)]
-            # ceil_mode, so that 414 px become 13 squares, as 416 px do
-            layers += [nn.MaxPool2d(2, ceil_mode=True)] if halved else []
+            layer = nn.Sequential()  # its names are those of weights files
+            layer.conv = ConvNorm(width, outputs, kernel=kernel, stride=1, norm="batch")
+            layer.leak = nn.LeakyReLU(LEAK, inplace=True)
+            if halved:  # ceil_mode, so that 414 px become 13 squares, as 416 px do
+                layer.pool = nn.MaxPool2d(2, ceil_mode=True)
+            layers.append(layer)
             width = outputs
         self.layers = nn.Sequential(*layers)
         self.classifier = nn.Linear(width, classes)

@@ -207,8 +207,10 @@ def _bounds(dataset: Any, layout: ArrayLayout) -> tuple[float, float]:
     if dataset.dtype.kind == "f":
         return (0.0, 1.0)
     raise DataFault(
-        f"dataset {layout.images!r} is {dataset.dtype}; needed: numbers. For whole numbers with a "
-        "sign say which become black and white: --range LOW:HIGH"
+        f"dataset {layout.images!r} is {dataset.dtype}, which has a sign: say which values become "
+        "black and white: --range LOW:HIGH"
+        if dataset.dtype.kind == "i"
+        else f"dataset {layout.images!r} is {dataset.dtype}; needed: numbers"
     )
 
 

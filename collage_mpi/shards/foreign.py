@@ -155,6 +155,8 @@ def find_datasets(
         ForeignFault: a dataset does not exist, or several can be meant.
     """
     part = _part(file, path)
+    if images is not None:
+        own_dataset(file, images)
     if images is None and part and isinstance(file[part], import_h5py().Dataset):
         images = part
     items = _datasets_below(file, part if images is None else images.rpartition("/")[0])
@@ -163,7 +165,8 @@ def find_datasets(
     found = images or the_images(items, f"{typed}, or take the datasets of one group: {one_group}")
     item = own_dataset(file, found)
     if labels is None:
-        return found, the_labels(items, found, item, hdf5_command(path, found, "NAME"))
+        say_which = f"Say which, or {NO_LABELS}: {hdf5_command(path, found, 'NAME')}"
+        return found, the_labels(items, found, item, say_which)
     if labels == NO_LABELS:
         return found, None
     own_dataset(file, labels)
@@ -202,7 +205,7 @@ def the_labels(items: Mapping[str, Any], images: str, pixels: Any, typed: str) -
         items: name -> dataset.
         images: name of the images.
         pixels: their dataset.
-        typed: what to type to name the dataset.
+        typed: what to type to name the dataset, or to take no labels.
 
     Raises:
         ForeignFault: several are found.
@@ -218,8 +221,7 @@ def the_labels(items: Mapping[str, Any], images: str, pixels: Any, typed: str) -
     ]
     if len(found) > 1:
         raise ForeignFault(
-            f"{len(found)} datasets can be the labels of {images}: {listed(items, found)}. Say "
-            f"which, or {NO_LABELS}: {typed}"
+            f"{len(found)} datasets can be the labels of {images}: {listed(items, found)}. {typed}"
         )
     return found[0] if found else None
 
@@ -292,6 +294,8 @@ def own_dataset(file: Any, name: str) -> Any:
         raise ForeignFault(f"{name!r} is no dataset of this file itself: a group, or a link")
     if item.is_virtual or item.external:
         raise ForeignFault(f"dataset {name!r} lies in other files: name those instead")
+    if not item.shape:
+        raise ForeignFault(f"dataset {name!r} is a single value, or none")
     return item
 
 
@@ -313,7 +317,14 @@ def _datasets_below(file: Any, top: str = "") -> dict[str, Any]:
             for name in (file[group] if group else file)
             if _is_here(file, whole := f"{group}/{name}" if group else name)
         ]
-        found.update({n: file[n] for n in names if isinstance(file[n], import_h5py().Dataset)})
+        items = {name: file[name] for name in names}
+        found.update(
+            {
+                name: item
+                for name, item in items.items()
+                if isinstance(item, import_h5py().Dataset) and item.shape is not None
+            }
+        )
         level = [name for name in names if isinstance(file[name], import_h5py().Group)]
     return found
 

@@ -157,7 +157,8 @@ def find_layout(path: Path) -> ArrayLayout:
             typed = f"{folder}{PART_MARK}"
             arrays = {f"{part}/{name}".strip("/"): array for name, array in node.arrays()}
             images = the_images(arrays, f"{typed}NAME")
-            labels = the_labels(arrays, images, arrays[images], f"{typed}{images} takes no labels")
+            alone = f"Name the images alone to take no labels: {typed}{images}"
+            labels = the_labels(arrays, images, arrays[images], alone)
             node = arrays[images]
         if not are_items(node):
             raise DataFault(

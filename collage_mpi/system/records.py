@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -60,8 +61,9 @@ def read_json(kind: type[T], text: bytes | str) -> T:
 def _said(fault: str, value: object) -> str:
     """The message of msgspec in plain words, with the value that was found."""
     reason, _, path = fault.partition(" - at `$")
-    for name, number in _STEPS.findall(path):
-        value = value[name or int(number)]  # type: ignore[index]
+    with suppress(KeyError, IndexError, TypeError):  # the path does not name keys of a table
+        for name, number in _STEPS.findall(path):
+            value = value[name or int(number)]  # type: ignore[index]
     where = path.strip("`.") or "it"
     if field := re.fullmatch(r"Object missing required field `(\w+)`", reason):
         return f"{field[1]} is missing" + (f" in {where}" if path else "")

@@ -22,6 +22,7 @@ from collage_mpi.models.architecture import (
     preset,
     read_architecture,
 )
+from collage_mpi.models.backbones import Tiny
 from collage_mpi.models.collage_net import build_network
 from collage_mpi.models.specs import HeadSpec
 from collage_mpi.shards import write_shard
@@ -303,3 +304,12 @@ def test_a_backbones_embedding_is_what_its_classifier_is_given(name):
             again = layer(embedding)
             assert torch.allclose(again, logits[:, 0], atol=1e-5)
     assert embedding.shape == (2, {"resnet18": 512, "squeezenet1_1": 512}.get(name, 1024))
+
+
+def test_tensors_of_tiny_have_the_names_of_weights_files() -> None:
+    names = [name for name in Tiny(10).state_dict() if name.endswith("weight")]
+    assert names[:3] == [
+        "layers.0.conv.conv.weight",
+        "layers.0.conv.norm.weight",
+        "layers.1.conv.conv.weight",
+    ]

@@ -222,6 +222,11 @@ def test_values_of_other_types_are_refused_everywhere(tmp_path: Path, dtype: str
         ShardSet.open([path], read_as=ANY_ITEMS)
 
 
+def test_a_dataset_without_values_is_passed_over(tmp_path: Path) -> None:
+    path = file_of(tmp_path / "a.h5", {"x": COLOUR, "nothing": h5py.Empty("f4")})
+    assert inspect_here(path, hash_file=True).count == len(COLOUR)
+
+
 def test_links_to_elsewhere_are_not_followed(tmp_path: Path) -> None:
     other = file_of(tmp_path / "other.h5", {"images": COLOUR})
     with h5py.File(tmp_path / "a.h5", "w") as file:
@@ -298,6 +303,8 @@ def test_prep_takes_labels_of_other_forms(
         ({"x": COLOUR * 1.0}, ["--range=0:100"], ExitCode.DATA, "outside 0 to 100"),
         ({"x": np.full((3, 4, 4), np.nan)}, ["--range=0:1"], ExitCode.DATA, "image 0 holds nan"),
         ({"x": COLOUR}, ["--labels=z"], ExitCode.DATA, "has no 'z'"),
+        ({"x": COLOUR}, ["--images=g/x"], ExitCode.DATA, "has no 'g/x'"),
+        ({"x": COLOUR, "s": 5}, ["--images=s"], ExitCode.DATA, "'s' is a single value, or none"),
         ({"x": COLOUR, "y": LABELS + 0.5}, ["--labels=y"], ExitCode.DATA, "whole numbers, names"),
         ({"x": COLOUR, "y": LABELS}, ["--class-names=a,b"], ExitCode.DATA, "label 2 has no name"),
     ],
