@@ -30,7 +30,6 @@ from collage_mpi.system.printable import counted, ranges_in, say
 from collage_mpi.system.table import Column, Table, Value, to_text
 
 if TYPE_CHECKING:
-    from collage_mpi.settings.run_settings import RunSettings
     from collage_mpi.simulation.schemes import Candidate
     from collage_mpi.simulation.simulator import SimulatedJob
 
@@ -165,8 +164,7 @@ def _schemes(args: SimulateArguments, job: SimulatedJob) -> int:
     from collage_mpi.simulation.schemes import of_seed, simulate_schemes
 
     seeds = [job.settings.straggler_seed] if args.seeds is None else _parsed(args.seeds)
-    each = [dataclasses.replace(job, settings=_of_scheme(args, text)) for text in args.schemes]
-    each = each or [job]
+    each = [_of_scheme(args, job, text) for text in args.schemes] or [job]
     _tell_of_accept(each)
     found = simulate_schemes(
         [[of_seed(one, seed) for seed in seeds] for one in each],
@@ -190,10 +188,14 @@ def _parsed(seeds: str) -> list[int]:
     return sorted({*chain(*found)})
 
 
-def _of_scheme(args: SimulateArguments, text: str) -> RunSettings:
-    """The settings of the command with those of an entry of --schemes."""
+def _of_scheme(args: SimulateArguments, job: SimulatedJob, text: str) -> SimulatedJob:
+    """The job of the command with the settings and dead ranks of an entry of --schemes."""
     _, own = read_command(["simulate", "--scheme", *shlex.split(text)])
-    return given_run({**args.settings, **own.settings})
+    return dataclasses.replace(
+        job,
+        settings=given_run({**args.settings, **own.settings}),
+        dead_ranks=own.dead_ranks or job.dead_ranks,
+    )
 
 
 def _table(found: Sequence[Candidate]) -> Table:
