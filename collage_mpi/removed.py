@@ -48,6 +48,10 @@ TABLE: dict[str, tuple[str, str]] = {
         "ranks that stopped answering",
         "use collage-mpi simulate --dead-ranks, or kill a rank",
     ),
+    "map --dead-ranks": (
+        "ranks that stopped answering",
+        "use collage-mpi simulate --dead-ranks, or kill a rank",
+    ),
     "--hedge-budget": ("share of second copies", "leave it out; --hedge-ms limits the copies"),
     "torchrun": ("training in several processes", "start one process: collage-mpi train ..."),
     "weights import": (
@@ -84,6 +88,10 @@ TABLE: dict[str, tuple[str, str]] = {
     "doctor --side": ("ranks of a job", "use collage-mpi doctor -n RANKS"),
     "doctor --singles": ("ranks of a job", "use collage-mpi doctor -n RANKS"),
     "doctor --teams": ("ranks of a job", "use collage-mpi doctor -n RANKS"),
+    "doctor --collage-ranks": ("ranks of a job", "use collage-mpi run --dry-run"),
+    "doctor --assign": ("setting of a job", "use collage-mpi run --dry-run"),
+    "doctor --endgame": ("setting of a job", "use collage-mpi run --dry-run"),
+    "doctor --placement": ("which rank holds what", "use collage-mpi run --dry-run"),
     "run --report": ("report page when the job ends", "use collage-mpi report OUT"),
     "--audit-seed": ("seed of the draw of audited images", "leave it out"),
     "--arrivals": ("how images enter the job", "use --rate X, or --arrival-file FILE"),
