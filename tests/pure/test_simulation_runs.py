@@ -233,6 +233,16 @@ def test_schemes_are_compared_over_all_seeds(tmp_path, capsys):
     assert "over 4 seeds" in told[0]
 
 
+@pytest.mark.parametrize(
+    ("entry", "code"), [("none --dead-ranks 9:20", 2), ("none --dead-ranks 1:20", 0), ("none", 2)]
+)
+def test_a_scheme_has_dead_ranks_of_its_own_or_those_of_the_command(entry, code, capsys):
+    """There is no rank 8 or 9, so whichever of them is used is refused by its number."""
+    words = ["simulate", "--images", "400", "--side", "2", "--straggler", "lognormal"]
+    assert main([*words, "--dead-ranks", "8:20", "--schemes", entry]) == code
+    assert ("dead rank 9" in capsys.readouterr().err) == ("9:20" in entry)
+
+
 def test_with_answers_the_table_says_what_a_collage_costs(tmp_path, capsys):
     path = fill(tmp_path / "a.npz", 40)  # the collage is wrong about every other image
     words = ["simulate", "--images", "400", "--side", "2", "--answers", path, "--summary-only"]
