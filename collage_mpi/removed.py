@@ -6,6 +6,7 @@ The command line, settings files and the Python API print `removed` of a name th
 from __future__ import annotations
 
 _DECODED = "decoded missing answers from those of other images"
+_DEAD = ("ranks that stopped answering", "use collage-mpi simulate --dead-ranks, or kill a rank")
 _COLLAGE = "use --scheme collage, or --scheme replicate"
 _LITE = "trained EfficientNet-Lite0"
 _BACKBONE = "use --backbone torchvision:NAME; the network itself is timm:tf_efficientnet_lite0"
@@ -44,14 +45,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "--hedge-quantile": ("running quantile of latencies", "use --hedge-ms T"),
     "--compile": ("how kernels were launched", "use --runtime torch, or --runtime compile"),
     "--burn-ranks": ("kept cores busy beside a rank", "start `stress-ng --cpu N` beside the rank"),
-    "run --dead-ranks": (
-        "ranks that stopped answering",
-        "use collage-mpi simulate --dead-ranks, or kill a rank",
-    ),
-    "map --dead-ranks": (
-        "ranks that stopped answering",
-        "use collage-mpi simulate --dead-ranks, or kill a rank",
-    ),
+    "run --dead-ranks": _DEAD,
+    "map --dead-ranks": _DEAD,
     "--hedge-budget": ("share of second copies", "leave it out; --hedge-ms limits the copies"),
     "torchrun": ("training in several processes", "start one process: collage-mpi train ..."),
     "weights import": (
@@ -114,10 +109,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "--max-attempts": ("tries before an error row", "leave it out: each image has three"),
     "--window": ("images in an open loop at a time", "leave it out: 4096, or 8 for each rank"),
     "--warmup-tasks": ("dummy tasks at the start of a rank", "leave it out: each rank runs three"),
-    "--channels-last": (
-        "memory format of the networks",
-        "leave it out: always channels-last",
-    ),
+    "--channels-last": ("memory format of the networks", "leave it out: always channels-last"),
     "--bad-shards": (
         "what to do with shards that cannot be read",
         "leave it out: the others are classified, and the exit code is 4; --dry-run names them",

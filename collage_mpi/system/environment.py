@@ -6,7 +6,7 @@ The launchers' variables are in `launchers`; those of batch systems are here.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -79,9 +79,17 @@ def local_size(environ: Mapping[str, str] = os.environ) -> int | None:
     return _first(launcher.local_size(environ) for launcher in launchers(environ))
 
 
-def status_word(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The word that marks status lines for the launch of this job; None if no launch reads them."""
-    return environ.get(STATUS_VARIABLE) or None
+def status_word(environ: MutableMapping[str, str] = os.environ) -> str | None:
+    """The word that marks status lines for the launch of this job; None if no launch reads them.
+
+    The first process that asks is the rank. Its number then stands behind the word, because a
+    command that the rank starts inherits the variable, but has no status of the job to tell.
+    """
+    word, _, rank = environ.get(STATUS_VARIABLE, "").partition(" ")
+    me = str(os.getpid())
+    if word and not rank:
+        environ[STATUS_VARIABLE] = f"{word} {me}"
+    return word if word and rank in ("", me) else None
 
 
 def fault_tolerant_launch(environ: Mapping[str, str] = os.environ) -> bool:

@@ -221,6 +221,14 @@ def test_status_is_wanted_only_when_asked():
     assert environment.status_word({}) is None
 
 
+def test_a_command_that_a_rank_starts_has_no_status_to_tell(monkeypatch):
+    """Its exit code would be taken for the job's."""
+    environ = {environment.STATUS_VARIABLE: "a1"}
+    assert [environment.status_word(environ) for _ in range(2)] == ["a1", "a1"]
+    monkeypatch.setattr(environment.os, "getpid", lambda: 1)
+    assert environment.status_word(environ) is None
+
+
 def test_the_device_that_mpi_was_told_to_use():
     assert environment.told_interface({"HYDRA_IFACE": "ib0"}) == "ib0"
     assert environment.told_interface({"HYDRA_IFACE": ""}) is None
