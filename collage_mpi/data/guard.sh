@@ -8,14 +8,21 @@
 # what has appeared there meanwhile, is this user's, and nobody has open. Where this shell sees all
 # processes of the machine, what earlier launches left goes too; in a container it does not see those
 # of others that share /dev/shm and may be starting MPI.
-# MPICH's launcher writes a map of the machine to TEMP, which ranks read while they start MPI. It is
-# nobody's once no such launcher of this user lives.
-# shellcheck disable=SC2046  # the names that segments and maps print have no blanks
+# MPICH's launcher writes a map of the machine to TEMP, which ranks read while they start MPI. A map
+# that has appeared meanwhile is nobody's once no such launcher of this user lives. A map that is
+# older than any start takes goes first.
+# shellcheck disable=SC2046,SC2086  # the names that segments and maps print have no blanks
 trap '' HUP INT TERM USR1 USR2
 shm=${4:-/dev/shm} temp=${5:-/tmp} proc=${6:-/proc}
 segments() {
     find "$shm" -maxdepth 1 -user "$(id -u)" \
         '(' -name 'mpich_shm_*' -o -name 'sm_segment.*' -o -name 'ucx_shm_posix_*' ')' 2>/dev/null
+}
+maps() { find "$temp" -maxdepth 1 -user "$(id -u)" -name 'hydra_hwloc_xmlfile_*' "$@" 2>/dev/null; }
+new_maps() {
+    for map in $(maps); do
+        case $others in *" $map "*) ;; *) echo "$map" ;; esac
+    done
 }
 remove() {
     for file; do
@@ -25,6 +32,8 @@ remove() {
             ! cat /proc/[0-9]*/maps 2>/dev/null | grep -qF " $file" && rm -f "$file"
     done
 }
+maps -mmin +15 -exec rm -f {} +
+others=" $(maps | tr '\n' ' ')"
 before=
 [ "$(readlink "$proc/self/ns/pid")" = 'pid:[4026531836]' ] && remove $(segments)  # PROC_PID_INIT_INO
 before=" $(segments | tr '\n' ' ')"
@@ -38,7 +47,9 @@ while [ -z "$last" ] && [ "$left" -gt -10 ]; do
     [ -n "$last" ] || sleep 1
 done
 [ "$last" = sweep ] && remove $(segments)
+left=$(new_maps)
+[ -n "$left" ] || exit 0
 find "$proc" -maxdepth 2 -path '*/[0-9]*/comm' -user "$(id -u)" -exec \
     grep -qsx -e 'mpi[re].*' -e hydra_pmi_proxy {} ';' -print 2>/dev/null | grep -q . ||
-    find "$temp" -maxdepth 1 -user "$(id -u)" -name 'hydra_hwloc_xmlfile_*' -exec rm -f {} +
+    rm -f $left
 exit 0

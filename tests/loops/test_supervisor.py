@@ -254,17 +254,21 @@ def test_a_launch_has_a_folder_of_its_own_that_goes_with_it(tmp_path):
 @pytest.mark.parametrize("lives", [True, False])
 def test_what_a_killed_launch_or_launcher_left_is_removed(tmp_path, last, lives):
     """The folder of a launch that was killed, b"" here; the map of the machine that MPICH's
-    launcher wrote, where no launcher of this user could need it."""
+    launcher wrote meanwhile, where no launcher of this user could need it; maps that are old."""
     temp, proc = tmp_path / "tmp", tmp_path / "proc"
     for folder in (temp, proc / "7"):
         folder.mkdir(parents=True)
     (proc / "7" / "comm").write_text("hydra_pmi_proxy\n" if lives else "python\n")
-    for name in ("hydra_hwloc_xmlfile_1", "my_file"):
-        (temp / name).touch()
+    old, others, mine = (temp / f"hydra_hwloc_xmlfile_{number}" for number in range(3))
+    for path in (old, others, temp / "my_file"):
+        path.touch()
+    os.utime(old, (0, 0))
     scratch = temp / f"{PREFIX}1"
     scratch.mkdir()
-    guarding(scratch, tmp_path / "none", temp, proc).communicate(last)
-    assert (temp / "hydra_hwloc_xmlfile_1").exists() == lives
+    guard = guarding(scratch, tmp_path / "none", temp, proc)
+    mine.touch()
+    guard.communicate(last)
+    assert [path.exists() for path in (old, others, mine)] == [False, True, lives]
     assert scratch.exists() == bool(last)
     assert (temp / "my_file").exists()
 
