@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import socket
 import textwrap
@@ -13,7 +14,7 @@ from collage_mpi import __version__
 from collage_mpi.commands.parser import Command, MpiArguments
 from collage_mpi.doctor.checks import BAD, WARN, Finding
 from collage_mpi.doctor.examine import Wanted, examine
-from collage_mpi.doctor.hello import meet
+from collage_mpi.doctor.hello import LIMIT_S, meet
 from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.settings.flags import switch
 from collage_mpi.settings.inputs import NetworkSettings
@@ -21,6 +22,7 @@ from collage_mpi.system.environment import launcher_rank, launcher_size
 from collage_mpi.system.fields import same, setting
 from collage_mpi.system.printable import counted
 from collage_mpi.system.progress import report
+from collage_mpi.system.tell import tell
 
 NAME_WIDTH = 11
 PLAIN_WIDTH = 100  # width in a file or a pipe
@@ -50,7 +52,10 @@ def execute(args: DoctorArguments) -> int:
     """
     ranks = launcher_size() or args.ranks
     met = None
+    if launcher_rank() in (None, 0) and not args.json:
+        print(f"collage-mpi {__version__} doctor on {socket.gethostname()}", flush=True)
     if launcher_size() is not None:
+        tell(f"collage-mpi doctor: {ranks} ranks must meet within {LIMIT_S} s", logging.INFO)
         try:
             met = meet()
         except (EnvironmentFault, ImportError):  # the checks say more
@@ -58,8 +63,6 @@ def execute(args: DoctorArguments) -> int:
         if launcher_rank() not in (None, 0):
             return int(ExitCode.COMPLETE)
     wanted = Wanted(ranks, args.device, args.mpi, args.mpiexec, args.no_launch)
-    if not args.json:
-        print(f"collage-mpi {__version__} doctor on {socket.gethostname()}", flush=True)
     findings = []
     for finding in examine(wanted, met):
         findings.append(finding)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from collage_mpi.cli import main
 from collage_mpi.commands import doctor as command
 from collage_mpi.doctor import examine as looks
 from collage_mpi.doctor import hello
@@ -250,6 +251,21 @@ def test_the_screen_keeps_to_its_width(columns, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("warn  threads     a word a word")
     assert max(map(len, lines)) <= columns
+
+
+def test_what_doctor_waits_for_is_told_before_it_waits(monkeypatch, capsys):
+    """Ranks that do not meet are ended by a signal, so that nothing can be told afterwards."""
+
+    def ended():
+        raise KeyboardInterrupt
+
+    for name, value in {"PMI_RANK": "0", "PMI_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(command, "meet", ended)
+    assert main(["doctor"]) == 130
+    said = capsys.readouterr()
+    assert "doctor on" in said.out
+    assert "2 ranks must meet within 60 s" in said.err
 
 
 def test_the_last_line_counts_and_names_the_next_step():
