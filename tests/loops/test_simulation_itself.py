@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.defects import DEFECTS
+from tests.simulation.defects import DEFECTS, PLANTED, planted, tomllib
 from tests.simulation.kernel import Host, Kernel, Process
 from tests.simulation.laws import Writers, careless, untrue
 
@@ -117,5 +118,20 @@ def test_defects_are_found() -> None:
 
 
 def test_defects_lie_where_they_are_meant_to() -> None:
-    for defect in DEFECTS:
-        assert defect.texts()
+    for defect in (*DEFECTS, *planted()):
+        for module, text in defect.texts().items():
+            compile(text, module, "exec")
+
+
+def test_planted_defects_are_those_that_the_seed_draws() -> None:
+    data = tomllib.loads(PLANTED.read_text())
+    orders = []
+    for name in ("candidates", "ledger_candidates"):
+        pairs = [(kind, duty) for kind, duties in data[name].items() for duty in duties]
+        orders.append(random.Random(data["seed"]).sample(pairs, len(pairs)))
+    numbers = [each["number"] for each in data["planted"]]
+    assert sorted([*numbers, *map(int, data["passed_over"])]) == list(range(1, max(numbers) + 1))
+    drawn = [(each["kind"], each["duty"]) for each in data["planted"]]
+    assert drawn == [orders[0][number - 1] for number in numbers]
+    assert [(each["kind"], each["duty"]) for each in data["ledger"]] == orders[1][:20]
+    assert len(numbers) == 60

@@ -1,6 +1,7 @@
-"""Defects put in on purpose, one by one: which seed finds each, or which of drawn mutants.
+"""Defects put in on purpose, one by one: which seed finds each, or which of drawn ones and mutants.
 
     python -m tests.simulation.defects [--seeds 1000] [--from 0] [NAME ...]
+    python -m tests.simulation.defects --planted [--seeds 400] [NAME ...]
     python -m tests.simulation.defects --mutants 60 --draw 7 --seeds 300
 
 A defect lies in a fork that loads the package anew, with another text; no file changes. Seeds whose
@@ -16,12 +17,19 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 from tests.simulation import world
 from tests.simulation.case import Case, draw, wider
 from tests.simulation.play import made_inputs, play, with_fixed_order
 
 PACKAGE = Path(__file__).parents[2] / "collage_mpi"
+PLANTED = Path(__file__).with_name("planted.toml")  # drawn by a seed
 MUTATED = ("job", "mpi", "results", "faults")
 
 
@@ -285,6 +293,36 @@ DEFECTS = (
 )
 
 
+REACHES: dict[str, Callable[[Case], bool]] = {
+    "any_case": any_case,
+    "of_teams": of_teams,
+    "of_sessions": of_sessions,
+    "team_lost": team_lost,
+    "of_agree": of_agree,
+    "agreed_by_teams": lambda case: of_agree(case) and of_teams(case),
+    "agreed_again": lambda case: of_agree(case) and of_sessions(case),
+    "lingers": lambda case: "--linger-ms" in case.work,
+    "keeps": lambda case: "--save" in case.work or "--top-k" in case.work,
+    "of_limit": lambda case: case.limited,
+    "fails": lambda case: any(
+        fault.kind == "failing network" for session in case.sessions for fault in session.faults
+    ),
+}
+
+
+def planted() -> list[Defect]:
+    """Those that were drawn, in the order drawn."""
+    found: list[dict[str, Any]] = tomllib.loads(PLANTED.read_text())["planted"]
+    return [
+        Defect(
+            f"{each['number']:02d} {each['kind']}: {each['duty']}",
+            tuple((file, old, new) for file, old, new in each["changes"]),
+            REACHES[each["reaches"]],
+        )
+        for each in found
+    ]
+
+
 def case_of(seed: int) -> Case:
     """The case by which defects are sought."""
     return wider(draw(seed))
@@ -334,6 +372,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="words of the defects' names; by default all")
     parser.add_argument("--seeds", type=int, default=1000, help="how many are tried")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first of them")
+    parser.add_argument("--planted", action="store_true", help="those of planted.toml instead")
     parser.add_argument("--mutants", type=int, help="so many mutants instead")
     parser.add_argument("--draw", type=int, default=1, help="seed by which mutants are drawn")
     told = parser.parse_args()
@@ -342,12 +381,14 @@ def main() -> int:
         if told.mutants:
             return _judge_mutants(told, inputs)
         missed, seeds = 0, range(told.first, told.first + told.seeds)
-        for defect in DEFECTS:
-            if told.names and not any(word in defect.name for word in told.names):
-                continue
+        words = told.names or [""]
+        defects = planted() if told.planted else DEFECTS
+        played = [each for each in defects if any(word in each.name for word in words)]
+        for defect in played:
             found = first_found(defect.texts(), seeds, defect.reaches, inputs)
             missed += found is None
             print(f"{defect.name}: {_told(found)}", flush=True)
+        print(f"{len(played) - missed} of {len(played)} found by {told.seeds} seeds")
     return bool(missed)
 
 
