@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import sys
 import zlib
@@ -270,7 +271,7 @@ def install(instead: dict[str, str] | None = None) -> None:
         "atexit": StandIn("atexit", None, register=lambda act: here().at_exit.append(act)),
         # each process asks anew, and is told the same: a third of what a seed takes
         "typing": StandIn("typing", typing, get_type_hints=cache(typing.get_type_hints)),
-        "ctypes": StandIn("ctypes", None, PyDLL=standins.Libc, CDLL=standins.no_library),
+        "ctypes": StandIn("ctypes", ctypes, PyDLL=standins.Libc, CDLL=standins.no_library),
         "gc": StandIn("gc", None, isenabled=lambda: False, disable=_nothing, freeze=_nothing),
         "concurrent.futures": StandIn(
             "concurrent.futures",
