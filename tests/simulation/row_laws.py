@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.simulation.laws import Run
 
 OUTCOMES = ("answered", "skipped", "failed", "lost", "unfinished")
-ERROR, ANSWERED, FAILED = 6, 0, 2  # a source, outcomes
+ERROR, KEPT, ANSWERED, FAILED = 6, 10, 0, 2  # sources, outcomes
 AUDITED = 1  # by both networks
 SINGLE, BATCHES = 0, (0, 3)  # kinds; those whose tasks may be batches of images
 SLACK_NS = 1_000_000  # clocks of hosts run at other rates
@@ -42,12 +42,14 @@ def wrong_columns(run: Run) -> list[str]:
 
 
 def _labels(run: Run) -> Iterator[str]:
-    """Of a shard that became unreadable an image may be answered whose label was not read yet."""
+    """Of a shard or an image that became unreadable an image may be answered, by an answer that was
+    kept too, whose label was not read yet."""
     names = [Path(shard["path"]).name for shard in run.manifest["shards"]]
     worn = {*run.images["shard"][run.images["source"] == ERROR].tolist()}
     for row in run.images[run.images["answered"]]:
         right = answer(number_of(names[int(row["shard"])]), int(row["row"]))
-        lacks = run.labelled and int(row["shard"]) not in worn
+        unread = int(row["shard"]) in worn or row["source"] == KEPT
+        lacks = run.labelled and not unread
         if not run.labelled or int(row["label"]) != right if row["has_label"] else lacks:
             yield f"another label than the image's: {row}"
 
