@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -42,6 +43,13 @@ def test_a_finished_run_of_an_earlier_version_is_read_and_proven(name: str) -> N
     assert not run.images["runtime"].any()
     assert verify_run(FIXTURES / name).status == "complete_with_errors"
     assert summarise(run)["cost"]["sessions_told"] == len(run.manifest["sessions"])
+
+
+def test_a_delay_of_an_earlier_version_is_a_part_of_the_computation() -> None:
+    raw = [path.read_bytes() for path in (FIXTURES / "cascade" / "parts").glob("images-*.npy")]
+    rows = [np.lib.format.read_array(io.BytesIO(part), allow_pickle=False) for part in raw]
+    expected = sum(int(part["compute_ns"].sum() + part["held_ns"].sum()) for part in rows)
+    assert read_results(FIXTURES / "cascade").images["compute_ns"].sum() == expected
 
 
 def test_a_finished_run_of_an_earlier_version_is_exported_and_reported(older: Path) -> None:
