@@ -33,7 +33,7 @@ from collage_mpi.models.weights import describe_weights
 from collage_mpi.results import Results, read_results
 from collage_mpi.results.agreement import differing_interval
 from collage_mpi.results.file_names import MARKER
-from collage_mpi.results.rows import AUDIT_CODE, SOURCE_CODE
+from collage_mpi.rows import AUDIT_CODE, SOURCE_CODE
 from collage_mpi.scheduler.events import DONE
 from collage_mpi.shards import write_shard
 from collage_mpi.system.fields import with_shipped

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from savings import read, threshold
 
-from collage_mpi.results.rows import KIND_CODE, SOURCE_CODE
+from collage_mpi.rows import KIND_CODE, SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.runs import simulate_in_memory
 from collage_mpi.simulation.simulator import SimulatedJob

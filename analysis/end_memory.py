@@ -19,7 +19,7 @@ from typing import Any
 from collage_mpi.results import RunWriter
 from collage_mpi.results.claim import PATIENT, Claim
 from collage_mpi.results.parts import list_parts, part_path, read_part, write_part
-from collage_mpi.results.rows import STORED
+from collage_mpi.rows import STORED
 
 RUNS = ((100_000, 1), (1_000_000, 10))  # images simulated, times that they are written
 SIMULATE = ("simulate", "--straggler", "lognormal", "--slow-ranks", "4:5")

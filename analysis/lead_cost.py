@@ -40,7 +40,7 @@ from collage_mpi.results.file_names import PARTS_FOLDER, PENDING_FOLDER
 from collage_mpi.results.parts import part_path
 from collage_mpi.results.pending import Publisher
 from collage_mpi.results.row_sink import ROWS_PER_PART
-from collage_mpi.results.rows import IMAGES, TASKS
+from collage_mpi.rows import IMAGES, TASKS
 from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings
 
 SPENT_NS: Counter[str] = Counter()

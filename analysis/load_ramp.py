@@ -26,8 +26,8 @@ from collage_mpi.figures import style
 from collage_mpi.kinds import COLLAGE
 from collage_mpi.results import Results, read_results
 from collage_mpi.results.file_names import MARKER
-from collage_mpi.results.rows import KIND_CODE, SOURCE_CODE
 from collage_mpi.results.statistics import percentile
+from collage_mpi.rows import KIND_CODE, SOURCE_CODE
 from collage_mpi.shards import ShardSet, write_shard
 from collage_mpi.system.fields import with_shipped
 from collage_mpi.workload.arrivals import poisson_times_ns

@@ -8,7 +8,7 @@ import numpy as np
 
 from collage_mpi.results.groups import groups_of
 from collage_mpi.results.row_sink import RowSink
-from collage_mpi.results.rows import IMAGES, NAMES, TASKS, GroupRow, ImageRow, TableLayout
+from collage_mpi.rows import IMAGES, NAMES, TASKS, GroupRow, ImageRow, TableLayout
 
 
 def row_of(table: TableLayout, session: int, **fields: Any) -> tuple[Any, ...]:

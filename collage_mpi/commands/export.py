@@ -58,7 +58,7 @@ def execute(args: ExportArguments) -> int:
     from collage_mpi.results.export import export_run
     from collage_mpi.results.names import NameBook
     from collage_mpi.results.reader import open_run
-    from collage_mpi.results.rows import IMAGES
+    from collage_mpi.rows import IMAGES
 
     run = open_run(args.run)
     if not run.complete:

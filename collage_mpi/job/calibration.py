@@ -24,7 +24,7 @@ from collage_mpi.results.agreement import (
     rules_out,
     step_of,
 )
-from collage_mpi.results.rows import AUDIT_CODE, cells_of
+from collage_mpi.rows import AUDIT_CODE, cells_of
 from collage_mpi.scheduler.events import DONE, Resolve
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.printable import counted

@@ -38,9 +38,9 @@ from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.mpi.transport import Gone, Received
 from collage_mpi.results.pending import Publisher, read_entry, status_folder
-from collage_mpi.results.rows import IMAGES, STORED
 from collage_mpi.results.status import read_status
 from collage_mpi.results.writer import RunWriter
+from collage_mpi.rows import IMAGES, STORED
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import RankLost
 from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings, count

@@ -212,7 +212,7 @@ class Changed:
 
     Attributes:
         kind: of its network.
-        runtime: who answers from now on, one of `tuning.ANSWERERS`.
+        runtime: who answers from now on, one of `rows.ANSWERERS`.
         why: why the rank stays with torch, or "".
     """
 

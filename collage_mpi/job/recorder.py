@@ -21,7 +21,7 @@ from collage_mpi.kinds import COLLAGE, KIND
 from collage_mpi.mpi.answers import ANSWERED, CELL, FAILED, SKIPPED, Cells, WireResult
 from collage_mpi.mpi.protocol import packer
 from collage_mpi.mpi.tasks import PLACE
-from collage_mpi.results.rows import (
+from collage_mpi.rows import (
     AUDIT_CODE,
     IMAGES,
     KIND_CODE,

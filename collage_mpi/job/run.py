@@ -53,8 +53,8 @@ from collage_mpi.results.parts import sessions_of
 from collage_mpi.results.pending import entry_path, status_folder
 from collage_mpi.results.reader import label_of, open_run
 from collage_mpi.results.row_sink import RowSink
-from collage_mpi.results.rows import IMAGES
 from collage_mpi.results.status import StatusFiles
+from collage_mpi.rows import IMAGES
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.settings import batch_factor
 from collage_mpi.settings.run_settings import RunSettings

@@ -154,7 +154,7 @@ class Predictor(Protocol):
     fingerprint: str
     device: str
     tuning: str  # precision, layout and runtime at the start, in words
-    runtime: str  # runtime and format that answer now, one of `tuning.ANSWERERS`
+    runtime: str  # runtime and format that answer now, one of `rows.ANSWERERS`
     columns: tuple[KeptColumn, ...]  # the further outputs of `answer`
 
     def predict(self, batch: np.ndarray) -> np.ndarray:

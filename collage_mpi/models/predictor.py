@@ -75,7 +75,7 @@ class TorchPredictor:
         torch: computes the outputs of `forward` in torch.
         scale, shift: pixels times scale plus shift are the network's inputs.
         launch: computes them now: `torch`, or the runtime that has taken its place.
-        runtime: runtime and format that answer now, one of `tuning.ANSWERERS`.
+        runtime: runtime and format that answer now, one of `rows.ANSWERERS`.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class TorchPredictor:
 
         Args:
             launch: computes the outputs of `forward`; None for torch, as at the start.
-            runtime: one of `tuning.ANSWERERS`.
+            runtime: one of `rows.ANSWERERS`.
         """
         self.launch = launch or self.torch
         self.runtime = runtime or self._began_as

@@ -83,7 +83,7 @@ class Record:
 
     @property
     def answerer(self) -> str:
-        """One of `tuning.ANSWERERS`."""
+        """One of `rows.ANSWERERS`."""
         return f"{self.runtime} {self.precision}"
 
     @property

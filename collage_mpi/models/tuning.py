@@ -16,8 +16,6 @@ OWN_TUNING = "its own"  # of an object of the user's code
 TORCH, COMPILE, OPENVINO, ONNX = "torch", "compile", "openvino", "onnx"
 RUNTIMES = ("auto", TORCH, COMPILE, OPENVINO, ONNX)
 OWN = "own"  # an object of the user's code, which computes by itself
-# Who answered, by the codes of rows; codes are fixed. "" is a null network or an older run.
-ANSWERERS = ("", OWN, *(f"{name} {each}" for name in RUNTIMES[1:] for each in PRECISIONS[1:]))
 
 
 @dataclass(frozen=True, kw_only=True)

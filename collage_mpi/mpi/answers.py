@@ -106,7 +106,7 @@ class WireResult:
         status: ANSWERED, FAILED or SKIPPED.
         compute_ns: time in the network, GPU synchronised.
         read_ns: how long the network waited until its rank had read the images.
-        runtime: runtime and format that answered, an index into `tuning.ANSWERERS`.
+        runtime: runtime and format that answered, an index into `rows.ANSWERERS`.
         cells: one score for each item, None if the network gave none; () unless answered.
         reason: why the task failed, or the first reason of `unread`.
         unread: () if all images were read, otherwise one entry for each item. In an answered task

@@ -21,11 +21,11 @@ from collage_mpi.report.tables import name_or_number
 from collage_mpi.results.names import from_shards, image_names
 from collage_mpi.results.parts import began_ns, clock_offsets_ns, launch_of
 from collage_mpi.results.reader import Results, Run
-from collage_mpi.results.rows import GROUPS, IMAGES, SOURCES, TASKS, TableLayout
 from collage_mpi.results.statistics import PERCENTILES, percentile_name
 from collage_mpi.results.tally import GroupTally, Tally
 from collage_mpi.results.timeline import STRAGGLER, Timeline, look_of, looks, make_timeline
 from collage_mpi.results.vectors import extras_of
+from collage_mpi.rows import GROUPS, IMAGES, SOURCES, TASKS, TableLayout
 from collage_mpi.system.printable import counted
 
 STEPS = 1200  # points of a curve: half at even shares, half at even logarithms of the tail

@@ -30,10 +30,10 @@ from collage_mpi.results.render import (
     shares_shown,
     supported,
 )
-from collage_mpi.results.rows import IMAGES
 from collage_mpi.results.slow_ranks import OVER, Speed, injected, rank_speeds, service_times_ns
 from collage_mpi.results.statistics import percentile, support_needed
 from collage_mpi.results.summary import networks_text
+from collage_mpi.rows import IMAGES
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.printable import some_of
 from collage_mpi.system.table import Cell, Column, Table, Value

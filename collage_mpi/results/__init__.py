@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from collage_mpi.results.reader import follow as follow
     from collage_mpi.results.reader import read_results as read_results
     from collage_mpi.results.render import render_summary as render_summary
-    from collage_mpi.results.rows import KINDS as KINDS
-    from collage_mpi.results.rows import OUTCOMES as OUTCOMES
-    from collage_mpi.results.rows import SOURCES as SOURCES
     from collage_mpi.results.summary import summarise as summarise
     from collage_mpi.results.summary import write_summary as write_summary
     from collage_mpi.results.verify import VerifyReport as VerifyReport
     from collage_mpi.results.verify import verify_run as verify_run
     from collage_mpi.results.writer import RunWriter as RunWriter
+    from collage_mpi.rows import KINDS as KINDS
+    from collage_mpi.rows import OUTCOMES as OUTCOMES
+    from collage_mpi.rows import SOURCES as SOURCES
 
 _NAMES = {  # module -> its public names
     "comparison": "compare render_comparison",

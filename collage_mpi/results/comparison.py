@@ -20,9 +20,9 @@ from collage_mpi.results.render import (
     supported,
     unlike_teams,
 )
-from collage_mpi.results.rows import IMAGES, flat_keys
 from collage_mpi.results.summary import summarise
 from collage_mpi.results.vectors import extras_of
+from collage_mpi.rows import IMAGES, flat_keys
 from collage_mpi.system.table import ABSENT, Table, to_text, usable_width
 
 STATISTICS = ("p50", "p95", "p99", "p99.9", "std")

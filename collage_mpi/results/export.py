@@ -24,7 +24,8 @@ from collage_mpi.results.names import (
     picked,
 )
 from collage_mpi.results.outputs import OF_ROWS, KeptValues, write_zarr
-from collage_mpi.results.rows import (
+from collage_mpi.results.vectors import extras_of, require_pyarrow
+from collage_mpi.rows import (
     IMAGES,
     NAMES,
     TABLES,
@@ -33,7 +34,6 @@ from collage_mpi.results.rows import (
     columns_of,
     wait_ns,
 )
-from collage_mpi.results.vectors import extras_of, require_pyarrow
 from collage_mpi.system.extras import optional
 from collage_mpi.system.files import save_csv, temporary_name, write_atomic, writing
 

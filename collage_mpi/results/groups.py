@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.kinds import COLLAGE
-from collage_mpi.results.rows import GROUPS, IMAGES, SOURCE_CODE, columns_of
+from collage_mpi.rows import GROUPS, IMAGES, SOURCE_CODE, columns_of
 
 _OF_GROUP = IMAGES.only(
     *("session", "group", "t0_ns", "latency_ns", "encode_ns"),

@@ -14,7 +14,7 @@ from itertools import accumulate
 import numpy as np
 
 from collage_mpi.results.manifest import Json
-from collage_mpi.results.rows import KEY_ROW
+from collage_mpi.rows import KEY_ROW
 
 Key = tuple[int, int]  # shard, row
 

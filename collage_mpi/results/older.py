@@ -16,7 +16,7 @@ from collage_mpi.results.manifest import (
     load_manifest,
     older_fault,
 )
-from collage_mpi.results.rows import TableLayout
+from collage_mpi.rows import TableLayout
 
 # Table -> its columns in version 1. The columns of now that are missing here read as 0.
 _COLUMNS = {

@@ -15,7 +15,6 @@ import numpy as np
 from collage_mpi.encoding.vectors import KEYS, OFFSETS
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.results.parts import PartName
-from collage_mpi.results.rows import IMAGES, flat_keys
 from collage_mpi.results.vectors import (
     array_of,
     extras_of,
@@ -24,6 +23,7 @@ from collage_mpi.results.vectors import (
     require_pyarrow,
     vectors_path,
 )
+from collage_mpi.rows import IMAGES, flat_keys
 from collage_mpi.system.extras import optional
 from collage_mpi.system.files import temporary_name
 

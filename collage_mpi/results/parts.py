@@ -25,7 +25,7 @@ import numpy as np
 from collage_mpi.errors import DataFault
 from collage_mpi.results.manifest import finals
 from collage_mpi.results.older import now_rows
-from collage_mpi.results.rows import TableLayout
+from collage_mpi.rows import TableLayout
 from collage_mpi.system.files import UNREADABLE, reading, write_atomic
 
 Accepted = dict[str, dict[str, list[list[int]]]]

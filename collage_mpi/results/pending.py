@@ -23,8 +23,8 @@ from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.results import parts
 from collage_mpi.results.file_names import PARTS_FOLDER, PENDING_FOLDER, VECTORS_FOLDER
 from collage_mpi.results.row_sink import QueueThread, unwritable
-from collage_mpi.results.rows import IMAGES, STORED, flat_keys
 from collage_mpi.results.vectors import extras_of, vectors_name
+from collage_mpi.rows import IMAGES, STORED, flat_keys
 from collage_mpi.system.files import load_json, reading, sync_directory
 
 PUBLISH_EVERY_S = 0.05

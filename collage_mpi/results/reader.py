@@ -20,7 +20,13 @@ from collage_mpi.results.manifest import Json, finals, readable
 from collage_mpi.results.number_sets import SessionNumberSets
 from collage_mpi.results.older import manifest_of_any_version
 from collage_mpi.results.outputs import KeptValues, in_input_order, keys_in
-from collage_mpi.results.rows import (
+from collage_mpi.results.vectors import (
+    array_of,
+    extras_of,
+    of_parts,
+    require_pyarrow,
+)
+from collage_mpi.rows import (
     GROUPS,
     IMAGES,
     KEY_ROW,
@@ -31,12 +37,6 @@ from collage_mpi.results.rows import (
     TableLayout,
     columns_of,
     flat_keys,
-)
-from collage_mpi.results.vectors import (
-    array_of,
-    extras_of,
-    of_parts,
-    require_pyarrow,
 )
 from collage_mpi.system.extras import optional
 from collage_mpi.system.files import reading

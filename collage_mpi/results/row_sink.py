@@ -25,8 +25,8 @@ from collage_mpi.results.file_names import PARTS_FOLDER, PENDING_FOLDER, VECTORS
 from collage_mpi.results.groups import groups_of
 from collage_mpi.results.manifest import Json
 from collage_mpi.results.reader import Results
-from collage_mpi.results.rows import IMAGES, STORED, TableLayout, reason_bytes
 from collage_mpi.results.vectors import VectorBuffer, Write, extras_of
+from collage_mpi.rows import IMAGES, STORED, TableLayout, reason_bytes
 
 ROWS_PER_PART = 4096  # about 0.8 MB of images
 FLUSH_S = 10.0  # a kill loses at most the rows of ten seconds, whose images are done again

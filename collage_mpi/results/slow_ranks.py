@@ -32,7 +32,8 @@ from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import SINGLE
 from collage_mpi.results.manifest import Json, finals
 from collage_mpi.results.reader import Results, Run
-from collage_mpi.results.rows import (
+from collage_mpi.results.statistics import MISS, quantile_interval
+from collage_mpi.rows import (
     KIND_CODE,
     KINDS,
     OUTCOME_CODE,
@@ -41,7 +42,6 @@ from collage_mpi.results.rows import (
     inputs_of,
     ran_together,
 )
-from collage_mpi.results.statistics import MISS, quantile_interval
 from collage_mpi.scheduler.settings import batch_factor
 
 OVER = 1.2  # times its peers; healthy nodes differ by less

@@ -38,7 +38,7 @@ from collage_mpi.results.manifest import (
     readable,
     wrong_key,
 )
-from collage_mpi.results.rows import KINDS, OUTCOME_CODE
+from collage_mpi.rows import KINDS, OUTCOME_CODE
 from collage_mpi.system.files import reading, write_atomic
 from collage_mpi.system.tell import tell
 

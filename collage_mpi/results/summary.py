@@ -23,7 +23,6 @@ from collage_mpi.results.manifest import finals, plain, readable
 from collage_mpi.results.names import class_name
 from collage_mpi.results.parts import began_ns, launch_of
 from collage_mpi.results.reader import Run
-from collage_mpi.results.rows import IMAGES, KIND_CODE, KINDS, OUTCOMES, SOURCES
 from collage_mpi.results.statistics import (
     PERCENTILES,
     Spread,
@@ -33,6 +32,7 @@ from collage_mpi.results.statistics import (
 )
 from collage_mpi.results.tally import ImageTally, Tally, TaskTally
 from collage_mpi.results.vectors import extras_of
+from collage_mpi.rows import IMAGES, KIND_CODE, KINDS, OUTCOMES, SOURCES
 from collage_mpi.system.bottleneck import limit_of_members
 from collage_mpi.system.files import write_atomic, writing
 

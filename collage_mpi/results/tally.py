@@ -18,7 +18,8 @@ from collage_mpi.results.groups import Groups
 from collage_mpi.results.number_sets import InputCoverage, SessionNumberSets
 from collage_mpi.results.parts import began_ns, launch_of
 from collage_mpi.results.reader import Run
-from collage_mpi.results.rows import (
+from collage_mpi.results.statistics import BoundedSample, TimedSample
+from collage_mpi.rows import (
     ASKED_FIRST,
     AUDIT_CODE,
     ENCODED,
@@ -38,7 +39,6 @@ from collage_mpi.results.rows import (
     ran_together,
     wait_ns,
 )
-from collage_mpi.results.statistics import BoundedSample, TimedSample
 
 PARTS = ("read", "encode", "wait", "compute", "decode")
 EXAMPLES = 5

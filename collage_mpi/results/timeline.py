@@ -20,7 +20,7 @@ from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import SINGLE, TABLE
 from collage_mpi.results.parts import clock_offsets_ns
 from collage_mpi.results.reader import Results
-from collage_mpi.results.rows import KINDS, OUTCOMES, ran_together
+from collage_mpi.rows import KINDS, OUTCOMES, ran_together
 from collage_mpi.system.files import write_atomic, writing
 
 STRAGGLER = 3.0  # times the median service time of the rank's kind

@@ -32,7 +32,7 @@ from collage_mpi.encoding.vectors import (
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.results.file_names import VECTORS_FOLDER
 from collage_mpi.results.parts import ADVICE, PartName
-from collage_mpi.results.rows import IMAGES
+from collage_mpi.rows import IMAGES
 from collage_mpi.system.extras import optional
 from collage_mpi.system.files import write_atomic
 

@@ -22,7 +22,9 @@ from collage_mpi.results.manifest import COMPLETE, Json, finals, resume_command
 from collage_mpi.results.number_sets import InputCoverage, NumberSet
 from collage_mpi.results.parts import PartName, counting, list_parts, read_part
 from collage_mpi.results.reader import Run, open_run
-from collage_mpi.results.rows import (
+from collage_mpi.results.tally import Inventory
+from collage_mpi.results.vectors import check_file, extras_of, of_parts, vectors_path
+from collage_mpi.rows import (
     ASKED_FIRST,
     AUDIT_CODE,
     IMAGES,
@@ -33,8 +35,6 @@ from collage_mpi.results.rows import (
     TableLayout,
     wait_ns,
 )
-from collage_mpi.results.tally import Inventory
-from collage_mpi.results.vectors import check_file, extras_of, of_parts, vectors_path
 from collage_mpi.system.printable import counted
 
 _ERROR = SOURCE_CODE["error"]

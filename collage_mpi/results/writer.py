@@ -52,10 +52,10 @@ from collage_mpi.results.parts import sessions_of
 from collage_mpi.results.pending import Publisher, adopt, clear
 from collage_mpi.results.reader import StoredRun, known_run
 from collage_mpi.results.row_sink import RowSink, unwritable
-from collage_mpi.results.rows import IMAGES
 from collage_mpi.results.status import StatusFiles
 from collage_mpi.results.tally import Inventory, Tally
 from collage_mpi.results.vectors import extras_of, remove_orphans
+from collage_mpi.rows import IMAGES
 from collage_mpi.system.files import make_directory, sync_directory, write_atomic
 from collage_mpi.system.printable import counted
 

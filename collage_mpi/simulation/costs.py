@@ -65,7 +65,7 @@ def costs_of(run: Results) -> Costs:
 def _way_ns(run: Results) -> float:
     import numpy as np  # not for --help
 
-    from collage_mpi.results.rows import OUTCOME_CODE
+    from collage_mpi.rows import OUTCOME_CODE
 
     tasks = np.sort(run.measured_tasks, order=("session", "rank", "sent_ns"))
     same = (tasks["rank"][1:] == tasks["rank"][:-1]) & (

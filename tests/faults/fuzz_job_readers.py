@@ -50,7 +50,7 @@ from collage_mpi.results.file_names import PARTS_FOLDER, PENDING_FOLDER
 from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.pending import adopt, entry_path, read_entry
 from collage_mpi.results.reader import keys_of
-from collage_mpi.results.rows import IMAGES, KEY_ROW, STORED
+from collage_mpi.rows import IMAGES, KEY_ROW, STORED
 from collage_mpi.scheduler.events import Score, Unread
 from collage_mpi.shards import write_shard
 from collage_mpi.system import environment

@@ -35,7 +35,7 @@ from collage_mpi.results import RunWriter, claim, folder, parts, verify_run
 from collage_mpi.results.file_names import MANIFEST
 from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.reader import known_run
-from collage_mpi.results.rows import IMAGES
+from collage_mpi.rows import IMAGES
 from collage_mpi.system import process_tree
 from tests.folder.misbehaviour import KINDS, Misbehaviour
 from tests.folder.mount import Mounted

@@ -30,7 +30,7 @@ from collage_mpi.mpi.tasks import (
     unpack_tasks,
 )
 from collage_mpi.mpi.transport import Received, Sent
-from collage_mpi.results.rows import GroupRow, ImageRow, TaskRow
+from collage_mpi.rows import GroupRow, ImageRow, TaskRow
 from collage_mpi.scheduler.events import Score
 from collage_mpi.shards.readahead import Columns, ImageRecord
 

@@ -39,8 +39,8 @@ from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.mpi.transport import Gone, Received
 from collage_mpi.results.pending import entry_path, status_folder
-from collage_mpi.results.rows import TASK_ROW
 from collage_mpi.results.status import StatusFiles
+from collage_mpi.rows import TASK_ROW
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings
 

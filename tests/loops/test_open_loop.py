@@ -8,7 +8,7 @@ from fakes import MS
 from test_coordinator import Job
 
 from collage_mpi.job.calibration import Asked, Judge
-from collage_mpi.results.rows import AUDIT_CODE
+from collage_mpi.rows import AUDIT_CODE
 from collage_mpi.scheduler.events import DONE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.workload.arrivals import OpenLoop, poisson_times_ns

@@ -32,7 +32,7 @@ from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import RankFailure
 from collage_mpi.results import RunWriter
 from collage_mpi.results.row_sink import Pending
-from collage_mpi.results.rows import KEY_ROW
+from collage_mpi.rows import KEY_ROW
 from collage_mpi.scheduler import Scheduler, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.settings.run_settings import RunSettings

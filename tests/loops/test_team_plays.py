@@ -23,7 +23,7 @@ from collage_mpi.job.messages import Done, Fault, Message
 from collage_mpi.job.team import Supply
 from collage_mpi.mpi.transport import Gone
 from collage_mpi.results.row_sink import Pending
-from collage_mpi.results.rows import KEY_ROW
+from collage_mpi.rows import KEY_ROW
 from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings
 
 LATE_S = 0.2  # how long the lead waits for a team that has not come: 100 turns

@@ -17,8 +17,8 @@ from collage_mpi.job.plan import make_plan
 from collage_mpi.job.session import build_encoder
 from collage_mpi.models import load_predictor
 from collage_mpi.models.runtimes import CACHE, TRIED_AGAIN
-from collage_mpi.models.tuning import ANSWERERS
 from collage_mpi.results import read_results, verify_run
+from collage_mpi.rows import ANSWERERS
 from collage_mpi.settings.run_settings import RunSettings
 
 pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi, pytest.mark.timeout(240)]

@@ -14,9 +14,9 @@ from rows_by_name import add_image, add_task
 from collage_mpi.encoding.vectors import KeptColumn, layout_of
 from collage_mpi.results import Results, RunWriter
 from collage_mpi.results.row_sink import PartThread, _Part
-from collage_mpi.results.rows import KEY_ROW, STORED
 from collage_mpi.results.statistics import Spread, TimedSample
 from collage_mpi.results.vectors import extras_of
+from collage_mpi.rows import KEY_ROW, STORED
 from collage_mpi.system import files
 
 SIDE = 3

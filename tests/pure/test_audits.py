@@ -12,8 +12,8 @@ from test_simulator import FREE
 from collage_mpi.results import read_results, render_summary, summarise, verify_run
 from collage_mpi.results.agreement import NO_DRAW, Draw, draw_of
 from collage_mpi.results.export import export_run
-from collage_mpi.results.rows import AUDITS, KEY_ROW, SOURCE_CODE
 from collage_mpi.results.tally import ImageTally
+from collage_mpi.rows import AUDITS, KEY_ROW, SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.runs import simulate_in_memory
 from collage_mpi.simulation.simulator import SimulatedJob
@@ -166,7 +166,7 @@ def stored(answers: str, out: Path) -> Path:
 def spoil(out: Path, change) -> None:
     """Change rows of images where they lie, as a defect of the writer would."""
     from collage_mpi.results import parts
-    from collage_mpi.results.rows import IMAGES as TABLE
+    from collage_mpi.rows import IMAGES as TABLE
 
     for part in parts.list_parts(out / "parts"):
         if part.table == TABLE.name:

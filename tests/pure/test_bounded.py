@@ -29,7 +29,6 @@ from collage_mpi.results import (
 from collage_mpi.results.number_sets import InputCoverage, keys_digest
 from collage_mpi.results.parts import began_ns
 from collage_mpi.results.reader import Run, StoredRun, open_run
-from collage_mpi.results.rows import IMAGES, KEY_ROW, KIND_CODE, TASK_ROW, TableLayout
 from collage_mpi.results.statistics import (
     PERCENTILES,
     BoundedSample,
@@ -38,6 +37,7 @@ from collage_mpi.results.statistics import (
     quantile_interval,
 )
 from collage_mpi.results.tally import Tally, TaskTally
+from collage_mpi.rows import IMAGES, KEY_ROW, KIND_CODE, TASK_ROW, TableLayout
 
 RNG = np.random.default_rng(22)
 

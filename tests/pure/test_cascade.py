@@ -9,7 +9,7 @@ from test_simulator import FREE, Rows
 
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.results import summarise
-from collage_mpi.results.rows import KIND_CODE, SOURCE_CODE
+from collage_mpi.rows import KIND_CODE, SOURCE_CODE
 from collage_mpi.scheduler.backlog import AGAIN, FRESH, LATE, Backlog
 from collage_mpi.scheduler.events import ImageArrived, InputPaused, Score
 from collage_mpi.scheduler.state import GroupState, ImageState, Order, RankState, TaskState

@@ -9,7 +9,7 @@ from scheduler_harness import Harness
 from test_simulator import FREE, Rows, play
 
 from collage_mpi.kinds import SINGLE
-from collage_mpi.results.rows import OUTCOME_CODE, SOURCE_CODE
+from collage_mpi.rows import OUTCOME_CODE, SOURCE_CODE
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.endgame import EndGame
 from collage_mpi.scheduler.state import GroupState, ImageState, Order, RankState

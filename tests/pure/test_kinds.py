@@ -21,7 +21,7 @@ from collage_mpi.mpi import tasks
 from collage_mpi.results import read_results, summarise, timeline
 from collage_mpi.results.manifest import FILE_SETTINGS, FREE_SETTINGS
 from collage_mpi.results.render import render_summary
-from collage_mpi.results.rows import ENCODED, KIND_CODE, SOURCE_CODE, SOURCES
+from collage_mpi.rows import ENCODED, KIND_CODE, SOURCE_CODE, SOURCES
 from collage_mpi.settings.run_settings import PATH_SETTINGS, RunSettings
 from collage_mpi.system.fields import about
 
@@ -198,8 +198,8 @@ def four_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 @pytest.mark.usefixtures("four_kinds")
 def test_a_fourth_kind_travels_and_is_filed():
+    from collage_mpi import rows
     from collage_mpi.mpi import tasks as wire
-    from collage_mpi.results import rows
 
     task = wire.WireTask(5, "sketch", ((7, 0), (8, 1)))
     out = np.zeros(256, np.uint8)

@@ -14,7 +14,7 @@ import pytest
 from collage_mpi import cli
 from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.results import row_sink
-from collage_mpi.results.rows import IMAGES
+from collage_mpi.rows import IMAGES
 from collage_mpi.system import limits
 from collage_mpi.system.limits import fault_of, limit_met
 

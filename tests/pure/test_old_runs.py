@@ -21,7 +21,7 @@ import pytest
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault
 from collage_mpi.results import parts, read_results, summarise, verify_run
-from collage_mpi.results.rows import IMAGES, SOURCES, TASKS
+from collage_mpi.rows import IMAGES, SOURCES, TASKS
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "run_9f5ae534"
 ANSWERS = {  # run -> source of its answers -> images

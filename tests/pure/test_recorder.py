@@ -14,7 +14,7 @@ from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.image_buffer import ImageRun, InFlight
 from collage_mpi.job.recorder import Grouping, Recorder, Vectors
 from collage_mpi.mpi.answers import ANSWERED, CELL, FAILED, SKIPPED, Cells, WireResult
-from collage_mpi.results.rows import (
+from collage_mpi.rows import (
     KIND_CODE,
     OUTCOME_CODE,
     SOURCE_CODE,

@@ -34,7 +34,9 @@ from collage_mpi.results import (
 from collage_mpi.results.file_names import MANIFEST, MARKER
 from collage_mpi.results.manifest import check_manifest
 from collage_mpi.results.reader import label_of
-from collage_mpi.results.rows import (
+from collage_mpi.results.summary import ranks_used
+from collage_mpi.results.tally import Tally
+from collage_mpi.rows import (
     ENCODED,
     IMAGE_ROW,
     OUTCOMES,
@@ -48,8 +50,6 @@ from collage_mpi.results.rows import (
     reason_bytes,
     wait_ns,
 )
-from collage_mpi.results.summary import ranks_used
-from collage_mpi.results.tally import Tally
 
 ROW = ImageRow(
     *(0, 7, 0, 3, 1, True, 4, 0.75, True, 4, 10, 1, 5, 1000, 10, 20, 30, 300, 1, False),

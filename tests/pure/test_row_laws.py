@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from collage_mpi.results.rows import IMAGE_ROW, TASK_ROW
+from collage_mpi.rows import IMAGE_ROW, TASK_ROW
 from tests.simulation.inputs import answer, first_answers
 from tests.simulation.laws import COLLAGE, Run, broken, unwritten
 from tests.simulation.row_laws import OUTCOMES, told_batch, wrong_columns, wrong_export, wrong_files

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from paper import paper
 
 from collage_mpi.errors import UsageError
-from collage_mpi.results.rows import TaskRow
+from collage_mpi.rows import TaskRow
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.deaths import deaths_of

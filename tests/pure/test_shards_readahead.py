@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.results.rows import reason_bytes
+from collage_mpi.rows import reason_bytes
 from collage_mpi.shards import ReadAhead, ShardSet, write_shard
 from collage_mpi.shards.check import inspect_here
 from collage_mpi.shards.hdf5 import cause_of

@@ -17,7 +17,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.job.recorder import Recorder
 from collage_mpi.results import read_results, summarise, verify_run
 from collage_mpi.results.row_sink import MemoryWriter
-from collage_mpi.results.rows import SOURCE_CODE
+from collage_mpi.rows import SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs, costs_of
 from collage_mpi.simulation.replayed_answers import read_answers, save_answers

@@ -13,7 +13,7 @@ from simulate_to import simulate_to
 from collage_mpi.cli import main
 from collage_mpi.errors import UsageError
 from collage_mpi.results import read_results, verify_run
-from collage_mpi.results.rows import GroupRow, ImageRow, TaskRow
+from collage_mpi.rows import GroupRow, ImageRow, TaskRow
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.simulator import SimulatedJob, Simulation

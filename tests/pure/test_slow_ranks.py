@@ -11,7 +11,6 @@ import pytest
 
 from collage_mpi.errors import UsageError
 from collage_mpi.results import Results
-from collage_mpi.results.rows import GROUP_ROW, IMAGE_ROW, KIND_CODE, OUTCOME_CODE, TASK_ROW
 from collage_mpi.results.slow_ranks import (
     Speed,
     hosts_to_exclude,
@@ -21,6 +20,7 @@ from collage_mpi.results.slow_ranks import (
     service_times_ns,
 )
 from collage_mpi.results.statistics import MISS, quantile_interval
+from collage_mpi.rows import GROUP_ROW, IMAGE_ROW, KIND_CODE, OUTCOME_CODE, TASK_ROW
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.runs import simulate_in_memory
 from collage_mpi.simulation.simulator import SimulatedJob

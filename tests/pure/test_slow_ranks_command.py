@@ -15,7 +15,7 @@ from test_slow_ranks import a_run
 from collage_mpi.cli import main
 from collage_mpi.commands import slow_ranks as command
 from collage_mpi.results import Results, reader
-from collage_mpi.results.rows import OUTCOME_CODE
+from collage_mpi.rows import OUTCOME_CODE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.runs import simulate_in_memory
 from collage_mpi.simulation.simulator import SimulatedJob

@@ -21,7 +21,6 @@ from collage_mpi.results import RunWriter, verify_run
 from collage_mpi.results.claim import LOOK_S, STILL_S, read_claims
 from collage_mpi.results.file_names import STATUS
 from collage_mpi.results.reader import read_parts
-from collage_mpi.results.rows import OUTCOME_CODE, TASK_ROW
 from collage_mpi.results.status import (
     ALIVE,
     DEAD,
@@ -34,6 +33,7 @@ from collage_mpi.results.status import (
     add_service_times,
     read_status,
 )
+from collage_mpi.rows import OUTCOME_CODE, TASK_ROW
 from collage_mpi.system.table import to_text
 
 FACTS = {"run_id": "r", "session": 1, "label": "collage, first", "total": 90, "before": 10}

@@ -17,7 +17,6 @@ from results_harness import as_two_teams, make_run
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.figures.timeline import _legend
 from collage_mpi.results import Results, read_results
-from collage_mpi.results.rows import OUTCOME_CODE, ran_together
 from collage_mpi.results.timeline import (
     STATES,
     Timeline,
@@ -25,6 +24,7 @@ from collage_mpi.results.timeline import (
     trace_events,
     write_trace,
 )
+from collage_mpi.rows import OUTCOME_CODE, ran_together
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import simulate_in_memory

@@ -12,8 +12,8 @@ from simulate_to import simulate_to
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault
 from collage_mpi.results import read_results
-from collage_mpi.results.rows import KIND_CODE, OUTCOME_CODE
 from collage_mpi.results.slow_ranks import trace_of
+from collage_mpi.rows import KIND_CODE, OUTCOME_CODE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.workload.straggler_settings import make_delays

@@ -55,8 +55,8 @@ from collage_mpi.results import (
     verify_run,
 )
 from collage_mpi.results.reader import open_run
-from collage_mpi.results.rows import IMAGES
 from collage_mpi.results.vectors import VectorBuffer, Write
+from collage_mpi.rows import IMAGES
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
 from collage_mpi.system import files

@@ -16,7 +16,7 @@ from results_harness import make_run
 
 from collage_mpi.cli import main
 from collage_mpi.results import Results, read_results, verify, verify_run
-from collage_mpi.results.rows import OUTCOME_CODE, SOURCE_CODE
+from collage_mpi.rows import OUTCOME_CODE, SOURCE_CODE
 
 ERROR, SINGLE = SOURCE_CODE["error"], SOURCE_CODE["single"]
 OF = "session 1: "

@@ -14,7 +14,6 @@ from typing import Annotated, NamedTuple, get_type_hints
 import numpy as np
 
 from collage_mpi.kinds import BACKUP, COLLAGE, ENCODED_KINDS, TABLE
-from collage_mpi.models.tuning import ANSWERERS
 
 KEPT = "kept"  # a collage's answer that was too uncertain to count at once, but counted later
 
@@ -26,6 +25,17 @@ _SOURCES = {kind.source: kind.name for kind in TABLE} | {4: "parity", 9: "coded"
 _SOURCES |= {2: "replica", 3: "hedge", 5: "retry", 6: "error", 7: "endgame", 10: KEPT}
 SOURCES = tuple(_SOURCES[code] for code in range(len(_SOURCES)))
 OUTCOMES = ("answered", "skipped", "failed", "lost", "unfinished")
+# Who answered: runtime and number format. "" is a null network or an older run, "own" an object of
+# the user's code, which computes by itself.
+ANSWERERS = (
+    "",
+    "own",
+    *(
+        f"{runtime} {precision}"
+        for runtime in ("torch", "compile", "openvino", "onnx")
+        for precision in ("float32", "float16", "bfloat16")
+    ),
+)
 # Result of the audit, in which the single network is asked too; "" if there was none
 AUDITS = ("", "done", "failed")
 
