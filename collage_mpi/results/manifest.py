@@ -12,9 +12,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.kinds import NETWORK_SETTINGS, TABLE
 from collage_mpi.results.file_names import MANIFEST, MARKER
-from collage_mpi.settings.run_settings import NOT_OF_ROWS, RunSettings
 from collage_mpi.system.bottleneck import Use
 from collage_mpi.system.files import load_json, reading, write_atomic
 from collage_mpi.system.printable import shown, storable
@@ -26,24 +24,8 @@ STATUSES = (*COMPLETE, "incomplete")
 
 _LARGEST_BYTES = 64 << 20  # a world of 10,000 ranks is about 3 MB
 
-# With the settings, these keys decide the rows. A session may not change them.
-SAME_KEYS = ("shards", "rows", "order", "limit", "input_digest", "class_names")
-# Keys among these that grow when a shard that an earlier session could not read can be read now.
-GROWING_KEYS = frozenset({"shards", "rows", "input_digest"})
 # Facts that the first session measured or received from its ranks, and that later sessions keep.
 KEPT_KEYS = ("networks", "cost_ratio", "batch_costs", "thresholds")
-MOST_SHARD_LINES = 5
-# Settings that a later session may change: paths, output, numbers of ranks, and how often an image
-# is tried. Shards are compared by content, so they may have moved.
-FREE_SETTINGS = frozenset(
-    {
-        *("resume", "shards", "device", *NOT_OF_ROWS),
-        *(kind.ranks for kind in TABLE),
-    }
-)
-# Settings that name files. Two paths are the same if their content is.
-FILE_SETTINGS = (*NETWORK_SETTINGS, "class_names_file", "trace_file", "arrival_file")
-
 Json = dict[str, Any]
 
 
@@ -331,46 +313,7 @@ def _ranks(manifest: Mapping[str, Any]) -> int:
     if teams == 1:
         return len(manifest.get("world") or ())
     ranks = re.findall(r"\b\d{1,6}\b", str(manifest.get("placement") or ""))
-    if ranks:
-        return int(teams * (1 + max(map(int, ranks))))
-    return RunSettings.from_mapping(recorded_settings(manifest)).launch_size
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Lines that say what a resumed session would change; [] if the session may go on.
-
-    Args:
-        before, now: manifests as read from JSON, so with lists and no tuples.
-    """
-    lines = []
-    grown = _mended(before, now)
-    for key in SAME_KEYS:
-        if grown and key in GROWING_KEYS:
-            continue
-        if key == "shards":
-            lines += _other_shards(before["shards"], now["shards"])
-            continue
-        old, new = (manifest.get(key) for manifest in (before, now))
-        if old != new:
-            lines.append(f"{key}: {shown(old)} before, {shown(new)} now")
-    old_settings, new_settings = (recorded_settings(manifest) for manifest in (before, now))
-    old_content, new_content = (manifest.get("inputs") or {} for manifest in (before, now))
-    for key in sorted({*old_settings, *new_settings} - FREE_SETTINGS):
-        old, new = old_settings.get(key), new_settings.get(key)
-        if key in FILE_SETTINGS and key in old_content and key in new_content:
-            lines += other_content(key, (old, old_content[key]), (new, new_content[key]))
-        elif old != new:
-            lines.append(f"settings.{key}: {shown(old)} before, {shown(new)} now")
-    return lines
-
-
-def other_content(key: str, before: tuple[Any, str], now: tuple[Any, str]) -> list[str]:
-    """A line if the content of a file differs; [] if not. `before` and `now` are (path,
-    SHA-256)."""
-    (old, had), (new, has) = before, now
-    there = "" if new == old else f"{new}: "
-    line = f"{key} {old}: SHA-256 {had[:12]}... before, {there}{has[:12]}... now"
-    return [] if had == has else [line]
+    return int(teams * (1 + max(map(int, ranks)))) if ranks else 0
 
 
 def finals(manifest: Mapping[str, Any]) -> dict[int, Json]:
@@ -382,30 +325,3 @@ def finals(manifest: Mapping[str, Any]) -> dict[int, Json]:
 def recorded_settings(manifest: Mapping[str, Any]) -> Json:
     """The settings that a run recorded; {} if it recorded none."""
     return dict(manifest.get("settings") or {})
-
-
-def _mended(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether the input is the former input followed by shards that were unreadable before."""
-    more = len(now["shards"]) - len(before["shards"])
-    known = now["shards"][: len(before["shards"])]
-    return (
-        0 < more <= len(before.get("bad_shards") or [])
-        and now.get("limit") is None
-        and not _other_shards(before["shards"], known)
-    )
-
-
-def _other_shards(before: list[Json], now: list[Json]) -> list[str]:
-    """Lines about shards that differ. A shard is identified by its content, so its path may
-    differ."""
-    lines = []
-    if len(before) != len(now):
-        lines.append(f"shards: {len(before)} before, {len(now)} now")
-    for old, new in zip(before, now, strict=False):
-        if (old["fingerprint"], old["count"]) != (new["fingerprint"], new["count"]):
-            lines.append(
-                f"shard {old['path']}: SHA-256 {old['fingerprint'][:12]}... before, "
-                f"{new['path']}: {new['fingerprint'][:12]}... now"
-            )
-    more = len(lines) - MOST_SHARD_LINES
-    return lines if more <= 0 else [*lines[:MOST_SHARD_LINES], f"... and {more} more shards"]

@@ -40,10 +40,10 @@ from collage_mpi.results.manifest import (
     VERSION,
     Json,
     check_manifest,
-    differences,
     plain,
     read_manifest,
     readable,
+    recorded_settings,
     resume_command,
     write_manifest,
 )
@@ -56,8 +56,15 @@ from collage_mpi.results.status import StatusFiles
 from collage_mpi.results.tally import Inventory, Tally
 from collage_mpi.results.vectors import extras_of, remove_orphans
 from collage_mpi.rows import IMAGES
+from collage_mpi.settings.run_settings import FILE_SETTINGS, FREE_SETTINGS
 from collage_mpi.system.files import make_directory, sync_directory, write_atomic
-from collage_mpi.system.printable import counted
+from collage_mpi.system.printable import counted, shown
+
+# With the settings, these keys decide the rows. A session may not change them.
+SAME_KEYS = ("shards", "rows", "order", "limit", "input_digest", "class_names")
+# Keys among these that grow when a shard that an earlier session could not read can be read now.
+GROWING_KEYS = frozenset({"shards", "rows", "input_digest"})
+MOST_SHARD_LINES = 5
 
 
 class RunWriter(RowSink):
@@ -432,6 +439,70 @@ def _next_session(out: Path, manifest: Mapping[str, Any]) -> tuple[Json, Json]:
     full["run_id"] = before["run_id"]
     full["started"] = before.get("started", full["started"])
     return before, full
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Lines that say what a resumed session would change; [] if the session may go on.
+
+    Args:
+        before, now: manifests as read from JSON, so with lists and no tuples.
+    """
+    lines = []
+    grown = _mended(before, now)
+    for key in SAME_KEYS:
+        if grown and key in GROWING_KEYS:
+            continue
+        if key == "shards":
+            lines += _other_shards(before["shards"], now["shards"])
+            continue
+        old, new = (manifest.get(key) for manifest in (before, now))
+        if old != new:
+            lines.append(f"{key}: {shown(old)} before, {shown(new)} now")
+    old_settings, new_settings = (recorded_settings(manifest) for manifest in (before, now))
+    old_content, new_content = (manifest.get("inputs") or {} for manifest in (before, now))
+    for key in sorted({*old_settings, *new_settings} - FREE_SETTINGS):
+        old, new = old_settings.get(key), new_settings.get(key)
+        if key in FILE_SETTINGS and key in old_content and key in new_content:
+            lines += _other_content(key, (old, old_content[key]), (new, new_content[key]))
+        elif old != new:
+            lines.append(f"settings.{key}: {shown(old)} before, {shown(new)} now")
+    return lines
+
+
+def _other_content(key: str, before: tuple[Any, str], now: tuple[Any, str]) -> list[str]:
+    """A line if the content of a file differs; [] if not. `before` and `now` are (path,
+    SHA-256)."""
+    (old, had), (new, has) = before, now
+    there = "" if new == old else f"{new}: "
+    line = f"{key} {old}: SHA-256 {had[:12]}... before, {there}{has[:12]}... now"
+    return [] if had == has else [line]
+
+
+def _mended(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether the input is the former input followed by shards that were unreadable before."""
+    more = len(now["shards"]) - len(before["shards"])
+    known = now["shards"][: len(before["shards"])]
+    return (
+        0 < more <= len(before.get("bad_shards") or [])
+        and now.get("limit") is None
+        and not _other_shards(before["shards"], known)
+    )
+
+
+def _other_shards(before: list[Json], now: list[Json]) -> list[str]:
+    """Lines about shards that differ. A shard is identified by its content, so its path may
+    differ."""
+    lines = []
+    if len(before) != len(now):
+        lines.append(f"shards: {len(before)} before, {len(now)} now")
+    for old, new in zip(before, now, strict=False):
+        if (old["fingerprint"], old["count"]) != (new["fingerprint"], new["count"]):
+            lines.append(
+                f"shard {old['path']}: SHA-256 {old['fingerprint'][:12]}... before, "
+                f"{new['path']}: {new['fingerprint'][:12]}... now"
+            )
+    more = len(lines) - MOST_SHARD_LINES
+    return lines if more <= 0 else [*lines[:MOST_SHARD_LINES], f"... and {more} more shards"]
 
 
 def _as_input_is_now(out: Path, before: Json, full: Json) -> StoredRun:

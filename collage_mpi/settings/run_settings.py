@@ -22,6 +22,7 @@ from collage_mpi.kinds import (
     KINDS,
     SINGLE,
     SPARE_KINDS,
+    TABLE,
 )
 from collage_mpi.models.named import is_function
 from collage_mpi.scheduler import SchedulerSettings
@@ -314,4 +315,12 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
 
 
-PATH_SETTINGS = tuple(spec.name for spec in fields(RunSettings) if about(spec).shipped)
+# Settings that a later session may change: paths, output, numbers of ranks, and how often an image
+# is tried. Shards are compared by content, so they may have moved.
+FREE_SETTINGS = frozenset(
+    {"resume", "shards", "device", *NOT_OF_ROWS, *(kind.ranks for kind in TABLE)}
+)
+# Settings that name files. Two paths are the same if their content is.
+FILE_SETTINGS = tuple(
+    spec.name for spec in fields(RunSettings) if about(spec).shipped and spec.name != "shards"
+)

@@ -13,7 +13,7 @@ from chunked import write_chunked
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode
 from collage_mpi.job.run import input_faults
 from collage_mpi.results import read_results, verify_run
-from collage_mpi.results.manifest import differences
+from collage_mpi.results.writer import differences
 from collage_mpi.shards import ReadAhead, ShardSet, guard
 from collage_mpi.shards import reader as shards_reader
 from collage_mpi.shards.openshard import OpenShard

@@ -19,10 +19,9 @@ from collage_mpi.commands import evaluate, train
 from collage_mpi.job.inputs import named_files
 from collage_mpi.mpi import tasks
 from collage_mpi.results import read_results, summarise, timeline
-from collage_mpi.results.manifest import FILE_SETTINGS, FREE_SETTINGS
 from collage_mpi.results.render import render_summary
 from collage_mpi.rows import ENCODED, KIND_CODE, SOURCE_CODE, SOURCES
-from collage_mpi.settings.run_settings import PATH_SETTINGS, RunSettings
+from collage_mpi.settings.run_settings import FILE_SETTINGS, FREE_SETTINGS, RunSettings
 from collage_mpi.system.fields import about
 
 PACKAGE = Path(collage_mpi.__file__).parent
@@ -54,7 +53,7 @@ def test_settings_of_a_kind_are_there():
         assert {kind.network, kind.ranks} <= names & shown
         assert kind.ranks in FREE_SETTINGS  # a resumed run may have lost some
     assert {*kinds.NETWORKS, "backup"} == set(kinds.NETWORK_SETTINGS) <= names & shown
-    assert {*PATH_SETTINGS} - {"shards"} == {*FILE_SETTINGS} > {*kinds.NETWORK_SETTINGS}
+    assert {*FILE_SETTINGS} > {*kinds.NETWORK_SETTINGS}
 
 
 def test_every_kind_of_network_is_trained_and_evaluated():

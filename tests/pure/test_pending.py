@@ -360,7 +360,7 @@ def test_a_folder_that_is_gone_already_keeps_no_other(tmp_path, monkeypatch):
 def test_the_command_to_go_on_is_for_all_teams(tmp_path):
     settings = {"scheme": "collage", "side": 2, "teams": 3}
     known = {"settings": settings, "teams": 3, "world": [{"rank": 0}] * 6}  # the third never came
-    assert "launch -n 18 -- run --resume" in resume_command(known, tmp_path)
+    assert "launch -n RANKS -- run --resume" in resume_command(known, tmp_path)
     assert "launch -n 6 " in resume_command({**known, "teams": None}, tmp_path)
     placed = {**known, "teams": 2, "placement": "0 coordinator, 1 single+collage"}
     assert "launch -n 4 " in resume_command(placed, tmp_path)  # the world it had, not the usual one

@@ -27,8 +27,9 @@ from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import save_weights
 from collage_mpi.results import RunWriter, export_run, read_results, summarise, verify_run
 from collage_mpi.results.file_names import MARKER
-from collage_mpi.results.manifest import differences, read_manifest
+from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.reader import rows_that_count
+from collage_mpi.results.writer import differences
 from collage_mpi.rows import IMAGES, SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard

@@ -35,7 +35,7 @@ from collage_mpi.models.info import Declared, Geometry, own_info
 from collage_mpi.mpi.tasks import cancel_message_bytes
 from collage_mpi.results import RunWriter
 from collage_mpi.results.claim import read_claims
-from collage_mpi.results.manifest import differences
+from collage_mpi.results.writer import differences
 from collage_mpi.rows import KEY_ROW
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
