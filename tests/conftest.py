@@ -17,6 +17,7 @@ import pytest
 from hypothesis import settings
 
 from collage_mpi.launch.mpiexec import Mpi, build_command, find_mpi, site_here
+from collage_mpi.shards import guard
 from collage_mpi.system.process_tree import end_family
 
 # An example may take as long as it does: a core that others share is no slip of the code.
@@ -88,6 +89,17 @@ def _nothing_kept() -> Iterator[None]:
                 found = getattr(origin, taken.name, None)
                 kept = found is not None and getattr(module, here, found) is not found
                 assert not kept, f"{name} keeps a patched {here}: import it before the patch"
+
+
+@pytest.fixture(autouse=True)
+def _shards_are_checked_here(request: pytest.FixtureRequest, monkeypatch) -> None:
+    """In this process, but by the guard's own tests: its child takes half a second of a core."""
+    if request.path.parent.name in ("pure", "loops") and request.path.stem != "test_shards_guard":
+
+        def ask_here(task: str, paths: Sequence[Path], limit_s: float | None) -> list[Any]:
+            return [json.loads(json.dumps(guard._answer(task, path))) for path in paths]
+
+        monkeypatch.setattr(guard, "_ask", ask_here)
 
 
 MpiExec = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -17,7 +17,6 @@ ROOT = Path(__file__).parents[2]
 COMPILED = runpy.run_path(str(ROOT / "setup.py"))["COMPILED"]
 NAMES = [f"collage_mpi.{room}.{name}" for room, listed in COMPILED.items() for name in listed]
 PURE = (  # those that replace no method: compiled classes do not allow it
-    "pure/test_scheduler_properties.py",
     "pure/test_protocol.py",
     "pure/test_recorder.py",
     "loops/test_failure_detector.py",
@@ -25,7 +24,6 @@ PURE = (  # those that replace no method: compiled classes do not allow it
     "loops/test_two_drivers.py",
 )
 JOBS = (
-    "mpi/test_run.py::test_eleven_ranks_in_all_shapes",
     "mpi/test_teams.py::test_teams_share_the_images_and_the_run_is_one",
     "mpi/test_rank_loss.py::test_abort_ends_the_job_resumably",
     # Ranks find the modules without PYTHONPATH.
