@@ -32,7 +32,7 @@ _NAMES = {  # module -> its public names
     "names": "image_names",
     "reader": "Results follow read_results",
     "render": "render_summary",
-    "rows": "KINDS OUTCOMES SOURCES",
+    ".rows": "KINDS OUTCOMES SOURCES",
     "summary": "summarise write_summary",
     "verify": "VerifyReport verify_run",
     "writer": "RunWriter",
@@ -45,7 +45,7 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'collage_mpi.results' has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:
