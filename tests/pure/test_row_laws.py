@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from collage_mpi.rows import IMAGE_ROW, TASK_ROW
+from tests.simulation.figure_laws import figures, wrong_figures
 from tests.simulation.inputs import answer, first_answers
 from tests.simulation.laws import COLLAGE, Run, broken, unwritten
+from tests.simulation.order_laws import wrong_order
 from tests.simulation.row_laws import OUTCOMES, told_batch, wrong_columns, wrong_export, wrong_files
 
 MS = 1_000_000
@@ -20,7 +22,13 @@ def made() -> Run:
     """Two images of the first shard, each by a task of its own, as one group."""
     images, tasks = np.zeros(2, IMAGE_ROW), np.zeros(2, TASK_ROW)
     for i in range(2):
-        right = {"row": i, "predicted": answer(0, i), "label": answer(0, i), "rank": i + 1}
+        right = {
+            "row": i,
+            "cell": i,
+            "predicted": answer(0, i),
+            "label": answer(0, i),
+            "rank": i + 1,
+        }
         shared = {"attempt": 1, "session": 1, "compute_ns": (i + 2) * MS}
         image = {"answered": True, "has_label": True, "score": 1.0, "t0_ns": 5}
         image["latency_ns"] = 9 * MS
@@ -30,7 +38,7 @@ def made() -> Run:
             "items": 1,
             "resolved": 1,
             "sent_ns": 9,
-            "done_ns": 8 * MS,
+            "done_ns": 9 * MS + 5,
         }
         for row, values in (
             (images[i], {**right, **shared, **image}),
@@ -38,16 +46,23 @@ def made() -> Run:
         ):
             for name, value in values.items():
                 row[name] = value
-    world = [{"rank": rank, "kinds": ["single"]} for rank in (1, 2)]
+    world = [{"rank": rank, "kinds": ["single"], "host": "h0"} for rank in (1, 2)]
     rows = {"images": 2, "tasks": 2}
-    sessions = [{"session": 1, "rows": rows, "final": {"world": world}}]
+    sessions = [{"session": 1, "rows": rows, "final": {"world": world, "seconds": 1.0}}]
     manifest = {
         "status": "complete",
         "session": 1,
         "side": 2,
         "sessions": sessions,
         "shards": [{"path": "a.h5"}],
-        "settings": {},
+        "settings": dict.fromkeys(("credit", "agree", "hedge_ms", "deadline_ms", "linger_ms"))
+        | {"scheme": "collage", "between": "drain", "endgame": "off", "assign": "pull"}
+        | {"straggler": "none", "slow_ranks": [], "reply_timeout_s": 2.0},
+        "order": "file",
+        "open_loop": False,
+        "warmup_groups": 0,
+        "run_id": "1",
+        "rows": 2,
     }
     tables = {"images": images, "tasks": tasks}
     return Run(manifest, tables, [(1, 1, images)], marked=True)
@@ -87,7 +102,7 @@ def test_no_unsure_answer_counts_but_after_the_deadline(tmp_path: Path) -> None:
     run.manifest["accept"] = "confident 0.99, else 9 ms"
     assert broken(tmp_path, run, 2, whole=False) == []
     run.manifest |= {
-        "settings": {"agree": 0.9},
+        "settings": {**run.manifest["settings"], "agree": 0.9},
         "thresholds": [{"confidence": 0.9}, {"confidence": 0.1}],
     }
     assert broken(tmp_path, run, 2, whole=False) == ["a threshold is lowered: [0.9, 0.1]"]
@@ -147,59 +162,122 @@ def test_a_batch_that_is_chosen_is_told() -> None:
 
 def test_a_task_without_a_row_is_told() -> None:
     run = made()
-    assert unwritten(run, [2, None, None]) == []
-    assert unwritten(run, [3, None, None]) == ["team 0 sent 3 tasks and has rows of 2"]
+    assert unwritten(run, "tasks", [2, None, None]) == []
+    assert unwritten(run, "tasks", [3, None, None]) == ["team 0 had 3 tasks and has rows of 2"]
     run.manifest["teams"] = 2
     run.manifest["sessions"].append({"session": 2, "rows": {"tasks": 4}})
-    assert unwritten(run, [2, None, 4, None]) == []
-    assert unwritten(run, [None, None, 5, None]) == ["team 1 sent 5 tasks and has rows of 4"]
+    assert unwritten(run, "tasks", [2, None, 4, None]) == []
+    assert unwritten(run, "tasks", [None, None, 5, None]) == [
+        "team 1 had 5 tasks and has rows of 4"
+    ]
+
+
+def exported(run: Run, folder: Path) -> None:
+    """The tables as `export` writes them, with numbers for names."""
+    names = {"source": "single", "kind": "single", "outcome": "answered", "audited": ""}
+    for table, rows in run.tables.items():
+        columns = [name for name in rows.dtype.names if name != "reason"]
+        lines = [[names.get(n, str(row[n].item())) for n in columns] for row in rows]
+        lines = [[{"True": "1", "False": "0"}.get(cell, cell) for cell in line] for line in lines]
+        text = "\n".join(",".join(line) for line in (columns, *lines))
+        (folder / f"{table}.csv").write_text(f"{text}\n")
 
 
 def test_another_export_is_told(tmp_path: Path) -> None:
     run = made()
-    for name, text in (("images", "0,0\n1,3"), ("tasks", "0,0\n1,0")):
-        (tmp_path / f"{name}.csv").write_text(f"row,predicted\n{text}\n")
+    exported(run, tmp_path)
     assert list(wrong_export(run, tmp_path)) == []
-    (tmp_path / "images.csv").write_text("row,predicted\n0,0\n1,4\n")
+    for table, column in (("images", "latency_ns"), ("images", "label"), ("tasks", "items")):
+        run.tables[table][column][1] += 1
+        assert f"{table}.csv has" in next(wrong_export(run, tmp_path)), column
+        run.tables[table][column][1] -= 1
     (tmp_path / "tasks.csv").write_text("row\n0\n")
-    assert [text[:17] for text in wrong_export(run, tmp_path)] == [
-        "images.csv has ot",
-        "tasks.csv has 1 r",
-    ]
+    assert next(wrong_export(run, tmp_path)) == "tasks.csv has 1 rows of 2"
+
+
+def summary_of(run: Run) -> dict:
+    """A summary that says each figure as it is."""
+    found: dict = {"complete": True}
+    for path, value in figures(run).items():
+        *above, name = path.split("/")
+        at = found
+        for each in above:
+            at = at.setdefault(each, {})
+        at[name] = value
+    return found
+
+
+def test_each_wrong_figure_of_a_summary_is_told() -> None:
+    run = made()
+    summary = summary_of(run)
+    assert list(wrong_figures(run, summary)) == []
+    for path, value in figures(run).items():
+        *above, name = path.split("/")
+        at = summary
+        for each in above:
+            at = at[each]
+        at[name] = "another"
+        assert len(list(wrong_figures(run, summary))) == 1, path
+        at[name] = value
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "values", "said"),
+    [
+        ("images", "source", (8, 0), "that the scheme has not"),
+        ("images", "source", (5, 0), "a retry of the first try"),
+        ("images", "reason", (b"why", b""), "a reason without one"),
+        ("images", "compute_ns", (90 * MS, 0), "quicker than its network"),
+        ("images", "cell", (1, 1), "two images of one place"),
+        ("images", "t0_ns", (4, 5), "at several times"),
+        ("images", "row", (1, 0), "not in the order of files"),
+        ("images", "warmup", (True, True), "more groups of warm-up"),
+        ("images", "latency_ns", (10 * MS, 9 * MS), "at another time than it came"),
+        ("tasks", "resolved", (2, 1), "resolved more than it has"),
+        ("tasks", "kind", (1, 0), "a rank without that network"),
+        ("tasks", "sent_ns", (2, 4), "before all ranks were idle"),
+    ],
+)
+def test_a_row_against_the_order_of_work_is_told(
+    table: str, column: str, values: tuple, said: str
+) -> None:
+    run = made()
+    assert list(wrong_order(run)) == []
+    run.tables[table][column] = values
+    assert said in "; ".join(wrong_order(run))
 
 
 @pytest.mark.parametrize(
     ("file", "change", "said"),
     [
-        ("summary", {"rows": {"found": 1, "answered": 2, "errors": 0}}, "summary.json says"),
+        ("summary", {"rows": {"found": 1}}, "summary.json says"),
         ("summary", {"complete": False}, "summary.json says"),
         ("summary", {"accuracy": {"overall": {"correct": 1}}}, "says 1 right answers; it is 2"),
         ("summary", {"price": {"late_answers": 1}}, "says 1 late answers; it is 0"),
         ("summary", {"price": {"skipped_tasks": 1}}, "says 1 skipped tasks; it is 0"),
-        ("summary", {"price": {"wasted_s": 2.0}}, "2.0 s were wasted of 1.0"),
+        ("summary", {"price": {"wasted_s": 2.0}}, "2.0 s were wasted of 0.005"),
         ("status", {"state": "ending"}, "status.json says ending"),
         ("status", {"session": 2}, "of session 2"),
         ("status", {"done": 1}, "1 done of 2"),
+        ("status", {"total": 1}, "0 before and 1 to do"),
+        ("status", {"ranks": [{"rank": 1, "answers": 2, "tasks": 0}]}, "of 1 answers"),
         ("status", {"audited": 1}, "1 audited of 0"),
     ],
 )
 def test_a_wrong_summary_or_status_is_told(tmp_path: Path, file: str, change: dict, said: str):
     ends = {f"{name}_tasks": 0 for name in OUTCOMES[1:]}
-    price = {"tasks": 2, "late_answers": 0, "wasted_s": 0.0, "work_s": 1.0, **ends}
-    right = {
-        "summary": {
-            "rows": {"found": 2, "answered": 2, "errors": 0},
-            "complete": True,
-            "accuracy": {"overall": {"correct": 2}},
-            "price": price,
-        },
-        "status": {"state": "complete", "session": 1, "done": 2, "audited": 0, "differing": 0},
-    }
+    said_so = summary_of(made())
+    said_so["rows"] |= {"found": 2, "answered": 2, "errors": 0}
+    said_so["accuracy"]["overall"] = {"correct": 2}
+    said_so["price"] |= {"tasks": 2, "late_answers": 0, **ends}
+    status = {"state": "complete", "session": 1, "done": 2, "audited": 0, "differing": 0}
+    right = {"summary": said_so, "status": {**status, "before": 0, "total": 2}}
+    right["status"]["ranks"] = [{"rank": 1, "answers": 1, "tasks": 0}]
     for name, values in right.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(values))
     assert wrong_files(tmp_path, made(), True) == []
     for name, value in change.items():
         was = right[file][name]
-        right[file][name] = {**was, **value} if name == "price" else value
+        right[file][name] = {**was, **value} if isinstance(value, dict) else value
     (tmp_path / f"{file}.json").write_text(json.dumps(right[file]))
     assert said in "; ".join(wrong_files(tmp_path, made(), True))

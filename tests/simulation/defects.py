@@ -4,17 +4,21 @@
     python -m tests.simulation.defects --planted [--seeds 400] [NAME ...]
     python -m tests.simulation.defects --mutants 60 --draw 7 --seeds 300
 
-A defect lies in a fork that loads the package anew, with another text; no file changes. Seeds whose
-case cannot reach its lines are left out. They are those of `play --wide`.
+A defect lies in a fork that loads the package anew, with another text; no file changes. The seeds
+are those of `play --wide`. All are played once without a defect: those that do not run the lines of
+a defect are left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import builtins
+import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,45 +34,9 @@ from tests.simulation.play import made_inputs, play, with_fixed_order
 
 PACKAGE = Path(__file__).parents[2] / "collage_mpi"
 PLANTED = Path(__file__).with_name("planted.toml")  # drawn by a seed
+ROUNDS = (15, 60, 150)  # so many seeds of each planted defect are tried before more of any
+HEAVY = ("torch", "h5py", "rich.console", "jinja2", "pyarrow.parquet")
 MUTATED = ("job", "mpi", "results", "faults")
-
-
-def any_case(case: Case) -> bool:
-    return True
-
-
-def of_teams(case: Case) -> bool:
-    return case.teams > 1
-
-
-def of_sessions(case: Case) -> bool:
-    return len(case.sessions) > 1 or bool(case.sessions[0].faults)
-
-
-def team_lost(case: Case) -> bool:
-    """A coordinator is lost, or silent: else no lease goes to another team."""
-    faults = [fault for session in case.sessions for fault in session.faults]
-    lost = ("kill rank", "exit rank", "stop rank", "delay rank", "stall messages")
-    return case.teams > 1 and any(each.rank < 0 and each.kind in lost for each in faults)
-
-
-def taken_over(case: Case) -> bool:
-    """Nobody else writes there in other cases."""
-    faults = [fault for session in case.sessions for fault in session.faults]
-    return any(fault.kind == "take-over" and fault.for_ms > 30_000 for fault in faults)
-
-
-def cut(case: Case) -> bool:
-    """A session ends at a rename that it has not synced."""
-    return any(fault.kind == "cut" for session in case.sessions for fault in session.faults)
-
-
-def measured_batch(case: Case) -> bool:
-    return case.measures_batch
-
-
-def teams_measure_batch(case: Case) -> bool:
-    return case.measures_batch and case.teams > 1
 
 
 @dataclass(frozen=True)
@@ -77,12 +45,10 @@ class Defect:
 
     Attributes:
         changes: (file of the package, text that is there once, what takes its place).
-        reaches: whether a case may run these lines.
     """
 
     name: str
     changes: tuple[tuple[str, str, str], ...]
-    reaches: Callable[[Case], bool] = any_case
 
     def texts(self) -> dict[str, str]:
         """Module -> its source with the defect."""
@@ -95,15 +61,6 @@ class Defect:
         return found
 
 
-def of_agree(case: Case) -> bool:
-    return "--agree" in case.work
-
-
-def of_first(case: Case) -> bool:
-    """Some answers are of a network that errs."""
-    return not case.exact
-
-
 DEFECTS = (
     Defect(
         "an unsure answer counts",
@@ -114,12 +71,10 @@ DEFECTS = (
                 "if score.score >= self.confidence - 0.1:",
             ),
         ),
-        of_first,
     ),
     Defect(
         "a threshold is chosen by a bound that does not hold",
         (("results/agreement.py", "if below > 1 - level:", "if below > level:"),),
-        of_agree,
     ),
     Defect(
         "a team that was told to pause is never told again",
@@ -130,7 +85,6 @@ DEFECTS = (
                 "team.lease = lease.number",
             ),
         ),
-        team_lost,
     ),
     Defect(
         "a part of an epoch that is over counts",
@@ -147,7 +101,6 @@ DEFECTS = (
             ),
             ("job/lead.py", "            self._others.transport.drop(team.rank)\n", ""),
         ),
-        team_lost,
     ),
     Defect(
         "a file is renamed before its content is on the disk",
@@ -172,7 +125,6 @@ DEFECTS = (
                 "        if False:\n            sync",
             ),
         ),
-        cut,
     ),
     Defect(
         "a run is marked that lacks rows",
@@ -183,7 +135,6 @@ DEFECTS = (
                 "            if True:  # last",
             ),
         ),
-        of_sessions,
     ),
     Defect(
         "an answer counts twice after a resume",
@@ -194,7 +145,6 @@ DEFECTS = (
                 "done = run.done_keys(answered=retry_errors)[:-1]\n            if",
             ),
         ),
-        of_sessions,
     ),
     Defect(
         "a buffer is used again before its send is complete",
@@ -215,12 +165,10 @@ DEFECTS = (
                 "        try:\n",
             ),
         ),
-        taken_over,
     ),
     Defect(
         "a rank's loss during the start is not noticed",
         (("job/worker_group.py", "        wait.missing.intersection_update(self.present)\n", ""),),
-        of_sessions,
     ),
     Defect(
         "an image of a lost rank is not sent again",
@@ -231,7 +179,6 @@ DEFECTS = (
                 "        self.ranks",
             ),
         ),
-        of_sessions,
     ),
     Defect(
         "the scheduler is not told that the input pauses",
@@ -242,7 +189,6 @@ DEFECTS = (
                 "        if False:\n",
             ),
         ),
-        of_teams,
     ),
     Defect(
         "a rank gets a message beyond its credit",
@@ -267,7 +213,6 @@ DEFECTS = (
                 "",
             ),
         ),
-        teams_measure_batch,
     ),
     Defect(
         "the batch that was chosen is not told",
@@ -278,7 +223,6 @@ DEFECTS = (
                 "        if False:\n",
             ),
         ),
-        measured_batch,
     ),
     Defect(
         "a whole batch counts as one group",
@@ -293,23 +237,6 @@ DEFECTS = (
 )
 
 
-REACHES: dict[str, Callable[[Case], bool]] = {
-    "any_case": any_case,
-    "of_teams": of_teams,
-    "of_sessions": of_sessions,
-    "team_lost": team_lost,
-    "of_agree": of_agree,
-    "agreed_by_teams": lambda case: of_agree(case) and of_teams(case),
-    "agreed_again": lambda case: of_agree(case) and of_sessions(case),
-    "lingers": lambda case: "--linger-ms" in case.work,
-    "keeps": lambda case: "--save" in case.work or "--top-k" in case.work,
-    "of_limit": lambda case: case.limited,
-    "fails": lambda case: any(
-        fault.kind == "failing network" for session in case.sessions for fault in session.faults
-    ),
-}
-
-
 def planted() -> list[Defect]:
     """Those that were drawn, in the order drawn."""
     found: list[dict[str, Any]] = tomllib.loads(PLANTED.read_text())["planted"]
@@ -317,7 +244,6 @@ def planted() -> list[Defect]:
         Defect(
             f"{each['number']:02d} {each['kind']}: {each['duty']}",
             tuple((file, old, new) for file, old, new in each["changes"]),
-            REACHES[each["reaches"]],
         )
         for each in found
     ]
@@ -329,7 +255,7 @@ def case_of(seed: int) -> Case:
 
 
 def first_found(
-    texts: dict[str, str], seeds: Iterable[int], reaches: Callable[[Case], bool], inputs: Path
+    texts: dict[str, str], seeds: Iterable[int], inputs: Path
 ) -> tuple[int, str] | None:
     """The first of these seeds that a defect breaks, and how; None if none does."""
     reading, writing = os.pipe()
@@ -337,7 +263,7 @@ def first_found(
     if child == 0:
         os.close(reading)
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
-        _play_until(texts, [s for s in seeds if reaches(case_of(s))], inputs, writing)
+        _play_until(texts, seeds, inputs, writing)
     os.close(writing)
     with os.fdopen(reading) as answers:
         told = answers.read().splitlines()
@@ -366,6 +292,81 @@ def _play_until(texts: dict[str, str], seeds: Iterable[int], inputs: Path, writi
         os._exit(0)
 
 
+def probed(defects: Sequence[Defect]) -> tuple[dict[str, str], set[int]]:
+    """Sources that note which defect's lines run; and the numbers of those that run at import."""
+    trees: dict[str, ast.Module] = {}
+    always = set()
+    for number, defect in enumerate(defects):
+        for file, old, new in defect.changes:
+            text = (PACKAGE / file).read_text()
+            tree = trees.setdefault(file, ast.parse(text))
+            begin = text[: text.index(old)].count("\n") + 1
+            lines = old.splitlines(), new.splitlines()
+            same = next((n for n, (a, b) in enumerate(zip(*lines, strict=False)) if a != b), 0)
+            span = begin + same, begin + max(same, len(lines[0]) - 1)
+            inside = [
+                (body, each)
+                for function in ast.walk(tree)
+                if isinstance(function, ast.FunctionDef)
+                for node in ast.walk(function)
+                for body in (getattr(node, name, None) for name in ("body", "orelse", "finalbody"))
+                for each in (body if isinstance(body, list) else ())
+                if each.lineno <= span[0] and (each.end_lineno or 0) >= span[1]
+            ]
+            if not inside:
+                always.add(number)
+                continue
+            body, place = min(inside, key=lambda found: found[1].end_lineno - found[1].lineno)
+            body.insert(body.index(place), ast.parse(f"__reached__.add({number})").body[0])
+    names = {file: "collage_mpi." + file.removesuffix(".py").replace("/", ".") for file in trees}
+    return {names[file]: ast.unparse(tree) for file, tree in trees.items()}, always
+
+
+def reaching(defects: Sequence[Defect], seeds: range, inputs: Path) -> list[list[int]]:
+    """Of each defect the seeds that run its lines; those that fail without any are left out."""
+    texts, always = probed(defects)
+    found: list[list[int]] = [[] for _ in defects]
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        builtins.__reached__ = reached = set()  # type: ignore[attr-defined]
+        world.install(texts)
+        for seed in seeds:
+            reached.clear()
+            faults = play(case_of(seed), inputs).faults
+            for text in faults[:1]:
+                print(f"seed {seed} fails without a defect: {text[:600]}", flush=True)
+            told = [] if faults else sorted(reached | always)
+            os.write(writing, f"{seed} {' '.join(map(str, told))}\n".encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answers:
+        told = [[*map(int, line.split())] for line in answers]
+    if len(told) < len(seeds):  # else each defect counts as found
+        raise SystemExit("without any defect the simulation does not play all seeds")
+    for seed, *numbers in told:
+        for number in numbers:
+            found[number].append(seed)
+    return found
+
+
+def play_defects(defects: Sequence[Defect], seeds: range, inputs: Path) -> int:
+    """Play them in rounds of ever more seeds; returns how many are not found."""
+    reach = reaching(defects, seeds, inputs)
+    left, at = list(range(len(defects))), 0
+    for most in (*(n for n in ROUNDS if n < len(seeds)), len(seeds)):
+        for number in tuple(left):
+            tried = reach[number][at:most]
+            found = tried and first_found(defects[number].texts(), tried, inputs)
+            if found:
+                left.remove(number)
+                print(f"{defects[number].name}: {_told(found)}", flush=True)
+        print(f"{len(defects) - len(left)} of {len(defects)} found, each by {most} of its seeds")
+        at = most
+    for number in left:
+        print(f"{defects[number].name}: not found by {len(reach[number])} that run it")
+    return len(left)
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -378,20 +379,14 @@ def main() -> int:
     told = parser.parse_args()
     with_fixed_order("tests.simulation.defects")
     with made_inputs() as inputs:
-        if first_found({}, (), any_case, inputs) is not None:  # else each counts as found
-            raise SystemExit("the package does not load in the simulation, without any defect")
+        for name in HEAVY:  # else each fork loads them anew
+            importlib.import_module(name)
         if told.mutants:
             return _judge_mutants(told, inputs)
-        missed, seeds = 0, range(told.first, told.first + told.seeds)
-        words = told.names or [""]
+        words, seeds = told.names or [""], range(told.first, told.first + told.seeds)
         defects = planted() if told.planted else DEFECTS
         played = [each for each in defects if any(word in each.name for word in words)]
-        for defect in played:
-            found = first_found(defect.texts(), seeds, defect.reaches, inputs)
-            missed += found is None
-            print(f"{defect.name}: {_told(found)}", flush=True)
-        print(f"{len(played) - missed} of {len(played)} found by {told.seeds} seeds")
-    return bool(missed)
+        return bool(play_defects(played, seeds, inputs))
 
 
 def _told(found: tuple[int, str] | None) -> str:
@@ -413,7 +408,7 @@ def _judge_mutants(told: argparse.Namespace, inputs: Path) -> int:
     for mutant in sample[: told.mutants]:
         module = mutant.file.removesuffix(".py").replace("/", ".")
         changed = {module: mutant.applied(texts[mutant.file]).decode()}
-        found = first_found(changed, seeds, any_case, inputs)
+        found = first_found(changed, seeds, inputs)
         killed += found is not None
         change = " ".join(mutant.diff(texts[mutant.file]).split())
         print(f"{mutant.key} {mutant.file}:{mutant.line} {change}\n    {_told(found)}", flush=True)

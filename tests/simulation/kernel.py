@@ -77,6 +77,7 @@ class Process:
     descriptors: dict[int, Any] = field(default_factory=dict)
     reads: dict[int, str] = field(default_factory=dict)
     most_open: int = 0
+    ended_ns: int = 0
     left_open: list[str] = field(default_factory=list)
 
     @property
@@ -274,7 +275,7 @@ class Kernel:
     def end(self, process: Process, code: int, *, wait: bool = True) -> None:
         """A process ends; if it is the running one, this does not return."""
         if process.code is None:
-            process.code = code
+            process.code, process.ended_ns = code, self.now_ns
             self.log.append(f"{self.now_ns / 1e9:.6f} {process.name} ended with {code}")
             if self.current is not None and self.current.process is process:
                 opened = [each.path for each in process.descriptors.values()]

@@ -19,6 +19,7 @@ import numpy as np
 
 from tests.simulation.inputs import answer, first_answers, number_of, rows_of
 from tests.simulation.kernel import Process
+from tests.simulation.order_laws import wrong_order
 from tests.simulation.row_laws import wrong_columns
 
 TRAILER = struct.Struct("<8sQI")
@@ -31,6 +32,7 @@ _READ |= {"answered": "?", "has_label": "?", "label": "i8", "predicted": "i8"}
 _READ |= {"audited": "u1", "other": "i8", "score": "f4"}
 _READ |= {"t0_ns": "i8", "latency_ns": "i8"}
 NO_ROWS = np.dtype([*_READ.items()])  # of a table without a part
+LASTING = r"(parts|vectors|index)/|(manifest|summary|status)\.json$|COMPLETE$|report\.html$"
 MOST_OPEN = 16  # files of a process at once
 _WORD = (1 << 64) - 1
 
@@ -147,7 +149,7 @@ def broken(out: Path, run: Run | None, expected: int | None, *, whole: bool) -> 
     if run.marked and expected is not None and len(set(keys)) != expected:
         faults.append(f"a marker, and {len(set(keys))} of {expected} rows")
     if whole:
-        faults += _sessions(run) or wrong_columns(run)
+        faults += _sessions(run) or [*wrong_columns(run), *wrong_order(run)]
     faults += _thresholds(run)
     if run.manifest.get("extras"):
         faults += _vectors(out, run)
@@ -242,10 +244,11 @@ def _sessions(run: Run) -> list[str]:
     return faults
 
 
-def unwritten(run: Run | None, sent: list[int | None]) -> list[str]:
-    """Of the last session, team by team, whether each task that was sent has its row.
+def unwritten(run: Run | None, table: str, sent: list[int | None]) -> list[str]:
+    """Of the last session, team by team, whether each task that was sent has its row, or each image
+    that was resolved.
 
-    `sent`: by rank, as many as its scheduler sent; None of one that sent none.
+    `sent`: by rank, as many as its scheduler sent, or resolved; None of one without a scheduler.
     """
     if run is None:
         return []
@@ -253,23 +256,46 @@ def unwritten(run: Run | None, sent: list[int | None]) -> list[str]:
     faults = []
     for team, count in enumerate(sent[:: len(sent) // (run.manifest.get("teams") or 1)]):
         said = rows.get(run.manifest["session"] + team)
-        if count is not None and said is not None and said["tasks"] != count:
-            faults.append(f"team {team} sent {count} tasks and has rows of {said['tasks']}")
+        if count is not None and said is not None and said[table] != count:
+            faults.append(f"team {team} had {count} {table} and has rows of {said[table]}")
     return faults
+
+
+def litter(out: Path) -> list[str]:
+    """What a job leaves in its folder though it has ended in its own way."""
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    found = [name for name in names if not re.match(LASTING, name)]
+    return [f"the job leaves {', '.join(sorted(found)[:4])}"] if found else []
 
 
 def _vectors(out: Path, run: Run) -> list[str]:
     """One vector an answered image, beside its part."""
     import pyarrow.parquet as pq
 
+    top_k = run.manifest["extras"]["top_k"]
     for session, number, rows in run.files:
         path = out / "vectors" / f"vectors-{session:04d}-{number:06d}.parquet"
         if not path.exists():
             return [f"no {path.name} beside its part of images"]
-        table = pq.read_table(path, columns=["shard", "row"]).to_pydict()
+        table = pq.read_table(path).to_pydict()
         found = list(zip(table["shard"], table["row"], strict=True))
-        if found != keys_of(rows[rows["answered"]]):
+        answered = rows[rows["answered"]]
+        if found != keys_of(answered):
             return [f"{path.name} has {len(found)} vectors of other images than its part"]
+        for at, row in enumerate(answered):  # a null network gives the rest to the class before
+            best, score = int(row["predicted"]), float(row["score"])
+            right = np.zeros(10)
+            right[best - 1], right[best] = 1 - score, score
+            if "scores" in table:
+                given = table["scores"][at]
+            else:
+                given, right = table["top_scores"][at], np.sort(right)[::-1][:top_k]
+            if not np.allclose(given, right, atol=1e-6):
+                return [f"the scores are {given}, where {right} are right: {row}"]
+            if top_k and table["top_classes"][at][0] != best:
+                return [f"the best classes are {table['top_classes'][at]}: {row}"]
+        if set(table["session"]) - {session}:
+            return [f"{path.name} has vectors of other sessions"]
     return []
 
 

@@ -145,11 +145,11 @@ class Network:
         self.heard: set[tuple[int, int]] = set()  # (receiver, sender) of any message
         self.stalled_ns: dict[int, int] = {}  # sender -> until when its messages go no further
         self._gathered: list[Thread] = []
-        self._channels: dict[tuple[int, int, int], Channel] = {}
+        self.channels: dict[tuple[int, int, int], Channel] = {}
         self._reports_ns: dict[tuple[int, int], int] = {}
 
     def channel(self, source: int, target: int, tag: int) -> Channel:
-        return self._channels.setdefault((source, target, tag), Channel())
+        return self.channels.setdefault((source, target, tag), Channel())
 
     def alive(self, rank: int) -> bool:
         process = self.processes.get(rank)
@@ -276,7 +276,12 @@ class MPI:
         return "Simulated MPI 1.0"
 
     def Finalize(self) -> None:
-        """Waits for all ranks, for ever where one is lost."""
+        """Waits for all ranks, for ever where one is lost. Nothing is under way any more."""
+        for (source, target, tag), channel in self._net.channels.items():
+            if target == self._rank and channel.posted:
+                self._net.kernel.violations.append(
+                    f"rank {target} ends with a receive from rank {source} with tag {tag}"
+                )
         self._net.gather(self._net.finalized, self._rank)
 
 

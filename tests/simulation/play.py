@@ -25,16 +25,29 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from tests.simulation import laws, standins, world
+from tests.simulation import laws, standins, witness, world
 from tests.simulation.case import HARMLESS, Case, Fault, Session, draw, simpler, wider
 from tests.simulation.disk import CHANGES, ERRORS, LOOKS, Disk, Failure
 from tests.simulation.inputs import HARMS, UNLABELLED, Shards, rows_of
 from tests.simulation.kernel import FOREVER_NS, MS, SECOND, Host, Kernel, Process
-from tests.simulation.row_laws import facts, told_batch, wrong_export, wrong_files
+from tests.simulation.row_laws import (
+    facts,
+    told_batch,
+    wrong_export,
+    wrong_files,
+    wrong_predictions,
+)
+from tests.simulation.told_laws import Statuses, wrong_words
 
 # Virtual time in which a job ends after its last fault: with limits of seconds for silence and for
 # start-up a claim is watched for 30 s and a rank awaited for 60; else start-up alone takes 600.
 SOON_S, LATE_S = 150, 1500
+# Within a session the ranks wait for work no longer than IDLE_S, if all that goes wrong is of SEEN.
+# Where a rank may be silent it is SILENT_S, with a reply timeout of 2 s: a silent one is waited for
+# at the end, too.
+IDLE_S, SILENT_S = 3, 20
+SEEN = ("kill rank", "exit rank", "failing network", "clock jump", "link shard", "no descriptor")
+SILENT = ("stop rank", "stall messages")
 LONGEST_S = 120  # processor time of one seed: one that loops for ever ends the command
 SIMPLIFY_S = 60.0  # in which the shortest play that still fails is sought
 CUT_AT = ("COMPLETE", "manifest", "parts/images", "parts/tasks", "parts/groups", "summary", "claim")
@@ -90,7 +103,9 @@ class Play:
         self.copies: dict[Path, bytes] = {}  # other names of parts -> what they held
         self.promised = False  # by the exit code of the last session, that the run is complete
         self.cuts: list[Cut] = []
+        self.calls: list[witness.Call] = []  # of all sessions
         self.writers = laws.Writers(str(self.out), self.kernel.violations.append)
+        self.statuses = Statuses(self.out / "status.json", self.kernel.violations.append)
         self.disk.watch = self._made
 
     def _host(self, number: int) -> Host:
@@ -156,6 +171,7 @@ class Play:
         self.cuts.clear()
         before = self._names() if session.dry else set()
         job = self._launch(session)
+        self.statuses.calm = not session.faults
         start_ns = self.kernel.now_ns
         last_ns = start_ns
         jobs = self.jobs = [job]
@@ -171,6 +187,8 @@ class Play:
         over = lambda: all(job.over for job in jobs)  # noqa: E731
         limit_s = SOON_S if "--reply-timeout-s" in self.case.pace else LATE_S
         ended = self.kernel.run(over, last_ns + limit_s * SECOND)
+        if ended:
+            self.played.faults += [*self._idle(session, job), *self._unseen_losses(session, job)]
         stopped = any(fault.kind == "stop rank" for fault in session.faults)
         if not ended and stopped and (not session.tolerant or len(job.net.up) < job.net.size):
             ended = True  # a plain world, and MPI's start, wait for a stopped rank: it is ended
@@ -189,6 +207,43 @@ class Play:
         if session.dry and len(jobs) == 1 and not self._names() <= before:
             self.played.faults.append("a dry run has made files")
 
+    def _idle(self, session: Session, job: world.Job) -> Iterator[str]:
+        """Ranks are not without work for long: a loss is seen at once, or when an answer is due."""
+        kinds, short = (
+            {fault.kind for fault in session.faults},
+            "--reply-timeout-s" in self.case.pace,
+        )
+        limit_s = (
+            IDLE_S if kinds <= {*SEEN} else SILENT_S if kinds <= {*SEEN, *SILENT} and short else 0
+        )
+        busy = sorted((call.began_ns, call.ended_ns) for call in job.calls)
+        if not limit_s or not busy:
+            return
+        busy.append((self.kernel.now_ns, self.kernel.now_ns))
+        until_ns = busy[0][1]
+        for began_ns, ended_ns in busy:
+            if began_ns > until_ns + limit_s * SECOND:
+                gap = f"{(began_ns - until_ns) / SECOND:.1f} s, from {until_ns / SECOND:.3f} s on"
+                yield f"no rank computes for {gap}, after {kinds or 'no fault'}"
+            until_ns = max(until_ns, ended_ns)
+
+    def _unseen_losses(self, session: Session, job: world.Job) -> Iterator[str]:
+        """A worker that was killed while the job worked on is lost by the end of its process."""
+        run, kinds = self._found(), {fault.kind for fault in session.faults}
+        if run is None or not kinds <= {*SEEN} or not session.tolerant or session.dry:
+            return
+        finals = [each.get("final") or {} for each in run.manifest["sessions"]]
+        lost = {each["rank"]: each for final in finals for each in final.get("lost") or ()}
+        first_ns = min((call.began_ns for call in job.calls), default=self.kernel.now_ns)
+        for rank, process in enumerate(job.ranks):
+            lead = job.ranks[rank - rank % (len(job.ranks) // self.case.teams)]
+            if process.code != -9 or lead is process or lead.code != 0:
+                continue
+            if first_ns < process.ended_ns < lead.ended_ns - SECOND:
+                said = lost.get(rank)
+                if said is None or said["layer"] == "timeout":
+                    yield f"rank {rank} was killed, and the session says {said}"
+
     def _replaced(self) -> bool:
         """Whether another shard stands under the name of one: no run goes on with it."""
         return "replace shard" in self.shards.harmed.values()
@@ -206,6 +261,7 @@ class Play:
             self.shards.mend()  # a run without rows may go: the next one would be of other shards
             self.bad = self.replaced = True
         self.known = 0 if run is None else run.manifest["session"]
+        self.before = run
         errors = run is not None and run.manifest["status"] == "complete_with_errors"
         again = errors and not self.shards.harmed
         go_on = () if run is None else ("--retry-errors",) if again else ("--resume",)
@@ -228,13 +284,27 @@ class Play:
         for path, held in self.copies.items():
             if path.read_bytes() != held:
                 faults.append(f"{path.name} was written to through another name")
+        if not (self.bad or self.harmed or self.unseen or session.faults or faults):
+            self._command(
+                "verify", str(self.out), right=0 if run and run.complete else 6 if run else 3
+            )
+            if code == 0:
+                self._command("top", str(self.out), "--once")
+        self.calls += [call for job in jobs for call in job.calls]
+        if run is not None and not self.harmed:
+            faults += witness.unheard(run, self.calls)
+            faults += self._of_work(session, run)
         if len(jobs) == 1 and code is not None and not session.dry:
             known = rows, self._excused(session), self.unseen
             faults += laws.untrue(code, run, *known)
             began = run is not None and run.manifest["session"] > self.known
+            if run is not None and began and len(run.images):
+                faults += wrong_words(run, "".join(jobs[0].ranks[0].told), code)
             if self.case.measures_batch and began:
                 faults += told_batch(run, "".join(jobs[0].ranks[0].told))
-            faults += laws.unwritten(run, [p.own.get("tasks sent") for p in jobs[0].ranks])
+            for table, what in (("tasks", "tasks sent"), ("images", "images resolved")):
+                counts = [p.own.get(what) for p in jobs[0].ranks]
+                faults += laws.unwritten(run, table, counts)
             if code in (0, 5) and not faults and run is not None:
                 calm = {fault.kind for fault in session.faults} <= {*HARMLESS}
                 calm &= run.manifest["session"] > self.known  # else there was nothing to do
@@ -251,6 +321,22 @@ class Play:
                     text = "".join(process.told)
                     self.played.log.append(f"--- {process.name} ({process.code}): {text[-2500:]}")
         self.played.faults += faults
+
+    def _of_work(self, session: Session, run: laws.Run) -> Iterator[str]:
+        """What this session did, beside what was there before it."""
+        job, before = self.jobs[0], self.before
+        if len(self.jobs) > 1 or session.dry or run.manifest["session"] == self.known:
+            return
+        if before is not None and before.manifest["run_id"] == run.manifest["run_id"]:
+            answered = before.images[before.images["answered"]] if len(before.images) else []
+            if len(answered):
+                done = witness.images_of(before, answered)
+                yield from witness.again(run, done, job.calls)
+        if not session.faults and not self.bad and job.code == 0 and len(run.images):
+            yield from witness.unlike_tasks(run, job.calls)
+            yield from witness.troubled(run)
+            yield from laws.litter(self.out)
+            yield from witness.other_processes(run, job.ranks)
 
     def _rows(self, run: laws.Run | None) -> int:
         """How many rows there are to be. A run with a limit stays without shards that were harmed
@@ -283,17 +369,19 @@ class Play:
             self._command("slow-ranks", out)
             self._command("report", out, "--out", f"{self.folder}/report.html")
             self._command("export", out, "--to", "csv", "--out", str(written))
+            self._command("export", out, "--to", "csv", "--predictions", "--out", str(written))
             if not self.played.faults:
                 self.played.faults += wrong_export(run, written)
+                self.played.faults += wrong_predictions(run, written / "predictions.csv")
                 self.played.facts = facts(run, self.out, written, exact=self.case.exact)
         self.played.faults += self.kernel.violations
 
-    def _command(self, *words: str) -> None:
+    def _command(self, *words: str, right: int = 0) -> None:
         environ = {"HOME": "/nowhere", "PATH": "/usr/bin"}
         body = lambda: world.run_command(words)  # noqa: E731
         process = self.kernel.spawn(self.hosts[0], words[0], body, environ)
         self.kernel.run(lambda: not process.alive, self.kernel.now_ns + 100 * SECOND)
-        if process.code != 0:
+        if process.code != right:
             told = "".join(process.told)
             self.played.faults.append(f"{words[0]} ends with {process.code}: {told}")
 
@@ -368,6 +456,8 @@ class Play:
     def _made(self, process: Process, path: str) -> None:
         """A process has made or renamed a file, and synced its folder not yet."""
         self.writers.made(process, path)
+        if path == str(self.out / "status.json"):
+            self.statuses.written(self.kernel.now_ns)
         for cut in self.cuts:
             if re.match(cut.name, os.path.relpath(path, self.out)):
                 cut.times -= 1
@@ -415,7 +505,7 @@ def play(case: Case, inputs: Path, *, tell_all: bool = False) -> Played:
         other = _play(calm, inputs, tell_all=False)
         played.faults += other.faults
         for what, found in () if other.faults else played.facts.items():
-            if found != other.facts[what]:
+            if None not in (found, other.facts[what]) and found != other.facts[what]:
                 right = other.facts[what]
                 played.faults.append(f"{what}: {found} where an undisturbed job has {right}")
     return played

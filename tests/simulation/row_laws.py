@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tests.simulation.figure_laws import wrong_figures
 from tests.simulation.inputs import answer, number_of
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ AUDITED = 1  # by both networks
 SINGLE, BATCHES = 0, (0, 3)  # kinds; those whose tasks may be batches of images
 SLACK_NS = 1_000_000  # clocks of hosts run at other rates
 DRIFT = 1e-3
+OF_ANSWER = ("predicted", "score", "rank", "compute_ns", "decode_ns", "encode_ns")
+MAY_LACK = ("label", "other", "other_score", "runtime")  # an empty text where there is none
 
 
 def wrong_columns(run: Run) -> list[str]:
@@ -113,20 +115,60 @@ def _price(run: Run, summary: dict[str, Any]) -> Iterator[str]:
 
 
 def wrong_export(run: Run, folder: Path) -> Iterator[str]:
-    """The tables that were exported have the rows of the run, and their answers."""
+    """The tables that were exported have the rows of the run, in input order, column by column."""
+    sources = {0: "single", 1: "collage", 2: "replica", 3: "hedge", 5: "retry", 6: "error"}
+    sources |= {7: "endgame", 8: "backup", 10: "kept"}
+    names = {"source": sources, "outcome": dict(enumerate(OUTCOMES))}
+    names["kind"] = {0: "single", 1: "collage", 3: "backup"}
     for name, rows in run.tables.items():
+        keys = ("shard", "row") if name == "images" else ("session", "task")
         rows = run.lasting if name == "images" else rows
+        rows = rows[np.lexsort([rows[key] for key in keys[::-1]])]
         with open(folder / f"{name}.csv", newline="") as file:
             found = list(csv.DictReader(file))
         if len(found) != len(rows):
             yield f"{name}.csv has {len(found)} rows of {len(rows)}"
-        if name == "images":
-            told = Counter((each["row"], each["predicted"]) for each in found)
-            right = Counter(
-                (str(row["row"]), str(row["predicted"]) if row["answered"] else "") for row in rows
-            )
-            if told != right:
-                yield f"images.csv has other answers: {list((told - right).items())[:3]}"
+            continue
+        if name != "images":
+            found.sort(key=lambda line: tuple(int(line[key]) for key in keys))
+        for line, row in zip(found, rows, strict=True):
+            for column in rows.dtype.names:
+                value, said = row[column].item(), line.get(column)
+                unset = name == "images" and column in OF_ANSWER and not row["answered"]
+                if column == "audited":
+                    value, said = value > 0, str(said != "")
+                elif said is None or unset or (said == "" and column in MAY_LACK):
+                    continue
+                value = names.get(column, {}).get(value, value)
+                value = value.decode() if isinstance(value, bytes) else value
+                same = said == str(value)
+                if not same and not isinstance(value, str):
+                    same = abs(float(said) - value) < 1e-6
+                if not same:
+                    yield f"{name}.csv has {said} as {column}: {row}"
+                    break
+            if "wait_ns" in line and row["answered"]:
+                spent = ("read_ns", "compute_ns", *(("encode_ns",) * (row["source"] in (1, 10))))
+                wait_ns = row["latency_ns"] - sum(int(row[each]) for each in spent)
+                if int(line["wait_ns"]) != wait_ns:
+                    yield f"images.csv has a wait of {line['wait_ns']}, not {wait_ns}: {row}"
+
+
+def wrong_predictions(run: Run, path: Path) -> Iterator[str]:
+    """One line an image, in input order: its class and score, or why it has none."""
+    rows = run.lasting[np.lexsort((run.lasting["row"], run.lasting["shard"]))]
+    with open(path, newline="") as file:
+        lines = list(csv.DictReader(file))
+    if len(lines) != len(rows):
+        yield f"predictions.csv has {len(lines)} lines of {len(rows)}"
+        return
+    for line, row in zip(lines, rows, strict=True):
+        score = float(line["score"] or 0)
+        right = line["class"] == (str(row["predicted"]) if row["answered"] else "")
+        right &= not row["answered"] or abs(score - row["score"]) < 1e-6
+        if not right or bool(line["error"]) == row["answered"]:
+            yield f"predictions.csv says {line}: {row}"
+            return
 
 
 def facts(run: Run, out: Path, export: Path, *, exact: bool) -> dict[str, Any]:
@@ -149,6 +191,12 @@ def facts(run: Run, out: Path, export: Path, *, exact: bool) -> dict[str, Any]:
         "counted": {k: summary["rows"][k] for k in ("found", "answered", "errors")},
         "classes": run.manifest["class_names"],
     }
+    first = np.sort(run.images, order=["session", "group", "cell"])
+    alone = len(run.manifest["sessions"]) == 1 and run.manifest["settings"]["agree"] is None
+    alone = alone and not run.manifest.get("teams")
+    found["order"] = [(names[row["shard"]], int(row["row"])) for row in first] if alone else None
+    came = (first["t0_ns"] - first["t0_ns"].min()).tolist()
+    found["arrivals"] = came if alone and run.manifest["open_loop"] else None
     if exact:
         found["right"] = summary["accuracy"]["overall"]
     return found
@@ -220,18 +268,26 @@ def wrong_files(out: Path, run: Run, undisturbed: bool) -> list[str]:
     said = {key: summary["rows"][key] for key in right}
     if said != right or summary["complete"] is not True:
         faults.append(f"summary.json says {said}, complete {summary['complete']}; it is {right}")
-    faults += _price(run, summary)
+    faults += [*_price(run, summary), *wrong_figures(run, summary)]
     if not undisturbed:
         return faults
     status = json.loads((out / "status.json").read_bytes())
     if status["state"] != run.manifest["status"] or status["session"] != run.manifest["session"]:
         faults.append(f"status.json says {status['state']} of session {status['session']}")
+    whole = status["before"] + status["total"]
+    if whole != run.manifest["rows"] and len(rows) == len(run.images):
+        faults.append(f"status.json says {status['before']} before and {status['total']} to do")
     teams = run.manifest.get("teams") or 1
     first = status["session"]
     mine = run.images[(run.images["session"] >= first) & (run.images["session"] < first + teams)]
     both = mine[mine["audited"] == AUDITED]
     counts = {"done": len(mine), "audited": len(both)}
     counts["differing"] = int((both["predicted"] != both["other"]).sum())
+    ended = run.tables["tasks"][run.tables["tasks"]["session"] == first]
+    for member in status["ranks"] if teams == 1 else ():
+        mine = ended[(ended["rank"] == member["rank"]) & (ended["outcome"] == ANSWERED)]
+        if member["answers"] != len(mine) or member["tasks"]:
+            faults.append(f"status.json says {member}, of {len(mine)} answers")
     for name, count in counts.items():  # other teams tell their counts now and then
         if status[name] > count or (teams == 1 and name == "done" and status[name] != count):
             faults.append(f"status.json says {status[name]} {name} of {count}")

@@ -49,7 +49,8 @@ class StandIn(types.ModuleType):
         self.__dict__.update(names)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_real"], name)
+        found = self.__dict__[name] = getattr(self.__dict__["_real"], name)
+        return found
 
 
 # ---- time -----------------------------------------------------------------------

@@ -42,6 +42,8 @@ class Laws:
         self.left: set[int] = set()  # tasks whose message has left its buffer
         self.messages: dict[int, int] = {}  # task -> the first task of its message
         self.lost: set[int] = set()
+        self.silent: set[int] = set()
+        self.retired: set[int] = set()
         self.admitted = 0
         self.finished = False
 
@@ -65,7 +67,10 @@ class Laws:
             self.arrived |= run
             if len(self.arrived) > self.admitted:
                 self.broken("an image arrives that was not admitted", event)
+        elif name == "RankSuspected" and any(s.rank == event.rank for s in self.live.values()):
+            self.silent.add(event.rank)
         elif name in ("Answered", "Failed", "Skipped"):
+            self.silent.discard(event.rank)
             send = self.live.pop(event.task, None)
             if send is None or send.rank != event.rank or event.rank in self.lost:
                 self.broken("the end of a task that is not out there (1, 6)", event)
@@ -91,6 +96,13 @@ class Laws:
             if images & self.resolved or images - self.arrived:
                 self.broken("not one Resolve an image (2)", action)
             self.resolved |= images
+            kernel().here.own["images resolved"] = len(self.resolved)
+        elif name in ("Retire", "Recall"):
+            (self.retired.add if name == "Retire" else self.retired.discard)(action.rank)
+        elif name == "Cancel":
+            send = self.live.get(action.task)
+            if send is None or send.rank != action.rank:
+                self.broken("a task is cancelled that is not out there", action)
         elif name == "Release":
             images = set(action.images)
             if images & (self._needed() | self.released) or images - self.resolved:
@@ -112,6 +124,8 @@ class Laws:
 
     def _send(self, sends: tuple[Any, ...]) -> None:
         rank = sends[0].rank
+        if rank in self.silent | self.retired:
+            self.broken("work for a rank that is silent or retired", sends)
         for send in sends:
             images = {item.image for item in send.items}
             if send.task in self.messages or rank not in self.credit:

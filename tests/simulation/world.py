@@ -8,6 +8,7 @@ import sys
 import zlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tests.simulation import disk, network, standins
@@ -16,6 +17,7 @@ from tests.simulation.kernel import FOREVER_NS, MS, SECOND, Host, Kernel, Proces
 from tests.simulation.network import Network
 from tests.simulation.standins import StandIn, here, kernel
 from tests.simulation.watch import watched
+from tests.simulation.witness import Call, images_in
 
 START_LIMIT_NS = 120 * SECOND  # as launch has it
 TOLERANT = {"COLLAGE_MPI_FAULT_TOLERANT": "1"}
@@ -36,6 +38,7 @@ class Job:
     tells_loss: bool = True
     teams: int = 1
     ranks: list[Process] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     code: int | None = None
 
     def start(self) -> None:
@@ -295,6 +298,9 @@ def install(instead: dict[str, str] | None = None) -> None:
         },
         "collage_mpi.job.session": {"Scheduler": standins.Around(watched)},
         "collage_mpi.models.null": {"NullPredictor": standins.Around(slow)},
+        "collage_mpi.job.networks": {
+            "WaitingNetwork": standins.Around(partial(partial, sleep=_wait_s))  # no poll
+        },
         "collage_mpi.mpi.transport": {
             "open_world": network.open_world,
             "finalize": lambda comm, mpi, code: mpi.Finalize(),
@@ -321,28 +327,39 @@ def slow(network: type) -> type:
 
     class Slow(network):  # type: ignore[misc]
         def predict(self, batch: Any) -> Any:
-            kernel().sleep(_service_ns())
-            return self.found(batch)
+            began_ns = kernel().now_ns
+            kernel().wait(_service_ns())
+            return self.found(batch, began_ns)
 
         def begin(self, batch: Any) -> Any:
             own = here().own
             if zlib.crc32(" ".join(own["job"].words).encode()) % 2:
                 return super().begin(batch)
-            free_ns = max(own.get("device free", 0), kernel().now_ns)
+            began_ns = kernel().now_ns
+            free_ns = max(own.get("device free", 0), began_ns)
             until_ns = own["device free"] = free_ns + _service_ns()
 
             def finish() -> Any:
-                kernel().sleep(max(0, until_ns - kernel().now_ns))
-                return self.found(batch), {}
+                kernel().wait(max(0, until_ns - kernel().now_ns))
+                return self.found(batch, began_ns), {}
 
             return Computation(finish, lambda: kernel().now_ns >= until_ns)
 
-        def found(self, batch: Any) -> Any:
+        def found(self, batch: Any, began_ns: int) -> Any:
             if kernel().now_ns < here().own.get("fails until", 0) and here().own.get("has work"):
                 raise RuntimeError("the network fails")
+            if here().own.get("has work"):
+                name = "backup" if self.kind == "single" and self._wrong else self.kind
+                images = tuple(images_in(item, self.cells) for item in batch)
+                call = Call(here(), name, began_ns, kernel().now_ns, images)
+                here().own["job"].calls.append(call)
             return super().predict(batch)
 
     return Slow
+
+
+def _wait_s(seconds: float) -> None:
+    kernel().wait(round(seconds * SECOND))
 
 
 def _service_ns() -> int:

@@ -1,0 +1,77 @@
+"""What a job says while it runs and when it ends: to people, and in its status."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.simulation.kernel import MS, SECOND
+
+if TYPE_CHECKING:
+    from tests.simulation.laws import Run
+
+COUNTED = re.compile(r"(?i:complete)[^:\n]*: (\d+) of (\d+) images?,")
+PROGRESS = re.compile(r": (\d+) of \d+ images? \(")
+LATE_NS = 4 * SECOND  # a status that is due is written by then
+
+
+def wrong_words(run: Run, told: str, code: int) -> Iterator[str]:
+    """Of a session that a user started, what rank 0 tells at its end.
+
+    `code`: the exit code.
+    """
+    rows, expected = len(run.lasting), run.manifest["rows"]
+    for found in COUNTED.findall(told) if code in (0, 5, 6) else ():
+        if tuple(map(int, found)) != (rows, expected):
+            yield f"it tells of {found} images, and has {rows} of {expected}"
+    mine = int((run.images["session"] == run.manifest["session"]).sum())
+    done = PROGRESS.findall(told)
+    if done and code in (0, 5, 6) and not run.manifest.get("teams") and int(done[-1]) != mine:
+        yield f"it tells of {done[-1]} images of this session, which has {mine}"
+    if code == 6 and "--resume" not in told:
+        yield "an incomplete job does not say how it goes on"
+    if code in (2, 3, 4, 6) and not re.search(r"collage-mpi run:|incomplete:|warning:", told):
+        yield f"exit code {code} without a word"
+    last = [each for each in run.manifest["sessions"] if each["session"] == run.manifest["session"]]
+    final = (last[0].get("final") if last else None) or {}
+    for lost in final.get("lost") or ():
+        if not re.search(rf"ranks? (\d+, )*{lost['rank']}\b.*lost", told):
+            yield f"it does not tell that rank {lost['rank']} is lost"
+    if code == 5:
+        for reason in {bytes(row["reason"]).decode() for row in run.lasting if not row["answered"]}:
+            if reason[:20] not in " ".join(told.split()):
+                yield f"it does not tell why images have no answer: {reason}"
+
+
+class Statuses:
+    """The status of a run while it is written.
+
+    Attributes:
+        tell: of what is wrong.
+        calm: nothing disturbs the present session.
+    """
+
+    def __init__(self, path: Path, tell: Callable[[str], object]) -> None:
+        self._path, self.tell, self.calm = path, tell, False
+        self._last: dict[str, Any] = {}
+        self._at_ns = 0
+
+    def written(self, now_ns: int) -> None:
+        """The file has just got its name."""
+        status = json.loads(self._path.read_bytes())
+        last, gap_ns = self._last, now_ns - self._at_ns
+        self._last, self._at_ns = status, now_ns
+        if not 0 <= status["done"] <= status["total"]:
+            self.tell(f"status.json: {status['done']} done of {status['total']}")
+        if status["errors"] > status["done"]:
+            self.tell(f"status.json: {status['errors']} errors of {status['done']}")
+        if (last.get("run_id"), last.get("session")) != (status["run_id"], status["session"]):
+            return
+        for name in ("count", "done", "errors", "elapsed_s"):
+            if status[name] < last[name]:
+                self.tell(f"status.json: {name} was {last[name]}, and is {status[name]}")
+        if self.calm and gap_ns > status["every_s"] * 1.1 * SECOND + LATE_NS:
+            self.tell(f"status.json was not written for {gap_ns // MS} ms")
