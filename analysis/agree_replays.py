@@ -31,6 +31,7 @@ from collage_mpi.kinds import SINGLE
 from collage_mpi.results.agreement import LEVEL, Draw, differing_interval, rules_out
 from collage_mpi.results.statistics import wilson_interval
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.shards.order import Order, Permutation
 from collage_mpi.training.threshold import saving_of
 
 AGREES = (0.98, 0.99, 0.995)
@@ -128,7 +129,8 @@ def begin(network: Network, agree: float, audit: float, seed: int) -> Job:
     n = len(network.scores)
     first = settings.calibration_images(n)
     judge = Judge(Asked(settings, n, network.ratios[PRECISIONS[0]]), lambda: (1, 0))
-    order = calibration_first(np.arange(n), first, settings.group_size, seed)
+    moved = calibration_first(Order(Permutation(n)), first, settings.group_size, seed)
+    order = moved.indices(range(n))
     judge.take(pairs_at(network, order[:first], range(first)))
     judge.verdict()
     rest = order[first:]

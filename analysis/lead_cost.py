@@ -32,7 +32,7 @@ from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job import messages
 from collage_mpi.job.lead import LARGEST_LEASE, Lead, LeadSettings
 from collage_mpi.job.messages import Begun, Close, Done, Idle, Lease, Message, Part, Pause
-from collage_mpi.job.team import ALIVE_EVERY_NS, ranges_of
+from collage_mpi.job.team import ALIVE_EVERY_NS
 from collage_mpi.mpi.protocol import CONTROL_BYTES
 from collage_mpi.mpi.transport import Received
 from collage_mpi.results.claim import PATIENT, Claim
@@ -42,6 +42,7 @@ from collage_mpi.results.pending import Publisher
 from collage_mpi.results.row_sink import ROWS_PER_PART
 from collage_mpi.rows import IMAGES, TASKS
 from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings
+from collage_mpi.shards.order import ranges_of
 
 SPENT_NS: Counter[str] = Counter()
 TIMES: Counter[str] = Counter()

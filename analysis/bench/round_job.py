@@ -36,6 +36,7 @@ from collage_mpi.results import RunWriter, read_results
 from collage_mpi.scheduler.events import COMPLETE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead, write_shard
+from collage_mpi.shards.order import Order, Range
 from collage_mpi.shards.readahead import ImageParts, ImageRecord
 from collage_mpi.system.hard_exit import leave
 from collage_mpi.system.progress import NoLines, StatusReporter
@@ -138,7 +139,7 @@ def bench_plan(world: World, folder: Path) -> Plan:
     )
     plan = make_plan(asked, world.size)
     order = np.arange(settings.played_rounds * settings.grid.cells, dtype=np.int64) % IMAGES
-    return replace(plan, order=order)
+    return replace(plan, order=Order.of_list(order))
 
 
 class MemoryReader:
@@ -152,9 +153,10 @@ class MemoryReader:
         self._order: list[int] = []
         self._next = 0
 
-    def add(self, order: np.ndarray) -> None:
-        """Append (k,) indices of images to what is taken."""
-        self._order += order.tolist()
+    def add(self, ranges: Sequence[Range]) -> None:
+        """Append the images at positions to what is taken."""
+        for start, stop in ranges:
+            self._order += [position % IMAGES for position in range(start, stop)]
 
     @property
     def remaining(self) -> int:
@@ -217,7 +219,7 @@ class MeteredSession(TeamSession):
             yield MeteredReader(made, self.meter, size)
             return
         parts = ImageParts(shrink=encoder.shrink)
-        with ReadAhead(plan.shards, plan.order[:0], parts=parts, growing=True) as reader:
+        with ReadAhead(plan.shards, plan.order, parts=parts, growing=True) as reader:
             yield MeteredReader(reader, self.meter, size)
 
     def build_coordinator(self) -> Coordinator:
@@ -254,7 +256,7 @@ class JobBlock:
     def _run(self, plan: Plan, worker_group: WorkerGroup, name: str) -> RoundMeter:
         worker_group.greet()
         writer = RunWriter.create(self.out, make_manifest(plan))
-        lacking, never = np.ones(len(plan.order), bool), lambda: None
+        lacking, never = [(0, len(plan.order))], lambda: None
         lead = build_lead(plan, self._group(()), writer, lacking, never)
         facts = {"label": name, "total": len(plan.order), "before": 0}
         audience = Audience(writer.publish(facts, EVERY_S), lacking, lines=NoLines())

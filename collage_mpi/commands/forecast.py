@@ -48,6 +48,7 @@ from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.writer import RunWriter
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
+from collage_mpi.shards.order import Order
 from collage_mpi.shards.schema import remake_command
 from collage_mpi.shards.source import MOST_DECODERS, ReadMeter
 from collage_mpi.simulation.costs import Costs
@@ -161,7 +162,7 @@ def forecast(settings: RunSettings, worker_group: WorkerGroup | None, ask: Ask) 
                 say(f"{out}: every image already has its row; there is nothing to do")
                 return ExitCode.COMPLETE
             done = RunWriter.done(out, manifest, retry_errors=retry_errors)
-            order = plan.order[plan.lacking(done)]
+            order = plan.order.part(plan.lacking(done))
         else:
             check_place(out, shared=settings.shared_out == "on")
         encoder = build_encoder(plan)
@@ -177,11 +178,11 @@ def forecast(settings: RunSettings, worker_group: WorkerGroup | None, ask: Ask) 
         return ExitCode.DATA if plan.shards.bad else ExitCode.COMPLETE
 
 
-def _reads(plan: Plan, encoder: Encoder, order: np.ndarray) -> Reads:
+def _reads(plan: Plan, encoder: Encoder, order: Order) -> Reads:
     """The times to read and decode images from all parts of the input."""
     rank0_ns, settings = _read_ns(plan, encoder, order), plan.settings
     places = np.linspace(0, len(order) - 1, min(DECODED_IMAGES, len(order))).astype(np.int64)
-    chosen = order[places]
+    chosen = order.indices(places)
     with ShardSet(plan.shards.infos) as shards:
         shards.decoders = 1
         _, firsts = np.unique(shards.locate_each(chosen)[0], return_index=True)
@@ -201,22 +202,24 @@ def _reads(plan: Plan, encoder: Encoder, order: np.ndarray) -> Reads:
     return Reads(rank0_ns, reading_ns, decoding_ns, one_core_ns, decoders)
 
 
-def _read_ns(plan: Plan, encoder: Encoder, order: np.ndarray) -> float:
+def _read_ns(plan: Plan, encoder: Encoder, order: Order) -> float:
     """Time to read and shrink an image on rank 0, ns; 0.0 if the workers read the images."""
-    chosen = order[:READ_IMAGES]
-    if plan.settings.by_place or not len(chosen):
+    read = min(READ_IMAGES, len(order))
+    if plan.settings.by_place or not read:
         return 0.0
+    part = order.part([(0, read)])
     # Not timed: one image of each shard, which opens the file. A job opens each file only once.
-    _, firsts = np.unique(plan.shards.locate_each(chosen)[0], return_index=True)
-    _read(plan, chosen[firsts], encoder)
+    shards, _ = plan.shards.locate_each(part.indices(range(read)))
+    _, firsts = np.unique(shards, return_index=True)
+    _read(plan, part.part((first, first + 1) for first in firsts.tolist()), encoder)
     start_ns = time.monotonic_ns()
-    _read(plan, chosen, encoder)
-    return (time.monotonic_ns() - start_ns) / len(chosen)
+    _read(plan, part, encoder)
+    return (time.monotonic_ns() - start_ns) / read
 
 
-def _read(plan: Plan, order: np.ndarray, encoder: Encoder) -> None:
-    with open_reader(plan, encoder, ()) as reader:
-        reader.add(order)
+def _read(plan: Plan, order: Order, encoder: Encoder) -> None:
+    with open_reader(replace(plan, order=order), encoder, ()) as reader:
+        reader.add([(0, len(order))])
         while reader.take(len(order)):
             pass
 
@@ -253,7 +256,7 @@ class _ThisProcess(WorkerGroup):
         return {min(ranks): self.networks[kind].measured(kind, batch)}
 
 
-def _measured_here(plan: Plan, encoder: Encoder, order: np.ndarray) -> Timings:
+def _measured_here(plan: Plan, encoder: Encoder, order: Order) -> Timings:
     """Load and time each network in this process, with the settings of a rank on this host."""
     here, workers = _ThisProcess(plan, encoder), plan.placement.workers
     predictors = {kind: each.predictors[kind] for kind, each in here.networks.items()}
@@ -280,7 +283,7 @@ def _gain(
     hellos: Mapping[int, Hello],
     encoder: Encoder,
     costs: ServiceCosts,
-    order: np.ndarray,
+    order: Order,
 ) -> float:
     """See `Timings.gain`."""
     change = Changeover(plan.at_batch(costs.batch), hellos, encoder, costs, order)
@@ -292,7 +295,7 @@ def _measured_there(
     encoder: Encoder,
     worker_group: WorkerGroup,
     known: dict[str, str],
-    order: np.ndarray,
+    order: Order,
     stop_reason: Callable[[], str | None],
 ) -> Timings:
     """Let every rank load its networks, and time one rank of each kind while the others wait."""
@@ -319,7 +322,7 @@ def _measured_there(
 
 
 def _lines(
-    plan: Plan, order: np.ndarray, measured: Timings, reads: Reads, resume: bool
+    plan: Plan, order: Order, measured: Timings, reads: Reads, resume: bool
 ) -> Iterator[tuple[str, str]]:
     settings, shards = plan.settings, plan.shards
     labels = settings.labels()

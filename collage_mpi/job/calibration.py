@@ -27,6 +27,7 @@ from collage_mpi.results.agreement import (
 from collage_mpi.rows import AUDIT_CODE, cells_of
 from collage_mpi.scheduler.events import DONE, Resolve
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.shards.order import Order, Range, gaps
 from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
 
@@ -55,25 +56,20 @@ class LabelledShards(Protocol):
     def locate(self, index: int) -> tuple[int, int]: ...
 
 
-def calibration_first(order: np.ndarray, images: int, cells: int, seed: int) -> np.ndarray:
+def calibration_first(order: Order, images: int, cells: int, seed: int) -> Order:
     """The order with `images` drawn images moved to the front.
 
     The images are drawn as runs of `cells` neighbours, so that they form whole groups.
 
     Args:
-        order: (n,) int64. It may be huge, and is not copied if `images` is 0.
-        images: a multiple of `cells`, at most n.
+        order: of all images.
+        images: a multiple of `cells`, at most the length of the order.
         cells: images of a group.
         seed: of the draw.
-
-    Returns:
-        (n,) int64.
     """
-    if not images:
-        return order
-    runs = np.random.default_rng(seed).choice(len(order) // cells, images // cells, replace=False)
-    at = (np.sort(runs)[:, None] * cells + np.arange(cells)).ravel()  # (images,)
-    return np.concatenate([order[at], np.delete(order, at)])
+    groups = np.random.default_rng(seed).choice(len(order) // cells, images // cells, replace=False)
+    drawn = [(first, first + cells) for first in (np.sort(groups) * cells).tolist()]
+    return order.part([*drawn, *gaps(drawn, len(order))])
 
 
 class PairBook:
@@ -84,11 +80,12 @@ class PairBook:
     """
 
     def __init__(self, calibration: Sequence[int], shards: LabelledShards | None = None) -> None:
-        """`calibration`: indices of the images that choose the threshold; `shards` hold them."""
+        """`calibration`: indices of the images that choose the threshold, which are the first ones
+        of the order; `shards` hold them."""
         self.heard: list[SetThreshold] = []
         self._shards, self._lost = shards, 0  # number of lost shards that were handled
         self._say: Callable[[tuple[Pair, ...]], None] | None = None
-        self._indices = np.asarray(calibration, np.int64)
+        self._calibration = calibration
         self._places = {index: place for place, index in enumerate(calibration)}
         self._awaited: dict[int, int] = {}  # of `_places`, images that are to arrive here
         self._open: dict[int, int] = {}  # image in flight -> its place in the calibration
@@ -98,10 +95,11 @@ class PairBook:
         """From now on `look` passes the pairs to `say`."""
         self._say = say
 
-    def expect(self, indices: np.ndarray) -> None:
-        """Images with these indices, (k,) int64, will arrive here: a lease, or the whole job."""
-        mine = self._indices[np.isin(self._indices, indices)]
-        self._awaited.update((index, self._places[index]) for index in mine.tolist())
+    def expect(self, ranges: Iterable[Range]) -> None:
+        """Images at these positions will arrive here: a lease, or the whole job."""
+        for start, stop in ranges:
+            mine = enumerate(self._calibration[start:stop], start)
+            self._awaited.update((index, place) for place, index in mine)
         self._lost = 0
 
     def calibrates(self, image: int, index: int) -> bool:

@@ -44,6 +44,7 @@ from collage_mpi.models.runtimes import (
     unfinished,
 )
 from collage_mpi.models.tuning import COMPILE, NO_TUNING, OWN_TUNING, PLAIN, TORCH, Tuning
+from collage_mpi.shards.order import Order
 from collage_mpi.system.environment import local_size, threads_per_rank, without_rank
 from collage_mpi.system.extras import pip_line
 from collage_mpi.system.fields import AUTO
@@ -168,13 +169,13 @@ class Changeover:
         hellos: Mapping[int, Hello],
         encoder: Encoder,
         costs: ServiceCosts,
-        order: np.ndarray,
+        order: Order,
     ) -> None:
         """Decide what is made, and say why if nothing is.
 
         Args:
             plan: with the batch that is used.
-            order: (n,) int64, the images of the session.
+            order: the images of the session.
         """
         self._plan, self._encoder, self._order = plan, encoder, order
         self.folders: dict[str, str] = {}
@@ -236,7 +237,8 @@ class Changeover:
         """What the child must know, as JSON values."""
         shards = self._plan.shards
         step = max(1, len(self._order) // JUDGED)
-        numbers, rows = shards.locate_each(self._order[::step][:JUDGED])
+        chosen = self._order.indices(range(0, len(self._order), step)[:JUDGED])
+        numbers, rows = shards.locate_each(chosen)
         used, own = np.unique(numbers, return_inverse=True)
         texts = described(shards)
         return {

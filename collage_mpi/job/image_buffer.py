@@ -25,6 +25,7 @@ from collage_mpi.mpi.tasks import (
 )
 from collage_mpi.results.agreement import NO_DRAW, Draw
 from collage_mpi.scheduler.events import Items, Send
+from collage_mpi.shards.order import Range
 from collage_mpi.shards.readahead import Columns, ImageRecord
 
 Clock = Callable[[], int]
@@ -43,7 +44,7 @@ class Reader(Protocol):
     def failed(self) -> bool: ...
     def take(self, n: int) -> list[ImageRecord]: ...
     def take_columns(self, n: int) -> Columns: ...
-    def add(self, order: np.ndarray) -> None: ...
+    def add(self, ranges: Sequence[Range]) -> None: ...
 
 
 @dataclass(slots=True)

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.job import messages
@@ -33,7 +31,7 @@ from collage_mpi.job.messages import (
 )
 from collage_mpi.job.plan import Plan
 from collage_mpi.job.recorder import Totals
-from collage_mpi.job.team import ALIVE_EVERY_NS, Result, order_digest, ranges_of
+from collage_mpi.job.team import ALIVE_EVERY_NS, Result, order_digest
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.mpi.transport import Gone, Received
@@ -44,6 +42,7 @@ from collage_mpi.rows import IMAGES, STORED
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import RankLost
 from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings, count
+from collage_mpi.shards.order import Range, gaps
 from collage_mpi.system.backoff import GROUP_BACKOFF, Backoff
 from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
@@ -518,7 +517,7 @@ def build_lead(
     plan: Plan,
     others: WorkerGroup,
     writer: RunWriter,
-    lacking: np.ndarray,
+    lacking: Sequence[Range],
     stop_reason: Callable[[], str | None],
 ) -> Lead:
     """The lead of a claimed run. The other teams are told to make ready.
@@ -527,7 +526,7 @@ def build_lead(
         plan: of the run.
         others: the coordinators of the other teams.
         writer: has claimed the output folder.
-        lacking: (n,) bool, which of the plan's images have no row.
+        lacking: ascending positions in the plan's order whose images have no row.
         stop_reason: says why to stop, or None.
     """
     settings = plan.settings
@@ -543,7 +542,7 @@ def build_lead(
     return lead
 
 
-def build_lease_book(plan: Plan, lacking: np.ndarray) -> LeaseBook:
+def build_lease_book(plan: Plan, lacking: Sequence[Range]) -> LeaseBook:
     """The book of leases, in whole batches; a single team gets everything as one lease.
 
     `lacking`: as in `build_lead`.
@@ -555,7 +554,7 @@ def build_lease_book(plan: Plan, lacking: np.ndarray) -> LeaseBook:
     if settings.teams == 1:
         smallest = largest = max(1, -(-len(plan.order) // images))
     leases = LeaseSettings(settings.group_size, settings.batch_size, smallest, largest)
-    return LeaseBook(leases, len(plan.order), done=ranges_of(np.flatnonzero(~lacking)))
+    return LeaseBook(leases, len(plan.order), done=gaps(lacking, len(plan.order)))
 
 
 def ranks_of_others(

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.vectors import SCORES
-from collage_mpi.errors import CollageError, DataFault, UsageError
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.calibration import calibration_first
 from collage_mpi.kinds import COLLAGE, KIND, KINDS, SINGLE
 from collage_mpi.models import describe
@@ -41,6 +42,14 @@ from collage_mpi.settings.redundancy import pastes
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
 from collage_mpi.shards.inputs import HDF5, expand_paths, source_of
+from collage_mpi.shards.order import (
+    BLOCK,
+    Listed,
+    Order,
+    Permutation,
+    Range,
+    Shuffle,
+)
 from collage_mpi.shards.pictures import is_enlarged, parse_fit
 from collage_mpi.shards.remote import url_of
 from collage_mpi.shards.resumed import as_before
@@ -52,6 +61,7 @@ from collage_mpi.system.tell import tell
 from collage_mpi.workload.straggler_settings import make_delays
 
 LARGEST_INPUT_BYTES = 1 << 30  # MPI counts bytes in 31 bits
+GROUPS_LOOKED_AT = 10_000  # a share of 25 % is then known to 1 %
 LOOKED_AT = 48  # pictures whose size is looked at before the run; more would delay its start
 LARGEST_LABEL = 2**31 - 1  # the largest that a row of the results holds
 ONE_CLASS_SHARE = 0.25  # of 10 mixed classes, one group in 10**8 has one class only (side 3)
@@ -63,7 +73,7 @@ class Plan:
 
     settings: RunSettings
     shards: ShardSet
-    order: np.ndarray  # (n,) int64, global indices in the order of the run
+    order: Order
     grid: Grid
     placement: Placement
     class_names: tuple[str, ...] | None
@@ -82,7 +92,7 @@ class Plan:
         shards, grid = self.shards, self.grid
         return Geometry(shards.shape, grid.side, grid.cell_px, self.classes, shards.dtype)
 
-    @property
+    @cached_property
     def starts(self) -> np.ndarray:
         """(shards + 1,) int64: the global index of each shard's first row, and the end."""
         return np.cumsum([0, *(info.count for info in self.shards.infos)], dtype=np.int64)
@@ -91,13 +101,20 @@ class Plan:
         """This plan with a batch of `size` groups, if the batch is auto."""
         return replace(self, settings=self.settings.at_batch(size))
 
-    def lacking(self, done: np.ndarray) -> np.ndarray:
-        """(n,) bool: which images of the order have no row; done: (k,) of (shard u4, row u8)."""
+    def lacking(self, done: np.ndarray) -> list[Range]:
+        """The positions of images without a row; done: (k,) of (shard u4, row u8)."""
         if not len(done):
-            return np.ones(len(self.order), bool)
-        finished = self.starts[done["shard"]] + done["row"].astype(np.int64)
-        lacking: np.ndarray = ~np.isin(self.order, finished)
-        return lacking
+            return [(0, len(self.order))]
+        lacking = np.ones(len(self.order), bool)
+        for first in range(0, len(done), BLOCK):
+            lacking[self.order.find(self.indices_of(done[first : first + BLOCK]))[1]] = False
+        edges = np.flatnonzero(np.diff(lacking, prepend=False, append=False)).tolist()
+        return list(zip(edges[::2], edges[1::2], strict=True))
+
+    def indices_of(self, rows: np.ndarray) -> np.ndarray:
+        """(k,) int64, the global indices of images; rows: (k,) with the columns shard and row."""
+        indices: np.ndarray = self.starts[rows["shard"]] + rows["row"].astype(np.int64)
+        return indices
 
     @property
     def networks(self) -> dict[str, str]:
@@ -145,7 +162,8 @@ def make_plan(
             limited = settings.limit is not None
             shards = as_before(shards, known["shards"], indexes, session, limited=limited)
         _tell_of_usual_resize(settings, networks, shards)
-        return _fitted(settings, placement, networks, shards)
+        order = run_order(settings, len(shards), known)
+        return _fitted(settings, placement, networks, shards, order)
     except BaseException:
         shards.close()
         raise
@@ -211,6 +229,7 @@ def _fitted(
     placement: Placement,
     networks: Mapping[str, NetworkInfo],
     shards: ShardSet,
+    order: Order,
 ) -> Plan:
     """The plan, if shards, networks and settings fit each other; raises as `make_plan`."""
     _check_pasting(settings, shards)
@@ -235,7 +254,6 @@ def _fitted(
     grid = Grid(settings.side, cell_px)
     _check_sizes(shards, grid, settings)
     warn_of_weak_collage(single, collage)
-    order = run_order(settings, shards)
     settings.arrival_times_ns(len(order))  # reads the file, so that a bad one is found here
     classes = _count_classes(shards, names, asked)
     if classes is None:
@@ -463,21 +481,36 @@ def check_top_k(settings: RunSettings, classes: int | None) -> None:
         raise UsageError(f"top_k is {settings.top_k}, but there are only {classes} classes")
 
 
-def run_order(settings: RunSettings, shards: ShardSet) -> np.ndarray:
+def run_order(settings: RunSettings, images: int, known: Mapping[str, Any] | None = None) -> Order:
     """The order of the run (C5): file order or shuffled by a seed, cut at the limit.
 
     With `agree` the images that choose the threshold come first.
 
-    Returns:
-        (n,) int64, global indices of images.
+    Args:
+        settings: of the run.
+        images: number of images of the input.
+        known: as in `make_plan`: a resumed run keeps its permutation.
+
+    Raises:
+        EnvironmentFault: a later version of the package has shuffled the run.
     """
-    order = np.arange(len(shards), dtype=np.int64)
     seed = settings.shuffle_seed()
-    if seed is not None:
-        np.random.default_rng(seed).shuffle(order)
-    order = order[: settings.limit]
-    images = settings.calibration_images(len(order))
-    return calibration_first(order, images, settings.group_size, seed or 0)
+    version = known.get("permutation") if known else Shuffle.version
+    permutation: Permutation
+    if seed is None:
+        permutation = Permutation(images)
+    elif version is None:
+        permutation = Listed.by_numpy(images, seed)
+    elif version == Shuffle.version:
+        permutation = Shuffle(images, seed)
+    else:
+        raise EnvironmentFault(
+            f"the run was shuffled by permutation {version}; this version of collage-mpi knows "
+            f"{Shuffle.version}. Resume the run with the version that began it"
+        )
+    order = Order(permutation, [(0, min(images, settings.limit or images))])
+    chosen = settings.calibration_images(len(order))
+    return calibration_first(order, chosen, settings.group_size, seed or 0)
 
 
 def warn_of_one_class_groups(plan: Plan) -> None:
@@ -486,12 +519,16 @@ def warn_of_one_class_groups(plan: Plan) -> None:
     There is no warning if no collages are made, or if all images have one class, because then no
     order helps.
     """
-    labels = plan.shards.labels() if plan.settings.uses_collage else None
-    size = plan.settings.group_size
+    shards, size = plan.shards, plan.settings.group_size
     full = len(plan.order) // size
-    if labels is None or full == 0 or plan.classes == 1 or plan.shards.lost:
+    mixed = plan.settings.uses_collage and full and plan.classes != 1
+    if not mixed or not shards.infos[0].has_labels or shards.lost:
         return
-    groups = labels[plan.order[: full * size]].reshape(full, size)  # (groups, s*s) int64
+    chosen = np.linspace(0, full - 1, min(full, GROUPS_LOOKED_AT)).astype(np.int64)
+    positions = (chosen[:, None] * size + np.arange(size)).ravel()  # (groups * s*s,)
+    labels = shards.labels_at(plan.order.indices(positions))
+    assert labels is not None
+    groups = labels.reshape(-1, size)  # (groups, s*s) int64
     share = float((groups == groups[:, :1]).all(axis=1).mean())
     if share > ONE_CLASS_SHARE and (groups != groups[0, 0]).any():
         tell(
@@ -510,7 +547,7 @@ def warn_of_small_pictures(plan: Plan) -> None:
         return
     places = np.linspace(0, len(plan.order) - 1, min(LOOKED_AT, len(plan.order))).astype(int)
     with suppress(CollageError):  # a shard that is lost is told when it is read
-        files, _ = shards.read_files_checked(plan.order[places])
+        files, _ = shards.read_files_checked(plan.order.indices(places))
         small = sum(data is not None and is_enlarged(data, parse_fit(fit)) for data in files)
         if small:
             tell(

@@ -56,6 +56,7 @@ from collage_mpi.results.row_sink import RowSink
 from collage_mpi.results.status import StatusFiles
 from collage_mpi.rows import IMAGES
 from collage_mpi.scheduler import events as ev
+from collage_mpi.scheduler.leases import count
 from collage_mpi.scheduler.settings import batch_factor
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
@@ -200,7 +201,7 @@ class LeadRun:
     def _classify(self) -> tuple[ev.Finish, dict[str, Any]]:
         """Lead all teams, and be team 0; how the session ended, and its facts for the manifest."""
         plan, ask, writer, group = self.plan, self.ask, self.writer, self.worker_group
-        total = int(np.count_nonzero(self.lacking))
+        total = count(self.lacking)
         facts = {"label": self.label, "total": total, "before": len(plan.order) - total}
         files = writer.publish(facts, plan.settings.status_every_s)
         assert group.others is not None
@@ -211,7 +212,7 @@ class LeadRun:
             costs = self._costs(session, networks)
             self.plan = plan = plan.at_batch(costs.batch)
             lead.group_by(build_lease_book(plan, self.lacking))
-            work = plan.order[self.lacking]
+            work = plan.order.part(self.lacking)
             change = Changeover(plan, session.hellos, session.encoder, costs, work)
             tell_tunings(session.hellos, change.told)
             start = start_of(plan, session.encoder, costs, change.folders)
@@ -235,8 +236,7 @@ class LeadRun:
     def _costs(self, session: TeamSession, networks: Mapping[str, str]) -> ServiceCosts:
         """The costs of the networks in this run, which team 0 measures for all teams."""
         refuse_other_networks(self.plan, session.hellos, self.known.get("networks") or {})
-        images = int(np.count_nonzero(self.lacking))
-        most = most_together(self.plan, session.encoder, images, session.reading)
+        most = most_together(self.plan, session.encoder, count(self.lacking), session.reading)
         hellos = session.hellos.values()
         tunings = [how for hello in hellos for how in hello.tuning.values()]
         devices = [device for hello in hellos for device in hello.devices]
@@ -300,14 +300,10 @@ def build_judge(
 
 def pairs_before(plan: Plan) -> list[Pair]:
     """The pairs of calibration images that have rows of earlier sessions."""
-    chosen = plan.order[: plan.calibration]  # (k,) int64
-    by_index, starts = np.argsort(chosen), plan.starts
-    found = []
+    chosen, found = plan.order.part([(0, plan.calibration)]), list[Pair]()
     for rows in open_run(plan.settings.out).chunks(IMAGES):
-        indices = starts[rows["shard"]] + rows["row"].astype(np.int64)
-        theirs = np.isin(indices, chosen)
-        at = np.searchsorted(chosen, indices[theirs], sorter=by_index)
-        found += pairs_of(rows[theirs], by_index[at])
+        theirs, places = chosen.find(plan.indices_of(rows))
+        found += pairs_of(rows[theirs], places)
     return found
 
 
@@ -469,7 +465,7 @@ class TeamRun:
         plan, group, link = self.plan, self._worker_group, self._link
         rows = RowSink(self.out, self._manifest, self._begin.session)
         files = self._status(plan.settings.status_every_s)
-        audience = Audience(files, np.ones(len(plan.order), bool), lines=NoLines())
+        audience = Audience(files, [(0, len(plan.order))], lines=NoLines())
         with TeamSession(plan, group, link, rows, audience, self._stop_reason) as session:
             link.say(Ready(session.make_ready()))
             start = link.wait_for(Start, self._stop_reason)

@@ -6,7 +6,7 @@ Every run drives a `TeamSession` for each team, rank 0's team included; so do th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,8 +32,10 @@ from collage_mpi.results.row_sink import RowSink
 from collage_mpi.results.status import ENDING, RUNNING, StatusFiles
 from collage_mpi.scheduler import Scheduler, make_scheme
 from collage_mpi.scheduler import events as ev
+from collage_mpi.scheduler.leases import count
 from collage_mpi.settings.run_settings import AUDIT_SEED, RunSettings
 from collage_mpi.shards import ReadAhead
+from collage_mpi.shards.order import Range
 from collage_mpi.shards.readahead import ImageParts
 from collage_mpi.system.backoff import BATCH_BACKOFF, COORDINATOR_BACKOFF, Backoff
 from collage_mpi.system.bottleneck import Limit, RankUse, Use, limit_of
@@ -53,20 +55,20 @@ class Audience:
 
     Attributes:
         files: status files in the output folder.
-        lacking: (n,) bool, which of the plan's images the session classifies.
+        lacking: positions in the plan's order of the images that the session classifies.
         phase: name of the session in progress lines; "" for the scheme.
         lines: where progress lines go; None for the launcher or the log.
     """
 
     files: StatusFiles
-    lacking: np.ndarray
+    lacking: Sequence[Range]
     phase: str = ""
     lines: StatusLines | None = None
 
     @property
     def total(self) -> int:
         """Number of images that the session classifies."""
-        return int(np.count_nonzero(self.lacking))
+        return count(self.lacking)
 
 
 class TeamSession(ExitStack):
@@ -233,8 +235,8 @@ class TeamSession(ExitStack):
         times_ns = plan.settings.arrival_times_ns(len(plan.order))  # (n,) int64
         if times_ns is None:
             return ClosedLoop()
-        if not lacking.all():
-            times_ns = times_ns[lacking]
+        if count(lacking) < len(times_ns):
+            times_ns = np.concatenate([times_ns[:0], *(times_ns[slice(*own)] for own in lacking)])
             times_ns = times_ns - times_ns[:1]
         return OpenLoop(times_ns)
 
@@ -302,14 +304,15 @@ def open_reader(plan: Plan, encoder: Encoder, reading: Collection[int]) -> ReadA
         files=not (pasted or batched) and plan.shards.fit is not None,
     )
     batch = SENT_BATCH if others else NAMED_BATCH
-    return ReadAhead(plan.shards, plan.order[:0], batch, parts=parts, growing=True)
+    return ReadAhead(plan.shards, plan.order, batch, parts=parts, growing=True)
 
 
 def build_book(plan: Plan) -> PairBook | None:
     """The book of pairs that choose a threshold; None if `agree` is not set."""
     if plan.settings.agree is None:
         return None
-    return PairBook(plan.order[: plan.calibration].tolist(), plan.shards)
+    chosen = plan.order.indices(range(plan.calibration))
+    return PairBook(chosen.tolist(), plan.shards)
 
 
 class ShownProgress:

@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -37,6 +36,8 @@ from collage_mpi.job.worker import Endpoint, Rank0Watch
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import RankFailure
 from collage_mpi.results.row_sink import RowSink
+from collage_mpi.scheduler.leases import count
+from collage_mpi.shards.order import Range, ranges_of
 from collage_mpi.system.backoff import GROUP_BACKOFF, Backoff
 
 LOOK_EVERY_NS = 1_000_000  # between polls of the lead's messages; the team has a lease ahead
@@ -235,7 +236,7 @@ class Supply:
         self._numbered = plan.settings.teams > 1
         self.look_at_ns = 0
         self._given = 0  # images of all leases so far
-        self._new: deque[tuple[Lease, np.ndarray]] = deque()  # leases not introduced; their images
+        self._new: deque[tuple[Lease, list[Range]]] = deque()  # not introduced; their positions
         self._waiting: deque[tuple[int, int]] = deque()  # leases not begun, images before each
         self._lease, self._epoch = -1, 0  # number and epoch of the last lease
         self._no_lease = self._flushed = self._told = self._closed = False
@@ -258,10 +259,6 @@ class Supply:
         while (said := self._link.hear()) is not None:
             came |= self._take(said)
         return came
-
-    @cached_property
-    def _places(self) -> Places:
-        return Places(self._plan)
 
     def group_of(self, image: int, size: int) -> int | None:
         """The number of the image's group if leases give numbers, which count groups and cells.
@@ -307,9 +304,12 @@ class Supply:
         """Ask the lead to publish the parts that are on the disk."""
         while self._rows.pending:
             part = self._rows.pending.popleft()
-            ranges = () if part.images is None else self._places.of(part.images)
-            packed = messages.packed_ranges(ranges)
+            packed = () if part.images is None else messages.packed_ranges(self._held(part.images))
             self._link.say(Part(part.table, part.number, self._epoch, packed))
+
+    def _held(self, rows: np.ndarray) -> list[Range]:
+        """The positions of images; rows: (k,) with the columns shard and row."""
+        return ranges_of(np.sort(self._plan.order.positions(self._plan.indices_of(rows))))
 
     def _rest(self) -> None:
         """All leases are done: write all rows, and tell the lead when they are on the disk."""
@@ -344,58 +344,31 @@ class Supply:
         self._lease, self._epoch = lease.number, lease.epoch
         self._no_lease = self._flushed = self._told = False
         ranges = messages.unpacked_ranges(lease.places)
-        parts = [self._plan.order[start:stop] for start, stop in ranges]
-        # One part is not copied: it may be all images of the job.
-        indices = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        self._new.append((lease, indices))  # (k,) int64
+        self._new.append((lease, ranges))
         self._waiting.append((lease.number, self._given))
-        self._given += len(indices)
-        self._reader.add(indices)
+        self._given += count(ranges)
+        self._reader.add(ranges)
 
     def _introduce(self) -> None:
         """Announce the images of new leases to the attached parts."""
         while self._new:
-            lease, indices = self._new.popleft()
+            lease, ranges = self._new.popleft()
             if not self._warm:
                 self._warm = True
                 self._recorder.warm_up_from(lease.first_group)
             if self._numbered:
-                self._feed.number(indices.tolist(), lease.first_group * self._size)
+                own = self._plan.order.part(ranges)
+                indices = own.indices(range(len(own))).tolist()
+                self._feed.number(indices, lease.first_group * self._size)
             if self.book is not None:
-                self.book.expect(indices)
+                self.book.expect(ranges)
         if self._closed:
             self._feed.close()
 
 
-class Places:
-    """Finds positions in the job's order by shard and row."""
-
-    def __init__(self, plan: Plan) -> None:
-        counts = [info.count for info in plan.shards.infos]
-        self._starts = np.cumsum([0, *counts], dtype=np.int64)
-        # Position of each image of the input, in as few bytes as possible
-        self._position = np.empty(sum(counts), np.min_scalar_type(sum(counts)))
-        self._position[plan.order] = np.arange(len(plan.order))
-
-    def of(self, keys: np.ndarray) -> list[tuple[int, int]]:
-        """Positions as [start, stop) ranges; keys: (k,) with the columns shard and row."""
-        indices = self._starts[keys["shard"]] + keys["row"].astype(np.int64)
-        return ranges_of(np.sort(self._position[indices]))
-
-
-def ranges_of(numbers: np.ndarray) -> list[tuple[int, int]]:
-    """Ascending numbers, (k,) int64, as [start, stop) ranges."""
-    if not len(numbers):
-        return []
-    cuts = np.flatnonzero(np.diff(numbers) > 1)
-    starts = numbers[np.concatenate([[0], cuts + 1])]
-    stops = numbers[np.concatenate([cuts, [len(numbers) - 1]])] + 1
-    return list(zip(starts.tolist(), stops.tolist(), strict=True))
-
-
 def order_digest(plan: Plan) -> str:
     """SHA-256 of the order and the shards: equal if positions mean the same images on two hosts."""
-    digest = hashlib.sha256(plan.order.tobytes())
+    digest = hashlib.sha256(plan.order.key)
     for info in plan.shards.infos:
         digest.update(info.fingerprint.encode())
     return digest.hexdigest()

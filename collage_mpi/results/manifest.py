@@ -139,6 +139,7 @@ _OPTIONAL: dict[str, tuple[Check, str]] = {
     "inputs": (_TEXTS, "an object of SHA-256"),
     "networks": (_TEXTS, "an object of SHA-256"),
     "order": (is_text, "file or shuffle:SEED"),
+    "permutation": (_is_count, "the version of the permutation of shuffle:SEED"),
     "limit": (_is_count, "a number of images"),
     "teams": (_is_count, "a number of teams"),
     "audit": (fields(share=is_number, seed=_is_count), "{share, seed} of audits"),

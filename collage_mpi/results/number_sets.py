@@ -140,7 +140,7 @@ class InputCoverage:
 
     def digest(self) -> str:
         """SHA-256 of the sorted keys of the images that have a row."""
-        return _digest(self.seen.ascending(), self._starts)
+        return keys_digest(self.seen.ascending(), self._starts)
 
 
 def _lowest(known: Key | None, images: np.ndarray) -> Key | None:
@@ -148,26 +148,15 @@ def _lowest(known: Key | None, images: np.ndarray) -> Key | None:
     return min((*keys, *([known] if known else [])), default=None)
 
 
-def keys_digest(order: np.ndarray, starts: np.ndarray) -> str:
+def keys_digest(ascending: Iterable[np.ndarray], starts: np.ndarray) -> str:
     """SHA-256 of the sorted keys of a run's images: `input_digest` of the manifest.
 
     Args:
-        order: (n,) int64, distinct positions in the input.
+        ascending: positions in the input in ascending order, (k,) int64 at a time.
         starts: (shards + 1,) int64, the position of each shard's first image, and the total.
     """
-    whole = len(order) == starts[-1]
-    order = order if whole else np.sort(order)
-    runs = (
-        np.arange(first, min(first + _RUN, len(order))) if whole else order[first : first + _RUN]
-        for first in range(0, len(order), _RUN)
-    )
-    return _digest(runs, starts)
-
-
-def _digest(runs: Iterable[np.ndarray], starts: np.ndarray) -> str:
-    """SHA-256 of the keys of images, whose positions come in ascending order."""
     found = hashlib.sha256()
-    for places in runs:
+    for places in ascending:
         shard = np.searchsorted(starts, places, side="right") - 1
         keys = np.empty(len(places), KEY_ROW)
         keys["shard"], keys["row"] = shard, places - starts[shard]

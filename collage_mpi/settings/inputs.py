@@ -73,7 +73,11 @@ class InputSettings(Settings):
         "group shares. The owner of the folder can read, change and remove the rows",
         choices=("off", "on"),
     )
-    order: str = _setting("file", "order of the images: file, or shuffle:SEED", metavar="ORDER")
+    order: str = _setting(
+        "file",
+        "order of the images: file, or shuffle:SEED, a permutation that the seed decides",
+        metavar="ORDER",
+    )
     limit: int | None = _setting(
         None, "classify at most this many images", at_least=1, at_most=math.inf
     )

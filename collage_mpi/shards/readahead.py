@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from collage_mpi.shards.order import BLOCK, Order, Range
 from collage_mpi.shards.reader import ShardSet
 from collage_mpi.shards.schema import ShardFault
 
@@ -103,24 +104,25 @@ class ImageParts:
 
 
 class ReadAhead:
-    """Reads the images of `order` in a thread, up to `batch * ahead` in advance, and at most
+    """Reads images of `order` in a thread, up to `batch * ahead` in advance, and at most
     AHEAD_BYTES of pixels.
 
     If a shard can no longer be read, its remaining images are left out, and `shards.lost` says why.
 
     Args:
         shards: the input. The caller closes it, after this object.
-        order: (n,) global indices, in the order in which `take` returns the images.
+        order: the order of a run, or (n,) global indices. `take` returns the images of all
+            positions, or if `growing` of the added ones.
         batch: images read at a time.
         ahead: batches kept ready.
         parts: the parts of each image to read.
-        growing: whether images may be added by `add` until `close`.
+        growing: begin without images; positions are added by `add` until `close`.
     """
 
     def __init__(
         self,
         shards: ShardSet,
-        order: np.ndarray | Sequence[int],
+        order: Order | np.ndarray | Sequence[int],
         batch: int = 64,
         ahead: int = 4,
         parts: ImageParts = ImageParts(),
@@ -131,9 +133,17 @@ class ReadAhead:
         self.cells_ns = 0  # time that the thread spent on making cells
         self._shards = shards
         self._parts = parts
-        self._order = np.asarray(order, np.int64)  # images that are not read yet
-        self._remaining = len(self._order)
+        self._order = order if isinstance(order, Order) else Order.of_list(order)
+        self._ranges: deque[Range] = deque()  # positions whose images are not asked for yet
+        self._next_read = np.empty(
+            0, np.int64
+        )  # images of the positions before these, not read yet
+        self._left_out: list[Range] = []  # images of shards that can no longer be read
+        self._remaining = 0
         self._growing = growing
+        if not growing:
+            self._ranges.append((0, len(order)))
+            self._remaining = len(order)
         if parts.pixels:
             item_bytes = math.prod(shards.shape) * np.dtype(shards.dtype).itemsize
             batch = max(1, min(batch, AHEAD_BYTES // (ahead * max(1, item_bytes))))
@@ -218,11 +228,11 @@ class ReadAhead:
         self._change.notify_all()
         return stretch
 
-    def add(self, order: np.ndarray) -> None:
-        """Append global indices, (k,) int64, to the order. The caller must not change the array."""
+    def add(self, ranges: Sequence[Range]) -> None:
+        """Read the images at these positions, too, after those before."""
         with self._change:
-            self._order = np.concatenate([self._order, order]) if len(self._order) else order
-            self._remaining += len(order)
+            self._ranges.extend(ranges)
+            self._remaining += sum(stop - start for start, stop in ranges)
             self._change.notify_all()
 
     def close(self) -> None:
@@ -246,14 +256,16 @@ class ReadAhead:
                 room = self._wait_for_room()
                 if room == 0:
                     return
-                chosen = self._order[:room]
+                chosen = self._chosen(room)
+                if not len(chosen):
+                    continue
                 try:
                     stretch = self._read(chosen)
                 except ShardFault as fault:
                     self._leave_out(fault.shard)
                     continue
+                self._next_read = self._next_read[len(chosen) :]
                 with self._change:
-                    self._order = self._order[len(chosen) :]
                     if not self._closed:
                         self._stretches.append(stretch)
                         self._ready += len(chosen)
@@ -266,17 +278,43 @@ class ReadAhead:
     def _more(self) -> bool:
         """Whether there is an image to read. If `growing`, waits until there is one, or `close`."""
         with self._change:
-            while self._growing and not self._closed and not len(self._order):
+            while self._growing and not self._closed and not (self._ranges or self._next_read.size):
                 self._change.wait()
-            return not self._closed and len(self._order) > 0
+            return not self._closed and bool(self._ranges or self._next_read.size)
+
+    def _chosen(self, n: int) -> np.ndarray:
+        """The global indices of the images to read next, at most `n`; none if they are left out."""
+        if len(self._next_read) < n:
+            more = self._readable(self._order.indices(self._positions(max(n, BLOCK))))
+            self._next_read = np.concatenate([self._next_read, more])
+        return self._next_read[:n]
+
+    def _positions(self, n: int) -> np.ndarray:
+        """Takes the first `n` positions, or all if there are fewer, from the ranges."""
+        found = [np.empty(0, np.int64)]
+        with self._change:
+            while n and self._ranges:
+                start, stop = self._ranges.popleft()
+                cut = min(stop, start + n)
+                if cut < stop:
+                    self._ranges.appendleft((cut, stop))
+                found.append(np.arange(start, cut))
+                n -= cut - start
+        return np.concatenate(found)
 
     def _leave_out(self, shard: int) -> None:
-        first, end = self._shards.span(shard)
+        self._left_out.append(self._shards.span(shard))
+        self._next_read = self._readable(self._next_read)
+
+    def _readable(self, indices: np.ndarray) -> np.ndarray:
+        """The images among these, (k,) int64, that are not left out; the others count no more."""
+        kept = indices
+        for first, end in self._left_out:
+            kept = kept[(kept < first) | (kept >= end)]
         with self._change:
-            kept = self._order[(self._order < first) | (self._order >= end)]
-            self._remaining -= len(self._order) - len(kept)
-            self._order = kept
+            self._remaining -= len(indices) - len(kept)
             self._change.notify_all()
+        return kept
 
     def _wait_for_room(self) -> int:
         """Waits for room. Returns how many images to read, in whole batches; 0 if closed."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -32,6 +32,7 @@ from collage_mpi.mpi.tasks import (
 from collage_mpi.mpi.transport import Received, Sent
 from collage_mpi.rows import GroupRow, ImageRow, TaskRow
 from collage_mpi.scheduler.events import Score
+from collage_mpi.shards.order import Range
 from collage_mpi.shards.readahead import Columns, ImageRecord
 
 MS = 1_000_000
@@ -86,7 +87,7 @@ class ListReader:
         read = (self._clock.now_ns - self._start_ns) // self._every_ns * self._batch
         return min(len(self._left), read - self._taken)
 
-    def add(self, order: np.ndarray) -> None:
+    def add(self, ranges: Sequence[Range]) -> None:
         """Does nothing: it has its images."""
 
     def take(self, n: int) -> list[ImageRecord]:

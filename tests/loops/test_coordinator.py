@@ -55,6 +55,7 @@ from collage_mpi.scheduler import Scheduler, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.core import ProtocolViolation
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.shards.order import Order, Permutation
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
 from collage_mpi.workload.arrivals import ClosedLoop
 
@@ -165,7 +166,7 @@ class Job:
         self.most_held = self.most_remembered = 0
         self.link = LoneLead(len(self.records))
         plan = SimpleNamespace(
-            order=np.arange(len(self.records)),
+            order=Order(Permutation(len(self.records))),
             settings=SimpleNamespace(group_size=side * side, teams=1),
         )
         self.supply = Supply(self.link, plan, self.feed.reader, self.writer)

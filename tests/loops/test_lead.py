@@ -34,7 +34,6 @@ from collage_mpi.job.messages import (
     Stop,
 )
 from collage_mpi.job.recorder import Totals
-from collage_mpi.job.team import ranges_of
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.mpi.transport import Gone, Received
@@ -43,6 +42,7 @@ from collage_mpi.results.status import StatusFiles
 from collage_mpi.rows import TASK_ROW
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings
+from collage_mpi.shards.order import Order, Permutation, ranges_of
 
 MS = 1_000_000
 START, READY = Start(1.5, {}, 1, 4096), Ready({"single": "aa"})
@@ -789,11 +789,11 @@ def test_what_the_lead_of_a_plan_goes_by(timeout_s, heard_ns):
             teams=3,
         ),
         placement=SimpleNamespace(workers=range(1, 18)),
-        order=np.array([3, 1, 2, 0]),
+        order=Order(Permutation(4)),
         shards=SimpleNamespace(infos=[]),
     )
     writer = SimpleNamespace(publisher=Published(), session=5, manifest={"run_id": "r"})
-    lead = build_lead(plan, others, writer, np.array([False, False, True, True]), lambda: None)
+    lead = build_lead(plan, others, writer, [(2, 4)], lambda: None)
     assert others.detector.keep_going
     assert others.detector.all_needed
     assert others.detector.timeouts.reply_timeout_ns == heard_ns  # they speak twice a second
@@ -801,8 +801,8 @@ def test_what_the_lead_of_a_plan_goes_by(timeout_s, heard_ns):
     assert lead._book.left == 2
     assert [team.session for team in lead.teams] == [5, 6, 7]
     plan.settings.batch_size = 1
-    lead.group_by(build_lease_book(plan, np.array([False, False, True, True])))
+    lead.group_by(build_lease_book(plan, [(2, 4)]))
     assert (lead._book.settings.smallest, lead._book.settings.batch) == (5, 1)
     plan.settings.batch_size = 4096  # a batch is more than the largest lease would be
-    book = build_lease_book(plan, np.array([False, False, True, True]))
+    book = build_lease_book(plan, [(2, 4)])
     assert (book.settings.smallest, book.settings.largest) == (1, 1)

@@ -108,7 +108,7 @@ class Made:
         asked = RunSettings(shards=(str(folder / "a.h5"),), **{**common, **settings})
         self.plan = make_plan(replace(asked, out=str(folder / "out")), 3, launched=False)
         self.writer = RunWriter.create(folder / "out", make_manifest(self.plan))
-        lacking = np.ones(IMAGES, bool) if lacking is None else lacking
+        lacking = lacking or [(0, IMAGES)]
         self.lead = build_lead(self.plan, Ranks(()), self.writer, lacking, lambda: None)
         files = self.writer.publish({"label": "l", "total": IMAGES, "before": 0}, 5.0)
         self.group = Ranks()
@@ -153,16 +153,14 @@ def test_the_session_of_one_team_writes_a_row_an_image_in_order(
 
 
 def test_a_session_that_goes_on_does_what_is_left_and_counts_its_groups_from_0(tmp_path):
-    lacking = np.ones(IMAGES, bool)
-    lacking[[0, 1, 2, 9, 10, 21]] = False
-    made = Made(tmp_path, lacking)
+    made = Made(tmp_path, [(3, 9), (11, 21)])
     with made.session as session:
         session.make_ready()
         finish = session.work(START)
     made.close("incomplete")
     rows = np.sort(read_results(tmp_path / "out").images, order="row")
     assert finish.status == "complete"
-    assert rows["row"].tolist() == np.flatnonzero(lacking).tolist()
+    assert rows["row"].tolist() == [*range(3, 9), *range(11, 21)]
     assert rows["group"].tolist() == [place // 4 for place in range(16)]
 
 
@@ -232,8 +230,7 @@ def test_what_kept_a_row_from_the_disk_is_raised_before_the_lead_hears_of_an_end
 
 
 def test_of_what_is_left_in_an_open_loop_the_first_image_comes_at_once(tmp_path):
-    lacking = np.arange(IMAGES) > 19
-    made = Made(tmp_path, lacking, rate=0.01)
+    made = Made(tmp_path, [(20, IMAGES)], rate=0.01)
     arrivals = made.session._arrivals()
     arrivals.start(0)
     arrivals.admit(0, 2)

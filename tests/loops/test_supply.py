@@ -17,6 +17,7 @@ from collage_mpi.job import messages
 from collage_mpi.job.calibration import Pair, PairBook
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.messages import Begin, Begun, Close, Halt, Idle, Lease, Part, Pause, Progress
+from collage_mpi.job.plan import Plan
 from collage_mpi.job.recorder import Totals
 from collage_mpi.job.run import TeamRun, manifest_of, run_team
 from collage_mpi.job.team import (
@@ -24,7 +25,6 @@ from collage_mpi.job.team import (
     Dismissed,
     LeadLink,
     LeadLost,
-    Places,
     Supply,
     order_digest,
 )
@@ -36,10 +36,11 @@ from collage_mpi.rows import KEY_ROW
 from collage_mpi.scheduler import Scheduler, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.shards.order import Listed, Order, Permutation, Shuffle
 from collage_mpi.workload.arrivals import ClosedLoop
 
 MS = 1_000_000
-ORDER = np.array([5, 4, 3, 2, 1, 0, 6, 7], np.int64)  # two shards of four images
+ORDER = Order.of_list([5, 4, 3, 2, 1, 0, 6, 7])  # two shards of four images
 
 
 class Reader:
@@ -50,8 +51,9 @@ class Reader:
     def __init__(self) -> None:
         self.left: deque[int] = deque()
 
-    def add(self, order) -> None:
-        self.left.extend(order.tolist())
+    def add(self, ranges) -> None:
+        for each in ranges:
+            self.left.extend(ORDER.indices(range(*each)).tolist())
 
     @property
     def remaining(self) -> int:
@@ -102,7 +104,7 @@ class Team:
         infos = [SimpleNamespace(count=4), SimpleNamespace(count=4)]
         settings = SimpleNamespace(group_size=2, teams=2)
         shards = SimpleNamespace(infos=infos)
-        self.plan = SimpleNamespace(settings=settings, order=ORDER, shards=shards)
+        self.plan = Plan(settings, shards, ORDER, None, None, None, None)
         self.link, self.reader, self.rows = Link(), Reader(), Rows()
         self.supply = Supply(self.link, self.plan, self.reader, self.rows)
         self.feed = ImageBuffer(self.reader, None, 1, lambda: 0)
@@ -156,7 +158,7 @@ def test_a_threshold_says_nothing_to_a_team_that_pairs_no_answers():
 def test_of_the_images_that_choose_a_team_awaits_those_of_its_leases():
     team = Team()
     shards = SimpleNamespace(lost={0: "gone"}, locate=lambda index: (0, index))
-    book = PairBook(team.plan.order[:4].tolist(), shards)
+    book = PairBook([5, 4, 3, 2], shards)
     team.supply.attach(team.feed, team.recorder, book)
     team.look(lease(0, 0, (1, 3)))
     book.look()
@@ -229,14 +231,6 @@ def test_in_a_pause_rows_are_flushed_and_the_lead_is_told_when_they_are_on_the_d
     assert team.link.said == [Begun(3), Part("images", 1, 9, (0, 2)), Idle(3)]
 
 
-def test_positions_of_many_images_are_found():
-    infos = [SimpleNamespace(count=40_000), SimpleNamespace(count=40_000)]
-    order = np.arange(80_000)[::-1]
-    places = Places(SimpleNamespace(order=order, shards=SimpleNamespace(infos=infos)))
-    keys = np.array([(0, 0), (0, 1), (1, 39_999), (1, 9_999)], KEY_ROW)
-    assert places.of(keys) == [(0, 1), (30_000, 30_001), (79_998, 80_000)]
-
-
 def test_the_rows_of_a_part_are_in_any_order_and_of_any_lease():
     team = Team()
     team.look(lease(0, 0, (0, 2)), lease(1, 1, (4, 8)))
@@ -247,16 +241,24 @@ def test_the_rows_of_a_part_are_in_any_order_and_of_any_lease():
     assert messages.unpacked_ranges(part.places) == [(0, 2), (5, 8)]
 
 
+SHUFFLED = Order(Shuffle(40, 3))
+
+
 def test_an_order_s_digest_is_of_the_images_and_of_the_shards_that_they_are_in():
-    def digest(order=(2, 0, 1), fingerprints=("aa", "bb")) -> str:
+    def digest(order=SHUFFLED, fingerprints=("aa", "bb")) -> str:
         infos = [SimpleNamespace(fingerprint=each) for each in fingerprints]
         shards = SimpleNamespace(infos=infos)
-        return order_digest(SimpleNamespace(order=np.array(order, np.int64), shards=shards))
+        return order_digest(SimpleNamespace(order=order, shards=shards))
 
-    assert digest() == digest()
+    assert digest() == digest(order=Order(Shuffle(40, 3)))
     others = {
-        "other order": digest(order=(2, 1, 0)),
-        "fewer images": digest(order=(2, 0)),
+        "file order": digest(order=Order(Permutation(40))),
+        "another seed": digest(order=Order(Shuffle(40, 4))),
+        "an older run's": digest(order=Order(Listed.by_numpy(40, 3))),
+        "an older run's of another seed": digest(order=Order(Listed.by_numpy(40, 4))),
+        "more images": digest(order=Order(Shuffle(41, 3))),
+        "a limit": digest(order=SHUFFLED.part([(0, 39)])),
+        "a calibration": digest(order=SHUFFLED.part([(8, 12), (0, 8), (12, 40)])),
         "another first shard": digest(fingerprints=("ab", "bb")),
         "another last shard": digest(fingerprints=("aa", "bc")),
         "shards in another order": digest(fingerprints=("bb", "aa")),

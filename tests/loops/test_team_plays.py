@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,11 +21,13 @@ from collage_mpi.errors import ExitCode
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.lead import Lead, LeadSettings
 from collage_mpi.job.messages import Done, Fault, Message
+from collage_mpi.job.plan import Plan
 from collage_mpi.job.team import Supply
 from collage_mpi.mpi.transport import Gone
 from collage_mpi.results.row_sink import Pending
 from collage_mpi.rows import KEY_ROW
 from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings
+from collage_mpi.shards.order import Order, Permutation, Range
 
 LATE_S = 0.2  # how long the lead waits for a team that has not come: 100 turns
 TURNS = 3000  # more than any job takes
@@ -36,8 +39,9 @@ class Images:
     def __init__(self, unreadable: frozenset[int]) -> None:
         self.unreadable, self.left = unreadable, []
 
-    def add(self, order: np.ndarray) -> None:
-        self.left.extend(order.tolist())
+    def add(self, ranges: Sequence[Range]) -> None:
+        for each in ranges:
+            self.left.extend(range(*each))
 
     @property
     def remaining(self) -> int:
@@ -164,11 +168,10 @@ class TeamPlay:
         teams = self.draw.randrange(2, 5)
         self.others = Others(self.clock, tuple(4 * team for team in range(1, teams)))
         self.published = Published()
-        self.plan = SimpleNamespace(
-            settings=SimpleNamespace(group_size=2, teams=2),
-            order=np.arange(self.images),
-            shards=SimpleNamespace(infos=[SimpleNamespace(count=self.images)]),
-        )
+        settings = SimpleNamespace(group_size=2, teams=2)
+        shards = SimpleNamespace(infos=[SimpleNamespace(count=self.images)])
+        order = Order(Permutation(self.images))
+        self.plan = Plan(settings, shards, order, None, None, None, None)
         leases = LeaseSettings(2, self.draw.randrange(1, 3), smallest=1, largest=4, share=2)
         book = LeaseBook(leases, self.images)
         self.lead = Lead(

@@ -32,6 +32,7 @@ from collage_mpi.results.manifest import FORMAT, VERSION, check_manifest
 from collage_mpi.rows import AUDIT_CODE, IMAGES, SOURCE_CODE
 from collage_mpi.scheduler.events import DONE, FAILED, Resolve, Score
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.shards.order import Order, Permutation, Shuffle
 from collage_mpi.simulation.simulator import SimulatedJob
 
 SCORE = Score(3, 0.9)
@@ -93,11 +94,12 @@ def test_as_many_images_choose_as_show_the_bound_with_some_to_spare() -> None:
 
 
 def test_the_calibration_is_whole_runs_of_the_order_from_all_over_it() -> None:
-    order = np.random.default_rng(1).permutation(10_000)
-    found = calibration_first(order, 450, 9, seed=0)
-    assert sorted(found) == sorted(order)
-    place = np.empty(10_000, int)
-    place[order] = np.arange(10_000)
+    order, every = Order(Shuffle(10_000, 1)), range(10_000)
+    moved = calibration_first(order, 450, 9, seed=0)
+    found = moved.indices(every)
+    assert sorted(found) == list(every)
+    assert moved.positions(found).tolist() == list(every)
+    place = order.positions(np.arange(10_000))
     runs = place[found[:450]].reshape(50, 9)
     assert (np.diff(runs, axis=1) == 1).all()
     assert (runs[:, 0] % 9 == 0).all()
@@ -105,9 +107,9 @@ def test_the_calibration_is_whole_runs_of_the_order_from_all_over_it() -> None:
     assert runs.min() < 1_000
     assert runs.max() > 9_000
     assert (np.diff(place[found[450:]]) > 0).all()  # the others as they were
-    assert (found == calibration_first(order, 450, 9, seed=0)).all()
-    assert (found != calibration_first(order, 450, 9, seed=1)).any()
-    assert calibration_first(order, 0, 9, seed=0) is order  # no copy of what may be huge
+    assert (found == calibration_first(order, 450, 9, seed=0).indices(every)).all()
+    assert (found != calibration_first(order, 450, 9, seed=1).indices(every)).any()
+    assert (calibration_first(order, 0, 9, seed=0).indices(every) == order.indices(every)).all()
 
 
 # ---- pairs ------------------------------------------------------------------
@@ -148,7 +150,7 @@ def test_images_of_a_shard_that_is_lost_are_not_waited_for() -> None:
     shards = SimpleNamespace(lost={}, locate=lambda index: divmod(index, 100))
     book = PairBook([40, 140, 150, 240, 260], shards)
     book.tell(said.extend)
-    book.expect(np.array([40, 140, 150, 160]))
+    book.expect([(0, 3), (7, 8)])
     assert book.calibrates(1, 150)
     book.look()
     assert said == []
@@ -157,10 +159,10 @@ def test_images_of_a_shard_that_is_lost_are_not_waited_for() -> None:
     book.look()
     assert said == [Pair(1, None, differs=False)]  # 150 had come in by then
     shards.lost[2] = "gone"
-    book.expect(np.array([240]))  # it is lost already; 260 another team may read
+    book.expect([(3, 4)])  # it is lost already; 260 another team may read
     book.look()
     assert said[1:] == [Pair(3, None, differs=False)]
-    book.expect(np.array([260]))  # now this one is a lease of this team
+    book.expect([(4, 5)])  # now this one is a lease of this team
     book.look()
     assert said[2:] == [Pair(4, None, differs=False)]
 
@@ -184,12 +186,12 @@ def test_rows_give_the_same_pairs() -> None:
 
 def test_a_session_reads_what_an_earlier_one_wrote_of_the_calibration(monkeypatch) -> None:
     """Rows are known by shard and row; places are those in the order."""
-    order = np.array([5, 2, 6, 0, 1, 3, 4])  # of shards of four and three images
+    order = Order.of_list([5, 2, 6, 0, 1, 3, 4])  # of shards of four and three images
     plan = SimpleNamespace(
         order=order,
         calibration=3,
         settings=SimpleNamespace(out="out"),
-        starts=np.array([0, 4, 7]),
+        indices_of=lambda rows: np.array([0, 4])[rows["shard"]] + rows["row"].astype(np.int64),
     )
     rows = np.zeros(4, IMAGES.dtype)
     rows["shard"], rows["row"] = [0, 1, 0, 1], [0, 1, 2, 0]  # of indices 0, 5, 2 and 4
@@ -303,7 +305,9 @@ def test_where_it_does_not_pay_the_single_network_goes_on_alone(asked, pairs, sa
 
 @pytest.mark.parametrize(("scheme", "ratio"), [("cascade", 0.5), ("cascade-batch", 0.9)])
 def test_a_batch_pays_by_what_all_its_images_take_and_a_collage_by_one_input(scheme, ratio) -> None:
-    plan = SimpleNamespace(settings=RunSettings(scheme=scheme, agree=0.98), order=np.arange(1_000))
+    plan = SimpleNamespace(
+        settings=RunSettings(scheme=scheme, agree=0.98), order=Order(Permutation(1_000))
+    )
     costs = ServiceCosts({}, {}, 0.5, {"backup": 0.1}, 1, None)
     judge = runs.build_judge(plan, {}, costs, at)
     assert judge is not None

@@ -39,6 +39,7 @@ from collage_mpi.results import RunWriter, folder
 from collage_mpi.results.claim import Holder
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead, reader, write_shard
+from collage_mpi.shards.order import Order, Shuffle
 from collage_mpi.system.environment import available_bytes
 
 NO_READS = Reads()
@@ -157,7 +158,7 @@ def test_opening_a_shard_is_no_part_of_reading_an_image(tmp_path, monkeypatch):
 
     monkeypatch.setattr(reader, "open_source", slow)
     monkeypatch.setattr(forecast.time, "monotonic_ns", lambda: now_ns[0])
-    order = np.random.default_rng(1).permutation(80)
+    order = Order(Shuffle(80, 1))
     assert forecast._read_ns(plan, build_encoder(plan), order) == 0
     plan.shards.close()
     assert now_ns == [2 * 10**9]

@@ -56,6 +56,10 @@ def plan_of(shards, world: int = 6, known=None, **more):
     return make_plan(RunSettings(shards=shards, **values), world, known)
 
 
+def images_of(plan) -> list[int]:
+    return plan.order.indices(range(len(plan.order))).tolist()
+
+
 @pytest.mark.parametrize(
     ("more", "error", "says"),
     [
@@ -153,28 +157,47 @@ def test_a_label_that_no_row_can_hold_is_refused(tmp_path):
 
 
 def test_the_order_is_a_seeded_permutation_cut_at_the_limit(shards):
-    whole = plan_of(shards, order="shuffle:3").order
+    whole = images_of(plan_of(shards, order="shuffle:3"))
     assert sorted(whole) == list(range(12))
-    assert list(whole) != list(range(12))
-    assert list(plan_of(shards, order="shuffle:3", limit=4).order) == list(whole[:4])
-    assert list(plan_of(shards, limit=100).order) == list(range(12))
+    assert whole != list(range(12))
+    assert images_of(plan_of(shards, order="shuffle:3", limit=4)) == whole[:4]
+    assert images_of(plan_of(shards, limit=100)) == list(range(12))
+
+
+def test_a_run_keeps_the_permutation_that_its_manifest_names(shards):
+    """A run of an earlier version names none: its images were shuffled by NumPy."""
+    known = {"session": 1, **make_manifest(plan_of(shards, order="shuffle:3"))}
+    again = plan_of(shards, order="shuffle:3", known=known)
+    assert known["permutation"] == make_manifest(again)["permutation"] == 1
+    del known["permutation"]
+    older = plan_of(shards, order="shuffle:3", known=known, limit=7)
+    by_numpy = np.arange(12)
+    np.random.default_rng(3).shuffle(by_numpy)
+    assert images_of(older) == by_numpy[:7].tolist() != images_of(again)[:7]
+    assert "permutation" not in make_manifest(older)
+    assert "permutation" not in make_manifest(plan_of(shards))
+    with pytest.raises(EnvironmentFault, match=r"shuffled by permutation 2; .* knows 1"):
+        plan_of(shards, order="shuffle:3", known={**known, "permutation": 2})
 
 
 @pytest.mark.parametrize("order", ["file", "shuffle:1"])
 @pytest.mark.parametrize("limit", [None, 8])
 def test_what_is_left_is_what_has_no_row(shards, order, limit):
     plan = plan_of(shards, order=order, limit=limit)
-    located = [plan.shards.locate(int(i)) for i in plan.order]
-    done = np.array(located[::2], KEY_ROW)
-    assert list(plan.order[plan.lacking(done)]) == list(plan.order[1::2])
-    assert plan.lacking(np.empty(0, KEY_ROW)).all()
-    assert not plan.lacking(np.array(located, KEY_ROW)).any()
+    located = [plan.shards.locate(i) for i in images_of(plan)]
+    done = np.array([*located[:2], *located[3:5]], KEY_ROW)
+    end = len(plan.order)
+    assert plan.lacking(done) == [(2, 3), (5, end)]
+    assert plan.lacking(np.empty(0, KEY_ROW)) == [(0, end)]
+    assert plan.lacking(np.array(located, KEY_ROW)) == []
+    others = [plan.shards.locate(i) for i in {*range(12)} - {*images_of(plan)}]
+    assert plan.lacking(np.array(others, KEY_ROW)) == [(0, end)]
 
 
 def test_the_manifest_expects_the_rows_of_the_plan(shards):
     plan = plan_of(shards, order="shuffle:1", limit=8)
     manifest = make_manifest(plan)
-    located = np.array([plan.shards.locate(int(i)) for i in plan.order])  # (8, 2)
+    located = np.array([plan.shards.locate(int(i)) for i in images_of(plan)])  # (8, 2)
     assert manifest["input_digest"] == input_digest(located[:, 0], located[:, 1])
     assert manifest["rows"] == 8
     assert [shard["count"] for shard in manifest["shards"]] == [5, 7]

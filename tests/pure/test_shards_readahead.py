@@ -18,6 +18,7 @@ from collage_mpi.rows import reason_bytes
 from collage_mpi.shards import ReadAhead, ShardSet, write_shard
 from collage_mpi.shards.check import inspect_here
 from collage_mpi.shards.hdf5 import cause_of
+from collage_mpi.shards.order import BLOCK, Order, Shuffle
 from collage_mpi.shards.readahead import MADE, Columns, ImageParts
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 3), dtype=np.uint8)
@@ -110,6 +111,28 @@ def test_without_labels_a_lost_shard_is_noticed_all_the_same(tmp_path: Path) -> 
         assert reader.take(1) == []
     assert [(r.shard, r.row, r.label) for r in records] == [(1, row, None) for row in range(5)]
     assert list(opened.lost) == [0]
+
+
+def test_images_of_a_lost_shard_are_left_out_of_all_blocks_that_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = np.zeros((2 * BLOCK, 1, 1, 1), np.uint8)
+    infos = [write_shard(tmp_path / name, each, None) for name in ("a.h5", "b.h5")]
+    (tmp_path / "a.h5").unlink()
+    faults: list[int] = []
+    plain = ReadAhead._leave_out
+    monkeypatch.setattr(ReadAhead, "_leave_out", lambda s, n: faults.append(n) or plain(s, n))
+    order, found = Order(Shuffle(4 * BLOCK, 1)), []
+    parts = ImageParts(pixels=False)
+    with ShardSet(infos) as opened, ReadAhead(opened, order, parts=parts, growing=True) as reader:
+        for ranges in ([(0, 9), (BLOCK, 3 * BLOCK)], [(3 * BLOCK, 4 * BLOCK), (9, BLOCK)]):
+            reader.add(ranges)
+            while records := reader.take(50):
+                found += [record.index for record in records]
+            assert reader.remaining == 0
+    moved = [*range(9), *range(BLOCK, 4 * BLOCK), *range(9, BLOCK)]
+    assert found == [i for i in order.indices(np.array(moved)).tolist() if i >= 2 * BLOCK]
+    assert faults == [0]  # no block is read twice after the first
 
 
 def test_a_bad_row_is_a_record_with_a_fault_however_long_its_path(tmp_path: Path) -> None:
