@@ -35,8 +35,8 @@ from collage_mpi.job.messages import Begun, Close, Done, Idle, Lease, Message, P
 from collage_mpi.job.team import ALIVE_EVERY_NS
 from collage_mpi.mpi.protocol import CONTROL_BYTES
 from collage_mpi.mpi.transport import Received
+from collage_mpi.results import PARTS_FOLDER, PENDING_FOLDER
 from collage_mpi.results.claim import PATIENT, Claim
-from collage_mpi.results.file_names import PARTS_FOLDER, PENDING_FOLDER
 from collage_mpi.results.parts import part_path
 from collage_mpi.results.pending import Publisher
 from collage_mpi.results.row_sink import ROWS_PER_PART

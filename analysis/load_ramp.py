@@ -24,8 +24,7 @@ from peers.page import write_into
 from collage_mpi.commands.demo import FACTOR, SIGMA, SLOW
 from collage_mpi.figures import style
 from collage_mpi.kinds import COLLAGE
-from collage_mpi.results import Results, read_results
-from collage_mpi.results.file_names import MARKER
+from collage_mpi.results import MARKER, Results, read_results
 from collage_mpi.results.statistics import percentile
 from collage_mpi.rows import KIND_CODE, SOURCE_CODE
 from collage_mpi.shards import ShardSet, write_shard

@@ -19,8 +19,7 @@ import numpy as np
 from peers.page import markdown_of, write_into
 
 from collage_mpi.kinds import SINGLE
-from collage_mpi.results import Results, read_results
-from collage_mpi.results.file_names import MANIFEST
+from collage_mpi.results import MANIFEST, Results, read_results
 from collage_mpi.rows import KIND_CODE, KINDS, SOURCES, ran_together
 from collage_mpi.system.table import Table
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.results.groups import groups_of
+from collage_mpi.results.reader import groups_of
 from collage_mpi.results.row_sink import RowSink
 from collage_mpi.rows import IMAGES, NAMES, TASKS, GroupRow, ImageRow, TableLayout
 

@@ -76,7 +76,7 @@ def execute(args: ExportArguments) -> int:
 
 
 def _trace(args: ExportArguments) -> int:
-    from collage_mpi.results.file_names import EXPORT
+    from collage_mpi.results import EXPORT
     from collage_mpi.results.reader import read_results
     from collage_mpi.results.slow_ranks import trace_of
     from collage_mpi.workload.trace import save_trace

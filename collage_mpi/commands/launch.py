@@ -28,7 +28,7 @@ from collage_mpi.launch.mpiexec import (
 )
 from collage_mpi.launch.supervisor import FORWARDED, LEAVE_GRACE_S, Limits, Supervisor
 from collage_mpi.models.named import is_null, libraries_of
-from collage_mpi.results.file_names import MARKER
+from collage_mpi.results import MARKER
 from collage_mpi.settings.flags import switch
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.environment import (

@@ -13,7 +13,7 @@ from collage_mpi.commands.parser import Command, MpiArguments
 from collage_mpi.commands.run import proof_of
 from collage_mpi.encoding.vectors import OUTPUTS
 from collage_mpi.errors import ExitCode, UsageError
-from collage_mpi.results.file_names import VECTORS_FOLDER
+from collage_mpi.results import VECTORS_FOLDER
 from collage_mpi.settings.flags import add_setting_flags, over_file, switch
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.fields import REQUIRED, same, setting

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from collage_mpi.commands.parser import Command
 from collage_mpi.errors import UsageError
-from collage_mpi.results.file_names import REPORT
+from collage_mpi.results import REPORT
 from collage_mpi.settings.flags import Arguments
 from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.printable import say

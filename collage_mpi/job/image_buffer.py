@@ -23,7 +23,7 @@ from collage_mpi.mpi.tasks import (
     pack_tasks,
     task_message_bytes,
 )
-from collage_mpi.results.agreement import NO_DRAW, Draw
+from collage_mpi.results.number_sets import NO_DRAW, Draw
 from collage_mpi.scheduler.events import Items, Send
 from collage_mpi.shards.order import Range
 from collage_mpi.shards.readahead import Columns, ImageRecord

@@ -15,8 +15,7 @@ from typing import Any
 
 from collage_mpi.errors import CollageError, UsageError
 from collage_mpi.job.inputs import digests, named_files
-from collage_mpi.results import RunWriter
-from collage_mpi.results.file_names import MANIFEST, MARKER
+from collage_mpi.results import MANIFEST, MARKER, RunWriter
 from collage_mpi.results.folder import refuse_foreign
 from collage_mpi.results.manifest import read_manifest, recorded_settings
 from collage_mpi.settings.profiles import with_profile

@@ -45,9 +45,8 @@ from collage_mpi.job.session import Audience, TeamSession
 from collage_mpi.job.team import Dismissed, LeadLink, LeadLost, order_digest
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import KIND
-from collage_mpi.results import RunWriter
+from collage_mpi.results import INDEX_FOLDER, RunWriter
 from collage_mpi.results.claim import Patience
-from collage_mpi.results.file_names import INDEX_FOLDER
 from collage_mpi.results.manifest import COMPLETE, KEPT_KEYS, plain, read_manifest
 from collage_mpi.results.parts import sessions_of
 from collage_mpi.results.pending import entry_path, status_folder

@@ -27,7 +27,7 @@ from collage_mpi.job.recorder import Grouping, Recorder, Totals, Vectors
 from collage_mpi.job.team import Link, Supply
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import COLLAGE, KIND
-from collage_mpi.results.agreement import Draw
+from collage_mpi.results.number_sets import Draw
 from collage_mpi.results.row_sink import RowSink
 from collage_mpi.results.status import ENDING, RUNNING, StatusFiles
 from collage_mpi.scheduler import Scheduler, make_scheme

@@ -1,6 +1,7 @@
 """Writes, reads and summarises the rows of a run: one for every image, group and task.
 
-The public names are imported on first use.
+The public names are imported on first use. The names of the files of a run are here; they never
+change, because every version reads older runs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
     from collage_mpi.rows import KINDS as KINDS
     from collage_mpi.rows import OUTCOMES as OUTCOMES
     from collage_mpi.rows import SOURCES as SOURCES
+
+MANIFEST = "manifest.json"
+MARKER = "COMPLETE"  # written last, once every image has a row
+SUMMARY = "summary.json"
+STATUS = "status.json"  # the state of a job, while it runs and after
+PARTS_FOLDER = "parts"  # rows
+PENDING_FOLDER = "pending"  # parts of teams that the lead has not published yet
+INDEX_FOLDER = "index"  # lists of the members of folders, tar files and other sources
+VECTORS_FOLDER = "vectors"  # scores, embeddings and outputs of functions
+REPORT = "report.html"
+EXPORT = "export"  # the folder that `export` writes to by default
 
 _NAMES = {  # module -> its public names
     "comparison": "compare render_comparison",

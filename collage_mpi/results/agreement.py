@@ -1,72 +1,18 @@
 """Statistics of audits, in which the single network checks accepted answers of a collage.
 
-This module draws the images to audit. From the pairs of answers it estimates how often accepted
-answers differ, and the lowest score at which few enough of them differ. It also tells whether a
-collage network is much weaker than the single network.
-
-A draw depends only on the seed and the image's key. So every session, and every reader of the rows,
-draws the same images.
+From the pairs of answers this module estimates how often accepted answers differ, and the lowest
+score at which few enough of them differ. It also tells whether a collage network is much weaker
+than the single network.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
 from collage_mpi.results.statistics import wilson_interval
-
-Json = dict[str, Any]
-
-_WORD = (1 << 64) - 1
-
-
-class Draw:
-    """Draws a share of the images of some shards."""
-
-    def __init__(self, share: float, seed: int, fingerprints: Sequence[str]) -> None:
-        """`share`: of the images to draw, 0 to 1. `fingerprints`: one a shard, by shard number."""
-        self.share = share
-        texts = [f"{seed}:{fingerprint}".encode() for fingerprint in fingerprints]
-        digests = [blake2b(text, digest_size=8).digest() for text in texts]
-        self._words = [int.from_bytes(digest, "little") for digest in digests]
-
-    def one(self, shard: int, row: int) -> bool:
-        """Whether the image is drawn."""
-        return self.share > 0 and _mixed(self._words[shard] ^ _mixed(row)) / 2**64 < self.share
-
-    def some(self, images: np.ndarray) -> np.ndarray:
-        """(n,) bool, which images are drawn.
-
-        Args:
-            images: (n,) structured, with the fields `shard` and `row`.
-        """
-        if not self.share:
-            return np.zeros(len(images), bool)
-        words = np.array(self._words, np.uint64)[images["shard"]]  # (n,)
-        found: np.ndarray = _mixed(words ^ _mixed(images["row"].astype(np.uint64))) / 2**64
-        return found < self.share
-
-
-def draw_of(manifest: Json) -> Draw:
-    """The draw that a run's manifest records; of no image if the run has no audits."""
-    audit = manifest.get("audit") or {"share": 0.0, "seed": 0}
-    fingerprints = [shard["fingerprint"] for shard in manifest["shards"]]
-    return Draw(audit["share"], audit["seed"], fingerprints)
-
-
-NO_DRAW = Draw(0.0, 0, ())
-
-
-def _mixed(word: Any) -> Any:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), for int or uint64 array."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        word = (word ^ (word >> shift)) * factor & _WORD
-    return word ^ (word >> 31)
-
 
 LEVEL = 0.95
 SCORE_STEPS = 10_000  # scores are taken in steps of 0.0001, as `weights threshold` takes them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from collage_mpi.encoding.vectors import KEYS, OFFSETS
 from collage_mpi.errors import UsageError
-from collage_mpi.results.file_names import EXPORT, MANIFEST
+from collage_mpi.results import EXPORT, MANIFEST
 from collage_mpi.results.manifest import Json
 from collage_mpi.results.names import (
     NAME_COLUMNS,
@@ -23,8 +25,11 @@ from collage_mpi.results.names import (
     classified,
     picked,
 )
-from collage_mpi.results.outputs import OF_ROWS, KeptValues, write_zarr
-from collage_mpi.results.vectors import extras_of, require_pyarrow
+from collage_mpi.results.vectors import (
+    KeptValues,
+    extras_of,
+    require_pyarrow,
+)
 from collage_mpi.rows import (
     IMAGES,
     NAMES,
@@ -32,6 +37,7 @@ from collage_mpi.rows import (
     WAIT_FORMULA,
     TableLayout,
     columns_of,
+    flat_keys,
     wait_ns,
 )
 from collage_mpi.system.extras import optional
@@ -62,6 +68,9 @@ WINDOW = 1 << 17  # images sorted at a time, for the order of the input: about 7
 _CHUNK_ROWS = 1 << 14  # rows turned into Python objects at a time
 _GROUP_ROWS = 1 << 17  # of a row group of Parquet
 _TOP_COLUMNS = ("top_classes", "top_scores")
+CHUNK_BYTES = 1 << 20  # about the size of a Zarr chunk, which holds whole images
+IDS_AT_ONCE = 1 << 17  # images; a multiple of the length of a chunk of ids
+OF_ROWS = ("shard", "row", "answered")  # columns of image rows that are written to Zarr too
 # Columns of the run are masked arrays, those of its input are Arrow arrays.
 _Columns = Mapping[str, Any]
 
@@ -564,3 +573,97 @@ FORMATS: dict[str, Callable[[Path, Iterable[_Columns], bool], Path] | None] = {
     "parquet": _to_parquet,
     **dict.fromkeys(WHOLE),
 }
+
+
+def write_zarr(
+    path: Path,
+    images: np.ndarray,
+    ids: Callable[[np.ndarray], np.ma.MaskedArray],
+    values: Iterable[dict[str, np.ndarray]],
+) -> None:
+    """Write a Zarr group with an array for each kept column, (images, ...), in the order of the
+    input, and arrays id, shard, row and answered. Images without an answer have the value 0.
+
+    If the values of a column NAME vary in length, the array NAME holds the values of all images one
+    after another. Those of image i are NAME[NAME_offsets[i] : NAME_offsets[i + 1]].
+
+    Args:
+        images: (n,) with the columns OF_ROWS.
+        ids: returns the ids of some of the images: (m,) text, masked if there is none.
+        values: a `KeptValues`; iterated twice.
+
+    Raises:
+        EnvironmentFault: zarr is not installed.
+    """
+    zarr = optional("zarr", "zarr", "export to zarr")
+    in_order = np.argsort(flat_keys(images))
+    images = images[in_order]
+    keys, temp = flat_keys(images), temporary_name(path)
+    try:
+        group = zarr.open_group(str(temp), mode="w")
+        for name in OF_ROWS:
+            group.create_array(name, data=np.ascontiguousarray(images[name]))
+        for start in range(0, len(images), IDS_AT_ONCE):
+            part = slice(start, start + IDS_AT_ONCE)
+            named = ids(images[part])
+            if not np.ma.getmaskarray(named).all():
+                _array(group, "id", (len(images),), named)[part] = named.filled("")
+        offsets = _offsets(values, keys)
+        for name, ends in offsets.items():
+            group.create_array(f"{name}{OFFSETS}", data=ends)
+        for found in values:
+            if not len(found["row"]):
+                continue  # all images of the part are error rows, so types and shapes are unknown
+            _write_file(group, found, keys, offsets)
+        shutil.rmtree(path, ignore_errors=True)
+        temp.rename(path)
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def _write_file(
+    group: Any,
+    found: dict[str, np.ndarray],
+    keys: np.ndarray,
+    offsets: Mapping[str, np.ndarray],
+) -> None:
+    """Write the values of one file to the places of its images."""
+    places = np.searchsorted(keys, flat_keys(found))  # among all images
+    order = np.argsort(places)
+    for name, array in found.items():
+        if name in KEYS:
+            continue
+        at, n, own = places[order], len(keys), array[order]
+        if name in offsets:
+            ends = offsets[name]
+            at = np.concatenate([np.arange(ends[k], ends[k + 1]) for k in at])
+            n, own = int(ends[-1]), np.concatenate(list(own))
+        into = _array(group, name, (n, *own.shape[1:]), own)
+        if len(at):
+            into.oindex[at] = own
+
+
+def _array(group: Any, name: str, shape: tuple[int, ...], like: np.ndarray) -> Any:
+    """The Zarr array of a column, which is created at the first call."""
+    if name not in group:
+        n, *each = shape
+        chunk = max(1, CHUNK_BYTES // max(1, like.dtype.itemsize * int(np.prod(each))))
+        dtype, fill = (str, "") if like.dtype == object else (like.dtype, 0)
+        chunks = (max(1, min(n, chunk)), *each)
+        group.create_array(name, shape=shape, chunks=chunks, dtype=dtype, fill_value=fill)
+    return group[name]
+
+
+def _offsets(values: Iterable[dict[str, np.ndarray]], keys: np.ndarray) -> dict[str, np.ndarray]:
+    """Name of each column whose values vary in length -> offsets of the images, (images + 1,)
+    int64."""
+    counts: dict[str, np.ndarray] = {}
+    for found in values:
+        lists = [name for name, array in found.items() if array.dtype == object and len(array)]
+        varied = [name for name in lists if not isinstance(found[name][0], str)]
+        if len(found["row"]) and not varied:
+            break  # no file has such a column
+        for name in varied:
+            own = counts.setdefault(name, np.zeros(len(keys) + 1, np.int64))
+            own[1 + np.searchsorted(keys, flat_keys(found))] = [len(value) for value in found[name]]
+    return {name: np.cumsum(own) for name, own in counts.items()}

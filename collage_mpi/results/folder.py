@@ -13,9 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.results import parts, vectors
-from collage_mpi.results.claim import LOOK_S, Patience, find_writer, held_by
-from collage_mpi.results.file_names import (
+from collage_mpi.results import (
     INDEX_FOLDER,
     MANIFEST,
     MARKER,
@@ -24,7 +22,10 @@ from collage_mpi.results.file_names import (
     STATUS,
     SUMMARY,
     VECTORS_FOLDER,
+    parts,
+    vectors,
 )
+from collage_mpi.results.claim import LOOK_S, Patience, find_writer, held_by
 from collage_mpi.system.files import remove_leftovers, sync_directory
 
 

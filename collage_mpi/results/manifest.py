@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.results.file_names import MANIFEST, MARKER
+from collage_mpi.results import MANIFEST, MARKER
 from collage_mpi.system.bottleneck import Use
 from collage_mpi.system.files import load_json, reading, write_atomic
 from collage_mpi.system.printable import shown, storable

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 
 from collage_mpi.errors import CollageError, EnvironmentFault
-from collage_mpi.results.file_names import INDEX_FOLDER
+from collage_mpi.results import INDEX_FOLDER
 from collage_mpi.results.input_columns import InputColumns
 from collage_mpi.results.manifest import Json
 from collage_mpi.results.vectors import extras_of

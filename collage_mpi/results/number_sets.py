@@ -1,4 +1,5 @@
-"""Bit sets of numbers, and of the images of an input.
+"""Sets of numbers and of images: bit sets, the images of an input that have a row, and the images
+that are drawn for an audit.
 
 The bits of a set take at most 64 bits for each row of the run. Only a damaged or foreign folder has
 numbers outside this range; they are kept in a Python set.
@@ -8,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -162,3 +165,54 @@ def keys_digest(ascending: Iterable[np.ndarray], starts: np.ndarray) -> str:
         keys["shard"], keys["row"] = shard, places - starts[shard]
         found.update(keys.tobytes())
     return found.hexdigest()
+
+
+_WORD = (1 << 64) - 1
+
+
+class Draw:
+    """Draws a share of the images of some shards.
+
+    A draw depends only on the seed and the image's key. So every session, and every reader of the
+    rows, draws the same images.
+    """
+
+    def __init__(self, share: float, seed: int, fingerprints: Sequence[str]) -> None:
+        """`share`: of the images to draw, 0 to 1. `fingerprints`: one a shard, by shard number."""
+        self.share = share
+        texts = [f"{seed}:{fingerprint}".encode() for fingerprint in fingerprints]
+        digests = [blake2b(text, digest_size=8).digest() for text in texts]
+        self._words = [int.from_bytes(digest, "little") for digest in digests]
+
+    def one(self, shard: int, row: int) -> bool:
+        """Whether the image is drawn."""
+        return self.share > 0 and _mixed(self._words[shard] ^ _mixed(row)) / 2**64 < self.share
+
+    def some(self, images: np.ndarray) -> np.ndarray:
+        """(n,) bool, which images are drawn.
+
+        Args:
+            images: (n,) structured, with the fields `shard` and `row`.
+        """
+        if not self.share:
+            return np.zeros(len(images), bool)
+        words = np.array(self._words, np.uint64)[images["shard"]]  # (n,)
+        found: np.ndarray = _mixed(words ^ _mixed(images["row"].astype(np.uint64))) / 2**64
+        return found < self.share
+
+
+def draw_of(manifest: Json) -> Draw:
+    """The draw that a run's manifest records; of no image if the run has no audits."""
+    audit = manifest.get("audit") or {"share": 0.0, "seed": 0}
+    fingerprints = [shard["fingerprint"] for shard in manifest["shards"]]
+    return Draw(audit["share"], audit["seed"], fingerprints)
+
+
+NO_DRAW = Draw(0.0, 0, ())
+
+
+def _mixed(word: Any) -> Any:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), for int or uint64 array."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        word = (word ^ (word >> shift)) * factor & _WORD
+    return word ^ (word >> 31)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from collage_mpi.results.file_names import MANIFEST
+from collage_mpi.results import MANIFEST
 from collage_mpi.results.manifest import (
     VERSION,
     Json,

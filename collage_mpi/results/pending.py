@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.results import parts
-from collage_mpi.results.file_names import PARTS_FOLDER, PENDING_FOLDER, VECTORS_FOLDER
+from collage_mpi.results import PARTS_FOLDER, PENDING_FOLDER, VECTORS_FOLDER, parts
 from collage_mpi.results.row_sink import QueueThread, unwritable
 from collage_mpi.results.vectors import extras_of, vectors_name
 from collage_mpi.rows import IMAGES, STORED, flat_keys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -13,16 +14,17 @@ import numpy as np
 
 from collage_mpi.encoding.vectors import KEYS
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.results import parts
-from collage_mpi.results.file_names import MARKER, PARTS_FOLDER
-from collage_mpi.results.groups import Groups, groups_of
+from collage_mpi.kinds import COLLAGE
+from collage_mpi.results import MARKER, PARTS_FOLDER, parts
 from collage_mpi.results.manifest import Json, finals, readable
-from collage_mpi.results.number_sets import SessionNumberSets
+from collage_mpi.results.number_sets import InputCoverage, SessionNumberSets
 from collage_mpi.results.older import manifest_of_any_version
-from collage_mpi.results.outputs import KeptValues, in_input_order, keys_in
 from collage_mpi.results.vectors import (
+    KeptValues,
     array_of,
     extras_of,
+    in_input_order,
+    keys_in,
     of_parts,
     require_pyarrow,
 )
@@ -604,3 +606,152 @@ def _stored(path: Path, table: TableLayout) -> np.ndarray:
 def keys_of(images: np.ndarray) -> np.ndarray:
     """The (shard, row) keys of image rows, (n,) of KEY_ROW."""
     return columns_of(images, KEY_ROW)
+
+
+_OF_GROUP = IMAGES.only(
+    *("session", "group", "t0_ns", "latency_ns", "encode_ns"),
+    *("source", "has_label", "label", "warmup"),
+)
+
+
+class Groups:
+    """Makes the rows of groups from rows of images that come some at a time.
+
+    The images of a group that is not whole wait. A session that was killed may have lost images of
+    its last groups, which are therefore left out.
+
+    Args:
+        manifest: of the run.
+    """
+
+    def __init__(self, manifest: Mapping[str, Any]) -> None:
+        self._size = (manifest.get("side") or 0) ** 2
+        entries = manifest.get("sessions") or []
+        # The entry of a session that is about to close has no rows yet.
+        self._killed = [e["session"] for e in entries if "rows" in e and e["rows"] is None]
+        self._waiting = np.empty(0, _OF_GROUP)
+
+    def add(self, images: np.ndarray) -> np.ndarray:
+        """Take images, (n,) of IMAGE_ROW, superseded error rows too.
+
+        Returns:
+            (k,) of GROUP_ROW: the groups that are whole now.
+        """
+        images = np.concatenate([self._waiting, columns_of(images, _OF_GROUP)])
+        images, _, counts = _by_group(images)
+        whole = np.repeat(counts == self._size, counts)  # (n,)
+        self._waiting = images[~whole]
+        return _group_rows(images[whole])
+
+    def rest(self) -> np.ndarray:
+        """(k,) of GROUP_ROW: the other groups, after all images have come."""
+        return _group_rows(self._waiting[~np.isin(self._waiting["session"], self._killed)])
+
+
+def groups_of(images: np.ndarray, manifest: Mapping[str, Any]) -> np.ndarray:
+    """The rows of all groups, (k,) of GROUP_ROW, by session and number. For `images` see
+    `Groups.add`.
+    """
+    groups = Groups(manifest)
+    found = np.concatenate([groups.add(images), groups.rest()])
+    return found[np.lexsort((found["group"], found["session"]))]
+
+
+def _by_group(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The images in the order of their groups; the first place and the size of each group."""
+    images = images[np.lexsort((images["t0_ns"], images["group"], images["session"]))]
+    first = np.ones(len(images), bool)
+    first[1:] = False
+    for name in ("session", "group"):
+        first[1:] |= images[name][1:] != images[name][:-1]
+    starts = np.flatnonzero(first)
+    return images, starts, np.diff(np.append(starts, len(images)))
+
+
+def _group_rows(images: np.ndarray) -> np.ndarray:
+    images, starts, counts = _by_group(images)
+    found = np.zeros(len(starts), GROUPS.dtype)
+    if not len(starts):
+        return found
+    for name in ("session", "group", "t0_ns", "warmup"):
+        found[name] = images[name][starts]
+    found["images"] = counts
+    ends_ns = np.maximum.reduceat(images["t0_ns"] + images["latency_ns"], starts)
+    found["latency_ns"] = ends_ns - found["t0_ns"]
+    found["encode_ns"] = np.maximum.reduceat(images["encode_ns"], starts)
+    collage = images["source"] == SOURCE_CODE[COLLAGE]
+    found["collage_cells"] = np.add.reduceat(collage, starts, dtype=np.int64)
+    number = np.repeat(np.arange(len(starts)), counts)
+    labelled = images["has_label"]
+    pairs = np.unique(np.stack([number[labelled], images["label"][labelled]]), axis=1)
+    found["classes"] = np.bincount(pairs[0].astype(np.int64), minlength=len(starts))
+    return found
+
+
+class Inventory:
+    """The rows that a run has.
+
+    Attributes:
+        rows: (table, session) -> number of rows, including superseded ones.
+        errors: number of error rows that count.
+        input: which images have a row that counts.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        also: Callable[[TableLayout, np.ndarray], object] | None = None,
+        *,
+        groups: bool = False,
+    ) -> None:
+        """Read the run. `also` is called with each table and its rows that count, some at a time;
+        with those of groups too if `groups`. Raises as `read_results`."""
+        self.rows: Counter[tuple[str, int]] = Counter()
+        self.errors = 0
+        self.input = InputCoverage(run.manifest, run.rows_of(IMAGES))
+        self._manifest = run.manifest
+        made = Groups(run.manifest)
+        for table in STORED:
+            for rows in run.chunks(table):
+                self._count(table, rows)
+                if table is IMAGES:
+                    self.errors += int((~rows["answered"]).sum())
+                    self.input.add(rows)
+                if also is not None:
+                    also(table, rows)
+                if groups and also is not None and table is IMAGES:
+                    also(GROUPS, made.add(rows))
+        for piece in run.superseded_pieces():
+            rows = piece()
+            self._count(IMAGES, rows)
+            if groups and also is not None:
+                also(GROUPS, made.add(rows))
+        if groups and also is not None:
+            also(GROUPS, made.rest())
+
+    @property
+    def whole(self) -> bool:
+        """Whether every image has a row, and every session has the rows that the manifest says.
+
+        If the status is "complete", there must be no error rows. A retry that was killed may have
+        left some, which no session lists.
+        """
+        if self.input.missing or (self._manifest.get("status") == "complete" and self.errors):
+            return False
+        return not any(map(self.lacks_rows, self._manifest.get("sessions") or []))
+
+    def lacks_rows(self, session: Json) -> bool:
+        """Whether rows of a session are missing, according to its entry in the manifest."""
+        said, number = session.get("rows"), session["session"]
+        return said is not None and any(
+            self.rows[table.name, number] != said[table.name] for table in STORED
+        )
+
+    def all(self, table: str) -> int:
+        """The number of rows of a table, including superseded ones."""
+        return sum(n for (name, _), n in self.rows.items() if name == table)
+
+    def _count(self, table: TableLayout, rows: np.ndarray) -> None:
+        sessions, n = np.unique(rows["session"], return_counts=True)
+        for session, count in zip(sessions.tolist(), n.tolist(), strict=True):
+            self.rows[table.name, session] += count

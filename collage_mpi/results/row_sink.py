@@ -20,11 +20,9 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from collage_mpi.errors import CollageError, EnvironmentFault
-from collage_mpi.results import parts
-from collage_mpi.results.file_names import PARTS_FOLDER, PENDING_FOLDER, VECTORS_FOLDER
-from collage_mpi.results.groups import groups_of
+from collage_mpi.results import PARTS_FOLDER, PENDING_FOLDER, VECTORS_FOLDER, parts
 from collage_mpi.results.manifest import Json
-from collage_mpi.results.reader import Results
+from collage_mpi.results.reader import Results, groups_of
 from collage_mpi.results.vectors import VectorBuffer, Write, extras_of
 from collage_mpi.rows import IMAGES, STORED, TableLayout, reason_bytes
 

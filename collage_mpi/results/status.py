@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
+from collage_mpi.results import MANIFEST, STATUS
 from collage_mpi.results.claim import LOOK_S, STILL_S, Holder, read_claims
-from collage_mpi.results.file_names import MANIFEST, STATUS
 from collage_mpi.results.manifest import (
     STATUSES,
     Check,

@@ -16,9 +16,9 @@ import numpy as np
 
 from collage_mpi.kinds import COLLAGE
 from collage_mpi.models.tuning import tunings_text
+from collage_mpi.results import SUMMARY
 from collage_mpi.results.agreement import differing_interval
 from collage_mpi.results.cost import cost_of
-from collage_mpi.results.file_names import SUMMARY
 from collage_mpi.results.manifest import finals, plain, readable
 from collage_mpi.results.names import class_name
 from collage_mpi.results.parts import began_ns, launch_of

@@ -7,32 +7,26 @@ each image and group.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from collage_mpi.kinds import SHARED_KINDS, SINGLE
-from collage_mpi.results.agreement import draw_of
-from collage_mpi.results.groups import Groups
-from collage_mpi.results.number_sets import InputCoverage, SessionNumberSets
+from collage_mpi.results.number_sets import SessionNumberSets, draw_of
 from collage_mpi.results.parts import began_ns, launch_of
-from collage_mpi.results.reader import Run
+from collage_mpi.results.reader import Inventory, Run
 from collage_mpi.results.statistics import BoundedSample, TimedSample
 from collage_mpi.rows import (
     ASKED_FIRST,
     AUDIT_CODE,
     ENCODED,
     GROUPS,
-    IMAGES,
     KIND_CODE,
     KINDS,
     OUTCOME_CODE,
     SOURCE_CODE,
     SOURCES,
-    STORED,
     TASKS,
-    TableLayout,
     cells_of,
     columns_of,
     inputs_of,
@@ -45,75 +39,6 @@ EXAMPLES = 5
 MOST_REASONS = 4096  # distinct reasons of error rows that are counted; others are ignored
 
 Json = dict[str, Any]
-
-
-class Inventory:
-    """The rows that a run has.
-
-    Attributes:
-        rows: (table, session) -> number of rows, including superseded ones.
-        errors: number of error rows that count.
-        input: which images have a row that counts.
-    """
-
-    def __init__(
-        self,
-        run: Run,
-        also: Callable[[TableLayout, np.ndarray], object] | None = None,
-        *,
-        groups: bool = False,
-    ) -> None:
-        """Read the run. `also` is called with each table and its rows that count, some at a time;
-        with those of groups too if `groups`. Raises as `read_results`."""
-        self.rows: Counter[tuple[str, int]] = Counter()
-        self.errors = 0
-        self.input = InputCoverage(run.manifest, run.rows_of(IMAGES))
-        self._manifest = run.manifest
-        made = Groups(run.manifest)
-        for table in STORED:
-            for rows in run.chunks(table):
-                self._count(table, rows)
-                if table is IMAGES:
-                    self.errors += int((~rows["answered"]).sum())
-                    self.input.add(rows)
-                if also is not None:
-                    also(table, rows)
-                if groups and also is not None and table is IMAGES:
-                    also(GROUPS, made.add(rows))
-        for piece in run.superseded_pieces():
-            rows = piece()
-            self._count(IMAGES, rows)
-            if groups and also is not None:
-                also(GROUPS, made.add(rows))
-        if groups and also is not None:
-            also(GROUPS, made.rest())
-
-    @property
-    def whole(self) -> bool:
-        """Whether every image has a row, and every session has the rows that the manifest says.
-
-        If the status is "complete", there must be no error rows. A retry that was killed may have
-        left some, which no session lists.
-        """
-        if self.input.missing or (self._manifest.get("status") == "complete" and self.errors):
-            return False
-        return not any(map(self.lacks_rows, self._manifest.get("sessions") or []))
-
-    def lacks_rows(self, session: Json) -> bool:
-        """Whether rows of a session are missing, according to its entry in the manifest."""
-        said, number = session.get("rows"), session["session"]
-        return said is not None and any(
-            self.rows[table.name, number] != said[table.name] for table in STORED
-        )
-
-    def all(self, table: str) -> int:
-        """The number of rows of a table, including superseded ones."""
-        return sum(n for (name, _), n in self.rows.items() if name == table)
-
-    def _count(self, table: TableLayout, rows: np.ndarray) -> None:
-        sessions, n = np.unique(rows["session"], return_counts=True)
-        for session, count in zip(sessions.tolist(), n.tolist(), strict=True):
-            self.rows[table.name, session] += count
 
 
 class Tally:

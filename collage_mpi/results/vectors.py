@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,10 +30,10 @@ from collage_mpi.encoding.vectors import (
     unpack,
     varied_in,
 )
-from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.results.file_names import VECTORS_FOLDER
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.results import VECTORS_FOLDER
 from collage_mpi.results.parts import ADVICE, PartName
-from collage_mpi.rows import IMAGES
+from collage_mpi.rows import IMAGES, flat_keys
 from collage_mpi.system.extras import optional
 from collage_mpi.system.files import write_atomic
 
@@ -369,3 +370,107 @@ def check_file(path: Path, rows: np.ndarray, manifest: Mapping[str, Any]) -> tup
         if other:
             wrong.append(f"{path}: {other:,} vectors whose best class is not the row's")
     return len(table), wrong
+
+
+_PLACE = ("shard", "row")  # columns that say which image a vector belongs to
+
+
+class KeptValues:
+    """The values that a run keeps of its answered images, in the order of their rows.
+
+    One file is in memory at a time.
+
+    Raises:
+        UsageError: the run keeps no values.
+        EnvironmentFault, DataFault: as `read_file`.
+    """
+
+    def __init__(self, out: Path, found: Iterable[PartName], manifest: Mapping[str, Any]) -> None:
+        """`found`: the parts of the run in `out` that count."""
+        self._extras = extras_of(manifest)
+        if not self._extras:
+            raise UsageError("the run has no vectors: it was made without --top-k and --save")
+        require_pyarrow("reading vectors")
+        numbers = [(part.session, part.number) for part in found if part.table == IMAGES.name]
+        self._paths = [vectors_path(out, *number) for number in numbers]
+        self._last: tuple[int, dict[str, np.ndarray]] = (-1, {})
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yields for each file: column -> (n, ...), also the images' shard, row and session."""
+        return map(self.file, range(len(self._paths)))
+
+    def of(self, image: Any) -> dict[str, np.ndarray]:
+        """The kept values of an answered image: column -> (...).
+
+        Args:
+            image: with its shard and row.
+        """
+        keys, files, places = self._index
+        wanted = flat_keys({name: np.array([image[name]]) for name in ("shard", "row")})
+        number = int(np.searchsorted(keys, wanted[0]))
+        if number == len(keys) or keys[number] != wanted[0]:
+            raise DataFault(
+                f"no vector of row {image['row']} of shard {image['shard']}; collage-mpi verify "
+                "says more"
+            )
+        found, at = self.file(int(files[number])), int(places[number])
+        return {name: values[at] for name, values in found.items() if name not in KEYS}
+
+    def table(self, only: str = "") -> Any:
+        """All values as a pyarrow.Table, in written order; None if the run has no rows.
+
+        Args:
+            only: name of the only kept column to read, besides shard and row. A file without the
+                column is read whole.
+        """
+        import pyarrow as pa
+
+        tables = []
+        for path in self._paths:
+            table = read_file(path, self._extras)
+            one = only in table.column_names[len(KEYS) :]
+            tables.append(table.select([*_PLACE, only]) if one else table)
+        try:
+            return pa.concat_tables(tables) if tables else None
+        except pa.ArrowInvalid as error:  # a file of another run has other columns
+            raise DataFault(f"files of vectors have different columns: {error}") from error
+
+    @cached_property
+    def _index(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(images,) each, ascending by key: the key (see `flat_keys`), the number of the file, and
+        the place in it."""
+        import pyarrow.parquet as pq
+
+        keys = []
+        for path in self._paths:
+            with reading_parquet(path), pq.ParquetFile(path) as file:
+                table = file.read([*_PLACE])
+            if table.column_names != [*_PLACE]:
+                read_file(path, self._extras)  # raises DataFault
+            keys.append(keys_in(table))
+        whole = np.concatenate([np.empty(0, np.uint64), *keys])
+        order = np.argsort(whole, kind="stable")
+        files = np.repeat(np.arange(len(keys)), [len(own) for own in keys])
+        places = np.concatenate([np.empty(0, np.int64), *(np.arange(len(own)) for own in keys)])
+        return whole[order], files[order], places[order]
+
+    def file(self, number: int) -> dict[str, np.ndarray]:
+        """The kept values of the `number`-th part of images, as iteration yields them."""
+        if self._last[0] != number:
+            table = read_file(self._paths[number], self._extras)
+            names = table.column_names[1:]  # without the fingerprint, which is text
+            self._last = number, {name: array_of(table[name]) for name in names}
+        return self._last[1]
+
+
+def keys_in(table: Any) -> np.ndarray:
+    """(n,) the keys of the images of a pyarrow.Table with shard and row: see `flat_keys`."""
+    return flat_keys({name: table[name].to_numpy() for name in _PLACE})
+
+
+def in_input_order(table: Any) -> Any:
+    """A pyarrow.Table with shard and row, in the order of the input; None stays None."""
+    keys = None if table is None else keys_in(table)
+    if keys is None or (keys[:-1] <= keys[1:]).all():
+        return table
+    return table.take(np.argsort(keys, kind="stable"))

@@ -15,14 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
-from collage_mpi.results.agreement import Draw, draw_of
+from collage_mpi.results import PARTS_FOLDER
 from collage_mpi.results.claim import LOOK_S, Patience, find_writer
-from collage_mpi.results.file_names import PARTS_FOLDER
 from collage_mpi.results.manifest import COMPLETE, Json, finals, resume_command
-from collage_mpi.results.number_sets import InputCoverage, NumberSet
+from collage_mpi.results.number_sets import Draw, InputCoverage, NumberSet, draw_of
 from collage_mpi.results.parts import PartName, counting, list_parts, read_part
-from collage_mpi.results.reader import Run, open_run
-from collage_mpi.results.tally import Inventory
+from collage_mpi.results.reader import Inventory, Run, open_run
 from collage_mpi.results.vectors import check_file, extras_of, of_parts, vectors_path
 from collage_mpi.rows import (
     ASKED_FIRST,

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import CollageError, UsageError
-from collage_mpi.results import parts
-from collage_mpi.results.claim import PATIENT, Claim, Patience
-from collage_mpi.results.file_names import (
+from collage_mpi.results import (
     MANIFEST,
     MARKER,
     PARTS_FOLDER,
     PENDING_FOLDER,
     VECTORS_FOLDER,
+    parts,
 )
+from collage_mpi.results.claim import PATIENT, Claim, Patience
 from collage_mpi.results.folder import (
     check_free,
     make_lasting,
@@ -50,10 +50,10 @@ from collage_mpi.results.manifest import (
 from collage_mpi.results.number_sets import InputCoverage
 from collage_mpi.results.parts import sessions_of
 from collage_mpi.results.pending import Publisher, adopt, clear
-from collage_mpi.results.reader import StoredRun, known_run
+from collage_mpi.results.reader import Inventory, StoredRun, known_run
 from collage_mpi.results.row_sink import RowSink, unwritable
 from collage_mpi.results.status import StatusFiles
-from collage_mpi.results.tally import Inventory, Tally
+from collage_mpi.results.tally import Tally
 from collage_mpi.results.vectors import extras_of, remove_orphans
 from collage_mpi.rows import IMAGES
 from collage_mpi.settings.run_settings import FILE_SETTINGS, FREE_SETTINGS

@@ -12,8 +12,7 @@ from typing import Any
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.inputs import digests, named_files
 from collage_mpi.kinds import BACKUP, COLLAGE
-from collage_mpi.results import Results, RunWriter, summarise
-from collage_mpi.results.file_names import MANIFEST, SUMMARY
+from collage_mpi.results import MANIFEST, SUMMARY, Results, RunWriter, summarise
 from collage_mpi.results.manifest import plain
 from collage_mpi.results.row_sink import MemoryWriter
 from collage_mpi.settings.run_settings import RunSettings

@@ -31,7 +31,7 @@ from collage_mpi.job.recorder import Grouping, Recorder, Writer
 from collage_mpi.kinds import BACKUP, KIND, SINGLE, SPARE_KINDS
 from collage_mpi.models import describe
 from collage_mpi.mpi.answers import ANSWERED, SKIPPED, WireResult, task_ends
-from collage_mpi.results.agreement import Draw
+from collage_mpi.results.number_sets import Draw
 from collage_mpi.scheduler import Scheduler, batch_factor, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Score

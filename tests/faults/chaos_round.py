@@ -29,8 +29,7 @@ from chaos_surroundings import SharedMemory, Strangers, children, kill, signal_a
 
 from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.launch.mpiexec import find_mpi
-from collage_mpi.results import VerifyReport, read_results, verify_run
-from collage_mpi.results.file_names import PARTS_FOLDER
+from collage_mpi.results import PARTS_FOLDER, VerifyReport, read_results, verify_run
 from collage_mpi.results.parts import list_parts
 from collage_mpi.shards import ShardWriter
 from collage_mpi.system.process_tree import end_family, holders_of

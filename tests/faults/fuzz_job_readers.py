@@ -44,9 +44,8 @@ from collage_mpi.mpi.tasks import (
     unpack_tasks,
 )
 from collage_mpi.mpi.transport import Received
-from collage_mpi.results import RunWriter, parts
+from collage_mpi.results import PARTS_FOLDER, PENDING_FOLDER, RunWriter, parts
 from collage_mpi.results.claim import Holder
-from collage_mpi.results.file_names import PARTS_FOLDER, PENDING_FOLDER
 from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.pending import adopt, entry_path, read_entry
 from collage_mpi.results.reader import keys_of

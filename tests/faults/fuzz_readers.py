@@ -42,7 +42,7 @@ from collage_mpi.results import (
 from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.slow_ranks import trace_of
 from collage_mpi.rows import STORED
-from collage_mpi.settings.files import read_settings_file
+from collage_mpi.settings.flags import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import costs_of
 from collage_mpi.slurm import SlurmSettings, render
@@ -466,7 +466,7 @@ def _bytes_of(state: Any) -> bytes:
 
 def _simulation(folder: Path) -> list[Reader]:
     from collage_mpi.commands.top import drawn
-    from collage_mpi.results.file_names import STATUS
+    from collage_mpi.results import STATUS
     from collage_mpi.results.status import StatusFiles, Watch
     from collage_mpi.rows import TASK_ROW
     from collage_mpi.simulation.replayed_answers import read_answers, save_answers

@@ -91,7 +91,7 @@ NOT_TRIED = {
     ("models/runtimes", "read_record"): "this user's cache: of another owner it is not read",
     ("models/runtimes", "_onnx"): "this user's cache: of another owner it is not read",
     ("models/runtimes", "_source_digest"): "any bytes have a hash",
-    ("results/outputs", "_index"): "two columns of a file of vectors: these are tried",
+    ("results/vectors", "_index"): "two columns of a file of vectors: these are tried",
     ("shards/pictures", "is_enlarged"): "every error is no picture",
     ("models/gate", "admit"): "any bytes are a file",
     ("models/gate", "_check_timm"): "a file of timm",

@@ -31,8 +31,7 @@ import numpy as np
 from results_harness import CELLS, fill, manifest
 
 from collage_mpi.errors import CollageError
-from collage_mpi.results import RunWriter, claim, folder, parts, verify_run
-from collage_mpi.results.file_names import MANIFEST
+from collage_mpi.results import MANIFEST, RunWriter, claim, folder, parts, verify_run
 from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.reader import known_run
 from collage_mpi.rows import IMAGES

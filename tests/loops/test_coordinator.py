@@ -49,7 +49,7 @@ from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult
 from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.mpi.transport import Received
-from collage_mpi.results.agreement import Draw
+from collage_mpi.results.number_sets import Draw
 from collage_mpi.rows import OUTCOME_CODE, SOURCE_CODE, SOURCES
 from collage_mpi.scheduler import Scheduler, make_scheme
 from collage_mpi.scheduler import events as ev

@@ -17,7 +17,7 @@ from mortal_jobs import Ended, marked_shard, run_mortal
 from collage_mpi.errors import ExitCode
 from collage_mpi.launch import startup
 from collage_mpi.results import OUTCOMES, SOURCES, read_results, verify_run
-from collage_mpi.results.agreement import draw_of
+from collage_mpi.results.number_sets import draw_of
 from collage_mpi.rows import ASKED_FIRST
 
 pytestmark = pytest.mark.mpi

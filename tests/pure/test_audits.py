@@ -10,8 +10,8 @@ from simulate_to import simulate_to
 from test_simulator import FREE
 
 from collage_mpi.results import read_results, render_summary, summarise, verify_run
-from collage_mpi.results.agreement import NO_DRAW, Draw, draw_of
 from collage_mpi.results.export import export_run
+from collage_mpi.results.number_sets import NO_DRAW, Draw, draw_of
 from collage_mpi.results.tally import ImageTally
 from collage_mpi.rows import AUDITS, KEY_ROW, SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from collage_mpi.results import read_results
-from collage_mpi.results.groups import Groups, groups_of
+from collage_mpi.results.reader import Groups, groups_of
 from collage_mpi.rows import GROUP_ROW, IMAGE_ROW
 
 OLD = Path(__file__).parent.parent / "fixtures" / "run_9f5ae534"

@@ -11,8 +11,7 @@ from rows_by_name import add_image
 from collage_mpi.errors import UsageError
 from collage_mpi.job.plan import Plan, make_plan
 from collage_mpi.job.provenance import make_manifest
-from collage_mpi.results import RunWriter, read_results
-from collage_mpi.results.file_names import INDEX_FOLDER
+from collage_mpi.results import INDEX_FOLDER, RunWriter, read_results
 from collage_mpi.results.manifest import read_manifest
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.resumed import member_changes

@@ -47,9 +47,9 @@ from collage_mpi.results import (
     verify_run,
 )
 from collage_mpi.results.claim import Holder
-from collage_mpi.results.outputs import KeptValues, write_zarr
+from collage_mpi.results.export import write_zarr
 from collage_mpi.results.render import render_summary
-from collage_mpi.results.vectors import array_of
+from collage_mpi.results.vectors import KeptValues, array_of
 from collage_mpi.rows import IMAGES
 from collage_mpi.scheduler.events import Score
 from collage_mpi.settings.run_settings import RunSettings

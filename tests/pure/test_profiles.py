@@ -12,7 +12,7 @@ import pytest
 from collage_mpi.cli import main
 from collage_mpi.errors import UsageError
 from collage_mpi.job.resume import resumed_settings
-from collage_mpi.results.file_names import MANIFEST
+from collage_mpi.results import MANIFEST
 from collage_mpi.settings.flags import add_setting_flags, flags_of, given_run
 from collage_mpi.settings.pace import PaceSettings
 from collage_mpi.settings.profiles import PROFILES

@@ -23,7 +23,7 @@ from collage_mpi.report.tables import Cell, confusions, ranks
 from collage_mpi.report.tables import settings as settings_table
 from collage_mpi.results import compare, read_results, render_summary, summarise
 from collage_mpi.results.comparison import notes
-from collage_mpi.results.groups import groups_of
+from collage_mpi.results.reader import groups_of
 from collage_mpi.results.slow_ranks import rank_speeds
 from collage_mpi.results.verify import VerifyReport
 from collage_mpi.settings.run_settings import RunSettings

@@ -20,6 +20,8 @@ from rows_by_name import add_task
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.results import (
+    MANIFEST,
+    MARKER,
     RunWriter,
     compare,
     export_run,
@@ -31,7 +33,6 @@ from collage_mpi.results import (
     verify_run,
     write_summary,
 )
-from collage_mpi.results.file_names import MANIFEST, MARKER
 from collage_mpi.results.manifest import check_manifest
 from collage_mpi.results.reader import label_of
 from collage_mpi.results.summary import ranks_used

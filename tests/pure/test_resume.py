@@ -25,8 +25,7 @@ from collage_mpi.job.provenance import command_line, job_facts, make_manifest
 from collage_mpi.job.resume import fitted, resumed_settings
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import save_weights
-from collage_mpi.results import RunWriter, export_run, read_results, summarise, verify_run
-from collage_mpi.results.file_names import MARKER
+from collage_mpi.results import MARKER, RunWriter, export_run, read_results, summarise, verify_run
 from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.reader import rows_that_count
 from collage_mpi.results.writer import differences

@@ -17,8 +17,7 @@ from paper import paper
 
 from collage_mpi.cli import main
 from collage_mpi.errors import CollageError, UsageError
-from collage_mpi.settings.files import read_settings_file
-from collage_mpi.settings.flags import add_setting_flags, flags_of, given_run
+from collage_mpi.settings.flags import add_setting_flags, flags_of, given_run, read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.fields import Settings, about, setting, spellings
 

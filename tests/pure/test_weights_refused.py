@@ -16,7 +16,7 @@ from collage_mpi.job.plan import make_plan
 from collage_mpi.models.architecture import Architecture, Stage
 from collage_mpi.models.state_dicts import load_tensors
 from collage_mpi.models.weights import METADATA_KEY, describe_weights, read_tensors, save_weights
-from collage_mpi.settings.files import read_settings_file
+from collage_mpi.settings.flags import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
 from collage_mpi.simulation.replayed_answers import read_answers
