@@ -16,8 +16,14 @@ from collage_mpi.system.environment import launcher_rank
 from collage_mpi.system.hard_exit import leave_if_armed
 from collage_mpi.system.launchers import VARIABLE, launcher_of
 from collage_mpi.system.limits import fault_of
-from collage_mpi.system.progress import report
-from collage_mpi.system.tell import SafeStream, abandon, let_rank_0_speak, tell, told_on_stderr
+from collage_mpi.system.tell import (
+    SafeStream,
+    abandon,
+    let_rank_0_speak,
+    report,
+    tell,
+    told_on_stderr,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

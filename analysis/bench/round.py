@@ -21,7 +21,6 @@ from typing import Any
 from round_settings import WORLDS, BenchSettings
 
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode, UsageError
-from collage_mpi.system import progress
 from collage_mpi.system.environment import launcher_size
 from collage_mpi.system.launchers import MPIS
 from collage_mpi.system.tell import tell, told_on_stderr
@@ -152,7 +151,7 @@ def _as_ranks(args: argparse.Namespace, settings: BenchSettings) -> int:
         elif report is not None:
             _tell(args, full_report(settings, [report]))
         if report is not None:
-            progress.report(exit=0)
+            report(exit=0)
         return int(ExitCode.COMPLETE)
 
     return guarded(comm, work)

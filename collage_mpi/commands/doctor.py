@@ -21,8 +21,7 @@ from collage_mpi.settings.inputs import NetworkSettings
 from collage_mpi.system.environment import launcher_rank, launcher_size
 from collage_mpi.system.fields import same, setting
 from collage_mpi.system.printable import counted
-from collage_mpi.system.progress import report
-from collage_mpi.system.tell import tell
+from collage_mpi.system.tell import report, tell
 
 NAME_WIDTH = 11
 PLAIN_WIDTH = 100  # width in a file or a pipe

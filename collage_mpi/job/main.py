@@ -44,8 +44,7 @@ from collage_mpi.system.environment import (
 from collage_mpi.system.limits import fault_of
 from collage_mpi.system.printable import numbered
 from collage_mpi.system.process_tree import STOP_SIGNALS
-from collage_mpi.system.progress import report
-from collage_mpi.system.tell import tell
+from collage_mpi.system.tell import report, tell
 
 StopReason = Callable[[], str | None]
 

@@ -26,8 +26,7 @@ from collage_mpi.mpi.protocol import CONTROL_BYTES, TAG_CONTROL, TAG_TASK, TAG_U
 from collage_mpi.system.extras import PACKAGES, pip_line
 from collage_mpi.system.hard_exit import leave
 from collage_mpi.system.limits import limit_met
-from collage_mpi.system.progress import report
-from collage_mpi.system.tell import tell
+from collage_mpi.system.tell import report, tell
 
 Clock = Callable[[], int]
 

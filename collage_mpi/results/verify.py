@@ -16,7 +16,6 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
 from collage_mpi.results import PARTS_FOLDER
-from collage_mpi.results.claim import LOOK_S, Patience, find_writer
 from collage_mpi.results.manifest import COMPLETE, Json, finals, resume_command
 from collage_mpi.results.number_sets import Draw, InputCoverage, NumberSet, draw_of
 from collage_mpi.results.parts import PartName, counting, list_parts, read_part
@@ -232,6 +231,8 @@ def _check_vectors(run: Run, parts: Sequence[PartName], report: VerifyReport) ->
 
 def _look_for_a_writer(report: VerifyReport) -> None:
     """If a job is writing to the run, report this instead of how to resume it."""
+    from collage_mpi.results.claim import LOOK_S, Patience, find_writer
+
     writer, _ = find_writer(report.path, Patience(still_s=LOOK_S))
     if writer is None:
         return

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from collage_mpi.system.environment import status_word
 from collage_mpi.system.printable import printable
-from collage_mpi.system.tell import SafeStream, tell
+from collage_mpi.system.tell import SafeStream, mark_of, status_line, tell
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -150,34 +150,6 @@ class WaitReporter(StatusReporter):
     """Reports a wait, not work: it has no rate, and no line of it remains when it is over."""
 
     passing = True
-
-
-def mark_of(word: str) -> str:
-    """The start of a launch's status lines."""
-    return f"@status:{word} "
-
-
-def status_line(status: dict[str, Any], word: str) -> str:
-    """The machine-readable form, without a newline."""
-    return mark_of(word) + json.dumps(status, separators=(",", ":"), default=float)
-
-
-def report(stream: TextIO | None = None, **status: Any) -> None:
-    """Tell launch something of this rank, in one piece. It does nothing without a launch.
-
-    Args:
-        stream: where to; None: stderr.
-        status: `there=RANK`: this rank begins to start MPI; the only report of ranks other than 0.
-            `up=True`: MPI has started, so every rank is there. `fault=MESSAGE, rank=RANK`: this
-            rank's error message, which launch prints if only this rank has ended; normally rank 0
-            prints for all. `exit=CODE`: what rank 0 is about to leave with. Launchers mix the codes
-            of several ranks, and some give 0 for a job whose rank 0 was killed.
-    """
-    word = status_word()
-    if word is not None:  # `print` writes the newline separately if Python does not buffer
-        stream = stream or sys.stderr
-        stream.write(f"{status_line(status, word)}\n")
-        stream.flush()
 
 
 def split_statuses(line: str, word: str | None) -> tuple[str, list[dict[str, Any]]]:

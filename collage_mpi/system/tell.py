@@ -6,6 +6,7 @@ or redirect it. An output stream that fails does not end the job.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from collage_mpi.system.environment import launcher_rank
+from collage_mpi.system.environment import launcher_rank, status_word
 from collage_mpi.system.printable import printable
 
 # It has no handler of its own, not even a NullHandler: if `collage_mpi.run` fails, it returns a
@@ -108,3 +109,31 @@ def let_rank_0_speak() -> None:
     """Let a rank other than 0 wait before it leaves with an error, so that rank 0 speaks first."""
     if launcher_rank() not in (None, 0) and "mpi4py.MPI" not in sys.modules:
         time.sleep(SPEAK_FIRST_S)
+
+
+def mark_of(word: str) -> str:
+    """The start of a launch's status lines."""
+    return f"@status:{word} "
+
+
+def status_line(status: dict[str, Any], word: str) -> str:
+    """The machine-readable form, without a newline."""
+    return mark_of(word) + json.dumps(status, separators=(",", ":"), default=float)
+
+
+def report(stream: TextIO | None = None, **status: Any) -> None:
+    """Tell launch something of this rank, in one piece. It does nothing without a launch.
+
+    Args:
+        stream: where to; None: stderr.
+        status: `there=RANK`: this rank begins to start MPI; the only report of ranks other than 0.
+            `up=True`: MPI has started, so every rank is there. `fault=MESSAGE, rank=RANK`: this
+            rank's error message, which launch prints if only this rank has ended; normally rank 0
+            prints for all. `exit=CODE`: what rank 0 is about to leave with. Launchers mix the codes
+            of several ranks, and some give 0 for a job whose rank 0 was killed.
+    """
+    word = status_word()
+    if word is not None:  # `print` writes the newline separately if Python does not buffer
+        stream = stream or sys.stderr
+        stream.write(f"{status_line(status, word)}\n")
+        stream.flush()

@@ -39,7 +39,8 @@ from collage_mpi.scheduler.events import Unread
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.slurm import SlurmSettings
 from collage_mpi.system.hard_exit import shared_memory
-from collage_mpi.system.progress import split_statuses, status_line
+from collage_mpi.system.progress import split_statuses
+from collage_mpi.system.tell import status_line
 from collage_mpi.training.parts import VERSION, load_checkpoint
 from collage_mpi.workload.trace import load_trace
 

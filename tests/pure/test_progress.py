@@ -20,12 +20,10 @@ from collage_mpi.system.progress import (
     StatusReporter,
     WaitReporter,
     advancing,
-    mark_of,
     plain_line,
-    report,
     split_statuses,
-    status_line,
 )
+from collage_mpi.system.tell import mark_of, report, status_line
 
 WORD = "4f1a"
 

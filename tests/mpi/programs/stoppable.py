@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from mpi4py import MPI
 
-from collage_mpi.system.progress import StatusReporter, report
+from collage_mpi.system.progress import StatusReporter
+from collage_mpi.system.tell import report
 
 comm = MPI.COMM_WORLD
 stop: list[int] = []
