@@ -31,8 +31,8 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.schemes import Candidate, simulate_schemes
 from collage_mpi.simulation.simulator import SimulatedJob
 from collage_mpi.system.files import write_atomic
+from collage_mpi.workload.arrivals import load_trace
 from collage_mpi.workload.service_times import DelayModel, trace_rows
-from collage_mpi.workload.trace import load_trace
 
 SIDE, SPARE = 3, 2
 PLACEMENTS, GROUPS = 11, 50  # 550 groups in all: a P99 wants 368

@@ -79,7 +79,7 @@ def _trace(args: ExportArguments) -> int:
     from collage_mpi.results import EXPORT
     from collage_mpi.results.reader import read_results
     from collage_mpi.results.slow_ranks import trace_of
-    from collage_mpi.workload.trace import save_trace
+    from collage_mpi.workload.arrivals import save_trace
 
     path = (args.out or args.run / EXPORT) / "trace.npy"
     with writing(path):

@@ -37,8 +37,7 @@ from collage_mpi.results.agreement import ADVICE, weaker_by
 from collage_mpi.results.parts import sessions_of
 from collage_mpi.results.vectors import require_pyarrow
 from collage_mpi.scheduler.schemes import SCHEMES
-from collage_mpi.settings.placement import Placement
-from collage_mpi.settings.redundancy import pastes
+from collage_mpi.settings.redundancy import Placement, pastes
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
 from collage_mpi.shards.inputs import HDF5, expand_paths, source_of

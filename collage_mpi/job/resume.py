@@ -18,8 +18,7 @@ from collage_mpi.job.inputs import digests, named_files
 from collage_mpi.results import MANIFEST, MARKER, RunWriter
 from collage_mpi.results.folder import refuse_foreign
 from collage_mpi.results.manifest import read_manifest, recorded_settings
-from collage_mpi.settings.profiles import with_profile
-from collage_mpi.settings.run_settings import FILE_SETTINGS, RunSettings
+from collage_mpi.settings.run_settings import FILE_SETTINGS, RunSettings, with_profile
 from collage_mpi.shards.inputs import expand_paths, source_of
 from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell

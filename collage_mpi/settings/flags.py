@@ -102,8 +102,7 @@ class _Lines(argparse.HelpFormatter):
 
 def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for every setting of a run, and --profile and --settings FILE."""
-    from collage_mpi.settings.profiles import PROFILE, PROFILES
-    from collage_mpi.settings.run_settings import RunSettings
+    from collage_mpi.settings.run_settings import PROFILE, PROFILES, RunSettings
 
     parser.formatter_class = _Lines
     add_settings_file(parser)

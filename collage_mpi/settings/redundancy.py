@@ -1,14 +1,18 @@
-"""The settings of schemes and ranks, and the numbers of ranks and copies that follow from them."""
+"""The settings of schemes and ranks, and of when answers count or are late; the numbers of ranks and
+copies, and which rank holds what, that follow from them.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from collage_mpi.encoding.grid import MAX_SIDE, MIN_SIDE
-from collage_mpi.errors import UsageError
+from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, KINDS, SINGLE
+from collage_mpi.scheduler.policies import AUTO, FIRST, AcceptPolicy, Confident, First
 from collage_mpi.scheduler.schemes import (
     ASSIGNMENTS,
     PLACEMENTS,
@@ -16,13 +20,6 @@ from collage_mpi.scheduler.schemes import (
     SchemeSettings,
     make_scheme,
     scheme_class,
-)
-from collage_mpi.settings.acceptance import AcceptSettings, LateSettings, ms_to_ns
-from collage_mpi.settings.placement import (
-    Placement,
-    one_world,
-    one_world_is_missing,
-    wrong_size,
 )
 from collage_mpi.system.fields import Settings, setting
 from collage_mpi.system.printable import counted
@@ -194,6 +191,97 @@ class RankSettings(Settings):
         return Placement((frozenset(), *held, *idle))
 
 
+UNTIL_CHOSEN = 0.9  # score that counts in a job with `agree`, which replaces it
+
+_accept = partial(setting, group="when a collage's answer counts")
+_late = partial(setting, group="late images")
+
+
+@dataclass(frozen=True, repr=False)
+class AcceptSettings(Settings):
+    """When a collage's answer counts."""
+
+    confidence: float | None = _accept(
+        None,
+        "an answer of a collage counts at once if its score is at least this. Otherwise it is "
+        "kept, see --deadline-ms. 0: every answer counts at once, so the first answer to an image "
+        "wins. 1: no answer counts at once. auto: the threshold in the collage network's file, or "
+        "1 if the file has none for this single network (docs/weights.md)",
+        unset=AUTO,
+        auto=True,
+        at_least=0,
+        at_most=1,
+    )
+    agree: float | None = _accept(
+        None,
+        "scheme cascade: choose the lowest score that counts, without labels, so that at most 1 - "
+        "A of all images get another answer than the single network's (95 % confidence). Both "
+        "networks first classify a sample of the images to choose the score. Audits may raise it",
+        metavar="A",
+        above=0,
+        below=1,
+    )
+    deadline_ms: float | None = _accept(
+        None,
+        "an answer with a lower score than --confidence counts this long after its group entered "
+        "the job; the source of its row is then kept. Without a deadline it counts only if no "
+        "single rank can answer the image",
+        at_least=0,
+    )
+    audit: float = _accept(
+        0.01,
+        "scheme cascade: share of the images to audit. If a collage's answer for such an image is "
+        "accepted, the single network classifies the image as well, and the two answers are "
+        "compared",
+        at_least=0,
+        at_most=1,
+    )
+
+    def _check(self) -> None:
+        if self.agree is not None and self.confidence is not None:
+            raise UsageError(
+                f"agree is {self.agree:g} with confidence {self.confidence:g}: agree chooses the "
+                "score that counts; leave out --confidence, or --agree"
+            )
+        if self.agree is not None and self.deadline_ms is not None:
+            raise UsageError(
+                f"agree is {self.agree:g} with a deadline: after the deadline an answer counts "
+                "whatever its score, so agree could not bound the changed answers; leave out "
+                "--deadline-ms, or --agree"
+            )
+
+    def accept_policy(self) -> AcceptPolicy:
+        """The accept policy of the collage."""
+        if self.agree is not None:
+            return Confident(UNTIL_CHOSEN, None)
+        if not self.confidence:
+            return First(AUTO if self.confidence is None else FIRST)
+        confidence = self.confidence if self.confidence < 1 else math.inf
+        return Confident(confidence, ms_to_ns(self.deadline_ms))
+
+
+@dataclass(frozen=True, repr=False)
+class LateSettings(Settings):
+    """When an image or a collage is late."""
+
+    hedge_ms: float | None = _late(
+        None,
+        "scheme hedge: an image is late after this long and gets a second copy when a rank is idle",
+        at_least=0,
+    )
+    linger_ms: float | None = _late(
+        None,
+        "send a collage that is not full this long after its group's first image",
+        unset="when it is full",
+        at_least=0,
+    )
+
+
+def ms_to_ns(value_ms: float | None) -> int | None:
+    """Milliseconds as whole ns; None stays None."""
+    return None if value_ms is None else round(value_ms * 1e6)
+
+
 @dataclass(frozen=True, repr=False)
 class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
     """All settings that the scheme is made from."""
@@ -277,3 +365,99 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
 def pastes(scheme: str) -> bool:
     """Whether the scheme with this name pastes several images into one picture."""
     return any(KIND[kind].encoded for kind in scheme_class(scheme).needs)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The networks of each rank: `kinds[i]` are the kinds that rank coordinator + i holds.
+
+    A rank may hold several kinds (single and collage), one, or none (the coordinator, and ranks
+    that a scheme does not use).
+    """
+
+    kinds: tuple[frozenset[str], ...]
+    coordinator: int = 0  # its rank in the world; the other ranks of its team follow
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks, including the coordinator."""
+        return len(self.kinds)
+
+    @property
+    def of_rank(self) -> dict[int, frozenset[str]]:
+        """Rank -> the kinds that it holds, without the coordinator."""
+        return dict(enumerate(self.kinds[1:], start=self.coordinator + 1))
+
+    @property
+    def workers(self) -> tuple[int, ...]:
+        """Ranks that hold at least one network."""
+        return tuple(rank for rank, held in self.of_rank.items() if held)
+
+    @property
+    def idle(self) -> tuple[int, ...]:
+        """Ranks other than the coordinator that hold no network."""
+        return tuple(rank for rank, held in self.of_rank.items() if not held)
+
+    def ranks_of(self, kind: str) -> tuple[int, ...]:
+        """Ranks that hold `kind`, ascending."""
+        return tuple(rank for rank, held in self.of_rank.items() if kind in held)
+
+    def describe(self) -> str:
+        """One line for a log: `0 coordinator, 1-9 single, 10 collage`."""
+        parts = [f"{self.coordinator} coordinator"]
+        runs: list[tuple[int, int, str]] = []
+        for rank, held in self.of_rank.items():
+            name = "+".join(sorted(held, reverse=True)) or "idle"
+            if runs and runs[-1][2] == name:
+                runs[-1] = (runs[-1][0], rank, name)
+            else:
+                runs.append((rank, rank, name))
+        parts += [f"{a if a == b else f'{a}-{b}'} {name}" for a, b, name in runs]
+        return ", ".join(parts)
+
+
+def one_world(world_size: int, launcher_size: int | None) -> bool:
+    """Whether the ranks that the launcher started are one world of several ranks."""
+    return world_size > 1 and (launcher_size or world_size) == world_size
+
+
+def wrong_size(world: int, who: str, counts: Mapping[str, int], scheme: str) -> EnvironmentFault:
+    """The error for a world of the wrong size, with what to type instead.
+
+    Args:
+        world: number of ranks.
+        who: the flag that gives the number of single ranks.
+        counts: kind -> number of ranks that are needed.
+        scheme: its name.
+    """
+    needed = 1 + sum(counts.values())
+    parts = " + ".join(["1 coordinator", *[f"{n} {kind}" for kind, n in counts.items()]])
+    beside = [
+        f"{n} {kind} rank" + ("" if n == 1 else "s") for kind, n in counts.items() if kind != SINGLE
+    ]
+    by = " and ".join(beside) if beside and SINGLE in counts else f"--scheme {scheme}"
+    first = next(iter(counts))
+    possible = world - needed + counts[first]
+    flag = "--" + KIND[first].ranks.replace("_", "-")
+    other = f", or pass {flag} {possible}" if possible >= 1 else ""
+    return EnvironmentFault(
+        f"the world has {world} ranks; {who} with {by} needs {needed} ({parts}): "
+        f"launch with -n {needed}{other}"
+    )
+
+
+def one_world_is_missing(world: int, launcher_size: int | None, needed: int) -> EnvironmentFault:
+    """The error for ranks that are not one world, with what to type instead."""
+    lines = (
+        f"  collage-mpi launch -n {needed} -- run ...     finds the matching mpiexec\n"
+        f"  mpiexec -n {needed} collage-mpi run ...       the mpiexec of the MPI installed here\n"
+        f"  srun --mpi=pmi2 (MPICH) or --mpi=pmix (Open MPI) -n {needed} collage-mpi run ..."
+    )
+    if launcher_size is not None and launcher_size > 1:
+        return EnvironmentFault(
+            f"the launcher started {launcher_size} ranks, but MPI says this is rank 0 of {world}: "
+            f"the launcher and the MPI library do not match. Use one of\n{lines}"
+        )
+    return EnvironmentFault(
+        f"this is one process on its own; the job needs {needed} ranks. Use one of\n{lines}"
+    )

@@ -1,6 +1,8 @@
 """The settings of a run: one typed object, built from the parts that the other modules declare.
 
-Rules between settings of different parts are here.
+Rules between settings of different parts are here, and the profile `paper`: a named set of defaults,
+which settings of the user override. A run does not record its profile; only the effective settings
+are recorded and compared.
 """
 
 from __future__ import annotations
@@ -25,15 +27,14 @@ from collage_mpi.kinds import (
     TABLE,
 )
 from collage_mpi.models.named import is_function
+from collage_mpi.removed import removed_setting
 from collage_mpi.scheduler import SchedulerSettings
 from collage_mpi.scheduler.schemes import scheme_class
-from collage_mpi.settings.acceptance import ms_to_ns
 from collage_mpi.settings.inputs import InputSettings, NetworkSettings
 from collage_mpi.settings.pace import PaceSettings, SurvivalSettings
-from collage_mpi.settings.placement import Placement
-from collage_mpi.settings.profiles import PROFILE, profile_of, with_profile
-from collage_mpi.settings.redundancy import RedundancySettings
+from collage_mpi.settings.redundancy import Placement, RedundancySettings, ms_to_ns
 from collage_mpi.system.fields import about, by_name, names
+from collage_mpi.system.printable import shown
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
 if TYPE_CHECKING:
@@ -47,6 +48,62 @@ MAX_ATTEMPTS = 3  # tasks of the main kind that may fail for an image before its
 AUDIT_SEED = 0  # of the draw of audited images
 MOST_OF_A_LEASE = 4096  # most images of a batch with teams, whose places fit one message
 R = TypeVar("R", bound="RunSettings")
+PROFILE = "profile"  # the key, in files and for flags
+
+Json = dict[str, Any]
+
+# Every setting of ranks, acceptance, late images and pace: no default of a later version changes
+# the paper's layout.
+PROFILES: dict[str, Json] = {
+    "paper": {
+        "scheme": "collage",
+        "side": 3,
+        "singles": None,
+        "collage_ranks": 1,
+        "assign": "turn",
+        "endgame": "off",
+        "placement": "fixed",
+        "confidence": 0.0,
+        "agree": None,
+        "deadline_ms": None,
+        "audit": 0.0,
+        "hedge_ms": None,
+        "linger_ms": None,
+        "rate": None,
+        "arrival_file": None,
+        "between": "carry",
+        "depth": 1,
+        "batch": 1,
+        "credit": 2,
+        "warmup_groups": 2,
+    },
+}
+
+
+def profile_of(given: Mapping[str, Any], source: str) -> Json:
+    """The settings of the profile that the given settings name; {} if they name none.
+
+    Raises:
+        UsageError: there is no such profile.
+    """
+    name = given.get(PROFILE)
+    if name is None:
+        return {}
+    if not isinstance(name, str) or name not in PROFILES:
+        gone = isinstance(name, str) and removed_setting(PROFILE, name)
+        known = f"profile is {shown(name)}; known is {', '.join(PROFILES)}"
+        raise UsageError(f"{source}: {gone or known}")
+    return PROFILES[name]
+
+
+def with_profile(given: Mapping[str, Any], source: str) -> Json:
+    """The given settings, completed by those of the profile that they name.
+
+    Raises:
+        UsageError: there is no such profile.
+    """
+    named = {key: value for key, value in given.items() if key != PROFILE}
+    return {**profile_of(given, source), **named}
 
 
 @dataclass(frozen=True, repr=False)

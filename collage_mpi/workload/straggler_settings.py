@@ -136,7 +136,7 @@ def make_delays(settings: StragglerSettings, *, by_image: bool = False) -> Delay
         return Spells(seed, rank, SLOW_SHARE, SPELL_S)
 
     def trace() -> Body:
-        from collage_mpi.workload.trace import load_trace  # here, because --help needs no numpy
+        from collage_mpi.workload.arrivals import load_trace
 
         return service_times.trace_rows(seed, load_trace(s.trace_file or ""))
 

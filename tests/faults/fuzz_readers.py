@@ -46,7 +46,7 @@ from collage_mpi.settings.flags import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import costs_of
 from collage_mpi.slurm import SlurmSettings, render
-from collage_mpi.workload.trace import load_trace
+from collage_mpi.workload.arrivals import load_trace
 
 USER = (CollageError,)
 

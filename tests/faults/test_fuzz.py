@@ -42,7 +42,7 @@ from collage_mpi.system.hard_exit import shared_memory
 from collage_mpi.system.progress import split_statuses
 from collage_mpi.system.tell import status_line
 from collage_mpi.training.parts import VERSION, load_checkpoint
-from collage_mpi.workload.trace import load_trace
+from collage_mpi.workload.arrivals import load_trace
 
 pytestmark = pytest.mark.faults
 FEW = 20

@@ -18,7 +18,7 @@ from collage_mpi.scheduler.policies import AcceptPolicy
 from collage_mpi.scheduler.schemes import scheme_class
 from collage_mpi.scheduler.state import GroupState, ImageState
 from collage_mpi.scheduler.transitions import DEFERRED, PARKED, RESERVED
-from collage_mpi.settings.acceptance import AcceptSettings
+from collage_mpi.settings.redundancy import AcceptSettings
 
 SINGLE, COLLAGE, BACKUP = "single", "collage", "backup"
 MS = 1_000_000

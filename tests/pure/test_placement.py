@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.settings.placement import Placement
+from collage_mpi.settings.redundancy import Placement
 from collage_mpi.settings.run_settings import RunSettings
 
 

@@ -31,7 +31,7 @@ from collage_mpi.settings.flags import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.replayed_answers import read_answers
 from collage_mpi.slurm import SlurmSettings
-from collage_mpi.workload.trace import load_trace
+from collage_mpi.workload.arrivals import load_trace
 
 KEPT = Path(__file__).parent.parent / "fixtures" / "formats_1_0_0"
 RUN = KEPT.parent / "run_9f5ae534" / "cascade"

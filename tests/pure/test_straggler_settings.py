@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.workload.arrivals import load_trace
 from collage_mpi.workload.straggler_settings import MODELS, StragglerSettings, make_delays
-from collage_mpi.workload.trace import load_trace
 
 
 def draws_ms(settings: StragglerSettings, ranks=range(1, 6), groups=range(400)) -> np.ndarray:

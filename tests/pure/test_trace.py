@@ -16,8 +16,8 @@ from collage_mpi.results.slow_ranks import trace_of
 from collage_mpi.rows import KIND_CODE, OUTCOME_CODE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
+from collage_mpi.workload.arrivals import load_trace
 from collage_mpi.workload.straggler_settings import make_delays
-from collage_mpi.workload.trace import load_trace
 
 
 @pytest.fixture
