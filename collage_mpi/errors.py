@@ -49,3 +49,12 @@ class RankGone(CollageError):
     """A rank is lost, and the job must not go on without it."""
 
     exit_code = ExitCode.INCOMPLETE
+
+
+class ShardFault(EnvironmentFault):
+    """A shard that was sound when the job began can no longer be read, or has changed."""
+
+    def __init__(self, shard: int, message: str) -> None:
+        """`shard` is its number in the `ShardSet`."""
+        super().__init__(message)
+        self.shard = shard

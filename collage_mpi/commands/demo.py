@@ -15,9 +15,9 @@ from pathlib import Path
 from collage_mpi.commands.launch import LaunchArguments, launch_ranks
 from collage_mpi.commands.parser import Command, MpiArguments
 from collage_mpi.errors import EnvironmentFault
+from collage_mpi.plugins import optional
 from collage_mpi.results import REPORT
 from collage_mpi.settings.inputs import NetworkSettings
-from collage_mpi.system.extras import optional
 from collage_mpi.system.fields import REQUIRED, same, setting
 from collage_mpi.system.printable import say
 

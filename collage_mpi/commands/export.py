@@ -8,8 +8,8 @@ from pathlib import Path
 
 from collage_mpi.commands.parser import Command
 from collage_mpi.errors import ExitCode
+from collage_mpi.plugins import pip_line
 from collage_mpi.settings.flags import Arguments, switch
-from collage_mpi.system.extras import pip_line
 from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.files import writing
 from collage_mpi.system.printable import counted, printable, say

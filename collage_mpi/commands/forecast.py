@@ -29,13 +29,7 @@ from collage_mpi.job.handshake import (
 )
 from collage_mpi.job.messages import Hello, Measured
 from collage_mpi.job.networks import NetworkLoader, Networks, gpus_here
-from collage_mpi.job.plan import (
-    Plan,
-    make_plan,
-    warn_of_one_class_groups,
-    warn_of_small_pictures,
-    with_every_answer,
-)
+from collage_mpi.job.plan import Plan, make_plan, warn_of_one_class_groups, warn_of_small_pictures
 from collage_mpi.job.provenance import make_manifest
 from collage_mpi.job.resume import has_run
 from collage_mpi.job.run import Ask, warn_of_bad_shards
@@ -46,7 +40,7 @@ from collage_mpi.models.tuning import NO_TUNING
 from collage_mpi.results.folder import check_place
 from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.writer import RunWriter
-from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.settings.run_settings import RunSettings, with_every_answer
 from collage_mpi.shards import ShardSet
 from collage_mpi.shards.order import Order
 from collage_mpi.shards.schema import remake_command

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from collage_mpi.commands.parser import Command, Commands
 from collage_mpi.errors import UsageError
+from collage_mpi.plugins import pip_line
 from collage_mpi.settings.flags import Arguments
-from collage_mpi.system.extras import pip_line
 from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.printable import ranges_in, say
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from collage_mpi.system.extras import optional
+from collage_mpi.plugins import optional
 from collage_mpi.system.files import writing
 
 # Okabe and Ito (2008), without yellow, which is hard to see on white: distinct with every common

@@ -44,9 +44,9 @@ from collage_mpi.models.runtimes import (
     unfinished,
 )
 from collage_mpi.models.tuning import COMPILE, NO_TUNING, OWN_TUNING, PLAIN, TORCH, Tuning
+from collage_mpi.plugins import pip_line
 from collage_mpi.shards.order import Order
 from collage_mpi.system.environment import local_size, threads_per_rank, without_rank
-from collage_mpi.system.extras import pip_line
 from collage_mpi.system.fields import AUTO
 from collage_mpi.system.printable import one_line
 from collage_mpi.system.process_tree import ask_apart, own_command

@@ -27,7 +27,7 @@ from collage_mpi.models.info import (
     check_items,
     class_mismatch,
 )
-from collage_mpi.models.named import PREFIXES, is_foreign, is_function, is_null, read_spec
+from collage_mpi.models.named import PREFIXES, is_foreign, is_function, read_spec
 from collage_mpi.models.null import NULL_CLASSES
 from collage_mpi.models.runtimes import candidates
 from collage_mpi.models.specs import AcceptSpec
@@ -38,7 +38,7 @@ from collage_mpi.results.parts import sessions_of
 from collage_mpi.results.vectors import require_pyarrow
 from collage_mpi.scheduler.schemes import SCHEMES
 from collage_mpi.settings.redundancy import Placement, pastes
-from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.settings.run_settings import RunSettings, any_foreign, with_accept_of
 from collage_mpi.shards import ShardSet
 from collage_mpi.shards.inputs import HDF5, expand_paths, source_of
 from collage_mpi.shards.order import (
@@ -262,7 +262,7 @@ def _fitted(
     if settings.confidence is None and known.confidence == 1:
         measure = (
             ""
-            if _any_foreign(settings)
+            if any_foreign(settings)
             else ("`collage-mpi weights threshold` finds a threshold from labelled images; ")
         )
         tell(
@@ -318,60 +318,6 @@ def _networks(settings: RunSettings) -> dict[str, NetworkInfo]:
         kind: describe(settings.network(kind), KIND[kind].network, trusted) for kind in used
     }
     return {kind: info for kind, info in described.items() if info is not None}
-
-
-def with_accept_of(
-    settings: RunSettings, single: NetworkInfo | None, judged: NetworkInfo | None
-) -> RunSettings:
-    """The settings with `accept auto` replaced by the policy that fits these networks.
-
-    The policy is `confident` with the judged network's threshold, if the threshold was measured
-    with this single network, and otherwise `confident` with the confidence 1. With `agree` the run
-    itself chooses the threshold later. Every answer counts if a network is null, or if the single
-    network is its own first stage, because no accuracy can be lost.
-
-    Args:
-        settings: of the run.
-        single: the single network's facts; None if it has none.
-        judged: the facts of the network of kind `settings.judged`; None if it has none.
-
-    Raises:
-        UsageError: the scheme needs a threshold, and the judged network has none.
-    """
-    if settings.confidence is not None or settings.agree is not None or not settings.takes_policy:
-        return settings
-    name = settings.network(settings.judged)
-    if is_null(settings.single) or is_null(name) or name == settings.single:
-        return with_every_answer(settings)
-    spec = None if judged is None else judged.accept
-    if spec is not None and single is not None and spec.single == single.fingerprint:
-        return replace(settings, confidence=spec.confidence)
-    if not settings.takes_threshold:
-        return replace(settings, confidence=1.0)
-    measure = (
-        ""
-        if _any_foreign(settings)
-        else (
-            f"`collage-mpi weights threshold --shards LABELLED --single {settings.single} "
-            f"--{settings.judged} {name}` finds one; "
-        )
-    )
-    raise UsageError(
-        f"scheme {settings.scheme} needs a threshold, from which on an answer of "
-        f"--{settings.judged} {name} counts, and this network has none for this single network. "
-        f"{measure}--agree 0.99 lets the run choose one; "
-        "or set it by hand with --confidence 0.9"
-    )
-
-
-def _any_foreign(settings: RunSettings) -> bool:
-    """Whether a network that a threshold concerns has no weights file of this package."""
-    return any(is_foreign(settings.network(kind)) for kind in (SINGLE, settings.judged))
-
-
-def with_every_answer(settings: RunSettings) -> RunSettings:
-    """The settings changed so that every answer of a collage counts at once."""
-    return replace(settings, confidence=0.0, agree=None)
 
 
 def _named_by_file(path: Path, shards: ShardSet, names: tuple[str, ...] | None) -> tuple[str, ...]:

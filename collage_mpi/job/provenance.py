@@ -19,10 +19,13 @@ from types import FunctionType
 from typing import Any
 
 from collage_mpi import __version__
-from collage_mpi.job.inputs import digests, named_files
+from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.messages import Changed, Hello
 from collage_mpi.job.plan import Plan
 from collage_mpi.job.session import TeamSession
+from collage_mpi.kinds import NETWORK_SETTINGS
+from collage_mpi.models.gate import sha256_of_network
+from collage_mpi.models.named import is_file, is_null
 from collage_mpi.results.number_sets import keys_digest
 from collage_mpi.scheduler import Scheduler
 from collage_mpi.settings.run_settings import RunSettings
@@ -190,3 +193,37 @@ def _changes(rank: int, changes: Sequence[tuple[int, Changed]]) -> dict[str, Any
         )
         if found
     }
+
+
+def named_files(settings: RunSettings) -> dict[str, Path]:
+    """Setting -> the file that it names, for the files that the run reads.
+
+    Null networks, users' functions and networks of libraries are not files. They are identified by
+    their names; for functions and libraries ranks also report fingerprints.
+    """
+    used = {kind: settings.uses(kind) for kind in NETWORK_SETTINGS}
+    used |= dict.fromkeys(("arrival_file", "class_names_file"), True)
+    used["trace_file"] = settings.straggler == "trace"
+    named = {name: getattr(settings, name) for name, wanted in used.items() if wanted}
+    return {
+        name: Path(spec)
+        for name, spec in named.items()
+        if spec and not is_null(spec) and is_file(spec)
+    }
+
+
+def digests(files: dict[str, Path]) -> dict[str, str]:
+    """Setting -> SHA-256 of its file, 64 hex digits.
+
+    Raises:
+        EnvironmentFault, DataFault: a file cannot be read.
+    """
+    found = {}
+    for name, path in files.items():
+        try:
+            found[name] = sha256_of_network(path)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{name} {path}: cannot be read: {error.strerror or error}"
+            ) from error
+    return found

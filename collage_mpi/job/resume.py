@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import CollageError, UsageError
-from collage_mpi.job.inputs import digests, named_files
+from collage_mpi.job.provenance import digests, named_files
 from collage_mpi.results import MANIFEST, MARKER, RunWriter
 from collage_mpi.results.folder import refuse_foreign
 from collage_mpi.results.manifest import read_manifest, recorded_settings

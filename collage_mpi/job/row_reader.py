@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from collage_mpi.encoding.collage import Encoder, paste_group
-from collage_mpi.errors import EnvironmentFault
+from collage_mpi.errors import EnvironmentFault, ShardFault
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.scheduler.events import Unread
 from collage_mpi.shards.pictures import PictureFit, UnreadablePicture, picture_pixels
 from collage_mpi.shards.remote import absolute
-from collage_mpi.shards.schema import ShardFault, ShardInfo
+from collage_mpi.shards.schema import ShardInfo
 from collage_mpi.shards.source import ReadMeter
 
 if TYPE_CHECKING:

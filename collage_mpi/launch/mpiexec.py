@@ -16,8 +16,8 @@ from tempfile import gettempdir
 
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.launch.scratch import PREFIX
+from collage_mpi.plugins import PACKAGES, pip_line
 from collage_mpi.system.environment import HOST_FILES, STATUS_VARIABLE
-from collage_mpi.system.extras import PACKAGES, pip_line
 from collage_mpi.system.launchers import FAMILIES, VARIABLE, Launcher, Site, launcher_of
 from collage_mpi.system.process_tree import ask
 

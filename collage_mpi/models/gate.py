@@ -26,9 +26,8 @@ from collage_mpi.models.named import (
     check_trust,
 )
 from collage_mpi.models.onnx_files import tensor_files
-from collage_mpi.models.weights import sha256_of_file
-from collage_mpi.system.extras import pip_line
-from collage_mpi.system.files import reading, require_regular
+from collage_mpi.plugins import pip_line
+from collage_mpi.system.files import reading, require_regular, sha256_of_file
 from collage_mpi.system.printable import did_you_mean, some_of
 
 PROGRAMS = {

@@ -27,9 +27,9 @@ from collage_mpi.models.info import TOLERANCE, Declared, Loading
 from collage_mpi.models.named import NORMS, PREFIXES, Named, NotInCache
 from collage_mpi.models.predictor import WithEmbedding
 from collage_mpi.models.state_dicts import read_state
-from collage_mpi.models.weights import sha256_of_file
 from collage_mpi.shards.pictures import FILTERS
 from collage_mpi.shards.schema import told_apart
+from collage_mpi.system.files import sha256_of_file
 from collage_mpi.system.printable import one_line
 
 Made = tuple[nn.Module | None, Callable[[Tensor], Any], Declared]

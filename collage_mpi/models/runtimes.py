@@ -29,8 +29,8 @@ from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.models.info import Answer, Computation
 from collage_mpi.models.named import is_function, is_onnx
 from collage_mpi.models.tuning import COMPILE, ONNX, OPENVINO, TORCH, Tuning, processor_facts
+from collage_mpi.plugins import pip_line
 from collage_mpi.system.environment import without_rank
-from collage_mpi.system.extras import pip_line
 from collage_mpi.system.printable import one_line
 from collage_mpi.system.process_tree import ask_apart, own_command
 from collage_mpi.system.records import read_json

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.models.architecture import TINY, Backbone
 from collage_mpi.models.backbones import Tiny
-from collage_mpi.system.extras import pip_line
+from collage_mpi.plugins import pip_line
 
 # The modules from the image to the last feature map, in order. The first line is used whose modules
 # the network all has. Modules that follow them (pooling, classifier) are left out.

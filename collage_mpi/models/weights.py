@@ -294,9 +294,3 @@ def _stored(name: str, array: np.ndarray) -> np.ndarray:
     if not np.isfinite(stored).all():
         raise DataFault(f"tensor {name!r} is not finite: training diverged; try a lower --lr")
     return stored
-
-
-def sha256_of_file(path: Path) -> str:
-    """SHA-256 of a file, 64 hex digits. Raises OSError."""
-    with path.open("rb") as file:
-        return sha256_of_stream(file)

@@ -23,7 +23,7 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
 from collage_mpi.mpi.protocol import CONTROL_BYTES, TAG_CONTROL, TAG_TASK, TAG_UP, UP_BYTES
-from collage_mpi.system.extras import PACKAGES, pip_line
+from collage_mpi.plugins import PACKAGES, pip_line
 from collage_mpi.system.hard_exit import leave
 from collage_mpi.system.limits import limit_met
 from collage_mpi.system.tell import report, tell

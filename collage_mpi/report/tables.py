@@ -18,7 +18,6 @@ from collage_mpi.results.comparison import (
     paired_cell,
 )
 from collage_mpi.results.manifest import recorded_settings
-from collage_mpi.results.names import class_name
 from collage_mpi.results.reader import Results, Run
 from collage_mpi.results.render import (
     DROPPED,
@@ -32,7 +31,7 @@ from collage_mpi.results.render import (
 )
 from collage_mpi.results.slow_ranks import OVER, Speed, injected, rank_speeds, service_times_ns
 from collage_mpi.results.statistics import percentile, support_needed
-from collage_mpi.results.summary import networks_text
+from collage_mpi.results.summary import class_name, networks_text
 from collage_mpi.rows import IMAGES
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.printable import some_of

@@ -15,6 +15,7 @@ import numpy as np
 
 from collage_mpi.encoding.vectors import KEYS, OFFSETS
 from collage_mpi.errors import UsageError
+from collage_mpi.plugins import optional
 from collage_mpi.results import EXPORT, MANIFEST
 from collage_mpi.results.manifest import Json
 from collage_mpi.results.names import (
@@ -40,7 +41,6 @@ from collage_mpi.rows import (
     flat_keys,
     wait_ns,
 )
-from collage_mpi.system.extras import optional
 from collage_mpi.system.files import save_csv, temporary_name, write_atomic, writing
 
 # Column of images -> the column that is 1 if this column has a value.

@@ -153,11 +153,6 @@ def classified(images: np.ndarray, manifest: Json) -> np.ndarray:
     return found
 
 
-def class_name(names: Sequence[str], number: int) -> str | None:
-    """The name of a class; None if it has none."""
-    return names[number] if 0 <= number < len(names) else None
-
-
 def _shard_names(entries: Sequence[Json]) -> list[str | None]:
     """The shards' file names; their whole paths if two shards have the same name."""
     paths = [entry.get("path") for entry in entries]

@@ -15,6 +15,7 @@ import numpy as np
 from collage_mpi.encoding.vectors import KEYS
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import COLLAGE
+from collage_mpi.plugins import optional
 from collage_mpi.results import MARKER, PARTS_FOLDER, parts
 from collage_mpi.results.manifest import Json, finals, readable
 from collage_mpi.results.number_sets import InputCoverage, SessionNumberSets
@@ -40,7 +41,6 @@ from collage_mpi.rows import (
     columns_of,
     flat_keys,
 )
-from collage_mpi.system.extras import optional
 from collage_mpi.system.files import reading
 
 if TYPE_CHECKING:

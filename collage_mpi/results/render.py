@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from collage_mpi.kinds import COLLAGE, KIND, SHARED_KINDS, SINGLE
 from collage_mpi.results.agreement import ADVICE, weaker_by
-from collage_mpi.results.cost import cost_text
+from collage_mpi.results.manifest import Json
 from collage_mpi.system.printable import counted
 from collage_mpi.system.table import ABSENT, Column, Table, Value, to_text
 
@@ -18,8 +17,6 @@ _MOST_CLASSES = 10  # rows of the table of predictions; summary.json has all cla
 _STATISTICS = ("p50", "p95", "p99", "p99.9")
 # Keys of the summary's price that count tasks without a useful answer.
 DROPPED = ("late_answers", "skipped_tasks", "failed_tasks", "lost_tasks", "unfinished_tasks")
-
-Json = dict[str, Any]
 
 
 def render_summary(summary: Json, *, width: int | None = None) -> str:
@@ -299,3 +296,13 @@ def _work(price: Json) -> str:
 
 def _per_s(rate: float | None) -> str:
     return optional(rate, ".1f", " images/s")
+
+
+def cost_text(cost: Json) -> str:
+    """The node-hours, and the sessions that they come from, in words."""
+    sessions = "all sessions"
+    if cost["sessions_told"] < cost["sessions"]:
+        sessions = (
+            f"{cost['sessions_told']} of {cost['sessions']} sessions; the others recorded nothing"
+        )
+    return f"{cost['node_hours']:.4g} node-hours on {counted(cost['hosts'], 'host')}, {sessions}"

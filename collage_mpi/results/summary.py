@@ -8,7 +8,7 @@ each percentile needs.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,8 @@ from collage_mpi.kinds import COLLAGE
 from collage_mpi.models.tuning import tunings_text
 from collage_mpi.results import SUMMARY
 from collage_mpi.results.agreement import differing_interval
-from collage_mpi.results.cost import cost_of
-from collage_mpi.results.manifest import finals, plain, readable
-from collage_mpi.results.names import class_name
-from collage_mpi.results.parts import began_ns, launch_of
+from collage_mpi.results.manifest import Json, finals, plain, readable
+from collage_mpi.results.parts import began_ns, launch_of, sessions_of
 from collage_mpi.results.reader import Run
 from collage_mpi.results.statistics import (
     PERCENTILES,
@@ -39,8 +37,6 @@ from collage_mpi.system.files import write_atomic, writing
 SERVED_SHARE = 0.95  # an open loop that answers a smaller share in time is overloaded
 AUDITS_BY_CLASS = 500  # from this number on, audits are shown by class
 ENOUGH_IMAGES = 200  # with fewer, the images in progress at the end would look like an overload
-
-Json = dict[str, Any]
 
 
 def summarise(run: Run, tally: Tally | None = None) -> Json:
@@ -410,3 +406,40 @@ def _errors(images: ImageTally) -> dict[str, int]:
     """The ten commonest reasons of error rows -> their number."""
     commonest = sorted(images.reasons.items(), key=lambda item: (-item[1], item[0]))[:10]
     return {reason.decode("utf-8", "replace"): n for reason, n in commonest}
+
+
+def class_name(names: Sequence[str], number: int) -> str | None:
+    """The name of a class; None if it has none."""
+    return names[number] if 0 <= number < len(names) else None
+
+
+def cost_of(run: Run) -> Json | None:
+    """Node-hours of the sessions that ended.
+
+    A host counts once in each launch, even if several coordinators run on it. A killed session
+    recorded nothing.
+
+    Returns:
+        node_hours; hosts; sessions, and sessions_told, how many of them recorded their time. None
+        if no session recorded it.
+    """
+    launches = launch_of(run.manifest)
+    seconds: dict[int, float] = {}
+    hosts_of: dict[int, set[str]] = {}
+    told = 0
+    for session, final in finals(run.manifest).items():
+        world = final.get("world") or []
+        if final.get("seconds") is None or not world:
+            continue
+        told += 1
+        launch = launches.get(session, session)
+        seconds[launch] = max(seconds.get(launch, 0.0), final["seconds"])
+        hosts_of.setdefault(launch, set()).update(str(member.get("host")) for member in world)
+    if not told:
+        return None
+    return {
+        "node_hours": sum(seconds[launch] * len(hosts_of[launch]) for launch in seconds) / 3600,
+        "hosts": len(set().union(*hosts_of.values())),
+        "sessions": sessions_of(run.manifest).stop - 1,  # killed ones too
+        "sessions_told": told,
+    }

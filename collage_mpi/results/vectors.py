@@ -31,10 +31,10 @@ from collage_mpi.encoding.vectors import (
     varied_in,
 )
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.plugins import optional
 from collage_mpi.results import VECTORS_FOLDER
 from collage_mpi.results.parts import ADVICE, PartName
 from collage_mpi.rows import IMAGES, flat_keys
-from collage_mpi.system.extras import optional
 from collage_mpi.system.files import write_atomic
 
 OURS = r"vectors-(\d{4,5})-(\d{6,18})\.parquet"  # session, number

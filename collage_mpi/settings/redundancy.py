@@ -1,5 +1,6 @@
-"""The settings of schemes and ranks, and of when answers count or are late; the numbers of ranks and
-copies, and which rank holds what, that follow from them.
+"""The settings of schemes and ranks, and of when answers count or are late.
+
+The numbers of ranks and copies, and which rank holds what, follow from them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The settings of a run: one typed object, built from the parts that the other modules declare.
 
-Rules between settings of different parts are here, and the profile `paper`: a named set of defaults,
-which settings of the user override. A run does not record its profile; only the effective settings
-are recorded and compared.
+Rules between settings of different parts are here, and the profile `paper`: a named set of
+defaults, which settings of the user override. A run does not record its profile; only the effective
+settings are recorded and compared.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from collage_mpi.encoding.vectors import EMBEDDINGS, OUTPUTS
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import (
@@ -26,7 +28,7 @@ from collage_mpi.kinds import (
     SPARE_KINDS,
     TABLE,
 )
-from collage_mpi.models.named import is_function
+from collage_mpi.models.named import is_foreign, is_function, is_null
 from collage_mpi.removed import removed_setting
 from collage_mpi.scheduler import SchedulerSettings
 from collage_mpi.scheduler.schemes import scheme_class
@@ -39,6 +41,8 @@ from collage_mpi.workload.straggler_settings import StragglerSettings
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from collage_mpi.models.info import NetworkInfo
 
 # Settings that do not change the rows.
 NOT_OF_ROWS = ("out", "shared_out", "trust_network", *names(SurvivalSettings))
@@ -381,3 +385,57 @@ FREE_SETTINGS = frozenset(
 FILE_SETTINGS = tuple(
     spec.name for spec in fields(RunSettings) if about(spec).shipped and spec.name != "shards"
 )
+
+
+def with_accept_of(
+    settings: RunSettings, single: NetworkInfo | None, judged: NetworkInfo | None
+) -> RunSettings:
+    """The settings with `accept auto` replaced by the policy that fits these networks.
+
+    The policy is `confident` with the judged network's threshold, if the threshold was measured
+    with this single network, and otherwise `confident` with the confidence 1. With `agree` the run
+    itself chooses the threshold later. Every answer counts if a network is null, or if the single
+    network is its own first stage, because no accuracy can be lost.
+
+    Args:
+        settings: of the run.
+        single: the single network's facts; None if it has none.
+        judged: the facts of the network of kind `settings.judged`; None if it has none.
+
+    Raises:
+        UsageError: the scheme needs a threshold, and the judged network has none.
+    """
+    if settings.confidence is not None or settings.agree is not None or not settings.takes_policy:
+        return settings
+    name = settings.network(settings.judged)
+    if is_null(settings.single) or is_null(name) or name == settings.single:
+        return with_every_answer(settings)
+    spec = None if judged is None else judged.accept
+    if spec is not None and single is not None and spec.single == single.fingerprint:
+        return replace(settings, confidence=spec.confidence)
+    if not settings.takes_threshold:
+        return replace(settings, confidence=1.0)
+    measure = (
+        ""
+        if any_foreign(settings)
+        else (
+            f"`collage-mpi weights threshold --shards LABELLED --single {settings.single} "
+            f"--{settings.judged} {name}` finds one; "
+        )
+    )
+    raise UsageError(
+        f"scheme {settings.scheme} needs a threshold, from which on an answer of "
+        f"--{settings.judged} {name} counts, and this network has none for this single network. "
+        f"{measure}--agree 0.99 lets the run choose one; "
+        "or set it by hand with --confidence 0.9"
+    )
+
+
+def any_foreign(settings: RunSettings) -> bool:
+    """Whether a network that a threshold concerns has no weights file of this package."""
+    return any(is_foreign(settings.network(kind)) for kind in (SINGLE, settings.judged))
+
+
+def with_every_answer(settings: RunSettings) -> RunSettings:
+    """The settings changed so that every answer of a collage counts at once."""
+    return replace(settings, confidence=0.0, agree=None)

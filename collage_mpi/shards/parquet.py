@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.plugins import optional
 from collage_mpi.shards.bounds import check_rows, check_unit
 from collage_mpi.shards.members import name_text
 from collage_mpi.shards.remote import network_faults, opened, stat_of, url_of
@@ -28,7 +29,6 @@ from collage_mpi.shards.schema import (
     split_part,
 )
 from collage_mpi.shards.source import PictureSource, ReadAs, RowColumns, picture_info
-from collage_mpi.system.extras import optional
 from collage_mpi.system.files import reading
 from collage_mpi.system.printable import one_line
 

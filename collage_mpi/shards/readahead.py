@@ -10,12 +10,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from collage_mpi.errors import ShardFault
 from collage_mpi.shards.order import BLOCK, Order, Range
-from collage_mpi.shards.reader import ShardSet
-from collage_mpi.shards.schema import ShardFault
+
+if TYPE_CHECKING:
+    from collage_mpi.shards.reader import ShardSet
 
 WINDOW = 4
 """The most batches that are read at once. In shuffled order, a larger request goes through the file

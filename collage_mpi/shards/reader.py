@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ShardFault
 from collage_mpi.shards.check import first_of
 from collage_mpi.shards.guard import verify_shard
 from collage_mpi.shards.hdf5 import cause_of
@@ -29,12 +29,7 @@ from collage_mpi.shards.inputs import (
     source_of,
 )
 from collage_mpi.shards.remote import Stamp
-from collage_mpi.shards.schema import (
-    BadShard,
-    ShardFault,
-    ShardInfo,
-    stamp_of,
-)
+from collage_mpi.shards.schema import BadShard, ShardInfo, stamp_of
 from collage_mpi.shards.source import (
     ANY_ITEMS,
     MOST_DECODERS,

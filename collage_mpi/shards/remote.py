@@ -12,7 +12,7 @@ from pathlib import Path, PosixPath
 from typing import Any, BinaryIO
 
 from collage_mpi.errors import CollageError, EnvironmentFault
-from collage_mpi.system.extras import optional
+from collage_mpi.plugins import optional
 from collage_mpi.system.printable import one_line
 
 Stamp = tuple[int, int, int]  # size in bytes, time of the last change in ns, inode

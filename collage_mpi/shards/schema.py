@@ -120,15 +120,6 @@ class BadShard:
     reason: str
 
 
-class ShardFault(EnvironmentFault):
-    """A shard that was sound when the job began can no longer be read, or has changed."""
-
-    def __init__(self, shard: int, message: str) -> None:
-        """`shard` is its number in the `ShardSet`."""
-        super().__init__(message)
-        self.shard = shard
-
-
 def split_part(path: Path) -> tuple[Path, str]:
     """Split `FILE::PART` into the file and the part; the part is "" if there is none."""
     file, mark, part = str(path).partition(PART_MARK)

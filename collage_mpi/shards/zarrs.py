@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.plugins import optional
 from collage_mpi.shards.bounds import check_rows, check_unit
 from collage_mpi.shards.foreign import (
     ArrayLayout,
@@ -37,7 +38,6 @@ from collage_mpi.shards.schema import (
     stamp_of,
 )
 from collage_mpi.shards.source import ReadAs, Source, fingerprint_of, slices_of
-from collage_mpi.system.extras import optional
 from collage_mpi.system.files import reading
 from collage_mpi.system.printable import one_line
 

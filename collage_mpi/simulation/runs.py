@@ -10,28 +10,32 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.job.inputs import digests, named_files
 from collage_mpi.kinds import BACKUP, COLLAGE
-from collage_mpi.results import MANIFEST, SUMMARY, Results, RunWriter, summarise
+from collage_mpi.results import MANIFEST, SUMMARY, Results, summarise
 from collage_mpi.results.manifest import plain
 from collage_mpi.results.row_sink import MemoryWriter
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.deaths import deaths_of
 from collage_mpi.simulation.replayed_answers import Answers, answers_file
 from collage_mpi.simulation.simulator import FINGERPRINT, SimulatedJob, Simulation
-from collage_mpi.system.files import write_atomic, writing
-from collage_mpi.system.process_tree import caught
-from collage_mpi.workload.straggler_settings import check_ranks, make_delays
+from collage_mpi.system.files import reading, sha256_of_file, write_atomic, writing
+from collage_mpi.workload.straggler_settings import check_ranks, deaths_of, make_delays
 
 Json = dict[str, Any]
 
 
 def simulated_inputs(settings: RunSettings, answers: str | None) -> dict[str, Path]:
     """Setting -> file for files that change a simulation, and the file of answers."""
-    files = named_files(settings, networks=False)
+    used = {"trace_file": settings.straggler == "trace", "arrival_file": True}
+    named = {name: getattr(settings, name) for name, wanted in used.items() if wanted}
+    files = {name: Path(path) for name, path in named.items() if path}
     if answers is not None:
         files["answers"] = answers_file(answers, settings.side)
     return files
+
+
+def _sha256_of(path: Path) -> str:
+    with reading(path):
+        return sha256_of_file(path)
 
 
 def check_job(job: SimulatedJob) -> None:
@@ -84,6 +88,9 @@ def simulate(job: SimulatedJob) -> Json:
             cannot be written or holds a run.
         KeyboardInterrupt: on Ctrl-C, after the rows so far were closed as an incomplete run.
     """
+    from collage_mpi.results import RunWriter
+    from collage_mpi.system.process_tree import caught
+
     out = Path(job.settings.out)
     _refuse_a_run(out)
     check_job(job)
@@ -174,7 +181,9 @@ def _manifest(job: SimulatedJob, answers: Answers | None) -> Json:
     return {
         "run_id": uuid.uuid4().hex,
         "settings": settings.to_dict(),
-        "inputs": digests(simulated_inputs(settings, job.answers)),
+        "inputs": {
+            name: _sha256_of(path) for name, path in simulated_inputs(settings, job.answers).items()
+        },
         "shards": [{"path": None, "fingerprint": FINGERPRINT, "count": job.images}],
         "rows": job.images,
         "order": "file",

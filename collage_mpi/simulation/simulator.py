@@ -26,7 +26,6 @@ from typing import Any
 
 from collage_mpi.errors import UsageError
 from collage_mpi.faults.reply_timeout import SCAN_EVERY_NS, TIMEOUT, ReplyTimeouts
-from collage_mpi.job.plan import with_accept_of, with_every_answer
 from collage_mpi.job.recorder import Grouping, Recorder, Writer
 from collage_mpi.kinds import BACKUP, KIND, SINGLE, SPARE_KINDS
 from collage_mpi.models import describe
@@ -36,14 +35,18 @@ from collage_mpi.scheduler import Scheduler, batch_factor, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Score
 from collage_mpi.settings.batches import ModelTimes, choose_batch, injected_ns, most_groups
-from collage_mpi.settings.run_settings import AUDIT_SEED, RunSettings
+from collage_mpi.settings.run_settings import (
+    AUDIT_SEED,
+    RunSettings,
+    with_accept_of,
+    with_every_answer,
+)
 from collage_mpi.shards.readahead import ImageRecord
 from collage_mpi.simulation.costs import Costs
-from collage_mpi.simulation.deaths import deaths_of, describe_deaths
 from collage_mpi.simulation.replayed_answers import Answers, answers_file, read_answers
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
 from collage_mpi.workload.service_times import DelayModel, service_ns
-from collage_mpi.workload.straggler_settings import make_delays
+from collage_mpi.workload.straggler_settings import deaths_of, describe_deaths, make_delays
 
 # At equal times answers come before timers, as the scheduler asks; work on ranks is in between.
 ANSWER, RANK, TIMER = 0, 1, 2

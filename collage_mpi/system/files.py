@@ -161,6 +161,12 @@ def sha256_of_stream(stream: BinaryIO) -> str:
     return digest.hexdigest()
 
 
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits. Raises OSError."""
+    with path.open("rb") as file:
+        return sha256_of_stream(file)
+
+
 def load_json(path: Path) -> Any:
     """The content of a JSON file. The caller has checked its size.
 

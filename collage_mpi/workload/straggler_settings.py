@@ -1,4 +1,4 @@
-"""The settings of injected delays, and the delay model that follows from them.
+"""The settings of injected delays and of dead ranks, and the delay model that follows from them.
 
 A draw is the service time of one image. A collage rank multiplies it by the cost ratio of its
 network. docs/stragglers.md has the formula and key of each model.
@@ -6,7 +6,8 @@ network. docs/stragglers.md has the formula and key of each model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -195,3 +196,45 @@ def _factor(text: str) -> float:
 
 
 NO_DELAYS = StragglerSettings()
+
+
+@dataclass(frozen=True)
+class RankDeath:
+    """When a rank stops answering: seconds since the start, or a number of tasks."""
+
+    at_s: float | None = None
+    tasks: int | None = None
+
+    def reached(self, at_ns: int, answered: int) -> bool:
+        """Whether the rank is dead at `at_ns`, given the number of tasks that it has answered."""
+        if self.at_s is not None:
+            return at_ns >= self.at_s * 1e9
+        return self.tasks is not None and answered >= self.tasks
+
+    def __str__(self) -> str:
+        """When, in words."""
+        return f"{self.at_s:g} s" if self.at_s is not None else f"{self.tasks} tasks"
+
+
+def deaths_of(dead_ranks: Sequence[str]) -> dict[int, RankDeath]:
+    """Rank -> when it stops answering.
+
+    Raises:
+        UsageError: a text is not of the form RANK:SECONDSs or RANK:TASKS.
+    """
+    needs = (
+        "RANK:SECONDSs or RANK:TASKS for a worker rank (1 or more), as in 3:2.5s (answers "
+        "nothing from then) or 3:20 (nothing after 20 tasks)"
+    )
+    return by_rank("dead", dead_ranks, needs, _death)
+
+
+def describe_deaths(deaths: Mapping[int, RankDeath]) -> str:
+    """The deaths in words, to be put after the delays."""
+    return "".join(f", rank {rank} dead after {death}" for rank, death in deaths.items())
+
+
+def _death(text: str) -> RankDeath:
+    if text.endswith("s"):
+        return RankDeath(at_s=within(float(text[:-1]), 0, 1e9))
+    return RankDeath(tasks=int(within(int(text), 0, math.inf)))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from chunked import write_chunked
 
-from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode, ShardFault
 from collage_mpi.job.run import input_faults
 from collage_mpi.results import read_results, verify_run
 from collage_mpi.results.writer import differences
@@ -18,7 +18,7 @@ from collage_mpi.shards import ReadAhead, ShardSet, guard
 from collage_mpi.shards import reader as shards_reader
 from collage_mpi.shards.openshard import OpenShard
 from collage_mpi.shards.resumed import as_before
-from collage_mpi.shards.schema import BadShard, ShardFault
+from collage_mpi.shards.schema import BadShard
 
 pytestmark = pytest.mark.faults
 

@@ -184,7 +184,7 @@ def test_weights_beside_a_graph_are_part_of_its_fingerprint(tmp_path) -> None:
     asked = [ask(str(file), "single", GEOMETRY).info.fingerprint for file in (one, same, other)]
     assert asked[0] == asked[1] == sha256_of_network(one) != asked[2]
     settings = [RunSettings(single=str(file), scheme="none") for file in (one, same, other)]
-    from collage_mpi.job.inputs import digests, named_files
+    from collage_mpi.job.provenance import digests, named_files
 
     found = [digests(named_files(each))["single"] for each in settings]
     assert found == asked  # which --resume compares

@@ -10,12 +10,12 @@ from scheduler_harness import Harness
 
 from collage_mpi import cli
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.job.plan import make_plan, with_accept_of
+from collage_mpi.job.plan import make_plan
 from collage_mpi.models.specs import AcceptSpec, read_spec
 from collage_mpi.models.weights import describe_weights, with_accept
 from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.policies import Confident
-from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.settings.run_settings import RunSettings, with_accept_of
 from collage_mpi.shards import ShardSet, write_shard
 from collage_mpi.simulation.simulator import SimulatedJob
 from collage_mpi.system.fields import with_shipped

@@ -26,12 +26,11 @@ from collage_mpi.job.calibration import (
 )
 from collage_mpi.job.handshake import ServiceCosts
 from collage_mpi.job.messages import SetThreshold
-from collage_mpi.job.plan import with_accept_of, with_every_answer
 from collage_mpi.models.specs import AcceptSpec
 from collage_mpi.results.manifest import FORMAT, VERSION, check_manifest
 from collage_mpi.rows import AUDIT_CODE, IMAGES, SOURCE_CODE
 from collage_mpi.scheduler.events import DONE, FAILED, Resolve, Score
-from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.settings.run_settings import RunSettings, with_accept_of, with_every_answer
 from collage_mpi.shards.order import Order, Permutation, Shuffle
 from collage_mpi.simulation.simulator import SimulatedJob
 

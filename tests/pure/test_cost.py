@@ -10,8 +10,8 @@ from hand_made import hand_made
 
 from collage_mpi.errors import DataFault
 from collage_mpi.results import read_results, render_summary, summarise
-from collage_mpi.results.cost import cost_text
 from collage_mpi.results.manifest import read_manifest, write_manifest
+from collage_mpi.results.render import cost_text
 
 
 def summary(

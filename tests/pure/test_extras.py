@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import collage_mpi
-from collage_mpi.system.extras import PACKAGES, pip_line
+from collage_mpi.plugins import PACKAGES, pip_line
 
 if sys.version_info >= (3, 11):
     import tomllib

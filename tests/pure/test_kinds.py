@@ -16,7 +16,7 @@ from results_harness import make_run
 import collage_mpi
 from collage_mpi import kinds
 from collage_mpi.commands import evaluate, train
-from collage_mpi.job.inputs import named_files
+from collage_mpi.job.provenance import named_files
 from collage_mpi.mpi import tasks
 from collage_mpi.results import read_results, summarise, timeline
 from collage_mpi.results.render import render_summary

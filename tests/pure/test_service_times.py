@@ -15,7 +15,6 @@ from collage_mpi.errors import UsageError
 from collage_mpi.rows import TaskRow
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
-from collage_mpi.simulation.deaths import deaths_of
 from collage_mpi.simulation.runs import check_job
 from collage_mpi.simulation.simulator import SimulatedJob, Simulation
 from collage_mpi.workload import straggler_settings
@@ -30,6 +29,7 @@ from collage_mpi.workload.service_times import (
 )
 from collage_mpi.workload.straggler_settings import (
     StragglerSettings,
+    deaths_of,
     make_delays,
 )
 

@@ -18,14 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.errors import DataFault, EnvironmentFault, ShardFault
 from collage_mpi.shards import ShardSet, ShardWriter, write_shard
 from collage_mpi.shards import reader as reader_module
 from collage_mpi.shards.check import inspect_here
 from collage_mpi.shards.inputs import expand_paths, open_source
 from collage_mpi.shards.openshard import OpenShard
 from collage_mpi.shards.schema import (
-    ShardFault,
     ShardInfo,
     chunk_rows,
     read_sidecar,

@@ -25,7 +25,7 @@ from pictures import (
 )
 
 from collage_mpi.cli import main
-from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import DataFault, EnvironmentFault, ShardFault, UsageError
 from collage_mpi.job.row_reader import RowReader, described
 from collage_mpi.shards import ShardSet, bounds
 from collage_mpi.shards import source as shards_source
@@ -33,7 +33,6 @@ from collage_mpi.shards.inputs import expand_paths, ids_of, source_class
 from collage_mpi.shards.members import Member, MemberIndex
 from collage_mpi.shards.pictures import PictureFit, picture_pixels
 from collage_mpi.shards.resumed import as_before, member_changes
-from collage_mpi.shards.schema import ShardFault
 from collage_mpi.shards.source import ReadAs
 
 AS = ReadAs(FIT)
