@@ -6,16 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from collage_mpi.results import MANIFEST
-from collage_mpi.results.manifest import (
-    VERSION,
-    Json,
-    check_manifest,
-    is_finished,
-    is_older,
-    load_manifest,
-    older_fault,
-)
+from collage_mpi.results.manifest import VERSION, Json, is_finished, older_fault
 from collage_mpi.rows import TableLayout
 
 # Table -> its columns in version 1. The columns of now that are missing here read as 0.
@@ -33,23 +24,19 @@ _LAYOUTS = {
 }
 
 
-def manifest_of_any_version(out: Path) -> Json:
-    """The checked manifest of the run in `out`. An older one is converted if its run is finished.
+def now_manifest(out: Path, found: Json) -> Json:
+    """The manifest of the run in `out` as one of now, unchecked.
 
     Raises:
-        EnvironmentFault: there is no run in `out`, it cannot be read, or an earlier version began
-            it and did not finish it.
-        DataFault: the manifest is damaged.
+        EnvironmentFault: an earlier version began the run and did not finish it.
     """
-    found = load_manifest(out)
-    if is_older(found):
-        if not is_finished(out, found):
-            raise older_fault(out, found)
-        sessions = found.get("sessions")
-        found = {**found, "version": VERSION}
-        if isinstance(sessions, list):
-            found["sessions"] = list(map(_session, sessions))
-    return check_manifest(found, str(out / MANIFEST))
+    if not is_finished(out, found):
+        raise older_fault(out, found)
+    sessions = found.get("sessions")
+    found = {**found, "version": VERSION}
+    if isinstance(sessions, list):
+        found["sessions"] = list(map(_session, sessions))
+    return found
 
 
 def _session(entry: object) -> object:
@@ -66,7 +53,7 @@ def now_rows(rows: np.ndarray, table: TableLayout) -> np.ndarray:
 
     Its injected delays, held_ns, followed the computation, and are a part of it now.
     """
-    if rows.dtype != _LAYOUTS.get(table.name) or rows.dtype == table.dtype:
+    if rows.dtype != _LAYOUTS.get(table.name):
         return rows
     now = np.zeros(len(rows), table.dtype)
     for name in set(table.dtype.names or ()) & set(rows.dtype.names or ()):

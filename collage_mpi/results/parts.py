@@ -24,7 +24,6 @@ import numpy as np
 
 from collage_mpi.errors import DataFault
 from collage_mpi.results.manifest import finals
-from collage_mpi.results.older import now_rows
 from collage_mpi.rows import TableLayout
 from collage_mpi.system.files import UNREADABLE, reading, write_atomic
 
@@ -167,7 +166,11 @@ def read_part(path: Path, table: TableLayout) -> np.ndarray:
         if path.stat().st_size > _LARGEST_BYTES:
             raise DataFault(f"{path}: far too large for a part of a run. {ADVICE}")
         raw = path.read_bytes()
-    rows = now_rows(_stored_rows(path, _checked_body(path, raw)), table)
+    rows = _stored_rows(path, _checked_body(path, raw))
+    if rows.dtype != table.dtype:
+        from collage_mpi.results.older import now_rows
+
+        rows = now_rows(rows, table)
     if rows.dtype != table.dtype:
         found, wanted = (
             {name: d[name] for name in d.names or ()} for d in (rows.dtype, table.dtype)

@@ -16,10 +16,16 @@ from collage_mpi.encoding.vectors import KEYS
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import COLLAGE
 from collage_mpi.plugins import optional
-from collage_mpi.results import MARKER, PARTS_FOLDER, parts
-from collage_mpi.results.manifest import Json, finals, readable
+from collage_mpi.results import MANIFEST, MARKER, PARTS_FOLDER, parts
+from collage_mpi.results.manifest import (
+    Json,
+    check_manifest,
+    finals,
+    is_older,
+    load_manifest,
+    readable,
+)
 from collage_mpi.results.number_sets import InputCoverage, SessionNumberSets
-from collage_mpi.results.older import manifest_of_any_version
 from collage_mpi.results.vectors import (
     KeptValues,
     array_of,
@@ -505,7 +511,12 @@ def open_run(path: Path | str) -> StoredRun:
     """The run in a directory, to be read a part at a time. Raises as read_results."""
     path = Path(path)
     complete = (path / MARKER).exists()  # first, because a job may close while its rows are read
-    manifest = manifest_of_any_version(path)
+    found = load_manifest(path)
+    if is_older(found):
+        from collage_mpi.results.older import now_manifest
+
+        found = now_manifest(path, found)
+    manifest = check_manifest(found, str(path / MANIFEST))
     return StoredRun(path, manifest, complete, read_parts(path, manifest))
 
 
