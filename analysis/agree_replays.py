@@ -28,9 +28,8 @@ from savings import ANSWERS, PRECISIONS, first_answers, read, read_ratios
 
 from collage_mpi.job.calibration import Asked, Judge, Pair, calibration_first
 from collage_mpi.kinds import SINGLE
-from collage_mpi.results.agreement import LEVEL, differing_interval, rules_out
 from collage_mpi.results.number_sets import Draw
-from collage_mpi.results.statistics import wilson_interval
+from collage_mpi.results.statistics import LEVEL, differing_interval, rules_out, wilson_interval
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.order import Order, Permutation
 from collage_mpi.training.threshold import saving_of

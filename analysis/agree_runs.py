@@ -31,7 +31,7 @@ from collage_mpi import kinds
 from collage_mpi.models import load_predictor
 from collage_mpi.models.weights import describe_weights
 from collage_mpi.results import MARKER, Results, read_results
-from collage_mpi.results.agreement import differing_interval
+from collage_mpi.results.statistics import differing_interval
 from collage_mpi.rows import AUDIT_CODE, SOURCE_CODE
 from collage_mpi.scheduler.events import DONE
 from collage_mpi.shards import write_shard

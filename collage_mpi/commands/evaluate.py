@@ -108,7 +108,7 @@ def execute(args: EvaluateArguments) -> int:
 
 def _warn_of_weak_collage(networks: dict[str, dict[str, Any]]) -> None:
     """Warn on stderr, not stdout: with --json, stdout holds only the JSON."""
-    from collage_mpi.results.agreement import ADVICE, weaker_by
+    from collage_mpi.results.statistics import ADVICE, weaker_by
 
     if not {SINGLE, COLLAGE} <= networks.keys():
         return

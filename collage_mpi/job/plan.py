@@ -33,8 +33,8 @@ from collage_mpi.models.runtimes import candidates
 from collage_mpi.models.specs import AcceptSpec
 from collage_mpi.models.weights import read_tensors
 from collage_mpi.results import INDEX_FOLDER
-from collage_mpi.results.agreement import ADVICE, weaker_by
 from collage_mpi.results.parts import sessions_of
+from collage_mpi.results.statistics import ADVICE, weaker_by
 from collage_mpi.results.vectors import require_pyarrow
 from collage_mpi.scheduler.schemes import SCHEMES
 from collage_mpi.settings.redundancy import Placement, pastes

@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from collage_mpi.kinds import COLLAGE, KIND, SHARED_KINDS, SINGLE
-from collage_mpi.results.agreement import ADVICE, weaker_by
 from collage_mpi.results.manifest import Json
+from collage_mpi.results.statistics import ADVICE, weaker_by
 from collage_mpi.system.printable import counted
 from collage_mpi.system.table import ABSENT, Column, Table, Value, to_text
 

@@ -17,13 +17,13 @@ import numpy as np
 from collage_mpi.kinds import COLLAGE
 from collage_mpi.models.tuning import tunings_text
 from collage_mpi.results import SUMMARY
-from collage_mpi.results.agreement import differing_interval
 from collage_mpi.results.manifest import Json, finals, plain, readable
 from collage_mpi.results.parts import began_ns, launch_of, sessions_of
 from collage_mpi.results.reader import Run
 from collage_mpi.results.statistics import (
     PERCENTILES,
     Spread,
+    differing_interval,
     percentile_name,
     support_needed,
     wilson_interval,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from collage_mpi.job import calibration
-from collage_mpi.results.agreement import least_counted, no_scores, step_of
+from collage_mpi.results.statistics import least_counted, no_scores, step_of
 from collage_mpi.rows import AUDIT_CODE, IMAGES, SOURCE_CODE
 
 ANALYSIS = Path(__file__).parents[2] / "analysis"

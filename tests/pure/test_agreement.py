@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from collage_mpi.results.agreement import (
+from collage_mpi.results.statistics import (
     differing_interval,
     least_images,
     least_threshold,

@@ -11,8 +11,8 @@ import pytest
 from collage_mpi.job.plan import warn_of_weak_collage
 from collage_mpi.models import describe
 from collage_mpi.models.info import NetworkInfo
-from collage_mpi.results.agreement import weaker_by
 from collage_mpi.results.render import render_summary
+from collage_mpi.results.statistics import weaker_by
 from collage_mpi.system.fields import with_shipped
 
 

@@ -74,7 +74,7 @@ DEFECTS = (
     ),
     Defect(
         "a threshold is chosen by a bound that does not hold",
-        (("results/agreement.py", "if below > 1 - level:", "if below > level:"),),
+        (("results/statistics.py", "if below > 1 - level:", "if below > level:"),),
     ),
     Defect(
         "a team that was told to pause is never told again",
