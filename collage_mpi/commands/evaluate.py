@@ -183,7 +183,7 @@ def _answers(
     """Kind -> n answers (class, score), and (n,) labels, for the same images in the same order."""
     import numpy as np
 
-    from collage_mpi.encoding.decode import decode
+    from collage_mpi.encoding.collage import decode
     from collage_mpi.simulation.replayed_answers import save_answers
     from collage_mpi.training.measure import (
         QUICK_SIDE,

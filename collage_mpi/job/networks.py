@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from collage_mpi.encoding.decode import decode
+from collage_mpi.encoding.collage import decode
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.vectors import KeptColumn, layout_of, most_floats
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError

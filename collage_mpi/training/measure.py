@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from torch.utils.flop_counter import FlopCounterMode
 
-from collage_mpi.encoding.collage import Encoder
-from collage_mpi.encoding.decode import decode
+from collage_mpi.encoding.collage import Encoder, decode
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.models.info import NetworkInfo, Predictor
 from collage_mpi.models.own import OwnPredictor

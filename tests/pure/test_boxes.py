@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from collage_mpi.encoding.decode import decode
+from collage_mpi.encoding.collage import decode
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.models.architecture import REFERENCE_HEAD
 from collage_mpi.models.reading import (

@@ -8,8 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from collage_mpi.encoding.collage import Encoder
-from collage_mpi.encoding.decode import decode
+from collage_mpi.encoding.collage import Encoder, decode
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import UsageError
 from collage_mpi.models import describe, load_predictor
@@ -85,7 +84,7 @@ def test_unknown_kind_is_refused() -> None:
 def test_describing_needs_no_torch() -> None:
     code = (
         "import sys, collage_mpi.models as m; "
-        "import collage_mpi.encoding.collage, collage_mpi.encoding.decode, "
+        "import collage_mpi.encoding.collage, "
         "collage_mpi.commands.train, collage_mpi.commands.evaluate, collage_mpi.training; "
         "m.load_predictor('null', 'single'); "
         "bad = {'torch', 'h5py', 'mpi4py', 'safetensors', 'rich', 'PIL'} & set(sys.modules); "

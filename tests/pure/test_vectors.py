@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as arrays
 from job_messages import HELLO, WELCOME
 from results_harness import InlineThread, Kill, fill, kill_at, make_run, manifest
 
-from collage_mpi.encoding.decode import decode
+from collage_mpi.encoding.collage import decode
 from collage_mpi.encoding.vectors import (
     MOST_BYTES,
     Extras,

@@ -1,3 +1,0 @@
-"""The node-hours that a run used."""
-
-from __future__ import annotations
