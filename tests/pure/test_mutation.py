@@ -131,10 +131,10 @@ def test_a_module_of_constants_gets_the_tests_of_its_folder():
     encoding = "collage_mpi/encoding"
     lines._of = {
         f"{encoding}/__init__.py": {1: {"t::a"}},
-        f"{encoding}/decode.py": {1: {"t::b"}},
+        f"{encoding}/grid.py": {1: {"t::b"}},
         "collage_mpi/kinds.py": {1: {"t::c"}},
     }
-    for file, wanted in (("__init__", ["t::a", "t::b"]), ("decode", ["t::b"])):
+    for file, wanted in (("__init__", ["t::a", "t::b"]), ("grid", ["t::b"])):
         mutant = Mutant(f"{encoding}/{file}.py", 1, 1, "constant", 0, "1", "2", "")
         assert lines.tests(mutant) == wanted
 
