@@ -15,8 +15,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 from collage_mpi.encoding.vectors import EMBEDDINGS, OUTPUTS
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import (
