@@ -8,6 +8,7 @@ killed, the kernel kills the rank.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import socket
@@ -240,6 +241,16 @@ def _become(relay_pid: int, descriptors: Sequence[int], numbers: Sequence[int]) 
     """Turn this process into the rank that the relay would have become."""
     os.setsid()
     _take_over(descriptors, numbers)
+    served = sys.stdout  # of /dev/null, where it can seek: a pipe cannot, and `reconfigure` asks
+    assert isinstance(served, io.TextIOWrapper)
+    raw = io.FileIO(1, "wb", closefd=False)
+    sys.stdout = io.TextIOWrapper(
+        raw if served.write_through else io.BufferedWriter(raw),
+        served.encoding,
+        served.errors,
+        line_buffering=served.line_buffering,
+        write_through=served.write_through,
+    )
     proc = f"/proc/{relay_pid}"
     with open(f"{proc}/status") as status:
         ignored = int(next(line for line in status if line.startswith("SigIgn")).split()[1], 16)
