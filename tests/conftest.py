@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from hypothesis import settings
 
 from collage_mpi.launch.mpiexec import Mpi, build_command, find_mpi, site_here
 from collage_mpi.shards import guard
-from collage_mpi.system.process_tree import end_family
+from collage_mpi.system.forked import FOLDER_VARIABLE, VARIABLE, serving
+from collage_mpi.system.process_tree import end_family, own_command
 
 # An example may take as long as it does: a core that others share is no slip of the code.
 # The check draws the same examples each time. By hand others are drawn.
@@ -44,6 +46,8 @@ MEANT = (
 RANKS_LIMIT_S = 120.0
 MANY_LIMIT_S = 280.0
 PROGRAMS = Path(__file__).parent / "mpi" / "programs"
+FORKED = {("-m", "collage_mpi"), ("-m", "many")}
+MODULES = ("collage_mpi.job.run",)  # of the server that forks ranks
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -146,32 +150,44 @@ def run_ranks(
     env: Mapping[str, str],
     cwd: Path,
 ) -> subprocess.CompletedProcess[str]:
-    """One job in a session of its own; see the fixture `mpiexec`."""
-    words = [sys.executable, *map(str, args)]
+    """One job in a session of its own; see the fixture `mpiexec`.
+
+    The ranks of what is in FORKED are forked from one process, as `launch` does it: half of the
+    CPU of a short job is that each rank imports the same modules.
+    """
+    words, modules = [sys.executable, *map(str, args)], ()
+    if tuple(words[1:3]) in FORKED:
+        words, modules = [*own_command(words[2]), *words[3:]], MODULES
     plan = build_command(mpi, n, words, site_here(), extra_env=env)
-    process = subprocess.Popen(
-        plan.argv,
-        env={**os.environ, **plan.env},
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        end_family(process, grace_s=0.0)
-        out, err = process.communicate()
-        pytest.fail(
-            f"{n} ranks did not end within {timeout} s: {plan.shell_line()}\n"
-            f"--- stdout\n{out[-4000:]}\n--- stderr\n{err[-4000:]}"
-        )
-    finally:
-        end_family(process, grace_s=0.0)
-        shutil.rmtree(plan.scratch or "", ignore_errors=True)
+    environment = {**os.environ, **plan.env}
+    with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
+        served = {**environment, FOLDER_VARIABLE: folder}
+        with serving(served, modules, plan.argv):
+            if modules:
+                environment[VARIABLE] = served[VARIABLE]
+            process = subprocess.Popen(
+                plan.argv,
+                env=environment,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+            try:
+                out, err = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                end_family(process, grace_s=0.0)
+                out, err = process.communicate()
+                pytest.fail(
+                    f"{n} ranks did not end within {timeout} s: {plan.shell_line()}\n"
+                    f"--- stdout\n{out[-4000:]}\n--- stderr\n{err[-4000:]}"
+                )
+            finally:
+                end_family(process, grace_s=0.0)
+                shutil.rmtree(plan.scratch or "", ignore_errors=True)
     return subprocess.CompletedProcess(plan.argv, process.returncode, out, err)
 
 
@@ -182,8 +198,8 @@ def run_many(
     folder = cwd / "said"
     folder.mkdir()
     (folder / "cases.json").write_text(json.dumps([[str(word) for word in c] for c in cases]))
-    words = [PROGRAMS / "many.py", folder / "cases.json", folder]
-    env = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    words = ["-m", "many", folder / "cases.json", folder]
+    env = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(PROGRAMS)}
     done = run_ranks(mpi, n, words, timeout, env, cwd)
     assert done.returncode == 0, done.stderr
     by_rank = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(n)]

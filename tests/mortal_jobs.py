@@ -82,7 +82,7 @@ def run_mortal(
     out: Path,
     tolerant: bool = True,
     start_limit_s: float | None = None,
-    forked: bool = False,
+    forked: bool = True,
 ) -> Ended:
     """Run `collage-mpi WORDS` with deaths to its end; nothing of it may be left running.
 
@@ -90,7 +90,7 @@ def run_mortal(
         folder: a new folder for what the ranks note.
         deaths: as mortal.py takes them.
         out: the `--out` among the words.
-        forked: the ranks are forked from a server.
+        forked: the ranks are forked from a server, which takes half of the CPU.
     """
     folder.mkdir()
     program = [sys.executable, str(MORTAL), str(folder), deaths, *words]

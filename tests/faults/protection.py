@@ -76,7 +76,9 @@ def one_job(
     words += ["--straggler", "pinned", "--straggler-median-ms", "20"]
     words += ["--on-rank-loss", "continue"]
     words += ["--reply-timeout-s", str(TIMEOUT_S)] if how == "stop" else []
-    ended = run_mortal(mpi, 1 + SINGLES, place, f"{deaths},{blind}".strip(","), words, out=out)
+    ended = run_mortal(
+        mpi, 1 + SINGLES, place, f"{deaths},{blind}".strip(","), words, out=out, forked=False
+    )
     assert ended.code == 0, ended.said
     victims = range(1, VICTIMS + 1)
     assert ended.layers() == dict.fromkeys(victims, layer), ended.layers()

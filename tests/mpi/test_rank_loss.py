@@ -280,7 +280,7 @@ def test_when_rank_0_dies_all_end_and_resume_is_exact(job, apart):
 def test_a_rank_that_dies_before_mpi_is_up_cannot_keep_the_others(job, monkeypatch, rank):
     """They wait in MPI_Init, deaf to signals; the shell around the dead one tells launch."""
     monkeypatch.setattr(startup, "END_GRACE_S", 2.0)
-    ended = job(f"{rank}:mpi:kill", start_limit_s=600.0)
+    ended = job(f"{rank}:mpi:kill", start_limit_s=600.0, forked=False)
     assert ended.code == int(ExitCode.ENVIRONMENT)
     assert f"MPI did not come up on all ranks in time: rank {rank} has ended" in ended.said
     assert "SIGKILL" in ended.said
@@ -301,7 +301,7 @@ def test_a_rank_that_exits_before_mpi_is_up_cannot_keep_the_others(
 ):
     """MPICH's launcher makes nothing of it; what the rank had to say is passed on."""
     monkeypatch.setattr(startup, "END_GRACE_S", 2.0)
-    ended = job(death, start_limit_s=600.0, tolerant=tolerant)
+    ended = job(death, start_limit_s=600.0, forked=False, tolerant=tolerant)
     assert ended.code == int(ExitCode.ENVIRONMENT), ended.said
     assert ended.said.count(said) == 1
     assert (time.monotonic_ns() - ended.death_ns(int(death[0]))) / 1e9 < 30
@@ -310,7 +310,7 @@ def test_a_rank_that_exits_before_mpi_is_up_cannot_keep_the_others(
 def test_a_rank_that_is_interrupted_before_mpi_is_up_ends_a_plain_start(job, monkeypatch):
     """A shell lets what it starts in the background be deaf to Ctrl-C, with `continue`."""
     monkeypatch.setattr(startup, "END_GRACE_S", 2.0)
-    ended = job("3:mpi:interrupt", start_limit_s=600.0, tolerant=False)
+    ended = job("3:mpi:interrupt", start_limit_s=600.0, forked=False, tolerant=False)
     assert ended.code == int(ExitCode.ENVIRONMENT)
     assert "rank 3 was ended by SIGINT" in ended.said or "rank 3 has ended" in ended.said
 
@@ -323,7 +323,7 @@ def test_a_stopped_rank_does_not_outlive_rank_0(job):
 
 
 def test_a_rank_that_hangs_before_mpi_is_up_cannot_keep_the_others(job):
-    ended = job("1:mpi:stop", start_limit_s=4.0)
+    ended = job("1:mpi:stop", start_limit_s=4.0, forked=False)
     assert ended.code == int(ExitCode.ENVIRONMENT)
     assert "MPI did not come up" in ended.said
 
