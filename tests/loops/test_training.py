@@ -339,8 +339,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     assert resumed.epoch == whole.epoch
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
-@pytest.mark.parametrize("step", [5, 11])  # in an epoch, and its last: 11 steps of 16 images
+@pytest.mark.parametrize(  # in an epoch, and its last: 11 steps of 16 images
+    ("step", "number"), [(5, signal.SIGINT), (11, signal.SIGTERM), (5, signal.SIGUSR2)]
+)
 def test_a_signal_leaves_a_checkpoint_to_go_on_from(
     shard: Path,
     tmp_path: Path,

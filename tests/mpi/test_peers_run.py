@@ -18,11 +18,9 @@ PEERS = Path(__file__).parents[2] / "analysis" / "peers"
 @pytest.mark.parametrize(
     ("program", "source"),
     [
-        ("bare_mpi", "memory"),
         ("bare_mpi", "workers"),
         ("futures", "sender"),
         ("futures", "workers"),
-        ("static_loader", "memory"),
         ("static_loader", "workers"),
     ],
 )
