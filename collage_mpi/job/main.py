@@ -26,7 +26,6 @@ from collage_mpi.launch.scratch import noted_signal
 from collage_mpi.mpi.protocol import CONTROL_BYTES
 from collage_mpi.mpi.transport import (
     CoordinatorTransport,
-    RankFailure,
     WorkerTransport,
     abort,
     finalize,
@@ -200,10 +199,10 @@ class _World:
         loader = NetworkLoader(rank, self.comm.Get_size(), team)
         leave = _end_alone if coordinator else partial(hard_exit.leave, ExitCode.INCOMPLETE)
         monitor = CoordinatorMonitor(rank, leave, coordinator)
-        try:
-            code = Worker(transport, loader, monitor=monitor).serve()
-        except RankFailure:
+        code = Worker(transport, loader, monitor=monitor).serve()
+        if code is None:
             leave()
+            raise AssertionError("this process has left")
         transport.close()
         return code
 

@@ -26,7 +26,8 @@ class Moves(dict[str, str]):
         raise IllegalMove(f"{event!r} in state {self.state!r}; possible there: {possible}")
 
 
-def _table(moves: Mapping[str, Mapping[str, str]]) -> dict[str, Moves]:
+def table(moves: Mapping[str, Mapping[str, str]]) -> dict[str, Moves]:
+    """The moves of each state."""
     return {state: Moves(state, after) for state, after in moves.items()}
 
 
@@ -34,7 +35,7 @@ def _table(moves: Mapping[str, Mapping[str, str]]) -> dict[str, Moves]:
 
 WAITING, SENT, CANCELLED, DROPPED, ENDED = "waiting", "sent", "cancelled", "dropped", "ended"
 
-TASK = _table(
+TASK = table(
     {
         WAITING: {
             "leaves": SENT,
@@ -58,7 +59,7 @@ TASK = _table(
 OPEN, RESERVED, PARKED, DEFERRED = "open", "reserved", "parked", "deferred"
 RESOLVED, RELEASED = "resolved", "released"
 
-IMAGE = _table(
+IMAGE = table(
     {
         OPEN: {
             "held": RESERVED,  # it has an answer that counts at a later time
@@ -94,7 +95,7 @@ ANSWERED = SETTLED | {RESERVED}  # the image needs no further task
 READY, SUSPECTED, RETIRED = "ready", "suspected", "retired"
 SUSPECTED_RETIRED, LOST = "suspected_retired", "lost"
 
-RANK = _table(
+RANK = table(
     {
         READY: {"silent": SUSPECTED, "failing": RETIRED, "gone": LOST},
         SUSPECTED: {"heard": READY, "gone": LOST},

@@ -20,7 +20,6 @@ from collage_mpi.job import networks
 from collage_mpi.job.messages import (
     LEAVE_WAIT_S,
     Bye,
-    End,
     Fault,
     Hello,
     Here,
@@ -33,6 +32,7 @@ from collage_mpi.job.messages import (
     Welcome,
 )
 from collage_mpi.job.worker import RING_SPARE, Worker
+from collage_mpi.job.worker_steps import ENDED, PARTING, READY
 from collage_mpi.kinds import KIND
 from collage_mpi.models.info import Geometry
 from collage_mpi.models.null import NullPredictor
@@ -85,10 +85,13 @@ class Network(NullPredictor):
 class Bench:
     """A worker, what it is connected to, and a welcome that it has taken."""
 
-    def __init__(self, kind: str = "single", *, start: bool = True, **welcome: Any) -> None:
+    def __init__(
+        self, kind: str = "single", *, start: bool = True, tolerant: bool = True, **welcome: Any
+    ) -> None:
         self.clock = Clock()
         self.kind = kind
         self.endpoint = FakeEndpoint(rank=3)
+        self.endpoint.fault_tolerant = tolerant
         self.network = Network(KIND[kind].network, self.clock)
         self.cpu_ns: Callable[[], int] = self.clock
         self.load_error: Exception | None = None
@@ -109,11 +112,17 @@ class Bench:
         if start:
             self.start()
 
-    def start(self) -> None:
+    def get_ready(self) -> None:
         self.endpoint.tell(self.welcome)
-        self.endpoint.tell(Start(1.0, {}, 1, TASK_BYTES))
         self.run()
         self.network.calls = 0
+
+    def start(self) -> None:
+        self.get_ready()
+        if self.worker.steps.state == READY:
+            self.endpoint.tell(Start(1.0, {}, 1, TASK_BYTES))
+            self.run()
+            self.network.calls = 0
 
     def _load(self, spec: str, kind: str, welcome: Welcome) -> Network:
         if self.load_error is not None:
@@ -123,7 +132,7 @@ class Bench:
 
     def run(self) -> None:
         """Until it has nothing to do."""
-        while self.worker.exit_code is None and self.worker.step():
+        while self.worker.steps.state != ENDED and self.worker.step():
             pass
 
     def single(self, task: int, pixel: int = 0, group: int = 0) -> WireTask:
@@ -218,7 +227,6 @@ def test_a_task_cancelled_in_its_queue_is_skipped_not_computed():
 def test_a_cancel_right_behind_its_task_is_seen():
     bench = Bench()
     bench.single(0)
-    bench.worker._take_tasks()
     bench.endpoint.cancel(0)
     bench.run()
     assert [r.status for r in bench.results] == [SKIPPED]
@@ -232,9 +240,8 @@ def test_cancels_that_come_too_late_are_forgotten():
         bench.run()
         bench.endpoint.cancel(task)  # answered already
         bench.run()
-    session = bench.worker.session
-    assert session.cancelled == set()
-    assert session.open == set()
+    assert bench.worker.steps.cancelled == set()
+    assert bench.worker.steps.open == set()
     assert len(bench.results) == 100
 
 
@@ -299,7 +306,8 @@ def test_tasks_wait_for_the_start():
 
 
 def test_measure_is_answered_with_the_shortest_time_and_the_usual_processor_time():
-    bench = Bench()
+    bench = Bench(start=False)
+    bench.get_ready()
     took = iter((9, 5, 2, 2, 3))  # ms of the clock; of the processor always one
     bench.network.during = lambda: bench.clock.sleep((next(took) - 1) * MS / 1e9)
     bench.cpu_ns = lambda: MS * bench.network.calls
@@ -312,7 +320,8 @@ def test_measure_is_answered_with_the_shortest_time_and_the_usual_processor_time
 def test_a_batch_that_the_device_has_no_room_for_is_told_when_it_is_measured(monkeypatch):
     given_back: list[int] = []
     monkeypatch.setattr(networks, "give_memory_back", lambda: given_back.append(1))
-    bench = Bench()
+    bench = Bench(start=False)
+    bench.get_ready()
     bench.network.most = 4
     bench.endpoint.tell(Measure("single", 8))
     bench.endpoint.tell(Measure("single", 4))
@@ -322,7 +331,8 @@ def test_a_batch_that_the_device_has_no_room_for_is_told_when_it_is_measured(mon
 
 
 def test_on_a_gpu_there_is_no_processor_time_to_tell():
-    bench = Bench()
+    bench = Bench(start=False)
+    bench.get_ready()
     bench.network.device = "cuda:0"
     bench.endpoint.tell(Measure("single", 1))
     bench.run()
@@ -332,7 +342,8 @@ def test_on_a_gpu_there_is_no_processor_time_to_tell():
 @pytest.mark.parametrize(("took_ms", "calls"), [(8000, 2), (60, 2), (45, 3), (20, 5)])
 def test_a_slow_network_is_measured_by_few_calls(took_ms, calls):
     """All other ranks wait meanwhile, and rank 0 waits for no more than two minutes."""
-    bench = Bench()
+    bench = Bench(start=False)
+    bench.get_ready()
     bench.network.service_ns = took_ms * MS
     bench.endpoint.tell(Measure("single", 1))
     bench.run()
@@ -353,21 +364,6 @@ def test_messages_of_another_session_are_dropped():
     assert bench.results[0].status == ANSWERED
 
 
-def test_a_second_session_starts_clean():
-    bench = Bench()
-    bench.single(0)
-    bench.endpoint.tell(End())
-    bench.run()
-    assert bench.endpoint.ring is None
-    bench.endpoint.tell(bench.welcome, session=SESSION + 1)
-    bench.endpoint.tell(Start(1.0, {}, 1, TASK_BYTES), session=SESSION + 1)
-    bench.run()
-    task = WireTask(0, "single", ((0, 0),))
-    bench.endpoint.give([task], [np.full(SHAPE, 8, np.uint8)], session=SESSION + 1)
-    bench.run()
-    assert bench.results[-1].cells[0].label == 8
-
-
 def test_stop_is_acknowledged_and_its_code_is_the_rank_s():
     bench = Bench(start=False)
     bench.endpoint.tell(Stop(3), session=0)  # before any welcome
@@ -376,19 +372,17 @@ def test_stop_is_acknowledged_and_its_code_is_the_rank_s():
 
 
 def test_in_a_plain_world_it_stays_until_all_have_said_goodbye():
-    bench = Bench(start=False)
-    bench.endpoint.fault_tolerant = False
+    bench = Bench(start=False, tolerant=False)
     bench.endpoint.tell(Stop(3), session=0)
     bench.run()
     assert bench.endpoint.told() == [Bye()]
-    assert bench.worker.exit_code is None
+    assert bench.worker.steps.state == PARTING
     bench.endpoint.tell(Leave(), session=0)
     assert bench.worker.serve() == 3
 
 
 def test_it_waits_for_a_coordinator_that_is_stopped_meanwhile_for_a_bounded_time():
-    bench = Bench(start=False)
-    bench.endpoint.fault_tolerant = False
+    bench = Bench(start=False, tolerant=False)
     bench.endpoint.tell(Stop(3), session=0)
     assert bench.worker.serve() == 3
     assert bench.clock.now_ns / 1e9 == pytest.approx(LEAVE_WAIT_S, abs=2)
@@ -632,7 +626,8 @@ def test_answers_that_fill_more_than_a_message_go_in_several():
 
 
 def test_a_batch_is_measured_as_one():
-    bench = Bench(batch=4)
+    bench = Bench(start=False, batch=4)
+    bench.get_ready()
     bench.endpoint.tell(Measure("single", 4))
     bench.run()
     assert set(bench.network.sizes[-5:]) == {4}

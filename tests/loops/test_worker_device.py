@@ -13,7 +13,8 @@ from test_worker import Bench, Network
 
 from collage_mpi.job.messages import End, Stop
 from collage_mpi.job.row_reader import Inputs
-from collage_mpi.job.worker import LOOK_NS, QueuedTasks
+from collage_mpi.job.worker import LOOK_NS, Batch
+from collage_mpi.job.worker_steps import Came
 from collage_mpi.models.info import MOST_BEGUN, Answer, Computation
 from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED
 from collage_mpi.mpi.tasks import WireTask
@@ -144,7 +145,7 @@ def test_a_batch_that_was_begun_cannot_be_cancelled_and_one_in_the_queue_can():
     )
     bench.run()
     assert [r.status for r in bench.results] == [ANSWERED, ANSWERED, SKIPPED]
-    assert bench.worker.session.open == bench.worker.session.cancelled == set()
+    assert bench.worker.steps.open == bench.worker.steps.cancelled == set()
 
 
 @pytest.mark.parametrize("at", ["begin", "finish"])
@@ -168,9 +169,11 @@ def test_a_batch_that_raises_fails_its_task_alone(at: str):
 def test_images_that_are_still_read_do_not_keep_an_answer_back():
     bench, read = DeviceBench(), Future()
     bench.single(0, 5)
-    bench.worker._take_tasks()
-    session = bench.worker.session
-    session.queue.append(QueuedTasks([WireTask(7, "single", ((7, 0),))], read))
+    bench.worker.session.read = lambda batch: read
+    late = Batch([WireTask(7, "single", ((7, 0),))], np.empty(0, np.uint8))
+    at_poll = [Came(late, (7,), read=False)]
+    come = bench.worker._come
+    bench.worker._come = lambda: [*come(), *(at_poll.pop() for _ in at_poll[:1])]
     while not bench.results:
         bench.worker.step()
     assert bench.story == "bf"

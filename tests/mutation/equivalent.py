@@ -39,7 +39,7 @@ SAME: dict[tuple[str, str], str] = {
     ): "for no rank there are as many threads as for one",
     (
         "collage_mpi/job/worker.py",
-        "encoder = session.networks.encoder if KIND[tasks[(-1)].kind].encoded else None",
+        "encoder = self.networks.encoder if KIND[batch.tasks[(-1)].kind].encoded else None",
     ): "the tasks of a message are of one kind",
     (
         "collage_mpi/mpi/protocol.py",

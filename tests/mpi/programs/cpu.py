@@ -14,7 +14,8 @@ from collage_mpi.job import coordinator, worker
 from collage_mpi.system.environment import launcher_rank
 
 begun = []
-plain_control, plain_run = worker.Worker._control, coordinator.Coordinator.run
+plain_start, plain_end = worker.Worker._start, worker.Worker._end
+plain_run = coordinator.Coordinator.run
 
 
 def begin():
@@ -26,21 +27,25 @@ def end():
     Path(sys.argv[1], f"{launcher_rank()}.json").write_text(json.dumps(spent))
 
 
-def control(self, message):
-    before = self.session
-    plain_control(self, message)
-    if before is not None and self.session is None:
+def start(self, told):
+    plain_start(self, told)
+    begin()
+
+
+def finish(self, told):
+    working = self.session is not None
+    plain_end(self, told)
+    if working:
         end()
-    elif self.session is not None:
-        begin()
 
 
 def run(self, *ranks):
     begin()
-    finish = plain_run(self, *ranks)
+    found = plain_run(self, *ranks)
     end()
-    return finish
+    return found
 
 
-worker.Worker._control, coordinator.Coordinator.run = control, run
+worker.Worker._start, worker.Worker._end = start, finish
+coordinator.Coordinator.run = run
 sys.exit(cli.main(sys.argv[2:]))

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from collage_mpi import __main__, cli
 from collage_mpi.faults import failure_detector, process_monitor
-from collage_mpi.job import main, networks, run, worker, worker_group
+from collage_mpi.job import main, networks, run, worker_group
 from collage_mpi.launch.supervisor import JOB_VARIABLE
 from collage_mpi.models.null import NullPredictor
 from collage_mpi.mpi import transport
@@ -183,14 +183,7 @@ def warm(act, count):
 
 def measure(act, count):
     """While it is measured alone."""
-    control = worker.Worker._control
-
-    def patched(self, message):
-        if b'"what": "measure"' in message.tobytes():
-            act()
-        control(self, message)
-
-    worker.Worker._control = patched
+    before(networks.Networks, "measured", act, count)
 
 
 def receive(act, count):
@@ -216,14 +209,7 @@ def reply(act, count):
 
 def shutdown(act, count):
     """It has been told to stop, and has not said goodbye."""
-    control = worker.Worker._control
-
-    def patched(self, message):
-        if b'"what": "stop"' in message.tobytes():
-            act()
-        control(self, message)
-
-    worker.Worker._control = patched
+    before(process_monitor.CoordinatorMonitor, "release", act, count)
 
 
 def leaving(act, count):
