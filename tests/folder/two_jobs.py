@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from traceback import format_exception
 from typing import Any
 
 import numpy as np
@@ -312,12 +313,17 @@ def main() -> None:
     left = [seed for seed in seeds if seed not in {play.seed for play in read(args.out)}]
     warm()
     with ProcessPoolExecutor(args.at_once, get_context("fork")) as pool:
-        for done in as_completed([pool.submit(play, seed, args.pace) for seed in left]):
+        started = {pool.submit(play, seed, args.pace): seed for seed in left}
+        for done in as_completed(started):
+            if error := done.exception():  # the other plays go on
+                print(f"seed {started[done]} was not played:", *format_exception(error))
+                continue
             with args.out.open("a") as file:
                 file.write(json.dumps(asdict(done.result())) + "\n")
     plays = read(args.out)
     print(table(plays))
-    raise SystemExit(any(play.problems or play.lost for play in plays))
+    failed = any(play.problems or play.lost for play in plays)
+    raise SystemExit(failed or any(done.exception() for done in started))
 
 
 def read(path: Path) -> list[Play]:
