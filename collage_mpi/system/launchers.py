@@ -183,14 +183,14 @@ class OpenMpi(Launcher):
     def variables(self, ranks: int, site: Site) -> dict[str, str]:
         """Permission to run as root, and ranks that yield if they share cores.
 
-        On one host also a temporary folder for this job, and no TCP. Open MPI names its files by
-        process number; if an old file has the same number, "the PMIx server's listener thread
-        failed to start". With TCP a rank would listen on all interfaces, and wait 2 s for a
-        connection that sends nothing.
+        On this host also a temporary folder for this job. Open MPI names its files by process
+        number; if an old file has the same number, "the PMIx server's listener thread failed to
+        start". In a job on one host no TCP either. With TCP a rank would listen on all interfaces,
+        and wait 2 s for a connection that sends nothing.
         """
         found = dict(_ALLOW_ROOT) if site.root else {}
-        if site.scratch is not None and site.hosts == 1:
-            found["PRTE_MCA_prte_tmpdir_base"] = site.scratch
+        if site.scratch is not None:
+            found["PRTE_MCA_prte_local_tmpdir_base"] = site.scratch
         if site.hosts == 1:
             found["OMPI_MCA_btl"] = "^tcp"
         if ranks > site.cores * site.hosts:

@@ -65,9 +65,10 @@ def test_openmpi_as_a_user_on_a_large_machine():
 
 def test_open_mpi_keeps_its_files_where_no_killed_one_has_left_any():
     site = Site(cores=64, scratch="/tmp/collage-mpi-1")
-    plan = build_command(OPENMPI, 11, PROGRAM, site)
-    assert plan.env["PRTE_MCA_prte_tmpdir_base"] == plan.scratch == "/tmp/collage-mpi-1"
-    assert "PRTE_MCA_prte_tmpdir_base" not in build_command(OPENMPI, 11, PROGRAM, Site(64)).env
+    for each in (site, Site(64, hosts=2, scratch=site.scratch)):
+        plan = build_command(OPENMPI, 11, PROGRAM, each)
+        assert plan.env["PRTE_MCA_prte_local_tmpdir_base"] == plan.scratch == "/tmp/collage-mpi-1"
+    assert "/tmp/collage-mpi-1" not in build_command(OPENMPI, 11, PROGRAM, Site(64)).env.values()
     assert "/tmp/collage-mpi-1" not in build_command(MPICH, 11, PROGRAM, site).env.values()
     first, second = site_here().scratch, site_here().scratch
     assert first != second
