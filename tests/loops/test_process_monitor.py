@@ -129,6 +129,20 @@ def test_a_rank_of_another_machine_is_watched_by_its_line(process_monitor, child
     assert process_monitor.look() == []
 
 
+def test_a_network_that_is_away_for_15_s_closes_no_line_and_one_that_is_gone_does_after_20_s(
+    process_monitor, child
+):
+    _, name = child
+    line = joined(process_monitor, 3, dataclasses.replace(name, machine="another"))
+    for end in (line, process_monitor._lines[3]):
+        assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        of_tcp = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT]
+        idle_s, every_s, probes = (end.getsockopt(socket.IPPROTO_TCP, each) for each in of_tcp)
+        assert every_s * (probes - 1) > 15  # all probes are lost, the first one at once
+        assert idle_s + every_s * probes <= 20
+    line.close()
+
+
 def test_a_rank_that_ended_before_it_could_be_watched_is_lost(process_monitor, child):
     process, name = child
     process.kill()
