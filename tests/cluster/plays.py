@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 import h5py
 from chaos_plan import SCHEMES, shape_of_work
 from chaos_round import environment
+from chaos_surroundings import children
 from hosts import CLOCK, REMOTE_SHELL, hosts, missing, name_of
 from mortal_jobs import marked_shard
 
@@ -61,6 +62,8 @@ SHORT_S, LONG_S = (0.3, 3.0), (5.0, 20.0)  # a network that is away for a while
 PATIENCE_S = 120.0  # then the user ends the job
 LIMIT_S = 200.0
 LEFT_S = 45.0  # what a lost job may live on, on hosts that are up
+# On other hosts than launch's. Open MPI's daemons live on for eight minutes.
+STAYS = ("mpich_shm_", "hydra_hwloc_xmlfile_", "prted.")
 MOST_SESSIONS = 4
 TICK_S = 0.02
 
@@ -70,9 +73,12 @@ class Fault:
     """What happens to a host.
 
     Attributes:
+        kind: a key of WEIGHTS. Named plays have three more. "rank": the first rank of the host is
+            killed. "suspend": the host's ranks are stopped for a while. "launcher": mpiexec is
+            killed.
         host: its number.
         phase, after_s: the moment; see PHASES.
-        lasts_s: until the network works again; None: not before the session is over.
+        lasts_s: until the network or the ranks work again; None: not before the session is over.
     """
 
     kind: str
@@ -196,12 +202,14 @@ class Game:
         start_s, fault = time.monotonic(), self.play.fault
         with hosts(self.folder, self.play.ahead_s) as self.hosts:
             self._copy()
+            self._first_files = set().union(*map(self._files, self.hosts.up))
             for number in range(MOST_SESSIONS):
                 self._session(number, fault if number == 0 else None)
                 if self.verdict.wrong or self._complete():
                     break
                 self._mend(fault)
             self._judge_leftovers()
+            self._judge_files()
         self._judge_rows()
         self.verdict.seconds = time.monotonic() - start_s
         return self.verdict
@@ -257,7 +265,8 @@ class Game:
                 due_s = LIMIT_S + start_s if pause_s is None else now_s + pause_s
             if now_s - start_s > PATIENCE_S and ended_s is None:
                 ended_s, self.verdict.by_hand = now_s, True
-                self._stop(process)
+                for pid in self._launch(process):
+                    os.kill(pid, signal.SIGINT)  # Ctrl-C at its terminal
             if now_s - start_s > LIMIT_S:
                 self.verdict.wrong.append(f"session {number} did not end in {LIMIT_S:g} s")
                 break
@@ -315,17 +324,29 @@ class Game:
         if fault.kind in FOR_GOOD:
             self.hosts.kill(fault.host)
             return
+        if fault.kind == "launcher":
+            for pid in self._launch(process):
+                os.kill(children(pid)["launcher"], signal.SIGKILL)
+            return
+        if fault.kind in ("rank", "suspend"):
+            ranks = range(rank, rank + self.play.slots[fault.host - 1])
+            pids = [(stage / f"rank-{r}.pid").read_text() for r in ranks]
+            if fault.kind == "rank":
+                self.hosts.run(fault.host, ["kill", "-KILL", pids[0]], 20)
+                return
+            self.hosts.run(fault.host, ["kill", "-STOP", *pids], 20)
+            yield fault.lasts_s
+            self.hosts.run(fault.host, ["kill", "-CONT", *pids], 20)
+            return
         self.hosts.cut(fault.host, sends=fault.kind != "deaf", hears=fault.kind != "mute")
         if fault.lasts_s is not None:
             yield fault.lasts_s
             self.hosts.heal(fault.host)
 
     @staticmethod
-    def _stop(process: subprocess.Popen) -> None:
-        """Ctrl-C at the terminal of launch."""
-        for pid, (parent, _) in process_table().items():
-            if parent == process.pid:
-                os.kill(pid, signal.SIGINT)
+    def _launch(process: subprocess.Popen) -> list[int]:
+        """The pid of launch, which is the child of what has entered its host, if it lives."""
+        return [pid for pid, (parent, _) in process_table().items() if parent == process.pid]
 
     # ---- verdicts -----------------------------------------------------------
 
@@ -356,6 +377,17 @@ class Game:
             verdict.wrong.append(f"processes were left for over {LEFT_S:g} s: {names}")
         for pid in left:
             os.kill(pid, signal.SIGKILL)
+
+    def _judge_files(self) -> None:
+        """Nothing stays in the hosts' own /tmp and /dev/shm, but for what faults.md names."""
+        for number in self.hosts.up if not self.verdict.stayed else ():
+            more = self._files(number) - self._first_files
+            left = {name for name in more if number == 1 or not name.startswith(STAYS)}
+            if left:
+                self.verdict.wrong.append(f"left on h{number}: {left}")
+
+    def _files(self, number: int) -> set[str]:
+        return {*self.hosts.run(number, ["ls", "-A", "/tmp", "/dev/shm"], 20).split()}
 
     def _report(self) -> VerifyReport | None:
         try:

@@ -24,6 +24,7 @@ DRAWN = 2
 DAY_S = 86_400
 WORK = ("--straggler", "lognormal", "--straggler-median-ms", "20", "--scheme", "none")
 LONG = ("--straggler-median-ms", "210")  # 25 s of two ranks
+BUSY = (*WORK, "--straggler-median-ms", "100")  # 12 s
 # Three hosts, the last with rank 3; two dates are wrong.
 PLAIN = Play(0, 0, (2, 1, 1), (0, DAY_S, -DAY_S), 0, "continue", WORK, None)
 GONE = Fault("kill", 3, "work", 0.3, None)
@@ -35,10 +36,29 @@ PLAYS = {
     "test_without_continue_others_do_the_images_of_a_host_that_vanishes_too": replace(
         PLAIN, fault=GONE, on_loss="abort", settings=(*WORK, "--reply-timeout-s", "5")
     ),
-    "test_a_network_that_is_away_for_less_than_the_reply_timeout_costs_nothing": replace(
+    "test_a_rank_that_dies_on_another_host_is_lost_and_the_others_do_the_rest": replace(
         PLAIN,
-        fault=Fault("cut", 3, "work", 0.3, 4.0),
-        settings=(*WORK, "--reply-timeout-s", "30"),
+        fault=Fault("rank", 3, "work", 0.3, None),
+        settings=(*BUSY, "--reply-timeout-s", "60"),
+    ),
+    "test_a_network_that_is_away_for_12_s_costs_nothing": replace(
+        PLAIN,
+        fault=Fault("cut", 3, "work", 0.3, 12.0),
+        settings=(*BUSY, "--reply-timeout-s", "30"),
+    ),
+    "test_without_continue_a_network_that_is_away_for_25_s_costs_nothing": replace(
+        PLAIN,
+        fault=Fault("cut", 3, "work", 0.3, 25.0),
+        on_loss="abort",
+        settings=(*BUSY, "--reply-timeout-s", "30"),
+    ),
+    "test_the_ranks_of_a_host_may_be_suspended_for_longer_than_the_reply_timeout": replace(
+        PLAIN,
+        fault=Fault("suspend", 3, "work", 0.3, 12.0),
+        settings=(*WORK, *LONG, "--reply-timeout-s", "10"),
+    ),
+    "test_when_the_launcher_dies_no_rank_stays_on_any_host_and_no_file_on_its_own": replace(
+        PLAIN, fault=Fault("launcher", 1, "work", 0.3, None), settings=BUSY
     ),
     "test_a_host_that_vanishes_before_mpi_is_up_is_told_by_its_ranks": replace(
         PLAIN, fault=Fault("kill", 3, "launch", 0.0, None)
@@ -48,6 +68,12 @@ PLAYS = {
     ),
     "test_a_host_without_the_input_is_named_before_work_begins": replace(
         PLAIN, copies="absent", on_loss="abort", settings=(*WORK, "--pixels", "workers")
+    ),
+    "test_with_continue_only_the_ranks_of_a_host_without_the_input_are_lost": replace(
+        PLAIN, copies="absent", settings=(*WORK, "--pixels", "workers")
+    ),
+    "test_with_pixels_auto_rank_0_sends_them_to_a_host_without_the_input": replace(
+        PLAIN, copies="absent", settings=(*WORK, "--pixels", "auto")
     ),
     "test_a_row_that_one_host_cannot_read_is_read_by_another": replace(
         PLAIN, copies="damaged", settings=(*WORK, "--pixels", "workers")
@@ -98,11 +124,35 @@ def test_without_continue_others_do_the_images_of_a_host_that_vanishes_too(
     assert "rank 3 did not end when told to" in verdict.said
 
 
-def test_a_network_that_is_away_for_less_than_the_reply_timeout_costs_nothing(
+def test_a_rank_that_dies_on_another_host_is_lost_and_the_others_do_the_rest(
+    verdict: Verdict,
+) -> None:
+    assert fine(verdict, 0)
+    assert "rank 3 (single) on h3 is lost: its connection" in verdict.said
+
+
+def test_a_network_that_is_away_for_12_s_costs_nothing(verdict: Verdict) -> None:
+    assert fine(verdict, 0)
+    assert "is lost" not in verdict.said
+
+
+def test_without_continue_a_network_that_is_away_for_25_s_costs_nothing(verdict: Verdict) -> None:
+    assert fine(verdict, 0)
+    assert "did not end when told to" not in verdict.said
+
+
+def test_the_ranks_of_a_host_may_be_suspended_for_longer_than_the_reply_timeout(
     verdict: Verdict,
 ) -> None:
     assert fine(verdict, 0)
     assert "is lost" not in verdict.said
+
+
+def test_when_the_launcher_dies_no_rank_stays_on_any_host_and_no_file_on_its_own(
+    verdict: Verdict,
+) -> None:
+    assert fine(verdict, 6)
+    assert "the launcher was ended by SIGKILL" in verdict.said
 
 
 def test_a_host_that_vanishes_before_mpi_is_up_is_told_by_its_ranks(verdict: Verdict, mpi) -> None:
@@ -123,6 +173,21 @@ def test_when_the_host_of_rank_0_vanishes_the_run_goes_on_elsewhere(verdict: Ver
 def test_a_host_without_the_input_is_named_before_work_begins(verdict: Verdict) -> None:
     assert verdict.codes == [3], verdict.said
     assert "rank 3: host h3 does not have the input that rank 0 has: /tmp/a.h5" in verdict.said
+
+
+@pytest.mark.any_mpi
+def test_with_continue_only_the_ranks_of_a_host_without_the_input_are_lost(
+    verdict: Verdict,
+) -> None:
+    assert fine(verdict, 0)
+    assert "rank 3 (single) is lost: it cannot work: rank 3: host h3 does not" in verdict.said
+    assert "2 single ranks left" in verdict.said
+
+
+@pytest.mark.any_mpi
+def test_with_pixels_auto_rank_0_sends_them_to_a_host_without_the_input(verdict: Verdict) -> None:
+    assert fine(verdict, 0)
+    assert "sends them to rank 3: host h3 does not have the input" in verdict.said
 
 
 @pytest.mark.any_mpi
