@@ -114,9 +114,8 @@ tests() {
 # installed or hosts cannot be told apart (it takes root).
 seed=${CHAOS_SEED:-1}
 on_slurm() {
-    # By hand: a node that vanishes takes two minutes, and failed in two of seven runs under load.
-    tests mpich tests/slurm --ignore=tests/slurm/test_slurm_hosts.py
-    tests openmpi tests/slurm -m "not any_mpi" --ignore=tests/slurm/test_slurm_hosts.py
+    tests mpich tests/slurm -n 2 --dist loadfile   # that of hosts takes two minutes
+    tests openmpi tests/slurm -m "not any_mpi"
 }
 on_virtual_hosts() {
     tests mpich tests/cluster --chaos-seed="$seed"
