@@ -155,7 +155,8 @@ def find_layout(path: Path) -> ArrayLayout:
     with named_faults(path):
         if hasattr(node, "arrays"):
             typed = f"{folder}{PART_MARK}"
-            arrays = {f"{part}/{name}".strip("/"): array for name, array in node.arrays()}
+            found = sorted(node.arrays(), key=lambda each: each[0])  # zarr lists them in any order
+            arrays = {f"{part}/{name}".strip("/"): array for name, array in found}
             images = the_images(arrays, f"{typed}NAME")
             alone = f"Name the images alone to take no labels: {typed}{images}"
             labels = the_labels(arrays, images, arrays[images], alone)
