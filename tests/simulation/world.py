@@ -298,6 +298,7 @@ def install(instead: dict[str, str] | None = None) -> None:
         },
         "collage_mpi.job.session": {"Scheduler": standins.Around(watched)},
         "collage_mpi.models.null": {"NullPredictor": standins.Around(slow)},
+        "collage_mpi.commands.parser": {"build_parser": standins.Around(cache)},  # each process's
         "collage_mpi.job.networks": {
             "WaitingNetwork": standins.Around(partial(partial, sleep=_wait_s))  # no poll
         },
