@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from collage_mpi.rows import IMAGE_ROW, TASK_ROW
+from tests.simulation import witness
 from tests.simulation.figure_laws import figures, wrong_figures
 from tests.simulation.inputs import answer, first_answers
-from tests.simulation.laws import COLLAGE, Run, broken, unwritten
+from tests.simulation.kernel import Host, Process
+from tests.simulation.laws import COLLAGE, Run, broken, litter, unwritten
 from tests.simulation.order_laws import wrong_order
 from tests.simulation.row_laws import OUTCOMES, told_batch, wrong_columns, wrong_export, wrong_files
+from tests.simulation.told_laws import Statuses, wrong_words
 
 MS = 1_000_000
 
@@ -281,3 +284,66 @@ def test_a_wrong_summary_or_status_is_told(tmp_path: Path, file: str, change: di
         right[file][name] = {**was, **value} if isinstance(value, dict) else value
     (tmp_path / f"{file}.json").write_text(json.dumps(right[file]))
     assert said in "; ".join(wrong_files(tmp_path, made(), True))
+
+
+def calls(*asked: tuple[int, int]) -> list[witness.Call]:
+    """Calls of the single network: rank, and row of the first shard."""
+    ranks = {rank: Process(rank, Host("h0"), f"rank {rank}") for rank, _ in asked}
+    return [witness.Call(ranks[rank], "single", 0, 1, (((0, row),),)) for rank, row in asked]
+
+
+def test_what_the_networks_were_asked_is_held_against_the_rows() -> None:
+    run, right = made(), calls((1, 0), (2, 1))
+    assert list(witness.unheard(run, right)) == []
+    assert list(witness.unlike_tasks(run, right)) == []
+    assert "a rank that was not asked" in next(witness.unheard(run, calls((1, 0), (1, 1))))
+    assert list(witness.unlike_tasks(run, calls((1, 0), (2, 1), (2, 0)))) == [
+        "('rank 2', 'single') computed 2 images, of 1 in its tasks"
+    ]
+    assert list(witness.again(run, [(0, 1)], right)) == [
+        "1 images were answered before, and were done again: (0, 1)"
+    ]
+    run.tables["tasks"]["outcome"][0] = 2
+    assert "a task that was not answered, and nothing went wrong" in next(witness.troubled(run))
+    assert "rank 1 is 1 on h0, not" in next(
+        witness.other_processes(by_pid(run, 3), [each.process for each in calls((0, 0), (1, 0))])
+    )
+
+
+def by_pid(run: Run, pid: int) -> Run:
+    run.manifest["sessions"][0]["final"]["world"] = [{"rank": 1, "pid": pid, "host": "h0"}]
+    return run
+
+
+def test_words_that_are_not_so_are_told() -> None:
+    run, right = made(), "none: 2 of 2 images (100 %)\ncomplete: 2 of 2 images, 1 group\n"
+    assert list(wrong_words(run, right, 0)) == []
+    assert len(list(wrong_words(run, right.replace(": 2", ": 1"), 0))) == 2
+    assert list(wrong_words(run, "", 3)) == ["exit code 3 without a word"]
+    run.manifest["sessions"][0]["final"]["lost"] = [{"rank": 2}]
+    assert list(wrong_words(run, right, 0)) == ["it does not tell that rank 2 is lost"]
+    assert list(wrong_words(run, f"{right}rank 2 (single) is lost: its process has ended", 0)) == []
+
+
+def test_a_status_that_runs_back_or_is_late_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    statuses = Statuses(tmp_path / "status.json", told.append)
+    statuses.calm = True
+    status = {"run_id": "1", "session": 1, "count": 1, "done": 2, "total": 2, "errors": 0}
+    status |= {"elapsed_s": 1.0, "every_s": 5.0}
+    for at_s, change in ((1, {}), (2, {"count": 2}), (3, {"count": 1}), (30, {"count": 3})):
+        (tmp_path / "status.json").write_text(json.dumps(status | change))
+        statuses.written(at_s * 1000 * MS)
+    assert told == [
+        "status.json: count was 2, and is 1",
+        "status.json was not written for 27000 ms",
+    ]
+
+
+def test_what_a_job_leaves_behind_is_told(tmp_path: Path) -> None:
+    for name in ("parts/a.npy", "COMPLETE", "summary.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert litter(tmp_path) == []
+    (tmp_path / "claim-1").touch()
+    assert litter(tmp_path) == ["the job leaves claim-1"]
