@@ -234,6 +234,7 @@ def wider(case: Case) -> Case:
         work += ("--endgame", "off")
     work, in_pace = _in_runs(f"runs of {case.seed}", work, [*pace])
     work += _measured_batch(case.seed)
+    work += _seldom(case.seed, work)
     case = replace(case, work=work, pace=tuple(in_pace), sessions=sessions)
     return _with_pictures(replace(case, read=case.seed % 4 == 0))
 
@@ -244,6 +245,17 @@ def _measured_batch(seed: int) -> tuple[str, ...]:
     if rng.random() > 0.2:
         return ()
     return ("--batch", "auto", *rng.choice(((), ("--batch-cost", "0.2"))))
+
+
+def _seldom(seed: int, work: tuple[str, ...]) -> tuple[str, ...]:
+    """In some cases a setting that changes little."""
+    rng = random.Random(f"seldom {seed}")
+    words = [("--warmup-groups", "0"), ("--warmup-groups", "5"), ("--cost-ratio", "1.3")]
+    if "none" in work and "cascade" not in work:
+        words += [("--assign", "finish"), ("--linger-ms", "30")]
+    if "cascade" in work and "--agree" not in work and "cascade-batch" not in work:
+        words += [("--deadline-ms", "60"), ("--linger-ms", "30")]
+    return rng.choice(words) if rng.random() < 0.3 else ()
 
 
 def _with_pictures(case: Case) -> Case:

@@ -108,8 +108,12 @@ def _of_work(run: Run) -> Json:
     tasks = run.tables["tasks"]
     tasks = tasks[~tasks["warmup"] & (tasks["outcome"] < 3)]
     keys = [tuple(task[name].item() for name in TOGETHER) for task in tasks]
-    count = Counter(keys)
-    took_s = np.array([each["compute_ns"] / count[k] for each, k in zip(tasks, keys, strict=True)])
+    inputs = np.where(tasks["kind"] == COLLAGE, 1, tasks["items"]).tolist()
+    together: Counter[tuple[int, ...]] = Counter()
+    for key, count in zip(keys, inputs, strict=True):
+        together[key] += count
+    parts = [n / max(1, together[key]) for key, n in zip(keys, inputs, strict=True)]
+    took_s = tasks["compute_ns"] * np.array(parts)
     of_images = tasks["kind"] == SINGLE  # and in a cascade cells that are not sure do not count
     of_images |= run.manifest["settings"]["scheme"].startswith("cascade")
     unused = 1 - tasks["resolved"] / np.maximum(1, tasks["items"])
