@@ -129,8 +129,7 @@ def begin(network: Network, agree: float, audit: float, seed: int) -> Job:
     n = len(network.scores)
     first = settings.calibration_images(n)
     judge = Judge(Asked(settings, n, network.ratios[PRECISIONS[0]]), lambda: (1, 0))
-    moved = calibration_first(Order(Permutation(n)), first, settings.group_size, seed)
-    order = moved.indices(range(n))
+    order = calibration_first(Order(Permutation(n)), first, network.side**2, seed).indices(range(n))
     judge.take(pairs_at(network, order[:first], range(first)))
     judge.verdict()
     rest = order[first:]

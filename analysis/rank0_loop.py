@@ -7,7 +7,7 @@ MPI's own cost is measured by `bench/round.py` and stands in the manifest of a r
     python analysis/rank0_loop.py --pixels workers --batch 1 --profile loop.pstats
     python analysis/rank0_loop.py --pixels workers --batch 8 --px 28 --scheme cascade --unsure 0.2
     python analysis/rank0_loop.py --pixels workers --batch 64 --px 28 --ranks 1024 --repeats 1 \
-        --order shuffle --images 10000000             # its memory
+        --order shuffle:0 --images 10000000           # its memory
 
 The ranks' part is timed apart and taken away. A poll finds one message at most, the dearest case.
 CPU time, the least of several runs: other work on the machine changes it less than wall time. With
@@ -34,7 +34,7 @@ from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job.handshake import task_bytes
 from collage_mpi.job.lead import build_lead
 from collage_mpi.job.messages import Hello, Start
-from collage_mpi.job.plan import make_plan
+from collage_mpi.job.plan import make_plan, run_order
 from collage_mpi.job.provenance import make_manifest
 from collage_mpi.job.session import Audience, TeamSession
 from collage_mpi.kinds import SINGLE
@@ -46,7 +46,6 @@ from collage_mpi.results import RunWriter
 from collage_mpi.scheduler.events import Score
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
-from collage_mpi.shards.order import Order, Permutation, Shuffle
 from collage_mpi.system.progress import NoLines
 
 SESSION = 1
@@ -128,23 +127,17 @@ def hello(rank: int, kinds: tuple[str, ...]) -> Hello:
     )
 
 
-class Again(Order):
-    """The same IMAGES images again and again, at the places of a long order."""
-
-    def indices(self, positions: np.ndarray | range) -> np.ndarray:
-        return super().indices(positions) % IMAGES
-
-
 def cost_us(
-    given: dict, images: int, order: str, unsure: float, profile: cProfile.Profile | None
+    given: dict, images: int, unsure: float, profile: cProfile.Profile | None
 ) -> tuple[float, float]:
     """(of the process, of the loop's thread) CPU us an image of one run."""
     asked = RunSettings.from_mapping(given)
     echo, now_ns = Echo(unsure), time.monotonic_ns()
     plan = make_plan(asked, asked.world_size)
     workers = plan.placement.workers
-    permutation = Permutation(images) if order == "file" else Shuffle(images, seed=0)
-    plan = replace(plan, order=Again(permutation))
+    plan = replace(plan, order=run_order(asked, images))
+    found = plan.order.indices
+    plan.order.indices = lambda positions: found(positions) % IMAGES  # type: ignore
     kinds = plan.placement.of_rank
     group = SimpleNamespace(
         transport=echo,
@@ -182,7 +175,7 @@ def main() -> None:
     parser.add_argument("--scheme", default="none", help="any: cascade, collage, hedge")
     parser.add_argument("--unsure", type=float, default=0.2, help="share of a collage's cells")
     parser.add_argument("--images", type=int, default=9000, help="a run")
-    parser.add_argument("--order", default="file", choices=("file", "shuffle"))
+    parser.add_argument("--order", default="file", help="file or shuffle:SEED")
     parser.add_argument("--px", type=int, default=224)
     parser.add_argument("--ranks", type=int, default=RANKS, help="with a network")
     parser.add_argument("--repeats", type=int, default=5)
@@ -199,14 +192,14 @@ def main() -> None:
         shard = Path(folder) / "images.h5"
         pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, args.px, args.px, 3), np.uint8)
         write_shard(shard, pixels, np.arange(IMAGES) % 10)
-        common["shards"] = (str(shard),)
+        common |= {"shards": (str(shard),), "order": args.order}
         for who, batch in itertools.product(args.pixels, args.batch):
             least = np.full(2, np.inf)
             for i in range(args.repeats):
                 own = {"pixels": who, "batch": batch, "out": f"{folder}/{who}-{batch}-{i}"}
                 profile = cProfile.Profile() if args.profile else None
                 least = np.minimum(
-                    least, cost_us({**common, **own}, args.images, args.order, args.unsure, profile)
+                    least, cost_us({**common, **own}, args.images, args.unsure, profile)
                 )
                 if profile:
                     profile.dump_stats(args.profile)

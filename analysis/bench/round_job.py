@@ -155,8 +155,7 @@ class MemoryReader:
 
     def add(self, ranges: Sequence[Range]) -> None:
         """Append the images at positions to what is taken."""
-        for start, stop in ranges:
-            self._order += [position % IMAGES for position in range(start, stop)]
+        self._order += [position % IMAGES for each in ranges for position in range(*each)]
 
     @property
     def remaining(self) -> int:
