@@ -5,27 +5,22 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from types import MappingProxyType
+from typing import TypeVar
 
-from collage_mpi.errors import (
-    CollageError,
-    DataFault,
-    EnvironmentFault,
-    ExitCode,
-    UsageError,
-)
+from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.faults.process_monitor import ProcessMonitor
 from collage_mpi.faults.reply_timeout import SECOND_NS
 from collage_mpi.job import messages
-from collage_mpi.job.messages import Bye, Fault, Hello, Here, Measured, Message, Shards, Welcome
+from collage_mpi.job.group_steps import GREETED, STUCK, Asked, Gone, GroupSteps, Heard, Tell
+from collage_mpi.job.messages import Bye, Hello, Here, Measured, Message, Shards, Welcome
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.transport import CoordinatorTransport, Gone, Received
+from collage_mpi.mpi.transport import CoordinatorTransport, Received
+from collage_mpi.mpi.transport import Gone as TransportGone
 from collage_mpi.scheduler.events import RankLost
 from collage_mpi.system.backoff import GROUP_BACKOFF, Backoff
 from collage_mpi.system.hard_exit import remove_shared_memory
-from collage_mpi.system.printable import numbered
 from collage_mpi.system.process_tree import this_process
 
 HERE_LIMIT_S = 30.0  # MPI is up, and a rank sends this answer before anything else
@@ -36,36 +31,8 @@ IDLE_STOP_S = 10.0  # for a rank that owes none, and for messages to leave
 SILENT_STOP_S = 5.0  # for a rank that is silent already
 MEASURE_ROUNDS = 3
 MEASURE_ENOUGH_S = 0.1  # no round is begun after this time
-# How an error message names the control message that has not come.
-OWED: dict[type[Message], str] = {
-    Here: "sign of life",
-    Hello: "hello",
-    Measured: "service time of its network",
-}
-
-_FAULTS = {int(error.exit_code): error for error in (UsageError, EnvironmentFault, DataFault)}
 
 Answer = TypeVar("Answer", Here, Hello, Measured, Bye)
-
-
-@dataclass
-class _Wait(Generic[Answer]):
-    """A wait for one control message of a type from each of some ranks.
-
-    Attributes:
-        what: the type.
-        missing: ranks that are not lost and have sent neither the answer nor a fault.
-        interrupted: says why to end the wait and the job, or None.
-        heard: is called often, with the number of ranks that have answered.
-        answers, faults: by rank.
-    """
-
-    what: type[Answer]
-    missing: set[int]
-    interrupted: Callable[[], str | None] = lambda: None
-    heard: Callable[[int], object] = lambda count: None
-    answers: dict[int, Answer] = field(default_factory=dict)
-    faults: dict[int, CollageError] = field(default_factory=dict)
 
 
 class WorkerGroup:
@@ -93,6 +60,7 @@ class WorkerGroup:
         self.transport, self.others = transport, others
         self.session = 0
         self.detector = FailureDetector(self.ranks, _ns(clock()), process_monitor, name)
+        self.steps = GroupSteps(self.ranks)
         self._clock = clock
         self._backoff = backoff or Backoff(GROUP_BACKOFF)
         self._stopped = False
@@ -141,14 +109,15 @@ class WorkerGroup:
             UsageError, EnvironmentFault, DataFault: a rank cannot work.
         """
         self.detector.begin({rank: welcome.networks for rank, welcome in welcomes.items()})
-        if self.session == 0 and self.detector.keep_going:
-            self._collect(_Wait(Here, set(self.present), interrupted), HERE_LIMIT_S)
-        self.session += 1
-        for rank in self.present:
-            for part in shards:
-                self.tell(rank, part)
-            self.tell(rank, welcomes[rank])
-        hellos = self._collect(_Wait(Hello, set(self.present), interrupted, heard), limit_s)
+        unseen = [rank for rank in self.present if self.steps.states[rank] == GREETED]
+        if unseen and self.detector.keep_going:
+            self._ask({}, dict.fromkeys(unseen, HERE_LIMIT_S))
+            self._answers(Here, interrupted)
+        self.session = 1
+        told: dict[int, Sequence[Message]]
+        told = {rank: [*shards, welcomes[rank]] for rank in self.present}
+        self._ask(told, dict.fromkeys(told, limit_s))
+        hellos = self._answers(Hello, interrupted, heard)
         for rank, hello in hellos.items():
             self.detector.met(rank, hello.host, hello.longest_ns)
         return hellos
@@ -171,10 +140,10 @@ class WorkerGroup:
 
         `interrupted`: as in `welcome`.
         """
-        asked = set(ranks).intersection(self.present)
-        for rank in sorted(asked):
-            self.tell(rank, messages.Measure(kind, batch))
-        return self._collect(_Wait(Measured, asked, interrupted), MEASURE_LIMIT_S)
+        asked = sorted(set(ranks).intersection(self.present))
+        told = dict.fromkeys(asked, (messages.Measure(kind, batch),))
+        self._ask(told, dict.fromkeys(asked, MEASURE_LIMIT_S))
+        return self._answers(Measured, interrupted)
 
     def measure_in_turn(
         self,
@@ -214,13 +183,11 @@ class WorkerGroup:
     def start(self, start: messages.Start) -> None:
         """Tell all ranks that tasks will follow."""
         remove_shared_memory()  # all ranks have answered, so no rank opens it by name any more
-        for rank in self.present:
-            self.tell(rank, start)
+        self._ask(dict.fromkeys(self.present, (start,)))
 
     def end(self) -> None:
-        """Tell all ranks that the session is over; another may follow."""
-        for rank in self.present:
-            self.tell(rank, messages.End())
+        """Tell all ranks that the session is over."""
+        self._ask(dict.fromkeys(self.present, (messages.End(),)))
 
     def stop(self, exit_code: int, limit_s: float = STOP_LIMIT_S) -> list[int]:
         """Tell all ranks to end with this exit code, and wait for their Bye.
@@ -237,13 +204,18 @@ class WorkerGroup:
         if self._stopped:
             return []
         self._stopped = self.detector.leaving = True
-        for rank in self.present:
-            self.tell(rank, messages.Stop(int(exit_code)))
+        timeouts = self.detector.timeouts
+        owing, silent = set(timeouts.owing), set(timeouts.silent)
+        most_s = dict.fromkeys(self.present, IDLE_STOP_S)
+        most_s |= dict.fromkeys(owing, timeouts.timeout_ns / SECOND_NS)
+        most_s |= dict.fromkeys(silent, SILENT_STOP_S)
+        told = dict.fromkeys(self.present, (messages.Stop(int(exit_code)),))
+        self._ask(told, {rank: min(limit_s, each_s) for rank, each_s in most_s.items()})
+        parted = self._answers(Bye).keys()
         plain = not self.detector.fault_tolerant  # only then MPI_Finalize is called
-        parted = self._goodbyes(limit_s)
-        stuck = set(self.present) - parted
+        stuck = {rank for rank, state in self.steps.states.items() if state == STUCK}
         if plain:
-            stuck |= self.detector.timeouts.losses.keys()
+            stuck |= timeouts.losses.keys()
         for rank in stuck:
             self.detector.kill(rank)
         if stuck:
@@ -257,110 +229,73 @@ class WorkerGroup:
             self.transport.close()
         return []
 
-    def _goodbyes(self, limit_s: float) -> set[int]:
-        """The ranks that say Bye in time."""
-        timeouts = self.detector.timeouts
-        silent, owing = set(timeouts.silent), set(timeouts.owing)
-        parted: set[int] = set()
-        for ranks, most_s in (
-            (set(self.present) - owing, IDLE_STOP_S),
-            (owing - silent, timeouts.timeout_ns / SECOND_NS),
-            (silent, SILENT_STOP_S),
-        ):
-            wait = _Wait(Bye, ranks - parted)
-            self._gather(wait, min(limit_s, most_s))
-            parted |= wait.answers.keys()
-        return parted
-
     def tell(self, rank: int, message: Message) -> None:
         """Send a control message to the rank."""
         buffer = self.transport.buffer(wire.CONTROL_BYTES)
         nbytes = messages.pack(buffer, self.session, message)
         self.transport.send_control(rank, buffer, nbytes)
 
-    def _collect(self, wait: _Wait[Answer], limit_s: float) -> dict[int, Answer]:
-        """Wait for the answers, and return them by rank.
+    def _ask(
+        self,
+        told: Mapping[int, Sequence[Message]],
+        limits_s: Mapping[int, float] = MappingProxyType({}),
+    ) -> None:
+        """Tell ranks something, and expect an answer of each rank that has a limit."""
+        keep_going = self.detector.keep_going
+        self._step([*self._gone(self.steps.states), Asked(told, limits_s, keep_going)])
 
-        Raises:
-            CollageError: the fault of a rank; EnvironmentFault if an answer has not come in time.
-        """
-        self._gather(wait, limit_s)
-        if self.detector.keep_going:
-            self._go_on_without(wait, limit_s)
-        elif wait.missing:
-            names = numbered("rank", sorted(wait.missing))
-            hint = "are their hosts up, and can they read the weights?"
-            if wait.what is Measured:
-                hint = "the network is too slow there, or the host is busy with other work"
-            owed = OWED[wait.what]
-            raise EnvironmentFault(f"no {owed} from {names} within {limit_s:g} s; {hint}")
-        return wait.answers
-
-    def _go_on_without(self, wait: _Wait[Answer], limit_s: float) -> None:
-        """Give up ranks without an answer. Raises a rank's fault if no rank can work."""
-        if wait.faults and not wait.answers:
-            raise next(iter(wait.faults.values()))
-        silent = f"no {OWED[wait.what]} within {limit_s:g} s"
-        reasons = dict.fromkeys(wait.missing, silent)
-        reasons |= {rank: f"it cannot work: {fault}" for rank, fault in wait.faults.items()}
-        for rank, why in sorted(reasons.items()):
-            self.detector.end(rank, why, _ns(self._clock()))
-            self.transport.drop(rank)
-
-    def _gather(self, wait: _Wait[Answer], limit_s: float) -> None:
-        """Take messages until no rank is missing or the time is over.
+    def _answers(
+        self,
+        what: type[Answer],
+        interrupted: Callable[[], str | None] = lambda: None,
+        heard: Callable[[int], object] = lambda count: None,
+    ) -> dict[int, Answer]:
+        """Take messages until no answer is awaited; the answers by rank.
 
         Only time in which this process ran counts, so a suspended job does not use it up.
+
+        Raises:
+            CollageError: as in `GroupSteps.step`, or the wait was interrupted.
         """
-        watch = self.detector.timeouts.watch
-        until_ns = watch.watched_ns + _ns(limit_s)
-        while wait.missing and watch.watched_ns <= until_ns:
-            if self._turn(wait):
+        while self.steps.awaited:
+            if self._turn():
                 self._backoff.reset()
             else:
                 self._backoff.pause()
-            wait.heard(len(wait.answers))
-            reason = wait.interrupted()
+            heard(len(self.steps.answers))
+            reason = interrupted()
             if reason is not None:
                 raise _Interrupted(reason)
+        return {r: each for r, each in self.steps.answers.items() if isinstance(each, what)}
 
-    def _turn(self, wait: _Wait[Answer]) -> bool:
+    def _turn(self) -> bool:
         """Poll once; whether a message came."""
         signs = self.detector.look(_ns(self._clock()))
+        heard: list[Heard] = []
         found = self.transport.poll()
         for arrival in found:
-            if isinstance(arrival, Gone):
+            if isinstance(arrival, TransportGone):
                 self.detector.gone(arrival)
             elif isinstance(arrival, Received):
-                self._take(arrival, wait)
+                self.detector.heard(arrival.rank, _ns(self._clock()), ())
+                said = self._said(arrival)
+                heard += () if said is None else (Heard(arrival.rank, said),)
         for sign in signs:
             if isinstance(sign, RankLost):
                 self.transport.drop(sign.rank)
-        wait.missing.intersection_update(self.present)
+        self._step([*heard, *self._gone(self.steps.awaited)])
         return any(isinstance(arrival, Received) for arrival in found)
 
-    def _take(self, arrival: Received, wait: _Wait[Answer]) -> None:
-        """Note a message if the wait is for it."""
-        rank = arrival.rank
-        self.detector.heard(rank, _ns(self._clock()), ())
-        said = self._said(arrival)
-        if isinstance(said, wait.what):
-            wait.answers[rank] = said
-        elif isinstance(said, Fault) and not self._stopped:
-            wait.faults[rank] = self._borne(rank, said)
-        else:
-            return
-        wait.missing.discard(rank)
+    def _gone(self, ranks: Collection[int]) -> list[Gone]:
+        return [Gone(rank) for rank in set(ranks).difference(self.present)]
 
-    def _borne(self, rank: int, told: Fault) -> CollageError:
-        """A rank's fault, if the job goes on without lost ranks; otherwise the fault is raised.
-
-        Whatever its kind, the fault is that of the rank alone unless every rank has one.
-        """
-        fault = _FAULTS.get(told.exit_code, EnvironmentFault)(f"rank {rank}: {told.message}")
-        if self.detector.keep_going:
-            return fault
-        raise fault
+    def _step(self, events: Sequence[Asked | Heard | Gone]) -> None:
+        for action in self.steps.step(self.detector.timeouts.watch.watched_ns, events):
+            if isinstance(action, Tell):
+                self.tell(*action)
+            else:
+                self.detector.end(action.rank, action.why, _ns(self._clock()))
+                self.transport.drop(action.rank)
 
     def _said(self, arrival: Received) -> Message | None:
         """The control message if it belongs to this session; None for late answers."""

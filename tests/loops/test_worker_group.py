@@ -16,6 +16,7 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCo
 from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
+from collage_mpi.job.group_steps import GREETED, HERE
 from collage_mpi.job.handshake import ServiceCosts, ratio_among, service_costs, shortest_ns
 from collage_mpi.job.messages import (
     Bye,
@@ -155,14 +156,6 @@ def test_a_second_fault_does_not_disturb_the_end():
     assert worker_group.stop(4) == []
 
 
-def test_a_late_answer_of_the_last_session_is_no_hello():
-    workers = Workers(2, polite)
-    worker_group = group_of(workers)
-    worker_group.welcome(welcomes(2))
-    workers.push(1, 1, replace(HELLO, host="stale"))
-    assert worker_group.welcome(welcomes(2))[1].host == "node1"
-
-
 def test_a_signal_ends_the_wait():
     worker_group = group_of(Workers(3))
     with pytest.raises(CollageError, match="SIGTERM") as caught:
@@ -283,7 +276,7 @@ def hardy(transport: Workers) -> tuple[WorkerGroup, NoMonitor]:
     backoff = Backoff(COORDINATOR_BACKOFF, clock.sleep)
     worker_group = WorkerGroup(transport, lambda: clock() / 1e9, backoff, process_monitor)
     worker_group.detector.keep_going = True
-    worker_group.session = 1  # whoever is there has said so
+    worker_group.steps.states = dict.fromkeys(worker_group.ranks, HERE)  # all have said so
     return worker_group, process_monitor
 
 
@@ -310,7 +303,7 @@ def test_a_rank_that_is_gone_before_it_says_that_it_is_there():
 
     workers = Workers(3, lambda r, c: answer(r, c) or polite(r, c))
     worker_group, _ = hardy(workers)
-    worker_group.session = 0
+    worker_group.steps.states = dict.fromkeys(worker_group.ranks, GREETED)
     worker_group.greet()
     assert worker_group.welcome(welcomes(3)).keys() == {1}
     assert (

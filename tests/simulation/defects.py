@@ -168,7 +168,7 @@ DEFECTS = (
     ),
     Defect(
         "a rank's loss during the start is not noticed",
-        (("job/worker_group.py", "        wait.missing.intersection_update(self.present)\n", ""),),
+        (("job/worker_group.py", "[*heard, *self._gone(self.steps.awaited)]", "heard"),),
     ),
     Defect(
         "an image of a lost rank is not sent again",
