@@ -23,7 +23,6 @@ from collage_mpi.job.messages import (
     Fault,
     Hello,
     Here,
-    Leave,
     Measure,
     Measured,
     Rank0,
@@ -32,7 +31,7 @@ from collage_mpi.job.messages import (
     Welcome,
 )
 from collage_mpi.job.worker import RING_SPARE, Worker
-from collage_mpi.job.worker_steps import ENDED, PARTING, READY
+from collage_mpi.job.worker_steps import ENDED, READY
 from collage_mpi.kinds import KIND
 from collage_mpi.models.info import Geometry
 from collage_mpi.models.null import NullPredictor
@@ -224,27 +223,6 @@ def test_a_task_cancelled_in_its_queue_is_skipped_not_computed():
     assert bench.network.calls == 1
 
 
-def test_a_cancel_right_behind_its_task_is_seen():
-    bench = Bench()
-    bench.single(0)
-    bench.endpoint.cancel(0)
-    bench.run()
-    assert [r.status for r in bench.results] == [SKIPPED]
-
-
-def test_cancels_that_come_too_late_are_forgotten():
-    """A long job must not remember a number for every cancel that crossed its answer."""
-    bench = Bench()
-    for task in range(100):
-        bench.single(task)
-        bench.run()
-        bench.endpoint.cancel(task)  # answered already
-        bench.run()
-    assert bench.worker.steps.cancelled == set()
-    assert bench.worker.steps.open == set()
-    assert len(bench.results) == 100
-
-
 @pytest.mark.parametrize(
     "error", [RuntimeError("CUDA error"), ValueError("x" * 5000), MemoryError()]
 )
@@ -369,16 +347,6 @@ def test_stop_is_acknowledged_and_its_code_is_the_rank_s():
     bench.endpoint.tell(Stop(3), session=0)  # before any welcome
     assert bench.worker.serve() == 3
     assert bench.endpoint.told() == [Bye()]
-
-
-def test_in_a_plain_world_it_stays_until_all_have_said_goodbye():
-    bench = Bench(start=False, tolerant=False)
-    bench.endpoint.tell(Stop(3), session=0)
-    bench.run()
-    assert bench.endpoint.told() == [Bye()]
-    assert bench.worker.steps.state == PARTING
-    bench.endpoint.tell(Leave(), session=0)
-    assert bench.worker.serve() == 3
 
 
 def test_it_waits_for_a_coordinator_that_is_stopped_meanwhile_for_a_bounded_time():

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
 from functools import partial
 
 import numpy as np
 import pytest
-from fakes import MS, SHAPE, Clock
+from fakes import MS, Clock
 from test_worker import Bench, Network
 
 from collage_mpi.job.messages import End, Stop
-from collage_mpi.job.row_reader import Inputs
-from collage_mpi.job.worker import LOOK_NS, Batch
-from collage_mpi.job.worker_steps import Came
+from collage_mpi.job.worker import LOOK_NS
 from collage_mpi.models.info import MOST_BEGUN, Answer, Computation
-from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED
-from collage_mpi.mpi.tasks import WireTask
+from collage_mpi.mpi.answers import ANSWERED, FAILED
 
 HOST_NS = MS // 10  # to unpack a message and hand its batch to the device
 
@@ -136,18 +132,6 @@ def test_what_was_begun_is_answered_before_the_session_ends(last):
     assert bench.worker.session is None
 
 
-def test_a_batch_that_was_begun_cannot_be_cancelled_and_one_in_the_queue_can():
-    bench = DeviceBench()
-    for task in range(3):
-        bench.single(task)
-    bench.network.at_begin = lambda: (
-        bench.endpoint.cancel(1, 2) if bench.network.story == ["begin"] * 2 else None
-    )
-    bench.run()
-    assert [r.status for r in bench.results] == [ANSWERED, ANSWERED, SKIPPED]
-    assert bench.worker.steps.open == bench.worker.steps.cancelled == set()
-
-
 @pytest.mark.parametrize("at", ["begin", "finish"])
 def test_a_batch_that_raises_fails_its_task_alone(at: str):
     bench = DeviceBench()
@@ -164,19 +148,3 @@ def test_a_batch_that_raises_fails_its_task_alone(at: str):
     assert [r.task for r in bench.results] == [0, 1, 2, 3]
     assert [r.status for r in bench.results][::3] == [FAILED, ANSWERED]
     assert "CUDA error" in bench.results[0].reason
-
-
-def test_images_that_are_still_read_do_not_keep_an_answer_back():
-    bench, read = DeviceBench(), Future()
-    bench.single(0, 5)
-    bench.worker.session.read = lambda batch: read
-    late = Batch([WireTask(7, "single", ((7, 0),))], np.empty(0, np.uint8))
-    at_poll = [Came(late, (7,), read=False)]
-    come = bench.worker._come
-    bench.worker._come = lambda: [*come(), *(at_poll.pop() for _ in at_poll[:1])]
-    while not bench.results:
-        bench.worker.step()
-    assert bench.story == "bf"
-    read.set_result(Inputs([np.zeros((1, *SHAPE), np.uint8)], [()]))
-    bench.run()
-    assert [r.task for r in bench.results] == [0, 7]

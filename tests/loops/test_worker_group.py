@@ -16,13 +16,12 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCo
 from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
-from collage_mpi.job.group_steps import GREETED, HERE
+from collage_mpi.job.group_steps import HERE
 from collage_mpi.job.handshake import ServiceCosts, ratio_among, service_costs, shortest_ns
 from collage_mpi.job.messages import (
     Bye,
     Fault,
     Hello,
-    Here,
     Leave,
     Measure,
     Measured,
@@ -148,14 +147,6 @@ def test_a_rank_s_fault_is_told_with_its_rank(code, kind):
     assert workers.closed
 
 
-def test_a_second_fault_does_not_disturb_the_end():
-    workers = Workers(3, polite)
-    worker_group = group_of(workers)
-    worker_group.welcome(welcomes(3))
-    workers.push(1, 1, Fault("late", 4))
-    assert worker_group.stop(4) == []
-
-
 def test_a_signal_ends_the_wait():
     worker_group = group_of(Workers(3))
     with pytest.raises(CollageError, match="SIGTERM") as caught:
@@ -203,31 +194,6 @@ def test_how_long_a_rank_that_does_not_end_is_waited_for(state, most_s):
     before_s = clock() / 1e9
     assert worker_group.stop(0) == [2]
     assert clock() / 1e9 - before_s == pytest.approx(most_s, abs=1)
-
-
-def test_a_silent_rank_that_speaks_in_the_end_has_parted():
-    workers = Workers(4, polite)
-    worker_group = group_of(workers)
-    worker_group.detector.sent(2, 0)
-    for tenths in range(400):
-        worker_group.detector.look(tenths * 10**8)
-    assert worker_group.detector.timeouts.silent == [2]
-    assert worker_group.stop(0) == []
-
-
-def test_a_rank_that_waits_behind_a_slow_one_is_told_to_leave_too():
-    workers = Workers(3, polite)
-    worker_group = group_of(workers)
-    heard = worker_group.detector.heard
-
-    def late(rank, *how):
-        heard(rank, *how)
-        if rank == 2:  # by then nothing was heard of rank 1 for too long
-            worker_group.detector.timeouts.part(1)
-
-    worker_group.detector.heard = late
-    assert worker_group.stop(0) == []
-    assert workers.told == [(rank, told) for told in (Stop(0), Leave()) for rank in (1, 2)]
 
 
 def test_messages_that_do_not_leave_are_no_good_end():
@@ -295,20 +261,6 @@ def test_ranks_that_say_nothing_are_lost_and_the_others_begin(caplog):
     assert worker_group.transport.dropped == [1, 3]
     assert caplog.text.count("is lost: no hello within 5 s; written off") == 2
     assert [loss["layer"] for loss in worker_group.detector.describe()] == ["start", "start"]
-
-
-def test_a_rank_that_is_gone_before_it_says_that_it_is_there():
-    def answer(rank, told):
-        return Here() if isinstance(told, Rank0) and rank == 1 else None
-
-    workers = Workers(3, lambda r, c: answer(r, c) or polite(r, c))
-    worker_group, _ = hardy(workers)
-    worker_group.steps.states = dict.fromkeys(worker_group.ranks, GREETED)
-    worker_group.greet()
-    assert worker_group.welcome(welcomes(3)).keys() == {1}
-    assert (
-        worker_group.detector.timeouts.losses[2].why == "no sign of life within 30 s; written off"
-    )
 
 
 def test_a_rank_that_dies_while_it_loads_is_not_waited_for():

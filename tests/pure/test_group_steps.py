@@ -154,7 +154,7 @@ def test_at_the_end_only_the_last_word_counts() -> None:
     play = Play().to(STOPPED)
     play.say(HELLO, 1)
     play.say(Bye(), 1)
-    play.step(Gone(2))
+    play.step(Gone(1), Gone(2))
     assert play.wait() == []
     assert play.group.states == {1: PARTED, 2: LOST, 3: STUCK}
 
