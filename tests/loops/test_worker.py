@@ -213,16 +213,6 @@ def test_a_batch_of_tasks_is_one_predict_and_one_message():
     assert len(bench.endpoint.sent) == 2  # the hello and this
 
 
-def test_a_task_cancelled_in_its_queue_is_skipped_not_computed():
-    bench = Bench()
-    bench.single(0)
-    bench.single(1)
-    bench.network.during = lambda: bench.endpoint.cancel(1)
-    bench.run()
-    assert [r.status for r in bench.results] == [ANSWERED, SKIPPED]
-    assert bench.network.calls == 1
-
-
 @pytest.mark.parametrize(
     "error", [RuntimeError("CUDA error"), ValueError("x" * 5000), MemoryError()]
 )

@@ -108,16 +108,6 @@ def test_a_batch_that_comes_while_the_device_computes_is_begun_then():
     assert [r.compute_ns for r in bench.results] == [HOST_NS + MS, MS]
 
 
-def test_with_a_credit_of_one_nothing_else_can_come_and_it_waits_for_the_device():
-    bench = DeviceBench(credit=1)
-    bench.single(0)
-    polls: list[int] = []
-    bench.endpoint.at_poll = lambda: polls.append(bench.clock.now_ns)
-    bench.run()
-    assert bench.results[0].compute_ns == HOST_NS + MS
-    assert len(polls) <= 4
-
-
 @pytest.mark.parametrize("last", [End(), Stop(6)])
 def test_what_was_begun_is_answered_before_the_session_ends(last):
     bench = DeviceBench()

@@ -15,7 +15,6 @@ from collage_mpi.job.group_steps import (
     GREETED,
     HERE,
     LOST,
-    MEASURING,
     MEMBER,
     OVER,
     PARTED,
@@ -83,7 +82,6 @@ class Play:
         says = {HERE: Here(), READY: HELLO, PARTED: Bye()}
         asks = {
             WELCOMED: (SHARDS, WELCOME),
-            MEASURING: (MEASURE,),
             WORKING: (START,),
             DONE: (End(),),
         }
