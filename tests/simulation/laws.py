@@ -222,6 +222,9 @@ def _thresholds(run: Run) -> list[str]:
 def _sessions(run: Run) -> list[str]:
     """The tables of sessions that closed agree."""
     faults = []
+    numbers = [entry["session"] for entry in run.manifest["sessions"]]
+    if numbers != sorted({*numbers}):
+        faults.append(f"the sessions are {numbers}")
     for entry in run.manifest["sessions"]:
         number, said = entry["session"], entry["rows"]
         if said is None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 MS = 1_000_000
 SLACK_NS = 1 * MS
+LATE_NS = 250 * MS  # a timer may be looked at so late
 SINGLE, COLLAGE, REPLICA, HEDGE, RETRY, ERROR, ENDGAME, BACKUP, KEPT = 0, 1, 2, 3, 5, 6, 7, 8, 10
 ANSWERED, FAILED, LOST = 0, 2, 3  # outcomes
 ALWAYS = {SINGLE, RETRY, ERROR, ENDGAME}
@@ -39,6 +40,22 @@ def wrong_order(run: Run) -> Iterator[str]:
             if len(images) and len(tasks):
                 session = Session(run, entry, images, tasks)
                 yield from (f"session {number}: {text}" for text in session.broken())
+
+
+def overdue(run: Run) -> Iterator[str]:
+    """Where nothing disturbs a session, an unsure answer that has come counts at the deadline."""
+    said, number = run.manifest["settings"], run.manifest["session"]
+    if said["deadline_ms"] is None or said["scheme"] != "collage" or run.manifest.get("teams"):
+        return
+    images = run.images[run.images["session"] == number]
+    tasks = run.tables["tasks"][run.tables["tasks"]["session"] == number]
+    came = tasks[(tasks["kind"] == 1) & (tasks["outcome"] == ANSWERED)]
+    at_ns = dict(zip(came["group"].tolist(), came["done_ns"].tolist(), strict=True))
+    for row in images:
+        due_ns = max(at_ns.get(row["group"], 1 << 62), row["t0_ns"] + said["deadline_ms"] * MS)
+        if row["t0_ns"] + row["latency_ns"] > due_ns + LATE_NS:
+            yield f"an answer that was kept does not count at the deadline: {row}"
+            return
 
 
 class Session:

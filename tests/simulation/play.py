@@ -30,6 +30,7 @@ from tests.simulation.case import HARMLESS, Case, Fault, Session, draw, simpler,
 from tests.simulation.disk import CHANGES, ERRORS, LOOKS, Disk, Failure
 from tests.simulation.inputs import HARMS, UNLABELLED, Shards, rows_of
 from tests.simulation.kernel import FOREVER_NS, MS, SECOND, Host, Kernel, Process
+from tests.simulation.order_laws import overdue
 from tests.simulation.row_laws import (
     facts,
     told_batch,
@@ -288,7 +289,7 @@ class Play:
             self._command(
                 "verify", str(self.out), right=0 if run and run.complete else 6 if run else 3
             )
-            if code == 0:
+            if code == 0 and (self.out / "status.json").exists():
                 self._command("top", str(self.out), "--once")
         self.calls += [call for job in jobs for call in job.calls]
         if run is not None and not self.harmed:
@@ -332,9 +333,12 @@ class Play:
             if len(answered):
                 done = witness.images_of(before, answered)
                 yield from witness.again(run, done, job.calls)
+                if not {row.tobytes() for row in answered} <= {row.tobytes() for row in run.images}:
+                    yield "a row that was there is gone, or another one"
         if not session.faults and not self.bad and job.code == 0 and len(run.images):
             yield from witness.unlike_tasks(run, job.calls)
             yield from witness.troubled(run)
+            yield from overdue(run)
             yield from laws.litter(self.out)
             yield from witness.other_processes(run, job.ranks)
 
@@ -501,7 +505,9 @@ def play(case: Case, inputs: Path, *, tell_all: bool = False) -> Played:
     results are to be the same. A run with a limit may go on without shards that were harmed."""
     played = _play(case, inputs, tell_all=tell_all)
     calm = replace(case, sessions=(Session(),))
-    if played.facts and case != calm and not case.limited:
+    harms = {fault.kind for each in case.sessions for fault in each.faults} & {*HARMS}
+    harms |= {what for each in case.sessions for what in each.between} & {*HARMS}
+    if played.facts and case != calm and not (case.limited and harms):
         other = _play(calm, inputs, tell_all=False)
         played.faults += other.faults
         for what, found in () if other.faults else played.facts.items():
