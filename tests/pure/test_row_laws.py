@@ -265,6 +265,7 @@ def test_a_row_against_the_order_of_work_is_told(
         ("status", {"total": 1}, "0 before and 1 to do"),
         ("status", {"ranks": [{"rank": 1, "answers": 2, "tasks": 0}]}, "of 1 answers"),
         ("status", {"audited": 1}, "1 audited of 0"),
+        ("status", {"by_collage": 1}, "1 by_collage of 0"),
     ],
 )
 def test_a_wrong_summary_or_status_is_told(tmp_path: Path, file: str, change: dict, said: str):
@@ -274,6 +275,7 @@ def test_a_wrong_summary_or_status_is_told(tmp_path: Path, file: str, change: di
     said_so["accuracy"]["overall"] = {"correct": 2}
     said_so["price"] |= {"tasks": 2, "late_answers": 0, **ends}
     status = {"state": "complete", "session": 1, "done": 2, "audited": 0, "differing": 0}
+    status["by_collage"] = 0
     right = {"summary": said_so, "status": {**status, "before": 0, "total": 2}}
     right["status"]["ranks"] = [{"rank": 1, "answers": 1, "tasks": 0}]
     for name, values in right.items():

@@ -103,6 +103,10 @@ def run_in(out: Path, *, labelled: bool = True) -> Run | None:
     return run
 
 
+def teams_of(run: Run) -> int:
+    return run.manifest.get("teams") or 1
+
+
 def _counts(manifest: Json, table: str, session: int, number: int) -> bool:
     first = manifest["session"]
     ranges = manifest["accepted"].get(str(session), {}).get(table, ())
@@ -146,6 +150,10 @@ def broken(out: Path, run: Run | None, expected: int | None, *, whole: bool) -> 
     if len(set(keys)) < len(keys):
         double = next(key for key in keys if keys.count(key) > 1)
         faults.append(f"{len(keys) - len(set(keys))} doubled rows, of image {double} for one")
+    known = {entry["session"] for entry in run.manifest["sessions"]}
+    known |= {*range(run.manifest["session"], run.manifest["session"] + teams_of(run))}
+    if {*run.images["session"].tolist()} - known:
+        faults.append(f"rows of other sessions than {sorted(known)}")
     if run.marked and expected is not None and len(set(keys)) != expected:
         faults.append(f"a marker, and {len(set(keys))} of {expected} rows")
     if whole:
@@ -269,6 +277,15 @@ def litter(out: Path) -> list[str]:
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     found = [name for name in names if not re.match(LASTING, name)]
     return [f"the job leaves {', '.join(sorted(found)[:4])}"] if found else []
+
+
+def ended(out: Path, run: Run) -> list[str]:
+    """What a session leaves that has ended by itself, on a disk that takes all."""
+    faults = [f"the claim {path.name} is left" for path in out.glob("claim-*")]
+    state = json.loads((out / "status.json").read_bytes())["state"]
+    if state != run.manifest["status"]:
+        faults.append(f"status.json says {state} of a run that is {run.manifest['status']}")
+    return faults
 
 
 def _vectors(out: Path, run: Run) -> list[str]:

@@ -148,10 +148,8 @@ class Session:
             and images["group"][warm].max() >= images["group"][~warm].min()
         ):
             yield "a group of the warm-up after others"
-        if (
-            self.teams == 1
-            and len(np.unique(images["group"][warm])) > self.manifest["warmup_groups"]
-        ):
+        alone = self.teams == 1 and len(self.manifest["sessions"]) == 1
+        if alone and len(np.unique(images["group"][warm])) > self.manifest["warmup_groups"]:
             yield "more groups of warm-up than there are"
         known = dict(zip(images["group"].tolist(), warm.tolist(), strict=True))
         for task in self.tasks:

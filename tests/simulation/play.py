@@ -46,12 +46,13 @@ SOON_S, LATE_S = 150, 1500
 # Within a session the ranks wait for work no longer than IDLE_S, if all that goes wrong is of SEEN.
 # Where a rank may be silent it is SILENT_S, with a reply timeout of 2 s: a silent one is waited for
 # at the end, too.
-IDLE_S, SILENT_S = 3, 20
+CALM_S, IDLE_S, SILENT_S = 1.5, 3, 20
 SEEN = ("kill rank", "exit rank", "failing network", "clock jump", "link shard", "no descriptor")
+ALIVE = (*SEEN, "SIGTERM", "SIGINT", "SIGUSR2", "suspend job", "stall messages", "delay rank")
 SILENT = ("stop rank", "stall messages")
 LONGEST_S = 120  # processor time of one seed: one that loops for ever ends the command
 SIMPLIFY_S = 60.0  # in which the shortest play that still fails is sought
-CUT_AT = ("COMPLETE", "manifest", "parts/images", "parts/tasks", "parts/groups", "summary", "claim")
+CUT_AT = ("COMPLETE", "manifest", "parts/images", "parts/tasks", "vectors/", "summary", "claim")
 MEASURED = ("job", "mpi", "results", "faults", "scheduler")
 
 
@@ -214,9 +215,9 @@ class Play:
             {fault.kind for fault in session.faults},
             "--reply-timeout-s" in self.case.pace,
         )
-        limit_s = (
-            IDLE_S if kinds <= {*SEEN} else SILENT_S if kinds <= {*SEEN, *SILENT} and short else 0
-        )
+        silent = kinds <= {*SEEN, *SILENT} and short
+        limit_s = IDLE_S if kinds <= {*SEEN} else SILENT_S if silent else 0
+        limit_s = limit_s if kinds else CALM_S
         busy = sorted((call.began_ns, call.ended_ns) for call in job.calls)
         if not limit_s or not busy:
             return
@@ -287,7 +288,7 @@ class Play:
                 faults.append(f"{path.name} was written to through another name")
         if not (self.bad or self.harmed or self.unseen or session.faults or faults):
             self._command(
-                "verify", str(self.out), right=0 if run and run.complete else 6 if run else 3
+                "verify", str(self.out), right=(0 if run and run.complete else 6 if run else 3,)
             )
             if code == 0 and (self.out / "status.json").exists():
                 self._command("top", str(self.out), "--once")
@@ -299,6 +300,10 @@ class Play:
             known = rows, self._excused(session), self.unseen
             faults += laws.untrue(code, run, *known)
             began = run is not None and run.manifest["session"] > self.known
+            kinds = {fault.kind for fault in session.faults}
+            by_itself = jobs[0].ranks[0].code in (0, 5, 6) and kinds <= {*ALIVE}
+            if run is not None and began and by_itself:
+                faults += laws.ended(self.out, run)
             if run is not None and began and len(run.images):
                 faults += wrong_words(run, "".join(jobs[0].ranks[0].told), code)
             if self.case.measures_batch and began:
@@ -339,6 +344,10 @@ class Play:
             yield from witness.unlike_tasks(run, job.calls)
             yield from witness.troubled(run)
             yield from overdue(run)
+            told = "".join(text for process in job.ranks for text in process.told)
+            codes = [process.code for process in job.ranks]
+            if "did not end" in told or any(codes):
+                yield f"ranks end with {codes}, or not by themselves"
             yield from laws.litter(self.out)
             yield from witness.other_processes(run, job.ranks)
 
@@ -369,6 +378,8 @@ class Play:
         out, written = str(self.out), Path(self.folder) / "export"
         self._command("verify", out)
         run = self._found()
+        if run is not None and not self.played.faults:
+            self._damage(run)
         if self.case.read and run is not None and not self.played.faults:
             self._command("slow-ranks", out)
             self._command("report", out, "--out", f"{self.folder}/report.html")
@@ -380,12 +391,28 @@ class Play:
                 self.played.facts = facts(run, self.out, written, exact=self.case.exact)
         self.played.faults += self.kernel.violations
 
-    def _command(self, *words: str, right: int = 0) -> None:
+    def _damage(self, run: laws.Run) -> None:
+        """Damage to a complete run is told: a part that is gone, spoilt, or there twice."""
+        session, number, _ = run.files[-1]
+        path = self.out / "parts" / f"images-{session:04d}-{number:06d}.npy"
+        raw = path.read_bytes()
+        path.unlink()
+        self._command("verify", str(self.out), right=(4, 6))
+        path.write_bytes(raw[:200] + bytes([raw[200] ^ 1]) + raw[201:])
+        self._command("verify", str(self.out), right=(4,))
+        path.write_bytes(raw)
+        if session >= run.manifest["session"]:
+            again = path.with_name(f"images-{session:04d}-{number + 1:06d}.npy")
+            again.write_bytes(raw)
+            self._command("verify", str(self.out), right=(4, 6))
+            again.unlink()
+
+    def _command(self, *words: str, right: tuple[int, ...] = (0,)) -> None:
         environ = {"HOME": "/nowhere", "PATH": "/usr/bin"}
         body = lambda: world.run_command(words)  # noqa: E731
         process = self.kernel.spawn(self.hosts[0], words[0], body, environ)
         self.kernel.run(lambda: not process.alive, self.kernel.now_ns + 100 * SECOND)
-        if process.code != right:
+        if process.code not in right:
             told = "".join(process.told)
             self.played.faults.append(f"{words[0]} ends with {process.code}: {told}")
 

@@ -282,6 +282,7 @@ def wrong_files(out: Path, run: Run, undisturbed: bool) -> list[str]:
     mine = run.images[(run.images["session"] >= first) & (run.images["session"] < first + teams)]
     both = mine[mine["audited"] == AUDITED]
     counts = {"done": len(mine), "audited": len(both)}
+    counts["by_collage"] = int(np.isin(mine["source"], (1, 8)).sum())
     counts["differing"] = int((both["predicted"] != both["other"]).sum())
     ended = run.tables["tasks"][run.tables["tasks"]["session"] == first]
     for member in status["ranks"] if teams == 1 else ():
@@ -289,6 +290,8 @@ def wrong_files(out: Path, run: Run, undisturbed: bool) -> list[str]:
         if member["answers"] != len(mine) or member["tasks"]:
             faults.append(f"status.json says {member}, of {len(mine)} answers")
     for name, count in counts.items():  # other teams tell their counts now and then
-        if status[name] > count or (teams == 1 and name == "done" and status[name] != count):
+        if status[name] > count or (
+            teams == 1 and name in ("done", "by_collage") and status[name] != count
+        ):
             faults.append(f"status.json says {status[name]} {name} of {count}")
     return faults

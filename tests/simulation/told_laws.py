@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tests.simulation.laws import Run
 
 COUNTED = re.compile(r"(?i:complete)[^:\n]*: (\d+) of (\d+) images?,")
+BOTH = re.compile(r"(\d+) images went through both networks")
 PROGRESS = re.compile(r": (\d+) of \d+ images? \(")
 LATE_NS = 4 * SECOND  # a status that is due is written by then
 
@@ -31,6 +32,11 @@ def wrong_words(run: Run, told: str, code: int) -> Iterator[str]:
     done = PROGRESS.findall(told)
     if done and code in (0, 5, 6) and not run.manifest.get("teams") and int(done[-1]) != mine:
         yield f"it tells of {done[-1]} images of this session, which has {mine}"
+    agree = run.manifest["settings"]["agree"]
+    whole = agree and len(run.manifest["sessions"]) == 1
+    for count in map(int, BOTH.findall(told)) if whole else ():
+        if count < 9 / (1 - agree) - 1e-6:
+            yield f"{count} images choose the threshold of agree {agree}"
     if code == 6 and "--resume" not in told:
         yield "an incomplete job does not say how it goes on"
     if code in (2, 3, 4, 6) and not re.search(r"collage-mpi run:|incomplete:|warning:", told):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from tests.simulation.standins import kernel
@@ -44,6 +45,9 @@ class Laws:
         self.lost: set[int] = set()
         self.silent: set[int] = set()
         self.retired: set[int] = set()
+        self.tries: dict[tuple[int, str], int] = {}  # image, kind -> the attempt that failed
+        self.failures: Counter[int] = Counter()  # image -> how often its task failed
+        self.copies = False  # there may be any, which are no attempts
         self.admitted = 0
         self.finished = False
 
@@ -74,6 +78,12 @@ class Laws:
             send = self.live.pop(event.task, None)
             if send is None or send.rank != event.rank or event.rank in self.lost:
                 self.broken("the end of a task that is not out there (1, 6)", event)
+            elif name == "Failed" and not event.unread and not self.copies:
+                for item in send.items:
+                    self.tries[item.image, send.kind] = send.attempt
+                    self.failures[item.image] += 1
+        elif name in ("InputPaused", "InputClosed"):
+            self.copies = True
         elif name == "RankLost":
             self.lost.add(event.rank)
             self.credit.pop(event.rank, None)
@@ -132,6 +142,10 @@ class Laws:
                 self.broken("a task again, or to a rank that is not there (3)", send)
             if images & (self.resolved | self.released) or images - self.arrived:
                 self.broken("an image is sent that is resolved or unknown (2)", send)
+            if any(send.attempt <= self.tries.get((i, send.kind), 0) for i in images):
+                self.broken("a try of the number of one that failed", send)
+            if any(self.failures[image] > 2 for image in images):
+                self.broken("a try after three that failed", send)
             self.live[send.task] = send
             self.messages[send.task] = sends[0].task
             kernel().here.own["tasks sent"] = len(self.messages)
