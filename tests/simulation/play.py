@@ -46,7 +46,7 @@ SOON_S, LATE_S = 150, 1500
 # Within a session the ranks wait for work no longer than IDLE_S, if all that goes wrong is of SEEN.
 # Where a rank may be silent it is SILENT_S, with a reply timeout of 2 s: a silent one is waited for
 # at the end, too.
-CALM_S, IDLE_S, SILENT_S = 1.5, 3, 20
+CALM_S, IDLE_S, SILENT_S, WAITS_S = 1.5, 3, 20, 3
 SEEN = ("kill rank", "exit rank", "failing network", "clock jump", "link shard", "no descriptor")
 ALIVE = (*SEEN, "SIGTERM", "SIGINT", "SIGUSR2", "suspend job", "stall messages", "delay rank")
 SILENT = ("stop rank", "stall messages")
@@ -218,8 +218,10 @@ class Play:
         silent = kinds <= {*SEEN, *SILENT} and short
         limit_s = IDLE_S if kinds <= {*SEEN} else SILENT_S if silent else 0
         limit_s = limit_s if kinds else CALM_S
+        if "--straggler" in self.case.pace:  # a call ends before its network has waited
+            limit_s += WAITS_S if limit_s else 0
         busy = sorted((call.began_ns, call.ended_ns) for call in job.calls)
-        if not limit_s or not busy:
+        if not limit_s or not busy or "--slow-ranks" in self.case.pace:
             return
         busy.append((self.kernel.now_ns, self.kernel.now_ns))
         until_ns = busy[0][1]

@@ -287,7 +287,8 @@ def wrong_files(out: Path, run: Run, undisturbed: bool) -> list[str]:
     ended = run.tables["tasks"][run.tables["tasks"]["session"] == first]
     for member in status["ranks"] if teams == 1 else ():
         mine = ended[(ended["rank"] == member["rank"]) & (ended["outcome"] == ANSWERED)]
-        if member["answers"] != len(mine) or member["tasks"]:
+        late = ended[(ended["rank"] == member["rank"]) & (ended["outcome"] > FAILED + 1)]
+        if member["answers"] != len(mine) or member["tasks"] > len(late):
             faults.append(f"status.json says {member}, of {len(mine)} answers")
     for name, count in counts.items():  # other teams tell their counts now and then
         if status[name] > count or (
