@@ -2,8 +2,6 @@
 
 README's links lead to the files of the repository at this version, because an index shows the
 README without them. The source archive has the same bytes however often and wherever it is built.
-With COLLAGE_MPI_COMPILE=1 in the environment mypyc compiles the modules that rank 0 spends its time
-in, which takes a C compiler. COLLAGE_MPI_COMPILE_LEVEL=0 builds three times as fast, for tests.
 """
 
 from __future__ import annotations
@@ -11,53 +9,14 @@ from __future__ import annotations
 import gzip
 import os
 import re
-import sys
 import tarfile
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import setup
 from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).parent
 EARLIEST_S = 315_532_800  # 1980-01-01, the earliest date that a wheel can hold
-
-COMPILE = os.environ.get("COLLAGE_MPI_COMPILE") == "1"
-NOTHING_BUILT = {"egg_info", "sdist"}  # with the first setuptools asks what the build needs
-COMPILED = {  # what an image passes on rank 0, without classes that Python classes inherit from
-    "faults": ("failure_detector", "reply_timeout"),
-    "job": ("coordinator", "image_buffer", "recorder"),
-    "mpi": ("answers", "protocol", "tasks"),
-    "scheduler": (
-        *("backlog", "bundles", "core", "dispatch", "events", "groups"),
-        *("rank_speed", "ranks", "retries", "state", "tasks", "transitions"),
-    ),
-}
-ALONE = (  # so that the result does not depend on which packages are installed
-    "--config-file=",
-    "--no-site-packages",
-    "--ignore-missing-imports",
-    "--follow-imports=silent",
-)
-
-
-def compiled(words: list[str]) -> list[Extension]:
-    """The modules of COMPILED as extensions, if they are asked for; `words`: the command line."""
-    if not COMPILE or NOTHING_BUILT & {*words}:
-        return []
-    from mypyc.build import mypycify
-
-    paths = [f"collage_mpi/{room}/{name}.py" for room in COMPILED for name in COMPILED[room]]
-    # What they share is a module of the package too: ranks need not find anything beside it.
-    extensions: list[Extension] = mypycify(
-        [*ALONE, *paths],
-        debug_level="0",
-        opt_level=os.environ.get("COLLAGE_MPI_COMPILE_LEVEL", "3"),
-        group_name="collage_mpi.compiled",
-    )
-    for extension in extensions:  # another compiler may warn of other things
-        words = extension.extra_compile_args
-        extension.extra_compile_args = [word for word in words if word != "-Werror"]
-    return extensions
 
 
 def found(pattern: str, name: str) -> str:
@@ -118,6 +77,4 @@ if __name__ == "__main__":
         long_description=readme(),
         long_description_content_type="text/markdown",
         cmdclass={"sdist": SameBytes},
-        ext_modules=compiled(sys.argv),
-        setup_requires=["mypy[mypyc]>=2.0"] if COMPILE else [],
     )

@@ -33,7 +33,6 @@ from collage_mpi.models.weights import describe_weights
 from collage_mpi.results import MARKER, Results, read_results
 from collage_mpi.results.statistics import differing_interval
 from collage_mpi.rows import AUDIT_CODE, SOURCE_CODE
-from collage_mpi.scheduler.events import DONE
 from collage_mpi.shards import write_shard
 from collage_mpi.system.fields import with_shipped
 
@@ -183,7 +182,7 @@ def row_of(case: Case, run: Results, alone: Results) -> tuple[list[str], bool]:
     mine, theirs = (np.sort(each.images, order="row") for each in (run, alone))
     changed = float((mine["predicted"] != theirs["predicted"]).mean())
     accepted = mine["source"] == SOURCE_CODE[kinds.COLLAGE]
-    audits = mine[accepted & (mine["audited"] == AUDIT_CODE[DONE])]
+    audits = mine[accepted & (mine["audited"] == AUDIT_CODE["done"])]
     differing = int((audits["other"] != audits["predicted"]).sum())
     low, high = (100 * end for end in differing_interval(differing, len(audits)))
     held = [each["confidence"] for each in run.manifest["thresholds"]]

@@ -121,9 +121,7 @@ def entries(found: list[Network]) -> list[Entry]:
     ratio = {"cost_ratio": best.ratio}
     return [
         entry("none, pull", scheme="none"),
-        entry("none, pull, credit 1", scheme="none", credit=1),
-        entry("none, finish", scheme="none", assign="finish"),
-        entry("none, finish, credit 1", scheme="none", assign="finish", credit=1),
+        entry("none, pull, credit 2", scheme="none", credit=2),
         entry("collage, the default", scheme="collage", **best.sure),
         *(
             entry(f"batch of 9, cost {cost}", scheme="cascade-batch", batch_cost=cost)

@@ -31,6 +31,7 @@ from collage_mpi.cli import main
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job import messages
 from collage_mpi.job.lead import LARGEST_LEASE, Lead, LeadSettings
+from collage_mpi.job.leases import LeaseBook, LeaseSettings
 from collage_mpi.job.messages import Begun, Close, Done, Idle, Lease, Message, Part, Pause
 from collage_mpi.job.team import ALIVE_EVERY_NS
 from collage_mpi.mpi.protocol import CONTROL_BYTES
@@ -41,7 +42,6 @@ from collage_mpi.results.parts import part_path
 from collage_mpi.results.pending import Publisher
 from collage_mpi.results.row_sink import ROWS_PER_PART
 from collage_mpi.rows import IMAGES, TASKS
-from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings
 from collage_mpi.shards.order import ranges_of
 
 SPENT_NS: Counter[str] = Counter()

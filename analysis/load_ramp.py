@@ -38,7 +38,6 @@ STEP, WINDOW = 100, 400  # images between points of the figure, and of a P99, wh
 COLLAGE_NETWORK = "shipped:fashion_collage_side3_balanced.safetensors"
 SCHEMES = {
     "none": ("--scheme", "none", "--singles", str(RANKS)),
-    "none --assign finish": ("--scheme", "none", "--singles", str(RANKS), "--assign", "finish"),
     "cascade": ("--scheme", "cascade", "--collage", COLLAGE_NETWORK),
 }
 

@@ -38,12 +38,11 @@ from collage_mpi.job.plan import make_plan, run_order
 from collage_mpi.job.provenance import make_manifest
 from collage_mpi.job.session import Audience, TeamSession
 from collage_mpi.kinds import SINGLE
-from collage_mpi.mpi.answers import ANSWERED, WireResult, pack_results
+from collage_mpi.mpi.answers import ANSWERED, Score, WireResult, pack_results
 from collage_mpi.mpi.protocol import CANCEL, read_header
 from collage_mpi.mpi.tasks import WireTask, unpack_tasks
-from collage_mpi.mpi.transport import Received, Sent
+from collage_mpi.mpi.transport import Received
 from collage_mpi.results import RunWriter
-from collage_mpi.scheduler.events import Score
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
 from collage_mpi.system.progress import NoLines
@@ -69,14 +68,14 @@ class Echo:
     def buffer(self, nbytes: int) -> np.ndarray:
         return self._room  # what is sent is read at once
 
-    def send_task(self, rank: int, buffer: np.ndarray, nbytes: int, token: int | None) -> None:
+    def send_task(self, rank: int, buffer: np.ndarray, nbytes: int) -> None:
         message = buffer[:nbytes]
         if read_header(message).type == CANCEL:
             return
         start_ns = time.thread_time_ns()
         answer = self.answer(message)
         self.ranks_ns += time.thread_time_ns() - start_ns
-        self._answers.append((token, rank, answer))
+        self._answers.append((rank, answer))
 
     def answer(self, message: np.ndarray) -> np.ndarray:
         tasks, _ = unpack_tasks(message)
@@ -95,13 +94,11 @@ class Echo:
         """Spread over the images, so that collages have different numbers of them."""
         return task.kind != SINGLE and image * GOLDEN % 1 < self._unsure
 
-    def poll(self) -> list[Received | Sent]:
+    def poll(self) -> list[Received]:
         if not self._answers:
             return []
-        token, rank, message = self._answers.popleft()
-        now_ns = time.monotonic_ns()
-        sent = () if token is None else (Sent(token, now_ns),)
-        return [Received(rank, message, now_ns), *sent]
+        rank, message = self._answers.popleft()
+        return [Received(rank, message, time.monotonic_ns())]
 
     def expect(self, nbytes: int) -> None:
         """Any message has room."""

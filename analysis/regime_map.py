@@ -25,8 +25,8 @@ import regimes
 from regimes import BACKUP, CASCADE, FASTEST, FIXED, HEDGE, NONE, ONLY, SURE, Entry
 from tails import Tail, measure_tail
 
+from collage_mpi.core.ranks import WINDOW
 from collage_mpi.figures.style import STYLE, pyplot, save
-from collage_mpi.scheduler.rank_speed import WINDOW
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.schemes import Candidate, simulate_schemes
 from collage_mpi.simulation.simulator import SimulatedJob
@@ -230,7 +230,7 @@ def cells(rows: Sequence[Mapping[str, str]], ratio: float, limit: float) -> dict
 
 # Family -> colour, letter, what the legend says: Okabe and Ito's, lighter, under black text.
 LOOK = {
-    NONE: ("#E4E4E4", "", "no redundancy (finish or pull): nothing gains 5 % over it"),
+    NONE: ("#E4E4E4", "", "no redundancy (pull or turn): nothing gains 5 % over it"),
     HEDGE: ("#D9A9C6", "H", "hedging"),
     BACKUP: ("#EEE08A", "B", "cascade-batch"),
     ONLY: ("#E79A8B", "O", "collage-only: every answer is a collage's, in two or four copies"),
@@ -242,7 +242,7 @@ LOOK = {
 TITLE = (
     "Which scheme has the shortest tail at N+2 ranks, and how much it gains\n"
     "Number: group P99 of the better scheme that does nothing twice (none on N+2 ranks, pull or "
-    "finish, no end game), over that of the best scheme.\n"
+    "turn, no end game), over that of the best scheme.\n"
     "Below it: points of accuracy gained (+) or lost (-), good to 0.2 points.\n"
     "Simulated: side 3, 11 ranks and rank 0, one group at a time, {placements} placements of "
     "{groups} groups; machines are slow 5 % of the time; shipped Fashion-MNIST networks"

@@ -29,7 +29,7 @@ NONE, HEDGE, BACKUP = "none", "hedge", "batches"  # families of schemes: a colou
 FIXED, FASTEST, SURE = "collage, fixed", "collage, fastest", "collage, confident"
 ONLY, CASCADE = "collage-only", "cascade"
 REPLICATE = "replicate"  # for comparison: it has more ranks
-BASELINES = ("none, pull", "none, finish")  # gains are over the better of them
+BASELINES = ("none, pull", "none, turn")  # gains are over the better of them
 
 # A group at a time, so that all schemes meet the same load: one that is done sooner gets no more.
 COMMON: Json = {"depth": 1, "endgame": "off"}
@@ -66,7 +66,6 @@ def entries(n: int, median_s: float = MEDIAN_S) -> list[Entry]:
     A cascade takes the threshold in the file of the network whose answers are replayed.
     """
     more: Json = {"scheme": "none", "singles": n + 2}
-    finish: Json = {"assign": "finish"}
     hedge: Json = {**more, "scheme": "hedge"}
     soon: Json = {**hedge, "hedge_ms": 1.3e3 * median_s}
     paper: Json = {"scheme": "collage", "collage_ranks": 2, "confidence": 0.0, "assign": "turn"}
@@ -81,11 +80,9 @@ def entries(n: int, median_s: float = MEDIAN_S) -> list[Entry]:
     few, many = "collage-only, 3 ranks", f"collage-only, {n + 2} ranks"
     named: list[tuple[str, str, Json]] = [
         (BASELINES[0], NONE, {**more, "assign": "pull"}),
-        (BASELINES[1], NONE, {**more, **finish}),
+        (BASELINES[1], NONE, {**more, "assign": "turn"}),
         ("none, pull, end game", NONE, {**more, "assign": "pull", "endgame": "on"}),
-        ("none, finish, end game", NONE, {**more, **finish, "endgame": "on"}),
         ("hedge 1.3 x median, pull", HEDGE, {**soon, "assign": "pull"}),
-        ("hedge 1.3 x median, finish", HEDGE, {**soon, **finish}),
         ("cascade-batch, batch cost 0.3", BACKUP, {**batches, "batch_cost": 0.3}),
         ("cascade-batch, batch cost 0.1", BACKUP, {**batches, "batch_cost": 0.1}),
         (few, ONLY, {**only, "collage_ranks": 3}),
@@ -94,14 +91,14 @@ def entries(n: int, median_s: float = MEDIAN_S) -> list[Entry]:
         ("fastest, M=2, first", FASTEST, {**paper, **fastest}),
         ("fixed, M=2, confident 1.3 x median", SURE, {**paper, **sure}),
         (
-            "fastest, M=2, finish, confident 1.3 x median",
+            "fastest, M=2, pull, confident 1.3 x median",
             SURE,
-            {**paper, **fastest, **finish, **sure},
+            {**paper, **fastest, **sure, "assign": "pull"},
         ),
         (
-            "fastest, M=1, finish, confident 1.3 x median",
+            "fastest, M=1, pull, confident 1.3 x median",
             SURE,
-            {**paper, **spare, **fastest, **finish, **sure},
+            {**paper, **spare, **fastest, **sure, "assign": "pull"},
         ),
         ("cascade", CASCADE, cascade),
         ("replicate, 2N", REPLICATE, {"scheme": "replicate", "assign": "turn"}),

@@ -24,7 +24,7 @@ import numpy as np
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE
 from collage_mpi.models.specs import AcceptSpec
-from collage_mpi.scheduler.events import Score
+from collage_mpi.mpi.answers import Score
 from collage_mpi.simulation.replayed_answers import Answers, read_answers
 from collage_mpi.system.files import UNREADABLE_OR_GONE
 from collage_mpi.training.threshold import (

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from collage_mpi.scheduler.rank_speed import WINDOW
+from collage_mpi.core.ranks import WINDOW
 
 
 class Tail(NamedTuple):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from collage_mpi.scheduler.leases import GrantedLease, LeaseBook, LeaseSettings, Range
+from collage_mpi.job.leases import GrantedLease, LeaseBook, LeaseSettings, Range
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF as PAUSES
 

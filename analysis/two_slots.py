@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from preset_speed import REFERENCE_PX, predictor_of
 
+from collage_mpi.core.work import Task, Work
 from collage_mpi.job.networks import result_of
 from collage_mpi.models.architecture import REFERENCE_BACKBONES, Backbone
 from collage_mpi.models.info import MOST_BEGUN, Answer, Computation, Predictor
 from collage_mpi.models.tuning import PLAIN
 from collage_mpi.mpi.answers import pack_results
-from collage_mpi.mpi.tasks import WireTask, pack_tasks, task_message_bytes, unpack_tasks
+from collage_mpi.mpi.tasks import ITEM, WireTask, pack_tasks, task_message_bytes, unpack_tasks
 
 SHAPE = (REFERENCE_PX, REFERENCE_PX, 3)
 TUNINGS = {
@@ -35,31 +36,31 @@ REPEATS = 3
 
 
 def message_of(batch: int) -> np.ndarray:
-    """Tasks of one image each, as rank 0 sends them."""
-    tasks = [WireTask(task, "single", ((task, 0),)) for task in range(batch)]
+    """A task of so many images, as rank 0 sends it."""
+    task = Task(0, 1, Work("single", "single", 1, range(batch)), None, 0)
+    items = np.array([(0, 0, batch)], ITEM).tobytes()
     pixels = list(np.random.default_rng(0).integers(0, 256, (batch, *SHAPE), np.uint8))
-    out = np.empty(task_message_bytes(batch, batch, batch * pixels[0].nbytes), np.uint8)
-    pack_tasks(out, 1, tasks, pixels)
+    out = np.empty(task_message_bytes(1, batch, batch * pixels[0].nbytes), np.uint8)
+    pack_tasks(out, 1, [task], [items], pixels)
     return out
 
 
 def images_per_s(predictor: Predictor, message: np.ndarray, calls: int, slots: int) -> float:
     """The rate over so many messages, with so many slots."""
     room = np.empty(1 << 20, np.uint8)
-    begun: deque[tuple[list[WireTask], Computation[Answer]]] = deque()
+    begun: deque[tuple[WireTask, Computation[Answer]]] = deque()
     images = 0
 
     def answer() -> None:
-        tasks, computation = begun.popleft()
+        task, computation = begun.popleft()
         scores, _ = computation.finish()
-        results = [result_of(task, scores[i : i + 1]) for i, task in enumerate(tasks)]
-        pack_results(room, 1, results)
+        pack_results(room, 1, [result_of(task, scores)])
 
     start_ns = time.perf_counter_ns()
     for _ in range(calls):
-        tasks, payload = unpack_tasks(message)
-        begun.append((tasks, predictor.begin(payload.reshape(len(tasks), *SHAPE))))
-        images += len(tasks)
+        (task,), payload = unpack_tasks(message)
+        begun.append((task, predictor.begin(payload.reshape(-1, *SHAPE))))
+        images += len(task.items)
         if len(begun) == slots:
             answer()
     while begun:

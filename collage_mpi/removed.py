@@ -72,8 +72,13 @@ TABLE: dict[str, tuple[str, str]] = {
     "--profile throughput": ("defaults for the most images a second", "use --batch auto"),
     "--profile latency": (
         "defaults for a short tail latency with collages",
-        "use --placement fastest --assign finish --confidence 0.9 --depth 1",
+        "use --placement fastest --confidence 0.9 --depth 1",
     ),
+    "--assign finish": (
+        "gave each image to the rank that would end it first",
+        "leave it out: with --assign pull a slow rank passes over what quicker ranks end sooner",
+    ),
+    "--assign least": ("gave each image to the rank with the fewest tasks", "use --assign pull"),
     "doctor --out": ("tried to write results", "use collage-mpi run --dry-run"),
     "doctor --shards": ("opened the input", "use collage-mpi run --dry-run"),
     "doctor --scheme": (

@@ -8,7 +8,15 @@ import numpy as np
 
 from collage_mpi.results.reader import groups_of
 from collage_mpi.results.row_sink import RowSink
-from collage_mpi.rows import IMAGES, NAMES, TASKS, GroupRow, ImageRow, TableLayout
+from collage_mpi.rows import (
+    IMAGES,
+    NAMES,
+    TASKS,
+    GroupRow,
+    ImageRow,
+    TableLayout,
+    reason_bytes,
+)
 
 
 def row_of(table: TableLayout, session: int, **fields: Any) -> tuple[Any, ...]:
@@ -20,12 +28,20 @@ def row_of(table: TableLayout, session: int, **fields: Any) -> tuple[Any, ...]:
     return table.row(**{**nothing, "session": session, **fields})
 
 
-def add_image(sink: RowSink, **fields: Any) -> None:
-    sink.image(row_of(IMAGES, sink.session, **fields))
+def packed(table: TableLayout, row: tuple[Any, ...]) -> np.ndarray:
+    """A row as an array, (1,) of the table's dtype."""
+    if table.has_reason:
+        row = (*row[:-1], reason_bytes(row[-1]))
+    return np.frombuffer(table.packer.pack(*row), table.dtype)
+
+
+def add_image(sink: RowSink, vector: np.ndarray | None = None, **fields: Any) -> None:
+    row = packed(IMAGES, row_of(IMAGES, sink.session, **fields))
+    sink.image_rows(row, None if vector is None else vector[None])
 
 
 def add_task(sink: RowSink, **fields: Any) -> None:
-    sink.task(row_of(TASKS, sink.session, **fields))
+    sink.task_rows(packed(TASKS, row_of(TASKS, sink.session, **fields)))
 
 
 def group_rows(images: list[ImageRow]) -> list[GroupRow]:

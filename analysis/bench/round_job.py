@@ -20,6 +20,7 @@ from round_bare import BareBlock, World, answer_blocking, answer_polling
 from round_report import VARIANTS, Block, RoundMeter, world_report
 from round_settings import BenchSettings
 
+from collage_mpi.core.events import COMPLETE
 from collage_mpi.errors import ExitCode
 from collage_mpi.faults.process_monitor import CoordinatorMonitor
 from collage_mpi.job.handshake import task_bytes
@@ -33,7 +34,6 @@ from collage_mpi.job.worker import Worker
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi.transport import CoordinatorTransport, WorkerTransport, library_version
 from collage_mpi.results import RunWriter, read_results
-from collage_mpi.scheduler.events import COMPLETE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead, write_shard
 from collage_mpi.shards.order import Order, Range
@@ -44,8 +44,9 @@ from collage_mpi.system.progress import NoLines, StatusReporter
 if TYPE_CHECKING:
     from cProfile import Profile
 
-    from collage_mpi.job.coordinator import Coordinator
     from collage_mpi.job.image_buffer import Reader
+
+    from collage_mpi.job.coordinator import Coordinator
 
 IMAGES = 128  # distinct ones, used again and again: 19 MB at 224 px, beyond most caches
 EVERY_S = 1e9  # seconds between two lines on how a block stands: none come

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from collage_mpi.core.events import RankLost, RankSilent
 from collage_mpi.errors import RankGone
 from collage_mpi.faults.process_monitor import Ended, ProcessMonitor
 from collage_mpi.faults.reply_timeout import MPI_ERROR, START, TIMEOUT, ReplyTimeouts
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.kinds import SINGLE
 from collage_mpi.mpi.transport import Gone
-from collage_mpi.scheduler.events import RankLost, RankSuspected
 from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
 
@@ -100,7 +100,7 @@ class FailureDetector:
         self.kill(found.rank)  # it must not go on working, because the job goes on without it
         self._ended.append(Ended(found.rank, MPI_ERROR, found.why))
 
-    def look(self, now_ns: int) -> list[RankSuspected | RankLost]:
+    def look(self, now_ns: int) -> list[RankSilent | RankLost]:
         """Ranks that have become silent or were lost since the last look. The user is told here.
 
         Act on the result only after all messages that have arrived by now. Then the transport
@@ -112,16 +112,16 @@ class FailureDetector:
         if now_ns < self._look_at_ns and not self._ended:
             return []
         self._look_at_ns = now_ns + LOOK_EVERY_NS
-        events: list[RankSuspected | RankLost] = []
+        events: list[RankSilent | RankLost] = []
         for sign in self.timeouts.overdue(now_ns):
             if not sign.again:
-                events.append(RankSuspected(now_ns, sign.rank, sign.why))
+                events.append(RankSilent(sign.rank, sign.why))
             elif self.keep_going or self.all_needed:
                 self._ended.append(self._killed(sign.rank, sign.why, TIMEOUT))
         if self._monitor is not None:
             self._ended += self._monitor.look()
         ended, self._ended = self._ended, []
-        events += [RankLost(now_ns, e.rank, e.why) for e in ended if self._lose(e, now_ns)]
+        events += [RankLost(e.rank, e.why) for e in ended if self._lose(e, now_ns)]
         return events
 
     def end(self, rank: int, why: str, now_ns: int) -> None:

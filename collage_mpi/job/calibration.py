@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from collage_mpi.core.events import Judged
 from collage_mpi.job.messages import SetThreshold
 from collage_mpi.models.specs import AcceptSpec
 from collage_mpi.results.statistics import (
@@ -25,7 +26,6 @@ from collage_mpi.results.statistics import (
     step_of,
 )
 from collage_mpi.rows import AUDIT_CODE, cells_of
-from collage_mpi.scheduler.events import DONE, Resolve
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.order import Order, Range, gaps
 from collage_mpi.system.printable import counted
@@ -85,7 +85,7 @@ class PairBook:
         self.heard: list[SetThreshold] = []
         self._shards, self._lost = shards, 0  # number of lost shards that were handled
         self._say: Callable[[tuple[Pair, ...]], None] | None = None
-        self._calibration = calibration
+        self._calibration, self._indices = calibration, np.asarray(calibration, np.int64)
         self._places = {index: place for place, index in enumerate(calibration)}
         self._awaited: dict[int, int] = {}  # of `_places`, images that are to arrive here
         self._open: dict[int, int] = {}  # image in flight -> its place in the calibration
@@ -102,20 +102,26 @@ class PairBook:
             self._awaited.update((index, place) for place, index in mine)
         self._lost = 0
 
-    def calibrates(self, image: int, index: int) -> bool:
-        """Note that an image with this index arrives; whether it belongs to the calibration."""
-        place = self._places.get(index)
-        if place is not None:
-            self._open[image] = place
-            self._awaited.pop(index, None)
-        return place is not None
+    def calibrates(self, first: int, indices: np.ndarray) -> np.ndarray | None:
+        """Note that images with these indices, (n,) int64, arrive at the positions from `first` on.
 
-    def resolved(self, resolve: Resolve) -> None:
-        """Note the outcome of an image."""
-        place = self._open.pop(resolve.image, None)
-        pair = pair_of(resolve, place)
-        if pair is not None:
-            self._pairs.append(pair)
+        Returns:
+            (n,) bool, which of them belong to the calibration; None if none does.
+        """
+        mine: np.ndarray = np.isin(indices, self._indices)
+        if not mine.any():
+            return None
+        for at in np.flatnonzero(mine).tolist():
+            index = int(indices[at])
+            self._open[first + at] = self._places[index]
+            self._awaited.pop(index, None)
+        return mine
+
+    def judged(self, judged: Judged) -> None:
+        """Note the outcome of a drawn image."""
+        place = self._open.pop(judged.position, None)
+        if place is not None or judged.score is not None:
+            self._pairs.append(Pair(place, judged.score, judged.differs))
 
     def look(self) -> None:
         """Pass on the new pairs, and entries for images that cannot arrive any more."""
@@ -132,14 +138,6 @@ class PairBook:
         self._pairs += [Pair(self._awaited.pop(index), None, False) for index in missing]
 
 
-def pair_of(resolve: Resolve, place: int | None) -> Pair | None:
-    """The pair that an image's outcome gives; None if it gives none and nobody waits for it."""
-    if resolve.other is None or resolve.score is None:
-        return None if place is None else Pair(place, None, False)
-    cell = resolve.other if resolve.decided_ns is None else resolve.score
-    return Pair(place, cell.score, resolve.other.label != resolve.score.label)
-
-
 def pairs_of(rows: np.ndarray, places: np.ndarray) -> list[Pair]:
     """The pairs that the rows of calibration images give.
 
@@ -148,7 +146,7 @@ def pairs_of(rows: np.ndarray, places: np.ndarray) -> list[Pair]:
         places: (n,) int, place of each image in the order.
     """
     scores, differs = cells_of(rows)
-    both = rows["audited"] == AUDIT_CODE[DONE]
+    both = rows["audited"] == AUDIT_CODE["done"]
     return [
         Pair(int(place), float(score) if done else None, bool(done and other))
         for place, done, score, other in zip(places, both, scores, differs, strict=True)

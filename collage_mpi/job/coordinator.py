@@ -1,27 +1,29 @@
-"""A coordinator's loop: feeds the scheduler with events in order of time, and runs its actions."""
+"""A coordinator's loop: tells the core what happens, in order of time, and runs its actions."""
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from collage_mpi.job.image_buffer import ImageBuffer, ImageRun
+from collage_mpi.core import Core
+from collage_mpi.core import events as ev
 from collage_mpi.job.messages import Changed, unpack
-from collage_mpi.job.recorder import Recorder
+from collage_mpi.job.packing import Packer
 from collage_mpi.job.team import Supply
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.answers import task_ends, unpack_results, unpack_use
+from collage_mpi.mpi.answers import unpack_ends, unpack_use
 from collage_mpi.mpi.tasks import cancel_message_bytes, pack_cancel
-from collage_mpi.mpi.transport import Received, Sent
-from collage_mpi.scheduler import Scheduler
-from collage_mpi.scheduler import events as ev
+from collage_mpi.mpi.transport import Received
+from collage_mpi.results.number_sets import Draw
+from collage_mpi.results.row_sink import RowSink
+from collage_mpi.shards.readahead import Images
 from collage_mpi.system.backoff import Backoff
 from collage_mpi.system.bottleneck import Use
 from collage_mpi.system.tell import tell
@@ -29,7 +31,8 @@ from collage_mpi.workload.arrivals import Arrivals, ClosedLoop
 
 REPORT_EVERY_NS = 10_000_000  # at this interval the cost of a report does not matter
 REST_NS = 1_000_000  # rest of a team without images; polling every 0.2 ms took 12 % of a core
-DROPPED_TIMERS = 64  # cancelled timers that may stay in the heap; without a limit it would grow
+ROWS = 4096  # resolved images whose rows are taken out at once; fewer wait for WRITE_EVERY_NS
+WRITE_EVERY_NS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class LoopSettings:
         arrivals: when images arrive.
         stop_reason: says why to stop, or None.
         report: called every REPORT_EVERY_NS, and at the end.
-        runs: whether images arrive as runs.
+        draw: which images are audited.
     """
 
     credit: int
@@ -52,7 +55,7 @@ class LoopSettings:
     arrivals: Arrivals
     stop_reason: Callable[[], str | None]
     report: Callable[[], object]
-    runs: bool = False
+    draw: Draw
 
 
 class ReadyRank(NamedTuple):
@@ -144,15 +147,14 @@ class Coordinator:
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        core: Core,
         worker_group: WorkerGroup,
-        feed: ImageBuffer,
-        recorder: Recorder,
+        packer: Packer,
+        rows: RowSink,
         supply: Supply,
         settings: LoopSettings,
     ) -> None:
-        """`supply` is attached to `feed` and `recorder` already."""
-        self.scheduler, self.feed, self.recorder = scheduler, feed, recorder
+        self.core, self.rows = core, rows
         self.transport, self.ranks = worker_group.transport, worker_group.detector
         self.session = worker_group.session
         self.credit, self.clock, self.backoff = settings.credit, settings.clock, settings.backoff
@@ -163,34 +165,22 @@ class Coordinator:
         self.uses: dict[int, Use] = {}  # rank -> what it has done with its time
         self.changes: list[tuple[int, Changed]] = []  # by rank, in order
         self._stop_reason, self._report = settings.stop_reason, settings.report
-        self._arrive = self._runs if settings.runs else self._images
-        self._stopped = False
-        self._input_closed = False
-        self._report_at_ns = 0
+        self._draw, self._arrivals = settings.draw, settings.arrivals
+        self._packer, self._supply, self._paused = packer, supply, False
+        self._stopped = self._input_closed = self._letting_in = self._stepping = False
+        self._report_at_ns = self._write_at_ns = 0
         # Events that arose while others were handled; each entry holds those of one moment.
-        self._events: deque[Sequence[ev.Event]] = deque()
-        self._handling = False
-        self._leaving: dict[int, tuple[int, ...]] = {}  # a message's first task -> its tasks
+        self._events: deque[tuple[int, Sequence[ev.Event | Callable[[], ev.Event]]]] = deque()
+        self._left: list[ev.Left] = []  # messages that have left, for the next step
         self._cancels: dict[int, list[int]] = {}  # rank -> cancelled tasks, not sent yet
-        self._timers: list[tuple[int, int]] = []  # heap of (at_ns, timer)
-        self._dropped_timers: set[int] = set()
-        self._arrivals = settings.arrivals
-        self._supply, self._paused = supply, False
-        self._letting_in = False
-        self._last_ns = 0
-        self._stamp_ns = 0
         self._actions: Mapping[type, Callable[[Any], object]] = {
             ev.Admit: self._admit,
-            ev.Send: lambda a: self._send((a,)),
-            ev.SendBatch: lambda a: self._send(a.sends),
+            ev.Send: self._send,
             ev.Cancel: lambda a: self._cancels.setdefault(a.rank, []).append(a.task),
-            ev.Resolve: self._resolve,
-            ev.ResolveRun: lambda a: self.recorder.run_resolved(a, self._stamp_ns),
-            ev.SetTimer: lambda a: heapq.heappush(self._timers, (a.at_ns, a.timer)),
-            ev.CancelTimer: self._drop_timer,
+            ev.Resolved: packer.release,
+            ev.Judged: supply.judged,
             ev.Retire: lambda a: self.retired.update({a.rank: a.reason}),
             ev.Recall: lambda a: self.retired.pop(a.rank, None),
-            ev.Release: lambda a: self.feed.images.release(a.images),
             ev.Finish: self._finished,
         }
 
@@ -204,27 +194,33 @@ class Coordinator:
         self.work.begin()
         self._arrivals.start(self.clock())
         for worker in ready:
-            self._handle(ev.RankReady(self.clock(), *worker, self.credit))
+            self._step(self.clock(), ev.RankReady(*worker, self.credit))
         for rank, why in (lost or {}).items():
-            self._handle(ev.RankLost(self.clock(), rank, why))
+            self._step(self.clock(), ev.RankLost(rank, why))
         try:
             while self.finish is None:
                 if self.turn():
                     self.backoff.reset()
                 else:
                     self._pause()
-            if self._supply.book is not None:
-                self._supply.book.look()
+            self._supply.look_for_pairs()
             self._report()
         finally:
-            # Also after an error: groups and tasks must match the images.
-            self.recorder.finish(self.clock())
+            # Also after an error: tasks must match the images.
+            self.core.close(self.clock(), self._left)
+            self.write()
             self.work.end()
         return self.finish
 
+    def write(self) -> None:
+        """Hand over the rows of what is resolved."""
+        self._write_at_ns = self.clock() + WRITE_EVERY_NS
+        self.rows.image_rows(*self.core.table.take())
+        self.rows.task_rows(self.core.take_tasks())
+
     def _pause(self) -> None:
         """Wait a little; longer if no image is in hand, when only the lead can send something."""
-        in_hand = self.scheduler.groups.unresolved or self.feed.reader.remaining
+        in_hand = self.core.admission.unresolved or self._supply.remaining
         if in_hand or self._input_closed:
             self.backoff.pause(self._until_timer_ns())
         else:
@@ -245,22 +241,26 @@ class Coordinator:
         for arrival in found:
             if isinstance(arrival, Received):
                 self._received(arrival)
-            elif isinstance(arrival, Sent):
-                self._handle(ev.SendDone(arrival.at_ns, self._leaving.pop(arrival.token)))
             else:
                 self.ranks.gone(arrival)
         for sign in signs:
-            self._missed(sign)
+            self._step(self.clock(), sign)
+            if isinstance(sign, ev.RankLost):
+                self.transport.drop(sign.rank)
         if now_ns >= self._supply.look_at_ns:
             self._hear_of_supply(now_ns)
             self._look_for_stop()
         arrived = self._let_in() if self._arrivals.waiting else False
-        fired = self._fire_timers() if self._timers else False
+        wake_ns = self.core.wake_ns
+        fired = wake_ns is not None and wake_ns <= self.clock() and self.finish is None
+        if fired:
+            self._step(self.clock())
         if self._cancels:
             self._send_cancels()
         if now_ns >= self._report_at_ns:
             self._report_at_ns = now_ns + REPORT_EVERY_NS
-            self.recorder.write_late()
+            if self.core.table.done >= ROWS or now_ns >= self._write_at_ns:
+                self.write()
             self._report()
         happened = bool(found or signs) or arrived or fired
         if happened:
@@ -269,27 +269,24 @@ class Coordinator:
 
     # ---- events -------------------------------------------------------------
 
-    def _handle(self, *events: ev.Event) -> None:
-        """Handle one event, or several of one moment, and all events that follow from them."""
-        if self._handling:
-            self._events.append(events)
-            return  # the loop below, further up the stack, takes them
-        self._handling = True
-        self._act_upon(events)
-        while self._events:
-            self._act_upon(self._events.popleft())
-        self._handling = False
+    def _step(self, now_ns: int, *events: ev.Event | Callable[[], ev.Event]) -> None:
+        """Tell the core of one moment, and of all that follows from it.
 
-    def _act_upon(self, events: Sequence[ev.Event]) -> None:
-        if self.finish is not None or not events:
-            return
-        # A time stamp may be older than events handled since, but the scheduler's time must grow.
-        self._stamp_ns = events[0].now_ns
-        if self._stamp_ns < self._last_ns:
-            events = [event._replace(now_ns=self._last_ns) for event in events]
-        self._last_ns = events[0].now_ns
-        for action in self.scheduler.handle(*events):
-            self._actions[type(action)](action)
+        An event may be given as a function, which makes it when its turn has come.
+        """
+        self._events.append((now_ns, events))
+        if self._stepping:
+            return  # the loop below, further up the stack, takes them
+        self._stepping = True
+        while self._events:
+            at_ns, of_one_moment = self._events.popleft()
+            if self.finish is None:
+                left, self._left = self._left, []
+                told = [each() if callable(each) else each for each in of_one_moment]
+                # A time stamp may be older than events handled since, but the core's time grows.
+                for action in self.core.step(max(at_ns, self.core.now_ns), (*left, *told)):
+                    self._actions[type(action)](action)
+        self._stepping = False
 
     def _received(self, arrival: Received) -> None:
         start_ns = self.clock()
@@ -305,83 +302,48 @@ class Coordinator:
                 return
         if header.type != wire.ANSWERS:
             raise wire.WireFault(f"rank {arrival.rank} sent type {header.type} in mid-run")
-        results = unpack_results(arrival.message, header)
-        self.uses[arrival.rank] = unpack_use(arrival.message)
-        decode_ns = self.clock() - start_ns
-        services_ns = [result.compute_ns for result in results]
-        self.ranks.heard(arrival.rank, arrival.at_ns, services_ns)
+        rank, at_ns = arrival.rank, arrival.at_ns
+        ends = unpack_ends(rank, arrival.message, at_ns, self.clock)
+        self.uses[rank] = unpack_use(arrival.message)
+        self.ranks.heard(rank, at_ns, [getattr(end, "compute_ns", 0) for end in ends])
         before_ns = self.work.send_ns + self.work.encode_ns
-        self.recorder.ended(results, arrival.at_ns, decode_ns)
-        self._handle(*task_ends(arrival.rank, arrival.at_ns, results))
-        self.recorder.settled([result.task for result in results])
+        self._step(at_ns, *ends)
         if self._cancels:
             self._send_cancels()
         sending_ns = self.work.send_ns + self.work.encode_ns - before_ns
         self.work.receive_ns += self.clock() - start_ns - sending_ns
-        self.work.receives += len(results)
-
-    def _missed(self, sign: ev.RankSuspected | ev.RankLost) -> None:
-        """A rank is silent, or lost with its tasks."""
-        self._handle(sign)
-        if isinstance(sign, ev.RankLost):
-            self.recorder.lost(sign.rank, sign.now_ns, sign.why)
-            self.transport.drop(sign.rank)
+        self.work.receives += len(ends)
 
     def _hear_of_supply(self, now_ns: int) -> None:
         """Take what the lead has sent: leases, and a new threshold."""
         supply = self._supply
-        if supply.book is not None:
-            supply.book.look()
-        if supply.look(now_ns, self.scheduler.groups.unresolved):
+        supply.look_for_pairs()
+        if supply.resting(self.core.admission.unresolved):
+            self.write()
+        if supply.look(now_ns, self.core.admission.unresolved):
             assert isinstance(self._arrivals, ClosedLoop)
             self._arrivals.granted(self.clock())  # latencies of awaited images count from now
         self._note_pause()
-        while supply.book is not None and supply.book.heard:
-            confidence = supply.book.heard.pop(0).confidence
-            self._handle(ev.Threshold(self.clock(), confidence))
+        for confidence in supply.thresholds():
+            self._step(self.clock(), ev.Threshold(confidence))
 
     def _look_for_stop(self) -> None:
         reason = None if self._stopped else self._stop_reason()
         if reason is not None:
             self._stopped = True
-            self._handle(ev.StopRequested(self.clock(), reason))
+            self._step(self.clock(), ev.StopRequested(reason))
 
     def _note_pause(self) -> None:
         paused = self._supply.paused
         if paused and not self._paused:
-            self._handle(ev.InputPaused(self.clock()))
+            self._step(self.clock(), ev.InputPaused())
         self._paused = paused
-
-    def _fire_timers(self) -> bool:
-        fired = False
-        while self._timers and self.finish is None:
-            at_ns, timer = self._timers[0]
-            now_ns = self.clock()
-            if at_ns > now_ns:
-                break
-            heapq.heappop(self._timers)
-            if timer in self._dropped_timers:
-                self._dropped_timers.discard(timer)
-            else:
-                self._handle(ev.TimerFired(now_ns, timer))
-                fired = True
-        return fired
-
-    def _drop_timer(self, action: ev.CancelTimer) -> None:
-        """Cancel a timer. The heap is cleaned when most of its entries are cancelled timers."""
-        dropped = self._dropped_timers
-        dropped.add(action.timer)
-        if len(dropped) > DROPPED_TIMERS and 2 * len(dropped) > len(self._timers):
-            self._timers = [entry for entry in self._timers if entry[1] not in dropped]
-            heapq.heapify(self._timers)
-            dropped.clear()
 
     def _until_timer_ns(self) -> int | None:
         """Time until the next timer or arrival; None if there is none."""
         now_ns = self.clock()
-        next_ns = self._arrivals.next_ns(now_ns)
-        if self._timers and (next_ns is None or self._timers[0][0] < next_ns):
-            next_ns = self._timers[0][0]
+        times_ns = (self._arrivals.next_ns(now_ns), self.core.wake_ns)
+        next_ns = min((at_ns for at_ns in times_ns if at_ns is not None), default=None)
         return None if next_ns is None else max(0, next_ns - now_ns)
 
     # ---- actions ------------------------------------------------------------
@@ -395,79 +357,46 @@ class Coordinator:
     def _let_in(self) -> bool:
         """Let images arrive that are due and have been read. This never waits for the disk."""
         self._letting_in = True
-        arrived = False
-        while not self.feed.exhausted and (count := self._arrivals.due(self.clock())):
-            arrivals = self._arrive(count)
-            if not arrivals:
+        supply, arrived = self._supply, False
+        while not supply.exhausted and (count := self._arrivals.due(self.clock())):
+            found = supply.take(count)
+            if found is None:
                 break
-            self._handle(*arrivals)
+            now_ns = self.clock()
+            t0_ns, asked_ns = self._arrivals.enter(now_ns, len(found[1]))
+            came = partial(self._came, *found, t0_ns, now_ns - asked_ns)
+            self._step(now_ns, came)
             arrived = True
-        if self.feed.exhausted and not self._input_closed:
+        if supply.exhausted and not self._input_closed:
             self._input_closed = True
-            self._handle(ev.InputClosed(self.clock()))
+            self._step(self.clock(), ev.InputClosed())
         if arrived:
             self._note_pause()
         self._letting_in = False
         return arrived
 
-    def _images(self, count: int) -> list[ev.Event]:
-        """ImageArrived events for the next images, one for each image."""
-        admitted, draw, now_ns = self.feed.admit(count), self.feed.draw, self.clock()
-        entries = self._arrivals.enter(now_ns, len(admitted)) if admitted else ()
-        size = self.scheduler.settings.group_size
-        self.recorder.totals.admitted += len(admitted)
-        arrivals: list[ev.Event] = []
-        for (image, record), (t0_ns, asked_ns) in zip(admitted, entries, strict=True):
-            record.t0_ns, record.read_ns = t0_ns, now_ns - asked_ns
-            drawn = draw.share > 0 and draw.one(record.shard, record.row)
-            if self._supply.book is not None:
-                drawn |= self._supply.book.calibrates(image, record.index)
-            fault, group = record.fault or "", self._supply.group_of(image, size)
-            arrivals.append(ev.ImageArrived(now_ns, image, t0_ns, fault, group, drawn))
-        return arrivals
+    def _came(
+        self, first: int, images: Images, t0_ns: int | np.ndarray, read_ns: int
+    ) -> ev.Arrived:
+        """The event of images that were read, made when the core is ready for it: only then it is
+        known where the next group begins."""
+        first = max(first, self.core.next)
+        drawn = self._draw.some(images.placed) if self._draw.share else None
+        calibrates = self._supply.calibrates(first, images.index)
+        if calibrates is not None:
+            drawn = calibrates if drawn is None else drawn | calibrates
+        if images.pixels is not None or images.files is not None:
+            self._packer.held.add(first, images)
+        return ev.Arrived(first, images.placed, t0_ns, read_ns, drawn, images.faults)
 
-    def _runs(self, count: int) -> list[ev.Event]:
-        """ImageArrived events for the next images, one for each run."""
-        found, now_ns = self.feed.admit_runs(count), self.clock()
-        arrivals: list[ev.Event] = []
-        size = self.scheduler.settings.group_size
-        if found:
-            count = sum([run.length for run in found])
-            self.recorder.totals.admitted += count
-            t0_ns, asked_ns = next(self._arrivals.enter(now_ns, count))
-        for run in found:
-            run.t0_ns, run.read_ns = t0_ns, now_ns - asked_ns
-            for first, length, drawn in self._stretches(run):
-                group = self._supply.group_of(first, size)
-                arrivals.append(ev.ImageArrived(now_ns, first, t0_ns, "", group, drawn, length))
-        return arrivals
-
-    def _stretches(self, run: ImageRun) -> Iterator[tuple[int, int, bool]]:
-        """Split a run before and after each drawn image: (first image, count, drawn)."""
-        book, first = self._supply.book, run.first
-        drawn = self.feed.draw.some(run.places)  # (n,) bool
-        if book is not None:
-            indices = enumerate(run.columns.index.tolist(), first)
-            drawn |= [book.calibrates(image, index) for image, index in indices]
-        for place in np.flatnonzero(drawn).tolist():
-            if first < run.first + place:
-                yield first, run.first + place - first, False
-            yield run.first + place, 1, True
-            first = run.first + place + 1
-        if first < run.end:
-            yield first, run.end - first, False
-
-    def _send(self, sends: Sequence[ev.Send]) -> None:
-        """Send these tasks in one message."""
+    def _send(self, send: ev.Send) -> None:
         start_ns = self.clock()
-        packed = self.feed.pack(sends, self.transport.buffer)
-        rank, token, now_ns = sends[0].rank, None, self.clock()
-        if packed.pixels:
-            token = sends[0].task
-            self._leaving[token] = tuple([send.task for send in sends])
-        self.recorder.sent(sends, now_ns, packed.encodes_ns)
-        self.ranks.sent(rank, now_ns, len(sends))
-        self.transport.send_task(rank, packed.buffer, packed.nbytes, token)
+        tasks, rank = send.tasks, send.rank
+        packed = self._packer.pack(rank, tasks, self.transport.buffer)
+        now_ns = self.clock()
+        self._left.append(ev.Left([task.id for task in tasks], now_ns, packed.encodes_ns))
+        self.ranks.sent(rank, now_ns, len(tasks))
+        self.transport.send_task(rank, packed.buffer, packed.nbytes)
         self.work.sent(self.clock() - start_ns, packed.encodes_ns)
 
     def _send_cancels(self) -> None:
@@ -477,13 +406,8 @@ class Coordinator:
             start_ns = self.clock()
             buffer = self.transport.buffer(cancel_message_bytes(len(tasks)))
             nbytes = pack_cancel(buffer, self.session, tasks)
-            self.transport.send_task(rank, buffer, nbytes, None)
+            self.transport.send_task(rank, buffer, nbytes)
             self.work.sent(self.clock() - start_ns, ())
-
-    def _resolve(self, action: ev.Resolve) -> None:
-        if self._supply.book is not None:
-            self._supply.book.resolved(action)
-        self.recorder.resolved(action, self._stamp_ns)
 
     def _finished(self, action: ev.Finish) -> None:
         self.finish = action

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from collage_mpi.core.states import table
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.messages import Bye, Fault, Message
-from collage_mpi.scheduler.transitions import table
 from collage_mpi.system.printable import numbered
 
 GREETED, HERE, WELCOMED, UNABLE, READY = "greeted", "here", "welcomed", "unable", "ready"

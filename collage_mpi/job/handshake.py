@@ -11,6 +11,7 @@ from statistics import median
 
 import numpy as np
 
+from collage_mpi.core import make_scheme
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.vectors import KeptColumn, shown
 from collage_mpi.errors import DataFault, RankGone, UsageError
@@ -24,7 +25,6 @@ from collage_mpi.models.info import Loading
 from collage_mpi.models.named import is_foreign, is_function
 from collage_mpi.models.tuning import tunings_text
 from collage_mpi.mpi.tasks import FILE, PLACE, cancel_message_bytes, task_message_bytes
-from collage_mpi.scheduler import make_scheme
 from collage_mpi.settings.batches import (
     ChosenBatch,
     ModelTimes,

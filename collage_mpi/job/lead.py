@@ -13,9 +13,13 @@ from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from collage_mpi.core import events as ev
+from collage_mpi.core.events import RankLost
+from collage_mpi.core.outcomes import Totals
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.job import messages
 from collage_mpi.job.calibration import Pair
+from collage_mpi.job.leases import LeaseBook, LeaseSettings, count
 from collage_mpi.job.messages import (
     Begin,
     Begun,
@@ -30,7 +34,6 @@ from collage_mpi.job.messages import (
     SetThreshold,
 )
 from collage_mpi.job.plan import Plan
-from collage_mpi.job.recorder import Totals
 from collage_mpi.job.team import ALIVE_EVERY_NS, Result, order_digest
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi.protocol import WireFault
@@ -39,9 +42,6 @@ from collage_mpi.results.pending import Publisher, read_entry, status_folder
 from collage_mpi.results.status import read_status
 from collage_mpi.results.writer import RunWriter
 from collage_mpi.rows import IMAGES, STORED
-from collage_mpi.scheduler import events as ev
-from collage_mpi.scheduler.events import RankLost
-from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings, count
 from collage_mpi.shards.order import Range, gaps
 from collage_mpi.system.backoff import GROUP_BACKOFF, Backoff
 from collage_mpi.system.printable import counted

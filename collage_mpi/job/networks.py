@@ -30,11 +30,10 @@ from collage_mpi.models.null import NullPredictor
 from collage_mpi.models.own import RAISED, raised_at_first
 from collage_mpi.models.runtimes import Changeable, Trial, change_over, read_record
 from collage_mpi.models.waiting import WaitingNetwork
-from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult, answer_message_bytes
+from collage_mpi.mpi.answers import ANSWERED, FAILED, Score, WireResult, answer_message_bytes
 from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.rows import ANSWERERS
-from collage_mpi.scheduler.events import Score
 from collage_mpi.system.environment import (
     assign_device,
     local_gpu_rank,

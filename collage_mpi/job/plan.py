@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.core.schemes import SCHEMES
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.vectors import SCORES
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
@@ -36,7 +37,6 @@ from collage_mpi.results import INDEX_FOLDER
 from collage_mpi.results.parts import sessions_of
 from collage_mpi.results.statistics import ADVICE, weaker_by
 from collage_mpi.results.vectors import require_pyarrow
-from collage_mpi.scheduler.schemes import SCHEMES
 from collage_mpi.settings.redundancy import Placement, pastes
 from collage_mpi.settings.run_settings import RunSettings, any_foreign, with_accept_of
 from collage_mpi.shards import ShardSet

@@ -15,7 +15,6 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 from collage_mpi import __version__
@@ -27,7 +26,6 @@ from collage_mpi.kinds import NETWORK_SETTINGS
 from collage_mpi.models.gate import sha256_of_network
 from collage_mpi.models.named import is_file, is_null
 from collage_mpi.results.number_sets import keys_digest
-from collage_mpi.scheduler import Scheduler
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.inputs import HDF5
 from collage_mpi.shards.pictures import decoder_text
@@ -50,7 +48,6 @@ def job_facts(mpi_library: str) -> dict[str, Any]:
         "folder": os.getcwd(),
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "compiled": not isinstance(Scheduler.handle, FunctionType),
         "batch_job": next(filter(None, map(os.environ.get, BATCH_JOB_VARIABLES)), None),
         "versions": {
             "collage_mpi": __version__,
@@ -158,7 +155,7 @@ def final_facts(session: TeamSession, job: Mapping[str, Any]) -> dict[str, Any]:
             "worker_backoff": asdict(WORKER_BACKOFF),
         },
         "retired": coordinator.retired,
-        **({"began_ns": coordinator.recorder.began_ns} if plan.settings.teams > 1 else {}),
+        **({"began_ns": session.began_ns} if plan.settings.teams > 1 else {}),
     }
 
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from collage_mpi.encoding.collage import Encoder, paste_group
 from collage_mpi.errors import EnvironmentFault, ShardFault
+from collage_mpi.mpi.answers import Unread
 from collage_mpi.mpi.protocol import WireFault
-from collage_mpi.scheduler.events import Unread
 from collage_mpi.shards.pictures import PictureFit, UnreadablePicture, picture_pixels
 from collage_mpi.shards.remote import absolute
 from collage_mpi.shards.schema import ShardInfo

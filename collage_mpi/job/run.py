@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.core import events as ev
+from collage_mpi.core.settings import batch_factor
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
 from collage_mpi.job.calibration import Asked, Judge, Pair, pairs_of
 from collage_mpi.job.changeover import Changeover, least_batch
@@ -31,6 +33,7 @@ from collage_mpi.job.handshake import (
     without_room,
 )
 from collage_mpi.job.lead import build_lead, build_lease_book, ranks_of_others
+from collage_mpi.job.leases import count
 from collage_mpi.job.messages import Begin, Done, Fault, Ready, Start
 from collage_mpi.job.plan import Plan, make_plan, warn_of_one_class_groups, warn_of_small_pictures
 from collage_mpi.job.provenance import (
@@ -54,9 +57,6 @@ from collage_mpi.results.reader import label_of, open_run
 from collage_mpi.results.row_sink import RowSink
 from collage_mpi.results.status import StatusFiles
 from collage_mpi.rows import IMAGES
-from collage_mpi.scheduler import events as ev
-from collage_mpi.scheduler.leases import count
-from collage_mpi.scheduler.settings import batch_factor
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
 from collage_mpi.shards.resumed import member_changes

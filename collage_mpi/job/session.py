@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.core import Core, Table, make_scheme
+from collage_mpi.core import events as ev
+from collage_mpi.core.outcomes import Totals
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.vectors import layout_of
 from collage_mpi.faults.failure_detector import FailureDetector
@@ -20,19 +23,16 @@ from collage_mpi.job.calibration import AgreementWatch, PairBook
 from collage_mpi.job.coordinator import Coordinator, LoopSettings
 from collage_mpi.job.encoders import make_encoder
 from collage_mpi.job.handshake import handshake, kept_columns, readers, roll_call
-from collage_mpi.job.image_buffer import ImageBuffer, Reader
+from collage_mpi.job.leases import count
 from collage_mpi.job.messages import Hello, Start
+from collage_mpi.job.packing import Packer, Reader
 from collage_mpi.job.plan import Plan
-from collage_mpi.job.recorder import Grouping, Recorder, Totals, Vectors
 from collage_mpi.job.team import Link, Supply
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import COLLAGE, KIND
 from collage_mpi.results.number_sets import Draw
 from collage_mpi.results.row_sink import RowSink
 from collage_mpi.results.status import ENDING, RUNNING, StatusFiles
-from collage_mpi.scheduler import Scheduler, make_scheme
-from collage_mpi.scheduler import events as ev
-from collage_mpi.scheduler.leases import count
 from collage_mpi.settings.run_settings import AUDIT_SEED, RunSettings
 from collage_mpi.shards import ReadAhead
 from collage_mpi.shards.order import Range
@@ -78,6 +78,8 @@ class TeamSession(ExitStack):
 
     Attributes:
         hellos: the ranks' answers to the welcome, by rank.
+        began_ns: Unix time of the time 0 of the rows, to align sessions.
+        totals: counts of the images so far.
         reading: ranks that read their images themselves.
     """
 
@@ -133,26 +135,16 @@ class TeamSession(ExitStack):
     def build_coordinator(self) -> Coordinator:
         """The coordinator's loop; called when the ranks are ready."""
         plan, settings, clock = self.plan, self.plan.settings, time.monotonic_ns
-        vectors = None
         if settings.extras:
-            layout = layout_of(kept_columns(self.hellos))
-            self.rows.keep(layout)
-            vectors = Vectors(settings.extras, self.rows.vector)
+            self.rows.keep(layout_of(kept_columns(self.hellos)))
         workers, told = len(plan.placement.workers), self.start
-        runs = settings.runs and self.reading.issuperset(plan.placement.workers)
-        asked = settings.scheduler_settings(workers, told.cost_ratio, told.batch_costs, runs=runs)
-        draw = Draw(settings.audit_share, AUDIT_SEED, plan.shards.fingerprints)
+        asked = settings.core_settings(workers, told.cost_ratio, told.batch_costs)
         wire = self.worker_group.session
-        feed = ImageBuffer(self.reader, self.encoder, wire, clock, self.reading, draw)
-        self._start_ns = clock()
-        self.recorder = Recorder(
-            self.rows,
-            feed.images,
-            start_ns=self._start_ns,
-            grouping=Grouping(settings.group_size, settings.warm_groups, asked.whole_batches),
-            vectors=vectors,
-        )
-        self.supply.attach(feed, self.recorder, build_book(plan))
+        self._start_ns, self.began_ns = clock(), time.time_ns()
+        table = Table(settings.group_size, self._start_ns, self.rows.session, settings.warm_groups)
+        core = Core(asked, make_scheme(settings.scheme_settings()), table)
+        self.totals = core.outcomes.totals
+        self.supply.attach(self.totals, table.warm_up_from, build_book(plan))
         in_batches = settings.in_whole_batches and settings.messages > 1
         loop = LoopSettings(
             credit=settings.messages,
@@ -161,10 +153,10 @@ class TeamSession(ExitStack):
             arrivals=self._arrivals(),
             stop_reason=self._why_stop,
             report=self.report,
-            runs=runs,
+            draw=Draw(settings.audit_share, AUDIT_SEED, plan.shards.fingerprints),
         )
-        scheduler = Scheduler(asked, make_scheme(settings.scheme_settings()))
-        return Coordinator(scheduler, self.worker_group, feed, self.recorder, self.supply, loop)
+        packer = Packer(table, self.encoder, wire, clock, self.reading)
+        return Coordinator(core, self.worker_group, packer, self.rows, self.supply, loop)
 
     def work(self, start: Start) -> ev.Finish:
         """Classify the images that the lead grants, until the lead closes the input.
@@ -204,7 +196,7 @@ class TeamSession(ExitStack):
     def report(self) -> None:
         """Update the progress lines; called again and again."""
         self.rows.tick()
-        totals = self._link.totals(self.recorder.totals)
+        totals = self._link.totals(self.totals)
         self._watch.look(totals.audited, totals.differing)
         self._told.tell(totals, len(self.worker_group.detector.timeouts.losses))
 
@@ -254,9 +246,9 @@ class TeamSession(ExitStack):
         status.follow(self.publish, files.begin)
 
     def _snapshot(self) -> tuple[dict[str, Any], np.ndarray]:
-        totals = self._link.totals(self.recorder.totals)
+        totals = self._link.totals(self.totals)
         detector, total = self.worker_group.detector, self._audience.total
-        found = snapshot(self.coordinator.scheduler, totals, detector, total)
+        found = snapshot(self.coordinator.core, totals, detector, total)
         for rank in found["ranks"]:
             rank["busy"] = self.coordinator.uses.get(rank["rank"], Use()).busy
         limit = self.limit()
@@ -344,13 +336,11 @@ class ShownProgress:
         self._status.update(totals.images, **fields)
 
 
-def snapshot(
-    scheduler: Scheduler, totals: Totals, detector: FailureDetector, total: int
-) -> dict[str, Any]:
+def snapshot(core: Core, totals: Totals, detector: FailureDetector, total: int) -> dict[str, Any]:
     """The content of a status file: progress, and each rank's state and number of tasks.
 
     Args:
-        scheduler: knows the ranks that were ready.
+        core: knows the ranks that were ready.
         totals: counts so far.
         detector: knows the lost ranks.
         total: number of images of the session.
@@ -364,10 +354,10 @@ def snapshot(
             "state": rank.status,
             "tasks": rank.load,
         }
-        for rank in scheduler.dispatch.ranks.known.values()
+        for rank in core.ranks.known.values()
     ]
     for rank, loss in lost.items():
-        if rank not in scheduler.dispatch.ranks.known:  # lost before it was ready
+        if rank not in core.ranks.known:  # lost before it was ready
             seen = {"rank": rank, "host": loss["host"], "kinds": loss["kinds"]}
             ranks.append({**seen, "state": "lost", "tasks": 0})
     for record in ranks:

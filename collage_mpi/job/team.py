@@ -9,16 +9,17 @@ import hashlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 import numpy as np
 
+from collage_mpi.core.events import Judged
+from collage_mpi.core.outcomes import Totals
 from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.job import messages
 from collage_mpi.job.calibration import Pair, PairBook
-from collage_mpi.job.image_buffer import ImageBuffer, Reader
 from collage_mpi.job.messages import (
     Close,
     Halt,
@@ -30,14 +31,14 @@ from collage_mpi.job.messages import (
     Progress,
     SetThreshold,
 )
+from collage_mpi.job.packing import Reader
 from collage_mpi.job.plan import Plan
-from collage_mpi.job.recorder import Recorder, Totals
 from collage_mpi.job.worker import Endpoint, Rank0Watch
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import RankFailure
 from collage_mpi.results.row_sink import RowSink
-from collage_mpi.scheduler.leases import count
 from collage_mpi.shards.order import Range, ranges_of
+from collage_mpi.shards.readahead import Images
 from collage_mpi.system.backoff import GROUP_BACKOFF, Backoff
 
 LOOK_EVERY_NS = 1_000_000  # between polls of the lead's messages; the team has a lease ahead
@@ -224,30 +225,38 @@ class LeadLink:
 
 
 class Supply:
-    """A team's leases, in its coordinator's loop: takes images in, and reports parts."""
+    """A team's leases, in its coordinator's loop: takes images in, and reports parts.
+
+    Attributes:
+        halted: why the lead has told the team to stop.
+        book: pairs that choose a threshold; None if none is chosen.
+        look_at_ns: when `look` is due.
+    """
 
     def __init__(self, link: Link, plan: Plan, reader: Reader, rows: RowSink) -> None:
         """`reader` has no images yet; each lease adds some."""
-        self.halted: str | None = None  # why the lead has told the team to stop
+        self.halted: str | None = None
         self.book: PairBook | None = None
         self._link, self._plan, self._reader, self._rows = link, plan, reader, rows
         self._size = plan.settings.group_size
-        # Several teams get image and group numbers with their leases; a single team counts them.
-        self._numbered = plan.settings.teams > 1
+        self._totals: Totals | None = None
+        self._warm: Callable[[int], None] | None = None  # is told the session's first group
         self.look_at_ns = 0
-        self._given = 0  # images of all leases so far
         self._new: deque[tuple[Lease, list[Range]]] = deque()  # not introduced; their positions
-        self._waiting: deque[tuple[int, int]] = deque()  # leases not begun, images before each
+        # Leases whose images are not all taken: number, position of the first image, ranges
+        self._leases: deque[tuple[int, int, list[Range]]] = deque()
+        self._over: Images | None = None  # read together with images of the lease before
+        self._begun = -1  # number of the last lease that has begun
         self._lease, self._epoch = -1, 0  # number and epoch of the last lease
         self._no_lease = self._flushed = self._told = self._closed = False
-        self._warm = False  # whether the recorder knows the first group of the warm-up
 
-    def attach(self, feed: ImageBuffer, recorder: Recorder, book: PairBook | None = None) -> None:
+    def attach(
+        self, totals: Totals, warm_up_from: Callable[[int], None], book: PairBook | None = None
+    ) -> None:
         """Connect the parts of the loop that new images are announced to."""
-        self._feed, self._recorder, self.book = feed, recorder, book
+        self._totals, self._warm, self.book = totals, warm_up_from, book
         if book is not None:
             book.tell(self._say_pairs)
-        feed.grow()
         self._introduce()
 
     def hear(self) -> bool:
@@ -260,22 +269,85 @@ class Supply:
             came |= self._take(said)
         return came
 
-    def group_of(self, image: int, size: int) -> int | None:
-        """The number of the image's group if leases give numbers, which count groups and cells.
+    # ---- images -------------------------------------------------------------
 
-        None if a single team counts its groups itself. `size`: images of a group.
-        """
-        return image // size if self._numbered else None
+    @property
+    def remaining(self) -> int:
+        """Number of granted images that were not taken."""
+        return self._reader.remaining + (0 if self._over is None else len(self._over))
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no further image will come."""
+        return self._closed and not self._new and self.remaining == 0
 
     @property
     def paused(self) -> bool:
         """Whether no further image will arrive, as far as is known."""
-        return self._no_lease and self._reader.remaining == 0
+        return self._no_lease and self.remaining == 0
+
+    def take(self, count: int) -> tuple[int, Images] | None:
+        """The next images, at most `count`, and the position of the first; None if none is ready.
+
+        This does not wait for the disk. A failure of the reader is raised here.
+        """
+        images, self._over = self._over, None
+        if images is None:
+            if not (self._reader.ready or self._reader.failed):
+                return None
+            images = self._reader.take(count)
+            if not len(images):
+                return None
+        own = self._own(images)
+        while not own:  # the rest of the lease was left out
+            self._begin(self._leases.popleft()[0])
+            own = self._own(images)
+        own = min(own, count)
+        if own < len(images):
+            self._over, images = images[own:], images[:own]
+        number, first, ranges = self._leases[0]
+        self._begin(number)
+        return first + _offset(int(images.position[0]), ranges), images
+
+    def _begin(self, number: int) -> None:
+        """The first image of the lease was taken, or all of them were left out."""
+        if number > self._begun:
+            self._begun = number
+            self._link.say(messages.Begun(number))
+
+    def _own(self, images: Images) -> int:
+        """How many of the images, from the first on, belong to the present lease."""
+        inside = np.zeros(len(images), bool)
+        for start, stop in self._leases[0][2]:
+            inside |= (images.position >= start) & (images.position < stop)
+        return len(images) if inside.all() else int(inside.argmin())
+
+    def calibrates(self, first: int, indices: np.ndarray) -> np.ndarray | None:
+        """Which of the images, (n,) bool, choose the threshold; see `PairBook.calibrates`."""
+        return None if self.book is None else self.book.calibrates(first, indices)
+
+    def judged(self, judged: Judged) -> None:
+        """Note the outcome of a drawn image."""
+        if self.book is not None:
+            self.book.judged(judged)
+
+    def look_for_pairs(self) -> None:
+        """Pass on new pairs of answers."""
+        if self.book is not None:
+            self.book.look()
+
+    def thresholds(self) -> Iterator[float | None]:
+        """The thresholds that were announced since the last call."""
+        while self.book is not None and self.book.heard:
+            yield self.book.heard.pop(0).confidence
+
+    # ---- the lead -----------------------------------------------------------
 
     @property
     def progress(self) -> Progress:
         """The team's progress."""
-        totals = self._recorder.totals
+        totals = self._totals
+        assert totals is not None
         told = totals.images, totals.errors, totals.collage, totals.audited, totals.differing
         return Progress(*told)
 
@@ -284,21 +356,25 @@ class Supply:
 
         Args:
             now_ns: the present time.
-            unresolved: number of unresolved images in the scheduler.
+            unresolved: number of unresolved images.
 
         Returns:
             Whether the reader had no image left, and images or the end of the input came.
         """
         self.look_at_ns = now_ns + LOOK_EVERY_NS
-        dry = self._reader.remaining == 0
+        dry = self.remaining == 0
         came = self.hear() and dry
         self._introduce()
-        while self._waiting and self._given - self._reader.remaining > self._waiting[0][1]:
-            self._link.say(messages.Begun(self._waiting.popleft()[0]))
+        for number, _, _ in self._leases if not self.remaining else ():
+            self._begin(number)
         self.tell_of_parts()
-        if self.paused and not unresolved:
+        if self.resting(unresolved):
             self._rest()
         return came
+
+    def resting(self, unresolved: int) -> bool:
+        """Whether all leases are done, as far as is known."""
+        return self.paused and not unresolved
 
     def tell_of_parts(self) -> None:
         """Ask the lead to publish the parts that are on the disk."""
@@ -315,7 +391,6 @@ class Supply:
         """All leases are done: write all rows, and tell the lead when they are on the disk."""
         if not self._flushed:
             self._flushed = True
-            self._recorder.write_late()
             self._rows.flush()
         elif not self._told and self._rows.idle:
             self._rows.flush()  # nothing is left to write; raises if a part could not be written
@@ -345,25 +420,30 @@ class Supply:
         self._no_lease = self._flushed = self._told = False
         ranges = messages.unpacked_ranges(lease.places)
         self._new.append((lease, ranges))
-        self._waiting.append((lease.number, self._given))
-        self._given += count(ranges)
+        self._leases.append((lease.number, lease.first_group * self._size, ranges))
         self._reader.add(ranges)
 
     def _introduce(self) -> None:
         """Announce the images of new leases to the attached parts."""
         while self._new:
             lease, ranges = self._new.popleft()
-            if not self._warm:
-                self._warm = True
-                self._recorder.warm_up_from(lease.first_group)
-            if self._numbered:
-                own = self._plan.order.part(ranges)
-                indices = own.indices(range(len(own))).tolist()
-                self._feed.number(indices, lease.first_group * self._size)
+            if self._warm is not None:
+                self._warm(lease.first_group)
+                self._warm = None
             if self.book is not None:
                 self.book.expect(ranges)
-        if self._closed:
-            self._feed.close()
+
+
+def _offset(position: int, ranges: list[Range]) -> int:
+    """How many positions of the ranges come before this one, which is in them."""
+    before = 0
+    for start, stop in ranges:
+        if start <= position < stop:
+            break
+        before += stop - start
+    else:
+        raise ValueError(f"position {position} is in none of {ranges}")
+    return before + position - start
 
 
 def order_digest(plan: Plan) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeVar
 
+from collage_mpi.core.events import RankLost
 from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.faults.process_monitor import ProcessMonitor
@@ -18,7 +19,6 @@ from collage_mpi.job.messages import Bye, Hello, Here, Measured, Message, Shards
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import CoordinatorTransport, Received
 from collage_mpi.mpi.transport import Gone as TransportGone
-from collage_mpi.scheduler.events import RankLost
 from collage_mpi.system.backoff import GROUP_BACKOFF, Backoff
 from collage_mpi.system.hard_exit import remove_shared_memory
 from collage_mpi.system.process_tree import this_process

@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from collage_mpi.core.states import table
 from collage_mpi.job import messages
 from collage_mpi.job.messages import Message
 from collage_mpi.models.info import MOST_BEGUN
-from collage_mpi.scheduler.transitions import table
 
 NEW, LOADING, READY, MEASURING, WORKING = "new", "loading", "ready", "measuring", "working"
 OVER, PARTING, ENDED = "over", "parting", "ended"

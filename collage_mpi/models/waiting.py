@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from collage_mpi.core.settings import batch_factor
 from collage_mpi.kinds import SPARE_KINDS
 from collage_mpi.models.info import Answer, Computation, Predictor
-from collage_mpi.scheduler import batch_factor
 from collage_mpi.workload.straggler_settings import StragglerSettings, make_delays
 
 

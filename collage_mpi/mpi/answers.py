@@ -7,24 +7,24 @@ the reason. Each message begins with what its rank has done with its time so far
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
+from collage_mpi.core.events import Answered, Failed, Skipped
 from collage_mpi.mpi.protocol import (
     ANSWERS,
     HEADER,
     UP_BYTES,
     Header,
     WireFault,
-    packer,
     read_header,
     write,
 )
-from collage_mpi.scheduler.events import Answered, Failed, Score, Skipped, Unread
+from collage_mpi.rows import ABSENT, BAD_ROW, CELL, PRESENT, UNREAD, packer
 from collage_mpi.system.bottleneck import Use
 
 ANSWERED, FAILED, SKIPPED = STATUSES = 1, 2, 3
@@ -47,8 +47,6 @@ RESULT = np.dtype(
         ("n_floats", "<u4"),  # of each vector
     ]
 )
-CELL = np.dtype([("label", "<i4"), ("score", "<f4"), ("state", "u1"), ("reserved", "u1", (3,))])
-ABSENT, PRESENT, UNREAD, BAD_ROW = range(4)  # states of a cell; UNREAD, BAD_ROW: not read
 LOST_REASON = "it could not be read"  # used if the message had no room for the reason
 
 VECTOR = np.dtype("<f4")
@@ -58,44 +56,23 @@ _NO_USE = Use()
 _said = attrgetter(*(RESULT.names or ())[:-4])
 
 
-class Cells(Sequence[Score | None]):
-    """The cell records of an answer, unpacked when they are asked for."""
+class Score(NamedTuple):
+    """What a network says of one image: its class (index) and the class's probability, 0..1."""
 
-    def __init__(self, data: memoryview) -> None:
-        """`data`: bytes of complete CELL records."""
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data) // _CELL.size
-
-    def __iter__(self) -> Iterator[Score | None]:
-        return iter(_records(self.data))
-
-    def __contains__(self, record: object) -> bool:
-        if record is None:
-            states = self.data[CELL.fields["state"][1] :: _CELL.size].tobytes()  # type: ignore[index]
-            return states.count(PRESENT) < len(states)
-        return record in _records(self.data)
-
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            first, end, _ = place.indices(len(self))
-            return Cells(self.data[first * _CELL.size : end * _CELL.size])
-        return _record(*_CELL.unpack_from(self.data, range(len(self))[place] * _CELL.size))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and _records(self.data) == list(other)
+    label: int
+    score: float
 
 
-def _record(label: int, score: float, state: int) -> Score | None:
-    return Score(label, score) if state == PRESENT else None
+class Unread(NamedTuple):
+    """Why a rank that reads its images itself could not read one.
 
+    Attributes:
+        reason: one line.
+        of_input: the image's row is bad. False if the whole file cannot be read on the rank's host.
+    """
 
-def _records(data: memoryview) -> list[Score | None]:
-    return [
-        Score(label, score) if state == PRESENT else None
-        for label, score, state in _CELL.iter_unpack(data)
-    ]
+    reason: str
+    of_input: bool
 
 
 @dataclass(slots=True)
@@ -199,66 +176,60 @@ def unpack_use(message: np.ndarray) -> Use:
     return Use(*_USE.unpack_from(message.data, HEADER.itemsize))
 
 
-def unpack_results(message: np.ndarray, header: Header | None = None) -> list[WireResult]:
-    """The results of an ANSWERS message.
+def unpack_ends(
+    rank: int, message: np.ndarray, at_ns: int = 0, clock: Callable[[], int] | None = None
+) -> list[Answered | Failed | Skipped]:
+    """The ends of tasks that an ANSWERS message tells, in order.
 
     Args:
+        rank: that sent the message.
         message: (n,) uint8.
-        header: of the message, if it was read already.
+        at_ns: when it was received.
+        clock: tells how long the unpacking takes; None: it takes no time.
 
     Raises:
         WireFault: sizes do not add up, or a status is unknown.
     """
-    header = header or read_header(message)
-    n_results, n_cells = header.n_tasks, header.n_items
-    cells_at = BEGIN_BYTES + n_results * _RESULT.size
-    vectors_at = cells_at + n_cells * _CELL.size
+    start_ns = clock() if clock else 0
+    header = read_header(message)
+    cells_at = BEGIN_BYTES + header.n_tasks * _RESULT.size
+    vectors_at = cells_at + header.n_items * _CELL.size
     reasons_at = message.nbytes - header.payload_bytes
     if not vectors_at <= reasons_at:
         raise WireFault(f"an ANSWERS message of {message.nbytes} bytes does not match its counts")
-    data = message.data  # slicing it takes a third of the time of slicing an array
-    results, at, text, vector = [], cells_at, reasons_at, vectors_at
-    for *said, count, length, rows, floats in _RESULT.iter_unpack(data[BEGIN_BYTES:cells_at]):
-        result, end = WireResult(*said), at + count * _CELL.size
-        if end > vectors_at:
-            raise WireFault("the results of a message do not add up to its cells")
-        own = data[at:end]
-        result.cells = Cells(own) if count != 1 else (_record(*_CELL.unpack(own)),)
+    all_cells = message[cells_at:vectors_at].view(CELL)
+    records = list(_RESULT.iter_unpack(message.data[BEGIN_BYTES:cells_at]))
+    found, at, text, vector = [], 0, reasons_at, vectors_at
+    for *_, count, length, rows, floats in records:
+        cells, reason, vectors = all_cells[at : at + count], "", None
         if length:
-            raw = message[text : text + length].tobytes()
-            result.reason = raw.decode("utf-8", "replace")
-            _note_unread(result, message[at:end].view(CELL)["state"].tolist())
+            reason = message[text : text + length].tobytes().decode("utf-8", "replace")
         if rows:
             last = vector + rows * floats * VECTOR.itemsize
-            if last > reasons_at:
+            if last > reasons_at or rows != count:
                 raise WireFault("the vectors of a message do not match its counts")
-            result.vectors = message[vector:last].view(VECTOR).reshape(rows, floats)
+            vectors = message[vector:last].view(VECTOR).reshape(rows, floats)
             vector = last
-        if result.status not in STATUSES:
-            raise WireFault(
-                f"task {result.task} ended with status {result.status}; known are {STATUSES}"
-            )
-        results.append(result)
-        at, text = end, text + length
-    if (at, vector, text) != (vectors_at, reasons_at, message.nbytes):
+        found.append((cells, reason, vectors))
+        at, text = at + count, text + length
+    if (at, vector, text) != (header.n_items, reasons_at, message.nbytes):
         raise WireFault("the results of a message do not add up")
-    return results
-
-
-def task_ends(
-    rank: int, now_ns: int, results: Sequence[WireResult]
-) -> list[Answered | Failed | Skipped]:
-    """The terminal event for each result of a worker's message, all at one moment."""
-    events: list[Answered | Failed | Skipped] = []
-    for each in results:
-        if each.status == ANSWERED:
-            took_ns = each.compute_ns
-            events.append(Answered(now_ns, each.task, rank, each.cells, took_ns, each.unread))
-        elif each.status == FAILED:
-            events.append(Failed(now_ns, each.task, rank, each.reason, each.unread))
+    decode_ns = clock() - start_ns if clock else 0
+    ends: list[Answered | Failed | Skipped] = []
+    for (task, status, compute_ns, read_ns, runtime, *_), own in zip(records, found, strict=True):
+        cells, reason, vectors = own
+        lines = reason.split("\n") if reason else ()
+        if status == ANSWERED:
+            times = compute_ns, read_ns, decode_ns, runtime
+            ends.append(Answered(task, rank, cells, *times, lines, vectors, at_ns))
+        elif status == FAILED:
+            first = lines[0] if lines else ""
+            ends.append(Failed(task, rank, first, cells, lines, decode_ns))
+        elif status == SKIPPED:
+            ends.append(Skipped(task, rank))
         else:
-            events.append(Skipped(now_ns, each.task, rank))
-    return events
+            raise WireFault(f"task {task} ended with status {status}; known are {STATUSES}")
+    return ends
 
 
 def _text(result: WireResult) -> bytes:
@@ -276,17 +247,3 @@ def _cells(result: WireResult) -> list[tuple[int, float, int]]:
         if why is not None:
             found[place] = (0, 0.0, BAD_ROW if why.of_input else UNREAD)
     return found
-
-
-def _note_unread(result: WireResult, states: Sequence[int]) -> None:
-    """Set `unread` from the states of the result's records and the lines of its reason."""
-    if not any(state >= UNREAD for state in states):
-        return
-    lines = iter(result.reason.split("\n"))
-    result.unread = tuple(
-        Unread(next(lines, LOST_REASON), state == BAD_ROW) if state >= UNREAD else None
-        for state in states
-    )
-    result.reason = next(why.reason for why in result.unread if why is not None)
-    if result.status == FAILED:
-        result.cells = ()

@@ -12,13 +12,13 @@ Nothing is unpickled.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from collage_mpi.errors import EnvironmentFault
+from collage_mpi.rows import packer
 
 VERSION = 15
 MAGIC = 0xC011A6E1
@@ -42,23 +42,6 @@ HEADER = np.dtype(
         ("payload_bytes", "<u8"),
     ]
 )
-
-_CODES = {"b1": "?", "u1": "B", "u2": "H", "u4": "I", "u8": "Q", "i4": "i", "i8": "q", "f4": "f"}
-
-
-def packer(layout: np.dtype) -> struct.Struct:
-    """A `struct` packer for the layout; it packs a record in 0.3 us, numpy in 2 us.
-
-    Reserved bytes are skipped.
-    """
-    codes = [
-        f"{layout[name].itemsize}x" if name == "reserved" else _CODES[layout[name].str[1:]]
-        for name in layout.names or ()
-    ]
-    packer = struct.Struct("<" + "".join(codes))
-    assert packer.size == layout.itemsize
-    return packer
-
 
 _HEADER = packer(HEADER)
 

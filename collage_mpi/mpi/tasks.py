@@ -6,9 +6,10 @@ the input, where the worker reads them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import starmap
+from typing import Protocol
 
 import numpy as np
 
@@ -18,11 +19,10 @@ from collage_mpi.mpi.protocol import (
     HEADER,
     TASKS,
     WireFault,
-    packer,
     read_header,
     write,
 )
-from collage_mpi.scheduler.events import Items, Send
+from collage_mpi.rows import packer
 
 TASK = np.dtype(
     [
@@ -38,6 +38,17 @@ TASK = np.dtype(
 ITEM = np.dtype([("image", "<i8"), ("cell", "<u4"), ("images", "<u4")])
 PLACE = np.dtype([("shard", "<u4"), ("row", "<u8")])
 FILE = np.dtype([("nbytes", "<u4")])  # before its bytes
+
+
+class Task(Protocol):
+    """What is packed of a task: its number, its kind, and how many images it has."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def kind(self) -> str: ...
+    def __len__(self) -> int: ...
+
 
 _TASK, _ITEM, _PLACE, _FILE = map(packer, (TASK, ITEM, PLACE, FILE))
 
@@ -68,10 +79,11 @@ def task_message_bytes(tasks: int, items: int, pixels_bytes: int) -> int:
 def pack_tasks(
     out: np.ndarray,
     session: int,
-    tasks: Sequence[Send | WireTask],
+    tasks: Sequence[Task],
+    items: Sequence[bytes],
     pixels: Sequence[np.ndarray] | bytes = (),
     following: int = 0,
-    as_files: Collection[int] = (),
+    as_files: bool = False,
 ) -> int:
     """Write a TASKS message into `out` and return its length in bytes.
 
@@ -80,30 +92,24 @@ def pack_tasks(
     Args:
         out: (capacity,) uint8.
         session: number of the session.
-        tasks: one or more, of any groups.
+        tasks: one or more, of one kind.
+        items: the ITEM records of each task.
         pixels: the networks' inputs in task order, each a C-contiguous uint8 array: one (H, W, C)
-            for each item of a single task, one (P, P, C) for a collage task. Bytes from
-            `pack_places`, for all items, make tasks by place.
+            for each item of a single task, one (P, P, C) for a collage task. The bytes of a PLACE
+            for each image make tasks by place.
         following: bytes of further pixels.
-        as_files: numbers of the tasks whose pixels are a `pack_file` for each item.
+        as_files: the pixels are a `pack_file` for each item.
 
     Raises:
         WireFault: the message does not fit `out` with the bytes that follow.
     """
     places = pixels if isinstance(pixels, bytes) else None
     arrays: Sequence[np.ndarray] = () if isinstance(pixels, bytes) else pixels
-    records: list[bytes] = []
-    items: list[bytes] = []
-    count = 0
-    for t in tasks:
-        own, before = t.items, len(items)
-        if type(own) is Items:
-            items.append(_ITEM.pack(own.images[0], own.cells[0], len(own)))
-        else:
-            items += [_ITEM.pack(image, cell, 1) for image, cell in own]
-        kind, carries = KINDS.index(t.kind), (places is not None, t.task in as_files)
-        records.append(_TASK.pack(t.task, kind, *carries, len(items) - before))
-        count += len(own)
+    kind, count = KINDS.index(tasks[0].kind), sum(map(len, tasks))
+    records = [
+        _TASK.pack(task.id, kind, places is not None, as_files, len(own) // ITEM.itemsize)
+        for task, own in zip(tasks, items, strict=True)
+    ]
     named = places or b""
     payload = following + len(named) + sum([array.nbytes for array in arrays])
     head = TASKS, session, len(tasks), count, payload

@@ -47,13 +47,6 @@ class Received(NamedTuple):
     at_ns: int
 
 
-class Sent(NamedTuple):
-    """The send with this token has left its buffer."""
-
-    token: int
-    at_ns: int
-
-
 class Gone(NamedTuple):
     """MPI says that nothing more can be sent to the rank or received from it."""
 
@@ -79,7 +72,6 @@ class _Send(NamedTuple):
     rank: int
     request: Any  # None if MPI refused it
     buffer: np.ndarray
-    token: int | None
 
 
 class PendingSends:
@@ -104,26 +96,23 @@ class PendingSends:
         free = self._free.setdefault(capacity, [])
         return free.pop() if free else np.empty(capacity, np.uint8)
 
-    def post(
-        self, rank: int, tag: int, buffer: np.ndarray, nbytes: int, token: int | None = None
-    ) -> None:
+    def post(self, rank: int, tag: int, buffer: np.ndarray, nbytes: int) -> None:
         """Isend the first nbytes of a buffer from `buffer`, which is in use until completion."""
         try:
             request = self._comm.Isend(buffer[:nbytes], dest=rank, tag=tag)
         except self._errors as error:
-            self._fail(_Send(rank, None, buffer, token), error)
+            self._fail(_Send(rank, None, buffer), error)
         else:
-            self._pending.append(_Send(rank, request, buffer, token))
+            self._pending.append(_Send(rank, request, buffer))
 
     def _fail(self, send: _Send, error: Exception) -> None:
         self.failed[send.rank] = RankFailure(send.rank, error)
         self._abandoned.append(send)
 
-    def reap(self) -> list[int]:
-        """Free the buffers of completed sends, and return the tokens of these sends."""
+    def reap(self) -> None:
+        """Free the buffers of completed sends."""
         if not self._pending:
-            return []
-        done: list[int] = []
+            return
         waiting = []
         for send in self._pending:
             try:
@@ -135,10 +124,7 @@ class PendingSends:
                 waiting.append(send)
                 continue
             self._free[send.buffer.nbytes].append(send.buffer)
-            if send.token is not None:
-                done.append(send.token)
         self._pending = waiting
-        return done
 
     def flush(self, limit_s: float) -> bool:
         """Wait for the sends under way, for at most limit_s; False if some are left."""
@@ -299,25 +285,25 @@ class CoordinatorTransport:
         """A (capacity,) uint8 buffer to pack a message into."""
         return self._sends.buffer(nbytes)
 
-    def send_task(self, rank: int, buffer: np.ndarray, nbytes: int, token: int | None) -> None:
-        """Isend on the task channel; `poll` then gives `Sent(token)`. A lost rank is skipped."""
+    def send_task(self, rank: int, buffer: np.ndarray, nbytes: int) -> None:
+        """Isend on the task channel. A lost rank is skipped."""
         if rank in self._rings:
-            self._sends.post(rank, TAG_TASK, buffer, nbytes, token)
+            self._sends.post(rank, TAG_TASK, buffer, nbytes)
 
     def send_control(self, rank: int, buffer: np.ndarray, nbytes: int) -> None:
         """Isend on the control channel. A lost rank is skipped."""
         if rank in self._rings:
             self._sends.post(rank, TAG_CONTROL, buffer, nbytes)
 
-    def poll(self) -> list[Received | Sent | Gone]:
-        """All that has completed: messages first, then sends, then lost ranks. Never blocks."""
-        found: list[Received | Sent | Gone] = []
+    def poll(self) -> list[Received | Gone]:
+        """All that has completed: messages first, then lost ranks. Never blocks."""
+        found: list[Received | Gone] = []
         gone = []
         if self._errors:
             gone = self._take_each(found)
         else:
             self._take_some(found)
-        found.extend(Sent(token, self.clock()) for token in self._sends.reap())
+        self._sends.reap()
         if gone or self._sends.failed:
             gone += self._sends.failed.values()
             self._sends.failed = {}
@@ -326,7 +312,7 @@ class CoordinatorTransport:
             found.extend(Gone(failure.rank, failure.why, self.clock()) for failure in gone)
         return found
 
-    def _take_some(self, found: list[Received | Sent | Gone]) -> None:
+    def _take_some(self, found: list[Received | Gone]) -> None:
         """Take the messages that have come, by one Testsome for all ranks.
 
         For 16 ranks this takes a third of the time of a Test for each.
@@ -340,7 +326,7 @@ class CoordinatorTransport:
             if self._answer_bytes > RING_BYTES:
                 break  # one message of each worker, because they stay in memory
 
-    def _take_each(self, found: list[Received | Sent | Gone]) -> list[RankFailure]:
+    def _take_each(self, found: list[Received | Gone]) -> list[RankFailure]:
         """Take the messages that have come, by a Test for each rank; the ranks that MPI reports
         as lost. MPI reports a lost rank only by a request of this rank."""
         gone: list[RankFailure] = []

@@ -1,7 +1,7 @@
 """Takes the rows of a session into buffers, which a thread writes as parts. A simulation keeps its
 rows in memory instead.
 
-Packing a row into a preallocated buffer takes about 1 us. The thread gets full buffers, and at a
+The thread gets full buffers, and at a
 `tick` also buffers older than `flush_s`. Its work (CRC, write, 4 to 8 ms of fsync) releases the
 GIL, so rank 0 keeps polling. If the disk is so slow that the queue fills, the caller waits, because
 memory must stay bounded.
@@ -15,7 +15,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from collage_mpi.results import PARTS_FOLDER, PENDING_FOLDER, VECTORS_FOLDER, pa
 from collage_mpi.results.manifest import Json
 from collage_mpi.results.reader import Results, groups_of
 from collage_mpi.results.vectors import VectorBuffer, Write, extras_of
-from collage_mpi.rows import IMAGES, STORED, TableLayout, reason_bytes
+from collage_mpi.rows import IMAGES, STORED, TASKS, TableLayout
 
 ROWS_PER_PART = 4096  # about 0.8 MB of images
 FLUSH_S = 10.0  # a kill loses at most the rows of ten seconds, whose images are done again
@@ -189,6 +189,15 @@ class TakesParts(Protocol):
     def put(self, table: TableLayout, payload: memoryview, before: Write | None = None) -> None: ...
 
 
+class Writer(Protocol):
+    """Where rows go: (n,) of IMAGE_ROW and of TASK_ROW."""
+
+    session: int
+
+    def image_rows(self, rows: np.ndarray, vectors: np.ndarray | None = None, /) -> object: ...
+    def task_rows(self, rows: np.ndarray, /) -> object: ...
+
+
 class Buffer:
     """The rows of one table that are not in a part yet."""
 
@@ -205,34 +214,24 @@ class Buffer:
         self._thread = thread
         self._size = table.packer.size
         self._capacity = rows * self._size
-        self._pack_into = table.packer.pack_into
-        self._has_reason = table.has_reason
         self._recent = memoryview(b"")
         self._fresh()
+
+    @property
+    def room(self) -> int:
+        """How many rows it takes until it is handed over."""
+        return (self._capacity - self._used) // self._size
 
     def _fresh(self) -> None:
         self._bytes = bytearray(self._capacity)
         self._used = 0
 
-    def add(self, row: tuple[Any, ...]) -> None:
-        """Pack one row, a tuple in the order of the table's row class.
+    def extend(self, rows: np.ndarray) -> None:
+        """Take packed rows, (n,) of the table's dtype.
 
         Raises:
             EnvironmentFault: an earlier part could not be written, for example for a full disk.
-            struct.error: a value does not fit its column.
         """
-        if self._has_reason and type(row[-1]) is str:
-            row = (*row[:-1], reason_bytes(row[-1]))
-        self._pack_into(self._bytes, self._used, *row)
-        self._used += self._size
-        self.total += 1
-        if self._used == self._capacity:
-            self.hand_over()
-        elif self._thread.fault is not None:
-            raise self._thread.fault
-
-    def extend(self, rows: np.ndarray) -> None:
-        """Take packed rows, (n,) of the table's dtype. Raises as `add`."""
         if self._thread.fault is not None:
             raise self._thread.fault
         data = memoryview(rows.tobytes())
@@ -282,8 +281,7 @@ class RowSink:
 
     Attributes:
         pending: in a run of several teams, the parts that have been written, in order.
-        image, task: record one row; see `Buffer.add`.
-        image_rows: records several rows; see `Buffer.extend`.
+        task_rows: takes rows of tasks; see `Buffer.extend`.
     """
 
     def __init__(
@@ -321,8 +319,7 @@ class RowSink:
             Buffer(table, self._thread, rows_per_part, self._vectors if table is IMAGES else None)
             for table in STORED
         )
-        self.image, self.task = self._images.add, self._tasks.add
-        self.image_rows = self._images.extend
+        self.task_rows = self._tasks.extend
         self._flush_ns = int(flush_s * 1e9)
         self._flushed_ns = time.monotonic_ns()
 
@@ -350,12 +347,21 @@ class RowSink:
         assert self._vectors is not None
         self._vectors.layout = layout
 
-    def vector(self, shard: int, row: int, vector: np.ndarray) -> None:
-        """Take the vector of an answered image, (floats,) float32. Call this before `image`."""
-        assert self._vectors is not None
-        if self._vectors.nbytes >= VECTORS_PER_PART_BYTES:
-            self._images.hand_over()
-        self._vectors.add(shard, row, vector)
+    def image_rows(self, rows: np.ndarray, vectors: np.ndarray | None = None) -> None:
+        """Take rows of images, (n,) of IMAGE_ROW; see `Buffer.extend`.
+
+        `vectors`: (k, floats) float32, those of the answered images, if the run keeps any.
+        """
+        done = 0
+        while len(rows):
+            part, rows = rows[: self._images.room], rows[self._images.room :]
+            if self._vectors is not None and vectors is not None:
+                answered = part[part["answered"]]
+                self._vectors.extend(answered, vectors[done : done + len(answered)])
+                done += len(answered)
+            self._images.extend(part)
+            if self._vectors is not None and self._vectors.nbytes >= VECTORS_PER_PART_BYTES:
+                self._images.hand_over()
 
     def tick(self) -> None:
         """Hand over buffered rows if they are `flush_s` old. Call this regularly."""
@@ -384,15 +390,18 @@ class RowSink:
 
 
 class MemoryWriter:
-    """Takes rows as RunWriter does, but keeps them in memory: some 200 bytes an image."""
+    """Takes rows as `RowSink` does, but keeps them in memory: some 200 bytes an image."""
 
     session = 1
 
     def __init__(self) -> None:
         self._kept = _KeptParts()
         self._buffers = {t.name: Buffer(t, self._kept, ROWS_PER_PART) for t in STORED}
-        self.image, self.task = (buffer.add for buffer in self._buffers.values())
-        self.image_rows = self._buffers[IMAGES.name].extend
+        self.task_rows = self._buffers[TASKS.name].extend
+
+    def image_rows(self, rows: np.ndarray, vectors: np.ndarray | None = None) -> None:
+        """Take rows, (n,) of IMAGE_ROW; it keeps no vectors."""
+        self._buffers[IMAGES.name].extend(rows)
 
     def results(self, path: Path, manifest: Json) -> Results:
         """The rows as a run, as if it had been read from `path`."""

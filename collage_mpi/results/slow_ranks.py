@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.core.settings import batch_factor
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import SINGLE
 from collage_mpi.results.manifest import Json, finals
@@ -42,7 +43,6 @@ from collage_mpi.rows import (
     inputs_of,
     ran_together,
 )
-from collage_mpi.scheduler.settings import batch_factor
 
 OVER = 1.2  # times its peers; healthy nodes differ by less
 FAILED = OUTCOME_CODE["failed"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
 
+from collage_mpi.core.settings import batch_factor
 from collage_mpi.kinds import SINGLE
-from collage_mpi.scheduler import batch_factor
 from collage_mpi.settings.pace import MOST_BATCH
 from collage_mpi.settings.redundancy import Placement
 from collage_mpi.settings.run_settings import MOST_OF_A_LEASE, RunSettings

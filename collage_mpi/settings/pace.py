@@ -79,8 +79,8 @@ class PaceSettings(ArrivalSettings):
     credit: int | None = _pace(
         None,
         "messages that a rank may hold at a time; each message has one batch",
-        unset="2; with scheme cascade 1, because an image that waits on a busy rank cannot join a "
-        "collage",
+        unset="2; in an open loop and with scheme cascade 1, because an image that waits on a busy "
+        "rank cannot go to an idle one or join a collage",
         at_least=1,
     )
     warmup_groups: int = _pace(

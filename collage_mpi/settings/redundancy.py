@@ -10,11 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from collage_mpi.encoding.grid import MAX_SIDE, MIN_SIDE
-from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.kinds import BACKUP, COLLAGE, KIND, KINDS, SINGLE
-from collage_mpi.scheduler.policies import AUTO, FIRST, AcceptPolicy, Confident, First
-from collage_mpi.scheduler.schemes import (
+from collage_mpi.core.policies import AUTO, FIRST, AcceptPolicy, Confident, First
+from collage_mpi.core.schemes import (
     ASSIGNMENTS,
     PLACEMENTS,
     SCHEME_NAMES,
@@ -22,6 +19,9 @@ from collage_mpi.scheduler.schemes import (
     make_scheme,
     scheme_class,
 )
+from collage_mpi.encoding.grid import MAX_SIDE, MIN_SIDE
+from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.kinds import BACKUP, COLLAGE, KIND, KINDS, SINGLE
 from collage_mpi.system.fields import Settings, setting
 from collage_mpi.system.printable import counted
 
@@ -54,10 +54,9 @@ class RankSettings(Settings):
     )
     assign: str = _setting(
         "pull",
-        "which rank gets an image. turn: the next rank in turn. least: the rank with the fewest "
-        "tasks. finish: the rank that would finish first, by its recent service times. pull: the "
-        "first rank that has room takes the oldest image; collages and other tasks are then "
-        "handed out in this way too",
+        "which rank gets an image. turn: the next rank in turn. pull: a rank that has room takes "
+        "the oldest image, and a slow rank passes over what quicker ranks would end sooner; "
+        "collages and other tasks are then handed out in this way too",
         choices=ASSIGNMENTS,
     )
     endgame: str = _setting(

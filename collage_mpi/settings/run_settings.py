@@ -15,6 +15,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from collage_mpi.core.schemes import scheme_class
+from collage_mpi.core.settings import CoreSettings
 from collage_mpi.encoding.vectors import EMBEDDINGS, OUTPUTS
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import (
@@ -28,8 +30,6 @@ from collage_mpi.kinds import (
 )
 from collage_mpi.models.named import is_foreign, is_function, is_null
 from collage_mpi.removed import removed_setting
-from collage_mpi.scheduler import SchedulerSettings
-from collage_mpi.scheduler.schemes import scheme_class
 from collage_mpi.settings.inputs import InputSettings, NetworkSettings
 from collage_mpi.settings.pace import PaceSettings, SurvivalSettings
 from collage_mpi.settings.redundancy import Placement, RedundancySettings, ms_to_ns
@@ -275,7 +275,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
     @property
     def messages(self) -> int:
         """Messages that a rank may have at a time."""
-        return self.credit or scheme_class(self.scheme).credit
+        return self.credit or (1 if self.open_loop else scheme_class(self.scheme).credit)
 
     def groups_in_flight(self, workers: int) -> int:
         """The largest depth of the scheduler: the setting, or in an open loop the groups of the
@@ -319,41 +319,22 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         return dict.fromkeys(batched, cost)
 
     @property
-    def runs(self) -> bool:
-        """Whether images that arrive together are handled as runs.
-
-        This needs that all of them are handled alike and that no vectors are kept. At batch 1 a run
-        costs more than it saves.
-        """
-        alone = self.open_loop or self.linger_ms is not None or self.batch_size == 1
-        bundled = self.in_whole_batches or scheme_class(self.scheme).bundles_runs
-        return bundled and not (alone or self.extras)
-
-    @property
     def in_whole_batches(self) -> bool:
         """Whether a run may be one task."""
         return self.scheme == "none" and self.assign == "pull" and self.batch_size > 1
 
-    def scheduler_settings(
-        self,
-        workers: int,
-        ratio: float,
-        batch_costs: Mapping[str, float],
-        *,
-        runs: bool = False,
-    ) -> SchedulerSettings:
-        """The scheduler's settings for a world or one team, in its units.
+    def core_settings(
+        self, workers: int, ratio: float, batch_costs: Mapping[str, float]
+    ) -> CoreSettings:
+        """The core's settings for a world or one team, in its units.
 
         Args:
             workers: number of ranks without the coordinator.
             ratio: service time of the scheme's other network divided by that of the single network.
             batch_costs: kind -> time of a further input of a batch divided by that of the first.
-            runs: whether images arrive as runs.
         """
-
-        whole_batches = runs and self.in_whole_batches
-        return SchedulerSettings(
-            group_size=self.group_size * (self.batch_size if whole_batches else 1),
+        return CoreSettings(
+            group_size=self.group_size,
             ranks=workers,
             costs=dict.fromkeys(SPARE_KINDS, ratio),
             batch_costs=batch_costs,
@@ -365,7 +346,6 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             linger_ns=ms_to_ns(self.linger_ms),
             max_attempts=MAX_ATTEMPTS,
             endgame=self.endgame == "on",
-            whole_batches=whole_batches,
         )
 
     def digest(self) -> str:

@@ -8,13 +8,14 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from collage_mpi.errors import ShardFault
+from collage_mpi.rows import PLACED
 from collage_mpi.shards.order import BLOCK, Order, Range
 
 if TYPE_CHECKING:
@@ -24,70 +25,46 @@ WINDOW = 4
 """The most batches that are read at once. In shuffled order, a larger request goes through the file
 in fewer passes, because it is sorted."""
 AHEAD_BYTES = 256 << 20  # of pixels that are kept ready; at least one image a batch
-MADE = 64  # records that are made from columns at a time, while the loop waits
-
-
-@dataclass(slots=True)  # not frozen, because frozen ones take four times as long to create
-class ImageRecord:
-    """One image of the input, from its reading until no task needs it.
-
-    The coordinator sets the last three attributes while the image is in the job.
-
-    Attributes:
-        index: global index in the `ShardSet`.
-        shard, row: shard number, and row in the shard.
-        pixels: (H, W, C) uint8, C-contiguous, or the bytes of another item; zeros if there is a
-            `fault`; None if another rank reads or decodes the image.
-        label: class number; None if there are no labels, or a fault.
-        fault: why the row cannot be used; None if it can.
-        cell: (cell_px, cell_px, C) uint8, the shrunk image; None if cells are not needed.
-        file: the bytes of the encoded picture, if another rank decodes it.
-        t0_ns: when the image was admitted, or was due to arrive; its latency counts from then.
-        read_ns: time from the request for the image until it was read.
-        unread: set if a rank could not read the row: whether the row is bad. None otherwise.
-    """
-
-    index: int
-    shard: int
-    row: int
-    pixels: np.ndarray | None
-    label: int | None
-    fault: str | None = None
-    cell: np.ndarray | None = None
-    file: bytes | None = None
-    t0_ns: int = 0
-    read_ns: int = 0
-    unread: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
-    """Images that other ranks read, as columns, in the order of the job.
+class Images:
+    """Images that were read together, as columns, in the order of the job.
 
     Attributes:
-        index, shard, row: (n,) int64; see `ImageRecord`.
-        label: (n,) int64; None if there are no labels.
+        position: (n,) int64, in the order of the run.
+        index: (n,) int64, global indices in the `ShardSet`.
+        placed: (n,) of PLACED: shard, row and label. An image with a fault has no label.
+        pixels: (n, H, W, C) uint8, or the bytes of other items, with zeros where there is a fault;
+            None if other ranks read or decode the images.
+        cells: (n, cell_px, cell_px, C) uint8, the shrunk images; None if they are not needed.
+        files: the bytes of each encoded picture, if other ranks decode them; None for an image with
+            a fault.
+        faults: place of an image -> why its row cannot be used.
     """
 
+    position: np.ndarray
     index: np.ndarray
-    shard: np.ndarray
-    row: np.ndarray
-    label: np.ndarray | None
+    placed: np.ndarray
+    pixels: np.ndarray | None = None
+    cells: np.ndarray | None = None
+    files: Sequence[bytes | None] | None = None
+    faults: Mapping[int, str] = field(default_factory=dict)
 
-    def __getitem__(self, some: slice) -> Columns:
-        label = self.label
-        own = None if label is None else label[some]
-        return Columns(self.index[some], self.shard[some], self.row[some], own)
+    def __getitem__(self, some: slice) -> Images:
+        start, stop, _ = some.indices(len(self))
+        return Images(
+            self.position[some],
+            self.index[some],
+            self.placed[some],
+            None if self.pixels is None else self.pixels[some],
+            None if self.cells is None else self.cells[some],
+            None if self.files is None else self.files[some],
+            {at - start: why for at, why in self.faults.items() if start <= at < stop},
+        )
 
     def __len__(self) -> int:
         return len(self.index)
-
-    def records(self) -> list[ImageRecord]:
-        """A record for each image."""
-        known = [None] * len(self) if self.label is None else self.label.tolist()
-        columns = (column.tolist() for column in (self.index, self.shard, self.row))
-        each = zip(*columns, known, strict=True)
-        return [ImageRecord(index, shard, row, None, label) for index, shard, row, label in each]
 
 
 @dataclass(frozen=True)
@@ -138,9 +115,7 @@ class ReadAhead:
         self._parts = parts
         self._order = order if isinstance(order, Order) else Order.of_list(order)
         self._ranges: deque[Range] = deque()  # positions whose images are not asked for yet
-        self._next_read = np.empty(
-            0, np.int64
-        )  # images of the positions before these, not read yet
+        self._next_read = np.empty((2, 0), np.int64)  # positions, indices
         self._left_out: list[Range] = []  # images of shards that can no longer be read
         self._remaining = 0
         self._growing = growing
@@ -152,8 +127,8 @@ class ReadAhead:
             batch = max(1, min(batch, AHEAD_BYTES // (ahead * max(1, item_bytes))))
         self._batch = batch
         self._room = batch * ahead
-        # Each holds the images of one read: records, or columns if other ranks read the pixels.
-        self._stretches: deque[list[ImageRecord] | Columns] = deque()
+        # Each holds the images of one read.
+        self._stretches: deque[Images] = deque()
         self._ready = 0  # images in them
         self._change = threading.Condition()
         self._failure: Exception | None = None
@@ -181,35 +156,28 @@ class ReadAhead:
         """Whether reading has ended with an error, which `take` will raise."""
         return self._failure is not None
 
-    def take(self, n: int) -> list[ImageRecord]:
-        """The next images, at most `n`; [] at the end of the input. Waits only if none is ready.
+    def take(self, n: int) -> Images:
+        """The next images, at most `n`, all from one read; none at the end of the input. Waits only
+        if none is ready.
 
         Raises:
             EnvironmentFault, DataFault: the shards can no longer be read. Images that were read
                 before are returned first.
             ValueError: this object is closed.
         """
-        records: list[ImageRecord] = []
         with self._change:
             self._wait_for_any()
-            while self._ready and len(records) < n:
-                first = self._stretches[0]
-                if isinstance(first, Columns):
-                    self._stretches[0] = first[:MADE].records()
-                    if len(first) > MADE:
-                        self._stretches.insert(1, first[MADE:])
-                part = self._next(n - len(records))
-                assert isinstance(part, list)
-                records += part
-            return records
-
-    def take_columns(self, n: int) -> Columns:
-        """Like `take`, if other ranks read the pixels. It returns at least one image."""
-        with self._change:
-            self._wait_for_any()
-            part = self._next(n)
-            assert isinstance(part, Columns)
-            return part
+            if not self._stretches:
+                none = np.empty(0, np.int64)
+                return Images(none, none, np.empty(0, PLACED))
+            stretch = self._stretches.popleft()
+            if len(stretch) > n:
+                self._stretches.appendleft(stretch[n:])
+                stretch = stretch[:n]
+            self._ready -= len(stretch)
+            self._remaining -= len(stretch)
+            self._change.notify_all()
+            return stretch
 
     def _wait_for_any(self) -> None:
         while not (self._ready or self._failure or self._closed or self.remaining == 0):
@@ -218,18 +186,6 @@ class ReadAhead:
             raise ValueError("this ReadAhead is closed")
         if self._failure and not self._ready:
             raise self._failure
-
-    def _next(self, n: int) -> list[ImageRecord] | Columns:
-        """Takes at most `n` images, all from one read."""
-        stretch = self._stretches.popleft()
-        there = len(stretch)
-        if there > n:
-            self._stretches.appendleft(stretch[n:])
-            stretch = stretch[:n]
-        self._ready -= len(stretch)
-        self._remaining -= len(stretch)
-        self._change.notify_all()
-        return stretch
 
     def add(self, ranges: Sequence[Range]) -> None:
         """Read the images at these positions, too, after those before."""
@@ -259,19 +215,20 @@ class ReadAhead:
                 room = self._wait_for_room()
                 if room == 0:
                     return
-                chosen = self._chosen(room)
-                if not len(chosen):
+                chosen = self._chosen(room)  # (2, n) int64
+                count = chosen.shape[1]
+                if not count:
                     continue
                 try:
-                    stretch = self._read(chosen)
+                    stretch = self._read(*chosen)
                 except ShardFault as fault:
                     self._leave_out(fault.shard)
                     continue
-                self._next_read = self._next_read[len(chosen) :]
+                self._next_read = self._next_read[:, count:]
                 with self._change:
                     if not self._closed:
                         self._stretches.append(stretch)
-                        self._ready += len(chosen)
+                        self._ready += count
                     self._change.notify_all()
         except Exception as error:  # handed to the caller of take
             with self._change:
@@ -286,11 +243,13 @@ class ReadAhead:
             return not self._closed and bool(self._ranges or self._next_read.size)
 
     def _chosen(self, n: int) -> np.ndarray:
-        """The global indices of the images to read next, at most `n`; none if they are left out."""
-        if len(self._next_read) < n:
-            more = self._readable(self._order.indices(self._positions(max(n, BLOCK))))
-            self._next_read = np.concatenate([self._next_read, more])
-        return self._next_read[:n]
+        """Positions and global indices of the images to read next, (2, k) int64, at most `n`; none
+        if they are left out."""
+        if self._next_read.shape[1] < n:
+            positions = self._positions(max(n, BLOCK))
+            more = self._readable(np.stack([positions, self._order.indices(positions)]))
+            self._next_read = np.concatenate([self._next_read, more], axis=1)
+        return self._next_read[:, :n]
 
     def _positions(self, n: int) -> np.ndarray:
         """Takes the first `n` positions, or all if there are fewer, from the ranges."""
@@ -309,13 +268,13 @@ class ReadAhead:
         self._left_out.append(self._shards.span(shard))
         self._next_read = self._readable(self._next_read)
 
-    def _readable(self, indices: np.ndarray) -> np.ndarray:
-        """The images among these, (k,) int64, that are not left out; the others count no more."""
-        kept = indices
+    def _readable(self, images: np.ndarray) -> np.ndarray:
+        """The images among these, (2, k) int64, that are not left out; the others count no more."""
+        kept = images
         for first, end in self._left_out:
-            kept = kept[(kept < first) | (kept >= end)]
+            kept = kept[:, (kept[1] < first) | (kept[1] >= end)]
         with self._change:
-            self._remaining -= len(indices) - len(kept)
+            self._remaining -= images.shape[1] - kept.shape[1]
             self._change.notify_all()
         return kept
 
@@ -331,52 +290,46 @@ class ReadAhead:
             batches = (self._room - self._ready) // self._batch
             return self._batch * min(WINDOW, batches)
 
-    def _read(self, chosen: np.ndarray) -> list[ImageRecord] | Columns:
+    def _read(self, positions: np.ndarray, chosen: np.ndarray) -> Images:
         if not self._parts.pixels:
-            return self._named(chosen)
+            placed = self._placed(chosen, self._shards.labels_at(chosen))
+            return Images(positions, chosen, placed)
         if self._parts.files:
-            return self._as_stored(chosen)
-        return self._decoded(chosen)
+            return self._as_stored(positions, chosen)
+        return self._decoded(positions, chosen)
 
-    def _decoded(self, chosen: np.ndarray) -> list[ImageRecord]:
+    def _placed(
+        self, chosen: np.ndarray, labels: np.ndarray | None, good: np.ndarray | None = None
+    ) -> np.ndarray:
+        """(n,) of PLACED; `good`: (n,) bool, whose labels count."""
+        placed = np.zeros(len(chosen), PLACED)
+        placed["shard"], placed["row"] = self._shards.locate_each(chosen)
+        if labels is not None:
+            known = np.ones(len(chosen), bool) if good is None else good
+            placed["has_label"], placed["label"] = known, np.where(known, labels, 0)
+        return placed
+
+    def _faults(self, chosen: np.ndarray, good: np.ndarray) -> dict[int, str]:
+        bad = np.flatnonzero(~good).tolist()
+        return {place: self._shards.row_fault(int(chosen[place])) for place in bad}
+
+    def _decoded(self, positions: np.ndarray, chosen: np.ndarray) -> Images:
         pixels, labels, good = self._shards.read_checked(chosen)
         if pixels.dtype != np.uint8:
             pixels = pixels.view(np.uint8)  # items travel as bytes until the network gets them
         start_ns, shrink = time.monotonic_ns(), self._parts.shrink
         cells = None if shrink is None else shrink(pixels)
         self.cells_ns += time.monotonic_ns() - start_ns
-        records = []
-        for place, index in enumerate(chosen.tolist()):
-            shard, row = self._shards.locate(index)
-            usable = bool(good[place])
-            records.append(
-                ImageRecord(
-                    index=index,
-                    shard=shard,
-                    row=row,
-                    pixels=pixels[place],
-                    label=int(labels[place]) if usable and labels is not None else None,
-                    fault=None if usable else self._shards.row_fault(index),
-                    cell=None if cells is None else cells[place],
-                )
-            )
-        return records
+        placed = self._placed(chosen, labels, good)
+        return Images(positions, chosen, placed, pixels, cells, faults=self._faults(chosen, good))
 
-    def _named(self, chosen: np.ndarray) -> Columns:
-        """The rows of the images and their labels, without pixels."""
-        labels = self._shards.labels_at(chosen)
-        return Columns(chosen, *self._shards.locate_each(chosen), labels)
-
-    def _as_stored(self, chosen: np.ndarray) -> list[ImageRecord]:
-        """The encoded files of the images; pixels instead if they are smaller than the file."""
+    def _as_stored(self, positions: np.ndarray, chosen: np.ndarray) -> Images:
+        """The encoded files of the images; pixels of all instead if a file is larger than them."""
         files, labels = self._shards.read_files_checked(chosen)
-        records = []
-        for place, (index, data) in enumerate(zip(chosen.tolist(), files, strict=True)):
-            if data is not None and len(data) > math.prod(self._shards.shape):
-                records += self._decoded(chosen[place : place + 1])
-                continue
-            label = int(labels[place]) if data is not None and labels is not None else None
-            fault = self._shards.row_fault(index) if data is None else None
-            where = self._shards.locate(index)
-            records.append(ImageRecord(index, *where, None, label, fault, file=data))
-        return records
+        if max((len(data) for data in files if data is not None), default=0) > math.prod(
+            self._shards.shape
+        ):
+            return self._decoded(positions, chosen)
+        good = np.array([data is not None for data in files])
+        placed = self._placed(chosen, labels, good)
+        return Images(positions, chosen, placed, files=files, faults=self._faults(chosen, good))

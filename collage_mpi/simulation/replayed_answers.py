@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.core.events import Positions
 from collage_mpi.errors import DataFault
 from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE
-from collage_mpi.scheduler.events import Item, Score
+from collage_mpi.rows import ABSENT, CELL, PRESENT
 from collage_mpi.system.files import reading, require_regular, save_file
 
 VERSION = 1
@@ -34,29 +35,30 @@ class Answers:
 
     Attributes:
         side: of the collages.
-        labels: n classes.
-        known: kind that was evaluated -> n answers; an absent answer is None.
+        labels: (n,) int64.
+        known: kind that was evaluated -> (n,) of CELL.
         start: row of the first image, a multiple of side x side.
     """
 
     side: int
     class_names: tuple[str, ...]
-    labels: Sequence[int]
-    known: Mapping[str, Sequence[Score | None]]
+    labels: np.ndarray
+    known: Mapping[str, np.ndarray]
     start: int = 0
 
-    def label(self, image: int) -> int:
-        """True class of a simulated image."""
-        return self.labels[(self.start + image) % len(self.labels)]
+    def label(self, images: np.ndarray) -> np.ndarray:
+        """True classes of simulated images, (n,) int64."""
+        found: np.ndarray = self.labels[(self.start + images) % len(self.labels)]
+        return found
 
-    def cells(self, kind: str, items: Sequence[Item]) -> tuple[Score | None, ...]:
-        """The kind's answer for each item."""
-        return tuple(self.answer(kind, image) for image, _ in items)
-
-    def answer(self, kind: str, image: int) -> Score | None:
-        """What `known` has for an image; None if the kind was not evaluated."""
+    def cells(self, kind: str, positions: Positions) -> np.ndarray:
+        """The kind's answers for these images, (n,) of CELL; absent if the kind was not
+        evaluated."""
         known = self.known.get(kind)
-        return known[(self.start + image) % len(known)] if known else None
+        if known is None:
+            return np.zeros(len(positions), CELL)
+        found: np.ndarray = known[(self.start + np.asarray(positions)) % len(known)]
+        return found
 
 
 def save_answers(
@@ -139,7 +141,7 @@ def read_answers(path: Path, side: int) -> Answers:
     return Answers(
         side=side,
         class_names=tuple(arrays["class_names"].tolist()),
-        labels=arrays["labels"][:n].tolist(),
+        labels=arrays["labels"][:n].astype(np.int64),
         known={kind: _scores(arrays, kind, n) for kind in there},
     )
 
@@ -153,11 +155,12 @@ def _there(arrays: Mapping[str, np.ndarray]) -> list[str]:
     return [kind for kind in (SINGLE, *_OTHERS) if f"{kind}_class" in arrays]
 
 
-def _scores(arrays: Mapping[str, np.ndarray], kind: str, n: int) -> list[Score | None]:
+def _scores(arrays: Mapping[str, np.ndarray], kind: str, n: int) -> np.ndarray:
+    cells = np.zeros(n, CELL)
+    cells["label"], cells["score"] = arrays[f"{kind}_class"][:n], arrays[f"{kind}_score"][:n]
     absent = arrays.get(f"{kind}_absent", np.zeros(n, bool))
-    columns = (arrays[f"{kind}_class"], arrays[f"{kind}_score"], absent)
-    rows = zip(*(column[:n].tolist() for column in columns), strict=True)
-    return [None if gone else Score(label, score) for label, score, gone in rows]
+    cells["state"] = np.where(absent[:n], ABSENT, PRESENT)
+    return cells
 
 
 def _check(arrays: Mapping[str, np.ndarray], path: Path, side: int) -> None:

@@ -24,16 +24,19 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
+import numpy as np
+
+from collage_mpi.core import Core, Table, make_scheme
+from collage_mpi.core import events as ev
+from collage_mpi.core.settings import batch_factor
+from collage_mpi.core.work import Task
 from collage_mpi.errors import UsageError
 from collage_mpi.faults.reply_timeout import SCAN_EVERY_NS, TIMEOUT, ReplyTimeouts
-from collage_mpi.job.recorder import Grouping, Recorder, Writer
 from collage_mpi.kinds import BACKUP, KIND, SINGLE, SPARE_KINDS
 from collage_mpi.models import describe
-from collage_mpi.mpi.answers import ANSWERED, SKIPPED, WireResult, task_ends
 from collage_mpi.results.number_sets import Draw
-from collage_mpi.scheduler import Scheduler, batch_factor, make_scheme
-from collage_mpi.scheduler import events as ev
-from collage_mpi.scheduler.events import Score
+from collage_mpi.results.row_sink import Writer
+from collage_mpi.rows import CELL, PLACED, PRESENT
 from collage_mpi.settings.batches import ModelTimes, choose_batch, injected_ns, most_groups
 from collage_mpi.settings.run_settings import (
     AUDIT_SEED,
@@ -41,7 +44,6 @@ from collage_mpi.settings.run_settings import (
     with_accept_of,
     with_every_answer,
 )
-from collage_mpi.shards.readahead import ImageRecord
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.replayed_answers import Answers, answers_file, read_answers
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
@@ -50,8 +52,9 @@ from collage_mpi.workload.straggler_settings import deaths_of, describe_deaths, 
 
 # At equal times answers come before timers, as the scheduler asks; work on ranks is in between.
 ANSWER, RANK, TIMER = 0, 1, 2
+ROWS = 4096  # that are written together
 FINGERPRINT = "simulated"  # of the shard that its images would be in
-ANY_SCORE = Score(0, 1.0)
+ANY_CELL = np.array([(0, 1.0, PRESENT, (0, 0, 0))], CELL)
 _answers = lru_cache(maxsize=8)(read_answers)
 
 
@@ -61,7 +64,7 @@ class _Rank:
 
     id: int
     kinds: frozenset[str]
-    queue: deque[Sequence[ev.Send]] = field(default_factory=deque)
+    queue: deque[Sequence[Task]] = field(default_factory=deque)
     cancelled: set[int] = field(default_factory=set)
     busy: bool = False
     answered: int = 0  # tasks
@@ -184,17 +187,10 @@ class Simulation:
         self.placement = settings.place(settings.world_size)
         kinds = self.placement.kinds
         self.ranks = {rank: _Rank(rank, kinds[rank]) for rank in self.placement.workers}
-        self.scheduler = Scheduler(
-            settings.scheduler_settings(len(self.ranks), self._ratio, self._batch_costs),
-            make_scheme(settings.scheme_settings()),
-        )
-        self._images: dict[int, ImageRecord] = {}  # in flight
-        self.recorder = Recorder(
-            writer,
-            self._images,
-            start_ns=0,
-            grouping=Grouping(settings.group_size, settings.warm_groups),
-        )
+        self.table = Table(settings.group_size, 0, writer.session, settings.warm_groups)
+        asked = settings.core_settings(len(self.ranks), self._ratio, self._batch_costs)
+        self.core = Core(asked, make_scheme(settings.scheme_settings()), self.table)
+        self._writer = writer
         self.finish: ev.Finish | None = None
         self.stopped: str | None = None
         self._draw = Draw(settings.audit_share, AUDIT_SEED, (FINGERPRINT,))
@@ -210,26 +206,22 @@ class Simulation:
         times_ns = settings.arrival_times_ns(job.images)  # (images,) int64
         self._arrivals: Arrivals = ClosedLoop() if times_ns is None else OpenLoop(times_ns)
         self._awaited_ns: int | None = None
-        self._events: deque[Sequence[ev.Event]] = deque()
-        self._dropped_timers: set[int] = set()
+        self._closed = False
+        self._waiting: deque[tuple[int, Sequence[ev.Event]]] = deque()  # (time, events)
+        self._woken_ns: int | None = None
+        self._left: list[ev.Left] = []
         self._actions: dict[type, Callable[[Any], object]] = {
-            ev.Send: lambda a: self._send((a,)),
-            ev.SendBatch: lambda a: self._send(a.sends),
-            ev.Resolve: lambda a: self.recorder.resolved(a, self._stamp_ns),
+            ev.Send: self._send,
             ev.Admit: self._admit,
             ev.Cancel: self._cancel,
-            ev.SetTimer: lambda a: self._at(a.at_ns, TIMER, self._timer, a.timer),
-            ev.CancelTimer: lambda a: self._dropped_timers.add(a.timer),
             ev.Finish: self._finished,
-            ev.Release: self._release,
-            ev.Retire: lambda a: None,
-            ev.Recall: lambda a: None,
+            **dict.fromkeys((ev.Resolved, ev.Judged, ev.Retire, ev.Recall), lambda a: None),
         }
 
     def run(self) -> ev.Finish:
         """Simulate from the first admission to the end."""
         for rank, state in self.ranks.items():
-            self._handle(ev.RankReady(0, rank, state.kinds, "simulated", self.settings.messages))
+            self._step(0, ev.RankReady(rank, state.kinds, "simulated", self.settings.messages))
         if self._timeouts is not None:
             self._at(SCAN_EVERY_NS, TIMER, self._scan, self._timeouts)
         told = False
@@ -237,10 +229,16 @@ class Simulation:
             at_ns, _, _, call, argument = heapq.heappop(self._heap)
             if self.stopped is not None and not told:
                 told = True
-                self._handle(ev.StopRequested(self._begin(at_ns), self.stopped))
+                self._step(self._begin(at_ns), ev.StopRequested(self.stopped))
             call(at_ns, argument)
-        self.recorder.finish(self._stamp_ns)
+        self.core.close(self._stamp_ns, self._left)
+        self._write()
         return self.finish
+
+    def _write(self) -> None:
+        """Write the rows of what is over."""
+        self._writer.image_rows(self.table.take()[0])
+        self._writer.task_rows(self.core.take_tasks())
 
     def stop(self, reason: str) -> None:
         """Admit no more images. A signal handler may call this at any moment."""
@@ -252,55 +250,61 @@ class Simulation:
 
     # ---- rank 0 -------------------------------------------------------------
 
-    def _handle(self, *events: ev.Event) -> None:
-        self._events.append(events)
+    def _step(self, now_ns: int, *events: ev.Event) -> None:
+        """Tell the core, then what follows from its actions, in order."""
+        self._waiting.append((now_ns, events))
         self._drain()
 
     def _drain(self) -> None:
-        """Give the scheduler the waiting events in order, and the events that they cause."""
-        while self._events:
-            current = self._events[0]
+        """Give the core the waiting events in order, and those that they cause."""
+        while self._waiting:
+            now_ns, events = self._waiting[0]
             if self.finish is None:
-                self._stamp_ns = current[0].now_ns
-                for action in self.scheduler.handle(*current):
+                self._stamp_ns = now_ns
+                left, self._left = self._left, []
+                for action in self.core.step(now_ns, (*left, *events)):
                     self._actions[type(action)](action)
-            self._events.popleft()
+                if self.table.done >= ROWS:
+                    self._write()
+                self._wake_later()
+            self._waiting.popleft()
+
+    def _wake_later(self) -> None:
+        wake_ns = self.core.wake_ns
+        if wake_ns is not None and (self._woken_ns is None or wake_ns < self._woken_ns):
+            self._woken_ns = wake_ns
+            self._at(wake_ns, TIMER, self._timer, None)
 
     def _begin(self, at_ns: int) -> int:
         """The time at which rank 0 begins with something that came at `at_ns`."""
         self._free_ns = max(self._free_ns, at_ns)
         return self._free_ns
 
-    def _answer(self, at_ns: int, answer: tuple[int, Sequence[WireResult]]) -> None:
-        """Take the answers of a message: one moment to the scheduler, as in a real run."""
-        rank, results = answer
+    def _answer(self, at_ns: int, answer: tuple[int, Sequence[ev.Event]]) -> None:
+        """Take the answers of a message: one moment to the core, as in a real run."""
+        rank, ends = answer
         now_ns = self._begin(at_ns)
         if self._timeouts is not None:
-            self._timeouts.served(max(result.compute_ns for result in results))
-            self._timeouts.heard(rank, now_ns, len(results))
-        self._free_ns += len(results) * self.job.costs.receive_ns
-        self.recorder.ended(results, now_ns, 0)
-        self._handle(*task_ends(rank, now_ns, results))
-        self.recorder.settled([result.task for result in results])
+            self._timeouts.served(max(getattr(each, "compute_ns", 0) for each in ends))
+            self._timeouts.heard(rank, now_ns, len(ends))
+        self._free_ns += len(ends) * self.job.costs.receive_ns
+        self._step(now_ns, *ends)
 
-    def _timer(self, at_ns: int, timer: int) -> None:
-        if timer in self._dropped_timers:
-            self._dropped_timers.discard(timer)
-        else:
-            self._handle(ev.TimerFired(self._begin(at_ns), timer))
+    def _timer(self, at_ns: int, _: None) -> None:
+        self._woken_ns = None
+        self._step(self._begin(at_ns))
 
     def _scan(self, at_ns: int, timeouts: ReplyTimeouts) -> None:
         """Tell the scheduler which ranks are silent, and which count as lost."""
         now_ns = self._begin(at_ns)
         for sign in timeouts.overdue(now_ns):
             if not sign.again:
-                self._handle(ev.RankSuspected(now_ns, sign.rank, sign.why))
+                self._step(now_ns, ev.RankSilent(sign.rank, sign.why))
                 continue
             if self.settings.on_rank_loss == "abort":
                 continue  # as in a real run: its process is there, and it may still answer
             timeouts.lose(sign.rank, TIMEOUT, sign.why, now_ns)
-            self._handle(ev.RankLost(now_ns, sign.rank, sign.why))
-            self.recorder.lost(sign.rank, now_ns, sign.why)
+            self._step(now_ns, ev.RankLost(sign.rank, sign.why))
         self._at(now_ns + SCAN_EVERY_NS, TIMER, self._scan, timeouts)
 
     def _admit(self, action: ev.Admit) -> None:
@@ -311,17 +315,18 @@ class Simulation:
     def _let_in(self, now_ns: int) -> None:
         """Images that are due arrive. If the next one has a time of arrival, wait for that time."""
         while count := min(self._arrivals.due(now_ns), self.job.images - self._next_image):
-            arrived: list[ev.Event] = []
-            for t0_ns, _ in self._arrivals.enter(now_ns, count):
-                image = self._next_image
-                label = None if self._answers is None else self._answers.label(image)
-                self._images[image] = ImageRecord(image, 0, image, None, label, t0_ns=t0_ns)
-                drawn = self._draw.one(0, image)
-                arrived.append(ev.ImageArrived(now_ns, image, t0_ns, drawn=drawn))
-                self._next_image += 1
-            self._events.append(arrived)
-        if self._next_image == self.job.images:  # to tell it again changes nothing
-            self._events.append((ev.InputClosed(now_ns),))
+            t0_ns, _ = self._arrivals.enter(now_ns, count)
+            numbers = np.arange(self._next_image, self._next_image + count)
+            placed = np.zeros(count, PLACED)
+            placed["row"] = numbers
+            if self._answers is not None:
+                placed["has_label"], placed["label"] = True, self._answers.label(numbers)
+            drawn = self._draw.some(placed) if self._draw.share else None
+            self._next_image += count
+            self._waiting.append((now_ns, (ev.Arrived(0, placed, t0_ns, drawn=drawn),)))
+        if self._next_image == self.job.images and not self._closed:
+            self._closed = True
+            self._waiting.append((now_ns, (ev.InputClosed(),)))
         next_ns = self._arrivals.next_ns(now_ns)
         if next_ns is not None and next_ns != self._awaited_ns:
             self._awaited_ns = next_ns
@@ -331,31 +336,28 @@ class Simulation:
         self._let_in(self._begin(at_ns))
         self._drain()
 
-    def _send(self, sends: Sequence[ev.Send]) -> None:
-        encode_ns = self.job.costs.encode_ns if KIND[sends[0].kind].encoded else 0
-        self._free_ns += self.job.costs.send_ns + len(sends) * encode_ns
+    def _send(self, send: ev.Send) -> None:
+        tasks = send.tasks
+        encode_ns = self.job.costs.encode_ns if KIND[send.kind].encoded else 0
+        self._free_ns += self.job.costs.send_ns + len(tasks) * encode_ns
         if self._timeouts is not None:
-            self._timeouts.sent(sends[0].rank, self._free_ns, len(sends))
-        self.recorder.sent(sends, self._free_ns, (encode_ns,) * len(sends))
-        self._events.append((ev.SendDone(self._stamp_ns, tuple(send.task for send in sends)),))
-        self._at(self._free_ns + self.job.costs.network_ns, RANK, self._arrives, sends)
+            self._timeouts.sent(send.rank, self._free_ns, len(tasks))
+        numbers = [task.id for task in tasks]
+        self._left.append(ev.Left(numbers, self._free_ns, (encode_ns,) * len(tasks)))
+        self._at(self._free_ns + self.job.costs.network_ns, RANK, self._arrives, tasks)
 
     def _cancel(self, action: ev.Cancel) -> None:
         self._free_ns += self.job.costs.send_ns
         self._at(self._free_ns + self.job.costs.network_ns, RANK, self._cancelled, action)
-
-    def _release(self, action: ev.Release) -> None:
-        for image in action.images:
-            del self._images[image]
 
     def _finished(self, action: ev.Finish) -> None:
         self.finish = action
 
     # ---- the workers --------------------------------------------------------
 
-    def _arrives(self, at_ns: int, sends: Sequence[ev.Send]) -> None:
-        rank = self.ranks[sends[0].rank]
-        rank.queue.append(sends)
+    def _arrives(self, at_ns: int, tasks: Sequence[Task]) -> None:
+        rank = self.ranks[tasks[0].rank]
+        rank.queue.append(tasks)
         if not rank.busy:
             self._next_task(at_ns, rank)
 
@@ -366,53 +368,56 @@ class Simulation:
         """The rank is free: it skips cancelled messages and begins the next one."""
         rank.busy = self._dead(rank, at_ns)
         while rank.queue and not rank.busy:
-            sends = rank.queue.popleft()
-            results, wanted = [], sends
+            tasks = rank.queue.popleft()
+            ends: list[ev.Event] = []
+            wanted = tasks
             if rank.cancelled:
-                results = [WireResult(s.task, SKIPPED) for s in sends if s.task in rank.cancelled]
-                wanted = [send for send in sends if send.task not in rank.cancelled]
+                ends += [ev.Skipped(t.id, rank.id) for t in tasks if t.id in rank.cancelled]
+                wanted = [task for task in tasks if task.id not in rank.cancelled]
             if not wanted:
-                self._reply(at_ns, rank, results)
+                self._reply(at_ns, rank, ends)
                 continue
             rank.busy = True
             took_ns = self._service_ns(wanted, at_ns)
-            for send in wanted:
-                cells = self._cells(send)
-                results.append(WireResult(send.task, ANSWERED, took_ns, cells=cells))
-            self._at(at_ns + took_ns, RANK, self._done, (rank, results, len(wanted)))
+            ends += [ev.Answered(t.id, rank.id, self._cells(t), took_ns) for t in wanted]
+            self._at(at_ns + took_ns, RANK, self._done, (rank, ends, len(wanted)))
 
-    def _cells(self, send: ev.Send) -> tuple[Score | None, ...]:
+    def _cells(self, task: Task) -> np.ndarray:
         if self._answers is None:
-            return (ANY_SCORE,) * len(send.items)
-        return self._answers.cells(send.kind, send.items)
+            return ANY_CELL.repeat(len(task))
+        return self._answers.cells(task.kind, task.positions)
 
-    def _done(self, at_ns: int, done: tuple[_Rank, list[WireResult], int]) -> None:
-        rank, results, answered = done
+    def _done(self, at_ns: int, done: tuple[_Rank, list[ev.Event], int]) -> None:
+        rank, ends, answered = done
         if self._dead(rank, at_ns):
             return  # and it stays busy: it takes nothing more
         rank.answered += answered
-        self._reply(at_ns, rank, results)
+        self._reply(at_ns, rank, ends)
         self._next_task(at_ns, rank)
 
-    def _reply(self, at_ns: int, rank: _Rank, results: list[WireResult]) -> None:
+    def _reply(self, at_ns: int, rank: _Rank, ends: list[ev.Event]) -> None:
         if rank.cancelled:
-            rank.cancelled.difference_update(result.task for result in results)
-        self._at(at_ns + self.job.costs.network_ns, ANSWER, self._answer, (rank.id, results))
+            rank.cancelled.difference_update(end.task for end in ends)  # type: ignore[union-attr]
+        self._at(at_ns + self.job.costs.network_ns, ANSWER, self._answer, (rank.id, ends))
 
     def _dead(self, rank: _Rank, at_ns: int) -> bool:
         """Whether the rank has stopped answering."""
         death = self._deaths.get(rank.id)
         return death is not None and death.reached(at_ns, rank.answered)
 
-    def _service_ns(self, sends: Sequence[ev.Send], at_ns: int) -> int:
+    def _service_ns(self, tasks: Sequence[Task], at_ns: int) -> int:
         """The time that a rank takes for tasks of one kind that it runs as a batch."""
-        rank, kind = sends[0].rank, sends[0].kind
+        rank, kind = tasks[0].rank, tasks[0].kind
         ratio = self._ratio if kind in SPARE_KINDS else 1.0
-        inputs = sum(len(s.items) for s in sends) if KIND[kind].batched else len(sends)
+        inputs = len(tasks) if KIND[kind].encoded else sum(map(len, tasks))
         factor = ratio * batch_factor(inputs, self._batch_costs.get(kind, 1.0))
         if self.job.delays is None and not self.settings.injects:
             return round(self.job.costs.single_ns * factor * self._delays.slowed(rank))
-        keys = [(send.group, send.items[0].image, send.attempt) for send in sends]
+        size, keys = self.settings.group_size, []
+        for task in tasks:
+            one = KIND[kind].encoded or KIND[kind].batched
+            firsts = task.positions[:1] if one else task.positions
+            keys += [(p // size, p, task.attempt) for p in np.asarray(firsts).tolist()]
         return service_ns(self._delays, rank, keys, at_ns, factor)
 
 

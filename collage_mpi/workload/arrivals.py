@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,13 +20,6 @@ from collage_mpi.system.files import reading, require_regular, save_file
 from collage_mpi.workload.service_times import LONGEST_S
 
 LARGEST_S = 1e9
-
-
-class Entry(NamedTuple):
-    """An image that enters the job: its t0, and the time from which it could have been read."""
-
-    t0_ns: int
-    asked_ns: int
 
 
 class ClosedLoop:
@@ -57,12 +48,13 @@ class ClosedLoop:
         """The number of images that may enter now: the rest of the oldest request."""
         return self._wanted[0][1] if self._wanted else 0
 
-    def enter(self, now_ns: int, images: int) -> Iterator[Entry]:
-        """Let the next images enter, at most as many as are due."""
+    def enter(self, now_ns: int, images: int) -> tuple[int, int]:
+        """Let the next images enter, at most as many as are due: their t0, and the time from which
+        they could have been read."""
         t0_ns, wanted = self._wanted.popleft()
         if wanted > images:
             self._wanted.appendleft((t0_ns, wanted - images))
-        return iter([Entry(t0_ns, t0_ns)] * images)
+        return t0_ns, t0_ns
 
     def next_ns(self, now_ns: int) -> int | None:
         """Always None, because no image enters by time alone."""
@@ -104,14 +96,15 @@ class OpenLoop:
             self._asked_ns = now_ns
         return count
 
-    def enter(self, now_ns: int, images: int) -> Iterator[Entry]:
-        """Let the next images enter. The t0 of each is its intended arrival."""
+    def enter(self, now_ns: int, images: int) -> tuple[np.ndarray, int]:
+        """Let the next images enter: (images,) int64, the intended arrival of each, which is its
+        t0; and the time from which they could have been read."""
         asked_ns = now_ns if self._asked_ns is None else self._asked_ns
-        times_ns = self._times_ns[self._entered : self._entered + images].tolist()
+        times_ns = self._times_ns[self._entered : self._entered + images] + self._start_ns
         self._entered += images
         self._room -= images
         self._asked_ns = None
-        return (Entry(self._start_ns + at_ns, asked_ns) for at_ns in times_ns)
+        return times_ns, asked_ns
 
     def next_ns(self, now_ns: int) -> int | None:
         """The time of the next intended arrival; None if it has passed or there is no room."""

@@ -208,7 +208,7 @@ def shape_of_work(rng: random.Random, schemes: tuple[str, ...], collages: int) -
     if scheme in ("collage", "cascade"):
         words += ["--placement", rng.choice(["fixed", "fixed", "fastest"])]
     if scheme == "none":
-        words += ["--assign", rng.choice(["turn", "least"])]
+        words += ["--assign", "turn"]
     words += rng.choice([[], [], ["--assign", "pull"]])  # the last one counts
     words += rng.choice([[], [], ["--endgame", "on"]])
     words += rng.choice([[], [], ["--pixels", "workers"]])

@@ -22,6 +22,8 @@ from fuzz import Reader, change_json, damage
 from job_messages import HELLO, WELCOME
 from results_harness import fill, manifest
 from test_lead import Play
+from wire_tasks import pack_wire_tasks as pack_tasks
+from wire_tasks import unpack_results
 
 from collage_mpi.encoding.vectors import KeptColumn
 from collage_mpi.errors import CollageError
@@ -34,12 +36,18 @@ from collage_mpi.launch.mpiexec import LaunchPlan
 from collage_mpi.launch.supervisor import Limits, Supervisor
 from collage_mpi.models.info import Loading
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult, pack_results, unpack_results
+from collage_mpi.mpi.answers import (
+    ANSWERED,
+    FAILED,
+    Score,
+    Unread,
+    WireResult,
+    pack_results,
+)
 from collage_mpi.mpi.tasks import (
     WireTask,
     pack_cancel,
     pack_places,
-    pack_tasks,
     unpack_cancel,
     unpack_tasks,
 )
@@ -50,7 +58,6 @@ from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.pending import adopt, entry_path, read_entry
 from collage_mpi.results.reader import keys_of
 from collage_mpi.rows import IMAGES, KEY_ROW, STORED
-from collage_mpi.scheduler.events import Score, Unread
 from collage_mpi.shards import write_shard
 from collage_mpi.system import environment
 from collage_mpi.system.hard_exit import UCX, shared_memory

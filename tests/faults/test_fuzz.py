@@ -18,6 +18,7 @@ from fuzz_job_readers import CONTROL
 from fuzz_readers import make_readers
 from results_harness import make_run
 from test_lead import Play
+from wire_tasks import unpack_results
 
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.job import messages
@@ -28,14 +29,13 @@ from collage_mpi.mpi.answers import (
     BEGIN_BYTES,
     FAILED,
     RESULT,
+    Unread,
     WireResult,
     pack_results,
-    unpack_results,
 )
 from collage_mpi.results import read_results, verify_run
 from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.pending import entry_path, read_entry
-from collage_mpi.scheduler.events import Unread
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.slurm import SlurmSettings
 from collage_mpi.system.hard_exit import shared_memory

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from results_harness import make_run, manifest
 from strangers import IMAGES, run_visited
+from wire_tasks import pack_wire_tasks as pack_tasks
+from wire_tasks import unpack_results
 
 from collage_mpi.cli import main
 from collage_mpi.commands import prep
@@ -22,12 +24,11 @@ from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode, UsageEr
 from collage_mpi.faults.process_monitor import STRANGERS
 from collage_mpi.job.resume import resumed_settings
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.answers import ANSWERED, WireResult, pack_results, unpack_results
-from collage_mpi.mpi.tasks import WireTask, pack_cancel, pack_tasks, unpack_cancel, unpack_tasks
+from collage_mpi.mpi.answers import ANSWERED, Score, WireResult, pack_results
+from collage_mpi.mpi.tasks import WireTask, pack_cancel, unpack_cancel, unpack_tasks
 from collage_mpi.prep.plan import shard_paths
 from collage_mpi.results import RunWriter, export_run, read_results, verify_run
 from collage_mpi.results.folder import check_place
-from collage_mpi.scheduler.events import Score
 from collage_mpi.shards import write_shard
 from collage_mpi.slurm import KINDS, SlurmSettings, render
 

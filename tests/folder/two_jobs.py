@@ -132,12 +132,13 @@ class Slow:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._writer, name)
 
-    def image(self, row: tuple[Any, ...]) -> None:
-        if self._count % CELLS == 0:
-            time.sleep(GROUP_S / self._pace)
-            self._writer.tick()
-        self._count += 1
-        self._writer.image(row)
+    def image_rows(self, rows: np.ndarray) -> None:
+        for row in rows.reshape(-1, 1):
+            if self._count % CELLS == 0:
+                time.sleep(GROUP_S / self._pace)
+                self._writer.tick()
+            self._count += 1
+            self._writer.image_rows(row)
 
 
 class Job:

@@ -12,28 +12,33 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rows_by_name import group_rows
+from wire_tasks import pack_wire_tasks, unpack_results
 
 from collage_mpi.job import messages
 from collage_mpi.job.messages import Message
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.answers import ANSWERED, SKIPPED, WireResult, pack_results, unpack_results
+from collage_mpi.mpi.answers import (
+    ANSWERED,
+    SKIPPED,
+    Score,
+    WireResult,
+    pack_results,
+)
 from collage_mpi.mpi.tasks import (
     WireTask,
     pack_cancel,
-    pack_tasks,
     unpack_cancel,
     unpack_places,
     unpack_tasks,
 )
-from collage_mpi.mpi.transport import Received, Sent
-from collage_mpi.rows import GroupRow, ImageRow, TaskRow
-from collage_mpi.scheduler.events import Score
+from collage_mpi.mpi.transport import Received
+from collage_mpi.rows import PLACED, GroupRow, ImageRow, TaskRow
 from collage_mpi.shards.order import Range
-from collage_mpi.shards.readahead import Columns, ImageRecord
+from collage_mpi.shards.readahead import Images
 
 MS = 1_000_000
 SESSION = 7
@@ -56,24 +61,50 @@ class Clock:
         self.now_ns += round(seconds * 1e9)
 
 
-def record(index: int, fault: str | None = None) -> ImageRecord:
+class Record(NamedTuple):
+    """An image of the input, and why its row cannot be used."""
+
+    row: int
+    fault: str | None = None
+    labelled: bool = True
+
+
+def record(index: int, fault: str | None = None) -> Record:
     """An image whose top-left pixel, and label, is its index modulo CLASSES."""
-    pixels = np.zeros(SHAPE, np.uint8)  # (4, 4, 1) uint8
-    if fault is None:
-        pixels[0, 0, 0] = index % CLASSES
-    label = None if fault else index % CLASSES
-    return ImageRecord(index=index, shard=0, row=index, pixels=pixels, label=label, fault=fault)
+    return Record(index, fault)
+
+
+def images_of(records: list[Record], by_place: bool = False) -> Images:
+    """The images, as a reader gives them."""
+    rows = np.array([each.row for each in records], np.int64)
+    placed = np.zeros(len(records), PLACED)
+    placed["row"] = rows
+    placed["has_label"] = [each.fault is None and each.labelled for each in records]
+    placed["label"] = np.where(placed["has_label"], rows % CLASSES, 0)
+    faults = {place: each.fault for place, each in enumerate(records) if each.fault}
+    if by_place:
+        return Images(rows, rows, placed, faults=faults)
+    pixels = np.zeros((len(records), *SHAPE), np.uint8)
+    good = [each.fault is None for each in records]
+    pixels[good, 0, 0, 0] = rows[good] % CLASSES
+    return Images(rows, rows, placed, pixels, faults=faults)
 
 
 class ListReader:
     """Images from a list; with `every_ns`, that many ns lie between two batches of `batch`."""
 
     def __init__(
-        self, records: list[ImageRecord], clock: Clock, every_ns: int = 0, batch: int = 1
+        self,
+        records: list[Record],
+        clock: Clock,
+        every_ns: int = 0,
+        batch: int = 1,
+        *,
+        by_place: bool = False,
     ) -> None:
         self._left = deque(records)
         self._clock, self._every_ns, self._batch = clock, every_ns, batch
-        self._start_ns, self._taken = clock.now_ns, 0
+        self._start_ns, self._taken, self._by_place = clock.now_ns, 0, by_place
         self.failed = False
 
     @property
@@ -90,18 +121,12 @@ class ListReader:
     def add(self, ranges: Sequence[Range]) -> None:
         """Does nothing: it has its images."""
 
-    def take(self, n: int) -> list[ImageRecord]:
+    def take(self, n: int) -> Images:
         if self.failed:
             raise OSError("the disk is gone")
         taken = [self._left.popleft() for _ in range(min(n, self.ready))]
         self._taken += len(taken)
-        return taken
-
-    def take_columns(self, n: int) -> Columns:
-        taken = self.take(n)
-        columns = [[r.index for r in taken], [r.shard for r in taken], [r.row for r in taken]]
-        labels = np.array([record.label for record in taken], dtype=np.int64)
-        return Columns(*(np.array(column, dtype=np.int64) for column in columns), labels)
+        return images_of(taken, self._by_place)
 
 
 class ListWriter:
@@ -114,18 +139,25 @@ class ListWriter:
         self.tasks: list[Any] = []
         self.pending: deque[Any] = deque()  # parts to be published: none, of a team alone
 
-    def image(self, row: Any) -> None:
-        self.images.append(ImageRow(*row))
+    def image_rows(self, rows: np.ndarray, vectors: np.ndarray | None = None) -> None:
+        self.images += [_told(ImageRow(*row)) for row in rows.tolist()]
 
-    def image_rows(self, rows: np.ndarray) -> None:
-        self.images += [ImageRow(*row) for row in rows.tolist()]
+    idle = True
+
+    def flush(self) -> None:
+        """All rows are written already."""
 
     @property
     def groups(self) -> list[GroupRow]:
         return group_rows(self.images)
 
-    def task(self, row: Any) -> None:
-        self.tasks.append(TaskRow(*row))
+    def task_rows(self, rows: np.ndarray) -> None:
+        self.tasks += [_told(TaskRow(*row)) for row in rows.tolist()]
+
+
+def _told(row: Any) -> Any:
+    """A row with its reason as a text."""
+    return row._replace(reason=row.reason.decode())
 
 
 # (rank, task, its images' top-left pixels) -> the task's end, or None: it never answers
@@ -187,18 +219,17 @@ class Cluster:
         self.free_at: dict[int, int] = {}
         self.cancelled: dict[int, int] = {}  # task -> when its rank knew
         self.tasks: list[tuple[int, WireTask]] = []  # (rank, task) in the order sent
-        self.messages: list[tuple[int, int]] = []  # (rank, tasks) of each
+        self.messages: list[tuple[int, int]] = []  # (rank, inputs of its network) of each
         self.cancels = 0  # messages
         self.dropped: list[int] = []  # lost ranks
         self.starts: dict[int, int] = {}  # task -> when its rank began it
         self._up: list[tuple[int, int, int, np.ndarray]] = []  # heap
-        self._sent: list[int] = []
         self._sequence = 0
 
     def buffer(self, nbytes: int) -> np.ndarray:
         return np.zeros(nbytes, np.uint8)
 
-    def send_task(self, rank: int, buffer: np.ndarray, nbytes: int, token: int | None) -> None:
+    def send_task(self, rank: int, buffer: np.ndarray, nbytes: int) -> None:
         message = buffer[:nbytes].copy()
         arrives_ns = self.clock.now_ns + self.wire_ns
         assert wire.read_header(message).session == SESSION
@@ -208,10 +239,9 @@ class Cluster:
                 self.cancelled[cancelled] = arrives_ns
             return
         tasks, pixels = unpack_tasks(message)
-        by_place = tasks[0].by_place
-        assert token == (None if by_place else tasks[0].task)
         assert len({task.kind for task in tasks}) == 1
-        self.messages.append((rank, len(tasks)))
+        alone = tasks[0].kind == "single"
+        self.messages.append((rank, sum(len(t.items) if alone else 1 for t in tasks)))
         self.tasks += [(rank, task) for task in tasks]
         # As much for each item, or one collage a task.
         items = [len(t.items) if t.kind == "single" or t.by_place else 1 for t in tasks]
@@ -219,8 +249,6 @@ class Cluster:
         parts = np.split(pixels, [each * count for count in accumulate(items)][:-1])
         batch = [(task, self._corners(task, part)) for task, part in zip(tasks, parts, strict=True)]
         self.queues.setdefault(rank, deque()).append((arrives_ns, batch))
-        if token is not None:
-            self._sent.append(token)
 
     def _corners(self, task: WireTask, pixels: np.ndarray) -> list[int]:
         """Top-left pixel of each item, from the bytes that travelled; of a `record` by place."""
@@ -239,14 +267,12 @@ class Cluster:
         self._up = [entry for entry in self._up if entry[2] != rank]
         heapq.heapify(self._up)
 
-    def poll(self) -> list[Received | Sent]:
+    def poll(self) -> list[Received]:
         self._serve(self.clock.now_ns)
-        found: list[Received | Sent] = []
+        found: list[Received] = []
         while self._up and self._up[0][0] <= self.clock.now_ns:
             _, _, rank, message = heapq.heappop(self._up)
             found.append(Received(rank, message, self.clock()))
-        found += [Sent(task, self.clock()) for task in self._sent]
-        self._sent = []
         return found
 
     def _serve(self, now_ns: int) -> None:
@@ -350,8 +376,7 @@ class FakeEndpoint:
     def give(self, tasks: list[WireTask], pixels: list[np.ndarray], session: int = SESSION) -> None:
         """A task message from rank 0."""
         out = np.zeros(65536, np.uint8)
-        files = [task.task for task in tasks if task.as_files]
-        self.inbox.append(out[: pack_tasks(out, session, tasks, pixels, as_files=files)])
+        self.inbox.append(out[: pack_wire_tasks(out, session, tasks, pixels)])
 
     def cancel(self, *tasks: int, session: int = SESSION) -> None:
         """A cancel message from rank 0."""

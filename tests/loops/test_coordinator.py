@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from core_world import core_settings, policy_of, scheme_settings
 from fakes import (
     CLASSES,
     MS,
@@ -27,13 +28,15 @@ from fakes import (
     record,
     truthful,
 )
-from scheduler_harness import policy_of, scheduler_settings, scheme_settings
 
+from collage_mpi.core import Core, ProtocolViolation, Table, make_scheme
+from collage_mpi.core import events as ev
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.faults.tcp_link import Offer
+from collage_mpi.job import messages
 from collage_mpi.job.calibration import Asked, Judge, PairBook
 from collage_mpi.job.coordinator import (
     REPORT_EVERY_NS,
@@ -42,18 +45,14 @@ from collage_mpi.job.coordinator import (
     ReadyRank,
     WorkMeter,
 )
-from collage_mpi.job.image_buffer import ImageBuffer
-from collage_mpi.job.recorder import Grouping, Recorder
+from collage_mpi.job.packing import Packer
 from collage_mpi.job.team import Supply
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult
+from collage_mpi.mpi.answers import ANSWERED, FAILED, Unread, WireResult
 from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.mpi.transport import Received
 from collage_mpi.results.number_sets import Draw
 from collage_mpi.rows import OUTCOME_CODE, SOURCE_CODE, SOURCES
-from collage_mpi.scheduler import Scheduler, make_scheme
-from collage_mpi.scheduler import events as ev
-from collage_mpi.scheduler.core import ProtocolViolation
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.order import Order, Permutation
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
@@ -107,52 +106,43 @@ class Job:
         placement: str = "fixed",
         audit: float = 0.0,
         calibration: int = 0,
-        runs: bool = False,
         assign: str = "turn",
+        lead: Any = None,
         **settings: Any,
     ) -> None:
         singles = side * side if singles is None else singles
         collages = collages if scheme in ("collage", "cascade") else 0
-        reading = range(1, singles + collages + 1) if runs else reading
-        whole = runs and scheme == "none"
-        size = side * side * (settings["batch"] if whole else 1)
         self.records = [record(i) for i in range(records)] if type(records) is int else records
         self.clock = Clock()
         self.start_ns = self.clock.now_ns
         self.cluster = Cluster(self.clock, side=side, **(cluster or {}))
         self.writer = ListWriter()
-        self.feed = ImageBuffer(
-            ListReader(list(self.records), self.clock, every_ns, reads),
-            Encoder(Grid(side, SHAPE[0]), SHAPE),
-            SESSION,
+        workers = range(1, singles + collages + 1)
+        reader = ListReader(
+            list(self.records),
             self.clock,
-            reading,
-            Draw(audit, 0, ("aa",)),
+            every_ns,
+            reads,
+            by_place=bool(reading) and set(reading) >= set(workers),
         )
-        self.recorder = Recorder(
-            self.writer,
-            self.feed.images,
-            start_ns=self.start_ns,
-            grouping=Grouping(side * side, 1, whole),
-        )
-        self.scheduler = Scheduler(
-            scheduler_settings(
-                group_size=size, ranks=singles + collages, whole_batches=whole, **settings
-            ),
+        self.reader = reader
+        encoder = Encoder(Grid(side, SHAPE[0]), SHAPE)
+        self.table = Table(side * side, self.start_ns, 1, 1)
+        self.packer = Packer(self.table, encoder, SESSION, self.clock, reading)
+        confidence = 0.8 if deadline_ns is None else 1
+        self.core = Core(
+            core_settings(group_size=side * side, ranks=singles + collages, **settings),
             make_scheme(
                 scheme_settings(
                     scheme,
-                    assign="pull" if runs else assign,
-                    policy=policy_of(
-                        policy,
-                        confidence=0.8 if deadline_ns is None else 1,
-                        deadline_ns=deadline_ns,
-                    ),
+                    assign=assign,
+                    policy=policy_of(policy, confidence=confidence, deadline_ns=deadline_ns),
                     collage_copies=copies,
                     placement=placement,
                     calibrate=calibration > 0,
                 )
             ),
+            self.table,
         )
         self.deaths = Deaths(self.clock, deaths or {})
         self.detector = FailureDetector(
@@ -164,20 +154,20 @@ class Job:
         held = [set(kinds) if placement == "fastest" else {kind} for kind in kinds]
         self.ready = [ReadyRank(r, frozenset(k), "host") for r, k in enumerate(held, start=1)]
         self.most_held = self.most_remembered = 0
-        self.link = LoneLead(len(self.records))
+        self.link = LoneLead(len(self.records)) if lead is None else lead(self)
         plan = SimpleNamespace(
             order=Order(Permutation(len(self.records))),
             settings=SimpleNamespace(group_size=side * side, teams=1),
         )
-        self.supply = Supply(self.link, plan, self.feed.reader, self.writer)
+        self.supply = Supply(self.link, plan, reader, self.writer)
         self.supply.hear()
         book = PairBook(range(calibration)) if calibration else None
-        self.supply.attach(self.feed, self.recorder, book)
+        self.supply.attach(self.core.outcomes.totals, lambda group: None, book)
         self.coordinator = Coordinator(
-            self.scheduler,
+            self.core,
             SimpleNamespace(transport=self.cluster, detector=self.detector, session=SESSION),
-            self.feed,
-            self.recorder,
+            self.packer,
+            self.writer,
             self.supply,
             LoopSettings(
                 credit=credit,
@@ -188,14 +178,20 @@ class Job:
                     "asked" if stop_at_ns is not None and self.clock.now_ns >= stop_at_ns else None
                 ),
                 report=self._watch,
-                runs=runs,
+                draw=Draw(audit, 0, ("aa",)),
             ),
         )
 
+    @property
+    def held(self) -> int:
+        """Images whose pixels are held."""
+        return sum(stretch.left for stretch in self.packer.held._stretches)
+
     def _watch(self) -> None:
-        self.most_held = max(self.most_held, len(self.feed.images))
-        book = self.recorder
-        remembered = len(self.feed.images) + len(book._tasks) + len(book._groups) + len(book._late)
+        self.most_held = max(self.most_held, self.held)
+        core = self.core
+        remembered = core.admission.unresolved + len(core.tasks) + len(core._ended)
+        remembered += len(core._more) + len(core.retries.trouble) + len(core.admission.left)
         self.most_remembered = max(self.most_remembered, remembered)
         assert self.clock.now_ns < self.start_ns + 3600 * 10**9, "an hour has passed: a hang"
 
@@ -213,7 +209,7 @@ class Job:
         resolved = Counter[int]()
         for row in rows:
             if row.answered:
-                assert row.predicted == self.records[row.row].index % CLASSES, "another's answer"
+                assert row.predicted == self.records[row.row].row % CLASSES, "another's answer"
             assert row.latency_ns >= 0
             assert row.warmup == (row.group < 1)
             resolved[row.group] += 1
@@ -234,9 +230,16 @@ class Job:
         finish = self.run()
         assert finish.status == ev.COMPLETE, finish
         assert sorted(row.row for row in self.writer.images) == list(range(len(self.records)))
-        assert self.feed.images == {}
-        assert not self.feed.images._runs
-        assert not self.coordinator._leaving
+        self.nothing_is_left()
+
+    def nothing_is_left(self) -> None:
+        """No image, task or pixel is remembered."""
+        core = self.core
+        assert not self.held
+        assert not core.admission.unresolved
+        for left in (core.tasks, core._ended, core._more, core.retries.trouble, self.table.reasons):
+            assert not left
+        assert not core.admission.left
 
 
 @pytest.mark.parametrize("images", [0, 1, 3, 4, 5, 16, 37])
@@ -267,127 +270,7 @@ def test_every_image_gets_its_own_answer_once(images, scheme, shape):
     Job(images, scheme=scheme, **shape).complete()
 
 
-RUNS = {"scheme": "none", "runs": True}
-
-
-@pytest.mark.parametrize("images", [0, 1, 3, 5, 16, 37, 200])
-@pytest.mark.parametrize(
-    "shape",
-    [
-        {"batch": 2},
-        {"batch": 3, "depth": 2, "credit": 1},
-        {"batch": 8, "singles": 3, "depth": 3, "endgame": True},
-        {"batch": 16, "singles": 1},
-        {"batch": 3, "drain": True},
-        {"batch": 5, "every_ns": MS // 4, "reads": 7, "depth": 3, "paced": True},
-    ],
-    ids=str,
-)
-def test_images_in_runs_get_the_rows_that_they_get_one_by_one(images, shape):
-    labelled = [record(i) for i in range(images)]
-    jobs = [Job(labelled, **RUNS, **shape), Job(labelled, scheme="none", **shape)]
-    for job in jobs:
-        job.complete()
-    found = [{row.row: row for row in job.writer.images} for job in jobs]
-    same = "shard", "row", "group", "cell", "answered", "predicted", "score", "has_label", "label"
-    for run, alone in zip(*(sorted(rows.items()) for rows in found), strict=True):
-        assert [getattr(run[1], name) for name in same] == [
-            getattr(alone[1], name) for name in same
-        ]
-        assert (run[1].source, run[1].warmup) == (alone[1].source, alone[1].warmup) or (
-            shape.get("endgame")
-        )
-    groups = [sorted((g.group, g.images, g.classes) for g in job.writer.groups) for job in jobs]
-    assert groups[0] == groups[1]
-    assert sum(task.items for task in jobs[0].writer.tasks) >= images
-    most = max((sum(len(t.items) for t in m) for m in sent_together(jobs[0])), default=0)
-    assert most <= shape["batch"]
-
-
-@pytest.mark.parametrize("images", [0, 1, 3, 5, 16, 37, 200])
-@pytest.mark.parametrize(
-    "shape",
-    [
-        {},
-        {"batch": 3, "depth": 2, "audit": 0.2},
-        {"batch": 2, "singles": 2, "depth": 3, "endgame": True, "audit": 0.1},
-        {"batch": 4, "depth": 4, "audit": 0.1, "trouble": True, "max_attempts": 9},
-        {"batch": 2, "singles": 2, "depth": 3, "endgame": True, "trouble": True},
-        {"batch": 3, "drain": True},
-        {"batch": 5, "every_ns": MS // 4, "reads": 7, "depth": 9, "paced": True},
-        {"batch": 2, "depth": 3, "deaths": {2: 6.5}, "singles": 3, "collages": 1},
-        {"batch": 2, "depth": 3, "calibration": 8},
-    ],
-    ids=str,
-)
-def test_a_cascade_of_runs_writes_the_rows_of_one_without_them(images, shape):
-    """The same images leave together at the same moments, so all columns are the same, the times
-    too; tasks have other numbers."""
-
-    def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
-        images = [image for image, _ in task.items]
-        cells = [
-            ev.Score(px, 0.5 if i % 4 == 1 else 0.9) for px, i in zip(pixels, images, strict=True)
-        ]
-        found = WireResult(task.task, ANSWERED, cells=cells)
-        found.compute_ns, found.read_ns = 8, 7 * rank
-        first = images[0] not in tried
-        tried.add(images[0])
-        if trouble and images[0] % 7 == 3 and first:
-            return WireResult(task.task, FAILED, reason="boom")
-        if trouble and task.kind == "collage":
-            found.cells = [
-                None if i % 17 == 2 else cell for i, cell in zip(images, cells, strict=True)
-            ]
-            worn = ev.Unread("worn", True)
-            found.unread = tuple(worn if i % 19 == 3 else None for i in images)
-            found.unread = found.unread if any(found.unread) else ()
-        return found
-
-    def rows(job: Job) -> list[Any]:
-        tasks = [row._replace(task=0) for row in job.writer.tasks]
-        return [sorted(found) for found in (job.writer.images, job.writer.groups, tasks)]
-
-    shape = {"scheme": "cascade", "placement": "fastest", "policy": "confident", **shape}
-    trouble, tried = shape.pop("trouble", False), set[int]()
-    jobs = [
-        Job(images, runs=runs, reading=range(1, 10), cluster={"behave": behave}, **shape)
-        for runs in (True, False)
-    ]
-    resolve, lengths = jobs[0].recorder.run_resolved, []
-    jobs[0].recorder.run_resolved = lambda run, now_ns: (
-        lengths.append(len(run.scores)) or resolve(run, now_ns)
-    )
-    for job in jobs:
-        tried.clear()
-        job.complete()
-    for run, alone in zip(*map(rows, jobs), strict=True):
-        assert run == alone
-    assert jobs[0].recorder.totals == jobs[1].recorder.totals
-    assert images < 200 or sum(lengths) > 40 or "calibration" in shape
-
-
-def test_all_columns_of_a_run_are_those_of_its_images_one_by_one():
-    """With one batch at a time the same images leave together, at the same moments."""
-
-    def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
-        times = {"compute_ns": 8, "read_ns": 7 * rank}
-        return dataclasses.replace(truthful(rank, task, pixels), **times)
-
-    shape = {"scheme": "none", "singles": 2, "batch": 4, "credit": 1, "assign": "pull"}
-    shape |= {"reading": (1, 2), "every_ns": MS // 8, "reads": 64}
-    jobs = [
-        Job(61, **shape, runs=runs, deaths={2: 6.5}, cluster={"behave": behave})
-        for runs in (True, False)
-    ]
-    for job in jobs:
-        job.complete()
-    runs, alone = ({row.row: row for row in job.writer.images} for job in jobs)
-    assert any(row.read_ns > 7 for row in runs.values())
-    assert {row.attempt for row in runs.values()} == {1, 2}
-    assert runs == alone
-    groups = [sorted(job.writer.groups) for job in jobs]
-    assert groups[0] == groups[1]
+RUNS = {"scheme": "none", "assign": "pull", "reading": range(1, 20)}
 
 
 def test_a_copy_of_a_run_is_the_attempt_that_answered():
@@ -412,7 +295,7 @@ def test_what_happens_to_some_images_of_a_run_happens_to_them_alone(seed):
 
     def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
         images = [image for image, _ in task.items]
-        unread = tuple(ev.Unread(f"row {i} is worn", True) if i in worn else None for i in images)
+        unread = tuple(Unread(f"row {i} is worn", True) if i in worn else None for i in images)
         if any(unread):
             kind = FAILED if all(unread) else ANSWERED
             cells = () if kind == FAILED else truthful(rank, task, pixels).cells
@@ -443,13 +326,12 @@ def test_what_happens_to_some_images_of_a_run_happens_to_them_alone(seed):
     assert {row.row: (row.group, row.cell) for row in job.writer.images} == {
         i: divmod(i, 4) for i in range(150)
     }
-    assert job.feed.images == {}
-    assert not job.feed.images._runs
+    job.nothing_is_left()
 
 
 def test_a_bad_row_of_a_run_that_is_sent_but_once_has_no_label():
     def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
-        worn = [ev.Unread("worn", True) if image in (3, 9) else None for image, _ in task.items]
+        worn = [Unread("worn", True) if image in (3, 9) else None for image, _ in task.items]
         result = truthful(rank, task, pixels)
         return dataclasses.replace(result, unread=tuple(worn)) if any(worn) else result
 
@@ -520,7 +402,7 @@ def test_random_delays_faults_and_absent_cells_lose_nothing(seed):
     )
     assert job.run().status in (ev.COMPLETE, ev.COMPLETE_WITH_ERRORS)
     assert len(job.writer.images) == 60
-    assert job.feed.images == {}
+    job.nothing_is_left()
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -533,12 +415,8 @@ def test_a_rank_gets_its_tasks_of_a_batch_in_one_message(depth, every_ns):
     job.complete()
     assert job.cluster.messages == [(r, 4) for r, _ in job.cluster.messages]
     assert len(job.cluster.messages) == 5 * 4
-    together = {}
-    for task in job.writer.tasks:
-        together.setdefault((task.rank, task.done_ns), []).append(task.group)
-    assert sorted(map(tuple, together.values()))[::5] == [
-        tuple(range(first, first + 4)) for first in (0, 4, 8, 12)
-    ]
+    firsts = [task.group for task in job.writer.tasks if task.items == 4 and task.rank < 5]
+    assert sorted(firsts) == sorted([0, 4, 8, 12] * 4)
     released = {g.group: g.t0_ns for g in job.writer.groups}
     assert len({released[g] for g in range(4 * depth)}) == 1  # t0 is the batch's
 
@@ -550,11 +428,12 @@ def test_the_last_batch_does_not_wait_for_images_that_do_not_come():
     assert sizes == {4: 5, 2: 2, 1: 3}  # image 0 and the collage twice, images 1 to 3 once
 
 
-def test_a_failed_task_of_a_batch_is_done_again_and_the_others_stay():
+def test_an_image_that_a_batch_leaves_out_is_done_again_and_the_others_stay():
     def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
-        if rank == 2 and group_of(task) == 1:
-            return WireResult(task.task, FAILED, reason="boom")
-        return truthful(rank, task, pixels)
+        found = truthful(rank, task, pixels)
+        lacking = [rank == 2 and image // 4 == 1 for image, _ in task.items]
+        cells = zip(found.cells, lacking, strict=True)
+        return dataclasses.replace(found, cells=[None if gone else cell for cell, gone in cells])
 
     job = Job(16, scheme="none", batch=4, cluster={"behave": behave})
     job.complete()
@@ -565,8 +444,8 @@ def test_cancels_that_follow_from_one_answer_are_one_message_a_rank():
     slow = {"service_ns": lambda rank, task: (20 if rank == 1 else 1) * MS}
     job = Job(160, batch=4, cluster=slow)
     job.complete()
-    cancelled = [t for t, rank in ((t, r) for r, t in job.cluster.tasks) if rank == 1]
-    assert 0 < job.cluster.cancels <= len(cancelled) / 2
+    cancelled = [task for rank, task in job.cluster.tasks if rank == 1]
+    assert 0 < job.cluster.cancels <= len(cancelled)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -581,20 +460,6 @@ def test_a_bad_row_is_an_error_row_and_its_neighbours_are_classified():
     assert job.run().status == ev.COMPLETE_WITH_ERRORS
     (bad,) = [row for row in job.writer.images if not row.answered]
     assert (bad.row, bad.source, bad.reason) == (5, SOURCE_CODE["error"], "row 5: checksum")
-
-
-@pytest.mark.parametrize(("kind", "label"), [("single", 7), ("collage", None)])
-def test_a_label_that_a_rank_found_bad_is_kept_only_by_who_read_the_row(kind, label):
-    writer = ListWriter()
-    recorder = Recorder(writer, {0: record(7)}, start_ns=0, grouping=Grouping(1, 0))
-    for task, of in ((1, "single"), (2, kind)):
-        recorder.sent([ev.Send(task, task, of, (ev.Item(0, 0),), 0, task)], 1, [0])
-    bad = ev.Unread("checksum does not match its pixels and label", of_input=True)
-    recorder.ended([WireResult(1, FAILED, unread=(bad,))], 2, 0)
-    recorder.ended([WireResult(2, ANSWERED, cells=((7, 0.9),))], 3, 0)
-    recorder.resolved(ev.Resolve(0, kind, (2,), 0, 0, ev.Score(7, 0.9), "answered", ""), 4)
-    (row,) = writer.images
-    assert (row.label if row.has_label else None) == label
 
 
 @pytest.mark.parametrize("depth", [1, 3])
@@ -719,59 +584,17 @@ def test_memory_is_that_of_the_groups_in_flight():
         job.complete()
         assert job.most_held <= 30, shape
         assert job.most_remembered <= 60, shape
-        assert not job.recorder._tasks
+        job.nothing_is_left()
 
 
 @pytest.mark.parametrize("scheme", ["none", "cascade"])
 def test_what_is_written_late_is_written_soon(scheme):
     """Rows of runs, and with them the tasks and groups that wait for these."""
     cascade = {"placement": "fastest", "policy": "confident"} if scheme == "cascade" else {}
-    job = Job(3000, scheme=scheme, runs=True, batch=4, **cascade)
+    job = Job(3000, scheme=scheme, reading=range(1, 20), batch=4, **cascade)
     job.complete()
     assert job.most_remembered <= 120
-    assert not job.recorder._tasks
-
-
-def test_timers_of_groups_that_are_done_leave_memory():
-    job = Job(3000, linger_ns=10**15)
-    largest = []
-    job.coordinator._report = lambda: largest.append(len(job.coordinator._timers))
-    job.complete()
-    assert max(largest) < 200
-
-
-def test_cancelled_timers_are_cleared_once_they_are_the_larger_part():
-    """Clearing them costs as much as there are timers, which each cancelled one would cost."""
-    coordinator = Job(4).coordinator
-
-    def kept_after(cancelled: range) -> list[int]:
-        kept = []
-        for timer in cancelled:
-            coordinator._drop_timer(ev.CancelTimer(timer))
-            kept.append(len(coordinator._timers))
-        return kept
-
-    coordinator._timers = [(10**15, timer) for timer in range(1000)]
-    assert kept_after(range(500)) == [1000] * 500
-    assert kept_after(range(500, 501)) == [499]
-    coordinator._timers = coordinator._timers[:60]
-    assert kept_after(range(501, 561)) == [60] * 60  # so few are not worth it
-
-
-def test_part_filled_groups_are_written_when_they_are_done():
-    """A group that linger closed early does not wait for the end of the run."""
-    job = Job(40, every_ns=MS // 2, linger_ns=MS, depth=2)
-    written: list[int] = []
-    plain = job.coordinator._report
-
-    def report() -> None:
-        plain()
-        written.append(len(job.writer.groups))
-
-    job.coordinator._report = report
-    job.complete()
-    assert any(group.images < 4 for group in job.writer.groups)
-    assert written[-1] >= len(job.writer.groups) - 1
+    job.nothing_is_left()
 
 
 @pytest.mark.parametrize("after_ms", [0, 1, 3, 5])
@@ -807,28 +630,27 @@ def test_a_stop_does_not_wait_for_a_rank_that_never_answers():
 
 def test_a_reader_that_fails_says_so_after_what_it_had_read():
     job = Job(8)
-    job.feed.reader.failed = True
+    job.reader.failed = True
     with pytest.raises(OSError, match="disk"):
         job.coordinator.run(job.ready)
 
 
-@pytest.mark.parametrize("row", [1, 10, 25])
-def test_what_was_written_before_an_error_is_consistent(row):
-    """The session still vouches for its rows: groups and tasks must match the images."""
-    job = Job(40, depth=2)
-    plain, calls = job.writer.image, []
+def test_what_was_written_before_an_error_is_consistent():
+    """No task counts an image that has no row."""
+    job = Job(6000, depth=2)
+    plain, calls = job.writer.image_rows, []
 
-    def image(found: Any) -> None:
-        calls.append(found)
-        if len(calls) == row:
+    def image_rows(rows: Any, vectors: Any = None) -> None:
+        calls.extend([len(rows)] if len(rows) else [])
+        if len(calls) > 1:
             raise OSError("no space left")
-        plain(found)
+        plain(rows)
 
-    job.writer.image = image
+    job.writer.image_rows = image_rows
     with pytest.raises(OSError, match="no space"):
         job.coordinator.run(job.ready)
-    job.check()
-    assert len(job.writer.images) == row - 1
+    assert 0 < len(job.writer.images) == calls[0] < 6000
+    assert sum(task.resolved for task in job.writer.tasks) <= len(job.writer.images)
 
 
 def test_answers_to_another_session_are_dropped():
@@ -840,7 +662,7 @@ def test_answers_to_another_session_are_dropped():
 @pytest.mark.parametrize(
     ("result", "error"),
     [
-        (WireResult(999, ANSWERED, cells=(None,)), KeyError),
+        (WireResult(999, ANSWERED, cells=(None,)), ProtocolViolation),
         (WireResult(0, ANSWERED, cells=(None, None, None)), ProtocolViolation),
     ],
 )
@@ -872,18 +694,18 @@ def test_a_lost_rank_leaves_lost_tasks_and_no_gap():
     job = Job(40, cluster={"behave": lambda *a: None if a[0] == 1 else truthful(*a)})
     coordinator = job.coordinator
     for worker in job.ready:
-        coordinator._handle(
-            ev.RankReady(job.clock(), worker.rank, worker.kinds, worker.host, job.credit)
+        coordinator._step(
+            job.clock(), ev.RankReady(worker.rank, worker.kinds, worker.host, job.credit)
         )
     for _ in range(40):
         coordinator.turn()
         job.clock.sleep(1e-4)
-    job.recorder.lost(1, job.clock(), "killed")
-    coordinator._handle(ev.RankLost(job.clock(), 1, "killed"))
+    coordinator._step(job.clock(), ev.RankLost(1, "killed"))
     while coordinator.finish is None:
         coordinator.turn()
         job.clock.sleep(1e-4)
-    job.recorder.finish(job.clock())
+    job.core.close(job.clock())
+    coordinator.write()
     job.check()
     assert coordinator.finish.status == ev.COMPLETE
     assert {t.rank for t in job.writer.tasks if t.outcome == OUTCOME_CODE["lost"]} == {1}
@@ -891,7 +713,7 @@ def test_a_lost_rank_leaves_lost_tasks_and_no_gap():
 
 def test_reports_are_made_now_and_then_and_at_the_end():
     job, told = Job(37, scheme="none"), []
-    job.coordinator._report = lambda: told.append((job.recorder.totals.images, job.clock()))
+    job.coordinator._report = lambda: told.append((job.core.outcomes.totals.images, job.clock()))
     job.complete()
     assert told[-1][0] == 37
     between_ns = np.diff([at_ns for _, at_ns in told[:-1]])
@@ -950,42 +772,38 @@ def test_a_long_silence_is_the_longest_gap():
 
 
 class Leases:
-    """A supply of `size` records at a time, a pause before each; each begins a group of its own."""
+    """A lead that grants `size` images at a time, a pause before each; each begins a group of its
+    own."""
 
     EVERY_NS = 500 * MS
-    book = None
+    lost = None
 
     def __init__(self, job: Job, size: int) -> None:
-        self.reader, self.feed, self.clock = job.feed.reader, job.feed, job.clock
-        self.left, self.reader._left = self.reader._left, deque()
-        self.feed.grow()
-        self.size, self.group_size, self.start_ns = size, 4, job.start_ns
+        self.job, self.left, self.size = job, len(job.records), size
+        self.records, job.reader._left = list(job.records), deque()
         self.granted_ns: list[int] = []
+        self.said: list[Any] = []
+        self._told: deque[Any] = deque([messages.Pause()])
+        job.reader.add = self._read
 
-    @property
-    def paused(self) -> bool:
-        return bool(self.left) and self.reader.remaining == 0
+    def _read(self, ranges: Any) -> None:
+        for each in ranges:
+            self.job.reader._left.extend(self.records[slice(*each)])
 
-    @property
-    def look_at_ns(self) -> int:
-        """Only when a lease comes: a pause is seen without a look."""
-        return self.start_ns + (len(self.granted_ns) + 1) * self.EVERY_NS if self.left else 0
+    def say(self, message: Any) -> None:
+        self.said.append(message)
 
-    def look(self, now_ns: int, unresolved: int) -> bool:
-        number = len(self.granted_ns)
-        if not self.left or now_ns < self.start_ns + (number + 1) * self.EVERY_NS:
-            return False
-        self.granted_ns.append(now_ns)
-        groups = -(-self.size // self.group_size)
-        granted = [self.left.popleft() for _ in range(min(self.size, len(self.left)))]
-        self.feed.number([each.index for each in granted], number * groups * self.group_size)
-        self.reader._left.extend(granted)
-        if not self.left:
-            self.feed.close()
-        return True
-
-    def group_of(self, image: int, size: int) -> int:
-        return image // size
+    def hear(self) -> Any:
+        number, now_ns = len(self.granted_ns), self.job.clock.now_ns
+        if self.left and now_ns >= self.job.start_ns + (number + 1) * self.EVERY_NS:
+            self.granted_ns.append(now_ns)
+            first, count = number * self.size, min(self.size, self.left)
+            self.left -= count
+            places = messages.packed_ranges([(first, first + count)])
+            groups = -(-self.size // 4)
+            self._told.append(messages.Lease(number, 1, number * groups, places))
+            self._told.append(messages.Pause() if self.left else messages.Close())
+        return self._told.popleft() if self._told else None
 
 
 def test_the_lead_is_heard_and_a_stop_looked_for_once_a_ms():
@@ -1006,8 +824,8 @@ def test_the_lead_is_heard_and_a_stop_looked_for_once_a_ms():
 
 @pytest.mark.parametrize(("scheme", "batch"), [("none", 1), ("none", 4), ("collage", 1)])
 def test_a_team_s_images_count_from_their_lease_and_wait_for_no_other(scheme, batch):
-    job = Job(17, scheme=scheme, batch=batch)
-    leases = job.coordinator._supply = Leases(job, 6)  # of 4 and 2 images
+    job = Job(17, scheme=scheme, batch=batch, lead=lambda job: Leases(job, 6))  # 4 and 2 images
+    leases = job.link
     job.complete()
     assert len(leases.granted_ns) == 3
     begun_ns: dict[int, int] = {}
@@ -1058,23 +876,6 @@ def test_a_hung_rank_is_suspected_then_lost_and_its_images_sent_to_others():
     assert loss["layer"] == "timeout"
 
 
-def test_a_rank_that_hangs_over_the_rest_of_a_message_owes_that_rest():
-    """It has answered three tasks of the four that one message held."""
-
-    def hang(rank: int, task: WireTask, pixels: list[int]) -> WireResult | None:
-        return None if rank == 3 and group_of(task) == 3 else truthful(rank, task, pixels)
-
-    job = Job(16, scheme="none", batch=4, cluster={"behave": hang})
-    job.detector.timeouts.reply_timeout_ns = 500 * MS
-    job.complete()
-    assert (3, 4) in job.cluster.messages
-    assert job.cluster.dropped == [3]
-    assert job.sources == {"single": 15, "retry": 1}
-    (loss,) = job.detector.describe()
-    assert loss["why"] == "no answer for 1.0 s; written off"
-    assert loss["silent_s"] == pytest.approx(1.0, abs=0.1)  # since its last answer
-
-
 def test_a_rank_that_is_only_asked_seldom_is_not_silent():
     """What it has answered is owed no more, however long the next image is awaited."""
     job = Job(8, scheme="none", every_ns=400 * MS)
@@ -1104,36 +905,13 @@ def test_ranks_that_are_lost_before_it_begins_are_done_without():
     assert job.detector.timeouts.present == [2, 3, 4]
 
 
-class LateLease:
-    """A supply with one more lease, of `more`, at a time; then the input is closed."""
-
-    book = None
-    look_at_ns = 0
-
-    def __init__(self, job: Job, at_ns: int, more: list[Any]) -> None:
-        self._reader, self._feed, self._at_ns, self._more = job.feed.reader, job.feed, at_ns, more
-        self.paused = self._closed = False
-        self._feed.grow()
-
-    def look(self, now_ns: int, unresolved: int) -> bool:
-        if self._closed or now_ns < self._at_ns:
-            return False
-        self._reader._left.extend(self._more)
-        self._closed = True
-        self._feed.close()
-        return True
-
-    def group_of(self, image: int, size: int) -> int:
-        return image // size
-
-
 def sleeps_of(job: Job) -> dict[bool, set[int]]:
     """How long it sleeps, ns, with images in hand and without, once it has run."""
     found: dict[bool, set[int]] = {True: set(), False: set()}
     sleep = job.coordinator.backoff._sleep
 
     def noted(seconds: float) -> None:
-        in_hand = job.scheduler.groups.unresolved or job.feed.reader.remaining
+        in_hand = job.core.admission.unresolved or job.reader.remaining
         found[bool(in_hand)].add(round(seconds * 1e9))
         sleep(seconds)
 
@@ -1144,9 +922,7 @@ def sleeps_of(job: Job) -> dict[bool, set[int]]:
 
 def test_a_team_with_no_image_in_hand_looks_up_once_a_ms_and_else_as_ever():
     slow = {"service_ns": lambda *_: 30 * MS}
-    job = Job(8, scheme="none", every_ns=40 * MS, cluster=slow)
-    more = [job.feed.reader._left.pop() for _ in range(4)][::-1]
-    job.coordinator._supply = LateLease(job, job.start_ns + 200 * MS, more)
+    job = Job(8, scheme="none", cluster=slow, lead=lambda job: Leases(job, 4))
     sleeps = sleeps_of(job)
     assert sleeps[False] == {MS}
     assert max(sleeps[True]) < COORDINATOR_BACKOFF.patient_ns  # of the 60 ms that it waits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from collage_mpi.core.events import RankLost, RankSilent
 from collage_mpi.errors import RankGone
 from collage_mpi.faults.failure_detector import LOOK_EVERY_NS, FailureDetector
 from collage_mpi.faults.process_monitor import Ended
@@ -16,7 +17,6 @@ from collage_mpi.faults.reply_timeout import (
 )
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.mpi.transport import Gone
-from collage_mpi.scheduler.events import RankLost, RankSuspected
 
 S = SECOND_NS
 
@@ -58,7 +58,7 @@ def watched(timeouts: ReplyTimeouts, from_ns: int, to_ns: int) -> list[Silence]:
     return [sign for now_ns in (*looks, to_ns) for sign in timeouts.overdue(now_ns)]
 
 
-def looked(detector: FailureDetector, from_ns: int, to_ns: int) -> list[RankSuspected | RankLost]:
+def looked(detector: FailureDetector, from_ns: int, to_ns: int) -> list[RankSilent | RankLost]:
     looks = range(from_ns, to_ns, SCAN_EVERY_NS // 2)
     return [sign for now_ns in (*looks, to_ns) for sign in detector.look(now_ns)]
 
@@ -127,7 +127,7 @@ def test_a_rank_that_was_silent_in_one_session_has_its_second_chance_in_the_next
     assert detector.timeouts.silent == []
     assert looked(detector, S, 3 * S) == []  # it owes nothing
     detector.sent(1, 3 * S)
-    assert looked(detector, 3 * S, 4 * S) == [RankSuspected(4 * S, 1, "no answer for 1.0 s")]
+    assert looked(detector, 3 * S, 4 * S) == [RankSilent(1, "no answer for 1.0 s")]
 
 
 def test_how_long_a_lost_rank_was_silent_counts_from_the_start_and_is_never_negative():
@@ -237,7 +237,7 @@ def test_each_layer_makes_one_loss_and_the_first_counts(caplog):
     detector = detector_of(process_monitor)
     process_monitor.ended = [Ended(1, "process", "its process has ended")]
     detector.gone(Gone(1, "MPI says: ERR_PROC_FAILED", 5))
-    assert detector.look(S) == [RankLost(S, 1, "MPI says: ERR_PROC_FAILED")]
+    assert detector.look(S) == [RankLost(1, "MPI says: ERR_PROC_FAILED")]
     assert detector.look(2 * S) == []
     (told,) = caplog.messages
     assert told == (
@@ -253,9 +253,9 @@ def test_a_silent_rank_is_suspected_then_ended(here, end):
     process_monitor = FakeMonitor(here)
     detector = detector_of(process_monitor)
     detector.sent(2, 0)
-    assert looked(detector, 0, S) == [RankSuspected(S, 2, "no answer for 1.0 s")]
+    assert looked(detector, 0, S) == [RankSilent(2, "no answer for 1.0 s")]
     assert process_monitor.killed == []
-    assert looked(detector, S, 2 * S) == [RankLost(2 * S, 2, f"no answer for 2.0 s; {end}")]
+    assert looked(detector, S, 2 * S) == [RankLost(2, f"no answer for 2.0 s; {end}")]
     assert process_monitor.killed == here
     assert detector.describe()[0]["layer"] == "timeout"
 
@@ -263,7 +263,7 @@ def test_a_silent_rank_is_suspected_then_ended(here, end):
 def test_a_plain_world_suspects_and_kills_nobody():
     detector = detector_of(None, keep_going=False)
     detector.sent(1, 0)
-    assert looked(detector, 0, S) == [RankSuspected(S, 1, "no answer for 1.0 s")]
+    assert looked(detector, 0, S) == [RankSilent(1, "no answer for 1.0 s")]
     assert looked(detector, S, 100 * S) == []
     detector.heard(1, 101 * S, [S])
     assert detector.timeouts.present == [1, 2, 3]
@@ -273,7 +273,7 @@ def test_where_all_are_needed_silence_ends_the_job():
     detector = detector_of(None, keep_going=False)
     detector.all_needed = True
     detector.sent(1, 0)
-    assert looked(detector, 0, S) == [RankSuspected(S, 1, "no answer for 1.0 s")]
+    assert looked(detector, 0, S) == [RankSilent(1, "no answer for 1.0 s")]
     with pytest.raises(RankGone, match=r"rank 1 \(single\) is lost: no answer for 2.0 s; written"):
         looked(detector, S, 3 * S)
 

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from fakes import Clock
 
+from collage_mpi.core import events as ev
+from collage_mpi.core.outcomes import Totals
 from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode, RankGone, UsageError
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job import messages
 from collage_mpi.job.calibration import Pair
 from collage_mpi.job.lead import Lead, LeadSettings, build_lead, build_lease_book, ranks_of_others
+from collage_mpi.job.leases import LeaseBook, LeaseSettings
 from collage_mpi.job.messages import (
     Begin,
     Begun,
@@ -33,15 +36,12 @@ from collage_mpi.job.messages import (
     Start,
     Stop,
 )
-from collage_mpi.job.recorder import Totals
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.mpi.transport import Gone, Received
 from collage_mpi.results.pending import entry_path, status_folder
 from collage_mpi.results.status import StatusFiles
 from collage_mpi.rows import TASK_ROW
-from collage_mpi.scheduler import events as ev
-from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings
 from collage_mpi.shards.order import Order, Permutation, ranges_of
 
 MS = 1_000_000

@@ -9,7 +9,6 @@ from test_coordinator import Job
 
 from collage_mpi.job.calibration import Asked, Judge
 from collage_mpi.rows import AUDIT_CODE
-from collage_mpi.scheduler.events import DONE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.workload.arrivals import OpenLoop, poisson_times_ns
 
@@ -70,7 +69,7 @@ def test_at_a_low_load_the_images_that_choose_a_threshold_meet_both_networks():
     judge.begin(book.heard.append, noted.append)
     job.complete()
     rows = sorted(job.writer.images, key=lambda row: row.row)
-    assert [row.audited for row in rows[:40]] == [AUDIT_CODE[DONE]] * 40
+    assert [row.audited for row in rows[:40]] == [AUDIT_CODE["done"]] * 40
     assert [each["confidence"] for each in noted[-1]] == [0.8999]
     waits_ns = [row.latency_ns for row in rows[:40]]
     assert max(waits_ns) > 8 * MS, "of the two networks"

@@ -19,21 +19,22 @@ from fakes import MS, SHAPE
 from PIL import Image
 from test_worker import Bench
 
+from collage_mpi.core import Table
+from collage_mpi.core.work import Task, Work
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.job import worker
 from collage_mpi.job.encoders import make_encoder
-from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.messages import End, Fault, Hello, Shards
+from collage_mpi.job.packing import Packer
 from collage_mpi.job.row_reader import RowReader, described
 from collage_mpi.kinds import KIND
 from collage_mpi.models.info import Geometry
 from collage_mpi.models.null import NullPredictor
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, unpack_use
+from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, Unread, unpack_use
 from collage_mpi.mpi.tasks import WireTask, pack_file, pack_places
-from collage_mpi.scheduler.events import Send, Unread
 from collage_mpi.shards import ReadAhead, ShardSet, write_shard
 from collage_mpi.shards import reader as shards_reader
 from collage_mpi.shards.check import inspect_here
@@ -333,12 +334,14 @@ def as_rank_0_would(shards: ShardSet, encoder: Encoder, items: dict[int, int]) -
     """The message's pixels where rank 0 reads; items: cell -> index of its image."""
     parts = ImageParts(shrink=encoder.shrink)
     with ReadAhead(shards, sorted(items.values()), parts=parts) as reader:
-        feed = ImageBuffer(reader, encoder, 1, lambda: 0)
-        ids = {}
-        while len(ids) < len(items):
-            ids |= {record.index: image for image, record in feed.admit(9)}
-        sent = Send(0, 1, "collage", tuple((ids[i], cell) for cell, i in items.items()), 0, 1)
-        packed = feed.pack([sent], lambda nbytes: np.full(nbytes, 77, np.uint8))
+        images, table = reader.take(9), Table(4, 0, 1, 0)
+    packer = Packer(table, encoder, 1, lambda: 0, ())
+    packer.held.add(0, images)
+    at = {index: place for place, index in enumerate(images.index.tolist())}
+    positions = np.array([at[index] for index in items.values()])
+    work = Work("collage", "collage", 1, positions)
+    task = Task(0, 1, work, np.array(list(items)), 0)
+    packed = packer.pack(1, [task], lambda nbytes: np.full(nbytes, 77, np.uint8))
     return packed.buffer[packed.nbytes - np.prod(encoder.input_shape) : packed.nbytes]
 
 

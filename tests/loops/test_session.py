@@ -20,14 +20,13 @@ from collage_mpi.job.provenance import final_facts, make_manifest
 from collage_mpi.job.run import TeamRun
 from collage_mpi.job.session import NAMED_BATCH, SENT_BATCH, Audience, TeamSession
 from collage_mpi.job.team import LeadLost
-from collage_mpi.mpi.answers import ANSWERED, WireResult, pack_results
+from collage_mpi.mpi.answers import ANSWERED, Score, WireResult, pack_results
 from collage_mpi.mpi.protocol import CANCEL, read_header
 from collage_mpi.mpi.tasks import unpack_tasks
-from collage_mpi.mpi.transport import Received, Sent
+from collage_mpi.mpi.transport import Received
 from collage_mpi.results import RunWriter, read_results
 from collage_mpi.results.pending import entry_path
 from collage_mpi.results.status import read_status
-from collage_mpi.scheduler.events import Score
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
 from collage_mpi.system.bottleneck import Use
@@ -80,7 +79,7 @@ class Ranks:
     def buffer(self, nbytes):
         return np.zeros(nbytes, np.uint8)
 
-    def send_task(self, rank, buffer, nbytes, token) -> None:
+    def send_task(self, rank, buffer, nbytes) -> None:
         message = buffer[:nbytes]
         if read_header(message).type == CANCEL:
             return
@@ -89,14 +88,13 @@ class Ranks:
         cells = (Score(3, 0.5),)
         ends = [WireResult(t.task, ANSWERED, 9, cells=cells * len(t.items)) for t in tasks]
         room = np.zeros(1 << 16, np.uint8)
-        self.found.append((token, rank, room[: pack_results(room, SESSION, ends, self.use)]))
+        self.found.append((rank, room[: pack_results(room, SESSION, ends, self.use)]))
 
     def poll(self):
         if not self.found:
             return []
-        token, rank, message = self.found.popleft()
-        sent = () if token is None else (Sent(token, 1),)
-        return [Received(rank, message, 1), *sent]
+        rank, message = self.found.popleft()
+        return [Received(rank, message, 1)]
 
 
 class Made:
@@ -215,7 +213,7 @@ def test_while_ranks_try_the_batch_the_lead_is_heard(tmp_path):
 def test_what_kept_a_row_from_the_disk_is_raised_before_the_lead_hears_of_an_end(tmp_path):
     made = Made(tmp_path)
     made.session.rows = SimpleNamespace(
-        **{name: getattr(made.writer, name) for name in ("image", "task", "tick")},
+        **{name: getattr(made.writer, name) for name in ("image_rows", "task_rows", "tick")},
         recent_tasks=made.writer.recent_tasks,
         pending=deque(),
         session=1,

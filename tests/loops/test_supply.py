@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fakes import Clock
+from core_world import core_settings
+from fakes import Clock, images_of, record
 from results_harness import manifest
-from scheduler_harness import scheduler_settings
 
+from collage_mpi.core import Core, Table, make_scheme
+from collage_mpi.core import events as ev
+from collage_mpi.core.outcomes import Totals
 from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.job import messages
 from collage_mpi.job.calibration import Pair, PairBook
-from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.messages import Begin, Begun, Close, Halt, Idle, Lease, Part, Pause, Progress
 from collage_mpi.job.plan import Plan
-from collage_mpi.job.recorder import Totals
 from collage_mpi.job.run import TeamRun, manifest_of, run_team
 from collage_mpi.job.team import (
     LEAD_LOST,
@@ -32,9 +34,7 @@ from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import RankFailure
 from collage_mpi.results import RunWriter
 from collage_mpi.results.row_sink import Pending
-from collage_mpi.rows import KEY_ROW
-from collage_mpi.scheduler import Scheduler, make_scheme
-from collage_mpi.scheduler import events as ev
+from collage_mpi.rows import CELL, KEY_ROW, PLACED, PRESENT
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.order import Listed, Order, Permutation, Shuffle
 from collage_mpi.workload.arrivals import ClosedLoop
@@ -49,11 +49,11 @@ class Reader:
     failed = False
 
     def __init__(self) -> None:
-        self.left: deque[int] = deque()
+        self.left: deque[tuple[int, int]] = deque()  # (position, index)
 
     def add(self, ranges) -> None:
         for each in ranges:
-            self.left.extend(ORDER.indices(range(*each)).tolist())
+            self.left.extend(zip(range(*each), ORDER.indices(range(*each)).tolist(), strict=True))
 
     @property
     def remaining(self) -> int:
@@ -61,25 +61,19 @@ class Reader:
 
     ready = remaining
 
-    def take(self, n: int) -> list:
-        return [
-            SimpleNamespace(index=self.left.popleft(), fault=None)
-            for _ in range(min(n, len(self.left)))
-        ]
+    def take(self, n: int):
+        taken = [self.left.popleft() for _ in range(min(n, len(self.left)))]
+        images = images_of([record(index) for _, index in taken])
+        return replace(images, position=np.array([position for position, _ in taken]))
 
 
 class Rows:
     def __init__(self) -> None:
         self.pending: deque[Pending] = deque()
         self.flushes, self.idle = 0, True
-        self.late = True  # rows of images with an outcome that have not come yet
         self.fault: EnvironmentFault | None = None
 
-    def write_late(self) -> None:
-        self.late = False
-
     def flush(self) -> None:
-        assert not self.late
         if self.fault is not None:
             raise self.fault
         self.flushes += 1
@@ -107,15 +101,20 @@ class Team:
         self.plan = Plan(settings, shards, ORDER, None, None, None, None)
         self.link, self.reader, self.rows = Link(), Reader(), Rows()
         self.supply = Supply(self.link, self.plan, self.reader, self.rows)
-        self.feed = ImageBuffer(self.reader, None, 1, lambda: 0)
         self.warm: list[int] = []
-        self.recorder = SimpleNamespace(
-            warm_up_from=self.warm.append,
-            totals=Totals(images=3, errors=1, collage=2),
-            write_late=self.rows.write_late,
-        )
-        self.supply.attach(self.feed, self.recorder)
+        self.attach()
         self.now_ns = 0
+
+    def attach(self, book=None) -> None:
+        self.supply.attach(Totals(images=3, errors=1, collage=2), self.warm.append, book)
+
+    def take(self, count: int) -> list[tuple[int, int]]:
+        """(position, image) of the next images."""
+        found = []
+        while len(found) < count and (came := self.supply.take(count - len(found))) is not None:
+            first, images = came
+            found += zip(range(first, first + len(images)), images.index.tolist(), strict=True)
+        return found
 
     def look(self, *told, unresolved: int = 0) -> bool:
         self.link.told.extend(told)
@@ -130,12 +129,10 @@ def lease(number: int, first_group: int, *ranges: tuple[int, int]) -> Lease:
 def test_pairs_go_to_the_lead_in_messages_that_hold_them_and_its_threshold_comes_back():
     team = Team()
     book = PairBook(())
-    team.supply.attach(team.feed, team.recorder, book)
+    team.attach(book)
     pairs = tuple(Pair(None, 1 / 3, place % 2 == 0) for place in range(1, 1202))
     for pair in pairs:
-        answer = ev.Score(1, pair.score)
-        other = ev.Score(1 + pair.differs, 0.5)
-        book.resolved(ev.Resolve(0, "collage", (1,), 0, 0, answer, "ok", "", "done", other, 1))
+        book.judged(ev.Judged(0, pair.score, pair.differs, True))
     book.look()
     said = [message.pairs for message in team.link.said]
     assert sum(said, ()) == pairs
@@ -159,7 +156,7 @@ def test_of_the_images_that_choose_a_team_awaits_those_of_its_leases():
     team = Team()
     shards = SimpleNamespace(lost={0: "gone"}, locate=lambda index: (0, index))
     book = PairBook([5, 4, 3, 2], shards)
-    team.supply.attach(team.feed, team.recorder, book)
+    team.attach(book)
     team.look(lease(0, 0, (1, 3)))
     book.look()
     (said,) = (message for message in team.link.said if isinstance(message, messages.Pairs))
@@ -169,9 +166,7 @@ def test_of_the_images_that_choose_a_team_awaits_those_of_its_leases():
 def test_images_of_a_lease_come_in_its_order_and_by_its_numbers():
     team = Team()
     assert team.look(lease(0, 10, (0, 2), (5, 6)))
-    admitted = team.feed.admit(9)
-    assert [(number, record.index) for number, record in admitted] == [(20, 5), (21, 4), (22, 0)]
-    assert [team.supply.group_of(number, 2) for number, _ in admitted] == [10, 10, 11]
+    assert team.take(9) == [(20, 5), (21, 4), (22, 0)]
     assert team.warm == [10]
     team.look(lease(1, 30, (6, 8)))
     assert team.warm == [10]  # of the first one alone
@@ -181,42 +176,39 @@ def test_a_lease_is_begun_with_its_first_image():
     team = Team()
     team.look(lease(0, 0, (0, 2)), lease(1, 1, (2, 4)))
     assert team.link.said == []
-    team.feed.admit(1)
-    team.look()
-    team.feed.admit(1)
-    team.look()
+    team.take(1)
+    team.take(1)
     assert team.link.said == [Begun(0)]
-    team.feed.admit(1)
-    team.look()
+    team.take(1)
     assert team.link.said == [Begun(0), Begun(1)]
 
 
 def test_input_ends_when_the_lead_says_so_and_not_before():
     team = Team()
-    assert not team.feed.exhausted
+    assert not team.supply.exhausted
     team.look(lease(0, 0, (0, 2)), Pause())
-    team.feed.admit(2)
-    assert not team.feed.exhausted
+    team.take(2)
+    assert not team.supply.exhausted
     assert team.look(Close())
-    assert team.feed.exhausted
+    assert team.supply.exhausted
 
 
 def test_the_supply_is_paused_once_all_that_is_in_hand_has_come_in():
     team = Team()
     team.look(lease(0, 0, (0, 2)), Pause())
     assert not team.supply.paused
-    team.feed.admit(2)
+    team.take(2)
     assert team.supply.paused
     team.look(lease(1, 4, (2, 4)))
     assert not team.supply.paused
-    team.feed.admit(2)
+    team.take(2)
     assert not team.supply.paused  # the pause was over with the lease
 
 
 def test_in_a_pause_rows_are_flushed_and_the_lead_is_told_when_they_are_on_the_disk():
     team = Team()
     team.look(lease(3, 0, (0, 2)), Pause())
-    team.feed.admit(2)
+    team.take(2)
     team.look(unresolved=1)
     assert team.rows.flushes == 0
     team.rows.idle = False
@@ -270,7 +262,7 @@ def test_a_part_that_comes_to_the_disk_in_the_turn_of_the_rest_is_told_before_it
     """Else its images would count as those that the team could not read."""
     team = Team()
     team.look(lease(3, 0, (0, 2)), Pause())
-    team.feed.admit(2)
+    team.take(2)
     team.look()
     written = Pending("images", 1, np.array([(1, 1), (1, 0)], KEY_ROW))
     team.rows.flush = lambda: team.rows.pending.append(written)  # since the turn began
@@ -281,7 +273,7 @@ def test_a_part_that_comes_to_the_disk_in_the_turn_of_the_rest_is_told_before_it
 def test_what_did_not_come_to_the_disk_is_not_told_as_done():
     team = Team()
     team.look(lease(3, 0, (0, 2)), Pause())
-    team.feed.admit(2)
+    team.take(2)
     team.look()
     team.rows.fault = EnvironmentFault("disk full")
     with pytest.raises(EnvironmentFault, match="disk full"):
@@ -485,32 +477,32 @@ def test_a_team_that_cannot_say_how_it_stands_works_on(tmp_path):
     TeamRun._status(session, 5.0).end("complete")
 
 
-# ---- the scheduler ----------------------------------------------------------
+# ---- the core ---------------------------------------------------------------
 
 
-def scheduler(**settings) -> Scheduler:
+def core(**settings) -> Core:
     scheme = make_scheme(RunSettings(scheme="none", side=2).scheme_settings())
-    found = Scheduler(scheduler_settings(group_size=4, ranks=2, **settings), scheme)
+    found = Core(core_settings(group_size=4, ranks=2, **settings), scheme, Table(4, 0, 1, 0))
     for rank in (1, 2):
-        found.handle(ev.RankReady(0, rank, frozenset({"single"}), "h", 2))
+        found.step(0, [ev.RankReady(rank, frozenset({"single"}), "h", 2)])
     return found
 
 
-def sends(actions) -> list[ev.Send]:
-    return [a for a in actions if isinstance(a, ev.Send)] + [
-        s for a in actions if isinstance(a, ev.SendBatch) for s in a.sends
-    ]
+def tasks(actions) -> list:
+    return [task for a in actions if isinstance(a, ev.Send) for task in a.tasks]
+
+
+def arrived(first: int, count: int = 1) -> ev.Arrived:
+    return ev.Arrived(first, np.zeros(count, PLACED), 1)
 
 
 def test_groups_have_the_numbers_that_their_images_bring():
-    found = scheduler(depth=4)
-    sent = sends(found.handle(ev.ImageArrived(1, 40, 1, "", 10), ev.ImageArrived(1, 41, 1, "", 10)))
-    assert {send.group for send in sent} == {10}
-    sent = sends(found.handle(ev.ImageArrived(2, 80, 2, "", 20)))  # of a rest: 10 is closed
-    assert {send.group for send in sent} == {20}
-    group = found.groups.filling
-    assert group is not None
-    assert (group.id, len(group.images)) == (20, 1)
+    found = core(depth=4)
+    sent = tasks(found.step(1, [arrived(40, 2)]))
+    assert {task.positions[0] // 4 for task in sent} == {10}
+    sent = tasks(found.step(2, [arrived(80)]))  # of a rest: group 10 is closed
+    assert {task.positions[0] // 4 for task in sent} == {20}
+    assert (found.next, found.admission.left) == (81, {10: 2, 20: 1})
 
 
 def admitted(actions) -> int:
@@ -518,32 +510,31 @@ def admitted(actions) -> int:
 
 
 def test_behind_a_group_that_was_cut_short_images_for_a_whole_one_are_awaited():
-    found = scheduler(depth=1)  # has asked for the four images of a group
+    found = core(depth=1)  # has asked for the four images of a group
 
-    def arrives(image: int, group: int) -> int:
-        return admitted(found.handle(ev.ImageArrived(2, image, 2, "", group)))
+    def arrives(position: int) -> int:
+        return admitted(found.step(2, [arrived(position)]))
 
-    assert [arrives(40, 10), arrives(42, 10)] == [0, 0]
-    assert arrives(44, 11) == 2  # two were left out: the next group lacks as many
-    assert arrives(45, 11) == 0
-    assert admitted(found.handle(ev.InputPaused(2))) == 2
-    assert [arrives(number, 20) for number in range(80, 84)] == [0, 0, 0, 0]
+    assert [arrives(40), arrives(42)] == [0, 0]
+    assert arrives(44) == 2  # two were left out: the next group lacks as many
+    assert arrives(45) == 0
+    assert admitted(found.step(2, [ev.InputPaused()])) == 2
+    assert [arrives(number) for number in range(80, 84)] == [0, 0, 0, 0]
 
 
 def test_after_a_pause_images_may_come_and_another_end_game_copies_them():
-    found = scheduler(depth=4, endgame=True)
-    (first,) = sends(found.handle(ev.ImageArrived(1, 0, 1, "", 0)))
-    copies = sends(found.handle(ev.InputPaused(2)))
-    assert [copy.items[0].image for copy in copies] == [0]
-    assert found.groups.filling is None
-    for send in (first, *copies):
-        score = (ev.Score(1, 0.5),)
-        found.handle(ev.SendDone(3, (send.task,)), ev.Answered(3, send.task, send.rank, score, 1))
-    (second,) = sends(found.handle(ev.ImageArrived(4, 8, 4, "", 2)))
-    assert second.group == 2
-    copies = sends(found.handle(ev.InputPaused(5)))
-    assert [copy.items[0].image for copy in copies] == [8]
-    assert not any(isinstance(a, ev.Finish) for a in found.handle(ev.InputPaused(6)))
+    found = core(depth=4, endgame=True)
+    cell = np.array([(1, 0.5, PRESENT, (0, 0, 0))], CELL)
+    (first,) = tasks(found.step(1, [arrived(0)]))
+    copies = tasks(found.step(2, [ev.InputPaused()]))
+    assert [list(copy.positions) for copy in copies] == [[0]]
+    for task in (first, *copies):
+        found.step(3, [ev.Answered(task.id, task.rank, cell, 1)])
+    (second,) = tasks(found.step(4, [arrived(8)]))
+    assert second.positions[0] // 4 == 2
+    copies = tasks(found.step(5, [ev.InputPaused()]))
+    assert [list(copy.positions) for copy in copies] == [[8]]
+    assert not any(isinstance(a, ev.Finish) for a in found.step(6, [ev.InputPaused()]))
 
 
 def test_images_that_were_awaited_for_a_lease_count_from_the_grant():
@@ -551,4 +542,4 @@ def test_images_that_were_awaited_for_a_lease_count_from_the_grant():
     loop.admit(5, 2)
     loop.admit(6, 1)
     loop.granted(50)
-    assert [entry.t0_ns for entry in [*loop.enter(51, 2), *loop.enter(51, 1)]] == [50, 50, 50]
+    assert [loop.enter(51, 2), loop.enter(51, 1)] == [(50, 50), (50, 50)]

@@ -17,16 +17,17 @@ import pytest
 from fakes import Clock
 from test_lead import MS, READY, START, Others, Published
 
+from collage_mpi.core.outcomes import Totals
 from collage_mpi.errors import ExitCode
-from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.lead import Lead, LeadSettings
+from collage_mpi.job.leases import LeaseBook, LeaseSettings
 from collage_mpi.job.messages import Done, Fault, Message
 from collage_mpi.job.plan import Plan
 from collage_mpi.job.team import Supply
 from collage_mpi.mpi.transport import Gone
 from collage_mpi.results.row_sink import Pending
-from collage_mpi.rows import KEY_ROW
-from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings
+from collage_mpi.rows import KEY_ROW, PLACED
+from collage_mpi.shards import readahead as shards
 from collage_mpi.shards.order import Order, Permutation, Range
 
 LATE_S = 0.2  # how long the lead waits for a team that has not come: 100 turns
@@ -47,9 +48,16 @@ class Images:
     def remaining(self) -> int:
         return len(self.left)
 
-    def take(self, n: int) -> list[int]:
+    failed = False
+
+    @property
+    def ready(self) -> int:
+        return len(self.left)
+
+    def take(self, n: int) -> shards.Images:
         taken, self.left = self.left[:n], self.left[n:]
-        return [index for index in taken if index not in self.unreadable]
+        found = np.array([each for each in taken if each not in self.unreadable], np.int64)
+        return shards.Images(found, found, np.empty(len(found), PLACED))
 
 
 class Rows:
@@ -84,14 +92,8 @@ class Player:
         unreadable = frozenset(each for each in range(play.images) if draw.random() < chance)
         self.reader, self.rows = Images(unreadable), Rows()
         self.supply = Supply(self, play.plan, self.reader, self.rows)
-        self.feed = ImageBuffer(self.reader, None, self.session, lambda: 0)
-        totals = SimpleNamespace(images=0, errors=0, collage=0)
-        self.supply.attach(
-            self.feed,
-            SimpleNamespace(
-                warm_up_from=lambda group: None, write_late=lambda: None, totals=totals
-            ),
-        )
+        self.supply.attach(Totals(), lambda group: None)
+        self.came = -1  # the highest position so far
         self.unresolved: list[int] = []
         self.comes = draw.randrange(60) if number == 0 or draw.random() < 0.9 else None
         end = draw.choice(["stays"] * 4 + ["dies", "faults", "ends"])
@@ -138,7 +140,12 @@ class Player:
 
     def _work(self) -> None:
         draw = self.play.draw
-        self.unresolved += self.reader.take(draw.randrange(4))
+        count = draw.randrange(4)
+        if count and (found := self.supply.take(count)) is not None:
+            first, images = found
+            assert first > self.came, "positions grow, whatever was left out"
+            self.came = first + len(images) - 1
+            self.unresolved += images.index.tolist()
         draw.shuffle(self.unresolved)  # answers come in any order
         done = draw.randrange(len(self.unresolved) + 1)
         self.rows.buffer += self.unresolved[:done]
@@ -147,7 +154,7 @@ class Player:
         if draw.random() < 0.05:
             self.rows.flush()
         self.supply.look(self.play.clock.now_ns, len(self.unresolved))
-        if self.feed.exhausted and not self.unresolved:
+        if self.supply.exhausted and not self.unresolved:
             self._leave("complete")
             self.left = True
 

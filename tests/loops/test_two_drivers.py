@@ -1,9 +1,8 @@
 """The coordinator and the simulator give the same rows where rank 0's own work takes no time.
 
-Both drive the scheduler. The simulator keeps a loop of its own, because it takes 0.5 to 0.8 of
-the time: it packs no messages, and the rows of 0.1.0 hold how it counts rank 0's costs. Here the
-coordinator works in virtual time on the simulator's worker ranks, with its buffer of images, wire
-format, failure detector, supply and recorder.
+Both drive the core. The simulator keeps a loop of its own, because it packs no messages and counts
+rank 0's costs. Here the coordinator works in virtual time on the simulator's worker ranks, with its
+packer, wire format, failure detector and supply.
 """
 
 from __future__ import annotations
@@ -17,20 +16,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from collage_mpi.core import events as ev
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job.coordinator import Coordinator, LoopSettings, ReadyRank
-from collage_mpi.job.image_buffer import ImageBuffer
-from collage_mpi.job.messages import Close
-from collage_mpi.job.recorder import Grouping, Recorder
+from collage_mpi.job.messages import Close, Lease, packed_ranges
+from collage_mpi.job.packing import Packer
 from collage_mpi.job.team import Supply
-from collage_mpi.mpi.answers import pack_results
+from collage_mpi.mpi.answers import ANSWERED, SKIPPED, Score, WireResult, pack_results
 from collage_mpi.mpi.protocol import CANCEL, read_header
 from collage_mpi.mpi.tasks import unpack_cancel, unpack_tasks
-from collage_mpi.mpi.transport import Received, Sent
+from collage_mpi.mpi.transport import Received
 from collage_mpi.results.row_sink import MemoryWriter
-from collage_mpi.scheduler import events as ev
+from collage_mpi.rows import PLACED, PRESENT
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.shards.readahead import ImageRecord
+from collage_mpi.shards.readahead import Images
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.simulator import RANK, SimulatedJob, Simulation
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
@@ -56,25 +55,35 @@ OTHERWISE: dict[str, dict[str, Any]] = {
 }
 
 
-class Images:
-    """A reader of images without pixels, and the link to a lead that grants no more."""
+class Input:
+    """A reader of images without pixels, and the link to a lead that grants all of them."""
 
     cells_ns, failed, lost = 0, False, None
 
     def __init__(self, count: int) -> None:
-        self._left = deque(ImageRecord(i, 0, i, NOTHING, None) for i in range(count))
-        self._told = deque([Close()])
+        self.remaining = count
+        self._taken = 0
+        self._told = deque([Lease(0, 1, 0, packed_ranges([(0, count)])), Close()])
 
     @property
-    def remaining(self) -> int:
-        return len(self._left)
+    def ready(self) -> int:
+        return self.remaining
 
-    ready = remaining
+    def add(self, order: np.ndarray) -> None:
+        """It has its images."""
 
-    def take(self, n: int) -> list[ImageRecord]:
-        return [self._left.popleft() for _ in range(min(n, len(self._left)))]
+    def take(self, n: int) -> Images:
+        rows = np.arange(self._taken, self._taken + min(n, self.remaining))
+        self._taken += len(rows)
+        self.remaining -= len(rows)
+        placed = np.zeros(len(rows), PLACED)
+        placed["row"] = rows
+        return Images(rows, rows, placed, np.zeros((len(rows), 1, 1, 1), np.uint8))
 
-    def hear(self) -> Close | None:
+    def say(self, message: Any) -> None:
+        """Nobody hears it."""
+
+    def hear(self) -> Any:
         return self._told.popleft() if self._told else None
 
 
@@ -84,22 +93,15 @@ class Coordinated(Simulation):
     now_ns = 0
 
     def run(self) -> ev.Finish:
-        settings, images = self.settings, Images(self.job.images)
+        settings, images = self.settings, Input(self.job.images)
         encoder: Any = SimpleNamespace(
-            places=1 << 16, input_shape=(0, 1, 1), shrink=lambda i: i, paste=lambda *given: None
-        )
-        feed = ImageBuffer(images, encoder, SESSION, self.clock, draw=self._draw)
-        self.recorder = Recorder(
-            self.recorder._writer,
-            feed.images,
-            start_ns=0,
-            grouping=Grouping(settings.group_size, settings.warm_groups),
+            input_shape=(0, 1, 1), places=1 << 16, shrink=lambda i: i, paste=lambda *given: None
         )
         detector = FailureDetector(self.ranks, 0)
-        rows = SimpleNamespace(pending=(), idle=True, flush=lambda: None)
-        supply = Supply(images, SimpleNamespace(settings=settings), images, rows)
+        plan = SimpleNamespace(settings=settings, order=np.arange(self.job.images))
+        supply = Supply(images, plan, images, SimpleNamespace(pending=(), idle=True))
         supply.hear()
-        supply.attach(feed, self.recorder)
+        supply.attach(self.core.outcomes.totals, lambda group: None)
         pauses = Backoff(COORDINATOR_BACKOFF)
         pauses.pause = pauses.rest = self.wait
         loop = LoopSettings(
@@ -109,12 +111,13 @@ class Coordinated(Simulation):
             arrivals=self._arrivals,
             stop_reason=lambda: None,
             report=lambda: None,
+            draw=self._draw,
         )
-        self._received: list[Received | Sent] = []
+        self._received: list[Received] = []
         group = SimpleNamespace(transport=self, detector=detector, session=SESSION)
         ready = [ReadyRank(rank, state.kinds, "") for rank, state in self.ranks.items()]
-        coordinator = Coordinator(self.scheduler, group, feed, self.recorder, supply, loop)
-        return coordinator.run(ready)
+        packer = Packer(self.table, encoder, SESSION, self.clock, ())
+        return Coordinator(self.core, group, packer, self._writer, supply, loop).run(ready)
 
     def clock(self) -> int:
         return self.now_ns
@@ -125,7 +128,7 @@ class Coordinated(Simulation):
         self.now_ns = min(limit_ns, self._heap[0][0] if self._heap else limit_ns)
         assert self.now_ns < FOREVER_NS, "nothing is to come"
 
-    def poll(self) -> list[Received | Sent]:
+    def poll(self) -> list[Received]:
         while self._heap and self._heap[0][0] <= self.now_ns:
             at_ns, _, _, call, argument = heapq.heappop(self._heap)
             call(at_ns, argument)
@@ -135,36 +138,31 @@ class Coordinated(Simulation):
     def buffer(self, nbytes: int) -> np.ndarray:
         return np.empty(nbytes, np.uint8)
 
-    def send_task(self, rank: int, buffer: np.ndarray, nbytes: int, token: int | None) -> None:
+    def send_task(self, rank: int, buffer: np.ndarray, nbytes: int) -> None:
         message = buffer[:nbytes]
         if read_header(message).type == CANCEL:
             for task in unpack_cancel(message):
                 self._at(self.now_ns, RANK, self._cancelled, ev.Cancel(task, rank))
             return
-        assert token is not None
-        self._received.append(Sent(token, self.now_ns))
-        out = self.scheduler.dispatch.tasks.out
-        sends = [
-            ev.Send(
-                t.task,
-                rank,
-                t.kind,
-                [ev.Item(*i) for i in t.items],
-                out[t.task].group,
-                out[t.task].attempt,
-            )
-            for t in unpack_tasks(message)[0]
-        ]
-        self._at(self.now_ns, RANK, self._arrives, sends)
+        tasks = [self.core.tasks[task.task] for task in unpack_tasks(message)[0]]
+        self._at(self.now_ns, RANK, self._arrives, tasks)
 
     def drop(self, rank: int) -> None:
         raise AssertionError(f"rank {rank} is not lost")
 
     def _answer(self, at_ns: int, answer: tuple[int, Any]) -> None:
-        rank, results = answer
-        message = np.empty(4096, np.uint8)
-        nbytes = pack_results(message, SESSION, results)
+        rank, ends = answer
+        message = np.empty(16384, np.uint8)
+        nbytes = pack_results(message, SESSION, [result_of(end) for end in ends])
         self._received.append(Received(rank, message[:nbytes], self.now_ns))
+
+
+def result_of(end: Any) -> WireResult:
+    """As the rank sends it."""
+    if isinstance(end, ev.Skipped):
+        return WireResult(end.task, SKIPPED)
+    cells = [Score(c["label"], c["score"]) if c["state"] == PRESENT else None for c in end.cells]
+    return WireResult(end.task, ANSWERED, end.compute_ns, cells=cells)
 
 
 def rows_of(driver: type[Simulation], settings: RunSettings) -> dict[str, np.ndarray]:

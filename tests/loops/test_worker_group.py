@@ -33,7 +33,7 @@ from collage_mpi.job.messages import (
 )
 from collage_mpi.job.worker_group import MEASURE_ROUNDS, WorkerGroup
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.transport import Gone, Received, Sent
+from collage_mpi.mpi.transport import Gone, Received
 from collage_mpi.settings.batches import MostGroups
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, GROUP_BACKOFF, Backoff
@@ -68,9 +68,9 @@ class Workers:
         out = np.zeros(4096, np.uint8)
         self.found.append(Received(rank, out[: messages.pack(out, session, message)], 0))
 
-    def poll(self) -> list[Received | Sent]:
+    def poll(self) -> list[Received]:
         found, self.found = self.found, []
-        return [*found, Sent(1, 0)]
+        return found
 
     def flush(self, limit_s: float) -> bool:
         self.flushed = True
@@ -389,7 +389,7 @@ def test_ranks_that_load_are_left_the_cores():
     workers, clock = Workers(2), Clock(tick_ns=1000)
     polls = 0
 
-    def poll() -> list[Received | Sent]:
+    def poll() -> list[Received]:
         nonlocal polls
         polls += 1
         if clock.now_ns > 2 * 10**9:  # it takes a second

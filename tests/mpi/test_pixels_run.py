@@ -75,7 +75,7 @@ def test_the_rows_are_those_of_rank_0s_reading(mpi, data, tmp_path):
         ("none", "cd", (*PHOTOS, "--batch", "3", "--assign", "pull", "--endgame", "on")),
         ("hedge", "cd", (*PHOTOS, "--hedge-ms", "0.1")),
         ("collage-only", "cd", (*ONLY, *PHOTOS, "--batch", "2")),
-        ("collage", "ab", (*GROUPED, "--singles", "3", "--assign", "finish")),
+        ("collage", "ab", (*GROUPED, "--singles", "3")),
         ("cascade-batch", "cd", (*PHOTOS, "--batch", "2")),
     ]
     cases = []

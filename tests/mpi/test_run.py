@@ -145,7 +145,6 @@ def test_eleven_ranks_in_all_shapes(mpi, both, tmp_path):
         "shuffled": ["--order", "shuffle:5", "--limit", "50"],
         "confident": ["--confidence", "0.9", "--deadline-ms", "5", "--credit", "1"],
         "fastest": ["--placement", "fastest", "--cost-ratio", "1.5", *SLOW_2],
-        "finish": ["--scheme", "none", "--assign", "finish"],
         "pull": ["--assign", "pull", "--endgame", "on", "--depth", "3", *SLOW_2],
         "pulled": ["--scheme", "none", "--assign", "pull", "--batch", "2", "--depth", "3"],
         "batch": ["--batch", "4"],

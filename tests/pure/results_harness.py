@@ -108,10 +108,10 @@ def fill(
             predicted = label if right else (label + 1) % 10
             if extras_of(full):
                 writer.keep(layout_of_run(full))
-            if extras_of(full) and not failed:
-                writer.vector(shard, row, vector_of(full, index, predicted))
+            vector = vector_of(full, index, predicted) if extras_of(full) and not failed else None
             add_image(
                 writer,
+                vector,
                 shard=shard,
                 row=row,
                 cell=cell,

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from collage_mpi.core.events import Judged
 from collage_mpi.errors import UsageError
 from collage_mpi.job import run as runs
 from collage_mpi.job.calibration import (
@@ -21,7 +22,6 @@ from collage_mpi.job.calibration import (
     Pair,
     PairBook,
     calibration_first,
-    pair_of,
     pairs_of,
 )
 from collage_mpi.job.handshake import ServiceCosts
@@ -29,12 +29,9 @@ from collage_mpi.job.messages import SetThreshold
 from collage_mpi.models.specs import AcceptSpec
 from collage_mpi.results.manifest import FORMAT, VERSION, check_manifest
 from collage_mpi.rows import AUDIT_CODE, IMAGES, SOURCE_CODE
-from collage_mpi.scheduler.events import DONE, FAILED, Resolve, Score
 from collage_mpi.settings.run_settings import RunSettings, with_accept_of, with_every_answer
 from collage_mpi.shards.order import Order, Permutation, Shuffle
 from collage_mpi.simulation.simulator import SimulatedJob
-
-SCORE = Score(3, 0.9)
 
 
 def at() -> tuple[int, int]:
@@ -114,31 +111,14 @@ def test_the_calibration_is_whole_runs_of_the_order_from_all_over_it() -> None:
 # ---- pairs ------------------------------------------------------------------
 
 
-def resolve(image=7, source="single", score=SCORE, **more) -> Resolve:
-    return Resolve(image, source, (1,), 0, 0, score, "ok", "", **more)
-
-
-def test_a_pair_has_the_cells_score_whichever_answer_was_accepted() -> None:
-    unsure = resolve(audited=DONE, other=Score(4, 0.25))
-    assert pair_of(unsure, 5) == Pair(5, 0.25, differs=True)
-    audited = resolve(source="collage", audited=DONE, other=Score(3, 0.5), decided_ns=1)
-    assert pair_of(audited, None) == Pair(None, 0.9, differs=False)
-
-
-def test_an_image_of_the_calibration_counts_as_done_without_a_pair() -> None:
-    for one in (resolve(), resolve(source="error", score=None), resolve(audited=FAILED)):
-        assert pair_of(one, 5) == Pair(5, None, differs=False)
-        assert pair_of(one, None) is None
-
-
 def test_the_book_knows_its_images_and_says_each_pair_once() -> None:
     said: list[Pair] = []
     book = PairBook([40, 20])
     book.tell(said.extend)
-    assert [book.calibrates(image, index) for image, index in ((7, 20), (8, 30))] == [True, False]
-    book.resolved(resolve(7, audited=DONE, other=Score(3, 0.5)))
-    book.resolved(resolve(8))
-    book.resolved(resolve(9, audited=DONE, other=Score(4, 0.5)))
+    assert book.calibrates(7, np.array([20, 30])).tolist() == [True, False]
+    book.judged(Judged(7, 0.5, False, False))
+    book.judged(Judged(8, None, False, False))
+    book.judged(Judged(9, 0.5, True, False))
     book.look()
     book.look()
     assert said == [Pair(1, 0.5, differs=False), Pair(None, 0.5, differs=True)]
@@ -150,7 +130,7 @@ def test_images_of_a_shard_that_is_lost_are_not_waited_for() -> None:
     book = PairBook([40, 140, 150, 240, 260], shards)
     book.tell(said.extend)
     book.expect([(0, 3), (7, 8)])
-    assert book.calibrates(1, 150)
+    assert book.calibrates(1, np.array([150])).all()
     book.look()
     assert said == []
     shards.lost[1] = "truncated"
@@ -170,7 +150,7 @@ def test_rows_give_the_same_pairs() -> None:
     rows = np.zeros(6, IMAGES.dtype)
     sources = ("single", "collage", "retry", "error", "backup", "collage")
     rows["source"] = [SOURCE_CODE[name] for name in sources]
-    rows["audited"] = [AUDIT_CODE[name] for name in (DONE, DONE, "", "", DONE, FAILED)]
+    rows["audited"] = [AUDIT_CODE[name] for name in ("done", "done", "", "", "done", "failed")]
     rows["score"], rows["other_score"] = 0.75, 0.25
     rows["other"] = [1, 0, 0, 0, 1, 0]
     assert pairs_of(rows, np.array([3, 1, 0, 2, 5, 4])) == [
@@ -194,7 +174,7 @@ def test_a_session_reads_what_an_earlier_one_wrote_of_the_calibration(monkeypatc
     )
     rows = np.zeros(4, IMAGES.dtype)
     rows["shard"], rows["row"] = [0, 1, 0, 1], [0, 1, 2, 0]  # of indices 0, 5, 2 and 4
-    rows["audited"], rows["other_score"] = AUDIT_CODE[DONE], [0.5, 0.625, 0.25, 0.75]
+    rows["audited"], rows["other_score"] = AUDIT_CODE["done"], [0.5, 0.625, 0.25, 0.75]
     run = SimpleNamespace(chunks=lambda table: [rows[:2], rows[2:]])
     monkeypatch.setattr(runs, "open_run", lambda out: run)
     found = runs.pairs_before(plan)

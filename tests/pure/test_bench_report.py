@@ -18,9 +18,8 @@ from round_settings import BenchSettings
 
 from collage_mpi.errors import UsageError
 from collage_mpi.job.coordinator import PollWatch
-from collage_mpi.mpi.answers import ANSWERED, WireResult, pack_results
+from collage_mpi.mpi.answers import ANSWERED, Score, WireResult, pack_results
 from collage_mpi.mpi.tasks import WireTask, pack_tasks
-from collage_mpi.scheduler.events import Score
 
 MS = 1_000_000
 

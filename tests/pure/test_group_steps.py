@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from job_messages import HELLO, WELCOME
 
+from collage_mpi.core.states import IllegalMove, Moves
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.job.group_steps import (
     DONE,
@@ -42,7 +43,6 @@ from collage_mpi.job.messages import (
     Start,
     Stop,
 )
-from collage_mpi.scheduler.transitions import IllegalMove, Moves
 
 LIMIT_S = 5.0
 LATE_NS = 5_000_000_001

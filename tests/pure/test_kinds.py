@@ -139,7 +139,7 @@ SKETCH = f"""\
 KIND = """
 SCHEME = '''
 from collage_mpi.kinds import SINGLE
-from collage_mpi.scheduler.schemes.base import Scheme, register
+from collage_mpi.core.schemes.base import Scheme, register
 
 
 @register
@@ -151,9 +151,9 @@ class SketchScheme(Scheme):
     takes = frozenset({"assign"})
 '''
 TWICE = '''
-from collage_mpi.scheduler.schemes.base import register
-from collage_mpi.scheduler.schemes.collage import CollageScheme
-from collage_mpi.scheduler.schemes.copies import ReplicateScheme
+from collage_mpi.core.schemes.base import register
+from collage_mpi.core.schemes.collage import CollageScheme
+from collage_mpi.core.schemes.copies import ReplicateScheme
 
 
 @register
@@ -212,11 +212,11 @@ def test_a_fourth_kind_travels_and_is_filed():
 
 @pytest.mark.usefixtures("four_kinds")
 def test_a_fourth_kind_is_placed_and_its_scheme_is_known():
-    from scheduler_harness import scheme_settings
+    from core_world import scheme_settings
 
+    from collage_mpi.core import make_scheme
+    from collage_mpi.core.schemes import SCHEMES
     from collage_mpi.errors import EnvironmentFault, UsageError
-    from collage_mpi.scheduler import make_scheme
-    from collage_mpi.scheduler.schemes import SCHEMES
     from collage_mpi.settings.redundancy import RankSettings
     from collage_mpi.system.fields import setting
 

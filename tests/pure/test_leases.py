@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from collage_mpi.scheduler.leases import GrantedLease, LeaseBook, LeaseSettings, Range, count
+from collage_mpi.job.leases import GrantedLease, LeaseBook, LeaseSettings, Range, count
 
 BY_FOUR = LeaseSettings(group_size=4, batch=1, smallest=1, largest=100, share=2)
 TEAMS = range(4)

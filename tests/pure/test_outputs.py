@@ -14,6 +14,7 @@ import results_harness
 from hypothesis import given
 from hypothesis import strategies as st
 from results_harness import fill, make_run, manifest
+from wire_tasks import unpack_results
 
 from collage_mpi.encoding.vectors import (
     MOST_BYTES,
@@ -30,10 +31,10 @@ from collage_mpi.models.info import Geometry, Loading
 from collage_mpi.mpi.answers import (
     ANSWERED,
     BEGIN_BYTES,
+    Score,
     WireResult,
     in_messages,
     pack_results,
-    unpack_results,
 )
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.report.charts import worst_images
@@ -51,7 +52,6 @@ from collage_mpi.results.export import write_zarr
 from collage_mpi.results.render import render_summary
 from collage_mpi.results.vectors import KeptValues, array_of
 from collage_mpi.rows import IMAGES
-from collage_mpi.scheduler.events import Score
 from collage_mpi.settings.run_settings import RunSettings
 
 GEOMETRY = Geometry((4, 4, 3), side=2, cell_px=4, classes=None)

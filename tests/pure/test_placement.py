@@ -145,3 +145,42 @@ def test_singletons_are_told_apart_from_a_small_world():
 def test_impossible_numbers(singles, collages):
     with pytest.raises(UsageError):
         RunSettings(singles=singles, collage_ranks=collages).place(11)
+
+
+# ---- cascades ---------------------------------------------------------------
+
+
+def test_the_ranks_of_a_cascade_hold_both_networks_and_any_number_will_do():
+    run = RunSettings(scheme="cascade")
+    assert (run.layout, run.messages, run.world_size) == ("fastest", 1, 11)
+    assert run.place(4).describe() == "0 coordinator, 1-3 single+collage"
+    three = RunSettings(scheme="cascade", singles=3).place(5)
+    assert three.describe().endswith("1-4 single+collage")
+    with pytest.raises(EnvironmentFault, match="the world has 4 ranks"):
+        RunSettings(scheme="cascade", singles=5).place(4)
+    apart = RunSettings(scheme="cascade", placement="fixed", side=2)
+    assert apart.place(6).describe() == "0 coordinator, 1-4 single, 5 collage"
+    with pytest.raises(EnvironmentFault, match="the world has 4 ranks"):
+        RunSettings(side=2, placement="fastest").place(4)
+    assert run.groups_in_flight(30) == 31, "a group for each rank there is"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"assign": "turn"}, "assign is turn with scheme cascade; it takes: pull"),
+        ({"profile": "paper"}, r"assign is turn .* \(profile paper sets"),
+        ({"save": "embeddings"}, "save is embeddings with scheme cascade"),
+    ],
+)
+def test_what_does_not_go_with_a_cascade_is_refused_by_name(settings, said):
+    with pytest.raises(UsageError, match=said):
+        RunSettings.from_mapping({"scheme": "cascade", **settings}, "x")
+
+
+@pytest.mark.parametrize(
+    ("settings", "label"),
+    [({}, "cascade, end game"), ({"placement": "fixed"}, "cascade, ranks apart, end game")],
+)
+def test_a_cascade_is_labelled_by_what_it_takes(settings, label):
+    assert RunSettings(scheme="cascade", **settings).labels()["scheme"] == label

@@ -42,9 +42,9 @@ def test_paper_sets_every_setting_of_the_schedule_and_no_other():
 
 def test_flags_win_over_the_file_and_the_file_over_the_profile(tmp_path):
     file = tmp_path / "job.toml"
-    file.write_text('profile = "paper"\nbatch = 4\nassign = "least"\n')
-    found = parse("--settings", str(file), "--assign", "finish")
-    assert (found.endgame, found.batch, found.assign) == ("off", 4, "finish")
+    file.write_text('profile = "paper"\nbatch = 4\nassign = "turn"\n')
+    found = parse("--settings", str(file), "--assign", "pull")
+    assert (found.endgame, found.batch, found.assign) == ("off", 4, "pull")
 
 
 def test_what_is_given_wins_where_it_is_the_default_too():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collage_mpi.job.recorder import Totals
+from collage_mpi.core.outcomes import Totals
 from collage_mpi.job.session import ShownProgress
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.environment import STATUS_VARIABLE

@@ -111,14 +111,6 @@ def test_a_link_that_leads_nowhere_is_named(target: str) -> None:
     assert list(found) == [link, "docs/z.md"]
 
 
-@pytest.mark.parametrize("word", ["egg_info", "sdist"])
-def test_a_source_archive_holds_nothing_compiled(word: str, monkeypatch) -> None:
-    monkeypatch.setenv("COLLAGE_MPI_COMPILE", "1")
-    asked = runpy.run_path(str(ROOT / "setup.py"))
-    assert asked["COMPILE"]
-    assert asked["compiled"](["setup.py", word]) == []
-
-
 def test_an_archive_has_the_same_bytes_whatever_the_files_modes_and_dates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

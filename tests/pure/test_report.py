@@ -304,10 +304,10 @@ def test_runs_of_one_scheme_are_named_by_the_settings_in_which_they_differ(tmp_p
     scheme = {"scheme": "none", "accept": None}
     paths = [
         make_run(tmp_path / assign, 27, **scheme, settings={"scheme": "none", "assign": assign})
-        for assign in ("pull", "finish")
+        for assign in ("pull", "turn")
     ]
     page = render_page([*paths, make_run(tmp_path / "c", 27, scheme="cascade")])
-    for name in ("single network only, --assign finish", "collages first"):
+    for name in ("single network only, --assign turn", "collages first"):
         assert f"</span>{name}</h3>" in page
 
 

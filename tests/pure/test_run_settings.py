@@ -171,7 +171,7 @@ def test_meaning():
         ({"side": True}, "side is True"),
         ({"side": 1}, "2 to 16"),
         ({"shards": 3}, "list of strings"),
-        ({"scheme": "replicate3"}, "known are: none, cascade, cascade-batch, collage,"),
+        ({"scheme": "replicate3"}, "known are: none, replicate, hedge, collage,"),
         ({"deadline_ms": 9.0, "confidence": 2.0}, "confidence is 2"),
         ({"scheme": "hedge"}, "--hedge-ms"),
         ({"scheme": "replicate", "singles": 1}, "each copy of an image needs a rank"),
@@ -211,13 +211,13 @@ def test_a_scheme_without_singles_needs_no_single_network():
     [
         ({"scheme": "none"}, "none"),
         ({"scheme": "none", "assign": "pull", "endgame": "on"}, "none, pulled, end game"),
-        ({"scheme": "none", "singles": 11, "assign": "least"}, "none, least loaded, N = 11"),
+        ({"scheme": "none", "singles": 11}, "none, N = 11"),
         ({"scheme": "replicate", "singles": 18}, "replicate 2"),
         ({"scheme": "collage", "collage_ranks": 2}, "collage, M = 2"),
         ({"scheme": "hedge", "hedge_ms": 150.0}, "hedge after 150 ms"),
         ({"scheme": "collage-only", "singles": 4}, "collage-only"),
         ({"placement": "fastest"}, "collage, fastest"),
-        ({"placement": "fastest", "assign": "finish"}, "collage, first to finish, fastest"),
+        ({"placement": "fastest", "assign": "pull"}, "collage, pulled, fastest"),
     ],
 )
 def test_labels_name_what_is_not_usual(values, label):
@@ -275,10 +275,15 @@ def test_depth_auto_follows_the_ranks_where_they_pull(values, paced, depth):
     assert (found.paced, found.groups_in_flight(found.world_size - 1)) == (paced, depth)
 
 
+def test_in_an_open_loop_a_rank_holds_one_message_unless_told():
+    asked = [{}, {"rate": 9.0}, {"rate": 9.0, "credit": 2}, {"scheme": "cascade"}]
+    assert [RunSettings(**settings).messages for settings in asked] == [2, 1, 2, 1]
+
+
 def test_auto_is_found_out_later_where_a_setting_has_that_word():
     found = parse("--depth", "auto", "--batch", "auto")
     assert (found.depth, found.batch, found.assign) == (None, None, "pull")
-    assert (found.batch_size, found.warm_groups, found.runs) == (1, 2, False)
+    assert (found.batch_size, found.warm_groups) == (1, 2)
     assert RunSettings(batch=None).batch_costs() == {"single": 1.0, "collage": 1.0}
     assert (found.at_batch(8).batch, RunSettings(batch=2).at_batch(8).batch) == (8, 2)
     for words in (["--credit", "auto"], ["--depth", "deep"]):
@@ -387,39 +392,6 @@ def test_run_s_help_begins_with_what_is_needed(capsys):
 )
 def test_flags_made_of_settings_give_them_again(settings):
     assert parse(*flags_of(settings)) == settings
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"batch": 1},
-        {"scheme": "replicate"},
-        {"assign": "least"},
-        {"linger_ms": 3.0},
-        {"rate": 9.0},
-        {"top_k": 2},
-    ],
-    ids=str,
-)
-def test_images_are_in_runs_only_where_the_same_is_wanted_of_each(other):
-    plain = {"scheme": "none", "assign": "pull", "batch": 8, "single": "null", "shards": ("a.h5",)}
-    assert RunSettings.from_mapping(plain).runs
-    assert not RunSettings.from_mapping({**plain, **other}).runs
-
-
-@pytest.mark.parametrize(
-    "other",
-    [{"batch": 1}, {"linger_ms": 3.0}, {"rate": 9.0}, {"top_k": 2}],
-    ids=str,
-)
-def test_a_cascade_takes_runs_whose_groups_are_its_collages(other):
-    given = {"scheme": "cascade", "single": "null", "collage": "null", "shards": ("a.h5",)}
-    given |= {"batch": 2}
-    asked = RunSettings.from_mapping(given)
-    assert asked.runs
-    found = asked.scheduler_settings(9, 1.0, {}, runs=True)
-    assert found == asked.scheduler_settings(9, 1.0, {})
-    assert not RunSettings.from_mapping({**given, **other}).runs
 
 
 def test_a_decoder_that_is_not_there_yet_is_refused() -> None:

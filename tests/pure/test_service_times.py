@@ -133,15 +133,13 @@ class Tasks:
     def __init__(self):
         self.drawn = {}
 
-    def image(self, row):
+    def image_rows(self, rows):
         pass
 
-    group = image
-
-    def task(self, columns):
-        row = TaskRow(*columns)
-        if row.compute_ns:
-            self.drawn[row.rank, row.group, row.attempt] = row.compute_ns
+    def task_rows(self, rows):
+        for row in map(TaskRow._make, rows.tolist()):
+            if row.compute_ns:
+                self.drawn[row.rank, row.group, row.attempt] = row.compute_ns
 
 
 @pytest.mark.parametrize("model", ["lognormal", "bimodal", "trace"])

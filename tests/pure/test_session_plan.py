@@ -90,7 +90,6 @@ def test_a_limited_run_stays_without_a_shard_that_was_mended_later(shards, caplo
     ("more", "by_image", "label"),
     [
         ({}, False, "collage"),
-        ({"assign": "finish"}, False, "collage, first to finish"),
         ({"assign": "pull"}, True, "collage, pulled"),
         ({"endgame": "on"}, True, "collage, end game"),
     ],
@@ -204,9 +203,9 @@ def test_the_manifest_expects_the_rows_of_the_plan(shards):
     assert manifest["mode"] == "carry, depth auto"
 
 
-def test_times_reach_the_scheduler_in_ns():
+def test_times_reach_the_core_in_ns():
     settings = RunSettings(linger_ms=1.5, between="drain", side=3)
-    found = settings.scheduler_settings(10, 1.0, {})
+    found = settings.core_settings(10, 1.0, {})
     assert (found.linger_ns, found.drain) == (1_500_000, True)
     assert found.group_size == 9
 

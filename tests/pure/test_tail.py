@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tails import Tail, measure_tail
 
-from collage_mpi.scheduler.rank_speed import WINDOW
+from collage_mpi.core.ranks import WINDOW
 
 
 def chain(spell: float, share: float, machines: int, requests: int) -> np.ndarray:

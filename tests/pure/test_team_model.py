@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from collage_mpi.scheduler.leases import LeaseSettings, count
+from collage_mpi.job.leases import LeaseSettings, count
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import simulate_in_memory

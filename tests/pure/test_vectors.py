@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from job_messages import HELLO, WELCOME
 from results_harness import InlineThread, Kill, fill, kill_at, make_run, manifest
+from wire_tasks import unpack_results
 
 from collage_mpi.encoding.collage import decode
 from collage_mpi.encoding.vectors import (
@@ -43,7 +44,6 @@ from collage_mpi.mpi.answers import (
     answer_message_bytes,
     in_messages,
     pack_results,
-    unpack_results,
 )
 from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.results import (
@@ -56,7 +56,7 @@ from collage_mpi.results import (
 )
 from collage_mpi.results.reader import open_run
 from collage_mpi.results.vectors import VectorBuffer, Write
-from collage_mpi.rows import IMAGES
+from collage_mpi.rows import IMAGES, KEY_ROW
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
 from collage_mpi.system import files
@@ -241,7 +241,8 @@ layout = [("n", "<i4"), ("k", "<f4", (3,)), ("mask", "?", (2, 4)), ("half", "<f2
 beside.layout = np.dtype(layout)
 row = np.zeros(1, beside.layout)
 row["n"], row["k"], row["mask"][0, 1, 3], row["half"] = 7, [[1, 2, 3]], True, 0.5
-beside.add(0, 4, np.frombuffer(row.tobytes(), np.float32))
+key = np.array([(0, 4)], [("shard", "<u4"), ("row", "<u8")])
+beside.extend(key, np.frombuffer(row.tobytes(), np.float32)[None])
 beside.take().write(1)
 table = pq.ParquetFile(next(Path({str(tmp_path)!r}).iterdir())).read()
 for name in ("n", "k", "half", "mask"):
@@ -253,11 +254,7 @@ for name in ("n", "k", "half", "mask"):
 
 def test_what_waits_for_a_slow_disk_is_bounded_by_its_bytes(tmp_path, monkeypatch):
     beside = VectorBuffer(tmp_path, 1, manifest(ROWS, extras=BOTH))
-    message = np.zeros((9, 250), np.float32)
-    beside.add(0, 0, message[0])
-    message[0] = 1.0  # its buffer is used again, and not kept for one vector of it
-    assert not beside._vectors[0].any()
-    assert beside._vectors[0].base is None
+    beside.extend(np.zeros(1, KEY_ROW), np.zeros((1, 250), np.float32))
     vectors = beside.take()
     assert (vectors.nbytes, beside.nbytes) == (1000, 0)
     assert beside.take().nbytes == 0

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from job_messages import HELLO, WELCOME
 
+from collage_mpi.core.states import IllegalMove, Moves
 from collage_mpi.job import messages
 from collage_mpi.job.messages import (
     LEAVE_WAIT_S,
@@ -47,7 +48,6 @@ from collage_mpi.job.worker_steps import (
     WorkerSteps,
 )
 from collage_mpi.models.info import MOST_BEGUN
-from collage_mpi.scheduler.transitions import IllegalMove, Moves
 
 RANK_0, SHARDS, START = Rank0("host", None, None), Shards(("a",)), Start(1.0, {}, 1, 1)
 MEASURE, MEASURED, CHANGED = Measure("single", 1), Measured(1, None), Changed("single", "torch", "")

@@ -12,12 +12,12 @@ import time
 import numpy as np
 
 from collage_mpi import cli, results
+from collage_mpi.core import Core
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job import coordinator, main, networks, run, worker, worker_group
 from collage_mpi.models.null import NullPredictor
 from collage_mpi.mpi import protocol, transport
 from collage_mpi.results import row_sink
-from collage_mpi.scheduler import Scheduler
 from collage_mpi.shards.schema import ShardInfo
 from collage_mpi.system.environment import launcher_rank
 
@@ -49,7 +49,7 @@ def at_images(act):
     """Act once AFTER_IMAGES images are resolved."""
 
     def watch(self):
-        if self.recorder.totals.images >= AFTER_IMAGES:
+        if self.core.outcomes.totals.images >= AFTER_IMAGES:
             act()
 
     patch(coordinator.Coordinator, "turn", watch)
@@ -103,8 +103,10 @@ def loop():
 
 
 def at_rows(act):
-    """Act as the 20th row is handed over."""
-    patch(row_sink.Buffer, "add", nth(20, act))
+    """Act as the second part of the rows is handed over, of 20 rows."""
+    row_sink.RowSink.__init__.__kwdefaults__["rows_per_part"] = 20
+    coordinator.ROWS = 20
+    patch(row_sink.Buffer, "hand_over", nth(2, act))
 
 
 def row():
@@ -124,7 +126,7 @@ def close():
 
 def kill():
     die = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
-    row_sink.RowSink.__init__.__kwdefaults__["rows_per_part"] = 8
+    row_sink.RowSink.__init__.__kwdefaults__["rows_per_part"] = coordinator.ROWS = 8
     at_images(die) if RANK == 0 else at_task(die)
 
 
@@ -156,12 +158,12 @@ def freeze():
             os.kill(os.getpid(), signal.SIGSTOP)
 
         worker.Session.start = stopped
-    plain = Scheduler.__init__
+    plain = Core.__init__
 
-    def impatient(self, settings, scheme):
-        plain(self, dataclasses.replace(settings, end_ns=500_000_000), scheme)
+    def impatient(self, settings, *more):
+        plain(self, dataclasses.replace(settings, end_ns=500_000_000), *more)
 
-    Scheduler.__init__ = impatient
+    Core.__init__ = impatient
     main.STOP_LIMIT_S = 2.0
 
 

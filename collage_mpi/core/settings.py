@@ -1,4 +1,4 @@
-"""The scheduler's settings, in its own units (ns, groups, tasks)."""
+"""The core's settings, in its own units (ns, groups, tasks)."""
 
 from __future__ import annotations
 
@@ -19,20 +19,18 @@ def batch_factor(inputs: int, further: float) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SchedulerSettings:
-    """The scheduler's settings.
+class CoreSettings:
+    """The core's settings.
 
     Attributes:
-        group_size: images of a full group (side * side; with `whole_batches` times the batch).
+        group_size: images of a full group.
         ranks: number of worker ranks. Each must be ready or lost before the first Admit.
         costs: kind -> service time of its network divided by that of the single network; 1 if the
-            kind is missing. Used if the ranks' speed is watched, which it is if ranks pull.
+            kind is missing.
         batch_costs: kind -> time of a further input of a batch divided by the time of the first; 1
-            if the kind is missing. Used as `costs`.
-        batch: most tasks of one kind that leave for a rank in one message.
-        together: closed loop: `batch` groups come in together, and a rank's tasks of these groups
-            leave together. Otherwise only tasks that wait for the same busy rank leave together.
-        whole_batches: the groups of a batch count as one group, so that its images can be one run.
+            if the kind is missing.
+        batch: most inputs of one kind that leave for a rank in one message.
+        together: closed loop: `batch` groups come in together, and leave when all are there.
         depth: most groups in flight; most batches of groups if groups come in together.
         paced: the next group, or batch of groups, comes in only when a rank is idle.
         drain: the next groups come in only when no task is under way.
@@ -62,8 +60,7 @@ class SchedulerSettings:
     linger_ns: int | None
     max_attempts: int
     endgame: bool
-    whole_batches: bool
-    # These are no settings of a run. They are constants of the scheduler that tests vary.
+    # These are no settings of a run. They are constants of the core that tests vary.
     max_failures: int = 5
     end_ns: int = 30 * SECOND_NS
     stop_ns: int = 5 * SECOND_NS
@@ -76,6 +73,6 @@ class SchedulerSettings:
         return min(self.end_ns, SECOND_NS) if self.endgame else self.end_ns
 
     @property
-    def admitted_together(self) -> int:
+    def step(self) -> int:
         """Number of groups that come in together."""
-        return self.batch if self.together and not self.whole_batches else 1
+        return self.batch if self.together else 1

@@ -1,0 +1,965 @@
+"""The core's machine: what events change, which rank is served with what, and when the job is over.
+
+One rule assigns the work: a rank with room takes the oldest work that it may take. Its scheme says
+what arrivals, full groups and answers add to the work that waits (`schemes`).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.core import events as ev
+from collage_mpi.core.admission import Admission
+from collage_mpi.core.events import Action, Event, Positions
+from collage_mpi.core.outcomes import Outcomes, present
+from collage_mpi.core.policies import Confident
+from collage_mpi.core.ranks import Rank, Ranks
+from collage_mpi.core.retries import NOBODY, Retries
+from collage_mpi.core.schemes import Scheme
+from collage_mpi.core.settings import CoreSettings
+from collage_mpi.core.states import LOST, READY, SILENT
+from collage_mpi.core.table import DONE, DRAWN, OPEN, SHARED, Table, picked
+from collage_mpi.core.work import MOST_ATTEMPTS, Fresh, Message, Queue, Task, Work, overlap
+from collage_mpi.kinds import KIND, SINGLE
+from collage_mpi.rows import BAD_ROW, KIND_CODE, OUTCOME_CODE, TASKS, UNREAD, reason_bytes
+
+MOST_COPIES = 8  # of an image in the end game: it is very unlikely that all are on slow ranks
+NO_REASON = b""
+
+
+class ProtocolViolation(Exception):
+    """The driver broke the contract of the events. This is a defect, never a user's mistake."""
+
+
+class Core:
+    """Feed it events with `step`; carry out the actions that it returns, in order.
+
+    Attributes:
+        table: the images in flight. `table.take` gives the rows of those that are resolved.
+        stopping: why the job ends before its images do; None if it does not.
+        wake_ns: when `step` is to be called again if nothing happens before; None: not before.
+    """
+
+    def __init__(self, settings: CoreSettings, scheme: Scheme, table: Table) -> None:
+        self.settings, self.scheme, self.table = settings, scheme, table
+        self.now_ns = 0
+        self.actions: list[Action] = []
+        self.ranks = Ranks(settings.costs, settings.batch_costs, scheme.fastest_of)
+        self.tasks: dict[int, Task] = {}  # sent and not ended
+        self.fresh, self.alone = Fresh(), Fresh()  # `alone`: for the main kind only
+        self.queues: defaultdict[str, Queue] = defaultdict(Queue)
+        self.late: list[int] = []  # images that an idle rank may have once more
+        self.encode_ns: dict[int, int] = {}  # group -> time for making its collages
+        self.stopping: str | None = None
+        self.retries = Retries(self)
+        self.outcomes = Outcomes(self)
+        self.admission = Admission(self)
+        self._reported: set[int] = set()
+        self._bound: dict[int, Rank] = {}  # ranks that may have room for work of their own
+        self._more: dict[int, list[Task]] = {}  # SHARED image -> its tasks that are out
+        self._ended: dict[int, Task] = {}  # ended, but an answer of it is kept
+        self._rows: list[bytes] = []  # of tasks
+        self._numbers, self._order = count(), count()
+        self._timers: list[tuple[int, int, Callable[[Any], None], Any]] = []
+        self._copies: list[tuple[int, int]] | None = None  # heap of (copies, image) at the end
+        self._ending = self._finished = False
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            ev.Answered: self._answered,
+            ev.Arrived: self._arrived,
+            ev.Left: self._left,
+            ev.RankReady: self._ready,
+            ev.RankSilent: self._silent,
+            ev.RankLost: self._lost,
+            ev.Failed: self._failed,
+            ev.Skipped: self._skipped,
+            ev.InputPaused: self._input_ends,
+            ev.InputClosed: self._input_ends,
+            ev.StopRequested: lambda event: self.stop(event.reason),
+            ev.Threshold: self._threshold,
+        }
+
+    def step(self, now_ns: int, events: Sequence[Event] = ()) -> list[Action]:
+        """Handle the events of one moment, and the timers that are due.
+
+        Raises:
+            ProtocolViolation: time runs backwards, a number is unknown or used twice, or something
+                follows Finish.
+        """
+        if now_ns < self.now_ns or self._finished:
+            raise ProtocolViolation(f"a step at {now_ns} after {self.now_ns}, or after Finish")
+        self.now_ns = now_ns
+        actions: list[Action] = []
+        self.actions = actions
+        handlers = self._handlers
+        for event in events:
+            handlers[type(event)](event)
+        while self._timers and self._timers[0][0] <= now_ns:
+            _, _, call, argument = heapq.heappop(self._timers)
+            call(argument)
+        if self.stopping is None:
+            self._serve()
+            if len(self._reported) >= self.settings.ranks:
+                self.admission.admit()
+        if not self.admission.unresolved or self.stopping is not None:
+            self._maybe_finish()
+        return actions
+
+    @property
+    def wake_ns(self) -> int | None:
+        """When the next timer is due."""
+        return self._timers[0][0] if self._timers else None
+
+    @property
+    def next(self) -> int:
+        """The position of the next image that arrives, unless it belongs to a later group."""
+        return self.admission.next
+
+    def later(self, at_ns: int, call: Callable[[Any], None], argument: Any) -> None:
+        """Call it in the step at or after this time."""
+        heapq.heappush(self._timers, (at_ns, next(self._order), call, argument))
+
+    def nothing(self, _: object) -> None:
+        """A timer that only wakes."""
+
+    # ---- images -------------------------------------------------------------
+
+    def _arrived(self, event: ev.Arrived) -> None:
+        first, images = max(event.first, self.next), len(event.images)
+        if self.admission.closed:
+            raise ProtocolViolation(f"image {first} arrived after InputClosed")
+        if self.admission.paused:
+            self._copies = None
+        for part in self.table.add(first, images):
+            block, at, items = part
+            block.open += (
+                images
+                if isinstance(items, slice) and items == slice(0, images)
+                else (
+                    items.stop - items.start  # type: ignore[union-attr]
+                )
+            )
+            records = block.records
+            records["placed"][at] = event.images[items]
+            t0_ns = event.t0_ns
+            records["t0_ns"][at] = t0_ns if isinstance(t0_ns, int) else t0_ns[items]
+            records["read_ns"][at] = event.read_ns
+            block.main[at] = block.first[at] = block.kept[at] = -1
+            block.cover[at], block.sends[at] = self.scheme.covers, self.scheme.first_sends
+            state = OPEN
+            block.states[at] = state
+            if event.drawn is not None:
+                block.states[at] |= np.where(event.drawn[items], DRAWN, 0).astype(np.uint8)
+        self.outcomes.totals.admitted += images
+        full = self.admission.came(first, images)
+        if self.stopping is not None:
+            return
+        open_group = self._group_at(self.next)
+        new = self.admission.filling and open_group * self._size >= first
+        if new and self.settings.linger_ns is not None:
+            self.later(self.now_ns + self.settings.linger_ns, self._linger, open_group)
+        start = first
+        for fault in sorted(event.faults):
+            self._enter(range(start, first + fault), first, event)
+            self.scheme.faulty(self)
+            self.outcomes.error(first + fault, event.faults[fault])
+            start = first + fault + 1
+        self._enter(range(start, first + images), first, event)
+        for group in full:
+            self._group_closed(group)
+
+    @property
+    def _size(self) -> int:
+        return self.settings.group_size
+
+    def _group_at(self, position: int) -> int:
+        return position // self._size
+
+    def _enter(self, positions: range, first: int, event: ev.Arrived) -> None:
+        """Give images to the scheme, cut where drawn and other images meet."""
+        if not positions:
+            return
+        if event.drawn is None:
+            self.scheme.arrived(self, positions, drawn=False)
+            return
+        drawn = event.drawn[positions.start - first : positions.stop - first]
+        cuts = (np.flatnonzero(np.diff(drawn)) + 1).tolist()
+        for start, stop in zip([0, *cuts], [*cuts, len(positions)], strict=True):
+            self.scheme.arrived(self, positions[start:stop], drawn=bool(drawn[start]))
+
+    def t0_ns(self, position: int) -> int:
+        """The time from which the image's latency counts."""
+        block, at = self.table.find(position)
+        return int(block.records["t0_ns"][at])
+
+    def _linger(self, group: int) -> None:
+        if self.admission.filling and self._group_at(self.next) == group:
+            self._cut_short()
+
+    def _cut_short(self) -> None:
+        """Close the open group before it is full."""
+        group = self.admission.close_group()
+        if group is not None:
+            self._group_closed(group)
+
+    def _group_closed(self, group: int) -> None:
+        """The group gets no further image."""
+        if self.scheme.grouped and self.stopping is None:
+            positions = range(group * self._size, min((group + 1) * self._size, self.table.end))
+            self.scheme.group_full(self, self.table.unresolved(positions))
+
+    def group_over(self, group: int) -> None:
+        """All images of the group have their outcome."""
+        self.encode_ns.pop(group, None)
+
+    def _input_ends(self, event: ev.InputPaused | ev.InputClosed) -> None:
+        if isinstance(event, ev.InputClosed):
+            self.admission.close()
+        self._cut_short()
+        if isinstance(event, ev.InputPaused):
+            self.admission.pause()
+
+    def gone(self, positions: Positions) -> None:
+        """These images have their outcome."""
+        self.admission.resolved(positions)
+        self.actions.append(ev.Resolved(positions))
+
+    # ---- who has an image ---------------------------------------------------
+
+    def holders(self, position: int) -> list[Task]:
+        """The tasks of the image that are out."""
+        if (found := self._more.get(position)) is not None:
+            return found
+        block, at = self.table.find(position)
+        numbers = {int(block.main[at]), int(block.first[at])}
+        return [self.tasks[number] for number in sorted(numbers) if number in self.tasks]
+
+    def has(self, position: int, kind: str) -> bool:
+        """Whether the image needs no task of the kind: it is resolved, kept, or has one."""
+        state = self.table.state(position)
+        if not state & OPEN or state & ~(OPEN | SHARED | DRAWN):
+            return True
+        return any(task.kind == kind and task.covers for task in self.holders(position))
+
+    def in_need(self, position: int) -> np.ndarray:
+        """The images of its group that no task covers, (n,) int64."""
+        first = self._group_at(position) * self._size
+        end = min(first + self._size, self.table.end)
+        found = []
+        for each in np.asarray(self.table.unresolved(range(first, end))).tolist():
+            block, at = self.table.find(each)
+            trouble = self.retries.trouble.get(each)
+            failed = trouble is not None and trouble.failures >= self.settings.max_attempts
+            if not block.cover[at] and not failed:
+                found.append(each)
+        return np.array(found, np.int64)
+
+    def moot(self, position: int) -> None:
+        """The image has its outcome: its tasks have one image less to wait for."""
+        tasks = [task for task in self._more.pop(position, ())] or self.holders(position)
+        for task in sorted(tasks, key=lambda task: not task.spare):
+            task.left -= 1
+            if not task.left and task.id in self.tasks:
+                task.move("moot")
+                self.actions.append(ev.Cancel(task.id, task.rank))
+
+    def kept_task(self, number: int) -> Task:
+        """The task whose answer is kept, ended or being ended."""
+        return self._ended[number]
+
+    # ---- work ---------------------------------------------------------------
+
+    def place(self, work: Work) -> None:
+        """Let the work wait: for any rank that may take it or, where ranks do not pull, for the
+        least loaded one."""
+        self.cover(work.positions, 1)
+        if work.kind == self.scheme.main:
+            self.sends(work.positions, 1)
+        if self.scheme.pulls:
+            self.queues[work.kind].add(work)
+            return
+        self._bind_again(work)
+
+    def _bind_again(self, work: Work) -> None:
+        """Let the work wait for the least loaded rank that has none of its images."""
+        having = {rank.id for rank in self.ranks.others(work.kind, work.held) if rank.has(work)}
+        rank = self.ranks.least_loaded(work.kind, having.union(work.avoid))
+        self.bind(rank or self.ranks.least_loaded(work.kind, having.union(work.held)), work)
+
+    def bind(self, rank: Rank | None, work: Work) -> None:
+        """Let the work, which its images count on already, wait for this rank."""
+        if rank is None:
+            self.uncover(work.positions)
+        else:
+            rank.bound.append(work)
+            self._bound[rank.id] = rank
+
+    def cover(self, positions: Positions, more: int) -> None:
+        """The images can count on so many more tasks, or fewer."""
+        for block, at, _ in self.table.parts(positions):
+            block.cover[at] = block.cover[at].astype(np.int16) + more
+
+    def sends(self, positions: Positions, more: int) -> None:
+        """So many more tasks of the main kind are made for the images."""
+        for block, at, _ in self.table.parts(positions):
+            made = block.sends[at].astype(np.int16) + more
+            block.sends[at] = np.minimum(made, MOST_ATTEMPTS)
+
+    def states(self, positions: Positions) -> np.ndarray:
+        """(n,) uint8, the images' states; DONE for those whose rows were taken."""
+        found = np.full(len(positions), DONE, np.uint8)
+        for block, at, items in self.table.parts(positions):
+            found[items] = block.states[at]
+        return found
+
+    def t0s(self, positions: Positions) -> np.ndarray:
+        """(n,) int64, the times from which the latencies count; 0 if the rows were taken."""
+        found = np.zeros(len(positions), np.int64)
+        for block, at, items in self.table.parts(positions):
+            found[items] = block.records["t0_ns"][at]
+        return found
+
+    def by_t0(self, positions: Positions) -> Iterator[tuple[int, Positions]]:
+        """The images by the time from which their latency counts."""
+        t0s = self.t0s(positions)
+        for t0_ns in np.unique(t0s).tolist():
+            yield t0_ns, np.asarray(positions)[t0s == t0_ns]
+
+    def sure(self, task: Task, cells: np.ndarray, policy: Confident) -> np.ndarray:
+        """(n,) bool, which answers count at once: by their score, or because it is late."""
+        found: np.ndarray = cells["score"] >= policy.confidence
+        if policy.deadline_ns is not None:
+            found |= self.t0s(task.positions) + policy.deadline_ns <= self.now_ns
+        return found
+
+    def keep(
+        self, task: Task, cells: np.ndarray, some: np.ndarray, deadline_ns: int | None
+    ) -> None:
+        """Keep these answers, (n,) bool; each counts at its deadline, if there is one."""
+        self.outcomes.keep(task, cells, some)
+        if deadline_ns is not None:
+            for t0_ns, own in self.by_t0(np.asarray(task.positions)[some]):
+                self.later(t0_ns + deadline_ns, self.outcomes.use_late, own)
+
+    def note_late(self, positions: Positions) -> None:
+        """The first answers of these images are late."""
+        self.late += np.asarray(self.table.unresolved(positions)).tolist()
+
+    def uncover(self, positions: Positions) -> None:
+        """A task or some work that images counted on will not come: give them what they need."""
+        positions = self.table.unresolved(positions)
+        lacking = []
+        for block, at, items in self.table.parts(positions):
+            block.cover[at] -= 1
+            own = picked(positions, items)
+            lacking.append(own[block.cover[at] == 0])
+        found = np.concatenate(lacking) if lacking else np.empty(0, np.int64)
+        if len(found):
+            self.retries.all(found)
+
+    def _serve(self) -> None:
+        """Let the ranks with room take work: those with the fewest messages first."""
+        if self._bound and not self.gathers():
+            for rank in list(self._bound.values()):
+                self._send_bound(rank)
+        for kind in self.scheme.serves:
+            room, passed = self.ranks.room[kind], 0
+            while passed < len(room) and self._anything(kind):
+                rank = room[passed][-1]
+                works = self.scheme.next(self, rank)
+                if not (works and self._send(rank, works)):
+                    passed += 1
+
+    def gathers(self) -> bool:
+        """Whether work waits until all images that could leave with it are there."""
+        return self.settings.together and self.scheme.gathers(self) and self.admission.gathering
+
+    def _anything(self, kind: str) -> bool:
+        """Whether work waits that a rank of this kind could take."""
+        queue = self.queues.get(kind)
+        if (queue is not None and queue.works) or self.late or self._copying:
+            return True
+        return bool(self.fresh.count or self.alone.count) and not self.gathers()
+
+    @property
+    def _copying(self) -> bool:
+        """Whether idle ranks may get copies."""
+        over = self.admission.closed or self.admission.paused
+        if not (self.settings.endgame and over and self.admission.unresolved):
+            return False
+        if self._copies is None:
+            self._copies = [(0, each) for each in self.table.all_unresolved().tolist()]
+        return bool(self._copies)
+
+    def wants_images(self) -> bool:
+        """Whether a rank is idle that could take a new image."""
+        apart = self.scheme.apart(self)
+        return any(self.ranks.idle(kind, apart) for kind in self.scheme.serves)
+
+    def _send_bound(self, rank: Rank) -> None:
+        while rank.bound and rank.messages < rank.credit and rank.status == READY:
+            first, most = rank.bound.popleft(), self.settings.batch
+            first.positions = self.table.unresolved(first.positions)
+            if not len(first.positions):
+                continue
+            if rest := self._cut(first, most):
+                rank.bound.appendleft(rest)
+            works, used = [first], self._inputs(first)
+            while rank.bound and not self.retries.failed(first):
+                following = rank.bound[0]
+                used += self._inputs(following)
+                if following.kind != first.kind or used > most or self.retries.failed(following):
+                    break
+                works.append(rank.bound.popleft())
+            self._send(rank, works)
+        self._bound.pop(rank.id, None)
+
+    # What schemes take for a rank, in the order that they say. Each returns [] if there is nothing.
+
+    def take_again(self, rank: Rank, kind: str) -> list[Work]:
+        """Work of images that were sent before, or of whole groups: up to a batch."""
+        queue = self.queues.get(kind)
+        if queue is None or not queue.works or kind not in rank.kinds:
+            return []
+        encoded = KIND[kind].encoded
+        waiting = len(queue.works) if encoded else queue.count + self.scheme.waiting(self)
+        only = encoded and kind == self.scheme.main  # its first tasks wait here too
+        share = (self.portion if only else self._portion)(rank, kind, waiting)
+        works: list[Work] = []
+        most, place = share or self.settings.batch, 0
+        while place < len(queue.works) and most > 0:
+            work = queue.works[place]
+            if not self._may(rank, work, share):
+                place += 1
+                continue
+            if works and work.like != works[0].like:
+                break
+            if any(overlap(work.positions, each.positions) for each in works):
+                place += 1  # another copy of it, which is for another rank
+                continue
+            work = queue.pop(place)
+            work.positions = self.table.unresolved(work.positions)
+            if not len(work.positions):
+                continue
+            if rest := self._cut(work, most):
+                queue.add(rest)
+            if works and self.retries.failed(work):
+                queue.add(work)
+                break
+            works.append(work)
+            most -= self._inputs(work)
+            if self.retries.failed(work):
+                break
+        return works
+
+    def _inputs(self, work: Work) -> int:
+        """How many inputs of its network the work is."""
+        return 1 if KIND[work.kind].encoded else len(work.positions)
+
+    def _cut(self, work: Work, most: int) -> Work | None:
+        """Cut work that is too large for a message, or of which an image has failed, which leaves
+        alone; the rest."""
+        if KIND[work.kind].encoded or len(work.positions) == 1:
+            return None
+        if self.retries.failed(work):
+            most = 1
+        if len(work.positions) <= most:
+            return None
+        rest = Work(*work.like[:3], work.positions[most:], work.avoid, work.held, spare=work.spare)
+        work.positions = work.positions[:most]
+        return rest
+
+    def _may(self, rank: Rank, work: Work, share: int) -> bool:
+        """Whether the rank may take the work, and does not leave it to quicker ranks."""
+        others = self.ranks.others(work.kind, work.avoid)
+        if rank.has(work) or (
+            rank.id in work.avoid and (rank.id in work.held or next(others, None))
+        ):
+            return False
+        return bool(share) or not self.ranks.quicker(work.kind, work.avoid)
+
+    def _portion(self, rank: Rank, kind: str, waiting: int) -> int:
+        apart = self.scheme.apart(self) if kind == SINGLE else ()
+        most = self.settings.batch
+        return self.ranks.portion(rank, kind, waiting, most, apart, self.now_ns)
+
+    def take_fresh(self, rank: Rank, kind: str, *fresh: Fresh) -> list[Work]:
+        """Images that were never sent, up to a batch; a share if too few wait for all ranks."""
+        for each in fresh:
+            while each.count and kind in rank.kinds and not self.gathers():
+                queued = self.queues[kind].count
+                batch = self.portion(rank, kind, queued + self.scheme.waiting(self))
+                if not batch:
+                    break
+                if each.count < batch * len(self.ranks.ready[kind]):
+                    room = self.ranks.room[kind]
+                    idle = sum(1 for messages, *_ in room if not messages) if batch > 1 else 1
+                    batch = min(batch, -(-each.count // max(1, idle)))
+                positions = self.table.unresolved(each.take(batch))
+                if len(positions):
+                    return [Work(kind, kind, 1, positions)]
+        return []
+
+    def portion(self, rank: Rank, kind: str, waiting: int) -> int:
+        """How many of the waiting inputs of fresh images the rank takes; 0 if it passes over them.
+        In a closed loop there is no end of them until the input ends."""
+        endless = self.settings.together and not (self.admission.closed or self.admission.paused)
+        if endless:
+            return max(1, self._portion(rank, kind, 0))
+        return self._portion(rank, kind, waiting)
+
+    def take_late(self, rank: Rank, source: str) -> list[Work]:
+        """An image whose first answer is late, for an idle rank that does not have it."""
+        if rank.messages or rank.bound or SINGLE not in rank.kinds:
+            return []
+        for place, position in enumerate(self.late):
+            if not self.table.state(position) & OPEN:
+                continue
+            trouble = self.retries.trouble.get(position)
+            barred = {task.rank for task in self.holders(position)}
+            if (self.scheme.pulls and not barred) or self.retries.waits(position):
+                continue  # it waits for a rank with room, or for ranks to recover
+            if trouble is not None:
+                barred |= trouble.tried
+            if rank.id not in barred:
+                del self.late[place]
+                where = range(position, position + 1)
+                self.cover(where, 1)
+                self.sends(where, 1)
+                return [Work(SINGLE, source, 1, where)]
+        self.late = [each for each in self.late if self.table.state(each) & OPEN]
+        return []
+
+    def take_copy(self, rank: Rank) -> list[Work]:
+        """Copies for an idle rank when no image is left to come: of the oldest images with the
+        fewest copies. An image that has failed gets none: it might make the idle ranks fail too.
+
+        This is robust dynamic load balancing (rDLB; Mohammed, Cavelan, Ciorba, arXiv 1905.08073).
+        """
+        main = self.scheme.main
+        if rank.messages or rank.bound or main not in rank.kinds or not self._copying:
+            return []
+        heap, set_aside = self._copies or [], []
+        found: list[int] = []
+        idle = sum(1 for messages, *_ in self.ranks.room[main] if not messages)
+        most = min(self.settings.batch, -(-self.admission.unresolved // max(1, idle)))
+        sends = 0
+        while heap and len(found) < most:
+            copies, position = heapq.heappop(heap)
+            if not self._wants_copy(position, copies):
+                continue
+            if any(task.rank == rank.id for task in self.holders(position)):
+                set_aside.append((copies, position))
+                continue
+            together = [position]
+            if KIND[main].encoded:
+                first = self._group_at(position) * self._size
+                group = self.table.unresolved(range(first, min(first + self._size, self.table.end)))
+                together = [p for p in np.asarray(group).tolist() if self._wants_copy(p, copies)]
+                heap[:] = [each for each in heap if each[1] not in together]
+                heapq.heapify(heap)
+                most = 0
+            for each in together:
+                block, at = self.table.find(each)
+                sends = max(sends, int(block.sends[at]))
+                set_aside.append((copies + 1, each))
+            found += together
+        for entry in set_aside:
+            heapq.heappush(heap, entry)
+        if not found:
+            return []
+        where = np.array(sorted(found), np.int64)
+        self.cover(where, 1)
+        self.sends(where, 1)
+        source = "endgame" if main == SINGLE else main
+        return [Work(main, source, sends + 1, where, spare=True)]
+
+    def _wants_copy(self, position: int, copies: int) -> bool:
+        if not self.table.state(position) & OPEN or copies >= MOST_COPIES:
+            return False
+        if position in self.retries.trouble and self.retries.trouble[position].failures:
+            return False
+        block, at = self.table.find(position)
+        few = int(block.sends[at]) < MOST_ATTEMPTS - self.settings.max_attempts
+        return few and bool(self.holders(position))
+
+    # ---- tasks --------------------------------------------------------------
+
+    def _send(self, rank: Rank, works: list[Work]) -> bool:
+        """Send the work as one message; False if none of its images is unresolved any more."""
+        kind = works[0].kind
+        if len(works) > 1 and not KIND[kind].encoded:
+            same: dict[tuple[str, str, int, bool], list[Work]] = {}
+            for work in works:
+                same.setdefault(work.like, []).append(work)
+            works = [_merged(each) for each in same.values()]
+        tasks = []
+        for work in works:
+            work.positions = self.table.unresolved(work.positions)
+            if len(work.positions):
+                cells = self.scheme.cells(self, work)
+                task = Task(next(self._numbers), rank.id, work, cells, self.now_ns)
+                self.tasks[task.id] = rank.tasks[task.id] = task
+                self._note_holder(task)
+                tasks.append(task)
+        if not tasks:
+            return False
+        encoded = KIND[kind].encoded
+        inputs = len(tasks) if encoded else sum(map(len, tasks))
+        message = Message(len(tasks), inputs)
+        for task in tasks:
+            task.message = message
+        rank.messages += 1
+        self.ranks.changed(rank, self.now_ns)
+        self.actions.append(ev.Send(rank.id, kind, tasks))
+        self.scheme.left(self, tasks)
+        return True
+
+    def _note_holder(self, task: Task) -> None:
+        """Note in the table that the task has its images."""
+        own = "main" if task.kind == self.scheme.main else "first"
+        alone = task.attempt == 1 and not task.spare and task.source == task.kind
+        alone = alone and not self.scheme.redundant and not self.retries.trouble
+        for block, at, items in self.table.parts(task.positions):
+            if not alone:
+                before = (block.main[at] >= 0) | (block.first[at] >= 0)
+                for position in picked(task.positions, items)[before].tolist():
+                    self._share(position, task)
+            block.records[own][at] = task.id
+
+    def _share(self, position: int, task: Task) -> None:
+        """Keep a list of the image's tasks if it has another one that is out."""
+        others = self.holders(position)
+        if others or position in self._more:
+            block, at = self.table.find(position)
+            block.state[at] |= SHARED
+            self._more[position] = [*others, task]
+
+    def _left(self, event: ev.Left) -> None:
+        for number, encode_ns in zip(event.tasks, event.encode_ns, strict=True):
+            task = self.tasks[number]
+            task.sent_ns, task.encode_ns = event.at_ns, encode_ns
+            if encode_ns and self.scheme.grouped:
+                group = self._group_at(int(task.positions[0]))
+                if group in self.admission.left:
+                    self.encode_ns[group] = self.encode_ns.get(group, 0) + encode_ns
+
+    def _end(self, number: int, rank_id: int, how: str, service_ns: int = 0) -> Task:
+        """End the task that a terminal event names, and return it."""
+        task = self.tasks.pop(number, None)
+        if task is None or task.rank != rank_id:
+            raise ProtocolViolation(f"rank {rank_id} ends task {number}, which it does not have")
+        task.move(how)
+        self._ended[number] = task
+        rank = self.ranks.known[rank_id]
+        del rank.tasks[number]
+        message = task.message
+        message.left -= 1
+        if not message.left:
+            rank.messages -= 1
+            if service_ns > 0:
+                self.ranks.observe(rank, service_ns / self.ranks.cost(task.kind, message.inputs))
+            self.ranks.changed(rank, self.now_ns)
+            if rank.bound:
+                self._bound[rank_id] = rank
+        if self._more:
+            for position in np.asarray(task.positions).tolist():
+                if (tasks := self._more.get(position)) is not None and task in tasks:
+                    tasks.remove(task)
+        return task
+
+    def _answered(self, event: ev.Answered) -> None:
+        task = self._end(event.task, event.rank, "answered", event.compute_ns)
+        cells, rank = event.cells, self.ranks.known[event.rank]
+        if len(cells) != len(task):
+            raise ProtocolViolation(
+                f"task {task.id} has {len(task)} images, its answer {len(cells)} cells"
+            )
+        rank.failures = 0
+        task.said = (
+            *(event.decode_ns, event.compute_ns, event.runtime),
+            *(event.read_ns, event.at_ns or self.now_ns),
+        )
+        self._end_row(task, "answered", event.compute_ns, "", event.at_ns)
+        there, part = present(cells), self.table.plain(task.positions)
+        before = self.outcomes.totals.images
+        if event.vectors is not None:
+            self.outcomes.vectors = event.vectors
+        if there is None and part is not None and self.scheme.accepts_all(task):
+            self.outcomes.accept(task, cells, part=part)
+        else:
+            if there is None:
+                there = np.ones(len(cells), bool)
+            if not there.all():
+                self._note_absent(task, event, there)
+            self.scheme.answered(self, task, cells, there)
+        self.outcomes.vectors = None
+        if self.outcomes.totals.images - before < len(task) and task.covers:
+            self.uncover(task.positions)
+        self.write_task(task)
+        self._alive(rank)
+
+    def _note_absent(self, task: Task, event: ev.Answered | ev.Failed, there: np.ndarray) -> None:
+        """Remember of images without an answer why they need another task."""
+        lines, states = iter(event.reasons), event.cells["state"]
+        for place in np.flatnonzero(~there).tolist():
+            position = int(task.positions[place])
+            unread = states[place] in (UNREAD, BAD_ROW)
+            reason = next(lines, "it could not be read") if unread else ""
+            if not self.table.state(position) & OPEN:
+                continue
+            if unread:
+                bad_row = states[place] == BAD_ROW
+                self.retries.note_unread(task, position, reason, bad_row=bool(bad_row))
+            elif task.kind == self.scheme.main:
+                self.retries.note(task, (position,), "the network gave no answer", failed=True)
+
+    def _failed(self, event: ev.Failed) -> None:
+        task, rank = self._end(event.task, event.rank, "failed"), self.ranks.known[event.rank]
+        task.said = (event.decode_ns, 0, 0, 0, self.now_ns)
+        self._end_row(task, "failed", 0, event.reason)
+        states = event.cells["state"]
+        unread = (states == UNREAD) | (states == BAD_ROW)
+        rank.failures += not (unread.any() and not (states == UNREAD).any())
+        if rank.failures >= self.settings.max_failures and self._dispensable(rank):
+            rank.move("failing")
+            why = f"{rank.failures} failures in a row, the last: {event.reason}"
+            self._leave(rank, why)
+            self.actions.append(ev.Retire(rank.id, why))
+        if unread.any():
+            self._note_absent(task, event, ~unread)
+        rest = [
+            position
+            for place, position in enumerate(np.asarray(task.positions).tolist())
+            if self.table.state(position) & OPEN and not (len(unread) and unread[place])
+        ]
+        self.retries.note(task, rest, event.reason, failed=True)
+        self._redo(task)
+        self.write_task(task)
+        self._alive(rank)
+
+    def _redo(self, task: Task) -> None:
+        """Give the images of a task that will not be answered what they need."""
+        if task.kind != self.scheme.main and self.scheme.grouped:
+            self.retries.again(task, self.table.unresolved(task.positions))
+        if task.covers:
+            task.covers = False
+            self.uncover(task.positions)
+
+    def _dispensable(self, rank: Rank) -> bool:
+        """Whether another ready rank holds each kind of network that this rank holds."""
+        return rank.status == READY and all(len(self.ranks.ready[k]) > 1 for k in rank.kinds)
+
+    def _skipped(self, event: ev.Skipped) -> None:
+        task = self._end(event.task, event.rank, "skipped")
+        self._end_row(task, "skipped", 0, "")
+        self.write_task(task)
+        self._alive(self.ranks.known[event.rank])
+
+    def _alive(self, rank: Rank) -> None:
+        """The rank has just ended a task: it recovers if it was silent."""
+        if rank.status in SILENT:
+            rank.move("heard")
+            for task in rank.tasks.values():
+                if not task.covers:
+                    task.covers = True
+                    self.cover(self.table.unresolved(task.positions), 1)
+            if rank.status == READY:
+                self.ranks.enter(rank, self.now_ns)
+            self.retries.ranks_changed()
+
+    # ---- ranks --------------------------------------------------------------
+
+    def _ready(self, event: ev.RankReady) -> None:
+        if event.rank in self._reported:
+            raise ProtocolViolation(f"rank {event.rank} is ready twice, or after it was lost")
+        self._reported.add(event.rank)
+        rank = Rank(event.rank, event.kinds, event.host, event.credit)
+        self.ranks.enter(rank, self.now_ns)
+        self.retries.ranks_changed()
+
+    def recall(self, rank: Rank) -> None:
+        """Let a retired rank work again."""
+        rank.move("recalled")
+        rank.failures = 0
+        self.actions.append(ev.Recall(rank.id))
+        self.ranks.enter(rank, self.now_ns)
+
+    def _silent(self, event: ev.RankSilent) -> None:
+        rank = self.ranks.known.get(event.rank)
+        if rank is None or rank.status in SILENT or rank.status == LOST or not rank.tasks:
+            return  # a rank that owes no answer is not silent: its last answer has just come
+        rank.move("silent")
+        self._leave(rank, event.why)
+        for task in list(rank.tasks.values()):
+            rest = np.asarray(self.table.unresolved(task.positions)).tolist()
+            why = f"rank {rank.id} is silent: {event.why}"
+            self.retries.note(task, rest, why, failed=False)
+            self._redo(task)
+
+    def _lost(self, event: ev.RankLost) -> None:
+        self._reported.add(event.rank)
+        rank = self.ranks.known.get(event.rank)
+        if rank is not None and rank.status != LOST:
+            rank.move("gone")
+            tasks = list(rank.tasks.values())
+            for task in tasks:
+                self._end(task.id, rank.id, "lost")
+                self._end_row(task, "lost", 0, event.why)
+            self._leave(rank, event.why)
+            self.retries.lost_ns = self.now_ns
+            for task in tasks:
+                rest = np.asarray(self.table.unresolved(task.positions)).tolist()
+                why = f"rank {rank.id} was lost: {event.why}"
+                self.retries.note(task, rest, why, failed=True)
+                if task.kind == self.scheme.main:
+                    for position in rest:
+                        self.retries.trouble[position].losses += 1
+            for task in tasks:
+                self._redo(task)
+                self.write_task(task)
+            self.retries.ranks_changed()
+        if len(self._reported) >= self.settings.ranks and not self._anybody_alive():
+            self.stop(NOBODY)
+
+    def _leave(self, rank: Rank, why: str) -> None:
+        """The rank takes no more work: move what waited for it, and for its kind of rank."""
+        self.ranks.leave(rank)
+        self._bound.pop(rank.id, None)
+        bound, rank.bound = list(rank.bound), type(rank.bound)()
+        self.retries.recall(rank)
+        for work in bound:
+            work.positions = self.table.unresolved(work.positions)
+            if len(work.positions):
+                self._bind_again(work)
+        for kind in rank.kinds:
+            if not self.ranks.ready[kind]:
+                self.scheme.nobody(self, kind)
+            queue = self.queues.get(kind)
+            stranded = [
+                work
+                for work in (queue.works if queue is not None else ())
+                if next(self.ranks.others(kind, work.held), None) is None
+            ]
+            for work in stranded:
+                assert queue is not None
+                queue.pop(queue.works.index(work))
+                self.uncover(work.positions)
+
+    def strand(self, fresh: Fresh) -> None:
+        """No rank can take these images as they wait: give each what it needs."""
+        for positions in fresh.clear():
+            self.uncover(positions)
+
+    def anybody(self) -> bool:
+        """Whether a rank that the scheme can use is ready, or silent and may recover."""
+        needs = self.scheme.needs
+        return any(self.ranks.ready[kind] for kind in needs) or self.ranks.any_silent(needs)
+
+    def _anybody_alive(self) -> bool:
+        return any(
+            rank.status != LOST and rank.kinds & self.scheme.needs
+            for rank in self.ranks.known.values()
+        )
+
+    def _threshold(self, event: ev.Threshold) -> None:
+        self.scheme.judge_by(self, event.confidence)
+
+    # ---- rows of tasks ------------------------------------------------------
+
+    def _end_row(
+        self, task: Task, outcome: str, compute_ns: int, reason: str, at_ns: int = 0
+    ) -> None:
+        group = self._group_at(int(task.positions[0]))
+        task.end = (
+            *(max(at_ns or self.now_ns, task.sent_ns) - self.table.start_ns, compute_ns),
+            *(OUTCOME_CODE[outcome], self.table.session, group < self.table.warm_groups),
+            reason_bytes(reason) if reason else NO_REASON,
+        )
+
+    def write_task(self, task: Task) -> None:
+        """Write the row of a task that has ended, unless one of its answers is still kept."""
+        if task.kept or not task.end or task.id not in self._ended:
+            return
+        del self._ended[task.id]
+        self._rows.append(
+            TASKS.packer.pack(
+                *(task.id, task.rank, KIND_CODE[task.kind]),
+                *(self._group_at(int(task.positions[0])), task.attempt, len(task), task.resolved),
+                task.sent_ns - self.table.start_ns,
+                *task.end,
+            )
+        )
+
+    def take_tasks(self) -> np.ndarray:
+        """Take out the rows of tasks that are over, (n,) of TASK_ROW."""
+        rows, self._rows = b"".join(self._rows), []
+        return np.frombuffer(rows, TASKS.dtype)
+
+    def close(self, now_ns: int, left: Sequence[ev.Left] = ()) -> None:
+        """After the last step: end the rows of tasks that are still out; their times are censored.
+
+        `left`: messages that left after it.
+        """
+        self.now_ns = max(now_ns, self.now_ns)
+        for each in left:
+            self._left(each)
+        for task in list(self.tasks.values()):
+            self._end(task.id, task.rank, "unfinished")
+            self._end_row(task, "unfinished", 0, "")
+        for task in list(self._ended.values()):
+            task.kept = 0
+            self.write_task(task)
+
+    # ---- the end ------------------------------------------------------------
+
+    def stop(self, reason: str) -> None:
+        """Send nothing more. Tasks under way may still be answered for `stop_ns`."""
+        if self.stopping is None:
+            self.stopping = reason
+            self.later(self.now_ns + self.settings.stop_ns, self._finish, None)
+
+    def _maybe_finish(self) -> None:
+        if self._finished or (self.stopping is None and not self._done):
+            return
+        if not self.tasks and not self._kept_for_later():
+            self._finish(None)
+        elif self.stopping is None and not self._ending:
+            self._ending = True
+            self.later(self.now_ns + self.settings.late_ns, self._finish, None)
+
+    def _kept_for_later(self) -> bool:
+        """Whether answers are kept that will count at their deadlines."""
+        late = self.outcomes.use_late
+        return any(
+            call == late and len(self.table.unresolved(positions))
+            for _, _, call, positions in self._timers
+        )
+
+    @property
+    def _done(self) -> bool:
+        return self.admission.closed and not self.admission.unresolved
+
+    def _finish(self, _: object) -> None:
+        if self._finished or not (self._done or self.stopping is not None):
+            return
+        self._finished = True
+        errors = self.outcomes.totals.errors
+        if self._done:
+            status = ev.COMPLETE_WITH_ERRORS if errors else ev.COMPLETE
+            self.actions.append(ev.Finish(status, ""))
+        else:
+            self.actions.append(ev.Finish(ev.INCOMPLETE, self.stopping or ""))
+
+
+def _merged(works: list[Work]) -> Work:
+    """Work of the same sort as one."""
+    first = works[0]
+    if len(works) > 1:
+        first.positions = np.unique(np.concatenate([np.asarray(w.positions) for w in works]))
+    return first

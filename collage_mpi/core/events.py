@@ -1,0 +1,229 @@
+"""What the core is told (events) and what it asks for (actions).
+
+All events of a step happen at its time. Positions are numbers of images: they only grow, and a
+group is `group_size` of them. Tasks have numbers that are never used twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from collage_mpi.rows import CELL
+
+Positions = range | np.ndarray  # ascending; (n,) int64 if they are no range
+COMPLETE, COMPLETE_WITH_ERRORS, INCOMPLETE = "complete", "complete_with_errors", "incomplete"
+
+
+# ---- events -----------------------------------------------------------------
+
+
+class RankReady(NamedTuple):
+    """A rank has loaded its networks and accepts `credit` messages at a time."""
+
+    rank: int
+    kinds: frozenset[str]
+    host: str
+    credit: int
+
+
+class RankSilent(NamedTuple):
+    """The rank has not answered for too long. It may still answer, and then takes work again."""
+
+    rank: int
+    why: str
+
+
+class RankLost(NamedTuple):
+    """The rank is gone for good: the end of all its tasks."""
+
+    rank: int
+    why: str
+
+
+class Arrived(NamedTuple):
+    """Images have arrived, at neighbouring positions from `Core.next` on, or from `first` on if
+    that is higher.
+
+    Attributes:
+        images: (n,) of PLACED.
+        t0_ns: the time from which their latency counts (C3), or (n,) int64.
+        read_ns: time from the request for them until they were read.
+        drawn: (n,) bool, which images are audited; None: none is.
+        faults: place in `images` -> why its row could not be read. Such an image keeps its cell, is
+            not sent, and is an error row at once.
+    """
+
+    first: int
+    images: np.ndarray
+    t0_ns: int | np.ndarray
+    read_ns: int = 0
+    drawn: np.ndarray | None = None
+    faults: Mapping[int, str] = {}
+
+
+class InputPaused(NamedTuple):
+    """As far as is known no further image will arrive: an incomplete group is closed, and the end
+    game begins. An image that does arrive ends the pause."""
+
+
+class InputClosed(NamedTuple):
+    """No further image will arrive."""
+
+
+class StopRequested(NamedTuple):
+    """Send nothing more, wait a short time for answers under way, and finish as incomplete."""
+
+    reason: str
+
+
+class Left(NamedTuple):
+    """A message with these tasks has left.
+
+    Attributes:
+        at_ns: when, which may be before the step in which it is told.
+        encode_ns: time for making the picture of each task.
+    """
+
+    tasks: Sequence[int]
+    at_ns: int
+    encode_ns: Sequence[int]
+
+
+class Answered(NamedTuple):
+    """The rank has answered the task, which ends.
+
+    Attributes:
+        cells: (n,) of CELL, one for each image of the task. A cell is present, absent (the network
+            gave no answer for it), or says that its image could not be read.
+        compute_ns: time that the network took, for the whole message.
+        read_ns: how long it waited for the images to be read.
+        decode_ns: time that rank 0 took to unpack the message.
+        runtime: index into ANSWERERS.
+        reasons: a line for each cell that could not be read.
+        vectors: (n, floats) float32, what is kept of each image; None if nothing is.
+        at_ns: when the answer was received, if that was before the step (C3).
+    """
+
+    task: int
+    rank: int
+    cells: np.ndarray
+    compute_ns: int = 0
+    read_ns: int = 0
+    decode_ns: int = 0
+    runtime: int = 0
+    reasons: Sequence[str] = ()
+    vectors: np.ndarray | None = None
+    at_ns: int = 0
+
+
+class Failed(NamedTuple):
+    """The rank could not do the task, which ends. `cells`: (0,), or which images it could not
+    read."""
+
+    task: int
+    rank: int
+    reason: str
+    cells: np.ndarray = np.empty(0, CELL)
+    reasons: Sequence[str] = ()
+    decode_ns: int = 0
+
+
+class Skipped(NamedTuple):
+    """The rank saw the Cancel in time and did not begin the task, which ends."""
+
+    task: int
+    rank: int
+
+
+class Threshold(NamedTuple):
+    """From now on an answer of the first stage is sure if it has at least this score; None: no
+    further image is put into the first stage."""
+
+    confidence: float | None
+
+
+Event = (
+    RankReady
+    | RankSilent
+    | RankLost
+    | Arrived
+    | InputPaused
+    | InputClosed
+    | StopRequested
+    | Left
+    | Answered
+    | Failed
+    | Skipped
+    | Threshold
+)
+
+
+# ---- actions ----------------------------------------------------------------
+
+
+class Admit(NamedTuple):
+    """Ask for so many further images (back-pressure: no image comes unasked)."""
+
+    images: int
+
+
+class Send(NamedTuple):
+    """Send these tasks, all of one kind and to one rank, in one message."""
+
+    rank: int
+    kind: str
+    tasks: Sequence[Any]  # of Task
+
+
+class Cancel(NamedTuple):
+    """Advisory: this task's answer is no longer needed."""
+
+    task: int
+    rank: int
+
+
+class Resolved(NamedTuple):
+    """These images have their outcome: their pixels are not needed any more."""
+
+    positions: Positions
+
+
+class Judged(NamedTuple):
+    """A drawn image has its outcome.
+
+    Attributes:
+        score: of the first stage's cell; None if only one network has answered.
+        differs: whether the two networks name different classes.
+        accepted: whether the first stage's answer is the outcome.
+    """
+
+    position: int
+    score: float | None
+    differs: bool
+    accepted: bool
+
+
+class Retire(NamedTuple):
+    """The rank failed too often and gets no more work. Do not stop it: it may be recalled."""
+
+    rank: int
+    reason: str
+
+
+class Recall(NamedTuple):
+    """The retired rank gets work again, because no other rank of a kind is left."""
+
+    rank: int
+
+
+class Finish(NamedTuple):
+    """The job is over. `status` is COMPLETE, COMPLETE_WITH_ERRORS or INCOMPLETE."""
+
+    status: str
+    reason: str
+
+
+Action = Admit | Send | Cancel | Resolved | Judged | Retire | Recall | Finish

@@ -1,0 +1,263 @@
+"""The ranks: what each may do next, how fast it is, and the order in which they are served."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterator, Mapping
+from itertools import takewhile
+from math import inf
+from typing import TYPE_CHECKING
+
+from collage_mpi.core.settings import batch_factor
+from collage_mpi.core.states import LOST, RANK, READY, SILENT
+from collage_mpi.core.work import overlap
+
+if TYPE_CHECKING:
+    from collage_mpi.core.work import Task, Work
+
+WINDOW = 9  # service times that are kept of a rank
+SLOW = 1.5  # a rank is slow if its service time is over SLOW times the median of its kind
+SLICE_NS = 5_000_000  # less work than this is not split: a message costs rank 0 some 50 us
+PROBE_AFTER = 100  # a slow rank is tried again when it was idle for this many service times
+
+
+class Rank:
+    """A worker rank: its networks, its tasks, the work that is bound to it, and its speed.
+
+    Its service time, `pace_ns`, is the median over its last messages, for a single image: 0 until
+    one is known. The median ignores one slow answer, and soon shows that a rank stays slow.
+    """
+
+    def __init__(self, rank: int, kinds: frozenset[str], host: str, credit: int) -> None:
+        self.id, self.kinds, self.host, self.credit = rank, kinds, host, credit
+        self.status = READY
+        self.failures = 0  # in a row
+        self.tasks: dict[int, Task] = {}  # sent and not ended
+        self.messages = 0  # with such tasks
+        self.bound: deque[Work] = deque()
+        self.pace_ns = 0.0
+        self.idle_ns: int | None = None  # since when it has been idle
+        self.turn = 0  # grows with each change of it: of equal ranks the longest unchanged is first
+        self.place: tuple[int, float, int, Rank] | None = None  # among those with room
+        self._last: deque[float] = deque()
+        self._sorted: list[float] = []
+
+    @property
+    def load(self) -> int:
+        """Number of tasks that are out or wait for it."""
+        return len(self.tasks) + len(self.bound)
+
+    def has(self, work: Work) -> bool:
+        """Whether it has an image of the work for the same network, or is to get it."""
+        there: list[Task | Work] = [*self.tasks.values(), *self.bound]
+        return any(
+            each.kind == work.kind and overlap(each.positions, work.positions) for each in there
+        )
+
+    @property
+    def heard(self) -> bool:
+        """Whether it is neither silent nor lost."""
+        return self.status not in SILENT and self.status != LOST
+
+    def move(self, event: str) -> None:
+        """Change its status; KeyError if the event cannot happen now."""
+        self.status = RANK[self.status][event]
+
+    def observe(self, service_ns: float) -> None:
+        """Add a service time of a single image."""
+        if len(self._last) == WINDOW:
+            del self._sorted[bisect_left(self._sorted, self._last.popleft())]
+        self._last.append(service_ns)
+        insort(self._sorted, service_ns)
+        self.pace_ns = self._sorted[(len(self._sorted) - 1) // 2]
+
+    def forget(self) -> None:
+        """Forget its service times, so that it is tried again."""
+        self._last.clear()
+        self._sorted.clear()
+        self.pace_ns = 0.0
+
+    def __lt__(self, other: Rank) -> bool:
+        return self.id < other.id
+
+
+class Ranks:
+    """All ranks that were ever ready; those that take work by kind, speed and room."""
+
+    def __init__(
+        self,
+        costs: Mapping[str, float],
+        batch_costs: Mapping[str, float],
+        fastest_of: Mapping[str, int],
+    ) -> None:
+        """`costs`, `batch_costs`: as in `CoreSettings`; `fastest_of`: as in `Scheme`."""
+        self.known: dict[int, Rank] = {}
+        self.ready: defaultdict[str, list[int]] = defaultdict(list)  # kind -> ranks, ascending
+        # kind -> ranks with room: fewest messages first, then the fastest, then who waited longest
+        self.room: defaultdict[str, list[tuple[int, float, int, Rank]]] = defaultdict(list)
+        self._costs, self._batch_costs, self._fastest_of = costs, batch_costs, fastest_of
+        self._paces: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
+        self._cursor: defaultdict[str, int] = defaultdict(int)
+        self._turn = 0
+
+    # ---- who there is -------------------------------------------------------
+
+    def enter(self, rank: Rank, now_ns: int) -> None:
+        """The rank takes work from now on."""
+        self.known[rank.id] = rank
+        for kind in rank.kinds:
+            insort(self.ready[kind], rank.id)
+            insort(self._paces[kind], (rank.pace_ns, rank.id))
+        self.changed(rank, now_ns)
+
+    def leave(self, rank: Rank) -> None:
+        """The rank takes no more work, if it did."""
+        for kind in rank.kinds:
+            if rank.id in self.ready[kind]:
+                self.ready[kind].remove(rank.id)
+                self._paces[kind].remove((rank.pace_ns, rank.id))
+        self._displace(rank)
+
+    def others(self, kind: str, avoid: Collection[int]) -> Iterator[Rank]:
+        """The ready ranks of the kind that are not in `avoid`."""
+        return (self.known[rank] for rank in self.ready[kind] if rank not in avoid)
+
+    def any_silent(self, kinds: Collection[str]) -> bool:
+        """Whether a silent rank, which is not retired, holds one of the kinds."""
+        return any(
+            rank.status == "suspected" and not rank.kinds.isdisjoint(kinds)
+            for rank in self.known.values()
+        )
+
+    def idle(self, kind: str, apart: Collection[int]) -> bool:
+        """Whether a rank of the kind that is not `apart` has no message and no work."""
+        room = takewhile(lambda place: not place[0], self.room[kind])
+        return any(not rank.bound and rank.id not in apart for *_, rank in room)
+
+    # ---- turns, as in the paper ---------------------------------------------
+
+    def turns(
+        self, kind: str, count: int, rows: int, avoid: Collection[int]
+    ) -> Iterator[list[Rank]]:
+        """The ranks of the next `count` images in turn: `rows` different ones for each image.
+
+        The ranks are laid out in `rows` rows. An image gets the next rank of the first row and
+        those below it, so the first copies go to the ranks in turn, as without further copies.
+        """
+        ready = self.ready[kind]
+        if avoid:
+            ready = [rank for rank in ready if rank not in avoid]
+        rows = min(rows, len(ready))
+        stride = len(ready) // rows if rows else 0
+        for _ in range(count if stride else 0):
+            place = self._cursor[kind] % stride
+            self._cursor[kind] = place + 1
+            yield [self.known[ready[place + row * stride]] for row in range(rows)]
+
+    def skip_turn(self, kind: str) -> None:
+        """Skip the next rank in turn, because its image is not sent."""
+        self._cursor[kind] += 1
+
+    # ---- speed --------------------------------------------------------------
+
+    def cost(self, kind: str, inputs: int) -> float:
+        """Cost of a message with so many inputs, relative to one single image."""
+        further = self._batch_costs.get(kind, 1.0)
+        return self._costs.get(kind, 1.0) * batch_factor(inputs, further)
+
+    def observe(self, rank: Rank, service_ns: float) -> None:
+        """Note how long the rank took for a single image."""
+        before = rank.pace_ns
+        rank.observe(service_ns)
+        self._sort(rank, before)
+
+    def forget(self, rank: Rank, now_ns: int) -> None:
+        """Forget the speed of a rank."""
+        before = rank.pace_ns
+        rank.forget()
+        self._sort(rank, before)
+        self.changed(rank, now_ns)
+
+    def _sort(self, rank: Rank, before: float) -> None:
+        if rank.pace_ns != before and rank.status == READY:
+            for kind in rank.kinds:
+                paces = self._paces[kind]
+                del paces[bisect_left(paces, (before, rank.id))]
+                insort(paces, (rank.pace_ns, rank.id))
+
+    def limit_ns(self, kind: str) -> float:
+        """The service time above which a rank is slow: SLOW times the median, or times that of the
+        last of the fastest ranks that the kind is for; inf until it is known."""
+        paces = self._paces[kind]
+        place = min(self._fastest_of.get(kind, len(paces)), (len(paces) + 1) // 2) - 1
+        return SLOW * paces[place][0] or inf if paces else inf
+
+    def portion(
+        self,
+        rank: Rank,
+        kind: str,
+        waiting: int,
+        most: int,
+        apart: Collection[int],
+        now_ns: int,
+    ) -> int:
+        """How many of the waiting inputs the rank takes, up to `most`: 0 if it passes over them.
+
+        Only a slow rank leaves work to others: what quicker ranks would end sooner. Each of them
+        ends what it is computing, and then takes its share of what waits, unless it is `apart`. A
+        slow rank that was idle for long is tried again.
+        """
+        limit, whole = self.limit_ns(kind), self.cost(kind, most)
+        if rank.pace_ns <= limit or rank.pace_ns * whole <= SLICE_NS:
+            return most
+        if rank.idle_ns is not None and now_ns - rank.idle_ns > PROBE_AFTER * rank.pace_ns:
+            self.forget(rank, now_ns)
+            return most
+        quick = sum(each not in apart for pace, each in self._paces[kind] if pace <= limit)
+        if not quick:
+            return most
+        ends = whole * (1 + waiting / most / quick) * limit / SLOW / rank.pace_ns
+        first, further = self.cost(kind, 1), self._batch_costs.get(kind, 1.0)
+        if ends < first:
+            return 0
+        return min(most, 1 + int((ends / first - 1) / further)) if further else most
+
+    def quicker(self, kind: str, avoid: Collection[int]) -> bool:
+        """Whether a rank of the kind is neither slow nor in `avoid`."""
+        limit = self.limit_ns(kind)
+        return any(rank not in avoid for pace, rank in self._paces[kind] if pace <= limit)
+
+    def fastest(self, kind: str, count: int) -> list[int]:
+        """The fastest ranks of the kind; those of unknown speed come first."""
+        return [rank for _, rank in self._paces[kind][:count]]
+
+    def least_loaded(
+        self, kind: str, avoid: Collection[int], among: Collection[int] | None = None
+    ) -> Rank | None:
+        """The rank with the fewest tasks; None if all are in `avoid`."""
+        allowed = (r for r in self.others(kind, avoid) if among is None or r.id in among)
+        return min(allowed, key=lambda rank: (rank.load, rank.turn), default=None)
+
+    # ---- room ---------------------------------------------------------------
+
+    def changed(self, rank: Rank, now_ns: int) -> None:
+        """The rank's messages, its speed, or whether it takes work has changed."""
+        self._displace(rank)
+        self._turn += 1
+        rank.turn = self._turn
+        if rank.messages:
+            rank.idle_ns = None
+        elif rank.idle_ns is None:
+            rank.idle_ns = now_ns
+        if rank.status == READY and rank.messages < rank.credit:
+            rank.place = (rank.messages, rank.pace_ns, rank.turn, rank)
+            for kind in rank.kinds:
+                insort(self.room[kind], rank.place)
+
+    def _displace(self, rank: Rank) -> None:
+        if rank.place is not None:
+            for kind in rank.kinds:
+                room = self.room[kind]
+                del room[bisect_left(room, rank.place)]
+            rank.place = None

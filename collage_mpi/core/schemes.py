@@ -1,0 +1,548 @@
+"""Schemes: what an arrival, a full group and an answer add to the work that waits.
+
+A scheme handles no credit, queues, retries or lost ranks. Its class names the kinds of network
+that it needs and the settings that it takes. The base class is the scheme without redundancy.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from collage_mpi.core.events import Positions
+from collage_mpi.core.policies import AcceptPolicy, Confident, First
+from collage_mpi.core.ranks import Rank
+from collage_mpi.core.table import DECIDED, DRAWN
+from collage_mpi.core.work import Task, Work
+from collage_mpi.errors import UsageError
+from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE
+from collage_mpi.plugins import Names
+
+Core = Any  # `core.core.Core`, which imports this module
+
+ASSIGNMENTS = ("turn", "pull")
+PLACEMENTS = ("fixed", "fastest")
+LEAST = 3  # images of a collage; for two, a single answer each is faster
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchemeSettings:
+    """The settings of all schemes; a scheme uses those that it names in `takes`.
+
+    Bounds and choices are checked where users give the values (settings/redundancy).
+
+    Attributes:
+        name: one of SCHEME_NAMES.
+        assign: turn: image i of a group goes to the i-th rank, as in the paper. pull: a rank that
+            has room takes the oldest work.
+        policy: when a collage's answer counts.
+        collage_copies: number of ranks that get the same collage.
+        hedge_ns: time from its t0 after which an image is late.
+        placement: one of PLACEMENTS. Collages go to ranks of their own (fixed), or to the fastest
+            of the ranks that hold both networks (fastest).
+        calibrate: until a threshold is chosen, no answer of the first stage counts.
+    """
+
+    name: str
+    assign: str
+    policy: AcceptPolicy
+    collage_copies: int
+    hedge_ns: int | None
+    placement: str
+    calibrate: bool
+
+
+# Values of the settings that a scheme does not take but that its base class reads.
+NOT_TAKEN: Mapping[str, Any] = {"assign": "turn", "policy": First(), "placement": "fixed"}
+
+REGISTERED: dict[str, type[Scheme]] = {}
+SchemeClass = TypeVar("SchemeClass", bound="type[Scheme]")
+
+
+def register(scheme: SchemeClass) -> SchemeClass:
+    """Register a scheme under its name; a class decorator."""
+    assert scheme.name not in REGISTERED, f"two schemes {scheme.name}"
+    REGISTERED[scheme.name] = scheme
+    return scheme
+
+
+@register
+class Scheme:
+    """Sends every image to one single rank, without redundancy. The base of all schemes.
+
+    Attributes:
+        name: as in settings and messages.
+        needs: kinds of network that it uses; ranks that hold none of them stay idle.
+        takes: names of the settings that it uses.
+        assigns: values of `assign` that it supports; any other value is taken as `turn`.
+        main: kind of the tasks that retries use, and whose failures count.
+        first: kind of its other tasks.
+        replicas: number of single ranks that each image is sent to at once.
+        only: setting of a run -> its allowed values, for settings with restrictions.
+        placement, credit: defaults of the settings that say which ranks hold a second network, and
+            how many messages a rank may have at a time.
+        grouped: groups are units of its work.
+        redundant: an image may have several tasks though nothing went wrong.
+        fastest_of: kind -> how many of the fastest ranks its tasks are for; other kinds are for
+        all.
+        covers, first_sends: tasks that an image can count on when it arrives, and how many of them
+            are of the main kind.
+    """
+
+    name: ClassVar[str] = "none"
+    needs: ClassVar[frozenset[str]] = frozenset({SINGLE})
+    takes: ClassVar[frozenset[str]] = frozenset({"assign"})
+    assigns: ClassVar[tuple[str, ...]] = ASSIGNMENTS
+    main: ClassVar[str] = SINGLE
+    first: ClassVar[str] = COLLAGE
+    replicas: ClassVar[int] = 1
+    only: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    placement: ClassVar[str] = "fixed"
+    credit: ClassVar[int] = 2
+    grouped: ClassVar[bool] = False
+    redundant: ClassVar[bool] = False
+    fastest_of: Mapping[str, int] = {}
+    covers = 1
+    first_sends = 1
+
+    def __init__(self, settings: SchemeSettings) -> None:
+        self.pulls = settings.assign == "pull" and "pull" in self.assigns
+        self.serves = tuple(sorted(self.needs))
+
+    @property
+    def label(self) -> str:
+        """As shown in tables and legends."""
+        return self.name + (", pulled" if self.pulls else "")
+
+    def arrived(self, core: Core, positions: range, *, drawn: bool) -> None:
+        """Images have arrived that can be read, at neighbouring positions of any groups."""
+        if not self.pulls:
+            self.in_turn(core, positions, 1)
+        elif core.ranks.ready[SINGLE]:
+            core.fresh.add(positions)
+        else:
+            core.uncover(positions)
+
+    def in_turn(self, core: Core, positions: range, rows: int) -> None:
+        """Bind each image to the single ranks in turn, `rows` of them."""
+        of_rank: dict[tuple[int, int], list[int]] = defaultdict(list)
+        given = -1
+        turns = core.ranks.turns(SINGLE, len(positions), rows, self.apart(core))
+        for given, ranks in enumerate(turns):
+            for row, rank in enumerate(ranks):
+                of_rank[rank.id, row].append(positions[given])
+        if given < 0:
+            core.uncover(positions)
+        for (rank_id, row), own in of_rank.items():
+            work = Work(SINGLE, "replica" if row else SINGLE, 1, np.array(own, np.int64))
+            core.bind(core.ranks.known[rank_id], work)
+
+    def apart(self, core: Core) -> Sequence[int]:
+        """Ranks that get no single images."""
+        return ()
+
+    def faulty(self, core: Core) -> None:
+        """An image cannot be read: the rank whose turn it is gets none for it."""
+        core.ranks.skip_turn(SINGLE)
+
+    def group_full(self, core: Core, positions: Positions) -> None:
+        """A group gets no further image; its unresolved ones are at these positions."""
+
+    def next(self, core: Core, rank: Rank) -> list[Work]:
+        """What a rank that has room takes: the oldest work that it may take."""
+        fresh = () if rank.id in self.apart(core) else (core.fresh,)
+        return (
+            core.take_again(rank, SINGLE)
+            or core.take_fresh(rank, SINGLE, *fresh)
+            or core.take_copy(rank)
+        )
+
+    def waiting(self, core: Core) -> int:
+        """Single tasks that the images that were never sent will be."""
+        return core.fresh.count * self.replicas
+
+    def gathers(self, core: Core) -> bool:
+        """Whether images leave only when all that come in together are there."""
+        return core.settings.batch > 1
+
+    def accepts_all(self, task: Task) -> bool:
+        """Whether each answer of the task counts at once."""
+        return task.kind == self.main
+
+    def answered(self, core: Core, task: Task, cells: np.ndarray, there: np.ndarray) -> None:
+        """A task is answered; `there`: (n,) bool, for which of its images."""
+        core.outcomes.accept(task, cells, there)
+
+    def left(self, core: Core, tasks: Sequence[Task]) -> None:
+        """Tasks have left."""
+
+    def cells(self, core: Core, work: Work) -> np.ndarray | None:
+        """(n,) int64, the cells of the images in their picture; None: those of their group."""
+        return None
+
+    def nobody(self, core: Core, kind: str) -> None:
+        """No ready rank of the kind is left."""
+        if kind == SINGLE:
+            core.strand(core.fresh)
+
+    def judge_by(self, core: Core, confidence: float | None) -> None:
+        """From now on an answer of the first stage counts if it has this score; None: none does."""
+
+
+@register
+class ReplicateScheme(Scheme):
+    """Sends every image to two single ranks; the first answer counts.
+
+    In turn, the first copy goes to the same rank as without further copies: with 2N ranks, image i
+    goes to ranks i and N + i. Where ranks pull, another rank takes the second copy when the first
+    has left.
+    """
+
+    name = "replicate"
+    replicas = 2
+    redundant = True
+
+    @property
+    def label(self) -> str:
+        """As shown in tables and legends."""
+        return f"{self.name} {self.replicas}" + (", pulled" if self.pulls else "")
+
+    def arrived(self, core: Core, positions: range, *, drawn: bool) -> None:
+        """Both copies leave at once, in turn."""
+        if self.pulls:
+            super().arrived(core, positions, drawn=drawn)
+        else:
+            rows = min(self.replicas, len(core.ranks.ready[SINGLE]))
+            core.cover(positions, max(0, rows - 1))
+            core.sends(positions, max(0, rows - 1))
+            self.in_turn(core, positions, rows)
+
+    def left(self, core: Core, tasks: Sequence[Task]) -> None:
+        """The first copy has left: another rank may take the second."""
+        for task in tasks:
+            others = core.ranks.others(SINGLE, (task.rank,))
+            if self.pulls and task.source == SINGLE and next(others, None) is not None:
+                held = (task.rank,)
+                core.place(Work(SINGLE, "replica", 1, task.positions, held, held))
+
+
+@register
+class HedgeScheme(Scheme):
+    """Sends a second copy to an idle rank when the first answer is late.
+
+    These are the hedged requests of Dean and Barroso, "The Tail at Scale", CACM 56(2), 2013. If no
+    rank is idle, a late image gets its copy when a rank becomes idle.
+    """
+
+    name = "hedge"
+    takes = frozenset({"assign", "hedge_ns"})
+    redundant = True
+
+    def __init__(self, settings: SchemeSettings) -> None:
+        super().__init__(settings)
+        if settings.hedge_ns is None:
+            raise UsageError(f"scheme {self.name} needs a time: --hedge-ms 150")
+        self._after_ns = settings.hedge_ns
+
+    @property
+    def label(self) -> str:
+        """As shown in tables and legends."""
+        return f"{super().label} after {self._after_ns / 1e6:g} ms"
+
+    def arrived(self, core: Core, positions: range, *, drawn: bool) -> None:
+        """Make the first task, and set the time of the second."""
+        super().arrived(core, positions, drawn=drawn)
+        for t0_ns, own in core.by_t0(positions):
+            core.later(t0_ns + self._after_ns, core.note_late, own)
+
+    def next(self, core: Core, rank: Rank) -> list[Work]:
+        """As without redundancy; an idle rank takes late images before copies."""
+        return (
+            core.take_again(rank, SINGLE)
+            or core.take_fresh(rank, SINGLE, core.fresh)
+            or core.take_late(rank, "hedge")
+            or core.take_copy(rank)
+        )
+
+
+@register
+class CollageScheme(Scheme):
+    """A single task for each image at once, and a collage of the group when the group is full.
+
+    This is the scheme of arXiv 1904.12222. `collage_copies` > 1 sends the same collage to several
+    ranks. With placement `fastest` ranks hold both networks: the fastest `collage_copies` ranks
+    take no single tasks, and a rank passes over the collages that they would end sooner.
+    """
+
+    name = "collage"
+    needs = frozenset({SINGLE, COLLAGE})
+    takes = frozenset({"assign", "policy", "collage_copies", "placement"})
+    grouped = True
+    redundant = True
+    covers = 2
+
+    def __init__(self, settings: SchemeSettings) -> None:
+        super().__init__(settings)
+        self.policy, self.copies = settings.policy, settings.collage_copies
+        self.fastest = settings.placement == "fastest"
+        if self.fastest and SINGLE in self.needs:
+            self.fastest_of = {COLLAGE: self.copies}
+
+    @property
+    def label(self) -> str:
+        """As shown in tables and legends."""
+        return super().label + (", fastest" if self.fastest else "")
+
+    def group_full(self, core: Core, positions: Positions) -> None:
+        """Let the unresolved images wait as collages: for the best ranks, or the first with
+        room."""
+        core.cover(positions, -1)  # what the images could count on so far
+        ready = len(core.ranks.ready[COLLAGE])
+        held: list[int] = []
+        for _ in range(min(self.copies, ready) if len(positions) else 0):
+            work = Work(COLLAGE, COLLAGE, 1, positions, tuple(held), tuple(held))
+            if self.pulls:
+                core.place(work)
+                continue
+            rank = core.ranks.least_loaded(COLLAGE, held, self.apart(core))
+            if rank is None or rank.load:  # none is kept for collages, or those are busy
+                rank = core.ranks.least_loaded(COLLAGE, held)
+            if rank is not None:
+                held.append(rank.id)
+                core.cover(positions, 1)
+                core.sends(positions, int(self.main == COLLAGE))
+                core.bind(rank, work)
+        if not ready and len(positions):
+            core.cover(positions, 1)
+            core.uncover(positions)
+
+    def apart(self, core: Core) -> Sequence[int]:
+        """With placement `fastest`, the fastest ranks, which get the collages: never all ranks."""
+        most = min(self.fastest_of.get(COLLAGE, 0), len(core.ranks.ready[COLLAGE]) - 1)
+        return core.ranks.fastest(COLLAGE, most) if most > 0 else ()
+
+    def next(self, core: Core, rank: Rank) -> list[Work]:
+        """The oldest collage or single image that the rank may take."""
+        return core.take_again(rank, COLLAGE) or super().next(core, rank)
+
+    def accepts_all(self, task: Task) -> bool:
+        """A collage's answers count at once if they all do."""
+        return task.kind == SINGLE or isinstance(self.policy, First)
+
+    def answered(self, core: Core, task: Task, cells: np.ndarray, there: np.ndarray) -> None:
+        """A cell counts from the time that the policy says; a cell without an answer never does."""
+        if self.accepts_all(task):
+            core.outcomes.accept(task, cells, there)
+            return
+        assert isinstance(self.policy, Confident)
+        sure = there & core.sure(task, cells, self.policy)
+        if sure.any():
+            core.outcomes.accept(task, cells, sure)
+        core.keep(task, cells, there & ~sure, self.policy.deadline_ns)
+
+
+@register
+class CollageOnlyScheme(CollageScheme):
+    """Only the collage of each group, without single tasks: the cheapest, and the least accurate.
+
+    Images that a collage did not answer, and images of a failed collage, are sent again as another
+    collage.
+    """
+
+    name = "collage-only"
+    needs = frozenset({COLLAGE})
+    takes = frozenset({"assign", "collage_copies", "placement"})
+    main = COLLAGE
+    covers, first_sends = 1, 0
+
+    def arrived(self, core: Core, positions: range, *, drawn: bool) -> None:
+        """Make no task: the group's collage will cover the images."""
+
+    def next(self, core: Core, rank: Rank) -> list[Work]:
+        """The oldest collage, or a copy of one."""
+        return core.take_again(rank, COLLAGE) or core.take_copy(rank)
+
+
+@register
+class CascadeScheme(Scheme):
+    """A first stage for waiting images, and the exact network for those that it was unsure of.
+
+    A rank with room takes the oldest image that the first stage was unsure of. Otherwise, if enough
+    images wait, it takes the oldest of them as one collage, or else the oldest image alone. While
+    no images wait this is scheme `none`; the more images wait, the more a rank answers in one call.
+    It is a cascade of classifiers (Streeter, arXiv 1802.07697) whose first stage grows with the
+    queue.
+    """
+
+    name = "cascade"
+    needs = frozenset({SINGLE, COLLAGE})
+    takes = frozenset({"assign", "policy", "placement", "calibrate"})
+    assigns = ("pull",)
+    only: ClassVar[Mapping[str, tuple[str, ...]]] = {"assign": ("pull",)}
+    placement = "fastest"
+    credit = 1  # images in a rank's second message would wait, and no collage could take them
+
+    def __init__(self, settings: SchemeSettings) -> None:
+        super().__init__(settings)
+        self.pulls = True
+        self.policy, self.calibrating = settings.policy, settings.calibrate
+        self.fixed = settings.placement == "fixed"
+        self.ended = False  # the first stage gets no further image
+
+    @property
+    def label(self) -> str:
+        """As shown in tables and legends."""
+        return self.name + (", ranks apart" if self.fixed else "")
+
+    def arrived(self, core: Core, positions: range, *, drawn: bool) -> None:
+        """While a threshold is chosen both stages classify drawn images, and the exact network
+        all others."""
+        first, exact = core.ranks.ready[self.first], core.ranks.ready[SINGLE]
+        alone = self.ended or (self.calibrating and not drawn)
+        if not first and not exact:
+            core.uncover(positions)
+        else:
+            (core.alone if exact and (alone or not first) else core.fresh).add(positions)
+
+    def least(self, core: Core) -> int:
+        """How many images must wait before they leave together."""
+        size = core.settings.group_size
+        if not core.ranks.ready[SINGLE]:
+            return 1
+        if self.calibrating:
+            closed = core.fresh.count and core.fresh.oldest // size < core.next // size
+            return 1 if closed else size
+        return min(max(LEAST, int(core.settings.costs.get(self.first, 1.0)) + 1), size)
+
+    def waiting(self, core: Core) -> int:
+        """Of the first stage, counted as tasks of it, and of the exact network alone."""
+        return core.fresh.count // core.settings.group_size + core.alone.count
+
+    def gathers(self, core: Core) -> bool:
+        """Images that come in together can leave in one collage."""
+        return True
+
+    def next(self, core: Core, rank: Rank) -> list[Work]:
+        """Unsure images, then a collage of those that wait, then images alone."""
+        if found := core.take_again(rank, SINGLE):
+            return found
+        enough = core.fresh.count >= self.least(core) and not core.gathers()
+        if self.first in rank.kinds and enough and (found := self._pictures(core, rank)):
+            return found
+        fresh = (core.alone,) if self.calibrating else (core.fresh, core.alone)
+        return core.take_fresh(rank, SINGLE, *fresh) or core.take_copy(rank)
+
+    def _pictures(self, core: Core, rank: Rank) -> list[Work]:
+        """Up to a batch of collages, all full if there are several."""
+        size, waiting = core.settings.group_size, core.fresh.count
+        room = core.ranks.room[self.first]
+        idle = sum(1 for messages, *_ in room if not messages)
+        most = core.portion(rank, self.first, -(-waiting // size))
+        share = min(most, max(1, waiting // (size * max(1, idle))))
+        works = []
+        for _ in range(share):
+            positions = core.table.unresolved(core.fresh.take(size))
+            if len(positions):
+                core.sends(positions, -1)  # each counted on a task of its own
+                works.append(Work(self.first, self.first, 1, positions))
+        return works
+
+    def cells(self, core: Core, work: Work) -> np.ndarray | None:
+        """A collage holds images of any groups, in its first cells."""
+        return np.arange(len(work.positions)) if work.kind == self.first else None
+
+    def answered(self, core: Core, task: Task, cells: np.ndarray, there: np.ndarray) -> None:
+        """A sure answer resolves its image. An unsure one is kept, and the exact network is
+        asked."""
+        if task.kind != self.first:
+            core.outcomes.accept(task, cells, there)
+            return
+        deadline_ns = None
+        if self.calibrating:
+            sure = np.zeros(len(there), bool)
+        elif isinstance(self.policy, Confident):
+            sure = there & core.sure(task, cells, self.policy)
+            deadline_ns = self.policy.deadline_ns
+        else:
+            sure = there
+        drawn = core.states(task.positions) & DRAWN != 0
+        if (sure & ~drawn).any():
+            core.outcomes.accept(task, cells, sure & ~drawn)
+        if (sure & drawn).any():
+            core.outcomes.keep(task, cells, sure & drawn, DECIDED)
+        if (there & ~sure).any():
+            core.keep(task, cells, there & ~sure, deadline_ns)
+
+    def nobody(self, core: Core, kind: str) -> None:
+        """Without one of the stages the other one gets its images."""
+        if not core.ranks.ready[SINGLE] and not core.ranks.ready[self.first]:
+            core.strand(core.fresh)
+            core.strand(core.alone)
+        elif kind == SINGLE:
+            core.fresh.merge(core.alone)
+        elif self.calibrating:
+            core.alone.merge(core.fresh)
+
+    def judge_by(self, core: Core, confidence: float | None) -> None:
+        """The threshold is chosen: from now on any image may go through the first stage."""
+        self.calibrating, self.ended = False, confidence is None
+        deadline_ns = self.policy.deadline_ns if isinstance(self.policy, Confident) else None
+        self.policy = Confident(inf if confidence is None else confidence, deadline_ns)
+        if self.ended and core.ranks.ready[SINGLE]:
+            core.alone.merge(core.fresh)
+        else:
+            core.fresh.merge(core.alone)
+
+
+@register
+class CascadeBatchScheme(CascadeScheme):
+    """As `cascade`, with a batch for the backup network instead of a collage.
+
+    The backup network is a quick network for the same classes. If the user names none, the single
+    network takes its place, and all its answers count.
+    """
+
+    name = "cascade-batch"
+    first = BACKUP
+    needs = frozenset({SINGLE, BACKUP})
+
+
+SCHEMES = tuple(REGISTERED)
+SCHEME_NAMES = Names("scheme", "collage_mpi.schemes", Scheme, SCHEMES)
+
+
+def scheme_class(name: str) -> type[Scheme]:
+    """The class of the scheme with this name.
+
+    Raises:
+        UsageError: no scheme has this name.
+        EnvironmentFault: the package that adds the scheme is broken.
+    """
+    if name not in REGISTERED:
+        added = SCHEME_NAMES.load(name)
+        if added is None:
+            raise UsageError(f"scheme is {name!r}; known are: {', '.join(SCHEME_NAMES)}")
+        return REGISTERED.setdefault(name, added)
+    return REGISTERED[name]
+
+
+def make_scheme(settings: SchemeSettings) -> Scheme:
+    """The scheme that the settings name. Settings that it does not take are ignored.
+
+    Raises:
+        UsageError: no scheme has the name, or its settings contradict each other.
+        EnvironmentFault: the package that adds the scheme is broken.
+    """
+    scheme = scheme_class(settings.name)
+    if settings.placement == "fastest" and "placement" not in scheme.takes:
+        raise UsageError(
+            f"placement fastest is for collages, and scheme {settings.name} makes none: "
+            "leave it out"
+        )
+    idle = {name: value for name, value in NOT_TAKEN.items() if name not in scheme.takes}
+    return scheme(replace(settings, **idle))

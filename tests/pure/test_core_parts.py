@@ -1,0 +1,363 @@
+"""The parts of the core: the table and its rows, the ranks' order and speed, states, schemes."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import MISSING, dataclass, fields, replace
+from math import inf
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from core_world import ABSENT, BACKUP, COLLAGE, MS, SINGLE, World, scheme_settings
+
+from collage_mpi.core import events as ev
+from collage_mpi.core import make_scheme, scheme_class, schemes, states, table
+from collage_mpi.core.policies import Confident
+from collage_mpi.core.ranks import WINDOW, Rank, Ranks
+from collage_mpi.core.schemes import SCHEMES, Scheme, SchemeSettings
+from collage_mpi.core.table import DONE, OPEN, Table
+from collage_mpi.core.work import Fresh, joined, overlap
+from collage_mpi.errors import UsageError
+from collage_mpi.kinds import KINDS
+from collage_mpi.rows import KIND_CODE, OUTCOME_CODE, SOURCE_CODE
+from collage_mpi.settings.redundancy import RankSettings
+from collage_mpi.system.fields import setting
+
+ARCHITECTURE = Path(__file__).parents[2] / "docs" / "architecture.md"
+BOTH = frozenset({SINGLE, COLLAGE})
+
+
+# ---- the table --------------------------------------------------------------
+
+
+def test_positions_are_found_like_by_a_dictionary_whatever_was_taken():
+    """Random images are resolved and taken, so that blocks are shrunk, beside a plain dict."""
+    rng = random.Random(5)
+    with mock.patch.multiple(table, BLOCK=8, SPARSE=3):
+        found, model = Table(4, 0, 0, 0), {}
+        for _ in range(60):
+            for part in found.add(
+                found.end + rng.choice([0, 0, 5, 20]), count := rng.randint(1, 9)
+            ):
+                part.block.states[part.at] = OPEN
+                part.block.open += len(part.block.states[part.at])
+            model |= dict.fromkeys(range(found.end - count, found.end), OPEN)
+            for each in rng.sample(sorted(model), rng.randint(0, len(model))):
+                if model[each] == OPEN and rng.random() < 0.5:
+                    block, at = found.find(each)
+                    block.states[at] = model[each] = DONE
+                    found.resolved(block, 1)
+            asked = np.unique([rng.randrange(found.end + 9) for _ in range(20)])
+            for positions in (asked, range(found.end // 2, found.end)):
+                expected = [p for p in positions if model.get(p) == OPEN]
+                assert np.asarray(found.unresolved(positions)).tolist() == expected
+            for each in asked.tolist():
+                assert (found.state(each) & OPEN) == (model.get(each) == OPEN)
+            opened = sorted(p for p, state in model.items() if state == OPEN)
+            assert found.all_unresolved().tolist() == opened
+            if rng.random() < 0.4:
+                rows, _ = found.take()
+                taken = sorted(p for p, state in model.items() if state == DONE)
+                assert (rows["group"] * 4 + rows["cell"]).tolist() == taken
+                model = {p: state for p, state in model.items() if state == OPEN}
+                held = sum(len(block.states) for block in found.blocks.values())
+                assert held <= 8 + 3 * 8 * len(model), "late images hold whole blocks"
+
+
+def test_fresh_images_are_taken_oldest_first_as_ranges_where_they_touch():
+    fresh, other = Fresh(), Fresh()
+    fresh.add(range(3))
+    fresh.add(range(3, 5))
+    fresh.add(range(8, 10))
+    other.add(range(5, 7))
+    fresh.merge(other)
+    assert (list(fresh.ranges), fresh.oldest, other.count) == ([range(7), range(8, 10)], 0, 0)
+    assert fresh.take(7) == range(7)
+    fresh.add(range(12, 13))
+    assert np.asarray(fresh.take(9)).tolist() == [8, 9, 12]
+    assert fresh.count == 0
+    assert joined([]) == range(0)
+
+
+def test_two_sequences_overlap_only_where_they_share_a_position():
+    sparse = np.array([1, 5, 9])
+    assert overlap(range(2), sparse)
+    assert overlap(sparse, np.array([2, 9]))
+    assert not overlap(sparse, range(2, 5))
+    assert not overlap(range(3), range(3, 5))
+
+
+def test_rows_name_every_time_and_price_each_where_it_belongs():
+    """A group by hand, each number its own."""
+    world = World(scheme="collage", singles=2, others=1, keeps=True).start()
+    world.now_ns = 100
+    world.arrive(4, t0_ns=np.array([90, 91, 92, 93]))
+    sends = [*world.live]
+    world.step(ev.Left(sends, 110, [0] * (len(sends) - 1) + [30]), now_ns=120)
+    collage, first = world.task_of(1, COLLAGE), world.task_of(0)
+    world.now_ns = 300
+    world.step(world.answered(first, compute_ns=41, at_ns=290))
+    world.now_ns = 400
+    world.step(world.answered(collage, {1: (7, 0.25, 1), 2: (0, 0, ABSENT)}, compute_ns=51))
+    world.take()
+    single, cell = world.rows[0], world.rows[1]
+    assert (single["source"], single["latency_ns"], single["compute_ns"]) == (SINGLE, 200, 41)
+    assert (cell["source"], cell["latency_ns"], cell["compute_ns"]) == (COLLAGE, 309, 51)
+    assert (cell["predicted"], cell["score"], cell["encode_ns"]) == (7, 0.25, 30)
+    assert (cell["shard"], cell["row"], cell["session"], cell["warmup"]) == (5, 1, 3, True)
+    assert (cell["group"], cell["cell"], cell["rank"], cell["attempt"]) == (0, 1, 3, 1)
+    task = world.tasks[collage]
+    assert (task["kind"], task["outcome"]) == (KIND_CODE[COLLAGE], OUTCOME_CODE["answered"])
+    assert (task["items"], task["resolved"], task["sent_ns"], task["done_ns"]) == (4, 2, 110, 400)
+    world.run_out()
+
+
+def test_times_in_rows_count_from_the_start_of_the_session():
+    found = Table(4, 1000, 2, 0)
+    ((block, at, _),) = found.add(0, 1)
+    block.states[at], block.open = DONE, 0
+    block.records["t0_ns"][at], block.records["said"]["done_ns"][at] = 1500, 1900
+    block.records["said"]["source"][at] = SOURCE_CODE["error"]
+    found.resolved(block, 1)
+    block.open = 0
+    found.reasons[0] = "gone"
+    ((row,), vectors) = found.take()
+    assert (row["t0_ns"], row["latency_ns"], row["session"], row["reason"]) == (
+        500,
+        400,
+        2,
+        b"gone",
+    )
+    assert vectors is None
+
+
+# ---- ranks ------------------------------------------------------------------
+
+
+def ranks_of(*ms: float, kinds: tuple[frozenset[str], ...] = ()) -> Ranks:
+    """Ranks 1, 2, ... with these service times; of a rank with 0 none is known."""
+    found = Ranks({COLLAGE: 2.0}, {SINGLE: 0.5}, {})
+    for rank, service_ms in enumerate(ms, start=1):
+        state = Rank(rank, kinds[rank - 1] if kinds else BOTH, "host", 2)
+        found.enter(state, 0)
+        if service_ms:
+            found.observe(state, service_ms * MS)
+            found.changed(state, 0)
+    return found
+
+
+def test_one_slow_answer_says_little_and_half_a_window_says_all():
+    rank = Rank(1, BOTH, "host", 2)
+    for _ in range(WINDOW):
+        rank.observe(100.0)
+    rank.observe(9000.0)
+    assert rank.pace_ns == 100.0
+    for _ in range(WINDOW // 2):
+        rank.observe(500.0)
+    assert rank.pace_ns == 500.0
+
+
+def test_a_message_says_how_fast_its_rank_is_once_by_its_cost():
+    costs = {"costs": {COLLAGE: 2.0}, "batch_costs": {SINGLE: 0.5}}
+    world = World(singles=1, batch=2, assign="pull", credit=1, **costs).start()
+    world.arrive(2)
+    world.close()
+    (rank,) = world.core.ranks.known.values()
+    (task,) = world.of(1)
+    world.step(world.answered(task, compute_ns=90 * MS))
+    assert rank.pace_ns == 60 * MS, "two take 1.5 times as long as one"
+    assert world.core.ranks.cost(COLLAGE, 1) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("ms", "limit_ms"),
+    [
+        ((), inf),
+        ((0, 0, 10), inf),
+        ((0, 10), inf),
+        ((0, 10, 20), 15.0),
+        ((10, 40), 15.0),
+        ((10, 20, 40), 30.0),
+        ((40, 10, 20, 30), 30.0),
+    ],
+)
+def test_a_rank_is_slow_beyond_one_and_a_half_times_the_median(ms, limit_ms):
+    assert ranks_of(*ms).limit_ns(SINGLE) == limit_ms * MS
+
+
+@pytest.mark.parametrize(
+    ("avoid", "quick"),
+    [((), True), ((1, 3), True), ((1, 2, 3), True), ((1, 3, 4), False), ((1, 3, 5), True)],
+)
+def test_a_kind_has_a_quick_rank_while_one_is_left_that_is_not_slow(avoid, quick):
+    one = frozenset({SINGLE})
+    found = ranks_of(10, 16, 10, 15, 10, kinds=(one, one, one, one, frozenset({COLLAGE})))
+    assert found.quicker(SINGLE, avoid) is quick
+
+
+def test_a_rank_that_comes_back_is_as_fast_as_it_was():
+    found = ranks_of(10, 30, 40)
+    for rank, limit_ms in ((2, 15), (1, 60)):
+        found.leave(found.known[rank])
+        assert found.limit_ns(SINGLE) == limit_ms * MS
+    for rank in (1, 2):
+        found.enter(found.known[rank], 0)
+    assert found.limit_ns(SINGLE) == 45 * MS
+
+
+def test_a_late_answer_of_a_silent_rank_says_how_fast_it_is():
+    world = World(singles=3).start()
+    world.arrive(4)
+    task = world.of(1)[0]
+    world.silence(1)
+    world.step(world.answered(task, compute_ns=90 * MS))
+    assert world.core.ranks.known[1].pace_ns == 90 * MS
+    world.step()
+
+
+def test_ranks_with_fewest_messages_come_first_then_faster_then_those_that_wait_longest():
+    found = ranks_of(20, 10, 10)
+    assert [place[-1].id for place in found.room[SINGLE]] == [2, 3, 1]
+    found.known[2].messages = 1
+    found.changed(found.known[2], 5)
+    assert [place[-1].id for place in found.room[SINGLE]] == [3, 1, 2]
+    found.changed(found.known[3], 6)
+    found.known[2].messages = 0
+    found.changed(found.known[2], 7)
+    assert [place[-1].id for place in found.room[SINGLE]] == [3, 2, 1]
+
+
+# ---- states -----------------------------------------------------------------
+
+
+def diagram(moves: dict[str, dict[str, str]]) -> str:
+    """The table as Mermaid draws it; what leads from one state to another on one arrow."""
+    lines = [f"    [*] --> {next(iter(moves))}"]
+    for state, after in moves.items():
+        for end in dict.fromkeys(after.values()):
+            lines.append(
+                f"    {state} --> {end}: {' / '.join(e for e in after if after[e] == end)}"
+            )
+        lines += [] if after else [f"    {state} --> [*]"]
+    return "\n".join(["```mermaid", "stateDiagram-v2", *lines, "```"])
+
+
+@pytest.mark.parametrize("name", ["RANK", "TASK"])
+def test_the_docs_draw_the_states_and_each_can_be_reached(name):
+    moves = getattr(states, name)
+    drawn = diagram(moves)
+    assert drawn in ARCHITECTURE.read_text(), f"docs/architecture.md needs, of a {name}:\n{drawn}"
+    reached, new = set(), {next(iter(moves))}
+    while new:
+        reached |= new
+        new = {after for state in new for after in moves[state].values()} - reached
+    assert reached == moves.keys()
+
+
+def test_a_move_that_is_in_no_table_raises():
+    world = World().start()
+    world.arrive(4)
+    with pytest.raises(states.IllegalMove):
+        world.core.step(0, [ev.Skipped(0, 1)])  # it was not cancelled
+    with pytest.raises(states.IllegalMove):
+        world.core.ranks.known[1].move("heard")
+
+
+# ---- schemes ----------------------------------------------------------------
+
+ASKED = scheme_settings("none", policy=Confident(0.5, 9 * MS), collage_copies=2, hedge_ns=5 * MS)
+
+
+def asked(name: str, **changes) -> SchemeSettings:
+    return replace(ASKED, name=name, **changes)
+
+
+def test_schemes_are_known_by_name_and_an_error_lists_them():
+    with pytest.raises(UsageError, match=f"known are: {', '.join(SCHEMES)}"):
+        scheme_class("nine")
+
+
+@pytest.mark.parametrize(
+    ("name", "needs", "label"),
+    [
+        ("none", {SINGLE}, "none, pulled"),
+        ("replicate", {SINGLE}, "replicate 2, pulled"),
+        ("hedge", {SINGLE}, "hedge, pulled after 5 ms"),
+        ("collage", {SINGLE, COLLAGE}, "collage, pulled"),
+        ("collage-only", {COLLAGE}, "collage-only, pulled"),
+        ("cascade", {SINGLE, COLLAGE}, "cascade, ranks apart"),
+        ("cascade-batch", {SINGLE, BACKUP}, "cascade-batch, ranks apart"),
+    ],
+)
+def test_a_scheme_needs_kinds_and_shows_the_settings_that_it_takes(name, needs, label):
+    made = make_scheme(asked(name, assign="pull"))
+    assert (made.needs, made.label) == (needs, label)
+    assert made.main in needs <= {*KINDS}
+    assert made.takes <= {each.name for each in fields(SchemeSettings)} - {"name"}
+
+
+def test_collages_alone_wait_for_nobody():
+    """An accept policy would keep their cells for singles that do not come."""
+    assert make_scheme(asked("collage-only")).policy.name == "first"
+    assert make_scheme(asked("collage")).policy.name == "confident 0.5, else 9 ms"
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_only_a_scheme_with_collages_places_them_by_speed(name):
+    if "placement" in scheme_class(name).takes:
+        make_scheme(asked(name, placement="fastest"))
+        return
+    with pytest.raises(UsageError, match=f"scheme {name} makes none"):
+        make_scheme(asked(name, placement="fastest"))
+
+
+def test_hedging_needs_a_time_and_no_setting_of_a_scheme_has_a_default():
+    with pytest.raises(UsageError, match="scheme hedge needs a time: --hedge-ms 150"):
+        make_scheme(asked("hedge", hedge_ns=None))
+    assert [each.name for each in fields(SchemeSettings) if each.default is not MISSING] == []
+
+
+def test_one_more_scheme_is_one_class():
+    class Spare(Scheme):
+        """Singles, and collage ranks that do nothing."""
+
+        name = "spare"
+        needs = BOTH
+
+    @dataclass(frozen=True, repr=False)
+    class Spared(RankSettings):
+        scheme: str = setting("spare", "one of those that were known when the class was made")
+
+    schemes.register(Spare)
+    try:
+        assert make_scheme(asked("spare")).label == "spare"
+        found = Spared(collage_ranks=2, side=2).place(7)
+        assert found.describe() == "0 coordinator, 1-4 single, 5-6 collage"
+        with pytest.raises(AssertionError, match="two schemes spare"):
+            schemes.register(Spare)
+    finally:
+        del schemes.REGISTERED["spare"]
+
+
+# ---- placement by speed -----------------------------------------------------
+
+
+def fastest(**settings) -> World:
+    """Five ranks that hold both networks; rank 3 has shown to be the fastest, rank 1 slow."""
+    given = {"scheme": "collage", "others": 1, "placement": "fastest", "checked": False}
+    world = World(**{**given, **settings}).start()
+    world.arrive(4)
+    for task, sent in sorted(world.live.items()):
+        took_ns = {1: 900, 3: 50}.get(sent.rank, 100) * MS
+        world.step(world.answered(task, compute_ns=took_ns))
+    world.arrive(4)
+    return world
+
+
+def test_the_collage_goes_to_the_fastest_rank_and_singles_to_the_others():
+    world = fastest()
+    assert world.live[world.task_of(4, COLLAGE)].rank == 3
+    assert sorted(world.live[world.task_of(image)].rank for image in range(4, 8)) == [1, 2, 4, 5]
+    world.run_out()
