@@ -216,14 +216,17 @@ def _thresholds(run: Run) -> list[str]:
     names = [Path(shard["path"]).name for shard in manifest["shards"]]
     scores = [first_answers(number_of(names[s]))[1][r] for s, r in keys_of(both)]
     differs = (both["predicted"] != both["other"]) & (np.array(scores) >= chosen[0])
-    n, most = len(both), 1 - agree
+    most, cells = 1 - agree, manifest["settings"]["side"] ** 2
+    size = math.ceil(round(9 / most / cells, 6)) * cells  # images that choose
+    audits = max(0, len(both) - size)  # of other images that ended before; who they are is not said
+    n, wrong = len(both) - audits, int(differs.sum()) - audits
     if n < 9 / most:  # rows of a session that was killed are asked for again; its threshold stays
         return []
     chance = sum(
-        math.comb(n, k) * most**k * (1 - most) ** (n - k) for k in range(int(differs.sum()) + 1)
+        math.comb(n, k) * most**k * (1 - most) ** (n - k) for k in range(max(0, wrong) + 1)
     )
     if chance > 0.1:  # 0.05, and an image or two may have both answers only after it was chosen
-        return [f"{differs.sum()} of {n} differ: agree {agree} is not shown by {chosen[0]}"]
+        return [f"{wrong} of {n} differ: agree {agree} is not shown by {chosen[0]}"]
     return []
 
 
