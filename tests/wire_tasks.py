@@ -16,6 +16,7 @@ from collage_mpi.mpi.answers import (
     WireResult,
     unpack_ends,
 )
+from collage_mpi.mpi.protocol import read_header
 from collage_mpi.mpi.tasks import ITEM, WireTask, pack_tasks
 from collage_mpi.rows import BAD_ROW, PRESENT, UNREAD
 
@@ -25,10 +26,7 @@ class Packed(NamedTuple):
 
     id: int
     kind: str
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
+    positions: range
 
 
 def pack_wire_tasks(
@@ -38,7 +36,7 @@ def pack_wire_tasks(
     records = [
         np.array([(image, cell, 1) for image, cell in task.items], ITEM).tobytes() for task in tasks
     ]
-    packed = [Packed(task.task, task.kind, len(task.items)) for task in tasks]
+    packed = [Packed(task.task, task.kind, range(len(task.items))) for task in tasks]
     files = tasks[0].as_files
     return pack_tasks(out, session, packed, records, pixels, following, as_files=files)
 
@@ -46,7 +44,7 @@ def pack_wire_tasks(
 def unpack_results(message: np.ndarray) -> list[WireResult]:
     """The results of an ANSWERS message, as the worker packed them."""
     found = []
-    for end in unpack_ends(0, message):
+    for end in unpack_ends(0, read_header(message), message):
         if isinstance(end, Answered | Failed):
             states = end.cells["state"].tolist()
             lines = iter(end.reasons)

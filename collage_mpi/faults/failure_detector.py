@@ -92,8 +92,9 @@ class FailureDetector:
     def heard(self, rank: int, now_ns: int, service_ns: Collection[int]) -> None:
         """A message came from the rank; `service_ns`: of each task that it ends."""
         self.timeouts.heard(rank, now_ns, len(service_ns))
-        if service_ns:
-            self.timeouts.served(max(service_ns))
+        for each_ns in service_ns:
+            if each_ns > self.timeouts.longest_ns:
+                self.timeouts.longest_ns = each_ns
 
     def gone(self, found: Gone) -> None:
         """MPI reports the rank as lost; the next `look` returns it."""

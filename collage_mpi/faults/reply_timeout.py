@@ -100,7 +100,7 @@ class ReplyTimeouts:
         self.losses: dict[int, Loss] = {}
         self.watch = WatchedTime(now_ns)
         self._members = {rank: _Member(now_ns) for rank in ranks}
-        self._longest_ns = 0
+        self.longest_ns = 0
         self._scan_at_ns = 0
 
     @property
@@ -123,7 +123,7 @@ class ReplyTimeouts:
         """The present reply timeout."""
         if self.reply_timeout_ns is not None:
             return self.reply_timeout_ns
-        return max(LEAST_REPLY_NS, TIMES_LONGEST * self._longest_ns)
+        return max(LEAST_REPLY_NS, TIMES_LONGEST * self.longest_ns)
 
     def sent(self, rank: int, now_ns: int, tasks: int = 1) -> None:
         """This many tasks were sent to the rank, which now owes their answers."""
@@ -137,7 +137,7 @@ class ReplyTimeouts:
         """The rank has sent a message, with the ends of this many tasks."""
         member = self._members.get(rank)
         if member is not None:
-            member.owed = max(0, member.owed - answers)
+            member.owed = member.owed - answers if member.owed > answers else 0
             member.heard_ns, member.since_ns = now_ns, self.watch.at(now_ns)
             member.suspected_ns = None
 
@@ -148,7 +148,7 @@ class ReplyTimeouts:
 
     def served(self, service_ns: int) -> None:
         """A network took this long for a task."""
-        self._longest_ns = max(self._longest_ns, service_ns)
+        self.longest_ns = max(self.longest_ns, service_ns)
 
     def lose(self, rank: int, layer: str, why: str, now_ns: int) -> Loss | None:
         """Mark the rank as lost; None if it was lost before."""

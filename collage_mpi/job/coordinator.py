@@ -124,10 +124,11 @@ class WorkMeter:
 
     def sent(self, took_ns: int, encodes_ns: Sequence[int]) -> None:
         """Add a message: its time, and for each of its tasks the part that pasting took."""
-        encode_ns = sum(encodes_ns)
         self.sends += 1
-        self.send_ns += took_ns - encode_ns
-        if encode_ns:
+        self.send_ns += took_ns
+        if any(encodes_ns):
+            encode_ns = sum(encodes_ns)
+            self.send_ns -= encode_ns
             self.encodes += len(encodes_ns)
             self.encode_ns += encode_ns
 
@@ -170,8 +171,8 @@ class Coordinator:
         self._stopped = self._input_closed = self._letting_in = self._stepping = False
         self._report_at_ns = self._write_at_ns = 0
         # Events that arose while others were handled; each entry holds those of one moment.
-        self._events: deque[tuple[int, Sequence[ev.Event | Callable[[], ev.Event]]]] = deque()
-        self._left: list[ev.Left] = []  # messages that have left, for the next step
+        self._events: deque[tuple[int, Sequence[ev.Event | partial[ev.Arrived]]]] = deque()
+        self._left: list[Any] = []  # messages that have left, for the next step
         self._cancels: dict[int, list[int]] = {}  # rank -> cancelled tasks, not sent yet
         self._actions: Mapping[type, Callable[[Any], object]] = {
             ev.Admit: self._admit,
@@ -269,7 +270,7 @@ class Coordinator:
 
     # ---- events -------------------------------------------------------------
 
-    def _step(self, now_ns: int, *events: ev.Event | Callable[[], ev.Event]) -> None:
+    def _step(self, now_ns: int, *events: ev.Event | partial[ev.Arrived]) -> None:
         """Tell the core of one moment, and of all that follows from it.
 
         An event may be given as a function, which makes it when its turn has come.
@@ -278,14 +279,17 @@ class Coordinator:
         if self._stepping:
             return  # the loop below, further up the stack, takes them
         self._stepping = True
+        core, actions = self.core, self._actions
         while self._events:
             at_ns, of_one_moment = self._events.popleft()
             if self.finish is None:
-                left, self._left = self._left, []
-                told = [each() if callable(each) else each for each in of_one_moment]
+                told: list[ev.Event] = self._left
+                self._left = []
+                for each in of_one_moment:
+                    told.append(each() if isinstance(each, partial) else each)
                 # A time stamp may be older than events handled since, but the core's time grows.
-                for action in self.core.step(max(at_ns, self.core.now_ns), (*left, *told)):
-                    self._actions[type(action)](action)
+                for action in core.step(at_ns if at_ns > core.now_ns else core.now_ns, told):
+                    actions[type(action)](action)
         self._stepping = False
 
     def _received(self, arrival: Received) -> None:
@@ -303,16 +307,18 @@ class Coordinator:
         if header.type != wire.ANSWERS:
             raise wire.WireFault(f"rank {arrival.rank} sent type {header.type} in mid-run")
         rank, at_ns = arrival.rank, arrival.at_ns
-        ends = unpack_ends(rank, arrival.message, at_ns, self.clock)
+        ends = unpack_ends(rank, header, arrival.message, at_ns, self.clock, start_ns)
         self.uses[rank] = unpack_use(arrival.message)
-        self.ranks.heard(rank, at_ns, [getattr(end, "compute_ns", 0) for end in ends])
-        before_ns = self.work.send_ns + self.work.encode_ns
+        self.ranks.heard(
+            rank, at_ns, [end.compute_ns if type(end) is ev.Answered else 0 for end in ends]
+        )
+        work = self.work
+        before_ns = work.send_ns + work.encode_ns
         self._step(at_ns, *ends)
         if self._cancels:
             self._send_cancels()
-        sending_ns = self.work.send_ns + self.work.encode_ns - before_ns
-        self.work.receive_ns += self.clock() - start_ns - sending_ns
-        self.work.receives += len(ends)
+        work.receive_ns += self.clock() - start_ns - (work.send_ns + work.encode_ns - before_ns)
+        work.receives += len(ends)
 
     def _hear_of_supply(self, now_ns: int) -> None:
         """Take what the lead has sent: leases, and a new threshold."""

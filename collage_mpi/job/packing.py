@@ -138,15 +138,16 @@ class Packer:
 
         `buffer_for` gives a (capacity,) uint8 buffer for a number of bytes.
         """
-        kind, count = KIND[tasks[0].kind], sum(map(len, tasks))
         items = [self._items(task) for task in tasks]
         no_time = (0,) * len(tasks)
         if rank in self._reading:
             places = b"".join([self._places(task.positions) for task in tasks])
+            count = len(places) // PLACE.itemsize
             buffer = buffer_for(task_message_bytes(len(tasks), count, len(places)))
             return Packed(buffer, pack_tasks(buffer, self._session, tasks, items, places), no_time)
-        if kind.encoded:
+        if KIND[tasks[0].kind].encoded:
             return self._pasted(tasks, items, buffer_for)
+        count = sum(len(task.positions) for task in tasks)
         arrays, as_files = [], False
         for task in tasks:
             for position in np.asarray(task.positions).tolist():

@@ -21,7 +21,6 @@ from collage_mpi.mpi.protocol import (
     UP_BYTES,
     Header,
     WireFault,
-    read_header,
     write,
 )
 from collage_mpi.rows import ABSENT, BAD_ROW, CELL, PRESENT, UNREAD, packer
@@ -177,21 +176,26 @@ def unpack_use(message: np.ndarray) -> Use:
 
 
 def unpack_ends(
-    rank: int, message: np.ndarray, at_ns: int = 0, clock: Callable[[], int] | None = None
+    rank: int,
+    header: Header,
+    message: np.ndarray,
+    at_ns: int = 0,
+    clock: Callable[[], int] | None = None,
+    start_ns: int = 0,
 ) -> list[Answered | Failed | Skipped]:
     """The ends of tasks that an ANSWERS message tells, in order.
 
     Args:
         rank: that sent the message.
+        header: its header.
         message: (n,) uint8.
         at_ns: when it was received.
         clock: tells how long the unpacking takes; None: it takes no time.
+        start_ns: when the unpacking began.
 
     Raises:
         WireFault: sizes do not add up, or a status is unknown.
     """
-    start_ns = clock() if clock else 0
-    header = read_header(message)
     cells_at = BEGIN_BYTES + header.n_tasks * _RESULT.size
     vectors_at = cells_at + header.n_items * _CELL.size
     reasons_at = message.nbytes - header.payload_bytes
@@ -199,36 +203,33 @@ def unpack_ends(
         raise WireFault(f"an ANSWERS message of {message.nbytes} bytes does not match its counts")
     all_cells = message[cells_at:vectors_at].view(CELL)
     records = list(_RESULT.iter_unpack(message.data[BEGIN_BYTES:cells_at]))
-    found, at, text, vector = [], 0, reasons_at, vectors_at
-    for *_, count, length, rows, floats in records:
-        cells, reason, vectors = all_cells[at : at + count], "", None
+    decode_ns = clock() - start_ns if clock else 0
+    ends: list[Answered | Failed | Skipped] = []
+    at, text, vector = 0, reasons_at, vectors_at
+    for task, status, compute_ns, read_ns, runtime, count, length, rows, floats in records:
+        cells, at = all_cells[at : at + count], at + count
+        lines: Sequence[str] = ()
         if length:
-            reason = message[text : text + length].tobytes().decode("utf-8", "replace")
+            lines = message[text : text + length].tobytes().decode("utf-8", "replace").split("\n")
+            text += length
+        vectors = None
         if rows:
             last = vector + rows * floats * VECTOR.itemsize
             if last > reasons_at or rows != count:
                 raise WireFault("the vectors of a message do not match its counts")
             vectors = message[vector:last].view(VECTOR).reshape(rows, floats)
             vector = last
-        found.append((cells, reason, vectors))
-        at, text = at + count, text + length
-    if (at, vector, text) != (header.n_items, reasons_at, message.nbytes):
-        raise WireFault("the results of a message do not add up")
-    decode_ns = clock() - start_ns if clock else 0
-    ends: list[Answered | Failed | Skipped] = []
-    for (task, status, compute_ns, read_ns, runtime, *_), own in zip(records, found, strict=True):
-        cells, reason, vectors = own
-        lines = reason.split("\n") if reason else ()
         if status == ANSWERED:
             times = compute_ns, read_ns, decode_ns, runtime
             ends.append(Answered(task, rank, cells, *times, lines, vectors, at_ns))
         elif status == FAILED:
-            first = lines[0] if lines else ""
-            ends.append(Failed(task, rank, first, cells, lines, decode_ns))
+            ends.append(Failed(task, rank, lines[0] if lines else "", cells, lines, decode_ns))
         elif status == SKIPPED:
             ends.append(Skipped(task, rank))
         else:
             raise WireFault(f"task {task} ended with status {status}; known are {STATUSES}")
+    if (at, vector, text) != (header.n_items, reasons_at, message.nbytes):
+        raise WireFault("the results of a message do not add up")
     return ends
 
 

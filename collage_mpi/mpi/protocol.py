@@ -91,7 +91,9 @@ def write(
     """
     head = _HEADER.pack(MAGIC, VERSION, *header) + records
     at = len(head)
-    total = at + sum([array.size for array in arrays]) + following
+    total = at + following
+    for array in arrays:
+        total += array.size
     if total > out.size:
         raise WireFault(f"a message of {total} bytes for a buffer of {out.size}")
     out.data[:at] = head
@@ -110,13 +112,13 @@ def read_header(message: np.ndarray) -> Header:
     """
     if message.nbytes < HEADER.itemsize:
         raise WireFault(f"a message of {message.nbytes} bytes; a header needs {HEADER.itemsize}")
-    magic, version, *said = _HEADER.unpack_from(message.data)
+    magic, version, kind, session, tasks, items, payload = _HEADER.unpack_from(message.data)
     if magic != MAGIC or version != VERSION:
         raise ForeignPeer(
             f"a message with magic {magic:#x} version {version}; "
             f"needed are {MAGIC:#x} version {VERSION}: do all ranks run the same collage_mpi?"
         )
-    return Header(*said)
+    return Header(kind, session, tasks, items, payload)
 
 
 def pack_control(out: np.ndarray, session: int, text: bytes) -> int:

@@ -6,7 +6,7 @@ the input, where the worker reads them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 from itertools import starmap
 from typing import Protocol
@@ -47,7 +47,8 @@ class Task(Protocol):
     def id(self) -> int: ...
     @property
     def kind(self) -> str: ...
-    def __len__(self) -> int: ...
+    @property
+    def positions(self) -> Sized: ...
 
 
 _TASK, _ITEM, _PLACE, _FILE = map(packer, (TASK, ITEM, PLACE, FILE))
@@ -103,15 +104,16 @@ def pack_tasks(
     Raises:
         WireFault: the message does not fit `out` with the bytes that follow.
     """
-    places = pixels if isinstance(pixels, bytes) else None
+    by_place = isinstance(pixels, bytes)
     arrays: Sequence[np.ndarray] = () if isinstance(pixels, bytes) else pixels
-    kind, count = KINDS.index(tasks[0].kind), sum(map(len, tasks))
-    records = [
-        _TASK.pack(task.id, kind, places is not None, as_files, len(own) // ITEM.itemsize)
-        for task, own in zip(tasks, items, strict=True)
-    ]
-    named = places or b""
-    payload = following + len(named) + sum([array.nbytes for array in arrays])
+    named = pixels if isinstance(pixels, bytes) else b""
+    kind, count, payload = KINDS.index(tasks[0].kind), 0, following + len(named)
+    records = []
+    for task, own in zip(tasks, items, strict=True):
+        count += len(task.positions)
+        records.append(_TASK.pack(task.id, kind, by_place, as_files, len(own) // _ITEM.size))
+    for array in arrays:
+        payload += array.nbytes
     head = TASKS, session, len(tasks), count, payload
     return write(out, head, b"".join([*records, *items, named]), arrays, following)
 
