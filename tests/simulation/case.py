@@ -252,7 +252,7 @@ def _seldom(seed: int, work: tuple[str, ...]) -> tuple[str, ...]:
     rng = random.Random(f"seldom {seed}")
     words = [("--warmup-groups", "0"), ("--warmup-groups", "5"), ("--cost-ratio", "1.3")]
     if "none" in work and "cascade" not in work:
-        words += [("--assign", "finish"), ("--linger-ms", "30")]
+        words += [("--linger-ms", "30")]
     if "cascade" in work and "--agree" not in work and "cascade-batch" not in work:
         words += [("--deadline-ms", "60"), ("--linger-ms", "30")]
     return rng.choice(words) if rng.random() < 0.3 else ()

@@ -53,7 +53,7 @@ SILENT = ("stop rank", "stall messages")
 LONGEST_S = 120  # processor time of one seed: one that loops for ever ends the command
 SIMPLIFY_S = 60.0  # in which the shortest play that still fails is sought
 CUT_AT = ("COMPLETE", "manifest", "parts/images", "parts/tasks", "vectors/", "summary", "claim")
-MEASURED = ("job", "mpi", "results", "faults", "scheduler")
+MEASURED = ("job", "mpi", "results", "faults", "core")
 
 
 @dataclass

@@ -1,30 +1,29 @@
-"""The scheduler's invariants, watched at each event of a simulated job's coordinator."""
+"""The core's invariants, watched at each step of a simulated job's coordinator."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from tests.simulation.standins import kernel
 
 
-def watched(scheduler: type) -> type:
-    """The scheduler's class, which notes each invariant that its events or actions break.
+def watched(core: type) -> type:
+    """The core's class, which notes each invariant that its events or actions break.
 
     The numbers are those of docs/architecture.md.
     """
 
-    class Watched(scheduler):  # type: ignore[misc]
+    class Watched(core):  # type: ignore[misc]
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
-            self._laws = Laws()
+            self._laws = Laws(self)
 
-        def handle(self, *events: Any) -> list[Any]:
-            for event in events:
-                self._laws.take(event)
-            actions: list[Any] = super().handle(*events)
-            for action in actions:
-                self._laws.act(action)
+        def step(self, now_ns: int, events: Sequence[Any] = ()) -> list[Any]:
+            self._laws.begin(now_ns, events)
+            actions: list[Any] = super().step(now_ns, events)
+            self._laws.end(actions)
             return actions
 
     return Watched
@@ -33,122 +32,140 @@ def watched(scheduler: type) -> type:
 class Laws:
     """What has happened to each image, task and rank, counted here once more."""
 
-    def __init__(self) -> None:
+    def __init__(self, core: Any) -> None:
+        self.core, self.most = core, core.settings
         self.now_ns = 0
         self.credit: dict[int, int] = {}  # of ranks that take work
+        self.reported: set[int] = set()
         self.arrived: set[int] = set()
         self.resolved: set[int] = set()
-        self.released: set[int] = set()
-        self.live: dict[int, Any] = {}  # task -> its send
-        self.left: set[int] = set()  # tasks whose message has left its buffer
-        self.messages: dict[int, int] = {}  # task -> the first task of its message
+        self.live: dict[int, Any] = {}  # number -> task
+        self.over: set[int] = set()  # tasks that this step's events have ended
+        self.message: dict[int, int] = {}  # task -> the first task of its message
         self.lost: set[int] = set()
         self.silent: set[int] = set()
         self.retired: set[int] = set()
         self.tries: dict[tuple[int, str], int] = {}  # image, kind -> the attempt that failed
-        self.failures: Counter[int] = Counter()  # image -> how often its task failed
-        self.copies = False  # there may be any, which are no attempts
+        self.failures: Counter[tuple[int, str]] = Counter()
         self.admitted = 0
-        self.finished = False
+        self.closed = self.stopped = self.finished = False
 
     def broken(self, law: str, what: object) -> None:
-        kernel().violations.append(f"scheduler: {law}: {what}")
+        kernel().violations.append(f"core: {law}: {what}")
 
-    def take(self, event: Any) -> None:
-        """An event, before the scheduler sees it."""
-        name = type(event).__name__
-        if event.now_ns < self.now_ns:
-            self.broken("time runs back", event)
-        self.now_ns = event.now_ns
+    def begin(self, now_ns: int, events: Sequence[Any]) -> None:
+        """A step, before the core takes it."""
+        if now_ns < self.now_ns:
+            self.broken("time runs back", now_ns)
         if self.finished:
-            self.broken("an event after Finish (7)", event)
+            self.broken("a step after Finish (7)", events)
+        self.now_ns = now_ns
+        self.over.clear()
+        for event in events:
+            self._take(type(event).__name__, event)
+
+    def _take(self, name: str, event: Any) -> None:
         if name == "RankReady":
             self.credit[event.rank] = event.credit
-        elif name == "ImageArrived":
-            run = set(range(event.image, event.image + event.length))
-            if self.arrived & run:
-                self.broken("an image arrives twice", event)
-            self.arrived |= run
+            self.reported.add(event.rank)
+        elif name == "Arrived":
+            first = max(event.first, self.core.next)
+            come = {*range(first, first + len(event.images))}
+            if self.arrived & come or self.closed:
+                self.broken("an image arrives twice, or after the end of the input", event)
+            self.arrived |= come
             if len(self.arrived) > self.admitted:
                 self.broken("an image arrives that was not admitted", event)
-        elif name == "RankSuspected" and any(s.rank == event.rank for s in self.live.values()):
+        elif name == "RankSilent" and any(t.rank == event.rank for t in self.live.values()):
             self.silent.add(event.rank)
         elif name in ("Answered", "Failed", "Skipped"):
             self.silent.discard(event.rank)
-            send = self.live.pop(event.task, None)
-            if send is None or send.rank != event.rank or event.rank in self.lost:
+            task = self.live.pop(event.task, None)
+            self.over.add(event.task)
+            if task is None or task.rank != event.rank or event.rank in self.lost:
                 self.broken("the end of a task that is not out there (1, 6)", event)
-            elif name == "Failed" and not event.unread and not self.copies:
-                for item in send.items:
-                    self.tries[item.image, send.kind] = send.attempt
-                    self.failures[item.image] += 1
-        elif name in ("InputPaused", "InputClosed"):
-            self.copies = True
+            elif name == "Failed":
+                self._failed(task)
         elif name == "RankLost":
             self.lost.add(event.rank)
+            self.reported.add(event.rank)
+            self.silent.discard(event.rank)
             self.credit.pop(event.rank, None)
-            self.live = {t: send for t, send in self.live.items() if send.rank != event.rank}
-        elif name == "SendDone":
-            self.left.update(event.tasks)
+            for task in [task for task in self.live.values() if task.rank == event.rank]:
+                self.over.add(task.id)
+                self._failed(self.live.pop(task.id))
+        elif name == "Left" and {*event.tasks} - self.live.keys() - self.over:
+            self.broken("a message leaves that is not out there", event)
+        elif name == "InputClosed":
+            self.closed = True
+        elif name == "StopRequested":
+            self.stopped = True
 
-    def act(self, action: Any) -> None:
-        """An action of the scheduler."""
-        name = type(action).__name__
+    def _failed(self, task: Any) -> None:
+        for image in images_of(task) if not task.spare else ():
+            self.tries[image, task.kind] = task.attempt
+            self.failures[image, task.kind] += 1
+
+    def end(self, actions: Sequence[Any]) -> None:
+        """What the core made of the step."""
+        for action in actions:
+            self._act(type(action).__name__, action)
+        own = kernel().here.own
+        own["tasks sent"], own["images resolved"] = len(self.message), len(self.resolved)
+        coming = self.live or self.core.wake_ns is not None or self.core.stopping is not None
+        coming = coming or self.finished or (self.admitted > len(self.arrived) and not self.closed)
+        all_told = len(self.reported) >= self.most.ranks
+        if all_told and not coming and self.arrived - self.resolved:
+            self.broken("images wait for nothing (4)", self.arrived - self.resolved)
+
+    def _act(self, name: str, action: Any) -> None:
         if name == "Send":
-            self._send((action,))
-        elif name == "SendBatch":
-            self._send(action.sends)
+            self._send(action)
         elif name == "Admit":
             self.admitted += action.images
-        elif name in ("Resolve", "ResolveRun"):
-            count = len(action.scores) if name == "ResolveRun" else 1
-            images = set(range(action.image, action.image + count))
+        elif name == "Resolved":
+            images = {int(position) for position in action.positions}
             if images & self.resolved or images - self.arrived:
-                self.broken("not one Resolve an image (2)", action)
+                self.broken("not one outcome an image (2)", action)
             self.resolved |= images
-            kernel().here.own["images resolved"] = len(self.resolved)
         elif name in ("Retire", "Recall"):
             (self.retired.add if name == "Retire" else self.retired.discard)(action.rank)
         elif name == "Cancel":
-            send = self.live.get(action.task)
-            if send is None or send.rank != action.rank:
-                self.broken("a task is cancelled that is not out there", action)
-        elif name == "Release":
-            images = set(action.images)
-            if images & (self._needed() | self.released) or images - self.resolved:
-                self.broken("pixels go that are needed, or have gone (7)", action)
-            self.released |= images
+            task = self.live.get(action.task)
+            told = action.task in self.over or (task is not None and task.rank == action.rank)
+            if not told or (task is not None and images_of(task) - self.resolved):
+                self.broken("a task is cancelled that is not out there, or is needed", action)
         elif name == "Finish":
-            open_images = self.arrived - self.resolved
-            if self.finished or (open_images and action.status != "incomplete"):
+            if self.finished or (self.arrived - self.resolved and action.status != "incomplete"):
                 self.broken("Finish before its time (7)", action)
-            kept = self.arrived - self.released - self._needed()
-            if action.status != "incomplete" and kept:
-                self.broken("pixels are kept that nothing needs", kept)
             self.finished = True
 
-    def _needed(self) -> set[int]:
-        """Images of live tasks whose message has not left its buffer."""
-        waiting = (send for task, send in self.live.items() if task not in self.left)
-        return {item.image for send in waiting for item in send.items}
+    def _send(self, send: Any) -> None:
+        from collage_mpi.kinds import KIND  # the package is loaded after this module
 
-    def _send(self, sends: tuple[Any, ...]) -> None:
-        rank = sends[0].rank
-        if rank in self.silent | self.retired:
-            self.broken("work for a rank that is silent or retired", sends)
-        for send in sends:
-            images = {item.image for item in send.items}
-            if send.task in self.messages or rank not in self.credit:
-                self.broken("a task again, or to a rank that is not there (3)", send)
-            if images & (self.resolved | self.released) or images - self.arrived:
-                self.broken("an image is sent that is resolved or unknown (2)", send)
-            if any(send.attempt <= self.tries.get((i, send.kind), 0) for i in images):
-                self.broken("a try of the number of one that failed", send)
-            if any(self.failures[image] > 2 for image in images):
-                self.broken("a try after three that failed", send)
-            self.live[send.task] = send
-            self.messages[send.task] = sends[0].task
-            kernel().here.own["tasks sent"] = len(self.messages)
-        out = {self.messages[task] for task, send in self.live.items() if send.rank == rank}
+        rank, tasks = send.rank, send.tasks
+        if rank in self.silent | self.retired or rank not in self.credit or self.stopped:
+            self.broken("work for a rank that takes none (3)", send)
+        inputs = len(tasks) if KIND[send.kind].encoded else sum(map(len, tasks))
+        if not 0 < inputs <= self.most.batch:
+            self.broken("a message of more than a batch (3)", send)
+        for task in tasks:
+            images = images_of(task)
+            if task.id in self.message or (task.rank, task.kind) != (rank, send.kind):
+                self.broken("a task again, or in another's message (3)", task)
+            if not images or images & self.resolved or images - self.arrived:
+                self.broken("an image is sent that is resolved or unknown (2)", images)
+            tries = [(image, task.kind) for image in images if not task.spare]
+            if any(task.attempt <= self.tries.get(each, 0) for each in tries):
+                self.broken("a try of the number of one that failed", tries)
+            if any(self.failures[each] >= self.most.max_attempts for each in tries):
+                self.broken("a try after all that there are have failed", tries)
+            self.live[task.id] = task
+            self.message[task.id] = tasks[0].id
+        out = {self.message[number] for number, task in self.live.items() if task.rank == rank}
         if len(out) > self.credit.get(rank, 0):
-            self.broken("more messages out than the credit (3)", sends)
+            self.broken("more messages out than the credit (3)", send)
+
+
+def images_of(task: Any) -> set[int]:
+    return {int(position) for position in task.positions}

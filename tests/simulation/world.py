@@ -296,7 +296,7 @@ def install(instead: dict[str, str] | None = None) -> None:
             "armed": lambda: bool(here().own.get("armed")),
             "remove_shared_memory": lambda *args: [],
         },
-        "collage_mpi.job.session": {"Scheduler": standins.Around(watched)},
+        "collage_mpi.job.session": {"Core": standins.Around(watched)},
         "collage_mpi.models.null": {"NullPredictor": standins.Around(slow)},
         "collage_mpi.commands.parser": {"build_parser": standins.Around(cache)},  # each process's
         "collage_mpi.job.networks": {
