@@ -41,6 +41,7 @@ class Laws:
         self.resolved: set[int] = set()
         self.live: dict[int, Any] = {}  # number -> task
         self.over: set[int] = set()  # tasks that this step's events have ended
+        self.cancelled: set[int] = set()  # images of tasks that this step cancels
         self.message: dict[int, int] = {}  # task -> the first task of its message
         self.lost: set[int] = set()
         self.silent: set[int] = set()
@@ -61,6 +62,7 @@ class Laws:
             self.broken("a step after Finish (7)", events)
         self.now_ns = now_ns
         self.over.clear()
+        self.cancelled.clear()
         for event in events:
             self._take(type(event).__name__, event)
 
@@ -110,6 +112,8 @@ class Laws:
         """What the core made of the step."""
         for action in actions:
             self._act(type(action).__name__, action)
+        if self.cancelled - self.resolved:
+            self.broken("a task is cancelled that is needed", self.cancelled - self.resolved)
         own = kernel().here.own
         own["tasks sent"], own["images resolved"] = len(self.message), len(self.resolved)
         coming = self.live or self.core.wake_ns is not None or self.core.stopping is not None
@@ -132,9 +136,10 @@ class Laws:
             (self.retired.add if name == "Retire" else self.retired.discard)(action.rank)
         elif name == "Cancel":
             task = self.live.get(action.task)
-            told = action.task in self.over or (task is not None and task.rank == action.rank)
-            if not told or (task is not None and images_of(task) - self.resolved):
-                self.broken("a task is cancelled that is not out there, or is needed", action)
+            if action.task not in self.over and (task is None or task.rank != action.rank):
+                self.broken("a task is cancelled that is not out there", action)
+            if task is not None:
+                self.cancelled |= images_of(task)
         elif name == "Finish":
             if self.finished or (self.arrived - self.resolved and action.status != "incomplete"):
                 self.broken("Finish before its time (7)", action)
@@ -146,8 +151,9 @@ class Laws:
         rank, tasks = send.rank, send.tasks
         if rank in self.silent | self.retired or rank not in self.credit or self.stopped:
             self.broken("work for a rank that takes none (3)", send)
-        inputs = len(tasks) if KIND[send.kind].encoded else sum(map(len, tasks))
-        if not 0 < inputs <= self.most.batch:
+        kind = KIND[send.kind]
+        inputs = len(tasks) if kind.encoded else sum(map(len, tasks))
+        if not inputs or (inputs > self.most.batch and not kind.batched):
             self.broken("a message of more than a batch (3)", send)
         for task in tasks:
             images = images_of(task)
