@@ -34,10 +34,11 @@ from collage_mpi.job.worker import Worker
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi.transport import CoordinatorTransport, WorkerTransport, library_version
 from collage_mpi.results import RunWriter, read_results
+from collage_mpi.rows import PLACED
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead, write_shard
 from collage_mpi.shards.order import Order, Range
-from collage_mpi.shards.readahead import ImageParts, ImageRecord
+from collage_mpi.shards.readahead import ImageParts, Images
 from collage_mpi.system.hard_exit import leave
 from collage_mpi.system.progress import NoLines, StatusReporter
 
@@ -173,11 +174,14 @@ class MemoryReader:
         """Memory does not fail."""
         return False
 
-    def take(self, n: int) -> list[ImageRecord]:
+    def take(self, n: int) -> Images:
         """The next n images."""
-        chosen = self._order[self._next : self._next + n]
+        chosen = np.array(self._order[self._next : self._next + n], np.int64)
+        positions = np.arange(self._next, self._next + len(chosen))
         self._next += len(chosen)
-        return [ImageRecord(i, 0, i, self._images[i], i % 10, cell=self._cells[i]) for i in chosen]
+        placed = np.zeros(len(chosen), PLACED)
+        placed["row"], placed["has_label"], placed["label"] = chosen, True, chosen % 10
+        return Images(positions, chosen, placed, self._images[chosen], self._cells[chosen])
 
 
 class MeteredReader:
@@ -190,13 +194,13 @@ class MeteredReader:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reader, name)
 
-    def take(self, n: int) -> list[ImageRecord]:
+    def take(self, n: int) -> Images:
         """The next images; right after the coordinator has read t0."""
         if self._taken % self._group_size == 0:
             self._meter.begin_round()
-        records = self._reader.take(n)
-        self._taken += len(records)
-        return records
+        images = self._reader.take(n)
+        self._taken += len(images)
+        return images
 
 
 class MeteredSession(TeamSession):

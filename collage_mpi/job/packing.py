@@ -154,7 +154,8 @@ class Packer:
                 images, at = self.held.find(position)
                 if images.files is not None:
                     as_files = True
-                    arrays.append(pack_file(images.files[at] or b""))
+                    own = None if images.pixels is None else images.pixels[at]
+                    arrays.append(pack_file(images.files[at], own))
                 else:
                     assert images.pixels is not None  # otherwise the task names its place
                     arrays.append(images.pixels[at])

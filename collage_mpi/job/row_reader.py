@@ -63,11 +63,13 @@ def described(shards: ShardSet) -> list[str]:
     ]
 
 
-def decoded(parts: Sequence[np.ndarray | list[bytes]], fit: PictureFit, meter: ReadMeter) -> Inputs:
+def decoded(
+    parts: Sequence[np.ndarray | list[bytes | np.ndarray]], fit: PictureFit, meter: ReadMeter
+) -> Inputs:
     """The inputs that tasks carried: pixels as they are, files decoded.
 
     Args:
-        parts: of the tasks.
+        parts: of the tasks; of files, some may be the bytes of pixels, (k,) uint8.
         fit: how pictures become images.
         meter: counts the time.
     """
@@ -78,7 +80,10 @@ def decoded(parts: Sequence[np.ndarray | list[bytes]], fit: PictureFit, meter: R
             found = np.zeros((len(part), *fit.shape), np.uint8)
             for i, data in enumerate(part):
                 try:
-                    found[i] = picture_pixels(data, fit)
+                    if isinstance(data, np.ndarray):
+                        found[i] = data.reshape(fit.shape)
+                    else:
+                        found[i] = picture_pixels(data, fit)
                 except UnreadablePicture as error:
                     own[i] = Unread(f"cannot be decoded: {error}", of_input=True)
             part = found

@@ -247,12 +247,12 @@ class Session:
         encoder = self.networks.encoder if KIND[batch.tasks[0].kind].encoded else None
         return self.rows.begin(wanted, encoder)
 
-    def _carried(self, batch: Batch) -> list[np.ndarray | list[bytes]]:
+    def _carried(self, batch: Batch) -> list[np.ndarray | list[bytes | np.ndarray]]:
         """What the tasks carry: for each task files, or a view, one input per image or per collage.
 
         A view is (n, H, W, C) uint8, or (n, ...) for other items.
         """
-        parts: list[np.ndarray | list[bytes]] = []
+        parts: list[np.ndarray | list[bytes | np.ndarray]] = []
         at, payload = 0, batch.payload
         for task in batch.tasks:
             if task.as_files:

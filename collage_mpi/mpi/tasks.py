@@ -38,6 +38,7 @@ TASK = np.dtype(
 ITEM = np.dtype([("image", "<i8"), ("cell", "<u4"), ("images", "<u4")])
 PLACE = np.dtype([("shard", "<u4"), ("row", "<u8")])
 FILE = np.dtype([("nbytes", "<u4")])  # before its bytes
+PIXELS = 1 << 31  # added to `nbytes`: pixels follow, because they are smaller than the file
 
 
 class Task(Protocol):
@@ -174,26 +175,33 @@ def unpack_places(payload: np.ndarray) -> list[tuple[int, int]]:
     return list(_PLACE.iter_unpack(payload.data))
 
 
-def pack_file(data: bytes) -> np.ndarray:
-    """A file as tasks carry it, (FILE.itemsize + len(data),) uint8."""
+def pack_file(data: bytes | None, pixels: np.ndarray | None = None) -> np.ndarray:
+    """A file as tasks carry it, or the image's pixels: (FILE.itemsize + bytes of it,) uint8."""
+    if data is None:
+        assert pixels is not None
+        return np.frombuffer(_FILE.pack(pixels.nbytes | PIXELS) + pixels.tobytes(), np.uint8)
     return np.frombuffer(_FILE.pack(len(data)) + data, np.uint8)
 
 
-def unpack_files(payload: np.ndarray, count: int) -> tuple[list[bytes], int]:
+def unpack_files(payload: np.ndarray, count: int) -> tuple[list[bytes | np.ndarray], int]:
     """The first `count` files of a payload, (n,) uint8, and the number of bytes that they take.
+
+    In the place of a file there may be the bytes of its pixels, (k,) uint8.
 
     Raises:
         WireFault: the payload has fewer files.
     """
-    files, at = [], 0
+    files: list[bytes | np.ndarray] = []
+    at, pixels = 0, False
     for _ in range(count):
         end = at + _FILE.size
         if end <= payload.nbytes:
             (nbytes,) = _FILE.unpack_from(payload.data, at)
-            at, end = end, end + nbytes
+            pixels = nbytes >= PIXELS
+            at, end = end, end + nbytes % PIXELS
         if end > payload.nbytes:
             raise WireFault(f"a payload of {payload.nbytes} bytes does not hold {count} files")
-        files.append(payload[at:end].tobytes())
+        files.append(payload[at:end] if pixels else payload[at:end].tobytes())
         at = end
     return files, at
 

@@ -39,7 +39,7 @@ class Images:
             None if other ranks read or decode the images.
         cells: (n, cell_px, cell_px, C) uint8, the shrunk images; None if they are not needed.
         files: the bytes of each encoded picture, if other ranks decode them; None for an image with
-            a fault.
+            a fault, and for one whose pixels are smaller and are here instead.
         faults: place of an image -> why its row cannot be used.
     """
 
@@ -324,12 +324,16 @@ class ReadAhead:
         return Images(positions, chosen, placed, pixels, cells, faults=self._faults(chosen, good))
 
     def _as_stored(self, positions: np.ndarray, chosen: np.ndarray) -> Images:
-        """The encoded files of the images; pixels of all instead if a file is larger than them."""
+        """The encoded files of the images; pixels instead where they are smaller than the file."""
         files, labels = self._shards.read_files_checked(chosen)
-        if max((len(data) for data in files if data is not None), default=0) > math.prod(
-            self._shards.shape
-        ):
-            return self._decoded(positions, chosen)
         good = np.array([data is not None for data in files])
-        placed = self._placed(chosen, labels, good)
-        return Images(positions, chosen, placed, files=files, faults=self._faults(chosen, good))
+        most = math.prod(self._shards.shape)
+        large = np.array([data is not None and len(data) > most for data in files])
+        pixels = None
+        if large.any():
+            decoded, _, good[large] = self._shards.read_checked(chosen[large])
+            pixels = np.zeros((len(chosen), *self._shards.shape), np.uint8)
+            pixels[large] = decoded
+            files = [None if big else data for big, data in zip(large, files, strict=True)]
+        placed, faults = self._placed(chosen, labels, good), self._faults(chosen, good)
+        return Images(positions, chosen, placed, pixels, files=files, faults=faults)

@@ -12,9 +12,12 @@ from collage_mpi.core.work import Task, Work
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.job.packing import FEW, Packer
+from collage_mpi.job.row_reader import decoded
 from collage_mpi.mpi.tasks import WireTask, unpack_files, unpack_places, unpack_tasks
 from collage_mpi.rows import PLACED
+from collage_mpi.shards.pictures import PictureFit
 from collage_mpi.shards.readahead import Images
+from collage_mpi.shards.source import ReadMeter
 
 SHAPE = (6, 6, 1)
 
@@ -124,6 +127,17 @@ def test_files_travel_as_they_are() -> None:
     tasks, payload, _ = made.sent(1, "single", range(2))
     assert [task.as_files for task in tasks] == [True]
     assert unpack_files(payload, 2)[0] == [b"abc", b"de"]
+
+
+def test_pixels_take_the_place_of_a_file_that_is_larger() -> None:
+    pixels = noise(2)
+    made = Packing(images(2, pixels, files=[b"abc", None]))
+    _, payload, _ = made.sent(1, "single", range(2))
+    (file, raw), nbytes = unpack_files(payload, 2)
+    assert (file, nbytes) == (b"abc", len(payload))
+    assert raw.tobytes() == pixels[1].tobytes()
+    inputs = decoded([[raw]], PictureFit(SHAPE[0], channels=SHAPE[2]), ReadMeter())
+    assert np.array_equal(inputs.arrays[0][0], pixels[1])
 
 
 def test_pixels_are_let_go_with_the_outcome_and_a_late_image_holds_its_own_alone() -> None:

@@ -178,7 +178,8 @@ def test_reading_is_timed_for_teams_too(shard, monkeypatch):
     plain = ReadAhead.take
 
     def take(self, count):
-        read.extend(found := plain(self, count))
+        found = plain(self, count)
+        read.extend(found.index.tolist())
         return found
 
     monkeypatch.setattr(ReadAhead, "take", take)

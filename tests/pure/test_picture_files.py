@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pictures import FIT, write_folder
+from test_shards_readahead import take
 
 from collage_mpi.shards import ReadAhead, ShardSet, readahead
 from collage_mpi.shards.listing import FolderSource
@@ -32,7 +33,7 @@ def test_files_are_left_as_they_are_where_they_are_smaller(
     order = [5, 0, 1, 2, 2, 7, 6]
     monkeypatch.setattr(readahead.math, "prod", lambda shape: limit)
     with ReadAhead(shards, order, batch=4, parts=ImageParts(files=True)) as reader:
-        records = [record for _ in order for record in reader.take(1)]
+        records = [record for _ in order for record in take(reader, 1)]
     assert [r.index for r in records] == order
     assert [r.label for r in records] == shards.labels()[order].tolist()
     for record in records:
@@ -49,7 +50,7 @@ def test_a_file_that_is_gone_is_a_fault_of_its_row(folder) -> None:
     shards.infos[0].path.joinpath("ant/001.jpg").unlink()
     shards.shape = (999, 999, 3)  # larger than the files
     with ReadAhead(shards, range(3), parts=ImageParts(files=True)) as reader:
-        records = [record for _ in range(3) for record in reader.take(1)]
+        records = [record for _ in range(3) for record in take(reader, 1)]
     assert [record.file for record in records] == [data[0], None, data[2]]
     assert (records[1].label, records[1].fault is None) == (None, False)
 

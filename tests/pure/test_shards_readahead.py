@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -19,7 +20,42 @@ from collage_mpi.shards import ReadAhead, ShardSet, write_shard
 from collage_mpi.shards.check import inspect_here
 from collage_mpi.shards.hdf5 import cause_of
 from collage_mpi.shards.order import BLOCK, Order, Shuffle
-from collage_mpi.shards.readahead import MADE, Columns, ImageParts
+from collage_mpi.shards.readahead import ImageParts
+
+
+class Record(NamedTuple):
+    """One image of those that were read together."""
+
+    index: int
+    shard: int
+    row: int
+    label: int | None
+    pixels: np.ndarray | None
+    cell: np.ndarray | None
+    file: bytes | None
+    fault: str | None
+
+
+def take(reader: ReadAhead, n: int) -> list[Record]:
+    """The next images that were read together, at most `n`."""
+    found = reader.take(n)
+    assert len(found) <= n
+
+    def of(column, place):
+        return None if column is None else column[place]
+
+    return [
+        Record(
+            int(found.index[place]),
+            int(placed["shard"]),
+            int(placed["row"]),
+            int(placed["label"]) if placed["has_label"] else None,
+            *(of(column, place) for column in (found.pixels, found.cells, found.files)),
+            found.faults.get(place),
+        )
+        for place, placed in enumerate(found.placed)
+    ]
+
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 3), dtype=np.uint8)
 LABELS = np.arange(50) % 7
@@ -39,7 +75,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
 def test_cells_are_made_of_the_images_ahead(shards: ShardSet) -> None:
     shrink, order = Encoder(Grid(2, 1), IMAGES.shape[1:]).shrink, [3, 49, 0, 5, 3, 19, 20]
     with ReadAhead(shards, order, batch=5, parts=ImageParts(shrink=shrink)) as reader:
-        records = [record for _ in order for record in reader.take(1)]
+        records = [record for _ in order for record in take(reader, 1)]
         assert reader.cells_ns > 0
     assert np.array_equal([r.cell for r in records], shrink(IMAGES[order]))
 
@@ -58,11 +94,11 @@ def test_images_come_in_the_order_asked(
 ) -> None:
     with ReadAhead(shards, np.array(order, dtype=np.int64), batch, ahead) as reader:
         records = []
-        while taken := reader.take(step):
+        while taken := take(reader, step):
             assert len(taken) <= step
             records += taken
             assert reader.remaining == len(order) - len(records)
-        assert reader.take(step) == []
+        assert take(reader, step) == []
     assert [record.index for record in records] == order
     for record in records:
         assert (record.shard, record.row) == shards.locate(record.index)
@@ -78,26 +114,10 @@ def test_places_and_labels_alone_read_no_pixels(
     monkeypatch.setattr(ShardSet, "read_checked", None)
     order = [30, 3, 19, 20, 49, 3]
     with ReadAhead(shards, order, batch=2, parts=ImageParts(pixels=False)) as reader:
-        records = [record for _ in order for record in reader.take(1)]
+        records = [record for _ in order for record in take(reader, 1)]
     assert [(r.index, r.shard, r.row) for r in records] == [(i, *shards.locate(i)) for i in order]
     assert [r.label for r in records] == [LABELS[i] for i in order]
     assert all(r.pixels is None and r.fault is None and r.cell is None for r in records)
-
-
-def test_of_a_long_stretch_few_records_are_made_at_a_time(
-    shards: ShardSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[int] = []
-    plain = Columns.records
-    monkeypatch.setattr(Columns, "records", lambda self: made.append(len(self)) or plain(self))
-    order = [i % 50 for i in range(3 * MADE)]
-    with ReadAhead(shards, order, batch=2 * MADE, parts=ImageParts(pixels=False)) as reader:
-        records = reader.take(1)
-        assert made == [MADE]
-        while taken := reader.take(MADE - 7):
-            records += taken
-    assert [r.index for r in records] == order
-    assert made == [MADE] * 3
 
 
 def test_without_labels_a_lost_shard_is_noticed_all_the_same(tmp_path: Path) -> None:
@@ -107,8 +127,8 @@ def test_without_labels_a_lost_shard_is_noticed_all_the_same(tmp_path: Path) -> 
         ShardSet(infos) as opened,
         ReadAhead(opened, range(10), parts=ImageParts(pixels=False)) as reader,
     ):
-        records = [record for _ in range(5) for record in reader.take(1)]
-        assert reader.take(1) == []
+        records = [record for _ in range(5) for record in take(reader, 1)]
+        assert take(reader, 1) == []
     assert [(r.shard, r.row, r.label) for r in records] == [(1, row, None) for row in range(5)]
     assert list(opened.lost) == [0]
 
@@ -127,7 +147,7 @@ def test_images_of_a_lost_shard_are_left_out_of_all_blocks_that_follow(
     with ShardSet(infos) as opened, ReadAhead(opened, order, parts=parts, growing=True) as reader:
         for ranges in ([(0, 9), (BLOCK, 3 * BLOCK)], [(3 * BLOCK, 4 * BLOCK), (9, BLOCK)]):
             reader.add(ranges)
-            while records := reader.take(50):
+            while records := take(reader, 50):
                 found += [record.index for record in records]
             assert reader.remaining == 0
     moved = [*range(9), *range(BLOCK, 4 * BLOCK), *range(9, BLOCK)]
@@ -143,7 +163,7 @@ def test_a_bad_row_is_a_record_with_a_fault_however_long_its_path(tmp_path: Path
         file["images"][3] ^= 1
     info = inspect_here(folder / "a.h5", hash_file=False)
     with ShardSet([info]) as damaged, ReadAhead(damaged, range(5)) as reader:
-        records = reader.take(5)
+        records = take(reader, 5)
     assert [record.fault is None for record in records] == [True, True, True, False, True]
     why = b"checksum does not match its pixels and label"
     assert reason_bytes(records[3].fault or "") == why  # a row of the results names shard and row
@@ -167,7 +187,7 @@ class FailingShards:
     def __init__(self, real: ShardSet, good: int) -> None:
         self._real = real
         self._good = good
-        self.locate = real.locate
+        self.locate_each = real.locate_each
         self.row_fault = real.row_fault
         self.shape, self.dtype = real.shape, real.dtype
 
@@ -183,11 +203,11 @@ def test_a_failure_is_raised_after_what_was_read(shards: ShardSet) -> None:
     with ReadAhead(failing, np.arange(50), batch=10, ahead=1) as reader:  # type: ignore[arg-type]
         taken = 0
         while taken < 20:
-            taken += len(reader.take(7))
+            taken += len(take(reader, 7))
         assert taken == 20
         for _ in range(2):
             with pytest.raises(EnvironmentFault, match="gone"):
-                reader.take(1)
+                take(reader, 1)
 
 
 class CountingShards(FailingShards):
@@ -213,7 +233,7 @@ def test_it_reads_ahead_but_not_beyond_its_room(shards: ShardSet) -> None:
         assert counting.images == 12
         counting.reached.clear()
         counting._wanted = 16
-        assert len(reader.take(4)) == 4
+        assert len(take(reader, 4)) == 4
         assert counting.reached.wait(10)
         assert counting.images == 16
 
@@ -232,12 +252,12 @@ def test_large_images_are_read_ahead_by_their_bytes(
 
 def test_close_with_images_left_ends_the_thread(shards: ShardSet) -> None:
     reader = ReadAhead(shards, np.arange(50), batch=1, ahead=1)
-    reader.take(1)
+    take(reader, 1)
     reader.close()
     reader.close()
     assert not reader._thread.is_alive()
     with pytest.raises(ValueError, match="closed"):
-        reader.take(1)
+        take(reader, 1)
 
 
 def test_impossible_sizes_are_refused(shards: ShardSet) -> None:
