@@ -15,11 +15,12 @@ from round_report import (
     world_report,
 )
 from round_settings import BenchSettings
+from wire_tasks import pack_wire_tasks as pack_tasks
 
 from collage_mpi.errors import UsageError
 from collage_mpi.job.coordinator import PollWatch
 from collage_mpi.mpi.answers import ANSWERED, Score, WireResult, pack_results
-from collage_mpi.mpi.tasks import WireTask, pack_tasks
+from collage_mpi.mpi.tasks import WireTask
 
 MS = 1_000_000
 

@@ -50,7 +50,9 @@ def take(reader: ReadAhead, n: int) -> list[Record]:
             int(placed["shard"]),
             int(placed["row"]),
             int(placed["label"]) if placed["has_label"] else None,
-            *(of(column, place) for column in (found.pixels, found.cells, found.files)),
+            None if found.files and found.files[place] else of(found.pixels, place),
+            of(found.cells, place),
+            of(found.files, place),
             found.faults.get(place),
         )
         for place, placed in enumerate(found.placed)
