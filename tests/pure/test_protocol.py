@@ -135,7 +135,7 @@ def test_places_travel_instead_of_pixels(named):
 def test_images_in_sequence_take_one_record():
     run = np.array([(7, 2, 5)], ITEM).tobytes()
     out = np.zeros(task_message_bytes(1, 1, 0), np.uint8)
-    length = plain_pack_tasks(out, 1, [Packed(1, "single", 5)], [run], b"")
+    length = plain_pack_tasks(out, 1, [Packed(1, "single", range(5))], [run], b"")
     found, payload = unpack_tasks(out[:length])
     assert found[0].items == tuple((7 + i, 2 + i) for i in range(5))
     assert found[0].by_place
@@ -299,7 +299,7 @@ def test_a_record_of_more_images_than_the_message_has_bytes_is_refused():
     """Before a list of them is made, which could take all memory."""
     count = (1 << 32) - 1
     run, out = np.array([(7, 2, count)], ITEM).tobytes(), np.zeros(256, np.uint8)
-    length = plain_pack_tasks(out, 1, [Packed(1, "single", count)], [run])
+    length = plain_pack_tasks(out, 1, [Packed(1, "single", range(count))], [run])
     with pytest.raises(wire.WireFault, match=f"{length} bytes does not match its counts"):
         unpack_tasks(out[:length])
 
