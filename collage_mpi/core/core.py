@@ -31,6 +31,7 @@ from collage_mpi.rows import BAD_ROW, KIND_CODE, OUTCOME_CODE, TASKS, UNREAD, re
 
 MOST_COPIES = 8  # of an image in the end game: it is very unlikely that all are on slow ranks
 NO_REASON = b""
+_pack_row = TASKS.packer.pack
 
 
 class ProtocolViolation(Exception):
@@ -48,7 +49,7 @@ class Core:
 
     def __init__(self, settings: CoreSettings, scheme: Scheme, table: Table) -> None:
         self.settings, self.scheme, self.table = settings, scheme, table
-        self.now_ns = 0
+        self.now_ns, self._size = 0, settings.group_size
         self.actions: list[Action] = []
         self.ranks = Ranks(settings.costs, settings.batch_costs, scheme.fastest_of)
         self.tasks: dict[int, Task] = {}  # sent and not ended
@@ -137,13 +138,8 @@ class Core:
             self._copies = None
         for part in self.table.add(first, images):
             block, at, items = part
-            block.open += (
-                images
-                if isinstance(items, slice) and items == slice(0, images)
-                else (
-                    items.stop - items.start  # type: ignore[union-attr]
-                )
-            )
+            assert isinstance(items, slice)  # new images lie side by side
+            block.open += items.stop - items.start
             records = block.records
             records["placed"][at] = event.images[items]
             t0_ns = event.t0_ns
@@ -151,8 +147,7 @@ class Core:
             records["read_ns"][at] = event.read_ns
             block.main[at] = block.first[at] = block.kept[at] = -1
             block.cover[at], block.sends[at] = self.scheme.covers, self.scheme.first_sends
-            state = OPEN
-            block.states[at] = state
+            block.states[at] = OPEN
             if event.drawn is not None:
                 block.states[at] |= np.where(event.drawn[items], DRAWN, 0).astype(np.uint8)
         self.outcomes.totals.admitted += images
@@ -172,10 +167,6 @@ class Core:
         self._enter(range(start, first + images), first, event)
         for group in full:
             self._group_closed(group)
-
-    @property
-    def _size(self) -> int:
-        return self.settings.group_size
 
     def _group_at(self, position: int) -> int:
         return position // self._size
@@ -372,7 +363,9 @@ class Core:
             while passed < len(room) and self._anything(kind):
                 rank = room[passed][-1]
                 works = self.scheme.next(self, rank)
-                if not (works and self._send(rank, works)):
+                if works:
+                    self._send(rank, works)
+                else:
                     passed += 1
 
     def gathers(self) -> bool:
@@ -415,7 +408,10 @@ class Core:
                 used += self._inputs(following)
                 if following.kind != first.kind or used > most or self.retries.failed(following):
                     break
-                works.append(rank.bound.popleft())
+                following = rank.bound.popleft()
+                following.positions = self.table.unresolved(following.positions)
+                if len(following.positions):
+                    works.append(following)
             self._send(rank, works)
         self._bound.pop(rank.id, None)
 
@@ -590,39 +586,33 @@ class Core:
 
     # ---- tasks --------------------------------------------------------------
 
-    def _send(self, rank: Rank, works: list[Work]) -> bool:
-        """Send the work as one message; False if none of its images is unresolved any more."""
+    def _send(self, rank: Rank, works: list[Work]) -> None:
+        """Send the work, of unresolved images, as one message."""
         kind = works[0].kind
-        if len(works) > 1 and not KIND[kind].encoded:
+        encoded = KIND[kind].encoded
+        if len(works) > 1 and not encoded:
             same: dict[tuple[str, str, int, bool], list[Work]] = {}
             for work in works:
                 same.setdefault(work.like, []).append(work)
             works = [_merged(each) for each in same.values()]
         tasks = []
+        message = Message(len(works), 0)
         for work in works:
-            work.positions = self.table.unresolved(work.positions)
-            if len(work.positions):
-                cells = self.scheme.cells(self, work)
-                task = Task(next(self._numbers), rank.id, work, cells, self.now_ns)
-                self.tasks[task.id] = rank.tasks[task.id] = task
-                self._note_holder(task)
-                tasks.append(task)
-        if not tasks:
-            return False
-        encoded = KIND[kind].encoded
-        inputs = len(tasks) if encoded else sum(map(len, tasks))
-        message = Message(len(tasks), inputs)
-        for task in tasks:
+            cells = self.scheme.cells(self, work)
+            task = Task(next(self._numbers), rank.id, work, cells, self.now_ns)
             task.message = message
+            message.inputs += 1 if encoded else task.left
+            self.tasks[task.id] = rank.tasks[task.id] = task
+            self._note_holder(task)
+            tasks.append(task)
         rank.messages += 1
         self.ranks.changed(rank, self.now_ns)
         self.actions.append(ev.Send(rank.id, kind, tasks))
         self.scheme.left(self, tasks)
-        return True
 
     def _note_holder(self, task: Task) -> None:
         """Note in the table that the task has its images."""
-        own = "main" if task.kind == self.scheme.main else "first"
+        main = task.kind == self.scheme.main
         alone = task.attempt == 1 and not task.spare and task.source == task.kind
         alone = alone and not self.scheme.redundant and not self.retries.trouble
         for block, at, items in self.table.parts(task.positions):
@@ -630,7 +620,7 @@ class Core:
                 before = (block.main[at] >= 0) | (block.first[at] >= 0)
                 for position in picked(task.positions, items)[before].tolist():
                     self._share(position, task)
-            block.records[own][at] = task.id
+            (block.main if main else block.first)[at] = task.id
 
     def _share(self, position: int, task: Task) -> None:
         """Keep a list of the image's tasks if it has another one that is out."""
@@ -676,16 +666,15 @@ class Core:
     def _answered(self, event: ev.Answered) -> None:
         task = self._end(event.task, event.rank, "answered", event.compute_ns)
         cells, rank = event.cells, self.ranks.known[event.rank]
-        if len(cells) != len(task):
+        if len(cells) != len(task.positions):
             raise ProtocolViolation(
                 f"task {task.id} has {len(task)} images, its answer {len(cells)} cells"
             )
         rank.failures = 0
-        task.said = (
-            *(event.decode_ns, event.compute_ns, event.runtime),
-            *(event.read_ns, event.at_ns or self.now_ns),
-        )
+        done_ns = event.at_ns or self.now_ns
+        task.said = event.decode_ns, event.compute_ns, event.runtime, event.read_ns, done_ns
         self._end_row(task, "answered", event.compute_ns, "", event.at_ns)
+        count = len(cells)
         there, part = present(cells), self.table.plain(task.positions)
         before = self.outcomes.totals.images
         if event.vectors is not None:
@@ -694,12 +683,12 @@ class Core:
             self.outcomes.accept(task, cells, part=part)
         else:
             if there is None:
-                there = np.ones(len(cells), bool)
-            if not there.all():
+                there = np.ones(count, bool)
+            else:
                 self._note_absent(task, event, there)
             self.scheme.answered(self, task, cells, there)
         self.outcomes.vectors = None
-        if self.outcomes.totals.images - before < len(task) and task.covers:
+        if self.outcomes.totals.images - before < count and task.covers:
             self.uncover(task.positions)
         self.write_task(task)
         self._alive(rank)
@@ -875,22 +864,29 @@ class Core:
     def _end_row(
         self, task: Task, outcome: str, compute_ns: int, reason: str, at_ns: int = 0
     ) -> None:
-        group = self._group_at(int(task.positions[0]))
+        table, done_ns = self.table, at_ns or self.now_ns
         task.end = (
-            *(max(at_ns or self.now_ns, task.sent_ns) - self.table.start_ns, compute_ns),
-            *(OUTCOME_CODE[outcome], self.table.session, group < self.table.warm_groups),
+            (done_ns if done_ns > task.sent_ns else task.sent_ns) - table.start_ns,
+            compute_ns,
+            OUTCOME_CODE[outcome],
+            table.session,
+            self._group_at(int(task.positions[0])) < table.warm_groups,
             reason_bytes(reason) if reason else NO_REASON,
         )
 
     def write_task(self, task: Task) -> None:
         """Write the row of a task that has ended, unless one of its answers is still kept."""
-        if task.kept or not task.end or task.id not in self._ended:
+        if task.kept or not task.end or self._ended.pop(task.id, None) is None:
             return
-        del self._ended[task.id]
         self._rows.append(
-            TASKS.packer.pack(
-                *(task.id, task.rank, KIND_CODE[task.kind]),
-                *(self._group_at(int(task.positions[0])), task.attempt, len(task), task.resolved),
+            _pack_row(
+                task.id,
+                task.rank,
+                KIND_CODE[task.kind],
+                self._group_at(int(task.positions[0])),
+                task.attempt,
+                len(task.positions),
+                task.resolved,
                 task.sent_ns - self.table.start_ns,
                 *task.end,
             )

@@ -79,27 +79,30 @@ class Outcomes:
             part.block.states[part.at] = DONE
             return
         for block, at, items in self._table.parts(task.positions):
-            own, states = cells[items], block.states[at]
+            states = block.states[at]
             wanted = (states & OPEN) != 0
             if some is not None:
                 wanted &= some[items]
-            where = np.flatnonzero(wanted)
+            where = wanted.nonzero()[0]
+            states = states[where]
             places = where + at.start if isinstance(at, slice) else at[where]
-            hard = (states[where] & HARD) != 0
-            soft = places[~hard]
-            if len(soft):
+            numbers = where + items.start if isinstance(items, slice) else items[where]
+            hard = (states & HARD) != 0
+            one_by_one: Iterable[tuple[int, int]] = ()
+            if hard.any():
+                one_by_one = zip(places[hard].tolist(), numbers[hard].tolist(), strict=True)
+                states, places, numbers = states[~hard], places[~hard], numbers[~hard]
+            if len(places):
+                positions = block.positions(places)
                 if self._kept_vectors:
-                    for position in block.positions(soft).tolist():
+                    for position in positions.tolist():
                         self._kept_vectors.pop(position, None)
-                kept = block.kept[soft][(block.states[soft] & KEPT) != 0]
-                self._assign(task, block, soft, block.positions(soft), own[where[~hard]])
-                self._keep_vectors(
-                    block.positions(soft), np.arange(len(cells))[items][where[~hard]]
-                )
-                block.states[soft] = DONE
-                self._let_go(kept.tolist())
-            numbers = np.arange(len(cells))[items][where[hard]].tolist()
-            for place, number in zip(places[hard].tolist(), numbers, strict=True):
+                kept = block.kept[places[(states & KEPT) != 0]].tolist()
+                self._assign(task, block, places, positions, cells[numbers])
+                self._keep_vectors(positions, numbers)
+                block.states[places] = DONE
+                self._let_go(kept)
+            for place, number in one_by_one:
                 self._accept_one(task, block, place, cells, number)
 
     def _keep_vectors(self, positions: Positions, items: Any) -> None:
@@ -110,13 +113,14 @@ class Outcomes:
         self, task: Task, block: Block, at: At, positions: Positions, cells: np.ndarray
     ) -> None:
         """Write the answers of images that nothing else waits for; the caller sets their state."""
-        count = len(positions)
+        count, totals = len(positions), self.totals
         block.said[at] = self._said_by(task, int(positions[0]))
         block.cell[at] = cells
         self._table.resolved(block, count)
         task.resolved += count
-        self.totals.images += count
-        self.totals.collage += count if task.source == COLLAGE else 0
+        totals.images += count
+        if task.source == COLLAGE:
+            totals.collage += count
         trouble = self._core.retries.trouble
         if trouble:
             for position in np.asarray(positions).tolist():
@@ -125,12 +129,11 @@ class Outcomes:
 
     def _said_by(self, task: Task, position: int) -> np.ndarray:
         """What the task says of an image: (1,) of SAID."""
-        core = self._core
-        encode = core.encode_ns.get(position // core.settings.group_size, 0)
-        if not core.scheme.grouped:
-            encode = task.encode_ns
-        head = SOURCE_CODE[task.source], task.rank, task.attempt, encode
-        return np.frombuffer(_said.pack(*head, *task.said), SAID)
+        core, encode = self._core, task.encode_ns
+        if core.scheme.grouped:
+            encode = core.encode_ns.get(position // core.settings.group_size, 0)
+        said = _said.pack(SOURCE_CODE[task.source], task.rank, task.attempt, encode, *task.said)
+        return np.frombuffer(said, SAID)
 
     # ---- image by image ------------------------------------------------------
 
@@ -164,11 +167,11 @@ class Outcomes:
         """
         for block, at, items in self._table.parts(task.positions):
             states = block.states[at]
-            where = np.flatnonzero(((states & OPEN) != 0) & ((states & DECIDED) == 0) & some[items])
+            where = (((states & (OPEN | DECIDED)) == OPEN) & some[items]).nonzero()[0]
             if not len(where):
                 continue
             places = where + at.start if isinstance(at, slice) else at[where]
-            self._let_go(block.kept[places][(block.states[places] & KEPT) != 0].tolist())
+            self._let_go(block.kept[places[(states[where] & KEPT) != 0]].tolist())
             block.said[places] = self._said_by(task, int(block.positions(places)[0]))
             block.cell[places] = cells[items][where]
             block.kept[places] = task.id
@@ -296,11 +299,7 @@ class Outcomes:
 
 def present(cells: np.ndarray) -> np.ndarray | None:
     """(n,) bool, which cells hold an answer; None if all do."""
-    states = cells["state"]
-    if states.tobytes() == _ALL_PRESENT[: len(cells)] and len(cells) <= len(_ALL_PRESENT):
+    states = cells["state"].tobytes()
+    if states.count(PRESENT) == len(states):
         return None
-    found: np.ndarray = states == PRESENT
-    return None if found.all() else found
-
-
-_ALL_PRESENT = bytes([PRESENT]) * 4096
+    return np.frombuffer(states, np.uint8) == PRESENT

@@ -7,7 +7,7 @@ which only few images are left is shrunk to them, so a late image holds no memor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -124,7 +124,7 @@ class Table:
         """The number of the session's first group, from which warm-up groups are counted."""
         self.warm_groups += group
 
-    def add(self, first: int, count: int) -> Iterator[Part]:
+    def add(self, first: int, count: int) -> Sequence[Part]:
         """Make room for images at positions that follow all earlier ones."""
         self.end = first + count
         for number in range(first // BLOCK, (first + count - 1) // BLOCK + 1):
@@ -133,17 +133,16 @@ class Table:
                 self.blocks[number] = Block(number * BLOCK, records, bytearray(BLOCK))
         return self.parts(range(first, first + count))
 
-    def parts(self, positions: Positions) -> Iterator[Part]:
+    def parts(self, positions: Positions) -> Sequence[Part]:
         """The images at these positions by block, without those whose rows were taken."""
         if not len(positions):
-            return
+            return ()
         low, high = int(positions[0]) // BLOCK, int(positions[-1]) // BLOCK
         if low == high:
             block = self.blocks.get(low)
             part = None if block is None else block.part(positions, 0)
-            if part is not None:
-                yield part
-            return
+            return () if part is None else (part,)
+        found = []
         if not isinstance(positions, range) or positions.step != 1:
             positions = np.asarray(positions)
         start = 0
@@ -157,8 +156,9 @@ class Table:
             block = self.blocks.get(number)
             part = None if block is None else block.part(positions[start:end], start)
             if part is not None:
-                yield part
+                found.append(part)
             start = end
+        return found
 
     def find(self, position: int) -> tuple[Block, int]:
         """Where the image is; KeyError if its row was taken."""
@@ -182,26 +182,32 @@ class Table:
         """Those of the positions whose images are unresolved, the same object if all are."""
         if self.plain(positions) is not None:
             return positions
-        found = []
-        for part in self.parts(positions):
-            open_, own = part.block.states[part.at] & OPEN, picked(positions, part.items)
-            found.append(own[open_ != 0])
-        if sum(map(len, found)) == len(positions):
+        found, count = [], 0
+        for block, at, items in self.parts(positions):
+            is_open = (block.states[at] & OPEN) != 0
+            own = picked(positions, items)[is_open]
+            found.append(own)
+            count += len(own)
+        if count == len(positions):
             return positions
+        if len(found) == 1:
+            return found[0]
         return np.concatenate(found) if found else range(0)
 
     def plain(self, positions: Positions) -> Part | None:
         """The images if they are neighbours in a block, unresolved, and nothing happened to
         them."""
-        if not isinstance(positions, range) or positions.step != 1 or not len(positions):
+        if not isinstance(positions, range) or positions.step != 1 or not positions:
             return None
-        block = self.blocks.get(positions.start // BLOCK)
+        first, stop = positions.start, positions.stop
+        block = self.blocks.get(first // BLOCK)
         if block is None or block.index is not None:
             return None
-        start, count = positions.start - block.start, len(positions)
-        if start + count > BLOCK or block.state[start : start + count] != PLAIN[:count]:
+        start, count = first - block.start, stop - first
+        at = slice(start, start + count)
+        if start + count > BLOCK or block.state[at] != PLAIN[:count]:
             return None
-        return Part(block, slice(start, start + count), slice(0, count))
+        return Part(block, at, slice(0, count))
 
     def all_unresolved(self) -> np.ndarray:
         """The positions of all unresolved images, (n,) int64, ascending."""
