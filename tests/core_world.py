@@ -680,7 +680,7 @@ class World:
 
     def _works(self) -> list[Work]:
         queued = [work for queue in self.core.queues.values() for work in queue.works]
-        bound = [work for rank in self.core.ranks.known.values() for work in rank.bound]
+        bound = [work for rank in self.core.ranks.known.values() for work in rank.bound.works]
         return queued + bound
 
     def _check_table(self) -> None:
@@ -740,7 +740,7 @@ class World:
                 assert (rank in core.ranks.ready[kind]) == works
                 assert (state.place in places) == (works and len(out) < state.credit)
                 assert [p for p in places if p[-1] is state] in ([], [state.place])
-            assert not state.bound or works
+            assert not state.bound.works or works
         for kind, ready in core.ranks.ready.items():
             assert ready == sorted(ready)
             assert core.ranks.room[kind] == sorted(core.ranks.room[kind])
@@ -760,7 +760,7 @@ class World:
                 useful = any(image in self.open for image in np.asarray(work.positions).tolist())
                 assert ready - {*work.held} or not useful, "work for nobody waits (4)"
                 for rank in room:
-                    apart = self.scheme.apart(core)
+                    apart = core.ranks.fastest(COLLAGE)
                     others = rank.id in apart and core.fresh.count
                     if kind == COLLAGE:
                         others = apart and rank.id not in apart
@@ -770,10 +770,10 @@ class World:
             self._check_fresh()
         if not core.gathers():
             for rank in core.ranks.known.values():
-                assert not rank.bound or rank.messages == rank.credit
+                assert not rank.bound.works or rank.messages == rank.credit
 
     def _check_fresh(self) -> None:
-        core, apart = self.core, self.scheme.apart(self.core)
+        core, apart = self.core, self.core.ranks.fastest(COLLAGE)
         kinds = {SINGLE, self.scheme.first} if self.cascade else {SINGLE}
         for fresh, able in ((core.fresh, kinds), (core.alone, {SINGLE})):
             useful = any(image in self.open for part in fresh.ranges for image in part)

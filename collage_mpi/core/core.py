@@ -55,7 +55,7 @@ class Core:
         self.tasks: dict[int, Task] = {}  # sent and not ended
         self.fresh, self.alone = Fresh(), Fresh()  # `alone`: for the main kind only
         self.queues: defaultdict[str, Queue] = defaultdict(Queue)
-        self.late: list[int] = []  # images that an idle rank may have once more
+        self.late = Queue()  # images that an idle rank may have once more
         self.encode_ns: dict[int, int] = {}  # group -> time for making its collages
         self.stopping: str | None = None
         self.retries = Retries(self)
@@ -201,8 +201,7 @@ class Core:
     def _group_closed(self, group: int) -> None:
         """The group gets no further image."""
         if self.scheme.grouped and self.stopping is None:
-            positions = range(group * self._size, min((group + 1) * self._size, self.table.end))
-            self.scheme.group_full(self, self.table.unresolved(positions))
+            self.scheme.group_full(self, self.group(group * self._size))
 
     def group_over(self, group: int) -> None:
         """All images of the group have their outcome."""
@@ -237,12 +236,15 @@ class Core:
             return True
         return any(task.kind == kind and task.covers for task in self.holders(position))
 
+    def group(self, position: int) -> Positions:
+        """The unresolved images of its group."""
+        first = self._group_at(position) * self._size
+        return self.table.unresolved(range(first, min(first + self._size, self.table.end)))
+
     def in_need(self, position: int) -> np.ndarray:
         """The images of its group that no task covers, (n,) int64."""
-        first = self._group_at(position) * self._size
-        end = min(first + self._size, self.table.end)
         found = []
-        for each in np.asarray(self.table.unresolved(range(first, end))).tolist():
+        for each in np.asarray(self.group(position)).tolist():
             block, at = self.table.find(each)
             trouble = self.retries.trouble.get(each)
             failed = trouble is not None and trouble.failures >= self.settings.max_attempts
@@ -268,26 +270,24 @@ class Core:
     def place(self, work: Work) -> None:
         """Let the work wait: for any rank that may take it or, where ranks do not pull, for the
         least loaded one."""
-        self.cover(work.positions, 1)
-        if work.kind == self.scheme.main:
-            self.sends(work.positions, 1)
+        self.expect(work)
         if self.scheme.pulls:
             self.queues[work.kind].add(work)
-            return
-        self._bind_again(work)
+        else:
+            self.bind(self.ranks.best(work), work)
 
-    def _bind_again(self, work: Work) -> None:
-        """Let the work wait for the least loaded rank that has none of its images."""
-        having = {rank.id for rank in self.ranks.others(work.kind, work.held) if rank.has(work)}
-        rank = self.ranks.least_loaded(work.kind, having.union(work.avoid))
-        self.bind(rank or self.ranks.least_loaded(work.kind, having.union(work.held)), work)
+    def expect(self, work: Work, more: int = 1) -> None:
+        """The images of the work can count on so many tasks of its kind more."""
+        self.cover(work.positions, more)
+        if work.kind == self.scheme.main:
+            self.sends(work.positions, more)
 
     def bind(self, rank: Rank | None, work: Work) -> None:
         """Let the work, which its images count on already, wait for this rank."""
         if rank is None:
             self.uncover(work.positions)
         else:
-            rank.bound.append(work)
+            rank.bound.add(work)
             self._bound[rank.id] = rank
 
     def cover(self, positions: Positions, more: int) -> None:
@@ -339,7 +339,8 @@ class Core:
 
     def note_late(self, positions: Positions) -> None:
         """The first answers of these images are late."""
-        self.late += np.asarray(self.table.unresolved(positions)).tolist()
+        for each in np.asarray(self.table.unresolved(positions)).tolist():
+            self.late.add(Work(SINGLE, SINGLE, 1, range(each, each + 1)))
 
     def uncover(self, positions: Positions) -> None:
         """A task or some work that images counted on will not come: give them what they need."""
@@ -375,7 +376,7 @@ class Core:
     def _anything(self, kind: str) -> bool:
         """Whether work waits that a rank of this kind could take."""
         queue = self.queues.get(kind)
-        if (queue is not None and queue.works) or self.late or self._copying:
+        if (queue is not None and queue.works) or self.late.works or self._copying:
             return True
         return bool(self.fresh.count or self.alone.count) and not self.gathers()
 
@@ -391,31 +392,47 @@ class Core:
 
     def wants_images(self) -> bool:
         """Whether a rank is idle that could take a new image."""
-        apart = self.scheme.apart(self)
-        return any(self.ranks.idle(kind, apart) for kind in self.scheme.serves)
+        return any(self.ranks.wants(kind) for kind in self.scheme.serves)
 
     def _send_bound(self, rank: Rank) -> None:
-        while rank.bound and rank.messages < rank.credit and rank.status == READY:
-            first, most = rank.bound.popleft(), self.settings.batch
-            first.positions = self.table.unresolved(first.positions)
-            if not len(first.positions):
-                continue
-            if rest := self._cut(first, most):
-                rank.bound.appendleft(rest)
-            works, used = [first], self._inputs(first)
-            while rank.bound and not self.retries.failed(first):
-                following = rank.bound[0]
-                used += self._inputs(following)
-                if following.kind != first.kind or used > most or self.retries.failed(following):
-                    break
-                following = rank.bound.popleft()
-                following.positions = self.table.unresolved(following.positions)
-                if len(following.positions):
-                    works.append(following)
-            self._send(rank, works)
+        while rank.bound.works and rank.messages < rank.credit:
+            if works := self._taken(rank.bound, self.settings.batch, lambda work: True):
+                self._send(rank, works)
         self._bound.pop(rank.id, None)
 
     # What schemes take for a rank, in the order that they say. Each returns [] if there is nothing.
+
+    def _taken(self, queue: Queue, most: int, may: Callable[[Work], bool]) -> list[Work]:
+        """The oldest work that may leave, up to so many inputs of one kind. What has failed before
+        leaves alone."""
+        works: list[Work] = []
+        place = 0
+        while place < len(queue.works) and most > 0:
+            work = queue.works[place]
+            copy = any(overlap(work.positions, each.positions) for each in works)
+            if copy or not may(work):
+                place += 1  # another copy of what it takes is for another rank
+                continue
+            failed = self.retries.failed(work)
+            if works and (failed or work.kind != works[0].kind):
+                break
+            queue.pop(place)
+            if not len(self._unresolved(work)):
+                continue
+            inputs = 1
+            if not KIND[work.kind].encoded:
+                inputs = 1 if failed else most
+                if rest := work.cut(inputs):
+                    queue.add(rest)
+                inputs = len(work.positions)
+            works.append(work)
+            most = 0 if failed else most - inputs
+        return works
+
+    def _unresolved(self, work: Work) -> Positions:
+        """Leave only those images in the work that are unresolved; these."""
+        work.positions = self.table.unresolved(work.positions)
+        return work.positions
 
     def take_again(self, rank: Rank, kind: str) -> list[Work]:
         """Work of images that were sent before, or of whole groups: up to a batch."""
@@ -425,50 +442,9 @@ class Core:
         encoded = KIND[kind].encoded
         waiting = len(queue.works) if encoded else queue.count + self.scheme.waiting(self)
         only = encoded and kind == self.scheme.main  # its first tasks wait here too
-        share = (self.portion if only else self._portion)(rank, kind, waiting)
-        works: list[Work] = []
-        most, place = share or self.settings.batch, 0
-        while place < len(queue.works) and most > 0:
-            work = queue.works[place]
-            if not self._may(rank, work, share):
-                place += 1
-                continue
-            if works and work.like != works[0].like:
-                break
-            if any(overlap(work.positions, each.positions) for each in works):
-                place += 1  # another copy of it, which is for another rank
-                continue
-            work = queue.pop(place)
-            work.positions = self.table.unresolved(work.positions)
-            if not len(work.positions):
-                continue
-            if rest := self._cut(work, most):
-                queue.add(rest)
-            if works and self.retries.failed(work):
-                queue.add(work)
-                break
-            works.append(work)
-            most -= self._inputs(work)
-            if self.retries.failed(work):
-                break
-        return works
-
-    def _inputs(self, work: Work) -> int:
-        """How many inputs of its network the work is."""
-        return 1 if KIND[work.kind].encoded else len(work.positions)
-
-    def _cut(self, work: Work, most: int) -> Work | None:
-        """Cut work that is too large for a message, or of which an image has failed, which leaves
-        alone; the rest."""
-        if KIND[work.kind].encoded or len(work.positions) == 1:
-            return None
-        if self.retries.failed(work):
-            most = 1
-        if len(work.positions) <= most:
-            return None
-        rest = Work(*work.like[:3], work.positions[most:], work.avoid, work.held, spare=work.spare)
-        work.positions = work.positions[:most]
-        return rest
+        share = self._portion(rank, kind, waiting, fresh=only)
+        most = share or self.settings.batch
+        return self._taken(queue, most, lambda work: self._may(rank, work, share))
 
     def _may(self, rank: Rank, work: Work, share: int) -> bool:
         """Whether the rank may take the work, and does not leave it to quicker ranks."""
@@ -479,57 +455,53 @@ class Core:
             return False
         return bool(share) or not self.ranks.quicker(work.kind, work.avoid)
 
-    def _portion(self, rank: Rank, kind: str, waiting: int) -> int:
-        apart = self.scheme.apart(self) if kind == SINGLE else ()
-        most = self.settings.batch
-        return self.ranks.portion(rank, kind, waiting, most, apart, self.now_ns)
+    def _portion(self, rank: Rank, kind: str, waiting: int, *, fresh: bool = True) -> int:
+        """How many of the waiting inputs the rank takes; 0 if it passes over them. In a closed loop
+        there is no end of `fresh` ones until the input ends."""
+        most, over = self.settings.batch, self.admission.closed or self.admission.paused
+        if fresh and self.settings.together and not over:
+            return max(1, self.ranks.portion(rank, kind, 0, most, self.now_ns))
+        return self.ranks.portion(rank, kind, waiting, most, self.now_ns)
 
     def take_fresh(self, rank: Rank, kind: str, *fresh: Fresh) -> list[Work]:
-        """Images that were never sent, up to a batch; a share if too few wait for all ranks."""
+        """Images that were never sent, up to a batch: a share if too few wait for all ranks. A kind
+        that is not the main one takes as many as a group has for each input."""
+        main = kind == self.scheme.main
+        size = 1 if main else self._size
         for each in fresh:
             while each.count and kind in rank.kinds and not self.gathers():
-                queued = self.queues[kind].count
-                batch = self.portion(rank, kind, queued + self.scheme.waiting(self))
-                if not batch:
+                waiting = self.queues[kind].count + self.scheme.waiting(self)
+                most = self._portion(rank, kind, waiting if main else -(-each.count // size))
+                if not most:
                     break
-                if each.count < batch * len(self.ranks.ready[kind]):
-                    room = self.ranks.room[kind]
-                    idle = sum(1 for messages, *_ in room if not messages) if batch > 1 else 1
-                    batch = min(batch, -(-each.count // max(1, idle)))
-                positions = self.table.unresolved(each.take(batch))
-                if len(positions):
-                    return [Work(kind, kind, 1, positions)]
+                share = max(1, each.count // (size * max(1, self.ranks.idle(kind))))
+                found = self.table.unresolved(each.take(min(most, share) * size))
+                if not main:
+                    self.sends(found, -1)  # each counted on a task of its own
+                width = size if KIND[kind].encoded else max(1, len(found))
+                starts = range(0, len(found), width)
+                if starts:
+                    return [Work(kind, kind, 1, found[at : at + width]) for at in starts]
         return []
-
-    def portion(self, rank: Rank, kind: str, waiting: int) -> int:
-        """How many of the waiting inputs of fresh images the rank takes; 0 if it passes over them.
-        In a closed loop there is no end of them until the input ends."""
-        endless = self.settings.together and not (self.admission.closed or self.admission.paused)
-        if endless:
-            return max(1, self._portion(rank, kind, 0))
-        return self._portion(rank, kind, waiting)
 
     def take_late(self, rank: Rank, source: str) -> list[Work]:
         """An image whose first answer is late, for an idle rank that does not have it."""
-        if rank.messages or rank.bound or SINGLE not in rank.kinds:
+        if rank.messages or rank.bound.works or SINGLE not in rank.kinds:
             return []
-        for place, position in enumerate(self.late):
-            if not self.table.state(position) & OPEN:
-                continue
-            trouble = self.retries.trouble.get(position)
-            barred = {task.rank for task in self.holders(position)}
-            if (self.scheme.pulls and not barred) or self.retries.waits(position):
-                continue  # it waits for a rank with room, or for ranks to recover
-            if trouble is not None:
-                barred |= trouble.tried
-            if rank.id not in barred:
-                del self.late[place]
-                where = range(position, position + 1)
-                self.cover(where, 1)
-                self.sends(where, 1)
-                return [Work(SINGLE, source, 1, where)]
-        self.late = [each for each in self.late if self.table.state(each) & OPEN]
-        return []
+        works = self._taken(self.late, 1, lambda work: self._may_late(rank, int(work.positions[0])))
+        for work in works:
+            work.source = source
+            self.expect(work)
+        return works
+
+    def _may_late(self, rank: Rank, position: int) -> bool:
+        if not self.table.state(position) & OPEN:
+            return True
+        trouble = self.retries.trouble.get(position)
+        barred = {task.rank for task in self.holders(position)}
+        if (self.scheme.pulls and not barred) or self.retries.waits(position):
+            return False  # it waits for a rank with room, or for ranks to recover
+        return rank.id not in barred and (trouble is None or rank.id not in trouble.tried)
 
     def take_copy(self, rank: Rank) -> list[Work]:
         """Copies for an idle rank when no image is left to come: of the oldest images with the
@@ -538,42 +510,37 @@ class Core:
         This is robust dynamic load balancing (rDLB; Mohammed, Cavelan, Ciorba, arXiv 1905.08073).
         """
         main = self.scheme.main
-        if rank.messages or rank.bound or main not in rank.kinds or not self._copying:
+        if rank.messages or rank.bound.works or main not in rank.kinds or not self._copying:
             return []
-        heap, set_aside = self._copies or [], []
+        heap, aside = self._copies or [], []
         found: list[int] = []
-        idle = sum(1 for messages, *_ in self.ranks.room[main] if not messages)
-        most = min(self.settings.batch, -(-self.admission.unresolved // max(1, idle)))
-        sends = 0
+        most = min(self.settings.batch, -(-self.admission.unresolved // self.ranks.idle(main)))
         while heap and len(found) < most:
             copies, position = heapq.heappop(heap)
             if not self._wants_copy(position, copies):
                 continue
             if any(task.rank == rank.id for task in self.holders(position)):
-                set_aside.append((copies, position))
+                aside.append((copies, position))
                 continue
             together = [position]
             if KIND[main].encoded:
-                first = self._group_at(position) * self._size
-                group = self.table.unresolved(range(first, min(first + self._size, self.table.end)))
-                together = [p for p in np.asarray(group).tolist() if self._wants_copy(p, copies)]
+                group = np.asarray(self.group(position)).tolist()
+                together = [each for each in group if self._wants_copy(each, copies)]
                 heap[:] = [each for each in heap if each[1] not in together]
                 heapq.heapify(heap)
                 most = 0
-            for each in together:
-                block, at = self.table.find(each)
-                sends = max(sends, int(block.sends[at]))
-                set_aside.append((copies + 1, each))
+            aside += [(copies + 1, each) for each in together]
             found += together
-        for entry in set_aside:
+        for entry in aside:
             heapq.heappush(heap, entry)
         if not found:
             return []
         where = np.array(sorted(found), np.int64)
-        self.cover(where, 1)
-        self.sends(where, 1)
+        sends = max(int(block.sends[at].max()) for block, at, _ in self.table.parts(where))
         source = "endgame" if main == SINGLE else main
-        return [Work(main, source, sends + 1, where, spare=True)]
+        work = Work(main, source, sends + 1, where, spare=True)
+        self.expect(work)
+        return [work]
 
     def _wants_copy(self, position: int, copies: int) -> bool:
         if not self.table.state(position) & OPEN or copies >= MOST_COPIES:
@@ -655,7 +622,7 @@ class Core:
             if service_ns > 0:
                 self.ranks.observe(rank, service_ns / self.ranks.cost(task.kind, message.inputs))
             self.ranks.changed(rank, self.now_ns)
-            if rank.bound:
+            if rank.bound.works:
                 self._bound[rank_id] = rank
         if self._more:
             for position in np.asarray(task.positions).tolist():
@@ -820,25 +787,19 @@ class Core:
         """The rank takes no more work: move what waited for it, and for its kind of rank."""
         self.ranks.leave(rank)
         self._bound.pop(rank.id, None)
-        bound, rank.bound = list(rank.bound), type(rank.bound)()
+        bound = rank.bound.clear()
         self.retries.recall(rank)
         for work in bound:
-            work.positions = self.table.unresolved(work.positions)
-            if len(work.positions):
-                self._bind_again(work)
+            if len(self._unresolved(work)):
+                self.bind(self.ranks.best(work), work)
         for kind in rank.kinds:
             if not self.ranks.ready[kind]:
                 self.scheme.nobody(self, kind)
-            queue = self.queues.get(kind)
-            stranded = [
-                work
-                for work in (queue.works if queue is not None else ())
-                if next(self.ranks.others(kind, work.held), None) is None
-            ]
-            for work in stranded:
-                assert queue is not None
-                queue.pop(queue.works.index(work))
-                self.uncover(work.positions)
+            for work in self.queues[kind].clear():
+                if next(self.ranks.others(kind, work.held), None) is None:
+                    self.uncover(work.positions)
+                else:
+                    self.queues[kind].add(work)
 
     def strand(self, fresh: Fresh) -> None:
         """No rank can take these images as they wait: give each what it needs."""

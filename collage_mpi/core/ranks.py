@@ -5,13 +5,13 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping
-from itertools import takewhile
 from math import inf
 from typing import TYPE_CHECKING
 
 from collage_mpi.core.settings import batch_factor
 from collage_mpi.core.states import LOST, RANK, READY, SILENT
-from collage_mpi.core.work import overlap
+from collage_mpi.core.work import Queue, overlap
+from collage_mpi.kinds import COLLAGE
 
 if TYPE_CHECKING:
     from collage_mpi.core.work import Task, Work
@@ -35,7 +35,7 @@ class Rank:
         self.failures = 0  # in a row
         self.tasks: dict[int, Task] = {}  # sent and not ended
         self.messages = 0  # with such tasks
-        self.bound: deque[Work] = deque()
+        self.bound = Queue()
         self.pace_ns = 0.0
         self.idle_ns: int | None = None  # since when it has been idle
         self.turn = 0  # grows with each change of it: of equal ranks the longest unchanged is first
@@ -46,11 +46,11 @@ class Rank:
     @property
     def load(self) -> int:
         """Number of tasks that are out or wait for it."""
-        return len(self.tasks) + len(self.bound)
+        return len(self.tasks) + len(self.bound.works)
 
     def has(self, work: Work) -> bool:
         """Whether it has an image of the work for the same network, or is to get it."""
-        there: list[Task | Work] = [*self.tasks.values(), *self.bound]
+        there: list[Task | Work] = [*self.tasks.values(), *self.bound.works]
         return any(
             each.kind == work.kind and overlap(each.positions, work.positions) for each in there
         )
@@ -130,24 +130,26 @@ class Ranks:
             for rank in self.known.values()
         )
 
-    def idle(self, kind: str, apart: Collection[int]) -> bool:
-        """Whether a rank of the kind that is not `apart` has no message and no work."""
-        room = takewhile(lambda place: not place[0], self.room[kind])
-        return any(not rank.bound and rank.id not in apart for *_, rank in room)
+    def idle(self, kind: str) -> int:
+        """How many ranks of the kind have no message."""
+        return bisect_left(self.room[kind], (1,))
+
+    def wants(self, kind: str) -> bool:
+        """Whether a rank of the kind that could take a new image has no message and no work."""
+        apart = self.fastest(COLLAGE)
+        room = self.room[kind][: self.idle(kind)]
+        return any(not rank.bound.works and rank.id not in apart for *_, rank in room)
 
     # ---- turns, as in the paper ---------------------------------------------
 
-    def turns(
-        self, kind: str, count: int, rows: int, avoid: Collection[int]
-    ) -> Iterator[list[Rank]]:
+    def turns(self, kind: str, count: int, rows: int) -> Iterator[list[Rank]]:
         """The ranks of the next `count` images in turn: `rows` different ones for each image.
 
         The ranks are laid out in `rows` rows. An image gets the next rank of the first row and
         those below it, so the first copies go to the ranks in turn, as without further copies.
         """
-        ready = self.ready[kind]
-        if avoid:
-            ready = [rank for rank in ready if rank not in avoid]
+        apart = self.fastest(COLLAGE)
+        ready = [rank for rank in self.ready[kind] if rank not in apart]
         rows = min(rows, len(ready))
         stride = len(ready) // rows if rows else 0
         for _ in range(count if stride else 0):
@@ -193,20 +195,12 @@ class Ranks:
         place = min(self._fastest_of.get(kind, len(paces)), (len(paces) + 1) // 2) - 1
         return SLOW * paces[place][0] or inf if paces else inf
 
-    def portion(
-        self,
-        rank: Rank,
-        kind: str,
-        waiting: int,
-        most: int,
-        apart: Collection[int],
-        now_ns: int,
-    ) -> int:
+    def portion(self, rank: Rank, kind: str, waiting: int, most: int, now_ns: int) -> int:
         """How many of the waiting inputs the rank takes, up to `most`: 0 if it passes over them.
 
         Only a slow rank leaves work to others: what quicker ranks would end sooner. Each of them
-        ends what it is computing, and then takes its share of what waits, unless it is `apart`. A
-        slow rank that was idle for long is tried again.
+        ends what it is computing, and then takes its share of what waits, unless it is kept for
+        another kind. A slow rank that was idle for long is tried again.
         """
         limit, whole = self.limit_ns(kind), self.cost(kind, most)
         if rank.pace_ns <= limit or rank.pace_ns * whole <= SLICE_NS:
@@ -214,6 +208,7 @@ class Ranks:
         if rank.idle_ns is not None and now_ns - rank.idle_ns > PROBE_AFTER * rank.pace_ns:
             self.forget(rank, now_ns)
             return most
+        apart = self.fastest(COLLAGE) if kind != COLLAGE else ()
         quick = sum(each not in apart for pace, each in self._paces[kind] if pace <= limit)
         if not quick:
             return most
@@ -228,16 +223,22 @@ class Ranks:
         limit = self.limit_ns(kind)
         return any(rank not in avoid for pace, rank in self._paces[kind] if pace <= limit)
 
-    def fastest(self, kind: str, count: int) -> list[int]:
-        """The fastest ranks of the kind; those of unknown speed come first."""
-        return [rank for _, rank in self._paces[kind][:count]]
+    def fastest(self, kind: str) -> list[int]:
+        """The fastest ranks, if the kind's tasks are for these: never all ranks. Those of unknown
+        speed come first."""
+        most = min(self._fastest_of.get(kind, 0), len(self.ready[kind]) - 1)
+        return [rank for _, rank in self._paces[kind][: max(0, most)]]
 
-    def least_loaded(
-        self, kind: str, avoid: Collection[int], among: Collection[int] | None = None
-    ) -> Rank | None:
-        """The rank with the fewest tasks; None if all are in `avoid`."""
-        allowed = (r for r in self.others(kind, avoid) if among is None or r.id in among)
-        return min(allowed, key=lambda rank: (rank.load, rank.turn), default=None)
+    def best(self, work: Work) -> Rank | None:
+        """The rank with the fewest tasks that has none of the work's images: rather one that has
+        not tried them, and of those without any one that the kind's tasks are for."""
+        own = self.fastest(work.kind)
+        for avoid in (work.avoid, work.held):
+            ranks = self.others(work.kind, avoid)
+            for rank in sorted(ranks, key=lambda r: (r.load, r.id not in own, r.turn)):
+                if not rank.has(work):
+                    return rank
+        return None
 
     # ---- room ---------------------------------------------------------------
 

@@ -132,7 +132,7 @@ class Scheme:
         """Bind each image to the single ranks in turn, `rows` of them."""
         of_rank: dict[tuple[int, int], list[int]] = defaultdict(list)
         given = -1
-        turns = core.ranks.turns(SINGLE, len(positions), rows, self.apart(core))
+        turns = core.ranks.turns(SINGLE, len(positions), rows)
         for given, ranks in enumerate(turns):
             for row, rank in enumerate(ranks):
                 of_rank[rank.id, row].append(positions[given])
@@ -141,10 +141,6 @@ class Scheme:
         for (rank_id, row), own in of_rank.items():
             work = Work(SINGLE, "replica" if row else SINGLE, 1, np.array(own, np.int64))
             core.bind(core.ranks.known[rank_id], work)
-
-    def apart(self, core: Core) -> Sequence[int]:
-        """Ranks that get no single images."""
-        return ()
 
     def faulty(self, core: Core) -> None:
         """An image cannot be read: the rank whose turn it is gets none for it."""
@@ -155,7 +151,7 @@ class Scheme:
 
     def next(self, core: Core, rank: Rank) -> list[Work]:
         """What a rank that has room takes: the oldest work that it may take."""
-        fresh = () if rank.id in self.apart(core) else (core.fresh,)
+        fresh = () if rank.id in core.ranks.fastest(COLLAGE) else (core.fresh,)
         return (
             core.take_again(rank, SINGLE)
             or core.take_fresh(rank, SINGLE, *fresh)
@@ -303,28 +299,11 @@ class CollageScheme(Scheme):
         room."""
         core.cover(positions, -1)  # what the images could count on so far
         ready = len(core.ranks.ready[COLLAGE])
-        held: list[int] = []
         for _ in range(min(self.copies, ready) if len(positions) else 0):
-            work = Work(COLLAGE, COLLAGE, 1, positions, tuple(held), tuple(held))
-            if self.pulls:
-                core.place(work)
-                continue
-            rank = core.ranks.least_loaded(COLLAGE, held, self.apart(core))
-            if rank is None or rank.load:  # none is kept for collages, or those are busy
-                rank = core.ranks.least_loaded(COLLAGE, held)
-            if rank is not None:
-                held.append(rank.id)
-                core.cover(positions, 1)
-                core.sends(positions, int(self.main == COLLAGE))
-                core.bind(rank, work)
+            core.place(Work(COLLAGE, COLLAGE, 1, positions))
         if not ready and len(positions):
             core.cover(positions, 1)
             core.uncover(positions)
-
-    def apart(self, core: Core) -> Sequence[int]:
-        """With placement `fastest`, the fastest ranks, which get the collages: never all ranks."""
-        most = min(self.fastest_of.get(COLLAGE, 0), len(core.ranks.ready[COLLAGE]) - 1)
-        return core.ranks.fastest(COLLAGE, most) if most > 0 else ()
 
     def next(self, core: Core, rank: Rank) -> list[Work]:
         """The oldest collage or single image that the rank may take."""
@@ -429,28 +408,14 @@ class CascadeScheme(Scheme):
 
     def next(self, core: Core, rank: Rank) -> list[Work]:
         """Unsure images, then a collage of those that wait, then images alone."""
-        if found := core.take_again(rank, SINGLE):
-            return found
-        enough = core.fresh.count >= self.least(core) and not core.gathers()
-        if self.first in rank.kinds and enough and (found := self._pictures(core, rank)):
-            return found
-        fresh = (core.alone,) if self.calibrating else (core.fresh, core.alone)
-        return core.take_fresh(rank, SINGLE, *fresh) or core.take_copy(rank)
-
-    def _pictures(self, core: Core, rank: Rank) -> list[Work]:
-        """Up to a batch of collages, all full if there are several."""
-        size, waiting = core.settings.group_size, core.fresh.count
-        room = core.ranks.room[self.first]
-        idle = sum(1 for messages, *_ in room if not messages)
-        most = core.portion(rank, self.first, -(-waiting // size))
-        share = min(most, max(1, waiting // (size * max(1, idle))))
-        works = []
-        for _ in range(share):
-            positions = core.table.unresolved(core.fresh.take(size))
-            if len(positions):
-                core.sends(positions, -1)  # each counted on a task of its own
-                works.append(Work(self.first, self.first, 1, positions))
-        return works
+        first = (core.fresh,) if core.fresh.count >= self.least(core) else ()
+        alone = (core.alone,) if self.calibrating else (core.fresh, core.alone)
+        return (
+            core.take_again(rank, SINGLE)
+            or core.take_fresh(rank, self.first, *first)
+            or core.take_fresh(rank, SINGLE, *alone)
+            or core.take_copy(rank)
+        )
 
     def cells(self, core: Core, work: Work) -> np.ndarray | None:
         """A collage holds images of any groups, in its first cells."""

@@ -46,6 +46,14 @@ class Work:
         """What the images of one task have in common."""
         return self.kind, self.source, self.attempt, self.spare
 
+    def cut(self, most: int) -> Work | None:
+        """Leave only so many images in it; work for the others, if there are any."""
+        own, rest = self.positions[:most], self.positions[most:]
+        self.positions = own
+        if not len(rest):
+            return None
+        return Work(*self.like[:3], rest, self.avoid, self.held, spare=self.spare)
+
     def __lt__(self, other: Work) -> bool:
         return bool(self.positions[0] < other.positions[0])
 
