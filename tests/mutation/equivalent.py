@@ -30,10 +30,6 @@ SAME: dict[tuple[str, str], str] = {
         "if (self.feed.exhausted):",
     ): "that no image comes may be told again, and changes nothing then",
     (
-        "collage_mpi/job/recorder.py",
-        "done_ns: int = (-1)",
-    ): "set before the row is written, which names no time before it was sent",
-    (
         "collage_mpi/shards/reader.py",
         "self.decoders = min(MOST_DECODERS, threads_per_rank(local_size() or (0)))",
     ): "for no rank there are as many threads as for one",
@@ -75,22 +71,6 @@ SAME: dict[tuple[str, str], str] = {
         "collage_mpi/results/tally.py",
         "first, last = self.span_ns.get(session, (1 << (62), -(1 << 63)))",
     ): "146 years",
-    (
-        "collage_mpi/scheduler/tasks.py",
-        "if (task.pending <= len(task.images)):  # resolved images leave a blank cell",
-    ): "where none is resolved all stay",
-    (
-        "collage_mpi/scheduler/groups.py",
-        "missing = depth if self._drained(silent_tasks) else (-1)",
-    ): "none are admitted unless more than none are missing",
-    (
-        "collage_mpi/scheduler/retries.py",
-        "self._lost_ns = (-1)  # when the last rank was lost",
-    ): "read only when a rank was lost, which sets it",
-    (
-        "collage_mpi/scheduler/groups.py",
-        "self._next = (1)",
-    ): "a timer's number is a name",
     (
         "collage_mpi/shards/reader.py",
         "return self.infos[(-1)].fit if len(fits) == 1 else None",

@@ -66,9 +66,9 @@ DEFECTS = (
         "an unsure answer counts",
         (
             (
-                "scheduler/policies.py",
-                "if score.score >= self.confidence:",
-                "if score.score >= self.confidence - 0.1:",
+                "core/core.py",
+                'cells["score"] >= policy.confidence\n',
+                'cells["score"] >= policy.confidence - 0.1\n',
             ),
         ),
     ),
@@ -90,7 +90,7 @@ DEFECTS = (
         "a part of an epoch that is over counts",
         (
             (
-                "scheduler/leases.py",
+                "job/leases.py",
                 "if by is None or by.epoch != epoch:\n            return False",
                 "if by is None:\n            return True",
             ),
@@ -174,14 +174,14 @@ DEFECTS = (
         "an image of a lost rank is not sent again",
         (
             (
-                "scheduler/retries.py",
-                "            self.redo(task, why)\n        self.ranks",
-                "        self.ranks",
+                "core/core.py",
+                "                self._redo(task)\n                self.write_task(task)\n",
+                "                self.write_task(task)\n",
             ),
         ),
     ),
     Defect(
-        "the scheduler is not told that the input pauses",
+        "the core is not told that the input pauses",
         (
             (
                 "job/coordinator.py",
@@ -192,7 +192,13 @@ DEFECTS = (
     ),
     Defect(
         "a rank gets a message beyond its credit",
-        (("scheduler/state.py", "self.credit = credit\n", "self.credit = credit + 1\n"),),
+        (
+            (
+                "core/ranks.py",
+                "self.credit = rank, kinds, host, credit\n",
+                "self.credit = rank, kinds, host, credit + 1\n",
+            ),
+        ),
     ),
     Defect(
         "a part's name is used twice",
@@ -221,16 +227,6 @@ DEFECTS = (
                 "job/run.py",
                 "        if costs.chosen is not None and not self.ask.brief:\n",
                 "        if False:\n",
-            ),
-        ),
-    ),
-    Defect(
-        "a whole batch counts as one group",
-        (
-            (
-                "job/session.py",
-                "settings.warm_groups, asked.whole_batches)",
-                "settings.warm_groups, False)",
             ),
         ),
     ),
