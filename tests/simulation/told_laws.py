@@ -72,12 +72,12 @@ class Statuses:
         self._last, self._at_ns = status, now_ns
         if not 0 <= status["done"] <= status["total"]:
             self.tell(f"status.json: {status['done']} done of {status['total']}")
-        if status["errors"] > status["done"]:
+        if status.get("errors", 0) > status["done"]:
             self.tell(f"status.json: {status['errors']} errors of {status['done']}")
         if (last.get("run_id"), last.get("session")) != (status["run_id"], status["session"]):
             return
         for name in ("count", "done", "errors", "elapsed_s"):
-            if status[name] < last[name]:
-                self.tell(f"status.json: {name} was {last[name]}, and is {status[name]}")
+            if status.get(name, 0) < last.get(name, 0):  # the first one counts no errors
+                self.tell(f"status.json: {name} was {last[name]}, and is {status.get(name)}")
         if self.calm and gap_ns > status["every_s"] * 1.1 * SECOND + LATE_NS:
             self.tell(f"status.json was not written for {gap_ns // MS} ms")
