@@ -143,7 +143,9 @@ class Admission:
 
     def _wanted(self) -> bool:
         """Whether a rank is idle, or no image is unresolved, and no image is on its way."""
-        return not self.promised and (self._core.wants_images() or not self.unresolved)
+        core = self._core
+        idle = any(core.ranks.wants(kind) for kind in core.scheme.serves)
+        return not self.promised and (idle or not self.unresolved)
 
     def _drained(self) -> bool:
         """Whether all ranks are idle; silent ranks do not count, nor do any after `end_ns`."""

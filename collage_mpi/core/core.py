@@ -18,12 +18,12 @@ from collage_mpi.core import events as ev
 from collage_mpi.core.admission import Admission
 from collage_mpi.core.events import Action, Event, Positions
 from collage_mpi.core.outcomes import Outcomes, present
-from collage_mpi.core.policies import Confident
+from collage_mpi.core.policies import AcceptPolicy, First
 from collage_mpi.core.ranks import Rank, Ranks
 from collage_mpi.core.retries import NOBODY, Retries
 from collage_mpi.core.schemes import Scheme
 from collage_mpi.core.settings import CoreSettings
-from collage_mpi.core.states import LOST, READY, SILENT
+from collage_mpi.core.states import LOST, READY, RETIRED, SILENT
 from collage_mpi.core.table import DONE, DRAWN, OPEN, SHARED, Table, picked
 from collage_mpi.core.work import MOST_ATTEMPTS, Fresh, Message, Queue, Task, Work, overlap
 from collage_mpi.kinds import KIND, SINGLE
@@ -82,7 +82,7 @@ class Core:
             ev.InputPaused: self._input_ends,
             ev.InputClosed: self._input_ends,
             ev.StopRequested: lambda event: self.stop(event.reason),
-            ev.Threshold: self._threshold,
+            ev.Threshold: lambda event: scheme.judge_by(self, event.confidence),
         }
 
     def step(self, now_ns: int, events: Sequence[Event] = ()) -> list[Action]:
@@ -183,11 +183,6 @@ class Core:
         for start, stop in zip([0, *cuts], [*cuts, len(positions)], strict=True):
             self.scheme.arrived(self, positions[start:stop], drawn=bool(drawn[start]))
 
-    def t0_ns(self, position: int) -> int:
-        """The time from which the image's latency counts."""
-        block, at = self.table.find(position)
-        return int(block.records["t0_ns"][at])
-
     def _linger(self, group: int) -> None:
         if self.admission.filling and self._group_at(self.next) == group:
             self._cut_short()
@@ -243,14 +238,21 @@ class Core:
 
     def in_need(self, position: int) -> np.ndarray:
         """The images of its group that no task covers, (n,) int64."""
-        found = []
-        for each in np.asarray(self.group(position)).tolist():
-            block, at = self.table.find(each)
-            trouble = self.retries.trouble.get(each)
-            failed = trouble is not None and trouble.failures >= self.settings.max_attempts
-            if not block.cover[at] and not failed:
-                found.append(each)
-        return np.array(found, np.int64)
+        failed = {
+            each
+            for each, trouble in self.retries.trouble.items()
+            if trouble.failures >= self.settings.max_attempts
+        }
+        found = self.uncovered(self.group(position)).tolist()
+        return np.array([each for each in found if each not in failed], np.int64)
+
+    def uncovered(self, positions: Positions) -> np.ndarray:
+        """Those of the images that count on no task, (n,) int64."""
+        found = [
+            picked(positions, items)[block.cover[at] == 0]
+            for block, at, items in self.table.parts(positions)
+        ]
+        return np.concatenate(found) if found else np.empty(0, np.int64)
 
     def moot(self, position: int) -> None:
         """The image has its outcome: its tasks have one image less to wait for."""
@@ -321,8 +323,10 @@ class Core:
         for t0_ns in np.unique(t0s).tolist():
             yield t0_ns, np.asarray(positions)[t0s == t0_ns]
 
-    def sure(self, task: Task, cells: np.ndarray, policy: Confident) -> np.ndarray:
+    def sure(self, task: Task, cells: np.ndarray, policy: AcceptPolicy) -> np.ndarray:
         """(n,) bool, which answers count at once: by their score, or because it is late."""
+        if isinstance(policy, First):
+            return np.ones(len(cells), bool)
         found: np.ndarray = cells["score"] >= policy.confidence
         if policy.deadline_ns is not None:
             found |= self.t0s(task.positions) + policy.deadline_ns <= self.now_ns
@@ -345,13 +349,8 @@ class Core:
     def uncover(self, positions: Positions) -> None:
         """A task or some work that images counted on will not come: give them what they need."""
         positions = self.table.unresolved(positions)
-        lacking = []
-        for block, at, items in self.table.parts(positions):
-            block.cover[at] -= 1
-            own = picked(positions, items)
-            lacking.append(own[block.cover[at] == 0])
-        found = np.concatenate(lacking) if lacking else np.empty(0, np.int64)
-        if len(found):
+        self.cover(positions, -1)
+        if len(found := self.uncovered(positions)):
             self.retries.all(found)
 
     def _serve(self) -> None:
@@ -389,10 +388,6 @@ class Core:
         if self._copies is None:
             self._copies = [(0, each) for each in self.table.all_unresolved().tolist()]
         return bool(self._copies)
-
-    def wants_images(self) -> bool:
-        """Whether a rank is idle that could take a new image."""
-        return any(self.ranks.wants(kind) for kind in self.scheme.serves)
 
     def _send_bound(self, rank: Rank) -> None:
         while rank.bound.works and rank.messages < rank.credit:
@@ -673,7 +668,8 @@ class Core:
                 bad_row = states[place] == BAD_ROW
                 self.retries.note_unread(task, position, reason, bad_row=bool(bad_row))
             elif task.kind == self.scheme.main:
-                self.retries.note(task, (position,), "the network gave no answer", failed=True)
+                where = range(position, position + 1)
+                self.retries.note(task, where, "the network gave no answer", failed=True)
 
     def _failed(self, event: ev.Failed) -> None:
         task, rank = self._end(event.task, event.rank, "failed"), self.ranks.known[event.rank]
@@ -682,21 +678,18 @@ class Core:
         states = event.cells["state"]
         unread = (states == UNREAD) | (states == BAD_ROW)
         rank.failures += not (unread.any() and not (states == UNREAD).any())
-        if rank.failures >= self.settings.max_failures and self._dispensable(rank):
+        spared = rank.status == READY and all(len(self.ranks.ready[k]) > 1 for k in rank.kinds)
+        if rank.failures >= self.settings.max_failures and spared:  # others hold its networks
             rank.move("failing")
             why = f"{rank.failures} failures in a row, the last: {event.reason}"
-            self._leave(rank, why)
+            self._leave(rank)
             self.actions.append(ev.Retire(rank.id, why))
+        others = task.positions
         if unread.any():
             self._note_absent(task, event, ~unread)
-        rest = [
-            position
-            for place, position in enumerate(np.asarray(task.positions).tolist())
-            if self.table.state(position) & OPEN and not (len(unread) and unread[place])
-        ]
-        self.retries.note(task, rest, event.reason, failed=True)
+            others = picked(others, ~unread)
+        self.retries.note(task, self.table.unresolved(others), event.reason, failed=True)
         self._redo(task)
-        self.write_task(task)
         self._alive(rank)
 
     def _redo(self, task: Task) -> None:
@@ -706,16 +699,17 @@ class Core:
         if task.covers:
             task.covers = False
             self.uncover(task.positions)
-
-    def _dispensable(self, rank: Rank) -> bool:
-        """Whether another ready rank holds each kind of network that this rank holds."""
-        return rank.status == READY and all(len(self.ranks.ready[k]) > 1 for k in rank.kinds)
+        self.write_task(task)
 
     def _skipped(self, event: ev.Skipped) -> None:
-        task = self._end(event.task, event.rank, "skipped")
-        self._end_row(task, "skipped", 0, "")
-        self.write_task(task)
+        self.write_task(self._over(event.task, event.rank, "skipped"))
         self._alive(self.ranks.known[event.rank])
+
+    def _over(self, number: int, rank: int, how: str, reason: str = "") -> Task:
+        """End a task that has no answer."""
+        task = self._end(number, rank, how)
+        self._end_row(task, how, 0, reason)
+        return task
 
     def _alive(self, rank: Rank) -> None:
         """The rank has just ended a task: it recovers if it was silent."""
@@ -739,23 +733,24 @@ class Core:
         self.ranks.enter(rank, self.now_ns)
         self.retries.ranks_changed()
 
-    def recall(self, rank: Rank) -> None:
-        """Let a retired rank work again."""
-        rank.move("recalled")
-        rank.failures = 0
-        self.actions.append(ev.Recall(rank.id))
-        self.ranks.enter(rank, self.now_ns)
+    def _recall(self, kind: str) -> None:
+        """Let a retired rank work again if no rank of the kind is ready any more."""
+        retired = (r for r in self.ranks.known.values() if r.status == RETIRED and kind in r.kinds)
+        if not self.ranks.ready[kind] and (rank := next(retired, None)) is not None:
+            rank.move("recalled")
+            rank.failures = 0
+            self.actions.append(ev.Recall(rank.id))
+            self.ranks.enter(rank, self.now_ns)
 
     def _silent(self, event: ev.RankSilent) -> None:
         rank = self.ranks.known.get(event.rank)
         if rank is None or rank.status in SILENT or rank.status == LOST or not rank.tasks:
             return  # a rank that owes no answer is not silent: its last answer has just come
         rank.move("silent")
-        self._leave(rank, event.why)
+        self._leave(rank)
         for task in list(rank.tasks.values()):
-            rest = np.asarray(self.table.unresolved(task.positions)).tolist()
-            why = f"rank {rank.id} is silent: {event.why}"
-            self.retries.note(task, rest, why, failed=False)
+            why, rest = f"rank {rank.id} is silent: {event.why}", task.positions
+            self.retries.note(task, self.table.unresolved(rest), why, failed=False)
             self._redo(task)
 
     def _lost(self, event: ev.RankLost) -> None:
@@ -763,32 +758,28 @@ class Core:
         rank = self.ranks.known.get(event.rank)
         if rank is not None and rank.status != LOST:
             rank.move("gone")
-            tasks = list(rank.tasks.values())
-            for task in tasks:
-                self._end(task.id, rank.id, "lost")
-                self._end_row(task, "lost", 0, event.why)
-            self._leave(rank, event.why)
+            tasks = [self._over(each, rank.id, "lost", event.why) for each in list(rank.tasks)]
+            self._leave(rank)
             self.retries.lost_ns = self.now_ns
             for task in tasks:
-                rest = np.asarray(self.table.unresolved(task.positions)).tolist()
-                why = f"rank {rank.id} was lost: {event.why}"
-                self.retries.note(task, rest, why, failed=True)
-                if task.kind == self.scheme.main:
-                    for position in rest:
-                        self.retries.trouble[position].losses += 1
+                why, rest = f"rank {rank.id} was lost: {event.why}", task.positions
+                self.retries.note(task, self.table.unresolved(rest), why, failed=True, lost=True)
             for task in tasks:
                 self._redo(task)
-                self.write_task(task)
             self.retries.ranks_changed()
-        if len(self._reported) >= self.settings.ranks and not self._anybody_alive():
+        if len(self._reported) >= self.settings.ranks and not any(
+            rank.status != LOST and rank.kinds & self.scheme.needs
+            for rank in self.ranks.known.values()
+        ):
             self.stop(NOBODY)
 
-    def _leave(self, rank: Rank, why: str) -> None:
+    def _leave(self, rank: Rank) -> None:
         """The rank takes no more work: move what waited for it, and for its kind of rank."""
         self.ranks.leave(rank)
         self._bound.pop(rank.id, None)
         bound = rank.bound.clear()
-        self.retries.recall(rank)
+        for kind in sorted(rank.kinds):
+            self._recall(kind)
         for work in bound:
             if len(self._unresolved(work)):
                 self.bind(self.ranks.best(work), work)
@@ -810,15 +801,6 @@ class Core:
         """Whether a rank that the scheme can use is ready, or silent and may recover."""
         needs = self.scheme.needs
         return any(self.ranks.ready[kind] for kind in needs) or self.ranks.any_silent(needs)
-
-    def _anybody_alive(self) -> bool:
-        return any(
-            rank.status != LOST and rank.kinds & self.scheme.needs
-            for rank in self.ranks.known.values()
-        )
-
-    def _threshold(self, event: ev.Threshold) -> None:
-        self.scheme.judge_by(self, event.confidence)
 
     # ---- rows of tasks ------------------------------------------------------
 
@@ -867,8 +849,7 @@ class Core:
         for each in left:
             self._left(each)
         for task in list(self.tasks.values()):
-            self._end(task.id, task.rank, "unfinished")
-            self._end_row(task, "unfinished", 0, "")
+            self._over(task.id, task.rank, "unfinished")
         for task in list(self._ended.values()):
             task.kept = 0
             self.write_task(task)
@@ -882,7 +863,7 @@ class Core:
             self.later(self.now_ns + self.settings.stop_ns, self._finish, None)
 
     def _maybe_finish(self) -> None:
-        if self._finished or (self.stopping is None and not self._done):
+        if self.stopping is None and not self._done:
             return
         if not self.tasks and not self._kept_for_later():
             self._finish(None)
@@ -903,15 +884,15 @@ class Core:
         return self.admission.closed and not self.admission.unresolved
 
     def _finish(self, _: object) -> None:
-        if self._finished or not (self._done or self.stopping is not None):
+        if self._finished:
             return
         self._finished = True
-        errors = self.outcomes.totals.errors
+        status, reason = ev.INCOMPLETE, self.stopping or ""
         if self._done:
-            status = ev.COMPLETE_WITH_ERRORS if errors else ev.COMPLETE
-            self.actions.append(ev.Finish(status, ""))
-        else:
-            self.actions.append(ev.Finish(ev.INCOMPLETE, self.stopping or ""))
+            status, reason = ev.COMPLETE, ""
+            if self.outcomes.totals.errors:
+                status = ev.COMPLETE_WITH_ERRORS
+        self.actions.append(ev.Finish(status, reason))
 
 
 def _merged(works: list[Work]) -> Work:

@@ -145,20 +145,9 @@ class Threshold(NamedTuple):
     confidence: float | None
 
 
-Event = (
-    RankReady
-    | RankSilent
-    | RankLost
-    | Arrived
-    | InputPaused
-    | InputClosed
-    | StopRequested
-    | Left
-    | Answered
-    | Failed
-    | Skipped
-    | Threshold
-)
+RankEvent = RankReady | RankSilent | RankLost
+InputEvent = Arrived | InputPaused | InputClosed | StopRequested | Threshold
+Event = RankEvent | InputEvent | Left | Answered | Failed | Skipped
 
 
 # ---- actions ----------------------------------------------------------------

@@ -14,6 +14,7 @@ class First:
 
     name: str = FIRST
     needs_scores: bool = False
+    deadline_ns: None = None
 
 
 @dataclass(frozen=True)

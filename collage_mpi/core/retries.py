@@ -17,13 +17,12 @@ not read is sent to ranks of other hosts, if there are any; the error row names 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from collage_mpi.core.events import Positions
-from collage_mpi.core.ranks import Rank
 from collage_mpi.core.table import WAITS
 from collage_mpi.core.work import Task, Work
 from collage_mpi.kinds import KIND, SINGLE
@@ -61,14 +60,18 @@ class Retries:
 
     # ---- what is remembered --------------------------------------------------
 
-    def note(self, task: Task, positions: Iterable[int], reason: str, *, failed: bool) -> None:
-        """Remember why these images need another task. `failed`: not for a silent rank."""
+    def note(
+        self, task: Task, positions: Positions, reason: str, *, failed: bool, lost: bool = False
+    ) -> None:
+        """Remember why these images need another task. `failed`: not for a silent rank; `lost`: it
+        failed with its rank."""
         main = task.kind == self._core.scheme.main
-        for position in positions:
+        for position in np.asarray(positions).tolist():
             trouble = self.trouble.setdefault(position, Trouble())
             if main:
                 trouble.tried.add(task.rank)
                 trouble.failures += failed and not task.spare
+                trouble.losses += lost
                 trouble.reason = reason
             elif not trouble.reason:
                 trouble.reason = reason
@@ -85,7 +88,7 @@ class Retries:
         named = ", ".join(each.partition(".")[0] for each in trouble.hosts[:NAMED_HOSTS])
         more = len(trouble.hosts) - NAMED_HOSTS
         said = f"on {named}{f' and {more} more' if more > 0 else ''}: {reason}"
-        self.note(task, (position,), said, failed=True)
+        self.note(task, range(position, position + 1), said, failed=True)
 
     def failed(self, work: Work) -> bool:
         """Whether an image of the work has failed before: it may fail the others of a message."""
@@ -139,7 +142,7 @@ class Retries:
         holders = [task.rank for task in core.holders(position)]
         if left and self._losses_may_be_to_blame(trouble):
             self._wait(position, self._deferred)
-            core.later(self._settled_ns, self._settle, None)
+            core.later(self._settled_ns, self._look_again, self._deferred)
         elif left and self._retry(position, trouble, holders):
             self._wait_no_longer(position)
         elif holders or (left and core.ranks.any_silent((main,))):
@@ -200,26 +203,15 @@ class Retries:
                 where = np.array(free, np.int64)
                 core.place(Work(task.kind, task.source, task.attempt + 1, where, avoid, held))
 
-    def recall(self, gone: Rank) -> None:
-        """Let a retired rank work again for each kind that has no ready rank any more."""
-        core = self._core
-        for kind in sorted(gone.kinds):
-            if not core.ranks.ready[kind]:
-                for rank in core.ranks.known.values():
-                    if rank.status == "retired" and kind in rank.kinds and rank is not gone:
-                        core.recall(rank)
-                        break
-
     def ranks_changed(self) -> None:
         """A rank came, recovered or was lost: decide again about the parked images."""
-        for position in sorted(self._parked):
-            if position in self._parked:
-                self.one(position)
+        self._look_again(self._parked)
 
-    def _settle(self, _: object) -> None:
-        """Decide again about the deferred images; they wait on if another rank was lost."""
-        for position in sorted(self._deferred):
-            if position in self._deferred:
+    def _look_again(self, among: set[int]) -> None:
+        """Decide again about images that wait; the deferred ones wait on if another rank was
+        lost."""
+        for position in sorted(among):
+            if position in among:
                 self.one(position)
 
     def _give_up(self, until_ns: int) -> None:

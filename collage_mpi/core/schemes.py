@@ -112,6 +112,7 @@ class Scheme:
 
     def __init__(self, settings: SchemeSettings) -> None:
         self.pulls = settings.assign == "pull" and "pull" in self.assigns
+        self.policy = settings.policy
         self.serves = tuple(sorted(self.needs))
 
     @property
@@ -122,14 +123,17 @@ class Scheme:
     def arrived(self, core: Core, positions: range, *, drawn: bool) -> None:
         """Images have arrived that can be read, at neighbouring positions of any groups."""
         if not self.pulls:
-            self.in_turn(core, positions, 1)
+            self.in_turn(core, positions)
         elif core.ranks.ready[SINGLE]:
             core.fresh.add(positions)
         else:
             core.uncover(positions)
 
-    def in_turn(self, core: Core, positions: range, rows: int) -> None:
-        """Bind each image to the single ranks in turn, `rows` of them."""
+    def in_turn(self, core: Core, positions: range) -> None:
+        """Bind each image to the single ranks in turn, and further copies to further ranks."""
+        rows = min(self.replicas, len(core.ranks.ready[SINGLE]))
+        core.cover(positions, max(0, rows - 1))
+        core.sends(positions, max(0, rows - 1))
         of_rank: dict[tuple[int, int], list[int]] = defaultdict(list)
         given = -1
         turns = core.ranks.turns(SINGLE, len(positions), rows)
@@ -171,8 +175,21 @@ class Scheme:
         return task.kind == self.main
 
     def answered(self, core: Core, task: Task, cells: np.ndarray, there: np.ndarray) -> None:
-        """A task is answered; `there`: (n,) bool, for which of its images."""
-        core.outcomes.accept(task, cells, there)
+        """A task is answered; `there`: (n,) bool, for which of its images.
+
+        Of a first stage, an answer that is not sure is kept; one that an audit checks waits for it.
+        """
+        if self.accepts_all(task):
+            core.outcomes.accept(task, cells, there)
+            return
+        sure = there & core.sure(task, cells, self.policy)
+        drawn = core.states(task.positions) & DRAWN != 0
+        if (sure & ~drawn).any():
+            core.outcomes.accept(task, cells, sure & ~drawn)
+        if (sure & drawn).any():
+            core.outcomes.keep(task, cells, sure & drawn, DECIDED)
+        if (there & ~sure).any():
+            core.keep(task, cells, there & ~sure, self.policy.deadline_ns)
 
     def left(self, core: Core, tasks: Sequence[Task]) -> None:
         """Tasks have left."""
@@ -207,16 +224,6 @@ class ReplicateScheme(Scheme):
     def label(self) -> str:
         """As shown in tables and legends."""
         return f"{self.name} {self.replicas}" + (", pulled" if self.pulls else "")
-
-    def arrived(self, core: Core, positions: range, *, drawn: bool) -> None:
-        """Both copies leave at once, in turn."""
-        if self.pulls:
-            super().arrived(core, positions, drawn=drawn)
-        else:
-            rows = min(self.replicas, len(core.ranks.ready[SINGLE]))
-            core.cover(positions, max(0, rows - 1))
-            core.sends(positions, max(0, rows - 1))
-            self.in_turn(core, positions, rows)
 
     def left(self, core: Core, tasks: Sequence[Task]) -> None:
         """The first copy has left: another rank may take the second."""
@@ -284,7 +291,7 @@ class CollageScheme(Scheme):
 
     def __init__(self, settings: SchemeSettings) -> None:
         super().__init__(settings)
-        self.policy, self.copies = settings.policy, settings.collage_copies
+        self.copies = settings.collage_copies
         self.fastest = settings.placement == "fastest"
         if self.fastest and SINGLE in self.needs:
             self.fastest_of = {COLLAGE: self.copies}
@@ -312,17 +319,6 @@ class CollageScheme(Scheme):
     def accepts_all(self, task: Task) -> bool:
         """A collage's answers count at once if they all do."""
         return task.kind == SINGLE or isinstance(self.policy, First)
-
-    def answered(self, core: Core, task: Task, cells: np.ndarray, there: np.ndarray) -> None:
-        """A cell counts from the time that the policy says; a cell without an answer never does."""
-        if self.accepts_all(task):
-            core.outcomes.accept(task, cells, there)
-            return
-        assert isinstance(self.policy, Confident)
-        sure = there & core.sure(task, cells, self.policy)
-        if sure.any():
-            core.outcomes.accept(task, cells, sure)
-        core.keep(task, cells, there & ~sure, self.policy.deadline_ns)
 
 
 @register
@@ -369,7 +365,9 @@ class CascadeScheme(Scheme):
     def __init__(self, settings: SchemeSettings) -> None:
         super().__init__(settings)
         self.pulls = True
-        self.policy, self.calibrating = settings.policy, settings.calibrate
+        self.calibrating = settings.calibrate
+        if self.calibrating:
+            self.policy = Confident(inf, None)  # until a threshold is chosen
         self.fixed = settings.placement == "fixed"
         self.ended = False  # the first stage gets no further image
 
@@ -421,28 +419,6 @@ class CascadeScheme(Scheme):
         """A collage holds images of any groups, in its first cells."""
         return np.arange(len(work.positions)) if work.kind == self.first else None
 
-    def answered(self, core: Core, task: Task, cells: np.ndarray, there: np.ndarray) -> None:
-        """A sure answer resolves its image. An unsure one is kept, and the exact network is
-        asked."""
-        if task.kind != self.first:
-            core.outcomes.accept(task, cells, there)
-            return
-        deadline_ns = None
-        if self.calibrating:
-            sure = np.zeros(len(there), bool)
-        elif isinstance(self.policy, Confident):
-            sure = there & core.sure(task, cells, self.policy)
-            deadline_ns = self.policy.deadline_ns
-        else:
-            sure = there
-        drawn = core.states(task.positions) & DRAWN != 0
-        if (sure & ~drawn).any():
-            core.outcomes.accept(task, cells, sure & ~drawn)
-        if (sure & drawn).any():
-            core.outcomes.keep(task, cells, sure & drawn, DECIDED)
-        if (there & ~sure).any():
-            core.keep(task, cells, there & ~sure, deadline_ns)
-
     def nobody(self, core: Core, kind: str) -> None:
         """Without one of the stages the other one gets its images."""
         if not core.ranks.ready[SINGLE] and not core.ranks.ready[self.first]:
@@ -456,8 +432,8 @@ class CascadeScheme(Scheme):
     def judge_by(self, core: Core, confidence: float | None) -> None:
         """The threshold is chosen: from now on any image may go through the first stage."""
         self.calibrating, self.ended = False, confidence is None
-        deadline_ns = self.policy.deadline_ns if isinstance(self.policy, Confident) else None
-        self.policy = Confident(inf if confidence is None else confidence, deadline_ns)
+        least = inf if confidence is None else confidence
+        self.policy = Confident(least, self.policy.deadline_ns)
         if self.ended and core.ranks.ready[SINGLE]:
             core.alone.merge(core.fresh)
         else:
